@@ -1,0 +1,70 @@
+"""What the engine server asks of a model, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serinette.job import Sampling, Stage
+from serinette.presence import Model
+from serinette.spec import GenerationSpec
+
+Samples = npt.NDArray[np.float32]  # [channels, frames], -1 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class SongRequest:
+    """One variation of one job. Audio is at the model's own rate and channels."""
+
+    spec: GenerationSpec
+    seed: int
+    source: Samples | None = None
+    reference: Samples | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Song:
+    """What the model sang."""
+
+    samples: Samples
+    sample_rate: int
+    seed: int
+
+
+class StepObserver(Protocol):
+    """Told of every stage and step; answers which requests (by place in the batch) are no longer wanted."""
+
+    def __call__(self, stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
+        """Tell one stage or step."""
+
+
+class Engine(Protocol):
+    """One loaded model. Called from one thread, one batch at a time."""
+
+    @property
+    def model(self) -> Model:
+        """What is loaded."""
+
+    def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
+        """The spec's sampling with the checkpoint's defaults filled in, and warnings on what was ignored or bounded.
+
+        Raises:
+            Unsupported: this checkpoint cannot do the task.
+        """
+
+    def sing(self, batch: Sequence[SongRequest], observe: StepObserver) -> list[Song | None]:
+        """Sing a batch of compatible requests; None in the place of those that `observe` gave up.
+
+        Raises:
+            Canceled: every request was given up.
+            EngineOutOfMemory: the batch does not fit; the engine is usable afterwards.
+            InvalidOutput: the samples are not finite.
+        """
+
+
+# Makes the engine; given to the server so that tests can run one that needs no torch.
+EngineFactory = Callable[[], Engine]

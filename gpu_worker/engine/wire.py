@@ -1,0 +1,190 @@
+"""The local socket between slots and engine: one connection a slot, one song at a time on it.
+
+Each message is one line of JSON. Samples never travel in it: they lie in an unlinked file whose descriptor rides along
+(SCM_RIGHTS), float32 little-endian, channel after channel, so that a crash on either side leaves nothing behind.
+
+    engine -> slot   Hello at connect and whenever its stage changes
+    slot -> engine   Sing (+ a descriptor for each of `audio`), Cancel; closing the connection is a cancel too
+    engine -> slot   Report*, then Sung (+ a descriptor a song) | Failed | Stopped
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from gpu_worker.engine.base import Samples
+from serinette.job import JobError, Sampling, Stage
+from serinette.presence import Model
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_DESCRIPTORS = 16
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Hello(_Message):
+    """Where the engine stands. `pid` is for whoever must kill it when it hangs."""
+
+    type: Literal["hello"] = "hello"
+    pid: int
+    stage: Literal["loading", "ready"]
+    model: Model | None = None
+    device: str = ""
+
+
+class Audio(_Message):
+    """Samples in a descriptor that rides along, in the order of the list they stand in."""
+
+    role: Literal["source", "reference", "song"]
+    channels: int
+    frames: int
+    seed: int | None = None
+
+
+class Sing(_Message):
+    """Ask for all variations of one job."""
+
+    type: Literal["sing"] = "sing"
+    job_id: str
+    spec: dict[str, Any]
+    audio: tuple[Audio, ...] = ()
+
+
+class Cancel(_Message):
+    """The song is no longer wanted; answered by Stopped within a step."""
+
+    type: Literal["cancel"] = "cancel"
+
+
+class Report(_Message):
+    """Progress."""
+
+    type: Literal["report"] = "report"
+    stage: Stage
+    step: int | None = None
+    steps: int | None = None
+
+
+class Sung(_Message):
+    """Done: a descriptor for each of `songs`."""
+
+    type: Literal["sung"] = "sung"
+    songs: tuple[Audio, ...]
+    sample_rate: int
+    sampling: Sampling
+    model: Model
+    sing_s: float
+    batch_size: int = 1
+    warnings: tuple[str, ...] = ()
+
+
+class Failed(_Message):
+    """The song failed; the engine goes on."""
+
+    type: Literal["failed"] = "failed"
+    error: JobError
+
+
+class Stopped(_Message):
+    """Canceled, as asked."""
+
+    type: Literal["stopped"] = "stopped"
+
+
+Message = Annotated[Hello | Sing | Cancel | Report | Sung | Failed | Stopped, Field(discriminator="type")]
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+
+
+class Connection:
+    """One end of the socket. Not for several threads at once in the same direction.
+
+    Raises:
+        ConnectionError: the other side is gone, or spoke out of turn.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = b""
+        self._descriptors: list[int] = []
+
+    @classmethod
+    def connect(cls, path: Path, timeout_s: float) -> Connection:
+        """Connect to the engine's socket."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(str(path))
+        except OSError:
+            sock.close()
+            raise
+        return cls(sock)
+
+    def fileno(self) -> int:
+        """For `selectors`."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket and whatever descriptors nobody took."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+        self._socket.close()
+
+    def send(self, message: Message, descriptors: list[int] | None = None) -> None:
+        """Send one message; the descriptors stay the caller's to close."""
+        line = message.model_dump_json(exclude_none=True).encode() + b"\n"
+        if descriptors:
+            sent = socket.send_fds(self._socket, [line], descriptors)
+            line = line[sent:]
+        self._socket.sendall(line)
+
+    def receive(self, timeout_s: float | None) -> Message | None:
+        """The next message, or None when `timeout_s` passes without one."""
+        self._socket.settimeout(timeout_s)
+        while b"\n" not in self._buffer:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._socket, 65_536, MAX_DESCRIPTORS)
+            except TimeoutError:
+                return None
+            self._descriptors += descriptors
+            if not data:
+                raise ConnectionError("the other side of the engine's socket is gone")
+            self._buffer += data
+            if len(self._buffer) > MAX_MESSAGE_BYTES:
+                raise ConnectionError(f"a message longer than {MAX_MESSAGE_BYTES} bytes came over the engine's socket")
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return _MESSAGE.validate_json(line)
+
+    def take_samples(self, audio: Audio) -> Samples:
+        """Read the samples of the next descriptor that came, and close it."""
+        if not self._descriptors:
+            raise ConnectionError("a message named samples, but no descriptor came with it")
+        descriptor = self._descriptors.pop(0)
+        try:
+            size_bytes = audio.channels * audio.frames * 4
+            if size_bytes == 0 or os.fstat(descriptor).st_size < size_bytes:
+                raise ConnectionError(f"the descriptor holds less than the {size_bytes} bytes that were announced")
+            with mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ) as view:
+                flat = np.frombuffer(view, dtype="<f4").copy()
+        finally:
+            os.close(descriptor)
+        return flat.reshape(audio.channels, audio.frames)
+
+
+def share_samples(samples: Samples) -> int:
+    """Put samples [channels, frames] into an unlinked file in memory; answers its descriptor, the caller's to close."""
+    shared_memory = Path("/dev/shm")  # noqa: S108  # a directory for unlinked files, absent outside Linux
+    with tempfile.TemporaryFile(dir=shared_memory if shared_memory.is_dir() else None) as file:
+        file.write(np.ascontiguousarray(samples, dtype="<f4").data)
+        file.flush()
+        return os.dup(file.fileno())

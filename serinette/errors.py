@@ -1,0 +1,200 @@
+"""Every error that Serinette raises on purpose.
+
+SerinetteError
+├── ConfigurationError            a setting is missing or contradicts another; the process refuses to start
+├── RequestError                  the caller can mend it; nothing was stored
+│   ├── InvalidSpec               a field is out of bounds; `field` names it
+│   ├── InvalidAudio              an upload that is not audio, or too long
+│   ├── TooLarge                  a body beyond the limit
+│   ├── NotFound                  no such job, artifact or upload for this tenant
+│   ├── Conflict                  the job's state, or an earlier use of a key, forbids it
+│   │   ├── IdempotencyConflict   same Idempotency-Key, another spec
+│   │   └── NotFinished           the job has no result yet
+│   ├── Gone                      it ended without a song, or its files were erased
+│   └── Unsupported               this deployment or checkpoint cannot do it
+├── Unavailable                   try again: nothing was accepted
+│   ├── QueueUnavailable          Redis/Valkey does not answer
+│   └── StoreUnavailable          the object store does not answer
+├── SingError                     an attempt failed; `retryable` says whether another may pass
+│   ├── EngineCrashed             the engine process died mid-song
+│   ├── EngineStalled             the engine showed no progress within its deadline
+│   ├── EngineOutOfMemory         the song does not fit the device
+│   ├── JobTimeout                the job's own `timeout_s` passed
+│   ├── WorkerLost                the worker's heartbeat stopped
+│   └── InvalidOutput             the model produced NaN or nothing
+└── Interruption                  not a failure: the attempt ends and is charged to nobody
+    ├── Canceled                  the cancel flag is set
+    ├── HandBack                  the worker drains, or meets a newer schema: the job returns to its lane
+    └── Superseded                another attempt owns this job or has ended it
+
+`code` is a closed vocabulary: it is what clients switch on, in HTTP problems, job records and events alike.
+"""
+
+from __future__ import annotations
+
+
+class SerinetteError(Exception):
+    """Root of the tree. The message says what was wrong, what is allowed and what to do."""
+
+    code = "internal"
+    retryable = False
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class ConfigurationError(SerinetteError):
+    """A setting is missing or contradicts another."""
+
+    code = "configuration"
+
+
+class RequestError(SerinetteError):
+    """The caller can mend it."""
+
+    code = "bad_request"
+
+
+class InvalidSpec(RequestError):
+    """A field of a spec or a query is out of bounds."""
+
+    code = "invalid_spec"
+
+
+class InvalidAudio(RequestError):
+    """The bytes are not audio that can be decoded, or too long."""
+
+    code = "invalid_audio"
+
+
+class TooLarge(RequestError):
+    """The body is larger than this deployment accepts."""
+
+    code = "too_large"
+
+
+class NotFound(RequestError):
+    """No such thing for this tenant."""
+
+    code = "not_found"
+
+
+class Conflict(RequestError):
+    """The present state forbids it."""
+
+    code = "conflict"
+
+
+class IdempotencyConflict(Conflict):
+    """The Idempotency-Key was used with another spec."""
+
+    code = "idempotency_conflict"
+
+
+class NotFinished(Conflict):
+    """The job has not ended yet."""
+
+    code = "not_finished"
+
+
+class Gone(RequestError):
+    """The job ended without a song, or its files were erased."""
+
+    code = "gone"
+
+
+class Unsupported(RequestError):
+    """Not something that the deployment or checkpoint can do."""
+
+    code = "unsupported"
+
+
+class Unavailable(SerinetteError):
+    """A part the request needs does not answer; nothing was accepted."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class QueueUnavailable(Unavailable):
+    """Redis/Valkey does not answer."""
+
+    code = "queue_unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    """The object store does not answer."""
+
+    code = "store_unavailable"
+
+
+class SingError(SerinetteError):
+    """An attempt to sing failed."""
+
+    code = "sing_failed"
+
+
+class EngineCrashed(SingError):
+    """The engine process died mid-song."""
+
+    code = "engine_crashed"
+    retryable = True
+
+
+class EngineStalled(SingError):
+    """The engine showed no progress within its deadline and was killed."""
+
+    code = "engine_stalled"
+    retryable = True
+
+
+class EngineOutOfMemory(SingError):
+    """The song does not fit into the device's memory."""
+
+    code = "out_of_memory"
+
+
+class JobTimeout(SingError):
+    """The job ran longer than its `timeout_s`."""
+
+    code = "timeout"
+
+
+class WorkerLost(SingError):
+    """The worker that held the job stopped its heartbeat."""
+
+    code = "worker_lost"
+    retryable = True
+
+
+class InvalidOutput(SingError):
+    """The model produced samples that are not finite, or none."""
+
+    code = "invalid_output"
+
+
+class Interruption(SerinetteError):
+    """The attempt ends without being charged."""
+
+    code = "interrupted"
+
+
+class Canceled(Interruption):
+    """The job's cancel flag is set."""
+
+    code = "canceled"
+
+
+class HandBack(Interruption):
+    """The worker gives the job back to the front of its lane."""
+
+    code = "handed_back"
+    retryable = True
+
+
+class Superseded(Interruption):
+    """Another attempt owns the job, or it has ended."""
+
+    code = "superseded"

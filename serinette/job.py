@@ -1,0 +1,210 @@
+"""What became of a spec: the record that the gateway answers with and that lies in the store as `job.json`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field
+
+from serinette.names import DEFAULT_POOL, Lane
+from serinette.spec import AudioFormat, GenerationSpec
+
+
+class JobStatus(StrEnum):
+    """A job is queued or running until it ends in exactly one of the other three."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED}
+
+
+class Stage(StrEnum):
+    """What a running job is doing, in order."""
+
+    STARTING = "starting"
+    WAITING_FOR_ENGINE = "waiting_for_engine"
+    FETCHING = "fetching"
+    CONDITIONING = "conditioning"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+    ENCODING = "encoding"
+    UPLOADING = "uploading"
+
+
+class AttemptOutcome(StrEnum):
+    """How one attempt ended. `returned` and `superseded` are charged to nobody."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    RETURNED = "returned"
+    SUPERSEDED = "superseded"
+
+
+class _Model(BaseModel):
+    # Records outlive versions: an older reader drops what it does not know.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Progress(_Model):
+    """Where a running job is."""
+
+    stage: Stage
+    step: int | None = Field(None, description="Denoising steps done.")
+    steps: int | None = Field(None, description="Denoising steps in all.")
+    at: AwareDatetime
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented order; mypy knows no decorated property
+    @property
+    def fraction(self) -> float:
+        """Share of the work done, 0 to 1, for a bar: denoising is taken for 80 % of it."""
+        before, share = _SHARE[self.stage]
+        return round(before + (share * self.step / self.steps if self.step and self.steps else 0.0), 3)
+
+
+_SHARE = {
+    Stage.STARTING: (0.0, 0.0),
+    Stage.WAITING_FOR_ENGINE: (0.0, 0.0),
+    Stage.FETCHING: (0.01, 0.0),
+    Stage.CONDITIONING: (0.03, 0.0),
+    Stage.DENOISING: (0.05, 0.8),
+    Stage.DECODING: (0.85, 0.0),
+    Stage.ENCODING: (0.92, 0.0),
+    Stage.UPLOADING: (0.97, 0.0),
+}
+
+
+class JobError(_Model):
+    """Why a job or an attempt failed."""
+
+    code: str = Field(description="A `code` of serinette.errors.")
+    message: str
+    retryable: bool = False
+
+
+class Attempt(_Model):
+    """One claim of the job by one slot."""
+
+    number: int = Field(description="From 1.")
+    id: str = Field(description="Unique; part of the artifacts' names.")
+    worker: str
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None = None
+    outcome: AttemptOutcome = AttemptOutcome.RUNNING
+    error: JobError | None = None
+
+
+class Artifact(_Model):
+    """One song in the store."""
+
+    index: int
+    key: str = Field(description="Object key in the store.")
+    seed: int
+    format: AudioFormat
+    content_type: str
+    size_bytes: int
+    sha256: str
+    duration_s: float
+    sample_rate: int
+    channels: int
+
+
+class Sampling(_Model):
+    """What was used after the checkpoint's defaults were filled in."""
+
+    steps: int
+    guidance_scale: float
+    shift: float
+    turbo: bool
+
+
+class Timings(_Model):
+    """Seconds spent."""
+
+    queue_s: float = Field(description="From submit to the start of the winning attempt.")
+    sing_s: float = Field(description="In the engine.")
+    encode_s: float
+    upload_s: float
+    run_s: float = Field(description="From the start of the winning attempt to its end.")
+
+
+class Result(_Model):
+    """What a succeeded job holds. Keys and numbers, never bytes."""
+
+    artifacts: tuple[Artifact, ...]
+    model: str
+    model_revision: str
+    sampling: Sampling
+    timings: Timings
+    warnings: tuple[str, ...] = ()
+
+
+class Record(_Model):
+    """`job.json`: all that must survive Redis. Written once, by the attempt that wins."""
+
+    version: int = 1
+    job_id: str
+    tenant: str
+    pool: str = DEFAULT_POOL
+    lane: Lane = Lane.NORMAL
+    labels: dict[str, str] = {}
+    dialect: dict[str, str] = Field(default={}, description="What a dialect needs to answer in its own words later.")
+    spec: GenerationSpec
+    attempt: Attempt
+    created_at: AwareDatetime
+    started_at: AwareDatetime
+    ended_at: AwareDatetime
+    result: Result
+
+
+LabelText = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,63}$")]
+
+
+class JobOptions(BaseModel):
+    """Of the job and not of the song."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lane: Lane = Field(Lane.NORMAL, description="Priority inside the pool.")
+    timeout_s: int | None = Field(None, ge=10, le=6 * 3600, description="Longest run; null means the default.")
+    labels: dict[LabelText, LabelText] = Field({}, max_length=16, description="Yours; jobs can be listed by them.")
+
+
+class Job(_Model):
+    """A job as its owner sees it."""
+
+    id: str
+    tenant: str
+    status: JobStatus
+    spec: GenerationSpec
+    pool: str
+    lane: Lane
+    labels: dict[str, str] = {}
+    dialect: dict[str, str] = Field(default={}, exclude=True)
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
+    timeout_s: int | None = None
+    cancel_requested: bool = False
+    progress: Progress | None = None
+    attempts: tuple[Attempt, ...] = ()
+    position: int | None = Field(None, description="Place in the lane from 1; null when running, ended or far back.")
+    eta_s: float | None = Field(None, description="Seconds until the song is likely ready; null when unknown.")
+    waiting_for: str | None = Field(None, description="In words, what holds the job; null when nothing does.")
+    result: Result | None = None
+    error: JobError | None = None
+
+
+def now() -> datetime:
+    """The current time, aware."""
+    return datetime.now(UTC)

@@ -1,0 +1,105 @@
+"""Every name that two processes must agree on: queues, Redis keys, task paths, object keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Lane(StrEnum):
+    """Priority of a job inside its pool, highest first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+DEFAULT_POOL = "default"
+DEFAULT_TENANT = "default"
+
+# What RQ imports on the worker, by name: the gateway never imports it.
+SING_TASK = "gpu_worker.slot.task.sing"
+
+
+def queue_name(pool: str, lane: Lane) -> str:
+    """RQ queue of one lane of one pool, e.g. `default.normal`."""
+    return f"{pool}.{lane}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Redis keys of our own, under the prefix that RQ uses too (`RQ_KEY_PREFIX`), so that one prefix parts releases."""
+
+    prefix: str = "rq"
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self.prefix, "serinette", *parts))
+
+    @property
+    def live(self) -> str:
+        """Sorted set of unfinished job ids by submit time (Unix seconds): what the sweep checks for orphans."""
+        return self._key("live")
+
+    def ledger(self, job_id: str) -> str:
+        """Hash: cancel flag, progress, attempts and outcome of one job (serinette/ledger.py)."""
+        return self._key("ledger", job_id)
+
+    def events(self, job_id: str) -> str:
+        """Stream of one job's events."""
+        return self._key("events", job_id)
+
+    def jobs(self, tenant: str) -> str:
+        """Sorted set of a tenant's job ids by submit time (Unix seconds)."""
+        return self._key("jobs", tenant)
+
+    @property
+    def cancels(self) -> str:
+        """Pub/sub channel of canceled job ids. It hastens; the ledger's flag decides."""
+        return self._key("cancels")
+
+    @property
+    def workers(self) -> str:
+        """Sorted set of worker names by the Unix second at which their presence expires."""
+        return self._key("workers")
+
+    def worker(self, name: str) -> str:
+        """String, JSON of one worker's presence (serinette/presence.py), expiring."""
+        return self._key("worker", name)
+
+    def pace(self, pool: str) -> str:
+        """Hash of a pool's moving averages (serinette/presence.py), for ETAs."""
+        return self._key("pace", pool)
+
+    def lease(self, name: str) -> str:
+        """String that its holder keeps alive: one maintenance replica at a time."""
+        return self._key("lease", name)
+
+
+def song_prefix(tenant: str, job_id: str) -> str:
+    """Everything that one job leaves in the store."""
+    return f"songs/{tenant}/{job_id}/"
+
+
+def record_key(tenant: str, job_id: str) -> str:
+    """The record whose creation ends a job (put if absent)."""
+    return f"{song_prefix(tenant, job_id)}job.json"
+
+
+def artifact_key(tenant: str, job_id: str, attempt_id: str, index: int, extension: str) -> str:
+    """One song. The attempt is in the name so that a late attempt never overwrites the winner's bytes."""
+    return f"{song_prefix(tenant, job_id)}{attempt_id}-{index}.{extension}"
+
+
+def upload_prefix(tenant: str, upload_id: str) -> str:
+    """Everything of one upload."""
+    return f"uploads/{tenant}/{upload_id}/"
+
+
+def upload_audio_key(tenant: str, upload_id: str) -> str:
+    """The uploaded bytes as they came."""
+    return f"{upload_prefix(tenant, upload_id)}audio"
+
+
+def upload_record_key(tenant: str, upload_id: str) -> str:
+    """What the probe found; an upload without it is not usable."""
+    return f"{upload_prefix(tenant, upload_id)}upload.json"

@@ -1,0 +1,99 @@
+"""What workers tell about themselves, so that a person can be told what a job waits for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from redis import Redis
+
+from serinette.job import now
+from serinette.names import Keys
+
+# Presence is renewed every 5 s; four missed beats and the worker counts as gone.
+BEAT_S = 5.0
+PRESENCE_TTL_S = 20
+
+# Weight of the newest song in the moving average: about the last ten count.
+_PACE_WEIGHT = 0.2
+
+
+class WorkerStage(StrEnum):
+    """What a worker pod is doing."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Model(BaseModel):
+    """The checkpoint that a worker holds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    name: str
+    revision: str = Field(description="SHA-256 over the checkpoint's files, or the hub's commit.")
+    turbo: bool
+    sample_rate: int
+    channels: int
+    default_steps: int
+    default_guidance_scale: float
+    default_shift: float
+    max_duration_s: float
+    tasks: tuple[str, ...]
+
+
+class Presence(BaseModel):
+    """One worker pod, as of `at`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    pool: str
+    stage: WorkerStage
+    slots: int
+    busy_slots: int = 0
+    device: str = ""
+    model: Model | None = None
+    message: str = ""
+    started_at: AwareDatetime
+    at: AwareDatetime = Field(default_factory=now)
+
+
+def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
+    """Tell where a worker stands; holds for PRESENCE_TTL_S seconds."""
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.set(keys.worker(presence.name), presence.model_dump_json(), ex=PRESENCE_TTL_S)
+        pipe.zadd(keys.workers, {presence.name: now().timestamp() + PRESENCE_TTL_S})
+        pipe.execute()
+
+
+def withdraw(redis: Redis, keys: Keys, name: str) -> None:
+    """Take a worker's presence back when it leaves in order."""
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.delete(keys.worker(name))
+        pipe.zrem(keys.workers, name)
+        pipe.execute()
+
+
+def present(redis: Redis, keys: Keys) -> list[Presence]:
+    """All workers that have told of themselves lately, by name."""
+    raw: list[Any] = redis.zrangebyscore(keys.workers, now().timestamp(), "+inf")
+    names = [name.decode() for name in raw]
+    texts = redis.mget([keys.worker(name) for name in sorted(names)]) if names else []
+    return [Presence.model_validate_json(text) for text in texts if text]
+
+
+def record_pace(redis: Redis, keys: Keys, pool: str, run_s: float) -> None:
+    """Fold one job's running time into the pool's moving average. Racing writers lose a sample, no more."""
+    before = redis.hget(keys.pace(pool), "run_s")
+    average = run_s if before is None else float(before) + _PACE_WEIGHT * (run_s - float(before))
+    redis.hset(keys.pace(pool), "run_s", average)
+
+
+def pace(redis: Redis, keys: Keys, pool: str) -> float | None:
+    """Moving average of a job's running time in seconds; None before the first song."""
+    value = redis.hget(keys.pace(pool), "run_s")
+    return None if value is None else float(value)

@@ -1,0 +1,71 @@
+"""Settings that gateway, maintenance and worker must agree on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis import Redis
+from redis import asyncio as redis_asyncio
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from serinette.names import Keys
+
+
+class SharedSettings(BaseSettings):
+    """Where the queue and the store are. Read from the environment, once, in `main()`."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="SERINETTE_", extra="ignore", populate_by_name=True)
+
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="redis://, rediss:// or unix:// URL of Valkey or Redis >= 7.2.",
+    )
+    redis_prefix: str = Field(
+        "rq",
+        validation_alias="RQ_KEY_PREFIX",
+        pattern=r"^[A-Za-z0-9_.-]{1,40}$",
+        description="First part of every Redis key, RQ's too. Give each release on one Redis its own.",
+    )
+    redis_timeout_s: float = Field(5.0, gt=0, le=60, description="Longest wait for one answer of Redis.")
+    store_url: str = Field(
+        "file://" + str(Path("serinette-data/store").absolute()),
+        description="file:///dir, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.",
+    )
+    store_endpoint: str | None = Field(
+        None, description="Endpoint of an S3-compatible store, e.g. http://seaweedfs:8333."
+    )
+    store_public_endpoint: str | None = Field(
+        None, description="Endpoint that clients reach; presigned redirects are made for it. None: the gateway proxies."
+    )
+    retention_s: int = Field(7 * 86_400, ge=60, description="How long ended jobs, their songs and uploads are kept.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severe log line written.")
+
+    @property
+    def keys(self) -> Keys:
+        """Names of our Redis keys."""
+        return Keys(self.redis_prefix)
+
+
+def connect_redis(settings: SharedSettings) -> Redis:
+    """A blocking client: short timeouts, two quick retries, bytes in and out (as RQ wants it)."""
+    return Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+    )
+
+
+def connect_redis_async(settings: SharedSettings) -> redis_asyncio.Redis:
+    """A client for the event loop; text in and out. Blocking reads give their own timeout."""
+    return redis_asyncio.Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+        health_check_interval=30,
+        decode_responses=True,
+    )

@@ -1,0 +1,167 @@
+"""What to sing: the one vocabulary of HTTP, Python, CLI, the queue and the file's own tags."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import secrets
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from serinette.errors import HandBack, InvalidSpec
+
+# Raised whenever ignoring a field that this version added would change the song.
+SCHEMA = 1
+
+MAX_SEED = 2**63 - 1
+MAX_VARIATIONS = 8
+
+
+class Task(StrEnum):
+    """The six tasks of ACE-Step."""
+
+    TEXT2MUSIC = "text2music"
+    REPAINT = "repaint"
+    COVER = "cover"
+    EXTRACT = "extract"
+    LEGO = "lego"
+    COMPLETE = "complete"
+
+
+class AudioFormat(StrEnum):
+    """Containers a song can be delivered in. ogg holds Opus, m4a holds AAC."""
+
+    WAV = "wav"
+    FLAC = "flac"
+    MP3 = "mp3"
+    OGG = "ogg"
+    M4A = "m4a"
+
+
+# Ids that we handed out; never paths or URLs.
+AudioId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}(/[0-7])?$")]
+Track = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_ ]{0,40}$")]
+PublishedName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+KEY_SCALE = r"^[A-G](#|b|♯|♭)? ?(major|minor)$"
+
+_NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE}
+
+
+class GenerationSpec(BaseModel):
+    """One job's song. `None` means: the checkpoint's own default, or the model chooses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
+
+    prompt: str = Field("", max_length=8_192, description="Caption: style, mood, instruments.")
+    lyrics: str = Field("", max_length=16_384, description="Words to sing; empty means instrumental.")
+    vocal_language: str = Field(
+        "en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", description="BCP-47 language of the lyrics."
+    )
+    duration_s: float = Field(
+        60.0, ge=1, le=600, description="Length in seconds. Tasks on source audio keep its length."
+    )
+    bpm: int | None = Field(None, ge=30, le=300, description="Beats per minute.")
+    key_scale: str | None = Field(None, pattern=KEY_SCALE, description="For example `C major` or `F# minor`.")
+    time_signature: str | None = Field(None, pattern=r"^([2-9]|1[0-2])(/(2|4|8|16))?$", description="Beats per bar.")
+
+    task: Task = Field(Task.TEXT2MUSIC, description="What to do; all but text2music work on `source_audio`.")
+    source_audio: AudioId | None = Field(None, description="Upload id, or `{job_id}/{index}` of an earlier song.")
+    reference_audio: AudioId | None = Field(None, description="Upload or song id whose timbre to follow.")
+    repaint_start_s: float | None = Field(None, ge=0, le=600, description="Start of the window to sing anew.")
+    repaint_end_s: float | None = Field(None, ge=0, le=600, description="End of the window to sing anew.")
+    track: Track | None = Field(None, description="Track for extract and lego, e.g. `vocals`.")
+    tracks: tuple[Track, ...] | None = Field(None, min_length=1, max_length=12, description="Tracks for complete.")
+    cover_strength: float = Field(1.0, ge=0, le=1, description="How closely a cover follows its source.")
+    audio_codes: str | None = Field(None, max_length=200_000, description="Semantic codes from a language model.")
+
+    steps: int | None = Field(None, ge=1, le=200, description="Denoising steps.")
+    guidance_scale: float | None = Field(None, ge=0, le=30, description="Classifier-free guidance; turbo ignores it.")
+    shift: float | None = Field(None, ge=0.1, le=10, description="Time shift of the flow schedule.")
+    cfg_start: float = Field(0.0, ge=0, le=1, description="Fraction of the schedule at which guidance starts.")
+    cfg_end: float = Field(1.0, ge=0, le=1, description="Fraction of the schedule at which guidance ends.")
+    timesteps: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
+        None, min_length=1, max_length=200, description="Custom schedule, falling from at most 1."
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn and told when left out.")
+    variations: int = Field(1, ge=1, le=MAX_VARIATIONS, description="Songs in this job; number i uses seed + i.")
+
+    model: PublishedName | None = Field(None, description="A model that the operator published.")
+    lora: PublishedName | None = Field(None, description="A LoRA that the operator published.")
+    lora_scale: float = Field(1.0, ge=0, le=4, description="Strength of the LoRA.")
+
+    format: AudioFormat = Field(AudioFormat.MP3, description="Container of the song.")
+    bitrate_kbps: int | None = Field(None, ge=32, le=320, description="For mp3, ogg and m4a.")
+    loudness_lufs: float | None = Field(None, ge=-40, le=-5, description="EBU R128 target; left alone when null.")
+
+    @field_validator("prompt", "lyrics")
+    @classmethod
+    def _no_control_characters(cls, text: str) -> str:
+        if any(ord(char) < 32 and char not in "\n\r\t" for char in text):
+            raise ValueError("must not contain control characters other than line breaks and tabs")
+        return text
+
+    @field_validator("timesteps")
+    @classmethod
+    def _falling(cls, timesteps: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if timesteps and any(later >= earlier for earlier, later in itertools.pairwise(timesteps)):
+            raise ValueError("must fall strictly from one step to the next")
+        return timesteps
+
+    @model_validator(mode="after")
+    def _task_has_what_it_needs(self) -> Self:
+        if self.task in _NEEDS_SOURCE and self.source_audio is None:
+            raise ValueError(f"source_audio: task {self.task} needs it; upload one with POST /v1/uploads")
+        if self.task is Task.COVER and self.source_audio is None and not self.audio_codes:
+            raise ValueError("source_audio: task cover needs it, or audio_codes")
+        if self.task in {Task.EXTRACT, Task.LEGO} and self.track is None:
+            raise ValueError(f"track: task {self.task} needs it, e.g. vocals or drums")
+        if self.task is Task.COMPLETE and self.tracks is None:
+            raise ValueError("tracks: task complete needs at least one")
+        start, end = self.repaint_start_s, self.repaint_end_s
+        if start is not None and end is not None and end <= start:
+            raise ValueError(f"repaint_end_s: must be greater than repaint_start_s ({start})")
+        if self.cfg_end < self.cfg_start:
+            raise ValueError(f"cfg_end: must not be less than cfg_start ({self.cfg_start})")
+        return self
+
+    def seeded(self) -> GenerationSpec:
+        """The same spec with a seed drawn, so that a retry sings the same song."""
+        return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**32)})
+
+    def digest(self) -> str:
+        """SHA-256 of what the client wrote, before defaults and seed: decides whether a repeated key means the same."""
+        wire = json.dumps(self.model_dump(mode="json", exclude_unset=True), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(wire.encode()).hexdigest()
+
+    def to_wire(self) -> dict[str, Any]:
+        """JSON for the queue: defaults left out, `schema` added."""
+        return {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> GenerationSpec:
+        """Read what `to_wire` wrote, perhaps in another version.
+
+        Raises:
+            HandBack: a newer gateway wrote it; a newer worker must sing it.
+            InvalidSpec: it does not hold a valid spec.
+        """
+        if wire.get("schema", 0) > SCHEMA:
+            raise HandBack(
+                f"the spec has schema {wire['schema']}, this worker knows {SCHEMA}: a newer worker must take it"
+            )
+        known = {name: value for name, value in wire.items() if name in cls.model_fields}
+        try:
+            return cls.model_validate(known)
+        except ValidationError as error:
+            raise invalid_spec(error) from error
+
+
+def invalid_spec(error: ValidationError) -> InvalidSpec:
+    """One InvalidSpec for pydantic's first complaint, the field named."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    field = ".".join(str(part) for part in first["loc"]) or message.partition(":")[0]
+    return InvalidSpec(message if message.startswith(f"{field}:") else f"{field}: {message}", field=field)

