@@ -1,0 +1,44 @@
+"""Settings of a worker pod: one class for supervisor, engine and slots, which inherit one environment."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from serinette.names import DEFAULT_POOL
+from serinette.settings import SharedSettings
+
+
+class WorkerSettings(SharedSettings):
+    """Read from the environment, once, in each process's `main()`."""
+
+    pool: str = Field(DEFAULT_POOL, pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="Pool whose lanes to serve.")
+    slots: int = Field(2, ge=1, le=64, description="Jobs held at a time: one sings while another encodes and uploads.")
+    drain_timeout_s: float = Field(3600, ge=0, description="On SIGTERM, how long running jobs may still finish.")
+    work_dir: Path = Field(
+        Path(tempfile.gettempdir()) / "serinette", description="For the engine's socket, checkpoints and spools."
+    )
+
+    model: str = Field("bundled", description="A directory, hub id or object-store URL of a checkpoint, or `bundled`.")
+    model_name: str | None = Field(None, description="Name that jobs ask for; the end of `model` when left out.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA, float32 on a CPU."
+    )
+    vae_tiling: bool = Field(True, description="Decode in tiles: bounded memory, other bits beyond 20 s.")
+    cpu_offload: bool = Field(False, description="Keep parts that do not work in main memory; needs CUDA.")
+    compile: bool = Field(False, description="torch.compile the transformer and the decoder.")
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means all cores. Bits depend on it.")
+    max_batch: int = Field(1, ge=1, le=64, description="Most songs sung together.")
+
+    engine_start_timeout_s: float = Field(1800, gt=0, description="Longest load of the model before a restart.")
+    stall_timeout_s: float = Field(300, gt=0, description="Longest silence of a singing engine before it is killed.")
+    cancel_timeout_s: float = Field(15, gt=0, description="Longest wait for a canceled or timed-out engine to stop.")
+
+    @property
+    def engine_socket(self) -> Path:
+        """Unix socket between slots and engine; below the 108 bytes that the kernel allows."""
+        return self.work_dir / "engine.sock"
