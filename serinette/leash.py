@@ -1,0 +1,87 @@
+"""Processes that die with their parent, also when the parent is killed outright (`kill -9`).
+
+Whoever starts a process writes `Popen(leashed(command))`. On Linux the kernel holds the leash (PR_SET_PDEATHSIG, see
+prctl(2)): it is set before `command` takes the process over, so the process id is the command's own, and it holds
+however busy or hung the process is. Elsewhere a small process stays between the two and watches.
+
+The kernel watches the *thread* that started the child: start children from a thread that lives as long as they should.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_POLL_S = 0.2
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """The command to start so that `command` runs and dies with the calling process."""
+    return [sys.executable, "-m", "serinette.leash", str(os.getpid()), "--", *command]
+
+
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Kill the calling process when its parent ends.
+
+    `parent_pid` is the parent's own word for itself. It may have died before this call, and then the process ends here;
+    left out, a parent that is gone already is not noticed: prefer `leashed`, which always knows.
+    """
+    expected = parent_pid or os.getppid()
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    else:
+        threading.Thread(target=_watch_parent, args=(expected,), name="leash", daemon=True).start()
+    if os.getppid() != expected:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch_parent(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(_POLL_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stand_between(parent_pid: int, command: Sequence[str]) -> int:
+    """Run `command` as a child, pass signals on, kill it when the parent is gone; answers its exit status."""
+    child = subprocess.Popen(command)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: child.send_signal(received))
+    while True:
+        try:
+            status = child.wait(timeout=_POLL_S)
+        except subprocess.TimeoutExpired:
+            if os.getppid() != parent_pid:
+                child.kill()
+        else:
+            return status if status >= 0 else 128 - status
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m serinette.leash PARENT_PID -- COMMAND...`; does not return on Linux, where the command takes over."""
+    match arguments:
+        case [pid, "--", program, *rest] if pid.isdecimal():
+            parent_pid = int(pid)
+        case _:
+            sys.stderr.write("usage: python -m serinette.leash PARENT_PID -- COMMAND [ARGUMENT...]\n")
+            return 2
+    if sys.platform != "linux":
+        return stand_between(parent_pid, [program, *rest])
+    die_with_parent(parent_pid)
+    try:
+        os.execvp(program, [program, *rest])
+    except OSError as error:
+        sys.stderr.write(f"cannot run {program}: {error.strerror}\n")
+        return 127
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

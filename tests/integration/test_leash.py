@@ -1,0 +1,120 @@
+"""Children end with their parent, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+# A parent that starts one sleeping child in the way under test, tells its process id and sleeps too.
+PARENT = """
+import os, subprocess, sys, time
+from serinette import leash
+child = subprocess.Popen({start})
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+BETWEEN = f"import os, sys; from serinette import leash; sys.exit(leash.stand_between(int(sys.argv[1]), {SLEEP!r}))"
+CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); time.sleep(60)"
+STARTS = {
+    "leashed": f"leash.leashed({SLEEP!r})",
+    "stand_between": f"[sys.executable, '-c', {BETWEEN!r}, str(os.getpid())]",
+    "die_with_parent": f"[sys.executable, '-c', {CALLED!r}]",
+}
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def eventually_gone(processes: list[psutil.Process], timeout_s: float = 15) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if all(gone(process) for process in processes):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(params=list(STARTS))
+def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A parent and everything below it, all asleep."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(start=STARTS[request.param])], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout
+    child = psutil.Process(int(parent.stdout.readline()))
+    wanted = 2 if request.param == "stand_between" else 1
+    deadline = time.monotonic() + 15
+    below: list[psutil.Process] = []
+    while time.monotonic() < deadline and len(below) < wanted:
+        below = [child, *child.children(recursive=True)]
+        time.sleep(0.05)
+    if request.param == "die_with_parent":
+        time.sleep(1)  # no sign tells when the call has been made
+    try:
+        yield parent, below
+    finally:
+        for process in below:
+            if not gone(process):
+                process.kill()
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
+def test_a_killed_parent_takes_its_children_along(family: tuple[subprocess.Popen[str], list[psutil.Process]]) -> None:
+    parent, below = family
+    assert not any(gone(process) for process in below)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert eventually_gone(below)
+
+
+def test_a_command_started_for_a_parent_that_is_gone_never_runs(tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", ""])
+    stranger.wait()
+    mark = tmp_path / "ran"
+    command = [sys.executable, "-m", "serinette.leash", str(stranger.pid), "--", "touch", str(mark)]
+    assert subprocess.run(command, check=False).returncode != 0
+    assert not mark.exists()
+
+
+def test_the_leash_is_transparent() -> None:
+    leash = [sys.executable, "-m", "serinette.leash", str(os.getpid()), "--"]
+    ended = subprocess.run([*leash, "sh", "-c", "echo $$; exit 7"], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout.strip().isdecimal()) == (7, True)
+    missing = subprocess.run([*leash, "/no/such/program"], check=False, capture_output=True, text=True)
+    assert missing.returncode == 127
+    assert "/no/such/program" in missing.stderr
+
+
+def test_whoever_stands_between_passes_signals_and_the_status_on() -> None:
+    code = "import os, sys; from serinette import leash; sys.exit(leash.stand_between(os.getppid(), sys.argv[1:]))"
+    child = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); "
+    child += "print(1, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, sys.executable, "-c", child]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as between:
+        assert between.stdout
+        assert between.stdout.readline() == "1\n"
+        between.terminate()
+        assert between.wait(timeout=15) == 5
+
+
+def test_bad_usage_is_told() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "serinette.leash", "sleep", "1"], check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert "usage:" in ended.stderr
