@@ -4,8 +4,8 @@ RQ knows that a job is queued, started or over; it forgets all attempts but the 
 executions finalise one job (docs/decisions/0002). Gateway, slots and maintenance therefore share this ledger. Every
 write that must not race is one Lua script, so it can also ride inside one of RQ's own transactions.
 
-Hash fields: `cancel` (Unix seconds of the request), `attempts` (count), `owner` (id of the attempt in charge),
-`attempt:N` (JSON Attempt), `progress` (JSON Progress), `outcome` (JobStatus, set once), `error` (JSON JobError).
+Hash fields: `tenant`, `cancel` (Unix seconds of the request), `attempts` (count), `owner` (id of the attempt in
+charge), `attempt:N` (JSON Attempt), `progress` (JSON Progress), `outcome` (JobStatus, set once), `error` (JSON JobError).
 """
 
 from __future__ import annotations
@@ -25,10 +25,18 @@ from serinette.names import Keys
 # A 30 minute job makes a few hundred events; more than this and the oldest go.
 MAX_EVENTS = 1_000
 
-# A claim. Refused (0) once the job has an outcome or its cancel flag is set (-1). ARGV: attempt id, worker, now.
+# A claim. Refused (0) once the job has an outcome or its cancel flag is set (-1). ARGV: attempt id, worker, now, max
+# events. An earlier claim that nobody ended was given up by the sweep, or is a frozen slot's: it has lost the job now.
 _BEGIN = """
 if redis.call('HEXISTS', KEYS[1], 'outcome') == 1 then return 0 end
 if redis.call('HEXISTS', KEYS[1], 'cancel') == 1 then return -1 end
+if redis.call('HEXISTS', KEYS[1], 'owner') == 1 then
+    local name = 'attempt:' .. redis.call('HGET', KEYS[1], 'attempts')
+    local before = cjson.decode(redis.call('HGET', KEYS[1], name))
+    before.outcome = 'superseded'
+    before.ended_at = ARGV[3]
+    redis.call('HSET', KEYS[1], name, cjson.encode(before))
+end
 local number = redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'attempt:' .. number, cjson.encode({
     number = number, id = ARGV[1], worker = ARGV[2], started_at = ARGV[3], outcome = 'running'}))
@@ -100,6 +108,7 @@ return 1
 class Entry:
     """What the ledger holds of one job."""
 
+    tenant: str | None = None
     cancel_requested: bool = False
     owner: str | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -117,6 +126,7 @@ class Entry:
             Attempt.model_validate_json(fields[f"attempt:{n}"]) for n in numbers if f"attempt:{n}" in fields
         )
         return cls(
+            tenant=fields.get("tenant"),
             cancel_requested="cancel" in fields,
             owner=fields.get("owner"),
             attempts=attempts,
@@ -163,6 +173,7 @@ class Ledger:
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.zadd(self.keys.live, {job_id: created_at.timestamp()}, nx=True)
             pipe.zadd(self.keys.jobs(tenant), {job_id: created_at.timestamp()}, nx=True)
+            pipe.hset(self.keys.ledger(job_id), "tenant", tenant)
             pipe.execute()
 
     def begin_attempt(self, job_id: str, attempt_id: str, worker: str) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis import Redis
 from redis import asyncio as redis_asyncio
@@ -40,8 +41,18 @@ class SharedSettings(BaseSettings):
     store_public_endpoint: str | None = Field(
         None, description="Endpoint that clients reach; presigned redirects are made for it. None: the gateway proxies."
     )
+    heartbeat_s: float = Field(5.0, gt=0, le=30, description="Pause between two heartbeats of a slot that holds a job.")
+    heartbeat_ttl_s: int = Field(
+        20, ge=2, le=300, description="A slot silent for this long has lost its job. At least three heartbeats."
+    )
     retention_s: int = Field(7 * 86_400, ge=60, description="How long ended jobs, their songs and uploads are kept.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severe log line written.")
+
+    @model_validator(mode="after")
+    def _a_late_heartbeat_is_no_death(self) -> Self:
+        if self.heartbeat_ttl_s < 3 * self.heartbeat_s:
+            raise ValueError(f"heartbeat_ttl_s: must be at least 3 * heartbeat_s ({3 * self.heartbeat_s:g})")
+        return self
 
     @property
     def keys(self) -> Keys:

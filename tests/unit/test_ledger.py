@@ -53,6 +53,17 @@ def test_a_late_attempt_changes_nothing(redis: Redis, keys: Keys) -> None:
     assert ledger.begin_attempt("job", "too late", "worker-3") == 0
 
 
+def test_a_claim_over_an_open_claim_supersedes_it(redis: Redis, keys: Keys) -> None:
+    ledger = Ledger(redis, keys)
+    ledger.open("job", "tenant", now())
+    assert ledger.begin_attempt("job", "frozen", "worker-1") == 1
+    assert ledger.begin_attempt("job", "second", "worker-2") == 2
+    entry = ledger.read("job")
+    assert (entry.tenant, entry.owner) == ("tenant", "second")
+    assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.SUPERSEDED, AttemptOutcome.RUNNING]
+    assert entry.charged_attempts == 0
+
+
 def test_cancel_is_durable_and_refuses_later_claims(redis: Redis, keys: Keys) -> None:
     ledger = Ledger(redis, keys)
     assert ledger.begin_attempt("job", "first", "worker-1") == 1
