@@ -23,6 +23,9 @@ class WorkerSettings(SharedSettings):
     )
 
     model: str = Field("bundled", description="A directory, hub id or object-store URL of a checkpoint, or `bundled`.")
+    model_endpoint: str | None = Field(
+        None, description="Endpoint of the S3-compatible store that holds `model`; that of the songs when left out."
+    )
     model_name: str | None = Field(None, description="Name that jobs ask for; the end of `model` when left out.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -34,6 +37,7 @@ class WorkerSettings(SharedSettings):
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means all cores. Bits depend on it.")
     max_batch: int = Field(1, ge=1, le=64, description="Most songs sung together.")
 
+    engine_module: str = Field("gpu_worker.engine", description="Module that is run as the engine process.")
     engine_start_timeout_s: float = Field(1800, gt=0, description="Longest load of the model before a restart.")
     stall_timeout_s: float = Field(300, gt=0, description="Longest silence of a singing engine before it is killed.")
     cancel_timeout_s: float = Field(15, gt=0, description="Longest wait for a canceled or timed-out engine to stop.")

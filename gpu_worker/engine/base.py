@@ -28,18 +28,19 @@ class SongRequest:
 
 @dataclass(frozen=True, slots=True)
 class Song:
-    """What the model sang."""
+    """What the model sang; `warnings` are those that only its audio or its text could tell."""
 
     samples: Samples
     sample_rate: int
     seed: int
+    warnings: tuple[str, ...] = ()
 
 
 class StepObserver(Protocol):
     """Told of every stage and step; answers which requests (by place in the batch) are no longer wanted."""
 
     def __call__(self, stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-        """Tell one stage or step."""
+        """Tell one stage or step; the same one may be told again as a sign of life."""
 
 
 class Engine(Protocol):
@@ -48,6 +49,10 @@ class Engine(Protocol):
     @property
     def model(self) -> Model:
         """What is loaded."""
+
+    @property
+    def device(self) -> str:
+        """What it runs on, for people: `cpu, 2 threads`, `cuda:0, NVIDIA H100`."""
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in, and warnings on what was ignored or bounded.
@@ -61,7 +66,9 @@ class Engine(Protocol):
 
         Raises:
             Canceled: every request was given up.
+            InvalidSpec, InvalidAudio: the source audio or the codes do not allow what the spec asks.
             EngineOutOfMemory: the batch does not fit; the engine is usable afterwards.
+            EngineCrashed: the device is lost; the process must end.
             InvalidOutput: the samples are not finite.
         """
 

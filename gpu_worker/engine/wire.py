@@ -6,6 +6,10 @@ Each message is one line of JSON. Samples never travel in it: they lie in an unl
     engine -> slot   Hello at connect and whenever its stage changes
     slot -> engine   Sing (+ a descriptor for each of `audio`), Cancel; closing the connection is a cancel too
     engine -> slot   Report*, then Sung (+ a descriptor a song) | Failed | Stopped
+
+A Sing may come while the model still loads; it waits. Reports with the stage `waiting_for_engine` say that others'
+songs are being sung: they come as long as the model moves, so that silence always means an engine that hangs.
+Step counts are of the job, over all its variations.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -182,9 +187,16 @@ class Connection:
 
 
 def share_samples(samples: Samples) -> int:
-    """Put samples [channels, frames] into an unlinked file in memory; answers its descriptor, the caller's to close."""
-    shared_memory = Path("/dev/shm")  # noqa: S108  # a directory for unlinked files, absent outside Linux
-    with tempfile.TemporaryFile(dir=shared_memory if shared_memory.is_dir() else None) as file:
-        file.write(np.ascontiguousarray(samples, dtype="<f4").data)
-        file.flush()
-        return os.dup(file.fileno())
+    """Put samples [channels, frames] into an unnamed file in memory; answers its descriptor, the caller's to close."""
+    if sys.platform == "linux":  # not a file in /dev/shm: a container's holds 64 MiB, a song of 10 minutes 220
+        descriptor = os.memfd_create("serinette-samples")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(np.ascontiguousarray(samples, dtype="<f4").data)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
