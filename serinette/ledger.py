@@ -5,7 +5,8 @@ executions finalise one job (docs/decisions/0002). Gateway, slots and maintenanc
 write that must not race is one Lua script, so it can also ride inside one of RQ's own transactions.
 
 Hash fields: `tenant`, `cancel` (Unix seconds of the request), `attempts` (count), `owner` (id of the attempt in
-charge), `attempt:N` (JSON Attempt), `progress` (JSON Progress), `outcome` (JobStatus, set once), `error` (JSON JobError).
+charge), `attempt:N` (JSON Attempt), `progress` (JSON Progress), `outcome` (JobStatus, set once), `error` (JSON
+JobError).
 """
 
 from __future__ import annotations
