@@ -1,0 +1,156 @@
+"""The checks of CI find what they are for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import check_benchmarks, check_links, check_sizes, check_skips
+
+RAW = "../benchmarks/results/2026-01-31-gateway.json"
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    """A docs/ beside one raw result."""
+    results = tmp_path / "benchmarks/results"
+    results.mkdir(parents=True)
+    raw = {"figures": {"submits_per_s": {"median": 412.349}, "runs": [1, 2.5], "ok": True}}
+    (results / Path(RAW).name).write_text(json.dumps(raw))
+    (tmp_path / "docs").mkdir()
+    return tmp_path / "docs"
+
+
+class TestBenchmarks:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            f"| submits/s | [412.3]({RAW}#figures.submits_per_s.median) | `>= 300` |",
+            f"| runs | [2.5]({RAW}#figures.runs.1) |",
+            "| polls/s | NOT MEASURED |",
+            "## 8 steps on 2 cores",
+            "```\n12 songs\n```",
+        ],
+    )
+    def test_figures_with_their_raw_result_pass(self, docs: Path, line: str) -> None:
+        assert check_benchmarks.complaints(line, docs) == []
+
+    @pytest.mark.parametrize(
+        ("line", "why"),
+        [
+            ("| submits/s | 412.3 |", "no link"),
+            (f"| submits/s | [412.4]({RAW}#figures.submits_per_s.median) |", "holds 412.349"),
+            (f"| submits/s | [412.3]({RAW}#figures.polls_per_s.median) |", "no number at"),
+            (f"| submits/s | [412.3]({RAW}) |", "names no figure"),
+            ("| submits/s | [412.3](../benchmarks/results/gone.json#a) |", "does not exist"),
+            ("| submits/s | [412.3](https://example.org/results.json#a) |", "names no figure"),
+            (f"| submits/s | [412.3 per s]({RAW}#figures.submits_per_s.median) |", "figure alone"),
+            (f"| ok | [1]({RAW}#figures.ok) |", "no number at"),
+            ("It takes 30 s.", "no link"),
+        ],
+    )
+    def test_other_figures_are_refused(self, docs: Path, line: str, why: str) -> None:
+        (complaint,) = check_benchmarks.complaints(line, docs)
+        assert why in complaint
+
+
+class TestLinks:
+    @pytest.fixture
+    def page(self, tmp_path: Path) -> Path:
+        (tmp_path / "other.md").write_text("# A `name`, here\n\n## 日本語クイックスタート\n\n## Twice\n\n## Twice\n")
+        return tmp_path / "page.md"
+
+    @pytest.mark.parametrize(
+        "link",
+        [
+            "[a](other.md)",
+            "[a](other.md#a-name-here)",
+            "[a](other.md#日本語クイックスタート)",
+            "[a](other.md#twice-1)",
+            "[a](https://example.org/gone)",
+            "`[a](gone.md)`",
+            "```\n[a](gone.md)\n```",
+        ],
+    )
+    def test_good_links_pass(self, page: Path, link: str) -> None:
+        page.write_text(link)
+        assert check_links.complaints(page, page.parent) == []
+
+    @pytest.mark.parametrize(
+        "link",
+        [
+            "[a](gone.md)",
+            "[a](other.md#gone)",
+            "[a](#gone)",
+            "[a](../../etc/passwd)",
+            '<img src="gone.png">',
+            "![](x.svg)",
+        ],
+    )
+    def test_dead_links_are_told(self, page: Path, link: str) -> None:
+        page.write_text(link)
+        assert len(check_links.complaints(page, page.parent)) == 1
+
+
+class TestSizes:
+    def write(self, path: Path, statements: int, docstring: str = "") -> list[check_sizes.Size]:
+        path.write_text(f"class A:\n    def f(self):\n        {docstring!r}\n" + "        x = 1\n" * statements)
+        return list(check_sizes.sizes(path, "a.py"))
+
+    def test_a_docstring_does_not_count(self, tmp_path: Path) -> None:
+        measured = self.write(tmp_path / "a.py", statements=39, docstring="What it does.")
+        assert [(size.name, size.lines) for size in measured] == [("a.py", 42), ("a.py:A.f", 40)]
+        assert check_sizes.complaints(measured, {}) == []
+
+    def test_what_is_too_long_is_told(self, tmp_path: Path) -> None:
+        measured = self.write(tmp_path / "a.py", statements=300)
+        assert [told.split(":")[0] for told in check_sizes.complaints(measured, {})] == ["a.py", "a.py"]
+
+    @pytest.mark.parametrize(
+        ("allowed", "complaints"),
+        [
+            ({"a.py:A.f": {"lines": 50, "why": "a table"}}, 0),
+            ({"a.py:A.f": {"lines": 45, "why": "a table"}}, 1),
+            ({"a.py:A.f": {"lines": 50}}, 1),
+            ({"a.py:A.f": {"lines": 50, "why": "a table"}, "gone.py": {"lines": 400, "why": "once"}}, 1),
+        ],
+    )
+    def test_exceptions_have_a_bound_and_a_reason(
+        self, tmp_path: Path, allowed: dict[str, dict[str, object]], complaints: int
+    ) -> None:
+        measured = self.write(tmp_path / "a.py", statements=45, docstring="What it does.")
+        assert len(check_sizes.complaints(measured, allowed)) == complaints
+
+
+class TestSkips:
+    REPORT = """<testsuites><testsuite>
+        <testcase classname="tests.unit.test_a" name="test_passes"/>
+        <testcase classname="tests.gpu.test_b" name="test_song"><skipped message="no GPU"/></testcase>
+        <testcase classname="" name="tests.browser.test_c"><skipped message="no Chromium"/></testcase>
+        <testcase classname="tests.unit.test_d" name="test_known"><skipped type="pytest.xfail" message="x"/></testcase>
+        </testsuite></testsuites>"""
+
+    def complaints(self, listed: str) -> list[str]:
+        return check_skips.complaints(check_skips.skipped(self.REPORT), *check_skips.expected(listed))
+
+    def test_an_agreed_list_passes(self) -> None:
+        listed = "# why\n\ntests.gpu.test_b::test_song | needs a GPU\n? tests.browser.test_c | needs Chromium\n"
+        assert self.complaints(listed) == []
+        assert self.complaints(listed + "? tests.x::test_y | some machines\n") == []
+
+    @pytest.mark.parametrize(
+        ("listed", "why"),
+        [
+            ("tests.gpu.test_b::test_song | needs a GPU", "test_c: skipped (no Chromium), but not in the list"),
+            (
+                "tests.gpu.test_b::test_song | a\ntests.browser.test_c | b\ntests.unit.test_a::test_passes | c",
+                "not skipped",
+            ),
+            ("tests.gpu.test_b::test_song |\ntests.browser.test_c | b", "no reason"),
+        ],
+    )
+    def test_a_list_that_differs_is_told(self, listed: str, why: str) -> None:
+        (complaint,) = self.complaints(listed)
+        assert why in complaint
