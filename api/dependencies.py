@@ -1,0 +1,58 @@
+"""What a request works with: built once by `create_app`, handed to routes by FastAPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from api.events import JobEvents
+from api.queue import JobQueue
+from api.settings import GatewaySettings
+from serinette.names import DEFAULT_TENANT
+from serinette.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The gateway's parts. All are safe to share between requests."""
+
+    settings: GatewaySettings
+    queue: JobQueue
+    store: Store
+    events: JobEvents
+
+
+def _parts(connection: HTTPConnection) -> Parts:
+    parts: Parts = connection.app.state.parts
+    return parts
+
+
+def _settings(connection: HTTPConnection) -> GatewaySettings:
+    return _parts(connection).settings
+
+
+def _queue(connection: HTTPConnection) -> JobQueue:
+    return _parts(connection).queue
+
+
+def _store(connection: HTTPConnection) -> Store:
+    return _parts(connection).store
+
+
+def _events(connection: HTTPConnection) -> JobEvents:
+    return _parts(connection).events
+
+
+def _tenant() -> str:
+    """Whose request it is. One tenant until keys exist; everything hangs on this answer already."""
+    return DEFAULT_TENANT
+
+
+SettingsPart = Annotated[GatewaySettings, Depends(_settings)]
+QueuePart = Annotated[JobQueue, Depends(_queue)]
+StorePart = Annotated[Store, Depends(_store)]
+EventsPart = Annotated[JobEvents, Depends(_events)]
+TenantPart = Annotated[str, Depends(_tenant)]

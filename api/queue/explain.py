@@ -1,0 +1,144 @@
+"""What a person is told of an unfinished job: its state in our words, what it waits for, how long yet.
+
+Pure: the reader reads, this decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from serinette.job import Job, JobStatus, Stage
+from serinette.ledger import Entry
+from serinette.names import Lane
+from serinette.presence import Presence, WorkerStage
+
+# RQ's words for the states that are not simply waiting (DESIGN §2).
+_STATUS = {
+    "started": JobStatus.RUNNING,
+    "finished": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "canceled": JobStatus.CANCELED,
+    "stopped": JobStatus.CANCELED,
+}
+
+# Below this share of the work, what is left cannot be told from what is done.
+_TELLING_FRACTION = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One pool at one moment. `unsuccessful` counts failed and canceled jobs that are still kept."""
+
+    name: str
+    waiting: Mapping[Lane, int]
+    running: int = 0
+    succeeded: int = 0
+    unsuccessful: int = 0
+    workers: tuple[Presence, ...] = ()
+    pace_s: float | None = None
+
+    @property
+    def active(self) -> tuple[Presence, ...]:
+        """Workers that will take jobs, now or soon."""
+        return tuple(worker for worker in self.workers if worker.stage is not WorkerStage.DRAINING)
+
+    @property
+    def ready(self) -> tuple[Presence, ...]:
+        """Workers that take jobs now."""
+        return tuple(worker for worker in self.workers if worker.stage is WorkerStage.READY)
+
+    @property
+    def slots(self) -> int:
+        """Jobs that the ready workers can run at once."""
+        return sum(worker.slots for worker in self.ready)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots of ready workers that run nothing."""
+        return sum(max(worker.slots - worker.busy_slots, 0) for worker in self.ready)
+
+    def waiting_above(self, lane: Lane) -> int:
+        """Jobs in the lanes that are served before this one."""
+        lanes = list(Lane)
+        return sum(self.waiting.get(higher, 0) for higher in lanes[: lanes.index(lane)])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in its lane a queued job is: from 0, None when not found; `deep` when it was not sought to the end."""
+
+    index: int | None
+    deep: bool = False
+
+
+def status_of(rq_status: str, entry: Entry) -> JobStatus:
+    """Our word for the state: the ledger's outcome, else whether an attempt is in charge, else RQ's."""
+    if entry.outcome is not None:
+        return entry.outcome
+    status = _STATUS.get(rq_status, JobStatus.QUEUED)
+    return JobStatus.RUNNING if status is JobStatus.QUEUED and entry.owner else status
+
+
+def waiting_for(job: Job, place: Place, pool: Pool) -> str | None:
+    """In words, what an unfinished job waits for; None when it is being sung."""
+    if job.status is JobStatus.RUNNING:
+        return _running_waits_for(job, pool)
+    if job.status is not JobStatus.QUEUED:
+        return None
+    if not pool.active:
+        return f"a worker: none is up in pool {pool.name}"
+    return _lane_ahead(job, place) or _worker_waits_for(job, place, pool)
+
+
+def _running_waits_for(job: Job, pool: Pool) -> str | None:
+    if job.cancel_requested:
+        return "its worker to stop, which takes up to one step"
+    if job.progress is None or job.progress.stage is not Stage.WAITING_FOR_ENGINE:
+        return None
+    return "the engine, which sings for another job" if pool.ready else "the model, which is loading"
+
+
+def _lane_ahead(job: Job, place: Place) -> str | None:
+    if place.deep:
+        return f"more than a thousand jobs ahead of it in lane {job.lane}"
+    return f"{_jobs(place.index)} ahead of it in lane {job.lane}" if place.index else None
+
+
+def _worker_waits_for(job: Job, place: Place, pool: Pool) -> str:
+    if not pool.ready:
+        return "the model, which is loading"
+    if place.index is None:
+        return "the worker that is taking it"
+    if above := pool.waiting_above(job.lane):
+        return f"{_jobs(above)} in the lanes above {job.lane}"
+    return "the worker that is taking it" if pool.free_slots else "a free worker: it is next in its lane"
+
+
+def eta_s(job: Job, place: Place, pool: Pool, at: datetime) -> float | None:
+    """Seconds until the song is likely ready, from the pool's pace; None when nothing tells.
+
+    A queued job waits for as many rounds as the slots need for all that are ahead of it, and half a round
+    more while every slot is busy. A running one is taken to go on at its own pace.
+    """
+    if job.status is JobStatus.RUNNING:
+        return _remaining_s(job, pool, at)
+    if job.status is not JobStatus.QUEUED or pool.pace_s is None or not pool.slots or place.deep:
+        return None
+    ahead = pool.waiting_above(job.lane) + (place.index or 0)
+    rounds = math.ceil((ahead + 1) / pool.slots) + (0 if pool.free_slots else 0.5)
+    return round(rounds * pool.pace_s, 1)
+
+
+def _remaining_s(job: Job, pool: Pool, at: datetime) -> float | None:
+    elapsed_s = max((at - job.started_at).total_seconds(), 0.0) if job.started_at else 0.0
+    fraction = job.progress.fraction if job.progress else 0.0
+    if fraction >= _TELLING_FRACTION:
+        return round(elapsed_s * (1 - fraction) / fraction, 1)
+    return None if pool.pace_s is None else round(max(pool.pace_s - elapsed_s, 0.0), 1)
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"

@@ -1,0 +1,280 @@
+"""JobQueue: what may be done with jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue, Retry, defaults
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from rq.job import Job as RqJob
+from rq.registry import CanceledJobRegistry
+from rq.serializers import JSONSerializer
+
+from api.queue.admission import check_audio, pool_for_model
+from api.queue.cursors import Cursor
+from api.queue.explain import Pool
+from api.queue.reader import Reader
+from api.queue.sighting import Sighting, job_of_record
+from api.settings import GatewaySettings
+from serinette.errors import (
+    ConfigurationError,
+    Conflict,
+    IdempotencyConflict,
+    NotFinished,
+    NotFound,
+    QueueUnavailable,
+)
+from serinette.job import Job, JobOptions, JobStatus, Record, now
+from serinette.ledger import Ledger, Outcome
+from serinette.names import SING_TASK, queue_name, record_key, song_prefix
+from serinette.spec import GenerationSpec
+from serinette.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, newest first. With a cursor there may be more, even if this page is short."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None
+
+
+class JobQueue:
+    """Jobs of all tenants on one Redis.
+
+    Every method raises QueueUnavailable when Redis does not answer, and those that need the store StoreUnavailable.
+    """
+
+    def __init__(self, redis: Redis, store: Store, ledger: Ledger, settings: GatewaySettings) -> None:
+        if settings.redis_prefix != defaults.RQ_KEY_PREFIX:
+            raise ConfigurationError(
+                f"RQ_KEY_PREFIX is {settings.redis_prefix} in the settings but was {defaults.RQ_KEY_PREFIX} when rq "
+                "was imported: set it in the environment of the whole process"
+            )
+        self._redis = redis
+        self._store = store
+        self._ledger = ledger
+        self._settings = settings
+        self._reader = Reader(redis, ledger)
+
+    def submit(
+        self,
+        tenant: str,
+        spec: GenerationSpec,
+        options: JobOptions,
+        *,
+        idempotency_key: str | None = None,
+        dialect: Mapping[str, str] | None = None,
+    ) -> tuple[Job, bool]:
+        """Put a job into its lane, its seed drawn; True if it is new, False if the key named one that exists.
+
+        Raises:
+            InvalidSpec: the model or the audio it names is not there.
+            IdempotencyConflict: the key was used with another spec.
+        """
+        job_id = str(uuid.uuid4()) if idempotency_key is None else keyed_job_id(tenant, idempotency_key)
+        with _answering():
+            if idempotency_key is not None and (known := self._reader.see([job_id])[0]):
+                return self._replayed(known, spec.digest()), False
+            pool = self._settings.pool if spec.model is None else pool_for_model(spec.model, self._reader.workers())
+            check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
+            meta = self._meta(tenant, pool, spec, options, dialect or {})
+            # The ledger first: a submit that is cut short here is found by the sweep of the live set.
+            self._ledger.open(job_id, tenant, now())
+            try:
+                self._enqueue(job_id, spec.seeded(), meta)
+            except DuplicateJobError:
+                return self._replayed(self._reader.see([job_id])[0], spec.digest()), False
+            return self._reader.explained([self._load(tenant, job_id)])[0], True
+
+    def get(self, tenant: str, job_id: str) -> Job:
+        """One job, from Redis or, when that has forgotten it, from the store.
+
+        Raises:
+            NotFound: this tenant has no such job.
+        """
+        with _answering():
+            return self._reader.explained([self._load(tenant, job_id)])[0]
+
+    def list(
+        self,
+        tenant: str,
+        *,
+        status: JobStatus | None = None,
+        label: tuple[str, str] | None = None,
+        cursor: str | None = None,
+        limit: int = 20,
+    ) -> Page:
+        """A page of the tenant's jobs, newest first. A filter looks at no more than SCAN_LIMIT jobs.
+
+        Raises:
+            InvalidSpec: the cursor is not one of ours.
+        """
+        last = after = Cursor.decode(cursor) if cursor else None
+        found: list[Job] = []
+        with _answering():
+            for last, sighting in self._reader.scan(tenant, after):  # noqa: B007  # where the page ended
+                if sighting and _matches(sighting, tenant, status, label):
+                    found.append(sighting.job())
+                if len(found) == limit:
+                    break
+            more = last is not None and self._reader.more(tenant, last)
+            return Page(self._reader.explained(found), last.encode() if last and more else None)
+
+    def cancel(self, tenant: str, job_id: str) -> Job:
+        """Ask for the job's end: a queued one is canceled at once, a running one stops within a step.
+
+        Raises:
+            NotFound: this tenant has no such job.
+            Conflict: it has succeeded or failed already. One that is canceled already is simply answered.
+        """
+        with _answering():
+            job = self._load(tenant, job_id)
+            # Without an owner once the flag is set, nobody will begin it: the ledger refuses every later claim.
+            if not job.status.ended and self._ledger.request_cancel(job_id) and not self._ledger.read(job_id).owner:
+                self._ledger.settle(job_id, Outcome(JobStatus.CANCELED))
+                self._drop_from_lane(job_id)
+            job = self._load(tenant, job_id)
+            if job.status.ended and job.status is not JobStatus.CANCELED:
+                raise Conflict(f"job {job_id} has {job.status} already: there is nothing left to cancel")
+            return self._reader.explained([job])[0]
+
+    def erase(self, tenant: str, job_id: str) -> None:
+        """Erase an ended job, its songs and every trace.
+
+        Raises:
+            NotFound: this tenant has no such job.
+            NotFinished: it has not ended; cancel it first.
+        """
+        with _answering():
+            job = self._load(tenant, job_id)
+            if not job.status.ended:
+                raise NotFinished(f"job {job_id} is {job.status}: cancel it, or wait for its end, then erase it")
+            # The store first: what fails half way is still listed, and can be erased again.
+            self._store.delete_prefix(song_prefix(tenant, job_id))
+            if rq_job := self._fetch(job_id):
+                rq_job.delete()
+            self._ledger.forget(job_id, tenant)
+
+    def pools(self) -> tuple[Pool, ...]:
+        """The default pool and every pool that has a worker."""
+        with _answering():
+            workers = self._reader.workers()
+            names = sorted({self._settings.pool, *(worker.pool for worker in workers)})
+            return tuple(self._reader.pools(names, workers).values())
+
+    def ping(self) -> None:
+        """Ask Redis for a sign of life."""
+        with _answering():
+            self._redis.ping()
+
+    def _enqueue(self, job_id: str, spec: GenerationSpec, meta: dict[str, Any]) -> None:
+        retries = self._settings.max_attempts - 1
+        lane = Queue(queue_name(meta["pool"], meta["lane"]), self._redis, serializer=JSONSerializer)
+        lane.enqueue_call(
+            SING_TASK,
+            kwargs={"job_id": job_id, "spec": spec.to_wire()},
+            job_id=job_id,
+            unique=True,
+            timeout=meta["timeout_s"],
+            result_ttl=self._settings.retention_s,
+            failure_ttl=self._settings.retention_s,
+            retry=Retry(max=retries, enqueue_at_front=True) if retries else None,
+            meta=meta,
+            description="a song",  # RQ's default would repeat the whole spec
+        )
+
+    def _meta(
+        self, tenant: str, pool: str, spec: GenerationSpec, options: JobOptions, dialect: Mapping[str, str]
+    ) -> dict[str, Any]:
+        return {
+            "tenant": tenant,
+            "pool": pool,
+            "lane": options.lane,
+            "labels": options.labels,
+            "digest": spec.digest(),
+            "dialect": dict(dialect),
+            "timeout_s": options.timeout_s or self._settings.job_timeout_s,
+            "created_at": now().isoformat(),
+        }
+
+    def _replayed(self, known: Sighting | None, digest: str) -> Job:
+        if known is None:
+            raise QueueUnavailable("the job of this Idempotency-Key was being erased just now; try again")
+        if known.meta["digest"] != digest:
+            raise IdempotencyConflict(
+                "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
+            )
+        if known.status.ended:  # a racing submit may have entered it among the live ones after its end
+            self._redis.zrem(self._settings.keys.live, known.job_id)
+        return self._reader.explained([known.job()])[0]
+
+    def _drop_from_lane(self, job_id: str) -> None:
+        rq_job = self._fetch(job_id)
+        if rq_job is None:
+            return
+        try:
+            rq_job.cancel()
+        except (InvalidJobOperation, NoSuchJobError):
+            return
+        # RQ keeps canceled jobs for ever; the score says until when we do, as in its other registries.
+        registry = CanceledJobRegistry(rq_job.origin, self._redis, serializer=JSONSerializer)
+        at = now().timestamp()
+        with self._redis.pipeline() as pipe:
+            pipe.expire(rq_job.key, self._settings.retention_s)
+            pipe.zadd(registry.key, {job_id: at + self._settings.retention_s})
+            pipe.zremrangebyscore(registry.key, "-inf", at)
+            pipe.execute()
+
+    def _fetch(self, job_id: str) -> RqJob | None:
+        try:
+            return RqJob.fetch(job_id, self._redis, JSONSerializer)
+        except NoSuchJobError:
+            return None
+
+    def _load(self, tenant: str, job_id: str) -> Job:
+        sighting = self._reader.see([job_id])[0]
+        if sighting is not None and sighting.meta["tenant"] != tenant:
+            raise _no_such(job_id)
+        if sighting is not None and (sighting.result or sighting.status is not JobStatus.SUCCEEDED):
+            return sighting.job()
+        try:
+            return job_of_record(Record.model_validate_json(self._store.get(record_key(tenant, job_id))))
+        except NotFound as error:
+            raise _no_such(job_id) from error
+
+
+def keyed_job_id(tenant: str, idempotency_key: str) -> str:
+    """The job id that an Idempotency-Key stands for: the same key of the same tenant is the same job."""
+    digest = hmac.digest(tenant.encode(), idempotency_key.encode(), hashlib.sha256)
+    return str(uuid.UUID(bytes=digest[:16], version=5))
+
+
+def _matches(sighting: Sighting, tenant: str, status: JobStatus | None, label: tuple[str, str] | None) -> bool:
+    return (
+        sighting.meta["tenant"] == tenant
+        and (status is None or sighting.status is status)
+        and (label is None or sighting.meta["labels"].get(label[0]) == label[1])
+    )
+
+
+def _no_such(job_id: str) -> NotFound:
+    return NotFound(f"there is no job {job_id}; ended jobs are kept for a limited time")
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise QueueUnavailable(
+            "the queue does not answer; try again, with the same Idempotency-Key if it is a submit that must not double"
+        ) from error

@@ -1,0 +1,78 @@
+"""A Job as its owner sees it, put together from what the queue or the store knows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from api.queue.explain import status_of
+from serinette.job import AttemptOutcome, Job, JobStatus, Record, Result
+from serinette.ledger import Entry
+from serinette.names import Lane
+from serinette.spec import SCHEMA, GenerationSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One job as Redis holds it: what RQ keeps of it, and our ledger's entry."""
+
+    job_id: str
+    rq_status: str
+    meta: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    result: Result | None
+    entry: Entry
+
+    @property
+    def status(self) -> JobStatus:
+        """The state in our words."""
+        return status_of(self.rq_status, self.entry)
+
+    def job(self) -> Job:
+        """The job, without its place, ETA and what it waits for."""
+        status, entry, meta = self.status, self.entry, self.meta
+        # A newer gateway may have written it: to show a spec, the fields known here are enough.
+        spec = GenerationSpec.from_wire({**self.spec, "schema": SCHEMA})
+        return Job(
+            id=self.job_id,
+            tenant=meta["tenant"],
+            status=status,
+            spec=spec,
+            pool=meta["pool"],
+            lane=Lane(meta["lane"]),
+            labels=meta["labels"],
+            dialect=meta["dialect"],
+            created_at=datetime.fromisoformat(meta["created_at"]),
+            started_at=entry.attempts[-1].started_at if entry.attempts and status is not JobStatus.QUEUED else None,
+            ended_at=entry.ended_at,
+            timeout_s=meta["timeout_s"],
+            cancel_requested=entry.cancel_requested,
+            progress=entry.progress if status is JobStatus.RUNNING else None,
+            attempts=entry.attempts,
+            result=self.result if status is JobStatus.SUCCEEDED else None,
+            error=entry.error if status is JobStatus.FAILED else None,
+        )
+
+
+def job_of_record(record: Record) -> Job:
+    """A succeeded job that only the store remembers."""
+    attempt = record.attempt
+    if attempt.outcome is AttemptOutcome.RUNNING:  # the record is written by the attempt that it tells of
+        attempt = attempt.model_copy(update={"outcome": AttemptOutcome.SUCCEEDED, "ended_at": record.ended_at})
+    return Job(
+        id=record.job_id,
+        tenant=record.tenant,
+        status=JobStatus.SUCCEEDED,
+        spec=record.spec,
+        pool=record.pool,
+        lane=record.lane,
+        labels=record.labels,
+        dialect=record.dialect,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        ended_at=record.ended_at,
+        attempts=(attempt,),
+        result=record.result,
+    )
