@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
 
 from serinette.errors import ConfigurationError, NotFound, RequestError, StoreUnavailable, TooLarge
 from serinette.settings import SharedSettings
 
+if TYPE_CHECKING:
+    from obstore import GetOptions, ObjectMeta
+    from obstore.store import ClientConfig, RetryConfig
+
 CHUNK_BYTES = 1024 * 1024
-# S3 refuses parts below 5 MiB.
+# S3 refuses parts below 5 MiB; two in flight bound what one transfer keeps in memory.
 PART_BYTES = 5 * 1024 * 1024
 PARTS_IN_FLIGHT = 2
 
 # An endpoint that refuses, cannot be reached or says nothing is given up within about ten seconds.
-_RETRY: Any = {
+_RETRY: RetryConfig = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=6),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
 # `timeout` spans a whole body, and a slow listener's takes long; silence is what `read_timeout` bounds.
-_CLIENT: Any = {"connect_timeout": "3s", "read_timeout": "8s", "timeout": "1h"}
+_CLIENT: ClientConfig = {"connect_timeout": "3s", "read_timeout": "8s", "timeout": "1h"}
+_ABORT_TIMEOUT_S = 10
 
 # What serinette/names.py writes, and nothing that a file system or a URL could read otherwise.
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -51,7 +57,7 @@ class Store:
     """One bucket or directory, under one prefix.
 
     Every method raises RequestError for a key that serinette/names.py could not have made, and StoreUnavailable
-    (retryable) when the store does not answer within about ten seconds or refuses our credentials.
+    (retryable) when the store does not answer within about ten seconds, has no such bucket or refuses our credentials.
     """
 
     def __init__(self, store: ObjectStore, public: S3Store | GCSStore | AzureStore | None = None) -> None:
@@ -72,18 +78,27 @@ class Store:
         return cls(store, public if isinstance(public, _SIGNING) else None)
 
     def ping(self) -> None:
-        """Ask the store for one listing."""
-        with _own_errors("the store"):
+        """Ask the store for one short listing."""
+        with _own_errors("a ping", missing=StoreUnavailable):
             next(iter(obstore.list(self._store, "ping", chunk_size=1)), None)
 
     def put(self, key: str, data: bytes | Path, content_type: str | None = None) -> None:
         """Write an object, whole or not at all; an older one of this key is replaced."""
-        with _own_errors(key):
-            obstore.put(self._store, _checked(key), data, attributes=self._attributes(content_type))
+        # A directory has nowhere to keep a content type, and says so by an error.
+        attributes = {"Content-Type": content_type} if content_type and isinstance(self._store, _SIGNING) else None
+        with _own_errors(key, missing=StoreUnavailable):
+            obstore.put(
+                self._store,
+                _checked(key),
+                data,
+                attributes=attributes,
+                chunk_size=PART_BYTES,
+                max_concurrency=PARTS_IN_FLIGHT,
+            )
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless there is one; of many callers exactly one gets True."""
-        with _own_errors(key):
+        with _own_errors(key, missing=StoreUnavailable):
             try:
                 obstore.put(self._store, _checked(key), data, mode="create")
             except AlreadyExistsError:
@@ -104,13 +119,18 @@ class Store:
         """Write an object's bytes to `path`, a chunk at a time. Raises NotFound."""
         with _own_errors(key):
             chunks = obstore.get(self._store, _checked(key)).stream(CHUNK_BYTES)
-            with path.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
+        with path.open("wb") as file:
+            while chunk := self._next(key, chunks):
+                file.write(chunk)
+
+    @staticmethod
+    def _next(key: str, chunks: Iterator[bytes]) -> bytes | None:
+        with _own_errors(key):
+            return next(chunks, None)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Every object under `prefix`, in no order."""
-        with _own_errors(prefix):
+        with _own_errors(prefix, missing=StoreUnavailable):
             for found in obstore.list(self._store, _checked(prefix.rstrip("/"))):
                 yield from map(_stored, found)
 
@@ -125,75 +145,125 @@ class Store:
     def delete_prefix(self, prefix: str) -> int:
         """Erase everything under `prefix`; how many objects there were."""
         count = 0
-        for count, found in enumerate(self.list(prefix), 1):
-            self.delete(found.key)
+        with _own_errors(prefix):
+            for found in obstore.list(self._store, _checked(prefix.rstrip("/"))):
+                keys = [meta["path"] for meta in found]
+                count += len(keys)
+                try:
+                    obstore.delete(self._store, keys)
+                except FileNotFoundError:  # another sweep was here in between; the rest is still ours
+                    for key in keys:
+                        self.delete(key)
         return count
 
     def sign_get(self, key: str, expires_s: int) -> str | None:
-        """URL that anyone may read the object by for `expires_s`; None when this store has none to give.
+        """URL that anyone may GET (not HEAD) the object by for `expires_s`; None when this store has none to give.
 
-        Its Content-Type is the one given to `put`: obstore cannot sign an override.
+        It answers with the content type given to `put`: obstore cannot sign another, nor a file name.
         """
         return self._sign("GET", key, expires_s)
 
     def sign_put(self, key: str, expires_s: int) -> str | None:
-        """URL that anyone may write the object by for `expires_s`; None when this store has none to give."""
+        """URL that anyone may PUT the object by for `expires_s`; None when this store has none to give."""
         return self._sign("PUT", key, expires_s)
 
-    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """Bytes `start` to `end` (exclusive, None: the end) in chunks. Raises NotFound at the first."""
+    def _sign(self, method: Literal["GET", "PUT"], key: str, expires_s: int) -> str | None:
+        if self._public is None:
+            return None
         with _own_errors(key):
-            span: Any = {"offset": start} if end is None else (start, end)
-            found = await obstore.get_async(self._store, _checked(key), options={"range": span})
+            return obstore.sign(self._public, method, _checked(key), timedelta(seconds=expires_s))
+
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Bytes `start` to `end` (exclusive; None means the end) in chunks of about 1 MiB.
+
+        The span must begin inside the object: compare with `head().size_bytes` first.
+
+        Raises:
+            NotFound: at the first chunk.
+        """
+        options: GetOptions = {}
+        if end is not None:
+            options = {"range": (start, end)}
+        elif start:
+            options = {"range": {"offset": start}}
+        with _own_errors(key):
+            found = await obstore.get_async(self._store, _checked(key), options=options)
             async for chunk in found.stream(CHUNK_BYTES):
                 yield bytes(chunk)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], max_bytes: int) -> int:
         """Write an object of unknown length, a part at a time; its size in bytes.
 
+        Whatever ends it early (an error of `chunks`, a cancellation) leaves nothing in the store.
+
         Raises:
-            TooLarge: more than `max_bytes` came; nothing is left in the store.
+            TooLarge: more than `max_bytes` came.
         """
-        size = 0
-
-        async def bounded() -> AsyncIterator[bytes]:
-            nonlocal size
-            async for chunk in chunks:
-                size += len(chunk)
-                if size > max_bytes:
-                    raise TooLarge(f"the body is longer than the {max_bytes} bytes allowed; send a smaller file")
-                yield chunk
-
-        with _own_errors(key):
-            await obstore.put_async(
-                self._store, _checked(key), bounded(), chunk_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT
+        body = _Body(chunks, max_bytes)
+        with _own_errors(key, missing=StoreUnavailable):
+            upload = asyncio.ensure_future(
+                obstore.put_async(
+                    self._store, _checked(key), body, chunk_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT
+                )
             )
-        return size
+            try:
+                await asyncio.shield(upload)
+            except asyncio.CancelledError:
+                # obstore aborts a multipart upload when its body fails, and forgets one that is canceled.
+                body.stop()
+                upload.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+                await asyncio.wait({upload}, timeout=_ABORT_TIMEOUT_S)
+                raise
+        return body.size_bytes
 
-    def _attributes(self, content_type: str | None) -> dict[str, str] | None:
-        return {"Content-Type": content_type} if content_type and isinstance(self._store, _SIGNING) else None
 
-    def _sign(self, method: Any, key: str, expires_s: int) -> str | None:
-        if self._public is None:
-            return None
-        with _own_errors(key):
-            return obstore.sign(self._public, method, _checked(key), timedelta(seconds=expires_s))
+class _Body:
+    """An upload's chunks, counted, bounded, and ended by an error once nobody wants them."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], max_bytes: int) -> None:
+        self.size_bytes = 0
+        self._chunks = chunks
+        self._max_bytes = max_bytes
+        self._stopped = False
+        self._reading: asyncio.Task[object] | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._reading = asyncio.current_task()
+        if self._stopped:
+            raise asyncio.CancelledError
+        chunk = await anext(self._chunks)
+        self.size_bytes += len(chunk)
+        if self.size_bytes > self._max_bytes:
+            raise TooLarge(f"the body is longer than the {self._max_bytes} bytes allowed; send a smaller file")
+        return chunk
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._reading is not None:
+            self._reading.cancel()
 
 
 def _connect(url: str, endpoint: str | None) -> ObjectStore:
-    client = {**_CLIENT, "allow_http": (endpoint or "").startswith("http://")}
     scheme = urlsplit(url).scheme
+    client: ClientConfig = {**_CLIENT, "allow_http": True} if (endpoint or "").startswith("http://") else _CLIENT
     try:
         if scheme == "file":
             return LocalStore(Path(unquote(urlsplit(url).path)), mkdir=True, automatic_cleanup=True)
-        if scheme == "gs":
-            base = {"base_url": endpoint} if endpoint else {}
-            return GCSStore.from_url(url, config=base, client_options=client, retry_config=_RETRY)
-        config = {"endpoint": endpoint} if endpoint else {}
-        if scheme == "az":
-            return AzureStore.from_url(url, config=config, client_options=client, retry_config=_RETRY)
         if scheme == "s3":
-            return S3Store.from_url(url, config=config, client_options=client, retry_config=_RETRY)
+            return S3Store.from_url(
+                url, config={"endpoint": endpoint} if endpoint else {}, client_options=client, retry_config=_RETRY
+            )
+        if scheme == "gs":
+            return GCSStore.from_url(
+                url, config={"base_url": endpoint} if endpoint else {}, client_options=client, retry_config=_RETRY
+            )
+        if scheme == "az":
+            return AzureStore.from_url(
+                url, config={"endpoint": endpoint} if endpoint else {}, client_options=client, retry_config=_RETRY
+            )
     except (BaseError, OSError, ValueError) as error:
         raise ConfigurationError(f"store_url {url}: {str(error).partition(chr(10))[0]}") from error
     raise ConfigurationError(f"store_url {url}: its scheme must be file, s3, gs or az")
@@ -201,19 +271,22 @@ def _connect(url: str, endpoint: str | None) -> ObjectStore:
 
 def _checked(key: str) -> str:
     if len(key) > 900 or not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):
-        raise RequestError(f"{key[:200]!r} is not a key of the store: use serinette.names")
+        raise RequestError(f"{key[:200]!r} is not a key of the store: use those of serinette.names")
     return key
 
 
-def _stored(meta: Any) -> StoredObject:
+def _stored(meta: ObjectMeta) -> StoredObject:
     return StoredObject(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
 
 
 @contextmanager
-def _own_errors(what: str) -> Iterator[None]:
+def _own_errors(what: str, *, missing: type[NotFound] | type[StoreUnavailable] = NotFound) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise NotFound(f"{what} is not in the store") from error
+        why = "is not in the store" if missing is NotFound else "cannot be kept: the store's bucket does not exist"
+        raise missing(f"{what} {why}") from error
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise StoreUnavailable(f"the store refuses our credentials for {what}; its operator must mend them") from error
     except (BaseError, OSError) as error:
         raise StoreUnavailable(f"the store does not answer for {what}; try again later") from error

@@ -61,6 +61,7 @@ class S3:
     access_key: str
     secret_key: str
     process: subprocess.Popen[bytes]
+    filer: str  # where tests see what S3 hides, e.g. unfinished uploads
 
     @property
     def environment(self) -> dict[str, str]:
@@ -100,7 +101,7 @@ def seaweedfs(directory: Path) -> Iterator[S3]:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
     try:
         _wait_until_healthy(f"http://127.0.0.1:{s3}/healthz", process, directory / "weed.log")
-        yield S3(f"http://127.0.0.1:{s3}", ACCESS_KEY, SECRET_KEY, process)
+        yield S3(f"http://127.0.0.1:{s3}", ACCESS_KEY, SECRET_KEY, process, f"http://127.0.0.1:{filer}")
     finally:
         process.kill()  # it may take more than 10 s to leave when asked, and its data are thrown away
         process.wait()
