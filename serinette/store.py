@@ -35,7 +35,7 @@ _RETRY: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
 # `timeout` spans a whole body, and a slow listener's takes long; silence is what `read_timeout` bounds.
-_CLIENT: ClientConfig = {"connect_timeout": "3s", "read_timeout": "8s", "timeout": "1h"}
+_CLIENT: ClientConfig = {"connect_timeout": "3s", "read_timeout": "10s", "timeout": "1h"}
 _ABORT_TIMEOUT_S = 10
 
 # What serinette/names.py writes, and nothing that a file system or a URL could read otherwise.
