@@ -19,7 +19,13 @@ class WorkerSettings(SharedSettings):
     slots: int = Field(2, ge=1, le=64, description="Jobs held at a time: one sings while another encodes and uploads.")
     drain_timeout_s: float = Field(3600, ge=0, description="On SIGTERM, how long running jobs may still finish.")
     work_dir: Path = Field(
-        Path(tempfile.gettempdir()) / "serinette", description="For the engine's socket, checkpoints and spools."
+        Path(tempfile.gettempdir()) / "serinette", description="For checkpoints, and each worker's run directory."
+    )
+    run_dir: Path | None = Field(
+        None, description="Set by the supervisor: its own directory, for the engine's socket and spools."
+    )
+    store_patience_s: float = Field(
+        300, ge=0, description="How long a sung song waits for a store that is away before its attempt fails."
     )
 
     model: str = Field("bundled", description="A directory, hub id or object-store URL of a checkpoint, or `bundled`.")
@@ -45,4 +51,4 @@ class WorkerSettings(SharedSettings):
     @property
     def engine_socket(self) -> Path:
         """Unix socket between slots and engine; below the 108 bytes that the kernel allows."""
-        return self.work_dir / "engine.sock"
+        return (self.run_dir or self.work_dir) / "engine.sock"

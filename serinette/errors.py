@@ -198,3 +198,13 @@ class Superseded(Interruption):
     """Another attempt owns the job, or it has ended."""
 
     code = "superseded"
+
+
+def of_code(code: str, message: str) -> SerinetteError:
+    """The error that another process told of by its `code`; an unknown code becomes a plain SingError."""
+    kinds: list[type[SerinetteError]] = [SerinetteError]
+    for kind in kinds:
+        if kind.code == code:
+            return kind(message)
+        kinds += kind.__subclasses__()
+    return SingError(message)

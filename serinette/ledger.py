@@ -177,10 +177,14 @@ class Ledger:
             pipe.hset(self.keys.ledger(job_id), "tenant", tenant)
             pipe.execute()
 
-    def begin_attempt(self, job_id: str, attempt_id: str, worker: str) -> int:
-        """Claim: the attempt's number from 1; 0 if the job is over, -1 if its cancel flag is set."""
+    def begin_attempt(self, job_id: str, attempt_id: str, worker: str, pipeline: Pipeline | None = None) -> int:
+        """Claim: the attempt's number from 1; 0 if the job is over, -1 if its cancel flag is set.
+
+        In a `pipeline` the answer comes with its results, not here.
+        """
         keys = [self.keys.ledger(job_id), self.keys.events(job_id)]
-        return int(self.redis.eval(_BEGIN, 2, *keys, attempt_id, worker, now().isoformat(), MAX_EVENTS))
+        told = (pipeline or self.redis).eval(_BEGIN, 2, *keys, attempt_id, worker, now().isoformat(), MAX_EVENTS)
+        return int(told) if pipeline is None else 0
 
     def progress(self, job_id: str, attempt_id: str, progress: Progress) -> int:
         """Tell progress: 1 told, -1 told and cancel is requested, 0 this attempt is no longer in charge."""
@@ -225,10 +229,11 @@ class Ledger:
         """Queue the read on a pipeline; parse its result with `Entry.parse`."""
         pipeline.hgetall(self.keys.ledger(job_id))
 
-    def forget(self, job_id: str, tenant: str) -> None:
-        """Erase all trace of an ended job."""
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.delete(self.keys.ledger(job_id), self.keys.events(job_id))
-            pipe.zrem(self.keys.live, job_id)
-            pipe.zrem(self.keys.jobs(tenant), job_id)
+    def forget(self, job_id: str, tenant: str, pipeline: Pipeline | None = None) -> None:
+        """Erase all trace of a job that has ended or never began; rides in `pipeline` if given."""
+        pipe = self.redis.pipeline(transaction=True) if pipeline is None else pipeline
+        pipe.delete(self.keys.ledger(job_id), self.keys.events(job_id))
+        pipe.zrem(self.keys.live, job_id)
+        pipe.zrem(self.keys.jobs(tenant), job_id)
+        if pipeline is None:
             pipe.execute()
