@@ -6,9 +6,17 @@ Alone, both bends do nothing: a song is bit for bit the stock pipeline's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from diffusers import AceStepPipeline
 from diffusers.models.transformers.ace_step_transformer import AceStepAttnProcessor2_0
 from torch import Tensor, nn
+
+# The stock 256 cut long captions from the right, where bpm and key stand. The text encoder takes 32,768.
+MAX_TEXT_TOKENS = 1024
+# What ACE-Step 1.5 was trained with.
+MAX_LYRIC_TOKENS = 2048
+# A caption's tokens can differ by a few inside the template.
+_SPARE_TOKENS = 8
 
 
 class CrossAttention(AceStepAttnProcessor2_0):  # type: ignore[misc]  # diffusers ships no types
@@ -56,8 +64,34 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
     def sing(self, metadata: Sequence[dict[str, object]], **arguments: object) -> Tensor:
         """Latents [songs, frames, dims]. `metadata`: bpm, keyscale, timesignature, audio_duration of each song."""
         self._metadata = metadata
-        latents: Tensor = self(output_type="latent", return_dict=False, **arguments)[0]
+        latents: Tensor = self(
+            output_type="latent",
+            return_dict=False,
+            max_text_length=MAX_TEXT_TOKENS,
+            max_lyric_length=MAX_LYRIC_TOKENS,
+            **arguments,
+        )[0]
         return latents
+
+    def fit(
+        self, prompt: str, lyrics: str, language: str, metadata: dict[str, object], instruction: str
+    ) -> tuple[str, tuple[str, ...]]:
+        """The caption, cut where bpm and key would otherwise fall off the text's end, and warnings on what is cut."""
+        text, words = super()._format_prompt(
+            prompt="", lyrics=lyrics, vocal_language=language, instruction=instruction, **metadata
+        )
+        warnings = []
+        room = MAX_TEXT_TOKENS - _SPARE_TOKENS - len(self.tokenizer(text).input_ids)
+        spans = self.tokenizer(prompt, return_offsets_mapping=True).offset_mapping
+        if len(spans) > room:
+            kept = spans[room][0]
+            warnings.append(f"prompt: only its first {kept} of {len(prompt)} characters are heard; make it shorter")
+            prompt = prompt[:kept]
+        sung = len(self.tokenizer(words).input_ids)
+        if sung > MAX_LYRIC_TOKENS:
+            share = 100 * MAX_LYRIC_TOKENS // sung
+            warnings.append(f"lyrics: only about the first {share} % are sung; make them shorter")
+        return prompt, tuple(warnings)
 
     def encode_prompt(self, *args: object, **arguments: object) -> tuple[Tensor, ...]:
         """Encode the texts of a batch, from its first song on."""

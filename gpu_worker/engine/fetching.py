@@ -1,0 +1,91 @@
+"""Checkpoints from an object store, brought below the worker's own directory once and whole."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gpu_worker.engine.publishing import publish
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError, RequestError
+from serinette.store import Store, StoredObject
+
+logger = logging.getLogger(__name__)
+
+# Written by `sha256sum` beside the checkpoint; checked when it is there.
+_CHECKSUMS = "SHA256SUMS"
+_DOWNLOADS_AT_ONCE = 4
+
+
+def fetch(settings: WorkerSettings, directory: Path) -> Path:
+    """The checkpoint under the URL `settings.model`, as a directory below `directory`.
+
+    Another version under the same URL (other sizes or ETags) gets another directory.
+
+    Raises:
+        ConfigurationError: nothing lies there, or what came is not what the store or SHA256SUMS announced.
+        StoreUnavailable: the store does not answer.
+    """
+    url = urlsplit(settings.model)
+    prefix = url.path.strip("/")
+    if not prefix:
+        raise ConfigurationError(f"model {settings.model}: name the prefix too, e.g. {settings.model}/turbo")
+    store = _open(settings, f"{url.scheme}://{url.netloc}")
+    try:
+        found = sorted(store.list(prefix), key=lambda stored: stored.key)
+        files = {stored.key.removeprefix(f"{prefix}/"): stored for stored in found}
+        files = {name: stored for name, stored in files.items() if not _hidden(name)}
+        if not files:
+            raise ConfigurationError(f"model {settings.model}: the store holds nothing under this prefix")
+        version = hashlib.sha256(repr([(settings.model, f.key, f.size_bytes, f.etag) for f in found]).encode())
+        target = directory / f"{prefix.rpartition('/')[2]}-{version.hexdigest()[:16]}"
+        return publish(target, partial(_download, store, files))
+    except RequestError as error:
+        raise ConfigurationError(f"model {settings.model}: {error.message}") from error
+
+
+def _open(settings: WorkerSettings, root: str) -> Store:
+    endpoint = settings.model_endpoint
+    if endpoint is None and urlsplit(settings.store_url).scheme == urlsplit(root).scheme:
+        endpoint = settings.store_endpoint
+    update = {"store_url": root, "store_endpoint": endpoint, "store_public_endpoint": None}
+    return Store.open(settings.model_copy(update=update))
+
+
+def _download(store: Store, files: dict[str, StoredObject], target: Path) -> None:
+    size_gb = sum(stored.size_bytes for stored in files.values()) / 1e9
+    logger.info("downloading a checkpoint of %d files, %.2f GB", len(files), size_gb)
+
+    def one(item: tuple[str, StoredObject]) -> None:
+        path = target / item[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.download(item[1].key, path)
+        if path.stat().st_size != item[1].size_bytes:
+            raise ConfigurationError(
+                f"{item[1].key}: {path.stat().st_size} bytes came of {item[1].size_bytes}; "
+                "it may have been replaced during the download, start again"
+            )
+
+    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+        list(pool.map(one, files.items()))
+    _check_sums(target)
+
+
+def _check_sums(directory: Path) -> None:
+    sums = directory / _CHECKSUMS
+    if not sums.exists():
+        return
+    for line in sums.read_text().splitlines():
+        expected, _, name = line.partition(" ")
+        path = directory / name.strip().removeprefix("*").removeprefix("./")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                raise ConfigurationError(f"{name.strip()}: its SHA-256 is not the one in {_CHECKSUMS}; upload it again")
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

@@ -1,0 +1,162 @@
+"""From settings to an engine: where the checkpoint is, whether it is whole, and on what it runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+from safetensors import SafetensorError, safe_open
+
+from gpu_worker.engine.ace_step import AceStepEngine
+from gpu_worker.engine.checkpoint import bundled_checkpoint
+from gpu_worker.engine.fetching import fetch
+from gpu_worker.engine.pipeline import SongPipeline
+from gpu_worker.engine.revision import revision_of
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on this machine's disk. `revision` is the hub's commit; None where the files must tell."""
+
+    directory: Path
+    name: str
+    revision: str | None = None
+
+
+def load(settings: WorkerSettings) -> AceStepEngine:
+    """Load the checkpoint of `settings`, ready to sing.
+
+    Raises:
+        ConfigurationError: there is no such checkpoint or device, or the files are not whole.
+        StoreUnavailable: the object store that holds it does not answer.
+    """
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ships no types for it
+    started = time.monotonic()
+    device = device_of(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    checkpoint = locate(settings)
+    check(checkpoint.directory)
+    pipe = _pipeline(checkpoint.directory, _dtype(settings, device))
+    _place(pipe, settings, device)
+    revision = checkpoint.revision or revision_of(checkpoint.directory)
+    name = settings.model_name or checkpoint.name
+    logger.info("loaded %s in %.1f s: %s on %s", name, time.monotonic() - started, checkpoint.directory, device)
+    return AceStepEngine(pipe, name=name, revision=revision, device=_in_words(device))
+
+
+def device_of(settings: WorkerSettings) -> torch.device:
+    """The device that `settings` mean. Raises ConfigurationError for one that is not there."""
+    cuda = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if cuda else "cpu") if settings.device == "auto" else settings.device)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device {settings.device}: must be auto, cpu, cuda or cuda:N") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigurationError(f"device {settings.device}: must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not cuda or (device.index or 0) >= torch.cuda.device_count()):
+        found = f"{torch.cuda.device_count()} CUDA device(s)" if cuda else "no CUDA device"
+        raise ConfigurationError(f"device {settings.device}: torch {torch.__version__} finds {found}; use auto or cpu")
+    if settings.cpu_offload and device.type != "cuda":
+        raise ConfigurationError("cpu_offload: needs a CUDA device to take the parts from; switch it off on a CPU")
+    return device
+
+
+def locate(settings: WorkerSettings) -> Checkpoint:
+    """The checkpoint that `settings.model` names, on this machine's disk: built, found or downloaded."""
+    checkpoints = settings.work_dir / "checkpoints"
+    url = urlsplit(settings.model)
+    directory = Path(unquote(url.path)) if url.scheme == "file" else Path(settings.model).expanduser()
+    name = directory.name
+    try:
+        if settings.model == "bundled":
+            return Checkpoint(bundled_checkpoint(checkpoints), "bundled")
+        if url.scheme in {"s3", "gs", "az"}:
+            return Checkpoint(fetch(settings, checkpoints), name)
+        if directory.is_dir():
+            return Checkpoint(directory, name)
+        if hub := _HUB_ID.fullmatch(settings.model):
+            snapshot = Path(SongPipeline.download(hub["id"], revision=hub["revision"], use_safetensors=True))
+            return Checkpoint(snapshot, hub["id"].partition("/")[2], snapshot.name)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"model {settings.model}: cannot be fetched: {_first_line(error)}") from error
+    raise ConfigurationError(
+        f"model {settings.model}: no such directory, and neither `bundled`, a hub id (owner/name) nor a URL "
+        "(s3://, gs://, az://, file://)"
+    )
+
+
+def check(directory: Path) -> None:
+    """Raise ConfigurationError unless `directory` holds an ACE-Step pipeline whose weights are whole."""
+    index = directory / "model_index.json"
+    try:
+        kind = json.loads(index.read_text()).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{index}: cannot be read, so this is no checkpoint in diffusers' layout") from error
+    if kind not in {"AceStepPipeline", SongPipeline.__name__}:
+        raise ConfigurationError(f"{index}: names a {kind}; an AceStepPipeline is needed")
+    for path in sorted(directory.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):  # compares the header with the file's length
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ConfigurationError(f"{path}: is damaged or cut off ({error}); fetch it again") from error
+
+
+def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
+    try:
+        pipe: SongPipeline = SongPipeline.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{directory}: cannot be loaded: {_first_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _place(pipe: SongPipeline, settings: WorkerSettings, device: torch.device) -> None:
+    if device.type == "cuda":
+        # Otherwise cuDNN may choose another, equally fast sum for the same song.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    if settings.cpu_offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    if settings.vae_tiling:
+        pipe.vae.enable_tiling()
+    if settings.compile:
+        for module in (pipe.transformer, pipe.vae.decoder):
+            module.forward = torch.compile(module.forward)
+
+
+def _dtype(settings: WorkerSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return dtypes[settings.dtype]
+
+
+def _in_words(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

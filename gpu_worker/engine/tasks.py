@@ -1,0 +1,141 @@
+"""A request in the pipeline's words: which arguments each task takes, and what the source's length allows."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_worker.engine.base import SongRequest
+from gpu_worker.engine.sampling import effective_task, has_codes, has_source
+from serinette.errors import InvalidAudio, InvalidSpec
+from serinette.job import Sampling
+from serinette.spec import GenerationSpec, Task
+
+# What ACE-Step 1.5's own server sends for a song without words.
+INSTRUMENTAL = "[Instrumental]"
+AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The checkpoint's measures of time and size."""
+
+    sample_rate: int
+    channels: int
+    latents_per_s: float
+    latents_per_code: int
+    code_count: int
+    max_duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The part of the source that is sung anew, in seconds."""
+
+    start_s: float
+    end_s: float
+
+
+def length_s(request: SongRequest, grid: Grid) -> float:
+    """How long the song will be.
+
+    Raises:
+        InvalidSpec: the codes are not the checkpoint's.
+        InvalidAudio: the source has the wrong channels, or is too long.
+    """
+    for role, samples in (("source", request.source), ("reference", request.reference)):
+        if samples is not None and samples.shape[0] != grid.channels:
+            raise InvalidAudio(f"the {role} audio has {samples.shape[0]} channels, the model takes {grid.channels}")
+    duration_s = request.spec.duration_s
+    if has_codes(request.spec):
+        duration_s = _code_count(request.spec, grid) * grid.latents_per_code / grid.latents_per_s
+    elif has_source(request.spec):
+        if request.source is None:
+            raise InvalidAudio("the source audio did not come with the request")
+        duration_s = request.source.shape[1] / grid.sample_rate
+    if duration_s > grid.max_duration_s:
+        raise InvalidAudio(f"the song would last {duration_s:.1f} s; at most {grid.max_duration_s:g} s can be sung")
+    return duration_s
+
+
+def _code_count(spec: GenerationSpec, grid: Grid) -> int:
+    codes = [int(code) for code in AUDIO_CODE.findall(spec.audio_codes or "")]
+    if not codes:
+        raise InvalidSpec("audio_codes: holds no <|audio_code_N|>", field="audio_codes")
+    if max(codes) >= grid.code_count:
+        raise InvalidSpec(
+            f"audio_codes: {max(codes)} is not one of this checkpoint's codes, 0 to {grid.code_count - 1}",
+            field="audio_codes",
+        )
+    return len(codes)
+
+
+def window_of(spec: GenerationSpec, duration_s: float) -> tuple[Window | None, tuple[str, ...]]:
+    """The window of repaint and lego on a source of `duration_s`, and warnings; None for other tasks.
+
+    Raises:
+        InvalidSpec: the window starts where the source has ended.
+    """
+    if spec.task not in {Task.REPAINT, Task.LEGO}:
+        return None, ()
+    start_s = spec.repaint_start_s or 0.0
+    end_s = duration_s if spec.repaint_end_s is None else spec.repaint_end_s
+    if start_s >= duration_s:
+        raise InvalidSpec(
+            f"repaint_start_s: must be less than the source's length, {duration_s:.2f} s", field="repaint_start_s"
+        )
+    if end_s > duration_s:
+        return Window(start_s, duration_s), (
+            f"repaint_end_s: {end_s:g} is past the end of the source; sung to its end at {duration_s:.2f} s",
+        )
+    return Window(start_s, end_s), ()
+
+
+def shared_arguments(spec: GenerationSpec, sampling: Sampling) -> dict[str, Any]:
+    """What all songs of a batch have in common."""
+    task = effective_task(spec)
+    return {
+        "task_type": str(task),
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "shift": sampling.shift,
+        "cfg_interval_start": spec.cfg_start,
+        "cfg_interval_end": spec.cfg_end,
+        "timesteps": list(spec.timesteps) if spec.timesteps else None,
+        "audio_cover_strength": spec.cover_strength if task is Task.COVER else 1.0,
+        "audio_codes": spec.audio_codes if has_codes(spec) else None,
+        "track_name": spec.track if task in {Task.EXTRACT, Task.LEGO} else None,
+        "complete_track_classes": list(spec.tracks) if spec.tracks and task is Task.COMPLETE else None,
+    }
+
+
+def window_arguments(window: Window | None, grid: Grid) -> dict[str, float]:
+    """The window in the pipeline's seconds, widened to whole latent frames.
+
+    The pipeline takes `int(seconds * rate)`: half a frame more keeps rounding from losing one.
+    """
+    if window is None:
+        return {}
+    return {
+        "repainting_start": (math.floor(window.start_s * grid.latents_per_s) + 0.5) / grid.latents_per_s,
+        "repainting_end": (math.ceil(window.end_s * grid.latents_per_s) + 0.5) / grid.latents_per_s,
+    }
+
+
+def metadata_of(spec: GenerationSpec, duration_s: float) -> dict[str, object]:
+    """What the text tells the model besides the caption, in the spelling it was trained on."""
+    signature = spec.time_signature and spec.time_signature.partition("/")[0]
+    key = spec.key_scale and re.sub(r" ?(major|minor)$", r" \1", spec.key_scale)
+    return {"bpm": spec.bpm, "keyscale": key, "timesignature": signature, "audio_duration": duration_s}
+
+
+def language_of(spec: GenerationSpec) -> str:
+    """The language without region or script: the model knows `ja`, not `ja-JP`."""
+    return spec.vocal_language.partition("-")[0].lower()
+
+
+def lyrics_of(spec: GenerationSpec) -> str:
+    """The words, or what stands for none."""
+    return spec.lyrics if spec.lyrics.strip() else INSTRUMENTAL
