@@ -1,0 +1,5 @@
+"""`python -m serinette.cli`."""
+
+from serinette.cli import main
+
+main()

@@ -1,0 +1,57 @@
+"""All commands under one name, and what a failure looks like."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from serinette.cli import jobs, serve
+from serinette.cli.terminal import errors
+from serinette.errors import SerinetteError, Unavailable
+
+EXIT_FAILED = 1
+EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="serinette",
+    help="Serverless music generation: from one machine to a cluster of GPUs.",
+    epilog="Exit status: 0 done; 1 it failed; 2 wrong usage; 3 no server answers; 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up")(serve.up)
+app.command("demo")(serve.demo)
+app.command("submit")(jobs.submit)
+app.command("watch")(jobs.watch)
+app.command("jobs")(jobs.jobs)
+app.command("cancel")(jobs.cancel)
+app.command("queue")(jobs.queue)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from serinette import __version__  # noqa: PLC0415  # as light as the command
+
+    typer.echo(f"serinette {__version__}")
+
+
+def run() -> None:
+    """Run a command; every error on purpose is one message and an exit status."""
+    try:
+        app()
+    except SerinetteError as error:
+        errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
+        sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILED)
+    except ModuleNotFoundError as error:
+        if error.name not in {"redis", "pydantic_settings"}:
+            raise
+        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[local]'", soft_wrap=True)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

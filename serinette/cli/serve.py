@@ -1,0 +1,126 @@
+"""`serinette up` and `serinette demo`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from serinette import __version__
+from serinette.cli.jobs import follow
+from serinette.cli.terminal import TreeView, errors, output, program, seconds
+from serinette.client import Client
+from serinette.errors import SingError
+from serinette.spec import AudioFormat, GenerationSpec
+
+if TYPE_CHECKING:
+    from serinette.job import Result
+    from serinette.local import Local, LocalOptions
+
+_TEND_S = 0.1
+_DEMO = GenerationSpec(prompt="jazz piano, smooth", duration_s=15, format=AudioFormat.MP3)
+
+DataDir = Annotated[
+    Path, typer.Option("--data-dir", envvar="SERINETTE_DATA_DIR", help="For the queue, songs, checkpoints and logs.")
+]
+Host = Annotated[str, typer.Option(envvar="SERINETTE_HOST", help="Address to listen on; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option(envvar="SERINETTE_PORT", min=0, max=65_535, help="Port to listen on; 0: any.")]
+Model = Annotated[
+    str | None,
+    typer.Option(envvar="SERINETTE_MODEL", help="Directory, hub id or URL of a checkpoint; else the bundled one."),
+]
+Device = Annotated[str | None, typer.Option(envvar="SERINETTE_DEVICE", help="auto, cpu, cuda or cuda:N.")]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(envvar="SERINETTE_REDIS_URL", help="A running Valkey or Redis >= 7.2, instead of our own."),
+]
+DrainTimeout = Annotated[
+    float, typer.Option("--drain-timeout", min=0, help="Seconds that running songs may still take after Ctrl-C.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes write.")]
+
+
+def up(
+    data_dir: DataDir = Path("serinette-data"),
+    host: Host = "127.0.0.1",
+    port: Port = 8019,
+    model: Model = None,
+    device: Device = None,
+    redis_url: RedisUrl = None,
+    drain_timeout_s: DrainTimeout = 10.0,
+    verbose: Verbose = False,
+) -> None:
+    """Run everything on this machine: queue, gateway and a worker. Ctrl-C ends it all."""
+    from serinette.local import LocalOptions  # noqa: PLC0415  # as heavy as a server, which the other commands are not
+
+    worker = {"SERINETTE_MODEL": model, "SERINETTE_DEVICE": device}
+    given = {name: value for name, value in worker.items() if value is not None}
+    errors.print(f"Serinette {__version__}")
+    try:
+        with _running(LocalOptions(data_dir, host, port, drain_timeout_s, redis_url, given), verbose=verbose) as local:
+            errors.print(f"[bold]Listening on {local.url}[/]", soft_wrap=True)
+            errors.print(f"  a song:  {program()} submit 'jazz piano, smooth' -d 15 -o song.mp3", soft_wrap=True)
+            errors.print(f"  data in {escape(str(data_dir))}, logs in {escape(str(data_dir / 'logs'))}", soft_wrap=True)
+            errors.print("  Ctrl-C ends everything, a second one at once")
+            while True:
+                local.tend()
+                time.sleep(_TEND_S)
+    except KeyboardInterrupt:
+        errors.print("Ended.")
+
+
+def demo(
+    output_path: Annotated[Path, typer.Option("--output", "-o", help="Where to write the song.")] = Path("demo.mp3"),
+    data_dir: DataDir = Path("serinette-data"),
+    port: Port = 8019,
+    verbose: Verbose = False,
+) -> None:
+    """Start everything, sing one song of 15 s on the bundled checkpoint, and end everything."""
+    from serinette.local import LocalOptions  # noqa: PLC0415  # as in `up`
+
+    options = LocalOptions(data_dir, port=port, drain_timeout_s=0, worker={"SERINETTE_MODEL": "bundled"})
+    started_s = time.monotonic()
+    with _running(options, verbose=verbose) as local:
+        start_s = time.monotonic() - started_s
+        with Client(local.url) as client:
+            job = follow(client, client.submit(_DEMO), local.tend)
+            if job.result is None:
+                reason = job.error.message if job.error else "nobody said why"
+                raise SingError(f"the song {job.status}: {reason}. Logs: {local.log_dir}")
+            client.download(job.id, output_path)
+    _tell_demo(job.result, output_path, start_s, time.monotonic() - started_s)
+
+
+def _tell_demo(result: Result, path: Path, start_s: float, total_s: float) -> None:
+    song, timings = result.artifacts[0], result.timings
+    output.print(f"[bold]{escape(str(path.absolute()))}[/]", soft_wrap=True)
+    errors.print(
+        f"  {song.duration_s:.1f} s of {song.format}, {song.size_bytes / 1024:.0f} KiB, seed {song.seed}, "
+        f"sung by {result.model} on this machine"
+    )
+    errors.print(
+        f"  it cost: {seconds(start_s)} to start everything, {seconds(timings.queue_s)} in the queue, "
+        f"{seconds(timings.sing_s)} to sing, {seconds(timings.encode_s)} to encode; {seconds(total_s)} in all"
+    )
+    errors.print("Everything it started has ended. To start the server for good:")
+    errors.print(f"  {program()} up", soft_wrap=True)
+
+
+@contextmanager
+def _running(options: LocalOptions, *, verbose: bool) -> Iterator[Local]:
+    """Everything up and ready, and ended in order afterwards."""
+    from serinette.local import Local  # noqa: PLC0415  # as heavy as a server, which the other commands are not
+
+    view = TreeView()
+    try:
+        with Local(options, view.tell, view.echo if verbose else None) as local:
+            local.wait_ready()
+            view.close()
+            yield local
+    finally:
+        view.close()

@@ -1,0 +1,214 @@
+"""What a job and a tree of processes look like in a terminal, and as plain lines where there is none.
+
+Songs, tables and JSON go to standard output; everything that comments on them goes to standard error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.status import Status
+from rich.table import Column, Table
+from rich.text import Text
+
+from serinette.job import Job, JobStatus, Stage, now
+from serinette.tree import Notice, Phase
+
+output = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+_STAGE_WORDS = {
+    Stage.STARTING: "starting",
+    Stage.WAITING_FOR_ENGINE: "waiting for the engine",
+    Stage.FETCHING: "fetching audio",
+    Stage.CONDITIONING: "reading the prompt",
+    Stage.DENOISING: "singing",
+    Stage.DECODING: "decoding",
+    Stage.ENCODING: "encoding",
+    Stage.UPLOADING: "storing",
+}
+STATUS_STYLES = {
+    JobStatus.QUEUED: "yellow",
+    JobStatus.RUNNING: "cyan",
+    JobStatus.SUCCEEDED: "green",
+    JobStatus.FAILED: "red",
+    JobStatus.CANCELED: "dim",
+}
+
+
+def program() -> str:
+    """How this program was called, as a person would type it again."""
+    called = Path(sys.argv[0])
+    found = shutil.which(called.name)
+    if found and Path(found).resolve() == called.resolve():
+        return called.name
+    try:
+        return str(called.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(called)
+
+
+def seconds(value_s: float) -> str:
+    """A duration as people say it: 3.2 s, 4 min 10 s, 2 h 5 min, 3 d 4 h."""
+    if value_s < 10:
+        return f"{value_s:.1f} s"
+    whole = round(value_s)
+    for unit_s, unit, below_s, below in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit_s:
+            return f"{whole // unit_s} {unit} {whole % unit_s // below_s} {below}"
+    return f"{whole} s"
+
+
+def age(at: datetime) -> str:
+    """How long ago, in one unit."""
+    words = seconds(max(0.0, (now() - at).total_seconds())).split(" ")
+    return f"{words[0]} {words[1]}"
+
+
+def state(job: Job) -> str:
+    """Where a job is: `queued, 3rd in its lane`, `singing, step 4 of 8`."""
+    if job.status is JobStatus.QUEUED:
+        return "queued" if job.position is None else f"queued, {_ordinal(job.position)} in its lane"
+    if job.status is not JobStatus.RUNNING or job.progress is None:
+        return job.status
+    words = _STAGE_WORDS[job.progress.stage]
+    if job.progress.stage is Stage.DENOISING and job.progress.steps:
+        return f"{words}, step {job.progress.step or 0} of {job.progress.steps}"
+    return words
+
+
+def _ordinal(number: int) -> str:
+    suffix = "th" if number % 100 in {11, 12, 13} else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
+
+
+class JobView:
+    """Shows one job while it is waited for: a bar that moves, or a line whenever its state changes."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._shown = ""
+        self._task: TaskID | None = None
+        bar = BarColumn(table_column=Column(ratio=1, min_width=10))
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description}", table_column=Column(max_width=28, no_wrap=True, overflow="ellipsis")),
+            bar,
+            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TimeElapsedColumn(),
+            console=errors,
+            expand=errors.width < 100,
+        )
+        self._live = Live(console=errors, get_renderable=self._render, refresh_per_second=8)
+        self._waiting_for = ""
+
+    def __enter__(self) -> Self:
+        if errors.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if errors.is_terminal:
+            self._live.stop()
+
+    def show(self, job: Job) -> None:
+        """Show the job as it is now."""
+        told = state(job)
+        self._waiting_for = job.waiting_for or ""
+        if not errors.is_terminal:
+            line = told.partition(",")[0] + (f" ({self._waiting_for})" if self._waiting_for else "")
+            if line != self._shown:
+                errors.print(f"{self._title}: {line}", markup=False, soft_wrap=True)
+                self._shown = line
+            return
+        if job.eta_s is not None and not job.status.ended:
+            told += f", {seconds(job.eta_s)} left"
+        done = 1.0 if job.status.ended else job.progress.fraction if job.progress else 0.0
+        total = None if job.status is JobStatus.QUEUED else 1.0
+        if self._task is None:
+            self._task = self._progress.add_task(escape(self._title), total=total, state=told)
+        self._progress.update(self._task, completed=done, total=total, state=told)
+
+    def _render(self) -> Table:
+        table = Table.grid(expand=True)
+        table.add_row(self._progress)
+        if self._waiting_for:
+            table.add_row(Text(f"  {self._waiting_for}", style="dim", overflow="fold"))
+        return table
+
+
+class TreeView:
+    """Shows a tree of processes coming up, and what befalls it later."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, str] = {}
+        self._status: Status | None = None
+
+    def tell(self, notice: Notice) -> None:
+        """Show one notice of the tree."""
+        if notice.phase is Phase.WAITING:
+            self._wait(notice.part, notice.detail)
+            return
+        self._waiting.pop(notice.part, None)
+        self._update_status()
+        for line in _lines(notice):
+            errors.print(line, soft_wrap=True)
+
+    def echo(self, part: str, line: str) -> None:
+        """Show a line that a part wrote."""
+        errors.print(f"[dim]{part:>11} |[/] {escape(line)}", soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the moving line away."""
+        self._waiting.clear()
+        self._update_status()
+
+    def _wait(self, part: str, what: str) -> None:
+        if self._waiting.get(part) == what:
+            return
+        self._waiting[part] = what
+        self._update_status()
+        if not errors.is_terminal:
+            errors.print(f"  {part}: {what}", markup=False, soft_wrap=True)
+
+    def _update_status(self) -> None:
+        if not errors.is_terminal:
+            return
+        if not self._waiting:
+            if self._status:
+                self._status.stop()
+                self._status = None
+            return
+        told = "  ".join(f"{part}: {escape(what)}" for part, what in self._waiting.items())
+        if self._status is None:
+            self._status = errors.status(told)
+            self._status.start()
+        self._status.update(told)
+
+
+def _lines(notice: Notice) -> Iterator[str]:
+    name = f"{notice.part:<12}"
+    match notice.phase:
+        case Phase.READY:
+            yield f"  [green]✓[/] {name} ready after {notice.detail}"
+        case Phase.DIED:
+            yield f"  [red]✗[/] {name} {escape(notice.detail)}. Its last lines:"
+            yield from (f"      [dim]{escape(line)}[/]" for line in notice.last_lines)
+        case Phase.RESTARTED:
+            yield f"  [yellow]↻[/] {name} started again"
+        case Phase.STOPPING:
+            yield f"  [dim]·[/] {name} stopping"
+        case Phase.WAITING:
+            pass
