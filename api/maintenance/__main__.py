@@ -1,0 +1,76 @@
+"""`python -m api.maintenance`: the always-on process beside the queue. Of several replicas one works at a time."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from functools import partial
+from threading import Event, Thread
+
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+from rq import defaults
+
+from api.maintenance.lease import Lease
+from api.maintenance.retention import Retention
+from api.maintenance.rounds import Rounds, keep
+from api.settings import MaintenanceSettings
+from serinette.errors import ConfigurationError
+from serinette.settings import connect_redis
+from serinette.store import Store
+
+log = logging.getLogger("api.maintenance")
+
+
+def run(settings: MaintenanceSettings, stop: Event) -> None:
+    """Keep queue and store in order until `stop`.
+
+    Raises:
+        ConfigurationError: the store's URL is wrong, or RQ was imported with another prefix.
+    """
+    if settings.redis_prefix != defaults.RQ_KEY_PREFIX:
+        raise ConfigurationError(
+            f"RQ_KEY_PREFIX is {settings.redis_prefix} in the settings but was {defaults.RQ_KEY_PREFIX} when rq was "
+            "imported: set it in the environment of the whole process"
+        )
+    redis, store = connect_redis(settings), Store.open(settings)
+    retention = Retention(redis, settings.keys, store, settings.retention_s)
+    lease = Lease(redis, settings.keys.lease("rounds"), settings.lease_s)
+    # How long a sweep takes nobody knows; two at a time would only delete the same things.
+    sweep_lease = Lease(redis, settings.keys.lease("retention"), 2 * settings.retention_interval_s)
+    sweep = partial(retention.sweep, stop)
+    sweeps = Thread(
+        target=keep,
+        args=("retention", lambda: sweep, sweep_lease, settings.retention_interval_s, stop),
+        name="retention",
+        daemon=True,  # a store that hangs must not hold up the end
+    )
+    sweeps.start()
+    log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
+    keep("rounds", lambda: Rounds(redis, store, settings), lease, settings.interval_s, stop)
+    try:
+        lease.release()
+        sweep_lease.release()
+    except RedisError as error:
+        log.warning("the leases run out by themselves: %s", error)
+    log.info("stopped")
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; exit status 0, or 2 when the settings are wrong."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    try:
+        settings = MaintenanceSettings()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        run(settings, stop)
+    except (ConfigurationError, ValidationError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

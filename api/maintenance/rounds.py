@@ -1,0 +1,88 @@
+"""What maintenance does over and over, by one replica at a time, whatever fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from api.maintenance import leftovers
+from api.maintenance.lease import Lease
+from api.maintenance.mend import Mender, Patient
+from api.maintenance.orphans import Orphans
+from api.maintenance.reaper import Reaper
+from api.maintenance.strays import Strays
+from api.maintenance.trouble import Trouble
+from api.settings import MaintenanceSettings
+from serinette.errors import StoreUnavailable
+from serinette.ledger import Ledger
+from serinette.store import Store
+
+log = logging.getLogger(__name__)
+
+_TIDY_EVERY_S = 60.0
+_LONGEST_BACKOFF_S = 5.0
+
+Duty = Callable[[], object]
+
+
+class Rounds:
+    """One round for the queue: find the jobs in trouble, mend them, tidy up.
+
+    It remembers what it has watched. After a gap in the watch (Redis was away, another replica had the lease) a new one
+    must be made, so that nothing is taken from a worker that could not beat.
+    """
+
+    def __init__(self, redis: Redis, store: Store, settings: MaintenanceSettings) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._mender = Mender(redis, Ledger(redis, settings.keys, settings.retention_s), store)
+        self._reaper = Reaper(redis, settings.heartbeat_ttl_s)
+        self._orphans = Orphans(redis, settings.keys, settings.orphan_grace_s)
+        self._strays = Strays(redis, settings.keys, settings.retention_s)
+        self._tidy_at_s = 0.0
+
+    def __call__(self) -> None:
+        """One round. Raises RedisError when Redis does not answer; an unanswered question to the store can wait."""
+        at_s = time.monotonic()
+        for patient in (*self._reaper.find(at_s), *self._orphans.find(at_s)):
+            self._mend(patient)
+        self._strays.step()
+        if at_s >= self._tidy_at_s:
+            leftovers.clear(self._redis, self._settings.keys, self._settings.retention_s)
+            self._tidy_at_s = at_s + _TIDY_EVERY_S
+
+    def _mend(self, patient: Patient) -> None:
+        try:
+            self._mender.mend(patient)
+        except StoreUnavailable:  # told by the mender; the next round asks again
+            return
+        except RedisError:
+            raise
+        except Exception:  # one job that cannot be read must not keep the others from being mended
+            log.exception("cannot mend job=%s", patient.job_id)
+
+
+def keep(name: str, make_duty: Callable[[], Duty], lease: Lease, pause_s: float, stop: Event) -> None:
+    """Do a duty every `pause_s` while the lease is ours, until `stop`; it is made anew after every gap."""
+    trouble = Trouble(log, name)
+    duty: Duty | None = None
+    wait_s = pause_s
+    while not stop.wait(wait_s):
+        try:
+            duty = (duty or make_duty()) if lease.hold() else None
+            if duty:
+                duty()
+        except (RedisError, StoreUnavailable) as error:
+            trouble.note(error)
+            duty, wait_s = None, min(2 * wait_s, max(_LONGEST_BACKOFF_S, pause_s))
+        except Exception:
+            log.exception("%s failed; starting over", name)
+            duty, wait_s = None, max(_LONGEST_BACKOFF_S, pause_s)
+        else:
+            trouble.note(None)
+            wait_s = pause_s
