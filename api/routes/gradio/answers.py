@@ -62,6 +62,13 @@ def queued(job: Job) -> dict[str, Any]:
     return {"request_id": job.id, "status": "queued", "message": "Request has been queued for processing"}
 
 
+def queued_with_audio(job: Job, file_name: str | None) -> dict[str, Any]:
+    """To a request that came with a file."""
+    named = f" Original filename: {file_name}" if file_name else ""
+    message = f"Audio file uploaded and queued for processing.{named}"
+    return {"success": True, "request_id": job.id, "message": message}
+
+
 def status(job: Job) -> dict[str, Any]:
     """GET /status/{id}."""
     answer: dict[str, Any] = {
