@@ -227,10 +227,10 @@ class Local:
         return Part("gateway", (sys.executable, "-m", "api"), {**shared, **listening}, pending)
 
     def _maintenance(self, shared: dict[str, str]) -> Part:
-        lease = self._settings.keys.lease("maintenance")
+        lease = self._settings.keys.lease("rounds")
 
         def pending() -> str | None:
-            return None if self._redis.exists(lease) else "waiting for its lease"
+            return None if self._redis.exists(lease) else "starting"
 
         return Part("maintenance", (sys.executable, "-m", "api.maintenance"), shared, pending)
 

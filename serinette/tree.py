@@ -160,7 +160,7 @@ class Tree:
         while waiting:
             for child in self._children:
                 if child.process.poll() is not None:
-                    raise self._not_started(child, child.died())
+                    raise _not_started(child, f"{child.died()} before it was ready")
             for child in list(waiting):
                 pending = child.part.pending()
                 elapsed_s = time.monotonic() - child.started_at_s
@@ -168,15 +168,11 @@ class Tree:
                     waiting.remove(child)
                     self._tell(Notice(child.part.name, Phase.READY, f"{elapsed_s:.1f} s"))
                 elif child.part.start_timeout_s is not None and elapsed_s > child.part.start_timeout_s:
-                    raise self._not_started(child, f"was not ready within {child.part.start_timeout_s:.0f} s")
+                    raise _not_started(child, f"was not ready within {child.part.start_timeout_s:g} s: {pending}")
                 else:
                     self._tell(Notice(child.part.name, Phase.WAITING, pending))
             self.echo()
             time.sleep(POLL_S)
-
-    def _not_started(self, child: Child, how: str) -> Unavailable:
-        lines = "\n".join(f"  {line}" for line in child.log.last()) or "  (it wrote nothing)"
-        return Unavailable(f"{child.part.name} {how} before it was ready. Its last lines ({child.log.path}):\n{lines}")
 
     def tend(self) -> None:
         """Start again what has died, after a pause that grows from death to death. To be called often."""
@@ -215,3 +211,8 @@ class Tree:
             child.kill()
         self.echo()
         self._children.clear()
+
+
+def _not_started(child: Child, how: str) -> Unavailable:
+    lines = "\n".join(f"  {line}" for line in child.log.last()) or "  (nothing)"
+    return Unavailable(f"{child.part.name} {how}. The last it wrote to {child.log.path}:\n{lines}")

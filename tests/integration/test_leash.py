@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import below, eventually, eventually_gone, gone
+
 # A parent that starts one sleeping child in the way under test, tells its process id and sleeps too.
 PARENT = """
 import os, subprocess, sys, time
@@ -31,22 +33,6 @@ STARTS = {
 }
 
 
-def gone(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
-def eventually_gone(processes: list[psutil.Process], timeout_s: float = 15) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if all(gone(process) for process in processes):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.fixture(params=list(STARTS))
 def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """A parent and everything below it, all asleep."""
@@ -54,19 +40,15 @@ def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
         [sys.executable, "-c", PARENT.format(start=STARTS[request.param])], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout
-    child = psutil.Process(int(parent.stdout.readline()))
-    wanted = 2 if request.param == "stand_between" else 1
-    deadline = time.monotonic() + 15
-    below: list[psutil.Process] = []
-    while time.monotonic() < deadline and len(below) < wanted:
-        below = [child, *child.children(recursive=True)]
-        time.sleep(0.05)
+    child = int(parent.stdout.readline())
+    assert eventually(lambda: len(below(child)) == (2 if request.param == "stand_between" else 1))
+    children = below(child)
     if request.param == "die_with_parent":
         time.sleep(1)  # no sign tells when the call has been made
     try:
-        yield parent, below
+        yield parent, children
     finally:
-        for process in below:
+        for process in children:
             if not gone(process):
                 process.kill()
         parent.kill()
@@ -75,11 +57,11 @@ def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
 
 
 def test_a_killed_parent_takes_its_children_along(family: tuple[subprocess.Popen[str], list[psutil.Process]]) -> None:
-    parent, below = family
-    assert not any(gone(process) for process in below)
+    parent, children = family
+    assert not any(gone(process) for process in children)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert eventually_gone(below)
+    assert eventually_gone(children)
 
 
 def test_a_command_started_for_a_parent_that_is_gone_never_runs(tmp_path: Path) -> None:
