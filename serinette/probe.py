@@ -1,18 +1,96 @@
-"""The proof that an upload is audio: decoded once, in a process that can harm nobody."""
+"""The proof that an upload is audio: it is decoded once, in a process that holds nothing and may do nothing.
+
+That process is `python -I -m serinette.probe FILE MAX_DURATION_S CPU_S`; it answers with one line of JSON.
+"""
 
 from __future__ import annotations
 
+import json
+import resource
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
-from serinette.media import AudioInfo, probe
+from serinette import media
+from serinette.errors import InvalidAudio, TooLarge, Unavailable
+from serinette.media import AudioInfo
+
+# The interpreter, numpy and FFmpeg take 0.3 GB of it before the file is opened.
+_ADDRESS_SPACE_BYTES = 2 * 1024**3
+_MAX_ANSWER_BYTES = 64 * 1024
 
 
 def prove_audio(
     path: Path, *, max_duration_s: float, max_size_bytes: int | None = None, timeout_s: float = 60
 ) -> AudioInfo:
-    """Decode a file of a stranger to its end. Blocks: call it from a thread.
+    """Decode a stranger's file to its end. Blocks for up to `timeout_s`: call it from a thread.
 
     Raises:
         InvalidAudio: it is not audio, too long, or takes more memory or time than any honest file does.
+        TooLarge: it has more than `max_size_bytes`.
+        Unavailable: the proof itself could not be run.
     """
-    return probe(path, max_duration_s)
+    if max_size_bytes is not None and (size_bytes := path.stat().st_size) > max_size_bytes:
+        raise TooLarge(f"the file has {size_bytes} bytes; {max_size_bytes} are allowed")
+    limits = [str(max_duration_s), str(round(timeout_s) + 1)]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-m", "serinette.probe", str(path.absolute()), *limits],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={},
+        cwd="/",
+        start_new_session=True,
+    ) as process:
+        watch = threading.Timer(timeout_s, process.kill)
+        watch.start()
+        try:
+            answer = process.stdout.read(_MAX_ANSWER_BYTES) if process.stdout else b""
+        finally:
+            watch.cancel()
+            process.kill()  # it has ended, unless it says more than it should
+    return _verdict(answer.decode(errors="replace"), process.returncode)
+
+
+def _verdict(answer: str, returncode: int) -> AudioInfo:
+    if returncode < 0:
+        raise InvalidAudio("the file takes more time or memory to decode than is allowed, or breaks the decoder")
+    try:
+        said = json.loads(answer.splitlines()[-1])
+        if "refused" in said:
+            raise InvalidAudio(str(said["refused"]))
+        return AudioInfo.model_validate(said)
+    except (ValueError, TypeError, IndexError) as error:
+        error.add_note(answer)
+        raise Unavailable("uploads cannot be checked at the moment; try again later") from error
+
+
+def main(path: str, max_duration_s: str, cpu_s: str) -> None:
+    """Decode one file under limits, and say what it holds or why it is refused."""
+    probe = media.probe  # loaded while it still may be
+    _confine(int(cpu_s))
+    try:
+        answer = probe(Path(path), float(max_duration_s)).model_dump_json()
+    except InvalidAudio as error:
+        answer = json.dumps({"refused": error.message})
+    sys.stdout.write(f"{answer}\n")
+
+
+def _confine(cpu_s: int) -> None:
+    limits = {
+        resource.RLIMIT_CPU: cpu_s,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NOFILE: 8,
+        resource.RLIMIT_CORE: 0,
+    }
+    if sys.platform == "linux":  # macOS knows these two and refuses to set them
+        limits |= {resource.RLIMIT_AS: _ADDRESS_SPACE_BYTES, resource.RLIMIT_NPROC: 0}
+    for limit, value in limits.items():
+        _, most = resource.getrlimit(limit)
+        bound = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(limit, (bound, bound))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

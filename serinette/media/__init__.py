@@ -1,9 +1,16 @@
 """Audio in and out, by PyAV alone and in memory: probe, decode, encode, tag."""
 
-from serinette.media.decoding import AudioInfo, decode, probe
-from serinette.media.encoding import encode
-from serinette.media.formats import CONTENT_TYPES, EXTENSIONS, encoded_rate
-from serinette.media.tags import SongTags, read_song_tags, song_tags
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from serinette.media.formats import CONTENT_TYPES, EXTENSIONS, AudioInfo, encoded_rate
+
+if TYPE_CHECKING:
+    from serinette.media.decoding import decode, probe
+    from serinette.media.encoding import encode
+    from serinette.media.tags import SongTags, read_song_tags, song_tags
 
 __all__ = [
     "CONTENT_TYPES",
@@ -17,3 +24,19 @@ __all__ = [
     "read_song_tags",
     "song_tags",
 ]
+
+# The gateway names formats and proves uploads in another process: it shall not pay 30 MB for PyAV and numpy.
+_LATER = {
+    "decode": "decoding",
+    "probe": "decoding",
+    "encode": "encoding",
+    "SongTags": "tags",
+    "read_song_tags": "tags",
+    "song_tags": "tags",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

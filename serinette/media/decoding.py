@@ -1,10 +1,9 @@
-"""Reading audio that others made: bounded in time and memory, and never a raw FFmpeg error."""
+"""Reading audio that strangers made: bounded in time and memory, opening nothing else, never a raw FFmpeg error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,19 +13,21 @@ import numpy.typing as npt
 from av.container import InputContainer
 
 from serinette.errors import InvalidAudio
+from serinette.media.formats import AudioInfo
 
 Samples = npt.NDArray[np.float32]
 
+# Playlists (hls, concat, dash, sdp ...) would make FFmpeg open what a stranger names: only these containers are read.
+_CONTAINERS = "wav,w64,aiff,caf,flac,mp3,aac,ogg,mov,matroska"
+_CODECS = (
+    "mp3float,mp3,aac,alac,flac,opus,libopus,vorbis,pcm_u8,pcm_alaw,pcm_mulaw,"
+    "pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le,pcm_s8,pcm_s16be,pcm_s24be,pcm_s32be,pcm_f32be,pcm_f64be"
+)
+_OPTIONS = {"format_whitelist": _CONTAINERS, "codec_whitelist": _CODECS, "protocol_whitelist": "none"}
 
-@dataclass(frozen=True, slots=True)
-class AudioInfo:
-    """What a file turned out to hold once decoded to its end."""
-
-    duration_s: float
-    sample_rate: int
-    channels: int
-    codec: str
-    container: str
+# Beyond these a resampler's filter takes gigabytes, and no honest recording lies there.
+_RATES = range(4_000, 384_001)
+_CHANNELS = range(1, 9)
 
 
 def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
@@ -36,49 +37,79 @@ def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
         InvalidAudio: it is not audio, holds no samples, or is longer than `max_duration_s`.
     """
     with opened(file) as container:
-        stream = container.streams.audio[0]
-        seconds, rate, channels = 0.0, 0, 0
-        for frame in container.decode(stream):
-            rate, channels = frame.sample_rate, frame.layout.nb_channels
-            seconds = _within(seconds + frame.samples / rate, max_duration_s)
-        if not seconds:
+        frames, first = 0, None
+        for frame in _frames(container, max_duration_s):
+            first = first or frame
+            frames += frame.samples
+        if first is None:
             raise InvalidAudio("the file holds no audio samples")
-        return AudioInfo(seconds, rate, channels, stream.codec_context.name, container.format.name)
+        return AudioInfo(
+            duration_s=frames / first.sample_rate,
+            sample_rate=first.sample_rate,
+            channels=first.layout.nb_channels,
+            codec=container.streams.audio[0].codec_context.name,
+            container=container.format.name,
+        )
 
 
 def decode(file: Path | BinaryIO, sample_rate: int, channels: int, max_duration_s: float) -> Samples:
     """Decode a file to float32 [channels, frames] at `sample_rate` Hz, 1 or 2 channels.
 
+    Mono becomes two equal channels at full level, stereo becomes their mean; more channels are mixed down to stereo.
+
     Raises:
         InvalidAudio: it is not audio, holds no samples, or is longer than `max_duration_s`.
     """
+    parts: list[Samples] = []
     with opened(file) as container:
-        resampler = av.AudioResampler("fltp", "mono" if channels == 1 else "stereo", sample_rate)
-        parts = []
-        frames = 0
-        for frame in (*container.decode(audio=0), None):
-            for part in resampler.resample(frame):
-                frames += part.samples
-                _within(frames / sample_rate, max_duration_s)
-                parts.append(part.to_ndarray())
-    if not frames:
+        resampler: av.AudioResampler | None = None
+        for frame in _frames(container, max_duration_s):
+            layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
+            resampler = resampler or av.AudioResampler("fltp", layout, sample_rate)
+            parts += map(_samples, resampler.resample(frame))
+        if resampler is not None:
+            parts += map(_samples, filter(None, resampler.resample(None)))
+    if not parts:
         raise InvalidAudio("the file holds no audio samples")
-    return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
+    samples = np.concatenate(parts, axis=1)
+    if channels < len(samples):
+        mixed: Samples = samples.mean(axis=0, keepdims=True)
+        return mixed
+    return np.repeat(samples, channels // len(samples), axis=0)
 
 
-def _within(seconds: float, max_duration_s: float) -> float:
-    if seconds > max_duration_s:
-        raise InvalidAudio(f"the audio is longer than the {max_duration_s:g} s allowed; send a shorter piece")
-    return seconds
+def _samples(frame: av.AudioFrame) -> Samples:
+    return frame.to_ndarray().astype(np.float32, copy=False)
 
 
 @contextmanager
 def opened(file: Path | BinaryIO) -> Iterator[InputContainer]:
-    """A container with at least one audio stream; FFmpeg's complaints become InvalidAudio."""
-    try:
-        with av.open(str(file) if isinstance(file, Path) else file) as container:
-            if not container.streams.audio:
-                raise InvalidAudio("the file holds no audio track")
-            yield container
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise InvalidAudio(f"the file is not audio that can be decoded: {error}") from error
+    """A container with at least one audio track; FFmpeg's complaints, also later ones, become InvalidAudio."""
+    with nullcontext(file) if not isinstance(file, Path) else file.open("rb") as source:
+        try:
+            with av.open(source, "r", options=_OPTIONS, metadata_errors="replace") as container:
+                if not container.streams.audio:
+                    raise InvalidAudio("the file holds no audio track")
+                yield container
+        except (av.FFmpegError, ValueError, IndexError, OverflowError, MemoryError) as error:
+            raise InvalidAudio(
+                "the file cannot be decoded as audio: it is broken, or of another kind; "
+                "send a whole wav, flac, mp3, ogg, m4a, aiff or webm file"
+            ) from error
+
+
+def _frames(container: InputContainer, max_duration_s: float) -> Iterator[av.AudioFrame]:
+    """The first track's frames, all of one rate and layout."""
+    frames, shape = 0, None
+    for frame in container.decode(container.streams.audio[0]):
+        rate, channels = frame.sample_rate, frame.layout.nb_channels
+        shape = shape or (rate, channels)
+        if shape != (rate, channels):
+            raise InvalidAudio("the file changes its sample rate or channels midway; send them as separate files")
+        if rate not in _RATES or channels not in _CHANNELS:
+            raise InvalidAudio(f"{channels} channels at {rate} Hz: at most 8 channels of 4 to 384 kHz are allowed")
+        frames += frame.samples
+        if frames > max_duration_s * rate:
+            raise InvalidAudio(f"the audio is longer than the {max_duration_s:g} s allowed; send a shorter piece")
+        if frame.samples:
+            yield frame

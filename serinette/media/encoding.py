@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.audio.stream import AudioStream
 
-from serinette.media.formats import CODINGS, encoded_rate
+from serinette.errors import InvalidOutput
+from serinette.media.formats import CODINGS, Coding, encoded_rate
 from serinette.spec import AudioFormat
+
+Samples = npt.NDArray[np.float32]
 
 
 def encode(
-    samples: npt.NDArray[np.float32],
+    samples: Samples,
     sample_rate: int,
     format: AudioFormat,
     *,
@@ -23,20 +28,45 @@ def encode(
 ) -> bytes:
     """Encode float32 [channels, frames] of -1 to 1, 1 or 2 channels; louder samples are clipped.
 
-    The file's rate is `encoded_rate(format, sample_rate)`. `bitrate_kbps` is for mp3, ogg and m4a.
+    The file's rate is `encoded_rate(format, sample_rate)`. `bitrate_kbps` is for mp3, ogg and m4a, and bounded by what
+    the codec can do. FFmpeg's version, and nothing else, is part of the bytes.
+
+    Raises:
+        InvalidOutput: there are no samples, or some are not finite.
     """
+    channels, frames = samples.shape
+    if not frames or not np.isfinite(samples).all():
+        raise InvalidOutput("the song holds no samples, or some that are not finite: there is nothing to encode")
     coding = CODINGS[format]
-    layout = "mono" if samples.shape[0] == 1 else "stereo"
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(np.clip(samples, -1, 1)), format="fltp", layout=layout)
-    frame.sample_rate = sample_rate
     file = io.BytesIO()
     with av.open(file, "w", format=coding.container, options=dict(coding.container_options)) as container:
-        container.metadata.update(tags or {})
-        rate = encoded_rate(format, sample_rate)
-        stream = container.add_stream(coding.codec, rate=rate, layout=layout, options=dict(coding.codec_options))
+        container.metadata.update({name: text for name, text in (tags or {}).items() if text})
+        stream = container.add_stream(
+            coding.codec, encoded_rate(format, sample_rate), options=dict(coding.codec_options)
+        )
+        assert isinstance(stream, AudioStream)  # noqa: S101  # every codec of CODINGS is one of audio
+        stream.layout = "mono" if channels == 1 else "stereo"
+        stream.format = coding.sample_format
         if coding.bitrate_kbps:
-            stream.bit_rate = 1000 * (bitrate_kbps or coding.bitrate_kbps)
-        resampler = av.AudioResampler(coding.sample_format, layout, rate)
-        for part in (*resampler.resample(frame), *resampler.resample(None), None):
-            container.mux(stream.encode(part))
+            stream.bit_rate = 1000 * _bitrate_kbps(coding, bitrate_kbps, channels)
+        for frame in _frames(samples, sample_rate):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     return file.getvalue()
+
+
+def _bitrate_kbps(coding: Coding, wanted: int | None, channels: int) -> int:
+    bitrate = wanted or coding.bitrate_kbps or 0
+    return min(bitrate, coding.max_kbps_per_channel * channels)
+
+
+def _frames(samples: Samples, sample_rate: int) -> Iterator[av.AudioFrame]:
+    """A second at a time, so that a long song is not copied whole once more."""
+    layout = "mono" if samples.shape[0] == 1 else "stereo"
+    for start in range(0, samples.shape[1], sample_rate):
+        part = np.clip(samples[:, start : start + sample_rate], -1.0, 1.0).astype(np.float32, order="C")
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+        frame.sample_rate = sample_rate
+        frame.time_base = Fraction(1, sample_rate)
+        frame.pts = start  # m4a's edit list, which hides the codec's delay, counts from here
+        yield frame

@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from pydantic import BaseModel, ConfigDict
+
 from serinette.spec import AudioFormat
+
+
+class AudioInfo(BaseModel):
+    """What a file turned out to hold once decoded to its end."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    duration_s: float
+    sample_rate: int
+    channels: int
+    codec: str
+    container: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,25 +32,26 @@ class Coding:
     codec: str
     sample_format: str
     bitrate_kbps: int | None = None
+    max_kbps_per_channel: int = 320
     rates: tuple[int, ...] = ()
     codec_options: Mapping[str, str] = field(default_factory=dict)
     container_options: Mapping[str, str] = field(default_factory=dict)
 
 
-# Bitrates: transparent for stereo by common listening tests of the codec. mp3's level 7 takes 0.6 of the default's time.
-# Ogg draws its stream serial at random unless bitexact.
+# mp3's compression level 7 takes 0.6 of the default's time; Ogg draws its serial number at random unless bitexact;
+# libopus refuses more than 256 kbit/s per channel.
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 CODINGS: Mapping[AudioFormat, Coding] = MappingProxyType(
     {
         AudioFormat.WAV: Coding("audio/wav", "wav", "pcm_s16le", "s16"),
         AudioFormat.FLAC: Coding("audio/flac", "flac", "flac", "s16"),
         AudioFormat.MP3: Coding(
-            "audio/mpeg", "mp3", "libmp3lame", "fltp", 192, _MP3_RATES, codec_options={"compression_level": "7"}
+            "audio/mpeg", "mp3", "libmp3lame", "fltp", 192, rates=_MP3_RATES, codec_options={"compression_level": "7"}
         ),
         AudioFormat.OGG: Coding(
-            "audio/ogg", "ogg", "libopus", "flt", 128, (48000,), container_options={"fflags": "+bitexact"}
+            "audio/ogg", "ogg", "libopus", "flt", 128, 256, (48000,), container_options={"fflags": "+bitexact"}
         ),
-        AudioFormat.M4A: Coding("audio/mp4", "ipod", "aac", "fltp", 160, (*_MP3_RATES, 64000, 88200, 96000)),
+        AudioFormat.M4A: Coding("audio/mp4", "ipod", "aac", "fltp", 160, rates=(*_MP3_RATES, 64000, 88200, 96000)),
     }
 )
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from serinette.errors import InvalidAudio, InvalidSpec
+from serinette.errors import HandBack, InvalidSpec, Unsupported
 from serinette.media.decoding import opened
 from serinette.spec import GenerationSpec
 
+_MARK = "serinette"
+
 
 class SongTags(BaseModel):
-    """What a song says of itself."""
+    """What a song says of itself. `seed` is this song's own; the spec's is that of the job's first."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -27,16 +28,16 @@ class SongTags(BaseModel):
 
 
 def song_tags(spec: GenerationSpec, seed: int, model: str, model_revision: str, job_id: str) -> dict[str, str]:
-    """Tags for `encode`: the document, and the prompt as title for players. `seed` is this song's own."""
+    """Tags for `encode`: the document, and the prompt as title for players."""
     document = {
-        "serinette": 1,
-        "spec": spec.to_wire(),
+        _MARK: spec.to_wire(),
         "seed": seed,
         "model": model,
         "model_revision": model_revision,
         "job_id": job_id,
     }
-    return {"title": spec.prompt, "comment": json.dumps(document)}
+    # WAV's tags have no character set, so the document is ASCII.
+    return {"title": " ".join(spec.prompt.split()), "comment": json.dumps(document)}
 
 
 def read_song_tags(file: Path | BinaryIO) -> SongTags | None:
@@ -44,16 +45,16 @@ def read_song_tags(file: Path | BinaryIO) -> SongTags | None:
 
     Raises:
         InvalidAudio: not an audio file.
+        Unsupported: a newer Serinette wrote it.
     """
     with opened(file) as container:
-        return parse_song_tags({**container.metadata, **container.streams.audio[0].metadata})
-
-
-def parse_song_tags(tags: Mapping[str, str]) -> SongTags | None:
-    """The document in a file's tags, however the container spelled their names."""
+        # Ogg keeps its tags with the stream, the others with the file.
+        tags = {**container.metadata, **container.streams.audio[0].metadata}
     comment = next((text for name, text in tags.items() if name.lower() == "comment"), "")
     try:
         document = json.loads(comment)
-        return SongTags.model_validate({**document, "spec": GenerationSpec.from_wire(document["spec"])})
-    except (ValueError, TypeError, KeyError, InvalidSpec, ValidationError, InvalidAudio):
+        return SongTags.model_validate({**document, "spec": GenerationSpec.from_wire(document[_MARK])})
+    except HandBack as newer:
+        raise Unsupported(f"{newer.message.partition(':')[0]}; read it with a newer Serinette") from newer
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidSpec):
         return None
