@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from api.events import JobEvents
+from api.intake import Intake
 from api.queue import JobQueue
 from api.settings import GatewaySettings
 from serinette.names import DEFAULT_TENANT
@@ -23,6 +25,8 @@ class Parts:
     queue: JobQueue
     store: Store
     events: JobEvents
+    intake: Intake
+    probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
 
 
 def _parts(connection: HTTPConnection) -> Parts:
@@ -46,6 +50,14 @@ def _events(connection: HTTPConnection) -> JobEvents:
     return _parts(connection).events
 
 
+def _intake(connection: HTTPConnection) -> Intake:
+    return _parts(connection).intake
+
+
+def _probes(connection: HTTPConnection) -> CapacityLimiter:
+    return _parts(connection).probes
+
+
 def _tenant() -> str:
     """Whose request it is. One tenant until keys exist; everything hangs on this answer already."""
     return DEFAULT_TENANT
@@ -55,4 +67,6 @@ SettingsPart = Annotated[GatewaySettings, Depends(_settings)]
 QueuePart = Annotated[JobQueue, Depends(_queue)]
 StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
+IntakePart = Annotated[Intake, Depends(_intake)]
+ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 TenantPart = Annotated[str, Depends(_tenant)]

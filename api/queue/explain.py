@@ -118,17 +118,22 @@ def _worker_waits_for(job: Job, place: Place, pool: Pool) -> str:
 
 
 def eta_s(job: Job, place: Place, pool: Pool, at: datetime) -> float | None:
-    """Seconds until the song is likely ready, from the pool's pace; None when nothing tells.
-
-    A queued job waits for as many rounds as the slots need for all that are ahead of it, and half a round
-    more while every slot is busy. A running one is taken to go on at its own pace.
-    """
+    """Seconds until the song is likely ready; None when nothing tells. A running job is taken to go on at its pace."""
     if job.status is JobStatus.RUNNING:
         return _remaining_s(job, pool, at)
-    if job.status is not JobStatus.QUEUED or pool.pace_s is None or not pool.slots or place.deep:
+    if job.status is not JobStatus.QUEUED or place.deep:
         return None
-    ahead = pool.waiting_above(job.lane) + (place.index or 0)
-    rounds = math.ceil((ahead + 1) / pool.slots) + (0 if pool.free_slots else 0.5)
+    return expected_s(job.lane, place.index or 0, pool)
+
+
+def expected_s(lane: Lane, ahead: int, pool: Pool) -> float | None:
+    """Seconds until a job with `ahead` others before it in its lane is likely ready; None without workers or pace.
+
+    It waits for as many rounds as the slots need for all that come before it, and half a round more while all are busy.
+    """
+    if pool.pace_s is None or not pool.slots:
+        return None
+    rounds = math.ceil((pool.waiting_above(lane) + ahead + 1) / pool.slots) + (0 if pool.free_slots else 0.5)
     return round(rounds * pool.pace_s, 1)
 
 

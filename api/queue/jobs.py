@@ -92,7 +92,8 @@ class JobQueue:
             try:
                 self._enqueue(job_id, spec.seeded(), meta)
             except DuplicateJobError:
-                return self._replayed(self._reader.see([job_id])[0], spec.digest()), False
+                # Without a key it can only be ourselves: Redis did as told, its answer was lost, the client sent again.
+                return self._replayed(self._reader.see([job_id])[0], spec.digest()), idempotency_key is None
             return self._reader.explained([self._load(tenant, job_id)])[0], True
 
     def get(self, tenant: str, job_id: str) -> Job:

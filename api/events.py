@@ -1,0 +1,198 @@
+"""Live progress: any number of listeners to jobs' event streams over one blocking connection to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from redis import asyncio as redis_asyncio
+from redis.exceptions import RedisError
+
+from serinette.errors import InvalidSpec, QueueUnavailable
+from serinette.job import JobStatus
+from serinette.names import Keys
+
+log = logging.getLogger(__name__)
+
+START = "0-0"
+TERMINAL = frozenset(status.value for status in JobStatus if status.ended)
+
+# A stream that begins to be watched joins the blocking read when the one under way returns.
+_BLOCK_MS = 200
+# Listeners look for themselves this often, should they have been told of nothing.
+_LOOK_S = 5.0
+_AFTER_TROUBLE_S = 0.5
+_READ_COUNT = 100
+_EVENT_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
+
+
+class JobEvent(BaseModel):
+    """One message of a job's stream, the same over SSE and WebSocket."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(description="Give the last one seen as `Last-Event-ID` to go on behind it.")
+    type: str = Field(description="status, started, progress, attempt, cancel_requested, succeeded, failed, canceled")
+    data: dict[str, Any] = Field(
+        description="status: the job. progress: stage, step, steps, fraction. attempt: the attempt."
+    )
+
+
+def checked_event_id(text: str) -> str:
+    """A stream id as Redis writes it.
+
+    Raises:
+        InvalidSpec: it is not one.
+    """
+    if not _EVENT_ID.fullmatch(text) or any(int(part) >= 2**64 for part in text.split("-")):
+        raise InvalidSpec(
+            "last_event_id: not the id of an event; give one as it came, or leave it out", field="last_event_id"
+        )
+    return text
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One stream that somebody listens to: up to where the blocking read has come, and whom to wake."""
+
+    cursor: str
+    listeners: set[asyncio.Event] = field(default_factory=set)
+
+
+class JobEvents:
+    """Events of jobs. `run` must be running for listeners to be woken in time.
+
+    A wake-up carries nothing: each listener reads on from its own place, so that a slow one holds nobody up and none
+    misses an event. Methods raise QueueUnavailable when Redis does not answer.
+    """
+
+    def __init__(self, redis: redis_asyncio.Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._watches: dict[str, _Watch] = {}
+        self._wanted = asyncio.Event()
+        self._closing = False
+
+    async def run(self) -> None:
+        """Wake listeners as their streams grow; runs until canceled."""
+        while True:
+            if not self._watches:
+                self._wanted.clear()
+                await self._wanted.wait()
+            cursors: dict[Any, Any] = {stream: watch.cursor for stream, watch in self._watches.items()}
+            try:
+                grown: Any = await self._redis.xread(cursors, block=_BLOCK_MS)
+            except RedisError as error:
+                log.warning("cannot read events, trying again: %s", error)
+                self._wake(self._watches)
+                await asyncio.sleep(_AFTER_TROUBLE_S)
+                continue
+            for stream, entries in grown:
+                if watch := self._watches.get(stream):
+                    watch.cursor = entries[-1][0]
+            self._wake(stream for stream, _ in grown)
+
+    def close(self) -> None:
+        """The gateway drains: end every wait and every stream soon."""
+        self._closing = True
+        self._wake(self._watches)
+
+    @property
+    def closing(self) -> bool:
+        """Whether streams end because the gateway does."""
+        return self._closing
+
+    async def ping(self) -> None:
+        """Ask Redis for a sign of life."""
+        with _answering():
+            await self._redis.ping()
+
+    async def last_ids(self, job_id: str) -> tuple[str, str]:
+        """Ids of the last event and of the one before it; START where there is none."""
+        with _answering():
+            entries: Any = await self._redis.xrevrange(self._keys.events(job_id), count=2)
+        ids = [entry_id for entry_id, _ in entries] + [START, START]
+        return ids[0], ids[1]
+
+    async def follow(self, job_id: str, after: str) -> AsyncGenerator[JobEvent]:
+        """Events behind `after` as they happen; ends behind the terminal one, or when the gateway closes."""
+        place = after
+        with self._watching(job_id, after) as changed:
+            while not self._closing:
+                changed.clear()
+                over, entries = await self._read(job_id, place)
+                for place, fields in entries:
+                    yield JobEvent(id=place, type=fields["type"], data=json.loads(fields["data"]))
+                if over and not entries:
+                    return
+                if entries and entries[-1][1]["type"] in TERMINAL:
+                    return
+                if not entries:
+                    await _pause(changed, _LOOK_S)
+
+    async def wait_for_end(self, job_id: str, timeout_s: float) -> bool:
+        """Wait for the job's end, also one that was before; False when `timeout_s` or the gateway ends first."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        last, _ = await self.last_ids(job_id)
+        with self._watching(job_id, last) as changed:
+            while not self._closing:
+                changed.clear()
+                over, _ = await self._read(job_id, last)
+                if over:
+                    return True
+                left_s = deadline - loop.time()
+                if left_s <= 0:
+                    return False
+                await _pause(changed, min(left_s, _LOOK_S))
+        return False
+
+    async def _read(self, job_id: str, after: str) -> tuple[bool, list[tuple[str, dict[str, str]]]]:
+        """Whether the job is over (or forgotten), and its events behind `after`, both at one moment."""
+        ledger, stream = self._keys.ledger(job_id), self._keys.events(job_id)
+        with _answering():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.exists(ledger)
+                pipe.hexists(ledger, "outcome")
+                pipe.xread({stream: after}, count=_READ_COUNT)
+                known, ended, found = await pipe.execute()
+        return not known or bool(ended), found[0][1] if found else []
+
+    @contextmanager
+    def _watching(self, job_id: str, after: str) -> Iterator[asyncio.Event]:
+        stream, changed = self._keys.events(job_id), asyncio.Event()
+        watch = self._watches.setdefault(stream, _Watch(after))
+        watch.listeners.add(changed)
+        self._wanted.set()
+        try:
+            yield changed
+        finally:
+            watch.listeners.discard(changed)
+            if not watch.listeners and self._watches.get(stream) is watch:
+                del self._watches[stream]
+
+    def _wake(self, streams: Iterable[str]) -> None:
+        for stream in streams:
+            if watch := self._watches.get(stream):
+                for changed in watch.listeners:
+                    changed.set()
+
+
+async def _pause(changed: asyncio.Event, timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(changed.wait(), timeout_s)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise QueueUnavailable("the queue does not answer; try again") from error

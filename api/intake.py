@@ -1,0 +1,163 @@
+"""Uploads on their way into the store: bounded, proved to be audio, then kept. Never whole in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import anyio
+from starlette.concurrency import run_in_threadpool
+
+from api.settings import GatewaySettings
+from serinette.errors import InvalidAudio, InvalidSpec, NotFound, TooLarge, Unsupported
+from serinette.job import now
+from serinette.names import upload_audio_key, upload_prefix, upload_record_key
+from serinette.probe import prove_audio
+from serinette.store import Store
+from serinette.upload import Upload
+
+_CHUNK_BYTES = 1024 * 1024
+# A proof decodes the whole file: more of them at once would only make each other slow.
+_PROOFS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Slip:
+    """Where a client may put its bytes itself, and until when."""
+
+    id: str
+    put_url: str
+    expires_at: datetime
+
+
+class Intake:
+    """Uploads of all tenants. Every method raises StoreUnavailable when the store does not answer."""
+
+    def __init__(self, store: Store, settings: GatewaySettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._proofs = anyio.CapacityLimiter(_PROOFS)
+
+    async def take(self, tenant: str, chunks: AsyncIterator[bytes]) -> Upload:
+        """Keep what a request brings, if it is audio.
+
+        Raises:
+            TooLarge, InvalidAudio: it is not kept.
+        """
+        upload_id = _new_id()
+        with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
+            path = Path(directory) / "audio"
+            size_bytes, sha256 = await self._spool(chunks, path)
+            upload = await self._proved(upload_id, path, size_bytes, sha256)
+            await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), upload.size_bytes)
+        await self._record(tenant, upload)
+        return upload
+
+    def open_slip(self, tenant: str) -> Slip:
+        """An URL that takes the bytes directly into the store; `complete` proves them.
+
+        Raises:
+            Unsupported: this deployment's store gives no such URLs.
+        """
+        upload_id = _new_id()
+        url = self._store.sign_put(upload_audio_key(tenant, upload_id), self._settings.presign_s)
+        if url is None:
+            raise Unsupported("this deployment's store gives no presigned URLs; send the bytes with POST /v1/uploads")
+        return Slip(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
+
+    async def complete(self, tenant: str, upload_id: str) -> Upload:
+        """Prove what the client put into the store; answers the same when repeated.
+
+        Raises:
+            NotFound: nothing was put there.
+            TooLarge, InvalidAudio: what was put there is erased.
+        """
+        try:
+            return await self.get(tenant, upload_id)
+        except NotFound:
+            stored = await run_in_threadpool(self._store.head, upload_audio_key(tenant, upload_id))
+        try:
+            if stored.size_bytes > self._settings.max_upload_bytes:
+                raise TooLarge(
+                    f"the upload has {stored.size_bytes} bytes; {self._settings.max_upload_bytes} are allowed"
+                )
+            with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
+                path = Path(directory) / "audio"
+                size_bytes, sha256 = await self._spool(self._store.stream(stored.key), path)
+                upload = await self._proved(upload_id, path, size_bytes, sha256)
+        except (TooLarge, InvalidAudio):
+            await run_in_threadpool(self._store.delete_prefix, upload_prefix(tenant, upload_id))
+            raise
+        await self._record(tenant, upload)
+        return upload
+
+    async def get(self, tenant: str, upload_id: str) -> Upload:
+        """What is known of an upload.
+
+        Raises:
+            NotFound: this tenant has no such upload, or it was never completed.
+        """
+        try:
+            raw = await run_in_threadpool(self._store.get, upload_record_key(tenant, upload_id))
+        except NotFound as error:
+            raise NotFound(f"there is no upload {upload_id}, or it was never completed") from error
+        return Upload.model_validate_json(raw)
+
+    async def erase(self, tenant: str, upload_id: str) -> None:
+        """Erase an upload. Jobs that still wait to work on it will fail.
+
+        Raises:
+            NotFound: this tenant has no such upload.
+        """
+        if not await run_in_threadpool(self._store.delete_prefix, upload_prefix(tenant, upload_id)):
+            raise NotFound(f"there is no upload {upload_id}")
+
+    async def _spool(self, chunks: AsyncIterator[bytes], path: Path) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+        async with await anyio.open_file(path, "wb") as file:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > self._settings.max_upload_bytes:
+                    raise TooLarge(f"the audio is longer than the {self._settings.max_upload_bytes} bytes allowed")
+                digest.update(chunk)
+                await file.write(chunk)
+        if size == 0:
+            raise InvalidSpec(
+                "file: no bytes came; send the audio as the body, or as the multipart field `file`", field="file"
+            )
+        return size, digest.hexdigest()
+
+    async def _proved(self, upload_id: str, path: Path, size_bytes: int, sha256: str) -> Upload:
+        info = await anyio.to_thread.run_sync(
+            lambda: prove_audio(path, max_duration_s=self._settings.max_upload_duration_s), limiter=self._proofs
+        )
+        return Upload(
+            id=upload_id,
+            duration_s=info.duration_s,
+            sample_rate=info.sample_rate,
+            channels=info.channels,
+            codec=info.codec,
+            container=info.container,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            created_at=now(),
+        )
+
+    async def _record(self, tenant: str, upload: Upload) -> None:
+        key = upload_record_key(tenant, upload.id)
+        await run_in_threadpool(self._store.put, key, upload.model_dump_json().encode(), "application/json")
+
+
+async def _read(path: Path) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(path, "rb") as file:
+        while chunk := await file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _new_id() -> str:
+    return f"upload-{uuid.uuid4().hex}"

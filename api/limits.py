@@ -1,0 +1,53 @@
+"""A bound on every request body, refused before it is read to its end. Pure ASGI: chunks are counted as they come."""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import answer
+from serinette.errors import RequestError, TooLarge
+
+# What multipart wraps around a file.
+_ENVELOPE_BYTES = 65_536
+
+
+class BodyLimit:
+    """Refuses bodies beyond the limit of their path with 413.
+
+    `upload_paths` are prefixes of paths that take audio files; all others take JSON or short forms.
+    """
+
+    def __init__(self, app: ASGIApp, body_bytes: int, upload_bytes: int, upload_paths: tuple[str, ...]) -> None:
+        self._app = app
+        self._body_bytes = body_bytes
+        self._upload_bytes = upload_bytes + _ENVELOPE_BYTES
+        self._upload_paths = upload_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        path = scope["path"]
+        limit = self._upload_bytes if path.startswith(self._upload_paths) else self._body_bytes
+        refusal = TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")
+        # Closing tells a client that is still sending that nobody listens.
+        headers = {"Connection": "close"}
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if not declared.isdigit() or len(declared) > 20:
+            malformed = RequestError("Content-Length: not a number", field="Content-Length")
+            return await answer(path, malformed, headers=headers)(scope, receive, send)
+        if int(declared) > limit:
+            return await answer(path, refusal, headers=headers)(scope, receive, send)
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                # An HTTPException, because FastAPI turns every other error while reading a body into 400.
+                raise HTTPException(413, refusal.message, headers)
+            return message
+
+        return await self._app(scope, counted, send)

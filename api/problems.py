@@ -1,0 +1,169 @@
+"""One table from error to HTTP status, and the shapes that errors are told in.
+
+Our own paths answer RFC 9457 problems; the dialects of other servers their `{"detail": ...}`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, JsonValue
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.websockets import WebSocket
+
+from serinette import errors
+from serinette.errors import InvalidSpec, NotFound, RequestError, SerinetteError, TooLarge, Unavailable
+
+log = logging.getLogger(__name__)
+
+# The nearest ancestor counts.
+STATUS: dict[type[SerinetteError], int] = {
+    SerinetteError: 500,
+    RequestError: 400,
+    errors.InvalidSpec: 422,
+    errors.InvalidAudio: 422,
+    errors.TooLarge: 413,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.Gone: 410,
+    errors.Unsupported: 501,
+    errors.Unavailable: 503,
+}
+RETRY_AFTER_S = 2
+MEDIA_TYPE = "application/problem+json"
+
+
+def _tree(root: type[SerinetteError]) -> Iterator[type[SerinetteError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+CODES = {kind.code: kind for kind in _tree(SerinetteError)}
+
+
+class Problem(BaseModel):
+    """RFC 9457, with a closed `code` for programs and `retryable` for loops."""
+
+    type: str = Field(description="URN of the code.", examples=["urn:serinette:problem:invalid_spec"])
+    title: str = Field(description="The code in words.")
+    status: int = Field(description="The HTTP status, again.", examples=[422])
+    detail: str = Field(description="What was wrong, what is allowed, what to do.")
+    code: str = Field(json_schema_extra={"enum": list[JsonValue](sorted(CODES))})
+    retryable: bool = Field(description="Whether the same request may pass later.")
+    field: str | None = Field(None, description="The field, query parameter or header that was wrong.")
+    instance: str = Field(description="Path of the request.")
+
+
+def status_of(error: SerinetteError) -> int:
+    """The HTTP status of an error."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem_of(error: SerinetteError, path: str, status: int | None = None) -> Problem:
+    """An error as our own paths tell it."""
+    title = inspect.getdoc(CODES[error.code]) or error.code
+    return Problem(
+        type=f"urn:serinette:problem:{error.code}",
+        title=title.partition("\n")[0].rstrip("."),
+        status=status or status_of(error),
+        detail=error.message,
+        code=error.code,
+        retryable=error.retryable,
+        field=error.field,
+        instance=path,
+    )
+
+
+def speaks_problems(path: str) -> bool:
+    """Whether errors on this path are told as problems."""
+    return path in {"/healthz", "/readyz", "/v1"} or path.startswith("/v1/")
+
+
+def answer(
+    path: str,
+    error: SerinetteError,
+    status: int | None = None,
+    headers: dict[str, str] | None = None,
+    detail: str | Sequence[object] | None = None,
+) -> JSONResponse:
+    """The response that tells an error on this path; `detail` replaces the message where no problems are spoken."""
+    code = status or status_of(error)
+    headers = dict(headers or {})
+    if isinstance(error, Unavailable):
+        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+    if not speaks_problems(path):
+        return JSONResponse({"detail": error.message if detail is None else detail}, code, headers)
+    body = problem_of(error, path, code).model_dump(exclude_none=True)
+    return JSONResponse(body, code, headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Tell every error of this application by the table above."""
+    app.exception_handler(SerinetteError)(_on_own)
+    app.exception_handler(RequestValidationError)(_on_invalid)
+    app.exception_handler(WebSocketRequestValidationError)(_on_invalid)
+    app.exception_handler(HTTPException)(_on_http)
+    app.exception_handler(Exception)(_on_unexpected)
+
+
+async def _on_own(connection: HTTPConnection, error: SerinetteError) -> Response:
+    if status_of(error) >= 500:
+        log.warning("%s: %s: %s", connection.scope["path"], error.code, error.message)
+    return await _told(connection, answer(connection.scope["path"], error))
+
+
+async def _on_invalid(
+    connection: HTTPConnection, error: RequestValidationError | WebSocketRequestValidationError
+) -> Response:
+    complaints = error.errors()
+    detail = [{"loc": list(c["loc"]), "msg": c["msg"], "type": c["type"]} for c in complaints]
+    return await _told(connection, answer(connection.scope["path"], invalid(complaints[0]), detail=detail))
+
+
+def invalid(complaint: Mapping[str, Any]) -> RequestError:
+    """Our word for FastAPI's or pydantic's first complaint."""
+    if complaint["type"] == "json_invalid":
+        return RequestError(f"the body is not JSON: {complaint.get('ctx', {}).get('error', 'it cannot be read')}")
+    message = complaint["msg"].removeprefix("Value error, ")
+    field = ".".join(str(part) for part in complaint["loc"][1:])
+    if not field and ":" in message:
+        field = message.partition(":")[0]
+    if not field:
+        return InvalidSpec(f"the {complaint['loc'][0]}: {message}")
+    return InvalidSpec(message if message.startswith(f"{field}:") else f"{field}: {message}", field=field)
+
+
+async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response:
+    path = connection.scope["path"]
+    kinds: dict[int, type[SerinetteError]] = {404: NotFound, 413: TooLarge}
+    own = kinds.get(error.status_code, RequestError if error.status_code < 500 else SerinetteError)
+    messages = {
+        404: f"there is nothing at {path}; /docs lists what there is",
+        405: f"{connection.scope.get('method', 'this method')} is not for {path}; the Allow header says what is",
+    }
+    is_default = error.detail == HTTPStatus(error.status_code).phrase
+    message = messages.get(error.status_code, error.detail) if is_default else str(error.detail)
+    headers = dict(error.headers or {})
+    return await _told(connection, answer(path, own(message), error.status_code, headers, detail=error.detail))
+
+
+async def _on_unexpected(connection: HTTPConnection, error: Exception) -> Response:
+    # Starlette raises it again after the answer, so the server's log has the traceback and the client has not.
+    own = SerinetteError("something went wrong here; the server's log says what")
+    return await _told(connection, answer(connection.scope["path"], own, detail="Internal Server Error"))
+
+
+async def _told(connection: HTTPConnection, response: Response) -> Response:
+    if isinstance(connection, WebSocket):
+        await connection.send_denial_response(response)
+    return response

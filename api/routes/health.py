@@ -1,0 +1,41 @@
+"""For probes: is the process alive, are the parts that it needs there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from api.dependencies import EventsPart, ProbesPart, StorePart
+from api.routes.v1.answers import problems
+from serinette.errors import Unavailable
+
+router = APIRouter(tags=["health"])
+
+READY_WITHIN_S = 3.0
+
+
+class Health(BaseModel):
+    """Sign of life."""
+
+    status: str
+
+
+@router.get("/healthz", summary="Alive")
+async def alive() -> Health:
+    """The process answers. Says nothing of what it needs: restarting it would mend none of that."""
+    return Health(status="alive")
+
+
+@router.get("/readyz", summary="Ready", responses=problems("unavailable", "queue_unavailable", "store_unavailable"))
+async def ready(events: EventsPart, store: StorePart, probes: ProbesPart) -> Health:
+    """Queue and store answer, within three seconds."""
+    try:
+        async with asyncio.timeout(READY_WITHIN_S):
+            await events.ping()
+            await anyio.to_thread.run_sync(store.ping, abandon_on_cancel=True, limiter=probes)
+    except TimeoutError as error:
+        raise Unavailable(f"the queue or the store did not answer within {READY_WITHIN_S:g} s") from error
+    return Health(status="ready")

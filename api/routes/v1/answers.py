@@ -1,0 +1,45 @@
+"""What routes share in the OpenAPI document: job ids and the problems that each may answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import Depends, Path
+
+from api.problems import CODES, MEDIA_TYPE, STATUS, Problem, problem_of
+from serinette.errors import NotFound, SerinetteError
+
+_JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _checked_job_id(job_id: Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID])]) -> str:
+    if not _JOB_ID.fullmatch(job_id):
+        raise NotFound(f"there is no job {job_id[:80]}: a job id looks like {JOB_ID}")
+    return job_id
+
+
+JobId = Annotated[str, Depends(_checked_job_id)]
+
+
+def problems(*codes: str) -> Responses:
+    """The problems that a route may answer, for the document, an example each."""
+    found: Responses = {}
+    for code in (*codes, "internal"):
+        kind = CODES[code]
+        status = next(STATUS[ancestor] for ancestor in kind.__mro__ if ancestor in STATUS)
+        title = (kind.__doc__ or code).partition("\n")[0]
+        example = problem_of(kind(title), "/v1/...").model_dump(exclude_none=True)
+        entry = found.setdefault(
+            status, {"description": "", "content": {MEDIA_TYPE: {"schema": _PROBLEM, "examples": {}}}}
+        )
+        entry["description"] = f"{entry['description']} {title}".strip()
+        entry["content"][MEDIA_TYPE]["examples"][code] = {"value": example}
+    return found
+
+
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+__all__ = ["JOB_ID", "JobId", "Problem", "Responses", "SerinetteError", "problems"]

@@ -1,0 +1,114 @@
+"""Examples and headers of the OpenAPI document, made from the models so that they hold."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi.openapi.models import Example
+
+from serinette.job import Job, JobStatus, Progress, Stage
+from serinette.names import DEFAULT_POOL, DEFAULT_TENANT, Lane
+from serinette.spec import GenerationSpec
+from serinette.upload import Upload
+
+_JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+_UPLOAD_ID = "upload-5c0c1c3f4d5b4a0e8f3f6c7d8e9f0a1b"
+_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+REQUESTS: list[Any] = [{"prompt": "jazz piano, smooth", "duration_s": 15, "format": "mp3"}]
+
+SUBMIT: dict[str, Example] = {
+    "song": {"summary": "A song", "value": REQUESTS[0]},
+    "lyrics": {
+        "summary": "Words, seed and lane",
+        "value": {
+            "prompt": "city pop, female voice, bright synths",
+            "lyrics": "[verse]\nNeon on the river\n[chorus]\nStay until the morning",
+            "duration_s": 120,
+            "bpm": 112,
+            "key_scale": "F# minor",
+            "seed": 7,
+            "format": "flac",
+            "lane": "high",
+            "labels": {"album": "blue"},
+        },
+    },
+    "repaint": {
+        "summary": "Sing a part of an upload anew",
+        "value": {
+            "task": "repaint",
+            "prompt": "a saxophone solo",
+            "source_audio": _UPLOAD_ID,
+            "repaint_start_s": 10,
+            "repaint_end_s": 20,
+        },
+    },
+}
+
+_job = Job(
+    id=_JOB_ID,
+    tenant=DEFAULT_TENANT,
+    status=JobStatus.RUNNING,
+    spec=GenerationSpec.model_validate({**REQUESTS[0], "seed": 1_234}),
+    pool=DEFAULT_POOL,
+    lane=Lane.NORMAL,
+    created_at=_AT,
+    started_at=_AT + timedelta(seconds=1),
+    timeout_s=1800,
+    progress=Progress(stage=Stage.DENOISING, step=4, steps=8, at=_AT + timedelta(seconds=3)),
+    eta_s=2.4,
+)
+
+
+def _json(value: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"example": value}}
+
+
+JOB = _json(_job.model_dump(mode="json"))
+
+UPLOAD = _json(
+    Upload(
+        id=_UPLOAD_ID,
+        duration_s=42.5,
+        sample_rate=44_100,
+        channels=2,
+        codec="mp3",
+        container="mp3",
+        size_bytes=680_312,
+        sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        created_at=_AT,
+    ).model_dump(mode="json")
+)
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {
+    "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+}
+UPLOAD_BODY = {"content": {"application/octet-stream": _BINARY, "audio/*": _BINARY, "multipart/form-data": _FORM}}
+
+AUDIO = dict.fromkeys(("audio/mpeg", "audio/wav", "audio/flac", "audio/ogg", "audio/mp4"), _BINARY)
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+AUDIO_HEADERS = {
+    "ETag": _header("SHA-256 of the file, quoted."),
+    "Accept-Ranges": _header("`bytes`"),
+    "Content-Disposition": _header("A name for the file."),
+}
+SUBMIT_HEADERS = {
+    "Location": _header("Where to look at the job."),
+    "Idempotency-Replayed": _header("`true` when the key named a job that exists."),
+    "Preference-Applied": _header("The wait that was granted."),
+}
+
+_PROGRESS = '{"id":"1767323048000-0","type":"progress","data":{"stage":"denoising","step":4,"steps":8,"fraction":0.45}}'
+EVENTS = {
+    "text/event-stream": {
+        "schema": {"type": "string"},
+        "example": f"id: 1767323048000-0\nevent: progress\ndata: {_PROGRESS}\nretry: 2000\n\n",
+    }
+}
