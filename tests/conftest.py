@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from redis import Redis
 
 from serinette.names import Keys
 from tests import servers
+from tests.stack import Stack, running
 
 
 @pytest.fixture
@@ -45,3 +47,19 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3]:
     """One SeaweedFS for the session; use a prefix of your own in its bucket."""
     with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A whole Serinette for the session, with the bundled checkpoint: leave it as it was."""
+    with running(tmp_path_factory.mktemp("stack")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def server_url(request: pytest.FixtureRequest) -> str:
+    """The server for black-box tests: the one that SERINETTE_URL names, else the session's own stack."""
+    if url := os.environ.get("SERINETTE_URL"):
+        return url.rstrip("/")
+    started: Stack = request.getfixturevalue("stack")
+    return started.url

@@ -243,7 +243,7 @@ def _map_cover(request: GenerateMusicRequest, source: str, mapping: _Mapping) ->
 def _without_counterpart(request: GenerateMusicRequest) -> list[str]:
     known = [
         name
-        for name, field in type(request).model_fields.items()
+        for name, field in GenerateMusicRequest.model_fields.items()
         if field.description == NO_COUNTERPART or name == "lora_weight"
     ]
     unknown = [name[:64] for name in (request.model_extra or {})][:_MAX_LISTED_NAMES]
@@ -252,7 +252,7 @@ def _without_counterpart(request: GenerateMusicRequest) -> list[str]:
 
 def _dialect(request: GenerateMusicRequest, mapping: _Mapping) -> dict[str, str]:
     """Prompt and lyrics are not repeated here: the spec holds them unchanged."""
-    sent = request.model_dump(mode="json", include=set(type(request).model_fields) - {"prompt", "lyrics"})
+    sent = request.model_dump(mode="json", include=set(GenerateMusicRequest.model_fields) - {"prompt", "lyrics"})
     sent = {name: sent[name] for name in sent if name in request.model_fields_set}
     return {
         "return_file_data": json.dumps(request.return_file_data),

@@ -1,0 +1,242 @@
+"""Clients written from the seed's document alone, unchanged, against a real stack; then what can go wrong."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+import uuid
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.smoke import assert_audio, assert_song, ended, fields_of, get, post, submitted
+from tests.stack import Stack, running
+
+# The document's two examples to the letter, but for the server's address. They loop without an end of their own:
+# that they end is what is tested (the suite's timeout would tell).
+ONE_SONG = """
+import requests
+import time
+
+# 1. 非同期リクエスト送信
+response = requests.post("http://localhost:8019/generate_music_async", json={
+    "format": "mp3",
+    "audio_duration": 15.0,
+    "prompt": "jazz piano, smooth",
+    "infer_step": 20
+})
+
+request_id = response.json()["request_id"]
+
+# 2. ステータス監視
+while True:
+    status = requests.get(f"http://localhost:8019/status/{request_id}").json()
+    if status["status"] == "completed":
+        break
+    time.sleep(2)
+
+# 3. 結果取得
+result = requests.get(f"http://localhost:8019/result/{request_id}")
+with open("music.mp3", "wb") as f:
+    f.write(result.content)
+"""
+
+THREE_SONGS = """
+# 複数のリクエストを送信
+request_ids = []
+for i in range(3):
+    response = requests.post("http://localhost:8019/generate_music_async", json={
+        "prompt": f"music style {i+1}",
+        "audio_duration": 10.0
+    })
+    request_ids.append(response.json()["request_id"])
+
+# 全完了を待機
+for request_id in request_ids:
+    while True:
+        status = requests.get(f"http://localhost:8019/status/{request_id}").json()
+        if status["status"] in ["completed", "failed"]:
+            break
+        time.sleep(1)
+"""
+
+
+def run_example(text: str, url: str) -> dict[str, Any]:
+    """Run an example of the document; the names it leaves behind."""
+    names: dict[str, Any] = {"requests": requests, "time": time}
+    exec(text.replace("http://localhost:8019", url), names)
+    return names
+
+
+def test_the_documents_first_example_ends_with_an_mp3(
+    server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_example(ONE_SONG, server_url)
+    assert_audio((tmp_path / "music.mp3").read_bytes(), "mp3", 15.0)
+
+
+def test_the_documents_second_example_ends_with_three_songs(server_url: str) -> None:
+    names = run_example(THREE_SONGS, server_url)
+    assert len(set(names["request_ids"])) == 3
+    for number, request_id in enumerate(names["request_ids"], 1):
+        status = get(f"{server_url}/status/{request_id}").json()
+        assert status["status"] == "completed", status
+        assert status["result"]["params_json"]["prompt"] == f"music style {number}"
+        assert_song(get(f"{server_url}/result/{request_id}"), "wav", 10.0)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One slot, and calls that wait for a third of a second only."""
+    with running(
+        tmp_path_factory.mktemp("slow"),
+        gateway={"SERINETTE_MAX_WAIT_S": "0.3"},
+        worker={"SERINETTE_SLOTS": "1"},
+    ) as stack:
+        yield stack
+
+
+# On the bundled checkpoint: tens of seconds, canceled long before.
+LONG = {"audio_duration": 600.0, "infer_step": 200, "prompt": "long"}
+
+
+def canceled(url: str, request_id: str) -> None:
+    answer = requests.delete(f"{url}/request/{request_id}", timeout=60)
+    assert (answer.status_code, answer.json()) == (200, {"message": "Request cancelled"}), answer.text
+    status = get(f"{url}/status/{request_id}").json()
+    assert (status["status"], status["error"]) == ("failed", "Cancelled by user"), status
+    assert status["completed_at"] is not None
+
+
+def until_processing(url: str, request_id: str) -> None:
+    deadline = time.monotonic() + 60
+    while get(f"{url}/status/{request_id}").json()["status"] != "processing":
+        assert time.monotonic() < deadline, "never processing"
+        time.sleep(0.05)
+
+
+def test_cancel_of_a_running_and_of_a_queued_request(slow: Stack) -> None:
+    running_id = submitted(slow.url, LONG)
+    until_processing(slow.url, running_id)
+    queued_id = submitted(slow.url, LONG)
+    next_id = submitted(slow.url, {"audio_duration": 2.0})
+    counts = get(f"{slow.url}/queue/status").json()
+    assert (counts["queue_size"], counts["status_counts"]["processing"]) == (2, 1), counts
+
+    canceled(slow.url, queued_id)
+    assert get(f"{slow.url}/status/{queued_id}").json()["started_at"] is None
+    assert get(f"{slow.url}/status/{running_id}").json()["status"] == "processing"
+    canceled(slow.url, running_id)
+    assert ended(slow.url, next_id)["status"] == "completed"
+    counts = get(f"{slow.url}/queue/status").json()
+    assert counts["queue_size"] == 0
+    assert counts["status_counts"]["failed"] >= 2, counts
+
+
+def test_a_failed_request_says_why(slow: Stack) -> None:
+    """A job fails like any other when it runs into its end: here, its source is gone when it is sung."""
+    first = submitted(slow.url, LONG)
+    until_processing(slow.url, first)
+    source = post(f"{slow.url}/v1/uploads", data=wav_bytes(), headers={"Content-Type": "audio/wav"})
+    assert source.status_code == 201, source.text
+    body = {"audio2audio_enable": True, "ref_audio_input": source.json()["id"]}
+    second = submitted(slow.url, body)
+    assert requests.delete(f"{slow.url}/v1/uploads/{source.json()['id']}", timeout=60).status_code == 204
+    canceled(slow.url, first)
+
+    status = ended(slow.url, second)
+    assert status["status"] == "failed", status
+    assert status["error"] != "Cancelled by user"
+    result = get(f"{slow.url}/result/{second}")
+    assert (result.status_code, result.json()["detail"]) == (400, "Request is failed, not completed")
+    assert result.json()["error"] == status["error"]
+    # As an answer to the call that waited for it.
+    sync = {"wait": 50, "sync": "true"}
+    assert get(f"{slow.url}/result/{second}", params=sync).status_code == 500
+    told = get(f"{slow.url}/result/{second}", params=sync | {"format": "json"})
+    assert (told.status_code, told.json()) == (200, {"success": False, "error_message": status["error"]})
+    assert fields_of(post(f"{slow.url}/generate_music_async", body)) == {"ref_audio_input"}
+
+
+def wav_bytes() -> bytes:
+    """Two seconds of silence."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(2)
+        writer.setsampwidth(2)
+        writer.setframerate(48_000)
+        writer.writeframes(bytes(2 * 48_000 * 4))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [("/generate_music_direct", {}), ("/generate_music", {"return_file_data": True})],
+)
+def test_a_call_longer_than_the_wait_ends_with_a_song(slow: Stack, path: str, options: dict[str, Any]) -> None:
+    blocker = submitted(slow.url, LONG)
+    until_processing(slow.url, blocker)
+    threading.Timer(2.0, lambda: requests.delete(f"{slow.url}/request/{blocker}", timeout=60)).start()
+    body = {"audio_duration": 3.0, "format": "mp3", **options}
+    song = requests.post(f"{slow.url}{path}", json=body, timeout=60)
+    assert_song(song, "mp3", 3.0)
+    redirects = [(each.status_code, each.headers["Location"]) for each in song.history]
+    assert len(redirects) >= 2, redirects
+    assert {code for code, _ in redirects} == {303}
+    request_id = redirects[0][1].removeprefix("/result/").partition("?")[0]
+    assert {location for _, location in redirects} == {f"/result/{request_id}?wait=0.3&sync=true"}
+
+
+def test_a_json_call_longer_than_the_wait_keeps_its_shape(slow: Stack) -> None:
+    blocker = submitted(slow.url, LONG)
+    until_processing(slow.url, blocker)
+    threading.Timer(1.0, lambda: requests.delete(f"{slow.url}/request/{blocker}", timeout=60)).start()
+    answer = requests.post(f"{slow.url}/generate_music", json={"audio_duration": 3.0, "prompt": "x"}, timeout=60)
+    assert answer.history, "it was to be redirected"
+    assert all("format=json" in each.headers["Location"] for each in answer.history)
+    told = answer.json()
+    assert told["success"] is True, told
+    assert told["params_json"]["prompt"] == "x"
+    assert_song(get(f"{slow.url}{told['audio_path']}"), "wav", 3.0)
+
+
+def test_whoever_stops_waiting_still_finds_the_song(slow: Stack) -> None:
+    before = {job["id"] for job in get(f"{slow.url}/v1/jobs").json()["jobs"]}
+    with pytest.raises(requests.ReadTimeout):
+        requests.post(f"{slow.url}/generate_music_direct", json={"audio_duration": 20.0}, timeout=0.1)
+    deadline = time.monotonic() + 30
+    while not (new := {job["id"] for job in get(f"{slow.url}/v1/jobs").json()["jobs"]} - before):
+        assert time.monotonic() < deadline, "the job was lost"
+        time.sleep(0.1)
+    assert ended(slow.url, new.pop())["status"] == "completed"
+
+
+def test_no_path_of_a_client_is_opened_or_erased(slow: Stack, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.wav"
+    mine.write_bytes(wav_bytes())
+    for path in (str(mine), f"/tmp/../{mine}", f"file://{mine}"):
+        body = {"audio2audio_enable": True, "ref_audio_input": path}
+        assert fields_of(post(f"{slow.url}/generate_music_async", body)) == {"ref_audio_input"}
+        ignored = post(f"{slow.url}/generate_music", {"audio_duration": 1.0, "ref_audio_input": path}).json()
+        assert "ref_audio_input" in ignored["params_json"]["ignored"], ignored
+    assert mine.read_bytes() == wav_bytes()
+
+
+def test_an_unknown_id_or_a_broken_body(slow: Stack) -> None:
+    for method, path in (("GET", "status"), ("GET", "result"), ("DELETE", "request")):
+        answer = requests.request(method, f"{slow.url}/{path}/{uuid.uuid4()}", timeout=60)
+        assert (answer.status_code, answer.json()) == (404, {"detail": "Request not found"})
+    for body in (b"", b"{", b"[]", b'"x"', b'{"audio_duration": NaN}', b'{"prompt": "\\ud800"}', b"\xff\xfe"):
+        answer = requests.post(
+            f"{slow.url}/generate_music_async", data=body, headers={"Content-Type": "application/json"}, timeout=60
+        )
+        assert answer.status_code in {400, 422}, (body, answer.text)
+        assert answer.json()["detail"], body
+    huge = post(f"{slow.url}/generate_music_async", {"prompt": "x" * 2_000_000})
+    assert huge.status_code == 413, huge.text
