@@ -14,7 +14,7 @@ from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError, RequestError
 from serinette.store import Store, StoredObject
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Written by `sha256sum` beside the checkpoint; checked when it is there.
 _CHECKSUMS = "SHA256SUMS"
@@ -58,7 +58,7 @@ def _open(settings: WorkerSettings, root: str) -> Store:
 
 def _download(store: Store, files: dict[str, StoredObject], target: Path) -> None:
     size_gb = sum(stored.size_bytes for stored in files.values()) / 1e9
-    logger.info("downloading a checkpoint of %d files, %.2f GB", len(files), size_gb)
+    log.info("downloading a checkpoint of %d files, %.2f GB", len(files), size_gb)
 
     def one(item: tuple[str, StoredObject]) -> None:
         path = target / item[0]

@@ -23,7 +23,7 @@ from gpu_worker.engine.revision import revision_of
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
 
@@ -56,7 +56,7 @@ def load(settings: WorkerSettings) -> AceStepEngine:
     _place(pipe, settings, device)
     revision = checkpoint.revision or revision_of(checkpoint.directory)
     name = settings.model_name or checkpoint.name
-    logger.info("loaded %s in %.1f s: %s on %s", name, time.monotonic() - started, checkpoint.directory, device)
+    log.info("loaded %s in %.1f s: %s on %s", name, time.monotonic() - started, checkpoint.directory, device)
     return AceStepEngine(pipe, name=name, revision=revision, device=_in_words(device))
 
 

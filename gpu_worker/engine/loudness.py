@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pyloudnorm
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # BS.1770-4 measures in blocks of 400 ms: a shorter clip has no loudness.
 _BLOCK_S = 0.4
@@ -47,7 +47,7 @@ def meter() -> Meter:
     try:
         loudness = importlib.import_module("torchaudio.functional").loudness
     except (ImportError, OSError):  # a CUDA build of torchaudio fails to link beside a CPU-only torch
-        logger.info("torchaudio cannot be used here: loudness is measured on the CPU by pyloudnorm")
+        log.info("torchaudio cannot be used here: loudness is measured on the CPU by pyloudnorm")
         return measure_on_cpu
     return lambda samples, sample_rate: float(loudness(samples, sample_rate))
 

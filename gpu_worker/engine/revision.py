@@ -8,7 +8,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _CACHE = ".serinette-revision.json"
 
@@ -32,7 +32,7 @@ def revision_of(directory: Path) -> str:
     try:
         (directory / _CACHE).write_text(json.dumps({"revision": revision, "files": seen}))
     except OSError as error:
-        logger.info("the checkpoint's revision cannot be kept beside it (%s): it is computed at every start", error)
+        log.info("the checkpoint's revision cannot be kept beside it (%s): it is computed at every start", error)
     return revision
 
 

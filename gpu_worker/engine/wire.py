@@ -14,6 +14,7 @@ Step counts are of the job, over all its variations.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import socket
@@ -144,6 +145,11 @@ class Connection:
             os.close(descriptor)
         self._descriptors.clear()
         self._socket.close()
+
+    def hang_up(self) -> None:
+        """End the conversation from any thread: whoever waits in `receive` gets a ConnectionError."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def send(self, message: Message, descriptors: list[int] | None = None) -> None:
         """Send one message; the descriptors stay the caller's to close."""

@@ -1,0 +1,29 @@
+"""`python -m gpu_worker.engine`: the process that holds the model. Started by the supervisor."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from functools import partial
+
+from gpu_worker.engine.base import Engine
+from gpu_worker.engine.server import run
+from gpu_worker.settings import WorkerSettings
+
+
+def load(settings: WorkerSettings) -> Engine:
+    """Import torch and load the model: seconds to minutes, while slots can already connect."""
+    warnings.simplefilter("ignore", FutureWarning)  # diffusers' and torch's to each other; nothing a reader can mend
+    engine: Engine = importlib.import_module("gpu_worker.engine.loading").load(settings)
+    return engine
+
+
+def main() -> int:
+    """Run the engine process."""
+    settings = WorkerSettings()
+    return run(settings, partial(load, settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""One slot's connection to the engine: its own thread reads, whoever has something to say writes."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from gpu_worker.engine.singing import Singing
+from gpu_worker.engine.wire import Cancel, Connection, Failed, Message, Sing
+from serinette.errors import Interruption, RequestError
+from serinette.job import JobError
+from serinette.spec import GenerationSpec
+
+log = logging.getLogger(__name__)
+
+# A slot that reads nothing for so long is gone: the model must not wait for it.
+_SEND_TIMEOUT_S = 10
+
+
+class Session(threading.Thread):
+    """Reads one slot's wishes and hands its jobs over; a slot that goes away gives up its job."""
+
+    def __init__(self, sock: socket.socket, take: Callable[[Singing], None], leave: Callable[[Session], None]) -> None:
+        super().__init__(name="session", daemon=True)
+        # The kernel's timeout, as the socket's own would bound the reading too.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
+        self._connection = Connection(sock)
+        self._take = take
+        self._leave = leave
+        self._writing = threading.Lock()
+        self._open = True
+        self._singing: Singing | None = None
+
+    def run(self) -> None:
+        """Read until the slot goes away or speaks out of turn."""
+        try:
+            while True:
+                self._hear(self._connection.receive(None))
+        except (OSError, ValueError) as error:
+            log.debug("a slot is gone: %s", error)
+        finally:
+            if self._singing is not None:
+                self._singing.cancel()
+            with self._writing:
+                self._open = False
+                self._connection.close()
+            self._leave(self)
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send to the slot; nothing happens when it is gone, as its own thread sees to that."""
+        with self._writing:
+            if not self._open:
+                return
+            try:
+                self._connection.send(message, list(descriptors))
+            except OSError as error:
+                log.warning("a slot does not take its messages and is given up: %s", error)
+                self._connection.hang_up()
+
+    def _hear(self, message: Message | None) -> None:
+        if isinstance(message, Cancel):
+            if self._singing is not None:
+                self._singing.cancel()
+        elif isinstance(message, Sing):
+            if self._singing is not None and not self._singing.answered:
+                raise ConnectionError("a slot asked for a second song before it had its first")
+            audio = {part.role: self._connection.take_samples(part) for part in message.audio}
+            try:
+                spec = GenerationSpec.from_wire(message.spec)
+            except (RequestError, Interruption) as error:
+                self.send(Failed(error=JobError(code=error.code, message=error.message, retryable=error.retryable)))
+                return
+            self._singing = Singing(spec, {str(role): samples for role, samples in audio.items()}, self.send)
+            self._take(self._singing)
+        else:
+            raise ConnectionError(f"a slot sent {message!r:.80}, which only an engine sends")
+
+
+def accept(listener: socket.socket, welcome: Callable[[socket.socket], None]) -> None:
+    """Welcome every slot that connects, for as long as the process lives."""
+    while True:
+        try:
+            sock, _ = listener.accept()
+            welcome(sock)
+        except OSError as error:  # the slot left before it was welcomed, or no descriptor is free at present
+            log.warning("a slot could not be welcomed: %s", error)
+            time.sleep(0.1)

@@ -1,0 +1,166 @@
+"""One job inside the engine: its variations, where they are, and the one answer that its slot gets."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gpu_worker.engine.base import Engine, Samples, Song, SongRequest
+from gpu_worker.engine.batching import Kind, kind_of
+from gpu_worker.engine.wire import Audio, Failed, Message, Report, Stopped, Sung, share_samples
+from serinette.job import Sampling, Stage
+from serinette.presence import Model
+from serinette.spec import GenerationSpec
+
+# A sign of life that says nothing new is passed on this often, to those who are sung for and to those who wait.
+_SIGN_OF_LIFE_S = 1.0
+_WAITING_S = 5.0
+
+Send = Callable[[Message, list[int]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What the engine said to the spec before singing."""
+
+    model: Model
+    sampling: Sampling
+    warnings: tuple[str, ...]
+    kind: Kind | None
+
+
+class Singing:
+    """A job from Sing to its answer. `cancel` may come from any thread, all else from the model's."""
+
+    def __init__(self, spec: GenerationSpec, audio: dict[str, Samples], send: Send) -> None:
+        first = spec.seed or 0
+        self._spec = spec
+        self._requests = [
+            SongRequest(spec, first + index, audio.get("source"), audio.get("reference"))
+            for index in range(spec.variations)
+        ]
+        self._send = send
+        self._lock = threading.Lock()
+        self._terms: _Terms | None = None
+        self._songs: dict[int, Song] = {}
+        self._places: list[tuple[Stage, int]] = [(Stage.CONDITIONING, 0)] * spec.variations
+        self._started: float | None = None
+        self._batch_size = 1
+        self._told: tuple[Report | None, float] = (None, 0.0)
+        self.canceled = False
+        self.answered = False
+
+    @property
+    def kind(self) -> Kind | None:
+        """What it must share with those it is sung with."""
+        return self._terms.kind if self._terms else None
+
+    @property
+    def remaining(self) -> list[int]:
+        """Variations still to be sung."""
+        if self.answered:
+            return []
+        return [index for index in range(self._spec.variations) if index not in self._songs]
+
+    def request(self, index: int) -> SongRequest:
+        """One variation, for the engine."""
+        return self._requests[index]
+
+    def cancel(self) -> None:
+        """Give the job up: answered at once while it waits, by the model's next step when it is sung."""
+        self.canceled = True
+        with self._lock:
+            if self._started is not None or self.answered:
+                return
+            self.answered = True
+        self._end(Stopped(), ())
+
+    def prepare(self, engine: Engine) -> None:
+        """Ask the engine for its terms, once. Raises what `Engine.sampling` raises."""
+        if self._terms is None:
+            sampling, warnings = engine.sampling(self._spec)
+            self._terms = _Terms(engine.model, sampling, warnings, kind_of(self._spec, sampling))
+
+    def begin(self, batch_size: int) -> bool:
+        """Some of its variations are about to be sung, in a batch of this size; False if it is given up already."""
+        with self._lock:
+            self._started = self._started or time.monotonic()
+            self._batch_size = max(self._batch_size, batch_size)
+            return not self.answered
+
+    def tell(self, index: int, stage: Stage, step: int | None) -> None:
+        """Pass on where one variation is."""
+        steps = self._terms.sampling.steps if self._terms else 0
+        reached = steps if stage is Stage.DECODING else step or 0
+        self._places[index] = (stage, reached)
+        self._report(summarize(self._places, steps), _SIGN_OF_LIFE_S)
+
+    def tell_waiting(self) -> None:
+        """Others are sung for; the engine lives."""
+        self._report(Report(stage=Stage.WAITING_FOR_ENGINE), _WAITING_S)
+
+    def keep(self, index: int, song: Song) -> None:
+        """Take one variation's song; the last one answers the job."""
+        self._songs[index] = song
+        if not self.remaining:
+            self._answer_sung()
+
+    def answer(self, message: Sung | Failed | Stopped, descriptors: Sequence[int] = ()) -> None:
+        """Send the job's answer, unless it has had one."""
+        with self._lock:
+            if self.answered:
+                return
+            self.answered = True
+        self._end(message, descriptors)
+
+    def _end(self, message: Message, descriptors: Sequence[int]) -> None:
+        self._send(message, list(descriptors))
+        # The session remembers its last job; the samples, hundreds of megabytes, are nobody's any more.
+        self._songs = {}
+        self._requests = []
+
+    def _report(self, report: Report, interval_s: float) -> None:
+        last, at = self._told
+        now = time.monotonic()
+        if not self.answered and (report != last or now - at >= interval_s):
+            self._told = (report, now)
+            self._send(report, [])
+
+    def _answer_sung(self) -> None:
+        terms = self._terms
+        if terms is None or self._started is None:
+            raise RuntimeError("a song was kept of a job that had not begun")
+        songs = [song for _, song in sorted(self._songs.items())]
+        warnings = dict.fromkeys([*terms.warnings, *(warning for song in songs for warning in song.warnings)])
+        sung = Sung(
+            songs=tuple(
+                Audio(role="song", channels=song.samples.shape[0], frames=song.samples.shape[1], seed=song.seed)
+                for song in songs
+            ),
+            sample_rate=songs[0].sample_rate,
+            sampling=terms.sampling,
+            model=terms.model,
+            sing_s=time.monotonic() - self._started,
+            batch_size=self._batch_size,
+            warnings=tuple(warnings),
+        )
+        descriptors: list[int] = []
+        try:
+            descriptors.extend(share_samples(song.samples) for song in songs)
+            self.answer(sung, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def summarize(places: Sequence[tuple[Stage, int]], steps: int) -> Report:
+    """A job's progress from that of its variations, which may be sung one after the other: it never runs backwards."""
+    done = sum(step for _, step in places)
+    if all(stage is Stage.DECODING for stage, _ in places):
+        return Report(stage=Stage.DECODING)
+    if done == 0:
+        return Report(stage=Stage.CONDITIONING)
+    return Report(stage=Stage.DENOISING, step=done, steps=steps * len(places))

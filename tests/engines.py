@@ -1,0 +1,126 @@
+"""A fast engine behind the real engine process: `python -m tests.engines` sings sine tones and misbehaves on request.
+
+Words of the prompt make it misbehave; the rest of the prompt is ignored.
+
+    slow SECONDS      take that long, in eight steps, and heed a cancel at each
+    hang              never come back, whatever is asked
+    crash             die by SIGKILL
+    crash once TOKEN  die the first time that TOKEN is sung for in this work_dir, also across restarts
+    oom, nan, bug     fail as a full device, a broken model, a mistake of ours
+
+`SERINETTE_MODEL` makes loading misbehave: `slow SECONDS`, `unloadable`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from gpu_worker.engine.base import Samples, Song, SongRequest, StepObserver
+from gpu_worker.engine.sampling import TURBO, fill_in
+from gpu_worker.engine.server import run
+from gpu_worker.engine.watch import Watch
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError, EngineOutOfMemory, InvalidOutput, Unsupported
+from serinette.job import Sampling, Stage
+from serinette.presence import Model
+from serinette.spec import GenerationSpec, Task
+
+SAMPLE_RATE = 48_000
+QUICK_S = 0.05
+
+
+class SineEngine:
+    """Sings one sine per seed."""
+
+    def __init__(self, crashes: Path) -> None:
+        self._crashes = crashes
+
+    @property
+    def model(self) -> Model:
+        return Model(
+            name="sine",
+            revision="0" * 64,
+            turbo=True,
+            sample_rate=SAMPLE_RATE,
+            channels=2,
+            default_steps=TURBO.steps,
+            default_guidance_scale=TURBO.guidance_scale,
+            default_shift=TURBO.shift,
+            max_duration_s=600,
+            tasks=tuple(Task),
+        )
+
+    @property
+    def device(self) -> str:
+        return "an imagined one"
+
+    def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
+        if spec.lora is not None:
+            raise Unsupported("lora: a sine has none", field="lora")
+        return fill_in(spec, turbo=True)
+
+    def sing(self, batch: Sequence[SongRequest], observe: StepObserver) -> list[Song | None]:
+        watch = Watch(observe, len(batch))
+        watch.tell(Stage.CONDITIONING)
+        prompts = " ".join(request.spec.prompt for request in batch)
+        self._misbehave(prompts)
+        steps = self.sampling(batch[0].spec)[0].steps
+        slow = re.search(r"\bslow (\d+(\.\d+)?)", prompts)
+        for step in range(1, steps + 1):
+            time.sleep((float(slow[1]) if slow else QUICK_S) / steps)
+            watch.tell(Stage.DENOISING, step, steps)
+        watch.tell(Stage.DECODING)
+        return [None if place in watch.given_up else sine(request) for place, request in enumerate(batch)]
+
+    def _misbehave(self, prompts: str) -> None:
+        while re.search(r"\bhang\b", prompts):
+            time.sleep(60)
+        once = re.search(r"\bcrash once (\w+)", prompts)
+        if once and not (self._crashes / once[1]).exists():
+            self._crashes.mkdir(parents=True, exist_ok=True)
+            (self._crashes / once[1]).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if re.search(r"\bcrash\b", prompts) and not once:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if re.search(r"\boom\b", prompts):
+            raise EngineOutOfMemory("the song does not fit into an imagined memory of 0 bytes")
+        if re.search(r"\bnan\b", prompts):
+            raise InvalidOutput("the model produced samples that are not finite")
+        if re.search(r"\bbug\b", prompts):
+            raise ZeroDivisionError("a mistake of ours")
+
+
+def sine(request: SongRequest) -> Song:
+    """Half full scale, its pitch from the seed; on a source, as long as the source."""
+    frames = round(request.spec.duration_s * SAMPLE_RATE) if request.source is None else request.source.shape[1]
+    hertz = 110.0 * 2 ** (request.seed % 36 / 12)
+    tone = 0.5 * np.sin(2 * np.pi * hertz / SAMPLE_RATE * np.arange(frames))
+    samples: Samples = np.stack([tone, tone]).astype(np.float32)
+    return Song(samples, SAMPLE_RATE, request.seed)
+
+
+def load(settings: WorkerSettings) -> SineEngine:
+    """Make the engine, as slowly as `SERINETTE_MODEL` says."""
+    if settings.model == "unloadable":
+        raise ConfigurationError("model unloadable: cannot be loaded, as asked")
+    if slow := re.fullmatch(r"slow ([\d.]+)", settings.model):
+        time.sleep(float(slow[1]))
+    return SineEngine(settings.work_dir / "crashes")
+
+
+def main() -> int:
+    settings = WorkerSettings()
+    return run(settings, partial(load, settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
