@@ -1,0 +1,78 @@
+"""`python -m gpu_worker.slot`: one slot, started by the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import sys
+
+import rq.defaults
+from pydantic import ValidationError
+from rq.exceptions import StopRequested
+
+from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
+from gpu_worker.settings import WorkerSettings
+from gpu_worker.slot.drain import Drain
+from gpu_worker.slot.engine_client import EngineClient
+from gpu_worker.slot.lanes import LOWEST_FIRST_EVERY
+from gpu_worker.slot.patience import connect_patiently
+from gpu_worker.slot.song import Singer
+from gpu_worker.slot.worker import SlotWorker
+from serinette.errors import ConfigurationError
+from serinette.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
+    """Serve the pool's lanes until a signal says to leave; the exit status.
+
+    Raises:
+        ConfigurationError: RQ uses another prefix, or the store cannot be opened.
+    """
+    if settings.redis_prefix != rq.defaults.RQ_KEY_PREFIX:
+        raise ConfigurationError(
+            f"RQ_KEY_PREFIX: RQ was loaded with {rq.defaults.RQ_KEY_PREFIX}, the settings say {settings.redis_prefix}"
+        )
+    drain = Drain(settings.drain_timeout_s)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, drain.on_signal)
+    engine = EngineClient(settings.engine_socket, settings.stall_timeout_s, settings.cancel_timeout_s)
+    singer = Singer(engine, Store.open(settings), settings)
+
+    def tell_busy(busy: bool) -> None:
+        if busy_fd is not None:
+            os.write(busy_fd, b"1" if busy else b"0")
+
+    try:
+        connection = connect_patiently(settings, lambda: drain.must_leave)
+        worker = SlotWorker(name, connection, singer, drain, tell_busy)
+        # A pod that sings a few songs and goes must have its turn at the lowest lane too.
+        worker.claims = secrets.randbelow(LOWEST_FIRST_EVERY)
+        worker.work(logging_level="WARNING")
+    except StopRequested:
+        log.warning("left while Redis was away")
+    engine.close()
+    return 0 if drain.requested else 1
+
+
+def main() -> int:
+    """Read arguments and settings, and run."""
+    parser = argparse.ArgumentParser(prog="python -m gpu_worker.slot")
+    parser.add_argument("--name", default=f"slot-{secrets.token_hex(4)}", help="name in RQ's books; must be unique")
+    parser.add_argument("--busy-fd", type=int, help="descriptor to write 1 to with a job in hand, and 0 without")
+    arguments = parser.parse_args()
+    try:
+        settings = WorkerSettings()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        return run(settings, arguments.name, arguments.busy_fd)
+    except (ConfigurationError, ValidationError) as error:
+        sys.stderr.write(f"{error}\n")
+        return CONFIGURATION_EXIT_CODE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

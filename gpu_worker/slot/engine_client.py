@@ -1,0 +1,201 @@
+"""A slot's end of the engine's socket: it asks for songs and kills an engine that hangs; the supervisor restarts it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from gpu_worker.engine.base import Samples
+from gpu_worker.engine.wire import (
+    Audio,
+    Cancel,
+    Connection,
+    Failed,
+    Hello,
+    Message,
+    Report,
+    Sing,
+    Stopped,
+    Sung,
+    share_samples,
+)
+from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.tell import Tell
+from serinette.errors import EngineCrashed, EngineStalled, HandBack, Interruption, JobTimeout, of_code
+from serinette.job import Stage
+from serinette.presence import Model
+
+log = logging.getLogger(__name__)
+
+# A cancel, a deadline or a drain is noticed within this.
+_POLL_S = 0.2
+_CONNECT_TIMEOUT_S = 2.0
+# Whoever waits for others' songs lets the one whose song hangs find out first, and say why.
+_WAITING_STALL_FACTOR = 1.25
+
+
+class _EngineLost(Exception):
+    """The engine was gone while it sang for others: this job is not to blame."""
+
+
+class EngineClient:
+    """One connection, one song at a time. Not for several threads."""
+
+    def __init__(self, socket_path: Path, stall_timeout_s: float, cancel_timeout_s: float) -> None:
+        self._socket_path = socket_path
+        self._stall_timeout_s = stall_timeout_s
+        self._cancel_timeout_s = cancel_timeout_s
+        self._connection: Connection | None = None
+        self._hello: Hello | None = None
+
+    @property
+    def model(self) -> Model | None:
+        """What the engine has loaded; None until it is ready."""
+        return self._hello.model if self._hello and self._hello.stage == "ready" else None
+
+    def ready(self, wait_s: float = 0.0) -> bool:
+        """Whether a song can be asked for; waits up to `wait_s` for the engine to say so."""
+        try:
+            if self._connection is None:
+                self._connection = Connection.connect(self._socket_path, _CONNECT_TIMEOUT_S)
+            while message := self._connection.receive(wait_s or 0.001):
+                if isinstance(message, Hello):
+                    self._hello = message
+                wait_s = 0.0
+        except OSError:  # not there, or gone: ConnectionError is one too
+            self.close()
+            time.sleep(wait_s)
+        return self.model is not None
+
+    def wait_ready(self, hold: Hold, tell: Tell) -> Model:
+        """Wait for a loaded model, on nobody's time.
+
+        Raises:
+            HandBack: this worker drains; another one has an engine.
+        """
+        while not self.ready():
+            tell(Stage.WAITING_FOR_ENGINE)
+            hold.check()
+            if hold.drain.requested:
+                raise HandBack("the worker leaves while its engine is not ready, and gives the job back")
+            self.ready(_POLL_S)
+            hold.not_counted(_POLL_S)
+        if self.model is None:
+            raise EngineCrashed("the engine is ready without a model")
+        return self.model
+
+    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung:
+        """All variations of a job; fetch their samples with `take`.
+
+        Raises:
+            EngineCrashed: the engine ended during this song.
+            EngineStalled: it said nothing for the stall timeout, and was killed.
+            SerinetteError: what the engine says of the song (Unsupported, EngineOutOfMemory, ...).
+            Interruption, JobTimeout: as `Hold.check`; the engine has stopped, or was killed.
+        """
+        while True:
+            self.wait_ready(hold, tell)
+            try:
+                return self._ask(request, audio, hold, tell)
+            except _EngineLost:
+                log.info("job %s: the engine was lost to another song; waiting for the next one", hold.job.id)
+
+    def take(self, audio: Audio) -> Samples:
+        """Samples [channels, frames] of the next song of a `Sung`.
+
+        Raises:
+            EngineCrashed: they did not come whole.
+        """
+        try:
+            return self._open().take_samples(audio)
+        except OSError as error:
+            raise EngineCrashed(f"the engine's samples did not come whole: {error}") from error
+
+    def close(self) -> None:
+        """Hang up, which cancels whatever was asked."""
+        if self._connection:
+            self._connection.close()
+        self._connection = self._hello = None
+
+    def _open(self) -> Connection:
+        if self._connection is None:
+            raise ConnectionError("there is no connection to the engine")
+        return self._connection
+
+    def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung:
+        answer: Message | None = None
+        waiting = False
+        try:
+            self._send(request, audio)
+            heard_at_s = time.monotonic()
+            while not isinstance(answer, Sung | Failed | Stopped):
+                if isinstance(answer, Report):
+                    waiting = answer.stage is Stage.WAITING_FOR_ENGINE
+                    tell(answer.stage, answer.step, answer.steps)
+                hold.check()
+                asked_at_s = time.monotonic()
+                answer = self._open().receive(_POLL_S)
+                if answer:
+                    heard_at_s = time.monotonic()
+                self._end_if_silent(time.monotonic() - heard_at_s, waiting=waiting)
+                if waiting:
+                    hold.not_counted(time.monotonic() - asked_at_s)
+        except (Interruption, JobTimeout):
+            self._stop()
+            raise
+        except EngineStalled:
+            self.close()
+            if waiting:
+                raise _EngineLost from None
+            raise
+        except OSError as error:
+            self.close()
+            if waiting:
+                raise _EngineLost from error
+            raise EngineCrashed("the engine ended while it sang this song") from error
+        return self._answered(answer)
+
+    def _send(self, request: Sing, audio: Sequence[Samples]) -> None:
+        descriptors: list[int] = []
+        try:
+            descriptors += [share_samples(samples) for samples in audio]
+            self._open().send(request, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _answered(self, answer: Message | None) -> Sung:
+        if isinstance(answer, Sung):
+            return answer
+        if isinstance(answer, Failed):
+            raise of_code(answer.error.code, answer.error.message)
+        raise EngineCrashed("the engine stopped a song that nobody canceled")
+
+    def _end_if_silent(self, silent_s: float, *, waiting: bool) -> None:
+        if silent_s > self._stall_timeout_s * (_WAITING_STALL_FACTOR if waiting else 1.0):
+            self._kill(f"it said nothing for {silent_s:.0f} s")
+            raise EngineStalled(f"the engine showed no progress for {silent_s:.0f} s and was killed")
+
+    def _stop(self) -> None:
+        """Have the engine stop this song, or kill it; the next song begins on a fresh connection either way."""
+        until_s = time.monotonic() + self._cancel_timeout_s
+        try:
+            self._open().send(Cancel())
+            while not isinstance(self._open().receive(max(0.001, until_s - time.monotonic())), Sung | Failed | Stopped):
+                if time.monotonic() >= until_s:
+                    self._kill(f"it did not stop a song within {self._cancel_timeout_s:g} s")
+                    break
+        except OSError:  # gone, and the song with it
+            pass
+        self.close()
+
+    def _kill(self, why: str) -> None:
+        if self._hello:
+            log.warning("killing the engine, process %d: %s", self._hello.pid, why)
+            with suppress(ProcessLookupError):
+                os.kill(self._hello.pid, signal.SIGKILL)

@@ -1,0 +1,66 @@
+"""A job in this slot's hands."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from rq.executions import Execution
+from rq.job import Job
+from rq.queue import Queue
+
+from gpu_worker.slot.drain import Drain
+from serinette.errors import Canceled, HandBack, JobTimeout, Superseded
+from serinette.job import Attempt
+
+
+@dataclass(slots=True)
+class Hold:
+    """One attempt from its claim to its end. The attempt's id is that of RQ's execution, so that heartbeat and ledger
+    speak of the same thing.
+    """
+
+    job: Job
+    queue: Queue
+    execution: Execution
+    attempt: Attempt
+    drain: Drain
+    timeout_s: float
+    deadline_s: float  # of the monotonic clock
+    canceled: bool = False
+    superseded: bool = False
+    recording: bool = False  # its record may be written: only that decides now
+    sang: bool = False
+
+    @property
+    def created_at(self) -> datetime:
+        """When the job was submitted."""
+        return datetime.fromisoformat(self.job.meta["created_at"])
+
+    def check(self) -> None:
+        """Called wherever the job may end early: between stages and a few times a second while waiting.
+
+        RQ's SIGALRM would raise at any line, also right after `job.json` is written, and end a sung job as failed.
+
+        Raises:
+            Superseded: another attempt has the job, or it has ended.
+            Canceled: its cancel flag is set.
+            JobTimeout: it ran for longer than its `timeout_s`.
+            HandBack: the time to drain is over.
+        """
+        if self.superseded:
+            raise Superseded(f"attempt {self.attempt.number} lost job {self.job.id} to another, or the job has ended")
+        if self.canceled and not self.recording:
+            raise Canceled("canceled as asked")
+        if time.monotonic() > self.deadline_s and not self.recording:
+            raise JobTimeout(
+                f"the song was not done within {self.timeout_s:g} s: ask for fewer seconds, steps or variations, or "
+                "give a longer timeout_s"
+            )
+        if self.drain.over:
+            raise HandBack("the worker leaves and gives the job back")
+
+    def not_counted(self, seconds: float) -> None:
+        """Move the deadline: time that the job waits for the engine is not its own."""
+        self.deadline_s += seconds

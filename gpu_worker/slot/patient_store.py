@@ -1,0 +1,80 @@
+"""The store as a song's attempt sees it: away for a while is not away for good."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from serinette.errors import StoreUnavailable
+from serinette.store import Store
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+# Between two looks at the cancel flag and the deadline.
+_LOOK_EVERY_S = 0.2
+
+Answer = TypeVar("Answer")
+
+
+class PatientStore:
+    """Asks again while the store does not answer: to sing again costs more than to wait.
+
+    Every method raises StoreUnavailable once `patience_s` passed, and whatever `check` raises.
+    """
+
+    def __init__(self, store: Store, patience_s: float, check: Callable[[], None]) -> None:
+        self._store = store
+        self._patience_s = patience_s
+        self._check = check
+
+    def get(self, key: str) -> bytes:
+        """Read a small object. Raises NotFound."""
+        return self._ask(lambda: self._store.get(key))
+
+    def require(self, key: str) -> None:
+        """Raise NotFound unless there is such an object."""
+        self._ask(lambda: self._store.head(key))
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy an object to a file. Raises NotFound."""
+        self._ask(lambda: self._store.download(key, path))
+
+    def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Write an object."""
+        self._ask(lambda: self._store.put(key, data, content_type))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless there is one. False may also mean that an earlier try of this very call wrote it."""
+        return self._ask(lambda: self._store.put_if_absent(key, data))
+
+    def erase(self, keys: list[str]) -> None:
+        """Erase what nobody will read, if the store is there; retention takes the rest."""
+        try:
+            for key in keys:
+                self._store.delete(key)
+        except StoreUnavailable as error:
+            log.warning("%d songs of a lost attempt stay until retention takes them: %s", len(keys), error)
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        until_s = time.monotonic() + self._patience_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return question()
+            except StoreUnavailable as error:
+                if time.monotonic() + pause_s > until_s:
+                    raise
+                log.warning("the store is away, asking again in %g s: %s", pause_s, error)
+            self._pause(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _pause(self, seconds: float) -> None:
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            self._check()
+            time.sleep(min(_LOOK_EVERY_S, seconds))

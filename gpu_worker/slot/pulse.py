@@ -1,0 +1,105 @@
+"""What a slot says and hears while it holds a job: heartbeats and progress out, the cancel flag in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from redis import RedisError
+from rq.exceptions import StopRequested
+
+from gpu_worker.slot.hold import Hold
+from serinette.job import Progress
+from serinette.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+# Steps of a short song on a fast GPU come by the hundred a second; nobody can read more than this.
+_TELL_EVERY_S = 0.1
+# A song is given up at its deadline by the main thread, which then encodes or uploads nothing more. One that has not
+# moved for so long after it is stuck inside a library, where no signal reaches it.
+_STUCK_AFTER_S = 900.0
+_STUCK_EXIT_CODE = 70  # sysexits.h: EX_SOFTWARE
+
+
+class Pulse:
+    """A thread beside the song, from claim to end. It may wait for Redis; the song never waits for it."""
+
+    def __init__(self, hold: Hold, ledger: Ledger, beat: Callable[[], None], beat_every_s: float) -> None:
+        self._hold = hold
+        self._ledger = ledger
+        self._beat = beat
+        self._beat_every_s = beat_every_s
+        self._next_beat_s = time.monotonic() + beat_every_s
+        self._latest: deque[Progress] = deque(maxlen=1)
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self.concluding = False
+        self._thread = threading.Thread(target=self._run, name=f"pulse-{hold.job.id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._wake.set()
+        # With Redis away it may be waiting still: then it beats once more for nobody, which changes nothing.
+        self._thread.join(timeout=_TELL_EVERY_S * 5)
+
+    def tell(self, progress: Progress) -> None:
+        """Have progress told soon; the last one told counts."""
+        self._latest.append(progress)
+        self._wake.set()
+
+    def hear_cancel(self, job_id: str) -> None:
+        """Somebody published a cancel: look for the flag at once if it is for this job."""
+        if job_id == self._hold.job.id:
+            self._next_beat_s = 0.0
+            self._wake.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                self._wake.wait(max(0.0, self._next_beat_s - time.monotonic()))
+                self._wake.clear()
+                self._end_if_stuck()
+                if time.monotonic() >= self._next_beat_s:
+                    self._next_beat_s = time.monotonic() + self._beat_every_s
+                    self._once(self._beat_and_look)
+                if self._latest and not self.concluding:
+                    self._once(self._tell)
+                    self._stopped.wait(_TELL_EVERY_S)
+        except StopRequested:  # the slot leaves while Redis is away
+            return
+
+    def _once(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except RedisError as error:  # one that no waiting mends; the next beat tries again
+            log.warning("job %s: a heartbeat or progress was not told: %s", self._hold.job.id, error)
+
+    def _beat_and_look(self) -> None:
+        self._beat()
+        entry = self._ledger.read(self._hold.job.id)
+        self._hold.canceled = self._hold.canceled or entry.cancel_requested
+        self._hold.superseded = entry.owner != self._hold.attempt.id
+
+    def _tell(self) -> None:
+        answer = self._ledger.progress(self._hold.job.id, self._hold.attempt.id, self._latest.pop())
+        self._hold.canceled = self._hold.canceled or answer < 0
+        self._hold.superseded = answer == 0
+
+    def _end_if_stuck(self) -> None:
+        if not self.concluding and time.monotonic() > self._hold.deadline_s + _STUCK_AFTER_S:
+            log.critical("job %s is stuck long past its deadline; this slot ends itself", self._hold.job.id)
+            logging.shutdown()
+            os._exit(_STUCK_EXIT_CODE)

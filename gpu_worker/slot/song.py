@@ -1,0 +1,151 @@
+"""The way of one song through a slot: its sources, the engine, the encoder, the store, the record."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpu_worker.engine.base import Samples
+from gpu_worker.engine.wire import Audio, Sing, Sung
+from gpu_worker.settings import WorkerSettings
+from gpu_worker.slot.engine_client import EngineClient
+from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.patient_store import PatientStore
+from gpu_worker.slot.record import find_record, put_record
+from gpu_worker.slot.sources import Role, Sources
+from serinette.errors import InvalidOutput
+from serinette.job import Artifact, Progress, Result, Stage, Timings, now
+from serinette.media import CONTENT_TYPES, EXTENSIONS, encode, encoded_rate, song_tags
+from serinette.names import artifact_key
+from serinette.presence import Model
+from serinette.spec import GenerationSpec
+from serinette.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Singer:
+    """What a slot sings with, all its life."""
+
+    engine: EngineClient
+    store: Store
+    settings: WorkerSettings
+
+    def performance(self, hold: Hold, tell: Callable[[Progress], None]) -> Performance:
+        """The performance of one job."""
+        store = PatientStore(self.store, self.settings.store_patience_s, hold.check)
+        return Performance(hold, tell, self.engine, store, self.settings.run_dir)
+
+
+@dataclass(slots=True)
+class Performance:
+    """One attempt at one job."""
+
+    hold: Hold
+    tell_progress: Callable[[Progress], None]
+    engine: EngineClient
+    store: PatientStore
+    spool_dir: Path | None
+    encode_s: float = 0.0
+    upload_s: float = 0.0
+    uploaded: list[str] = field(default_factory=list)
+
+    def sing(self, job_id: str, wire: dict[str, Any]) -> Result:
+        """From the wire form of a spec to a recorded result.
+
+        Raises:
+            SerinetteError: a SingError, RequestError or Unavailable ends the attempt; an Interruption gives it up.
+        """
+        spec = GenerationSpec.from_wire(wire)
+        meta = self.hold.job.meta
+        if known := find_record(self.store, meta["tenant"], job_id):
+            return known.result
+        try:
+            sung = self._ask_engine(job_id, spec)
+            result = self._result(job_id, spec, sung)
+            self.hold.check()
+        except BaseException:
+            # Nothing refers to these yet. From the record on they may be the job's songs, whatever else fails.
+            self.store.erase(self.uploaded)
+            raise
+        return self._recorded(job_id, spec, result)
+
+    def _recorded(self, job_id: str, spec: GenerationSpec, result: Result) -> Result:
+        winner = put_record(self.store, job_id, self.hold, spec, result)
+        self.hold.sang = winner.attempt.id == self.hold.attempt.id
+        if not self.hold.sang:
+            self.store.erase(self.uploaded)
+        return winner.result
+
+    def _tell(self, stage: Stage, step: int | None = None, steps: int | None = None) -> None:
+        self.tell_progress(Progress(stage=stage, step=step, steps=steps, at=now()))
+
+    def _ask_engine(self, job_id: str, spec: GenerationSpec) -> Sung:
+        model = self.engine.wait_ready(self.hold, self._tell)
+        samples = self._sources(spec, model)
+        self.hold.check()
+        descriptions = tuple(
+            Audio(role=role, channels=sound.shape[0], frames=sound.shape[1]) for role, sound in samples.items()
+        )
+        request = Sing(job_id=job_id, spec=spec.to_wire(), audio=descriptions)
+        return self.engine.sing(request, list(samples.values()), self.hold, self._tell)
+
+    def _sources(self, spec: GenerationSpec, model: Model) -> dict[Role, Samples]:
+        wanted: dict[Role, str | None] = {"source": spec.source_audio, "reference": spec.reference_audio}
+        if any(wanted.values()):
+            self._tell(Stage.FETCHING)
+        sources = Sources(self.store, self.hold.job.meta["tenant"], model, self.spool_dir)
+        return {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
+
+    def _result(self, job_id: str, spec: GenerationSpec, sung: Sung) -> Result:
+        if len(sung.songs) != spec.variations:
+            raise InvalidOutput(f"the engine sang {len(sung.songs)} songs, {spec.variations} were asked for")
+        self._tell(Stage.ENCODING)
+        artifacts = tuple(self._artifact(job_id, spec, sung, index) for index in range(len(sung.songs)))
+        started_at, created_at = self.hold.attempt.started_at, self.hold.created_at
+        return Result(
+            artifacts=artifacts,
+            model=sung.model.name,
+            model_revision=sung.model.revision,
+            sampling=sung.sampling,
+            timings=Timings(
+                queue_s=max(0.0, (started_at - created_at).total_seconds()),
+                sing_s=sung.sing_s,
+                encode_s=self.encode_s,
+                upload_s=self.upload_s,
+                run_s=(now() - started_at).total_seconds(),
+            ),
+            warnings=sung.warnings,
+        )
+
+    def _artifact(self, job_id: str, spec: GenerationSpec, sung: Sung, index: int) -> Artifact:
+        self.hold.check()
+        song = sung.songs[index]
+        seed = song.seed if song.seed is not None else (spec.seed or 0) + index
+        samples = self.engine.take(song)
+        began_s = time.monotonic()
+        tags = song_tags(spec, seed, sung.model.name, sung.model.revision, job_id)
+        data = encode(samples, sung.sample_rate, spec.format, bitrate_kbps=spec.bitrate_kbps, tags=tags)
+        encoded_s = time.monotonic()
+        self.encode_s += encoded_s - began_s
+        key = artifact_key(self.hold.job.meta["tenant"], job_id, self.hold.attempt.id, index, EXTENSIONS[spec.format])
+        if index == len(sung.songs) - 1:
+            self._tell(Stage.UPLOADING)
+        self.uploaded.append(key)
+        self.store.put(key, data, CONTENT_TYPES[spec.format])
+        self.upload_s += time.monotonic() - encoded_s
+        return Artifact(
+            index=index,
+            key=key,
+            seed=seed,
+            format=spec.format,
+            content_type=CONTENT_TYPES[spec.format],
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            duration_s=song.frames / sung.sample_rate,
+            sample_rate=encoded_rate(spec.format, sung.sample_rate),
+            channels=song.channels,
+        )

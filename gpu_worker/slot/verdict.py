@@ -1,0 +1,55 @@
+"""What becomes of a job whose attempt ended: a pure decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from redis import RedisError
+
+from serinette.errors import Canceled, HandBack, SerinetteError, Superseded
+from serinette.job import JobError
+
+
+class Ending(StrEnum):
+    """Ways for an attempt to end, in the words of the log."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    RETRIED = "retried"  # charged, and to the front of its lane
+    RETURNED = "returned"  # charged to nobody, and to the front of its lane
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an attempt ends."""
+
+    ending: Ending
+    error: JobError | None = None
+
+
+def judge(error: BaseException, retries_left: int) -> Verdict:
+    """How an attempt ends that raised `error`, with so many retries left to its job.
+
+    Redis that is away is nobody's fault. A Superseded attempt gives back what it does not have: the end of an attempt
+    is written only by the one in charge.
+    """
+    if isinstance(error, Canceled):
+        return Verdict(Ending.CANCELED)
+    if isinstance(error, HandBack | Superseded | RedisError):
+        return Verdict(Ending.RETURNED)
+    told = _told(error)
+    return Verdict(Ending.RETRIED if told.retryable and retries_left > 0 else Ending.FAILED, told)
+
+
+def _told(error: BaseException) -> JobError:
+    if isinstance(error, SerinetteError):
+        return JobError(code=error.code, message=error.message, retryable=error.retryable)
+    # A disk or a memory that is full is this machine's trouble; anything else would happen again. The text of a
+    # foreign error may hold paths and is for the log.
+    return JobError(
+        code=SerinetteError.code,
+        message=f"the worker met an unexpected {type(error).__name__}; its log says more",
+        retryable=isinstance(error, OSError | MemoryError),
+    )
