@@ -62,13 +62,14 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
 def main() -> int:
     """Read arguments and settings, and run."""
     parser = argparse.ArgumentParser(prog="python -m gpu_worker.slot")
-    parser.add_argument("--name", default=f"slot-{secrets.token_hex(4)}", help="name in RQ's books; must be unique")
+    parser.add_argument("--name-prefix", default="slot", help="what its name in RQ's books begins with")
     parser.add_argument("--busy-fd", type=int, help="descriptor to write 1 to with a job in hand, and 0 without")
     arguments = parser.parse_args()
     try:
         settings = WorkerSettings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-        return run(settings, arguments.name, arguments.busy_fd)
+        # RQ refuses a name that a killed process has not ceased to hold.
+        return run(settings, f"{arguments.name_prefix}.{secrets.token_hex(3)}", arguments.busy_fd)
     except (ConfigurationError, ValidationError) as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE

@@ -1,0 +1,62 @@
+"""Tells Redis of this worker, beside the supervisor's own work: an absent Redis must not hold that up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from redis import Redis, RedisError
+
+from serinette.job import now
+from serinette.names import Keys
+from serinette.presence import BEAT_S, Presence, announce, withdraw
+
+log = logging.getLogger(__name__)
+
+
+class Herald:
+    """A thread that announces the latest presence: every 5 seconds, and at once when it changes."""
+
+    def __init__(self, redis: Redis, keys: Keys, presence: Presence) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._presence = presence
+        self._wake = threading.Event()
+        self._stopped = False
+        self._away = False
+        self._thread = threading.Thread(target=self._run, name="herald", daemon=True)
+
+    def start(self) -> None:
+        """Begin to announce."""
+        self._thread.start()
+
+    def update(self, presence: Presence) -> None:
+        """Announce this from now on."""
+        changed = presence != self._presence
+        self._presence = presence
+        if changed:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Announce no more, and take the presence back; without Redis it expires by itself."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join(timeout=BEAT_S)
+        try:
+            withdraw(self._redis, self._keys, self._presence.name)
+        except RedisError as error:
+            log.warning("the worker's presence expires by itself: %s", error)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            try:
+                announce(self._redis, self._keys, self._presence.model_copy(update={"at": now()}))
+                if self._away:
+                    log.info("Redis is back")
+                self._away = False
+            except RedisError as error:
+                if not self._away:
+                    log.warning("Redis does not answer; the engine stays warm: %s", error)
+                self._away = True
+            self._wake.wait(BEAT_S)
+            self._wake.clear()
