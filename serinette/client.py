@@ -184,7 +184,7 @@ class Client:
             with self._answer(request) as response, partial.open("wb") as file:
                 for chunk in response.iter_bytes(_CHUNK_BYTES):
                     file.write(chunk)
-            partial.replace(path)
+            partial.replace(path)  # a song cut short is no song
         finally:
             partial.unlink(missing_ok=True)
         return path.stat().st_size
@@ -198,7 +198,12 @@ class Client:
 
     def _json(self, request: httpx.Request) -> dict[str, Any]:
         with self._answer(request) as response:
-            answer: dict[str, Any] = json.loads(response.read())
+            try:
+                answer: dict[str, Any] = json.loads(response.read())
+            except ValueError as error:
+                raise SerinetteError(
+                    f"{request.url} answered something else than JSON: is that a Serinette?"
+                ) from error
             return answer
 
     @contextmanager

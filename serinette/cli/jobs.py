@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column
 
-from serinette.cli.terminal import STATUS_STYLES, JobView, age, errors, output, program, seconds, state
+from serinette.cli.terminal import STATUS_STYLES, JobView, age, errors, output, program, seconds, show_table, state
 from serinette.client import DEFAULT_URL, Client
 from serinette.errors import SingError
 from serinette.job import Job, JobOptions, JobStatus
@@ -59,7 +59,7 @@ def submit(
         "seed": seed,
         "steps": steps,
         "variations": variations,
-        "format": song_format or _format_of(output_path),
+        "format": song_format or format_of(output_path),
     }
     spec, options = _order(fields, lane, label or [])
     with Client(server) as client:
@@ -91,19 +91,13 @@ def jobs(
     if as_json:
         output.print_json(json.dumps([job.model_dump(mode="json") for job in page.jobs]))
         return
-    if not output.is_terminal:
-        for job in page.jobs:
-            print("\t".join((job.id, job.status, job.created_at.isoformat(), " ".join(job.spec.prompt.split()))))  # noqa: T201
-        return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("JOB", no_wrap=True, min_width=36)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("AGE", no_wrap=True, justify="right")
-    table.add_column("PROMPT", no_wrap=True, overflow="ellipsis", ratio=1)
-    for job in page.jobs:
-        told = f"[{STATUS_STYLES[job.status]}]{state(job)}[/]"
-        table.add_row(job.id, told, age(job.created_at), escape(" ".join(job.spec.prompt.split())))
-    output.print(table)
+    columns = (
+        Column("JOB", no_wrap=True, min_width=36),
+        Column("STATE", no_wrap=True),
+        Column("AGE", no_wrap=True, justify="right"),
+        Column("PROMPT", no_wrap=True, overflow="ellipsis"),
+    )
+    show_table(columns, [_row(job) for job in page.jobs])
     if page.next_cursor:
         errors.print(f"There are more: {program()} jobs -n {min(100, 2 * limit)}", style="dim")
 
@@ -122,7 +116,37 @@ def queue(as_json: AsJson = False, server: Server = DEFAULT_URL) -> None:
     if as_json:
         output.print_json(json.dumps(told))
         return
-    output.print(told)
+    for pool in told["pools"]:
+        workers = ", ".join(_worker(worker) for worker in pool["workers"]) or "none"
+        errors.print(f"Pool [bold]{escape(pool['name'])}[/]: {pool['running']} running; workers: {workers}")
+    lanes = [
+        (escape(pool["name"]), lane["lane"], str(lane["waiting"]), _or_unknown(lane["eta_s"]))
+        for pool in told["pools"]
+        for lane in pool["lanes"]
+    ]
+    columns = (
+        Column("POOL", no_wrap=True),
+        Column("LANE"),
+        Column("WAITING", justify="right"),
+        Column("A SONG NOW TAKES", justify="right"),
+    )
+    show_table(columns, lanes)
+
+
+def _row(job: Job) -> tuple[str, str, str, str]:
+    told = f"[{STATUS_STYLES[job.status]}]{state(job)}[/]"
+    return job.id, told, age(job.created_at), escape(" ".join(job.spec.prompt.split()))
+
+
+def _worker(worker: dict[str, Any]) -> str:
+    """One worker in words; the gateway's own may be newer than we."""
+    model = worker.get("model") or "no model yet"
+    words = f"{worker['name']} {worker['stage']}, {worker['busy_slots']} of {worker['slots']} slots busy, {model}"
+    return escape(words + (f" ({worker['message']})" if worker.get("message") else ""))
+
+
+def _or_unknown(value_s: float | None) -> str:
+    return "unknown" if value_s is None else seconds(value_s)
 
 
 def _order(fields: dict[str, Any], lane: Lane, labels: list[str]) -> tuple[GenerationSpec, JobOptions]:
@@ -151,7 +175,7 @@ def _label(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _format_of(path: Path | None) -> AudioFormat:
+def format_of(path: Path | None) -> AudioFormat:
     """The format that the ending of a path tells; mp3 when there is none."""
     if path is None:
         return AudioFormat.MP3
@@ -190,7 +214,7 @@ def _finish(client: Client, job: Job, path: Path | None, *, as_json: bool) -> No
         raise SingError(f"job {job.id} {job.status}: {job.error.message if job.error else 'somebody asked for it'}")
     written = []
     for artifact in job.result.artifacts:
-        to = _path_of(path or Path(f"{job.id}.{artifact.format}"), artifact.index, len(job.result.artifacts))
+        to = path_of(path or Path(f"{job.id}.{artifact.format}"), artifact.index, len(job.result.artifacts))
         client.download(job.id, to, artifact.index)
         written.append(to)
     if as_json:
@@ -208,6 +232,6 @@ def _finish(client: Client, job: Job, path: Path | None, *, as_json: bool) -> No
         errors.print(f"  [yellow]{escape(warning)}[/]", soft_wrap=True)
 
 
-def _path_of(path: Path, index: int, count: int) -> Path:
+def path_of(path: Path, index: int, count: int) -> Path:
     """The file of one variation: song.mp3 alone, else song-1.mp3, song-2.mp3..."""
     return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")

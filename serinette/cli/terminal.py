@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -92,12 +92,25 @@ def _ordinal(number: int) -> str:
     return f"{number}{suffix}"
 
 
+def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of markup: aligned in a terminal, between tabs and without headings anywhere else."""
+    if not output.is_terminal:
+        for row in rows:
+            output.print("\t".join(Text.from_markup(cell).plain for cell in row), markup=False, soft_wrap=True)
+        return
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    for row in rows:
+        table.add_row(*row)
+    output.print(table)
+
+
 class JobView:
     """Shows one job while it is waited for: a bar that moves, or a line whenever its state changes."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._shown = ""
+        self._waiting_for = ""
         self._task: TaskID | None = None
         bar = BarColumn(table_column=Column(ratio=1, min_width=10))
         self._progress = Progress(
@@ -109,8 +122,7 @@ class JobView:
             console=errors,
             expand=errors.width < 100,
         )
-        self._live = Live(console=errors, get_renderable=self._render, refresh_per_second=8)
-        self._waiting_for = ""
+        self._live = Live(console=errors, get_renderable=self.render, refresh_per_second=8)
 
     def __enter__(self) -> Self:
         if errors.is_terminal:
@@ -141,7 +153,8 @@ class JobView:
             self._task = self._progress.add_task(escape(self._title), total=total, state=told)
         self._progress.update(self._task, completed=done, total=total, state=told)
 
-    def _render(self) -> Table:
+    def render(self) -> Table:
+        """What the terminal shows now."""
         table = Table.grid(expand=True)
         table.add_row(self._progress)
         if self._waiting_for:

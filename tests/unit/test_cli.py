@@ -1,0 +1,210 @@
+"""The command line where no server is needed: what it says, and how it fails. With one: test_up.py."""
+
+from __future__ import annotations
+
+import io
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from rich.console import Console
+
+from serinette import __version__
+from serinette.cli import app, jobs, terminal
+from serinette.job import Job, JobStatus, Progress, Stage, now
+from serinette.names import Lane
+from serinette.spec import AudioFormat, GenerationSpec
+from serinette.tree import Notice, Phase
+from tests.servers import free_ports
+
+
+class Said(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+class Shell:
+    """Runs the CLI in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> Said:
+        self._monkeypatch.setattr("sys.argv", ["serinette", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            app.run()
+        text = self._capsys.readouterr()
+        code = ended.value.code
+        return Said(code if isinstance(code, int) else 0 if code is None else 1, text.out, text.err)
+
+
+@pytest.fixture
+def serinette(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+def a_job(status: JobStatus = JobStatus.RUNNING, **fields: object) -> Job:
+    made = Job(
+        id="a",
+        tenant="t",
+        status=status,
+        spec=GenerationSpec(prompt="jazz [piano]"),
+        pool="default",
+        lane=Lane.NORMAL,
+        created_at=now(),
+        timeout_s=60,
+    )
+    return made.model_copy(update=fields)
+
+
+def denoising(step: int) -> Progress:
+    return Progress(stage=Stage.DENOISING, step=step, steps=8, at=now())
+
+
+def test_the_version(serinette: Shell) -> None:
+    assert serinette("version") == (0, f"serinette {__version__}\n", "")
+
+
+def test_help_names_every_command(serinette: Shell) -> None:
+    said = serinette("--help")
+    assert said.status == 0
+    for command in ("up", "demo", "submit", "watch", "jobs", "cancel", "queue", "version"):
+        assert re.search(rf"\b{command}\b", said.output)
+
+
+@pytest.mark.parametrize("command", [["submit", "jazz"], ["jobs"], ["queue"], ["cancel", "a"], ["watch", "a"]])
+def test_without_a_server_it_says_how_to_start_one(serinette: Shell, command: list[str]) -> None:
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    said = serinette(*command, "--server", url)
+    assert said.status == app.EXIT_UNREACHABLE
+    assert said.output == ""
+    assert f"no Serinette answers at {url}" in said.errors
+    assert "serinette up" in said.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["-d", "0.5"], "duration_s"),
+        (["--key", "H minor"], "key_scale"),
+        (["--label", "album"], "NAME=VALUE"),
+        (["--lyrics", "@gone.txt"], "cannot read gone.txt"),
+        (["-o", "song.midi"], "wav, flac, mp3, ogg, m4a"),
+        (["-o", "gone/song.mp3"], "does not exist"),
+        (["--lane", "fast"], "high"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_sent(
+    serinette: Shell, arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = serinette("submit", "jazz", *arguments)
+    assert said.status == 2
+    # Rich draws a box around it, and folds it to the terminal's width.
+    assert complaint in re.sub(r"[\s│]+", " ", said.errors)
+
+
+def test_the_ending_of_a_path_tells_the_format() -> None:
+    assert jobs.format_of(None) is AudioFormat.MP3
+    assert jobs.format_of(Path("song.FLAC")) is AudioFormat.FLAC
+    assert jobs.format_of(Path("song")) is AudioFormat.MP3
+
+
+def test_variations_get_a_number_each() -> None:
+    assert jobs.path_of(Path("a/song.mp3"), 0, 1) == Path("a/song.mp3")
+    assert jobs.path_of(Path("a/song.mp3"), 1, 2) == Path("a/song-2.mp3")
+
+
+@pytest.mark.parametrize(
+    ("value_s", "words"),
+    [
+        (0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (250, "4 min 10 s"),
+        (7500, "2 h 5 min"),
+        (273_600, "3 d 4 h"),
+    ],
+)
+def test_durations_as_people_say_them(value_s: float, words: str) -> None:
+    assert terminal.seconds(value_s) == words
+
+
+def test_ages_have_one_unit() -> None:
+    assert terminal.age(now() - timedelta(hours=2, minutes=5)) == "2 h"
+    assert terminal.age(now() + timedelta(seconds=5)) == "0.0 s"
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        (a_job(JobStatus.QUEUED), "queued"),
+        (a_job(JobStatus.QUEUED, position=2), "queued, 2nd in its lane"),
+        (a_job(JobStatus.QUEUED, position=13), "queued, 13th in its lane"),
+        (a_job(), "running"),
+        (a_job(progress=denoising(4)), "singing, step 4 of 8"),
+        (a_job(progress=Progress(stage=Stage.UPLOADING, at=now())), "storing"),
+        (a_job(JobStatus.CANCELED), "canceled"),
+    ],
+)
+def test_where_a_job_is(job: Job, words: str) -> None:
+    assert terminal.state(job) == words
+
+
+WAY = [
+    a_job(JobStatus.QUEUED, position=1, waiting_for="a worker to load its model"),
+    a_job(JobStatus.QUEUED, position=1, waiting_for="a worker to load its model"),
+    a_job(progress=denoising(1), eta_s=3.0),
+    a_job(progress=denoising(2), eta_s=2.0),
+    a_job(JobStatus.SUCCEEDED),
+]
+
+
+def test_without_a_terminal_each_change_of_state_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.JobView("jazz [piano]") as view:
+        for job in WAY:
+            view.show(job)
+    assert capsys.readouterr().err.splitlines() == [
+        "jazz [piano]: queued (a worker to load its model)",
+        "jazz [piano]: singing",
+        "jazz [piano]: succeeded",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_in_a_terminal_a_bar_moves_within_its_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(terminal, "errors", screen)
+    frames = []
+    with terminal.JobView("jazz [piano]") as view:
+        for job in WAY:
+            view.show(job)
+            frame = Console(file=io.StringIO(), width=width)
+            with frame.capture() as captured:
+                frame.print(view.render())
+            frames.append(captured.get())
+    assert all(len(line) <= width for frame in frames for line in frame.splitlines())
+    assert "a worker to load its model" in frames[0]
+    assert "step 1 of 8" in frames[2]
+    assert "a worker" not in frames[2]
+    if width > 40:
+        assert "3.0 s left" in frames[2]
+        assert "jazz [piano]" in frames[2]
+
+
+def test_a_tree_is_told_of_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    view = terminal.TreeView()
+    view.tell(Notice("worker", Phase.WAITING, "loading [the] model"))
+    view.tell(Notice("worker", Phase.WAITING, "loading [the] model"))
+    view.tell(Notice("worker", Phase.READY, "4.2 s"))
+    view.tell(Notice("worker", Phase.DIED, "killed by SIGKILL; starting again in 0.5 s", ("Traceback [1]",)))
+    view.echo("gateway", "INFO [api] started")
+    told = capsys.readouterr().err
+    assert told.count("loading [the] model") == 1
+    for words in ("ready after 4.2 s", "killed by SIGKILL", "Traceback [1]", "gateway | INFO [api] started"):
+        assert words in told
