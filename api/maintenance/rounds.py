@@ -44,6 +44,7 @@ class Rounds:
         self._reaper = Reaper(redis, settings.heartbeat_ttl_s)
         self._orphans = Orphans(redis, settings.keys, settings.orphan_grace_s)
         self._strays = Strays(redis, settings.keys, settings.retention_s)
+        self._unreadable: set[str] = set()
         self._tidy_at_s = 0.0
 
     def __call__(self) -> None:
@@ -64,7 +65,9 @@ class Rounds:
         except RedisError:
             raise
         except Exception:  # one job that cannot be read must not keep the others from being mended
-            log.exception("cannot mend job=%s", patient.job_id)
+            if patient.job_id not in self._unreadable:
+                log.exception("cannot mend job=%s", patient.job_id)
+            self._unreadable.add(patient.job_id)
 
 
 def keep(name: str, make_duty: Callable[[], Duty], lease: Lease, pause_s: float, stop: Event) -> None:

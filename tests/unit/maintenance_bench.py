@@ -12,6 +12,7 @@ from redis import Redis
 from rq import Queue, Retry
 from rq.executions import Execution
 from rq.job import Job as RqJob
+from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
 from api.maintenance import leftovers
@@ -189,3 +190,21 @@ class Bench:
     def live(self) -> list[str]:
         found: Any = self.redis.zrange(self.keys.live, 0, -1)
         return [job_id.decode() for job_id in found]
+
+
+_ENDS = {
+    JobStatus.SUCCEEDED: {RqStatus.FINISHED},
+    JobStatus.FAILED: {RqStatus.FAILED},
+    JobStatus.CANCELED: {RqStatus.CANCELED, RqStatus.STOPPED},
+}
+
+
+def assert_over(bench: Bench, job_id: str, outcome: JobStatus) -> None:
+    """Both books agree, the end was told once, and nothing is left but what expires."""
+    job = bench.rq_job(job_id)
+    assert bench.entry(job_id).outcome is outcome
+    assert job.get_status() in _ENDS[outcome]
+    assert bench.events(job_id).count(outcome) == 1
+    assert job_id not in [*bench.waiting(), *bench.held(), *bench.live()]
+    keys = [job.key, bench.keys.ledger(job_id), bench.keys.events(job_id), f"rq:results:{job_id}"]
+    assert all(0 < bench.redis.ttl(key) <= RETENTION_S for key in keys if bench.redis.exists(key))

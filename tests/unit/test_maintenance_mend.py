@@ -21,22 +21,12 @@ from serinette.names import Keys, Lane
 from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
-from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench
+from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench, assert_over
 
 
 @pytest.fixture
 def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
     return Bench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
-
-
-def assert_over(bench: Bench, job_id: str, outcome: JobStatus, rq: RqStatus) -> None:
-    """Both books agree, the end was told once, and nothing is left but what expires."""
-    job = bench.rq_job(job_id)
-    assert (bench.entry(job_id).outcome, job.get_status()) == (outcome, rq)
-    assert bench.events(job_id).count(outcome) == 1
-    assert job_id not in [*bench.waiting(), *bench.held(), *bench.live()]
-    keys = [job.key, bench.keys.ledger(job_id), bench.keys.events(job_id)]
-    assert all(0 < bench.redis.ttl(key) <= RETENTION_S for key in keys if bench.redis.exists(key))
 
 
 def assert_waits_at_the_front(bench: Bench, job_id: str) -> None:
@@ -64,14 +54,14 @@ def test_a_lost_worker_costs_an_attempt_and_the_job_goes_to_the_front(bench: Ben
     assert bench.redis.keys("rq:execution*") == []
     assert bench.events(job_id) == ["started", "attempt"]
     bench.succeed(job_id, bench.begin(job_id, "attempt-b"))
-    assert_over(bench, job_id, JobStatus.SUCCEEDED, RqStatus.FINISHED)
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
 
 
 def test_the_last_attempt_lost_fails_the_job_with_the_reason(bench: Bench) -> None:
     job_id = bench.submit(attempts=2)
     assert bench.mend(job_id, bench.begin(job_id)) is Action.RETRY
     assert bench.mend(job_id, bench.begin(job_id, "attempt-b")) is Action.FAIL
-    assert_over(bench, job_id, JobStatus.FAILED, RqStatus.FAILED)
+    assert_over(bench, job_id, JobStatus.FAILED)
     entry = bench.entry(job_id)
     assert entry.error is not None and entry.error.code == "worker_lost" and "attempt 2" in entry.error.message
     assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.FAILED] * 2
@@ -80,7 +70,7 @@ def test_the_last_attempt_lost_fails_the_job_with_the_reason(bench: Bench) -> No
 def test_a_job_of_one_attempt_is_not_retried(bench: Bench) -> None:
     job_id = bench.submit(attempts=1)
     assert bench.mend(job_id, bench.begin(job_id)) is Action.FAIL
-    assert_over(bench, job_id, JobStatus.FAILED, RqStatus.FAILED)
+    assert_over(bench, job_id, JobStatus.FAILED)
 
 
 def test_a_recorded_song_is_never_given_up(bench: Bench) -> None:
@@ -88,7 +78,7 @@ def test_a_recorded_song_is_never_given_up(bench: Bench) -> None:
     execution = bench.begin(job_id)
     bench.record(job_id)
     assert bench.mend(job_id, execution) is Action.SUCCEED
-    assert_over(bench, job_id, JobStatus.SUCCEEDED, RqStatus.FINISHED)
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
     latest = RqResult.fetch_latest(bench.rq_job(job_id), bench.rq_job(job_id).serializer)
     assert latest is not None
     assert Result.model_validate(latest.return_value).artifacts[0].key.endswith("a-0.mp3")
@@ -100,7 +90,7 @@ def test_a_cancel_during_the_loss_is_honored(bench: Bench) -> None:
     execution = bench.begin(job_id)
     bench.ledger.request_cancel(job_id)
     assert bench.mend(job_id, execution) is Action.CANCEL
-    assert_over(bench, job_id, JobStatus.CANCELED, RqStatus.CANCELED)
+    assert_over(bench, job_id, JobStatus.CANCELED)
     assert bench.entry(job_id).attempts[0].outcome is AttemptOutcome.CANCELED
 
 
@@ -110,7 +100,7 @@ def test_a_cancel_after_the_record_comes_too_late(bench: Bench) -> None:
     bench.record(job_id)
     bench.ledger.request_cancel(job_id)
     assert bench.mend(job_id, execution) is Action.SUCCEED
-    assert_over(bench, job_id, JobStatus.SUCCEEDED, RqStatus.FINISHED)
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
 
 
 @pytest.mark.parametrize("status", [RqStatus.QUEUED, RqStatus.SCHEDULED, RqStatus.CREATED, RqStatus.STARTED])
@@ -164,25 +154,18 @@ def test_a_decided_job_that_rq_takes_for_running_is_finished(bench: Bench) -> No
     zombie = bench.hold(job_id)
     assert bench.rq_job(job_id).get_status() is RqStatus.STARTED
     assert bench.mend(job_id, zombie) is Action.FINISH
-    assert_over(bench, job_id, JobStatus.SUCCEEDED, RqStatus.FINISHED)
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
     latest = RqResult.fetch_latest(bench.rq_job(job_id), bench.rq_job(job_id).serializer)
     assert latest is not None and latest.type is RqResult.Type.SUCCESSFUL
 
 
-@pytest.mark.parametrize(
-    ("outcome", "rq"),
-    [
-        (JobStatus.SUCCEEDED, RqStatus.FINISHED),
-        (JobStatus.FAILED, RqStatus.FAILED),
-        (JobStatus.CANCELED, RqStatus.CANCELED),
-    ],
-)
-def test_an_outcome_is_carried_into_rq(bench: Bench, outcome: JobStatus, rq: RqStatus) -> None:
+@pytest.mark.parametrize("outcome", [JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED])
+def test_an_outcome_is_carried_into_rq(bench: Bench, outcome: JobStatus) -> None:
     job_id = bench.submit()
     execution = bench.begin(job_id)
     bench.ledger.settle(job_id, Outcome(outcome))
     assert bench.mend(job_id, execution) is Action.FINISH
-    assert_over(bench, job_id, outcome, rq)
+    assert_over(bench, job_id, outcome)
 
 
 def test_a_wrong_end_in_rq_is_put_right(bench: Bench) -> None:
@@ -194,7 +177,7 @@ def test_a_wrong_end_in_rq_is_put_right(bench: Bench) -> None:
         bench.rq_job(job_id).failed_job_registry.add(bench.rq_job(job_id), ttl=RETENTION_S, pipeline=pipe)
         pipe.execute()
     assert bench.mend(job_id, execution) is Action.FINISH
-    assert_over(bench, job_id, JobStatus.SUCCEEDED, RqStatus.FINISHED)
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
     assert bench.queue().failed_job_registry.get_job_ids(cleanup=False) == []
 
 
@@ -212,7 +195,7 @@ def test_rqs_end_is_taken_over_by_a_ledger_that_missed_it(bench: Bench, rq: RqSt
     bench.pop()
     bench.rq_job(job_id).set_status(rq)
     assert bench.mend(job_id) is Action.ADOPT
-    assert_over(bench, job_id, outcome, rq)
+    assert_over(bench, job_id, outcome)
     assert (bench.entry(job_id).error is not None) == (outcome is JobStatus.FAILED)
 
 

@@ -1,0 +1,335 @@
+"""What maintenance finds by itself, tidies up and deletes; and that two replicas do each thing once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rq.job import Job as RqJob
+from rq.job import JobStatus as RqStatus
+
+from api.maintenance import leftovers
+from api.maintenance.lease import Lease
+from api.maintenance.orphans import Orphans
+from api.maintenance.retention import Retention
+from api.maintenance.rounds import Rounds, keep
+from api.maintenance.strays import Strays
+from api.settings import MaintenanceSettings
+from serinette.job import JobStatus, now
+from serinette.ledger import Outcome
+from serinette.names import Keys, Lane, record_key, upload_audio_key
+from serinette.settings import SharedSettings
+from serinette.spec import GenerationSpec, Task
+from serinette.store import Store
+from tests.unit.maintenance_bench import RETENTION_S, SPEC, TENANT, Bench, assert_over
+
+
+@pytest.fixture
+def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
+    return Bench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
+
+
+def suspects(orphans: Orphans, at_s: float) -> set[str]:
+    found: set[str] = set()
+    while batch := orphans.find(at_s):
+        found.update(patient.job_id for patient in batch)
+    return found
+
+
+# -- the sweep
+
+
+def test_only_jobs_in_trouble_are_suspected_and_only_when_nothing_changes(bench: Bench) -> None:
+    running = bench.submit()
+    bench.begin(running)
+    popped = bench.submit()
+    bench.pop()
+    claimed = bench.submit()
+    bench.pop()
+    bench.claim(claimed)
+    bench.submit()
+    bench.submit(lane=Lane.HIGH)
+    flagged = bench.submit()
+    bench.ledger.request_cancel(flagged)
+    decided = bench.submit()
+    bench.redis.hset(bench.keys.ledger(decided), "outcome", "succeeded")
+    bench.ledger.open("cut-short", TENANT, now())
+    ghost = bench.submit()
+    bench.redis.delete(RqJob.key_for(ghost))
+
+    orphans = Orphans(bench.redis, bench.keys, grace_s=10)
+    troubled = {popped, claimed, flagged, decided, "cut-short", ghost}
+    assert suspects(orphans, 0) == suspects(orphans, 9) == set()
+    assert suspects(orphans, 18) == troubled
+    bench.claim(popped, "a slot that was slow")
+    assert suspects(orphans, 28) == troubled - {popped}
+
+
+def test_a_sweep_reads_lanes_longer_than_its_chunks(bench: Bench) -> None:
+    orphan = bench.submit()
+    bench.pop()
+    others = [f"other-{number}" for number in range(2_345)]
+    bench.redis.zadd(bench.keys.live, {job_id: now().timestamp() for job_id in others})
+    with bench.redis.pipeline() as pipe:
+        for job_id in others:
+            pipe.hset(RqJob.key_for(job_id), "origin", "default.normal")
+        pipe.rpush(bench.queue().key, *others)
+        pipe.execute()
+    orphans = Orphans(bench.redis, bench.keys, grace_s=10)
+    suspects(orphans, 0)
+    assert suspects(orphans, 1_000) == {orphan}
+    bench.redis.lpop(bench.queue().key, 500)
+    suspects(orphans, 2_000)
+    found = suspects(orphans, 3_000)
+    assert found == {orphan, *others[:500]}
+
+
+def test_two_replicas_mend_each_job_once(bench: Bench, redis_url: str) -> None:
+    lost = [bench.submit() for _ in range(12)]
+    for job_id in lost:
+        bench.begin(job_id, f"attempt-of-{job_id}")
+    popped = [bench.submit() for _ in range(12)]
+    for _ in popped:
+        bench.pop()
+    with Redis.from_url(redis_url) as one, Redis.from_url(redis_url) as other, ThreadPoolExecutor() as pool:
+        for done in [pool.submit(bench.rounds(client)) for client in (one, other)]:
+            done.result()
+    assert sorted(bench.waiting()) == sorted([*lost, *popped])
+    assert bench.held() == []
+    for job_id in lost:
+        assert (bench.entry(job_id).charged_attempts, bench.rq_job(job_id).retries_left) == (1, 1)
+        assert bench.events(job_id) == ["started", "attempt"]
+    for job_id in popped:
+        assert (bench.entry(job_id).attempts, bench.rq_job(job_id).retries_left) == ((), 2)
+
+
+def test_other_peoples_queues_are_left_alone(bench: Bench) -> None:
+    theirs = bench.queue(pool="their").name.replace(".normal", "")
+    bench.redis.sadd("rq:queues", f"rq:queue:{theirs}")
+    bench.redis.zadd(f"rq:wip:{theirs}", {"job:execution": 0})
+    bench.redis.hset(RqJob.key_for("job"), mapping={"origin": theirs, "status": "started", "data": b""})
+    for _ in range(3):
+        bench.rounds()()
+    assert bench.redis.zcard(f"rq:wip:{theirs}") == 1
+    assert bench.live() == []
+
+
+# -- what RQ leaves
+
+
+def test_every_canceled_job_gets_an_end_and_no_longer_one(bench: Bench) -> None:
+    forever, ending = bench.submit(), bench.submit()
+    for job_id in (forever, ending):
+        bench.rq_job(job_id).cancel()
+    bench.redis.expire(RqJob.key_for(ending), 60)
+    leftovers.clear(bench.redis, bench.keys, RETENTION_S)
+    assert 60 < bench.redis.ttl(RqJob.key_for(forever)) <= RETENTION_S
+    assert bench.redis.ttl(RqJob.key_for(ending)) <= 60
+    assert bench.queue().canceled_job_registry.get_job_ids() == []
+
+
+def test_expired_ids_dead_workers_and_intermediate_lists_go(bench: Bench) -> None:
+    job_id = bench.submit()
+    past, future = now().timestamp() - 1, now().timestamp() + 60
+    bench.redis.zadd("rq:finished:default.normal", {"old": past, "new": future})
+    bench.redis.zadd("rq:failed:default.normal", {"old": past, "new": future})
+    bench.redis.sadd("rq:workers:default.normal", "rq:worker:dead")
+    bench.redis.zadd(bench.keys.workers, {"dead": past, "alive": future})
+    bench.redis.lmove("rq:queue:default.normal", "rq:queue:default.normal:intermediate")
+    leftovers.clear(bench.redis, bench.keys, RETENTION_S)
+    assert bench.redis.zrange("rq:finished:default.normal", 0, -1) == [b"new"]
+    assert bench.redis.zrange("rq:failed:default.normal", 0, -1) == [b"new"]
+    assert bench.redis.scard("rq:workers:default.normal") == 0
+    assert bench.redis.zrange(bench.keys.workers, 0, -1) == [b"alive"]
+    for _ in range(2):
+        bench.rounds()()
+    assert bench.waiting() == [job_id]
+
+
+def test_tidying_does_not_reap(bench: Bench) -> None:
+    job_id = bench.submit()
+    execution = bench.begin(job_id)
+    bench.redis.zadd(bench.queue().started_job_registry.key, {execution.composite_key: 1})
+    leftovers.clear(bench.redis, bench.keys, RETENTION_S)
+    assert bench.held() == [job_id]
+    assert bench.rq_job(job_id).get_status() is RqStatus.STARTED
+
+
+# -- the last net
+
+
+def walk(bench: Bench) -> None:
+    strays = Strays(bench.redis, bench.keys, RETENTION_S)
+    while not strays.step():
+        pass
+
+
+def test_whatever_rq_would_keep_for_ever_is_live_again(bench: Bench) -> None:
+    dropped = bench.submit()
+    bench.pop()
+    bench.ledger.settle(dropped, Outcome(JobStatus.CANCELED))
+    assert bench.redis.ttl(RqJob.key_for(dropped)) == -1 and bench.live() == []
+    ended = bench.submit()
+    bench.succeed(ended, bench.begin(ended))
+    walk(bench)
+    assert bench.live() == [dropped]
+    for _ in range(2):
+        bench.rounds()()
+    assert_over(bench, dropped, JobStatus.CANCELED)
+
+
+def test_what_belongs_to_no_job_expires_and_what_does_stays(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.begin(job_id)
+    bench.ledger.request_cancel("never-was")
+    walk(bench)
+    assert 0 < bench.redis.ttl(bench.keys.ledger("never-was")) <= RETENTION_S
+    assert 0 < bench.redis.ttl(bench.keys.events("never-was")) <= RETENTION_S
+    assert bench.redis.ttl(bench.keys.ledger(job_id)) == bench.redis.ttl(bench.keys.events(job_id)) == -1
+
+
+def test_a_tenants_list_drops_what_is_old_and_gone(bench: Bench) -> None:
+    here, young = bench.submit(), bench.submit()
+    index = bench.keys.jobs(TENANT)
+    old = now().timestamp() - RETENTION_S - 1
+    bench.redis.zadd(index, {"gone": old, here: old, "just gone": now().timestamp()})
+    walk(bench)
+    assert bench.redis.zrange(index, 0, -1) == [here.encode(), young.encode(), b"just gone"]
+
+
+# -- the store
+
+
+def age(store_dir: Path, key: str, seconds: float) -> None:
+    at = time.time() - seconds
+    os.utime(store_dir / key, (at, at))
+
+
+def test_old_songs_and_uploads_go_unless_a_live_job_needs_them(bench: Bench, tmp_path: Path) -> None:
+    old_song, young_song, live_song, source_song = "song-old", "song-young", bench.submit(), "song-source"
+    uploads = ["up-old", "up-young", "up-used", "up-heard"]
+    for job_id in (old_song, young_song, live_song, source_song):
+        for name in ("a-0.mp3", "job.json"):
+            bench.store.put(f"songs/{TENANT}/{job_id}/{name}", b"x")
+            age(tmp_path / "store", f"songs/{TENANT}/{job_id}/{name}", 10 if job_id == young_song else RETENTION_S + 10)
+    for upload in uploads:
+        bench.store.put(upload_audio_key(TENANT, upload), b"x")
+        age(tmp_path / "store", upload_audio_key(TENANT, upload), 10 if upload == "up-young" else RETENTION_S + 10)
+    bench.submit(spec=SPEC.model_copy(update={"task": Task.COVER, "source_audio": "up-used"}))
+    bench.submit(spec=GenerationSpec(task=Task.COVER, source_audio=f"{source_song}/0", reference_audio="up-heard"))
+
+    assert Retention(bench.redis, bench.keys, bench.store, RETENTION_S).sweep(Event()) == 2
+    left = {found.key.split("/")[2] for root in ("songs", "uploads") for found in bench.store.list(root)}
+    assert left == {young_song, live_song, source_song, "up-young", "up-used", "up-heard"}
+
+
+def test_a_sweep_goes_through_a_large_store_and_stops_when_told(bench: Bench, tmp_path: Path) -> None:
+    for number in range(120):
+        key = record_key(TENANT, f"song-{number}")
+        bench.store.put(key, b"x")
+        age(tmp_path / "store", key, RETENTION_S + 10)
+    stop = Event()
+    stop.set()
+    retention = Retention(bench.redis, bench.keys, bench.store, RETENTION_S)
+    assert retention.sweep(stop) == 1
+    assert retention.sweep(Event()) == 119
+    assert list(bench.store.list("songs")) == []
+
+
+# -- the loop
+
+
+def test_one_replica_holds_the_lease_until_it_falls_silent(redis: Redis, keys: Keys) -> None:
+    one, other = (Lease(redis, keys.lease("rounds"), 2) for _ in range(2))
+    assert one.hold() and one.hold()
+    assert not other.hold()
+    redis.pexpire(keys.lease("rounds"), 1)  # a silent holder, in a hurry
+    time.sleep(0.05)
+    assert other.hold()
+    assert not one.hold()
+    one.release()  # it is not one's to give
+    assert other.hold()
+    other.release()
+    assert one.hold()
+
+
+def kept(duty_makers: list[Callable[[], Callable[[], object]]], redis: Redis, keys: Keys, until: Event) -> None:
+    stop = Event()
+    threads = [
+        Thread(target=keep, args=("rounds", make, Lease(redis, keys.lease("rounds"), 2), 0.01, stop))
+        for make in duty_makers
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        assert until.wait(10)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_only_the_holder_of_the_lease_makes_rounds(redis: Redis, keys: Keys) -> None:
+    rounds: list[str] = []
+    enough = Event()
+
+    def maker(name: str) -> Callable[[], Callable[[], object]]:
+        def duty() -> None:
+            rounds.append(name)
+            if len(rounds) == 20:
+                enough.set()
+
+        return lambda: duty
+
+    kept([maker("one"), maker("other")], redis, keys, enough)
+    assert len(set(rounds)) == 1
+
+
+def test_after_an_outage_the_watch_begins_anew_and_is_told_once(
+    redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[int] = []
+    calls = 0
+    enough = Event()
+
+    def make() -> Callable[[], object]:
+        made.append(calls)
+        return duty
+
+    def duty() -> None:
+        nonlocal calls
+        calls += 1
+        if calls in {2, 3, 4}:
+            raise RedisConnectionError("gone")
+        if calls == 6:
+            enough.set()
+
+    with caplog.at_level("INFO"):
+        kept([make], redis, keys, enough)
+    assert made == [0, 2, 3, 4]
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["rounds fails: gone", "rounds goes on"]
+
+
+def test_a_job_that_cannot_be_read_does_not_hold_up_the_others(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    broken, popped = bench.submit(), bench.submit()
+    bench.pop()
+    bench.pop()
+    bench.redis.hset(RqJob.key_for(broken), "status", "no such status")
+    settings = MaintenanceSettings(orphan_grace_s=0.01, retention_s=RETENTION_S)
+    rounds = Rounds(bench.redis, bench.store, settings)
+    for _ in range(200):
+        rounds()
+        if bench.waiting():
+            break
+        time.sleep(0.05)
+    assert bench.waiting() == [popped]
+    rounds()
+    assert caplog.text.count(f"cannot mend job={broken}") == 1
