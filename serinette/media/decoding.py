@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,11 +23,13 @@ _CODECS = (
     "mp3float,mp3,aac,alac,flac,opus,libopus,vorbis,pcm_u8,pcm_alaw,pcm_mulaw,"
     "pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le,pcm_s8,pcm_s16be,pcm_s24be,pcm_s32be,pcm_f32be,pcm_f64be"
 )
-_OPTIONS = {"format_whitelist": _CONTAINERS, "codec_whitelist": _CODECS, "protocol_whitelist": "none"}
+_OPTIONS = {"format_whitelist": _CONTAINERS, "codec_whitelist": _CODECS, "protocol_whitelist": "file"}
 
 # Beyond these a resampler's filter takes gigabytes, and no honest recording lies there.
 _RATES = range(4_000, 384_001)
 _CHANNELS = range(1, 9)
+# Codecs fill up their last block: a song of the longest length, sent back to us, is not too long.
+_PADDING_S = 0.1
 
 
 def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
@@ -47,7 +49,7 @@ def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
             duration_s=frames / first.sample_rate,
             sample_rate=first.sample_rate,
             channels=first.layout.nb_channels,
-            codec=container.streams.audio[0].codec_context.name,
+            codec=container.streams.audio[0].codec.canonical_name,
             container=container.format.name,
         )
 
@@ -85,31 +87,31 @@ def _samples(frame: av.AudioFrame) -> Samples:
 @contextmanager
 def opened(file: Path | BinaryIO) -> Iterator[InputContainer]:
     """A container with at least one audio track; FFmpeg's complaints, also later ones, become InvalidAudio."""
-    with nullcontext(file) if not isinstance(file, Path) else file.open("rb") as source:
-        try:
-            with av.open(source, "r", options=_OPTIONS, metadata_errors="replace") as container:
-                if not container.streams.audio:
-                    raise InvalidAudio("the file holds no audio track")
-                yield container
-        except (av.FFmpegError, ValueError, IndexError, OverflowError, MemoryError) as error:
-            raise InvalidAudio(
-                "the file cannot be decoded as audio: it is broken, or of another kind; "
-                "send a whole wav, flac, mp3, ogg, m4a, aiff or webm file"
-            ) from error
+    source = f"file:{file.absolute()}" if isinstance(file, Path) else file
+    try:
+        with av.open(source, "r", options=_OPTIONS, metadata_errors="replace") as container:
+            if not container.streams.audio:
+                raise InvalidAudio("the file holds no audio track")
+            yield container
+    except (av.FFmpegError, OSError, ValueError, IndexError, OverflowError, MemoryError) as error:
+        raise InvalidAudio(
+            "the file cannot be decoded as audio: it is broken, or of another kind; "
+            "send a whole wav, flac, mp3, ogg, m4a, aiff or webm file"
+        ) from error
 
 
 def _frames(container: InputContainer, max_duration_s: float) -> Iterator[av.AudioFrame]:
-    """The first track's frames, all of one rate and layout."""
-    frames, shape = 0, None
+    """The first track's frames, all of one kind."""
+    frames, kind = 0, None
     for frame in container.decode(container.streams.audio[0]):
         rate, channels = frame.sample_rate, frame.layout.nb_channels
-        shape = shape or (rate, channels)
-        if shape != (rate, channels):
-            raise InvalidAudio("the file changes its sample rate or channels midway; send them as separate files")
+        kind = kind or (rate, frame.layout.name, frame.format.name)
+        if kind != (rate, frame.layout.name, frame.format.name):
+            raise InvalidAudio("the file changes its sample rate or channels midway; send its parts as separate files")
         if rate not in _RATES or channels not in _CHANNELS:
             raise InvalidAudio(f"{channels} channels at {rate} Hz: at most 8 channels of 4 to 384 kHz are allowed")
         frames += frame.samples
-        if frames > max_duration_s * rate:
+        if frames > (max_duration_s + _PADDING_S) * rate:
             raise InvalidAudio(f"the audio is longer than the {max_duration_s:g} s allowed; send a shorter piece")
         if frame.samples:
             yield frame
