@@ -1,9 +1,10 @@
-"""Maintenance killed at every round trip to Redis: whatever it leaves, the next one ends the job exactly once."""
+"""Maintenance killed, or overtaken, at every round trip to Redis: the job still ends exactly once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -27,19 +28,41 @@ class Killed(BaseException):
     """No handler of ours catches it, and nothing is sent after it: as after `kill -9`."""
 
 
-def mortal(url: str, round_trips: int) -> Redis:
-    """A client that dies when it would send for the n-th time. (To die after the answer is to die before the next.)"""
+def interrupted(url: str, round_trips: int, event: Callable[[], object]) -> Redis:
+    """A client to which something happens when it would send for the n-th time, or later."""
     left = round_trips
 
-    class Mortal(Connection):
+    class Interrupted(Connection):
         def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             nonlocal left
             left -= 1
             if left < 0:
-                raise Killed
+                event()
             super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]  # redis-py's
 
-    return Redis(connection_pool=ConnectionPool.from_url(url, connection_class=Mortal))
+    return Redis(connection_pool=ConnectionPool.from_url(url, connection_class=Interrupted))
+
+
+@dataclass
+class Once:
+    """Does a thing the first time it is asked to."""
+
+    act: Callable[[], object]
+    called: bool = False
+
+    def __call__(self) -> None:
+        if not self.called:
+            self.called = True
+            self.act()
+
+
+def mortal(url: str, round_trips: int) -> Redis:
+    """A client that dies before its n-th round trip. To die after the answer is to die before the next."""
+
+    def die() -> None:
+        raise Killed
+
+    return interrupted(url, round_trips, die)
 
 
 @pytest.fixture
@@ -149,6 +172,22 @@ def test_every_death_is_survived(
         if survived:
             break
     assert round_trips > 20, "the death was never in the midst of it"
+
+
+def test_a_replica_that_is_overtaken_does_nothing_twice(bench: Bench, redis_url: str) -> None:
+    for round_trips in count():
+        jobs = {make: make(bench) for make in (lost, popped, claimed)}
+        other = Once(bench.rounds())
+        bench.rounds(interrupted(redis_url, round_trips, other))()
+        assert sorted(bench.waiting()) == sorted(jobs.values())
+        for make, job_id in jobs.items():
+            charged = 0 if make is popped else 1
+            assert (bench.entry(job_id).charged_attempts, bench.rq_job(job_id).retries_left) == (charged, 2 - charged)
+        for job_id in bench.waiting():
+            bench.succeed(job_id, bench.begin(job_id, "the last attempt"))
+        if not other.called:
+            break
+    assert round_trips > 20, "nobody was ever overtaken"
 
 
 def test_a_death_while_forgetting_a_submit_cut_short(bench: Bench, redis_url: str) -> None:
