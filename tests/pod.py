@@ -1,0 +1,207 @@
+"""A real worker pod behind a Valkey and a directory store of its own, without a gateway: jobs go in through RQ."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+from redis import Redis, RedisError
+from rq import Queue, Retry
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from gpu_worker.settings import WorkerSettings
+from serinette.job import JobStatus, Record, now
+from serinette.leash import leashed
+from serinette.ledger import Entry, Ledger, Outcome
+from serinette.names import DEFAULT_POOL, SING_TASK, Lane, queue_name, record_key
+from serinette.presence import Presence, WorkerStage, present
+from serinette.spec import AudioFormat, GenerationSpec
+from serinette.store import Store
+from tests.processes import eventually
+
+TENANT = "default"
+
+
+@dataclass
+class Pod:
+    """Everything a test of the worker touches."""
+
+    directory: Path
+    redis_url: str
+    settings: WorkerSettings
+    environment: dict[str, str]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.redis = Redis.from_url(self.redis_url, socket_timeout=5)
+        self.store = Store.open(self.settings)
+        self.ledger = Ledger(self.redis, self.settings.keys, self.settings.retention_s)
+
+    # -- the worker
+
+    def start(self, **settings: object) -> subprocess.Popen[bytes]:
+        """Start a worker, with settings of its own."""
+        own = {f"SERINETTE_{name.upper()}": str(value) for name, value in settings.items()}
+        with (self.directory / "worker.log").open("ab") as log:
+            process = subprocess.Popen(
+                leashed([sys.executable, "-m", "gpu_worker"]),
+                env={**self.environment, **own},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    def log(self) -> str:
+        return (self.directory / "worker.log").read_text(errors="replace")
+
+    def presence(self) -> Presence | None:
+        with suppress(RedisError):
+            return next(iter(present(self.redis, self.settings.keys)), None)
+        return None
+
+    def wait_stage(self, stage: WorkerStage = WorkerStage.READY, timeout_s: float = 60) -> Presence:
+        def there() -> bool:
+            seen = self.presence()
+            return seen is not None and seen.stage is stage
+
+        assert eventually(there, timeout_s), f"never {stage}:\n{self.log()}"
+        seen = self.presence()
+        assert seen
+        return seen
+
+    def child(self, process: subprocess.Popen[bytes], word: str) -> psutil.Process:
+        """The child whose command line holds `word`."""
+
+        def found() -> list[psutil.Process]:
+            children = psutil.Process(process.pid).children()
+            return [child for child in children if word in " ".join(child.cmdline())]
+
+        assert eventually(found), f"no {word} below the worker:\n{self.log()}"
+        return found()[0]
+
+    # -- jobs
+
+    def submit(self, prompt: str = "", **song: Any) -> str:
+        """Submit a song; `lane`, `attempts` and `timeout_s` are of the job."""
+        options = {name: song.pop(name) for name in ("lane", "attempts", "timeout_s") if name in song}
+        spec = GenerationSpec(prompt=prompt, seed=7, **{"duration_s": 1, "format": AudioFormat.WAV, **song})
+        return self.submit_wire(spec.to_wire(), **options)
+
+    def submit_wire(self, wire: dict[str, Any], **options: Any) -> str:
+        return enqueue(self.ledger, wire, **options)
+
+    def lane(self, lane: Lane = Lane.NORMAL) -> Queue:
+        return Queue(queue_name(self.settings.pool, lane), connection=self.redis, serializer=JSONSerializer)
+
+    def entry(self, job_id: str) -> Entry:
+        return self.ledger.read(job_id)
+
+    def rq_job(self, job_id: str) -> RqJob:
+        return RqJob.fetch(job_id, self.redis, JSONSerializer)
+
+    def record(self, job_id: str) -> Record:
+        return Record.model_validate_json(self.store.get(record_key(TENANT, job_id)))
+
+    def cancel(self, job_id: str) -> None:
+        """As the gateway does."""
+        if self.ledger.request_cancel(job_id) and not self.entry(job_id).owner:
+            self.ledger.settle(job_id, Outcome(JobStatus.CANCELED))
+
+    def wait_step(self, job_id: str, timeout_s: float = 60) -> None:
+        """Wait until a job is being sung."""
+
+        def sung() -> bool:
+            progress = self.entry(job_id).progress
+            return progress is not None and progress.step is not None
+
+        assert eventually(sung, timeout_s), f"never sung: {self.entry(job_id)}\n{self.log()}"
+
+    def wait_over(self, job_id: str, outcome: JobStatus | None = None, timeout_s: float = 60) -> Entry:
+        """Wait until a job has ended, and in `outcome` if given."""
+
+        def over() -> bool:
+            with suppress(RedisError):
+                return self.entry(job_id).outcome is not None
+            return False
+
+        assert eventually(over, timeout_s), f"never over: {self.entry(job_id)}\n{self.log()}"
+        entry = self.entry(job_id)
+        assert outcome in {None, entry.outcome}, f"{entry}\n{self.log()}"
+        return entry
+
+    def held(self, lane: Lane = Lane.NORMAL) -> list[str]:
+        """Jobs that RQ takes for running, without reaping them."""
+        return list(self.lane(lane).started_job_registry.get_job_ids(cleanup=False))
+
+
+def enqueue(
+    ledger: Ledger, wire: dict[str, Any], *, lane: Lane = Lane.NORMAL, attempts: int = 3, timeout_s: int = 60
+) -> str:
+    """Submit a job as the gateway does."""
+    job_id, created_at = str(uuid4()), now()
+    ledger.open(job_id, TENANT, created_at)
+    Queue(queue_name(DEFAULT_POOL, lane), connection=ledger.redis, serializer=JSONSerializer).enqueue_call(
+        SING_TASK,
+        kwargs={"job_id": job_id, "spec": wire},
+        job_id=job_id,
+        unique=True,
+        timeout=timeout_s,
+        result_ttl=ledger.ttl_s,
+        failure_ttl=ledger.ttl_s,
+        retry=Retry(max=attempts - 1, enqueue_at_front=True) if attempts > 1 else None,
+        meta={
+            "tenant": TENANT,
+            "pool": DEFAULT_POOL,
+            "lane": lane,
+            "labels": {},
+            "digest": "",
+            "dialect": {},
+            "timeout_s": timeout_s,
+            "created_at": created_at.isoformat(),
+        },
+        description="a song",
+    )
+    return job_id
+
+
+@contextmanager
+def pod(directory: Path, redis_url: str, settings: Mapping[str, Any] | None = None) -> Iterator[Pod]:
+    """A pod that is not started yet; its workers are ended on the way out."""
+    shared: dict[str, Any] = {
+        "redis_url": redis_url,
+        "store_url": f"file://{directory / 'store'}",
+        "work_dir": directory / "work",
+        "engine_module": "tests.engines",
+        "slots": 1,
+        "heartbeat_s": 0.5,
+        "heartbeat_ttl_s": 2,
+        "cancel_timeout_s": 2,
+        **(settings or {}),
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SERINETTE_")}
+    environment = {
+        **inherited,
+        "OMP_NUM_THREADS": "1",
+        **{f"SERINETTE_{name.upper()}": str(value) for name, value in shared.items()},
+    }
+    made = Pod(directory, redis_url, WorkerSettings(**shared), environment)
+    try:
+        yield made
+    finally:
+        for process in made.processes:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+        made.redis.close()

@@ -1,0 +1,279 @@
+"""Who may take a job and who may end it, on a real Valkey: a late or doubled attempt changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+from rq.job import JobStatus as RqStatus
+
+from gpu_worker.slot.hold import Hold
+from serinette.errors import EngineCrashed, InvalidOutput
+from serinette.job import AttemptOutcome, JobStatus, Result
+from serinette.names import Keys, record_key, upload_audio_key, upload_record_key
+from serinette.presence import pace
+from serinette.settings import SharedSettings
+from serinette.spec import SCHEMA, AudioFormat, GenerationSpec, Task
+from serinette.store import Store
+from tests.pod import TENANT, enqueue
+from tests.unit.maintenance_bench import assert_over
+from tests.unit.slot_bench import SlotBench
+
+
+@pytest.fixture
+def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:
+    return SlotBench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
+
+
+def result_of(bench: SlotBench, job_id: str) -> Result:
+    return Result.model_validate(bench.rq_job(job_id).return_value())
+
+
+def test_a_song_is_written_in_both_books_and_in_the_store(bench: SlotBench) -> None:
+    job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, variations=2, format=AudioFormat.FLAC))
+    bench.slot().sing_one()
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
+    result = result_of(bench, job_id)
+    assert [artifact.index for artifact in result.artifacts] == [0, 1]
+    assert all(bench.store.head(artifact.key).size_bytes == artifact.size_bytes for artifact in result.artifacts)
+    attempt = bench.entry(job_id).attempts[0]
+    assert attempt.outcome is AttemptOutcome.SUCCEEDED
+    assert all(attempt.id in artifact.key for artifact in result.artifacts)
+    assert pace(bench.redis, bench.keys, "default") == pytest.approx(result.timings.run_s)
+
+
+def test_the_attempt_is_the_execution_that_the_reaper_watches(bench: SlotBench) -> None:
+    job_id = bench.order()
+    slot = bench.slot()
+    seen: list[object] = []
+    bench.engine.meanwhile = lambda hold: seen.extend(
+        [
+            bench.redis.zscore("rq:wip:default.normal", f"{job_id}:{hold.attempt.id}"),
+            bench.entry(job_id).owner == hold.attempt.id,
+        ]
+    )
+    slot.sing_one()
+    assert seen[0] is not None
+    assert seen[1] is True
+    assert bench.held() == []
+
+
+def test_a_job_that_is_over_or_canceled_or_held_is_not_taken(bench: SlotBench) -> None:
+    slot = bench.slot()
+    over = bench.order()
+    slot.sing_one()
+    bench.redis.rpush(bench.queue().key, over)
+    slot.sing_one()
+    canceled = bench.order()
+    bench.ledger.request_cancel(canceled)
+    slot.sing_one()
+    assert len(bench.engine.heard) == 1
+    assert_over(bench, over, JobStatus.SUCCEEDED)
+    assert_over(bench, canceled, JobStatus.CANCELED)
+    assert bench.entry(canceled).attempts == ()
+
+
+def test_a_second_copy_of_a_job_that_is_held_is_dropped(bench: SlotBench) -> None:
+    job_id = bench.order()
+    first = bench.slot()
+    engine = bench.engine
+
+    def second_copy_comes(_: Hold) -> None:
+        bench.redis.rpush(bench.queue().key, job_id)
+        bench.slot().sing_one()
+
+    engine.meanwhile = second_copy_comes
+    first.sing_one()
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
+    assert len(bench.entry(job_id).attempts) == 1
+
+
+def test_an_erased_job_is_not_taken(bench: SlotBench) -> None:
+    job_id = bench.order()
+    slot = bench.slot()
+    job, queue = slot.take_one()
+    bench.rq_job(job_id).delete()
+    bench.ledger.forget(job_id, TENANT)
+    slot.execute_job(job, queue)
+    assert bench.engine.heard == []
+    assert not bench.redis.exists(job.key, bench.keys.ledger(job_id))
+
+
+@pytest.mark.parametrize("after", ["requeued", "taken by another", "settled"])
+def test_a_late_attempt_changes_nothing(bench: SlotBench, after: str) -> None:
+    job_id = bench.order()
+    late = bench.slot()
+    engine = bench.engine
+
+    def the_reaper_comes(hold: Hold) -> None:
+        bench.mend(job_id, hold.execution)
+        if after == "requeued":
+            return
+        other = bench.slot()
+        if after == "settled":
+            bench.engine.meanwhile = lambda _: (_ for _ in ()).throw(InvalidOutput("nan"))
+            other.sing_one()
+        else:
+            other.execute_job(*other.take_one())
+
+    engine.meanwhile = the_reaper_comes
+    late.sing_one()
+    entry = bench.entry(job_id)
+    assert entry.attempts[0].outcome is AttemptOutcome.FAILED
+    assert entry.attempts[0].error
+    assert entry.attempts[0].error.code == "worker_lost"
+    if after == "requeued":
+        assert entry.outcome is None
+        assert bench.waiting() == [job_id]
+        assert bench.rq_job(job_id).get_status() is RqStatus.QUEUED
+        bench.slot().sing_one()
+        assert_over(bench, job_id, JobStatus.SUCCEEDED)
+    elif after == "taken by another":
+        assert_over(bench, job_id, JobStatus.SUCCEEDED)
+        winner = result_of(bench, job_id).artifacts[0].key
+        assert entry.attempts[1].id in winner
+        assert [found.key for found in bench.store.list(f"songs/{TENANT}/{job_id}") if found.key.endswith(".mp3")] == [
+            winner
+        ]
+    else:
+        assert_over(bench, job_id, JobStatus.FAILED)
+
+
+def test_a_record_that_exists_is_recorded_and_nothing_is_sung(bench: SlotBench) -> None:
+    job_id = bench.order()
+    bench.record(job_id)
+    bench.slot().sing_one()
+    assert bench.engine.heard == []
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
+    assert pace(bench.redis, bench.keys, "default") is None
+
+
+def test_failures_are_kept_and_the_job_goes_to_the_front(bench: SlotBench) -> None:
+    slot = bench.slot()
+
+    def crash(_: Hold) -> None:
+        raise EngineCrashed("gone")
+
+    bench.engine.meanwhile = crash
+    job_id, other = bench.order(attempts=2), bench.order()
+    slot.sing_one()
+    assert bench.waiting() == [job_id, other]
+    slot.sing_one()
+    entry = bench.entry(job_id)
+    assert [attempt.error.code for attempt in entry.attempts if attempt.error] == ["engine_crashed"] * 2
+    assert entry.error
+    assert entry.error.code == "engine_crashed"
+    assert_over(bench, job_id, JobStatus.FAILED)
+
+
+def test_a_job_handed_back_is_charged_nothing(bench: SlotBench) -> None:
+    job_id = bench.order(attempts=1)
+    slot = bench.slot()
+    bench.engine.meanwhile = lambda _: setattr(bench.drain, "_over_at_s", 0.0)
+    slot.sing_one()
+    assert bench.waiting() == [job_id]
+    assert bench.entry(job_id).charged_attempts == 0
+    assert bench.entry(job_id).attempts[0].outcome is AttemptOutcome.RETURNED
+    bench.slot().sing_one()
+    assert_over(bench, job_id, JobStatus.SUCCEEDED)
+
+
+def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench) -> None:
+    job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, variations=2))
+    slot = bench.slot()
+    takes: list[int] = []
+    take = bench.engine.take
+
+    def cancel_at_the_second(audio: object) -> object:
+        takes.append(1)
+        if len(takes) == 2:
+            bench.ledger.request_cancel(job_id)
+            slot._hold.canceled = True  # type: ignore[union-attr]  # as the heartbeat does
+        return take(audio)  # type: ignore[arg-type]
+
+    bench.engine.take = cancel_at_the_second  # type: ignore[method-assign,assignment]
+    slot.sing_one()
+    assert_over(bench, job_id, JobStatus.CANCELED)
+    assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
+
+
+def test_a_newer_spec_goes_to_the_back_uncharged(bench: SlotBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_worker.slot.worker._NEWER_SCHEMA_PAUSE_S", 0)
+    newer = enqueue(bench.ledger, {"schema": SCHEMA + 1, "prompt": "from the future"})
+    older = bench.order()
+    slot = bench.slot()
+    slot.sing_one()
+    assert bench.waiting() == [older, newer]
+    assert bench.entry(newer).attempts == ()
+    assert bench.rq_job(newer).retries_left == 2
+
+
+@pytest.mark.parametrize("function", ["os.system", "gpu_worker.slot.task.sing"])
+def test_no_other_function_is_run_and_a_spoilt_entry_fails(bench: SlotBench, function: str) -> None:
+    job_id = bench.order()
+    job = bench.rq_job(job_id)
+    job.func_name, job._kwargs = function, {"job_id": job_id, "spec": {"schema": 1, "steps": "none"}}
+    if function == "os.system":
+        job._args, job._kwargs = ("exit 1",), {}
+    job.save()
+    bench.slot().sing_one()
+    entry = bench.entry(job_id)
+    assert entry.error
+    assert entry.error.code == ("internal" if function == "os.system" else "invalid_spec")
+    assert_over(bench, job_id, JobStatus.FAILED)
+
+
+def test_an_entry_that_rq_cannot_read_is_settled(bench: SlotBench) -> None:
+    job_id, good = bench.order(), bench.order()
+    bench.redis.hset(bench.rq_job(job_id).key, "timeout", "a while")
+    slot = bench.slot()
+    assert slot.take_one()[0].id == good
+    assert bench.entry(job_id).outcome is JobStatus.FAILED
+
+
+def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
+    first = bench.order(GenerationSpec(prompt="jazz", seed=7, format=AudioFormat.WAV))
+    slot = bench.slot()
+    slot.sing_one()
+    song = bench.store.get(result_of(bench, first).artifacts[0].key)
+    bench.store.put(upload_audio_key(TENANT, "up-1"), song)
+    unfinished = cover("up-1")
+    assert failure(bench, unfinished) == "not_found", "an upload without its record is not usable"
+    bench.store.put(upload_record_key(TENANT, "up-1"), b"{}")
+    slot = bench.slot()
+    for audio_id in ("up-1", f"{first}/0"):
+        job_id = bench.order(cover(audio_id))
+        slot.sing_one()
+        assert bench.entry(job_id).outcome is JobStatus.SUCCEEDED
+        assert [sound.shape for sound in bench.engine.audio] == [(2, 480)]
+        assert bench.engine.heard[-1].audio[0].role == "source"
+    assert failure(bench, cover(f"{first}/1")) == "not_found"
+    assert failure(bench, cover("nowhere/0")) == "not_found"
+    bench.store.put(upload_audio_key(TENANT, "up-1"), b"no audio at all")
+    assert failure(bench, cover("up-1")) == "invalid_audio"
+
+
+def cover(audio_id: str) -> GenerationSpec:
+    return GenerationSpec(task=Task.COVER, source_audio=audio_id, seed=1)
+
+
+def failure(bench: SlotBench, spec: GenerationSpec) -> str:
+    job_id = bench.order(spec)
+    bench.slot().sing_one()
+    entry = bench.entry(job_id)
+    assert entry.error
+    assert len(entry.attempts) == 1
+    assert bench.engine.heard == []
+    return entry.error.code
+
+
+def test_the_song_is_erased_when_nothing_refers_to_it(bench: SlotBench) -> None:
+    job_id = bench.order()
+    slot = bench.slot()
+
+    def lose(hold: Hold) -> None:
+        hold.superseded = True
+
+    bench.engine.meanwhile = lose
+    slot.sing_one()
+    assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
+    assert not any(found.key == record_key(TENANT, job_id) for found in bench.store.list("songs"))

@@ -1,0 +1,114 @@
+"""What a slot decides without asking anybody: lanes, endings, when to leave, when to give up."""
+
+from __future__ import annotations
+
+import signal
+import time
+from itertools import count
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rq.exceptions import StopRequested
+
+from gpu_worker.slot.drain import Drain
+from gpu_worker.slot.lanes import lane_order
+from gpu_worker.slot.patience import Patience
+from gpu_worker.slot.verdict import Ending, judge
+from serinette import errors
+from serinette.names import Lane
+
+HIGHEST_FIRST = (Lane.HIGH, Lane.NORMAL, Lane.LOW)
+
+
+@pytest.mark.parametrize(
+    ("claims", "order"),
+    [
+        (0, HIGHEST_FIRST),
+        (1, HIGHEST_FIRST),
+        (8, HIGHEST_FIRST),
+        (9, HIGHEST_FIRST[::-1]),
+        (10, HIGHEST_FIRST),
+        (19, HIGHEST_FIRST[::-1]),
+    ],
+)
+def test_every_tenth_claim_takes_the_lowest_lane_that_has_work(claims: int, order: tuple[Lane, ...]) -> None:
+    assert lane_order(claims) == order
+
+
+@pytest.mark.parametrize(
+    ("error", "retries_left", "ending", "code"),
+    [
+        (errors.EngineCrashed("gone"), 1, Ending.RETRIED, "engine_crashed"),
+        (errors.EngineCrashed("gone"), 0, Ending.FAILED, "engine_crashed"),
+        (errors.EngineStalled("silent"), 2, Ending.RETRIED, "engine_stalled"),
+        (errors.StoreUnavailable("away"), 1, Ending.RETRIED, "store_unavailable"),
+        (errors.JobTimeout("late"), 2, Ending.FAILED, "timeout"),
+        (errors.EngineOutOfMemory("full"), 2, Ending.FAILED, "out_of_memory"),
+        (errors.InvalidSpec("bad"), 2, Ending.FAILED, "invalid_spec"),
+        (errors.Canceled("asked"), 2, Ending.CANCELED, None),
+        (errors.HandBack("leaving"), 0, Ending.RETURNED, None),
+        (errors.Superseded("lost"), 0, Ending.RETURNED, None),
+        (RedisConnectionError("away"), 0, Ending.RETURNED, None),
+        (OSError("disk full"), 1, Ending.RETRIED, "internal"),
+        (ZeroDivisionError("ours"), 2, Ending.FAILED, "internal"),
+    ],
+)
+def test_what_becomes_of_an_attempt(error: Exception, retries_left: int, ending: Ending, code: str | None) -> None:
+    verdict = judge(error, retries_left)
+    assert (verdict.ending, verdict.error and verdict.error.code) == (ending, code)
+
+
+def test_an_unexpected_error_tells_clients_no_path() -> None:
+    verdict = judge(FileNotFoundError(2, "No such file", "/secret/place"), 0)
+    assert verdict.error
+    assert "secret" not in verdict.error.message
+    assert "FileNotFoundError" in verdict.error.message
+
+
+def test_a_drain_lets_the_job_in_hand_finish_until_its_time_is_over() -> None:
+    drain = Drain(timeout_s=0.2)
+    drain.holding = True
+    assert not (drain.requested or drain.over or drain.must_leave)
+    drain.on_signal(signal.SIGTERM, None)
+    assert drain.requested
+    assert not drain.over
+    time.sleep(0.25)
+    assert drain.over
+    assert not drain.must_leave, "it may still tell Redis that it gives the job back"
+
+
+def test_an_idle_slot_leaves_at_once() -> None:
+    drain = Drain(timeout_s=3600)
+    drain.on_signal(signal.SIGTERM, None)
+    assert drain.must_leave
+
+
+def test_a_second_signal_ends_the_drain_and_an_echo_of_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_s: Any = count(100.0, 0.5)
+    monkeypatch.setattr(time, "monotonic", lambda: next(at_s))
+    drain = Drain(timeout_s=3600)
+    drain.on_signal(signal.SIGTERM, None)
+    drain.on_signal(signal.SIGTERM, None)
+    assert not drain.over
+    next(at_s)
+    drain.on_signal(signal.SIGTERM, None)
+    assert drain.over
+
+
+def test_patience_has_no_end_until_the_slot_must_leave() -> None:
+    leaving = False
+    patience = Patience(lambda: leaving)
+    pauses = [patience.compute(failures) for failures in (1, 2, 10, 5_000)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 1.0
+    leaving = True
+    with pytest.raises(StopRequested):
+        patience.compute(1)
+
+
+@pytest.mark.parametrize(("code", "kind"), [("out_of_memory", errors.EngineOutOfMemory), ("new", errors.SingError)])
+def test_an_error_comes_back_by_its_code(code: str, kind: type[errors.SerinetteError]) -> None:
+    told = errors.of_code(code, "why")
+    assert type(told) is kind
+    assert told.message == "why"
