@@ -99,8 +99,8 @@ class Mender:
 
     def _read(self, pipe: Pipeline, patient: Patient) -> _Case:
         job_id = patient.job_id
-        job = self._restored(job_id, pipe.hgetall(RqJob.key_for(job_id)))
         entry = Entry.parse(pipe.hgetall(self._ledger.keys.ledger(job_id)))
+        job = self._restored(job_id, pipe.hgetall(RqJob.key_for(job_id)), entry)
         name = job.origin if job else patient.lane
         queue = lane_queue(name, self._redis) if name else None
         held = _executions(pipe, queue, job_id) if queue else {}
@@ -119,11 +119,15 @@ class Mender:
         )
         return _Case(job_id, job, queue, entry, dead, seen)
 
-    def _restored(self, job_id: str, raw: Mapping[Any, Any]) -> RqJob | None:
+    def _restored(self, job_id: str, raw: Mapping[Any, Any], entry: Entry) -> RqJob | None:
         job = RqJob(job_id, self._redis, JSONSerializer)
         try:
             job.restore(raw)
         except NoSuchJobError:
+            return None
+        except Exception:
+            if entry.outcome is None:
+                raise  # a slot will settle it when it meets it; perhaps a newer one can read it
             return None
         return job
 
@@ -181,6 +185,8 @@ class Mender:
         self._ledger.settle(case.job_id, outcome, pipeline=pipe)
         if case.job and case.queue:
             close(case.job, case.queue, outcome, self._ledger.ttl_s, pipe)
+        else:  # none, or one that cannot be read
+            pipe.expire(RqJob.key_for(case.job_id), self._ledger.ttl_s, nx=True)
 
     def _end_attempt(self, pipe: Pipeline, case: _Case, outcome: AttemptOutcome, error: JobError | None = None) -> None:
         if case.entry.owner:

@@ -325,11 +325,20 @@ def test_a_job_that_cannot_be_read_does_not_hold_up_the_others(bench: Bench, cap
     bench.redis.hset(RqJob.key_for(broken), "status", "no such status")
     settings = MaintenanceSettings(orphan_grace_s=0.01, retention_s=RETENTION_S)
     rounds = Rounds(bench.redis, bench.store, settings)
-    for _ in range(200):
-        rounds()
-        if bench.waiting():
-            break
-        time.sleep(0.05)
+
+    def until(mended: Callable[[], object]) -> bool:
+        for _ in range(200):
+            rounds()
+            if mended():
+                return True
+            time.sleep(0.02)
+        return False
+
+    assert until(bench.waiting)
     assert bench.waiting() == [popped]
     rounds()
     assert caplog.text.count(f"cannot mend job={broken}") == 1
+    bench.ledger.settle(broken, Outcome(JobStatus.FAILED))  # as a slot that pops it does
+    bench.redis.zadd(bench.keys.live, {broken: now().timestamp()})
+    assert until(lambda: bench.live() == [popped])
+    assert bench.redis.ttl(RqJob.key_for(broken)) > 0
