@@ -288,5 +288,5 @@ def _own_errors(what: str, *, missing: type[NotFound] | type[StoreUnavailable] =
         raise missing(f"{what} {why}") from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise StoreUnavailable(f"the store refuses our credentials for {what}; its operator must mend them") from error
-    except (BaseError, OSError) as error:
+    except BaseError as error:
         raise StoreUnavailable(f"the store does not answer for {what}; try again later") from error
