@@ -145,19 +145,18 @@ class Client:
             NotFound: there is no such job.
             Unavailable: nobody answered for `patience_s`.
         """
-        job = self.get(job_id)
         answered_at_s = time.monotonic()
-        while True:
-            yield job
-            if job.status.ended:
-                return
-            time.sleep(poll_s)
+        job: Job | None = None
+        while job is None or not job.status.ended:
             try:
                 job = self.get(job_id)
                 answered_at_s = time.monotonic()
             except Unavailable:
                 if time.monotonic() - answered_at_s > patience_s:
                     raise
+            if job is not None:
+                yield job
+            time.sleep(poll_s)
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Job:
         """The job once it has ended, well or not.

@@ -130,10 +130,10 @@ class Local:
         self._tree.tend()
 
     def _prepare_data_dir(self) -> None:
-        longest = len(os.fsencode(self._data_dir / "work" / "engine.sock"))
+        longest = len(os.fsencode(self._socket))
         if longest > _LONGEST_SOCKET_PATH:
             raise ConfigurationError(
-                f"the path of {self._data_dir} is {longest - _LONGEST_SOCKET_PATH} bytes too long for the sockets in "
+                f"the path of {self._data_dir} is {longest - _LONGEST_SOCKET_PATH} bytes too long for the socket in "
                 "it: choose another directory with --data-dir"
             )
         try:
@@ -190,7 +190,7 @@ class Local:
             "unixsocketperm": "700",
             "dir": str(data),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "always",  # a 202 is a promise: the job survives whatever kills Valkey
             "save": "",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",

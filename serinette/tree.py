@@ -100,6 +100,7 @@ class Child:
     log: Log
     process: subprocess.Popen[bytes] = field(init=False)
     started_at_s: float = field(init=False)
+    ready: bool = False
     deaths: int = 0
     restart_at_s: float | None = None
 
@@ -151,21 +152,20 @@ class Tree:
         self._children.append(child)
 
     def wait_ready(self) -> None:
-        """Wait until every part is ready.
+        """Wait until every part has been ready.
 
         Raises:
             Unavailable: a part ended, or was not ready in time; the message holds its last lines.
         """
-        waiting = list(self._children)
-        while waiting:
+        while waiting := [child for child in self._children if not child.ready]:
             for child in self._children:
                 if child.process.poll() is not None:
                     raise _not_started(child, f"{child.died()} before it was ready")
-            for child in list(waiting):
+            for child in waiting:
                 pending = child.part.pending()
                 elapsed_s = time.monotonic() - child.started_at_s
                 if pending is None:
-                    waiting.remove(child)
+                    child.ready = True
                     self._tell(Notice(child.part.name, Phase.READY, f"{elapsed_s:.1f} s"))
                 elif child.part.start_timeout_s is not None and elapsed_s > child.part.start_timeout_s:
                     raise _not_started(child, f"was not ready within {child.part.start_timeout_s:g} s: {pending}")

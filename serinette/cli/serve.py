@@ -14,7 +14,7 @@ from rich.markup import escape
 from serinette import __version__
 from serinette.cli.jobs import follow
 from serinette.cli.terminal import TreeView, errors, output, program, seconds
-from serinette.client import Client
+from serinette.client import DEFAULT_URL, Client
 from serinette.errors import SingError
 from serinette.spec import AudioFormat, GenerationSpec
 
@@ -64,7 +64,10 @@ def up(
     try:
         with _running(LocalOptions(data_dir, host, port, drain_timeout_s, redis_url, given), verbose=verbose) as local:
             errors.print(f"[bold]Listening on {local.url}[/]", soft_wrap=True)
-            errors.print(f"  a song:  {program()} submit 'jazz piano, smooth' -d 15 -o song.mp3", soft_wrap=True)
+            server = "" if local.url == DEFAULT_URL else f" --server {local.url}"
+            errors.print(
+                f"  a song:  {program()} submit 'jazz piano, smooth' -d 15 -o song.mp3{server}", soft_wrap=True
+            )
             errors.print(f"  data in {escape(str(data_dir))}, logs in {escape(str(data_dir / 'logs'))}", soft_wrap=True)
             errors.print("  Ctrl-C ends everything, a second one at once")
             while True:

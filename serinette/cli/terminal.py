@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -96,7 +97,7 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
     """Print rows of markup: aligned in a terminal, between tabs and without headings anywhere else."""
     if not output.is_terminal:
         for row in rows:
-            output.print("\t".join(Text.from_markup(cell).plain for cell in row), markup=False, soft_wrap=True)
+            typer.echo("\t".join(Text.from_markup(cell).plain for cell in row))  # rich would make spaces of tabs
         return
     table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for row in rows:

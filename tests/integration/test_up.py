@@ -1,0 +1,266 @@
+"""`serinette up` and the commands that talk to it, with every real part."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serinette.client import Client
+from serinette.errors import Conflict, IdempotencyConflict, InvalidSpec, NotFound, Unavailable
+from serinette.job import JobOptions, JobStatus
+from serinette.spec import AudioFormat, GenerationSpec
+from tests.processes import eventually, eventually_gone
+from tests.up import Up, run_cli
+
+SHORT = GenerationSpec(prompt="jazz piano", duration_s=3, format=AudioFormat.FLAC)
+LONG = GenerationSpec(prompt="an endless raga", duration_s=240, steps=100)
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """A short path: sockets lie in it, and the directories of pytest nest deep."""
+    path = Path(tempfile.mkdtemp(prefix="up-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def up(directory: Path) -> Iterator[Up]:
+    running = Up.start(directory / "data")
+    yield running
+    running.clean_up()
+
+
+@pytest.fixture
+def client(up: Up) -> Iterator[Client]:
+    with Client(up.url) as client:
+        yield client
+
+
+def test_a_song_from_the_command_line(up: Up, tmp_path: Path) -> None:
+    song = tmp_path / "song.mp3"
+    ended = run_cli("submit", "jazz piano", "-d", "3", "-o", str(song), "--label", "album=blue", "--server", up.url)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{song}\n"
+    assert "jazz piano: succeeded" in ended.stderr
+    assert song.read_bytes()[:3] == b"ID3"
+    assert [path.name for path in tmp_path.iterdir()] == ["song.mp3"]
+
+
+def test_a_song_in_a_pipe_is_json(up: Up, tmp_path: Path) -> None:
+    ended = run_cli(
+        "submit",
+        "rain",
+        "-d",
+        "3",
+        "-n",
+        "2",
+        "--format",
+        "ogg",
+        "--seed",
+        "7",
+        "--json",
+        "--server",
+        up.url,
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 0, ended.stderr
+    job = json.loads(ended.stdout)
+    assert job["status"] == "succeeded"
+    assert [artifact["seed"] for artifact in job["result"]["artifacts"]] == [7, 8]
+    assert [(tmp_path / name).read_bytes()[:4] for name in job["files"]] == [b"OggS", b"OggS"]
+
+
+def test_jobs_are_listed(up: Up, client: Client) -> None:
+    job = client.submit(SHORT, JobOptions(labels={"album": "listed"}))
+    client.wait(job.id, timeout_s=120)
+    plain = run_cli("jobs", "--server", up.url)
+    assert plain.stdout.splitlines()[0].split("\t")[0::3] == [job.id, "jazz piano"]
+    listed = run_cli("jobs", "--label", "album=listed", "--json", "--server", up.url)
+    assert [entry["id"] for entry in json.loads(listed.stdout)] == [job.id]
+    assert run_cli("jobs", "--status", "failed", "--server", up.url).stdout == ""
+
+
+def test_the_queue_is_shown(up: Up) -> None:
+    plain = run_cli("queue", "--server", up.url)
+    assert [line.split("\t")[:3] for line in plain.stdout.splitlines()] == [
+        ["default", "high", "0"],
+        ["default", "normal", "0"],
+        ["default", "low", "0"],
+    ]
+    assert "ready" in plain.stderr
+    told = json.loads(run_cli("queue", "--json", "--server", up.url).stdout)
+    assert told["pools"][0]["workers"][0]["stage"] == "ready"
+
+
+def test_a_running_job_is_canceled(up: Up, client: Client) -> None:
+    job_id = run_cli(
+        "submit", "an endless raga", "-d", "240", "--steps", "100", "--no-wait", "--server", up.url
+    ).stdout.strip()
+    assert eventually(lambda: client.get(job_id).status is JobStatus.RUNNING)
+    ended = run_cli("cancel", job_id, "--server", up.url)
+    assert ended.returncode == 0, ended.stderr
+    assert client.wait(job_id, timeout_s=120).status is JobStatus.CANCELED
+    followed = run_cli("watch", job_id, "--server", up.url)
+    assert followed.returncode == 1
+    assert f"job {job_id} canceled" in followed.stderr
+
+
+def test_events_tell_the_way_of_a_song(client: Client) -> None:
+    job = client.submit(SHORT)
+    events = list(client.events(job.id))
+    types = [event.type for event in events]
+    assert types[0] == "status"
+    assert types[-1] == "succeeded"
+    assert "progress" in types
+    middle = next(event.id for event in events if event.type == "progress")
+    rest = list(client.events(job.id, last_event_id=middle))
+    assert rest[-1].id == events[-1].id
+
+
+def test_errors_come_back_as_themselves(up: Up, client: Client) -> None:
+    nobody = "00000000-0000-4000-8000-000000000000"
+    with pytest.raises(NotFound):
+        client.get(nobody)
+    with pytest.raises(InvalidSpec):
+        client.submit(GenerationSpec(prompt="jazz", model="no-such-model"))
+    job = client.submit(SHORT, idempotency_key="once")
+    assert client.submit(SHORT, idempotency_key="once").id == job.id
+    with pytest.raises(IdempotencyConflict):
+        client.submit(GenerationSpec(prompt="another"), idempotency_key="once")
+    client.wait(job.id, timeout_s=120)
+    with pytest.raises(Conflict):
+        client.cancel(job.id)
+    ended = run_cli("cancel", nobody, "--server", up.url)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert nobody in ended.stderr
+
+
+def test_a_second_one_is_told_what_is_in_its_way(up: Up, directory: Path) -> None:
+    port = up.url.rpartition(":")[2]
+    same_directory = run_cli("up", "--port", "0", "--data-dir", str(up.data_dir))
+    assert same_directory.returncode == 1
+    assert f"process {up.process.pid}, {up.url}" in same_directory.stderr
+    assert "--data-dir" in same_directory.stderr
+    same_port = run_cli("up", "--port", port, "--data-dir", str(directory / "other"))
+    assert same_port.returncode == 1
+    assert f"port {port} on 127.0.0.1 is taken" in same_port.stderr
+    assert "--port" in same_port.stderr
+
+
+def test_nobody_else_can_reach_the_queue(up: Up) -> None:
+    listening = {
+        connection.laddr.ip
+        for process in up.family()
+        for connection in process.net_connections("inet")
+        if connection.status == "LISTEN"
+    }
+    assert listening == {"127.0.0.1"}
+    assert not up.child("valkey-server").net_connections("inet")
+    assert (up.data_dir / "valkey.sock").stat().st_mode & 0o077 == 0
+
+
+def test_valkey_dies_and_no_song_is_lost(up: Up, client: Client) -> None:
+    jobs = [client.submit(SHORT) for _ in range(3)]
+    valkey = up.child("valkey-server")
+    valkey.kill()
+    assert [client.wait(job.id, timeout_s=150).status for job in jobs] == [JobStatus.SUCCEEDED] * 3
+    assert up.child("valkey-server").pid != valkey.pid
+    assert "valkey       killed by SIGKILL" in up.told
+
+
+def test_the_gateway_and_maintenance_die_and_come_back(up: Up, client: Client) -> None:
+    killed = [up.child("api"), up.child("api.maintenance")]
+    for process in killed:
+        process.kill()
+    assert eventually_gone(killed)
+    assert eventually(lambda: up.told.count("started again") >= 2)
+    assert eventually(lambda: _answers(client))
+    job_id = client.submit(SHORT).id
+    assert client.wait(job_id, timeout_s=120).status is JobStatus.SUCCEEDED
+
+
+def _answers(client: Client) -> bool:
+    try:
+        client.queue()
+    except Unavailable:
+        return False
+    return True
+
+
+def test_interrupted_it_ends_everything(up: Up) -> None:
+    family = up.family()
+    assert len(family) >= 8  # itself, Valkey, gateway, maintenance, worker, engine, two slots
+    assert up.end(signal.SIGINT) == 0
+    assert eventually_gone(family)
+    assert up.told.endswith("Ended.\n")
+    with socket.create_server(("127.0.0.1", int(up.url.rpartition(":")[2]))):  # the port is free again
+        pass
+
+
+@pytest.fixture
+def lonely(directory: Path) -> Iterator[Up]:
+    running = Up.start(directory / "lonely")
+    yield running
+    running.clean_up()
+
+
+def test_killed_outright_it_leaves_nothing_and_loses_nothing(lonely: Up) -> None:
+    with Client(lonely.url) as client:
+        job_id = client.submit(LONG).id
+        assert eventually(lambda: client.get(job_id).status is JobStatus.RUNNING)
+        waiting_id = client.submit(SHORT).id
+    family = lonely.family()
+    assert len(family) >= 8
+    lonely.end(signal.SIGKILL)
+    assert eventually_gone(family)
+
+    again = Up.start(lonely.data_dir)
+    try:
+        with Client(again.url) as client:
+            assert client.cancel(job_id).cancel_requested
+            assert client.wait(waiting_id, timeout_s=150).status is JobStatus.SUCCEEDED
+            assert client.wait(job_id, timeout_s=150).status is JobStatus.CANCELED
+        family = again.family()
+        assert again.end(signal.SIGTERM) == 0
+        assert eventually_gone(family)
+    finally:
+        again.clean_up()
+
+
+def test_killed_while_it_starts_it_leaves_nothing(directory: Path) -> None:
+    starting = Up.start(directory / "starting")
+    try:
+        assert eventually(lambda: len(starting.family()) >= 5)  # the worker at least has been started
+        family = starting.family()
+        starting.end(signal.SIGKILL)
+        assert eventually_gone(family)
+    finally:
+        starting.clean_up()
+
+
+def test_a_process_that_cannot_start_shows_why(directory: Path) -> None:
+    ended = run_cli("up", "--port", "0", "--data-dir", str(directory / "bad"), "--device", "abacus")
+    assert ended.returncode == 3
+    assert "abacus" in ended.stderr
+    assert str(directory / "bad/logs/worker.log") in ended.stderr
+
+
+def test_a_directory_that_cannot_be_used_is_named(directory: Path) -> None:
+    (directory / "file").write_text("")
+    assert "--data-dir" in run_cli("up", "--port", "0", "--data-dir", str(directory / "file")).stderr
+    deep = directory / ("a" * 100)
+    assert "too long" in run_cli("up", "--port", "0", "--data-dir", str(deep)).stderr
+
+
+def test_a_host_that_is_not_ours_is_named(directory: Path) -> None:
+    ended = run_cli("up", "--host", "192.0.2.1", "--port", "0", "--data-dir", str(directory / "host"))
+    assert ended.returncode == 1
+    assert "--host" in ended.stderr
