@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -39,6 +38,11 @@ def run(name: str, module: Mapping[str, Any]) -> int:
     parser.add_argument("url", nargs="?", default=DEFAULT_URL, help=f"the server ({DEFAULT_URL})")
     url: str = parser.parse_args().url.rstrip("/")
     checks = {title: check for title, check in module.items() if title.startswith("test_")}
+    try:
+        get(f"{url}/health")
+    except requests.ConnectionError:
+        print(f"{name}: nothing answers at {url}; start a server with `serinette up`")
+        return 1
     print(f"{name}: {len(checks)} checks of {url}")
     failed = [title for title, check in checks.items() if not _passed(title, check, url)]
     print(f"{len(checks) - len(failed)} of {len(checks)} passed" + (f"; failed: {', '.join(failed)}" if failed else ""))
@@ -49,11 +53,8 @@ def _passed(title: str, check: Callable[[str], None], url: str) -> bool:
     started = time.monotonic()
     try:
         check(url)
-    except requests.ConnectionError:
-        print(f"  FAIL  {title}: nothing answers at {url}; start a server with `serinette up`")
-        return False
     except Exception:
-        print(f"  FAIL  {title}\n{traceback.format_exc()}", file=sys.stderr)
+        print(f"  FAIL  {title}\n{traceback.format_exc()}")
         return False
     print(f"  ok    {title}  ({time.monotonic() - started:.1f} s)")
     return True

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
 import requests
 
+from serinette.media import decode
 from tests.smoke import ANSWER_TIMEOUT_S, assert_song, ended, fields_of, get, post, run
 
 # Every field of ACE-Step v1's form, as its clients send them.
@@ -90,11 +93,12 @@ def test_generate_music_answers_with_the_song(server_url: str) -> None:
 
 
 def test_the_same_seed_is_the_same_song(server_url: str) -> None:
-    body = {"audio_duration": 3.0, "prompt": "piano", "lyrics": "", "manual_seeds": "77"}
-    files = [get(f"{server_url}{sung(server_url, body)['audio_path']}").content for _ in range(2)]
-    other = get(f"{server_url}{sung(server_url, body | {'manual_seeds': '78'})['audio_path']}").content
-    assert files[0] == files[1]
-    assert files[0] != other
+    body = {"audio_duration": 3.0, "prompt": "piano", "lyrics": ""}
+    paths = [sung(server_url, body | {"manual_seeds": seed})["audio_path"] for seed in ("77", "77", "78")]
+    first, again, other = (decode(BytesIO(get(f"{server_url}{path}").content), 48_000, 2, 600) for path in paths)
+    # The files' tags name their jobs; and a busy GPU's batch may move the last bits.
+    assert np.abs(first - again).max() < 1e-3
+    assert np.abs(first - other).max() > 1e-2
 
 
 def test_bad_values_are_refused_and_named(server_url: str) -> None:

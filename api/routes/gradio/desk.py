@@ -99,7 +99,7 @@ class Desk:
         """The song in the manner asked for, or why there is none, or where to ask again."""
         job = await self._held(job, manner.wait)
         if job.status is JobStatus.SUCCEEDED:
-            return await self._song(job) if not manner.as_json else JSONResponse(await self._song_json(job))
+            return await self._song_json(job) if manner.as_json else await self._song(job)
         if not job.status.ended and manner.wait:
             return self._redirect(http, job, manner)
         if not (manner.sync and job.status.ended):
@@ -130,12 +130,13 @@ class Desk:
             },
         )
 
-    async def _song_json(self, job: Job) -> dict[str, object]:
+    async def _song_json(self, job: Job) -> Response:
         artifact = answers.artifact(job)
         if not answers.wants_bytes(job) or artifact.size_bytes > _MAX_INLINE_BYTES:
-            return answers.song_with_bytes(job, None)
+            return JSONResponse(answers.song_with_bytes(job, None))
         audio = b"".join([chunk async for chunk in self.store.stream(artifact.key)])
-        return await run_in_threadpool(answers.song_with_bytes, job, audio)
+        # Of a long song, base64 and JSON take longer than the event loop may be held up.
+        return await run_in_threadpool(lambda: JSONResponse(answers.song_with_bytes(job, audio)))
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -19,8 +19,15 @@ from serinette.presence import Presence
 
 router = APIRouter(route_class=SeedRoute, tags=["ACE-Step v1 dialect"])
 
+Responses = dict[int | str, dict[str, Any]]
 DeskPart = Annotated[Desk, Depends(Desk)]
 
+
+def _example(value: dict[str, Any]) -> Responses:
+    return {200: {"content": {"application/json": {"example": value}}}}
+
+
+_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 _SONG = {
     "description": "The song as a file, or as JSON where that was asked for.",
     "content": {"audio/wav": {"schema": {"type": "string", "format": "binary"}}, "application/json": {}},
@@ -30,8 +37,8 @@ _NOT_YET = {
 }
 _NO_SONG = {"description": "There is no song, or not yet: `Request is pending, not completed`."}
 _UNKNOWN = {"description": "`Request not found`."}
-_SYNC: dict[int | str, dict[str, Any]] = {200: _SONG, 303: _NOT_YET}
-_BY_ID: dict[int | str, dict[str, Any]] = {404: _UNKNOWN}
+_SYNC: Responses = {200: _SONG, 303: _NOT_YET}
+_BY_ID: Responses = {404: _UNKNOWN}
 
 
 class GenerateMusicWithAudio(GenerateMusicRequest):
@@ -53,7 +60,10 @@ class InitializeRequest(BaseModel):
     overlapped_decode: bool = False
 
 
-@router.post("/generate_music_async")
+@router.post(
+    "/generate_music_async",
+    responses=_example({"request_id": _ID, "status": "queued", "message": "Request has been queued for processing"}),
+)
 async def generate_music_async(body: GenerateMusicRequest, desk: DeskPart) -> dict[str, Any]:
     """Put a song into the queue and answer at once, with the id to ask by."""
     return answers.queued(await desk.submit(order(body)))
@@ -74,7 +84,12 @@ async def generate_music_direct(body: GenerateMusicRequest, desk: DeskPart, http
     return await desk.answer(http, job, Manner(wait=desk.max_wait_s, sync=True))
 
 
-@router.post("/generate_music_with_audio")
+@router.post(
+    "/generate_music_with_audio",
+    responses=_example(
+        {"success": True, "request_id": _ID, "message": "Audio file uploaded and queued for processing."}
+    ),
+)
 async def generate_music_with_audio(
     body: Annotated[GenerateMusicWithAudio, Form(media_type="multipart/form-data")], desk: DeskPart
 ) -> dict[str, Any]:
@@ -83,7 +98,20 @@ async def generate_music_with_audio(
     return answers.queued_with_audio(await desk.submit(order(body, upload_id)), body.audio_file.filename)
 
 
-@router.get("/status/{request_id}", responses=_BY_ID)
+@router.get(
+    "/status/{request_id}",
+    responses=_BY_ID
+    | _example(
+        {
+            "request_id": _ID,
+            "status": "completed",
+            "created_at": 1760000000.0,
+            "started_at": 1760000001.0,
+            "completed_at": 1760000020.0,
+            "result": {"success": True, "audio_path": f"/result/{_ID}", "params_json": {"actual_seeds": [42]}},
+        }
+    ),
+)
 async def status(request_id: str, desk: DeskPart) -> dict[str, Any]:
     """pending, processing, completed or failed; times are Unix seconds."""
     return answers.status(await desk.find(request_id))
@@ -95,13 +123,16 @@ async def result(request_id: str, manner: Annotated[Manner, Query()], desk: Desk
     return await desk.answer(http, await desk.find(request_id), manner)
 
 
-@router.delete("/request/{request_id}", responses=_BY_ID | {400: {"description": "It has ended already."}})
+@router.delete(
+    "/request/{request_id}",
+    responses=_BY_ID | _example({"message": "Request cancelled"}) | {400: {"description": "It has ended already."}},
+)
 async def cancel(request_id: str, desk: DeskPart) -> Response:
     """Cancel a request, whether it waits or is being sung."""
     return await desk.cancel(request_id)
 
 
-@router.get("/queue/status")
+@router.get("/queue/status", responses=_example(answers.queue(waiting=1, running=1, completed=5, failed=0)))
 def queue_status(queue: QueuePart) -> dict[str, Any]:
     """How many requests there are, by status."""
     pools = queue.pools()
@@ -113,7 +144,7 @@ def queue_status(queue: QueuePart) -> dict[str, Any]:
     )
 
 
-@router.get("/health", responses={503: {"description": "The queue does not answer."}})
+@router.get("/health", responses=_example(answers.health([])) | {503: {"description": "The queue does not answer."}})
 def health(queue: QueuePart) -> Response:
     """Whether the gateway works, whether a worker has its model, and where every worker stands."""
     try:
@@ -122,13 +153,13 @@ def health(queue: QueuePart) -> Response:
         return JSONResponse({"status": "unhealthy", "pipeline_loaded": False, "detail": error.message}, 503)
 
 
-@router.get("/sample_data")
+@router.get("/sample_data", responses=_example(answers.sample()))
 def sample_data() -> dict[str, Any]:
     """A request to try."""
     return answers.sample()
 
 
-@router.post("/initialize")
+@router.post("/initialize", responses=_example(answers.initialized([])))
 def initialize(
     queue: QueuePart, query: Annotated[InitializeRequest, Query()], body: InitializeRequest | None = None
 ) -> dict[str, Any]:
