@@ -58,7 +58,7 @@ def _probes(connection: HTTPConnection) -> CapacityLimiter:
     return _parts(connection).probes
 
 
-def _tenant() -> str:
+def tenant() -> str:
     """Whose request it is. One tenant until keys exist; everything hangs on this answer already."""
     return DEFAULT_TENANT
 
@@ -69,4 +69,4 @@ StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
 IntakePart = Annotated[Intake, Depends(_intake)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
-TenantPart = Annotated[str, Depends(_tenant)]
+TenantPart = Annotated[str, Depends(tenant)]

@@ -30,7 +30,7 @@ _BLOCK_MS = 200
 _LOOK_S = 5.0
 _AFTER_TROUBLE_S = 0.5
 _READ_COUNT = 100
-_EVENT_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
+_EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 
 
 class JobEvent(BaseModel):

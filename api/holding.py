@@ -10,7 +10,7 @@ from api.events import JobEvents
 from api.queue import JobQueue
 from serinette.job import Job
 
-_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE | re.ASCII)
 
 
 def preferred_wait_s(prefer: str | None, max_wait_s: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_SINGLE = re.compile(r"bytes\s*=\s*(\d{0,20})\s*-\s*(\d{0,20})", re.IGNORECASE)
+_SINGLE = re.compile(r"bytes\s*=\s*(\d{0,20})\s*-\s*(\d{0,20})", re.IGNORECASE | re.ASCII)
 
 
 class Unsatisfiable(Exception):
@@ -34,12 +34,12 @@ def requested_span(header: str | None, size_bytes: int) -> Span | None:
         if length == 0:
             raise Unsatisfiable
         return Span(size_bytes - length, size_bytes)
-    start, end = int(match[1]), int(match[2]) + 1 if match[2] else size_bytes
-    if end <= start:
+    start = int(match[1])
+    if match[2] and int(match[2]) < start:
         return None  # backwards is malformed, and what is malformed is ignored
     if start >= size_bytes:
         raise Unsatisfiable
-    return Span(start, min(end, size_bytes))
+    return Span(start, min(int(match[2]) + 1, size_bytes) if match[2] else size_bytes)
 
 
 def names_etag(header: str | None, etag: str) -> bool:

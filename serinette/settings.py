@@ -9,7 +9,9 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis import Redis
 from redis import asyncio as redis_asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from serinette.names import Keys
@@ -60,14 +62,19 @@ class SharedSettings(BaseSettings):
         return Keys(self.redis_prefix)
 
 
+# A Redis that hangs is not asked again: redis-py retries the command and the connection under it, and waits multiply.
+_RETRIED = (RedisConnectionError,)
+_BACKOFF = ExponentialBackoff(cap=0.5, base=0.05)
+
+
 def connect_redis(settings: SharedSettings) -> Redis:
-    """A blocking client: short timeouts, two quick retries, bytes in and out (as RQ wants it)."""
+    """A blocking client: short timeouts, two quick retries of a lost connection, bytes in and out (as RQ wants it)."""
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_timeout_s,
         health_check_interval=30,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+        retry=Retry(_BACKOFF, 2, _RETRIED),
     )
 
 
@@ -78,5 +85,6 @@ def connect_redis_async(settings: SharedSettings) -> redis_asyncio.Redis:
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_timeout_s,
         health_check_interval=30,
+        retry=AsyncRetry(_BACKOFF, 2, _RETRIED),
         decode_responses=True,
     )

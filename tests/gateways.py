@@ -44,10 +44,12 @@ def gateway(directory: Path, redis_url: str, store_url: str, **settings: object)
     port = free_ports(1)[0]
     given = {"redis_url": redis_url, "store_url": store_url, "port": port, **settings}
     own = {f"SERINETTE_{name.upper()}": str(value) for name, value in given.items()}
+    environment = {**os.environ, "TMPDIR": str(directory / "tmp"), **own}
     log = directory / f"gateway-{port}.log"
+    (directory / "tmp").mkdir(exist_ok=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api"], env={**os.environ, **own}, stdout=file, stderr=file, cwd=directory
+            [sys.executable, "-m", "api"], env=environment, stdout=file, stderr=file, cwd=directory
         )
     try:
         url = f"http://127.0.0.1:{port}"

@@ -1,0 +1,277 @@
+"""Live events over real sockets: SSE and WebSocket, resumed elsewhere, many listeners, an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.sync.client import connect
+
+from serinette.job import JobError
+from serinette.settings import SharedSettings
+from serinette.store import Store
+from tests import servers
+from tests.gateways import HandSlot, RunningGateway, gateway, problem
+
+LOST = JobError(code="worker_lost", message="gone", retryable=True)
+WHOLE = ["started", "progress", "attempt", "started", "progress", "succeeded"]
+
+
+@pytest.fixture(scope="module")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.connection_url
+
+
+@pytest.fixture(scope="module")
+def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"file://{tmp_path_factory.mktemp('store')}"
+
+
+@pytest.fixture(scope="module")
+def gateways(
+    valkey_url: str, store_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningGateway, RunningGateway]]:
+    """Two replicas."""
+    directory = tmp_path_factory.mktemp("gateways")
+    with gateway(directory, valkey_url, store_url) as one, gateway(directory, valkey_url, store_url) as two:
+        yield one, two
+
+
+@pytest.fixture
+def slot(valkey_url: str, store_url: str) -> Iterator[HandSlot]:
+    with Redis.from_url(valkey_url) as redis:
+        yield HandSlot(redis, Store.open(SharedSettings.model_validate({"store_url": store_url})))
+
+
+def submit(url: str) -> str:
+    job_id: str = httpx.post(f"{url}/v1/jobs", json={"prompt": "x"}).json()["id"]
+    return job_id
+
+
+def sing(slot: HandSlot, job_id: str) -> None:
+    """A life with one lost attempt: the events of WHOLE."""
+    slot.claim(job_id, attempt_id="first")
+    slot.step(job_id, 1, "first")
+    slot.end_attempt(job_id, LOST, "first")
+    slot.claim(job_id, attempt_id="second")
+    slot.step(job_id, 8, "second")
+    slot.succeed(job_id, [b"song"], attempt_id="second")
+
+
+def messages(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Parsed events; the SSE fields must say the same as the message."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif fields:
+            message = json.loads(fields["data"])
+            assert (fields["event"], fields["id"]) == (message["type"], message["id"])
+            yield message
+            fields = {}
+
+
+def listen(url: str, job_id: str, **headers: str) -> list[dict[str, Any]]:
+    """All messages until the stream ends."""
+    with httpx.stream("GET", f"{url}/v1/jobs/{job_id}/events", headers=headers, timeout=30) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        return list(messages(answer.iter_lines()))
+
+
+def test_events_as_they_happen(gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+    url = gateways[0].url
+    job_id = submit(url)
+    with httpx.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=30) as answer:
+        told = messages(answer.iter_lines())
+        status = next(told)
+        assert (status["type"], status["data"]["status"], status["data"]["id"]) == ("status", "queued", job_id)
+        slot.claim(job_id)
+        assert next(told)["type"] == "started"
+        slot.step(job_id, 3)
+        progress = next(told)
+        assert (progress["type"], progress["data"]["step"], progress["data"]["steps"]) == ("progress", 3, 8)
+        assert 0 < progress["data"]["fraction"] < 1
+        httpx.post(f"{url}/v1/jobs/{job_id}/cancel")
+        assert next(told)["type"] == "cancel_requested"
+        slot.succeed(job_id, [b"song"])
+        assert next(told)["type"] == "succeeded"
+        assert next(told, None) is None
+
+
+def test_a_stream_is_resumed_at_another_replica(
+    gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot
+) -> None:
+    one, two = gateways
+    job_id = submit(one.url)
+    with httpx.stream("GET", f"{one.url}/v1/jobs/{job_id}/events", timeout=30) as answer:
+        told = messages(answer.iter_lines())
+        sing_in_background = ThreadPoolExecutor(1).submit(sing, slot, job_id)
+        seen = [next(told) for _ in range(3)]
+        sing_in_background.result()
+    rest = listen(two.url, job_id, **{"Last-Event-ID": seen[-1]["id"]})
+    assert rest[0]["type"] == "status"
+    assert [event["type"] for event in (*seen[1:], *rest[1:])] == WHOLE
+    ids = [event["id"] for event in (*seen[1:], *rest[1:])]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_late_listener_learns_the_end(gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+    url = gateways[0].url
+    job_id = submit(url)
+    sing(slot, job_id)
+    late = listen(url, job_id)
+    assert [event["type"] for event in late] == ["status", "succeeded"]
+    assert late[0]["data"]["status"] == "succeeded"
+    assert [event["type"] for event in listen(url, job_id, **{"Last-Event-ID": "0"})] == ["status", *WHOLE]
+    done = httpx.get(f"{url}/v1/jobs/{job_id}/events", headers={"Last-Event-ID": late[-1]["id"]})
+    assert (done.status_code, done.content) == (204, b"")  # what makes an EventSource stop
+
+
+def test_a_job_whose_events_are_forgotten(
+    gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot, valkey_url: str
+) -> None:
+    url = gateways[0].url
+    job_id = submit(url)
+    sing(slot, job_id)
+    with Redis.from_url(valkey_url) as redis:
+        redis.delete(slot.ledger.keys.events(job_id))
+    assert [event["type"] for event in listen(url, job_id)] == ["status", "succeeded"]
+
+
+@pytest.mark.parametrize("last_event_id", ["x", "1-2-3", "-1", "9" * 30, "1-" + "9" * 20, "$", "*", "٣"])
+def test_foreign_event_ids_are_refused(gateways: tuple[RunningGateway, RunningGateway], last_event_id: str) -> None:
+    url = f"{gateways[0].url}/v1/jobs/{submit(gateways[0].url)}/events"
+    told = problem(httpx.get(url, params={"last_event_id": last_event_id}))
+    assert (told["status"], told["field"]) == (422, "last_event_id")
+
+
+def socket_url(running: RunningGateway, job_id: str, query: str = "") -> str:
+    return f"ws://127.0.0.1:{running.port}/v1/jobs/{job_id}/events{query}"
+
+
+def test_a_websocket_tells_the_same(gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+    one, two = gateways
+    job_id = submit(one.url)
+    with connect(socket_url(one, job_id)) as websocket:
+        first = json.loads(websocket.recv(timeout=10))
+        assert (first["type"], first["data"]["status"]) == ("status", "queued")
+        sing(slot, job_id)
+        told = [json.loads(text) for text in websocket]
+        assert [event["type"] for event in told] == WHOLE
+        assert websocket.close_code == 1000
+    streamed = listen(two.url, job_id, **{"Last-Event-ID": "0"})
+    assert told == streamed[1:]
+    with connect(socket_url(two, job_id, f"?last_event_id={told[-2]['id']}")) as websocket:
+        assert [json.loads(text)["type"] for text in websocket] == ["status", "succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10", 404),
+        ("nonsense", 404),
+    ],
+)
+def test_a_websocket_to_nothing(gateways: tuple[RunningGateway, RunningGateway], path: str, status: int) -> None:
+    with pytest.raises(InvalidStatus) as refused, connect(socket_url(gateways[0], path)):
+        pass
+    response = refused.value.response
+    assert response.status_code == status
+    assert json.loads(response.body)["code"] == "not_found"
+
+
+def test_a_websocket_from_a_foreign_page(gateways: tuple[RunningGateway, RunningGateway]) -> None:
+    one = gateways[0]
+    job_id = submit(one.url)
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        connect(socket_url(one, job_id), additional_headers={"Origin": "https://evil.example"}),
+    ):
+        pass
+    assert refused.value.response.status_code == 403
+    with connect(socket_url(one, job_id), additional_headers={"Origin": one.url}) as websocket:
+        assert json.loads(websocket.recv(timeout=10))["type"] == "status"
+        websocket.send("whatever")  # what a listener says is not listened to
+        websocket.send(b"\x00")
+
+
+async def test_many_listeners_share_one_connection(
+    gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot, valkey_url: str
+) -> None:
+    url = gateways[0].url
+    ids = [submit(url) for _ in range(10)]
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
+
+        async def follow(job_id: str) -> list[str]:
+            async with http.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
+                return [line async for line in answer.aiter_lines() if line.startswith("event: ")]
+
+        async def wait(job_id: str) -> str:
+            status: str = (await http.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=40"})).json()["status"]
+            return status
+
+        following = [asyncio.create_task(follow(job_id)) for job_id in ids for _ in range(10)]
+        waiting = [asyncio.create_task(wait(job_id)) for job_id in ids for _ in range(10)]
+        await asyncio.sleep(2)
+        with Redis.from_url(valkey_url) as redis:
+            blocked = [client for client in redis.client_list() if client["cmd"] == "xread"]
+            assert len(blocked) <= 2  # one a gateway, for two hundred listeners
+        assert (await http.get("/healthz")).status_code == 200
+        for job_id in ids:
+            await asyncio.to_thread(sing, slot, job_id)
+        for lines in await asyncio.gather(*following):
+            assert lines[0] == "event: status"
+            assert lines[-1] == "event: succeeded"
+        assert await asyncio.gather(*waiting) == ["succeeded"] * 100
+
+
+def test_sigterm_ends_streams_and_waits_in_order(
+    valkey_url: str, store_url: str, tmp_path: Path, gateways: tuple[RunningGateway, RunningGateway]
+) -> None:
+    with gateway(tmp_path, valkey_url, store_url) as leaving, ThreadPoolExecutor(3) as threads:
+        job_id = submit(leaving.url)
+        streamed = threads.submit(listen, leaving.url, job_id)
+        prefer = {"Prefer": "wait=45"}
+        held = threads.submit(httpx.post, f"{leaving.url}/v1/jobs", json={"prompt": "y"}, headers=prefer, timeout=60)
+        with connect(socket_url(leaving, job_id)) as websocket:
+            assert json.loads(websocket.recv(timeout=10))["type"] == "status"
+            time.sleep(0.5)
+            leaving.process.send_signal(signal.SIGTERM)
+            assert leaving.process.wait(timeout=20) == 0, leaving.log.read_text()
+            with pytest.raises(ConnectionClosedError) as closed:
+                websocket.recv(timeout=10)
+            assert closed.value.rcvd
+            assert closed.value.rcvd.code == 1012  # service restart: come again
+        answer = held.result(timeout=10)
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        events = streamed.result(timeout=10)
+        assert [event["type"] for event in events] == ["status"]
+    # Elsewhere it goes on.
+    after = httpx.get(f"{gateways[0].url}/v1/jobs/{job_id}").json()
+    assert after["status"] == "queued"
+
+
+def test_no_model_code_in_the_gateway() -> None:
+    heavy = "'torch', 'torchaudio', 'diffusers', 'transformers', 'gpu_worker'"
+    code = f"import sys, api.app, api.__main__; print([name for name in ({heavy}) if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
+    assert told.stdout.strip() == "[]"

@@ -1,0 +1,372 @@
+"""Our own API in this process, on a real Valkey: answers, problems, and what hostile clients send."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from redis import Redis
+
+from api import dependencies
+from api.app import create_app
+from api.settings import GatewaySettings
+from serinette.job import JobError, now
+from serinette.names import Keys
+from serinette.presence import Presence, WorkerStage, announce, record_pace
+from serinette.store import Store
+from tests import servers
+from tests.gateways import HandSlot, problem
+from tests.unit.test_queue import model
+
+SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
+NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+
+
+@pytest.fixture(scope="module")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.connection_url
+
+
+@pytest.fixture
+def redis_url(valkey_url: str) -> str:
+    """This module's own Valkey, emptied: starting one for each test would take most of the time."""
+    with Redis.from_url(valkey_url) as client:
+        client.flushdb()
+    return valkey_url
+
+
+@pytest.fixture
+def settings(redis_url: str, file_store_url: str) -> GatewaySettings:
+    origins = ("https://studio.example",)
+    return GatewaySettings.model_validate(
+        {"redis_url": redis_url, "store_url": file_store_url, "cors_origins": origins, "max_wait_s": 5}
+    )
+
+
+@pytest.fixture
+def app(settings: GatewaySettings) -> FastAPI:
+    return create_app(settings)
+
+
+@pytest.fixture
+async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
+        yield client
+
+
+@pytest.fixture
+def slot(redis: Redis, settings: GatewaySettings) -> HandSlot:
+    return HandSlot(redis, Store.open(settings))
+
+
+async def test_submit_look_cancel_erase(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/jobs", json={**SONG, "lane": "high", "labels": {"album": "blue"}, "timeout_s": 60})
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert "idempotency-replayed" not in answer.headers
+    assert (job["status"], job["lane"], job["labels"], job["timeout_s"]) == ("queued", "high", {"album": "blue"}, 60)
+    assert job["spec"]["prompt"] == SONG["prompt"]
+    assert job["waiting_for"] == "a worker: none is up in pool default"
+    assert "dialect" not in job
+
+    looked = await http.get(f"/v1/jobs/{job['id']}")
+    assert (looked.status_code, looked.json()["id"], looked.json()["position"]) == (200, job["id"], 1)
+    listed = (await http.get("/v1/jobs", params={"label": "album=blue", "status": "queued"})).json()
+    assert [found["id"] for found in listed["jobs"]] == [job["id"]]
+    assert listed["next_cursor"] is None
+
+    assert problem(await http.delete(f"/v1/jobs/{job['id']}"))["code"] == "not_finished"
+    assert (await http.post(f"/v1/jobs/{job['id']}/cancel")).json()["status"] == "canceled"
+    gone = problem(await http.get(f"/v1/jobs/{job['id']}/audio"))
+    assert (gone["status"], gone["code"]) == (410, "gone")
+    assert (await http.delete(f"/v1/jobs/{job['id']}")).status_code == 204
+    assert problem(await http.get(f"/v1/jobs/{job['id']}"))["status"] == 404
+
+
+async def test_a_key_is_replayed(http: httpx.AsyncClient, slot: HandSlot) -> None:
+    headers = {"Idempotency-Key": "order 66"}
+    first = await http.post("/v1/jobs", json=SONG, headers=headers)
+    again = await http.post("/v1/jobs", json=SONG, headers=headers)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
+    assert again.json()["id"] == first.json()["id"]
+    other = problem(await http.post("/v1/jobs", json={"prompt": "rock"}, headers=headers))
+    assert (other["status"], other["code"], other["field"]) == (409, "idempotency_conflict", "Idempotency-Key")
+    slot.claim(first.json()["id"])
+    slot.succeed(first.json()["id"], [b"song"])
+    ended = await http.post("/v1/jobs", json=SONG, headers=headers)
+    assert (ended.status_code, ended.json()["status"]) == (200, "succeeded")
+
+
+async def test_prefer_wait_holds_the_answer(http: httpx.AsyncClient, slot: HandSlot) -> None:
+    headers = {"Prefer": "wait=4", "Idempotency-Key": "k"}
+    job_id = (await http.post("/v1/jobs", json=SONG, headers={"Idempotency-Key": "k"})).json()["id"]
+    held = asyncio.create_task(http.post("/v1/jobs", json=SONG, headers=headers))
+    looking = asyncio.create_task(http.get(f"/v1/jobs/{job_id}", headers=headers))
+    await asyncio.sleep(0.3)
+    assert not held.done()
+    slot.claim(job_id)
+    slot.succeed(job_id, [b"song"])
+    answer = await held
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+    assert answer.headers["preference-applied"] == "wait=4"
+    assert (await looking).json()["status"] == "succeeded"
+    unsung = await http.post("/v1/jobs", json=SONG, headers={"Prefer": "wait=1"})
+    assert (unsung.status_code, unsung.json()["status"]) == (202, "queued")
+
+
+async def test_a_failed_job_has_no_song(http: httpx.AsyncClient, slot: HandSlot) -> None:
+    job_id = (await http.post("/v1/jobs", json=SONG)).json()["id"]
+    running = problem(await http.get(f"/v1/jobs/{job_id}/audio"))
+    assert (running["status"], running["code"]) == (409, "not_finished")
+    slot.claim(job_id)
+    slot.fail(job_id, JobError(code="out_of_memory", message="the song does not fit"))
+    failed = problem(await http.get(f"/v1/jobs/{job_id}/audio"))
+    assert (failed["status"], failed["code"]) == (410, "gone")
+    assert "does not fit" in failed["detail"]
+    assert problem(await http.post(f"/v1/jobs/{job_id}/cancel"))["code"] == "conflict"
+
+
+async def test_queue_and_models(http: httpx.AsyncClient, redis: Redis) -> None:
+    assert (await http.get("/v1/models")).json() == {"models": []}
+    for name in ("a", "b"):
+        worker = Presence(
+            name=name, pool="default", stage=WorkerStage.READY, slots=2, model=model("tiny"), started_at=now()
+        )
+        announce(redis, Keys(), worker)
+    record_pace(redis, Keys(), "default", 8)
+    await http.post("/v1/jobs", json={**SONG, "model": "tiny"})
+    (pool,) = (await http.get("/v1/queue")).json()["pools"]
+    assert [(lane["lane"], lane["waiting"], lane["eta_s"]) for lane in pool["lanes"]] == [
+        ("high", 0, 8.0),
+        ("normal", 1, 8.0),
+        ("low", 0, 8.0),
+    ]
+    assert [worker["name"] for worker in pool["workers"]] == ["a", "b"]
+    (tiny,) = (await http.get("/v1/models")).json()["models"]
+    assert (tiny["name"], tiny["default"], tiny["workers"], tiny["defaults"]["steps"]) == ("tiny", True, 2, 8)
+    unknown = problem(await http.post("/v1/jobs", json={**SONG, "model": "huge"}))
+    assert (unknown["status"], unknown["field"]) == (422, "model")
+
+
+async def test_health(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/healthz")).status_code == 200
+    assert (await http.get("/readyz")).json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("GET", "/v1", 404, "not_found"),
+        ("PUT", "/v1/jobs", 405, "bad_request"),
+        ("DELETE", "/v1/queue", 405, "bad_request"),
+        ("GET", f"/v1/jobs/{NOBODY}", 404, "not_found"),
+        ("POST", f"/v1/jobs/{NOBODY}/cancel", 404, "not_found"),
+        ("DELETE", f"/v1/jobs/{NOBODY}", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NOBODY}/audio", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NOBODY}/events", 404, "not_found"),
+        ("GET", "/v1/jobs/%2e%2e%2fsecret", 404, "not_found"),
+        ("GET", "/v1/jobs/" + "a" * 3000, 404, "not_found"),
+        ("GET", "/v1/jobs/rq%3Ajob%3Ax", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NOBODY.upper()}", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NOBODY}%0a", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NOBODY}/audio?index=8", 422, "invalid_spec"),
+        ("GET", f"/v1/jobs/{NOBODY}/audio?index=x", 422, "invalid_spec"),
+        ("GET", f"/v1/jobs/{NOBODY}/events?last_event_id=x", 404, "not_found"),
+        ("GET", "/v1/jobs?limit=0", 422, "invalid_spec"),
+        ("GET", "/v1/jobs?limit=1e9", 422, "invalid_spec"),
+        ("GET", "/v1/jobs?status=pending", 422, "invalid_spec"),
+        ("GET", "/v1/jobs?cursor=x", 422, "invalid_spec"),
+        ("GET", "/v1/jobs?label=novalue", 422, "invalid_spec"),
+        ("GET", "/v1/jobs?label==x", 422, "invalid_spec"),
+        ("GET", "/v1/uploads/nothing", 404, "not_found"),
+        ("GET", f"/v1/uploads/upload-{'0' * 32}", 404, "not_found"),
+        ("DELETE", f"/v1/uploads/upload-{'0' * 32}", 404, "not_found"),
+        ("POST", f"/v1/uploads/upload-{'0' * 32}/complete", 404, "not_found"),
+        ("POST", "/v1/uploads?presign=true", 501, "unsupported"),
+        ("POST", "/v1/uploads", 422, "invalid_spec"),
+    ],
+)
+async def test_problems(http: httpx.AsyncClient, method: str, path: str, status: int, code: str) -> None:
+    answer = await http.request(method, path)
+    told = problem(answer)
+    assert (told["status"], told["code"], told["type"]) == (status, code, f"urn:serinette:problem:{code}")
+    assert told["retryable"] is False
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"duration_s": 0}, "duration_s"),
+        ({"duration_s": "long"}, "duration_s"),
+        ({"duration_s": 601}, "duration_s"),
+        ({"duration": 10}, "duration"),
+        ({"bpm": 5}, "bpm"),
+        ({"format": "exe"}, "format"),
+        ({"task": "repaint"}, "source_audio"),
+        ({"task": "extract", "source_audio": "upload-1"}, "track"),
+        ({"source_audio": "/etc/passwd", "task": "cover"}, "source_audio"),
+        ({"source_audio": "http://169.254.169.254/", "task": "cover"}, "source_audio"),
+        ({"source_audio": "../x/0", "task": "cover"}, "source_audio"),
+        ({"source_audio": "upload-1", "task": "cover"}, "source_audio"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"timesteps": [0.1, 0.9]}, "timesteps"),
+        ({"labels": {"a\n": "b"}}, "labels"),
+        ({"labels": {f"l{n}": "x" for n in range(17)}}, "labels"),
+        ({"lane": "express"}, "lane"),
+        ({"timeout_s": 1}, "timeout_s"),
+        ({"prompt": "a\u0000b"}, "prompt"),
+        ({"prompt": "x" * 9000}, "prompt"),
+        ({"lora": "../../x"}, "lora"),
+    ],
+)
+async def test_bad_songs_name_the_field(
+    http: httpx.AsyncClient, redis: Redis, body: dict[str, Any], field: str
+) -> None:
+    told = problem(await http.post("/v1/jobs", json=body))
+    assert (told["status"], told["code"]) == (422, "invalid_spec")
+    assert told["field"].partition(".")[0] == field
+    assert redis.dbsize() == 0  # nothing was stored
+
+
+HOSTILE_BODIES = [
+    b"",
+    b"null",
+    b"[]",
+    b'"text"',
+    b"{",
+    b"\xff\xfe",
+    b"\x00" * 100,
+    b"NaN",
+    b'{"duration_s": NaN}',
+    b'{"duration_s": Infinity}',
+    b'{"duration_s": 1e999}',
+    b'{"seed": ' + b"9" * 5000 + b"}",
+    b'{"prompt": "\\ud800"}',
+    b'{"prompt": {"a": 1}}',
+    b'{"a":' * 50_000,
+    b"[" * 100_000,
+    b'{"labels": {"a": {"b": {}}}}',
+    b'{"__proto__": {}}',
+    b'{"tracks": "' + b"x" * 1000 + b'"}',
+    json.dumps({"tracks": ["vocals"] * 5000}).encode(),
+]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "multipart/form-data; boundary=x", ""])
+async def test_hostile_bodies_are_the_clients_fault(http: httpx.AsyncClient, kind: str) -> None:
+    for body in HOSTILE_BODIES:
+        told = problem(await http.post("/v1/jobs", content=body, headers={"Content-Type": kind}))
+        assert told["status"] in {400, 413, 422}, body[:40]
+        assert told["code"] in {"bad_request", "invalid_spec", "too_large"}, body[:40]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Idempotency-Key", "x" * 256),
+        ("Idempotency-Key", ""),
+        ("Idempotency-Key", "caf\xe9"),
+        ("Idempotency-Key", "a\tb"),
+    ],
+)
+async def test_hostile_keys(http: httpx.AsyncClient, name: str, value: str) -> None:
+    told = problem(await http.post("/v1/jobs", json=SONG, headers=[(name.encode(), value.encode("latin-1"))]))
+    assert (told["status"], told["field"].lower()) == (422, "idempotency-key")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Prefer": "wait=" + "9" * 4000},
+        {"Prefer": "\x7f\xff"},
+        {"Host": "evil.example"},
+        {"X-Forwarded-For": "1.2.3.4" * 100},
+        {"Accept": "application/xml"},
+        {"Range": "bytes=0-" * 200},
+        {"Content-Length": "3"},
+    ],
+)
+async def test_hostile_headers_never_break_it(http: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    assert (await http.post("/v1/jobs", json=SONG, headers=raw)).status_code < 500
+    assert (await http.get("/v1/jobs", headers=raw)).status_code < 500
+
+
+async def test_bodies_are_bounded(http: httpx.AsyncClient) -> None:
+    declared = problem(await http.post("/v1/jobs", content=b"x" * 1_100_000))
+    assert (declared["status"], declared["code"]) == (413, "too_large")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(2000):
+            yield b"x" * 1000
+
+    counted = await http.post("/v1/jobs", content=chunks(), headers={"Content-Type": "application/json"})
+    assert problem(counted)["code"] == "too_large"
+    assert counted.headers["connection"] == "close"
+    mad = await http.post("/v1/jobs", content=b"{}", headers={"Content-Length": "-1"})
+    assert problem(mad)["status"] == 400
+
+
+async def test_what_nobody_foresaw_leaks_nothing(
+    http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def burst(*_: object, **__: object) -> None:
+        raise RuntimeError("secret of the house")
+
+    monkeypatch.setattr(type(app.state.parts.queue), "pools", burst)
+    answer = await http.get("/v1/queue")
+    told = problem(answer)
+    assert (told["status"], told["code"]) == (500, "internal")
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+
+
+async def test_other_dialects_keep_their_shape(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/nothing/here")
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
+
+
+async def test_cors_is_an_allow_list(http: httpx.AsyncClient) -> None:
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "idempotency-key,content-type"}
+    allowed = await http.options("/v1/jobs", headers={"Origin": "https://studio.example", **asked})
+    assert allowed.headers["access-control-allow-origin"] == "https://studio.example"
+    refused = await http.options("/v1/jobs", headers={"Origin": "https://evil.example", **asked})
+    assert "access-control-allow-origin" not in refused.headers
+    read = await http.get(f"/v1/jobs/{NOBODY}", headers={"Origin": "https://studio.example"})
+    assert read.headers["access-control-allow-origin"] == "https://studio.example"
+    exposed = read.headers["access-control-expose-headers"]
+    for name in ("Location", "ETag", "Retry-After", "Idempotency-Replayed", "Content-Range", "Content-Disposition"):
+        assert name in exposed
+
+
+async def test_cors_is_off_by_default(settings: GatewaySettings) -> None:
+    app = create_app(settings.model_copy(update={"cors_origins": ()}))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gw") as http:
+        answer = await http.get("/healthz", headers={"Origin": "https://studio.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_another_tenants_job_is_not_found(http: httpx.AsyncClient, app: FastAPI) -> None:
+    job_id = (await http.post("/v1/jobs", json=SONG)).json()["id"]
+    app.dependency_overrides[dependencies.tenant] = lambda: "thief"
+    paths = [("GET", ""), ("GET", "/audio"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")]
+    for method, path in paths:
+        answer = await http.request(method, f"/v1/jobs/{job_id}{path}")
+        unknown = await http.request(method, f"/v1/jobs/{uuid.uuid4()}{path}")
+        assert answer.status_code == unknown.status_code == 404
+    assert (await http.get("/v1/jobs")).json()["jobs"] == []
+    app.dependency_overrides.clear()
+    assert (await http.get(f"/v1/jobs/{job_id}")).json()["status"] == "queued"
