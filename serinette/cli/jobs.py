@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
-from serinette.cli.terminal import STATUS_STYLES, JobView, age, errors, output, program, seconds, show_table, state
+from serinette.cli.terminal import STATUS_STYLES, JobView, age, errors, output, program, seconds, show_table
 from serinette.client import DEFAULT_URL, Client
 from serinette.errors import SingError
 from serinette.job import Job, JobOptions, JobStatus
@@ -91,13 +91,7 @@ def jobs(
     if as_json:
         output.print_json(json.dumps([job.model_dump(mode="json") for job in page.jobs]))
         return
-    columns = (
-        Column("JOB", no_wrap=True, min_width=36),
-        Column("STATE", no_wrap=True),
-        Column("AGE", no_wrap=True, justify="right"),
-        Column("PROMPT", no_wrap=True, overflow="ellipsis"),
-    )
-    show_table(columns, [_row(job) for job in page.jobs])
+    show_jobs(page.jobs)
     if page.next_cursor:
         errors.print(f"There are more: {program()} jobs -n {min(100, 2 * limit)}", style="dim")
 
@@ -133,9 +127,20 @@ def queue(as_json: AsJson = False, server: Server = DEFAULT_URL) -> None:
     show_table(columns, lanes)
 
 
+def show_jobs(shown: Sequence[Job]) -> None:
+    """Print a line for each job."""
+    columns = (
+        Column("JOB", width=36, overflow="fold"),
+        Column("STATUS", width=9),
+        Column("AGE", width=6, justify="right"),
+        Column("PROMPT", no_wrap=True, overflow="ellipsis", ratio=1),
+    )
+    show_table(columns, [_row(job) for job in shown])
+
+
 def _row(job: Job) -> tuple[str, str, str, str]:
-    told = f"[{STATUS_STYLES[job.status]}]{state(job)}[/]"
-    return job.id, told, age(job.created_at), escape(" ".join(job.spec.prompt.split()))
+    status = f"[{STATUS_STYLES[job.status]}]{job.status}[/]"
+    return job.id, status, age(job.created_at), escape(" ".join(job.spec.prompt.split()))
 
 
 def _worker(worker: dict[str, Any]) -> str:

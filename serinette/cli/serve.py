@@ -107,8 +107,8 @@ def _tell_demo(result: Result, path: Path, start_s: float, total_s: float) -> No
         f"sung by {result.model} on this machine"
     )
     errors.print(
-        f"  it cost: {seconds(start_s)} to start everything, {seconds(timings.queue_s)} in the queue, "
-        f"{seconds(timings.sing_s)} to sing, {seconds(timings.encode_s)} to encode; {seconds(total_s)} in all"
+        f"  {seconds(total_s)} in all: {seconds(start_s)} to start, {seconds(timings.queue_s)} in the queue, "
+        f"{seconds(timings.sing_s)} to sing, {seconds(timings.encode_s)} to encode"
     )
     errors.print("Everything it started has ended. To start the server for good:")
     errors.print(f"  {program()} up", soft_wrap=True)

@@ -99,7 +99,8 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
         for row in rows:
             typer.echo("\t".join(Text.from_markup(cell).plain for cell in row))  # rich would make spaces of tabs
         return
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    flexible = any(column.ratio for column in columns)
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim", expand=flexible)
     for row in rows:
         table.add_row(*row)
     output.print(table)
@@ -139,7 +140,7 @@ class JobView:
     def show(self, job: Job) -> None:
         """Show the job as it is now."""
         told = state(job)
-        self._waiting_for = job.waiting_for or ""
+        self._waiting_for = f"waits for {job.waiting_for}" if job.waiting_for else ""
         if not errors.is_terminal:
             line = told.partition(",")[0] + (f" ({self._waiting_for})" if self._waiting_for else "")
             if line != self._shown:
@@ -174,6 +175,10 @@ class TreeView:
         """Show one notice of the tree."""
         if notice.phase is Phase.WAITING:
             self._wait(notice.part, notice.detail)
+            return
+        if notice.phase is Phase.STOPPING:
+            self._waiting = {notice.part: "stopping"}
+            self._update_status()
             return
         self._waiting.pop(notice.part, None)
         self._update_status()
@@ -222,7 +227,5 @@ def _lines(notice: Notice) -> Iterator[str]:
             yield from (f"      [dim]{escape(line)}[/]" for line in notice.last_lines)
         case Phase.RESTARTED:
             yield f"  [yellow]↻[/] {name} started again"
-        case Phase.STOPPING:
-            yield f"  [dim]·[/] {name} stopping"
-        case Phase.WAITING:
+        case Phase.WAITING | Phase.STOPPING:
             pass

@@ -170,7 +170,7 @@ def test_without_a_terminal_each_change_of_state_is_a_line(capsys: pytest.Captur
         for job in WAY:
             view.show(job)
     assert capsys.readouterr().err.splitlines() == [
-        "jazz [piano]: queued (a worker to load its model)",
+        "jazz [piano]: queued (waits for a worker to load its model)",
         "jazz [piano]: singing",
         "jazz [piano]: succeeded",
     ]
@@ -189,12 +189,26 @@ def test_in_a_terminal_a_bar_moves_within_its_width(monkeypatch: pytest.MonkeyPa
                 frame.print(view.render())
             frames.append(captured.get())
     assert all(len(line) <= width for frame in frames for line in frame.splitlines())
-    assert "a worker to load its model" in frames[0]
+    assert "waits for a worker to load its model" in " ".join(frames[0].split())
     assert "step 1 of 8" in frames[2]
     assert "a worker" not in frames[2]
     if width > 40:
         assert "3.0 s left" in frames[2]
         assert "jazz [piano]" in frames[2]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_table_of_jobs_fits(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(terminal, "output", screen)
+    job = a_job(id="2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10", spec=GenerationSpec(prompt="an endless raga " * 20))
+    with screen.capture() as captured:
+        jobs.show_jobs([job])
+    heading, row = captured.get().splitlines()
+    assert heading.split() == ["JOB", "STATUS", "AGE", "PROMPT"]
+    assert row.startswith("2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10  running")
+    assert row.endswith("…")
+    assert len(row) == width
 
 
 def test_a_tree_is_told_of_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
