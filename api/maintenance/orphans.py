@@ -18,9 +18,11 @@ from api.maintenance.vigil import Vigil
 from serinette.names import Keys
 
 _CHUNK = 1_000
-# Of the time, a twentieth: a sweep over a million jobs takes seconds of ours and a share of Redis's one thread.
+# A sweep over a million jobs takes half a minute of ours and seconds of Redis's one thread. It goes on for so long in
+# one round, so that lost workers are looked for in between, and rests for so many times as long as it worked.
+_SLICE_S = 0.5
 _REST = 20
-# So many are mended in one round, so that lost workers are looked for in between.
+# Mended in one round, for the same reason.
 _PATIENTS = 200
 
 
@@ -46,52 +48,71 @@ class Orphans:
     Sweeps read the lanes as they change, so a sighting may be wrong; the mender looks again, exactly, before it acts.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, grace_s: float) -> None:
+    def __init__(self, redis: Redis, keys: Keys, grace_s: float, slice_s: float = _SLICE_S) -> None:
         self._redis = redis
         self._keys = keys
+        self._slice_s = slice_s
         self._vigil: Vigil[str] = Vigil(patience_s=grace_s, step_s=grace_s)
-        self._found: Iterator[str] = iter(())
+        self._sweep = self._chunks()
+        self._suspects: dict[str, Sighting] = {}
+        self._worked_s = 0.0
         self._next_s = 0.0
+        self._ripe: Iterator[str] = iter(())
 
     def find(self, at_s: float) -> list[Patient]:
         """Some of the suspects, at a monotonic time; the rest of them when asked again."""
-        batch = list(islice(self._found, _PATIENTS))
-        if not batch and at_s >= self._next_s:
-            begun_s = time.monotonic()
-            self._found = iter(self._vigil.look(self._suspects(), at_s))
-            self._next_s = at_s + _REST * (time.monotonic() - begun_s)
-            batch = list(islice(self._found, _PATIENTS))
+        batch = list(islice(self._ripe, _PATIENTS))
+        if not batch and at_s >= self._next_s and self._swept():
+            self._ripe = iter(self._vigil.look(self._suspects, at_s))
+            self._next_s = at_s + _REST * self._worked_s
+            self._sweep, self._suspects, self._worked_s = self._chunks(), {}, 0.0
+            batch = list(islice(self._ripe, _PATIENTS))
         return [Patient(job_id) for job_id in batch]
 
-    def _suspects(self) -> dict[str, Sighting]:
-        waiting, held = self._waiting(), self._held()
-        seen = (found for chunk in self._live() for found in self._look(chunk - held, waiting))
-        return {job_id.decode(): sighting for job_id, sighting in seen if not sighting.well}
+    def _swept(self) -> bool:
+        """Go on with the sweep for a while; whether it is through."""
+        begun_s = time.monotonic()
+        for sightings in self._sweep:
+            self._suspects |= {job_id: seen for job_id, seen in sightings.items() if not seen.well}
+            if time.monotonic() - begun_s > self._slice_s:
+                self._worked_s += time.monotonic() - begun_s
+                return False
+        self._worked_s += time.monotonic() - begun_s
+        return True
+
+    def _chunks(self) -> Iterator[dict[str, Sighting]]:
+        waiting: set[bytes] = set()
+        for queue in lanes(self._redis):
+            for chunk in self._list(queue.key):
+                waiting.update(chunk)
+                yield {}
+        held = self._held()
+        for ids in self._live():
+            yield self._look(ids - held, waiting)
 
     def _live(self) -> Iterator[set[bytes]]:
         found = self._redis.zscan_iter(self._keys.live, count=_CHUNK)
         while chunk := {job_id for job_id, _ in islice(found, _CHUNK)}:
             yield chunk
 
-    def _look(self, job_ids: set[bytes], waiting: set[bytes]) -> Iterator[tuple[bytes, Sighting]]:
+    def _look(self, job_ids: set[bytes], waiting: set[bytes]) -> dict[str, Sighting]:
         ids = list(job_ids)
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.exists(RqJob.key_for(job_id.decode()))
                 pipe.hmget(self._keys.ledger(job_id.decode()), ["owner", "cancel", "outcome"])
             answers = pipe.execute()
-        for job_id, known, fields in zip(ids, answers[::2], answers[1::2], strict=True):
-            yield job_id, Sighting(bool(known), job_id in waiting, *fields)
+        return {
+            job_id.decode(): Sighting(bool(known), job_id in waiting, *fields)
+            for job_id, known, fields in zip(ids, answers[::2], answers[1::2], strict=True)
+        }
 
-    def _waiting(self) -> set[bytes]:
-        return {job_id for queue in lanes(self._redis) for job_id in self._list(queue.key)}
-
-    def _list(self, key: str) -> Iterator[bytes]:
+    def _list(self, key: str) -> Iterator[list[bytes]]:
         # From the tail: ids that are popped or pushed meanwhile leave the places still to be read as they are, or
         # make one be read twice. From the head they would make some be missed.
         last = -1
         while chunk := self._redis.lrange(key, last - _CHUNK + 1, last):
-            yield from chunk  # type: ignore[misc]  # redis-py: an answer or, on the asyncio client, an awaitable
+            yield chunk  # type: ignore[misc]  # redis-py: an answer or, on the asyncio client, an awaitable
             last -= _CHUNK
 
     def _held(self) -> set[bytes]:

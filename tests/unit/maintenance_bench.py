@@ -157,7 +157,7 @@ class Bench:
         """Maintenance that is out of patience: the second call mends whatever has not changed since the first."""
         redis = client or self.redis
         mender = Mender(redis, Ledger(redis, self.keys, RETENTION_S), self.store)
-        reaper, orphans = Reaper(redis, 0), Orphans(redis, self.keys, 0)
+        reaper, orphans = Reaper(redis, 0), Orphans(redis, self.keys, 0, slice_s=60)
         strays = Strays(redis, self.keys, RETENTION_S)
 
         def once() -> None:

@@ -37,6 +37,7 @@ def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
 
 
 def suspects(orphans: Orphans, at_s: float) -> set[str]:
+    """What one whole sweep, and perhaps a resting one, tells."""
     found: set[str] = set()
     while batch := orphans.find(at_s):
         found.update(patient.job_id for patient in batch)
@@ -64,7 +65,7 @@ def test_only_jobs_in_trouble_are_suspected_and_only_when_nothing_changes(bench:
     ghost = bench.submit()
     bench.redis.delete(RqJob.key_for(ghost))
 
-    orphans = Orphans(bench.redis, bench.keys, grace_s=10)
+    orphans = Orphans(bench.redis, bench.keys, grace_s=10, slice_s=60)
     troubled = {popped, claimed, flagged, decided, "cut-short", ghost}
     assert suspects(orphans, 0) == suspects(orphans, 9) == set()
     assert suspects(orphans, 18) == troubled
@@ -82,13 +83,27 @@ def test_a_sweep_reads_lanes_longer_than_its_chunks(bench: Bench) -> None:
             pipe.hset(RqJob.key_for(job_id), "origin", "default.normal")
         pipe.rpush(bench.queue().key, *others)
         pipe.execute()
-    orphans = Orphans(bench.redis, bench.keys, grace_s=10)
+    orphans = Orphans(bench.redis, bench.keys, grace_s=10, slice_s=60)
     suspects(orphans, 0)
     assert suspects(orphans, 1_000) == {orphan}
     bench.redis.lpop(bench.queue().key, 500)
     suspects(orphans, 2_000)
     found = suspects(orphans, 3_000)
     assert found == {orphan, *others[:500]}
+
+
+def test_a_sweep_in_slices_finds_the_same(bench: Bench) -> None:
+    orphan = bench.submit()
+    bench.pop()
+    others = [bench.submit() for _ in range(5)]
+    orphans = Orphans(bench.redis, bench.keys, grace_s=0, slice_s=0)
+    rounds = 1
+    while not (found := orphans.find(1e6 * rounds)):
+        rounds += 1
+        assert rounds < 50
+    assert rounds > 1
+    assert [patient.job_id for patient in found] == [orphan]
+    assert bench.waiting() == others
 
 
 def test_two_replicas_mend_each_job_once(bench: Bench, redis_url: str) -> None:
