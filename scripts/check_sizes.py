@@ -1,6 +1,6 @@
 """Files of at most 300 lines and functions of at most 40: what passes them is asking to be two.
 
-A function's docstring does not count. Exceptions stand in scripts/sizes.toml, each with its reason and its own bound.
+Test files may have 450: they are lists of cases. A function's docstring does not count. Exceptions stand in scripts/sizes.toml, each with its reason and its own bound.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE_LINES = 300
+TEST_FILE_LINES = 450
 FUNCTION_LINES = 40
 
 
@@ -47,7 +48,7 @@ def functions(body: list[ast.stmt], prefix: str) -> Iterator[Size]:
 def sizes(path: Path, name: str) -> Iterator[Size]:
     """The size of a file and of each function in it."""
     text = path.read_text()
-    yield Size(name, len(text.splitlines()), FILE_LINES)
+    yield Size(name, len(text.splitlines()), TEST_FILE_LINES if name.startswith("tests/") else FILE_LINES)
     yield from functions(ast.parse(text).body, f"{name}:")
 
 

@@ -1,0 +1,75 @@
+"""The figures of docs/benchmarks.md, out of the newest raw results; scripts/check_benchmarks.py holds it to them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.record import newest
+from scripts.check_benchmarks import lookup
+
+PAGE = Path("docs/benchmarks.md")
+BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table. Without a `benchmark` nobody has measured it."""
+
+    what: str
+    benchmark: str = ""
+    figure: str = ""
+    digits: int = 0
+    unit: str = ""
+    target: str = ""
+
+
+ROWS = (
+    Row("Second `make demo` on 2 cores, whole", "demo", "wall_s.median", 1, "s", "under 30 s"),
+    Row("Submit to start, idle warm worker, median", "songs", "submit_to_start_ms.median", 1, "ms"),
+    Row("Submit to start, idle warm worker, 95th percentile", "songs", "submit_to_start_ms.p95", 1, "ms"),
+    Row("Status polls, ratio to `/healthz`", "gateway-load", "polls_to_healthz.median", 3),
+    Row("Submits, ratio to `/healthz`", "gateway-load", "submits_to_healthz.median", 3),
+    Row("Status polls", "gateway-load", "polls_per_s.median", 0, "a second"),
+    Row("Submits, each flushed to disk", "gateway-load", "submits_per_s.median", 0, "a second"),
+    Row("`/healthz`, which does nothing", "gateway-load", "healthz_per_s.median", 0, "a second"),
+    Row("Import of the gateway", "gateway-import", "import_s.median", 2, "s"),
+    Row("Memory of the gateway, ready", "gateway-import", "memory_mib.median", 0, "MiB"),
+    Row("Of torch, diffusers, transformers, worker in it", "gateway-import", "heavy_modules", 0, "", "0"),
+    Row("15 s song on the CPU, submit to end", "songs", "wall_s.median", 2, "s"),
+    Row("The same as real-time factor (below `1`: faster than it plays)", "songs", "real_time_factor.median", 3),
+    Row("The same, in the engine alone", "songs", "sing_s.median", 2, "s"),
+    Row("The first song of a process", "songs", "first_song_wall_s", 2, "s"),
+    Row("`serinette up` until a song can be sung", "songs", "up_s", 1, "s"),
+    Row("A song on a GPU"),
+    Row("Gateway on several machines, behind an ingress"),
+)
+
+
+def cell(row: Row) -> str:
+    """The figure with its link, or NOT MEASURED."""
+    path = newest(row.benchmark) if row.benchmark else None
+    value = lookup(json.loads(path.read_text()), f"figures.{row.figure}") if path else None
+    if path is None or value is None:
+        return "NOT MEASURED"
+    return f"[{value:.{row.digits}f}](../{path}#figures.{row.figure}) {row.unit}".rstrip()
+
+
+def table() -> str:
+    """The table, in Markdown. Numbers in the words stand in `code`: they are conditions, not results."""
+    lines = ["| what | measured | target |", "| --- | --- | --- |"]
+    lines += [f"| {_coded(row.what)} | {cell(row)} | {f'`{row.target}`' if row.target else ''} |" for row in ROWS]
+    return "\n".join(lines)
+
+
+def _coded(words: str) -> str:
+    return " ".join(f"`{word}`" if word[:1].isdigit() else word for word in words.split(" "))
+
+
+def update() -> None:
+    """Put the table into the page, between its marks."""
+    text = PAGE.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
