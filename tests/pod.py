@@ -85,17 +85,18 @@ class Pod:
         """The child whose command line holds `word`."""
 
         def found() -> list[psutil.Process]:
-            children = psutil.Process(process.pid).children()
-            return [child for child in children if word in " ".join(child.cmdline())]
+            with suppress(psutil.Error):  # one of them ended meanwhile
+                return [it for it in psutil.Process(process.pid).children() if word in " ".join(it.cmdline())]
+            return []
 
         assert eventually(found), f"no {word} below the worker:\n{self.log()}"
-        return found()[0]
+        return next(iter(found()))
 
     # -- jobs
 
     def submit(self, prompt: str = "", **song: Any) -> str:
-        """Submit a song; `lane`, `attempts` and `timeout_s` are of the job."""
-        options = {name: song.pop(name) for name in ("lane", "attempts", "timeout_s") if name in song}
+        """Submit a song; `job_id`, `lane`, `attempts` and `timeout_s` are of the job."""
+        options = {name: song.pop(name) for name in ("job_id", "lane", "attempts", "timeout_s") if name in song}
         spec = GenerationSpec(prompt=prompt, seed=7, **{"duration_s": 1, "format": AudioFormat.WAV, **song})
         return self.submit_wire(spec.to_wire(), **options)
 
@@ -141,16 +142,28 @@ class Pod:
         assert outcome in {None, entry.outcome}, f"{entry}\n{self.log()}"
         return entry
 
-    def held(self, lane: Lane = Lane.NORMAL) -> list[str]:
-        """Jobs that RQ takes for running, without reaping them."""
-        return list(self.lane(lane).started_job_registry.get_job_ids(cleanup=False))
+    def heartbeats(self, lane: Lane = Lane.NORMAL) -> dict[str, float]:
+        """Executions (`job:attempt`) that RQ takes for running, and the Unix second their heartbeat holds until."""
+        found: Any = self.redis.zrange(self.lane(lane).started_job_registry.key, 0, -1, withscores=True)
+        return {member.decode(): score for member, score in found}
+
+    def events(self, job_id: str) -> list[str]:
+        """Types of a job's events."""
+        found: Any = self.redis.xrange(self.settings.keys.events(job_id))
+        return [fields[b"type"].decode() for _, fields in found]
 
 
 def enqueue(
-    ledger: Ledger, wire: dict[str, Any], *, lane: Lane = Lane.NORMAL, attempts: int = 3, timeout_s: int = 60
+    ledger: Ledger,
+    wire: dict[str, Any],
+    *,
+    job_id: str | None = None,
+    lane: Lane = Lane.NORMAL,
+    attempts: int = 3,
+    timeout_s: int = 60,
 ) -> str:
     """Submit a job as the gateway does."""
-    job_id, created_at = str(uuid4()), now()
+    job_id, created_at = job_id or str(uuid4()), now()
     ledger.open(job_id, TENANT, created_at)
     Queue(queue_name(DEFAULT_POOL, lane), connection=ledger.redis, serializer=JSONSerializer).enqueue_call(
         SING_TASK,

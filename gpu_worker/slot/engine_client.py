@@ -35,12 +35,22 @@ log = logging.getLogger(__name__)
 # A cancel, a deadline or a drain is noticed within this.
 _POLL_S = 0.2
 _CONNECT_TIMEOUT_S = 2.0
-# Whoever waits for others' songs lets the one whose song hangs find out first, and say why.
+# Whoever waits for others' songs lets the one whose song hangs find out first, and say why. The engine tells those who
+# wait that it lives every 5 s.
 _WAITING_STALL_FACTOR = 1.25
+_SHORTEST_WAITING_STALL_S = 15.0
+
+
+# An engine that dies before it says a word on a song dies of another's. So often in a row, it dies of this one.
+_UNHEARD_TRIES = 3
 
 
 class _EngineLost(Exception):
-    """The engine was gone while it sang for others: this job is not to blame."""
+    """The engine was gone before it sang this song: the job is not to blame."""
+
+    def __init__(self, *, unheard: bool) -> None:
+        super().__init__()
+        self.unheard = unheard
 
 
 class EngineClient:
@@ -98,11 +108,15 @@ class EngineClient:
             SerinetteError: what the engine says of the song (Unsupported, EngineOutOfMemory, ...).
             Interruption, JobTimeout: as `Hold.check`; the engine has stopped, or was killed.
         """
+        unheard = 0
         while True:
             self.wait_ready(hold, tell)
             try:
                 return self._ask(request, audio, hold, tell)
-            except _EngineLost:
+            except _EngineLost as lost:
+                unheard = unheard + 1 if lost.unheard else 0
+                if unheard == _UNHEARD_TRIES:
+                    raise EngineCrashed("the engine ended whenever it was asked for this song") from lost
                 log.info("job %s: the engine was lost to another song; waiting for the next one", hold.job.id)
 
     def take(self, audio: Audio) -> Samples:
@@ -129,34 +143,31 @@ class EngineClient:
 
     def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung:
         answer: Message | None = None
-        waiting = False
+        stage: Stage | None = None
         try:
             self._send(request, audio)
             heard_at_s = time.monotonic()
             while not isinstance(answer, Sung | Failed | Stopped):
                 if isinstance(answer, Report):
-                    waiting = answer.stage is Stage.WAITING_FOR_ENGINE
+                    stage = answer.stage
                     tell(answer.stage, answer.step, answer.steps)
                 hold.check()
                 asked_at_s = time.monotonic()
                 answer = self._open().receive(_POLL_S)
                 if answer:
                     heard_at_s = time.monotonic()
-                self._end_if_silent(time.monotonic() - heard_at_s, waiting=waiting)
-                if waiting:
+                self._end_if_silent(time.monotonic() - heard_at_s, stage)
+                if stage is Stage.WAITING_FOR_ENGINE:
                     hold.not_counted(time.monotonic() - asked_at_s)
         except (Interruption, JobTimeout):
             self._stop()
             raise
-        except EngineStalled:
+        except (EngineStalled, OSError) as error:
             self.close()
-            if waiting:
-                raise _EngineLost from None
-            raise
-        except OSError as error:
-            self.close()
-            if waiting:
-                raise _EngineLost from error
+            if stage is None or stage is Stage.WAITING_FOR_ENGINE:
+                raise _EngineLost(unheard=stage is None) from error
+            if isinstance(error, EngineStalled):
+                raise
             raise EngineCrashed("the engine ended while it sang this song") from error
         return self._answered(answer)
 
@@ -176,8 +187,11 @@ class EngineClient:
             raise of_code(answer.error.code, answer.error.message)
         raise EngineCrashed("the engine stopped a song that nobody canceled")
 
-    def _end_if_silent(self, silent_s: float, *, waiting: bool) -> None:
-        if silent_s > self._stall_timeout_s * (_WAITING_STALL_FACTOR if waiting else 1.0):
+    def _end_if_silent(self, silent_s: float, stage: Stage | None) -> None:
+        longest_s = self._stall_timeout_s
+        if stage is Stage.WAITING_FOR_ENGINE:
+            longest_s = max(_SHORTEST_WAITING_STALL_S, longest_s * _WAITING_STALL_FACTOR)
+        if silent_s > longest_s:
             self._kill(f"it said nothing for {silent_s:.0f} s")
             raise EngineStalled(f"the engine showed no progress for {silent_s:.0f} s and was killed")
 

@@ -236,7 +236,7 @@ class SlotWorker(SimpleWorker):
         if error is None or not isinstance(error, Exception) or isinstance(error, StopRequested):
             raise error or RuntimeError("an attempt failed without an error")
         verdict = judge(error, job.retries_left or 0)
-        if verdict.error and verdict.error.code == SerinetteError.code:
+        if not isinstance(error, SerinetteError | RedisError):
             log.exception("job %s: unexpected", job.id, exc_info=error)
         self._conclude(verdict)
 

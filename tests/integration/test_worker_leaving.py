@@ -1,0 +1,91 @@
+"""Workers that are asked to leave, that are killed, and that cannot start."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
+from serinette.job import AttemptOutcome, JobStatus
+from serinette.presence import WorkerStage
+from tests.pod import Pod, pod
+from tests.processes import below, eventually, eventually_gone
+
+
+@pytest.fixture
+def worker_pod(tmp_path: Path, redis_url: str) -> Iterator[Pod]:
+    with pod(tmp_path, redis_url) as made:
+        yield made
+
+
+def test_a_drain_lets_the_song_finish_and_leaves_nothing(worker_pod: Pod) -> None:
+    process = worker_pod.start()
+    job_id = worker_pod.submit("slow 3")
+    worker_pod.wait_step(job_id)
+    later = worker_pod.submit()
+    processes = below(process.pid)
+    process.terminate()
+    worker_pod.wait_stage(WorkerStage.DRAINING)
+    assert process.wait(30) == 0, worker_pod.log()
+    entry = worker_pod.entry(job_id)
+    assert entry.outcome is JobStatus.SUCCEEDED
+    assert len(entry.attempts) == 1
+    assert worker_pod.lane().get_job_ids() == [later], "no new job is taken"
+    assert worker_pod.presence() is None
+    assert eventually_gone(processes)
+    assert list((worker_pod.directory / "work").glob("run-*")) == []
+
+
+@pytest.mark.parametrize("how", ["its time to drain is over", "it is told twice"])
+def test_a_song_that_cannot_finish_is_given_back(worker_pod: Pod, how: str) -> None:
+    in_time = how == "its time to drain is over"
+    process = worker_pod.start(drain_timeout_s=1 if in_time else 3600)
+    job_id = worker_pod.submit("slow 4", attempts=1)
+    worker_pod.wait_step(job_id)
+    process.terminate()
+    if not in_time:
+        time.sleep(1.2)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0, worker_pod.log()
+    entry = worker_pod.entry(job_id)
+    assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.RETURNED]
+    assert worker_pod.lane().get_job_ids() == [job_id]
+    if in_time:
+        worker_pod.start()
+        entry = worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
+        assert (entry.charged_attempts, len(entry.attempts)) == (0, 2), "the next worker sings it, for free"
+
+
+def test_nothing_outlives_a_killed_supervisor_and_two_share_a_work_dir(worker_pod: Pod) -> None:
+    one, other = worker_pod.start(), worker_pod.start()
+    for process in (one, other):
+        worker_pod.child(process, "tests.engines")
+        worker_pod.child(process, "gpu_worker.slot")
+    ready = "engine ready"
+    assert eventually(lambda: worker_pod.log().count(ready) == 2), worker_pod.log()
+    processes = below(one.pid)
+    one.kill()
+    assert eventually_gone(processes)
+    worker_pod.wait_over(worker_pod.submit(), JobStatus.SUCCEEDED)
+    assert worker_pod.log().count(ready) == 2, "the other engine was not disturbed"
+    other.send_signal(signal.SIGINT)
+    assert other.wait(15) == 0, "an idle one leaves at once"
+
+
+def test_a_model_that_cannot_be_configured_ends_the_worker(worker_pod: Pod) -> None:
+    process = worker_pod.start(model="unloadable")
+    assert process.wait(30) == CONFIGURATION_EXIT_CODE
+    assert "cannot be loaded" in worker_pod.log()
+    assert worker_pod.presence() is None
+
+
+def test_an_engine_that_never_gets_ready_is_told_of_and_tried_again(worker_pod: Pod) -> None:
+    worker_pod.start(model="slow 60", engine_start_timeout_s=2)
+    job_id = worker_pod.submit()
+    assert eventually(lambda: "times in a row" in getattr(worker_pod.presence(), "message", "")), worker_pod.log()
+    assert worker_pod.entry(job_id).attempts == (), "a job waits for a worker that can sing it"
+    assert worker_pod.lane().get_job_ids() == [job_id]

@@ -1,0 +1,89 @@
+"""Redis goes away while a song is sung: the model stays warm, the song is sung once and recorded when Redis is back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from serinette.job import JobStatus
+from tests import servers
+from tests.pod import Pod, pod
+from tests.processes import eventually
+
+AWAY_S = 4.0  # twice what a heartbeat holds for, and what a slot waits for one answer
+
+
+class Outage:
+    """A Valkey with a durable log, which can be stopped and started again or frozen and thawed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port = servers.free_ports(1)[0]
+        self._running = ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        server = servers.valkey(self._directory, port=self._port, append_only=True)
+        self.url = self._running.enter_context(server).connection_url
+        with Redis.from_url(self.url) as redis:
+            self._pid = int(redis.info("server")["process_id"])
+
+    def stop(self) -> None:
+        self._running.close()
+
+    def freeze(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Outage]:
+    outage = Outage(tmp_path / "valkey")
+    yield outage
+    with suppress(ProcessLookupError):  # one that a test left frozen would not end
+        outage.thaw()
+    outage.stop()
+
+
+@pytest.fixture
+def worker_pod(tmp_path: Path, valkey: Outage) -> Iterator[Pod]:
+    settings = {"slots": 2, "redis_timeout_s": 2}
+    with pod(tmp_path, valkey.url, settings) as made:
+        yield made
+
+
+@pytest.mark.parametrize("how", ["stopped", "frozen"])
+def test_a_song_outlives_redis(worker_pod: Pod, valkey: Outage, how: str) -> None:
+    process = worker_pod.start()
+    job_id = worker_pod.submit("slow 2")
+    worker_pod.wait_step(job_id)
+    pids = [worker_pod.child(process, word).pid for word in ("tests.engines", ".0", ".1")]
+    valkey.stop() if how == "stopped" else valkey.freeze()
+    # The song ends, and its record is written, in the midst of the outage.
+    assert eventually(lambda: list(worker_pod.store.list("songs")) != [])
+    time.sleep(AWAY_S)
+    valkey.start() if how == "stopped" else valkey.thaw()
+    entry = worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
+    assert len(entry.attempts) == 1
+    assert worker_pod.record(job_id).attempt.id == entry.attempts[0].id
+    assert len(list(worker_pod.store.list("songs"))) == 2, "one song and its record"
+    worker_pod.wait_over(worker_pod.submit(), JobStatus.SUCCEEDED)
+    assert [worker_pod.child(process, word).pid for word in ("tests.engines", ".0", ".1")] == pids
+
+
+def test_a_worker_leaves_while_redis_is_away(worker_pod: Pod, valkey: Outage) -> None:
+    process = worker_pod.start()
+    worker_pod.wait_stage()
+    valkey.stop()
+    time.sleep(1)
+    process.terminate()
+    assert process.wait(30) == 0, worker_pod.log()

@@ -1,0 +1,208 @@
+"""A worker pod of real processes: songs, and what goes wrong while they are sung. One pod for all of these."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from rq.job import JobStatus as RqStatus
+
+from serinette.job import AttemptOutcome, JobStatus, Result
+from serinette.media import decode, read_song_tags
+from serinette.names import record_key, upload_audio_key, upload_record_key
+from serinette.presence import pace
+from serinette.spec import SCHEMA, AudioFormat, Task
+from tests import servers
+from tests.pod import TENANT, Pod, pod
+from tests.processes import eventually
+
+STALL_TIMEOUT_S = 3
+
+
+@dataclass
+class Worker:
+    pod: Pod
+    process: subprocess.Popen[bytes]
+
+    def engine(self) -> psutil.Process:
+        return self.pod.child(self.process, "tests.engines")
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    directory = tmp_path_factory.mktemp("pod")
+    settings = {"slots": 2, "stall_timeout_s": STALL_TIMEOUT_S}
+    with servers.valkey(directory / "valkey") as server, pod(directory, server.connection_url, settings) as made:
+        process = made.start()
+        made.wait_stage()
+        yield Worker(made, process)
+
+
+def test_a_song_is_sung_stored_recorded_and_told(worker: Worker) -> None:
+    pod = worker.pod
+    job_id = pod.submit("jazz piano", variations=2, format=AudioFormat.MP3)
+    entry = pod.wait_over(job_id, JobStatus.SUCCEEDED)
+    record = pod.record(job_id)
+    result = Result.model_validate(pod.rq_job(job_id).return_value())
+    assert pod.rq_job(job_id).get_status() is RqStatus.FINISHED
+    assert record.result == result
+    assert record.attempt.id == entry.attempts[0].id
+    assert [artifact.seed for artifact in result.artifacts] == [7, 8]
+    for artifact in result.artifacts:
+        data = pod.store.get(artifact.key)
+        assert hashlib.sha256(data).hexdigest() == artifact.sha256
+        assert len(data) == artifact.size_bytes
+        assert decode(io.BytesIO(data), 48_000, 2, 60).shape[1] >= 48_000
+        tags = read_song_tags(io.BytesIO(data))
+        assert tags
+        assert (tags.job_id, tags.seed, tags.model) == (job_id, artifact.seed, "sine")
+    assert result.timings.run_s >= result.timings.sing_s > 0
+    assert pace(pod.redis, pod.settings.keys, "default")
+    assert pod.heartbeats() == {}
+    assert not pod.redis.zscore(pod.settings.keys.live, job_id)
+    assert 0 < pod.redis.ttl(f"rq:job:{job_id}") <= pod.settings.retention_s
+    types = pod.events(job_id)
+    assert types[0] == "started"
+    assert types[-1] == "succeeded"
+    assert "progress" in types
+
+
+def test_presence_tells_the_model_and_who_is_busy(worker: Worker) -> None:
+    pod = worker.pod
+    seen = pod.wait_stage()
+    assert seen.model
+    assert (seen.model.name, seen.device, seen.slots, seen.busy_slots) == ("sine", "an imagined one", 2, 0)
+    job_id = pod.submit("slow 2")
+    assert eventually(lambda: pod.wait_stage().busy_slots == 1)
+    pod.wait_over(job_id, JobStatus.SUCCEEDED)
+    assert eventually(lambda: pod.wait_stage().busy_slots == 0)
+
+
+def test_cancel_stops_a_running_job_within_a_step(worker: Worker) -> None:
+    pod, engine = worker.pod, worker.engine().pid
+    sung = pod.submit("slow 8")
+    pod.wait_step(sung)
+    waiting = pod.submit("slow 8")
+    assert eventually(lambda: pod.entry(waiting).owner is not None)
+    for job_id in (waiting, sung):
+        pod.cancel(job_id)
+    for job_id in (waiting, sung):
+        entry = pod.wait_over(job_id, JobStatus.CANCELED)
+        assert entry.attempts[0].outcome is AttemptOutcome.CANCELED
+        assert pod.rq_job(job_id).get_status() is RqStatus.STOPPED
+        assert list(pod.store.list(f"songs/{TENANT}/{job_id}")) == []
+    assert worker.engine().pid == engine, "a cancel does not cost the warm model"
+
+
+def test_a_killed_engine_costs_one_attempt_and_a_bystander_none(worker: Worker) -> None:
+    pod, engine = worker.pod, worker.engine()
+    sung = pod.submit("slow 2")
+    pod.wait_step(sung)
+    bystander = pod.submit()
+    assert eventually(lambda: pod.entry(bystander).owner is not None)
+    engine.kill()
+    entry = pod.wait_over(sung, JobStatus.SUCCEEDED)
+    assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.FAILED, AttemptOutcome.SUCCEEDED]
+    assert entry.attempts[0].error
+    assert entry.attempts[0].error.code == "engine_crashed"
+    assert pod.rq_job(sung).retries_left == 1
+    assert len(pod.wait_over(bystander, JobStatus.SUCCEEDED).attempts) == 1
+
+
+def test_a_poison_job_fails_after_its_attempts_and_harms_nobody(worker: Worker) -> None:
+    pod = worker.pod
+    poison, neighbor = pod.submit("crash", attempts=2), pod.submit()
+    entry = pod.wait_over(poison, JobStatus.FAILED)
+    assert entry.error
+    assert entry.error.code == "engine_crashed"
+    assert entry.charged_attempts == len(entry.attempts) == 2
+    assert pod.rq_job(poison).get_status() is RqStatus.FAILED
+    assert pod.wait_over(neighbor, JobStatus.SUCCEEDED).charged_attempts == 0
+
+
+def test_a_hung_engine_ends_at_the_jobs_timeout_and_the_next_job_is_sung(worker: Worker) -> None:
+    pod, engine = worker.pod, worker.engine()
+    hung = pod.submit("hang", timeout_s=1)
+    entry = pod.wait_over(hung, JobStatus.FAILED)
+    assert entry.error
+    assert entry.error.code == "timeout"
+    assert len(entry.attempts) == 1
+    assert len(pod.wait_over(pod.submit(), JobStatus.SUCCEEDED).attempts) == 1
+    assert worker.engine().pid != engine.pid
+
+
+def test_a_silent_engine_is_killed_and_the_song_sung_again(worker: Worker) -> None:
+    pod, engine = worker.pod, worker.engine()
+    job_id = pod.submit("slow 2")
+    pod.wait_step(job_id)
+    engine.suspend()
+    entry = pod.wait_over(job_id, JobStatus.SUCCEEDED)
+    assert [attempt.error.code for attempt in entry.attempts if attempt.error] == ["engine_stalled"]
+    assert entry.attempts[-1].outcome is AttemptOutcome.SUCCEEDED
+
+
+@pytest.mark.parametrize(("prompt", "code"), [("oom", "out_of_memory"), ("nan", "invalid_output"), ("bug", "internal")])
+def test_what_would_fail_again_is_not_tried_again(worker: Worker, prompt: str, code: str) -> None:
+    entry = worker.pod.wait_over(worker.pod.submit(prompt), JobStatus.FAILED)
+    assert entry.error
+    assert entry.error.code == code
+    assert len(entry.attempts) == 1
+
+
+def test_sources_are_uploads_and_earlier_songs(worker: Worker) -> None:
+    pod = worker.pod
+    first = pod.submit(duration_s=2)
+    pod.wait_over(first, JobStatus.SUCCEEDED)
+    pod.store.put(upload_audio_key(TENANT, "up"), pod.store.get(pod.record(first).result.artifacts[0].key))
+    pod.store.put(upload_record_key(TENANT, "up"), b"{}")
+    for audio_id in ("up", f"{first}/0"):
+        job_id = pod.submit(task=Task.COVER, source_audio=audio_id)
+        pod.wait_over(job_id, JobStatus.SUCCEEDED)
+        assert pod.record(job_id).result.artifacts[0].duration_s == 2, "as long as its source"
+
+
+def test_a_record_that_exists_is_recorded_without_singing(worker: Worker) -> None:
+    pod, engine = worker.pod, worker.engine().pid
+    before = pod.submit()
+    pod.wait_over(before, JobStatus.SUCCEEDED)
+    record = pod.record(before).model_copy(update={"job_id": "again"})
+    pod.store.put(record_key(TENANT, "again"), record.model_dump_json().encode())
+    again = pod.submit("crash", job_id="again", attempts=1)
+    pod.wait_over(again, JobStatus.SUCCEEDED)
+    assert Result.model_validate(pod.rq_job(again).return_value()) == record.result
+    assert worker.engine().pid == engine
+
+
+def test_a_newer_spec_is_put_back_uncharged_while_others_are_sung(worker: Worker) -> None:
+    pod = worker.pod
+    newer = pod.submit_wire({"schema": SCHEMA + 1, "prompt": "from the future"})
+    pod.wait_over(pod.submit(), JobStatus.SUCCEEDED)
+    time.sleep(1)
+    assert pod.entry(newer).attempts == ()
+    assert pod.rq_job(newer).retries_left == 2
+    assert eventually(lambda: newer in pod.lane().get_job_ids())
+    pod.cancel(newer)
+
+
+def test_a_killed_slot_leaves_an_entry_that_expires_and_comes_back(worker: Worker) -> None:
+    pod = worker.pod
+    job_id = pod.submit("slow 6")
+    pod.wait_step(job_id)
+    slot_name = pod.entry(job_id).attempts[0].worker.rpartition(".")[0]
+    slot = pod.child(worker.process, slot_name)
+    os.kill(slot.pid, signal.SIGKILL)
+    before = pod.heartbeats()
+    assert list(before) == [f"{job_id}:{pod.entry(job_id).owner}"]
+    assert max(before.values()) <= time.time() + pod.settings.heartbeat_ttl_s + 1
+    assert eventually(lambda: pod.child(worker.process, slot_name).pid != slot.pid)
+    time.sleep(pod.settings.heartbeat_s * 2)
+    assert pod.heartbeats() == before, "nobody beats for the dead"
+    pod.wait_over(pod.submit(), JobStatus.SUCCEEDED)
