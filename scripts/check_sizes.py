@@ -1,6 +1,7 @@
 """Files of at most 300 lines and functions of at most 40: what passes them is asking to be two.
 
-Test files may have 450: they are lists of cases. A function's docstring does not count. Exceptions stand in scripts/sizes.toml, each with its reason and its own bound.
+Test files may have 450: they are lists of cases. A function's docstring does not count. Exceptions stand in
+scripts/sizes.toml, each with its reason and its own bound.
 """
 
 from __future__ import annotations
