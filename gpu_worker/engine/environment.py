@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-# glibc reads these at exec only. By default it maps and unmaps every buffer of the decoder: 225,000 page faults for
-# 15 s of music, and two to three times the time on a CPU. Values as measured; harmless beside CUDA.
+# Libraries read these when the process starts, or never. What the operator sets himself goes before them.
+# MALLOC_*: by default glibc maps and unmaps every buffer of the decoder, which takes two to three times as long on a CPU.
+# OMP_WAIT_POLICY: by default threads spin for each other, and beside busy slots on the same cores take eight times as
+# long. All of it as measured on 2 cores; harmless beside CUDA.
 ENGINE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
+        "OMP_WAIT_POLICY": "PASSIVE",
         "MALLOC_MMAP_THRESHOLD_": str(8 * 1024**3),
         "MALLOC_TRIM_THRESHOLD_": str(16 * 1024**3),
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -1,0 +1,328 @@
+"""The real pipeline, small: every task, the same bits again, a cancel within a step, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AceStepPipeline
+
+from gpu_worker.engine.ace_step import AceStepEngine
+from gpu_worker.engine.base import Samples, Song, SongRequest
+from gpu_worker.engine.checkpoint import build, bundled_checkpoint
+from gpu_worker.engine.loading import load
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import Canceled, EngineCrashed, EngineOutOfMemory, InvalidOutput, SerinetteError, Unsupported
+from serinette.job import Stage
+from serinette.spec import GenerationSpec
+
+RATE = 48_000
+QUICK = {"duration_s": 1.0, "steps": 2}
+# With the template longer than the 256 tokens that diffusers keeps.
+CAPTION = "a slow piano ballad in a small room, brushes on the snare, upright bass, warm tape, " * 2
+
+Told = tuple[Stage, int | None, int | None]
+
+
+class Observer:
+    """Remembers what it is told; gives `places` up once `gives_up` says so."""
+
+    def __init__(
+        self, gives_up: Callable[[list[Told]], bool] = lambda _: False, places: frozenset[int] = frozenset({0})
+    ):
+        self.told: list[Told] = []
+        self._gives_up = gives_up
+        self._places = places
+        self._given_up: frozenset[int] = frozenset()
+
+    def __call__(self, stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
+        self.told.append((stage, step, steps))
+        if self._gives_up(self.told):
+            self._given_up = self._places
+        return self._given_up
+
+
+@pytest.fixture(scope="module")
+def turbo(tmp_path_factory: pytest.TempPathFactory) -> AceStepEngine:
+    return load(WorkerSettings(work_dir=tmp_path_factory.mktemp("turbo"), threads=1))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> AceStepEngine:
+    directory = tmp_path_factory.mktemp("base") / "my-base"
+    build(directory, turbo=False)
+    return load(WorkerSettings(model=str(directory), work_dir=directory, threads=1))
+
+
+@pytest.fixture(scope="module")
+def source() -> Samples:
+    """Stereo, 1.51 s: not a whole number of latent frames."""
+    wave = 0.3 * np.sin(np.arange(round(1.51 * RATE)) / 20)
+    return np.stack([wave, 0.5 * wave]).astype(np.float32)
+
+
+def sing(engine: AceStepEngine, seed: int = 1, source: Samples | None = None, **asked: Any) -> Song:
+    request = SongRequest(GenerationSpec(**{**QUICK, **asked}), seed, source)
+    (song,) = engine.sing([request], Observer())
+    assert song is not None
+    return song
+
+
+def same(one: Song, other: Song) -> bool:
+    return np.array_equal(one.samples, other.samples)
+
+
+class TestText2Music:
+    def test_a_song(self, turbo: AceStepEngine) -> None:
+        observer = Observer()
+        (song,) = turbo.sing([SongRequest(GenerationSpec(prompt="jazz", duration_s=1.01), 5)], observer)
+        assert song is not None
+        assert (song.sample_rate, song.seed, song.warnings) == (RATE, 5, ())
+        assert song.samples.shape == (2, round(1.01 * RATE))
+        assert song.samples.dtype == np.float32
+        assert np.abs(song.samples).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)
+        steps = [(Stage.DENOISING, step, 8) for step in range(1, 9)]
+        assert list(dict.fromkeys(observer.told)) == [
+            (Stage.CONDITIONING, None, None),
+            *steps,
+            (Stage.DECODING, None, None),
+        ]
+
+    def test_it_is_the_stock_pipelines(self, turbo: AceStepEngine, tmp_path: Path) -> None:
+        stock = AceStepPipeline.from_pretrained(bundled_checkpoint(tmp_path))
+        stock.set_progress_bar_config(disable=True)
+        arguments: dict[str, Any] = {"num_inference_steps": 2, "shift": 3.0, "guidance_scale": 1.0, "bpm": 90}
+        expected = stock(
+            "jazz", "la", 1.0, generator=torch.Generator().manual_seed(1), max_text_length=1024, **arguments
+        ).audios[0]
+        song = sing(turbo, prompt="jazz", lyrics="la", bpm=90)
+        assert np.abs(song.samples - expected.numpy()).max() < 1e-5
+
+    def test_a_seed_is_a_song(self, turbo: AceStepEngine) -> None:
+        assert same(sing(turbo, seed=1), sing(turbo, seed=1))
+        assert not same(sing(turbo, seed=1), sing(turbo, seed=2))
+        assert np.isfinite(sing(turbo, seed=2**63 + 6).samples).all()
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {"prompt": "rock"},
+            {"lyrics": "words"},
+            {"lyrics": "words", "vocal_language": "ja"},
+            {"bpm": 180},
+            {"key_scale": "A minor"},
+            {"time_signature": "3"},
+            {"steps": 4},
+            {"shift": 1.0},
+            {"timesteps": (1.0, 0.5, 0.1)},
+            {"audio_codes": "<|audio_code_3|>" * 5, "duration_s": 60},
+        ],
+    )
+    def test_what_is_asked_is_heard(self, turbo: AceStepEngine, asked: dict[str, Any]) -> None:
+        plain = sing(turbo, prompt=CAPTION)
+        other = sing(turbo, **{"prompt": CAPTION, **asked})
+        assert other.samples.shape == plain.samples.shape
+        assert not same(other, plain)
+
+    def test_a_caption_too_long_is_cut_before_bpm_is(self, turbo: AceStepEngine) -> None:
+        slow, fast = (sing(turbo, prompt="é" * 3_000, bpm=bpm) for bpm in (60, 180))
+        assert not same(slow, fast)
+        (warning,) = slow.warnings
+        assert warning.startswith("prompt: only its first")
+
+    def test_lyrics_too_long_are_told(self, turbo: AceStepEngine) -> None:
+        (warning,) = sing(turbo, lyrics="la " * 2_000).warnings
+        assert warning.startswith("lyrics: only about the first 3")
+
+    def test_loudness(self, turbo: AceStepEngine) -> None:
+        plain, quiet = sing(turbo), sing(turbo, loudness_lufs=-30)
+        gain = quiet.samples[0, 1000] / plain.samples[0, 1000]
+        assert 0 < gain < 1
+        assert np.allclose(quiet.samples, gain * plain.samples, atol=1e-5)
+
+
+class TestSource:
+    TASKS: tuple[dict[str, Any], ...] = (
+        {"task": "repaint", "repaint_start_s": 0.5, "repaint_end_s": 1.0},
+        {"task": "cover"},
+        {"task": "cover", "cover_strength": 0.5},
+        {"task": "extract", "track": "vocals"},
+        {"task": "lego", "track": "drums"},
+        {"task": "complete", "tracks": ("bass", "drums")},
+    )
+
+    @pytest.mark.parametrize("asked", TASKS, ids=lambda asked: str(asked["task"]))
+    def test_every_task_keeps_the_length_and_comes_again(
+        self, turbo: AceStepEngine, source: Samples, asked: dict[str, Any]
+    ) -> None:
+        first = sing(turbo, source=source, source_audio="upload", **asked)
+        sing(turbo, seed=9)  # moves the global generator on
+        again = sing(turbo, source=source, source_audio="upload", **asked)
+        assert first.samples.shape == source.shape
+        assert np.isfinite(first.samples).all()
+        assert same(first, again)
+        assert not same(first, sing(turbo, seed=2, source=source, source_audio="upload", **asked))
+
+    def test_tasks_differ(self, turbo: AceStepEngine, source: Samples) -> None:
+        songs = [sing(turbo, source=source, source_audio="upload", **asked).samples for asked in self.TASKS]
+        assert len({song.tobytes() for song in songs}) == len(songs)
+
+    def test_repaint_keeps_the_source_outside_its_window(self, turbo: AceStepEngine, source: Samples) -> None:
+        song = sing(turbo, source=source, source_audio="upload", **self.TASKS[0])
+        window = slice(RATE // 2, RATE)
+        outside = np.delete(song.samples, window, axis=1)
+        assert np.array_equal(outside, np.delete(source, window, axis=1))
+        assert np.abs(song.samples[:, window] - source[:, window]).mean() > 0.01
+
+    def test_repaint_past_the_end_goes_to_the_end(self, turbo: AceStepEngine, source: Samples) -> None:
+        song = sing(turbo, source=source, source_audio="upload", task="repaint", repaint_start_s=1, repaint_end_s=9)
+        (warning,) = song.warnings
+        assert "past the end" in warning
+        assert np.array_equal(song.samples[:, :RATE], source[:, :RATE])
+
+    def test_a_reference_is_heard(self, turbo: AceStepEngine, source: Samples) -> None:
+        request = SongRequest(GenerationSpec(**QUICK, reference_audio="upload"), 1, reference=source)
+        (song,) = turbo.sing([request], Observer())
+        assert song is not None
+        assert not same(song, sing(turbo))
+
+
+class TestBase:
+    def test_it_is_told_from_its_config(self, base: AceStepEngine, turbo: AceStepEngine) -> None:
+        assert (base.model.name, base.model.turbo, base.model.default_steps) == ("my-base", False, 50)
+        assert (turbo.model.name, turbo.model.turbo, turbo.model.default_steps) == ("bundled", True, 8)
+        assert base.model.revision != turbo.model.revision
+        assert turbo.model.max_duration_s == 600
+
+    def test_guidance_and_its_interval_are_heard(self, base: AceStepEngine, turbo: AceStepEngine) -> None:
+        guided = sing(base)
+        assert same(guided, sing(base, guidance_scale=7.0))
+        assert not same(guided, sing(base, guidance_scale=1.0))
+        assert not same(guided, sing(base, cfg_start=0.5))
+        assert same(sing(turbo), sing(turbo, guidance_scale=15.0))
+
+
+class TestBatch:
+    @pytest.mark.parametrize("kind", ["turbo", "base"])
+    def test_songs_agree_with_themselves_alone(self, kind: str, request: pytest.FixtureRequest) -> None:
+        engine: AceStepEngine = request.getfixturevalue(kind)
+        asked: list[dict[str, Any]] = [
+            {"prompt": "lofi", "bpm": 90},
+            {"prompt": CAPTION, "lyrics": "[verse]\nsome rather long words\nand more of them", "key_scale": "C major"},
+            {"prompt": "trap", "time_signature": "3", "vocal_language": "ja"},
+        ]
+        batch = [SongRequest(GenerationSpec(**QUICK, **own), seed) for seed, own in enumerate(asked)]
+        for seed, song in enumerate(engine.sing(batch, Observer())):
+            alone = sing(engine, seed=seed, **asked[seed])
+            assert song is not None
+            assert np.abs(song.samples - alone.samples).max() < 1e-4
+
+    def test_one_given_up_leaves_its_place_empty(self, turbo: AceStepEngine) -> None:
+        batch = [SongRequest(GenerationSpec(**QUICK), seed) for seed in (1, 2)]
+        first, second = turbo.sing(batch, Observer(lambda told: told[-1][1] == 1, frozenset({1})))
+        assert first is not None
+        assert first.seed == 1
+        assert second is None
+
+
+class TestCancel:
+    @pytest.mark.parametrize(
+        "last",
+        [(Stage.CONDITIONING, None, None), (Stage.DENOISING, 1, 2), (Stage.DECODING, None, None)],
+        ids=lambda last: str(last[0]),
+    )
+    def test_it_stops_there_and_the_next_song_is_whole(self, turbo: AceStepEngine, last: Told) -> None:
+        expected = sing(turbo)
+        observer = Observer(lambda told: told[-1] == last)
+        with pytest.raises(Canceled):
+            turbo.sing([SongRequest(GenerationSpec(**QUICK), 1)], observer)
+        assert observer.told.index(last) == len(observer.told) - 1
+        assert same(sing(turbo), expected)
+
+    def test_it_stops_in_the_midst_of_decoding(self, turbo: AceStepEngine) -> None:
+        decoding = (Stage.DECODING, None, None)
+        observer = Observer(lambda told: told.count(decoding) == 4)
+        with pytest.raises(Canceled):
+            turbo.sing([SongRequest(GenerationSpec(**QUICK), 1)], observer)
+        assert observer.told.count(decoding) == 4
+
+    def test_it_stops_while_the_source_is_heard(self, turbo: AceStepEngine, source: Samples) -> None:
+        observer = Observer(lambda told: len(told) == 3)
+        spec = GenerationSpec(**QUICK, task="cover", source_audio="upload")
+        with pytest.raises(Canceled):
+            turbo.sing([SongRequest(spec, 1, source)], observer)
+        assert observer.told == [(Stage.CONDITIONING, None, None)] * 3
+
+
+class TestTrouble:
+    @contextmanager
+    def before_each_step(self, engine: AceStepEngine, act: Callable[[], object]) -> Iterator[None]:
+        hook = engine._pipe.transformer.register_forward_pre_hook(lambda *_: act() and None)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def test_memory_that_is_not_there(self, turbo: AceStepEngine) -> None:
+        expected = sing(turbo)
+        with (
+            self.before_each_step(turbo, lambda: torch.empty(1 << 50)),
+            pytest.raises(EngineOutOfMemory, match=r"1 s does not fit .* cpu, \d+ threads.* no 4503599627370496 bytes"),
+        ):
+            sing(turbo)
+        assert same(sing(turbo), expected)
+
+    def test_a_lost_device_ends_the_engine(self, turbo: AceStepEngine) -> None:
+        def lose() -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+
+        with self.before_each_step(turbo, lose), pytest.raises(EngineCrashed, match="illegal memory access was"):
+            sing(turbo)
+
+    def test_samples_that_are_not_finite(self, turbo: AceStepEngine) -> None:
+        bias = turbo._pipe.transformer.proj_out_conv.bias
+        before = bias.detach().clone()
+        try:
+            bias.data.fill_(float("nan"))
+            with pytest.raises(InvalidOutput, match="not finite"):
+                sing(turbo)
+        finally:
+            bias.data.copy_(before)
+
+    @pytest.mark.parametrize(
+        ("asked", "field"), [({"model": "other"}, "model"), ({"lora": "warm"}, "lora"), ({"model": "bundled"}, None)]
+    )
+    def test_what_this_worker_does_not_have(
+        self, turbo: AceStepEngine, asked: dict[str, Any], field: str | None
+    ) -> None:
+        spec = GenerationSpec(**asked)
+        if field is None:
+            assert turbo.sampling(spec)[0].steps == 8
+            return
+        with pytest.raises(Unsupported) as refused:
+            turbo.sampling(spec)
+        assert refused.value.field == field
+
+    def test_a_checkpoint_without_audio_tokenizer_covers_nothing(self, tmp_path: Path) -> None:
+        pipe = AceStepPipeline.from_pretrained(bundled_checkpoint(tmp_path), audio_tokenizer=None)
+        pipe.save_pretrained(tmp_path / "plain")
+        engine = load(WorkerSettings(model=str(tmp_path / "plain"), dtype="bfloat16", work_dir=tmp_path))
+        assert "cover" not in engine.model.tasks
+        refused: list[dict[str, Any]] = [{"task": "cover", "source_audio": "a"}, {"audio_codes": "<|audio_code_1|>"}]
+        for asked in refused:
+            with pytest.raises(Unsupported, match="no audio tokenizer"):
+                engine.sampling(GenerationSpec(**asked))
+        song = sing(engine)  # in bfloat16, by the way
+        assert song.samples.dtype == np.float32
+        assert np.isfinite(song.samples).all()
+
+
+def test_every_error_that_can_leave_the_engine_is_ours(turbo: AceStepEngine) -> None:
+    mono = np.zeros((1, RATE), np.float32)
+    with pytest.raises(SerinetteError, match="1 channels"):
+        sing(turbo, source=mono, task="cover", source_audio="upload")

@@ -1,0 +1,100 @@
+"""Loudness, level and the seam of a repainted window."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gpu_worker.engine import loudness
+from gpu_worker.engine.loudness import PEAK, measure_on_cpu, to_loudness
+from gpu_worker.engine.mixing import paste, to_peak
+from gpu_worker.engine.tasks import Window
+
+RATE = 48_000
+
+
+def tone(hertz: float, seconds: float, level: float = 0.1) -> torch.Tensor:
+    """Stereo [2, frames]."""
+    wave = level * torch.sin(2 * math.pi * hertz / RATE * torch.arange(round(seconds * RATE)))
+    return torch.stack([wave, wave])
+
+
+class TestLoudness:
+    def test_the_meter_reads_what_the_standard_says(self) -> None:
+        # BS.1770-4: a 997 Hz sine at full scale in one channel reads -3.01 LUFS.
+        one_sided = tone(997, 5, level=1.0)
+        one_sided[1] = 0
+        assert measure_on_cpu(one_sided, RATE) == pytest.approx(-3.01, abs=0.05)
+
+    @pytest.mark.parametrize("target", [-23.0, -14.0])
+    def test_a_song_comes_to_the_target(self, target: float) -> None:
+        samples, complaint = to_loudness(tone(440, 3), RATE, target)
+        assert complaint is None
+        assert loudness.meter()(samples, RATE) == pytest.approx(target, abs=0.05)
+
+    def test_peaks_in_the_way_limit_the_gain(self) -> None:
+        loud = tone(440, 3)
+        loud[:, RATE] = 0.9
+        samples, complaint = to_loudness(loud, RATE, -6.0)
+        assert float(samples.abs().max()) == pytest.approx(PEAK, abs=1e-6)
+        assert complaint is not None
+        assert f"{loudness.meter()(samples, RATE):.1f} instead of -6" in complaint
+
+    @pytest.mark.parametrize(
+        ("samples", "why"),
+        [(torch.zeros(2, RATE), "silent"), (tone(440, 0.3), "shorter"), (tone(440, 3, level=1e-6), "silent")],
+    )
+    def test_what_has_no_loudness_is_left_alone(self, samples: torch.Tensor, why: str) -> None:
+        same, complaint = to_loudness(samples, RATE, -14.0)
+        assert torch.equal(same, samples)
+        assert complaint is not None
+        assert why in complaint
+
+    @pytest.mark.gpu
+    def test_torchaudio_on_the_device_agrees_with_the_cpu(self) -> None:
+        pytest.importorskip("torchaudio")
+        assert loudness.meter() is not measure_on_cpu
+        torch.manual_seed(0)
+        music = tone(220, 20) * torch.linspace(0.01, 1, 20 * RATE) + 0.01 * torch.randn(2, 20 * RATE)
+        assert loudness.meter()(music.cuda(), RATE) == pytest.approx(measure_on_cpu(music, RATE), abs=0.1)
+        on_device, _ = to_loudness(music.cuda(), RATE, -16.0)
+        assert on_device.is_cuda
+        assert measure_on_cpu(on_device, RATE) == pytest.approx(-16.0, abs=0.1)
+
+
+class TestMixing:
+    def test_the_peak_is_one_decibel_below_full_scale(self) -> None:
+        assert float(to_peak(tone(440, 1, level=3.0)).abs().max()) == pytest.approx(10 ** (-1 / 20))
+        assert not bool(to_peak(torch.zeros(2, 100)).any())
+
+    @pytest.mark.parametrize(("start_s", "end_s"), [(1.0, 2.0), (0.0, 2.0), (1.0, 3.0), (0.0, 3.0), (1.0, 1.01)])
+    def test_outside_the_window_the_source_stays_to_the_sample(self, start_s: float, end_s: float) -> None:
+        source, sung = tone(440, 3), tone(660, 3.04, level=0.2)
+        mixed = paste(source, sung, Window(start_s, end_s), RATE)
+        start, end = round(start_s * RATE), round(end_s * RATE)
+        assert mixed.shape == source.shape
+        assert torch.equal(mixed[:, :start], source[:, :start])
+        assert torch.equal(mixed[:, end:], source[:, end:])
+        assert not torch.equal(mixed[:, start:end], source[:, start:end])
+
+    def test_inside_the_window_the_song_stands_alone(self) -> None:
+        source, sung = tone(440, 3), tone(660, 3, level=0.2)
+        mixed = paste(source, sung, Window(1.0, 2.0), RATE)
+        inside = slice(round(1.02 * RATE), round(1.98 * RATE))
+        assert torch.allclose(mixed[:, inside], sung[:, inside], atol=1e-7)
+        # At the edges, no jump is larger than those of the two tones themselves.
+        assert float(mixed.diff().abs().max()) <= 1.1 * float(sung.diff().abs().max())
+
+    def test_a_window_at_the_songs_ends_has_no_fade_there(self) -> None:
+        source, sung = tone(440, 3), tone(660, 3, level=0.2)
+        assert torch.equal(paste(source, sung, Window(0.0, 3.0), RATE), sung)
+
+    def test_a_window_sung_too_loud_is_brought_down(self) -> None:
+        mixed = paste(tone(440, 3), tone(660, 3, level=4.0), Window(1.0, 2.0), RATE)
+        assert float(mixed.abs().max()) == pytest.approx(1.0, abs=1e-3)
+
+    def test_a_window_of_nothing_changes_nothing(self) -> None:
+        source = tone(440, 1)
+        assert torch.equal(paste(source, tone(660, 1), Window(0.5, 0.500001), RATE), source)

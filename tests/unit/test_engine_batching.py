@@ -1,0 +1,63 @@
+"""Which songs share a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpu_worker.engine.batching import kind_of, plan
+from gpu_worker.engine.sampling import fill_in
+from serinette.spec import GenerationSpec
+
+
+def kinds(*asked: dict[str, Any]) -> list[Any]:
+    specs = [GenerationSpec(**one) for one in asked]
+    return [kind_of(spec, fill_in(spec, turbo=False)[0]) for spec in specs]
+
+
+SHORT = {"duration_s": 10}
+LONG = {"duration_s": 20}
+COVER = {"task": "cover", "source_audio": "upload"}
+
+
+@pytest.mark.parametrize(
+    ("waiting", "max_batch", "together"),
+    [
+        ([], 4, ()),
+        ([SHORT], 4, (0,)),
+        ([SHORT, SHORT, SHORT], 1, (0,)),
+        ([SHORT, SHORT, SHORT], 2, (0, 1)),
+        ([SHORT, LONG, SHORT, LONG], 4, (0, 2)),
+        ([LONG, SHORT, LONG], 4, (0, 2)),
+        ([COVER, SHORT, COVER], 4, (0,)),
+        ([SHORT, COVER, SHORT], 4, (0, 2)),
+        ([{"reference_audio": "upload"}, SHORT], 4, (0,)),
+        ([{"audio_codes": "<|audio_code_1|>"}] * 2, 4, (0,)),
+    ],
+)
+def test_the_first_in_line_takes_its_kind_along(
+    waiting: list[dict[str, Any]], max_batch: int, together: tuple[int, ...]
+) -> None:
+    assert plan(kinds(*waiting), max_batch) == together
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"duration_s": 61},
+        {"steps": 20},
+        {"guidance_scale": 3},
+        {"shift": 2},
+        {"timesteps": (1.0, 0.5)},
+        {"cfg_start": 0.2},
+        {"cfg_end": 0.8},
+    ],
+)
+def test_what_the_pipeline_takes_once_a_call_parts_songs(other: dict[str, Any]) -> None:
+    assert plan(kinds({}, other), 2) == (0,)
+
+
+def test_what_each_song_has_of_its_own_does_not() -> None:
+    own = {"prompt": "x", "lyrics": "la", "bpm": 90, "key_scale": "A minor", "seed": 3, "vocal_language": "ja"}
+    assert plan(kinds({}, {**own, "loudness_lufs": -14, "format": "wav", "steps": 50}), 2) == (0, 1)
