@@ -110,7 +110,10 @@ class Child:
 
 
 def reap_orphans(children: Iterable[Child]) -> None:
-    """Bury grandchildren whose parents died: as process 1 of a container they are ours. `Child.look` buries its own."""
+    """Bury grandchildren whose parents died: as process 1 of a container they are ours.
+
+    `Child.look` buries a child of our own, and is called first: a dead one hides the orphans behind it.
+    """
     ours = {child.pid for child in children}
     while True:
         try:

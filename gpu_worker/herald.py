@@ -42,6 +42,8 @@ class Herald:
         self._stopped = True
         self._wake.set()
         self._thread.join(timeout=BEAT_S)
+        if self._away:
+            return
         try:
             withdraw(self._redis, self._keys, self._presence.name)
         except RedisError as error:

@@ -151,8 +151,10 @@ class Connection:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def send(self, message: Message, descriptors: list[int] | None = None) -> None:
-        """Send one message; the descriptors stay the caller's to close."""
+    def send(self, message: Message, descriptors: list[int] | None = None, timeout_s: float | None = None) -> None:
+        """Send one message; the descriptors stay the caller's to close. Without `timeout_s` the last one holds."""
+        if timeout_s is not None:
+            self._socket.settimeout(timeout_s)
         line = message.model_dump_json(exclude_none=True).encode() + b"\n"
         if descriptors:
             sent = socket.send_fds(self._socket, [line], descriptors)

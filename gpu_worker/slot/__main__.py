@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+from contextlib import suppress
 
 import rq.defaults
 from pydantic import ValidationError
@@ -45,7 +46,8 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
 
     def tell_busy(busy: bool) -> None:
         if busy_fd is not None:
-            os.write(busy_fd, b"1" if busy else b"0")
+            with suppress(OSError):  # where the leash is not the kernel's, it passes no descriptors on
+                os.write(busy_fd, b"1" if busy else b"0")
 
     try:
         connection = connect_patiently(settings, lambda: drain.must_leave)

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 
 # A cancel, a deadline or a drain is noticed within this.
 _POLL_S = 0.2
+_LOOK_S = 0.001
 _CONNECT_TIMEOUT_S = 2.0
+_SEND_TIMEOUT_S = 10.0
 # Whoever waits for others' songs lets the one whose song hangs find out first, and say why. The engine tells those who
 # wait that it lives every 5 s.
 _WAITING_STALL_FACTOR = 1.25
@@ -73,10 +75,9 @@ class EngineClient:
         try:
             if self._connection is None:
                 self._connection = Connection.connect(self._socket_path, _CONNECT_TIMEOUT_S)
-            while message := self._connection.receive(wait_s or 0.001):
+            while message := self._connection.receive(_LOOK_S if self.model else max(_LOOK_S, wait_s)):
                 if isinstance(message, Hello):
                     self._hello = message
-                wait_s = 0.0
         except OSError:  # not there, or gone: ConnectionError is one too
             self.close()
             time.sleep(wait_s)
@@ -88,13 +89,14 @@ class EngineClient:
         Raises:
             HandBack: this worker drains; another one has an engine.
         """
-        while not self.ready():
+        asked_at_s = time.monotonic()
+        while not self.ready(_POLL_S):
             tell(Stage.WAITING_FOR_ENGINE)
+            hold.not_counted(time.monotonic() - asked_at_s)
+            asked_at_s = time.monotonic()
             hold.check()
             if hold.drain.requested:
                 raise HandBack("the worker leaves while its engine is not ready, and gives the job back")
-            self.ready(_POLL_S)
-            hold.not_counted(_POLL_S)
         if self.model is None:
             raise EngineCrashed("the engine is ready without a model")
         return self.model
@@ -159,6 +161,9 @@ class EngineClient:
                 self._end_if_silent(time.monotonic() - heard_at_s, stage)
                 if stage is Stage.WAITING_FOR_ENGINE:
                     hold.not_counted(time.monotonic() - asked_at_s)
+        except HandBack:
+            self.close()  # the whole worker leaves: nobody needs the engine to stop first
+            raise
         except (Interruption, JobTimeout):
             self._stop()
             raise
@@ -175,7 +180,7 @@ class EngineClient:
         descriptors: list[int] = []
         try:
             descriptors += [share_samples(samples) for samples in audio]
-            self._open().send(request, descriptors)
+            self._open().send(request, descriptors, _SEND_TIMEOUT_S)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -199,7 +204,7 @@ class EngineClient:
         """Have the engine stop this song, or kill it; the next song begins on a fresh connection either way."""
         until_s = time.monotonic() + self._cancel_timeout_s
         try:
-            self._open().send(Cancel())
+            self._open().send(Cancel(), timeout_s=_SEND_TIMEOUT_S)
             while not isinstance(self._open().receive(max(0.001, until_s - time.monotonic())), Sung | Failed | Stopped):
                 if time.monotonic() >= until_s:
                     self._kill(f"it did not stop a song within {self._cancel_timeout_s:g} s")

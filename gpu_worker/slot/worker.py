@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 
 # RQ blocks for `worker_ttl - 15` seconds on empty lanes; an idle slot notices a stop within this.
 _IDLE_S = 1
-_ENGINE_POLL_S = 0.2
 # A job of a newer schema comes round again at once when nothing else waits.
 _NEWER_SCHEMA_PAUSE_S = 2.0
 
@@ -144,9 +143,8 @@ class SlotWorker(SimpleWorker):
         No job is taken while the engine is not ready: other workers may be.
         """
         while not self._drain.requested:
-            if not self._singer.engine.ready():
+            if not self._singer.engine.ready(_IDLE_S / 2):
                 self.heartbeat()
-                time.sleep(_ENGINE_POLL_S)
                 continue
             self._ordered_queues = [self._lanes[lane] for lane in lane_order(self.claims)]
             try:
@@ -217,7 +215,7 @@ class SlotWorker(SimpleWorker):
         until_s = time.monotonic() + seconds
         while time.monotonic() < until_s and not self._drain.requested:
             self.heartbeat()
-            time.sleep(_ENGINE_POLL_S)
+            time.sleep(_IDLE_S / 5)
 
     # -- ending jobs
 
