@@ -10,7 +10,7 @@ import anyio
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from api import problems
+from api import document, problems
 from api.dependencies import Parts
 from api.events import JobEvents
 from api.intake import Intake
@@ -66,6 +66,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.include_router(v1.router)
     app.include_router(gradio.router)
     app.include_router(health.router)
+    document.complete(app)
     _add_middleware(app, settings)
     return app
 

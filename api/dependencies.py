@@ -1,4 +1,7 @@
-"""What a request works with: built once by `create_app`, handed to routes by FastAPI."""
+"""What a request works with: built once by `create_app`, handed to routes by FastAPI.
+
+All are coroutines: FastAPI takes others to a thread, and those may all be waiting for Redis.
+"""
 
 from __future__ import annotations
 
@@ -34,31 +37,31 @@ def _parts(connection: HTTPConnection) -> Parts:
     return parts
 
 
-def _settings(connection: HTTPConnection) -> GatewaySettings:
+async def _settings(connection: HTTPConnection) -> GatewaySettings:
     return _parts(connection).settings
 
 
-def _queue(connection: HTTPConnection) -> JobQueue:
+async def _queue(connection: HTTPConnection) -> JobQueue:
     return _parts(connection).queue
 
 
-def _store(connection: HTTPConnection) -> Store:
+async def _store(connection: HTTPConnection) -> Store:
     return _parts(connection).store
 
 
-def _events(connection: HTTPConnection) -> JobEvents:
+async def _events(connection: HTTPConnection) -> JobEvents:
     return _parts(connection).events
 
 
-def _intake(connection: HTTPConnection) -> Intake:
+async def _intake(connection: HTTPConnection) -> Intake:
     return _parts(connection).intake
 
 
-def _probes(connection: HTTPConnection) -> CapacityLimiter:
+async def _probes(connection: HTTPConnection) -> CapacityLimiter:
     return _parts(connection).probes
 
 
-def tenant() -> str:
+async def tenant() -> str:
     """Whose request it is. One tenant until keys exist; everything hangs on this answer already."""
     return DEFAULT_TENANT
 

@@ -58,14 +58,15 @@ class Intake:
         await self._record(tenant, upload)
         return upload
 
-    def open_slip(self, tenant: str) -> Slip:
+    async def open_slip(self, tenant: str) -> Slip:
         """An URL that takes the bytes directly into the store; `complete` proves them.
 
         Raises:
             Unsupported: this deployment's store gives no such URLs.
         """
         upload_id = _new_id()
-        url = self._store.sign_put(upload_audio_key(tenant, upload_id), self._settings.presign_s)
+        key = upload_audio_key(tenant, upload_id)
+        url = await run_in_threadpool(self._store.sign_put, key, self._settings.presign_s)
         if url is None:
             raise Unsupported("this deployment's store gives no presigned URLs; send the bytes with POST /v1/uploads")
         return Slip(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))

@@ -31,14 +31,12 @@ class BodyLimit:
         path = scope["path"]
         limit = self._upload_bytes if path.startswith(self._upload_paths) else self._body_bytes
         refusal = TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")
-        # Closing tells a client that is still sending that nobody listens.
-        headers = {"Connection": "close"}
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or len(declared) > 20:
             malformed = RequestError("Content-Length: not a number", field="Content-Length")
-            return await answer(path, malformed, headers=headers)(scope, receive, send)
+            return await answer(path, malformed, headers={"Connection": "close"})(scope, receive, send)
         if int(declared) > limit:
-            return await answer(path, refusal, headers=headers)(scope, receive, send)
+            return await answer(path, refusal)(scope, receive, send)
         seen = 0
 
         async def counted() -> Message:
@@ -47,7 +45,7 @@ class BodyLimit:
             seen += len(message.get("body", b""))
             if seen > limit:
                 # An HTTPException, because FastAPI turns every other error while reading a body into 400.
-                raise HTTPException(413, refusal.message, headers)
+                raise HTTPException(413, refusal.message)
             return message
 
         return await self._app(scope, counted, send)

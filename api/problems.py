@@ -16,9 +16,8 @@ from fastapi.exceptions import RequestValidationError, WebSocketRequestValidatio
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, JsonValue
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
-from starlette.websockets import WebSocket
 
 from serinette import errors
 from serinette.errors import InvalidSpec, NotFound, RequestError, SerinetteError, TooLarge, Unavailable
@@ -101,6 +100,8 @@ def answer(
     headers = dict(headers or {})
     if isinstance(error, Unavailable):
         headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+    if isinstance(error, TooLarge):  # a client that is still sending learns that nobody listens
+        headers.setdefault("Connection", "close")
     if not speaks_problems(path):
         return JSONResponse({"detail": error.message if detail is None else detail}, code, headers)
     body = problem_of(error, path, code).model_dump(exclude_none=True)
@@ -108,18 +109,19 @@ def answer(
 
 
 def install(app: FastAPI) -> None:
-    """Tell every error of this application by the table above."""
+    """Tell every error of this application by the table above; to a WebSocket that is not accepted yet, too."""
     app.exception_handler(SerinetteError)(_on_own)
     app.exception_handler(RequestValidationError)(_on_invalid)
     app.exception_handler(WebSocketRequestValidationError)(_on_invalid)
     app.exception_handler(HTTPException)(_on_http)
+    app.exception_handler(ClientDisconnect)(_on_gone)
     app.exception_handler(Exception)(_on_unexpected)
 
 
 async def _on_own(connection: HTTPConnection, error: SerinetteError) -> Response:
     if status_of(error) >= 500:
-        log.warning("%s: %s: %s", connection.scope["path"], error.code, error.message)
-    return await _told(connection, answer(connection.scope["path"], error))
+        log.warning("%s: %s: %s (%r)", connection.scope["path"], error.code, error.message, error.__cause__)
+    return answer(connection.scope["path"], error)
 
 
 async def _on_invalid(
@@ -127,7 +129,7 @@ async def _on_invalid(
 ) -> Response:
     complaints = error.errors()
     detail = [{"loc": list(c["loc"]), "msg": c["msg"], "type": c["type"]} for c in complaints]
-    return await _told(connection, answer(connection.scope["path"], invalid(complaints[0]), detail=detail))
+    return answer(connection.scope["path"], invalid(complaints[0]), detail=detail)
 
 
 def invalid(complaint: Mapping[str, Any]) -> RequestError:
@@ -154,16 +156,15 @@ async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response
     is_default = error.detail == HTTPStatus(error.status_code).phrase
     message = messages.get(error.status_code, error.detail) if is_default else str(error.detail)
     headers = dict(error.headers or {})
-    return await _told(connection, answer(path, own(message), error.status_code, headers, detail=error.detail))
+    return answer(path, own(message), error.status_code, headers, detail=error.detail)
+
+
+async def _on_gone(connection: HTTPConnection, error: ClientDisconnect) -> Response:
+    # Nobody reads it; without it the log would have a traceback for every upload that is broken off.
+    return answer(connection.scope["path"], RequestError("the request broke off before its end"))
 
 
 async def _on_unexpected(connection: HTTPConnection, error: Exception) -> Response:
     # Starlette raises it again after the answer, so the server's log has the traceback and the client has not.
     own = SerinetteError("something went wrong here; the server's log says what")
-    return await _told(connection, answer(connection.scope["path"], own, detail="Internal Server Error"))
-
-
-async def _told(connection: HTTPConnection, response: Response) -> Response:
-    if isinstance(connection, WebSocket):
-        await connection.send_denial_response(response)
-    return response
+    return answer(connection.scope["path"], own, detail="Internal Server Error")

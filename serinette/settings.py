@@ -64,6 +64,7 @@ class SharedSettings(BaseSettings):
 
 # A Redis that hangs is not asked again: redis-py retries the command and the connection under it, and waits multiply.
 _RETRIED = (RedisConnectionError,)
+_ASYNC_CONNECTIONS = 16
 _BACKOFF = ExponentialBackoff(cap=0.5, base=0.05)
 
 
@@ -79,12 +80,15 @@ def connect_redis(settings: SharedSettings) -> Redis:
 
 
 def connect_redis_async(settings: SharedSettings) -> redis_asyncio.Redis:
-    """A client for the event loop; text in and out. Blocking reads give their own timeout."""
-    return redis_asyncio.Redis.from_url(
+    """A client for the event loop; text in and out. Callers beyond its few connections wait for one of them."""
+    pool = redis_asyncio.BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
+        max_connections=_ASYNC_CONNECTIONS,
+        timeout=settings.redis_timeout_s,
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_timeout_s,
         health_check_interval=30,
         retry=AsyncRetry(_BACKOFF, 2, _RETRIED),
         decode_responses=True,
     )
+    return redis_asyncio.Redis.from_pool(pool)

@@ -40,7 +40,7 @@ class RunningGateway:
 
 @contextmanager
 def gateway(directory: Path, redis_url: str, store_url: str, **settings: object) -> Iterator[RunningGateway]:
-    """A gateway that answers; its log lies in `directory`."""
+    """A gateway that answers, and at the end has met nothing that it did not expect; its log lies in `directory`."""
     port = free_ports(1)[0]
     given = {"redis_url": redis_url, "store_url": store_url, "port": port, **settings}
     own = {f"SERINETTE_{name.upper()}": str(value) for name, value in given.items()}
@@ -55,6 +55,7 @@ def gateway(directory: Path, redis_url: str, store_url: str, **settings: object)
         url = f"http://127.0.0.1:{port}"
         _until_alive(url, process, log)
         yield RunningGateway(url, port, process, log)
+        assert "Traceback" not in log.read_text(), log.read_text()[-4000:]
     finally:
         process.kill()
         process.wait()

@@ -33,7 +33,7 @@ from serinette.errors import (
     QueueUnavailable,
 )
 from serinette.job import Job, JobOptions, JobStatus, Record, now
-from serinette.ledger import Ledger, Outcome
+from serinette.ledger import Entry, Ledger, Outcome
 from serinette.names import SING_TASK, queue_name, record_key, song_prefix
 from serinette.spec import GenerationSpec
 from serinette.store import Store
@@ -87,14 +87,16 @@ class JobQueue:
             pool = self._settings.pool if spec.model is None else pool_for_model(spec.model, self._reader.workers())
             check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
             meta = self._meta(tenant, pool, spec, options, dialect or {})
+            spec = spec.seeded()
             # The ledger first: a submit that is cut short here is found by the sweep of the live set.
             self._ledger.open(job_id, tenant, now())
             try:
-                self._enqueue(job_id, spec.seeded(), meta)
+                self._enqueue(job_id, spec, meta)
             except DuplicateJobError:
                 # Without a key it can only be ourselves: Redis did as told, its answer was lost, the client sent again.
-                return self._replayed(self._reader.see([job_id])[0], spec.digest()), idempotency_key is None
-            return self._reader.explained([self._load(tenant, job_id)])[0], True
+                return self._replayed(self._reader.see([job_id])[0], meta["digest"]), idempotency_key is None
+            fresh = Sighting(job_id, "queued", meta, spec.to_wire(), None, Entry())
+            return self._reader.explained([fresh.job()])[0], True
 
     def get(self, tenant: str, job_id: str) -> Job:
         """One job, from Redis or, when that has forgotten it, from the store.
@@ -277,5 +279,5 @@ def _answering() -> Iterator[None]:
         yield
     except RedisError as error:
         raise QueueUnavailable(
-            "the queue does not answer; try again, with the same Idempotency-Key if it is a submit that must not double"
+            "the queue does not answer; try again, and send a submit with an Idempotency-Key to be sure of one job"
         ) from error

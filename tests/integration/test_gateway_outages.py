@@ -89,6 +89,11 @@ def test_valkey_freezes(house: House) -> None:
     url = house.gateway.url
     pid = house.signal_valkey(signal.SIGSTOP)
     try:
+        with ThreadPoolExecutor(100) as threads:  # more than the gateway has
+            waiting = [threads.submit(httpx.get, f"{url}/v1/jobs", timeout=60) for _ in range(100)]
+            assert httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+            assert problem(httpx.get(f"{url}/readyz", timeout=10))["retryable"] is True
+            assert {problem(asked.result())["code"] for asked in waiting} == {"queue_unavailable"}
         assert_all_say_unavailable(url)
     finally:
         os.kill(pid, signal.SIGCONT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import socket
+import time
 import uuid
 import wave
 from collections.abc import Iterator
@@ -255,6 +256,18 @@ def test_endless_chunks_are_refused_on_the_way(studio: Studio, path: str) -> Non
 
 
 def test_no_file_of_an_upload_stays_behind(studio: Studio) -> None:
-    assert studio.http.post("/v1/uploads", content=sound(1)).status_code == 201
+    before = kept(studio)
+    for path, kind in (
+        ("/v1/uploads", "audio/wav"),
+        ("/v1/uploads", "multipart/form-data; boundary=x"),
+        ("/v1/jobs", ""),
+    ):
+        with socket.create_connection(("127.0.0.1", studio.gateway.port), timeout=10) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 1000000\r\n\r\n"
+            connection.sendall(head.encode() + b"--x\r\n" + b"y" * 100_000)  # and breaks off
     assert studio.http.post("/v1/uploads", content=b"text").status_code == 422
-    assert list((studio.directory / "tmp").iterdir()) == []
+    deadline = time.monotonic() + 20
+    while left := list((studio.directory / "tmp").iterdir()):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert kept(studio) == before

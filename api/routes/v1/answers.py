@@ -16,7 +16,7 @@ JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 Responses = dict[int | str, dict[str, Any]]
 
 
-def _checked_job_id(job_id: Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID])]) -> str:
+async def _checked_job_id(job_id: Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID])]) -> str:
     if not _JOB_ID.fullmatch(job_id):
         raise NotFound(f"there is no job {job_id[:80]}: a job id looks like {JOB_ID}")
     return job_id

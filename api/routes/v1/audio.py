@@ -53,8 +53,11 @@ async def audio(
     headers = _headers(job_id, song, download)
     if names_etag(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    if request.method == "GET" and not download and (url := store.sign_get(song.key, settings.presign_s)):
-        return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
+    if request.method == "GET" and not download:
+        # In a thread: the store's credentials may have to be fetched first.
+        url = await run_in_threadpool(store.sign_get, song.key, settings.presign_s)
+        if url is not None:
+            return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
     try:
         span = requested_span(range_, song.size_bytes) if if_range in (None, headers["ETag"]) else None
     except Unsatisfiable:

@@ -101,7 +101,7 @@ async def messages(events: JobEvents, job: Job, after: str) -> AsyncGenerator[Jo
         if job.status.ended and last is None:  # its stream is forgotten, or was read to the end before
             yield JobEvent(id=after, type=job.status, data={"status": job.status})
     except SerinetteError as error:
-        log.warning("the events of job %s break off: %s", job.id, error.message)
+        log.warning("the events of job %s break off: %s (%r)", job.id, error.message, error.__cause__)
 
 
 async def _snapshot(

@@ -108,7 +108,7 @@ SUBMIT_HEADERS = {
 _PROGRESS = '{"id":"1767323048000-0","type":"progress","data":{"stage":"denoising","step":4,"steps":8,"fraction":0.45}}'
 EVENTS = {
     "text/event-stream": {
-        "schema": {"type": "string"},
+        "schema": {"$ref": "#/components/schemas/JobEvent"},
         "example": f"id: 1767323048000-0\nevent: progress\ndata: {_PROGRESS}\nretry: 2000\n\n",
     }
 }

@@ -30,7 +30,7 @@ class PresignedUpload(BaseModel):
     expires_at: AwareDatetime
 
 
-def _checked_upload_id(upload_id: Annotated[str, Path(description="As the upload was answered.")]) -> str:
+async def _checked_upload_id(upload_id: Annotated[str, Path(description="As the upload was answered.")]) -> str:
     if not _UPLOAD_ID.fullmatch(upload_id):
         raise NotFound(f"there is no upload {upload_id[:80]}")
     return upload_id
@@ -59,7 +59,7 @@ async def upload(
 ) -> Upload | PresignedUpload:
     """Audio as the body, whatever its Content-Type, or as the field `file` of a form. Decoded once, to prove it."""
     if presign:
-        slip = intake.open_slip(tenant)
+        slip = await intake.open_slip(tenant)
         return PresignedUpload(id=slip.id, put_url=slip.put_url, expires_at=slip.expires_at)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         kept = await intake.take(tenant, request.stream())

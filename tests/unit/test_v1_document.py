@@ -1,0 +1,101 @@
+"""The OpenAPI document: current, with examples that hold, and a check that would notice a loss."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from api.problems import CODES
+from api.routes.v1.jobs import JobRequest
+from scripts.openapi import PAGE, current, losses, text_of
+from serinette.job import Job
+from serinette.upload import Upload
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return current()
+
+
+def test_the_committed_document_is_current(document: dict[str, Any]) -> None:
+    assert PAGE.read_text() == text_of(document), "run `make openapi`"
+
+
+def ours(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{method} {path}", operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if path.startswith("/v1/")
+    ]
+
+
+def test_every_route_is_explained(document: dict[str, Any]) -> None:
+    assert len(ours(document)) == 13
+    for name, operation in ours(document):
+        assert operation["summary"], name
+        assert operation["description"], name
+        assert "500" in operation["responses"], name
+        for status, answer in operation["responses"].items():
+            if status.startswith(("4", "5")) and status != "416":
+                examples = answer["content"]["application/problem+json"]["examples"]
+                assert examples, (name, status)
+                for code, example in examples.items():
+                    assert code in CODES
+                    assert example["value"]["status"] == int(status)
+
+
+def test_examples_hold(document: dict[str, Any]) -> None:
+    submit = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    for example in submit.values():
+        request = JobRequest.model_validate(example["value"])
+        assert request.spec().model_fields_set <= request.model_fields_set
+    looked = document["paths"]["/v1/jobs/{job_id}"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+    Job.model_validate(looked)
+    kept = document["paths"]["/v1/uploads"]["post"]["responses"]["201"]["content"]["application/json"]["example"]
+    Upload.model_validate(kept)
+
+
+def without(document: dict[str, Any], *path: str) -> dict[str, Any]:
+    changed = copy.deepcopy(document)
+    place = changed
+    for name in path[:-1]:
+        place = place[name]
+    del place[path[-1]]
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        (("paths", "/v1/queue"), "GET /v1/queue is gone"),
+        (("paths", "/v1/jobs", "get"), "GET /v1/jobs is gone"),
+        (("paths", "/v1/jobs", "post", "responses", "202"), "answer 202 is gone"),
+        (("components", "schemas", "JobRequest", "properties", "bpm"), "field bpm is gone"),
+        (("components", "schemas", "Job", "properties", "eta_s"), "field eta_s is gone"),
+        (("components", "schemas", "Progress", "properties", "stage"), "field stage is gone"),
+        (("components", "schemas", "Problem", "properties", "code"), "field code is gone"),
+    ],
+)
+def test_a_loss_is_noticed(document: dict[str, Any], path: tuple[str, ...], complaint: str) -> None:
+    assert any(complaint in loss for loss in losses(document, without(document, *path)))
+
+
+def test_demands_and_narrowings_are_noticed(document: dict[str, Any]) -> None:
+    changed = copy.deepcopy(document)
+    changed["components"]["schemas"]["JobRequest"]["required"] = ["prompt"]
+    changed["components"]["schemas"]["AudioFormat"]["enum"].remove("ogg")
+    listed = changed["paths"]["/v1/jobs"]["get"]
+    listed["parameters"] = [p for p in listed["parameters"] if p["name"] != "cursor"]
+    told = " ".join(losses(document, changed))
+    for complaint in ("prompt is required now", "no longer accepts ogg", "query parameter cursor is gone"):
+        assert complaint in told
+
+
+def test_gains_are_no_losses(document: dict[str, Any]) -> None:
+    assert list(losses(document, document)) == []
+    older = without(document, "components", "schemas", "Job", "properties", "eta_s")
+    assert list(losses(older, document)) == []
+    assert list(losses(without(document, "paths", "/v1/models"), document)) == []
