@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 # Libraries read these when the process starts, or never. What the operator sets himself goes before them.
-# MALLOC_*: by default glibc maps and unmaps every buffer of the decoder, which takes two to three times as long on a CPU.
-# OMP_WAIT_POLICY: by default threads spin for each other, and beside busy slots on the same cores take eight times as
-# long. All of it as measured on 2 cores; harmless beside CUDA.
+# MALLOC_*: by default glibc maps and unmaps every buffer of the decoder: two to three times the time on a CPU.
+# OMP_WAIT_POLICY: by default threads spin while they wait for each other: eight times the time on cores that slots use
+# too. Measured on 2 cores; harmless beside CUDA.
 ENGINE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
         "OMP_WAIT_POLICY": "PASSIVE",

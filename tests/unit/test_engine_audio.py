@@ -53,6 +53,7 @@ class TestLoudness:
         assert why in complaint
 
     @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_torchaudio_on_the_device_agrees_with_the_cpu(self) -> None:
         pytest.importorskip("torchaudio")
         assert loudness.meter() is not measure_on_cpu

@@ -1,0 +1,103 @@
+"""A checkpoint under an object-store prefix, on a real SeaweedFS: brought once, whole, and noticed when it changes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from gpu_worker.engine.checkpoint import bundled_checkpoint
+from gpu_worker.engine.fetching import fetch
+from gpu_worker.engine.loading import load
+from gpu_worker.engine.revision import revision_of
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError, StoreUnavailable
+from serinette.store import Store
+from tests import servers
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundled_checkpoint(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture
+def settings(s3: servers.S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundled: Path) -> WorkerSettings:
+    """The bundled checkpoint, uploaded under a prefix of its own."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    prefix = f"models/{uuid4().hex}/tiny-turbo"
+    given = WorkerSettings(
+        model=f"s3://{servers.BUCKET}/{prefix}", model_endpoint=s3.endpoint, work_dir=tmp_path, threads=1
+    )
+    for path in bundled.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            bucket(given).put(f"{prefix}/{path.relative_to(bundled)}", path)
+    return given
+
+
+def bucket(settings: WorkerSettings) -> Store:
+    return Store.open(
+        settings.model_copy(update={"store_url": f"s3://{servers.BUCKET}", "store_endpoint": settings.model_endpoint})
+    )
+
+
+def key(settings: WorkerSettings, name: str) -> str:
+    return f"{settings.model.removeprefix(f's3://{servers.BUCKET}/')}/{name}"
+
+
+def test_it_is_loaded_from_there(settings: WorkerSettings, bundled: Path) -> None:
+    engine = load(settings)
+    assert engine.model.name == "tiny-turbo"
+    assert engine.model.revision == revision_of(bundled)
+
+
+def test_it_is_brought_once_and_again_when_it_changes(settings: WorkerSettings, tmp_path: Path) -> None:
+    first = fetch(settings, tmp_path / "checkpoints")
+    before = (first / "model_index.json").stat().st_ino
+    assert fetch(settings, tmp_path / "checkpoints") == first
+    assert (first / "model_index.json").stat().st_ino == before
+
+    bucket(settings).put(key(settings, "README.md"), b"another version")
+    second = fetch(settings, tmp_path / "checkpoints")
+    assert second != first
+    assert (second / "README.md").read_text() == "another version"
+    assert not (first / "README.md").exists()
+
+
+def test_what_a_dead_process_left_half_done_is_thrown_away(settings: WorkerSettings, tmp_path: Path) -> None:
+    whole = fetch(settings, tmp_path / "first")
+    partial = tmp_path / "second" / f".{whole.name}.partial"
+    partial.mkdir(parents=True)
+    (partial / "stray").touch()
+    again = fetch(settings, tmp_path / "second")
+    assert again.name == whole.name
+    assert not (again / "stray").exists()
+    assert revision_of(again) == revision_of(whole)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_checksums_beside_it_are_checked(settings: WorkerSettings, bundled: Path, tmp_path: Path, right: bool) -> None:
+    digest = hashlib.sha256((bundled / "vae/config.json").read_bytes()).hexdigest() if right else "0" * 64
+    bucket(settings).put(key(settings, "SHA256SUMS"), f"{digest}  ./vae/config.json\n".encode())
+    if right:
+        assert fetch(settings, tmp_path / "checkpoints").is_dir()
+        return
+    with pytest.raises(ConfigurationError, match=r"vae/config\.json: its SHA-256 is not the one in SHA256SUMS"):
+        fetch(settings, tmp_path / "checkpoints")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if not path.name.startswith(".")] == []
+
+
+def test_nothing_there(settings: WorkerSettings, tmp_path: Path) -> None:
+    empty = settings.model_copy(update={"model": f"s3://{servers.BUCKET}/models/nobody"})
+    with pytest.raises(ConfigurationError, match="holds nothing under this prefix"):
+        fetch(empty, tmp_path)
+
+
+def test_a_store_that_is_away(settings: WorkerSettings, tmp_path: Path) -> None:
+    (port,) = servers.free_ports(1)
+    away = settings.model_copy(update={"model_endpoint": f"http://127.0.0.1:{port}"})
+    with pytest.raises(StoreUnavailable):
+        fetch(away, tmp_path)
