@@ -142,6 +142,10 @@ class Pod:
         assert outcome in {None, entry.outcome}, f"{entry}\n{self.log()}"
         return entry
 
+    def held(self, lane: Lane = Lane.NORMAL) -> list[str]:
+        """Jobs that RQ takes for running, without reaping them."""
+        return list(self.lane(lane).started_job_registry.get_job_ids(cleanup=False))
+
     def heartbeats(self, lane: Lane = Lane.NORMAL) -> dict[str, float]:
         """Executions (`job:attempt`) that RQ takes for running, and the Unix second their heartbeat holds until."""
         found: Any = self.redis.zrange(self.lane(lane).started_job_registry.key, 0, -1, withscores=True)
