@@ -73,24 +73,16 @@ class Reader:
 
     def pools(self, names: Sequence[str], workers: Sequence[Presence]) -> dict[str, Pool]:
         """Counts of each pool, in one round trip."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                self._count_into(name, pipe)
-            raw = pipe.execute()
-        size = len(raw) // len(names) if names else 0
-        counted = [raw[i * size : (i + 1) * size] for i in range(len(names))]
-        return {name: _pool(name, counts, workers) for name, counts in zip(names, counted, strict=True)}
+        return self._pools_and_indexes(names, workers, ())[0]
 
     def explained(self, jobs: Sequence[Job]) -> tuple[Job, ...]:
         """The jobs; those that have not ended with place, ETA and what they wait for."""
         names = sorted({job.pool for job in jobs if not job.status.ended})
         if not names:
             return tuple(jobs)
-        pools = self.pools(names, self.workers())
-        places = self._places([job for job in jobs if job.status is JobStatus.QUEUED], pools)
-        return tuple(
-            job if job.status.ended else _explain(job, places.get(job.id, Place(None)), pools[job.pool]) for job in jobs
-        )
+        queued = [job for job in jobs if job.status is JobStatus.QUEUED]
+        pools, indexes = self._pools_and_indexes(names, self.workers(), queued)
+        return tuple(job if job.status.ended else _explain(job, indexes.get(job.id), pools[job.pool]) for job in jobs)
 
     def _sighting(self, job_id: str, raw: Sequence[Any]) -> Sighting | None:
         fields, entry, results = raw
@@ -115,6 +107,22 @@ class Reader:
             return int(self._redis.zcount(index, f"({after.score}", "+inf"))
         return int(rank) + 1
 
+    def _pools_and_indexes(
+        self, names: Sequence[str], workers: Sequence[Presence], queued: Sequence[Job]
+    ) -> tuple[dict[str, Pool], dict[str, int | None]]:
+        """The pools, and where in their lanes the jobs are, near the head."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job in queued:
+                lane = Queue(queue_name(job.pool, job.lane), self._redis, serializer=JSONSerializer)
+                pipe.lpos(lane.key, job.id, maxlen=POSITION_DEPTH)
+            for name in names:
+                self._count_into(name, pipe)
+            raw = pipe.execute()
+        indexes, counts = raw[: len(queued)], raw[len(queued) :]
+        size = len(counts) // len(names) if names else 0
+        pools = {name: _pool(name, counts[i * size : (i + 1) * size], workers) for i, name in enumerate(names)}
+        return pools, dict(zip((job.id for job in queued), indexes, strict=True))
+
     def _count_into(self, pool: str, pipe: Pipeline) -> None:
         at = now().timestamp()
         queues = [Queue(queue_name(pool, lane), self._redis, serializer=JSONSerializer) for lane in Lane]
@@ -124,17 +132,6 @@ class Reader:
             for registry in _ENDED:
                 pipe.zcount(registry(queue=queue).key, at, "+inf")
         pipe.hget(self._keys.pace(pool), "run_s")
-
-    def _places(self, jobs: Sequence[Job], pools: dict[str, Pool]) -> dict[str, Place]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job in jobs:
-                lane = Queue(queue_name(job.pool, job.lane), self._redis, serializer=JSONSerializer)
-                pipe.lpos(lane.key, job.id, maxlen=POSITION_DEPTH)
-            found = pipe.execute()
-        return {
-            job.id: Place(index, deep=index is None and pools[job.pool].waiting[job.lane] > POSITION_DEPTH)
-            for job, index in zip(jobs, found, strict=True)
-        }
 
 
 def _results_key(job_id: str) -> str:
@@ -154,10 +151,11 @@ def _pool(name: str, counts: Sequence[Any], workers: Sequence[Presence]) -> Pool
     )
 
 
-def _explain(job: Job, place: Place, pool: Pool) -> Job:
+def _explain(job: Job, index: int | None, pool: Pool) -> Job:
+    place = Place(index, deep=index is None and pool.waiting[job.lane] > POSITION_DEPTH)
     return job.model_copy(
         update={
-            "position": None if place.index is None else place.index + 1,
+            "position": None if index is None else index + 1,
             "eta_s": eta_s(job, place, pool, now()),
             "waiting_for": waiting_for(job, place, pool),
         }
