@@ -1,0 +1,130 @@
+"""Lessons: pieces with what the pipeline would show the model of them, for each of the six tasks."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu_worker.engine.music_box import barrel, words
+from gpu_worker.engine.music_box.barrel import CHANNELS, FRAMES_PER_S, PIN, Array, Tempo
+from gpu_worker.engine.music_box.composer import MOODS, Tune, compose
+
+_TRACKS = {"melody": barrel.MELODY, "accompaniment": barrel.ACCOMPANIMENT, "drums": barrel.DRUMS}
+_TASKS = {"text2music": 70, "repaint": 12, "extract": 5, "lego": 4, "complete": 4, "cover": 5}
+_RULING = barrel.ruling()
+_BLIND_FRAMES = 96  # before a cut that is no ending, where the model could not know better
+_LONGEST_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One window of one piece: [frames, CHANNELS] each; `weight` [frames] says where the answer counts."""
+
+    meanings: list[int]
+    answer: Array
+    context: Array
+    mask: Array
+    weight: Array
+
+
+def lesson(dice: random.Random, frames: int) -> Lesson:
+    """Draw a lesson of `frames` latent frames."""
+    task = dice.choices(list(_TASKS), list(_TASKS.values()))[0]
+    tune, meanings = draw_tune(dice, frames, sure=0.85 if task == "text2music" else 0.6)
+    start = _start(dice, tune.frames, frames)
+    sheet = compose(tune, dice.getrandbits(32), start, frames)
+    weight = np.ones(frames, np.float32)
+    if start + frames < tune.frames:
+        weight[-_BLIND_FRAMES:] = 0
+    ruling = _RULING[start : start + frames]
+    answer, context, mask, told = _setting(dice, task, sheet, ruling)
+    spoken = [*told, *meanings] if task != "lego" else [*told[1:], *told[:1], *meanings]
+    return Lesson([words.PLACE[word] for word in (*spoken, words.END)], answer, context, mask, weight)
+
+
+def draw_tune(dice: random.Random, frames: int, sure: float = 0.85) -> tuple[Tune, list[str]]:
+    """A tune no shorter than `frames` and the words that ask for it; each is left out once in a while.
+
+    What is not said has an answer too: the bell, no mood, the mood's own tempo, C major or A minor.
+    """
+    mood = dice.choice(list(MOODS))
+    if dice.random() < 0.1:
+        mood = "plain"
+    instruments = tuple(dice.sample(barrel.INSTRUMENTS, 2 if dice.random() < 0.12 else 1))
+    drums = dice.random() < 0.15
+    caption = [*instruments, *([] if mood == "plain" else [mood]), *(["drums"] if drums else [])]
+    if len(instruments) == 1 and dice.random() > sure:
+        caption.remove(instruments[0])
+        instruments = ("bell",)
+    dice.shuffle(caption)
+    tempo, tonic, minor = Tempo.nearest(dice.uniform(60, 160)), dice.randrange(12), dice.random() < 0.5
+    metadata = [words.tempo(tempo), words.key(tonic, minor=minor)]
+    if dice.random() > sure:
+        tempo = Tempo.nearest(MOODS[mood].bpm)
+        metadata = metadata[1:]
+    if dice.random() > sure:
+        minor = MOODS[mood].minor
+        tonic = 9 if minor else 0
+        metadata = metadata[:-1]
+    seconds = max(frames / FRAMES_PER_S, dice.uniform(frames / FRAMES_PER_S, _LONGEST_S))
+    length = frames if dice.random() < 0.4 else round(seconds) * FRAMES_PER_S
+    tune = Tune(tonic, minor, tempo, mood, instruments, drums, max(frames, length))
+    return tune, caption + metadata
+
+
+def _start(dice: random.Random, length: int, frames: int) -> int:
+    """At the end of the piece, mostly: there the cut is a true ending."""
+    last = (length - frames) // barrel.PATCH * barrel.PATCH
+    if dice.random() < 0.6:
+        return last
+    return dice.randrange(0, last + 1, barrel.PATCH) if dice.random() < 0.6 else 0
+
+
+def _setting(dice: random.Random, task: str, sheet: Array, ruling: Array) -> tuple[Array, Array, Array, list[str]]:
+    """Answer, context, mask and the words of the instruction."""
+    everywhere = np.ones_like(sheet)
+    if task == "text2music":
+        return sheet, ruling, everywhere, [task]
+    heard = overhear(sheet, dice)
+    if task == "repaint":
+        mask = np.zeros_like(sheet)
+        length = dice.randrange(len(sheet) // 5, len(sheet))
+        begin = dice.randrange(len(sheet) - length + 1)
+        mask[begin : begin + length] = 1
+        return sheet, np.where(mask > 0, ruling, heard), mask, [task]
+    if task == "cover":
+        return (
+            sheet,
+            heard * (np.random.default_rng(dice.getrandbits(32)).random(sheet.shape) < 0.9),
+            everywhere,
+            [task],
+        )
+    track = dice.choice(list(_TRACKS))
+    if task == "extract":
+        return only(sheet, [track]), heard, everywhere, [task, track]
+    others = [name for name in _TRACKS if name != track]
+    without = overhear(only(sheet, others), dice)
+    return (only(sheet, [track]) if task == "lego" else sheet), without, everywhere, [task, track]
+
+
+def only(sheet: Array, tracks: list[str]) -> Array:
+    """The sheet with these tracks alone; the stops go with the melody."""
+    kept = np.zeros(CHANNELS, np.float32)
+    for track in tracks:
+        kept[list(_TRACKS[track])] = 1
+    if "melody" in tracks:
+        kept[list(barrel.STOPS)] = 1
+    return sheet * kept
+
+
+def overhear(sheet: Array, dice: random.Random) -> Array:
+    """What the encoder makes of a sheet that was played: pins at some level in some noise, stops at melody notes only.
+
+    Frames are played at any level: an upload's is its own.
+    """
+    noise = np.random.default_rng(dice.getrandbits(32)).standard_normal(sheet.shape).astype(np.float32)
+    heard = sheet * np.float32(dice.uniform(0.6, 1.1))
+    heard[:, list(barrel.STOPS)] *= sheet[:, list(barrel.MELODY)].max(axis=1, keepdims=True) / PIN
+    return heard + noise * np.float32(PIN * dice.uniform(0.02, 0.12))
