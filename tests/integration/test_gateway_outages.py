@@ -53,7 +53,7 @@ def house(tmp_path: Path, file_store_url: str) -> Iterator[House]:
     directory = tmp_path / "valkey"
     with (
         servers.valkey(directory, port=port, append_only=True),
-        gateway(tmp_path, f"redis://127.0.0.1:{port}", file_store_url, redis_timeout_s=1) as running,
+        gateway(tmp_path, f"redis://127.0.0.1:{port}", file_store_url, redis_timeout_s=0.5) as running,
     ):
         yield House(running, port, directory)
 
