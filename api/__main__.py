@@ -8,6 +8,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from api.app import create_app
 from api.dependencies import Parts
@@ -31,12 +32,12 @@ class _Server(uvicorn.Server):
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
-    settings = GatewaySettings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        settings = GatewaySettings()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         app = create_app(settings)
-    except ConfigurationError as error:
-        logging.getLogger("api").error("%s", error.message)
+    except (ConfigurationError, ValidationError) as error:
+        sys.stderr.write(f"{error}\n")
         return 2
     server = _Server(_config(app, settings), app.state.parts)
     server.run()

@@ -270,6 +270,17 @@ def test_sigterm_ends_streams_and_waits_in_order(
     assert after["status"] == "queued"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("SERINETTE_PORT", "many"), ("SERINETTE_STORE_URL", "ftp://x/y"), ("RQ_KEY_PREFIX", "a b")]
+)
+def test_a_wrong_setting_is_named(name: str, value: str, tmp_path: Path) -> None:
+    given = {**os.environ, name: value}
+    command = [sys.executable, "-m", "api"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=given, timeout=60)
+    assert told.returncode != 0
+    assert name.removeprefix("SERINETTE_").lower() in told.stderr.lower()
+
+
 def test_no_model_code_in_the_gateway() -> None:
     heavy = "'torch', 'torchaudio', 'diffusers', 'transformers', 'gpu_worker'"
     code = f"import sys, api.app, api.__main__; print([name for name in ({heavy}) if name in sys.modules])"
