@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
 from api.settings import GatewaySettings
 from serinette.errors import InvalidAudio, InvalidSpec, NotFound, TooLarge, Unsupported
@@ -57,6 +58,10 @@ class Intake:
             await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), upload.size_bytes)
         await self._record(tenant, upload)
         return upload
+
+    async def take_file(self, tenant: str, file: UploadFile) -> Upload:
+        """Keep a file of a form; see `take`."""
+        return await self.take(tenant, _chunks(file))
 
     async def open_slip(self, tenant: str) -> Slip:
         """An URL that takes the bytes directly into the store; `complete` proves them.
@@ -152,6 +157,11 @@ class Intake:
     async def _record(self, tenant: str, upload: Upload) -> None:
         key = upload_record_key(tenant, upload.id)
         await run_in_threadpool(self._store.put, key, upload.model_dump_json().encode(), "application/json")
+
+
+async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    while chunk := await file.read(_CHUNK_BYTES):
+        yield chunk
 
 
 async def _read(path: Path) -> AsyncIterator[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlencode
@@ -11,12 +10,13 @@ from urllib.parse import urlencode
 from fastapi import Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from api.dependencies import EventsPart, IntakePart, QueuePart, SettingsPart, StorePart, TenantPart
 from api.holding import held
 from api.routes.gradio import answers
 from api.routes.gradio.request import Order
+from api.songs import Asked, serve
 from serinette.errors import Conflict, NotFound
 from serinette.job import Job, JobOptions, JobStatus
 
@@ -24,7 +24,6 @@ from serinette.job import Job, JobOptions, JobStatus
 _CANCEL_WAIT_S = 10.0
 # In base64 and JSON a file takes several times its size in memory.
 _MAX_INLINE_BYTES = 64 * 1024 * 1024
-_CHUNK_BYTES = 1024 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -72,7 +71,7 @@ class Desk:
         Raises:
             TooLarge, InvalidAudio: it is not kept.
         """
-        upload = await self.intake.take(self.tenant, _chunks(file))
+        upload = await self.intake.take_file(self.tenant, file)
         return upload.id
 
     async def find(self, request_id: str) -> Job:
@@ -99,7 +98,7 @@ class Desk:
         """The song in the manner asked for, or why there is none, or where to ask again."""
         job = await self._held(job, manner.wait)
         if job.status is JobStatus.SUCCEEDED:
-            return await self._song_json(job) if manner.as_json else await self._song(job)
+            return await self._song_json(job) if manner.as_json else await self._song(http, job)
         if not job.status.ended and manner.wait:
             return self._redirect(http, job, manner)
         if not (manner.sync and job.status.ended):
@@ -117,18 +116,8 @@ class Desk:
         path = f"{http.scope.get('root_path', '')}{answers.audio_path(job)}"
         return RedirectResponse(f"{path}?{urlencode(query)}", 303)
 
-    async def _song(self, job: Job) -> Response:
-        artifact = answers.artifact(job)
-        chunks = self.store.stream(artifact.key)
-        first = await anext(chunks)  # what is missing is found out before the headers are sent
-        return StreamingResponse(
-            _joined(first, chunks),
-            media_type=artifact.content_type,
-            headers={
-                "Content-Disposition": f'attachment; filename="{answers.file_name(job)}"',
-                "Content-Length": str(artifact.size_bytes),
-            },
-        )
+    async def _song(self, http: Request, job: Job) -> Response:
+        return await serve(self.store, answers.artifact(job), Asked.by(http), answers.file_name(job), download=True)
 
     async def _song_json(self, job: Job) -> Response:
         artifact = answers.artifact(job)
@@ -137,14 +126,3 @@ class Desk:
         audio = b"".join([chunk async for chunk in self.store.stream(artifact.key)])
         # Of a long song, base64 and JSON take longer than the event loop may be held up.
         return await run_in_threadpool(lambda: JSONResponse(answers.song_with_bytes(job, audio)))
-
-
-async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for chunk in rest:
-        yield chunk
-
-
-async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await file.read(_CHUNK_BYTES):
-        yield chunk

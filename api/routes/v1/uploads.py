@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -19,7 +18,6 @@ from serinette.upload import Upload
 router = APIRouter(tags=["uploads"])
 
 _UPLOAD_ID = re.compile(r"upload-[0-9a-f]{32}")
-_CHUNK_BYTES = 1024 * 1024
 
 
 class PresignedUpload(BaseModel):
@@ -68,7 +66,7 @@ async def upload(
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise InvalidSpec("file: the form must hold the audio in a field of this name", field="file")
-            kept = await intake.take(tenant, _chunks(file))
+            kept = await intake.take_file(tenant, file)
     response.headers["Location"] = f"/v1/uploads/{kept.id}"
     return kept
 
@@ -98,8 +96,3 @@ async def look(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> U
 async def erase(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> None:
     """Jobs that still wait to work on it will fail."""
     await intake.erase(tenant, upload_id)
-
-
-async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await file.read(_CHUNK_BYTES):
-        yield chunk

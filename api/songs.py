@@ -1,0 +1,111 @@
+"""A song's bytes on their way to a client, whole or in part; every dialect hands songs over through here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from api.problems import answer
+from api.ranges import Span, Unsatisfiable, names_etag, requested_span
+from serinette.errors import Gone, NotFinished, NotFound, RequestError
+from serinette.job import Artifact, Job, JobStatus
+from serinette.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request says about the bytes that it wants."""
+
+    path: str
+    method: str
+    range: str | None = None
+    if_range: str | None = None
+    if_none_match: str | None = None
+
+    @classmethod
+    def by(cls, request: Request) -> Asked:
+        """As the request's headers have it."""
+        get = request.headers.get
+        return cls(request.url.path, request.method, get("range"), get("if-range"), get("if-none-match"))
+
+    def has(self, song: Artifact) -> bool:
+        """Whether the client holds the song already."""
+        return names_etag(self.if_none_match, _etag(song))
+
+
+def song_of(job: Job, index: int) -> Artifact:
+    """One song of a job.
+
+    Raises:
+        NotFinished: it is still to be sung.
+        Gone: the job ended without songs.
+        NotFound: it has fewer songs.
+    """
+    if not job.status.ended:
+        raise NotFinished(f"job {job.id} is {job.status}: its song is not ready; follow /v1/jobs/{job.id}/events")
+    if job.status is not JobStatus.SUCCEEDED or job.result is None:
+        reason = f": {job.error.message}" if job.error else ""
+        raise Gone(f"job {job.id} {'was' if job.status is JobStatus.CANCELED else 'has'} {job.status}{reason}")
+    for artifact in job.result.artifacts:
+        if artifact.index == index:
+            return artifact
+    raise NotFound(f"index: job {job.id} has {len(job.result.artifacts)} songs, from 0", field="index")
+
+
+async def serve(store: Store, song: Artifact, asked: Asked, file_name: str, *, download: bool) -> Response:
+    """The song, the part of it that is asked for, or that the client has it already.
+
+    Raises:
+        Gone: its file was erased.
+    """
+    headers = _headers(song, file_name, "attachment" if download else "inline")
+    if asked.has(song):
+        return Response(status_code=304, headers=headers)
+    try:
+        span = requested_span(asked.range, song.size_bytes) if asked.if_range in (None, headers["ETag"]) else None
+    except Unsatisfiable:
+        error = RequestError(f"Range: the song has {song.size_bytes} bytes", field="Range")
+        return answer(asked.path, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
+    return await _bytes(asked.method, store, song, span, headers)
+
+
+def _etag(song: Artifact) -> str:
+    return f'"{song.sha256}"'
+
+
+def _headers(song: Artifact, file_name: str, disposition: str) -> dict[str, str]:
+    return {
+        "ETag": _etag(song),
+        "Accept-Ranges": "bytes",
+        "Content-Type": song.content_type,
+        "Content-Disposition": f'{disposition}; filename="{file_name}"',
+        # The song never changes, but it can be erased: a cache asks again, and is answered 304.
+        "Cache-Control": "private, no-cache",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+async def _bytes(method: str, store: Store, song: Artifact, span: Span | None, headers: dict[str, str]) -> Response:
+    status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
+    if span:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
+    headers["Content-Length"] = str(end - start)
+    try:
+        if method == "HEAD":
+            await run_in_threadpool(store.head, song.key)
+            return Response(status_code=status, headers=headers)
+        chunks = store.stream(song.key, start, end)
+        first = await anext(chunks)  # whether the store has it must be known before the status is sent
+    except NotFound as error:
+        raise Gone("the song's file was erased from the store") from error
+    return StreamingResponse(_with_first(first, chunks), status, headers)
+
+
+async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
