@@ -10,6 +10,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# What make started ends with make, however that ends.
+LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api gpu_worker tests scripts benchmarks
 
 .DEFAULT_GOAL := help
@@ -19,10 +21,10 @@ help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/local.stamp  ## Sing one song on this machine, into demo.mp3 (PORT=8019).
-	@$(BIN)/serinette demo --port $(PORT)
+	@$(LEASH) $(BIN)/serinette demo --port $(PORT)
 
 up: $(VENV)/local.stamp  ## Start the server for good (PORT=8019).
-	@$(BIN)/serinette up --port $(PORT)
+	@$(LEASH) $(BIN)/serinette up --port $(PORT)
 
 test: $(VENV)/dev.stamp  ## Run all tests on real Valkey, SeaweedFS and processes (ARGS=-k word).
 	$(BIN)/python -m pytest --junitxml=build/tests.xml $(ARGS)

@@ -54,4 +54,5 @@ def run() -> None:
         errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[local]'", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
+        errors.print("Interrupted.")
         sys.exit(EXIT_INTERRUPTED)

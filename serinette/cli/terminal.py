@@ -50,6 +50,8 @@ STATUS_STYLES = {
 def program() -> str:
     """How this program was called, as a person would type it again."""
     called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m serinette.cli"
     found = shutil.which(called.name)
     if found and Path(found).resolve() == called.resolve():
         return called.name

@@ -212,7 +212,7 @@ def lonely(directory: Path) -> Iterator[Up]:
     running.clean_up()
 
 
-def test_killed_outright_it_leaves_nothing_and_loses_nothing(lonely: Up) -> None:
+def test_killed_outright_it_leaves_nothing_and_loses_nothing_and_asked_twice_it_ends_at_once(lonely: Up) -> None:
     with Client(lonely.url) as client:
         job_id = client.submit(LONG).id
         assert eventually(lambda: client.get(job_id).status is JobStatus.RUNNING)
@@ -222,14 +222,19 @@ def test_killed_outright_it_leaves_nothing_and_loses_nothing(lonely: Up) -> None
     lonely.end(signal.SIGKILL)
     assert eventually_gone(family)
 
-    again = Up.start(lonely.data_dir)
+    again = Up.start(lonely.data_dir, "--drain-timeout", "600")
     try:
         with Client(again.url) as client:
             assert client.cancel(job_id).cancel_requested
             assert client.wait(waiting_id, timeout_s=150).status is JobStatus.SUCCEEDED
             assert client.wait(job_id, timeout_s=150).status is JobStatus.CANCELED
+            held_id = client.submit(LONG).id
+            assert eventually(lambda: client.get(held_id).status is JobStatus.RUNNING)
         family = again.family()
-        assert again.end(signal.SIGTERM) == 0
+        again.process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: "asked to leave" in (again.data_dir / "logs/worker.log").read_text())
+        assert again.process.poll() is None  # the song may still take 10 minutes
+        assert again.end(signal.SIGINT) == 0
         assert eventually_gone(family)
     finally:
         again.clean_up()
