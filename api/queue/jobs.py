@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +106,13 @@ class JobQueue:
         """
         with _answering():
             return self._reader.explained([self._load(tenant, job_id)])[0]
+
+    def find(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Job | None]:
+        """Each of many jobs; None for those that this tenant does not have."""
+        with _answering():
+            found = [self._known(tenant, *each) for each in zip(job_ids, self._reader.see(job_ids), strict=True)]
+            explained = iter(self._reader.explained([job for job in found if job]))
+            return [job and next(explained) for job in found]
 
     def list(
         self,
@@ -244,15 +251,20 @@ class JobQueue:
             return None
 
     def _load(self, tenant: str, job_id: str) -> Job:
-        sighting = self._reader.see([job_id])[0]
+        job = self._known(tenant, job_id, self._reader.see([job_id])[0])
+        if job is None:
+            raise NotFound(f"there is no job {job_id}; ended jobs are kept for a limited time")
+        return job
+
+    def _known(self, tenant: str, job_id: str, sighting: Sighting | None) -> Job | None:
         if sighting is not None and sighting.meta["tenant"] != tenant:
-            raise _no_such(job_id)
+            return None
         if sighting is not None and (sighting.result or sighting.status is not JobStatus.SUCCEEDED):
             return sighting.job()
         try:
             return job_of_record(Record.model_validate_json(self._store.get(record_key(tenant, job_id))))
-        except NotFound as error:
-            raise _no_such(job_id) from error
+        except NotFound:
+            return None
 
 
 def keyed_job_id(tenant: str, idempotency_key: str) -> str:
@@ -267,10 +279,6 @@ def _matches(sighting: Sighting, tenant: str, status: JobStatus | None, label: t
         and (status is None or sighting.status is status)
         and (label is None or sighting.meta["labels"].get(label[0]) == label[1])
     )
-
-
-def _no_such(job_id: str) -> NotFound:
-    return NotFound(f"there is no job {job_id}; ended jobs are kept for a limited time")
 
 
 @contextmanager

@@ -107,6 +107,16 @@ def come_up(desk: Desk, name: str = "w", pool: str = "default", model_name: str 
     )
 
 
+def test_many_jobs_are_found_at_once_in_the_order_asked_for(desk: Desk) -> None:
+    first, theirs, last = desk.submit(), desk.submit(tenant="other"), desk.submit()
+    desk.slot.claim(first.id)
+    desk.slot.succeed(first.id, [b"x"])
+    found = desk.queue.find(ME, [last.id, str(uuid.uuid4()), theirs.id, first.id, last.id])
+    assert [job and job.id for job in found] == [last.id, None, None, first.id, last.id]
+    assert [job and job.position for job in found] == [2, None, None, None, 2]
+    assert desk.queue.find(ME, []) == []
+
+
 def test_a_job_from_submit_to_song(desk: Desk) -> None:
     job = desk.submit(SPEC, labels={"album": "blue"}, lane="high", timeout_s=60)
     assert (job.status, job.position, job.lane, job.timeout_s) == (JobStatus.QUEUED, 1, Lane.HIGH, 60)
