@@ -1,0 +1,52 @@
+{{- define "serinette.fullname" -}}
+{{- $default := ternary .Release.Name (printf "%s-serinette" .Release.Name) (contains "serinette" .Release.Name) -}}
+{{- .Values.fullnameOverride | default $default | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* What finds our pods. (list $ "gateway") */}}
+{{- define "serinette.selector" -}}
+{{- $top := index . 0 -}}
+app.kubernetes.io/name: serinette
+app.kubernetes.io/instance: {{ $top.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* Labels of objects. No version: in a pod's template it would drain every GPU at an upgrade of the chart. */}}
+{{- define "serinette.labels" -}}
+{{- $top := index . 0 -}}
+{{ include "serinette.selector" . }}
+app.kubernetes.io/part-of: serinette
+{{- with $top.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "serinette.objectLabels" -}}
+{{- $top := index . 0 -}}
+{{ include "serinette.labels" . }}
+app.kubernetes.io/managed-by: {{ $top.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* (list $ "gateway"): registry, repository, and digest or tag. */}}
+{{- define "serinette.image" -}}
+{{- $top := index . 0 -}}
+{{- $image := index $top.Values.images (index . 1) -}}
+{{- $registry := $top.Values.global.imageRegistry | trimSuffix "/" -}}
+{{- if not (or $registry (contains "/" $image.repository)) -}}
+{{- fail (printf "\n\nThere is no registry to pull %s from. Build the images and push them to yours:\n\n    make release REGISTRY=registry.example.com/you\n\nand name it to the chart: --set global.imageRegistry=registry.example.com/you\n" $image.repository) -}}
+{{- end -}}
+{{- with $registry }}{{ . }}/{{ end -}}
+{{- $image.repository -}}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $top.Chart.AppVersion }}{{ end -}}
+{{- end }}
+
+{{/* A pool with its defaults, as YAML. (list $ pool) */}}
+{{- define "serinette.pool" -}}
+{{- $top := index . 0 -}}
+{{- toYaml (mustMergeOverwrite (deepCopy $top.Values.poolDefaults) (index . 1)) -}}
+{{- end }}
+
+{{- define "serinette.workerName" -}}
+{{- printf "%s-worker-%s" (include "serinette.fullname" (index . 0)) (index . 1) | trunc 63 | trimSuffix "-" -}}
+{{- end }}

@@ -1,0 +1,104 @@
+{{/* Environment entries, the last of each name: a list with doubles is refused by server-side apply. */}}
+{{- define "serinette.env" -}}
+{{- $seen := dict -}}
+{{- $kept := list -}}
+{{- range reverse . -}}
+{{- if not (hasKey $seen .name) -}}
+{{- $_ := set $seen .name true -}}
+{{- $kept = prepend $kept . -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $kept -}}
+{{- end }}
+
+{{/* What our three processes share: env and envFrom. (list $ "entries of its own" extraEnv) */}}
+{{- define "serinette.environment" -}}
+{{- $top := index . 0 -}}
+{{- $redis := include "serinette.redisEnv" $top | fromYamlArray -}}
+{{- $store := include "serinette.storeEnv" $top | fromYamlArray -}}
+env:
+  {{- include "serinette.env" (concat $redis $store (index . 1 | fromYamlArray) $top.Values.extraEnv (index . 2)) | nindent 2 }}
+envFrom:
+  - configMapRef: {name: {{ include "serinette.fullname" $top }}-settings}
+  {{- with (include "serinette.store" $top | fromYaml).secret }}
+  - secretRef: {name: {{ . }}}
+  {{- end }}
+{{- end }}
+
+{{/* Of every pod. enableServiceLinks: a Service named serinette would set SERINETTE_PORT to tcp://... */}}
+{{- define "serinette.podSpec" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  {{- with .Values.security.runAsUser }}
+  runAsUser: {{ int64 . }}
+  {{- end }}
+  {{- with .Values.security.runAsGroup }}
+  runAsGroup: {{ int64 . }}
+  {{- end }}
+  {{- with .Values.security.fsGroup }}
+  fsGroup: {{ int64 . }}
+  fsGroupChangePolicy: OnRootMismatch
+  {{- end }}
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.global.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "serinette.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* Where a pod goes: the values that pools and parts have in common. */}}
+{{- define "serinette.placement" -}}
+{{- range $field := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "resourceClaims" }}
+{{- with index $ $field }}
+{{ $field }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- range $field := list "runtimeClassName" "priorityClassName" "schedulerName" }}
+{{- with index $ $field }}
+{{ $field }}: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "serinette.spread" -}}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "serinette.selector" . | nindent 8 }}
+{{- end }}
+
+{{- define "serinette.volumes" -}}
+{{- $top := index . 0 -}}
+- name: tmp
+  emptyDir: {{ toJson (index . 1) }}
+{{- with $top.Values.redis.tls.caSecret }}
+- name: redis-ca
+  secret:
+    secretName: {{ . }}
+    items: [{key: {{ $top.Values.redis.tls.caKey }}, path: ca.crt}]
+{{- end }}
+{{- end }}
+
+{{- define "serinette.volumeMounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if .Values.redis.tls.caSecret }}
+- {name: redis-ca, mountPath: /etc/serinette/redis, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* A restart of gateway and maintenance is cheap: they take new settings up at once. Workers would drain. */}}
+{{- define "serinette.settingsChecksum" -}}
+checksum/settings: {{ include (print .Template.BasePath "/settings.yaml") . | sha256sum }}
+{{- end }}

@@ -1,0 +1,51 @@
+{{/* What a worker needs beyond the supervisor's drain: jobs given back, slots and engine ended (gpu_worker/supervisor.py). */}}
+{{- define "serinette.worker.leaveS" -}}60{{- end }}
+
+{{/* How long a running job may still sing once its worker is asked to leave. */}}
+{{- define "serinette.worker.drainS" -}}
+{{- max 0 (sub (int .terminationGraceS) (include "serinette.worker.leaveS" . | int)) -}}
+{{- end }}
+
+{{- define "serinette.workerEnv" -}}
+- {name: SERINETTE_POOL, value: {{ .name | quote }}}
+- {name: SERINETTE_SLOTS, value: {{ int .slots | quote }}}
+- {name: SERINETTE_MAX_BATCH, value: {{ int .maxBatch | quote }}}
+- {name: SERINETTE_DRAIN_TIMEOUT_S, value: {{ include "serinette.worker.drainS" . | quote }}}
+- {name: SERINETTE_ENGINE_START_TIMEOUT_S, value: {{ int .loadTimeoutS | quote }}}
+- {name: SERINETTE_MODEL, value: {{ .model | quote }}}
+{{- with .modelName }}
+- {name: SERINETTE_MODEL_NAME, value: {{ . | quote }}}
+{{- end }}
+{{- with .modelEndpoint }}
+- {name: SERINETTE_MODEL_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+- {name: SERINETTE_DEVICE, value: {{ .device | quote }}}
+- {name: SERINETTE_DTYPE, value: {{ .dtype | quote }}}
+- {name: SERINETTE_THREADS, value: {{ int .threads | quote }}}
+- {name: SERINETTE_VAE_TILING, value: {{ .vaeTiling | quote }}}
+- {name: SERINETTE_CPU_OFFLOAD, value: {{ .cpuOffload | quote }}}
+- {name: SERINETTE_COMPILE, value: {{ .compile | quote }}}
+- {name: SERINETTE_WORK_DIR, value: /var/lib/serinette}
+{{/* Libraries write beside their caches: the root is read-only, so each gets a place that is not. */ -}}
+- {name: HOME, value: /tmp}
+- {name: HF_HOME, value: /var/lib/serinette/checkpoints/huggingface}
+- {name: TORCHINDUCTOR_CACHE_DIR, value: /var/lib/serinette/compiled}
+- {name: TRITON_CACHE_DIR, value: /var/lib/serinette/compiled/triton}
+{{- end }}
+
+{{- define "serinette.worker.cache" -}}
+{{- $name := index . 0 -}}
+{{- $cache := index . 1 -}}
+- name: checkpoints
+{{- if eq $cache.type "hostPath" }}
+  hostPath: {path: {{ $cache.path }}, type: DirectoryOrCreate}
+{{- else if eq $cache.type "claim" }}
+  persistentVolumeClaim: {claimName: {{ $cache.existingClaim | default $name }}}
+{{- else }}
+  emptyDir: {sizeLimit: {{ $cache.size }}}
+{{- end }}
+{{- if eq $cache.type "image" }}
+- name: models
+  image: {reference: {{ $cache.image }}, pullPolicy: IfNotPresent}
+{{- end }}
+{{- end }}
