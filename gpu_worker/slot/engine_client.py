@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_worker.engine.base import Samples
@@ -47,12 +48,11 @@ _SHORTEST_WAITING_STALL_S = 15.0
 _UNHEARD_TRIES = 3
 
 
-class _EngineLost(Exception):
-    """The engine was gone before it sang this song: the job is not to blame."""
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """The engine was gone before it sang this song: the job is not to blame, unless that keeps happening `unheard`."""
 
-    def __init__(self, *, unheard: bool) -> None:
-        super().__init__()
-        self.unheard = unheard
+    unheard: bool
 
 
 class EngineClient:
@@ -113,13 +113,13 @@ class EngineClient:
         unheard = 0
         while True:
             self.wait_ready(hold, tell)
-            try:
-                return self._ask(request, audio, hold, tell)
-            except _EngineLost as lost:
-                unheard = unheard + 1 if lost.unheard else 0
-                if unheard == _UNHEARD_TRIES:
-                    raise EngineCrashed("the engine ended whenever it was asked for this song") from lost
-                log.info("job %s: the engine was lost to another song; waiting for the next one", hold.job.id)
+            answer = self._ask(request, audio, hold, tell)
+            if isinstance(answer, Sung):
+                return answer
+            unheard = unheard + 1 if answer.unheard else 0
+            if unheard == _UNHEARD_TRIES:
+                raise EngineCrashed("the engine ended whenever it was asked for this song")
+            log.info("job %s: the engine was lost to another song; waiting for the next one", hold.job.id)
 
     def take(self, audio: Audio) -> Samples:
         """Samples [channels, frames] of the next song of a `Sung`.
@@ -143,7 +143,7 @@ class EngineClient:
             raise ConnectionError("there is no connection to the engine")
         return self._connection
 
-    def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung:
+    def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung | _Lost:
         answer: Message | None = None
         stage: Stage | None = None
         try:
@@ -170,7 +170,7 @@ class EngineClient:
         except (EngineStalled, OSError) as error:
             self.close()
             if stage is None or stage is Stage.WAITING_FOR_ENGINE:
-                raise _EngineLost(unheard=stage is None) from error
+                return _Lost(unheard=stage is None)
             if isinstance(error, EngineStalled):
                 raise
             raise EngineCrashed("the engine ended while it sang this song") from error

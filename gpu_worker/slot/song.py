@@ -68,6 +68,8 @@ class Performance:
             result = self._result(job_id, spec, sung)
             self.hold.check()
         except BaseException:
+            # Songs that nobody took would be the next job's.
+            self.engine.close()
             # Nothing refers to these yet. From the record on they may be the job's songs, whatever else fails.
             self.store.erase(self.uploaded)
             raise

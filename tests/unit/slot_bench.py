@@ -50,6 +50,10 @@ class ImaginedEngine(EngineClient):
         self.meanwhile: Callable[[Hold], None] = lambda _: None
         self.heard: list[Sing] = []
         self.audio: list[Samples] = []
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def ready(self, wait_s: float = 0.0) -> bool:
         return True

@@ -194,6 +194,7 @@ def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench) -> None:
     slot.sing_one()
     assert_over(bench, job_id, JobStatus.CANCELED)
     assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
+    assert bench.engine.closed == 1, "what was not taken must not be taken for the next job's"
 
 
 def test_a_newer_spec_goes_to_the_back_uncharged(bench: SlotBench, monkeypatch: pytest.MonkeyPatch) -> None:
