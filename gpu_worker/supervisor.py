@@ -30,6 +30,8 @@ _SLOT_WELL_AFTER_S = 10.0
 # Beyond the drain: for a job that is given back, an engine that is told to stop, a Redis that is slow just then.
 _DRAIN_MARGIN_S = 15.0
 _ENGINE_END_TIMEOUT_S = 10.0
+# In the run directory while the model is loaded: a look at a file is all that the platform's probe costs.
+READY_FILE = "ready"
 
 
 class Supervisor:
@@ -38,6 +40,7 @@ class Supervisor:
     def __init__(self, settings: WorkerSettings, run_dir: Path) -> None:
         """`run_dir`: this supervisor's own directory."""
         self._settings = settings = settings.model_copy(update={"run_dir": run_dir})
+        self._ready_file = run_dir / READY_FILE
         self.name = f"{socket.gethostname()}-{secrets.token_hex(3)}"
         environment = {"SERINETTE_RUN_DIR": str(run_dir)}
         self._engine = Child(
@@ -148,6 +151,7 @@ class Supervisor:
                 child.signal(signal.SIGKILL)
 
     def _tell(self, hello: Hello | None) -> None:
+        self._mark_ready(self._stage(hello) is WorkerStage.READY)
         self._presence = self._presence.model_copy(
             update={
                 "stage": self._stage(hello),
@@ -158,6 +162,12 @@ class Supervisor:
             }
         )
         self._herald.update(self._presence)
+
+    def _mark_ready(self, ready: bool) -> None:
+        if ready and not self._ready_file.exists():
+            self._ready_file.touch()
+        elif not ready:
+            self._ready_file.unlink(missing_ok=True)
 
     def _stage(self, hello: Hello | None) -> WorkerStage:
         if self._signals:

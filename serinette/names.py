@@ -70,6 +70,18 @@ class Keys:
         """Hash of a pool's moving averages (serinette/presence.py), for ETAs."""
         return self._key("pace", pool)
 
+    def waiting(self, pool: str, lane: Lane) -> str:
+        """List of the jobs that wait in a lane: RQ's own key, and the first thing that KEDA reads."""
+        return ":".join((self.prefix, "queue", queue_name(pool, lane)))
+
+    def busy(self, pool: str) -> str:
+        """Set of the names of a pool's workers that hold work: KEDA lets the pool have as many."""
+        return self._key("busy", pool)
+
+    def brake(self, pool: str) -> str:
+        """Set of reasons why starting more of a pool's workers would be waste: KEDA starts none while it has any."""
+        return self._key("brake", pool)
+
     def lease(self, name: str) -> str:
         """String that its holder keeps alive: one maintenance replica at a time."""
         return self._key("lease", name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -25,6 +25,10 @@ class SharedSettings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="redis://, rediss:// or unix:// URL of Valkey or Redis >= 7.2.",
+    )
+    redis_username: str | None = Field(None, description="User, where the URL names none.")
+    redis_password: SecretStr | None = Field(
+        None, description="Password, where the URL has none. Any characters: in a URL some must be escaped."
     )
     redis_prefix: str = Field(
         "rq",
@@ -72,6 +76,7 @@ def connect_redis(settings: SharedSettings) -> Redis:
     """A blocking client: short timeouts, two quick retries of a lost connection, bytes in and out (as RQ wants it)."""
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
+        **_credentials(settings),
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_timeout_s,
         health_check_interval=30,
@@ -83,6 +88,7 @@ def connect_redis_async(settings: SharedSettings) -> redis_asyncio.Redis:
     """A client for the event loop; text in and out. Callers beyond its few connections wait for one of them."""
     pool = redis_asyncio.BlockingConnectionPool.from_url(
         settings.redis_url.get_secret_value(),
+        **_credentials(settings),
         max_connections=_ASYNC_CONNECTIONS,
         timeout=settings.redis_timeout_s,
         socket_timeout=settings.redis_timeout_s,
@@ -92,3 +98,9 @@ def connect_redis_async(settings: SharedSettings) -> redis_asyncio.Redis:
         decode_responses=True,
     )
     return redis_asyncio.Redis.from_pool(pool)
+
+
+def _credentials(settings: SharedSettings) -> dict[str, Any]:
+    """What redis-py takes beside a URL; what the URL itself names wins."""
+    password = settings.redis_password.get_secret_value() if settings.redis_password else None
+    return {"username": settings.redis_username, "password": password}
