@@ -16,12 +16,14 @@ import transformers.utils.logging
 from safetensors import SafetensorError, safe_open
 
 from gpu_worker.engine.ace_step import AceStepEngine
+from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import bundled_checkpoint
 from gpu_worker.engine.fetching import fetch
 from gpu_worker.engine.pipeline import SongPipeline
 from gpu_worker.engine.revision import revision_of
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
+from serinette.spec import GenerationSpec
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,11 @@ def load(settings: WorkerSettings) -> AceStepEngine:
     _place(pipe, settings, device)
     revision = checkpoint.revision or revision_of(checkpoint.directory)
     name = settings.model_name or checkpoint.name
+    engine = AceStepEngine(pipe, name=name, revision=revision, device=_in_words(device))
+    if settings.compile:
+        _warm_up(engine)
     log.info("loaded %s in %.1f s: %s on %s", name, time.monotonic() - started, checkpoint.directory, device)
-    return AceStepEngine(pipe, name=name, revision=revision, device=_in_words(device))
+    return engine
 
 
 def device_of(settings: WorkerSettings) -> torch.device:
@@ -91,14 +96,24 @@ def locate(settings: WorkerSettings) -> Checkpoint:
         if directory.is_dir():
             return Checkpoint(directory, name)
         if hub := _HUB_ID.fullmatch(settings.model):
-            snapshot = Path(SongPipeline.download(hub["id"], revision=hub["revision"], use_safetensors=True))
-            return Checkpoint(snapshot, hub["id"].partition("/")[2], snapshot.name)
+            return _from_hub(hub["id"], hub["revision"])
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {settings.model}: cannot be fetched: {_first_line(error)}") from error
     raise ConfigurationError(
         f"model {settings.model}: no such directory, and neither `bundled`, a hub id (owner/name) nor a URL "
         "(s3://, gs://, az://, file://)"
     )
+
+
+def _from_hub(model: str, revision: str | None) -> Checkpoint:
+    try:
+        snapshot = Path(SongPipeline.download(model, revision=revision, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"model {model}: the hub does not give it, and it is not in the local cache whole; "
+            f"check its name, HF_TOKEN and the network ({_first_line(error)[:300]})"
+        ) from error
+    return Checkpoint(snapshot, model.partition("/")[2], snapshot.name)
 
 
 def check(directory: Path) -> None:
@@ -143,6 +158,13 @@ def _place(pipe: SongPipeline, settings: WorkerSettings, device: torch.device) -
     if settings.compile:
         for module in (pipe.transformer, pipe.vae.decoder):
             module.forward = torch.compile(module.forward)
+
+
+def _warm_up(engine: AceStepEngine) -> None:
+    """Compile before the first job, which would take minutes and seem to hang; the second length makes lengths free."""
+    for duration_s in (4.0, 6.0):
+        spec = GenerationSpec(duration_s=duration_s, steps=2)
+        engine.sing([SongRequest(spec, seed=0)], lambda _stage, _step, _steps: frozenset())
 
 
 def _dtype(settings: WorkerSettings, device: torch.device) -> torch.dtype:

@@ -133,7 +133,7 @@ class EngineServer:
         try:
             singing.prepare(engine)
         except Exception as error:
-            singing.answer(_failed(error))
+            singing.answer(_failed(singing.job_id, error))
             return False
         return True
 
@@ -153,7 +153,7 @@ class EngineServer:
                 singing.answer(Stopped())
         except Exception as error:
             if len(batch) == 1:
-                batch[0][0].answer(_failed(error))
+                batch[0][0].answer(_failed(batch[0][0].job_id, error))
                 return
             log.warning("a batch of %d failed (%s): each song is sung alone", len(batch), error)
             for member in batch:
@@ -198,8 +198,9 @@ def bind(path: Path) -> socket.socket:
     return listener
 
 
-def _failed(error: Exception) -> Failed:
+def _failed(job_id: str, error: Exception) -> Failed:
     if isinstance(error, SerinetteError):
+        log.warning("job %s: %s: %s", job_id, error.code, error.message)
         return Failed(error=JobError(code=error.code, message=error.message, retryable=error.retryable))
-    log.error("a song failed on a mistake of ours", exc_info=error)
+    log.error("job %s: failed on a mistake of ours", job_id, exc_info=error)
     return Failed(error=JobError(code=SerinetteError.code, message=f"{type(error).__name__}: {error}"))

@@ -68,13 +68,13 @@ class Session(threading.Thread):
         elif isinstance(message, Sing):
             if self._singing is not None and not self._singing.answered:
                 raise ConnectionError("a slot asked for a second song before it had its first")
-            audio = {part.role: self._connection.take_samples(part) for part in message.audio}
+            audio = {str(part.role): self._connection.take_samples(part) for part in message.audio}
             try:
                 spec = GenerationSpec.from_wire(message.spec)
             except (RequestError, Interruption) as error:
                 self.send(Failed(error=JobError(code=error.code, message=error.message, retryable=error.retryable)))
                 return
-            self._singing = Singing(spec, {str(role): samples for role, samples in audio.items()}, self.send)
+            self._singing = Singing(message.job_id, spec, audio, self.send)
             self._take(self._singing)
         else:
             raise ConnectionError(f"a slot sent {message!r:.80}, which only an engine sends")

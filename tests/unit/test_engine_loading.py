@@ -66,6 +66,11 @@ class TestLocate:
         with pytest.raises(ConfigurationError, match=model):
             loading.locate(settings(tmp_path, model=model))
 
+    def test_a_hub_that_is_away_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ConfigurationError, match="model nobody/has-this: the hub does not give it"):
+            loading.locate(settings(tmp_path, model="nobody/has-this@main"))
+
 
 class TestWhole:
     def test_a_whole_one_passes(self, copy: Path) -> None:
