@@ -213,6 +213,7 @@ def test_a_redis_that_is_killed_and_comes_back_costs_nothing(tmp_path: Path) -> 
         for job_id in (running, *waiting):
             home.sung(job_id, SUCCEEDED)
         assert keeper.poll() is None and worker.poll() is None
+        assert eventually(lambda: "rounds goes on" in home.log())
         assert home.log().count("rounds fails") == home.log().count("rounds goes on") == 1
 
 
