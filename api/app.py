@@ -16,7 +16,7 @@ from api.events import JobEvents
 from api.intake import Intake
 from api.limits import BodyLimit
 from api.queue import JobQueue
-from api.routes import gradio, health, v1
+from api.routes import acestep, gradio, health, v1
 from api.settings import GatewaySettings
 from serinette import __version__
 from serinette.ledger import Ledger
@@ -24,7 +24,7 @@ from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
 
 # Prefixes of the paths that take audio files as their body.
-UPLOAD_PATHS = ("/v1/uploads", "/generate_music_with_audio")
+UPLOAD_PATHS = ("/v1/uploads", "/generate_music_with_audio", "/release_task")
 
 _READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
 _OUR_OWN = ("Idempotency-Replayed", "Preference-Applied")
@@ -65,6 +65,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     problems.install(app)
     app.include_router(v1.router)
     app.include_router(gradio.router)
+    app.include_router(acestep.router)
     app.include_router(health.router)
     document.complete(app)
     _add_middleware(app, settings)

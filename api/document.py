@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from api.events import JobEvent
 from api.problems import Problem, speaks_problems
+from api.routes.acestep.documented import TAG
 
 # Told by responses that FastAPI knows no model of.
 _TOLD: tuple[type[BaseModel], ...] = (Problem, JobEvent)
@@ -23,8 +24,8 @@ def complete(app: FastAPI) -> None:
         for model in _TOLD:
             document["components"]["schemas"][model.__name__] = model.model_json_schema()
         for path, methods in document["paths"].items():
-            if speaks_problems(path):
-                for operation in methods.values():
+            for operation in methods.values():
+                if speaks_problems(path) or TAG in operation["tags"]:
                     _drop_foreign_errors(operation["responses"])
         return document
 

@@ -83,8 +83,14 @@ def problem_of(error: SerinetteError, path: str, status: int | None = None) -> P
     )
 
 
+# Under /v1, and yet not ours: ACE-Step 1.5's own API.
+_ACESTEP = ("/v1/audio", "/v1/create_sample", "/v1/init", "/v1/model_inventory", "/v1/reinitialize", "/v1/stats")
+
+
 def speaks_problems(path: str) -> bool:
     """Whether errors on this path are told as problems."""
+    if path in _ACESTEP or path.startswith("/v1/lora/"):
+        return False
     return path in {"/healthz", "/readyz", "/v1"} or path.startswith("/v1/")
 
 

@@ -187,7 +187,8 @@ def test_a_failure_is_told_as_each_call_would(client: TestClient, ledger: Ledger
 def test_health_and_initialize_without_and_with_a_worker_that_loads(
     client: TestClient, settings: GatewaySettings, ledger: Ledger
 ) -> None:
-    assert client.get("/health").json() == {"status": "healthy", "pipeline_loaded": False, "workers": []}
+    empty = {"status": "healthy", "pipeline_loaded": False, "workers": []}
+    assert client.get("/health").json().items() >= empty.items()
     worker = Presence(name="w1", pool="default", stage=WorkerStage.LOADING, slots=2, started_at=now())
     announce(ledger.redis, settings.keys, worker)
     health = client.get("/health").json()

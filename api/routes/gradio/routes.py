@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from api.dependencies import QueuePart
 from api.queue import JobQueue
@@ -14,7 +14,6 @@ from api.routes.gradio import answers
 from api.routes.gradio.desk import Desk, Manner
 from api.routes.gradio.refusals import SeedRoute
 from api.routes.gradio.request import GenerateMusicRequest, order
-from serinette.errors import QueueUnavailable
 from serinette.presence import Presence
 
 router = APIRouter(route_class=SeedRoute, tags=["ACE-Step v1 dialect"])
@@ -142,15 +141,6 @@ def queue_status(queue: QueuePart) -> dict[str, Any]:
         completed=sum(pool.succeeded for pool in pools),
         failed=sum(pool.unsuccessful for pool in pools),
     )
-
-
-@router.get("/health", responses=_example(answers.health([])) | {503: {"description": "The queue does not answer."}})
-def health(queue: QueuePart) -> Response:
-    """Whether the gateway works, whether a worker has its model, and where every worker stands."""
-    try:
-        return JSONResponse(answers.health(_workers(queue)))
-    except QueueUnavailable as error:
-        return JSONResponse({"status": "unhealthy", "pipeline_loaded": False, "detail": error.message}, 503)
 
 
 @router.get("/sample_data", responses=_example(answers.sample()))

@@ -8,6 +8,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from api.dependencies import QueuePart, SettingsPart
 from api.queue import Pool
 from api.queue.explain import expected_s
+from api.routes.acestep.envelope import Envelope
+from api.routes.acestep.inventory import Inventory, inventory
 from api.routes.v1.answers import problems
 from serinette.names import Lane
 from serinette.presence import Model, Presence, WorkerStage
@@ -87,8 +89,8 @@ class ModelView(BaseModel):
     workers: int
 
 
-class ModelList(BaseModel):
-    """All models."""
+class ModelList(Envelope[Inventory]):
+    """All models: `models` for our clients; the rest is how ACE-Step 1.5 tells them at this path."""
 
     models: tuple[ModelView, ...]
 
@@ -103,13 +105,15 @@ def look(queue: QueuePart) -> QueueView:
 def models(queue: QueuePart, settings: SettingsPart) -> ModelList:
     """What the workers that are up can sing. Empty while none is up: jobs without `model` are accepted all the same."""
     held: dict[tuple[str, str], tuple[Model, int]] = {}
-    for pool in queue.pools():
+    pools = queue.pools()
+    for pool in pools:
         for worker in pool.workers:
             if worker.model:
                 _, count = held.get((pool.name, worker.model.name), (worker.model, 0))
                 held[pool.name, worker.model.name] = worker.model, count + 1
     return ModelList(
-        models=tuple(_model(pool, model, count, settings.pool) for (pool, _), (model, count) in sorted(held.items()))
+        models=tuple(_model(pool, model, count, settings.pool) for (pool, _), (model, count) in sorted(held.items())),
+        data=inventory(pools, settings.pool),
     )
 
 

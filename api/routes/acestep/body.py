@@ -1,0 +1,105 @@
+"""A request's body, whatever its kind: JSON, a form, a form with files, or one of them under a wrong name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
+
+from fastapi import Depends
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from api.dependencies import SettingsPart, tenant
+from serinette.errors import RequestError, TooLarge
+
+_MAX_FILES = 2
+_MAX_FIELDS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Fields by name, and files that came along, open as long as the request."""
+
+    fields: Mapping[str, Any]
+    files: Mapping[str, UploadFile] = field(default_factory=dict)
+
+
+async def _body(request: Request, settings: SettingsPart) -> AsyncIterator[Body]:
+    async with _opened(request, settings.max_body_bytes) as body:
+        yield body
+
+
+BodyPart = Annotated[Body, Depends(_body)]
+
+
+def credential(fields: Mapping[str, Any], authorization: str | None) -> str | None:
+    """The key that a request shows: `ai_token` in the body, else the header, with or without `Bearer`. Pure."""
+    token = fields.get("ai_token") or fields.get("aiToken")
+    if isinstance(token, str) and token.strip():
+        return token.strip()
+    scheme, _, rest = (authorization or "").strip().partition(" ")
+    return (rest.strip() if scheme.lower() == "bearer" else (authorization or "").strip()) or None
+
+
+async def _caller(request: Request, body: BodyPart) -> str:
+    # Keys do not exist yet: whatever `credential` finds is accepted, here and nowhere else.
+    credential(body.fields, request.headers.get("authorization"))
+    return await tenant()
+
+
+CallerPart = Annotated[str, Depends(_caller)]
+
+
+@asynccontextmanager
+async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
+            files = {name: value for name, value in form.items() if isinstance(value, UploadFile)}
+            yield Body({name: value for name, value in form.items() if name not in files}, files)
+        return
+    raw = await _read(request, max_bytes)
+    if kind == "application/json" or kind.endswith("+json") or raw.lstrip()[:1] in {b"{", b"["}:
+        yield Body(_from_json(raw))
+    elif kind == "application/x-www-form-urlencoded" or b"=" in raw:
+        yield Body(_from_form(raw))
+    elif raw.strip():
+        raise HTTPException(
+            415,
+            f"Unsupported Content-Type: {kind[:80] or '(missing)'}; use application/json, "
+            "application/x-www-form-urlencoded or multipart/form-data",
+        )
+    else:
+        yield Body({})
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    # This path's bound is that of files, which are spooled to disk; this is held in memory.
+    chunks = bytearray()
+    async for chunk in request.stream():
+        chunks += chunk
+        if len(chunks) > max_bytes:
+            raise TooLarge(f"the body is longer than the {max_bytes} bytes allowed; send files as multipart/form-data")
+    return bytes(chunks)
+
+
+def _from_json(raw: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"Invalid JSON body: {error}") from error
+    if not isinstance(body, dict):
+        raise RequestError("JSON payload must be an object")
+    return body
+
+
+def _from_form(raw: bytes) -> dict[str, Any]:
+    try:
+        return dict(parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
+    except ValueError as error:
+        raise RequestError(f"Invalid form body: {error}") from error

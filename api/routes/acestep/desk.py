@@ -1,0 +1,111 @@
+"""Behind the calls that have to do with tasks: release, look up, and hand songs over."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.dependencies import IntakePart, QueuePart, StorePart
+from api.routes.acestep.body import Body, BodyPart, CallerPart
+from api.routes.acestep.order import order
+from api.routes.acestep.tokens import song_named
+from api.songs import Asked, serve, song_of
+from serinette.errors import InvalidSpec
+from serinette.job import Job, JobOptions
+
+# One answer names no more tasks than these.
+MAX_TASKS: Final = 256
+_TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_FILES: Final = {
+    "src_audio_path": ("src_audio", "ctx_audio"),
+    "reference_audio_path": ("reference_audio", "ref_audio"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One client's dealings with the queue, for the length of a request with a body."""
+
+    queue: QueuePart
+    intake: IntakePart
+    body: BodyPart
+    tenant: CallerPart
+
+    async def release(self, idempotency_key: str | None) -> Job:
+        """Put the task's song into its lane.
+
+        Raises:
+            SerinetteError: nothing was put there.
+        """
+        # Before files are taken in: what is wrong without them is wrong with them.
+        models = await self._models()
+        known = dict.fromkeys(self._files(), "upload")
+        order(self.body.fields, known, models)
+        wanted = order(self.body.fields, await self._keep(), models)
+        job, _ = await run_in_threadpool(
+            self.queue.submit,
+            self.tenant,
+            wanted.spec,
+            JobOptions(),
+            idempotency_key=idempotency_key,
+            dialect=wanted.dialect,
+        )
+        return job
+
+    async def find(self) -> list[tuple[str, Job | None]]:
+        """The tasks in `task_id_list`, in its order.
+
+        Raises:
+            InvalidSpec: they are too many.
+        """
+        task_ids = task_ids_of(self.body)
+        if len(task_ids) > MAX_TASKS:
+            raise InvalidSpec(
+                f"task_id_list: at most {MAX_TASKS} tasks an answer, not {len(task_ids)}", field="task_id_list"
+            )
+        sound = [task_id for task_id in task_ids if _TASK_ID.fullmatch(task_id)]
+        jobs = dict(zip(sound, await run_in_threadpool(self.queue.find, self.tenant, sound), strict=True))
+        return [(task_id, jobs.get(task_id)) for task_id in task_ids]
+
+    def _files(self) -> dict[str, str]:
+        return {field: name for field, names in _FILES.items() for name in reversed(names) if name in self.body.files}
+
+    async def _keep(self) -> dict[str, str]:
+        kept: dict[str, str] = {}
+        for field, name in self._files().items():
+            kept[field] = (await self.intake.take_file(self.tenant, self.body.files[name])).id
+        return kept
+
+    async def _models(self) -> frozenset[str]:
+        pools = await run_in_threadpool(self.queue.pools)
+        return frozenset(worker.model.name for pool in pools for worker in pool.workers if worker.model)
+
+
+def task_ids_of(body: Body) -> list[str]:
+    """`task_id_list`, a list or its JSON as text; what is neither names one task. Pure."""
+    value: Any = next((body.fields[name] for name in ("task_id_list", "taskIdList") if name in body.fields), None)
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if value in (None, ""):
+        return []
+    return [str(task_id) for task_id in value] if isinstance(value, list) else [str(value)]
+
+
+async def song(request: Request, path: str, queue: QueuePart, store: StorePart, tenant: str) -> Response:
+    """The song that a token names, or the part of it that is asked for. Never a redirect: clients here follow none.
+
+    Raises:
+        NotFound, NotFinished, Gone: there is none.
+    """
+    job_id, index = song_named(path)
+    job = await run_in_threadpool(queue.get, tenant, job_id)
+    artifact = song_of(job, index)
+    return await serve(store, artifact, Asked.by(request), f"{job_id}-{index}.{artifact.format}", download=False)

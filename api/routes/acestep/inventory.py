@@ -1,0 +1,139 @@
+"""Models, counts and health as this dialect tells them. Pure functions of the pools.
+
+Its server holds the models itself; here workers do, and there may be none just now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.queue import Pool
+from serinette import __version__
+from serinette.presence import Presence, WorkerStage
+
+SERVICE: Final = "ACE-Step API"
+NO_LM: Final = "ACE-Step's 5 Hz language model is not here: this server sings from prompt and lyrics alone"
+_LOADED = frozenset({WorkerStage.READY, WorkerStage.DRAINING})
+
+
+class InventoryModel(BaseModel):
+    """A checkpoint that some worker holds."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: str
+    is_default: bool
+    is_loaded: bool
+    supported_task_types: tuple[str, ...]
+
+
+class Inventory(BaseModel):
+    """All that can be sung with."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    models: tuple[InventoryModel, ...]
+    default_model: str | None
+    lm_models: tuple[str, ...] = Field((), description="None: the 5 Hz language model is not here.")
+    loaded_lm_model: None = None
+    llm_initialized: bool = False
+
+
+def inventory(pools: Sequence[Pool], default_pool: str) -> Inventory:
+    """What the workers that are up hold."""
+    held: dict[str, InventoryModel] = {}
+    for worker in _workers(pools):
+        if worker.model is None:
+            continue
+        known = held.get(worker.model.name)
+        held[worker.model.name] = InventoryModel(
+            name=worker.model.name,
+            is_default=worker.pool == default_pool or (known is not None and known.is_default),
+            is_loaded=worker.stage in _LOADED or (known is not None and known.is_loaded),
+            supported_task_types=worker.model.tasks,
+        )
+    models = tuple(held[name] for name in sorted(held))
+    return Inventory(models=models, default_model=next((model.name for model in models if model.is_default), None))
+
+
+def stats(pools: Sequence[Pool], default_pool: str) -> dict[str, Any]:
+    """GET /v1/stats. The queue has no bound of that kind, which Python's queues write as 0."""
+    waiting = sum(sum(pool.waiting.values()) for pool in pools)
+    jobs = {
+        "queued": waiting,
+        "running": sum(pool.running for pool in pools),
+        "succeeded": sum(pool.succeeded for pool in pools),
+        "failed": sum(pool.unsuccessful for pool in pools),
+    }
+    pace_s = next((pool.pace_s for pool in pools if pool.name == default_pool), None)
+    return {
+        "jobs": {"total": sum(jobs.values()), **jobs},
+        "queue_size": waiting,
+        "queue_maxsize": 0,
+        "avg_job_seconds": round(pace_s or 0.0, 2),
+    }
+
+
+def health(held: Inventory) -> dict[str, Any]:
+    """GET /health: the gateway answers, and this is what it has to sing with."""
+    loaded = [model.name for model in held.models if model.is_loaded]
+    return {
+        "status": "ok",
+        "service": SERVICE,
+        "version": __version__,
+        "models_initialized": bool(loaded),
+        "llm_initialized": False,
+        "loaded_model": held.default_model if held.default_model in loaded else next(iter(loaded), None),
+        "loaded_lm_model": None,
+    }
+
+
+def cannot_initialize(held: Inventory, model: str | None, *, init_llm: bool) -> str | None:
+    """Why POST /v1/init cannot be done; None when what it asks for is so already."""
+    loaded = [each.name for each in held.models if each.is_loaded]
+    if init_llm:
+        return f"Model initialization failed: {NO_LM}"
+    if model is not None and model not in loaded:
+        here = ", ".join(loaded) or "nothing yet"
+        return f"Model initialization failed: workers load models, not this call; {model} is not held, {here} is"
+    if not loaded:
+        return "Model initialization failed: workers load models, not this call, and none has one yet; tasks wait"
+    return None
+
+
+def initialized(held: Inventory, model: str | None, slot: int) -> dict[str, Any]:
+    """POST /v1/init of what is there."""
+    name = model or health(held)["loaded_model"]
+    done = {"message": f"{name} is held by a worker", "slot": slot, "loaded_model": name, "loaded_lm_model": None}
+    return done | held.model_dump(mode="json", include={"models", "lm_models", "llm_initialized"})
+
+
+def reinitialized(held: Inventory) -> dict[str, Any]:
+    """POST /v1/reinitialize: what there is instead."""
+    loaded = ", ".join(model.name for model in held.models if model.is_loaded) or "none"
+    return {"message": f"Nothing was reloaded: workers load models and mend themselves; held now: {loaded}"}
+
+
+LORA_STATUS: Final[dict[str, Any]] = {
+    "lora_loaded": False,
+    "use_lora": False,
+    "lora_scale": 1.0,
+    "adapter_type": None,
+    "scales": {},
+    "active_adapter": None,
+    "adapters": [],
+    "synthetic_default_mode": False,
+    "message": "a LoRA belongs to a task here, and the server has none switched on: send lora and lora_scale with it",
+}
+LORA_REFUSAL: Final = (
+    "a LoRA belongs to a task here, so that no other client's songs change: send lora (a published name, no path) and "
+    "lora_scale with POST /release_task"
+)
+
+
+def _workers(pools: Sequence[Pool]) -> Iterator[Presence]:
+    for pool in pools:
+        yield from pool.workers

@@ -1,0 +1,146 @@
+"""A task as ACE-Step 1.5's clients ask for it. Types only: bounds are the spec's, and said by it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from serinette.spec import MAX_SEED, PublishedName, Task
+
+DEFAULT_BATCH_SIZE: Final = 2
+FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
+
+_NO_LM: Final = "Needs ACE-Step's 5 Hz language model, which is not here: refused when asked for."
+
+
+def _track_names(value: object) -> object:
+    """`drums,bass`, `DRUMS | BASS`, `["drums"]` as JSON text, or a list."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    if isinstance(value, str):
+        value = value.replace("|", ",").split(",")
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return [name.strip().lower() for name in value if name.strip()]
+    return value
+
+
+def _numbers(value: object) -> object:
+    """`0.97,0.76,0` or a list of numbers; the zero at which every schedule ends is not a step."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+    if isinstance(value, list) and value and str(value[-1]) in {"0", "0.0"}:
+        return value[:-1]
+    return value
+
+
+_Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
+_Text = Annotated[str, Field(max_length=1_000)]
+
+
+class ReleaseTask(BaseModel):
+    """The fields of POST /release_task that mean something here, by their snake_case names."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    prompt: str = Field("", description="Style, mood, instruments. Also `caption`.")
+    lyrics: str = Field("", description="Words to sing; empty means instrumental.")
+    vocal_language: _Text = "en"
+    audio_format: Annotated[str, _Lowered] = Field("mp3", description=f"One of {', '.join(FORMATS)}.")
+    task_type: Annotated[Task, _Lowered] = Task.TEXT2MUSIC
+    model: PublishedName | None = Field(None, description="One that is not held here is sung by the default.")
+
+    bpm: float | None = Field(None, description="30 to 300; 0 or less is left to the model.")
+    key_scale: _Text | None = Field(None, examples=["C Major", "Am"])
+    time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(None, examples=["4", "6/8"])
+    audio_duration: float | None = Field(None, description="1 to 600 s; left out or not above 0: 60 s.")
+
+    inference_steps: int | None = Field(None, description="Left out: the checkpoint's own.")
+    guidance_scale: float | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
+    shift: float | None = Field(None, description="Left out: the checkpoint's own.")
+    timesteps: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = Field(
+        None, description="A falling schedule, as a list or with commas.", examples=["0.97,0.76,0.5,0.28,0"]
+    )
+    cfg_interval_start: float | None = None
+    cfg_interval_end: float | None = None
+    use_random_seed: bool | None = Field(None, description="True has a seed drawn even if one is sent.")
+    seed: tuple[int, ...] = Field((), description="One, or several with commas: the first counts.")
+    batch_size: int = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; number i is sung with seed + i.")
+
+    src_audio_path: _Text | None = Field(None, description="A song's URL as told here, or an upload's id; no path.")
+    reference_audio_path: _Text | None = Field(None, description="The same, for the timbre.")
+    repainting_start: float | None = None
+    repainting_end: float | None = Field(None, description="Not above 0: the end of the source.")
+    audio_cover_strength: float | None = None
+    audio_code_string: str | None = Field(None, description="Semantic codes; of several, the first.")
+    track_name: Annotated[str | None, _Lowered] = None
+    track_classes: Annotated[tuple[str, ...] | None, BeforeValidator(_track_names)] = None
+    instruction: _Text | None = Field(None, description="Only the track that it names is heard.")
+    lora: PublishedName | None = Field(None, description="Ours: a LoRA of this task alone.")
+    lora_scale: float | None = Field(None, description="Ours.")
+
+    thinking: bool = Field(False, description="Without a language model here: sung from the prompt alone, and told.")
+    use_format: bool = Field(False, description="Without a language model here: sung as written, and told.")
+    sample_mode: bool = Field(False, description=_NO_LM)
+    sample_query: str = Field("", description=_NO_LM)
+    analysis_only: bool = Field(False, description=_NO_LM)
+    full_analysis_only: bool = Field(False, description=_NO_LM)
+    extract_codes_only: bool = Field(False, description=_NO_LM)
+
+    @field_validator("audio_format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        if name not in FORMATS:
+            raise ValueError(f"must be one of {', '.join(FORMATS)}")
+        return name
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seeds(cls, value: object) -> tuple[int, ...]:
+        parts: list[Any] = value if isinstance(value, list) else str(value).split(",")
+        try:
+            seeds = [int(float(part)) if "." in str(part) else int(str(part)) for part in parts if str(part).strip()]
+        except (ValueError, OverflowError) as error:
+            raise ValueError("must be whole numbers, with commas between them") from error
+        if any(seed > MAX_SEED for seed in seeds):
+            raise ValueError(f"must not be above {MAX_SEED}")
+        return tuple(seed for seed in seeds if seed >= 0)
+
+    @field_validator("audio_code_string", mode="before")
+    @classmethod
+    def _first_codes(cls, value: object) -> object:
+        return value[0] if isinstance(value, list) and value else value
+
+
+# Accepted without effect: they steer the language model, are the server's own business, or have no counterpart in
+# diffusers. A value listed here means what is done anyway, and is not worth a word.
+WITHOUT_EFFECT: Final[dict[str, tuple[object, ...]]] = {
+    "use_cot_caption": (False,),
+    "use_cot_language": (False,),
+    "constrained_decoding": (True, False),
+    "constrained_decoding_debug": (False,),
+    "is_format_caption": (False,),
+    "allow_lm_batch": (True, False),
+    "use_tiled_decode": (True, False),
+    "use_adg": (False,),
+    "infer_method": ("ode",),
+    "sampler_mode": ("euler",),
+    "guidance_variant": ("apg_classic",),
+    "velocity_norm_threshold": (0.0,),
+    "velocity_ema_factor": (0.0,),
+    "latent_shift": (0.0,),
+    "latent_rescale": (1.0,),
+    "cover_noise_strength": (0.0,),
+    "chunk_mask_mode": ("auto",),
+    "dcw_enabled": (False,),
+    **dict.fromkeys(("dcw_mode", "dcw_scaler", "dcw_high_scaler", "dcw_wavelet", "eta", "momentum"), ()),
+    **dict.fromkeys(("lm_model_path", "lm_backend", "lm_temperature", "lm_cfg_scale", "lm_top_k", "lm_top_p"), ()),
+    **dict.fromkeys(("lm_repetition_penalty", "lm_negative_prompt", "guidance_params", "global_caption"), ()),
+    **dict.fromkeys(("repaint_mode", "repaint_strength"), ()),
+    **dict.fromkeys(("repaint_latent_crossfade_frames", "repaint_wav_crossfade_sec"), ()),
+}
+KNOWN: Final = frozenset({*ReleaseTask.model_fields, *WITHOUT_EFFECT})
