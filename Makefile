@@ -15,7 +15,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api gpu_worker tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format bench openapi clean
+.PHONY: help demo up test lint format bench openapi settings clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,7 @@ lint: $(VENV)/dev.stamp  ## Check style, types, import rules, sizes, figures and
 	$(BIN)/python scripts/check_benchmarks.py
 	$(BIN)/python scripts/check_links.py
 	$(BIN)/python scripts/openapi.py --check
+	$(BIN)/python scripts/settings.py --check
 
 format: $(VENV)/dev.stamp  ## Put the code into shape.
 	$(BIN)/ruff check --fix $(CODE)
@@ -48,6 +49,9 @@ bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
 
 openapi: $(VENV)/dev.stamp  ## Write the gateway's OpenAPI document anew.
 	$(BIN)/python scripts/openapi.py
+
+settings: $(VENV)/dev.stamp  ## Write the page of all settings anew.
+	$(BIN)/python scripts/settings.py
 
 clean:  ## Remove what the other targets made; songs and serinette-data stay.
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

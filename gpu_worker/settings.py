@@ -19,7 +19,9 @@ class WorkerSettings(SharedSettings):
     slots: int = Field(2, ge=1, le=64, description="Jobs held at a time: one sings while another encodes and uploads.")
     drain_timeout_s: float = Field(3600, ge=0, description="On SIGTERM, how long running jobs may still finish.")
     work_dir: Path = Field(
-        Path(tempfile.gettempdir()) / "serinette", description="For checkpoints, and each worker's run directory."
+        default_factory=lambda: Path(tempfile.gettempdir()) / "serinette",
+        description="For checkpoints, and each worker's run directory. When left out: `serinette` below the "
+        "system's directory for temporary files.",
     )
     run_dir: Path | None = Field(
         None, description="Set by the supervisor: its own directory, for the engine's socket and spools."

@@ -1,0 +1,81 @@
+"""Write the page of all settings from the classes that read them, or check that it is current.
+
+python scripts/settings.py            writes docs/settings.md
+python scripts/settings.py --check    compares with it
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from api.settings import GatewaySettings, MaintenanceSettings
+from gpu_worker.settings import WorkerSettings
+from serinette.settings import SharedSettings
+
+PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+
+# Where each variable is read, and what it is there for.
+SECTIONS: tuple[tuple[str, type[SharedSettings]], ...] = (
+    ("Every process", SharedSettings),
+    ("Gateway (`python -m api`)", GatewaySettings),
+    ("Maintenance (`python -m api.maintenance`)", MaintenanceSettings),
+    ("Worker (`python -m gpu_worker`)", WorkerSettings),
+)
+
+INTRODUCTION = """# Settings
+
+Each process reads its settings from the environment, once, when it starts; a wrong one ends it with the setting's name.
+`serinette up` passes its own environment on to everything it starts, so all of these work there too. Lists and tuples
+are JSON (`SERINETTE_CORS_ORIGINS='["https://studio.example"]'`).
+
+Credentials of the object store are read from the usual variables of its kind (`AWS_ACCESS_KEY_ID`,
+`AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, ...) or from the
+pod's workload identity.
+
+This page is made by `make settings` from the classes that read them.
+"""
+
+
+def main() -> int:
+    """0 when all is well."""
+    if "--check" not in sys.argv:
+        PAGE.write_text(page())
+    elif not PAGE.exists() or PAGE.read_text() != page():
+        print("docs/settings.md is not what the processes read: run `make settings` and commit it", file=sys.stderr)
+        return 1
+    return 0
+
+
+def page() -> str:
+    """All settings, as Markdown."""
+    return INTRODUCTION + "".join(_section(title, settings) for title, settings in SECTIONS)
+
+
+def _section(title: str, settings: type[SharedSettings]) -> str:
+    inherited = SharedSettings.model_fields if settings is not SharedSettings else {}
+    rows = [_row(name, field) for name, field in settings.model_fields.items() if name not in inherited]
+    return "\n".join(["", f"## {title}", "", "| variable | default | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    variable = field.validation_alias if isinstance(field.validation_alias, str) else f"SERINETTE_{name.upper()}"
+    return f"| `{variable}` | {_default(field)} | {field.description} |"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if field.default_factory is not None:
+        return "see there"
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if value is None:
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != () else "empty"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
