@@ -41,7 +41,7 @@ class WorkerSettings(SharedSettings):
     )
     vae_tiling: bool = Field(True, description="Decode in tiles: bounded memory, other bits beyond 20 s.")
     cpu_offload: bool = Field(False, description="Keep parts that do not work in main memory; needs CUDA.")
-    compile: bool = Field(False, description="torch.compile the transformer and the decoder.")
+    compile: bool = Field(False, description="torch.compile transformer and decoder; loading takes minutes longer.")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means all cores. Bits depend on it.")
     max_batch: int = Field(1, ge=1, le=64, description="Most songs sung together.")
 

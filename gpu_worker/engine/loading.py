@@ -161,8 +161,12 @@ def _place(pipe: SongPipeline, settings: WorkerSettings, device: torch.device) -
 
 
 def _warm_up(engine: AceStepEngine) -> None:
-    """Compile before the first job, which would take minutes and seem to hang; the second length makes lengths free."""
-    for duration_s in (4.0, 6.0):
+    """Compile before the first job, which would take minutes and seem to hang.
+
+    A second length makes lengths free, an odd number of latent frames and one beyond the decoder's tile (20 s) are
+    graphs of their own.
+    """
+    for duration_s in (4.0, 6.0, 5.0, 30.0):
         spec = GenerationSpec(duration_s=duration_s, steps=2)
         engine.sing([SongRequest(spec, seed=0)], lambda _stage, _step, _steps: frozenset())
 
