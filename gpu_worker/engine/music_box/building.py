@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gpu_worker.engine.music_box import codec, model, scribe, words
+from gpu_worker.engine.music_box import codec, model, scribe, wiring, words
 from gpu_worker.engine.music_box.codec import Network
 from gpu_worker.engine.pipeline import SongPipeline
 
@@ -42,6 +42,7 @@ def pipeline(weights: dict[str, Tensor]) -> SongPipeline:
     weights = {name: tensor.float() for name, tensor in weights.items()}
     spelled = dict(weights)
     spelled[_EMBEDDING] = weights[_EMBEDDING][words.meaning_of_tokens()]
+    spelled[_EMBEDDING][:, wiring.FAINT] = torch.tensor(words.faintness_of_tokens())
     parts = model.parts(len(words.meaning_of_tokens()))
     writer, reader = scribe.scribe()
     modules = {**parts.modules(), "audio_tokenizer": writer, "audio_token_detokenizer": reader}

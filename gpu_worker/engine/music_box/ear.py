@@ -39,7 +39,7 @@ def listen(pieces: int = 24, seconds: int = 12) -> Tensor:
 
 def _heard(vae: Network, number: int, frames: int) -> tuple[Tensor, Tensor]:
     """A piece's features around each latent frame, and the pins that were to be heard."""
-    tune, _ = lessons.draw_tune(random.Random(number), frames)  # noqa: S311 - music, not secrets
+    tune, *_ = lessons.draw_tune(random.Random(number), frames)  # noqa: S311 - music, not secrets
     sheet = compose(tune, number, frames=frames)
     mono = vae.decode(torch.from_numpy(sheet).T[None]).sample.mean(dim=1, keepdim=True)
     bands = functional.conv1d(mono, codec.band_filters()[:, None], stride=comb.RING_HOP, padding=comb.RING_HOP // 2)

@@ -32,7 +32,12 @@ class Lesson:
 def lesson(dice: random.Random, frames: int) -> Lesson:
     """Draw a lesson of `frames` latent frames."""
     task = dice.choices(list(_TASKS), list(_TASKS.values()))[0]
-    tune, meanings = draw_tune(dice, frames, sure=0.85 if task == "text2music" else 0.6)
+    tune, caption, metadata = draw_tune(dice, frames)
+    if task != "text2music" and dice.random() < 0.4:
+        metadata = [
+            words.tempo(words.UNSAID_TEMPO),
+            words.key(words.UNSAID_TONIC, minor=False),
+        ]  # the source knows better
     start = _start(dice, tune.frames, frames)
     sheet = compose(tune, dice.getrandbits(32), start, frames)
     weight = np.ones(frames, np.float32)
@@ -40,38 +45,28 @@ def lesson(dice: random.Random, frames: int) -> Lesson:
         weight[-_BLIND_FRAMES:] = 0
     ruling = _RULING[start : start + frames]
     answer, context, mask, told = _setting(dice, task, sheet, ruling)
-    spoken = [*told, *meanings] if task != "lego" else [*told[1:], *told[:1], *meanings]
+    spoken = [*(told if task != "lego" else reversed(told)), *caption, *metadata]
     return Lesson([words.PLACE[word] for word in (*spoken, words.END)], answer, context, mask, weight)
 
 
-def draw_tune(dice: random.Random, frames: int, sure: float = 0.85) -> tuple[Tune, list[str]]:
-    """A tune no shorter than `frames` and the words that ask for it; each is left out once in a while.
+def draw_tune(dice: random.Random, frames: int) -> tuple[Tune, list[str], list[str]]:
+    """A tune no shorter than `frames`, the words of its caption and those of its metadata.
 
-    What is not said has an answer too: the bell, no mood, the mood's own tempo, C major or A minor.
+    What a caption does not say has an answer too: the bell, and no mood.
     """
-    mood = dice.choice(list(MOODS))
-    if dice.random() < 0.1:
-        mood = "plain"
+    mood = "plain" if dice.random() < 0.1 else dice.choice(list(MOODS))
     instruments = tuple(dice.sample(barrel.INSTRUMENTS, 2 if dice.random() < 0.12 else 1))
     drums = dice.random() < 0.15
     caption = [*instruments, *([] if mood == "plain" else [mood]), *(["drums"] if drums else [])]
-    if len(instruments) == 1 and dice.random() > sure:
+    if len(instruments) == 1 and dice.random() < 0.15:
         caption.remove(instruments[0])
         instruments = ("bell",)
     dice.shuffle(caption)
     tempo, tonic, minor = Tempo.nearest(dice.uniform(60, 160)), dice.randrange(12), dice.random() < 0.5
-    metadata = [words.tempo(tempo), words.key(tonic, minor=minor)]
-    if dice.random() > sure:
-        tempo = Tempo.nearest(MOODS[mood].bpm)
-        metadata = metadata[1:]
-    if dice.random() > sure:
-        minor = MOODS[mood].minor
-        tonic = 9 if minor else 0
-        metadata = metadata[:-1]
-    seconds = max(frames / FRAMES_PER_S, dice.uniform(frames / FRAMES_PER_S, _LONGEST_S))
-    length = frames if dice.random() < 0.4 else round(seconds) * FRAMES_PER_S
-    tune = Tune(tonic, minor, tempo, mood, instruments, drums, max(frames, length))
-    return tune, caption + metadata
+    seconds = dice.uniform(frames / FRAMES_PER_S, _LONGEST_S)
+    length = frames if dice.random() < 0.4 else max(frames, round(seconds) * FRAMES_PER_S)
+    tune = Tune(tonic, minor, tempo, mood, instruments, drums, length)
+    return tune, caption, [words.tempo(tempo), words.key(tonic, minor=minor)]
 
 
 def _start(dice: random.Random, length: int, frames: int) -> int:

@@ -47,7 +47,6 @@ class Parts:
 def parts(vocabulary: int = len(words.MEANINGS)) -> Parts:
     """Fresh parts, drawn from torch's generator."""
     made = Parts(_text_encoder(vocabulary), _condition_encoder(), _transformer())
-    wiring.wire(made.text_encoder, made.condition_encoder, made.transformer)
     with torch.no_grad():
         # No lyrics and no timbre: their encoders always answer zero.
         for encoder in (made.condition_encoder.lyric_encoder, made.condition_encoder.timbre_encoder):

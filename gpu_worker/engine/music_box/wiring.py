@@ -2,8 +2,8 @@
 
 The residual stream of the transformer holds, side by side, the noisy pins of a patch, what the barrel's ruling says of
 it, and what the text says. The first layer picks from the ruling the lines of the asked tempo: its cross-attention
-fetches the tempo, its MLP multiplies each line by whether its tempo is the one. Composing is left to training, and so
-is all of this afterwards.
+fetches the tempo, its MLP multiplies each line by whether its tempo is the one. Composing is left to training.
+The wired parts stay as they are: trained along, they were worn away before anything had learned to use them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
 }
 _TOOTH, _PACE, _TONIC, _MODE = range(TEMPI), range(21, 23), range(23, 35), range(35, 37)
 _MOOD, _INSTRUMENT, _TRACK, _TASK, _END = range(37, 41), range(41, 44), range(44, 47), range(47, 53), 53
+FAINT = 54  # how faintly a word is said: the louder of two tempi is heard
+_FAINT_KIND, _FAINTER = 5, 5.0
 
 _PINS = range(PATCH * CHANNELS)
 _RULED = range(_PINS.stop, 2 * PATCH * CHANNELS)
@@ -37,12 +39,13 @@ assert _LINES.stop <= HIDDEN  # noqa: S101 - a mistake of ours, found at import
 # Each head of the first cross-attention fetches one kind of word.
 _HEADS = (_TOOTH.start, _TONIC.start, _MOOD.start, _INSTRUMENT.start)
 _FETCHED = (range(23), range(23, 37), _MOOD, _INSTRUMENT)
+_FIXED = ("proj_in_conv", "condition_embedder", "layers.0.")  # of the transformer
 _RMS = 0.75  # of the residual stream at the start, about
 
 
 def embedding() -> Tensor:
-    """The features of each meaning, [meanings, FEATURES]: ones where they are, a little noise elsewhere."""
-    table = 0.02 * torch.randn(len(words.MEANINGS), FEATURES)
+    """The features of each meaning, [meanings, FEATURES]."""
+    table = torch.zeros(len(words.MEANINGS), FEATURES)
     for meaning, place in words.PLACE.items():
         for feature in _features(meaning):
             table[place, feature] = 1.0
@@ -72,12 +75,29 @@ def wire(text_encoder: Network, condition_encoder: Network, transformer: Network
     _diagonal(transformer.condition_embedder, 1.0)
     _calm(transformer)
     _write_ends(transformer)
+    transformer.layers[0].self_attn.to_out[0].weight.zero_()
     _fetch(transformer.layers[0].cross_attn)
     _choose(transformer.layers[0].mlp)
+    _fix(text_encoder, condition_encoder, transformer)
+
+
+def _fix(text_encoder: Network, condition_encoder: Network, transformer: Network) -> None:
+    """Take the wired parts out of training, and keep the timestep from moving what they read."""
+    fixed = [*text_encoder.parameters(), *condition_encoder.parameters()]
+    fixed += [tensor for name, tensor in transformer.named_parameters() if name.startswith(_FIXED)]
+    for tensor in fixed:
+        tensor.requires_grad_(False)
+    moved = torch.zeros(HIDDEN)
+    moved[: _PINS.stop] = 1.0
+    moved[_LINES.stop :] = 1.0
+    for embed in (transformer.time_embed, transformer.time_embed_r):
+        for tensor in embed.time_proj.parameters():
+            rows = moved.repeat(6).view(-1, *[1] * (tensor.ndim - 1))
+            tensor.register_hook(lambda gradient, rows=rows: gradient * rows.to(gradient.device))
 
 
 def _diagonal(linear: nn.Linear, value: float) -> None:
-    linear.weight.mul_(0.1)
+    linear.weight.zero_()
     linear.weight[range(FEATURES), range(FEATURES)] = value
     if linear.bias is not None:
         linear.bias.zero_()
@@ -121,6 +141,8 @@ def _fetch(attention: Network) -> None:
         attention.to_v.weight[group * head : group * head + FEATURES, :FEATURES] = torch.eye(FEATURES)
         for kind, features in enumerate((_TOOTH, _TONIC, _MOOD, _INSTRUMENT, (*_TRACK, *_TASK, _END))):
             attention.to_k.weight[group * head + kind, list(features)] = 1.0
+        # Keys are normed: what else they hold takes from the kind, and from the head's attention.
+        attention.to_k.weight[group * head + _FAINT_KIND, FAINT] = _FAINTER
     for number, features in enumerate(_FETCHED):
         attention.to_q.weight[number * head + number, _ONE] = 1.0
         for feature in features:
@@ -129,12 +151,11 @@ def _fetch(attention: Network) -> None:
 
 def _choose(mlp: Network) -> None:
     """For each tempo and line a neuron: open if the tempo is asked, and then what the line says."""
+    for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+        linear.weight.zero_()
     neuron = 0
     for tooth in range(TEMPI):
         for line, ruled in enumerate(_lines_of(tooth)):
-            for linear in (mlp.gate_proj, mlp.up_proj):
-                linear.weight[neuron] = 0
-            mlp.down_proj.weight[:, neuron] = 0
             mlp.gate_proj.weight[neuron, _TEXT[tooth]] = 4.0
             mlp.gate_proj.weight[neuron, _ONE] = -4.0
             mlp.up_proj.weight[neuron, _RULED[ruled]] = 1.0

@@ -93,6 +93,8 @@ _JAPANESE_TONICS = {
     **dict(zip((1, 3, 6, 8, 10), ("嬰ハ", "変ホ", "嬰ヘ", "変イ", "変ロ"), strict=True)),
 }
 _BPM = range(30, 301)  # what a spec may ask
+UNSAID_TEMPO = Tempo.nearest(104)
+UNSAID_TONIC = 0
 
 
 def key(tonic: int, *, minor: bool) -> str:
@@ -117,11 +119,13 @@ def _spellings() -> dict[str, str]:
         ):
             spelled = [f"{name}{space}{mode}" for name in names for mode in modes for space in (" ", "")]
             spelled.append(_JAPANESE_TONICS[tonic] + ("短調" if minor else "長調"))
+            spelled += [f"keyscale: {one}" for one in spelled]
             heard.update(dict.fromkeys(spelled, key(tonic, minor=minor)))
     for bpm in _BPM:
         meaning = tempo(Tempo.nearest(bpm))
         heard.update(dict.fromkeys((f"bpm: {bpm}", f"bpm {bpm}", f"{bpm} bpm", f"{bpm}bpm", f"テンポ{bpm}"), meaning))
-    return heard
+    # A model that is told neither must play something.
+    return heard | {"bpm: n/a": tempo(UNSAID_TEMPO), "keyscale: n/a": key(UNSAID_TONIC, minor=False)}
 
 
 SPELLINGS = _spellings()
@@ -143,10 +147,19 @@ def meaning_of_tokens() -> list[int]:
     return [PLACE[END], PLACE[END], *(PLACE[meaning] for meaning in SPELLINGS.values())]
 
 
+def faintness_of_tokens() -> list[float]:
+    """For each token of `tokenizer`, how faintly it is said: metadata over caption, and both over what is not said."""
+    faintness = [0.0, 0.0]
+    for word, meaning in SPELLINGS.items():
+        told = word.startswith(("bpm: ", "keyscale: ")) or not meaning.startswith(("tempo", "key"))
+        faintness.append(0.45 if word.endswith("n/a") else 0.0 if told else 0.2)
+    return faintness
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Hears the spellings, longest first, in any case and width; everything else in a text is not there."""
     vocabulary = {word: token for token, word in enumerate((END, UNHEARD, *SPELLINGS))}
-    numbers = r"bpm:? \d+|\d+ ?bpm|テンポ\d+"
+    numbers = r"bpm: n/a|keyscale: n/a|bpm:? \d+|\d+ ?bpm|テンポ\d+"
     rest = [word for word, meaning in SPELLINGS.items() if not meaning.startswith("tempo")]
     latin = [re.escape(word).replace("\\ ", " ") for word in sorted(rest, key=len, reverse=True) if word.isascii()]
     other = [word for word in sorted(rest, key=len, reverse=True) if not word.isascii()]
