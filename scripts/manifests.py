@@ -1,0 +1,91 @@
+"""Render the chart plain, into k8s/, for people without Helm.
+
+python scripts/manifests.py            # write
+python scripts/manifests.py --check    # fail if what is there is not what the chart renders
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.chart_tools import CHART, ROOT, run, template_command
+
+PLAIN = ROOT / "k8s"
+NAMESPACE = "serinette"
+VALUES = CHART / "ci" / "k8s-values.yaml"
+
+# Files by the component that an object names in its labels; the rest goes by kind.
+_FILES = {"gateway", "maintenance", "worker", "valkey", "seaweedfs", "settings"}
+_HEAD = "# Rendered from charts/serinette by `make manifests`: change the chart, not this.\n"
+_HELMS = ("app.kubernetes.io/managed-by", "helm.sh/chart")
+
+
+def rendered() -> dict[str, str]:
+    """File names and texts of k8s/, but for its README."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    for found in yaml.safe_load_all(run(template_command([VALUES]))):
+        if found and "helm.sh/hook" not in found["metadata"].get("annotations", {}):
+            files.setdefault(_file(found), []).append(_plain(found))
+    files["namespace.yaml"] = [_namespace()]
+    texts = {name: _HEAD + yaml.safe_dump_all(objects, sort_keys=False) for name, objects in sorted(files.items())}
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": sorted(texts),
+    }
+    texts["kustomization.yaml"] = _HEAD + yaml.safe_dump(kustomization, sort_keys=False)
+    return texts
+
+
+def _file(found: dict[str, Any]) -> str:
+    if found["kind"] == "NetworkPolicy":
+        return "networkpolicies.yaml"
+    if found["apiVersion"].startswith("keda.sh/"):
+        return "keda.yaml"
+    component = found["metadata"]["labels"]["app.kubernetes.io/component"]
+    if component not in _FILES:
+        raise SystemExit(f"{found['kind']} {found['metadata']['name']}: no file for component {component}")
+    return f"{component}.yaml"
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    labels = {name: value for name, value in found["metadata"]["labels"].items() if name not in _HELMS}
+    metadata = {**found["metadata"], "namespace": NAMESPACE, "labels": labels}
+    return {**found, "metadata": metadata}
+
+
+def _namespace() -> dict[str, Any]:
+    enforced = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": enforced}}
+
+
+def drift(texts: dict[str, str], directory: Path) -> list[str]:
+    """How k8s/ differs from what the chart renders."""
+    there = {path.name: path.read_text() for path in directory.glob("*.yaml")}
+    told = [f"{name}: is not rendered any more" for name in sorted(there.keys() - texts.keys())]
+    told += [f"{name}: is missing" for name in sorted(texts.keys() - there.keys())]
+    told += [f"{name}: differs" for name in sorted(texts.keys() & there.keys()) if texts[name] != there[name]]
+    return told
+
+
+def main(arguments: list[str]) -> int:
+    """Write k8s/, or compare it."""
+    texts = rendered()
+    if arguments == ["--check"]:
+        told = drift(texts, PLAIN)
+        print("\n".join([*told, "run `make manifests`"]) if told else f"{PLAIN.name}/ is what the chart renders")
+        return 1 if told else 0
+    for path in PLAIN.glob("*.yaml"):
+        path.unlink()
+    for name, text in texts.items():
+        (PLAIN / name).write_text(text)
+    print(f"wrote {len(texts)} files to {PLAIN.name}/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
