@@ -98,7 +98,7 @@ def cannot_initialize(held: Inventory, model: str | None, *, init_llm: bool) -> 
         return f"Model initialization failed: {NO_LM}"
     if model is not None and model not in loaded:
         here = ", ".join(loaded) or "nothing yet"
-        return f"Model initialization failed: workers load models, not this call; {model} is not held, {here} is"
+        return f"Model initialization failed: workers load models, not this call, and none has {model}; held: {here}"
     if not loaded:
         return "Model initialization failed: workers load models, not this call, and none has one yet; tasks wait"
     return None

@@ -20,12 +20,10 @@ class Sample:
     time_signature: str = "4"
 
     def told(self) -> dict[str, Any]:
-        """As documented (`key_scale`, `vocal_language`), and as the official server really answers it."""
+        """As documented (`key_scale`, `vocal_language`), and as the official server really answers `custom_mode`."""
         return {
             "caption": self.caption,
-            "description": self.caption,
             "lyrics": self.lyrics,
-            "instrumental": not self.lyrics,
             "bpm": self.bpm,
             "key_scale": self.key_scale,
             "keyscale": self.key_scale,
@@ -36,6 +34,10 @@ class Sample:
             "language": self.language,
             "think": False,
         }
+
+    def told_simply(self) -> dict[str, Any]:
+        """The same, and what the official server really answers `simple_mode`."""
+        return self.told() | {"description": self.caption, "instrumental": not self.lyrics}
 
 
 # `simple_mode` wants a line to start from, `custom_mode` a whole song.
@@ -91,4 +93,4 @@ CUSTOM: Final = (
 
 def random_sample(kind: str) -> dict[str, Any]:
     """One of the examples of `simple_mode`; of `custom_mode` for any other word."""
-    return secrets.choice(SIMPLE if kind == "simple_mode" else CUSTOM).told()
+    return secrets.choice(SIMPLE).told_simply() if kind == "simple_mode" else secrets.choice(CUSTOM).told()

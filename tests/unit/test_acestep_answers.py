@@ -1,0 +1,332 @@
+"""What clients of ACE-Step 1.5 are told, shape by shape: these dictionaries are the contract with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from api.queue import Pool
+from api.routes.acestep import inventory, results, samples
+from api.routes.acestep.body import Body, credential
+from api.routes.acestep.desk import task_ids_of
+from api.routes.acestep.order import order
+from api.routes.acestep.tokens import song_named, song_url
+from serinette.errors import NotFound
+from serinette.job import Artifact, Job, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings
+from serinette.names import Lane
+from serinette.presence import Model, Presence, WorkerStage
+from serinette.spec import AudioFormat
+
+AT = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
+ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+BODY = {"prompt": "upbeat pop song", "lyrics": "Hello world", "bpm": 120, "key_scale": "C Major", "thinking": True}
+THINKING = "thinking: needs ACE-Step's 5 Hz language model, which is not here; sung from prompt and lyrics alone"
+
+
+def artifact(index: int) -> Artifact:
+    return Artifact(
+        index=index,
+        key=f"songs/default/{ID}/a-{index}.mp3",
+        seed=12345 + index,
+        format=AudioFormat.MP3,
+        content_type="audio/mpeg",
+        size_bytes=720_000,
+        sha256="0" * 64,
+        duration_s=30.0,
+        sample_rate=48_000,
+        channels=2,
+    )
+
+
+def job(status: JobStatus, **changes: Any) -> Job:
+    ordered = order(BODY, {}, frozenset())
+    done = Result(
+        artifacts=(artifact(0), artifact(1)),
+        model="acestep-v15-turbo",
+        model_revision="r1",
+        sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
+        timings=Timings(queue_s=1, sing_s=2, encode_s=0.1, upload_s=0.1, run_s=2.5),
+        warnings=("duration_s: ignored, the source gives the length",),
+    )
+    facts: dict[str, Any] = {
+        "id": ID,
+        "tenant": "default",
+        "status": status,
+        "spec": ordered.spec,
+        "pool": "default",
+        "lane": Lane.NORMAL,
+        "dialect": ordered.dialect,
+        "created_at": AT,
+        "started_at": None if status is JobStatus.QUEUED else AT + timedelta(seconds=1),
+        "ended_at": AT + timedelta(seconds=4) if status.ended else None,
+        "result": done if status is JobStatus.SUCCEEDED else None,
+    }
+    return Job(**(facts | changes))
+
+
+def record(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The one record in an entry's JSON string."""
+    assert isinstance(entry["result"], str)
+    [only] = json.loads(entry["result"])
+    return dict(only)
+
+
+def test_a_task_is_released_as_documented() -> None:
+    assert results.released(job(JobStatus.QUEUED, position=3)) == {
+        "task_id": ID,
+        "status": "queued",
+        "queue_position": 3,
+        "warnings": [THINKING],
+    }
+    assert results.released(job(JobStatus.RUNNING))["queue_position"] == 0
+
+
+def test_a_song_of_two_as_documented() -> None:
+    entry = results.answer(ID, job(JobStatus.SUCCEEDED))
+    told = json.loads(entry.pop("result"))
+    assert entry == {"task_id": ID, "status": 1, "progress_text": "Succeeded"}
+    warned = [THINKING, "audio_duration: ignored, the source gives the length"]
+    assert told[1] == {
+        "file": f"/v1/audio?path={ID}-1.mp3",
+        "wave": "",
+        "status": 1,
+        "create_time": int(AT.timestamp()),
+        "env": "production",
+        "prompt": "upbeat pop song",
+        "lyrics": "Hello world",
+        "metas": {
+            "bpm": 120,
+            "duration": 30.0,
+            "genres": "",
+            "keyscale": "C major",
+            "timesignature": "",
+            "prompt": "upbeat pop song",
+            "lyrics": "Hello world",
+        },
+        "generation_info": "\n".join(
+            [
+                "acestep-v15-turbo: 8 steps, shift 3, guidance 1",
+                "2.0 s sung, 0.1 s encoded, 1.0 s waited",
+                *warned,
+            ]
+        ),
+        "seed_value": "12345,12346",
+        "lm_model": "",
+        "dit_model": "acestep-v15-turbo",
+        "progress": 1.0,
+        "stage": "succeeded",
+        "error": None,
+        "warnings": warned,
+    }
+    assert told[0] == told[1] | {"file": f"/v1/audio?path={ID}-0.mp3"}
+
+
+STEP = Progress(stage=Stage.DENOISING, step=4, steps=8, at=AT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "progress", "stage", "text"),
+    [
+        ({"status": JobStatus.QUEUED}, 0.0, "queued", "Queued"),
+        (
+            {"status": JobStatus.QUEUED, "waiting_for": "2 jobs ahead of it in lane normal"},
+            0.0,
+            "queued",
+            "Waiting for 2 jobs ahead of it in lane normal",
+        ),
+        ({"status": JobStatus.RUNNING}, 0.0, "running", "Running"),
+        ({"status": JobStatus.RUNNING, "progress": STEP}, 0.45, "denoising", "Denoising, step 4 of 8"),
+        (
+            {
+                "status": JobStatus.RUNNING,
+                "progress": Progress(stage=Stage.WAITING_FOR_ENGINE, at=AT),
+                "waiting_for": "the model, which is loading",
+            },
+            0.0,
+            "waiting_for_engine",
+            "Waiting for the model, which is loading",
+        ),
+        (
+            {"status": JobStatus.RUNNING, "progress": Progress(stage=Stage.DECODING, at=AT)},
+            0.85,
+            "decoding",
+            "Decoding",
+        ),
+    ],
+)
+def test_a_task_on_its_way_tells_its_own_progress(
+    changes: dict[str, Any], progress: float, stage: str, text: str
+) -> None:
+    entry = results.answer(ID, job(**changes))
+    told = record(entry)
+    assert (entry["status"], told["status"], told["file"], told["error"]) == (0, 0, "", None)
+    assert "error" not in entry
+    assert (told["progress"], told["stage"], entry["progress_text"]) == (progress, stage, text)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "told"),
+    [
+        (JobStatus.FAILED, JobError(code="timeout", message="it ran longer than 10 s"), "it ran longer than 10 s"),
+        (JobStatus.FAILED, JobError(code="invalid_spec", message="repaint_start_s: late"), "repainting_start: late"),
+        (JobStatus.FAILED, None, "the task failed without saying why"),
+        (JobStatus.CANCELED, None, "the task was canceled"),
+    ],
+)
+def test_a_failure_says_why_in_every_place_where_clients_look(
+    status: JobStatus, error: JobError | None, told: str
+) -> None:
+    entry = results.answer(ID, job(status, error=error))
+    assert (entry["status"], entry["error"], entry["progress_text"]) == (2, told, told)
+    assert (record(entry)["status"], record(entry)["stage"], record(entry)["error"]) == (2, "failed", told)
+
+
+def test_an_unknown_task_does_not_look_as_if_it_waited() -> None:
+    entry = results.answer("nobody", None)
+    assert (entry["task_id"], entry["status"]) == ("nobody", 2)
+    assert (record(entry)["stage"], record(entry)["file"]) == ("failed", "")
+    assert record(entry)["error"] == entry["error"] == results.UNKNOWN
+
+
+def test_a_job_that_came_by_another_dialect_is_told_all_the_same() -> None:
+    entry = results.answer(ID, job(JobStatus.SUCCEEDED, dialect={"sent": "{}"}))
+    assert json.loads(entry["result"])[0]["warnings"] == ["audio_duration: ignored, the source gives the length"]
+
+
+def test_a_song_is_named_by_a_token_and_found_by_nothing_else() -> None:
+    url = song_url(ID, artifact(1))
+    assert url == f"/v1/audio?path={ID}-1.mp3"
+    for path in (f"{ID}-1.mp3", url, f"http://host{url}"):
+        assert song_named(path) == (ID, 1)
+    for path in ("", "/etc/passwd", f"../{ID}-1.mp3", f"{ID}-8.mp3", f"{ID}-1.exe", f"{ID}-1.mp3/", f"{ID}-1.mp3\n"):
+        with pytest.raises(NotFound, match="Audio file not found"):
+            song_named(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "header", "expected"),
+    [
+        ({}, None, None),
+        ({}, "", None),
+        ({"ai_token": "a"}, None, "a"),
+        ({"aiToken": " a "}, None, "a"),
+        ({"ai_token": "a"}, "Bearer b", "a"),
+        ({"ai_token": ""}, "Bearer b", "b"),
+        ({"ai_token": {"x": 1}}, "bearer  b", "b"),
+        ({}, "b", "b"),
+        ({}, "Bearer", None),
+    ],
+)
+def test_the_key_that_a_request_shows(fields: dict[str, Any], header: str | None, expected: str | None) -> None:
+    assert credential(fields, header) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({"task_id_list": ["a", "b"]}, ["a", "b"]),
+        ({"task_id_list": '["a", "b"]'}, ["a", "b"]),
+        ({"taskIdList": ["a"]}, ["a"]),
+        ({"task_id_list": ID}, [ID]),
+        ({"task_id_list": '"a"'}, ["a"]),
+        ({"task_id_list": [1, None]}, ["1", "None"]),
+        ({"task_id_list": None}, []),
+        ({"task_id_list": ""}, []),
+        ({}, []),
+    ],
+)
+def test_the_tasks_that_a_request_names(sent: dict[str, Any], expected: list[str]) -> None:
+    assert task_ids_of(Body(sent)) == expected
+
+
+def worker(name: str, model: str | None, pool: str = "default", stage: WorkerStage = WorkerStage.READY) -> Presence:
+    held = model and Model(
+        name=model,
+        revision="r1",
+        turbo=True,
+        sample_rate=48_000,
+        channels=2,
+        default_steps=8,
+        default_guidance_scale=1.0,
+        default_shift=3.0,
+        max_duration_s=600,
+        tasks=("text2music", "cover"),
+    )
+    return Presence(name=name, pool=pool, stage=stage, slots=1, model=held or None, started_at=AT)
+
+
+def pool(name: str, *workers: Presence, **counts: Any) -> Pool:
+    return Pool(name=name, waiting={Lane.NORMAL: counts.pop("waiting", 0)}, workers=workers, **counts)
+
+
+POOLS = (
+    pool("default", worker("a", "turbo"), worker("b", None, stage=WorkerStage.LOADING), waiting=5, pace_s=8.456),
+    pool("slow", worker("c", "base", "slow"), worker("d", "turbo", "slow"), running=1, succeeded=90, unsuccessful=4),
+)
+
+
+def test_models_as_documented() -> None:
+    told = inventory.inventory(POOLS, "default").model_dump(mode="json")
+    tasks = ["text2music", "cover"]
+    assert told == {
+        "models": [
+            {"name": "base", "is_default": False, "is_loaded": True, "supported_task_types": tasks},
+            {"name": "turbo", "is_default": True, "is_loaded": True, "supported_task_types": tasks},
+        ],
+        "default_model": "turbo",
+        "lm_models": [],
+        "loaded_lm_model": None,
+        "llm_initialized": False,
+    }
+    assert inventory.inventory((), "default").default_model is None
+
+
+def test_stats_as_documented() -> None:
+    assert inventory.stats(POOLS, "default") == {
+        "jobs": {"total": 100, "queued": 5, "running": 1, "succeeded": 90, "failed": 4},
+        "queue_size": 5,
+        "queue_maxsize": 0,
+        "avg_job_seconds": 8.46,
+    }
+    assert inventory.stats((), "default")["avg_job_seconds"] == 0.0
+
+
+def test_health_as_documented_and_as_newer_servers_tell_it() -> None:
+    told = inventory.health(inventory.inventory(POOLS, "default"))
+    assert (told["status"], told["service"]) == ("ok", "ACE-Step API")
+    assert (told["models_initialized"], told["llm_initialized"], told["loaded_model"]) == (True, False, "turbo")
+    none = inventory.health(inventory.inventory((), "default"))
+    assert (none["status"], none["models_initialized"], none["loaded_model"]) == ("ok", False, None)
+
+
+def test_init_is_answered_by_what_is_there() -> None:
+    held, none = inventory.inventory(POOLS, "default"), inventory.inventory((), "default")
+    assert inventory.cannot_initialize(held, None, init_llm=False) is None
+    assert inventory.cannot_initialize(held, "base", init_llm=False) is None
+    assert "none has acestep-v15-sft; held: base, turbo" in str(
+        inventory.cannot_initialize(held, "acestep-v15-sft", init_llm=False)
+    )
+    assert "language model is not here" in str(inventory.cannot_initialize(held, "base", init_llm=True))
+    assert "none has one yet" in str(inventory.cannot_initialize(none, None, init_llm=False))
+    done = inventory.initialized(held, "base", 2)
+    assert (done["slot"], done["loaded_model"], done["loaded_lm_model"]) == (2, "base", None)
+    assert "Nothing was reloaded" in inventory.reinitialized(held)["message"]
+
+
+@pytest.mark.parametrize("sample", [*samples.SIMPLE, *samples.CUSTOM])
+def test_a_sample_can_be_sent_as_it_is(sample: samples.Sample) -> None:
+    made = order(sample.told(), {}, frozenset())
+    assert (made.spec.prompt, made.spec.duration_s, made.spec.bpm) == (sample.caption, sample.duration_s, sample.bpm)
+    assert (made.spec.key_scale, made.spec.vocal_language) == (sample.key_scale, sample.language)
+    assert json.loads(made.dialect["warnings"]) == ["without effect here: think"]
+
+
+def test_samples_have_what_each_mode_wants() -> None:
+    simple, custom = samples.random_sample("simple_mode"), samples.random_sample("custom_mode")
+    assert (simple["description"], simple["instrumental"]) == (simple["caption"], True)
+    assert custom["lyrics"]
+    assert "description" not in custom
