@@ -1,0 +1,38 @@
+"""The chart rendered by the real helm, once for each set of values."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.chart_tools import CHART, CommandFailed, ToolMissing, helm, template_command
+from tests.chart.rendering import Manifest, Render
+
+CI = CHART / "ci"
+
+
+@pytest.fixture(scope="session")
+def render() -> Render:
+    """`render("gpu", 'pools[0].max=3')`: the objects that a ci/ values file and --set-json settings render."""
+    try:
+        helm()
+    except (CommandFailed, ToolMissing, OSError) as error:
+        pytest.skip(f"helm is not here and cannot be fetched: {str(error)[-300:]}")
+
+    @cache
+    def rendered(values: str = "default", *settings: str, keda: bool = True) -> tuple[Manifest, ...]:
+        command = template_command([_path(values)], settings, keda=keda)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise CommandFailed(done.stderr)
+        return tuple(Manifest(found) for found in yaml.safe_load_all(done.stdout) if found)
+
+    return rendered
+
+
+def _path(values: str) -> Path:
+    return CHART / "values-gpu.yaml" if values == "values-gpu" else CI / f"{values}-values.yaml"

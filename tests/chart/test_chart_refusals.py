@@ -1,0 +1,61 @@
+"""What the chart refuses, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.chart_checks import WRONG
+from scripts.chart_tools import CommandFailed
+from tests.chart.rendering import Render
+
+POOL = '{"name": "default"}'
+
+
+@pytest.mark.parametrize(
+    ("values", "setting", "words"),
+    [
+        ("default", 'global.imageRegistry=""', "make release REGISTRY=registry.example.com/you"),
+        ("external", 'redis.topology="cluster"', "Redis Cluster spreads keys over nodes"),
+        ("external", 'redis.topology="sentinel"', "do not ask sentinels for the primary"),
+        ("default", 'redis.host="redis.example.com"', "set valkey.enabled=false"),
+        ("default", "valkey.enabled=false", "There is no Redis"),
+        ("default", "redis.tls.enabled=true", "are for a Redis of yours"),
+        ("external", "redis.tls.enabled=false", "switch TLS on"),
+        ("default", 'store.url="s3://songs"', "set seaweedfs.enabled=false"),
+        ("default", "seaweedfs.enabled=false", "There is no store"),
+        ("default", 'store.publicEndpoint="https://songs.example.com"', "pass through the gateway"),
+        ("default", f"pools=[{POOL}, {POOL}]", "there are two called default"),
+        ("default", 'pools=[{"name": "default", "min": 3}]', "min 3 is above max 2"),
+        ("default", 'gateway.defaultPool="turbo"', "is none of the pools (default)"),
+        ("default", "gateway.jobTimeoutS=7200", "Raise terminationGraceS to 7260"),
+        (
+            "default",
+            'pools=[{"name": "default", "terminationGraceS": 600}]',
+            "has 540 of its terminationGraceS=600 left",
+        ),
+        ("default", "poolDefaults.gpu.count=1", "gpu.resource and gpu.count go together"),
+        ("default", 'poolDefaults.gpu.resource="nvidia.com/gpu"', "gpu.resource and gpu.count go together"),
+        ("default", 'poolDefaults.cache.type="hostPath"', "needs cache.path"),
+        ("default", 'poolDefaults.cache={"type": "image", "image": "a/b:1"}', "set model to /models"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_to_do(render: Render, values: str, setting: str, words: str) -> None:
+    with pytest.raises(CommandFailed) as refusal:
+        render(values, setting)
+    assert words in str(refusal.value)
+
+
+def test_a_cluster_without_keda_is_told_so(render: Render) -> None:
+    with pytest.raises(CommandFailed, match=r"KEDA is not in this cluster.*keda\.enabled=false"):
+        render("default", keda=False)
+
+
+def test_a_job_longer_than_the_grace_is_for_spot_pools_only(render: Render) -> None:
+    render("default", 'pools=[{"name": "default", "terminationGraceS": 30, "spot": true}]')
+    render("default", "gateway.jobTimeoutS=7200", "poolDefaults.terminationGraceS=7260")
+
+
+@pytest.mark.parametrize("setting", WRONG)
+def test_the_schema_refuses_what_it_does_not_know(render: Render, setting: str) -> None:
+    with pytest.raises(CommandFailed, match="values don't meet the specifications"):
+        render("default", setting)

@@ -1,0 +1,153 @@
+"""What KEDA is told: the same names that our processes use, and the measured formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rq import Queue
+
+from serinette.names import Keys, Lane, queue_name
+from tests.chart.rendering import Manifest, Render, find, of_kind
+
+VALUES = ("default", "external", "gpu")
+
+
+def pools(objects: tuple[Manifest, ...]) -> list[str]:
+    return [item["metadata"]["labels"]["serinette.dev/pool"] for item in of_kind(objects, "ScaledObject")]
+
+
+def test_the_key_of_a_lane_is_rqs_own(redis: object) -> None:
+    queue = Queue(queue_name("turbo", Lane.LOW), connection=redis)  # type: ignore[arg-type]  # any client
+    assert Keys().waiting("turbo", Lane.LOW) == queue.key
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_keda_reads_what_our_processes_write(render: Render, values: str) -> None:
+    objects = render(values)
+    prefix = find(objects, "Deployment", "-maintenance").env["RQ_KEY_PREFIX"]
+    keys = Keys(prefix)
+    for pool in pools(objects):
+        triggers = find(objects, "ScaledObject", f"-worker-{pool}")["spec"]["triggers"]
+        assert {trigger["name"]: trigger["metadata"]["listName"] for trigger in triggers} == {
+            **{str(lane): keys.waiting(pool, lane) for lane in Lane},
+            "busy": keys.busy(pool),
+            "brake": keys.brake(pool),
+        }
+        assert all(trigger["type"] == "redis" for trigger in triggers)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_keda_and_our_processes_are_sent_to_one_redis(render: Render, values: str) -> None:
+    objects = render(values)
+    url = find(objects, "Deployment", "-maintenance").env["SERINETTE_REDIS_URL"]
+    for scaled in of_kind(objects, "ScaledObject"):
+        for trigger in scaled["spec"]["triggers"]:
+            metadata = trigger["metadata"]
+            assert url.partition("?")[0].partition("://")[2] == f"{metadata['address']}/{metadata['databaseIndex']}"
+
+
+def test_keda_authenticates_with_the_same_secrets(render: Render) -> None:
+    objects = render("external")
+    env = find(objects, "Deployment", "-maintenance").env
+    assert env["SERINETTE_REDIS_URL"].startswith("rediss://")
+    told = {
+        item["parameter"]: (item["name"], item["key"])
+        for item in find(objects, "TriggerAuthentication", "-redis")["spec"]["secretTargetRef"]
+    }
+    for parameter, variable in (("password", "SERINETTE_REDIS_PASSWORD"), ("username", "SERINETTE_REDIS_USERNAME")):
+        reference = env[variable]["secretKeyRef"]
+        assert told[parameter] == (reference["name"], reference["key"])
+    assert told["ca"] == ("redis-ca", "ca.crt")
+    # KEDA refuses enableTLS beside a TriggerAuthentication's tls, and takes a CA only with the latter.
+    assert told["tls"] == ("studio-redis", "tls")
+    assert find(objects, "Secret", "-redis")["stringData"] == {"tls": "enable"}
+    scaled = of_kind(objects, "ScaledObject")[0]
+    assert all("enableTLS" not in trigger["metadata"] for trigger in scaled["spec"]["triggers"])
+
+
+def test_tls_without_a_ca_of_ones_own_is_the_triggers(render: Render) -> None:
+    objects = render("external", 'redis.tls.caSecret=""', 'redis.auth={"existingSecret": ""}')
+    assert all(
+        trigger["metadata"]["enableTLS"] == "true" and "authenticationRef" not in trigger
+        for trigger in of_kind(objects, "ScaledObject")[0]["spec"]["triggers"]
+    )
+    assert not of_kind(objects, "TriggerAuthentication")
+
+
+@pytest.mark.parametrize(
+    ("waiting", "busy", "brake", "wanted"),
+    [
+        ((0, 0, 0), 0, 0, 0),
+        ((0, 1, 0), 0, 0, 1),
+        ((4, 4, 1), 0, 0, 3),  # measured: 9 waiting, J = 4
+        ((0, 0, 0), 1, 0, 1),  # measured: 8 songs batched on one worker
+        ((0, 40, 0), 1, 0, 6),
+        ((0, 40, 0), 1, 1, 1),  # measured: the brake
+        ((0, 0, 0), 8, 0, 8),  # a lowered max ends no busy worker
+        ((0, 9, 0), 0, 2, 0),
+    ],
+)
+def test_the_formula_wants_what_was_measured(
+    render: Render, waiting: tuple[int, int, int], busy: int, brake: int, wanted: int
+) -> None:
+    (scaled,) = of_kind(render("default", "poolDefaults.max=6", "poolDefaults.jobsPerWorker=4"), "ScaledObject")
+    modifiers = scaled["spec"]["advanced"]["scalingModifiers"]
+    assert evaluate(modifiers["formula"], dict(zip(Lane, waiting, strict=True)) | {"busy": busy, "brake": brake}) == (
+        wanted
+    )
+    assert (modifiers["target"], modifiers["activationTarget"], modifiers["metricType"]) == ("1", "0", "AverageValue")
+
+
+def evaluate(formula: str, values: dict[str, int]) -> int:
+    """KEDA's expression language is Python's here, but for the ternary and ceil."""
+    condition, _, branches = formula.partition(" ? ")
+    yes, _, no = branches.partition(" : ")
+    names: dict[str, Any] = {"max": max, "min": min, "ceil": lambda number: -(-number // 1)}
+    return int(eval(f"({yes}) if ({condition}) else ({no})", {"__builtins__": {}}, {**names, **values}))
+
+
+def test_nothing_divides_by_a_trigger_and_nothing_falls_back(render: Render) -> None:
+    for scaled in of_kind(render("gpu"), "ScaledObject"):
+        spec = scaled["spec"]
+        divisor = spec["advanced"]["scalingModifiers"]["formula"].partition("/ ")[2].partition(")")[0]
+        assert divisor.isdigit() and int(divisor) > 0
+        assert "fallback" not in spec
+        behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        assert behavior["scaleUp"]["policies"] and behavior["scaleDown"]["policies"]
+        assert {policy["type"] for policy in behavior["scaleDown"]["policies"]} == {"Percent", "Pods"}
+
+
+def test_a_pool_scales_from_its_floor_to_its_max_in_one_go(render: Render) -> None:
+    spec = find(render("gpu"), "ScaledObject", "-worker-turbo")["spec"]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 500)
+    assert "min(busy + ceil((high + normal + low) / 8), 500)" in spec["advanced"]["scalingModifiers"]["formula"]
+    up = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleUp"]
+    assert up["policies"] == [{"type": "Pods", "value": 500, "periodSeconds": 15}]
+    spot = find(render("gpu"), "ScaledObject", "-worker-spot")
+    assert spot["metadata"]["annotations"] == {"autoscaling.keda.sh/paused": "false"}
+    assert spot["spec"]["scaleTargetRef"] == {"name": "serinette-worker-spot"}
+
+
+def test_a_rollout_never_fights_keda_nor_asks_for_a_gpu_more(render: Render) -> None:
+    workers = [item for item in of_kind(render("gpu"), "Deployment") if "-worker-" in item.name]
+    assert len(workers) == 4
+    for worker in workers:
+        spec = worker["spec"]
+        assert "replicas" not in spec
+        assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": "25%"}
+        grace_s = worker.pod["terminationGracePeriodSeconds"] if worker.pod else 0
+        load_s = int(worker.env["SERINETTE_ENGINE_START_TIMEOUT_S"])
+        assert spec["progressDeadlineSeconds"] > grace_s + load_s
+
+
+def test_without_keda_pools_have_a_size_and_nothing_of_kedas_is_left(render: Render) -> None:
+    objects = render("fixed", keda=False)
+    assert find(objects, "Deployment", "-worker-default")["spec"]["replicas"] == 2
+    assert (
+        find(
+            render("fixed", "poolDefaults.min=0", 'pools=[{"name": "default"}]', keda=False), "Deployment", "-default"
+        )["spec"]["replicas"]
+        == 1
+    )
+    assert not [item for item in objects if item["apiVersion"].startswith("keda.sh/")]

@@ -1,0 +1,122 @@
+"""The values file is the chart's manual: every line explained, every key known to the schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import yaml
+
+from scripts import manifests
+from scripts.chart_tools import CHART
+from serinette import __version__
+from serinette.names import DEFAULT_POOL
+from tests.chart.rendering import Render, find, of_kind
+
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+
+def test_every_value_has_a_line_that_says_what_it_is() -> None:
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    key = re.compile(r"^ *[A-Za-z]+: *\S")
+    # Of a map written over several lines it is the map that is explained.
+    bare = [
+        line
+        for before, line in pairwise(lines)
+        if key.match(line) and not before.lstrip().startswith("#") and not re.search(r"(requests|limits): \{", line)
+    ]
+    assert bare == []
+
+
+def unknown(values: dict[str, Any], schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Values that the schema has no property for, or that it does not close."""
+    schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    if "properties" not in schema:
+        return
+    if schema.get("additionalProperties") is not False:
+        yield f"{path}: open"
+    for name, value in values.items():
+        if name not in schema["properties"]:
+            yield f"{path}.{name}"
+        elif isinstance(value, dict):
+            yield from unknown(value, schema["properties"][name], f"{path}.{name}")
+
+
+def test_the_schema_knows_every_value_and_no_other() -> None:
+    assert list(unknown(VALUES, SCHEMA)) == []
+    assert SCHEMA["properties"].keys() == VALUES.keys()
+    pool = SCHEMA["properties"]["pools"]["items"]
+    assert pool["properties"].keys() == VALUES["poolDefaults"].keys() | {"name"}
+    assert pool["additionalProperties"] is False
+
+
+def test_versions_and_names_are_the_codes() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == __version__
+    assert VALUES["gateway"]["defaultPool"] == DEFAULT_POOL
+    assert VALUES["pools"] == [{"name": DEFAULT_POOL}]
+
+
+def test_k8s_is_what_the_chart_renders(render: Render) -> None:
+    render("k8s")
+    assert manifests.drift(manifests.rendered(), manifests.PLAIN) == []
+
+
+def test_the_ingress_lets_uploads_and_events_pass(render: Render) -> None:
+    ingress = find(render("external"), "Ingress", "-gateway")
+    annotations = ingress["metadata"]["annotations"]
+    nginx = "nginx.ingress.kubernetes.io"
+    assert annotations[f"{nginx}/proxy-body-size"] == str(VALUES["gateway"]["maxUploadBytes"])
+    assert annotations[f"{nginx}/proxy-buffering"] == annotations[f"{nginx}/proxy-request-buffering"] == "off"
+    assert annotations[f"{nginx}/proxy-read-timeout"] == "60", "the operator's own word wins"
+    assert annotations[f"{nginx}/proxy-send-timeout"] == "3600"
+    assert ingress["spec"]["rules"][0]["host"] == "songs.example.com"
+    assert not of_kind(render("default"), "Ingress")
+
+
+def test_valkey_forgets_no_job(render: Render) -> None:
+    arguments = find(render("default"), "StatefulSet", "-valkey").container["args"]
+    told = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert (told["--appendonly"], told["--maxmemory-policy"]) == ("yes", "noeviction")
+    assert told["--requirepass"] == "$(VALKEY_PASSWORD)"
+
+
+def test_keda_and_nobody_else_from_outside_reaches_valkey(render: Render) -> None:
+    policy = find(render("default"), "NetworkPolicy", "-valkey")["spec"]
+    (rule,) = policy["ingress"]
+    assert rule["ports"] == [{"port": 6379, "protocol": "TCP"}]
+    ours, kedas = rule["from"]
+    (expression,) = ours["podSelector"]["matchExpressions"]
+    assert sorted(expression["values"]) == ["gateway", "maintenance", "worker"]
+    assert kedas == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}}
+    assert policy["policyTypes"] == ["Ingress", "Egress"] and "egress" not in policy
+
+
+def test_every_pod_has_a_network_policy(render: Render) -> None:
+    for values in ("default", "external", "gpu"):
+        objects = render(values)
+        selectors = [item["spec"]["podSelector"]["matchLabels"] for item in of_kind(objects, "NetworkPolicy")]
+        for item in objects:
+            if item.pod is not None:
+                labels = item["metadata" if item.kind == "Pod" else "spec"]
+                labels = labels["labels"] if item.kind == "Pod" else labels["template"]["metadata"]["labels"]
+                assert any(selector.items() <= labels.items() for selector in selectors), item.name
+
+
+def test_secrets_of_ones_own_are_used_and_none_is_made(render: Render) -> None:
+    assert not of_kind(render("k8s"), "Secret")
+    made = {item.name: item["data"].keys() for item in of_kind(render("default"), "Secret")}
+    assert made == {
+        "serinette-valkey": {"password"},
+        "serinette-seaweedfs": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
+    }
+
+
+def test_extra_objects_are_rendered_as_templates(render: Render) -> None:
+    objects = render("external")
+    assert find(objects, "ConfigMap", "studio-extra")["data"] == {"release": "serinette"}
+    assert find(objects, "ConfigMap", "studio-text")
