@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from api import document, problems
@@ -53,7 +54,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         await redis_async.aclose()
         redis.close()
 
-    app = FastAPI(
+    # Its pages bring their scripts along: a cluster may have no way to a CDN.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Serinette",
         version=__version__,
         summary="Songs from prompts: post one, follow it, fetch it.",
