@@ -50,6 +50,13 @@ class Forest:
     def told(self, phase: Phase) -> list[str]:
         return [notice.part for notice in self.notices if notice.phase is phase]
 
+    def processes(self) -> list[psutil.Process]:
+        """Those of this tree alone: a session of tests has servers of its own running."""
+        return [process for top in psutil.Process().children() if self.holds(top) for process in below(top.pid)]
+
+    def holds(self, process: psutil.Process) -> bool:
+        return str(self.directory) in " ".join(process.cmdline())
+
     def tending(self, condition: Callable[[], object]) -> bool:
         def tended() -> object:
             self.tree.tend()
@@ -65,22 +72,18 @@ def forest(tmp_path: Path) -> Iterator[Forest]:
     forest.tree.stop(in_a_hurry=lambda: True)
 
 
-def processes() -> list[psutil.Process]:
-    return below(os.getpid())[1:]
-
-
 def test_parts_are_awaited_and_end_in_opposite_order(forest: Forest) -> None:
     forest.tree.start(forest.part("first", SLEEPER))
     forest.tree.start(forest.part("second", SLEEPER))
     forest.tree.wait_ready()
     assert sorted(forest.told(Phase.READY)) == ["first", "second"]
     assert "waking" in {notice.detail for notice in forest.notices if notice.phase is Phase.WAITING}
-    running = processes()
+    running = forest.processes()
     assert len(running) == 2
     forest.tree.stop(at_leisure)
     assert eventually_gone(running)
     assert forest.told(Phase.STOPPING) == ["second", "first"]
-    assert forest.lines == [("first", "started"), ("second", "started")]
+    assert sorted(forest.lines) == [("first", "started"), ("second", "started")]
 
 
 def test_a_part_that_fails_to_start_shows_its_last_words(forest: Forest) -> None:
@@ -100,13 +103,13 @@ def test_a_part_that_never_gets_ready_is_given_up(forest: Forest) -> None:
 def test_what_dies_is_started_again(forest: Forest) -> None:
     forest.tree.start(forest.part("phoenix", SLEEPER))
     forest.tree.wait_ready()
-    (first,) = processes()
+    (first,) = forest.processes()
     first.kill()
     assert forest.tending(lambda: forest.told(Phase.RESTARTED))
     died = next(notice for notice in forest.notices if notice.phase is Phase.DIED)
     assert died.detail.startswith("killed by SIGKILL")
     assert died.last_lines == ("started",)
-    assert [process.pid for process in processes()] != [first.pid]
+    assert [process.pid for process in forest.processes()] != [first.pid]
 
 
 def test_a_part_that_keeps_dying_waits_longer_each_time(forest: Forest) -> None:
@@ -117,7 +120,7 @@ def test_a_part_that_keeps_dying_waits_longer_each_time(forest: Forest) -> None:
         return len(forest.told(Phase.RESTARTED)) == times
 
     for deaths in (1, 2):
-        os.killpg(processes()[0].pid, signal.SIGKILL)
+        os.killpg(forest.processes()[0].pid, signal.SIGKILL)
         assert forest.tending(partial(restarted, deaths))
     delays = [notice.detail.rpartition(" in ")[2] for notice in forest.notices if notice.phase is Phase.DIED]
     assert delays == ["0.5 s", "1 s"]
@@ -128,7 +131,7 @@ def test_a_part_that_keeps_dying_waits_longer_each_time(forest: Forest) -> None:
 def test_nothing_is_left(forest: Forest, code: str) -> None:
     forest.tree.start(forest.part("part", code, stop_timeout_s=0.5))
     forest.tree.wait_ready()
-    running = processes()
+    running = forest.processes()
     forest.tree.stop(at_leisure)
     assert eventually_gone(running)
 
@@ -136,7 +139,7 @@ def test_nothing_is_left(forest: Forest, code: str) -> None:
 def test_haste_waits_for_nobody(forest: Forest) -> None:
     forest.tree.start(forest.part("stubborn", STUBBORN, stop_timeout_s=120))
     forest.tree.wait_ready()
-    running = processes()
+    running = forest.processes()
     began_s = time.monotonic()
     forest.tree.stop(in_a_hurry=lambda: time.monotonic() - began_s > 0.3)
     assert time.monotonic() - began_s < 60
