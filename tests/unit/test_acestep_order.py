@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +151,7 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"format": True}, {}, "use_format: needs"),
         ({"format": "wav"}, {"format": AudioFormat.MP3}, "format: stands for use_format"),
         ({"instruction": "Sing it louder:"}, {}, "instruction: has no effect"),
+        ({"src_audio_path": "upload-1"}, {"source_audio": None}, "src_audio_path: ignored"),
         ({"metas": {"genres": "rock"}, "colour": "blue"}, {}, "without effect here: colour, genres"),
     ],
 )
@@ -277,6 +281,10 @@ def test_a_file_that_came_along_goes_before_a_path() -> None:
     [
         ({"task_type": "extract", "track_name": "Vocals"}, {"track": "vocals"}),
         ({"task_type": "EXTRACT", "instruction": "Extract the VOCALS track from the audio:"}, {"track": "vocals"}),
+        (
+            {"task_type": "lego", "track_name": "bass", "instruction": "Generate the BASS track:"},
+            {"track": "bass"},
+        ),
         ({"task_type": "lego", "instruction": "Generate the BASS track based on the audio:"}, {"track": "bass"}),
         ({"task_type": "complete", "track_classes": ["drums", "Bass"]}, {"tracks": ("drums", "bass")}),
         ({"task_type": "complete", "trackClasses": "drums,bass"}, {"tracks": ("drums", "bass")}),
@@ -312,6 +320,12 @@ def test_our_words_are_told_in_theirs() -> None:
 
 def test_credentials_are_no_field() -> None:
     assert collect({"ai_token": "secret", "prompt": "x"}, KNOWN).unknown == ()
+
+
+def test_every_field_stands_in_the_table_of_compatibility() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text().partition("own API (port 8001)")[2]
+    told = re.findall(r"`([a-z_*]+)`", page)
+    assert [name for name in sorted(KNOWN) if not any(fnmatchcase(name, pattern) for pattern in told)] == []
 
 
 @given(

@@ -122,6 +122,7 @@ def test_a_task_by_every_kind_of_body(client: TestClient, sent: dict[str, Any]) 
     [
         ({"content": b"{"}, 400, "Invalid JSON"),
         ({"content": b"[1]"}, 400, "must be an object"),
+        ({"content": b'{"\\ud800": 1}'}, 400, "surrogates not allowed"),
         ({"content": b"null", "headers": {"Content-Type": "application/json"}}, 400, "must be an object"),
         ({"content": b"\xff=", "headers": {"Content-Type": "application/json"}}, 400, "Invalid JSON"),
         ({"content": b"[" * 60_000}, 400, "Invalid JSON"),
@@ -213,6 +214,7 @@ def test_too_many_tasks_at_once_are_refused_and_none_is_none(client: TestClient)
     assert asked(client) == []
     assert data(client.post("/query_result", json={})) == []
     assert len(asked(client, *["x"] * MAX_TASKS)) == MAX_TASKS
+    refusal(client.post("/query_result", content=b'{"task_id_list": ["\\ud800"]}'), 400)
     many = {"task_id_list": ["x"] * (MAX_TASKS + 1)}
     assert str(MAX_TASKS) in refusal(client.post("/query_result", json=many), 400)
 
@@ -272,6 +274,14 @@ def test_files_come_along_in_a_form(client: TestClient, source: str, reference: 
     body = {"task_type": "cover", "src_audio_path": spec["source_audio"], "audio_cover_strength": 0.2}
     again = released(client, **body)
     assert client.get(f"/v1/jobs/{again}").json()["spec"]["cover_strength"] == 0.2
+
+
+def test_a_file_of_no_use_is_not_kept(client: TestClient, settings: GatewaySettings) -> None:
+    before = {each.key for each in Store.open(settings).list("uploads/")}
+    files = {"src_audio": ("song.wav", silence(), "audio/wav")}
+    told = data(client.post("/release_task", data={"prompt": "x"}, files=files))
+    assert told["warnings"] == ["src_audio_path: ignored, task text2music does not use it"]
+    assert {each.key for each in Store.open(settings).list("uploads/")} == before
 
 
 def test_an_earlier_song_is_a_source_by_its_url(client: TestClient, slot: HandSlot) -> None:

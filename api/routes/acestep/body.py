@@ -91,6 +91,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 def _from_json(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw)
+        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair can be read, but never be answered
     except (ValueError, RecursionError) as error:
         raise RequestError(f"Invalid JSON body: {error}") from error
     if not isinstance(body, dict):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -44,11 +45,15 @@ class Desk:
         Raises:
             SerinetteError: nothing was put there.
         """
-        # Before files are taken in: what is wrong without them is wrong with them.
         models = await self._models()
-        known = dict.fromkeys(self._files(), "upload")
-        order(self.body.fields, known, models)
-        wanted = order(self.body.fields, await self._keep(), models)
+        files = self._files()
+        # Before files are taken in: what is wrong without them is wrong with them, and some are of no use.
+        uploads = dict.fromkeys(files, "upload")
+        spec = order(self.body.fields, uploads, models).spec
+        for field, ours in (("src_audio_path", spec.source_audio), ("reference_audio_path", spec.reference_audio)):
+            if field in files and ours is not None:
+                uploads[field] = (await self.intake.take_file(self.tenant, files[field])).id
+        wanted = order(self.body.fields, uploads, models)
         job, _ = await run_in_threadpool(
             self.queue.submit,
             self.tenant,
@@ -74,14 +79,9 @@ class Desk:
         jobs = dict(zip(sound, await run_in_threadpool(self.queue.find, self.tenant, sound), strict=True))
         return [(task_id, jobs.get(task_id)) for task_id in task_ids]
 
-    def _files(self) -> dict[str, str]:
-        return {field: name for field, names in _FILES.items() for name in reversed(names) if name in self.body.files}
-
-    async def _keep(self) -> dict[str, str]:
-        kept: dict[str, str] = {}
-        for field, name in self._files().items():
-            kept[field] = (await self.intake.take_file(self.tenant, self.body.files[name])).id
-        return kept
+    def _files(self) -> dict[str, UploadFile]:
+        sent = self.body.files
+        return {field: sent[name] for field, names in _FILES.items() for name in reversed(names) if name in sent}
 
     async def _models(self) -> frozenset[str]:
         pools = await run_in_threadpool(self.queue.pools)

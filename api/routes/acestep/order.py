@@ -26,8 +26,13 @@ _LM = "ACE-Step's 5 Hz language model, which is not here"
 # Tasks for which ACE-Step 1.5 asks its language model when `thinking` is true.
 _THOUGHT_OF: Final = frozenset({Task.TEXT2MUSIC, Task.LEGO, Task.COMPLETE})
 _KEY = re.compile(r"([A-G])\s*(#|b|♯|♭)?\s*(m|min|minor|maj|major)?", re.IGNORECASE)
+# As in ACE-Step 1.5's own: `Extract the VOCALS track from the audio:`, `Complete the input track with DRUMS | BASS:`.
 _ONE_TRACK = re.compile(r"\bthe (.{1,40}?) track\b", re.IGNORECASE)
-_MANY_TRACKS = re.compile(r"\bwith (.{1,200}?):?\s*$", re.IGNORECASE)
+_TRACK_IN_INSTRUCTION: Final = {
+    Task.EXTRACT: _ONE_TRACK,
+    Task.LEGO: _ONE_TRACK,
+    Task.COMPLETE: re.compile(r"\bwith (.{1,200}?):?\s*$", re.IGNORECASE),
+}
 _MAX_LISTED_NAMES = 32
 
 
@@ -149,9 +154,12 @@ def _map_seed(mapping: _Mapping) -> None:
 
 def _map_audio(mapping: _Mapping) -> None:
     task = mapping.task
-    for ours, name in (("source_audio", "src_audio_path"), ("reference_audio", "reference_audio_path")):
-        if value := getattr(task, name):
-            mapping.fields[ours] = audio_id(name, value)
+    if task.src_audio_path and task.task_type is Task.TEXT2MUSIC:
+        mapping.warnings.append("src_audio_path: ignored, task text2music does not use it")
+    elif task.src_audio_path:
+        mapping.fields["source_audio"] = audio_id("src_audio_path", task.src_audio_path)
+    if task.reference_audio_path:
+        mapping.fields["reference_audio"] = audio_id("reference_audio_path", task.reference_audio_path)
     mapping.take(repaint_start_s="repainting_start", cover_strength="audio_cover_strength")
     if task.repainting_end is not None and task.repainting_end > 0:
         mapping.fields["repaint_end_s"] = task.repainting_end
@@ -161,16 +169,18 @@ def _map_audio(mapping: _Mapping) -> None:
 
 def _map_tracks(mapping: _Mapping) -> None:
     task, told = mapping.task, mapping.task.instruction or ""
-    track, tracks, heard = task.track_name, task.track_classes, False
-    if task.task_type in {Task.EXTRACT, Task.LEGO} and not track and (match := _ONE_TRACK.search(told)):
-        track, heard = match[1].strip().lower(), True
-    if task.task_type is Task.COMPLETE and not tracks and (match := _MANY_TRACKS.search(told)):
-        tracks, heard = tuple(name.strip().lower() for name in re.split(r"[|,]", match[1]) if name.strip()), True
+    track, tracks = task.track_name, task.track_classes
+    named = _TRACK_IN_INSTRUCTION.get(task.task_type)
+    match = named and named.search(told)
+    if match and task.task_type is Task.COMPLETE:
+        tracks = tracks or tuple(name.strip().lower() for name in re.split(r"[|,]", match[1]) if name.strip())
+    elif match:
+        track = track or match[1].strip().lower()
     if track:
         mapping.fields["track"] = track
     if tracks:
         mapping.fields["tracks"] = tracks
-    if told.strip() and not heard:
+    if told.strip() and not match:
         mapping.warnings.append("instruction: has no effect; the task's own is used")
 
 
