@@ -86,6 +86,10 @@ def played(objects: tuple[Manifest, ...], port: int) -> str:
         container["env"] = [_literal(entry) for entry in container.get("env", [])]
         for source in container.pop("envFrom", []):
             container["env"] += _from(source, objects)
+        # Kubernetes puts variables into arguments, podman does not.
+        for entry in container["env"]:
+            told = f"$({entry['name']})"
+            container["args"] = [each.replace(told, entry["value"]) for each in container.get("args", [])]
         mounted = container["volumeMounts"]
         container["volumeMounts"] = [{**mount, "name": f"{part}-{mount['name']}"} for mount in mounted]
         volumes += [{"name": mount["name"], "emptyDir": {}} for mount in container["volumeMounts"]]
