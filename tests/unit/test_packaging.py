@@ -10,11 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("serinette", "api", "gpu_worker")
+# What images are built from has no place in a wheel.
+IMAGES_OWN = ("Dockerfile", "requirements*.txt")
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
 
 def files(package: str) -> list[Path]:
-    return [path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    found = [path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return [path for path in found if not any(fnmatch(path.name, pattern) for pattern in IMAGES_OWN)]
 
 
 def packed(path: Path) -> bool:
