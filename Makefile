@@ -15,7 +15,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api gpu_worker tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format bench openapi settings clean
+.PHONY: help demo up test lint format bench openapi settings clean chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,3 +77,20 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	@echo "Installing Serinette and what its tests and checks need (again whenever pyproject.toml changes)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/local.stamp
+
+# The cluster's side. BUILD: arguments for the builder, after podman's or docker's own way.
+REGISTRY ?=
+BUILD ?=
+
+chart: $(VENV)/dev.stamp  ## Check the chart: lint, schemas, KEDA, security, Dockerfiles, k8s/.
+	$(BIN)/python -m scripts.chart_checks
+
+manifests: $(VENV)/dev.stamp  ## Render the chart plain, into k8s/.
+	$(BIN)/python -m scripts.manifests
+
+lock: $(VENV)/dev.stamp  ## Pin anew what the images install.
+	$(BIN)/python -m scripts.lock
+
+release: $(VENV)/dev.stamp  ## Build images, SBOMs and chart, and push them (REGISTRY=registry.example.com/you).
+	@test -n "$(REGISTRY)" || { echo "Where to? make release REGISTRY=registry.example.com/you"; exit 2; }
+	$(BIN)/python -m scripts.release $(REGISTRY) -- $(BUILD)
