@@ -45,7 +45,7 @@ ROWS = (
     Row("The same, in the engine alone", "songs", "figures.sing_s.median", 2, "s"),
     Row("The first song of a process", "songs", "figures.first_song_wall_s", 2, "s"),
     Row("`serinette up` until a song can be sung", "songs", "figures.up_s", 1, "s"),
-    Row("Load of the machine meanwhile (1-minute average)", "songs", "machine.load_average_1m", 1),
+    Row("Load of the machine meanwhile, one-minute average", "songs", "machine.load_average_1m", 1),
     Row("A song on a GPU"),
     Row("Gateway on several machines, behind an ingress"),
 )
