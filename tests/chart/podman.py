@@ -67,6 +67,12 @@ class Podman:
         command = ["podman", "image", "exists", image]
         return subprocess.run(command, env=self.environment, check=False).returncode == 0
 
+    def log(self, container: str) -> str:
+        """The end of what a container wrote, on either stream."""
+        command = ["podman", "logs", "--tail", "30", container]
+        told = subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True)
+        return f"--- {container}\n{told.stdout}{told.stderr}"
+
     def build(self, dockerfile: str, tag: str, *arguments: str, timeout_s: float = 1200) -> str:
         """Build an image of ours on the stand-in, with this machine's certificates and package settings."""
         mounts = ["--volume", f"{_CERTIFICATES}:{_CERTIFICATES}:ro"]
