@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from redis import Redis
@@ -18,12 +19,14 @@ from rq.job import Job as RqJob
 from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
-from api.queue.admission import check_audio, pool_for_model
+from api.queue.admission import check_audio, check_webhook, pool_for_model
 from api.queue.cursors import Cursor
+from api.queue.durability import Disk
 from api.queue.explain import Pool
 from api.queue.reader import Reader
 from api.queue.sighting import Sighting, job_of_record
 from api.settings import GatewaySettings
+from api.targets import Targets
 from serinette.errors import (
     ConfigurationError,
     Conflict,
@@ -33,7 +36,7 @@ from serinette.errors import (
     QueueUnavailable,
 )
 from serinette.job import Job, JobOptions, JobStatus, Record, now
-from serinette.ledger import Entry, Ledger, Outcome
+from serinette.ledger import Entry, Ledger, Outcome, Terms
 from serinette.names import SING_TASK, queue_name, record_key, song_prefix
 from serinette.spec import GenerationSpec
 from serinette.store import Store
@@ -64,6 +67,8 @@ class JobQueue:
         self._ledger = ledger
         self._settings = settings
         self._reader = Reader(redis, ledger)
+        self._targets = Targets(settings.webhook_networks)
+        self._disk = Disk(redis, settings.redis_timeout_s) if settings.durability == "fsync" else None
 
     def submit(
         self,
@@ -77,25 +82,34 @@ class JobQueue:
         """Put a job into its lane, its seed drawn; True if it is new, False if the key named one that exists.
 
         Raises:
-            InvalidSpec: the model or the audio it names is not there.
+            InvalidSpec: the model or the audio it names is not there, or its webhook leads where it may not.
+            Unsupported: it names a webhook, and this deployment delivers none.
             IdempotencyConflict: the key was used with another spec.
         """
         job_id = str(uuid.uuid4()) if idempotency_key is None else keyed_job_id(tenant, idempotency_key)
         with _answering():
+            if self._disk:
+                self._disk.require()
             if idempotency_key is not None and (known := self._reader.see([job_id])[0]):
                 return self._replayed(known, spec.digest()), False
+            check_webhook(tenant, options.webhook, self._settings, self._targets)
             pool = self._settings.pool if spec.model is None else pool_for_model(spec.model, self._reader.workers())
             check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
             meta = self._meta(tenant, pool, spec, options, dialect or {})
             spec = spec.seeded()
+            terms = _terms(options)
             # The ledger first: a submit that is cut short here is found by the sweep of the live set.
-            self._ledger.open(job_id, tenant, now())
+            self._ledger.open(job_id, tenant, now(), pool, terms)
             try:
                 self._enqueue(job_id, spec, meta)
             except DuplicateJobError:
                 # Without a key it can only be ourselves: Redis did as told, its answer was lost, the client sent again.
                 return self._replayed(self._reader.see([job_id])[0], meta["digest"]), idempotency_key is None
-            fresh = Sighting(job_id, "queued", meta, spec.to_wire(), None, Entry())
+            if self._disk:
+                self._disk.wait(self._settings.keys.ledger(job_id))
+            fresh = Sighting(
+                job_id, "queued", meta, spec.to_wire(), None, Entry(start_by=terms.start_by, webhook=terms.webhook)
+            )
             return self._reader.explained([fresh.job()])[0], True
 
     def get(self, tenant: str, job_id: str) -> Job:
@@ -216,6 +230,8 @@ class JobQueue:
             raise IdempotencyConflict(
                 "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
             )
+        if self._disk and not known.status.ended:
+            self._disk.wait(self._settings.keys.ledger(known.job_id))
         if known.status.ended:  # a racing submit may have entered it among the live ones after its end
             self._redis.zrem(self._settings.keys.live, known.job_id)
         return self._reader.explained([known.job()])[0]
@@ -253,6 +269,11 @@ class JobQueue:
             return job_of_record(Record.model_validate_json(self._store.get(record_key(tenant, job_id))))
         except NotFound as error:
             raise _no_such(job_id) from error
+
+
+def _terms(options: JobOptions) -> Terms:
+    deadline_s = options.start_deadline_s
+    return Terms(None if deadline_s is None else now() + timedelta(seconds=deadline_s), options.webhook)
 
 
 def keyed_job_id(tenant: str, idempotency_key: str) -> str:
