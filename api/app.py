@@ -15,10 +15,12 @@ from api.dependencies import Parts
 from api.events import JobEvents
 from api.intake import Intake
 from api.limits import BodyLimit
+from api.metrics import HttpMetrics, Observed, expose
 from api.queue import JobQueue
 from api.routes import gradio, health, v1
 from api.settings import GatewaySettings
 from serinette import __version__
+from serinette.exposition import new_registry
 from serinette.ledger import Ledger
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
@@ -68,6 +70,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.include_router(health.router)
     document.complete(app)
     _add_middleware(app, settings)
+    app.state.metrics = HttpMetrics(new_registry())
+    expose(app, app.state.metrics, settings)
+    app.add_middleware(Observed, metrics=app.state.metrics)  # outermost: refusals by others are answers too
     return app
 
 
