@@ -21,6 +21,7 @@ from typing import Any
 from redis import Redis
 from redis.client import Pipeline
 
+from serinette.errors import Expired
 from serinette.job import Attempt, AttemptOutcome, JobError, JobStatus, Progress, Result, Usage, now
 from serinette.names import DEFAULT_POOL, Keys
 from serinette.tally import COUNT_SCRIPT
@@ -169,6 +170,12 @@ class Entry:
     def expired(self, at: datetime) -> bool:
         """Whether nobody began the job, and its time to be begun is over."""
         return not self.attempts and self.outcome is None and self.start_by is not None and at >= self.start_by
+
+    def expiry(self) -> JobError:
+        """Why an expired job failed, for the client."""
+        by = f" by {self.start_by:%Y-%m-%d %H:%M:%S} UTC" if self.start_by else ""
+        message = f"no worker began the job{by}: give a longer start_deadline_s, or submit again when workers are free"
+        return JobError(code=Expired.code, message=message)
 
     @property
     def charged_attempts(self) -> int:

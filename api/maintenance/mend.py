@@ -115,6 +115,7 @@ class Mender:
             outcome=entry.outcome,
             cancel_requested=entry.cancel_requested,
             owner=entry.owner,
+            expired=entry.expired(now()),
             age_s=at - submitted if submitted is not None else 0.0,
         )
         return _Case(job_id, job, queue, entry, dead, seen)
@@ -163,6 +164,8 @@ class Mender:
                 self._end(pipe, case, adopted(case.seen.status, case.entry))
             case Action.CANCEL:
                 self._end(pipe, case, Outcome(JobStatus.CANCELED))
+            case Action.EXPIRE:
+                self._end(pipe, case, Outcome(JobStatus.FAILED, case.entry.expiry()))
             case Action.FAIL:
                 self._end(pipe, case, Outcome(JobStatus.FAILED, lost(case.entry, last=True)))
             case Action.SUCCEED if record:

@@ -95,6 +95,8 @@ class Books:
             return f"it has {entry.outcome} already"
         if entry.cancel_requested:
             return "it is canceled"
+        if entry.expired(now()):
+            return "it was to begin earlier"
         if not pipe.exists(job.key):
             return "it was erased"
         # A second copy of its id came into the lane. Its holder beats, or the reaper is about to take the job from it.
@@ -107,6 +109,11 @@ class Books:
         if entry.cancel_requested and not entry.outcome:
             self._ledger.settle(job.id, Outcome(JobStatus.CANCELED), pipeline=pipe)
             job.set_status(RqStatus.CANCELED, pipeline=pipe)
+        elif entry.expired(now()):
+            self._ledger.settle(job.id, Outcome(JobStatus.FAILED, entry.expiry()), pipeline=pipe)
+            job.set_status(RqStatus.FAILED, pipeline=pipe)
+            job.failed_job_registry.add(job, ttl=self._retention_s, pipeline=pipe)
+            pipe.expire(job.key, self._retention_s, nx=True)
         if entry.outcome or entry.cancel_requested:
             pipe.expire(job.key, self._retention_s, nx=True)  # RQ gives the hash of a canceled job no end
 
