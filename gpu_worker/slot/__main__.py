@@ -22,6 +22,7 @@ from gpu_worker.slot.lanes import LOWEST_FIRST_EVERY
 from gpu_worker.slot.patience import connect_patiently
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.worker import SlotWorker
+from serinette import logs
 from serinette.errors import ConfigurationError
 from serinette.store import Store
 
@@ -69,7 +70,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         settings = WorkerSettings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        logs.configure(settings, "slot")
         # RQ refuses a name that a killed process has not ceased to hold.
         return run(settings, f"{arguments.name_prefix}.{secrets.token_hex(3)}", arguments.busy_fd)
     except (ConfigurationError, ValidationError) as error:

@@ -21,6 +21,7 @@ from rq.job import JobStatus as RqStatus
 from rq.queue import Queue
 from rq.worker.base import WorkerStatus
 
+from gpu_worker.slot.counting import count_claim, count_song
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.verdict import Ending, Verdict
@@ -83,6 +84,8 @@ class Books:
             pipe.persist(job.key)
             place = len(pipe)
             self._ledger.begin_attempt(job.id, execution.id, self._worker.name, pipeline=pipe)
+            if not entry.attempts:
+                count_claim(pipe, self._ledger.keys, job)
             return int(pipe.execute()[place]), now()
 
     def _watch(self, pipe: Pipeline, job: Job) -> Entry:
@@ -172,6 +175,8 @@ class Books:
         job._handle_success(self._retention_s, pipe, self._worker.name, hold.execution.id, None, job.ended_at)
         job.cleanup(self._retention_s, pipeline=pipe, remove_from_queue=False)
         self._worker.increment_successful_job_count(pipeline=pipe)
+        if hold.sang:
+            count_song(pipe, self._ledger.keys, job, result, hold.clock)
         self._ledger.settle(job.id, Outcome(JobStatus.SUCCEEDED, result=result), pipeline=pipe)
 
     def _fail(self, pipe: Pipeline, hold: Hold, status: RqStatus, outcome: Outcome) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 
+from gpu_worker.slot.clock import StageClock
 from gpu_worker.slot.drain import Drain
 from serinette.errors import Canceled, HandBack, JobTimeout, Superseded
 from serinette.job import Attempt
@@ -32,6 +33,7 @@ class Hold:
     superseded: bool = False
     recording: bool = False  # its record may be written: only that decides now
     sang: bool = False
+    clock: StageClock = field(default_factory=StageClock)
 
     @property
     def created_at(self) -> datetime:

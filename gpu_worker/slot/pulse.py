@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
@@ -41,7 +42,8 @@ class Pulse:
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self.concluding = False
-        self._thread = threading.Thread(target=self._run, name=f"pulse-{hold.job.id}", daemon=True)
+        context = copy_context()  # whose log lines are about this job
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name=f"pulse-{hold.job.id}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

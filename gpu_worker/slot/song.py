@@ -81,6 +81,7 @@ class Performance:
         return winner.result
 
     def _tell(self, stage: Stage, step: int | None = None, steps: int | None = None) -> None:
+        self.hold.clock.tell(stage, step)
         self.tell_progress(Progress(stage=stage, step=step, steps=steps, at=now()))
 
     def _ask_engine(self, job_id: str, spec: GenerationSpec) -> Sung:

@@ -30,6 +30,7 @@ from gpu_worker.slot.pulse import Pulse
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.task import performing
 from gpu_worker.slot.verdict import Ending, Verdict, judge
+from serinette import logs
 from serinette.errors import SerinetteError
 from serinette.job import JobError, JobStatus, Result
 from serinette.ledger import Ledger, Outcome
@@ -176,10 +177,14 @@ class SlotWorker(SimpleWorker):
             log.info("job %s needs a newer worker; it goes to the back of its lane", job.id)
             queue.push_job_id(job.id)
             self._pause(_NEWER_SCHEMA_PAUSE_S)
-        elif hold := self._books.claim(job, queue, self._drain):
-            with self._held(hold):
+        elif hold := self._claimed(job, queue):
+            with logs.about(job=job.id, attempt=hold.attempt.id), self._held(hold):
                 self.perform_job(job, queue, hold.execution)
         self.set_state(WorkerStatus.IDLE)
+
+    def _claimed(self, job: Job, queue: Queue) -> Hold | None:
+        with logs.about(job=job.id):
+            return self._books.claim(job, queue, self._drain)
 
     @contextmanager
     def _held(self, hold: Hold) -> Iterator[None]:
