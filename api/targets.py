@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooSlow
+from typing import Any
 from urllib.parse import urlsplit
 
 from serinette.errors import InvalidSpec, Unavailable
@@ -17,10 +18,15 @@ _LOOKUP_TIMEOUT_S = 5.0
 
 
 class Targets:
-    """The rule of one deployment. `allowed`: networks of the operator's own that deliveries may go to all the same."""
+    """The rule of one deployment. `allowed`: networks of the operator's own that deliveries may go to all the same.
+    `look_up` answers as `socket.getaddrinfo` does.
+    """
 
-    def __init__(self, allowed: Sequence[Network] = ()) -> None:
+    def __init__(
+        self, allowed: Sequence[Network] = (), look_up: Callable[..., Sequence[Any]] = socket.getaddrinfo
+    ) -> None:
         self._allowed = tuple(allowed)
+        self._look_up = look_up
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
 
     def check(self, url: str) -> None:
@@ -53,7 +59,7 @@ class Targets:
             PermissionError: one of them is none of those; says what is allowed.
             OSError: there is no such host, or the resolver does not answer in time.
         """
-        lookup = self._lookups.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        lookup = self._lookups.submit(self._look_up, host, port, type=socket.SOCK_STREAM)
         try:
             found = [parse_address(str(entry[4][0])) for entry in lookup.result(_LOOKUP_TIMEOUT_S)]
         except UnicodeError as error:  # a label that is too long, or empty

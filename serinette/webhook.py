@@ -16,7 +16,9 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 # Azure answers its machines' own questions here, on an address that is public by every registry.
-_METADATA = frozenset({IPv4Address("168.63.129.16")})
+_AZURE = IPv4Network("168.63.129.16/32")
+# IETF's own, Oracle's metadata among it: what `is_global` says of it differs from one Python to another.
+_PROTOCOLS = IPv4Network("192.0.0.0/24")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 
@@ -55,7 +57,7 @@ def is_public(address: Address, allowed: Iterable[Network] = ()) -> bool:
     if any(address in network for network in allowed):
         return True
     if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast and address not in _METADATA
+        return address.is_global and not address.is_multicast and address not in _AZURE and address not in _PROTOCOLS
     inner = _embedded(address)
     if inner is not None:
         return is_public(inner)

@@ -17,6 +17,11 @@ from serinette import __version__
 _LIMITS = httpx.Limits(max_keepalive_connections=0)
 
 
+def open_client(targets: Targets, timeout_s: float) -> httpx.AsyncClient:
+    """A client that reaches only what `targets` allows: past no proxy, with nothing of ours but what it is given."""
+    return httpx.AsyncClient(transport=CheckedTransport(targets), timeout=timeout_s, trust_env=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came of a try. Neither status nor error: never."""
@@ -42,7 +47,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, targets: Targets) -> None:
         self._targets = targets
-        self._inner = httpx.AsyncHTTPTransport(limits=_LIMITS, trust_env=False)
+        self._inner = httpx.AsyncHTTPTransport(limits=_LIMITS)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send it to the first of the host's addresses that takes the connection.

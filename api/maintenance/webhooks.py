@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from redis import Redis
 
-from api.maintenance.webhook_sending import Answer, CheckedTransport, send, signatures
+from api.maintenance.webhook_sending import Answer, open_client, send, signatures
 from api.queue.reader import Reader
 from api.settings import MaintenanceSettings
 from api.targets import Targets
@@ -62,8 +62,7 @@ class Webhooks:
         return count
 
     async def _tell_all(self, job_ids: list[str]) -> None:
-        transport = CheckedTransport(self._targets)
-        async with httpx.AsyncClient(transport=transport, timeout=self._settings.webhook_timeout_s) as client:
+        async with open_client(self._targets, self._settings.webhook_timeout_s) as client:
             await asyncio.gather(*(self._tell(client, job_id) for job_id in job_ids))
 
     async def _tell(self, client: httpx.AsyncClient, job_id: str) -> None:
