@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from api.tenancy.settings import TenancySettings
 from serinette.names import DEFAULT_POOL
 from serinette.settings import SharedSettings
 
@@ -33,11 +34,9 @@ class WebhookSettings(SharedSettings):
 
     @model_validator(mode="after")
     def _secrets_can_sign(self) -> Self:
-        told = (
-            {"webhook_secret": self.webhook_secret, **self.webhook_secrets}
-            if self.webhook_secret
-            else self.webhook_secrets
-        )
+        told = dict(self.webhook_secrets)
+        if self.webhook_secret is not None:
+            told["webhook_secret"] = self.webhook_secret
         for name, secrets in told.items():
             if not secrets.get_secret_value().split() or not all(map(_can_sign, secrets.get_secret_value().split())):
                 raise ValueError(
@@ -58,10 +57,9 @@ def _can_sign(secret: str) -> bool:
         return False
 
 
-class GatewaySettings(WebhookSettings):
+class GatewaySettings(TenancySettings, WebhookSettings):
     """Read from the environment, once, in `main()`."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8019, ge=0, le=65_535, description="Port to listen on; the seed's clients expect 8019.")
     pool: str = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
     cors_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from; none by default.")

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from api.queue.explain import status_of
-from serinette.job import AttemptOutcome, Job, JobStatus, Record, Result
+from serinette.job import AttemptOutcome, Job, JobStatus, Record, Result, Usage
 from serinette.ledger import Entry
 from serinette.names import Lane
 from serinette.spec import SCHEMA, GenerationSpec
@@ -56,6 +56,7 @@ class Sighting:
             attempts=entry.attempts,
             result=self.result if status is JobStatus.SUCCEEDED else None,
             error=entry.error if status is JobStatus.FAILED else None,
+            usage=entry.usage,
         )
 
 
@@ -78,4 +79,9 @@ def job_of_record(record: Record) -> Job:
         ended_at=record.ended_at,
         attempts=(attempt,),
         result=record.result,
+        usage=Usage(
+            gpu_s=record.result.timings.sing_s,
+            queue_s=record.result.timings.queue_s,
+            size_bytes=record.result.size_bytes,
+        ),
     )
