@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from api.app import create_app
 from api.dependencies import Parts
 from api.settings import GatewaySettings
-from serinette import exposition, logs
+from serinette import exposition, logs, traces
 from serinette.errors import ConfigurationError
 
 
@@ -35,6 +35,7 @@ def main() -> int:
     try:
         settings = GatewaySettings()
         logs.configure(settings, "gateway")
+        traces.configure(settings, "gateway")
         app = create_app(settings)
         exposition.serve(app.state.metrics.registry, settings)
     except (ConfigurationError, ValidationError) as error:

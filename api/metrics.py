@@ -15,13 +15,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.settings import GatewaySettings
-from serinette import logs
+from serinette import logs, traces
 
 # What is asked for by other methods is told as one: a client may make up any.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # A request that matched no route. Never the path itself: a client may make up any.
 _NO_ROUTE = "none"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _JOB_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -69,14 +70,19 @@ class Observed:
         began_s = time.perf_counter()
         status = 0
 
+        def answered(status: int) -> None:
+            route = route_of(scope)
+            self._metrics.answered(route, _method(scope), status, time.perf_counter() - began_s)
+            traced(route, status)
+
         async def watched(message: Message) -> None:
             nonlocal status
             if status == 0 and (told := _status(message)):
                 status = told
-                self._metrics.answered(route_of(scope), _method(scope), status, time.perf_counter() - began_s)
+                answered(status)
             await send(message)
 
-        with self._metrics.open.track_inprogress(), _about_job(scope["path"]):
+        with self._metrics.open.track_inprogress(), _about_job(scope["path"]), _traced(scope) as traced:
             fate = 499  # the client left before its answer; nginx's word for it
             try:
                 return await self._app(scope, receive, watched)
@@ -85,7 +91,7 @@ class Observed:
                 raise
             finally:
                 if status == 0:
-                    self._metrics.answered(route_of(scope), _method(scope), fate, time.perf_counter() - began_s)
+                    answered(fate)
 
 
 def route_of(scope: Scope) -> str:
@@ -111,6 +117,13 @@ def _status(message: Message) -> int:
         case "websocket.close":  # before it was accepted, which servers answer with 403
             return 403
     return 0
+
+
+def _traced(scope: Scope) -> AbstractContextManager[traces.Answered]:
+    if scope["path"] in _PROBES:
+        return nullcontext(lambda _route, _status: None)
+    sent = dict(scope["headers"]).get(b"traceparent")
+    return traces.serving(_method(scope), sent.decode("latin-1") if sent else None)
 
 
 def _about_job(path: str) -> AbstractContextManager[None]:

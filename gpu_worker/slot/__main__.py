@@ -22,7 +22,7 @@ from gpu_worker.slot.lanes import LOWEST_FIRST_EVERY
 from gpu_worker.slot.patience import connect_patiently
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.worker import SlotWorker
-from serinette import logs
+from serinette import logs, traces
 from serinette.errors import ConfigurationError
 from serinette.store import Store
 
@@ -71,6 +71,7 @@ def main() -> int:
     try:
         settings = WorkerSettings()
         logs.configure(settings, "slot")
+        traces.configure(settings, "slot")
         # RQ refuses a name that a killed process has not ceased to hold.
         return run(settings, f"{arguments.name_prefix}.{secrets.token_hex(3)}", arguments.busy_fd)
     except (ConfigurationError, ValidationError) as error:

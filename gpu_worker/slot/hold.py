@@ -34,6 +34,7 @@ class Hold:
     recording: bool = False  # its record may be written: only that decides now
     sang: bool = False
     clock: StageClock = field(default_factory=StageClock)
+    claim_began_s: float = field(default_factory=time.time)  # Unix
 
     @property
     def created_at(self) -> datetime:

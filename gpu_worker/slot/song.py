@@ -17,6 +17,8 @@ from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.patient_store import PatientStore
 from gpu_worker.slot.record import find_record, put_record
 from gpu_worker.slot.sources import Role, Sources
+from gpu_worker.slot.tracing import trace_stages
+from serinette import traces
 from serinette.errors import InvalidOutput
 from serinette.job import Artifact, Progress, Result, Stage, Timings, now
 from serinette.media import CONTENT_TYPES, EXTENSIONS, encode, encoded_rate, song_tags
@@ -74,7 +76,8 @@ class Performance:
         return self._recorded(job_id, spec, result)
 
     def _recorded(self, job_id: str, spec: GenerationSpec, result: Result) -> Result:
-        winner = put_record(self.store, job_id, self.hold, spec, result)
+        with traces.span("record"):
+            winner = put_record(self.store, job_id, self.hold, spec, result)
         self.hold.sang = winner.attempt.id == self.hold.attempt.id
         if not self.hold.sang:
             self.store.erase(self.uploaded)
@@ -92,7 +95,10 @@ class Performance:
             Audio(role=role, channels=sound.shape[0], frames=sound.shape[1]) for role, sound in samples.items()
         )
         request = Sing(job_id=job_id, spec=spec.to_wire(), audio=descriptions)
-        return self.engine.sing(request, list(samples.values()), self.hold, self._tell)
+        try:
+            return self.engine.sing(request, list(samples.values()), self.hold, self._tell)
+        finally:
+            trace_stages(self.hold.clock)
 
     def _sources(self, spec: GenerationSpec, model: Model) -> dict[Role, Samples]:
         wanted: dict[Role, str | None] = {"source": spec.source_audio, "reference": spec.reference_audio}
@@ -129,14 +135,16 @@ class Performance:
         samples = self.engine.take(song)
         began_s = time.monotonic()
         tags = song_tags(spec, seed, sung.model.name, sung.model.revision, job_id)
-        data = encode(samples, sung.sample_rate, spec.format, bitrate_kbps=spec.bitrate_kbps, tags=tags)
+        with traces.span("encode", told={"format": spec.format, "song": index}):
+            data = encode(samples, sung.sample_rate, spec.format, bitrate_kbps=spec.bitrate_kbps, tags=tags)
         encoded_s = time.monotonic()
         self.encode_s += encoded_s - began_s
         key = artifact_key(self.hold.job.meta["tenant"], job_id, self.hold.attempt.id, index, EXTENSIONS[spec.format])
         if index == len(sung.songs) - 1:
             self._tell(Stage.UPLOADING)
         self.uploaded.append(key)
-        self.store.put(key, data, CONTENT_TYPES[spec.format])
+        with traces.span("upload", told={"song": index, "size_bytes": len(data)}):
+            self.store.put(key, data, CONTENT_TYPES[spec.format])
         self.upload_s += time.monotonic() - encoded_s
         return Artifact(
             index=index,

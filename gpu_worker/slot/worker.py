@@ -29,8 +29,9 @@ from gpu_worker.slot.lanes import lane_order
 from gpu_worker.slot.pulse import Pulse
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.task import performing
+from gpu_worker.slot.tracing import traced
 from gpu_worker.slot.verdict import Ending, Verdict, judge
-from serinette import logs
+from serinette import logs, traces
 from serinette.errors import SerinetteError
 from serinette.job import JobError, JobStatus, Result
 from serinette.ledger import Ledger, Outcome
@@ -178,13 +179,17 @@ class SlotWorker(SimpleWorker):
             queue.push_job_id(job.id)
             self._pause(_NEWER_SCHEMA_PAUSE_S)
         elif hold := self._claimed(job, queue):
-            with logs.about(job=job.id, attempt=hold.attempt.id), self._held(hold):
+            with logs.about(job=job.id, attempt=hold.attempt.id), traced(hold), self._held(hold):
                 self.perform_job(job, queue, hold.execution)
         self.set_state(WorkerStatus.IDLE)
 
     def _claimed(self, job: Job, queue: Queue) -> Hold | None:
+        began_s = time.time()
         with logs.about(job=job.id):
-            return self._books.claim(job, queue, self._drain)
+            hold = self._books.claim(job, queue, self._drain)
+        if hold:
+            hold.claim_began_s = began_s
+        return hold
 
     @contextmanager
     def _held(self, hold: Hold) -> Iterator[None]:
@@ -248,7 +253,9 @@ class SlotWorker(SimpleWorker):
         if hold is None or pulse is None:
             raise RuntimeError("no job is held")
         pulse.concluding = True
-        written = self._books.conclude(hold, verdict, result)
+        with traces.span("conclude"):
+            written = self._books.conclude(hold, verdict, result)
+        traces.note(outcome=verdict.ending, code=verdict.error.code if verdict.error else "")
         why = f" ({verdict.error.code}: {verdict.error.message})" if verdict.error else ""
         how = verdict.ending if written else f"{verdict.ending}, but superseded: nothing written"
         log.info("job %s: attempt %d %s%s", hold.job.id, hold.attempt.number, how, why)
