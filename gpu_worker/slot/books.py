@@ -26,7 +26,7 @@ from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.verdict import Ending, Verdict
 from serinette.job import Attempt, AttemptOutcome, JobStatus, Result, now
-from serinette.ledger import Entry, Ledger, Outcome
+from serinette.ledger import Entry, Ledger, Outcome, Terms
 
 if TYPE_CHECKING:
     from gpu_worker.slot.worker import SlotWorker
@@ -120,6 +120,32 @@ class Books:
         if entry.outcome or entry.cancel_requested:
             pipe.expire(job.key, self._retention_s, nx=True)  # RQ gives the hash of a canceled job no end
 
+    def reenter(self, hold: Hold) -> bool:
+        """Enter a job again that Redis has lost: it came back empty. What this slot knows of it is all there is."""
+        job, meta = hold.job, hold.job.meta
+        entry = self._ledger.read(job.id)
+        if entry.owner or entry.attempts or entry.outcome or self._worker.connection.exists(job.key):
+            return False
+        # The ledger first, as a submit does.
+        self._ledger.open(job.id, meta["tenant"], hold.created_at, meta["pool"], Terms(webhook=meta.get("webhook")))
+        with self._worker.connection.pipeline() as pipe:
+            if self._watch(pipe, job).owner or pipe.exists(job.key):
+                return False
+            pipe.multi()
+            pipe.sadd(Queue.redis_queues_keys, hold.queue.key)
+            job.save(pipeline=pipe)
+            job.prepare_for_execution(self._worker.name, pipeline=pipe)
+            ttl_s = self._worker.get_heartbeat_ttl(job)
+            hold.execution.save(ttl_s, pipe)
+            job.started_job_registry.add_execution(hold.execution, pipeline=pipe, ttl=ttl_s, xx=False)
+            self._ledger.begin_attempt(job.id, hold.attempt.id, self._worker.name, pipeline=pipe)
+            try:
+                pipe.execute()
+            except WatchError:  # submitted once more just now: the next beat looks again
+                return False
+        log.warning("job %s: Redis had lost it, and knows it again", job.id)
+        return True
+
     # -- ending an attempt
 
     def conclude(self, hold: Hold, verdict: Verdict, result: Result | None = None) -> bool:
@@ -129,7 +155,9 @@ class Books:
         while True:
             hold.job.retries_left = retries_left
             try:
-                return self._conclude(hold, verdict, result)
+                return self._conclude(hold, verdict, result) or (
+                    self.reenter(hold) and self._conclude(hold, verdict, result)
+                )
             except WatchError:
                 continue
             except ResponseError as error:
@@ -160,14 +188,15 @@ class Books:
             case Ending.RETRIED:
                 job.retries_left = (job.retries_left or 1) - 1
                 self._ledger.end_attempt(job.id, hold.attempt.id, AttemptOutcome.FAILED, error, pipeline=pipe)
+                self._ledger.charge(job.id, hold.unrecorded_gpu_s, pipe)
                 self._put_back(pipe, hold)
             case Ending.RETURNED:
                 self._ledger.end_attempt(job.id, hold.attempt.id, AttemptOutcome.RETURNED, error, pipeline=pipe)
                 self._put_back(pipe, hold)
             case Ending.CANCELED:
-                self._fail(pipe, hold, RqStatus.STOPPED, Outcome(JobStatus.CANCELED))
+                self._fail(pipe, hold, RqStatus.STOPPED, Outcome(JobStatus.CANCELED, gpu_s=hold.unrecorded_gpu_s))
             case _:
-                self._fail(pipe, hold, RqStatus.FAILED, Outcome(JobStatus.FAILED, error))
+                self._fail(pipe, hold, RqStatus.FAILED, Outcome(JobStatus.FAILED, error, gpu_s=hold.unrecorded_gpu_s))
 
     def _succeed(self, pipe: Pipeline, hold: Hold, result: Result) -> None:
         job = hold.job

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from serinette.job import Stage
 
+_IN_ENGINE = frozenset({Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING})
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -37,9 +39,16 @@ class StageClock:
 
     def intervals(self, ended_s: float) -> Iterator[Interval]:
         """Each stage until the next one, the last until `ended_s`."""
+        if not self._reached:
+            return
         ends = [at_s for _, at_s in self._reached[1:]] + [ended_s]
         for (stage, began_s), end_s in zip(self._reached, ends, strict=True):
             yield Interval(stage, began_s, end_s)
+
+    def engine_s(self) -> float:
+        """Seconds in the engine until now, waits for it left out."""
+        told = self.intervals(time.time())
+        return sum(interval.ended_s - interval.began_s for interval in told if interval.stage in _IN_ENGINE)
 
     @property
     def steps_per_s(self) -> float | None:

@@ -33,8 +33,14 @@ class Hold:
     superseded: bool = False
     recording: bool = False  # its record may be written: only that decides now
     sang: bool = False
+    gpu_s: float = 0.0  # in the engine, whatever came of it
     clock: StageClock = field(default_factory=StageClock)
     claim_began_s: float = field(default_factory=time.time)  # Unix
+
+    @property
+    def unrecorded_gpu_s(self) -> float:
+        """What the engine did for this attempt, unless the job's record may tell of it."""
+        return 0.0 if self.recording else self.gpu_s
 
     @property
     def created_at(self) -> datetime:
