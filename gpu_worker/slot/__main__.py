@@ -21,6 +21,7 @@ from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.lanes import LOWEST_FIRST_EVERY
 from gpu_worker.slot.patience import connect_patiently
 from gpu_worker.slot.song import Singer
+from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
 from serinette import logs, traces
 from serinette.errors import ConfigurationError
@@ -43,7 +44,7 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, drain.on_signal)
     engine = EngineClient(settings.engine_socket, settings.stall_timeout_s, settings.cancel_timeout_s)
-    singer = Singer(engine, Store.open(settings), settings)
+    singer = Singer(engine, Store.open(settings), settings, Spool.open(settings))
 
     def tell_busy(busy: bool) -> None:
         if busy_fd is not None:

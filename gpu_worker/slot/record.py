@@ -18,12 +18,12 @@ def find_record(store: PatientStore, tenant: str, job_id: str) -> Record | None:
         return None
 
 
-def put_record(store: PatientStore, job_id: str, hold: Hold, spec: GenerationSpec, result: Result) -> Record:
-    """Record a result, unless there is a record: that one is answered then."""
+def make_record(job_id: str, hold: Hold, spec: GenerationSpec, result: Result) -> Record:
+    """The record of a result. From now on neither cancel nor deadline ends the attempt."""
     hold.recording = True
     meta = hold.job.meta
     ended_at = now()
-    record = Record(
+    return Record(
         job_id=job_id,
         tenant=meta["tenant"],
         pool=meta["pool"],
@@ -37,7 +37,11 @@ def put_record(store: PatientStore, job_id: str, hold: Hold, spec: GenerationSpe
         ended_at=ended_at,
         result=result,
     )
-    key = record_key(meta["tenant"], job_id)
+
+
+def put_record(store: PatientStore, record: Record) -> Record:
+    """Record a result, unless there is a record: that one is answered then."""
+    key = record_key(record.tenant, record.job_id)
     if store.put_if_absent(key, record.model_dump_json().encode()):
         return record
     return Record.model_validate_json(store.get(key))
