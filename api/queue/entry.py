@@ -27,6 +27,7 @@ def meta_of(
         "labels": options.labels,
         "digest": spec.digest(),
         "dialect": dict(dialect),
+        "webhook": options.webhook,
         "created_at": now().isoformat(),
     }
 
