@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from contextlib import AbstractContextManager, nullcontext
-from ipaddress import ip_address
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -15,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.settings import GatewaySettings
+from api.tenancy.settings import is_loopback
 from serinette import logs, traces
 
 # What is asked for by other methods is told as one: a client may make up any.
@@ -140,11 +140,3 @@ def expose(app: FastAPI, metrics: HttpMetrics, settings: GatewaySettings) -> Non
             return Response(encoder(metrics.registry), headers={"content-type": content_type})
 
         app.add_route("/metrics", tell, include_in_schema=False)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

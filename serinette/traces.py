@@ -1,6 +1,6 @@
 """Traces: from an HTTP request through the queue into the stages of its song, as spans sent by OTLP.
 
-Off unless `otlp_endpoint` is set, and then nothing of OpenTelemetry is imported and every call here does nothing. Like
+Off unless `otlp_endpoint` is set: then nothing of OpenTelemetry is imported here, and every call does nothing. Like
 logging it is one for the process, set up in `main()`. A W3C `traceparent` joins the processes: it comes with a request,
 travels in the job's entry, and is the parent of each attempt.
 """
