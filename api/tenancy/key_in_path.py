@@ -58,7 +58,8 @@ def relative_location(location: str, path: str, host: str) -> str:
     parts = urlsplit(location)
     if (parts.netloc and parts.netloc != host) or not parts.path.startswith("/"):
         return location
-    to = posixpath.relpath(parts.path, posixpath.dirname(path))
-    # A colon in the first segment would make it a scheme, and relpath drops the slash at the end.
-    to = f"./{to}/" if parts.path.endswith("/") and to != "." else f"./{to}"
+    directory, _, name = parts.path.rpartition("/")
+    way = posixpath.relpath(directory or "/", posixpath.dirname(path))
+    # A colon in the first segment would make it a scheme.
+    to = f"{way}/{name}" if way.startswith(".") else f"./{way}/{name}"
     return f"{to}?{parts.query}" if parts.query else to
