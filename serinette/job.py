@@ -164,7 +164,9 @@ class Usage(_Model):
 
 
 class Record(_Model):
-    """`job.json`: all that must survive Redis. Written once, by the attempt that wins."""
+    """`job.json`: all that must survive Redis. Written once: by the attempt that wins, or by whoever ends a job without
+    a song that an earlier, vanished attempt might still sing.
+    """
 
     version: int = 1
     job_id: str
@@ -178,7 +180,14 @@ class Record(_Model):
     created_at: AwareDatetime
     started_at: AwareDatetime
     ended_at: AwareDatetime
-    result: Result
+    status: JobStatus = JobStatus.SUCCEEDED
+    error: JobError | None = None
+    result: Result | None = Field(None, description="Of a succeeded job.")
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Its songs."""
+        return self.result.artifacts if self.result else ()
 
 
 LabelText = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,63}$")]

@@ -22,7 +22,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from serinette.errors import Expired
-from serinette.job import Attempt, AttemptOutcome, JobError, JobStatus, Progress, Result, Usage, now
+from serinette.job import Attempt, AttemptOutcome, JobError, JobStatus, Progress, Record, Result, Usage, now
 from serinette.names import DEFAULT_POOL, Keys
 from serinette.tally import COUNT_SCRIPT
 from serinette.usage import BOOK_SCRIPT
@@ -199,6 +199,11 @@ class Outcome:
     error: JobError | None = None
     result: Result | None = None
     gpu_s: float = 0.0
+
+    @classmethod
+    def of(cls, record: Record) -> Outcome:
+        """What a record says."""
+        return cls(record.status, record.error, record.result)
 
     def event(self) -> str:
         """The terminal event's data, JSON."""

@@ -61,14 +61,14 @@ class Sighting:
 
 
 def job_of_record(record: Record) -> Job:
-    """A succeeded job that only the store remembers."""
+    """A job that only the store remembers."""
     attempt = record.attempt
     if attempt.outcome is AttemptOutcome.RUNNING:  # the record is written by the attempt that it tells of
         attempt = attempt.model_copy(update={"outcome": AttemptOutcome.SUCCEEDED, "ended_at": record.ended_at})
     return Job(
         id=record.job_id,
         tenant=record.tenant,
-        status=JobStatus.SUCCEEDED,
+        status=record.status,
         spec=record.spec,
         pool=record.pool,
         lane=record.lane,
@@ -79,9 +79,10 @@ def job_of_record(record: Record) -> Job:
         ended_at=record.ended_at,
         attempts=(attempt,),
         result=record.result,
-        usage=Usage(
-            gpu_s=record.result.timings.sing_s,
-            queue_s=record.result.timings.queue_s,
-            size_bytes=record.result.size_bytes,
-        ),
+        error=record.error,
+        usage=_usage(record.result) if record.result else None,
     )
+
+
+def _usage(result: Result) -> Usage:
+    return Usage(gpu_s=result.timings.sing_s, queue_s=result.timings.queue_s, size_bytes=result.size_bytes)

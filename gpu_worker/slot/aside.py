@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.pulse import Pulse
 from gpu_worker.slot.spool import Parcel, Spool
-from gpu_worker.slot.verdict import Ending, Verdict
+from gpu_worker.slot.verdict import Ending, Verdict, ending_of
 from serinette.errors import HandBack, StoreUnavailable
 from serinette.job import JobError, Record, Result
 from serinette.ledger import Ledger
@@ -102,7 +102,7 @@ class Aside:
                 continue
             winner = pending.parcel.send(self._store, pending.record)
             pending.hold.sang = winner.attempt.id == pending.hold.attempt.id
-            self._over(pending, Verdict(Ending.SUCCEEDED), winner.result)
+            self._over(pending, ending_of(winner), winner.result)
 
     def _over(self, pending: Pending, verdict: Verdict, result: Result | None = None) -> None:
         self._pending.remove(pending)

@@ -15,7 +15,7 @@ from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.patient_store import PatientStore
-from gpu_worker.slot.record import find_record, make_record, put_record
+from gpu_worker.slot.record import find_record, make_record, put_record, result_of
 from gpu_worker.slot.sources import Role, Sources
 from gpu_worker.slot.spool import Parcel, Spool, Spooled
 from gpu_worker.slot.tracing import trace_stages
@@ -65,11 +65,12 @@ class Performance:
         Raises:
             SerinetteError: a SingError, RequestError or Unavailable ends the attempt; an Interruption gives it up.
             Spooled: it is sung, and the store is away.
+            Ended: its record says that it ended without a song.
         """
         spec = GenerationSpec.from_wire(wire)
         meta = self.hold.job.meta
         if known := self._known(meta["tenant"], job_id):
-            return known.result
+            return result_of(known)
         try:
             sung = self._ask_engine(job_id, spec)
             result = self._result(job_id, spec, sung)
@@ -80,7 +81,7 @@ class Performance:
                 self.parcel.discard()
             self.store.erase(self.uploaded)
             raise
-        return self._recorded(make_record(job_id, self.hold, spec, result))
+        return self._recorded(make_record(self.hold, spec, result))
 
     def _known(self, tenant: str, job_id: str) -> Record | None:
         if self.spool is None or self.hold.attempt.number > 1:
@@ -96,7 +97,7 @@ class Performance:
         self.hold.sang = winner.attempt.id == self.hold.attempt.id
         if not self.hold.sang:
             self.store.erase(self.uploaded)
-        return winner.result
+        return result_of(winner)
 
     def _put_record(self, record: Record) -> Record:
         if self.parcel is None:

@@ -66,7 +66,7 @@ class Parcel:
         Raises:
             StoreUnavailable: nothing is lost; to be called again.
         """
-        kept = [artifact for artifact in record.result.artifacts if (self.directory / str(artifact.index)).exists()]
+        kept = [artifact for artifact in record.artifacts if (self.directory / str(artifact.index)).exists()]
         for artifact in kept:
             store.put(artifact.key, self.directory / str(artifact.index), artifact.content_type)
         key = record_key(record.tenant, record.job_id)
@@ -74,7 +74,7 @@ class Parcel:
         if not store.put_if_absent(key, record.model_dump_json().encode()):
             record = Record.model_validate_json(store.get(key))
         if record.attempt.id != mine.attempt.id:
-            for artifact in mine.result.artifacts:
+            for artifact in mine.artifacts:
                 store.delete(artifact.key)
         self.discard()
         return record

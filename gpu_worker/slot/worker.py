@@ -28,11 +28,12 @@ from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.lanes import lane_order
 from gpu_worker.slot.pulse import Pulse
+from gpu_worker.slot.record import Ended, bar
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.spool import Parcel, Spooled
 from gpu_worker.slot.task import performing
 from gpu_worker.slot.tracing import traced
-from gpu_worker.slot.verdict import Ending, Verdict, judge
+from gpu_worker.slot.verdict import Ending, Verdict, ending_of, judge
 from serinette import logs, traces
 from serinette.errors import SerinetteError
 from serinette.job import JobError, JobStatus, Result
@@ -265,10 +266,14 @@ class SlotWorker(SimpleWorker):
         if isinstance(error, Spooled):
             self._spooled = error.parcel
             return
-        verdict = judge(error, job.retries_left or 0)
-        if not isinstance(error, SerinetteError | RedisError):
+        if not isinstance(error, SerinetteError | RedisError | Ended):
             log.exception("job %s: unexpected", job.id, exc_info=error)
-        self._end(verdict)
+        record = error.record if isinstance(error, Ended) else None
+        verdict = ending_of(record) if record else judge(error, job.retries_left or 0)
+        if self._hold and not record and verdict.ending in {Ending.FAILED, Ending.CANCELED}:
+            record = bar(self._singer.store, self._hold, Outcome(JobStatus(verdict.ending), verdict.error))
+            verdict = ending_of(record) if record else verdict
+        self._end(verdict, record.result if record else None)
 
     def _end(self, verdict: Verdict, result: Result | None = None) -> None:
         if self._hold is None or self._pulse is None:

@@ -97,7 +97,7 @@ def test_a_slot_sings_on_while_its_songs_wait_and_sends_them_when_the_store_is_b
         entry = pier.entry(job_id)
         assert entry.outcome is JobStatus.SUCCEEDED
         assert len(entry.attempts) == 1
-        artifact = pier.job_json(job_id).result.artifacts[0]
+        artifact = pier.job_json(job_id).artifacts[0]
         assert pier.store.head(artifact.key).size_bytes == artifact.size_bytes
     assert pier.parcels == []
     assert pier.held() == pier.live() == []
