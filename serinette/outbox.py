@@ -11,6 +11,7 @@ from typing import Any
 
 from redis import Redis
 
+from serinette import tally
 from serinette.names import Keys
 from serinette.webhook import Delivery
 
@@ -52,7 +53,11 @@ class Outbox:
         """Log one try on its job; the next follows after `again_s`, or never."""
         keys = [self.keys.ledger(job_id), self.keys.webhooks]
         again = "" if again_s is None else math.ceil(again_s)
-        self.redis.eval(_LOG, 2, *keys, job_id, delivery.number, delivery.model_dump_json(), again)
+        outcome = "delivered" if delivery.delivered else "given_up" if again_s is None else "failed"
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.eval(_LOG, 2, *keys, job_id, delivery.number, delivery.model_dump_json(), again)
+            tally.count(pipe, self.keys, tally.WEBHOOKS, outcome)
+            pipe.execute()
 
     def drop(self, job_id: str) -> None:
         """Tell this one to nobody any more."""

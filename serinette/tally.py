@@ -51,7 +51,7 @@ ATTEMPTS_ENDED = Counter(
 RETRIES = Counter("retries", "Attempts that failed and were followed by another.", ("pool", "code"))
 
 WEBHOOKS = Counter(
-    "webhook_deliveries", "Tries to deliver a webhook: delivered, failed, refused or given_up.", ("outcome",)
+    "webhook_deliveries", "Tries to tell a webhook: delivered, failed (another follows) or given_up.", ("outcome",)
 )
 
 WAIT = Histogram("wait_seconds", "From a job's submit to its first claim.", ("pool", "lane"), _SECONDS)

@@ -58,7 +58,7 @@ class MaintenanceMetrics:
 
 
 class QueueCollector(Collector):
-    """Reads the queue at each scrape, in four round trips, and changes nothing in it."""
+    """Reads the queue at each scrape, in a few round trips, and changes nothing in it."""
 
     def __init__(self, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
         self._redis = redis
@@ -99,6 +99,7 @@ class QueueCollector(Collector):
             gauges["slots"].add_metric([pool], sum(worker.slots for worker in ours))
             gauges["busy"].add_metric([pool], sum(worker.busy_slots for worker in ours))
         gauges["unfinished"].add_metric([], self._redis.zcard(self._keys.live))
+        gauges["webhooks"].add_metric([], self._redis.zcard(self._keys.webhooks))
         return list(gauges.values())
 
     def _lanes(self, places: Sequence[tuple[str, Lane]]) -> list[tuple[int, int, float]]:
@@ -132,6 +133,7 @@ def _gauges() -> dict[str, GaugeMetricFamily]:
         "oldest": _gauge("queue_oldest_seconds", "Age of the oldest job in a lane, 0 when empty.", lane),
         "running": _gauge("jobs_running", "Jobs that a slot holds.", lane),
         "unfinished": _gauge("jobs_unfinished", "Jobs that were accepted and have not ended, of all pools.", []),
+        "webhooks": _gauge("webhooks_waiting", "Ended jobs whose webhook has yet to be told.", []),
         "workers": _gauge("workers", "Workers that are up, by stage.", ["pool", "stage"]),
         "slots": _gauge("slots", "Slots of the workers that are up.", pool),
         "busy": _gauge("slots_busy", "Slots that hold a job.", pool),
