@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from types import FrameType
 
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from api.app import create_app
 from api.dependencies import Parts
 from api.settings import GatewaySettings
+from serinette import exposition, logs, traces
 from serinette.errors import ConfigurationError
 
 
@@ -34,8 +34,10 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     try:
         settings = GatewaySettings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logs.configure(settings, "gateway")
+        traces.configure(settings, "gateway")
         app = create_app(settings)
+        exposition.serve(app.state.metrics.registry, settings)
     except (ConfigurationError, ValidationError) as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from redis import Redis
+from redis import asyncio as redis_asyncio
 from starlette.middleware.cors import CORSMiddleware
 
 from api import document, problems
@@ -16,10 +18,17 @@ from api.dependencies import Parts
 from api.events import JobEvents
 from api.intake import Intake
 from api.limits import BodyLimit
+from api.metrics import HttpMetrics, Observed, expose
 from api.queue import JobQueue
 from api.routes import acestep, gradio, health, v1
 from api.settings import GatewaySettings
+from api.tenancy.accounts import Accounts
+from api.tenancy.gatekeeper import Gatekeeper, Register
+from api.tenancy.key_in_path import KeyInPath
+from api.tenancy.keyring import DeclaredFile, Keyring
+from api.tenancy.links import Links
 from serinette import __version__
+from serinette.exposition import new_registry
 from serinette.ledger import Ledger
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
@@ -39,9 +48,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         ConfigurationError: the settings contradict each other, or name a store that cannot be opened.
     """
     redis, redis_async = connect_redis(settings), connect_redis_async(settings)
-    store = Store.open(settings)
-    queue = JobQueue(redis, store, Ledger(redis, settings.keys, settings.retention_s), settings)
-    events = JobEvents(redis_async, settings.keys)
+    parts = _parts(settings, redis, redis_async)
+    events = parts.events
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -64,25 +72,48 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
     )
-    app.state.parts = Parts(settings, queue, store, events, Intake(store, settings), anyio.CapacityLimiter(2))
+    app.state.parts = parts
     problems.install(app)
     app.include_router(v1.router)
     app.include_router(gradio.router)
     app.include_router(acestep.router)
     app.include_router(health.router)
     document.complete(app)
-    _add_middleware(app, settings)
+    _add_middleware(app, settings, parts.register)
+    app.state.metrics = HttpMetrics(new_registry())
+    expose(app, app.state.metrics, settings)
+    app.add_middleware(Observed, metrics=app.state.metrics)  # around the others: their refusals are answers too
+    app.add_middleware(KeyInPath, allowed=settings.key_in_path)  # outermost: nothing else sees a key in a path
     return app
 
 
-def _add_middleware(app: FastAPI, settings: GatewaySettings) -> None:
+def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.Redis) -> Parts:
+    store = Store.open(settings)
+    declared = DeclaredFile(settings.keys_file, settings.key_cache_s)
+    keyring = Keyring(redis_async, settings, declared)
+    ledger = Ledger(redis, settings.keys, settings.retention_s)
+    return Parts(
+        settings,
+        JobQueue(redis, store, ledger, settings, declared.limits),
+        store,
+        JobEvents(redis_async, settings.keys),
+        Intake(store, settings),
+        anyio.CapacityLimiter(2),
+        Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
+        Accounts(redis, settings.keys, declared.limits),
+    )
+
+
+def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register) -> None:
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,
         upload_bytes=settings.max_upload_bytes,
         upload_paths=UPLOAD_PATHS,
     )
-    if settings.cors_origins:  # outermost, so that refusals can be read by pages too
+    if settings.auth:
+        app.add_middleware(Gatekeeper, register=register)
+    if settings.cors_origins:  # outside of both, so that refusals can be read by pages too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,

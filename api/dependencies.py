@@ -16,6 +16,12 @@ from api.events import JobEvents
 from api.intake import Intake
 from api.queue import JobQueue
 from api.settings import GatewaySettings
+from api.tenancy.accounts import Accounts
+from api.tenancy.gatekeeper import CALLER, Register
+from api.tenancy.keyring import Caller
+from api.tenancy.links import NO_KEY, Links
+from serinette.credentials import Limits
+from serinette.errors import Unauthorized
 from serinette.names import DEFAULT_TENANT
 from serinette.store import Store
 
@@ -30,6 +36,8 @@ class Parts:
     events: JobEvents
     intake: Intake
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
+    register: Register
+    accounts: Accounts
 
 
 def _parts(connection: HTTPConnection) -> Parts:
@@ -61,9 +69,32 @@ async def _probes(connection: HTTPConnection) -> CapacityLimiter:
     return _parts(connection).probes
 
 
-async def tenant() -> str:
-    """Whose request it is. One tenant until keys exist; everything hangs on this answer already."""
-    return DEFAULT_TENANT
+async def _accounts(connection: HTTPConnection) -> Accounts:
+    return _parts(connection).accounts
+
+
+async def _links(connection: HTTPConnection) -> Links:
+    return _parts(connection).register.links
+
+
+async def caller(connection: HTTPConnection) -> Caller:
+    """Whose request it is, as the gatekeeper found. Without keys everybody is the default tenant.
+
+    Raises:
+        Unauthorized: keys are asked for, and nobody did.
+    """
+    found: Caller | None = connection.scope.get(CALLER)
+    if found is None and _parts(connection).settings.auth:
+        raise Unauthorized("this path is open to everybody and has no tenant")
+    return found or Caller(DEFAULT_TENANT, NO_KEY, Limits())
+
+
+CallerPart = Annotated[Caller, Depends(caller)]
+
+
+async def tenant(caller: CallerPart) -> str:
+    """Whose jobs, uploads and files a request may touch."""
+    return caller.tenant
 
 
 SettingsPart = Annotated[GatewaySettings, Depends(_settings)]
@@ -72,4 +103,6 @@ StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
 IntakePart = Annotated[Intake, Depends(_intake)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
+AccountsPart = Annotated[Accounts, Depends(_accounts)]
+LinksPart = Annotated[Links, Depends(_links)]
 TenantPart = Annotated[str, Depends(tenant)]

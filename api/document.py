@@ -23,6 +23,8 @@ def complete(app: FastAPI) -> None:
         document = generate()
         for model in _TOLD:
             document["components"]["schemas"][model.__name__] = model.model_json_schema()
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}, {}]  # where the operator asks for keys
         for path, methods in document["paths"].items():
             for operation in methods.values():
                 if speaks_problems(path) or TAG in operation["tags"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +21,16 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 
 from serinette import errors
-from serinette.errors import InvalidSpec, NotFound, RequestError, SerinetteError, TooLarge, Unavailable
+from serinette.errors import (
+    InvalidSpec,
+    Limited,
+    NotFound,
+    RequestError,
+    SerinetteError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +45,9 @@ STATUS: dict[type[SerinetteError], int] = {
     errors.Conflict: 409,
     errors.Gone: 410,
     errors.Unsupported: 501,
+    errors.Unauthorized: 401,
+    errors.LaneNotAllowed: 403,
+    errors.Limited: 429,
     errors.Unavailable: 503,
 }
 RETRY_AFTER_S = 2
@@ -106,6 +119,10 @@ def answer(
     headers = dict(headers or {})
     if isinstance(error, Unavailable):
         headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+    if isinstance(error, Limited) and error.retry_after_s is not None:
+        headers.setdefault("Retry-After", str(max(1, math.ceil(error.retry_after_s))))
+    if isinstance(error, Unauthorized):
+        headers.setdefault("WWW-Authenticate", 'Bearer realm="serinette"')
     if isinstance(error, TooLarge):  # a client that is still sending learns that nobody listens
         headers.setdefault("Connection", "close")
     if not speaks_problems(path):

@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import base64
+import binascii
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal, Self
 
+from pydantic import Field, SecretStr, model_validator
+
+from api.tenancy.settings import TenancySettings
 from serinette.names import DEFAULT_POOL
 from serinette.settings import SharedSettings
 
 
-class GatewaySettings(SharedSettings):
+class WebhookSettings(SharedSettings):
+    """What gateway and maintenance must agree on about webhooks."""
+
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs webhooks: `whsec_` and base64 of 24 to 64 bytes. Several, parted by spaces, all sign, so "
+        "that it can be changed. None: no webhooks, but of tenants in `webhook_secrets`.",
+    )
+    webhook_secrets: Mapping[str, SecretStr] = Field(
+        {}, description="Secrets of tenants that have their own, by tenant (JSON object in the environment)."
+    )
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (),
+        description='Networks that webhooks may lead to though they are not public, e.g. `["10.20.0.0/16"]`. Everybody '
+        "who may submit can then make this server POST there.",
+    )
+
+    @model_validator(mode="after")
+    def _secrets_can_sign(self) -> Self:
+        told = dict(self.webhook_secrets)
+        if self.webhook_secret is not None:
+            told["webhook_secret"] = self.webhook_secret
+        for name, secrets in told.items():
+            if not secrets.get_secret_value().split() or not all(map(_can_sign, secrets.get_secret_value().split())):
+                raise ValueError(
+                    f"{name}: must be whsec_ and base64 of 24 to 64 bytes, e.g. from `openssl rand -base64 32`"
+                )
+        return self
+
+    def signs_for(self, tenant: str | None) -> list[SecretStr]:
+        """The secrets that sign a tenant's webhooks; none, and it has no webhooks."""
+        told = self.webhook_secrets.get(tenant or "", self.webhook_secret)
+        return [SecretStr(secret) for secret in told.get_secret_value().split()] if told else []
+
+
+def _can_sign(secret: str) -> bool:
+    try:
+        return 24 <= len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) <= 64
+    except binascii.Error:
+        return False
+
+
+class GatewaySettings(TenancySettings, WebhookSettings):
     """Read from the environment, once, in `main()`."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8019, ge=0, le=65_535, description="Port to listen on; the seed's clients expect 8019.")
     pool: str = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
     cors_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from; none by default.")
@@ -23,12 +71,22 @@ class GatewaySettings(SharedSettings):
     max_wait_s: float = Field(50, gt=0, le=300, description="Longest that one request waits for its song.")
     presign_s: int = Field(3600, ge=60, le=604_800, description="Life of a presigned URL.")
     drain_timeout_s: int = Field(30, ge=0, description="On SIGTERM, how long open requests may still finish.")
+    durability: Literal["process", "fsync"] = Field(
+        "process",
+        description="fsync: a submit is answered once the queue's server has it on its disk (WAITAOF, up to a second "
+        "more). process: once the server has it. docs/durability.md says what each survives.",
+    )
 
 
-class MaintenanceSettings(SharedSettings):
+class MaintenanceSettings(WebhookSettings):
     """Read from the environment, once, in `main()`."""
 
     interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
     lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
     orphan_grace_s: float = Field(10.0, gt=0, description="How long a job may be in no list before it is put back.")
     retention_interval_s: float = Field(300, gt=0, description="Pause between two sweeps of the store.")
+    webhook_attempts: int = Field(8, ge=1, le=20, description="Tries to deliver one webhook.")
+    webhook_backoff_s: float = Field(
+        5.0, gt=0, description="Pause after the first failed try; each further one is four times as long, up to 6 h."
+    )
+    webhook_timeout_s: float = Field(10.0, gt=0, le=60, description="Longest that one try may take.")

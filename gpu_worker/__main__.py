@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 from pydantic import ValidationError
@@ -11,16 +10,21 @@ from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
 from gpu_worker.run_dir import private_run_dir
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.supervisor import Supervisor
+from serinette import logs
 from serinette.errors import ConfigurationError
+from serinette.exposition import new_registry, serve
 
 
 def main() -> int:
     """Read the settings and supervise."""
     try:
         settings = WorkerSettings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        logs.configure(settings, "worker")
         with private_run_dir(settings.work_dir) as run_dir:
-            return Supervisor(settings, run_dir).run()
+            supervisor, registry = Supervisor(settings, run_dir), new_registry()
+            registry.register(supervisor.metrics)
+            serve(registry, settings)
+            return supervisor.run()
     except (ConfigurationError, ValidationError) as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE

@@ -7,9 +7,10 @@ import threading
 
 from redis import Redis, RedisError
 
+from serinette import tally
 from serinette.job import now
 from serinette.names import Keys
-from serinette.presence import BEAT_S, Presence, announce, withdraw
+from serinette.presence import BEAT_S, Presence, WorkerStage, announce, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ class Herald:
         self._wake = threading.Event()
         self._stopped = False
         self._away = False
+        self.cold_start_s: float | None = None
+        self._cold_start_told = False
         self._thread = threading.Thread(target=self._run, name="herald", daemon=True)
 
     def start(self) -> None:
@@ -34,6 +37,8 @@ class Herald:
         """Announce this from now on."""
         changed = presence != self._presence
         self._presence = presence
+        if presence.stage is WorkerStage.READY and self.cold_start_s is None:
+            self.cold_start_s = (now() - presence.started_at).total_seconds()
         if changed:
             self._wake.set()
 
@@ -53,6 +58,7 @@ class Herald:
         while not self._stopped:
             try:
                 announce(self._redis, self._keys, self._presence.model_copy(update={"at": now()}))
+                self._tell_cold_start()
                 if self._away:
                     log.info("Redis is back")
                 self._away = False
@@ -62,3 +68,8 @@ class Herald:
                 self._away = True
             self._wake.wait(BEAT_S)
             self._wake.clear()
+
+    def _tell_cold_start(self) -> None:
+        if self.cold_start_s is not None and not self._cold_start_told:
+            tally.observe(self._redis, self._keys, tally.COLD_START, self.cold_start_s, self._presence.pool)
+            self._cold_start_told = True

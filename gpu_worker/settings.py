@@ -30,6 +30,13 @@ class WorkerSettings(SharedSettings):
         300, ge=0, description="How long a sung song waits for a store that is away before its attempt fails."
     )
 
+    spool_max_bytes: int = Field(
+        2 * 1024**3,
+        ge=0,
+        description="Songs that a store which is away cannot take wait in `work_dir`; with so many bytes of them the "
+        "pod takes no more jobs, and songs begun before may go beyond. 0: no spool, songs wait in memory.",
+    )
+
     model: str = Field("bundled", description="A directory, hub id or object-store URL of a checkpoint, or `bundled`.")
     model_endpoint: str | None = Field(
         None, description="Endpoint of the S3-compatible store that holds `model`; that of the songs when left out."

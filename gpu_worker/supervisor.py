@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE, ENGINE_ENVIRO
 from gpu_worker.engine.wire import Hello
 from gpu_worker.engine_watch import EngineWatch
 from gpu_worker.herald import Herald
+from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.restart import Step, next_step
 from gpu_worker.settings import WorkerSettings
 from serinette.job import now
@@ -59,6 +61,8 @@ class Supervisor:
             started_at=now(),
         )
         self._herald = Herald(connect_redis(settings), settings.keys, self._presence)
+        self._deaths: Counter[str] = Counter()
+        self.metrics = WorkerMetrics(self._presence)
 
     def _slot(self, number: int, environment: dict[str, str]) -> Child:
         prefix = f"{self.name}.{number}"
@@ -110,6 +114,8 @@ class Supervisor:
 
     def _log_death(self, child: Child) -> None:
         asked = self._signals > 0 and child is not self._engine
+        if not asked:
+            self._deaths[child.name.partition(" ")[0]] += 1
         again = "" if asked else f"; starts again in {child.life.pause_s:g} s"
         log.log(logging.INFO if asked else logging.WARNING, "%s %s%s", child.name, child.how_it_ended(), again)
 
@@ -162,6 +168,7 @@ class Supervisor:
             }
         )
         self._herald.update(self._presence)
+        self.metrics.pod = Pod(self._presence, self._watch.vitals, self._herald.cold_start_s, self._deaths.copy())
 
     def _mark_ready(self, ready: bool) -> None:
         if ready and not self._ready_file.exists():

@@ -11,7 +11,15 @@ SerinetteError
 │   │   ├── IdempotencyConflict   same Idempotency-Key, another spec
 │   │   └── NotFinished           the job has no result yet
 │   ├── Gone                      it ended without a song, or its files were erased
-│   └── Unsupported               this deployment or checkpoint cannot do it
+│   ├── Unsupported               this deployment or checkpoint cannot do it
+│   ├── Unauthorized              no key, or one that is unknown, expired or revoked
+│   └── LaneNotAllowed            the tenant may not use this lane
+├── Limited                       a bound is reached; nothing was stored; `retry_after_s` says when to try again
+│   ├── RateLimited               the tenant's requests per minute
+│   ├── LaneFull                  jobs that wait in one lane
+│   ├── TooManyQueued             the tenant's jobs that wait
+│   ├── TooManyInFlight           the tenant's unfinished jobs
+│   └── GpuTimeSpent              the tenant's GPU-seconds of the day
 ├── Unavailable                   try again: nothing was accepted
 │   ├── QueueUnavailable          Redis/Valkey does not answer
 │   └── StoreUnavailable          the object store does not answer
@@ -21,6 +29,7 @@ SerinetteError
 │   ├── EngineOutOfMemory         the song does not fit the device
 │   ├── JobTimeout                the job's own `timeout_s` passed
 │   ├── WorkerLost                the worker's heartbeat stopped
+│   ├── Expired                   no worker began the job within its `start_deadline_s`
 │   └── InvalidOutput             the model produced NaN or nothing
 └── Interruption                  not a failure: the attempt ends and is charged to nobody
     ├── Canceled                  the cancel flag is set
@@ -111,6 +120,59 @@ class Unsupported(RequestError):
     code = "unsupported"
 
 
+class Unauthorized(RequestError):
+    """A key is needed, and none came that is valid."""
+
+    code = "unauthorized"
+
+
+class LaneNotAllowed(RequestError):
+    """The tenant may not use this lane."""
+
+    code = "lane_not_allowed"
+
+
+class Limited(SerinetteError):
+    """A bound is reached; nothing was stored. `retry_after_s` is when to try again, where that is known."""
+
+    code = "limited"
+    retryable = True
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, field=field)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(Limited):
+    """The tenant sent more requests a minute than it may."""
+
+    code = "rate_limited"
+
+
+class LaneFull(Limited):
+    """As many jobs wait in the lane as may."""
+
+    code = "lane_full"
+
+
+class TooManyQueued(Limited):
+    """As many of the tenant's jobs wait as may."""
+
+    code = "too_many_queued"
+
+
+class TooManyInFlight(Limited):
+    """The tenant has as many unfinished jobs as it may."""
+
+    code = "too_many_in_flight"
+
+
+class GpuTimeSpent(Limited):
+    """The tenant has used its GPU-seconds of the day."""
+
+    code = "gpu_time_spent"
+
+
 class Unavailable(SerinetteError):
     """A part the request needs does not answer; nothing was accepted."""
 
@@ -167,6 +229,12 @@ class WorkerLost(SingError):
 
     code = "worker_lost"
     retryable = True
+
+
+class Expired(SingError):
+    """No worker began the job within its `start_deadline_s`."""
+
+    code = "expired"
 
 
 class InvalidOutput(SingError):

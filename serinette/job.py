@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from serinette.names import DEFAULT_POOL, Lane
 from serinette.spec import AudioFormat, GenerationSpec
+from serinette.webhook import Delivery, WebhookUrl
 
 
 class JobStatus(StrEnum):
@@ -148,9 +149,24 @@ class Result(_Model):
     timings: Timings
     warnings: tuple[str, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all songs."""
+        return sum(artifact.size_bytes for artifact in self.artifacts)
+
+
+class Usage(_Model):
+    """What a job took, told once it has ended."""
+
+    gpu_s: float = Field(0.0, description="Seconds in the engine: of the attempt that counts, and of failed ones.")
+    queue_s: float = Field(0.0, description="From submit to the start of the last attempt, or to the end without one.")
+    size_bytes: int = Field(0, description="Of its songs.")
+
 
 class Record(_Model):
-    """`job.json`: all that must survive Redis. Written once, by the attempt that wins."""
+    """`job.json`: all that must survive Redis. Written once: by the attempt that wins, or by whoever ends a job without
+    a song that an earlier, vanished attempt might still sing.
+    """
 
     version: int = 1
     job_id: str
@@ -164,7 +180,14 @@ class Record(_Model):
     created_at: AwareDatetime
     started_at: AwareDatetime
     ended_at: AwareDatetime
-    result: Result
+    status: JobStatus = JobStatus.SUCCEEDED
+    error: JobError | None = None
+    result: Result | None = Field(None, description="Of a succeeded job.")
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Its songs."""
+        return self.result.artifacts if self.result else ()
 
 
 LabelText = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,63}$")]
@@ -178,6 +201,12 @@ class JobOptions(BaseModel):
     lane: Lane = Field(Lane.NORMAL, description="Priority inside the pool.")
     timeout_s: int | None = Field(None, ge=10, le=6 * 3600, description="Longest run; null means the default.")
     labels: dict[LabelText, LabelText] = Field({}, max_length=16, description="Yours; jobs can be listed by them.")
+    start_deadline_s: int | None = Field(
+        None, ge=1, le=30 * 86_400, description="A job that no worker began within so many seconds fails as `expired`."
+    )
+    webhook: WebhookUrl | None = Field(
+        None, description="Told of the job's end by a signed POST (Standard Webhooks); must lead to a public address."
+    )
 
 
 class Job(_Model):
@@ -195,6 +224,9 @@ class Job(_Model):
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
     timeout_s: int | None = None
+    start_by: AwareDatetime | None = Field(None, description="When it fails as `expired` unless a worker began it.")
+    webhook: str | None = Field(None, description="Where its end is told.")
+    deliveries: tuple[Delivery, ...] = Field((), description="Tries to tell it there, so far.")
     cancel_requested: bool = False
     progress: Progress | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -203,6 +235,7 @@ class Job(_Model):
     waiting_for: str | None = Field(None, description="In words, what holds the job; null when nothing does.")
     result: Result | None = None
     error: JobError | None = None
+    usage: Usage | None = Field(None, description="What it took; null until it has ended.")
 
 
 def now() -> datetime:

@@ -4,9 +4,10 @@ RQ knows that a job is queued, started or over; it forgets all attempts but the 
 executions finalise one job (docs/decisions/0002). Gateway, slots and maintenance therefore share this ledger. Every
 write that must not race is one Lua script, so it can also ride inside one of RQ's own transactions.
 
-Hash fields: `tenant`, `cancel` (Unix seconds of the request), `attempts` (count), `owner` (id of the attempt in
-charge), `attempt:N` (JSON Attempt), `progress` (JSON Progress), `outcome` (JobStatus, set once), `error` (JSON
-JobError).
+Hash fields: `tenant`, `pool`, `cancel` (Unix seconds of the request), `attempts` (count), `owner` (id of the attempt in
+charge), `attempt:N` (JSON Attempt), `began` (Unix seconds of the last attempt's start), `gpu_s` (of failed attempts),
+`usage` (JSON Usage), `progress` (JSON Progress), `outcome` (JobStatus, set once), `error` (JSON
+JobError), `start_by` (Unix seconds), `webhook` (URL), `deliveries` (count), `delivery:N` (JSON Delivery).
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
 
-from serinette.job import Attempt, AttemptOutcome, JobError, JobStatus, Progress, Result, now
-from serinette.names import Keys
+from serinette.errors import Expired
+from serinette.job import Attempt, AttemptOutcome, JobError, JobStatus, Progress, Record, Result, Usage, now
+from serinette.names import DEFAULT_POOL, Keys
+from serinette.tally import COUNT_SCRIPT
+from serinette.usage import BOOK_SCRIPT
+from serinette.webhook import Delivery
 
 # A 30 minute job makes a few hundred events; more than this and the oldest go.
 MAX_EVENTS = 1_000
@@ -37,6 +42,7 @@ if redis.call('HEXISTS', KEYS[1], 'owner') == 1 then
     before.outcome = 'superseded'
     before.ended_at = ARGV[3]
     redis.call('HSET', KEYS[1], name, cjson.encode(before))
+    count(KEYS[3], 'attempts_ended', 'superseded', '')
 end
 local number = redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'attempt:' .. number, cjson.encode({
@@ -44,6 +50,7 @@ redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'attempt:' .. number, cjson.encode
 redis.call('HDEL', KEYS[1], 'progress')
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'type', 'started',
     'data', cjson.encode({attempt = number, worker = ARGV[2]}))
+book_begin(KEYS[1])
 return number
 """
 
@@ -69,15 +76,22 @@ local written = cjson.encode(attempt)
 redis.call('HSET', KEYS[1], name, written)
 redis.call('HDEL', KEYS[1], 'owner', 'progress')
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], '*', 'type', 'attempt', 'data', written)
+count(KEYS[3], 'attempts_ended', ARGV[2], code_of(ARGV[3]))
+if ARGV[2] == 'failed' then count(KEYS[3], 'retries', code_of(ARGV[3])) end
+book_return(KEYS[1])
 return 1
 """
 
-# The end of the job: the first outcome stays, and is told once.
-# KEYS: ledger, events, live. ARGV: job id, outcome, error JSON or '', event JSON, TTL seconds, now, max events.
+# The end of the job: the first outcome stays, is told once and is added to its tenant's day once.
+# KEYS: ledger, events, live, tally. ARGV: job id, outcome, error JSON or '', event JSON, TTL seconds, now, max events,
+# key of the webhooks (last).
 _SETTLE = """
+local submitted = redis.call('ZSCORE', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+book_leave(KEYS[1])
 if redis.call('HSETNX', KEYS[1], 'outcome', ARGV[2]) == 0 then return 0 end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[3]) end
+count(KEYS[4], 'jobs_ended', ARGV[2], code_of(ARGV[3]))
 local number = redis.call('HGET', KEYS[1], 'attempts')
 if number and redis.call('HEXISTS', KEYS[1], 'owner') == 1 then
     local name = 'attempt:' .. number
@@ -86,12 +100,17 @@ if number and redis.call('HEXISTS', KEYS[1], 'owner') == 1 then
     attempt.ended_at = ARGV[6]
     if ARGV[3] ~= '' then attempt.error = cjson.decode(ARGV[3]) end
     redis.call('HSET', KEYS[1], name, cjson.encode(attempt))
+    count(KEYS[4], 'attempts_ended', ARGV[2], code_of(ARGV[3]))
 end
 redis.call('HSET', KEYS[1], 'ended_at', ARGV[6])
 redis.call('HDEL', KEYS[1], 'owner', 'progress')
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', 'type', ARGV[2], 'data', ARGV[4])
+book_end(KEYS[1], ARGV[2], submitted, cjson.decode(ARGV[4]).usage)
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[5])
+if redis.call('HEXISTS', KEYS[1], 'webhook') == 1 then
+    redis.call('ZADD', ARGV[#ARGV], redis.call('TIME')[1], ARGV[1])
+end
 return 1
 """
 
@@ -117,6 +136,10 @@ class Entry:
     outcome: JobStatus | None = None
     error: JobError | None = None
     ended_at: datetime | None = None
+    start_by: datetime | None = None
+    webhook: str | None = None
+    deliveries: tuple[Delivery, ...] = ()
+    usage: Usage | None = None
 
     @classmethod
     def parse(cls, raw: Mapping[Any, Any]) -> Entry:
@@ -126,6 +149,7 @@ class Entry:
         attempts = tuple(
             Attempt.model_validate_json(fields[f"attempt:{n}"]) for n in numbers if f"attempt:{n}" in fields
         )
+        tries = range(1, int(fields.get("deliveries", 0)) + 1)
         return cls(
             tenant=fields.get("tenant"),
             cancel_requested="cancel" in fields,
@@ -135,7 +159,23 @@ class Entry:
             outcome=JobStatus(fields["outcome"]) if "outcome" in fields else None,
             error=JobError.model_validate_json(fields["error"]) if "error" in fields else None,
             ended_at=datetime.fromisoformat(fields["ended_at"]) if "ended_at" in fields else None,
+            start_by=datetime.fromtimestamp(float(fields["start_by"]), UTC) if "start_by" in fields else None,
+            webhook=fields.get("webhook"),
+            deliveries=tuple(
+                Delivery.model_validate_json(fields[f"delivery:{n}"]) for n in tries if f"delivery:{n}" in fields
+            ),
+            usage=Usage.model_validate_json(fields["usage"]) if "usage" in fields else None,
         )
+
+    def expired(self, at: datetime) -> bool:
+        """Whether nobody began the job, and its time to be begun is over."""
+        return not self.attempts and self.outcome is None and self.start_by is not None and at >= self.start_by
+
+    def expiry(self) -> JobError:
+        """Why an expired job failed, for the client."""
+        by = f" by {self.start_by:%Y-%m-%d %H:%M:%S} UTC" if self.start_by else ""
+        message = f"no worker began the job{by}: give a longer start_deadline_s, or submit again when workers are free"
+        return JobError(code=Expired.code, message=message)
 
     @property
     def charged_attempts(self) -> int:
@@ -144,21 +184,41 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What a submit asks of a job's end: by when it must have begun, and where the end is told."""
+
+    start_by: datetime | None = None
+    webhook: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ends."""
+    """How a job ends. `gpu_s` is what its last attempt took of the engine, should it have no result to tell."""
 
     status: JobStatus
     error: JobError | None = None
     result: Result | None = None
+    gpu_s: float = 0.0
+
+    @classmethod
+    def of(cls, record: Record) -> Outcome:
+        """What a record says."""
+        return cls(record.status, record.error, record.result)
 
     def event(self) -> str:
         """The terminal event's data, JSON."""
-        data: dict[str, Any] = {"status": self.status}
+        data: dict[str, Any] = {"status": self.status, "usage": self._usage()}
         if self.error:
             data["error"] = self.error.model_dump(mode="json")
         if self.result:
             data["artifacts"] = len(self.result.artifacts)
         return json.dumps(data)
+
+    def _usage(self) -> dict[str, float]:
+        """Of the attempt that counts; the ledger's script reads it from the event."""
+        if self.result is None:
+            return {"gpu_s": self.gpu_s, "size_bytes": 0}
+        return {"gpu_s": self.result.timings.sing_s, "size_bytes": self.result.size_bytes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +229,28 @@ class Ledger:
     keys: Keys
     ttl_s: int = field(default=7 * 86_400)
 
-    def open(self, job_id: str, tenant: str, created_at: datetime) -> None:
-        """Enter a job among the live ones, before RQ gets it: a submit cut short is then found by the sweep."""
+    def open(
+        self,
+        job_id: str,
+        tenant: str,
+        created_at: datetime,
+        pool: str = DEFAULT_POOL,
+        terms: Terms | None = None,
+    ) -> None:
+        """Enter a job among the live ones, before RQ gets it: a submit cut short is then found by the sweep.
+
+        Of several submits of one job the first says by when it must begin and where its end is told.
+        """
+        ledger, score = self.keys.ledger(job_id), {job_id: created_at.timestamp()}
         with self.redis.pipeline(transaction=True) as pipe:
-            pipe.zadd(self.keys.live, {job_id: created_at.timestamp()}, nx=True)
-            pipe.zadd(self.keys.jobs(tenant), {job_id: created_at.timestamp()}, nx=True)
-            pipe.hset(self.keys.ledger(job_id), "tenant", tenant)
+            for index in (self.keys.live, self.keys.jobs(tenant), self.keys.in_flight(tenant)):
+                pipe.zadd(index, score, nx=True)
+            pipe.hset(ledger, mapping={"tenant": tenant, "pool": pool})
+            if terms and terms.start_by:
+                pipe.hsetnx(ledger, "start_by", str(terms.start_by.timestamp()))
+                pipe.zadd(self.keys.deadlines, {job_id: terms.start_by.timestamp()}, nx=True)
+            if terms and terms.webhook:
+                pipe.hsetnx(ledger, "webhook", terms.webhook)
             pipe.execute()
 
     def begin_attempt(self, job_id: str, attempt_id: str, worker: str, pipeline: Pipeline | None = None) -> int:
@@ -182,8 +258,9 @@ class Ledger:
 
         In a `pipeline` the answer comes with its results, not here.
         """
-        keys = [self.keys.ledger(job_id), self.keys.events(job_id)]
-        told = (pipeline or self.redis).eval(_BEGIN, 2, *keys, attempt_id, worker, now().isoformat(), MAX_EVENTS)
+        keys = [self.keys.ledger(job_id), self.keys.events(job_id), self.keys.tally]
+        arguments: list[str | int] = [attempt_id, worker, now().isoformat(), MAX_EVENTS]
+        told = (pipeline or self.redis).eval(COUNT_SCRIPT + BOOK_SCRIPT + _BEGIN, 3, *keys, *arguments)
         return int(told) if pipeline is None else 0
 
     def progress(self, job_id: str, attempt_id: str, progress: Progress) -> int:
@@ -200,17 +277,23 @@ class Ledger:
         pipeline: Pipeline | None = None,
     ) -> None:
         """Close an attempt while the job goes on; rides in `pipeline` if given."""
-        keys = [self.keys.ledger(job_id), self.keys.events(job_id)]
+        keys = [self.keys.ledger(job_id), self.keys.events(job_id), self.keys.tally]
         text = error.model_dump_json() if error else ""
-        (pipeline or self.redis).eval(_END_ATTEMPT, 2, *keys, attempt_id, outcome, text, now().isoformat(), MAX_EVENTS)
+        arguments: list[str | int] = [attempt_id, outcome, text, now().isoformat(), MAX_EVENTS]
+        (pipeline or self.redis).eval(COUNT_SCRIPT + BOOK_SCRIPT + _END_ATTEMPT, 3, *keys, *arguments)
+
+    def charge(self, job_id: str, gpu_s: float, pipeline: Pipeline) -> None:
+        """Add what a failed attempt took of the engine to what its job took; rides in the attempt's end."""
+        pipeline.hincrbyfloat(self.keys.ledger(job_id), "gpu_s", gpu_s)
 
     def settle(self, job_id: str, outcome: Outcome, pipeline: Pipeline | None = None) -> bool:
         """End the job; True if this call decided it. In a `pipeline` the answer comes with its results, not here."""
-        keys = [self.keys.ledger(job_id), self.keys.events(job_id), self.keys.live]
+        keys = [self.keys.ledger(job_id), self.keys.events(job_id), self.keys.live, self.keys.tally]
         error = outcome.error.model_dump_json() if outcome.error else ""
-        told = (pipeline or self.redis).eval(
-            _SETTLE, 3, *keys, job_id, outcome.status, error, outcome.event(), self.ttl_s, now().isoformat(), MAX_EVENTS
-        )
+        arguments: list[str | int] = [job_id, outcome.status, error, outcome.event(), self.ttl_s]
+        arguments += [now().isoformat(), MAX_EVENTS]
+        arguments += [self.keys.webhooks]  # the script looks for it in the last place
+        told = (pipeline or self.redis).eval(COUNT_SCRIPT + BOOK_SCRIPT + _SETTLE, 4, *keys, *arguments)
         return pipeline is None and told == 1
 
     def request_cancel(self, job_id: str) -> bool:
@@ -234,6 +317,7 @@ class Ledger:
         pipe = self.redis.pipeline(transaction=True) if pipeline is None else pipeline
         pipe.delete(self.keys.ledger(job_id), self.keys.events(job_id))
         pipe.zrem(self.keys.live, job_id)
-        pipe.zrem(self.keys.jobs(tenant), job_id)
+        for index in (self.keys.jobs(tenant), self.keys.in_flight(tenant), self.keys.running(tenant)):
+            pipe.zrem(index, job_id)
         if pipeline is None:
             pipe.execute()

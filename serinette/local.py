@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
@@ -42,6 +42,7 @@ class LocalOptions:
     drain_timeout_s: float = 10.0
     redis_url: str | None = None  # None: a Valkey of our own
     worker: dict[str, str] = field(default_factory=dict)  # environment of the worker, beyond the inherited
+    gateway: dict[str, str] = field(default_factory=dict)  # the gateway's
 
 
 def valkey_program() -> str:
@@ -174,9 +175,10 @@ class Local:
             "PYTHONUNBUFFERED": "1",
         }
         self._redis = Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2)
-        self._tree.start(self._gateway(shared, port))
-        self._tree.start(self._maintenance(shared))
-        self._tree.start(self._worker(shared))
+        metrics_port = self._settings.metrics_port
+        for number, part in enumerate((self._gateway(shared, port), self._maintenance(shared), self._worker(shared))):
+            own = {"SERINETTE_METRICS_PORT": str(metrics_port + number)} if metrics_port else {}
+            self._tree.start(replace(part, environment={**part.environment, **own}))
 
     @property
     def _socket(self) -> Path:
@@ -224,7 +226,7 @@ class Local:
             "SERINETTE_PORT": str(port),
             "SERINETTE_DRAIN_TIMEOUT_S": "2",
         }
-        return Part("gateway", (sys.executable, "-m", "api"), {**shared, **listening}, pending)
+        return Part("gateway", (sys.executable, "-m", "api"), {**shared, **self._options.gateway, **listening}, pending)
 
     def _maintenance(self, shared: dict[str, str]) -> Part:
         lease = self._settings.keys.lease("rounds")

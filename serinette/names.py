@@ -52,6 +52,51 @@ class Keys:
         """Sorted set of a tenant's job ids by submit time (Unix seconds)."""
         return self._key("jobs", tenant)
 
+    def in_flight(self, tenant: str) -> str:
+        """Sorted set of a tenant's unfinished job ids by submit time (Unix seconds): what its quotas count."""
+        return self._key("in-flight", tenant)
+
+    def running(self, tenant: str) -> str:
+        """Sorted set of those of a tenant's unfinished jobs that an attempt holds, by its start (Unix seconds)."""
+        return self._key("running", tenant)
+
+    def usage(self, tenant: str, day: int) -> str:
+        """Hash of what a tenant's jobs that ended on a UTC day (days since 1970) took (serinette/usage.py)."""
+        return self._key("usage", tenant, str(day))
+
+    @property
+    def credentials(self) -> str:
+        """Hash of API keys' ids to JSON Credential (serinette/credentials.py): digests, never keys."""
+        return self._key("credentials")
+
+    @property
+    def tenants(self) -> str:
+        """Hash of tenants to JSON Limits (serinette/credentials.py)."""
+        return self._key("tenants")
+
+    def rate(self, tenant: str) -> str:
+        """String: when a tenant's allowance of requests is full again, Unix milliseconds; expiring."""
+        return self._key("rate", tenant)
+
+    def reserved(self, queue: str) -> str:
+        """Sorted set of jobs admitted to a lane and not yet in its list, by when they cease to count."""
+        return self._key("reserved", queue)
+
+    @property
+    def link_secret(self) -> str:
+        """String: what all gateways sign links with."""
+        return self._key("link-secret")
+
+    @property
+    def deadlines(self) -> str:
+        """Sorted set of job ids by the Unix second by which a worker must have begun them. Entries go when due."""
+        return self._key("deadlines")
+
+    @property
+    def webhooks(self) -> str:
+        """Sorted set, the outbox: ids of ended jobs by the Unix second at which their end is next told."""
+        return self._key("webhooks")
+
     @property
     def cancels(self) -> str:
         """Pub/sub channel of canceled job ids. It hastens; the ledger's flag decides."""
@@ -81,6 +126,11 @@ class Keys:
     def brake(self, pool: str) -> str:
         """Set of reasons why starting more of a pool's workers would be waste: KEDA starts none while it has any."""
         return self._key("brake", pool)
+
+    @property
+    def tally(self) -> str:
+        """Hash of what has been counted since Redis began (serinette/tally.py)."""
+        return self._key("tally")
 
     def lease(self, name: str) -> str:
         """String that its holder keeps alive: one maintenance replica at a time."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis import Redis
 from redis import asyncio as redis_asyncio
@@ -54,6 +54,26 @@ class SharedSettings(BaseSettings):
     )
     retention_s: int = Field(7 * 86_400, ge=60, description="How long ended jobs, their songs and uploads are kept.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severe log line written.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people (text) or, in containers, for a log store (json: an object a line)."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of `metrics_port`; 0.0.0.0 in a container.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of this process's /metrics. None: off, but for a gateway bound to loopback, which has it on "
+        "its own port.",
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias=AliasChoices("SERINETTE_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        pattern=r"^https?://",
+        description="Where traces go by OTLP over HTTP, e.g. http://otel-collector:4318. None: no traces, at no cost.",
+    )
+    otlp_sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of requests traced; one that comes with a traceparent has been decided on."
+    )
 
     @model_validator(mode="after")
     def _a_late_heartbeat_is_no_death(self) -> Self:

@@ -13,10 +13,14 @@ from redis.exceptions import RedisError
 from rq import defaults
 
 from api.maintenance.lease import Lease
+from api.maintenance.metrics import MaintenanceMetrics
 from api.maintenance.retention import Retention
 from api.maintenance.rounds import Rounds, keep
+from api.maintenance.webhooks import Webhooks
 from api.settings import MaintenanceSettings
+from serinette import logs
 from serinette.errors import ConfigurationError
+from serinette.exposition import new_registry, serve
 from serinette.settings import connect_redis
 from serinette.store import Store
 
@@ -37,6 +41,9 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     redis, store = connect_redis(settings), Store.open(settings)
     retention = Retention(redis, settings.keys, store, settings.retention_s)
     lease = Lease(redis, settings.keys.lease("rounds"), settings.lease_s)
+    registry = new_registry()
+    metrics = MaintenanceMetrics(registry, connect_redis(settings), settings.keys, lambda: lease.held)
+    serve(registry, settings)
     # How long a sweep takes nobody knows; two at a time would only delete the same things.
     sweep_lease = Lease(redis, settings.keys.lease("retention"), 2 * settings.retention_interval_s)
     sweep = partial(retention.sweep, stop)
@@ -47,11 +54,21 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
         daemon=True,  # a store that hangs must not hold up the end
     )
     sweeps.start()
+    webhooks = Webhooks(redis, settings)
+    webhook_lease = Lease(redis, settings.keys.lease("webhooks"), settings.lease_s)
+    telling = Thread(
+        target=keep,
+        args=("webhooks", lambda: webhooks, webhook_lease, settings.interval_s, stop),
+        name="webhooks",
+        daemon=True,  # and so must no target
+    )
+    telling.start()
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
-    keep("rounds", lambda: Rounds(redis, store, settings), lease, settings.interval_s, stop)
+    keep("rounds", lambda: Rounds(redis, store, settings, metrics), lease, settings.interval_s, stop)
     try:
         lease.release()
         sweep_lease.release()
+        webhook_lease.release()
     except RedisError as error:
         log.warning("the leases run out by themselves: %s", error)
     log.info("stopped")
@@ -64,7 +81,7 @@ def main() -> int:
         signal.signal(number, lambda _number, _frame: stop.set())
     try:
         settings = MaintenanceSettings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        logs.configure(settings, "maintenance")
         run(settings, stop)
     except (ConfigurationError, ValidationError) as error:
         sys.stderr.write(f"{error}\n")

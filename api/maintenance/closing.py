@@ -9,8 +9,10 @@ from rq.job_lifecycle import record_job_failure
 from rq.queue import Queue
 
 from serinette.errors import WorkerLost
-from serinette.job import JobError, JobStatus, now
+from serinette.job import Attempt, AttemptOutcome, JobError, JobStatus, Record, now
 from serinette.ledger import Entry, Outcome
+from serinette.names import DEFAULT_POOL, Lane
+from serinette.spec import SCHEMA, GenerationSpec
 
 _SAYS = {
     RqStatus.FINISHED: JobStatus.SUCCEEDED,
@@ -28,6 +30,27 @@ def lost(entry: Entry, *, last: bool) -> JobError:
         code=WorkerLost.code,
         message=f"worker {worker} stopped answering during attempt {number}: {what}",
         retryable=WorkerLost.retryable,
+    )
+
+
+def without_song(job: RqJob, tenant: str, attempt: Attempt, outcome: Outcome) -> Record:
+    """The record of a job that ends without a song."""
+    meta, ended_at = job.meta, now()
+    how = AttemptOutcome.FAILED if outcome.error else AttemptOutcome.CANCELED
+    return Record(
+        job_id=job.id,
+        tenant=tenant,
+        pool=meta.get("pool", DEFAULT_POOL),
+        lane=meta.get("lane", Lane.NORMAL),
+        labels=meta.get("labels", {}),
+        dialect=meta.get("dialect", {}),
+        spec=GenerationSpec.from_wire({**job.kwargs["spec"], "schema": SCHEMA}),
+        attempt=attempt.model_copy(update={"outcome": how, "ended_at": ended_at, "error": outcome.error}),
+        created_at=meta.get("created_at", attempt.started_at),
+        started_at=attempt.started_at,
+        ended_at=ended_at,
+        status=outcome.status,
+        error=outcome.error,
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from redis import Redis
 from redis.client import Pipeline
@@ -17,7 +17,7 @@ from rq.executions import Execution
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from api.maintenance.closing import adopted, close, lost
+from api.maintenance.closing import adopted, close, lost, without_song
 from api.maintenance.lanes import lane_queue
 from api.maintenance.plan import ASK_STORE_FIRST, Action, Situation, decide
 from api.maintenance.trouble import Trouble
@@ -28,6 +28,14 @@ from serinette.names import record_key
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+# Ends without a song, of jobs that an attempt held.
+_BARS: dict[Action, Callable[[Entry], Outcome]] = {
+    Action.FAIL: lambda entry: Outcome(JobStatus.FAILED, lost(entry, last=True)),
+    Action.CANCEL: lambda _: Outcome(JobStatus.CANCELED),
+}
 
 # A job that changes under our eyes so often is alive.
 _TRIES = 5
@@ -115,6 +123,7 @@ class Mender:
             outcome=entry.outcome,
             cancel_requested=entry.cancel_requested,
             owner=entry.owner,
+            expired=entry.expired(now()),
             age_s=at - submitted if submitted is not None else 0.0,
         )
         return _Case(job_id, job, queue, entry, dead, seen)
@@ -137,6 +146,12 @@ class Mender:
         may_be_sung = action is Action.FORGET or case.entry.attempts
         if action in ASK_STORE_FIRST and tenant and may_be_sung and (record := self._record(tenant, case.job_id)):
             return Action.SUCCEED, record
+        if action in _BARS and tenant and case.job and case.entry.attempts:
+            # The attempt that is given up may only be frozen: from now on a song that it records comes too late.
+            outcome = _BARS[action](case.entry)
+            key, bar = record_key(tenant, case.job_id), without_song(case.job, tenant, case.entry.attempts[-1], outcome)
+            if not self._asked(lambda: self._store.put_if_absent(key, bar.model_dump_json().encode())):
+                return self._decide(case)
         return action, None
 
     def _record(self, tenant: str, job_id: str) -> Record | None:
@@ -144,15 +159,19 @@ class Mender:
         if time.monotonic() < self._ask_again_s:
             raise StoreUnavailable(f"the store did not answer a moment ago; {key} must wait")
         try:
-            text = self._store.get(key)
+            return Record.model_validate_json(self._asked(lambda: self._store.get(key)))
         except NotFound:
-            text = None
+            return None
+
+    def _asked(self, question: Callable[[], Answer]) -> Answer:
+        try:
+            answer = question()
         except StoreUnavailable as error:
             self._trouble.note(error)
             self._ask_again_s = time.monotonic() + _STORE_PAUSE_S
             raise
         self._trouble.note(None)
-        return Record.model_validate_json(text) if text else None
+        return answer
 
     def _write(self, pipe: Pipeline, case: _Case, action: Action, record: Record | None) -> None:
         _take_out(pipe, case)
@@ -162,11 +181,13 @@ class Mender:
             case Action.ADOPT if case.seen.status:
                 self._end(pipe, case, adopted(case.seen.status, case.entry))
             case Action.CANCEL:
-                self._end(pipe, case, Outcome(JobStatus.CANCELED))
+                self._end(pipe, case, _BARS[action](case.entry))
+            case Action.EXPIRE:
+                self._end(pipe, case, Outcome(JobStatus.FAILED, case.entry.expiry()))
             case Action.FAIL:
-                self._end(pipe, case, Outcome(JobStatus.FAILED, lost(case.entry, last=True)))
+                self._end(pipe, case, _BARS[action](case.entry))
             case Action.SUCCEED if record:
-                self._end(pipe, case, Outcome(JobStatus.SUCCEEDED, result=record.result))
+                self._end(pipe, case, Outcome.of(record))
             case Action.RELEASE:
                 self._end_attempt(pipe, case, AttemptOutcome.RETURNED)
             case Action.PUT_BACK:

@@ -24,6 +24,7 @@ class Action(StrEnum):
     FINISH = "finish"  # make RQ agree with the ledger's outcome
     ADOPT = "adopt"  # take RQ's final status as the outcome
     CANCEL = "cancel"  # settle as canceled
+    EXPIRE = "expire"  # settle as failed: nobody began it in time
     RELEASE = "release"  # it waits, but a vanished attempt is still in charge
     PUT_BACK = "put_back"  # to the front of its lane, charging nobody
     RETRY = "retry"  # end the lost attempt, to the front of its lane
@@ -47,6 +48,7 @@ class Situation:
     outcome: JobStatus | None = None
     cancel_requested: bool = False
     owner: str | None = None
+    expired: bool = False  # nobody ever began it, and its start deadline has passed
     age_s: float = 0.0  # since its submit
 
 
@@ -57,6 +59,7 @@ _RULES: tuple[tuple[Callable[[Situation], bool], Action], ...] = (
     (lambda seen: seen.status is None, Action.FORGET),
     (lambda seen: seen.status in ENDED, Action.ADOPT),
     (lambda seen: seen.cancel_requested, Action.CANCEL),
+    (lambda seen: seen.expired, Action.EXPIRE),
     (lambda seen: seen.waiting and seen.owner is not None, Action.RELEASE),
     (lambda seen: seen.waiting, Action.LEAVE),
     (lambda seen: seen.owner is None, Action.PUT_BACK),

@@ -11,13 +11,17 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from api.maintenance import leftovers
+from api.maintenance.deadlines import Deadlines
 from api.maintenance.lease import Lease
 from api.maintenance.mend import Mender, Patient
+from api.maintenance.metrics import MaintenanceMetrics
 from api.maintenance.orphans import Orphans
+from api.maintenance.plan import Action
 from api.maintenance.reaper import Reaper
 from api.maintenance.strays import Strays
 from api.maintenance.trouble import Trouble
 from api.settings import MaintenanceSettings
+from serinette import logs
 from serinette.errors import StoreUnavailable
 from serinette.ledger import Ledger
 from serinette.store import Store
@@ -37,12 +41,16 @@ class Rounds:
     must be made, so that nothing is taken from a worker that could not beat.
     """
 
-    def __init__(self, redis: Redis, store: Store, settings: MaintenanceSettings) -> None:
+    def __init__(
+        self, redis: Redis, store: Store, settings: MaintenanceSettings, metrics: MaintenanceMetrics | None = None
+    ) -> None:
         self._redis = redis
         self._settings = settings
+        self._metrics = metrics
         self._mender = Mender(redis, Ledger(redis, settings.keys, settings.retention_s), store)
         self._reaper = Reaper(redis, settings.heartbeat_ttl_s)
         self._orphans = Orphans(redis, settings.keys, settings.orphan_grace_s)
+        self._deadlines = Deadlines(redis, settings.keys)
         self._strays = Strays(redis, settings.keys, settings.retention_s)
         self._unreadable: set[str] = set()
         self._tidy_at_s = 0.0
@@ -50,16 +58,21 @@ class Rounds:
     def __call__(self) -> None:
         """One round. Raises RedisError when Redis does not answer; an unanswered question to the store can wait."""
         at_s = time.monotonic()
-        for patient in (*self._reaper.find(at_s), *self._orphans.find(at_s)):
+        for patient in (*self._reaper.find(at_s), *self._deadlines.find(), *self._orphans.find(at_s)):
             self._mend(patient)
         self._strays.step()
         if at_s >= self._tidy_at_s:
             leftovers.clear(self._redis, self._settings.keys, self._settings.retention_s)
             self._tidy_at_s = at_s + _TIDY_EVERY_S
+        if self._metrics:
+            self._metrics.round_ended()
 
     def _mend(self, patient: Patient) -> None:
         try:
-            self._mender.mend(patient)
+            with logs.about(job=patient.job_id):
+                action = self._mender.mend(patient)
+            if self._metrics and action is not Action.LEAVE:
+                self._metrics.mended(action)
         except StoreUnavailable:  # told by the mender; the next round asks again
             return
         except RedisError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from serinette.errors import InvalidSpec, NotFound
+from api.settings import GatewaySettings
+from api.targets import Targets
+from serinette.errors import InvalidSpec, NotFound, Unsupported
 from serinette.job import Job, JobStatus
 from serinette.names import upload_record_key
 from serinette.presence import Presence
@@ -42,6 +44,22 @@ def check_audio(tenant: str, spec: GenerationSpec, store: Store, find_job: Calla
         except NotFound as error:
             message = f"{field}: there is no {audio_id}; upload it with POST /v1/uploads, or name {{job_id}}/{{index}}"
             raise InvalidSpec(message, field=field) from error
+
+
+def check_webhook(tenant: str, url: str | None, settings: GatewaySettings, targets: Targets) -> None:
+    """See that the job's end can be told where it asks for.
+
+    Raises:
+        InvalidSpec, Unavailable: see Targets.check.
+        Unsupported: there is no secret to sign this tenant's webhooks with.
+    """
+    if url is None:
+        return
+    if not settings.signs_for(tenant):
+        raise Unsupported(
+            "webhook: this deployment delivers none; its operator must set SERINETTE_WEBHOOK_SECRET", field="webhook"
+        )
+    targets.check(url)
 
 
 def _check_song(field: str, audio_id: str, find_job: Callable[[str], Job]) -> None:

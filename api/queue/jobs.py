@@ -5,25 +5,30 @@ from __future__ import annotations
 import hashlib
 import hmac
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue, Retry, defaults
+from rq import defaults
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job as RqJob
 from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
-from api.queue.admission import check_audio, pool_for_model
+from api.queue.admission import check_audio, check_webhook, pool_for_model
+from api.queue.bounds import Bounds, error_of
 from api.queue.cursors import Cursor
+from api.queue.durability import Disk
+from api.queue.entry import enqueue, meta_of
 from api.queue.explain import Pool
 from api.queue.reader import Reader
 from api.queue.sighting import Sighting, job_of_record
 from api.settings import GatewaySettings
+from api.targets import Targets
+from serinette.credentials import Limits
 from serinette.errors import (
     ConfigurationError,
     Conflict,
@@ -33,8 +38,8 @@ from serinette.errors import (
     QueueUnavailable,
 )
 from serinette.job import Job, JobOptions, JobStatus, Record, now
-from serinette.ledger import Entry, Ledger, Outcome
-from serinette.names import SING_TASK, queue_name, record_key, song_prefix
+from serinette.ledger import Entry, Ledger, Outcome, Terms
+from serinette.names import Lane, record_key, song_prefix
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 
@@ -53,7 +58,15 @@ class JobQueue:
     Every method raises QueueUnavailable when Redis does not answer, and those that need the store StoreUnavailable.
     """
 
-    def __init__(self, redis: Redis, store: Store, ledger: Ledger, settings: GatewaySettings) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        store: Store,
+        ledger: Ledger,
+        settings: GatewaySettings,
+        declared: Callable[[str], Limits | None] = lambda _: None,
+    ) -> None:
+        """`declared` tells what a tenant may use, where something else than Redis says so."""
         if settings.redis_prefix != defaults.RQ_KEY_PREFIX:
             raise ConfigurationError(
                 f"RQ_KEY_PREFIX is {settings.redis_prefix} in the settings but was {defaults.RQ_KEY_PREFIX} when rq "
@@ -64,6 +77,9 @@ class JobQueue:
         self._ledger = ledger
         self._settings = settings
         self._reader = Reader(redis, ledger)
+        self._bounds = Bounds(redis, settings.keys, settings.max_waiting, declared)
+        self._targets = Targets(settings.webhook_networks)
+        self._disk = Disk(redis, settings.redis_timeout_s) if settings.durability == "fsync" else None
 
     def submit(
         self,
@@ -77,25 +93,39 @@ class JobQueue:
         """Put a job into its lane, its seed drawn; True if it is new, False if the key named one that exists.
 
         Raises:
-            InvalidSpec: the model or the audio it names is not there.
+            InvalidSpec: the model or the audio it names is not there, or its webhook leads where it may not.
+            Unsupported: it names a webhook, and this deployment delivers none.
             IdempotencyConflict: the key was used with another spec.
+            LaneNotAllowed, Limited: its lane or its tenant has no room; nothing was stored.
         """
         job_id = str(uuid.uuid4()) if idempotency_key is None else keyed_job_id(tenant, idempotency_key)
         with _answering():
+            if self._disk:
+                self._disk.require()
             if idempotency_key is not None and (known := self._reader.see([job_id])[0]):
                 return self._replayed(known, spec.digest()), False
+            check_webhook(tenant, options.webhook, self._settings, self._targets)
             pool = self._settings.pool if spec.model is None else pool_for_model(spec.model, self._reader.workers())
             check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
-            meta = self._meta(tenant, pool, spec, options, dialect or {})
+            meta = meta_of(tenant, pool, spec, options, dialect or {})
+            meta["timeout_s"] = options.timeout_s or self._settings.job_timeout_s
             spec = spec.seeded()
-            # The ledger first: a submit that is cut short here is found by the sweep of the live set.
-            self._ledger.open(job_id, tenant, now())
+            terms = _terms(options)
+            # The books first: a submit that is cut short here is found by the sweep of the live set.
+            self._admit(tenant, job_id, pool, options.lane)
+            self._ledger.open(job_id, tenant, now(), pool, terms)
             try:
-                self._enqueue(job_id, spec, meta)
+                enqueue(self._redis, job_id, spec, meta, self._settings)
             except DuplicateJobError:
                 # Without a key it can only be ourselves: Redis did as told, its answer was lost, the client sent again.
                 return self._replayed(self._reader.see([job_id])[0], meta["digest"]), idempotency_key is None
-            fresh = Sighting(job_id, "queued", meta, spec.to_wire(), None, Entry())
+            finally:
+                self._bounds.entered(job_id, pool, options.lane)
+            if self._disk:
+                self._disk.wait(self._settings.keys.ledger(job_id))
+            fresh = Sighting(
+                job_id, "queued", meta, spec.to_wire(), None, Entry(start_by=terms.start_by, webhook=terms.webhook)
+            )
             return self._reader.explained([fresh.job()])[0], True
 
     def get(self, tenant: str, job_id: str) -> Job:
@@ -186,35 +216,10 @@ class JobQueue:
         with _answering():
             self._redis.ping()
 
-    def _enqueue(self, job_id: str, spec: GenerationSpec, meta: dict[str, Any]) -> None:
-        retries = self._settings.max_attempts - 1
-        lane = Queue(queue_name(meta["pool"], meta["lane"]), self._redis, serializer=JSONSerializer)
-        lane.enqueue_call(
-            SING_TASK,
-            kwargs={"job_id": job_id, "spec": spec.to_wire()},
-            job_id=job_id,
-            unique=True,
-            timeout=meta["timeout_s"],
-            result_ttl=self._settings.retention_s,
-            failure_ttl=self._settings.retention_s,
-            retry=Retry(max=retries, enqueue_at_front=True) if retries else None,
-            meta=meta,
-            description="a song",  # RQ's default would repeat the whole spec
-        )
-
-    def _meta(
-        self, tenant: str, pool: str, spec: GenerationSpec, options: JobOptions, dialect: Mapping[str, str]
-    ) -> dict[str, Any]:
-        return {
-            "tenant": tenant,
-            "pool": pool,
-            "lane": options.lane,
-            "labels": options.labels,
-            "digest": spec.digest(),
-            "dialect": dict(dialect),
-            "timeout_s": options.timeout_s or self._settings.job_timeout_s,
-            "created_at": now().isoformat(),
-        }
+    def _admit(self, tenant: str, job_id: str, pool: str, lane: Lane) -> None:
+        if refusal := self._bounds.admit(tenant, job_id, pool, lane):
+            seen = self._reader.pools([pool], self._reader.workers())[pool]
+            raise error_of(refusal, tenant, lane, seen)
 
     def _replayed(self, known: Sighting | None, digest: str) -> Job:
         if known is None:
@@ -223,8 +228,11 @@ class JobQueue:
             raise IdempotencyConflict(
                 "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
             )
+        if self._disk and not known.status.ended:
+            self._disk.wait(self._settings.keys.ledger(known.job_id))
         if known.status.ended:  # a racing submit may have entered it among the live ones after its end
-            self._redis.zrem(self._settings.keys.live, known.job_id)
+            for book in (self._settings.keys.live, self._settings.keys.in_flight(known.meta["tenant"])):
+                self._redis.zrem(book, known.job_id)
         return self._reader.explained([known.job()])[0]
 
     def _drop_from_lane(self, job_id: str) -> None:
@@ -265,6 +273,11 @@ class JobQueue:
             return job_of_record(Record.model_validate_json(self._store.get(record_key(tenant, job_id))))
         except NotFound:
             return None
+
+
+def _terms(options: JobOptions) -> Terms:
+    deadline_s = options.start_deadline_s
+    return Terms(None if deadline_s is None else now() + timedelta(seconds=deadline_s), options.webhook)
 
 
 def keyed_job_id(tenant: str, idempotency_key: str) -> str:

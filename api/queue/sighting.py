@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from api.queue.explain import status_of
-from serinette.job import AttemptOutcome, Job, JobStatus, Record, Result
+from serinette.job import AttemptOutcome, Job, JobStatus, Record, Result, Usage
 from serinette.ledger import Entry
 from serinette.names import Lane
 from serinette.spec import SCHEMA, GenerationSpec
@@ -48,23 +48,27 @@ class Sighting:
             started_at=entry.attempts[-1].started_at if entry.attempts and status is not JobStatus.QUEUED else None,
             ended_at=entry.ended_at,
             timeout_s=meta["timeout_s"],
+            start_by=entry.start_by,
+            webhook=entry.webhook,
+            deliveries=entry.deliveries,
             cancel_requested=entry.cancel_requested,
             progress=entry.progress if status is JobStatus.RUNNING else None,
             attempts=entry.attempts,
             result=self.result if status is JobStatus.SUCCEEDED else None,
             error=entry.error if status is JobStatus.FAILED else None,
+            usage=entry.usage,
         )
 
 
 def job_of_record(record: Record) -> Job:
-    """A succeeded job that only the store remembers."""
+    """A job that only the store remembers."""
     attempt = record.attempt
     if attempt.outcome is AttemptOutcome.RUNNING:  # the record is written by the attempt that it tells of
         attempt = attempt.model_copy(update={"outcome": AttemptOutcome.SUCCEEDED, "ended_at": record.ended_at})
     return Job(
         id=record.job_id,
         tenant=record.tenant,
-        status=JobStatus.SUCCEEDED,
+        status=record.status,
         spec=record.spec,
         pool=record.pool,
         lane=record.lane,
@@ -75,4 +79,10 @@ def job_of_record(record: Record) -> Job:
         ended_at=record.ended_at,
         attempts=(attempt,),
         result=record.result,
+        error=record.error,
+        usage=_usage(record.result) if record.result else None,
     )
+
+
+def _usage(result: Result) -> Usage:
+    return Usage(gpu_s=result.timings.sing_s, queue_s=result.timings.queue_s, size_bytes=result.size_bytes)

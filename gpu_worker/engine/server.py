@@ -17,8 +17,10 @@ from gpu_worker.engine.batching import plan
 from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
 from gpu_worker.engine.session import Session, accept
 from gpu_worker.engine.singing import Singing
-from gpu_worker.engine.wire import Failed, Hello, Stopped
+from gpu_worker.engine.vitals import Work
+from gpu_worker.engine.wire import Failed, Hello, Stopped, Vitals
 from gpu_worker.settings import WorkerSettings
+from serinette import logs
 from serinette.errors import Canceled, ConfigurationError, EngineCrashed, SerinetteError
 from serinette.job import JobError, Stage
 
@@ -32,7 +34,7 @@ def run(settings: WorkerSettings, factory: EngineFactory) -> int:
 
     Answers an exit code: CONFIGURATION_EXIT_CODE when starting again cannot help, CRASHED_EXIT_CODE else.
     """
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings, "engine")
     # The supervisor has drained the slots before it sends SIGTERM. A Ctrl-C in the terminal reaches every process of
     # the tree: what it means, the supervisor decides.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -65,6 +67,7 @@ class EngineServer:
         self._changed = threading.Condition()
         self._line: list[Singing] = []
         self._sessions: set[Session] = set()
+        self._work = Work()
 
     def listen(self) -> None:
         """Take connections from now on. Raises ConfigurationError when the socket cannot be bound."""
@@ -93,7 +96,7 @@ class EngineServer:
             self._sing([members[place] for place in places], self._engine)
 
     def _welcome(self, sock: socket.socket) -> None:
-        session = Session(sock, self._add, self._forget)
+        session = Session(sock, self._add, self._forget, self._vitals)
         with self._changed:
             self._sessions.add(session)
             session.send(self._hello())
@@ -103,6 +106,9 @@ class EngineServer:
         if self._engine is None:
             return Hello(pid=os.getpid(), stage="loading")
         return Hello(pid=os.getpid(), stage="ready", model=self._engine.model, device=self._engine.device)
+
+    def _vitals(self) -> Vitals:
+        return self._work.vitals(self._engine.device if self._engine else "")
 
     def _forget(self, session: Session) -> None:
         with self._changed:
@@ -142,9 +148,11 @@ class EngineServer:
         if not batch:
             return
         try:
-            songs = engine.sing([singing.request(index) for singing, index in batch], partial(self._observe, batch))
+            with self._work.singing():
+                songs = engine.sing([singing.request(index) for singing, index in batch], partial(self._observe, batch))
             for (singing, index), song in zip(batch, songs, strict=True):
                 if song is not None:
+                    self._work.sang(song.samples.shape[1] / song.sample_rate)
                     singing.keep(index, song)
         except EngineCrashed:
             raise
@@ -161,6 +169,7 @@ class EngineServer:
                     self._sing([member], engine)
 
     def _observe(self, batch: Sequence[Member], stage: Stage, step: int | None, _steps: int | None) -> frozenset[int]:
+        self._work.reached(stage, step, len(batch))
         for singing, index in batch:
             if singing.canceled:
                 singing.answer(Stopped())

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gpu_worker.engine.singing import Singing
-from gpu_worker.engine.wire import Cancel, Connection, Failed, Message, Sing
+from gpu_worker.engine.wire import AskVitals, Cancel, Connection, Failed, Message, Sing, Vitals
 from serinette.errors import Interruption, RequestError
 from serinette.job import JobError
 from serinette.spec import GenerationSpec
@@ -24,13 +24,20 @@ _SEND_TIMEOUT_S = 10
 class Session(threading.Thread):
     """Reads one slot's wishes and hands its jobs over; a slot that goes away gives up its job."""
 
-    def __init__(self, sock: socket.socket, take: Callable[[Singing], None], leave: Callable[[Session], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        take: Callable[[Singing], None],
+        leave: Callable[[Session], None],
+        vitals: Callable[[], Vitals],
+    ) -> None:
         super().__init__(name="session", daemon=True)
         # The kernel's timeout, as the socket's own would bound the reading too.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
         self._connection = Connection(sock)
         self._take = take
         self._leave = leave
+        self._vitals = vitals
         self._writing = threading.Lock()
         self._open = True
         self._singing: Singing | None = None
@@ -65,6 +72,8 @@ class Session(threading.Thread):
         if isinstance(message, Cancel):
             if self._singing is not None:
                 self._singing.cancel()
+        elif isinstance(message, AskVitals):
+            self.send(self._vitals())
         elif isinstance(message, Sing):
             if self._singing is not None and not self._singing.answered:
                 raise ConnectionError("a slot asked for a second song before it had its first")

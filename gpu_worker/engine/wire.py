@@ -7,6 +7,8 @@ Each message is one line of JSON. Samples never travel in it: they lie in an unl
     slot -> engine   Sing (+ a descriptor for each of `audio`), Cancel; closing the connection is a cancel too
     engine -> slot   Report*, then Sung (+ a descriptor a song) | Failed | Stopped
 
+    supervisor -> engine   AskVitals, answered by Vitals
+
 A Sing may come while the model still loads; it waits. Reports with the stage `waiting_for_engine` say that others'
 songs are being sung: they come as long as the model moves, so that silence always means an engine that hangs.
 Step counts are of the job, over all its variations.
@@ -107,7 +109,27 @@ class Stopped(_Message):
     type: Literal["stopped"] = "stopped"
 
 
-Message = Annotated[Hello | Sing | Cancel | Report | Sung | Failed | Stopped, Field(discriminator="type")]
+class AskVitals(_Message):
+    """Asked by the supervisor, on a connection that sings nothing; answered by Vitals."""
+
+    type: Literal["ask_vitals"] = "ask_vitals"
+
+
+class Vitals(_Message):
+    """What this engine process has done since its start, and how its device is; null where that does not say."""
+
+    type: Literal["vitals"] = "vitals"
+    busy_s: float = 0.0
+    audio_s: float = 0.0
+    steps: int = 0
+    gpu_memory_used_bytes: int | None = None
+    gpu_memory_total_bytes: int | None = None
+    gpu_utilization: float | None = None
+
+
+Message = Annotated[
+    Hello | Sing | Cancel | Report | Sung | Failed | Stopped | AskVitals | Vitals, Field(discriminator="type")
+]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 

@@ -21,7 +21,9 @@ from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.lanes import LOWEST_FIRST_EVERY
 from gpu_worker.slot.patience import connect_patiently
 from gpu_worker.slot.song import Singer
+from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
+from serinette import logs, traces
 from serinette.errors import ConfigurationError
 from serinette.store import Store
 
@@ -42,7 +44,7 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, drain.on_signal)
     engine = EngineClient(settings.engine_socket, settings.stall_timeout_s, settings.cancel_timeout_s)
-    singer = Singer(engine, Store.open(settings), settings)
+    singer = Singer(engine, Store.open(settings), settings, Spool.open(settings))
 
     def tell_busy(busy: bool) -> None:
         if busy_fd is not None:
@@ -69,7 +71,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         settings = WorkerSettings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        logs.configure(settings, "slot")
+        traces.configure(settings, "slot")
         # RQ refuses a name that a killed process has not ceased to hold.
         return run(settings, f"{arguments.name_prefix}.{secrets.token_hex(3)}", arguments.busy_fd)
     except (ConfigurationError, ValidationError) as error:

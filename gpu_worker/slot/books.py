@@ -21,11 +21,12 @@ from rq.job import JobStatus as RqStatus
 from rq.queue import Queue
 from rq.worker.base import WorkerStatus
 
+from gpu_worker.slot.counting import count_claim, count_song
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.verdict import Ending, Verdict
 from serinette.job import Attempt, AttemptOutcome, JobStatus, Result, now
-from serinette.ledger import Entry, Ledger, Outcome
+from serinette.ledger import Entry, Ledger, Outcome, Terms
 
 if TYPE_CHECKING:
     from gpu_worker.slot.worker import SlotWorker
@@ -83,6 +84,8 @@ class Books:
             pipe.persist(job.key)
             place = len(pipe)
             self._ledger.begin_attempt(job.id, execution.id, self._worker.name, pipeline=pipe)
+            if not entry.attempts:
+                count_claim(pipe, self._ledger.keys, job)
             return int(pipe.execute()[place]), now()
 
     def _watch(self, pipe: Pipeline, job: Job) -> Entry:
@@ -95,6 +98,8 @@ class Books:
             return f"it has {entry.outcome} already"
         if entry.cancel_requested:
             return "it is canceled"
+        if entry.expired(now()):
+            return "it was to begin earlier"
         if not pipe.exists(job.key):
             return "it was erased"
         # A second copy of its id came into the lane. Its holder beats, or the reaper is about to take the job from it.
@@ -107,8 +112,39 @@ class Books:
         if entry.cancel_requested and not entry.outcome:
             self._ledger.settle(job.id, Outcome(JobStatus.CANCELED), pipeline=pipe)
             job.set_status(RqStatus.CANCELED, pipeline=pipe)
+        elif entry.expired(now()):
+            self._ledger.settle(job.id, Outcome(JobStatus.FAILED, entry.expiry()), pipeline=pipe)
+            job.set_status(RqStatus.FAILED, pipeline=pipe)
+            job.failed_job_registry.add(job, ttl=self._retention_s, pipeline=pipe)
+            pipe.expire(job.key, self._retention_s, nx=True)
         if entry.outcome or entry.cancel_requested:
             pipe.expire(job.key, self._retention_s, nx=True)  # RQ gives the hash of a canceled job no end
+
+    def reenter(self, hold: Hold) -> bool:
+        """Enter a job again that Redis has lost: it came back empty. What this slot knows of it is all there is."""
+        job, meta = hold.job, hold.job.meta
+        entry = self._ledger.read(job.id)
+        if entry.owner or entry.attempts or entry.outcome or self._worker.connection.exists(job.key):
+            return False
+        # The ledger first, as a submit does.
+        self._ledger.open(job.id, meta["tenant"], hold.created_at, meta["pool"], Terms(webhook=meta.get("webhook")))
+        with self._worker.connection.pipeline() as pipe:
+            if self._watch(pipe, job).owner or pipe.exists(job.key):
+                return False
+            pipe.multi()
+            pipe.sadd(Queue.redis_queues_keys, hold.queue.key)
+            job.save(pipeline=pipe)
+            job.prepare_for_execution(self._worker.name, pipeline=pipe)
+            ttl_s = self._worker.get_heartbeat_ttl(job)
+            hold.execution.save(ttl_s, pipe)
+            job.started_job_registry.add_execution(hold.execution, pipeline=pipe, ttl=ttl_s, xx=False)
+            self._ledger.begin_attempt(job.id, hold.attempt.id, self._worker.name, pipeline=pipe)
+            try:
+                pipe.execute()
+            except WatchError:  # submitted once more just now: the next beat looks again
+                return False
+        log.warning("job %s: Redis had lost it, and knows it again", job.id)
+        return True
 
     # -- ending an attempt
 
@@ -119,7 +155,9 @@ class Books:
         while True:
             hold.job.retries_left = retries_left
             try:
-                return self._conclude(hold, verdict, result)
+                return self._conclude(hold, verdict, result) or (
+                    self.reenter(hold) and self._conclude(hold, verdict, result)
+                )
             except WatchError:
                 continue
             except ResponseError as error:
@@ -150,14 +188,15 @@ class Books:
             case Ending.RETRIED:
                 job.retries_left = (job.retries_left or 1) - 1
                 self._ledger.end_attempt(job.id, hold.attempt.id, AttemptOutcome.FAILED, error, pipeline=pipe)
+                self._ledger.charge(job.id, hold.unrecorded_gpu_s, pipe)
                 self._put_back(pipe, hold)
             case Ending.RETURNED:
                 self._ledger.end_attempt(job.id, hold.attempt.id, AttemptOutcome.RETURNED, error, pipeline=pipe)
                 self._put_back(pipe, hold)
             case Ending.CANCELED:
-                self._fail(pipe, hold, RqStatus.STOPPED, Outcome(JobStatus.CANCELED))
+                self._fail(pipe, hold, RqStatus.STOPPED, Outcome(JobStatus.CANCELED, gpu_s=hold.unrecorded_gpu_s))
             case _:
-                self._fail(pipe, hold, RqStatus.FAILED, Outcome(JobStatus.FAILED, error))
+                self._fail(pipe, hold, RqStatus.FAILED, Outcome(JobStatus.FAILED, error, gpu_s=hold.unrecorded_gpu_s))
 
     def _succeed(self, pipe: Pipeline, hold: Hold, result: Result) -> None:
         job = hold.job
@@ -165,6 +204,8 @@ class Books:
         job._handle_success(self._retention_s, pipe, self._worker.name, hold.execution.id, None, job.ended_at)
         job.cleanup(self._retention_s, pipeline=pipe, remove_from_queue=False)
         self._worker.increment_successful_job_count(pipeline=pipe)
+        if hold.sang:
+            count_song(pipe, self._ledger.keys, job, result, hold.clock)
         self._ledger.settle(job.id, Outcome(JobStatus.SUCCEEDED, result=result), pipeline=pipe)
 
     def _fail(self, pipe: Pipeline, hold: Hold, status: RqStatus, outcome: Outcome) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 
+from gpu_worker.slot.clock import StageClock
 from gpu_worker.slot.drain import Drain
 from serinette.errors import Canceled, HandBack, JobTimeout, Superseded
 from serinette.job import Attempt
@@ -32,6 +33,14 @@ class Hold:
     superseded: bool = False
     recording: bool = False  # its record may be written: only that decides now
     sang: bool = False
+    gpu_s: float = 0.0  # in the engine, whatever came of it
+    clock: StageClock = field(default_factory=StageClock)
+    claim_began_s: float = field(default_factory=time.time)  # Unix
+
+    @property
+    def unrecorded_gpu_s(self) -> float:
+        """What the engine did for this attempt, unless the job's record may tell of it."""
+        return 0.0 if self.recording else self.gpu_s
 
     @property
     def created_at(self) -> datetime:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,7 @@ from rq.exceptions import StopRequested
 
 from gpu_worker.slot.hold import Hold
 from serinette.job import Progress
-from serinette.ledger import Ledger
+from serinette.ledger import Entry, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +32,22 @@ _STUCK_EXIT_CODE = 70  # sysexits.h: EX_SOFTWARE
 class Pulse:
     """A thread beside the song, from claim to end. It may wait for Redis; the song never waits for it."""
 
-    def __init__(self, hold: Hold, ledger: Ledger, beat: Callable[[], None], beat_every_s: float) -> None:
+    def __init__(
+        self, hold: Hold, ledger: Ledger, beat: Callable[[], None], beat_every_s: float, reenter: Callable[[], object]
+    ) -> None:
+        """`reenter` is called when Redis has lost the job."""
         self._hold = hold
         self._ledger = ledger
         self._beat = beat
         self._beat_every_s = beat_every_s
+        self._reenter = reenter
         self._next_beat_s = time.monotonic() + beat_every_s
         self._latest: deque[Progress] = deque(maxlen=1)
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self.concluding = False
-        self._thread = threading.Thread(target=self._run, name=f"pulse-{hold.job.id}", daemon=True)
+        context = copy_context()  # whose log lines are about this job
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name=f"pulse-{hold.job.id}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -89,14 +95,24 @@ class Pulse:
 
     def _beat_and_look(self) -> None:
         self._beat()
+        entry = self._look()
+        if entry.owner is None and not entry.attempts and entry.outcome is None:
+            self._reenter()
+
+    def _look(self) -> Entry:
+        """Without an owner the job waits for another claim, or Redis has forgotten this one: the song is not in vain,
+        for its record ends the job all the same.
+        """
         entry = self._ledger.read(self._hold.job.id)
         self._hold.canceled = self._hold.canceled or entry.cancel_requested
-        self._hold.superseded = entry.owner != self._hold.attempt.id
+        self._hold.superseded = entry.outcome is not None or entry.owner not in {None, self._hold.attempt.id}
+        return entry
 
     def _tell(self) -> None:
         answer = self._ledger.progress(self._hold.job.id, self._hold.attempt.id, self._latest.pop())
         self._hold.canceled = self._hold.canceled or answer < 0
-        self._hold.superseded = answer == 0
+        if answer == 0:
+            self._look()
 
     def _end_if_stuck(self) -> None:
         if not self.concluding and time.monotonic() > self._hold.deadline_s + _STUCK_AFTER_S:

@@ -15,10 +15,13 @@ from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.patient_store import PatientStore
-from gpu_worker.slot.record import find_record, put_record
+from gpu_worker.slot.record import find_record, make_record, put_record, result_of
 from gpu_worker.slot.sources import Role, Sources
-from serinette.errors import InvalidOutput
-from serinette.job import Artifact, Progress, Result, Stage, Timings, now
+from gpu_worker.slot.spool import Parcel, Spool, Spooled
+from gpu_worker.slot.tracing import trace_stages
+from serinette import traces
+from serinette.errors import InvalidOutput, StoreUnavailable
+from serinette.job import Artifact, Progress, Record, Result, Stage, Timings, now
 from serinette.media import CONTENT_TYPES, EXTENSIONS, encode, encoded_rate, song_tags
 from serinette.names import artifact_key
 from serinette.presence import Model
@@ -33,11 +36,12 @@ class Singer:
     engine: EngineClient
     store: Store
     settings: WorkerSettings
+    spool: Spool | None = None
 
     def performance(self, hold: Hold, tell: Callable[[Progress], None]) -> Performance:
         """The performance of one job."""
         store = PatientStore(self.store, self.settings.store_patience_s, hold.check)
-        return Performance(hold, tell, self.engine, store, self.settings.run_dir)
+        return Performance(hold, tell, self.engine, store, self.settings.run_dir, self.spool)
 
 
 @dataclass(slots=True)
@@ -48,7 +52,9 @@ class Performance:
     tell_progress: Callable[[Progress], None]
     engine: EngineClient
     store: PatientStore
-    spool_dir: Path | None
+    run_dir: Path | None
+    spool: Spool | None = None
+    parcel: Parcel | None = None
     encode_s: float = 0.0
     upload_s: float = 0.0
     uploaded: list[str] = field(default_factory=list)
@@ -58,11 +64,13 @@ class Performance:
 
         Raises:
             SerinetteError: a SingError, RequestError or Unavailable ends the attempt; an Interruption gives it up.
+            Spooled: it is sung, and the store is away.
+            Ended: its record says that it ended without a song.
         """
         spec = GenerationSpec.from_wire(wire)
         meta = self.hold.job.meta
-        if known := find_record(self.store, meta["tenant"], job_id):
-            return known.result
+        if known := self._known(meta["tenant"], job_id):
+            return result_of(known)
         try:
             sung = self._ask_engine(job_id, spec)
             result = self._result(job_id, spec, sung)
@@ -71,18 +79,58 @@ class Performance:
             # Songs that nobody took would be the next job's.
             self.engine.close()
             # Nothing refers to these yet. From the record on they may be the job's songs, whatever else fails.
+            if self.parcel:
+                self.parcel.discard()
             self.store.erase(self.uploaded)
             raise
-        return self._recorded(job_id, spec, result)
+        return self._recorded(make_record(self.hold, spec, result))
 
-    def _recorded(self, job_id: str, spec: GenerationSpec, result: Result) -> Result:
-        winner = put_record(self.store, job_id, self.hold, spec, result)
+    def _known(self, tenant: str, job_id: str) -> Record | None:
+        if self.spool is None or self.hold.attempt.number > 1:
+            return find_record(self.store, tenant, job_id)
+        try:
+            return find_record(self.store.hasty(), tenant, job_id)
+        except StoreUnavailable:  # nobody has sung it yet: what would be wasted is a song, should Redis have forgotten
+            return None
+
+    def _recorded(self, record: Record) -> Result:
+        with traces.span("record"):
+            winner = self._put_record(record)
         self.hold.sang = winner.attempt.id == self.hold.attempt.id
         if not self.hold.sang:
             self.store.erase(self.uploaded)
-        return winner.result
+        return result_of(winner)
+
+    def _put_record(self, record: Record) -> Record:
+        if self.parcel is None:
+            try:
+                return put_record(self._in_haste(), record)
+            except StoreUnavailable:
+                self.parcel = self.spool.begin(self.hold.attempt.id) if self.spool else None
+        if self.parcel and self.parcel.seal(record):
+            raise Spooled(self.parcel)
+        winner = put_record(self.store, record)
+        if self.parcel:
+            self.parcel.discard()
+        return winner
+
+    def _in_haste(self) -> PatientStore:
+        """The store, not to be waited for if the spool can take the song instead."""
+        return self.store.hasty() if self.spool and not self.spool.full else self.store
+
+    def _keep(self, index: int, key: str, data: bytes, content_type: str) -> None:
+        self.uploaded.append(key)
+        if self.parcel is None:
+            try:
+                self._in_haste().put(key, data, content_type)
+                return
+            except StoreUnavailable:
+                self.parcel = self.spool.begin(self.hold.attempt.id) if self.spool else None
+        if self.parcel is None or not self.parcel.add(index, data):
+            self.store.put(key, data, content_type)
 
     def _tell(self, stage: Stage, step: int | None = None, steps: int | None = None) -> None:
+        self.hold.clock.tell(stage, step)
         self.tell_progress(Progress(stage=stage, step=step, steps=steps, at=now()))
 
     def _ask_engine(self, job_id: str, spec: GenerationSpec) -> Sung:
@@ -93,13 +141,17 @@ class Performance:
             Audio(role=role, channels=sound.shape[0], frames=sound.shape[1]) for role, sound in samples.items()
         )
         request = Sing(job_id=job_id, spec=spec.to_wire(), audio=descriptions)
-        return self.engine.sing(request, list(samples.values()), self.hold, self._tell)
+        try:
+            return self.engine.sing(request, list(samples.values()), self.hold, self._tell)
+        finally:
+            trace_stages(self.hold.clock)
+            self.hold.gpu_s = self.hold.clock.engine_s()
 
     def _sources(self, spec: GenerationSpec, model: Model) -> dict[Role, Samples]:
         wanted: dict[Role, str | None] = {"source": spec.source_audio, "reference": spec.reference_audio}
         if any(wanted.values()):
             self._tell(Stage.FETCHING)
-        sources = Sources(self.store, self.hold.job.meta["tenant"], model, self.spool_dir)
+        sources = Sources(self.store, self.hold.job.meta["tenant"], model, self.run_dir)
         return {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
 
     def _result(self, job_id: str, spec: GenerationSpec, sung: Sung) -> Result:
@@ -130,14 +182,15 @@ class Performance:
         samples = self.engine.take(song)
         began_s = time.monotonic()
         tags = song_tags(spec, seed, sung.model.name, sung.model.revision, job_id)
-        data = encode(samples, sung.sample_rate, spec.format, bitrate_kbps=spec.bitrate_kbps, tags=tags)
+        with traces.span("encode", told={"format": spec.format, "song": index}):
+            data = encode(samples, sung.sample_rate, spec.format, bitrate_kbps=spec.bitrate_kbps, tags=tags)
         encoded_s = time.monotonic()
         self.encode_s += encoded_s - began_s
         key = artifact_key(self.hold.job.meta["tenant"], job_id, self.hold.attempt.id, index, EXTENSIONS[spec.format])
         if index == len(sung.songs) - 1:
             self._tell(Stage.UPLOADING)
-        self.uploaded.append(key)
-        self.store.put(key, data, CONTENT_TYPES[spec.format])
+        with traces.span("upload", told={"song": index, "size_bytes": len(data)}):
+            self._keep(index, key, data, CONTENT_TYPES[spec.format])
         self.upload_s += time.monotonic() - encoded_s
         return Artifact(
             index=index,

@@ -54,6 +54,6 @@ class Sources:
         job_id, _, index = audio_id.partition("/")
         if index:
             record = Record.model_validate_json(self.store.get(record_key(self.tenant, job_id)))
-            return record.result.artifacts[int(index)].key
+            return record.artifacts[int(index)].key
         self.store.require(upload_record_key(self.tenant, audio_id))  # written once the upload proved to be audio
         return upload_audio_key(self.tenant, audio_id)

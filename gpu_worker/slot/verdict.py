@@ -8,7 +8,7 @@ from enum import StrEnum
 from redis import RedisError
 
 from serinette.errors import Canceled, HandBack, SerinetteError, Superseded
-from serinette.job import JobError
+from serinette.job import JobError, Record
 
 
 class Ending(StrEnum):
@@ -27,6 +27,11 @@ class Verdict:
 
     ending: Ending
     error: JobError | None = None
+
+
+def ending_of(record: Record) -> Verdict:
+    """How an attempt ends whose job's record is there."""
+    return Verdict(Ending(record.status), record.error)
 
 
 def judge(error: BaseException, retries_left: int) -> Verdict:

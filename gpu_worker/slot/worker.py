@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -22,14 +22,19 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
 from rq.worker.base import WorkerStatus
 
+from gpu_worker.slot.aside import Aside, Pending
 from gpu_worker.slot.books import Books
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.lanes import lane_order
 from gpu_worker.slot.pulse import Pulse
+from gpu_worker.slot.record import Ended, bar
 from gpu_worker.slot.song import Singer
+from gpu_worker.slot.spool import Parcel, Spooled
 from gpu_worker.slot.task import performing
-from gpu_worker.slot.verdict import Ending, Verdict, judge
+from gpu_worker.slot.tracing import traced
+from gpu_worker.slot.verdict import Ending, Verdict, ending_of, judge
+from serinette import logs, traces
 from serinette.errors import SerinetteError
 from serinette.job import JobError, JobStatus, Result
 from serinette.ledger import Ledger, Outcome
@@ -87,6 +92,8 @@ class SlotWorker(SimpleWorker):
         self._books = Books(self, self._ledger, settings.retention_s)
         self._hold: Hold | None = None
         self._pulse: Pulse | None = None
+        self._spooled: Parcel | None = None
+        self._aside = Aside(singer.spool, singer.store, self._ledger, self._conclude)
 
     # -- what RQ does otherwise
 
@@ -123,8 +130,10 @@ class SlotWorker(SimpleWorker):
         self.pubsub_thread = thread  # type: ignore[assignment]  # RQ's own annotation stops at its None
 
     def _hear_cancel(self, message: dict[str, Any]) -> None:
+        job_id = message["data"].decode()
         if pulse := self._pulse:
-            pulse.hear_cancel(message["data"].decode())
+            pulse.hear_cancel(job_id)
+        self._aside.hear_cancel(job_id)
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread) -> None:
         if isinstance(exc, StopRequested):  # the slot leaves while Redis is away
@@ -140,11 +149,13 @@ class SlotWorker(SimpleWorker):
     ) -> tuple[Job, Queue] | None:
         """The next job; None, which ends RQ's loop, once this slot is to leave.
 
-        No job is taken while the engine is not ready: other workers may be.
+        No job is taken while the engine is not ready: other workers may be. And none while the spool is full: its song
+        would have no place.
         """
         while not self._drain.requested:
-            if not self._singer.engine.ready(_IDLE_S / 2):
-                self.heartbeat()
+            self._aside.send()
+            if self._aside.full or not self._singer.engine.ready(_IDLE_S / 2):
+                self._pause(_IDLE_S / 2)
                 continue
             self._ordered_queues = [self._lanes[lane] for lane in lane_order(self.claims)]
             try:
@@ -156,7 +167,16 @@ class SlotWorker(SimpleWorker):
                 continue
             if popped:
                 return popped
+        self._leave()
         return None
+
+    def _leave(self) -> None:
+        while self._aside.holding and not self._drain.over:
+            self._aside.send()
+            self.heartbeat()
+            time.sleep(_IDLE_S / 5)
+        self._aside.give_back()
+        self._drain.holding = False
 
     def _refuse(self, error: Exception) -> None:
         """RQ cannot read a job that it popped: settle it, or the sweep would put it back for ever."""
@@ -176,10 +196,18 @@ class SlotWorker(SimpleWorker):
             log.info("job %s needs a newer worker; it goes to the back of its lane", job.id)
             queue.push_job_id(job.id)
             self._pause(_NEWER_SCHEMA_PAUSE_S)
-        elif hold := self._books.claim(job, queue, self._drain):
-            with self._held(hold):
+        elif hold := self._claimed(job, queue):
+            with logs.about(job=job.id, attempt=hold.attempt.id), traced(hold), self._held(hold):
                 self.perform_job(job, queue, hold.execution)
         self.set_state(WorkerStatus.IDLE)
+
+    def _claimed(self, job: Job, queue: Queue) -> Hold | None:
+        began_s = time.time()
+        with logs.about(job=job.id):
+            hold = self._books.claim(job, queue, self._drain)
+        if hold:
+            hold.claim_began_s = began_s
+        return hold
 
     @contextmanager
     def _held(self, hold: Hold) -> Iterator[None]:
@@ -187,28 +215,30 @@ class SlotWorker(SimpleWorker):
         self._hold, self._drain.holding = hold, True
         self._tell_busy(True)
         try:
-            with Pulse(
-                hold,
-                self._ledger,
-                partial(self.maintain_heartbeats, hold.job, hold.execution),
-                self._settings.heartbeat_s,
-            ) as self._pulse:
-                token = performing.set(self._singer.performance(hold, self._pulse.tell))
+            with ExitStack() as beating:
+                pulse = self._pulse = beating.enter_context(self._beating(hold))
+                token = performing.set(self._singer.performance(hold, pulse.tell))
                 try:
                     yield
                 finally:
                     performing.reset(token)
+                if (parcel := self._spooled) and (record := parcel.record):
+                    self._aside.add(Pending(hold, pulse, parcel, record, beating.pop_all()))
         finally:
-            self._hold = self._pulse = None
-            self._drain.holding = False
+            self._hold = self._pulse = self._spooled = None
+            self._drain.holding = self._aside.holding
             self._tell_busy(False)
+
+    def _beating(self, hold: Hold) -> Pulse:
+        beat = partial(self.maintain_heartbeats, hold.job, hold.execution)
+        return Pulse(hold, self._ledger, beat, self._settings.heartbeat_s, partial(self._books.reenter, hold))
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Run the job, if it is a song: RQ would run any function that its entry names."""
         if _task(job) == SING_TASK:
             return bool(super().perform_job(job, queue, execution))
         message = "the job's entry in Redis does not name a song; submit it again"
-        self._conclude(Verdict(Ending.FAILED, JobError(code=SerinetteError.code, message=message)))
+        self._end(Verdict(Ending.FAILED, JobError(code=SerinetteError.code, message=message)))
         return False
 
     def _pause(self, seconds: float) -> None:
@@ -221,7 +251,7 @@ class SlotWorker(SimpleWorker):
 
     def _finalize_success(self, job: Job, queue: Queue, execution: Execution, return_value: object) -> None:
         result = Result.model_validate(return_value)
-        self._conclude(Verdict(Ending.SUCCEEDED), result)
+        self._end(Verdict(Ending.SUCCEEDED), result)
 
     def _finalize_failure(
         self,
@@ -233,17 +263,28 @@ class SlotWorker(SimpleWorker):
         error = exc_info[1]
         if error is None or not isinstance(error, Exception) or isinstance(error, StopRequested):
             raise error or RuntimeError("an attempt failed without an error")
-        verdict = judge(error, job.retries_left or 0)
-        if not isinstance(error, SerinetteError | RedisError):
+        if isinstance(error, Spooled):
+            self._spooled = error.parcel
+            return
+        if not isinstance(error, SerinetteError | RedisError | Ended):
             log.exception("job %s: unexpected", job.id, exc_info=error)
-        self._conclude(verdict)
+        record = error.record if isinstance(error, Ended) else None
+        verdict = ending_of(record) if record else judge(error, job.retries_left or 0)
+        if self._hold and not record and verdict.ending in {Ending.FAILED, Ending.CANCELED}:
+            record = bar(self._singer.store, self._hold, Outcome(JobStatus(verdict.ending), verdict.error))
+            verdict = ending_of(record) if record else verdict
+        self._end(verdict, record.result if record else None)
 
-    def _conclude(self, verdict: Verdict, result: Result | None = None) -> None:
-        hold, pulse = self._hold, self._pulse
-        if hold is None or pulse is None:
+    def _end(self, verdict: Verdict, result: Result | None = None) -> None:
+        if self._hold is None or self._pulse is None:
             raise RuntimeError("no job is held")
+        self._conclude(self._hold, self._pulse, verdict, result)
+
+    def _conclude(self, hold: Hold, pulse: Pulse, verdict: Verdict, result: Result | None) -> None:
         pulse.concluding = True
-        written = self._books.conclude(hold, verdict, result)
+        with traces.span("conclude"):
+            written = self._books.conclude(hold, verdict, result)
+        traces.note(outcome=verdict.ending, code=verdict.error.code if verdict.error else "")
         why = f" ({verdict.error.code}: {verdict.error.message})" if verdict.error else ""
         how = verdict.ending if written else f"{verdict.ending}, but superseded: nothing written"
         log.info("job %s: attempt %d %s%s", hold.job.id, hold.attempt.number, how, why)

@@ -73,7 +73,7 @@ class House:
         entry = self.pod.wait_over(job_id, JobStatus.SUCCEEDED, timeout_s)
         assert [attempt.outcome for attempt in entry.attempts] == list(attempts), self.pod.log()
         record = self.pod.record(job_id)
-        (artifact,) = record.result.artifacts
+        (artifact,) = record.artifacts
         left = {found.key for found in self.pod.store.list(song_prefix(TENANT, job_id))}
         assert left == {artifact.key, record_key(TENANT, job_id)}
         told: Any = self.pod.redis.xrange(self.pod.settings.keys.events(job_id))

@@ -162,12 +162,12 @@ def test_sources_are_uploads_and_earlier_songs(worker: Worker) -> None:
     pod = worker.pod
     first = pod.submit(duration_s=2)
     pod.wait_over(first, JobStatus.SUCCEEDED)
-    pod.store.put(upload_audio_key(TENANT, "up"), pod.store.get(pod.record(first).result.artifacts[0].key))
+    pod.store.put(upload_audio_key(TENANT, "up"), pod.store.get(pod.record(first).artifacts[0].key))
     pod.store.put(upload_record_key(TENANT, "up"), b"{}")
     for audio_id in ("up", f"{first}/0"):
         job_id = pod.submit(task=Task.COVER, source_audio=audio_id)
         pod.wait_over(job_id, JobStatus.SUCCEEDED)
-        assert pod.record(job_id).result.artifacts[0].duration_s == 2, "as long as its source"
+        assert pod.record(job_id).artifacts[0].duration_s == 2, "as long as its source"
 
 
 def test_a_record_that_exists_is_recorded_without_singing(worker: Worker) -> None:

@@ -15,6 +15,9 @@ JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 
 Responses = dict[int | str, dict[str, Any]]
 
+# Where keys are asked for.
+_ANYWHERE = ("unauthorized", "rate_limited")
+
 
 async def _checked_job_id(job_id: Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID])]) -> str:
     if not _JOB_ID.fullmatch(job_id):
@@ -28,7 +31,7 @@ JobId = Annotated[str, Depends(_checked_job_id)]
 def problems(*codes: str) -> Responses:
     """The problems that a route may answer, for the document, an example each."""
     found: Responses = {}
-    for code in (*codes, "internal"):
+    for code in (*codes, *_ANYWHERE, "internal"):
         kind = CODES[code]
         status = next(STATUS[ancestor] for ancestor in kind.__mro__ if ancestor in STATUS)
         title = (kind.__doc__ or code).partition("\n")[0]

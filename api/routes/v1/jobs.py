@@ -64,7 +64,17 @@ class JobList(BaseModel):
         200: {"model": Job, "description": "The job has ended (only with `Prefer: wait`, or a repeated key)."},
         202: {"description": "The job waits or runs.", "headers": examples.SUBMIT_HEADERS},
         **problems(
-            "bad_request", "invalid_spec", "too_large", "idempotency_conflict", "queue_unavailable", "store_unavailable"
+            "bad_request",
+            "invalid_spec",
+            "too_large",
+            "idempotency_conflict",
+            "lane_not_allowed",
+            "lane_full",
+            "too_many_queued",
+            "too_many_in_flight",
+            "gpu_time_spent",
+            "queue_unavailable",
+            "store_unavailable",
         ),
     },
 )

@@ -1,0 +1,161 @@
+"""`/metrics` of maintenance: the queue, and what has been counted in Redis, told by the replica that works.
+
+Every replica could read the same from Redis; if each told it, sums over replicas would be wrong. So only the holder of
+the lease does, and a queue that nobody tells of is a maintenance that does not work (docs/observability.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis import Redis
+from redis.exceptions import RedisError
+
+from api.maintenance.lanes import is_lane, lane_queue, lanes
+from serinette import tally
+from serinette.job import now
+from serinette.names import Keys, Lane, queue_name
+from serinette.presence import Presence, WorkerStage, present
+from serinette.tally import MEASURES, Tally
+
+log = logging.getLogger(__name__)
+
+# The oldest job of a lane is at its head or, put back for a newer worker, at its tail; the first ids may be of jobs
+# that were canceled meanwhile.
+_HEAD = 10
+
+
+class MaintenanceMetrics:
+    """What a replica tells of itself, and of the queue while it is the one that works."""
+
+    def __init__(self, registry: CollectorRegistry, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
+        """`leading` tells whether this replica holds the lease."""
+        self._mended = Counter(
+            "serinette_maintenance_mended",
+            "Jobs that were in trouble, by what was done.",
+            ["action"],
+            registry=registry,
+        )
+        self._round = Gauge(
+            "serinette_maintenance_round_timestamp_seconds", "When this replica last ended a round.", registry=registry
+        )
+        leads = Gauge("serinette_maintenance_leading", "Whether this replica holds the lease.", registry=registry)
+        leads.set_function(lambda: float(leading()))
+        registry.register(QueueCollector(redis, keys, leading))
+
+    def mended(self, action: str) -> None:
+        """A job in trouble was dealt with."""
+        self._mended.labels(action).inc()
+
+    def round_ended(self) -> None:
+        """A round has ended well."""
+        self._round.set_to_current_time()
+
+
+class QueueCollector(Collector):
+    """Reads the queue at each scrape, in a few round trips, and changes nothing in it."""
+
+    def __init__(self, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._leading = leading
+
+    def describe(self) -> Iterable[Metric]:
+        """All that it may tell, without values."""
+        return [*_gauges().values(), *(_counted(measure, Tally({})) for measure in MEASURES)]
+
+    def collect(self) -> Iterator[Metric]:
+        """What is now; nothing while another replica leads, or Redis is away."""
+        if not self._leading():
+            return
+        try:
+            workers = present(self._redis, self._keys)
+            gauges = self._queue(workers)
+            counted = Tally.parse(self._redis.hgetall(self._keys.tally))
+        except RedisError as error:
+            log.warning("the queue cannot be told of: %s", error)
+            return
+        yield from gauges
+        yield from (_counted(measure, counted) for measure in MEASURES)
+
+    def _queue(self, workers: Sequence[Presence]) -> list[Metric]:
+        names = [queue.name.rpartition(".")[0] for queue in lanes(self._redis)]
+        pools = sorted({*names, *(worker.pool for worker in workers)})
+        gauges = _gauges()
+        places = [(pool, lane) for pool in pools for lane in Lane if is_lane(queue_name(pool, lane))]
+        for (pool, lane), (depth, running, age_s) in zip(places, self._lanes(places), strict=True):
+            gauges["depth"].add_metric([pool, lane], depth)
+            gauges["oldest"].add_metric([pool, lane], age_s)
+            gauges["running"].add_metric([pool, lane], running)
+        for pool in pools:
+            ours = [worker for worker in workers if worker.pool == pool]
+            for stage in WorkerStage:
+                gauges["workers"].add_metric([pool, stage], sum(worker.stage is stage for worker in ours))
+            gauges["slots"].add_metric([pool], sum(worker.slots for worker in ours))
+            gauges["busy"].add_metric([pool], sum(worker.busy_slots for worker in ours))
+        gauges["unfinished"].add_metric([], self._redis.zcard(self._keys.live))
+        gauges["webhooks"].add_metric([], self._redis.zcard(self._keys.webhooks))
+        return list(gauges.values())
+
+    def _lanes(self, places: Sequence[tuple[str, Lane]]) -> list[tuple[int, int, float]]:
+        """Depth, running and age of the oldest of each lane. Not by RQ's own counts: those reap."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for pool, lane in places:
+                queue = lane_queue(queue_name(pool, lane), self._redis)
+                pipe.llen(queue.key)
+                pipe.zcard(queue.started_job_registry.key)
+                pipe.lrange(queue.key, 0, _HEAD - 1)
+                pipe.lrange(queue.key, -1, -1)
+            found = pipe.execute()
+        rows = [found[4 * i : 4 * i + 4] for i in range(len(places))]
+        oldest = self._oldest([[*head, *tail] for _, _, head, tail in rows])
+        return [(depth, running, age_s) for (depth, running, _, _), age_s in zip(rows, oldest, strict=True)]
+
+    def _oldest(self, ids: Sequence[list[Any]]) -> list[float]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for lane in ids:
+                pipe.zmscore(self._keys.live, lane or [""])
+            scores = pipe.execute()
+        at_s = now().timestamp()
+        submitted = [[score for score in lane if score is not None] for lane in scores]
+        return [max(0.0, at_s - min(lane)) if lane else 0.0 for lane in submitted]
+
+
+def _gauges() -> dict[str, GaugeMetricFamily]:
+    lane, pool = ["pool", "lane"], ["pool"]
+    return {
+        "depth": _gauge("queue_depth", "Jobs that wait in a lane.", lane),
+        "oldest": _gauge("queue_oldest_seconds", "Age of the oldest job in a lane, 0 when empty.", lane),
+        "running": _gauge("jobs_running", "Jobs that a slot holds.", lane),
+        "unfinished": _gauge("jobs_unfinished", "Jobs that were accepted and have not ended, of all pools.", []),
+        "webhooks": _gauge("webhooks_waiting", "Ended jobs whose webhook has yet to be told.", []),
+        "workers": _gauge("workers", "Workers that are up, by stage.", ["pool", "stage"]),
+        "slots": _gauge("slots", "Slots of the workers that are up.", pool),
+        "busy": _gauge("slots_busy", "Slots that hold a job.", pool),
+    }
+
+
+def _gauge(name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"serinette_{name}", text, labels=labels)
+
+
+def _counted(measure: tally.Counter | tally.Histogram, counted: Tally) -> Metric:
+    name = f"serinette_{measure.name}"
+    if isinstance(measure, tally.Counter):
+        counts = CounterMetricFamily(name, measure.help, labels=measure.labels)
+        for series in counted.counts(measure):
+            counts.add_metric(series.labels, series.value)
+        return counts
+    histogram = HistogramMetricFamily(name, measure.help, labels=measure.labels)
+    for spread in counted.distributions(measure):
+        total, buckets = 0, []
+        for bound, count in zip((*measure.bounds, float("inf")), spread.counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), float(total)))
+        histogram.add_metric(spread.labels, buckets, spread.sum)
+    return histogram

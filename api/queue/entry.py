@@ -1,0 +1,55 @@
+"""How a job is entered in RQ: all that never changes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from redis import Redis
+from rq import Queue, Retry
+from rq.serializers import JSONSerializer
+
+from api.settings import GatewaySettings
+from serinette import traces
+from serinette.job import JobOptions, now
+from serinette.names import SING_TASK, queue_name
+from serinette.spec import GenerationSpec
+
+
+def meta_of(
+    tenant: str, pool: str, spec: GenerationSpec, options: JobOptions, dialect: Mapping[str, str]
+) -> dict[str, Any]:
+    """What is kept beside the song, but its timeout."""
+    return {
+        "tenant": tenant,
+        "pool": pool,
+        "lane": options.lane,
+        "labels": options.labels,
+        "digest": spec.digest(),
+        "dialect": dict(dialect),
+        "webhook": options.webhook,
+        "created_at": now().isoformat(),
+    }
+
+
+def enqueue(redis: Redis, job_id: str, spec: GenerationSpec, meta: dict[str, Any], settings: GatewaySettings) -> None:
+    """Put a job into its lane.
+
+    Raises:
+        DuplicateJobError: RQ has a job of this id.
+    """
+    retries = settings.max_attempts - 1
+    lane = Queue(queue_name(meta["pool"], meta["lane"]), redis, serializer=JSONSerializer)
+    with traces.span("submit", told={"job": job_id, "pool": meta["pool"], "lane": meta["lane"]}):
+        lane.enqueue_call(
+            SING_TASK,
+            kwargs={"job_id": job_id, "spec": spec.to_wire()},
+            job_id=job_id,
+            unique=True,
+            timeout=meta["timeout_s"],
+            result_ttl=settings.retention_s,
+            failure_ttl=settings.retention_s,
+            retry=Retry(max=retries, enqueue_at_front=True) if retries else None,
+            meta=meta | traces.carried(),
+            description="a song",  # RQ's default would repeat the whole spec
+        )

@@ -1,0 +1,41 @@
+"""When to try again: how fast the pool was measured to work, against what is in the way. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from api.queue.explain import Pool
+from serinette.names import Lane
+
+# Told where nothing was measured: before the first song, or while no worker is up.
+UNKNOWN_S = 30.0
+_SHORTEST_S = 1.0
+_LONGEST_S = 3600.0
+
+
+def interval_s(pool: Pool) -> float | None:
+    """Seconds between two jobs' ends: each of the ready slots ends one in the moving average of a job's run."""
+    if pool.pace_s is None or not pool.slots:
+        return None
+    return pool.pace_s / pool.slots
+
+
+def room_in_lane_s(pool: Pool, lane: Lane) -> float:
+    """Seconds until a job of a full lane begins: after all that wait in the lanes above it."""
+    return _bounded(interval_s(pool), pool.waiting_above(lane) + 1)
+
+
+def room_for_tenant_s(pool: Pool, mine: int) -> float:
+    """Seconds until one of a tenant's `mine` jobs is served, if they lie evenly among all of the pool's."""
+    everybody = sum(pool.waiting.values()) + pool.running
+    return _bounded(interval_s(pool), max(1.0, everybody / max(mine, 1)))
+
+
+def until_midnight_s(at: datetime) -> float:
+    """Seconds to the next UTC day."""
+    midnight = at.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    return (midnight - at).total_seconds()
+
+
+def _bounded(interval: float | None, jobs: float) -> float:
+    return UNKNOWN_S if interval is None else min(max(interval * jobs, _SHORTEST_S), _LONGEST_S)

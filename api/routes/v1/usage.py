@@ -1,0 +1,56 @@
+"""What a tenant has used, and what it may."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from api.dependencies import AccountsPart, TenantPart
+from api.routes.v1 import examples
+from api.routes.v1.answers import problems
+from serinette.credentials import Limits
+from serinette.errors import InvalidSpec
+from serinette.job import now
+from serinette.usage import DAYS_KEPT, Day, Sums
+
+router = APIRouter(tags=["usage"])
+
+DEFAULT_DAYS = 30
+
+
+class UsageView(BaseModel):
+    """A tenant's usage by the UTC day on which its jobs ended."""
+
+    tenant: str
+    days: tuple[Day, ...] = Field(description="Oldest first; days without jobs are zeros.")
+    total: Sums
+    limits: Limits = Field(description="What the tenant may use; null is without bound.")
+
+
+@router.get(
+    "/usage",
+    summary="What you used",
+    responses={200: {"content": examples.USAGE}, **problems("invalid_spec", "queue_unavailable")},
+)
+def usage(
+    accounts: AccountsPart,
+    tenant: TenantPart,
+    since: Annotated[date | None, Query(description="First UTC day; else 29 days before `until`.")] = None,
+    until: Annotated[date | None, Query(description="Last UTC day; else today.")] = None,
+) -> UsageView:
+    """GPU-seconds, queue seconds, bytes and jobs of each day. A job counts on the day it ends, once."""
+    last = until or now().date()
+    first = since or last - timedelta(days=min(DEFAULT_DAYS - 1, (last - date.min).days))
+    count = (last - first).days + 1
+    if not 1 <= count <= DAYS_KEPT:
+        raise InvalidSpec(
+            f"since: must be at most {DAYS_KEPT - 1} days before until ({last}), not after", field="since"
+        )
+    days = accounts.days(tenant, [first + timedelta(days=number) for number in range(count)])
+    total = Sums()
+    for day in days:
+        total = total.plus(day)
+    return UsageView(tenant=tenant, days=tuple(days), total=total, limits=accounts.limits(tenant))

@@ -1,0 +1,70 @@
+"""Where webhooks may go: a host's addresses, looked up and judged. At submit, and again at every connection."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooSlow
+from typing import Any
+from urllib.parse import urlsplit
+
+from serinette.errors import InvalidSpec, Unavailable
+from serinette.webhook import Address, Network, is_public, parse_address
+
+# A resolver that hangs may keep so many threads, and a submit waits no longer than this.
+_LOOKUPS = 4
+_LOOKUP_TIMEOUT_S = 5.0
+
+
+class Targets:
+    """The rule of one deployment. `allowed`: networks of the operator's own that deliveries may go to all the same.
+    `look_up` answers as `socket.getaddrinfo` does.
+    """
+
+    def __init__(
+        self, allowed: Sequence[Network] = (), look_up: Callable[..., Sequence[Any]] = socket.getaddrinfo
+    ) -> None:
+        self._allowed = tuple(allowed)
+        self._look_up = look_up
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
+
+    def check(self, url: str) -> None:
+        """See, at submit, that a webhook leads to public addresses only.
+
+        Raises:
+            InvalidSpec: it does not, or its host has no address.
+            Unavailable: the resolver does not answer.
+        """
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        try:
+            self.addresses(host, parts.port or (443 if parts.scheme == "https" else 80))
+        except PermissionError as error:
+            raise InvalidSpec(f"webhook: {error}", field="webhook") from error
+        except TooSlow as error:
+            raise Unavailable("webhook: the host could not be looked up in time; try again", field="webhook") from error
+        except OSError as error:
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+                message = "webhook: the host cannot be looked up just now; try again"
+                raise Unavailable(message, field="webhook") from error
+            raise InvalidSpec(
+                f"webhook: there is no host {host}; use one that can be reached", field="webhook"
+            ) from error
+
+    def addresses(self, host: str, port: int) -> list[Address]:
+        """The addresses of a host, each of which deliveries may go to.
+
+        Raises:
+            PermissionError: one of them is none of those; says what is allowed.
+            OSError: there is no such host, or the resolver does not answer in time.
+        """
+        lookup = self._lookups.submit(self._look_up, host, port, type=socket.SOCK_STREAM)
+        try:
+            found = [parse_address(str(entry[4][0])) for entry in lookup.result(_LOOKUP_TIMEOUT_S)]
+        except UnicodeError as error:  # a label that is too long, or empty
+            raise OSError(f"{host} is not a name that can be looked up") from error
+        if not all(is_public(address, self._allowed) for address in found):
+            # Which address it is would tell a stranger about this network.
+            raise PermissionError("the host must lead to public addresses only: no private, local or metadata ones")
+        return list(dict.fromkeys(found))

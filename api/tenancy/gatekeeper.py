@@ -1,0 +1,79 @@
+"""Asks every request for its key before anything else of the gateway sees it. Pure ASGI.
+
+A route cannot forget it: what is not named as public here is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from redis import asyncio as redis_asyncio
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.problems import answer
+from api.tenancy.key_in_path import KEY_IN_PATH
+from api.tenancy.keyring import Caller, Keyring
+from api.tenancy.links import Links, job_opened_by_link
+from api.tenancy.rate import count_request
+from serinette.errors import SerinetteError, Unauthorized
+from serinette.names import Keys
+
+# Signs of life for probes, numbers without jobs and tenants for Prometheus, and what the API looks like.
+PUBLIC = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+CALLER = "serinette.caller"
+_REALM = 'Bearer realm="serinette"'
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """What callers are looked up in."""
+
+    redis: redis_asyncio.Redis
+    keys: Keys
+    keyring: Keyring
+    links: Links
+
+
+class Gatekeeper:
+    """Lets known callers in, with who they are in the scope; the others are answered 401 and 429."""
+
+    def __init__(self, app: ASGIApp, register: Register) -> None:
+        self._app = app
+        self._register = register
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on if it may."""
+        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC:
+            return await self._app(scope, receive, send)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"}
+        key = scope.get(KEY_IN_PATH) or _bearer(headers)
+        token = _token(scope)
+        try:
+            caller = await self._caller(scope, key, token)
+            limits = caller.limits
+            await count_request(self._register.redis, self._register.keys, caller.tenant, limits.requests_per_minute)
+        except SerinetteError as error:
+            invalid = ', error="invalid_token"' if key or token else ""
+            challenge = {"WWW-Authenticate": _REALM + invalid} if isinstance(error, Unauthorized) else None
+            return await answer(scope["path"], error, headers=challenge)(scope, receive, send)
+        scope[CALLER] = caller  # in place, as the router does: what is around us reads the route from the same scope
+        return await self._app(scope, receive, send)
+
+    async def _caller(self, scope: Scope, key: str | None, token: str | None) -> Caller:
+        # A WebSocket begins as a GET.
+        job_id = job_opened_by_link(scope.get("method", "GET"), scope["path"])
+        if key is None and token is not None and job_id is not None:
+            return await self._register.links.caller(token, job_id)
+        return await self._register.keyring.caller(key)
+
+
+def _bearer(headers: Mapping[bytes, str]) -> str | None:
+    scheme, _, key = headers.get(b"authorization", "").partition(" ")
+    return (key.strip() or None) if scheme.lower() == "bearer" else None
+
+
+def _token(scope: Scope) -> str | None:
+    query = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
+    return next((value for name, value in query if name == "token"), None)

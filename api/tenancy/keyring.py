@@ -1,0 +1,142 @@
+"""Which tenant a key is of: from a declared file or from Redis, remembered for a moment."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from redis import asyncio as redis_asyncio
+from redis.exceptions import RedisError
+
+from api.tenancy.settings import TenancySettings
+from serinette.credentials import Credential, Declared, Limits, id_of
+from serinette.errors import ConfigurationError, QueueUnavailable, Unauthorized
+from serinette.job import now
+
+log = logging.getLogger(__name__)
+_Kind = TypeVar("_Kind", bound=BaseModel)
+
+_NO_KEY = "send a key: `Authorization: Bearer srn_...`; the operator makes one with `serinette keys create`"
+_BAD_KEY = "this key is not known, expired or revoked; ask the operator for another"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is."""
+
+    tenant: str
+    key_id: str
+    limits: Limits
+
+
+class DeclaredFile:
+    """The file of tenants and keys, read again as it changes. One that cannot be read any more stays as it was."""
+
+    def __init__(self, path: Path | None, look_every_s: float) -> None:
+        """Raises ConfigurationError when the file is missing or wrong."""
+        self._path = path
+        self._look_every_s = look_every_s
+        self._seen: tuple[float, int] | None = None
+        self._next_s = 0.0
+        self._credentials: dict[str, Credential] = {}
+        self._limits: dict[str, Limits] = {}
+        if path is not None:
+            self._read(path)
+
+    def credential(self, key_id: str) -> Credential | None:
+        """A key that the file declares."""
+        self._look()
+        return self._credentials.get(key_id)
+
+    def limits(self, tenant: str) -> Limits | None:
+        """What the file says that a tenant may use."""
+        self._look()
+        return self._limits.get(tenant)
+
+    def _look(self) -> None:
+        if self._path is None or time.monotonic() < self._next_s:
+            return
+        try:
+            self._read(self._path)
+        except ConfigurationError as error:
+            log.error("keys stay as they were: %s", error.message)
+
+    def _read(self, path: Path) -> None:
+        self._next_s = time.monotonic() + self._look_every_s
+        try:
+            found = path.stat()
+            if self._seen == (found.st_mtime, found.st_ino):
+                return
+            declared = Declared.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"keys_file: {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]  # the input may hold a secret
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"keys_file: {path}: {where}: {first['msg']}") from None
+        self._seen = found.st_mtime, found.st_ino
+        self._credentials = {credential.id: credential for credential in declared.keys}
+        self._limits = dict(declared.tenants)
+
+
+class Keyring:
+    """Keys and limits of all tenants, as one gateway sees them: as they were `key_cache_s` ago, or later."""
+
+    def __init__(self, redis: redis_asyncio.Redis, settings: TenancySettings, declared: DeclaredFile) -> None:
+        """`redis` answers text."""
+        self._redis = redis
+        self._keys = settings.keys
+        self._cache_s = settings.key_cache_s
+        self._declared = declared
+        self._known: dict[str, tuple[float, Credential, Limits]] = {}  # only keys that exist: strangers add nothing
+
+    async def caller(self, key: str | None) -> Caller:
+        """Who holds a key.
+
+        Raises:
+            Unauthorized: none came, or it is not valid.
+            QueueUnavailable: Redis does not answer, and has to be asked.
+        """
+        if key is None:
+            raise Unauthorized(_NO_KEY, field="Authorization")
+        key_id = id_of(key)
+        found = await self._find(key_id) if key_id else None
+        if found is None or not found[0].admits(key, now()):
+            raise Unauthorized(_BAD_KEY, field="Authorization")
+        return Caller(found[0].tenant, found[0].id, found[1])
+
+    async def holder(self, key_id: str) -> Caller | None:
+        """Who holds the key of this id; None once it is revoked or expired.
+
+        Raises:
+            QueueUnavailable: Redis does not answer, and has to be asked.
+        """
+        found = await self._find(key_id)
+        if found is None or found[0].expired(now()):
+            return None
+        return Caller(found[0].tenant, key_id, found[1])
+
+    async def _find(self, key_id: str) -> tuple[Credential, Limits] | None:
+        known = self._known.get(key_id)
+        if known and time.monotonic() < known[0]:
+            return known[1], known[2]
+        self._known.pop(key_id, None)
+        asked_s = time.monotonic()
+        credential = self._declared.credential(key_id) or await self._read(self._keys.credentials, key_id, Credential)
+        if credential is None:
+            return None
+        tenant = credential.tenant
+        limits = self._declared.limits(tenant) or await self._read(self._keys.tenants, tenant, Limits) or Limits()
+        self._known[key_id] = asked_s + self._cache_s, credential, limits
+        return credential, limits
+
+    async def _read(self, name: str, field: str, kind: type[_Kind]) -> _Kind | None:
+        try:
+            text: Any = await self._redis.hget(name, field)
+        except RedisError as error:
+            raise QueueUnavailable("keys cannot be checked, for the queue does not answer; try again") from error
+        return None if text is None else kind.model_validate_json(text)

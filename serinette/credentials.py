@@ -1,0 +1,137 @@
+"""Tenants' API keys and what each tenant may use: made by the CLI, checked by the gateway.
+
+A key is `srn_{id}_{secret}`: the id is public and names the key in lists and logs, the secret is 256 random bits. At
+rest lies the SHA-256 of the whole. A slow hash (bcrypt, Argon2) protects secrets that people choose, because those can
+be guessed; 2^256 cannot be, so a slow hash would only let strangers spend our CPU, at each request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from redis import Redis
+
+from serinette.errors import NotFound
+from serinette.job import now
+from serinette.names import Keys, Lane
+
+_KEY = re.compile(r"srn_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+
+# It is part of Redis keys and of object keys: no colon, no slash, no dots.
+TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
+
+
+class Limits(BaseModel):
+    """What a tenant may use; null is without bound."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lanes: tuple[Lane, ...] | None = Field(None, min_length=1, description="Lanes it may submit to.")
+    jobs_in_flight: int | None = Field(None, ge=0, description="Unfinished jobs, waiting and running.")
+    queued_jobs: int | None = Field(None, ge=0, description="Jobs that wait.")
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Requests of any kind; all of them may come at once."
+    )
+    gpu_seconds_per_day: float | None = Field(
+        None, ge=0, description="Of jobs that ended on this UTC day; what runs when it is reached is still finished."
+    )
+
+
+class Credential(BaseModel):
+    """One key as it lies in Redis or in a declared file: never the key itself."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: KeyId
+    tenant: TenantName
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the whole key, hex.")
+    note: str = Field("", max_length=200, description="Whose it is, for lists.")
+    created_at: AwareDatetime = Field(default_factory=now)
+    expires_at: AwareDatetime | None = Field(None, description="From then on it is refused.")
+
+    def admits(self, key: str, at: datetime) -> bool:
+        """Whether `key` is the one, and not expired. Takes the same time wherever they differ."""
+        same = hmac.compare_digest(self.sha256, digest_of(key))
+        return same and not self.expired(at)
+
+    def expired(self, at: datetime) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and at >= self.expires_at
+
+
+class Declared(BaseModel):
+    """Tenants and keys in a file, such as a mounted Secret. It wins over what Redis says of the same id or tenant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tenants: dict[TenantName, Limits] = {}
+    keys: tuple[Credential, ...] = ()
+
+
+def id_of(key: str) -> str | None:
+    """The public id in a key; None when it is no key of ours."""
+    match = _KEY.fullmatch(key)
+    return match[1] if match else None
+
+
+def digest_of(key: str) -> str:
+    """What is kept of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def new_key(tenant: str, *, note: str = "", expires_at: datetime | None = None) -> tuple[str, Credential]:
+    """A new key, to be shown once, and what is kept of it."""
+    key_id = secrets.token_hex(6)
+    key = f"srn_{key_id}_{secrets.token_urlsafe(32)}"
+    return key, Credential(id=key_id, tenant=tenant, sha256=digest_of(key), note=note, expires_at=expires_at)
+
+
+def keep(redis: Redis, keys: Keys, credential: Credential) -> None:
+    """Enter a key, or change the one of its id."""
+    redis.hset(keys.credentials, credential.id, credential.model_dump_json())
+
+
+def listed(redis: Redis, keys: Keys) -> list[Credential]:
+    """All keys in Redis, by tenant and age."""
+    found = [Credential.model_validate_json(text) for text in redis.hgetall(keys.credentials).values()]
+    return sorted(found, key=lambda credential: (credential.tenant, credential.created_at))
+
+
+def find(redis: Redis, keys: Keys, key_id: str) -> Credential:
+    """One key in Redis.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    text = redis.hget(keys.credentials, key_id)
+    if text is None:
+        raise NotFound(f"there is no key {key_id[:40]} in Redis; one that a file declares is changed there")
+    return Credential.model_validate_json(text)
+
+
+def revoke(redis: Redis, keys: Keys, key_id: str) -> None:
+    """Forget a key: within seconds no gateway takes it, nor a link that was signed with it.
+
+    Raises:
+        NotFound: there is none of this id.
+    """
+    if not redis.hdel(keys.credentials, key_id):
+        find(redis, keys, key_id)
+
+
+def limits(redis: Redis, keys: Keys) -> dict[str, Limits]:
+    """What Redis says that each tenant may use."""
+    raw: dict[Any, Any] = redis.hgetall(keys.tenants)
+    return {name.decode(): Limits.model_validate_json(text) for name, text in sorted(raw.items())}
+
+
+def limit(redis: Redis, keys: Keys, tenant: str, allowed: Limits) -> None:
+    """Say what a tenant may use, from its next request on."""
+    redis.hset(keys.tenants, tenant, allowed.model_dump_json())

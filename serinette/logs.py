@@ -1,0 +1,107 @@
+"""One way to log for every process: lines for people, or an object a line for a log store, each with its job's id."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType, TracebackType
+
+from serinette.settings import SharedSettings
+
+# What the work at hand is about: `job`, `attempt`, `trace_id`. Threads that work for a job are started in its context.
+_about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+
+# A path or a header may hold what looks like the next line of the log, or what moves the cursor of a terminal.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+
+
+@contextmanager
+def about(**fields: str) -> Iterator[None]:
+    """Name what the lines inside are about, e.g. `about(job=job_id)`."""
+    token = _about.set({**_about.get(), **fields})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def configure(settings: SharedSettings, part: str) -> None:
+    """Log to stderr from now on, as `log_format` and `log_level` say, also what nobody catches. Once, in `main()`.
+
+    `part` names the process: gateway, maintenance, worker, slot, engine.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(part) if settings.log_format == "json" else TextLines())
+    handler.addFilter(_with_context)
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for name in ("httpx", "httpcore", "urllib3"):  # a line for each request that we make would drown our own
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
+    if settings.log_format == "json":
+        sys.excepthook = _log_uncaught
+        threading.excepthook = _log_uncaught_in_thread
+
+
+class TextLines(logging.Formatter):
+    """`2026-01-31 12:00:00,000 WARNING api.problems: what happened job=...`, one line a record but for tracebacks."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
+        """The line, without what would break out of it; the job's id at its end unless it is in it."""
+        line = super().formatMessage(record).translate(_CONTROL)
+        told = (f" {name}={value}" for name, value in _fields(record).items() if value not in line)
+        return line + "".join(told)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, part, logger, message, what it is about, exception."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line. Never raises: a log line that cannot be written must not end a job."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "part": self._part,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        # ASCII only, so that a lone surrogate of a client's is no error, and no line separator is a line's end.
+        return json.dumps(line)
+
+
+def _with_context(record: logging.LogRecord) -> bool:
+    # Taken in where the line is logged: whoever formats it may be another thread.
+    record.about = _about.get()
+    return True
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, str]:
+    fields: Mapping[str, str] = getattr(record, "about", {})
+    return fields
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    logging.getLogger("serinette").critical("nobody caught this", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(hook: threading.ExceptHookArgs) -> None:
+    if hook.exc_value is not None:
+        _log_uncaught(hook.exc_type, hook.exc_value, hook.exc_traceback)

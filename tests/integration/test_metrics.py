@@ -1,0 +1,168 @@
+"""`/metrics` of real processes: what a song leaves in them, and what every one of them must tell."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from serinette.job import JobStatus
+from serinette.leash import leashed
+from serinette.names import Lane
+from tests.gateways import gateway
+from tests.pod import Pod, pod
+from tests.processes import eventually
+from tests.servers import free_ports
+
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(port: int) -> Series:
+    """Every sample of a process by name and labels; empty while it does not answer."""
+    with suppress(httpx.HTTPError):
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+    return {}
+
+
+def value(series: Series, name: str, **labels: str) -> float | None:
+    return series.get((f"serinette_{name}", frozenset(labels.items())))
+
+
+@contextmanager
+def maintenance(given: Pod, port: int, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+    own = {"metrics_port": port, "interval_s": 0.1, "lease_s": 2, **settings}
+    environment = {f"SERINETTE_{name.upper()}": str(value) for name, value in own.items()}
+    with (given.directory / "maintenance.log").open("ab") as log:
+        process = subprocess.Popen(
+            leashed([sys.executable, "-m", "api.maintenance"]),
+            env={**given.environment, **environment},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, redis_url: str) -> Iterator[Pod]:
+    with pod(tmp_path, redis_url) as made:
+        yield made
+
+
+def test_a_song_and_its_misfortunes_are_told_by_worker_and_maintenance(worker: Pod) -> None:
+    of_worker, of_maintenance = free_ports(2)
+    worker.start(metrics_port=of_worker, log_format="json")
+    worker.wait_stage()
+    with maintenance(worker, of_maintenance, log_format="json"):
+        worker.wait_over(worker.submit("slow 1"), JobStatus.SUCCEEDED)
+        worker.wait_over(worker.submit("oom"), JobStatus.FAILED)
+        worker.wait_over(worker.submit("crash once a"), JobStatus.SUCCEEDED)
+        assert eventually(lambda: value(scrape(of_worker), "worker_engine_steps_total") == 8)
+        told = scrape(of_worker)
+        assert value(told, "worker_slots") == 1
+        assert value(told, "worker_stage", stage="ready") == 1
+        assert value(told, "worker_child_deaths_total", part="engine") == 1
+        assert value(told, "worker_engine_audio_seconds_total") == 1  # of the engine that lives
+        assert (value(told, "worker_cold_start_seconds") or 0) > 0
+        assert eventually(lambda: value(scrape(of_maintenance), "queue_depth", pool="default", lane="normal") == 0)
+        told = scrape(of_maintenance)
+        assert value(told, "maintenance_leading") == 1
+        assert value(told, "jobs_ended_total", pool="default", outcome="succeeded", code="") == 2
+        assert value(told, "jobs_ended_total", pool="default", outcome="failed", code="out_of_memory") == 1
+        assert value(told, "retries_total", pool="default", code="engine_crashed") == 1
+        assert value(told, "attempts_ended_total", pool="default", outcome="failed", code="engine_crashed") == 1
+        assert value(told, "wait_seconds_count", pool="default", lane="normal") == 3  # each job's first claim
+        assert value(told, "run_seconds_count", pool="default") == 2
+        assert value(told, "cold_start_seconds_count", pool="default") == 1
+        assert value(told, "steps_per_second_count", pool="default") == 2
+        assert value(told, "real_time_factor_count", pool="default") == 2
+        assert value(told, "stage_seconds_count", pool="default", stage="upload") == 2
+        assert value(told, "workers", pool="default", stage="ready") == 1
+    lines = [json.loads(line) for line in worker.log().splitlines()]
+    assert {"worker", "slot", "engine"} >= {line["part"] for line in lines} >= {"worker", "slot"}
+    assert any("job" in line for line in lines if line["part"] == "slot")
+
+
+def test_what_waits_is_told_with_its_age_and_reading_it_reaps_nothing(worker: Pod) -> None:
+    port = free_ports(1)[0]
+    first = worker.submit("first")
+    worker.submit("second", lane=Lane.HIGH)
+    worker.redis.zadd(worker.settings.keys.live, {first: worker.redis.time()[0] - 100})
+    # Whose heartbeat is long past: RQ's own counts would take it out, and fail the job.
+    started = worker.lane().started_job_registry.key
+    worker.redis.zadd(started, {"00000000-0000-4000-8000-000000000000:x": 1})
+    with maintenance(worker, port, heartbeat_ttl_s=300):
+        assert eventually(lambda: value(scrape(port), "queue_depth", pool="default", lane="normal") == 1)
+        told = scrape(port)
+        assert 100 <= (value(told, "queue_oldest_seconds", pool="default", lane="normal") or 0) < 400
+        assert (value(told, "queue_oldest_seconds", pool="default", lane="high") or 0) < 90
+        assert value(told, "queue_depth", pool="default", lane="low") == 0
+        assert value(told, "jobs_running", pool="default", lane="normal") == 1
+        assert value(told, "jobs_unfinished") == 2
+        assert value(told, "workers", pool="default", stage="ready") == 0
+        assert worker.redis.zcard(started) == 1
+
+
+def test_of_two_maintenance_replicas_one_tells_of_the_queue_and_the_other_follows(worker: Pod) -> None:
+    ports = free_ports(2)
+    worker.submit("waits")
+
+    def tell_of_the_queue() -> list[int]:
+        return [port for port in ports if value(scrape(port), "queue_depth", pool="default", lane="normal") == 1]
+
+    with maintenance(worker, ports[0]) as first:
+        assert eventually(lambda: tell_of_the_queue() == ports[:1])
+        with maintenance(worker, ports[1]):
+            assert eventually(lambda: value(scrape(ports[1]), "maintenance_leading") == 0)
+            assert tell_of_the_queue() == ports[:1]
+            first.kill()
+            assert eventually(lambda: tell_of_the_queue() == ports[1:])
+
+
+def test_a_taken_port_is_a_wrong_setting(worker: Pod) -> None:
+    port = free_ports(1)[0]
+    with maintenance(worker, port):
+        assert eventually(lambda: scrape(port))
+        with maintenance(worker, port) as second:
+            assert second.wait(60) == 2
+    assert (
+        f"metrics_port: cannot listen on 127.0.0.1, port {port}" in (worker.directory / "maintenance.log").read_text()
+    )
+
+
+def test_a_gateway_on_loopback_tells_of_its_requests(
+    tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str
+) -> None:
+    with gateway(tmp_path, redis_url, file_store_url) as running:
+        httpx.get(f"{running.url}/v1/jobs/00000000-0000-4000-8000-000000000000")
+        httpx.get(f"{running.url}/no/such/place")
+        told = scrape(running.port)
+        route = {"route": "/v1/jobs/{job_id}", "method": "GET"}
+        assert value(told, "http_requests_total", **route, status="404") == 1
+        assert value(told, "http_request_seconds_count", **route) == 1
+        assert value(told, "http_requests_total", route="none", method="GET", status="404") == 1
+
+
+def test_a_gateway_with_a_port_for_metrics_has_them_nowhere_else(
+    tmp_path: Path, redis_url: str, file_store_url: str
+) -> None:
+    port = free_ports(1)[0]
+    with gateway(tmp_path, redis_url, file_store_url, metrics_port=port) as running:
+        assert httpx.get(f"{running.url}/metrics").status_code == 404
+        assert value(scrape(port), "http_requests_total", route="none", method="GET", status="404") == 1

@@ -1,0 +1,276 @@
+"""What is counted, by what labels, and the page that tells people of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from starlette.websockets import WebSocket
+
+from api.app import create_app
+from api.maintenance.metrics import MaintenanceMetrics
+from api.metrics import HttpMetrics
+from api.settings import GatewaySettings
+from gpu_worker.engine.vitals import Work
+from gpu_worker.engine.wire import Vitals
+from gpu_worker.metrics import Pod, WorkerMetrics
+from gpu_worker.slot.clock import StageClock
+from serinette import tally
+from serinette.job import AttemptOutcome, JobError, JobStatus, Stage, now
+from serinette.ledger import Ledger, Outcome
+from serinette.names import Keys
+from serinette.presence import Presence, WorkerStage
+from serinette.tally import MEASURES, Tally
+
+PAGE = Path(__file__).parents[2] / "docs/observability.md"
+PRESENCE = Presence(name="w", pool="default", stage=WorkerStage.READY, slots=2, busy_slots=1, started_at=now())
+
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def told(registry: CollectorRegistry) -> Series:
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {(it.name, frozenset(it.labels.items())): it.value for family in families for it in family.samples}
+
+
+def value(series: Series, name: str, **labels: str) -> float | None:
+    return series.get((f"serinette_{name}", frozenset(labels.items())))
+
+
+# -- counted in Redis
+
+
+def counted(redis: Redis, keys: Keys, counter: tally.Counter) -> dict[tuple[str, ...], float]:
+    return {it.labels: it.value for it in Tally.parse(redis.hgetall(keys.tally)).counts(counter)}
+
+
+LOST = JobError(code="worker_lost", message="gone", retryable=True)
+
+
+def test_an_end_is_counted_once_however_often_it_is_told(redis: Redis, keys: Keys) -> None:
+    ledger = Ledger(redis, keys)
+    ledger.open("job", "tenant", now(), "big")
+    ledger.begin_attempt("job", "a", "w")
+    ledger.end_attempt("job", "a", AttemptOutcome.FAILED, LOST)
+    ledger.end_attempt("job", "a", AttemptOutcome.FAILED, LOST)
+    ledger.begin_attempt("job", "b", "w")
+    ledger.end_attempt("job", "b", AttemptOutcome.RETURNED)
+    ledger.begin_attempt("job", "c", "w")
+    ledger.begin_attempt("job", "d", "w")  # c was given up
+    for outcome in (Outcome(JobStatus.FAILED, LOST), Outcome(JobStatus.SUCCEEDED)):
+        ledger.settle("job", outcome)
+    assert counted(redis, keys, tally.JOBS_ENDED) == {("big", "failed", "worker_lost"): 1}
+    assert counted(redis, keys, tally.RETRIES) == {("big", "worker_lost"): 1}
+    assert counted(redis, keys, tally.ATTEMPTS_ENDED) == {
+        ("big", "failed", "worker_lost"): 2,
+        ("big", "returned", ""): 1,
+        ("big", "superseded", ""): 1,
+    }
+
+
+def test_a_job_without_a_book_counts_to_the_default_pool(redis: Redis, keys: Keys) -> None:
+    Ledger(redis, keys).settle("job", Outcome(JobStatus.CANCELED))
+    assert counted(redis, keys, tally.JOBS_ENDED) == {("default", "canceled", ""): 1}
+
+
+def test_a_value_falls_into_the_first_bucket_that_holds_it(redis: Redis, keys: Keys) -> None:
+    for seconds in (0.1, 0.11, 7200, 7201):
+        tally.observe(redis, keys, tally.RUN, seconds, "default")
+    redis.hset(keys.tally, "run_seconds|default|0.007", 5)  # another version's bucket
+    (spread,) = Tally.parse(redis.hgetall(keys.tally)).distributions(tally.RUN)
+    by_bound = dict(zip((*tally.RUN.bounds, None), spread.counts, strict=True))
+    assert {bound: count for bound, count in by_bound.items() if count} == {0.1: 1, 0.5: 1, 7200: 1, None: 1}
+    assert spread.sum == pytest.approx(14401.21)
+
+
+def test_the_wrong_labels_are_refused(redis: Redis, keys: Keys) -> None:
+    with pytest.raises(ValueError, match="wait_seconds is counted by"):
+        tally.observe(redis, keys, tally.WAIT, 1.0, "default")
+
+
+def test_what_was_counted_is_told_cumulatively(redis: Redis, keys: Keys) -> None:
+    registry = CollectorRegistry()
+    MaintenanceMetrics(registry, redis, keys, lambda: True)
+    for rate in (0.3, 3, 1e6):
+        tally.observe(redis, keys, tally.STEP_RATE, rate, "default")
+    series = told(registry)
+    assert value(series, "steps_per_second_bucket", pool="default", le="0.5") == 1
+    assert value(series, "steps_per_second_bucket", pool="default", le="5.0") == 2
+    assert value(series, "steps_per_second_bucket", pool="default", le="+Inf") == 3
+    assert value(series, "steps_per_second_count", pool="default") == 3
+
+
+def test_a_scrape_while_redis_is_away_tells_of_the_replica_alone() -> None:
+    registry = CollectorRegistry()
+    away = Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2)
+    MaintenanceMetrics(registry, away, Keys(), lambda: True)
+    assert {name for name, _ in told(registry) if "queue" in name} == set()
+    assert value(told(registry), "maintenance_leading") == 1
+
+
+# -- requests
+
+
+@pytest.fixture
+def app(redis_url: str, file_store_url: str) -> FastAPI:
+    made = create_app(GatewaySettings.model_validate({"redis_url": redis_url, "store_url": file_store_url}))
+
+    @made.get("/breaks")
+    async def breaks() -> None:
+        raise ZeroDivisionError
+
+    @made.websocket("/live")
+    async def live(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    return made
+
+
+def client(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://x")
+
+
+async def test_labels_are_of_our_own_making_whatever_a_client_sends(app: FastAPI) -> None:
+    async with client(app) as http:
+        for number in range(30):
+            await http.get(f"/v1/jobs/{number}")
+            await http.get(f"/nowhere/{number}")
+            await http.request(f"METHOD{number}", "/v1/queue")
+            await http.post("/v1/jobs", content=b" " * 2_000_000)
+        await http.get("/breaks")
+    series = told(app.state.metrics.registry)
+    requests = {labels: count for (name, labels), count in series.items() if name == "serinette_http_requests_total"}
+    assert sum(requests.values()) == 121
+    assert len(requests) == 5, requests
+    assert value(series, "http_requests_total", route="/breaks", method="GET", status="500") == 1
+    assert value(series, "http_requests_total", route="none", method="POST", status="413") == 30
+    assert value(series, "http_requests_open") == 0
+
+
+async def test_a_websocket_is_counted_when_it_is_accepted(app: FastAPI) -> None:
+    scope = {"type": "websocket", "path": "/live", "headers": [], "query_string": b"", "subprotocols": []}
+    sent = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: dict[str, str]) -> None:
+        sent.append(message["type"])
+
+    await app(scope, receive, send)  # type: ignore[arg-type]  # a scope is any mapping
+    assert sent[0] == "websocket.accept"
+    series = told(app.state.metrics.registry)
+    assert value(series, "http_requests_total", route="/live", method="WEBSOCKET", status="101") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        ({}, 200),
+        ({"host": "::1"}, 200),
+        ({"host": "0.0.0.0", "allow_anyone": True}, 404),
+        ({"metrics_port": 0}, 404),
+    ],
+)
+async def test_metrics_are_on_the_public_port_only_where_it_is_not_public(
+    redis_url: str, file_store_url: str, settings: dict[str, object], status: int
+) -> None:
+    shared = {"redis_url": redis_url, "store_url": file_store_url}
+    async with client(create_app(GatewaySettings.model_validate({**shared, **settings}))) as http:
+        assert (await http.get("/metrics")).status_code == status
+
+
+# -- worker
+
+
+def test_a_worker_tells_of_its_engine_and_gpu_what_they_tell() -> None:
+    metrics = WorkerMetrics(PRESENCE)
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    assert value(told(registry), "worker_engine_steps_total") is None
+    vitals = Vitals(busy_s=2, audio_s=30, steps=8, gpu_memory_used_bytes=5, gpu_memory_total_bytes=10)
+    metrics.pod = Pod(PRESENCE, vitals, cold_start_s=12)
+    series = told(registry)
+    assert value(series, "worker_engine_audio_seconds_total") == 30
+    assert value(series, "worker_gpu_memory_used_bytes") == 5
+    assert value(series, "worker_gpu_utilization_ratio") is None  # a GPU that does not say
+    assert value(series, "worker_cold_start_seconds") == 12
+    assert [value(series, "worker_stage", stage=stage) for stage in ("ready", "draining")] == [1, 0]
+
+
+def test_work_counts_each_step_of_each_song_once() -> None:
+    work = Work()
+    with work.singing():
+        work.reached(Stage.CONDITIONING, None, 2)
+        for step in (1, 2, 2, 3):  # told again as a sign of life
+            work.reached(Stage.DENOISING, step, 2)
+        assert work.vitals("cpu").busy_s > 0
+    work.sang(15.0)
+    done = work.vitals("cpu, 2 threads")
+    assert (done.steps, done.audio_s, done.gpu_memory_total_bytes) == (6, 15.0, None)
+    assert work.vitals("").busy_s == done.busy_s  # nothing is sung any more
+
+
+def test_a_step_rate_needs_two_steps() -> None:
+    clock = StageClock()
+    clock.tell(Stage.DENOISING, 1)
+    assert clock.steps_per_s is None
+    clock._first_step, clock._last_step = (1, 10.0), (9, 12.0)
+    assert clock.steps_per_s == 4
+
+
+def test_stages_follow_each_other_without_a_gap() -> None:
+    clock = StageClock()
+    for stage in (Stage.CONDITIONING, Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING):
+        clock.tell(stage)
+    found = list(clock.intervals(ended_s=1e12))
+    assert [it.stage for it in found] == [Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING]
+    assert [it.ended_s for it in found[:-1]] == [it.began_s for it in found[1:]]
+    assert found[-1].ended_s == 1e12
+
+
+# -- the page
+
+
+def families(redis: Redis, keys: Keys) -> Iterator[Metric]:
+    """All that the three kinds of process may tell, each once."""
+    gateway, maintenance = CollectorRegistry(), CollectorRegistry()
+    HttpMetrics(gateway)
+    MaintenanceMetrics(maintenance, redis, keys, lambda: True)
+    yield from gateway.collect()
+    yield from WorkerMetrics(PRESENCE).describe()
+    yield from maintenance.collect()
+
+
+def exposed(found: Iterable[Metric]) -> dict[str, str]:
+    return {f"{it.name}_total" if it.type == "counter" else it.name: it.type for it in found}
+
+
+def test_the_page_lists_every_metric_with_its_type_and_labels(redis: Redis, keys: Keys) -> None:
+    rows = re.findall(r"^\| `(serinette_\w+)` \| (\w+) \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
+    assert {name: kind for name, kind, _ in rows} == exposed(families(redis, keys))
+    labels = {name: set(re.findall(r"`(\w+)`", cell)) for name, _, cell in rows}
+    for measure in MEASURES:
+        suffix = "_total" if isinstance(measure, tally.Counter) else ""
+        assert labels[f"serinette_{measure.name}{suffix}"] == set(measure.labels)
+
+
+def test_every_metric_that_an_alert_asks_for_exists(redis: Redis, keys: Keys) -> None:
+    rules = "\n".join(re.findall(r"^```yaml$(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+    asked = set(re.findall(r"\bserinette_\w+", rules))
+    known = exposed(families(redis, keys))
+    histograms = {f"{name}{part}" for name, kind in known.items() if kind == "histogram" for part in _PARTS}
+    assert asked
+    assert asked <= known.keys() | histograms
+
+
+_PARTS = ("_bucket", "_sum", "_count")

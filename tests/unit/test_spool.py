@@ -1,0 +1,332 @@
+"""The store goes away while songs are sung: they wait on disk, are sent later, and none is sung twice or lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from gpu_worker.settings import WorkerSettings
+from gpu_worker.slot.drain import Drain
+from gpu_worker.slot.song import Singer
+from gpu_worker.slot.spool import Spool
+from serinette.errors import StoreUnavailable
+from serinette.job import JobStatus, Record
+from serinette.names import Keys, record_key
+from serinette.settings import SharedSettings
+from serinette.spec import GenerationSpec
+from serinette.store import Store
+from tests.unit.maintenance_bench import TENANT
+from tests.unit.slot_bench import RETENTION_S, ImaginedEngine, Slot, SlotBench
+
+
+class Pier(SlotBench):
+    """A bench whose store can go away: a plain file lies where its directory was."""
+
+    directory: Path
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        store, aside = self.directory / "store", self.directory / "store-aside"
+        store.rename(aside)
+        store.touch()
+        yield
+        store.unlink()
+        aside.rename(store)
+
+    def spooling(self, max_bytes: int = 10**9, name: str = "slot") -> Slot:
+        settings = WorkerSettings(
+            heartbeat_s=30,
+            heartbeat_ttl_s=90,
+            retention_s=RETENTION_S,
+            store_patience_s=0,
+            work_dir=self.directory / "work",
+            spool_max_bytes=max_bytes,
+        )
+        self.engine, self.drain = ImaginedEngine(), Drain(3600)
+        singer = Singer(self.engine, self.store, settings, Spool.open(settings))
+        return Slot(f"{name}-{next(self.numbers)}", self.redis, singer, self.drain)
+
+    @property
+    def parcels(self) -> list[Path]:
+        return sorted((self.directory / "work" / "spool").glob("*/*"))
+
+    def job_json(self, job_id: str) -> Record:
+        return Record.model_validate_json(self.store.get(record_key(TENANT, job_id)))
+
+
+@pytest.fixture
+def pier(redis: Redis, keys: Keys, tmp_path: Path) -> Pier:
+    (tmp_path / "store").mkdir()
+    made = Pier(redis, keys, Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
+    made.directory = tmp_path
+    return made
+
+
+def send(slot: Slot) -> None:
+    slot._aside.send(at_once=True)
+
+
+def die(slot: Slot) -> None:
+    """What a kill leaves: no lock, no heartbeat, no word."""
+    for pending in slot._aside._pending:
+        pending.parcel.release()
+        pending.beating.close()
+    slot._aside._pending.clear()
+
+
+def test_a_slot_sings_on_while_its_songs_wait_and_sends_them_when_the_store_is_back(pier: Pier) -> None:
+    jobs = [pier.order() for _ in range(3)]
+    slot = pier.spooling()
+    with pier.away():
+        for _ in jobs:
+            slot.sing_one()
+        assert pier.engine.heard
+        assert len(pier.parcels) == 3
+        assert len(pier.held()) == 3, "the jobs are held, and their heartbeats go on"
+        assert all(pier.entry(job_id).outcome is None for job_id in jobs)
+        send(slot)
+        assert len(pier.parcels) == 3
+    send(slot)
+    for job_id in jobs:
+        entry = pier.entry(job_id)
+        assert entry.outcome is JobStatus.SUCCEEDED
+        assert len(entry.attempts) == 1
+        artifact = pier.job_json(job_id).artifacts[0]
+        assert pier.store.head(artifact.key).size_bytes == artifact.size_bytes
+    assert pier.parcels == []
+    assert pier.held() == pier.live() == []
+
+
+def test_only_what_the_store_did_not_take_is_spooled(pier: Pier) -> None:
+    job_id = pier.order(GenerationSpec(prompt="jazz", seed=7, variations=2))
+    slot = pier.spooling()
+    leaving = pier.away()
+    take, taken = pier.engine.take, []
+
+    def second_time_without_a_store(audio: object) -> object:
+        taken.append(audio)
+        if len(taken) == 2:
+            leaving.__enter__()
+        return take(audio)  # type: ignore[arg-type]  # passed on as it came
+
+    pier.engine.take = second_time_without_a_store  # type: ignore[method-assign,assignment]
+    slot.sing_one()
+    assert sorted(file.name for parcel in pier.parcels for file in parcel.iterdir()) == ["1", "job.json"]
+    leaving.__exit__(None, None, None)
+    send(slot)
+    assert len(list(pier.store.list("songs"))) == 3
+    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+
+
+def test_a_full_spool_stops_claiming(pier: Pier) -> None:
+    first, second = pier.order(), pier.order()
+    slot = pier.spooling(max_bytes=1)
+    with pier.away():
+        slot.sing_one()
+        assert slot._aside.full
+        slot._pause = lambda seconds: slot._drain.on_signal(15, None)  # type: ignore[method-assign]  # one turn only
+        slot._leave = lambda: None  # type: ignore[method-assign]
+        assert slot.dequeue_job_and_maintain_ttl(None) is None
+        assert pier.waiting() == [second]
+    send(slot)
+    assert pier.entry(first).outcome is JobStatus.SUCCEEDED
+    assert not slot._aside.full
+
+
+def test_without_a_spool_a_song_waits_and_its_attempt_fails(pier: Pier) -> None:
+    job_id = pier.order(attempts=1)
+    slot = pier.slot()
+    with pier.away():
+        slot.sing_one()
+    error = pier.entry(job_id).error
+    assert error and error.code == StoreUnavailable.code
+
+
+def test_the_song_of_a_dead_slot_is_sent_by_the_next_one_of_its_pod(pier: Pier) -> None:
+    job_id = pier.order()
+    slot = pier.spooling()
+    with pier.away():
+        slot.sing_one()
+    die(slot)
+    [silent] = slot.executions.values()
+    pier.mend(job_id, silent)  # the reaper: worker lost, back to its lane
+
+    heir = pier.spooling()
+    send(heir)
+    assert pier.parcels == []
+    assert pier.job_json(job_id).attempt.number == 1
+    heir.sing_one()
+    assert pier.engine.heard == [], "it was sung already"
+    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+    assert len(list(pier.store.list("songs"))) == 2
+
+
+def test_a_parcel_that_is_held_is_left_alone(pier: Pier) -> None:
+    pier.order()
+    slot = pier.spooling()
+    with pier.away():
+        slot.sing_one()
+    send(pier.spooling())
+    assert len(pier.parcels) == 1
+    send(slot)
+    assert pier.parcels == []
+
+
+def test_half_a_parcel_is_erased(pier: Pier) -> None:
+    slot = pier.spooling()
+    assert slot._singer.spool
+    parcel = slot._singer.spool.begin("attempt-x")
+    assert parcel and parcel.add(0, b"half")
+    parcel.release()
+    send(slot)
+    assert pier.parcels == []
+
+
+def test_of_two_attempts_that_sang_the_first_record_counts(pier: Pier) -> None:
+    job_id = pier.order()
+    slot = pier.spooling()
+    with pier.away():
+        slot.sing_one()
+    die(slot)
+    [silent] = slot.executions.values()
+    pier.mend(job_id, silent)
+    other = pier.slot(name="other")  # of another pod
+    other.sing_one()
+    winner = pier.entry(job_id).attempts[-1].id
+    assert pier.job_json(job_id).attempt.id == winner
+    send(pier.spooling())
+    assert pier.parcels == []
+    assert pier.job_json(job_id).attempt.id == winner
+    assert len(list(pier.store.list("songs"))) == 2, "the loser's song is not kept"
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_canceled_job_brings_no_song(pier: Pier, dead: bool) -> None:
+    job_id = pier.order()
+    slot = pier.spooling()
+    with pier.away():
+        slot.sing_one()
+    pier.ledger.request_cancel(job_id)
+    if dead:
+        die(slot)
+        slot = pier.spooling()
+    else:
+        slot._aside._pending[0].hold.canceled = True  # as the pulse sees it with its next beat
+    send(slot)
+    assert pier.parcels == []
+    assert list(pier.store.list("songs")) == []
+    assert dead or pier.entry(job_id).outcome is JobStatus.CANCELED
+
+
+def test_a_slot_that_leaves_gives_its_jobs_back_and_keeps_their_songs(pier: Pier) -> None:
+    job_id = pier.order()
+    slot = pier.spooling()
+    with pier.away():
+        slot.sing_one()
+        pier.drain.on_signal(15, None)
+        time.sleep(1.1)
+        pier.drain.on_signal(15, None)  # at once
+        slot._leave()
+    assert pier.waiting() == [job_id]
+    assert pier.entry(job_id).charged_attempts == 0
+    assert not pier.drain.holding
+    heir = pier.spooling()
+    send(heir)
+    heir.sing_one()
+    assert pier.engine.heard == []
+    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+
+
+def test_songs_for_another_store_are_never_sent_to_this_one(tmp_path: Path) -> None:
+    one = Spool.open(WorkerSettings(work_dir=tmp_path, store_url="s3://one/a"))
+    other = Spool.open(WorkerSettings(work_dir=tmp_path, store_url="s3://other/a"))
+    assert one and other
+    assert one.directory != other.directory
+    assert Spool.open(WorkerSettings(work_dir=tmp_path, spool_max_bytes=0)) is None
+
+
+# -- Redis comes back empty, or without its last second
+
+
+def test_a_song_whose_redis_came_back_empty_is_recorded_and_ends(pier: Pier) -> None:
+    job_id = pier.order()
+    slot = pier.spooling()
+
+    def lost(_: object) -> None:
+        pier.redis.flushdb()  # this test's own server
+
+    pier.engine.meanwhile = lost
+    slot.sing_one()
+    assert pier.job_json(job_id).job_id == job_id
+    entry = pier.entry(job_id)
+    assert entry.outcome is JobStatus.SUCCEEDED
+    assert entry.tenant == TENANT
+    job = pier.rq_job(job_id)
+    assert job.meta["tenant"] == TENANT
+    assert 0 < pier.redis.ttl(job.key) <= RETENTION_S
+    assert pier.live() == pier.held() == []
+
+
+def test_a_failed_attempt_whose_redis_came_back_empty_is_tried_again(pier: Pier) -> None:
+    job_id = pier.order()
+    slot = pier.spooling()
+
+    def lost(_: object) -> None:
+        pier.redis.flushdb()
+        raise OSError("no space left")
+
+    pier.engine.meanwhile = lost
+    slot.sing_one()
+    assert pier.waiting() == [job_id]
+    pier.engine.meanwhile = lambda _: None
+    slot.sing_one()
+    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+
+
+def test_a_heartbeat_enters_again_what_redis_lost(pier: Pier) -> None:
+    job_id = pier.order()
+    slot = pier.spooling()
+    slot.register_birth()  # type: ignore[no-untyped-call]  # RQ ships it untyped
+
+    def lost(_: object) -> None:
+        pier.redis.flushdb()
+        assert slot._pulse
+        slot._pulse._beat_and_look()
+        assert slot._hold
+        assert pier.entry(job_id).owner == slot._hold.attempt.id
+        assert len(pier.held()) == 1
+        assert pier.live() == [job_id]
+
+    pier.engine.meanwhile = lost
+    slot.sing_one()
+    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+
+
+def test_a_claim_that_redis_forgot_still_brings_its_song(pier: Pier) -> None:
+    """Valkey restored without its last second: the job waits in its lane, and is being sung."""
+    job_id = pier.order()
+    slot = pier.spooling()
+    slot.register_birth()  # type: ignore[no-untyped-call]  # RQ ships it untyped
+    before: dict[Any, Any] = {key: pier.redis.dump(key) for key in pier.redis.keys("*")}
+
+    def restored(_: object) -> None:
+        pier.redis.flushdb()
+        for key, value in before.items():
+            pier.redis.restore(key, 0, value)
+        assert slot._pulse
+        slot._pulse._beat_and_look()
+
+    pier.engine.meanwhile = restored
+    slot.sing_one()
+    assert pier.waiting() == [job_id]
+    pier.engine.heard.clear()
+    slot.sing_one()
+    assert pier.engine.heard == []
+    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+    assert len(list(pier.store.list("songs"))) == 2

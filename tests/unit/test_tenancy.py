@@ -1,0 +1,330 @@
+"""Keys: who gets in, who does not, and what of a key is seen anywhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from redis import Redis
+from starlette.routing import BaseRoute
+
+from api.settings import GatewaySettings
+from api.tenancy.gatekeeper import PUBLIC
+from api.tenancy.key_in_path import relative_location
+from api.tenancy.keyring import Caller, DeclaredFile
+from api.tenancy.links import job_opened_by_link, token_of
+from serinette import credentials
+from serinette.credentials import Limits
+from serinette.errors import ConfigurationError
+from serinette.job import now
+from serinette.names import Keys
+from tests import servers
+from tests.gateways import problem
+from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, settings_of
+
+NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+
+
+@pytest.fixture(scope="module")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.connection_url
+
+
+@pytest.fixture
+def redis_url(valkey_url: str) -> str:
+    """This module's own Valkey, emptied."""
+    with Redis.from_url(valkey_url) as client:
+        client.flushdb()
+    return valkey_url
+
+
+@pytest.fixture
+def settings(redis_url: str, file_store_url: str) -> GatewaySettings:
+    return settings_of(redis_url, file_store_url, key_in_path=True)
+
+
+@pytest.fixture
+async def served(settings: GatewaySettings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    async with serving(settings) as both:
+        yield both
+
+
+@pytest.fixture
+def http(served: tuple[FastAPI, httpx.AsyncClient]) -> httpx.AsyncClient:
+    return served[1]
+
+
+def routes_of(routes: list[BaseRoute]) -> list[tuple[str, str]]:
+    found = [
+        (method, re.sub(r"\{[^}]*\}", NOBODY, route.path))
+        for route in routes
+        if isinstance(route, APIRoute)
+        for method in sorted(route.methods)
+    ]
+    for route in routes:  # of a newer FastAPI, which keeps included routers whole
+        found += routes_of(getattr(getattr(route, "original_router", None), "routes", []))
+    return found
+
+
+async def test_every_route_but_the_public_ones_asks_for_a_key(served: tuple[FastAPI, httpx.AsyncClient]) -> None:
+    app, http = served
+    paths = app.openapi()["paths"]
+    asked = [
+        (method.upper(), re.sub(r"\{[^}]*\}", NOBODY, path)) for path, methods in paths.items() for method in methods
+    ]
+    assert len(asked) > 20
+    for method, path in [*asked, *routes_of(app.router.routes), ("GET", "/nothing/here")]:
+        answer = await http.request(method, path)
+        if path in PUBLIC:
+            assert answer.status_code in {200, 503}, path
+            continue
+        assert answer.status_code == 401, (method, path, answer.text)
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="serinette"'
+
+
+async def test_a_refusal_is_told_in_the_words_of_each_dialect(http: httpx.AsyncClient) -> None:
+    ours = await http.get("/v1/jobs")
+    assert problem(ours)["code"] == "unauthorized"
+    assert not problem(ours)["retryable"]
+    seeds = await http.get("/status/x")
+    assert list(seeds.json()) == ["detail"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Bearer",
+        "Bearer ",
+        "Bearer srn_000000000000_" + "a" * 43,
+        "Basic c3JuOng=",
+        "Bearer srn_",
+        "Bearer \xff\xfe",
+        "bearer nonsense with spaces",
+        "Bearer " + "x" * 20_000,
+    ],
+)
+async def test_what_is_no_key_does_not_open(http: httpx.AsyncClient, header: str) -> None:
+    answer = await http.get("/v1/jobs", headers={"Authorization": header.encode("latin-1")})  # type: ignore[dict-item]
+    assert answer.status_code == 401
+    assert "Retry-After" not in answer.headers
+
+
+async def test_a_key_opens_until_it_is_revoked(http: httpx.AsyncClient, redis: Redis) -> None:
+    key = key_of(redis, "acme")
+    assert (await http.get("/v1/jobs", headers=bearing(key))).status_code == 200
+    assert (await http.get("/v1/jobs", headers={"Authorization": f"bearer {key}"})).status_code == 200
+    other_secret = key[:-1] + ("a" if key[-1] != "a" else "b")
+    refused = await http.get("/v1/jobs", headers=bearing(other_secret))
+    assert refused.headers["WWW-Authenticate"] == 'Bearer realm="serinette", error="invalid_token"'
+    credentials.revoke(redis, Keys(), credential_of(key, redis).id)
+    assert (await http.get("/v1/jobs", headers=bearing(key))).status_code == 401
+
+
+async def test_an_expired_key_does_not_open(http: httpx.AsyncClient, redis: Redis) -> None:
+    key = key_of(redis, "acme", expires_at=now() - timedelta(seconds=1))
+    assert (await http.get("/v1/jobs", headers=bearing(key))).status_code == 401
+
+
+def test_at_rest_lies_a_digest(redis: Redis) -> None:
+    key = key_of(redis, "acme")
+    at_rest = json.dumps([text.decode() for text in redis.hgetall(Keys().credentials).values()])
+    assert key not in at_rest
+    assert key.rpartition("_")[2] not in at_rest
+    assert credential_of(key, redis).sha256 == credentials.digest_of(key)
+    assert len({credentials.new_key("acme")[0] for _ in range(50)}) == 50
+
+
+async def test_a_declared_file_opens_and_is_read_again(redis_url: str, file_store_url: str, tmp_path: Path) -> None:
+    old, kept_old = credentials.new_key("acme")
+    new, kept_new = credentials.new_key("acme")
+    path = tmp_path / "keys.json"
+
+    def declare(*kept: credentials.Credential) -> None:
+        text = {"tenants": {"acme": {"lanes": ["low"]}}, "keys": [each.model_dump(mode="json") for each in kept]}
+        (tmp_path / "next.json").write_text(json.dumps(text))
+        (tmp_path / "next.json").replace(path)  # as Kubernetes changes a mounted Secret
+
+    declare(kept_old)
+    async with serving(settings_of(redis_url, file_store_url, keys_file=path)) as (_, http):
+        assert (await http.get("/v1/usage", headers=bearing(old))).json()["limits"]["lanes"] == ["low"]
+        assert (await http.get("/v1/jobs", headers=bearing(new))).status_code == 401
+        declare(kept_old, kept_new)
+        assert (await http.get("/v1/jobs", headers=bearing(old))).status_code == 200  # both, while clients change over
+        assert (await http.get("/v1/jobs", headers=bearing(new))).status_code == 200
+        declare(kept_new)
+        assert (await http.get("/v1/jobs", headers=bearing(old))).status_code == 401
+        path.write_text("{")
+        assert (await http.get("/v1/jobs", headers=bearing(new))).status_code == 200
+
+
+def test_a_wrong_declaration_is_named_without_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        DeclaredFile(path, 1)
+    path.write_text(json.dumps({"keys": [{"id": "0" * 12, "tenant": "acme", "sha256": "srn_a_plain_key"}]}))
+    with pytest.raises(ConfigurationError) as refused:
+        DeclaredFile(path, 1)
+    assert "keys.0.sha256" in refused.value.message
+    assert "srn_a_plain_key" not in refused.value.message
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gateway.example"])
+def test_beyond_loopback_keys_are_asked_for(host: str) -> None:
+    with pytest.raises(ValidationError, match="SERINETTE_AUTH"):
+        GatewaySettings(host=host)
+    assert GatewaySettings(host=host, auth=True).auth
+    assert not GatewaySettings(host=host, allow_anyone=True).auth
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
+def test_on_loopback_they_are_not(host: str) -> None:
+    assert not GatewaySettings(host=host).auth
+
+
+# -- the key in the path
+
+
+async def test_a_key_in_the_path_opens_and_is_seen_nowhere(
+    http: httpx.AsyncClient, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    key = key_of(redis, "acme")
+    base = f"/k/{key}"
+    submitted = await http.post(f"{base}/v1/jobs", json=SONG)
+    assert submitted.status_code == 202
+    location = submitted.headers["Location"]
+    assert key not in location
+    assert (await http.get(str(submitted.url.join(location)))).json()["id"] == submitted.json()["id"]
+    asynchronous = await http.post(f"{base}/generate_music_async", json={"prompt": "jazz"})
+    assert (await http.get(f"{base}/status/{asynchronous.json()['request_id']}")).json()["status"] == "pending"
+    answers = [submitted, asynchronous, await http.get(f"{base}/v1/nothing"), await http.get(f"{base}/nothing/")]
+    for answer in answers:
+        assert key not in answer.text
+        assert key not in str(answer.headers)
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert not [line for line in ours if key in line or key.rpartition("_")[2] in line]
+
+
+async def test_a_redirect_leads_back_under_the_clients_own_base(http: httpx.AsyncClient, redis: Redis) -> None:
+    base = f"/k/{key_of(redis, 'acme')}"
+    seen = await http.post(f"{base}/generate_music", json={"prompt": "jazz"})  # waits for 5 s, then redirects
+    assert seen.status_code == 303
+    follow = seen.url.join(seen.headers["Location"])
+    assert follow.path.startswith(f"{base}/result/")
+    assert base not in seen.headers["Location"]
+    slash = await http.get(f"{base}/v1/queue/")
+    assert slash.is_redirect
+    assert slash.url.join(slash.headers["Location"]).path == f"{base}/v1/queue"
+
+
+@pytest.mark.parametrize(
+    ("location", "path", "expected"),
+    [
+        ("/result/1?wait=5", "/generate_music", "./result/1?wait=5"),
+        ("/result/1?wait=5", "/result/1", "./1?wait=5"),
+        ("/v1/jobs/1", "/v1/jobs", "./jobs/1"),
+        ("http://gateway/v1/queue", "/v1/queue/", "../queue"),
+        ("/v1/a/", "/v1/a", "./a/"),
+        ("https://store.example/songs/1?X-Amz=2", "/v1/jobs/1/audio", "https://store.example/songs/1?X-Amz=2"),
+        ("//elsewhere/x", "/v1", "//elsewhere/x"),
+        ("result/1", "/generate_music", "result/1"),
+    ],
+)
+def test_relative_locations(location: str, path: str, expected: str) -> None:
+    assert relative_location(location, path, "gateway") == expected
+
+
+async def test_a_wrong_key_in_the_path_does_not_open(http: httpx.AsyncClient) -> None:
+    key = "srn_000000000000_" + "a" * 43
+    for path in (f"/k/{key}/v1/jobs", "/k/nonsense/v1/jobs", "/k/%2F/v1/jobs", "/k//v1/jobs", "/k/", f"/k/{key}"):
+        answer = await http.get(path)
+        assert answer.status_code in {401, 404}, path
+        assert key not in answer.text
+
+
+async def test_a_key_in_the_path_opens_only_where_the_operator_allows(redis_url: str, file_store_url: str) -> None:
+    with Redis.from_url(redis_url) as redis:
+        key = key_of(redis, "acme")
+    async with serving(settings_of(redis_url, file_store_url)) as (_, http):
+        answer = await http.get(f"/k/{key}/v1/jobs")
+        assert answer.status_code == 404
+        assert key not in answer.text
+
+
+# -- links
+
+
+async def test_a_link_opens_its_job_alone_for_a_while(http: httpx.AsyncClient, redis: Redis) -> None:
+    key = key_of(redis, "acme")
+    mine, other = [(await http.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"] for _ in range(2)]
+    links = (await http.post(f"/v1/jobs/{mine}/links", headers=bearing(key))).json()
+    assert (await http.get(links["audio"])).status_code == 409  # open, and not sung yet
+    assert (await http.get(f"{links['events']}&last_event_id=x")).status_code == 422  # open, and asked wrongly
+    assert key not in json.dumps(links)
+    token = links["audio"].partition("token=")[2]
+    for method, path in [
+        ("GET", f"/v1/jobs/{other}/audio?token={token}"),
+        ("GET", f"/v1/jobs/{mine}?token={token}"),
+        ("GET", f"/v1/jobs?token={token}"),
+        ("POST", f"/v1/jobs/{mine}/cancel?token={token}"),
+        ("DELETE", f"/v1/jobs/{mine}?token={token}"),
+        ("POST", f"/v1/jobs/{mine}/links?token={token}"),
+        ("GET", f"/v1/jobs/{mine}/audio?token={token[:-1]}"),
+        ("GET", f"/v1/jobs/{mine}/audio?token="),
+        ("GET", f"/v1/jobs/{mine}/audio?token=%00%ff"),
+    ]:
+        assert (await http.request(method, path)).status_code == 401, path
+
+
+async def test_a_link_ends_with_its_time_and_with_its_key(http: httpx.AsyncClient, redis: Redis) -> None:
+    key = key_of(redis, "acme")
+    job_id = (await http.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"]
+    link = (await http.post(f"/v1/jobs/{job_id}/links", headers=bearing(key))).json()["audio"]
+    path, _, token = link.partition("?token=")
+    secret = redis.get(Keys().link_secret)
+    assert isinstance(secret, bytes)
+    caller = Caller("acme", credential_of(key, redis).id, Limits())
+    at_s = int(now().timestamp())
+    assert (await http.get(f"{path}?token={token_of(secret, caller, job_id, at_s + 60)}")).status_code == 409
+    assert (await http.get(f"{path}?token={token_of(secret, caller, job_id, at_s - 60)}")).status_code == 401
+    stretched = token.replace(token.split(".")[1], str(at_s + 10**6))
+    assert (await http.get(f"{path}?token={stretched}")).status_code == 401
+    stranger = credential_of(key_of(redis, "evil"), redis).id
+    assert (await http.get(f"{path}?token={stranger}.{token.partition('.')[2]}")).status_code == 401
+    credentials.revoke(redis, Keys(), caller.key_id)
+    assert (await http.get(link)).status_code == 401
+
+
+async def test_gateways_share_one_secret(settings: GatewaySettings, redis: Redis) -> None:
+    key = key_of(redis, "acme")
+    async with serving(settings) as (_, one), serving(settings) as (_, two):
+        job_id = (await one.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"]
+        link: Any = (await one.post(f"/v1/jobs/{job_id}/links", headers=bearing(key))).json()
+        assert (await two.get(link["audio"])).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "opened"),
+    [
+        ("GET", f"/v1/jobs/{NOBODY}/audio", NOBODY),
+        ("HEAD", f"/v1/jobs/{NOBODY}/audio", NOBODY),
+        ("GET", f"/v1/jobs/{NOBODY}/events", NOBODY),
+        ("POST", f"/v1/jobs/{NOBODY}/audio", None),
+        ("GET", f"/v1/jobs/{NOBODY}", None),
+        ("GET", f"/v1/jobs/{NOBODY}/audio/", None),
+        ("GET", "/v1/jobs", None),
+    ],
+)
+def test_what_links_open(method: str, path: str, opened: str | None) -> None:
+    assert job_opened_by_link(method, path) == opened

@@ -1,0 +1,244 @@
+"""Which URLs and addresses a webhook may have, what connects to them, and how its tries are spread."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import threading
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from api.maintenance.webhook_sending import Answer, open_client, send
+from api.maintenance.webhooks import pause_s
+from api.settings import GatewaySettings
+from api.targets import Targets
+from serinette.errors import InvalidSpec
+from serinette.job import JobOptions, JobStatus
+from serinette.webhook import event_id, is_public, parse_address
+from tests.receivers import SECRET, receiver
+
+LOOPBACK = (ip_network("127.0.0.0/8"),)
+PUBLIC = "93.184.215.14"
+
+
+def answering(*rounds: list[str]) -> Any:
+    """A resolver that answers each round's addresses, and the last round's for ever."""
+    left = list(rounds)
+
+    def look_up(_host: str, port: int, **_: object) -> list[Any]:
+        addresses = left.pop(0) if len(left) > 1 else left[0]
+        return [(0, 0, 0, "", (address, port)) for address in addresses]
+
+    return look_up
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hooks.example.com/serinette?tenant=a",
+        "http://hooks.example.com:8080",
+        "https://[2606:2800:21f:cb07:6820:80da:af6b:8b2c]/hook",
+    ],
+)
+def test_a_url_of_the_web_is_taken_as_it_is(url: str) -> None:
+    assert JobOptions(webhook=url).webhook == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.com/x",
+        "file:///etc/passwd",
+        "https://",
+        "//example.com",
+        "https://user:pass@example.com/",
+        "https://example.com@127.0.0.1/",
+        "https://example.com\\@127.0.0.1/",
+        "https://example.com/#fragment",
+        "https://example.com:99999/",
+        "https://[::1/",
+        "https://exa mple.com/",
+        "https://example.com/\r\nHost: other",
+        "https://exämple.com/",
+        "https://example.com/" + "a" * 2_048,
+    ],
+)
+def test_any_other_url_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError):
+        JobOptions(webhook=url)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        (PUBLIC, True),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True),
+        ("64:ff9b::5db8:d70e", True),  # NAT64 of a public address: how IPv6-only machines reach IPv4
+        ("10.0.0.1", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("127.0.0.1", False),
+        ("0.0.0.0", False),
+        ("169.254.169.254", False),  # metadata of AWS, GCP, Azure and others
+        ("100.100.100.200", False),  # of Alibaba
+        ("168.63.129.16", False),  # of Azure, on a public address
+        ("192.0.0.192", False),  # of Oracle
+        ("100.64.0.1", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("192.0.2.1", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fd00:ec2::254", False),  # metadata of AWS over IPv6
+        ("fec0::1", False),
+        ("ff02::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::127.0.0.1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("2002:7f00:1::", False),  # 6to4 of 127.0.0.1
+        ("2001:db8::1", False),
+    ],
+)
+def test_only_public_addresses_are_delivered_to(address: str, public: bool) -> None:
+    assert is_public(parse_address(address)) is public
+
+
+def test_a_network_of_the_operators_own_may_be_delivered_to() -> None:
+    inside = [ip_network("10.1.0.0/16"), ip_network("fd00:1::/32")]
+    assert is_public(ip_address("10.1.2.3"), inside)
+    assert is_public(ip_address("fd00:1::9"), inside)
+    assert not is_public(ip_address("10.2.2.3"), inside)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://[::1]:6379/",
+        "http://[::ffff:169.254.169.254]/latest/meta-data",
+        "http://localhost:8019/",
+    ],
+)
+def test_hosts_that_lead_inside_are_refused_at_submit(url: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        Targets().check(url)
+    assert refused.value.field == "webhook"
+
+
+def test_one_address_inside_is_enough_to_refuse_a_host() -> None:
+    with pytest.raises(InvalidSpec, match="public addresses only"):
+        Targets(look_up=answering([PUBLIC, "10.0.0.1"])).check("https://hooks.example.com/")
+
+
+def test_a_host_that_does_not_exist_is_refused() -> None:
+    def nowhere(*_: object, **__: object) -> list[Any]:
+        raise OSError("no such host")
+
+    with pytest.raises(InvalidSpec, match="there is no host"):
+        Targets(look_up=nowhere).check("https://nowhere.example/")
+    with pytest.raises(InvalidSpec, match="there is no host"):
+        Targets().check(f"https://{'a' * 70}.example/")
+
+
+async def post(targets: Targets, url: str, timeout_s: float = 10) -> Answer:
+    async with open_client(targets, timeout_s) as client:
+        return await send(client, url, "{}", {"webhook-id": "x"}, timeout_s)
+
+
+async def test_a_name_that_leads_elsewhere_after_its_check_is_not_followed() -> None:
+    with receiver() as inside:
+        targets = Targets(look_up=answering([PUBLIC], ["127.0.0.1"]))
+        url = f"http://rebinding.example:{inside.port}/"
+        targets.check(url)
+        answer = await post(targets, url)
+    assert answer.error and "public addresses only" in answer.error
+    assert not inside.came
+
+
+async def test_the_connection_goes_to_the_very_address_that_was_checked() -> None:
+    """Nothing under it looks the name up again: there is no such name."""
+    with receiver() as target:
+        targets = Targets(LOOPBACK, look_up=answering(["127.0.0.1"]))
+        answer = await post(targets, f"http://hooks.example:{target.port}/a?b=c")
+    assert answer == Answer(200)
+    assert target.came[0].headers["host"] == f"hooks.example:{target.port}"
+    assert target.came[0].path == "/a?b=c"
+
+
+async def test_the_next_address_is_tried_when_one_refuses() -> None:
+    with receiver() as target:
+        targets = Targets(LOOPBACK, look_up=answering(["127.0.0.2", "127.0.0.1"]))
+        assert await post(targets, f"http://hooks.example:{target.port}/") == Answer(200)
+
+
+def certified(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for hooks.example, and a server's context with it."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=hooks.example"]
+    command += ["-addext", "subjectAltName=DNS:hooks.example", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return certificate, context
+
+
+async def test_tls_proves_the_name_and_not_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, context = certified(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    targets = Targets(LOOPBACK, look_up=answering(["127.0.0.1"]))
+    with receiver(context) as target:
+        assert await post(targets, f"https://hooks.example:{target.port}/") == Answer(200)
+        other = await post(targets, f"https://other.example:{target.port}/")
+    assert target.names == ["hooks.example", "other.example"]
+    assert other.status is None
+    assert other.error and "could not be reached" in other.error
+    assert len(target.came) == 1
+
+
+async def test_redirects_are_not_followed_and_proxies_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with receiver() as target, receiver() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+        target.answers = [307]
+        answer = await post(Targets(LOOPBACK), f"http://127.0.0.1:{target.port}/")
+    assert answer.status == 307
+    assert answer.error and "redirects" in answer.error
+    assert [each.path for each in target.came] == ["/"]
+    assert not proxy.came
+
+
+async def test_a_target_that_says_nothing_is_given_up() -> None:
+    silence = threading.Event()
+    with receiver() as target:
+        target.meanwhile = lambda: silence.wait(20)
+        answer = await post(Targets(LOOPBACK), f"http://127.0.0.1:{target.port}/", timeout_s=0.3)
+        silence.set()
+    assert answer.error and "did not answer within" in answer.error
+
+
+@pytest.mark.parametrize(("status", "final"), [(200, True), (204, True), (410, True), (404, False), (503, False)])
+def test_what_no_further_try_would_change_is_final(status: int, final: bool) -> None:
+    assert Answer(status).final is final
+
+
+def test_pauses_grow_and_end() -> None:
+    assert [pause_s(tries, 8, 5.0) for tries in range(1, 9)] == [5, 20, 80, 320, 1280, 5120, 20480, None]
+    assert pause_s(12, 20, 5.0) == 6 * 3600
+
+
+def test_an_event_keeps_its_id_and_holds_no_dot() -> None:
+    assert event_id("a-b", JobStatus.FAILED) == event_id("a-b", "failed")
+    assert "." not in event_id("a-b", JobStatus.FAILED)  # the signature parts its fields by dots
+
+
+@pytest.mark.parametrize("secret", ["", " ", "whsec_", "whsec_c2hvcnQ=", "no base64!", f"{SECRET} whsec_c2hvcnQ="])
+def test_a_secret_that_cannot_sign_is_refused_at_the_start(secret: str) -> None:
+    with pytest.raises(ValidationError, match="webhook_secret"):
+        GatewaySettings(webhook_secret=secret)
