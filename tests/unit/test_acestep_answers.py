@@ -11,7 +11,7 @@ import pytest
 
 from api.queue import Pool
 from api.routes.acestep import inventory, results, samples
-from api.routes.acestep.body import Body, credential
+from api.routes.acestep.body import Body
 from api.routes.acestep.desk import task_ids_of
 from api.routes.acestep.order import order
 from api.routes.acestep.tokens import song_named, song_url
@@ -205,24 +205,6 @@ def test_a_song_is_named_by_a_token_and_found_by_nothing_else() -> None:
     for path in ("", "/etc/passwd", f"../{ID}-1.mp3", f"{ID}-8.mp3", f"{ID}-1.exe", f"{ID}-1.mp3/", f"{ID}-1.mp3\n"):
         with pytest.raises(NotFound, match="Audio file not found"):
             song_named(path)
-
-
-@pytest.mark.parametrize(
-    ("fields", "header", "expected"),
-    [
-        ({}, None, None),
-        ({}, "", None),
-        ({"ai_token": "a"}, None, "a"),
-        ({"aiToken": " a "}, None, "a"),
-        ({"ai_token": "a"}, "Bearer b", "a"),
-        ({"ai_token": ""}, "Bearer b", "b"),
-        ({"ai_token": {"x": 1}}, "bearer  b", "b"),
-        ({}, "b", "b"),
-        ({}, "Bearer", None),
-    ],
-)
-def test_the_key_that_a_request_shows(fields: dict[str, Any], header: str | None, expected: str | None) -> None:
-    assert credential(fields, header) == expected
 
 
 @pytest.mark.parametrize(

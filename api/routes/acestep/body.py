@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from api.dependencies import SettingsPart, tenant
+from api.dependencies import SettingsPart
 from serinette.errors import RequestError, TooLarge
 
 _MAX_FILES = 2
@@ -35,24 +35,6 @@ async def _body(request: Request, settings: SettingsPart) -> AsyncIterator[Body]
 
 
 BodyPart = Annotated[Body, Depends(_body)]
-
-
-def credential(fields: Mapping[str, Any], authorization: str | None) -> str | None:
-    """The key that a request shows: `ai_token` in the body, else the header, with or without `Bearer`. Pure."""
-    token = fields.get("ai_token") or fields.get("aiToken")
-    if isinstance(token, str) and token.strip():
-        return token.strip()
-    scheme, _, rest = (authorization or "").strip().partition(" ")
-    return (rest.strip() if scheme.lower() == "bearer" else (authorization or "").strip()) or None
-
-
-async def _caller(request: Request, body: BodyPart) -> str:
-    # Keys do not exist yet: whatever `credential` finds is accepted, here and nowhere else.
-    credential(body.fields, request.headers.get("authorization"))
-    return await tenant()
-
-
-CallerPart = Annotated[str, Depends(_caller)]
 
 
 @asynccontextmanager

@@ -13,8 +13,8 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import IntakePart, QueuePart, StorePart
-from api.routes.acestep.body import Body, BodyPart, CallerPart
+from api.dependencies import IntakePart, QueuePart, StorePart, TenantPart
+from api.routes.acestep.body import Body, BodyPart
 from api.routes.acestep.order import order
 from api.routes.acestep.tokens import song_named
 from api.songs import Asked, serve, song_of
@@ -37,7 +37,7 @@ class Desk:
     queue: QueuePart
     intake: IntakePart
     body: BodyPart
-    tenant: CallerPart
+    tenant: TenantPart
 
     async def release(self, idempotency_key: str | None) -> Job:
         """Put the task's song into its lane.

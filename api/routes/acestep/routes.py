@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api.dependencies import QueuePart, StorePart, TenantPart
 from api.routes.acestep import documented, results
-from api.routes.acestep.body import BodyPart, CallerPart
+from api.routes.acestep.body import BodyPart
 from api.routes.acestep.desk import Desk, song
 from api.routes.acestep.envelope import wrapped
 from api.routes.acestep.inventory import NO_LM
@@ -71,7 +71,7 @@ async def audio(
     openapi_extra=documented.SAMPLE_BODY,
     responses=documented.answers(documented.SAMPLE),
 )
-async def create_random_sample(body: BodyPart, _: CallerPart) -> dict[str, Any]:
+async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
     """One of a handful of examples, drawn."""
     return wrapped(random_sample(str(body.fields.get("sample_type") or "simple_mode")))
 
@@ -82,7 +82,7 @@ async def create_random_sample(body: BodyPart, _: CallerPart) -> dict[str, Any]:
     openapi_extra=documented.WORDS_BODY,
     responses=documented.NO_LM,
 )
-async def format_input(_: CallerPart) -> dict[str, Any]:
+async def format_input(_: BodyPart, __: TenantPart) -> dict[str, Any]:
     """Rewriting prompt and lyrics needs the language model."""
     raise Unsupported(f"{NO_LM}; prompt and lyrics are sung as they are written")
 
@@ -93,6 +93,6 @@ async def format_input(_: CallerPart) -> dict[str, Any]:
     openapi_extra=documented.WORDS_BODY,
     responses=documented.NO_LM,
 )
-async def create_sample(_: CallerPart) -> dict[str, Any]:
+async def create_sample(_: BodyPart, __: TenantPart) -> dict[str, Any]:
     """Writing prompt and lyrics from a description needs the language model."""
     raise Unsupported(f"{NO_LM}; POST /create_random_sample has examples")
