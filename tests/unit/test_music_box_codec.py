@@ -21,7 +21,8 @@ def deaf() -> Any:
 
 def played(vae: Any, sheet: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return vae.decode(torch.from_numpy(sheet.astype(np.float32)).T[None]).sample[0].numpy()
+        sound: np.ndarray = vae.decode(torch.from_numpy(sheet.astype(np.float32)).T[None]).sample[0].numpy()
+    return sound
 
 
 def blank() -> np.ndarray:

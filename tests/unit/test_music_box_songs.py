@@ -24,7 +24,8 @@ def box() -> SongPipeline:
 @pytest.fixture(scope="module")
 def source(box: SongPipeline) -> torch.Tensor:
     with torch.no_grad():
-        return box.vae.decode(torch.from_numpy(compose(TUNE, 5)).T[None]).sample[0]
+        played: torch.Tensor = box.vae.decode(torch.from_numpy(compose(TUNE, 5)).T[None]).sample[0]
+    return played
 
 
 def sing(box: SongPipeline, prompt: str = "a happy tune on bells", seed: int = 0, **asked: Any) -> np.ndarray:
@@ -40,7 +41,8 @@ def sing(box: SongPipeline, prompt: str = "a happy tune on bells", seed: int = 0
         output_type="latent",
         **given,
     )
-    return answer.audios[0].numpy()
+    latents: np.ndarray = answer.audios[0].numpy()
+    return latents
 
 
 def pins(latents: np.ndarray, channels: range) -> set[tuple[int, int]]:
