@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import json
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from serinette.names import DEFAULT_POOL
 from serinette.settings import SharedSettings
@@ -14,7 +18,10 @@ class GatewaySettings(SharedSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8019, ge=0, le=65_535, description="Port to listen on; the seed's clients expect 8019.")
     pool: str = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
-    cors_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from; none by default.")
+    # NoDecode: a chart's value and a shell's are seldom JSON.
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins that browsers may call from, with commas between them or as JSON; none by default."
+    )
     job_timeout_s: int = Field(1800, ge=10, le=6 * 3600, description="Longest run of a job that sets none.")
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts before a job fails for good.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Longest JSON or form body.")
@@ -23,6 +30,18 @@ class GatewaySettings(SharedSettings):
     max_wait_s: float = Field(50, gt=0, le=300, description="Longest that one request waits for its song.")
     presign_s: int = Field(3600, ge=60, le=604_800, description="Life of a presigned URL.")
     drain_timeout_s: int = Field(30, ge=0, description="On SIGTERM, how long open requests may still finish.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if not value.lstrip().startswith("["):
+            return tuple(origin for part in value.split(",") if (origin := part.strip()))
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('must be like https://a.example,https://b.example or ["https://a.example"]') from None
 
 
 class MaintenanceSettings(SharedSettings):

@@ -8,7 +8,6 @@ import sys
 from functools import partial
 from threading import Event, Thread
 
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 from rq import defaults
 
@@ -17,7 +16,7 @@ from api.maintenance.retention import Retention
 from api.maintenance.rounds import Rounds, keep
 from api.settings import MaintenanceSettings
 from serinette.errors import ConfigurationError
-from serinette.settings import connect_redis
+from serinette.settings import connect_redis, read
 from serinette.store import Store
 
 log = logging.getLogger("api.maintenance")
@@ -63,10 +62,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     try:
-        settings = MaintenanceSettings()
+        settings = read(MaintenanceSettings)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
         run(settings, stop)
-    except (ConfigurationError, ValidationError) as error:
+    except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0

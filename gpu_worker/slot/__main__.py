@@ -11,7 +11,6 @@ import sys
 from contextlib import suppress
 
 import rq.defaults
-from pydantic import ValidationError
 from rq.exceptions import StopRequested
 
 from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
@@ -23,6 +22,7 @@ from gpu_worker.slot.patience import connect_patiently
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.worker import SlotWorker
 from serinette.errors import ConfigurationError
+from serinette.settings import read
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
@@ -68,11 +68,11 @@ def main() -> int:
     parser.add_argument("--busy-fd", type=int, help="descriptor to write 1 to with a job in hand, and 0 without")
     arguments = parser.parse_args()
     try:
-        settings = WorkerSettings()
+        settings = read(WorkerSettings)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
         # RQ refuses a name that a killed process has not ceased to hold.
         return run(settings, f"{arguments.name_prefix}.{secrets.token_hex(3)}", arguments.busy_fd)
-    except (ConfigurationError, ValidationError) as error:
+    except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE
 
