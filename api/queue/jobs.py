@@ -18,7 +18,7 @@ from rq.job import Job as RqJob
 from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
-from api.queue.admission import check_audio, pool_for_model
+from api.queue.admission import check_audio, check_words, pool_for_model
 from api.queue.cursors import Cursor
 from api.queue.explain import Pool
 from api.queue.reader import Reader
@@ -85,6 +85,7 @@ class JobQueue:
             if idempotency_key is not None and (known := self._reader.see([job_id])[0]):
                 return self._replayed(known, spec.digest()), False
             pool = self._settings.pool if spec.model is None else pool_for_model(spec.model, self._reader.workers())
+            check_words(spec)
             check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
             meta = self._meta(tenant, pool, spec, options, dialect or {})
             spec = spec.seeded()
@@ -131,7 +132,7 @@ class JobQueue:
         last = after = Cursor.decode(cursor) if cursor else None
         found: list[Job] = []
         with _answering():
-            for last, sighting in self._reader.scan(tenant, after):  # noqa: B007  # where the page ended
+            for last, sighting in self._reader.scan(tenant, after, limit):  # noqa: B007  # where the page ended
                 if sighting and _matches(sighting, tenant, status, label):
                     found.append(sighting.job())
                 if len(found) == limit:
