@@ -7,25 +7,36 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import anyio
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from redis import Redis
 from starlette.middleware.cors import CORSMiddleware
+from starlette.websockets import WebSocket
 
 from api import document, problems
 from api.dependencies import Parts
+from api.door import Door
 from api.events import JobEvents
 from api.intake import Intake
 from api.limits import BodyLimit
 from api.queue import JobQueue
 from api.routes import acestep, gradio, health, v1
 from api.settings import GatewaySettings
+from api.songs import Songs
 from serinette import __version__
+from serinette.errors import NotFound
 from serinette.ledger import Ledger
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
 
 # Prefixes of the paths that take audio files as their body.
 UPLOAD_PATHS = ("/v1/uploads", "/generate_music_with_audio", "/release_task")
+
+# Python's threads of this process: those that wait for Redis, the store's own, and those of /readyz.
+_REDIS_THREADS = 80
+_STORE_THREADS = 16
+_PROBE_THREADS = 2
 
 _READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
 _OUR_OWN = ("Idempotency-Replayed", "Preference-Applied")
@@ -39,12 +50,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         ConfigurationError: the settings contradict each other, or name a store that cannot be opened.
     """
     redis, redis_async = connect_redis(settings), connect_redis_async(settings)
-    store = Store.open(settings)
-    queue = JobQueue(redis, store, Ledger(redis, settings.keys, settings.retention_s), settings)
     events = JobEvents(redis_async, settings.keys)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _REDIS_THREADS
         reading = asyncio.create_task(events.run())
         yield
         events.close()
@@ -64,15 +74,36 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
     )
-    app.state.parts = Parts(settings, queue, store, events, Intake(store, settings), anyio.CapacityLimiter(2))
+    app.state.parts = _parts(settings, redis, events)
     problems.install(app)
     app.include_router(v1.router)
     app.include_router(gradio.router)
     app.include_router(acestep.router)
     app.include_router(health.router)
+    app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)
     _add_middleware(app, settings)
     return app
+
+
+def _parts(settings: GatewaySettings, redis: Redis, events: JobEvents) -> Parts:
+    store, store_threads = Store.open(settings), CapacityLimiter(_STORE_THREADS)
+    queue = JobQueue(redis, store, Ledger(redis, settings.keys, settings.retention_s), settings)
+    return Parts(
+        settings=settings,
+        queue=queue,
+        store=store,
+        events=events,
+        intake=Intake(store, settings, store_threads),
+        door=Door(queue, store_threads),
+        songs=Songs(store, store_threads),
+        probes=CapacityLimiter(_PROBE_THREADS),
+    )
+
+
+async def _no_socket(websocket: WebSocket) -> None:
+    path = websocket.url.path
+    raise NotFound(f"no WebSocket is at {path}; events are at /v1/jobs/{{job_id}}/events")
 
 
 def _add_middleware(app: FastAPI, settings: GatewaySettings) -> None:
