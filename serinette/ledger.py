@@ -137,11 +137,6 @@ class Entry:
             ended_at=datetime.fromisoformat(fields["ended_at"]) if "ended_at" in fields else None,
         )
 
-    @property
-    def charged_attempts(self) -> int:
-        """Attempts that ended in a failure of their own; hand-backs are no attempts."""
-        return sum(attempt.outcome is AttemptOutcome.FAILED for attempt in self.attempts)
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

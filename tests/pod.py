@@ -21,7 +21,7 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from gpu_worker.settings import WorkerSettings
-from serinette.job import JobStatus, Record, now
+from serinette.job import AttemptOutcome, JobStatus, Record, now
 from serinette.leash import leashed
 from serinette.ledger import Entry, Ledger, Outcome
 from serinette.names import DEFAULT_POOL, SING_TASK, Lane, queue_name, record_key, upload_audio_key, upload_record_key
@@ -49,6 +49,11 @@ def put_upload(store: Store, upload_id: str, data: bytes) -> None:
     )
     store.put(upload_audio_key(TENANT, upload_id), data)
     store.put(upload_record_key(TENANT, upload_id), record.model_dump_json().encode())
+
+
+def charged_attempts(entry: Entry) -> int:
+    """Attempts that ended in a failure of their own; hand-backs are no attempts."""
+    return sum(attempt.outcome is AttemptOutcome.FAILED for attempt in entry.attempts)
 
 
 @dataclass

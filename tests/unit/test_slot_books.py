@@ -14,7 +14,7 @@ from serinette.presence import pace
 from serinette.settings import SharedSettings
 from serinette.spec import SCHEMA, AudioFormat, GenerationSpec, Task
 from serinette.store import Store
-from tests.pod import TENANT, enqueue, put_upload
+from tests.pod import TENANT, charged_attempts, enqueue, put_upload
 from tests.unit.maintenance_bench import assert_over
 from tests.unit.slot_bench import SlotBench
 
@@ -171,7 +171,7 @@ def test_a_job_handed_back_is_charged_nothing(bench: SlotBench) -> None:
     bench.engine.meanwhile = lambda _: setattr(bench.drain, "_over_at_s", 0.0)
     slot.sing_one()
     assert bench.waiting() == [job_id]
-    assert bench.entry(job_id).charged_attempts == 0
+    assert charged_attempts(bench.entry(job_id)) == 0
     assert bench.entry(job_id).attempts[0].outcome is AttemptOutcome.RETURNED
     bench.slot().sing_one()
     assert_over(bench, job_id, JobStatus.SUCCEEDED)
