@@ -15,10 +15,10 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api gpu_worker tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format bench openapi settings clean chart manifests lock release
+.PHONY: help demo up test lint format bench openapi settings clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/local.stamp  ## Sing one song on this machine, into demo.mp3 (PORT=8019).
 	@$(LEASH) $(BIN)/serinette demo --port $(PORT)
@@ -77,6 +77,19 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	@echo "Installing Serinette and what its tests and checks need (again whenever pyproject.toml changes)"
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/local.stamp
+
+MINUTES ?= 60
+
+music-box: $(VENV)/music-box.stamp  ## Train the bundled model; goes on where build/music-box stands (MINUTES=60).
+	$(BIN)/python -m gpu_worker.engine.music_box.training build/music-box --minutes $(MINUTES)
+	$(BIN)/python -m gpu_worker.engine.music_box.packing build/music-box
+
+music-box-eval: $(VENV)/music-box.stamp  ## Measure the bundled model on 100 held-out prompts, into docs/.
+	$(BIN)/python -m gpu_worker.engine.music_box.evaluation --out docs
+
+$(VENV)/music-box.stamp: $(VENV)/torch.stamp pyproject.toml
+	@$(PIP) --editable '.[music-box]'
+	@touch $@
 
 # The cluster's side. BUILD: arguments for the builder, after podman's or docker's own way.
 REGISTRY ?=

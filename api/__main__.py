@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
 
 from api.app import create_app
 from api.dependencies import Parts
 from api.settings import GatewaySettings
 from serinette import exposition, logs, traces
 from serinette.errors import ConfigurationError
+from serinette.settings import read
 
 
 class _Server(uvicorn.Server):
@@ -30,15 +31,21 @@ class _Server(uvicorn.Server):
         self._parts.events.close()
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """All but uvicorn's complaint about every WebSocket that is refused with an answer."""
+    return record.msg != "ASGI callable returned without completing handshake."
+
+
 def main() -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     try:
-        settings = GatewaySettings()
+        settings = read(GatewaySettings)
         logs.configure(settings, "gateway")
         traces.configure(settings, "gateway")
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
         app = create_app(settings)
         exposition.serve(app.state.metrics.registry, settings)
-    except (ConfigurationError, ValidationError) as error:
+    except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     server = _Server(_config(app, settings), app.state.parts)

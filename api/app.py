@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import anyio
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from starlette.middleware.cors import CORSMiddleware
+from starlette.websockets import WebSocket
 
 from api import document, problems
 from api.dependencies import Parts
+from api.door import Door
 from api.events import JobEvents
 from api.intake import Intake
 from api.limits import BodyLimit
@@ -22,12 +25,14 @@ from api.metrics import HttpMetrics, Observed, expose
 from api.queue import JobQueue
 from api.routes import acestep, gradio, health, v1
 from api.settings import GatewaySettings
+from api.songs import Songs
 from api.tenancy.accounts import Accounts
 from api.tenancy.gatekeeper import Gatekeeper, Register
 from api.tenancy.key_in_path import KeyInPath
 from api.tenancy.keyring import DeclaredFile, Keyring
 from api.tenancy.links import Links
 from serinette import __version__
+from serinette.errors import NotFound
 from serinette.exposition import new_registry
 from serinette.ledger import Ledger
 from serinette.settings import connect_redis, connect_redis_async
@@ -35,6 +40,11 @@ from serinette.store import Store
 
 # Prefixes of the paths that take audio files as their body.
 UPLOAD_PATHS = ("/v1/uploads", "/generate_music_with_audio", "/release_task")
+
+# Python's threads of this process: those that wait for Redis, the store's own, and those of /readyz.
+_REDIS_THREADS = 80
+_STORE_THREADS = 16
+_PROBE_THREADS = 2
 
 _READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
 _OUR_OWN = ("Idempotency-Replayed", "Preference-Applied")
@@ -53,6 +63,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _REDIS_THREADS
         reading = asyncio.create_task(events.run())
         yield
         events.close()
@@ -78,6 +89,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.include_router(gradio.router)
     app.include_router(acestep.router)
     app.include_router(health.router)
+    app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)
     _add_middleware(app, settings, parts.register)
     app.state.metrics = HttpMetrics(new_registry())
@@ -88,20 +100,28 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
 
 def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.Redis) -> Parts:
-    store = Store.open(settings)
+    store, store_threads = Store.open(settings), CapacityLimiter(_STORE_THREADS)
     declared = DeclaredFile(settings.keys_file, settings.key_cache_s)
     keyring = Keyring(redis_async, settings, declared)
     ledger = Ledger(redis, settings.keys, settings.retention_s)
+    queue = JobQueue(redis, store, ledger, settings, declared.limits)
     return Parts(
-        settings,
-        JobQueue(redis, store, ledger, settings, declared.limits),
-        store,
-        JobEvents(redis_async, settings.keys),
-        Intake(store, settings),
-        anyio.CapacityLimiter(2),
-        Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
-        Accounts(redis, settings.keys, declared.limits),
+        settings=settings,
+        queue=queue,
+        store=store,
+        events=JobEvents(redis_async, settings.keys),
+        intake=Intake(store, settings, store_threads),
+        door=Door(queue, store_threads),
+        songs=Songs(store, store_threads),
+        probes=CapacityLimiter(_PROBE_THREADS),
+        register=Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
+        accounts=Accounts(redis, settings.keys, declared.limits),
     )
+
+
+async def _no_socket(websocket: WebSocket) -> None:
+    path = websocket.url.path
+    raise NotFound(f"no WebSocket is at {path}; events are at /v1/jobs/{{job_id}}/events")
 
 
 def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register) -> None:

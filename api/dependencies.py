@@ -12,10 +12,12 @@ from anyio import CapacityLimiter
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from api.door import Door
 from api.events import JobEvents
 from api.intake import Intake
 from api.queue import JobQueue
 from api.settings import GatewaySettings
+from api.songs import Songs
 from api.tenancy.accounts import Accounts
 from api.tenancy.gatekeeper import CALLER, Register
 from api.tenancy.keyring import Caller
@@ -35,6 +37,8 @@ class Parts:
     store: Store
     events: JobEvents
     intake: Intake
+    door: Door
+    songs: Songs
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
     register: Register
     accounts: Accounts
@@ -63,6 +67,14 @@ async def _events(connection: HTTPConnection) -> JobEvents:
 
 async def _intake(connection: HTTPConnection) -> Intake:
     return _parts(connection).intake
+
+
+async def _door(connection: HTTPConnection) -> Door:
+    return _parts(connection).door
+
+
+async def _songs(connection: HTTPConnection) -> Songs:
+    return _parts(connection).songs
 
 
 async def _probes(connection: HTTPConnection) -> CapacityLimiter:
@@ -102,6 +114,8 @@ QueuePart = Annotated[JobQueue, Depends(_queue)]
 StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
 IntakePart = Annotated[Intake, Depends(_intake)]
+DoorPart = Annotated[Door, Depends(_door)]
+SongsPart = Annotated[Songs, Depends(_songs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
 LinksPart = Annotated[Links, Depends(_links)]

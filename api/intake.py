@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 import anyio
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter
 from starlette.datastructures import UploadFile
 
 from api.settings import GatewaySettings
@@ -19,8 +20,11 @@ from serinette.errors import InvalidAudio, InvalidSpec, NotFound, TooLarge, Unsu
 from serinette.job import now
 from serinette.names import upload_audio_key, upload_prefix, upload_record_key
 from serinette.probe import prove_audio
-from serinette.store import Store
+from serinette.store import Store, StoredObject
 from serinette.upload import Upload
+
+_T = TypeVar("_T")
+_Given = TypeVarTuple("_Given")
 
 _CHUNK_BYTES = 1024 * 1024
 # A proof decodes the whole file: more of them at once would only make each other slow.
@@ -39,10 +43,11 @@ class Slip:
 class Intake:
     """Uploads of all tenants. Every method raises StoreUnavailable when the store does not answer."""
 
-    def __init__(self, store: Store, settings: GatewaySettings) -> None:
+    def __init__(self, store: Store, settings: GatewaySettings, store_threads: CapacityLimiter) -> None:
         self._store = store
+        self._store_threads = store_threads
         self._settings = settings
-        self._proofs = anyio.CapacityLimiter(_PROOFS)
+        self._proofs = CapacityLimiter(_PROOFS)
 
     async def take(self, tenant: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Keep what a request brings, if it is audio.
@@ -71,7 +76,7 @@ class Intake:
         """
         upload_id = _new_id()
         key = upload_audio_key(tenant, upload_id)
-        url = await run_in_threadpool(self._store.sign_put, key, self._settings.presign_s)
+        url = await self._in_thread(self._store.sign_put, key, self._settings.presign_s)
         if url is None:
             raise Unsupported("this deployment's store gives no presigned URLs; send the bytes with POST /v1/uploads")
         return Slip(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
@@ -86,7 +91,7 @@ class Intake:
         try:
             return await self.get(tenant, upload_id)
         except NotFound:
-            stored = await run_in_threadpool(self._store.head, upload_audio_key(tenant, upload_id))
+            stored = await self._put_by_client(tenant, upload_id)
         try:
             if stored.size_bytes > self._settings.max_upload_bytes:
                 raise TooLarge(
@@ -97,7 +102,7 @@ class Intake:
                 size_bytes, sha256 = await self._spool(self._store.stream(stored.key), path)
                 upload = await self._proved(upload_id, path, size_bytes, sha256)
         except (TooLarge, InvalidAudio):
-            await run_in_threadpool(self._store.delete_prefix, upload_prefix(tenant, upload_id))
+            await self._in_thread(self._store.delete_prefix, upload_prefix(tenant, upload_id))
             raise
         await self._record(tenant, upload)
         return upload
@@ -109,7 +114,7 @@ class Intake:
             NotFound: this tenant has no such upload, or it was never completed.
         """
         try:
-            raw = await run_in_threadpool(self._store.get, upload_record_key(tenant, upload_id))
+            raw = await self._in_thread(self._store.get, upload_record_key(tenant, upload_id))
         except NotFound as error:
             raise NotFound(f"there is no upload {upload_id}, or it was never completed") from error
         return Upload.model_validate_json(raw)
@@ -120,8 +125,17 @@ class Intake:
         Raises:
             NotFound: this tenant has no such upload.
         """
-        if not await run_in_threadpool(self._store.delete_prefix, upload_prefix(tenant, upload_id)):
+        if not await self._in_thread(self._store.delete_prefix, upload_prefix(tenant, upload_id)):
             raise NotFound(f"there is no upload {upload_id}")
+
+    async def _put_by_client(self, tenant: str, upload_id: str) -> StoredObject:
+        try:
+            return await self._in_thread(self._store.head, upload_audio_key(tenant, upload_id))
+        except NotFound as error:
+            raise NotFound(f"upload {upload_id}: nothing was PUT to its put_url yet") from error
+
+    async def _in_thread(self, act: Callable[[*_Given], _T], *given: *_Given) -> _T:
+        return await anyio.to_thread.run_sync(act, *given, limiter=self._store_threads)
 
     async def _spool(self, chunks: AsyncIterator[bytes], path: Path) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
@@ -156,7 +170,7 @@ class Intake:
 
     async def _record(self, tenant: str, upload: Upload) -> None:
         key = upload_record_key(tenant, upload.id)
-        await run_in_threadpool(self._store.put, key, upload.model_dump_json().encode(), "application/json")
+        await self._in_thread(self._store.put, key, upload.model_dump_json().encode(), "application/json")
 
 
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:

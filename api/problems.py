@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, JsonValue
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
+from starlette.routing import Match
 
 from serinette import errors
 from serinette.errors import (
@@ -41,6 +42,7 @@ STATUS: dict[type[SerinetteError], int] = {
     errors.InvalidSpec: 422,
     errors.InvalidAudio: 422,
     errors.TooLarge: 413,
+    errors.UnsupportedMediaType: 415,
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.Gone: 410,
@@ -51,6 +53,7 @@ STATUS: dict[type[SerinetteError], int] = {
     errors.Unavailable: 503,
 }
 RETRY_AFTER_S = 2
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -67,7 +70,7 @@ class Problem(BaseModel):
     """RFC 9457, with a closed `code` for programs and `retryable` for loops."""
 
     type: str = Field(description="URN of the code.", examples=["urn:serinette:problem:invalid_spec"])
-    title: str = Field(description="The code in words.")
+    title: str = Field(description="The code in words; of `bad_request` the status.")
     status: int = Field(description="The HTTP status, again.", examples=[422])
     detail: str = Field(description="What was wrong, what is allowed, what to do.")
     code: str = Field(json_schema_extra={"enum": list[JsonValue](sorted(CODES))})
@@ -83,11 +86,14 @@ def status_of(error: SerinetteError) -> int:
 
 def problem_of(error: SerinetteError, path: str, status: int | None = None) -> Problem:
     """An error as our own paths tell it."""
+    status = status or status_of(error)
     title = inspect.getdoc(CODES[error.code]) or error.code
+    if error.code == RequestError.code:  # the status says more than "the request is wrong"
+        title = HTTPStatus(status).phrase
     return Problem(
         type=f"urn:serinette:problem:{error.code}",
         title=title.partition("\n")[0].rstrip("."),
-        status=status or status_of(error),
+        status=status,
         detail=error.message,
         code=error.code,
         retryable=error.retryable,
@@ -179,7 +185,16 @@ async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response
     is_default = error.detail == HTTPStatus(error.status_code).phrase
     message = messages.get(error.status_code, error.detail) if is_default else str(error.detail)
     headers = dict(error.headers or {})
+    if error.status_code == 405:  # Starlette tells of the first route alone
+        headers["Allow"] = ", ".join(_allowed(connection))
     return answer(path, own(message), error.status_code, headers, detail=error.detail)
+
+
+def _allowed(connection: HTTPConnection) -> Iterator[str]:
+    for method in _METHODS:
+        scope = {**connection.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in connection.app.routes):
+            yield method
 
 
 async def _on_gone(connection: HTTPConnection, error: ClientDisconnect) -> Response:

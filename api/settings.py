@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from api.tenancy.settings import TenancySettings
 from serinette.names import DEFAULT_POOL
@@ -62,7 +64,10 @@ class GatewaySettings(TenancySettings, WebhookSettings):
 
     port: int = Field(8019, ge=0, le=65_535, description="Port to listen on; the seed's clients expect 8019.")
     pool: str = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
-    cors_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from; none by default.")
+    # NoDecode: a chart's value and a shell's are seldom JSON.
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins that browsers may call from, with commas between them or as JSON; none by default."
+    )
     job_timeout_s: int = Field(1800, ge=10, le=6 * 3600, description="Longest run of a job that sets none.")
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts before a job fails for good.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Longest JSON or form body.")
@@ -76,6 +81,18 @@ class GatewaySettings(TenancySettings, WebhookSettings):
         description="fsync: a submit is answered once the queue's server has it on its disk (WAITAOF, up to a second "
         "more). process: once the server has it. docs/durability.md says what each survives.",
     )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if not value.lstrip().startswith("["):
+            return tuple(origin for part in value.split(",") if (origin := part.strip()))
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('must be like https://a.example,https://b.example or ["https://a.example"]') from None
 
 
 class MaintenanceSettings(WebhookSettings):

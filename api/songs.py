@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from starlette.concurrency import run_in_threadpool
+import anyio
+from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -53,24 +54,52 @@ def song_of(job: Job, index: int) -> Artifact:
     for artifact in job.result.artifacts:
         if artifact.index == index:
             return artifact
-    raise NotFound(f"index: job {job.id} has {len(job.result.artifacts)} songs, from 0", field="index")
+    count = len(job.result.artifacts)
+    has = "1 song, index 0" if count == 1 else f"{count} songs, index 0 to {count - 1}"
+    raise NotFound(f"index: job {job.id} has {has}", field="index")
 
 
-async def serve(store: Store, song: Artifact, asked: Asked, file_name: str, *, download: bool) -> Response:
-    """The song, the part of it that is asked for, or that the client has it already.
+@dataclass(frozen=True, slots=True)
+class Songs:
+    """The store's songs; where it cannot be awaited it is asked in threads of its own."""
 
-    Raises:
-        Gone: its file was erased.
-    """
-    headers = _headers(song, file_name, "attachment" if download else "inline")
-    if asked.has(song):
-        return Response(status_code=304, headers=headers)
-    try:
-        span = requested_span(asked.range, song.size_bytes) if asked.if_range in (None, headers["ETag"]) else None
-    except Unsatisfiable:
-        error = RequestError(f"Range: the song has {song.size_bytes} bytes", field="Range")
-        return answer(asked.path, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
-    return await _bytes(asked.method, store, song, span, headers)
+    store: Store
+    threads: CapacityLimiter
+
+    async def url(self, song: Artifact, expires_s: int) -> str | None:
+        """Where the store serves the song itself; None if it does not. Its credentials may have to be fetched first."""
+        return await anyio.to_thread.run_sync(self.store.sign_get, song.key, expires_s, limiter=self.threads)
+
+    async def serve(self, song: Artifact, asked: Asked, file_name: str, *, download: bool) -> Response:
+        """The song, the part of it that is asked for, or that the client has it already.
+
+        Raises:
+            Gone: its file was erased.
+        """
+        headers = _headers(song, file_name, "attachment" if download else "inline")
+        if asked.has(song):
+            return Response(status_code=304, headers=headers)
+        try:
+            span = requested_span(asked.range, song.size_bytes) if asked.if_range in (None, headers["ETag"]) else None
+        except Unsatisfiable:
+            error = RequestError(f"Range: the song has {song.size_bytes} bytes", field="Range")
+            return answer(asked.path, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
+        try:
+            return await self._bytes(asked.method, song, span, headers)
+        except NotFound as error:
+            raise Gone("the song's file was erased from the store") from error
+
+    async def _bytes(self, method: str, song: Artifact, span: Span | None, headers: dict[str, str]) -> Response:
+        status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
+        if span:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
+        headers["Content-Length"] = str(end - start)
+        if method == "HEAD":
+            await anyio.to_thread.run_sync(self.store.head, song.key, limiter=self.threads)
+            return Response(status_code=status, headers=headers)
+        chunks = self.store.stream(song.key, start, end)
+        first = await anext(chunks)  # whether the store has it must be known before the status is sent
+        return StreamingResponse(_with_first(first, chunks), status, headers)
 
 
 def _etag(song: Artifact) -> str:
@@ -87,22 +116,6 @@ def _headers(song: Artifact, file_name: str, disposition: str) -> dict[str, str]
         "Cache-Control": "private, no-cache",
         "X-Content-Type-Options": "nosniff",
     }
-
-
-async def _bytes(method: str, store: Store, song: Artifact, span: Span | None, headers: dict[str, str]) -> Response:
-    status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
-    if span:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
-    headers["Content-Length"] = str(end - start)
-    try:
-        if method == "HEAD":
-            await run_in_threadpool(store.head, song.key)
-            return Response(status_code=status, headers=headers)
-        chunks = store.stream(song.key, start, end)
-        first = await anext(chunks)  # whether the store has it must be known before the status is sent
-    except NotFound as error:
-        raise Gone("the song's file was erased from the store") from error
-    return StreamingResponse(_with_first(first, chunks), status, headers)
 
 
 async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from pydantic import ValidationError
-
 from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
 from gpu_worker.run_dir import private_run_dir
 from gpu_worker.settings import WorkerSettings
@@ -13,19 +11,20 @@ from gpu_worker.supervisor import Supervisor
 from serinette import logs
 from serinette.errors import ConfigurationError
 from serinette.exposition import new_registry, serve
+from serinette.settings import read
 
 
 def main() -> int:
     """Read the settings and supervise."""
     try:
-        settings = WorkerSettings()
+        settings = read(WorkerSettings)
         logs.configure(settings, "worker")
         with private_run_dir(settings.work_dir) as run_dir:
             supervisor, registry = Supervisor(settings, run_dir), new_registry()
             registry.register(supervisor.metrics)
             serve(registry, settings)
             return supervisor.run()
-    except (ConfigurationError, ValidationError) as error:
+    except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE
 

@@ -26,7 +26,6 @@ def main() -> int:
     """0 when all is well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--write", action="store_true", help="the default")
     document = current()
     if not parser.parse_args().check:
         PAGE.write_text(text_of(document))

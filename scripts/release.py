@@ -1,7 +1,7 @@
 """Build the images, write their SBOMs, and push images and chart to the operator's registry.
 
 `make release REGISTRY=registry.example.com/you`, after `podman login` (or docker's) and `helm registry login`.
-What comes out lies in dist/release: an SBOM for each image (SPDX), the chart's package, and values with the images' digests.
+What comes out lies in dist/release: an SBOM for each image (SPDX), the chart's package, and values with digests.
 """
 
 from __future__ import annotations
@@ -91,20 +91,24 @@ def push_chart(registry: str, *, plain_http: bool) -> None:
     aloud([str(helm()), "push", str(package), f"oci://{registry}", *(["--plain-http"] if plain_http else [])])
 
 
-def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="make release", description=__doc__)
+def arguments(given: list[str]) -> argparse.Namespace:
+    """The command line; `build` is what stands after `--`."""
+    parser = argparse.ArgumentParser(
+        prog="make release",
+        description=__doc__,
+        epilog="After -- : arguments for the builder (--build-arg, --platform).",
+    )
     parser.add_argument("registry", help="registry with its path, such as registry.example.com/you")
     parser.add_argument("--builder", choices=("podman", "docker"), help="the one that is installed, if left out")
     parser.add_argument("--plain-http", action="store_true", help="the registry speaks HTTP: for trials on one machine")
     parser.add_argument("--no-push", action="store_true", help="stop after images, SBOMs and the chart's package")
-    parser.add_argument("build", nargs="*", help="after --: arguments for the builder, such as --build-arg TORCH=...")
-    return parser.parse_args(given)
+    end = given.index("--") if "--" in given else len(given)
+    return parser.parse_args(given[:end], argparse.Namespace(build=given[end + 1 :]))
 
 
 def main() -> int:
     """Build, describe, push, and say what to do next."""
-    asked = arguments()
+    asked = arguments(sys.argv[1:])
     builder = asked.builder or next((name for name in ("podman", "docker") if shutil.which(name)), None)
     if builder is None:
         raise SystemExit("neither podman nor docker is installed: one of them builds the images")

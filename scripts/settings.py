@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from api.settings import GatewaySettings, MaintenanceSettings
 from gpu_worker.settings import WorkerSettings
-from serinette.settings import SharedSettings
+from serinette.settings import SharedSettings, variable
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -29,8 +29,8 @@ SECTIONS: tuple[tuple[str, type[SharedSettings]], ...] = (
 INTRODUCTION = """# Settings
 
 Each process reads its settings from the environment, once, when it starts; a wrong one ends it with the setting's name.
-`serinette up` passes its own environment on to everything it starts, so all of these work there too. Lists and tuples
-are JSON (`SERINETTE_CORS_ORIGINS='["https://studio.example"]'`).
+`serinette up` passes its own environment on to everything it starts, so all of these work there too. A list has
+commas between its entries, or is JSON (`SERINETTE_CORS_ORIGINS=https://studio.example,https://app.example`).
 
 Credentials of the object store are read from the usual variables of its kind (`AWS_ACCESS_KEY_ID`,
 `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, ...) or from the
@@ -62,8 +62,7 @@ def _section(title: str, settings: type[SharedSettings]) -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    variable = field.validation_alias if isinstance(field.validation_alias, str) else f"SERINETTE_{name.upper()}"
-    return f"| `{variable}` | {_default(field)} | {field.description} |"
+    return f"| `{variable(name, field)}` | {_default(field)} | {field.description} |"
 
 
 def _default(field: FieldInfo) -> str:

@@ -7,6 +7,7 @@ SerinetteError
 │   ├── InvalidAudio              an upload that is not audio, or too long
 │   ├── TooLarge                  a body beyond the limit
 │   ├── NotFound                  no such job, artifact or upload for this tenant
+│   ├── UnsupportedMediaType      the body is not of a kind that is read here
 │   ├── Conflict                  the job's state, or an earlier use of a key, forbids it
 │   │   ├── IdempotencyConflict   same Idempotency-Key, another spec
 │   │   └── NotFinished           the job has no result yet
@@ -82,6 +83,12 @@ class TooLarge(RequestError):
     """The body is larger than this deployment accepts."""
 
     code = "too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    """The body is not of a kind that is read here."""
+
+    code = "unsupported_media_type"
 
 
 class NotFound(RequestError):

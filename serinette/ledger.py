@@ -177,11 +177,6 @@ class Entry:
         message = f"no worker began the job{by}: give a longer start_deadline_s, or submit again when workers are free"
         return JobError(code=Expired.code, message=message)
 
-    @property
-    def charged_attempts(self) -> int:
-        """Attempts that ended in a failure of their own; hand-backs are no attempts."""
-        return sum(attempt.outcome is AttemptOutcome.FAILED for attempt in self.attempts)
-
 
 @dataclass(frozen=True, slots=True)
 class Terms:

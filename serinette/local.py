@@ -13,19 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-import httpx
-from redis import Redis, RedisError
-
+from serinette import readiness
 from serinette.errors import ConfigurationError
 from serinette.job import now
-from serinette.presence import WorkerStage, present
-from serinette.settings import SharedSettings
+from serinette.settings import SharedSettings, connect_redis, read
 from serinette.tree import Notice, Part, Tree
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 # A Unix socket's path may have 108 bytes on Linux and 104 on macOS, the ending zero among them.
 _LONGEST_SOCKET_PATH = 103
@@ -74,7 +68,8 @@ class Local:
     it ends, ends it at once.
 
     Raises:
-        ConfigurationError: the port is taken, the data directory is in use, a path is too long, no Valkey is installed.
+        ConfigurationError: the port is taken, the data directory is in use, a path is too long, no Valkey is
+            installed, a setting is wrong.
         Unavailable: a process ended or was not ready in time.
     """
 
@@ -146,11 +141,13 @@ class Local:
             ) from error
 
     def _shared_settings(self) -> SharedSettings:
-        settings = SharedSettings()
-        changes: dict[str, object] = {}
-        if "store_url" not in settings.model_fields_set:
-            changes["store_url"] = f"file://{self._data_dir / 'store'}"
-        return settings.model_copy(update=changes)
+        redis_url = self._options.redis_url
+        # Our own Valkey knows no users: credentials of another that the environment holds are not for it.
+        own = {"redis_url": f"unix://{self._socket}", "redis_username": None, "redis_password": None}
+        settings = read(SharedSettings, **({"redis_url": redis_url} if redis_url else own))
+        if "store_url" in settings.model_fields_set:
+            return settings
+        return settings.model_copy(update={"store_url": f"file://{self._data_dir / 'store'}"})
 
     def _catch_signals(self) -> None:
         def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -164,17 +161,17 @@ class Local:
             self._previous[number] = signal.signal(number, interrupt)
 
     def _start(self, port: int) -> None:
-        redis_url = self._options.redis_url or f"unix://{self._socket}"
-        if self._options.redis_url is None:
-            self._tree.start(self._valkey())
-            self._tree.wait_ready()
         shared = {
-            "SERINETTE_REDIS_URL": redis_url,
+            "SERINETTE_REDIS_URL": self._settings.redis_url.get_secret_value(),
             "RQ_KEY_PREFIX": self._settings.redis_prefix,
             "SERINETTE_STORE_URL": self._settings.store_url,
             "PYTHONUNBUFFERED": "1",
         }
-        self._redis = Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2)
+        if self._options.redis_url is None:
+            shared |= {"SERINETTE_REDIS_USERNAME": "", "SERINETTE_REDIS_PASSWORD": ""}
+            self._tree.start(self._valkey())
+            self._tree.wait_ready()
+        self._redis = connect_redis(self._settings)
         metrics_port = self._settings.metrics_port
         for number, part in enumerate((self._gateway(shared, port), self._maintenance(shared), self._worker(shared))):
             own = {"SERINETTE_METRICS_PORT": str(metrics_port + number)} if metrics_port else {}
@@ -200,40 +197,19 @@ class Local:
         command = [valkey_program()]
         for name, value in configuration.items():
             command += [f"--{name}", value]
-        redis = Redis(unix_socket_path=str(self._socket), socket_timeout=2)
-
-        def pending() -> str | None:
-            try:
-                redis.ping()
-            except RedisError as error:
-                return f"answers {error}" if self._socket.exists() else "starting"
-            return None
-
-        return Part("valkey", tuple(command), {}, pending)
+        return Part("valkey", tuple(command), {}, readiness.valkey(self._socket))
 
     def _gateway(self, shared: dict[str, str], port: int) -> Part:
-        http = httpx.Client(base_url=self.url, timeout=2, trust_env=False)
-
-        def pending() -> str | None:
-            try:
-                answer = http.get("/healthz")
-            except httpx.HTTPError:
-                return "starting"
-            return None if answer.is_success else f"answers {answer.status_code}"
-
         listening = {
             "SERINETTE_HOST": self._options.host,
             "SERINETTE_PORT": str(port),
             "SERINETTE_DRAIN_TIMEOUT_S": "2",
         }
-        return Part("gateway", (sys.executable, "-m", "api"), {**shared, **self._options.gateway, **listening}, pending)
+        environment = {**shared, **self._options.gateway, **listening}
+        return Part("gateway", (sys.executable, "-m", "api"), environment, readiness.gateway(self.url))
 
     def _maintenance(self, shared: dict[str, str]) -> Part:
-        lease = self._settings.keys.lease("rounds")
-
-        def pending() -> str | None:
-            return None if self._redis.exists(lease) else "starting"
-
+        pending = readiness.maintenance(self._redis, self._settings.keys)
         return Part("maintenance", (sys.executable, "-m", "api.maintenance"), shared, pending)
 
     def _worker(self, shared: dict[str, str]) -> Part:
@@ -244,23 +220,10 @@ class Local:
             "SERINETTE_WORK_DIR": str(self._data_dir / "work"),
             "SERINETTE_DRAIN_TIMEOUT_S": str(drain_timeout_s),
         }
-        pending = _worker_pending(self._redis, self._settings, now())
+        pending = readiness.worker(self._redis, self._settings.keys, now())
         command = (sys.executable, "-m", "gpu_worker")
         # A first load may fetch the checkpoint: the worker itself bounds it (engine_start_timeout_s).
         return Part("worker", command, environment, pending, start_timeout_s=None, stop_timeout_s=drain_timeout_s + 5)
-
-
-def _worker_pending(redis: Redis, settings: SharedSettings, since: datetime) -> Callable[[], str | None]:
-    def pending() -> str | None:
-        try:
-            workers = [worker for worker in present(redis, settings.keys) if worker.started_at >= since]
-        except RedisError as error:
-            return str(error)
-        if any(worker.stage is WorkerStage.READY for worker in workers):
-            return None
-        return next((worker.message or worker.stage for worker in workers), "starting")
-
-    return pending
 
 
 def _lock(data_dir: Path) -> int:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
+from redis.connection import parse_url
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
+from serinette.errors import ConfigurationError
 from serinette.names import Keys
 
 
@@ -75,16 +78,64 @@ class SharedSettings(BaseSettings):
         1.0, ge=0, le=1, description="Share of requests traced; one that comes with a traceparent has been decided on."
     )
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_can_be_found(cls, url: SecretStr) -> SecretStr:
+        try:
+            parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
+        except ValueError:  # which would cite the URL, a password in it
+            raise ValueError(
+                "must be a redis://, rediss:// or unix:// URL, its password's special letters escaped"
+            ) from None
+        return url
+
     @model_validator(mode="after")
     def _a_late_heartbeat_is_no_death(self) -> Self:
         if self.heartbeat_ttl_s < 3 * self.heartbeat_s:
-            raise ValueError(f"heartbeat_ttl_s: must be at least 3 * heartbeat_s ({3 * self.heartbeat_s:g})")
+            raise ValueError(
+                f"SERINETTE_HEARTBEAT_TTL_S: must be at least 3 * SERINETTE_HEARTBEAT_S ({3 * self.heartbeat_s:g})"
+            )
         return self
 
     @property
     def keys(self) -> Keys:
         """Names of our Redis keys."""
         return Keys(self.redis_prefix)
+
+
+Settings = TypeVar("Settings", bound=SharedSettings)
+
+
+def read(settings: type[Settings], **given: object) -> Settings:
+    """Settings of this process from its environment, `given` before it.
+
+    Raises:
+        ConfigurationError: some are wrong; the message names their variables, and no secret.
+    """
+    try:
+        return settings(**given)  # type: ignore[arg-type]  # validated; pydantic-settings' own options are typed
+    except ValidationError as error:
+        told = "; ".join(_told(settings, dict(each)) for each in error.errors())
+        raise ConfigurationError(told) from None  # the cause would cite secrets
+    except SettingsError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def variable(name: str, field: FieldInfo) -> str:
+    """The environment variable that a field of a settings class is read from."""
+    return field.validation_alias if isinstance(field.validation_alias, str) else f"SERINETTE_{name.upper()}"
+
+
+def _told(settings: type[SharedSettings], error: dict[str, Any]) -> str:
+    what = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    if not error["loc"]:  # a contradiction of two settings, which it names itself
+        return str(what)
+    by_place = {
+        place: (name, field) for name, field in settings.model_fields.items() for place in (name, variable(name, field))
+    }
+    name, field = by_place[error["loc"][0]]
+    secret = SecretStr in (field.annotation, *get_args(field.annotation))
+    return f"{variable(name, field)}: {what}" + ("" if secret else f"; got {str(error['input'])[:100]!r}")
 
 
 # A Redis that hangs is not asked again: redis-py retries the command and the connection under it, and waits multiply.

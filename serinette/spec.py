@@ -127,6 +127,13 @@ class GenerationSpec(BaseModel):
             raise ValueError(f"cfg_end: must not be less than cfg_start ({self.cfg_start})")
         return self
 
+    @model_validator(mode="after")
+    def _every_variation_has_a_seed(self) -> Self:
+        last = MAX_SEED - self.variations + 1
+        if self.seed is not None and self.seed > last:
+            raise ValueError(f"seed: must be at most {last} with {self.variations} variations, each having its own")
+        return self
+
     def seeded(self) -> GenerationSpec:
         """The same spec with a seed drawn, so that a retry sings the same song."""
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**32)})

@@ -115,10 +115,18 @@ class Store:
         with _own_errors(key):
             return _stored(obstore.head(self._store, _checked(key)))
 
-    def download(self, key: str, path: Path) -> None:
-        """Write an object's bytes to `path`, a chunk at a time. Raises NotFound."""
+    def download(self, key: str, path: Path, max_bytes: int | None = None) -> None:
+        """Write an object's bytes to `path`, a chunk at a time.
+
+        Raises:
+            NotFound: there is no such object.
+            TooLarge: it has more than `max_bytes`.
+        """
         with _own_errors(key):
-            chunks = obstore.get(self._store, _checked(key)).stream(CHUNK_BYTES)
+            found = obstore.get(self._store, _checked(key))
+            if max_bytes is not None and found.meta["size"] > max_bytes:
+                raise TooLarge(f"{key} has {found.meta['size']} bytes, more than {max_bytes}")
+            chunks = found.stream(CHUNK_BYTES)  # of as many bytes as it told
         with path.open("wb") as file:
             while chunk := self._next(key, chunks):
                 file.write(chunk)

@@ -22,9 +22,10 @@ from rq.serializers import JSONSerializer
 
 from serinette.job import Artifact, AttemptOutcome, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings, now
 from serinette.ledger import Ledger, Outcome
-from serinette.names import Keys, Lane, artifact_key, queue_name
+from serinette.names import Keys, Lane, artifact_key, queue_name, upload_record_key
 from serinette.spec import AudioFormat
 from serinette.store import Store
+from serinette.upload import Upload
 from tests.servers import free_ports
 
 
@@ -122,6 +123,21 @@ class HandSlot:
             rq_job.failed_job_registry.add(rq_job, ttl=3600, exc_string=error.message, pipeline=pipe)
             self.ledger.settle(job_id, Outcome(JobStatus.FAILED, error), pipeline=pipe)
             pipe.execute()
+
+    def keep_upload(self, upload_id: str, duration_s: float) -> None:
+        """Record an upload as proved; its bytes are not there."""
+        upload = Upload(
+            id=upload_id,
+            duration_s=duration_s,
+            sample_rate=48_000,
+            channels=2,
+            codec="pcm_s16le",
+            container="wav",
+            size_bytes=1,
+            sha256="0" * 64,
+            created_at=now(),
+        )
+        self._store.put(upload_record_key("default", upload_id), upload.model_dump_json().encode())
 
     def _rq_job(self, job_id: str) -> RqJob:
         return RqJob.fetch(job_id, self._redis, JSONSerializer)

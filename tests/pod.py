@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -20,16 +21,39 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from gpu_worker.settings import WorkerSettings
-from serinette.job import JobStatus, Record, now
+from serinette.job import AttemptOutcome, JobStatus, Record, now
 from serinette.leash import leashed
 from serinette.ledger import Entry, Ledger, Outcome
-from serinette.names import DEFAULT_POOL, SING_TASK, Lane, queue_name, record_key
+from serinette.names import DEFAULT_POOL, SING_TASK, Lane, queue_name, record_key, upload_audio_key, upload_record_key
 from serinette.presence import Presence, WorkerStage, present
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
+from serinette.upload import Upload
 from tests.processes import eventually
 
 TENANT = "default"
+
+
+def put_upload(store: Store, upload_id: str, data: bytes) -> None:
+    """An upload as the gateway leaves it; what it says of the sound nobody reads again."""
+    record = Upload(
+        id=upload_id,
+        duration_s=1,
+        sample_rate=48_000,
+        channels=2,
+        codec="pcm",
+        container="wav",
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        created_at=now(),
+    )
+    store.put(upload_audio_key(TENANT, upload_id), data)
+    store.put(upload_record_key(TENANT, upload_id), record.model_dump_json().encode())
+
+
+def charged_attempts(entry: Entry) -> int:
+    """Attempts that ended in a failure of their own; hand-backs are no attempts."""
+    return sum(attempt.outcome is AttemptOutcome.FAILED for attempt in entry.attempts)
 
 
 @dataclass

@@ -8,7 +8,6 @@ import sys
 from functools import partial
 from threading import Event, Thread
 
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 from rq import defaults
 
@@ -21,7 +20,7 @@ from api.settings import MaintenanceSettings
 from serinette import logs
 from serinette.errors import ConfigurationError
 from serinette.exposition import new_registry, serve
-from serinette.settings import connect_redis
+from serinette.settings import connect_redis, read
 from serinette.store import Store
 
 log = logging.getLogger("api.maintenance")
@@ -80,10 +79,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     try:
-        settings = MaintenanceSettings()
+        settings = read(MaintenanceSettings)
         logs.configure(settings, "maintenance")
         run(settings, stop)
-    except (ConfigurationError, ValidationError) as error:
+    except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0

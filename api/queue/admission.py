@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from api.settings import GatewaySettings
@@ -10,8 +11,12 @@ from serinette.errors import InvalidSpec, NotFound, Unsupported
 from serinette.job import Job, JobStatus
 from serinette.names import upload_record_key
 from serinette.presence import Presence
-from serinette.spec import GenerationSpec
+from serinette.spec import GenerationSpec, Task
 from serinette.store import Store
+from serinette.upload import Upload
+
+_AUDIO_CODE = re.compile(r"<\|audio_code_\d+\|>")
+_WINDOWED = {Task.REPAINT, Task.LEGO}
 
 
 def pool_for_model(model: str, workers: Iterable[Presence]) -> str:
@@ -27,23 +32,40 @@ def pool_for_model(model: str, workers: Iterable[Presence]) -> str:
     raise InvalidSpec(f"model: {model} is not known; {published}; leave it out for the default", field="model")
 
 
-def check_audio(tenant: str, spec: GenerationSpec, store: Store, find_job: Callable[[str], Job]) -> None:
-    """See that what the spec works on exists.
+def check_words(spec: GenerationSpec) -> None:
+    """See that names and codes in the spec stand for something.
 
     Raises:
-        InvalidSpec: an upload that was never completed, or a song that does not exist; `field` names it.
+        InvalidSpec: a LoRA that is not published, or audio codes without a code; `field` names it.
+    """
+    if spec.lora is not None:
+        raise InvalidSpec(f"lora: {spec.lora} is not known; none is published yet; leave it out", field="lora")
+    if spec.audio_codes and spec.audio_codes.strip() and not _AUDIO_CODE.search(spec.audio_codes):
+        raise InvalidSpec(
+            "audio_codes: holds no <|audio_code_N|>; send such codes, or leave it out", field="audio_codes"
+        )
+
+
+def check_audio(tenant: str, spec: GenerationSpec, store: Store, find_job: Callable[[str], Job]) -> None:
+    """See that what the spec works on exists, and is long enough for its window.
+
+    Raises:
+        InvalidSpec: an upload that was never completed, a song that does not exist, or a window behind the source's
+            end; `field` names it.
     """
     for field, audio_id in (("source_audio", spec.source_audio), ("reference_audio", spec.reference_audio)):
         if audio_id is None:
             continue
         try:
             if "/" in audio_id:
-                _check_song(field, audio_id, find_job)
+                duration_s = _song_duration_s(field, audio_id, find_job)
             else:
-                store.head(upload_record_key(tenant, audio_id))
+                duration_s = Upload.model_validate_json(store.get(upload_record_key(tenant, audio_id))).duration_s
         except NotFound as error:
             message = f"{field}: there is no {audio_id}; upload it with POST /v1/uploads, or name {{job_id}}/{{index}}"
             raise InvalidSpec(message, field=field) from error
+        if field == "source_audio":
+            _check_window(spec, duration_s)
 
 
 def check_webhook(tenant: str, url: str | None, settings: GatewaySettings, targets: Targets) -> None:
@@ -62,10 +84,19 @@ def check_webhook(tenant: str, url: str | None, settings: GatewaySettings, targe
     targets.check(url)
 
 
-def _check_song(field: str, audio_id: str, find_job: Callable[[str], Job]) -> None:
+def _check_window(spec: GenerationSpec, duration_s: float) -> None:
+    if spec.task in _WINDOWED and spec.repaint_start_s is not None and spec.repaint_start_s >= duration_s:
+        raise InvalidSpec(
+            f"repaint_start_s: must be less than the source's length, {duration_s:.2f} s", field="repaint_start_s"
+        )
+
+
+def _song_duration_s(field: str, audio_id: str, find_job: Callable[[str], Job]) -> float:
     job_id, _, index = audio_id.partition("/")
     job = find_job(job_id)
     if job.status is not JobStatus.SUCCEEDED or job.result is None:
         raise InvalidSpec(f"{field}: job {job_id} is {job.status} and has no song to work on", field=field)
-    if int(index) not in {artifact.index for artifact in job.result.artifacts}:
-        raise NotFound(f"job {job_id} has no song {index}")
+    for artifact in job.result.artifacts:
+        if artifact.index == int(index):
+            return artifact.duration_s
+    raise NotFound(f"job {job_id} has no song {index}")

@@ -18,7 +18,7 @@ from rq.job import Job as RqJob
 from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
-from api.queue.admission import check_audio, check_webhook, pool_for_model
+from api.queue.admission import check_audio, check_webhook, check_words, pool_for_model
 from api.queue.bounds import Bounds, error_of
 from api.queue.cursors import Cursor
 from api.queue.durability import Disk
@@ -106,6 +106,7 @@ class JobQueue:
                 return self._replayed(known, spec.digest()), False
             check_webhook(tenant, options.webhook, self._settings, self._targets)
             pool = self._settings.pool if spec.model is None else pool_for_model(spec.model, self._reader.workers())
+            check_words(spec)
             check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
             meta = meta_of(tenant, pool, spec, options, dialect or {})
             meta["timeout_s"] = options.timeout_s or self._settings.job_timeout_s
@@ -161,7 +162,7 @@ class JobQueue:
         last = after = Cursor.decode(cursor) if cursor else None
         found: list[Job] = []
         with _answering():
-            for last, sighting in self._reader.scan(tenant, after):  # noqa: B007  # where the page ended
+            for last, sighting in self._reader.scan(tenant, after, limit):  # noqa: B007  # where the page ended
                 if sighting and _matches(sighting, tenant, status, label):
                     found.append(sighting.job())
                 if len(found) == limit:

@@ -24,7 +24,7 @@ from serinette.presence import Presence, present
 
 # LPOS of a million waiting jobs takes 21 ms of Redis's one thread: places are sought near the head only.
 POSITION_DEPTH = 1_000
-# A filtered list looks at so many jobs in one request, so many at a time, before it hands out a cursor instead.
+# A filtered list looks at so many jobs in one request, at most so many at a time, before it hands out a cursor instead.
 SCAN_LIMIT = 2_000
 SCAN_CHUNK = 200
 
@@ -50,17 +50,20 @@ class Reader:
             raw = pipe.execute()
         return [self._sighting(job_id, raw[3 * i : 3 * i + 3]) for i, job_id in enumerate(job_ids)]
 
-    def scan(self, tenant: str, after: Cursor | None) -> Iterator[tuple[Cursor, Sighting | None]]:
-        """The tenant's jobs behind a cursor, newest first, no more than SCAN_LIMIT of them."""
+    def scan(self, tenant: str, after: Cursor | None, limit: int) -> Iterator[tuple[Cursor, Sighting | None]]:
+        """The tenant's jobs behind a cursor, newest first, no more than SCAN_LIMIT of them; `limit` will likely do."""
         index = self._keys.jobs(tenant)
         start = self._start(index, after)
-        for first in range(start, start + SCAN_LIMIT, SCAN_CHUNK):
-            rows: Any = self._redis.zrange(index, first, first + SCAN_CHUNK - 1, desc=True, withscores=True)
+        first, chunk = start, min(limit, SCAN_CHUNK)
+        while first < start + SCAN_LIMIT:
+            chunk = min(chunk, start + SCAN_LIMIT - first)
+            rows: Any = self._redis.zrange(index, first, first + chunk - 1, desc=True, withscores=True)
             ids = [job_id.decode() for job_id, _ in rows]
             for job_id, (_, score), sighting in zip(ids, rows, self.see(ids), strict=True):
                 yield Cursor(job_id, score), sighting
-            if len(rows) < SCAN_CHUNK:
+            if len(rows) < chunk:
                 return
+            first, chunk = first + chunk, min(2 * chunk, SCAN_CHUNK)
 
     def more(self, tenant: str, after: Cursor) -> bool:
         """Whether the tenant has jobs behind the cursor."""

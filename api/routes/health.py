@@ -29,12 +29,14 @@ class Health(BaseModel):
     status: str
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Alive")
 async def alive() -> Health:
     """The process answers. Says nothing of what it needs: restarting it would mend none of that."""
     return Health(status="alive")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Ready", responses=problems("unavailable", "queue_unavailable", "store_unavailable"))
 async def ready(events: EventsPart, store: StorePart, probes: ProbesPart) -> Health:
     """Queue and store answer, within three seconds."""

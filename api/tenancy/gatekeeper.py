@@ -22,6 +22,8 @@ from serinette.names import Keys
 
 # Signs of life for probes, numbers without jobs and tenants for Prometheus, and what the API looks like.
 PUBLIC = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+# What the API's page is made of.
+_PAGE = "/static-offline-docs/"
 CALLER = "serinette.caller"
 _REALM = 'Bearer realm="serinette"'
 
@@ -45,7 +47,7 @@ class Gatekeeper:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on if it may."""
-        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC:
+        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGE):
             return await self._app(scope, receive, send)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"}
         key = scope.get(KEY_IN_PATH) or _bearer(headers)

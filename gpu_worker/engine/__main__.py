@@ -8,8 +8,11 @@ import warnings
 from functools import partial
 
 from gpu_worker.engine.base import Engine
+from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
 from gpu_worker.engine.server import run
 from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError
+from serinette.settings import read
 
 
 def load(settings: WorkerSettings) -> Engine:
@@ -21,7 +24,11 @@ def load(settings: WorkerSettings) -> Engine:
 
 def main() -> int:
     """Run the engine process."""
-    settings = WorkerSettings()
+    try:
+        settings = read(WorkerSettings)
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return CONFIGURATION_EXIT_CODE
     return run(settings, partial(load, settings))
 
 

@@ -1,6 +1,6 @@
-"""The bundled checkpoint: the whole pipeline in 1.4 million parameters, built from configs and downloaded from nowhere.
+"""Checkpoints downloaded from nowhere: the bundled music box, and the whole pipeline in 1.4 million random parameters.
 
-Its weights are drawn from a fixed seed: it sings noise, at every task, with the real pipeline code.
+The random one sings noise, at every task, with the real pipeline code: what a test of that code needs, and no more.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from diffusers.pipelines.ace_step import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
+from gpu_worker.engine.music_box import building
 from gpu_worker.engine.pipeline import SongPipeline
 from gpu_worker.engine.publishing import publish
 
@@ -42,9 +43,13 @@ def bundled_checkpoint(directory: Path) -> Path:
     Raises:
         OSError: the directory cannot be written.
     """
-    libraries = {name: version(name) for name in ("diffusers", "transformers", "torch")}
-    recipe = hashlib.sha256(json.dumps(libraries, sort_keys=True).encode() + Path(__file__).read_bytes())
-    return publish(directory / f"bundled-{recipe.hexdigest()[:16]}", partial(build, turbo=True))
+    recipe = hashlib.sha256(
+        json.dumps({name: version(name) for name in ("diffusers", "transformers", "torch")}, sort_keys=True).encode()
+    )
+    for path in sorted(building.WEIGHTS.parent.iterdir()):
+        if path.suffix in {".py", ".safetensors"}:
+            recipe.update(path.read_bytes())
+    return publish(directory / f"bundled-{recipe.hexdigest()[:16]}", building.build)
 
 
 def build(directory: Path, *, turbo: bool) -> None:

@@ -11,7 +11,6 @@ import sys
 from contextlib import suppress
 
 import rq.defaults
-from pydantic import ValidationError
 from rq.exceptions import StopRequested
 
 from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
@@ -25,6 +24,7 @@ from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
 from serinette import logs, traces
 from serinette.errors import ConfigurationError
+from serinette.settings import read
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
@@ -70,12 +70,12 @@ def main() -> int:
     parser.add_argument("--busy-fd", type=int, help="descriptor to write 1 to with a job in hand, and 0 without")
     arguments = parser.parse_args()
     try:
-        settings = WorkerSettings()
+        settings = read(WorkerSettings)
         logs.configure(settings, "slot")
         traces.configure(settings, "slot")
         # RQ refuses a name that a killed process has not ceased to hold.
         return run(settings, f"{arguments.name_prefix}.{secrets.token_hex(3)}", arguments.busy_fd)
-    except (ConfigurationError, ValidationError) as error:
+    except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE
 

@@ -40,13 +40,9 @@ class PatientStore:
         """Read a small object. Raises NotFound."""
         return self._ask(lambda: self._store.get(key))
 
-    def require(self, key: str) -> None:
-        """Raise NotFound unless there is such an object."""
-        self._ask(lambda: self._store.head(key))
-
-    def download(self, key: str, path: Path) -> None:
-        """Copy an object to a file. Raises NotFound."""
-        self._ask(lambda: self._store.download(key, path))
+    def download(self, key: str, path: Path, max_bytes: int) -> None:
+        """Copy an object to a file. Raises NotFound, or TooLarge beyond `max_bytes`."""
+        self._ask(lambda: self._store.download(key, path, max_bytes))
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
         """Write an object."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,23 @@ from typing import Literal
 
 from gpu_worker.engine.base import Samples
 from gpu_worker.slot.patient_store import PatientStore
-from serinette.errors import InvalidAudio, NotFound
+from serinette.errors import InvalidAudio, NotFound, TooLarge
 from serinette.job import Record
 from serinette.media import decode
 from serinette.names import record_key, upload_audio_key, upload_record_key
 from serinette.presence import Model
+from serinette.upload import Upload
 
 Role = Literal["source", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where the bytes lie, and which bytes they are: what lies at a key may be written anew by whoever may PUT it."""
+
+    key: str
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +43,40 @@ class Sources:
 
         Raises:
             NotFound: there is no such upload or song, or its upload was not finished.
-            InvalidAudio: it is longer than the model takes.
+            InvalidAudio: it is longer than the model takes, or no longer what was proved to be audio.
         """
         field = f"{role}_audio"
         with tempfile.TemporaryDirectory(dir=self.spool_dir) as directory:
             file = Path(directory) / "audio"
             try:
-                self.store.download(self._key(audio_id), file)
+                self._download(audio_id, file)
+                return decode(file, self.model.sample_rate, self.model.channels, self.model.max_duration_s)
             except (NotFound, IndexError) as error:
                 raise NotFound(
                     f"{field}: there is no upload or song {audio_id}; upload it with POST /v1/uploads, or name a song "
                     "as {job_id}/{index}",
                     field=field,
                 ) from error
-            try:
-                return decode(file, self.model.sample_rate, self.model.channels, self.model.max_duration_s)
             except InvalidAudio as error:
                 raise InvalidAudio(f"{field}: {error.message}", field=field) from error
 
-    def _key(self, audio_id: str) -> str:
+    def _download(self, audio_id: str, file: Path) -> None:
+        kept = self._kept(audio_id)
+        changed = InvalidAudio(f"{audio_id} changed since it was proved to be audio; upload it again")
+        try:
+            self.store.download(kept.key, file, kept.size_bytes)
+        except TooLarge as error:
+            raise changed from error
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != kept.sha256:
+                raise changed
+
+    def _kept(self, audio_id: str) -> Kept:
         job_id, _, index = audio_id.partition("/")
         if index:
             record = Record.model_validate_json(self.store.get(record_key(self.tenant, job_id)))
-            return record.artifacts[int(index)].key
-        self.store.require(upload_record_key(self.tenant, audio_id))  # written once the upload proved to be audio
-        return upload_audio_key(self.tenant, audio_id)
+            artifact = record.artifacts[int(index)]
+            return Kept(artifact.key, artifact.size_bytes, artifact.sha256)
+        # Written once the upload proved to be audio; a presigned URL may still replace the audio, but not this.
+        upload = Upload.model_validate_json(self.store.get(upload_record_key(self.tenant, audio_id)))
+        return Kept(upload_audio_key(self.tenant, audio_id), upload.size_bytes, upload.sha256)

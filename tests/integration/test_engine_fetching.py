@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from gpu_worker.engine.checkpoint import bundled_checkpoint
+from gpu_worker.engine.checkpoint import build
 from gpu_worker.engine.fetching import fetch
 from gpu_worker.engine.loading import load
 from gpu_worker.engine.revision import revision_of
@@ -19,22 +19,24 @@ from tests import servers
 
 
 @pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundled_checkpoint(tmp_path_factory.mktemp("checkpoints"))
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    build(directory, turbo=True)
+    return directory
 
 
 @pytest.fixture
-def settings(s3: servers.S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundled: Path) -> WorkerSettings:
-    """The bundled checkpoint, uploaded under a prefix of its own."""
+def settings(s3: servers.S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path) -> WorkerSettings:
+    """A small checkpoint, uploaded under a prefix of its own."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     prefix = f"models/{uuid4().hex}/tiny-turbo"
     given = WorkerSettings(
         model=f"s3://{servers.BUCKET}/{prefix}", model_endpoint=s3.endpoint, work_dir=tmp_path, threads=1
     )
-    for path in bundled.rglob("*"):
+    for path in tiny.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
-            bucket(given).put(f"{prefix}/{path.relative_to(bundled)}", path)
+            bucket(given).put(f"{prefix}/{path.relative_to(tiny)}", path)
     return given
 
 
@@ -48,10 +50,10 @@ def key(settings: WorkerSettings, name: str) -> str:
     return f"{settings.model.removeprefix(f's3://{servers.BUCKET}/')}/{name}"
 
 
-def test_it_is_loaded_from_there(settings: WorkerSettings, bundled: Path) -> None:
+def test_it_is_loaded_from_there(settings: WorkerSettings, tiny: Path) -> None:
     engine = load(settings)
     assert engine.model.name == "tiny-turbo"
-    assert engine.model.revision == revision_of(bundled)
+    assert engine.model.revision == revision_of(tiny)
 
 
 def test_it_is_brought_once_and_again_when_it_changes(settings: WorkerSettings, tmp_path: Path) -> None:
@@ -79,8 +81,8 @@ def test_what_a_dead_process_left_half_done_is_thrown_away(settings: WorkerSetti
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_checksums_beside_it_are_checked(settings: WorkerSettings, bundled: Path, tmp_path: Path, right: bool) -> None:
-    digest = hashlib.sha256((bundled / "vae/config.json").read_bytes()).hexdigest() if right else "0" * 64
+def test_checksums_beside_it_are_checked(settings: WorkerSettings, tiny: Path, tmp_path: Path, right: bool) -> None:
+    digest = hashlib.sha256((tiny / "vae/config.json").read_bytes()).hexdigest() if right else "0" * 64
     bucket(settings).put(key(settings, "SHA256SUMS"), f"{digest}  ./vae/config.json\n".encode())
     if right:
         assert fetch(settings, tmp_path / "checkpoints").is_dir()

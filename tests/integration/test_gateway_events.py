@@ -198,6 +198,25 @@ def test_a_websocket_to_nothing(gateways: tuple[RunningGateway, RunningGateway],
     assert json.loads(response.body)["code"] == "not_found"
 
 
+def test_no_websocket_elsewhere(gateways: tuple[RunningGateway, RunningGateway]) -> None:
+    one = gateways[0]
+    with pytest.raises(InvalidStatus) as refused, connect(f"ws://127.0.0.1:{one.port}/v1/nothing"):
+        pass
+    response = refused.value.response
+    assert (response.status_code, json.loads(response.body)["code"]) == (404, "not_found")
+    assert "ERROR" not in one.log.read_text()
+
+
+def test_a_websocket_resumes_as_sse_does(gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+    job_id = submit(gateways[0].url)
+    sing(slot, job_id)
+    whole = listen(gateways[0].url, job_id, **{"Last-Event-ID": "0-0"})
+    seen = {"Last-Event-ID": whole[2]["id"]}
+    with connect(socket_url(gateways[0], job_id), additional_headers=seen) as websocket:
+        rest = [json.loads(message) for message in websocket]
+    assert [event["id"] for event in rest[1:]] == [event["id"] for event in whole[3:]]
+
+
 def test_a_websocket_from_a_foreign_page(gateways: tuple[RunningGateway, RunningGateway]) -> None:
     one = gateways[0]
     job_id = submit(one.url)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,10 +58,8 @@ def house(tmp_path: Path, file_store_url: str) -> Iterator[House]:
 
 
 def assert_all_say_unavailable(url: str) -> None:
-    began = time.monotonic()
     with ThreadPoolExecutor(len(CALLS)) as threads:
         answers = list(threads.map(lambda call: httpx.request(call[0], url + call[1], json=call[2], timeout=30), CALLS))
-    assert time.monotonic() - began < 10
     for answer in answers:
         told = problem(answer)
         assert (told["status"], told["code"], told["retryable"]) == (503, "queue_unavailable", True), told

@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from serinette.client import Client
 from serinette.errors import Conflict, IdempotencyConflict, InvalidSpec, NotFound, Unavailable
 from serinette.job import JobOptions, JobStatus
+from serinette.local import Local, LocalOptions
 from serinette.spec import AudioFormat, GenerationSpec
+from serinette.tree import Notice, Phase
 from tests.processes import eventually, eventually_gone
-from tests.up import Up, run_cli
+from tests.servers import free_ports
+from tests.up import ENVIRONMENT, Up, run_cli
 
 SHORT = GenerationSpec(prompt="jazz piano", duration_s=3, format=AudioFormat.FLAC)
 LONG = GenerationSpec(prompt="an endless raga", duration_s=240, steps=100)
@@ -269,3 +273,61 @@ def test_a_host_that_is_not_ours_is_named(directory: Path) -> None:
     ended = run_cli("up", "--host", "192.0.2.1", "--port", "0", "--data-dir", str(directory / "host"))
     assert ended.returncode == 1
     assert "--host" in ended.stderr
+
+
+def test_a_wrong_setting_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "SERINETTE_HEARTBEAT_S", "often")
+    ended = run_cli("up", "--port", "0", "--data-dir", str(directory / "wrong"))
+    assert ended.returncode == 1
+    assert "SERINETTE_HEARTBEAT_S: must be a valid number" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+class Told(Exception):
+    """What was waited for is told: enough seen."""
+
+
+@pytest.mark.parametrize(
+    ("part", "redis_url", "environment", "detail"),
+    [
+        ("maintenance", "redis://127.0.0.1:{port}", {}, "onnect"),
+        ("gateway", None, {"STORE_URL": "s3://songs", "STORE_ENDPOINT": "http://127.0.0.1:{port}"}, "store"),
+    ],
+)
+def test_what_is_not_there_is_what_it_waits_for(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    redis_url: str | None,
+    environment: dict[str, str],
+    detail: str,
+) -> None:
+    [port] = free_ports(1)
+    for name, value in {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    for name, value in environment.items():
+        monkeypatch.setenv(f"SERINETTE_{name}", value.format(port=port))
+
+    def tell(notice: Notice) -> None:
+        assert (notice.part, notice.phase) != (part, Phase.READY)
+        if notice.part == part and notice.phase is Phase.WAITING and detail in notice.detail:
+            raise Told
+
+    options = LocalOptions(directory / f"no-{detail}", port=0, redis_url=redis_url and redis_url.format(port=port))
+    with pytest.raises(Told), Local(options, tell) as local:
+        local.wait_ready()
+
+
+def test_a_guarded_redis_opens_with_a_password_beside_its_url(
+    directory: Path, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.config_set("requirepass", "hush")
+    monkeypatch.setenv("SERINETTE_REDIS_PASSWORD", "hush")
+
+    def tell(notice: Notice) -> None:
+        assert "uthentication" not in notice.detail
+        if (notice.part, notice.phase) == ("maintenance", Phase.READY):
+            raise Told
+
+    with pytest.raises(Told), Local(LocalOptions(directory / "guarded", port=0, redis_url=redis_url), tell) as local:
+        local.wait_ready()

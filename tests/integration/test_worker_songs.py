@@ -17,11 +17,11 @@ from rq.job import JobStatus as RqStatus
 
 from serinette.job import AttemptOutcome, JobStatus, Result
 from serinette.media import decode, read_song_tags
-from serinette.names import record_key, upload_audio_key, upload_record_key
+from serinette.names import record_key
 from serinette.presence import pace
 from serinette.spec import SCHEMA, AudioFormat, Task
 from tests import servers
-from tests.pod import TENANT, Pod, pod
+from tests.pod import TENANT, Pod, charged_attempts, pod, put_upload
 from tests.processes import eventually
 
 STALL_TIMEOUT_S = 3
@@ -124,9 +124,9 @@ def test_a_poison_job_fails_after_its_attempts_and_harms_nobody(worker: Worker) 
     entry = pod.wait_over(poison, JobStatus.FAILED)
     assert entry.error
     assert entry.error.code == "engine_crashed"
-    assert entry.charged_attempts == len(entry.attempts) == 2
+    assert charged_attempts(entry) == len(entry.attempts) == 2
     assert pod.rq_job(poison).get_status() is RqStatus.FAILED
-    assert pod.wait_over(neighbor, JobStatus.SUCCEEDED).charged_attempts == 0
+    assert charged_attempts(pod.wait_over(neighbor, JobStatus.SUCCEEDED)) == 0
 
 
 def test_a_hung_engine_ends_at_the_jobs_timeout_and_the_next_job_is_sung(worker: Worker) -> None:
@@ -162,8 +162,7 @@ def test_sources_are_uploads_and_earlier_songs(worker: Worker) -> None:
     pod = worker.pod
     first = pod.submit(duration_s=2)
     pod.wait_over(first, JobStatus.SUCCEEDED)
-    pod.store.put(upload_audio_key(TENANT, "up"), pod.store.get(pod.record(first).artifacts[0].key))
-    pod.store.put(upload_record_key(TENANT, "up"), b"{}")
+    put_upload(pod.store, "up", pod.store.get(pod.record(first).artifacts[0].key))
     for audio_id in ("up", f"{first}/0"):
         job_id = pod.submit(task=Task.COVER, source_audio=audio_id)
         pod.wait_over(job_id, JobStatus.SUCCEEDED)

@@ -14,7 +14,7 @@ from diffusers import AceStepPipeline
 
 from gpu_worker.engine.ace_step import AceStepEngine
 from gpu_worker.engine.base import Samples, Song, SongRequest
-from gpu_worker.engine.checkpoint import build, bundled_checkpoint
+from gpu_worker.engine.checkpoint import build
 from gpu_worker.engine.loading import load
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import Canceled, EngineCrashed, EngineOutOfMemory, InvalidOutput, SerinetteError, Unsupported
@@ -49,7 +49,9 @@ class Observer:
 
 @pytest.fixture(scope="module")
 def turbo(tmp_path_factory: pytest.TempPathFactory) -> AceStepEngine:
-    return load(WorkerSettings(work_dir=tmp_path_factory.mktemp("turbo"), threads=1))
+    directory = tmp_path_factory.mktemp("turbo") / "my-turbo"
+    build(directory, turbo=True)
+    return load(WorkerSettings(model=str(directory), work_dir=directory, threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,8 @@ class TestText2Music:
         ]
 
     def test_it_is_the_stock_pipelines(self, turbo: AceStepEngine, tmp_path: Path) -> None:
-        stock = AceStepPipeline.from_pretrained(bundled_checkpoint(tmp_path))
+        build(tmp_path / "tiny", turbo=True)
+        stock = AceStepPipeline.from_pretrained(tmp_path / "tiny")
         stock.set_progress_bar_config(disable=True)
         arguments: dict[str, Any] = {"num_inference_steps": 2, "shift": 3.0, "guidance_scale": 1.0, "bpm": 90}
         expected = stock(
@@ -195,7 +198,7 @@ class TestSource:
 class TestBase:
     def test_it_is_told_from_its_config(self, base: AceStepEngine, turbo: AceStepEngine) -> None:
         assert (base.model.name, base.model.turbo, base.model.default_steps) == ("my-base", False, 50)
-        assert (turbo.model.name, turbo.model.turbo, turbo.model.default_steps) == ("bundled", True, 8)
+        assert (turbo.model.name, turbo.model.turbo, turbo.model.default_steps) == ("my-turbo", True, 8)
         assert base.model.revision != turbo.model.revision
         assert turbo.model.max_duration_s == 600
 
@@ -295,7 +298,7 @@ class TestTrouble:
             bias.data.copy_(before)
 
     @pytest.mark.parametrize(
-        ("asked", "field"), [({"model": "other"}, "model"), ({"lora": "warm"}, "lora"), ({"model": "bundled"}, None)]
+        ("asked", "field"), [({"model": "other"}, "model"), ({"lora": "warm"}, "lora"), ({"model": "my-turbo"}, None)]
     )
     def test_what_this_worker_does_not_have(
         self, turbo: AceStepEngine, asked: dict[str, Any], field: str | None
@@ -309,7 +312,8 @@ class TestTrouble:
         assert refused.value.field == field
 
     def test_a_checkpoint_without_audio_tokenizer_covers_nothing(self, tmp_path: Path) -> None:
-        pipe = AceStepPipeline.from_pretrained(bundled_checkpoint(tmp_path), audio_tokenizer=None)
+        build(tmp_path / "tiny", turbo=True)
+        pipe = AceStepPipeline.from_pretrained(tmp_path / "tiny", audio_tokenizer=None)
         pipe.save_pretrained(tmp_path / "plain")
         engine = load(WorkerSettings(model=str(tmp_path / "plain"), dtype="bfloat16", work_dir=tmp_path))
         assert "cover" not in engine.model.tasks

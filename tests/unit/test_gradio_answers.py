@@ -177,6 +177,19 @@ def test_a_cover_tells_its_source_and_strength() -> None:
     assert (told["task"], told["source_audio"], told["ref_audio_strength"]) == ("cover", "up", 0.25)
 
 
+def test_steps_and_guidance_that_the_checkpoint_changed_are_told() -> None:
+    """RESULT was sung in 8 steps with guidance 1."""
+    body = {"infer_step": 60, "guidance_scale": 15.0}
+    adjusted = answers.params(job(JobStatus.SUCCEEDED, body=body))["adjusted"]
+    assert [(each["field"], each["sent"], each["used"]) for each in adjusted[1:]] == [
+        ("infer_step", 60, 8),
+        ("guidance_scale", 15.0, 1.0),
+    ]
+    assert answers.params(job(JobStatus.RUNNING, body=body))["adjusted"] == adjusted[:1], "nobody knows yet"
+    honoured = answers.params(job(JobStatus.SUCCEEDED, body={"infer_step": 8, "guidance_scale": 1}))
+    assert honoured["adjusted"] == adjusted[:1]
+
+
 def test_a_job_that_came_by_another_dialect_is_told_all_the_same() -> None:
     spec = GenerationSpec(prompt="x", seed=3)
     foreign = answers.status(job(JobStatus.SUCCEEDED, spec=spec, dialect={}))["result"]

@@ -18,6 +18,7 @@ from serinette.ledger import Outcome
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
+from tests.pod import charged_attempts
 from tests.unit.maintenance_bench import TENANT, Bench, assert_over
 
 # The pipeline of a dead client wants to say goodbye.
@@ -182,7 +183,7 @@ def test_a_replica_that_is_overtaken_does_nothing_twice(bench: Bench, redis_url:
         assert sorted(bench.waiting()) == sorted(jobs.values())
         for make, job_id in jobs.items():
             charged = 0 if make is popped else 1
-            assert (bench.entry(job_id).charged_attempts, bench.rq_job(job_id).retries_left) == (charged, 2 - charged)
+            assert (charged_attempts(bench.entry(job_id)), bench.rq_job(job_id).retries_left) == (charged, 2 - charged)
         for job_id in bench.waiting():
             bench.succeed(job_id, bench.begin(job_id, "the last attempt"))
         if not other.called:

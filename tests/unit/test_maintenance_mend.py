@@ -21,6 +21,7 @@ from serinette.names import Keys, Lane
 from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
+from tests.pod import charged_attempts
 from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench, assert_over
 
 
@@ -134,7 +135,7 @@ def test_claimed_and_lost_before_it_was_held(bench: Bench) -> None:
     bench.claim(job_id)
     assert bench.mend(job_id) is Action.RETRY
     assert_waits_at_the_front(bench, job_id)
-    assert bench.entry(job_id).charged_attempts == 1
+    assert charged_attempts(bench.entry(job_id)) == 1
 
 
 def test_a_waiting_job_whose_attempt_was_never_ended_is_released(bench: Bench) -> None:

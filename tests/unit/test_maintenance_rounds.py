@@ -17,6 +17,7 @@ from serinette.ledger import Outcome
 from serinette.names import Keys, Lane
 from serinette.settings import SharedSettings
 from serinette.store import Store
+from tests.pod import charged_attempts
 from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench, assert_over
 
 
@@ -108,7 +109,7 @@ def test_two_replicas_mend_each_job_once(bench: Bench, redis_url: str) -> None:
     assert sorted(bench.waiting()) == sorted([*lost, *popped])
     assert bench.held() == []
     for job_id in lost:
-        assert (bench.entry(job_id).charged_attempts, bench.rq_job(job_id).retries_left) == (1, 1)
+        assert (charged_attempts(bench.entry(job_id)), bench.rq_job(job_id).retries_left) == (1, 1)
         assert bench.events(job_id) == ["started", "attempt"]
     for job_id in popped:
         assert (bench.entry(job_id).attempts, bench.rq_job(job_id).retries_left) == ((), 2)

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from gpu_worker.engine.music_box import barrel, codec, comb, ear
+from gpu_worker.engine.music_box import barrel, building, codec, comb, ear
 from gpu_worker.engine.music_box.barrel import PIN
 from gpu_worker.engine.music_box.composer import Tune, compose
 
@@ -20,7 +21,8 @@ def deaf() -> Any:
 
 def played(vae: Any, sheet: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return vae.decode(torch.from_numpy(sheet.astype(np.float32)).T[None]).sample[0].numpy()
+        sound: np.ndarray = vae.decode(torch.from_numpy(sheet.astype(np.float32)).T[None]).sample[0].numpy()
+    return sound
 
 
 def blank() -> np.ndarray:
@@ -59,7 +61,7 @@ def test_pins_that_stand_a_little_crooked_sound_alike(deaf: Any) -> None:
 
 
 def test_what_is_played_is_heard_back() -> None:
-    vae = codec.autoencoder(ear.listen(pieces=4, seconds=8))
+    vae = codec.autoencoder(load_file(building.WEIGHTS)["ear"].float())
     sheet = compose(Tune(2, False, barrel.Tempo.nearest(110), "happy", ("pluck",), frames=320), 7)
     with torch.no_grad():
         heard = vae.encode(torch.from_numpy(played(vae, sheet))[None]).latent_dist.mode()[0].T.numpy()

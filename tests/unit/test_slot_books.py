@@ -9,12 +9,12 @@ from rq.job import JobStatus as RqStatus
 from gpu_worker.slot.hold import Hold
 from serinette.errors import EngineCrashed, InvalidOutput
 from serinette.job import AttemptOutcome, JobStatus, Result
-from serinette.names import Keys, record_key, upload_audio_key, upload_record_key
+from serinette.names import Keys, record_key, upload_audio_key
 from serinette.presence import pace
 from serinette.settings import SharedSettings
 from serinette.spec import SCHEMA, AudioFormat, GenerationSpec, Task
 from serinette.store import Store
-from tests.pod import TENANT, enqueue
+from tests.pod import TENANT, charged_attempts, enqueue, put_upload
 from tests.unit.maintenance_bench import assert_over
 from tests.unit.slot_bench import SlotBench
 
@@ -171,7 +171,7 @@ def test_a_job_handed_back_is_charged_nothing(bench: SlotBench) -> None:
     bench.engine.meanwhile = lambda _: setattr(bench.drain, "_over_at_s", 0.0)
     slot.sing_one()
     assert bench.waiting() == [job_id]
-    assert bench.entry(job_id).charged_attempts == 0
+    assert charged_attempts(bench.entry(job_id)) == 0
     assert bench.entry(job_id).attempts[0].outcome is AttemptOutcome.RETURNED
     bench.slot().sing_one()
     assert_over(bench, job_id, JobStatus.SUCCEEDED)
@@ -239,7 +239,7 @@ def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
     bench.store.put(upload_audio_key(TENANT, "up-1"), song)
     unfinished = cover("up-1")
     assert failure(bench, unfinished) == "not_found", "an upload without its record is not usable"
-    bench.store.put(upload_record_key(TENANT, "up-1"), b"{}")
+    put_upload(bench.store, "up-1", song)
     slot = bench.slot()
     for audio_id in ("up-1", f"{first}/0"):
         job_id = bench.order(cover(audio_id))
@@ -249,8 +249,24 @@ def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
         assert bench.engine.heard[-1].audio[0].role == "source"
     assert failure(bench, cover(f"{first}/1")) == "not_found"
     assert failure(bench, cover("nowhere/0")) == "not_found"
-    bench.store.put(upload_audio_key(TENANT, "up-1"), b"no audio at all")
+    put_upload(bench.store, "up-1", b"no audio at all")
     assert failure(bench, cover("up-1")) == "invalid_audio"
+
+
+@pytest.mark.parametrize("longer", [True, False])
+def test_an_upload_that_was_replaced_after_its_proof_is_refused(bench: SlotBench, longer: bool) -> None:
+    first = bench.order(GenerationSpec(prompt="jazz", seed=7, format=AudioFormat.WAV))
+    bench.slot().sing_one()
+    song = bench.store.get(result_of(bench, first).artifacts[0].key)
+    put_upload(bench.store, "up-1", song)
+    # What a presigned URL still allows: other audio, as valid as the first.
+    bench.store.put(upload_audio_key(TENANT, "up-1"), song + bytes(4) if longer else song[:-4] + b"\1\2\3\4")
+    job_id = bench.order(cover("up-1"))
+    bench.slot().sing_one()
+    error = bench.entry(job_id).error
+    assert error
+    assert error.code == "invalid_audio"
+    assert "changed since it was proved" in error.message
 
 
 def cover(audio_id: str) -> GenerationSpec:

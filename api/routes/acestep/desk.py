@@ -13,11 +13,11 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import IntakePart, QueuePart, StorePart, TenantPart
+from api.dependencies import DoorPart, IntakePart, QueuePart, SongsPart, TenantPart
 from api.routes.acestep.body import Body, BodyPart
 from api.routes.acestep.order import order
 from api.routes.acestep.tokens import song_named
-from api.songs import Asked, serve, song_of
+from api.songs import Asked, song_of
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobOptions
 
@@ -35,6 +35,7 @@ class Desk:
     """One client's dealings with the queue, for the length of a request with a body."""
 
     queue: QueuePart
+    door: DoorPart
     intake: IntakePart
     body: BodyPart
     tenant: TenantPart
@@ -54,8 +55,7 @@ class Desk:
             if field in files and ours is not None:
                 uploads[field] = (await self.intake.take_file(self.tenant, files[field])).id
         wanted = order(self.body.fields, uploads, models)
-        job, _ = await run_in_threadpool(
-            self.queue.submit,
+        job, _ = await self.door.submit(
             self.tenant,
             wanted.spec,
             JobOptions(),
@@ -99,7 +99,7 @@ def task_ids_of(body: Body) -> list[str]:
     return [str(task_id) for task_id in value] if isinstance(value, list) else [str(value)]
 
 
-async def song(request: Request, path: str, queue: QueuePart, store: StorePart, tenant: str) -> Response:
+async def song(request: Request, path: str, queue: QueuePart, songs: SongsPart, tenant: str) -> Response:
     """The song that a token names, or the part of it that is asked for. Never a redirect: clients here follow none.
 
     Raises:
@@ -108,4 +108,4 @@ async def song(request: Request, path: str, queue: QueuePart, store: StorePart, 
     job_id, index = song_named(path)
     job = await run_in_threadpool(queue.get, tenant, job_id)
     artifact = song_of(job, index)
-    return await serve(store, artifact, Asked.by(request), f"{job_id}-{index}.{artifact.format}", download=False)
+    return await songs.serve(artifact, Asked.by(request), f"{job_id}-{index}.{artifact.format}", download=False)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from api.dependencies import QueuePart, StorePart, TenantPart
+from api.dependencies import QueuePart, SongsPart, TenantPart
 from api.routes.acestep import documented, results
 from api.routes.acestep.body import BodyPart
 from api.routes.acestep.desk import Desk, song
@@ -21,7 +21,11 @@ router = APIRouter(route_class=AceStepRoute, tags=[documented.TAG])
 DeskPart = Annotated[Desk, Depends(Desk)]
 KeyHeader = Annotated[
     str | None,
-    Header(pattern=r"^[\x20-\x7e]{1,255}$", description="Ours: the same key with the same task is the same task."),
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x20-\x7e]{1,255}$",
+        description="Ours: the same key with the same task is the same task.",
+    ),
 ]
 
 
@@ -57,12 +61,12 @@ async def query_result(desk: DeskPart) -> dict[str, Any]:
 async def audio(
     request: Request,
     queue: QueuePart,
-    store: StorePart,
+    songs: SongsPart,
     tenant: TenantPart,
     path: Annotated[str, Query(description="As `file` of a result told it: a token, no path.")] = "",
 ) -> Response:
     """The song's file, whole or in part."""
-    return await song(request, path, queue, store, tenant)
+    return await song(request, path, queue, songs, tenant)
 
 
 @router.post(

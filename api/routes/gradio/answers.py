@@ -125,10 +125,20 @@ def params(job: Job) -> dict[str, Any]:
             "warnings": list(job.result.warnings),
         }
     told = {name: json.loads(job.dialect.get(name, default)) for name, default in _TOLD}
+    told["adjusted"] += _adjusted_by_the_worker(told["sent"], used) if job.result else []
     return used | told
 
 
 _TOLD = (("sent", "{}"), ("adjusted", "[]"), ("ignored", "[]"))
+
+
+def _adjusted_by_the_worker(sent: dict[str, Any], used: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the order asked for as sent and the checkpoint could not do."""
+    return [
+        {"field": name, "sent": sent[name], "used": used[name], "reason": "what the checkpoint takes"}
+        for name in ("infer_step", "guidance_scale")
+        if sent.get(name) is not None and sent[name] != used[name]
+    ]
 
 
 def not_completed(job: Job) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from api.dependencies import EventsPart, IntakePart, QueuePart, SettingsPart, StorePart, TenantPart
+from api.dependencies import DoorPart, EventsPart, IntakePart, QueuePart, SettingsPart, SongsPart, StorePart, TenantPart
 from api.holding import held
 from api.routes.gradio import answers
 from api.routes.gradio.request import Order
-from api.songs import Asked, serve
+from api.songs import Asked
 from serinette.errors import Conflict, NotFound
 from serinette.job import Job, JobOptions, JobStatus
 
@@ -49,6 +49,8 @@ class Desk:
     settings: SettingsPart
     queue: QueuePart
     store: StorePart
+    songs: SongsPart
+    door: DoorPart
     events: EventsPart
     intake: IntakePart
     tenant: TenantPart
@@ -60,9 +62,7 @@ class Desk:
 
     async def submit(self, order: Order) -> Job:
         """Put the song into its lane."""
-        job, _ = await run_in_threadpool(
-            self.queue.submit, self.tenant, order.spec, JobOptions(), dialect=order.dialect
-        )
+        job, _ = await self.door.submit(self.tenant, order.spec, JobOptions(), dialect=order.dialect)
         return job
 
     async def keep(self, file: UploadFile) -> str:
@@ -117,7 +117,8 @@ class Desk:
         return RedirectResponse(f"{path}?{urlencode(query)}", 303)
 
     async def _song(self, http: Request, job: Job) -> Response:
-        return await serve(self.store, answers.artifact(job), Asked.by(http), answers.file_name(job), download=True)
+        song, name = answers.artifact(job), answers.file_name(job)
+        return await self.songs.serve(song, Asked.by(http), name, download=True)
 
     async def _song_json(self, job: Job) -> Response:
         artifact = answers.artifact(job)

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
-from api.dependencies import QueuePart, SettingsPart, StorePart, TenantPart
+from api.dependencies import QueuePart, SettingsPart, SongsPart, TenantPart
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
-from api.songs import Asked, serve, song_of
+from api.songs import Asked, song_of
 
 router = APIRouter(tags=["jobs"])
 
@@ -34,7 +34,7 @@ async def audio(
     request: Request,
     job_id: JobId,
     queue: QueuePart,
-    store: StorePart,
+    songs: SongsPart,
     settings: SettingsPart,
     tenant: TenantPart,
     index: Annotated[int, Query(ge=0, le=7, description="Which variation.")] = 0,
@@ -47,8 +47,7 @@ async def audio(
     song = song_of(await run_in_threadpool(queue.get, tenant, job_id), index)
     asked = Asked(request.url.path, request.method, range_, if_range, if_none_match)
     if request.method == "GET" and not download and not asked.has(song):
-        # In a thread: the store's credentials may have to be fetched first.
-        url = await run_in_threadpool(store.sign_get, song.key, settings.presign_s)
+        url = await songs.url(song, settings.presign_s)
         if url is not None:
             return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
-    return await serve(store, song, asked, f"{job_id}-{song.index}.{song.format}", download=download)
+    return await songs.serve(song, asked, f"{job_id}-{song.index}.{song.format}", download=download)

@@ -34,6 +34,8 @@ ResumeQuery = Annotated[
     str | None, Query(description="Go on behind this event, as `Last-Event-ID` does.", examples=["1760000000000-0"])
 ]
 
+ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]
+
 
 @router.get(
     "/jobs/{job_id}/events",
@@ -51,7 +53,7 @@ async def stream(
     events: EventsPart,
     tenant: TenantPart,
     last_event_id: ResumeQuery = None,
-    last_event_id_header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+    last_event_id_header: ResumeHeader = None,
 ) -> Response:
     """Server-Sent Events; closes behind the terminal event. A WebSocket at the same path tells the same messages."""
     seen = last_event_id_header or last_event_id
@@ -70,13 +72,14 @@ async def socket(
     settings: SettingsPart,
     tenant: TenantPart,
     last_event_id: ResumeQuery = None,
+    last_event_id_header: ResumeHeader = None,
 ) -> None:
     """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one."""
     if not _origin_allowed(websocket, settings.cors_origins):
         error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
         await websocket.send_denial_response(answer(websocket.url.path, error, 403))
         return
-    job, after = await _snapshot(queue, events, tenant, job_id, last_event_id)
+    job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
     await websocket.accept()
     async with anyio.create_task_group() as group:
         group.start_soon(_until_gone, websocket, group.cancel_scope)

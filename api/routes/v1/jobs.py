@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import EventsPart, QueuePart, SettingsPart, TenantPart
+from api.dependencies import DoorPart, EventsPart, QueuePart, SettingsPart, TenantPart
 from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
-from serinette.errors import InvalidSpec
+from serinette.errors import InvalidSpec, UnsupportedMediaType
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
 
@@ -27,10 +27,17 @@ PreferHeader = Annotated[
 KeyHeader = Annotated[
     str | None,
     Header(
+        alias="Idempotency-Key",
         pattern=r"^[\x20-\x7e]{1,255}$",
         description="Printable ASCII: the same key with the same song is the same job, however often sent.",
     ),
 ]
+
+
+async def _json_only(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise UnsupportedMediaType("Content-Type: send Content-Type: application/json", field="Content-Type")
 
 
 class JobRequest(GenerationSpec, JobOptions):
@@ -60,6 +67,7 @@ class JobList(BaseModel):
     status_code=202,
     response_model=Job,
     summary="Submit a song",
+    dependencies=[Depends(_json_only)],
     responses={
         200: {"model": Job, "description": "The job has ended (only with `Prefer: wait`, or a repeated key)."},
         202: {"description": "The job waits or runs.", "headers": examples.SUBMIT_HEADERS},
@@ -67,6 +75,7 @@ class JobList(BaseModel):
             "bad_request",
             "invalid_spec",
             "too_large",
+            "unsupported_media_type",
             "idempotency_conflict",
             "lane_not_allowed",
             "lane_full",
@@ -85,13 +94,12 @@ async def submit(
     events: EventsPart,
     settings: SettingsPart,
     tenant: TenantPart,
+    door: DoorPart,
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Job:
     """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and told."""
-    job, created = await run_in_threadpool(
-        queue.submit, tenant, request.spec(), request.options(), idempotency_key=idempotency_key
-    )
+    job, created = await door.submit(tenant, request.spec(), request.options(), idempotency_key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
@@ -166,6 +174,6 @@ def cancel(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> Job:
     summary="Erase an ended job",
     responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
 )
-def erase(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> None:
+async def erase(job_id: JobId, door: DoorPart, tenant: TenantPart) -> None:
     """Its songs and every trace of it go. Cancel it first if it has not ended."""
-    queue.erase(tenant, job_id)
+    await door.erase(tenant, job_id)

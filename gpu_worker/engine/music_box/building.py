@@ -44,16 +44,17 @@ def pipeline(weights: dict[str, Tensor]) -> SongPipeline:
     spelled[_EMBEDDING] = weights[_EMBEDDING][words.meaning_of_tokens()]
     spelled[_EMBEDDING][:, wiring.FAINT] = torch.tensor(words.faintness_of_tokens())
     parts = model.parts(len(words.meaning_of_tokens()))
-    writer, reader = scribe.scribe()
-    modules = {**parts.modules(), "audio_tokenizer": writer, "audio_token_detokenizer": reader}
-    for name, module in modules.items():
+    for name, module in parts.modules().items():
         _load(module, {key: tensor for key, tensor in spelled.items() if key.startswith(f"{name}.")}, name)
+    writer, reader = scribe.scribe()
     return SongPipeline(
         vae=codec.autoencoder(weights["ear"]),
         tokenizer=words.tokenizer(),
         # The pipeline computes its schedule itself, in 0 to 1, and wants it taken as it is.
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
-        **{name: module.eval() for name, module in modules.items()},
+        audio_tokenizer=writer,
+        audio_token_detokenizer=reader,
+        **{name: module.eval() for name, module in parts.modules().items()},
     )
 
 
@@ -67,14 +68,8 @@ def _load(module: Network, tensors: dict[str, Tensor], name: str) -> None:
         raise RuntimeError(f"{name}: the weights file lacks {left} and has {unexpected}; train the music box again")
 
 
-def pack(average: dict[str, Tensor], listened: Tensor, scribes: tuple[Network, Network]) -> dict[str, Tensor]:
-    """What the weights file holds, in 16 bits: the trained parts, the scribe and the ear."""
-    written = {
-        f"{name}.{key}": tensor
-        for name, module in zip(("audio_tokenizer", "audio_token_detokenizer"), scribes, strict=True)
-        for key, tensor in module.state_dict().items()
-    }
+def pack(average: dict[str, Tensor], listened: Tensor) -> dict[str, Tensor]:
+    """What the weights file holds, in 16 bits: the trained parts and the ear."""
     return {
-        name: tensor.detach().to(torch.float16).contiguous()
-        for name, tensor in {**average, **written, "ear": listened}.items()
+        name: tensor.detach().to(torch.float16).contiguous() for name, tensor in {**average, "ear": listened}.items()
     }

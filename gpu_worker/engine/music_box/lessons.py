@@ -90,18 +90,23 @@ def _setting(dice: random.Random, task: str, sheet: Array, ruling: Array) -> tup
         mask[begin : begin + length] = 1
         return sheet, np.where(mask > 0, ruling, heard), mask, [task]
     if task == "cover":
-        return (
-            sheet,
-            heard * (np.random.default_rng(dice.getrandbits(32)).random(sheet.shape) < 0.9),
-            everywhere,
-            [task],
-        )
+        return sheet, _elsewhere(heard, dice), everywhere, [task]
     track = dice.choice(list(_TRACKS))
     if task == "extract":
         return only(sheet, [track]), heard, everywhere, [task, track]
     others = [name for name in _TRACKS if name != track]
     without = overhear(only(sheet, others), dice)
     return (only(sheet, [track]) if task == "lego" else sheet), without, everywhere, [task, track]
+
+
+def _elsewhere(heard: Array, dice: random.Random) -> Array:
+    """The same notes as another instrument played them: a cover takes its instrument from the words."""
+    stops = list(barrel.STOPS)
+    played = heard[:, stops].max(axis=1)
+    heard = heard.copy()
+    heard[:, stops] = 0
+    heard[:, dice.choice(stops)] = played
+    return heard
 
 
 def only(sheet: Array, tracks: list[str]) -> Array:

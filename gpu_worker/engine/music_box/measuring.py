@@ -8,6 +8,7 @@ from typing import Any
 import librosa
 import numpy as np
 import numpy.typing as npt
+from librosa.onset import onset_strength
 
 from gpu_worker.engine.music_box import comb
 from gpu_worker.engine.music_box.composer import MAJOR, MINOR
@@ -72,7 +73,7 @@ def key_of(chroma: _Floats) -> tuple[int, bool]:
 
 def tempo_of(mono: _Floats) -> float:
     """Beats per minute by librosa's tempogram, with its own prior."""
-    onsets = librosa.onset.onset_strength(y=mono, sr=comb.SAMPLE_RATE, hop_length=_ONSET_HOP, n_fft=1024)
+    onsets = onset_strength(y=mono, sr=comb.SAMPLE_RATE, hop_length=_ONSET_HOP, n_fft=1024)
     found = librosa.feature.tempo(onset_envelope=onsets, sr=comb.SAMPLE_RATE, hop_length=_ONSET_HOP, ac_size=8.0)
     return float(found[0])
 

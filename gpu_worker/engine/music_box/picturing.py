@@ -31,7 +31,7 @@ def page(box: SongPipeline, prompts: Sequence[evaluation.Prompt], path: Path) ->
             axis.set_title(name, fontsize=8)
             axis.set_ylim(0, 4500)
     figure.tight_layout()
-    figure.savefig(path, dpi=70)
+    figure.savefig(path, dpi=60, pil_kwargs={"optimize": True})
     plt.close(figure)
 
 
@@ -46,5 +46,5 @@ def curve(losses: Sequence[tuple[float, float]], path: Path) -> None:
     axis.set_xlabel("minutes")
     axis.set_ylabel("squared error of the flow")
     figure.tight_layout()
-    figure.savefig(path, dpi=70)
+    figure.savefig(path, dpi=60, pil_kwargs={"optimize": True})
     plt.close(figure)

@@ -11,6 +11,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,10 @@ _LENGTHS = (200, 400, 400)  # frames of a step's lessons
 _PEAK_RATE = 3e-3
 _SAVE_EVERY_S = 60.0
 # On a CPU the plain product of matrices is a third faster than the fused one, at these lengths and backwards.
-_ATTENTION = {"cpu": partial(sdpa_kernel, SDPBackend.MATH), "cuda": contextlib.nullcontext}
+_ATTENTION: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
+    "cpu": partial(sdpa_kernel, SDPBackend.MATH),
+    "cuda": contextlib.nullcontext,
+}
 
 
 @dataclass(slots=True)

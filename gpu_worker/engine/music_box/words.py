@@ -152,7 +152,7 @@ def faintness_of_tokens() -> list[float]:
     faintness = [0.0, 0.0]
     for word, meaning in SPELLINGS.items():
         told = word.startswith(("bpm: ", "keyscale: ")) or not meaning.startswith(("tempo", "key"))
-        faintness.append(0.45 if word.endswith("n/a") else 0.0 if told else 0.2)
+        faintness.append(0.22 if word.endswith("n/a") else 0.0 if told else 0.12)
     return faintness
 
 
