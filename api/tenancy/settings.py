@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
+from serinette.hosts import is_loopback
 from serinette.settings import SharedSettings
 
 
@@ -39,13 +39,3 @@ class TenancySettings(SharedSettings):
             f"host: listening on {self.host} without keys would let anyone in. Set SERINETTE_AUTH=true and make a key "
             "with `serinette keys create`, or set SERINETTE_ALLOW_ANYONE=true where the network keeps strangers out"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
