@@ -217,7 +217,7 @@ class JobQueue:
     def _replayed(self, known: Sighting | None, digest: str) -> Job:
         if known is None:
             raise QueueUnavailable("the job of this Idempotency-Key was being erased just now; try again")
-        if known.meta["digest"] != digest:
+        if known.meta["digest"] not in {"", digest}:  # "": restored from a record that an older version wrote
             raise IdempotencyConflict(
                 "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
             )
