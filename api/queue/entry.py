@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,12 @@ from rq import Queue, Retry
 from rq.serializers import JSONSerializer
 
 from api.settings import GatewaySettings
-from serinette import traces
+from serinette import logs, traces
 from serinette.job import JobOptions, now
 from serinette.names import SING_TASK, queue_name
 from serinette.spec import GenerationSpec
+
+log = logging.getLogger(__name__)
 
 
 def meta_of(
@@ -53,3 +56,5 @@ def enqueue(redis: Redis, job_id: str, spec: GenerationSpec, meta: dict[str, Any
             meta=meta | traces.carried(),
             description="a song",  # RQ's default would repeat the whole spec
         )
+    with logs.about(job=job_id):
+        log.info("job %s submitted to %s", job_id, lane.name)
