@@ -23,7 +23,7 @@ from api.tenancy.gatekeeper import PUBLIC
 from api.tenancy.key_in_path import relative_location
 from api.tenancy.keyring import Caller, DeclaredFile
 from api.tenancy.links import job_opened_by_link, token_of
-from serinette import credentials
+from serinette import credentials, logs
 from serinette.credentials import Limits
 from serinette.errors import ConfigurationError
 from serinette.job import now
@@ -329,3 +329,23 @@ async def test_gateways_share_one_secret(settings: GatewaySettings, redis: Redis
 )
 def test_what_links_open(method: str, path: str, opened: str | None) -> None:
     assert job_opened_by_link(method, path) == opened
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (f"GET /k/srn_0123456789ab_{'s' * 43}/v1/jobs", "GET /k/srn_0123456789ab_***/v1/jobs"),
+        (f"< authorization: Bearer srn_0123456789ab_{'s' * 43}", "< authorization: Bearer srn_0123456789ab_***"),
+        (
+            "GET /v1/jobs/x/audio?index=1&token=ab.12.mac&b=2 HTTP/1.1",
+            "GET /v1/jobs/x/audio?index=1&token=***&b=2 HTTP/1.1",
+        ),
+        ("nothing of the kind, 100 %", "nothing of the kind, 100 %"),
+    ],
+)
+def test_logs_hold_no_keys(line: str, shown: str) -> None:
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "%s", (line,), None)
+    assert logs._with_context(record)
+    assert record.getMessage() == shown
+    broken = logging.LogRecord("x", logging.INFO, "x.py", 1, "%s %d", ("one",), None)
+    assert logs._with_context(broken)
