@@ -76,10 +76,15 @@ def submit(
         job = client.submit(spec, options, idempotency_key=key)
         if wait:
             _finish(client, job, output_path, as_json=as_json)
-        elif as_json:
-            output.print_json(job.model_dump_json())
         else:
-            output.print(job.id)
+            _tell_submitted(job, as_json=as_json)
+
+
+def _tell_submitted(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(job.model_dump_json())
+    else:
+        output.print(job.id)
 
 
 def watch(
