@@ -29,7 +29,7 @@ class TenancySettings(SharedSettings):
         2.0, ge=0, le=10, description="How long a gateway remembers a key: a revoked one may be taken for so long."
     )
     link_s: int = Field(900, ge=10, le=86_400, description="Life of a signed link to a job's audio and events.")
-    max_waiting: int | None = Field(10_000, ge=0, description="Jobs that may wait in one lane; null is without bound.")
+    max_waiting: int = Field(10_000, ge=1, description="Jobs that may wait in one lane; beyond them a submit is 429.")
 
     @model_validator(mode="after")
     def _no_one_gets_in_unasked(self) -> Self:
