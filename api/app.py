@@ -91,11 +91,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.include_router(health.router)
     app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)
-    _add_middleware(app, settings, parts.register)
     app.state.metrics = HttpMetrics(new_registry())
     expose(app, app.state.metrics, settings)
-    app.add_middleware(Observed, metrics=app.state.metrics)  # around the others: their refusals are answers too
-    app.add_middleware(KeyInPath, allowed=settings.key_in_path)  # outermost: nothing else sees a key in a path
+    _add_middleware(app, settings, parts.register)
     return app
 
 
@@ -142,3 +140,5 @@ def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register)
             expose_headers=(*_READABLE, *_OUR_OWN),
             max_age=600,
         )
+    app.add_middleware(Observed, metrics=app.state.metrics)  # around the others: their refusals are answers too
+    app.add_middleware(KeyInPath, allowed=settings.key_in_path)  # outermost: nothing else sees a key in a path

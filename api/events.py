@@ -81,11 +81,13 @@ class JobEvents:
         self._closing = False
 
     async def run(self) -> None:
-        """Wake listeners as their streams grow; runs until canceled."""
-        while True:
+        """Wake listeners as their streams grow; runs until `close`, or canceled."""
+        # Not until canceled alone: redis-py was seen to swallow a cancel that met its blocking read.
+        while not self._closing:
             if not self._watches:
                 self._wanted.clear()
                 await self._wanted.wait()
+                continue
             cursors: dict[Any, Any] = {stream: watch.cursor for stream, watch in self._watches.items()}
             try:
                 grown: Any = await self._redis.xread(cursors, block=_BLOCK_MS)
@@ -102,6 +104,7 @@ class JobEvents:
     def close(self) -> None:
         """The gateway drains: end every wait and every stream soon."""
         self._closing = True
+        self._wanted.set()
         self._wake(self._watches)
 
     @property

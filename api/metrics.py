@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.settings import GatewaySettings
-from api.tenancy.settings import is_loopback
 from serinette import logs, traces
+from serinette.hosts import is_loopback
 
 # What is asked for by other methods is told as one: a client may make up any.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -8,18 +8,19 @@ with Client("http://127.0.0.1:8019") as client:
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from serinette.errors import NotFinished, SerinetteError, Unavailable, of_code
+from serinette.hosts import is_loopback
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
 
@@ -54,13 +55,23 @@ class Client:
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         """`timeout_s` bounds each wait for the gateway, not a song; `transport` is for tests and odd networks."""
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self.url = url.rstrip("/")
         # A proxy from the environment is for the world outside, not for this machine.
         self._http = httpx.Client(
-            base_url=self.url, timeout=timeout_s, transport=transport, trust_env=not _is_loopback(self.url)
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout_s,
+            transport=transport,
+            trust_env=not is_loopback(httpx.URL(self.url).host),
         )
 
     def __enter__(self) -> Self:
@@ -188,6 +199,11 @@ class Client:
             partial.unlink(missing_ok=True)
         return path.stat().st_size
 
+    def usage(self, since: date, until: date) -> dict[str, Any]:
+        """What the key's tenant used on those UTC days, as `GET /v1/usage` tells it."""
+        query = {"since": since.isoformat(), "until": until.isoformat()}
+        return self._json(self._http.build_request("GET", "/v1/usage", params=query))
+
     def queue(self) -> dict[str, Any]:
         """Depths and workers, as `GET /v1/queue` tells them."""
         return self._json(self._http.build_request("GET", "/v1/queue"))
@@ -223,16 +239,6 @@ class Client:
 
 def _reason(error: httpx.TransportError) -> str:
     return str(error) or type(error).__name__
-
-
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _error(response: httpx.Response) -> SerinetteError:

@@ -175,6 +175,7 @@ class Record(_Model):
     lane: Lane = Lane.NORMAL
     labels: dict[str, str] = {}
     dialect: dict[str, str] = Field(default={}, description="What a dialect needs to answer in its own words later.")
+    digest: str = Field("", description="Of what the client wrote: whether a repeated Idempotency-Key means the same.")
     spec: GenerationSpec
     attempt: Attempt
     created_at: AwareDatetime

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
@@ -84,9 +85,17 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+# An API key after its public id (serinette/credentials.py), and the token of a signed link.
+_SECRET = re.compile(r"(srn_[0-9a-f]{12}_|[?&]token=)[^\s&/\"']+")
+
+
 def _with_context(record: logging.LogRecord) -> bool:
     # Taken in where the line is logged: whoever formats it may be another thread.
     record.about = _about.get()
+    with suppress(TypeError, ValueError):  # of a line that cannot be put together; whoever writes it tells so
+        message = record.getMessage()
+        if _SECRET.search(message):  # servers log headers and URLs at DEBUG, and WebSockets' URLs always
+            record.msg, record.args = _SECRET.sub(r"\1***", message), ()
     return True
 
 

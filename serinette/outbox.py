@@ -36,6 +36,13 @@ redis.call('HSET', KEYS[1], 'deliveries', ARGV[2], 'delivery:' .. ARGV[2], ARGV[
 return 1
 """
 
+# KEYS: ledger, webhooks. ARGV: job id.
+_DROP = """
+redis.call('ZREM', KEYS[2], ARGV[1])
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSETNX', KEYS[1], 'deliveries', 0) end
+return 1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Outbox:
@@ -60,5 +67,5 @@ class Outbox:
             pipe.execute()
 
     def drop(self, job_id: str) -> None:
-        """Tell this one to nobody any more."""
-        self.redis.zrem(self.keys.webhooks, job_id)
+        """Tell this one to nobody any more, however often it is looked for (api/maintenance/strays.py)."""
+        self.redis.eval(_DROP, 2, self.keys.ledger(job_id), self.keys.webhooks, job_id)

@@ -1,7 +1,11 @@
-"""`python -m api.maintenance`: the always-on process beside the queue. Of several replicas one works at a time."""
+"""`python -m api.maintenance`: the always-on process beside the queue. Of several replicas one works at a time.
+
+`python -m api.maintenance restore` enters in Redis what only the store remembers (docs/disaster.md), and ends.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import sys
@@ -13,13 +17,15 @@ from rq import defaults
 
 from api.maintenance.lease import Lease
 from api.maintenance.metrics import MaintenanceMetrics
+from api.maintenance.restore import Restore
 from api.maintenance.retention import Retention
 from api.maintenance.rounds import Rounds, keep
 from api.maintenance.webhooks import Webhooks
 from api.settings import MaintenanceSettings
 from serinette import logs
-from serinette.errors import ConfigurationError
+from serinette.errors import ConfigurationError, StoreUnavailable
 from serinette.exposition import new_registry, serve
+from serinette.ledger import Ledger
 from serinette.settings import connect_redis, read
 from serinette.store import Store
 
@@ -73,15 +79,35 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     log.info("stopped")
 
 
+def restore(settings: MaintenanceSettings) -> None:
+    """Enter in Redis what only the store remembers.
+
+    Raises:
+        StoreUnavailable, RedisError: it was cut short; to be repeated.
+    """
+    redis = connect_redis(settings)
+    count = Restore(redis, Store.open(settings), Ledger(redis, settings.keys, settings.retention_s))()
+    sys.stdout.write(f"{count} jobs restored\n")
+
+
 def main() -> int:
-    """Run until SIGTERM or SIGINT; exit status 0, or 2 when the settings are wrong."""
+    """Run until SIGTERM or SIGINT; exit status 0, 1 when a restore was cut short, or 2 when the settings are wrong."""
+    parser = argparse.ArgumentParser(prog="python -m api.maintenance", description="Keep queue and store in order.")
+    parser.add_argument("command", nargs="?", choices=("run", "restore"), default="run")
+    command = parser.parse_args().command
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     try:
         settings = read(MaintenanceSettings)
         logs.configure(settings, "maintenance")
-        run(settings, stop)
+        if command == "restore":
+            restore(settings)
+        else:
+            run(settings, stop)
+    except (RedisError, StoreUnavailable) as error:
+        sys.stderr.write(f"cut short, repeat it: {error}\n")
+        return 1
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -44,6 +44,7 @@ def without_song(job: RqJob, tenant: str, attempt: Attempt, outcome: Outcome) ->
         lane=meta.get("lane", Lane.NORMAL),
         labels=meta.get("labels", {}),
         dialect=meta.get("dialect", {}),
+        digest=meta.get("digest", ""),
         spec=GenerationSpec.from_wire({**job.kwargs["spec"], "schema": SCHEMA}),
         attempt=attempt.model_copy(update={"outcome": how, "ended_at": ended_at, "error": outcome.error}),
         created_at=meta.get("created_at", attempt.started_at),

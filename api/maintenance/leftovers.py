@@ -6,6 +6,7 @@ from typing import Any
 
 from redis import Redis
 from rq import Queue
+from rq.group import Group
 from rq.job import Job as RqJob
 from rq.worker_registration import clean_worker_registry
 
@@ -25,6 +26,7 @@ def clear(redis: Redis, keys: Keys, retention_s: int) -> None:
         clean_worker_registry(queue)
         # RQ fills it for workers of a single queue. Whoever is in it and in no other place is an orphan, and swept.
         redis.delete(queue.intermediate_queue_key)
+    Group.clean_registries(redis)  # RQ gives groups no end: they go with the last of their jobs
     redis.zremrangebyscore(keys.workers, "-inf", now().timestamp())
 
 

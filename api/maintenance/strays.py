@@ -33,6 +33,7 @@ class Strays:
         answer: Any = self._redis.scan(self._cursor, count=_STEP)
         self._cursor, found = int(answer[0]), [key.decode() for key in answer[1]]
         self._reenter(_ids(found, RqJob.redis_job_namespace_prefix))
+        self._post(_ids(found, self._keys.ledger("")))
         for family in (self._keys.ledger, self._keys.events):
             self._expire({family(job_id): job_id for job_id in _ids(found, family(""))})
         for tenant in _ids(found, self._keys.jobs("")):
@@ -51,6 +52,16 @@ class Strays:
             if ttl == _NO_EXPIRY and live is None and origin and is_lane(origin.decode()):
                 submitted = str_to_date(created) if created else now()
                 self._redis.zadd(self._keys.live, {job_id: submitted.timestamp()}, nx=True)
+
+    def _post(self, job_ids: list[str]) -> None:
+        """Enter in the outbox each end that nobody tried to tell: a worker of before webhooks has settled the job."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(self._keys.ledger(job_id), ["webhook", "outcome", "deliveries"])
+            answers = pipe.execute()
+        for job_id, (webhook, outcome, deliveries) in zip(job_ids, answers, strict=True):
+            if webhook and outcome and deliveries is None:
+                self._redis.zadd(self._keys.webhooks, {job_id: int(now().timestamp())}, nx=True)
 
     def _expire(self, owners: dict[str, str]) -> None:
         """Give an end to each key of ours that belongs to no job."""

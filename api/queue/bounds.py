@@ -25,7 +25,7 @@ _RESERVED_S = 10
 # Refuses with {what, count, bound}, or enters the job among the live ones and in its tenant's book: a submit that is
 # cut short is then found by the sweep. Of the books, what ended without leaving them (an older slot's jobs) is thrown
 # out when it would make us refuse. KEYS: live, ledger, in flight, running, usage of the day, tenants' limits, reserved,
-# the lane's list. ARGV: job id, now, tenant, lane, bound of the lane or '', declared limits or '', reservation seconds.
+# the lane's list. ARGV: job id, now, tenant, lane, bound of the lane, declared limits or '', reservation seconds.
 _ADMIT = """
 if redis.call('ZSCORE', KEYS[3], ARGV[1]) then return {} end
 local said = ARGV[6] ~= '' and ARGV[6] or redis.call('HGET', KEYS[6], ARGV[3])
@@ -56,13 +56,11 @@ if (most and in_flight >= most) or (most_queued and queued >= most_queued) then
 end
 if most and in_flight >= most then return {'in_flight', tostring(in_flight), tostring(most)} end
 if most_queued and queued >= most_queued then return {'queued', tostring(queued), tostring(most_queued)} end
-if ARGV[5] ~= '' then
-    redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', ARGV[2])
-    local waiting = redis.call('LLEN', KEYS[8]) + redis.call('ZCARD', KEYS[7])
-    if waiting >= tonumber(ARGV[5]) then return {'waiting', tostring(waiting), ARGV[5]} end
-    redis.call('ZADD', KEYS[7], tonumber(ARGV[2]) + tonumber(ARGV[7]), ARGV[1])
-    redis.call('EXPIRE', KEYS[7], ARGV[7])
-end
+redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', ARGV[2])
+local waiting = redis.call('LLEN', KEYS[8]) + redis.call('ZCARD', KEYS[7])
+if waiting >= tonumber(ARGV[5]) then return {'waiting', tostring(waiting), ARGV[5]} end
+redis.call('ZADD', KEYS[7], tonumber(ARGV[2]) + tonumber(ARGV[7]), ARGV[1])
+redis.call('EXPIRE', KEYS[7], ARGV[7])
 redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[1])
 redis.call('ZADD', KEYS[3], 'NX', ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[2], 'tenant', ARGV[3])
@@ -85,7 +83,7 @@ class Bounds:
 
     redis: Redis
     keys: Keys
-    max_waiting: int | None
+    max_waiting: int
     declared: Callable[[str], Limits | None]
 
     def admit(self, tenant: str, job_id: str, pool: str, lane: Lane) -> Refusal | None:
@@ -98,15 +96,14 @@ class Bounds:
             *(keys.live, keys.ledger(job_id), keys.in_flight(tenant), keys.running(tenant)),
             *(keys.usage(tenant, day_number(at.date())), keys.tenants, keys.reserved(queue)),
             Queue(queue, self.redis, serializer=JSONSerializer).key,
-            *(job_id, at.timestamp(), tenant, lane.value, "" if self.max_waiting is None else self.max_waiting),
+            *(job_id, at.timestamp(), tenant, lane.value, self.max_waiting),
             *(limits.model_dump_json() if limits else "", _RESERVED_S),
         )
         return Refusal(told[0].decode(), float(told[1]), told[2].decode()) if told else None
 
     def entered(self, job_id: str, pool: str, lane: Lane) -> None:
         """The job is in its lane's list, or will not come there."""
-        if self.max_waiting is not None:
-            self.redis.zrem(self.keys.reserved(queue_name(pool, lane)), job_id)
+        self.redis.zrem(self.keys.reserved(queue_name(pool, lane)), job_id)
 
 
 def error_of(refusal: Refusal, tenant: str, lane: Lane, pool: Pool) -> SerinetteError:

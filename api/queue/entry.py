@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import logging
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +14,12 @@ from rq import Queue, Retry
 from rq.serializers import JSONSerializer
 
 from api.settings import GatewaySettings
-from serinette import traces
+from serinette import logs, traces
 from serinette.job import JobOptions, now
 from serinette.names import SING_TASK, queue_name
 from serinette.spec import GenerationSpec
+
+log = logging.getLogger(__name__)
 
 
 def meta_of(
@@ -53,3 +59,11 @@ def enqueue(redis: Redis, job_id: str, spec: GenerationSpec, meta: dict[str, Any
             meta=meta | traces.carried(),
             description="a song",  # RQ's default would repeat the whole spec
         )
+    with logs.about(job=job_id):
+        log.info("job %s submitted to %s", job_id, lane.name)
+
+
+def keyed_job_id(tenant: str, idempotency_key: str) -> str:
+    """The job id that an Idempotency-Key stands for: the same key of the same tenant is the same job."""
+    digest = hmac.digest(tenant.encode(), idempotency_key.encode(), hashlib.sha256)
+    return str(uuid.UUID(bytes=digest[:16], version=5))

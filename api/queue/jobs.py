@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from api.queue.admission import check_audio, check_webhook, check_words, pool_fo
 from api.queue.bounds import Bounds, error_of
 from api.queue.cursors import Cursor
 from api.queue.durability import Disk
-from api.queue.entry import enqueue, meta_of
+from api.queue.entry import enqueue, keyed_job_id, meta_of
 from api.queue.explain import Pool
 from api.queue.reader import Reader
 from api.queue.sighting import Sighting, job_of_record
@@ -225,7 +223,7 @@ class JobQueue:
     def _replayed(self, known: Sighting | None, digest: str) -> Job:
         if known is None:
             raise QueueUnavailable("the job of this Idempotency-Key was being erased just now; try again")
-        if known.meta["digest"] != digest:
+        if known.meta["digest"] not in {"", digest}:  # "": restored from a record that an older version wrote
             raise IdempotencyConflict(
                 "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
             )
@@ -279,12 +277,6 @@ class JobQueue:
 def _terms(options: JobOptions) -> Terms:
     deadline_s = options.start_deadline_s
     return Terms(None if deadline_s is None else now() + timedelta(seconds=deadline_s), options.webhook)
-
-
-def keyed_job_id(tenant: str, idempotency_key: str) -> str:
-    """The job id that an Idempotency-Key stands for: the same key of the same tenant is the same job."""
-    digest = hmac.digest(tenant.encode(), idempotency_key.encode(), hashlib.sha256)
-    return str(uuid.UUID(bytes=digest[:16], version=5))
 
 
 def _matches(sighting: Sighting, tenant: str, status: JobStatus | None, label: tuple[str, str] | None) -> bool:

@@ -52,6 +52,7 @@ class Gatekeeper:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"}
         key = scope.get(KEY_IN_PATH) or _bearer(headers)
         token = _token(scope)
+        scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
         try:
             caller = await self._caller(scope, key, token)
             limits = caller.limits
@@ -74,6 +75,11 @@ class Gatekeeper:
 def _bearer(headers: Mapping[bytes, str]) -> str | None:
     scheme, _, key = headers.get(b"authorization", "").partition(" ")
     return (key.strip() or None) if scheme.lower() == "bearer" else None
+
+
+def _without_token(scope: Scope) -> bytes:
+    query: bytes = scope.get("query_string", b"")
+    return b"&".join(part for part in query.split(b"&") if not part.startswith(b"token="))
 
 
 def _token(scope: Scope) -> str | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
+from serinette.hosts import is_loopback
 from serinette.settings import SharedSettings
 
 
@@ -29,7 +29,7 @@ class TenancySettings(SharedSettings):
         2.0, ge=0, le=10, description="How long a gateway remembers a key: a revoked one may be taken for so long."
     )
     link_s: int = Field(900, ge=10, le=86_400, description="Life of a signed link to a job's audio and events.")
-    max_waiting: int | None = Field(10_000, ge=0, description="Jobs that may wait in one lane; null is without bound.")
+    max_waiting: int = Field(10_000, ge=1, description="Jobs that may wait in one lane; beyond them a submit is 429.")
 
     @model_validator(mode="after")
     def _no_one_gets_in_unasked(self) -> Self:
@@ -39,13 +39,3 @@ class TenancySettings(SharedSettings):
             f"host: listening on {self.host} without keys would let anyone in. Set SERINETTE_AUTH=true and make a key "
             "with `serinette keys create`, or set SERINETTE_ALLOW_ANYONE=true where the network keeps strangers out"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

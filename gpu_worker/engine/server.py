@@ -93,7 +93,9 @@ class EngineServer:
         members = [(singing, index) for singing in line for index in singing.remaining]
         places = plan([singing.kind for singing, _ in members], self._max_batch)
         if places:
-            self._sing([members[place] for place in places], self._engine)
+            batch = [members[place] for place in places]
+            with logs.about(job=" ".join(dict.fromkeys(singing.job_id for singing, _ in batch))):
+                self._sing(batch, self._engine)
 
     def _welcome(self, sock: socket.socket) -> None:
         session = Session(sock, self._add, self._forget, self._vitals)
@@ -136,11 +138,12 @@ class EngineServer:
         return bool(self._line)
 
     def _prepare(self, singing: Singing, engine: Engine) -> bool:
-        try:
-            singing.prepare(engine)
-        except Exception as error:
-            singing.answer(_failed(singing.job_id, error))
-            return False
+        with logs.about(job=singing.job_id):
+            try:
+                singing.prepare(engine)
+            except Exception as error:
+                singing.answer(_failed(singing.job_id, error))
+                return False
         return True
 
     def _sing(self, batch: Sequence[Member], engine: Engine) -> None:

@@ -83,7 +83,8 @@ class Session(threading.Thread):
             except (RequestError, Interruption) as error:
                 self.send(Failed(error=JobError(code=error.code, message=error.message, retryable=error.retryable)))
                 return
-            self._singing = Singing(message.job_id, spec, audio, self.send)
+            sounds = {str(role): samples for role, samples in audio.items()}
+            self._singing = Singing(message.job_id, spec, sounds, self.send)
             self._take(self._singing)
         else:
             raise ConnectionError(f"a slot sent {message!r:.80}, which only an engine sends")

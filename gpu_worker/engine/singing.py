@@ -36,8 +36,8 @@ class Singing:
     """A job from Sing to its answer. `cancel` may come from any thread, all else from the model's."""
 
     def __init__(self, job_id: str, spec: GenerationSpec, audio: dict[str, Samples], send: Send) -> None:
-        self.job_id = job_id
         first = spec.seed or 0
+        self.job_id = job_id
         self._spec = spec
         self._requests = [
             SongRequest(spec, first + index, audio.get("source"), audio.get("reference"))

@@ -25,6 +25,7 @@ from gpu_worker.slot.counting import count_claim, count_song
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.verdict import Ending, Verdict
+from serinette import logs, traces
 from serinette.job import Attempt, AttemptOutcome, JobStatus, Result, now
 from serinette.ledger import Entry, Ledger, Outcome, Terms
 
@@ -51,9 +52,11 @@ class Books:
     def claim(self, job: Job, queue: Queue, drain: Drain) -> Hold | None:
         """Take a job that was popped; None when it is not to be sung."""
         made: dict[str, Execution] = {}
+        began_s = time.time()
         while True:
             try:
-                number, started_at = self._claim(job, made)
+                with logs.about(job=job.id):
+                    number, started_at = self._claim(job, made)
             except WatchError:
                 continue
             if number == 0:
@@ -62,7 +65,8 @@ class Books:
             self._worker.executions[execution.id] = execution
             attempt = Attempt(number=number, id=execution.id, worker=self._worker.name, started_at=started_at)
             timeout_s = float(job.timeout or queue.DEFAULT_TIMEOUT)
-            return Hold(job, queue, execution, attempt, drain, timeout_s, time.monotonic() + timeout_s)
+            until_s = time.monotonic() + timeout_s
+            return Hold(job, queue, execution, attempt, drain, timeout_s, until_s, claim_began_s=began_s)
 
     def _claim(self, job: Job, made: dict[str, Execution]) -> tuple[int, datetime]:
         with self._worker.connection.pipeline() as pipe:
@@ -150,6 +154,11 @@ class Books:
 
     def conclude(self, hold: Hold, verdict: Verdict, result: Result | None = None) -> bool:
         """Write how the attempt ended; False, and nothing but its heartbeat changed, if the job is another's by now."""
+        traces.note(outcome=verdict.ending, code=verdict.error.code if verdict.error else "")
+        with traces.span("conclude"):
+            return self._concluded(hold, verdict, result)
+
+    def _concluded(self, hold: Hold, verdict: Verdict, result: Result | None) -> bool:
         retries_left = hold.job.retries_left
         until_s = time.monotonic() + _REFUSED_FOR_S
         while True:

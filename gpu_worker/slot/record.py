@@ -75,6 +75,7 @@ def _record(hold: Hold, spec: GenerationSpec, outcome: Outcome) -> Record:
         lane=meta["lane"],
         labels=meta["labels"],
         dialect=meta["dialect"],
+        digest=meta.get("digest", ""),
         spec=spec,
         attempt=hold.attempt.model_copy(
             update={"outcome": AttemptOutcome(outcome.status), "ended_at": ended_at, "error": outcome.error}

@@ -34,7 +34,7 @@ from gpu_worker.slot.spool import Parcel, Spooled
 from gpu_worker.slot.task import performing
 from gpu_worker.slot.tracing import traced
 from gpu_worker.slot.verdict import Ending, Verdict, ending_of, judge
-from serinette import logs, traces
+from serinette import logs
 from serinette.errors import SerinetteError
 from serinette.job import JobError, JobStatus, Result
 from serinette.ledger import Ledger, Outcome
@@ -196,18 +196,10 @@ class SlotWorker(SimpleWorker):
             log.info("job %s needs a newer worker; it goes to the back of its lane", job.id)
             queue.push_job_id(job.id)
             self._pause(_NEWER_SCHEMA_PAUSE_S)
-        elif hold := self._claimed(job, queue):
+        elif hold := self._books.claim(job, queue, self._drain):
             with logs.about(job=job.id, attempt=hold.attempt.id), traced(hold), self._held(hold):
                 self.perform_job(job, queue, hold.execution)
         self.set_state(WorkerStatus.IDLE)
-
-    def _claimed(self, job: Job, queue: Queue) -> Hold | None:
-        began_s = time.time()
-        with logs.about(job=job.id):
-            hold = self._books.claim(job, queue, self._drain)
-        if hold:
-            hold.claim_began_s = began_s
-        return hold
 
     @contextmanager
     def _held(self, hold: Hold) -> Iterator[None]:
@@ -282,9 +274,7 @@ class SlotWorker(SimpleWorker):
 
     def _conclude(self, hold: Hold, pulse: Pulse, verdict: Verdict, result: Result | None) -> None:
         pulse.concluding = True
-        with traces.span("conclude"):
-            written = self._books.conclude(hold, verdict, result)
-        traces.note(outcome=verdict.ending, code=verdict.error.code if verdict.error else "")
+        written = self._books.conclude(hold, verdict, result)
         why = f" ({verdict.error.code}: {verdict.error.message})" if verdict.error else ""
         how = verdict.ending if written else f"{verdict.ending}, but superseded: nothing written"
         log.info("job %s: attempt %d %s%s", hold.job.id, hold.attempt.number, how, why)

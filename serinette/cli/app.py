@@ -7,8 +7,9 @@ import sys
 import typer
 from rich.markup import escape
 
-from serinette.cli import jobs, serve
+from serinette.cli import jobs, keys, serve
 from serinette.cli.terminal import errors
+from serinette.cli.usage import usage
 from serinette.errors import SerinetteError, Unavailable
 
 EXIT_FAILED = 1
@@ -31,6 +32,8 @@ app.command("watch")(jobs.watch)
 app.command("jobs")(jobs.jobs)
 app.command("cancel")(jobs.cancel)
 app.command("queue")(jobs.queue)
+app.command("usage")(usage)
+app.add_typer(keys.app, name="keys", no_args_is_help=True)
 
 
 @app.command()

@@ -22,6 +22,15 @@ from serinette.spec import AudioFormat, GenerationSpec, invalid_spec
 Server = Annotated[
     str, typer.Option(envvar="SERINETTE_URL", help=f"URL of the gateway; {DEFAULT_URL}.", show_default=False)
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="SERINETTE_API_KEY",
+        help="Key of a gateway that asks for one; better in the environment, where others do not see it.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write; its ending tells the format. Else JOB_ID.FORMAT.")
@@ -47,6 +56,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Wait for the song and write it.")] = True,
     as_json: AsJson = False,
     server: Server = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Order a song, watch it being sung and write it to a file."""
     fields: dict[str, Any] = {
@@ -62,19 +72,30 @@ def submit(
         "format": song_format or format_of(output_path),
     }
     spec, options = _order(fields, lane, label or [])
-    with Client(server) as client:
+    with Client(server, api_key=api_key) as client:
         job = client.submit(spec, options, idempotency_key=key)
         if wait:
             _finish(client, job, output_path, as_json=as_json)
-        elif as_json:
-            output.print_json(job.model_dump_json())
         else:
-            output.print(job.id)
+            _tell_submitted(job, as_json=as_json)
 
 
-def watch(job_id: JobId, output_path: Output = None, as_json: AsJson = False, server: Server = DEFAULT_URL) -> None:
+def _tell_submitted(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(job.model_dump_json())
+    else:
+        output.print(job.id)
+
+
+def watch(
+    job_id: JobId,
+    output_path: Output = None,
+    as_json: AsJson = False,
+    server: Server = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
     """Watch a job that was ordered before, and write its song to a file."""
-    with Client(server) as client:
+    with Client(server, api_key=api_key) as client:
         _finish(client, client.get(job_id), output_path, as_json=as_json)
 
 
@@ -84,9 +105,10 @@ def jobs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="At most so many.")] = 20,
     as_json: AsJson = False,
     server: Server = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """List jobs, newest first."""
-    with Client(server) as client:
+    with Client(server, api_key=api_key) as client:
         page = client.list(status=status, label=_label(label) if label else None, limit=limit)
     if as_json:
         output.print_json(json.dumps([job.model_dump(mode="json") for job in page.jobs]))
@@ -96,16 +118,16 @@ def jobs(
         errors.print(f"There are more: {program()} jobs -n {min(100, 2 * limit)}", style="dim")
 
 
-def cancel(job_id: JobId, server: Server = DEFAULT_URL) -> None:
+def cancel(job_id: JobId, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Cancel a job: a queued one at once, a running one within a step."""
-    with Client(server) as client:
+    with Client(server, api_key=api_key) as client:
         job = client.cancel(job_id)
     output.print("canceled" if job.status.ended else "cancel requested: it stops within a step")
 
 
-def queue(as_json: AsJson = False, server: Server = DEFAULT_URL) -> None:
+def queue(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Show what waits and who sings."""
-    with Client(server) as client:
+    with Client(server, api_key=api_key) as client:
         told = client.queue()
     if as_json:
         output.print_json(json.dumps(told))

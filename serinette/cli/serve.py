@@ -15,7 +15,8 @@ from serinette import __version__
 from serinette.cli.jobs import follow
 from serinette.cli.terminal import TreeView, errors, output, program, seconds
 from serinette.client import DEFAULT_URL, Client
-from serinette.errors import SingError
+from serinette.errors import ConfigurationError, SingError
+from serinette.hosts import is_loopback
 from serinette.spec import AudioFormat, GenerationSpec
 
 if TYPE_CHECKING:
@@ -42,6 +43,15 @@ RedisUrl = Annotated[
 DrainTimeout = Annotated[
     float, typer.Option("--drain-timeout", min=0, help="Seconds that running songs may still take after Ctrl-C.")
 ]
+Auth = Annotated[
+    bool, typer.Option(envvar="SERINETTE_AUTH", help="Ask for API keys; make one with `serinette keys create`.")
+]
+AllowAnyone = Annotated[
+    bool,
+    typer.Option(
+        "--allow-anyone", envvar="SERINETTE_ALLOW_ANYONE", help="Listen beyond this machine without asking for keys."
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes write.")]
 
 
@@ -53,6 +63,8 @@ def up(
     device: Device = None,
     redis_url: RedisUrl = None,
     drain_timeout_s: DrainTimeout = 10.0,
+    auth: Auth = False,
+    allow_anyone: AllowAnyone = False,
     verbose: Verbose = False,
 ) -> None:
     """Run everything on this machine: queue, gateway and a worker. Ctrl-C ends it all."""
@@ -60,9 +72,16 @@ def up(
 
     worker = {"SERINETTE_MODEL": model, "SERINETTE_DEVICE": device}
     given = {name: value for name, value in worker.items() if value is not None}
+    if not (auth or allow_anyone or is_loopback(host)):
+        raise ConfigurationError(
+            f"--host {host} would let anyone in who reaches this machine: add --auth, and make keys with "
+            f"`{program()} keys create`; or --allow-anyone, where the network keeps strangers out"
+        )
+    gateway = {"SERINETTE_AUTH": str(auth), "SERINETTE_ALLOW_ANYONE": str(allow_anyone)}
+    options = LocalOptions(data_dir, host, port, drain_timeout_s, redis_url, given, gateway)
     errors.print(f"Serinette {__version__}")
     try:
-        with _running(LocalOptions(data_dir, host, port, drain_timeout_s, redis_url, given), verbose=verbose) as local:
+        with _running(options, verbose=verbose) as local:
             errors.print(f"[bold]Listening on {local.url}[/]", soft_wrap=True)
             server = "" if local.url == DEFAULT_URL else f" --server {local.url}"
             errors.print(
@@ -86,7 +105,13 @@ def demo(
     """Start everything, sing one song of 15 s on the bundled checkpoint, and end everything."""
     from serinette.local import LocalOptions  # noqa: PLC0415  # as in `up`
 
-    options = LocalOptions(data_dir, port=port, drain_timeout_s=0, worker={"SERINETTE_MODEL": "bundled"})
+    options = LocalOptions(
+        data_dir,
+        port=port,
+        drain_timeout_s=0,
+        worker={"SERINETTE_MODEL": "bundled"},
+        gateway={"SERINETTE_AUTH": "false"},
+    )
     started_s = time.monotonic()
     with _running(options, verbose=verbose) as local:
         start_s = time.monotonic() - started_s

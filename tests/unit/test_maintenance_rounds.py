@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from redis import Redis
+from rq import Queue
+from rq.group import Group
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 
@@ -156,6 +159,24 @@ def test_expired_ids_dead_workers_and_intermediate_lists_go(bench: Bench) -> Non
     for _ in range(2):
         bench.rounds()()
     assert bench.waiting() == [job_id]
+
+
+def test_groups_go_with_the_last_of_their_jobs(bench: Bench) -> None:
+    """RQ gives a group no end."""
+    group = Group.create(bench.redis, "album")
+    data = [Queue.prepare_data("tests.nothing", job_id=f"member-{number}") for number in range(2)]
+    first, second = group.enqueue_many(bench.queue(), data)
+    tidy = partial(leftovers.clear, bench.redis, bench.keys, RETENTION_S)
+    tidy()
+    assert bench.redis.scard(group.key) == 2
+    first.delete()
+    tidy()
+    assert bench.redis.smembers(group.key) == {second.id.encode()}
+    second.delete()
+    tidy()
+    tidy()
+    assert not bench.redis.exists(group.key)
+    assert not bench.redis.exists(Group.REDIS_GROUP_KEY)
 
 
 def test_tidying_does_not_reap(bench: Bench) -> None:

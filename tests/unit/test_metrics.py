@@ -220,6 +220,17 @@ def test_work_counts_each_step_of_each_song_once() -> None:
     assert work.vitals("").busy_s == done.busy_s  # nothing is sung any more
 
 
+@pytest.mark.gpu
+def test_a_gpu_tells_of_its_memory_to_a_process_that_uses_it() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    held = torch.zeros(64 * 1024 * 1024, dtype=torch.uint8, device="cuda")
+    vitals = Work().vitals(f"cuda:0, {torch.cuda.get_device_name(0)}")
+    assert held.numel() <= (vitals.gpu_memory_used_bytes or 0) < (vitals.gpu_memory_total_bytes or 0)
+    assert vitals.gpu_utilization is None or 0 <= vitals.gpu_utilization <= 1
+
+
 def test_a_step_rate_needs_two_steps() -> None:
     clock = StageClock()
     clock.tell(Stage.DENOISING, 1)

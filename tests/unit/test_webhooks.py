@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from redis import Redis
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from api.maintenance.strays import Strays
 from api.maintenance.webhooks import Webhooks
 from api.queue import JobQueue
 from api.settings import GatewaySettings, MaintenanceSettings
@@ -237,6 +238,28 @@ def test_without_a_secret_there_are_no_webhooks(house: House) -> None:
         house.submit()
     house.settings["webhook_secrets"] = {"acme": SecretStr(OTHER_SECRET)}
     assert house.submit("acme").webhook == house.url
+
+
+def test_an_end_that_an_older_worker_wrote_is_told_all_the_same(house: House) -> None:
+    job = house.submit()
+    succeed(house, job)
+    house.redis.delete(house.keys.webhooks)  # it knew of no outbox
+    strays = Strays(house.redis, house.keys, 3600)
+    for _ in range(2):  # found, told, and not found again
+        while not strays.step():
+            pass
+        house.tellers()()
+        assert house.target.ids == [f"msg_{job.id}_succeeded"]
+
+
+def test_an_end_that_cannot_be_signed_is_looked_at_once(house: House) -> None:
+    job = house.submit()
+    succeed(house, job)
+    assert house.tellers(webhook_secret=None)() == 1
+    while not Strays(house.redis, house.keys, 3600).step():
+        pass
+    assert house.redis.zcard(house.keys.webhooks) == 0
+    assert not house.target.came
 
 
 def test_an_erased_job_is_told_to_nobody(house: House) -> None:

@@ -1,0 +1,218 @@
+"""`serinette keys`: tenants' API keys and limits, written where the gateways read them. For operators: needs Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+from pydantic import SecretStr, TypeAdapter, ValidationError
+from rich.markup import escape
+from rich.table import Column
+
+from serinette.cli.terminal import age, errors, output, show_table
+from serinette.errors import QueueUnavailable
+from serinette.job import now
+from serinette.names import Keys, Lane
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from serinette.credentials import Credential, Limits
+
+app = typer.Typer(help="Tenants' API keys and limits. Gateways with SERINETTE_AUTH=true ask for them.")
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SERINETTE_REDIS_URL", help="The gateways' Valkey or Redis; else that of `serinette up` in --data-dir."
+    ),
+]
+DataDir = Annotated[Path, typer.Option("--data-dir", envvar="SERINETTE_DATA_DIR", help="Of `serinette up`.")]
+Tenant = Annotated[str, typer.Argument(help="Lower-case letters, digits and dashes.", show_default=False)]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_HERE = Path("serinette-data")
+
+
+class Place(NamedTuple):
+    """Where keys are kept."""
+
+    redis: Redis
+    keys: Keys
+
+
+@app.command()
+def create(
+    tenant: Tenant,
+    note: Annotated[str, typer.Option(help="Whose it is, for lists.")] = "",
+    expires: Annotated[str | None, typer.Option(metavar="TIME", help="How long it is valid: 90d, 12h.")] = None,
+    declare: Annotated[
+        bool, typer.Option("--declare", help="Keep nothing; print what the gateways' SERINETTE_KEYS_FILE needs too.")
+    ] = False,
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = _HERE,
+) -> None:
+    """Make a key for a tenant. It is shown this once: what is kept is its SHA-256."""
+    from serinette import credentials  # noqa: PLC0415  # as heavy as a server, which other commands are not
+
+    life_s = _seconds(expires, "--expires") if expires else None
+    key, kept = credentials.new_key(_tenant(tenant), note=note, expires_at=_later(life_s))
+    if declare:
+        errors.print('For the "keys" of the file; the key itself is below.')
+        errors.print_json(kept.model_dump_json())
+    else:
+        with _place(redis_url, data_dir) as place:
+            credentials.keep(place.redis, place.keys, kept)
+    _show(key, kept)
+
+
+@app.command("list")
+def list_(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> None:
+    """List the keys in Redis. Those that a file declares stand there."""
+    from serinette import credentials  # noqa: PLC0415  # as in `create`
+
+    with _place(redis_url, data_dir) as place:
+        found = credentials.listed(place.redis, place.keys)
+    if as_json:
+        shown = [credential.model_dump(mode="json", exclude={"sha256"}) for credential in found]
+        output.print_json(json.dumps(shown))
+        return
+    columns = (Column("KEY"), Column("TENANT"), Column("AGE", justify="right"), Column("EXPIRES"), Column("NOTE"))
+    rows = [(one.id, one.tenant, age(one.created_at), _expiry(one), escape(one.note)) for one in found]
+    show_table(columns, rows)
+
+
+@app.command()
+def revoke(key_id: KeyId, redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> None:
+    """End a key, and the links that were signed with it, within seconds."""
+    from serinette import credentials  # noqa: PLC0415  # as in `create`
+
+    with _place(redis_url, data_dir) as place:
+        credentials.revoke(place.redis, place.keys, key_id)
+    errors.print("revoked; gateways that have just seen it take it for some seconds more")
+
+
+@app.command()
+def rotate(
+    key_id: KeyId,
+    overlap: Annotated[str, typer.Option(metavar="TIME", help="How long the old one is valid beside it.")] = "24h",
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = _HERE,
+) -> None:
+    """Make a new key for the same tenant; the old one ends after the overlap."""
+    from serinette import credentials  # noqa: PLC0415  # as in `create`
+
+    with _place(redis_url, data_dir) as place:
+        old = credentials.find(place.redis, place.keys, key_id)
+        key, kept = credentials.new_key(old.tenant, note=old.note)
+        credentials.keep(place.redis, place.keys, kept)
+        end = _later(_seconds(overlap, "--overlap"))
+        ends = [at for at in (end, old.expires_at) if at is not None]
+        credentials.keep(place.redis, place.keys, old.model_copy(update={"expires_at": min(ends)}))
+    _show(key, kept)
+
+
+@app.command("limit")
+def limit(
+    tenant: Tenant,
+    lane: Annotated[list[Lane] | None, typer.Option(help="A lane it may use; may be repeated. None: all.")] = None,
+    in_flight: Annotated[int | None, typer.Option(min=0, help="Unfinished jobs.")] = None,
+    queued: Annotated[int | None, typer.Option(min=0, help="Jobs that wait.")] = None,
+    per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
+    gpu_seconds: Annotated[float | None, typer.Option(min=0, help="GPU-seconds a UTC day.")] = None,
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = _HERE,
+) -> None:
+    """Say what a tenant may use. What is left out is without bound."""
+    from serinette import credentials  # noqa: PLC0415  # as in `create`
+
+    allowed = credentials.Limits(
+        lanes=tuple(lane) if lane else None,
+        jobs_in_flight=in_flight,
+        queued_jobs=queued,
+        requests_per_minute=per_minute,
+        gpu_seconds_per_day=gpu_seconds,
+    )
+    with _place(redis_url, data_dir) as place:
+        credentials.limit(place.redis, place.keys, _tenant(tenant), allowed)
+    errors.print(f"{tenant}: {_words(allowed)}")
+
+
+@app.command("limits")
+def limits(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> None:
+    """List what tenants may use; those that are not listed may use all."""
+    from serinette import credentials  # noqa: PLC0415  # as in `create`
+
+    with _place(redis_url, data_dir) as place:
+        found = credentials.limits(place.redis, place.keys)
+    if as_json:
+        output.print_json(json.dumps({name: allowed.model_dump(mode="json") for name, allowed in found.items()}))
+        return
+    show_table((Column("TENANT"), Column("MAY USE")), [(name, _words(allowed)) for name, allowed in found.items()])
+
+
+def _show(key: str, kept: Credential) -> None:
+    errors.print(f"A key of tenant {kept.tenant}, id {kept.id}, valid {_expiry(kept)}. It is not shown again:")
+    output.print(key, soft_wrap=True, markup=False, highlight=False)
+
+
+def _expiry(credential: Credential) -> str:
+    if credential.expires_at is None:
+        return "until revoked"
+    return f"until {credential.expires_at:%Y-%m-%d %H:%M} UTC" + (" (over)" if credential.expired(now()) else "")
+
+
+def _words(allowed: Limits) -> str:
+    told = allowed.model_dump(mode="json", exclude_none=True)
+    return (
+        ", ".join(f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in told.items())
+        or "all"
+    )
+
+
+def _tenant(name: str) -> str:
+    from serinette.credentials import TenantName  # noqa: PLC0415  # as in `create`
+
+    try:
+        return TypeAdapter[str](TenantName).validate_python(name)
+    except ValidationError:
+        raise typer.BadParameter(
+            f"{name!r}: at most 63 lower-case letters, digits and dashes, the first no dash", param_hint="TENANT"
+        ) from None
+
+
+def _seconds(text: str, option: str) -> float:
+    try:
+        return float(text[:-1]) * _SECONDS[text[-1:]]
+    except (KeyError, ValueError):
+        raise typer.BadParameter(f"{text!r} is not a time such as 30m, 24h or 90d", param_hint=option) from None
+
+
+def _later(seconds: float | None) -> datetime | None:
+    return None if seconds is None else now() + timedelta(seconds=seconds)
+
+
+@contextmanager
+def _place(redis_url: str | None, data_dir: Path) -> Iterator[Place]:
+    from redis import RedisError  # noqa: PLC0415  # as in `create`
+
+    from serinette.settings import SharedSettings, connect_redis  # noqa: PLC0415  # as in `create`
+
+    settings, socket = SharedSettings(), data_dir.absolute() / "valkey.sock"
+    url = redis_url or (f"unix://{socket}" if socket.exists() else None)
+    if url:
+        settings = settings.model_copy(update={"redis_url": SecretStr(url)})
+    try:
+        with connect_redis(settings) as redis:
+            yield Place(redis, settings.keys)
+    except RedisError as error:
+        raise QueueUnavailable(
+            f"no Valkey or Redis answers: name the gateways' with --redis-url, or start `serinette up` ({error})"
+        ) from error

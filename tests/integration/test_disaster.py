@@ -1,0 +1,174 @@
+"""Redis is lost: what job.json or a singing worker knows is not. And what `durability: fsync` asks of Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from serinette.job import JobStatus
+from tests import servers
+from tests.gateways import RunningGateway, gateway, problem
+from tests.pod import Pod, pod
+from tests.processes import eventually
+
+SPEC = {"prompt": "jazz", "seed": 7, "duration_s": 2, "labels": {"album": "blue"}}
+
+
+def restore(redis_url: str, store_url: str) -> str:
+    """As docs/disaster.md says."""
+    environment = {**os.environ, "SERINETTE_REDIS_URL": redis_url, "SERINETTE_STORE_URL": store_url}
+    command = [sys.executable, "-m", "api.maintenance", "restore"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def sing(house: RunningGateway, key: str) -> str:
+    headers = {"Idempotency-Key": key, "Prefer": "wait=50"}
+    answer = httpx.post(f"{house.url}/v1/jobs", json=SPEC, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["status"] == "succeeded", answer.text
+    return str(answer.json()["id"])
+
+
+def test_all_jobs_are_restored_from_the_store_alone(tmp_path: Path) -> None:
+    store_url = f"file://{tmp_path / 'store'}"
+    with servers.valkey(tmp_path / "valkey") as first, pod(tmp_path, first.connection_url) as worker:
+        worker.start()
+        with gateway(tmp_path, first.connection_url, store_url) as house:
+            ids = [sing(house, key) for key in ("one", "two", "three")]
+            before = {job_id: httpx.get(f"{house.url}/v1/jobs/{job_id}").json() for job_id in ids}
+    with servers.valkey(tmp_path / "empty") as second, gateway(tmp_path, second.connection_url, store_url) as house:
+        for job_id in ids:  # even before it is restored
+            assert httpx.get(f"{house.url}/v1/jobs/{job_id}").json()["result"] == before[job_id]["result"]
+        assert httpx.get(f"{house.url}/v1/jobs").json()["jobs"] == []
+
+        assert restore(second.connection_url, store_url) == "3 jobs restored\n"
+        assert restore(second.connection_url, store_url) == "0 jobs restored\n"
+        listed = httpx.get(f"{house.url}/v1/jobs", params={"label": "album=blue"}).json()["jobs"]
+        assert [job["id"] for job in listed] == ids[::-1]
+        for job in listed:
+            old = before[job["id"]]
+            same = ("status", "spec", "result", "created_at", "labels", "pool", "lane")
+            assert {name: job[name] for name in same} == {name: old[name] for name in same}
+            assert job["usage"]["size_bytes"] == old["usage"]["size_bytes"]
+            assert [attempt["id"] for attempt in job["attempts"]] == [attempt["id"] for attempt in old["attempts"]]
+            audio = httpx.get(f"{house.url}/v1/jobs/{job['id']}/audio", follow_redirects=True)
+            assert hashlib.sha256(audio.content).hexdigest() == old["result"]["artifacts"][0]["sha256"]
+
+        again = httpx.post(f"{house.url}/v1/jobs", json=SPEC, headers={"Idempotency-Key": "one"})
+        assert (again.status_code, again.json()["id"]) == (200, ids[0])
+        other = httpx.post(f"{house.url}/v1/jobs", json={"prompt": "polka"}, headers={"Idempotency-Key": "one"})
+        assert problem(other)["code"] == "idempotency_conflict"
+        assert httpx.delete(f"{house.url}/v1/jobs/{ids[0]}").status_code == 204
+        assert httpx.get(f"{house.url}/v1/jobs/{ids[0]}").status_code == 404
+        with Redis.from_url(second.connection_url) as redis:
+            forever = [key for key in redis.keys("*") if redis.ttl(key) == -1]
+            names = {key.decode().split(":")[1] for key in forever}
+        assert "job" not in names, forever
+        assert not any(b":ledger:" in key or b":events:" in key for key in forever)
+
+
+class Forgetful:
+    """A Valkey without a disk: each start is an empty one."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port = servers.free_ports(1)[0]
+        self._running = ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        server = self._running.enter_context(servers.valkey(self._directory, port=self._port))
+        self.url = server.connection_url
+
+    def stop(self) -> None:
+        self._running.close()
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[Forgetful]:
+    made = Forgetful(tmp_path / "forgetful")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def worker_pod(tmp_path: Path, forgetful: Forgetful) -> Iterator[Pod]:
+    with pod(tmp_path, forgetful.url) as made:
+        yield made
+
+
+def test_a_singing_worker_brings_its_job_through_an_empty_redis(
+    tmp_path: Path, worker_pod: Pod, forgetful: Forgetful
+) -> None:
+    worker_pod.start()
+    store_url = worker_pod.settings.store_url
+    with gateway(tmp_path, forgetful.url, store_url) as house:
+        submitted = httpx.post(f"{house.url}/v1/jobs", json={**SPEC, "prompt": "slow 4"})
+        job_id = submitted.json()["id"]
+        worker_pod.wait_step(job_id)
+        forgetful.stop()
+        forgetful.start()
+        assert not worker_pod.redis.keys("*:ledger:*")
+
+        def knows_it_running() -> bool:
+            answer = httpx.get(f"{house.url}/v1/jobs/{job_id}")
+            return answer.status_code == 200 and answer.json()["status"] in {"running", "succeeded"}
+
+        assert eventually(knows_it_running), worker_pod.log()
+        worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
+        job = httpx.get(f"{house.url}/v1/jobs/{job_id}").json()
+        assert job["status"] == "succeeded"
+        assert job["labels"] == {"album": "blue"}
+        assert [listed["id"] for listed in httpx.get(f"{house.url}/v1/jobs").json()["jobs"]] == [job_id]
+        assert worker_pod.record(job_id).artifacts
+        assert len(list(worker_pod.store.list("songs"))) == 2, "sung once"
+
+
+def test_fsync_waits_for_the_disk_and_refuses_without_one(tmp_path: Path) -> None:
+    store_url = f"file://{tmp_path / 'store'}"
+    with (
+        servers.valkey(tmp_path / "durable", append_only=True) as durable,
+        gateway(tmp_path, durable.connection_url, store_url, durability="fsync") as house,
+        Redis.from_url(durable.connection_url) as redis,
+    ):
+        answer = httpx.post(f"{house.url}/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"})
+        assert answer.status_code == 202, answer.text
+        told = redis.info("commandstats")
+        assert told["cmdstat_waitaof"]["calls"] == 1
+        assert told["cmdstat_waitaof"]["failed_calls"] == 0
+        again = httpx.post(f"{house.url}/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"})
+        assert again.json()["id"] == answer.json()["id"]
+        assert redis.info("commandstats")["cmdstat_waitaof"]["calls"] == 2, "a repeated promise is one too"
+
+        redis.config_set("appendonly", "no")
+        refused = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "polka"}))
+        assert (refused["status"], refused["code"]) == (503, "queue_unavailable")
+        assert "appendonly" in refused["detail"]
+        assert len(httpx.get(f"{house.url}/v1/jobs").json()["jobs"]) == 1, "nothing was accepted"
+
+
+def test_what_fsync_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
+    """Its process killed outright, and started again from its file."""
+    port = servers.free_ports(1)[0]
+    store_url = f"file://{tmp_path / 'store'}"
+    with servers.valkey(tmp_path / "durable", port=port, append_only=True) as durable:
+        with gateway(tmp_path, durable.connection_url, store_url, durability="fsync") as house:
+            ids = {httpx.post(f"{house.url}/v1/jobs", json=SPEC).json()["id"] for _ in range(5)}
+        with Redis.from_url(durable.connection_url) as redis:
+            os.kill(int(redis.info("server")["process_id"]), 9)
+    with (
+        servers.valkey(tmp_path / "durable", port=port, append_only=True) as durable,
+        gateway(tmp_path, durable.connection_url, store_url) as house,
+    ):
+        assert {job["id"] for job in httpx.get(f"{house.url}/v1/jobs").json()["jobs"]} == ids

@@ -1,0 +1,110 @@
+"""From a submit over HTTP to a signed POST, on real processes: replicas of maintenance, one killed as it delivers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from redis import Redis
+from standardwebhooks import Webhook
+
+from serinette.settings import SharedSettings
+from serinette.store import Store
+from tests.gateways import HandSlot, gateway, problem
+from tests.processes import eventually
+from tests.receivers import SECRET, receiver
+
+RULES = {"webhook_secret": SECRET, "webhook_networks": '["127.0.0.0/8"]'}
+TIMEOUT_S = 1
+
+
+@contextmanager
+def maintenance(directory: Path, redis_url: str, store_url: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m api.maintenance`; killed on the way out."""
+    settings = {
+        **RULES,
+        "redis_url": redis_url,
+        "store_url": store_url,
+        "interval_s": 0.1,
+        "lease_s": 2,
+        "webhook_timeout_s": TIMEOUT_S,
+        "webhook_backoff_s": 0.2,
+    }
+    environment = {**os.environ, **{f"SERINETTE_{key.upper()}": str(value) for key, value in settings.items()}}
+    with (directory / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "api.maintenance"], env=environment, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def deliveries(url: str, job_id: str) -> list[bool]:
+    return [each["delivered"] for each in httpx.get(f"{url}/v1/jobs/{job_id}").json()["deliveries"]]
+
+
+def test_an_end_is_told_though_the_target_fails_and_a_replica_dies(
+    tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str
+) -> None:
+    slot = HandSlot(redis, Store.open(SharedSettings(store_url=file_store_url)))
+    frozen = threading.Event()
+    with receiver() as target, gateway(tmp_path, redis_url, file_store_url, **RULES) as house:
+        hook = f"http://127.0.0.1:{target.port}/hook"
+
+        def sung() -> str:
+            answer = httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": hook})
+            assert answer.status_code == 202, answer.text
+            slot.claim(answer.json()["id"])
+            slot.succeed(answer.json()["id"], [b"song"])
+            return str(answer.json()["id"])
+
+        with maintenance(tmp_path, redis_url, file_store_url, "first") as first:
+            target.answers = [500, 503]
+            job_id = sung()
+            assert eventually(lambda: deliveries(house.url, job_id) == [False, False, True]), house.log.read_text()
+            assert set(target.ids) == {f"msg_{job_id}_succeeded"}
+            for came in target.came:
+                assert Webhook(SECRET).verify(came.body, came.headers)["data"]["id"] == job_id
+
+            target.came.clear()
+            target.meanwhile = lambda: frozen.wait(0.8)
+            other = sung()
+            assert eventually(lambda: target.came)
+            first.kill()  # it was told, and nobody logged it
+            first.wait()
+        assert deliveries(house.url, other) == []
+        target.meanwhile = lambda: None
+        frozen.set()
+        redis.zadd("rq:serinette:webhooks", {other: time.time()}, xx=True)  # instead of waiting until it is shown again
+        with (
+            maintenance(tmp_path, redis_url, file_store_url, "second"),
+            maintenance(tmp_path, redis_url, file_store_url, "third"),
+        ):
+            assert eventually(lambda: deliveries(house.url, other) == [True])
+            assert target.ids == [f"msg_{other}_succeeded"] * 2, "the receiver knows them for one by their id"
+            many = [sung() for _ in range(20)]
+            assert eventually(lambda: all(deliveries(house.url, each) == [True] for each in many))
+        told = [json.loads(came.body)["data"]["id"] for came in target.came[2:]]
+        assert sorted(told) == sorted(many), "two replicas, and each end once"
+
+
+def test_targets_inside_are_refused_over_http(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
+    with gateway(tmp_path, redis_url, file_store_url, webhook_secret=SECRET) as house:
+        for hook in ("http://127.0.0.1:6379/", "http://169.254.169.254/latest/meta-data", "http://[::1]/"):
+            refused = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": hook}))
+            assert (refused["status"], refused["code"], refused["field"]) == (422, "invalid_spec", "webhook")
+            assert "127.0.0.1" not in refused["detail"], "nothing is told of this network"
+        bad = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": "gopher://example.com"}))
+        assert (bad["status"], bad["field"]) == (422, "webhook")
+    with gateway(tmp_path, redis_url, file_store_url) as house:
+        none = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": "https://example.com"}))
+        assert (none["status"], none["code"]) == (501, "unsupported")
