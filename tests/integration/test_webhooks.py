@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -52,21 +53,21 @@ def deliveries(url: str, job_id: str) -> list[bool]:
     return [each["delivered"] for each in httpx.get(f"{url}/v1/jobs/{job_id}").json()["deliveries"]]
 
 
+def sing(url: str, slot: HandSlot, hook: str) -> str:
+    answer = httpx.post(f"{url}/v1/jobs", json={"prompt": "jazz", "webhook": hook})
+    assert answer.status_code == 202, answer.text
+    slot.claim(answer.json()["id"])
+    slot.succeed(answer.json()["id"], [b"song"])
+    return str(answer.json()["id"])
+
+
 def test_an_end_is_told_though_the_target_fails_and_a_replica_dies(
     tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str
 ) -> None:
     slot = HandSlot(redis, Store.open(SharedSettings(store_url=file_store_url)))
     frozen = threading.Event()
     with receiver() as target, gateway(tmp_path, redis_url, file_store_url, **RULES) as house:
-        hook = f"http://127.0.0.1:{target.port}/hook"
-
-        def sung() -> str:
-            answer = httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": hook})
-            assert answer.status_code == 202, answer.text
-            slot.claim(answer.json()["id"])
-            slot.succeed(answer.json()["id"], [b"song"])
-            return str(answer.json()["id"])
-
+        sung = partial(sing, house.url, slot, f"http://127.0.0.1:{target.port}/hook")
         with maintenance(tmp_path, redis_url, file_store_url, "first") as first:
             target.answers = [500, 503]
             job_id = sung()
