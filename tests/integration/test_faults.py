@@ -170,7 +170,7 @@ def test_a_directory_that_cannot_be_written_is_waited_for(home: House, tmp_path:
     home.pod.wait_step(job_id)
     broken = tmp_path / "store" / "songs"
     broken.write_text("where a directory was: unwritable even to root")
-    assert eventually(lambda: "the store is away" in home.pod.log())
+    assert eventually(lambda: "waits for the store on disk" in home.pod.log())
     broken.unlink()
     home.sung(job_id, SUCCEEDED)
 
@@ -190,7 +190,7 @@ def test_an_object_store_that_hangs_is_waited_for(
             home.pod.wait_step(job_id)
             s3.process.send_signal(signal.SIGSTOP)
             try:
-                assert eventually(lambda: "the store is away" in home.pod.log(), 40)
+                assert eventually(lambda: "waits for the store on disk" in home.pod.log(), 40)
             finally:
                 s3.process.send_signal(signal.SIGCONT)
             home.sung(job_id, SUCCEEDED)
