@@ -54,7 +54,10 @@ class Forest:
         return [process for top in psutil.Process().children() if self.holds(top) for process in below(top.pid)]
 
     def holds(self, process: psutil.Process) -> bool:
-        return str(self.directory) in " ".join(process.cmdline())
+        try:
+            return str(self.directory) in " ".join(process.cmdline())
+        except psutil.NoSuchProcess:  # ended, perhaps not yet waited for by the test that started it
+            return False
 
     def tending(self, condition: Callable[[], object]) -> bool:
         def tended() -> object:
