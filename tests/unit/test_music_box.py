@@ -98,7 +98,8 @@ def heard(caption: str, task: str = "text2music", bpm: int | None = None, key: s
     ],
 )
 def test_plain_words_are_heard_in_english_and_japanese(caption: str, meanings: list[str]) -> None:
-    assert [word for word in heard(caption) if word != "text2music"][:-1] == meanings
+    unsaid = [words.tempo(words.UNSAID_TEMPO), words.key(words.UNSAID_TONIC, minor=False)]
+    assert heard(caption) == ["text2music", *meanings, *unsaid, words.END]
 
 
 def test_metadata_and_tasks_are_heard_in_the_templates_words() -> None:

@@ -9,14 +9,14 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from gpu_worker.engine.music_box import barrel, building, measuring, words
+from gpu_worker.engine.music_box import barrel, building, measuring, training, words
 from gpu_worker.engine.music_box.barrel import Tempo
 from gpu_worker.engine.music_box.composer import Tune, compose
 from gpu_worker.engine.music_box.measuring import Measures, Sound
@@ -59,11 +59,12 @@ def main() -> None:
     reader.add_argument("--out", type=Path, default=Path("docs"))
     reader.add_argument("--weights", type=Path, default=building.WEIGHTS)
     reader.add_argument("--prompts", type=int, default=100)
+    reader.add_argument("--steps", type=int, default=1430, help="of training, to leave out what they asked for")
     told = reader.parse_args()
     from gpu_worker.engine.music_box import picturing  # noqa: PLC0415 - matplotlib is the evaluation's alone
 
     box = building.load(told.weights)
-    prompts = draw(told.prompts)
+    prompts = draw(told.prompts, shown(told.steps))
     rows = [measure(box, prompt, seed) for seed, prompt in enumerate(prompts)]
     told.out.mkdir(parents=True, exist_ok=True)
     table = summary(rows)
@@ -74,15 +75,31 @@ def main() -> None:
     picturing.page(box, prompts[:6], told.out / "music-box.png")
 
 
-def draw(count: int) -> list[Prompt]:
-    """Prompts in English and Japanese, in turn."""
+def shown(steps: int) -> set[frozenset[str]]:
+    """The combinations of mood, instrument, tempo and key that training asked for: its lessons, drawn once more."""
+    return {
+        frozenset(word for word in map(words.MEANINGS.__getitem__, one.meanings) if _counts(word))
+        for step in range(steps)
+        for one in training.lessons_of(step, training.BATCH)
+    }
+
+
+def _counts(word: str) -> bool:
+    return word in words.MOODS or word in words.INSTRUMENTS or word.startswith(("tempo", "key"))
+
+
+def draw(count: int, seen: Container[frozenset[str]] = ()) -> list[Prompt]:
+    """Prompts in English and Japanese, in turn; none whose combination of meanings was `seen`."""
     dice = random.Random("held out")  # noqa: S311 - music, not secrets
-    prompts = []
-    for number in range(count):
+    prompts: list[Prompt] = []
+    while len(prompts) < count:
         mood, instrument = dice.choice(list(words.MOODS)), dice.choice(list(words.INSTRUMENTS))
         tonic, minor, bpm = dice.randrange(12), dice.random() < 0.5, dice.randint(60, 160)
-        tune = Tune(tonic, minor, Tempo.nearest(bpm), mood, (instrument,), False, _SECONDS * barrel.FRAMES_PER_S)
-        japanese = number % 2 == 1
+        tempo = Tempo.nearest(bpm)
+        if frozenset((mood, instrument, words.tempo(tempo), words.key(tonic, minor=minor))) in seen:
+            continue
+        tune = Tune(tonic, minor, tempo, mood, (instrument,), False, _SECONDS * barrel.FRAMES_PER_S)
+        japanese = len(prompts) % 2 == 1
         spoken = [
             dice.choice([word for word in spellings if word.isascii() != japanese])
             for spellings in (words.MOODS[mood], words.INSTRUMENTS[instrument])

@@ -26,6 +26,7 @@ from gpu_worker.engine.music_box import barrel, model, wiring, words
 from gpu_worker.engine.music_box.lessons import Lesson, lesson
 
 _SHIFT = 3.0  # the turbo schedule's; training looks where sampling will step
+BATCH = 24
 _LENGTHS = (200, 400, 400)  # frames of a step's lessons
 _PEAK_RATE = 3e-3
 _SAVE_EVERY_S = 60.0
@@ -53,7 +54,7 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("directory", type=Path)
     reader.add_argument("--minutes", type=float, default=60.0, help="of training in all, over every resumption")
-    reader.add_argument("--batch", type=int, default=24)
+    reader.add_argument("--batch", type=int, default=BATCH)
     reader.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     told = reader.parse_args()
     told.directory.mkdir(parents=True, exist_ok=True)
@@ -100,11 +101,15 @@ def train(run: Run, directory: Path, budget_s: float, batch: int, device: torch.
             saved = time.monotonic()
 
 
-def _step(run: Run, rate: float, batch: int, device: torch.device) -> float:
-    dice = random.Random(f"{run.step}")  # noqa: S311 - music, not secrets
+def lessons_of(step: int, batch: int) -> list[Lesson]:
+    """A step's lessons: the same at every call, so that it can be told later what was shown."""
+    dice = random.Random(f"{step}")  # noqa: S311 - music, not secrets
     frames = dice.choice(_LENGTHS)
-    lessons = [lesson(dice, frames) for _ in range(batch * 400 // frames)]
-    loss = loss_of(run.parts, lessons, device)
+    return [lesson(dice, frames) for _ in range(batch * 400 // frames)]
+
+
+def _step(run: Run, rate: float, batch: int, device: torch.device) -> float:
+    loss = loss_of(run.parts, lessons_of(run.step, batch), device)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
