@@ -86,7 +86,9 @@ def test_generate_music_answers_with_the_song(server_url: str) -> None:
     told = sung(server_url, WHOLE_FORM)
     params = told["params_json"]
     assert params["actual_seeds"] == [12], params
-    assert [each["field"] for each in params["adjusted"]] == ["manual_seeds"], params
+    adjusted = {each["field"] for each in params["adjusted"]}
+    # Turbo checkpoints have steps and guidance of their own; which the server holds is not known here.
+    assert {"manual_seeds"} <= adjusted <= {"manual_seeds", "infer_step", "guidance_scale"}, params
     assert {"omega_scale", "cfg_type", "scheduler_type", "use_erg_tag"} <= set(params["ignored"]), params
     assert (params["cfg_start"], params["cfg_end"]) == (0.25, 0.75), params
     assert params["sent"]["omega_scale"] == 10.0, params

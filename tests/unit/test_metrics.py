@@ -132,6 +132,7 @@ def app(redis_url: str, file_store_url: str) -> FastAPI:
         await websocket.accept()
         await websocket.close()
 
+    made.router.routes.insert(0, made.router.routes.pop())  # before the gateway's own answer to unknown sockets
     return made
 
 
