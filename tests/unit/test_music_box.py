@@ -95,6 +95,10 @@ def heard(caption: str, task: str = "text2music", bpm: int | None = None, key: s
         ("crusaders saddle up", []),
         ("flute in C♯ minor, 72 BPM", ["pipe", "key 1 minor", "tempo 17 slow"]),
         ("Ｆｌｕｔｅ, 変ロ短調", ["pipe", "key 10 minor"]),
+        ("嬰ト短調", ["key 8 minor"]),
+        ("変ト長調", ["key 6 major"]),
+        ("オルゴール、変ハ長調", ["bell", "key 11 major"]),
+        ("嬰イ短調", ["key 10 minor"]),
     ],
 )
 def test_plain_words_are_heard_in_english_and_japanese(caption: str, meanings: list[str]) -> None:

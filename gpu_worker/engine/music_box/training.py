@@ -109,6 +109,7 @@ def lessons_of(step: int, batch: int) -> list[Lesson]:
 
 
 def _step(run: Run, rate: float, batch: int, device: torch.device) -> float:
+    torch.manual_seed(run.step)  # so that a run that goes on draws what one that never stopped would
     loss = loss_of(run.parts, lessons_of(run.step, batch), device)
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:

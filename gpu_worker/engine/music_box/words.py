@@ -88,9 +88,11 @@ _TONICS = {
     10: ("a#", "bb", "a♯", "b♭", "a sharp", "b flat"),
     11: ("b", "cb"),
 }
+# Pitch class of each Japanese tonic: the naturals, raised (嬰) and lowered (変).
 _JAPANESE_TONICS = {
-    **dict(zip((0, 2, 4, 5, 7, 9, 11), "ハニホヘトイロ", strict=True)),
-    **dict(zip((1, 3, 6, 8, 10), ("嬰ハ", "変ホ", "嬰ヘ", "変イ", "変ロ"), strict=True)),
+    sign + name: (natural + shift) % 12
+    for natural, name in zip((0, 2, 4, 5, 7, 9, 11), "ハニホヘトイロ", strict=True)
+    for sign, shift in (("", 0), ("嬰", 1), ("変", -1))
 }
 _BPM = range(30, 301)  # what a spec may ask
 UNSAID_TEMPO = Tempo.nearest(104)
@@ -118,7 +120,8 @@ def _spellings() -> dict[str, str]:
             (True, ("minor", "min", "マイナー", "短調")),
         ):
             spelled = [f"{name}{space}{mode}" for name in names for mode in modes for space in (" ", "")]
-            spelled.append(_JAPANESE_TONICS[tonic] + ("短調" if minor else "長調"))
+            japanese = "短調" if minor else "長調"
+            spelled += [name + japanese for name, pitch_class in _JAPANESE_TONICS.items() if pitch_class == tonic]
             spelled += [f"keyscale: {one}" for one in spelled]
             heard.update(dict.fromkeys(spelled, key(tonic, minor=minor)))
     for bpm in _BPM:
