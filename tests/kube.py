@@ -247,8 +247,8 @@ class Kube:
         words = path.strip("/").split("/")
         if path.rstrip("/") == "/version":
             major, minor, _ = self.version.lstrip("v").split(".", 2)
-            words = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")
-            return {"major": major, "minor": minor, "gitVersion": self.version, **dict.fromkeys(words, "test")}
+            others = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")
+            return {"major": major, "minor": minor, "gitVersion": self.version, **dict.fromkeys(others, "test")}
         if path.rstrip("/") == "/api":
             return {"kind": "APIVersions", "versions": ["v1"]}
         if path.rstrip("/") == "/apis":
