@@ -6,6 +6,8 @@ Words of the prompt make it misbehave; the rest of the prompt is ignored.
     hang              never come back, whatever is asked
     crash             die by SIGKILL
     crash once TOKEN  die the first time that TOKEN is sung for in this work_dir, also across restarts
+    until TOKEN       go on until somebody makes the file `tokens/TOKEN` in its work_dir
+    room for N        fail as a full device when more than N are sung together
     oom, nan, bug     fail as a full device, a broken model, a mistake of ours
 
 `SERINETTE_MODEL` makes loading misbehave: `slow SECONDS`, `unloadable`.
@@ -41,8 +43,8 @@ QUICK_S = 0.05
 class SineEngine:
     """Sings one sine per seed."""
 
-    def __init__(self, crashes: Path) -> None:
-        self._crashes = crashes
+    def __init__(self, tokens: Path) -> None:
+        self._tokens = tokens
 
     @property
     def model(self) -> Model:
@@ -73,6 +75,13 @@ class SineEngine:
         watch.tell(Stage.CONDITIONING)
         prompts = " ".join(request.spec.prompt for request in batch)
         self._misbehave(prompts)
+        until = re.search(r"\buntil (\w+)", prompts)
+        while until and not (self._tokens / until[1]).exists():
+            time.sleep(QUICK_S)
+            watch.again()
+        room = re.search(r"\broom for (\d+)", prompts)
+        if room and len(batch) > int(room[1]):
+            raise EngineOutOfMemory(f"{len(batch)} songs do not fit into an imagined memory for {room[1]}")
         steps = self.sampling(batch[0].spec)[0].steps
         slow = re.search(r"\bslow (\d+(\.\d+)?)", prompts)
         for step in range(1, steps + 1):
@@ -85,9 +94,9 @@ class SineEngine:
         while re.search(r"\bhang\b", prompts):
             time.sleep(60)
         once = re.search(r"\bcrash once (\w+)", prompts)
-        if once and not (self._crashes / once[1]).exists():
-            self._crashes.mkdir(parents=True, exist_ok=True)
-            (self._crashes / once[1]).touch()
+        if once and not (self._tokens / once[1]).exists():
+            self._tokens.mkdir(parents=True, exist_ok=True)
+            (self._tokens / once[1]).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if re.search(r"\bcrash\b", prompts) and not once:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -114,7 +123,7 @@ def load(settings: WorkerSettings) -> SineEngine:
         raise ConfigurationError("model unloadable: cannot be loaded, as asked")
     if slow := re.fullmatch(r"slow ([\d.]+)", settings.model):
         time.sleep(float(slow[1]))
-    return SineEngine(settings.work_dir / "crashes")
+    return SineEngine(settings.work_dir / "tokens")
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,11 +44,30 @@ def kind_of(spec: GenerationSpec, sampling: Sampling) -> Kind | None:
     )
 
 
-def plan(waiting: Sequence[Kind | None], max_batch: int) -> tuple[int, ...]:
-    """Places of the songs to sing next: the first in line, and those of its kind behind it, `max_batch` in all."""
+def plan(waiting: Sequence[Kind | None], room: Room) -> tuple[int, ...]:
+    """Places of the songs to sing next: the first in line, and those of its kind behind it, as many as there is room."""
     if not waiting:
         return ()
     first = waiting[0]
     if first is None:
         return (0,)
-    return tuple(place for place, kind in enumerate(waiting) if kind == first)[:max_batch]
+    return tuple(place for place, kind in enumerate(waiting) if kind == first)[: room.songs(first.duration_s)]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much is sung at once: a count of songs, and the seconds of audio that the device's memory has proved to hold.
+
+    Activations grow with the audio of a batch, so that half the audio of one that did not fit is tried next.
+    """
+
+    max_batch: int
+    audio_s: float = math.inf
+
+    def songs(self, duration_s: float) -> int:
+        """How many songs of this length; at least one."""
+        return max(1, math.floor(min(self.max_batch, self.audio_s / duration_s)))
+
+    def after_overflow(self, batch: int, duration_s: float) -> Room:
+        """What is left to try after so many songs did not fit."""
+        return Room(self.max_batch, min(self.audio_s, batch * duration_s / 2))

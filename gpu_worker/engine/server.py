@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from gpu_worker.engine.base import Engine, EngineFactory
-from gpu_worker.engine.batching import plan
+from gpu_worker.engine.batching import Room, plan
 from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
 from gpu_worker.engine.session import Session, accept
 from gpu_worker.engine.singing import Singing
@@ -21,7 +21,7 @@ from gpu_worker.engine.vitals import Work
 from gpu_worker.engine.wire import Failed, Hello, Stopped, Vitals
 from gpu_worker.settings import WorkerSettings
 from serinette import logs
-from serinette.errors import Canceled, ConfigurationError, EngineCrashed, SerinetteError
+from serinette.errors import Canceled, ConfigurationError, EngineCrashed, EngineOutOfMemory, SerinetteError
 from serinette.job import JobError, Stage
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class EngineServer:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._path = settings.engine_socket
-        self._max_batch = settings.max_batch
+        self._room = Room(settings.max_batch)
         self._engine: Engine | None = None
         self._changed = threading.Condition()
         self._line: list[Singing] = []
@@ -91,7 +91,7 @@ class EngineServer:
             raise RuntimeError("nothing can be sung before the model is loaded")
         line = [singing for singing in self._wait() if self._prepare(singing, self._engine)]
         members = [(singing, index) for singing in line for index in singing.remaining]
-        places = plan([singing.kind for singing, _ in members], self._max_batch)
+        places = plan([singing.kind for singing, _ in members], self._room)
         if places:
             batch = [members[place] for place in places]
             with logs.about(job=" ".join(dict.fromkeys(singing.job_id for singing, _ in batch))):
@@ -147,7 +147,8 @@ class EngineServer:
         return True
 
     def _sing(self, batch: Sequence[Member], engine: Engine) -> None:
-        batch = [(singing, index) for singing, index in batch if singing.begin(len(batch))]
+        jobs = len({singing.job_id for singing, _ in batch})
+        batch = [(singing, index) for singing, index in batch if singing.begin(len(batch), jobs)]
         if not batch:
             return
         try:
@@ -166,10 +167,19 @@ class EngineServer:
             if len(batch) == 1:
                 batch[0][0].answer(_failed(batch[0][0].job_id, error))
                 return
-            log.warning("a batch of %d failed (%s): each song is sung alone", len(batch), error)
-            for member in batch:
-                if member[1] in member[0].remaining:
-                    self._sing([member], engine)
+            for part in self._parted(batch, error):
+                self._sing([(singing, index) for singing, index in part if index in singing.remaining], engine)
+
+    def _parted(self, batch: Sequence[Member], error: Exception) -> list[Sequence[Member]]:
+        """A batch that failed, as it is tried again: by halves if it was too large, else one by one."""
+        if isinstance(error, EngineOutOfMemory):
+            duration_s = batch[0][0].request(batch[0][1]).spec.duration_s
+            self._room = self._room.after_overflow(len(batch), duration_s)
+            log.warning("a batch of %d did not fit, from now on %s: %s", len(batch), self._room, error)
+            half = len(batch) // 2
+            return [batch[:half], batch[half:]]
+        log.warning("a batch of %d failed (%s): each song is sung alone", len(batch), error)
+        return [[member] for member in batch]
 
     def _observe(self, batch: Sequence[Member], stage: Stage, step: int | None, _steps: int | None) -> frozenset[int]:
         self._work.reached(stage, step, len(batch))

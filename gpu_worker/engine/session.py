@@ -84,7 +84,7 @@ class Session(threading.Thread):
                 self.send(Failed(error=JobError(code=error.code, message=error.message, retryable=error.retryable)))
                 return
             sounds = {str(role): samples for role, samples in audio.items()}
-            self._singing = Singing(message.job_id, spec, sounds, self.send)
+            self._singing = Singing(message.job_id, spec, sounds, self.send, alone=message.alone)
             self._take(self._singing)
         else:
             raise ConnectionError(f"a slot sent {message!r:.80}, which only an engine sends")

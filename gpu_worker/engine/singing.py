@@ -35,7 +35,9 @@ class _Terms:
 class Singing:
     """A job from Sing to its answer. `cancel` may come from any thread, all else from the model's."""
 
-    def __init__(self, job_id: str, spec: GenerationSpec, audio: dict[str, Samples], send: Send) -> None:
+    def __init__(
+        self, job_id: str, spec: GenerationSpec, audio: dict[str, Samples], send: Send, *, alone: bool = False
+    ) -> None:
         first = spec.seed or 0
         self.job_id = job_id
         self._spec = spec
@@ -44,12 +46,14 @@ class Singing:
             for index in range(spec.variations)
         ]
         self._send = send
+        self._alone = alone
         self._lock = threading.Lock()
         self._terms: _Terms | None = None
         self._songs: dict[int, Song] = {}
         self._places: list[tuple[Stage, int]] = [(Stage.CONDITIONING, 0)] * spec.variations
         self._started: float | None = None
         self._batch_size = 1
+        self._jobs = 1
         self._told: tuple[Report | None, float] = (None, 0.0)
         self.canceled = False
         self.answered = False
@@ -83,21 +87,26 @@ class Singing:
         """Ask the engine for its terms, once. Raises what `Engine.sampling` raises."""
         if self._terms is None:
             sampling, warnings = engine.sampling(self._spec)
-            self._terms = _Terms(engine.model, sampling, warnings, kind_of(self._spec, sampling))
+            kind = None if self._alone else kind_of(self._spec, sampling)
+            self._terms = _Terms(engine.model, sampling, warnings, kind)
 
-    def begin(self, batch_size: int) -> bool:
-        """Some of its variations are about to be sung, in a batch of this size; False if it is given up already."""
+    def begin(self, batch_size: int, jobs: int) -> bool:
+        """Some of its variations are about to be sung, in a batch of this size and so many jobs.
+
+        Tells the slot so before the model does anything; False if the job is given up already.
+        """
         with self._lock:
             self._started = self._started or time.monotonic()
             self._batch_size = max(self._batch_size, batch_size)
-            return not self.answered
+            self._jobs = jobs
+        self._tell_place()
+        return not self.answered
 
     def tell(self, index: int, stage: Stage, step: int | None) -> None:
         """Pass on where one variation is."""
-        steps = self._terms.sampling.steps if self._terms else 0
-        reached = steps if stage is Stage.DECODING else step or 0
+        reached = self._steps if stage is Stage.DECODING else step or 0
         self._places[index] = (stage, reached)
-        self._report(summarize(self._places, steps), _SIGN_OF_LIFE_S)
+        self._tell_place()
 
     def tell_waiting(self) -> None:
         """Others are sung for; the engine lives."""
@@ -116,6 +125,14 @@ class Singing:
                 return
             self.answered = True
         self._end(message, descriptors)
+
+    @property
+    def _steps(self) -> int:
+        return self._terms.sampling.steps if self._terms else 0
+
+    def _tell_place(self) -> None:
+        report = summarize(self._places, self._steps)
+        self._report(report.model_copy(update={"jobs": self._jobs}), _SIGN_OF_LIFE_S)
 
     def _end(self, message: Message, descriptors: Sequence[int]) -> None:
         self._send(message, list(descriptors))

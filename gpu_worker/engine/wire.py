@@ -60,11 +60,12 @@ class Audio(_Message):
 
 
 class Sing(_Message):
-    """Ask for all variations of one job."""
+    """Ask for all variations of one job; `alone`: with no other job's songs, as one of them may be poison."""
 
     type: Literal["sing"] = "sing"
     job_id: str
     spec: dict[str, Any]
+    alone: bool = False
     audio: tuple[Audio, ...] = ()
 
 
@@ -75,12 +76,13 @@ class Cancel(_Message):
 
 
 class Report(_Message):
-    """Progress."""
+    """Progress. `jobs`: how many are sung together; should the engine die now, any of them may be to blame."""
 
     type: Literal["report"] = "report"
     stage: Stage
     step: int | None = None
     steps: int | None = None
+    jobs: int = 1
 
 
 class Sung(_Message):

@@ -24,7 +24,7 @@ from rq.worker.base import WorkerStatus
 from gpu_worker.slot.counting import count_claim, count_song
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.verdict import Ending, Verdict
+from gpu_worker.slot.verdict import Ending, Verdict, is_suspect
 from serinette import logs, traces
 from serinette.job import Attempt, AttemptOutcome, JobStatus, Result, now
 from serinette.ledger import Entry, Ledger, Outcome, Terms
@@ -56,7 +56,7 @@ class Books:
         while True:
             try:
                 with logs.about(job=job.id):
-                    number, started_at = self._claim(job, made)
+                    number, started_at, suspect = self._claim(job, made)
             except WatchError:
                 continue
             if number == 0:
@@ -66,20 +66,20 @@ class Books:
             attempt = Attempt(number=number, id=execution.id, worker=self._worker.name, started_at=started_at)
             timeout_s = float(job.timeout or queue.DEFAULT_TIMEOUT)
             until_s = time.monotonic() + timeout_s
-            return Hold(job, queue, execution, attempt, drain, timeout_s, until_s, claim_began_s=began_s)
+            return Hold(job, queue, execution, attempt, drain, timeout_s, until_s, suspect, claim_began_s=began_s)
 
-    def _claim(self, job: Job, made: dict[str, Execution]) -> tuple[int, datetime]:
+    def _claim(self, job: Job, made: dict[str, Execution]) -> tuple[int, datetime, bool]:
         with self._worker.connection.pipeline() as pipe:
             entry = self._watch(pipe, job)
             if entry.owner in made:  # the answer to our own transaction was lost with its connection
-                return entry.attempts[-1].number, entry.attempts[-1].started_at
+                return entry.attempts[-1].number, entry.attempts[-1].started_at, is_suspect(entry.attempts[:-1])
             refused = self._why_not(pipe, job, entry)
             pipe.multi()
             if refused:
                 self._drop(pipe, job, entry)
                 pipe.execute()
                 log.info("job %s dropped at its claim: %s", job.id, refused)
-                return 0, now()
+                return 0, now(), False
             execution = Execution.create(job, self._worker.get_heartbeat_ttl(job), pipe, self._worker.name)
             made[execution.id] = execution
             self._worker.set_state(WorkerStatus.BUSY, pipeline=pipe)
@@ -90,7 +90,7 @@ class Books:
             self._ledger.begin_attempt(job.id, execution.id, self._worker.name, pipeline=pipe)
             if not entry.attempts:
                 count_claim(pipe, self._ledger.keys, job)
-            return int(pipe.execute()[place]), now()
+            return int(pipe.execute()[place]), now(), is_suspect(entry.attempts)
 
     def _watch(self, pipe: Pipeline, job: Job) -> Entry:
         key = self._ledger.keys.ledger(job.id)

@@ -50,9 +50,10 @@ _UNHEARD_TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    """The engine was gone before it sang this song: the job is not to blame, unless that keeps happening `unheard`."""
+    """The engine was gone, and this song cannot be said to be the cause: it was not sung yet, or not alone."""
 
-    unheard: bool
+    unheard: bool = False
+    in_company: bool = False
 
 
 class EngineClient:
@@ -104,9 +105,12 @@ class EngineClient:
     def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung:
         """All variations of a job; fetch their samples with `take`.
 
+        An engine that is lost while it sings several jobs is lost to one of them: each is asked for again, alone, and
+        only the one that ends the engine once more is charged for it.
+
         Raises:
-            EngineCrashed: the engine ended during this song.
-            EngineStalled: it said nothing for the stall timeout, and was killed.
+            EngineCrashed: the engine ended during this song, sung alone.
+            EngineStalled: it said nothing for the stall timeout, and was killed; likewise.
             SerinetteError: what the engine says of the song (Unsupported, EngineOutOfMemory, ...).
             Interruption, JobTimeout: as `Hold.check`; the engine has stopped, or was killed.
         """
@@ -119,7 +123,10 @@ class EngineClient:
             unheard = unheard + 1 if answer.unheard else 0
             if unheard == _UNHEARD_TRIES:
                 raise EngineCrashed("the engine ended whenever it was asked for this song")
-            log.info("job %s: the engine was lost to another song; waiting for the next one", hold.job.id)
+            if answer.in_company:
+                request = request.model_copy(update={"alone": True})
+            whose = "one of several songs, this among them" if answer.in_company else "another song"
+            log.info("job %s: the engine was lost to %s; waiting for the next one", hold.job.id, whose)
 
     def take(self, audio: Audio) -> Samples:
         """Samples [channels, frames] of the next song of a `Sung`.
@@ -146,12 +153,13 @@ class EngineClient:
     def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung | _Lost:
         answer: Message | None = None
         stage: Stage | None = None
+        jobs = 1
         try:
             self._send(request, audio)
             heard_at_s = time.monotonic()
             while not isinstance(answer, Sung | Failed | Stopped):
                 if isinstance(answer, Report):
-                    stage = answer.stage
+                    stage, jobs = answer.stage, answer.jobs
                     tell(answer.stage, answer.step, answer.steps)
                 hold.check()
                 asked_at_s = time.monotonic()
@@ -171,6 +179,8 @@ class EngineClient:
             self.close()
             if stage is None or stage is Stage.WAITING_FOR_ENGINE:
                 return _Lost(unheard=stage is None)
+            if jobs > 1:
+                return _Lost(in_company=True)
             if isinstance(error, EngineStalled):
                 raise
             raise EngineCrashed("the engine ended while it sang this song") from error

@@ -29,6 +29,7 @@ class Hold:
     drain: Drain
     timeout_s: float
     deadline_s: float  # of the monotonic clock
+    suspect: bool = False  # an earlier attempt took its engine or worker down
     canceled: bool = False
     superseded: bool = False
     recording: bool = False  # its record may be written: only that decides now

@@ -140,7 +140,7 @@ class Performance:
         descriptions = tuple(
             Audio(role=role, channels=sound.shape[0], frames=sound.shape[1]) for role, sound in samples.items()
         )
-        request = Sing(job_id=job_id, spec=spec.to_wire(), audio=descriptions)
+        request = Sing(job_id=job_id, spec=spec.to_wire(), audio=descriptions, alone=self.hold.suspect)
         try:
             return self.engine.sing(request, list(samples.values()), self.hold, self._tell)
         finally:

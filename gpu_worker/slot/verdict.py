@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from redis import RedisError
 
-from serinette.errors import Canceled, HandBack, SerinetteError, Superseded
-from serinette.job import JobError, Record
+from serinette.errors import Canceled, EngineCrashed, EngineStalled, HandBack, SerinetteError, Superseded, WorkerLost
+from serinette.job import Attempt, JobError, Record
+
+# What a song can do to those it is sung with.
+_FATAL = frozenset({EngineCrashed.code, EngineStalled.code, WorkerLost.code})
 
 
 class Ending(StrEnum):
@@ -46,6 +50,11 @@ def judge(error: BaseException, retries_left: int) -> Verdict:
         return Verdict(Ending.RETURNED)
     told = _told(error)
     return Verdict(Ending.RETRIED if told.retryable and retries_left > 0 else Ending.FAILED, told)
+
+
+def is_suspect(attempts: Iterable[Attempt]) -> bool:
+    """Whether one of a job's attempts ended with its engine or worker: the next one is sung alone."""
+    return any(attempt.error is not None and attempt.error.code in _FATAL for attempt in attempts)
 
 
 def _told(error: BaseException) -> JobError:

@@ -203,7 +203,8 @@ class SlotWorker(SimpleWorker):
 
     @contextmanager
     def _held(self, hold: Hold) -> Iterator[None]:
-        log.info("job %s: attempt %d begins", hold.job.id, hold.attempt.number)
+        how = ", alone, suspected of the end of an engine or worker" if hold.suspect else ""
+        log.info("job %s: attempt %d begins%s", hold.job.id, hold.attempt.number, how)
         self._hold, self._drain.holding = hold, True
         self._tell_busy(True)
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.engine.batching import kind_of, plan
+from gpu_worker.engine.batching import Room, kind_of, plan
 from gpu_worker.engine.sampling import fill_in
 from serinette.spec import GenerationSpec
 
@@ -39,7 +39,7 @@ COVER = {"task": "cover", "source_audio": "upload"}
 def test_the_first_in_line_takes_its_kind_along(
     waiting: list[dict[str, Any]], max_batch: int, together: tuple[int, ...]
 ) -> None:
-    assert plan(kinds(*waiting), max_batch) == together
+    assert plan(kinds(*waiting), Room(max_batch)) == together
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,26 @@ def test_the_first_in_line_takes_its_kind_along(
     ],
 )
 def test_what_the_pipeline_takes_once_a_call_parts_songs(other: dict[str, Any]) -> None:
-    assert plan(kinds({}, other), 2) == (0,)
+    assert plan(kinds({}, other), Room(2)) == (0,)
+
+
+@pytest.mark.parametrize(
+    ("room", "duration_s", "songs"),
+    [
+        (Room(8), 60, 8),
+        (Room(8, audio_s=240), 60, 4),
+        (Room(8, audio_s=240), 59, 4),
+        (Room(8, audio_s=240), 600, 1),
+        (Room(8).after_overflow(8, 60), 60, 4),
+        (Room(8).after_overflow(8, 60), 30, 8),
+        (Room(8).after_overflow(8, 60).after_overflow(4, 60), 60, 2),
+        (Room(8).after_overflow(2, 10).after_overflow(8, 60), 10, 1),  # what was learned of little audio stays
+    ],
+)
+def test_there_is_room_for(room: Room, duration_s: float, songs: int) -> None:
+    assert room.songs(duration_s) == songs
 
 
 def test_what_each_song_has_of_its_own_does_not() -> None:
     own = {"prompt": "x", "lyrics": "la", "bpm": 90, "key_scale": "A minor", "seed": 3, "vocal_language": "ja"}
-    assert plan(kinds({}, {**own, "loudness_lufs": -14, "format": "wav", "steps": 50}), 2) == (0, 1)
+    assert plan(kinds({}, {**own, "loudness_lufs": -14, "format": "wav", "steps": 50}), Room(2)) == (0, 1)

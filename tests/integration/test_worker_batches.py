@@ -1,0 +1,69 @@
+"""A worker pod that sings several jobs at once: what one of them does to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from serinette.job import JobStatus, Stage
+from tests import servers
+from tests.pod import Pod, charged_attempts, pod
+from tests.processes import eventually
+
+STALL_TIMEOUT_S = 3
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
+    directory = tmp_path_factory.mktemp("pod")
+    settings = {"slots": 4, "max_batch": 8, "stall_timeout_s": STALL_TIMEOUT_S}
+    with servers.valkey(directory / "valkey") as server, pod(directory, server.connection_url, settings) as made:
+        made.start()
+        made.wait_stage()
+        yield made
+
+
+def together(pod: Pod, *songs: dict[str, object]) -> list[str]:
+    """Submit songs that are sung as one batch: they come while another kind of song is sung."""
+    token = f"token{uuid4().hex}"
+    first = pod.submit(f"until {token}", duration_s=2)
+    assert eventually(lambda: stage_of(pod, first) is Stage.CONDITIONING)
+    jobs = [pod.submit(**song) for song in songs]  # type: ignore[arg-type]  # as the caller spells them
+    assert eventually(lambda: all(stage_of(pod, job_id) is Stage.WAITING_FOR_ENGINE for job_id in jobs), 60)
+    tokens = pod.settings.work_dir / "tokens"
+    tokens.mkdir(parents=True, exist_ok=True)
+    (tokens / token).touch()
+    return jobs
+
+
+def stage_of(pod: Pod, job_id: str) -> Stage | None:
+    progress = pod.entry(job_id).progress
+    return progress.stage if progress else None
+
+
+@pytest.mark.parametrize(("prompt", "code"), [("crash", "engine_crashed"), ("hang", "engine_stalled")])
+def test_who_takes_the_engine_down_is_found_and_its_neighbours_are_not_charged(
+    worker: Pod, prompt: str, code: str
+) -> None:
+    poison, *neighbours = together(worker, {"prompt": prompt, "attempts": 1}, {"prompt": "a"}, {"prompt": "b"})
+    entry = worker.wait_over(poison, JobStatus.FAILED)
+    assert entry.error
+    assert entry.error.code == code
+    for neighbour in neighbours:
+        assert len(worker.wait_over(neighbour, JobStatus.SUCCEEDED).attempts) == 1
+
+
+def test_a_poison_job_is_alone_from_its_second_attempt_on(worker: Pod) -> None:
+    (poison,) = together(worker, {"prompt": "crash", "attempts": 2})
+    assert charged_attempts(worker.wait_over(poison, JobStatus.FAILED)) == 2
+    assert "suspected" in worker.log()
+
+
+def test_a_batch_that_does_not_fit_is_sung_by_halves_and_nobody_is_charged(worker: Pod) -> None:
+    jobs = together(worker, {"prompt": "room for 2", "variations": 3}, {"prompt": "room for 2", "variations": 2})
+    for job_id in jobs:
+        assert len(worker.wait_over(job_id, JobStatus.SUCCEEDED).attempts) == 1
+        assert len(worker.record(job_id).result.artifacts) in {2, 3}  # type: ignore[union-attr]  # it succeeded
+    assert "did not fit" in worker.log()
