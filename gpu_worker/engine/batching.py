@@ -45,7 +45,7 @@ def kind_of(spec: GenerationSpec, sampling: Sampling) -> Kind | None:
 
 
 def plan(waiting: Sequence[Kind | None], room: Room) -> tuple[int, ...]:
-    """Places of the songs to sing next: the first in line, and those of its kind behind it, as many as there is room."""
+    """Places of the songs to sing next: the first in line and those of its kind behind it, while there is room."""
     if not waiting:
         return ()
     first = waiting[0]
