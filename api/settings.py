@@ -14,6 +14,7 @@ from pydantic_settings import NoDecode
 
 from api.tenancy.settings import TenancySettings
 from serinette.names import DEFAULT_POOL
+from serinette.pools import PoolSettings
 from serinette.settings import SharedSettings
 
 
@@ -59,7 +60,7 @@ def _can_sign(secret: str) -> bool:
         return False
 
 
-class GatewaySettings(TenancySettings, WebhookSettings):
+class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings):
     """Read from the environment, once, in `main()`."""
 
     port: int = Field(8019, ge=0, le=65_535, description="Port to listen on; the seed's clients expect 8019.")
@@ -95,9 +96,10 @@ class GatewaySettings(TenancySettings, WebhookSettings):
             raise ValueError('must be like https://a.example,https://b.example or ["https://a.example"]') from None
 
 
-class MaintenanceSettings(WebhookSettings):
+class MaintenanceSettings(WebhookSettings, PoolSettings):
     """Read from the environment, once, in `main()`."""
 
+    pool: str = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")
     interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
     lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
     orphan_grace_s: float = Field(10.0, gt=0, description="How long a job may be in no list before it is put back.")

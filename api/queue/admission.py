@@ -10,6 +10,7 @@ from api.targets import Targets
 from serinette.errors import InvalidSpec, NotFound, Unsupported
 from serinette.job import Job, JobStatus
 from serinette.names import upload_record_key
+from serinette.pools import of_name, serving
 from serinette.presence import Presence
 from serinette.spec import GenerationSpec, Task
 from serinette.store import Store
@@ -19,17 +20,43 @@ _AUDIO_CODE = re.compile(r"<\|audio_code_\d+\|>")
 _WINDOWED = {Task.REPAINT, Task.LEGO}
 
 
-def pool_for_model(model: str, workers: Iterable[Presence]) -> str:
-    """The pool whose workers hold `model`.
+def pool_for(model: str | None, settings: GatewaySettings, find_workers: Callable[[], Iterable[Presence]]) -> str:
+    """The pool for a job: of those that are told of the one that holds `model`, also while it has no worker; else that
+    of a worker which is up and holds it. Without a model, the default pool.
 
     Raises:
-        InvalidSpec: no worker that is up holds it.
+        InvalidSpec: nobody holds it.
     """
-    pools = {worker.model.name: worker.pool for worker in workers if worker.model}
-    if model in pools:
-        return pools[model]
-    published = f"published here are {', '.join(sorted(pools))}" if pools else "no worker is up to tell of any"
+    if model is None:
+        return settings.pool
+    if settings.pools:
+        pool, models = serving(settings.pools, model, settings.pool), {each.published for each in settings.pools}
+    else:
+        held = {worker.model.name: worker.pool for worker in find_workers() if worker.model}
+        pool, models = held.get(model), set(held)
+    if pool is not None:
+        return pool
+    published = f"published here are {', '.join(sorted(models))}" if models else "no worker is up to tell of any"
     raise InvalidSpec(f"model: {model} is not known; {published}; leave it out for the default", field="model")
+
+
+def timeout_for(asked_s: int | None, pool: str, settings: GatewaySettings) -> int:
+    """How long a job of this pool may run, in seconds: what it asks for, or the default as far as the pool allows.
+
+    Raises:
+        InvalidSpec: a worker of this pool that is asked to leave could not finish a job so long.
+    """
+    facts = of_name(settings.pools, pool)
+    longest_s = facts.longest_s if facts else None
+    if longest_s is None:
+        return asked_s or settings.job_timeout_s
+    if asked_s is not None and asked_s > longest_s:
+        raise InvalidSpec(
+            f"timeout_s: pool {pool} lets a job run for {longest_s} s at most, since a worker that is asked to leave "
+            f"gets no longer; ask for {longest_s} or less, or leave it out",
+            field="timeout_s",
+        )
+    return asked_s or min(settings.job_timeout_s, longest_s)
 
 
 def check_words(spec: GenerationSpec) -> None:

@@ -16,7 +16,7 @@ from rq.job import Job as RqJob
 from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
-from api.queue.admission import check_audio, check_webhook, check_words, pool_for_model
+from api.queue.admission import check_audio, check_webhook, check_words, pool_for, timeout_for
 from api.queue.bounds import Bounds, error_of
 from api.queue.cursors import Cursor
 from api.queue.durability import Disk
@@ -91,7 +91,8 @@ class JobQueue:
         """Put a job into its lane, its seed drawn; True if it is new, False if the key named one that exists.
 
         Raises:
-            InvalidSpec: the model or the audio it names is not there, or its webhook leads where it may not.
+            InvalidSpec: the model or the audio it names is not there, its timeout is longer than its pool's workers may
+                take, or its webhook leads where it may not.
             Unsupported: it names a webhook, and this deployment delivers none.
             IdempotencyConflict: the key was used with another spec.
             LaneNotAllowed, Limited: its lane or its tenant has no room; nothing was stored.
@@ -103,11 +104,12 @@ class JobQueue:
             if idempotency_key is not None and (known := self._reader.see([job_id])[0]):
                 return self._replayed(known, spec.digest()), False
             check_webhook(tenant, options.webhook, self._settings, self._targets)
-            pool = self._settings.pool if spec.model is None else pool_for_model(spec.model, self._reader.workers())
+            pool = pool_for(spec.model, self._settings, self._reader.workers)
+            timeout_s = timeout_for(options.timeout_s, pool, self._settings)
             check_words(spec)
             check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
             meta = meta_of(tenant, pool, spec, options, dialect or {})
-            meta["timeout_s"] = options.timeout_s or self._settings.job_timeout_s
+            meta["timeout_s"] = timeout_s
             spec = spec.seeded()
             terms = _terms(options)
             # The books first: a submit that is cut short here is found by the sweep of the live set.
@@ -204,10 +206,11 @@ class JobQueue:
             self._ledger.forget(job_id, tenant)
 
     def pools(self) -> tuple[Pool, ...]:
-        """The default pool and every pool that has a worker."""
+        """The default pool, every pool that is told of and every pool that has a worker."""
         with _answering():
             workers = self._reader.workers()
-            names = sorted({self._settings.pool, *(worker.pool for worker in workers)})
+            told = (pool.name for pool in self._settings.pools)
+            names = sorted({self._settings.pool, *told, *(worker.pool for worker in workers)})
             return tuple(self._reader.pools(names, workers).values())
 
     def ping(self) -> None:

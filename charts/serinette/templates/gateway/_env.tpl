@@ -4,7 +4,7 @@
 {{- /* Inside a pod everything is beyond loopback. Keys are asked for with SERINETTE_AUTH, in gateway.extraEnv. */}}
 - {name: SERINETTE_ALLOW_ANYONE, value: "true"}
 - {name: SERINETTE_PORT, value: "8019"}
-- {name: SERINETTE_POOL, value: {{ $gateway.defaultPool }}}
+{{ include "serinette.poolsEnv" . }}
 - {name: SERINETTE_JOB_TIMEOUT_S, value: {{ int $gateway.jobTimeoutS | quote }}}
 - {name: SERINETTE_MAX_ATTEMPTS, value: {{ int $gateway.maxAttempts | quote }}}
 - {name: SERINETTE_MAX_BODY_BYTES, value: {{ int64 $gateway.maxBodyBytes | quote }}}

@@ -1,0 +1,3 @@
+{{- define "serinette.maintenanceEnv" -}}
+{{ include "serinette.poolsEnv" . }}
+{{- end }}

@@ -1,0 +1,81 @@
+"""What is known of the worker pools without any of their workers: the chart's `pools`, as our processes get it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from serinette.settings import SharedSettings
+
+POOL_NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
+_HUB_ID = re.compile(r"[\w.-]+/(?P<name>[\w.-]+)@[\w.-]+")
+
+
+class PoolFacts(BaseModel):
+    """One pool. Unknown fields are left out: a newer chart may tell more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    name: str = Field(pattern=POOL_NAME)
+    model: str = Field("bundled", description="What its workers load: SERINETTE_MODEL.")
+    model_name: str = Field("", description="Name that jobs ask for; the end of `model` when empty.")
+    min_workers: int = Field(0, ge=0)
+    max_workers: int = Field(1, ge=0)
+    slots: int = Field(2, ge=1, description="Jobs that one worker holds at a time.")
+    max_batch: int = Field(1, ge=1, description="Songs that one worker sings together.")
+    longest_s: int | None = Field(
+        None,
+        ge=0,
+        description="Longest job that a worker which is asked to leave can finish; none: given back instead.",
+    )
+    gpu_resource: str = Field("", description="The extended resource that each worker takes one of; empty: a CPU.")
+
+    @property
+    def published(self) -> str:
+        """The name that jobs ask for its model by."""
+        return self.model_name or published_name(self.model)
+
+    @property
+    def most_jobs(self) -> int:
+        """Jobs that all its workers together hold at a time."""
+        return self.max_workers * self.slots
+
+
+class PoolSettings(SharedSettings):
+    """The pools of this deployment."""
+
+    pools: tuple[PoolFacts, ...] = Field(
+        (),
+        description="The pools, as the chart writes them (JSON): name, model, model_name, min_workers, max_workers, "
+        "slots, max_batch, longest_s, gpu_resource. Jobs are then routed by model also while no worker is up. Empty: "
+        "only workers that are up tell of pools and models.",
+    )
+
+    @field_validator("pools")
+    @classmethod
+    def _each_once(cls, pools: tuple[PoolFacts, ...]) -> tuple[PoolFacts, ...]:
+        names = [pool.name for pool in pools]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)}: told of twice; give each pool a name of its own")
+        return pools
+
+
+def published_name(model: str) -> str:
+    """The name under which a worker publishes the checkpoint `model` when it is given none: the end of it."""
+    if hub := _HUB_ID.fullmatch(model):
+        return hub["name"]
+    return PurePosixPath(model).name
+
+
+def of_name(pools: Sequence[PoolFacts], name: str) -> PoolFacts | None:
+    """The pool of this name, if it is told of."""
+    return next((pool for pool in pools if pool.name == name), None)
+
+
+def serving(pools: Sequence[PoolFacts], model: str, default: str) -> str | None:
+    """The pool for jobs that ask for `model`: the default pool if it holds it, else the first that does."""
+    holding = [pool.name for pool in pools if pool.published == model]
+    return default if default in holding else next(iter(holding), None)

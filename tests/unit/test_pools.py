@@ -1,0 +1,107 @@
+"""Which pool a job goes to, and how long it may run there, by what is told of the pools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from pydantic import ValidationError
+
+from api.queue.admission import pool_for, timeout_for
+from api.settings import GatewaySettings
+from serinette.errors import ConfigurationError, InvalidSpec
+from serinette.job import now
+from serinette.pools import PoolFacts, published_name, serving
+from serinette.presence import Presence, WorkerStage
+from serinette.settings import read
+from tests.unit.test_queue import model
+
+TURBO = PoolFacts(name="turbo", model="s3://models/turbo", longest_s=540)
+BASE = PoolFacts(name="base", model="ACE-Step/base@v1", slots=4, max_workers=3)
+SPARE = PoolFacts(name="spare", model="/models/other", model_name="turbo")
+
+
+def settings(*pools: PoolFacts, **given: object) -> GatewaySettings:
+    return GatewaySettings.model_validate({"pools": pools, "pool": "base", **given})
+
+
+def worker(pool: str, name: str) -> Presence:
+    return Presence(name="w", pool=pool, stage=WorkerStage.READY, slots=1, model=model(name), started_at=now())
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ("bundled", "bundled"),
+        ("ACE-Step/acestep-v15-turbo", "acestep-v15-turbo"),
+        ("ACE-Step/acestep-v15-turbo@1a2b", "acestep-v15-turbo"),
+        ("s3://models/of/turbo/", "turbo"),
+        ("/models", "models"),
+        ("file:///srv/models/base", "base"),
+    ],
+)
+def test_a_model_is_published_under_the_end_of_its_checkpoints_name(checkpoint: str, name: str) -> None:
+    assert published_name(checkpoint) == name
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "pool"),
+    [("turbo", "base", "turbo"), ("turbo", "spare", "spare"), ("base", "turbo", "base"), ("none", "base", None)],
+)
+def test_of_pools_with_one_model_the_default_goes_first(asked: str, default: str, pool: str | None) -> None:
+    assert serving((TURBO, BASE, SPARE), asked, default) == pool
+
+
+@pytest.mark.parametrize(
+    ("told", "workers", "asked", "pool"),
+    [
+        ((TURBO, BASE), [], None, "base"),
+        ((TURBO, BASE), [], "turbo", "turbo"),  # at zero
+        ((TURBO, BASE), [worker("gone", "old")], "turbo", "turbo"),
+        ((), [worker("turbo", "big")], "big", "turbo"),  # no chart
+        ((), [], None, "base"),
+    ],
+)
+def test_a_job_goes_to_the_pool_of_its_model(
+    told: Sequence[PoolFacts], workers: list[Presence], asked: str | None, pool: str
+) -> None:
+    assert pool_for(asked, settings(*told), lambda: workers) == pool
+
+
+@pytest.mark.parametrize(
+    ("told", "workers", "words"),
+    [
+        ((TURBO, BASE), [worker("gone", "old")], "old is not known; published here are base, turbo"),
+        ((), [worker("turbo", "big")], "old is not known; published here are big"),
+        ((), [], "old is not known; no worker is up to tell of any"),
+    ],
+)
+def test_a_model_that_no_pool_holds_is_refused(told: Sequence[PoolFacts], workers: list[Presence], words: str) -> None:
+    with pytest.raises(InvalidSpec, match=words) as refusal:
+        pool_for("old", settings(*told), lambda: workers)
+    assert refusal.value.field == "model"
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "pool", "runs_s"),
+    [(None, "base", 1800), (None, "turbo", 540), (540, "turbo", 540), (7200, "base", 7200), (7200, "unknown", 7200)],
+)
+def test_a_job_may_run_as_long_as_its_pool_allows(asked_s: int | None, pool: str, runs_s: int) -> None:
+    assert timeout_for(asked_s, pool, settings(TURBO, BASE)) == runs_s
+
+
+def test_a_timeout_beyond_the_pools_grace_is_refused_with_the_longest() -> None:
+    with pytest.raises(InvalidSpec, match="pool turbo lets a job run for 540 s at most") as refusal:
+        timeout_for(541, "turbo", settings(TURBO, BASE))
+    assert refusal.value.field == "timeout_s"
+
+
+def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERINETTE_POOLS", '[{"name": "turbo", "max_workers": 3, "slots": 4, "of_a_newer_chart": 1}]')
+    (pool,) = read(GatewaySettings).pools
+    assert (pool.published, pool.most_jobs, pool.longest_s) == ("bundled", 12, None)
+    monkeypatch.setenv("SERINETTE_POOLS", '[{"name": "turbo"}, {"name": "turbo"}]')
+    with pytest.raises(ConfigurationError, match="turbo: told of twice"):
+        read(GatewaySettings)
+    with pytest.raises(ValidationError):
+        PoolFacts(name="Not A Name")
