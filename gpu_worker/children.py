@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -21,16 +22,19 @@ log = logging.getLogger(__name__)
 class Child:
     """One child, through all its lives. `environment` is added to the supervisor's own.
 
-    `command` is given a pipe's descriptor as its last argument if `reports_busy`.
+    `command` is given a name of this life's own if there is a `name_prefix`, and behind it a pipe's descriptor if
+    `reports_busy`.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
+    name_prefix: str | None = None
     reports_busy: bool = False
     life: Life = field(default_factory=Life)
     busy: bool = False
     exit_status: int | None = None
+    life_name: str = ""
     _process: subprocess.Popen[bytes] | None = None
     _busy_fd: int | None = None
 
@@ -42,11 +46,15 @@ class Child:
     def start(self) -> None:
         """Start it, leashed to this process, in a process group of its own: Ctrl-C is for the supervisor."""
         command = list(self.command)
+        if self.name_prefix:
+            # RQ refuses a name that a killed process has not ceased to hold.
+            self.life_name = f"{self.name_prefix}.{secrets.token_hex(3)}"
+            command += ["--name", self.life_name]
         passed: tuple[int, ...] = ()
         if self.reports_busy:
             self._busy_fd, far_end = os.pipe()
             os.set_blocking(self._busy_fd, False)
-            command, passed = [*command, str(far_end)], (far_end,)
+            command, passed = [*command, "--busy-fd", str(far_end)], (far_end,)
         try:
             self._process = subprocess.Popen(
                 leashed(command),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 
 from redis import Redis, RedisError
 
 from serinette import tally
 from serinette.job import now
 from serinette.names import Keys
-from serinette.presence import BEAT_S, Presence, WorkerStage, announce, withdraw
+from serinette.presence import BEAT_S, Presence, WorkerStage, announce, bury_slot, withdraw
 
 log = logging.getLogger(__name__)
 
 
 class Herald:
-    """A thread that announces the latest presence: every 5 seconds, and at once when it changes."""
+    """A thread that announces the latest presence, and slots that died: every 5 seconds, and at once what is new."""
 
     def __init__(self, redis: Redis, keys: Keys, presence: Presence) -> None:
         self._redis = redis
@@ -27,6 +28,7 @@ class Herald:
         self._away = False
         self.cold_start_s: float | None = None
         self._cold_start_told = False
+        self._dead: deque[str] = deque()
         self._thread = threading.Thread(target=self._run, name="herald", daemon=True)
 
     def start(self) -> None:
@@ -42,6 +44,11 @@ class Herald:
         if changed:
             self._wake.set()
 
+    def bury(self, slot: str) -> None:
+        """Tell that a slot died: maintenance takes its job from it at once, instead of waiting for its heartbeat."""
+        self._dead.append(slot)
+        self._wake.set()
+
     def stop(self) -> None:
         """Announce no more, and take the presence back; without Redis it expires by itself."""
         self._stopped = True
@@ -50,6 +57,7 @@ class Herald:
         if self._away:
             return
         try:
+            self._tell_dead()
             withdraw(self._redis, self._keys, self._presence.name)
         except RedisError as error:
             log.warning("the worker's presence expires by itself: %s", error)
@@ -57,6 +65,7 @@ class Herald:
     def _run(self) -> None:
         while not self._stopped:
             try:
+                self._tell_dead()
                 announce(self._redis, self._keys, self._presence.model_copy(update={"at": now()}))
                 self._tell_cold_start()
                 if self._away:
@@ -68,6 +77,11 @@ class Herald:
                 self._away = True
             self._wake.wait(BEAT_S)
             self._wake.clear()
+
+    def _tell_dead(self) -> None:
+        while self._dead:
+            bury_slot(self._redis, self._keys, self._dead[0])
+            self._dead.popleft()
 
     def _tell_cold_start(self) -> None:
         if self.cold_start_s is not None and not self._cold_start_told:

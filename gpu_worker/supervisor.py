@@ -65,9 +65,8 @@ class Supervisor:
         self.metrics = WorkerMetrics(self._presence)
 
     def _slot(self, number: int, environment: dict[str, str]) -> Child:
-        prefix = f"{self.name}.{number}"
-        command = (sys.executable, "-m", "gpu_worker.slot", "--name-prefix", prefix, "--busy-fd")
-        return Child(f"slot {number}", command, environment, reports_busy=True)
+        command = (sys.executable, "-m", "gpu_worker.slot")
+        return Child(f"slot {number}", command, environment, name_prefix=f"{self.name}.{number}", reports_busy=True)
 
     def run(self) -> int:
         """Run until a signal comes and the slots have left; the exit status."""
@@ -96,7 +95,7 @@ class Supervisor:
     def _tick(self, at_s: float) -> int:
         for child in (self._engine, *self._slots):
             if child.look():
-                self._log_death(child)
+                self._note_death(child)
                 if child.exit_status == CONFIGURATION_EXIT_CODE:
                     log.critical("%s refuses its configuration, and so does this worker: see above", child.name)
                     return CONFIGURATION_EXIT_CODE
@@ -112,8 +111,10 @@ class Supervisor:
         self._tell(hello)
         return 0
 
-    def _log_death(self, child: Child) -> None:
+    def _note_death(self, child: Child) -> None:
         asked = self._signals > 0 and child is not self._engine
+        if child is not self._engine and child.exit_status != 0:
+            self._herald.bury(child.life_name)
         if not asked:
             self._deaths[child.name.partition(" ")[0]] += 1
         again = "" if asked else f"; starts again in {child.life.pause_s:g} s"
@@ -153,7 +154,7 @@ class Supervisor:
     def _end_slots(self) -> None:
         for child in self._slots:
             if child.pid:
-                log.error("%s did not leave in time and is killed; its job returns by the reaper", child.name)
+                log.error("%s did not leave in time and is killed; its job returns to its lane", child.name)
                 child.signal(signal.SIGKILL)
 
     def _tell(self, hello: Hello | None) -> None:

@@ -111,6 +111,11 @@ class Keys:
         """String, JSON of one worker's presence (serinette/presence.py), expiring."""
         return self._key("worker", name)
 
+    @property
+    def dead_slots(self) -> str:
+        """Sorted set of the names of slots whose process was seen to die, by when that is forgotten (Unix seconds)."""
+        return self._key("dead-slots")
+
     def pace(self, pool: str) -> str:
         """Hash of a pool's moving averages (serinette/presence.py), for ETAs."""
         return self._key("pace", pool)

@@ -54,7 +54,7 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     sweep = partial(retention.sweep, stop)
     sweeps = Thread(
         target=keep,
-        args=("retention", lambda: sweep, sweep_lease, settings.retention_interval_s, stop),
+        args=(lambda: sweep, sweep_lease, settings.retention_interval_s, stop),
         name="retention",
         daemon=True,  # a store that hangs must not hold up the end
     )
@@ -63,13 +63,13 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     webhook_lease = Lease(redis, settings.keys.lease("webhooks"), settings.lease_s)
     telling = Thread(
         target=keep,
-        args=("webhooks", lambda: webhooks, webhook_lease, settings.interval_s, stop),
+        args=(lambda: webhooks, webhook_lease, settings.interval_s, stop),
         name="webhooks",
         daemon=True,  # and so must no target
     )
     telling.start()
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
-    keep("rounds", lambda: Rounds(redis, store, settings, metrics), lease, settings.interval_s, stop)
+    keep(partial(Rounds, redis, store, settings, metrics), lease, settings.interval_s, stop, Rounds.watch)
     try:
         lease.release()
         sweep_lease.release()

@@ -16,6 +16,7 @@ class Lease:
     """
 
     def __init__(self, redis: Redis, key: str, lease_s: float) -> None:
+        self.name = key.rpartition(":")[2]
         self._lock = redis.lock(key, timeout=lease_s, blocking=False, thread_local=False)
         self._lease_s = lease_s
         self._held_until_s = 0.0

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from threading import Event
+from typing import TypeVar
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -31,14 +32,14 @@ log = logging.getLogger(__name__)
 _TIDY_EVERY_S = 60.0
 _LONGEST_BACKOFF_S = 5.0
 
-Duty = Callable[[], object]
+Kept = TypeVar("Kept", bound=Callable[[], object])
 
 
 class Rounds:
     """One round for the queue: find the jobs in trouble, mend them, tidy up.
 
-    It remembers what it has watched. After a gap in the watch (Redis was away, another replica had the lease) a new one
-    must be made, so that nothing is taken from a worker that could not beat.
+    It remembers what it has watched. After a gap in the watch (Redis was away) a new one must be made, so that nothing
+    is taken from a worker that could not beat.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Rounds:
         self._settings = settings
         self._metrics = metrics
         self._mender = Mender(redis, Ledger(redis, settings.keys, settings.retention_s), store)
-        self._reaper = Reaper(redis, settings.heartbeat_ttl_s)
+        self._reaper = Reaper(redis, settings.keys, settings.heartbeat_ttl_s)
         self._orphans = Orphans(redis, settings.keys, settings.orphan_grace_s)
         self._deadlines = Deadlines(redis, settings.keys)
         self._strays = Strays(redis, settings.keys, settings.retention_s)
@@ -67,6 +68,12 @@ class Rounds:
         if self._metrics:
             self._metrics.round_ended()
 
+    def watch(self) -> None:
+        """A round that finds the silent and does nothing: should the replica at work die, with a worker perhaps, this
+        one need not begin to count from zero.
+        """
+        self._reaper.find(time.monotonic())
+
     def _mend(self, patient: Patient) -> None:
         try:
             with logs.about(job=patient.job_id):
@@ -83,21 +90,33 @@ class Rounds:
             self._unreadable.add(patient.job_id)
 
 
-def keep(name: str, make_duty: Callable[[], Duty], lease: Lease, pause_s: float, stop: Event) -> None:
-    """Do a duty every `pause_s` while the lease is ours, until `stop`; it is made anew after every gap."""
-    trouble = Trouble(log, name)
-    duty: Duty | None = None
+def keep(
+    make_duty: Callable[[], Kept],
+    lease: Lease,
+    pause_s: float,
+    stop: Event,
+    otherwise: Callable[[Kept], object] = lambda _: None,
+) -> None:
+    """Do a duty every `pause_s` while the lease is ours, and `otherwise` with it while it is another's, until `stop`.
+
+    The duty is made anew after every failure.
+    """
+    trouble = Trouble(log, lease.name)
+    duty: Kept | None = None
     wait_s = pause_s
     while not stop.wait(wait_s):
         try:
-            duty = (duty or make_duty()) if lease.hold() else None
-            if duty:
+            held = lease.hold()
+            duty = duty or make_duty()
+            if held:
                 duty()
+            else:
+                otherwise(duty)
         except (RedisError, StoreUnavailable) as error:
             trouble.note(error)
             duty, wait_s = None, min(2 * wait_s, max(_LONGEST_BACKOFF_S, pause_s))
         except Exception:
-            log.exception("%s failed; starting over", name)
+            log.exception("%s failed; starting over", lease.name)
             duty, wait_s = None, max(_LONGEST_BACKOFF_S, pause_s)
         else:
             trouble.note(None)

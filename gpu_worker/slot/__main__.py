@@ -66,15 +66,15 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
 def main() -> int:
     """Read arguments and settings, and run."""
     parser = argparse.ArgumentParser(prog="python -m gpu_worker.slot")
-    parser.add_argument("--name-prefix", default="slot", help="what its name in RQ's books begins with")
+    anew = f"slot.{secrets.token_hex(3)}"
+    parser.add_argument("--name", default=anew, help="its name in RQ's books, never used before")
     parser.add_argument("--busy-fd", type=int, help="descriptor to write 1 to with a job in hand, and 0 without")
     arguments = parser.parse_args()
     try:
         settings = read(WorkerSettings)
         logs.configure(settings, "slot")
         traces.configure(settings, "slot")
-        # RQ refuses a name that a killed process has not ceased to hold.
-        return run(settings, f"{arguments.name_prefix}.{secrets.token_hex(3)}", arguments.busy_fd)
+        return run(settings, arguments.name, arguments.busy_fd)
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE

@@ -116,7 +116,7 @@ def test_a_popped_job_is_sung_although_its_popper_died_and_so_is_a_killed_slots(
 
     first = home.pod.submit("slow 2")
     home.pod.wait_step(first)
-    # The slot is back before the reaper is sure: it takes the next one, and then the one that was put to the front.
+    # Put to the front when its slot was seen to die: before the one that was submitted later.
     _, behind = home.pod.submit("slow 5"), home.pod.submit()
     kill(home.pod.child(worker, "gpu_worker.slot"))
     entry = home.sung(first, FAILED, SUCCEEDED)
@@ -124,6 +124,20 @@ def test_a_popped_job_is_sung_although_its_popper_died_and_so_is_a_killed_slots(
     last = home.sung(behind, SUCCEEDED)
     assert entry.ended_at is not None and last.ended_at is not None
     assert entry.ended_at < last.ended_at, "a retry goes to the front of its lane"
+
+
+def test_a_killed_slots_job_waits_for_no_heartbeat(tmp_path: Path, redis_url: str) -> None:
+    """Its supervisor saw it die and says so: heartbeats that hold for minutes are not waited for."""
+    with house(tmp_path, redis_url, heartbeat_s=30, heartbeat_ttl_s=300) as home:
+        home.keep()
+        worker = home.pod.start(slots=2)
+        job_id, neighbour = home.pod.submit("slow 3"), home.pod.submit("slow 3")
+        home.pod.wait_step(job_id)
+        assert eventually(lambda: home.pod.entry(neighbour).owner)
+        kill(home.pod.child(worker, home.pod.entry(job_id).attempts[0].worker))
+        entry = home.sung(job_id, FAILED, SUCCEEDED)
+        assert entry.attempts[0].error is not None and entry.attempts[0].error.code == "worker_lost"
+        home.sung(neighbour, SUCCEEDED)
 
 
 def test_a_lost_job_is_canceled_or_given_up_when_it_must_be(home: House) -> None:

@@ -98,11 +98,11 @@ class Bench:
     def claim(self, job_id: str, attempt_id: str = "attempt-a") -> int:
         return self.ledger.begin_attempt(job_id, attempt_id, "worker-1")
 
-    def hold(self, job_id: str, ttl_s: int = 20) -> Execution:
+    def hold(self, job_id: str, ttl_s: int = 20, worker: str = "worker-1") -> Execution:
         job = self.rq_job(job_id)
         with self.redis.pipeline() as pipe:
-            execution = Execution.create(job, ttl_s, pipe, worker_name="worker-1")
-            job.prepare_for_execution("worker-1", pipe)
+            execution = Execution.create(job, ttl_s, pipe, worker_name=worker)
+            job.prepare_for_execution(worker, pipe)
             pipe.persist(job.key)
             pipe.execute()
         return execution
@@ -114,10 +114,10 @@ class Bench:
             job.heartbeat(now(), ttl_s, pipeline=pipe, xx=True)
             pipe.execute()
 
-    def begin(self, job_id: str, attempt_id: str = "attempt-a") -> Execution:
+    def begin(self, job_id: str, attempt_id: str = "attempt-a", worker: str = "worker-1") -> Execution:
         assert self.pop() == job_id
         assert self.claim(job_id, attempt_id) > 0
-        return self.hold(job_id)
+        return self.hold(job_id, worker=worker)
 
     def succeed(self, job_id: str, execution: Execution) -> None:
         job = self.rq_job(job_id)
@@ -157,7 +157,7 @@ class Bench:
         """Maintenance that is out of patience: the second call mends whatever has not changed since the first."""
         redis = client or self.redis
         mender = Mender(redis, Ledger(redis, self.keys, RETENTION_S), self.store)
-        reaper, orphans = Reaper(redis, 0), Orphans(redis, self.keys, 0, slice_s=60)
+        reaper, orphans = Reaper(redis, self.keys, 0), Orphans(redis, self.keys, 0, slice_s=60)
         strays = Strays(redis, self.keys, RETENTION_S)
 
         def once() -> None:

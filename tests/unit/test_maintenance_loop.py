@@ -87,8 +87,7 @@ def test_one_replica_holds_the_lease_until_it_falls_silent(redis: Redis, keys: K
 def kept(duty_makers: list[Callable[[], Callable[[], object]]], redis: Redis, keys: Keys, until: Event) -> None:
     stop = Event()
     threads = [
-        Thread(target=keep, args=("rounds", make, Lease(redis, keys.lease("rounds"), 2), 0.01, stop))
-        for make in duty_makers
+        Thread(target=keep, args=(make, Lease(redis, keys.lease("rounds"), 2), 0.01, stop)) for make in duty_makers
     ]
     for thread in threads:
         thread.start()
@@ -114,6 +113,27 @@ def test_only_the_holder_of_the_lease_makes_rounds(redis: Redis, keys: Keys) -> 
 
     kept([maker("one"), maker("other")], redis, keys, enough)
     assert len(set(rounds)) == 1
+
+
+def test_a_replica_without_the_lease_watches_and_need_not_begin_anew(bench: Bench) -> None:
+    """Should the one at work die together with a worker, its successor has seen for how long nobody beat."""
+    job_id = bench.submit()
+    bench.begin(job_id)
+    settings = MaintenanceSettings(heartbeat_s=0.5, heartbeat_ttl_s=2, retention_s=RETENTION_S)
+    standby, stop = Rounds(bench.redis, bench.store, settings), Event()
+    other = Lease(bench.redis, bench.keys.lease("rounds"), 30)
+    assert other.hold()
+    mine = Lease(bench.redis, bench.keys.lease("rounds"), 30)
+    keeping = Thread(target=keep, args=(lambda: standby, mine, 0.1, stop, Rounds.watch))
+    keeping.start()
+    time.sleep(3)
+    stop.set()
+    keeping.join()
+    assert bench.waiting() == []
+    Rounds(bench.redis, bench.store, settings)()
+    assert bench.waiting() == []
+    standby()
+    assert bench.waiting() == [job_id]
 
 
 def test_after_an_outage_the_watch_begins_anew_and_is_told_once(

@@ -18,6 +18,7 @@ from serinette.errors import StoreUnavailable
 from serinette.job import AttemptOutcome, JobStatus, Result, now
 from serinette.ledger import Outcome
 from serinette.names import Keys, Lane
+from serinette.presence import bury_slot
 from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
@@ -240,7 +241,7 @@ def test_one_silent_execution_beside_a_beating_one_is_only_taken_out(bench: Benc
 def test_a_beat_in_the_last_moment_saves_the_job(bench: Bench) -> None:
     job_id = bench.submit()
     execution = bench.begin(job_id)
-    reaper = Reaper(bench.redis, heartbeat_ttl_s=20)
+    reaper = Reaper(bench.redis, bench.keys, heartbeat_ttl_s=20)
     assert reaper.find(0) == []
     for at in (5, 10, 15):
         assert reaper.find(at) == []
@@ -249,6 +250,28 @@ def test_a_beat_in_the_last_moment_saves_the_job(bench: Bench) -> None:
     assert reaper.find(20) == reaper.find(25) == reaper.find(30) == reaper.find(35) == []
     (patient,) = reaper.find(40)
     assert (patient.job_id, patient.lane) == (job_id, "default.normal")
+
+
+def test_what_a_dead_slot_holds_is_found_at_once_and_nothing_else_is(bench: Bench) -> None:
+    """Also what it sent with its last breath, which may come in behind the news of its death."""
+    reaper = Reaper(bench.redis, bench.keys, heartbeat_ttl_s=20)
+    held = [bench.submit() for _ in range(2)]
+    executions = [bench.begin(held[0], worker="slot-a"), bench.begin(held[1], worker="slot-b")]
+    assert reaper.find(0) == []
+    bury_slot(bench.redis, bench.keys, "slot-a")
+    (patient,) = reaper.find(1)
+    assert (patient.job_id, patient.lane, list(patient.silent)) == (
+        held[0],
+        "default.normal",
+        [executions[0].composite_key],
+    )
+    assert bench.mend(held[0], executions[0]) is Action.RETRY
+    assert reaper.find(2) == []
+    late = bench.submit()
+    bench.redis.rpoplpush(bench.queue().key, bench.queue().key)
+    bench.begin(late, worker="slot-a")
+    assert [patient.job_id for patient in reaper.find(3)] == [late]
+    assert bench.redis.ttl(bench.keys.dead_slots) > 0
 
 
 def test_a_found_patient_that_beats_again_is_left_alone(bench: Bench) -> None:
