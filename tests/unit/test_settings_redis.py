@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from redis import Redis
-from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from serinette.settings import SharedSettings, connect_redis, connect_redis_async
+from tests import servers
+from tests.processes import eventually
 
 # What a URL could hold only escaped, and what KEDA wants as it is.
 PASSWORD = "p@ss/w:rd%20#?&"
@@ -40,3 +46,88 @@ def test_a_wrong_password_is_refused_and_none_is_too(guarded_url: str) -> None:
         connect_redis(SharedSettings(redis_url=SecretStr(guarded_url))) as client,
     ):
         client.ping()
+
+
+# -- a primary that sentinels know
+
+
+@pytest.fixture
+def replica(redis: Redis, tmp_path: Path) -> Iterator[Redis]:
+    """A Valkey that has what `redis` has."""
+    host, port = redis.get_connection_kwargs()["host"], redis.get_connection_kwargs()["port"]
+    with servers.valkey(tmp_path / "replica") as server, Redis.from_url(server.connection_url) as client:
+        client.replicaof(host, port)
+        assert eventually(lambda: client.info("replication")["master_link_status"] == "up")
+        yield client
+
+
+@pytest.fixture
+def watched(redis: Redis, replica: Redis, tmp_path: Path) -> Iterator[SharedSettings]:
+    """Settings that name one sentinel, which knows both."""
+    with servers.sentinel(tmp_path / "sentinel", redis.get_connection_kwargs()["port"], PASSWORD_OF_SENTINEL) as port:
+        settings = SharedSettings(
+            redis_url=SecretStr("redis://nowhere.invalid/0"),
+            redis_sentinels=f"nowhere.invalid:26379,127.0.0.1:{port}",
+            redis_sentinel_password=SecretStr(PASSWORD_OF_SENTINEL),
+        )
+        with Redis(port=port, password=PASSWORD_OF_SENTINEL) as client:
+            assert eventually(lambda: knows_a_replica(client), 60)
+            yield settings
+
+
+PASSWORD_OF_SENTINEL = "of-the-sentinel"
+
+
+def knows_a_replica(sentinel: Redis) -> bool:
+    with suppress(RedisError):
+        found = sentinel.sentinel_slaves("mymaster")
+        return any(each["flags"] == "slave" for each in found)
+    return False
+
+
+async def test_both_clients_follow_the_primary(watched: SharedSettings, redis: Redis, replica: Redis) -> None:
+    first, second = (str(client.get_connection_kwargs()["port"]) for client in (redis, replica))
+    sentinel = int((watched.redis_sentinels or "").rpartition(":")[2])
+    wrong = watched.model_copy(update={"redis_sentinel_password": SecretStr("guess")})
+    with pytest.raises(RedisError), connect_redis(wrong) as stranger:
+        stranger.ping()
+    async with connect_redis_async(watched) as client_async:
+        with connect_redis(watched) as client, Redis(port=sentinel, password=PASSWORD_OF_SENTINEL) as guard:
+            assert client.set("sung", 1) and await client_async.incr("sung") == 2
+            assert client.config_get("port")["port"] == first
+            assert eventually(lambda: replica.get("sung") == b"2")
+            guard.sentinel_failover("mymaster")
+            assert eventually(lambda: guard.sentinel_get_master_addr_by_name("mymaster")[1] == int(second), 60)
+            assert eventually(lambda: redis.info("replication")["role"] == "slave", 60)
+            # A connection that is refused by what was the primary may fail its command, as in any moment without Redis.
+            assert eventually(lambda: written(client), 60), "the blocking client stays with the old primary"
+            assert client.config_get("port")["port"] == second
+            with suppress(RedisError):
+                await client_async.incr("sung")
+            assert await client_async.incr("sung") > 3
+            assert (await client_async.config_get("port"))["port"] == second
+
+
+def written(client: Redis) -> bool:
+    with suppress(RedisError):
+        return bool(client.incr("sung"))
+    return False
+
+
+@pytest.mark.parametrize("text", ["sentinel", "sentinel:x", "a:1, b:2", ""])
+def test_what_is_no_list_of_addresses_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError):
+        SharedSettings(redis_sentinels=text)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_tls_reaches_primary_and_sentinels_alike(scheme: str) -> None:
+    settings = SharedSettings(
+        redis_url=SecretStr(f"{scheme}://nowhere.invalid:6380/3"), redis_sentinels="a:26379", redis_username="singer"
+    )
+    with connect_redis(settings) as client:
+        kwargs = client.get_connection_kwargs()
+        assert (kwargs["db"], kwargs["username"]) == (3, "singer")
+        pool = client.connection_pool
+        assert ("SSL" in pool.connection_class.__name__) == (scheme == "rediss")
+        assert pool.sentinel_manager.sentinel_kwargs.get("ssl", False) == (scheme == "rediss")
