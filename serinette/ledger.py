@@ -196,7 +196,7 @@ class Ledger:
         error = outcome.error.model_dump_json() if outcome.error else ""
         arguments: list[str | int] = [job_id, outcome.status, error, outcome.event(), self.ttl_s]
         arguments += [now().isoformat(), MAX_EVENTS]
-        arguments += [self.keys.webhooks]  # the script looks for it in the last place
+        arguments += [self.keys.unrecorded, self.keys.webhooks]  # the script looks for the second in the last place
         told = (pipeline or self.redis).eval(COUNT_SCRIPT + BOOK_SCRIPT + scripts.SETTLE, 4, *keys, *arguments)
         return pipeline is None and told == 1
 
@@ -221,6 +221,7 @@ class Ledger:
         pipe = self.redis.pipeline(transaction=True) if pipeline is None else pipeline
         pipe.delete(self.keys.ledger(job_id), self.keys.events(job_id))
         pipe.zrem(self.keys.live, job_id)
+        pipe.zrem(self.keys.unrecorded, job_id)
         for index in (self.keys.jobs(tenant), self.keys.in_flight(tenant), self.keys.running(tenant)):
             pipe.zrem(index, job_id)
         if pipeline is None:

@@ -98,6 +98,11 @@ class Keys:
         return self._key("webhooks")
 
     @property
+    def unrecorded(self) -> str:
+        """Sorted set of jobs that ended without a song, and whose `job.json` may not say so yet, by when (Unix s)."""
+        return self._key("unrecorded")
+
+    @property
     def cancels(self) -> str:
         """Pub/sub channel of canceled job ids. It hastens; the ledger's flag decides."""
         return self._key("cancels")

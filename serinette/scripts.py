@@ -58,7 +58,8 @@ return 1
 
 # The end of the job: the first outcome stays, is told once and is added to its tenant's day once.
 # KEYS: ledger, events, live, tally. ARGV: job id, outcome, error JSON or '', event JSON, TTL seconds, now, max events,
-# key of the webhooks (last).
+# key of the unrecorded, key of the webhooks (last). An attempt that is not the one that ends the job may only be frozen
+# and record a song yet: maintenance sees to it that the store says what is decided here.
 SETTLE = """
 local submitted = redis.call('ZSCORE', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
@@ -67,7 +68,11 @@ if redis.call('HSETNX', KEYS[1], 'outcome', ARGV[2]) == 0 then return 0 end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[3]) end
 count(KEYS[4], 'jobs_ended', ARGV[2], code_of(ARGV[3]))
 local number = redis.call('HGET', KEYS[1], 'attempts')
-if number and redis.call('HEXISTS', KEYS[1], 'owner') == 1 then
+local held = redis.call('HEXISTS', KEYS[1], 'owner') == 1
+if ARGV[2] ~= 'succeeded' and number and (tonumber(number) > 1 or not held) then
+    redis.call('ZADD', ARGV[8], redis.call('TIME')[1], ARGV[1])
+end
+if number and held then
     local name = 'attempt:' .. number
     local attempt = cjson.decode(redis.call('HGET', KEYS[1], name))
     attempt.outcome = ARGV[2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from redis.client import Pipeline
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
@@ -33,9 +35,11 @@ def lost(entry: Entry, *, last: bool) -> JobError:
     )
 
 
-def without_song(job: RqJob, tenant: str, attempt: Attempt, outcome: Outcome) -> Record:
-    """The record of a job that ends without a song."""
-    meta, ended_at = job.meta, now()
+def without_song(
+    job: RqJob, tenant: str, attempt: Attempt, outcome: Outcome, ended_at: datetime | None = None
+) -> Record:
+    """The record of a job that ends without a song, now if not said otherwise."""
+    meta, ended_at = job.meta, ended_at or now()
     how = AttemptOutcome.FAILED if outcome.error else AttemptOutcome.CANCELED
     return Record(
         job_id=job.id,

@@ -19,6 +19,7 @@ from api.maintenance.metrics import MaintenanceMetrics
 from api.maintenance.orphans import Orphans
 from api.maintenance.plan import Action
 from api.maintenance.reaper import Reaper
+from api.maintenance.records import Records
 from api.maintenance.strays import Strays
 from api.maintenance.trouble import Trouble
 from api.settings import MaintenanceSettings
@@ -48,7 +49,9 @@ class Rounds:
         self._redis = redis
         self._settings = settings
         self._metrics = metrics
-        self._mender = Mender(redis, Ledger(redis, settings.keys, settings.retention_s), store)
+        ledger = Ledger(redis, settings.keys, settings.retention_s)
+        self._mender = Mender(redis, ledger, store)
+        self._records = Records(redis, ledger, store)
         self._reaper = Reaper(redis, settings.keys, settings.heartbeat_ttl_s)
         self._orphans = Orphans(redis, settings.keys, settings.orphan_grace_s)
         self._deadlines = Deadlines(redis, settings.keys)
@@ -61,6 +64,7 @@ class Rounds:
         at_s = time.monotonic()
         for patient in (*self._reaper.find(at_s), *self._deadlines.find(), *self._orphans.find(at_s)):
             self._mend(patient)
+        self._records.step()
         self._strays.step()
         if at_s >= self._tidy_at_s:
             leftovers.clear(self._redis, self._settings.keys, self._settings.retention_s)

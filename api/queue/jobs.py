@@ -23,7 +23,7 @@ from api.queue.durability import Disk
 from api.queue.entry import enqueue, keyed_job_id, meta_of
 from api.queue.explain import Pool
 from api.queue.reader import Reader
-from api.queue.sighting import Sighting, job_of_record
+from api.queue.sighting import Sighting, job_of_record, matches
 from api.settings import GatewaySettings
 from api.targets import Targets
 from serinette.credentials import Limits
@@ -163,7 +163,7 @@ class JobQueue:
         found: list[Job] = []
         with _answering():
             for last, sighting in self._reader.scan(tenant, after, limit):  # noqa: B007  # where the page ended
-                if sighting and _matches(sighting, tenant, status, label):
+                if sighting and matches(sighting, tenant, status, label):
                     found.append(sighting.job())
                 if len(found) == limit:
                     break
@@ -204,6 +204,8 @@ class JobQueue:
             if rq_job := self._fetch(job_id):
                 rq_job.delete()
             self._ledger.forget(job_id, tenant)
+            if job.status is not JobStatus.SUCCEEDED:  # maintenance may have recorded its end just now
+                self._store.delete_prefix(song_prefix(tenant, job_id))
 
     def pools(self) -> tuple[Pool, ...]:
         """The default pool, every pool that is told of and every pool that has a worker."""
@@ -280,14 +282,6 @@ class JobQueue:
 def _terms(options: JobOptions) -> Terms:
     deadline_s = options.start_deadline_s
     return Terms(None if deadline_s is None else now() + timedelta(seconds=deadline_s), options.webhook)
-
-
-def _matches(sighting: Sighting, tenant: str, status: JobStatus | None, label: tuple[str, str] | None) -> bool:
-    return (
-        sighting.meta["tenant"] == tenant
-        and (status is None or sighting.status is status)
-        and (label is None or sighting.meta["labels"].get(label[0]) == label[1])
-    )
 
 
 @contextmanager

@@ -86,3 +86,12 @@ def job_of_record(record: Record) -> Job:
 
 def _usage(result: Result) -> Usage:
     return Usage(gpu_s=result.timings.sing_s, queue_s=result.timings.queue_s, size_bytes=result.size_bytes)
+
+
+def matches(sighting: Sighting, tenant: str, status: JobStatus | None, label: tuple[str, str] | None) -> bool:
+    """Whether a list with these filters shows the job."""
+    return (
+        sighting.meta["tenant"] == tenant
+        and (status is None or sighting.status is status)
+        and (label is None or sighting.meta["labels"].get(label[0]) == label[1])
+    )
