@@ -12,6 +12,9 @@ from typing import Any
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.asyncio import sentinel as sentinel_asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 # redis-py types neither of them.
@@ -29,12 +32,14 @@ class Sentinels:
 
     def client(self, **options: object) -> Redis:
         """A blocking client of the primary; `options` are redis-py's of connections to it."""
-        made: Redis = _SENTINEL(self.addresses, sentinel_kwargs=self.options).master_for(self.primary, **options)
+        own = {**self.options, "retry": Retry(NoBackoff(), 0)}  # one that is away is not waited for: there are others
+        made: Redis = _SENTINEL(self.addresses, sentinel_kwargs=own).master_for(self.primary, **options)
         return made
 
     def client_async(self, **options: object) -> redis_asyncio.Redis:
         """A client for the event loop; `options` may hold those of a BlockingConnectionPool, too."""
-        sentinels = _SENTINEL_ASYNC(self.addresses, sentinel_kwargs=self.options)
+        own = {**self.options, "retry": AsyncRetry(NoBackoff(), 0)}
+        sentinels = _SENTINEL_ASYNC(self.addresses, sentinel_kwargs=own)
         pool: Any = _BlockingSentinelPool
         return redis_asyncio.Redis.from_pool(pool(self.primary, sentinels, **options))
 

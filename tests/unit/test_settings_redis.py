@@ -67,7 +67,7 @@ def watched(redis: Redis, replica: Redis, tmp_path: Path) -> Iterator[SharedSett
     with servers.sentinel(tmp_path / "sentinel", redis.get_connection_kwargs()["port"], PASSWORD_OF_SENTINEL) as port:
         settings = SharedSettings(
             redis_url=SecretStr("redis://nowhere.invalid/0"),
-            redis_sentinels=f"nowhere.invalid:26379,127.0.0.1:{port}",
+            redis_sentinels=f"127.0.0.1:1,127.0.0.1:{port}",
             redis_sentinel_password=SecretStr(PASSWORD_OF_SENTINEL),
         )
         with Redis(port=port, password=PASSWORD_OF_SENTINEL) as client:
