@@ -50,6 +50,7 @@ class WorkerSettings(SharedSettings):
     cpu_offload: bool = Field(False, description="Keep parts that do not work in main memory; needs CUDA.")
     compile: bool = Field(False, description="torch.compile transformer and decoder; loading takes minutes longer.")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means all cores. Bits depend on it.")
+    max_loras: int = Field(8, ge=1, le=64, description="Most LoRAs kept in memory; the one unused longest goes.")
     max_batch: int = Field(1, ge=1, le=64, description="Most songs sung together.")
 
     engine_module: str = Field("gpu_worker.engine", description="Module that is run as the engine process.")

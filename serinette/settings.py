@@ -19,6 +19,7 @@ from redis.retry import Retry
 from serinette.errors import ConfigurationError
 from serinette.names import Keys
 from serinette.sentinels import Sentinels
+from serinette.spec import PublishedName
 
 
 class SharedSettings(BaseSettings):
@@ -64,6 +65,11 @@ class SharedSettings(BaseSettings):
     heartbeat_s: float = Field(5.0, gt=0, le=30, description="Pause between two heartbeats of a slot that holds a job.")
     heartbeat_ttl_s: int = Field(
         20, ge=2, le=300, description="A slot silent for this long has lost its job. At least three heartbeats."
+    )
+    loras: dict[PublishedName, str] = Field(
+        default_factory=dict,
+        description="LoRAs that jobs may ask for (JSON): each one's name, and its directory or object-store URL. "
+        "Gateway and workers need the same.",
     )
     retention_s: int = Field(7 * 86_400, ge=60, description="How long ended jobs, their songs and uploads are kept.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severe log line written.")

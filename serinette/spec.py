@@ -18,6 +18,7 @@ SCHEMA = 1
 
 MAX_SEED = 2**63 - 1
 MAX_VARIATIONS = 8
+MAX_LORA_SCALE = 4.0
 
 
 class Task(StrEnum):
@@ -90,7 +91,7 @@ class GenerationSpec(BaseModel):
 
     model: PublishedName | None = Field(None, description="A model that the operator published.")
     lora: PublishedName | None = Field(None, description="A LoRA that the operator published.")
-    lora_scale: float = Field(1.0, ge=0, le=4, description="Strength of the LoRA.")
+    lora_scale: float = Field(1.0, ge=0, le=MAX_LORA_SCALE, description="Strength of the LoRA.")
 
     format: AudioFormat = Field(AudioFormat.MP3, description="Container of the song.")
     bitrate_kbps: int | None = Field(None, ge=32, le=320, description="For mp3, ogg and m4a.")

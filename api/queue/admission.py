@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from api.settings import GatewaySettings
 from api.targets import Targets
@@ -59,14 +59,15 @@ def timeout_for(asked_s: int | None, pool: str, settings: GatewaySettings) -> in
     return asked_s or min(settings.job_timeout_s, longest_s)
 
 
-def check_words(spec: GenerationSpec) -> None:
+def check_words(spec: GenerationSpec, loras: Collection[str] = ()) -> None:
     """See that names and codes in the spec stand for something.
 
     Raises:
         InvalidSpec: a LoRA that is not published, or audio codes without a code; `field` names it.
     """
-    if spec.lora is not None:
-        raise InvalidSpec(f"lora: {spec.lora} is not known; none is published yet; leave it out", field="lora")
+    if spec.lora is not None and spec.lora not in loras:
+        known = f"published here are {', '.join(sorted(loras))}" if loras else "none is published here"
+        raise InvalidSpec(f"lora: {spec.lora} is not known; {known}; leave it out for none", field="lora")
     if spec.audio_codes and spec.audio_codes.strip() and not _AUDIO_CODE.search(spec.audio_codes):
         raise InvalidSpec(
             "audio_codes: holds no <|audio_code_N|>; send such codes, or leave it out", field="audio_codes"

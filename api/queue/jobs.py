@@ -106,7 +106,7 @@ class JobQueue:
             check_webhook(tenant, options.webhook, self._settings, self._targets)
             pool = pool_for(spec.model, self._settings, self._reader.workers)
             timeout_s = timeout_for(options.timeout_s, pool, self._settings)
-            check_words(spec)
+            check_words(spec, self._settings.loras)
             check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
             meta = meta_of(tenant, pool, spec, options, dialect or {})
             meta["timeout_s"] = timeout_s

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from gpu_worker.engine import sampling as samplings
 from gpu_worker.engine import tasks
+from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import Song, SongRequest, StepObserver
 from gpu_worker.engine.loudness import to_loudness
 from gpu_worker.engine.mixing import paste, to_peak
@@ -44,8 +45,9 @@ class _Part:
 class AceStepEngine:
     """One loaded pipeline."""
 
-    def __init__(self, pipe: SongPipeline, *, name: str, revision: str, device: str) -> None:
+    def __init__(self, pipe: SongPipeline, adapters: Adapters, *, name: str, revision: str, device: str) -> None:
         self._pipe = pipe
+        self._adapters = adapters
         self._device = device
         self._grid = _grid(pipe)
         self._watch: Watch | None = None
@@ -72,7 +74,7 @@ class AceStepEngine:
         if spec.model not in {None, self._model.name}:
             raise Unsupported(f"model: this worker holds {self._model.name!r}, not {spec.model!r}", field="model")
         if spec.lora is not None:
-            raise Unsupported(f"lora: this worker has no LoRA named {spec.lora!r}", field="lora")
+            self._adapters.check(spec.lora)
         if samplings.effective_task(spec) not in self._model.tasks:
             raise Unsupported(
                 f"task: the checkpoint {self._model.name!r} has no audio tokenizer, so it cannot cover or use codes",
@@ -101,6 +103,7 @@ class AceStepEngine:
     @torch.no_grad()
     def _sing(self, batch: Sequence[SongRequest], watch: Watch) -> list[Song | None]:
         watch.tell(Stage.CONDITIONING)
+        self._adapters.use(batch[0].spec.lora, batch[0].spec.lora_scale)
         parts = [self._prepare(request) for request in batch]
         latents = self._denoise(parts, watch)
         songs: list[Song | None] = []

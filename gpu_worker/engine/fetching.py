@@ -21,8 +21,8 @@ _CHECKSUMS = "SHA256SUMS"
 _DOWNLOADS_AT_ONCE = 4
 
 
-def fetch(settings: WorkerSettings, directory: Path) -> Path:
-    """The checkpoint under the URL `settings.model`, as a directory below `directory`.
+def fetch(settings: WorkerSettings, place: str, directory: Path) -> Path:
+    """The checkpoint or adapter under the URL `place`, as a directory below `directory`.
 
     Another version under the same URL (other sizes or ETags) gets another directory.
 
@@ -30,22 +30,22 @@ def fetch(settings: WorkerSettings, directory: Path) -> Path:
         ConfigurationError: nothing lies there, or what came is not what the store or SHA256SUMS announced.
         StoreUnavailable: the store does not answer.
     """
-    url = urlsplit(settings.model)
+    url = urlsplit(place)
     prefix = url.path.strip("/")
     if not prefix:
-        raise ConfigurationError(f"model {settings.model}: name the prefix too, e.g. {settings.model}/turbo")
+        raise ConfigurationError(f"{place}: name the prefix too, e.g. {place}/turbo")
     store = _open(settings, f"{url.scheme}://{url.netloc}")
     try:
         found = sorted(store.list(prefix), key=lambda stored: stored.key)
         files = {stored.key.removeprefix(f"{prefix}/"): stored for stored in found}
         files = {name: stored for name, stored in files.items() if not _hidden(name)}
         if not files:
-            raise ConfigurationError(f"model {settings.model}: the store holds nothing under this prefix")
-        version = hashlib.sha256(repr([(settings.model, f.key, f.size_bytes, f.etag) for f in found]).encode())
+            raise ConfigurationError(f"{place}: the store holds nothing under this prefix")
+        version = hashlib.sha256(repr([(place, f.key, f.size_bytes, f.etag) for f in found]).encode())
         target = directory / f"{prefix.rpartition('/')[2]}-{version.hexdigest()[:16]}"
         return publish(target, partial(_download, store, files))
     except RequestError as error:
-        raise ConfigurationError(f"model {settings.model}: {error.message}") from error
+        raise ConfigurationError(f"{place}: {error.message}") from error
 
 
 def _open(settings: WorkerSettings, root: str) -> Store:
@@ -58,7 +58,7 @@ def _open(settings: WorkerSettings, root: str) -> Store:
 
 def _download(store: Store, files: dict[str, StoredObject], target: Path) -> None:
     size_gb = sum(stored.size_bytes for stored in files.values()) / 1e9
-    log.info("downloading a checkpoint of %d files, %.2f GB", len(files), size_gb)
+    log.info("downloading %d files, %.2f GB", len(files), size_gb)
 
     def one(item: tuple[str, StoredObject]) -> None:
         path = target / item[0]

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +17,7 @@ import transformers.utils.logging
 from safetensors import SafetensorError, safe_open
 
 from gpu_worker.engine.ace_step import AceStepEngine
+from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import bundled_checkpoint
 from gpu_worker.engine.fetching import fetch
@@ -58,7 +60,8 @@ def load(settings: WorkerSettings) -> AceStepEngine:
     _place(pipe, settings, device)
     revision = checkpoint.revision or revision_of(checkpoint.directory)
     name = settings.model_name or checkpoint.name
-    engine = AceStepEngine(pipe, name=name, revision=revision, device=_in_words(device))
+    adapters = Adapters(pipe, settings.loras, partial(adapter_directory, settings), settings.max_loras)
+    engine = AceStepEngine(pipe, adapters, name=name, revision=revision, device=_in_words(device))
     if settings.compile:
         _warm_up(engine)
     log.info("loaded %s in %.1f s: %s on %s", name, time.monotonic() - started, checkpoint.directory, device)
@@ -92,7 +95,7 @@ def locate(settings: WorkerSettings) -> Checkpoint:
         if settings.model == "bundled":
             return Checkpoint(bundled_checkpoint(checkpoints), "bundled")
         if url.scheme in {"s3", "gs", "az"}:
-            return Checkpoint(fetch(settings, checkpoints), name)
+            return Checkpoint(fetch(settings, settings.model, checkpoints), name)
         if directory.is_dir():
             return Checkpoint(directory, name)
         if hub := _HUB_ID.fullmatch(settings.model):
@@ -103,6 +106,22 @@ def locate(settings: WorkerSettings) -> Checkpoint:
         f"model {settings.model}: no such directory, and neither `bundled`, a hub id (owner/name) nor a URL "
         "(s3://, gs://, az://, file://)"
     )
+
+
+def adapter_directory(settings: WorkerSettings, place: str) -> Path:
+    """The directory of the adapter at `place`, on this machine's disk.
+
+    Raises:
+        ConfigurationError: there is none.
+        StoreUnavailable: the object store that holds it does not answer.
+    """
+    url = urlsplit(place)
+    if url.scheme in {"s3", "gs", "az"}:
+        return fetch(settings, place, settings.work_dir / "loras")
+    directory = Path(unquote(url.path)) if url.scheme == "file" else Path(place).expanduser()
+    if not directory.is_dir():
+        raise ConfigurationError(f"{place}: no such directory")
+    return directory
 
 
 def _from_hub(model: str, revision: str | None) -> Checkpoint:

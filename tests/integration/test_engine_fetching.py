@@ -57,24 +57,24 @@ def test_it_is_loaded_from_there(settings: WorkerSettings, tiny: Path) -> None:
 
 
 def test_it_is_brought_once_and_again_when_it_changes(settings: WorkerSettings, tmp_path: Path) -> None:
-    first = fetch(settings, tmp_path / "checkpoints")
+    first = fetch(settings, settings.model, tmp_path / "checkpoints")
     before = (first / "model_index.json").stat().st_ino
-    assert fetch(settings, tmp_path / "checkpoints") == first
+    assert fetch(settings, settings.model, tmp_path / "checkpoints") == first
     assert (first / "model_index.json").stat().st_ino == before
 
     bucket(settings).put(key(settings, "README.md"), b"another version")
-    second = fetch(settings, tmp_path / "checkpoints")
+    second = fetch(settings, settings.model, tmp_path / "checkpoints")
     assert second != first
     assert (second / "README.md").read_text() == "another version"
     assert not (first / "README.md").exists()
 
 
 def test_what_a_dead_process_left_half_done_is_thrown_away(settings: WorkerSettings, tmp_path: Path) -> None:
-    whole = fetch(settings, tmp_path / "first")
+    whole = fetch(settings, settings.model, tmp_path / "first")
     partial = tmp_path / "second" / f".{whole.name}.partial"
     partial.mkdir(parents=True)
     (partial / "stray").touch()
-    again = fetch(settings, tmp_path / "second")
+    again = fetch(settings, settings.model, tmp_path / "second")
     assert again.name == whole.name
     assert not (again / "stray").exists()
     assert revision_of(again) == revision_of(whole)
@@ -85,21 +85,21 @@ def test_checksums_beside_it_are_checked(settings: WorkerSettings, tiny: Path, t
     digest = hashlib.sha256((tiny / "vae/config.json").read_bytes()).hexdigest() if right else "0" * 64
     bucket(settings).put(key(settings, "SHA256SUMS"), f"{digest}  ./vae/config.json\n".encode())
     if right:
-        assert fetch(settings, tmp_path / "checkpoints").is_dir()
+        assert fetch(settings, settings.model, tmp_path / "checkpoints").is_dir()
         return
     with pytest.raises(ConfigurationError, match=r"vae/config\.json: its SHA-256 is not the one in SHA256SUMS"):
-        fetch(settings, tmp_path / "checkpoints")
+        fetch(settings, settings.model, tmp_path / "checkpoints")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if not path.name.startswith(".")] == []
 
 
 def test_nothing_there(settings: WorkerSettings, tmp_path: Path) -> None:
     empty = settings.model_copy(update={"model": f"s3://{servers.BUCKET}/models/nobody"})
     with pytest.raises(ConfigurationError, match="holds nothing under this prefix"):
-        fetch(empty, tmp_path)
+        fetch(empty, empty.model, tmp_path)
 
 
 def test_a_store_that_is_away(settings: WorkerSettings, tmp_path: Path) -> None:
     (port,) = servers.free_ports(1)
     away = settings.model_copy(update={"model_endpoint": f"http://127.0.0.1:{port}"})
     with pytest.raises(StoreUnavailable):
-        fetch(away, tmp_path)
+        fetch(away, away.model, tmp_path)

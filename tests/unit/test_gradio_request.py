@@ -101,6 +101,8 @@ def test_what_is_left_out_means_the_checkpoints_own_default() -> None:
         ({"manual_seeds": None}, {"seed": 7}),
         ({"lora_name_or_path": "None"}, {"lora": None}),
         ({"lora_name_or_path": ""}, {"lora": None}),
+        ({"lora_name_or_path": "choir"}, {"lora": "choir", "lora_scale": 1.0}),
+        ({"lora_name_or_path": "choir", "lora_weight": 0.5}, {"lora": "choir", "lora_scale": 0.5}),
     ],
 )
 def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -137,6 +139,7 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"ref_audio_strength": 1.5}, "ref_audio_strength"),
         ({"lora_name_or_path": "ACE-Step/some-lora"}, "lora_name_or_path"),
         ({"lora_name_or_path": "/etc/passwd"}, "lora_name_or_path"),
+        ({"lora_name_or_path": "choir", "lora_weight": 5}, "lora_weight"),
         ({"omega_scale": "much"}, "omega_scale"),
         ({"use_erg_tag": "perhaps"}, "use_erg_tag"),
         ({"return_file_data": 2}, "return_file_data"),
@@ -147,7 +150,7 @@ def test_a_value_that_is_refused_names_its_field(sent: dict[str, Any], field: st
 
 
 def test_a_refused_lora_is_told_what_to_do() -> None:
-    assert "`none`" in complaint({"lora_name_or_path": "x"})[1]
+    assert "`none`" in complaint({"lora_name_or_path": "loras/x"})[1]
 
 
 def test_what_v1_alone_has_is_accepted_and_listed_not_hidden() -> None:

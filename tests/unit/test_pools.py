@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import pytest
 from pydantic import ValidationError
 
-from api.queue.admission import pool_for, timeout_for
+from api.queue.admission import check_words, pool_for, timeout_for
 from api.settings import GatewaySettings
 from serinette.errors import ConfigurationError, InvalidSpec
 from serinette.job import now
 from serinette.pools import PoolFacts, published_name, serving
 from serinette.presence import Presence, WorkerStage
 from serinette.settings import read
+from serinette.spec import GenerationSpec
 from tests.unit.test_queue import model
 
 TURBO = PoolFacts(name="turbo", model="s3://models/turbo", longest_s=540)
@@ -105,3 +106,9 @@ def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch
         read(GatewaySettings)
     with pytest.raises(ValidationError):
         PoolFacts(name="Not A Name")
+
+
+def test_a_lora_is_one_that_the_operator_published() -> None:
+    check_words(GenerationSpec(lora="choir"), {"choir", "brass"})
+    with pytest.raises(InvalidSpec, match="published here are brass, choir"):
+        check_words(GenerationSpec(lora="strings"), {"choir", "brass"})

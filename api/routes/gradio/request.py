@@ -13,10 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from serinette.errors import InvalidSpec
-from serinette.spec import MAX_SEED, AudioFormat, AudioId, GenerationSpec, Task
+from serinette.spec import MAX_LORA_SCALE, MAX_SEED, AudioFormat, AudioId, GenerationSpec, PublishedName, Task
 
 TAG_DEFAULT: Final = (
     "funk, pop, soul, melodic, electric guitar, tight drums, warm bass, keyboard, 105 BPM, groovy, upbeat, bright"
@@ -46,6 +55,7 @@ NO_COUNTERPART: Final = "ACE-Step 1.5 has no counterpart: accepted and ignored."
 _MAX_LISTED_NAMES = 32
 Value = str | float | bool | None
 _AUDIO_ID: TypeAdapter[str] = TypeAdapter(AudioId)
+_LORA: TypeAdapter[str] = TypeAdapter(PublishedName)
 
 _Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
 _Ignored = Field(None, description=NO_COUNTERPART, json_schema_extra={"deprecated": True})
@@ -95,8 +105,10 @@ class GenerateMusicRequest(BaseModel):
     ref_audio_strength: float | None = Field(
         None, ge=0, le=1, description="How closely the cover follows its source; 1 if left out."
     )
-    lora_name_or_path: str = Field("none", max_length=1_000, description="Only `none`: no LoRA is published here.")
-    lora_weight: float | None = Field(None, description="Without a LoRA it has no effect: accepted and ignored.")
+    lora_name_or_path: str = Field(
+        "none", max_length=1_000, description="Name of a LoRA that the operator published, or `none`; never a path."
+    )
+    lora_weight: float | None = Field(None, description="0 to 4; without a LoRA it is accepted and ignored.")
     return_file_data: bool = Field(False, description="Answer audio bytes where the call would answer JSON.")
 
     scheduler_type: str | None = _IgnoredText
@@ -135,10 +147,24 @@ class GenerateMusicRequest(BaseModel):
 
     @field_validator("lora_name_or_path")
     @classmethod
-    def _no_lora(cls, name: str) -> str:
-        if name.strip().lower() not in {"", "none"}:
-            raise ValueError("no LoRA is published here, and paths are never opened; send `none` or leave it out")
-        return name
+    def _a_name(cls, name: str) -> str:
+        try:
+            return "none" if name.strip().lower() in {"", "none"} else _LORA.validate_python(name)
+        except ValidationError:
+            raise ValueError("must be the name of a published LoRA, or `none`; paths are never opened") from None
+
+    @field_validator("lora_weight")
+    @classmethod
+    def _can_be_sung(cls, weight: float | None, others: ValidationInfo) -> float | None:
+        alone = others.data.get("lora_name_or_path") == "none"
+        if weight is not None and not alone and not 0 <= weight <= MAX_LORA_SCALE:
+            raise ValueError(f"must be 0 to {MAX_LORA_SCALE:g}")
+        return weight
+
+    @property
+    def lora(self) -> str | None:
+        """The LoRA to sing with."""
+        return None if self.lora_name_or_path == "none" else self.lora_name_or_path
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -179,6 +205,9 @@ def order(
     )
     mapping.fields["seed"] = _seed(request, mapping, draw)
     _map_sampling(request, mapping)
+    if request.lora:
+        mapping.fields["lora"] = request.lora
+        mapping.fields["lora_scale"] = 1.0 if request.lora_weight is None else request.lora_weight
     source = upload_id or _reference(request, mapping)
     if source is None:
         _map_duration(request, mapping)
@@ -244,7 +273,7 @@ def _without_counterpart(request: GenerateMusicRequest) -> list[str]:
     known = [
         name
         for name, field in GenerateMusicRequest.model_fields.items()
-        if field.description == NO_COUNTERPART or name == "lora_weight"
+        if field.description == NO_COUNTERPART or (name == "lora_weight" and request.lora is None)
     ]
     unknown = [name[:64] for name in (request.model_extra or {})][:_MAX_LISTED_NAMES]
     return [name for name in known if getattr(request, name) is not None] + unknown

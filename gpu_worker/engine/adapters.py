@@ -1,0 +1,113 @@
+"""LoRA adapters: brought and loaded at the first song that asks for one, and as many kept as there is room for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import AceStepPipeline
+from safetensors import SafetensorError
+
+from serinette.errors import ConfigurationError, Unsupported
+
+log = logging.getLogger(__name__)
+
+_UNKNOWN = ("", 0.0)
+
+
+class Adapters:
+    """The adapters of one pipeline, by the names that jobs ask for. `locate` brings one's directory to this disk."""
+
+    def __init__(
+        self, pipe: AceStepPipeline, published: Mapping[str, str], locate: Callable[[str], Path], most: int
+    ) -> None:
+        self._pipe = pipe
+        self._published = published
+        self._locate = locate
+        self._most = most
+        self._loaded: OrderedDict[str, float] = OrderedDict()  # own strength, by name; the oldest use first
+        self._active: tuple[str, float] | None = None
+
+    def check(self, name: str) -> None:
+        """Raise Unsupported unless the operator published an adapter under this name."""
+        if name not in self._published:
+            published = ", ".join(sorted(self._published))
+            known = f"published here are {published}" if published else "none is published here"
+            raise Unsupported(f"lora: {name} is not known; {known}; leave it out", field="lora")
+
+    def use(self, name: str | None, scale: float) -> None:
+        """Have the next songs sung with this adapter at this strength; without any for None or a strength of 0.
+
+        Raises:
+            Unsupported: it is not published, or does not fit this checkpoint.
+            StoreUnavailable: the store that holds it does not answer.
+        """
+        wanted = None if name is None or scale == 0 else (name, scale)
+        if wanted == self._active:
+            return
+        if wanted is not None:
+            self._active = _UNKNOWN  # loading makes the new one active, and a failure any
+            self._load(wanted[0])
+            self._pipe.set_adapters([wanted[0]], [scale * self._loaded[wanted[0]]])
+            self._pipe.enable_lora()
+        elif self._held():
+            self._pipe.disable_lora()
+        self._active = wanted
+
+    def _load(self, name: str) -> None:
+        self.check(name)
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
+            return
+        try:
+            directory = self._locate(self._published[name])
+            weights = weights_in(directory)
+            self._pipe.load_lora_weights(directory, weight_name=weights.name, adapter_name=name, use_safetensors=True)
+        except (ConfigurationError, OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            self._drop(name)
+            told = str(error).strip().partition("\n")[0][:300]
+            log.exception("the LoRA %s cannot be loaded from %s", name, self._published[name])
+            raise Unsupported(
+                f"lora: {name} cannot be loaded beside this checkpoint ({told}); leave it out, and tell the operator",
+                field="lora",
+            ) from error
+        self._loaded[name] = own_strength(directory)
+        log.info("loaded the LoRA %s: %s", name, weights)
+        while len(self._loaded) > self._most:
+            self._drop(next(iter(self._loaded)))
+
+    def _drop(self, name: str) -> None:
+        self._loaded.pop(name, None)
+        if name in self._held():
+            self._pipe.delete_adapters(name)
+
+    def _held(self) -> set[str]:
+        return {name for names in self._pipe.get_list_adapters().values() for name in names}
+
+
+def weights_in(directory: Path) -> Path:
+    """The one safetensors file of an adapter. Raises ConfigurationError when there is none, or a choice."""
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ConfigurationError(f"{directory.name}: must hold exactly one .safetensors file; found {names}")
+    return found[0]
+
+
+def own_strength(directory: Path) -> float:
+    """`alpha / r` of an adapter that PEFT saved, or alpha / sqrt(r) of a rank-stabilised one.
+
+    diffusers does not read PEFT's `adapter_config.json` and takes alpha = r, so that such an adapter would be sung at
+    another strength than it was trained at. Formula: PEFT, `LoraLayer.set_scale`.
+    """
+    try:
+        config: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
+        rank, alpha = float(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1.0
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
