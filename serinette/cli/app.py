@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from serinette.cli import jobs, keys, serve
+from serinette.cli import bench, jobs, keys, serve
 from serinette.cli.terminal import errors
 from serinette.cli.usage import usage
 from serinette.errors import SerinetteError, Unavailable
@@ -34,6 +34,7 @@ app.command("cancel")(jobs.cancel)
 app.command("queue")(jobs.queue)
 app.command("usage")(usage)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
+app.add_typer(bench.app, name="bench", no_args_is_help=True)
 
 
 @app.command()

@@ -1,0 +1,227 @@
+"""`serinette bench scale`: a trace through the chart's own scaling, before a cluster pays for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column
+
+from serinette.cli.jobs import AsJson
+from serinette.cli.plot import blocks
+from serinette.cli.terminal import errors, output, show_table
+from serinette.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from serinette.scaling.advice import Comparison, Row
+    from serinette.scaling.arrivals import Arrival, Spread
+    from serinette.scaling.rule import Rule
+    from serinette.scaling.simulation import Pool
+
+app = typer.Typer(help="Reckon before you pay: `scale` runs a trace through the chart's own scaling.")
+
+
+@app.callback()
+def _bench() -> None:
+    """Reckon before you pay."""
+
+
+Manifests = Annotated[
+    Path,
+    typer.Argument(
+        help="What the chart renders: a file, a directory such as k8s/, - for standard input, or the chart's own "
+        "directory, which helm then renders."
+    ),
+]
+Trace = Annotated[
+    str, typer.Option(help="poisson, daily, burst, or a file: JSON of `serinette jobs --json`, or CSV with arrived_s.")
+]
+Values = Annotated[list[Path] | None, typer.Option("--values", "-f", help="For helm, if it renders; may be repeated.")]
+PoolName = Annotated[str | None, typer.Option(help="Of the chart's pools; needed where there are several.")]
+PerHour = Annotated[float, typer.Option(min=0, help="Jobs an hour, of a made trace.")]
+Hours = Annotated[float, typer.Option(min=0, help="Length of a made trace.")]
+Sing = Annotated[str, typer.Option(help="Seconds to sing where the trace is silent: 30, 20-60 or p50=30,p95=90.")]
+ColdStart = Annotated[str, typer.Option(help="Seconds from a worker's start to its first job: node, image, load.")]
+BatchCost = Annotated[float, typer.Option(min=0, max=1, help="What a further song of a batch adds: 1 is no gain.")]
+Gpus = Annotated[int | None, typer.Option(min=1, help="As many as there are, those of leaving workers too.")]
+Price = Annotated[float, typer.Option(min=0, help="Of a GPU-hour.")]
+Target = Annotated[str, typer.Option(help="Percentile of the waits and its bound in seconds.")]
+Seed = Annotated[int, typer.Option(help="The same seed, the same day.")]
+
+
+@app.command()
+def scale(
+    manifests: Manifests,
+    trace: Trace = "daily",
+    values: Values = None,
+    pool: PoolName = None,
+    per_hour: PerHour = 120.0,
+    hours: Hours = 24.0,
+    sing: Sing = "30",
+    cold_start: ColdStart = "p50=90,p95=300",
+    batch_cost: BatchCost = 1.0,
+    gpus: Gpus = None,
+    price: Price = 2.0,
+    target: Target = "p95=180",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a trace through the rendered chart's formula and HPA; says which J (jobsPerWorker) to use.
+
+    Modelled: KEDA's poll and cooldown, HPA's tolerance, windows and policies, cold starts, slots and batches, workers
+    that leave with a song in hand. A model, not a measurement.
+    """
+    from serinette.scaling.advice import compare  # noqa: PLC0415  # no other command needs it
+    from serinette.scaling.arrivals import Spread  # noqa: PLC0415  # as above
+
+    chosen, rule = _pool(manifests, values or [], pool)
+    arrivals = _arrivals(trace, per_hour, hours, Spread.parse(sing), seed)
+    chosen = replace(chosen, cold_start=Spread.parse(cold_start), batch_cost=batch_cost, gpus=gpus)
+    comparison = compare(chosen, rule, arrivals, _target(target), seed)
+    if as_json:
+        output.print_json(json.dumps(told(comparison, price)))
+        return
+    errors.print(
+        f"Pool [bold]{escape(rule.pool)}[/]: {len(arrivals)} jobs in {arrivals[-1].at_s / 3600:.1f} h, "
+        f"up to {rule.max_workers} workers, {escape(rule.formula.text)}",
+        soft_wrap=True,
+    )
+    _show(comparison, price)
+    _plot(comparison)
+    output.print(f"[bold]{escape(comparison.sentence)}[/]", soft_wrap=True)
+
+
+def _pool(path: Path, values: list[Path], name: str | None) -> tuple[Pool, Rule]:
+    from serinette.scaling.advice import read_pools  # noqa: PLC0415  # as in `scale`
+
+    found = read_pools(load(rendered(path, values)))
+    pools = {each: (pool, pool.rule) for each, pool in found.items() if pool.rule}
+    if not pools:
+        raise ConfigurationError(f"{path} holds no pool with a ScaledObject: render the chart with keda.enabled=true")
+    if name is None and len(pools) > 1:
+        raise ConfigurationError(f"there are several pools: name one with --pool, of {', '.join(sorted(pools))}")
+    if name is not None and name not in pools:
+        raise ConfigurationError(f"there is no pool {name}; there are {', '.join(sorted(pools))}")
+    return pools[name] if name else next(iter(pools.values()))
+
+
+def rendered(path: Path, values: list[Path]) -> str:
+    """The text of the manifests. Raises ConfigurationError."""
+    if str(path) == "-":
+        return typer.get_text_stream("stdin").read()
+    if (path / "Chart.yaml").is_file():
+        return _helm(path, values)
+    try:
+        files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        return "\n---\n".join(file.read_text() for file in files)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+
+
+def _helm(chart: Path, values: list[Path]) -> str:
+    if (helm := shutil.which("helm")) is None:
+        raise ConfigurationError(f"helm is not installed: render {chart} elsewhere (`helm template`) and give the file")
+    command = [helm, "template", "serinette", str(chart), "--api-versions", "keda.sh/v1alpha1"]
+    command += ["--set", "global.imageRegistry=registry.invalid"]  # no image is pulled to reckon
+    for file in values:
+        command += ["--values", str(file)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise ConfigurationError(f"helm does not render {chart}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def load(text: str) -> list[dict[str, Any]]:
+    """The objects of a YAML stream. Raises ConfigurationError."""
+    try:
+        import yaml  # noqa: PLC0415  # of the cluster extra, which other commands do without
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("reading manifests needs PyYAML: pip install 'serinette[cluster]'") from error
+    try:
+        return [found for found in yaml.safe_load_all(text) if isinstance(found, dict)]
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"the manifests are no YAML: {error}") from error
+
+
+def _arrivals(trace: str, per_hour: float, hours: float, sing: Spread, seed: int) -> list[Arrival]:
+    from serinette.scaling.arrivals import Traffic, read_arrivals  # noqa: PLC0415  # as in `scale`
+
+    traffic = Traffic(per_hour, hours, sing, seed)
+    made = {"poisson": traffic.poisson, "daily": traffic.daily, "burst": traffic.burst}
+    arrivals = made[trace]() if trace in made else read_arrivals(Path(trace), sing, seed)
+    if not arrivals:
+        raise ConfigurationError("the trace has no arrivals: raise --per-hour or --hours")
+    return arrivals
+
+
+def _target(text: str) -> tuple[float, float]:
+    name, _, bound = text.partition("=")
+    try:
+        percent, bound_s = float(name.removeprefix("p")), float(bound)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not like p95=180", param_hint="--target") from None
+    if not (name.startswith("p") and 0 < percent <= 100 and bound_s >= 0):
+        raise typer.BadParameter(f"{text!r} is not like p95=180", param_hint="--target")
+    return percent, bound_s
+
+
+def told(comparison: Comparison, price: float) -> dict[str, Any]:
+    """The comparison as JSON."""
+    rows = [
+        {
+            "name": row.name,
+            "jobs_per_worker": row.jobs_per_worker,
+            "fixed": row.fixed or None,
+            **{f"wait_p{percent}_s": round(row.outcome.wait_s(percent), 1) for percent in (50, 95, 99)},
+            "gpu_hours": round(row.gpu_hours, 3),
+            "cost": round(row.gpu_hours * price, 2),
+            "singing_share": round(_singing(row), 3),
+            "peak_workers": row.outcome.peak,
+            "cold_starts": row.outcome.cold_starts if row.jobs_per_worker else 0,
+            "given_back": row.outcome.given_back,
+        }
+        for row in comparison.rows
+    ]
+    return {"use": comparison.chosen.jobs_per_worker, "why": comparison.sentence, "rows": rows}
+
+
+def _singing(row: Row) -> float:
+    return row.outcome.singing_s / row.outcome.gpu_s if row.outcome.gpu_s else 0.0
+
+
+def _show(comparison: Comparison, price: float) -> None:
+    names = ("", "WAIT p50", "p95", "p99", "GPU-HOURS", "COST", "SINGING", "PEAK", "COLD STARTS")
+    columns = [Column(name, justify="right" if name else "left", no_wrap=True) for name in names]
+    rows = []
+    for row, line in zip(comparison.rows, told(comparison, price)["rows"], strict=True):
+        style = "bold green" if row is comparison.chosen else "yellow" if row is comparison.fixed else ""
+        cells = [
+            row.name + (" *" if row.jobs_per_worker == comparison.rendered else ""),
+            *(f"{line[f'wait_p{percent}_s']:,.0f} s" for percent in (50, 95, 99)),
+            f"{line['gpu_hours']:,.1f}",
+            f"{line['cost']:,.2f}",
+            f"{line['singing_share']:.0%}",
+            str(line["peak_workers"]),
+            str(line["cold_starts"]),
+        ]
+        rows.append(tuple(f"[{style}]{cell}[/]" if style else cell for cell in cells))
+    show_table(columns, rows)
+    errors.print("* as rendered; green: the choice; yellow: the smallest fixed pool that will do", style="dim")
+
+
+def _plot(comparison: Comparison) -> None:
+    """Queue and workers under the chosen J, over time."""
+    samples = comparison.chosen.outcome.samples
+    for title, points in (
+        ("jobs waiting", [(each.at_s, float(each.waiting)) for each in samples]),
+        ("workers", [(each.at_s, float(each.workers + each.leaving)) for each in samples]),
+    ):
+        output.print(f"[bold]{title}[/] over time, {comparison.chosen.name}")
+        for line in blocks(points, width=max(20, min(100, output.width - 10)), height=5):
+            output.print(line, markup=False, highlight=False)
