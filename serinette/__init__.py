@@ -1,3 +1,63 @@
-"""Serinette: serverless music generation. This package is the language that gateway, workers and clients share."""
+"""Serinette: serverless music generation. This package is the language that gateway, workers and clients share.
+
+    import serinette
+
+    with serinette.Client() as client:
+        job = client.wait(client.submit("jazz piano", duration_s=15).id)
+        client.download(job, "song.mp3")
+
+Importing it costs next to nothing: each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # type checkers know this name; `typing` alone would take longer than all of this
+if TYPE_CHECKING:
+    from serinette import errors
+    from serinette.client import AsyncClient, Client, Event, Page, Retry
+    from serinette.errors import SerinetteError
+    from serinette.job import Job, JobOptions, JobStatus
+    from serinette.names import Lane
+    from serinette.spec import AudioFormat, GenerationSpec, Task
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "AudioFormat",
+    "Client",
+    "Event",
+    "GenerationSpec",
+    "Job",
+    "JobOptions",
+    "JobStatus",
+    "Lane",
+    "Page",
+    "Retry",
+    "SerinetteError",
+    "Task",
+    "__version__",
+    "errors",
+]
+
+_PLACES = {
+    **dict.fromkeys(("AsyncClient", "Client", "Event", "Page", "Retry"), "client"),
+    "SerinetteError": "errors",
+    **dict.fromkeys(("Job", "JobOptions", "JobStatus"), "job"),
+    "Lane": "names",
+    **dict.fromkeys(("AudioFormat", "GenerationSpec", "Task"), "spec"),
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module  # noqa: PLC0415  # see above
+
+    if name in _PLACES:
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    if name == "errors":
+        return import_module(f"{__name__}.errors")
+    raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from serinette.cli import bench, jobs, keys, serve
+from serinette.cli import bench, house, jobs, keys, ordering, serve
 from serinette.cli.terminal import errors
 from serinette.cli.usage import usage
 from serinette.errors import SerinetteError, Unavailable
@@ -27,11 +27,11 @@ app = typer.Typer(
 )
 app.command("up")(serve.up)
 app.command("demo")(serve.demo)
-app.command("submit")(jobs.submit)
+app.command("submit")(ordering.submit)
 app.command("watch")(jobs.watch)
 app.command("jobs")(jobs.jobs)
 app.command("cancel")(jobs.cancel)
-app.command("queue")(jobs.queue)
+app.command("queue")(house.queue)
 app.command("usage")(usage)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
 app.add_typer(bench.app, name="bench", no_args_is_help=True)

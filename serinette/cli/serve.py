@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from serinette import __version__
-from serinette.cli.jobs import follow
+from serinette.cli.following import follow
 from serinette.cli.terminal import TreeView, errors, output, program, seconds
 from serinette.client import DEFAULT_URL, Client
 from serinette.errors import ConfigurationError, SingError

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Column
 
-from serinette.cli.jobs import ApiKey, AsJson, Server
+from serinette.cli.options import ApiKey, AsJson, Server, connect
 from serinette.cli.terminal import errors, output, seconds, show_table
-from serinette.client import DEFAULT_URL, Client
+from serinette.client import DEFAULT_URL
 from serinette.job import now
 
 
@@ -23,8 +23,8 @@ def usage(
 ) -> None:
     """Show GPU-seconds, waits, bytes and jobs by day."""
     today = now().date()
-    with Client(server, api_key=api_key) as client:
-        told = client.usage(today - timedelta(days=days - 1), today)
+    with connect(server, api_key) as client:
+        told = client.usage(today - timedelta(days=days - 1), today).model_dump(mode="json")
     if as_json:
         output.print_json(json.dumps(told))
         return

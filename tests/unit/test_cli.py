@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from serinette import __version__
-from serinette.cli import app, jobs, terminal
+from serinette.cli import app, following, jobs, options, terminal
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.names import Lane
 from serinette.spec import AudioFormat, GenerationSpec
@@ -109,14 +109,14 @@ def test_wrong_usage_is_told_before_anything_is_sent(
 
 
 def test_the_ending_of_a_path_tells_the_format() -> None:
-    assert jobs.format_of(None) is AudioFormat.MP3
-    assert jobs.format_of(Path("song.FLAC")) is AudioFormat.FLAC
-    assert jobs.format_of(Path("song")) is AudioFormat.MP3
+    assert options.format_of(None) is AudioFormat.MP3
+    assert options.format_of(Path("song.FLAC")) is AudioFormat.FLAC
+    assert options.format_of(Path("song")) is AudioFormat.MP3
 
 
 def test_variations_get_a_number_each() -> None:
-    assert jobs.path_of(Path("a/song.mp3"), 0, 1) == Path("a/song.mp3")
-    assert jobs.path_of(Path("a/song.mp3"), 1, 2) == Path("a/song-2.mp3")
+    assert following.path_of(Path("a/song.mp3"), 0, 1) == Path("a/song.mp3")
+    assert following.path_of(Path("a/song.mp3"), 1, 2) == Path("a/song-2.mp3")
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,44 @@
-"""The client against a server that misbehaves in every way that a network has; against the gateway: test_up.py."""
+"""Both clients against a server that misbehaves in every way that a network has; against the gateway: test_up.py."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
-from serinette.client import Client
-from serinette.errors import InvalidSpec, NotFinished, NotFound, SerinetteError, Unavailable
-from serinette.job import Job, JobStatus, now
+import serinette
+from serinette.client import AsyncClient, Client, Retry
+from serinette.client.calls import submit
+from serinette.client.fields import JobFields
+from serinette.client.retries import Patience, Setback, retry_after_s
+from serinette.errors import (
+    ConfigurationError,
+    GpuTimeSpent,
+    InvalidSpec,
+    NotFinished,
+    NotFound,
+    SerinetteError,
+    Unavailable,
+)
+from serinette.job import Artifact, Job, JobOptions, JobStatus, Result, Sampling, Timings, now
 from serinette.names import Lane
-from serinette.spec import GenerationSpec
+from serinette.spec import AudioFormat, GenerationSpec
+from serinette.upload import Upload
 from tests.servers import free_ports
+from tests.unit.either_client import awaited
 
 SPEC = GenerationSpec(prompt="jazz")
+LOST = Unavailable("lost")
+QUICK = Retry(patience_s=0.5, first_s=0.001, longest_s=0.01)
 
 
 def job_json(status: JobStatus = JobStatus.QUEUED) -> str:
@@ -26,6 +46,28 @@ def job_json(status: JobStatus = JobStatus.QUEUED) -> str:
         id="a", tenant="t", status=status, spec=SPEC, pool="default", lane=Lane.NORMAL, created_at=now(), timeout_s=60
     )
     return json.dumps({**job.model_dump(mode="json"), "a_field_of_tomorrow": 1})
+
+
+def a_result(sha256: str) -> Result:
+    artifact = Artifact(
+        index=0,
+        key="k",
+        seed=7,
+        format=AudioFormat.MP3,
+        content_type="audio/mpeg",
+        size_bytes=6,
+        sha256=sha256,
+        duration_s=1,
+        sample_rate=48_000,
+        channels=2,
+    )
+    return Result(
+        artifacts=(artifact,),
+        model="m",
+        model_revision="r",
+        sampling=Sampling(steps=8, guidance_scale=1, shift=3, turbo=True),
+        timings=Timings(queue_s=0, sing_s=0, encode_s=0, upload_s=0, run_s=0),
+    )
 
 
 @dataclass
@@ -65,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
         self.close_connection = True
 
-    do_GET = do_POST = answer  # noqa: N815  # the library's names
+    do_GET = do_POST = do_DELETE = answer  # noqa: N815  # the library's names
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -82,10 +124,15 @@ def server() -> Iterator[Server]:
     server.server_close()
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(server.url + "/") as client:
-        yield client
+@pytest.fixture(params=["Client", "AsyncClient"])
+def client(server: Server, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Either of the two, with pauses that no test has to wait for."""
+    if request.param == "Client":
+        with Client(server.url + "/", retry=QUICK) as client:
+            yield client
+    else:
+        with awaited(server.url + "/", QUICK) as client:
+            yield client
 
 
 def problem(status: int, **fields: object) -> Answer:
@@ -94,7 +141,7 @@ def problem(status: int, **fields: object) -> Answer:
     )
 
 
-def test_a_submit_says_only_what_was_asked_for(server: Server, client: Client) -> None:
+def test_a_submit_says_only_what_was_asked_for(server: Server, client: Any) -> None:
     server.answers = [Answer(202, job_json())]
     assert client.submit(SPEC, idempotency_key="mine").status is JobStatus.QUEUED
     ((method, path, body, headers),) = server.requests
@@ -102,7 +149,7 @@ def test_a_submit_says_only_what_was_asked_for(server: Server, client: Client) -
     assert headers["Idempotency-Key"] == "mine"
 
 
-def test_a_problem_is_the_error_that_it_names(server: Server, client: Client) -> None:
+def test_a_problem_is_the_error_that_it_names(server: Server, client: Any) -> None:
     server.answers = [
         problem(404, code="not_found", detail="there is no job a"),
         problem(422, code="invalid_spec", detail="duration_s: too long", field="duration_s"),
@@ -124,7 +171,7 @@ def test_a_problem_is_the_error_that_it_names(server: Server, client: Client) ->
     ],
 )
 def test_an_answer_of_somebody_else_tells_its_status(
-    server: Server, client: Client, answer: Answer, kind: type[SerinetteError]
+    server: Server, client: Any, answer: Answer, kind: type[SerinetteError]
 ) -> None:
     server.answers = [answer]
     with pytest.raises(kind, match=f"{server.url}/v1/jobs/a answered {answer.status}") as caught:
@@ -132,18 +179,21 @@ def test_an_answer_of_somebody_else_tells_its_status(
     assert type(caught.value) is kind
 
 
-def test_an_answer_that_is_no_job_is_told(server: Server, client: Client) -> None:
+def test_an_answer_that_is_no_job_is_told(server: Server, client: Any) -> None:
     server.answers = [Answer(200, "<html>Welcome to your router</html>")]
     with pytest.raises(SerinetteError, match="is that a Serinette"):
         client.get("a")
 
 
 def test_nobody_there_says_how_to_start_one() -> None:
-    with Client(f"http://127.0.0.1:{free_ports(1)[0]}") as client, pytest.raises(Unavailable, match="serinette up"):
+    with (
+        Client(f"http://127.0.0.1:{free_ports(1)[0]}", retry=Retry(unanswered=False)) as client,
+        pytest.raises(Unavailable, match="serinette up"),
+    ):
         client.queue()
 
 
-def test_events_are_read_to_the_end(server: Server, client: Client) -> None:
+def test_events_are_read_to_the_end(server: Server, client: Any) -> None:
     events = [{"id": "1-0", "type": "status", "data": {"prompt": "雨"}}, {"id": "2-0", "type": "failed", "data": {}}]
     lines = [f"id: {event['id']}\r\nevent: {event['type']}\r\ndata: {json.dumps(event)}\r\n\r\n" for event in events]
     server.answers = [Answer(200, ": ping\r\n\r\n" + "retry: 2000\r\n".join(lines)), Answer(204)]
@@ -152,10 +202,11 @@ def test_events_are_read_to_the_end(server: Server, client: Client) -> None:
         ("2-0", "failed", {}),
     ]
     assert list(client.events("a", last_event_id="2-0")) == []
+    assert "Last-Event-ID" not in server.requests[0][3]
     assert server.requests[-1][3]["Last-Event-ID"] == "2-0"
 
 
-def test_a_gateway_that_is_away_for_a_while_is_waited_for(server: Server, client: Client) -> None:
+def test_a_gateway_that_is_away_for_a_while_is_waited_for(server: Server, client: Any) -> None:
     server.answers = [
         Answer(200, job_json(JobStatus.RUNNING)),
         Answer(503),
@@ -166,25 +217,183 @@ def test_a_gateway_that_is_away_for_a_while_is_waited_for(server: Server, client
     assert seen == [JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.FAILED]
 
 
-def test_patience_ends(server: Server, client: Client) -> None:
+def test_patience_ends(server: Server, client: Any) -> None:
     server.answers = [Answer(200, job_json(JobStatus.RUNNING)), Answer(503)]
     with pytest.raises(Unavailable):
         list(client.watch("a", poll_s=0.01, patience_s=0.1))
 
 
-def test_a_wait_can_be_bounded(server: Server, client: Client) -> None:
+def test_a_wait_can_be_bounded(server: Server, client: Any) -> None:
     server.answers = [Answer(200, job_json())]
     with pytest.raises(NotFinished, match=r"still queued after 0\.1 s"):
         client.wait("a", timeout_s=0.1)
 
 
-def test_a_song_is_written_whole_or_not_at_all(server: Server, client: Client, tmp_path: Path) -> None:
+def test_a_song_is_written_whole_or_not_at_all(server: Server, client: Any, tmp_path: Path) -> None:
     song = tmp_path / "song.mp3"
     server.answers = [Answer(200, "half a so", cut_short=True)]
     with pytest.raises(Unavailable):
         client.download("a", song)
     assert list(tmp_path.iterdir()) == []
+    server.answers = [Answer(200, "half a so", cut_short=True), Answer(200, "a song")]
+    assert client.download("a", song) == 6
     server.answers = [Answer(307, headers={"Location": "/elsewhere"}), Answer(200, "a song")]
     assert client.download("a", song, index=1) == 6
     assert [path for _, path, _, _ in server.requests[-2:]] == ["/v1/jobs/a/audio?index=1", "/elsewhere"]
     assert [path.name for path in tmp_path.iterdir()] == ["song.mp3"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        Answer(503),
+        Answer(502, "<html>Bad gateway</html>"),
+        problem(429, code="rate_limited", detail="too many requests"),
+        Answer(202, job_json(), cut_short=True),  # taken, and the answer lost
+    ],
+)
+def test_a_submit_is_tried_again_under_one_key(server: Server, client: Any, first: Answer) -> None:
+    server.answers = [first, Answer(202, job_json())]
+    client.submit("jazz", duration_s=15, lane="high", labels={"album": "blue"})
+    one, two = server.requests
+    assert one[2] == two[2]
+    assert json.loads(one[2]) == {"prompt": "jazz", "duration_s": 15, "lane": "high", "labels": {"album": "blue"}}
+    assert one[3]["Idempotency-Key"] == two[3]["Idempotency-Key"]
+    server.answers = [Answer(202, job_json())]
+    client.submit("jazz")
+    assert server.requests[-1][3]["Idempotency-Key"] != one[3]["Idempotency-Key"]
+
+
+def test_what_cannot_be_repeated_is_not(server: Server, client: Any) -> None:
+    server.answers = [Answer(204, cut_short=True), Answer(204)]
+    server.answers[0].status = 200
+    with pytest.raises(Unavailable):
+        client.erase("a")
+    assert len(server.requests) == 1
+    server.answers = [Answer(503), Answer(204)]  # here nothing was done
+    client.erase("a")
+    assert len(server.requests) == 3
+
+
+def test_a_pause_longer_than_patience_is_told_instead(server: Server, client: Any) -> None:
+    server.answers = [
+        Answer(429, problem(429, code="gpu_time_spent", detail="spent").body, {"Retry-After": "3600"}),
+    ]
+    with pytest.raises(GpuTimeSpent) as caught:
+        client.submit("jazz")
+    assert caught.value.retry_after_s == 3600
+    assert len(server.requests) == 1
+
+
+def test_a_wrong_field_is_told_before_anything_is_sent(server: Server, client: Any) -> None:
+    with pytest.raises(InvalidSpec, match="duration_s"):
+        client.submit("jazz", duration_s=0.5)
+    with pytest.raises(InvalidSpec, match="tempo"):
+        client.submit("jazz", tempo=90)
+    assert server.requests == []
+
+
+def test_events_that_break_off_go_on_behind_the_last(server: Server, client: Any) -> None:
+    def told(*events: tuple[str, str]) -> str:
+        return "".join(f"data: {json.dumps({'id': i, 'type': t, 'data': {}})}\n\n" for i, t in events)
+
+    server.answers = [
+        Answer(200, told(("1-0", "status"), ("2-0", "progress"))),  # the gateway leaves
+        Answer(200, told(("2-0", "status"), ("3-0", "progress")), cut_short=True),
+        Answer(503),
+        Answer(200, told(("3-0", "status"), ("4-0", "succeeded"))),
+    ]
+    assert [event.id for event in client.events("a")] == ["1-0", "2-0", "2-0", "3-0", "3-0", "4-0"]
+    assert [headers.get("Last-Event-ID") for *_, headers in server.requests] == [None, "2-0", "3-0", "3-0"]
+
+
+def test_a_damaged_song_is_not_kept(server: Server, client: Any, tmp_path: Path) -> None:
+    job = Job.model_validate_json(job_json(JobStatus.SUCCEEDED)).model_copy(
+        update={"result": a_result(sha256="0" * 64)}
+    )
+    server.answers = [Answer(200, "another song")]
+    with pytest.raises(SerinetteError, match="damaged"):
+        client.download(job, tmp_path / "song.mp3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_sent_whole_also_the_second_time(server: Server, client: Any, tmp_path: Path) -> None:
+    (tmp_path / "hum.wav").write_bytes(b"hum" * 50_000)
+    known = Upload(
+        id="upload-1",
+        duration_s=1,
+        sample_rate=1,
+        channels=1,
+        codec="c",
+        container="w",
+        size_bytes=1,
+        sha256="",
+        created_at=now(),
+    )
+    server.answers = [Answer(503), Answer(201, known.model_dump_json())]
+    assert client.upload(tmp_path / "hum.wav").id == "upload-1"
+    assert client.upload(b"hum").id == "upload-1"
+    assert [len(body) for _, _, body, _ in server.requests] == [150_000, 150_000, 3]
+
+
+@pytest.mark.parametrize("url", ["localhost:8019", "ftp://host", "http://", "http://host:port", ""])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_url_that_is_none_is_told_at_once(kind: type[Client], url: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no URL"):
+        kind(url)
+
+
+def test_every_field_can_be_written_as_an_argument() -> None:
+    given = JobFields.__annotations__.keys()
+    assert given == (GenerationSpec.model_fields.keys() | JobOptions.model_fields.keys()) - {"prompt"}
+    assert submit(SPEC, None, None, {"bpm": 90}).body == {"prompt": "jazz", "bpm": 90}
+
+
+@pytest.mark.parametrize(
+    ("retry", "setback", "repeatable", "answered", "pauses"),
+    [
+        (Retry(patience_s=10, first_s=1, longest_s=4), Setback(LOST), True, True, [1, 2, 4]),
+        (Retry(patience_s=10, first_s=1, longest_s=4), Setback(LOST, asked_s=5), True, True, [5, 5]),
+        (Retry(patience_s=10), Setback(LOST, asked_s=11), True, True, []),
+        (Retry(patience_s=0), Setback(LOST), True, True, []),
+        (Retry(), Setback(LOST, perhaps_done=True), False, True, []),
+        (Retry(unanswered=False), Setback(LOST), True, False, []),
+    ],
+)
+def test_patience(retry: Retry, setback: Setback, repeatable: bool, answered: bool, pauses: list[float]) -> None:
+    clock = [100.0]
+    patience = Patience(retry, repeatable=repeatable, clock=lambda: clock[0], draw=lambda: 1.0)
+    seen: list[float] = []
+    with pytest.raises(Unavailable):
+        while len(seen) < 20:
+            seen.append(patience.pause_s(setback, answered=answered))
+            clock[0] += seen[-1]
+    assert seen == pauses
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("7", 7),
+        ("-1", 0),
+        ("soon", None),
+        ("Sun, 22 Nov 2026 12:00:30 GMT", 30),
+        ("Sun, 22 Nov 2026 11:00:00 GMT", 0),
+    ],
+)
+def test_retry_after(header: str | None, seconds: float | None) -> None:
+    assert retry_after_s(header, datetime(2026, 11, 22, 12, tzinfo=UTC)) == seconds
+
+
+def test_importing_the_package_loads_neither_httpx_nor_pydantic() -> None:
+    code = "import sys, serinette; sys.exit(', '.join({'httpx', 'pydantic', 'asyncio'} & sys.modules.keys()) or 0)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(dir(serinette)) == set(serinette.__all__)
+    assert all(getattr(serinette, name) is not None for name in serinette.__all__)
+    with pytest.raises(AttributeError):
+        serinette.nothing  # noqa: B018

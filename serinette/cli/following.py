@@ -1,0 +1,110 @@
+"""A job followed to its end, and its songs written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.markup import escape
+
+from serinette.cli.terminal import JobView, errors, output, program, seconds
+from serinette.client import Client
+from serinette.errors import Conflict, SerinetteError, SingError
+from serinette.job import Job
+
+STDOUT = Path("-")
+
+
+def follow(client: Client, job: Job, tend: Callable[[], None] = lambda: None) -> Job:
+    """Show a job until it has ended; `tend` is called a few times a second meanwhile."""
+    with JobView(" ".join(job.spec.prompt.split()) or job.spec.task) as view:
+        for seen in client.watch(job.id):
+            view.show(seen)
+            tend()
+    return seen
+
+
+def follow_or_leave(client: Client, job: Job, *, cancel_on_interrupt: bool) -> Job:
+    """Show a job until it has ended, or until Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: it goes on, and the person was told how to find it again; or it was canceled, if wanted.
+    """
+    try:
+        return follow(client, job)
+    except KeyboardInterrupt:
+        if cancel_on_interrupt:
+            _cancel(client, job)
+        else:
+            errors.print(f"The job goes on. To follow it: {program()} watch {job.id}", soft_wrap=True)
+            errors.print(f"             To stop it:   {program()} cancel {job.id}", soft_wrap=True)
+        raise
+
+
+def _cancel(client: Client, job: Job) -> None:
+    try:
+        client.cancel(job.id)
+        errors.print(f"Canceled job {job.id}.", soft_wrap=True)
+    except Conflict:
+        errors.print(f"Job {job.id} had ended.", soft_wrap=True)
+    except SerinetteError as error:
+        errors.print(f"Job {job.id} could not be canceled: {escape(error.message)}", soft_wrap=True)
+
+
+def finish(
+    client: Client, job: Job, path: Path | None, *, as_json: bool = False, cancel_on_interrupt: bool = False
+) -> None:
+    """Wait for a job, write its songs and say where.
+
+    Raises:
+        SingError: it ended without one.
+    """
+    job = follow_or_leave(client, job, cancel_on_interrupt=cancel_on_interrupt)
+    if job.result is None:
+        if as_json:
+            output.print_json(job.model_dump_json())
+        raise SingError(f"job {job.id} {job.status}: {job.error.message if job.error else 'somebody asked for it'}")
+    written = [] if path == STDOUT else write_songs(client, job, path)
+    if path == STDOUT:
+        _pour(client, job)
+    elif as_json:
+        output.print_json(json.dumps({**job.model_dump(mode="json"), "files": [str(to) for to in written]}))
+        return
+    for to in written:
+        output.print(str(to), markup=False, soft_wrap=True)
+    timings = job.result.timings
+    errors.print(
+        f"  {seconds(timings.queue_s)} in the queue, {seconds(timings.sing_s)} to sing, "
+        f"{seconds(timings.encode_s)} to encode; seed {job.result.artifacts[0].seed}",
+        style="dim",
+    )
+    for warning in job.result.warnings:
+        errors.print(f"  [yellow]{escape(warning)}[/]", soft_wrap=True)
+
+
+def write_songs(client: Client, job: Job, path: Path | None) -> list[Path]:
+    """Write all songs of a succeeded job; their paths."""
+    songs = job.result.artifacts if job.result else ()
+    written = [path_of(path or Path(f"{job.id}.{song.format}"), song.index, len(songs)) for song in songs]
+    for song, to in zip(songs, written, strict=True):
+        client.download(job, to, song.index)
+    return written
+
+
+def path_of(path: Path, index: int, count: int) -> Path:
+    """The file of one variation: song.mp3 alone, else song-1.mp3, song-2.mp3..."""
+    return path if count == 1 else path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
+
+
+def _pour(client: Client, job: Job) -> None:
+    """The first song into standard output, once it is whole."""
+    with tempfile.TemporaryDirectory() as directory:
+        song = Path(directory) / "song"
+        client.download(job, song)
+        with song.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.buffer.flush()

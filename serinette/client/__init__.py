@@ -1,0 +1,21 @@
+"""Clients of the gateway's own API: Client waits, AsyncClient awaits. docs/python.md shows both at work."""
+
+from __future__ import annotations
+
+from serinette.client.answers import Event, Model, Page, QueueState, TenantUsage
+from serinette.client.asynchronous import AsyncClient
+from serinette.client.retries import Retry
+from serinette.client.sync import Client
+from serinette.client.wire import DEFAULT_URL
+
+__all__ = [
+    "DEFAULT_URL",
+    "AsyncClient",
+    "Client",
+    "Event",
+    "Model",
+    "Page",
+    "QueueState",
+    "Retry",
+    "TenantUsage",
+]

@@ -1,0 +1,121 @@
+"""What the gateway says, read. It may be newer than this client: what is not known here is kept, and not checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from serinette.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened to a job. The first tells its status, the last is succeeded, failed or canceled."""
+
+    id: str
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, newest first; `next_cursor` leads to older ones."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+
+class LaneState(_Answer):
+    """One lane of a pool; `eta_s`: in how many seconds a song submitted now is likely ready, None when unknown."""
+
+    lane: str
+    waiting: int
+    eta_s: float | None = None
+
+
+class Worker(_Answer):
+    """One worker."""
+
+    name: str
+    stage: str
+    slots: int
+    busy_slots: int
+    model: str | None = None
+    message: str = ""
+
+
+class Pool(_Answer):
+    """One pool: workers that hold the same model."""
+
+    name: str
+    lanes: tuple[LaneState, ...]
+    running: int
+    workers: tuple[Worker, ...] = ()
+
+
+class QueueState(_Answer):
+    """All pools."""
+
+    pools: tuple[Pool, ...]
+
+
+class Model(_Answer):
+    """A model that workers which are up hold."""
+
+    name: str
+    pool: str
+    default: bool
+    revision: str
+    tasks: tuple[str, ...]
+
+
+class UsageSums(_Answer):
+    """What jobs took together."""
+
+    jobs: int
+    succeeded: int
+    failed: int
+    canceled: int
+    gpu_s: float
+    queue_s: float
+    size_bytes: int
+
+
+class UsageDay(UsageSums):
+    """Of one UTC day."""
+
+    day: date
+
+
+class TenantUsage(_Answer):
+    """What the key's tenant used, and may: `limits` by name, None being without bound."""
+
+    tenant: str
+    days: tuple[UsageDay, ...]
+    total: UsageSums
+    limits: dict[str, Any]
+
+
+class EventLines:
+    """Events from the lines of a stream (HTML standard, 9.2.6), whose data hold all there is to know."""
+
+    def __init__(self) -> None:
+        self._data: list[str] = []
+
+    def feed(self, line: str) -> Iterator[Event]:
+        """The event that this line ends, if it ends one."""
+        if line.startswith("data:"):
+            self._data.append(line.removeprefix("data:").removeprefix(" "))
+        elif not line and self._data:
+            event = json.loads("\n".join(self._data))
+            self._data = []
+            yield Event(event["id"], event["type"], event["data"])

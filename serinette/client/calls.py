@@ -1,0 +1,160 @@
+"""What each method asks of the gateway, and how the answer is read. Pure: the two clients only send it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, ValidationError
+
+from serinette.client.answers import Model, Page, QueueState, TenantUsage
+from serinette.client.fields import JobFields
+from serinette.job import Job, JobOptions, JobStatus
+from serinette.spec import GenerationSpec, invalid_spec
+from serinette.upload import Upload
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+# The gateway may be told to hold less; then it is asked again.
+HOLD_S = 25
+_OPTIONS = JobOptions.model_fields.keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and what its answer becomes. `read` raises ValueError for what is none of ours."""
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    query: Mapping[str, str | int] = field(default_factory=dict)
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    repeatable: bool = True  # doing it twice is the same as once
+    hold_s: float = 0.0  # so long the gateway may be silent on purpose
+
+
+def model(kind: type[M]) -> Callable[[bytes], M]:
+    """Reads one record."""
+    return kind.model_validate_json
+
+
+def submit(
+    song: GenerationSpec | str,
+    options: JobOptions | None,
+    idempotency_key: str | None,
+    fields: JobFields,
+) -> Call[Job]:
+    """POST /v1/jobs, with what was said and no more, so that the server's own defaults hold.
+
+    Raises:
+        InvalidSpec: a field is unknown or out of bounds.
+    """
+    spec, chosen = _ordered(song, options, fields)
+    body = spec.model_dump(mode="json", exclude_unset=True) | chosen.model_dump(mode="json", exclude_unset=True)
+    # A key of its own: an answer that was lost on the way makes no second song.
+    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+    return Call("POST", "/v1/jobs", model(Job), body=body, headers=headers)
+
+
+def _ordered(
+    song: GenerationSpec | str, options: JobOptions | None, fields: JobFields
+) -> tuple[GenerationSpec, JobOptions]:
+    given: dict[str, Any] = dict(fields)
+    chosen = {name: given.pop(name) for name in list(given) if name in _OPTIONS}
+    try:
+        if isinstance(song, str):
+            spec = GenerationSpec.model_validate({"prompt": song, **given})
+        else:
+            spec = GenerationSpec.model_validate({**song.model_dump(exclude_unset=True), **given})
+        return spec, JobOptions.model_validate(
+            {**(options.model_dump(exclude_unset=True) if options else {}), **chosen}
+        )
+    except ValidationError as error:
+        raise invalid_spec(error) from error
+
+
+def get(job_id: str, hold_s: float = 0) -> Call[Job]:
+    """GET /v1/jobs/{id}, answered once the job has ended, or after `hold_s`."""
+    headers = {"Prefer": f"wait={int(hold_s)}"} if hold_s >= 1 else {}
+    return Call("GET", _job(job_id), model(Job), headers=headers, hold_s=hold_s)
+
+
+def list_jobs(
+    status: JobStatus | str | None, label: tuple[str, str] | None, limit: int, cursor: str | None
+) -> Call[Page]:
+    """GET /v1/jobs."""
+    query = {"limit": limit, "status": status, "cursor": cursor, "label": "=".join(label) if label else None}
+    return Call("GET", "/v1/jobs", _page, query={name: value for name, value in query.items() if value})
+
+
+def _page(raw: bytes) -> Page:
+    answer = json.loads(raw)
+    return Page(tuple(Job.model_validate(job) for job in answer["jobs"]), answer.get("next_cursor"))
+
+
+def cancel(job_id: str) -> Call[Job]:
+    """POST /v1/jobs/{id}/cancel."""
+    return Call("POST", f"{_job(job_id)}/cancel", model(Job))
+
+
+def erase(job_id: str) -> Call[None]:
+    """DELETE /v1/jobs/{id}. A second one would find nothing."""
+    return Call("DELETE", _job(job_id), _nothing, repeatable=False)
+
+
+def events(job_id: str, last_event_id: str | None) -> Call[None]:
+    """GET /v1/jobs/{id}/events."""
+    headers = {"Accept": "text/event-stream"} | ({} if last_event_id is None else {"Last-Event-ID": last_event_id})
+    return Call("GET", f"{_job(job_id)}/events", _nothing, headers=headers, hold_s=30)  # a comment comes every 15 s
+
+
+def audio(job_id: str, index: int) -> Call[None]:
+    """GET /v1/jobs/{id}/audio."""
+    return Call("GET", f"{_job(job_id)}/audio", _nothing, query={"index": index})
+
+
+def upload(size_bytes: int) -> Call[Upload]:
+    """POST /v1/uploads. One that came twice lies there until retention erases it, and does no harm."""
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+    return Call("POST", "/v1/uploads", model(Upload), headers=headers, hold_s=60)
+
+
+def erase_upload(upload_id: str) -> Call[None]:
+    """DELETE /v1/uploads/{id}."""
+    return Call("DELETE", f"/v1/uploads/{quote(upload_id, safe='')}", _nothing, repeatable=False)
+
+
+def usage(since: date, until: date) -> Call[TenantUsage]:
+    """GET /v1/usage."""
+    query = {"since": since.isoformat(), "until": until.isoformat()}
+    return Call("GET", "/v1/usage", model(TenantUsage), query=query)
+
+
+def queue() -> Call[QueueState]:
+    """GET /v1/queue."""
+    return Call("GET", "/v1/queue", model(QueueState))
+
+
+def models() -> Call[tuple[Model, ...]]:
+    """GET /v1/models."""
+    return Call("GET", "/v1/models", lambda raw: tuple(map(Model.model_validate, json.loads(raw)["models"])))
+
+
+def anything(path: str) -> Call[dict[str, Any]]:
+    """GET of any path, as JSON."""
+    return Call("GET", path, json.loads)
+
+
+def _job(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='') or '-'}"  # without an id it would be the list
+
+
+def _nothing(_: bytes) -> None:
+    return None

@@ -1,0 +1,80 @@
+"""Songs on their way into files, and files on their way to the gateway."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+
+from serinette.client.wire import CHUNK_BYTES
+from serinette.errors import SerinetteError
+from serinette.job import Job
+
+
+class Incoming:
+    """A song that is being written: beside its place until it is whole."""
+
+    def __init__(self, path: Path, sha256: str | None) -> None:
+        self._path = path
+        self._sha256 = sha256
+        self._digest = hashlib.sha256()
+        self.partial = path.with_name(f".{path.name}.partial")
+
+    def update(self, chunk: bytes) -> None:
+        """Reckon with bytes that were written."""
+        self._digest.update(chunk)
+
+    def finish(self) -> int:
+        """Put it into its place; its size in bytes.
+
+        Raises:
+            SerinetteError: it is not what was sung.
+        """
+        if self._sha256 is not None and self._digest.hexdigest() != self._sha256:
+            raise SerinetteError(f"{self._path} arrived damaged: its SHA-256 is not that of the song; fetch it again")
+        self.partial.replace(self._path)  # a song cut short is no song
+        return self._path.stat().st_size
+
+
+@contextmanager
+def incoming(job: Job | str, path: Path, index: int) -> Iterator[Incoming]:
+    """Where one song of a job goes; nothing is left if it does not arrive. What is known of it is checked."""
+    known = job.result.artifacts if isinstance(job, Job) and job.result else ()
+    file = Incoming(path, next((song.sha256 for song in known if song.index == index), None))
+    try:
+        yield file
+    finally:
+        file.partial.unlink(missing_ok=True)
+
+
+def size_of(audio: Path | bytes) -> int:
+    """Bytes of an upload."""
+    return len(audio) if isinstance(audio, bytes) else audio.stat().st_size
+
+
+def chunks(audio: Path | bytes) -> Iterator[bytes]:
+    """The bytes of an upload, from the start each time."""
+    if isinstance(audio, bytes):
+        yield audio
+        return
+    with audio.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+async def async_chunks(audio: Path | bytes) -> AsyncIterator[bytes]:
+    """The same without holding others up."""
+    if isinstance(audio, bytes):
+        yield audio
+        return
+    async with await anyio.open_file(audio, "rb") as file:
+        while chunk := await file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def id_of(job: Job | str) -> str:
+    """The id of a job, given either way."""
+    return job.id if isinstance(job, Job) else job

@@ -1,0 +1,134 @@
+"""Between calls and HTTP: requests made, answers and failures read. Nothing is sent here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Iterable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+
+from serinette.client.calls import Call
+from serinette.client.retries import Setback, retry_after_s
+from serinette.errors import ConfigurationError, Limited, SerinetteError, Unavailable, of_code
+from serinette.hosts import is_loopback
+from serinette.job import JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT_URL = "http://127.0.0.1:8019"
+CHUNK_BYTES = 65_536
+
+# The last event of every job is one of these.
+ENDS = frozenset(status.value for status in JobStatus if status.ended)
+
+T = TypeVar("T")
+
+# Of a gateway, or of a proxy before it: nothing was accepted. 502 and 504 leave that open.
+_REFUSED = {429, 503}
+_LOST = {502, 504}
+
+
+def arguments(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    """What httpx.Client and httpx.AsyncClient are made with.
+
+    Raises:
+        ConfigurationError: `url` is not one.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"{url!r} is no URL: {error}") from error
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ConfigurationError(f"{url!r} is no URL of a gateway: it looks like {DEFAULT_URL}")
+    return {
+        "base_url": url,
+        "headers": {} if api_key is None else {"Authorization": f"Bearer {api_key}"},
+        "timeout": timeout_s,
+        # A proxy from the environment is for the world outside, not for this machine.
+        "trust_env": not is_loopback(parsed.host),
+    }
+
+
+def request(
+    http: httpx.Client | httpx.AsyncClient,
+    call: Call[Any],
+    content: Iterable[bytes] | AsyncIterable[bytes] | None = None,
+) -> httpx.Request:
+    """The request of a call; `content` is a body that is not JSON."""
+    usual = http.timeout
+    read_s = None if usual.read is None else usual.read + call.hold_s
+    return http.build_request(
+        call.method,
+        call.path,
+        params=dict(call.query) or None,
+        json=call.body,
+        content=content,
+        headers=dict(call.headers),
+        timeout=httpx.Timeout(connect=usual.connect, read=read_s, write=usual.write, pool=usual.pool),
+    )
+
+
+def read(call: Call[T], raw: bytes, url: str) -> T:
+    """What the body of an answer says.
+
+    Raises:
+        SerinetteError: nothing that a gateway would.
+    """
+    try:
+        return call.read(raw)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SerinetteError(f"{url}{call.path} answered something else than expected: is that a Serinette?") from error
+
+
+def failure(response: httpx.Response) -> Exception:
+    """What an answer that is no success means, its body being read: a Setback if it may pass."""
+    error = _error(response)
+    asked_s = retry_after_s(response.headers.get("Retry-After"))
+    if isinstance(error, Limited):
+        error.retry_after_s = asked_s
+    if response.status_code in _REFUSED | _LOST:
+        return Setback(error, asked_s=asked_s, perhaps_done=response.status_code in _LOST)
+    return error
+
+
+@contextmanager
+def telling(url: str) -> Iterator[None]:
+    """Failures of the network in our own words: a Setback, or an error where trying again is of no use."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        raise Setback(_unreachable(url, error)) from error
+    except httpx.TransportError as error:
+        raise Setback(_unreachable(url, error), perhaps_done=True) from error
+    except httpx.RequestError as error:
+        raise SerinetteError(f"{url} answered what cannot be read: {_reason(error)}") from error
+
+
+def broken_off(job_id: str) -> Setback:
+    """A stream of events that closed before the job's end, as when a gateway leaves."""
+    return Setback(Unavailable(f"the events of job {job_id} broke off; go on behind the last one"))
+
+
+def _unreachable(url: str, error: httpx.TransportError) -> Unavailable:
+    return Unavailable(
+        f"no Serinette answers at {url} ({_reason(error)}): start one with `serinette up`, or name another with "
+        "--server or SERINETTE_URL"
+    )
+
+
+def _reason(error: httpx.RequestError) -> str:
+    return str(error) or type(error).__name__
+
+
+def _error(response: httpx.Response) -> SerinetteError:
+    """The error that a problem+json answer names; for any other answer, by its status code."""
+    try:
+        problem = response.json()
+        error = of_code(problem["code"], problem["detail"])
+        error.field = problem.get("field")
+    except (ValueError, KeyError, TypeError):
+        kind = Unavailable if response.status_code in _REFUSED | _LOST else SerinetteError
+        error = kind(f"{response.request.url} answered {response.status_code} {response.reason_phrase}")
+    return error
