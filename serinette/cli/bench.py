@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column
 
-from serinette.cli.jobs import AsJson
+from serinette.cli.options import AsJson
 from serinette.cli.plot import blocks
 from serinette.cli.terminal import errors, output, show_table
 from serinette.errors import ConfigurationError
