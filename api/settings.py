@@ -103,6 +103,18 @@ class MaintenanceSettings(WebhookSettings, PoolSettings):
     interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
     lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
     orphan_grace_s: float = Field(10.0, gt=0, description="How long a job may be in no list before it is put back.")
+    brake_failures: int = Field(
+        3, ge=1, description="Loads of a model that failed in a row, after which no more of the pool's workers start."
+    )
+    brake_memory_s: float = Field(
+        1800, gt=0, description="How long after the last of them they are let try again, when nothing else was heard."
+    )
+    brake_store_s: float = Field(60, gt=0, description="How long the store may be silent before no more workers start.")
+    rehome_after_s: float = Field(
+        300,
+        gt=0,
+        description="How long a pool must be out of `pools`, with no worker up, before its jobs go to another or fail.",
+    )
     retention_interval_s: float = Field(300, gt=0, description="Pause between two sweeps of the store.")
     webhook_attempts: int = Field(8, ge=1, le=20, description="Tries to deliver one webhook.")
     webhook_backoff_s: float = Field(

@@ -8,10 +8,10 @@ from collections import deque
 
 from redis import Redis, RedisError
 
-from serinette import tally
+from serinette import brake, tally
 from serinette.job import now
 from serinette.names import Keys
-from serinette.presence import BEAT_S, Presence, WorkerStage, announce, bury_slot, withdraw
+from serinette.presence import BEAT_S, Pace, Presence, WorkerStage, announce, bury_slot, record_pace, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ class Herald:
         self._wake = threading.Event()
         self._stopped = False
         self._away = False
+        self._failures: deque[str] = deque(maxlen=10)
+        self._passed = False
         self.cold_start_s: float | None = None
         self._cold_start_told = False
         self._dead: deque[str] = deque()
@@ -38,7 +40,9 @@ class Herald:
     def update(self, presence: Presence) -> None:
         """Announce this from now on."""
         changed = presence != self._presence
+        became_ready = presence.stage is WorkerStage.READY and self._presence.stage is not WorkerStage.READY
         self._presence = presence
+        self._passed = self._passed or became_ready
         if presence.stage is WorkerStage.READY and self.cold_start_s is None:
             self.cold_start_s = (now() - presence.started_at).total_seconds()
         if changed:
@@ -47,6 +51,11 @@ class Herald:
     def bury(self, slot: str) -> None:
         """Tell that a slot died: maintenance takes its job from it at once, instead of waiting for its heartbeat."""
         self._dead.append(slot)
+        self._wake.set()
+
+    def load_failed(self, message: str) -> None:
+        """The model could not be loaded, for this reason: told once, and kept when this worker is gone."""
+        self._failures.append(message)
         self._wake.set()
 
     def stop(self) -> None:
@@ -58,6 +67,7 @@ class Herald:
             return
         try:
             self._tell_dead()
+            self._tell_loads()
             withdraw(self._redis, self._keys, self._presence.name)
         except RedisError as error:
             log.warning("the worker's presence expires by itself: %s", error)
@@ -68,6 +78,7 @@ class Herald:
                 self._tell_dead()
                 announce(self._redis, self._keys, self._presence.model_copy(update={"at": now()}))
                 self._tell_cold_start()
+                self._tell_loads()
                 if self._away:
                     log.info("Redis is back")
                 self._away = False
@@ -86,4 +97,14 @@ class Herald:
     def _tell_cold_start(self) -> None:
         if self.cold_start_s is not None and not self._cold_start_told:
             tally.observe(self._redis, self._keys, tally.COLD_START, self.cold_start_s, self._presence.pool)
+            record_pace(self._redis, self._keys, self._presence.pool, self.cold_start_s, of=Pace.COLD_START)
             self._cold_start_told = True
+
+    def _tell_loads(self) -> None:
+        """What failed and what passed, in the order of a worker's life: it fails until it passes."""
+        while self._failures:
+            brake.load_failed(self._redis, self._keys, self._presence.pool, self._presence.name, self._failures[0])
+            self._failures.popleft()
+        if self._passed:
+            brake.load_passed(self._redis, self._keys, self._presence.pool)
+            self._passed = False

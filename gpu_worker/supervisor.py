@@ -97,6 +97,7 @@ class Supervisor:
             if child.look():
                 self._note_death(child)
                 if child.exit_status == CONFIGURATION_EXIT_CODE:
+                    self._herald.load_failed(f"the {child.name} refuses its configuration; see its log")
                     log.critical("%s refuses its configuration, and so does this worker: see above", child.name)
                     return CONFIGURATION_EXIT_CODE
         reap_orphans((self._engine, *self._slots))
@@ -118,6 +119,9 @@ class Supervisor:
         if not asked:
             self._deaths[child.name.partition(" ")[0]] += 1
         again = "" if asked else f"; starts again in {child.life.pause_s:g} s"
+        refused = child.exit_status == CONFIGURATION_EXIT_CODE  # told by whoever ends this worker for it
+        if child is self._engine and child.life.deaths and self._signals == 0 and not refused:
+            self._herald.load_failed(self._message())
         log.log(logging.INFO if asked else logging.WARNING, "%s %s%s", child.name, child.how_it_ended(), again)
 
     def _keep_engine(self, hello: Hello | None, at_s: float) -> None:

@@ -133,9 +133,24 @@ class Keys:
         """Set of the names of a pool's workers that hold work: KEDA lets the pool have as many."""
         return self._key("busy", pool)
 
+    def held(self, worker: str) -> str:
+        """Set of the attempts that a worker holds: with the last of them it leaves its pool's busy ones."""
+        return self._key("held", worker)
+
     def brake(self, pool: str) -> str:
-        """Set of reasons why starting more of a pool's workers would be waste: KEDA starts none while it has any."""
+        """Set of reasons why starting more of a pool's workers would be waste, expiring: while it has any, KEDA lets
+        the pool have its busy workers and no others.
+        """
         return self._key("brake", pool)
+
+    def failures(self, pool: str) -> str:
+        """List, newest first, of the loads that failed since a worker of the pool last became ready; expiring."""
+        return self._key("failures", pool)
+
+    @property
+    def holdups(self) -> str:
+        """Hash of pools to JSON Holdup (api/queue/holdups.py), expiring: what the cluster says holds their workers."""
+        return self._key("holdups")
 
     @property
     def tally(self) -> str:

@@ -86,10 +86,15 @@ def dead_slots(redis: Redis, keys: Keys) -> list[str]:
 
 
 def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
-    """Tell where a worker stands; holds for PRESENCE_TTL_S seconds."""
+    """Tell where a worker stands; holds for PRESENCE_TTL_S seconds.
+
+    One that drains keeps its place in the pool no more, whatever it still sings: KEDA would start another for it.
+    """
     with redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.worker(presence.name), presence.model_dump_json(), ex=PRESENCE_TTL_S)
         pipe.zadd(keys.workers, {presence.name: now().timestamp() + PRESENCE_TTL_S})
+        if presence.stage is WorkerStage.DRAINING:
+            pipe.srem(keys.busy(presence.pool), presence.name)
         pipe.execute()
 
 
@@ -109,14 +114,21 @@ def present(redis: Redis, keys: Keys) -> list[Presence]:
     return [Presence.model_validate_json(text) for text in texts if text]
 
 
-def record_pace(redis: Redis, keys: Keys, pool: str, run_s: float) -> None:
-    """Fold one job's running time into the pool's moving average. Racing writers lose a sample, no more."""
-    before = redis.hget(keys.pace(pool), "run_s")
-    average = run_s if before is None else float(before) + _PACE_WEIGHT * (run_s - float(before))
-    redis.hset(keys.pace(pool), "run_s", average)
+class Pace(StrEnum):
+    """A pool's moving averages, in seconds."""
+
+    RUN = "run_s"  # of a job's attempt that sang
+    COLD_START = "cold_start_s"  # from a worker's first process to its model
 
 
-def pace(redis: Redis, keys: Keys, pool: str) -> float | None:
-    """Moving average of a job's running time in seconds; None before the first song."""
-    value = redis.hget(keys.pace(pool), "run_s")
+def record_pace(redis: Redis, keys: Keys, pool: str, seconds: float, of: Pace = Pace.RUN) -> None:
+    """Fold one more into a pool's moving average. Racing writers lose a sample, no more."""
+    before = redis.hget(keys.pace(pool), of)
+    average = seconds if before is None else float(before) + _PACE_WEIGHT * (seconds - float(before))
+    redis.hset(keys.pace(pool), of, average)
+
+
+def pace(redis: Redis, keys: Keys, pool: str, of: Pace = Pace.RUN) -> float | None:
+    """A pool's moving average; None before the first."""
+    value = redis.hget(keys.pace(pool), of)
     return None if value is None else float(value)

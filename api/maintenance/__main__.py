@@ -9,6 +9,7 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from threading import Event, Thread
 
@@ -17,6 +18,7 @@ from rq import defaults
 
 from api.maintenance.lease import Lease
 from api.maintenance.metrics import MaintenanceMetrics
+from api.maintenance.pools import Pools
 from api.maintenance.restore import Restore
 from api.maintenance.retention import Retention
 from api.maintenance.rounds import Rounds, keep
@@ -45,38 +47,36 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
         )
     redis, store = connect_redis(settings), Store.open(settings)
     retention = Retention(redis, settings.keys, store, settings.retention_s)
-    lease = Lease(redis, settings.keys.lease("rounds"), settings.lease_s)
+
+    def leased(name: str, lease_s: float = settings.lease_s) -> Lease:
+        return Lease(redis, settings.keys.lease(name), lease_s)
+
+    lease = leased("rounds")
     registry = new_registry()
     metrics = MaintenanceMetrics(registry, connect_redis(settings), settings.keys, lambda: lease.held)
     serve(registry, settings)
     # How long a sweep takes nobody knows; two at a time would only delete the same things.
-    sweep_lease = Lease(redis, settings.keys.lease("retention"), 2 * settings.retention_interval_s)
-    sweep = partial(retention.sweep, stop)
-    sweeps = Thread(
-        target=keep,
-        args=(lambda: sweep, sweep_lease, settings.retention_interval_s, stop),
-        name="retention",
-        daemon=True,  # a store that hangs must not hold up the end
-    )
-    sweeps.start()
-    webhooks = Webhooks(redis, settings)
-    webhook_lease = Lease(redis, settings.keys.lease("webhooks"), settings.lease_s)
-    telling = Thread(
-        target=keep,
-        args=(lambda: webhooks, webhook_lease, settings.interval_s, stop),
-        name="webhooks",
-        daemon=True,  # and so must no target
-    )
-    telling.start()
+    sweep_s = settings.retention_interval_s
+    leases = [
+        lease,
+        _beside(partial(retention.sweep, stop), leased("retention", 2 * sweep_s), sweep_s, stop),
+        _beside(Webhooks(redis, settings), leased("webhooks"), settings.interval_s, stop),
+        _beside(Pools(settings, store), leased("pools"), settings.interval_s, stop),
+    ]
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
     keep(partial(Rounds, redis, store, settings, metrics), lease, settings.interval_s, stop, Rounds.watch)
     try:
-        lease.release()
-        sweep_lease.release()
-        webhook_lease.release()
+        for each in leases:
+            each.release()
     except RedisError as error:
         log.warning("the leases run out by themselves: %s", error)
     log.info("stopped")
+
+
+def _beside(duty: Callable[[], object], lease: Lease, pause_s: float, stop: Event) -> Lease:
+    """Keep a duty in a thread of its own: what it asks (a store, targets) may hang."""
+    Thread(target=keep, args=(lambda: duty, lease, pause_s, stop), name=lease.name, daemon=True).start()
+    return lease
 
 
 def restore(settings: MaintenanceSettings) -> None:

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from api.holdups import Holdup
+from serinette import brake
 from serinette.job import Job, JobStatus, Stage
 from serinette.ledger import Entry
 from serinette.names import Lane
+from serinette.pools import PoolFacts
 from serinette.presence import Presence, WorkerStage
 
 # RQ's words for the states that are not simply waiting (DESIGN §2).
@@ -30,7 +33,9 @@ _TELLING_FRACTION = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One pool at one moment. `unsuccessful` counts failed and canceled jobs that are still kept."""
+    """One pool at one moment. `unsuccessful` counts failed and canceled jobs that are still kept; `told` is what is
+    known of it without its workers, `holdup` what the cluster says of them.
+    """
 
     name: str
     waiting: Mapping[Lane, int]
@@ -39,6 +44,10 @@ class Pool:
     unsuccessful: int = 0
     workers: tuple[Presence, ...] = ()
     pace_s: float | None = None
+    cold_start_s: float | None = None
+    brake: tuple[str, ...] = ()
+    holdup: Holdup | None = None
+    told: PoolFacts | None = None
 
     @property
     def active(self) -> tuple[Presence, ...]:
@@ -82,23 +91,50 @@ def status_of(rq_status: str, entry: Entry) -> JobStatus:
     return JobStatus.RUNNING if status is JobStatus.QUEUED and entry.owner else status
 
 
-def waiting_for(job: Job, place: Place, pool: Pool) -> str | None:
+def waiting_for(job: Job, place: Place, pool: Pool, at: datetime | None = None) -> str | None:
     """In words, what an unfinished job waits for; None when it is being sung."""
     if job.status is JobStatus.RUNNING:
-        return _running_waits_for(job, pool)
+        return _running_waits_for(job, pool, at)
     if job.status is not JobStatus.QUEUED:
         return None
     if not pool.active:
-        return f"a worker: none is up in pool {pool.name}"
-    return _lane_ahead(job, place) or _worker_waits_for(job, place, pool)
+        return no_worker(pool)
+    return _lane_ahead(job, place) or _worker_waits_for(job, place, pool, at)
 
 
-def _running_waits_for(job: Job, pool: Pool) -> str | None:
+def no_worker(pool: Pool) -> str:
+    """Why a pool has no worker, as far as anything tells: the brake, the cluster, or that it begins at zero."""
+    none = f"a worker: none is up in pool {pool.name}"
+    if pool.brake:
+        return f"{none}, and no more are started: {brake.words(pool.brake)}"
+    if pool.holdup and pool.holdup.words:
+        return f"{none}; {pool.holdup.words}"
+    if pool.told and pool.told.min_workers == 0 and not (pool.holdup and pool.holdup.pods):
+        usually = f"; from start to model it takes about {pool.cold_start_s:.0f} s" if pool.cold_start_s else ""
+        return f"{none}, which scales from zero{usually}"
+    return none
+
+
+def _loading(pool: Pool, at: datetime | None) -> str:
+    """How far the worker that comes first is, by what a cold start usually takes here."""
+    words = "the model, which is loading"
+    failing = [worker.message for worker in pool.active if worker.message]
+    if len(failing) == len(pool.active) and failing:
+        return f"{words} again: {failing[0]}"
+    if at is None or not pool.cold_start_s:
+        return words
+    since_s = max((at - worker.started_at).total_seconds() for worker in pool.active if not worker.message)
+    if since_s > pool.cold_start_s:
+        return f"{words}: for {since_s:.0f} s so far, where about {pool.cold_start_s:.0f} s are usual"
+    return f"{words}: {100 * since_s / pool.cold_start_s:.0f} % of the usual {pool.cold_start_s:.0f} s have passed"
+
+
+def _running_waits_for(job: Job, pool: Pool, at: datetime | None) -> str | None:
     if job.cancel_requested:
         return "its worker to stop, which takes up to one step"
     if job.progress is None or job.progress.stage is not Stage.WAITING_FOR_ENGINE:
         return None
-    return "the engine, which sings for another job" if pool.ready else "the model, which is loading"
+    return "the engine, which sings for another job" if pool.ready or not pool.active else _loading(pool, at)
 
 
 def _lane_ahead(job: Job, place: Place) -> str | None:
@@ -107,14 +143,17 @@ def _lane_ahead(job: Job, place: Place) -> str | None:
     return f"{_jobs(place.index)} ahead of it in lane {job.lane}" if place.index else None
 
 
-def _worker_waits_for(job: Job, place: Place, pool: Pool) -> str:
+def _worker_waits_for(job: Job, place: Place, pool: Pool, at: datetime | None) -> str:
     if not pool.ready:
-        return "the model, which is loading"
+        return _loading(pool, at)
     if place.index is None:
         return "the worker that is taking it"
     if above := pool.waiting_above(job.lane):
         return f"{_jobs(above)} in the lanes above {job.lane}"
-    return "the worker that is taking it" if pool.free_slots else "a free worker: it is next in its lane"
+    if pool.free_slots:
+        return "the worker that is taking it"
+    braked = f"; no more are started: {brake.words(pool.brake)}" if pool.brake else ""
+    return f"a free worker: it is next in its lane{braked}"
 
 
 def eta_s(job: Job, place: Place, pool: Pool, at: datetime) -> float | None:

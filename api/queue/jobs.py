@@ -74,7 +74,7 @@ class JobQueue:
         self._store = store
         self._ledger = ledger
         self._settings = settings
-        self._reader = Reader(redis, ledger)
+        self._reader = Reader(redis, ledger, settings.pools)
         self._bounds = Bounds(redis, settings.keys, settings.max_waiting, declared)
         self._targets = Targets(settings.webhook_networks)
         self._disk = Disk(redis, settings.redis_timeout_s) if settings.durability == "fsync" else None

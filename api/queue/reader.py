@@ -14,13 +14,16 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 from rq.results import Result as RqResult
 from rq.serializers import JSONSerializer
 
+from api.holdups import Holdup
 from api.queue.cursors import Cursor
 from api.queue.explain import Place, Pool, eta_s, waiting_for
 from api.queue.sighting import Sighting
+from serinette.brake import in_force
 from serinette.job import Job, JobStatus, Result, now
 from serinette.ledger import Entry, Ledger
 from serinette.names import Lane, queue_name
-from serinette.presence import Presence, present
+from serinette.pools import PoolFacts, of_name
+from serinette.presence import Pace, Presence, present
 
 # LPOS of a million waiting jobs takes 21 ms of Redis's one thread: places are sought near the head only.
 POSITION_DEPTH = 1_000
@@ -35,8 +38,10 @@ _ENDED = (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry)
 class Reader:
     """Reads of jobs and pools on one Redis."""
 
-    def __init__(self, redis: Redis, ledger: Ledger) -> None:
+    def __init__(self, redis: Redis, ledger: Ledger, told: Sequence[PoolFacts] = ()) -> None:
+        """`told`: the pools that are known without their workers."""
         self._redis = redis
+        self._told = told
         self._ledger = ledger
         self._keys = ledger.keys
 
@@ -123,7 +128,10 @@ class Reader:
             raw = pipe.execute()
         indexes, counts = raw[: len(queued)], raw[len(queued) :]
         size = len(counts) // len(names) if names else 0
-        pools = {name: _pool(name, counts[i * size : (i + 1) * size], workers) for i, name in enumerate(names)}
+        pools = {
+            name: _pool(name, counts[i * size : (i + 1) * size], workers, of_name(self._told, name))
+            for i, name in enumerate(names)
+        }
         return pools, dict(zip((job.id for job in queued), indexes, strict=True))
 
     def _count_into(self, pool: str, pipe: Pipeline) -> None:
@@ -134,15 +142,18 @@ class Reader:
             pipe.zcard(StartedJobRegistry(queue=queue).key)
             for registry in _ENDED:
                 pipe.zcount(registry(queue=queue).key, at, "+inf")
-        pipe.hget(self._keys.pace(pool), "run_s")
+        pipe.hmget(self._keys.pace(pool), [Pace.RUN, Pace.COLD_START])
+        pipe.smembers(self._keys.brake(pool))
+        pipe.hget(self._keys.holdups, pool)
 
 
 def _results_key(job_id: str) -> str:
     return str(RqResult.get_key(job_id))  # type: ignore[no-untyped-call]  # RQ ships it untyped
 
 
-def _pool(name: str, counts: Sequence[Any], workers: Sequence[Presence]) -> Pool:
-    waiting, running, succeeded, failed, canceled = (counts[i:-1:5] for i in range(5))
+def _pool(name: str, raw: Sequence[Any], workers: Sequence[Presence], told: PoolFacts | None) -> Pool:
+    *counts, (pace_s, cold_start_s), reasons, holdup = raw
+    waiting, running, succeeded, failed, canceled = (counts[i::5] for i in range(5))
     return Pool(
         name=name,
         waiting=dict(zip(Lane, waiting, strict=True)),
@@ -150,16 +161,21 @@ def _pool(name: str, counts: Sequence[Any], workers: Sequence[Presence]) -> Pool
         succeeded=sum(succeeded),
         unsuccessful=sum(failed) + sum(canceled),
         workers=tuple(worker for worker in workers if worker.pool == name),
-        pace_s=None if counts[-1] is None else float(counts[-1]),
+        pace_s=None if pace_s is None else float(pace_s),
+        cold_start_s=None if cold_start_s is None else float(cold_start_s),
+        brake=in_force(reasons),
+        holdup=None if holdup is None else Holdup.model_validate_json(holdup),
+        told=told,
     )
 
 
 def _explain(job: Job, index: int | None, pool: Pool) -> Job:
     place = Place(index, deep=index is None and pool.waiting[job.lane] > POSITION_DEPTH)
+    at = now()
     return job.model_copy(
         update={
             "position": None if index is None else index + 1,
-            "eta_s": eta_s(job, place, pool, now()),
-            "waiting_for": waiting_for(job, place, pool),
+            "eta_s": eta_s(job, place, pool, at),
+            "waiting_for": waiting_for(job, place, pool, at),
         }
     )

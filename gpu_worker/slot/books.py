@@ -25,7 +25,7 @@ from gpu_worker.slot.counting import count_claim, count_song
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.verdict import Ending, Verdict, is_suspect
-from serinette import logs, traces
+from serinette import busy, logs, traces
 from serinette.job import Attempt, AttemptOutcome, JobStatus, Result, now
 from serinette.ledger import Entry, Ledger, Outcome, Terms
 
@@ -42,8 +42,10 @@ _REFUSED_PAUSE_S = 1.0
 class Books:
     """RQ's books and the ledger, as one slot writes them."""
 
-    def __init__(self, worker: SlotWorker, ledger: Ledger, retention_s: int) -> None:
+    def __init__(self, worker: SlotWorker, ledger: Ledger, retention_s: int, pool: str) -> None:
         self._worker = worker
+        self._pod = busy.worker_of(worker.name)
+        self._pool = pool
         self._ledger = ledger
         self._retention_s = retention_s
 
@@ -88,6 +90,7 @@ class Books:
             pipe.persist(job.key)
             place = len(pipe)
             self._ledger.begin_attempt(job.id, execution.id, self._worker.name, pipeline=pipe)
+            busy.enter(pipe, self._ledger.keys, self._pool, self._pod, execution.composite_key)
             if not entry.attempts:
                 count_claim(pipe, self._ledger.keys, job)
             return int(pipe.execute()[place]), now(), is_suspect(entry.attempts)
@@ -143,6 +146,7 @@ class Books:
             hold.execution.save(ttl_s, pipe)
             job.started_job_registry.add_execution(hold.execution, pipeline=pipe, ttl=ttl_s, xx=False)
             self._ledger.begin_attempt(job.id, hold.attempt.id, self._worker.name, pipeline=pipe)
+            busy.enter(pipe, self._ledger.keys, self._pool, self._pod, hold.execution.composite_key)
             try:
                 pipe.execute()
             except WatchError:  # submitted once more just now: the next beat looks again
@@ -184,6 +188,7 @@ class Books:
             if in_charge:
                 self._write(pipe, hold, verdict, result)
             self._worker.cleanup_execution(job, pipe, hold.execution)
+            busy.leave(pipe, self._ledger.keys, self._pool, self._pod, [hold.execution.composite_key])
             self._worker.heartbeat(pipeline=pipe)  # the counters may have made the worker's key anew, without an end
             pipe.execute()
         return in_charge

@@ -89,7 +89,7 @@ class SlotWorker(SimpleWorker):
         self._tell_busy = tell_busy
         self._lanes = dict(zip(Lane, self.queues, strict=True))
         self._ledger = Ledger(connection, settings.keys, settings.retention_s)
-        self._books = Books(self, self._ledger, settings.retention_s)
+        self._books = Books(self, self._ledger, settings.retention_s, settings.pool)
         self._hold: Hold | None = None
         self._pulse: Pulse | None = None
         self._spooled: Parcel | None = None
