@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from api.maintenance.lanes import is_lane, lane_queue, lanes
 from serinette import tally
+from serinette.brake import Cause, in_force
 from serinette.job import now
 from serinette.names import Keys, Lane, queue_name
 from serinette.presence import Presence, WorkerStage, present
@@ -98,9 +99,22 @@ class QueueCollector(Collector):
                 gauges["workers"].add_metric([pool, stage], sum(worker.stage is stage for worker in ours))
             gauges["slots"].add_metric([pool], sum(worker.slots for worker in ours))
             gauges["busy"].add_metric([pool], sum(worker.busy_slots for worker in ours))
+        for pool, (busy, reasons) in zip(pools, self._scaling(pools), strict=True):
+            gauges["workers_busy"].add_metric([pool], busy)
+            for cause in Cause:
+                gauges["brake"].add_metric([pool, cause], any(reason.startswith(f"{cause}: ") for reason in reasons))
         gauges["unfinished"].add_metric([], self._redis.zcard(self._keys.live))
         gauges["webhooks"].add_metric([], self._redis.zcard(self._keys.webhooks))
         return list(gauges.values())
+
+    def _scaling(self, pools: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
+        """What KEDA reads beside the lanes: how many workers are busy, and why no more are started."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for pool in pools:
+                pipe.scard(self._keys.busy(pool))
+                pipe.smembers(self._keys.brake(pool))
+            found = pipe.execute()
+        return [(busy, in_force(reasons)) for busy, reasons in zip(found[::2], found[1::2], strict=True)]
 
     def _lanes(self, places: Sequence[tuple[str, Lane]]) -> list[tuple[int, int, float]]:
         """Depth, running and age of the oldest of each lane. Not by RQ's own counts: those reap."""
@@ -137,6 +151,8 @@ def _gauges() -> dict[str, GaugeMetricFamily]:
         "workers": _gauge("workers", "Workers that are up, by stage.", ["pool", "stage"]),
         "slots": _gauge("slots", "Slots of the workers that are up.", pool),
         "busy": _gauge("slots_busy", "Slots that hold a job.", pool),
+        "workers_busy": _gauge("workers_busy", "Workers that KEDA lets the pool keep: those that hold a job.", pool),
+        "brake": _gauge("brake", "1 while no more workers are started, by cause.", ["pool", "cause"]),
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
+from serinette import brake
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.presence import WorkerStage
 from tests.pod import Pod, charged_attempts, pod
@@ -81,11 +82,14 @@ def test_a_model_that_cannot_be_configured_ends_the_worker(worker_pod: Pod) -> N
     assert process.wait(30) == CONFIGURATION_EXIT_CODE
     assert "cannot be loaded" in worker_pod.log()
     assert worker_pod.presence() is None
+    (failure,) = brake.failures(worker_pod.redis, worker_pod.settings.keys, "default")
+    assert failure.message == "the engine refuses its configuration; see its log"
 
 
 def test_an_engine_that_never_gets_ready_is_told_of_and_tried_again(worker_pod: Pod) -> None:
     worker_pod.start(model="slow 60", engine_start_timeout_s=2)
     job_id = worker_pod.submit()
     assert eventually(lambda: "times in a row" in getattr(worker_pod.presence(), "message", "")), worker_pod.log()
+    assert len(brake.failures(worker_pod.redis, worker_pod.settings.keys, "default")) >= 2
     assert worker_pod.entry(job_id).attempts == (), "a job waits for a worker that can sing it"
     assert worker_pod.lane().get_job_ids() == [job_id]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from api.holdups import Holdup
 from api.queue.explain import Place, Pool, eta_s, expected_s, status_of, waiting_for
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.ledger import Entry
 from serinette.names import Lane
+from serinette.pools import PoolFacts
 from serinette.presence import Presence, WorkerStage
 from serinette.spec import GenerationSpec
 
@@ -80,6 +83,44 @@ LOADING = worker(WorkerStage.LOADING)
 )
 def test_queued_waits_for(index: int | None, deep: bool, state: Pool, expected: str) -> None:
     assert waiting_for(job(), Place(index, deep), state) == expected
+
+
+NONE = "a worker: none is up in pool default"
+ZERO, WARM = PoolFacts(name="default"), PoolFacts(name="default", min_workers=1)
+FULL = Holdup(pods=1, words="no node has a free nvidia.com/gpu: all 4 are taken")
+FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1; see its log"})
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (replace(pool(), told=ZERO), f"{NONE}, which scales from zero"),
+        (
+            replace(pool(), told=ZERO, cold_start_s=94.6),
+            f"{NONE}, which scales from zero; from start to model it takes about 95 s",
+        ),
+        (replace(pool(), told=WARM), NONE),
+        (replace(pool(), told=ZERO, holdup=Holdup()), f"{NONE}, which scales from zero"),
+        (replace(pool(), told=ZERO, holdup=Holdup(pods=1)), NONE),  # it is there, and tells nothing yet
+        (replace(pool(), told=ZERO, holdup=FULL), f"{NONE}; no node has a free nvidia.com/gpu: all 4 are taken"),
+        (
+            replace(pool(), told=ZERO, holdup=FULL, brake=("load: a", "store: b")),
+            f"{NONE}, and no more are started: a; b",
+        ),
+        (replace(pool(BUSY), brake=("load: a",)), "a free worker: it is next in its lane; no more are started: a"),
+        (replace(pool(LOADING), cold_start_s=40), "the model, which is loading: 50 % of the usual 40 s have passed"),
+        (
+            replace(pool(LOADING), cold_start_s=10),
+            "the model, which is loading: for 20 s so far, where about 10 s are usual",
+        ),
+        (
+            replace(pool(FAILING), cold_start_s=40),
+            "the model, which is loading again: the engine ended with status 1; see its log",
+        ),
+    ],
+)
+def test_words_for_a_pool_without_a_ready_worker(state: Pool, expected: str) -> None:
+    assert waiting_for(job(), Place(0), state, AT + timedelta(seconds=20)) == expected
 
 
 @pytest.mark.parametrize(
