@@ -16,6 +16,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocket
 
 from api import document, problems
+from api.batches.book import Book
+from api.batches.desk import Desk
+from api.batches.shelf import Shelf
 from api.dependencies import Parts
 from api.door import Door
 from api.events import JobEvents
@@ -26,6 +29,7 @@ from api.queue import JobQueue
 from api.routes import acestep, gradio, health, v1
 from api.settings import GatewaySettings
 from api.songs import Songs
+from api.targets import Targets
 from api.tenancy.accounts import Accounts
 from api.tenancy.gatekeeper import Gatekeeper, Register
 from api.tenancy.key_in_path import KeyInPath
@@ -40,6 +44,9 @@ from serinette.store import Store
 
 # Prefixes of the paths that take audio files as their body.
 UPLOAD_PATHS = ("/v1/uploads", "/generate_music_with_audio", "/release_task")
+
+# The path that takes JSON Lines, and all paths below it.
+BATCH_PATH = "/v1/batches"
 
 # Python's threads of this process: those that wait for Redis, the store's own, and those of /readyz.
 _REDIS_THREADS = 80
@@ -103,6 +110,7 @@ def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.R
     keyring = Keyring(redis_async, settings, declared)
     ledger = Ledger(redis, settings.keys, settings.retention_s)
     queue = JobQueue(redis, store, ledger, settings, declared.limits)
+    accounts = Accounts(redis, settings.keys, declared.limits)
     return Parts(
         settings=settings,
         queue=queue,
@@ -113,7 +121,16 @@ def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.R
         songs=Songs(store, store_threads),
         probes=CapacityLimiter(_PROBE_THREADS),
         register=Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
-        accounts=Accounts(redis, settings.keys, declared.limits),
+        accounts=accounts,
+        desk=Desk(
+            book=Book(redis, settings.keys, settings.retention_s),
+            shelf=Shelf(store),
+            queue=queue,
+            settings=settings,
+            targets=Targets(settings.webhook_networks),
+            declared=declared.limits,
+            limits=accounts.limits,
+        ),
     )
 
 
@@ -126,8 +143,7 @@ def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register)
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,
-        upload_bytes=settings.max_upload_bytes,
-        upload_paths=UPLOAD_PATHS,
+        others={**dict.fromkeys(UPLOAD_PATHS, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
     )
     if settings.auth:
         app.add_middleware(Gatekeeper, register=register)

@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from api.batches.desk import Desk
 from api.door import Door
 from api.events import JobEvents
 from api.intake import Intake
@@ -42,6 +43,7 @@ class Parts:
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
     register: Register
     accounts: Accounts
+    desk: Desk
 
 
 def _parts(connection: HTTPConnection) -> Parts:
@@ -85,6 +87,10 @@ async def _accounts(connection: HTTPConnection) -> Accounts:
     return _parts(connection).accounts
 
 
+async def _desk(connection: HTTPConnection) -> Desk:
+    return _parts(connection).desk
+
+
 async def _links(connection: HTTPConnection) -> Links:
     return _parts(connection).register.links
 
@@ -118,5 +124,6 @@ DoorPart = Annotated[Door, Depends(_door)]
 SongsPart = Annotated[Songs, Depends(_songs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
+DeskPart = Annotated[Desk, Depends(_desk)]
 LinksPart = Annotated[Links, Depends(_links)]
 TenantPart = Annotated[str, Depends(tenant)]

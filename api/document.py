@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from api.events import JobEvent
 from api.problems import Problem, speaks_problems
 from api.routes.acestep.documented import TAG
+from serinette.batch import BatchRequest
 
 # Told by responses that FastAPI knows no model of.
-_TOLD: tuple[type[BaseModel], ...] = (Problem, JobEvent)
+_TOLD: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
 
 
 def complete(app: FastAPI) -> None:
@@ -22,7 +23,8 @@ def complete(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         for model in _TOLD:
-            document["components"]["schemas"][model.__name__] = model.model_json_schema()
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]  # where the operator asks for keys
         for path, methods in document["paths"].items():

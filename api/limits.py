@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,21 +17,20 @@ _ENVELOPE_BYTES = 65_536
 class BodyLimit:
     """Refuses bodies beyond the limit of their path with 413.
 
-    `upload_paths` are prefixes of paths that take audio files; all others take JSON or short forms.
+    `others` are the limits of paths that take files, by their prefixes; all the rest take JSON or short forms.
     """
 
-    def __init__(self, app: ASGIApp, body_bytes: int, upload_bytes: int, upload_paths: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, body_bytes: int, others: Mapping[str, int]) -> None:
         self._app = app
         self._body_bytes = body_bytes
-        self._upload_bytes = upload_bytes + _ENVELOPE_BYTES
-        self._upload_paths = upload_paths
+        self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         path = scope["path"]
-        limit = self._upload_bytes if path.startswith(self._upload_paths) else self._body_bytes
+        limit = next((it for prefix, it in self._others.items() if path.startswith(prefix)), self._body_bytes)
         refusal = TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or len(declared) > 20:

@@ -23,6 +23,7 @@ from starlette.routing import Match
 
 from serinette import errors
 from serinette.errors import (
+    InvalidBatch,
     InvalidSpec,
     Limited,
     NotFound,
@@ -66,6 +67,14 @@ def _tree(root: type[SerinetteError]) -> Iterator[type[SerinetteError]]:
 CODES = {kind.code: kind for kind in _tree(SerinetteError)}
 
 
+class ProblemLine(BaseModel):
+    """What is wrong with one line of a batch."""
+
+    line: int = Field(description="From 1.")
+    field: str | None = None
+    message: str
+
+
 class Problem(BaseModel):
     """RFC 9457, with a closed `code` for programs and `retryable` for loops."""
 
@@ -77,6 +86,7 @@ class Problem(BaseModel):
     retryable: bool = Field(description="Whether the same request may pass later.")
     field: str | None = Field(None, description="The field, query parameter or header that was wrong.")
     instance: str = Field(description="Path of the request.")
+    errors: list[ProblemLine] | None = Field(None, description="What is wrong in which line of a batch; not all of it.")
 
 
 def status_of(error: SerinetteError) -> int:
@@ -99,6 +109,9 @@ def problem_of(error: SerinetteError, path: str, status: int | None = None) -> P
         retryable=error.retryable,
         field=error.field,
         instance=path,
+        errors=[ProblemLine(line=it.line, field=it.field, message=it.message) for it in error.lines]
+        if isinstance(error, InvalidBatch)
+        else None,
     )
 
 

@@ -72,6 +72,10 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings):
     job_timeout_s: int = Field(1800, ge=10, le=6 * 3600, description="Longest run of a job that sets none.")
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts before a job fails for good.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Longest JSON or form body.")
+    max_batch_bytes: int = Field(
+        256 * 1024 * 1024, ge=1024, description="Longest JSON Lines file of a batch. A batch as JSON is a JSON body."
+    )
+    max_batches: int = Field(100, ge=1, description="Unfinished batches of one tenant; beyond them a new one is 429.")
     max_upload_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="Longest uploaded audio file.")
     max_upload_duration_s: float = Field(600, gt=0, description="Longest uploaded audio.")
     max_wait_s: float = Field(50, gt=0, le=300, description="Longest that one request waits for its song.")

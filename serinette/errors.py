@@ -4,6 +4,7 @@ SerinetteError
 ├── ConfigurationError            a setting is missing or contradicts another; the process refuses to start
 ├── RequestError                  the caller can mend it; nothing was stored
 │   ├── InvalidSpec               a field is out of bounds; `field` names it
+│   │   └── InvalidBatch          some lines of a batch are; `lines` tells which
 │   ├── InvalidAudio              an upload that is not audio, or too long
 │   ├── TooLarge                  a body beyond the limit
 │   ├── NotFound                  no such job, artifact or upload for this tenant
@@ -20,6 +21,7 @@ SerinetteError
 │   ├── LaneFull                  jobs that wait in one lane
 │   ├── TooManyQueued             the tenant's jobs that wait
 │   ├── TooManyInFlight           the tenant's unfinished jobs
+│   ├── TooManyBatches            the tenant's unfinished batches
 │   └── GpuTimeSpent              the tenant's GPU-seconds of the day
 ├── Unavailable                   try again: nothing was accepted
 │   ├── QueueUnavailable          Redis/Valkey does not answer
@@ -41,6 +43,9 @@ SerinetteError
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class SerinetteError(Exception):
@@ -71,6 +76,25 @@ class InvalidSpec(RequestError):
     """A field of a spec or a query is out of bounds."""
 
     code = "invalid_spec"
+
+
+@dataclass(frozen=True, slots=True)
+class LineError:
+    """What is wrong with one line of a batch, the first being 1."""
+
+    line: int
+    field: str | None
+    message: str
+
+
+class InvalidBatch(InvalidSpec):
+    """Lines of a batch are wrong; nothing of it was kept."""
+
+    code = "invalid_batch"
+
+    def __init__(self, message: str, *, field: str | None = None, lines: Sequence[LineError] = ()) -> None:
+        super().__init__(message, field=field)
+        self.lines = tuple(lines)
 
 
 class InvalidAudio(RequestError):
@@ -172,6 +196,12 @@ class TooManyInFlight(Limited):
     """The tenant has as many unfinished jobs as it may."""
 
     code = "too_many_in_flight"
+
+
+class TooManyBatches(Limited):
+    """The tenant has as many unfinished batches as it may."""
+
+    code = "too_many_batches"
 
 
 class GpuTimeSpent(Limited):

@@ -157,6 +157,27 @@ class Keys:
         """Hash of what has been counted since Redis began (serinette/tally.py)."""
         return self._key("tally")
 
+    @property
+    def batches(self) -> str:
+        """Sorted set of unfinished batches' ids by creation (Unix seconds): what maintenance works on."""
+        return self._key("batches")
+
+    def tenant_batches(self, tenant: str) -> str:
+        """Sorted set of a tenant's batch ids by creation (Unix seconds)."""
+        return self._key("tenant-batches", tenant)
+
+    def batch(self, batch_id: str) -> str:
+        """Hash: status, cursor and counts of one batch (api/batches/book.py). Never its lines."""
+        return self._key("batch", batch_id)
+
+    def batch_open(self, batch_id: str) -> str:
+        """Set of the numbers of those of a batch's parts that are released and not yet written to the store."""
+        return self._key("batch-open", batch_id)
+
+    def batch_part(self, batch_id: str, round: int, part: int) -> str:
+        """Hash of one open part's lines that have ended, to JSON BatchLine; it goes when the part is in the store."""
+        return self._key("batch-part", batch_id, str(round), str(part))
+
     def lease(self, name: str) -> str:
         """String that its holder keeps alive: one maintenance replica at a time."""
         return self._key("lease", name)
@@ -190,3 +211,38 @@ def upload_audio_key(tenant: str, upload_id: str) -> str:
 def upload_record_key(tenant: str, upload_id: str) -> str:
     """What the probe found; an upload without it is not usable."""
     return f"{upload_prefix(tenant, upload_id)}upload.json"
+
+
+def batch_prefix(tenant: str, batch_id: str) -> str:
+    """Everything that one batch leaves in the store, but the songs of its jobs."""
+    return f"batches/{tenant}/{batch_id}/"
+
+
+def batch_header_key(tenant: str, batch_id: str) -> str:
+    """The header whose creation makes a batch (put if absent)."""
+    return f"{batch_prefix(tenant, batch_id)}batch.json"
+
+
+def batch_end_key(tenant: str, batch_id: str) -> str:
+    """What the batch ended as, for when Redis has forgotten it."""
+    return f"{batch_prefix(tenant, batch_id)}end.json"
+
+
+def batch_input_key(tenant: str, batch_id: str, digest: str, part: int) -> str:
+    """One part of the checked lines. The digest parts two submits that race for one key."""
+    return f"{batch_prefix(tenant, batch_id)}input/{digest[:32]}-{part:05}.jsonl"
+
+
+def batch_results_key(tenant: str, batch_id: str, round: int, part: int) -> str:
+    """What became of the lines of one part in one round."""
+    return f"{batch_prefix(tenant, batch_id)}results/{round:04}-{part:05}.jsonl"
+
+
+def batch_output_key(tenant: str, batch_id: str, round: int) -> str:
+    """Lines that were sung, as the round ended."""
+    return f"{batch_prefix(tenant, batch_id)}output-{round:04}.jsonl"
+
+
+def batch_errors_key(tenant: str, batch_id: str, round: int) -> str:
+    """Lines that were not, as the round ended."""
+    return f"{batch_prefix(tenant, batch_id)}errors-{round:04}.jsonl"

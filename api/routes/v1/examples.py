@@ -137,3 +137,41 @@ EVENTS = {
         "example": f"id: 1767323048000-0\nevent: progress\ndata: {_PROGRESS}\nretry: 2000\n\n",
     }
 }
+
+
+BATCH_REQUEST: dict[str, Any] = {
+    "name": "thirty moods",
+    "specs": [
+        {"prompt": "jazz piano, smooth", "duration_s": 15, "custom_id": "first"},
+        {"prompt": "city pop, bright synths", "duration_s": 15},
+    ],
+    "labels": {"album": "blue"},
+}
+BATCH_SWEEP: dict[str, Any] = {
+    "specs": [{"prompt": "jazz piano, smooth", "duration_s": 15}],
+    "sweep": {"guidance_scale": [3, 5, 7], "seed": {"first": 0, "count": 100}},
+}
+_BATCH_LINES = '{"prompt": "jazz piano, smooth", "duration_s": 15}\n{"prompt": "city pop", "custom_id": "second"}\n'
+BATCH_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/BatchRequest"},
+            "examples": {
+                "specs": {"summary": "Specs", "value": BATCH_REQUEST},
+                "sweep": {"summary": "300 songs of one spec", "value": BATCH_SWEEP},
+            },
+        },
+        "application/jsonl": {
+            "schema": {"type": "string", "description": "A BatchSpec as JSON on each line."},
+            "example": _BATCH_LINES,
+        },
+    },
+}
+BATCH_HEADERS = {
+    "Location": {"description": "Path of the batch.", "schema": {"type": "string"}},
+    "Idempotency-Replayed": {
+        "description": "`true` when the key named a batch that exists.",
+        "schema": {"type": "string"},
+    },
+}

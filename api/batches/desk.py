@@ -1,0 +1,294 @@
+"""What a tenant may do with its batches. Blocking; routes call it from threads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from api.batches.book import Book, Page, parse_lines
+from api.batches.checking import Check, Checked, check_lines
+from api.batches.reading import Line
+from api.batches.shelf import Shelf
+from api.queue import JobQueue
+from api.queue.admission import check_audio, check_webhook, check_words, pool_for_model
+from api.queue.durability import Disk
+from api.settings import GatewaySettings
+from api.targets import Targets
+from serinette.batch import (
+    LANE,
+    Batch,
+    BatchHeader,
+    BatchLine,
+    BatchOptions,
+    BatchStatus,
+    LineOrder,
+    LineStatus,
+    keyed_batch_id,
+    line_job_id,
+    line_status,
+)
+from serinette.credentials import Limits
+from serinette.errors import (
+    Conflict,
+    IdempotencyConflict,
+    LaneNotAllowed,
+    NotFinished,
+    NotFound,
+    QueueUnavailable,
+    TooManyBatches,
+)
+from serinette.job import Job, now
+from serinette.spec import GenerationSpec
+
+# Checks of audio that are remembered while one batch is read.
+_REMEMBERED = 4_096
+_RETRY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Batches of all tenants.
+
+    `declared` tells a tenant's limits where a file does, `limits` whoever tells them. Every method raises
+    QueueUnavailable when Redis does not answer, and those that need the store StoreUnavailable.
+    """
+
+    book: Book
+    shelf: Shelf
+    queue: JobQueue
+    settings: GatewaySettings
+    targets: Targets
+    declared: Callable[[str], Limits | None]
+    limits: Callable[[str], Limits]
+
+    def create(
+        self, tenant: str, lines: Iterable[Line], options: BatchOptions, idempotency_key: str | None = None
+    ) -> tuple[Batch, bool]:
+        """Check all of a batch and keep it; True if it is new, False if the key named one that exists.
+
+        Raises:
+            InvalidBatch: some lines are wrong; nothing was kept.
+            InvalidSpec, Unsupported: its webhook leads where it may not, or this deployment delivers none.
+            IdempotencyConflict: the key was used with another batch.
+            LaneNotAllowed: the tenant may not use the lane of batches.
+            TooManyBatches: too many of its batches are unfinished.
+        """
+        with _answering():
+            limits = self.limits(tenant)
+            if limits.lanes is not None and LANE not in limits.lanes:
+                allowed = ", ".join(limits.lanes)
+                raise LaneNotAllowed(
+                    f"batches are sung in lane {LANE}; tenant {tenant} may use {allowed}", field="lane"
+                )
+            check_webhook(tenant, options.webhook, self.settings, self.targets)
+            batch_id = keyed_batch_id(tenant, idempotency_key)
+            with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
+                checked = check_lines(batch_id, options, lines, self._check(tenant), Path(directory))
+                if (known := self.book.read(batch_id)) is not None:
+                    return _replayed(known, checked), False
+                header = self._header(tenant, batch_id, options, checked)
+                kept = self.shelf.begin(header, checked.parts)
+            if kept.digest != checked.digest:
+                raise _another_batch()
+            return self._entered(kept)
+
+    def get(self, tenant: str, batch_id: str) -> Batch:
+        """One batch, from Redis or, when that has forgotten it, from the store. Raises NotFound."""
+        with _answering():
+            page = self._page(tenant, batch_id)
+        return page.batch() if page else self.shelf.ended(tenant, batch_id)
+
+    def newest(self, tenant: str, limit: int) -> Sequence[Batch]:
+        """A tenant's batches, newest first."""
+        with _answering():
+            return [page.batch() for page in self.book.newest(tenant, limit)]
+
+    def pause(self, tenant: str, batch_id: str) -> Batch:
+        """Release no more lines; what is released goes on. Raises NotFound, Conflict."""
+        return self._moved(tenant, batch_id, BatchStatus.PAUSED, BatchStatus.IN_PROGRESS)
+
+    def resume(self, tenant: str, batch_id: str) -> Batch:
+        """Release lines again. Raises NotFound, Conflict."""
+        return self._moved(tenant, batch_id, BatchStatus.IN_PROGRESS, BatchStatus.PAUSED)
+
+    def cancel(self, tenant: str, batch_id: str) -> Batch:
+        """End what has not ended. A batch that is canceled already is simply answered. Raises NotFound, Conflict."""
+        allowed = (BatchStatus.IN_PROGRESS, BatchStatus.PAUSED, BatchStatus.CANCELED)
+        with _answering():
+            if (page := self._page(tenant, batch_id)) and page.status is BatchStatus.CANCELED:
+                return page.batch()
+        return self._moved(tenant, batch_id, BatchStatus.CANCELING, *allowed[:2])
+
+    def retry(self, tenant: str, batch_id: str) -> Batch:
+        """Sing once more what an ended batch has not. Raises NotFound, Conflict."""
+        with _answering():
+            if self._page(tenant, batch_id) is None:
+                raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
+            if not self.book.retry(batch_id):
+                raise Conflict(f"batch {batch_id} has not ended, or all of it was sung: there is nothing to retry")
+        return self.get(tenant, batch_id)
+
+    def erase(self, tenant: str, batch_id: str) -> None:
+        """Erase an ended batch; its jobs and songs stay. Raises NotFound, NotFinished."""
+        batch = self.get(tenant, batch_id)
+        if not batch.status.ended:
+            raise NotFinished(f"batch {batch_id} is {batch.status}: cancel it, or wait for its end, then erase it")
+        self.shelf.erase(tenant, batch_id)
+        with _answering():
+            self.book.forget(tenant, batch_id)
+
+    def ended(self, tenant: str, batch_id: str) -> Batch:
+        """A batch whose files are written. Raises NotFound, NotFinished."""
+        batch = self.get(tenant, batch_id)
+        if not batch.status.ended:
+            raise NotFinished(
+                f"batch {batch_id} is {batch.status}: its files come with its end; /v1/batches/{batch_id}/lines tells "
+                "what has become of its lines so far"
+            )
+        return batch
+
+    def lines(self, tenant: str, batch_id: str, first: int, count: int) -> list[BatchLine]:
+        """What became of some lines, from 0, of one part at most. Raises NotFound."""
+        with _answering():
+            page = self._page(tenant, batch_id)
+            if page is None:
+                raise NotFound(f"the lines of batch {batch_id} are not known; its files may be kept still")
+            header = page.header
+            part = first // header.part_lines
+            if part >= header.parts:
+                return []
+            span = [number for number in header.span(part) if first <= number < first + count]
+            found = self._ended(page, part)
+            orders = dict(zip(header.span(part), self.shelf.orders(header, part), strict=True))
+            under_way = {number: line_job_id(batch_id, number, page.round) for number in span if number not in found}
+            released = [number for number in under_way if number < page.released]
+            jobs = dict(zip(released, self.queue.find(tenant, [under_way[it] for it in released]), strict=True))
+            return [found.get(number) or _unended(number, orders[number], jobs.get(number)) for number in span]
+
+    def _ended(self, page: Page, part: int) -> dict[int, BatchLine]:
+        """The lines of a part that need no look at their jobs."""
+        header = page.header
+        if part in self.book.open_parts(header.id):
+            lines = parse_lines(self.book.ended_lines(page, part).values())
+        elif header.span(part).start < page.released:
+            lines = self.shelf.results(header, page.round, part)
+        else:
+            lines = []
+        if page.round:
+            before = [
+                it for it in self.shelf.results(header, page.round - 1, part) if it.status is LineStatus.SUCCEEDED
+            ]
+            lines = [*before, *lines]
+        return {line.line - 1: line for line in lines}
+
+    def _check(self, tenant: str) -> Check:
+        workers = [worker for pool in self.queue.pools() for worker in pool.workers]
+        find = lru_cache(_REMEMBERED)(lambda job_id: self.queue.get(tenant, job_id))
+
+        @lru_cache(_REMEMBERED)
+        def check_sources(task: GenerationSpec) -> None:
+            check_audio(tenant, task, self.shelf.store, find)
+
+        def check(spec: GenerationSpec) -> str:
+            check_words(spec)
+            if spec.source_audio or spec.reference_audio:
+                check_sources(_only_audio(spec))
+            return self.settings.pool if spec.model is None else pool_for_model(spec.model, workers)
+
+        return check
+
+    def _header(self, tenant: str, batch_id: str, options: BatchOptions, checked: Checked) -> BatchHeader:
+        return BatchHeader(
+            id=batch_id,
+            tenant=tenant,
+            name=options.name,
+            labels=options.labels,
+            timeout_s=options.timeout_s or self.settings.job_timeout_s,
+            asked_timeout_s=options.timeout_s,
+            attempts=self.settings.max_attempts,
+            webhook=options.webhook,
+            total=checked.total,
+            digest=checked.digest,
+            limits=self.declared(tenant),
+            sources=checked.sources,
+            created_at=now(),
+        )
+
+    def _entered(self, header: BatchHeader) -> tuple[Batch, bool]:
+        new = self.book.enter(header, self.settings.max_batches)
+        if new is None:  # what was kept goes with age, or is used when the key comes again
+            most = self.settings.max_batches
+            message = f"tenant {header.tenant} has {most} unfinished batches and may have {most}; wait for one to end"
+            raise TooManyBatches(message, retry_after_s=_RETRY_S)
+        if self.settings.durability == "fsync":
+            Disk(self.book.redis, self.settings.redis_timeout_s).wait(self.book.keys.batch(header.id))
+        page = self.book.read(header.id)
+        if page is None:
+            raise QueueUnavailable("the batch was being erased just now; try again")
+        return page.batch(), new
+
+    def _page(self, tenant: str, batch_id: str) -> Page | None:
+        page = self.book.read(batch_id)
+        if page is not None and page.header.tenant != tenant:
+            raise _no_batch(batch_id)
+        return page
+
+    def _moved(self, tenant: str, batch_id: str, to: BatchStatus, *allowed: BatchStatus) -> Batch:
+        with _answering():
+            if self._page(tenant, batch_id) is None:
+                raise _no_batch(batch_id)
+            status = self.book.move(batch_id, to, *allowed)
+        if status is not to:
+            raise Conflict(f"batch {batch_id} is {status}: only one that is {' or '.join(allowed)} can be {to}")
+        return self.get(tenant, batch_id)
+
+
+def _unended(number: int, order: LineOrder, job: Job | None) -> BatchLine:
+    status = line_status(job.status) if job else LineStatus.PENDING
+    return BatchLine(
+        line=number + 1,
+        custom_id=order.custom_id,
+        status=status,
+        job_id=job.id if job else None,
+        seed=order.spec.get("seed"),
+        artifacts=job.result.artifacts if job and job.result else (),
+        error=job.error if job else None,
+        usage=job.usage if job else None,
+    )
+
+
+def _only_audio(spec: GenerationSpec) -> GenerationSpec:
+    """What of a spec the check of its audio depends on, so that a sweep over seeds asks the store once."""
+    names = ("task", "source_audio", "reference_audio", "repaint_start_s", "repaint_end_s")
+    return GenerationSpec.model_construct(None, **{name: getattr(spec, name) for name in names})
+
+
+def _replayed(known: Page, checked: Checked) -> Batch:
+    if known.header.digest != checked.digest:
+        raise _another_batch()
+    return known.batch()
+
+
+def _another_batch() -> IdempotencyConflict:
+    message = "this Idempotency-Key was used with another batch; use a new key for a new batch"
+    return IdempotencyConflict(message, field="Idempotency-Key")
+
+
+def _no_batch(batch_id: str) -> NotFound:
+    return NotFound(f"there is no batch {batch_id}; ended batches are kept for a limited time")
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise QueueUnavailable(
+            "the queue does not answer; try again, and send a batch with an Idempotency-Key to be sure of one"
+        ) from error

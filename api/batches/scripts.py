@@ -1,0 +1,134 @@
+"""What the book of batches writes as one step each, in Lua (api/batches/book.py).
+
+Every script that moves a batch on says which round it means, and how far it saw it: whoever comes late changes nothing.
+"""
+
+from __future__ import annotations
+
+# A new batch. KEYS: batch, unfinished, the tenant's. ARGV: id, created, most unfinished batches of the tenant, then
+# fields and values. Answers 1 entered, 0 it is there already, -1 the tenant has as many as it may.
+ENTER = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local unfinished = 0
+for _, id in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+    if redis.call('ZSCORE', KEYS[2], id) then unfinished = unfinished + 1 end
+end
+if unfinished >= tonumber(ARGV[3]) then return -1 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1])
+return 1
+"""
+
+# KEYS: batch. ARGV: status to take, then those it may be taken from. Answers the status that it then has.
+MOVE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+for i = 2, #ARGV do
+    if status == ARGV[i] then
+        redis.call('HSET', KEYS[1], 'status', ARGV[1])
+        redis.call('HDEL', KEYS[1], 'waiting_for')
+        return ARGV[1]
+    end
+end
+return status
+"""
+
+# Once more for what was not sung. KEYS: batch, unfinished, webhooks. ARGV: id. Answers 1, or 0: nothing to do.
+RETRY = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if status ~= 'completed' and status ~= 'canceled' then return 0 end
+local failed = redis.call('HGET', KEYS[1], 'failed') + redis.call('HGET', KEYS[1], 'canceled')
+if failed == 0 then return 0 end
+redis.call('PERSIST', KEYS[1])
+redis.call('HSET', KEYS[1], 'status', 'in_progress', 'released', 0, 'failed', 0, 'canceled', 0, 'running', 0)
+redis.call('HINCRBY', KEYS[1], 'round', 1)
+redis.call('HDEL', KEYS[1], 'ended_at')
+redis.call('ZADD', KEYS[2], redis.call('HGET', KEYS[1], 'created'), ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+return 1
+"""
+
+# Lines that have ended, each counted when it is first entered. KEYS: batch, open parts, part. ARGV: round, part, then
+# line, name of its count or '' (a song of an earlier round, counted there), JSON. Answers how many were new.
+_GATHER = """
+local function gather(first)
+    local new = 0
+    for i = first, #ARGV, 3 do
+        if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 2]) == 1 then
+            new = new + 1
+            if ARGV[i + 1] ~= '' then redis.call('HINCRBY', KEYS[1], ARGV[i + 1], 1) end
+        end
+    end
+    return new
+end
+"""
+
+GATHER = (
+    _GATHER
+    + """
+if redis.call('HGET', KEYS[1], 'round') ~= ARGV[1] then return 0 end
+if redis.call('SISMEMBER', KEYS[2], ARGV[2]) == 0 then return 0 end
+return gather(3)
+"""
+)
+
+# The cursor, over lines of one part whose jobs are in the queue, or which need none and are gathered here.
+# KEYS: as of GATHER. ARGV: round, part, cursor before, cursor after, then as of GATHER. Answers 1, or 0: another did.
+ADVANCE = (
+    _GATHER
+    + """
+if redis.call('HGET', KEYS[1], 'round') ~= ARGV[1] or redis.call('HGET', KEYS[1], 'released') ~= ARGV[3] then
+    return 0
+end
+redis.call('SADD', KEYS[2], ARGV[2])
+redis.call('HSET', KEYS[1], 'released', ARGV[4])
+gather(5)
+return 1
+"""
+)
+
+# A part whose lines are all in the store. KEYS: as of GATHER. ARGV: round, part.
+CLOSE = """
+if redis.call('HGET', KEYS[1], 'round') ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[3])
+return redis.call('SREM', KEYS[2], ARGV[2])
+"""
+
+# All lines have ended. KEYS: batch, open parts. Answers 1 when only the files are to be written.
+FINALIZE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if status == 'finalizing' then return 1 end
+if not status or status == 'completed' or status == 'canceled' then return 0 end
+if redis.call('SCARD', KEYS[2]) > 0 then return 0 end
+if redis.call('HGET', KEYS[1], 'released') ~= redis.call('HGET', KEYS[1], 'total') then return 0 end
+redis.call('HSET', KEYS[1], 'status', 'finalizing', 'ends_as', status == 'canceling' and 'canceled' or 'completed')
+redis.call('HSET', KEYS[1], 'running', 0)
+redis.call('HDEL', KEYS[1], 'waiting_for')
+return 1
+"""
+
+# KEYS: batch, unfinished, webhooks. ARGV: id, round, now, TTL seconds. Answers 1 for whoever ended it.
+END = """
+if redis.call('HGET', KEYS[1], 'status') ~= 'finalizing' then return 0 end
+if redis.call('HGET', KEYS[1], 'round') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'status', redis.call('HGET', KEYS[1], 'ends_as'), 'ended_at', ARGV[3])
+redis.call('HDEL', KEYS[1], 'deliveries')
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+if redis.call('HEXISTS', KEYS[1], 'webhook') == 1 then
+    redis.call('ZADD', KEYS[3], redis.call('TIME')[1], ARGV[1])
+end
+return 1
+"""
+
+# What maintenance saw on its way; a batch that is gone stays gone. KEYS: batch. ARGV: running, waiting for or ''.
+TELL = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'running', ARGV[1])
+if ARGV[2] == '' then
+    redis.call('HDEL', KEYS[1], 'waiting_for')
+else
+    redis.call('HSET', KEYS[1], 'waiting_for', ARGV[2])
+end
+return 1
+"""
