@@ -109,7 +109,7 @@ def problem_of(error: SerinetteError, path: str, status: int | None = None) -> P
         retryable=error.retryable,
         field=error.field,
         instance=path,
-        errors=[ProblemLine(line=it.line, field=it.field, message=it.message) for it in error.lines]
+        errors=[ProblemLine(line=line, field=field, message=message) for line, field, message in error.lines]
         if isinstance(error, InvalidBatch)
         else None,
     )

@@ -177,6 +177,7 @@ class LineOrder(_Model):
     custom_id: str | None = None
     pool: str
     digest: str
+    timeout_s: int
     spec: dict[str, Any]  # GenerationSpec.to_wire
 
 
@@ -188,8 +189,7 @@ class BatchHeader(_Model):
     tenant: str
     name: str | None = None
     labels: dict[str, str] = {}
-    timeout_s: int = Field(description="Of each job.")
-    asked_timeout_s: int | None = None
+    timeout_s: int | None = None
     attempts: int = Field(description="Most attempts of each job.")
     webhook: str | None = None
     total: int

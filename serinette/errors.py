@@ -20,8 +20,7 @@ SerinetteError
 │   ├── RateLimited               the tenant's requests per minute
 │   ├── LaneFull                  jobs that wait in one lane
 │   ├── TooManyQueued             the tenant's jobs that wait
-│   ├── TooManyInFlight           the tenant's unfinished jobs
-│   ├── TooManyBatches            the tenant's unfinished batches
+│   ├── TooManyInFlight           the tenant's unfinished jobs, or batches
 │   └── GpuTimeSpent              the tenant's GPU-seconds of the day
 ├── Unavailable                   try again: nothing was accepted
 │   ├── QueueUnavailable          Redis/Valkey does not answer
@@ -43,9 +42,6 @@ SerinetteError
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 
 class SerinetteError(Exception):
@@ -78,23 +74,11 @@ class InvalidSpec(RequestError):
     code = "invalid_spec"
 
 
-@dataclass(frozen=True, slots=True)
-class LineError:
-    """What is wrong with one line of a batch, the first being 1."""
-
-    line: int
-    field: str | None
-    message: str
-
-
 class InvalidBatch(InvalidSpec):
     """Lines of a batch are wrong; nothing of it was kept."""
 
     code = "invalid_batch"
-
-    def __init__(self, message: str, *, field: str | None = None, lines: Sequence[LineError] = ()) -> None:
-        super().__init__(message, field=field)
-        self.lines = tuple(lines)
+    lines: tuple[tuple[int, str | None, str], ...] = ()  # line from 1, field, message
 
 
 class InvalidAudio(RequestError):
@@ -193,15 +177,9 @@ class TooManyQueued(Limited):
 
 
 class TooManyInFlight(Limited):
-    """The tenant has as many unfinished jobs as it may."""
+    """The tenant has as many unfinished jobs, or batches, as it may."""
 
     code = "too_many_in_flight"
-
-
-class TooManyBatches(Limited):
-    """The tenant has as many unfinished batches as it may."""
-
-    code = "too_many_batches"
 
 
 class GpuTimeSpent(Limited):

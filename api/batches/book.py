@@ -89,7 +89,7 @@ class Page:
             request_counts=self.counts(),
             round=self.round,
             labels=header.labels,
-            timeout_s=header.asked_timeout_s,
+            timeout_s=header.timeout_s,
             webhook=header.webhook,
             deliveries=self.deliveries,
             waiting_for=self.waiting_for,

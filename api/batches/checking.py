@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from api.batches.reading import MAX_ERRORS, Line, Wrong, line_of, read_line, refused
+from api.batches.reading import MAX_ERRORS, Line, LineError, Wrong, line_of, read_line, refused
 from serinette.batch import PART_LINES, BatchOptions, BatchSpec, LineOrder, line_seed
-from serinette.errors import InvalidBatch, InvalidSpec, LineError
+from serinette.errors import InvalidBatch, InvalidSpec
 from serinette.spec import GenerationSpec
 
-# What must hold of a song beyond its own bounds; answers the pool that sings it. Raises InvalidSpec.
-Check = Callable[[GenerationSpec], str]
+# What must hold of a song beyond its own bounds; answers the pool that sings it, and for how many seconds
+# it may. Raises InvalidSpec.
+Check = Callable[[GenerationSpec], tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def _order(seen: _Ledger, number: int, read: BatchSpec, check: Check) -> LineOrd
             return None
     song = read.song()
     try:
-        pool = check(song)
+        pool, timeout_s = check(song)
     except InvalidSpec as error:
         seen.errors.append(line_of(number, error))
         return None
@@ -101,4 +102,4 @@ def _order(seen: _Ledger, number: int, read: BatchSpec, check: Check) -> LineOrd
     digest = song.digest()
     if song.seed is None:
         song = song.model_copy(update={"seed": line_seed(seen.batch_id, number - 1)})
-    return LineOrder(custom_id=read.custom_id, pool=pool, digest=digest, spec=song.to_wire())
+    return LineOrder(custom_id=read.custom_id, pool=pool, digest=digest, timeout_s=timeout_s, spec=song.to_wire())

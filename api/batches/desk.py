@@ -16,7 +16,7 @@ from api.batches.checking import Check, Checked, check_lines
 from api.batches.reading import Line
 from api.batches.shelf import Shelf
 from api.queue import JobQueue
-from api.queue.admission import check_audio, check_webhook, check_words, pool_for_model
+from api.queue.admission import check_audio, check_webhook, check_words, pool_for, timeout_for
 from api.queue.durability import Disk
 from api.settings import GatewaySettings
 from api.targets import Targets
@@ -41,7 +41,7 @@ from serinette.errors import (
     NotFinished,
     NotFound,
     QueueUnavailable,
-    TooManyBatches,
+    TooManyInFlight,
 )
 from serinette.job import Job, now
 from serinette.spec import GenerationSpec
@@ -77,7 +77,7 @@ class Desk:
             InvalidSpec, Unsupported: its webhook leads where it may not, or this deployment delivers none.
             IdempotencyConflict: the key was used with another batch.
             LaneNotAllowed: the tenant may not use the lane of batches.
-            TooManyBatches: too many of its batches are unfinished.
+            TooManyInFlight: too many of its batches are unfinished.
         """
         with _answering():
             limits = self.limits(tenant)
@@ -89,7 +89,7 @@ class Desk:
             check_webhook(tenant, options.webhook, self.settings, self.targets)
             batch_id = keyed_batch_id(tenant, idempotency_key)
             with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
-                checked = check_lines(batch_id, options, lines, self._check(tenant), Path(directory))
+                checked = check_lines(batch_id, options, lines, self._check(tenant, options.timeout_s), Path(directory))
                 if (known := self.book.read(batch_id)) is not None:
                     return _replayed(known, checked), False
                 header = self._header(tenant, batch_id, options, checked)
@@ -187,7 +187,7 @@ class Desk:
             lines = [*before, *lines]
         return {line.line - 1: line for line in lines}
 
-    def _check(self, tenant: str) -> Check:
+    def _check(self, tenant: str, timeout_s: int | None) -> Check:
         workers = [worker for pool in self.queue.pools() for worker in pool.workers]
         find = lru_cache(_REMEMBERED)(lambda job_id: self.queue.get(tenant, job_id))
 
@@ -195,11 +195,12 @@ class Desk:
         def check_sources(task: GenerationSpec) -> None:
             check_audio(tenant, task, self.shelf.store, find)
 
-        def check(spec: GenerationSpec) -> str:
-            check_words(spec)
+        def check(spec: GenerationSpec) -> tuple[str, int]:
+            check_words(spec, self.settings.loras)
             if spec.source_audio or spec.reference_audio:
                 check_sources(_only_audio(spec))
-            return self.settings.pool if spec.model is None else pool_for_model(spec.model, workers)
+            pool = pool_for(spec.model, self.settings, lambda: workers)
+            return pool, timeout_for(timeout_s, pool, self.settings)
 
         return check
 
@@ -209,8 +210,7 @@ class Desk:
             tenant=tenant,
             name=options.name,
             labels=options.labels,
-            timeout_s=options.timeout_s or self.settings.job_timeout_s,
-            asked_timeout_s=options.timeout_s,
+            timeout_s=options.timeout_s,
             attempts=self.settings.max_attempts,
             webhook=options.webhook,
             total=checked.total,
@@ -225,7 +225,7 @@ class Desk:
         if new is None:  # what was kept goes with age, or is used when the key comes again
             most = self.settings.max_batches
             message = f"tenant {header.tenant} has {most} unfinished batches and may have {most}; wait for one to end"
-            raise TooManyBatches(message, retry_after_s=_RETRY_S)
+            raise TooManyInFlight(message, retry_after_s=_RETRY_S)
         if self.settings.durability == "fsync":
             Disk(self.book.redis, self.settings.redis_timeout_s).wait(self.book.keys.batch(header.id))
         page = self.book.read(header.id)

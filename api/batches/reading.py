@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from serinette.batch import MAX_LINES, BatchOptions, BatchSpec, Span
-from serinette.errors import InvalidBatch, InvalidSpec, LineError
+from serinette.errors import InvalidBatch, InvalidSpec
 from serinette.spec import invalid_spec
 
 # One line; the longest fields of a spec fit three times over.
@@ -21,6 +21,14 @@ MAX_LINE_BYTES = 1_048_576
 MAX_ERRORS = 100
 
 Line = bytes | dict[str, Any]
+
+
+class LineError(NamedTuple):
+    """What is wrong with one line, the first being 1."""
+
+    line: int
+    field: str | None
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ def jsonl(path: Path) -> Iterator[bytes]:
                 return
             if len(line) > MAX_LINE_BYTES:
                 told = LineError(number, None, f"is longer than {MAX_LINE_BYTES} bytes")
-                raise InvalidBatch(f"line {number}: {told.message}", lines=[told])
+                raise refused([told])
             if number > MAX_LINES:
                 raise InvalidBatch(f"a batch has at most {MAX_LINES} lines; make several of them")
             yield line
@@ -134,7 +142,9 @@ def refused(errors: list[LineError]) -> InvalidBatch:
     if len(errors) >= MAX_ERRORS:
         more = f"; the first {MAX_ERRORS} of what is wrong are in `errors`"
     message = f"line {first.line}: {where}{first.message}{more}; nothing of the batch was kept"
-    return InvalidBatch(message, field=first.field, lines=errors[:MAX_ERRORS])
+    error = InvalidBatch(message, field=first.field)
+    error.lines = tuple(errors[:MAX_ERRORS])
+    return error
 
 
 def line_of(number: int, error: InvalidSpec) -> LineError:

@@ -7,19 +7,30 @@ import hmac
 import logging
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from redis import Redis
 from rq import Queue, Retry
 from rq.serializers import JSONSerializer
 
-from api.settings import GatewaySettings
 from serinette import logs, traces
 from serinette.job import JobOptions, now
 from serinette.names import SING_TASK, queue_name
 from serinette.spec import GenerationSpec
 
 log = logging.getLogger(__name__)
+
+
+class Keeping(Protocol):
+    """How often a job is tried, and how long it is kept: of the gateway's settings."""
+
+    @property
+    def max_attempts(self) -> int:
+        """Attempts before it fails for good."""
+
+    @property
+    def retention_s(self) -> int:
+        """From its end."""
 
 
 def meta_of(
@@ -38,7 +49,7 @@ def meta_of(
     }
 
 
-def enqueue(redis: Redis, job_id: str, spec: GenerationSpec, meta: dict[str, Any], settings: GatewaySettings) -> None:
+def enqueue(redis: Redis, job_id: str, spec: GenerationSpec, meta: dict[str, Any], settings: Keeping) -> None:
     """Put a job into its lane.
 
     Raises:

@@ -74,3 +74,133 @@ async def test_jsonl(client: httpx.AsyncClient, redis: Redis, store: Store) -> N
     assert redis.llen(Keys().waiting("default", Lane.LOW)) == 0  # nothing is released by a gateway
     told = (await client.get(f"/v1/batches/{batch['id']}/lines?first=249&limit=250")).json()["lines"]
     assert [(line["line"], line["status"]) for line in told] == [(249, "pending"), (250, "pending")]
+
+
+async def test_a_sweep(client: httpx.AsyncClient) -> None:
+    body = {
+        "specs": [SONG, {"prompt": "cello"}],
+        "sweep": {"guidance_scale": [3, 5], "seed": {"first": 7, "count": 3}},
+        "labels": {"a": "b"},
+    }
+    batch = (await client.post("/v1/batches", json=body)).json()
+    assert batch["request_counts"]["total"] == 12
+    told = (await client.get(f"/v1/batches/{batch['id']}/lines?first=6&limit=2")).json()["lines"]
+    assert [(line["line"], line["seed"]) for line in told] == [(6, 9), (7, 7)]
+
+
+WRONG: list[tuple[str, bytes, int, list[tuple[int, str | None]]]] = [
+    ("bounds", lines(SONG, {"duration_s": 601, "steps": 0}), 422, [(2, "duration_s"), (2, "steps")]),
+    ("unknown fields", lines(SONG, {"promt": "jazz"}), 422, [(2, "promt")]),
+    ("not json", lines(b"{\n", SONG, b"[]\n"), 422, [(1, None), (3, None)]),
+    ("an empty line", lines(SONG, b"\n", SONG), 422, [(2, None)]),
+    ("a name twice", lines({"custom_id": "a"}, {"custom_id": "b"}, {"custom_id": "a"}), 422, [(3, "custom_id")]),
+    ("no such upload", lines(SONG, {"task": "cover", "source_audio": "upload-0"}), 422, [(2, "source_audio")]),
+    ("no such model", lines({"model": "nobody"}), 422, [(1, "model")]),
+    ("no such lora", lines({"lora": "nobody"}), 422, [(1, "lora")]),
+    ("not utf-8", b'{"prompt": "\xff"}\n', 422, [(1, None)]),
+    ("no line", b"", 422, []),
+    ("a line of a mebibyte", b'{"prompt": "' + b"a" * 1_048_576 + b'"}\n', 422, [(1, None)]),
+    ("too many lines", b"{}\n" * 100_001, 422, []),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "told"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+async def test_what_is_wrong_is_told_by_line_and_leaves_nothing(
+    client: httpx.AsyncClient, redis: Redis, store: Store, body: bytes, status: int, told: list[tuple[int, str | None]]
+) -> None:
+    answer = await client.post("/v1/batches", content=body, headers=JSONL)
+    assert answer.status_code == status, answer.text
+    refusal = problem(answer)
+    assert refusal["code"] == "invalid_batch"
+    assert [(error["line"], error.get("field")) for error in refusal["errors"]] == told
+    assert redis.keys() == []
+    assert list(store.list("batches")) == []
+
+
+async def test_a_hundred_complaints_are_enough(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/batches", content=b'{"steps": 0}\n' * 5_000, headers=JSONL)
+    assert [error["line"] for error in problem(answer)["errors"]] == list(range(1, 101))
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"specs": []}, "specs"),
+        ({"specs": "jazz"}, "specs"),
+        ({"specs": [SONG], "sweep": {"nothing": [1]}}, "sweep"),
+        ({"specs": [SONG], "sweep": {"seed": []}}, "sweep"),
+        ({"specs": [SONG], "sweep": {"seed": {"first": 0, "count": 100_001}}}, "sweep"),
+        ({"specs": [SONG, SONG], "sweep": {"seed": {"first": 0, "count": 50_001}}}, "sweep"),
+        ({"specs": [SONG], "labels": {"batch": "mine"}}, "labels"),
+        ({"specs": [SONG], "priority": 1}, "priority"),
+        ({"specs": [SONG], "webhook": "https://example.com/"}, "webhook"),
+        ([SONG], None),
+    ],
+)
+async def test_what_is_wrong_with_a_whole_batch(client: httpx.AsyncClient, body: object, field: str | None) -> None:
+    answer = await client.post("/v1/batches", json=body)
+    assert answer.status_code in {422, 501}, answer.text
+    assert problem(answer).get("field") == field
+
+
+async def test_other_bodies(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/batches", content=b"prompt\njazz\n", headers={"Content-Type": "text/csv"})
+    assert answer.status_code == 415
+    huge = b'{"specs": [{"prompt": "' + b"a" * 1_100_000 + b'"}]}'
+    answer = await client.post("/v1/batches", content=huge, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+async def test_a_key_is_one_batch(client: httpx.AsyncClient, redis: Redis) -> None:
+    headers = {**JSONL, "Idempotency-Key": "mine"}
+    first = await client.post("/v1/batches", content=lines(SONG, {}), headers=headers)
+    again = await client.post("/v1/batches", content=lines(SONG, {}), headers=headers)
+    assert (again.status_code, again.headers.get("Idempotency-Replayed")) == (202, "true")
+    assert again.json() == first.json()
+    other = await client.post("/v1/batches", content=lines(SONG, {"steps": 4}), headers=headers)
+    assert (other.status_code, problem(other)["code"]) == (409, "idempotency_conflict")
+    # A gateway that died between store and Redis: the store has the header, and decides.
+    redis.flushdb()
+    other = await client.post("/v1/batches", content=lines(SONG, {"steps": 4}), headers=headers)
+    assert other.status_code == 409
+    again = await client.post("/v1/batches", content=lines(SONG, {}), headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    assert again.json()["created_at"] == first.json()["created_at"]
+
+
+async def test_a_tenant_has_so_many_unfinished_batches(client: httpx.AsyncClient) -> None:
+    for _ in range(3):
+        assert (await client.post("/v1/batches", content=lines(SONG), headers=JSONL)).status_code == 202
+    answer = await client.post("/v1/batches", content=lines(SONG), headers=JSONL)
+    assert (answer.status_code, problem(answer)["code"]) == (429, "too_many_in_flight")
+    assert answer.headers["Retry-After"] == "60"
+
+
+async def test_steering(client: httpx.AsyncClient) -> None:
+    batch = (await client.post("/v1/batches", content=lines(SONG), headers=JSONL)).json()
+    at = f"/v1/batches/{batch['id']}"
+    for move, status, then in [
+        ("resume", 200, "in_progress"),
+        ("pause", 200, "paused"),
+        ("pause", 200, "paused"),
+        ("resume", 200, "in_progress"),
+        ("retry", 409, "in_progress"),
+        ("cancel", 200, "canceling"),
+        ("cancel", 200, "canceling"),
+        ("pause", 409, "canceling"),
+    ]:
+        answer = await client.post(f"{at}/{move}")
+        assert answer.status_code == status, (move, answer.text)
+        assert (await client.get(at)).json()["status"] == then
+    assert problem(await client.delete(at))["code"] == "not_finished"
+    for file in ("output.jsonl", "errors.jsonl", "songs.zip"):
+        assert problem(await client.get(f"{at}/{file}"))["code"] == "not_finished"
+
+
+async def test_no_such_batch(client: httpx.AsyncClient) -> None:
+    for name in ("nobody", "batch-" + 32 * "0"):
+        for way in ("", "/lines", "/output.jsonl", "/songs.zip"):
+            assert problem(await client.get(f"/v1/batches/{name}{way}"))["code"] == "not_found"
+        for way in ("pause", "resume", "cancel", "retry"):
+            assert problem(await client.post(f"/v1/batches/{name}/{way}"))["code"] == "not_found"
+        assert problem(await client.delete(f"/v1/batches/{name}"))["code"] == "not_found"

@@ -72,7 +72,7 @@ class BatchLines(BaseModel):
             "unsupported_media_type",
             "idempotency_conflict",
             "lane_not_allowed",
-            "too_many_batches",
+            "too_many_in_flight",
             "queue_unavailable",
             "store_unavailable",
         ),
