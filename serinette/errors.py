@@ -32,6 +32,7 @@ SerinetteError
 │   ├── JobTimeout                the job's own `timeout_s` passed
 │   ├── WorkerLost                the worker's heartbeat stopped
 │   ├── Expired                   no worker began the job within its `start_deadline_s`
+│   ├── PoolRemoved               the job waited in a pool that was removed, and no other holds its model
 │   └── InvalidOutput             the model produced NaN or nothing
 └── Interruption                  not a failure: the attempt ends and is charged to nobody
     ├── Canceled                  the cancel flag is set
@@ -250,6 +251,12 @@ class Expired(SingError):
     """No worker began the job within its `start_deadline_s`."""
 
     code = "expired"
+
+
+class PoolRemoved(SingError):
+    """The job's pool was removed while it waited, and no other holds its model."""
+
+    code = "pool_removed"
 
 
 class InvalidOutput(SingError):

@@ -18,13 +18,14 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from api.maintenance.closing import adopted, close, lost, without_song
+from api.maintenance.homes import Homes
 from api.maintenance.lanes import lane_queue
 from api.maintenance.plan import ASK_STORE_FIRST, Action, Situation, decide
 from api.maintenance.trouble import Trouble
 from serinette.errors import NotFound, StoreUnavailable
 from serinette.job import AttemptOutcome, JobError, JobStatus, Record, now
 from serinette.ledger import Entry, Ledger, Outcome
-from serinette.names import record_key
+from serinette.names import Lane, queue_name, record_key
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _BARS: dict[Action, Callable[[Entry], Outcome]] = {
     Action.FAIL: lambda entry: Outcome(JobStatus.FAILED, lost(entry, last=True)),
     Action.CANCEL: lambda _: Outcome(JobStatus.CANCELED),
 }
+_BARRED = frozenset({*_BARS, Action.STRAND})
 
 # A job that changes under our eyes so often is alive.
 _TRIES = 5
@@ -51,6 +53,7 @@ class Patient:
     lane: str | None = None  # queue that its executions are registered in, should RQ have lost the job
     # Executions (`job:execution`) whose heartbeat stopped, with the score it stopped at.
     silent: Mapping[str, float] = field(default_factory=dict)
+    homeless: bool = False  # its pool was removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,9 @@ class Mender:
     writes at least one of them, so whoever moves the job in between makes this attempt start over.
     """
 
-    def __init__(self, redis: Redis, ledger: Ledger, store: Store) -> None:
+    def __init__(self, redis: Redis, ledger: Ledger, store: Store, homes: Homes | None = None) -> None:
         self._redis = redis
+        self._homes = homes or Homes()
         self._ledger = ledger
         self._store = store
         self._trouble = Trouble(log, "asking the store")
@@ -124,6 +128,8 @@ class Mender:
             cancel_requested=entry.cancel_requested,
             owner=entry.owner,
             expired=entry.expired(now()),
+            homeless=patient.homeless,
+            has_home=patient.homeless and job is not None and self._homes.of(job) is not None,
             age_s=at - submitted if submitted is not None else 0.0,
         )
         return _Case(job_id, job, queue, entry, dead, seen)
@@ -146,9 +152,9 @@ class Mender:
         may_be_sung = action is Action.FORGET or case.entry.attempts
         if action in ASK_STORE_FIRST and tenant and may_be_sung and (record := self._record(tenant, case.job_id)):
             return Action.SUCCEED, record
-        if action in _BARS and tenant and case.job and case.entry.attempts:
+        if action in _BARRED and tenant and case.job and case.entry.attempts:
             # The attempt that is given up may only be frozen: from now on a song that it records comes too late.
-            outcome = _BARS[action](case.entry)
+            outcome = self._outcome(case, action)
             key, bar = record_key(tenant, case.job_id), without_song(case.job, tenant, case.entry.attempts[-1], outcome)
             if not self._asked(lambda: self._store.put_if_absent(key, bar.model_dump_json().encode())):
                 return self._decide(case)
@@ -180,12 +186,12 @@ class Mender:
                 self._end(pipe, case, Outcome(case.entry.outcome, case.entry.error))
             case Action.ADOPT if case.seen.status:
                 self._end(pipe, case, adopted(case.seen.status, case.entry))
-            case Action.CANCEL:
-                self._end(pipe, case, _BARS[action](case.entry))
+            case Action.CANCEL | Action.FAIL | Action.STRAND:
+                self._end(pipe, case, self._outcome(case, action))
+            case Action.MOVE:
+                self._move(pipe, case)
             case Action.EXPIRE:
                 self._end(pipe, case, Outcome(JobStatus.FAILED, case.entry.expiry()))
-            case Action.FAIL:
-                self._end(pipe, case, _BARS[action](case.entry))
             case Action.SUCCEED if record:
                 self._end(pipe, case, Outcome.of(record))
             case Action.RELEASE:
@@ -200,6 +206,21 @@ class Mender:
                 self._ledger.forget(case.job_id, case.entry.tenant, pipeline=pipe)
             case Action.FORGET:
                 pipe.zrem(self._ledger.keys.live, case.job_id)
+
+    def _outcome(self, case: _Case, action: Action) -> Outcome:
+        if action is Action.STRAND and case.job:
+            return self._homes.stranded(case.job)
+        return _BARS[action](case.entry)
+
+    def _move(self, pipe: Pipeline, case: _Case) -> None:
+        """To the back of the lane of its new pool: whoever waits there came for it."""
+        if case.job is None or case.queue is None or (pool := self._homes.of(case.job)) is None:
+            return
+        case.queue.remove(case.job, pipeline=pipe)
+        case.job.meta = {**case.job.meta, "pool": pool}
+        pipe.hset(self._ledger.keys.ledger(case.job_id), "pool", pool)
+        lane = lane_queue(queue_name(pool, Lane(case.queue.name.rpartition(".")[2])), self._redis)
+        lane._enqueue_job(case.job, pipeline=pipe)
 
     def _end(self, pipe: Pipeline, case: _Case, outcome: Outcome) -> None:
         # Once decided, the outcome stays and settling again only takes the job from the live ones.

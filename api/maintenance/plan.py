@@ -25,6 +25,8 @@ class Action(StrEnum):
     ADOPT = "adopt"  # take RQ's final status as the outcome
     CANCEL = "cancel"  # settle as canceled
     EXPIRE = "expire"  # settle as failed: nobody began it in time
+    MOVE = "move"  # its pool was removed: to the lane of another that holds its model
+    STRAND = "strand"  # its pool was removed and no other holds its model: settle as failed
     RELEASE = "release"  # it waits, but a vanished attempt is still in charge
     PUT_BACK = "put_back"  # to the front of its lane, charging nobody
     RETRY = "retry"  # end the lost attempt, to the front of its lane
@@ -34,7 +36,7 @@ class Action(StrEnum):
 
 
 # Before these, the store is asked: a job whose job.json exists is done, whatever became of the attempt that wrote it.
-ASK_STORE_FIRST = frozenset({Action.CANCEL, Action.FAIL, Action.FORGET})
+ASK_STORE_FIRST = frozenset({Action.CANCEL, Action.FAIL, Action.STRAND, Action.FORGET})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Situation:
     cancel_requested: bool = False
     owner: str | None = None
     expired: bool = False  # nobody ever began it, and its start deadline has passed
+    homeless: bool = False  # its pool was removed
+    has_home: bool = False  # another pool holds its model
     age_s: float = 0.0  # since its submit
 
 
@@ -61,6 +65,8 @@ _RULES: tuple[tuple[Callable[[Situation], bool], Action], ...] = (
     (lambda seen: seen.cancel_requested, Action.CANCEL),
     (lambda seen: seen.expired, Action.EXPIRE),
     (lambda seen: seen.waiting and seen.owner is not None, Action.RELEASE),
+    (lambda seen: seen.waiting and seen.homeless and seen.has_home, Action.MOVE),
+    (lambda seen: seen.waiting and seen.homeless, Action.STRAND),
     (lambda seen: seen.waiting, Action.LEAVE),
     (lambda seen: seen.owner is None, Action.PUT_BACK),
     (lambda seen: seen.can_retry, Action.RETRY),

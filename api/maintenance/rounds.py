@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event
 from typing import TypeVar
 
@@ -13,6 +13,8 @@ from redis.exceptions import RedisError
 
 from api.maintenance import leftovers
 from api.maintenance.deadlines import Deadlines
+from api.maintenance.homeless import Homeless
+from api.maintenance.homes import Homes
 from api.maintenance.lease import Lease
 from api.maintenance.mend import Mender, Patient
 from api.maintenance.metrics import MaintenanceMetrics
@@ -50,11 +52,13 @@ class Rounds:
         self._settings = settings
         self._metrics = metrics
         ledger = Ledger(redis, settings.keys, settings.retention_s)
-        self._mender = Mender(redis, ledger, store)
+        homes = Homes(settings.pools, settings.pool)
+        self._mender = Mender(redis, ledger, store, homes)
         self._records = Records(redis, ledger, store)
         self._reaper = Reaper(redis, settings.keys, settings.heartbeat_ttl_s)
         self._orphans = Orphans(redis, settings.keys, settings.orphan_grace_s)
         self._deadlines = Deadlines(redis, settings.keys)
+        self._homeless = Homeless(redis, settings.keys, homes, settings.rehome_after_s)
         self._strays = Strays(redis, settings.keys, settings.retention_s)
         self._unreadable: set[str] = set()
         self._tidy_at_s = 0.0
@@ -62,7 +66,7 @@ class Rounds:
     def __call__(self) -> None:
         """One round. Raises RedisError when Redis does not answer; an unanswered question to the store can wait."""
         at_s = time.monotonic()
-        for patient in (*self._reaper.find(at_s), *self._deadlines.find(), *self._orphans.find(at_s)):
+        for patient in self._patients(at_s):
             self._mend(patient)
         self._records.step()
         self._strays.step()
@@ -71,6 +75,12 @@ class Rounds:
             self._tidy_at_s = at_s + _TIDY_EVERY_S
         if self._metrics:
             self._metrics.round_ended()
+
+    def _patients(self, at_s: float) -> Iterator[Patient]:
+        yield from self._reaper.find(at_s)
+        yield from self._deadlines.find()
+        yield from self._homeless.find(at_s)
+        yield from self._orphans.find(at_s)
 
     def watch(self) -> None:
         """A round that finds the silent and does nothing: should the replica at work die, with a worker perhaps, this
