@@ -61,7 +61,7 @@ class Restore:
         keys, job_id = self._ledger.keys, record.job_id
         if left_s <= 0:  # about to be deleted
             return False
-        job, queue = self._job(record)
+        job, queue = self._job(record, left_s)
         with self._redis.pipeline() as pipe:
             try:
                 pipe.watch(job.key, keys.ledger(job_id))  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
@@ -98,7 +98,7 @@ class Restore:
         pipe.expire(keys.events(job_id), left_s)
         pipe.zadd(keys.jobs(record.tenant), {job_id: record.created_at.timestamp()})
 
-    def _job(self, record: Record) -> tuple[RqJob, Queue]:
+    def _job(self, record: Record, left_s: int) -> tuple[RqJob, Queue]:
         lane = Queue(queue_name(record.pool, record.lane), connection=self._redis, serializer=JSONSerializer)
         job = RqJob.create(
             SING_TASK,
@@ -108,6 +108,8 @@ class Restore:
             serializer=JSONSerializer,
             origin=lane.name,
             status=RqStatus.STARTED,
+            result_ttl=left_s,
+            failure_ttl=left_s,  # RQ's own is a year, and the reason of a failure it would keep for ever
             description="a song",
             meta={
                 "tenant": record.tenant,

@@ -199,11 +199,11 @@ class JobQueue:
             job = self._load(tenant, job_id)
             if not job.status.ended:
                 raise NotFinished(f"job {job_id} is {job.status}: cancel it, or wait for its end, then erase it")
-            # The store first: what fails half way is still listed, and can be erased again.
+            # The store first, RQ last: what fails half way is still there, and can be erased again.
             self._store.delete_prefix(song_prefix(tenant, job_id))
+            self._ledger.forget(job_id, tenant)
             if rq_job := self._fetch(job_id):
                 rq_job.delete()
-            self._ledger.forget(job_id, tenant)
             if job.status is not JobStatus.SUCCEEDED:  # maintenance may have recorded its end just now
                 self._store.delete_prefix(song_prefix(tenant, job_id))
 

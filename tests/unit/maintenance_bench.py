@@ -20,6 +20,7 @@ from api.maintenance.mend import Mender, Patient
 from api.maintenance.orphans import Orphans
 from api.maintenance.plan import Action
 from api.maintenance.reaper import Reaper
+from api.maintenance.records import Records
 from api.maintenance.strays import Strays
 from serinette.job import Artifact, Attempt, AttemptOutcome, JobStatus, Record, Result, Sampling, Timings, now
 from serinette.ledger import Entry, Ledger, Outcome
@@ -158,12 +159,14 @@ class Bench:
         redis = client or self.redis
         mender = Mender(redis, Ledger(redis, self.keys, RETENTION_S), self.store)
         reaper, orphans = Reaper(redis, self.keys, 0), Orphans(redis, self.keys, 0, slice_s=60)
+        records = Records(redis, Ledger(redis, self.keys, RETENTION_S), self.store)
         strays = Strays(redis, self.keys, RETENTION_S)
 
         def once() -> None:
             at_s = time.monotonic() + 1e6  # whenever it looks, sweeping is due
             for patient in (*reaper.find(at_s), *orphans.find(at_s)):
                 mender.mend(patient)
+            records.step()
             strays.step()
             leftovers.clear(redis, self.keys, RETENTION_S)
 
@@ -207,4 +210,5 @@ def assert_over(bench: Bench, job_id: str, outcome: JobStatus) -> None:
     assert bench.events(job_id).count(outcome) == 1
     assert job_id not in [*bench.waiting(), *bench.held(), *bench.live()]
     keys = [job.key, bench.keys.ledger(job_id), bench.keys.events(job_id), f"rq:results:{job_id}"]
-    assert all(0 < bench.redis.ttl(key) <= RETENTION_S for key in keys if bench.redis.exists(key))
+    left_s = {key: bench.redis.ttl(key) for key in keys if bench.redis.exists(key)}
+    assert all(0 < ttl_s <= RETENTION_S for ttl_s in left_s.values()), left_s

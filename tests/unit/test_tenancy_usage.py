@@ -1,11 +1,6 @@
-"""Usage by a real slot: what is counted, and that it is counted once whatever dies."""
+"""Usage by a real slot: what is counted. That it is counted once whatever dies: tests/kills/."""
 
 from __future__ import annotations
-
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import count
 
 import pytest
 from redis import Redis
@@ -19,11 +14,6 @@ from serinette.store import Store
 from serinette.usage import Day, read_days
 from tests.unit.maintenance_bench import TENANT
 from tests.unit.slot_bench import SlotBench
-from tests.unit.test_maintenance_killed import Killed, mortal
-from tests.unit.test_slot_killed import crash, rescue, well
-
-# A pipeline that is thrown away wants to say goodbye to Redis, and dies again.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 # The imagined engine says so of every song.
 SING_S = 0.1
@@ -34,14 +24,6 @@ def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:
     return SlotBench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
 
 
-@pytest.fixture(autouse=True)
-def _threads_die_quietly() -> Iterator[None]:
-    before = threading.excepthook
-    threading.excepthook = lambda args: None if isinstance(args.exc_value, Killed) else before(args)
-    yield
-    threading.excepthook = before
-
-
 def today(bench: SlotBench) -> Day:
     return read_days(bench.redis, bench.keys, TENANT, [now().date()])[0]
 
@@ -50,30 +32,6 @@ def usage(bench: SlotBench, job_id: str) -> Usage:
     found = bench.entry(job_id).usage
     assert found
     return found
-
-
-@pytest.mark.parametrize("end", [well, crash])
-def test_a_job_is_counted_once_whatever_dies(bench: SlotBench, redis_url: str, end: Callable[[Hold], None]) -> None:
-    gpu_s = 0.0
-    for round_trips in count():
-        job_id = bench.order()
-        survived = False
-        with suppress(Killed):
-            slot = bench.slot(mortal(redis_url, 3 + round_trips))  # a slot's construction takes three
-            bench.engine.meanwhile = end
-            slot.sing_one()
-            survived = True
-        rescue(bench, job_id)
-        day = today(bench)
-        assert (day.jobs, day.succeeded) == (round_trips + 1, round_trips + 1)
-        gpu_s += usage(bench, job_id).gpu_s
-        assert day.gpu_s == pytest.approx(gpu_s, abs=0.001)
-        assert usage(bench, job_id).gpu_s >= SING_S
-        for book in (bench.keys.in_flight(TENANT), bench.keys.running(TENANT)):
-            assert bench.redis.zcard(book) == 0
-        if survived:
-            break
-    assert round_trips > 5, "the death was never in the midst of it"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""A process that dies by SIGKILL before its n-th round trip to Redis or to the store. Those it waits for live on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any, Concatenate, ParamSpec
+
+from redis import Redis
+from redis.connection import Connection, ConnectionPool
+
+import serinette.store
+
+Parameters = ParamSpec("Parameters")
+
+# A forked copy of a process that has imported everything and done nothing costs milliseconds, where a new one costs
+# seconds; and no thread of the test's own is lost in it.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(
+    [
+        "pytest",
+        "tests.unit.slot_bench",
+        "tests.kills.ends",
+        "api.queue",
+        "api.maintenance.webhooks",
+        "api.maintenance.restore",
+    ]
+)
+
+
+class Fate:
+    """Counts the round trips of this process, whoever makes them, and ends it before the one too many."""
+
+    def __init__(self, round_trips: int) -> None:
+        self._left = round_trips
+        self._lock = threading.Lock()
+        names = vars(serinette.store)
+        names["obstore"] = _Counted(names["obstore"], self)
+
+    def step(self) -> None:
+        """To die after an answer is to die before the next question."""
+        with self._lock:
+            self._left -= 1
+            if self._left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def redis(self, url: str) -> Redis:
+        """A client whose every sending is a step."""
+        return interrupted(url, self.step)
+
+
+class _Counted:
+    """obstore, each of whose calls is a step."""
+
+    def __init__(self, module: Any, fate: Fate) -> None:
+        self._module = module
+        self._fate = fate
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._module, name)
+        if not callable(found):
+            return found
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self._fate.step()
+            return found(*arguments, **named)
+
+        return counted
+
+
+def interrupted(url: str, event: Callable[[], object]) -> Redis:
+    """A client to which something happens whenever it is about to send."""
+
+    class Interrupted(Connection):
+        def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            event()
+            super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]  # redis-py's
+
+    return Redis(connection_pool=ConnectionPool.from_url(url, connection_class=Interrupted))
+
+
+Life = Callable[Concatenate[Fate, Parameters], object]
+
+
+def lives(round_trips: int, life: Life[Parameters], *arguments: Parameters.args, **named: Parameters.kwargs) -> bool:
+    """Live that life in a process of its own; False if it ended before its time."""
+    process = _processes.Process(target=_live, args=(round_trips, life, arguments, named))
+    process.start()
+    process.join(120)
+    assert process.exitcode in {0, -signal.SIGKILL}, f"it neither lived nor was killed: {process.exitcode}"
+    return process.exitcode == 0
+
+
+def _live(round_trips: int, life: Life[...], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    life(Fate(round_trips), *arguments, **named)
+
+
+class Deaths:
+    """Every death of one life: iterate over the round trips it dies before, and tell how each went."""
+
+    def __init__(self, fewest: int) -> None:
+        """`fewest`: round trips that such a life takes at least; less, and the death was never in the midst of it."""
+        self._fewest = fewest
+        self._survived = False
+
+    def __iter__(self) -> Iterator[int]:
+        for round_trips in count():
+            yield round_trips
+            if self._survived:
+                break
+        assert round_trips >= self._fewest, f"it took {round_trips} round trips: the death was never in the midst of it"
+
+    def lives(
+        self, round_trips: int, life: Life[Parameters], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> None:
+        """See `lives`; the last round is the one that is survived."""
+        self._survived = lives(round_trips, life, *arguments, **named)

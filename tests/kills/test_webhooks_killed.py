@@ -1,0 +1,58 @@
+"""Whoever tells webhooks killed before every round trip: the end is told, and always by the same id."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from api.maintenance.webhooks import Webhooks
+from api.settings import MaintenanceSettings
+from serinette.job import JobStatus, now
+from serinette.ledger import Outcome, Terms
+from serinette.names import Keys
+from serinette.settings import SharedSettings
+from serinette.store import Store
+from serinette.webhook import event_id
+from tests.kills.deaths import Deaths, Fate
+from tests.receivers import SECRET, receiver
+from tests.unit.maintenance_bench import TENANT
+from tests.unit.slot_bench import SlotBench
+
+
+def tellers(redis: Redis, redis_url: str) -> Webhooks:
+    settings = MaintenanceSettings.model_validate(
+        {"redis_url": redis_url, "webhook_secret": SECRET, "webhook_networks": ("127.0.0.0/8",)}
+    )
+    return Webhooks(redis, settings)
+
+
+def tell(fate: Fate, redis_url: str) -> None:
+    tellers(fate.redis(redis_url), redis_url)()
+
+
+@pytest.mark.parametrize("refuses_first", [False, True])
+def test_every_death_is_survived(
+    redis: Redis, redis_url: str, keys: Keys, file_store_url: str, refuses_first: bool
+) -> None:
+    bench = SlotBench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
+    deaths = Deaths(fewest=4)
+    told_twice = False
+    with receiver() as target:
+        for round_trips in deaths:
+            job_id = bench.order()
+            terms = Terms(webhook=f"http://127.0.0.1:{target.port}/ended")
+            bench.ledger.open(job_id, TENANT, now(), terms=terms)
+            bench.slot().sing_one()
+            target.answers = [500] if refuses_first else []
+            deaths.lives(round_trips, tell, redis_url)
+            for _ in range(2):  # its term is over, and then the pause behind the try that failed
+                bench.redis.zadd(keys.webhooks, {job_id: 1}, xx=True)
+                tellers(redis, redis_url)()
+            assert set(target.ids) == {event_id(job_id, JobStatus.SUCCEEDED)}
+            told_twice = told_twice or len(target.ids) == 2
+            assert bench.entry(job_id).deliveries[-1].delivered
+            assert redis.zscore(keys.webhooks, job_id) is None
+            bench.ledger.settle(job_id, Outcome(JobStatus.FAILED))
+            assert redis.zscore(keys.webhooks, job_id) is None, "an end is decided once, and told once"
+            target.came.clear()
+    assert told_twice, "no death came between the delivery and its log"
