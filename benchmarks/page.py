@@ -46,6 +46,10 @@ ROWS = (
     Row("The first song of a process", "songs", "figures.first_song_wall_s", 2, "s"),
     Row("`serinette up` until a song can be sung", "songs", "figures.up_s", 1, "s"),
     Row("Load of the machine meanwhile, one-minute average", "songs", "machine.load_average_1m", 1),
+    Row("Jobs that ended in every way and were forgotten", "forgetting", "figures.jobs"),
+    Row("Redis's memory after them, more than before", "forgetting", "figures.grown_bytes", 0, "bytes", "0 a job"),
+    Row("Redis's keys after them, more than before", "forgetting", "figures.grown_keys", 0, "", "0"),
+    Row("Files left in the store after them", "forgetting", "figures.after.files", 0, "", "0"),
     Row("A song on a GPU"),
     Row("Gateway on several machines, behind an ingress"),
 )

@@ -220,8 +220,8 @@ class Ledger:
         """Erase all trace of a job that has ended or never began; rides in `pipeline` if given."""
         pipe = self.redis.pipeline(transaction=True) if pipeline is None else pipeline
         pipe.delete(self.keys.ledger(job_id), self.keys.events(job_id))
-        pipe.zrem(self.keys.live, job_id)
-        pipe.zrem(self.keys.unrecorded, job_id)
+        for index in (self.keys.live, self.keys.unrecorded, self.keys.deadlines):
+            pipe.zrem(index, job_id)
         for index in (self.keys.jobs(tenant), self.keys.in_flight(tenant), self.keys.running(tenant)):
             pipe.zrem(index, job_id)
         if pipeline is None:

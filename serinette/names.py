@@ -89,7 +89,7 @@ class Keys:
 
     @property
     def deadlines(self) -> str:
-        """Sorted set of job ids by the Unix second by which a worker must have begun them. Entries go when due."""
+        """Sorted set of jobs that nobody has begun, by the Unix second by which a worker must have."""
         return self._key("deadlines")
 
     @property

@@ -26,7 +26,12 @@ local function unix_s()
     local time = redis.call('TIME')
     return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
+local function book_started(ledger)
+    local base, job_id = string.match(ledger, '^(.*:)ledger:([^:]+)$')
+    redis.call('ZREM', base .. 'deadlines', job_id)
+end
 local function book_begin(ledger)
+    book_started(ledger)
     redis.call('HSET', ledger, 'began', string.format('%.3f', unix_s()))
     local running, job_id = book(ledger, 'running')
     if running then redis.call('ZADD', running, unix_s(), job_id) end
@@ -36,6 +41,7 @@ local function book_return(ledger)
     if running then redis.call('ZREM', running, job_id) end
 end
 local function book_leave(ledger)
+    book_started(ledger)
     book_return(ledger)
     local in_flight, job_id = book(ledger, 'in-flight')
     if in_flight then redis.call('ZREM', in_flight, job_id) end

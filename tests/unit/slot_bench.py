@@ -97,9 +97,10 @@ class SlotBench(Bench):
     engine: ImaginedEngine
     drain: Drain
 
-    def slot(self, client: Redis | None = None, name: str = "slot") -> Slot:
+    def slot(self, client: Redis | None = None, name: str = "slot", retention_s: int = RETENTION_S) -> Slot:
         """A slot of its own name. It beats so seldom that only what it does itself reaches Redis."""
-        settings = WorkerSettings(heartbeat_s=30, heartbeat_ttl_s=90, retention_s=RETENTION_S, store_patience_s=0)
+        settings = WorkerSettings(heartbeat_s=30, heartbeat_ttl_s=90, store_patience_s=0)
+        settings = settings.model_copy(update={"retention_s": retention_s})  # perhaps briefer than is allowed
         self.engine = ImaginedEngine()
         self.drain = Drain(3600)
         return Slot(

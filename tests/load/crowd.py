@@ -1,0 +1,188 @@
+"""Many jobs that end in every way there is, and what Redis and the store hold once all are forgotten.
+
+Gateway, slot and maintenance are the real classes in one process, on a real Valkey and a directory store; only the
+engine is imagined.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from api.maintenance import leftovers
+from api.maintenance.retention import Retention
+from api.maintenance.rounds import Rounds
+from api.maintenance.strays import Strays
+from api.maintenance.webhooks import Webhooks
+from api.queue import JobQueue
+from api.settings import GatewaySettings, MaintenanceSettings
+from gpu_worker.slot.hold import Hold
+from serinette.errors import EngineCrashed, EngineOutOfMemory
+from serinette.job import JobOptions, JobStatus
+from serinette.ledger import Ledger
+from serinette.names import Keys, Lane
+from serinette.settings import SharedSettings, connect_redis
+from serinette.spec import AudioFormat, GenerationSpec
+from serinette.store import Store
+from tests.processes import eventually
+from tests.receivers import SECRET, Receiver
+from tests.unit.slot_bench import SlotBench
+
+TENANTS = 7
+# What twenty jobs do, over and over; the engine reads it in their prompts.
+WAYS = (
+    *("sung",) * 6,
+    *("failed",) * 2,
+    *("retried",) * 2,
+    *("crashed thrice",),
+    *("canceled while it waited",) * 3,
+    *("canceled while it ran",) * 2,
+    *("expired",) * 4,
+)
+ENDS = {
+    "sung": JobStatus.SUCCEEDED,
+    "retried": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "crashed thrice": JobStatus.FAILED,
+    "expired": JobStatus.FAILED,
+    "canceled while it waited": JobStatus.CANCELED,
+    "canceled while it ran": JobStatus.CANCELED,
+}
+
+
+class _AtOnce(Event):
+    """Lets a sweep of the store go on without its pauses."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is held at one moment."""
+
+    names: frozenset[str]  # keys of Redis, but the worker's own, which comes and goes
+    memory_bytes: int  # of Redis, less its clients' buffers
+    files: int  # in the store, directories too
+
+
+@dataclass
+class Crowd:
+    """Submits, ends and forgets jobs. `retention_s` is far below what settings allow, so that a test sees the end."""
+
+    directory: Path
+    redis_url: str
+    receiver: Receiver
+    retention_s: int
+    ended: Counter[str] = field(default_factory=Counter)
+    numbers: Any = field(default_factory=count)
+
+    def __post_init__(self) -> None:
+        shared = {
+            "redis_url": self.redis_url,
+            "store_url": f"file://{self.directory / 'store'}",
+            "webhook_secret": SECRET,
+            "webhook_networks": ["127.0.0.0/8"],
+        }
+        brief = {"retention_s": self.retention_s}
+        gateway = GatewaySettings.model_validate({**shared, "max_waiting": 1_000_000}).model_copy(update=brief)
+        self.maintenance = MaintenanceSettings.model_validate({**shared, "orphan_grace_s": 5}).model_copy(update=brief)
+        self.redis, self.keys = connect_redis(gateway), Keys()
+        self.store = Store.open(SharedSettings.model_validate({"store_url": shared["store_url"]}))
+        self.ledger = Ledger(self.redis, self.keys, self.retention_s)
+        self.queue = JobQueue(self.redis, self.store, self.ledger, gateway)
+        self.slot = SlotBench(self.redis, self.keys, self.store)
+        self.worker = self.slot.slot(retention_s=self.retention_s)
+        self.slot.engine.meanwhile = self._meanwhile
+        self.webhooks = Webhooks(self.redis, self.maintenance)
+
+    def wave(self, jobs: int) -> None:
+        """So many jobs come, and end."""
+        self.receiver.answers.append(500)  # one webhook is tried again
+        ids = dict(self._submit(number) for number in islice(self.numbers, jobs))
+        for job_id, (way, tenant) in ids.items():
+            if way == "canceled while it waited":
+                self.queue.cancel(tenant, job_id)
+        rounds = Rounds(self.redis, self.store, self.maintenance)
+        late = [job_id for job_id, (way, _) in ids.items() if way == "expired"]
+        assert eventually(lambda: [rounds()] and not self._live(late), 120)
+        while any(queue.count for queue in self.worker.queues):
+            self.worker.sing_one()
+        self.webhooks()
+        assert not self._live(list(ids)), "some did not end"
+        self.ended.update(ENDS[way].value for way, _ in ids.values())
+
+    def told(self) -> Counter[str]:
+        """How many jobs ended in which way, as the tenants' usage has it."""
+        total: Counter[str] = Counter()
+        for key in self.redis.scan_iter(f"{self.keys.usage('*', 0).removesuffix('0')}*"):
+            usage = self.redis.hgetall(key)
+            total.update({end.value: int(usage.get(end.value.encode(), 0)) for end in set(ENDS.values())})
+        return total
+
+    def _submit(self, number: int) -> tuple[str, tuple[str, str]]:
+        way, tenant = WAYS[number % len(WAYS)], f"tenant-{number % TENANTS}"
+        spec = GenerationSpec(prompt=way, lyrics="la " * 100, seed=number, format=AudioFormat.WAV)
+        options = JobOptions(
+            lane=list(Lane)[number % 3],
+            labels={"number": str(number)},
+            start_deadline_s=1 if way == "expired" else 3600 if number % 2 else None,
+            webhook=f"http://127.0.0.1:{self.receiver.port}/" if number % 11 == 0 else None,
+        )
+        key = f"key {number}" if number % 3 == 0 else None
+        job, created = self.queue.submit(tenant, spec, options, idempotency_key=key)
+        assert created
+        if number % 30 == 0:
+            assert self.queue.submit(tenant, spec, options, idempotency_key=key)[0].id == job.id
+        return job.id, (way, tenant)
+
+    def _live(self, job_ids: list[str]) -> list[str]:
+        """Those that have not ended."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.zscore(self.keys.live, job_id)
+            return [job_id for job_id, score in zip(job_ids, pipe.execute(), strict=True) if score is not None]
+
+    def _meanwhile(self, hold: Hold) -> None:
+        """What the engine does to a job whose prompt asks for it."""
+        way = hold.job.kwargs["spec"]["prompt"]
+        if way == "failed":
+            raise EngineOutOfMemory("the song does not fit")
+        if way == "crashed thrice" or (way == "retried" and hold.attempt.number == 1):
+            raise EngineCrashed("the engine is gone")
+        if way == "canceled while it ran":
+            self.ledger.request_cancel(hold.job.id)
+            hold.canceled = True  # as the slot's pulse hears it
+
+    def settle(self, timeout_s: float) -> Held:
+        """Let everything that may expire do so, with maintenance at work; what is held then."""
+        retention = Retention(self.redis, self.keys, self.store, self.retention_s)
+        jobs = f"{self.keys.ledger('')}*"
+
+        def forgotten() -> bool:
+            strays = Strays(self.redis, self.keys, self.retention_s)
+            while not strays.step():
+                pass
+            leftovers.clear(self.redis, self.keys, self.retention_s)
+            retention.sweep(_AtOnce())
+            self.webhooks()
+            known = self.redis.exists(self.keys.webhooks) or any(self.redis.scan_iter(jobs, count=10_000))
+            return not known and not any(self._files())
+
+        assert eventually(forgotten, timeout_s), f"still there: {self.held().names}"
+        return self.held()
+
+    def held(self) -> Held:
+        """What is held now."""
+        self.redis.execute_command("MEMORY", "PURGE")  # type: ignore[no-untyped-call]
+        names = frozenset(key.decode() for key in self.redis.scan_iter(count=10_000))
+        memory: Any = self.redis.info("memory")
+        used = int(memory["used_memory"]) - int(memory["mem_clients_normal"])
+        return Held(names - {f"rq:worker:{self.worker.name}"}, used, len(self._files()))
+
+    def _files(self) -> list[Path]:
+        return [path for path in (self.directory / "store").rglob("*") if path.name not in {"songs", "uploads"}]

@@ -1,0 +1,42 @@
+"""Jobs that came, ended in every way and were forgotten leave nothing that grows with their number."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.load.crowd import TENANTS, WAYS, Crowd, Held
+from tests.receivers import receiver
+
+# `make load` sends 100,000.
+JOBS = int(os.environ.get("JOBS", "2000"))
+WAVE = 500
+RETENTION_S = 5
+# One entry in a set for each job would take twenty times as much.
+BYTES_PER_JOB = 2.0
+SLACK_BYTES = 16_384
+
+
+def kept(held: Held) -> set[str]:
+    """Keys, a tenant's usage as one whatever the day."""
+    return {re.sub(r"(:usage:.*):[0-9]+$", r"\1", name) for name in held.names}
+
+
+@pytest.mark.load
+@pytest.mark.timeout(7200)
+def test_redis_and_store_are_back_where_they_began(tmp_path: Path, redis_url: str) -> None:
+    with receiver() as told:
+        crowd = Crowd(tmp_path, redis_url, told, RETENTION_S)
+        crowd.wave(len(WAYS) * TENANTS)  # every tenant ends every way: what is kept once is there from now on
+        before = crowd.settle(timeout_s=600)
+        for _ in range(0, JOBS, WAVE):
+            crowd.wave(WAVE)
+        after = crowd.settle(timeout_s=600)
+    assert crowd.told() == crowd.ended
+    assert kept(after) == kept(before)
+    assert before.files == after.files == 0
+    grown = after.memory_bytes - before.memory_bytes
+    assert grown < SLACK_BYTES + BYTES_PER_JOB * JOBS, f"{grown} bytes more, of {before.memory_bytes}"
