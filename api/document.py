@@ -15,6 +15,21 @@ from serinette.batch import BatchRequest
 # Told by responses that FastAPI knows no model of.
 _TOLD: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
 
+# What paths of other servers' dialects may answer beside what they tell themselves.
+_REFUSALS = {
+    "400": "The body cannot be read, or a field is wrong.",
+    "401": "No key, or one that is unknown, expired or revoked.",
+    "413": "The body is longer than is allowed.",
+    "429": "A bound is reached; `Retry-After` says when to try again.",
+    "500": "Something went wrong here.",
+    "503": "The queue or the store does not answer; nothing was accepted.",
+}
+_REFUSAL = {
+    "type": "object",
+    "required": ["detail"],
+    "properties": {"detail": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}},
+}
+
 
 def complete(app: FastAPI) -> None:
     """Have the application serve the completed document."""
@@ -25,12 +40,18 @@ def complete(app: FastAPI) -> None:
         for model in _TOLD:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
+        document["components"]["schemas"]["Refusal"] = _REFUSAL
+        document["components"]["responses"] = {f"Refusal{status}": _refusal(why) for status, why in _REFUSALS.items()}
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]  # where the operator asks for keys
         for path, methods in document["paths"].items():
             for operation in methods.values():
+                answers = operation["responses"]
                 if speaks_problems(path) or TAG in operation["tags"]:
-                    _drop_foreign_errors(operation["responses"])
+                    _drop_foreign_errors(answers)
+                if not speaks_problems(path):
+                    for status in _REFUSALS:
+                        answers.setdefault(status, {"$ref": f"#/components/responses/Refusal{status}"})
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
@@ -40,3 +61,7 @@ def _drop_foreign_errors(responses: dict[str, Any]) -> None:
     # FastAPI adds its own 422 wherever a parameter could be wrong and we tell no 422 of ours: there none can be.
     if "application/json" in responses.get("422", {}).get("content", {}):
         del responses["422"]
+
+
+def _refusal(why: str) -> dict[str, Any]:
+    return {"description": why, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}}

@@ -109,7 +109,12 @@ class Crowd:
                 self.queue.cancel(tenant, job_id)
         rounds = Rounds(self.redis, self.store, self.maintenance)
         late = [job_id for job_id, (way, _) in ids.items() if way == "expired"]
-        assert eventually(lambda: [rounds()] and not self._live(late), 120)
+
+        def expired() -> bool:
+            rounds()
+            return not self._live(late)
+
+        assert eventually(expired, 120)
         while any(queue.count for queue in self.worker.queues):
             self.worker.sing_one()
         self.webhooks()

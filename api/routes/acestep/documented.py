@@ -31,6 +31,8 @@ def answers(data: object, *more: Responses) -> Responses:
 
 WRONG: Final = _refusal(400, "a field is wrong; it is named")
 UNKNOWN: Final = _refusal(404, "Audio file not found")
+TAKEN: Final = _refusal(409, "this Idempotency-Key was used with another spec")
+NOT_ALLOWED: Final = _refusal(403, "the tenant may not use this lane")
 NO_LM: Final = _refusal(501, "it needs ACE-Step's 5 Hz language model, which is not here")
 AWAY: Final = _refusal(503, "the queue or the store does not answer; nothing was accepted")
 

@@ -36,6 +36,8 @@ KeyHeader = Annotated[
     responses=documented.answers(
         {"task_id": documented.TASK_ID, "status": "queued", "queue_position": 1, "warnings": []},
         documented.WRONG,
+        documented.NOT_ALLOWED,
+        documented.TAKEN,
         documented.NO_LM,
         documented.AWAY,
     ),

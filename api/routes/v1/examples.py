@@ -133,7 +133,20 @@ SUBMIT_HEADERS = {
 _PROGRESS = '{"id":"1767323048000-0","type":"progress","data":{"stage":"denoising","step":4,"steps":8,"fraction":0.45}}'
 EVENTS = {
     "text/event-stream": {
-        "schema": {"$ref": "#/components/schemas/JobEvent"},
+        "schema": {
+            "type": "object",
+            "required": ["id", "event", "data"],
+            "properties": {
+                "id": {"type": "string"},
+                "event": {"type": "string"},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": "#/components/schemas/JobEvent"},
+                },
+                "retry": {"type": "integer"},
+            },
+        },
         "example": f"id: 1767323048000-0\nevent: progress\ndata: {_PROGRESS}\nretry: 2000\n\n",
     }
 }

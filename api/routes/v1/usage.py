@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from api.dependencies import AccountsPart, TenantPart
 from api.routes.v1 import examples
@@ -19,6 +20,16 @@ from serinette.usage import DAYS_KEPT, Day, Sums
 router = APIRouter(tags=["usage"])
 
 DEFAULT_DAYS = 30
+
+
+def _written_out(text: object) -> object:
+    # pydantic would read a number as seconds since 1970.
+    if isinstance(text, str) and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        raise ValueError("must be a date like 2026-01-31")
+    return text
+
+
+QueryDay = Annotated[date | None, BeforeValidator(_written_out)]
 
 
 class UsageView(BaseModel):
@@ -38,8 +49,8 @@ class UsageView(BaseModel):
 def usage(
     accounts: AccountsPart,
     tenant: TenantPart,
-    since: Annotated[date | None, Query(description="First UTC day; else 29 days before `until`.")] = None,
-    until: Annotated[date | None, Query(description="Last UTC day; else today.")] = None,
+    since: Annotated[QueryDay, Query(description="First UTC day; else 29 days before `until`.")] = None,
+    until: Annotated[QueryDay, Query(description="Last UTC day; else today.")] = None,
 ) -> UsageView:
     """GPU-seconds, queue seconds, bytes and jobs of each day. A job counts on the day it ends, once."""
     last = until or now().date()
