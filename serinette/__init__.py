@@ -14,7 +14,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers know this name; `typing` alone would take longer than all of this
 if TYPE_CHECKING:
     from serinette import errors
-    from serinette.client import AsyncClient, Client, Event, Page, Retry
+    from serinette.client import AsyncClient, BatchOptions, Client, Event, Page, Retry
     from serinette.errors import SerinetteError
     from serinette.job import Job, JobOptions, JobStatus
     from serinette.names import Lane
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncClient",
     "AudioFormat",
+    "BatchOptions",
     "Client",
     "Event",
     "GenerationSpec",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    **dict.fromkeys(("AsyncClient", "Client", "Event", "Page", "Retry"), "client"),
+    **dict.fromkeys(("AsyncClient", "BatchOptions", "Client", "Event", "Page", "Retry"), "client"),
     "SerinetteError": "errors",
     **dict.fromkeys(("Job", "JobOptions", "JobStatus"), "job"),
     "Lane": "names",

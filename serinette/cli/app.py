@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from enum import StrEnum
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from serinette.cli import bench, house, jobs, keys, ordering, serve
+from serinette.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE
+from serinette.cli.replaying import replay
 from serinette.cli.terminal import errors
 from serinette.cli.usage import usage
 from serinette.errors import SerinetteError, Unavailable
 
-EXIT_FAILED = 1
-EXIT_UNREACHABLE = 3
-EXIT_INTERRUPTED = 130
-
 app = typer.Typer(
     name="serinette",
     help="Serverless music generation: from one machine to a cluster of GPUs.",
-    epilog="Exit status: 0 done; 1 it failed; 2 wrong usage; 3 no server answers; 130 interrupted.",
+    epilog="Exit status: 0 done; 1 it failed; 2 wrong usage; 3 no server answers; 4 done in part (songs of a "
+    "batch failed, a replay has other bits); 130 interrupted.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -33,8 +35,17 @@ app.command("jobs")(jobs.jobs)
 app.command("cancel")(jobs.cancel)
 app.command("queue")(house.queue)
 app.command("usage")(usage)
+app.command("replay")(replay)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
 app.add_typer(bench.app, name="bench", no_args_is_help=True)
+
+
+class Shell(StrEnum):
+    """Whose completion is known."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
 
 
 @app.command()
@@ -45,6 +56,13 @@ def version() -> None:
     typer.echo(f"serinette {__version__}")
 
 
+@app.command()
+def completion(shell: Annotated[Shell, typer.Argument(show_default=False)]) -> None:
+    """Print what makes a shell complete our commands: `eval "$(serinette completion bash)"`."""
+    os.environ["_SERINETTE_COMPLETE"] = f"source_{shell}"  # Click's way to be asked for it
+    app(args=[], prog_name="serinette")
+
+
 def run() -> None:
     """Run a command; every error on purpose is one message and an exit status."""
     try:
@@ -53,7 +71,7 @@ def run() -> None:
         errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILED)
     except ModuleNotFoundError as error:
-        if error.name not in {"redis", "pydantic_settings"}:
+        if error.name not in {"redis", "pydantic_settings", "av", "numpy"}:
             raise
         errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[local]'", soft_wrap=True)
         sys.exit(EXIT_FAILED)

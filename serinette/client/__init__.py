@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from serinette.client.answers import Event, Model, Page, QueueState, TenantUsage
+from serinette.client.answers import Batch, BatchLine, Event, Model, Page, QueueState, TenantUsage
 from serinette.client.asynchronous import AsyncClient
+from serinette.client.batch_calls import BatchOptions
+from serinette.client.harvest import Fetched
 from serinette.client.retries import Retry
 from serinette.client.sync import Client
 from serinette.client.wire import DEFAULT_URL
@@ -11,8 +13,12 @@ from serinette.client.wire import DEFAULT_URL
 __all__ = [
     "DEFAULT_URL",
     "AsyncClient",
+    "Batch",
+    "BatchLine",
+    "BatchOptions",
     "Client",
     "Event",
+    "Fetched",
     "Model",
     "Page",
     "QueueState",

@@ -15,9 +15,10 @@ import httpx
 
 from serinette.client import calls, wire
 from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage
+from serinette.client.async_batches import AsyncBatches
 from serinette.client.calls import HOLD_S, Call
 from serinette.client.fields import JobFields
-from serinette.client.files import async_chunks, id_of, incoming, size_of
+from serinette.client.files import async_chunks, id_of, incoming, sha256_of, size_of
 from serinette.client.retries import Patience, Retry, Setback
 from serinette.client.wire import CHUNK_BYTES, DEFAULT_URL
 from serinette.errors import NotFinished
@@ -46,6 +47,7 @@ class AsyncClient:
         self.url = url.rstrip("/")
         self._retry = retry or Retry()
         self._answered = False
+        self.batches = AsyncBatches(self)
         self._http = httpx.AsyncClient(**wire.arguments(self.url, api_key, timeout_s), transport=transport)
 
     async def __aenter__(self) -> Self:
@@ -67,7 +69,7 @@ class AsyncClient:
         **fields: Unpack[JobFields],
     ) -> Job:
         """Queue a song: a spec, or its prompt and further fields; see Client.submit."""
-        return await self._perform(calls.submit(song, options, idempotency_key, fields))
+        return await self.perform(calls.submit(song, options, idempotency_key, fields))
 
     async def get(self, job_id: str) -> Job:
         """One job as it is now.
@@ -75,7 +77,7 @@ class AsyncClient:
         Raises:
             NotFound: there is no such job.
         """
-        return await self._perform(calls.get(job_id))
+        return await self.perform(calls.get(job_id))
 
     async def list(
         self,
@@ -86,7 +88,7 @@ class AsyncClient:
         cursor: str | None = None,
     ) -> Page:
         """Jobs, newest first, by status and by a label's name and value; at most 100 a page."""
-        return await self._perform(calls.list_jobs(status, label, limit, cursor))
+        return await self.perform(calls.list_jobs(status, label, limit, cursor))
 
     async def iterate(
         self, *, status: JobStatus | None = None, label: tuple[str, str] | None = None
@@ -107,7 +109,7 @@ class AsyncClient:
             NotFound: there is no such job.
             Conflict: it has succeeded or failed already.
         """
-        return await self._perform(calls.cancel(job_id))
+        return await self.perform(calls.cancel(job_id))
 
     async def erase(self, job_id: str) -> None:
         """Erase an ended job, its songs and every trace of it.
@@ -116,7 +118,7 @@ class AsyncClient:
             NotFound: there is no such job.
             NotFinished: it has not ended; cancel it first.
         """
-        await self._perform(calls.erase(job_id))
+        await self.perform(calls.erase(job_id))
 
     async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncIterator[Event]:
         """A job as it stands (`type` is status, `data` the job), then what happens to it until it ends.
@@ -185,7 +187,7 @@ class AsyncClient:
         while True:
             began = time.monotonic()
             left_s = HOLD_S if deadline is None else max(0.0, deadline - began)
-            job = await self._perform(calls.get(job_id, min(HOLD_S, left_s)), deadline)
+            job = await self.perform(calls.get(job_id, min(HOLD_S, left_s)), deadline)
             if job.status.ended:
                 return job
             if deadline is not None and time.monotonic() >= deadline:
@@ -201,10 +203,14 @@ class AsyncClient:
             NotFinished: the job has not ended yet.
             Gone: it ended without a song, or its files were erased.
         """
-        call, patience = calls.audio(id_of(job), index), Patience(self._retry, repeatable=True)
+        return await self.fetch(calls.audio(id_of(job), index), Path(path), sha256_of(job, index))
+
+    async def fetch(self, call: Call[None], path: Path, sha256: str | None) -> int:
+        """Write what a call answers to `path`, whole or not at all."""
+        patience = Patience(self._retry, repeatable=True)
         while True:
             try:
-                with incoming(job, Path(path), index) as song:
+                with incoming(path, sha256) as song:
                     async with self._opened(call) as response, await anyio.open_file(song.partial, "wb") as file:
                         async for chunk in response.aiter_bytes(CHUNK_BYTES):
                             await file.write(chunk)
@@ -220,27 +226,28 @@ class AsyncClient:
             InvalidAudio, TooLarge: it is not kept.
         """
         body = audio if isinstance(audio, bytes) else Path(audio)
-        return await self._perform(calls.upload(size_of(body)), content=lambda: async_chunks(body))
+        return await self.perform(calls.upload(size_of(body)), content=lambda: async_chunks(body))
 
     async def erase_upload(self, upload_id: str) -> None:
         """Erase an upload. Jobs that still wait to work on it will fail."""
-        await self._perform(calls.erase_upload(upload_id))
+        await self.perform(calls.erase_upload(upload_id))
 
     async def usage(self, since: date, until: date) -> TenantUsage:
         """What the key's tenant used on those UTC days."""
-        return await self._perform(calls.usage(since, until))
+        return await self.perform(calls.usage(since, until))
 
     async def queue(self) -> QueueState:
         """What waits in which lane, and who sings."""
-        return await self._perform(calls.queue())
+        return await self.perform(calls.queue())
 
     async def models(self) -> tuple[Model, ...]:
         """What the workers that are up can sing."""
-        return await self._perform(calls.models())
+        return await self.perform(calls.models())
 
-    async def _perform(
+    async def perform(
         self, call: Call[T], deadline: float | None = None, content: Callable[[], AsyncIterable[bytes]] | None = None
     ) -> T:
+        """Send one call, as patiently as `retry` says; `content` is a body that is not JSON."""
         patience = Patience(self._retry, repeatable=call.repeatable, deadline=deadline)
         while True:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
 import anyio
@@ -40,10 +41,9 @@ class Incoming:
 
 
 @contextmanager
-def incoming(job: Job | str, path: Path, index: int) -> Iterator[Incoming]:
-    """Where one song of a job goes; nothing is left if it does not arrive. What is known of it is checked."""
-    known = job.result.artifacts if isinstance(job, Job) and job.result else ()
-    file = Incoming(path, next((song.sha256 for song in known if song.index == index), None))
+def incoming(path: Path, sha256: str | None) -> Iterator[Incoming]:
+    """Where a file goes; nothing is left if it does not arrive. What is known of it is checked."""
+    file = Incoming(path, sha256)
     try:
         yield file
     finally:
@@ -73,6 +73,19 @@ async def async_chunks(audio: Path | bytes) -> AsyncIterator[bytes]:
     async with await anyio.open_file(audio, "rb") as file:
         while chunk := await file.read(CHUNK_BYTES):
             yield chunk
+
+
+def made(directory: str | PathLike[str]) -> Path:
+    """A directory that is there now."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def sha256_of(job: Job | str, index: int) -> str | None:
+    """The checksum of one song, if it is known."""
+    known = job.result.artifacts if isinstance(job, Job) and job.result else ()
+    return next((song.sha256 for song in known if song.index == index), None)
 
 
 def id_of(job: Job | str) -> str:

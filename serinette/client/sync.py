@@ -14,9 +14,10 @@ import httpx
 
 from serinette.client import calls, wire
 from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage
+from serinette.client.batches import Batches
 from serinette.client.calls import HOLD_S, Call
 from serinette.client.fields import JobFields
-from serinette.client.files import chunks, id_of, incoming, size_of
+from serinette.client.files import chunks, id_of, incoming, sha256_of, size_of
 from serinette.client.retries import Patience, Retry, Setback
 from serinette.client.wire import CHUNK_BYTES, DEFAULT_URL
 from serinette.errors import NotFinished
@@ -50,6 +51,7 @@ class Client:
         self.url = url.rstrip("/")
         self._retry = retry or Retry()
         self._answered = False
+        self.batches = Batches(self)
         self._http = httpx.Client(**wire.arguments(self.url, api_key, timeout_s), transport=transport)
 
     def __enter__(self) -> Self:
@@ -80,7 +82,7 @@ class Client:
             IdempotencyConflict: the key was used with another spec.
             Limited: a bound is reached, and was for as long as `retry` says.
         """
-        return self._perform(calls.submit(song, options, idempotency_key, fields))
+        return self.perform(calls.submit(song, options, idempotency_key, fields))
 
     def get(self, job_id: str) -> Job:
         """One job as it is now.
@@ -88,7 +90,7 @@ class Client:
         Raises:
             NotFound: there is no such job.
         """
-        return self._perform(calls.get(job_id))
+        return self.perform(calls.get(job_id))
 
     def list(
         self,
@@ -99,7 +101,7 @@ class Client:
         cursor: str | None = None,
     ) -> Page:
         """Jobs, newest first, by status and by a label's name and value; at most 100 a page."""
-        return self._perform(calls.list_jobs(status, label, limit, cursor))
+        return self.perform(calls.list_jobs(status, label, limit, cursor))
 
     def iterate(self, *, status: JobStatus | None = None, label: tuple[str, str] | None = None) -> Iterator[Job]:
         """All jobs of `list`, page by page."""
@@ -116,7 +118,7 @@ class Client:
             NotFound: there is no such job.
             Conflict: it has succeeded or failed already.
         """
-        return self._perform(calls.cancel(job_id))
+        return self.perform(calls.cancel(job_id))
 
     def erase(self, job_id: str) -> None:
         """Erase an ended job, its songs and every trace of it.
@@ -125,7 +127,7 @@ class Client:
             NotFound: there is no such job.
             NotFinished: it has not ended; cancel it first.
         """
-        self._perform(calls.erase(job_id))
+        self.perform(calls.erase(job_id))
 
     def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[Event]:
         """A job as it stands (`type` is status, `data` the job), then what happens to it until it ends.
@@ -192,7 +194,7 @@ class Client:
         while True:
             began = time.monotonic()
             left_s = HOLD_S if deadline is None else max(0.0, deadline - began)
-            job = self._perform(calls.get(job_id, min(HOLD_S, left_s)), deadline)
+            job = self.perform(calls.get(job_id, min(HOLD_S, left_s)), deadline)
             if job.status.ended:
                 return job
             if deadline is not None and time.monotonic() >= deadline:
@@ -208,10 +210,14 @@ class Client:
             NotFinished: the job has not ended yet.
             Gone: it ended without a song, or its files were erased.
         """
-        call, patience = calls.audio(id_of(job), index), Patience(self._retry, repeatable=True)
+        return self.fetch(calls.audio(id_of(job), index), Path(path), sha256_of(job, index))
+
+    def fetch(self, call: Call[None], path: Path, sha256: str | None) -> int:
+        """Write what a call answers to `path`, whole or not at all."""
+        patience = Patience(self._retry, repeatable=True)
         while True:
             try:
-                with incoming(job, Path(path), index) as song:
+                with incoming(path, sha256) as song:
                     with self._opened(call) as response, song.partial.open("wb") as file:
                         for chunk in response.iter_bytes(CHUNK_BYTES):
                             file.write(chunk)
@@ -227,27 +233,28 @@ class Client:
             InvalidAudio, TooLarge: it is not kept.
         """
         body = audio if isinstance(audio, bytes) else Path(audio)
-        return self._perform(calls.upload(size_of(body)), content=lambda: chunks(body))
+        return self.perform(calls.upload(size_of(body)), content=lambda: chunks(body))
 
     def erase_upload(self, upload_id: str) -> None:
         """Erase an upload. Jobs that still wait to work on it will fail."""
-        self._perform(calls.erase_upload(upload_id))
+        self.perform(calls.erase_upload(upload_id))
 
     def usage(self, since: date, until: date) -> TenantUsage:
         """What the key's tenant used on those UTC days."""
-        return self._perform(calls.usage(since, until))
+        return self.perform(calls.usage(since, until))
 
     def queue(self) -> QueueState:
         """What waits in which lane, and who sings."""
-        return self._perform(calls.queue())
+        return self.perform(calls.queue())
 
     def models(self) -> tuple[Model, ...]:
         """What the workers that are up can sing."""
-        return self._perform(calls.models())
+        return self.perform(calls.models())
 
-    def _perform(
+    def perform(
         self, call: Call[T], deadline: float | None = None, content: Callable[[], Iterable[bytes]] | None = None
     ) -> T:
+        """Send one call, as patiently as `retry` says; `content` is a body that is not JSON."""
         patience = Patience(self._retry, repeatable=call.repeatable, deadline=deadline)
         while True:
             try:
