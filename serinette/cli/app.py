@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from serinette.cli import bench, house, jobs, keys, ordering, serve
+from serinette.cli import batch, bench, house, jobs, keys, ordering, serve
 from serinette.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE
 from serinette.cli.replaying import replay
 from serinette.cli.terminal import errors
 from serinette.cli.usage import usage
-from serinette.errors import SerinetteError, Unavailable
+from serinette.errors import InvalidBatch, SerinetteError, Unavailable
 
 app = typer.Typer(
     name="serinette",
@@ -36,6 +36,7 @@ app.command("cancel")(jobs.cancel)
 app.command("queue")(house.queue)
 app.command("usage")(usage)
 app.command("replay")(replay)
+app.add_typer(batch.app, name="batch", no_args_is_help=True)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
 app.add_typer(bench.app, name="bench", no_args_is_help=True)
 
@@ -69,6 +70,8 @@ def run() -> None:
         app()
     except SerinetteError as error:
         errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
+        for line, _, message in error.lines if isinstance(error, InvalidBatch) else ():
+            errors.print(f"  line {line}: {message}", markup=False, soft_wrap=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILED)
     except ModuleNotFoundError as error:
         if error.name not in {"redis", "pydantic_settings", "av", "numpy"}:

@@ -10,7 +10,7 @@ import httpx
 
 from serinette.client.calls import Call
 from serinette.client.retries import Setback, retry_after_s
-from serinette.errors import ConfigurationError, Limited, SerinetteError, Unavailable, of_code
+from serinette.errors import ConfigurationError, InvalidBatch, Limited, SerinetteError, Unavailable, of_code
 from serinette.hosts import is_loopback
 from serinette.job import JobStatus
 
@@ -128,6 +128,10 @@ def _error(response: httpx.Response) -> SerinetteError:
         problem = response.json()
         error = of_code(problem["code"], problem["detail"])
         error.field = problem.get("field")
+        if isinstance(error, InvalidBatch):
+            error.lines = tuple(
+                (each["line"], each.get("field"), each["message"]) for each in problem.get("errors", ())
+            )
     except (ValueError, KeyError, TypeError):
         kind = Unavailable if response.status_code in _REFUSED | _LOST else SerinetteError
         error = kind(f"{response.request.url} answered {response.status_code} {response.reason_phrase}")
