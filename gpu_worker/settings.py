@@ -46,8 +46,14 @@ class WorkerSettings(SharedSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on a CPU."
     )
-    vae_tiling: bool = Field(True, description="Decode in tiles: bounded memory, other bits beyond 20 s.")
-    cpu_offload: bool = Field(False, description="Keep parts that do not work in main memory; needs CUDA.")
+    vae_tiling: bool | None = Field(
+        None,
+        description="Decode in tiles of 20 s: bounded memory, other bits beyond them, a third more work. None: on CUDA "
+        "as large tiles as there is memory for, else true.",
+    )
+    cpu_offload: bool | None = Field(
+        None, description="Keep parts that do not work in main memory; needs CUDA. None: only where nothing else fits."
+    )
     compile: bool = Field(False, description="torch.compile transformer and decoder; loading takes minutes longer.")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means all cores. Bits depend on it.")
     max_loras: int = Field(8, ge=1, le=64, description="Most LoRAs kept in memory; the one unused longest goes.")

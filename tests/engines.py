@@ -15,6 +15,7 @@ Words of the prompt make it misbehave; the rest of the prompt is ignored.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -64,6 +65,10 @@ class SineEngine:
     @property
     def device(self) -> str:
         return "an imagined one"
+
+    @property
+    def audio_s(self) -> float:
+        return math.inf
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         if spec.lora is not None:

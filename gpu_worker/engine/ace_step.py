@@ -17,6 +17,7 @@ from gpu_worker.engine import tasks
 from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import Song, SongRequest, StepObserver
 from gpu_worker.engine.loudness import to_loudness
+from gpu_worker.engine.memory import Plan
 from gpu_worker.engine.mixing import paste, to_peak
 from gpu_worker.engine.pipeline import SongPipeline
 from gpu_worker.engine.watch import Watch
@@ -42,16 +43,26 @@ class _Part:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is loaded, to the bit, and on what it runs, for people."""
+
+    name: str
+    revision: str
+    device: str
+
+
 class AceStepEngine:
     """One loaded pipeline."""
 
-    def __init__(self, pipe: SongPipeline, adapters: Adapters, *, name: str, revision: str, device: str) -> None:
+    def __init__(self, pipe: SongPipeline, adapters: Adapters, fits: Plan, identity: Identity) -> None:
         self._pipe = pipe
+        self._fits = fits
         self._adapters = adapters
-        self._device = device
-        self._grid = _grid(pipe)
+        self._device = identity.device
+        self._grid = _grid(pipe, fits.longest_s)
         self._watch: Watch | None = None
-        self._model = _describe(pipe, self._grid, name, revision)
+        self._model = _describe(pipe, self._grid, identity)
         pipe.mask_padding()
         for coder in (pipe.vae.encoder, pipe.vae.decoder):
             coder.register_forward_pre_hook(self._look_up)
@@ -68,6 +79,11 @@ class AceStepEngine:
     def device(self) -> str:
         """What it runs on."""
         return self._device
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio that may be sung at once."""
+        return self._fits.audio_s
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in; see Engine."""
@@ -184,7 +200,7 @@ class AceStepEngine:
             self._watch.again()
 
 
-def _grid(pipe: SongPipeline) -> tasks.Grid:
+def _grid(pipe: SongPipeline, longest_s: float) -> tasks.Grid:
     coded = pipe.audio_tokenizer is not None and pipe.audio_token_detokenizer is not None
     return tasks.Grid(
         sample_rate=pipe.sample_rate,
@@ -192,15 +208,17 @@ def _grid(pipe: SongPipeline) -> tasks.Grid:
         latents_per_s=pipe.latents_per_second,
         latents_per_code=pipe.audio_token_detokenizer.config.pool_window_size if coded else 0,
         code_count=pipe.audio_tokenizer.quantizer.codebook_size if coded else 0,
-        max_duration_s=math.floor(pipe.condition_encoder.silence_latent.shape[1] / pipe.latents_per_second),
+        max_duration_s=min(
+            longest_s, math.floor(pipe.condition_encoder.silence_latent.shape[1] / pipe.latents_per_second)
+        ),
     )
 
 
-def _describe(pipe: SongPipeline, grid: tasks.Grid, name: str, revision: str) -> Model:
+def _describe(pipe: SongPipeline, grid: tasks.Grid, identity: Identity) -> Model:
     own = samplings.TURBO if pipe.is_turbo else samplings.BASE
     return Model(
-        name=name,
-        revision=revision,
+        name=identity.name,
+        revision=identity.revision,
         turbo=pipe.is_turbo,
         sample_rate=grid.sample_rate,
         channels=grid.channels,

@@ -54,6 +54,10 @@ class Engine(Protocol):
     def device(self) -> str:
         """What it runs on, for people: `cpu, 2 threads`, `cuda:0, NVIDIA H100`."""
 
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio that may be sung at once: a batch of more does not fit."""
+
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in, and warnings on what was ignored or bounded.
 

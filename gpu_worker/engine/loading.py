@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ import torch
 import transformers.utils.logging
 from safetensors import SafetensorError, safe_open
 
-from gpu_worker.engine.ace_step import AceStepEngine
+from gpu_worker.engine.ace_step import AceStepEngine, Identity
 from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import bundled_checkpoint
 from gpu_worker.engine.fetching import fetch
+from gpu_worker.engine.footprint import need_of
+from gpu_worker.engine.memory import TILES, Plan, plan
 from gpu_worker.engine.pipeline import SongPipeline
 from gpu_worker.engine.revision import revision_of
 from gpu_worker.settings import WorkerSettings
@@ -56,12 +59,14 @@ def load(settings: WorkerSettings) -> AceStepEngine:
         torch.set_num_threads(settings.threads)
     checkpoint = locate(settings)
     check(checkpoint.directory)
-    pipe = _pipeline(checkpoint.directory, _dtype(settings, device))
-    _place(pipe, settings, device)
+    dtype = _dtype(settings, device)
+    fits = _fits(checkpoint.directory, dtype, settings, device)
+    pipe = _pipeline(checkpoint.directory, dtype)
+    _place(pipe, fits, settings, device)
     revision = checkpoint.revision or revision_of(checkpoint.directory)
     name = settings.model_name or checkpoint.name
     adapters = Adapters(pipe, settings.loras, partial(adapter_directory, settings), settings.max_loras)
-    engine = AceStepEngine(pipe, adapters, name=name, revision=revision, device=_in_words(device))
+    engine = AceStepEngine(pipe, adapters, fits, Identity(name, revision, _in_words(device)))
     if settings.compile:
         _warm_up(engine)
     log.info("loaded %s in %.1f s: %s on %s", name, time.monotonic() - started, checkpoint.directory, device)
@@ -163,17 +168,28 @@ def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
     return pipe
 
 
-def _place(pipe: SongPipeline, settings: WorkerSettings, device: torch.device) -> None:
+def _fits(directory: Path, dtype: torch.dtype, settings: WorkerSettings, device: torch.device) -> Plan:
+    """What fits on the device. A CPU's memory is the system's to part: diffusers' own tiles, and no bounds."""
+    if device.type != "cuda":
+        return Plan(False, None if settings.vae_tiling is False else TILES[0], math.inf, math.inf)
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    made = plan(need_of(directory, dtype), free_bytes, offload=settings.cpu_offload, tiling=settings.vae_tiling)
+    log.info("with %.1f GiB free: %s", free_bytes / 1024**3, made)
+    return made
+
+
+def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: torch.device) -> None:
     if device.type == "cuda":
         # Otherwise cuDNN may choose another, equally fast sum for the same song.
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    if settings.cpu_offload:
+    if fits.offload:
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
-    if settings.vae_tiling:
+    if fits.tile:
         pipe.vae.enable_tiling()
+        pipe.vae.tile_latent_min_length = fits.tile
     if settings.compile:
         for module in (pipe.transformer, pipe.vae.decoder):
             module.forward = torch.compile(module.forward)

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -78,6 +79,7 @@ class EngineServer:
         """The model is loaded: tell every slot."""
         with self._changed:
             self._engine = engine
+            self._room = replace(self._room, audio_s=engine.audio_s)
             for session in self._sessions:
                 session.send(self._hello())
 

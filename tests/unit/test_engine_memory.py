@@ -1,0 +1,124 @@
+"""What is said to fit: tables of the plan, and the count that it rests on against work that was really done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_worker.engine.ace_step import AceStepEngine
+from gpu_worker.engine.base import SongRequest
+from gpu_worker.engine.checkpoint import build
+from gpu_worker.engine.footprint import Live, need_of
+from gpu_worker.engine.loading import load
+from gpu_worker.engine.memory import TILES, Line, Need, plan
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError
+from serinette.job import Stage
+from serinette.spec import GenerationSpec
+
+GIB = 1024**3
+# ACE-Step 1.5 turbo in bf16, as `need_of` counts a checkpoint of its sizes.
+TURBO = Need(
+    weights_bytes=6 * GIB,
+    largest_part_bytes=3 * GIB,
+    transformer=Line(0.11e9, 0.216e6),
+    decoder=Line(0.17e9, 2.21e6),
+    frames_per_s=25.0,
+    max_duration_s=600.0,
+    guidance=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "offload", "tile", "longest_s"),
+    [
+        (79, False, None, 600),
+        (44, False, 8192, 600),
+        (24, False, 4096, 600),
+        (10, False, 1024, 476),  # what is sung bounds it
+        (8, True, 1024, 600),  # in one piece it would decode 10 s
+        (5, True, 512, 16),  # what is decoded bounds it
+    ],
+)
+def test_a_card_of_this_size(free_gib: int, offload: bool, tile: int | None, longest_s: float) -> None:
+    made = plan(TURBO, free_gib * GIB)
+    assert (made.offload, made.tile, made.longest_s) == (offload, tile, longest_s)
+    assert made.audio_s >= made.longest_s
+
+
+def test_what_the_operator_chose_stays() -> None:
+    assert plan(TURBO, 79 * GIB, offload=True, tiling=True).tile == TILES[0]
+    assert plan(TURBO, 79 * GIB, offload=True).offload
+    whole = plan(TURBO, 24 * GIB, tiling=False)
+    assert whole.tile is None
+    assert whole.longest_s < plan(TURBO, 24 * GIB).longest_s
+
+
+def test_guidance_halves_what_is_sung_at_once() -> None:
+    plain, guided = plan(TURBO, 24 * GIB), plan(replace(TURBO, guidance=True), 24 * GIB)
+    assert guided.audio_s == pytest.approx(plain.audio_s / 2)
+
+
+@pytest.mark.parametrize(("free_gib", "offload"), [(3, None), (6, False)])
+def test_a_card_that_holds_no_second_of_music_is_refused_with_the_numbers(free_gib: int, offload: bool | None) -> None:
+    with pytest.raises(ConfigurationError, match=rf"weights take 6\.0 GiB.*{free_gib}\.0 GiB free"):
+        plan(TURBO, free_gib * GIB, offload=offload)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    build(directory, turbo=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path) -> Iterator[AceStepEngine]:
+    yield load(WorkerSettings(model=str(tiny), work_dir=tiny, threads=1, vae_tiling=False))
+
+
+def test_tensors_are_counted_while_they_live() -> None:
+    weight = torch.zeros(256, 256)
+    with Live() as live:
+        made = torch.zeros(1024)
+        view = made[:512] @ weight.T[:, :1].expand(256, 2).reshape(512)  # views are nothing of their own
+        del made, view
+        torch.zeros(256)
+    assert 4096 < live.peak < 4 * 256 * 256
+
+
+def test_weights_are_counted_as_they_will_be_loaded(tiny: Path, engine: AceStepEngine) -> None:
+    parts = [engine._pipe.transformer, engine._pipe.vae, engine._pipe.text_encoder, engine._pipe.condition_encoder]
+    parts += [engine._pipe.audio_tokenizer, engine._pipe.audio_token_detokenizer]
+    numbers = sum(weight.numel() for part in parts for weight in part.state_dict().values())
+    need = need_of(tiny, torch.bfloat16)
+    assert need.weights_bytes == 2 * numbers
+    assert (need.frames_per_s, need.max_duration_s, need.guidance) == (25.0, 600.0, False)
+
+
+@pytest.mark.parametrize(("songs", "duration_s"), [(1, 10.0), (4, 10.0), (1, 30.0)])
+def test_what_is_planned_is_enough_and_not_far_from_what_is_used(
+    tiny: Path, engine: AceStepEngine, songs: int, duration_s: float
+) -> None:
+    need = need_of(tiny, torch.float32)
+    frames = duration_s * need.frames_per_s
+    planned = max(need.transformer.bytes_of(songs * frames), need.decoder.bytes_of(frames))
+    spec = GenerationSpec(prompt="jazz", duration_s=duration_s, steps=2)
+    with Live() as live:
+        engine.sing([SongRequest(spec, seed) for seed in range(songs)], quiet)
+    assert live.peak <= 1.15 * planned
+    assert live.peak >= 0.5 * planned
+
+
+def quiet(stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
+    return frozenset()
+
+
+def test_a_cpu_has_no_bounds(engine: AceStepEngine) -> None:
+    assert engine.audio_s == math.inf
+    assert engine.model.max_duration_s == 600
