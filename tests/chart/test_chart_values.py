@@ -97,7 +97,7 @@ def test_keda_and_nobody_else_from_outside_reaches_valkey(render: Render) -> Non
 
 
 def test_every_pod_has_a_network_policy(render: Render) -> None:
-    for values in ("default", "external", "gpu"):
+    for values in ("default", "external", "gpu", "sentinel", "monitoring"):
         objects = render(values)
         selectors = [item["spec"]["podSelector"]["matchLabels"] for item in of_kind(objects, "NetworkPolicy")]
         for item in objects:
@@ -113,6 +113,8 @@ def test_secrets_of_ones_own_are_used_and_none_is_made(render: Render) -> None:
     assert made == {
         "serinette-valkey": {"password"},
         "serinette-seaweedfs": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
+        "serinette-keys": {"keys.json"},
+        "serinette-test": {"key"},
     }
 
 

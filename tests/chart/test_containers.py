@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,11 +22,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 TAG = "0.1.0"
 POD = "serinette-test"
+KEYS = f"{POD}-keys"
 # Our code and the bundled checkpoint, some of it twice (as it was copied, and as everybody may read it).
 CODE_BYTES = 50_000_000
 ADDRESSES = {"serinette-valkey.serinette.svc": "127.0.0.1", "serinette-seaweedfs.serinette.svc": "127.0.0.1"}
 PARTS = ("valkey", "seaweedfs", "gateway", "maintenance", "worker-default")
 SECRETS = {"password": "pass@word/%", "AWS_ACCESS_KEY_ID": "serinette", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
+# Pools of a fixed size, and keys are asked for, as by default.
+VALUES = ("fixed", "auth.enabled=true")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,10 @@ def played(objects: tuple[Manifest, ...], port: int) -> str:
             container["args"] = [each.replace(told, entry["value"]) for each in container.get("args", [])]
         mounted = container["volumeMounts"]
         container["volumeMounts"] = [{**mount, "name": f"{part}-{mount['name']}"} for mount in mounted]
-        volumes += [{"name": mount["name"], "emptyDir": {}} for mount in container["volumeMounts"]]
+        volumes += [_volume(mount["name"]) for mount in container["volumeMounts"]]
+        for entry in container["env"]:
+            if entry["name"] == "SERINETTE_METRICS_PORT":
+                entry["value"] = str(metrics_port(part))
         # Their ports are each other's business; only the gateway's is shown, and on loopback alone.
         container["ports"] = (
             [{"containerPort": 8019, "hostPort": port, "hostIP": "127.0.0.1"}] if part == "gateway" else []
@@ -109,7 +116,18 @@ def played(objects: tuple[Manifest, ...], port: int) -> str:
         "containers": containers,
         "volumes": volumes,
     }
-    return yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": POD}, "spec": spec})
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": POD}, "spec": spec}
+    return yaml.safe_dump_all([_declared(objects), pod])
+
+
+def _volume(name: str) -> dict[str, Any]:
+    return {"name": name, "configMap": {"name": KEYS}} if name == "gateway-keys" else {"name": name, "emptyDir": {}}
+
+
+def _declared(objects: tuple[Manifest, ...]) -> dict[str, Any]:
+    """The Secret with digests of keys, as what podman can mount."""
+    data = {name: base64.b64decode(text).decode() for name, text in find(objects, "Secret", "-keys")["data"].items()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": KEYS}, "data": data}
 
 
 def _literal(entry: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +149,7 @@ def url(
 ) -> Iterator[str]:
     """A gateway in a pod that holds everything."""
     port = free_ports(1)[0]
-    (tmp_path / "pod.yaml").write_text(played(render("fixed", keda=False), port))
+    (tmp_path / "pod.yaml").write_text(played(render(*VALUES, keda=False), port))
     try:
         podman("kube", "play", tmp_path / "pod.yaml", timeout_s=300)
         yield f"http://127.0.0.1:{port}"
@@ -140,28 +158,40 @@ def url(
 
 
 def test_the_charts_own_containers_sing(podman: Podman, render: Render, url: str) -> None:
+    objects = render(*VALUES, keda=False)
+    key = base64.b64decode(find(objects, "Secret", "-test")["data"]["key"]).decode()
+    client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+
     def ready() -> bool:
         with suppress(httpx.HTTPError, ValueError):
-            return httpx.get(f"{url}/readyz", timeout=5).is_success and bool(models(url))
+            return httpx.get(f"{url}/readyz", timeout=5).is_success and bool(client.get("/v1/models").json()["models"])
         return False
 
     assert eventually(ready, 300), "\n".join(
         podman.log(f"{POD}-{part}") for part in ("gateway", "maintenance", "worker")
     )
-    song = find(render("fixed", keda=False), "Pod", "-test").container
+    assert httpx.get(f"{url}/v1/models", timeout=30).status_code == 401
+    song = find(objects, "Pod", "-test").container
+    environment = [f"--env=SERINETTE_API_KEY={key}", "--env=SERINETTE_URL=http://127.0.0.1:8019"]
     told = podman(
         "run",
         *("--rm", "--pod", POD, "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"),
-        *("--env", "SERINETTE_URL=http://127.0.0.1:8019", song["image"], *song["command"], "--json"),
+        *(*environment, song["image"], *song["command"], "--json"),
         timeout_s=300,
     )
     assert json.loads(told)["status"] == "succeeded"
-    job = httpx.get(f"{url}/v1/jobs", params={"label": "from=helm-test"}).json()["jobs"][0]
-    audio = httpx.get(f"{url}/v1/jobs/{job['id']}/audio", timeout=30)
-    assert audio.content.startswith(b"RIFF")
-    probe = find(render("fixed", keda=False), "Deployment", "-worker-default").container["readinessProbe"]["exec"]
+    job = client.get("/v1/jobs", params={"label": "from=helm-test"}).json()["jobs"][0]
+    assert client.get(f"/v1/jobs/{job['id']}/audio").content.startswith(b"RIFF")
+    probe = find(objects, "Deployment", "-worker-default").container["readinessProbe"]["exec"]
     podman("exec", f"{POD}-worker", *probe["command"])
+    # As the notes after an install say: a key of one's own is made in the gateway's pod.
+    made = podman("exec", f"{POD}-gateway", "python", "-m", "serinette.cli", "keys", "create", "me").splitlines()[-1]
+    assert httpx.get(f"{url}/v1/queue", headers={"Authorization": f"Bearer {made}"}, timeout=30).is_success
+    for part in ("gateway", "maintenance", "worker"):
+        scrape = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{metrics_port(part)}/metrics').status)"
+        assert podman("exec", f"{POD}-{part}", "python", "-c", scrape) == "200"
 
 
-def models(url: str) -> list[Any]:
-    return list(httpx.get(f"{url}/v1/models", timeout=5).json()["models"])
+def metrics_port(part: str) -> int:
+    """Of a part in the one pod, where each needs its own."""
+    return 9464 + next(number for number, name in enumerate(PARTS) if name.startswith(part))

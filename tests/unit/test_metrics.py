@@ -31,6 +31,7 @@ from serinette.presence import Presence, WorkerStage
 from serinette.tally import MEASURES, Tally
 
 PAGE = Path(__file__).parents[2] / "docs/observability.md"
+FILES = Path(__file__).parents[2] / "charts/serinette/files"
 PRESENCE = Presence(name="w", pool="default", stage=WorkerStage.READY, slots=2, busy_slots=1, started_at=now())
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -276,9 +277,9 @@ def test_the_page_lists_every_metric_with_its_type_and_labels(redis: Redis, keys
         assert labels[f"serinette_{measure.name}{suffix}"] == set(measure.labels)
 
 
-def test_every_metric_that_an_alert_asks_for_exists(redis: Redis, keys: Keys) -> None:
-    rules = "\n".join(re.findall(r"^```yaml$(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
-    asked = set(re.findall(r"\bserinette_\w+", rules))
+@pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
+def test_every_metric_that_is_asked_for_exists(redis: Redis, keys: Keys, name: str) -> None:
+    asked = set(re.findall(r"\bserinette_\w+", (FILES / name).read_text()))
     known = exposed(families(redis, keys))
     histograms = {f"{name}{part}" for name, kind in known.items() if kind == "histogram" for part in _PARTS}
     assert asked

@@ -14,9 +14,9 @@ volumeClaimTemplates:
         requests: {storage: {{ .size }}}
 {{- end }}
 
-{{/* What a Secret of ours already holds under a key, else a new random word. (list $ secret key) */}}
+{{/* What a Secret of ours already holds under a key, else something new; in base64. (list $ secret key new) */}}
 {{- define "serinette.kept" -}}
 {{- $top := index . 0 -}}
 {{- $old := lookup "v1" "Secret" $top.Release.Namespace (index . 1) | default dict -}}
-{{- get ($old.data | default dict) (index . 2) | default (randAlphaNum 32 | b64enc) -}}
+{{- get ($old.data | default dict) (index . 2) | default (index . 3 | b64enc) -}}
 {{- end }}

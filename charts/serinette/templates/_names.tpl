@@ -48,5 +48,5 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- end }}
 
 {{- define "serinette.workerName" -}}
-{{- printf "%s-worker-%s" (include "serinette.fullname" (index . 0)) (index . 1) | trunc 63 | trimSuffix "-" -}}
+{{- printf "%s-worker-%s" (include "serinette.fullname" (index . 0)) (index . 1) -}}
 {{- end }}

@@ -16,8 +16,9 @@
 {{- $top := index . 0 -}}
 {{- $redis := include "serinette.redisEnv" $top | fromYamlArray -}}
 {{- $store := include "serinette.storeEnv" $top | fromYamlArray -}}
+{{- $metrics := include "serinette.metricsEnv" $top | fromYamlArray -}}
 env:
-  {{- include "serinette.env" (concat $redis $store (index . 1 | fromYamlArray) $top.Values.extraEnv (index . 2)) | nindent 2 }}
+  {{- include "serinette.env" (concat $redis $store $metrics (index . 1 | fromYamlArray) $top.Values.extraEnv (index . 2)) | nindent 2 }}
 envFrom:
   - configMapRef: {name: {{ include "serinette.fullname" $top }}-settings}
   {{- with (include "serinette.store" $top | fromYaml).secret }}

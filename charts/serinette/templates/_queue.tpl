@@ -2,6 +2,7 @@
 {{- define "serinette.redis" -}}
 {{- $own := .Values.valkey.enabled -}}
 {{- $name := printf "%s-valkey" (include "serinette.fullname" .) -}}
+sentinel: {{ eq .Values.redis.topology "sentinel" }}
 host: {{ ternary (printf "%s.%s.svc" $name .Release.Namespace) .Values.redis.host $own }}
 port: {{ ternary 6379 (int .Values.redis.port) $own }}
 db: {{ int .Values.redis.db }}
@@ -17,7 +18,24 @@ usernameKey: {{ .Values.redis.auth.usernameKey | quote }}
 {{- define "serinette.redisEnv" -}}
 {{- $redis := include "serinette.redis" . | fromYaml -}}
 - name: SERINETTE_REDIS_URL
-  value: {{ printf "%s://%s:%d/%d%s" (ternary "rediss" "redis" $redis.tls) $redis.host (int $redis.port) (int $redis.db) (ternary "?ssl_ca_certs=/etc/serinette/redis/ca.crt" "" (ne $redis.caSecret "")) }}
+  value: {{ printf "%s://%s/%d%s" (ternary "rediss" "redis" $redis.tls) (ternary "primary" (printf "%s:%d" $redis.host (int $redis.port)) $redis.sentinel) (int $redis.db) (ternary "?ssl_ca_certs=/etc/serinette/redis/ca.crt" "" (ne $redis.caSecret "")) }}
+{{- if $redis.sentinel }}
+{{- $sentinel := .Values.redis.sentinel }}
+- name: SERINETTE_REDIS_SENTINELS
+  value: {{ join "," $sentinel.addresses | quote }}
+- name: SERINETTE_REDIS_PRIMARY
+  value: {{ $sentinel.primary | quote }}
+{{- with $sentinel.auth }}
+{{- if and .existingSecret .usernameKey }}
+- name: SERINETTE_REDIS_SENTINEL_USERNAME
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .usernameKey }}}}
+{{- end }}
+{{- if .existingSecret }}
+- name: SERINETTE_REDIS_SENTINEL_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .passwordKey }}}}
+{{- end }}
+{{- end }}
+{{- end }}
 - name: RQ_KEY_PREFIX
   value: {{ $redis.prefix | quote }}
 {{- if and $redis.secret $redis.usernameKey }}
@@ -33,7 +51,12 @@ usernameKey: {{ .Values.redis.auth.usernameKey | quote }}
 {{/* Metadata of a KEDA trigger, but for what it reads. */}}
 {{- define "serinette.redisTrigger" -}}
 {{- $redis := include "serinette.redis" . | fromYaml -}}
+{{- if $redis.sentinel }}
+addresses: {{ join "," .Values.redis.sentinel.addresses | quote }}
+sentinelMaster: {{ .Values.redis.sentinel.primary | quote }}
+{{- else }}
 address: {{ printf "%s:%d" $redis.host (int $redis.port) }}
+{{- end }}
 databaseIndex: {{ printf "%d" (int $redis.db) | quote }}
 {{- if and $redis.tls (not $redis.caSecret) }}
 enableTLS: "true"
@@ -43,5 +66,5 @@ enableTLS: "true"
 {{/* Which TriggerAuthentication those triggers need; empty: none. */}}
 {{- define "serinette.redisAuthentication" -}}
 {{- $redis := include "serinette.redis" . | fromYaml -}}
-{{- if or $redis.secret $redis.caSecret }}{{ include "serinette.fullname" . }}-redis{{ end -}}
+{{- if or $redis.secret $redis.caSecret (and $redis.sentinel .Values.redis.sentinel.auth.existingSecret) }}{{ include "serinette.fullname" . }}-redis{{ end -}}
 {{- end }}

@@ -1,10 +1,19 @@
 {{- define "serinette.gatewayEnv" -}}
 {{- $gateway := .Values.gateway -}}
 - {name: SERINETTE_HOST, value: "0.0.0.0"}
-{{- /* Inside a pod everything is beyond loopback. Keys are asked for with SERINETTE_AUTH, in gateway.extraEnv. */}}
-- {name: SERINETTE_ALLOW_ANYONE, value: "true"}
+{{- /* Inside a pod everything is beyond loopback: it has to be said that nobody is asked for a key. */}}
+- {name: {{ ternary "SERINETTE_AUTH" "SERINETTE_ALLOW_ANYONE" .Values.auth.enabled }}, value: "true"}
+{{- if include "serinette.keysSecret" . }}
+- {name: SERINETTE_KEYS_FILE, value: {{ printf "/etc/serinette/keys/%s" .Values.auth.secretKey | quote }}}
+{{- end }}
+{{- if .Values.auth.keyInPath }}
+- {name: SERINETTE_KEY_IN_PATH, value: "true"}
+{{- end }}
 - {name: SERINETTE_PORT, value: "8019"}
 {{ include "serinette.poolsEnv" . }}
+{{- with include "serinette.webhooksEnv" . }}
+{{ . }}
+{{- end }}
 - {name: SERINETTE_JOB_TIMEOUT_S, value: {{ int $gateway.jobTimeoutS | quote }}}
 - {name: SERINETTE_MAX_ATTEMPTS, value: {{ int $gateway.maxAttempts | quote }}}
 - {name: SERINETTE_MAX_BODY_BYTES, value: {{ int64 $gateway.maxBodyBytes | quote }}}

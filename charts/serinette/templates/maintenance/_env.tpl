@@ -1,3 +1,6 @@
 {{- define "serinette.maintenanceEnv" -}}
 {{ include "serinette.poolsEnv" . }}
+{{- with include "serinette.webhooksEnv" . }}
+{{ . }}
+{{- end }}
 {{- end }}

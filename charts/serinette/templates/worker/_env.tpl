@@ -25,6 +25,7 @@
 - {name: SERINETTE_VAE_TILING, value: {{ .vaeTiling | quote }}}
 - {name: SERINETTE_CPU_OFFLOAD, value: {{ .cpuOffload | quote }}}
 - {name: SERINETTE_COMPILE, value: {{ .compile | quote }}}
+- {name: SERINETTE_SPOOL_MAX_BYTES, value: {{ int64 .spoolMaxBytes | quote }}}
 - {name: SERINETTE_WORK_DIR, value: /var/lib/serinette}
 {{/* Libraries write beside their caches: the root is read-only, so each gets a place that is not. */ -}}
 - {name: HOME, value: /tmp}
