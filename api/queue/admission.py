@@ -17,6 +17,8 @@ from serinette.store import Store
 from serinette.upload import Upload
 
 _AUDIO_CODE = re.compile(r"<\|audio_code_\d+\|>")
+# Not worth asking the workers: one that sings less is for trying things out, and refuses what it cannot sing itself.
+_ALWAYS_FITS_S = 60.0
 _WINDOWED = {Task.REPAINT, Task.LEGO}
 
 
@@ -57,6 +59,32 @@ def timeout_for(asked_s: int | None, pool: str, settings: GatewaySettings) -> in
             field="timeout_s",
         )
     return asked_s or min(settings.job_timeout_s, longest_s)
+
+
+def check_spec(
+    spec: GenerationSpec, pool: str, settings: GatewaySettings, find_workers: Callable[[], Iterable[Presence]]
+) -> None:
+    """See that the pool can sing what is asked. Raises InvalidSpec, as check_words and check_length."""
+    check_words(spec, settings.loras)
+    check_length(spec, pool, find_workers)
+
+
+def check_length(spec: GenerationSpec, pool: str, find_workers: Callable[[], Iterable[Presence]]) -> None:
+    """See that a long song fits on what its pool's workers run on, as far as one of them is up to tell.
+
+    Raises:
+        InvalidSpec: none of them has the memory for it.
+    """
+    if spec.duration_s <= _ALWAYS_FITS_S or spec.source_audio:
+        return
+    models = [worker.model for worker in find_workers() if worker.pool == pool and worker.model]
+    longest = max(models, key=lambda model: model.max_duration_s, default=None)
+    if longest and spec.duration_s > longest.max_duration_s:
+        raise InvalidSpec(
+            f"duration_s: {longest.name} sings {longest.max_duration_s:g} s at most on the workers of pool {pool}, by "
+            f"its own limits or their memory's, and {spec.duration_s:g} s were asked for; ask for less",
+            field="duration_s",
+        )
 
 
 def check_words(spec: GenerationSpec, loras: Collection[str] = ()) -> None:

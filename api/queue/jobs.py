@@ -16,7 +16,7 @@ from rq.job import Job as RqJob
 from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
-from api.queue.admission import check_audio, check_webhook, check_words, pool_for, timeout_for
+from api.queue.admission import check_audio, check_spec, check_webhook, pool_for, timeout_for
 from api.queue.bounds import Bounds, error_of
 from api.queue.cursors import Cursor
 from api.queue.durability import Disk
@@ -106,7 +106,7 @@ class JobQueue:
             check_webhook(tenant, options.webhook, self._settings, self._targets)
             pool = pool_for(spec.model, self._settings, self._reader.workers)
             timeout_s = timeout_for(options.timeout_s, pool, self._settings)
-            check_words(spec, self._settings.loras)
+            check_spec(spec, pool, self._settings, self._reader.workers)
             check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
             meta = meta_of(tenant, pool, spec, options, dialect or {})
             meta["timeout_s"] = timeout_s

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pytest
 from pydantic import ValidationError
 
-from api.queue.admission import check_words, pool_for, timeout_for
+from api.queue.admission import check_length, check_words, pool_for, timeout_for
 from api.settings import GatewaySettings
 from serinette.errors import ConfigurationError, InvalidSpec
 from serinette.job import now
@@ -106,6 +107,31 @@ def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch
         read(GatewaySettings)
     with pytest.raises(ValidationError):
         PoolFacts(name="Not A Name")
+
+
+@pytest.mark.parametrize(
+    ("asked", "limits", "fits"),
+    [
+        ({"duration_s": 600}, (600,), True),
+        ({"duration_s": 600}, (476,), False),
+        ({"duration_s": 476}, (476,), True),
+        ({"duration_s": 600}, (476, 600), True),  # the larger card takes it
+        ({"duration_s": 600}, (), True),  # nobody is up to tell
+        ({"duration_s": 60}, (16,), True),
+        ({"duration_s": 600, "task": "cover", "source_audio": "upload"}, (476,), True),  # as long as its source
+    ],
+)
+def test_a_song_is_no_longer_than_the_workers_memory_allows(
+    asked: dict[str, object], limits: tuple[float, ...], fits: bool
+) -> None:
+    up = [worker("base", "m") for _ in limits]
+    up = [
+        each.model_copy(update={"model": model("m").model_copy(update={"max_duration_s": limit})})
+        for each, limit in zip(up, limits, strict=True)
+    ]
+    elsewhere = worker("other", "m")
+    with nullcontext() if fits else pytest.raises(InvalidSpec, match="duration_s: m sings 476 s at most"):
+        check_length(GenerationSpec.model_validate(asked), "base", lambda: [*up, elsewhere])
 
 
 def test_a_lora_is_one_that_the_operator_published() -> None:
