@@ -7,9 +7,10 @@ import binascii
 import json
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from api.tenancy.settings import TenancySettings
@@ -119,6 +120,21 @@ class MaintenanceSettings(WebhookSettings, PoolSettings):
         gt=0,
         description="How long a pool must be out of `pools`, with no worker up, before its jobs go to another or fail.",
     )
+    cluster_namespace: str | None = Field(
+        None,
+        description="Kubernetes namespace of the workers: what holds their pods is then told to clients, and pods that "
+        "hold work are marked. Needs the extra `cluster`. None: no cluster.",
+    )
+    cluster_kubeconfig: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("SERINETTE_CLUSTER_KUBECONFIG", "KUBECONFIG"),
+        description="How to reach it from outside; in a pod its service account tells.",
+    )
+    cluster_selector: str = Field(
+        "app.kubernetes.io/component=worker", description="Labels that find the worker pods there."
+    )
+    cluster_protect: bool = Field(True, description="Mark pods that hold work, so that others are taken away first.")
+    cluster_interval_s: float = Field(10.0, gt=0, le=30, description="Pause between two looks at the cluster.")
     retention_interval_s: float = Field(300, gt=0, description="Pause between two sweeps of the store.")
     webhook_attempts: int = Field(8, ge=1, le=20, description="Tries to deliver one webhook.")
     webhook_backoff_s: float = Field(

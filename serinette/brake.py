@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
 
+from serinette.busy import host_of
 from serinette.names import Keys
 
 # Kept no longer than this without being renewed: a brake that nobody watches must not hold a pool for ever.
@@ -51,8 +52,8 @@ class Failure(BaseModel):
 
     @property
     def pod(self) -> str:
-        """The worker's host name: a container that starts again has a new name and the same host."""
-        return self.worker.rpartition("-")[0] or self.worker
+        """A container that starts again is another worker on the same host."""
+        return host_of(self.worker)
 
 
 def load_failed(redis: Redis, keys: Keys, pool: str, worker: str, message: str) -> None:

@@ -41,3 +41,8 @@ def enter(pipe: Pipeline, keys: Keys, pool: str, worker: str, attempt: str) -> N
 def leave(redis: Redis | Pipeline, keys: Keys, pool: str, worker: str, attempts: Collection[str]) -> None:
     """A worker holds these attempts no more; rides in their end."""
     redis.eval(_LEAVE, 2, keys.held(worker), keys.busy(pool), worker, *(attempts or [""]))
+
+
+def host_of(worker: str) -> str:
+    """The host, and so the pod, of a worker: its supervisor's name is `{host}-{random}`, anew at each start."""
+    return worker.rpartition("-")[0] or worker

@@ -24,7 +24,8 @@ SerinetteError
 │   └── GpuTimeSpent              the tenant's GPU-seconds of the day
 ├── Unavailable                   try again: nothing was accepted
 │   ├── QueueUnavailable          Redis/Valkey does not answer
-│   └── StoreUnavailable          the object store does not answer
+│   ├── StoreUnavailable          the object store does not answer
+│   └── ClusterUnavailable        the cluster's API server does not answer, or refuses; told to operators only
 ├── SingError                     an attempt failed; `retryable` says whether another may pass
 │   ├── EngineCrashed             the engine process died mid-song
 │   ├── EngineStalled             the engine showed no progress within its deadline
@@ -206,6 +207,16 @@ class StoreUnavailable(Unavailable):
     """The object store does not answer."""
 
     code = "store_unavailable"
+
+
+class ClusterUnavailable(Unavailable):
+    """The cluster's API server does not answer as asked. `status` is that of its answer, 0 without one."""
+
+    code = "cluster_unavailable"
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class SingError(SerinetteError):

@@ -16,12 +16,14 @@ from threading import Event, Thread
 from redis.exceptions import RedisError
 from rq import defaults
 
+from api.cluster import Cluster
 from api.maintenance.lease import Lease
 from api.maintenance.metrics import MaintenanceMetrics
 from api.maintenance.pools import Pools
 from api.maintenance.restore import Restore
 from api.maintenance.retention import Retention
 from api.maintenance.rounds import Rounds, keep
+from api.maintenance.surroundings import Surroundings
 from api.maintenance.webhooks import Webhooks
 from api.settings import MaintenanceSettings
 from serinette import logs
@@ -63,6 +65,10 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
         _beside(Webhooks(redis, settings), leased("webhooks"), settings.interval_s, stop),
         _beside(Pools(settings, store), leased("pools"), settings.interval_s, stop),
     ]
+    place = (settings.cluster_namespace, settings.cluster_selector, settings.cluster_kubeconfig)
+    if cluster := Cluster.open(*place):
+        surroundings = Surroundings(cluster, settings)
+        leases.append(_beside(surroundings, leased("cluster", 30.0), settings.cluster_interval_s, stop))
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
     keep(partial(Rounds, redis, store, settings, metrics), lease, settings.interval_s, stop, Rounds.watch)
     try:

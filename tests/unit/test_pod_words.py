@@ -1,0 +1,217 @@
+"""What a person is told of pods, nodes and events as clusters really tell of them, in tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from api.holdups import Holdup
+from api.maintenance.pod_words import holdup
+
+AT = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+GPU = "nvidia.com/gpu"
+
+NO_GPU = (
+    "0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) had untolerated taint {dedicated: db}. "
+    "preemption: 0/3 nodes are available: 1 No preemption victims found for incoming pod."
+)
+NO_MEMORY = "0/2 nodes are available: 2 Insufficient memory. preemption: 0/2 nodes are available: 2 No victims."
+NO_TOLERATION = "0/1 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu: present}. preemption: none."
+
+
+def ago(seconds: float) -> str:
+    return (AT - timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
+
+
+def pod(name: str = "w-1", phase: str = "Pending", ready: str = "False", **status: Any) -> dict[str, Any]:
+    conditions = [{"type": "Ready", "status": ready}, *status.pop("conditions", [])]
+    return {"metadata": {"name": name}, "status": {"phase": phase, "conditions": conditions, **status}}
+
+
+def unscheduled(message: str, name: str = "w-1", reason: str = "Unschedulable") -> dict[str, Any]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
+    return pod(name, conditions=[condition])
+
+
+def placed(name: str = "w-1", phase: str = "Pending", **container: Any) -> dict[str, Any]:
+    told = {"name": "worker", "image": "r/worker:1", "ready": False, "restartCount": 0, **container}
+    return pod(name, phase, conditions=[{"type": "PodScheduled", "status": "True"}], containerStatuses=[told])
+
+
+def waiting(reason: str, message: str = "", name: str = "w-1", **container: Any) -> dict[str, Any]:
+    return placed(name, state={"waiting": {"reason": reason, "message": message}}, **container)
+
+
+def event(reason: str, message: str = "", seconds_ago: float = 5, name: str = "w-1") -> dict[str, Any]:
+    return {
+        "metadata": {"name": f"{name}.{reason}", "creationTimestamp": ago(3000)},
+        "involvedObject": {"kind": "Pod", "name": name},
+        "reason": reason,
+        "message": message,
+        "lastTimestamp": ago(seconds_ago),
+    }
+
+
+def node(name: str, gpus: int = 0, *, ready: bool = True, cordoned: bool = False) -> dict[str, Any]:
+    allocatable = {"cpu": "8", **({GPU: str(gpus)} if gpus else {})}
+    conditions = [{"type": "Ready", "status": "True" if ready else "Unknown"}]
+    spec = {"unschedulable": True} if cordoned else {}
+    return {"metadata": {"name": name}, "spec": spec, "status": {"allocatable": allocatable, "conditions": conditions}}
+
+
+NODES = [node("a"), node("b", 4), node("c", 2)]
+READY = pod("w-9", "Running", "True")
+LEAVING = {**unscheduled(NO_GPU, "w-0"), "metadata": {"name": "w-0", "deletionTimestamp": ago(1)}}
+CRASHED = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": ago(60)}}
+OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": ago(60)}}
+LONG_AGO = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": ago(86_400)}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "events", "nodes", "words"),
+    [
+        ([], [], NODES, ""),
+        ([READY], [], NODES, ""),
+        ([LEAVING], [], NODES, ""),
+        ([unscheduled(NO_GPU)], [], NODES, "no node has a free nvidia.com/gpu: 6 are on 2 nodes, all taken"),
+        ([unscheduled("")], [], [node("b", 1)], "no node has a free nvidia.com/gpu: 1 is on 1 node, all taken"),
+        ([unscheduled(NO_GPU)], [], [node("a")], "no node has a free nvidia.com/gpu: none of the 1 nodes has any"),
+        ([unscheduled(NO_GPU)], [], None, "no node has a free nvidia.com/gpu"),
+        (
+            [unscheduled(NO_GPU)],
+            [],
+            [node("b", 4, cordoned=True), node("c", 2, ready=False), node("d", 1)],
+            "no node has a free nvidia.com/gpu: 7 are on 3 nodes, 2 of them cordoned or not ready",
+        ),
+        (
+            [unscheduled(NO_GPU)],
+            [event("FailedScheduling", NO_GPU), event("TriggeredScaleUp", "pod triggered scale-up: [{gpu 0->1}]")],
+            NODES,
+            "no node has a free nvidia.com/gpu: 6 are on 2 nodes, all taken, and the autoscaler is adding a node",
+        ),
+        (
+            [unscheduled(NO_GPU)],
+            [event("Nominated", "Pod should schedule on: nodeclaim/gpu-x7")],
+            None,
+            "no node has a free nvidia.com/gpu, and the autoscaler is adding a node",
+        ),
+        (
+            [unscheduled(NO_GPU)],
+            [
+                event("TriggeredScaleUp", "pod triggered scale-up: [{gpu 0->1}]", 900),
+                event("NotTriggerScaleUp", "pod didn't trigger scale-up: 1 max node group size reached", 30),
+            ],
+            None,
+            "no node has a free nvidia.com/gpu, and the autoscaler adds none: 1 max node group size reached",
+        ),
+        (
+            [unscheduled(NO_GPU)],
+            [event("FailedScaleUp", "Node scale up failed: GCE out of resources", name="another")],
+            None,
+            "no node has a free nvidia.com/gpu",
+        ),
+        ([unscheduled(NO_MEMORY)], [], NODES, "no node takes its pod: 2 Insufficient memory"),
+        (
+            [unscheduled(NO_TOLERATION)],
+            [],
+            NODES,
+            "no node takes its pod: 1 node(s) had untolerated taint {nvidia.com/gpu: present}",
+        ),
+        (
+            [unscheduled("Scheduling is blocked due to non-empty scheduling gates", reason="SchedulingGated")],
+            [],
+            NODES,
+            "its pod is gated: the cluster's queue (Kueue, say) has not admitted it",
+        ),
+        ([waiting("ContainerCreating")], [], NODES, "its container is being created"),
+        (
+            [waiting("ContainerCreating")],
+            [event("Scheduled", "", 9), event("Pulling", 'Pulling image "r/worker:1"', 8)],
+            NODES,
+            "its node pulls the image",
+        ),
+        (
+            [waiting("ContainerCreating")],
+            [event("Pulling", "", 80), event("Pulled", "Successfully pulled image in 70s", 8)],
+            NODES,
+            "its container is being created",
+        ),
+        (
+            [waiting("ContainerCreating")],
+            [event("FailedMount", 'MountVolume.SetUp failed for volume "redis-ca": secret "redis-ca" not found')],
+            NODES,
+            'a volume cannot be mounted: MountVolume.SetUp failed for volume "redis-ca": secret "redis-ca" not found',
+        ),
+        (
+            [waiting("ImagePullBackOff", 'Back-off pulling image "r/worker:1": 401 Unauthorized')],
+            [],
+            NODES,
+            'the image r/worker:1 cannot be pulled: Back-off pulling image "r/worker:1": 401 Unauthorized',
+        ),
+        (
+            [waiting("CreateContainerConfigError", 'secret "s3" not found')],
+            [],
+            NODES,
+            'its container cannot be started: secret "s3" not found',
+        ),
+        (
+            [waiting("CrashLoopBackOff", "back-off 5m0s", restartCount=7, lastState=CRASHED)],
+            [],
+            NODES,
+            "its container has ended 7 times, at last with exit code 1; see its log",
+        ),
+        (
+            [placed(phase="Running", state={"running": {}}, restartCount=4, lastState=OOM)],
+            [],
+            NODES,
+            "its container has ended 4 times, at last with out of memory: raise the limit of its pool; see its log",
+        ),
+        (
+            [placed(phase="Running", state={"running": {}}, restartCount=4, lastState=LONG_AGO)],
+            [],
+            NODES,
+            "its container is up and has not loaded its model yet",
+        ),
+        ([pod(phase="Failed", reason="Evicted")], [], NODES, "a pod failed: Evicted"),
+        ([pod(phase="Running")], [], NODES, "its pod runs and is not ready"),
+        # The one that is furthest along is what a job waits for.
+        (
+            [unscheduled(NO_GPU), waiting("ContainerCreating", name="w-2"), waiting("ErrImagePull", name="w-3")],
+            [],
+            NODES,
+            "its container is being created",
+        ),
+    ],
+)
+def test_what_holds_a_pool(pods: list[Any], events: list[Any], nodes: list[Any] | None, words: str) -> None:
+    assert holdup(pods, events, nodes, GPU, AT).words == words
+
+
+@pytest.mark.parametrize(
+    ("pods", "counts"),
+    [
+        ([], (0, 0)),
+        ([READY, LEAVING, unscheduled(NO_GPU)], (2, 0)),  # want of a node is no waste
+        ([waiting("ImagePullBackOff"), waiting("ErrImagePull", name="w-2")], (2, 2)),
+        ([waiting("CrashLoopBackOff", lastState=CRASHED), READY], (2, 1)),
+        ([placed(phase="Running", state={"running": {}}, restartCount=2, lastState=CRASHED)], (1, 0)),
+        ([placed(phase="Running", state={"running": {}}, restartCount=3, lastState=CRASHED)], (1, 1)),
+        ([placed(phase="Running", state={"running": {}}, restartCount=9, lastState=LONG_AGO)], (1, 0)),
+    ],
+)
+def test_pods_that_will_not_come_by_waiting_are_counted(pods: list[Any], counts: tuple[int, int]) -> None:
+    found = holdup(pods, [], None, GPU, AT)
+    assert (found.pods, found.stuck) == counts
+    assert bool(found.stuck_words) == bool(found.stuck)
+
+
+def test_words_are_short_whatever_the_cluster_says() -> None:
+    assert len(holdup([waiting("ErrImagePull", "x " * 5_000)], [], None, GPU, AT).words) < 300
+
+
+def test_a_pool_that_waits_for_a_cpu_node_is_told_in_the_schedulers_words() -> None:
+    assert holdup([unscheduled(NO_MEMORY)], [], NODES, "", AT) == Holdup(
+        pods=1, words="no node takes its pod: 2 Insufficient memory"
+    )
