@@ -115,7 +115,7 @@ def no_worker(pool: Pool) -> str:
     return none
 
 
-def _loading(pool: Pool, at: datetime | None) -> str:
+def coming(pool: Pool, at: datetime | None) -> str:
     """How far the worker that comes first is, by what a cold start usually takes here."""
     words = "the model, which is loading"
     failing = [worker.message for worker in pool.active if worker.message]
@@ -134,7 +134,7 @@ def _running_waits_for(job: Job, pool: Pool, at: datetime | None) -> str | None:
         return "its worker to stop, which takes up to one step"
     if job.progress is None or job.progress.stage is not Stage.WAITING_FOR_ENGINE:
         return None
-    return "the engine, which sings for another job" if pool.ready or not pool.active else _loading(pool, at)
+    return "the engine, which sings for another job" if pool.ready or not pool.active else coming(pool, at)
 
 
 def _lane_ahead(job: Job, place: Place) -> str | None:
@@ -145,7 +145,7 @@ def _lane_ahead(job: Job, place: Place) -> str | None:
 
 def _worker_waits_for(job: Job, place: Place, pool: Pool, at: datetime | None) -> str:
     if not pool.ready:
-        return _loading(pool, at)
+        return coming(pool, at)
     if place.index is None:
         return "the worker that is taking it"
     if above := pool.waiting_above(job.lane):

@@ -127,11 +127,12 @@ def _pool(pool: Pool) -> PoolView:
         running=pool.running,
         free_slots=pool.free_slots,
         pace_s=pool.pace_s,
-        workers=tuple(_worker(worker) for worker in pool.workers),
+        workers=tuple(worker_view(worker) for worker in pool.workers),
     )
 
 
-def _worker(worker: Presence) -> WorkerView:
+def worker_view(worker: Presence) -> WorkerView:
+    """A worker, as clients see it."""
     return WorkerView(
         name=worker.name,
         stage=worker.stage,

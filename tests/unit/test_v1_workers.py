@@ -1,0 +1,93 @@
+"""GET /v1/workers, and what a job is told that it waits for, through the gateway on a real Valkey."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from api import holdups
+from api.app import create_app
+from api.holdups import Holdup
+from api.settings import GatewaySettings
+from serinette import brake
+from serinette.job import now
+from serinette.names import Keys
+from serinette.pools import PoolFacts
+from serinette.presence import Pace, Presence, WorkerStage, announce, record_pace
+from tests.gateways import problem
+from tests.unit.test_queue import model
+
+TURBO = PoolFacts(name="turbo", model="s3://models/turbo", max_workers=4, longest_s=540)
+BASE = PoolFacts(name="base", model="s3://models/base", min_workers=1, max_workers=1)
+NONE = "a worker: none is up in pool turbo"
+
+
+@pytest.fixture
+async def http(redis_url: str, file_store_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    settings = GatewaySettings.model_validate(
+        {"redis_url": redis_url, "store_url": file_store_url, "pools": (TURBO, BASE), "pool": "base"}
+    )
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
+        yield client
+
+
+async def turbo(http: httpx.AsyncClient) -> dict[str, Any]:
+    pools = {pool["name"]: pool for pool in (await http.get("/v1/workers")).json()["pools"]}
+    assert set(pools) == {"base", "turbo"}
+    found: dict[str, Any] = pools["turbo"]
+    return found
+
+
+async def test_a_pool_is_followed_from_zero_to_a_ready_worker(
+    http: httpx.AsyncClient, redis: Redis, keys: Keys
+) -> None:
+    pool = await turbo(http)
+    assert (pool["model"], pool["min_workers"], pool["max_workers"], pool["pods"]) == ("turbo", 0, 4, None)
+    assert (pool["waiting"], pool["waiting_for"], pool["brake"], pool["workers"]) == (0, None, [], [])
+
+    job = (await http.post("/v1/jobs", json={"prompt": "jazz", "model": "turbo"})).json()
+    assert (job["pool"], job["timeout_s"]) == ("turbo", 540)
+    assert job["waiting_for"] == f"{NONE}, which scales from zero"
+
+    async def both() -> set[str | None]:
+        """What the job and the pool are said to wait for."""
+        answer = (await http.get(f"/v1/jobs/{job['id']}")).json()
+        return {answer["waiting_for"], (await turbo(http))["waiting_for"]}
+
+    assert await both() == {f"{NONE}, which scales from zero"}
+    holdups.tell(redis, keys, {"turbo": Holdup(pods=1, words="its node pulls the image")})
+    assert await both() == {f"{NONE}; its node pulls the image"}
+    assert (await turbo(http))["pods"] == 1
+    brake.pull(redis, keys, "turbo", ["load: no checkpoint"])
+    assert await both() == {f"{NONE}, and no more are started: no checkpoint"}
+    assert (await turbo(http))["brake"] == ["load: no checkpoint"]
+    brake.pull(redis, keys, "turbo", [])
+
+    record_pace(redis, keys, "turbo", 1000, of=Pace.COLD_START)
+    started_at = now() - timedelta(seconds=500)
+    worker = Presence(name="w-1", pool="turbo", stage=WorkerStage.LOADING, slots=2, started_at=started_at)
+    announce(redis, keys, worker)
+    (words,) = await both()
+    assert words and words.startswith("the model, which is loading: 5")
+    announce(redis, keys, worker.model_copy(update={"stage": WorkerStage.READY, "model": model("turbo")}))
+    pool = await turbo(http)
+    assert pool["waiting_for"] is None
+    assert [(each["name"], each["stage"]) for each in pool["workers"]] == [("w-1", "ready")]
+
+
+async def test_what_the_pools_cannot_do_is_refused_before_anything_is_stored(
+    http: httpx.AsyncClient, redis: Redis
+) -> None:
+    unknown = problem(await http.post("/v1/jobs", json={"prompt": "jazz", "model": "huge"}))
+    assert (unknown["status"], unknown["field"]) == (422, "model")
+    assert "published here are base, turbo" in unknown["detail"]
+    long = problem(await http.post("/v1/jobs", json={"prompt": "jazz", "model": "turbo", "timeout_s": 541}))
+    assert (long["status"], long["field"]) == (422, "timeout_s")
+    assert not redis.keys("rq:serinette:*")
