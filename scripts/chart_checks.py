@@ -36,6 +36,15 @@ WRONG = (
     'redis.prefix="a:b"',
     'settings.retentionS="a week"',
     'images.gateway.digest="sha256:abc"',
+    "auth.enable=true",
+    'auth.tenants={"acme": {"jobs": 1}}',
+    'auth.keys=[{"id": "3f9c2a7be014", "tenant": "acme", "key": "srn_secret"}]',
+    'redis.topology="ring"',
+    'redis.sentinel.addresses=["sentinel"]',
+    "metrics.podMonitor.interval=30",
+    'webhooks.networks=["inside"]',
+    'poolDefaults.spoolMaxBytes="2Gi"',
+    "valkey.extra={}",
 )
 
 

@@ -122,3 +122,69 @@ def test_extra_objects_are_rendered_as_templates(render: Render) -> None:
     objects = render("external")
     assert find(objects, "ConfigMap", "studio-extra")["data"] == {"release": "serinette"}
     assert find(objects, "ConfigMap", "studio-text")
+
+
+CI = {path.name: yaml.safe_load(path.read_text()) for path in sorted((CHART / "ci").glob("*-values.yaml"))}
+EVERY = CI["every-values.yaml"]
+
+
+def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def at(values: object, path: tuple[str, ...]) -> object:
+    for name in path:
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
+def test_every_value_is_changed_by_a_file_that_ci_renders() -> None:
+    pools = [pool for values in CI.values() for pool in values.get("pools", [])]
+    untried = []
+    for path, default in leaves({name: value for name, value in VALUES.items() if name != "pools"}):
+        given = [at(values, path) for values in CI.values()]
+        given += [at(pool, path[1:]) for pool in pools if path[0] == "poolDefaults"]
+        if all(value in (None, default) for value in given):
+            untried.append(".".join(path))
+    # A map's own entry, which other names stand beside; Valkey's and SeaweedFS's tag, which the digest wins over.
+    assert untried == ["images.data.tag", "metrics.dashboard.labels.grafana_dashboard"]
+
+
+def test_what_is_set_is_found_in_what_is_rendered(render: Render) -> None:
+    text = json.dumps(render("every"))
+    lost = [
+        ".".join(path)
+        for path, value in leaves(EVERY)
+        if not isinstance(value, bool) and not all(word in text for word in words(value))
+    ]
+    assert lost == []
+    env = find(render("every"), "Deployment", "-worker-default").env
+    assert (env["SERINETTE_VAE_TILING"], env["SERINETTE_CPU_OFFLOAD"], env["SERINETTE_COMPILE"]) == (
+        "false",
+        "true",
+        "true",
+    )
+
+
+def words(value: object) -> list[str]:
+    """The recognisable parts of a value."""
+    if isinstance(value, dict):
+        return [word for each in value.values() for word in words(each)]
+    if isinstance(value, list):
+        return [word for each in value for word in words(each)]
+    return [str(value)]
+
+
+def test_the_pods_own_disk_holds_its_spool(render: Render) -> None:
+    worker = find(render("every"), "Deployment", "-worker-default")
+    (work,) = (volume for volume in (worker.pod or {})["volumes"] if volume["name"] == "work")
+    limit_bytes = int(work["emptyDir"]["sizeLimit"].removesuffix("Mi")) * 1024**2
+    assert int(worker.env["SERINETTE_SPOOL_MAX_BYTES"]) == 3 * 1024**3
+    assert limit_bytes == 9 * 1024**3, "6 GiB beyond the spool"
+    assert worker.env["SERINETTE_WORK_DIR"] == next(
+        mount["mountPath"] for mount in worker.container["volumeMounts"] if mount["name"] == "work"
+    )
