@@ -178,6 +178,11 @@ class Keys:
         """Hash of one open part's lines that have ended, to JSON BatchLine; it goes when the part is in the store."""
         return self._key("batch-part", batch_id, str(round), str(part))
 
+    @property
+    def doctor(self) -> str:
+        """String that `serinette doctor` writes, to see that it may, and takes away."""
+        return self._key("doctor")
+
     def lease(self, name: str) -> str:
         """String that its holder keeps alive: one maintenance replica at a time."""
         return self._key("lease", name)
@@ -196,6 +201,11 @@ def record_key(tenant: str, job_id: str) -> str:
 def artifact_key(tenant: str, job_id: str, attempt_id: str, index: int, extension: str) -> str:
     """One song. The attempt is in the name so that a late attempt never overwrites the winner's bytes."""
     return f"{song_prefix(tenant, job_id)}{attempt_id}-{index}.{extension}"
+
+
+def doctor_key(look: str) -> str:
+    """What `serinette doctor` writes, to see that it may, and erases."""
+    return f"doctor/{look}"
 
 
 def upload_prefix(tenant: str, upload_id: str) -> str:

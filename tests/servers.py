@@ -102,6 +102,8 @@ def seaweedfs(directory: Path) -> Iterator[S3]:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
     try:
         _wait_until_healthy(f"http://127.0.0.1:{s3}/healthz", process, directory / "weed.log")
+        # It makes its bucket a moment after it says that it is well.
+        _wait_until_healthy(f"http://127.0.0.1:{filer}/buckets/{BUCKET}/", process, directory / "weed.log")
         yield S3(f"http://127.0.0.1:{s3}", ACCESS_KEY, SECRET_KEY, process, f"http://127.0.0.1:{filer}")
     finally:
         process.kill()  # it may take more than 10 s to leave when asked, and its data are thrown away

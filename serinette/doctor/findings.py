@@ -1,0 +1,75 @@
+"""What a check says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    UNKNOWN = "unknown"  # could not be looked at
+    WARNING = "warning"  # works, and will hurt
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    part: str  # queue, store, clock, cluster, keda, gpu, storage, pods, scaling
+    check: str
+    level: Level
+    message: str
+    remedy: str = ""  # what to do; of all but OK
+
+    def as_json(self) -> dict[str, str]:
+        """For --json."""
+        return {name: str(value) for name, value in asdict(self).items()}
+
+
+def ok(part: str, check: str, message: str) -> Finding:
+    """All is well."""
+    return Finding(part, check, Level.OK, message)
+
+
+def bad(part: str, check: str, message: str, remedy: str) -> Finding:
+    """It does not work so."""
+    return Finding(part, check, Level.BAD, message, remedy)
+
+
+def warning(part: str, check: str, message: str, remedy: str) -> Finding:
+    """It works, until it does not."""
+    return Finding(part, check, Level.WARNING, message, remedy)
+
+
+def unknown(part: str, check: str, message: str, remedy: str) -> Finding:
+    """It could not be looked at."""
+    return Finding(part, check, Level.UNKNOWN, message, remedy)
+
+
+def healthy(findings: Iterable[Finding], *, strict: bool = False) -> bool:
+    """Whether nothing is bad; when strict, nor a warning."""
+    wrong = {Level.BAD, Level.WARNING} if strict else {Level.BAD}
+    return not any(finding.level in wrong for finding in findings)
+
+
+# Beyond the first, links and leases of two machines disagree in what people see; S3 refuses signatures beyond 15 min.
+_SKEW_WARNING_S = 2.0
+_SKEW_BAD_S = 30.0
+
+
+def judge_clock(whose: str, ahead_s: float, resolution_s: float = 0.0) -> Finding:
+    """How far a clock is ahead of ours, which was measured to `resolution_s`."""
+    off_s = max(0.0, abs(ahead_s) - resolution_s)
+    side = "ahead of" if ahead_s > 0 else "behind"
+    message = f"{whose}'s clock is {abs(ahead_s):.1f} s {side} this machine's"
+    remedy = "let both machines keep time by NTP (chronyc tracking; timedatectl)"
+    if off_s >= _SKEW_BAD_S:
+        return bad("clock", whose, message, remedy)
+    if off_s >= _SKEW_WARNING_S:
+        return warning("clock", whose, message, remedy)
+    return ok("clock", whose, f"{whose}'s clock agrees with this machine's")

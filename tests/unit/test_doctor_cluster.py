@@ -1,0 +1,299 @@
+"""What the doctor says of a cluster: a real API over HTTP, the real client, and a real Valkey behind KEDA's formula."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from redis import Redis
+from typer.testing import CliRunner
+
+from serinette.cli.app import app
+from serinette.doctor.cluster import metric_path
+from serinette.doctor.scaling import quantity
+from serinette.names import Keys, Lane
+from tests.kube import Kube, Object, kubernetes_api
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE = "serinette"
+METRIC = metric_path(NAMESPACE, "serinette-worker-default").partition("?")[0]
+
+
+def crd(name: str, version: str = "v1alpha1") -> Object:
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": name},
+        "spec": {"versions": [{"name": version, "served": True}]},
+    }
+
+
+def keda(*, ready: int = 1, version: str = "2.20.1", service: str = "keda-operator-metrics-apiserver") -> list[Object]:
+    """KEDA as its own chart installs it."""
+    operators: list[Object] = [
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name, "namespace": "keda", "labels": {"app.kubernetes.io/version": version}},
+            "status": {"readyReplicas": ready},
+        }
+        for name in ("keda-operator", "keda-operator-metrics-apiserver")
+    ]
+    metrics: Object = {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": "v1beta1.external.metrics.k8s.io"},
+        "spec": {"service": {"name": service, "namespace": "keda"}},
+        "status": {"conditions": [{"type": "Available", "status": "True"}]},
+    }
+    return [crd("scaledobjects.keda.sh"), crd("triggerauthentications.keda.sh"), *operators, metrics]
+
+
+def node(name: str = "gpu-1", *, gpus: int = 2, allocatable: int | None = None, **spec: Any) -> Object:
+    labels = {"nvidia.com/cuda.driver-version.major": spec.pop("driver", "580")}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": labels},
+        "spec": spec,
+        "status": {
+            "capacity": {"nvidia.com/gpu": str(gpus)},
+            "allocatable": {"nvidia.com/gpu": str(gpus if allocatable is None else allocatable)},
+        },
+    }
+
+
+STORAGE: Object = {
+    "apiVersion": "storage.k8s.io/v1",
+    "kind": "StorageClass",
+    "metadata": {"name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+}
+
+
+def release(change: Callable[[Object], None] = lambda _: None) -> list[Object]:
+    """What k8s/ applies, ready, with KEDA at work on it."""
+    found: list[Object] = []
+    for name in ("gateway", "maintenance", "worker", "valkey", "seaweedfs", "keda"):
+        found += [each for each in yaml.safe_load_all((ROOT / "k8s" / f"{name}.yaml").read_text()) if each]
+    for each in found:
+        if each["kind"] in {"Deployment", "StatefulSet"}:
+            each["status"] = {"readyReplicas": each["spec"].get("replicas", 0)}
+        if each["kind"] == "ScaledObject":
+            each["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+        change(each)
+    return found
+
+
+@pytest.fixture
+def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube]:
+    with kubernetes_api(STORAGE, *keda()) as running:
+        monkeypatch.setenv("KUBECONFIG", str(running.kubeconfig(tmp_path)))
+        yield running
+
+
+def ask(*options: str) -> tuple[int, list[dict[str, str]]]:
+    """Exit status and findings of `serinette doctor`."""
+    done = CliRunner().invoke(app, ["doctor", "--cluster", "--json", *options])
+    assert done.stdout, done.exception
+    return done.exit_code, json.loads(done.stdout)["findings"]
+
+
+def wrong(*options: str) -> list[dict[str, str]]:
+    return [each for each in ask(*options)[1] if each["level"] != "ok"]
+
+
+def test_before_an_install(kube: Kube) -> None:
+    kube.add(node())
+    status, found = ask()
+    assert status == 0
+    assert {each["level"] for each in found} == {"ok"}, found
+    told = {(each["part"], each["check"]): each["message"] for each in found}
+    assert told["cluster", "version"] == "Kubernetes v1.36.0"
+    assert told["keda", "version"] == "KEDA 2.20.1"
+    assert told["gpu", "nvidia.com/gpu"] == "1 nodes, 2 allocatable, 2 free"
+    assert told["storage", "class"] == "standard is the default class"
+
+
+ANNOTATION = {"storageclass.kubernetes.io/is-default-class": "false"}
+TAINT = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
+CASES: list[tuple[list[Object], str, str, str]] = [
+    ([node(driver="550")], "gpu", "bad", "driver 550 on gpu-1; torch's CUDA 13 needs 580"),
+    ([node(driver="?")], "gpu", "unknown", "no node tells its driver"),
+    ([node(allocatable=0)], "gpu", "bad", "none is allocatable"),
+    (keda(version="2.14.0"), "keda", "bad", "KEDA 2.14.0"),
+    (keda(ready=0), "keda", "bad", "has no ready pod"),
+    (keda(service="datadog"), "keda", "bad", "belongs to keda/datadog, not to KEDA"),
+    ([crd("scaledobjects.keda.sh", "v2")], "keda", "bad", "not served as keda.sh/v1alpha1"),
+    ([{**STORAGE, "metadata": {"name": "standard", "annotations": ANNOTATION}}], "storage", "warning", "(standard)"),
+]
+
+
+@pytest.mark.parametrize(("objects", "part", "level", "words"), CASES)
+def test_what_is_wrong_before(kube: Kube, objects: list[Object], part: str, level: str, words: str) -> None:
+    kube.add(*objects)
+    found = [each for each in wrong() if words in each["message"]]
+    assert [(each["part"], each["level"], bool(each["remedy"])) for each in found[:1]] == [(part, level, True)], wrong()
+
+
+def test_no_keda(kube: Kube) -> None:
+    kube.remove("apiextensions.k8s.io/v1", "CustomResourceDefinition", "scaledobjects.keda.sh")
+    status, found = ask()
+    told = [each for each in found if each["part"] == "keda"]
+    assert (status, told[0]["level"], "helm install keda" in told[0]["remedy"]) == (1, "bad", True)
+    kube.add(*(each for each in release() if each["kind"] == "Deployment"))
+    assert [each["level"] for each in ask()[1] if each["part"] == "keda"] == ["ok"], "fixed pools need none"
+
+
+def test_what_we_may_not_see_is_said_and_is_not_bad(kube: Kube) -> None:
+    for path in ("customresourcedefinitions", "/nodes", "storageclasses"):
+        kube.fail(path, 403)
+    status, found = ask()
+    assert status == 0
+    assert [each["part"] for each in found if each["level"] == "unknown"] == ["keda", "gpu", "storage"]
+
+
+def test_no_cluster_or_no_such_context(kube: Kube) -> None:
+    assert "no context 'other'" in wrong("--context", "other")[0]["message"]
+    kube.fail("/version", 401, "who are you")
+    assert "it answers 401: who are you" in wrong()[0]["message"]
+    kube.heal()
+    kube.fail("/version", 0)
+    assert "it does not answer" in wrong()[0]["message"]
+
+
+def test_the_api_servers_clock(kube: Kube) -> None:
+    kube.clock_ahead_s = -90
+    assert [(each["part"], each["level"]) for each in wrong() if each["part"] == "clock"] == [("clock", "bad")]
+
+
+def metric(kube: Kube, value: str) -> None:
+    kube.answers[METRIC] = {"kind": "ExternalMetricValueList", "items": [{"value": value}]}
+
+
+class TestScaling:
+    @pytest.mark.parametrize(
+        ("theirs", "level", "words"),
+        [
+            ("3", "ok", "both reckon 3"),
+            ("0", "bad", "KEDA reads 0"),
+            ("2500m", "ok", ""),
+            ("5", "warning", "KEDA reckons 5"),
+        ],
+    )
+    def test_kedas_number(
+        self, kube: Kube, redis: Redis, redis_url: str, keys: Keys, theirs: str, level: str, words: str
+    ) -> None:
+        for index in range(5):  # five wait: two workers of four each, and at most one more beside the busy
+            redis.lpush(keys.waiting("default", Lane.NORMAL), index)
+        redis.sadd(keys.busy("default"), *(["a"] if theirs == "2500m" else ["a", "b", "c"]))
+        kube.add(*release())
+        metric(kube, "2" if theirs == "2500m" else theirs)
+        told = [each for each in ask("--redis-url", redis_url)[1] if "normal 5" in each["message"]]
+        assert [(each["level"], words in each["message"]) for each in told] == [(level, True)]
+
+    def test_a_pool_that_looks_elsewhere(self, kube: Kube) -> None:
+        def change(each: Object) -> None:
+            if each["kind"] == "ScaledObject":
+                for trigger in each["spec"]["triggers"]:
+                    trigger["metadata"]["databaseIndex"] = "4"
+                each["spec"]["triggers"][0]["metadata"]["listName"] = "other:queue:default.high"
+
+        kube.add(*release(change))
+        told = [each["message"] for each in wrong() if each["level"] == "bad"]
+        assert told[0].startswith("KEDA looks at database 4, the workers use 0")
+        assert "other:queue:default.high, rq:queue:default.high" in told[1]
+
+    def test_what_keda_says_itself(self, kube: Kube) -> None:
+        def change(each: Object) -> None:
+            if each["kind"] == "ScaledObject":
+                message = "error establishing connection: WRONGPASS"
+                each["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "x", "message": message}]
+                each["metadata"]["annotations"] = {"autoscaling.keda.sh/paused-replicas": "2"}
+                each["spec"]["fallback"] = {"replicas": 0, "failureThreshold": 1}
+
+        kube.add(*release(change))
+        told = {each["message"] for each in wrong() if each["part"] == "scaling"}
+        assert {
+            "KEDA says: x error establishing connection: WRONGPASS",
+            "falls back to 0 replicas when Redis cannot be asked",
+        } <= told
+        assert "paused by autoscaling.keda.sh/paused-replicas" in told
+
+    @pytest.mark.parametrize(("text", "value"), [("3", 3), ("2500m", 2.5), ("1k", 1000), ("0", 0)])
+    def test_quantities(self, text: str, value: float) -> None:
+        assert quantity(text) == value
+
+
+def pod(name: str, message: str = "", waiting: dict[str, str] | None = None) -> Object:
+    conditions = [{"type": "PodScheduled", "status": "False" if message else "True", "message": message}]
+    containers = [{"state": {"waiting": waiting}}] if waiting else []
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/name": "serinette"}},
+        "spec": {"containers": [{"resources": {"limits": {"nvidia.com/gpu": 1}}}]},
+        "status": {"phase": "Pending", "conditions": conditions, "containerStatuses": containers},
+    }
+
+
+class TestPods:
+    def test_a_gpu_that_is_not_free(self, kube: Kube) -> None:
+        busy = pod("busy")
+        busy["spec"]["nodeName"] = "gpu-1"
+        kube.add(node(gpus=1), busy, pod("w", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."), *release())
+        (told,) = (each for each in wrong() if each["check"] == "w")
+        assert told["level"] == "warning"
+        assert "waits for a free GPU" in told["message"]
+        assert "the cluster has 1 nvidia.com/gpu allocatable in all" in told["message"]
+        assert "1 allocatable, 0 free" in str(ask()[1])
+
+    def test_a_pool_that_no_node_takes(self, kube: Kube) -> None:
+        def change(each: Object) -> None:
+            if "worker" in each["metadata"]["name"] and each["kind"] == "Deployment":
+                spec = each["spec"]["template"]["spec"]
+                spec["containers"][0]["resources"]["limits"] = {"nvidia.com/gpu": 1}
+                spec["nodeSelector"] = {"accelerator": "h100"}
+
+        kube.add(*release(change))
+        assert any("no node offers it" in each["message"] for each in wrong())
+        kube.add(node(taints=[TAINT]))
+        (told,) = (each for each in wrong() if "takes the pool's workers" in each["message"])
+        assert "no label accelerator=h100, taint nvidia.com/gpu=:NoSchedule" in told["message"]
+
+    @pytest.mark.parametrize(
+        ("reason", "remedy"),
+        [
+            ("ImagePullBackOff", "imageRegistry"),
+            ("CreateContainerConfigError", "Secret"),
+            ("CrashLoopBackOff", "--previous"),
+        ],
+    )
+    def test_containers_that_wait(self, kube: Kube, reason: str, remedy: str) -> None:
+        kube.add(pod("w", waiting={"reason": reason, "message": "why"}), *release())
+        (told,) = (each for each in wrong() if each["check"] == "w")
+        assert (told["level"], told["message"], remedy in told["remedy"]) == ("bad", f"{reason}: why", True)
+
+    def test_a_part_that_is_not_ready_and_a_claim_that_waits(self, kube: Kube) -> None:
+        def change(each: Object) -> None:
+            if each["kind"] == "StatefulSet":
+                each["status"] = {}
+
+        claim: Object = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data-valkey-0"}}
+        claim |= {"spec": {"storageClassName": "fast"}, "status": {"phase": "Pending"}}
+        event: Object = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "type": "Warning"}
+        event |= {"involvedObject": {"name": "data-valkey-0"}, "message": "storageclass fast not found"}
+        kube.add(claim, event, namespace=NAMESPACE)
+        kube.add(*release(change))
+        told = [each["message"] for each in wrong() if each["level"] == "bad"]
+        assert "data-valkey-0 waits for fast: storageclass fast not found" in told
+        assert told.count("none of 1 is ready") == 2
+
+
+def test_nothing_is_changed(kube: Kube) -> None:
+    kube.add(*release())
+    ask()
+    assert {asked.method for asked in kube.requests} == {"GET"}

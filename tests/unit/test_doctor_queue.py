@@ -1,0 +1,158 @@
+"""What the doctor says of a real Valkey: each thing that is wrong in words, with what to do."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+
+from serinette.doctor.findings import Finding, Level, healthy, judge_clock
+from serinette.doctor.queue import QueueSeen, judge_queue, look_at_queue
+from serinette.doctor.redis_troubles import REMEDIES, Trouble
+from serinette.names import Keys
+from serinette.settings import SharedSettings
+from tests import servers
+from tests.tls import certificate, relay
+
+
+def settings(url: str, **others: Any) -> SharedSettings:
+    return SharedSettings(redis_url=SecretStr(url), **others)
+
+
+def only_bad(given: SharedSettings) -> Finding:
+    (found,) = judge_queue(look_at_queue(given))
+    assert found.level is Level.BAD
+    assert found.remedy
+    return found
+
+
+def by_check(given: SharedSettings) -> dict[str, Finding]:
+    return {found.check: found for found in judge_queue(look_at_queue(given))}
+
+
+def test_all_is_well(tmp_path: Path) -> None:
+    with servers.valkey(tmp_path, append_only=True) as server:
+        found = judge_queue(look_at_queue(settings(server.connection_url)))
+    assert {each.level for each in found} == {Level.OK}, found
+    assert {"reachable", "version", "role", "eviction", "append-only file", "memory", "writable", "place", "Redis"} == {
+        each.check for each in found
+    }
+
+
+def test_passwords(redis: Redis, redis_url: str) -> None:
+    redis.config_set("requirepass", "right one")
+    assert "asks for a password and was given none" in only_bad(settings(redis_url)).message
+    wrong = only_bad(settings(redis_url, redis_password=SecretStr("wrong-secret")))
+    assert "refuses this user or password" in wrong.message
+    assert "wrong-secret" not in str(wrong)
+    assert (
+        "refuses this user" in only_bad(settings(redis_url, redis_username="x", redis_password=SecretStr("y"))).message
+    )
+    assert healthy(judge_queue(look_at_queue(settings(redis_url, redis_password=SecretStr("right one")))))
+
+
+def test_a_password_in_the_url_is_never_told(redis: Redis, redis_url: str) -> None:
+    redis.config_set("requirepass", "right")
+    found = judge_queue(look_at_queue(settings(redis_url.replace("://", "://:right@"))))
+    assert "right" not in str(found)
+
+
+def test_databases(redis: Redis, redis_url: str) -> None:
+    base = redis_url.rstrip("/")
+    assert "has no such database" in only_bad(settings(f"{base}/99")).message
+    redis.hset(Keys().tally, "x", 1)
+    wrong = by_check(settings(f"{base}/3"))["place"]
+    assert (wrong.level, "database 0" in wrong.message) == (Level.WARNING, True)
+    other = by_check(settings(f"{base}/0", redis_prefix="music"))["place"]
+    assert (other.level, "prefix 'rq' of this database" in other.message) == (Level.WARNING, True)
+    assert by_check(settings(f"{base}/0"))["place"].level is Level.OK
+
+
+def test_tls(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    crt, key = certificate(tmp_path)
+    port = int(redis_url.rpartition(":")[2].partition("/")[0])
+    with relay(port, crt, key) as tls:
+        needs = only_bad(settings(f"redis://127.0.0.1:{tls}/0"))
+        assert "the server speaks TLS and we do not" in needs.message
+        assert "rediss://" in needs.remedy
+        assert "certificate cannot be trusted" in only_bad(settings(f"rediss://127.0.0.1:{tls}/0")).message
+        trusted = judge_queue(look_at_queue(settings(f"rediss://127.0.0.1:{tls}/0?ssl_ca_certs={crt}")))
+        assert healthy(trusted), trusted
+    assert "we speak TLS and the server does not" in only_bad(settings(redis_url.replace("redis:", "rediss:"))).message
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    port = servers.free_ports(1)[0]
+    assert "nobody listens there" in only_bad(settings(f"redis://127.0.0.1:{port}")).message
+    assert "nobody listens there" in only_bad(settings(f"unix://{tmp_path}/no.sock")).message
+    assert "name is not known here" in only_bad(settings("redis://no-such-host.invalid")).message
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"redis://127.0.0.1:{mute.getsockname()[1]}"
+        assert "does not answer in time" in only_bad(settings(url, redis_timeout_s=0.3)).message
+
+
+def test_what_loses_jobs(redis: Redis, redis_url: str) -> None:
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    found = by_check(settings(redis_url))
+    assert (found["eviction"].level, found["append-only file"].level) == (Level.WARNING, Level.WARNING)
+    redis.config_set("maxmemory", "1gb")
+    eviction = by_check(settings(redis_url))["eviction"]
+    assert (eviction.level, eviction.message) == (Level.BAD, "maxmemory-policy is allkeys-lru")
+    assert "noeviction" in eviction.remedy
+    redis.config_set("maxmemory-policy", "noeviction")
+    redis.config_set("maxmemory", str(int(redis.info("memory")["used_memory"] * 1.02)))
+    full = by_check(settings(redis_url))
+    assert full["memory"].level is Level.BAD
+
+
+def test_rights(redis: Redis, redis_url: str) -> None:
+    for name, given in (("reader", ("+@read", "+info", "+time")), ("noscript", ("+@all", "-@scripting"))):
+        rules = ["+ping", "+client", "+select", *given]
+        redis.acl_setuser(name, enabled=True, passwords="+secret", keys=["*"], channels=["*"], commands=rules)
+    told = {
+        name: by_check(settings(redis_url, redis_username=name, redis_password=SecretStr("secret")))["writable"]
+        for name in ("reader", "noscript")
+    }
+    assert "a write is refused" in told["reader"].message
+    assert "scripts are refused" in told["noscript"].message
+    assert {each.level for each in told.values()} == {Level.BAD}
+
+
+def test_a_replica_takes_no_writes(redis: Redis, redis_url: str) -> None:
+    redis.replicaof("127.0.0.1", "1")
+    found = by_check(settings(redis_url))
+    assert "name the primary, 127.0.0.1:1" in found["role"].remedy
+    assert "a write is refused" in found["writable"].message
+
+
+@pytest.mark.parametrize(
+    ("info", "check", "level"),
+    [
+        ({"redis_version": "7.0.15"}, "version", Level.BAD),
+        ({"redis_version": "7.2.0"}, "version", Level.OK),
+        ({"redis_version": "7.2.4", "valkey_version": "8.0.1"}, "version", Level.OK),
+        ({"cluster_enabled": 1}, "role", Level.BAD),
+        ({"role": "master"}, "role", Level.OK),
+        ({"aof_enabled": 1, "aof_last_write_status": "err"}, "append-only file", Level.BAD),
+    ],
+)
+def test_what_info_tells(info: dict[str, Any], check: str, level: Level) -> None:
+    found = {each.check: each for each in judge_queue(QueueSeen("redis://r", 0, "rq", info=info))}
+    assert found[check].level is level
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "resolution_s", "level"),
+    [(0.3, 0, Level.OK), (-1.9, 0, Level.OK), (2.5, 1, Level.OK), (-4, 0, Level.WARNING), (40, 1, Level.BAD)],
+)
+def test_clocks(ahead_s: float, resolution_s: float, level: Level) -> None:
+    found = judge_clock("Redis", ahead_s, resolution_s)
+    assert (found.level, bool(found.remedy)) == (level, level is not Level.OK)
+
+
+def test_each_trouble_has_a_remedy() -> None:
+    assert set(REMEDIES) == set(Trouble)
