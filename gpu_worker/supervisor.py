@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from gpu_worker.children import Child, reap_orphans
-from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE, ENGINE_ENVIRONMENT
+from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE, engine_environment
 from gpu_worker.engine.wire import Hello
 from gpu_worker.engine_watch import EngineWatch
 from gpu_worker.herald import Herald
@@ -46,7 +46,9 @@ class Supervisor:
         self.name = f"{socket.gethostname()}-{secrets.token_hex(3)}"
         environment = {"SERINETTE_RUN_DIR": str(run_dir)}
         self._engine = Child(
-            "engine", (sys.executable, "-m", settings.engine_module), {**ENGINE_ENVIRONMENT, **environment}
+            "engine",
+            (sys.executable, "-m", settings.engine_module),
+            {**engine_environment(settings.work_dir), **environment},
         )
         self._slots = [self._slot(number, environment) for number in range(settings.slots)]
         self._watch = EngineWatch(settings.engine_socket)

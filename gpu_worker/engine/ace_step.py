@@ -20,6 +20,7 @@ from gpu_worker.engine.loudness import to_loudness
 from gpu_worker.engine.memory import Plan
 from gpu_worker.engine.mixing import paste, to_peak
 from gpu_worker.engine.pipeline import SongPipeline
+from gpu_worker.engine.texts import Texts
 from gpu_worker.engine.watch import Watch
 from serinette.errors import EngineCrashed, EngineOutOfMemory, InvalidOutput, SingError, Unsupported
 from serinette.job import Sampling, Stage
@@ -64,6 +65,7 @@ class AceStepEngine:
         self._watch: Watch | None = None
         self._model = _describe(pipe, self._grid, identity)
         pipe.mask_padding()
+        Texts.remembered_by(pipe.text_encoder)
         for coder in (pipe.vae.encoder, pipe.vae.decoder):
             coder.register_forward_pre_hook(self._look_up)
             # Hooks inside a compiled forward would be traced away.

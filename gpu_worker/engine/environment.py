@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 # Libraries read these when the process starts, or never. What the operator sets himself goes before them.
@@ -19,6 +20,18 @@ ENGINE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
         "TOKENIZERS_PARALLELISM": "false",
     }
 )
+
+
+def engine_environment(work_dir: Path) -> dict[str, str]:
+    """What an engine with this work_dir is started with. What torch compiles lies beside the checkpoints: a pod whose
+    cache volume is mounted there does not compile what another one has.
+    """
+    return {
+        **ENGINE_ENVIRONMENT,
+        "TORCHINDUCTOR_CACHE_DIR": str(work_dir / "compiled" / "inductor"),
+        "TRITON_CACHE_DIR": str(work_dir / "compiled" / "triton"),
+    }
+
 
 # sysexits.h: EX_CONFIG. Starting the engine again cannot help; the log says what to change.
 CONFIGURATION_EXIT_CODE = 78

@@ -1,0 +1,74 @@
+"""Texts that are encoded once, and never differently for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from gpu_worker.engine import texts
+from gpu_worker.engine.ace_step import AceStepEngine
+from gpu_worker.engine.base import Samples, SongRequest
+from gpu_worker.engine.checkpoint import build
+from gpu_worker.engine.loading import load
+from gpu_worker.engine.texts import Texts
+from gpu_worker.settings import WorkerSettings
+from serinette.job import Stage
+from serinette.spec import GenerationSpec
+
+
+class Encoder(nn.Module):
+    def forward(self, input_ids: Tensor) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=input_ids[..., None].float())
+
+
+def encode(encoder: Encoder, *rows: list[int]) -> list[list[float]]:
+    states: list[list[float]] = encoder(input_ids=torch.tensor(rows)).last_hidden_state[..., 0].tolist()
+    return states
+
+
+def test_a_text_is_encoded_once_however_many_songs_have_it() -> None:
+    encoder = Encoder()
+    kept = Texts.remembered_by(encoder)
+    assert encode(encoder, [1, 2], [1, 2], [1, 2]) == [[1, 2]] * 3
+    assert encode(encoder, [1, 2]) == [[1, 2]]
+    assert kept.encoded == 1
+    assert encode(encoder, [3, 4], [1, 2]) == [[3, 4], [1, 2]]
+    assert kept.encoded == 3
+
+
+def test_the_text_unheard_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "_MOST_TEXTS", 2)
+    encoder = Encoder()
+    kept = Texts.remembered_by(encoder)
+    for token in (1, 2, 1, 3, 1):
+        encode(encoder, [token])
+    assert kept.encoded == 3
+    encode(encoder, [2])
+    assert kept.encoded == 4
+
+
+def test_a_song_has_the_same_bits_whoever_was_heard_before(tmp_path: Path) -> None:
+    build(tmp_path, turbo=True)
+    engine = load(WorkerSettings(model=str(tmp_path), work_dir=tmp_path, threads=1))
+    first = sing(engine, "jazz")
+    sing(engine, "something longer than that", "jazz")
+    assert np.array_equal(sing(engine, "jazz"), first)
+    fresh = load(WorkerSettings(model=str(tmp_path), work_dir=tmp_path, threads=1))
+    sing(fresh, "jazz", "something longer than that")
+    assert np.array_equal(sing(fresh, "jazz"), first)
+
+
+def sing(engine: AceStepEngine, *prompts: str) -> Samples:
+    batch = [SongRequest(GenerationSpec(prompt=prompt, duration_s=1.0, steps=2), 1) for prompt in prompts]
+    song = engine.sing(batch, quiet)[0]
+    assert song
+    return song.samples
+
+
+def quiet(stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
+    return frozenset()
