@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import count
-
 import pytest
 from redis import Redis
 
@@ -21,9 +16,6 @@ from serinette.presence import Presence, WorkerStage, announce
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.unit.slot_bench import SlotBench
-from tests.unit.test_maintenance_killed import Killed, mortal
-
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 POOL = "default"
 
@@ -31,14 +23,6 @@ POOL = "default"
 @pytest.fixture
 def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:
     return SlotBench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
-
-
-@pytest.fixture(autouse=True)
-def _threads_die_quietly() -> Iterator[None]:
-    before = threading.excepthook
-    threading.excepthook = lambda args: None if isinstance(args.exc_value, Killed) else before(args)
-    yield
-    threading.excepthook = before
 
 
 def members(redis: Redis, key: str) -> set[str]:
@@ -108,30 +92,6 @@ def test_a_job_that_redis_lost_makes_its_worker_busy_again(bench: SlotBench) -> 
     slot.sing_one()
     assert seen == [{slot.name}]
     assert counted(bench.redis, bench.keys) == set()
-
-
-def test_a_slot_killed_anywhere_is_busy_just_while_its_attempt_is_in_rqs_books(
-    bench: SlotBench, redis_url: str
-) -> None:
-    for round_trips in count():
-        bench.order()
-        survived = False
-        with suppress(Killed):
-            bench.slot(mortal(redis_url, 3 + round_trips)).sing_one()
-            survived = True
-        assert bool(counted(bench.redis, bench.keys)) == bool(bench.held()), f"killed before round trip {round_trips}"
-        prune(bench.redis, bench.keys, POOL, ())
-        assert bool(counted(bench.redis, bench.keys)) == bool(bench.held()), "what beats is not taken out"
-        maintenance = bench.rounds()
-        maintenance()
-        maintenance()
-        prune(bench.redis, bench.keys, POOL, ())
-        assert counted(bench.redis, bench.keys) == set()
-        for waiting in bench.waiting():
-            bench.redis.lrem(bench.queue().key, 0, waiting)
-        if survived:
-            break
-    assert round_trips > 10, "the death was never in the midst of it"
 
 
 @pytest.mark.parametrize(
