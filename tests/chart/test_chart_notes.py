@@ -1,0 +1,36 @@
+"""What a person is told after an install: commands that name what is there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scripts.chart_tools import CHART, helm, run
+from tests.chart.rendering import Render, find
+
+
+def notes(*settings: str) -> str:
+    """As `helm install` prints them; without KEDA, which a rendering without a cluster does not have."""
+    command = [helm(), "install", "studio", CHART, "--namespace", "music", "--dry-run=client"]
+    command += ["--values", CHART / "ci" / "fixed-values.yaml"]
+    return run([*command, *(part for setting in settings for part in ("--set", setting))]).partition("NOTES:")[2]
+
+
+def test_the_next_commands_name_what_was_made(render: Render) -> None:
+    told = notes("auth.enabled=true", "gateway.service.port=80")
+    assert "helm test studio -n music --logs --timeout 900s" in told
+    assert "exec deploy/studio-serinette-gateway -- python -m serinette.cli keys create me" in told
+    assert "port-forward service/studio-serinette-gateway 8019:80 &" in told
+    objects = render("fixed", keda=False)
+    for kind, named in (("Deployment", "deploy"), ("Service", "service")):
+        (name,) = set(re.findall(rf"{named}/(\S+)", told))
+        assert find(objects, kind, name.removeprefix("studio-"))
+
+
+@pytest.mark.parametrize(
+    ("ingress", "warned"), [("false", "the gateway may sing"), ("true", "through the Ingress too")]
+)
+def test_without_keys_it_says_who_may_sing(ingress: str, warned: str) -> None:
+    told = notes("auth.enabled=false", f"gateway.ingress.enabled={ingress}")
+    assert warned in told and "keys create" not in told and "Authorization" not in told
