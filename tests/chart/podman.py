@@ -48,8 +48,15 @@ class Podman:
         """Skip unless containers run here."""
         if shutil.which("podman") is None:
             pytest.skip("podman is not installed: apt-get install podman runc netavark aardvark-dns iptables catatonit")
-        if self.exists(BASE):
-            return
+        if not self.exists(BASE):
+            self._make_base()
+        confined = ["--rm", "--network", "none", "--read-only", "--cap-drop", "all", "--user", "10001:10001"]
+        command = ["podman", "run", *confined, BASE, "true"]
+        ran = subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True, timeout=300)
+        if ran.returncode:
+            pytest.skip(f"podman starts no container here: {ran.stderr[-300:]}")
+
+    def _make_base(self) -> None:
         if shutil.which("mmdebstrap") is None:
             pytest.skip(
                 "mmdebstrap, which makes a stand-in for python:slim, is not installed: apt-get install mmdebstrap"
