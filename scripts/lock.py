@@ -14,7 +14,7 @@ from scripts.chart_tools import ROOT, python_tool
 
 _HEAD = "# Pinned from pyproject.toml by `make lock`.\n"
 _LOCKS = {
-    "api/requirements.txt": ("--extra", "gateway", "--extra", "cli"),
+    "api/requirements.txt": ("--extra", "gateway", "--extra", "cluster", "--extra", "cli"),
     "gpu_worker/requirements.txt": ("--extra", "worker"),
 }
 _TORCHS = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")

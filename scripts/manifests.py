@@ -20,6 +20,7 @@ VALUES = CHART / "ci" / "k8s-values.yaml"
 
 # Files by the component that an object names in its labels; the rest goes by kind.
 _FILES = {"gateway", "maintenance", "worker", "valkey", "seaweedfs", "settings"}
+_CLUSTERED = {"ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 _HEAD = "# Rendered from charts/serinette by `make manifests`: change the chart, not this.\n"
 _HELMS = ("app.kubernetes.io/managed-by", "helm.sh/chart")
 
@@ -54,7 +55,8 @@ def _file(found: dict[str, Any]) -> str:
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
     labels = {name: value for name, value in found["metadata"]["labels"].items() if name not in _HELMS}
-    metadata = {**found["metadata"], "namespace": NAMESPACE, "labels": labels}
+    namespace = {} if found["kind"] in _CLUSTERED else {"namespace": NAMESPACE}
+    metadata = {**found["metadata"], **namespace, "labels": labels}
     return {**found, "metadata": metadata}
 
 

@@ -1,5 +1,6 @@
 {{- define "serinette.maintenanceEnv" -}}
 {{ include "serinette.poolsEnv" . }}
+{{- include "serinette.clusterEnv" . }}
 {{- with include "serinette.webhooksEnv" . }}
 {{ . }}
 {{- end }}

@@ -1,0 +1,198 @@
+"""What maintenance may do in the cluster: what it needs, and nothing more. The policy is run by a CEL of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import celpy
+import pytest
+from celpy.adapter import json_to_cel
+from celpy.celtypes import MapType, StringType
+from celpy.evaluation import CELEvalError
+
+from api.maintenance.pod_words import POOL_LABEL
+from api.maintenance.protecting import MARKS
+from tests.chart.rendering import Manifest, Render, find, of_kind
+
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+ACCOUNT = {"kind": "ServiceAccount", "name": "serinette-maintenance", "namespace": "serinette"}
+USER = "system:serviceaccount:serinette:serinette-maintenance"
+NAMED = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding", "ValidatingAdmissionPolicy")
+
+
+def rules(objects: tuple[Manifest, ...]) -> set[tuple[str, str]]:
+    """Resources and verbs of all roles."""
+    found = [*of_kind(objects, "Role"), *of_kind(objects, "ClusterRole")]
+    granted = [rule for role in found for rule in role["rules"]]
+    assert all(rule["apiGroups"] == [""] for rule in granted)
+    return {(resource, verb) for rule in granted for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "granted"),
+    [
+        ((), {("pods", "list"), ("events", "list"), ("nodes", "list"), ("pods", "patch")}),
+        (("cluster.readNodes=false",), {("pods", "list"), ("events", "list"), ("pods", "patch")}),
+        (("cluster.protect=false",), {("pods", "list"), ("events", "list"), ("nodes", "list")}),
+        (("cluster.explain=false",), set()),
+    ],
+)
+def test_roles_grant_what_is_used_to_maintenance_alone(
+    render: Render, settings: tuple[str, ...], granted: set[tuple[str, str]]
+) -> None:
+    objects = render("default", *settings)
+    assert rules(objects) == granted
+    for binding in [*of_kind(objects, "RoleBinding"), *of_kind(objects, "ClusterRoleBinding")]:
+        assert binding["subjects"] == [ACCOUNT]
+        assert find(objects, binding["roleRef"]["kind"], binding["roleRef"]["name"])
+    assert len(of_kind(objects, "ValidatingAdmissionPolicy")) == (("pods", "patch") in granted)
+    assert len(of_kind(objects, "ValidatingAdmissionPolicyBinding")) == (("pods", "patch") in granted)
+
+
+def test_no_other_part_has_a_token(render: Render) -> None:
+    with_token = [item.name for item in render("gpu") if item.pod and TOKEN in str(item.pod)]
+    assert with_token == ["serinette-maintenance"]
+    assert not [item for item in render("gpu", "cluster.explain=false") if TOKEN in str(item)]
+    assert all(item.pod["automountServiceAccountToken"] is False for item in render("gpu") if item.pod)
+
+
+def test_it_looks_at_the_pods_that_the_chart_makes(render: Render) -> None:
+    objects = render("gpu")
+    env = find(objects, "Deployment", "-maintenance").env
+    assert env["SERINETTE_CLUSTER_NAMESPACE"] == "serinette"
+    wanted = dict(term.split("=") for term in env["SERINETTE_CLUSTER_SELECTOR"].split(","))
+    for item in of_kind(objects, "Deployment"):
+        labels = item["spec"]["template"]["metadata"]["labels"]
+        assert (wanted.items() <= labels.items()) == ("-worker-" in item.name)
+        assert (POOL_LABEL in labels) == ("-worker-" in item.name)
+
+
+def test_two_releases_do_not_share_what_is_the_clusters(render: Render) -> None:
+    objects = render("default")
+    clustered = [item for kind in NAMED for item in of_kind(objects, kind) if "Cluster" in kind or "Policy" in kind]
+    assert {item.name for item in clustered} == {"serinette-serinette-maintenance"}  # namespace and release
+
+
+POD: dict[str, Any] = {
+    "metadata": {
+        "name": "w-1",
+        "labels": {"app.kubernetes.io/instance": "serinette", "app.kubernetes.io/component": "worker"},
+        "annotations": {"theirs": "x"},
+        "ownerReferences": [{"kind": "ReplicaSet", "name": "w"}],
+    },
+    "spec": {"containers": [{"name": "worker", "image": "a/b:1"}]},
+}
+
+
+def annotated(**annotations: str) -> Callable[[dict[str, Any]], None]:
+    return lambda pod: pod["metadata"].update(annotations=annotations)
+
+
+def marked(pod: dict[str, Any]) -> None:
+    pod["metadata"]["annotations"] |= MARKS
+
+
+def bare(pod: dict[str, Any]) -> None:
+    del pod["metadata"]["annotations"]
+
+
+def another_image(pod: dict[str, Any]) -> None:
+    pod["spec"]["containers"][0]["image"] = "evil:1"
+
+
+def another_pool(pod: dict[str, Any]) -> None:
+    pod["metadata"]["labels"]["serinette.dev/pool"] = "other"
+
+
+def a_finalizer(pod: dict[str, Any]) -> None:
+    pod["metadata"]["finalizers"] = ["stay/for-ever"]
+
+
+def an_orphan(pod: dict[str, Any]) -> None:
+    del pod["metadata"]["ownerReferences"]
+
+
+def nothing(_: dict[str, Any]) -> None:
+    """As it was."""
+
+
+def of_another_release(pod: dict[str, Any]) -> None:
+    pod["metadata"]["labels"]["app.kubernetes.io/instance"] = "other"
+
+
+def of_the_gateway(pod: dict[str, Any]) -> None:
+    pod["metadata"]["labels"]["app.kubernetes.io/component"] = "gateway"
+
+
+def unlabeled(pod: dict[str, Any]) -> None:
+    del pod["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "refused"),
+    [
+        (nothing, marked, None),
+        (marked, nothing, None),
+        (bare, annotated(**{next(iter(MARKS)): "100"}), None),
+        (marked, annotated(theirs="x"), None),  # idle again
+        (nothing, annotated(theirs="y"), "no other annotation"),
+        (nothing, annotated(theirs="x", more="z"), "no other annotation"),
+        (nothing, bare, "no other annotation"),
+        (nothing, another_image, "nothing else of it"),
+        (nothing, another_pool, "nothing else of it"),
+        (nothing, a_finalizer, "nothing else of it"),
+        (nothing, an_orphan, "nothing else of it"),
+        (of_another_release, marked, "worker pods of its own release alone"),
+        (of_the_gateway, marked, "worker pods of its own release alone"),
+        (unlabeled, marked, "worker pods of its own release alone"),
+    ],
+)
+def test_the_policy_lets_marks_pass_and_nothing_else(
+    render: Render,
+    before: Callable[[dict[str, Any]], None],
+    change: Callable[[dict[str, Any]], None],
+    refused: str | None,
+) -> None:
+    (policy,) = of_kind(render("default"), "ValidatingAdmissionPolicy")
+    old = copy.deepcopy(POD)
+    before(old)
+    new = copy.deepcopy(old)
+    change(new)
+    messages = denied(policy["spec"], old, new)
+    assert messages[:1] == [] if refused is None else any(refused in message for message in messages)
+
+
+def denied(spec: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The messages of the validations that do not hold; one that cannot be evaluated denies too (failurePolicy)."""
+    assert spec["failurePolicy"] == "Fail"
+    given: dict[str, Any] = {"object": json_to_cel(new), "oldObject": json_to_cel(old)}
+    given["request"] = json_to_cel({"userInfo": {"username": USER}})
+    assert all(evaluated(condition["expression"], given) for condition in spec["matchConditions"])
+    variables = given["variables"] = MapType()
+    for variable in spec["variables"]:
+        variables[StringType(variable["name"])] = evaluated(variable["expression"], given)
+    return [each["message"] for each in spec["validations"] if not evaluated(each["expression"], given)]
+
+
+def evaluated(expression: str, given: dict[str, Any]) -> Any:
+    environment = celpy.Environment()
+    try:
+        return environment.program(environment.compile(expression)).evaluate(given)
+    except CELEvalError:
+        return False
+
+
+def test_only_maintenance_is_held_to_it_in_its_own_namespace(render: Render) -> None:
+    objects = render("default")
+    (policy,) = of_kind(objects, "ValidatingAdmissionPolicy")
+    (condition,) = policy["spec"]["matchConditions"]
+    for user, meant in ((USER, True), ("system:node:a", False)):
+        given = {"request": json_to_cel({"userInfo": {"username": user}})}
+        assert bool(evaluated(condition["expression"], given)) is meant
+    (binding,) = of_kind(objects, "ValidatingAdmissionPolicyBinding")
+    assert binding["spec"]["validationActions"] == ["Deny"]
+    assert binding["spec"]["policyName"] == policy.name
+    selector = binding["spec"]["matchResources"]["namespaceSelector"]
+    assert selector == {"matchLabels": {"kubernetes.io/metadata.name": "serinette"}}
