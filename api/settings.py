@@ -108,6 +108,12 @@ class MaintenanceSettings(WebhookSettings, PoolSettings):
     interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
     lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
     orphan_grace_s: float = Field(10.0, gt=0, description="How long a job may be in no list before it is put back.")
+    batch_backlog: int = Field(
+        32,
+        ge=1,
+        description="Jobs that batches keep waiting in the lowest lane of a pool, at least; more where `pools` tells "
+        "of workers: four times what all of them hold or sing together.",
+    )
     brake_failures: int = Field(
         3, ge=1, description="Loads of a model that failed in a row, after which no more of the pool's workers start."
     )

@@ -1,6 +1,7 @@
-"""Ends of jobs that are to be told to their webhooks: entered where a job is settled (serinette/ledger.py).
+"""Ends of jobs and batches that are to be told to their webhooks: entered where they are settled (serinette/ledger.py,
+api/batches/book.py).
 
-One sorted set, `Keys.webhooks`: job ids by the Unix second, by Redis's own clock, at which they are due.
+One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, at which they are due.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from redis import Redis
 
 from serinette import tally
+from serinette.batch import is_batch_id
 from serinette.names import Keys
 from serinette.webhook import Delivery
 
@@ -58,7 +60,7 @@ class Outbox:
 
     def log(self, job_id: str, delivery: Delivery, again_s: float | None) -> None:
         """Log one try on its job; the next follows after `again_s`, or never."""
-        keys = [self.keys.ledger(job_id), self.keys.webhooks]
+        keys = [self._book_of(job_id), self.keys.webhooks]
         again = "" if again_s is None else math.ceil(again_s)
         outcome = "delivered" if delivery.delivered else "given_up" if again_s is None else "failed"
         with self.redis.pipeline(transaction=True) as pipe:
@@ -68,4 +70,8 @@ class Outbox:
 
     def drop(self, job_id: str) -> None:
         """Tell this one to nobody any more, however often it is looked for (api/maintenance/strays.py)."""
-        self.redis.eval(_DROP, 2, self.keys.ledger(job_id), self.keys.webhooks, job_id)
+        self.redis.eval(_DROP, 2, self._book_of(job_id), self.keys.webhooks, job_id)
+
+    def _book_of(self, name: str) -> str:
+        """Where the tries to tell of a job or batch are logged."""
+        return self.keys.batch(name) if is_batch_id(name) else self.keys.ledger(name)

@@ -17,7 +17,6 @@ from redis import Redis
 
 from api.batches import scripts
 from serinette.batch import Batch, BatchCounts, BatchHeader, BatchLine, BatchStatus, LineStatus
-from serinette.job import now
 from serinette.names import Keys
 from serinette.webhook import Delivery
 
@@ -38,6 +37,7 @@ class Page:
     canceled: int
     running: int
     waiting_for: str | None
+    ends_as: BatchStatus | None
     ended_at: datetime | None
     deliveries: tuple[Delivery, ...]
 
@@ -54,6 +54,7 @@ class Page:
             status=BatchStatus(fields["status"]),
             running=int(fields.get("running", 0)),
             waiting_for=fields.get("waiting_for"),
+            ends_as=BatchStatus(fields["ends_as"]) if "ends_as" in fields else None,
             ended_at=datetime.fromisoformat(fields["ended_at"]) if "ended_at" in fields else None,
             deliveries=tuple(Delivery.model_validate_json(fields[f"delivery:{n}"]) for n in tries),
             **numbers,
@@ -176,6 +177,11 @@ class Book:
         found: Any = self.redis.smembers(self.keys.batch_open(batch_id))
         return sorted(int(part) for part in found)
 
+    def ended_numbers(self, page: Page, part: int) -> set[int]:
+        """The lines (from 0) of an open part that have ended."""
+        found: Any = self.redis.hkeys(self.keys.batch_part(page.header.id, page.round, part))
+        return {int(number) for number in found}
+
     def ended_lines(self, page: Page, part: int) -> dict[int, bytes]:
         """The lines (from 0) of an open part that have ended, as JSON BatchLine."""
         found: Any = self.redis.hgetall(self.keys.batch_part(page.header.id, page.round, part))
@@ -209,10 +215,14 @@ class Book:
         """Whether all lines have ended and only the files are to be written."""
         return bool(self.redis.eval(scripts.FINALIZE, 2, self.keys.batch(batch_id), self.keys.batch_open(batch_id)))
 
-    def end(self, page: Page) -> bool:
+    def drop(self, batch_id: str) -> None:
+        """A batch that is nowhere is not unfinished."""
+        self.redis.zrem(self.keys.batches, batch_id)
+
+    def end(self, page: Page, ended_at: datetime) -> bool:
         """End a batch whose files are written; True for the one that did."""
         keys = [self.keys.batch(page.header.id), self.keys.batches, self.keys.webhooks]
-        arguments: list[str | int] = [page.header.id, page.round, now().isoformat(), self.ttl_s]
+        arguments: list[str | int] = [page.header.id, page.round, ended_at.isoformat(), self.ttl_s]
         return bool(self.redis.eval(scripts.END, 3, *keys, *arguments))
 
     def _keys_of(self, page: Page, part: int) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from api.batches.reading import MAX_ERRORS, Line, LineError, Wrong, line_of, read_line, refused
-from serinette.batch import PART_LINES, BatchOptions, BatchSpec, LineOrder, line_seed
+from serinette.batch import BatchOptions, BatchSpec, LineOrder, line_seed
 from serinette.errors import InvalidBatch, InvalidSpec
 from serinette.spec import GenerationSpec
 
@@ -33,30 +33,38 @@ class Checked:
 class _Ledger:
     """What is gathered on the way through the lines."""
 
-    batch_id: str
-    directory: Path
+    frame: Frame
     errors: list[LineError] = field(default_factory=list)
     custom_ids: dict[str, int] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
     parts: list[Path] = field(default_factory=list)
 
 
-def check_lines(batch_id: str, options: BatchOptions, lines: Iterable[Line], check: Check, directory: Path) -> Checked:
-    """Check every line and write the batch's parts into `directory`.
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where a batch's lines are written, and in parts of how many."""
+
+    batch_id: str
+    directory: Path
+    part_lines: int
+
+
+def check_lines(frame: Frame, options: BatchOptions, lines: Iterable[Line], check: Check) -> Checked:
+    """Check every line and write the batch's parts.
 
     Raises:
         InvalidBatch: some lines are wrong, or there is none; it names the first MAX_ERRORS things.
     """
-    seen = _Ledger(batch_id, directory)
+    seen = _Ledger(frame)
     digest = hashlib.sha256(options.model_dump_json().encode())
     total = 0
     file: BinaryIO | None = None
     try:
         for total, order in enumerate(_orders(seen, lines, check), start=1):
-            if (total - 1) % PART_LINES == 0:
+            if (total - 1) % frame.part_lines == 0:
                 if file:
                     file.close()
-                seen.parts.append(directory / f"part-{len(seen.parts)}")
+                seen.parts.append(frame.directory / f"part-{len(seen.parts)}")
                 file = seen.parts[-1].open("wb")
             if order is None or file is None:
                 continue
@@ -101,5 +109,5 @@ def _order(seen: _Ledger, number: int, read: BatchSpec, check: Check) -> LineOrd
             seen.sources.add(source.partition("/")[0])
     digest = song.digest()
     if song.seed is None:
-        song = song.model_copy(update={"seed": line_seed(seen.batch_id, number - 1)})
+        song = song.model_copy(update={"seed": line_seed(seen.frame.batch_id, number - 1)})
     return LineOrder(custom_id=read.custom_id, pool=pool, digest=digest, timeout_s=timeout_s, spec=song.to_wire())

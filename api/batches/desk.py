@@ -12,7 +12,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from api.batches.book import Book, Page, parse_lines
-from api.batches.checking import Check, Checked, check_lines
+from api.batches.checking import Check, Checked, Frame, check_lines
 from api.batches.reading import Line
 from api.batches.shelf import Shelf
 from api.queue import JobQueue
@@ -22,6 +22,7 @@ from api.settings import GatewaySettings
 from api.targets import Targets
 from serinette.batch import (
     LANE,
+    PART_LINES,
     Batch,
     BatchHeader,
     BatchLine,
@@ -66,6 +67,7 @@ class Desk:
     targets: Targets
     declared: Callable[[str], Limits | None]
     limits: Callable[[str], Limits]
+    part_lines: int = PART_LINES
 
     def create(
         self, tenant: str, lines: Iterable[Line], options: BatchOptions, idempotency_key: str | None = None
@@ -89,7 +91,8 @@ class Desk:
             check_webhook(tenant, options.webhook, self.settings, self.targets)
             batch_id = keyed_batch_id(tenant, idempotency_key)
             with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
-                checked = check_lines(batch_id, options, lines, self._check(tenant, options.timeout_s), Path(directory))
+                frame = Frame(batch_id, Path(directory), self.part_lines)
+                checked = check_lines(frame, options, lines, self._check(tenant, options.timeout_s))
                 if (known := self.book.read(batch_id)) is not None:
                     return _replayed(known, checked), False
                 header = self._header(tenant, batch_id, options, checked)
@@ -214,6 +217,7 @@ class Desk:
             attempts=self.settings.max_attempts,
             webhook=options.webhook,
             total=checked.total,
+            part_lines=self.part_lines,
             digest=checked.digest,
             limits=self.declared(tenant),
             sources=checked.sources,

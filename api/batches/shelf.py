@@ -58,11 +58,12 @@ class Shelf:
             return []
         return parse_lines(text.splitlines())
 
-    def keep_results(self, page: Page, part: int, lines: Iterable[bytes]) -> None:
+    def keep_results(self, page: Page, part: int, lines: Iterable[BatchLine]) -> None:
         """Write what became of a part's lines, in their order."""
         header = page.header
         key = batch_results_key(header.tenant, header.id, page.round, part)
-        self.store.put(key, b"\n".join(lines) + b"\n", JSONL)
+        text = "".join(f"{line.model_dump_json(exclude_none=True)}\n" for line in lines)
+        self.store.put(key, text.encode(), JSONL)
 
     def keep_files(self, page: Page) -> None:
         """Put the parts together: what was sung, and what was not. In memory is a part at a time."""

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from rq import defaults
 
 from api.cluster import Cluster
+from api.maintenance.batches import Batches
 from api.maintenance.lease import Lease
 from api.maintenance.metrics import MaintenanceMetrics
 from api.maintenance.pools import Pools
@@ -63,6 +64,7 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
         lease,
         _beside(partial(retention.sweep, stop), leased("retention", 2 * sweep_s), sweep_s, stop),
         _beside(Webhooks(redis, settings), leased("webhooks"), settings.interval_s, stop),
+        _beside(Batches(redis, store, settings), leased("batches"), settings.interval_s, stop),
         _beside(Pools(settings, store), leased("pools"), settings.interval_s, stop),
     ]
     place = (settings.cluster_namespace, settings.cluster_selector, settings.cluster_kubeconfig)

@@ -1,9 +1,10 @@
-"""Deletes songs and uploads that are older than they are kept for."""
+"""Deletes songs, uploads and batches that are older than they are kept for."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import groupby, islice
 from threading import Event
@@ -13,6 +14,9 @@ from redis import Redis
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from api.batches.book import Book
+from api.batches.shelf import Shelf
+from serinette.errors import NotFound
 from serinette.job import now
 from serinette.names import Keys
 from serinette.store import Store, StoredObject
@@ -32,10 +36,12 @@ class Retention:
         self._redis = redis
         self._keys = keys
         self._store = store
+        self._book = Book(redis, keys, retention_s)
+        self._shelf = Shelf(store)
         self._retention_s = retention_s
 
     def sweep(self, stop: Event) -> int:
-        """One pass over the store, cut short by `stop`; how many songs and uploads went.
+        """One pass over the store, cut short by `stop`; how many songs, uploads and batches went.
 
         Raises:
             StoreUnavailable: the store does not answer. What is left is for the next sweep.
@@ -49,14 +55,35 @@ class Retention:
                 count += 1
                 if stop.wait(_PAUSE_S):
                     return count
+        count += self._sweep_batches(cutoff, stop)
         if count:
             log.info("deleted count=%d older_than=%s", count, cutoff.isoformat())
         return count
 
+    def _sweep_batches(self, cutoff: datetime, stop: Event) -> int:
+        """Batches that have ended, or never began, and whose newest object is older than `cutoff`."""
+        newest: dict[str, datetime] = {}
+        for found in self._store.list("batches"):
+            owner = "/".join(found.key.split("/")[:3])
+            newest[owner] = max(found.modified, newest.get(owner, found.modified))
+        count = 0
+        for owner, modified in newest.items():
+            if modified >= cutoff or self._redis.zscore(self._keys.batches, owner.rpartition("/")[2]) is not None:
+                continue
+            self._store.delete_prefix(owner)
+            count += 1
+            if stop.wait(_PAUSE_S):
+                break
+        return count
+
     def _in_use(self) -> set[str]:
-        """Ids of unfinished jobs, and of the songs and uploads that they start from."""
+        """Ids of unfinished jobs, and of the songs and uploads that they, or unfinished batches, start from."""
         found = self._redis.zscan_iter(self._keys.live, count=_CHUNK)
         used: set[str] = set()
+        for batch_id in self._book.unfinished():
+            if page := self._book.read(batch_id):
+                with suppress(NotFound):  # erased by hand: there is nothing that it could start from
+                    used.update(self._shelf.header(page.header.tenant, batch_id).sources)
         while chunk := [job_id.decode() for job_id, _ in islice(found, _CHUNK)]:
             used.update(chunk)
             for job in RqJob.fetch_many(chunk, self._redis, JSONSerializer):

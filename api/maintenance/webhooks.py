@@ -1,22 +1,25 @@
-"""Tells the ends of jobs to their webhooks: from the outbox, signed, again with longer and longer pauses."""
+"""Tells the ends of jobs and batches to their webhooks: from the outbox, signed, again after longer pauses."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 from redis import Redis
 
+from api.batches.book import Book
 from api.maintenance.webhook_sending import Answer, open_client, send, signatures
 from api.queue.reader import Reader
 from api.settings import MaintenanceSettings
 from api.targets import Targets
+from serinette.batch import is_batch_id
 from serinette.job import Job, now
-from serinette.ledger import Entry, Ledger
+from serinette.ledger import Ledger
 from serinette.outbox import Outbox
 from serinette.webhook import Delivery, event_id, event_type
 
@@ -36,8 +39,23 @@ def pause_s(tries: int, most: int, first_s: float) -> float | None:
 def event_body(job: Job) -> str:
     """What is told: the job as GET answers it, without the log of these very tries. The same bytes at every try."""
     told: dict[str, Any] = job.model_dump(mode="json", exclude={"deliveries", "webhook"})
-    ended_at = (job.ended_at or job.created_at).isoformat()
-    return json.dumps({"type": event_type(job.status), "timestamp": ended_at, "data": told}, ensure_ascii=False)
+    return _body(event_type(job.status), job.ended_at or job.created_at, told)
+
+
+def _body(kind: str, ended_at: datetime, told: dict[str, Any]) -> str:
+    return json.dumps({"type": kind, "timestamp": ended_at.isoformat(), "data": told}, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What is told of one end: to whom, as what, and how often that was tried."""
+
+    tenant: str | None
+    webhook: str
+    name: str  # the webhook-id
+    kind: str
+    body: str
+    tries: int
 
 
 class Webhooks:
@@ -49,6 +67,7 @@ class Webhooks:
         self._settings = settings
         self._ledger = Ledger(redis, settings.keys, settings.retention_s)
         self._outbox = Outbox(redis, settings.keys)
+        self._batches = Book(redis, settings.keys, settings.retention_s)
         self._reader = Reader(redis, self._ledger)
         self._targets = Targets(settings.webhook_networks)
 
@@ -66,21 +85,37 @@ class Webhooks:
             await asyncio.gather(*(self._tell(client, job_id) for job_id in job_ids))
 
     async def _tell(self, client: httpx.AsyncClient, job_id: str) -> None:
-        entry = await asyncio.to_thread(self._ledger.read, job_id)
-        job = await asyncio.to_thread(self._job, job_id)
-        secrets = self._settings.signs_for(entry.tenant)
-        if entry.webhook is None or entry.outcome is None or job is None or not secrets:
-            log.warning("job=%s: its end is told to nobody: it was erased, or there is no secret to sign with", job_id)
+        end = await asyncio.to_thread(self._batch_end if is_batch_id(job_id) else self._job_end, job_id)
+        secrets = self._settings.signs_for(end.tenant) if end else []
+        if end is None or not secrets:
+            log.warning("%s: its end is told to nobody: it was erased, or there is no secret to sign with", job_id)
             await asyncio.to_thread(self._outbox.drop, job_id)
             return
-        at, name, body = now(), event_id(job_id, entry.outcome), event_body(job)
+        at = now()
         headers = {
-            "webhook-id": name,
+            "webhook-id": end.name,
             "webhook-timestamp": str(int(at.timestamp())),
-            "webhook-signature": signatures(secrets, name, at, body),
+            "webhook-signature": signatures(secrets, end.name, at, end.body),
         }
-        answer = await send(client, entry.webhook, body, headers, self._settings.webhook_timeout_s)
-        await asyncio.to_thread(self._log, job_id, entry, at, answer)
+        answer = await send(client, end.webhook, end.body, headers, self._settings.webhook_timeout_s)
+        await asyncio.to_thread(self._log, job_id, end, at, answer)
+
+    def _job_end(self, job_id: str) -> _End | None:
+        entry, job = self._ledger.read(job_id), self._job(job_id)
+        if entry.webhook is None or entry.outcome is None or job is None:
+            return None
+        name, kind = event_id(job_id, entry.outcome), event_type(entry.outcome)
+        return _End(entry.tenant, entry.webhook, name, kind, event_body(job), len(entry.deliveries))
+
+    def _batch_end(self, batch_id: str) -> _End | None:
+        page = self._batches.read(batch_id)
+        if page is None or page.header.webhook is None or not page.status.ended:  # erased, or retried meanwhile
+            return None
+        batch, kind = page.batch(), f"batch.{page.status}"
+        told = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
+        body = _body(kind, batch.ended_at or batch.created_at, told)
+        name = f"{event_id(batch_id, page.status)}_{page.round}"
+        return _End(batch.tenant, page.header.webhook, name, kind, body, len(page.deliveries))
 
     def _job(self, job_id: str) -> Job | None:
         try:
@@ -90,16 +125,14 @@ class Webhooks:
             log.exception("job=%s cannot be read", job_id)
             return None
 
-    def _log(self, job_id: str, entry: Entry, at: datetime, answer: Answer) -> None:
-        if entry.outcome is None:
-            return
-        number = len(entry.deliveries) + 1
+    def _log(self, job_id: str, end: _End, at: datetime, answer: Answer) -> None:
+        number = end.tries + 1
         again_s = (
             None if answer.final else pause_s(number, self._settings.webhook_attempts, self._settings.webhook_backoff_s)
         )
         delivery = Delivery(
-            id=event_id(job_id, entry.outcome),
-            event=event_type(entry.outcome),
+            id=end.name,
+            event=end.kind,
             number=number,
             at=at,
             delivered=answer.delivered,
@@ -109,4 +142,4 @@ class Webhooks:
         )
         self._outbox.log(job_id, delivery, again_s)
         how = "delivered" if answer.delivered else f"not delivered: {answer.error}"
-        log.info("webhook job=%s try=%d %s", job_id, number, how)
+        log.info("webhook of=%s try=%d %s", job_id, number, how)

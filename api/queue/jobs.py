@@ -26,6 +26,7 @@ from api.queue.reader import Reader
 from api.queue.sighting import Sighting, job_of_record, matches
 from api.settings import GatewaySettings
 from api.targets import Targets
+from serinette.batch import BATCH_LABEL
 from serinette.credentials import Limits
 from serinette.errors import (
     ConfigurationError,
@@ -193,12 +194,15 @@ class JobQueue:
 
         Raises:
             NotFound: this tenant has no such job.
-            NotFinished: it has not ended; cancel it first.
+            NotFinished: it, or its batch, has not ended; cancel it first.
         """
         with _answering():
             job = self._load(tenant, job_id)
             if not job.status.ended:
                 raise NotFinished(f"job {job_id} is {job.status}: cancel it, or wait for its end, then erase it")
+            batch_id = job.labels.get(BATCH_LABEL, "")
+            if self._redis.zscore(self._settings.keys.batches, batch_id) is not None:
+                raise NotFinished(f"job {job_id} is a line of batch {batch_id}: erase it when that has ended")
             # The store first, RQ last: what fails half way is still there, and can be erased again.
             self._store.delete_prefix(song_prefix(tenant, job_id))
             self._ledger.forget(job_id, tenant)

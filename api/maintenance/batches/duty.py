@@ -1,0 +1,124 @@
+"""One round over all batches under way: gather, release in turns, tell, finish."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from api.batches.book import Book, Page
+from api.batches.shelf import Shelf
+from api.maintenance.batches.gather import Gatherer
+from api.maintenance.batches.plan import Rooms, Step, backlog, next_step
+from api.maintenance.batches.release import Releaser
+from api.settings import MaintenanceSettings
+from serinette.errors import NotFound, StoreUnavailable
+from serinette.job import now
+from serinette.ledger import Ledger
+from serinette.store import Store
+
+log = logging.getLogger(__name__)
+
+# A round works for so long and leaves the rest to the next one, so that a batch of any size is told of, and can be
+# paused or canceled, while another is released.
+_ROUND_S = 5.0
+_LOST = "its lines are not in the store any more: cancel it"
+
+
+@dataclass
+class _Under:
+    """A batch in this round."""
+
+    page: Page
+    running: int
+    held_by: str | None = None
+
+
+class Batches:
+    """The duty. Safe beside another replica that does it too."""
+
+    def __init__(self, redis: Redis, store: Store, settings: MaintenanceSettings) -> None:
+        self._settings = settings
+        ledger = Ledger(redis, settings.keys, settings.retention_s)
+        self._book = Book(redis, settings.keys, settings.retention_s)
+        self._shelf = Shelf(store)
+        self._releaser = Releaser(redis, ledger, self._book, self._shelf)
+        self._gatherer = Gatherer(redis, ledger, self._book, self._shelf, self._releaser)
+        self._unreadable: set[str] = set()
+
+    def __call__(self) -> None:
+        """One round. Raises RedisError or StoreUnavailable when one of them does not answer."""
+        until_s = time.monotonic() + _ROUND_S
+        under_way: list[_Under] = []
+        for batch_id in self._book.unfinished():
+            self._guarded(batch_id, lambda batch_id=batch_id: self._look(batch_id, under_way))  # type: ignore[misc]
+        self._release(under_way, until_s)
+        for under in under_way:
+            self._guarded(under.page.header.id, lambda under=under: self._finish(under))  # type: ignore[misc]
+
+    def _guarded(self, batch_id: str, act: Callable[[], None]) -> None:
+        """One batch that cannot be read must not hold up the others."""
+        try:
+            act()
+        except (RedisError, StoreUnavailable):
+            raise
+        except Exception:
+            if batch_id not in self._unreadable:
+                log.exception("cannot go on with batch=%s", batch_id)
+            self._unreadable.add(batch_id)
+
+    def _look(self, batch_id: str, under_way: list[_Under]) -> None:
+        page = self._book.read(batch_id)
+        if page is None:
+            self._book.drop(batch_id)
+            return
+        running = self._gatherer.gather(page)
+        under_way.append(_Under(self._book.read(batch_id) or page, running))
+
+    def _release(self, under_way: list[_Under], until_s: float) -> None:
+        """In turns, the oldest first, until the lanes are full enough or nobody has lines left to release."""
+        rooms = Rooms(self._settings.pools, self._settings.batch_backlog)
+        active = list(under_way)
+        while active and time.monotonic() < until_s:
+            active = [under for under in active if self._turn(under, rooms)]
+
+    def _turn(self, under: _Under, rooms: Rooms) -> bool:
+        """Whether the batch may have another turn in this round."""
+        moved = 0
+
+        def turn() -> None:
+            nonlocal moved
+            page = under.page
+            most = backlog(rooms.pools, self._settings.pool, rooms.least)
+            open_parts = len(self._book.open_parts(page.header.id))
+            step = next_step(page.status, page.header.total - page.released, open_parts, most)
+            if step is Step.REST:
+                return
+            try:
+                told = self._releaser.turn(page, step, rooms)
+            except NotFound:
+                under.held_by = _LOST
+                return
+            moved, under.held_by = told.lines, told.held_by
+            under.page = self._book.read(page.header.id) or page
+
+        self._guarded(under.page.header.id, turn)
+        return moved > 0 and under.held_by is None
+
+    def _finish(self, under: _Under) -> None:
+        batch_id = under.page.header.id
+        self._book.tell(batch_id, under.running, under.held_by)
+        if not self._book.finalize(batch_id):
+            return
+        page = self._book.read(batch_id)
+        if page is None or page.ends_as is None:
+            return
+        ended_at = now()
+        self._shelf.keep_files(page)
+        self._shelf.keep_end(page.batch().model_copy(update={"status": page.ends_as, "ended_at": ended_at}))
+        if self._book.end(page, ended_at):
+            log.info("batch=%s %s lines=%d completed=%d", batch_id, page.ends_as, page.header.total, page.completed)

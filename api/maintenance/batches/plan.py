@@ -1,0 +1,87 @@
+"""How many lines of which batch may go to the queue, and what a batch needs next. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from serinette.batch import PART_LINES, BatchStatus
+from serinette.credentials import Limits
+from serinette.pools import PoolFacts, of_name
+
+# KEDA reads a lane's length every few seconds. With so many songs waiting for each that all workers could sing at once,
+# it still sees a backlog worth all of them when a round of maintenance is late.
+FACTOR = 4
+# Lines that are released between two moves of the cursor; so many may be asked for again after a death.
+TURN = 25
+# Parts that may be open beyond what a full lane needs: so far a straggler lets its batch run ahead.
+_OPEN = 64
+
+
+def backlog(pools: Sequence[PoolFacts], pool: str, least: int) -> int:
+    """Jobs that batches keep waiting in the lowest lane of a pool, at least; its workers count at their most."""
+    facts = of_name(pools, pool)
+    if facts is None:
+        return least
+    return max(least, FACTOR * facts.max_workers * max(facts.max_batch, facts.slots))
+
+
+@dataclass
+class Rooms:
+    """Room for released lines in each pool, as it is used up within one round."""
+
+    pools: Sequence[PoolFacts]
+    least: int
+    waiting: dict[str, int] = field(default_factory=dict)
+
+    def free(self, pool: str) -> int:
+        """Lines that may still go to a pool whose `waiting` is known."""
+        return max(0, backlog(self.pools, pool, self.least) - self.waiting[pool])
+
+    def take(self, pool: str) -> None:
+        """One more waits there."""
+        self.waiting[pool] += 1
+
+
+class Step(StrEnum):
+    """What the cursor of a batch does."""
+
+    RELEASE = "release"  # its lines become jobs
+    CANCEL = "cancel"  # its lines end without any
+    REST = "rest"  # nothing: paused, through, or too far ahead of its slowest lines
+
+
+def next_step(status: BatchStatus, left: int, open_parts: int, backlog: int) -> Step:
+    """What to do with the `left` lines behind a batch's cursor."""
+    if not left:
+        return Step.REST
+    if status is BatchStatus.CANCELING:
+        return Step.CANCEL
+    if status is not BatchStatus.IN_PROGRESS or open_parts > _OPEN + backlog // PART_LINES:
+        return Step.REST
+    return Step.RELEASE
+
+
+def share(limits: Limits) -> Limits:
+    """What of a tenant's limits its batches may use: half of its jobs, so that it can still have others sung."""
+    most, queued = limits.jobs_in_flight, limits.queued_jobs
+    return limits.model_copy(
+        update={
+            "jobs_in_flight": None if most is None else min(most, max(1, most // 2)),
+            "queued_jobs": None if queued is None else min(queued, max(1, queued // 2)),
+        }
+    )
+
+
+_WHY = {
+    "lane": "the tenant may not use the lane of batches any more",
+    "gpu": "the tenant has used its GPU-seconds of this UTC day; it goes on tomorrow",
+    "in_flight": "the tenant's batches have half of its unfinished jobs; more follow as they end",
+    "queued": "the tenant's batches have half of its waiting jobs; more follow as they begin",
+}
+
+
+def why(refusal: str) -> str:
+    """A refusal of api/queue/bounds.py, for the batch's owner."""
+    return _WHY.get(refusal, "the lane is full")

@@ -1,0 +1,226 @@
+"""A batch from its first release to its files: pace, counts, steering, retries, quotas."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from redis import Redis
+
+from serinette.batch import BatchStatus, LineStatus, line_job_id
+from serinette.credentials import Limits
+from serinette.errors import NotFinished, NotFound
+from serinette.names import batch_prefix, batch_results_key
+from tests.unit.batch_bench import TENANT, BatchBench
+from tests.unit.maintenance_bench import a_result
+
+
+@pytest.fixture
+def bench(redis_url: str, file_store_url: str) -> BatchBench:
+    return BatchBench(redis_url, file_store_url)
+
+
+def test_lines_are_released_as_songs_begin(bench: BatchBench) -> None:
+    batch = bench.create(30, labels={"album": "blue"})
+    bench.duty()
+    assert bench.counts(batch) == {"total": 30, "released": 10, "queued": 10}
+    bench.duty()
+    assert len(bench.waiting()) == 10
+    first, *_ = held = bench.begin(3)
+    job = bench.desk.queue.get(TENANT, first)
+    assert (job.lane, job.labels) == ("low", {"album": "blue", "batch": batch.id, "line": "1"})
+    bench.duty()
+    assert bench.counts(batch) == {"total": 30, "released": 13, "queued": 10, "running": 3}
+    bench.end(held)
+    bench.duty()
+    assert bench.counts(batch) == {"total": 30, "released": 13, "queued": 10, "completed": 3}
+    assert bench.look(batch).fraction == 0.1
+
+
+def test_two_batches_share_the_lane(bench: BatchBench) -> None:
+    bench.backlog = 100
+    bench.duty = bench.new_duty()
+    first, second = bench.create(120), bench.create(120)
+    bench.duty()
+    assert [bench.counts(batch)["released"] for batch in (first, second)] == [52, 48]
+
+
+def test_what_comes_out(bench: BatchBench) -> None:
+    batch = bench.create(11)
+    ended = bench.run(batch, failing=["song 3", "song 8"])
+    assert (ended.status, ended.fraction) == ("completed", 1.0)
+    assert bench.counts(batch) == {"total": 11, "released": 11, "completed": 9, "failed": 2}
+    output, errors = bench.output(batch), bench.errors(batch)
+    assert [line.line for line in output] == [1, 2, 4, 5, 6, 7, 9, 10, 11]
+    assert [(line.line, line.custom_id, line.error and line.error.code) for line in errors] == [
+        (3, "id 3", "invalid_output"),
+        (8, "id 8", "invalid_output"),
+    ]
+    for line in output:
+        assert line.custom_id == f"id {line.line}"
+        assert bench.store.get(line.artifacts[0].key) == f"song {line.line}".encode()
+    assert bench.lines(batch) == sorted([*output, *errors], key=lambda line: line.line)
+    assert set(bench.sung.values()) == {1}
+    assert bench.redis.ttl(bench.keys.batch(batch.id)) > 0
+    found: list[bytes] = list(bench.redis.scan_iter("*batch*"))
+    assert {key.decode() for key in found} == {bench.keys.batch(batch.id), bench.keys.tenant_batches(TENANT)}
+
+
+def test_lines_are_told_on_the_way(bench: BatchBench) -> None:
+    batch = bench.create(14)
+    bench.duty()
+    bench.end(bench.begin(5))
+    bench.begin(1)
+    bench.duty()
+    told = [line.status for line in bench.lines(batch)]
+    assert Counter(told[:6]) == {"succeeded": 5, "running": 1}
+    assert told[6:] == 8 * ["queued"]
+
+
+def test_a_retry_sings_what_was_not_sung(bench: BatchBench) -> None:
+    batch = bench.create(9)
+    bench.run(batch, failing=["song 2", "song 9"])
+    first = {line.line: line for line in bench.output(batch)}
+    bench.desk.retry(TENANT, batch.id)
+    assert bench.counts(batch) == {"total": 9, "released": 7, "completed": 7}
+    bench.duty()
+    assert len(bench.waiting()) == 2
+    assert [line.status for line in bench.lines(batch)].count(LineStatus.SUCCEEDED) == 7
+    ended = bench.run(batch)
+    assert (ended.status, ended.round) == ("completed", 1)
+    assert bench.counts(batch) == {"total": 9, "released": 9, "completed": 9}
+    second = {line.line: line for line in bench.output(batch, 1)}
+    assert sorted(second) == list(range(1, 10))
+    assert {number: second[number] for number in first} == first
+    assert second[2].job_id == line_job_id(batch.id, 1, 1)
+    assert (second[2].seed, second[9].seed) == tuple(line.seed for line in bench.errors(batch))
+    assert bench.errors(batch, 1) == []
+
+
+def test_a_cancel_ends_everything(bench: BatchBench) -> None:
+    batch = bench.create(30)
+    bench.duty()
+    bench.sing(2)
+    running = bench.begin(1)[0]
+    bench.desk.cancel(TENANT, batch.id)
+    bench.duty()
+    bench.duty()
+    assert bench.waiting() == []
+    assert bench.look(batch).status is BatchStatus.CANCELING
+    assert bench.counts(batch) == {"total": 30, "released": 30, "running": 1, "completed": 2, "canceled": 27}
+    bench.end([running])  # it was through before it saw the flag
+    ended = bench.run(batch)
+    assert ended.status is BatchStatus.CANCELED
+    assert bench.counts(batch) == {"total": 30, "released": 30, "completed": 3, "canceled": 27}
+    assert [line.line for line in bench.errors(batch)] == list(range(4, 31))
+    assert bench.desk.cancel(TENANT, batch.id) == ended
+    bench.desk.retry(TENANT, batch.id)
+    assert bench.run(batch).status is BatchStatus.COMPLETED
+    assert bench.counts(batch) == {"total": 30, "released": 30, "completed": 30}
+
+
+def test_a_pause_lets_what_was_released_go_on(bench: BatchBench) -> None:
+    batch = bench.create(30)
+    bench.duty()
+    bench.desk.pause(TENANT, batch.id)
+    bench.sing()
+    bench.duty()
+    assert bench.waiting() == []
+    assert bench.counts(batch) == {"total": 30, "released": 10, "completed": 10}
+    bench.desk.resume(TENANT, batch.id)
+    assert bench.run(batch).request_counts.completed == 30
+
+
+LIMITS = [
+    (Limits(jobs_in_flight=7), 3, "half of its unfinished jobs"),
+    (Limits(queued_jobs=4), 2, "half of its waiting jobs"),
+    (Limits(gpu_seconds_per_day=0), 0, "GPU-seconds"),
+]
+
+
+@pytest.mark.parametrize(("limits", "released", "why"), LIMITS, ids=[case[2] for case in LIMITS])
+def test_quotas_hold_a_batch_up_and_do_not_refuse_it(
+    bench: BatchBench, limits: Limits, released: int, why: str
+) -> None:
+    batch = bench.create(30)
+    bench.redis.hset(bench.keys.tenants, TENANT, limits.model_dump_json())
+    bench.duty()
+    seen = bench.look(batch)
+    assert seen.request_counts.released == released
+    assert why in (seen.waiting_for or "")
+    bench.redis.hdel(bench.keys.tenants, TENANT)
+    bench.duty()
+    assert (bench.look(batch).request_counts.released, bench.look(batch).waiting_for) == (10, None)
+
+
+def test_a_job_that_redis_lost_is_released_again_but_none_that_was_sung(bench: BatchBench) -> None:
+    batch = bench.create(6)
+    bench.duty()
+    sung, lost, *_ = bench.begin(2)
+    bench.end([sung])
+    for job_id in (sung, lost):
+        bench.redis.delete(f"rq:job:{job_id}", bench.keys.ledger(job_id), f"rq:results:{job_id}")
+        bench.redis.zrem(bench.keys.in_flight(TENANT), job_id)
+    bench.store.put(f"songs/{TENANT}/{sung}/job.json", record_of(sung))
+    bench.duty()
+    assert lost in bench.waiting()
+    assert sung not in bench.waiting()
+    assert bench.run(batch).request_counts.completed == 6
+    assert bench.sung[sung] == 1
+
+
+def record_of(job_id: str) -> bytes:
+    at = "2026-01-02T03:04:05Z"
+    record = {
+        "job_id": job_id,
+        "tenant": TENANT,
+        "spec": {"prompt": "song 1", "seed": 1},
+        "attempt": {"number": 1, "id": "attempt1", "worker": "worker-1", "started_at": at},
+        "created_at": at,
+        "started_at": at,
+        "ended_at": at,
+        "result": a_result(job_id).model_dump(mode="json"),
+    }
+    return json.dumps(record).encode()
+
+
+def test_erasing(bench: BatchBench, redis: Redis) -> None:
+    batch = bench.create(3)
+    bench.duty()
+    first = bench.begin(1)
+    bench.end(first)
+    with pytest.raises(NotFinished, match=batch.id):
+        bench.desk.queue.erase(TENANT, first[0])
+    bench.run(batch)
+    bench.desk.queue.erase(TENANT, first[0])
+    assert bench.output(batch)[0].job_id == first[0]
+    redis.delete(bench.keys.batch(batch.id))  # forgotten: the store remembers
+    assert bench.look(batch).status is BatchStatus.COMPLETED
+    assert len(list(bench.store.list(batch_prefix(TENANT, batch.id)))) > 3
+    bench.desk.erase(TENANT, batch.id)
+    assert list(bench.store.list(batch_prefix(TENANT, batch.id))) == []
+    with pytest.raises(NotFound):
+        bench.look(batch)
+
+
+def test_lines_that_were_erased_by_hand_hold_up_no_other_batch(bench: BatchBench) -> None:
+    bench.backlog = 100
+    bench.duty = bench.new_duty()
+    broken, batch = bench.create(6), bench.create(6)
+    for found in list(bench.store.list(f"{batch_prefix(TENANT, broken.id)}input")):
+        bench.store.delete(found.key)
+    bench.run(batch)
+    assert "cancel it" in (bench.look(broken).waiting_for or "")
+    bench.desk.cancel(TENANT, broken.id)
+    assert bench.run(broken).request_counts.canceled == 6
+
+
+def test_a_part_is_written_as_soon_as_it_is_through(bench: BatchBench) -> None:
+    batch = bench.create(30)
+    bench.duty()
+    bench.sing(4)
+    bench.duty()
+    lines = bench.store.get(batch_results_key(TENANT, batch.id, 0, 0)).splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [1, 2, 3, 4]
+    assert not bench.redis.exists(bench.keys.batch_part(batch.id, 0, 0))

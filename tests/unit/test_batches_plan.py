@@ -1,0 +1,78 @@
+"""How many lines may go, what a batch needs next, and what of a tenant's limits it may use: tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.maintenance.batches.plan import Rooms, Step, backlog, next_step, share, why
+from serinette.batch import BatchStatus
+from serinette.credentials import Limits
+from serinette.pools import PoolFacts
+
+POOLS = (
+    PoolFacts(name="default", max_workers=4, slots=2, max_batch=8),
+    PoolFacts(name="tiny", max_workers=1, slots=2, max_batch=1),
+    PoolFacts(name="none", max_workers=0),
+)
+
+BACKLOGS = [
+    ("default", 32, 4 * 4 * 8),  # four times what its workers sing together at most
+    ("default", 500, 500),
+    ("tiny", 1, 4 * 1 * 2),  # they hold more than they sing together
+    ("none", 32, 32),
+    ("unheard of", 32, 32),
+]
+
+
+@pytest.mark.parametrize(("pool", "least", "expected"), BACKLOGS)
+def test_backlog(pool: str, least: int, expected: int) -> None:
+    assert backlog(POOLS, pool, least) == expected
+
+
+def test_room_is_used_up() -> None:
+    rooms = Rooms(POOLS, 1, {"tiny": 6, "default": 1_000})
+    assert (rooms.free("tiny"), rooms.free("default")) == (2, 0)
+    rooms.take("tiny")
+    rooms.take("tiny")
+    assert rooms.free("tiny") == 0
+
+
+STEPS = [
+    (BatchStatus.IN_PROGRESS, 10, 0, Step.RELEASE),
+    (BatchStatus.IN_PROGRESS, 0, 3, Step.REST),
+    (BatchStatus.IN_PROGRESS, 10, 64, Step.RELEASE),
+    (BatchStatus.IN_PROGRESS, 10, 65, Step.REST),  # its slowest lines are too far behind
+    (BatchStatus.PAUSED, 10, 0, Step.REST),
+    (BatchStatus.CANCELING, 10, 65, Step.CANCEL),
+    (BatchStatus.CANCELING, 0, 1, Step.REST),
+    (BatchStatus.FINALIZING, 0, 0, Step.REST),
+    (BatchStatus.COMPLETED, 0, 0, Step.REST),
+    (BatchStatus.CANCELED, 0, 0, Step.REST),
+]
+
+
+@pytest.mark.parametrize(("status", "left", "open_parts", "expected"), STEPS)
+def test_next_step(status: BatchStatus, left: int, open_parts: int, expected: Step) -> None:
+    assert next_step(status, left, open_parts, 100) is expected
+
+
+def test_a_large_cluster_may_have_more_parts_open() -> None:
+    assert next_step(BatchStatus.IN_PROGRESS, 10, 70, 16_000) is Step.RELEASE
+
+
+SHARES = [
+    (Limits(), Limits()),
+    (Limits(jobs_in_flight=10, queued_jobs=5), Limits(jobs_in_flight=5, queued_jobs=2)),
+    (Limits(jobs_in_flight=1, queued_jobs=0), Limits(jobs_in_flight=1, queued_jobs=0)),
+    (Limits(gpu_seconds_per_day=9.0), Limits(gpu_seconds_per_day=9.0)),
+]
+
+
+@pytest.mark.parametrize(("limits", "expected"), SHARES)
+def test_share(limits: Limits, expected: Limits) -> None:
+    assert share(limits) == expected
+
+
+@pytest.mark.parametrize("refusal", ["lane", "gpu", "in_flight", "queued", "waiting"])
+def test_every_refusal_has_words(refusal: str) -> None:
+    assert len(why(refusal)) > 10
