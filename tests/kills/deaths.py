@@ -26,6 +26,7 @@ _processes.set_forkserver_preload(
         "tests.unit.slot_bench",
         "tests.kills.ends",
         "api.queue",
+        "tests.unit.batch_bench",
         "api.maintenance.webhooks",
         "api.maintenance.restore",
     ]

@@ -43,9 +43,9 @@ class BatchBench:
         self.slot = HandSlot(self.redis, self.store)
         self.duty = self.new_duty()
 
-    def new_duty(self, redis: Redis | None = None) -> Batches:
+    def new_duty(self, redis: Redis | None = None, backlog: int | None = None) -> Batches:
         """Maintenance, started anew."""
-        given = {"redis_url": self.redis_url, "store_url": self.store_url, "batch_backlog": self.backlog}
+        given = {"redis_url": self.redis_url, "store_url": self.store_url, "batch_backlog": backlog or self.backlog}
         return Batches(redis or self.redis, self.store, MaintenanceSettings.model_validate(given))
 
     def create(self, count: int, tenant: str = TENANT, key: str | None = None, **options: Any) -> Batch:

@@ -1,0 +1,115 @@
+"""Maintenance killed, or overtaken, at every round trip of a batch's way: no line is lost, none is sung twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+
+from api.maintenance.batches import Batches
+from api.settings import MaintenanceSettings
+from serinette.batch import Batch, BatchStatus
+from serinette.store import Store
+from tests.kills.deaths import Deaths, Fate, interrupted
+from tests.kills.test_maintenance_killed import Once
+from tests.unit.batch_bench import TENANT, BatchBench
+
+LINES = 3
+FAILING = ("song 2",)
+
+
+@pytest.fixture
+def bench(redis_url: str, file_store_url: str) -> BatchBench:
+    return BatchBench(redis_url, file_store_url, backlog=5, part_lines=2)
+
+
+def fresh(bench: BatchBench) -> Batch:
+    return bench.create(LINES)
+
+
+def through(bench: BatchBench) -> Batch:
+    """All lines have ended, and nothing is gathered."""
+    batch = fresh(bench)
+    bench.duty()
+    bench.sing(failing=FAILING)
+    return batch
+
+
+def canceled(bench: BatchBench) -> Batch:
+    """A line was sung, one waits and one was never released."""
+    batch = fresh(bench)
+    bench.new_duty(backlog=2)()
+    bench.sing(1)
+    bench.desk.cancel(TENANT, batch.id)
+    return batch
+
+
+def retried(bench: BatchBench) -> Batch:
+    batch = through(bench)
+    bench.run(batch)
+    return bench.desk.retry(TENANT, batch.id)
+
+
+STATES: dict[Callable[[BatchBench], Batch], tuple[BatchStatus, int, int, int]] = {
+    fresh: (BatchStatus.COMPLETED, 0, 2, 3),
+    through: (BatchStatus.COMPLETED, 0, 2, 3),
+    canceled: (BatchStatus.CANCELED, 0, 1, 1),
+    retried: (BatchStatus.COMPLETED, 1, 3, 4),
+}
+
+
+def work(fate: Fate, redis_url: str, store_url: str) -> None:
+    """One round of maintenance over the batches."""
+    given = {"redis_url": redis_url, "store_url": store_url, "batch_backlog": 5}
+    settings = MaintenanceSettings.model_validate(given)
+    Batches(fate.redis(redis_url), Store.open(settings), settings)()
+
+
+def assert_whole(bench: BatchBench, batch: Batch, make: Callable[[BatchBench], Batch]) -> None:
+    """Every line ended once, was sung as often as it should, and is told once."""
+    status, round, completed, songs = STATES[make]
+    seen = bench.look(batch)
+    counts = seen.request_counts
+    output, errors = bench.output(batch, round), bench.errors(batch, round)
+    assert (seen.status, seen.round, counts.completed) == (status, round, completed)
+    assert [line.line for line in sorted([*output, *errors], key=lambda line: line.line)] == list(range(1, LINES + 1))
+    assert (len(output), len(errors)) == (counts.completed, counts.failed + counts.canceled)
+    assert (counts.released, counts.queued, counts.running) == (LINES, 0, 0)
+    assert list(bench.sung.values()) == songs * [1]
+    assert bench.redis.zcard(bench.keys.batches) == 0
+    assert bench.waiting() == []
+
+
+@pytest.mark.parametrize("make", STATES, ids=[make.__name__ for make in STATES])
+def test_every_death_is_survived(bench: BatchBench, make: Callable[[BatchBench], Batch]) -> None:
+    deaths = Deaths(fewest=15)
+    for round_trips in deaths:
+        batch = make(bench)
+        deaths.lives(round_trips, work, bench.redis_url, bench.store_url)
+        failing = FAILING if make is fresh else ()
+        bench.run(batch, failing=failing)
+        assert_whole(bench, batch, make)
+        bench.sung.clear()
+        bench.redis.flushdb()
+
+
+def test_a_replica_that_is_overtaken_does_nothing_twice(bench: BatchBench) -> None:
+    """While one waits for an answer, another does a round, songs are sung, and it does another round."""
+    for round_trips in count():
+        batch = fresh(bench)
+
+        def others() -> None:
+            bench.duty()
+            bench.sing(2, FAILING)
+            bench.duty()
+
+        other = Once(others, round_trips)
+        bench.new_duty(interrupted(bench.redis_url, other))()
+        bench.run(batch, failing=FAILING)
+        assert_whole(bench, batch, fresh)
+        bench.sung.clear()
+        bench.redis.flushdb()
+        if not other.called:
+            break
+    assert round_trips > 20, "nobody was ever overtaken"
