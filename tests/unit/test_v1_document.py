@@ -34,7 +34,7 @@ def ours(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_route_is_explained(document: dict[str, Any]) -> None:
-    assert len(ours(document)) == 27
+    assert len(ours(document)) >= 28
     for name, operation in ours(document):
         assert operation["summary"], name
         assert operation["description"], name
