@@ -15,7 +15,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api gpu_worker tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format bench load openapi settings clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test lint format bench bench-gpu load openapi settings clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
 
 load: $(VENV)/dev.stamp  ## 100,000 jobs come, end and are forgotten: what is left? (JOBS=100000)
 	JOBS=$(or $(JOBS),100000) $(BIN)/python -m benchmarks forgetting
+
+bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on this machine's GPU, into benchmarks/results/.
+	$(BIN)/python -m benchmarks gpu-cold-start gpu-engine gpu-backlog $(ARGS)
 
 openapi: $(VENV)/dev.stamp  ## Write the gateway's OpenAPI document anew.
 	$(BIN)/python scripts/openapi.py

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 
 from benchmarks import demo, forgetting, gateway_import, gateway_load, page, songs
-from benchmarks.record import write
+from benchmarks.engine import backlog, cold_start, speed
+from benchmarks.engine.cases import Case, on_cpu, on_gpu
+from benchmarks.record import Figures, write
 
 BENCHMARKS = {
     "gateway-import": gateway_import.measure,
@@ -14,7 +16,19 @@ BENCHMARKS = {
     "demo": demo.measure,
 }
 # Only by name: it takes long.
-LONG = {"forgetting": forgetting.measure}
+LONG = {
+    "forgetting": forgetting.measure,
+    "engine": lambda: engine_figures(on_cpu()),
+    "gpu-cold-start": lambda: cold_start.measure(on_gpu("turbo")),
+    "gpu-engine": lambda: speed.measure(on_gpu("turbo")),
+    "gpu-engine-xl": lambda: speed.measure(on_gpu("xl")),
+    "gpu-backlog": lambda: backlog.measure(on_gpu("turbo")),
+}
+
+
+def engine_figures(case: Case) -> Figures:
+    """All of the engine's benchmarks in one run: a CPU takes minutes for them."""
+    return {"speed": speed.measure(case), "backlog": backlog.measure(case), "cold_start": cold_start.measure(case)}
 
 
 def main(names: list[str]) -> int:

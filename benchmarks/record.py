@@ -49,7 +49,7 @@ def write(name: str, figures: Figures) -> Path:
             "cpu": _cpu(),
             "cores": os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "device": "cpu",
+            "device": figures.get("device", "cpu"),
             "system": platform.platform(),
             "load_average_1m": os.getloadavg()[0],
         },

@@ -63,7 +63,7 @@ def build(directory: Path, *, turbo: bool) -> None:
         "audio_token_detokenizer": _audio_token_detokenizer,
     }
     pipeline = SongPipeline(
-        tokenizer=_tokenizer(),
+        tokenizer=byte_tokenizer(),
         # The pipeline computes its schedule itself, in 0 to 1, and wants it taken as it is.
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
         **{name: _seeded(make) for name, make in parts.items()},
@@ -78,7 +78,7 @@ def _seeded(make: Callable[[], Any]) -> torch.nn.Module:
     return module
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte: needs no training and no file."""
     vocabulary = {char: token for token, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab={**vocabulary, _END: len(vocabulary)}, merges=[]))

@@ -1,0 +1,76 @@
+"""What is measured where: the full-size model on a GPU, the bundled one on a CPU. The same code for both."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.engine.full_size import build
+from gpu_worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model on one device, and how far it is taken."""
+
+    model: str
+    device: str
+    durations_s: tuple[float, ...]
+    batches: tuple[int, ...]
+    backlog_durations_s: tuple[float, ...]
+    backlog_songs: int
+    backlog_batch: int
+    compile: bool
+    runs: int = 3
+
+    @property
+    def directory(self) -> Path:
+        """Where checkpoints lie between two runs."""
+        return Path(tempfile.gettempdir()) / "serinette-benchmarks"
+
+    def settings(self, **asked: object) -> WorkerSettings:
+        """The worker's, for this case."""
+        return WorkerSettings.model_validate(
+            {
+                "model": self.model,
+                "model_name": "measured",
+                "device": self.device,
+                "work_dir": self.directory,
+                "max_batch": max(self.batches),
+                **asked,
+            }
+        )
+
+
+def on_gpu(size: str) -> Case:
+    """The full-size model on CUDA. Raises RuntimeError without a device."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("this benchmark needs a CUDA device; `make bench ARGS=engine` measures ratios on a CPU")
+    directory = Path(tempfile.gettempdir()) / "serinette-benchmarks" / size
+    return Case(
+        model=str(build(directory, size, "cuda")),
+        device="cuda",
+        durations_s=(10.0, 30.0, 60.0, 120.0, 240.0),
+        batches=(1, 2, 4, 8, 16),
+        backlog_durations_s=(30.0, 60.0),
+        backlog_songs=96,
+        backlog_batch=8,
+        compile=True,
+    )
+
+
+def on_cpu() -> Case:
+    """The bundled model on the CPU, as ratios."""
+    return Case(
+        model="bundled",
+        device="cpu",
+        durations_s=(5.0, 15.0),
+        batches=(1, 2, 4),
+        backlog_durations_s=(15.0,),
+        backlog_songs=12,
+        backlog_batch=2,
+        compile=False,
+    )

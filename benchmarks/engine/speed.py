@@ -1,0 +1,116 @@
+"""The engine by length and batch, and its share of the card's floor."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.engine import floor
+from benchmarks.engine.cases import Case
+from benchmarks.record import Figures
+from gpu_worker.engine.ace_step import AceStepEngine
+from gpu_worker.engine.base import SongRequest
+from gpu_worker.engine.loading import load
+from serinette.job import Stage
+from serinette.spec import GenerationSpec
+
+PROMPTS = ("jazz piano, smooth", "lofi hip hop with a warm bass and vinyl noise", "trap", "a slow ballad for strings")
+_MIB = 2**20
+
+
+@dataclass
+class Clock:
+    """An observer that notes when denoising and decoding begin, with the device's work done by then."""
+
+    at: dict[Stage, float] = field(default_factory=dict)
+
+    def __call__(self, stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
+        """Note the first sight of a stage."""
+        if stage not in self.at:
+            synchronize()
+            self.at[stage] = time.perf_counter()
+        return frozenset()
+
+
+def measure(case: Case) -> Figures:
+    """Every length and batch, eager and, on a GPU, compiled."""
+    eager = load(case.settings(compile=False))
+    figures: Figures = {
+        "device": eager.device,
+        "steps": eager.model.default_steps,
+        "eager": _sweep(case, eager),
+    }
+    del eager
+    if case.compile:
+        figures["compiled"] = _sweep(case, load(case.settings(compile=True)))
+    return figures
+
+
+def _sweep(case: Case, engine: AceStepEngine) -> list[Figures]:
+    rows = []
+    for duration_s in case.durations_s:
+        for batch in case.batches:
+            if batch * duration_s <= min(engine.audio_s, 960.0):
+                rows.append(_row(case, engine, duration_s, batch))
+                print("   ", rows[-1], flush=True)
+    return rows
+
+
+def _row(case: Case, engine: AceStepEngine, duration_s: float, batch: int) -> Figures:
+    requests = [SongRequest(spec_of(index, duration_s), index) for index in range(batch)]
+    engine.sing(requests, Clock())
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    denoise_s, decode_s, sing_s = [], [], []
+    for _ in range(case.runs):
+        clock = Clock()
+        began_s = time.perf_counter()
+        engine.sing(requests, clock)
+        synchronize()
+        ended_s = time.perf_counter()
+        denoise_s.append(clock.at[Stage.DECODING] - clock.at[Stage.CONDITIONING])
+        decode_s.append(ended_s - clock.at[Stage.DECODING])
+        sing_s.append(ended_s - began_s)
+    typical_s = statistics.median(sing_s)
+    row = {
+        "duration_s": duration_s,
+        "batch": batch,
+        "sing_s": round(typical_s, 4),
+        "denoise_s": round(statistics.median(denoise_s), 4),
+        "decode_s": round(statistics.median(decode_s), 4),
+        "songs_per_min": round(60 * batch / typical_s, 1),
+        "real_time_factor": round(typical_s / (batch * duration_s), 5),
+    }
+    return row | _of_the_card(engine, row)
+
+
+def _of_the_card(engine: AceStepEngine, row: Figures) -> Figures:
+    if not torch.cuda.is_available():
+        return {}
+    told: Figures = {"peak_mib": torch.cuda.max_memory_allocated() // _MIB}
+    peaks = floor.card(torch.cuda.get_device_name())
+    transformer = engine._pipe.transformer
+    if peaks is None:
+        return told
+    batch = floor.Batch(row["batch"], row["duration_s"], engine.model.default_steps)
+    weights = sum(weight.numel() for weight in transformer.parameters())
+    denoise_s = floor.denoise_floor_s(transformer.config, weights, peaks, batch)
+    decode_s = floor.decode_floor_s(peaks, batch)
+    return told | {
+        "denoiser_share_of_floor": round(denoise_s / row["denoise_s"], 3),
+        "share_of_floor": round((denoise_s + decode_s) / row["sing_s"], 3),
+    }
+
+
+def spec_of(index: int, duration_s: float) -> GenerationSpec:
+    """The songs that are measured: prompts of several lengths."""
+    return GenerationSpec(prompt=PROMPTS[index % len(PROMPTS)], duration_s=duration_s, seed=index)
+
+
+def synchronize() -> None:
+    """Wait until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
