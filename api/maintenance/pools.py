@@ -73,7 +73,7 @@ class Pools:
             self._prune_at_s = at_s + _PRUNE_EVERY_S
         known = holdups.parse(self._redis.hgetall(self._keys.holdups))
         for pool in names:
-            ready = sum(worker.pool == pool and worker.model is not None for worker in workers)
+            ready = sum(worker.pool == pool and worker.stage is WorkerStage.READY for worker in workers)
             self._brake(pool, self._seen(pool, ready, away_s, known.get(pool, Holdup())))
 
     def _names(self, workers: Sequence[Presence]) -> list[str]:

@@ -29,8 +29,12 @@ def test_a_drain_lets_the_song_finish_and_leaves_nothing(worker_pod: Pod) -> Non
     worker_pod.wait_step(job_id)
     later = worker_pod.submit()
     processes = below(process.pid)
+    busy = worker_pod.settings.keys.busy("default")
+    presence = worker_pod.presence()
+    assert presence and worker_pod.redis.smembers(busy) == {presence.name.encode()}
     process.terminate()
     worker_pod.wait_stage(WorkerStage.DRAINING)
+    assert worker_pod.redis.scard(busy) == 0, "KEDA would start another in its place"
     assert process.wait(30) == 0, worker_pod.log()
     entry = worker_pod.entry(job_id)
     assert entry.outcome is JobStatus.SUCCEEDED
