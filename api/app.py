@@ -48,9 +48,11 @@ UPLOAD_PATHS = ("/v1/uploads", "/generate_music_with_audio", "/release_task")
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
 
-# Python's threads of this process: those that wait for Redis, the store's own, and those of /readyz.
+# Python's threads of this process: those that wait for Redis, the store's own, those that ask it for jobs that Redis
+# has forgotten, and those of /readyz.
 _REDIS_THREADS = 80
 _STORE_THREADS = 16
+_RECALL_THREADS = 8
 _PROBE_THREADS = 2
 
 _READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
@@ -117,7 +119,7 @@ def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.R
         store=store,
         events=JobEvents(redis_async, settings.keys),
         intake=Intake(store, settings, store_threads),
-        door=Door(queue, store_threads),
+        door=Door(queue, store_threads, CapacityLimiter(_RECALL_THREADS)),
         songs=Songs(store, store_threads),
         probes=CapacityLimiter(_PROBE_THREADS),
         register=Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),

@@ -21,8 +21,8 @@ from api.settings import GatewaySettings
 from api.songs import Songs
 from api.tenancy.accounts import Accounts
 from api.tenancy.gatekeeper import CALLER, Register
-from api.tenancy.keyring import Caller
-from api.tenancy.links import NO_KEY, Links
+from api.tenancy.keyring import NO_KEY, Caller, Standing
+from api.tenancy.links import Links
 from serinette.credentials import Limits
 from serinette.errors import Unauthorized
 from serinette.names import DEFAULT_TENANT
@@ -110,6 +110,10 @@ async def caller(connection: HTTPConnection) -> Caller:
 CallerPart = Annotated[Caller, Depends(caller)]
 
 
+async def _standing(connection: HTTPConnection, caller: CallerPart) -> Standing:
+    return Standing(_parts(connection).register.keyring, caller)
+
+
 async def tenant(caller: CallerPart) -> str:
     """Whose jobs, uploads and files a request may touch."""
     return caller.tenant
@@ -126,4 +130,5 @@ ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
 DeskPart = Annotated[Desk, Depends(_desk)]
 LinksPart = Annotated[Links, Depends(_links)]
+StandingPart = Annotated[Standing, Depends(_standing)]
 TenantPart = Annotated[str, Depends(tenant)]

@@ -1,25 +1,36 @@
-"""What is done with jobs that needs the store, in threads of its own: one that hangs holds up no look at the queue."""
+"""The way to jobs, for every dialect: what needs the store waits in threads of its own, so that one that hangs holds
+up no look at the queue.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import anyio
 from anyio import CapacityLimiter
 
-from api.queue import JobQueue
+from api.lookups import Lookups
+from api.queue import Elsewhere, JobQueue, Seen, no_such_job
+from serinette.errors import StoreUnavailable
 from serinette.job import Job, JobOptions
 from serinette.spec import GenerationSpec
 
+_Told = TypeVar("_Told")
 
-@dataclass(frozen=True, slots=True)
+# Requests that wait for a thread to ask the store in: beyond them the store is not answering.
+_MAX_RECALLS = 64
+
+
 class Door:
-    """Songs' way in and out, for every dialect."""
+    """Songs' way in and out. `recalls`: threads in which the store is asked for jobs that Redis has forgotten."""
 
-    queue: JobQueue
-    store_threads: CapacityLimiter
+    def __init__(self, queue: JobQueue, store_threads: CapacityLimiter, recalls: CapacityLimiter) -> None:
+        self._queue = queue
+        self.store_threads = store_threads
+        self.recalls = recalls
+        self._lookups = Lookups(self._glance)
 
     async def submit(
         self,
@@ -31,10 +42,42 @@ class Door:
         dialect: Mapping[str, str] | None = None,
     ) -> tuple[Job, bool]:
         """`JobQueue.submit`. Only a song that works on audio needs the store, which is asked for that audio."""
-        act = partial(self.queue.submit, tenant, spec, options, idempotency_key=idempotency_key, dialect=dialect)
+        act = partial(self._queue.submit, tenant, spec, options, idempotency_key=idempotency_key, dialect=dialect)
         works_on_audio = spec.source_audio is not None or spec.reference_audio is not None
         return await anyio.to_thread.run_sync(act, limiter=self.store_threads if works_on_audio else None)
 
+    async def get(self, tenant: str, job_id: str) -> Job:
+        """`JobQueue.get`."""
+        seen = await self._lookups.get(tenant, job_id)
+        if seen is Elsewhere.STORE:
+            return await self._recalled(partial(self._queue.get, tenant, job_id))
+        if seen is None:
+            raise no_such_job(job_id)
+        return seen
+
+    async def find(self, tenant: str, job_ids: Sequence[str]) -> list[Job | None]:
+        """`JobQueue.find`."""
+        found = dict(zip(job_ids, await self._glance(tenant, job_ids), strict=True))
+        if forgotten := [job_id for job_id in job_ids if found[job_id] is Elsewhere.STORE]:
+            recalled = await self._recalled(partial(self._queue.find, tenant, forgotten))
+            found |= dict(zip(forgotten, recalled, strict=True))
+        return [job if isinstance(job, Job) else None for job in map(found.__getitem__, job_ids)]
+
+    async def cancel(self, tenant: str, job_id: str) -> Job:
+        """`JobQueue.cancel`."""
+        act = partial(self._queue.cancel, tenant, job_id)
+        if await self._lookups.get(tenant, job_id) is Elsewhere.STORE:
+            return await self._recalled(act)
+        return await anyio.to_thread.run_sync(act)
+
     async def erase(self, tenant: str, job_id: str) -> None:
         """`JobQueue.erase`."""
-        await anyio.to_thread.run_sync(self.queue.erase, tenant, job_id, limiter=self.store_threads)
+        await anyio.to_thread.run_sync(self._queue.erase, tenant, job_id, limiter=self.store_threads)
+
+    async def _glance(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Seen]:
+        return await anyio.to_thread.run_sync(self._queue.glance, tenant, job_ids)
+
+    async def _recalled(self, act: Callable[[], _Told]) -> _Told:
+        if self.recalls.statistics().tasks_waiting >= _MAX_RECALLS:
+            raise StoreUnavailable("the store is slow to tell of jobs that ended long ago; try again")
+        return await anyio.to_thread.run_sync(act, limiter=self.recalls)

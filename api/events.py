@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -15,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
-from serinette.errors import InvalidSpec, QueueUnavailable
+from api.answering import answering
+from api.tenancy.keyring import Standing
+from serinette.errors import InvalidSpec
 from serinette.job import JobStatus
 from serinette.names import Keys
 
@@ -28,6 +31,8 @@ TERMINAL = frozenset(status.value for status in JobStatus if status.ended)
 _BLOCK_MS = 200
 # Listeners look for themselves this often, should they have been told of nothing.
 _LOOK_S = 5.0
+# Those that wait for an end alone are told of it by the shared read, and look for themselves at every so manieth time.
+_WAITS_A_LOOK = 3
 _AFTER_TROUBLE_S = 0.5
 _READ_COUNT = 100
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
@@ -64,6 +69,7 @@ class _Watch:
 
     cursor: str
     listeners: set[asyncio.Event] = field(default_factory=set)
+    ended: bool = False  # the terminal event was read
 
 
 class JobEvents:
@@ -99,6 +105,7 @@ class JobEvents:
             for stream, entries in grown:
                 if watch := self._watches.get(stream):
                     watch.cursor = entries[-1][0]
+                    watch.ended = watch.ended or any(fields["type"] in TERMINAL for _, fields in entries)
             self._wake(stream for stream, _ in grown)
 
     def close(self) -> None:
@@ -114,21 +121,23 @@ class JobEvents:
 
     async def ping(self) -> None:
         """Ask Redis for a sign of life."""
-        with _answering():
+        with answering():
             await self._redis.ping()
 
     async def last_ids(self, job_id: str) -> tuple[str, str]:
         """Ids of the last event and of the one before it; START where there is none."""
-        with _answering():
+        with answering():
             entries: Any = await self._redis.xrevrange(self._keys.events(job_id), count=2)
         ids = [entry_id for entry_id, _ in entries] + [START, START]
         return ids[0], ids[1]
 
-    async def follow(self, job_id: str, after: str) -> AsyncGenerator[JobEvent]:
-        """Events behind `after` as they happen; ends behind the terminal one, or when the gateway closes."""
+    async def follow(self, job_id: str, after: str, standing: Standing) -> AsyncGenerator[JobEvent]:
+        """Events behind `after` as they happen; ends behind the terminal one, or when the gateway closes or the
+        listener is no longer let in.
+        """
         place = after
-        with self._watching(job_id, after) as changed:
-            while not self._closing:
+        with self._watching(job_id, after) as (_, changed):
+            while not self._closing and await standing.holds():
                 changed.clear()
                 over, entries = await self._read(job_id, place)
                 for place, fields in entries:
@@ -140,27 +149,30 @@ class JobEvents:
                 if not entries:
                     await _pause(changed, _LOOK_S)
 
-    async def wait_for_end(self, job_id: str, timeout_s: float) -> bool:
-        """Wait for the job's end, also one that was before; False when `timeout_s` or the gateway ends first."""
+    async def wait_for_end(self, job_id: str, timeout_s: float, standing: Standing) -> bool:
+        """Wait for the job's end, also one that was before; False when `timeout_s`, the gateway or the caller's
+        standing ends first. However many events there are meanwhile, it costs one read.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        last, _ = await self.last_ids(job_id)
-        with self._watching(job_id, last) as changed:
-            while not self._closing:
-                changed.clear()
-                over, _ = await self._read(job_id, last)
-                if over:
+        over, last = await self._over(job_id)
+        with self._watching(job_id, last) as (watch, changed):
+            for number in itertools.count(1):
+                if over or watch.ended:
                     return True
                 left_s = deadline - loop.time()
-                if left_s <= 0:
+                if left_s <= 0 or self._closing or not await standing.holds():
                     return False
+                changed.clear()
                 await _pause(changed, min(left_s, _LOOK_S))
+                if not changed.is_set() and number % _WAITS_A_LOOK == 0:
+                    over, _ = await self._over(job_id)
         return False
 
     async def _read(self, job_id: str, after: str) -> tuple[bool, list[tuple[str, dict[str, str]]]]:
         """Whether the job is over (or forgotten), and its events behind `after`, both at one moment."""
         ledger, stream = self._keys.ledger(job_id), self._keys.events(job_id)
-        with _answering():
+        with answering():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.exists(ledger)
                 pipe.hexists(ledger, "outcome")
@@ -168,14 +180,25 @@ class JobEvents:
                 known, ended, found = await pipe.execute()
         return not known or bool(ended), found[0][1] if found else []
 
+    async def _over(self, job_id: str) -> tuple[bool, str]:
+        """Whether the job is over (or forgotten), and its last event, both at one moment."""
+        ledger = self._keys.ledger(job_id)
+        with answering():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.exists(ledger)
+                pipe.hexists(ledger, "outcome")
+                pipe.xrevrange(self._keys.events(job_id), count=1)
+                known, ended, found = await pipe.execute()
+        return not known or bool(ended), found[0][0] if found else START
+
     @contextmanager
-    def _watching(self, job_id: str, after: str) -> Iterator[asyncio.Event]:
+    def _watching(self, job_id: str, after: str) -> Iterator[tuple[_Watch, asyncio.Event]]:
         stream, changed = self._keys.events(job_id), asyncio.Event()
         watch = self._watches.setdefault(stream, _Watch(after))
         watch.listeners.add(changed)
         self._wanted.set()
         try:
-            yield changed
+            yield watch, changed
         finally:
             watch.listeners.discard(changed)
             if not watch.listeners and self._watches.get(stream) is watch:
@@ -190,12 +213,5 @@ class JobEvents:
 
 async def _pause(changed: asyncio.Event, timeout_s: float) -> None:
     with suppress(TimeoutError):
-        await asyncio.wait_for(changed.wait(), timeout_s)
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except RedisError as error:
-        raise QueueUnavailable("the queue does not answer; try again") from error
+        async with asyncio.timeout(timeout_s):
+            await changed.wait()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from starlette.concurrency import run_in_threadpool
-
+from api.door import Door
 from api.events import JobEvents
-from api.queue import JobQueue
+from api.tenancy.keyring import Standing
 from serinette.job import Job
 
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE | re.ASCII)
@@ -19,9 +18,14 @@ def preferred_wait_s(prefer: str | None, max_wait_s: float) -> float | None:
     return None if match is None else min(float(match[1]), max_wait_s)
 
 
-async def held(queue: JobQueue, events: JobEvents, tenant: str, job: Job, wait_s: float | None) -> Job:
-    """The job as it is when it ends, or after `wait_s`, whichever comes first."""
+async def held(door: Door, events: JobEvents, standing: Standing, job: Job, wait_s: float | None) -> Job:
+    """The job as it is when it ends, or after `wait_s`, whichever comes first.
+
+    Raises:
+        Unauthorized: the caller's key was revoked meanwhile.
+    """
     if not wait_s or job.status.ended:
         return job
-    await events.wait_for_end(job.id, wait_s)
-    return await run_in_threadpool(queue.get, tenant, job.id)
+    await events.wait_for_end(job.id, wait_s, standing)
+    await standing.require()
+    return await door.get(job.tenant, job.id)

@@ -79,6 +79,12 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings):
     max_batches: int = Field(100, ge=1, description="Unfinished batches of one tenant; beyond them a new one is 429.")
     max_upload_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="Longest uploaded audio file.")
     max_upload_duration_s: float = Field(600, gt=0, description="Longest uploaded audio.")
+    idempotency_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Job ids are made of it and the Idempotency-Key: the same on all gateways and for good, as after "
+        "a change a key of before makes a new job. None: of tenant and key alone (docs/decisions/0013).",
+    )
     max_wait_s: float = Field(50, gt=0, le=300, description="Longest that one request waits for its song.")
     presign_s: int = Field(3600, ge=60, le=604_800, description="Life of a presigned URL.")
     drain_timeout_s: int = Field(30, ge=0, description="On SIGTERM, how long open requests may still finish.")

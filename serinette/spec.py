@@ -51,6 +51,13 @@ KEY_SCALE = r"^[A-G](#|b|♯|♭)? ?(major|minor)$"
 _NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE}
 
 
+def without_control_characters(text: str) -> str:
+    """The text itself. Raises ValueError when it holds control characters other than line breaks and tabs."""
+    if any(ord(char) < 32 and char not in "\n\r\t" for char in text):
+        raise ValueError("must not contain control characters other than line breaks and tabs")
+    return text
+
+
 class GenerationSpec(BaseModel):
     """One job's song. `None` means: the checkpoint's own default, or the model chooses."""
 
@@ -97,12 +104,7 @@ class GenerationSpec(BaseModel):
     bitrate_kbps: int | None = Field(None, ge=32, le=320, description="For mp3, ogg and m4a.")
     loudness_lufs: float | None = Field(None, ge=-40, le=-5, description="EBU R128 target; left alone when null.")
 
-    @field_validator("prompt", "lyrics")
-    @classmethod
-    def _no_control_characters(cls, text: str) -> str:
-        if any(ord(char) < 32 and char not in "\n\r\t" for char in text):
-            raise ValueError("must not contain control characters other than line breaks and tabs")
-        return text
+    _plain = field_validator("prompt", "lyrics")(without_control_characters)
 
     @field_validator("timesteps")
     @classmethod

@@ -27,8 +27,8 @@ _PATIENTS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """One live job, seen from afar. Equal sightings mean that nothing has happened."""
+class Glimpse:
+    """One live job, seen from afar. Equal glimpses mean that nothing has happened."""
 
     known: bool  # RQ has its hash
     waiting: bool  # its id is in some lane's list
@@ -45,7 +45,7 @@ class Sighting:
 class Orphans:
     """Tells which live jobs neither wait well nor run, unchanged for `grace_s`: more than a claim or a submit takes.
 
-    Sweeps read the lanes as they change, so a sighting may be wrong; the mender looks again, exactly, before it acts.
+    Sweeps read the lanes as they change, so a glimpse may be wrong; the mender looks again, exactly, before it acts.
     """
 
     def __init__(self, redis: Redis, keys: Keys, grace_s: float, slice_s: float = _SLICE_S) -> None:
@@ -54,7 +54,7 @@ class Orphans:
         self._slice_s = slice_s
         self._vigil: Vigil[str] = Vigil(patience_s=grace_s, step_s=grace_s)
         self._sweep = self._chunks()
-        self._suspects: dict[str, Sighting] = {}
+        self._suspects: dict[str, Glimpse] = {}
         self._worked_s = 0.0
         self._next_s = 0.0
         self._ripe: Iterator[str] = iter(())
@@ -72,15 +72,15 @@ class Orphans:
     def _swept(self) -> bool:
         """Go on with the sweep for a while; whether it is through."""
         begun_s = time.monotonic()
-        for sightings in self._sweep:
-            self._suspects |= {job_id: seen for job_id, seen in sightings.items() if not seen.well}
+        for glimpses in self._sweep:
+            self._suspects |= {job_id: seen for job_id, seen in glimpses.items() if not seen.well}
             if time.monotonic() - begun_s > self._slice_s:
                 self._worked_s += time.monotonic() - begun_s
                 return False
         self._worked_s += time.monotonic() - begun_s
         return True
 
-    def _chunks(self) -> Iterator[dict[str, Sighting]]:
+    def _chunks(self) -> Iterator[dict[str, Glimpse]]:
         waiting: set[bytes] = set()
         for queue in lanes(self._redis):
             for chunk in self._list(queue.key):
@@ -95,7 +95,7 @@ class Orphans:
         while chunk := {job_id for job_id, _ in islice(found, _CHUNK)}:
             yield chunk
 
-    def _look(self, job_ids: set[bytes], waiting: set[bytes]) -> dict[str, Sighting]:
+    def _look(self, job_ids: set[bytes], waiting: set[bytes]) -> dict[str, Glimpse]:
         ids = list(job_ids)
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
@@ -103,7 +103,7 @@ class Orphans:
                 pipe.hmget(self._keys.ledger(job_id.decode()), ["owner", "cancel", "outcome"])
             answers = pipe.execute()
         return {
-            job_id.decode(): Sighting(bool(known), job_id in waiting, *fields)
+            job_id.decode(): Glimpse(bool(known), job_id in waiting, *fields)
             for job_id, known, fields in zip(ids, answers[::2], answers[1::2], strict=True)
         }
 

@@ -1,4 +1,4 @@
-"""How a job is entered in RQ: all that never changes of it."""
+"""How a job is entered in RQ, all that never changes of it, and how a canceled one leaves its lane."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 from redis import Redis
 from rq import Queue, Retry
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import Job as RqJob
+from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
 from serinette import logs, traces
@@ -74,7 +77,38 @@ def enqueue(redis: Redis, job_id: str, spec: GenerationSpec, meta: dict[str, Any
         log.info("job %s submitted to %s", job_id, lane.name)
 
 
-def keyed_job_id(tenant: str, idempotency_key: str) -> str:
-    """The job id that an Idempotency-Key stands for: the same key of the same tenant is the same job."""
-    digest = hmac.digest(tenant.encode(), idempotency_key.encode(), hashlib.sha256)
+def keyed_job_id(tenant: str, idempotency_key: str, secret: str | None = None) -> str:
+    """The job id that an Idempotency-Key stands for: the same key of the same tenant is the same job.
+
+    With the deployment's `secret` nobody else can compute it (docs/decisions/0013).
+    """
+    key, said = (tenant, idempotency_key) if secret is None else (secret, f"{tenant}\n{idempotency_key}")
+    digest = hmac.digest(key.encode(), said.encode(), hashlib.sha256)
     return str(uuid.UUID(bytes=digest[:16], version=5))
+
+
+def fetched(redis: Redis, job_id: str) -> RqJob | None:
+    """RQ's entry of a job."""
+    try:
+        return RqJob.fetch(job_id, redis, JSONSerializer)
+    except NoSuchJobError:
+        return None
+
+
+def drop_from_lane(redis: Redis, job_id: str, retention_s: int) -> None:
+    """Take a canceled job out of its lane."""
+    rq_job = fetched(redis, job_id)
+    if rq_job is None:
+        return
+    try:
+        rq_job.cancel()
+    except (InvalidJobOperation, NoSuchJobError):
+        return
+    # RQ keeps canceled jobs for ever; the score says until when we do, as in its other registries.
+    registry = CanceledJobRegistry(rq_job.origin, redis, serializer=JSONSerializer)
+    at = now().timestamp()
+    with redis.pipeline() as pipe:
+        pipe.expire(rq_job.key, retention_s)
+        pipe.zadd(registry.key, {job_id: at + retention_s})
+        pipe.zremrangebyscore(registry.key, "-inf", at)
+        pipe.execute()

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
+from typing import TypeAlias
 
 from redis import Redis
-from redis.exceptions import RedisError
 from rq import defaults
-from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
-from rq.job import Job as RqJob
-from rq.registry import CanceledJobRegistry
-from rq.serializers import JSONSerializer
+from rq.exceptions import DuplicateJobError
 
+from api.answering import answering
 from api.queue.admission import check_audio, check_spec, check_webhook, pool_for, timeout_for
 from api.queue.bounds import Bounds, error_of
 from api.queue.cursors import Cursor
 from api.queue.durability import Disk
-from api.queue.entry import enqueue, keyed_job_id, meta_of
+from api.queue.entry import drop_from_lane, enqueue, fetched, keyed_job_id, meta_of
 from api.queue.explain import Pool
 from api.queue.reader import Reader
 from api.queue.sighting import Sighting, job_of_record, matches
@@ -41,6 +39,18 @@ from serinette.ledger import Entry, Ledger, Outcome, Terms
 from serinette.names import Lane, record_key, song_prefix
 from serinette.spec import GenerationSpec
 from serinette.store import Store
+
+_ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
+
+
+class Elsewhere(Enum):
+    """Not in Redis: perhaps there."""
+
+    STORE = "store"
+
+
+# What Redis knows of a job; None: it is another tenant's.
+Seen: TypeAlias = Job | Elsewhere | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +108,8 @@ class JobQueue:
             IdempotencyConflict: the key was used with another spec.
             LaneNotAllowed, Limited: its lane or its tenant has no room; nothing was stored.
         """
-        job_id = str(uuid.uuid4()) if idempotency_key is None else keyed_job_id(tenant, idempotency_key)
-        with _answering():
+        job_id = str(uuid.uuid4()) if idempotency_key is None else self._keyed(tenant, idempotency_key)
+        with answering(_ADVICE):
             if self._disk:
                 self._disk.require()
             if idempotency_key is not None and (known := self._reader.see([job_id])[0]):
@@ -136,12 +146,19 @@ class JobQueue:
         Raises:
             NotFound: this tenant has no such job.
         """
-        with _answering():
+        with answering(_ADVICE):
             return self._reader.explained([self._load(tenant, job_id)])[0]
+
+    def glance(self, tenant: str, job_ids: Sequence[str]) -> list[Seen]:
+        """Each of many jobs, as far as Redis alone can tell."""
+        with answering(_ADVICE):
+            found = [_seen(tenant, sighting) for sighting in self._reader.see(job_ids)]
+            explained = iter(self._reader.explained([job for job in found if isinstance(job, Job)]))
+            return [next(explained) if isinstance(job, Job) else job for job in found]
 
     def find(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Job | None]:
         """Each of many jobs; None for those that this tenant does not have."""
-        with _answering():
+        with answering(_ADVICE):
             found = [self._known(tenant, *each) for each in zip(job_ids, self._reader.see(job_ids), strict=True)]
             explained = iter(self._reader.explained([job for job in found if job]))
             return [job and next(explained) for job in found]
@@ -162,7 +179,7 @@ class JobQueue:
         """
         last = after = Cursor.decode(cursor) if cursor else None
         found: list[Job] = []
-        with _answering():
+        with answering(_ADVICE):
             for last, sighting in self._reader.scan(tenant, after, limit):  # noqa: B007  # where the page ended
                 if sighting and matches(sighting, tenant, status, label):
                     found.append(sighting.job())
@@ -178,12 +195,12 @@ class JobQueue:
             NotFound: this tenant has no such job.
             Conflict: it has succeeded or failed already. One that is canceled already is simply answered.
         """
-        with _answering():
+        with answering(_ADVICE):
             job = self._load(tenant, job_id)
             # Without an owner once the flag is set, nobody will begin it: the ledger refuses every later claim.
             if not job.status.ended and self._ledger.request_cancel(job_id) and not self._ledger.read(job_id).owner:
                 self._ledger.settle(job_id, Outcome(JobStatus.CANCELED))
-                self._drop_from_lane(job_id)
+                drop_from_lane(self._redis, job_id, self._settings.retention_s)
             job = self._load(tenant, job_id)
             if job.status.ended and job.status is not JobStatus.CANCELED:
                 raise Conflict(f"job {job_id} has {job.status} already: there is nothing left to cancel")
@@ -196,7 +213,7 @@ class JobQueue:
             NotFound: this tenant has no such job.
             NotFinished: it, or its batch, has not ended; cancel it first.
         """
-        with _answering():
+        with answering(_ADVICE):
             job = self._load(tenant, job_id)
             if not job.status.ended:
                 raise NotFinished(f"job {job_id} is {job.status}: cancel it, or wait for its end, then erase it")
@@ -206,14 +223,14 @@ class JobQueue:
             # The store first, RQ last: what fails half way is still there, and can be erased again.
             self._store.delete_prefix(song_prefix(tenant, job_id))
             self._ledger.forget(job_id, tenant)
-            if rq_job := self._fetch(job_id):
+            if rq_job := fetched(self._redis, job_id):
                 rq_job.delete()
             if job.status is not JobStatus.SUCCEEDED:  # maintenance may have recorded its end just now
                 self._store.delete_prefix(song_prefix(tenant, job_id))
 
     def pools(self) -> tuple[Pool, ...]:
         """The default pool, every pool that is told of and every pool that has a worker."""
-        with _answering():
+        with answering(_ADVICE):
             workers = self._reader.workers()
             told = (pool.name for pool in self._settings.pools)
             names = sorted({self._settings.pool, *told, *(worker.pool for worker in workers)})
@@ -221,8 +238,12 @@ class JobQueue:
 
     def ping(self) -> None:
         """Ask Redis for a sign of life."""
-        with _answering():
+        with answering(_ADVICE):
             self._redis.ping()
+
+    def _keyed(self, tenant: str, idempotency_key: str) -> str:
+        secret = self._settings.idempotency_secret
+        return keyed_job_id(tenant, idempotency_key, secret.get_secret_value() if secret else None)
 
     def _admit(self, tenant: str, job_id: str, pool: str, lane: Lane) -> None:
         if refusal := self._bounds.admit(tenant, job_id, pool, lane):
@@ -243,56 +264,36 @@ class JobQueue:
                 self._redis.zrem(book, known.job_id)
         return self._reader.explained([known.job()])[0]
 
-    def _drop_from_lane(self, job_id: str) -> None:
-        rq_job = self._fetch(job_id)
-        if rq_job is None:
-            return
-        try:
-            rq_job.cancel()
-        except (InvalidJobOperation, NoSuchJobError):
-            return
-        # RQ keeps canceled jobs for ever; the score says until when we do, as in its other registries.
-        registry = CanceledJobRegistry(rq_job.origin, self._redis, serializer=JSONSerializer)
-        at = now().timestamp()
-        with self._redis.pipeline() as pipe:
-            pipe.expire(rq_job.key, self._settings.retention_s)
-            pipe.zadd(registry.key, {job_id: at + self._settings.retention_s})
-            pipe.zremrangebyscore(registry.key, "-inf", at)
-            pipe.execute()
-
-    def _fetch(self, job_id: str) -> RqJob | None:
-        try:
-            return RqJob.fetch(job_id, self._redis, JSONSerializer)
-        except NoSuchJobError:
-            return None
-
     def _load(self, tenant: str, job_id: str) -> Job:
         job = self._known(tenant, job_id, self._reader.see([job_id])[0])
         if job is None:
-            raise NotFound(f"there is no job {job_id}; ended jobs are kept for a limited time")
+            raise no_such_job(job_id)
         return job
 
     def _known(self, tenant: str, job_id: str, sighting: Sighting | None) -> Job | None:
-        if sighting is not None and sighting.meta["tenant"] != tenant:
-            return None
-        if sighting is not None and (sighting.result or sighting.status is not JobStatus.SUCCEEDED):
-            return sighting.job()
+        seen = _seen(tenant, sighting)
+        return self._recalled(tenant, job_id) if seen is Elsewhere.STORE else seen
+
+    def _recalled(self, tenant: str, job_id: str) -> Job | None:
         try:
             return job_of_record(Record.model_validate_json(self._store.get(record_key(tenant, job_id))))
         except NotFound:
             return None
 
 
+def no_such_job(job_id: str) -> NotFound:
+    """What to tell whoever asked for it."""
+    return NotFound(f"there is no job {job_id}; ended jobs are kept for a limited time")
+
+
+def _seen(tenant: str, sighting: Sighting | None) -> Seen:
+    if sighting is not None and sighting.meta["tenant"] != tenant:
+        return None
+    if sighting is not None and (sighting.result or sighting.status is not JobStatus.SUCCEEDED):
+        return sighting.job()
+    return Elsewhere.STORE
+
+
 def _terms(options: JobOptions) -> Terms:
     deadline_s = options.start_deadline_s
     return Terms(None if deadline_s is None else now() + timedelta(seconds=deadline_s), options.webhook)
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except RedisError as error:
-        raise QueueUnavailable(
-            "the queue does not answer; try again, and send a submit with an Idempotency-Key to be sure of one job"
-        ) from error

@@ -20,6 +20,9 @@ from serinette.job import now
 log = logging.getLogger(__name__)
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
+# The id that stands for no key, where none is asked for.
+NO_KEY = "0" * 12
+
 _NO_KEY = "send a key: `Authorization: Bearer srn_...`; the operator makes one with `serinette keys create`"
 _BAD_KEY = "this key is not known, expired or revoked; ask the operator for another"
 
@@ -140,3 +143,23 @@ class Keyring:
         except RedisError as error:
             raise QueueUnavailable("keys cannot be checked, for the queue does not answer; try again") from error
         return None if text is None else kind.model_validate_json(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a caller is still let in, while its request goes on."""
+
+    keyring: Keyring
+    caller: Caller
+
+    async def holds(self) -> bool:
+        """Whether its key is neither revoked nor expired. Raises QueueUnavailable when that cannot be told."""
+        if self.caller.key_id == NO_KEY:
+            return True
+        holder = await self.keyring.holder(self.caller.key_id)
+        return holder is not None and holder.tenant == self.caller.tenant
+
+    async def require(self) -> None:
+        """Raises Unauthorized when it no longer holds."""
+        if not await self.holds():
+            raise Unauthorized(_BAD_KEY, field="Authorization")

@@ -20,7 +20,6 @@ from serinette.names import Keys
 _OPENS = re.compile(r"/v1/jobs/([0-9a-f-]{36})/(?:audio|events)")
 _TOKEN = re.compile(r"([0-9a-f]{12})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 _SECRET_CACHE_S = 2.0
-NO_KEY = "0" * 12
 
 
 def job_opened_by_link(method: str, path: str) -> str | None:

@@ -76,7 +76,7 @@ class Desk:
                 f"task_id_list: at most {MAX_TASKS} tasks an answer, not {len(task_ids)}", field="task_id_list"
             )
         sound = [task_id for task_id in task_ids if _TASK_ID.fullmatch(task_id)]
-        jobs = dict(zip(sound, await run_in_threadpool(self.queue.find, self.tenant, sound), strict=True))
+        jobs = dict(zip(sound, await self.door.find(self.tenant, sound), strict=True))
         return [(task_id, jobs.get(task_id)) for task_id in task_ids]
 
     def _files(self) -> dict[str, UploadFile]:
@@ -99,13 +99,13 @@ def task_ids_of(body: Body) -> list[str]:
     return [str(task_id) for task_id in value] if isinstance(value, list) else [str(value)]
 
 
-async def song(request: Request, path: str, queue: QueuePart, songs: SongsPart, tenant: str) -> Response:
+async def song(request: Request, path: str, door: DoorPart, songs: SongsPart, tenant: str) -> Response:
     """The song that a token names, or the part of it that is asked for. Never a redirect: clients here follow none.
 
     Raises:
         NotFound, NotFinished, Gone: there is none.
     """
     job_id, index = song_named(path)
-    job = await run_in_threadpool(queue.get, tenant, job_id)
+    job = await door.get(tenant, job_id)
     artifact = song_of(job, index)
     return await songs.serve(artifact, Asked.by(request), f"{job_id}-{index}.{artifact.format}", download=False)

@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from api.dependencies import DoorPart, EventsPart, IntakePart, QueuePart, SettingsPart, SongsPart, StorePart, TenantPart
+from api.dependencies import (
+    DoorPart,
+    EventsPart,
+    IntakePart,
+    SettingsPart,
+    SongsPart,
+    StandingPart,
+    StorePart,
+    TenantPart,
+)
 from api.holding import held
 from api.routes.gradio import answers
 from api.routes.gradio.request import Order
@@ -47,13 +56,13 @@ class Desk:
     """One tenant's dealings with the queue, for the length of a request."""
 
     settings: SettingsPart
-    queue: QueuePart
     store: StorePart
     songs: SongsPart
     door: DoorPart
     events: EventsPart
     intake: IntakePart
     tenant: TenantPart
+    standing: StandingPart
 
     @property
     def max_wait_s(self) -> float:
@@ -78,7 +87,7 @@ class Desk:
         """The job of a request. Raises NotFound."""
         if not _REQUEST_ID.fullmatch(request_id):
             raise NotFound("there is no such request")
-        return await run_in_threadpool(self.queue.get, self.tenant, request_id)
+        return await self.door.get(self.tenant, request_id)
 
     async def cancel(self, request_id: str) -> Response:
         """Cancel, and wait a little for it to be so."""
@@ -86,7 +95,7 @@ class Desk:
         if job.status.ended:
             return JSONResponse(answers.not_cancelable(job), 400)
         try:
-            job = await run_in_threadpool(self.queue.cancel, self.tenant, request_id)
+            job = await self.door.cancel(self.tenant, request_id)
         except Conflict:
             return JSONResponse(answers.not_cancelable(await self.find(request_id)), 400)
         job = await self._held(job, _CANCEL_WAIT_S)
@@ -107,7 +116,7 @@ class Desk:
         return JSONResponse(answers.unsuccessful(failure)) if manner.as_json else JSONResponse({"detail": failure}, 500)
 
     async def _held(self, job: Job, wait_s: float) -> Job:
-        return await held(self.queue, self.events, self.tenant, job, min(wait_s, self.max_wait_s))
+        return await held(self.door, self.events, self.standing, job, min(wait_s, self.max_wait_s))
 
     def _redirect(self, http: Request, job: Job, manner: Manner) -> Response:
         query = {"wait": f"{min(manner.wait, self.max_wait_s):g}"}

@@ -25,7 +25,16 @@ from pydantic import (
 )
 
 from serinette.errors import InvalidSpec
-from serinette.spec import MAX_LORA_SCALE, MAX_SEED, AudioFormat, AudioId, GenerationSpec, PublishedName, Task
+from serinette.spec import (
+    MAX_LORA_SCALE,
+    MAX_SEED,
+    AudioFormat,
+    AudioId,
+    GenerationSpec,
+    PublishedName,
+    Task,
+    without_control_characters,
+)
 
 TAG_DEFAULT: Final = (
     "funk, pop, soul, melodic, electric guitar, tight drums, warm bass, keyboard, 105 BPM, groovy, upbeat, bright"
@@ -130,12 +139,7 @@ class GenerateMusicRequest(BaseModel):
             raise ValueError("must be 1 to 600 seconds, or 0 or less to have 30 to 240 s drawn")
         return seconds
 
-    @field_validator("prompt", "lyrics")
-    @classmethod
-    def _no_control_characters(cls, text: str) -> str:
-        if any(ord(char) < 32 and char not in "\n\r\t" for char in text):
-            raise ValueError("must not contain control characters other than line breaks and tabs")
-        return text
+    _plain = field_validator("prompt", "lyrics")(without_control_characters)
 
     @field_validator("manual_seeds")
     @classmethod

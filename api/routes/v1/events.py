@@ -11,16 +11,16 @@ from urllib.parse import urlsplit
 import anyio
 from fastapi import APIRouter, Header, Query, WebSocket
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
-from api.dependencies import EventsPart, QueuePart, SettingsPart, TenantPart
+from api.dependencies import DoorPart, EventsPart, SettingsPart, StandingPart, TenantPart
+from api.door import Door
 from api.events import JobEvent, JobEvents, checked_event_id
 from api.problems import answer
-from api.queue import JobQueue
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
+from api.tenancy.keyring import Standing
 from serinette.errors import RequestError, SerinetteError
 from serinette.job import Job
 
@@ -49,56 +49,58 @@ ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]
 )
 async def stream(
     job_id: JobId,
-    queue: QueuePart,
+    door: DoorPart,
     events: EventsPart,
     tenant: TenantPart,
+    standing: StandingPart,
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> Response:
     """Server-Sent Events; closes behind the terminal event. A WebSocket at the same path tells the same messages."""
     seen = last_event_id_header or last_event_id
-    job, after = await _snapshot(queue, events, tenant, job_id, seen)
+    job, after = await _snapshot(door, events, tenant, job_id, seen)
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
         return Response(status_code=204)
-    return EventSourceResponse(_sse(events, job, after), ping=KEEPALIVE_S)
+    return EventSourceResponse(_sse(events, job, after, standing), ping=KEEPALIVE_S)
 
 
 @router.websocket("/jobs/{job_id}/events")
 async def socket(
     websocket: WebSocket,
     job_id: JobId,
-    queue: QueuePart,
+    door: DoorPart,
     events: EventsPart,
     settings: SettingsPart,
     tenant: TenantPart,
+    standing: StandingPart,
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> None:
-    """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one."""
+    """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
     if not _origin_allowed(websocket, settings.cors_origins):
         error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
         await websocket.send_denial_response(answer(websocket.url.path, error, 403))
         return
-    job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
+    job, after = await _snapshot(door, events, tenant, job_id, last_event_id_header or last_event_id)
     await websocket.accept()
     async with anyio.create_task_group() as group:
         group.start_soon(_until_gone, websocket, group.cancel_scope)
         try:
-            async with aclosing(messages(events, job, after)) as told:
+            async with aclosing(messages(events, job, after, standing)) as told:
                 async for message in told:
                     await websocket.send_text(message.model_dump_json())
-            await websocket.close(1012 if events.closing else 1000)
+            await websocket.close(await _why(events, standing))
         except WebSocketDisconnect:
             log.debug("listener to job %s left", job_id)
         group.cancel_scope.cancel()
 
 
-async def messages(events: JobEvents, job: Job, after: str) -> AsyncGenerator[JobEvent]:
+async def messages(events: JobEvents, job: Job, after: str, standing: Standing) -> AsyncGenerator[JobEvent]:
     """The job as it stands, then its events behind `after`; ends early when Redis is lost: the client resumes."""
     yield JobEvent(id=after, type="status", data=job.model_dump(mode="json"))
     last = None
     try:
-        async with aclosing(events.follow(job.id, after)) as following:
+        async with aclosing(events.follow(job.id, after, standing)) as following:
             async for last in following:
                 yield last
         if job.status.ended and last is None:  # its stream is forgotten, or was read to the end before
@@ -108,20 +110,27 @@ async def messages(events: JobEvents, job: Job, after: str) -> AsyncGenerator[Jo
 
 
 async def _snapshot(
-    queue: JobQueue, events: JobEvents, tenant: str, job_id: str, last_event_id: str | None
+    door: Door, events: JobEvents, tenant: str, job_id: str, last_event_id: str | None
 ) -> tuple[Job, str]:
     """The job, and the event behind which to go on. What happens between the two reads is told twice, never lost."""
     last, before_last = await events.last_ids(job_id)
-    job = await run_in_threadpool(queue.get, tenant, job_id)
+    job = await door.get(tenant, job_id)
     if last_event_id is not None:
         return job, checked_event_id(last_event_id)
     return job, before_last if job.status.ended else last
 
 
-async def _sse(events: JobEvents, job: Job, after: str) -> AsyncGenerator[ServerSentEvent]:
-    async with aclosing(messages(events, job, after)) as told:
+async def _sse(events: JobEvents, job: Job, after: str, standing: Standing) -> AsyncGenerator[ServerSentEvent]:
+    async with aclosing(messages(events, job, after, standing)) as told:
         async for message in told:
             yield ServerSentEvent(message.model_dump_json(), event=message.type, id=message.id, retry=RETRY_MS)
+
+
+async def _why(events: JobEvents, standing: Standing) -> int:
+    """The code to close with: come again elsewhere, you are not let in any more, or this is the end."""
+    if events.closing:
+        return 1012
+    return 1000 if await standing.holds() else 1008
 
 
 async def _until_gone(websocket: WebSocket, scope: anyio.CancelScope) -> None:

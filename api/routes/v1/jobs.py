@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import DoorPart, EventsPart, QueuePart, SettingsPart, TenantPart
+from api.dependencies import DoorPart, EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
 from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
@@ -90,11 +89,11 @@ class JobList(BaseModel):
 async def submit(
     request: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
     response: Response,
-    queue: QueuePart,
+    door: DoorPart,
     events: EventsPart,
     settings: SettingsPart,
     tenant: TenantPart,
-    door: DoorPart,
+    standing: StandingPart,
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Job:
@@ -106,7 +105,7 @@ async def submit(
     wait_s = preferred_wait_s(prefer, settings.max_wait_s)
     if wait_s is not None:
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-    job = await held(queue, events, tenant, job, wait_s)
+    job = await held(door, events, standing, job, wait_s)
     response.status_code = 200 if job.status.ended else 202
     return job
 
@@ -119,18 +118,19 @@ async def submit(
 async def look(
     job_id: JobId,
     response: Response,
-    queue: QueuePart,
+    door: DoorPart,
     events: EventsPart,
     settings: SettingsPart,
     tenant: TenantPart,
+    standing: StandingPart,
     prefer: PreferHeader = None,
 ) -> Job:
     """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and in words what it waits for."""
     wait_s = preferred_wait_s(prefer, settings.max_wait_s)
     if wait_s is not None:
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-    job = await run_in_threadpool(queue.get, tenant, job_id)
-    return await held(queue, events, tenant, job, wait_s)
+    job = await door.get(tenant, job_id)
+    return await held(door, events, standing, job, wait_s)
 
 
 @router.get(
@@ -163,9 +163,9 @@ def list_jobs(
     summary="Cancel a job",
     responses={200: {"content": examples.JOB}, **problems("not_found", "conflict", "queue_unavailable")},
 )
-def cancel(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> Job:
+async def cancel(job_id: JobId, door: DoorPart, tenant: TenantPart) -> Job:
     """A queued job ends at once, a running one within a step: then `cancel_requested` is true meanwhile."""
-    return queue.cancel(tenant, job_id)
+    return await door.cancel(tenant, job_id)
 
 
 @router.delete(

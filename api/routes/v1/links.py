@@ -6,9 +6,8 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
-from api.dependencies import CallerPart, LinksPart, QueuePart, SettingsPart
+from api.dependencies import CallerPart, DoorPart, LinksPart, SettingsPart
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
 
@@ -29,10 +28,10 @@ class JobLinks(BaseModel):
     responses={200: {"content": examples.LINKS}, **problems("not_found", "queue_unavailable", "store_unavailable")},
 )
 async def links(
-    job_id: JobId, queue: QueuePart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
+    job_id: JobId, door: DoorPart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
 ) -> JobLinks:
     """Signed for a short while: whoever has one may hear this job. Revoking the key ends them too."""
-    await run_in_threadpool(queue.get, caller.tenant, job_id)
+    await door.get(caller.tenant, job_id)
     token, expires_s = await signer.sign(caller, job_id, settings.link_s)
     path = f"/v1/jobs/{job_id}"
     return JobLinks(

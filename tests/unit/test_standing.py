@@ -1,0 +1,144 @@
+"""What is open when a key ends: waits and streams end with it. And what a store that hangs does not hold up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from redis import Redis
+
+from api import events
+from api.lookups import Lookups
+from api.queue import Seen
+from api.queue.entry import keyed_job_id
+from serinette import credentials
+from serinette.errors import QueueUnavailable, StoreUnavailable
+from serinette.names import Keys
+from serinette.store import Store
+from tests.gateways import problem
+from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, settings_of
+
+
+@pytest.fixture
+async def served(
+    redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    monkeypatch.setattr(events, "_LOOK_S", 0.1)
+    async with serving(settings_of(redis_url, file_store_url, max_wait_s=120)) as both:
+        yield both
+
+
+def revoke(redis: Redis, key: str) -> None:
+    credentials.revoke(redis, Keys(), credential_of(key, redis).id)
+
+
+async def until_watched(app: FastAPI) -> None:
+    async with asyncio.timeout(60):
+        while not app.state.parts.events._watches:  # noqa: ASYNC110  # nobody tells of it
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/{id}", "/result/{id}?wait=100"])
+async def test_a_wait_ends_with_its_key(served: tuple[FastAPI, httpx.AsyncClient], redis: Redis, path: str) -> None:
+    app, http = served
+    key = key_of(redis, "acme")
+    job_id = (await http.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"]
+    headers = {**bearing(key), "Prefer": "wait=100"}
+    waiting = asyncio.create_task(http.get(path.format(id=job_id), headers=headers, timeout=120))
+    await until_watched(app)
+    assert not waiting.done()
+    revoke(redis, key)
+    async with asyncio.timeout(60):
+        assert (await waiting).status_code == 401
+
+
+async def test_a_stream_ends_with_its_key_and_others_go_on(
+    served: tuple[FastAPI, httpx.AsyncClient], redis: Redis
+) -> None:
+    app, http = served
+    key, other = key_of(redis, "acme"), key_of(redis, "acme")
+    job_id = (await http.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"]
+    link = (await http.post(f"/v1/jobs/{job_id}/links", headers=bearing(key))).json()["events"]
+    streams = [
+        asyncio.create_task(http.get(path, headers=headers, timeout=120))
+        for path, headers in ((f"/v1/jobs/{job_id}/events", bearing(key)), (link, {}))
+    ]
+    going_on = asyncio.create_task(http.get(f"/v1/jobs/{job_id}/events", headers=bearing(other), timeout=120))
+    await until_watched(app)
+    revoke(redis, key)
+    async with asyncio.timeout(60):
+        for stream in streams:
+            assert (await stream).text.count("event: ") == 1, "the job as it stands, and then the end"
+    assert not going_on.done()
+    (await http.post(f"/v1/jobs/{job_id}/cancel", headers=bearing(other))).raise_for_status()
+    async with asyncio.timeout(60):
+        assert "event: canceled" in (await going_on).text
+
+
+async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_their_own(
+    served: tuple[FastAPI, httpx.AsyncClient], redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, http = served
+    answers = threading.Event()
+
+    def hang(*_: object) -> bytes:
+        assert answers.wait(120)
+        raise StoreUnavailable("the store does not answer")
+
+    monkeypatch.setattr(Store, "get", hang)
+    http.headers.update(bearing(key_of(redis, "acme")))
+    calls = ["get /v1/jobs/{}", "post /v1/jobs/{}/cancel", "get /v1/jobs/{}/audio", "get /status/{}"]
+    asked = [calls[number % 4].format(uuid.uuid4()).split() for number in range(120)]
+    hanging = [asyncio.create_task(http.request(method, path, timeout=120)) for method, path in asked]
+    threads = app.state.parts.door.recalls
+    async with asyncio.timeout(60):
+        while sum(request.done() for request in hanging) + threads.statistics().tasks_waiting < 100:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    try:
+        job = (await http.post("/v1/jobs", json=SONG, timeout=60)).json()
+        assert (await http.get(f"/v1/jobs/{job['id']}", timeout=60)).status_code == 200
+        assert (await http.get("/v1/queue", timeout=60)).status_code == 200
+        assert not all(request.done() for request in hanging)
+    finally:
+        answers.set()
+    told = await asyncio.gather(*hanging)
+    assert {answer.status_code for answer in told} == {503}
+    assert any("slow to tell" in problem(answer)["detail"] for answer in told if answer.url.path.startswith("/v1/"))
+
+
+async def test_looks_are_gathered_and_each_gets_its_own_answer() -> None:
+    gate, asked = asyncio.Event(), []
+
+    async def find(tenant: str, job_ids: Sequence[str]) -> Sequence[Seen]:
+        asked.append((tenant, len(job_ids)))
+        await gate.wait()
+        if tenant == "c":
+            raise QueueUnavailable("away")
+        return [f"{tenant}/{job_id}" for job_id in job_ids]  # type: ignore[misc]  # stands for the job
+
+    lookups = Lookups(find)
+    names = [(tenant, str(number % 130)) for tenant in "abc" for number in range(260)]
+    waiting = [asyncio.create_task(lookups.get(*name)) for name in names]
+    left = asyncio.create_task(lookups.get("a", "left"))
+    await asyncio.sleep(0.01)
+    left.cancel()
+    gate.set()
+    told: list[Any] = await asyncio.gather(*waiting, return_exceptions=True)
+    for (tenant, job_id), answer in zip(names, told, strict=True):
+        assert isinstance(answer, QueueUnavailable) if tenant == "c" else answer == f"{tenant}/{job_id}"
+    assert len(asked) <= 12
+    assert max(count for _, count in asked) <= 100
+    later: Any = await lookups.get("a", "later")
+    assert later == "a/later"
+
+
+def test_a_secret_makes_ids_that_nobody_else_can_compute() -> None:
+    ids = {keyed_job_id(tenant, "key", secret) for tenant in ("a", "b") for secret in (None, "s" * 16, "t" * 16)}
+    assert len(ids) == 6
+    assert keyed_job_id("a", "key", "s" * 16) in ids
