@@ -12,6 +12,7 @@ from serinette.scaling.rule import Manifest, Rule, read_rules
 from serinette.scaling.simulation import Outcome, Pool, Simulation
 
 CANDIDATES = (1, 2, 4, 8, 16)
+_AS_CHEAP = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +60,16 @@ class Comparison:
         wait = f"p{self.percent:g} of the waits {self.chosen.outcome.wait_s(self.percent):.0f} s"
         met = self.chosen.meets(self.percent, self.target_s)
         why = (
-            f"the fewest GPU-hours ({self.chosen.gpu_hours:.1f}) that keep {wait}, within {self.target_s:g} s"
+            f"{self.chosen.gpu_hours:.1f} GPU-hours keep {wait}, within {self.target_s:g} s, and none does for less"
             if met
             else f"no J keeps within {self.target_s:g} s; this one comes nearest, {wait}: the cold start, `max` or "
             "`min` (a warm floor) is what to change"
         )
         other = ""
         if met and self.fixed:
-            share = self.chosen.gpu_hours / self.fixed.gpu_hours if self.fixed.gpu_hours else 1.0
             other = f"; the smallest fixed pool that does, {self.fixed.fixed}, takes {self.fixed.gpu_hours:.1f}"
-            other += f" ({share:.0%} of that)"
+            if self.fixed.gpu_hours < self.chosen.gpu_hours:
+                other += ", which is less: this trace never rests (set min)"
         change = "" if self.chosen.jobs_per_worker == self.rendered else f" (it is {self.rendered} now)"
         return f"Use jobsPerWorker: {self.chosen.jobs_per_worker}{change}: {why}{other}."
 
@@ -89,11 +90,10 @@ def compare(
         run = Simulation(replace(pool, rule=rule.with_jobs_per_worker(jobs)), arrivals, seed)
         rows.append(Row(jobs, 0, run.run(at_least_s=horizon_s)))
     meeting = [row for row in rows if row.meets(*target)]
-    chosen = (
-        min(meeting, key=lambda row: (row.outcome.gpu_s, row.outcome.wait_s(target[0])))
-        if meeting
-        else min(rows, key=lambda row: row.outcome.wait_s(target[0]))
-    )
+    # Of those that meet the target, the cheapest; a hundredth of the price is no reason to wait longer.
+    bound_s = _AS_CHEAP * min((row.outcome.gpu_s for row in meeting), default=0.0)
+    cheap = [row for row in meeting if row.outcome.gpu_s <= bound_s]
+    chosen = min(cheap or rows, key=lambda row: (row.outcome.wait_s(target[0]), row.outcome.gpu_s))
     fixed = [_fixed(pool, size, arrivals, horizon_s, seed) for size in _sizes(rule.max_workers)]
     return Comparison((*rows, *fixed), chosen, *target, own)
 

@@ -1,0 +1,85 @@
+"""A namespace and a release for each test; nothing is asked of a cluster that is not allowed by name."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from kubernetes import config
+from kubernetes.config.config_exception import ConfigException
+
+from scripts.chart_tools import CommandFailed as ToolFailed
+from scripts.chart_tools import ToolMissing, helm, kubectl
+from tests.cluster.release import CommandFailed, Release, run
+from tests.cluster.target import NotHere, Target, target_of
+
+DUMPS = Path("build/cluster")
+
+
+def _current_context() -> str | None:
+    if not (path := os.environ.get("KUBECONFIG")):  # ~/.kube/config is not looked at: it may be anybody's
+        return None
+    try:
+        return str(config.list_kube_config_contexts(path)[1]["name"])
+    except (ConfigException, OSError, KeyError, TypeError):
+        return None
+
+
+@pytest.fixture(scope="session")
+def target() -> Target:
+    """The cluster, or a skip that says what to set."""
+    try:
+        found = target_of(os.environ, _current_context())
+    except NotHere as error:
+        pytest.skip(str(error))
+    try:
+        helm()
+    except (ToolFailed, ToolMissing, OSError) as error:
+        pytest.skip(f"helm is not here and cannot be fetched: {str(error)[-300:]}")
+    kinds = run([kubectl(), "--context", found.context, "api-resources", "--api-group", "keda.sh", "--output", "name"])
+    if "scaledobjects" not in kinds:
+        pytest.skip("the cluster has no KEDA")
+    return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test's namespace is dumped before it is taken away."""
+    report = yield
+    release: Release | None = getattr(item, "funcargs", {}).get("release")
+    if report.failed and release is not None:
+        directory = DUMPS / item.name
+        release.dump(directory)
+        report.sections.append(("dump of the namespace", str(directory.absolute())))
+    return report
+
+
+@pytest.fixture
+def namespace(target: Target) -> Iterator[str]:
+    """One of this test's own; gone after it."""
+    name = f"serinette-test-{secrets.token_hex(3)}"
+    base: list[str | Path] = [kubectl(), "--context", target.context]
+    run([*base, "create", "namespace", name])
+    try:
+        yield name
+    finally:
+        run([*base, "delete", "namespace", name, "--wait=false"])
+
+
+@pytest.fixture
+def release(target: Target, namespace: str) -> Iterator[Release]:
+    """A release that the test installs; uninstalled after it."""
+    made = Release(target, namespace)
+    try:
+        yield made
+    finally:
+        try:
+            made.uninstall()
+        except (CommandFailed, subprocess.TimeoutExpired) as error:
+            print(f"uninstall: {error}")

@@ -1,0 +1,209 @@
+"""One release in one namespace: installed by helm, asked through its gateway's own pod, dumped when a test fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.chart_tools import CHART, helm, kubectl
+from tests.cluster.target import Target, values_of
+
+CLI = ("python", "-m", "serinette.cli")
+SERVER = ("--server", "http://127.0.0.1:8019")
+# Everything that a release makes; events and pods' logs are dumped beside.
+KINDS = "deploy,sts,rs,pod,svc,pvc,secret,cm,netpol,pdb,ing,job,sa,role,rolebinding"
+KEDA_KINDS = "scaledobjects.keda.sh,triggerauthentications.keda.sh,hpa"
+
+_COUNT = """
+import json, sys
+from serinette.settings import SharedSettings, connect_redis
+from serinette.names import Keys, Lane
+keys, redis = SharedSettings().keys, connect_redis(SharedSettings())
+print(json.dumps({"waiting": sum(redis.llen(keys.waiting("default", lane)) for lane in Lane),
+                  "busy": redis.scard(keys.busy("default")), "live": redis.zcard(keys.live)}))
+"""
+# What a worker does that dies between taking a job and beginning it: the list forgets the job, nobody holds it.
+_POP = """
+from serinette.settings import SharedSettings, connect_redis
+from serinette.names import Keys, Lane
+print((connect_redis(SharedSettings()).rpop(SharedSettings().keys.waiting("default", Lane.NORMAL)) or b"").decode())
+"""
+
+
+class CommandFailed(AssertionError):
+    """A command of the suite's ended with another status than 0."""
+
+
+def run(command: Sequence[str | Path], *, timeout_s: float = 120, stdin: str | None = None) -> str:
+    """What a command printed."""
+    told = [str(part) for part in command]
+    done = subprocess.run(told, check=False, capture_output=True, text=True, timeout=timeout_s, input=stdin)
+    if done.returncode:
+        raise CommandFailed(
+            f"{' '.join(told)[:600]} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        )
+    return done.stdout
+
+
+def until(what: str, look: Callable[[], Any], timeout_s: float = 300, pause_s: float = 2) -> Any:
+    """Look until it is truthy, and give that; what it last was is told when time is up."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (seen := look()):
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"{what} did not come about within {timeout_s:g} s; last seen: {seen!r}")
+        time.sleep(pause_s)
+    return seen
+
+
+@dataclass
+class Release:
+    """A release called `name` in `namespace`."""
+
+    target: Target
+    namespace: str
+    name: str = "one"
+    songs: list[str] = field(default_factory=list)  # ids of all jobs ordered
+
+    @property
+    def prefix(self) -> str:
+        """How its objects' names begin."""
+        return f"{self.name}-serinette"
+
+    @property
+    def worker(self) -> str:
+        """Of its one pool."""
+        return f"{self.prefix}-worker-default"
+
+    def kubectl(self, *words: str | Path, timeout_s: float = 120, stdin: str | None = None) -> str:
+        """A command on its namespace."""
+        base: list[str | Path] = [kubectl(), "--context", self.target.context, "--namespace", self.namespace]
+        return run([*base, *words], timeout_s=timeout_s, stdin=stdin)
+
+    def get(self, *words: str) -> list[dict[str, Any]]:
+        """Objects by kind and options."""
+        told = json.loads(self.kubectl("get", *words, "--output", "json"))
+        return list(told["items"]) if "items" in told else [told]
+
+    def upgrade_command(self, values: Path) -> list[str | Path]:
+        """Installs it, or brings it to other values."""
+        command: list[str | Path] = [helm(), "--kube-context", self.target.context, "--namespace", self.namespace]
+        command += ["upgrade", "--install", self.name, CHART]
+        for path in self.target.values:
+            command += ["--values", path]
+        return [*command, "--values", values]
+
+    def install(self, scenario: str = "plain") -> None:
+        """Install or upgrade, and wait for its gateway."""
+        with tempfile.TemporaryDirectory() as directory:
+            values = Path(directory) / "values.yaml"
+            values.write_text(self.target.helm_values(values_of(scenario, self.namespace)))
+            run(self.upgrade_command(values), timeout_s=300)
+        for part in ("gateway", "maintenance"):
+            self.kubectl("rollout", "status", f"deploy/{self.prefix}-{part}", "--timeout=600s", timeout_s=620)
+
+    def uninstall(self, timeout_s: float = 300) -> None:
+        """As an operator would."""
+        base: list[str | Path] = [helm(), "--kube-context", self.target.context, "--namespace", self.namespace]
+        run([*base, "uninstall", self.name, "--ignore-not-found"], timeout_s=timeout_s)
+
+    def inside(self, *words: str, timeout_s: float = 120) -> str:
+        """A command in the gateway's pod: no ingress, no name beyond the cluster's."""
+        return self.kubectl("exec", f"deploy/{self.prefix}-gateway", "--", *words, timeout_s=timeout_s)
+
+    def submit(self, count: int = 1, *, duration_s: int = 5, steps: int | None = None) -> list[str]:
+        """Order songs; their ids."""
+        ids = []
+        for index in range(count):
+            words = ["submit", f"music box, song {index}", "--duration", str(duration_s), "--no-wait"]
+            words += ["--steps", str(steps)] if steps else []
+            ids.append(self.inside(*CLI, *words, *SERVER).strip().splitlines()[-1])
+        self.songs += ids
+        return ids
+
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        """All its jobs by id."""
+        told = json.loads(self.inside(*CLI, "jobs", "--limit", "100", "--json", *SERVER))
+        return {job["id"]: job for job in told}
+
+    def statuses(self, ids: Sequence[str]) -> list[str]:
+        """Of these jobs, in order; `lost` for one that the gateway does not know."""
+        jobs = self.jobs()
+        return [str(jobs[each]["status"]) if each in jobs else "lost" for each in ids]
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Ask for their end."""
+        for each in ids:
+            self.inside(*CLI, "cancel", each, *SERVER)
+
+    def sung(self, ids: Sequence[str], timeout_s: float = 600) -> None:
+        """Wait until all these are songs; a job that ended otherwise, or is lost, fails at once."""
+
+        def look() -> bool:
+            found = self.statuses(ids)
+            assert not {"failed", "canceled", "lost"} & set(found), dict(zip(ids, found, strict=True))
+            return set(found) <= {"succeeded"}
+
+        until(f"{len(ids)} songs", look, timeout_s, pause_s=3)
+
+    def queue(self) -> dict[str, int]:
+        """Jobs waiting, workers busy and jobs unfinished, as Redis has them."""
+        told: dict[str, int] = json.loads(self.inside("python", "-c", _COUNT))
+        return told
+
+    def pop_one(self) -> str:
+        """Take a waiting job out of its list and let it fall; its id."""
+        return self.inside("python", "-c", _POP).strip()
+
+    def replicas(self) -> int:
+        """Workers wanted now."""
+        (found,) = self.get("deploy", self.worker)
+        return int(found["spec"].get("replicas", 0))
+
+    def workers(self, *, leaving: bool = False) -> list[dict[str, Any]]:
+        """Its workers' pods that stay; or those that leave."""
+        selector = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=worker"
+        found = self.get("pod", "--selector", selector)
+        return [pod for pod in found if ("deletionTimestamp" in pod["metadata"]) == leaving]
+
+    def left_over(self) -> list[str]:
+        """What of it is still there."""
+        selector = f"app.kubernetes.io/instance={self.name}"
+        words = ["get", f"{KINDS},{KEDA_KINDS}", "--selector", selector, "--output", "name", "--ignore-not-found"]
+        return self.kubectl(*words).split()
+
+    def doctor(self, *options: str, **environment: str) -> tuple[bool, list[dict[str, str]]]:
+        """Its queue and store as its gateway's pod sees them, under another environment: healthy, findings."""
+        words = ["env", *(f"{name}={value}" for name, value in environment.items()), *CLI, "doctor", "--json"]
+        shell = " ".join(f"'{word}'" for word in [*words, "--no-cluster", *options])
+        told = json.loads(self.inside("sh", "-c", f"{shell} || true"))
+        return bool(told["healthy"]), list(told["findings"])
+
+    def dump(self, directory: Path) -> None:
+        """Everything that tells what happened, a file each."""
+        directory.mkdir(parents=True, exist_ok=True)
+        questions = {
+            "objects.yaml": ("get", f"{KINDS},{KEDA_KINDS}", "--output", "yaml"),
+            "pods.txt": ("describe", "pods"),
+            "events.txt": ("get", "events", "--sort-by", ".lastTimestamp"),
+            "nodes.txt": ("describe", "nodes"),
+            "keda.txt": ("logs", "--namespace", self.target.keda_namespace, "deploy/keda-operator", "--tail=500"),
+        }
+        for name, words in questions.items():
+            (directory / name).write_text(self._or_error(*words))
+        for pod in self._or_error("get", "pods", "--output", "name").split():
+            for which in ("", "--previous"):
+                words = ("logs", pod, "--all-containers", "--tail=2000", *([which] if which else []))
+                name = pod.partition("/")[2] + (".previous" if which else "") + ".log"
+                (directory / name).write_text(self._or_error(*words))
+
+    def _or_error(self, *words: str) -> str:
+        try:
+            return self.kubectl(*words)
+        except (CommandFailed, subprocess.TimeoutExpired) as error:
+            return f"{error}\n"

@@ -1,0 +1,107 @@
+"""Which cluster may be tested on, and with which images: decided before anything is asked of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONTEXTS = "SERINETTE_TEST_CONTEXTS"
+REGISTRY = "SERINETTE_TEST_REGISTRY"
+
+
+class NotHere(Exception):
+    """Why the suite cannot run; the reason that it skips with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A cluster that may be tested on."""
+
+    context: str
+    registry: str
+    values: tuple[Path, ...] = ()  # more values for every release: tags, pull secrets, a storage class
+    keda_namespace: str = "keda"
+    may_stop_keda: bool = False
+
+    def helm_values(self, own: Mapping[str, Any]) -> str:
+        """The values of a release, as JSON, which is YAML."""
+        return json.dumps({**own, "global": {"imageRegistry": self.registry, **own.get("global", {})}})
+
+
+def target_of(environment: Mapping[str, str], current_context: str | None) -> Target:
+    """The cluster that the environment names. Raises NotHere, saying what to set."""
+    if current_context is None:
+        raise NotHere("no cluster: set KUBECONFIG")
+    allowed = [name.strip() for name in environment.get(CONTEXTS, "").split(",") if name.strip()]
+    if current_context not in allowed:
+        raise NotHere(
+            f"no cluster: the current context is {current_context!r}, and {CONTEXTS} allows "
+            f"{', '.join(allowed) or 'none'}; name there the contexts that may be tested on"
+        )
+    if not (registry := environment.get(REGISTRY, "")):
+        raise NotHere(f"no cluster: set {REGISTRY} to the registry that its nodes find our images in")
+    return Target(
+        current_context,
+        registry,
+        tuple(Path(name) for name in environment.get("SERINETTE_TEST_VALUES", "").split(":") if name),
+        environment.get("SERINETTE_TEST_KEDA_NAMESPACE", "keda"),
+        environment.get("SERINETTE_TEST_MAY_STOP_KEDA") == "1",
+    )
+
+
+# Every release's own: small, quick to scale, gone with its namespace. Keys are asked for in tests of their own.
+BASE: dict[str, Any] = {
+    "auth": {"enabled": False},
+    "gateway": {"replicas": 1, "jobTimeoutS": 600, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
+    "maintenance": {"replicas": 1, "extraEnv": [{"name": "SERINETTE_ORPHAN_GRACE_S", "value": "10"}]},
+    "valkey": {"persistence": {"size": "1Gi", "onUninstall": "Delete"}},
+    "seaweedfs": {"persistence": {"size": "1Gi", "onUninstall": "Delete"}},
+    "poolDefaults": {
+        "terminationGraceS": 660,
+        "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}},
+        "scaling": {"pollingIntervalS": 2, "cooldownS": 15, "downStabilizationS": 15},
+    },
+    "pools": [{"name": "default", "max": 2, "jobsPerWorker": 1}],
+}
+GPU = "nvidia.com/gpu"
+
+# What each test says beyond BASE; CI renders each of them (tests/chart/test_cluster_values.py).
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "batch": {"pools": [{"name": "default", "max": 3, "slots": 8, "maxBatch": 8, "jobsPerWorker": 8}]},
+    "upgraded": {
+        "settings": {"retentionS": 7200},
+        "pools": [{"name": "default", "max": 2, "jobsPerWorker": 1, "threads": 1}],
+    },
+    "shared": {"networkPolicy": {"enabled": False}},
+    "guest": {
+        "valkey": {"enabled": False},
+        "redis": {
+            "host": "one-serinette-valkey.NAMESPACE.svc",
+            "prefix": "guest",
+            "auth": {"existingSecret": "one-serinette-valkey"},
+        },
+        "networkPolicy": {"enabled": False},
+    },
+    "gpu": {
+        "pools": [{"name": "default", "min": 2, "max": 2, "gpu": {"resource": GPU, "count": 1}, "device": "cpu"}],
+    },
+}
+
+
+def values_of(scenario: str, namespace: str) -> dict[str, Any]:
+    """The values of a scenario in a namespace."""
+    merged = {**BASE, **SCENARIOS[scenario]}
+    found: dict[str, Any] = json.loads(json.dumps(merged).replace("NAMESPACE", namespace))
+    return found
+
+
+def advertised(resource: str, count: int | None) -> str:
+    """A JSON patch of a node's status that has it offer so many of a device that it has not; None: no more."""
+    path = "/status/capacity/" + resource.replace("/", "~1")
+    if count is None:
+        return json.dumps([{"op": "remove", "path": path}])
+    return json.dumps([{"op": "add", "path": path, "value": str(count)}])

@@ -1,0 +1,105 @@
+"""Installed, it sings; scaled from zero and back, nothing is lost, whoever dies."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.chart_tools import helm
+from tests.cluster.release import Release, run, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
+
+LONG = {"duration_s": 120, "steps": 100}
+
+
+def test_installed_it_sings(release: Release) -> None:
+    release.install()
+    base: list[str | Path] = [helm(), "--kube-context", release.target.context, "--namespace", release.namespace]
+    told = run([*base, "test", release.name, "--logs", "--timeout", "15m"], timeout_s=960)
+    assert "Succeeded" in told
+
+
+def test_from_zero_to_many_and_back_with_no_job_lost(release: Release) -> None:
+    release.install()
+    assert release.replicas() == 0
+    ids = release.submit(6)
+    popped = release.pop_one()
+    seen = [0]
+
+    def back_at_zero() -> bool:
+        seen.append(release.replicas())
+        return seen[-1] == 0 and set(release.statuses(ids)) == {"succeeded"}
+
+    until("all sung, and zero again", back_at_zero, 900)
+    assert max(seen) == 2, seen
+    assert popped in ids, "one was popped and not begun, and was sung all the same"
+    assert release.queue() == {"waiting": 0, "busy": 0, "live": 0}
+
+
+def test_eight_songs_on_one_pod_are_one_replica_for_a_minute(release: Release) -> None:
+    release.install("batch")
+    ids = release.submit(8, duration_s=300, steps=200)
+    until("all eight begun", lambda: release.queue() == {"waiting": 0, "busy": 1, "live": 8}, 600)
+    until_s = time.monotonic() + 60
+    seen = []
+    while time.monotonic() < until_s:
+        seen.append((release.replicas(), len(release.workers())))
+        time.sleep(3)
+    assert set(seen) == {(1, 1)}, seen
+    release.cancel(ids)
+
+
+def test_a_backlog_and_sigterm_make_no_more_pods_than_are_leaving(release: Release) -> None:
+    release.install()
+    ids = release.submit(6, **LONG)
+    until("both at work", lambda: release.queue()["busy"] == 2, 600)
+    release.kubectl("delete", "pod", "--selector", "app.kubernetes.io/component=worker", "--wait=false")
+    most, until_s = 0, time.monotonic() + 60
+    while time.monotonic() < until_s:
+        most = max(most, len(release.workers()))
+        assert len(release.workers(leaving=True)) <= 2
+        time.sleep(2)
+    assert most <= 2, "those that leave are replaced, and no more than that"
+    release.sung(ids, 1800)
+
+
+def test_an_upgrade_under_load(release: Release) -> None:
+    release.install()
+    ids = release.submit(4, **LONG)
+    until("both at work", lambda: release.queue()["busy"] == 2, 600)
+    release.install("upgraded")
+    ids += release.submit(2)
+    most, done_s = 0, time.monotonic() + 30
+    while time.monotonic() < done_s:
+        most = max(most, len(release.workers()))
+        time.sleep(2)
+    assert most <= 2, "a rollout adds no pod"
+    release.sung(ids, 1800)
+
+
+def test_a_pod_killed_mid_song(release: Release) -> None:
+    release.install()
+    (song,) = release.submit(1, **LONG)
+    until("it is sung", lambda: release.statuses([song]) == ["running"], 600)
+    (worker,) = release.workers()
+    release.kubectl("delete", "pod", worker["metadata"]["name"], "--grace-period=0", "--force")
+    release.sung([song], 1800)
+    assert release.jobs()[song]["attempts"] == 2
+
+
+def test_a_drained_node(release: Release) -> None:
+    release.install()
+    ids = release.submit(2, **LONG)
+    until("both at work", lambda: release.queue()["busy"] >= 1, 600)
+    node = release.workers()[0]["spec"]["nodeName"]
+    selector = f"app.kubernetes.io/component=worker,app.kubernetes.io/instance={release.name}"
+    drain = ["drain", node, "--pod-selector", selector, "--ignore-daemonsets", "--delete-emptydir-data"]
+    try:
+        release.kubectl(*drain, "--timeout=700s", timeout_s=720)
+        assert not [pod for pod in release.workers() if pod["spec"].get("nodeName") == node]
+    finally:
+        release.kubectl("uncordon", node)
+    release.sung(ids, 1800)
