@@ -15,7 +15,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api gpu_worker tests scripts benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format bench bench-gpu load openapi settings clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test chaos lint format bench bench-gpu load openapi settings clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ up: $(VENV)/local.stamp  ## Start the server for good (PORT=8019).
 
 test: $(VENV)/dev.stamp  ## Run all tests on real Valkey, SeaweedFS and processes (ARGS=-k word).
 	$(BIN)/python -m pytest --junitxml=build/tests.xml $(ARGS)
+
+N ?= 500
+SEED ?= 1
+
+chaos: $(VENV)/dev.stamp  ## Kill every part at random under N=500 jobs (SEED=1); no job may be lost, stuck or doubled.
+	$(BIN)/python -m tests.chaos --jobs $(N) --seed $(SEED) $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Check style, types, import rules, sizes, figures and links.
 	$(BIN)/ruff check $(CODE)

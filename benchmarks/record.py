@@ -36,12 +36,12 @@ def spread(values: Sequence[float], digits: int = 4) -> Figures:
     }
 
 
-def write(name: str, figures: Figures) -> Path:
-    """Write one result; answers its path."""
+def write(name: str, figures: Figures, command: str | None = None) -> Path:
+    """Write one result; answers its path. `command`: what made it, if that was not `python -m benchmarks`."""
     at = now()
     result = {
         "name": name,
-        "command": f"python -m benchmarks {name}",
+        "command": command or f"python -m benchmarks {name}",
         "date": at.isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),

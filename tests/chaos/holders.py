@@ -1,0 +1,140 @@
+"""Which process holds work at this moment: what is killed must have had something to lose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import psutil
+from redis import Redis
+
+from serinette.job import AttemptOutcome
+from serinette.ledger import Ledger
+from serinette.names import DEFAULT_POOL, Keys, Lane, queue_name
+from tests.chaos.house import House, Process
+
+_IN_ENGINE = frozenset({"conditioning", "denoising", "decoding"})
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A job in a slot's hands: its attempt, the slot's process, and what it is doing."""
+
+    job_id: str
+    attempt_id: str
+    slot_pid: int
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A process to kill, and the jobs (job id, attempt id) that it holds."""
+
+    pid: int
+    process: Process | None  # one of ours, or None: its supervisor starts it again
+    jobs: tuple[tuple[str, str], ...]
+
+
+def held(redis: Redis) -> Iterator[Holding]:
+    """Jobs that slots hold, as Redis tells; some of the slots may be dead."""
+    ledger = Ledger(redis, Keys())
+    for lane in Lane:
+        members: Any = redis.zrange(f"rq:wip:{queue_name(DEFAULT_POOL, lane)}", 0, -1)
+        for member in members:
+            job_id, _, attempt_id = member.decode().partition(":")
+            entry = ledger.read(job_id)
+            if entry.owner != attempt_id or entry.outcome:
+                continue
+            pid: Any = redis.hget(f"rq:worker:{entry.attempts[-1].worker}", "pid")
+            stage = entry.progress.stage if entry.progress else ""
+            yield Holding(job_id, attempt_id, int(pid or 0), stage)
+
+
+def released(redis: Redis, job_id: str, attempt_id: str) -> bool:
+    """Whether this attempt has the job no more: it waits, another has it, or it has ended."""
+    entry = Ledger(redis, Keys()).read(job_id)
+    return entry.owner != attempt_id or entry.outcome is not None
+
+
+def sang(redis: Redis, job_id: str, attempt_id: str) -> bool:
+    """Whether an attempt has ended with its song."""
+    attempts = Ledger(redis, Keys()).read(job_id).attempts
+    return any(attempt.id == attempt_id and attempt.outcome is AttemptOutcome.SUCCEEDED for attempt in attempts)
+
+
+def slot_victims(house: House) -> Iterator[Victim]:
+    for holding in held(house.redis):
+        if _worker_of(house, holding.slot_pid):
+            jobs = tuple(
+                (each.job_id, each.attempt_id) for each in held(house.redis) if each.slot_pid == holding.slot_pid
+            )
+            yield Victim(holding.slot_pid, None, jobs)
+
+
+def supervisor_victims(house: House) -> Iterator[Victim]:
+    held_now = list(held(house.redis))
+    for worker in house.workers:
+        jobs = tuple((it.job_id, it.attempt_id) for it in held_now if _worker_of(house, it.slot_pid) is worker)
+        if jobs and worker.running:
+            yield Victim(worker.running.pid, worker, jobs)
+
+
+def engine_victims(house: House) -> Iterator[Victim]:
+    for holding in held(house.redis):
+        worker = _worker_of(house, holding.slot_pid)
+        if worker is None or worker.running is None or holding.stage not in _IN_ENGINE:
+            continue
+        for child in psutil.Process(worker.running.pid).children():
+            if "tests.engines" in child.cmdline():
+                yield Victim(child.pid, None, ((holding.job_id, holding.attempt_id),))
+
+
+def gateway_victims(house: House, open_requests: dict[str, int]) -> Iterator[Victim]:
+    """Gateways with requests under way."""
+    for gateway, url in zip(house.gateways, house.urls, strict=True):
+        if open_requests.get(url) and gateway.running:
+            yield Victim(gateway.running.pid, gateway, ())
+
+
+def maintenance_victims(house: House, lost: set[tuple[str, str]]) -> Iterator[Victim]:
+    """The replica that leads, while a lost job waits for it or an end is to be told."""
+    waiting = [each for each in lost if not released(house.redis, *each)]
+    if not waiting and not house.redis.zcard(Keys().webhooks):
+        return
+    for maintenance, url in zip(house.maintenances, house.metrics, strict=True):
+        if maintenance.running and _leads(url):
+            yield Victim(maintenance.running.pid, maintenance, tuple(waiting))
+
+
+def valkey_victims(house: House) -> Iterator[Victim]:
+    if house.valkey.running and any(held(house.redis)) and house.redis.zcard(Keys().live) > 1:
+        yield Victim(house.valkey.running.pid, house.valkey, ())
+
+
+def store_victims(house: House) -> Iterator[Victim]:
+    """While songs are sung that it must take."""
+    if house.store.running and any(_worker_of(house, each.slot_pid) for each in held(house.redis)):
+        yield Victim(house.store.running.pid, house.store, ())
+
+
+def leads(house: House) -> bool:
+    """Whether some replica does maintenance."""
+    return any(it.running and _leads(url) for it, url in zip(house.maintenances, house.metrics, strict=True))
+
+
+def _leads(url: str) -> bool:
+    try:
+        return "serinette_maintenance_leading 1.0" in httpx.get(url, timeout=5).text
+    except httpx.HTTPError:
+        return False
+
+
+def _worker_of(house: House, slot_pid: int) -> Process | None:
+    """The worker whose living slot has this process id."""
+    try:
+        parent = psutil.Process(slot_pid).ppid()
+    except (psutil.Error, ValueError):
+        return None
+    return next((worker for worker in house.workers if worker.running and worker.running.pid == parent), None)

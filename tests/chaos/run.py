@@ -1,0 +1,155 @@
+"""One run from its plan to its report."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from redis import RedisError
+
+from tests.chaos.clients import Client
+from tests.chaos.evidence import collect, residue
+from tests.chaos.house import House, Shape, house
+from tests.chaos.injector import Injector, Strike
+from tests.chaos.ledger import ClientLedger
+from tests.chaos.plan import Part, Plan, Scale
+from tests.chaos.verdict import Fault, Finding, Found, judge
+from tests.receivers import Receiver, receiver
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run found."""
+
+    found: list[Found]
+    findings: list[Finding]
+    strikes: list[Strike]
+    residue: dict[str, int]
+    internal_errors: int
+    gave_up: bool  # the clients waited for too long
+    seconds: float
+
+    @property
+    def clean(self) -> bool:
+        return not (self.findings or any(self.residue.values()) or self.internal_errors or self.gave_up)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        ends = Counter(each.status for each in self.found)
+        wrong = Counter(finding.fault for finding in self.findings)
+        told = {"submitted": len(self.found)}
+        told |= {status: ends[status] for status in ("succeeded", "failed", "canceled")}
+        return told | {fault.value: wrong[fault] for fault in Fault}
+
+    @property
+    def kills(self) -> dict[str, int]:
+        return dict(Counter(strike.part.value for strike in self.strikes))
+
+    @property
+    def slowest(self) -> Strike | None:
+        return max(self.strikes, key=lambda strike: strike.recovered_s or 0, default=None)
+
+    def lines(self) -> list[str]:
+        """The report, in the order that people read it; the last lines say it all."""
+        told = [f"{finding.fault}: job {finding.order}: {finding.why}" for finding in self.findings]
+        told += [f"left in the books: {name} {count}" for name, count in self.residue.items() if count]
+        told += [f"internal errors: {self.internal_errors}"] if self.internal_errors else []
+        told += ["the clients gave up waiting"] if self.gave_up else []
+        told += [f"{name}: {count}" for name, count in self.counts.items()]
+        slowest = self.slowest
+        if slowest:
+            told.append(f"recoveries: {len(self.strikes)}, the slowest {slowest.recovered_s} s ({slowest.part})")
+        told.append("killed while it held work: " + ", ".join(f"{part} {self.kills.get(part, 0)}" for part in Part))
+        return told
+
+    def raw(self) -> dict[str, Any]:
+        recoveries: dict[str, list[float]] = {}
+        for strike in self.strikes:
+            recoveries.setdefault(strike.part, []).append(strike.recovered_s or 0.0)
+        return {
+            "counts": {name.replace(" ", "_"): count for name, count in self.counts.items()},
+            "forgotten_and_asked_again": sum(len(each.promise.forgotten) for each in self.found),
+            "kills": self.kills,
+            "kills_in_all": len(self.strikes),
+            "recovery_s": {part: {"slowest": max(all_s), "all": all_s} for part, all_s in recoveries.items()},
+            "slowest_recovery_s": self.slowest.recovered_s if self.slowest else None,
+            "residue": self.residue,
+            "internal_errors": self.internal_errors,
+            "wall_s": self.seconds,
+            "strikes": [asdict(strike) for strike in self.strikes],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is to be done, with what. `patience_s`: how long nothing may come of any job before the clients give up."""
+
+    plan: Plan
+    scale: Scale
+    shape: Shape
+    seed: int
+    patience_s: float
+
+    async def carry_out(self, directory: Path, tell: Callable[[str], None] = print) -> Report:
+        """Run in `directory`, telling of each kill as its work has come back."""
+        began_s = time.monotonic()
+        with receiver() as received, house(directory, self.shape) as made:
+            await made.start()
+            ledger = ClientLedger()
+            clients = self._clients(made, ledger, received)
+            injector = Injector(
+                made, ledger, lambda: sum((client.open for client in clients), Counter()), self.seed, tell
+            )
+            working = asyncio.gather(*self._work(clients), injector.run(self.plan.faults))
+            gave_up = not await _finished(working, ledger, self.patience_s + self.scale.outage_s)
+            left = await _at_rest(made, self.patience_s)
+            found = await collect(made, ledger, received)
+            return Report(
+                found,
+                [finding for each in found for finding in judge(each, made.forgotten)],
+                sorted(injector.strikes, key=lambda strike: strike.at_s),
+                left,
+                sum(client.internal_errors for client in clients),
+                gave_up,
+                round(time.monotonic() - began_s, 1),
+            )
+
+    def _clients(self, made: House, ledger: ClientLedger, received: Receiver) -> list[Client]:
+        webhook = f"http://127.0.0.1:{received.port}"
+        seeds = range(self.seed * 1000, self.seed * 1000 + self.scale.clients)
+        return [Client(made.urls, made.keys, ledger, webhook=webhook, seed=seed) for seed in seeds]
+
+    def _work(self, clients: list[Client]) -> Iterator[Coroutine[Any, Any, None]]:
+        for number, client in enumerate(clients):
+            orders = [order for order in self.plan.orders if order.client == number]
+            yield client.run(orders, self.scale.window)
+
+
+async def _finished(working: asyncio.Future[Any], ledger: ClientLedger, patience_s: float) -> bool:
+    while not working.done():
+        await asyncio.wait([working], timeout=1)
+        if time.monotonic() - ledger.changed_at_s > patience_s:
+            working.cancel()
+            with suppress(asyncio.CancelledError):
+                await working
+            return False
+    working.result()
+    return True
+
+
+async def _at_rest(made: House, patience_s: float) -> dict[str, int]:
+    """Wait until nothing is left to be done, and not for ever; what is left."""
+    until_s = time.monotonic() + patience_s
+    left = {"unknown": 1}
+    while any(left.values()) and time.monotonic() < until_s:
+        with suppress(RedisError):
+            left = residue(made)
+        await asyncio.sleep(0.2)
+    return left

@@ -1,0 +1,39 @@
+"""The short form of `make chaos`: its seed decides what is killed, and every part is, while it holds work."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.house import Shape
+from tests.chaos.plan import Part, Scale, plan
+from tests.chaos.run import Run
+
+SEED = 7
+SCALE = Scale(kills=dict.fromkeys(Part, 1) | {Part.VALKEY: 2}, forgets=1, outage_s=8, slow_s=1.5, clients=3, window=6)
+SHAPE = Shape(
+    gateways=1,
+    maintenances=1,
+    workers=1,
+    settings={
+        "SERINETTE_HEARTBEAT_S": "1",
+        "SERINETTE_HEARTBEAT_TTL_S": "4",
+        "SERINETTE_INTERVAL_S": "0.5",
+        "SERINETTE_LEASE_S": "3",
+        "SERINETTE_ORPHAN_GRACE_S": "3",
+    },
+)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_no_job_is_lost_stuck_or_doubled_whatever_is_killed(tmp_path: Path) -> None:
+    planned = plan(SEED, 45, SCALE)
+    report = asyncio.run(Run(planned, SCALE, SHAPE, SEED, patience_s=240).carry_out(tmp_path))
+    told = "\n".join(report.lines())
+    print(told)
+    assert report.clean, told
+    assert len(report.found) == 45
+    assert report.kills == dict(SCALE.kills)

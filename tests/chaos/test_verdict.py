@@ -1,0 +1,75 @@
+"""The judgment over one job: what counts as lost, stuck, doubled, or ended wrongly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.chaos.ledger import Promise
+from tests.chaos.plan import Cancel, Nature, Order
+from tests.chaos.verdict import Fault, Found, judge
+
+ORDER = Order(number=3, client=0, tenant="acme", key="song-1", prompt="", nature=Nature.GOOD)
+SONG = {"songs/a-0.mp3": "digest"}
+OTHER = {"songs/b-0.mp3": "digest"}
+FORGOT = [(100.0, 101.5)]
+
+
+def promise(order: Order = ORDER, **known: Any) -> Promise:
+    return Promise(order, "job", 90.0, **{"ends": [("succeeded", 99.0)], **known})
+
+
+def found(order: Order = ORDER, ends: Any = (("succeeded", 99.0),), **seen: Any) -> Found:
+    whole: dict[str, Any] = {
+        "promise": promise(order, ends=list(ends)),
+        "status": "succeeded",
+        "answered": SONG,
+        "recorded": SONG,
+        "stored": SONG,
+        "terminal_events": ("succeeded",),
+        "webhook_ids": frozenset({"msg_job_succeeded"}),
+    }
+    return Found(**{**whole, **seen})
+
+
+def silent(status: str, order: Order = ORDER, **seen: Any) -> Found:
+    """A job that ended without a song."""
+    return found(order, [(status, 99.0)], **{"status": status, "answered": {}, "recorded": None, "stored": {}, **seen})
+
+
+POISON = replace(ORDER, nature=Nature.POISON)
+CANCELED = replace(ORDER, cancel=Cancel.AT_ONCE)
+
+CASES = {
+    "all is well": (found(), set()),
+    "a song is stored without a word": (found(stored={}), {Fault.LOST}),
+    "it succeeded without a song": (found(answered={}, recorded={}, stored={}), {Fault.LOST}),
+    "nobody knows it": (replace(silent("failed", POISON), status=None), {Fault.LOST}),
+    "it was forgotten, as Valkey forgot": (found(promise=promise(forgotten=[101.0])), set()),
+    "its 202 came late": (found(promise=promise(forgotten=[102.0])), set()),
+    "it was forgotten for no reason": (found(promise=promise(forgotten=[99.0])), {Fault.LOST}),
+    "it runs for ever": (found(ends=(), status="running"), {Fault.STUCK}),
+    "poison fails": (silent("failed", POISON), set()),
+    "poison succeeds": (found(POISON), {Fault.WRONG}),
+    "a good song fails": (silent("failed"), {Fault.WRONG}),
+    "a canceled one ends so": (silent("canceled", CANCELED), set()),
+    "a cancel comes too late": (found(CANCELED), set()),
+    "canceled unasked": (silent("canceled"), {Fault.WRONG}),
+    "two terminal events": (found(terminal_events=("succeeded", "failed")), {Fault.DUPLICATED}),
+    "heard to end twice": (found(promise=promise(terminal_events=["succeeded"] * 2)), {Fault.DUPLICATED}),
+    "two webhooks": (found(webhook_ids=frozenset({"msg_job_succeeded", "msg_job_canceled"})), {Fault.DUPLICATED}),
+    "another end was told": (found(CANCELED, [("canceled", 90.0)]), {Fault.DUPLICATED}),
+    "another end was told, and forgotten": (found(CANCELED, [("canceled", 101.0)]), set()),
+    "a second artifact": (found(stored=SONG | OTHER), {Fault.DUPLICATED}),
+    "a song of a job that failed": (silent("failed", POISON, stored=OTHER), {Fault.DUPLICATED}),
+    "other bytes than recorded": (found(stored={"songs/a-0.mp3": "other"}), {Fault.DUPLICATED}),
+    "another song answered than recorded": (found(answered=OTHER, stored=SONG | OTHER), {Fault.DUPLICATED}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_judgment(case: str) -> None:
+    seen, faults = CASES[case]
+    assert {finding.fault for finding in judge(seen, FORGOT)} == faults

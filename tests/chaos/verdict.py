@@ -1,0 +1,106 @@
+"""What became of every promise: a pure judgment over what was found after a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tests.chaos.ledger import ENDED, Promise
+from tests.chaos.plan import Cancel
+
+# A 202 that was on its way as Valkey died came this late at most.
+_LATE_S = 30.0
+
+
+class Fault(StrEnum):
+    """What must not be found."""
+
+    LOST = "lost"
+    STUCK = "stuck"
+    DUPLICATED = "duplicated"
+    WRONG = "wrong end"  # neither meant nor asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One job as it lies before us: what the gateway answers, what Redis tells of it, what the store holds.
+
+    Artifacts are SHA-256 digests by object key.
+    """
+
+    promise: Promise
+    status: str | None = None  # None: the house does not know it
+    answered: Mapping[str, str] = field(default_factory=dict)
+    recorded: Mapping[str, str] | None = None  # None: no job.json
+    stored: Mapping[str, str] = field(default_factory=dict)  # of the bytes themselves
+    terminal_events: Sequence[str] = ()
+    webhook_ids: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that must not be."""
+
+    fault: Fault
+    order: int
+    why: str
+
+
+def judge(found: Found, forgotten: Sequence[tuple[float, float]]) -> Iterator[Finding]:
+    """All that is wrong with one job. `forgotten`: spans of Unix seconds in which Valkey lost what it had written."""
+    for fault, rule in (
+        (Fault.LOST, _lost),
+        (Fault.STUCK, _stuck),
+        (Fault.DUPLICATED, _duplicated),
+        (Fault.WRONG, _wrong),
+    ):
+        for why in rule(found, forgotten):
+            yield Finding(fault, found.promise.order.number, why)
+
+
+def _lost(found: Found, forgotten: Sequence[tuple[float, float]]) -> Iterator[str]:
+    if found.status is None:
+        yield "the house does not know it"
+    for at in found.promise.forgotten:
+        if not any(since <= at <= until + _LATE_S for since, until in forgotten):
+            yield "it was accepted, and unknown later, though Valkey had forgotten nothing of that time"
+    if found.status == "succeeded":
+        yield from (f"its song {key} is not in the store" for key in found.answered if key not in found.stored)
+        if not found.answered:
+            yield "it succeeded without a song"
+
+
+def _stuck(found: Found, _forgotten: Sequence[tuple[float, float]]) -> Iterator[str]:
+    if found.status is not None and found.status not in ENDED:
+        yield f"it is {found.status} for ever"
+
+
+def _duplicated(found: Found, forgotten: Sequence[tuple[float, float]]) -> Iterator[str]:
+    for events, where in ((found.terminal_events, "in its stream"), (found.promise.terminal_events, "heard")):
+        if len(events) > 1:
+            yield f"{len(events)} terminal events {where}: {', '.join(events)}"
+    if len(found.webhook_ids) > 1:
+        yield f"{len(found.webhook_ids)} webhook ids: {', '.join(sorted(found.webhook_ids))}"
+    # An end told in a span that Valkey forgot may be told otherwise; no other.
+    for status, at in [*found.promise.ends]:
+        if found.status not in {status, None} and not any(since <= at <= until + _LATE_S for since, until in forgotten):
+            yield f"it was told to have {status}, and has {found.status}"
+    recorded = found.recorded or {}
+    yield from (f"a second artifact: {key}" for key in found.stored if key not in recorded)
+    yield from (
+        f"{key} is not what its record says"
+        for key, digest in recorded.items()
+        if key in found.stored and found.stored[key] != digest
+    )
+    if found.status == "succeeded" and dict(found.answered) != dict(recorded):
+        yield "the record and the gateway tell of other songs"
+
+
+def _wrong(found: Found, _forgotten: Sequence[tuple[float, float]]) -> Iterator[str]:
+    order = found.promise.order
+    meant = {"succeeded"} if order.nature.sings else {"failed"}
+    if order.cancel is not Cancel.NEVER:
+        meant |= {"canceled"}
+    if found.status in ENDED and found.status not in meant:
+        yield f"it has {found.status}, and was meant to have {' or '.join(sorted(meant))}"
