@@ -5,6 +5,8 @@ Scripts that count or keep a tenant's books are run behind those of tally.py and
 
 from __future__ import annotations
 
+from serinette.webhook import TELL_AFTER_S
+
 # A claim. Refused (0) once the job has an outcome or its cancel flag is set (-1). ARGV: attempt id, worker, now, max
 # events. An earlier claim that nobody ended was given up by the sweep, or is a frozen slot's: it has lost the job now.
 BEGIN = """
@@ -88,10 +90,10 @@ book_end(KEYS[1], ARGV[2], submitted, cjson.decode(ARGV[4]).usage)
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[5])
 if redis.call('HEXISTS', KEYS[1], 'webhook') == 1 then
-    redis.call('ZADD', ARGV[#ARGV], redis.call('TIME')[1], ARGV[1])
+    redis.call('ZADD', ARGV[#ARGV], redis.call('TIME')[1] + TELL_AFTER_S, ARGV[1])
 end
 return 1
-"""
+""".replace("TELL_AFTER_S", str(TELL_AFTER_S))
 
 # KEYS: ledger, events. ARGV: now, max events. Answers 0 when the job is over, 1 when the flag is (or was) set.
 REQUEST_CANCEL = """
