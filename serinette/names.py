@@ -99,7 +99,9 @@ class Keys:
 
     @property
     def unrecorded(self) -> str:
-        """Sorted set of jobs that ended without a song, and whose `job.json` may not say so yet, by when (Unix s)."""
+        """Sorted set of ended jobs that the store may not tell truly of yet, by when they ended (Unix seconds): no
+        `job.json` says that there is no song, or songs lie there of attempts that did not win.
+        """
         return self._key("unrecorded")
 
     @property

@@ -61,7 +61,7 @@ return 1
 # The end of the job: the first outcome stays, is told once and is added to its tenant's day once.
 # KEYS: ledger, events, live, tally. ARGV: job id, outcome, error JSON or '', event JSON, TTL seconds, now, max events,
 # key of the unrecorded, key of the webhooks (last). An attempt that is not the one that ends the job may only be frozen
-# and record a song yet: maintenance sees to it that the store says what is decided here.
+# and record a song yet, or have died and left one: maintenance sees to it that the store says what is decided here.
 SETTLE = """
 local submitted = redis.call('ZSCORE', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
@@ -71,7 +71,7 @@ if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[3]) end
 count(KEYS[4], 'jobs_ended', ARGV[2], code_of(ARGV[3]))
 local number = redis.call('HGET', KEYS[1], 'attempts')
 local held = redis.call('HEXISTS', KEYS[1], 'owner') == 1
-if ARGV[2] ~= 'succeeded' and number and (tonumber(number) > 1 or not held) then
+if number and (tonumber(number) > 1 or ARGV[2] ~= 'succeeded') then
     redis.call('ZADD', ARGV[8], redis.call('TIME')[1], ARGV[1])
 end
 if number and held then

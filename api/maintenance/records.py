@@ -1,4 +1,4 @@
-"""Tells the store of ends that it was not told of: a job that ended without a song says so in its job.json too."""
+"""Has the store say what became of each job: that it ended without a song, and of its songs the winner's alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rq.serializers import JSONSerializer
 
 from api.maintenance.closing import without_song
 from api.maintenance.trouble import Trouble
-from serinette.errors import InvalidSpec, StoreUnavailable
+from serinette.errors import InvalidSpec, NotFound, StoreUnavailable
 from serinette.job import JobStatus, Record
-from serinette.ledger import Ledger, Outcome
+from serinette.ledger import Entry, Ledger, Outcome
 from serinette.names import record_key, song_prefix
 from serinette.store import Store
 
@@ -30,7 +30,7 @@ class Records:
     """Whoever ends a job while an earlier attempt of it may only be frozen asks the store first, if it is there. Where
     it was not (a slot that must not wait), or could not be asked (a cancel at the gateway), the ledger has decided
     alone; then the job is among the unrecorded, and the store is told here. A song that got in between is taken back:
-    clients were told otherwise.
+    clients were told otherwise. And a slot that died between its song and its record has left a song that is nobody's.
     """
 
     def __init__(self, redis: Redis, ledger: Ledger, store: Store) -> None:
@@ -55,14 +55,28 @@ class Records:
             self._trouble.note(None)
 
     def _tell(self, job_id: str) -> None:
-        if record := self._record(job_id):
-            self._put(record)
+        entry = self._ledger.read(job_id)
+        if entry.tenant and entry.outcome:
+            if record := self._record(job_id, entry):
+                self._put(record)
+            self._clear(entry.tenant, job_id)
             if self._ledger.read(job_id).outcome is None:  # erased meanwhile
-                self._store.delete_prefix(song_prefix(record.tenant, job_id))
+                self._store.delete_prefix(song_prefix(entry.tenant, job_id))
         self._redis.zrem(self._ledger.keys.unrecorded, job_id)
 
-    def _record(self, job_id: str) -> Record | None:
-        entry = self._ledger.read(job_id)
+    def _clear(self, tenant: str, job_id: str) -> None:
+        """Erase songs that the record does not name. From the record on no other attempt can win."""
+        try:
+            record = Record.model_validate_json(self._store.get(record_key(tenant, job_id)))
+        except NotFound:
+            return
+        kept = {record_key(tenant, job_id), *(artifact.key for artifact in record.artifacts)}
+        for found in self._store.list(song_prefix(tenant, job_id)):
+            if found.key not in kept:
+                self._store.delete(found.key)
+                log.info("deleted key=%s: the song of an attempt that did not win", found.key)
+
+    def _record(self, job_id: str, entry: Entry) -> Record | None:
         if entry.outcome in {None, JobStatus.SUCCEEDED} or not entry.attempts or not entry.tenant:
             return None
         outcome = Outcome(entry.outcome, entry.error)

@@ -42,6 +42,7 @@ def residue(house: House) -> dict[str, int]:
     counts: dict[str, Any] = {
         "live": redis.zcard(keys.live),
         "outbox": redis.zcard(keys.webhooks),
+        "unrecorded": redis.zcard(keys.unrecorded),
         "waiting": sum(int(redis.llen(f"rq:queue:{lane}")) for lane in lanes),
         "held": sum(int(redis.zcard(f"rq:wip:{lane}")) for lane in lanes),
         "in flight": sum(int(redis.zcard(keys.in_flight(tenant))) for tenant in TENANTS),

@@ -17,8 +17,8 @@ OTHER = {"songs/b-0.mp3": "digest"}
 FORGOT = [(100.0, 101.5)]
 
 
-def promise(order: Order = ORDER, **known: Any) -> Promise:
-    return Promise(order, "job", 90.0, **{"ends": [("succeeded", 99.0)], **known})
+def promise(order: Order = ORDER, accepted_at: float = 90.0, **known: Any) -> Promise:
+    return Promise(order, "job", accepted_at, **{"ends": [("succeeded", 99.0)], **known})
 
 
 def found(order: Order = ORDER, ends: Any = (("succeeded", 99.0),), **seen: Any) -> Found:
@@ -47,6 +47,20 @@ CASES = {
     "a song is stored without a word": (found(stored={}), {Fault.LOST}),
     "it succeeded without a song": (found(answered={}, recorded={}, stored={}), {Fault.LOST}),
     "nobody knows it": (replace(silent("failed", POISON), status=None), {Fault.LOST}),
+    "forgotten with its end": (
+        replace(
+            silent("canceled", CANCELED), status=None, promise=promise(CANCELED, 100.5, ends=[("canceled", 101.0)])
+        ),
+        set(),
+    ),
+    "forgotten after its end": (
+        replace(silent("canceled", CANCELED), status=None, promise=promise(CANCELED, 90.0, ends=[("canceled", 101.0)])),
+        {Fault.LOST},
+    ),
+    "forgotten with its song": (
+        replace(silent("failed"), status=None, promise=promise(accepted_at=100.5, ends=[("succeeded", 101.0)])),
+        {Fault.LOST},
+    ),
     "it was forgotten, as Valkey forgot": (found(promise=promise(forgotten=[101.0])), set()),
     "its 202 came late": (found(promise=promise(forgotten=[102.0])), set()),
     "it was forgotten for no reason": (found(promise=promise(forgotten=[99.0])), {Fault.LOST}),

@@ -14,7 +14,7 @@ from api.settings import GatewaySettings
 from gpu_worker.slot.hold import Hold
 from serinette.errors import EngineCrashed, InvalidOutput, NotFound
 from serinette.job import Record
-from serinette.names import Keys, record_key, song_prefix
+from serinette.names import Keys, artifact_key, record_key, song_prefix
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.unit.maintenance_bench import RETENTION_S, TENANT
@@ -130,13 +130,34 @@ def test_a_zombies_song_that_came_in_between_is_taken_back(pier: Pier) -> None:
     assert [each.key for each in pier.store.list(song_prefix(TENANT, job_id))] == [record_key(TENANT, job_id)]
 
 
-def test_only_ends_that_another_attempt_might_contradict_are_told_again(pier: Pier) -> None:
+def test_only_what_the_store_may_not_know_is_told_again(pier: Pier) -> None:
     sung, broken, waiting = pier.order(), pier.order(), pier.order()
     attempt(pier, lambda _: None)
     attempt(pier, break_down)
     gateway(pier).cancel(TENANT, waiting)
     assert [pier.entry(job_id).outcome for job_id in (sung, broken, waiting)] == ["succeeded", "failed", "canceled"]
-    assert unrecorded(pier) == []
+    assert unrecorded(pier) == [broken], "neither a song at the first attempt nor a job that nobody began"
+
+
+@pytest.mark.parametrize(("last", "outcome"), [(lambda _: None, "succeeded"), (break_down, "failed")])
+@pytest.mark.parametrize("crashes", [0, 1])
+def test_songs_of_attempts_that_died_before_their_record_are_erased(
+    pier: Pier, crashes: int, last: object, outcome: str
+) -> None:
+    job_id = pier.order()
+    left = artifact_key(TENANT, job_id, "dead", 0, "wav")
+    pier.store.put(left, b"song")
+    for _ in range(crashes):
+        attempt(pier, crash)
+    attempt(pier, last)
+    assert pier.entry(job_id).outcome == outcome
+    records(pier).step()
+    record = recorded(pier, job_id)
+    assert record and record.status == outcome
+    kept = {record_key(TENANT, job_id), *(artifact.key for artifact in record.artifacts)}
+    if (crashes, outcome) == (0, "succeeded"):  # no other attempt was known of: retention takes it
+        kept |= {left}
+    assert {each.key for each in pier.store.list(song_prefix(TENANT, job_id))} == kept
 
 
 def test_an_erased_job_is_not_recorded(pier: Pier) -> None:
