@@ -43,6 +43,7 @@ def test_every_death_is_survived(
             terms = Terms(webhook=f"http://127.0.0.1:{target.port}/ended")
             bench.ledger.open(job_id, TENANT, now(), terms=terms)
             bench.slot().sing_one()
+            bench.redis.zadd(keys.webhooks, {job_id: 1}, xx=True)  # old enough to be told
             target.answers = [500] if refuses_first else []
             deaths.lives(round_trips, tell, redis_url)
             for _ in range(2):  # its term is over, and then the pause behind the try that failed
