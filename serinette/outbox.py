@@ -38,6 +38,13 @@ redis.call('HSET', KEYS[1], 'deliveries', ARGV[2], 'delivery:' .. ARGV[2], ARGV[
 return 1
 """
 
+# KEYS: ledger, webhooks. ARGV: job id. What is being told meanwhile is in the set, or has deliveries by then.
+_POST = """
+local known = redis.call('HMGET', KEYS[1], 'webhook', 'outcome', 'deliveries')
+if known[1] and known[2] and not known[3] then redis.call('ZADD', KEYS[2], 'NX', redis.call('TIME')[1], ARGV[1]) end
+return 1
+"""
+
 # KEYS: ledger, webhooks. ARGV: job id.
 _DROP = """
 redis.call('ZREM', KEYS[2], ARGV[1])
@@ -67,6 +74,10 @@ class Outbox:
             pipe.eval(_LOG, 2, *keys, job_id, delivery.number, delivery.model_dump_json(), again)
             tally.count(pipe, self.keys, tally.WEBHOOKS, outcome)
             pipe.execute()
+
+    def post(self, job_id: str) -> None:
+        """Enter an end that nobody has tried to tell, as its settling should have; nothing where there is none."""
+        self.redis.eval(_POST, 2, self.keys.ledger(job_id), self.keys.webhooks, job_id)
 
     def drop(self, job_id: str) -> None:
         """Tell this one to nobody any more, however often it is looked for (api/maintenance/strays.py)."""

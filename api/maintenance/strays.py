@@ -13,6 +13,7 @@ from rq.utils import str_to_date
 from api.maintenance.lanes import is_lane
 from serinette.job import now
 from serinette.names import Keys
+from serinette.outbox import Outbox
 
 # Keys looked at in one step: about a millisecond of Redis.
 _STEP = 1_000
@@ -26,6 +27,7 @@ class Strays:
         self._redis = redis
         self._keys = keys
         self._retention_s = retention_s
+        self._outbox = Outbox(redis, keys)
         self._cursor = 0
 
     def step(self) -> bool:
@@ -61,7 +63,7 @@ class Strays:
             answers = pipe.execute()
         for job_id, (webhook, outcome, deliveries) in zip(job_ids, answers, strict=True):
             if webhook and outcome and deliveries is None:
-                self._redis.zadd(self._keys.webhooks, {job_id: int(now().timestamp())}, nx=True)
+                self._outbox.post(job_id)  # which looks again: it may be told at this very moment
 
     def _expire(self, owners: dict[str, str]) -> None:
         """Give an end to each key of ours that belongs to no job."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from pytest import MonkeyPatch
 from redis import Redis
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -269,6 +270,23 @@ def test_an_end_that_an_older_worker_wrote_is_told_all_the_same(house: House) ->
             pass
         house.tellers()()
         assert house.target.ids == [f"msg_{job.id}_succeeded"]
+
+
+def test_an_end_that_is_told_while_strays_are_sought_is_told_once(house: House, monkeypatch: MonkeyPatch) -> None:
+    job = house.submit()
+    succeed(house, job)
+    post = Outbox.post
+
+    def post_late(outbox: Outbox, job_id: str) -> None:
+        """Between the look at the job and this another thread has told its end, and logged it."""
+        assert house.tellers()() == 1
+        post(outbox, job_id)
+
+    monkeypatch.setattr(Outbox, "post", post_late)
+    while not Strays(house.redis, house.keys, 3600).step():
+        pass
+    assert house.redis.zcard(house.keys.webhooks) == 0
+    assert len(house.target.came) == 1
 
 
 def test_an_end_that_cannot_be_signed_is_looked_at_once(house: House) -> None:
