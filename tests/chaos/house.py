@@ -29,6 +29,7 @@ from tests.receivers import SECRET
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, free_ports, weed_command
 
 _UP_TIMEOUT_S = 120.0
+ACCESS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,59 +160,69 @@ def house(directory: Path, shape: Shape) -> Iterator[House]:
 def _build(directory: Path, shape: Shape) -> House:
     valkey_port, *weed_ports = free_ports(6)
     gateway_ports, metrics_ports = free_ports(shape.gateways), free_ports(shape.maintenances)
-    keys, declared = {}, []
-    for tenant in TENANTS:
-        keys[tenant], credential = credentials.new_key(tenant)
-        declared.append(credential)
-    (directory / "keys.json").write_text(Declared(keys=tuple(declared)).model_dump_json())
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SERINETTE_")}
-    redis_url, endpoint = f"redis://127.0.0.1:{valkey_port}", f"http://127.0.0.1:{weed_ports[0]}"
-    access = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
-    environment = {
-        **inherited,
-        **access,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-        "SERINETTE_REDIS_URL": redis_url,
-        "SERINETTE_STORE_URL": f"s3://{BUCKET}",
-        "SERINETTE_STORE_ENDPOINT": endpoint,
-        "SERINETTE_ENGINE_MODULE": "tests.engines",
-        "SERINETTE_SLOTS": str(shape.slots),
-        "SERINETTE_AUTH": "true",
-        "SERINETTE_KEYS_FILE": str(directory / "keys.json"),
-        "SERINETTE_MAX_ATTEMPTS": "10",
-        "SERINETTE_WEBHOOK_SECRET": SECRET,
-        "SERINETTE_WEBHOOK_NETWORKS": '["127.0.0.0/8"]',
-        "SERINETTE_WEBHOOK_BACKOFF_S": "1",
-        **shape.settings,
+    shared = {
+        "redis_url": f"redis://127.0.0.1:{valkey_port}",
+        "store_url": f"s3://{BUCKET}",
+        "store_endpoint": f"http://127.0.0.1:{weed_ports[0]}",
     }
-    os.environ.update(access)  # obstore, in this process, reads them from there
+    os.environ.update(ACCESS)  # obstore, in this process, reads them from there
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SERINETTE_")}
+    environment = inherited | _variables(**shared) | _settings(directory, shape)
 
     def process(name: str, module: str, health: str | None = None, **own: object) -> Process:
-        told = {f"SERINETTE_{key.upper()}": str(value) for key, value in own.items()}
-        return Process(name, [sys.executable, "-m", module], {**environment, **told}, directory, health)
+        command = [sys.executable, "-m", module]
+        return Process(name, command, environment | _variables(**own), directory, health)
 
     (directory / "weed").mkdir()
-    config = append_only.write_config(directory / "valkey", valkey_port)
-    settings = WorkerSettings(redis_url=redis_url, store_url=f"s3://{BUCKET}", store_endpoint=endpoint)
+    valkey = [str(get_binary_path()), str(append_only.write_config(directory / "valkey", valkey_port))]
+    weed = weed_command(directory / "weed", weed_ports)
+    urls = [f"http://127.0.0.1:{port}" for port in gateway_ports]
+    metrics = [f"http://127.0.0.1:{port}/metrics" for port in metrics_ports]
     return House(
         directory=directory,
-        valkey=Process("valkey", [str(get_binary_path()), str(config)], inherited, directory),
-        store=Process(
-            "store", weed_command(directory / "weed", weed_ports), inherited, directory, f"{endpoint}/healthz"
-        ),
+        valkey=Process("valkey", valkey, inherited, directory),
+        store=Process("store", weed, inherited, directory, f"{shared['store_endpoint']}/healthz"),
         gateways=[
-            process(f"gateway-{n}", "api", f"http://127.0.0.1:{port}/healthz", port=port)
-            for n, port in enumerate(gateway_ports)
+            process(f"gateway-{n}", "api", f"{urls[n]}/healthz", port=port) for n, port in enumerate(gateway_ports)
         ],
         maintenances=[
-            process(f"maintenance-{n}", "api.maintenance", f"http://127.0.0.1:{port}/metrics", metrics_port=port)
+            process(f"maintenance-{n}", "api.maintenance", metrics[n], metrics_port=port)
             for n, port in enumerate(metrics_ports)
         ],
         workers=[process(f"worker-{n}", "gpu_worker", work_dir=directory / f"work-{n}") for n in range(shape.workers)],
-        urls=[f"http://127.0.0.1:{port}" for port in gateway_ports],
-        metrics=[f"http://127.0.0.1:{port}/metrics" for port in metrics_ports],
-        keys=keys,
-        redis=Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2),
-        songs=Store.open(settings),
+        urls=urls,
+        metrics=metrics,
+        keys=_keys(directory),
+        redis=Redis.from_url(shared["redis_url"], socket_timeout=2, socket_connect_timeout=2),
+        songs=Store.open(WorkerSettings.model_validate(shared)),
     )
+
+
+def _settings(directory: Path, shape: Shape) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        **_variables(
+            engine_module="tests.engines",
+            slots=shape.slots,
+            auth=True,
+            keys_file=directory / "keys.json",
+            max_attempts=10,
+            webhook_secret=SECRET,
+            webhook_networks='["127.0.0.0/8"]',
+            webhook_backoff_s=1,
+        ),
+        **shape.settings,
+    }
+
+
+def _variables(**settings: object) -> dict[str, str]:
+    return {f"SERINETTE_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def _keys(directory: Path) -> dict[str, str]:
+    """Declare a key for each tenant."""
+    made = {tenant: credentials.new_key(tenant) for tenant in TENANTS}
+    declared = Declared(keys=tuple(credential for _, credential in made.values()))
+    (directory / "keys.json").write_text(declared.model_dump_json())
+    return {tenant: key for tenant, (key, _) in made.items()}
