@@ -21,6 +21,7 @@ from serinette.job import AttemptOutcome, JobStatus
 from serinette.leash import leashed
 from serinette.ledger import Entry
 from serinette.names import record_key, song_prefix
+from serinette.presence import WorkerStage, present
 from tests import servers, stack
 from tests.pod import TENANT, Pod, pod
 from tests.processes import eventually
@@ -99,6 +100,11 @@ def kill(process: Any) -> None:
     os.kill(process.pid, signal.SIGKILL)
 
 
+def ready(home: House) -> int:
+    workers = present(home.pod.redis, home.pod.settings.keys)
+    return sum(worker.stage is WorkerStage.READY for worker in workers)
+
+
 @pytest.fixture
 def home(tmp_path: Path, redis_url: str) -> Iterator[House]:
     """A house with one maintenance process and no worker yet."""
@@ -138,6 +144,19 @@ def test_a_killed_slots_job_waits_for_no_heartbeat(tmp_path: Path, redis_url: st
         entry = home.sung(job_id, FAILED, SUCCEEDED)
         assert entry.attempts[0].error is not None and entry.attempts[0].error.code == "worker_lost"
         home.sung(neighbour, SUCCEEDED)
+
+
+def test_a_lost_job_is_taken_up_by_an_idle_worker(home: House) -> None:
+    """Who has been idle all along neither delays the reaper nor needs a nudge."""
+    singing = home.pod.start(work_dir=home.pod.directory / "one")
+    job_id = home.pod.submit("slow 3")
+    home.pod.wait_step(job_id)
+    idle = home.pod.start(work_dir=home.pod.directory / "other")
+    assert eventually(lambda: ready(home) == 2, 60), home.pod.log()
+    kill(singing)
+    entry = home.sung(job_id, FAILED, SUCCEEDED)
+    assert entry.attempts[0].worker.rpartition(".")[0] != entry.attempts[1].worker.rpartition(".")[0]
+    assert idle.poll() is None
 
 
 def test_a_lost_job_is_canceled_or_given_up_when_it_must_be(home: House) -> None:
