@@ -115,19 +115,20 @@ class Store:
         with _own_errors(key):
             return _stored(obstore.head(self._store, _checked(key)))
 
-    def download(self, key: str, path: Path, max_bytes: int | None = None) -> None:
-        """Write an object's bytes to `path`, a chunk at a time.
+    def download(self, key: str, path: Path, max_bytes: int | None = None, span: tuple[int, int] | None = None) -> None:
+        """Write an object's bytes to `path`, a chunk at a time; a `span` of them to its place in a file that exists.
 
         Raises:
             NotFound: there is no such object.
             TooLarge: it has more than `max_bytes`.
         """
         with _own_errors(key):
-            found = obstore.get(self._store, _checked(key))
+            found = obstore.get(self._store, _checked(key), options={"range": span} if span else None)
             if max_bytes is not None and found.meta["size"] > max_bytes:
                 raise TooLarge(f"{key} has {found.meta['size']} bytes, more than {max_bytes}")
             chunks = found.stream(CHUNK_BYTES)  # of as many bytes as it told
-        with path.open("wb") as file:
+        with path.open("r+b" if span else "wb") as file:
+            file.seek(span[0] if span else 0)
             while chunk := self._next(key, chunks):
                 file.write(chunk)
 
@@ -189,11 +190,9 @@ class Store:
         Raises:
             NotFound: at the first chunk.
         """
-        options: GetOptions = {}
+        options: GetOptions = {"range": {"offset": start}} if start else {}
         if end is not None:
             options = {"range": (start, end)}
-        elif start:
-            options = {"range": {"offset": start}}
         with _own_errors(key):
             found = await obstore.get_async(self._store, _checked(key), options=options)
             async for chunk in found.stream(CHUNK_BYTES):

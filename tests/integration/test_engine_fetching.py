@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from gpu_worker.engine import fetching
 from gpu_worker.engine.checkpoint import build
-from gpu_worker.engine.fetching import fetch
+from gpu_worker.engine.fetching import fetch, spans
 from gpu_worker.engine.loading import load
 from gpu_worker.engine.revision import revision_of
 from gpu_worker.settings import WorkerSettings
@@ -90,6 +92,25 @@ def test_checksums_beside_it_are_checked(settings: WorkerSettings, tiny: Path, t
     with pytest.raises(ConfigurationError, match=r"vae/config\.json: its SHA-256 is not the one in SHA256SUMS"):
         fetch(settings, settings.model, tmp_path / "checkpoints")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if not path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [
+        ({}, []),
+        ({"empty": 0}, []),
+        ({"a": 4, "b": 9}, [("a", 0, 4), ("b", 0, 4), ("b", 4, 8), ("b", 8, 9)]),
+    ],
+)
+def test_large_files_come_in_spans(sizes: dict[str, int], parts: list[tuple[str, int, int]]) -> None:
+    assert [(span.name, span.start, span.end) for span in spans(sizes, span_bytes=4)] == parts
+
+
+def test_spans_make_the_file_again(
+    settings: WorkerSettings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "spans", partial(spans, span_bytes=100_000))
+    assert revision_of(fetch(settings, settings.model, tmp_path)) == revision_of(tiny)
 
 
 def test_nothing_there(settings: WorkerSettings, tmp_path: Path) -> None:
