@@ -32,6 +32,7 @@ from api.songs import Songs
 from api.targets import Targets
 from api.tenancy.accounts import Accounts
 from api.tenancy.gatekeeper import Gatekeeper, Register
+from api.tenancy.key_in_body import KeyInBody
 from api.tenancy.key_in_path import KeyInPath
 from api.tenancy.keyring import DeclaredFile, Keyring
 from api.tenancy.links import Links
@@ -149,6 +150,7 @@ def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register)
     )
     if settings.auth:
         app.add_middleware(Gatekeeper, register=register)
+        app.add_middleware(KeyInBody, paths=acestep.TOKEN_PATHS)
     if settings.cors_origins:  # outside of both, so that refusals can be read by pages too
         app.add_middleware(
             CORSMiddleware,

@@ -73,7 +73,9 @@ class Gatekeeper:
 
 
 def _bearer(headers: Mapping[bytes, str]) -> str | None:
-    scheme, _, key = headers.get(b"authorization", "").partition(" ")
+    scheme, space, key = headers.get(b"authorization", "").strip().partition(" ")
+    if not space:
+        return scheme or None  # ACE-Step 1.5 takes a key without its scheme too
     return (key.strip() or None) if scheme.lower() == "bearer" else None
 
 

@@ -8,4 +8,9 @@ router = APIRouter()
 for part in (routes, server):
     router.include_router(part.router)
 
-__all__ = ["router"]
+# Where a body may hold the key, as `ai_token`.
+TOKEN_PATHS = frozenset(
+    {"/release_task", "/query_result", "/create_random_sample", "/format_input", "/v1/create_sample"}
+)
+
+__all__ = ["TOKEN_PATHS", "router"]
