@@ -6,9 +6,9 @@ from rich.markup import escape
 from rich.table import Column
 
 from serinette.cli.options import ApiKey, AsJson, Server, connect
-from serinette.cli.terminal import errors, output, seconds, show_table
+from serinette.cli.terminal import age, errors, output, seconds, show_table
 from serinette.client import DEFAULT_URL
-from serinette.client.answers import Worker
+from serinette.client.answers import Worker, WorkerPool
 
 
 def queue(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
@@ -33,6 +33,43 @@ def queue(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey
         Column("A SONG NOW TAKES", justify="right"),
     )
     show_table(columns, lanes)
+
+
+def workers(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Show who sings, and where nobody does, what holds them."""
+    with connect(server, api_key) as client:
+        told = client.workers()
+    if as_json:
+        output.print_json(told.model_dump_json())
+        return
+    for pool in told.pools:
+        errors.print(_pool(pool), soft_wrap=True)
+    columns = (
+        Column("POOL", no_wrap=True),
+        Column("WORKER", no_wrap=True, overflow="ellipsis", ratio=2),
+        Column("STAGE", no_wrap=True),
+        Column("BUSY", no_wrap=True, justify="right"),
+        Column("UP", no_wrap=True, justify="right"),
+        Column("MODEL", no_wrap=True, overflow="ellipsis", ratio=2),
+        Column("DEVICE", no_wrap=True, overflow="ellipsis", ratio=1),
+    )
+    show_table(columns, [_row(pool.name, worker) for pool in told.pools for worker in pool.workers])
+
+
+def _pool(pool: WorkerPool) -> str:
+    """One pool in a sentence, as markup."""
+    bounds = "" if pool.max_workers is None else f" of {pool.min_workers or 0} to {pool.max_workers}"
+    words = f"{len(pool.workers)} workers{bounds}, {pool.waiting} waiting"
+    held = "".join(f"\n  [yellow]{escape(why)}[/]" for why in pool.brake)
+    held += f"\n  waits for {escape(pool.waiting_for)}" if pool.waiting_for else ""
+    return f"Pool [bold]{escape(pool.name)}[/]: {words}{held}"
+
+
+def _row(pool: str, worker: Worker) -> tuple[str, ...]:
+    since = age(worker.started_at) if worker.started_at else ""
+    stage = worker.stage + (f" ({worker.message})" if worker.message else "")
+    cells = (pool, worker.name, stage, f"{worker.busy_slots}/{worker.slots}", since, worker.model or "", worker.device)
+    return tuple(escape(cell or "") for cell in cells)
 
 
 def _worker(worker: Worker) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serinette.client.answers import Batch, BatchLine, Event, Model, Page, QueueState, TenantUsage
+from serinette.client.answers import Batch, BatchLine, Event, Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.asynchronous import AsyncClient
 from serinette.client.batch_calls import BatchOptions
 from serinette.client.harvest import Fetched
@@ -24,4 +24,5 @@ __all__ = [
     "QueueState",
     "Retry",
     "TenantUsage",
+    "Workers",
 ]

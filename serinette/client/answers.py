@@ -50,7 +50,29 @@ class Worker(_Answer):
     slots: int
     busy_slots: int
     model: str | None = None
+    device: str | None = None
     message: str = ""
+    started_at: datetime | None = None
+
+
+class WorkerPool(_Answer):
+    """One pool as an operator sees it. What a cluster alone can tell is None outside of one."""
+
+    name: str
+    model: str | None = None
+    min_workers: int | None = None
+    max_workers: int | None = None
+    pods: int | None = None
+    waiting: int = 0
+    brake: tuple[str, ...] = ()
+    waiting_for: str | None = None
+    workers: tuple[Worker, ...] = ()
+
+
+class Workers(_Answer):
+    """All pools that are known, with workers or without."""
+
+    pools: tuple[WorkerPool, ...]
 
 
 class Pool(_Answer):

@@ -14,7 +14,7 @@ import anyio
 import httpx
 
 from serinette.client import calls, wire
-from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage
+from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.async_batches import AsyncBatches
 from serinette.client.calls import HOLD_S, Call
 from serinette.client.fields import JobFields
@@ -239,6 +239,10 @@ class AsyncClient:
     async def queue(self) -> QueueState:
         """What waits in which lane, and who sings."""
         return await self.perform(calls.queue())
+
+    async def workers(self) -> Workers:
+        """Who sings, and where nobody does, in words, what holds them."""
+        return await self.perform(calls.workers())
 
     async def models(self) -> tuple[Model, ...]:
         """What the workers that are up can sing."""

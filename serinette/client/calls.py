@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from serinette.client.answers import Model, Page, QueueState, TenantUsage
+from serinette.client.answers import Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.fields import JobFields
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec, invalid_spec
@@ -140,6 +140,11 @@ def usage(since: date, until: date) -> Call[TenantUsage]:
 def queue() -> Call[QueueState]:
     """GET /v1/queue."""
     return Call("GET", "/v1/queue", model(QueueState))
+
+
+def workers() -> Call[Workers]:
+    """GET /v1/workers."""
+    return Call("GET", "/v1/workers", model(Workers))
 
 
 def models() -> Call[tuple[Model, ...]]:

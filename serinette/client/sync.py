@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 
 from serinette.client import calls, wire
-from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage
+from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.batches import Batches
 from serinette.client.calls import HOLD_S, Call
 from serinette.client.fields import JobFields
@@ -246,6 +246,10 @@ class Client:
     def queue(self) -> QueueState:
         """What waits in which lane, and who sings."""
         return self.perform(calls.queue())
+
+    def workers(self) -> Workers:
+        """Who sings, and where nobody does, in words, what holds them."""
+        return self.perform(calls.workers())
 
     def models(self) -> tuple[Model, ...]:
         """What the workers that are up can sing."""

@@ -1,0 +1,216 @@
+"""The Python client, the commands and what the pages for users show, run against real processes with a fast engine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread, Timer
+
+import numpy as np
+import pytest
+
+from serinette.client import Client, Retry
+from serinette.errors import InvalidAudio
+from serinette.job import JobStatus
+from serinette.media import encode, read_song_tags, song_tags
+from serinette.spec import AudioFormat, GenerationSpec
+from tests.processes import eventually
+from tests.stack import Stack, running
+from tests.up import CLI, ENVIRONMENT
+
+DOCS = Path(__file__).parents[2] / "docs"
+_BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# As a person has it who installed us: one word.
+_SHELL = f'set -euo pipefail\nserinette() {{ "{sys.executable}" -m serinette.cli "$@"; }}\n'
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The blocks of a page that are meant to be run; those called `text` are not."""
+    return [code for kind, code in _BLOCK.findall((DOCS / page).read_text()) if kind == language]
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A whole Serinette whose engine sings sines."""
+    with running(tmp_path_factory.mktemp("clients"), worker={"SERINETTE_ENGINE_MODULE": "tests.engines"}) as stack:
+        yield stack
+
+
+@pytest.fixture
+def client(fast: Stack) -> Iterator[Client]:
+    with Client(fast.url) as client:
+        yield client
+
+
+class Shell:
+    """Runs commands in a directory, as somebody does whose environment names the gateway."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.directory = directory
+        self.environment = {
+            **ENVIRONMENT,
+            "URL": url,
+            "SERINETTE_URL": url,
+            "PYTHONPATH": os.pathsep.join([str(DOCS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+
+    def run(self, *command: str, given: str = "") -> subprocess.CompletedProcess[bytes]:
+        """A command to its end, with something on standard input."""
+        return subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            timeout=150,
+            cwd=self.directory,
+            env=self.environment,
+            input=given.encode(),
+        )
+
+    def serinette(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[bytes]:
+        """One of our commands."""
+        return self.run(*CLI, *arguments, given=given)
+
+
+@pytest.fixture
+def shell(fast: Stack, tmp_path: Path) -> Shell:
+    return Shell(fast.url, tmp_path)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python.md", "python"))))
+def test_a_python_block(fast: Stack, shell: Shell, number: int) -> None:
+    code = blocks("python.md", "python")[number].replace("http://127.0.0.1:8019", fast.url)
+    ended = shell.run(sys.executable, "-c", code)
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert all(path.stat().st_size > 1_000 for path in shell.directory.rglob("*.mp3"))
+
+
+@pytest.mark.parametrize("page", ["laptop.md", "rest.md"])
+def test_the_shell_blocks_of_a_page(shell: Shell, page: str) -> None:
+    ended = shell.run("bash", "-c", _SHELL + "\n".join(blocks(page, "bash")))
+    assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
+    assert (shell.directory / "song.mp3").read_bytes()[:3] == b"ID3"
+
+
+def test_events_go_on_when_the_gateway_dies(fast: Stack) -> None:
+    with Client(fast.url, retry=Retry(longest_s=0.5)) as client:
+        job = client.submit("slow 4", duration_s=1)
+        told: list[str] = []
+        listening = Thread(target=lambda: told.extend(event.type for event in client.events(job.id)))
+        listening.start()
+        assert eventually(lambda: client.get(job.id).status is JobStatus.RUNNING)
+        fast.processes["gateway"].kill()
+        fast.processes.pop("gateway").wait()
+        fast.start("gateway")
+        listening.join(90)
+        assert not listening.is_alive()
+    assert (told[0], told[-1], told.count("succeeded")) == ("status", "succeeded", 1)
+    assert told.count("status") >= 2  # the connection broke, and was taken up again
+
+
+def test_a_wait_outlives_the_gateway_and_a_repeated_submit_is_one_job(fast: Stack, client: Client) -> None:
+    jobs = {client.submit("slow 2", duration_s=1, idempotency_key="mine").id for _ in range(3)}
+    assert len(jobs) == 1
+    fast.processes["gateway"].kill()
+    fast.processes.pop("gateway").wait()
+    starting = Timer(1, fast.start, ["gateway"])
+    starting.start()
+    job = client.wait(jobs.pop(), timeout_s=120)
+    starting.join()
+    assert job.status is JobStatus.SUCCEEDED
+    assert {found.id for found in client.iterate(status=JobStatus.SUCCEEDED)} >= {job.id}
+
+
+def test_what_is_no_audio_is_refused(client: Client) -> None:
+    with pytest.raises(InvalidAudio):
+        client.upload(b"no audio at all")
+
+
+def test_a_song_out_of_a_pipe_into_a_pipe(shell: Shell) -> None:
+    ended = shell.serinette("submit", "-", "-d", "1", "-o", "-", given="a waltz\n")
+    assert ended.returncode == 0, ended.stderr.decode()
+    tags = read_song_tags(io.BytesIO(ended.stdout))
+    assert tags is not None
+    assert tags.spec.prompt == "a waltz"
+    assert b"a waltz: succeeded" in ended.stderr
+    assert b"\x1b" not in ended.stderr
+
+
+def test_every_option_of_a_song_reaches_the_job(shell: Shell, client: Client) -> None:
+    (shell.directory / "hum.wav").write_bytes(_song(seed=3))
+    options = "--from 0.2 --to 0.8 --task repaint --lane high --label album=blue --start-deadline 600 --timeout 60"
+    ended = shell.serinette(
+        "submit", "jazz", "--source", "hum.wav", *options.split(), "--seed", "5", "--no-wait", "--json"
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+    job = client.wait(json.loads(ended.stdout)["id"], timeout_s=120)
+    assert (job.lane, job.labels, job.timeout_s, job.start_by is not None) == ("high", {"album": "blue"}, 60, True)
+    assert (job.spec.task, job.spec.repaint_start_s, job.spec.repaint_end_s, job.spec.seed) == ("repaint", 0.2, 0.8, 5)
+    assert job.spec.source_audio
+    assert job.spec.source_audio.startswith("upload-")
+    missing = shell.serinette("submit", "jazz", "--source", "gone.wav")
+    assert (missing.returncode, b"there is no file gone.wav" in missing.stderr) == (1, True)
+
+
+def _song(seed: int) -> bytes:
+    """A file whose tags claim another seed than the one it was sung with."""
+    spec = GenerationSpec(prompt="jazz", duration_s=1, format=AudioFormat.WAV)
+    samples = np.zeros((2, 48_000), np.float32)
+    return encode(samples, 48_000, AudioFormat.WAV, tags=song_tags(spec, seed, "sine", "f" * 64, "job"))
+
+
+def test_a_song_made_again_has_the_same_bits_or_it_is_said(shell: Shell) -> None:
+    assert shell.serinette("submit", "jazz", "-d", "1", "-n", "2", "-o", "song.mp3").returncode == 0
+    second = shell.serinette("replay", "song-2.mp3", "-o", "again.mp3")
+    assert (second.returncode, second.stdout) == (0, b"the same bits: all 48,000 frames\n")
+    assert (shell.directory / "again.mp3").is_file()
+    (shell.directory / "other.wav").write_bytes(_song(seed=3))
+    other = shell.serinette("replay", "other.wav")
+    assert other.returncode == 4
+    assert b"samples differ by up to 0.5 of full scale" in other.stdout
+    assert b"sung by revision ffffffffffff of sine" in other.stderr
+    told = json.loads(shell.serinette("replay", "other.wav", "--json").stdout)
+    assert (told["same_bits"], told["frames"], told["job"]["status"]) == (False, 48_000, "succeeded")
+    (shell.directory / "no.mp3").write_bytes(b"no song")
+    assert shell.serinette("replay", "no.mp3").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "end"), [((), JobStatus.SUCCEEDED), (("--cancel-on-interrupt",), JobStatus.CANCELED)]
+)
+def test_ctrl_c(shell: Shell, client: Client, option: tuple[str, ...], end: JobStatus) -> None:
+    label = f"ctrl-c={len(option)}"
+    process = subprocess.Popen(
+        [*CLI, "submit", "slow 8", "-d", "1", "--label", label, *option],
+        env=shell.environment,
+        cwd=shell.directory,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    name, _, value = label.partition("=")
+
+    def runs() -> bool:
+        return any(job.status is JobStatus.RUNNING for job in client.list(label=(name, value)).jobs)
+
+    assert eventually(runs)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (job,) = client.list(label=(name, value)).jobs
+    assert (f"Canceled job {job.id}" if option else f"watch {job.id}") in said
+    assert client.wait(job.id, timeout_s=120).status is end
+
+
+def test_workers_and_queue_are_told(shell: Shell) -> None:
+    plain = shell.serinette("workers")
+    assert plain.returncode == 0, plain.stderr.decode()
+    pool, _, stage, busy, _, model, device = plain.stdout.decode().rstrip("\n").split("\t")
+    assert (pool, stage, busy, model, device) == ("default", "ready", "0/2", "sine", "an imagined one")
+    assert plain.stderr.startswith(b"Pool default: 1 workers, 0 waiting")
+    assert json.loads(shell.serinette("workers", "--json").stdout)["pools"][0]["workers"][0]["stage"] == "ready"

@@ -1,0 +1,145 @@
+"""What the commands show in terminals of 80 and 200 columns: nothing over the edge, and what matters is there."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from serinette.cli import batch, batch_run, batch_view, house, options, terminal
+from serinette.client.answers import (
+    Batch,
+    BatchCounts,
+    BatchLine,
+    LineError,
+    Pool,
+    QueueState,
+    Worker,
+    WorkerPool,
+    Workers,
+)
+from serinette.errors import ConfigurationError
+from serinette.job import now
+
+LONG = "a name that goes on and on, as names of machines and batches do where programs choose them " * 2
+ID = "batch-0123456789abcdef0123456789abcdef"
+
+
+def a_batch(status: str = "in_progress", **counts: int) -> Batch:
+    given = {"total": 20_000, "released": 500, "completed": 412, "failed": 3, "running": 2, **counts}
+    return Batch(
+        id=ID,
+        status=status,
+        name=LONG,
+        waiting_for="the lane: 96 songs of yours wait in it already, and so many are released at a time",
+        request_counts=BatchCounts(**given),
+        created_at=now() - timedelta(hours=3),
+    )
+
+
+def a_worker(stage: str) -> Worker:
+    return Worker(
+        name="serinette-worker-h100-7f9c6d5b8-x2lkq",
+        stage=stage,
+        slots=8,
+        busy_slots=3,
+        model="ACE-Step/acestep-v15-xl-turbo-diffusers",
+        device="NVIDIA H100 80GB HBM3",
+        started_at=now() - timedelta(days=2),
+    )
+
+
+POOLS = (
+    WorkerPool(
+        name="default", min_workers=0, max_workers=8, waiting=12, workers=(a_worker("ready"), a_worker("loading"))
+    ),
+    WorkerPool(name="xl", waiting=3, waiting_for="a node with a free GPU: " + LONG, brake=("crash-loop: " + LONG,)),
+)
+
+
+class _Told:
+    """Answers what the gateway would, to a command that is called as a function."""
+
+    def __init__(self) -> None:
+        self.batches = self
+
+    def __enter__(self) -> _Told:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def workers(self) -> Workers:
+        return Workers(pools=POOLS)
+
+    def queue(self) -> QueueState:
+        return QueueState(pools=(Pool(name="default", lanes=(), running=2, workers=POOLS[0].workers),))
+
+    def list(self, limit: int) -> tuple[Batch, ...]:
+        return (a_batch(), a_batch("completed", completed=19_997))
+
+
+def _a_batch_on_its_way() -> None:
+    with batch_view.BatchView(LONG) as view:
+        view.show(a_batch())
+        view.show(a_batch(completed=600))
+        terminal.output.print(view.render())
+
+
+def _its_end() -> None:
+    missing = [
+        BatchLine(line=7, status="failed", custom_id="x", error=LineError(code="timeout", message="too slow"))
+    ] * 12
+    batch_view.show_end(missing, 19_988, 123_456_789_012, a_batch("completed", completed=19_988))
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize(
+    ("show", "words"),
+    [
+        (house.workers, ["STAGE", "loading", "3/8", "2 d"]),
+        (batch.list_, [ID, "in_progress", "412/20,000", "3 h"]),
+        (_a_batch_on_its_way, ["600 of 20,000 sung, 3 failed, 2 running"]),
+        (_its_end, ["SUNG", "19,988", "123,456,789,012"]),
+    ],
+)
+def test_nothing_goes_over_the_edge(
+    monkeypatch: pytest.MonkeyPatch, width: int, show: Callable[[], None], words: list[str]
+) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    comments = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    for module in (house, batch, batch_view, terminal):
+        for name, console in (("output", screen), ("errors", comments)):
+            monkeypatch.setattr(module, name, console, raising=False)
+    for module in (house, batch):
+        monkeypatch.setattr(module, "connect", lambda *_: _Told())
+    show()
+    told = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
+    lines = [line.rstrip() for line in told.splitlines()]
+    assert lines
+    assert [line for line in lines if len(line) > width] == []
+    assert [word for word in words if word not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "now_s", "ended", "left_s"),
+    [((0.0, 0), 10.0, 5, 190.0), ((0.0, 50), 10.0, 50, None), ((5.0, 50), 15.0, 60, 40.0), ((5.0, 0), 5.0, 9, None)],
+)
+def test_how_long_a_batch_still_takes(first: tuple[float, int], now_s: float, ended: int, left_s: float | None) -> None:
+    assert batch_view.left_s(first, now_s, ended, 100) == left_s
+
+
+def test_a_label_is_a_name_and_a_value() -> None:
+    assert options.label_of("album=blue=green") == ("album", "blue=green")
+
+
+def test_a_note_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+
+    path = tmp_path / batch_run.NOTE
+    path.write_text("{")
+    with pytest.raises(ConfigurationError, match="erase it to begin anew"):
+        batch_run._noted(path)
