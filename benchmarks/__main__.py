@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import demo, forgetting, gateway_import, gateway_load, page, recovery, songs
+from benchmarks import client_import, demo, forgetting, gateway_import, gateway_load, page, recovery, songs
 from benchmarks.engine import backlog, cold_start, speed
 from benchmarks.engine.cases import Case, on_cpu, on_gpu
 from benchmarks.record import Figures, write
 
 BENCHMARKS = {
     "gateway-import": gateway_import.measure,
+    "client-import": client_import.measure,
     "gateway-load": gateway_load.measure,
     "songs": songs.measure,
     "demo": demo.measure,

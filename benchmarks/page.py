@@ -38,6 +38,16 @@ ROWS = (
     Row("Import of the gateway", "gateway-import", "figures.import_s.median", 2, "s"),
     Row("Memory of the gateway, ready", "gateway-import", "figures.memory_mib.median", 0, "MiB"),
     Row("Of torch, diffusers, transformers, worker in it", "gateway-import", "figures.heavy_modules", 0, "", "0"),
+    Row("`import serinette`", "client-import", "figures.import_serinette_ms.median", 1, "ms", "under 30 ms"),
+    Row("The same, ratio to `import httpx`", "client-import", "figures.serinette_to_httpx.median", 3),
+    Row(
+        "`from serinette import Client`: httpx, pydantic, ours",
+        "client-import",
+        "figures.import_client_ms.median",
+        0,
+        "ms",
+    ),
+    Row("Of httpx, pydantic, asyncio after `import serinette`", "client-import", "figures.heavy_modules", 0, "", "0"),
     Row("15 s song on the CPU, submit to end", "songs", "figures.wall_s.median", 2, "s"),
     Row(
         "The same as real-time factor (below `1`: faster than it plays)", "songs", "figures.real_time_factor.median", 3

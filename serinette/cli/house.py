@@ -59,7 +59,8 @@ def workers(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiK
 def _pool(pool: WorkerPool) -> str:
     """One pool in a sentence, as markup."""
     bounds = "" if pool.max_workers is None else f" of {pool.min_workers or 0} to {pool.max_workers}"
-    words = f"{len(pool.workers)} workers{bounds}, {pool.waiting} waiting"
+    workers = f"{len(pool.workers)} {'worker' if len(pool.workers) == 1 else 'workers'}"
+    words = f"{workers}{bounds}, {pool.waiting} waiting"
     held = "".join(f"\n  [yellow]{escape(why)}[/]" for why in pool.brake)
     held += f"\n  waits for {escape(pool.waiting_for)}" if pool.waiting_for else ""
     return f"Pool [bold]{escape(pool.name)}[/]: {words}{held}"

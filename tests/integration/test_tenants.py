@@ -254,7 +254,7 @@ def test_the_client_sends_its_key(town: Town, slot: HandSlot, tmp_path: Path) ->
         assert mine.download(job_id, tmp_path / "song.mp3") == 7
         with pytest.raises(NotFound):
             theirs.get(job_id)
-        assert mine.usage(now().date(), now().date())["total"]["succeeded"] >= 1
+        assert mine.usage(now().date(), now().date()).total.succeeded >= 1
     with Client(f"{town.one.url}/k/{town.mine}") as by_path, Client(town.one.url) as nobody:
         assert by_path.get(job_id).id == job_id
         with pytest.raises(Unauthorized):
