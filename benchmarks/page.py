@@ -39,7 +39,7 @@ ROWS = (
     Row("Memory of the gateway, ready", "gateway-import", "figures.memory_mib.median", 0, "MiB"),
     Row("Of torch, diffusers, transformers, worker in it", "gateway-import", "figures.heavy_modules", 0, "", "0"),
     Row("`import serinette`", "client-import", "figures.import_serinette_ms.median", 1, "ms", "under 30 ms"),
-    Row("The same, ratio to `import httpx`", "client-import", "figures.serinette_to_httpx.median", 3),
+    Row("The same, ratio to `import httpx`", "client-import", "figures.serinette_to_httpx.median", 4),
     Row(
         "`from serinette import Client`: httpx, pydantic, ours",
         "client-import",
