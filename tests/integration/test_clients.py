@@ -214,3 +214,51 @@ def test_workers_and_queue_are_told(shell: Shell) -> None:
     assert (pool, stage, busy, model, device) == ("default", "ready", "0/2", "sine", "an imagined one")
     assert plain.stderr.startswith(b"Pool default: 1 worker, 0 waiting")
     assert json.loads(shell.serinette("workers", "--json").stdout)["pools"][0]["workers"][0]["stage"] == "ready"
+
+
+def test_a_batch_is_sung_into_a_directory_and_goes_on_where_it_was(shell: Shell) -> None:
+    lines: list[dict[str, object]] = [
+        {"prompt": "jazz", "custom_id": "a/b"},
+        {"prompt": "nan"},
+        {"prompt": "cello", "variations": 2},
+    ]
+    prompts = shell.directory / "prompts.jsonl"
+    prompts.write_text("".join(f"{json.dumps({**line, 'duration_s': 1})}\n" for line in lines))
+    run = ("batch", "run", "prompts.jsonl", "-o", "songs")
+    first = shell.serinette(*run)
+    assert first.returncode == 4, first.stderr.decode()
+    assert first.stdout.startswith(b"2\t1\t0\t3\t")
+    assert b"line 2: the model produced samples that are not finite" in first.stderr
+    songs = {path.name: path.stat().st_mtime_ns for path in (shell.directory / "songs").glob("*.mp3")}
+    assert songs.keys() == {"000001-a_b.mp3", "000003.mp3", "000003-1.mp3"}
+    failed = json.loads((shell.directory / "songs/errors.jsonl").read_text())
+    assert (failed["line"], failed["error"]["code"]) == (2, "invalid_output")
+    (shell.directory / "songs/000003.mp3").unlink()  # as if it had been killed before
+    again = json.loads(shell.serinette(*run, "--json").stdout)
+    assert (again["status"], again["files"]) == ("completed", 3)
+    kept = {path.name: path.stat().st_mtime_ns for path in (shell.directory / "songs").glob("*.mp3")}
+    assert [name for name in songs if kept[name] != songs[name]] == ["000003.mp3"]
+    assert len(shell.serinette("batch", "ls").stdout.splitlines()) == 1
+    prompts.write_text('{"prompt": "other"}\n')
+    other = shell.serinette(*run)
+    assert (other.returncode, b"holds the songs of other prompts" in other.stderr) == (1, True)
+
+
+def test_a_wrong_line_begins_nothing(shell: Shell) -> None:
+    (shell.directory / "prompts.jsonl").write_text('{"prompt": "jazz"}\n{"prompt": "jazz", "duration_s": 0}\n')
+    refused = shell.serinette("batch", "run", "prompts.jsonl", "-o", "songs")
+    assert refused.returncode == 1
+    assert b"line 2:" in refused.stderr
+    assert not (shell.directory / "songs").exists()
+
+
+def test_a_batch_is_paused_resumed_and_canceled(shell: Shell, client: Client) -> None:
+    batch = client.batches.create(["slow 30"] * 4, idempotency_key="steered")
+    assert client.batches.create(["slow 30"] * 4, idempotency_key="steered").id == batch.id
+    for verb, status in (("pause", "paused"), ("resume", "in_progress"), ("cancel", "cancel")):
+        ended = shell.serinette("batch", verb, batch.id, "--json")
+        assert ended.returncode == 0, ended.stderr.decode()
+        assert json.loads(ended.stdout)["status"].startswith(status)
+    assert client.batches.wait(batch.id, timeout_s=120).status == "canceled"
+    assert {line.status for line in client.batches.lines(batch.id)} == {"canceled"}
+    client.batches.erase(batch.id)

@@ -16,12 +16,14 @@ _DONE = object()
 class Awaited:
     """Waits for what is a coroutine, iterates over what is an async iterator."""
 
-    def __init__(self, portal: BlockingPortal, client: AsyncClient) -> None:
+    def __init__(self, portal: BlockingPortal, client: Any) -> None:
         self._portal = portal
         self._client = client
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
+        if name == "batches":
+            return Awaited(self._portal, method)
 
         def call(*given: Any, **named: Any) -> Any:
             answer = method(*given, **named)

@@ -6,11 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -34,11 +31,10 @@ from serinette.names import Lane
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.upload import Upload
 from tests.servers import free_ports
-from tests.unit.either_client import awaited
+from tests.unit.answering import CLIENTS, Answer, Server, answering, either, problem
 
 SPEC = GenerationSpec(prompt="jazz")
 LOST = Unavailable("lost")
-QUICK = Retry(patience_s=0.5, first_s=0.001, longest_s=0.01)
 
 
 def job_json(status: JobStatus = JobStatus.QUEUED) -> str:
@@ -70,75 +66,16 @@ def a_result(sha256: str) -> Result:
     )
 
 
-@dataclass
-class Answer:
-    """What the server says; with `cut_short` it promises more bytes than it sends."""
-
-    status: int
-    body: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    cut_short: bool = False
-
-
-class Server(ThreadingHTTPServer):
-    """Gives the answers of a list, one a request; the last one again and again."""
-
-    def __init__(self, answers: list[Answer]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers = answers
-        self.requests: list[tuple[str, str, bytes, dict[str, str]]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.requests.append((self.command, self.path, body, dict(self.headers)))
-        answers = self.server.answers
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        content = answer.body.encode()
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content) + (100 if answer.cut_short else 0)))
-        self.end_headers()
-        self.wfile.write(content)
-        self.close_connection = True
-
-    do_GET = do_POST = do_DELETE = answer  # noqa: N815  # the library's names
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server([])
-    thread = Thread(target=server.serve_forever, args=[0.02])
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering() as server:
+        yield server
 
 
-@pytest.fixture(params=["Client", "AsyncClient"])
+@pytest.fixture(params=CLIENTS)
 def client(server: Server, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Either of the two, with pauses that no test has to wait for."""
-    if request.param == "Client":
-        with Client(server.url + "/", retry=QUICK) as client:
-            yield client
-    else:
-        with awaited(server.url + "/", QUICK) as client:
-            yield client
-
-
-def problem(status: int, **fields: object) -> Answer:
-    return Answer(
-        status, json.dumps({"status": status, "title": "", **fields}), {"Content-Type": "application/problem+json"}
-    )
+    with either(request.param, server.url + "/") as client:
+        yield client
 
 
 def test_a_submit_says_only_what_was_asked_for(server: Server, client: Any) -> None:
