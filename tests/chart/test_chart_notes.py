@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.chart.rendering import Render, find
 
 def notes(*settings: str) -> str:
     """As `helm install` prints them; without KEDA, which a rendering without a cluster does not have."""
-    command = [helm(), "install", "studio", CHART, "--namespace", "music", "--dry-run=client"]
+    command: list[str | Path] = [helm(), "install", "studio", CHART, "--namespace", "music", "--dry-run=client"]
     command += ["--values", CHART / "ci" / "fixed-values.yaml"]
     return run([*command, *(part for setting in settings for part in ("--set", setting))]).partition("NOTES:")[2]
 
