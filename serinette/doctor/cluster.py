@@ -61,6 +61,7 @@ class ClusterSeen:
     trouble: str = ""  # why nothing could be asked
     version: str = ""
     ahead_s: float = 0.0
+    clock_within_s: float = 0.0  # how exactly that could be measured, beside the whole seconds of a Date
     answers: Mapping[str, Answer] = field(default_factory=dict)
     metrics: Mapping[str, Answer] = field(default_factory=dict)  # of each ScaledObject, what KEDA tells HPA
 
@@ -117,7 +118,7 @@ def look_at_cluster(place: Place, keda_namespace: str = "keda", release: str | N
         try:
             sent_s = time.time()
             version, date = _get(api, "/version")
-            middle_s = (sent_s + time.time()) / 2
+            took_s = time.time() - sent_s
             if version.status != HTTPStatus.OK:
                 trouble = f"it answers {version.status}: {version.body.get('message', '')}"
                 return ClusterSeen(name, server, namespace, trouble=trouble)
@@ -126,11 +127,11 @@ def look_at_cluster(place: Place, keda_namespace: str = "keda", release: str | N
             metrics = {each: _get(api, metric_path(namespace, each))[0] for each in names}
         except (HTTPError, OSError) as error:
             return ClusterSeen(name, server, namespace, trouble=f"it does not answer: {error}")
-    ahead_s = parsedate_to_datetime(date).timestamp() + 0.5 - middle_s if date else 0.0
+    ahead_s = parsedate_to_datetime(date).timestamp() + 0.5 - (sent_s + took_s / 2) if date else 0.0
     told = str(version.body.get("gitVersion", "?"))
     if told.startswith("v0."):  # a build that was not told its own
         told = f"v{version.body.get('major')}.{version.body.get('minor')}"
-    return ClusterSeen(name, server, namespace, "", told, ahead_s, answers, metrics)
+    return ClusterSeen(name, server, namespace, "", told, ahead_s, took_s / 2, answers, metrics)
 
 
 def configured(kubeconfig: str | None = None) -> bool:

@@ -28,7 +28,7 @@ def judge_cluster(seen: ClusterSeen) -> list[Finding]:
         findings.append(bad("cluster", "version", f"Kubernetes {seen.version}", "1.30 or later is needed"))
     else:
         findings.append(ok("cluster", "version", f"Kubernetes {seen.version}"))
-    return [*findings, judge_clock("the API server", seen.ahead_s, resolution_s=1.0)]
+    return [*findings, judge_clock("the API server", seen.ahead_s, 1.0 + seen.clock_within_s)]
 
 
 def judge_keda(seen: ClusterSeen) -> list[Finding]:

@@ -35,6 +35,7 @@ class QueueSeen:
     write_error: str = ""
     script_error: str = ""
     ahead_s: float = 0.0
+    clock_within_s: float = 0.0  # how exactly that could be measured
     ours: bool = False  # a Serinette has worked here, in this database, under this prefix
     elsewhere: tuple[str, ...] = ()  # ... or there
 
@@ -67,7 +68,7 @@ def _asked(redis: Redis, seen: QueueSeen, keys: Keys) -> QueueSeen:
     redis.ping()
     sent_s = time.time()
     seconds, microseconds = redis.time()
-    middle_s = (sent_s + time.time()) / 2
+    took_s = time.time() - sent_s
     info: dict[str, Any] = redis.info("all")
     write_error = script_error = ""
     try:
@@ -85,7 +86,8 @@ def _asked(redis: Redis, seen: QueueSeen, keys: Keys) -> QueueSeen:
         info=info,
         write_error=write_error,
         script_error=script_error,
-        ahead_s=seconds + microseconds / 1e6 - middle_s,
+        ahead_s=seconds + microseconds / 1e6 - (sent_s + took_s / 2),
+        clock_within_s=took_s / 2,
         ours=ours,
         elsewhere=() if ours else _elsewhere(redis, info, keys),
     )
@@ -160,7 +162,12 @@ def judge_queue(seen: QueueSeen) -> list[Finding]:
         return [bad("queue", "reachable", f"{seen.url}: {what} ({seen.detail})", remedy)]
     findings = [ok("queue", "reachable", f"{seen.url} answers, with these credentials")]
     findings += [_version(seen.info), _role(seen.info), _policy(seen.info), _append_only(seen.info)]
-    findings += [_memory(seen.info), _rights(seen), _place(seen), judge_clock("Redis", seen.ahead_s)]
+    findings += [
+        _memory(seen.info),
+        _rights(seen),
+        _place(seen),
+        judge_clock("Redis", seen.ahead_s, seen.clock_within_s),
+    ]
     return findings
 
 

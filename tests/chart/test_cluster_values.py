@@ -92,6 +92,13 @@ class Canned(Release):
             return json.dumps({"items": [kept, leaving]})
         if said.startswith("get deploy one-"):
             return json.dumps({"metadata": {}, "spec": {}})
+        if said.startswith("get events "):
+            told = (
+                "Scaled up replica set w-1 from 0 to 1",
+                "Scaled up replica set w-1 to 3",
+                "Scaled down from 3 to 0",
+            )
+            return json.dumps({"items": [{"message": message} for message in told]})
         if " jobs " in said:
             return json.dumps([{"id": "1", "status": "succeeded"}, {"id": "2", "status": "failed"}])
         return "pod/x secret/y\n"
@@ -101,7 +108,7 @@ def test_the_harness_reads_what_a_cluster_says() -> None:
     release = Canned(TARGET, "music")
     assert [pod["metadata"]["name"] for pod in release.workers()] == ["a"]
     assert [pod["metadata"]["name"] for pod in release.workers(leaving=True)] == ["b"]
-    assert release.replicas() == 0
+    assert (release.replicas(), release.most_workers()) == (0, 3)
     assert release.statuses(["2", "1", "3"]) == ["failed", "succeeded", "lost"]
     assert release.left_over() == ["pod/x", "secret/y"]
     with pytest.raises(AssertionError, match="'2': 'failed'"):

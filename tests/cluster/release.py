@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
 import time
@@ -164,6 +165,12 @@ class Release:
         """Workers wanted now."""
         (found,) = self.get("deploy", self.worker)
         return int(found["spec"].get("replicas", 0))
+
+    def most_workers(self) -> int:
+        """The highest number it was ever scaled to, by what its Deployment told: no look can miss it."""
+        selector = f"involvedObject.name={self.worker},reason=ScalingReplicaSet"
+        told = [str(event["message"]) for event in self.get("events", "--field-selector", selector)]
+        return max((int(found[1]) for text in told if (found := re.search(r"\bto (\d+)", text))), default=0)
 
     def workers(self, *, leaving: bool = False) -> list[dict[str, Any]]:
         """Its workers' pods that stay; or those that leave."""

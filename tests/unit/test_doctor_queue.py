@@ -82,7 +82,10 @@ def test_tls(redis: Redis, redis_url: str, tmp_path: Path) -> None:
         assert "certificate cannot be trusted" in only_bad(settings(f"rediss://127.0.0.1:{tls}/0")).message
         trusted = judge_queue(look_at_queue(settings(f"rediss://127.0.0.1:{tls}/0?ssl_ca_certs={crt}")))
         assert healthy(trusted), trusted
-    assert "we speak TLS and the server does not" in only_bad(settings(redis_url.replace("redis:", "rediss:"))).message
+    assert (
+        "we speak TLS and the server does not"
+        in only_bad(settings(redis_url.replace("redis:", "rediss:"), redis_timeout_s=1)).message
+    )
 
 
 def test_nobody_there(tmp_path: Path) -> None:
