@@ -36,6 +36,9 @@ from serinette.store import Store
 
 log = logging.getLogger("api.maintenance")
 
+# Of duties whose rounds wait for a store or an API server: longer than those take to say no.
+_SLOW_LEASE_S = 30.0
+
 
 def run(settings: MaintenanceSettings, stop: Event) -> None:
     """Keep queue and store in order until `stop`.
@@ -65,12 +68,12 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
         _beside(partial(retention.sweep, stop), leased("retention", 2 * sweep_s), sweep_s, stop),
         _beside(Webhooks(redis, settings), leased("webhooks"), settings.interval_s, stop),
         _beside(Batches(redis, store, settings), leased("batches"), settings.interval_s, stop),
-        _beside(Pools(settings, store), leased("pools"), settings.interval_s, stop),
+        _beside(Pools(settings, store), leased("pools", _SLOW_LEASE_S), settings.interval_s, stop),
     ]
     place = (settings.cluster_namespace, settings.cluster_selector, settings.cluster_kubeconfig)
     if cluster := Cluster.open(*place):
         surroundings = Surroundings(cluster, settings)
-        leases.append(_beside(surroundings, leased("cluster", 30.0), settings.cluster_interval_s, stop))
+        leases.append(_beside(surroundings, leased("cluster", _SLOW_LEASE_S), settings.cluster_interval_s, stop))
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
     keep(partial(Rounds, redis, store, settings, metrics), lease, settings.interval_s, stop, Rounds.watch)
     try:

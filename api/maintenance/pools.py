@@ -44,7 +44,9 @@ class StoreWatch:
                 self._store.ping()
                 self._away_since_s = None
             except StoreUnavailable:
-                self._away_since_s = at_s if self._away_since_s is None else self._away_since_s
+                unwatched = at_s > self._ask_at_s + 4 * _ASK_STORE_EVERY_S  # another replica was at work
+                if self._away_since_s is None or unwatched:
+                    self._away_since_s = at_s
             self._ask_at_s = at_s + _ASK_STORE_EVERY_S
         return 0.0 if self._away_since_s is None else at_s - self._away_since_s
 

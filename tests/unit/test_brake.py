@@ -153,3 +153,11 @@ def test_a_stores_silence_is_counted_from_its_first_failure(tmp_path: Path) -> N
     directory.unlink()
     (tmp_path / "elsewhere").rename(directory)
     assert watch.away_s(96) == 0
+
+
+def test_a_silence_that_nobody_watched_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    watch = StoreWatch(Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
+    (tmp_path / "store").rmdir()
+    (tmp_path / "store").write_text("no directory")
+    assert [watch.away_s(at_s) for at_s in (0, 20, 3600, 3620)] == [0, 20, 0, 20]
