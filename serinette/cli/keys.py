@@ -56,6 +56,7 @@ def create(
     declare: Annotated[
         bool, typer.Option("--declare", help="Keep nothing; print what the gateways' SERINETTE_KEYS_FILE needs too.")
     ] = False,
+    as_json: AsJson = False,
     redis_url: RedisUrl = None,
     data_dir: DataDir = _HERE,
 ) -> None:
@@ -70,7 +71,7 @@ def create(
     else:
         with _place(redis_url, data_dir) as place:
             credentials.keep(place.redis, place.keys, kept)
-    _show(key, kept)
+    _show(key, kept, as_json=as_json)
 
 
 @app.command("list")
@@ -90,12 +91,14 @@ def list_(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir
 
 
 @app.command()
-def revoke(key_id: KeyId, redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> None:
+def revoke(key_id: KeyId, as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> None:
     """End a key, and the links that were signed with it, within seconds."""
     from serinette import credentials  # noqa: PLC0415  # as in `create`
 
     with _place(redis_url, data_dir) as place:
         credentials.revoke(place.redis, place.keys, key_id)
+    if as_json:
+        output.print_json(json.dumps({"id": key_id, "revoked": True}))
     errors.print("revoked; gateways that have just seen it take it for some seconds more")
 
 
@@ -103,6 +106,7 @@ def revoke(key_id: KeyId, redis_url: RedisUrl = None, data_dir: DataDir = _HERE)
 def rotate(
     key_id: KeyId,
     overlap: Annotated[str, typer.Option(metavar="TIME", help="How long the old one is valid beside it.")] = "24h",
+    as_json: AsJson = False,
     redis_url: RedisUrl = None,
     data_dir: DataDir = _HERE,
 ) -> None:
@@ -116,7 +120,7 @@ def rotate(
         end = _later(_seconds(overlap, "--overlap"))
         ends = [at for at in (end, old.expires_at) if at is not None]
         credentials.keep(place.redis, place.keys, old.model_copy(update={"expires_at": min(ends)}))
-    _show(key, kept)
+    _show(key, kept, as_json=as_json)
 
 
 @app.command("limit")
@@ -127,6 +131,7 @@ def limit(
     queued: Annotated[int | None, typer.Option(min=0, help="Jobs that wait.")] = None,
     per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
     gpu_seconds: Annotated[float | None, typer.Option(min=0, help="GPU-seconds a UTC day.")] = None,
+    as_json: AsJson = False,
     redis_url: RedisUrl = None,
     data_dir: DataDir = _HERE,
 ) -> None:
@@ -142,7 +147,10 @@ def limit(
     )
     with _place(redis_url, data_dir) as place:
         credentials.limit(place.redis, place.keys, _tenant(tenant), allowed)
-    errors.print(f"{tenant}: {_words(allowed)}")
+    if as_json:
+        output.print_json(json.dumps({tenant: allowed.model_dump(mode="json")}))
+    else:
+        errors.print(f"{tenant}: {_words(allowed)}")
 
 
 @app.command("limits")
@@ -158,7 +166,11 @@ def limits(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDi
     show_table((Column("TENANT"), Column("MAY USE")), [(name, _words(allowed)) for name, allowed in found.items()])
 
 
-def _show(key: str, kept: Credential) -> None:
+def _show(key: str, kept: Credential, *, as_json: bool) -> None:
+    if as_json:
+        shown = kept.model_dump(mode="json", exclude={"sha256"})
+        output.print_json(json.dumps({"key": key, **shown}))
+        return
     errors.print(f"A key of tenant {kept.tenant}, id {kept.id}, valid {_expiry(kept)}. It is not shown again:")
     output.print(key, soft_wrap=True, markup=False, highlight=False)
 

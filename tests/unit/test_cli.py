@@ -222,3 +222,9 @@ def test_a_tree_is_told_of_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.count("loading [the] model") == 1
     for words in ("ready after 4.2 s", "killed by SIGKILL", "Traceback [1]", "gateway | INFO [api] started"):
         assert words in told
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(serinette: Shell, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_SERINETTE_COMPLETE", "")  # the command sets it: put back behind the test
+    assert "_SERINETTE_COMPLETE=complete_" in serinette("completion", shell).output

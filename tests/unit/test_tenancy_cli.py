@@ -120,3 +120,16 @@ def test_up_does_not_let_anyone_in(serinette: Shell, tmp_path: Path) -> None:
     assert said.status == 1
     assert "--auth" in said.errors
     assert not (tmp_path / "data").exists()
+
+
+def test_scripts_are_told_in_json(serinette: Shell, redis: Redis) -> None:
+    made = json.loads(serinette("keys", "create", "acme", "--json").output)
+    assert credentials.id_of(made["key"]) == made["id"]
+    assert (made["tenant"], "sha256" in made) == ("acme", False)
+    rotated = json.loads(serinette("keys", "rotate", made["id"], "--json").output)
+    assert json.loads(serinette("keys", "revoke", rotated["id"], "--json").output) == {
+        "id": rotated["id"],
+        "revoked": True,
+    }
+    assert json.loads(serinette("keys", "limit", "acme", "--queued", "3", "--json").output)["acme"]["queued_jobs"] == 3
+    assert [credential.id for credential in kept(redis)] == [made["id"]]
