@@ -207,7 +207,8 @@ def test_ctrl_c(shell: Shell, client: Client, option: tuple[str, ...], end: JobS
     assert client.wait(job.id, timeout_s=120).status is end
 
 
-def test_workers_and_queue_are_told(shell: Shell) -> None:
+def test_workers_and_queue_are_told(shell: Shell, client: Client) -> None:
+    assert eventually(lambda: client.workers().pools[0].workers[0].busy_slots == 0)
     plain = shell.serinette("workers")
     assert plain.returncode == 0, plain.stderr.decode()
     pool, _, stage, busy, _, model, device = plain.stdout.decode().rstrip("\n").split("\t")
