@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import client_import, demo, forgetting, gateway_import, gateway_load, page, recovery, songs
+from benchmarks import batch, client_import, demo, forgetting, gateway_import, gateway_load, page, recovery, songs
 from benchmarks.engine import backlog, cold_start, speed
 from benchmarks.engine.cases import Case, on_cpu, on_gpu
 from benchmarks.record import Figures, write
@@ -18,6 +18,7 @@ BENCHMARKS = {
 }
 # Only by name: it takes long.
 LONG = {
+    "batch": batch.measure,
     "forgetting": forgetting.measure,
     "recovery": recovery.measure,
     "engine": lambda: engine_figures(on_cpu()),

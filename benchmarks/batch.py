@@ -1,0 +1,44 @@
+"""A batch of 20,000 lines: what it takes of memory, what others wait meanwhile, what deaths on the way cost.
+
+Slots are quick ones of the tests' that write all that slots write and sing nothing; Valkey, gateway and maintenance are
+as they are run. The gateway is killed (-9) at a half of the lines, maintenance at three quarters.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.record import Figures, spread
+from tests.load.long_batch import SLOTS, assert_whole, long_batch, median_ms
+
+LINES, SONG_S, OTHERS = 20_000, 0.05, 30
+
+
+def measure() -> Figures:
+    """One batch from its request to its files."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        run = long_batch(Path(directory), LINES, SONG_S, OTHERS)
+    assert_whole(run)
+    figures: Figures = {
+        "lines": LINES,
+        "song_s": SONG_S,
+        "slots": SLOTS,
+        "seconds": round(run.seconds, 1),
+        "lines_per_s": round(LINES / run.seconds, 1),
+        "lines_lost": LINES - len(run.output) - len(run.errors),
+        "lines_begun_twice": sum(count > 1 for count in run.begun.values()),
+        "interactive_wait_ms": {
+            "idle": spread([wait * 1_000 for wait in run.waits_idle_s], 1),
+            "busy": spread([wait * 1_000 for wait in run.waits_busy_s], 1),
+            "batch": spread([wait * 1_000 for wait in run.waits_batch_s], 1),
+        },
+        "interactive_wait_batch_to_busy": round(median_ms(run.waits_batch_s) / median_ms(run.waits_busy_s), 3),
+        "waiting_lines": spread([sample["waiting"] for sample in run.samples if sample["fraction"] < 0.95], 0),
+    }
+    for name in ("gateway_mib", "maintenance_mib", "redis_mib"):
+        early, late = run.during(name, 0.1, 0.45), run.during(name, 0.8, 1.0)
+        figures[name] = {"early": round(early, 1), "late": round(late, 1), "late_to_early": round(late / early, 3)}
+        figures[name]["median"] = round(statistics.median(sample[name] for sample in run.samples), 1)
+    return figures
