@@ -1,4 +1,4 @@
-"""A long batch through gateway, maintenance, a real Valkey and quick slots: memory, others' waits, deaths on the way."""
+"""A long batch through gateway, maintenance, a real Valkey and quick slots: memory, others' waits, deaths."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def long_batch(directory: Path, lines: int, song_s: float, others: int) -> Run:
         batch_id = run.batch["id"]
         for name, found in (("output", run.output), ("errors", run.errors)):
             text = httpx.get(f"{stack.url}/v1/batches/{batch_id}/{name}.jsonl", timeout=120).raise_for_status().text
-            found += map(json.loads, text.splitlines())
+            found.extend(json.loads(line) for line in text.splitlines())
         run.begun = Counter(log.read_text().splitlines())
     return run
 

@@ -1,7 +1,8 @@
-"""Slots that sing nothing, quickly: `python -m tests.load.quick_slots REDIS_URL STORE_URL LOG SONG_S SLOTS RETENTION_S`.
+"""Slots that sing nothing, quickly.
 
-They take jobs from the lanes, highest first, and write to queue, ledger and store what slots write; a song is a wait and
-three bytes. A prompt that holds `wrong` fails. Each begun job's id is a line of LOG: what is there twice was sung twice.
+`python -m tests.load.quick_slots REDIS_URL STORE_URL LOG SONG_S SLOTS RETENTION_S`: they take jobs from the lanes,
+highest first, and write to queue, ledger and store what slots write; a song is a wait and three bytes. A prompt that
+holds `wrong` fails. Each begun job's id is a line of LOG: what is there twice was sung twice.
 """
 
 from __future__ import annotations
