@@ -2,7 +2,8 @@
 
 Fields of a batch's hash: `tenant`, `header` (JSON BatchHeader without its sources), `status`, `total`, `round`,
 `released` (lines gone over in this round), `completed`, `failed`, `canceled`, `running`, `waiting_for`, `created` (Unix
-seconds), `ended_at`, `ends_as` (while finalizing), `webhook`, `deliveries`, `delivery:N` (as in a job's ledger).
+seconds), `ended_at`, `ends_as` (while finalizing), `restored` (Redis had lost it: parts of its round may be written),
+`webhook`, `deliveries`, `delivery:N` (as in a job's ledger).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Page:
     running: int
     waiting_for: str | None
     ends_as: BatchStatus | None
+    restored: bool
     ended_at: datetime | None
     deliveries: tuple[Delivery, ...]
 
@@ -54,6 +56,7 @@ class Page:
             status=BatchStatus(fields["status"]),
             running=int(fields.get("running", 0)),
             waiting_for=fields.get("waiting_for"),
+            restored="restored" in fields,
             ends_as=BatchStatus(fields["ends_as"]) if "ends_as" in fields else None,
             ended_at=datetime.fromisoformat(fields["ended_at"]) if "ended_at" in fields else None,
             deliveries=tuple(Delivery.model_validate_json(fields[f"delivery:{n}"]) for n in tries),
@@ -107,12 +110,16 @@ class Book:
     keys: Keys
     ttl_s: int
 
-    def enter(self, header: BatchHeader, most: int) -> bool | None:
-        """Begin a batch; False if it was there already, None if its tenant has `most` unfinished ones."""
+    def enter(self, header: BatchHeader, most: int, **restored: int) -> bool | None:
+        """Begin a batch; False if it was there already, None if its tenant has `most` unfinished ones.
+
+        `restored`: fields of one that Redis had lost.
+        """
         text = header.model_dump_json(exclude={"sources"})
         fields: dict[str, Any] = dict.fromkeys(("round", "released", "completed", "failed", "canceled", "running"), 0)
         fields |= {"tenant": header.tenant, "header": text, "status": BatchStatus.IN_PROGRESS, "total": header.total}
         fields |= {"created": header.created_at.timestamp()}
+        fields |= restored
         if header.webhook:
             fields["webhook"] = header.webhook
         keys = [self.keys.batch(header.id), self.keys.batches, self.keys.tenant_batches(header.tenant)]

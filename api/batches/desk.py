@@ -99,7 +99,7 @@ class Desk:
                 kept = self.shelf.begin(header, checked.parts)
             if kept.digest != checked.digest:
                 raise _another_batch()
-            return self._entered(kept)
+            return self._entered(kept, keyed=idempotency_key is not None)
 
     def get(self, tenant: str, batch_id: str) -> Batch:
         """One batch, from Redis or, when that has forgotten it, from the store. Raises NotFound."""
@@ -224,9 +224,11 @@ class Desk:
             created_at=now(),
         )
 
-    def _entered(self, header: BatchHeader) -> tuple[Batch, bool]:
+    def _entered(self, header: BatchHeader, *, keyed: bool) -> tuple[Batch, bool]:
         new = self.book.enter(header, self.settings.max_batches)
-        if new is None:  # what was kept goes with age, or is used when the key comes again
+        if new is None:
+            if not keyed:  # else another request may be using it; it goes with age
+                self.shelf.erase(header.tenant, header.id)
             most = self.settings.max_batches
             message = f"tenant {header.tenant} has {most} unfinished batches and may have {most}; wait for one to end"
             raise TooManyInFlight(message, retry_after_s=_RETRY_S)

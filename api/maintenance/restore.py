@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +17,11 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
+from api.batches.book import Book
+from api.batches.shelf import Shelf
 from api.maintenance.closing import close
 from api.queue.sighting import job_of_record
+from serinette.batch import BatchHeader, LineStatus
 from serinette.errors import NotFound
 from serinette.job import Record, now
 from serinette.ledger import Ledger, Outcome
@@ -34,6 +38,7 @@ class Restore:
         self._redis = redis
         self._store = store
         self._ledger = ledger
+        self._shelf = Shelf(store)
 
     def __call__(self) -> int:
         """How many jobs Redis knows again.
@@ -42,8 +47,30 @@ class Restore:
             StoreUnavailable, RedisError: it was cut short; begin again.
         """
         count = sum(self._enter(record) for record in self._records())
+        self._enter_batches()  # behind the jobs: a line whose job Redis knows is not released again
         log.info("restored jobs=%d", count)
         return count
+
+    def _enter_batches(self) -> None:
+        """Have every batch that has not ended go on from its first line: those that have jobs are gone over quickly."""
+        rounds: dict[str, int] = {}
+        for found in self._store.list("batches"):
+            owner, _, results = found.key.partition("/results/")
+            name = "/".join(owner.split("/")[1:3])
+            rounds[name] = max(rounds.get(name, 0), int(results[:4] or 0))
+        for name, round in rounds.items():
+            with suppress(NotFound):
+                self._enter_batch(self._shelf.header(*name.split("/")), round)
+
+    def _enter_batch(self, header: BatchHeader, round: int) -> None:
+        with suppress(NotFound):
+            if self._shelf.ended(header.tenant, header.id).round >= round:
+                return
+        before = (line for part in range(header.parts) for line in self._shelf.results(header, round - 1, part))
+        completed = sum(line.status is LineStatus.SUCCEEDED for line in before) if round else 0
+        book = Book(self._redis, self._ledger.keys, self._ledger.ttl_s)
+        if book.enter(header, header.total + 2**31, round=round, completed=completed, restored=1):
+            log.info("restored batch=%s round=%d", header.id, round)
 
     def _records(self) -> Iterator[Record]:
         for found in self._store.list("songs"):

@@ -8,9 +8,11 @@ from collections import Counter
 import pytest
 from redis import Redis
 
+from api.maintenance.restore import Restore
 from serinette.batch import BatchStatus, LineStatus, line_job_id
 from serinette.credentials import Limits
 from serinette.errors import NotFinished, NotFound
+from serinette.ledger import Ledger
 from serinette.names import batch_prefix, batch_results_key
 from tests.unit.batch_bench import TENANT, BatchBench
 from tests.unit.maintenance_bench import a_result
@@ -214,6 +216,28 @@ def test_lines_that_were_erased_by_hand_hold_up_no_other_batch(bench: BatchBench
     assert "cancel it" in (bench.look(broken).waiting_for or "")
     bench.desk.cancel(TENANT, broken.id)
     assert bench.run(broken).request_counts.canceled == 6
+
+
+def test_all_of_redis_is_lost(bench: BatchBench) -> None:
+    """In the midst of a retry: what was sung is not sung again, and the counts are right."""
+    ended = bench.run(bench.create(3))
+    batch = bench.create(14)
+    bench.run(batch, failing=["song 3", "song 13"])
+    bench.desk.retry(TENANT, batch.id)
+    bench.duty()
+    bench.end(bench.begin(1))
+    bench.duty()
+    assert bench.store.get(batch_results_key(TENANT, batch.id, 1, 0))
+    bench.redis.flushdb()
+    count = Restore(bench.redis, bench.store, Ledger(bench.redis, bench.keys))()
+    assert count == 0  # these slots write no job.json
+    assert bench.redis.zcard(bench.keys.batches) == 1
+    assert bench.look(ended).status is BatchStatus.COMPLETED
+    seen = bench.run(batch)
+    assert (seen.status, seen.round) == (BatchStatus.COMPLETED, 1)
+    assert bench.counts(batch) == {"total": 14, "released": 14, "completed": 14}
+    assert [line.line for line in bench.output(batch, 1)] == list(range(1, 15))
+    assert len(bench.sung) == 3 + 14 + 2
 
 
 def test_a_part_is_written_as_soon_as_it_is_through(bench: BatchBench) -> None:

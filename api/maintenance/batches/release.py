@@ -71,6 +71,9 @@ class Releaser:
         span = range(page.released, header.span(part).stop)
         before = self._sung_before(page, part)
         sung = [before[number] for number in span if number in before]
+        if page.restored and (written := self._shelf.results(header, page.round, part)):
+            ended = [line for line in written if line.line - 1 in span and line.line - 1 not in before]
+            return Turn(len(span) if self._book.advance(page, part, span, ended, sung) else 0)
         if step is Step.CANCEL:
             ended = [_canceled(page, number) for number in span if number not in before]
             moved = self._book.advance(page, part, span, ended, sung)
