@@ -11,10 +11,14 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.dependencies import Parts
+from api.protocol import PatientUpToAPoint
 from api.settings import GatewaySettings
 from serinette import exposition, logs, traces
 from serinette.errors import ConfigurationError
 from serinette.settings import read
+
+# Longer than proxies keep theirs (60 s is common), so that none sends a request on a connection that we just closed.
+KEEP_ALIVE_S = 75
 
 
 class _Server(uvicorn.Server):
@@ -59,7 +63,8 @@ def _config(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=PatientUpToAPoint,
+        timeout_keep_alive=KEEP_ALIVE_S,
         log_config=None,
         access_log=False,
         server_header=False,
