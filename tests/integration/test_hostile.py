@@ -159,7 +159,10 @@ def test_no_file_that_only_pretends_is_kept(target: Target) -> None:
             told = http.post("/v1/uploads", content=data)
             assert told.status_code == 422, (name, told.text)
             assert "passwd" not in told.text
-        form = {"files": {"src_audio": ("../../x.wav", hostile.audio()["playlist"])}, "data": {"task_type": "cover"}}
+        form: dict[str, Any] = {
+            "files": {"src_audio": ("../../x.wav", hostile.audio()["playlist"])},
+            "data": {"task_type": "cover"},
+        }
         assert http.post("/release_task", **form).status_code == 400
         form = {"files": {"audio_file": ("\r\n.wav", hostile.audio()["0 Hz"])}, "data": {"audio2audio_enable": "1"}}
         assert http.post("/generate_music_with_audio", **form).status_code == 422
