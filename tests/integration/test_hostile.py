@@ -81,7 +81,7 @@ def target(tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str) ->
             with httpx.Client(base_url=running.url, headers=bearing(one)) as http:
                 ids.append(http.post("/v1/jobs", json={"prompt": "jazz"}).json()["id"])
                 http.post(f"/v1/jobs/{ids[-1]}/cancel").raise_for_status()
-        yield Target(running, redis, key, *ids, tmp_path)
+        yield Target(running, redis, key, ids[0], ids[1], tmp_path)
 
 
 def status(told: bytes) -> int:
