@@ -44,20 +44,21 @@ def holdup(
     """One pool's, of its pods. `nodes` is None when they may not be read; `gpu` is the resource that each pod takes."""
     told = _by_pod(events)
     there = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    words = [word(pod, told[pod["metadata"]["name"]], nodes, gpu, at) for pod in there if not _ready(pod)]
+    gpus = f"{gpu}{_existing(nodes, gpu)}" if gpu else ""
+    words = [word(pod, told[pod["metadata"]["name"]], gpus, at) for pod in there if not _ready(pod)]
     stuck = [each for each in words if each.stuck]
     best = max(words, key=lambda each: each.stage, default=Word(0, ""))
     return Holdup(pods=len(there), words=best.text, stuck=len(stuck), stuck_words=stuck[0].text if stuck else "")
 
 
-def word(pod: Object, events: Sequence[Object], nodes: Sequence[Object] | None, gpu: str, at: datetime) -> Word:
-    """What holds one pod that is not ready. Its events are oldest first."""
+def word(pod: Object, events: Sequence[Object], gpus: str, at: datetime) -> Word:
+    """What holds one pod that is not ready. Events: oldest first; `gpus`: its resource, and how many exist."""
     status = pod.get("status", {})
     if status.get("phase") == "Failed":
         return Word(0, f"a pod failed: {_short(status.get('message') or status.get('reason') or 'no reason given')}")
     scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
-        return _unscheduled(scheduled, events, nodes, gpu)
+        return _unscheduled(scheduled, events, gpus)
     containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
     for container in containers:
         if found := _container(container, at):
@@ -65,10 +66,10 @@ def word(pod: Object, events: Sequence[Object], nodes: Sequence[Object] | None, 
     return Word(4, "its pod runs and is not ready") if status.get("phase") == "Running" else _creating(events)
 
 
-def _unscheduled(scheduled: Object, events: Sequence[Object], nodes: Sequence[Object] | None, gpu: str) -> Word:
+def _unscheduled(scheduled: Object, events: Sequence[Object], gpus: str) -> Word:
     if scheduled.get("reason") == "SchedulingGated":
         return Word(1, "its pod is gated: the cluster's queue (Kueue, say) has not admitted it")
-    why = _why_no_node(str(scheduled.get("message", "")), nodes, gpu)
+    why = _why_no_node(str(scheduled.get("message", "")), gpus)
     said = next((event for event in reversed(events) if event.get("reason") in _ADDS | _ADDS_NONE), None)
     if said is None:
         return Word(1, why)
@@ -78,9 +79,10 @@ def _unscheduled(scheduled: Object, events: Sequence[Object], nodes: Sequence[Ob
     return Word(1, f"{why}, and the autoscaler adds none: {_short(told)}")
 
 
-def _why_no_node(message: str, nodes: Sequence[Object] | None, gpu: str) -> str:
+def _why_no_node(message: str, gpus: str) -> str:
+    gpu = gpus.partition(":")[0]
     if gpu and (f"Insufficient {gpu}" in message or not message):
-        return f"no node has a free {gpu}{_existing(nodes, gpu)}"
+        return f"no node has a free {gpus}"
     detail = re.sub(r"^\d+/\d+ nodes are available:\s*", "", message).partition(". preemption:")[0]
     return f"no node takes its pod: {_short(detail) or 'the scheduler has not said why'}"
 
@@ -95,7 +97,7 @@ def _existing(nodes: Sequence[Object] | None, gpu: str) -> str:
     out = [node for node in nodes if _count(node, gpu) and not _usable(node)]
     total, count = sum(having.values()), len(having)
     told = f": {total} {'is' if total == 1 else 'are'} on {count} {'node' if count == 1 else 'nodes'}"
-    return f"{told}, {len(out)} of them cordoned or not ready" if out else f"{told}, all taken"
+    return f"{told}, {len(out)} of them cordoned or not ready" if out else f"{told}, none free for it"
 
 
 def _count(node: Object, gpu: str) -> int:

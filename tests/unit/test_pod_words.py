@@ -75,8 +75,8 @@ LONG_AGO = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": ago(8
         ([], [], NODES, ""),
         ([READY], [], NODES, ""),
         ([LEAVING], [], NODES, ""),
-        ([unscheduled(NO_GPU)], [], NODES, "no node has a free nvidia.com/gpu: 6 are on 2 nodes, all taken"),
-        ([unscheduled("")], [], [node("b", 1)], "no node has a free nvidia.com/gpu: 1 is on 1 node, all taken"),
+        ([unscheduled(NO_GPU)], [], NODES, "no node has a free nvidia.com/gpu: 6 are on 2 nodes, none free for it"),
+        ([unscheduled("")], [], [node("b", 1)], "no node has a free nvidia.com/gpu: 1 is on 1 node, none free for it"),
         ([unscheduled(NO_GPU)], [], [node("a")], "no node has a free nvidia.com/gpu: none of the 1 nodes has any"),
         ([unscheduled(NO_GPU)], [], None, "no node has a free nvidia.com/gpu"),
         (
@@ -89,7 +89,8 @@ LONG_AGO = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": ago(8
             [unscheduled(NO_GPU)],
             [event("FailedScheduling", NO_GPU), event("TriggeredScaleUp", "pod triggered scale-up: [{gpu 0->1}]")],
             NODES,
-            "no node has a free nvidia.com/gpu: 6 are on 2 nodes, all taken, and the autoscaler is adding a node",
+            "no node has a free nvidia.com/gpu: 6 are on 2 nodes, none free for it, "
+            "and the autoscaler is adding a node",
         ),
         (
             [unscheduled(NO_GPU)],

@@ -109,7 +109,7 @@ def test_gateways_are_told_what_holds_each_pool(
     scaled_up = event("TriggeredScaleUp", "pod triggered scale-up")
     kube.add({"apiVersion": "v1", "kind": "Event", **scaled_up}, namespace="music")
     surroundings.look(0)
-    words = "no node has a free nvidia.com/gpu: 6 are on 2 nodes, all taken, and the autoscaler is adding a node"
+    words = "no node has a free nvidia.com/gpu: 6 are on 2 nodes, none free for it, and the autoscaler is adding a node"
     assert told(redis, keys) == {"turbo": (1, words), "base": (1, "")}
     assert 0 < int(redis.ttl(keys.holdups)) <= holdups.HOLDUP_TTL_S
     kube.remove("v1", "Pod", "w-1", "music")
