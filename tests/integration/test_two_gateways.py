@@ -19,6 +19,7 @@ from tests import servers
 from tests.gateways import HandSlot, RunningGateway, gateway
 
 A_SONG = b"song"
+http = httpx.Client(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +65,20 @@ Both = tuple[RunningGateway, RunningGateway]
 def test_v1(both: Both, slot: HandSlot) -> None:
     one, other = both
     key = {"Idempotency-Key": "k"}
-    job_id = told(httpx.post(f"{one.url}/v1/jobs", json={"prompt": "x"}, headers=key))["id"]
+    job_id = told(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}, headers=key))["id"]
     path = f"{other.url}/v1/jobs/{job_id}"
-    again = httpx.post(f"{other.url}/v1/jobs", json={"prompt": "x"}, headers=key)
+    again = http.post(f"{other.url}/v1/jobs", json={"prompt": "x"}, headers=key)
     assert (again.json()["id"], again.headers["idempotency-replayed"]) == (job_id, "true")
-    assert told(httpx.get(path))["status"] == "queued"
+    assert told(http.get(path))["status"] == "queued"
     sing(slot, job_id)
-    assert told(httpx.get(path, headers={"Prefer": "wait=5"}))["status"] == "succeeded"
-    assert httpx.get(f"{path}/audio").content == A_SONG
-    assert httpx.delete(path).status_code == 204
-    assert httpx.get(f"{one.url}/v1/jobs/{job_id}").status_code == 404
+    assert told(http.get(path, headers={"Prefer": "wait=5"}))["status"] == "succeeded"
+    assert http.get(f"{path}/audio").content == A_SONG
+    assert http.delete(path).status_code == 204
+    assert http.get(f"{one.url}/v1/jobs/{job_id}").status_code == 404
 
-    canceled = told(httpx.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
-    assert told(httpx.post(f"{other.url}/v1/jobs/{canceled}/cancel"))["status"] == "canceled"
-    assert told(httpx.get(f"{one.url}/v1/jobs/{canceled}"))["status"] == "canceled"
+    canceled = told(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
+    assert told(http.post(f"{other.url}/v1/jobs/{canceled}/cancel"))["status"] == "canceled"
+    assert told(http.get(f"{one.url}/v1/jobs/{canceled}"))["status"] == "canceled"
 
 
 def test_v1_uploads(both: Both) -> None:
@@ -86,19 +87,19 @@ def test_v1_uploads(both: Both) -> None:
     with wave.open(sound, "wb") as file:
         file.setparams((1, 2, 8000, 8000, "NONE", ""))
         file.writeframes(b"\0\0" * 8000)
-    kept = httpx.post(f"{one.url}/v1/uploads", files={"file": ("a.wav", sound.getvalue(), "audio/wav")})
+    kept = http.post(f"{one.url}/v1/uploads", files={"file": ("a.wav", sound.getvalue(), "audio/wav")})
     assert kept.status_code == 201, kept.text
     upload_id = kept.json()["id"]
-    assert told(httpx.get(f"{other.url}/v1/uploads/{upload_id}"))["duration_s"] == 1
+    assert told(http.get(f"{other.url}/v1/uploads/{upload_id}"))["duration_s"] == 1
     spec = {"prompt": "x", "task": "cover", "source_audio": upload_id}
-    assert told(httpx.post(f"{other.url}/v1/jobs", json=spec))["status"] == "queued"
+    assert told(http.post(f"{other.url}/v1/jobs", json=spec))["status"] == "queued"
 
 
 @pytest.mark.parametrize("kind", ["sse", "websocket"])
 def test_events_go_on_behind_the_last_one_seen(both: Both, slot: HandSlot, kind: str) -> None:
     """The first gateway is left in the middle of the song; the other goes on where it was left."""
     one, other = both
-    job_id = told(httpx.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
+    job_id = told(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
 
     def seen(running: RunningGateway, last: str | None, meanwhile: Any) -> Iterator[dict[str, Any]]:
         headers = {"Last-Event-ID": last} if last else {}
@@ -131,28 +132,28 @@ def test_events_go_on_behind_the_last_one_seen(both: Both, slot: HandSlot, kind:
 
 def test_the_seeds_calls(both: Both, slot: HandSlot) -> None:
     one, other = both
-    request_id = told(httpx.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
-    assert told(httpx.get(f"{other.url}/status/{request_id}"))["status"] == "pending"
+    request_id = told(http.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
+    assert told(http.get(f"{other.url}/status/{request_id}"))["status"] == "pending"
     sing(slot, request_id)
-    assert told(httpx.get(f"{other.url}/status/{request_id}"))["status"] == "completed"
-    assert httpx.get(f"{other.url}/result/{request_id}").content == A_SONG
-    audio_path = told(httpx.get(f"{one.url}/result/{request_id}", params={"format": "json"}))["audio_path"]
-    assert httpx.get(f"{other.url}{audio_path}").content == A_SONG
+    assert told(http.get(f"{other.url}/status/{request_id}"))["status"] == "completed"
+    assert http.get(f"{other.url}/result/{request_id}").content == A_SONG
+    audio_path = told(http.get(f"{one.url}/result/{request_id}", params={"format": "json"}))["audio_path"]
+    assert http.get(f"{other.url}{audio_path}").content == A_SONG
 
-    canceled = told(httpx.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
-    assert told(httpx.delete(f"{other.url}/request/{canceled}")) == {"message": "Request cancelled"}
-    assert told(httpx.get(f"{one.url}/status/{canceled}"))["status"] == "failed"
+    canceled = told(http.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
+    assert told(http.delete(f"{other.url}/request/{canceled}")) == {"message": "Request cancelled"}
+    assert told(http.get(f"{one.url}/status/{canceled}"))["status"] == "failed"
 
 
 def test_ace_steps_own_calls(both: Both, slot: HandSlot) -> None:
     one, other = both
-    task_id = told(httpx.post(f"{one.url}/release_task", json={"prompt": "x"}))["data"]["task_id"]
+    task_id = told(http.post(f"{one.url}/release_task", json={"prompt": "x"}))["data"]["task_id"]
 
     def asked(running: RunningGateway) -> Any:
-        return told(httpx.post(f"{running.url}/query_result", json={"task_id_list": [task_id]}))["data"][0]
+        return told(http.post(f"{running.url}/query_result", json={"task_id_list": [task_id]}))["data"][0]
 
     assert asked(other)["status"] == 0
     sing(slot, task_id)
     assert asked(other)["status"] == 1
     (record,) = json.loads(asked(one)["result"])
-    assert httpx.get(f"{other.url}{record['file']}").content == A_SONG, "a link of one opens at the other"
+    assert http.get(f"{other.url}{record['file']}").content == A_SONG, "a link of one opens at the other"

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 # Before slots were buried, pools were routed by model and job.json told every end. To go once a release is tagged.
 PINNED = "45e67f5fa710954c831518fb4805fedc11090cb7"
 QUICK = {"heartbeat_s": 0.5, "heartbeat_ttl_s": 2, "interval_s": 0.2, "lease_s": 2, "orphan_grace_s": 1}
+http = httpx.Client(timeout=60)
 SONG = {"duration_s": 1, "format": "wav"}
 
 
@@ -74,12 +75,12 @@ class House:
         return self.pod.start()
 
     def submit(self, prompt: str, **options: object) -> str:
-        posted = httpx.post(f"{self.gateway.url}/v1/jobs", json={"prompt": prompt, **SONG, **options})
+        posted = http.post(f"{self.gateway.url}/v1/jobs", json={"prompt": prompt, **SONG, **options})
         assert posted.status_code == 202, posted.text
         return posted.headers["location"]
 
     def seen(self, path: str) -> dict[str, object]:
-        answer: dict[str, object] = httpx.get(self.gateway.url + path, timeout=60).json()
+        answer: dict[str, object] = http.get(self.gateway.url + path).json()
         return answer
 
     def ended(self, path: str) -> dict[str, object]:
@@ -115,10 +116,11 @@ def assert_sung(home: House, path: str, *attempts: str) -> None:
     assert (job["status"], outcomes(job)) == ("succeeded", list(attempts)), job
     result = job["result"]
     assert isinstance(result, dict)
-    audio = httpx.get(f"{home.gateway.url}{path}/audio", follow_redirects=True)
+    audio = http.get(f"{home.gateway.url}{path}/audio", follow_redirects=True)
     assert hashlib.sha256(audio.content).hexdigest() == result["artifacts"][0]["sha256"]
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("old", ["worker", "gateway and maintenance"])
 def test_neighbouring_versions_sing_together(tmp_path: Path, redis_url: str, last_version: Path, old: str) -> None:
     assert_runs(last_version, environment(last_version))
@@ -130,11 +132,11 @@ def test_neighbouring_versions_sing_together(tmp_path: Path, redis_url: str, las
         assert_sung(home, sung, "succeeded")
         assert_sung(home, twice, "failed", "succeeded")
         assert eventually(lambda: home.seen(canceled)["status"] == "running", 60)
-        assert httpx.post(f"{home.gateway.url}{canceled}/cancel").is_success
+        assert http.post(f"{home.gateway.url}{canceled}/cancel").is_success
         assert home.ended(canceled)["status"] == "canceled"
         failed = home.ended(broken)
         assert isinstance(failed["error"], dict) and failed["error"]["code"] == "invalid_output"
-        events = httpx.get(f"{home.gateway.url}{twice}/events", headers={"Last-Event-ID": "0-0"}).text
+        events = http.get(f"{home.gateway.url}{twice}/events", headers={"Last-Event-ID": "0-0"}).text
         assert events.count("event: succeeded") == events.count("event: attempt") == 1
 
         lost = home.submit("slow 3")

@@ -26,6 +26,8 @@ from tests.unit.slot_bench import SlotBench
 SPEC = GenerationSpec(prompt="jazz", seed=7)
 SUCCEEDED, CANCELED = JobStatus.SUCCEEDED, JobStatus.CANCELED
 
+pytestmark = pytest.mark.timeout(600)  # minutes, on a busy machine
+
 
 @pytest.fixture
 def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from threading import Event
 
 import pytest
@@ -14,14 +15,17 @@ from api.maintenance.plan import SUBMIT_GRACE_S
 from api.maintenance.retention import Retention
 from serinette.errors import NotFound
 from serinette.job import JobStatus, now
-from serinette.ledger import Outcome
+from serinette.ledger import Outcome, Terms
 from serinette.names import Keys, song_prefix
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.kills.deaths import Deaths, Fate, interrupted
-from tests.kills.ends import recorded
+from tests.kills.ends import recorded, today
 from tests.pod import charged_attempts
 from tests.unit.maintenance_bench import TENANT, Bench, a_result, assert_over
+
+# Some lives are long, and each of their round trips is a death: minutes, on a busy machine.
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -80,6 +84,12 @@ def ended_and_unrecorded(bench: Bench) -> str:
     return job_id
 
 
+def never_begun_in_time(bench: Bench) -> str:
+    job_id = bench.submit()
+    bench.ledger.open(job_id, TENANT, now(), terms=Terms(start_by=now() - timedelta(seconds=1)))
+    return job_id
+
+
 def canceled_only_in_the_ledger(bench: Bench) -> str:
     job_id = bench.submit()
     bench.ledger.settle(job_id, Outcome(JobStatus.CANCELED))
@@ -115,6 +125,7 @@ STATES: dict[Callable[[Bench], str], JobStatus] = {
     claimed: SUCCEEDED,
     settled_but_held: SUCCEEDED,
     ended_and_unrecorded: CANCELED,
+    never_begun_in_time: FAILED,
     canceled_only_in_the_ledger: CANCELED,
     canceled_only_in_rq: CANCELED,
     flagged_and_left_in_its_lane: CANCELED,
@@ -145,6 +156,7 @@ def test_every_death_is_survived(bench: Bench, redis_url: str, file_store_url: s
             assert_over(bench, job_id, STATES[make])
             record = recorded(bench, job_id)
             assert (record.status if record else None) in {STATES[make], None if make not in BARRED else STATES[make]}
+        assert today(bench).jobs == len(jobs), "each is counted once"
         bench.redis.delete(*bench.redis.keys())
 
 

@@ -26,6 +26,8 @@ ENDS = {
     "cancel": Canceled("asked"),
 }
 
+pytestmark = pytest.mark.timeout(600)  # minutes, on a busy machine
+
 
 def sing(fate: Fate, redis_url: str, settings: SharedSettings, end: str, job_id: str) -> None:
     """A slot takes the job; in the middle of the song comes its end."""

@@ -15,6 +15,8 @@ from tests.kills.deaths import Deaths, Fate
 from tests.kills.ends import assert_counted_once, assert_ended_once, rescue
 from tests.unit.test_spool import Pier, send
 
+pytestmark = pytest.mark.timeout(600)  # minutes, on a busy machine
+
 
 def pier(redis: Redis, directory: Path) -> Pier:
     made = Pier(redis, Keys(), Store.open(SharedSettings(store_url=f"file://{directory / 'store'}")))

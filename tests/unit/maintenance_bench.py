@@ -16,6 +16,7 @@ from rq.job import JobStatus as RqStatus
 from rq.serializers import JSONSerializer
 
 from api.maintenance import leftovers
+from api.maintenance.deadlines import Deadlines
 from api.maintenance.mend import Mender, Patient
 from api.maintenance.orphans import Orphans
 from api.maintenance.plan import Action
@@ -160,11 +161,12 @@ class Bench:
         mender = Mender(redis, Ledger(redis, self.keys, RETENTION_S), self.store)
         reaper, orphans = Reaper(redis, self.keys, 0), Orphans(redis, self.keys, 0, slice_s=60)
         records = Records(redis, Ledger(redis, self.keys, RETENTION_S), self.store)
+        deadlines = Deadlines(redis, self.keys)
         strays = Strays(redis, self.keys, RETENTION_S)
 
         def once() -> None:
             at_s = time.monotonic() + 1e6  # whenever it looks, sweeping is due
-            for patient in (*reaper.find(at_s), *orphans.find(at_s)):
+            for patient in (*reaper.find(at_s), *deadlines.find(), *orphans.find(at_s)):
                 mender.mend(patient)
             records.step()
             strays.step()
