@@ -24,7 +24,7 @@ from serinette.names import record_key, song_prefix
 from serinette.presence import WorkerStage, present
 from tests import servers, stack
 from tests.pod import TENANT, Pod, pod
-from tests.processes import eventually
+from tests.processes import below, eventually
 
 # The defaults' order of things, ten times as fast.
 QUICK = {
@@ -148,15 +148,15 @@ def test_a_killed_slots_job_waits_for_no_heartbeat(tmp_path: Path, redis_url: st
 
 def test_a_lost_job_is_taken_up_by_an_idle_worker(home: House) -> None:
     """Who has been idle all along neither delays the reaper nor needs a nudge."""
-    singing = home.pod.start(work_dir=home.pod.directory / "one")
-    job_id = home.pod.submit("slow 3")
+    both = [home.pod.start(work_dir=home.pod.directory / name) for name in ("one", "other")]
+    assert eventually(lambda: ready(home) == 2, 120), home.pod.log()
+    job_id = home.pod.submit("slow 4")
     home.pod.wait_step(job_id)
-    idle = home.pod.start(work_dir=home.pod.directory / "other")
-    assert eventually(lambda: ready(home) == 2, 60), home.pod.log()
+    slot = home.pod.entry(job_id).attempts[0].worker
+    (singing,) = (worker for worker in both if any(slot in child.cmdline() for child in below(worker.pid)))
     kill(singing)
     entry = home.sung(job_id, FAILED, SUCCEEDED)
     assert entry.attempts[0].worker.rpartition(".")[0] != entry.attempts[1].worker.rpartition(".")[0]
-    assert idle.poll() is None
 
 
 def test_a_lost_job_is_canceled_or_given_up_when_it_must_be(home: House) -> None:
