@@ -32,9 +32,11 @@ class BatchBench:
     backlog: int = 10
     part_lines: int = 4
     sung: Counter[str] = field(default_factory=Counter)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        settings = GatewaySettings.model_validate({"redis_url": self.redis_url, "store_url": self.store_url})
+        given = {"redis_url": self.redis_url, "store_url": self.store_url, **self.settings}
+        settings = GatewaySettings.model_validate(given)
         self.redis = Redis.from_url(self.redis_url)
         self.keys = Keys()
         self.app = create_app(settings)
