@@ -12,7 +12,7 @@ from tests.load.crowd import TENANTS, WAYS, Crowd, Held
 from tests.receivers import receiver
 
 # `make load` sends 100,000.
-JOBS = int(os.environ.get("JOBS", "2000"))
+JOBS = int(os.environ.get("JOBS", "1000"))
 WAVE = 500
 RETENTION_S = 5
 # One entry in a set for each job would take twenty times as much.
