@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
+from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
 from gpu_worker.run_dir import private_run_dir
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.supervisor import Supervisor

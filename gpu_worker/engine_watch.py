@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from gpu_worker.engine.wire import AskVitals, Connection, Hello, Vitals
+from gpu_worker.wire import AskVitals, Connection, Hello, Vitals
 
 # The supervisor must not wait for a busy engine: what it says is taken in at one of the next looks.
 _LOOK_S = 0.001

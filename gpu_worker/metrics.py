@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gpu_worker.engine.wire import Vitals
+from gpu_worker.wire import Vitals
 from serinette import __version__
 from serinette.presence import Presence, WorkerStage
 

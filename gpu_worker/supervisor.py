@@ -13,13 +13,14 @@ from pathlib import Path
 from types import FrameType
 
 from gpu_worker.children import Child, reap_orphans
-from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE, engine_environment
-from gpu_worker.engine.wire import Hello
+from gpu_worker.engine_environment import engine_environment
 from gpu_worker.engine_watch import EngineWatch
+from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
 from gpu_worker.herald import Herald
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.restart import Step, next_step
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Hello
 from serinette.job import now
 from serinette.presence import Presence, WorkerStage
 from serinette.settings import connect_redis

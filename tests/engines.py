@@ -27,11 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_worker.engine.base import Samples, Song, SongRequest, StepObserver
+from gpu_worker.engine.base import Song, SongRequest, StepObserver
 from gpu_worker.engine.sampling import TURBO, fill_in
 from gpu_worker.engine.server import run
 from gpu_worker.engine.watch import Watch
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Samples
 from serinette.errors import ConfigurationError, EngineOutOfMemory, InvalidOutput, Unsupported
 from serinette.job import Sampling, Stage
 from serinette.presence import Model

@@ -6,14 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from gpu_worker.wire import Samples
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
 from serinette.spec import GenerationSpec
-
-Samples = npt.NDArray[np.float32]  # [channels, frames], -1 to 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from gpu_worker.engine.base import Engine, EngineFactory
 from gpu_worker.engine.batching import Room, plan
-from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
 from gpu_worker.engine.session import Session, accept
 from gpu_worker.engine.singing import Singing
 from gpu_worker.engine.vitals import Work
-from gpu_worker.engine.wire import Failed, Hello, Stopped, Vitals
+from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Failed, Hello, Stopped, Vitals
 from serinette import logs
 from serinette.errors import Canceled, ConfigurationError, EngineCrashed, EngineOutOfMemory, SerinetteError
 from serinette.job import JobError, Stage

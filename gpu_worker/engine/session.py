@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gpu_worker.engine.singing import Singing
-from gpu_worker.engine.wire import AskVitals, Cancel, Connection, Failed, Message, Sing, Vitals
+from gpu_worker.wire import AskVitals, Cancel, Connection, Failed, Message, Sing, Vitals
 from serinette.errors import Interruption, RequestError
 from serinette.job import JobError
 from serinette.spec import GenerationSpec

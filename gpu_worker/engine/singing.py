@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpu_worker.engine.base import Engine, Samples, Song, SongRequest
+from gpu_worker.engine.base import Engine, Song, SongRequest
 from gpu_worker.engine.batching import Kind, kind_of
-from gpu_worker.engine.wire import Audio, Failed, Message, Report, Stopped, Sung, share_samples
+from gpu_worker.wire import Audio, Failed, Message, Report, Samples, Stopped, Sung, share_samples
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
 from serinette.spec import GenerationSpec

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
 
-from gpu_worker.engine.wire import Vitals
+from gpu_worker.wire import Vitals
 from serinette.job import Stage
 
 

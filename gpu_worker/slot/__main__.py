@@ -13,7 +13,7 @@ from contextlib import suppress
 import rq.defaults
 from rq.exceptions import StopRequested
 
-from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
+from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.engine_client import EngineClient

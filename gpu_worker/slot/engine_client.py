@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_worker.engine.base import Samples
-from gpu_worker.engine.wire import (
+from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.tell import Tell
+from gpu_worker.wire import (
     Audio,
     Cancel,
     Connection,
@@ -20,13 +21,12 @@ from gpu_worker.engine.wire import (
     Hello,
     Message,
     Report,
+    Samples,
     Sing,
     Stopped,
     Sung,
     share_samples,
 )
-from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.tell import Tell
 from serinette.errors import EngineCrashed, EngineStalled, HandBack, Interruption, JobTimeout, of_code
 from serinette.job import Stage
 from serinette.presence import Model

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_worker.engine.base import Samples
-from gpu_worker.engine.wire import Audio, Sing, Sung
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.hold import Hold
@@ -19,6 +17,7 @@ from gpu_worker.slot.record import find_record, make_record, put_record, result_
 from gpu_worker.slot.sources import Role, Sources
 from gpu_worker.slot.spool import Parcel, Spool, Spooled
 from gpu_worker.slot.tracing import trace_stages
+from gpu_worker.wire import Audio, Samples, Sing, Sung
 from serinette import traces
 from serinette.errors import InvalidOutput, StoreUnavailable
 from serinette.job import Artifact, Progress, Record, Result, Stage, Timings, now

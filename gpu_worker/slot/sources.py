@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpu_worker.engine.base import Samples
 from gpu_worker.slot.patient_store import PatientStore
+from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, NotFound, TooLarge
 from serinette.job import Record
 from serinette.media import decode

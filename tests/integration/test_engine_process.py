@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu_worker.engine.base import Samples
-from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE, ENGINE_ENVIRONMENT
-from gpu_worker.engine.wire import (
+from gpu_worker.engine_environment import ENGINE_ENVIRONMENT
+from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.wire import (
     Audio,
     Cancel,
     Connection,
@@ -26,6 +26,7 @@ from gpu_worker.engine.wire import (
     Hello,
     Message,
     Report,
+    Samples,
     Sing,
     Stopped,
     Sung,

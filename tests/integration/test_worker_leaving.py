@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_worker.engine.environment import CONFIGURATION_EXIT_CODE
+from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
 from serinette import brake
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.presence import WorkerStage

@@ -10,8 +10,6 @@ from redis import Redis
 from rq.job import Job
 from rq.queue import Queue
 
-from gpu_worker.engine.base import Samples
-from gpu_worker.engine.wire import Audio, Sing, Sung
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.engine_client import EngineClient
@@ -19,6 +17,7 @@ from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.tell import Tell
 from gpu_worker.slot.worker import SlotWorker
+from gpu_worker.wire import Audio, Samples, Sing, Sung
 from serinette.job import Sampling
 from serinette.ledger import Ledger
 from serinette.presence import Model

@@ -13,10 +13,11 @@ import torch
 from diffusers import AceStepPipeline
 
 from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.base import Samples, Song, SongRequest
+from gpu_worker.engine.base import Song, SongRequest
 from gpu_worker.engine.checkpoint import build
 from gpu_worker.engine.loading import load
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Samples
 from serinette.errors import Canceled, EngineCrashed, EngineOutOfMemory, InvalidOutput, SerinetteError, Unsupported
 from serinette.job import Stage
 from serinette.spec import GenerationSpec

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 
 from gpu_worker.engine.ace_step import AceStepEngine
 from gpu_worker.engine.adapters import own_strength, weights_in
-from gpu_worker.engine.base import Samples, SongRequest
+from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import build
 from gpu_worker.engine.loading import load
 from gpu_worker.engine.pipeline import SongPipeline
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Samples
 from serinette.errors import ConfigurationError, Unsupported
 from serinette.job import Stage
 from serinette.spec import GenerationSpec

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.base import Samples, SongRequest, StepObserver
+from gpu_worker.engine.base import SongRequest, StepObserver
 from gpu_worker.engine.checkpoint import build
 from gpu_worker.engine.loading import load
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Samples
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
 

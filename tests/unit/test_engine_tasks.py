@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from gpu_worker.engine import tasks
-from gpu_worker.engine.base import Samples, SongRequest
+from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.sampling import fill_in
 from gpu_worker.engine.tasks import Grid, Window
+from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, InvalidSpec
 from serinette.spec import GenerationSpec
 

@@ -12,11 +12,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from gpu_worker.engine import texts
 from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.base import Samples, SongRequest
+from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import build
 from gpu_worker.engine.loading import load
 from gpu_worker.engine.texts import Texts
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Samples
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
 

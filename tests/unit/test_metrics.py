@@ -20,9 +20,9 @@ from api.maintenance.metrics import MaintenanceMetrics
 from api.metrics import HttpMetrics
 from api.settings import GatewaySettings
 from gpu_worker.engine.vitals import Work
-from gpu_worker.engine.wire import Vitals
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.slot.clock import StageClock
+from gpu_worker.wire import Vitals
 from serinette import tally
 from serinette.job import AttemptOutcome, JobError, JobStatus, Stage, now
 from serinette.ledger import Ledger, Outcome

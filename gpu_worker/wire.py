@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from gpu_worker.engine.base import Samples
 from serinette.job import JobError, Sampling, Stage
 from serinette.presence import Model
+
+Samples = npt.NDArray[np.float32]  # [channels, frames], -1 to 1
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_DESCRIPTORS = 16

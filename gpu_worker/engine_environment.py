@@ -31,9 +31,3 @@ def engine_environment(work_dir: Path) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(work_dir / "compiled" / "inductor"),
         "TRITON_CACHE_DIR": str(work_dir / "compiled" / "triton"),
     }
-
-
-# sysexits.h: EX_CONFIG. Starting the engine again cannot help; the log says what to change.
-CONFIGURATION_EXIT_CODE = 78
-# sysexits.h: EX_SOFTWARE. The device is lost to this process; a new one may have it.
-CRASHED_EXIT_CODE = 70
