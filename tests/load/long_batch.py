@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from serinette.ledger import Ledger
 from serinette.names import Keys, Lane
 from serinette.spec import GenerationSpec
 from tests.pod import enqueue
+from tests.processes import eventually
 from tests.stack import Stack, running
 
 SLOTS = 4
@@ -89,17 +90,23 @@ def quick_slots(stack: Stack, song_s: float) -> Iterator[Path]:
         process.wait()
 
 
-def long_batch(directory: Path, lines: int, song_s: float, others: int) -> Run:
-    """Sing a batch, its gateway killed at a half and its maintenance at three quarters; `others`: waits measured of
-    interactive songs on idle slots, and as many on slots that a few ordinary songs of the lowest lane keep busy.
+def long_batch(directory: Path, lines: int, song_s: float, others: int, asides: Sequence[float]) -> Run:
+    """Sing a batch, its gateway killed at a half and its maintenance at three quarters.
+
+    `others`: waits measured of interactive songs on idle slots, and as many again each time that the batch is paused,
+    at shares `asides` of it, on slots that a few ordinary songs of the lowest lane keep busy: what else the machine
+    does then weighs on both alike.
     """
     run = Run(lines)
     with running(directory, shared=SHARED, parts=("gateway", "maintenance")) as stack:
         with quick_slots(stack, song_s) as log:
             run.waits_idle_s = [wait_s(stack.url) for _ in range(others)]
-            with busy(stack, song_s):
-                run.waits_busy_s = [wait_s(stack.url) for _ in range(others)]
-            _sing(stack, run)
+
+            def aside() -> None:
+                with paused(stack, run.batch["id"]), busy(stack, song_s):
+                    run.waits_busy_s += [wait_s(stack.url) for _ in range(others)]
+
+            _sing(stack, run, aside, list(asides))
         batch_id = run.batch["id"]
         for name, found in (("output", run.output), ("errors", run.errors)):
             text = httpx.get(f"{stack.url}/v1/batches/{batch_id}/{name}.jsonl", timeout=120).raise_for_status().text
@@ -132,7 +139,23 @@ def busy(stack: Stack, song_s: float) -> Iterator[None]:
         feeding.join()
 
 
-def _sing(stack: Stack, run: Run) -> None:
+@contextmanager
+def paused(stack: Stack, batch_id: str) -> Iterator[None]:
+    """A batch of which nothing waits and nothing is sung; afterwards it waits again."""
+    batch = f"{stack.url}/v1/batches/{batch_id}"
+
+    def waiting() -> int:
+        counts = httpx.get(batch, timeout=60).json()["request_counts"]
+        return int(counts["queued"]) + int(counts["running"])
+
+    httpx.post(f"{batch}/pause", timeout=60).raise_for_status()
+    assert eventually(lambda: not waiting(), 120)
+    yield
+    httpx.post(f"{batch}/resume", timeout=60).raise_for_status()
+    assert eventually(waiting, 120)
+
+
+def _sing(stack: Stack, run: Run, aside: Callable[[], None], asides: list[float]) -> None:
     specs = ({"prompt": "wrong" if n % 1_000 == 7 else "la", "custom_id": f"c{n}"} for n in range(1, run.lines + 1))
     body = "".join(f"{json.dumps(spec)}\n" for spec in specs)
     headers = {"Content-Type": "application/jsonl", "Idempotency-Key": "long"}
@@ -146,6 +169,9 @@ def _sing(stack: Stack, run: Run) -> None:
                 run.batch = httpx.get(f"{stack.url}/v1/batches/{run.batch['id']}", timeout=60).json()
                 run.waits_batch_s.append(wait_s(stack.url))
             run.samples.append(_sample(stack, redis, run.batch["fraction"]))
+            if asides and run.batch["fraction"] >= asides[0]:
+                asides.pop(0)
+                aside()
             if deaths and run.batch["fraction"] >= deaths[0][1]:
                 run.killed.append(_kill(stack, deaths.pop(0)[0]))
             time.sleep(0.5)
@@ -168,7 +194,10 @@ def _kill(stack: Stack, name: str) -> str:
 def _sample(stack: Stack, redis: Redis, fraction: float) -> dict[str, float]:
     memory: Any = redis.info("memory")
     waiting: Any = redis.llen(Keys().waiting("default", Lane.LOW))
+    keys: Any = redis.dbsize()
     sample = {"fraction": fraction, "redis_mib": memory["used_memory"] / _MIB, "waiting": float(waiting)}
+    # What Redis holds follows how many songs ended within the retention, and so the machine's speed; a key's share not.
+    sample["redis_kib_per_key"] = memory["used_memory"] / 1024 / max(keys, 1)
     for name, process in stack.processes.items():
         with suppress(psutil.Error):
             sample[f"{name}_mib"] = psutil.Process(process.pid).memory_info().rss / _MIB
