@@ -208,6 +208,21 @@ class Ledger:
         self.redis.publish(self.keys.cancels, job_id)
         return True
 
+    def call_off(self, job_id: str, tenant: str, submitted_as: str, error: JobError) -> bool:
+        """See that a job which nobody has submitted is never begun; False if somebody has.
+
+        `submitted_as`: RQ's key of it.
+        """
+        keys = [self.keys.ledger(job_id), submitted_as, self.keys.live, self.keys.in_flight(tenant)]
+        arguments: list[str | int] = [
+            job_id,
+            JobStatus.CANCELED,
+            error.model_dump_json(),
+            now().isoformat(),
+            self.ttl_s,
+        ]
+        return bool(self.redis.eval(scripts.CALL_OFF, 4, *keys, *arguments))
+
     def read(self, job_id: str) -> Entry:
         """The entry of one job."""
         return Entry.parse(self.redis.hgetall(self.keys.ledger(job_id)))

@@ -103,3 +103,17 @@ if redis.call('HSETNX', KEYS[1], 'cancel', ARGV[1]) == 1 then
 end
 return 1
 """
+
+# The end of a job that nobody has submitted: whoever does so late finds it over, and no slot begins it. KEYS: ledger,
+# RQ's job, live, in flight. ARGV: job id, outcome, error JSON, now, TTL seconds. Answers 0 when there is a job, 1 when
+# there is none and will be none.
+CALL_OFF = """
+if redis.call('EXISTS', KEYS[2]) == 1 or redis.call('HEXISTS', KEYS[1], 'attempts') == 1 then return 0 end
+local outcome = redis.call('HGET', KEYS[1], 'outcome')
+if outcome and outcome ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'outcome', ARGV[2], 'error', ARGV[3], 'ended_at', ARGV[4])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
+return 1
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from api.maintenance.batches import Batches
 from api.settings import MaintenanceSettings
 from serinette.batch import Batch, BatchStatus
+from serinette.names import Lane
 from serinette.store import Store
 from tests.kills.deaths import Deaths, Fate, interrupted
 from tests.kills.test_maintenance_killed import Once
@@ -113,3 +115,55 @@ def test_a_replica_that_is_overtaken_does_nothing_twice(bench: BatchBench) -> No
         if not other.called:
             break
     assert round_trips > 20, "nobody was ever overtaken"
+
+
+class Death(BaseException):
+    """Nothing on the way catches it."""
+
+
+def die() -> None:
+    raise Death
+
+
+def assert_canceled(bench: BatchBench, batch: Batch) -> None:
+    """It ends as canceled, nothing of it was sung and nothing will be."""
+    for _ in range(3):
+        bench.duty()
+    assert bench.look(batch).status is BatchStatus.CANCELED
+    assert bench.counts(batch) == {"total": LINES, "released": LINES, "canceled": LINES}
+    assert [line.line for line in bench.errors(batch)] == list(range(1, LINES + 1))
+    for job_id in bench.waiting():  # put there by one who did not know
+        assert bench.slot.claim(job_id, lane=Lane.LOW) <= 0, "a line that was counted as canceled was begun"
+    bench.redis.flushdb()
+
+
+def test_what_a_replica_releases_after_a_cancel_is_not_sung(bench: BatchBench) -> None:
+    """It stands still at any of its round trips, and meanwhile the batch is canceled and another replica ends it."""
+    for round_trips in count():
+        batch = fresh(bench)
+
+        def others(batch: Batch = batch) -> None:
+            bench.desk.cancel(TENANT, batch.id)
+            bench.duty()
+            bench.duty()
+
+        other = Once(others, round_trips)
+        bench.new_duty(interrupted(bench.redis_url, other))()
+        if not other.called:
+            break
+        assert_canceled(bench, batch)
+    assert round_trips > 20, "nobody was ever overtaken"
+
+
+def test_what_a_replica_released_before_it_died_is_canceled_too(bench: BatchBench) -> None:
+    """It dies with jobs in the queue that the cursor has not gone over, and the batch is canceled."""
+    for round_trips in count():
+        batch = fresh(bench)
+        death = Once(die, round_trips)
+        with suppress(Death):
+            bench.new_duty(interrupted(bench.redis_url, death))()
+        if not death.called:
+            break
+        bench.desk.cancel(TENANT, batch.id)
+        assert_canceled(bench, batch)
+    assert round_trips > 20, "nobody ever died"

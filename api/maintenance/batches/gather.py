@@ -91,6 +91,9 @@ class Gatherer:
                 ended.append(self._of_ledger(look))
             elif job is None:
                 lost.append(look.number)
+        if lost and page.status is BatchStatus.CANCELING:
+            ended += self._releaser.call_off(page, lost)
+            lost = []
         if ended:
             self._book.gather(page, part, ended)
         if lost:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from redis import Redis
@@ -33,6 +33,7 @@ from serinette.spec import GenerationSpec
 _REMEMBERED = 8
 # Bounds of lanes are the gateway's; ours is the room that the plan finds.
 _NO_BOUND = 2**31
+_CANCELED = JobError(code="canceled", message="the batch was canceled before this line was released", retryable=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ class Releaser:
             ended = [line for line in written if line.line - 1 in span and line.line - 1 not in before]
             return Turn(len(span) if self._book.advance(page, part, span, ended, sung) else 0)
         if step is Step.CANCEL:
-            ended = [_canceled(page, number) for number in span if number not in before]
+            # One who died, or stands still, on this side of the cursor may have released that many, or do so yet.
+            near = self.call_off(page, [number for number in span[:TURN] if number not in before])
+            ended = [*near, *(_canceled(number) for number in span[TURN:] if number not in before)]
             moved = self._book.advance(page, part, span, ended, sung)
             return Turn(len(span) if moved else 0)
         span = span[:TURN]
@@ -92,6 +95,15 @@ class Releaser:
         for number in numbers:
             part, place = divmod(number, header.part_lines)
             self._submit(page, number, self._orders(header, part)[place], self._bounds(header))
+
+    def call_off(self, page: Page, numbers: Iterable[int]) -> list[BatchLine]:
+        """Of lines of a canceled batch those that end without a job; the others have one."""
+        header, called_off = page.header, []
+        for number in numbers:
+            job_id = line_job_id(header.id, number, page.round)
+            if self._ledger.call_off(job_id, header.tenant, RqJob.key_for(job_id), _CANCELED):
+                called_off.append(_canceled(number))
+        return called_off
 
     def _release(
         self, page: Page, span: range, before: dict[int, BatchLine], orders: Sequence[LineOrder], rooms: Rooms
@@ -169,6 +181,5 @@ class Releaser:
         return self._remembered[key]
 
 
-def _canceled(page: Page, number: int) -> BatchLine:
-    error = JobError(code="canceled", message="the batch was canceled before this line was released", retryable=True)
-    return BatchLine(line=number + 1, status=LineStatus.CANCELED, error=error)
+def _canceled(number: int) -> BatchLine:
+    return BatchLine(line=number + 1, status=LineStatus.CANCELED, error=_CANCELED)
