@@ -23,11 +23,12 @@ ENGINE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 
 
 def engine_environment(work_dir: Path) -> dict[str, str]:
-    """What an engine with this work_dir is started with. What torch compiles lies beside the checkpoints: a pod whose
-    cache volume is mounted there does not compile what another one has.
+    """What an engine with this work_dir is started with. What torch compiles lies among the checkpoints, where pods
+    mount the cache that they share: none compiles what another one has.
     """
+    compiled = work_dir / "checkpoints" / "compiled"
     return {
         **ENGINE_ENVIRONMENT,
-        "TORCHINDUCTOR_CACHE_DIR": str(work_dir / "compiled" / "inductor"),
-        "TRITON_CACHE_DIR": str(work_dir / "compiled" / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
+        "TRITON_CACHE_DIR": str(compiled / "triton"),
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from api.settings import GatewaySettings, MaintenanceSettings
+from gpu_worker.engine.environment import engine_environment
 from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind
 
@@ -38,3 +42,47 @@ def test_pools_of_a_fixed_size_are_told_as_such(render: Render, monkeypatch: pyt
     (pool, *_) = read(GatewaySettings).pools
     assert not of_kind(objects, "ScaledObject")
     assert (pool.min_workers, pool.max_workers) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots"),
+    [
+        ({}, "2"),
+        ({"maxBatch": 6}, "12"),
+        ({"maxBatch": 64}, "64"),
+        ({"maxBatch": 6, "slots": 3}, "3"),
+        ({"maxBatch": 6, "slots": None}, "12"),
+    ],
+)
+def test_slots_follow_the_batch_unless_they_are_given(render: Render, asked: dict[str, object], slots: str) -> None:
+    objects = render("default", f"pools={json.dumps([{'name': 'default', **asked}])}")
+    assert find(objects, "Deployment", "-worker-default").env["SERINETTE_SLOTS"] == slots
+    (told,) = json.loads(find(objects, "Deployment", "-gateway").env["SERINETTE_POOLS"])
+    assert told["slots"] == int(slots)
+
+
+def test_memory_is_planned_by_the_engine_unless_it_is_told(render: Render) -> None:
+    env = find(render(), "Deployment", "-worker-default").env
+    assert not {"SERINETTE_VAE_TILING", "SERINETTE_CPU_OFFLOAD"} & set(env)
+    asked = [{"name": "default", "vaeTiling": False, "cpuOffload": True}]
+    env = find(render("default", f"pools={json.dumps(asked)}"), "Deployment", "-worker-default").env
+    assert (env["SERINETTE_VAE_TILING"], env["SERINETTE_CPU_OFFLOAD"]) == ("false", "true")
+
+
+def test_what_one_pod_compiled_lies_in_the_volume_that_the_next_one_mounts(render: Render) -> None:
+    worker = find(render(), "Deployment", "-worker-default")
+    environment = engine_environment(Path(worker.env["SERINETTE_WORK_DIR"]))
+    caches = {name: place for name, place in environment.items() if "CACHE" in name}
+    (cache,) = (mount["mountPath"] for mount in worker.container["volumeMounts"] if mount["name"] == "checkpoints")
+    assert len(caches) == 2 and all(place.startswith(f"{cache}/") for place in caches.values())
+    assert not set(caches) & set(worker.env), "a variable of the pod's would go before it"
+
+
+def test_gateway_and_workers_publish_the_same_loras(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = render("gpu", 'loras={"choir": "s3://models/loras/choir"}')
+    workers = [item for item in of_kind(objects, "Deployment") if "-worker-" in item.name]
+    told = {item.env["SERINETTE_LORAS"] for item in [find(objects, "Deployment", "-gateway"), *workers]}
+    assert len(workers) == 4 and len(told) == 1
+    monkeypatch.setenv("SERINETTE_LORAS", told.pop())
+    assert read(GatewaySettings).loras == {"choir": "s3://models/loras/choir"}
+    assert "SERINETTE_LORAS" not in find(render("gpu"), "Deployment", "-gateway").env

@@ -41,10 +41,14 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $top.Chart.AppVersion }}{{ end -}}
 {{- end }}
 
-{{/* A pool with its defaults, as YAML. (list $ pool) */}}
+{{/* A pool with its defaults, as YAML. Slots: docs/engine.md, and no more than a worker takes. (list $ pool) */}}
 {{- define "serinette.pool" -}}
 {{- $top := index . 0 -}}
-{{- toYaml (mustMergeOverwrite (deepCopy $top.Values.poolDefaults) (index . 1)) -}}
+{{- $pool := mustMergeOverwrite (deepCopy $top.Values.poolDefaults) (index . 1) -}}
+{{- if kindIs "invalid" $pool.slots -}}
+{{- $_ := set $pool "slots" (min 64 (mul 2 (int $pool.maxBatch))) -}}
+{{- end -}}
+{{- toYaml $pool -}}
 {{- end }}
 
 {{- define "serinette.workerName" -}}

@@ -17,13 +17,20 @@
 {{- $redis := include "serinette.redisEnv" $top | fromYamlArray -}}
 {{- $store := include "serinette.storeEnv" $top | fromYamlArray -}}
 {{- $metrics := include "serinette.metricsEnv" $top | fromYamlArray -}}
+{{- $loras := include "serinette.lorasEnv" $top | fromYamlArray -}}
 env:
-  {{- include "serinette.env" (concat $redis $store $metrics (index . 1 | fromYamlArray) $top.Values.extraEnv (index . 2)) | nindent 2 }}
+  {{- include "serinette.env" (concat $redis $store $metrics $loras (index . 1 | fromYamlArray) $top.Values.extraEnv (index . 2)) | nindent 2 }}
 envFrom:
   - configMapRef: {name: {{ include "serinette.fullname" $top }}-settings}
   {{- with (include "serinette.store" $top | fromYaml).secret }}
   - secretRef: {name: {{ . }}}
   {{- end }}
+{{- end }}
+
+{{- define "serinette.lorasEnv" -}}
+{{- with .Values.loras }}
+- {name: SERINETTE_LORAS, value: {{ toJson . | quote }}}
+{{- end }}
 {{- end }}
 
 {{/* Of every pod. enableServiceLinks: a Service named serinette would set SERINETTE_PORT to tcp://... */}}

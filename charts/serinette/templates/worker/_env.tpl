@@ -22,16 +22,19 @@
 - {name: SERINETTE_DEVICE, value: {{ .device | quote }}}
 - {name: SERINETTE_DTYPE, value: {{ .dtype | quote }}}
 - {name: SERINETTE_THREADS, value: {{ int .threads | quote }}}
+{{/* Left out, the engine chooses by the memory it finds. */ -}}
+{{- if not (kindIs "invalid" .vaeTiling) }}
 - {name: SERINETTE_VAE_TILING, value: {{ .vaeTiling | quote }}}
+{{- end }}
+{{- if not (kindIs "invalid" .cpuOffload) }}
 - {name: SERINETTE_CPU_OFFLOAD, value: {{ .cpuOffload | quote }}}
+{{- end }}
 - {name: SERINETTE_COMPILE, value: {{ .compile | quote }}}
 - {name: SERINETTE_SPOOL_MAX_BYTES, value: {{ int64 .spoolMaxBytes | quote }}}
 - {name: SERINETTE_WORK_DIR, value: /var/lib/serinette}
 {{/* Libraries write beside their caches: the root is read-only, so each gets a place that is not. */ -}}
 - {name: HOME, value: /tmp}
 - {name: HF_HOME, value: /var/lib/serinette/checkpoints/huggingface}
-- {name: TORCHINDUCTOR_CACHE_DIR, value: /var/lib/serinette/compiled}
-- {name: TRITON_CACHE_DIR, value: /var/lib/serinette/compiled/triton}
 {{- end }}
 
 {{- define "serinette.worker.cache" -}}
