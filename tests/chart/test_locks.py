@@ -29,7 +29,11 @@ def pinned(path: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize(
-    ("path", "extras"), [("api/requirements.txt", ("gateway", "cli")), ("gpu_worker/requirements.txt", ("worker",))]
+    ("path", "extras"),
+    [
+        ("api/requirements.txt", ("gateway", "cluster", "cli", "otel")),
+        ("gpu_worker/requirements.txt", ("worker", "otel")),
+    ],
 )
 def test_a_lock_holds_what_the_project_asks_for(path: str, extras: tuple[str, ...]) -> None:
     pins = pinned(path)

@@ -13,6 +13,7 @@ from tests.cluster.release import Release, run, until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 LONG = {"duration_s": 120, "steps": 100}
+MEDIUM = {"duration_s": 30, "steps": 60}
 
 
 def test_installed_it_sings(release: Release) -> None:
@@ -25,8 +26,9 @@ def test_installed_it_sings(release: Release) -> None:
 def test_from_zero_to_many_and_back_with_no_job_lost(release: Release) -> None:
     release.install()
     assert release.replicas() == 0
-    ids = release.submit(6)
+    ids = release.submit(3, **MEDIUM)  # more than the first worker has slots for, should it be there already
     popped = release.pop_one()
+    ids += release.submit(3, **MEDIUM)
 
     def back_at_zero() -> bool:
         return set(release.statuses(ids)) == {"succeeded"} and release.replicas() == 0
