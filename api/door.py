@@ -13,6 +13,7 @@ from anyio import CapacityLimiter
 
 from api.lookups import Lookups
 from api.queue import Elsewhere, JobQueue, Seen, no_such_job
+from serinette.container import ContainerSpec
 from serinette.errors import StoreUnavailable
 from serinette.job import Job, JobOptions
 from serinette.spec import GenerationSpec
@@ -45,6 +46,13 @@ class Door:
         act = partial(self._queue.submit, tenant, spec, options, idempotency_key=idempotency_key, dialect=dialect)
         works_on_audio = spec.source_audio is not None or spec.reference_audio is not None
         return await anyio.to_thread.run_sync(act, limiter=self.store_threads if works_on_audio else None)
+
+    async def submit_container(
+        self, tenant: str, spec: ContainerSpec, options: JobOptions, *, idempotency_key: str | None = None
+    ) -> tuple[Job, bool]:
+        """`JobQueue.submit_container`. The store is asked for its inputs."""
+        act = partial(self._queue.submit_container, tenant, spec, options, idempotency_key=idempotency_key)
+        return await anyio.to_thread.run_sync(act, limiter=self.store_threads if spec.inputs else None)
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """`JobQueue.get`."""

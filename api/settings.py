@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from api.containers.settings import ContainerSettings
 from api.tenancy.settings import TenancySettings
 from serinette.names import DEFAULT_POOL
 from serinette.pools import PoolSettings
@@ -61,7 +62,7 @@ def _can_sign(secret: str) -> bool:
         return False
 
 
-class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings):
+class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerSettings):
     """Read from the environment, once, in `main()`."""
 
     port: int = Field(8019, ge=0, le=65_535, description="Port to listen on; the seed's clients expect 8019.")
@@ -107,7 +108,7 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings):
             raise ValueError('must be like https://a.example,https://b.example or ["https://a.example"]') from None
 
 
-class MaintenanceSettings(WebhookSettings, PoolSettings):
+class MaintenanceSettings(WebhookSettings, PoolSettings, ContainerSettings):
     """Read from the environment, once, in `main()`."""
 
     pool: str = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 from anyio import CapacityLimiter
@@ -15,6 +16,26 @@ from api.ranges import Span, Unsatisfiable, names_etag, requested_span
 from serinette.errors import Gone, NotFinished, NotFound, RequestError
 from serinette.job import Artifact, Job, JobStatus
 from serinette.store import Store
+
+
+class Kept(Protocol):
+    """A file that a job left: a song, or an output of a container."""
+
+    @property
+    def key(self) -> str:
+        """Where it lies in the store."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its bytes, hex."""
+
+    @property
+    def content_type(self) -> str:
+        """What it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +54,7 @@ class Asked:
         get = request.headers.get
         return cls(request.url.path, request.method, get("range"), get("if-range"), get("if-none-match"))
 
-    def has(self, song: Artifact) -> bool:
+    def has(self, song: Kept) -> bool:
         """Whether the client holds the song already."""
         return names_etag(self.if_none_match, _etag(song))
 
@@ -48,6 +69,8 @@ def song_of(job: Job, index: int) -> Artifact:
     """
     if not job.status.ended:
         raise NotFinished(f"job {job.id} is {job.status}: its song is not ready; follow /v1/jobs/{job.id}/events")
+    if job.container is not None:
+        raise NotFound(f"job {job.id} is a container and has no song: see /v1/jobs/{job.id}/outputs/{{name}}")
     if job.status is not JobStatus.SUCCEEDED or job.result is None:
         reason = f": {job.error.message}" if job.error else ""
         raise Gone(f"job {job.id} {'was' if job.status is JobStatus.CANCELED else 'has'} {job.status}{reason}")
@@ -66,11 +89,11 @@ class Songs:
     store: Store
     threads: CapacityLimiter
 
-    async def url(self, song: Artifact, expires_s: int) -> str | None:
+    async def url(self, song: Kept, expires_s: int) -> str | None:
         """Where the store serves the song itself; None if it does not. Its credentials may have to be fetched first."""
         return await anyio.to_thread.run_sync(self.store.sign_get, song.key, expires_s, limiter=self.threads)
 
-    async def serve(self, song: Artifact, asked: Asked, file_name: str, *, download: bool) -> Response:
+    async def serve(self, song: Kept, asked: Asked, file_name: str, *, download: bool) -> Response:
         """The song, the part of it that is asked for, or that the client has it already.
 
         Raises:
@@ -89,7 +112,7 @@ class Songs:
         except NotFound as error:
             raise Gone("the song's file was erased from the store") from error
 
-    async def _bytes(self, method: str, song: Artifact, span: Span | None, headers: dict[str, str]) -> Response:
+    async def _bytes(self, method: str, song: Kept, span: Span | None, headers: dict[str, str]) -> Response:
         status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
         if span:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
@@ -102,11 +125,11 @@ class Songs:
         return StreamingResponse(_with_first(first, chunks), status, headers)
 
 
-def _etag(song: Artifact) -> str:
+def _etag(song: Kept) -> str:
     return f'"{song.sha256}"'
 
 
-def _headers(song: Artifact, file_name: str, disposition: str) -> dict[str, str]:
+def _headers(song: Kept, file_name: str, disposition: str) -> dict[str, str]:
     return {
         "ETag": _etag(song),
         "Accept-Ranges": "bytes",

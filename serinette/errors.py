@@ -34,7 +34,10 @@ SerinetteError
 │   ├── WorkerLost                the worker's heartbeat stopped
 │   ├── Expired                   no worker began the job within its `start_deadline_s`
 │   ├── PoolRemoved               the job waited in a pool that was removed, and no other holds its model
-│   └── InvalidOutput             the model produced NaN or nothing
+│   ├── InvalidOutput             the model produced NaN or nothing
+│   ├── ContainerFailed           a container ended with another exit code than 0, or could not be started
+│   ├── ImageUnavailable          a container's image cannot be pulled
+│   └── Unschedulable             no node took a container in time
 └── Interruption                  not a failure: the attempt ends and is charged to nobody
     ├── Canceled                  the cancel flag is set
     ├── HandBack                  the worker drains, or meets a newer schema: the job returns to its lane
@@ -274,6 +277,25 @@ class InvalidOutput(SingError):
     """The model produced samples that are not finite, or none."""
 
     code = "invalid_output"
+
+
+class ContainerFailed(SingError):
+    """The container ended with an exit code that is not 0, or could not be started."""
+
+    code = "container_failed"
+    retryable = True
+
+
+class ImageUnavailable(SingError):
+    """The container's image cannot be pulled."""
+
+    code = "image_unavailable"
+
+
+class Unschedulable(SingError):
+    """No node took the container in time."""
+
+    code = "unschedulable"
 
 
 class Interruption(SerinetteError):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field
 
+from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.webhook import Delivery, WebhookUrl
@@ -35,6 +36,7 @@ class Stage(StrEnum):
     WAITING_FOR_ENGINE = "waiting_for_engine"
     FETCHING = "fetching"
     CONDITIONING = "conditioning"
+    COMPUTING = "computing"
     DENOISING = "denoising"
     DECODING = "decoding"
     ENCODING = "encoding"
@@ -78,6 +80,7 @@ _SHARE = {
     Stage.WAITING_FOR_ENGINE: (0.0, 0.0),
     Stage.FETCHING: (0.01, 0.0),
     Stage.CONDITIONING: (0.03, 0.0),
+    Stage.COMPUTING: (0.05, 0.0),
     Stage.DENOISING: (0.05, 0.8),
     Stage.DECODING: (0.85, 0.0),
     Stage.ENCODING: (0.92, 0.0),
@@ -184,6 +187,13 @@ class Record(_Model):
     status: JobStatus = JobStatus.SUCCEEDED
     error: JobError | None = None
     result: Result | None = Field(None, description="Of a succeeded job.")
+    container: ContainerSpec | None = Field(None, description="Of a container; `spec` says nothing then.")
+    run: Run | None = Field(None, description="What became of a container.")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Everything of it in the store that is not the record itself."""
+        return (*(artifact.key for artifact in self.artifacts), *(self.run.keys if self.run else ()))
 
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
@@ -235,6 +245,8 @@ class Job(_Model):
     eta_s: float | None = Field(None, description="Seconds until the song is likely ready; null when unknown.")
     waiting_for: str | None = Field(None, description="In words, what holds the job; null when nothing does.")
     result: Result | None = None
+    container: ContainerSpec | None = Field(None, description="Of a container; `spec` says nothing then.")
+    run: Run | None = Field(None, description="What became of a container, once it has ended.")
     error: JobError | None = None
     usage: Usage | None = Field(None, description="What it took; null until it has ended.")
 

@@ -7,7 +7,8 @@ write that must not race is one Lua script, so it can also ride inside one of RQ
 Hash fields: `tenant`, `pool`, `cancel` (Unix seconds of the request), `attempts` (count), `owner` (id of the attempt in
 charge), `attempt:N` (JSON Attempt), `began` (Unix seconds of the last attempt's start), `gpu_s` (of failed attempts),
 `usage` (JSON Usage), `progress` (JSON Progress), `outcome` (JobStatus, set once), `error` (JSON
-JobError), `start_by` (Unix seconds), `webhook` (URL), `deliveries` (count), `delivery:N` (JSON Delivery).
+JobError), `start_by` (Unix seconds), `webhook` (URL), `deliveries` (count), `delivery:N` (JSON Delivery). Of containers
+also `run` (JSON Run), `placed` (id of the attempt that got a Kubernetes Job), `log_at` (time of the last line read).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from serinette import scripts
+from serinette.container import Run
 from serinette.errors import Expired
 from serinette.job import Attempt, AttemptOutcome, JobError, JobStatus, Progress, Record, Result, Usage, now
 from serinette.names import DEFAULT_POOL, Keys
@@ -49,6 +51,8 @@ class Entry:
     webhook: str | None = None
     deliveries: tuple[Delivery, ...] = ()
     usage: Usage | None = None
+    run: Run | None = None
+    placed: str | None = None
 
     @classmethod
     def parse(cls, raw: Mapping[Any, Any]) -> Entry:
@@ -74,6 +78,8 @@ class Entry:
                 Delivery.model_validate_json(fields[f"delivery:{n}"]) for n in tries if f"delivery:{n}" in fields
             ),
             usage=Usage.model_validate_json(fields["usage"]) if "usage" in fields else None,
+            run=Run.model_validate_json(fields["run"]) if "run" in fields else None,
+            placed=fields.get("placed"),
         )
 
     def expired(self, at: datetime) -> bool:
@@ -103,11 +109,12 @@ class Outcome:
     error: JobError | None = None
     result: Result | None = None
     gpu_s: float = 0.0
+    run: Run | None = None
 
     @classmethod
     def of(cls, record: Record) -> Outcome:
         """What a record says."""
-        return cls(record.status, record.error, record.result)
+        return cls(record.status, record.error, record.result, run=record.run)
 
     def event(self) -> str:
         """The terminal event's data, JSON."""
@@ -121,7 +128,7 @@ class Outcome:
     def _usage(self) -> dict[str, float]:
         """Of the attempt that counts; the ledger's script reads it from the event."""
         if self.result is None:
-            return {"gpu_s": self.gpu_s, "size_bytes": 0}
+            return {"gpu_s": self.gpu_s, "size_bytes": self.run.size_bytes if self.run else 0}
         return {"gpu_s": self.result.timings.sing_s, "size_bytes": self.result.size_bytes}
 
 
@@ -234,7 +241,7 @@ class Ledger:
     def forget(self, job_id: str, tenant: str, pipeline: Pipeline | None = None) -> None:
         """Erase all trace of a job that has ended or never began; rides in `pipeline` if given."""
         pipe = self.redis.pipeline(transaction=True) if pipeline is None else pipeline
-        pipe.delete(self.keys.ledger(job_id), self.keys.events(job_id))
+        pipe.delete(self.keys.ledger(job_id), self.keys.events(job_id), self.keys.log(job_id))
         for index in (self.keys.live, self.keys.unrecorded, self.keys.deadlines):
             pipe.zrem(index, job_id)
         for index in (self.keys.jobs(tenant), self.keys.in_flight(tenant), self.keys.running(tenant)):

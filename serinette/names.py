@@ -19,6 +19,8 @@ DEFAULT_TENANT = "default"
 
 # What RQ imports on the worker, by name: the gateway never imports it.
 SING_TASK = "gpu_worker.slot.task.sing"
+# Never imported: maintenance runs these as Kubernetes Jobs.
+CONTAIN_TASK = "serinette.container.run"
 
 
 def queue_name(pool: str, lane: Lane) -> str:
@@ -81,6 +83,10 @@ class Keys:
     def reserved(self, queue: str) -> str:
         """Sorted set of jobs admitted to a lane and not yet in its list, by when they cease to count."""
         return self._key("reserved", queue)
+
+    def log(self, job_id: str) -> str:
+        """String: a container's log, as far as it was seen."""
+        return self._key("log", job_id)
 
     @property
     def link_secret(self) -> str:
@@ -203,6 +209,21 @@ def record_key(tenant: str, job_id: str) -> str:
 def artifact_key(tenant: str, job_id: str, attempt_id: str, index: int, extension: str) -> str:
     """One song. The attempt is in the name so that a late attempt never overwrites the winner's bytes."""
     return f"{song_prefix(tenant, job_id)}{attempt_id}-{index}.{extension}"
+
+
+def output_key(tenant: str, job_id: str, attempt_id: str, index: int) -> str:
+    """One file that a container left. Its own name is in the record: no key is made of what a container chose."""
+    return f"{song_prefix(tenant, job_id)}{attempt_id}-output-{index:03}"
+
+
+def manifest_key(tenant: str, job_id: str, attempt_id: str) -> str:
+    """What the step that uploads a container's outputs says of them."""
+    return f"{song_prefix(tenant, job_id)}{attempt_id}-outputs.json"
+
+
+def log_key(tenant: str, job_id: str, attempt_id: str) -> str:
+    """A container's whole log."""
+    return f"{song_prefix(tenant, job_id)}{attempt_id}-log.txt"
 
 
 def doctor_key(look: str) -> str:

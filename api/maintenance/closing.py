@@ -10,6 +10,7 @@ from rq.job import JobStatus as RqStatus
 from rq.job_lifecycle import record_job_failure
 from rq.queue import Queue
 
+from serinette.container import ContainerSpec
 from serinette.errors import WorkerLost
 from serinette.job import Attempt, AttemptOutcome, JobError, JobStatus, Record, now
 from serinette.ledger import Entry, Outcome
@@ -40,6 +41,7 @@ def without_song(
 ) -> Record:
     """The record of a job that ends without a song, now if not said otherwise."""
     meta, ended_at = job.meta, ended_at or now()
+    container = job.kwargs.get("container")
     how = AttemptOutcome.FAILED if outcome.error else AttemptOutcome.CANCELED
     return Record(
         job_id=job.id,
@@ -56,6 +58,8 @@ def without_song(
         ended_at=ended_at,
         status=outcome.status,
         error=outcome.error,
+        container=container and ContainerSpec.from_wire(container),
+        run=outcome.run,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rq.job import Job as RqJob
 
+from serinette.container import CONTAINERS_POOL
 from serinette.errors import PoolRemoved
 from serinette.job import JobError, JobStatus
 from serinette.ledger import Outcome
@@ -21,7 +22,7 @@ class Homes:
 
     def removed(self, pool: str) -> bool:
         """Whether it is none of the pools; without a chart nobody knows."""
-        return bool(self._pools) and of_name(self._pools, pool) is None
+        return bool(self._pools) and pool != CONTAINERS_POOL and of_name(self._pools, pool) is None
 
     def of(self, job: RqJob) -> str | None:
         """The pool that holds the model which a job asks for; None when none does."""

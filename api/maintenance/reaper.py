@@ -13,6 +13,7 @@ from rq.registry import StartedJobRegistry
 from api.maintenance.lanes import lanes
 from api.maintenance.mend import Patient
 from api.maintenance.vigil import Vigil
+from serinette.container import CONTAINERS_POOL
 from serinette.names import Keys
 from serinette.presence import dead_slots
 
@@ -50,6 +51,8 @@ class Reaper:
 
     def _scores(self) -> Iterator[tuple[tuple[str, str], float]]:
         for queue in lanes(self._redis):
+            if queue.name.startswith(f"{CONTAINERS_POOL}."):  # a Kubernetes Job beats for them
+                continue
             # Not through the registry's own methods: counting or listing makes RQ reap by its own rules.
             entries: Any = self._redis.zrange(queue.started_job_registry.key, 0, -1, withscores=True)
             for execution, score in entries:

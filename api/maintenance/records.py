@@ -70,7 +70,7 @@ class Records:
             record = Record.model_validate_json(self._store.get(record_key(tenant, job_id)))
         except NotFound:
             return
-        kept = {record_key(tenant, job_id), *(artifact.key for artifact in record.artifacts)}
+        kept = {record_key(tenant, job_id), *record.keys}
         for found in self._store.list(song_prefix(tenant, job_id)):
             if found.key not in kept:
                 self._store.delete(found.key)
@@ -79,7 +79,7 @@ class Records:
     def _record(self, job_id: str, entry: Entry) -> Record | None:
         if entry.outcome in {None, JobStatus.SUCCEEDED} or not entry.attempts or not entry.tenant:
             return None
-        outcome = Outcome(entry.outcome, entry.error)
+        outcome = Outcome(entry.outcome, entry.error, run=entry.run)
         try:
             job = RqJob.fetch(job_id, self._redis, JSONSerializer)
             return without_song(job, entry.tenant, entry.attempts[-1], outcome, entry.ended_at)
@@ -97,5 +97,5 @@ class Records:
             return
         log.warning("job=%s has %s; a record of %s came later and goes", record.job_id, record.status, known.status)
         self._store.put(key, text)
-        for artifact in known.artifacts:
-            self._store.delete(artifact.key)
+        for lost in known.keys:
+            self._store.delete(lost)

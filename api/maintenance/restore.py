@@ -20,12 +20,13 @@ from rq.serializers import JSONSerializer
 from api.batches.book import Book
 from api.batches.shelf import Shelf
 from api.maintenance.closing import close
+from api.queue.entry import job_kwargs
 from api.queue.sighting import job_of_record
 from serinette.batch import BatchHeader, LineStatus
 from serinette.errors import NotFound
 from serinette.job import Record, now
 from serinette.ledger import Ledger, Outcome
-from serinette.names import SING_TASK, queue_name
+from serinette.names import CONTAIN_TASK, SING_TASK, queue_name
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,8 @@ class Restore:
         }
         if usage := job_of_record(record).usage:
             fields["usage"] = usage.model_dump_json()
+        if record.run:
+            fields["run"] = record.run.model_dump_json()
         if record.error:
             fields["error"] = record.error.model_dump_json()
         pipe.hset(keys.ledger(job_id), mapping=fields)
@@ -128,8 +131,8 @@ class Restore:
     def _job(self, record: Record, left_s: int) -> tuple[RqJob, Queue]:
         lane = Queue(queue_name(record.pool, record.lane), connection=self._redis, serializer=JSONSerializer)
         job = RqJob.create(
-            SING_TASK,
-            kwargs={"job_id": record.job_id, "spec": record.spec.to_wire()},
+            CONTAIN_TASK if record.container else SING_TASK,
+            kwargs=job_kwargs(record.job_id, record.spec, record.container),
             id=record.job_id,
             connection=self._redis,
             serializer=JSONSerializer,
@@ -137,7 +140,7 @@ class Restore:
             status=RqStatus.STARTED,
             result_ttl=left_s,
             failure_ttl=left_s,  # RQ's own is a year, and the reason of a failure it would keep for ever
-            description="a song",
+            description="a container" if record.container else "a song",
             meta={
                 "tenant": record.tenant,
                 "pool": record.pool,

@@ -88,6 +88,7 @@ class Retention:
             used.update(chunk)
             for job in RqJob.fetch_many(chunk, self._redis, JSONSerializer):
                 used.update(_sources(job.kwargs.get("spec", {})) if job else ())
+                used.update(_inputs(job.kwargs.get("container", {})) if job else ())
         return used
 
 
@@ -95,6 +96,12 @@ def _sources(spec: dict[str, Any]) -> Iterator[str]:
     for name in ("source_audio", "reference_audio"):
         if spec.get(name):
             yield spec[name].partition("/")[0]  # an upload's id, or a song's: job id and index
+
+
+def _inputs(container: dict[str, Any]) -> Iterator[str]:
+    for each in container.get("inputs", ()):
+        source = each.get("upload") or each.get("artifact") or each["prefix"].split("/")[1]
+        yield source.partition("/")[0]
 
 
 def expired(

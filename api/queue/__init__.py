@@ -2,6 +2,7 @@
 
 from api.queue.entry import keyed_job_id
 from api.queue.explain import Pool
-from api.queue.jobs import Elsewhere, JobQueue, Page, Seen, no_such_job
+from api.queue.jobs import JobQueue, Page
+from api.queue.sighting import Elsewhere, Seen, no_such_job
 
 __all__ = ["Elsewhere", "JobQueue", "Page", "Pool", "Seen", "keyed_job_id", "no_such_job"]

@@ -7,6 +7,8 @@ import hmac
 import logging
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 from redis import Redis
@@ -17,8 +19,10 @@ from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
 
 from serinette import logs, traces
+from serinette.container import ContainerSpec
 from serinette.job import JobOptions, now
-from serinette.names import SING_TASK, queue_name
+from serinette.ledger import Terms
+from serinette.names import CONTAIN_TASK, SING_TASK, queue_name
 from serinette.spec import GenerationSpec
 
 log = logging.getLogger(__name__)
@@ -36,8 +40,18 @@ class Keeping(Protocol):
         """From its end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is submitted."""
+
+    what: GenerationSpec | ContainerSpec
+    options: JobOptions
+    idempotency_key: str | None = None
+    dialect: Mapping[str, str] = field(default_factory=dict)
+
+
 def meta_of(
-    tenant: str, pool: str, spec: GenerationSpec, options: JobOptions, dialect: Mapping[str, str]
+    tenant: str, pool: str, spec: GenerationSpec | ContainerSpec, options: JobOptions, dialect: Mapping[str, str]
 ) -> dict[str, Any]:
     """What is kept beside the song, but its timeout."""
     return {
@@ -52,18 +66,22 @@ def meta_of(
     }
 
 
-def enqueue(redis: Redis, job_id: str, spec: GenerationSpec, meta: dict[str, Any], settings: Keeping) -> None:
+def enqueue(
+    redis: Redis, job_id: str, work: GenerationSpec | ContainerSpec, meta: dict[str, Any], settings: Keeping
+) -> None:
     """Put a job into its lane.
 
     Raises:
         DuplicateJobError: RQ has a job of this id.
     """
-    retries = settings.max_attempts - 1
+    spec, container = parted(work)
+    # A song is tried as often as the settings say, a container as often as its client does.
+    retries = settings.max_attempts - 1 if container is None else container.retries
     lane = Queue(queue_name(meta["pool"], meta["lane"]), redis, serializer=JSONSerializer)
     with traces.span("submit", told={"job": job_id, "pool": meta["pool"], "lane": meta["lane"]}):
         lane.enqueue_call(
-            SING_TASK,
-            kwargs={"job_id": job_id, "spec": spec.to_wire()},
+            CONTAIN_TASK if container else SING_TASK,
+            kwargs=job_kwargs(job_id, spec, container),
             job_id=job_id,
             unique=True,
             timeout=meta["timeout_s"],
@@ -71,10 +89,27 @@ def enqueue(redis: Redis, job_id: str, spec: GenerationSpec, meta: dict[str, Any
             failure_ttl=settings.retention_s,
             retry=Retry(max=retries, enqueue_at_front=True) if retries else None,
             meta=meta | traces.carried(),
-            description="a song",  # RQ's default would repeat the whole spec
+            description="a container" if container else "a song",  # RQ's default would repeat the whole spec
         )
     with logs.about(job=job_id):
         log.info("job %s submitted to %s", job_id, lane.name)
+
+
+def parted(work: GenerationSpec | ContainerSpec) -> tuple[GenerationSpec, ContainerSpec | None]:
+    """The song; or an empty one, so that whoever reads specs finds nothing in it, and the container."""
+    return (GenerationSpec(), work) if isinstance(work, ContainerSpec) else (work, None)
+
+
+def terms_of(options: JobOptions) -> Terms:
+    """What a submit asks of the job's end."""
+    deadline_s = options.start_deadline_s
+    return Terms(None if deadline_s is None else now() + timedelta(seconds=deadline_s), options.webhook)
+
+
+def job_kwargs(job_id: str, spec: GenerationSpec, container: ContainerSpec | None) -> dict[str, Any]:
+    """What RQ keeps of the work itself."""
+    kwargs: dict[str, Any] = {"job_id": job_id, "spec": spec.to_wire()}
+    return kwargs if container is None else {**kwargs, "container": container.to_wire()}
 
 
 def keyed_job_id(tenant: str, idempotency_key: str, secret: str | None = None) -> str:

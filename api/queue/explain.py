@@ -12,6 +12,7 @@ from datetime import datetime
 
 from api.holdups import Holdup
 from serinette import brake
+from serinette.container import CONTAINERS_POOL
 from serinette.job import Job, JobStatus, Stage
 from serinette.ledger import Entry
 from serinette.names import Lane
@@ -97,6 +98,8 @@ def waiting_for(job: Job, place: Place, pool: Pool, at: datetime | None = None) 
         return _running_waits_for(job, pool, at)
     if job.status is not JobStatus.QUEUED:
         return None
+    if pool.name == CONTAINERS_POOL:
+        return _lane_ahead(job, place) or "room: containers begin in their order, as GPUs for them come free"
     if not pool.active:
         return no_worker(pool)
     return _lane_ahead(job, place) or _worker_waits_for(job, place, pool, at)

@@ -5,26 +5,25 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from enum import Enum
-from typing import TypeAlias
 
 from redis import Redis
 from rq import defaults
 from rq.exceptions import DuplicateJobError
 
 from api.answering import answering
+from api.containers.checking import check_container, check_inputs, check_taken
 from api.queue.admission import check_audio, check_spec, check_webhook, pool_for, timeout_for
 from api.queue.bounds import Bounds, error_of
 from api.queue.cursors import Cursor
 from api.queue.durability import Disk
-from api.queue.entry import drop_from_lane, enqueue, fetched, keyed_job_id, meta_of
+from api.queue.entry import Work, drop_from_lane, enqueue, fetched, keyed_job_id, meta_of, terms_of
 from api.queue.explain import Pool
 from api.queue.reader import Reader
-from api.queue.sighting import Sighting, job_of_record, matches
+from api.queue.sighting import Elsewhere, Seen, Sighting, fresh_sighting, job_of_record, matches, no_such_job, seen_by
 from api.settings import GatewaySettings
 from api.targets import Targets
 from serinette.batch import BATCH_LABEL
+from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.credentials import Limits
 from serinette.errors import (
     ConfigurationError,
@@ -35,22 +34,12 @@ from serinette.errors import (
     QueueUnavailable,
 )
 from serinette.job import Job, JobOptions, JobStatus, Record, now
-from serinette.ledger import Entry, Ledger, Outcome, Terms
+from serinette.ledger import Ledger, Outcome
 from serinette.names import Lane, record_key, song_prefix
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 
 _ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
-
-
-class Elsewhere(Enum):
-    """Not in Redis: perhaps there."""
-
-    STORE = "store"
-
-
-# What Redis knows of a job; None: it is another tenant's.
-Seen: TypeAlias = Job | Elsewhere | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +97,55 @@ class JobQueue:
             IdempotencyConflict: the key was used with another spec.
             LaneNotAllowed, Limited: its lane or its tenant has no room; nothing was stored.
         """
+
+        def song() -> tuple[str, int]:
+            pool = pool_for(spec.model, self._settings, self._reader.workers)
+            timeout_s = timeout_for(options.timeout_s, pool, self._settings)
+            check_spec(spec, pool, self._settings, self._reader.workers)
+            check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
+            return pool, timeout_s
+
+        return self._submitted(tenant, Work(spec, options, idempotency_key, dialect or {}), song)
+
+    def submit_container(
+        self, tenant: str, spec: ContainerSpec, options: JobOptions, *, idempotency_key: str | None = None
+    ) -> tuple[Job, bool]:
+        """As `submit`, of a container.
+
+        Raises:
+            Unsupported: none are taken here.
+            InvalidSpec: the operator does not allow it, or an input is not the tenant's.
+        """
+        check_taken(self._settings)
+
+        def container() -> tuple[str, int]:
+            check_container(tenant, spec, options, self._settings)
+            check_inputs(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
+            ceiling_s = self._settings.ceilings_of(tenant).timeout_s
+            return CONTAINERS_POOL, options.timeout_s or min(self._settings.job_timeout_s, ceiling_s)
+
+        return self._submitted(tenant, Work(spec, options, idempotency_key), container)
+
+    def _submitted(self, tenant: str, work: Work, check: Callable[[], tuple[str, int]]) -> tuple[Job, bool]:
+        """`check` answers the pool and the timeout in seconds, or raises."""
+        options, idempotency_key = work.options, work.idempotency_key
         job_id = str(uuid.uuid4()) if idempotency_key is None else self._keyed(tenant, idempotency_key)
         with answering(_ADVICE):
             if self._disk:
                 self._disk.require()
             if idempotency_key is not None and (known := self._reader.see([job_id])[0]):
-                return self._replayed(known, spec.digest()), False
+                return self._replayed(known, work.what.digest()), False
             check_webhook(tenant, options.webhook, self._settings, self._targets)
-            pool = pool_for(spec.model, self._settings, self._reader.workers)
-            timeout_s = timeout_for(options.timeout_s, pool, self._settings)
-            check_spec(spec, pool, self._settings, self._reader.workers)
-            check_audio(tenant, spec, self._store, lambda job_id: self._load(tenant, job_id))
-            meta = meta_of(tenant, pool, spec, options, dialect or {})
+            pool, timeout_s = check()
+            meta = meta_of(tenant, pool, work.what, options, work.dialect)
             meta["timeout_s"] = timeout_s
-            spec = spec.seeded()
-            terms = _terms(options)
+            what = work.what.seeded() if isinstance(work.what, GenerationSpec) else work.what
+            terms = terms_of(options)
             # The books first: a submit that is cut short here is found by the sweep of the live set.
             self._admit(tenant, job_id, pool, options.lane)
             self._ledger.open(job_id, tenant, now(), pool, terms)
             try:
-                enqueue(self._redis, job_id, spec, meta, self._settings)
+                enqueue(self._redis, job_id, what, meta, self._settings)
             except DuplicateJobError:
                 # Without a key it can only be ourselves: Redis did as told, its answer was lost, the client sent again.
                 return self._replayed(self._reader.see([job_id])[0], meta["digest"]), idempotency_key is None
@@ -135,9 +153,7 @@ class JobQueue:
                 self._bounds.entered(job_id, pool, options.lane)
             if self._disk:
                 self._disk.wait(self._settings.keys.ledger(job_id))
-            fresh = Sighting(
-                job_id, "queued", meta, spec.to_wire(), None, Entry(start_by=terms.start_by, webhook=terms.webhook)
-            )
+            fresh = fresh_sighting(job_id, meta, what, terms)
             return self._reader.explained([fresh.job()])[0], True
 
     def get(self, tenant: str, job_id: str) -> Job:
@@ -152,7 +168,7 @@ class JobQueue:
     def glance(self, tenant: str, job_ids: Sequence[str]) -> list[Seen]:
         """Each of many jobs, as far as Redis alone can tell."""
         with answering(_ADVICE):
-            found = [_seen(tenant, sighting) for sighting in self._reader.see(job_ids)]
+            found = [seen_by(tenant, sighting) for sighting in self._reader.see(job_ids)]
             explained = iter(self._reader.explained([job for job in found if isinstance(job, Job)]))
             return [next(explained) if isinstance(job, Job) else job for job in found]
 
@@ -271,7 +287,7 @@ class JobQueue:
         return job
 
     def _known(self, tenant: str, job_id: str, sighting: Sighting | None) -> Job | None:
-        seen = _seen(tenant, sighting)
+        seen = seen_by(tenant, sighting)
         return self._recalled(tenant, job_id) if seen is Elsewhere.STORE else seen
 
     def _recalled(self, tenant: str, job_id: str) -> Job | None:
@@ -279,21 +295,3 @@ class JobQueue:
             return job_of_record(Record.model_validate_json(self._store.get(record_key(tenant, job_id))))
         except NotFound:
             return None
-
-
-def no_such_job(job_id: str) -> NotFound:
-    """What to tell whoever asked for it."""
-    return NotFound(f"there is no job {job_id}; ended jobs are kept for a limited time")
-
-
-def _seen(tenant: str, sighting: Sighting | None) -> Seen:
-    if sighting is not None and sighting.meta["tenant"] != tenant:
-        return None
-    if sighting is not None and (sighting.result or sighting.status is not JobStatus.SUCCEEDED):
-        return sighting.job()
-    return Elsewhere.STORE
-
-
-def _terms(options: JobOptions) -> Terms:
-    deadline_s = options.start_deadline_s
-    return Terms(None if deadline_s is None else now() + timedelta(seconds=deadline_s), options.webhook)

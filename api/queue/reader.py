@@ -105,7 +105,15 @@ class Reader:
             if last.type is RqResult.Type.SUCCESSFUL and last.return_value:
                 result = Result.model_validate(last.return_value)
         status = rq_job.get_status(refresh=False)
-        return Sighting(job_id, status.value, rq_job.meta, rq_job.kwargs["spec"], result, Entry.parse(entry))
+        return Sighting(
+            job_id,
+            status.value,
+            rq_job.meta,
+            rq_job.kwargs["spec"],
+            result,
+            Entry.parse(entry),
+            rq_job.kwargs.get("container"),
+        )
 
     def _start(self, index: str, after: Cursor | None) -> int:
         if after is None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from enum import Enum
+from typing import Any, TypeAlias
 
+from api.queue.entry import parted
 from api.queue.explain import status_of
+from serinette.container import ContainerSpec
+from serinette.errors import NotFound
 from serinette.job import AttemptOutcome, Job, JobStatus, Record, Result, Usage
-from serinette.ledger import Entry
+from serinette.ledger import Entry, Terms
 from serinette.names import Lane
 from serinette.spec import SCHEMA, GenerationSpec
 
@@ -24,11 +28,17 @@ class Sighting:
     spec: Mapping[str, Any]
     result: Result | None
     entry: Entry
+    container: Mapping[str, Any] | None = None
 
     @property
     def status(self) -> JobStatus:
         """The state in our words."""
         return status_of(self.rq_status, self.entry)
+
+    @property
+    def whole(self) -> bool:
+        """Whether Redis knows all of it: of a job that succeeded it may have forgotten the result."""
+        return bool(self.result or self.entry.run) or self.status is not JobStatus.SUCCEEDED
 
     def job(self) -> Job:
         """The job, without its place, ETA and what it waits for."""
@@ -55,6 +65,8 @@ class Sighting:
             progress=entry.progress if status is JobStatus.RUNNING else None,
             attempts=entry.attempts,
             result=self.result if status is JobStatus.SUCCEEDED else None,
+            container=None if self.container is None else ContainerSpec.from_wire(dict(self.container)),
+            run=entry.run,
             error=entry.error if status is JobStatus.FAILED else None,
             usage=entry.usage,
         )
@@ -79,6 +91,8 @@ def job_of_record(record: Record) -> Job:
         ended_at=record.ended_at,
         attempts=(attempt,),
         result=record.result,
+        container=record.container,
+        run=record.run,
         error=record.error,
         usage=_usage(record.result) if record.result else None,
     )
@@ -95,3 +109,36 @@ def matches(sighting: Sighting, tenant: str, status: JobStatus | None, label: tu
         and (status is None or sighting.status is status)
         and (label is None or sighting.meta["labels"].get(label[0]) == label[1])
     )
+
+
+def fresh_sighting(
+    job_id: str, meta: Mapping[str, Any], work: GenerationSpec | ContainerSpec, terms: Terms
+) -> Sighting:
+    """A job that has just been put into its lane."""
+    spec, container = parted(work)
+    entry = Entry(start_by=terms.start_by, webhook=terms.webhook)
+    return Sighting(job_id, "queued", meta, spec.to_wire(), None, entry, container.to_wire() if container else None)
+
+
+class Elsewhere(Enum):
+    """Not in Redis: perhaps there."""
+
+    STORE = "store"
+
+
+# What Redis knows of a job; None: it is another tenant's.
+Seen: TypeAlias = Job | Elsewhere | None
+
+
+def seen_by(tenant: str, sighting: Sighting | None) -> Seen:
+    """What a tenant may know of what Redis does."""
+    if sighting is not None and sighting.meta["tenant"] != tenant:
+        return None
+    if sighting is not None and sighting.whole:
+        return sighting.job()
+    return Elsewhere.STORE
+
+
+def no_such_job(job_id: str) -> NotFound:
+    """What to tell whoever asked for it."""
+    return NotFound(f"there is no job {job_id}; ended jobs are kept for a limited time")

@@ -188,3 +188,14 @@ BATCH_HEADERS = {
         "schema": {"type": "string"},
     },
 }
+
+CONTAINERS: list[Any] = [
+    {
+        "image": "registry.example/audio/stems:1",
+        "command": ["separate", "/inputs/song.mp3", "--to", "/outputs"],
+        "inputs": [{"path": "song.mp3", "artifact": "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10/0"}],
+        "gpus": 1,
+        "timeout_s": 1800,
+        "retries": 1,
+    }
+]

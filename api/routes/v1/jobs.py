@@ -33,7 +33,8 @@ KeyHeader = Annotated[
 ]
 
 
-async def _json_only(request: Request) -> None:
+async def json_only(request: Request) -> None:
+    """Refuse a body that is not JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedMediaType("Content-Type: send Content-Type: application/json", field="Content-Type")
@@ -66,7 +67,7 @@ class JobList(BaseModel):
     status_code=202,
     response_model=Job,
     summary="Submit a song",
-    dependencies=[Depends(_json_only)],
+    dependencies=[Depends(json_only)],
     responses={
         200: {"model": Job, "description": "The job has ended (only with `Prefer: wait`, or a repeated key)."},
         202: {"description": "The job waits or runs.", "headers": examples.SUBMIT_HEADERS},

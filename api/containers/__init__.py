@@ -1,0 +1,1 @@
+"""Containers as jobs: what the gateway and maintenance both know of them."""

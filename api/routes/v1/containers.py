@@ -1,0 +1,135 @@
+"""Containers as jobs: submit one, and fetch what it left."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Path, Request, Response
+from pydantic import ConfigDict
+from starlette.responses import RedirectResponse
+
+from api.containers.checking import check_taken
+from api.dependencies import DoorPart, EventsPart, SettingsPart, SongsPart, StandingPart, TenantPart
+from api.holding import held, preferred_wait_s
+from api.routes.v1 import examples
+from api.routes.v1.answers import JobId, problems
+from api.routes.v1.jobs import KeyHeader, PreferHeader, json_only
+from api.songs import Asked
+from serinette.container import ContainerSpec, Output
+from serinette.errors import NotFinished, NotFound
+from serinette.job import Job, JobOptions
+
+router = APIRouter(tags=["containers"])
+
+_SPEC_FIELDS = ContainerSpec.model_fields.keys()
+
+
+class ContainerRequest(ContainerSpec, JobOptions):
+    """A container to run, and how to treat its job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": examples.CONTAINERS})
+
+    def spec(self) -> ContainerSpec:
+        """The container alone, with only those fields set that the client wrote."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _SPEC_FIELDS}
+        return ContainerSpec.model_construct(_fields_set=self.model_fields_set & _SPEC_FIELDS, **values)
+
+    def options(self) -> JobOptions:
+        """All but the container."""
+        return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
+
+
+async def _taken(settings: SettingsPart) -> None:
+    check_taken(settings)
+
+
+@router.post(
+    "/containers",
+    status_code=202,
+    response_model=Job,
+    summary="Submit a container",
+    dependencies=[Depends(_taken), Depends(json_only)],
+    responses={
+        200: {"model": Job, "description": "The job has ended (only with `Prefer: wait`, or a repeated key)."},
+        202: {"description": "The job waits or runs.", "headers": examples.SUBMIT_HEADERS},
+        **problems(
+            "bad_request",
+            "invalid_spec",
+            "too_large",
+            "unsupported",
+            "unsupported_media_type",
+            "idempotency_conflict",
+            "lane_not_allowed",
+            "lane_full",
+            "too_many_queued",
+            "too_many_in_flight",
+            "gpu_time_spent",
+            "queue_unavailable",
+            "store_unavailable",
+        ),
+    },
+)
+async def submit(
+    request: Annotated[ContainerRequest, Body()],
+    response: Response,
+    door: DoorPart,
+    events: EventsPart,
+    settings: SettingsPart,
+    tenant: TenantPart,
+    standing: StandingPart,
+    prefer: PreferHeader = None,
+    idempotency_key: KeyHeader = None,
+) -> Job:
+    """Put a container into its lane: a job like any other. 501 where no cluster is."""
+    job, created = await door.submit_container(
+        tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+    )
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not created:
+        response.headers["Idempotency-Replayed"] = "true"
+    wait_s = preferred_wait_s(prefer, settings.max_wait_s)
+    if wait_s is not None:
+        response.headers["Preference-Applied"] = f"wait={wait_s:g}"
+    job = await held(door, events, standing, job, wait_s)
+    response.status_code = 200 if job.status.ended else 202
+    return job
+
+
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+    206: {"description": "The bytes asked for by `Range`."},
+    304: {"description": "`If-None-Match` names its ETag."},
+    307: {"description": "The store serves it itself: a presigned URL in `Location`."},
+    416: {"description": "No byte of it is in the `Range`."},
+    **problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable"),
+}
+
+
+@router.get("/jobs/{job_id}/outputs/{name:path}", response_class=Response, summary="One output", responses=_FILE)
+async def output(
+    job_id: JobId,
+    name: Annotated[str, Path(max_length=1_100, description="As in the job's `run.outputs`.")],
+    request: Request,
+    door: DoorPart,
+    songs: SongsPart,
+    settings: SettingsPart,
+    tenant: TenantPart,
+) -> Response:
+    """A file that the container wrote below /outputs, or a redirect to the store."""
+    found = _output_of(await door.get(tenant, job_id), name)
+    asked = Asked.by(request)
+    if not asked.has(found) and (url := await songs.url(found, settings.presign_s)) is not None:
+        return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
+    return await songs.serve(found, asked, name.rpartition("/")[2], download=True)
+
+
+def _output_of(job: Job, name: str) -> Output:
+    if job.container is None:
+        raise NotFound(f"job {job.id} is a song and has no outputs; fetch /v1/jobs/{job.id}/audio")
+    if not job.status.ended:
+        raise NotFinished(f"job {job.id} is {job.status}: its outputs are kept when it ends")
+    outputs = job.run.outputs if job.run else ()
+    for each in outputs:
+        if each.name == name:
+            return each
+    raise NotFound(f"job {job.id} left {len(outputs)} outputs, none of this name; they are in its run.outputs")

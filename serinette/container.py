@@ -1,0 +1,207 @@
+"""Any container as a job: what a client may ask for, what an operator allows, and what became of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from serinette.errors import InvalidSpec
+from serinette.spec import AudioId, PublishedName, invalid_spec, without_control_characters
+
+# The pool whose lanes containers wait in: no worker serves it, maintenance does.
+CONTAINERS_POOL = "containers"
+
+MAX_INPUTS = 32
+_JOB_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+# Written in full, so that nobody's default registry is asked: host/repository, a tag, a digest.
+_REPOSITORY = r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)"
+_TAG = r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+Image = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}+{_TAG}$", max_length=400)]
+# An entry of the operator's list: registry, `registry/path/`, repository, or one with its tag or digest.
+AllowedImage = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}*(?:/|{_TAG})$", max_length=400)]
+
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+# Below /inputs and /outputs: plain segments, none of which begins with a dot.
+FileName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}$")
+]
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
+Word = Annotated[str, StringConstraints(max_length=8_192)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Input(_Model):
+    """Something of one's own that lies below `/inputs` before the command starts."""
+
+    path: FileName = Field(description="Its name below /inputs; of a prefix, the directory.", examples=["song.mp3"])
+    artifact: AudioId | None = Field(None, description="`{job_id}/{index}`: a song of an earlier job.")
+    upload: AudioId | None = Field(None, description="Id of an upload.")
+    prefix: str | None = Field(
+        None,
+        pattern=rf"^(songs/{_JOB_ID}|uploads/upload-[0-9a-f]{{32}})/$",
+        description="All that one's own job, or upload, has in the store: `songs/{job_id}/` or `uploads/{upload_id}/`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum(source is not None for source in (self.artifact, self.upload, self.prefix)) != 1:
+            raise ValueError(f"inputs: {self.path} needs exactly one of artifact, upload and prefix")
+        if self.artifact is not None and "/" not in self.artifact:
+            raise ValueError("artifact: must be {job_id}/{index}")
+        return self
+
+
+class ContainerSpec(_Model):
+    """An image and a command, and what they need."""
+
+    image: Image = Field(description="In full, of those that the operator allows.", examples=["registry.example/a/b:1"])
+    command: tuple[Word, ...] = Field((), max_length=64, description="In place of the image's entrypoint.")
+    args: tuple[Word, ...] = Field((), max_length=256, description="In place of the image's arguments.")
+    env: dict[EnvName, Word] = Field({}, max_length=64, description="Environment.")
+    secrets: dict[EnvName, PublishedName] = Field(
+        {}, max_length=16, description="Environment from secrets that the operator published, by their names."
+    )
+    gpus: int = Field(0, ge=0, le=64)
+    cpu: float = Field(1.0, ge=0.1, le=256, description="Cores.")
+    memory_mib: int = Field(2048, ge=64, le=4_194_304)
+    disk_mib: int = Field(4096, ge=64, le=16_777_216, description="Ephemeral: inputs, outputs and /tmp together.")
+    retries: int = Field(0, ge=0, le=9, description="Further attempts after a failure that may pass.")
+    pool: PublishedName | None = Field(None, description="Kind of machines, as the operator named them.")
+    inputs: tuple[Input, ...] = Field((), max_length=MAX_INPUTS)
+    writable_root: bool = Field(False, description="Write outside /outputs and /tmp; only for images allowed to.")
+
+    @field_validator("command", "args")
+    @classmethod
+    def _plain_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(without_control_characters, words))
+
+    @field_validator("env")
+    @classmethod
+    def _plain_values(cls, env: dict[str, str]) -> dict[str, str]:
+        return {name: without_control_characters(value) for name, value in env.items()}
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        if both := set(self.env) & set(self.secrets):
+            raise ValueError(f"secrets: {min(both)} is in env too; name it once")
+        paths = [each.path for each in self.inputs]
+        for path in paths:
+            if any(path != other and other.startswith(f"{path}/") for other in paths) or paths.count(path) > 1:
+                raise ValueError(f"inputs: {path} is the path of two inputs, or lies above another's")
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of what the client wrote: decides whether a repeated key means the same."""
+        wire = json.dumps(self.model_dump(mode="json", exclude_unset=True), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(b"container\n" + wire.encode()).hexdigest()
+
+    def to_wire(self) -> dict[str, Any]:
+        """JSON for the queue."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> ContainerSpec:
+        """Read what `to_wire` wrote, perhaps in another version.
+
+        Raises:
+            InvalidSpec: it does not hold a valid spec.
+        """
+        try:
+            return cls.model_validate({name: value for name, value in wire.items() if name in cls.model_fields})
+        except ValidationError as error:
+            raise invalid_spec(error) from error
+
+
+class Ceilings(_Model):
+    """Most that one container of a tenant may take."""
+
+    gpus: int = Field(1, ge=0, le=64)
+    cpu: float = Field(8.0, ge=0.1, le=256)
+    memory_mib: int = Field(32_768, ge=64)
+    disk_mib: int = Field(102_400, ge=64)
+    timeout_s: int = Field(6 * 3600, ge=10, le=6 * 3600)
+
+    def check(self, spec: ContainerSpec, timeout_s: int | None) -> None:
+        """See that a container stays below.
+
+        Raises:
+            InvalidSpec: `field` names what does not.
+        """
+        asked = {name: getattr(spec, name) for name in ("gpus", "cpu", "memory_mib", "disk_mib")}
+        for name, value in (*asked.items(), ("timeout_s", timeout_s or 0)):
+            if value > getattr(self, name):
+                raise InvalidSpec(f"{name}: must be at most {getattr(self, name)} here, not {value}", field=name)
+
+
+class Output(BaseModel):
+    """One file that was written below /outputs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="Below /outputs.")
+    key: str = Field(description="Object key in the store.")
+    size_bytes: int
+    sha256: str
+
+    @property
+    def content_type(self) -> str:
+        """Nothing is guessed of a stranger's bytes."""
+        return "application/octet-stream"
+
+
+class Run(BaseModel):
+    """What became of a container, whether it succeeded or not."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    exit_code: int | None = Field(None, description="Null when it never ran, or nobody saw it end.")
+    outputs: tuple[Output, ...] = ()
+    log_key: str | None = Field(None, description="Object key of its whole log.")
+    log_size_bytes: int = 0
+    warnings: tuple[str, ...] = Field((), description="What of its outputs or log was left out, and why.")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Everything of it in the store."""
+        return (*(output.key for output in self.outputs), *([self.log_key] if self.log_key else []))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its outputs and its log."""
+        return sum(output.size_bytes for output in self.outputs) + self.log_size_bytes
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file below /outputs may be called so: no `..`, nothing that a URL or a file system reads otherwise."""
+    return _FILE_NAME.fullmatch(name) is not None
+
+
+def allowed_by(image: str, entries: Iterable[str]) -> bool:
+    """Whether one entry of a list allows an image."""
+    repository, tag, digest = _parts(image)
+    for entry in entries:
+        if entry.endswith("/") or "/" not in entry:
+            if repository.startswith(entry.rstrip("/") + "/"):
+                return True
+            continue
+        of, tagged, digested = _parts(entry)
+        if repository == of and tagged in {"", tag} and digested in {"", digest}:
+            return True
+    return False
+
+
+def _parts(image: str) -> tuple[str, str, str]:
+    """Repository, tag and digest."""
+    name, _, digest = image.partition("@")
+    path, slash, last = name.rpartition("/")
+    last, _, tag = last.partition(":")
+    return path + slash + last, tag, digest
