@@ -91,12 +91,12 @@ class QueueState(_Answer):
 
 
 class Model(_Answer):
-    """A model that workers which are up hold."""
+    """A model that jobs may ask for. Without revision and tasks while none of its pool's workers is up."""
 
     name: str
     pool: str
     default: bool
-    revision: str
+    revision: str | None
     tasks: tuple[str, ...]
 
 

@@ -91,3 +91,19 @@ async def test_what_the_pools_cannot_do_is_refused_before_anything_is_stored(
     long = problem(await http.post("/v1/jobs", json={"prompt": "jazz", "model": "turbo", "timeout_s": 541}))
     assert (long["status"], long["field"]) == (422, "timeout_s")
     assert not redis.keys("rq:serinette:*")
+
+
+async def test_models_of_pools_at_zero_can_be_asked_for_in_both_dialects(
+    http: httpx.AsyncClient, redis: Redis, keys: Keys
+) -> None:
+    base, turbo = (await http.get("/v1/models")).json()["models"]
+    assert (base["name"], base["pool"], base["default"], base["workers"]) == ("base", "base", True, 0)
+    assert (turbo["name"], turbo["default"], turbo["revision"], turbo["tasks"]) == ("turbo", False, None, [])
+    order = (await http.post("/release_task", json={"prompt": "jazz", "model": "turbo"})).json()["data"]
+    assert order["warnings"] == []
+    assert (await http.get(f"/v1/jobs/{order['task_id']}")).json()["pool"] == "turbo"
+
+    worker = Presence(name="w", pool="turbo", stage=WorkerStage.READY, slots=1, model=model("turbo"), started_at=now())
+    announce(redis, keys, worker)
+    _, turbo = (await http.get("/v1/models")).json()["models"]
+    assert (turbo["workers"], turbo["defaults"]["steps"]) == (1, 8)

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import DoorPart, IntakePart, QueuePart, SongsPart, TenantPart
+from api.dependencies import DoorPart, IntakePart, QueuePart, SettingsPart, SongsPart, TenantPart
 from api.routes.acestep.body import Body, BodyPart
 from api.routes.acestep.order import order
 from api.routes.acestep.tokens import song_named
@@ -35,6 +35,7 @@ class Desk:
     """One client's dealings with the queue, for the length of a request with a body."""
 
     queue: QueuePart
+    settings: SettingsPart
     door: DoorPart
     intake: IntakePart
     body: BodyPart
@@ -85,7 +86,8 @@ class Desk:
 
     async def _models(self) -> frozenset[str]:
         pools = await run_in_threadpool(self.queue.pools)
-        return frozenset(worker.model.name for pool in pools for worker in pool.workers if worker.model)
+        held = {worker.model.name for pool in pools for worker in pool.workers if worker.model}
+        return frozenset(held | {pool.published for pool in self.settings.pools})  # also of pools at zero
 
 
 def task_ids_of(body: Body) -> list[str]:

@@ -58,7 +58,7 @@ class _Mapping:
 
 
 def order(body: Mapping[str, Any], uploads: Mapping[str, str], models: frozenset[str]) -> Order:
-    """Map a body; `uploads` are ids of files that came along, by field; `models` are held by some worker.
+    """Map a body; `uploads` are ids of files that came along, by field; `models` are those that workers or pools hold.
 
     Raises:
         InvalidSpec: a field is out of bounds; refusals.py tells it by the client's name.

@@ -72,21 +72,21 @@ class ModelLimits(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model that workers which are up hold."""
+    """A model that workers hold. What only they can tell is null (no tasks) while none of its pool is up."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     name: str = Field(description="Give it as `model`.")
     pool: str
     default: bool = Field(description="Whether a spec without `model` is sung by it.")
-    revision: str
-    turbo: bool
-    sample_rate: int
-    channels: int
-    tasks: tuple[str, ...]
-    defaults: ModelDefaults
-    limits: ModelLimits
-    workers: int
+    revision: str | None = None
+    turbo: bool | None = None
+    sample_rate: int | None = None
+    channels: int | None = None
+    tasks: tuple[str, ...] = ()
+    defaults: ModelDefaults | None = None
+    limits: ModelLimits | None = None
+    workers: int = Field(description="That are up; 0: a job that asks for it starts one.")
 
 
 class ModelList(Envelope[Inventory]):
@@ -103,7 +103,10 @@ def look(queue: QueuePart) -> QueueView:
 
 @router.get("/models", summary="The models", responses=problems("queue_unavailable"))
 def models(queue: QueuePart, settings: SettingsPart) -> ModelList:
-    """What the workers that are up can sing. Empty while none is up: jobs without `model` are accepted all the same."""
+    """What can be asked for: what workers that are up hold, and what pools at zero would.
+
+    Empty where the gateway is told of no pools and no worker is up; jobs without `model` are accepted all the same.
+    """
     held: dict[tuple[str, str], tuple[Model, int]] = {}
     pools = queue.pools()
     for pool in pools:
@@ -111,8 +114,14 @@ def models(queue: QueuePart, settings: SettingsPart) -> ModelList:
             if worker.model:
                 _, count = held.get((pool.name, worker.model.name), (worker.model, 0))
                 held[pool.name, worker.model.name] = worker.model, count + 1
+    views = [_model(pool, model, count, settings.pool) for (pool, _), (model, count) in held.items()]
+    views += [
+        ModelView(name=pool.published, pool=pool.name, default=pool.name == settings.pool, workers=0)
+        for pool in settings.pools
+        if (pool.name, pool.published) not in held
+    ]
     return ModelList(
-        models=tuple(_model(pool, model, count, settings.pool) for (pool, _), (model, count) in sorted(held.items())),
+        models=tuple(sorted(views, key=lambda view: (view.pool, view.name))),
         data=inventory(pools, settings.pool),
     )
 
