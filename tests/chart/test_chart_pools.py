@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from gpu_worker.engine.environment import engine_environment
 
 from api.settings import GatewaySettings, MaintenanceSettings
+from gpu_worker.engine_environment import engine_environment
 from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind
 
