@@ -183,6 +183,7 @@ class Crowd:
 
     def held(self) -> Held:
         """What is held now."""
+        self.redis.slowlog_reset()  # a busy machine's slow commands are no job's
         self.redis.execute_command("MEMORY", "PURGE")  # type: ignore[no-untyped-call]
         names = frozenset(key.decode() for key in self.redis.scan_iter(count=10_000))
         memory: Any = self.redis.info("memory")
