@@ -28,11 +28,20 @@ CHECKS = (
 )
 # 501 says that this deployment cannot do it: an answer, and no error.
 CONFIG = """
+hooks = "bodies.py"
+
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", "501"]
 
 [parameters]
 {parameters}
+"""
+
+# It knows no JSON Lines: they are sent as text.
+BODIES = """
+import schemathesis
+
+schemathesis.serializer.alias("application/jsonl", "text/plain")
 """
 
 
@@ -53,6 +62,7 @@ def fuzz(directory: Path, running: RunningGateway, job_ids: list[str], *options:
     """Run schemathesis in a process of its own; what it says is the test's failure."""
     named = [f'"path.{name}" = {json.dumps(job_ids)}' for name in ("job_id", "request_id")]
     config = directory / "schemathesis.toml"
+    (directory / "bodies.py").write_text(BODIES)
     config.write_text(CONFIG.format(parameters="\n".join(named)))
     command = [
         sys.executable,
