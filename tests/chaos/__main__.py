@@ -39,16 +39,25 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--outage-s", type=float, default=150.0, help="how long the store is away")
+    parser.add_argument("--fsync", action="store_true", help="durability: fsync; then no 202 may be forgotten")
     parser.add_argument("--keep", type=Path, help="an empty directory for logs and data; deleted when left out")
     arguments = parser.parse_args()
     scale = scale_of(arguments.jobs, arguments.outage_s)
+    shape = Shape(fsync=arguments.fsync)
     planned = plan(arguments.seed, arguments.jobs, scale)
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         directory = arguments.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        report = asyncio.run(Run(planned, scale, Shape(), arguments.seed, patience_s=300).carry_out(directory))
-    raw = {"seed": arguments.seed, "jobs": arguments.jobs, "outage_s": arguments.outage_s, **report.raw()}
-    path = write("chaos", raw, command=f"make chaos N={arguments.jobs} SEED={arguments.seed}")
+        report = asyncio.run(Run(planned, scale, shape, arguments.seed, patience_s=300).carry_out(directory))
+    raw = {
+        "seed": arguments.seed,
+        "jobs": arguments.jobs,
+        "outage_s": arguments.outage_s,
+        "fsync": shape.fsync,
+        **report.raw(),
+    }
+    how = f"N={arguments.jobs} SEED={arguments.seed}" + (" ARGS=--fsync" if shape.fsync else "")
+    path = write("chaos", raw, command=f"make chaos {how}")
     print(f"raw result: {path}")
     print("\n".join(report.lines()), flush=True)
     return 0 if report.clean else 1

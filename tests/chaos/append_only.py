@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 # `aof-timestamp-enabled yes` writes one before the first command of each second.
@@ -29,10 +30,15 @@ def write_config(directory: Path, port: int) -> Path:
     return path
 
 
-def forget(directory: Path, died_at: float) -> float:
+# What a gateway with `durability: fsync` writes last of a job, and waits for (api/queue/durability.py).
+_SYNCED = re.compile(rb"\r\nHINCRBY\r\n\$\d+\r\n[^\r]*:ledger:([0-9a-f-]{36})\r\n\$6\r\nsynced\r\n\$1\r\n1\r\n")
+
+
+def forget(directory: Path, died_at: float, on_disk: Collection[str] = ()) -> float:
     """Cut off what the Valkey of `directory` wrote in the last second before it died, at least; since when.
 
-    Times are Unix seconds. The server must not run.
+    Times are Unix seconds. The server must not run. `on_disk`: jobs that it said were on its disk; what was written
+    before that is kept, and as much more as falls into an earlier second.
     """
     (file,) = (directory / "appendonlydir").glob("*.incr.aof")
     written = file.read_bytes()
@@ -41,8 +47,14 @@ def forget(directory: Path, died_at: float) -> float:
         return died_at
     place, since = cut
     with file.open("r+b") as opened:
-        opened.truncate(place)
+        opened.truncate(max(place, surely_on_disk(written, on_disk)))
     return since
+
+
+def surely_on_disk(written: bytes, job_ids: Collection[str]) -> int:
+    """How much of the file is known to be on disk, when it was answered for these jobs that they are."""
+    marks = (match.end() for match in _SYNCED.finditer(written) if match[1].decode() in job_ids)
+    return max(marks, default=0)
 
 
 def cut_at(written: bytes, died_at: float) -> tuple[int, float] | None:

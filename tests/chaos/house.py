@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ class Shape:
     maintenances: int = 2
     workers: int = 2
     slots: int = 2
+    fsync: bool = False  # of two ways to be durable
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,6 +112,7 @@ class House:
     urls: list[str]  # of the gateways
     metrics: list[str]  # of the maintenance processes
     keys: dict[str, str]  # of the tenants
+    fsync: bool
     redis: Redis
     songs: Store
     forgotten: list[tuple[float, float]] = field(default_factory=list)  # Unix seconds that Valkey lost
@@ -137,8 +139,8 @@ class House:
                 assert time.monotonic() < until_s, self.valkey.log()[-3000:]
                 await asyncio.sleep(0.05)
 
-    def forget_last_second(self, died_at: float) -> None:
-        since = append_only.forget(self.directory / "valkey", died_at)
+    def forget_last_second(self, died_at: float, on_disk: Collection[str]) -> None:
+        since = append_only.forget(self.directory / "valkey", died_at, on_disk)
         self.forgotten.append((since, died_at))
 
     def stop(self) -> None:
@@ -193,6 +195,7 @@ def _build(directory: Path, shape: Shape) -> House:
         urls=urls,
         metrics=metrics,
         keys=_keys(directory),
+        fsync=shape.fsync,
         redis=Redis.from_url(shared["redis_url"], socket_timeout=2, socket_connect_timeout=2),
         songs=Store.open(WorkerSettings.model_validate(shared)),
     )
@@ -205,6 +208,7 @@ def _settings(directory: Path, shape: Shape) -> dict[str, str]:
         **_variables(
             engine_module="tests.engines",
             slots=shape.slots,
+            durability="fsync" if shape.fsync else "process",
             auth=True,
             keys_file=directory / "keys.json",
             max_attempts=10,

@@ -23,6 +23,7 @@ from tests.chaos.ledger import ClientLedger
 from tests.chaos.plan import Fault, Part
 
 _LOOK_EVERY_S = 0.1
+_ON_ITS_WAY_S = 5.0
 # Of these the supervisor starts another; ours are started by us.
 _LOSES_JOBS = frozenset({Part.SLOT, Part.SUPERVISOR, Part.ENGINE})
 
@@ -79,7 +80,7 @@ class Injector:
             victim = await self._find(fault.part)
             if victim is None:
                 return False
-            strike = self._kill(fault, victim)
+            strike = await self._kill(fault, victim)
         since_s = time.monotonic()
         orphaned = await self._orphaned(fault.part, victim)
         if victim.process:
@@ -137,7 +138,7 @@ class Injector:
             case Part.STORE:
                 return holders.store_victims(house)
 
-    def _kill(self, fault: Fault, victim: Victim) -> Strike:
+    async def _kill(self, fault: Fault, victim: Victim) -> Strike:
         if victim.process:
             victim.process.kill()
         else:
@@ -146,7 +147,10 @@ class Injector:
         forgot_s = 0.0
         if fault.forgets:
             died_at = time.time()
-            self._house.forget_last_second(died_at)
+            if self._house.fsync:  # a 202 may be on its way
+                await asyncio.sleep(_ON_ITS_WAY_S)
+            on_disk = {promise.job_id for promise in self._ledger} if self._house.fsync else ()
+            self._house.forget_last_second(died_at, on_disk)
             forgot_s = round(died_at - self._house.forgotten[-1][0], 2)
         if fault.part in {Part.SLOT, Part.SUPERVISOR}:
             self._lost.update(victim.jobs)

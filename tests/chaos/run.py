@@ -113,7 +113,7 @@ class Run:
             found = await collect(made, ledger, received)
             return Report(
                 found,
-                [finding for each in found for finding in judge(each, made.forgotten)],
+                [finding for each in found for finding in judge(each, made.forgotten, fsync=made.fsync)],
                 sorted(injector.strikes, key=lambda strike: strike.at_s),
                 left,
                 sum(client.internal_errors for client in clients),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.chaos.__main__ import KILLS, scale_of
-from tests.chaos.append_only import cut_at
+from tests.chaos.append_only import cut_at, forget, surely_on_disk
 from tests.chaos.plan import Cancel, Nature, Part, plan
 
 SEEDS = (0, 1, 7, 2_026)
@@ -78,3 +79,21 @@ def test_a_second_at_least_is_cut_off_and_two_at_most_of_what_was_written(
 
 def test_an_empty_file_has_nothing_to_forget() -> None:
     assert cut_at(b"", 100.0) is None
+
+
+def synced(job_id: str) -> bytes:
+    key = f"rq:serinette:ledger:{job_id}"
+    return f"*4\r\n$7\r\nHINCRBY\r\n${len(key)}\r\n{key}\r\n$6\r\nsynced\r\n$1\r\n1\r\n".encode()
+
+
+def test_what_was_said_to_be_on_disk_is_not_cut_off(tmp_path: Path) -> None:
+    ids = [f"2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a1{number}" for number in range(3)]
+    first, second, third = (b"#TS:101\r\n" + b"*1\r\n$4\r\nPING\r\n" + synced(job_id) for job_id in ids)
+    whole = first + second + third
+    assert surely_on_disk(whole, []) == 0
+    assert surely_on_disk(whole, ids[:2]) == len(first + second)
+    (tmp_path / "appendonlydir").mkdir()
+    file = tmp_path / "appendonlydir" / "appendonly.aof.1.incr.aof"
+    file.write_bytes(whole)
+    forget(tmp_path, 101.5, on_disk=ids[:2])
+    assert file.read_bytes() == first + second

@@ -87,3 +87,8 @@ CASES = {
 def test_judgment(case: str) -> None:
     seen, faults = CASES[case]
     assert {finding.fault for finding in judge(seen, FORGOT)} == faults
+
+
+@pytest.mark.parametrize("case", ["forgotten with its end", "it was forgotten, as Valkey forgot", "its 202 came late"])
+def test_what_was_said_to_be_on_disk_may_not_be_forgotten(case: str) -> None:
+    assert {finding.fault for finding in judge(CASES[case][0], FORGOT, fsync=True)} == {Fault.LOST}

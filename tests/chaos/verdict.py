@@ -50,15 +50,17 @@ class Finding:
 Span = tuple[float, float]
 
 
-def judge(found: Found, forgotten: Sequence[Span]) -> Iterator[Finding]:
-    """All that is wrong with one job. `forgotten`: spans of Unix seconds in which Valkey lost what it had written."""
+def judge(found: Found, forgotten: Sequence[Span], *, fsync: bool = False) -> Iterator[Finding]:
+    """All that is wrong with one job. `forgotten`: spans of Unix seconds in which Valkey lost what it had written; with
+    `durability: fsync` no job that was accepted in them is among that.
+    """
     for fault, rule in (
         (Fault.LOST, _lost),
         (Fault.STUCK, _stuck),
         (Fault.DUPLICATED, _duplicated),
         (Fault.WRONG, _wrong),
     ):
-        for why in rule(found, forgotten):
+        for why in rule(found, () if fsync and fault is Fault.LOST else forgotten):
             yield Finding(fault, found.promise.order.number, why)
 
 

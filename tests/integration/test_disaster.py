@@ -16,6 +16,7 @@ from redis import Redis
 
 from serinette.job import JobStatus
 from tests import servers
+from tests.chaos.append_only import surely_on_disk
 from tests.gateways import RunningGateway, gateway, problem
 from tests.pod import Pod, pod
 from tests.processes import eventually
@@ -159,16 +160,25 @@ def test_fsync_waits_for_the_disk_and_refuses_without_one(tmp_path: Path) -> Non
 
 
 def test_what_fsync_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
-    """Its process killed outright, and started again from its file."""
+    """Its process killed outright, all gone that it had not said to be on disk, and started again from its file."""
     port = servers.free_ports(1)[0]
     store_url = f"file://{tmp_path / 'store'}"
     with servers.valkey(tmp_path / "durable", port=port, append_only=True) as durable:
         with gateway(tmp_path, durable.connection_url, store_url, durability="fsync") as house:
             ids = {httpx.post(f"{house.url}/v1/jobs", json=SPEC).json()["id"] for _ in range(5)}
         with Redis.from_url(durable.connection_url) as redis:
+            redis.set("not on disk", "for all that is known")
             os.kill(int(redis.info("server")["process_id"]), 9)
+    (file,) = tmp_path.glob("durable/**/*.incr.aof")
+    written = file.read_bytes()
+    kept = surely_on_disk(written, ids)
+    assert 0 < kept < len(written)
+    os.truncate(file, kept)
     with (
         servers.valkey(tmp_path / "durable", port=port, append_only=True) as durable,
         gateway(tmp_path, durable.connection_url, store_url) as house,
+        Redis.from_url(durable.connection_url) as redis,
     ):
         assert {job["id"] for job in httpx.get(f"{house.url}/v1/jobs").json()["jobs"]} == ids
+        assert redis.llen("rq:queue:default.normal") == 5
+        assert not redis.exists("not on disk")
