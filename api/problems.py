@@ -126,6 +126,20 @@ def speaks_problems(path: str) -> bool:
     return path in {"/healthz", "/readyz", "/v1"} or path.startswith("/v1/")
 
 
+def headers_of(error: SerinetteError) -> dict[str, str]:
+    """What an error tells in headers, in every dialect."""
+    match error:
+        case Unavailable():
+            return {"Retry-After": str(RETRY_AFTER_S)}
+        case Limited(retry_after_s=float() | int() as retry_after_s):
+            return {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
+        case Unauthorized():
+            return {"WWW-Authenticate": 'Bearer realm="serinette"'}
+        case TooLarge():  # a client that is still sending learns that nobody listens
+            return {"Connection": "close"}
+    return {}
+
+
 def answer(
     path: str,
     error: SerinetteError,
@@ -135,15 +149,7 @@ def answer(
 ) -> JSONResponse:
     """The response that tells an error on this path; `detail` replaces the message where no problems are spoken."""
     code = status or status_of(error)
-    headers = dict(headers or {})
-    if isinstance(error, Unavailable):
-        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
-    if isinstance(error, Limited) and error.retry_after_s is not None:
-        headers.setdefault("Retry-After", str(max(1, math.ceil(error.retry_after_s))))
-    if isinstance(error, Unauthorized):
-        headers.setdefault("WWW-Authenticate", 'Bearer realm="serinette"')
-    if isinstance(error, TooLarge):  # a client that is still sending learns that nobody listens
-        headers.setdefault("Connection", "close")
+    headers = {**headers_of(error), **(headers or {})}
     if not speaks_problems(path):
         return JSONResponse({"detail": error.message if detail is None else detail}, code, headers)
     body = problem_of(error, path, code).model_dump(exclude_none=True)

@@ -18,7 +18,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from api.app import create_app
+from api.problems import speaks_problems
 from api.routes.acestep.desk import MAX_TASKS
+from api.routes.acestep.documented import TAG
 from api.settings import GatewaySettings
 from serinette.job import JobError, now
 from serinette.presence import Model, Presence, WorkerStage, announce
@@ -410,6 +412,14 @@ def test_what_is_not_theirs_keeps_its_problems(client: TestClient) -> None:
     assert client.post("/v1/jobs", json={"bpm": 1}).headers["content-type"] == "application/problem+json"
     assert client.get("/release_task").json() == {"detail": "Method Not Allowed"}
     assert client.post("/v1/training/start", json={}).status_code == 404
+
+
+def test_its_paths_speak_no_problems_and_our_own_do(settings: GatewaySettings) -> None:
+    paths = create_app(settings).openapi()["paths"]
+    theirs = {path: any(TAG in call["tags"] for call in calls.values()) for path, calls in paths.items()}
+    under_v1 = {path for path in theirs if path.startswith("/v1/")}
+    assert {path for path in under_v1 if theirs[path]} == {path for path in under_v1 if not speaks_problems(path)}
+    assert len([path for path in under_v1 if theirs[path]]) > 5
 
 
 def test_without_redis_everything_says_so(tmp_path: Path) -> None:

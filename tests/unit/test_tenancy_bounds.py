@@ -110,6 +110,14 @@ async def test_a_full_lane_refuses_and_others_do_not(http: httpx.AsyncClient, re
     assert redis.zcard(Keys().live) == 6
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs", "/release_task", "/generate_music_async"])
+async def test_every_dialect_says_when_to_come_again(http: httpx.AsyncClient, redis: Redis, path: str) -> None:
+    key = key_of(redis, "acme", Limits(jobs_in_flight=1))
+    told = [await http.post(path, json={"prompt": "jazz"}, headers=bearing(key)) for _ in range(2)]
+    assert [answer.status_code < 300 for answer in told] == [True, False], told[0].text
+    assert (told[1].status_code, told[1].headers["Retry-After"]) == (429, str(round(UNKNOWN_S)))
+
+
 async def test_a_repeated_key_is_answered_however_full_it_is(http: httpx.AsyncClient, redis: Redis) -> None:
     key = key_of(redis, "acme", Limits(jobs_in_flight=1))
     first = await submit(http, key, idempotency_key="one")

@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.problems import RETRY_AFTER_S, invalid, status_of
+from api.problems import headers_of, invalid, status_of
 from api.routes.acestep.envelope import wrapped
 from api.routes.acestep.fields import theirs
-from serinette.errors import InvalidAudio, InvalidSpec, RequestError, SerinetteError, Unavailable
+from serinette.errors import InvalidAudio, InvalidSpec, RequestError, SerinetteError
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,7 @@ def told(error: SerinetteError) -> Response:
     if not isinstance(error, RequestError):
         log.warning("%s: %s", error.code, error.message)
     status = 400 if isinstance(error, InvalidSpec | InvalidAudio) else status_of(error)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, Unavailable) else {}
-    return refused(status, theirs(error.message), headers)
+    return refused(status, theirs(error.message), headers_of(error))
 
 
 def refused(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
