@@ -36,8 +36,9 @@ from api.tenancy.key_in_body import KeyInBody
 from api.tenancy.key_in_path import KeyInPath
 from api.tenancy.keyring import DeclaredFile, Keyring
 from api.tenancy.links import Links
+from api.threads import Threads
 from serinette import __version__
-from serinette.errors import NotFound
+from serinette.errors import NotFound, Unavailable
 from serinette.exposition import new_registry
 from serinette.ledger import Ledger
 from serinette.settings import connect_redis, connect_redis_async
@@ -49,11 +50,11 @@ UPLOAD_PATHS = ("/v1/uploads", "/generate_music_with_audio", "/release_task")
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
 
-# Python's threads of this process: those that wait for Redis, the store's own, those that ask it for jobs that Redis
-# has forgotten, and those of /readyz.
+# Python's threads of this process: those that wait for Redis, the store's own, those for what batches need of it, and
+# those of /readyz. The door has some besides.
 _REDIS_THREADS = 80
 _STORE_THREADS = 16
-_RECALL_THREADS = 8
+_BATCH_THREADS = 8
 _PROBE_THREADS = 2
 
 _READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
@@ -120,7 +121,7 @@ def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.R
         store=store,
         events=JobEvents(redis_async, settings.keys),
         intake=Intake(store, settings, store_threads),
-        door=Door(queue, store_threads, CapacityLimiter(_RECALL_THREADS)),
+        door=Door(queue, store_threads),
         songs=Songs(store, store_threads),
         probes=CapacityLimiter(_PROBE_THREADS),
         register=Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
@@ -134,7 +135,12 @@ def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.R
             declared=declared.limits,
             limits=accounts.limits,
         ),
+        batch_threads=Threads(_BATCH_THREADS, _busy_with_batches),
     )
+
+
+def _busy_with_batches() -> Unavailable:
+    return Unavailable("too many batches are being read and written just now; try again")
 
 
 async def _no_socket(websocket: WebSocket) -> None:

@@ -23,6 +23,7 @@ from api.tenancy.accounts import Accounts
 from api.tenancy.gatekeeper import CALLER, Register
 from api.tenancy.keyring import NO_KEY, Caller, Standing
 from api.tenancy.links import Links
+from api.threads import Threads
 from serinette.credentials import Limits
 from serinette.errors import Unauthorized
 from serinette.names import DEFAULT_TENANT
@@ -44,6 +45,7 @@ class Parts:
     register: Register
     accounts: Accounts
     desk: Desk
+    batch_threads: Threads  # what a store that hangs may occupy with batches
 
 
 def _parts(connection: HTTPConnection) -> Parts:
@@ -91,6 +93,10 @@ async def _desk(connection: HTTPConnection) -> Desk:
     return _parts(connection).desk
 
 
+async def _batch_threads(connection: HTTPConnection) -> Threads:
+    return _parts(connection).batch_threads
+
+
 async def _links(connection: HTTPConnection) -> Links:
     return _parts(connection).register.links
 
@@ -129,6 +135,7 @@ SongsPart = Annotated[Songs, Depends(_songs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
 DeskPart = Annotated[Desk, Depends(_desk)]
+BatchThreadsPart = Annotated[Threads, Depends(_batch_threads)]
 LinksPart = Annotated[Links, Depends(_links)]
 StandingPart = Annotated[Standing, Depends(_standing)]
 TenantPart = Annotated[str, Depends(tenant)]

@@ -4,33 +4,33 @@ up no look at the queue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TypeVar
 
 import anyio
 from anyio import CapacityLimiter
 
 from api.lookups import Lookups
 from api.queue import Elsewhere, JobQueue, Seen, no_such_job
+from api.threads import Threads
 from serinette.container import ContainerSpec
-from serinette.errors import StoreUnavailable
+from serinette.errors import StoreUnavailable, Unavailable
 from serinette.job import Job, JobOptions
 from serinette.spec import GenerationSpec
 
-_Told = TypeVar("_Told")
-
-# Requests that wait for a thread to ask the store in: beyond them the store is not answering.
-_MAX_RECALLS = 64
+# Those that ask the store for jobs that Redis has forgotten, and those that look up the hosts of webhooks.
+_RECALLS = 8
+_WEBHOOKS = 8
 
 
 class Door:
-    """Songs' way in and out. `recalls`: threads in which the store is asked for jobs that Redis has forgotten."""
+    """Songs' way in and out."""
 
-    def __init__(self, queue: JobQueue, store_threads: CapacityLimiter, recalls: CapacityLimiter) -> None:
+    def __init__(self, queue: JobQueue, store_threads: CapacityLimiter) -> None:
         self._queue = queue
         self.store_threads = store_threads
-        self.recalls = recalls
+        self.recalls = Threads(_RECALLS, _slow_store)
+        self.webhooks = Threads(_WEBHOOKS, _slow_lookups)
         self._lookups = Lookups(self._glance)
 
     async def submit(
@@ -42,8 +42,12 @@ class Door:
         idempotency_key: str | None = None,
         dialect: Mapping[str, str] | None = None,
     ) -> tuple[Job, bool]:
-        """`JobQueue.submit`. Only a song that works on audio needs the store, which is asked for that audio."""
+        """`JobQueue.submit`. Only a song that works on audio needs the store, which is asked for that audio; and only
+        one with a webhook a resolver, which may be a stranger's.
+        """
         act = partial(self._queue.submit, tenant, spec, options, idempotency_key=idempotency_key, dialect=dialect)
+        if options.webhook is not None:
+            return await self.webhooks.run(act)
         works_on_audio = spec.source_audio is not None or spec.reference_audio is not None
         return await anyio.to_thread.run_sync(act, limiter=self.store_threads if works_on_audio else None)
 
@@ -58,7 +62,7 @@ class Door:
         """`JobQueue.get`."""
         seen = await self._lookups.get(tenant, job_id)
         if seen is Elsewhere.STORE:
-            return await self._recalled(partial(self._queue.get, tenant, job_id))
+            return await self.recalls.run(partial(self._queue.get, tenant, job_id))
         if seen is None:
             raise no_such_job(job_id)
         return seen
@@ -67,7 +71,7 @@ class Door:
         """`JobQueue.find`."""
         found = dict(zip(job_ids, await self._glance(tenant, job_ids), strict=True))
         if forgotten := [job_id for job_id in job_ids if found[job_id] is Elsewhere.STORE]:
-            recalled = await self._recalled(partial(self._queue.find, tenant, forgotten))
+            recalled = await self.recalls.run(partial(self._queue.find, tenant, forgotten))
             found |= dict(zip(forgotten, recalled, strict=True))
         return [job if isinstance(job, Job) else None for job in map(found.__getitem__, job_ids)]
 
@@ -75,7 +79,7 @@ class Door:
         """`JobQueue.cancel`."""
         act = partial(self._queue.cancel, tenant, job_id)
         if await self._lookups.get(tenant, job_id) is Elsewhere.STORE:
-            return await self._recalled(act)
+            return await self.recalls.run(act)
         return await anyio.to_thread.run_sync(act)
 
     async def erase(self, tenant: str, job_id: str) -> None:
@@ -85,7 +89,11 @@ class Door:
     async def _glance(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Seen]:
         return await anyio.to_thread.run_sync(self._queue.glance, tenant, job_ids)
 
-    async def _recalled(self, act: Callable[[], _Told]) -> _Told:
-        if self.recalls.statistics().tasks_waiting >= _MAX_RECALLS:
-            raise StoreUnavailable("the store is slow to tell of jobs that ended long ago; try again")
-        return await anyio.to_thread.run_sync(act, limiter=self.recalls)
+
+def _slow_store() -> Unavailable:
+    return StoreUnavailable("the store is slow to tell of jobs that ended long ago; try again")
+
+
+def _slow_lookups() -> Unavailable:
+    message = "webhook: too many hosts are being looked up just now; try again"
+    return Unavailable(message, field="webhook")

@@ -1,16 +1,16 @@
-"""What a tenant may do with its batches. Blocking; routes call it from threads."""
+"""What a tenant may do with its batches. Blocking; routes call it from threads, `Parts.batch_threads` where it may need
+the store or a resolver.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from redis.exceptions import RedisError
-
+from api.answering import answering
 from api.batches.book import Book, Page, parse_lines
 from api.batches.checking import Check, Checked, Frame, check_lines
 from api.batches.reading import Line
@@ -50,6 +50,7 @@ from serinette.spec import GenerationSpec
 # Checks of audio that are remembered while one batch is read.
 _REMEMBERED = 4_096
 _RETRY_S = 60.0
+_ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Desk:
             LaneNotAllowed: the tenant may not use the lane of batches.
             TooManyInFlight: too many of its batches are unfinished.
         """
-        with _answering():
+        with answering(_ADVICE):
             limits = self.limits(tenant)
             if limits.lanes is not None and LANE not in limits.lanes:
                 allowed = ", ".join(limits.lanes)
@@ -94,6 +95,7 @@ class Desk:
                 frame = Frame(batch_id, Path(directory), self.part_lines)
                 checked = check_lines(frame, options, lines, self._check(tenant, options.timeout_s))
                 if (known := self.book.read(batch_id)) is not None:
+                    self._sync(batch_id)
                     return _replayed(known, checked), False
                 header = self._header(tenant, batch_id, options, checked)
                 kept = self.shelf.begin(header, checked.parts)
@@ -101,15 +103,19 @@ class Desk:
                 raise _another_batch()
             return self._entered(kept, keyed=idempotency_key is not None)
 
+    def known(self, tenant: str, batch_id: str) -> Batch | None:
+        """One batch, as far as Redis alone can tell. Raises NotFound: it is another tenant's."""
+        with answering(_ADVICE):
+            page = self._page(tenant, batch_id)
+        return page.batch() if page else None
+
     def get(self, tenant: str, batch_id: str) -> Batch:
         """One batch, from Redis or, when that has forgotten it, from the store. Raises NotFound."""
-        with _answering():
-            page = self._page(tenant, batch_id)
-        return page.batch() if page else self.shelf.ended(tenant, batch_id)
+        return self.known(tenant, batch_id) or self.shelf.ended(tenant, batch_id)
 
     def newest(self, tenant: str, limit: int) -> Sequence[Batch]:
         """A tenant's batches, newest first."""
-        with _answering():
+        with answering(_ADVICE):
             return [page.batch() for page in self.book.newest(tenant, limit)]
 
     def pause(self, tenant: str, batch_id: str) -> Batch:
@@ -123,14 +129,14 @@ class Desk:
     def cancel(self, tenant: str, batch_id: str) -> Batch:
         """End what has not ended. A batch that is canceled already is simply answered. Raises NotFound, Conflict."""
         allowed = (BatchStatus.IN_PROGRESS, BatchStatus.PAUSED, BatchStatus.CANCELED)
-        with _answering():
+        with answering(_ADVICE):
             if (page := self._page(tenant, batch_id)) and page.status is BatchStatus.CANCELED:
                 return page.batch()
         return self._moved(tenant, batch_id, BatchStatus.CANCELING, *allowed[:2])
 
     def retry(self, tenant: str, batch_id: str) -> Batch:
         """Sing once more what an ended batch has not. Raises NotFound, Conflict."""
-        with _answering():
+        with answering(_ADVICE):
             if self._page(tenant, batch_id) is None:
                 raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
             if not self.book.retry(batch_id):
@@ -143,22 +149,12 @@ class Desk:
         if not batch.status.ended:
             raise NotFinished(f"batch {batch_id} is {batch.status}: cancel it, or wait for its end, then erase it")
         self.shelf.erase(tenant, batch_id)
-        with _answering():
+        with answering(_ADVICE):
             self.book.forget(tenant, batch_id)
-
-    def ended(self, tenant: str, batch_id: str) -> Batch:
-        """A batch whose files are written. Raises NotFound, NotFinished."""
-        batch = self.get(tenant, batch_id)
-        if not batch.status.ended:
-            raise NotFinished(
-                f"batch {batch_id} is {batch.status}: its files come with its end; /v1/batches/{batch_id}/lines tells "
-                "what has become of its lines so far"
-            )
-        return batch
 
     def lines(self, tenant: str, batch_id: str, first: int, count: int) -> list[BatchLine]:
         """What became of some lines, from 0, of one part at most. Raises NotFound."""
-        with _answering():
+        with answering(_ADVICE):
             page = self._page(tenant, batch_id)
             if page is None:
                 raise NotFound(f"the lines of batch {batch_id} are not known; its files may be kept still")
@@ -232,12 +228,15 @@ class Desk:
             most = self.settings.max_batches
             message = f"tenant {header.tenant} has {most} unfinished batches and may have {most}; wait for one to end"
             raise TooManyInFlight(message, retry_after_s=_RETRY_S)
-        if self.settings.durability == "fsync":
-            Disk(self.book.redis, self.settings.redis_timeout_s).wait(self.book.keys.batch(header.id))
+        self._sync(header.id)
         page = self.book.read(header.id)
         if page is None:
             raise QueueUnavailable("the batch was being erased just now; try again")
         return page.batch(), new
+
+    def _sync(self, batch_id: str) -> None:
+        if self.settings.durability == "fsync":
+            Disk(self.book.redis, self.settings.redis_timeout_s).wait(self.book.keys.batch(batch_id))
 
     def _page(self, tenant: str, batch_id: str) -> Page | None:
         page = self.book.read(batch_id)
@@ -246,13 +245,23 @@ class Desk:
         return page
 
     def _moved(self, tenant: str, batch_id: str, to: BatchStatus, *allowed: BatchStatus) -> Batch:
-        with _answering():
+        with answering(_ADVICE):
             if self._page(tenant, batch_id) is None:
                 raise _no_batch(batch_id)
             status = self.book.move(batch_id, to, *allowed)
         if status is not to:
             raise Conflict(f"batch {batch_id} is {status}: only one that is {' or '.join(allowed)} can be {to}")
         return self.get(tenant, batch_id)
+
+
+def require_ended(batch: Batch) -> Batch:
+    """The batch, whose files are written. Raises NotFinished."""
+    if not batch.status.ended:
+        raise NotFinished(
+            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines tells "
+            "what has become of its lines so far"
+        )
+    return batch
 
 
 def _unended(number: int, order: LineOrder, job: Job | None) -> BatchLine:
@@ -288,13 +297,3 @@ def _another_batch() -> IdempotencyConflict:
 
 def _no_batch(batch_id: str) -> NotFound:
     return NotFound(f"there is no batch {batch_id}; ended batches are kept for a limited time")
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except RedisError as error:
-        raise QueueUnavailable(
-            "the queue does not answer; try again, and send a batch with an Idempotency-Key to be sure of one"
-        ) from error

@@ -17,11 +17,13 @@ from api import events
 from api.lookups import Lookups
 from api.queue import Seen
 from api.queue.entry import keyed_job_id
+from api.targets import Targets
 from serinette import credentials
 from serinette.errors import QueueUnavailable, StoreUnavailable
 from serinette.names import Keys
 from serinette.store import Store
 from tests.gateways import problem
+from tests.receivers import SECRET
 from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, settings_of
 
 
@@ -96,9 +98,9 @@ async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_the
     calls = ["get /v1/jobs/{}", "post /v1/jobs/{}/cancel", "get /v1/jobs/{}/audio", "get /status/{}"]
     asked = [calls[number % 4].format(uuid.uuid4()).split() for number in range(120)]
     hanging = [asyncio.create_task(http.request(method, path, timeout=120)) for method, path in asked]
-    threads = app.state.parts.door.recalls
+    recalls = app.state.parts.door.recalls
     async with asyncio.timeout(60):
-        while sum(request.done() for request in hanging) + threads.statistics().tasks_waiting < 100:  # noqa: ASYNC110
+        while sum(request.done() for request in hanging) + recalls.waiting < 100:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     try:
         job = (await http.post("/v1/jobs", json=SONG, timeout=60)).json()
@@ -110,6 +112,66 @@ async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_the
     told = await asyncio.gather(*hanging)
     assert {answer.status_code for answer in told} == {503}
     assert any("slow to tell" in problem(answer)["detail"] for answer in told if answer.url.path.startswith("/v1/"))
+
+
+async def test_batches_wait_for_a_hanging_store_in_threads_of_their_own(
+    served: tuple[FastAPI, httpx.AsyncClient], redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, http = served
+    http.headers.update(bearing(key_of(redis, "acme")))
+    batch = (await http.post("/v1/batches", json={"specs": [SONG]})).json()["id"]
+    answers = threading.Event()
+
+    def hang(*_: object) -> bytes:
+        assert answers.wait(120)
+        raise StoreUnavailable("the store does not answer")
+
+    for name in ("get", "put", "put_if_absent", "delete_prefix"):
+        monkeypatch.setattr(Store, name, hang)
+    unknown = "batch-" + "0" * 32
+    calls = [f"get /v1/batches/{unknown}", f"delete /v1/batches/{unknown}", f"get /v1/batches/{batch}/lines"]
+    calls += [f"get /v1/batches/{unknown}/{name}" for name in ("output.jsonl", "errors.jsonl", "songs.zip")]
+    asked = [calls[number % len(calls)].split() for number in range(120)]
+    hanging = [asyncio.create_task(http.request(method, path, timeout=120)) for method, path in asked]
+    made = [asyncio.create_task(http.post("/v1/batches", json={"specs": [SONG]}, timeout=120)) for _ in range(4)]
+    threads = app.state.parts.batch_threads
+    async with asyncio.timeout(60):
+        while sum(request.done() for request in (*hanging, *made)) + threads.waiting < 100:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    try:
+        assert (await http.post("/v1/jobs", json=SONG, timeout=60)).status_code == 202
+        assert (await http.get(f"/v1/batches/{batch}", timeout=60)).json()["status"] == "in_progress"
+        assert len((await http.get("/v1/batches", timeout=60)).json()["batches"]) == 1
+        assert not all(request.done() for request in hanging)
+    finally:
+        answers.set()
+    assert {answer.status_code for answer in await asyncio.gather(*hanging, *made)} == {503}
+
+
+async def test_webhooks_wait_for_a_hanging_resolver_in_threads_of_their_own(
+    redis_url: str, redis: Redis, file_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def hang(*_: object) -> None:
+        assert answers.wait(120)
+
+    monkeypatch.setattr(Targets, "check", hang)
+    settings = settings_of(redis_url, file_store_url, webhook_secret=SECRET)
+    async with serving(settings) as (app, http):
+        http.headers.update(bearing(key_of(redis, "acme")))
+        song = {**SONG, "webhook": "https://slow.example/"}
+        hanging = [asyncio.create_task(http.post("/v1/jobs", json=song, timeout=120)) for _ in range(120)]
+        threads = app.state.parts.door.webhooks
+        async with asyncio.timeout(60):
+            while sum(request.done() for request in hanging) + threads.waiting < 110:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        try:
+            assert (await http.post("/v1/jobs", json=SONG, timeout=60)).status_code == 202
+            assert not all(request.done() for request in hanging)
+        finally:
+            answers.set()
+        assert {answer.status_code for answer in await asyncio.gather(*hanging)} == {202, 503}
 
 
 async def test_looks_are_gathered_and_each_gets_its_own_answer() -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Annotated
 
-from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends
 from starlette.responses import Response, StreamingResponse
 
+from api.batches.desk import require_ended
 from api.batches.shelf import JSONL
 from api.batches.zipping import zipped
-from api.dependencies import DeskPart, StorePart, TenantPart
+from api.dependencies import StorePart, TenantPart
 from api.routes.v1.answers import problems
-from api.routes.v1.batches import BatchId
-from serinette.batch import BatchLine
+from api.routes.v1.batches import BatchPart
+from serinette.batch import Batch, BatchLine
 from serinette.errors import Gone, NotFound
 from serinette.names import batch_errors_key, batch_output_key
 from serinette.store import Store
 
 router = APIRouter(tags=["batches"])
+
+
+async def _ended(batch: BatchPart) -> Batch:
+    return require_ended(batch)
+
+
+EndedPart = Annotated[Batch, Depends(_ended)]
 
 _REFUSALS = problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable")
 _JSONL = {"content": {JSONL: {"schema": {"type": "string", "description": "A BatchLine as JSON on each line."}}}}
@@ -31,10 +39,9 @@ _ZIP = {"content": {"application/zip": {"schema": {"type": "string", "format": "
     summary="The lines that were sung",
     responses={200: {**_JSONL, "description": "In the order of the lines."}, **_REFUSALS},
 )
-async def output(batch_id: BatchId, desk: DeskPart, store: StorePart, tenant: TenantPart) -> Response:
+async def output(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
     """Each line's job, seed and songs. Written when the batch ends, and anew when it was retried."""
-    batch = await run_in_threadpool(desk.ended, tenant, batch_id)
-    return await _file(store, batch_output_key(tenant, batch_id, batch.round), f"{batch_id}-output.jsonl")
+    return await _file(store, batch_output_key(tenant, batch.id, batch.round), f"{batch.id}-output.jsonl")
 
 
 @router.get(
@@ -43,10 +50,9 @@ async def output(batch_id: BatchId, desk: DeskPart, store: StorePart, tenant: Te
     summary="The lines that were not sung",
     responses={200: {**_JSONL, "description": "In the order of the lines."}, **_REFUSALS},
 )
-async def errors(batch_id: BatchId, desk: DeskPart, store: StorePart, tenant: TenantPart) -> Response:
+async def errors(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
     """Each failed line's error, and the canceled ones."""
-    batch = await run_in_threadpool(desk.ended, tenant, batch_id)
-    return await _file(store, batch_errors_key(tenant, batch_id, batch.round), f"{batch_id}-errors.jsonl")
+    return await _file(store, batch_errors_key(tenant, batch.id, batch.round), f"{batch.id}-errors.jsonl")
 
 
 @router.get(
@@ -55,11 +61,10 @@ async def errors(batch_id: BatchId, desk: DeskPart, store: StorePart, tenant: Te
     summary="The songs",
     responses={200: {**_ZIP, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **_REFUSALS},
 )
-async def songs(batch_id: BatchId, desk: DeskPart, store: StorePart, tenant: TenantPart) -> Response:
+async def songs(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
     """All songs in one file, uncompressed, made while it is sent. Those erased meanwhile are named in missing.txt."""
-    batch = await run_in_threadpool(desk.ended, tenant, batch_id)
-    lines = _lines(await _opened(store, batch_output_key(tenant, batch_id, batch.round)))
-    return StreamingResponse(zipped(store, lines), 200, _headers(f"{batch_id}.zip"), "application/zip")
+    lines = _lines(await _opened(store, batch_output_key(tenant, batch.id, batch.round)))
+    return StreamingResponse(zipped(store, lines), 200, _headers(f"{batch.id}.zip"), "application/zip")
 
 
 async def _file(store: Store, key: str, name: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from functools import partial
 from pathlib import Path as File
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.batches.desk import Desk
 from api.batches.reading import inline, jsonl, options_of
-from api.dependencies import DeskPart, SettingsPart, TenantPart
+from api.dependencies import BatchThreadsPart, DeskPart, SettingsPart, TenantPart
 from api.routes.v1 import examples
 from api.routes.v1.answers import problems
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
@@ -42,6 +43,15 @@ async def _checked_batch_id(batch_id: Annotated[str, Path(description="As the ba
 
 
 BatchId = Annotated[str, Depends(_checked_batch_id)]
+
+
+async def _found(batch_id: BatchId, desk: DeskPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
+    if known := await run_in_threadpool(desk.known, tenant, batch_id):
+        return known
+    return await threads.run(partial(desk.get, tenant, batch_id))
+
+
+BatchPart = Annotated[Batch, Depends(_found)]
 
 
 class BatchList(BaseModel):
@@ -82,6 +92,7 @@ async def create(
     request: Request,
     response: Response,
     desk: DeskPart,
+    threads: BatchThreadsPart,
     settings: SettingsPart,
     tenant: TenantPart,
     name: Annotated[str | None, Query(description="JSON Lines only: as `name` of a JSON body.")] = None,
@@ -106,7 +117,7 @@ async def create(
     with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
         path = File(directory) / "body"
         await _spool(request, path, settings.max_body_bytes if is_json else settings.max_batch_bytes)
-        batch, created = await run_in_threadpool(_create, desk, tenant, path, options, idempotency_key)
+        batch, created = await threads.run(partial(_create, desk, tenant, path, options, idempotency_key))
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
@@ -142,7 +153,7 @@ async def _spool(request: Request, path: File, most: int) -> None:
         raise InvalidBatch("the body is empty; send a spec a line, or JSON with `specs`")
 
 
-@router.get("/batches", summary="Batches, newest first", responses=problems("queue_unavailable"))
+@router.get("/batches", summary="Batches, newest first", responses=problems("invalid_spec", "queue_unavailable"))
 def list_batches(
     desk: DeskPart,
     tenant: TenantPart,
@@ -157,21 +168,26 @@ _MOVE = problems("not_found", "conflict", "queue_unavailable", "store_unavailabl
 
 
 @router.get("/batches/{batch_id}", summary="One batch", responses=_LOOK)
-def look(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+async def look(batch: BatchPart) -> Batch:
     """Status, counts and share done. While it goes on they are a few seconds old; of an ended batch they are exact."""
-    return desk.get(tenant, batch_id)
+    return batch
 
 
-@router.get("/batches/{batch_id}/lines", summary="What became of some lines", responses=_LOOK)
-def lines(
+@router.get(
+    "/batches/{batch_id}/lines",
+    summary="What became of some lines",
+    responses={**_LOOK, **problems("invalid_spec")},
+)
+async def lines(
     batch_id: BatchId,
     desk: DeskPart,
+    threads: BatchThreadsPart,
     tenant: TenantPart,
     first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to tell of, from 1.")] = 1,
     limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most.")] = 100,
 ) -> BatchLines:
     """Each line with its job and songs, as they are now. Go on with `first` behind the last line that was told."""
-    return BatchLines(lines=tuple(desk.lines(tenant, batch_id, first - 1, limit)))
+    return BatchLines(lines=tuple(await threads.run(partial(desk.lines, tenant, batch_id, first - 1, limit))))
 
 
 @router.post("/batches/{batch_id}/pause", summary="Pause a batch", responses=_MOVE)
@@ -204,6 +220,6 @@ def retry(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
     summary="Erase an ended batch",
     responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
 )
-def erase(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> None:
+async def erase(batch_id: BatchId, desk: DeskPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
     """Its lines and files go; its jobs and their songs stay until they are erased or too old."""
-    desk.erase(tenant, batch_id)
+    await threads.run(partial(desk.erase, tenant, batch_id))

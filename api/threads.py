@@ -1,0 +1,35 @@
+"""Threads of their own for what may hang: the others stay free for what Redis alone answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+from anyio import CapacityLimiter
+
+from serinette.errors import Unavailable
+
+_Told = TypeVar("_Told")
+
+# Requests that wait for one of the threads: beyond them nobody is answering.
+_MAX_WAITING = 64
+
+
+class Threads:
+    """So many at most. `refuse` makes the error that is raised when too many requests wait for one."""
+
+    def __init__(self, count: int, refuse: Callable[[], Unavailable]) -> None:
+        self._limiter = CapacityLimiter(count)
+        self._refuse = refuse
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a thread."""
+        return self._limiter.statistics().tasks_waiting
+
+    async def run(self, act: Callable[[], _Told]) -> _Told:
+        """What `act` answers. Raises what it does, or what `refuse` makes."""
+        if self.waiting >= _MAX_WAITING:
+            raise self._refuse()
+        return await anyio.to_thread.run_sync(act, limiter=self._limiter)
