@@ -45,6 +45,7 @@ WRONG = (
     'webhooks.networks=["inside"]',
     'poolDefaults.spoolMaxBytes="2Gi"',
     "valkey.extra={}",
+    'loras={"of mine": "s3://models/lora"}',
 )
 
 
