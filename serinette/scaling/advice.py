@@ -12,6 +12,7 @@ from serinette.scaling.rule import Manifest, Rule, read_rules
 from serinette.scaling.simulation import Outcome, Pool, Simulation
 
 CANDIDATES = (1, 2, 4, 8, 16)
+# Two hundredths of the price are no reason to wait longer.
 _AS_CHEAP = 1.02
 
 
@@ -60,7 +61,8 @@ class Comparison:
         wait = f"p{self.percent:g} of the waits {self.chosen.outcome.wait_s(self.percent):.0f} s"
         met = self.chosen.meets(self.percent, self.target_s)
         why = (
-            f"{self.chosen.gpu_hours:.1f} GPU-hours keep {wait}, within {self.target_s:g} s, and none does for less"
+            f"{self.chosen.gpu_hours:.1f} GPU-hours keep {wait}, within {self.target_s:g} s, and none does for "
+            f"over {_AS_CHEAP - 1:.0%} less"
             if met
             else f"no J keeps within {self.target_s:g} s; this one comes nearest, {wait}: the cold start, `max` or "
             "`min` (a warm floor) is what to change"
@@ -90,7 +92,7 @@ def compare(
         run = Simulation(replace(pool, rule=rule.with_jobs_per_worker(jobs)), arrivals, seed)
         rows.append(Row(jobs, 0, run.run(at_least_s=horizon_s)))
     meeting = [row for row in rows if row.meets(*target)]
-    # Of those that meet the target, the cheapest; a hundredth of the price is no reason to wait longer.
+    # Of those that meet the target, the cheapest or as good as.
     bound_s = _AS_CHEAP * min((row.outcome.gpu_s for row in meeting), default=0.0)
     cheap = [row for row in meeting if row.outcome.gpu_s <= bound_s]
     chosen = min(cheap or rows, key=lambda row: (row.outcome.wait_s(target[0]), row.outcome.gpu_s))

@@ -263,6 +263,7 @@ class TestAdvice:
         assert comparison.fixed
         assert comparison.fixed.gpu_hours > comparison.chosen.gpu_hours
         assert f"Use jobsPerWorker: {comparison.chosen.jobs_per_worker}" in comparison.sentence
+        assert "none does for over 2% less" in comparison.sentence
 
     def test_a_target_that_none_meets_is_said(self) -> None:
         own = pool()
