@@ -56,6 +56,8 @@ class Door:
     ) -> tuple[Job, bool]:
         """`JobQueue.submit_container`. The store is asked for its inputs."""
         act = partial(self._queue.submit_container, tenant, spec, options, idempotency_key=idempotency_key)
+        if options.webhook is not None:
+            return await self.webhooks.run(act)
         return await anyio.to_thread.run_sync(act, limiter=self.store_threads if spec.inputs else None)
 
     async def get(self, tenant: str, job_id: str) -> Job:

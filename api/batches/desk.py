@@ -104,14 +104,17 @@ class Desk:
             return self._entered(kept, keyed=idempotency_key is not None)
 
     def known(self, tenant: str, batch_id: str) -> Batch | None:
-        """One batch, as far as Redis alone can tell. Raises NotFound: it is another tenant's."""
+        """One batch, as far as Redis alone can tell."""
         with answering(_ADVICE):
             page = self._page(tenant, batch_id)
         return page.batch() if page else None
 
     def get(self, tenant: str, batch_id: str) -> Batch:
         """One batch, from Redis or, when that has forgotten it, from the store. Raises NotFound."""
-        return self.known(tenant, batch_id) or self.shelf.ended(tenant, batch_id)
+        try:
+            return self.known(tenant, batch_id) or self.shelf.ended(tenant, batch_id)
+        except NotFound as error:
+            raise _no_batch(batch_id) from error
 
     def newest(self, tenant: str, limit: int) -> Sequence[Batch]:
         """A tenant's batches, newest first."""
@@ -240,9 +243,7 @@ class Desk:
 
     def _page(self, tenant: str, batch_id: str) -> Page | None:
         page = self.book.read(batch_id)
-        if page is not None and page.header.tenant != tenant:
-            raise _no_batch(batch_id)
-        return page
+        return page if page and page.header.tenant == tenant else None
 
     def _moved(self, tenant: str, batch_id: str, to: BatchStatus, *allowed: BatchStatus) -> Batch:
         with answering(_ADVICE):

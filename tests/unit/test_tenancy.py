@@ -136,6 +136,32 @@ async def test_an_expired_key_does_not_open(http: httpx.AsyncClient, redis: Redi
     assert (await http.get("/v1/jobs", headers=bearing(key))).status_code == 401
 
 
+BATCH_CALLS = [
+    *(f"GET /v1/batches/{{}}{file}" for file in ("", "/lines", "/output.jsonl", "/errors.jsonl", "/songs.zip")),
+    *(f"POST /v1/batches/{{}}/{act}" for act in ("pause", "resume", "cancel", "retry")),
+    "DELETE /v1/batches/{}",
+]
+
+
+async def test_anothers_batch_is_as_one_that_never_was(http: httpx.AsyncClient, redis: Redis) -> None:
+    mine, theirs = bearing(key_of(redis, "mine")), bearing(key_of(redis, "theirs"))
+    keyed = {"Idempotency-Key": "album"}
+    made = [(await http.post("/v1/batches", json={"specs": [SONG]}, headers=mine | keyed)).json() for _ in range(2)]
+    assert made[0]["id"] == made[1]["id"]
+    batch_id, never = made[0]["id"], f"batch-{'0' * 32}"
+    for call in BATCH_CALLS:
+        method, path = call.split()
+        seen = await http.request(method, path.format(batch_id), headers=theirs)
+        nothing = await http.request(method, path.format(never), headers=theirs)
+        assert seen.status_code == nothing.status_code == 404, call
+        assert seen.text.replace(batch_id, never) == nothing.text, call
+        assert "theirs" not in seen.text, call
+    assert (await http.get("/v1/batches", headers=theirs)).json() == {"batches": []}
+    other = (await http.post("/v1/batches", json={"specs": [SONG]}, headers=theirs | keyed)).json()
+    assert other["id"] != batch_id
+    assert (await http.get(f"/v1/batches/{batch_id}", headers=mine)).json()["status"] == "in_progress"
+
+
 def test_at_rest_lies_a_digest(redis: Redis) -> None:
     key = key_of(redis, "acme")
     raw: dict[Any, Any] = redis.hgetall(Keys().credentials)
