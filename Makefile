@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PORT ?= 8019
 ARGS ?=
+# Files of tests that run at once: much of their time is waiting for heartbeats to stop.
+TESTERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -27,7 +29,7 @@ up: $(VENV)/local.stamp  ## Start the server for good (PORT=8019).
 	@$(LEASH) $(BIN)/serinette up --port $(PORT)
 
 test: $(VENV)/dev.stamp  ## Run all tests on real Valkey, SeaweedFS and processes (ARGS=-k word).
-	$(BIN)/python -m pytest --junitxml=build/tests.xml $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --junitxml=build/tests.xml $(ARGS)
 
 N ?= 500
 SEED ?= 1
