@@ -55,12 +55,12 @@ def target_of(environment: Mapping[str, str], current_context: str | None) -> Ta
 # Every release's own: small, quick to scale, gone with its namespace. Keys are asked for in tests of their own.
 BASE: dict[str, Any] = {
     "auth": {"enabled": False},
-    "gateway": {"replicas": 1, "jobTimeoutS": 600, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
+    "gateway": {"replicas": 1, "jobTimeoutS": 1200, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
     "maintenance": {"replicas": 1, "extraEnv": [{"name": "SERINETTE_ORPHAN_GRACE_S", "value": "10"}]},
     "valkey": {"persistence": {"size": "1Gi", "onUninstall": "Delete"}},
     "seaweedfs": {"persistence": {"size": "1Gi", "onUninstall": "Delete"}},
     "poolDefaults": {
-        "terminationGraceS": 660,
+        "terminationGraceS": 1260,
         "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}},
         "scaling": {"pollingIntervalS": 2, "cooldownS": 15, "downStabilizationS": 15},
     },

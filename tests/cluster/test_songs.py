@@ -10,7 +10,7 @@ import pytest
 from scripts.chart_tools import helm
 from tests.cluster.release import Release, run, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 LONG = {"duration_s": 120, "steps": 100}
 MEDIUM = {"duration_s": 30, "steps": 60}
@@ -98,7 +98,7 @@ def test_a_drained_node(release: Release) -> None:
     selector = f"app.kubernetes.io/component=worker,app.kubernetes.io/instance={release.name}"
     drain = ["drain", node, "--pod-selector", selector, "--ignore-daemonsets", "--delete-emptydir-data"]
     try:
-        release.kubectl(*drain, "--timeout=700s", timeout_s=720)
+        release.kubectl(*drain, "--timeout=1300s", timeout_s=1320)
         assert not [pod for pod in release.workers() if pod["spec"].get("nodeName") == node]
     finally:
         release.kubectl("uncordon", node)
