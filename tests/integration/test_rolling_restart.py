@@ -28,6 +28,7 @@ CLIENTS = 3
 SONG = {"duration_s": 1, "format": "wav"}
 # As a Service withdraws a pod's address before the pod hears its SIGTERM (the chart's preStop waits for that).
 WITHDRAWN_S = 0.5
+CHANCE = random.Random(1)
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Front:
         """One request, repeated as long as its answer asks for it."""
         while True:
             try:
-                answer = httpx.request(method, random.choice(self.serving).url + path, timeout=60, **options)
+                answer = httpx.request(method, CHANCE.choice(self.serving).url + path, timeout=60, **options)
             except httpx.ConnectError:
                 self.told.append("refused")
                 time.sleep(0.1)
@@ -55,7 +56,7 @@ class Front:
         """A job's events to the last, resumed wherever the stream ends; the type of the last one."""
         headers: dict[str, str] = {}
         for number in count():
-            url = (first if first and number == 0 else random.choice(self.serving)).url
+            url = (first if first and number == 0 else CHANCE.choice(self.serving)).url
             with httpx.stream("GET", f"{url}{path}/events", headers=headers, timeout=60) as answer:
                 assert answer.status_code == 200, answer.read()
                 for line in answer.iter_lines():

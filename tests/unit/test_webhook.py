@@ -122,6 +122,13 @@ def test_a_network_of_the_operators_own_may_be_delivered_to() -> None:
         "http://127.1/",
         "http://2130706433/",
         "http://0x7f000001/",
+        "http://0177.0.0.1/",
+        "http://017700000001/",
+        "http://0xa9.0xfe.0xa9.0xfe/latest/meta-data",
+        "http://[::ffff:7f00:1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[fe80::1%25lo]/",
+        "http://0/",
         "http://[::1]:6379/",
         "http://[::ffff:169.254.169.254]/latest/meta-data",
         "http://localhost:8019/",
@@ -153,9 +160,12 @@ async def post(targets: Targets, url: str, timeout_s: float = 10) -> Answer:
         return await send(client, url, "{}", {"webhook-id": "x"}, timeout_s)
 
 
-async def test_a_name_that_leads_elsewhere_after_its_check_is_not_followed() -> None:
+@pytest.mark.parametrize(
+    "later", [["127.0.0.1"], ["::ffff:127.0.0.1"], ["169.254.169.254"], [PUBLIC, "127.0.0.1"], ["127.0.0.1", PUBLIC]]
+)
+async def test_a_name_that_leads_elsewhere_after_its_check_is_not_followed(later: list[str]) -> None:
     with receiver() as inside:
-        targets = Targets(look_up=answering([PUBLIC], ["127.0.0.1"]))
+        targets = Targets(look_up=answering([PUBLIC], later))
         url = f"http://rebinding.example:{inside.port}/"
         targets.check(url)
         answer = await post(targets, url)
