@@ -26,6 +26,7 @@ class Row:
     target: str = ""
 
 
+_RATIOS = "backlog.ratios.0"
 ROWS = (
     Row("Second `make demo` on 2 cores, whole", "demo", "figures.wall_s.median", 1, "s", "under 30 s"),
     Row("Submit to start, idle warm worker, median", "songs", "figures.submit_to_start_ms.median", 1, "ms"),
@@ -88,7 +89,40 @@ ROWS = (
     Row("The same of maintenance", "batch", "figures.maintenance_mib.late_to_early", 2),
     Row("The same of Redis, with the jobs of the last `120 s`", "batch", "figures.redis_mib.late_to_early", 2),
     Row("Load of the machine as it ended, one-minute average", "batch", "machine.load_average_1m", 1),
-    Row("A song on a GPU"),
+    *(
+        Row(what, "engine", f"figures.{figure}", digits, unit)
+        for what, figure, digits, unit in (
+            ("Worker on the CPU under backlog: songs a minute, ratio to diffusers' loop", f"{_RATIOS}.to_plain", 2, ""),
+            ("The same, ratio to that loop at its best batch", f"{_RATIOS}.to_plain_at_its_best", 2, ""),
+            ("Two slots before one engine, ratio to one slot", f"{_RATIOS}.overlap", 2, ""),
+            ("Batches of two songs, ratio to one song at a time", f"{_RATIOS}.batching", 2, ""),
+            ("Share of the time that the engine sings, two slots", "backlog.pod.1.engine_busy_share", 2, ""),
+            ("The engine's process on the CPU: import", "cold_start.eager.import_s", 1, "s"),
+            ("The same: load", "cold_start.eager.load_s", 1, "s"),
+            ("The same: first song, of 30 s", "cold_start.eager.first_song_s", 1, "s"),
+        )
+    ),
+    Row("Load of the machine as it ended, one-minute average", "engine", "machine.load_average_1m", 1),
+    *(
+        Row(f"On a GPU: {what}", f"gpu-{benchmark}", f"figures.{figure}", digits, unit, target)
+        for what, benchmark, figure, digits, unit, target in (
+            ("30 s songs under backlog, ratio to diffusers' loop", "backlog", "ratios.0.to_plain", 2, "", "at least 4"),
+            ("60 s songs under backlog, the same", "backlog", "ratios.1.to_plain", 2, "", "at least 4"),
+            ("30 s songs, ratio to that loop at its best batch", "backlog", "ratios.0.to_plain_at_its_best", 2, "", ""),
+            ("60 s songs, the same", "backlog", "ratios.1.to_plain_at_its_best", 2, "", ""),
+            ("the engine's busy share under backlog", "backlog", "pod.2.engine_busy_share", 3, "", "at least 0.95"),
+            ("denoiser, floor to measured", "engine", "best_denoiser_share_of_floor", 2, "", "at least 0.5"),
+            ("a fresh process: import, load, two 30 s songs", "cold-start", "eager.whole_process_s", 1, "s", ""),
+            (
+                "the same, compiled by another process before",
+                "cold-start",
+                "compiled_again.whole_process_s",
+                1,
+                "s",
+                "",
+            ),
+        )
+    ),
     Row("Gateway on several machines, behind an ingress"),
 )
 

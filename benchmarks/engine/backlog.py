@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-import torch
 
 from benchmarks.engine import plain
-from benchmarks.engine.cases import Case
+from benchmarks.engine.cases import Case, let_go
 from benchmarks.engine.speed import PROMPTS
 from benchmarks.record import Figures
 from serinette.job import JobStatus
@@ -29,12 +28,13 @@ _SONG_TIMEOUT_S = 900
 def measure(case: Case) -> Figures:
     """For each length diffusers' loop, a pod that does one thing at a time, one that overlaps, and one that batches."""
     loops = plain.measure(case)
+    let_go()
     ways = ((1, 1), (2, 1), (2 * case.backlog_batch, case.backlog_batch))
     rows = [
         _measured(case, duration_s, slots, batch) for duration_s in case.backlog_durations_s for slots, batch in ways
     ]
     return {
-        "device": torch.cuda.get_device_name() if case.device == "cuda" else "cpu",
+        "device": case.device_name,
         "songs": case.backlog_songs,
         "plain": loops,
         "pod": rows,

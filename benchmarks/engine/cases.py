@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,11 @@ class Case:
         """Where checkpoints lie between two runs."""
         return Path(tempfile.gettempdir()) / "serinette-benchmarks"
 
+    @property
+    def device_name(self) -> str:
+        """The device as its maker calls it."""
+        return torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
+
     def settings(self, **asked: object) -> WorkerSettings:
         """The worker's, for this case."""
         return WorkerSettings.model_validate(
@@ -43,6 +49,13 @@ class Case:
                 **asked,
             }
         )
+
+
+def let_go() -> None:
+    """Give the device's memory back: who loads next plans with what is free, and sees what torch keeps as taken."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def on_gpu(size: str) -> Case:
@@ -68,9 +81,9 @@ def on_cpu() -> Case:
         model="bundled",
         device="cpu",
         durations_s=(5.0, 15.0),
-        batches=(1, 2, 4),
-        backlog_durations_s=(15.0,),
-        backlog_songs=12,
+        batches=(1, 2),
+        backlog_durations_s=(10.0,),
+        backlog_songs=8,
         backlog_batch=2,
         compile=False,
     )

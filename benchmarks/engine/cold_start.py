@@ -16,7 +16,7 @@ from gpu_worker.engine_environment import engine_environment
 
 def measure(case: Case) -> Figures:
     """Eager, compiled with nothing kept, and compiled by a process that finds what another one left."""
-    figures: Figures = {"eager": _split(case, compile=False, kept=True)}
+    figures: Figures = {"device": case.device_name, "eager": _split(case, compile=False, kept=True)}
     if case.compile:
         figures["compiled_first"] = _split(case, compile=True, kept=False)
         figures["compiled_again"] = _split(case, compile=True, kept=True)
