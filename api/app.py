@@ -13,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import RedirectResponse
 from starlette.websockets import WebSocket
 
 from api import document, problems
@@ -100,6 +101,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.include_router(gradio.router)
     app.include_router(acestep.router)
     app.include_router(health.router)
+    app.add_api_route("/", _front_door, include_in_schema=False)
     app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)
     app.state.metrics = HttpMetrics(new_registry())
@@ -141,6 +143,11 @@ def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.R
 
 def _busy_with_batches() -> Unavailable:
     return Unavailable("too many batches are being read and written just now; try again")
+
+
+async def _front_door() -> RedirectResponse:
+    # Relative: a proxy may have the gateway below a path of its own.
+    return RedirectResponse("docs")
 
 
 async def _no_socket(websocket: WebSocket) -> None:

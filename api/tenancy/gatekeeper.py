@@ -21,7 +21,9 @@ from serinette.errors import SerinetteError, Unauthorized
 from serinette.names import Keys
 
 # Signs of life for probes, numbers without jobs and tenants for Prometheus, and what the API looks like.
-PUBLIC = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+PUBLIC = frozenset(
+    {"/", "/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+)
 # What the API's page is made of.
 _PAGE = "/static-offline-docs/"
 CALLER = "serinette.caller"

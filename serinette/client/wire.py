@@ -113,8 +113,8 @@ def broken_off(job_id: str) -> Setback:
 
 def _unreachable(url: str, error: httpx.TransportError) -> Unavailable:
     return Unavailable(
-        f"no Serinette answers at {url} ({_reason(error)}): start one with `serinette up`, or name another with "
-        "--server or SERINETTE_URL"
+        f"no Serinette answers at {url} ({_reason(error)}): start one with `serinette up`, or name another, "
+        "in Python with Client(url), on the command line with --server or SERINETTE_URL"
     )
 
 
