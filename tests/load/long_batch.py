@@ -63,6 +63,12 @@ class Run:
         found = [sample[name] for sample in self.samples if first <= sample["fraction"] <= last and sample[name]]
         return max(found, default=0.0)
 
+    def cpu_ms_per_line(self, name: str, first: float, last: float) -> float:
+        """What a process computed between two shares of the batch, for each line; it lived from one to the other."""
+        begin, *_, end = [sample for sample in self.samples if first <= sample["fraction"] <= last]
+        lines = (end["fraction"] - begin["fraction"]) * self.lines
+        return (end[f"{name}_cpu_s"] - begin[f"{name}_cpu_s"]) / lines * 1_000
+
 
 def wait_s(url: str) -> float:
     """How long an interactive song waits for its slot."""
@@ -200,7 +206,9 @@ def _sample(stack: Stack, redis: Redis, fraction: float) -> dict[str, float]:
     sample["redis_kib_per_key"] = memory["used_memory"] / 1024 / max(keys, 1)
     for name, process in stack.processes.items():
         with suppress(psutil.Error):
-            sample[f"{name}_mib"] = psutil.Process(process.pid).memory_info().rss / _MIB
+            seen = psutil.Process(process.pid)
+            sample[f"{name}_mib"] = seen.memory_info().rss / _MIB
+            sample[f"{name}_cpu_s"] = sum(seen.cpu_times()[:2])
     return {"gateway_mib": 0.0, "maintenance_mib": 0.0} | sample
 
 
