@@ -65,6 +65,7 @@ class Progress(_Model):
     stage: Stage
     step: int | None = Field(None, description="Denoising steps done.")
     steps: int | None = Field(None, description="Denoising steps in all.")
+    engine_s: float | None = Field(None, description="What the engine has given it so far, its waits left out.")
     at: AwareDatetime
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented order; mypy knows no decorated property

@@ -183,8 +183,15 @@ def _remaining_s(job: Job, pool: Pool, at: datetime) -> float | None:
     elapsed_s = max((at - job.started_at).total_seconds(), 0.0) if job.started_at else 0.0
     fraction = job.progress.fraction if job.progress else 0.0
     if fraction >= _TELLING_FRACTION:
-        return round(elapsed_s * (1 - fraction) / fraction, 1)
+        return round(_worked_s(job, elapsed_s, at) * (1 - fraction) / fraction, 1)
     return None if pool.pace_s is None else round(max(pool.pace_s - elapsed_s, 0.0), 1)
+
+
+def _worked_s(job: Job, elapsed_s: float, at: datetime) -> float:
+    """What was worked on a running job: while it waited for the engine, it came no nearer to its end."""
+    if job.progress is None or job.progress.engine_s is None:
+        return elapsed_s
+    return job.progress.engine_s + max((at - job.progress.at).total_seconds(), 0.0)
 
 
 def _jobs(count: int) -> str:

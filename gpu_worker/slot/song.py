@@ -130,7 +130,8 @@ class Performance:
 
     def _tell(self, stage: Stage, step: int | None = None, steps: int | None = None) -> None:
         self.hold.clock.tell(stage, step)
-        self.tell_progress(Progress(stage=stage, step=step, steps=steps, at=now()))
+        engine_s = round(self.hold.clock.engine_s(), 3)
+        self.tell_progress(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=now()))
 
     def _ask_engine(self, job_id: str, spec: GenerationSpec) -> Sung:
         model = self.engine.wait_ready(self.hold, self._tell)

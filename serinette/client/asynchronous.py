@@ -32,7 +32,7 @@ _POLL_S = 0.25
 
 
 class AsyncClient:
-    """Client for asyncio and trio. Safe to share between tasks."""
+    """Client for asyncio. Safe to share between tasks."""
 
     def __init__(
         self,

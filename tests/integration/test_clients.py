@@ -9,19 +9,23 @@ import re
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread, Timer
 
 import numpy as np
 import pytest
+from standardwebhooks import Webhook
 
+from serinette.batch import BatchLine, BatchOptions
 from serinette.client import Client, Retry
 from serinette.errors import InvalidAudio
 from serinette.job import JobStatus
 from serinette.media import encode, read_song_tags, song_tags
 from serinette.spec import AudioFormat, GenerationSpec
 from tests.processes import eventually
+from tests.receivers import SECRET, receiver
 from tests.stack import Stack, running
 from tests.up import CLI, ENVIRONMENT
 
@@ -39,7 +43,9 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A whole Serinette whose engine sings sines."""
-    with running(tmp_path_factory.mktemp("clients"), worker={"SERINETTE_ENGINE_MODULE": "tests.engines"}) as stack:
+    shared = {"SERINETTE_WEBHOOK_SECRET": SECRET, "SERINETTE_WEBHOOK_NETWORKS": '["127.0.0.0/8"]'}
+    worker = {"SERINETTE_ENGINE_MODULE": "tests.engines"}
+    with running(tmp_path_factory.mktemp("clients"), shared=shared, worker=worker) as stack:
         yield stack
 
 
@@ -96,6 +102,32 @@ def test_the_shell_blocks_of_a_page(shell: Shell, page: str) -> None:
     ended = shell.run("bash", "-c", _SHELL + "\n".join(blocks(page, "bash")))
     assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
     assert (shell.directory / "song.mp3").read_bytes()[:3] == b"ID3"
+
+
+# Whoever reads the page waits for a batch's end where it says so.
+_PATIENT_CURL = """
+ended() { until command curl -sS "$1" | grep -qE '"status": ?"(completed|canceled)"'; do sleep 0.2; done; }
+curl() {
+    case "$*" in
+        */retry | *DELETE* | *output.jsonl*) ended "$(grep -oE 'http[^ ]+/batch-[0-9a-f]+' <<< "$*")" ;;
+    esac
+    command curl --fail-with-body "$@"
+}
+"""
+
+
+def test_the_shell_blocks_about_batches(shell: Shell, client: Client) -> None:
+    try:
+        ended = shell.run("bash", "-c", f"set -euo pipefail\n{_PATIENT_CURL}" + "\n".join(blocks("batches.md", "bash")))
+    finally:
+        if (shell.directory / "sweep.json").exists():
+            sweep = json.loads((shell.directory / "sweep.json").read_text())["id"]
+            client.batches.cancel(sweep)
+            assert client.batches.wait(sweep, timeout_s=120).status == "canceled"
+    assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
+    names = zipfile.ZipFile(shell.directory / "songs.zip").namelist()
+    assert names == ["000001-jazz.mp3", "000002.mp3", "000003.mp3", "000003-1.mp3"]
+    assert (shell.directory / "errors.jsonl").read_bytes() == b""
 
 
 def test_events_go_on_when_the_gateway_dies(fast: Stack) -> None:
@@ -243,6 +275,44 @@ def test_a_batch_is_sung_into_a_directory_and_goes_on_where_it_was(shell: Shell)
     prompts.write_text('{"prompt": "other"}\n')
     other = shell.serinette(*run)
     assert (other.returncode, b"holds the songs of other prompts" in other.stderr) == (1, True)
+
+
+def test_a_batch_through_real_slots_is_told_of_line_by_line(client: Client, tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [
+        {"prompt": "jazz", "seed": 7, "custom_id": "first"},
+        {"prompt": "nan", "custom_id": "broken"},
+        {"prompt": "cello", "variations": 2},
+        {"prompt": f"crash once {tmp_path.name}"},
+        {"prompt": "waltz", "format": "flac"},
+        {"prompt": "polka"},
+    ]
+    with receiver() as target:
+        options = BatchOptions(webhook=f"http://127.0.0.1:{target.port}/ended", labels={"album": "blue"})
+        batch = client.batches.create([{**line, "duration_s": 1} for line in lines], options)
+        ended = client.batches.wait(batch.id, timeout_s=240)
+        assert eventually(lambda: target.came, 60)
+    counts = ended.request_counts
+    assert (ended.status, counts.total, counts.completed, counts.failed, counts.canceled) == ("completed", 6, 5, 1, 0)
+    told = Webhook(SECRET).verify(target.came[0].body, target.came[0].headers)
+    assert (told["type"], told["data"]["id"], told["data"]["request_counts"]["failed"]) == (
+        "batch.completed",
+        batch.id,
+        1,
+    )
+    client.batches.download(batch.id, "output.jsonl", tmp_path / "output.jsonl")
+    client.batches.download(batch.id, "errors.jsonl", tmp_path / "errors.jsonl")
+    output, errors = (
+        [BatchLine.model_validate_json(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("output.jsonl", "errors.jsonl")
+    )
+    assert [(line.line, len(line.artifacts)) for line in output] == [(1, 1), (3, 2), (4, 1), (5, 1), (6, 1)]
+    assert (output[0].custom_id, output[0].seed, output[3].artifacts[0].format) == ("first", 7, "flac")
+    assert [(line.line, line.custom_id, line.error and line.error.code) for line in errors] == [
+        (2, "broken", "invalid_output")
+    ]
+    crashed = client.get(str(output[2].job_id))
+    assert (crashed.lane, crashed.labels["album"], crashed.labels["line"]) == ("low", "blue", "4")
+    assert len(crashed.attempts) == 2
 
 
 def test_a_wrong_line_begins_nothing(shell: Shell) -> None:
