@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from standardwebhooks import Webhook
 
-from serinette.batch import BatchLine, BatchOptions
-from serinette.client import Client, Retry
+from serinette.batch import BatchLine
+from serinette.client import BatchOptions, Client, Retry
 from serinette.errors import InvalidAudio
 from serinette.job import JobStatus
 from serinette.media import encode, read_song_tags, song_tags
