@@ -95,7 +95,8 @@ class Desk:
                 frame = Frame(batch_id, Path(directory), self.part_lines)
                 checked = check_lines(frame, options, lines, self._check(tenant, options.timeout_s))
                 if (known := self.book.read(batch_id)) is not None:
-                    self._sync(batch_id)
+                    if not known.status.ended:
+                        self._sync(batch_id)
                     return _replayed(known, checked), False
                 header = self._header(tenant, batch_id, options, checked)
                 kept = self.shelf.begin(header, checked.parts)
@@ -106,8 +107,7 @@ class Desk:
     def known(self, tenant: str, batch_id: str) -> Batch | None:
         """One batch, as far as Redis alone can tell."""
         with answering(_ADVICE):
-            page = self._page(tenant, batch_id)
-        return page.batch() if page else None
+            return page.batch() if (page := self._page(tenant, batch_id)) else None
 
     def get(self, tenant: str, batch_id: str) -> Batch:
         """One batch, from Redis or, when that has forgotten it, from the store. Raises NotFound."""

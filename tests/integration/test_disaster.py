@@ -151,6 +151,12 @@ def test_fsync_waits_for_the_disk_and_refuses_without_one(tmp_path: Path) -> Non
         again = httpx.post(f"{house.url}/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"})
         assert again.json()["id"] == answer.json()["id"]
         assert redis.info("commandstats")["cmdstat_waitaof"]["calls"] == 2, "a repeated promise is one too"
+        for calls in (3, 4):
+            batch = httpx.post(
+                f"{house.url}/v1/batches", json={"specs": [{"prompt": "x"}]}, headers={"Idempotency-Key": "k"}
+            )
+            assert batch.status_code == 202, batch.text
+            assert redis.info("commandstats")["cmdstat_waitaof"]["calls"] == calls, "so is that of a batch"
 
         redis.config_set("appendonly", "no")
         refused = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "polka"}))
