@@ -68,7 +68,7 @@ def load(settings: WorkerSettings) -> AceStepEngine:
     adapters = Adapters(pipe, settings.loras, partial(adapter_directory, settings), settings.max_loras)
     engine = AceStepEngine(pipe, adapters, fits, Identity(name, revision, _in_words(device)))
     if settings.compile:
-        _warm_up(engine)
+        _warm_up(engine, settings.max_batch)
     log.info("loaded %s in %.1f s: %s on %s", name, time.monotonic() - started, checkpoint.directory, device)
     return engine
 
@@ -195,15 +195,19 @@ def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: tor
             module.forward = torch.compile(module.forward)
 
 
-def _warm_up(engine: AceStepEngine) -> None:
+def _warm_up(engine: AceStepEngine, max_batch: int) -> None:
     """Compile before the first job, which would take minutes and seem to hang.
 
     A second length makes lengths free, an odd number of latent frames and one beyond the decoder's tile (20 s) are
-    graphs of their own.
+    graphs of their own. So are songs in company, and songs in company whose texts differ in length and are masked.
     """
-    for duration_s in (4.0, 6.0, 5.0, 30.0):
-        spec = GenerationSpec(duration_s=duration_s, steps=2)
-        engine.sing([SongRequest(spec, seed=0)], lambda _stage, _step, _steps: frozenset())
+    text, longer = "a", "a song of another length"
+    batches: list[tuple[tuple[str, ...], float]] = [((text,), duration_s) for duration_s in (4.0, 6.0, 5.0, 30.0)]
+    if max_batch > 1:
+        batches += [((*texts, longer), duration_s) for texts in ((longer,), (text,)) for duration_s in (4.0, 5.0)]
+    for prompts, duration_s in batches:
+        specs = [GenerationSpec(prompt=prompt, duration_s=duration_s, steps=2) for prompt in prompts]
+        engine.sing([SongRequest(spec, seed=0) for spec in specs], lambda _stage, _step, _steps: frozenset())
 
 
 def _dtype(settings: WorkerSettings, device: torch.device) -> torch.dtype:
