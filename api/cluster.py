@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from serinette.errors import ClusterUnavailable
 
 if TYPE_CHECKING:
-    from kubernetes.client import CoreV1Api
+    from kubernetes.client import ApiClient, CoreV1Api
     from kubernetes.client.exceptions import ApiException
 
 log = logging.getLogger(__name__)
@@ -43,24 +43,12 @@ class Cluster:
     @classmethod
     def open(cls, namespace: str | None, selector: str, kubeconfig: Path | None = None) -> Cluster | None:
         """The cluster that `kubeconfig` names, or that this process runs in; None without one, and said in the log."""
-        if namespace is None:
+        found = connect(kubeconfig) if namespace else None
+        if namespace is None or found is None:
             return None
-        try:
-            from kubernetes import client, config  # noqa: PLC0415  # half a second, 40 MB: for those who ask for it
-        except ImportError:
-            log.warning("the cluster is not looked at: pip install 'serinette[cluster]'")
-            return None
-        configuration = client.Configuration()
-        try:
-            if kubeconfig:
-                config.load_kube_config(str(kubeconfig), client_configuration=configuration)
-            else:
-                config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException as error:
-            log.warning("the cluster is not looked at: %s", error)
-            return None
-        configuration.retries = False
-        return cls(client.CoreV1Api(client.ApiClient(configuration)), namespace, selector)
+        from kubernetes import client  # noqa: PLC0415  # half a second, 40 MB: for those who ask for it
+
+        return cls(client.CoreV1Api(found), namespace, selector)
 
     def pods(self) -> list[Object]:
         """The worker pods, from the API server's memory: it may be a second behind."""
@@ -83,7 +71,7 @@ class Cluster:
 
     def annotate(self, pod: str, annotations: Mapping[str, str | None]) -> None:
         """Set annotations of a pod; None removes one."""
-        with _own_errors():
+        with own_errors():
             self._api.patch_namespaced_pod(
                 pod,
                 self._namespace,
@@ -93,14 +81,35 @@ class Cluster:
             )
 
     def _items(self, ask: Callable[..., Any], *given: str, **options: str | int) -> list[Object]:
-        with _own_errors():
+        with own_errors():
             answer = ask(*given, **options, _request_timeout=self._timeout_s, _preload_content=False)
             items: list[Object] = json.loads(answer.data).get("items") or []
         return items
 
 
+def connect(kubeconfig: Path | None = None) -> ApiClient | None:
+    """The cluster that `kubeconfig` names, or that this process runs in; None without one, and said in the log."""
+    try:
+        from kubernetes import client, config  # noqa: PLC0415  # as above
+    except ImportError:
+        log.warning("the cluster is not looked at: pip install 'serinette[cluster]'")
+        return None
+    configuration = client.Configuration()
+    try:
+        if kubeconfig:
+            config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+        else:
+            config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException as error:
+        log.warning("the cluster is not looked at: %s", error)
+        return None
+    configuration.retries = False
+    return client.ApiClient(configuration)
+
+
 @contextmanager
-def _own_errors() -> Iterator[None]:
+def own_errors() -> Iterator[None]:
+    """The client's errors as ClusterUnavailable."""
     from kubernetes.client.exceptions import ApiException  # noqa: PLC0415  # as above
     from urllib3.exceptions import HTTPError  # noqa: PLC0415
 

@@ -1,7 +1,8 @@
 """A Kubernetes API server for tests: real HTTP for the real client, objects in memory, no controllers behind it.
 
 It answers GET, lists (label and field selectors), POST, PUT, PATCH and DELETE of any object given to `add` or created,
-discovery and /version. It validates nothing. What was asked is in `requests`, what was patched in `patches`.
+discovery and /version. It validates nothing. What was asked is in `requests`, what was patched in `patches`. A
+pod's log is in `logs`.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class Kube:
     version: str = "v1.36.0"
     context: str = "kind-test"
     clock_ahead_s: float = 0.0
+    logs: dict[str, str] = field(default_factory=dict)  # by pod, as the API answers them
     answers: dict[str, Object] = field(default_factory=dict)  # path: whole body, e.g. of external.metrics.k8s.io
     requests: list[Asked] = field(default_factory=list)
     _objects: dict[str, Object] = field(default_factory=dict)
@@ -166,7 +168,7 @@ class Kube:
         path.write_text(json.dumps(told))  # JSON is YAML
         return path
 
-    def answer(self, asked: Asked) -> tuple[int, Object]:
+    def answer(self, asked: Asked) -> tuple[int, Object | str]:
         """Status and body for a request. Status 0: none."""
         with self._lock:
             self.requests.append(asked)
@@ -181,6 +183,8 @@ class Kube:
             named = address(asked.path)
             if named is None or not self._knows(named):
                 return 404, _status(404, "the server could not find the requested resource")
+            if named.part == "log":
+                return (200, self.logs[named.name or ""]) if named.name in self.logs else (404, _status(404, "no log"))
             return self._act(asked, named)
 
     def _knows(self, named: Address) -> bool:
@@ -336,9 +340,9 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
             if not status:
                 self.close_connection = True
                 return
-            data = json.dumps(told).encode()
+            data = told.encode() if isinstance(told, str) else json.dumps(told).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/plain" if isinstance(told, str) else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

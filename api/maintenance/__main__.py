@@ -13,11 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from threading import Event, Thread
 
+from redis import Redis
 from redis.exceptions import RedisError
 from rq import defaults
 
-from api.cluster import Cluster
+from api.cluster import Cluster, connect
 from api.maintenance.batches import Batches
+from api.maintenance.containers import Containers
+from api.maintenance.containers.cluster import Jobs
 from api.maintenance.lease import Lease
 from api.maintenance.metrics import MaintenanceMetrics
 from api.maintenance.pools import Pools
@@ -74,6 +77,8 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     if cluster := Cluster.open(*place):
         surroundings = Surroundings(cluster, settings)
         leases.append(_beside(surroundings, leased("cluster", _SLOW_LEASE_S), settings.cluster_interval_s, stop))
+    if duty := _containers(settings, redis):
+        leases.append(_beside(duty, leased("containers", _SLOW_LEASE_S), settings.interval_s, stop))
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
     keep(partial(Rounds, redis, store, settings, metrics), lease, settings.interval_s, stop, Rounds.watch)
     try:
@@ -82,6 +87,17 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     except RedisError as error:
         log.warning("the leases run out by themselves: %s", error)
     log.info("stopped")
+
+
+def _containers(settings: MaintenanceSettings, redis: Redis) -> Containers | None:
+    """What runs containers, where they are taken and there is a cluster."""
+    connection = connect(settings.cluster_kubeconfig) if settings.containers else None
+    if connection is None or settings.containers_namespace is None:
+        return None
+    # An empty endpoint is the store's own; presigned URLs are for the containers' pods here.
+    endpoint = settings.containers_store_endpoint or settings.store_endpoint or ""
+    store = Store.open(settings.model_copy(update={"store_public_endpoint": endpoint}))
+    return Containers(redis, store, settings, Jobs(connection, settings.containers_namespace))
 
 
 def _beside(duty: Callable[[], object], lease: Lease, pause_s: float, stop: Event) -> Lease:

@@ -42,7 +42,7 @@ def without_song(
     """The record of a job that ends without a song, now if not said otherwise."""
     meta, ended_at = job.meta, ended_at or now()
     container = job.kwargs.get("container")
-    how = AttemptOutcome.FAILED if outcome.error else AttemptOutcome.CANCELED
+    how = AttemptOutcome(outcome.status)
     return Record(
         job_id=job.id,
         tenant=tenant,

@@ -29,6 +29,8 @@ _processes.set_forkserver_preload(
         "tests.unit.batch_bench",
         "api.maintenance.webhooks",
         "api.maintenance.restore",
+        "kubernetes.client",
+        "tests.unit.container_bench",
     ]
 )
 

@@ -1,0 +1,44 @@
+"""Which lines of a container's log are new, and where it is cut. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# In place of the time of the last line: later than all times, so that nothing more is read.
+CUT = "~"
+# Of a chunk, what its event tells; the whole is in the log.
+EVENT_CHARACTERS = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Lines to add. `last` is the time of the last of them."""
+
+    text: str
+    last: str
+
+
+def cut_words(most_bytes: int) -> str:
+    """The last line of a log that is longer than what is kept."""
+    return f"[serinette: the log is longer than the {most_bytes} bytes that are kept; the rest is cut]\n"
+
+
+def fresh(told: str, after: str, size_bytes: int, most_bytes: int) -> Chunk | None:
+    """The lines behind those of time `after`, each line of `told` behind its time; None without any.
+
+    `size_bytes` of the log are kept already, and `most_bytes` may be, the words that it is cut not counted.
+    """
+    if size_bytes >= most_bytes:
+        return None
+    lines: list[str] = []
+    last, room = after, most_bytes - size_bytes
+    for line in told.splitlines(keepends=True):
+        time, _, text = line.partition(" ")
+        if time <= after or not text:
+            continue
+        room -= len(text.encode())
+        if room < 0:
+            return Chunk("".join(lines) + cut_words(most_bytes), CUT)
+        lines.append(text if text.endswith("\n") else text + "\n")
+        last = time
+    return Chunk("".join(lines), last) if lines else None

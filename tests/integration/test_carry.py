@@ -1,0 +1,83 @@
+"""The steps around a container, as processes of their own against a real S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serinette.store import Store
+from tests import servers
+from tests.unit.test_store import s3_settings
+
+
+@pytest.fixture
+def store(s3: servers.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    return Store.open(s3_settings(s3, monkeypatch, tmp_path.name, store_public_endpoint=s3.endpoint))
+
+
+def step(name: str, plan: Any, root: Path) -> subprocess.Popen[str]:
+    """A step as its container starts it, without credentials of the store."""
+    given = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    environment = {**given, "SERINETTE_CARRY": json.dumps(plan), "SERINETTE_CARRY_ROOT": str(root)}
+    command = [sys.executable, "-m", "serinette.carry", name]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_inputs_are_there(store: Store, tmp_path: Path) -> None:
+    store.put("songs/default/j/a-0.mp3", b"a song")
+    url = store.sign_get("songs/default/j/a-0.mp3", 60)
+    with step("fetch", [{"path": "deep/song.mp3", "url": url}], tmp_path / "inputs") as process:
+        assert process.wait(60) == 0, process.stderr and process.stderr.read()
+    assert (tmp_path / "inputs/deep/song.mp3").read_bytes() == b"a song"
+
+
+def test_an_input_that_is_gone_is_told_by_its_exit_code_and_not_by_its_url(store: Store, tmp_path: Path) -> None:
+    url = store.sign_get("songs/default/j/gone", 60)
+    with step("fetch", [{"path": "a", "url": url}], tmp_path) as process:
+        assert process.wait(60) == 3
+        assert process.stderr and process.stderr.read() == "fetch: the store answered 404\n"
+
+
+@pytest.mark.parametrize("path", ["../a", "/etc/a"])
+def test_a_plan_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> None:
+    with step("fetch", [{"path": path, "url": "http://127.0.0.1:9/"}], tmp_path / "inputs") as process:
+        assert process.wait(60) == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_outputs_are_put_when_the_command_has_ended(store: Store, tmp_path: Path) -> None:
+    root = tmp_path / "outputs"
+    (root / "adapter").mkdir(parents=True)
+    keys = [f"songs/default/j/a-output-{number:03}" for number in range(3)]
+    plan = {
+        "urls": [store.sign_put(key, 60) for key in keys],
+        "manifest_url": store.sign_put("songs/default/j/a-outputs.json", 60),
+        "max_bytes": 1_000_000,
+    }
+    with step("carry", plan, root) as process:
+        assert process.stderr and process.stderr.readline() == "waiting for the command to end\n"
+        (root / "adapter/weights.bin").write_bytes(b"w" * 300_000)
+        (root / "empty").write_bytes(b"")
+        (root / "z-too-much").write_bytes(b"z" * 900_000)
+        (root / "a b\nc").write_bytes(b"evil")
+        (root / "link").symlink_to("/proc/self/environ")
+        (root / "linked").symlink_to("/etc")
+        os.mkfifo(root / "pipe")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, process.stderr.read()
+    told = json.loads(store.get("songs/default/j/a-outputs.json"))
+    assert [(each["name"], each["index"], each["size_bytes"]) for each in told["outputs"]] == [
+        ("adapter/weights.bin", 0, 300_000),
+        ("empty", 1, 0),
+    ]
+    assert store.get(keys[0]) == b"w" * 300_000
+    left_out = "\n".join(told["left_out"])
+    for words in (r"'a b\nc' may not be called so", "'link' is no plain", "'linked' is no", "'pipe' is no", "too much"):
+        assert words in left_out

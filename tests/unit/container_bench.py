@@ -1,0 +1,180 @@
+"""A gateway, maintenance and a cluster's nodes, each a few hand-made moves, over a fake API server and a real S3."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from rq import Queue
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from api.cluster import connect
+from api.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, job_name
+from api.maintenance.containers import Containers
+from api.maintenance.containers.cluster import Jobs
+from api.queue.entry import enqueue, meta_of
+from api.settings import MaintenanceSettings
+from serinette.container import CONTAINERS_POOL, ContainerSpec
+from serinette.job import JobOptions, JobStatus, Record, now
+from serinette.ledger import Entry, Ledger
+from serinette.names import Keys, Lane, manifest_key, output_key, queue_name, record_key
+from serinette.store import Store
+from tests.kube import Kube
+
+NAMESPACE = "jobs"
+TENANT = "default"
+IMAGE = "registry.example/audio/stems:1"
+RETENTION_S = 3600
+ON: dict[str, Any] = {
+    "containers": True,
+    "containers_images": ["registry.example/audio/"],
+    "containers_max_gpus": 2,
+    "containers_namespace": NAMESPACE,
+    "containers_carrier": "registry.example/serinette/gateway:1",
+    "containers_output_files": 2,
+    "containers_log_bytes": 1024,
+    "retention_s": RETENTION_S,
+    "max_attempts": 3,
+}
+
+
+def ago(seconds: float) -> str:
+    """A time as Kubernetes writes it."""
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def terminated(code: int, reason: str = "Completed", **more: object) -> dict[str, Any]:
+    """State of a container that ran for ten seconds."""
+    return {"terminated": {"exitCode": code, "reason": reason, "startedAt": ago(12), "finishedAt": ago(2), **more}}
+
+
+def pod_of(phase: str, main: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    """A pod whose command is in this state."""
+    states = [{"name": "main", "state": main}] if main else []
+    metadata = {"name": "p", "creationTimestamp": ago(status.pop("age_s", 20))}
+    return {"metadata": metadata, "status": {"phase": phase, "containerStatuses": states, **status}}
+
+
+def duty(
+    settings: MaintenanceSettings, redis: Redis, kubeconfig: Path, step: Callable[[], None] | None = None
+) -> Containers:
+    """Maintenance's part; `step` happens before each request to the API server."""
+    connection = connect(kubeconfig)
+    assert connection
+    if step:
+        asked = connection.call_api
+
+        def counted(*given: Any, **options: Any) -> Any:
+            step()
+            return asked(*given, **options)
+
+        connection.call_api = counted
+    store = Store.open(settings)
+    return Containers(redis, store, settings, Jobs(connection, NAMESPACE))
+
+
+@dataclass
+class ContainerBench:
+    """Moves and what is seen."""
+
+    redis: Redis
+    kube: Kube
+    settings: MaintenanceSettings
+    kubeconfig: Path
+    store: Store = field(init=False)
+    ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = Store.open(self.settings)
+        self.ledger = Ledger(self.redis, Keys(), RETENTION_S)
+
+    def submit(self, *, lane: Lane = Lane.NORMAL, **spec: Any) -> str:
+        job_id, container = str(uuid.uuid4()), ContainerSpec.model_validate({"image": IMAGE, **spec})
+        meta = meta_of(TENANT, CONTAINERS_POOL, container, JobOptions(lane=lane), {})
+        self.ledger.open(job_id, TENANT, now(), CONTAINERS_POOL)
+        enqueue(self.redis, job_id, container, {**meta, "timeout_s": 600}, self.settings)  # type: ignore[arg-type]
+        return job_id
+
+    def round(self, times: int = 1) -> None:
+        maintenance = duty(self.settings, self.redis, self.kubeconfig)
+        for _ in range(times):
+            maintenance()
+
+    # -- the cluster
+
+    def job(self, job_id: str) -> dict[str, Any] | None:
+        return self.kube.get("batch/v1", "Job", job_name(job_id), NAMESPACE)
+
+    def pod(self, job_id: str, phase: str = "Running", main: dict[str, Any] | None = None, **status: Any) -> None:
+        """The pod of the job's Kubernetes Job, in this state."""
+        job = self.job(job_id)
+        assert job
+        found = pod_of(phase, main or {"running": {"startedAt": ago(10)}}, **status)
+        labels = job["spec"]["template"]["metadata"]["labels"]
+        found["metadata"] |= {"name": f"{job_name(job_id)}-x", "namespace": NAMESPACE, "labels": labels}
+        self.kube.add({"apiVersion": "v1", "kind": "Pod", **found})
+
+    def no_pod(self, job_id: str) -> None:
+        self.kube.remove("v1", "Pod", f"{job_name(job_id)}-x", NAMESPACE)
+
+    def log(self, job_id: str, text: str) -> None:
+        self.kube.logs[f"{job_name(job_id)}-x"] = text
+
+    def attempt_id(self, job_id: str) -> str:
+        job = self.job(job_id)
+        assert job
+        return str(job["metadata"]["labels"][ATTEMPT_LABEL])
+
+    def put_output(self, job_id: str, name: str, data: bytes, **manifest: Any) -> None:
+        """What the pod's last step does."""
+        attempt_id = self.attempt_id(job_id)
+        self.store.put(output_key(TENANT, job_id, attempt_id, 0), data)
+        outputs = [{"name": name, "index": 0, "size_bytes": len(data), "sha256": "0" * 64}]
+        told = {"outputs": outputs, "left_out": [], **manifest}
+        self.store.put(manifest_key(TENANT, job_id, attempt_id), json.dumps(told).encode())
+
+    # -- what is seen
+
+    def entry(self, job_id: str) -> Entry:
+        return self.ledger.read(job_id)
+
+    def rq_job(self, job_id: str) -> RqJob:
+        return RqJob.fetch(job_id, self.redis, JSONSerializer)
+
+    def record(self, job_id: str) -> Record:
+        return Record.model_validate_json(self.store.get(record_key(TENANT, job_id)))
+
+    def events(self, job_id: str) -> list[str]:
+        found: Any = self.redis.xrange(Keys().events(job_id))
+        return [fields[b"type"].decode() for _, fields in found]
+
+    def waiting(self, lane: Lane = Lane.NORMAL) -> list[str]:
+        return Queue(queue_name(CONTAINERS_POOL, lane), self.redis, serializer=JSONSerializer).get_job_ids()
+
+    def created(self, job_id: str) -> int:
+        """How often a Job was asked for and made."""
+        posts = [asked for asked in self.kube.requests if asked.method == "POST"]
+        return sum(asked.body["metadata"]["labels"][JOB_LABEL] == job_id for asked in posts)
+
+    def assert_over(self, job_id: str, outcome: JobStatus) -> Record:
+        """Both books and the store agree, it was told once, and nothing is left in the cluster."""
+        entry, record = self.entry(job_id), self.record(job_id)
+        assert (entry.outcome, record.status, entry.owner) == (outcome, outcome, None)
+        assert self.events(job_id).count(outcome) == 1
+        assert entry.run == record.run
+        assert self.job(job_id) is None, "an orphan"
+        for lane in Lane:
+            registry = Queue(queue_name(CONTAINERS_POOL, lane), self.redis, serializer=JSONSerializer)
+            assert not self.redis.zrange(registry.started_job_registry.key, 0, -1)
+            assert job_id not in self.waiting(lane)
+        assert self.redis.zscore(Keys().live, job_id) is None
+        for key in record.keys:
+            assert self.store.head(key).size_bytes >= 0
+        return record

@@ -1,0 +1,192 @@
+"""Containers through maintenance's rounds: a real Valkey, a real S3, the real Kubernetes client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from api.settings import MaintenanceSettings
+from serinette.job import AttemptOutcome, JobStatus
+from serinette.names import Keys, Lane, output_key
+from tests import servers
+from tests.kube import kubernetes_api
+from tests.unit.container_bench import ON, TENANT, ContainerBench, ago, terminated
+from tests.unit.test_store import s3_settings
+
+
+@pytest.fixture
+def bench(
+    redis: Redis, redis_url: str, s3: servers.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ContainerBench]:
+    shared = s3_settings(s3, monkeypatch, tmp_path.name)
+    where = {"store_url": shared.store_url, "store_endpoint": s3.endpoint, "store_public_endpoint": s3.endpoint}
+    settings = MaintenanceSettings.model_validate({"redis_url": redis_url, **where, **ON})
+    with kubernetes_api() as kube:
+        yield ContainerBench(redis, kube, settings, kube.kubeconfig(tmp_path))
+
+
+def start(bench: ContainerBench, **spec: Any) -> str:
+    """A container whose Kubernetes Job is there."""
+    job_id = bench.submit(**spec)
+    bench.round(2)
+    assert bench.job(job_id)
+    return job_id
+
+
+def test_from_its_lane_to_its_record(bench: ContainerBench) -> None:
+    job_id = start(bench, gpus=1, command=["separate"])
+    bench.pod(job_id)
+    one = f"{ago(9)[:-1]}.000000001Z one\n"
+    bench.log(job_id, one)
+    bench.round(2)
+    assert bench.entry(job_id).progress.stage == "computing"  # type: ignore[union-attr]
+    assert bench.events(job_id)[-2:] == ["log", "progress"]
+    bench.log(job_id, one + f"{ago(1)[:-1]}.000000002Z two\n")
+    bench.pod(job_id, "Succeeded", terminated(0))
+    bench.put_output(job_id, "adapter/weights.bin", b"weights")
+    bench.round(2)
+    record = bench.assert_over(job_id, JobStatus.SUCCEEDED)
+    assert record.run
+    assert [(output.name, output.size_bytes) for output in record.run.outputs] == [("adapter/weights.bin", 7)]
+    assert bench.store.get(str(record.run.log_key)) == b"one\ntwo\n"
+    usage = bench.entry(job_id).usage
+    assert usage and usage.size_bytes == 7 + 8
+    assert usage.gpu_s == pytest.approx(10, abs=1.1)
+    assert bench.created(job_id) == 1
+
+
+def test_what_a_failed_one_wrote_is_kept(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    bench.put_output(job_id, "part.bin", b"part", left_out=["'a b' may not be called so"])
+    bench.pod(job_id, "Failed", terminated(2))
+    bench.round(2)
+    record = bench.assert_over(job_id, JobStatus.FAILED)
+    assert record.error and record.run
+    assert record.error.message == "the command ended with exit code 2; its log says more"
+    assert (record.run.exit_code, len(record.run.outputs)) == (2, 1)
+    assert record.run.warnings == ("'a b' may not be called so",)
+
+
+def test_failures_that_may_pass_are_tried_again(bench: ContainerBench) -> None:
+    job_id = start(bench, retries=1)
+    first = bench.attempt_id(job_id)
+    bench.pod(job_id, "Failed", terminated(1))
+    bench.round(5)  # the old Job goes before the new one comes
+    assert bench.attempt_id(job_id) != first
+    bench.pod(job_id, "Failed", terminated(1))
+    bench.round(2)
+    bench.assert_over(job_id, JobStatus.FAILED)
+    outcomes = [attempt.outcome for attempt in bench.entry(job_id).attempts]
+    assert outcomes == [AttemptOutcome.FAILED, AttemptOutcome.FAILED]
+    assert bench.created(job_id) == 2
+
+
+def test_what_the_cluster_ends_is_charged_to_nobody(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    for attempt in (1, 2, 3):
+        bench.pod(job_id, "Failed", reason="Evicted", message="The node was low on resource: memory.")
+        bench.round(5 if attempt < 3 else 2)
+    assert [each.outcome for each in bench.entry(job_id).attempts] == ["returned", "returned", "failed"]
+    bench.assert_over(job_id, JobStatus.FAILED)
+
+
+def test_canceled_while_it_runs(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    bench.pod(job_id)
+    bench.ledger.request_cancel(job_id)
+    bench.put_output(job_id, "so-far.bin", b"so far")
+    bench.round(2)
+    assert bench.assert_over(job_id, JobStatus.CANCELED).run.outputs[0].name == "so-far.bin"  # type: ignore[union-attr]
+
+
+def test_a_job_that_somebody_deleted_is_begun_again(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    bench.kube.remove("batch/v1", "Job", f"container-{job_id}", "jobs")
+    bench.round(3)
+    assert [each.outcome for each in bench.entry(job_id).attempts] == ["returned", "running"]
+
+
+def test_gpus_are_shared_by_a_stated_number_and_in_order(bench: ContainerBench) -> None:
+    two, one, none = bench.submit(gpus=2), bench.submit(gpus=1), bench.submit()
+    high = bench.submit(gpus=1, lane=Lane.HIGH)
+    bench.round(3)
+    assert bench.job(high), "the highest lane begins first"
+    assert [bench.job(each) for each in (two, one, none)] == [None] * 3, "what does not fit holds up those behind it"
+    bench.pod(high, "Succeeded", terminated(0))
+    bench.round(3)
+    assert bench.job(two) and not bench.job(one)
+
+
+def test_fifty_at_once(bench: ContainerBench) -> None:
+    jobs = [bench.submit() for _ in range(51)]
+    bench.round(2)
+    assert sum(bench.job(each) is not None for each in jobs) == 50
+    for each in jobs[:50]:
+        bench.pod(each, "Succeeded", terminated(0))
+    bench.round(3)
+    assert bench.job(jobs[50])
+    for each in jobs[:50]:
+        assert bench.entry(each).outcome is JobStatus.SUCCEEDED
+        assert bench.created(each) == 1
+
+
+def test_a_log_of_ten_gigabytes_is_cut_with_words(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    bench.pod(job_id)
+    bench.log(job_id, "".join(f"{ago(9)[:-1]}.{n:09}Z {'x' * 99}\n" for n in range(1, 200)))
+    bench.round(2)
+    asked = next(each for each in bench.kube.requests if each.path.endswith("/log"))
+    assert int(asked.query["limitBytes"]) < 2_000_000, "no more is read at once than is kept"
+    before = len(bench.kube.requests)
+    bench.round()
+    assert not [each for each in bench.kube.requests[before:] if each.path.endswith("/log")], "nor ever again"
+    bench.pod(job_id, "Succeeded", terminated(0))
+    bench.round(2)
+    log = bench.store.get(str(bench.assert_over(job_id, JobStatus.SUCCEEDED).run.log_key))  # type: ignore[union-attr]
+    assert len(log) < 1024 + 200
+    assert log.endswith(b"[serinette: the log is longer than the 1024 bytes that are kept; the rest is cut]\n")
+
+
+def test_names_that_lead_elsewhere_are_left_out(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    bench.put_output(job_id, "../../others/job/job.json", b"evil")
+    bench.pod(job_id, "Succeeded", terminated(0))
+    bench.round(2)
+    run = bench.assert_over(job_id, JobStatus.SUCCEEDED).run
+    assert run and run.outputs == ()
+    assert run.warnings == ("'../../others/job/job.json' may not be the name of an output",)
+
+
+def test_an_input_that_is_gone_and_a_cluster_that_refuses(bench: ContainerBench) -> None:
+    gone = bench.submit(inputs=[{"path": "a", "artifact": "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10/0"}])
+    bench.round(3)
+    error = bench.assert_over(gone, JobStatus.FAILED).error
+    assert error and error.message == "inputs: a is not in the store any more"
+    bench.kube.fail("/jobs", 422, "spec.template: Invalid value", method="POST", times=1)
+    refused = bench.submit()
+    bench.round(3)
+    error = bench.assert_over(refused, JobStatus.FAILED).error
+    assert error and "the cluster refuses the container: 422 spec.template" in error.message
+
+
+def test_an_api_server_that_is_away_is_waited_for(bench: ContainerBench) -> None:
+    job_id = bench.submit()
+    bench.round()
+    bench.kube.fail("/", 0)
+    bench.round(2)
+    assert bench.entry(job_id).outcome is None
+    bench.kube.heal()
+    bench.round()
+    assert bench.job(job_id)
+
+
+def test_the_pod_may_put_what_it_was_given_and_nothing_else(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    assert bench.redis.zcard(Keys().live) == 1
+    text = str(bench.job(job_id))
+    assert output_key(TENANT, job_id, bench.attempt_id(job_id), 1) in text
+    assert "AWS_SECRET" not in text and "job.json" not in text
