@@ -73,7 +73,7 @@ class Shell:
             command,
             check=False,
             capture_output=True,
-            timeout=150,
+            timeout=280,
             cwd=self.directory,
             env=self.environment,
             input=given.encode(),
