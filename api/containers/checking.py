@@ -20,8 +20,8 @@ def check_taken(settings: ContainerSettings) -> None:
     """
     if not settings.containers:
         raise Unsupported(
-            "containers run on a cluster, and this deployment takes none: its operator must install the chart with "
-            "containers.enabled=true and an allow-list of images (docs/containers.md); on a laptop, run the image "
+            "containers run on a cluster, and this deployment takes none: its operator must give it one and set "
+            "SERINETTE_CONTAINERS with an allow-list of images (docs/containers.md); on a laptop, run the image "
             "with podman or docker"
         )
 

@@ -193,7 +193,7 @@ async def test_without_a_cluster_it_is_501_in_words(redis_url: str, file_store_u
     async with serving(settings_of(redis_url, file_store_url, auth=False)) as (_, client):
         told = refusal(await client.post("/v1/containers", json={"image": IMAGE}), 501)
     assert told["code"] == "unsupported"
-    assert "containers.enabled=true" in told["detail"]
+    assert "SERINETTE_CONTAINERS" in told["detail"]
 
 
 def test_on_means_somewhere(redis_url: str, file_store_url: str) -> None:
