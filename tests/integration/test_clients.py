@@ -40,6 +40,10 @@ def blocks(page: str, language: str) -> list[str]:
     return [code for kind, code in _BLOCK.findall((DOCS / page).read_text()) if kind == language]
 
 
+# A page's commands are run one after the other.
+pytestmark = pytest.mark.timeout(600)
+
+
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A whole Serinette whose engine sings sines."""
