@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from redis import Redis
 from serinette.names import Keys
 from tests import servers
 from tests.stack import Stack, running
+
+
+def pytest_configure() -> None:
+    """Whoever starts the tests in the background has Ctrl-C ignored in all that they start, and we send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
