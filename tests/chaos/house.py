@@ -29,6 +29,7 @@ from tests.receivers import SECRET
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, free_ports, weed_command
 
 _UP_TIMEOUT_S = 120.0
+_ROOT = Path(__file__).parents[2]
 ACCESS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
 
 
@@ -168,7 +169,7 @@ def _build(directory: Path, shape: Shape) -> House:
         "store_endpoint": f"http://127.0.0.1:{weed_ports[0]}",
     }
     os.environ.update(ACCESS)  # obstore, in this process, reads them from there
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SERINETTE_")}
+    inherited = _inherited()
     environment = inherited | _variables(**shared) | _settings(directory, shape)
 
     def process(name: str, module: str, health: str | None = None, **own: object) -> Process:
@@ -218,6 +219,13 @@ def _settings(directory: Path, shape: Shape) -> dict[str, str]:
         ),
         **shape.settings,
     }
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without settings; the processes run elsewhere, and the engine among them is the tests' own."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SERINETTE_")}
+    path = [str(_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
+    return inherited | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def _variables(**settings: object) -> dict[str, str]:
