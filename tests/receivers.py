@@ -37,6 +37,11 @@ class Receiver:
         return [each.headers["webhook-id"] for each in self.came]
 
 
+class _Server(ThreadingHTTPServer):
+    # With the library's 5 the kernel drops and then resets some of the connections that come at one moment.
+    request_queue_size = 128
+
+
 @contextmanager
 def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver on a free port of 127.0.0.1."""
@@ -58,7 +63,7 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
         def log_message(self, *_: Any) -> None:
             """Not to stderr."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     told.port = server.server_address[1]
     if tls:
         tls.sni_callback = lambda _socket, name, _context: told.names.append(name)

@@ -93,11 +93,9 @@ def test_an_end_is_told_though_the_target_fails_and_a_replica_dies(
             assert eventually(lambda: deliveries(house.url, other) == [True])
             assert target.ids == [f"msg_{other}_succeeded"] * 2, "the receiver knows them for one by their id"
             many = [sung() for _ in range(20)]
-            # A try may fail on a busy replica; the next one comes after a pause.
-            assert eventually(lambda: all(deliveries(house.url, each)[-1:] == [True] for each in many), 120)
+            assert eventually(lambda: all(deliveries(house.url, each) == [True] for each in many))
         told = [json.loads(came.body)["data"]["id"] for came in target.came[2:]]
-        assert set(told) == set(many)
-        assert set(target.ids[2:]) == {f"msg_{each}_succeeded" for each in many}, "two replicas, and one id an end"
+        assert sorted(told) == sorted(many), "two replicas, and each end once"
 
 
 def test_targets_inside_are_refused_over_http(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
