@@ -93,7 +93,7 @@ async def send(client: httpx.AsyncClient, url: str, body: str, headers: dict[str
     except PermissionError as error:
         return Answer(error=str(error))
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        return Answer(error=f"the target could not be reached: {error or type(error).__name__}")
+        return Answer(error=f"the target could not be reached: {str(error) or type(error).__name__}")
     if 300 <= status < 400:
         return Answer(status, "the target redirects, which is not followed: name the URL that it leads to")
     return Answer(status, None if 200 <= status < 300 else f"the target answered {status}")
