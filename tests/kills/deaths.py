@@ -91,14 +91,17 @@ Life = Callable[Concatenate[Fate, Parameters], object]
 
 def lives(round_trips: int, life: Life[Parameters], *arguments: Parameters.args, **named: Parameters.kwargs) -> bool:
     """Live that life in a process of its own; False if it ended before its time."""
-    process = _processes.Process(target=_live, args=(round_trips, life, arguments, named))
+    process = _processes.Process(target=_live, args=(dict(os.environ), round_trips, life, arguments, named))
     process.start()
     process.join(120)
     assert process.exitcode in {0, -signal.SIGKILL}, f"it neither lived nor was killed: {process.exitcode}"
     return process.exitcode == 0
 
 
-def _live(round_trips: int, life: Life[...], arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _live(
+    environment: dict[str, str], round_trips: int, life: Life[...], arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    os.environ.update(environment)  # the fork server's is of the day it was started: another test's, without its keys
     life(Fate(round_trips), *arguments, **named)
 
 
