@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from rq.job import Job as RqJob
+
 from api.maintenance import leftovers
 from api.maintenance.retention import Retention
 from api.maintenance.rounds import Rounds
@@ -166,17 +168,18 @@ class Crowd:
     def settle(self, timeout_s: float) -> Held:
         """Let everything that may expire do so, with maintenance at work; what is held then."""
         retention = Retention(self.redis, self.keys, self.store, self.retention_s)
-        jobs = f"{self.keys.ledger('')}*"
+        records = (f"{self.keys.ledger('')}*", f"{RqJob.redis_job_namespace_prefix}*")
 
         def forgotten() -> bool:
+            # Looked at first: what expires in the midst of a walk is found by the next one.
+            known = any(any(self.redis.scan_iter(jobs, count=10_000)) for jobs in records)
             strays = Strays(self.redis, self.keys, self.retention_s)
             while not strays.step():
                 pass
             leftovers.clear(self.redis, self.keys, self.retention_s)
             retention.sweep(_AtOnce())
             self.webhooks()
-            known = self.redis.exists(self.keys.webhooks) or any(self.redis.scan_iter(jobs, count=10_000))
-            return not known and not any(self._files())
+            return not known and not self.redis.exists(self.keys.webhooks) and not self._files()
 
         assert eventually(forgotten, timeout_s), f"still there: {self.held().names}"
         return self.held()
