@@ -268,13 +268,13 @@ def test_models_as_documented() -> None:
 
 
 def test_stats_as_documented() -> None:
-    assert inventory.stats(POOLS, "default") == {
+    assert inventory.stats(POOLS, "default", 500) == {
         "jobs": {"total": 100, "queued": 5, "running": 1, "succeeded": 90, "failed": 4},
         "queue_size": 5,
-        "queue_maxsize": 0,
+        "queue_maxsize": 500,
         "avg_job_seconds": 8.46,
     }
-    assert inventory.stats((), "default")["avg_job_seconds"] == 0.0
+    assert inventory.stats((), "default", 500)["avg_job_seconds"] == 0.0
 
 
 def test_health_as_documented_and_as_newer_servers_tell_it() -> None:

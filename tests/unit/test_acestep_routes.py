@@ -40,6 +40,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySettin
             store_url=f"file://{directory / 'store'}",
             max_body_bytes=65_536,
             max_upload_bytes=1_000_000,
+            max_waiting=5_000,
         )
 
 
@@ -393,6 +394,7 @@ def test_stats_count_what_there_is(client: TestClient) -> None:
     after = data(client.get("/v1/stats"))
     assert after["queue_size"] == after["jobs"]["queued"] == before["queue_size"] + 1
     assert set(after) == {"jobs", "queue_size", "queue_maxsize", "avg_job_seconds"}
+    assert after["queue_maxsize"] == 5_000  # what a client compares `queue_size` with before it sends more
 
 
 def test_a_lora_belongs_to_a_task(client: TestClient) -> None:

@@ -59,8 +59,8 @@ def inventory(pools: Sequence[Pool], default_pool: str) -> Inventory:
     return Inventory(models=models, default_model=next((model.name for model in models if model.is_default), None))
 
 
-def stats(pools: Sequence[Pool], default_pool: str) -> dict[str, Any]:
-    """GET /v1/stats. The queue has no bound of that kind, which Python's queues write as 0."""
+def stats(pools: Sequence[Pool], default_pool: str, max_waiting: int) -> dict[str, Any]:
+    """GET /v1/stats. `max_waiting` bounds the lane that all tasks wait in; beyond it a release is 429."""
     waiting = sum(sum(pool.waiting.values()) for pool in pools)
     jobs = {
         "queued": waiting,
@@ -72,7 +72,7 @@ def stats(pools: Sequence[Pool], default_pool: str) -> dict[str, Any]:
     return {
         "jobs": {"total": sum(jobs.values()), **jobs},
         "queue_size": waiting,
-        "queue_maxsize": 0,
+        "queue_maxsize": max_waiting,
         "avg_job_seconds": round(pace_s or 0.0, 2),
     }
 

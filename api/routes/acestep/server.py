@@ -50,11 +50,11 @@ def model_inventory(held: HeldPart) -> Envelope[Inventory]:
 @router.get(
     "/stats",
     summary="Counts",
-    responses=documented.answers(inventory.stats([], "default"), documented.AWAY),
+    responses=documented.answers(inventory.stats([], "default", 10_000), documented.AWAY),
 )
 def stats(queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:
     """Tasks by state, of all clients and dialects; `avg_job_seconds` is 0 before the first song."""
-    return wrapped(inventory.stats(queue.pools(), settings.pool))
+    return wrapped(inventory.stats(queue.pools(), settings.pool, settings.max_waiting))
 
 
 @router.post("/init", summary="Whether a model is held", responses=documented.answers(None, documented.AWAY))
