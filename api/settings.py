@@ -16,7 +16,7 @@ from pydantic_settings import NoDecode
 from api.containers.settings import ContainerSettings
 from api.tenancy.settings import TenancySettings
 from serinette.names import DEFAULT_POOL
-from serinette.pools import PoolSettings
+from serinette.pools import PoolName, PoolSettings
 from serinette.settings import SharedSettings
 
 
@@ -66,7 +66,7 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
     """Read from the environment, once, in `main()`."""
 
     port: int = Field(8019, ge=0, le=65_535, description="Port to listen on; the seed's clients expect 8019.")
-    pool: str = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
+    pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
     # NoDecode: a chart's value and a shell's are seldom JSON.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins that browsers may call from, with commas between them or as JSON; none by default."
@@ -111,7 +111,7 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
 class MaintenanceSettings(WebhookSettings, PoolSettings, ContainerSettings):
     """Read from the environment, once, in `main()`."""
 
-    pool: str = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")
+    pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")
     interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
     lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
     orphan_grace_s: float = Field(10.0, gt=0, description="How long a job may be in no list before it is put back.")

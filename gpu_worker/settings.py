@@ -9,13 +9,14 @@ from typing import Literal
 from pydantic import Field
 
 from serinette.names import DEFAULT_POOL
+from serinette.pools import PoolName
 from serinette.settings import SharedSettings
 
 
 class WorkerSettings(SharedSettings):
     """Read from the environment, once, in each process's `main()`."""
 
-    pool: str = Field(DEFAULT_POOL, pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="Pool whose lanes to serve.")
+    pool: PoolName = Field(DEFAULT_POOL, description="Pool whose lanes to serve.")
     slots: int = Field(2, ge=1, le=64, description="Jobs held at a time: one sings while another encodes and uploads.")
     drain_timeout_s: float = Field(3600, ge=0, description="On SIGTERM, how long running jobs may still finish.")
     work_dir: Path = Field(

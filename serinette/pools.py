@@ -5,13 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from serinette.container import CONTAINERS_POOL
 from serinette.settings import SharedSettings
 
-POOL_NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
 _HUB_ID = re.compile(r"[\w.-]+/(?P<name>[\w.-]+)@[\w.-]+")
+
+
+def _not_reserved(name: str) -> str:
+    if name == CONTAINERS_POOL:
+        raise ValueError(f"no pool may be called {name}: containers as jobs wait in its lanes; take another name")
+    return name
+
+
+PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$"), AfterValidator(_not_reserved)]
 
 
 class PoolFacts(BaseModel):
@@ -19,7 +29,7 @@ class PoolFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    name: str = Field(pattern=POOL_NAME)
+    name: PoolName
     model: str = Field("bundled", description="What its workers load: SERINETTE_MODEL.")
     model_name: str = Field("", description="Name that jobs ask for; the end of `model` when empty.")
     min_workers: int = Field(0, ge=0)

@@ -9,12 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from api.queue.admission import check_length, check_words, pool_for, timeout_for
-from api.settings import GatewaySettings
+from api.settings import GatewaySettings, MaintenanceSettings
+from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError, InvalidSpec
 from serinette.job import now
 from serinette.pools import PoolFacts, published_name, serving
 from serinette.presence import Presence, WorkerStage
-from serinette.settings import read
+from serinette.settings import SharedSettings, read
 from serinette.spec import GenerationSpec
 from tests.unit.test_queue import model
 
@@ -107,6 +108,23 @@ def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch
         read(GatewaySettings)
     with pytest.raises(ValidationError):
         PoolFacts(name="Not A Name")
+
+
+@pytest.mark.parametrize(
+    ("process", "variable", "value"),
+    [
+        (GatewaySettings, "SERINETTE_POOLS", '[{"name": "containers"}]'),
+        (GatewaySettings, "SERINETTE_POOL", "containers"),
+        (MaintenanceSettings, "SERINETTE_POOL", "containers"),
+        (WorkerSettings, "SERINETTE_POOL", "containers"),
+    ],
+)
+def test_no_pool_takes_the_lanes_of_containers(
+    monkeypatch: pytest.MonkeyPatch, process: type[SharedSettings], variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=r"no pool may be called containers.*take another name"):
+        read(process)
 
 
 @pytest.mark.parametrize(
