@@ -16,10 +16,12 @@ from api.containers.settings import ContainerSettings, Machines
 from serinette.container import ContainerSpec
 from serinette.names import Lane
 
-COMPONENT = {"app.kubernetes.io/name": "serinette", "app.kubernetes.io/component": "container"}
 JOB_LABEL = "serinette.dev/job"
 ATTEMPT_LABEL = "serinette.dev/attempt"
 TENANT_LABEL = "serinette.dev/tenant"
+
+# A container that is taken from its node loses its work: autoscalers are to take another node.
+_ANNOTATIONS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
 # Containers of the pod.
 MAIN, FETCH, CARRY = "main", "fetch", "carry"
@@ -57,28 +59,52 @@ def job_name(job_id: str) -> str:
     return f"container-{job_id}"
 
 
-def manifest(order: Order, settings: ContainerSettings) -> Object:
-    """The Kubernetes Job of one attempt."""
+def identity(instance: str) -> dict[str, str]:
+    """What finds the Jobs and pods of one deployment, and no other's in the same namespace."""
+    return {
+        "app.kubernetes.io/name": "serinette",
+        "app.kubernetes.io/instance": instance,
+        "app.kubernetes.io/component": "container",
+    }
+
+
+def manifest(order: Order, settings: ContainerSettings, owner: Object | None = None) -> Object:
+    """The Kubernetes Job of one attempt. It goes when `owner`, an object of its namespace, goes."""
     labels = {
         **settings.containers_labels,
-        **COMPONENT,
+        **identity(settings.containers_instance),
         JOB_LABEL: order.job_id,
         ATTEMPT_LABEL: order.attempt_id,
         TENANT_LABEL: order.tenant,
     }
+    metadata: Object = {
+        "name": job_name(order.job_id),
+        "namespace": settings.containers_namespace,
+        "labels": labels,
+    }
+    if owner:
+        metadata["ownerReferences"] = [_reference(owner)]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": job_name(order.job_id), "namespace": settings.containers_namespace, "labels": labels},
+        "metadata": metadata,
         "spec": {
             "backoffLimit": 0,
             "completions": 1,
             "parallelism": 1,
             "podReplacementPolicy": "Failed",
             "ttlSecondsAfterFinished": _LEFT_FOR_S,
-            "template": {"metadata": {"labels": labels}, "spec": _pod(order, settings)},
+            "template": {
+                "metadata": {"labels": labels, "annotations": _ANNOTATIONS},
+                "spec": _pod(order, settings),
+            },
         },
     }
+
+
+def _reference(owner: Object) -> Object:
+    named = {name: owner["metadata"][name] for name in ("name", "uid")}
+    return {"apiVersion": owner["apiVersion"], "kind": owner["kind"], **named}
 
 
 def _pod(order: Order, settings: ContainerSettings) -> Object:
@@ -107,6 +133,8 @@ def _pod(order: Order, settings: ContainerSettings) -> Object:
         "initContainers": [_fetch(order, settings), _carry(order, settings)],
         "containers": [_main(order, machines)],
     }
+    if settings.containers_service_account:
+        pod["serviceAccountName"] = settings.containers_service_account
     if machines.runtime_class:
         pod["runtimeClassName"] = machines.runtime_class
     if name := settings.containers_priority_classes.get(order.lane):

@@ -62,6 +62,16 @@ class ContainerSettings(SharedSettings):
     containers_max_gpus: int = Field(0, ge=0, description="GPUs that all containers together may hold at once.")
     containers_max_jobs: int = Field(50, ge=1, description="Containers that may run at once.")
     containers_namespace: ObjectName | None = Field(None, description="Kubernetes namespace that containers run in.")
+    containers_instance: LabelValue = Field(
+        "serinette",
+        min_length=1,
+        description="Label `app.kubernetes.io/instance` of its Jobs: one for each deployment in a namespace.",
+    )
+    containers_service_account: ObjectName | None = Field(
+        None,
+        description="Service account of their pods, in that namespace, of which they get no token. Its image pull "
+        "secrets are theirs, and Jobs go when it goes. None: the namespace's `default`, and Jobs stay.",
+    )
     containers_carrier: Image | None = Field(
         None, description="Image whose Python fetches inputs and uploads outputs: the gateway's."
     )

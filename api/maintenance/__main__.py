@@ -97,7 +97,8 @@ def _containers(settings: MaintenanceSettings, redis: Redis) -> Containers | Non
     # An empty endpoint is the store's own; presigned URLs are for the containers' pods here.
     endpoint = settings.containers_store_endpoint or settings.store_endpoint or ""
     store = Store.open(settings.model_copy(update={"store_public_endpoint": endpoint}))
-    return Containers(redis, store, settings, Jobs(connection, settings.containers_namespace))
+    jobs = Jobs(connection, settings.containers_namespace, settings.containers_instance)
+    return Containers(redis, store, settings, jobs)
 
 
 def _beside(duty: Callable[[], object], lease: Lease, pause_s: float, stop: Event) -> Lease:

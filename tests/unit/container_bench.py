@@ -30,6 +30,7 @@ from tests.kube import Kube
 
 NAMESPACE = "jobs"
 TENANT = "default"
+ACCOUNT = "studio-container"
 IMAGE = "registry.example/audio/stems:1"
 RETENTION_S = 3600
 ON: dict[str, Any] = {
@@ -37,6 +38,8 @@ ON: dict[str, Any] = {
     "containers_images": ["registry.example/audio/"],
     "containers_max_gpus": 2,
     "containers_namespace": NAMESPACE,
+    "containers_instance": "studio",
+    "containers_service_account": ACCOUNT,
     "containers_carrier": "registry.example/serinette/gateway:1",
     "containers_output_files": 2,
     "containers_log_bytes": 1024,
@@ -77,7 +80,7 @@ def duty(
 
         connection.call_api = counted
     store = Store.open(settings)
-    return Containers(redis, store, settings, Jobs(connection, NAMESPACE))
+    return Containers(redis, store, settings, Jobs(connection, NAMESPACE, settings.containers_instance))
 
 
 @dataclass
@@ -94,6 +97,8 @@ class ContainerBench:
     def __post_init__(self) -> None:
         self.store = Store.open(self.settings)
         self.ledger = Ledger(self.redis, Keys(), RETENTION_S)
+        metadata = {"name": ACCOUNT, "namespace": NAMESPACE}
+        self.kube.add({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
 
     def submit(self, *, lane: Lane = Lane.NORMAL, **spec: Any) -> str:
         job_id, container = str(uuid.uuid4()), ContainerSpec.model_validate({"image": IMAGE, **spec})

@@ -97,6 +97,14 @@ def test_labels_are_the_operators_and_ours() -> None:
     assert (labels["serinette.dev/job"], labels["serinette.dev/tenant"]) == (JOB_ID, "team-a"), "ours win"
 
 
+def test_an_autoscaler_takes_another_node() -> None:
+    template = made()["spec"]["template"]
+    assert template["metadata"]["annotations"] == {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+
+
 def test_the_steps_around_it_hold_the_urls_and_the_command_does_not() -> None:
     pod = pod_of_job(made())
     fetch, carry = pod["initContainers"]

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from api.containers.manifest import JOB_LABEL
 from api.settings import MaintenanceSettings
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.names import Keys, Lane, output_key
 from tests import servers
 from tests.kube import kubernetes_api
-from tests.unit.container_bench import ON, TENANT, ContainerBench, ago, terminated
+from tests.unit.container_bench import ACCOUNT, NAMESPACE, ON, TENANT, ContainerBench, ago, terminated
 from tests.unit.test_store import s3_settings
 
 
@@ -108,6 +109,34 @@ def test_a_job_that_somebody_deleted_is_begun_again(bench: ContainerBench) -> No
     bench.kube.remove("batch/v1", "Job", f"container-{job_id}", "jobs")
     bench.round(3)
     assert [each.outcome for each in bench.entry(job_id).attempts] == ["returned", "running"]
+
+
+def test_another_deployments_containers_in_the_namespace_are_left_alone(bench: ContainerBench) -> None:
+    ours = start(bench)
+    theirs = bench.job(ours)
+    assert theirs
+    theirs["metadata"] |= {"name": "container-theirs", "labels": {**theirs["metadata"]["labels"], JOB_LABEL: "theirs"}}
+    for instance, left in (("other", True), ("studio", False)):
+        theirs["metadata"]["labels"]["app.kubernetes.io/instance"] = instance
+        bench.kube.add(theirs)
+        bench.round()
+        assert (bench.kube.get("batch/v1", "Job", "container-theirs", NAMESPACE) is not None) is left
+
+
+def test_a_job_goes_with_its_service_account(bench: ContainerBench) -> None:
+    """By Kubernetes' own garbage collector. An account that was made anew is another: its uid is asked each time."""
+    for uid in ("first", "second"):
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "uid": uid}}
+        bench.kube.add(account, namespace=NAMESPACE)
+        job = bench.job(start(bench))
+        assert job
+        (owner,) = job["metadata"]["ownerReferences"]
+        assert owner == {"apiVersion": "v1", "kind": "ServiceAccount", "name": ACCOUNT, "uid": uid}
+        assert job["spec"]["template"]["spec"]["serviceAccountName"] == ACCOUNT
+    bench.kube.remove("v1", "ServiceAccount", ACCOUNT, NAMESPACE)
+    waiting = bench.submit()
+    bench.round(2)
+    assert bench.job(waiting) is None and bench.entry(waiting).outcome is None
 
 
 def test_gpus_are_shared_by_a_stated_number_and_in_order(bench: ContainerBench) -> None:

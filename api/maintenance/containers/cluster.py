@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from api.cluster import own_errors
-from api.containers.manifest import COMPONENT, MAIN, Object
+from api.containers.manifest import MAIN, Object, identity
 from serinette.errors import ClusterUnavailable
 from serinette.job import now
 
@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 _TIMEOUT_S = (3.0, 10.0)
 # Our clock may be another than the nodes': lines that were read already are known by their times.
 _SKEW_S = 60
-_SELECTOR = ",".join(f"{name}={value}" for name, value in COMPONENT.items())
 
 
 class Jobs:
-    """One namespace. Every method raises ClusterUnavailable, its `status` that of the answer or 0 without one."""
+    """Those of one deployment in one namespace.
 
-    def __init__(self, connection: ApiClient, namespace: str) -> None:
+    Every method raises ClusterUnavailable, its `status` that of the answer or 0 without one.
+    """
+
+    def __init__(self, connection: ApiClient, namespace: str, instance: str) -> None:
         from kubernetes import client  # noqa: PLC0415  # half a second, 40 MB: for those who ask for it
 
         self._batch, self._core = client.BatchV1Api(connection), client.CoreV1Api(connection)
         self._namespace = namespace
+        self._selector = ",".join(f"{name}={value}" for name, value in identity(instance).items())
 
     def jobs(self) -> list[Object]:
         """All Jobs of containers, as they are now and not from the API server's memory."""
@@ -38,6 +41,11 @@ class Jobs:
     def pods(self) -> list[Object]:
         """All pods of containers."""
         return self._items(self._core.list_namespaced_pod)
+
+    def account(self, name: str) -> Object:
+        """A service account as it is now: its uid is another when it was made anew."""
+        found: Object = json.loads(self._ask(self._core.read_namespaced_service_account, name, self._namespace))
+        return {"apiVersion": "v1", "kind": "ServiceAccount", **found}
 
     def create(self, job: Object) -> bool:
         """Make a Job; False if there is one of its name."""
@@ -65,7 +73,9 @@ class Jobs:
         return self._ask(self._core.read_namespaced_pod_log, pod, self._namespace, **options).decode(errors="replace")
 
     def _items(self, ask: Callable[..., Any]) -> list[Object]:
-        items: list[Object] = json.loads(self._ask(ask, self._namespace, label_selector=_SELECTOR)).get("items") or []
+        items: list[Object] = (
+            json.loads(self._ask(ask, self._namespace, label_selector=self._selector)).get("items") or []
+        )
         return items
 
     def _ask(self, ask: Callable[..., Any], *given: object, **options: object) -> bytes:

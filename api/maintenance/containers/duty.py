@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from redis import Redis
 
-from api.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, Object, manifest, with_secrets
+from api.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, Object, Order, manifest, with_secrets
 from api.containers.settings import ContainerSettings
 from api.maintenance.closing import without_song
 from api.maintenance.containers.books import Books, Case
@@ -94,7 +94,7 @@ class Containers:
         spec, meta = case.spec, case.job.meta
         try:
             order = self._carrying.order(case.job.id, case.held.attempt_id, spec, meta)
-            made = self._cluster.create(with_secrets(manifest(order, self._settings), order, self._settings))
+            made = self._cluster.create(self._manifest(order))
         except InvalidSpec as error:
             self._end(case, _refused(error.message))
         except ClusterUnavailable as error:
@@ -105,6 +105,11 @@ class Containers:
             if made:
                 log.info("created the Kubernetes Job of attempt %d", case.held.attempt)
                 self._books.placed(case)
+
+    def _manifest(self, order: Order) -> Object:
+        account = self._settings.containers_service_account
+        owner = self._cluster.account(account) if account else None
+        return with_secrets(manifest(order, self._settings, owner), order, self._settings)
 
     def _read_log(self, case: Case, pod: Object) -> None:
         after, size_bytes = self._books.log_place(case.job.id)
