@@ -1,47 +1,12 @@
 """Every error that Serinette raises on purpose.
 
 SerinetteError
-├── ConfigurationError            a setting is missing or contradicts another; the process refuses to start
-├── RequestError                  the caller can mend it; nothing was stored
-│   ├── InvalidSpec               a field is out of bounds; `field` names it
-│   │   └── InvalidBatch          some lines of a batch are; `lines` tells which
-│   ├── InvalidAudio              an upload that is not audio, or too long
-│   ├── TooLarge                  a body beyond the limit
-│   ├── NotFound                  no such job, artifact or upload for this tenant
-│   ├── UnsupportedMediaType      the body is not of a kind that is read here
-│   ├── Conflict                  the job's state, or an earlier use of a key, forbids it
-│   │   ├── IdempotencyConflict   same Idempotency-Key, another spec
-│   │   └── NotFinished           the job has no result yet
-│   ├── Gone                      it ended without a song, or its files were erased
-│   ├── Unsupported               this deployment or checkpoint cannot do it
-│   ├── Unauthorized              no key, or one that is unknown, expired or revoked
-│   └── LaneNotAllowed            the tenant may not use this lane
-├── Limited                       a bound is reached; nothing was stored; `retry_after_s` says when to try again
-│   ├── RateLimited               the tenant's requests per minute
-│   ├── LaneFull                  jobs that wait in one lane
-│   ├── TooManyQueued             the tenant's jobs that wait
-│   ├── TooManyInFlight           the tenant's unfinished jobs, or batches
-│   └── GpuTimeSpent              the tenant's GPU-seconds of the day
-├── Unavailable                   try again: nothing was accepted
-│   ├── QueueUnavailable          Redis/Valkey does not answer
-│   ├── StoreUnavailable          the object store does not answer
-│   └── ClusterUnavailable        the cluster's API server does not answer, or refuses; told to operators only
-├── SingError                     an attempt failed; `retryable` says whether another may pass
-│   ├── EngineCrashed             the engine process died mid-song
-│   ├── EngineStalled             the engine showed no progress within its deadline
-│   ├── EngineOutOfMemory         the song does not fit the device
-│   ├── JobTimeout                the job's own `timeout_s` passed
-│   ├── WorkerLost                the worker's heartbeat stopped
-│   ├── Expired                   no worker began the job within its `start_deadline_s`
-│   ├── PoolRemoved               the job waited in a pool that was removed, and no other holds its model
-│   ├── InvalidOutput             the model produced NaN or nothing
-│   ├── ContainerFailed           a container ended with another exit code than 0, or could not be started
-│   ├── ImageUnavailable          a container's image cannot be pulled
-│   └── Unschedulable             no node took a container in time
-└── Interruption                  not a failure: the attempt ends and is charged to nobody
-    ├── Canceled                  the cancel flag is set
-    ├── HandBack                  the worker drains, or meets a newer schema: the job returns to its lane
-    └── Superseded                another attempt owns this job or has ended it
+├── ConfigurationError   the process refuses to start
+├── RequestError         the caller can mend it; nothing was stored
+├── Limited              a bound is reached; nothing was stored; `retry_after_s` says when to try again
+├── Unavailable          try again; nothing was accepted
+├── SingError            an attempt failed; `retryable` says whether another may pass
+└── Interruption         not a failure: the attempt ends and is charged to nobody
 
 `code` is a closed vocabulary: it is what clients switch on, in HTTP problems, job records and events alike.
 """
