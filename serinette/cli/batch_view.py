@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Self
 
-from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Column
 
+from serinette.cli.bar import Bar
 from serinette.cli.terminal import errors, seconds, show_table
 from serinette.client import Batch, BatchLine
 
@@ -45,35 +40,13 @@ def left_s(first: tuple[float, int], now: float, ended: int, total: int) -> floa
     return (total - ended) * (now - began) / (ended - had)
 
 
-class BatchView:
+class BatchView(Bar):
     """A bar that moves, or a line now and then."""
 
     def __init__(self, title: str) -> None:
-        self._title = title
-        self._waiting_for = ""
+        super().__init__(title, errors)
         self._first: tuple[float, int] | None = None
         self._told = ("", 0.0)
-        self._task: TaskID | None = None
-        self._progress = Progress(
-            SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description}", table_column=Column(max_width=24, no_wrap=True, overflow="ellipsis")),
-            BarColumn(table_column=Column(ratio=1, min_width=8)),
-            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-            console=errors,
-            expand=errors.width < 100,
-        )
-        self._live = Live(console=errors, get_renderable=self.render, refresh_per_second=4)
-
-    def __enter__(self) -> Self:
-        if errors.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if errors.is_terminal:
-            self._live.stop()
 
     def show(self, batch: Batch) -> None:
         """Show the batch as it is now."""
@@ -81,30 +54,16 @@ class BatchView:
         ended = counts.completed + counts.failed + counts.canceled
         self._first = self._first or (now, ended)
         told = ("" if batch.status == "in_progress" else f"{batch.status}, ") + counts_of(batch)
-        self._waiting_for = f"waits for {batch.waiting_for}" if batch.waiting_for else ""
+        waits = f"waits for {batch.waiting_for}" if batch.waiting_for else ""
         if not errors.is_terminal:
-            self._tell_line(told, now, last=batch.ended)
+            shown, at = self._told
+            if (now - at >= _LINE_S or batch.ended) and told != shown:
+                self.line(told, waits)
+                self._told = (told, now)
             return
         eta_s = left_s(self._first, now, ended, counts.total)
         told += f", {seconds(eta_s)} left" if eta_s and not batch.ended else ""
-        if self._task is None:
-            self._task = self._progress.add_task(escape(self._title), total=counts.total, state=told)
-        self._progress.update(self._task, completed=ended, state=told)
-
-    def _tell_line(self, told: str, now: float, *, last: bool) -> None:
-        line, at = self._told
-        if (now - at >= _LINE_S or last) and told != line:
-            waits = f" ({self._waiting_for})" if self._waiting_for else ""
-            errors.print(f"{self._title}: {told}{waits}", markup=False, soft_wrap=True)
-            self._told = (told, now)
-
-    def render(self) -> Table:
-        """What the terminal shows now."""
-        table = Table.grid(expand=True)
-        table.add_row(self._progress)
-        if self._waiting_for:
-            table.add_row(Text(f"  {self._waiting_for}", style="dim", overflow="fold"))
-        return table
+        self.move(ended, counts.total, told, waits)
 
 
 def show_end(lines: list[BatchLine], files: int, size_bytes: int, batch: Batch) -> None:

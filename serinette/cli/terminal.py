@@ -10,18 +10,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import typer
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
 
+from serinette.cli.bar import Bar
 from serinette.job import Job, JobStatus, Stage, now
 from serinette.tree import Notice, Phase
 
@@ -108,62 +106,27 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
     output.print(table)
 
 
-class JobView:
+class JobView(Bar):
     """Shows one job while it is waited for: a bar that moves, or a line whenever its state changes."""
 
     def __init__(self, title: str) -> None:
-        self._title = title
-        self._shown = ""
-        self._waiting_for = ""
-        self._task: TaskID | None = None
-        bar = BarColumn(table_column=Column(ratio=1, min_width=10))
-        self._progress = Progress(
-            SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description}", table_column=Column(max_width=28, no_wrap=True, overflow="ellipsis")),
-            bar,
-            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-            TimeElapsedColumn(),
-            console=errors,
-            expand=errors.width < 100,
-        )
-        self._live = Live(console=errors, get_renderable=self.render, refresh_per_second=8)
-
-    def __enter__(self) -> Self:
-        if errors.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if errors.is_terminal:
-            self._live.stop()
+        super().__init__(title, errors, TimeElapsedColumn())
+        self._shown = ("", "")
 
     def show(self, job: Job) -> None:
         """Show the job as it is now."""
         told = state(job)
-        self._waiting_for = f"waits for {job.waiting_for}" if job.waiting_for else ""
+        waits = f"waits for {job.waiting_for}" if job.waiting_for else ""
         if not errors.is_terminal:
-            line = told.partition(",")[0] + (f" ({self._waiting_for})" if self._waiting_for else "")
+            line = (told.partition(",")[0], waits)
             if line != self._shown:
-                errors.print(f"{self._title}: {line}", markup=False, soft_wrap=True)
+                self.line(*line)
                 self._shown = line
             return
         if job.eta_s is not None and not job.status.ended:
             told += f", {seconds(job.eta_s)} left"
         done = 1.0 if job.status.ended else job.progress.fraction if job.progress else 0.0
-        total = None if job.status is JobStatus.QUEUED else 1.0
-        if self._task is None:
-            self._task = self._progress.add_task(escape(self._title), total=total, state=told)
-        self._progress.update(self._task, completed=done, total=total, state=told)
-
-    def render(self) -> Table:
-        """What the terminal shows now."""
-        table = Table.grid(expand=True)
-        table.add_row(self._progress)
-        if self._waiting_for:
-            table.add_row(Text(f"  {self._waiting_for}", style="dim", overflow="fold"))
-        return table
+        self.move(done, None if job.status is JobStatus.QUEUED else 1.0, told, waits)
 
 
 class TreeView:
