@@ -35,6 +35,19 @@ def redis(redis_url: str) -> Iterator[Redis]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of one Valkey for all tests of a module, where starting one for each would take most of the time."""
+    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.connection_url
+
+
+@pytest.fixture(scope="module")
+def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of one directory store for all tests of a module."""
+    return f"file://{tmp_path_factory.mktemp('store')}"
+
+
 @pytest.fixture
 def keys() -> Keys:
     """Names under RQ's default prefix."""

@@ -23,22 +23,10 @@ from websockets.sync.client import connect
 from serinette.job import JobError
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests import servers
 from tests.gateways import HandSlot, RunningGateway, gateway, problem
 
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
 WHOLE = ["started", "progress", "attempt", "started", "progress", "succeeded"]
-
-
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
-
-
-@pytest.fixture(scope="module")
-def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"file://{tmp_path_factory.mktemp('store')}"
 
 
 @pytest.fixture(scope="module")

@@ -44,12 +44,6 @@ class Studio:
         return job_id
 
 
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
-
-
 @pytest.fixture(scope="module", params=["directory", "s3"])
 def studio(
     request: pytest.FixtureRequest, valkey_url: str, tmp_path_factory: pytest.TempPathFactory

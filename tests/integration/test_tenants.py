@@ -28,7 +28,6 @@ from serinette.names import Keys, record_key
 from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
-from tests import servers
 from tests.gateways import HandSlot, RunningGateway, gateway
 from tests.processes import eventually
 from tests.unit.sounds import silence
@@ -59,20 +58,9 @@ class Town:
 
 
 @pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
-
-
-@pytest.fixture(scope="module")
 def redis(valkey_url: str) -> Iterator[Redis]:
     with Redis.from_url(valkey_url) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"file://{tmp_path_factory.mktemp('songs')}"
 
 
 @pytest.fixture(scope="module")

@@ -15,22 +15,10 @@ from websockets.sync.client import connect
 
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests import servers
 from tests.gateways import HandSlot, RunningGateway, gateway
 
 A_SONG = b"song"
 http = httpx.Client(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
-
-
-@pytest.fixture(scope="module")
-def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"file://{tmp_path_factory.mktemp('store')}"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,17 +14,10 @@ from api.app import create_app
 from api.settings import GatewaySettings
 from serinette.names import Keys, Lane
 from serinette.store import Store
-from tests import servers
 from tests.gateways import problem
 
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
 JSONL = {"Content-Type": "application/jsonl"}
-
-
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
 
 
 @pytest.fixture

@@ -39,12 +39,6 @@ SPEC = GenerationSpec(prompt="jazz")
 OPTIONS = JobOptions()
 
 
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
-
-
 @pytest.fixture
 def redis_url(valkey_url: str) -> str:
     """This module's own Valkey, emptied: starting one for each test would take most of the time."""

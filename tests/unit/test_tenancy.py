@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,10 @@ from serinette.credentials import Limits
 from serinette.errors import ConfigurationError
 from serinette.job import now
 from serinette.names import Keys
-from tests import servers
 from tests.gateways import problem
 from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, settings_of
 
 NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
-
-
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
 
 
 @pytest.fixture

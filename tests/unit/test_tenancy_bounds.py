@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,15 +21,8 @@ from serinette.names import Keys, Lane
 from serinette.presence import Presence, WorkerStage
 from serinette.store import Store
 from serinette.usage import day_number
-from tests import servers
 from tests.gateways import HandSlot, problem
 from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
-
-
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -22,18 +22,11 @@ from serinette.job import JobError, now
 from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce, record_pace
 from serinette.store import Store
-from tests import servers
 from tests.gateways import HandSlot, problem
 from tests.unit.test_queue import model
 
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
 NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
-
-
-@pytest.fixture(scope="module")
-def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.connection_url
 
 
 @pytest.fixture
