@@ -37,7 +37,7 @@ def private_run_dir(work_dir: Path) -> Iterator[Path]:
         raise ConfigurationError(
             f"work_dir: cannot write to {parent} ({error.strerror}); set SERINETTE_WORK_DIR to a writable directory"
         ) from error
-    lock = _lock(directory)
+    lock = lock_directory(directory)
     try:
         yield directory
     finally:
@@ -46,7 +46,7 @@ def private_run_dir(work_dir: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _lock(directory: Path) -> int | None:
+def lock_directory(directory: Path) -> int | None:
     """Hold a directory, as long as this process lives; None if another one holds it."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -60,7 +60,7 @@ def _lock(directory: Path) -> int | None:
 def _erase_abandoned(parent: Path) -> None:
     for directory in parent.glob(f"{_PREFIX}*"):
         try:
-            lock = _lock(directory)
+            lock = lock_directory(directory)
         except OSError:  # another supervisor erased it just now, or it is another user's
             continue
         if lock is not None:

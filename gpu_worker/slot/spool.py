@@ -6,7 +6,6 @@ as long as it lives; a whole parcel that nobody holds was left by a slot that di
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from gpu_worker.run_dir import lock_directory
 from gpu_worker.settings import WorkerSettings
 from serinette.job import Record
 from serinette.names import record_key
@@ -137,7 +137,7 @@ class Spool:
         try:
             directory = self.directory / attempt_id
             directory.mkdir(parents=True, exist_ok=True)
-            lock = None if self.full else _lock(directory)
+            lock = None if self.full else lock_directory(directory)
         except OSError as error:
             log.warning("there is no spool: %s", error)
             return None
@@ -147,20 +147,10 @@ class Spool:
         """Whole parcels of slots that died, held by us from now on. Others that they left are erased."""
         for directory in sorted(self.directory.glob("*")):
             with suppress(OSError):
-                if (lock := _lock(directory)) is None:
+                if (lock := lock_directory(directory)) is None:
                     continue
                 parcel = Parcel(directory, lock, self)
                 if parcel.record is None:
                     parcel.discard()
                 else:
                     yield parcel
-
-
-def _lock(directory: Path) -> int | None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
