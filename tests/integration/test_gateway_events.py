@@ -21,28 +21,10 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from serinette.job import JobError
-from serinette.settings import SharedSettings
-from serinette.store import Store
 from tests.gateways import HandSlot, RunningGateway, gateway, problem
 
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
 WHOLE = ["started", "progress", "attempt", "started", "progress", "succeeded"]
-
-
-@pytest.fixture(scope="module")
-def gateways(
-    valkey_url: str, store_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RunningGateway, RunningGateway]]:
-    """Two replicas."""
-    directory = tmp_path_factory.mktemp("gateways")
-    with gateway(directory, valkey_url, store_url) as one, gateway(directory, valkey_url, store_url) as two:
-        yield one, two
-
-
-@pytest.fixture
-def slot(valkey_url: str, store_url: str) -> Iterator[HandSlot]:
-    with Redis.from_url(valkey_url) as redis:
-        yield HandSlot(redis, Store.open(SharedSettings.model_validate({"store_url": store_url})))
 
 
 def submit(url: str) -> str:
@@ -84,8 +66,8 @@ def listen(url: str, job_id: str, **headers: str) -> list[dict[str, Any]]:
         return list(messages(answer.iter_lines()))
 
 
-def test_events_as_they_happen(gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
-    url = gateways[0].url
+def test_events_as_they_happen(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+    url = two_gateways[0].url
     job_id = submit(url)
     with httpx.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=30) as answer:
         told = messages(answer.iter_lines())
@@ -105,9 +87,9 @@ def test_events_as_they_happen(gateways: tuple[RunningGateway, RunningGateway], 
 
 
 def test_a_stream_is_resumed_at_another_replica(
-    gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot
+    two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot
 ) -> None:
-    one, two = gateways
+    one, two = two_gateways
     job_id = submit(one.url)
     with httpx.stream("GET", f"{one.url}/v1/jobs/{job_id}/events", timeout=30) as answer:
         told = messages(answer.iter_lines())
@@ -121,8 +103,8 @@ def test_a_stream_is_resumed_at_another_replica(
     assert len(set(ids)) == len(ids)
 
 
-def test_a_late_listener_learns_the_end(gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
-    url = gateways[0].url
+def test_a_late_listener_learns_the_end(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+    url = two_gateways[0].url
     job_id = submit(url)
     sing(slot, job_id)
     late = listen(url, job_id)
@@ -134,9 +116,9 @@ def test_a_late_listener_learns_the_end(gateways: tuple[RunningGateway, RunningG
 
 
 def test_a_job_whose_events_are_forgotten(
-    gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot, valkey_url: str
+    two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot, valkey_url: str
 ) -> None:
-    url = gateways[0].url
+    url = two_gateways[0].url
     job_id = submit(url)
     sing(slot, job_id)
     with Redis.from_url(valkey_url) as redis:
@@ -145,8 +127,8 @@ def test_a_job_whose_events_are_forgotten(
 
 
 @pytest.mark.parametrize("last_event_id", ["x", "1-2-3", "-1", "9" * 30, "1-" + "9" * 20, "$", "*", "٣"])
-def test_foreign_event_ids_are_refused(gateways: tuple[RunningGateway, RunningGateway], last_event_id: str) -> None:
-    url = f"{gateways[0].url}/v1/jobs/{submit(gateways[0].url)}/events"
+def test_foreign_event_ids_are_refused(two_gateways: tuple[RunningGateway, RunningGateway], last_event_id: str) -> None:
+    url = f"{two_gateways[0].url}/v1/jobs/{submit(two_gateways[0].url)}/events"
     told = problem(httpx.get(url, params={"last_event_id": last_event_id}))
     assert (told["status"], told["field"]) == (422, "last_event_id")
 
@@ -155,8 +137,8 @@ def socket_url(running: RunningGateway, job_id: str, query: str = "") -> str:
     return f"ws://127.0.0.1:{running.port}/v1/jobs/{job_id}/events{query}"
 
 
-def test_a_websocket_tells_the_same(gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
-    one, two = gateways
+def test_a_websocket_tells_the_same(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+    one, two = two_gateways
     job_id = submit(one.url)
     with connect(socket_url(one, job_id)) as websocket:
         first = json.loads(websocket.recv(timeout=10))
@@ -178,16 +160,16 @@ def test_a_websocket_tells_the_same(gateways: tuple[RunningGateway, RunningGatew
         ("nonsense", 404),
     ],
 )
-def test_a_websocket_to_nothing(gateways: tuple[RunningGateway, RunningGateway], path: str, status: int) -> None:
-    with pytest.raises(InvalidStatus) as refused, connect(socket_url(gateways[0], path)):
+def test_a_websocket_to_nothing(two_gateways: tuple[RunningGateway, RunningGateway], path: str, status: int) -> None:
+    with pytest.raises(InvalidStatus) as refused, connect(socket_url(two_gateways[0], path)):
         pass
     response = refused.value.response
     assert response.status_code == status
     assert json.loads(response.body)["code"] == "not_found"
 
 
-def test_no_websocket_elsewhere(gateways: tuple[RunningGateway, RunningGateway]) -> None:
-    one = gateways[0]
+def test_no_websocket_elsewhere(two_gateways: tuple[RunningGateway, RunningGateway]) -> None:
+    one = two_gateways[0]
     with pytest.raises(InvalidStatus) as refused, connect(f"ws://127.0.0.1:{one.port}/v1/nothing"):
         pass
     response = refused.value.response
@@ -195,18 +177,18 @@ def test_no_websocket_elsewhere(gateways: tuple[RunningGateway, RunningGateway])
     assert "ERROR" not in one.log.read_text()
 
 
-def test_a_websocket_resumes_as_sse_does(gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
-    job_id = submit(gateways[0].url)
+def test_a_websocket_resumes_as_sse_does(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+    job_id = submit(two_gateways[0].url)
     sing(slot, job_id)
-    whole = listen(gateways[0].url, job_id, **{"Last-Event-ID": "0-0"})
+    whole = listen(two_gateways[0].url, job_id, **{"Last-Event-ID": "0-0"})
     seen = {"Last-Event-ID": whole[2]["id"]}
-    with connect(socket_url(gateways[0], job_id), additional_headers=seen) as websocket:
+    with connect(socket_url(two_gateways[0], job_id), additional_headers=seen) as websocket:
         rest = [json.loads(message) for message in websocket]
     assert [event["id"] for event in rest[1:]] == [event["id"] for event in whole[3:]]
 
 
-def test_a_websocket_from_a_foreign_page(gateways: tuple[RunningGateway, RunningGateway]) -> None:
-    one = gateways[0]
+def test_a_websocket_from_a_foreign_page(two_gateways: tuple[RunningGateway, RunningGateway]) -> None:
+    one = two_gateways[0]
     job_id = submit(one.url)
     with (
         pytest.raises(InvalidStatus) as refused,
@@ -221,9 +203,9 @@ def test_a_websocket_from_a_foreign_page(gateways: tuple[RunningGateway, Running
 
 
 async def test_many_listeners_share_one_connection(
-    gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot, valkey_url: str
+    two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot, valkey_url: str
 ) -> None:
-    url = gateways[0].url
+    url = two_gateways[0].url
     ids = [submit(url) for _ in range(10)]
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
@@ -252,7 +234,7 @@ async def test_many_listeners_share_one_connection(
 
 
 def test_sigterm_ends_streams_and_waits_in_order(
-    valkey_url: str, store_url: str, tmp_path: Path, gateways: tuple[RunningGateway, RunningGateway]
+    valkey_url: str, store_url: str, tmp_path: Path, two_gateways: tuple[RunningGateway, RunningGateway]
 ) -> None:
     with gateway(tmp_path, valkey_url, store_url) as leaving, ThreadPoolExecutor(3) as threads:
         job_id = submit(leaving.url)
@@ -273,7 +255,7 @@ def test_sigterm_ends_streams_and_waits_in_order(
         events = streamed.result(timeout=10)
         assert [event["type"] for event in events] == ["status"]
     # Elsewhere it goes on.
-    after = httpx.get(f"{gateways[0].url}/v1/jobs/{job_id}").json()
+    after = httpx.get(f"{two_gateways[0].url}/v1/jobs/{job_id}").json()
     assert after["status"] == "queued"
 
 

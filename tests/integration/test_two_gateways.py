@@ -10,30 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-from redis import Redis
 from websockets.sync.client import connect
 
-from serinette.settings import SharedSettings
-from serinette.store import Store
-from tests.gateways import HandSlot, RunningGateway, gateway
+from tests.gateways import HandSlot, RunningGateway
 
 A_SONG = b"song"
 http = httpx.Client(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def both(
-    valkey_url: str, store_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RunningGateway, RunningGateway]]:
-    directory = tmp_path_factory.mktemp("gateways")
-    with gateway(directory, valkey_url, store_url) as one, gateway(directory, valkey_url, store_url) as other:
-        yield one, other
-
-
-@pytest.fixture
-def slot(valkey_url: str, store_url: str) -> Iterator[HandSlot]:
-    with Redis.from_url(valkey_url) as redis:
-        yield HandSlot(redis, Store.open(SharedSettings.model_validate({"store_url": store_url})))
 
 
 def sing(slot: HandSlot, job_id: str) -> None:
@@ -50,8 +32,8 @@ def told(answer: httpx.Response) -> Any:
 Both = tuple[RunningGateway, RunningGateway]
 
 
-def test_v1(both: Both, slot: HandSlot) -> None:
-    one, other = both
+def test_v1(two_gateways: Both, slot: HandSlot) -> None:
+    one, other = two_gateways
     key = {"Idempotency-Key": "k"}
     job_id = told(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}, headers=key))["id"]
     path = f"{other.url}/v1/jobs/{job_id}"
@@ -69,8 +51,8 @@ def test_v1(both: Both, slot: HandSlot) -> None:
     assert told(http.get(f"{one.url}/v1/jobs/{canceled}"))["status"] == "canceled"
 
 
-def test_v1_uploads(both: Both) -> None:
-    one, other = both
+def test_v1_uploads(two_gateways: Both) -> None:
+    one, other = two_gateways
     sound = io.BytesIO()
     with wave.open(sound, "wb") as file:
         file.setparams((1, 2, 8000, 8000, "NONE", ""))
@@ -84,9 +66,9 @@ def test_v1_uploads(both: Both) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sse", "websocket"])
-def test_events_go_on_behind_the_last_one_seen(both: Both, slot: HandSlot, kind: str) -> None:
+def test_events_go_on_behind_the_last_one_seen(two_gateways: Both, slot: HandSlot, kind: str) -> None:
     """The first gateway is left in the middle of the song; the other goes on where it was left."""
-    one, other = both
+    one, other = two_gateways
     job_id = told(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
 
     def seen(running: RunningGateway, last: str | None, meanwhile: Any) -> Iterator[dict[str, Any]]:
@@ -118,8 +100,8 @@ def test_events_go_on_behind_the_last_one_seen(both: Both, slot: HandSlot, kind:
     assert rest[1]["data"]["step"] == 2
 
 
-def test_the_seeds_calls(both: Both, slot: HandSlot) -> None:
-    one, other = both
+def test_the_seeds_calls(two_gateways: Both, slot: HandSlot) -> None:
+    one, other = two_gateways
     request_id = told(http.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
     assert told(http.get(f"{other.url}/status/{request_id}"))["status"] == "pending"
     sing(slot, request_id)
@@ -133,8 +115,8 @@ def test_the_seeds_calls(both: Both, slot: HandSlot) -> None:
     assert told(http.get(f"{one.url}/status/{canceled}"))["status"] == "failed"
 
 
-def test_ace_steps_own_calls(both: Both, slot: HandSlot) -> None:
-    one, other = both
+def test_ace_steps_own_calls(two_gateways: Both, slot: HandSlot) -> None:
+    one, other = two_gateways
     task_id = told(http.post(f"{one.url}/release_task", json={"prompt": "x"}))["data"]["task_id"]
 
     def asked(running: RunningGateway) -> Any:

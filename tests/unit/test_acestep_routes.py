@@ -32,16 +32,9 @@ NOBODY = "5b0e1a4c-0f5c-4b55-8a54-6f4bb0a2a111"
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySettings]:
-    directory = tmp_path_factory.mktemp("gateway")
-    with servers.valkey(directory / "valkey") as server:
-        yield GatewaySettings(
-            redis_url=server.connection_url,
-            store_url=f"file://{directory / 'store'}",
-            max_body_bytes=65_536,
-            max_upload_bytes=1_000_000,
-            max_waiting=5_000,
-        )
+def settings(valkey_url: str, store_url: str) -> GatewaySettings:
+    bounds = {"max_body_bytes": 65_536, "max_upload_bytes": 1_000_000, "max_waiting": 5_000}
+    return GatewaySettings.model_validate({"redis_url": valkey_url, "store_url": store_url, **bounds})
 
 
 @pytest.fixture(scope="module")

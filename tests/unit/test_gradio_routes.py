@@ -22,15 +22,8 @@ from tests import servers
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySettings]:
-    directory = tmp_path_factory.mktemp("gateway")
-    with servers.valkey(directory / "valkey") as server:
-        yield GatewaySettings(
-            redis_url=server.connection_url,
-            store_url=f"file://{directory / 'store'}",
-            max_wait_s=0.2,
-            max_body_bytes=65_536,
-        )
+def settings(valkey_url: str, store_url: str) -> GatewaySettings:
+    return GatewaySettings(redis_url=valkey_url, store_url=store_url, max_wait_s=0.2, max_body_bytes=65_536)
 
 
 @pytest.fixture(scope="module")
