@@ -147,9 +147,7 @@ class Intake:
                 digest.update(chunk)
                 await file.write(chunk)
         if size == 0:
-            raise InvalidSpec(
-                "file: no bytes came; send the audio as the body, or as the multipart field `file`", field="file"
-            )
+            raise InvalidSpec("file: no bytes came; send the bytes of the audio", field="file")
         return size, digest.hexdigest()
 
     async def _proved(self, upload_id: str, path: Path, size_bytes: int, sha256: str) -> Upload:

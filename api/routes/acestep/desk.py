@@ -18,7 +18,7 @@ from api.routes.acestep.body import Body, BodyPart
 from api.routes.acestep.order import order
 from api.routes.acestep.tokens import song_named
 from api.songs import Asked, song_of
-from serinette.errors import InvalidSpec
+from serinette.errors import InvalidAudio, InvalidSpec
 from serinette.job import Job, JobOptions
 
 # One answer names no more tasks than these.
@@ -54,7 +54,7 @@ class Desk:
         spec = order(self.body.fields, uploads, models).spec
         for field, ours in (("src_audio_path", spec.source_audio), ("reference_audio_path", spec.reference_audio)):
             if field in files and ours is not None:
-                uploads[field] = (await self.intake.take_file(self.tenant, files[field])).id
+                uploads[field] = await self._kept(*files[field])
         wanted = order(self.body.fields, uploads, models)
         job, _ = await self.door.submit(
             self.tenant,
@@ -80,9 +80,17 @@ class Desk:
         jobs = dict(zip(sound, await self.door.find(self.tenant, sound), strict=True))
         return [(task_id, jobs.get(task_id)) for task_id in task_ids]
 
-    def _files(self) -> dict[str, UploadFile]:
+    def _files(self) -> dict[str, tuple[str, UploadFile]]:
         sent = self.body.files
-        return {field: sent[name] for field, names in _FILES.items() for name in reversed(names) if name in sent}
+        return {
+            field: (name, sent[name]) for field, names in _FILES.items() for name in reversed(names) if name in sent
+        }
+
+    async def _kept(self, name: str, file: UploadFile) -> str:
+        try:
+            return (await self.intake.take_file(self.tenant, file)).id
+        except (InvalidAudio, InvalidSpec) as error:  # it knows of one file; here may be two
+            raise InvalidAudio(f"{name}: {error.message.removeprefix('file: ')}", field=name) from error
 
     async def _models(self) -> frozenset[str]:
         pools = await run_in_threadpool(self.queue.pools)

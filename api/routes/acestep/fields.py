@@ -66,7 +66,7 @@ _WITHIN = re.compile(rf"\b({'|'.join(name for name in THEIR_NAMES if '_' in name
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """What a body says, by the fields' own names; `unknown` names mean nothing here."""
+    """What a body says, by the fields' own names; `unknown` names mean nothing, or hold no object where one goes."""
 
     values: Mapping[str, Any]
     unknown: tuple[str, ...]
@@ -86,7 +86,8 @@ def collect(body: Mapping[str, Any], known: frozenset[str]) -> Fields:
     if "use_format" in known and "use_format" not in values and _is_boolean(body.get(_AMBIGUOUS["use_format"])):
         values["use_format"] = body["format"]
         used.add("format")
-    return Fields(values, tuple(sorted({name for place in places for name in place} - used)))
+    unread = [name for name in (*_PARAM_OBJECT, *_METADATA) if body.get(name) and _object(body[name]) is None]
+    return Fields(values, tuple(sorted({name for place in places for name in place} - used)) + tuple(unread))
 
 
 def theirs(message: str) -> str:
@@ -114,10 +115,12 @@ def _is_boolean(value: object) -> bool:
 
 
 def _nested(body: Mapping[str, Any], names: tuple[str, ...]) -> Mapping[str, Any]:
-    value: Any = next((body[name] for name in names if body.get(name)), {})
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return {}
-    return value if isinstance(value, dict) else {}
+    return _object(next((body[name] for name in names if body.get(name)), {})) or {}
+
+
+def _object(value: object) -> dict[str, Any] | None:
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -33,9 +33,22 @@ def _numbers(value: object) -> object:
     """`0.97,0.76,0` or a list of numbers; the zero at which every schedule ends is not a step."""
     if isinstance(value, str):
         value = [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
-    if isinstance(value, list) and value and str(value[-1]) in {"0", "0.0"}:
-        return value[:-1]
-    return value
+    return value[:-1] if isinstance(value, list) and value and _is_zero(value[-1]) else value
+
+
+def _is_zero(value: object) -> bool:
+    try:
+        return float(str(value)) == 0
+    except ValueError:
+        return False
+
+
+def _whole(text: str) -> int:
+    """`42`, or `42.0` of clients that know one kind of number; through a float alone big seeds would change."""
+    number, _, fraction = text.partition(".")
+    if fraction.strip("0 "):
+        raise ValueError(f"{text} is not whole")
+    return int(number)
 
 
 _Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
@@ -103,7 +116,7 @@ class ReleaseTask(BaseModel):
     def _seeds(cls, value: object) -> tuple[int, ...]:
         parts: list[Any] = value if isinstance(value, list) else str(value).split(",")
         try:
-            seeds = [int(float(part)) if "." in str(part) else int(str(part)) for part in parts if str(part).strip()]
+            seeds = [_whole(str(part)) for part in parts if str(part).strip()]
         except (ValueError, OverflowError) as error:
             raise ValueError("must be whole numbers, with commas between them") from error
         if any(seed > MAX_SEED for seed in seeds):
