@@ -32,6 +32,9 @@ _USER = 65532
 _LEFT_FOR_S = 86_400
 # A variable of Linux may have 128 KiB.
 MAX_PLAN_BYTES = 120_000
+# The last step may be told to end, which it has blocked SIGTERM for: Linux drops a signal of which its first process
+# knows nothing yet, and a command may be over before a Python has started.
+READY = ("grep", "-q", "^SigBlk:.*[4-7c-f]...$", "/proc/1/status")
 _CARRIER_RESOURCES = {
     "requests": {"cpu": "50m", "memory": "96Mi", "ephemeral-storage": "16Mi"},
     "limits": {"cpu": "1", "memory": "256Mi", "ephemeral-storage": "64Mi"},
@@ -178,7 +181,9 @@ def _fetch(order: Order, settings: ContainerSettings) -> Object:
 
 def _carry(order: Order, settings: ContainerSettings) -> Object:
     # restartPolicy Always makes it a sidecar: it is there before the command starts, and is ended after that has.
-    return _carrier(CARRY, settings, order.upload, _mount("outputs", read_only=True)) | {"restartPolicy": "Always"}
+    probe = {"exec": {"command": list(READY)}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 120}
+    step = _carrier(CARRY, settings, order.upload, _mount("outputs", read_only=True))
+    return step | {"restartPolicy": "Always", "startupProbe": probe}
 
 
 def _carrier(name: str, settings: ContainerSettings, plan: object, mount: Object) -> Object:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from api.containers.manifest import READY
 from serinette.store import Store
 from tests import servers
 from tests.unit.test_store import s3_settings
@@ -50,6 +51,20 @@ def test_a_plan_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> No
     with step("fetch", [{"path": path, "url": "http://127.0.0.1:9/"}], tmp_path / "inputs") as process:
         assert process.wait(60) == 1
     assert not (tmp_path / "a").exists()
+
+
+def test_it_is_ready_when_it_may_be_told_to_end(tmp_path: Path) -> None:
+    def ready(pid: int) -> bool:
+        command = [word.replace("/proc/1/", f"/proc/{pid}/") for word in READY]
+        return subprocess.run(command, check=False, timeout=60).returncode == 0
+
+    with subprocess.Popen(["sleep", "600"]) as other:
+        assert not ready(other.pid), "SIGTERM would end it, or as a container's first process pass it by"
+        other.kill()
+    with step("carry", {}, tmp_path) as process:
+        assert process.stderr and process.stderr.readline() == "waiting for the command to end\n"
+        assert ready(process.pid)
+        process.kill()
 
 
 def test_outputs_are_put_when_the_command_has_ended(store: Store, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api.containers.manifest import Order, job_name, manifest, with_secrets
+from api.containers.manifest import READY, Order, job_name, manifest, with_secrets
 from api.containers.settings import ContainerSettings
 from scripts.chart_tools import TOOLS
 from serinette.container import ContainerSpec
@@ -113,6 +113,7 @@ def test_the_steps_around_it_hold_the_urls_and_the_command_does_not() -> None:
     assert "https://store" not in json.dumps(pod["containers"])
     mounts = {each["name"]: [(m["name"], m["readOnly"]) for m in each["volumeMounts"]] for each in (fetch, carry)}
     assert mounts == {"fetch": [("inputs", False)], "carry": [("outputs", True)]}
+    assert carry["startupProbe"]["exec"]["command"] == list(READY), "a command that is short waits until it listens"
 
 
 def test_kubernetes_own_schemas_take_it(tmp_path: Path) -> None:
