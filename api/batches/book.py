@@ -136,10 +136,6 @@ class Book:
         found: Any = self.redis.zrange(self.keys.batches, 0, -1)
         return [batch_id.decode() for batch_id in found]
 
-    def is_unfinished(self, batch_id: str) -> bool:
-        """Whether a batch is one of those."""
-        return self.redis.zscore(self.keys.batches, batch_id) is not None
-
     def newest(self, tenant: str, limit: int) -> list[Page]:
         """A tenant's newest batches; those that Redis has forgotten leave its list."""
         index, first = self.keys.tenant_batches(tenant), 0
