@@ -32,9 +32,9 @@ _USER = 65532
 _LEFT_FOR_S = 86_400
 # A variable of Linux may have 128 KiB.
 MAX_PLAN_BYTES = 120_000
-# The last step may be told to end, which it has blocked SIGTERM for: Linux drops a signal of which its first process
-# knows nothing yet, and a command may be over before a Python has started.
-READY = ("grep", "-q", "^SigBlk:.*[4-7c-f]...$", "/proc/1/status")
+# The last step may be told to end: it has a handler of SIGTERM. Linux drops a signal that a container's first process
+# has none for, and a command may be over before a Python has started.
+READY = ("grep", "-q", "^SigCgt:.*[4-7c-f]...$", "/proc/1/status")
 _CARRIER_RESOURCES = {
     "requests": {"cpu": "50m", "memory": "96Mi", "ephemeral-storage": "16Mi"},
     "limits": {"cpu": "1", "memory": "256Mi", "ephemeral-storage": "64Mi"},

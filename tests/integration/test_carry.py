@@ -15,6 +15,7 @@ import pytest
 from api.containers.manifest import READY
 from serinette.store import Store
 from tests import servers
+from tests.processes import eventually
 from tests.unit.test_store import s3_settings
 
 
@@ -63,7 +64,9 @@ def test_it_is_ready_when_it_may_be_told_to_end(tmp_path: Path) -> None:
         other.kill()
     with step("carry", {}, tmp_path) as process:
         assert process.stderr and process.stderr.readline() == "waiting for the command to end\n"
-        assert ready(process.pid)
+        state = Path(f"/proc/{process.pid}/stat")
+        assert eventually(lambda: state.read_text().rpartition(") ")[2].startswith("S"))
+        assert ready(process.pid), "asleep in its wait, as on a node"
         process.kill()
 
 
