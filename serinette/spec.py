@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import secrets
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -19,6 +20,10 @@ SCHEMA = 1
 MAX_SEED = 2**63 - 1
 MAX_VARIATIONS = 8
 MAX_LORA_SCALE = 4.0
+# The schedule is counted in thousandths as float32, where steps that lie closer are one.
+MIN_TIMESTEP_FALL = 1e-6
+# No code book has so many, and Python reads no number of thousands of digits.
+_ENDLESS_NUMBER = re.compile(r"\d{19}")
 
 
 class Task(StrEnum):
@@ -109,9 +114,16 @@ class GenerationSpec(BaseModel):
     @field_validator("timesteps")
     @classmethod
     def _falling(cls, timesteps: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if timesteps and any(later >= earlier for earlier, later in itertools.pairwise(timesteps)):
-            raise ValueError("must fall strictly from one step to the next")
+        if timesteps and any(earlier - later < MIN_TIMESTEP_FALL for earlier, later in itertools.pairwise(timesteps)):
+            raise ValueError(f"must fall by at least {MIN_TIMESTEP_FALL:f} from one step to the next")
         return timesteps
+
+    @field_validator("audio_codes")
+    @classmethod
+    def _countable(cls, codes: str | None) -> str | None:
+        if codes and _ENDLESS_NUMBER.search(codes):
+            raise ValueError("a code has at most 18 digits")
+        return codes
 
     @model_validator(mode="after")
     def _task_has_what_it_needs(self) -> Self:

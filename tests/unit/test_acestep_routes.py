@@ -272,6 +272,15 @@ def test_files_come_along_in_a_form(client: TestClient, source: str, reference: 
     assert client.get(f"/v1/jobs/{again}").json()["spec"]["cover_strength"] == 0.2
 
 
+@pytest.mark.parametrize("cut", [2, 10, 44_100, 48_000 * 4 + 150])
+def test_a_form_that_breaks_off_is_refused(client: TestClient, cut: int) -> None:
+    files = {"reference_audio": ("song.wav", silence(), "audio/wav")}
+    request = client.build_request("POST", "/release_task", data={"prompt": "x"}, files=files)
+    kind = {"Content-Type": request.headers["content-type"]}
+    answer = client.post("/release_task", content=request.read().rstrip()[:-cut], headers=kind)
+    assert "breaks off" in refusal(answer, 400)
+
+
 def test_a_file_of_no_use_is_not_kept(client: TestClient, settings: GatewaySettings) -> None:
     before = {each.key for each in Store.open(settings).list("uploads/")}
     files = {"src_audio": ("song.wav", silence(), "audio/wav")}

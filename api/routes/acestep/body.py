@@ -13,12 +13,15 @@ from fastapi import Depends
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Message, Receive
 
 from api.dependencies import SettingsPart
 from serinette.errors import RequestError, TooLarge
 
 _MAX_FILES = 2
 _MAX_FIELDS = 256
+# Of a whole form they hold the two hyphens behind its last boundary, and the line breaks after.
+_ENDING_BYTES = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,11 @@ BodyPart = Annotated[Body, Depends(_body)]
 async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
+        ending = _Ending(request.receive)
+        whole = Request(request.scope, ending.receive)
+        async with whole.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
+            if not ending.seen.rstrip().endswith(b"--"):  # the parser leaves out what was cut off, without a word
+                raise RequestError("the form breaks off before its last boundary; send it whole")
             files = {name: value for name, value in form.items() if isinstance(value, UploadFile)}
             yield Body({name: value for name, value in form.items() if name not in files}, files)
         return
@@ -58,6 +65,19 @@ async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
         )
     else:
         yield Body({})
+
+
+class _Ending:
+    """The last bytes of a body that somebody else reads."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.seen = b""
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.seen = (self.seen + message.get("body", b""))[-_ENDING_BYTES:]
+        return message
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

@@ -59,7 +59,7 @@ THEIR_NAMES: Final[Mapping[str, str]] = {
     "format": "audio_format",
     "task": "task_type",
 }
-_LEADING = re.compile(r"^(\w+)(?=:)")
+_LEADING = re.compile(r"^(\w+)(?=[:.])")
 # Names that cannot be taken for a word of the sentence.
 _WITHIN = re.compile(rf"\b({'|'.join(name for name in THEIR_NAMES if '_' in name)})\b")
 

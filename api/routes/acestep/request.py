@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from serinette.spec import MAX_SEED, PublishedName, Task
+from serinette.spec import MAX_SEED, MAX_VARIATIONS, PublishedName, Task
 
 DEFAULT_BATCH_SIZE: Final = 2
 FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
@@ -115,6 +115,8 @@ class ReleaseTask(BaseModel):
     @classmethod
     def _seeds(cls, value: object) -> tuple[int, ...]:
         parts: list[Any] = value if isinstance(value, list) else str(value).split(",")
+        if len(parts) > MAX_VARIATIONS:
+            raise ValueError(f"must be at most {MAX_VARIATIONS} numbers, one for each song")
         try:
             seeds = [_whole(str(part)) for part in parts if str(part).strip()]
         except (ValueError, OverflowError) as error:
