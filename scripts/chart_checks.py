@@ -46,6 +46,12 @@ WRONG = (
     'poolDefaults.spoolMaxBytes="2Gi"',
     "valkey.extra={}",
     'loras={"of mine": "s3://models/lora"}',
+    'containers.images=["https://registry.example.com/a"]',
+    """containers.images=["registry.example.com/a' || true || '"]""",
+    'containers.labels={"a": "b\\nc"}',
+    'containers.machines={"big": {"gpu": 1}}',
+    'containers.priorityClasses.names={"urgent": "a"}',
+    "containers.ceilings.gpu=1",
 )
 
 

@@ -6,14 +6,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import celpy
 import pytest
 from celpy.adapter import json_to_cel
-from celpy.celtypes import MapType, StringType
-from celpy.evaluation import CELEvalError
 
 from api.maintenance.pod_words import POOL_LABEL
 from api.maintenance.protecting import MARKS
+from tests.chart.policies import denied, evaluated
 from tests.chart.rendering import Manifest, Render, find, of_kind
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -160,28 +158,8 @@ def test_the_policy_lets_marks_pass_and_nothing_else(
     before(old)
     new = copy.deepcopy(old)
     change(new)
-    messages = denied(policy["spec"], old, new)
+    messages = denied(policy["spec"], USER, new, old)
     assert messages[:1] == [] if refused is None else any(refused in message for message in messages)
-
-
-def denied(spec: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The messages of the validations that do not hold; one that cannot be evaluated denies too (failurePolicy)."""
-    assert spec["failurePolicy"] == "Fail"
-    given: dict[str, Any] = {"object": json_to_cel(new), "oldObject": json_to_cel(old)}
-    given["request"] = json_to_cel({"userInfo": {"username": USER}})
-    assert all(evaluated(condition["expression"], given) for condition in spec["matchConditions"])
-    variables = given["variables"] = MapType()
-    for variable in spec["variables"]:
-        variables[StringType(variable["name"])] = evaluated(variable["expression"], given)
-    return [each["message"] for each in spec["validations"] if not evaluated(each["expression"], given)]
-
-
-def evaluated(expression: str, given: dict[str, Any]) -> Any:
-    environment = celpy.Environment()
-    try:
-        return environment.program(environment.compile(expression)).evaluate(given)
-    except CELEvalError:
-        return False
 
 
 def test_only_maintenance_is_held_to_it_in_its_own_namespace(render: Render) -> None:

@@ -11,7 +11,7 @@ from api.settings import GatewaySettings, MaintenanceSettings
 from gpu_worker.settings import WorkerSettings
 from tests.chart.rendering import Manifest, Render, find, of_kind
 
-VALUES = ("default", "fixed", "external", "gpu", "sentinel", "monitoring", "every")
+VALUES = ("default", "fixed", "external", "gpu", "sentinel", "monitoring", "every", "containers")
 # What the restricted profile admits.
 RESTRICTED_VOLUMES = {
     "configMap",

@@ -33,6 +33,7 @@ POOL = '{"name": "default"}'
         ("default", "seaweedfs.enabled=false", "There is no store"),
         ("default", 'store.publicEndpoint="https://songs.example.com"', "pass through the gateway"),
         ("default", f"pools=[{POOL}, {POOL}]", "there are two called default"),
+        ("default", 'pools=[{"name": "containers"}]', "none may be called containers"),
         ("default", 'pools=[{"name": "default", "min": 3}]', "min 3 is above max 2"),
         ("default", 'gateway.defaultPool="turbo"', "is none of the pools (default)"),
         ("default", "gateway.jobTimeoutS=7200", "Raise terminationGraceS to 7260"),
@@ -45,6 +46,9 @@ POOL = '{"name": "default"}'
         ("default", 'poolDefaults.gpu.resource="nvidia.com/gpu"', "gpu.resource and gpu.count go together"),
         ("default", 'poolDefaults.cache.type="hostPath"', "needs cache.path"),
         ("default", 'poolDefaults.cache={"type": "image", "image": "a/b:1"}', "set model to /models"),
+        ("containers", "containers.images=[]", "name what may run"),
+        ("containers", "containers.network.storeTo=[]", "Say where yours is"),
+        ("containers", "containers.priorityClasses.values.high=1", "lane high has both"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_to_do(render: Render, values: str, setting: str, words: str) -> None:

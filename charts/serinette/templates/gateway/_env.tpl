@@ -14,6 +14,9 @@
 {{- with include "serinette.webhooksEnv" . }}
 {{ . }}
 {{- end }}
+{{- with include "serinette.containersEnv" . }}
+{{ . }}
+{{- end }}
 - {name: SERINETTE_JOB_TIMEOUT_S, value: {{ int $gateway.jobTimeoutS | quote }}}
 - {name: SERINETTE_MAX_ATTEMPTS, value: {{ int $gateway.maxAttempts | quote }}}
 - {name: SERINETTE_MAX_BODY_BYTES, value: {{ int64 $gateway.maxBodyBytes | quote }}}

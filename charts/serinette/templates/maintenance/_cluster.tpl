@@ -1,3 +1,8 @@
+{{/* Whether maintenance asks the API server anything. */}}
+{{- define "serinette.asksCluster" -}}
+{{- if or .Values.cluster.explain .Values.containers.enabled }}yes{{ end -}}
+{{- end }}
+
 {{/* What maintenance needs to look at the cluster (api/cluster.py): settings, and a token that no other part has. */}}
 {{- define "serinette.clusterEnv" -}}
 {{- if .Values.cluster.explain }}

@@ -4,4 +4,7 @@
 {{- with include "serinette.webhooksEnv" . }}
 {{ . }}
 {{- end }}
+{{- with include "serinette.containersEnv" . }}
+{{ . }}
+{{- end }}
 {{- end }}
