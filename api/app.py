@@ -20,6 +20,7 @@ from api import document, problems
 from api.batches.book import Book
 from api.batches.desk import Desk
 from api.batches.shelf import Shelf
+from api.containers.log import Logs
 from api.dependencies import Parts
 from api.door import Door
 from api.events import JobEvents
@@ -116,6 +117,7 @@ def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.R
     keyring = Keyring(redis_async, settings, declared)
     ledger = Ledger(redis, settings.keys, settings.retention_s)
     queue = JobQueue(redis, store, ledger, settings, declared.limits)
+    songs = Songs(store, store_threads)
     accounts = Accounts(redis, settings.keys, declared.limits)
     return Parts(
         settings=settings,
@@ -124,7 +126,8 @@ def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.R
         events=JobEvents(redis_async, settings.keys),
         intake=Intake(store, settings, store_threads),
         door=Door(queue, store_threads),
-        songs=Songs(store, store_threads),
+        songs=songs,
+        logs=Logs(ledger, songs),
         probes=CapacityLimiter(_PROBE_THREADS),
         register=Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
         accounts=accounts,

@@ -13,6 +13,8 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from api.batches.desk import Desk
+from api.containers.checking import check_taken
+from api.containers.log import Logs
 from api.door import Door
 from api.events import JobEvents
 from api.intake import Intake
@@ -41,6 +43,7 @@ class Parts:
     intake: Intake
     door: Door
     songs: Songs
+    logs: Logs
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
     register: Register
     accounts: Accounts
@@ -79,6 +82,10 @@ async def _door(connection: HTTPConnection) -> Door:
 
 async def _songs(connection: HTTPConnection) -> Songs:
     return _parts(connection).songs
+
+
+async def _logs(connection: HTTPConnection) -> Logs:
+    return _parts(connection).logs
 
 
 async def _probes(connection: HTTPConnection) -> CapacityLimiter:
@@ -125,6 +132,15 @@ async def tenant(caller: CallerPart) -> str:
     return caller.tenant
 
 
+async def containers_only(connection: HTTPConnection) -> None:
+    """See that containers run here.
+
+    Raises:
+        Unsupported: they do not.
+    """
+    check_taken(_parts(connection).settings)
+
+
 SettingsPart = Annotated[GatewaySettings, Depends(_settings)]
 QueuePart = Annotated[JobQueue, Depends(_queue)]
 StorePart = Annotated[Store, Depends(_store)]
@@ -132,6 +148,7 @@ EventsPart = Annotated[JobEvents, Depends(_events)]
 IntakePart = Annotated[Intake, Depends(_intake)]
 DoorPart = Annotated[Door, Depends(_door)]
 SongsPart = Annotated[Songs, Depends(_songs)]
+LogsPart = Annotated[Logs, Depends(_logs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
 DeskPart = Annotated[Desk, Depends(_desk)]

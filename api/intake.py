@@ -13,15 +13,16 @@ from typing import TypeVar, TypeVarTuple
 
 import anyio
 from anyio import CapacityLimiter
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
 from api.settings import GatewaySettings
 from serinette.errors import InvalidAudio, InvalidSpec, NotFound, TooLarge, Unsupported
 from serinette.job import now
-from serinette.names import upload_audio_key, upload_prefix, upload_record_key
+from serinette.names import upload_audio_key, upload_file_key, upload_prefix, upload_record_key
 from serinette.probe import prove_audio
 from serinette.store import Store, StoredObject
-from serinette.upload import Upload
+from serinette.upload import Upload, UploadedFile
 
 _T = TypeVar("_T")
 _Given = TypeVarTuple("_Given")
@@ -61,12 +62,27 @@ class Intake:
             size_bytes, sha256 = await self._spool(chunks, path)
             upload = await self._proved(upload_id, path, size_bytes, sha256)
             await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), upload.size_bytes)
-        await self._record(tenant, upload)
+        await self._record(upload_record_key(tenant, upload_id), upload)
         return upload
 
     async def take_file(self, tenant: str, file: UploadFile) -> Upload:
         """Keep a file of a form; see `take`."""
         return await self.take(tenant, _chunks(file))
+
+    async def take_any(self, tenant: str, chunks: AsyncIterator[bytes]) -> UploadedFile:
+        """Keep what a request brings, whatever it is: for containers alone.
+
+        Raises:
+            TooLarge: it is not kept.
+        """
+        upload_id = _new_id()
+        with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
+            path = Path(directory) / "file"
+            size_bytes, sha256 = await self._spool(chunks, path)
+            await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), size_bytes)
+        kept = UploadedFile(id=upload_id, size_bytes=size_bytes, sha256=sha256, created_at=now())
+        await self._record(upload_file_key(tenant, upload_id), kept)
+        return kept
 
     async def open_slip(self, tenant: str) -> Slip:
         """An URL that takes the bytes directly into the store; `complete` proves them.
@@ -104,11 +120,11 @@ class Intake:
         except (TooLarge, InvalidAudio):
             await self._in_thread(self._store.delete_prefix, upload_prefix(tenant, upload_id))
             raise
-        await self._record(tenant, upload)
+        await self._record(upload_record_key(tenant, upload_id), upload)
         return upload
 
     async def get(self, tenant: str, upload_id: str) -> Upload:
-        """What is known of an upload.
+        """What is known of an upload that is audio.
 
         Raises:
             NotFound: this tenant has no such upload, or it was never completed.
@@ -118,6 +134,19 @@ class Intake:
         except NotFound as error:
             raise NotFound(f"there is no upload {upload_id}, or it was never completed") from error
         return Upload.model_validate_json(raw)
+
+    async def look(self, tenant: str, upload_id: str) -> Upload | UploadedFile:
+        """What is known of any upload; raises as `get` does."""
+        try:
+            return await self.get(tenant, upload_id)
+        except NotFound:
+            try:
+                raw = await self._in_thread(self._store.get, upload_file_key(tenant, upload_id))
+            except NotFound:
+                pass
+            else:
+                return UploadedFile.model_validate_json(raw)
+            raise
 
     async def erase(self, tenant: str, upload_id: str) -> None:
         """Erase an upload. Jobs that still wait to work on it will fail.
@@ -143,14 +172,14 @@ class Intake:
             async for chunk in chunks:
                 size += len(chunk)
                 if size > self._settings.max_upload_bytes:
-                    raise TooLarge(f"the audio is longer than the {self._settings.max_upload_bytes} bytes allowed")
+                    raise TooLarge(f"it is longer than the {self._settings.max_upload_bytes} bytes allowed")
                 digest.update(chunk)
                 await file.write(chunk)
-        if size == 0:
-            raise InvalidSpec("file: no bytes came; send the bytes of the audio", field="file")
         return size, digest.hexdigest()
 
     async def _proved(self, upload_id: str, path: Path, size_bytes: int, sha256: str) -> Upload:
+        if size_bytes == 0:
+            raise InvalidSpec("file: no bytes came; send the bytes of the audio", field="file")
         info = await anyio.to_thread.run_sync(
             lambda: prove_audio(path, max_duration_s=self._settings.max_upload_duration_s), limiter=self._proofs
         )
@@ -166,8 +195,7 @@ class Intake:
             created_at=now(),
         )
 
-    async def _record(self, tenant: str, upload: Upload) -> None:
-        key = upload_record_key(tenant, upload.id)
+    async def _record(self, key: str, upload: BaseModel) -> None:
         await self._in_thread(self._store.put, key, upload.model_dump_json().encode(), "application/json")
 
 

@@ -153,6 +153,11 @@ class Output(BaseModel):
     sha256: str
 
     @property
+    def etag(self) -> str:
+        """Another one for other bytes: it is put once, and never again under its key."""
+        return self.sha256
+
+    @property
     def content_type(self) -> str:
         """Nothing is guessed of a stranger's bytes."""
         return "application/octet-stream"

@@ -123,6 +123,11 @@ class Artifact(_Model):
     sample_rate: int
     channels: int
 
+    @property
+    def etag(self) -> str:
+        """Another one for other bytes."""
+        return self.sha256
+
 
 class Sampling(_Model):
     """What was used after the checkpoint's defaults were filled in."""

@@ -234,6 +234,14 @@ class Ledger:
         """The entry of one job."""
         return Entry.parse(self.redis.hgetall(self.keys.ledger(job_id)))
 
+    def log(self, job_id: str, start: int = 0) -> tuple[int, bytes]:
+        """Number of a container's last attempt and its log from byte `start` on, both at one moment."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hget(self.keys.ledger(job_id), "attempts")
+            pipe.getrange(self.keys.log(job_id), start, -1)
+            number, text = pipe.execute()
+        return int(number or 0), bytes(text)
+
     def read_into(self, job_id: str, pipeline: Pipeline) -> None:
         """Queue the read on a pipeline; parse its result with `Entry.parse`."""
         pipeline.hgetall(self.keys.ledger(job_id))

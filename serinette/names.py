@@ -246,6 +246,11 @@ def upload_record_key(tenant: str, upload_id: str) -> str:
     return f"{upload_prefix(tenant, upload_id)}upload.json"
 
 
+def upload_file_key(tenant: str, upload_id: str) -> str:
+    """Of an upload that need not be audio, in place of what the probe found: songs cannot be made from it."""
+    return f"{upload_prefix(tenant, upload_id)}file.json"
+
+
 def batch_prefix(tenant: str, batch_id: str) -> str:
     """Everything that one batch leaves in the store, but the songs of its jobs."""
     return f"batches/{tenant}/{batch_id}/"

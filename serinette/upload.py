@@ -1,4 +1,4 @@
-"""Audio that a client brought: what the probe found out about it."""
+"""What a client brought: audio and what the probe found out about it, or a file for a container."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ class Upload(BaseModel):
     channels: int
     codec: str
     container: str
+    size_bytes: int
+    sha256: str
+    created_at: AwareDatetime
+
+
+class UploadedFile(BaseModel):
+    """`file.json`: of any file, which nothing but a container reads."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(description="Give it as `upload` of one of a container's `inputs`.")
     size_bytes: int
     sha256: str
     created_at: AwareDatetime

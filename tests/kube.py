@@ -137,6 +137,12 @@ class Kube:
         with self._lock:
             return copy.deepcopy(self._objects.get(Address(api, namespace, plural(kind), name).path))
 
+    def objects(self, api: str, kind: str, namespace: str) -> list[Object]:
+        """All of a kind, as they are now."""
+        with self._lock:
+            found = self._list(Address(api, namespace, plural(kind)), {})["items"]
+            return copy.deepcopy(found)  # type: ignore[no-any-return]  # plain JSON
+
     def fail(
         self, path: str, status: int, message: str = "broken on purpose", *, method: str = "*", times: int | None = None
     ) -> None:

@@ -8,7 +8,7 @@ from api.containers.settings import ContainerSettings
 from serinette.container import ContainerSpec, Input, allowed_by
 from serinette.errors import InvalidSpec, NotFound, Unsupported
 from serinette.job import Job, JobOptions
-from serinette.names import upload_record_key
+from serinette.names import upload_file_key, upload_record_key
 from serinette.store import Store
 
 
@@ -68,7 +68,10 @@ def _check_input(tenant: str, given: Input, store: Store, find_job: Callable[[st
     root, _, rest = (given.prefix or "").partition("/")
     upload = given.upload or (rest.rstrip("/") if root == "uploads" else None)
     if upload:
-        store.head(upload_record_key(tenant, upload))
+        try:
+            store.head(upload_record_key(tenant, upload))
+        except NotFound:
+            store.head(upload_file_key(tenant, upload))
         return
     job_id, _, index = (given.artifact or f"{rest.rstrip('/')}/").partition("/")
     job = find_job(job_id)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from serinette.cli import batch, bench, house, jobs, keys, ordering, serve
+from serinette.cli import batch, bench, house, jobs, keys, ordering, running, serve
 from serinette.cli.doctor import doctor
 from serinette.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE
 from serinette.cli.replaying import replay
@@ -22,7 +22,7 @@ app = typer.Typer(
     name="serinette",
     help="Serverless music generation: from one machine to a cluster of GPUs.",
     epilog="Exit status: 0 done; 1 it failed; 2 wrong usage; 3 no server answers; 4 done in part (songs of a "
-    "batch failed, a replay has other bits); 130 interrupted.",
+    "batch failed, a replay has other bits); 130 interrupted. `run` ends with the container's own.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("up")(serve.up)
 app.command("demo")(serve.demo)
 app.command("submit")(ordering.submit)
+app.command("run")(running.run)
 app.command("watch")(jobs.watch)
 app.command("jobs")(jobs.jobs)
 app.command("cancel")(jobs.cancel)

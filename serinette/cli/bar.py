@@ -20,6 +20,7 @@ class Bar:
         """`more`: columns behind the state."""
         self._title = title
         self._console = console
+        self._moving = console.is_terminal
         self._waits = ""
         self._task: TaskID | None = None
         self._progress = Progress(
@@ -34,14 +35,14 @@ class Bar:
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=8)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._moving:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
+        if self._moving:
             self._live.stop()
 
     def move(self, done: float, total: float | None, state: str, waits: str) -> None:

@@ -6,7 +6,8 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.markup import escape
@@ -34,8 +35,15 @@ def follow_or_leave(client: Client, job: Job, *, cancel_on_interrupt: bool) -> J
     Raises:
         KeyboardInterrupt: it goes on, and the person was told how to find it again; or it was canceled, if wanted.
     """
-    try:
+    with leaving(client, job, cancel_on_interrupt=cancel_on_interrupt):
         return follow(client, job)
+
+
+@contextmanager
+def leaving(client: Client, job: Job, *, cancel_on_interrupt: bool) -> Iterator[None]:
+    """Ctrl-C in here cancels the job if that is wanted, and else tells how to find it again; it is raised on."""
+    try:
+        yield
     except KeyboardInterrupt:
         if cancel_on_interrupt:
             _cancel(client, job)

@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Column
 
+from serinette.cli import running
 from serinette.cli.following import finish
-from serinette.cli.options import ApiKey, AsJson, JobId, Output, Server, connect, label_of
-from serinette.cli.ordering import CancelOnInterrupt
+from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, JobId, Output, Server, connect, label_of
 from serinette.cli.terminal import STATUS_STYLES, age, errors, output, program, show_table
 from serinette.client import DEFAULT_URL
 from serinette.job import Job, JobStatus
@@ -26,9 +26,11 @@ def watch(
     server: Server = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Watch a job that was ordered before, and write its song to a file."""
+    """Watch a job that was ordered before, and write its song to a file; of a container its outputs to a directory."""
     with connect(server, api_key) as client:
-        finish(client, client.get(job_id), output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
+        job = client.get(job_id)
+        to_the_end = running.finish if job.container else finish
+        to_the_end(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
 
 
 def jobs(
@@ -80,4 +82,5 @@ def show_jobs(shown: Sequence[Job]) -> None:
 
 def _row(job: Job) -> tuple[str, str, str, str]:
     status = f"[{STATUS_STYLES[job.status]}]{job.status}[/]"
-    return job.id, status, age(job.created_at), escape(" ".join(job.spec.prompt.split()))
+    title = job.container.image if job.container else job.spec.prompt
+    return job.id, status, age(job.created_at), escape(" ".join(title.split()))

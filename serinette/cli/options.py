@@ -29,6 +29,9 @@ Output = Annotated[
         "--output", "-o", help="File to write; its ending tells the format; - pours it out. Else JOB_ID.FORMAT."
     ),
 ]
+CancelOnInterrupt = Annotated[
+    bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the job too; else it goes on.")
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False)]
 
 

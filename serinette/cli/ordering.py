@@ -12,19 +12,15 @@ from pydantic import ValidationError
 
 from serinette.cli import song_options as song
 from serinette.cli.following import finish
-from serinette.cli.options import ApiKey, AsJson, Output, Server, connect, format_of, label_of
-from serinette.cli.terminal import output
+from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, Output, Server, connect, format_of, label_of
+from serinette.cli.terminal import tell_submitted
 from serinette.client import DEFAULT_URL, Client
 from serinette.errors import SerinetteError
-from serinette.job import Job, JobOptions
+from serinette.job import JobOptions
 from serinette.names import Lane
 from serinette.spec import GenerationSpec, Task, invalid_spec
 
 _AUDIO = ("source_audio", "reference_audio")
-
-CancelOnInterrupt = Annotated[
-    bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the job too; else it goes on.")
-]
 
 
 def submit(
@@ -75,14 +71,7 @@ def submit(
         if wait:
             finish(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
         else:
-            _tell_submitted(job, as_json=as_json)
-
-
-def _tell_submitted(job: Job, *, as_json: bool) -> None:
-    if as_json:
-        output.print_json(job.model_dump_json())
-    else:
-        output.print(job.id)
+            tell_submitted(job, as_json=as_json)
 
 
 def _check(params: Mapping[str, Any], path: Path | None) -> None:

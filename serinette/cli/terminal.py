@@ -31,6 +31,7 @@ _STAGE_WORDS = {
     Stage.WAITING_FOR_ENGINE: "waiting for the engine",
     Stage.FETCHING: "fetching audio",
     Stage.CONDITIONING: "reading the prompt",
+    Stage.COMPUTING: "running",
     Stage.DENOISING: "singing",
     Stage.DECODING: "decoding",
     Stage.ENCODING: "encoding",
@@ -93,6 +94,14 @@ def _ordinal(number: int) -> str:
     return f"{number}{suffix}"
 
 
+def tell_submitted(job: Job, *, as_json: bool) -> None:
+    """Print the id of a job that is not waited for."""
+    if as_json:
+        output.print_json(job.model_dump_json())
+    else:
+        output.print(job.id)
+
+
 def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print rows of markup: aligned in a terminal, between tabs and without headings anywhere else."""
     if not output.is_terminal:
@@ -109,15 +118,17 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
 class JobView(Bar):
     """Shows one job while it is waited for: a bar that moves, or a line whenever its state changes."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, *, moving: bool = True) -> None:
+        """`moving`: as a bar, where there is a terminal."""
         super().__init__(title, errors, TimeElapsedColumn())
+        self._moving = self._moving and moving
         self._shown = ("", "")
 
     def show(self, job: Job) -> None:
         """Show the job as it is now."""
         told = state(job)
         waits = f"waits for {job.waiting_for}" if job.waiting_for else ""
-        if not errors.is_terminal:
+        if not self._moving:
             line = (told.partition(",")[0], waits)
             if line != self._shown:
                 self.line(*line)

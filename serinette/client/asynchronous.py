@@ -16,6 +16,7 @@ import httpx
 from serinette.client import calls, wire
 from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.async_batches import AsyncBatches
+from serinette.client.async_containers import AsyncContainers
 from serinette.client.calls import HOLD_S, Call
 from serinette.client.fields import JobFields
 from serinette.client.files import async_chunks, id_of, incoming, sha256_of, size_of
@@ -48,6 +49,7 @@ class AsyncClient:
         self._retry = retry or Retry()
         self._answered = False
         self.batches = AsyncBatches(self)
+        self.containers = AsyncContainers(self)
         self._http = httpx.AsyncClient(**wire.arguments(self.url, api_key, timeout_s), transport=transport)
 
     async def __aenter__(self) -> Self:
@@ -262,6 +264,7 @@ class AsyncClient:
     async def _once(self, call: Call[T], content: AsyncIterable[bytes] | None = None) -> T:
         async with self._opened(call, content) as response:
             raw = await response.aread()
+            call.heed(response.headers)
         return wire.read(call, raw, self.url)
 
     @asynccontextmanager

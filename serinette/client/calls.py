@@ -36,6 +36,7 @@ class Call(Generic[T]):
     query: Mapping[str, str | int] = field(default_factory=dict)
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    heed: Callable[[Mapping[str, str]], None] = lambda _: None  # is given the answer's headers, before `read`
     repeatable: bool = True  # doing it twice is the same as once
     hold_s: float = 0.0  # so long the gateway may be silent on purpose
 
@@ -67,23 +68,27 @@ def _ordered(
     song: GenerationSpec | str, options: JobOptions | None, fields: JobFields
 ) -> tuple[GenerationSpec, JobOptions]:
     given: dict[str, Any] = dict(fields)
-    chosen = {name: given.pop(name) for name in list(given) if name in _OPTIONS}
     try:
+        chosen = options_of(options, given)
         if isinstance(song, str):
             spec = GenerationSpec.model_validate({"prompt": song, **given})
         else:
             spec = GenerationSpec.model_validate({**song.model_dump(exclude_unset=True), **given})
-        return spec, JobOptions.model_validate(
-            {**(options.model_dump(exclude_unset=True) if options else {}), **chosen}
-        )
+        return spec, chosen
     except ValidationError as error:
         raise invalid_spec(error) from error
+
+
+def options_of(options: JobOptions | None, fields: dict[str, Any]) -> JobOptions:
+    """The options with those that are among the fields, which are taken out of them. Raises ValidationError."""
+    chosen = {name: fields.pop(name) for name in list(fields) if name in _OPTIONS}
+    return JobOptions.model_validate({**(options.model_dump(exclude_unset=True) if options else {}), **chosen})
 
 
 def get(job_id: str, hold_s: float = 0) -> Call[Job]:
     """GET /v1/jobs/{id}, answered once the job has ended, or after `hold_s`."""
     headers = {"Prefer": f"wait={int(hold_s)}"} if hold_s >= 1 else {}
-    return Call("GET", _job(job_id), model(Job), headers=headers, hold_s=hold_s)
+    return Call("GET", job_path(job_id), model(Job), headers=headers, hold_s=hold_s)
 
 
 def list_jobs(
@@ -101,23 +106,23 @@ def _page(raw: bytes) -> Page:
 
 def cancel(job_id: str) -> Call[Job]:
     """POST /v1/jobs/{id}/cancel."""
-    return Call("POST", f"{_job(job_id)}/cancel", model(Job))
+    return Call("POST", f"{job_path(job_id)}/cancel", model(Job))
 
 
 def erase(job_id: str) -> Call[None]:
     """DELETE /v1/jobs/{id}. A second one would find nothing."""
-    return Call("DELETE", _job(job_id), _nothing, repeatable=False)
+    return Call("DELETE", job_path(job_id), nothing, repeatable=False)
 
 
 def events(job_id: str, last_event_id: str | None) -> Call[None]:
     """GET /v1/jobs/{id}/events."""
     headers = {"Accept": "text/event-stream"} | ({} if last_event_id is None else {"Last-Event-ID": last_event_id})
-    return Call("GET", f"{_job(job_id)}/events", _nothing, headers=headers, hold_s=30)  # a comment comes every 15 s
+    return Call("GET", f"{job_path(job_id)}/events", nothing, headers=headers, hold_s=30)  # a comment comes every 15 s
 
 
 def audio(job_id: str, index: int) -> Call[None]:
     """GET /v1/jobs/{id}/audio."""
-    return Call("GET", f"{_job(job_id)}/audio", _nothing, query={"index": index})
+    return Call("GET", f"{job_path(job_id)}/audio", nothing, query={"index": index})
 
 
 def upload(size_bytes: int) -> Call[Upload]:
@@ -128,7 +133,7 @@ def upload(size_bytes: int) -> Call[Upload]:
 
 def erase_upload(upload_id: str) -> Call[None]:
     """DELETE /v1/uploads/{id}."""
-    return Call("DELETE", f"/v1/uploads/{quote(upload_id, safe='')}", _nothing, repeatable=False)
+    return Call("DELETE", f"/v1/uploads/{quote(upload_id, safe='')}", nothing, repeatable=False)
 
 
 def usage(since: date, until: date) -> Call[TenantUsage]:
@@ -157,9 +162,11 @@ def anything(path: str) -> Call[dict[str, Any]]:
     return Call("GET", path, json.loads)
 
 
-def _job(job_id: str) -> str:
+def job_path(job_id: str) -> str:
+    """Where a job is."""
     return f"/v1/jobs/{quote(job_id, safe='') or '-'}"  # without an id it would be the list
 
 
-def _nothing(_: bytes) -> None:
-    return None
+def nothing(_: bytes) -> None:
+    """Reads what says nothing."""
+    return

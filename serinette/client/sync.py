@@ -16,6 +16,7 @@ from serinette.client import calls, wire
 from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.batches import Batches
 from serinette.client.calls import HOLD_S, Call
+from serinette.client.containers import Containers
 from serinette.client.fields import JobFields
 from serinette.client.files import chunks, id_of, incoming, sha256_of, size_of
 from serinette.client.retries import Patience, Retry, Setback
@@ -52,6 +53,7 @@ class Client:
         self._retry = retry or Retry()
         self._answered = False
         self.batches = Batches(self)
+        self.containers = Containers(self)
         self._http = httpx.Client(**wire.arguments(self.url, api_key, timeout_s), transport=transport)
 
     def __enter__(self) -> Self:
@@ -269,6 +271,7 @@ class Client:
     def _once(self, call: Call[T], content: Iterable[bytes] | None = None) -> T:
         with self._opened(call, content) as response:
             raw = response.read()
+            call.heed(response.headers)
         return wire.read(call, raw, self.url)
 
     @contextmanager

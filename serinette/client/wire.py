@@ -23,6 +23,9 @@ CHUNK_BYTES = 65_536
 # The last event of every job is one of these.
 ENDS = frozenset(status.value for status in JobStatus if status.ended)
 
+# After these there may be more of a container's log; behind the first and the last there surely is all that was.
+TELLS_OF_LOG = frozenset({"status", "log"}) | ENDS
+
 T = TypeVar("T")
 
 # Of a gateway, or of a proxy before it: nothing was accepted. 502 and 504 leave that open.

@@ -22,7 +22,7 @@ class Awaited:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
-        if name == "batches":
+        if name in {"batches", "containers"}:
             return Awaited(self._portal, method)
 
         def call(*given: Any, **named: Any) -> Any:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import ConfigDict
 from starlette.responses import RedirectResponse
 
-from api.containers.checking import check_taken
-from api.dependencies import DoorPart, EventsPart, SettingsPart, SongsPart, StandingPart, TenantPart
+from api.containers.log import PLACE, Place
+from api.dependencies import (
+    DoorPart,
+    EventsPart,
+    LogsPart,
+    SettingsPart,
+    SongsPart,
+    StandingPart,
+    TenantPart,
+    containers_only,
+)
 from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
-from api.routes.v1.answers import JobId, problems
-from api.routes.v1.jobs import KeyHeader, PreferHeader, json_only
+from api.routes.v1.answers import JobId, Responses, problems
+from api.routes.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, json_only
 from api.songs import Asked
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound
@@ -39,35 +48,13 @@ class ContainerRequest(ContainerSpec, JobOptions):
         return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
 
 
-async def _taken(settings: SettingsPart) -> None:
-    check_taken(settings)
-
-
 @router.post(
     "/containers",
     status_code=202,
     response_model=Job,
     summary="Submit a container",
-    dependencies=[Depends(_taken), Depends(json_only)],
-    responses={
-        200: {"model": Job, "description": "The job has ended (only with `Prefer: wait`, or a repeated key)."},
-        202: {"description": "The job waits or runs.", "headers": examples.SUBMIT_HEADERS},
-        **problems(
-            "bad_request",
-            "invalid_spec",
-            "too_large",
-            "unsupported",
-            "unsupported_media_type",
-            "idempotency_conflict",
-            "lane_not_allowed",
-            "lane_full",
-            "too_many_queued",
-            "too_many_in_flight",
-            "gpu_time_spent",
-            "queue_unavailable",
-            "store_unavailable",
-        ),
-    },
+    dependencies=[Depends(containers_only), Depends(json_only)],
+    responses={**SUBMITTED, **problems(*REFUSALS, "unsupported")},
 )
 async def submit(
     request: Annotated[ContainerRequest, Body()],
@@ -95,7 +82,7 @@ async def submit(
     return job
 
 
-_FILE: dict[int | str, dict[str, Any]] = {
+_FILE: Responses = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file."},
     206: {"description": "The bytes asked for by `Range`."},
     304: {"description": "`If-None-Match` names its ETag."},
@@ -133,3 +120,30 @@ def _output_of(job: Job, name: str) -> Output:
         if each.name == name:
             return each
     raise NotFound(f"job {job.id} left {len(outputs)} outputs, none of this name; they are in its run.outputs")
+
+
+_LOG: Responses = {
+    200: {"content": {"text/plain": {}}, "description": "All of it so far; its ETag is how far that is."},
+    204: {"description": "Nothing was written behind `after`."},
+    206: {"description": "What was written behind `after`; or, once the job has ended, the bytes of the `Range`."},
+    304: {"description": "`If-None-Match` names its ETag."},
+    416: {"description": "No byte of it is in the `Range`."},
+    **problems("not_found", "gone", "invalid_spec", "queue_unavailable", "store_unavailable"),
+}
+
+
+@router.get("/jobs/{job_id}/log", response_class=Response, summary="A container's log", responses=_LOG)
+async def log(
+    job_id: JobId,
+    request: Request,
+    door: DoorPart,
+    logs: LogsPart,
+    tenant: TenantPart,
+    after: Annotated[
+        str | None,
+        Query(pattern=PLACE, description="ETag of an earlier answer: only what came since.", examples=["1-2048"]),
+    ] = None,
+) -> Response:
+    """Plain text: as far as it is while the container runs, whole when it has ended. Each attempt has its own."""
+    job = await door.get(tenant, job_id)
+    return await logs.serve(job, Asked.by(request), Place.parse(after) if after else None)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.dependencies import DoorPart, EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
 from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
-from api.routes.v1.answers import JobId, problems
+from api.routes.v1.answers import JobId, Responses, problems
 from serinette.errors import InvalidSpec, UnsupportedMediaType
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
@@ -55,6 +55,27 @@ class JobRequest(GenerationSpec, JobOptions):
         return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
 
 
+SUBMITTED: Responses = {
+    200: {"model": Job, "description": "The job has ended (only with `Prefer: wait`, or a repeated key)."},
+    202: {"description": "The job waits or runs.", "headers": examples.SUBMIT_HEADERS},
+}
+# Why a submit may be refused.
+REFUSALS = (
+    "bad_request",
+    "invalid_spec",
+    "too_large",
+    "unsupported_media_type",
+    "idempotency_conflict",
+    "lane_not_allowed",
+    "lane_full",
+    "too_many_queued",
+    "too_many_in_flight",
+    "gpu_time_spent",
+    "queue_unavailable",
+    "store_unavailable",
+)
+
+
 class JobList(BaseModel):
     """A page of jobs, newest first."""
 
@@ -68,24 +89,7 @@ class JobList(BaseModel):
     response_model=Job,
     summary="Submit a song",
     dependencies=[Depends(json_only)],
-    responses={
-        200: {"model": Job, "description": "The job has ended (only with `Prefer: wait`, or a repeated key)."},
-        202: {"description": "The job waits or runs.", "headers": examples.SUBMIT_HEADERS},
-        **problems(
-            "bad_request",
-            "invalid_spec",
-            "too_large",
-            "unsupported_media_type",
-            "idempotency_conflict",
-            "lane_not_allowed",
-            "lane_full",
-            "too_many_queued",
-            "too_many_in_flight",
-            "gpu_time_spent",
-            "queue_unavailable",
-            "store_unavailable",
-        ),
-    },
+    responses={**SUBMITTED, **problems(*REFUSALS)},
 )
 async def submit(
     request: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],

@@ -9,14 +9,15 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.datastructures import UploadFile
 
-from api.dependencies import IntakePart, TenantPart
+from api.dependencies import IntakePart, TenantPart, containers_only
 from api.routes.v1 import examples
 from api.routes.v1.answers import problems
 from serinette.errors import InvalidSpec, NotFound
-from serinette.upload import Upload
+from serinette.upload import Upload, UploadedFile
 
 router = APIRouter(tags=["uploads"])
 
+_BYTES = {"type": "string", "format": "binary"}
 _UPLOAD_ID = re.compile(r"upload-[0-9a-f]{32}")
 
 
@@ -72,6 +73,21 @@ async def upload(
 
 
 @router.post(
+    "/uploads/files",
+    status_code=201,
+    summary="Bring a file for a container",
+    dependencies=[Depends(containers_only)],
+    openapi_extra={"requestBody": {"content": {"application/octet-stream": {"schema": _BYTES}}, "required": True}},
+    responses=problems("too_large", "unsupported", "store_unavailable"),
+)
+async def upload_file(request: Request, response: Response, intake: IntakePart, tenant: TenantPart) -> UploadedFile:
+    """Any bytes as the body, for a container's `inputs` alone: no song can be made from them. 501 where none runs."""
+    kept = await intake.take_any(tenant, request.stream())
+    response.headers["Location"] = f"/v1/uploads/{kept.id}"
+    return kept
+
+
+@router.post(
     "/uploads/{upload_id}/complete",
     summary="Prove a presigned upload",
     responses=problems("not_found", "invalid_audio", "too_large", "store_unavailable"),
@@ -82,9 +98,9 @@ async def complete(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) 
 
 
 @router.get("/uploads/{upload_id}", summary="One upload", responses=problems("not_found", "store_unavailable"))
-async def look(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> Upload:
+async def look(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> Upload | UploadedFile:
     """What the proof found."""
-    return await intake.get(tenant, upload_id)
+    return await intake.look(tenant, upload_id)
 
 
 @router.delete(

@@ -1,0 +1,95 @@
+"""`client.containers` of an AsyncClient: Containers, method by method."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from serinette.client import container_calls as calls
+from serinette.client import wire
+from serinette.client.container_calls import ContainerFields, LogReader, outputs_of, place_of
+from serinette.client.files import async_chunks, made, size_of
+from serinette.container import ContainerSpec, Output
+from serinette.job import Job, JobOptions
+from serinette.upload import UploadedFile
+
+if TYPE_CHECKING:
+    from serinette.client.asynchronous import AsyncClient
+
+
+class AsyncContainers:
+    """Containers, awaited."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def submit(
+        self,
+        container: ContainerSpec | str,
+        command: Sequence[str] = (),
+        options: JobOptions | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Unpack[ContainerFields],
+    ) -> Job:
+        """Queue a container: a spec, or its image and further fields, as in `submit(image, ["train"], gpus=1)`.
+
+        Raises:
+            Unsupported: this deployment runs none.
+            InvalidSpec: a field is unknown, out of bounds, or more than the operator allows.
+            IdempotencyConflict: the key was used with another container.
+            Limited: a bound is reached, and was for as long as `retry` says.
+        """
+        return await self._client.perform(calls.submit(container, command, options, idempotency_key, fields))
+
+    async def upload(self, file: str | PathLike[str] | bytes) -> UploadedFile:
+        """Bring a file (or its bytes), whatever it is; its `id` is the `upload` of one of a container's `inputs`.
+
+        Raises:
+            Unsupported: this deployment runs no containers.
+            TooLarge: it is not kept.
+        """
+        body = file if isinstance(file, bytes) else Path(file)
+        return await self._client.perform(calls.upload(size_of(body)), content=lambda: async_chunks(body))
+
+    async def log(self, job_id: str) -> str:
+        """The log: as far as it is while the container runs, whole when it has ended.
+
+        Raises:
+            NotFound: there is no such job, or it is a song.
+        """
+        return await self._client.perform(calls.log(job_id))
+
+    async def follow(self, job_id: str) -> AsyncIterator[str]:
+        """The lines of the log from its beginning, as they come, until the job has ended. Each attempt has its own.
+
+        Raises:
+            NotFound: there is no such job, or it is a song.
+        """
+        reader = LogReader(job_id)
+        async for event in self._client.events(job_id):
+            if event.type in wire.TELLS_OF_LOG:
+                for line in await self._client.perform(reader.call()):
+                    yield line
+        for line in reader.rest():
+            yield line
+
+    async def outputs(self, job: Job | str) -> tuple[Output, ...]:
+        """What it left below /outputs; nothing until it has ended."""
+        return outputs_of(job if isinstance(job, Job) else await self._client.get(job))
+
+    async def download(self, job: Job | str, directory: str | PathLike[str]) -> tuple[Path, ...]:
+        """Write all outputs below a directory, each whole and with its SHA-256 compared; their paths.
+
+        Raises:
+            Gone: they were erased.
+            SerinetteError: one has a name that leads elsewhere.
+        """
+        job = job if isinstance(job, Job) else await self._client.get(job)
+        place = made(directory)
+        files = [(output, place_of(place, output)) for output in outputs_of(job)]
+        for output, path in files:
+            await self._client.fetch(calls.output(job.id, output.name), path, output.sha256 or None)
+        return tuple(path for _, path in files)

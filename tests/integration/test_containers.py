@@ -1,0 +1,302 @@
+"""Containers as a person has them: `serinette run` and both clients, over HTTP, down to a command that really runs.
+
+A real gateway, Valkey and S3; the test does maintenance's rounds and a node's work (tests/unit/container_node.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from api.settings import MaintenanceSettings
+from serinette.client import Client, Retry
+from serinette.errors import Conflict, InvalidSpec, NotFound
+from serinette.job import JobStatus, Record
+from serinette.names import artifact_key, record_key
+from tests import servers
+from tests.gateways import gateway
+from tests.kube import kubernetes_api
+from tests.processes import eventually
+from tests.unit.container_bench import IMAGE, ON, TENANT, ContainerBench
+from tests.unit.container_node import node
+from tests.unit.either_client import awaited
+from tests.unit.test_store import s3_settings
+from tests.up import CLI, ENVIRONMENT
+
+pytestmark = pytest.mark.timeout(300)
+SONG_JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+_REPOSITORY = str(Path(__file__).parents[2])
+
+
+@dataclass(frozen=True)
+class House:
+    url: str
+    bench: ContainerBench
+
+
+@pytest.fixture(scope="module")
+def house(s3: servers.S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    directory = tmp_path_factory.mktemp("house")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        servers.valkey(directory / "valkey") as valkey,
+        kubernetes_api() as kube,
+    ):
+        shared = s3_settings(s3, patch, directory.name)
+        where = {"store_url": shared.store_url, "store_endpoint": s3.endpoint, "store_public_endpoint": s3.endpoint}
+        given = {**ON, **where, "containers_output_files": 4, "containers_log_bytes": 4096}
+        settings = MaintenanceSettings.model_validate({"redis_url": valkey.connection_url, **given})
+        told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        with (
+            Redis.from_url(valkey.connection_url) as redis,
+            gateway(directory, valkey.connection_url, told.pop("store_url"), **told) as running,
+        ):
+            bench = ContainerBench(redis, kube, settings, kube.kubeconfig(directory))
+            with node(bench, directory):
+                yield House(running.url, bench)
+
+
+@pytest.fixture(params=["sync", "async"])
+def client(request: pytest.FixtureRequest, house: House) -> Iterator[Any]:
+    if request.param == "sync":
+        with Client(house.url) as made:
+            yield made
+    else:
+        with awaited(house.url, Retry()) as made:
+            yield made
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs commands in a directory of the test's own."""
+
+    url: str
+    directory: Path
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join([_REPOSITORY, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**ENVIRONMENT, "SERINETTE_URL": self.url, "PYTHONPATH": path}
+        return subprocess.Popen(
+            [*CLI, *arguments],
+            cwd=self.directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        with self.start(*arguments) as process:
+            said, errors = process.communicate(timeout=240)
+        return process.returncode, said, errors
+
+
+@pytest.fixture
+def shell(house: House, tmp_path: Path) -> Shell:
+    return Shell(house.url, tmp_path)
+
+
+def test_files_go_in_and_come_out_and_the_log_is_printed(shell: Shell) -> None:
+    (shell.directory / "notes.txt").write_bytes(b"no audio at all\n")
+    (shell.directory / "data/deep").mkdir(parents=True)
+    (shell.directory / "data/deep/a.json").write_text("{}")
+    (shell.directory / "data/empty").write_text("")
+    command = "echo $GREETING; echo $TOKEN >&2; cp -r /inputs/set /outputs; cp /inputs/notes.txt /outputs/copy.txt"
+    status, said, errors = shell.run(
+        *("run", IMAGE, "-i", "notes.txt", "-i", "data:set", "-e", "GREETING=hello $(HOME)", "-o", "out"),
+        *("--memory", "1g", "--label", "team=a", "--", "sh", "-c", command),
+    )
+    assert (status, said) == (0, "hello $(HOME)\n\n"), errors
+    assert (shell.directory / "out/copy.txt").read_bytes() == b"no audio at all\n"
+    assert (shell.directory / "out/set/deep/a.json").read_text() == "{}"
+    assert (shell.directory / "out/set/empty").read_bytes() == b""
+    assert "wrote out/copy.txt" in errors
+    assert "succeeded" in errors
+
+
+def test_the_exit_code_is_the_containers_and_what_it_left_is_kept(shell: Shell) -> None:
+    command = "echo almost; echo half > /outputs/half.txt; exit 7"
+    status, said, errors = shell.run("run", IMAGE, "-o", "out", "--", "sh", "-c", command)
+    assert (status, said) == (7, "almost\n"), errors
+    assert "the command ended with exit code 7" in errors
+    assert (shell.directory / "out/half.txt").read_text() == "half\n"
+
+
+def until(path: Path) -> str:
+    """A command that says `ready`, and ends when a file is there."""
+    return f"echo ready; while [ ! -e {path} ]; do sleep 0.1; done; echo done"
+
+
+def test_the_log_is_followed_as_it_runs(shell: Shell) -> None:
+    go = shell.directory / "go"
+    with shell.start("run", IMAGE, "--json", "--", "sh", "-c", until(go)) as process:
+        assert process.stderr
+        assert process.stdout
+        lines = iter(process.stderr.readline, "")
+        assert "ready\n" in lines
+        go.touch()
+        assert "done\n" in lines
+        ended = json.loads(process.stdout.read())
+        assert process.wait(60) == 0
+    assert (ended["status"], ended["run"]["exit_code"]) == ("succeeded", 0)
+
+
+@pytest.mark.parametrize("option", [(), ("--cancel-on-interrupt",)])
+def test_ctrl_c(shell: Shell, house: House, option: tuple[str, ...]) -> None:
+    go = shell.directory / "go"
+    with shell.start("run", IMAGE, *option, "--", "sh", "-c", until(go)) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    with Client(house.url) as client:
+        job = client.list(limit=1).jobs[0]
+        assert (f"Canceled job {job.id}" if option else f"watch {job.id}") in errors
+        go.touch()
+        ended = client.wait(job.id, timeout_s=120)
+    assert ended.status is (JobStatus.CANCELED if option else JobStatus.SUCCEEDED)
+
+
+def test_what_was_detached_is_watched_later(shell: Shell) -> None:
+    status, said, _ = shell.run("run", IMAGE, "--detach", "--", "sh", "-c", "echo one; echo 1 > /outputs/one; exit 3")
+    assert status == 0
+    job_id = said.strip()
+    assert shell.run("watch", job_id)[:2] == (3, "one\n")
+    status, _, errors = shell.run("watch", job_id, "--output", "out")
+    assert (status, (shell.directory / "out/one").read_text()) == (3, "1\n"), errors
+    assert IMAGE in shell.run("jobs")[1]
+
+
+def test_what_is_refused_leaves_no_upload_behind(shell: Shell, house: House) -> None:
+    (shell.directory / "a").write_text("a")
+    before = {found.key for found in house.bench.store.list("uploads/")}
+    status, _, errors = shell.run("run", "docker.io/library/alpine", "-i", "a", "--", "true")
+    assert status == 1
+    assert "allowed here are registry.example/audio/" in errors
+    assert {found.key for found in house.bench.store.list("uploads/")} == before
+
+
+def test_without_a_cluster_it_says_what_to_do(redis_url: str, file_store_url: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    with gateway(tmp_path, redis_url, file_store_url) as running:
+        for files in ((), ("-i", "a")):
+            status, said, errors = Shell(running.url, tmp_path).run("run", IMAGE, *files, "--", "true")
+            assert (status, said) == (1, "")
+            assert "on a laptop, run the image with podman or docker" in " ".join(errors.split())
+
+
+def test_a_client_follows_and_fetches(client: Any, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    command = f"{until(go)}; mkdir /outputs/deep; echo 1 > /outputs/deep/one"
+    job = client.containers.submit(IMAGE, ["sh", "-c", command], gpus=1, labels={"team": "b"}, env={"A": "1"})
+    assert (job.pool, job.labels, job.container.gpus) == ("containers", {"team": "b"}, 1)
+    lines = client.containers.follow(job.id)
+    assert next(lines) == "ready"
+    assert client.containers.log(job.id) == "ready\n"
+    assert client.containers.outputs(job.id) == ()
+    go.touch()
+    assert list(lines) == ["done"]
+    ended = client.wait(job.id, timeout_s=60)
+    assert ended.status is JobStatus.SUCCEEDED
+    assert client.containers.log(job.id) == "ready\ndone\n"
+    assert [output.name for output in client.containers.outputs(ended)] == ["deep/one"]
+    assert client.containers.download(job.id, tmp_path / "out") == (tmp_path / "out/deep/one",)
+    assert (tmp_path / "out/deep/one").read_text() == "1\n"
+    with pytest.raises(InvalidSpec):
+        client.containers.submit(IMAGE, memory_mib=1)
+    client.erase(job.id)
+    with pytest.raises(NotFound):
+        client.containers.log(job.id)
+
+
+def test_an_attempt_that_is_tried_again_has_a_log_of_its_own(house: House, tmp_path: Path) -> None:
+    command = (
+        f"if [ -e {tmp_path}/seen ]; then echo second; else touch {tmp_path}/seen; echo first; sleep 1; exit 1; fi"
+    )
+    with Client(house.url) as client:
+        job = client.containers.submit(IMAGE, ["sh", "-c", command], retries=1)
+        assert list(client.containers.follow(job.id)) == ["first", "second"]
+        assert client.containers.log(job.id) == "second\n"
+
+
+def test_uploads_songs_and_whole_jobs_arrive_as_files(house: House, tmp_path: Path) -> None:
+    """Through the presigned URLs of the manifest and serinette/carry.py, against a real S3."""
+    song = artifact_key(TENANT, SONG_JOB, "attempt", 0, "mp3")
+    house.bench.store.put(song, b"a song")
+    house.bench.store.put(record_key(TENANT, SONG_JOB), a_song(song).model_dump_json().encode())
+    with Client(house.url) as client:
+        upload = client.containers.upload(b"brought")
+        with pytest.raises(InvalidSpec, match="there is no"):
+            client.submit("jazz", task="cover", source_audio=upload.id)
+        earlier = client.containers.submit(IMAGE, ["sh", "-c", "mkdir /outputs/a; echo earlier > /outputs/a/b"])
+        client.wait(earlier.id, timeout_s=120)
+        inputs = [
+            {"path": "brought", "upload": upload.id},
+            {"path": "song.mp3", "artifact": f"{SONG_JOB}/0"},
+            {"path": "before", "prefix": f"songs/{earlier.id}/"},
+        ]
+        command = ["sh", "-c", "cd /inputs; cat brought song.mp3 before/a/b"]
+        job = client.containers.submit(IMAGE, command, inputs=inputs)
+        assert "".join(client.containers.follow(job.id)) == "broughta songearlier"
+        assert client.wait(job.id).status is JobStatus.SUCCEEDED
+        gone = client.containers.upload(b"gone")
+        client.erase_upload(gone.id)
+        with pytest.raises(InvalidSpec, match="of yours"):
+            client.containers.submit(IMAGE, inputs=[{"path": "a", "upload": gone.id}])
+
+
+def a_song(key: str) -> Record:
+    """Of a song that was sung, as the store keeps it."""
+    at = "2026-01-01T00:00:00Z"
+    artifact = {"index": 0, "key": key, "seed": 1, "format": "mp3", "content_type": "audio/mpeg", "size_bytes": 6}
+    artifact |= {"sha256": "0" * 64, "duration_s": 1, "sample_rate": 1, "channels": 1}
+    timings = dict.fromkeys(("queue_s", "sing_s", "encode_s", "upload_s", "run_s"), 0)
+    sampling = {"steps": 1, "guidance_scale": 1, "shift": 1, "turbo": False}
+    result = {"artifacts": [artifact], "model": "m", "model_revision": "r", "sampling": sampling, "timings": timings}
+    attempt = {"number": 1, "id": "attempt", "worker": "w", "started_at": at, "outcome": "succeeded"}
+    times = dict.fromkeys(("created_at", "started_at", "ended_at"), at)
+    told = {"job_id": SONG_JOB, "tenant": TENANT, "spec": {"prompt": "jazz"}, "attempt": attempt, "result": result}
+    return Record.model_validate({**told, **times})
+
+
+def test_a_log_over_http_in_pieces(house: House, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with Client(house.url) as client, httpx.Client(base_url=house.url) as http:
+        job = client.containers.submit(IMAGE, ["sh", "-c", until(go)])
+        path = f"/v1/jobs/{job.id}/log"
+        assert eventually(lambda: http.get(path).text == "ready\n", 120)
+        live = http.get(path)
+        assert (live.status_code, live.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+        assert live.headers["etag"] == '"1-6"'
+        assert http.get(path, params={"after": "1-6"}).status_code == 204
+        assert http.get(path, headers={"If-None-Match": '"1-6"'}).status_code == 304
+        part = http.get(path, params={"after": "1-2"})
+        assert (part.status_code, part.text, part.headers["content-range"]) == (206, "ady\n", "bytes 2-5/6")
+        assert http.get(path, params={"after": "2-2"}).text == "ready\n", "another attempt's place: from the start"
+        go.touch()
+        client.wait(job.id, timeout_s=120)
+        kept = http.get(path)
+        assert (kept.text, kept.headers["etag"]) == ("ready\ndone\n", '"1-11"')
+        behind = http.get(path, params={"after": "1-6"})
+        assert (behind.status_code, behind.text) == (206, "done\n")
+        assert http.get(path, params={"after": "1-11"}).status_code == 204
+        assert http.get(path, params={"after": "0-3"}).text == kept.text
+        assert http.get(path, headers={"Range": "bytes=-5"}).text == "done\n"
+        assert http.get(path, headers={"If-None-Match": '"1-11"'}).status_code == 304
+        assert http.get(path, params={"after": "x"}).status_code == 422
+        song = client.submit("jazz", duration_s=1)
+        refused = http.get(f"/v1/jobs/{song.id}/log")
+        assert (refused.status_code, "is a song and has no log" in refused.json()["detail"]) == (404, True)
+        with pytest.raises(Conflict):
+            client.cancel(job.id)
