@@ -141,7 +141,7 @@ class Kube:
         """All of a kind, as they are now."""
         with self._lock:
             found = self._list(Address(api, namespace, plural(kind)), {})["items"]
-            return copy.deepcopy(found)  # type: ignore[no-any-return]  # plain JSON
+            return copy.deepcopy(found)
 
     def fail(
         self, path: str, status: int, message: str = "broken on purpose", *, method: str = "*", times: int | None = None

@@ -13,8 +13,7 @@ from rich.markup import escape
 
 from serinette.cli.exits import EXIT_PARTLY
 from serinette.cli.following import follow_or_leave
-from serinette.cli.options import ApiKey, AsJson, Server, connect
-from serinette.cli.ordering import CancelOnInterrupt
+from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, Server, connect
 from serinette.cli.terminal import errors, output
 from serinette.client import DEFAULT_URL
 from serinette.errors import RequestError, SingError

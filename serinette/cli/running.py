@@ -128,7 +128,8 @@ def _follow(client: Client, job: Job, stream: IO[str]) -> Job:
     with JobView(job.container.image if job.container else job.id, moving=False) as view:
         for seen in client.watch(job.id, poll_s=_POLL_S):
             if seen.status is not JobStatus.QUEUED:
-                _print(client.perform(reader.call()), stream)
+                lines = client.perform(reader.call())
+                _print(lines, stream)
             if seen.status.ended:
                 _print(reader.rest(), stream)
             view.show(seen)
