@@ -40,7 +40,7 @@ class _Part:
     metadata: dict[str, object]
     window: tasks.Window | None
     source: Tensor | None
-    frames: int
+    duration_s: float
     warnings: tuple[str, ...]
 
 
@@ -127,7 +127,9 @@ class AceStepEngine:
         songs: list[Song | None] = []
         for place, part in enumerate(parts):
             watch.tell(Stage.DECODING)
-            songs.append(None if place in watch.given_up else self._finish(part, latents[place : place + 1]))
+            # At its own length: the decoder would hear what lies behind a song's end.
+            own = latents[place : place + 1, : self._pipe.frames_of(part.duration_s)]
+            songs.append(None if place in watch.given_up else self._finish(part, own))
         return songs
 
     def _prepare(self, request: SongRequest) -> _Part:
@@ -147,7 +149,7 @@ class AceStepEngine:
             metadata=metadata,
             window=window,
             source=torch.from_numpy(request.source) if samplings.has_source(spec) else None,
-            frames=round(duration_s * grid.sample_rate),
+            duration_s=duration_s,
             warnings=(*warnings, *cuts),
         )
 
@@ -163,10 +165,10 @@ class AceStepEngine:
         torch.manual_seed(requests[0].seed)
         return self._pipe.sing(
             [part.metadata for part in parts],
+            [part.duration_s for part in parts],
             prompt=[part.prompt for part in parts],
             lyrics=[tasks.lyrics_of(request.spec) for request in requests],
             vocal_language=[tasks.language_of(request.spec) for request in requests],
-            audio_duration=parts[0].metadata["audio_duration"],
             # On the CPU, so that every device starts from the same noise.
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
             src_audio=self._whole_frames(parts[0].source),
@@ -190,7 +192,7 @@ class AceStepEngine:
         if spec.task is Task.REPAINT and part.window is not None and part.source is not None:
             samples = paste(part.source.to(samples.device), samples, part.window, sample_rate)
         else:
-            samples = to_peak(samples)[:, : part.frames]
+            samples = to_peak(samples)[:, : round(part.duration_s * sample_rate)]
         warnings = part.warnings
         if spec.loudness_lufs is not None:
             samples, complaint = to_loudness(samples, sample_rate, spec.loudness_lufs)

@@ -1,15 +1,21 @@
-"""diffusers' AceStepPipeline, bent in two places so that songs of several jobs can share one call.
+"""diffusers' AceStepPipeline, bent in three places so that songs of several jobs can share one call.
 
-Alone, both bends do nothing: a song is bit for bit the stock pipeline's.
+Each has its own text behind a mask, its own metadata, and its own length. Alone, all bends do nothing: a song is bit
+for bit the stock pipeline's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from diffusers import AceStepPipeline
 from diffusers.models.transformers.ace_step_transformer import AceStepAttnProcessor2_0
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 # The stock 256 cut long captions from the right, where bpm and key stand. The text encoder takes 32,768.
 MAX_TEXT_TOKENS = 1024
@@ -19,8 +25,8 @@ MAX_LYRIC_TOKENS = 2048
 _SPARE_TOKENS = 8
 
 
-class CrossAttention(AceStepAttnProcessor2_0):  # type: ignore[misc]  # diffusers ships no types
-    """Keeps each song of a batch to its own text: the stock transformer attends to the padding of shorter ones."""
+class MaskedAttention(AceStepAttnProcessor2_0):  # type: ignore[misc]  # diffusers ships no types
+    """Attention that sees only what is a song's own. `mask`: keys [songs, 1, 1, keys], True for those; None for all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,24 +40,73 @@ class CrossAttention(AceStepAttnProcessor2_0):  # type: ignore[misc]  # diffuser
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Attend; guidance doubles the batch, and so the mask."""
+        """Attend; guidance doubles the batch, and so the mask.
+
+        Layers with a sliding window come with a mask of their own, to be added: it says the least number, not minus
+        infinity, so that a query far behind a song's end, which sees nothing, gives nonsense but no NaN.
+        """
         if self.mask is not None:
-            attention_mask = self.mask.repeat(hidden_states.shape[0] // self.mask.shape[0], 1, 1, 1)
+            mask = self.mask.repeat(hidden_states.shape[0] // self.mask.shape[0], 1, 1, 1)
+            least = torch.finfo(hidden_states.dtype).min
+            attention_mask = mask if attention_mask is None else attention_mask.masked_fill(~mask, least)
         attended: Tensor = super().__call__(
             attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
         )
         return attended
 
 
+class Lengths:
+    """Keeps what lies behind the end of a batch's shorter songs at zero, where no song's own frames look.
+
+    Zeros are what the transformer itself fills up an odd number of frames with, and add nothing to the sums over time
+    that guidance takes.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self._attention = MaskedAttention()
+        self._patch = int(transformer.config.patch_size)
+        self._behind: Tensor | None = None  # [songs, frames, 1]: True behind a song's end
+        for layer in transformer.layers:
+            layer.self_attn.set_processor(self._attention)
+        transformer.register_forward_pre_hook(self._before, with_kwargs=True)
+        transformer.register_forward_hook(self._after)
+
+    def set(self, frames: Sequence[int], device: torch.device) -> None:
+        """The next songs have so many latent frames each."""
+        self._behind = ~self._own(frames, device)[:, :, None] if len(set(frames)) > 1 else None
+        tokens = [math.ceil(one / self._patch) for one in frames]
+        self._attention.mask = self._own(tokens, device)[:, None, None, :] if len(set(tokens)) > 1 else None
+
+    @staticmethod
+    def _own(lengths: Sequence[int], device: torch.device) -> Tensor:
+        return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
+
+    def _before(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._behind is None:
+            return None
+        return args, {**kwargs, "context_latents": self._cut(kwargs["context_latents"], self._behind)}
+
+    def _after(self, _module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return None if self._behind is None else (self._cut(output[0], self._behind), *output[1:])
+
+    @staticmethod
+    def _cut(latents: Tensor, behind: Tensor) -> Tensor:
+        return latents.masked_fill(behind.repeat(latents.shape[0] // behind.shape[0], 1, 1), 0)
+
+
 class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no types
-    """The pipeline with metadata of its own for each song of a batch: the stock one has one bpm, key, ... for all."""
+    """The pipeline with metadata and a length of its own for each song of a batch: the stock one has one for all."""
 
     _metadata: Sequence[dict[str, object]] = ()
+    _frames: Sequence[int] = ()
+    _lengths: Lengths
     _place = 0
 
     def mask_padding(self) -> None:
-        """Hand the transformer's cross-attention the mask that the stock pipeline drops."""
-        cross_attention = CrossAttention()
+        """Have each song attend to its own text and its own frames: the stock transformer attends to all padding."""
+        cross_attention = MaskedAttention()
         for layer in self.transformer.layers:
             layer.cross_attn.set_processor(cross_attention)
 
@@ -60,18 +115,51 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
             cross_attention.mask = None if bool(mask.all()) else mask.bool()[:, None, None, :]
 
         self.condition_encoder.register_forward_hook(keep_mask)
+        self._lengths = Lengths(self.transformer)
 
-    def sing(self, metadata: Sequence[dict[str, object]], **arguments: object) -> Tensor:
-        """Latents [songs, frames, dims]. `metadata`: bpm, keyscale, timesignature, audio_duration of each song."""
+    def frames_of(self, duration_s: float) -> int:
+        """Latent frames of a song that is sung on no audio."""
+        return math.ceil(duration_s * self.latents_per_second)
+
+    def sing(self, metadata: Sequence[dict[str, object]], durations_s: Sequence[float], **arguments: object) -> Tensor:
+        """Latents [songs, frames of the longest, dims], zeros behind the end of shorter ones.
+
+        `metadata`: bpm, keyscale, timesignature, audio_duration of each song.
+        """
         self._metadata = metadata
+        self._frames = [self.frames_of(duration_s) for duration_s in durations_s]
+        self._lengths.set(self._frames, self._execution_device)
         latents: Tensor = self(
             output_type="latent",
             return_dict=False,
             max_text_length=MAX_TEXT_TOKENS,
             max_lyric_length=MAX_LYRIC_TOKENS,
+            audio_duration=max(durations_s),
             **arguments,
         )[0]
         return latents
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        audio_duration: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: Sequence[torch.Generator],
+        **_none_given: object,
+    ) -> Tensor:
+        """Noise [songs, frames, dims]: for each song what it starts from alone, and zeros behind it.
+
+        The stock one rounds the frames' seconds up to frames again, which of 56 of them makes 57 and fails.
+        """
+        frames = round(audio_duration * self.latents_per_second)
+        own = self._frames if len(set(self._frames)) > 1 else [frames] * batch_size
+        dims = self.transformer.config.audio_acoustic_hidden_dim
+        each = [
+            randn_tensor((1, one, dims), generator=draw, device=device, dtype=dtype)
+            for one, draw in zip(own, generator, strict=True)
+        ]
+        return torch.cat([pad(noise, (0, 0, 0, frames - noise.shape[1])) for noise in each])
 
     def fit(
         self, prompt: str, lyrics: str, language: str, metadata: dict[str, object], instruction: str

@@ -175,8 +175,8 @@ class EngineServer:
     def _parted(self, batch: Sequence[Member], error: Exception) -> list[Sequence[Member]]:
         """A batch that failed, as it is tried again: by halves if it was too large, else one by one."""
         if isinstance(error, EngineOutOfMemory):
-            duration_s = batch[0][0].request(batch[0][1]).spec.duration_s
-            self._room = self._room.after_overflow(len(batch), duration_s)
+            longest_s = max(singing.request(index).spec.duration_s for singing, index in batch)
+            self._room = self._room.after_overflow(len(batch), longest_s)
             log.warning("a batch of %d did not fit, from now on %s: %s", len(batch), self._room, error)
             half = len(batch) // 2
             return [batch[:half], batch[half:]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.engine.batching import Room, kind_of, plan
+from gpu_worker.engine.batching import Room, kind_of, padding, plan
 from gpu_worker.engine.sampling import fill_in
 from serinette.spec import GenerationSpec
 
@@ -18,6 +18,7 @@ def kinds(*asked: dict[str, Any]) -> list[Any]:
 
 SHORT = {"duration_s": 10}
 LONG = {"duration_s": 20}
+LONGER = {"duration_s": 11.5}
 COVER = {"task": "cover", "source_audio": "upload"}
 
 
@@ -29,6 +30,9 @@ COVER = {"task": "cover", "source_audio": "upload"}
         ([SHORT, SHORT, SHORT], 1, (0,)),
         ([SHORT, SHORT, SHORT], 2, (0, 1)),
         ([SHORT, LONG, SHORT, LONG], 4, (0, 2)),
+        ([SHORT, LONGER, LONG], 4, (0, 1)),
+        ([LONGER, SHORT, LONG], 4, (0, 1)),
+        ([LONGER, LONG, SHORT, SHORT], 4, (0, 2, 3)),
         ([LONG, SHORT, LONG], 4, (0, 2)),
         ([COVER, SHORT, COVER], 4, (0,)),
         ([SHORT, COVER, SHORT], 4, (0, 2)),
@@ -45,7 +49,6 @@ def test_the_first_in_line_takes_its_kind_along(
 @pytest.mark.parametrize(
     "other",
     [
-        {"duration_s": 61},
         {"steps": 20},
         {"guidance_scale": 3},
         {"shift": 2},
@@ -56,6 +59,20 @@ def test_the_first_in_line_takes_its_kind_along(
 )
 def test_what_the_pipeline_takes_once_a_call_parts_songs(other: dict[str, Any]) -> None:
     assert plan(kinds({}, other), Room(2)) == (0,)
+
+
+@pytest.mark.parametrize(
+    ("durations_s", "share"),
+    [((60,), 0), ((60, 60), 0), ((30, 60), 0.25), ((60, 60, 60, 20), 1 / 6), ((9, 10), 0.05), ((1, 100), 0.495)],
+)
+def test_what_shorter_songs_are_filled_up_with_is_no_music(durations_s: tuple[float, ...], share: float) -> None:
+    assert padding(durations_s) == pytest.approx(share)
+
+
+def test_a_longer_song_may_find_no_room_where_a_shorter_does() -> None:
+    waiting = kinds(SHORT, LONGER, SHORT)
+    assert plan(waiting, Room(4, audio_s=20)) == (0, 2)
+    assert plan(waiting, Room(4, audio_s=23)) == (0, 1)
 
 
 @pytest.mark.parametrize(
