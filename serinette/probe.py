@@ -1,6 +1,6 @@
 """The proof that an upload is audio: it is decoded once, in a process that holds nothing and may do nothing.
 
-That process is `python -I -m serinette.probe FILE MAX_DURATION_S CPU_S`; it answers with one line of JSON.
+That process is `python -I` with FILE, MAX_DURATION_S and CPU_S; it answers with one line of JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from serinette.media import AudioInfo
 
 # The interpreter, numpy and FFmpeg take 0.3 GB of it before the file is opened.
 _ADDRESS_SPACE_BYTES = 2 * 1024**3
+# An isolated interpreter heeds no PYTHONPATH, by which our images have this package.
+_OWN = str(Path(__file__).resolve().parents[1])
+_PROGRAM = f"import sys; sys.path.insert(0, {_OWN!r}); from serinette.probe import main; main(*sys.argv[1:])"
 _MAX_ANSWER_BYTES = 64 * 1024
 
 
@@ -35,7 +38,7 @@ def prove_audio(
         raise TooLarge(f"the file has {size_bytes} bytes; {max_size_bytes} are allowed")
     limits = [str(max_duration_s), str(round(timeout_s) + 1)]
     with subprocess.Popen(
-        [sys.executable, "-I", "-m", "serinette.probe", str(path.absolute()), *limits],
+        [sys.executable, "-I", "-c", _PROGRAM, str(path.absolute()), *limits],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -90,7 +93,3 @@ def _confine(cpu_s: int) -> None:
         _, most = resource.getrlimit(limit)
         bound = value if most == resource.RLIM_INFINITY else min(value, most)
         resource.setrlimit(limit, (bound, bound))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import serinette
 from serinette.errors import InvalidAudio, TooLarge, Unavailable
 from serinette.media import AudioInfo, encode
 from serinette.probe import prove_audio
@@ -141,6 +143,22 @@ def test_the_prover_sees_no_secret(path: Path, tmp_path: Path, monkeypatch: pyte
     assert "PWD=/" in seen
     assert "hush" not in seen
     assert "PATH=" not in seen.replace("PWD=", "")
+
+
+def test_the_prover_is_of_the_same_package_wherever_that_lies(path: Path, tmp_path: Path) -> None:
+    """As in our images, where PYTHONPATH alone leads to it."""
+    copy = tmp_path / "app"
+    shutil.copytree(Path(serinette.__file__).parent, copy / "serinette", ignore=shutil.ignore_patterns("__pycache__"))
+    with (copy / "serinette/media/__init__.py").open("a") as file:
+        file.write("from serinette.errors import InvalidAudio\ndef probe(path, most_s):\n")
+        file.write("    raise InvalidAudio('the copy was asked')\n")
+    path.write_bytes(b"")
+    code = (
+        f"from pathlib import Path; from serinette.probe import *; prove_audio(Path({str(path)!r}), max_duration_s=9)"
+    )
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(copy)}
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
+    assert "InvalidAudio: the copy was asked" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
