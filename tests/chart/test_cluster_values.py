@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from scripts.chart_tools import template_command
+from serinette.container import allowed_by
 from serinette.scaling.rule import read_rules
 from tests.chart.rendering import Manifest, Render, find, of_kind
 from tests.cluster.release import Release, until
@@ -39,6 +40,13 @@ def test_the_values_render(scenario: tuple[str, list[Manifest]]) -> None:
     asked = worker.container["resources"].get("limits", {}).get(GPU)
     assert asked == (1 if name == "gpu" else None)
     assert all(image.startswith(TARGET.registry) for image in _images(objects))
+    gateway, maintenance = find(objects, "Deployment", "-gateway"), find(objects, "Deployment", "-maintenance")
+    if name in {"containers", "impatient"}:
+        assert json.loads(gateway.env["SERINETTE_CONTAINERS_IMAGES"]) == [f"{TARGET.registry}/"]
+        assert allowed_by(gateway.container["image"], [f"{TARGET.registry}/"]), "which is what they run"
+        assert maintenance.env["SERINETTE_CONTAINERS_START_S"] == ("30" if name == "impatient" else "900")
+    else:
+        assert "SERINETTE_CONTAINERS" not in gateway.env
     if name == "guest":
         assert worker.env["SERINETTE_REDIS_URL"] == "redis://one-serinette-valkey.music.svc:6379/0"
         assert worker.env["RQ_KEY_PREFIX"] == "guest"

@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,9 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture
-def namespace(target: Target) -> Iterator[str]:
-    """One of this test's own; gone after it."""
+@contextmanager
+def a_namespace(target: Target) -> Iterator[str]:
+    """One of its own; gone after it."""
     name = f"serinette-test-{secrets.token_hex(3)}"
     base: list[str | Path] = [kubectl(), "--context", target.context]
     run([*base, "create", "namespace", name])
@@ -72,9 +73,9 @@ def namespace(target: Target) -> Iterator[str]:
         run([*base, "delete", "namespace", name, "--wait=false"])
 
 
-@pytest.fixture
-def release(target: Target, namespace: str) -> Iterator[Release]:
-    """A release that the test installs; uninstalled after it."""
+@contextmanager
+def a_release(target: Target, namespace: str) -> Iterator[Release]:
+    """One that is not installed yet; uninstalled after it."""
     made = Release(target, namespace)
     try:
         yield made
@@ -83,3 +84,17 @@ def release(target: Target, namespace: str) -> Iterator[Release]:
             made.uninstall()
         except (CommandFailed, subprocess.TimeoutExpired) as error:
             print(f"uninstall: {error}")
+
+
+@pytest.fixture
+def namespace(target: Target) -> Iterator[str]:
+    """One of this test's own."""
+    with a_namespace(target) as name:
+        yield name
+
+
+@pytest.fixture
+def release(target: Target, namespace: str) -> Iterator[Release]:
+    """A release that the test installs."""
+    with a_release(target, namespace) as made:
+        yield made

@@ -28,7 +28,8 @@ class Target:
 
     def helm_values(self, own: Mapping[str, Any]) -> str:
         """The values of a release, as JSON, which is YAML."""
-        return json.dumps({**own, "global": {"imageRegistry": self.registry, **own.get("global", {})}})
+        values = {**own, "global": {"imageRegistry": self.registry, **own.get("global", {})}}
+        return json.dumps(values).replace("REGISTRY", self.registry)
 
 
 def target_of(environment: Mapping[str, str], current_context: str | None) -> Target:
@@ -68,6 +69,9 @@ BASE: dict[str, Any] = {
 }
 GPU = "nvidia.com/gpu"
 
+# Of our own images, so that its nodes have them; none waits longer than it has to.
+CONTAINERS: dict[str, Any] = {"enabled": True, "images": ["REGISTRY/"], "graceS": 30}
+
 # What each test says beyond BASE; CI renders each of them (tests/chart/test_cluster_values.py).
 SCENARIOS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -86,6 +90,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         },
         "networkPolicy": {"enabled": False},
     },
+    "containers": {"containers": CONTAINERS},
+    "impatient": {"containers": {**CONTAINERS, "startS": 30}},
     "gpu": {
         "pools": [{"name": "default", "min": 2, "max": 2, "gpu": {"resource": GPU, "count": 1}, "device": "cpu"}],
     },
