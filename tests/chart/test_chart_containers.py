@@ -90,8 +90,8 @@ def test_every_value_reaches_gateway_and_maintenance(render: Render, monkeypatch
         ),
     }
     most = {"cpu": 7.5, "memory_mib": 32769, "disk_mib": 102401, "timeout_s": 21599}
-    assert settings.ceilings_of("somebody") == Ceilings(gpus=2, **most)  # type: ignore[arg-type]
-    assert settings.ceilings_of("acme") == Ceilings(gpus=4, **most), "the rest is everybody's"  # type: ignore[arg-type]
+    assert settings.ceilings_of("somebody") == Ceilings(gpus=2, **most)
+    assert settings.ceilings_of("acme") == Ceilings(gpus=4, **most), "the rest is everybody's"
     for value in ("max_gpus", "max_jobs", "start_s", "grace_s", "log_bytes", "output_files", "output_bytes"):
         head, *rest = value.split("_")
         assert getattr(settings, f"containers_{value}") == VALUES[head + "".join(map(str.capitalize, rest))], value
