@@ -78,7 +78,8 @@ def manifest(order: Order, settings: ContainerSettings, owner: Object | None = N
         **identity(settings.containers_instance),
         JOB_LABEL: order.job_id,
         ATTEMPT_LABEL: order.attempt_id,
-        TENANT_LABEL: order.tenant,
+        # A label's value ends with a letter or digit; this one is for people, and decides nothing.
+        TENANT_LABEL: order.tenant.rstrip("-"),
     }
     metadata: Object = {
         "name": job_name(order.job_id),

@@ -89,6 +89,12 @@ def test_what_is_asked_for() -> None:
     assert env["TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "hub-token", "key": "token"}}
 
 
+def test_every_tenants_name_makes_a_label() -> None:
+    """What a tenant may be called, Kubernetes may refuse: team- ends with a hyphen."""
+    order = Order(JOB_ID, "team-", "attempt", Lane.LOW, ContainerSpec(image=IMAGE), 600)
+    assert manifest(order, SETTINGS)["metadata"]["labels"]["serinette.dev/tenant"] == "team"
+
+
 def test_labels_are_the_operators_and_ours() -> None:
     job = made()
     labels = job["metadata"]["labels"]
