@@ -57,7 +57,7 @@ WritableRoot = Annotated[
 ]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id, and do not wait.")]
 
-_OF_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([mg]?)(?:i?b)?", re.IGNORECASE)
+_OF_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([mg]?)i?b?", re.IGNORECASE)
 # What the gateway has already: an upload, a song, all of a job or an upload.
 _KEPT = (
     ("upload", re.compile(r"upload-[0-9a-f]{32}")),
@@ -102,7 +102,7 @@ def _wanted(text: str) -> Iterator[Wanted]:
         if pattern.fullmatch(source):
             yield Wanted(name or source.strip("/").rpartition("/")[2], {kind: source})
             return
-    path, name = Path(source), name.strip("/") or Path(source).resolve().name
+    path, name = Path(source), name.rstrip("/") or Path(source).resolve().name
     if path.is_file():
         yield Wanted(name, {}, path)
     elif path.is_dir():

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,13 @@ from redis import Redis
 from api.settings import MaintenanceSettings
 from serinette.client import Client, Retry
 from serinette.errors import Conflict, InvalidSpec, NotFound
-from serinette.job import JobStatus, Record
-from serinette.names import artifact_key, record_key
+from serinette.job import JobStatus
 from tests import servers
 from tests.gateways import gateway
+from tests.integration.test_clients import SHELL, blocks
 from tests.kube import kubernetes_api
 from tests.processes import eventually
-from tests.unit.container_bench import IMAGE, ON, TENANT, ContainerBench
+from tests.unit.container_bench import IMAGE, ON, TENANT, ContainerBench, keep_song
 from tests.unit.container_node import node
 from tests.unit.either_client import awaited
 from tests.unit.test_store import s3_settings
@@ -83,22 +84,30 @@ class Shell:
     url: str
     directory: Path
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def environment(self) -> dict[str, str]:
         path = os.pathsep.join([_REPOSITORY, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**ENVIRONMENT, "SERINETTE_URL": self.url, "PYTHONPATH": path}
+        return {**ENVIRONMENT, "URL": self.url, "SERINETTE_URL": self.url, "PYTHONPATH": path}
+
+    def spawn(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*CLI, *arguments],
+            words,
             cwd=self.directory,
-            env=environment,
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, *arguments: str) -> tuple[int, str, str]:
-        with self.start(*arguments) as process:
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return self.spawn(*CLI, *arguments)
+
+    def end(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
+        with process:
             said, errors = process.communicate(timeout=240)
         return process.returncode, said, errors
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        return self.end(self.start(*arguments))
 
 
 @pytest.fixture
@@ -232,9 +241,7 @@ def test_an_attempt_that_is_tried_again_has_a_log_of_its_own(house: House, tmp_p
 
 def test_uploads_songs_and_whole_jobs_arrive_as_files(house: House, tmp_path: Path) -> None:
     """Through the presigned URLs of the manifest and serinette/carry.py, against a real S3."""
-    song = artifact_key(TENANT, SONG_JOB, "attempt", 0, "mp3")
-    house.bench.store.put(song, b"a song")
-    house.bench.store.put(record_key(TENANT, SONG_JOB), a_song(song).model_dump_json().encode())
+    keep_song(house.bench.store, TENANT, SONG_JOB, b"a song")
     with Client(house.url) as client:
         upload = client.containers.upload(b"brought")
         with pytest.raises(InvalidSpec, match="there is no"):
@@ -254,20 +261,6 @@ def test_uploads_songs_and_whole_jobs_arrive_as_files(house: House, tmp_path: Pa
         client.erase_upload(gone.id)
         with pytest.raises(InvalidSpec, match="of yours"):
             client.containers.submit(IMAGE, inputs=[{"path": "a", "upload": gone.id}])
-
-
-def a_song(key: str) -> Record:
-    """Of a song that was sung, as the store keeps it."""
-    at = "2026-01-01T00:00:00Z"
-    artifact = {"index": 0, "key": key, "seed": 1, "format": "mp3", "content_type": "audio/mpeg", "size_bytes": 6}
-    artifact |= {"sha256": "0" * 64, "duration_s": 1, "sample_rate": 1, "channels": 1}
-    timings = dict.fromkeys(("queue_s", "sing_s", "encode_s", "upload_s", "run_s"), 0)
-    sampling = {"steps": 1, "guidance_scale": 1, "shift": 1, "turbo": False}
-    result = {"artifacts": [artifact], "model": "m", "model_revision": "r", "sampling": sampling, "timings": timings}
-    attempt = {"number": 1, "id": "attempt", "worker": "w", "started_at": at, "outcome": "succeeded"}
-    times = dict.fromkeys(("created_at", "started_at", "ended_at"), at)
-    told = {"job_id": SONG_JOB, "tenant": TENANT, "spec": {"prompt": "jazz"}, "attempt": attempt, "result": result}
-    return Record.model_validate({**told, **times})
 
 
 def test_a_log_over_http_in_pieces(house: House, tmp_path: Path) -> None:
@@ -300,3 +293,20 @@ def test_a_log_over_http_in_pieces(house: House, tmp_path: Path) -> None:
         assert (refused.status_code, "is a song and has no log" in refused.json()["detail"]) == (404, True)
         with pytest.raises(Conflict):
             client.cancel(job.id)
+
+
+def test_the_blocks_about_containers(house: House, shell: Shell) -> None:
+    (block,) = blocks("python.md", "python", "Containers")
+    status, said, errors = shell.end(
+        shell.spawn(sys.executable, "-c", block.replace("http://127.0.0.1:8019", house.url))
+    )
+    assert (status, "succeeded 0" in said) == (0, True), said + errors
+    assert (shell.directory / "out/copy.txt").is_file()
+    (shell.directory / "part.mp3").write_bytes(b"1" * 1000)  # as blocks before have it
+    for page, section in (("rest.md", "Containers"), ("containers.md", "From a terminal")):
+        found = blocks(page, "bash", section)
+        assert found
+        status, said, errors = shell.end(shell.spawn("bash", "-c", SHELL + "\n".join(found)))
+        assert status == 0, said + errors
+    assert (shell.directory / "loud/words.txt").read_text() == "LA LA\n"
+    assert "later\n" in said

@@ -24,7 +24,7 @@ from api.settings import MaintenanceSettings
 from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.job import JobOptions, JobStatus, Record, now
 from serinette.ledger import Entry, Ledger
-from serinette.names import Keys, Lane, manifest_key, output_key, queue_name, record_key
+from serinette.names import Keys, Lane, artifact_key, manifest_key, output_key, queue_name, record_key
 from serinette.store import Store
 from tests.kube import Kube
 
@@ -81,6 +81,30 @@ def duty(
         connection.call_api = counted
     store = Store.open(settings)
     return Containers(redis, store, settings, Jobs(connection, NAMESPACE, settings.containers_instance))
+
+
+def keep_song(store: Store, tenant: str, job_id: str, song: bytes) -> None:
+    """A job whose song was sung, as the store alone still knows it."""
+    key = artifact_key(tenant, job_id, "attempt", 0, "mp3")
+    store.put(key, song)
+    at = "2026-01-01T00:00:00Z"
+    artifact = {
+        "index": 0,
+        "key": key,
+        "seed": 1,
+        "format": "mp3",
+        "content_type": "audio/mpeg",
+        "size_bytes": len(song),
+    }
+    artifact |= {"sha256": "0" * 64, "duration_s": 1, "sample_rate": 1, "channels": 1}
+    timings = dict.fromkeys(("queue_s", "sing_s", "encode_s", "upload_s", "run_s"), 0)
+    sampling = {"steps": 1, "guidance_scale": 1, "shift": 1, "turbo": False}
+    result = {"artifacts": [artifact], "model": "m", "model_revision": "r", "sampling": sampling, "timings": timings}
+    attempt = {"number": 1, "id": "attempt", "worker": "w", "started_at": at, "outcome": "succeeded"}
+    times = dict.fromkeys(("created_at", "started_at", "ended_at"), at)
+    told = {"job_id": job_id, "tenant": tenant, "spec": {"prompt": "jazz"}, "attempt": attempt, "result": result}
+    record = Record.model_validate({**told, **times})
+    store.put(record_key(tenant, job_id), record.model_dump_json().encode())
 
 
 @dataclass

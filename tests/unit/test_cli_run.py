@@ -1,0 +1,175 @@
+"""`serinette run` where no server is needed: what it may be told, and how it ends; and a log read in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from serinette.cli.container_options import mib_of, ordered, pairs_of, wanted
+from serinette.cli.running import exit_code
+from serinette.client.container_calls import LogReader
+from serinette.container import Run
+from serinette.job import Job, JobError, JobStatus, now
+from serinette.names import Lane
+from serinette.spec import GenerationSpec
+
+IMAGE = "registry.example/audio/stems:1"
+JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+UPLOAD = "upload-" + "0" * 32
+NOTHING: dict[str, Any] = dict.fromkeys(("env", "secrets", "memory_mib", "disk_mib", "labels", "as_args"))
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory to stand in."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("song.mp3", "odd:name", "data/a", "data/deep/b", "none/.hidden", "many/0"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for number in range(33):
+        (tmp_path / f"many/{number}").touch()
+    (tmp_path / "empty").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [
+        ("song.mp3", {"song.mp3": "song.mp3"}),
+        ("song.mp3:in/a.mp3", {"in/a.mp3": "song.mp3"}),
+        ("./data", {"data/a": "data/a", "data/deep/b": "data/deep/b"}),
+        ("data/:set", {"set/a": "data/a", "set/deep/b": "data/deep/b"}),
+        ("data/:set/", {"set/a": "data/a", "set/deep/b": "data/deep/b"}),
+        ("odd:name:b", {"b": "odd:name"}),
+        (f"{UPLOAD}:a", {"a": {"upload": UPLOAD}}),
+        (UPLOAD, {UPLOAD: {"upload": UPLOAD}}),
+        (f"{JOB_ID}/0:song.mp3", {"song.mp3": {"artifact": f"{JOB_ID}/0"}}),
+        (f"songs/{JOB_ID}/:before", {"before": {"prefix": f"songs/{JOB_ID}/"}}),
+        (f"songs/{JOB_ID}/", {JOB_ID: {"prefix": f"songs/{JOB_ID}/"}}),
+    ],
+)
+def test_inputs(text: str, inputs: dict[str, Any]) -> None:
+    found = {each.path: str(each.local) if each.local else dict(each.source) for each in wanted([text])}
+    assert found == inputs
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("gone", "there is no file or directory gone"),
+        ("gone:a", "there is no file or directory gone"),
+        ("odd:name", "'odd:name' may not be called so"),
+        ("song.mp3:../a", "'../a' may not be called so"),
+        ("song.mp3:/etc/passwd", "'/etc/passwd' may not be called so"),
+        ("none", "'none/.hidden' may not be called so"),
+        ("empty", "the directory empty is empty"),
+        ("many", "33 files are too many, 32 may be brought"),
+    ],
+)
+def test_inputs_that_are_none(text: str, complaint: str) -> None:
+    with pytest.raises(typer.BadParameter, match=complaint):
+        wanted([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"), [("512", 512), ("512m", 512), ("2g", 2048), ("1.5GiB", 1536), ("4Gi", 4096), ("64 MB", 64)]
+)
+def test_sizes(text: str, mib: int) -> None:
+    assert mib_of(text, "memory_mib") == mib
+
+
+@pytest.mark.parametrize("text", ["", "g", "-1", "1t", "1 000", "many"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is no size"):
+        mib_of(text, "memory_mib")
+
+
+@pytest.mark.parametrize(
+    ("params", "spec", "options"),
+    [
+        ({}, {"command": ("train", "--x")}, {}),
+        ({"as_args": True}, {"args": ("train", "--x")}, {}),
+        ({"env": ["A=1=2", "B="]}, {"env": {"A": "1=2", "B": ""}}, {}),
+        ({"secrets": ["TOKEN=hub"]}, {"secrets": {"TOKEN": "hub"}}, {}),
+        ({"memory_mib": "1g", "disk_mib": "2g", "cpu": 0.5, "gpus": 1}, {"memory_mib": 1024, "gpus": 1}, {}),
+        ({"retries": 2, "pool": "big"}, {"retries": 2, "pool": "big"}, {}),
+        ({"writable_root": True}, {"writable_root": True}, {}),
+        ({"lane": Lane.LOW, "timeout_s": 60, "labels": ["a=b"]}, {}, {"lane": Lane.LOW, "labels": {"a": "b"}}),
+    ],
+)
+def test_what_is_said_is_what_is_sent(params: dict[str, Any], spec: dict[str, Any], options: dict[str, Any]) -> None:
+    made, chosen = ordered({**NOTHING, "image": IMAGE, **params}, [], ("train", "--x"))
+    assert {name: getattr(made, name) for name in spec} == spec
+    assert {name: getattr(chosen, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("params", "complaint"),
+    [
+        ({"image": "stems"}, "image"),
+        ({"env": ["A"]}, "'A' is not NAME=VALUE"),
+        ({"env": ["A B=1"]}, "env"),
+        ({"env": ["A=1"], "secrets": ["A=hub"]}, "A is in env too"),
+        ({"gpus": -1}, "gpus"),
+        ({"timeout_s": 1}, "timeout_s"),
+        ({"labels": ["a"]}, "NAME=VALUE"),
+        ({"labels": ["a=b\nc"]}, "labels"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_sent(params: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(typer.BadParameter, match=complaint):
+        ordered({**NOTHING, "image": IMAGE, **params}, [], ())
+    assert pairs_of(None, "--env") == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "run", "code"),
+    [
+        (JobStatus.SUCCEEDED, Run(exit_code=0), 0),
+        (JobStatus.FAILED, Run(exit_code=7), 7),
+        (JobStatus.FAILED, Run(exit_code=137), 137),
+        (JobStatus.FAILED, Run(exit_code=0), 125),
+        (JobStatus.FAILED, Run(), 125),
+        (JobStatus.FAILED, None, 125),
+        (JobStatus.CANCELED, None, 130),
+        (JobStatus.CANCELED, Run(exit_code=143), 130),
+    ],
+)
+def test_how_it_ends(status: JobStatus, run: Run | None, code: int) -> None:
+    job = Job(
+        id=JOB_ID,
+        tenant="t",
+        status=status,
+        spec=GenerationSpec(prompt=""),
+        pool="containers",
+        lane=Lane.NORMAL,
+        created_at=now(),
+        run=run,
+        error=JobError(code="container_failed", message="m"),
+    )
+    assert exit_code(job) == code
+
+
+def test_a_log_comes_in_pieces_and_another_attempts_from_its_start() -> None:
+    reader = LogReader("a")
+    seen: list[tuple[dict[str, Any], tuple[str, ...]]] = []
+    for etag, text in [
+        ('"1-9"', b"one\ntwo\nth"),
+        ('"1-9"', b""),
+        ('"1-15"', b"ree\nfour"),
+        ('"2-2"', "ä\n".encode()),
+        ('"2-4"', b"\xff\n"),
+    ]:
+        call = reader.call()
+        call.heed({"ETag": etag})
+        seen.append((dict(call.query), call.read(text)))
+    assert seen == [
+        ({}, ("one", "two")),
+        ({"after": "1-9"}, ()),
+        ({"after": "1-9"}, ("three",)),
+        ({"after": "1-15"}, ("four", "ä")),
+        ({"after": "2-2"}, ("\N{REPLACEMENT CHARACTER}",)),
+    ]
+    assert reader.rest() == ()
