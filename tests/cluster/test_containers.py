@@ -71,22 +71,21 @@ def test_it_is_confined(containers: Containers) -> None:
     assert told == ["65532", "NoNewPrivs:", "1", "CapEff:", "0" * 16], told
 
 
-def test_its_log_is_live(containers: Containers) -> None:
-    (job_id,) = containers.post("echo first; sleep 90; echo second")
+def test_its_log_is_live_and_whole(containers: Containers) -> None:
+    (job_id,) = containers.post("for n in $(seq 90); do echo line $n; sleep 1; done")
     containers.computing(job_id)
-
-    told = containers.release.inside("python", "-c", FIRST, job_id, timeout_s=300)
-    assert json.loads(told.removeprefix("data: "))["data"] == {"text": "first\n"}
+    told = json.loads(containers.release.inside("python", "-c", A_LINE, job_id, timeout_s=300))
+    assert told["data"]["text"].startswith("line "), told
     assert containers.jobs([job_id])[0]["status"] == "running"
     (job,) = containers.ended([job_id])
-    assert containers.log(job) == "first\nsecond\n"
+    assert containers.log(job) == "".join(f"line {n}\n" for n in range(1, 91))
 
 
-# The first line of its log, by the stream of its events.
-FIRST = """
+# What is told of its log next.
+A_LINE = """
 import sys, httpx
 with httpx.stream("GET", f"http://127.0.0.1:8019/v1/jobs/{sys.argv[1]}/events", timeout=300) as told:
-    print(next(line for line in told.iter_lines() if '"type":"log"' in line))
+    print(next(line for line in told.iter_lines() if '"type":"log"' in line).removeprefix("data: "))
 """
 
 

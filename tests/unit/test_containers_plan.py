@@ -38,6 +38,10 @@ def fetching(state: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": "fetch", "state": state}]
 
 
+def deleted(pod: dict[str, Any]) -> dict[str, Any]:
+    return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": ago(5)}}
+
+
 def told(pod: dict[str, Any]) -> tuple[str, str, bool, str] | None:
     ending = judge(pod, PATIENCE, AT)
     if ending is None:
@@ -77,6 +81,9 @@ def test_what_goes_on(pod: dict[str, Any]) -> None:
          True, "Evicted"),
         (pod_of("Failed", terminated(143), conditions=[TAKEN]), "lost", "worker_lost", True, "taken away"),
         (pod_of("Failed", terminated(137), reason="NodeShutdown"), "lost", "worker_lost", True, "NodeShutdown"),
+        (deleted(pod_of("Failed", terminated(143))), "lost", "worker_lost", True, "pod was deleted"),
+        (deleted(pod_of("Failed", terminated(137, "OOMKilled"))), "failed", "out_of_memory", False, "more memory"),
+        (deleted(pod_of("Succeeded", terminated(0))), "succeeded", "", False, ""),
         (pod_of("Failed"), "lost", "worker_lost", True, "before the command began"),
         (pod_of("Failed", initContainerStatuses=fetching(terminated(3))), "failed", "container_failed", False, "input"),
         (pod_of("Failed", initContainerStatuses=fetching(terminated(1))), "lost", "worker_lost", True, "fetched"),

@@ -95,9 +95,8 @@ def _over(pod: Object, at: datetime) -> Ending:
     code, run_s = done.get("exitCode"), _seconds(done.get("startedAt"), done.get("finishedAt"), at)
     if error := _own_doing(pod, done):
         return Ending(How.FAILED, error, code, run_s)
-    status = pod.get("status", {})
-    if status.get("reason") or _disrupted(status):
-        return Ending(How.LOST, lost(status.get("reason") or "its node was taken away").error, code, run_s)
+    if why := _taken(pod, code):
+        return Ending(How.LOST, lost(why).error, code, run_s)
     if fetched.get("exitCode"):
         return _unfetched(fetched)
     if code is None:
@@ -172,8 +171,14 @@ def _condition(pod: Object, kind: str, value: str) -> Object | None:
     return next((each for each in conditions if each.get("type") == kind and each.get("status") == value), None)
 
 
-def _disrupted(status: Object) -> bool:
-    return _condition({"status": status}, "DisruptionTarget", "True") is not None
+def _taken(pod: Object, code: int | None) -> str:
+    """Why the cluster ended it, if it did."""
+    if reason := str(pod.get("status", {}).get("reason") or ""):
+        return reason
+    if _condition(pod, "DisruptionTarget", "True"):
+        return "its node was taken away"
+    # By somebody: of one that we delete, it is the Job that goes.
+    return "its pod was deleted" if code and pod["metadata"].get("deletionTimestamp") else ""
 
 
 def _seconds(begin: str | None, end: str | None, at: datetime) -> float:
