@@ -62,7 +62,7 @@ class Lengths:
     that guidance takes.
     """
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: Any) -> None:  # noqa: ANN401  # diffusers ships no types
         self._attention = MaskedAttention()
         self._patch = int(transformer.config.patch_size)
         self._behind: Tensor | None = None  # [songs, frames, 1]: True behind a song's end
@@ -119,7 +119,7 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
 
     def frames_of(self, duration_s: float) -> int:
         """Latent frames of a song that is sung on no audio."""
-        return math.ceil(duration_s * self.latents_per_second)
+        return math.ceil(duration_s * float(self.latents_per_second))
 
     def sing(self, metadata: Sequence[dict[str, object]], durations_s: Sequence[float], **arguments: object) -> Tensor:
         """Latents [songs, frames of the longest, dims], zeros behind the end of shorter ones.
