@@ -121,7 +121,7 @@ class Pod:
     def submit(self, prompt: str = "", **song: Any) -> str:
         """Submit a song; `job_id`, `lane`, `attempts` and `timeout_s` are of the job."""
         options = {name: song.pop(name) for name in ("job_id", "lane", "attempts", "timeout_s") if name in song}
-        spec = GenerationSpec(prompt=prompt, seed=7, **{"duration_s": 1, "format": AudioFormat.WAV, **song})
+        spec = GenerationSpec(prompt=prompt, **{"seed": 7, "duration_s": 1, "format": AudioFormat.WAV, **song})
         return self.submit_wire(spec.to_wire(), **options)
 
     def submit_wire(self, wire: dict[str, Any], **options: Any) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
 
 from serinette.job import JobStatus, Stage
+from serinette.media import decode
+from serinette.spec import AudioFormat
 from tests import servers
 from tests.pod import Pod, charged_attempts, pod
 from tests.processes import eventually
@@ -67,3 +71,21 @@ def test_a_batch_that_does_not_fit_is_sung_by_halves_and_nobody_is_charged(worke
         assert len(worker.wait_over(job_id, JobStatus.SUCCEEDED).attempts) == 1
         assert len(worker.record(job_id).result.artifacts) in {2, 3}  # type: ignore[union-attr]  # it succeeded
     assert "did not fit" in worker.log()
+
+
+def test_songs_that_are_encoded_while_others_are_sung_are_those_of_a_pod_that_does_one_thing_at_a_time(
+    worker: Pod,
+) -> None:
+    songs = [{"seed": seed, "duration_s": seed, "format": AudioFormat.MP3} for seed in range(1, 6)]
+    one_by_one = [heard(worker, worker.submit(**song)) for song in songs]  # type: ignore[arg-type]  # as above
+    jobs = [worker.submit(**song) for song in songs]  # type: ignore[arg-type]  # as above
+    assert [heard(worker, job_id) for job_id in jobs] == one_by_one
+    assert len(set(one_by_one)) == len(songs)
+
+
+def heard(pod: Pod, job_id: str) -> str:
+    """What a song sounds like, to the bit; its file tells of its job too."""
+    pod.wait_over(job_id, JobStatus.SUCCEEDED)
+    (artifact,) = pod.record(job_id).result.artifacts  # type: ignore[union-attr]  # it succeeded
+    samples = decode(io.BytesIO(pod.store.get(artifact.key)), 48_000, 2, 60)
+    return hashlib.sha256(samples.tobytes()).hexdigest()
