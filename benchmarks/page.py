@@ -131,11 +131,12 @@ ROWS = (
 
 
 def cell(row: Row) -> str:
-    """The figure with its link, or NOT MEASURED."""
+    """The figure with its link, or NOT MEASURED and the command that would."""
     path = newest(row.benchmark) if row.benchmark else None
     value = lookup(json.loads(path.read_text()), row.figure) if path else None
     if path is None or value is None:
-        return "NOT MEASURED"
+        command = "make bench-gpu" if row.benchmark.startswith("gpu-") else f"make bench ARGS={row.benchmark}"
+        return f"NOT MEASURED: `{command}`" if row.benchmark else "NOT MEASURED"
     return f"[{value:.{row.digits}f}](../{path}#{row.figure}) {row.unit}".rstrip()
 
 
