@@ -28,6 +28,7 @@ from api.intake import Intake
 from api.limits import BodyLimit
 from api.metrics import HttpMetrics, Observed, expose
 from api.queue import JobQueue
+from api.redirects import HostlessRedirects
 from api.routes import acestep, gradio, health, v1
 from api.settings import GatewaySettings
 from api.songs import Songs
@@ -176,5 +177,6 @@ def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register)
             expose_headers=(*_READABLE, *_OUR_OWN),
             max_age=600,
         )
+    app.add_middleware(HostlessRedirects)
     app.add_middleware(Observed, metrics=app.state.metrics)  # around the others: their refusals are answers too
     app.add_middleware(KeyInPath, allowed=settings.key_in_path)  # outermost: nothing else sees a key in a path

@@ -55,6 +55,9 @@ STATUS: dict[type[SerinetteError], int] = {
 }
 RETRY_AFTER_S = 2
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+# FastAPI's words for a body that its JSON reader gives up on, and ours.
+_UNREADABLE = "There was an error parsing the body"
+_UNREADABLE_HERE = "the body cannot be read as JSON: send UTF-8, not compressed, no deep nesting, no endless numbers"
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -195,6 +198,8 @@ def invalid(complaint: Mapping[str, Any]) -> RequestError:
 
 async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response:
     path = connection.scope["path"]
+    if error.detail == _UNREADABLE:
+        return answer(path, RequestError(_UNREADABLE_HERE))
     kinds: dict[int, type[SerinetteError]] = {404: NotFound, 413: TooLarge}
     own = kinds.get(error.status_code, RequestError if error.status_code < 500 else SerinetteError)
     messages = {

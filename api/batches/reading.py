@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def jsonl(path: Path) -> Iterator[bytes]:
                 raise refused([told])
             if number > MAX_LINES:
                 raise InvalidBatch(f"a batch has at most {MAX_LINES} lines; make several of them")
-            yield line
+            yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
 def inline(path: Path) -> tuple[BatchOptions, Iterator[dict[str, Any]]]:

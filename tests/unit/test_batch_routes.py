@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
@@ -53,7 +54,7 @@ def lines(*specs: object) -> bytes:
 
 
 async def test_jsonl(client: httpx.AsyncClient, redis: Redis, store: Store) -> None:
-    body = lines(*({**SONG, "custom_id": f"song {number}"} for number in range(600)))
+    body = codecs.BOM_UTF8 + lines(*({**SONG, "custom_id": f"song {number}"} for number in range(600)))
     answer = await client.post("/v1/batches?name=moods&label=album=blue", content=body, headers=JSONL)
     assert answer.status_code == 202, answer.text
     batch = answer.json()

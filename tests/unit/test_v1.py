@@ -335,6 +335,13 @@ async def test_hostile_bodies_are_the_clients_fault(http: httpx.AsyncClient, kin
         told = problem(await http.post("/v1/jobs", content=body, headers={"Content-Type": kind}))
         assert told["status"] in ({400, 413, 422} if kind == "application/json" else {415}), body[:40]
         assert told["code"] in {"bad_request", "invalid_spec", "too_large", "unsupported_media_type"}, body[:40]
+        assert "error parsing" not in told["detail"], body[:40]  # says neither what was wrong nor what to do
+
+
+async def test_a_redirect_of_the_router_names_no_host(http: httpx.AsyncClient) -> None:
+    """Behind a proxy that ends TLS it would lead from https to http."""
+    answer = await http.post("/v1/jobs/", json={"prompt": "x"}, headers={"Host": "elsewhere.example"})
+    assert (answer.status_code, answer.headers["Location"]) == (307, "/v1/jobs")
 
 
 @pytest.mark.parametrize(
