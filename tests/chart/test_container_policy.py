@@ -117,6 +117,10 @@ def another_main(job: Job) -> None:
     job["spec"]["template"]["spec"]["containers"] *= 2
 
 
+def volume(**source: Any) -> Callable[[Job], None]:
+    return lambda job: job["spec"]["template"]["spec"]["volumes"].append({"name": "more", **source})
+
+
 def variable(**source: Any) -> Callable[[Job], None]:
     return on_main(env=[{"name": "A", "valueFrom": source}])
 
@@ -155,9 +159,9 @@ VOLUMES, ROOT, LIMITS, IMAGES, WRITES = (
         (on_pod(hostIPC=True), TOKEN),
         (on_pod(nodeName="control-plane"), TOKEN),
         (on_pod(priorityClassName="system-node-critical"), TOKEN),
-        (on_pod(volumes=[{"name": "a", "hostPath": {"path": "/"}}]), VOLUMES),
-        (on_pod(volumes=[{"name": "a", "emptyDir": {}}, {"name": "b", "secret": {"secretName": "s"}}]), VOLUMES),
-        (on_pod(volumes=[{"name": "a", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]), VOLUMES),
+        (volume(hostPath={"path": "/"}), VOLUMES),
+        (volume(secret={"secretName": "serinette-valkey"}), VOLUMES),
+        (volume(projected={"sources": [{"serviceAccountToken": {"path": "token"}}]}), VOLUMES),
         (without(*POD, "securityContext"), ROOT),
         (on_pod(securityContext={"runAsNonRoot": False, "seccompProfile": {"type": "RuntimeDefault"}}), ROOT),
         (on_pod(securityContext={"runAsNonRoot": True, "seccompProfile": {"type": "Unconfined"}}), ROOT),
