@@ -8,7 +8,16 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from serinette.errors import InvalidSpec
 from serinette.spec import AudioId, PublishedName, invalid_spec, without_control_characters
@@ -22,7 +31,21 @@ _JOB_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # Written in full, so that nobody's default registry is asked: host/repository, a tag, a digest.
 _REPOSITORY = r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)"
 _TAG = r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
-Image = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}+{_TAG}$", max_length=400)]
+_IMAGE_CHARACTERS = 400
+_IMAGE = re.compile(rf"{_REPOSITORY}+{_TAG}")
+
+
+def _in_full(image: object) -> object:
+    if isinstance(image, str) and len(image) <= _IMAGE_CHARACTERS and not _IMAGE.fullmatch(image):
+        raise ValueError(
+            "image: must be written in full, registry/repository:tag or registry/repository@sha256:..., "
+            "as in registry.example/audio/stems:1"
+        )
+    return image
+
+
+# The validator says in words what the pattern says in the document.
+Image = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}+{_TAG}$", max_length=400), BeforeValidator(_in_full)]
 # An entry of the operator's list: registry, `registry/path/`, repository, or one with its tag or digest.
 AllowedImage = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}*(?:/|{_TAG})$", max_length=400)]
 

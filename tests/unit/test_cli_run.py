@@ -10,9 +10,9 @@ import typer
 
 from serinette.cli.container_options import mib_of, ordered, pairs_of, wanted
 from serinette.cli.running import exit_code
-from serinette.client.container_calls import LogReader
-from serinette.container import Run
-from serinette.job import Job, JobError, JobStatus, now
+from serinette.client.container_calls import ContainerFields, LogReader, submit
+from serinette.container import ContainerSpec, Run
+from serinette.job import Job, JobError, JobOptions, JobStatus, now
 from serinette.names import Lane
 from serinette.spec import GenerationSpec
 
@@ -108,7 +108,8 @@ def test_what_is_said_is_what_is_sent(params: dict[str, Any], spec: dict[str, An
 @pytest.mark.parametrize(
     ("params", "complaint"),
     [
-        ({"image": "stems"}, "image"),
+        ({"image": "stems"}, "^image: must be written in full, registry/repository:tag or"),
+        ({"image": f"{IMAGE}\n"}, "must be written in full"),
         ({"env": ["A"]}, "'A' is not NAME=VALUE"),
         ({"env": ["A B=1"]}, "env"),
         ({"env": ["A=1"], "secrets": ["A=hub"]}, "A is in env too"),
@@ -150,6 +151,13 @@ def test_how_it_ends(status: JobStatus, run: Run | None, code: int) -> None:
         error=JobError(code="container_failed", message="m"),
     )
     assert exit_code(job) == code
+
+
+def test_every_field_can_be_written_as_an_argument() -> None:
+    given = ContainerFields.__annotations__.keys()
+    assert given == (ContainerSpec.model_fields.keys() | JobOptions.model_fields.keys()) - {"image", "command"}
+    body = submit(ContainerSpec(image=IMAGE, gpus=1), ["train"], None, "key", {"cpu": 2, "timeout_s": 60}).body
+    assert body == {"image": IMAGE, "gpus": 1, "command": ["train"], "cpu": 2, "timeout_s": 60}
 
 
 def test_a_log_comes_in_pieces_and_another_attempts_from_its_start() -> None:
