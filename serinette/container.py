@@ -45,7 +45,9 @@ def _in_full(image: object) -> object:
 
 
 # The validator says in words what the pattern says in the document.
-Image = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}+{_TAG}$", max_length=400), BeforeValidator(_in_full)]
+Image = Annotated[
+    str, StringConstraints(pattern=rf"^{_REPOSITORY}+{_TAG}$", max_length=_IMAGE_CHARACTERS), BeforeValidator(_in_full)
+]
 # An entry of the operator's list: registry, `registry/path/`, repository, or one with its tag or digest.
 AllowedImage = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}*(?:/|{_TAG})$", max_length=400)]
 

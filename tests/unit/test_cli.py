@@ -176,6 +176,15 @@ def test_without_a_terminal_each_change_of_state_is_a_line(capsys: pytest.Captur
     ]
 
 
+def test_beside_a_log_the_bar_is_lines_in_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+    monkeypatch.setattr(terminal, "errors", screen)
+    with screen.capture() as captured, terminal.JobView("jazz", moving=False) as view:
+        view.show(WAY[0])
+        view.show(WAY[-1])
+    assert captured.get() == "jazz: queued (waits for a worker to load its model)\njazz: succeeded\n"
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_in_a_terminal_a_bar_moves_within_its_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
