@@ -44,9 +44,11 @@ class JobEvent(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str = Field(description="Give the last one seen as `Last-Event-ID` to go on behind it.")
-    type: str = Field(description="status, started, progress, attempt, cancel_requested, succeeded, failed, canceled")
+    type: str = Field(
+        description="status, started, progress, log, attempt, cancel_requested, succeeded, failed, canceled"
+    )
     data: dict[str, Any] = Field(
-        description="status: the job. progress: stage, step, steps, fraction. attempt: the attempt."
+        description="status: the job. progress: stage, step, steps, fraction. log: text. attempt: the attempt."
     )
 
 
