@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engine.full_size import build
+from benchmarks.engine.full_size import SIZES, build
 from gpu_worker.settings import WorkerSettings
+
+# Where checkpoints lie between two runs.
+BETWEEN_RUNS = Path(tempfile.gettempdir()) / "serinette-benchmarks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,7 @@ class Case:
     backlog_batch: int
     compile: bool
     runs: int = 3
-
-    @property
-    def directory(self) -> Path:
-        """Where checkpoints lie between two runs."""
-        return Path(tempfile.gettempdir()) / "serinette-benchmarks"
+    directory: Path = BETWEEN_RUNS
 
     @property
     def device_name(self) -> str:
@@ -62,9 +61,9 @@ def on_gpu(size: str) -> Case:
     """The full-size model on CUDA. Raises RuntimeError without a device."""
     if not torch.cuda.is_available():
         raise RuntimeError("this benchmark needs a CUDA device; `make bench ARGS=engine` measures ratios on a CPU")
-    directory = Path(tempfile.gettempdir()) / "serinette-benchmarks" / size
+    directory = BETWEEN_RUNS / size
     return Case(
-        model=str(build(directory, size, "cuda")),
+        model=str(build(directory, SIZES[size], "cuda")),
         device="cuda",
         durations_s=(10.0, 30.0, 60.0, 120.0, 240.0),
         batches=(1, 2, 4, 8, 16),

@@ -25,7 +25,7 @@ def measure(case: Case) -> Figures:
 
 def _split(case: Case, *, compile: bool, kept: bool) -> Figures:
     if not kept:
-        shutil.rmtree(case.directory / "compiled", ignore_errors=True)
+        shutil.rmtree(case.directory / "checkpoints" / "compiled", ignore_errors=True)
     settings = case.settings(compile=compile).model_dump_json(include={"model", "device", "compile", "work_dir"})
     command = [sys.executable, "-m", "benchmarks.engine.fresh", settings]
     began_s = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,17 +15,6 @@ from transformers import Qwen3Config, Qwen3Model
 from gpu_worker.engine.checkpoint import byte_tokenizer
 from gpu_worker.engine.pipeline import SongPipeline
 
-# diffusers' defaults are the 2B model's. XL: the sizes that others who run it give.
-TRANSFORMERS: Final[dict[str, dict[str, Any]]] = {
-    "turbo": {},
-    "xl": {
-        "hidden_size": 2560,
-        "num_hidden_layers": 32,
-        "intermediate_size": 9728,
-        "num_attention_heads": 32,
-        "encoder_hidden_size": 2048,
-    },
-}
 # Qwen3-0.6B, which the checkpoint takes its text encoder from.
 _TEXT: Final[dict[str, Any]] = {
     "vocab_size": 151_936,
@@ -38,26 +29,53 @@ _TEXT: Final[dict[str, Any]] = {
 _VAE: Final[dict[str, Any]] = {"downsampling_ratios": [2, 4, 4, 6, 10], "sampling_rate": 48_000}
 
 
-def build(directory: Path, size: str, device: str) -> Path:
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What each part is made with, in place of its class's defaults."""
+
+    transformer: Mapping[str, Any]
+    text: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+
+
+# diffusers' defaults are the 2B model's. XL: the sizes that others who run it give.
+TRANSFORMERS: Final[dict[str, dict[str, Any]]] = {
+    "turbo": {},
+    "xl": {
+        "hidden_size": 2560,
+        "num_hidden_layers": 32,
+        "intermediate_size": 9728,
+        "num_attention_heads": 32,
+        "encoder_hidden_size": 2048,
+    },
+}
+SIZES: Final = {name: Sizes(transformer, _TEXT, _VAE, {}) for name, transformer in TRANSFORMERS.items()}
+
+
+def build(directory: Path, sizes: Sizes, device: str) -> Path:
     """Write the checkpoint in bf16, without the parts that only covers use, unless it is there; answers `directory`."""
-    if (directory / "model_index.json").exists():
-        return directory
+    if not (directory / "model_index.json").exists():
+        assemble(sizes, device).save_pretrained(directory, safe_serialization=True)
+    return directory
+
+
+def assemble(sizes: Sizes, device: str) -> SongPipeline:
+    """The pipeline in bf16, its weights random and on this device (`meta`: without any)."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            pipe = SongPipeline(
+            return SongPipeline(
                 tokenizer=byte_tokenizer(),
                 scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
-                vae=AutoencoderOobleck(**_VAE),
-                text_encoder=Qwen3Model(Qwen3Config(**_TEXT)),
-                transformer=AceStepTransformer1DModel(is_turbo=True, model_version="turbo", **TRANSFORMERS[size]),
-                condition_encoder=AceStepConditionEncoder(),
+                vae=AutoencoderOobleck(**sizes.vae),
+                text_encoder=Qwen3Model(Qwen3Config(**sizes.text)),
+                transformer=AceStepTransformer1DModel(is_turbo=True, model_version="turbo", **sizes.transformer),
+                condition_encoder=AceStepConditionEncoder(**sizes.conditions),
                 audio_tokenizer=None,
                 audio_token_detokenizer=None,
             )
-            pipe.save_pretrained(directory, safe_serialization=True)
     finally:
         torch.set_default_dtype(before)
-    return directory
