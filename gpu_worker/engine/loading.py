@@ -192,22 +192,25 @@ def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: tor
         pipe.vae.tile_latent_min_length = fits.tile
     if settings.compile:
         for module in (pipe.transformer, pipe.vae.decoder):
-            module.forward = torch.compile(module.forward)
+            module.forward = torch.compile(module.forward, dynamic=True)
 
 
 def _warm_up(engine: AceStepEngine, max_batch: int) -> None:
     """Compile before the first job, which would take minutes and seem to hang.
 
-    A second length makes lengths free, an odd number of latent frames and one beyond the decoder's tile (20 s) are
-    graphs of their own. So are songs in company, and songs in company whose texts differ in length and are masked.
+    Lengths of songs and texts are free in every graph. A song beyond the decoder's tile (20 s) is a graph of its own.
+    So are songs in company, each time that a mask comes to it: for texts, for lengths, for both. What is compiled for
+    none of these is run eagerly from then on: no job waits for a compiler.
     """
+    torch.compiler.set_stance("default")
     text, longer = "a", "a song of another length"
-    batches: list[tuple[tuple[str, ...], float]] = [((text,), duration_s) for duration_s in (4.0, 6.0, 5.0, 30.0)]
+    batches: list[list[tuple[str, float]]] = [[(text, duration_s)] for duration_s in (4.0, 30.0)]
     if max_batch > 1:
-        batches += [((*texts, longer), duration_s) for texts in ((longer,), (text,)) for duration_s in (4.0, 5.0)]
-    for prompts, duration_s in batches:
-        specs = [GenerationSpec(prompt=prompt, duration_s=duration_s, steps=2) for prompt in prompts]
+        batches += [[(first, 5.0 - shorter_s), (longer, 5.0)] for first in (longer, text) for shorter_s in (0.0, 1.0)]
+    for songs in batches:
+        specs = [GenerationSpec(prompt=prompt, duration_s=duration_s, steps=2) for prompt, duration_s in songs]
         engine.sing([SongRequest(spec, seed=0) for spec in specs], lambda _stage, _step, _steps: frozenset())
+    torch.compiler.set_stance("eager_on_recompile")
 
 
 def _dtype(settings: WorkerSettings, device: torch.device) -> torch.dtype:

@@ -65,6 +65,7 @@ class Lengths:
     def __init__(self, transformer: Any) -> None:  # noqa: ANN401  # diffusers ships no types
         self._attention = MaskedAttention()
         self._patch = int(transformer.config.patch_size)
+        self._whole = 0
         self._behind: Tensor | None = None  # [songs, frames, 1]: True behind a song's end
         for layer in transformer.layers:
             layer.self_attn.set_processor(self._attention)
@@ -83,13 +84,22 @@ class Lengths:
 
     def _before(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._behind is None:
-            return None
-        return args, {**kwargs, "context_latents": self._cut(kwargs["context_latents"], self._behind)}
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        noisy, context = kwargs["hidden_states"], kwargs["context_latents"]
+        if self._behind is not None:
+            context = self._cut(context, self._behind)
+        # As the transformer would itself, but compiled it would be another graph for lengths that it has to fill up.
+        self._whole = noisy.shape[1]
+        odd = -self._whole % self._patch
+        if odd:
+            noisy, context = (pad(latents, (0, 0, 0, odd)) for latents in (noisy, context))
+        return args, {**kwargs, "hidden_states": noisy, "context_latents": context}
 
-    def _after(self, _module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        return None if self._behind is None else (self._cut(output[0], self._behind), *output[1:])
+    def _after(self, _module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        predicted = output[0][:, : self._whole]
+        if self._behind is not None:
+            predicted = self._cut(predicted, self._behind)
+        return predicted, *output[1:]
 
     @staticmethod
     def _cut(latents: Tensor, behind: Tensor) -> Tensor:
