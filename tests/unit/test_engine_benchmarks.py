@@ -1,4 +1,4 @@
-"""What `make bench-gpu` runs, before its first GPU: the full size put together, and its engine's figures taken small."""
+"""What `make bench-gpu` runs, before its first GPU: the full size put together, and its engine's figures small."""
 
 from __future__ import annotations
 
