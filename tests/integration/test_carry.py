@@ -99,3 +99,35 @@ def test_outputs_are_put_when_the_command_has_ended(store: Store, tmp_path: Path
     left_out = "\n".join(told["left_out"])
     for words in (r"'a b\nc' may not be called so", "'link' is no plain", "'linked' is no", "'pipe' is no", "too much"):
         assert words in left_out
+
+
+def test_three_steps_that_are_given_nothing_else_keep_what_a_failed_command_left(store: Store, tmp_path: Path) -> None:
+    """As in the pod, without its walls (tests/chart/test_container_steps.py has those)."""
+    inputs, outputs = tmp_path / "inputs", tmp_path / "outputs"
+    outputs.mkdir()
+    store.put("songs/default/j/a-0.mp3", b"a song")
+    plans = {
+        "fetch": [{"path": "song.mp3", "url": store.sign_get("songs/default/j/a-0.mp3", 600)}],
+        "carry": {
+            "urls": [store.sign_put("songs/default/j/a-output-000", 600)],
+            "manifest_url": store.sign_put("songs/default/j/a-outputs.json", 600),
+            "max_bytes": 1_000,
+        },
+    }
+
+    def start(name: str, root: Path) -> subprocess.Popen[str]:
+        only = {"SERINETTE_CARRY": json.dumps(plans[name]), "SERINETTE_CARRY_ROOT": str(root)}
+        return subprocess.Popen(
+            [sys.executable, "-m", "serinette.carry", name], env=only, stderr=subprocess.PIPE, text=True
+        )
+
+    with start("fetch", inputs) as fetch:
+        assert fetch.wait(120) == 0, fetch.stderr and fetch.stderr.read()
+    with start("carry", outputs) as carry:
+        assert carry.stderr and carry.stderr.readline() == "waiting for the command to end\n"
+        command = ["/bin/sh", "-c", f"cat {inputs}/song.mp3 > {outputs}/copy; exit 7"]
+        assert subprocess.run(command, env={}, check=False, timeout=120).returncode == 7
+        carry.send_signal(signal.SIGTERM)
+        assert carry.wait(120) == 0, carry.stderr.read()
+    assert store.get("songs/default/j/a-output-000") == b"a song"
+    assert [each["name"] for each in json.loads(store.get("songs/default/j/a-outputs.json"))["outputs"]] == ["copy"]
