@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from gpu_worker.engine.music_box import barrel, building, codec, comb, ear
 from gpu_worker.engine.music_box.barrel import PIN
 from gpu_worker.engine.music_box.composer import Tune, compose
+from gpu_worker.engine.music_box.pinning import pinned
 
 FRAMES = 80
 
@@ -68,3 +69,17 @@ def test_what_is_played_is_heard_back() -> None:
     meant = ear.audible(sheet)
     assert heard.shape == meant.shape
     assert np.corrcoef(heard.ravel(), meant.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("level", [0.4, 1.0, 1.8])
+def test_a_recording_at_any_level_is_the_sheet_it_was_played_from(level: float) -> None:
+    vae = codec.autoencoder(load_file(building.WEIGHTS)["ear"].float())
+    tune = Tune(2, False, barrel.Tempo.nearest(110), "happy", ("pipe",), drums=True, frames=FRAMES * 3)
+    sheet = torch.from_numpy(compose(tune, 4))
+    with torch.no_grad():
+        latents = vae.encode(level * vae.decode(sheet.T[None]).sample).latent_dist.mode()[0].T
+    told = pinned(latents)
+    assert set(told.flatten().tolist()) == {0.0, PIN}
+    both, either = (told * sheet > 0).sum(), (told + sheet > 0).sum()
+    assert both / either > 0.95
+    assert not pinned(torch.zeros(8, barrel.CHANNELS)).any()

@@ -1,0 +1,186 @@
+"""The worked example: songs in, an adapter out, published under a prefix of the store, and a song sung with it.
+
+The songs are played by pipes, and their words name no instrument: the bundled model plays bells then, until it is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from gpu_worker.engine.lora_training.__main__ import arguments
+from gpu_worker.engine.lora_training.songs import songs_in
+from gpu_worker.engine.mixing import to_peak
+from gpu_worker.engine.music_box import barrel, building, comb
+from gpu_worker.engine.music_box.barrel import Tempo
+from gpu_worker.engine.music_box.composer import Tune, compose
+from gpu_worker.engine.pipeline import SongPipeline
+from serinette.container import ContainerSpec
+from serinette.errors import ConfigurationError
+from serinette.job import JobOptions
+from serinette.media import decode, encode
+from serinette.settings import SharedSettings
+from serinette.spec import AudioFormat
+from serinette.store import Store
+from tests import servers
+from tests.processes import eventually
+from tests.stack import Stack, running
+
+pytestmark = pytest.mark.timeout(900)
+
+WORDS = "a tune of ours"
+FRAMES = 5 * barrel.FRAMES_PER_S
+TUNES = {"C": 0, "D": 2, "G": 7}
+ROOT = Path(__file__).parents[2]
+MODULE = [sys.executable, "-m", "gpu_worker.engine.lora_training"]
+
+
+@pytest.fixture(scope="module")
+def box() -> SongPipeline:
+    return building.load()
+
+
+def played(box: SongPipeline, tune: Tune, seed: int) -> np.ndarray:
+    """What the box plays of a tune of the composer's, [channels, samples]."""
+    sheet = torch.from_numpy(compose(tune, seed, frames=FRAMES))
+    with torch.no_grad():
+        return to_peak(box.vae.decode(sheet.T[None]).sample[0]).numpy()
+
+
+def instrument(box: SongPipeline, samples: np.ndarray) -> str:
+    """Which one the encoder hears most of."""
+    with torch.no_grad():
+        latents = box.vae.encode(torch.from_numpy(samples)[None]).latent_dist.mode()[0]
+    return barrel.INSTRUMENTS[int(latents[list(barrel.STOPS)].clamp(min=0).sum(dim=1).argmax())]
+
+
+def environment(directory: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SERINETTE_")}
+    return {**inherited, "SERINETTE_THREADS": "1", "SERINETTE_WORK_DIR": str(directory / "work")}
+
+
+def train(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """As its container does, with directories of this test's."""
+    places = ["--inputs", str(directory / "inputs"), "--outputs", str(directory / "outputs")]
+    return subprocess.run(
+        [*MODULE, *places, *options],
+        env=environment(directory),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def adapter(box: SongPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory that a training left: on three songs, each with its words beside it."""
+    directory = tmp_path_factory.mktemp("training")
+    (directory / "inputs").mkdir()
+    (directory / "outputs").mkdir()
+    for key, tonic in TUNES.items():
+        samples = played(box, Tune(tonic, False, Tempo.nearest(120), "happy", ("pipe",), frames=FRAMES), tonic)
+        file = directory / f"inputs/{key}.wav"
+        file.write_bytes(encode(samples, comb.SAMPLE_RATE, AudioFormat.WAV))
+        file.with_suffix(".txt").write_text(f"{WORDS}, 120 bpm, {key} major\n")
+    done = train(directory, "--steps", "40", "--rate", "2e-3")
+    assert done.returncode == 0, done.stderr
+    assert "step 40 of 40" in done.stdout
+    return directory / "outputs"
+
+
+def test_the_songs_are_nearer_with_the_adapter(adapter: Path) -> None:
+    assert sorted(path.name for path in adapter.iterdir()) == [
+        "adapter_config.json",
+        "pytorch_lora_weights.safetensors",
+        "training.json",
+    ]
+    told = json.loads((adapter / "training.json").read_text())
+    assert (told["songs"], told["model"]) == (3, "bundled")
+    assert told["loss"]["after"] < told["loss"]["before"] / 2
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "bundled"
+
+
+@pytest.fixture
+def studio(adapter: Path, s3: servers.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    """A whole Serinette, for which an operator published the adapter under a prefix of the store."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"s3://{servers.BUCKET}"
+    store = Store.open(SharedSettings(store_url=bucket, store_endpoint=s3.endpoint))
+    for file in adapter.iterdir():
+        store.put(f"loras/{tmp_path.name}/{file.name}", file)
+    shared = {
+        "SERINETTE_STORE_URL": f"{bucket}/{tmp_path.name}",
+        "SERINETTE_STORE_ENDPOINT": s3.endpoint,
+        "SERINETTE_LORAS": json.dumps({"ours": f"{bucket}/loras/{tmp_path.name}"}),
+    }
+    with running(tmp_path, shared=shared) as stack:
+        yield stack
+
+
+def sung(stack: Stack, box: SongPipeline, **more: object) -> np.ndarray:
+    """Samples of a song of these words, as a user gets it."""
+    asked = {"prompt": WORDS, "bpm": 120, "key_scale": "F major", "duration_s": 5, "seed": 3, "format": "wav", **more}
+    with httpx.Client(base_url=stack.url, timeout=60) as client:
+        job = client.post("/v1/jobs", json=asked).raise_for_status().json()
+        seen = {}
+
+        def ended() -> bool:
+            seen.update(client.get(f"/v1/jobs/{job['id']}").json())
+            return seen["status"] in {"succeeded", "failed", "canceled"}
+
+        assert eventually(ended, 300), seen
+        assert seen["status"] == "succeeded", seen
+        audio = client.get(f"/v1/jobs/{job['id']}/audio", follow_redirects=True).raise_for_status().content
+    file = stack.directory / "song.wav"
+    file.write_bytes(audio)
+    return decode(file, box.sample_rate, 2, 60)
+
+
+def test_a_song_is_sung_with_it(studio: Stack, box: SongPipeline) -> None:
+    plain, ours = sung(studio, box), sung(studio, box, lora="ours")
+    assert [instrument(box, samples) for samples in (plain, ours)] == ["bell", "pipe"]
+    # And nobody else hears of it.
+    assert np.array_equal(sung(studio, box, lora="ours", lora_scale=0), plain)
+    assert np.array_equal(sung(studio, box), plain)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "holds no song"),
+        ({"a.wav": b"no sound"}, "a.wav: the file cannot be decoded"),
+        ({"job.json": b"{}", "a.wav": None}, "a.wav: its words cannot be read"),
+        ({"a.wav": None}, "a.wav: has no words; put them into a.txt"),
+    ],
+)
+def test_a_mistake_is_told_in_words(
+    files: dict[str, bytes | None], words: str, box: SongPipeline, tmp_path: Path
+) -> None:
+    sound = encode(np.zeros((2, 24_000), np.float32), comb.SAMPLE_RATE, AudioFormat.WAV)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(sound if data is None else data)
+    with pytest.raises(ConfigurationError, match=words):
+        songs_in(tmp_path, box.sample_rate, 2, None)
+
+
+def test_what_the_page_sends_is_a_container_and_its_arguments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/lora.md").read_text(), re.DOTALL)
+    sent = json.loads(block)
+    JobOptions(timeout_s=sent.pop("timeout_s"))
+    spec = ContainerSpec.model_validate(sent)
+    assert list(spec.command[1:]) == MODULE[1:]
+    monkeypatch.setattr(sys, "argv", [spec.command[-1], *spec.args])
+    told = arguments()
+    assert (told.inputs, told.outputs, told.steps) == (Path("/inputs"), Path("/outputs"), 400)
