@@ -1,13 +1,14 @@
-"""What `make bench-gpu` runs, before its first GPU: the full size put together, and its engine's figures small."""
+"""What `make bench-gpu` runs, before its first GPU: the full size put together, and all of it run small."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.engine import floor, speed
+from benchmarks.engine import backlog, cold_start, floor, speed
 from benchmarks.engine.cases import Case
 from benchmarks.engine.full_size import SIZES, Sizes, assemble, build
 
@@ -32,6 +33,8 @@ TINY = Sizes(
         "num_timbre_encoder_hidden_layers": 1,
     },
 )
+# Several processes load torch: a machine that is busy takes minutes for them.
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile gives back what it was given: compiling takes minutes, and is tested elsewhere."""
+    """In this process and in those below: torch.compile gives back what it was given."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
 
 
@@ -88,3 +92,19 @@ def test_the_engine_is_measured_with_its_share_of_a_cards_floor(case: Case, monk
         assert row["sing_s"] > 0
     assert [(row["duration_s"], row["batch"]) for row in figures["compiled"]] == [(1.0, 1), (1.0, 2)]
     assert figures["best_denoiser_share_of_floor"] > 0
+
+
+def test_a_pod_under_backlog_is_measured_beside_the_plain_loop(case: Case) -> None:
+    figures = backlog.measure(replace(case, compile=False))
+    assert [(row["slots"], row["max_batch"]) for row in figures["pod"]] == [(1, 1), (2, 1), (4, 2)]
+    assert all(row["songs_per_min"] > 0 and row["engine_busy_share"] >= 0 for row in figures["pod"])
+    assert [row["batch"] for row in figures["plain"]] == [1, 2]
+    (ratios,) = figures["ratios"]
+    assert ratios["to_plain"] >= ratios["to_plain_at_its_best"] > 0
+
+
+def test_a_cold_start_is_told_apart(case: Case) -> None:
+    figures = cold_start.measure(case)
+    for way in ("eager", "compiled_first", "compiled_again"):
+        assert {"import_s", "load_s", "first_song_s", "second_song_s", "whole_process_s"} == figures[way].keys()
+        assert min(figures[way].values()) > 0
