@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AceStepPipeline
-from safetensors import SafetensorError
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from serinette.errors import ConfigurationError, Unsupported
 
@@ -32,6 +35,7 @@ class Adapters:
         self._most = most
         self._loaded: OrderedDict[str, float] = OrderedDict()  # own strength, by name; the oldest use first
         self._active: tuple[str, float] | None = None
+        self._away: list[tuple[nn.Module, str, BaseTunerLayer]] = []  # PEFT's layers, with their parents and names
 
     def check(self, name: str) -> None:
         """Raise Unsupported unless the operator published an adapter under this name."""
@@ -50,14 +54,31 @@ class Adapters:
         wanted = None if name is None or scale == 0 else (name, scale)
         if wanted == self._active:
             return
-        if wanted is not None:
-            self._active = _UNKNOWN  # loading makes the new one active, and a failure any
+        self._active = _UNKNOWN  # loading makes the new one active, and a failure any
+        self._put_back()
+        if wanted is None:
+            self._take_away()
+        else:
             self._load(wanted[0])
             self._pipe.set_adapters([wanted[0]], [scale * self._loaded[wanted[0]]])
-            self._pipe.enable_lora()
-        elif self._held():
-            self._pipe.disable_lora()
         self._active = wanted
+
+    def _take_away(self) -> None:
+        """Put the checkpoint's own layers where PEFT put its: graphs that were compiled of them are good again."""
+        self._away = [
+            (parent, name, layer)
+            for parent in self._pipe.transformer.modules()
+            for name, layer in parent.named_children()
+            if isinstance(layer, BaseTunerLayer)
+        ]
+        for parent, name, layer in self._away:
+            setattr(parent, name, layer.get_base_layer())
+
+    def _put_back(self) -> None:
+        """PEFT finds its layers in the model, to change and to delete them."""
+        for parent, name, layer in self._away:
+            setattr(parent, name, layer)
+        self._away = []
 
     def _load(self, name: str) -> None:
         self.check(name)
@@ -76,7 +97,7 @@ class Adapters:
                 f"lora: {name} cannot be loaded beside this checkpoint ({told}); leave it out, and tell the operator",
                 field="lora",
             ) from error
-        self._loaded[name] = own_strength(directory)
+        self._loaded[name] = own_strength(directory, weights)
         log.info("loaded the LoRA %s: %s", name, weights)
         while len(self._loaded) > self._most:
             self._drop(next(iter(self._loaded)))
@@ -99,12 +120,16 @@ def weights_in(directory: Path) -> Path:
     return found[0]
 
 
-def own_strength(directory: Path) -> float:
+def own_strength(directory: Path, weights: Path) -> float:
     """`alpha / r` of an adapter that PEFT saved, or alpha / sqrt(r) of a rank-stabilised one.
 
     diffusers does not read PEFT's `adapter_config.json` and takes alpha = r, so that such an adapter would be sung at
-    another strength than it was trained at. Formula: PEFT, `LoraLayer.set_scale`.
+    another strength than it was trained at. What it reads itself, inside the weights' file, it heeds: 1 for those.
+    Formula: PEFT, `LoraLayer.set_scale`.
     """
+    with safe_open(weights, framework="pt") as file:
+        if LORA_ADAPTER_METADATA_KEY in (file.metadata() or {}):
+            return 1.0
     try:
         config: dict[str, Any] = json.loads((directory / "adapter_config.json").read_text())
         rank, alpha = float(config["r"]), float(config["lora_alpha"])

@@ -191,6 +191,7 @@ def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: tor
         pipe.vae.enable_tiling()
         pipe.vae.tile_latent_min_length = fits.tile
     if settings.compile:
+        pipe.transformer.requires_grad_(False)  # PEFT would later, and a graph is bound to it
         for module in (pipe.transformer, pipe.vae.decoder):
             module.forward = torch.compile(module.forward, dynamic=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gpu_worker.engine.ace_step import AceStepEngine
 from gpu_worker.engine.adapters import own_strength, weights_in
@@ -144,7 +144,31 @@ def test_an_adapter_is_as_strong_as_it_was_trained(
     if config is not None:
         text = config if isinstance(config, str) else json.dumps(config)
         (tmp_path / "adapter_config.json").write_text(text)
-    assert own_strength(tmp_path) == strength
+    weights = tmp_path / "weights.safetensors"
+    save_file({"lora": torch.zeros(1)}, weights)
+    assert own_strength(tmp_path, weights) == strength
+
+
+def test_an_adapter_that_tells_its_strength_twice_is_as_strong_as_one_that_tells_it_once(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    """In diffusers' way, within its weights, and in PEFT's, in a file of its own."""
+    config = {"r": RANK, "lora_alpha": 2 * RANK, "target_modules": ["to_q", "to_v"]}
+    weights = load_file(weights_in(places["warm"]))
+    layers = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+    loras = {name: tmp_path / name for name in ("plain", "inside", "beside", "both")}
+    for name, directory in loras.items():
+        told = config if name in {"inside", "both"} else None
+        SongPipeline.save_lora_weights(directory, layers, transformer_lora_adapter_metadata=told)
+        if name in {"beside", "both"}:
+            (directory / "adapter_config.json").write_text(json.dumps(config))
+    published = {name: str(directory) for name, directory in loras.items()}
+    engine = load(WorkerSettings(model=str(places["model"]), work_dir=tmp_path, threads=1, loras=published))
+    heard = {name: sing(engine, name)[0] for name in loras}
+    assert np.array_equal(heard["both"], heard["beside"])
+    assert np.array_equal(heard["both"], heard["inside"])
+    assert np.array_equal(heard["both"], sing(engine, "plain", scale=2.0)[0])
+    assert not np.array_equal(heard["both"], heard["plain"])
 
 
 def test_which_file_holds_the_weights_is_no_guess(tmp_path: Path) -> None:
