@@ -211,16 +211,24 @@ def test_jobs_of_nobody_go() -> None:
     assert strays([job_of()], [held()]) == []
 
 
+T = [f"2026-01-01T00:00:00.00000000{n}Z" for n in range(4)]
+
+
 @pytest.mark.parametrize(
     ("told", "after", "size", "chunk"),
     [
         ("", "", 0, None),
-        ("1 a\n2 b\n", "", 0, Chunk("a\nb\n", "2")),
-        ("1 a\n2 b\n", "1", 2, Chunk("b\n", "2")),
-        ("1 a\n2 b\n", "2", 4, None),
-        ("1 a", "", 0, Chunk("a\n", "1")),
-        ("1 a\n2 too long\n", "", 0, Chunk("a\n" + cut_words(8), CUT)),
-        ("3 x\n", CUT, 2, None),
+        (f"{T[1]} a\n{T[2]} b\n", "", 0, Chunk("a\nb\n", T[2])),
+        (f"{T[1]} a\n{T[2]} b\n", T[1], 2, Chunk("b\n", T[2])),
+        (f"{T[1]} a\n{T[2]} b\n", T[2], 4, None),
+        (f"{T[1]} a", "", 0, Chunk("a\n", T[1])),
+        (f"{T[1]} a\n{T[2]} too long\n", "", 0, Chunk("a\n" + cut_words(8), CUT)),
+        (f"{T[3]} x\n", CUT, 2, None),
+        (f"{T[1]} \n{T[2]} b\n", "", 0, Chunk("\nb\n", T[2])),
+        (f"{T[1]} 1\rz 2\n{T[2]} b\n", "", 0, Chunk("1\rz 2\nb\n", T[2])),  # a progress bar
+        (f"{T[1]} 1\u2028z\x0c2\n", "", 0, Chunk("1\u2028z\x0c2\n", T[1])),
+        ("unable to retrieve container logs for containerd://1", "", 0, None),  # a node, in place of a log
+        (f"{T[1]} a\n{T[2][:15]}", "", 0, Chunk("a\n", T[1])),  # cut off where no more was asked for
     ],
 )
 def test_which_lines_of_a_log_are_new(told: str, after: str, size: int, chunk: Chunk | None) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # In place of the time of the last line: later than all times, so that nothing more is read.
 CUT = "~"
+# As the kubelet writes it; what a node says in place of a log ("unable to retrieve ...") begins otherwise.
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}")
 # Of a chunk, what its event tells; the whole is in the log.
 EVENT_CHARACTERS = 64 * 1024
 
@@ -32,13 +35,14 @@ def fresh(told: str, after: str, size_bytes: int, most_bytes: int) -> Chunk | No
         return None
     lines: list[str] = []
     last, room = after, most_bytes - size_bytes
-    for line in told.splitlines(keepends=True):
-        time, _, text = line.partition(" ")
-        if time <= after or not text:
+    # Not splitlines(): what follows a progress bar's carriage return is no line of the log, and begins with no time.
+    for line in told.removesuffix("\n").split("\n"):
+        time, behind, text = line.partition(" ")
+        if time <= after or not behind or not _TIME.match(time):
             continue
-        room -= len(text.encode())
+        room -= len(text.encode()) + 1
         if room < 0:
             return Chunk("".join(lines) + cut_words(most_bytes), CUT)
-        lines.append(text if text.endswith("\n") else text + "\n")
+        lines.append(text + "\n")
         last = time
     return Chunk("".join(lines), last) if lines else None
