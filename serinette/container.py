@@ -26,6 +26,8 @@ from serinette.spec import AudioId, PublishedName, invalid_spec, without_control
 CONTAINERS_POOL = "containers"
 
 MAX_INPUTS = 32
+# Of command, args and env together. Kubernetes takes no object of 1.5 MiB, and Linux no program with more than 2.
+MAX_WORDS_BYTES = 256 * 1024
 _JOB_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 # Written in full, so that nobody's default registry is asked: host/repository, a tag, a digest.
@@ -122,6 +124,16 @@ class ContainerSpec(_Model):
         for path in paths:
             if any(path != other and other.startswith(f"{path}/") for other in paths) or paths.count(path) > 1:
                 raise ValueError(f"inputs: {path} is the path of two inputs, or lies above another's")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_pod(self) -> Self:
+        words = (*self.command, *self.args, *self.env, *self.env.values())
+        if (size_bytes := sum(len(word.encode()) for word in words)) > MAX_WORDS_BYTES:
+            raise ValueError(
+                f"args: command, args and env hold {size_bytes} bytes, and may hold {MAX_WORDS_BYTES} together; "
+                "bring more as an input"
+            )
         return self
 
     def digest(self) -> str:

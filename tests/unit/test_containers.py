@@ -95,6 +95,7 @@ def test_the_allow_list(entry: str, image: str, allowed: bool) -> None:
         ({"inputs": [{"path": "a", "prefix": "songs/../"}]}, "inputs"),
         ({"inputs": [{"path": "a", "prefix": "songs/other-tenant/"}]}, "inputs"),
         ({"gpus": -1}, "gpus"),
+        ({"args": ["x" * 8000] * 33}, "args"),
         ({"host_network": True}, "host_network"),
     ],
 )

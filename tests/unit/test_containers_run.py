@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from redis import Redis
 from api.containers.manifest import JOB_LABEL
 from api.settings import MaintenanceSettings
 from serinette.job import AttemptOutcome, JobStatus
-from serinette.names import Keys, Lane, output_key
+from serinette.names import Keys, Lane, manifest_key, output_key
 from tests import servers
 from tests.kube import kubernetes_api
 from tests.unit.container_bench import ACCOUNT, NAMESPACE, ON, TENANT, ContainerBench, ago, terminated
@@ -211,6 +212,35 @@ def test_an_api_server_that_is_away_is_waited_for(bench: ContainerBench) -> None
     bench.kube.heal()
     bench.round()
     assert bench.job(job_id)
+
+
+@pytest.mark.parametrize("status", [403, 409, 410, 500])
+def test_one_that_the_api_server_does_not_take_holds_up_no_other(bench: ContainerBench, status: int) -> None:
+    """As where a quota, or a webhook of the cluster, refuses it."""
+    runs = start(bench)
+    bench.kube.fail("/jobs", status, method="POST")
+    waits = bench.submit(lane=Lane.HIGH)
+    bench.round(2)
+    bench.pod(runs, "Succeeded", terminated(0))
+    bench.round(2)
+    assert (bench.entry(runs).outcome, bench.job(runs)) == (JobStatus.SUCCEEDED, None)
+    assert bench.entry(waits).outcome is None
+    bench.kube.heal()
+    bench.round()
+    assert bench.job(waits)
+
+
+@pytest.mark.parametrize("manifest", [[], {"outputs": [{"name": "a", "index": "one"}]}, {"outputs": 1}])
+def test_a_manifest_that_cannot_be_read_holds_up_no_other(bench: ContainerBench, manifest: Any) -> None:
+    evil, runs = start(bench, gpus=0), start(bench)
+    key = manifest_key(TENANT, evil, bench.attempt_id(evil))
+    bench.store.put(key, json.dumps(manifest).encode())
+    for each in (evil, runs):
+        bench.pod(each, "Succeeded", terminated(0))
+    bench.round(2)
+    bench.assert_over(runs, JobStatus.SUCCEEDED)
+    run = bench.assert_over(evil, JobStatus.SUCCEEDED).run
+    assert run and run.warnings == ("what was said of its outputs cannot be read",)
 
 
 def test_the_pod_may_put_what_it_was_given_and_nothing_else(bench: ContainerBench) -> None:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel
+
 from api.containers.manifest import MAX_PLAN_BYTES, Order
 from api.containers.settings import ContainerSettings
 from serinette.container import ContainerSpec, Input, Output, Run, is_file_name
@@ -22,6 +24,19 @@ from serinette.names import (
     upload_prefix,
 )
 from serinette.store import Store
+
+
+class _ToldOutput(BaseModel):
+    name: str
+    index: int
+    sha256: str = ""
+
+
+class _Told(BaseModel):
+    """The manifest, as serinette/carry.py writes it."""
+
+    outputs: list[_ToldOutput] = []
+    left_out: list[str] = []
 
 
 class Carrying:
@@ -110,15 +125,15 @@ class Carrying:
         """Nothing that the manifest says is believed but names that may be such and sizes that the store confirms."""
         key = manifest_key(tenant, job_id, attempt_id)
         try:
-            told = json.loads(self._store.get(key))
+            told = _Told.model_validate_json(self._store.get(key))
         except NotFound:
             return (), ["its outputs were not put into the store in the time that they had"]
         except ValueError:
             return (), ["what was said of its outputs cannot be read"]
         found: list[Output] = []
-        warnings = [str(each)[:300] for each in told.get("left_out", [])[:21]]
-        for each in told.get("outputs", [])[: self._settings.containers_output_files]:
-            name, index = str(each.get("name")), int(each.get("index", -1))
+        warnings = [each[:300] for each in told.left_out[:21]]
+        for each in told.outputs[: self._settings.containers_output_files]:
+            name, index = each.name, each.index
             if not is_file_name(name) or not 0 <= index < self._settings.containers_output_files:
                 warnings.append(f"{ascii(name)[:200]} may not be the name of an output")
                 continue
@@ -128,7 +143,7 @@ class Carrying:
             except NotFound:
                 warnings.append(f"{name} was not put into the store")
                 continue
-            found.append(Output(name=name, key=at, size_bytes=size_bytes, sha256=str(each.get("sha256", ""))))
+            found.append(Output(name=name, key=at, size_bytes=size_bytes, sha256=each.sha256))
         return tuple(found), warnings
 
     def forget_manifest(self, tenant: str, job_id: str, attempt_id: str) -> None:

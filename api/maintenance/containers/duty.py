@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from api.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, Object, Order, manifest, with_secrets
 from api.containers.settings import ContainerSettings
@@ -28,7 +30,7 @@ from serinette.store import Store
 log = logging.getLogger(__name__)
 
 # Answers of the API server that say that this Job will never be taken.
-_REFUSED = frozenset({400, 422})
+_REFUSED = frozenset({400, 413, 422})
 
 
 class Containers:
@@ -42,15 +44,32 @@ class Containers:
         self._books = Books(redis, Ledger(redis, settings.keys, settings.retention_s), settings)
         self._carrying = Carrying(store, settings)
         self._trouble = Trouble(log, "asking the cluster for containers")
+        self._met: ClusterUnavailable | None = None
 
     def __call__(self) -> None:
         """Raises RedisError; a cluster that does not answer is told of in the log, and asked again."""
+        self._met = None
         try:
             self._round()
         except ClusterUnavailable as error:
-            self._trouble.note(error)
-        else:
-            self._trouble.note(None)
+            self._met = error
+        self._trouble.note(self._met)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What one container meets does not hold up the others; a Redis or an API server that is away does."""
+        try:
+            yield
+        except RedisError:
+            raise
+        except ClusterUnavailable as error:
+            if not error.status:
+                raise
+            self._met = error
+        except StoreUnavailable as error:
+            log.warning("the store is away: %s", error)
+        except Exception:  # what cannot be read of one
+            log.exception("the container is left as it is")
 
     def _round(self) -> None:
         # First what the cluster has, then the books: a Job that was seen and is held by nobody then is nobody's.
@@ -59,9 +78,10 @@ class Containers:
         cases = self._books.held()
         for name in strays(jobs.values(), [case.held for case in cases]):
             log.info("deleting %s: its job has ended", name)
-            self._cluster.delete(name)
+            with self._apart():
+                self._cluster.delete(name)
         for case in cases:
-            with logs.about(job=case.job.id):
+            with logs.about(job=case.job.id), self._apart():
                 self._step(case, jobs.get(case.job.id), pods.get(case.held.attempt_id))
         self._begin(cases)
 
