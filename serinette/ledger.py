@@ -8,7 +8,8 @@ Hash fields: `tenant`, `pool`, `cancel` (Unix seconds of the request), `attempts
 charge), `attempt:N` (JSON Attempt), `began` (Unix seconds of the last attempt's start), `gpu_s` (of failed attempts),
 `usage` (JSON Usage), `progress` (JSON Progress), `outcome` (JobStatus, set once), `error` (JSON
 JobError), `start_by` (Unix seconds), `webhook` (URL), `deliveries` (count), `delivery:N` (JSON Delivery). Of containers
-also `run` (JSON Run), `placed` (id of the attempt that got a Kubernetes Job), `log_at` (time of the last line read).
+also `run` (JSON Run), `placed` (id of the attempt that got a Kubernetes Job), `log_at` (time of the last line read),
+`ran_s` (of a canceled one, as long as its pod was seen).
 """
 
 from __future__ import annotations

@@ -97,12 +97,14 @@ def test_what_the_cluster_ends_is_charged_to_nobody(bench: ContainerBench) -> No
 
 
 def test_canceled_while_it_runs(bench: ContainerBench) -> None:
-    job_id = start(bench)
-    bench.pod(job_id)
+    job_id = start(bench, gpus=2)
+    bench.pod(job_id, main={"running": {"startedAt": ago(1000)}})
     bench.ledger.request_cancel(job_id)
     bench.put_output(job_id, "so-far.bin", b"so far")
     bench.round(2)
     assert bench.assert_over(job_id, JobStatus.CANCELED).run.outputs[0].name == "so-far.bin"  # type: ignore[union-attr]
+    usage = bench.entry(job_id).usage
+    assert usage and 2000 <= usage.gpu_s < 2600, "its GPUs were its tenant's until then, outputs and all"
 
 
 def test_a_job_that_somebody_deleted_is_begun_again(bench: ContainerBench) -> None:

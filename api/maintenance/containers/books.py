@@ -136,7 +136,7 @@ class Books:
                     execution = Execution.create(job, _HELD_FOR_S, pipe, WORKER)
                     job.prepare_for_execution(WORKER, pipeline=pipe)
                     pipe.persist(job.key)
-                    pipe.hdel(ledger, "log_at")
+                    pipe.hdel(ledger, "log_at", "ran_s")
                     pipe.delete(self._ledger.keys.log(job_id))
                     self._ledger.begin_attempt(job_id, execution.id, WORKER, pipeline=pipe)
                 pipe.execute()
@@ -147,6 +147,15 @@ class Books:
     def placed(self, case: Case) -> None:
         """Its Kubernetes Job was made: from now on one that is not there was deleted."""
         self._redis.hset(self._ledger.keys.ledger(case.job.id), "placed", case.held.attempt_id)
+
+    def note_run(self, case: Case, run_s: float) -> None:
+        """How long a canceled one has run so far: its pod is gone when the job ends."""
+        self._redis.hset(self._ledger.keys.ledger(case.job.id), "ran_s", run_s)
+
+    def run_s(self, case: Case) -> float:
+        """What was noted, in seconds."""
+        noted: Any = self._redis.hget(self._ledger.keys.ledger(case.job.id), "ran_s")
+        return float(noted or 0)
 
     def tell(self, case: Case, stage: Stage) -> None:
         """Where it is, if that is news."""

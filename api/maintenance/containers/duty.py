@@ -16,7 +16,7 @@ from api.maintenance.closing import without_song
 from api.maintenance.containers.books import Books, Case
 from api.maintenance.containers.carrying import Carrying
 from api.maintenance.containers.cluster import Jobs
-from api.maintenance.containers.judging import Ending, How, has_log, stage_of
+from api.maintenance.containers.judging import Ending, How, has_log, run_s_of, stage_of
 from api.maintenance.containers.logs import CUT, EVENT_CHARACTERS, Chunk, cut_words, fresh
 from api.maintenance.containers.plan import Action, Verdict, decide, startable, strays, verdict_of
 from api.maintenance.trouble import Trouble
@@ -96,6 +96,8 @@ class Containers:
         step = decide(case.held, job, pod, now())
         if pod is not None and has_log(pod) and step.action in {Action.WAIT, Action.END, Action.DELETE}:
             self._read_log(case, pod)
+        if pod is not None and case.held.canceled:
+            self._books.note_run(case, run_s_of(pod, now()))
         match step.action:
             case Action.CREATE:
                 self._create(case)
@@ -104,7 +106,8 @@ class Containers:
             case Action.DELETE if job is not None:
                 self._cluster.delete(job["metadata"]["name"])
             case Action.CANCEL:
-                self._settle(case, Outcome(JobStatus.CANCELED), None)
+                gpu_s = case.held.gpus * self._books.run_s(case)
+                self._settle(case, Outcome(JobStatus.CANCELED, gpu_s=gpu_s), None)
             case Action.END if step.ending:
                 self._end(case, step.ending)
             case _:

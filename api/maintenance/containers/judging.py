@@ -85,6 +85,13 @@ def has_log(pod: Object) -> bool:
     return bool(state.get("running") or state.get("terminated"))
 
 
+def run_s_of(pod: Object, at: datetime) -> float:
+    """How long the command has run, in seconds."""
+    state = _state(pod, MAIN)
+    told = state.get("terminated") or state.get("running") or {}
+    return _seconds(told.get("startedAt"), told.get("finishedAt"), at)
+
+
 def lost(why: str) -> Ending:
     """The cluster ended it."""
     return Ending(How.LOST, _error(WorkerLost, f"the cluster ended the container: {why}"))
