@@ -156,7 +156,7 @@ def test_the_log_is_followed_as_it_runs(shell: Shell) -> None:
         go.touch()
         assert "done\n" in lines
         ended = json.loads(process.stdout.read())
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
     assert (ended["status"], ended["run"]["exit_code"]) == ("succeeded", 0)
 
 
@@ -167,7 +167,7 @@ def test_ctrl_c(shell: Shell, house: House, option: tuple[str, ...]) -> None:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     with Client(house.url) as client:
         job = client.list(limit=1).jobs[0]
@@ -217,7 +217,7 @@ def test_a_client_follows_and_fetches(client: Any, tmp_path: Path) -> None:
     assert client.containers.outputs(job.id) == ()
     go.touch()
     assert list(lines) == ["done"]
-    ended = client.wait(job.id, timeout_s=60)
+    ended = client.wait(job.id, timeout_s=120)
     assert ended.status is JobStatus.SUCCEEDED
     assert client.containers.log(job.id) == "ready\ndone\n"
     assert [output.name for output in client.containers.outputs(ended)] == ["deep/one"]
@@ -268,7 +268,7 @@ def test_uploads_songs_and_whole_jobs_arrive_as_files(house: House, tmp_path: Pa
 
 def test_a_log_over_http_in_pieces(house: House, tmp_path: Path) -> None:
     go = tmp_path / "go"
-    with Client(house.url) as client, httpx.Client(base_url=house.url) as http:
+    with Client(house.url) as client, httpx.Client(base_url=house.url, timeout=60) as http:
         job = client.containers.submit(IMAGE, ["sh", "-c", until(go)])
         path = f"/v1/jobs/{job.id}/log"
         assert eventually(lambda: http.get(path).text == "ready\n", 120)

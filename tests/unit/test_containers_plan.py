@@ -57,10 +57,13 @@ def told(pod: dict[str, Any]) -> tuple[str, str, bool, str] | None:
         pod_of("Pending", conditions=[NO_NODE], age_s=899),
         pod_of("Pending", waits("ImagePullBackOff"), age_s=100),
         pod_of("Pending", waits("CreateContainerConfigError"), age_s=100),
+        pod_of("Pending", waits("ErrImagePull"), age_s=800, startTime=ago(60)),  # its node came late
+        pod_of("Pending", waits("ErrImagePull"), age_s=800, startTime=ago(700),
+               initContainerStatuses=fetching(terminated(0))),  # its inputs came late
         pod_of("Running", {"running": {"startedAt": ago(10)}}, startTime=ago(650)),
         pod_of("Running", terminated(0)),  # its outputs are being put
     ],
-)
+)  # fmt: skip
 def test_what_goes_on(pod: dict[str, Any]) -> None:
     assert told(pod) is None
 

@@ -141,9 +141,10 @@ def _held_up(pod: Object, patience: Patience, at: datetime) -> Ending | None:
     told = [_state(pod, name).get("waiting") or {} for name in (FETCH, CARRY, MAIN)]
     waiting = next((each for each in told if each.get("reason") in _TELLING), {})
     reason = waiting.get("reason", "")
-    if reason in _NEVER or (reason in _PULLING and age_s > _PULL_PATIENCE_S):
+    tried_s = _seconds(_reached(pod) or pod["metadata"].get("creationTimestamp"), None, at)
+    if reason in _NEVER or (reason in _PULLING and tried_s > _PULL_PATIENCE_S):
         return Ending(How.FAILED, _error(ImageUnavailable, f"the image cannot be pulled: {_short(waiting)}"))
-    if reason in _UNSTARTABLE and age_s > _PULL_PATIENCE_S:
+    if reason in _UNSTARTABLE and tried_s > _PULL_PATIENCE_S:
         error = _error(ContainerFailed, f"the container cannot be started: {_short(waiting)}", retryable=False)
         return Ending(How.FAILED, error)
     if age_s > patience.start_s and (unplaced := _condition(pod, "PodScheduled", "False")) is not None:
@@ -151,6 +152,13 @@ def _held_up(pod: Object, patience: Patience, at: datetime) -> Ending | None:
         text = f"no node took the container within {patience.start_s:g} s: {why}"
         return Ending(How.FAILED, _error(Unschedulable, text))
     return None
+
+
+def _reached(pod: Object) -> str | None:
+    """Since when a node has tried what holds it up: it may have waited long for that node, and for its inputs."""
+    fetched: str | None = (_state(pod, FETCH).get("terminated") or {}).get("finishedAt")
+    began: str | None = pod.get("status", {}).get("startTime")
+    return fetched or began
 
 
 def _silent(pod: Object, patience: Patience, at: datetime) -> Ending | None:
