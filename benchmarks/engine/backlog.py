@@ -84,9 +84,11 @@ def _drained(made: Pod, case: Case, duration_s: float, metrics: str) -> Figures:
     made.start()
     made.wait_stage(timeout_s=_LOAD_TIMEOUT_S)
     _sung(made, 2, duration_s)
+    time.sleep(case.metrics_settle_s)
     busy_s, began_s = _busy_s(metrics), time.perf_counter()
     _sung(made, case.backlog_songs, duration_s)
     wall_s = time.perf_counter() - began_s
+    time.sleep(case.metrics_settle_s)
     return {
         "wall_s": round(wall_s, 2),
         "songs_per_min": round(60 * case.backlog_songs / wall_s, 1),

@@ -30,6 +30,8 @@ class Case:
     compile: bool
     runs: int = 3
     directory: Path = BETWEEN_RUNS
+    # A worker's metrics tell what its engine said up to five seconds ago, which is much of a fast card's run.
+    metrics_settle_s: float = 10
 
     @property
     def device_name(self) -> str:

@@ -52,6 +52,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         compile=True,
         runs=1,
         directory=directory,
+        metrics_settle_s=0,
     )
 
 
