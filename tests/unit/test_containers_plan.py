@@ -236,3 +236,10 @@ T = [f"2026-01-01T00:00:00.00000000{n}Z" for n in range(4)]
 )
 def test_which_lines_of_a_log_are_new(told: str, after: str, size: int, chunk: Chunk | None) -> None:
     assert fresh(told, after, size, most_bytes=8) == chunk
+
+
+def test_a_line_that_still_grows_is_taken_when_it_is_whole() -> None:
+    told = f"{T[1]} a\n{T[2]} 10%\r"
+    assert fresh(told, "", 0, 99, ended=False) == Chunk("a\n", T[1])
+    assert fresh(f"{T[2]} 10%\r", T[1], 2, 99, ended=False) is None
+    assert fresh(told + "20%\n", T[1], 2, 99, ended=False) == Chunk("10%\r20%\n", T[2])

@@ -95,7 +95,7 @@ class Containers:
     def _step(self, case: Case, job: Object | None, pod: Object | None) -> None:
         step = decide(case.held, job, pod, now())
         if pod is not None and has_log(pod) and step.action in {Action.WAIT, Action.END, Action.DELETE}:
-            self._read_log(case, pod)
+            self._read_log(case, pod, ended=step.action is not Action.WAIT)
         if pod is not None and case.held.canceled:
             self._books.note_run(case, run_s_of(pod, now()))
         match step.action:
@@ -134,7 +134,7 @@ class Containers:
         owner = self._cluster.account(account) if account else None
         return with_secrets(manifest(order, self._settings, owner), order, self._settings)
 
-    def _read_log(self, case: Case, pod: Object) -> None:
+    def _read_log(self, case: Case, pod: Object, *, ended: bool) -> None:
         after, size_bytes = self._books.log_place(case.job.id)
         if after == CUT:
             return
@@ -145,7 +145,7 @@ class Containers:
         except ClusterUnavailable as error:  # a node that is away must not hold up the other containers
             log.warning("its log cannot be read: %s", error)
             return
-        chunk = fresh(told, after, size_bytes, most)
+        chunk = fresh(told, after, size_bytes, most, ended=ended)
         if chunk is None and len(told) >= asked - 4:
             chunk = Chunk(cut_words(most), CUT)
         if chunk:

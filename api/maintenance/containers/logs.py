@@ -26,8 +26,9 @@ def cut_words(most_bytes: int) -> str:
     return f"[serinette: the log is longer than the {most_bytes} bytes that are kept; the rest is cut]\n"
 
 
-def fresh(told: str, after: str, size_bytes: int, most_bytes: int) -> Chunk | None:
-    """The lines behind those of time `after`, each line of `told` behind its time; None without any.
+def fresh(told: str, after: str, size_bytes: int, most_bytes: int, *, ended: bool = True) -> Chunk | None:
+    """The lines behind those of time `after`, each line of `told` behind its time; None without any. Until it has
+    `ended`, the last is taken only if it is whole: the rest of it would come under the same time.
 
     `size_bytes` of the log are kept already, and `most_bytes` may be, the words that it is cut not counted.
     """
@@ -36,7 +37,8 @@ def fresh(told: str, after: str, size_bytes: int, most_bytes: int) -> Chunk | No
     lines: list[str] = []
     last, room = after, most_bytes - size_bytes
     # Not splitlines(): what follows a progress bar's carriage return is no line of the log, and begins with no time.
-    for line in told.removesuffix("\n").split("\n"):
+    *whole, rest = told.split("\n")
+    for line in (*whole, rest) if ended and rest else whole:
         time, behind, text = line.partition(" ")
         if time <= after or not behind or not _TIME.match(time):
             continue
