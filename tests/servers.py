@@ -95,6 +95,9 @@ def weed_command(directory: Path, ports: Sequence[int]) -> list[str]:
     command += [f"-s3.port={s3}", f"-master.port={master}", f"-filer.port={filer}", f"-volume.port={volume}"]
     command += [
         f"-admin.port={admin}",
+        # Its catalogs have ports of their own, the same for all, and one that cannot have them takes S3 down.
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         "-master.telemetry=false",
         "-admin.ui=false",
         "-webdav=false",
