@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Steps of a short song on a fast GPU come by the hundred a second; nobody can read more than this.
 _TELL_EVERY_S = 0.1
+# So long a song that is done waits for a last look at the cancel flag; with Redis away it is recorded all the same.
+_LOOK_S = 1.0
 # A song is given up at its deadline by the main thread, which then encodes or uploads nothing more. One that has not
 # moved for so long after it is stuck inside a library, where no signal reaches it.
 _STUCK_AFTER_S = 900.0
@@ -42,7 +44,9 @@ class Pulse:
         self._beat_every_s = beat_every_s
         self._reenter = reenter
         self._next_beat_s = time.monotonic() + beat_every_s
+        self._next_tell_s = 0.0
         self._latest: deque[Progress] = deque(maxlen=1)
+        self._looked = threading.Event()
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self.concluding = False
@@ -72,20 +76,38 @@ class Pulse:
             self._next_beat_s = 0.0
             self._wake.set()
 
+    def look(self) -> None:
+        """Look for the flag at once, and wait until that is done, though not for long: a cancel that was never
+        published, or is not heard yet, still comes before the record.
+        """
+        self._looked.clear()
+        self._next_beat_s = 0.0
+        self._wake.set()
+        self._looked.wait(_LOOK_S)
+
     def _run(self) -> None:
         try:
             while not self._stopped.is_set():
-                self._wake.wait(max(0.0, self._next_beat_s - time.monotonic()))
+                self._wake.wait(self._pause_s())
                 self._wake.clear()
                 self._end_if_stuck()
                 if time.monotonic() >= self._next_beat_s:
                     self._next_beat_s = time.monotonic() + self._beat_every_s
                     self._once(self._beat_and_look)
-                if self._latest and not self.concluding:
+                    self._looked.set()
+                if self._tells and time.monotonic() >= self._next_tell_s:
+                    self._next_tell_s = time.monotonic() + _TELL_EVERY_S
                     self._once(self._tell)
-                    self._stopped.wait(_TELL_EVERY_S)
         except StopRequested:  # the slot leaves while Redis is away
             return
+
+    @property
+    def _tells(self) -> bool:
+        return bool(self._latest) and not self.concluding
+
+    def _pause_s(self) -> float:
+        next_s = min(self._next_beat_s, self._next_tell_s) if self._tells else self._next_beat_s
+        return max(0.0, next_s - time.monotonic())
 
     def _once(self, act: Callable[[], None]) -> None:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.patient_store import PatientStore
+from gpu_worker.slot.pulse import Pulse
 from gpu_worker.slot.record import find_record, make_record, put_record, result_of
 from gpu_worker.slot.sources import Role, Sources
 from gpu_worker.slot.spool import Parcel, Spool, Spooled
@@ -37,10 +37,10 @@ class Singer:
     settings: WorkerSettings
     spool: Spool | None = None
 
-    def performance(self, hold: Hold, tell: Callable[[Progress], None]) -> Performance:
+    def performance(self, hold: Hold, pulse: Pulse) -> Performance:
         """The performance of one job."""
         store = PatientStore(self.store, self.settings.store_patience_s, hold.check)
-        return Performance(hold, tell, self.engine, store, self.settings.run_dir, self.spool)
+        return Performance(hold, pulse, self.engine, store, self.settings.run_dir, self.spool)
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Performance:
     """One attempt at one job."""
 
     hold: Hold
-    tell_progress: Callable[[Progress], None]
+    pulse: Pulse
     engine: EngineClient
     store: PatientStore
     run_dir: Path | None
@@ -73,6 +73,7 @@ class Performance:
         try:
             sung = self._ask_engine(job_id, spec)
             result = self._result(job_id, spec, sung)
+            self.pulse.look()
             self.hold.check()
         except BaseException:
             # Songs that nobody took would be the next job's.
@@ -131,7 +132,7 @@ class Performance:
     def _tell(self, stage: Stage, step: int | None = None, steps: int | None = None) -> None:
         self.hold.clock.tell(stage, step)
         engine_s = round(self.hold.clock.engine_s(), 3)
-        self.tell_progress(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=now()))
+        self.pulse.tell(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=now()))
 
     def _ask_engine(self, job_id: str, spec: GenerationSpec) -> Sung:
         model = self.engine.wait_ready(self.hold, self._tell)

@@ -210,7 +210,7 @@ class SlotWorker(SimpleWorker):
         try:
             with ExitStack() as beating:
                 pulse = self._pulse = beating.enter_context(self._beating(hold))
-                token = performing.set(self._singer.performance(hold, pulse.tell))
+                token = performing.set(self._singer.performance(hold, pulse))
                 try:
                     yield
                 finally:

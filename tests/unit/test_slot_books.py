@@ -7,6 +7,7 @@ from redis import Redis
 from rq.job import JobStatus as RqStatus
 
 from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.patient_store import PatientStore
 from serinette.errors import EngineCrashed, InvalidOutput
 from serinette.job import AttemptOutcome, JobStatus, Result
 from serinette.names import Keys, record_key, upload_audio_key
@@ -195,6 +196,23 @@ def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench) -> None:
     assert_over(bench, job_id, JobStatus.CANCELED)
     assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
     assert bench.engine.closed == 1, "what was not taken must not be taken for the next job's"
+
+
+def test_a_cancel_that_nobody_published_still_comes_before_the_record(
+    bench: SlotBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = bench.order()
+    put = PatientStore.put
+
+    def put_and_cancel(store: PatientStore, key: str, data: bytes, content_type: str) -> None:
+        put(store, key, data, content_type)
+        bench.ledger.request_cancel(job_id)  # nothing but the record is left to be done
+
+    monkeypatch.setattr(PatientStore, "put", put_and_cancel)
+    monkeypatch.setattr(Redis, "publish", lambda *_: 0)
+    bench.slot().sing_one()
+    assert_over(bench, job_id, JobStatus.CANCELED)
+    assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
 
 
 def test_a_newer_spec_goes_to_the_back_uncharged(bench: SlotBench, monkeypatch: pytest.MonkeyPatch) -> None:
