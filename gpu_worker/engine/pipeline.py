@@ -155,16 +155,20 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         audio_duration: float,
         dtype: torch.dtype,
         device: torch.device,
-        generator: Sequence[torch.Generator],
+        generator: torch.Generator | Sequence[torch.Generator] | None,
         **_none_given: object,
     ) -> Tensor:
-        """Noise [songs, frames, dims]: for each song what it starts from alone, and zeros behind it.
+        """Noise [songs, frames, dims]: for each song what it starts from alone, and zeros behind it. One generator, or
+        none, draws for all songs at once, as in the stock pipeline.
 
         The stock one rounds the frames' seconds up to frames again, which of 56 of them makes 57 and fails.
         """
         frames = round(audio_duration * self.latents_per_second)
-        own = self._frames if len(set(self._frames)) > 1 else [frames] * batch_size
         dims = self.transformer.config.audio_acoustic_hidden_dim
+        if not isinstance(generator, Sequence):
+            noise: Tensor = randn_tensor((batch_size, frames, dims), generator=generator, device=device, dtype=dtype)
+            return noise
+        own = self._frames if len(set(self._frames)) > 1 else [frames] * batch_size
         each = [
             randn_tensor((1, one, dims), generator=draw, device=device, dtype=dtype)
             for one, draw in zip(own, generator, strict=True)
