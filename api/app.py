@@ -47,8 +47,8 @@ from serinette.ledger import Ledger
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
 
-# Prefixes of the paths that take audio files as their body.
-UPLOAD_PATHS = ("/v1/uploads", "/generate_music_with_audio", "/release_task")
+# Prefixes of the paths that take files as their body.
+UPLOAD_PATHS = ("/v1/uploads", "/v1/files", "/generate_music_with_audio", "/release_task")
 
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"

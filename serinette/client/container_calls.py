@@ -66,9 +66,9 @@ def submit(
 
 
 def upload(size_bytes: int) -> Call[UploadedFile]:
-    """POST /v1/uploads/files."""
+    """POST /v1/files."""
     headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
-    return Call("POST", "/v1/uploads/files", model(UploadedFile), headers=headers, hold_s=60)
+    return Call("POST", "/v1/files", model(UploadedFile), headers=headers, hold_s=60)
 
 
 def log(job_id: str) -> Call[str]:

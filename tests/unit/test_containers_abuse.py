@@ -74,7 +74,7 @@ async def test_another_key_reads_neither_log_nor_outputs(redis: Redis, redis_url
 async def test_without_containers_nobody_fills_the_store_with_files(redis_url: str, file_store_url: str) -> None:
     settings = settings_of(redis_url, file_store_url, auth=False)
     async with serving(settings) as (_, client):
-        refused = await client.post("/v1/uploads/files", content=b"anything")
+        refused = await client.post("/v1/files", content=b"anything")
     assert (refused.status_code, problem(refused)["code"]) == (501, "unsupported")
     assert list(Store.open(settings).list("uploads/")) == []
 
@@ -82,9 +82,9 @@ async def test_without_containers_nobody_fills_the_store_with_files(redis_url: s
 async def test_a_file_is_bounded_as_audio_is_and_no_song_is_made_from_it(redis_url: str, file_store_url: str) -> None:
     settings = settings_of(redis_url, file_store_url, **ON, auth=False, max_upload_bytes=2048)
     async with serving(settings) as (_, client):
-        refused = await client.post("/v1/uploads/files", content=b"x" * 2049)
+        refused = await client.post("/v1/files", content=b"x" * 2049)
         assert (refused.status_code, problem(refused)["code"]) == (413, "too_large")
-        kept = (await client.post("/v1/uploads/files", content=b"x" * 2048)).json()
+        kept = (await client.post("/v1/files", content=b"x" * 2048)).json()
         assert (await client.get(f"/v1/uploads/{kept['id']}")).json() == kept
         song = {"prompt": "jazz", "task": "cover", "source_audio": kept["id"]}
         assert problem(await client.post("/v1/jobs", json=song))["field"] == "source_audio"

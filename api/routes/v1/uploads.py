@@ -73,7 +73,7 @@ async def upload(
 
 
 @router.post(
-    "/uploads/files",
+    "/files",
     status_code=201,
     summary="Bring a file for a container",
     dependencies=[Depends(containers_only)],
