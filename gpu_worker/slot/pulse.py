@@ -46,6 +46,7 @@ class Pulse:
         self._next_beat_s = time.monotonic() + beat_every_s
         self._next_tell_s = 0.0
         self._latest: deque[Progress] = deque(maxlen=1)
+        self._asked = False
         self._looked = threading.Event()
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -81,7 +82,7 @@ class Pulse:
         published, or is not heard yet, still comes before the record.
         """
         self._looked.clear()
-        self._next_beat_s = 0.0
+        self._asked = True
         self._wake.set()
         self._looked.wait(_LOOK_S)
 
@@ -94,6 +95,9 @@ class Pulse:
                 if time.monotonic() >= self._next_beat_s:
                     self._next_beat_s = time.monotonic() + self._beat_every_s
                     self._once(self._beat_and_look)
+                if self._asked:
+                    self._asked = False
+                    self._once(self._look)
                     self._looked.set()
                 if self._tells and time.monotonic() >= self._next_tell_s:
                     self._next_tell_s = time.monotonic() + _TELL_EVERY_S
@@ -109,7 +113,7 @@ class Pulse:
         next_s = min(self._next_beat_s, self._next_tell_s) if self._tells else self._next_beat_s
         return max(0.0, next_s - time.monotonic())
 
-    def _once(self, act: Callable[[], None]) -> None:
+    def _once(self, act: Callable[[], object]) -> None:
         try:
             act()
         except RedisError as error:  # one that no waiting mends; the next beat tries again
