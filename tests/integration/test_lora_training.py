@@ -175,6 +175,22 @@ def test_a_mistake_is_told_in_words(
         songs_in(tmp_path, box.sample_rate, 2, None)
 
 
+def test_a_song_of_a_few_samples_is_refused(box: SongPipeline, tmp_path: Path) -> None:
+    sound = np.zeros((2, comb.SAMPLE_RATE // 20), np.float32)
+    (tmp_path / "a.wav").write_bytes(encode(sound, comb.SAMPLE_RATE, AudioFormat.WAV))
+    with pytest.raises(ConfigurationError, match="is shorter than"):
+        songs_in(tmp_path, box.sample_rate, 2, "a caption")
+
+
+@pytest.mark.parametrize("told", ["--steps=0", "--rank=-1", "--rate=inf", "--rate=nan", "--batch=none", "--seconds=0"])
+def test_numbers_are_above_zero(told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", told])
+    with pytest.raises(SystemExit) as ended:
+        arguments()
+    assert ended.value.code == 2
+    assert told.partition("=")[0] in capsys.readouterr().err
+
+
 def test_what_the_page_sends_is_a_container_and_its_arguments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/lora.md").read_text(), re.DOTALL)
     sent = json.loads(block)

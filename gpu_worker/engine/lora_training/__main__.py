@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,13 +67,23 @@ def arguments() -> argparse.Namespace:
     reader.add_argument("--inputs", type=Path, default=Path("/inputs"), help="songs, each with NAME.txt or job.json")
     reader.add_argument("--outputs", type=Path, default=Path("/outputs"), help="where the adapter goes")
     reader.add_argument("--caption", help="words of songs that bring none")
-    reader.add_argument("--steps", type=int, default=200)
-    reader.add_argument("--rank", type=int, default=8)
-    reader.add_argument("--rate", type=float, default=1e-3, help="learning rate")
-    reader.add_argument("--batch", type=int, default=4, help="cuts of a song in a step")
-    reader.add_argument("--seconds", type=float, default=10.0, help="length of a cut")
+    reader.add_argument("--steps", type=_positive(int), default=200)
+    reader.add_argument("--rank", type=_positive(int), default=8)
+    reader.add_argument("--rate", type=_positive(float), default=1e-3, help="learning rate")
+    reader.add_argument("--batch", type=_positive(int), default=4, help="cuts of a song in a step")
+    reader.add_argument("--seconds", type=_positive(float), default=10.0, help="length of a cut")
     reader.add_argument("--seed", type=int, default=0)
     return reader.parse_args()
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def number_of(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return number
+
+    return number_of
 
 
 def _say(line: str) -> None:

@@ -14,7 +14,8 @@ from serinette.job import Record
 from serinette.media import decode
 from serinette.spec import GenerationSpec
 
-_LONGEST_S = 600.0
+# Less is not one token of the transformer, whose latents come 25 a second, two to a token.
+_SHORTEST_S, _LONGEST_S = 0.1, 600.0
 # Beside songs: their captions, and what a job or an upload left in the store.
 _WORDS = frozenset({".txt", ".json"})
 
@@ -32,7 +33,7 @@ def songs_in(directory: Path, sample_rate: int, channels: int, caption: str | No
     """Every song below `directory`. Its words are, in this order: NAME.txt, the spec in job.json beside it, `caption`.
 
     Raises:
-        ConfigurationError: there is no song, or one that is no audio or has no words.
+        ConfigurationError: there is no song, or one that is no audio, too short or long, or has no words.
     """
     found = list(_songs(directory, sample_rate, channels, caption))
     if not found:
@@ -49,6 +50,8 @@ def _songs(directory: Path, sample_rate: int, channels: int, caption: str | None
             samples = decode(path, sample_rate, channels, _LONGEST_S)
         except InvalidAudio as error:
             raise ConfigurationError(f"{name}: {error.message}") from error
+        if samples.shape[1] < _SHORTEST_S * sample_rate:
+            raise ConfigurationError(f"{name}: is shorter than {_SHORTEST_S:g} s, of which nothing can be learned")
         yield Song(name, _words_of(path, name, caption), samples)
 
 
