@@ -179,8 +179,7 @@ class Books:
 
     def log(self, job_id: str) -> bytes:
         """All that was read."""
-        text: Any = self._redis.get(self._ledger.keys.log(job_id))
-        return bytes(text or b"")
+        return self._ledger.log(job_id)[1]
 
     # -- its end
 

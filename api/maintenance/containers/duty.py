@@ -170,7 +170,7 @@ class Containers:
         meta = case.job.meta
         try:
             attempt = (meta["tenant"], case.job.id, case.held.attempt_id)
-            run = self._carrying.collect(attempt, exit_code, self._log(case))
+            run = self._carrying.collect(attempt, exit_code, self._books.log(case.job.id))
             outcome = Outcome(outcome.status, outcome.error, gpu_s=outcome.gpu_s, run=run)
             record = self._recorded(without_song(case.job, meta["tenant"], case.attempt, outcome))
             self._carrying.forget_manifest(*attempt)
@@ -184,9 +184,6 @@ class Containers:
         if self._store.put_if_absent(key, record.model_dump_json().encode()):
             return record
         return Record.model_validate_json(self._store.get(key))
-
-    def _log(self, case: Case) -> bytes:
-        return self._books.log(case.job.id)
 
 
 def _refused(why: str) -> Ending:
