@@ -17,12 +17,6 @@ class Lane(StrEnum):
 DEFAULT_POOL = "default"
 DEFAULT_TENANT = "default"
 
-# What RQ imports on the worker, by name: the gateway never imports it.
-SING_TASK = "gpu_worker.slot.task.sing"
-# Never imported: maintenance runs these as Kubernetes Jobs.
-CONTAIN_TASK = "serinette.container.run"
-
-
 def queue_name(pool: str, lane: Lane) -> str:
     """RQ queue of one lane of one pool, e.g. `default.normal`."""
     return f"{pool}.{lane}"
@@ -42,9 +36,18 @@ class Keys:
         """Sorted set of unfinished job ids by submit time (Unix seconds): what the sweep checks for orphans."""
         return self._key("live")
 
-    def ledger(self, job_id: str) -> str:
-        """Hash: cancel flag, progress, attempts and outcome of one job (serinette/ledger.py)."""
-        return self._key("ledger", job_id)
+    def job(self, job_id: str) -> str:
+        """Hash: the record of one job (serinette/jobs/entry.py)."""
+        return self._key("job", job_id)
+
+    def ended_job(self, job_id: str) -> str:
+        """String: what is left of a record some minutes after its end (serinette/jobs/calls.py, Shrunk); expiring."""
+        return self._key("ended", job_id)
+
+    @property
+    def ended(self) -> str:
+        """Sorted set of ended jobs whose record is whole, by when they ended (Unix seconds)."""
+        return self._key("ended")
 
     def events(self, job_id: str) -> str:
         """Stream of one job's events."""
@@ -79,10 +82,6 @@ class Keys:
     def rate(self, tenant: str) -> str:
         """String: when a tenant's allowance of requests is full again, Unix milliseconds; expiring."""
         return self._key("rate", tenant)
-
-    def reserved(self, queue: str) -> str:
-        """Sorted set of jobs admitted to a lane and not yet in its list, by when they cease to count."""
-        return self._key("reserved", queue)
 
     def log(self, job_id: str) -> str:
         """String: a container's log, as far as it was seen."""
@@ -124,18 +123,22 @@ class Keys:
         """String, JSON of one worker's presence (serinette/presence.py), expiring."""
         return self._key("worker", name)
 
-    @property
-    def dead_slots(self) -> str:
-        """Sorted set of the names of slots whose process was seen to die, by when that is forgotten (Unix seconds)."""
-        return self._key("dead-slots")
-
     def pace(self, pool: str) -> str:
         """Hash of a pool's moving averages (serinette/presence.py), for ETAs."""
         return self._key("pace", pool)
 
     def waiting(self, pool: str, lane: Lane) -> str:
-        """List of the jobs that wait in a lane: RQ's own key, and the first thing that KEDA reads."""
-        return ":".join((self.prefix, "queue", queue_name(pool, lane)))
+        """Sorted set of the jobs that wait in a lane, in their order: the first thing that KEDA reads."""
+        return self._key("waiting", queue_name(pool, lane))
+
+    def wake(self, pool: str) -> str:
+        """List of tokens, each of which wakes one idle slot of a pool."""
+        return self._key("wake", pool)
+
+    @property
+    def leases(self) -> str:
+        """Sorted set of attempts, `job:attempt`, by when their lease runs out (Unix seconds)."""
+        return self._key("leases")
 
     def busy(self, pool: str) -> str:
         """Set of the names of a pool's workers that hold work: KEDA lets the pool have as many."""
