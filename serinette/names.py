@@ -17,6 +17,7 @@ class Lane(StrEnum):
 DEFAULT_POOL = "default"
 DEFAULT_TENANT = "default"
 
+
 def queue_name(pool: str, lane: Lane) -> str:
     """RQ queue of one lane of one pool, e.g. `default.normal`."""
     return f"{pool}.{lane}"

@@ -13,7 +13,7 @@ from serinette.container import Run
 from serinette.credentials import Limits
 from serinette.job import JobError, JobStatus, Record, Result, Usage
 from serinette.jobs.entry import Entry
-from serinette.jobs.script import Argument, Call, text
+from serinette.jobs.script import Argument, Call, Reply, text
 from serinette.jobs.submission import Submission
 from serinette.names import Lane
 from serinette.spec import SCHEMA
@@ -175,7 +175,7 @@ def submit(
     arguments: list[Argument] = [submission.id, limits.model_dump_json() if limits else ""]
     arguments += [2**53 if max_waiting is None else max_waiting, "1" if fsync else "", len(rq_fields)]
 
-    def parse(answer: Any) -> Submitted:
+    def parse(answer: Reply) -> Submitted:
         kind, rest = text(answer[0]), answer[1:]
         match kind:
             case "new":
@@ -192,12 +192,21 @@ def submit(
     return Call("submit", [*arguments, *rq_fields, *record], parse)
 
 
-def claim(
+def claim(  # noqa: PLR0913  # all that the transition takes
     attempt_id: str, lease: Lease, pool: str, lanes: Sequence[Lane], *, woken: bool = False, schema: int = SCHEMA
 ) -> Call[Claimed | bool]:
     """Take the next job. Without one, whether to ask again at once. The same attempt is answered the same job."""
     bounds = " ".join(f"{bound:g}" for bound in WAIT.bounds)
-    arguments = [attempt_id, lease.slot, lease.lease_s, schema, pool, "1" if woken else "", bounds, *lanes]
+    arguments: list[Argument] = [
+        attempt_id,
+        lease.slot,
+        lease.lease_s,
+        schema,
+        pool,
+        "1" if woken else "",
+        bounds,
+        *lanes,
+    ]
     return Call("claim", arguments, _claimed)
 
 
@@ -219,7 +228,7 @@ def resume(entry: Entry, attempt_id: str, lease: Lease, rq_fields: Mapping[str, 
     return Call("resume", [*arguments, *flat, *record], _standing)
 
 
-def release(
+def release(  # noqa: PLR0913  # all that the transition takes
     job_id: str, attempt_id: str, error: JobError | None, *, charged: bool, gpu_s: float = 0.0, if_overdue: bool = False
 ) -> Call[Standing]:
     """End an attempt and put its job to the front of its lane; a charged one has failed."""
@@ -228,7 +237,7 @@ def release(
     return Call("release", arguments, _standing)
 
 
-def finish(
+def finish(  # noqa: PLR0913  # all that the transition takes
     job_id: str,
     attempt_id: str,
     outcome: Outcome,
@@ -237,7 +246,7 @@ def finish(
     if_overdue: bool = False,
     additions: Additions = (),
 ) -> Call[Finished]:
-    """End a job. `attempt_id`: the attempt that the outcome is of, or ''. `recorded`: its job.json lies in the store."""
+    """End a job. `attempt_id`: of the attempt that the outcome is of, or ''. `recorded`: job.json lies in the store."""
     usage = outcome.usage
     arguments: list[Argument] = [job_id, attempt_id, outcome.status, *_reason(outcome.error)]
     arguments += [outcome.result.model_dump_json() if outcome.result else "", outcome.event()]
@@ -246,7 +255,7 @@ def finish(
     for name, amount in additions:
         arguments += [name, amount]
 
-    def parse(answer: Any) -> Finished:
+    def parse(answer: Reply) -> Finished:
         kind, state = text(answer[0]), text(answer[1])
         if kind == "held":
             return Finished(None, held=True)
@@ -262,14 +271,15 @@ def cancel(job_id: str, tenant: str) -> Call[str]:
 
 def call_off(job_id: str, tenant: str, error: JobError, ttl_s: int) -> Call[bool]:
     """See that a job which has not been submitted never is; False, and it is canceled, if it has been."""
-    arguments = [job_id, tenant, Outcome(JobStatus.CANCELED).event(), error.model_dump_json(), "ttl_s", ttl_s]
+    arguments: list[Argument] = [job_id, tenant, Outcome(JobStatus.CANCELED).event(), error.model_dump_json()]
+    arguments += ["ttl_s", ttl_s]
     return Call("cancel", arguments, lambda answer: text(answer) == "called_off")
 
 
 def overdue(lease_s: float, most: int = 100) -> Call[list[tuple[str, str]]]:
     """Jobs, and the attempts in charge of them, whose lease ran out while it was watched."""
 
-    def parse(answer: Any) -> list[tuple[str, str]]:
+    def parse(answer: Reply) -> list[tuple[str, str]]:
         return [(job_id, attempt) for job_id, _, attempt in (text(each).rpartition(":") for each in answer)]
 
     return Call("overdue", [lease_s, most], parse)
@@ -310,25 +320,25 @@ def erase(job_id: str, tenant: str) -> Call[bool]:
 def look(job_ids: Sequence[str]) -> Call[list[Seen]]:
     """Each of several jobs."""
 
-    def parse(answer: Any) -> list[Seen]:
+    def parse(answer: Reply) -> list[Seen]:
         return [_seen(job_id, *each) for job_id, each in zip(job_ids, answer, strict=True)]
 
     return Call("look", list(job_ids), parse)
 
 
-def _seen(job_id: str, flat: Sequence[Any], place: Any, shrunk: Any) -> Seen:
+def _seen(job_id: str, flat: Sequence[Any], place: Reply, shrunk: Reply) -> Seen:
     known = text(shrunk)
     return Seen(Entry.parse(job_id, flat), int(place) if text(place) else None, Shrunk.parse(known) if known else None)
 
 
-def _claimed(answer: Any) -> Claimed | bool:
+def _claimed(answer: Reply) -> Claimed | bool:
     if text(answer[0]) != "job":
         return text(answer[0]) == "more"
     entry = Entry.parse(text(answer[1]), answer[3:])
     return entry is not None and Claimed(int(answer[2]), entry)
 
 
-def _standing(answer: Any) -> Standing:
+def _standing(answer: Reply) -> Standing:
     return Standing(text(answer))
 
 

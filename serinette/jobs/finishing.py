@@ -83,7 +83,7 @@ def put_record(store: RecordStore, record: Record) -> Record:
 def finish_as(
     jobs: Jobs, record: Record, *, gpu_s: float = 0.0, additions: Additions = (), if_overdue: bool = False
 ) -> Finished:
-    """End a job as its record in the store says. `gpu_s`: what the attempt that it is of took, where no result says so."""
+    """End a job as its record in the store says. `gpu_s`: what its attempt took, where no result says so."""
     outcome = Outcome.of(record)
     if outcome.result is None:
         outcome = Outcome(outcome.status, outcome.error, gpu_s=gpu_s, run=outcome.run)

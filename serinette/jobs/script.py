@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from redis import Redis
 from redis import asyncio as redis_asyncio
@@ -18,6 +18,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
+Reply: TypeAlias = Any  # as redis-py gives it: bytes, text, numbers and lists of them
 
 _BODY = (Path(__file__).parent / "transitions.lua").read_text()
 # A full server must be able to end jobs, and takes no new ones: it refuses a submit before its first write.
@@ -31,14 +32,14 @@ class Call(Generic[Answer]):
 
     name: str
     arguments: Sequence[Argument]
-    parse: Callable[[Any], Answer]
+    parse: Callable[[Reply], Answer]
 
     def command(self, prefix: str) -> tuple[Argument, ...]:
         """As the server takes it."""
         return ("EVALSHA", _SHAS[self.name != "submit"], 1, prefix, self.name, *self.arguments)
 
 
-def text(value: Any) -> str:
+def text(value: Reply) -> str:
     """What the server answered, whether its client decodes or not."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -72,7 +73,7 @@ class Jobs:
     def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
         with self.redis.pipeline(transaction=False) as pipe:
             for call in calls:
-                pipe.execute_command(*call.command(self.prefix))
+                pipe.execute_command(*call.command(self.prefix))  # type: ignore[no-untyped-call]  # redis-py's
             return pipe.execute(raise_on_error=False)
 
 
@@ -105,7 +106,7 @@ class AsyncJobs:
             return found
 
 
-def _answer(call: Call[Answer], found: Any) -> Answer:
+def _answer(call: Call[Answer], found: Reply) -> Answer:
     if isinstance(found, ResponseError):
         raise found
     return call.parse(found)

@@ -15,7 +15,7 @@ from rq.serializers import JSONSerializer
 
 from serinette.container import ContainerSpec
 from serinette.job import JobOptions
-from serinette.names import queue_name
+from serinette.names import Lane, queue_name
 from serinette.spec import SCHEMA, GenerationSpec
 from serinette.webhook import TELL_AFTER_S
 
@@ -87,7 +87,7 @@ class Submission:
         )
 
 
-def rq_fields_of(job_id: str, pool: str, lane: Any, kind: str, limits: tuple[int, int, int]) -> dict[str, Any]:
+def rq_fields_of(job_id: str, pool: str, lane: Lane, kind: str, limits: tuple[int, int, int]) -> dict[str, Any]:
     """RQ's hash of a job. `limits`: longest run and life after its end in seconds, and most attempts."""
     timeout_s, ttl_s, max_attempts = limits
     job = RqJob.create(
@@ -109,7 +109,7 @@ def rq_fields_of(job_id: str, pool: str, lane: Any, kind: str, limits: tuple[int
     return {name: value for name, value in fields.items() if value not in ("", None)}
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
