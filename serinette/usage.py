@@ -12,6 +12,8 @@ from redis import Redis
 from serinette.names import Keys
 
 _EPOCH = date(1970, 1, 1)
+# As transitions.lua has it.
+DAYS_KEPT = 400
 
 
 class Sums(BaseModel):
