@@ -195,7 +195,7 @@ class Keys:
         return self._key("batch-open", batch_id)
 
     def batch_part(self, batch_id: str, round: int, part: int) -> str:
-        """Hash of one open part's lines that have ended, to JSON BatchLine; it goes when the part is in the store."""
+        """Hash of one open part's lines that have ended, to how (api/batches/book.py); it goes with the part."""
         return self._key("batch-part", batch_id, str(round), str(part))
 
     @property

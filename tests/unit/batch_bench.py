@@ -1,24 +1,28 @@
-"""Batches on a real Valkey and a directory store: a gateway's desk, maintenance's duty, and slots moved by hand."""
+"""Batches on a real Valkey and a directory store: the gateway's part, the controller's, and slots moved by hand."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
 
-from api.app import create_app
+from api.batches.book import Book
 from api.batches.desk import Desk
+from api.batches.shelf import Shelf
 from api.maintenance.batches import Batches
 from api.settings import GatewaySettings, MaintenanceSettings
+from api.targets import Targets
+from api.tenancy.accounts import Accounts
 from serinette.batch import Batch, BatchLine, BatchOptions
 from serinette.job import JobError
+from serinette.jobs import Jobs
 from serinette.names import Keys, Lane, batch_errors_key, batch_output_key
 from serinette.store import Store
-from tests.gateways import HandSlot
+from tests.jobs import entry, fail, succeed, take
 
 TENANT = "default"
 
@@ -31,7 +35,7 @@ class BatchBench:
     store_url: str
     backlog: int = 10
     part_lines: int = 4
-    sung: Counter[str] = field(default_factory=Counter)
+    begun: Counter[str] = field(default_factory=Counter)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -39,14 +43,22 @@ class BatchBench:
         settings = GatewaySettings.model_validate(given)
         self.redis = Redis.from_url(self.redis_url)
         self.keys = Keys()
-        self.app = create_app(settings)
-        self.store: Store = self.app.state.parts.store
-        self.desk: Desk = replace(self.app.state.parts.desk, part_lines=self.part_lines)
-        self.slot = HandSlot(self.redis, self.store)
+        self.jobs = Jobs(self.redis, self.keys.prefix)
+        self.store = Store.open(settings)
+        self.desk = Desk(
+            book=Book(self.redis, self.keys, settings.retention_s),
+            shelf=Shelf(self.store),
+            jobs=self.jobs,
+            settings=settings,
+            targets=Targets(settings.webhook_networks),
+            declared=lambda _: None,
+            limits=Accounts(self.redis, self.keys, lambda _: None).limits,
+            part_lines=self.part_lines,
+        )
         self.duty = self.new_duty()
 
     def new_duty(self, redis: Redis | None = None, backlog: int | None = None) -> Batches:
-        """Maintenance, started anew."""
+        """The controller's part, started anew."""
         given = {"redis_url": self.redis_url, "store_url": self.store_url, "batch_backlog": backlog or self.backlog}
         return Batches(redis or self.redis, self.store, MaintenanceSettings.model_validate(given))
 
@@ -63,28 +75,28 @@ class BatchBench:
         return {name: count for name, count in self.look(batch).request_counts.model_dump().items() if count}
 
     def waiting(self) -> list[str]:
-        found: Any = self.redis.lrange(self.keys.waiting("default", Lane.LOW), 0, -1)
+        found: Any = self.redis.zrange(self.keys.waiting("default", Lane.LOW), 0, -1)
         return [job_id.decode() for job_id in found]
 
     def begin(self, count: int) -> list[str]:
         """Begin the jobs that wait longest."""
         ids = self.waiting()[:count]
         for job_id in ids:
-            assert self.slot.claim(job_id, lane=Lane.LOW) == 1, "a job was begun twice"
-            self.sung[job_id] += 1
+            assert take(self.jobs, job_id), "a job was begun twice"
+            self.begun[job_id] += 1
         return ids
 
-    def end(self, job_ids: Sequence[str], failing: Sequence[str] = (), tenant: str = TENANT) -> None:
-        """End jobs, those that sing a prompt of `failing` in failure."""
+    def end(self, job_ids: Sequence[str], failing: Sequence[str] = ()) -> None:
+        """End jobs that were begun, those of a prompt in `failing` in failure."""
         for job_id in job_ids:
-            prompt = self.desk.queue.get(tenant, job_id).spec.prompt
+            prompt = entry(self.jobs, job_id).spec.prompt
             if prompt in failing:
-                self.slot.fail(job_id, JobError(code="invalid_output", message="nothing was heard"))
+                fail(self.jobs, self.store, job_id, JobError(code="invalid_output", message="nothing was heard"))
             else:
-                self.slot.succeed(job_id, [prompt.encode()], tenant)
+                succeed(self.jobs, self.store, job_id, [prompt.encode()])
 
-    def sing(self, count: int = 1_000, failing: Sequence[str] = ()) -> None:
-        """Sing what waits."""
+    def generate(self, count: int = 1_000, failing: Sequence[str] = ()) -> None:
+        """Begin and end what waits."""
         self.end(self.begin(count), failing)
 
     def run(self, batch: Batch, failing: Sequence[str] = (), rounds: int = 100) -> Batch:
@@ -93,7 +105,7 @@ class BatchBench:
             self.duty()
             if (seen := self.look(batch)).status.ended:
                 return seen
-            self.sing(failing=failing)
+            self.generate(failing=failing)
         raise AssertionError(f"the batch did not end: {self.look(batch)}")
 
     def output(self, batch: Batch, round: int = 0) -> list[BatchLine]:
@@ -103,11 +115,11 @@ class BatchBench:
         return self._file(batch_errors_key(batch.tenant, batch.id, round))
 
     def lines(self, batch: Batch) -> list[BatchLine]:
-        """All lines as the route tells them."""
-        told: list[BatchLine] = []
-        while len(told) < batch.request_counts.total:
-            told += self.desk.lines(batch.tenant, batch.id, len(told), 250)
-        return told
+        """All lines as the route answers them."""
+        found: list[BatchLine] = []
+        while len(found) < batch.request_counts.total:
+            found += self.desk.lines(batch.tenant, batch.id, len(found), 250)
+        return found
 
     def _file(self, key: str) -> list[BatchLine]:
         return [BatchLine.model_validate_json(line) for line in self.store.get(key).splitlines()]
