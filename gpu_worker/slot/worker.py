@@ -18,7 +18,6 @@ from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.worker.base import WorkerStatus
 
 from gpu_worker.slot.awaiting_store import AwaitingStore, Pending
 from gpu_worker.slot.clock import song_additions
@@ -198,7 +197,6 @@ class SlotWorker(SimpleWorker):
             self._hold = self._heartbeat = self._spooled = None
             self._drain.holding = self._awaiting.holding
             self._report_busy(False)
-            self.set_state(WorkerStatus.IDLE)
 
     def _pause(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds
