@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,13 +20,66 @@ from api.settings import GatewaySettings, MaintenanceSettings
 from api.targets import Targets
 from api.tenancy.accounts import Accounts
 from serinette.batch import Batch, BatchLine, BatchOptions
-from serinette.job import JobError
-from serinette.jobs import Jobs
-from serinette.names import Keys, Lane, batch_errors_key, batch_output_key
+from serinette.job import Artifact, JobError, JobStatus, Record, Result, Sampling, Timings
+from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
+from serinette.jobs.finishing import finish_as, put_record, record_of
+from serinette.names import Keys, Lane, artifact_key, batch_errors_key, batch_output_key
+from serinette.spec import AudioFormat
 from serinette.store import Store
-from tests.jobs import entry, fail, succeed, take
+from tests.jobs import Board
 
 TENANT = "default"
+
+
+def take(jobs: Jobs, job_id: str) -> bool:
+    """Have a slot begin this job; whether it could."""
+    return isinstance(jobs(calls.take(job_id, uuid.uuid4().hex, Lease("pod.0.test", 20.0))), Claimed)
+
+
+def result(tenant: str, job_id: str, attempt_id: str, songs: Sequence[bytes]) -> Result:
+    """Of a job with these songs."""
+    artifacts = tuple(
+        Artifact(
+            index=index,
+            key=artifact_key(tenant, job_id, attempt_id, index, "mp3"),
+            seed=index,
+            format=AudioFormat.MP3,
+            content_type="audio/mpeg",
+            size_bytes=len(song),
+            sha256=hashlib.sha256(song).hexdigest(),
+            duration_s=1.0,
+            sample_rate=48_000,
+            channels=2,
+        )
+        for index, song in enumerate(songs)
+    )
+    return Result(
+        artifacts=artifacts,
+        model="tiny",
+        model_revision="0" * 64,
+        sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
+        timings=Timings(queue_s=0.1, sing_s=1.0, encode_s=0.1, upload_s=0.1, run_s=1.3),
+    )
+
+
+def succeed(jobs: Jobs, store: Store, job_id: str, songs: Sequence[bytes] = (b"song",)) -> Record:
+    """End a job that an attempt holds with songs, as its slot does."""
+    held = Board(jobs.redis, Keys(jobs.prefix)).entry(job_id)
+    attempt = held.attempts[-1]
+    made = result(held.tenant, job_id, attempt.id, songs)
+    for artifact, song in zip(made.artifacts, songs, strict=True):
+        store.put(artifact.key, song, artifact.content_type)
+    record = put_record(store, record_of(held, attempt, Outcome(JobStatus.SUCCEEDED, result=made)))
+    finish_as(jobs, record)
+    return record
+
+
+def fail(jobs: Jobs, store: Store, job_id: str, error: JobError) -> Record:
+    """End a job that an attempt holds in failure, as its slot does."""
+    held = Board(jobs.redis, Keys(jobs.prefix)).entry(job_id)
+    record = put_record(store, record_of(held, held.attempts[-1], Outcome(JobStatus.FAILED, error)))
+    finish_as(jobs, record)
+    return record
 
 
 @dataclass
@@ -44,6 +99,7 @@ class BatchBench:
         self.redis = Redis.from_url(self.redis_url)
         self.keys = Keys()
         self.jobs = Jobs(self.redis, self.keys.prefix)
+        self.board = Board(self.redis, self.keys)
         self.store = Store.open(settings)
         self.desk = Desk(
             book=Book(self.redis, self.keys, settings.retention_s),
@@ -75,8 +131,7 @@ class BatchBench:
         return {name: count for name, count in self.look(batch).request_counts.model_dump().items() if count}
 
     def waiting(self) -> list[str]:
-        found: Any = self.redis.zrange(self.keys.waiting("default", Lane.LOW), 0, -1)
-        return [job_id.decode() for job_id in found]
+        return self.board.waiting(Lane.LOW)
 
     def begin(self, count: int) -> list[str]:
         """Begin the jobs that wait longest."""
@@ -89,7 +144,7 @@ class BatchBench:
     def end(self, job_ids: Sequence[str], failing: Sequence[str] = ()) -> None:
         """End jobs that were begun, those of a prompt in `failing` in failure."""
         for job_id in job_ids:
-            prompt = entry(self.jobs, job_id).spec.prompt
+            prompt = self.board.entry(job_id).spec.prompt
             if prompt in failing:
                 fail(self.jobs, self.store, job_id, JobError(code="invalid_output", message="nothing was heard"))
             else:

@@ -13,7 +13,6 @@ from serinette.credentials import Limits
 from serinette.errors import NotFinished, NotFound
 from serinette.jobs import calls
 from serinette.names import batch_prefix, batch_results_key
-from tests.jobs import entry
 from tests.unit.batch_bench import TENANT, BatchBench
 
 
@@ -29,7 +28,7 @@ def test_lines_are_released_as_songs_begin(bench: BatchBench) -> None:
     bench.duty()
     assert len(bench.waiting()) == 10
     first, *_ = held = bench.begin(3)
-    job = entry(bench.jobs, first)
+    job = bench.board.entry(first)
     assert (job.lane, job.labels) == ("low", {"album": "blue", "batch": batch.id, "line": "1"})
     bench.duty()
     assert bench.counts(batch) == {"total": 30, "released": 13, "queued": 10, "running": 3}
@@ -177,9 +176,9 @@ def test_jobs_that_have_shrunk_are_read_from_the_store(bench: BatchBench) -> Non
     bench.duty()
     straggler, *others = bench.begin(4)
     bench.end(others)
-    assert not any(bench.jobs(calls.shrink(entry(bench.jobs, job_id))) for job_id in others), "they are not gathered"
+    assert not any(bench.jobs(calls.shrink(bench.board.entry(job_id))) for job_id in others), "they are not gathered"
     bench.duty()
-    assert all(bench.jobs(calls.shrink(entry(bench.jobs, job_id))) for job_id in others)
+    assert all(bench.jobs(calls.shrink(bench.board.entry(job_id))) for job_id in others)
     assert [line.status for line in bench.lines(batch)] == ["running", *3 * ["succeeded"]]
     bench.end([straggler])
     bench.run(batch)
