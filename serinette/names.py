@@ -132,6 +132,15 @@ class Keys:
         """Sorted set of the jobs that wait in a lane, in their order: the first thing that KEDA reads."""
         return self._key("waiting", queue_name(pool, lane))
 
+    def started(self, pool: str, lane: Lane) -> str:
+        """RQ's sorted set of the attempts that run, `job:attempt`, of jobs of a lane."""
+        return ":".join((self.prefix, "wip", queue_name(pool, lane)))
+
+    @property
+    def synced(self) -> str:
+        """String that is written where a submit changes nothing and yet waits for the server's disk."""
+        return self._key("synced")
+
     def wake(self, pool: str) -> str:
         """List of tokens, each of which wakes one idle slot of a pool."""
         return self._key("wake", pool)
