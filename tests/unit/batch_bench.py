@@ -18,8 +18,8 @@ from api.batches.shelf import Shelf
 from api.maintenance.batches import Batches
 from api.settings import GatewaySettings, MaintenanceSettings
 from api.targets import Targets
-from api.tenancy.accounts import Accounts
 from serinette.batch import Batch, BatchLine, BatchOptions
+from serinette.credentials import Limits
 from serinette.job import Artifact, JobError, JobStatus, Record, Result, Sampling, Timings
 from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import finish_as, put_record, record_of
@@ -95,7 +95,7 @@ class BatchBench:
 
     def __post_init__(self) -> None:
         given = {"redis_url": self.redis_url, "store_url": self.store_url, **self.settings}
-        settings = GatewaySettings.model_validate(given)
+        self.gateway = settings = GatewaySettings.model_validate(given)
         self.redis = Redis.from_url(self.redis_url)
         self.keys = Keys()
         self.jobs = Jobs(self.redis, self.keys.prefix)
@@ -108,7 +108,7 @@ class BatchBench:
             settings=settings,
             targets=Targets(settings.webhook_networks),
             declared=lambda _: None,
-            limits=Accounts(self.redis, self.keys, lambda _: None).limits,
+            limits=lambda _: Limits(),
             part_lines=self.part_lines,
         )
         self.duty = self.new_duty()
