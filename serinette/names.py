@@ -182,6 +182,14 @@ class Keys:
         """Hash: status, cursor and counts of one batch (api/batches/book.py). Never its lines."""
         return self._key("batch", batch_id)
 
+    def batch_running(self, batch_id: str) -> str:
+        """Set of the ids of a batch's jobs that an attempt holds."""
+        return self._key("batch-running", batch_id)
+
+    def batch_ended(self, batch_id: str) -> str:
+        """Set of the ids of a batch's jobs that have ended, until the batch has entered them."""
+        return self._key("batch-ended", batch_id)
+
     def batch_open(self, batch_id: str) -> str:
         """Set of the numbers of those of a batch's parts that are released and not yet written to the store."""
         return self._key("batch-open", batch_id)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from serinette.container import Run
 from serinette.credentials import Limits
@@ -160,7 +160,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """How a slot holds a job. `worker_s`: how long RQ knows the slot without another word."""
+    """How a slot holds a job; `lease_s` 0: for ever. `worker_s`: how long RQ knows the slot without another word."""
 
     slot: str
     lease_s: float
@@ -219,6 +219,18 @@ def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call
     """Keep the lease, and report progress (JSON) if there is any."""
     arguments = [job_id, attempt_id, lease.slot, lease.lease_s, lease.worker_s, progress]
     return Call("beat", arguments, _standing)
+
+
+def note(job_id: str, attempt_id: str, field: Literal["placed", "ran_s"], value: Argument) -> Call[Standing]:
+    """Keep something of the attempt in charge, a container's."""
+    return Call("note", [job_id, attempt_id, field, value], _standing)
+
+
+def log(job_id: str, attempt_id: str, after: str, lines: tuple[str, str], event: str) -> Call[Standing]:
+    """Add `lines`, text and the time of the last, to a container's log, unless another has added to it since it was
+    read up to `after`.
+    """
+    return Call("log", [job_id, attempt_id, after, *lines, event], _standing)
 
 
 def resume(entry: Entry, attempt_id: str, lease: Lease, rq_fields: Mapping[str, Argument]) -> Call[Standing]:

@@ -74,6 +74,7 @@ local function queue_of(job) return job.pool .. '.' .. job.lane end
 local function list_key(queue) return prefix .. ':queue:' .. queue end
 local function waiting_key(queue) return own .. 'waiting:' .. queue end
 local function started_key(queue) return prefix .. ':wip:' .. queue end
+local function batch_key(of, job) return own .. 'batch-' .. of .. ':' .. job.batch end
 local function wake_key(pool) return own .. 'wake:' .. pool end
 local function worker_of(slot) return string.match(slot, '^(.+)%.[^.]+%.[^.]+$') end
 
@@ -114,6 +115,9 @@ local function attempt_json(text, outcome, at, reason)
     local why = reason ~= '' and ',"error":' .. reason or ''
     return head .. ',"outcome":"' .. outcome .. '","ended_at":' .. seconds(at) .. why .. '}'
 end
+
+-- A lease of 0 seconds never runs out: of an attempt that lives on where nobody renews it, as a container does.
+local function lease_end(at, lease_s) return lease_s == 0 and '+inf' or at + lease_s end
 
 -- What says that an attempt runs: its lease, its worker's mark, RQ's execution and started registry.
 local function mark(id, job, attempt, slot, lease_until, at)
@@ -167,6 +171,7 @@ local function close_attempt(id, job, outcome, at, reason, code)
     set(id, name, text)
     redis.call('HDEL', record_key(id), 'owner', 'progress')
     redis.call('ZREM', own .. 'running:' .. job.tenant, id)
+    if job.batch then redis.call('SREM', batch_key('running', job), id) end
     count('attempts_ended', job.pool, outcome, code)
     return text
 end
@@ -181,7 +186,8 @@ local function start(id, job, attempt, slot, lease_s, at)
     redis.call('ZREM', waiting_key(queue_of(job)), id)
     redis.call('ZREM', own .. 'deadlines', id)
     redis.call('ZADD', own .. 'running:' .. job.tenant, at, id)
-    mark(id, job, attempt, slot, at + lease_s, at)
+    if job.batch then redis.call('SADD', batch_key('running', job), id) end
+    mark(id, job, attempt, slot, lease_end(at, lease_s), at)
     redis.call('HSET', rq_key(id), 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'ended_at',
         '', 'worker_name', slot)
     event(id, 'started', '{"attempt":' .. attempts .. ',"worker":' .. cjson.encode(slot) .. '}')
@@ -232,6 +238,10 @@ local function end_job(id, job, outcome, at, last)
     if job.webhook then redis.call('ZADD', own .. 'webhooks', at + number(job.webhook_after_s, 'webhook_after_s'), id) end
     redis.call('ZADD', own .. 'ended', at, id)
     local ttl_s = job.ttl_s
+    if job.batch then  -- until the batch has entered it
+        redis.call('SADD', batch_key('ended', job), id)
+        redis.call('EXPIRE', batch_key('ended', job), ttl_s)
+    end
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(at))
     redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue, at + ttl_s, id)
     for _, key in ipairs({record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id)}) do
@@ -387,7 +397,7 @@ function transitions.claim()
     return {'none'}
 end
 
--- take: id, attempt id, slot, seconds of a lease. As claim, of one job that waits: for whoever decides the order itself.
+-- take: id, attempt id, slot, seconds of a lease (0: for ever). As claim, of one job that waits: for whoever decides the order itself.
 -- Answers as claim.
 function transitions.take()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
@@ -419,7 +429,7 @@ local function standing(id, attempt)
     return known[1] == 'queued' and 'waits' or 'lost'
 end
 
--- beat: id, attempt id, slot, seconds of a lease, seconds that RQ keeps the worker, progress JSON or ''.
+-- beat: id, attempt id, slot, seconds of a lease (0: for ever), seconds that RQ keeps the worker, progress JSON or ''.
 -- Answers as `standing`.
 function transitions.beat()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
@@ -427,7 +437,7 @@ function transitions.beat()
     local progress, at = given(7, 'progress'), clock()
     local answer, member = standing(id, attempt), id .. ':' .. attempt
     if answer == 'mine' or answer == 'cancel' then
-        redis.call('ZADD', own .. 'leases', at + lease_s, member)
+        redis.call('ZADD', own .. 'leases', lease_end(at, lease_s), member)
         redis.call('HSET', rq_key(id), 'last_heartbeat', iso(at))
         redis.call('HSET', prefix .. ':execution:' .. member, 'last_heartbeat', seconds(at))
         if progress ~= '' then
@@ -441,6 +451,30 @@ function transitions.beat()
     if redis.call('EXISTS', worker) == 1 then
         redis.call('HSET', worker, 'last_heartbeat', iso(at))
         redis.call('EXPIRE', worker, math.ceil(worker_s))
+    end
+    return answer
+end
+
+-- note: id, attempt id, field, value. What the runner of containers keeps of its attempt. Answers as `standing`.
+function transitions.note()
+    local id, attempt = given(2, 'id'), given(3, 'attempt')
+    local field, value = one_of(given(4, 'field'), 'field', {'placed', 'ran_s'}), given(5, 'value')
+    local answer = standing(id, attempt)
+    if answer == 'mine' or answer == 'cancel' then set(id, field, value) end
+    return answer
+end
+
+-- log: id, attempt id, time of the line up to which the log was read, lines to add, time of the last of them, JSON of
+-- the event. Added only if nobody went on from there. Answers as `standing`.
+function transitions.log()
+    local id, attempt, after = given(2, 'id'), given(3, 'attempt'), given(4, 'after')
+    local lines, last, data = given(5, 'lines'), given(6, 'last'), given(7, 'event')
+    local answer = standing(id, attempt)
+    if answer ~= 'mine' and answer ~= 'cancel' then return answer end
+    if (redis.call('HGET', record_key(id), 'log_at') or '') == after then
+        redis.call('APPEND', own .. 'log:' .. id, lines)
+        set(id, 'log_at', last)
+        event(id, 'log', data)
     end
     return answer
 end
@@ -466,10 +500,11 @@ function transitions.resume()
         redis.call('ZADD', own .. index, created_at, id)
     end
     redis.call('ZADD', own .. 'running:' .. job.tenant, at, id)
+    if job.batch then redis.call('SADD', batch_key('running', job), id) end
     redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
     redis.call('HSET', rq_key(id), 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', slot)
-    mark(id, job, attempt, slot, at + lease_s, at)
+    mark(id, job, attempt, slot, lease_end(at, lease_s), at)
     event(id, 'started', '{"attempt":' .. job.attempts .. ',"worker":' .. cjson.encode(slot) .. '}')
     return 'mine'
 end
@@ -584,7 +619,7 @@ function transitions.overdue()
     local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
     redis.call('SET', own .. 'watched', seconds(at))
     if at < watched or at - watched > lease_s / 2 then
-        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', 0, -1)) do
+        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', '(+inf', 'BYSCORE')) do
             redis.call('ZADD', own .. 'leases', at + lease_s, member)
         end
         return {}
@@ -692,7 +727,8 @@ function transitions.shrink()
     if not job then return 0 end
     local left_s = redis.call('TTL', record_key(id))
     if not ENDED[job.state] or not job.recorded or left_s < 1 or redis.call('ZSCORE', own .. 'unrecorded', id)
-        or redis.call('ZSCORE', own .. 'webhooks', id) then return 0 end
+        or redis.call('ZSCORE', own .. 'webhooks', id)
+        or job.batch and redis.call('SISMEMBER', batch_key('ended', job), id) == 1 then return 0 end
     redis.call('SET', ended_key(id), text, 'EX', left_s)
     forget(id, job)
     return 1
