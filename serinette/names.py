@@ -132,6 +132,10 @@ class Keys:
         """Sorted set of the jobs that wait in a lane, in their order: the first thing that KEDA reads."""
         return self._key("waiting", queue_name(pool, lane))
 
+    def unknown_jobs(self, queue: str) -> str:
+        """List of ids without a record that claims found in a lane: of before an upgrade, or of another program."""
+        return self._key("unknown", queue)
+
     def wake(self, pool: str) -> str:
         """List of tokens, each of which wakes one idle slot of a pool."""
         return self._key("wake", pool)
