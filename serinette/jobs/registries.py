@@ -1,4 +1,4 @@
-"""The lanes that exist, and what RQ would tidy in its registries if its own workers ran: plain commands, no transition."""
+"""The lanes that exist, and what RQ's own workers would tidy in its registries: plain commands, no transition."""
 
 from __future__ import annotations
 
