@@ -212,7 +212,8 @@ def claim(  # noqa: PLR0913  # all that the transition takes
 
 def take(job_id: str, attempt_id: str, lease: Lease) -> Call[Claimed | bool]:
     """Take this job, if it waits."""
-    return Call("take", [job_id, attempt_id, lease.slot, lease.lease_s], _claimed)
+    arguments: list[Argument] = [job_id, attempt_id, lease.slot, lease.lease_s]
+    return Call("take", arguments, _claimed)
 
 
 def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call[Standing]:
