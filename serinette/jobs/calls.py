@@ -155,7 +155,7 @@ class Finished:
 
     status: JobStatus | None
     decided: bool = False
-    held: bool = False  # it has not: the lease of its attempt has not run out
+    held: bool = False  # it has not: another attempt is in charge, or its lease has not run out
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ def take(job_id: str, attempt_id: str, lease: Lease) -> Call[Claimed | bool]:
 
 def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call[Standing]:
     """Keep the lease, and report progress (JSON) if there is any."""
-    arguments = [job_id, attempt_id, lease.slot, lease.lease_s, lease.worker_s, progress]
+    arguments: list[Argument] = [job_id, attempt_id, lease.slot, lease.lease_s, lease.worker_s, progress]
     return Call("beat", arguments, _standing)
 
 
@@ -246,7 +246,7 @@ def release(  # noqa: PLR0913  # all that the transition takes
 ) -> Call[Standing]:
     """End an attempt and put its job to the front of its lane; a charged one has failed."""
     outcome = "failed" if charged else "returned"
-    arguments = [job_id, attempt_id, outcome, *_reason(error), gpu_s, "1" if if_overdue else ""]
+    arguments: list[Argument] = [job_id, attempt_id, outcome, *_reason(error), gpu_s, "1" if if_overdue else ""]
     return Call("release", arguments, _standing)
 
 
@@ -258,13 +258,16 @@ def finish(  # noqa: PLR0913  # all that the transition takes
     recorded: bool,
     if_overdue: bool = False,
     additions: Additions = (),
+    by: str = "",
 ) -> Call[Finished]:
-    """End a job. `attempt_id`: of the attempt that the outcome is of, or ''. `recorded`: job.json lies in the store."""
+    """End a job. `attempt_id`: of the attempt that the outcome is of, or ''. `recorded`: job.json lies in the store.
+    `by`: of the attempt that asks, which holds the job no more.
+    """
     usage = outcome.usage
     arguments: list[Argument] = [job_id, attempt_id, outcome.status, *_reason(outcome.error)]
     arguments += [outcome.result.model_dump_json() if outcome.result else "", outcome.event()]
     arguments += [usage.gpu_s, usage.size_bytes, "1" if recorded else "", "1" if if_overdue else ""]
-    arguments += [outcome.run.model_dump_json() if outcome.run else ""]
+    arguments += [outcome.run.model_dump_json() if outcome.run else "", by]
     for name, amount in additions:
         arguments += [name, amount]
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serinette.container import ContainerSpec, Run
-from serinette.errors import Expired, WorkerLost
+from serinette.errors import Expired, InvalidSpec, WorkerLost
 from serinette.job import Attempt, AttemptOutcome, Job, JobError, JobStatus, Progress, Record, Result, Usage
 from serinette.jobs.script import text
 from serinette.names import Lane
@@ -62,8 +62,17 @@ class Entry:
 
     @property
     def wire(self) -> dict[str, Any]:
-        """Its spec as queued, perhaps by another version."""
-        found: dict[str, Any] = json.loads(self.fields["spec"])
+        """Its spec as queued, perhaps by another version.
+
+        Raises:
+            InvalidSpec: it cannot be read.
+        """
+        try:
+            found = json.loads(self.fields["spec"])
+        except (ValueError, LookupError):
+            found = None
+        if not isinstance(found, dict):
+            raise InvalidSpec("the job's record in Redis cannot be read; submit it again")
         return found
 
     @property

@@ -562,20 +562,20 @@ end
 
 -- finish: id, id of the attempt that the outcome is of ('': of none), outcome, error JSON or '', its code, result JSON
 -- or '', terminal event, gpu seconds, bytes, '1' if job.json lies in the store, '1': only if the lease ran out, run JSON
--- or '', then fields of the tally and what to add. Answers {'ended', state that it has} once it has ended, by this call
--- or before, {'unknown'}, or {'held'} where the lease of the attempt in charge has not run out.
+-- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it has} once it has ended, by this call
+-- or before, {'unknown'}, or {'held'} where another attempt is in charge, or the lease of this one has not run out.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
     local last = {reason = given(5, 'error'), code = given(6, 'code'), event = given(8, 'event'),
         gpu_s = number(given(9, 'gpu_s'), 'gpu_s'), size_bytes = number(given(10, 'size_bytes'), 'size_bytes')}
     local result, recorded, if_overdue, run = given(7, 'result'), given(11, 'recorded') == '1', given(12, 'if_overdue') == '1', given(13, 'run')
-    local tally, at = pairs_from(14, 'tally'), clock()
+    local by, tally, at = given(14, 'by'), pairs_from(15, 'tally'), clock()
     for i = 2, #tally, 2 do number(tally[i], 'tally') end
     local job = read(id)
     if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or 'unknown', ''} end
     if ENDED[job.state] then
-        if attempt ~= '' then unmark(id .. ':' .. attempt) end
+        if by ~= '' then unmark(id .. ':' .. by) end
         if recorded then
             set(id, 'recorded', '1')
             redis.call('ZREM', own .. 'unrecorded', id)
@@ -584,6 +584,11 @@ function transitions.finish()
     end
     local lease = job.owner and redis.call('ZSCORE', own .. 'leases', id .. ':' .. job.owner)
     if if_overdue and lease and tonumber(lease) > at then return {'held', job.state} end
+    -- What the store does not say, only the attempt in charge may; or, of a job that no attempt holds, whoever ends it.
+    if not recorded and (job.owner or '') ~= attempt then
+        if by ~= '' then unmark(id .. ':' .. by) end
+        return {'held', job.state}
+    end
     if job.owner then
         if job.owner == attempt then
             close_attempt(id, job, outcome, at, last.reason, last.code)
@@ -593,10 +598,11 @@ function transitions.finish()
                 redis.call('HINCRBY', prefix .. ':worker:' .. slot, counter, 1)
             end
             unmark(id .. ':' .. attempt)
-        else  -- it runs on until it hears of this; then, or when its lease runs out, its marks go
+        else  -- it may run on until it hears of this; then, or when its lease runs out, its marks go
             close_attempt(id, job, 'superseded', at, '', '')
         end
     end
+    if by ~= '' then unmark(id .. ':' .. by) end
     if result ~= '' then set(id, 'result', result) end
     if run ~= '' then set(id, 'run', run) end
     if recorded then set(id, 'recorded', '1') end
