@@ -141,6 +141,10 @@ class Keys:
         """String that is written where a submit changes nothing and yet waits for the server's disk."""
         return self._key("synced")
 
+    def unknown_jobs(self, queue: str) -> str:
+        """List of ids without a record that claims found in a lane: of before an upgrade, or of another program."""
+        return self._key("unknown", queue)
+
     def wake(self, pool: str) -> str:
         """List of tokens, each of which wakes one idle slot of a pool."""
         return self._key("wake", pool)

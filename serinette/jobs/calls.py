@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from serinette.container import Run
 from serinette.credentials import Limits
-from serinette.job import JobError, JobStatus, Record, Result, Usage
+from serinette.job import JobError, JobOptions, JobStatus, Record, Result, Usage
 from serinette.jobs.entry import Entry
 from serinette.jobs.script import Argument, Call, Reply, text
 from serinette.jobs.submission import Submission
@@ -317,9 +317,23 @@ def move(job_id: str, from_pool: str, to_pool: str) -> Call[bool]:
     return Call("move", [job_id, from_pool, to_pool], bool)
 
 
-def restore(record: Record, submission: Submission, left_s: float) -> Call[bool]:
-    """Enter an ended job that the store alone remembers; False if it is known."""
-    rq_fields, fields = _flat(submission.rq_fields), _flat({**submission.fields, **_ended_fields(record)})
+def restore(record: Record, left_s: int) -> Call[bool]:
+    """Enter an ended job that the store alone remembers, for `left_s` more; False if it is known."""
+    made = Submission(
+        id=record.job_id,
+        tenant=record.tenant,
+        pool=record.pool,
+        work=record.container or record.spec,
+        options=JobOptions.model_construct(lane=record.lane, labels=record.labels),
+        digest=record.digest,
+        timeout_s=0,
+        max_attempts=1,
+        ttl_s=left_s,
+        dialect=record.dialect,
+    )
+    unknown = {"timeout_s", "max_attempts"}
+    kept = {name: value for name, value in made.fields.items() if name not in unknown}
+    rq_fields, fields = _flat(made.rq_fields), _flat({**kept, **_ended_fields(record)})
     arguments: list[Argument] = [record.job_id, record.status, left_s, Outcome.of(record).event(), len(rq_fields)]
     return Call("restore", [*arguments, *rq_fields, *fields], bool)
 

@@ -12,6 +12,8 @@ local MOST_LOOKED_AT = 100
 local MOST_EVENTS = 100
 local MOST_ATTEMPTS_KEPT = 10
 local MOST_TOKENS = 1000
+-- The terminal event of a job that is canceled when its attempt is given up.
+local CANCELED = '{"status":"canceled","usage":{"gpu_s":0,"size_bytes":0}}'
 local USAGE_KEPT_S = 400 * 86400
 -- An attempt that is left behind by everybody is forgotten after this; none is as long.
 local HELD_KEPT_S = 2 * 86400
@@ -214,6 +216,15 @@ local function leave_list(queue, id)
     end
 end
 
+-- A stray `rq worker` took the job out of RQ's list, and RQ's own hash and registries say how it fared there.
+local function rq_waits(id, queue)
+    redis.call('HSET', rq_key(id), 'status', 'queued', 'started_at', '', 'ended_at', '', 'worker_name', '')
+    redis.call('PERSIST', rq_key(id))
+    for _, registry in ipairs({'finished', 'failed', 'canceled', 'scheduled', 'deferred'}) do
+        redis.call('ZREM', prefix .. ':' .. registry .. ':' .. queue, id)
+    end
+end
+
 -- A job ends, once. `last`: gpu_s and size_bytes of what counts, the terminal event, JSON of the error and its code.
 local function end_job(id, job, outcome, at, last)
     local queue, began = queue_of(job), tonumber(job.began or at)
@@ -352,7 +363,10 @@ local function first_of(queue, schema, at)
         for _, id in ipairs(redis.call('ZRANGE', waiting_key(queue), 0, MOST_LOOKED_AT - 1)) do
             local job = read(id)
             local why = claimable(job, schema, at)
-            if why == 'yes' then return {id, job}, false end
+            if why == 'yes' then
+                rq_waits(id, queue)
+                return {id, job}, false
+            end
             if why == 'gone' or why == 'unknown' then redis.call('ZREM', waiting_key(queue), id) end
         end
     end
@@ -512,7 +526,8 @@ function transitions.resume()
 end
 
 -- release: id, attempt id, failed or returned, error JSON or '', its code, gpu seconds, '1': only if its lease ran out.
--- The attempt ends and its job goes to the front of its lane. Answers 'released', or as `standing`.
+-- The attempt ends and its job goes to the front of its lane, or ends if its owner wants that. Answers 'released', or
+-- as `standing`.
 function transitions.release()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'failed', 'returned'})
@@ -524,6 +539,13 @@ function transitions.release()
     local lease = redis.call('ZSCORE', own .. 'leases', member)
     if if_overdue and lease and tonumber(lease) > at then return answer end
     local job = read(id)
+    if job.cancel then
+        close_attempt(id, job, 'canceled', at, '', '')
+        unmark(member)
+        redis.call('ZADD', own .. 'unrecorded', at, id)
+        end_job(id, job, 'canceled', at, {reason = '', code = '', event = CANCELED, gpu_s = gpu_s, size_bytes = 0})
+        return 'lost'
+    end
     local text = close_attempt(id, job, outcome, at, reason, code)
     unmark(member)
     if outcome == 'failed' then
@@ -665,6 +687,7 @@ function transitions.heal()
     local healed = 0
     for i = #missing, 1, -1 do
         if redis.call('HGET', record_key(missing[i]), 'state') == 'queued' then
+            rq_waits(missing[i], queue)
             redis.call('LPUSH', list_key(queue), missing[i])
             redis.call('RPUSH', wake_key(string.match(queue, '^(.*)%.[^.]*$')), '1')
             healed = healed + 1
