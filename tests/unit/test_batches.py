@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from redis import Redis
 
+from api.maintenance.restore import Restore
 from serinette.batch import BatchStatus, LineStatus, line_job_id
 from serinette.credentials import Limits
 from serinette.errors import NotFinished, NotFound
@@ -227,6 +228,7 @@ def test_lines_that_were_erased_by_hand_hold_up_no_other_batch(bench: BatchBench
 
 def test_all_of_redis_is_lost(bench: BatchBench) -> None:
     """In the midst of a retry: what has songs gets no others, and the counts are right."""
+    ended = bench.run(bench.create(3))
     batch = bench.create(14)
     bench.run(batch, failing=["song 3", "song 13"])
     bench.desk.retry(TENANT, batch.id)
@@ -234,15 +236,28 @@ def test_all_of_redis_is_lost(bench: BatchBench) -> None:
     bench.end(bench.begin(1))
     bench.duty()
     assert bench.store.get(batch_results_key(TENANT, batch.id, 1, 0))
-    header = bench.desk.shelf.header(TENANT, batch.id)
     bench.redis.flushdb()
-    # As api/maintenance/restore.py enters it, which knows its round and what was counted before by the store.
-    assert bench.desk.book.enter(header, 2**31, round=1, completed=12, restored=1)
+    assert Restore(bench.redis, bench.store, bench.keys, 3600)() == 3 + 14 + 1
+    assert bench.redis.zcard(bench.keys.batches) == 1
+    assert bench.look(ended).status is BatchStatus.COMPLETED
     seen = bench.run(batch)
     assert (seen.status, seen.round) == (BatchStatus.COMPLETED, 1)
     assert bench.counts(batch) == {"total": 14, "released": 14, "completed": 14}
     assert [line.line for line in bench.output(batch, 1)] == list(range(1, 15))
-    assert len(bench.begun) == 14 + 2
+    assert len(bench.begun) == 3 + 14 + 2
+
+
+def test_a_batch_goes_on_where_only_its_jobs_were_restored(bench: BatchBench) -> None:
+    """Its part was not written: what its restored jobs ended as counts, and no line is generated twice."""
+    batch = bench.create(8)
+    bench.duty()
+    bench.generate(3, failing=["song 2"])
+    bench.redis.flushdb()
+    Restore(bench.redis, bench.store, bench.keys, 3600)()
+    bench.duty()
+    assert bench.counts(batch) == {"total": 8, "released": 8, "queued": 5, "completed": 2, "failed": 1}
+    bench.run(batch)
+    assert set(bench.begun.values()) == {1}
 
 
 def test_a_part_is_written_as_soon_as_it_is_through(bench: BatchBench) -> None:

@@ -20,7 +20,7 @@ from api.maintenance.containers.cluster import Jobs as KubernetesJobs
 from api.maintenance.containers.judging import Ending, How, Patience, has_log, run_s_of, stage_of
 from api.maintenance.containers.logs import CUT, EVENT_CHARACTERS, Chunk, cut_words, fresh
 from api.maintenance.containers.plan import Action, Held, Verdict, Waiting, decide, startable, strays, verdict_of
-from api.maintenance.trouble import Trouble
+from api.maintenance.lease import FailureLog
 from serinette import logs
 from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.errors import ClusterUnavailable, ContainerFailed, InvalidSpec, StoreUnavailable
@@ -63,7 +63,7 @@ class Containers:
         self._cluster = cluster
         self._jobs = Jobs(redis, settings.keys.prefix)
         self._carrying = Carrying(store, settings)
-        self._trouble = Trouble(log, "asking the cluster for containers")
+        self._failures = FailureLog(log, "asking the cluster for containers")
         self._met: ClusterUnavailable | None = None
 
     def __call__(self) -> None:
@@ -73,7 +73,7 @@ class Containers:
             self._round()
         except ClusterUnavailable as error:
             self._met = error
-        self._trouble.note(self._met)
+        self._failures.note(self._met)
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
