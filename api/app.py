@@ -41,7 +41,7 @@ from api.threads import Threads
 from serinette import __version__
 from serinette.errors import NotFound, Unavailable
 from serinette.exposition import new_registry
-from serinette.jobs import AsyncJobs
+from serinette.jobs import AsyncJobs, Jobs
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
 
@@ -151,7 +151,7 @@ def _parts(
         desk=Desk(
             book=Book(redis, settings.keys, settings.retention_s),
             shelf=Shelf(store),
-            queue=queue,
+            jobs=Jobs(redis, settings.redis_prefix),
             settings=settings,
             targets=Targets(settings.webhook_networks),
             declared=declared.limits,

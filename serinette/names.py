@@ -141,6 +141,10 @@ class Keys:
         """String that is written where a submit changes nothing and yet waits for the server's disk."""
         return self._key("synced")
 
+    def unknown_jobs(self, queue: str) -> str:
+        """List of ids without a record that claims found in a lane: of before an upgrade, or of another program."""
+        return self._key("unknown", queue)
+
     def wake(self, pool: str) -> str:
         """List of tokens, each of which wakes one idle slot of a pool."""
         return self._key("wake", pool)
@@ -204,7 +208,7 @@ class Keys:
         return self._key("batch-open", batch_id)
 
     def batch_part(self, batch_id: str, round: int, part: int) -> str:
-        """Hash of one open part's lines that have ended, to JSON BatchLine; it goes when the part is in the store."""
+        """Hash of one open part's lines that have ended, to how (api/batches/book.py); it goes with the part."""
         return self._key("batch-part", batch_id, str(round), str(part))
 
     @property

@@ -4,10 +4,11 @@
 by what the store decides. RQ's hash, lists, registries and workers say the same in every state (docs/decisions/0001).
 """
 
+from serinette.jobs import calls, finishing
 from serinette.jobs.calls import Claimed, Finished, Lease, Outcome, Refusal, Seen, Shrunk, Standing, Submitted
 from serinette.jobs.entry import Entry, job_of_record
 from serinette.jobs.script import AsyncJobs, Call, Jobs, wait_for_disk
-from serinette.jobs.submission import Submission
+from serinette.jobs.submission import Submission, rq_fields_of
 
 __all__ = [
     "AsyncJobs",
@@ -24,6 +25,9 @@ __all__ = [
     "Standing",
     "Submission",
     "Submitted",
+    "calls",
+    "finishing",
     "job_of_record",
+    "rq_fields_of",
     "wait_for_disk",
 ]

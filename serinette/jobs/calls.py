@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from serinette.container import Run
 from serinette.credentials import Limits
-from serinette.job import JobError, JobStatus, Record, Result, Usage
+from serinette.job import JobError, JobOptions, JobStatus, Record, Result, Usage
 from serinette.jobs.entry import Entry
 from serinette.jobs.script import Argument, Call, Reply, text
 from serinette.jobs.submission import Submission
@@ -155,7 +155,7 @@ class Finished:
 
     status: JobStatus | None
     decided: bool = False
-    held: bool = False  # it has not: the lease of its attempt has not run out
+    held: bool = False  # it has not: another attempt is in charge, or its lease has not run out
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +213,13 @@ def claim(  # noqa: PLR0913  # all that the transition takes
 
 def take(job_id: str, attempt_id: str, lease: Lease) -> Call[Claimed | bool]:
     """Take this job, if it waits."""
-    return Call("take", [job_id, attempt_id, lease.slot, lease.lease_s], _claimed)
+    arguments: list[Argument] = [job_id, attempt_id, lease.slot, lease.lease_s]
+    return Call("take", arguments, _claimed)
 
 
 def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call[Standing]:
     """Keep the lease, and report progress (JSON) if there is any."""
-    arguments = [job_id, attempt_id, lease.slot, lease.lease_s, lease.worker_s, progress]
+    arguments: list[Argument] = [job_id, attempt_id, lease.slot, lease.lease_s, lease.worker_s, progress]
     return Call("beat", arguments, _standing)
 
 
@@ -246,7 +247,7 @@ def release(  # noqa: PLR0913  # all that the transition takes
 ) -> Call[Standing]:
     """End an attempt and put its job to the front of its lane; a charged one has failed."""
     outcome = "failed" if charged else "returned"
-    arguments = [job_id, attempt_id, outcome, *_reason(error), gpu_s, "1" if if_overdue else ""]
+    arguments: list[Argument] = [job_id, attempt_id, outcome, *_reason(error), gpu_s, "1" if if_overdue else ""]
     return Call("release", arguments, _standing)
 
 
@@ -258,13 +259,16 @@ def finish(  # noqa: PLR0913  # all that the transition takes
     recorded: bool,
     if_overdue: bool = False,
     additions: Additions = (),
+    by: str = "",
 ) -> Call[Finished]:
-    """End a job. `attempt_id`: of the attempt that the outcome is of, or ''. `recorded`: job.json lies in the store."""
+    """End a job. `attempt_id`: of the attempt that the outcome is of, or ''. `recorded`: job.json lies in the store.
+    `by`: of the attempt that asks, which holds the job no more.
+    """
     usage = outcome.usage
     arguments: list[Argument] = [job_id, attempt_id, outcome.status, *_reason(outcome.error)]
     arguments += [outcome.result.model_dump_json() if outcome.result else "", outcome.event()]
     arguments += [usage.gpu_s, usage.size_bytes, "1" if recorded else "", "1" if if_overdue else ""]
-    arguments += [outcome.run.model_dump_json() if outcome.run else ""]
+    arguments += [outcome.run.model_dump_json() if outcome.run else "", by]
     for name, amount in additions:
         arguments += [name, amount]
 
@@ -313,9 +317,23 @@ def move(job_id: str, from_pool: str, to_pool: str) -> Call[bool]:
     return Call("move", [job_id, from_pool, to_pool], bool)
 
 
-def restore(record: Record, submission: Submission, left_s: float) -> Call[bool]:
-    """Enter an ended job that the store alone remembers; False if it is known."""
-    rq_fields, fields = _flat(submission.rq_fields), _flat({**submission.fields, **_ended_fields(record)})
+def restore(record: Record, left_s: int) -> Call[bool]:
+    """Enter an ended job that the store alone remembers, for `left_s` more; False if it is known."""
+    made = Submission(
+        id=record.job_id,
+        tenant=record.tenant,
+        pool=record.pool,
+        work=record.container or record.spec,
+        options=JobOptions.model_construct(lane=record.lane, labels=record.labels),
+        digest=record.digest,
+        timeout_s=0,
+        max_attempts=1,
+        ttl_s=left_s,
+        dialect=record.dialect,
+    )
+    unknown = {"timeout_s", "max_attempts"}
+    kept = {name: value for name, value in made.fields.items() if name not in unknown}
+    rq_fields, fields = _flat(made.rq_fields), _flat({**kept, **_ended_fields(record)})
     arguments: list[Argument] = [record.job_id, record.status, left_s, Outcome.of(record).event(), len(rq_fields)]
     return Call("restore", [*arguments, *rq_fields, *fields], bool)
 

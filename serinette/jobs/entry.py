@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serinette.container import ContainerSpec, Run
-from serinette.errors import Expired, WorkerLost
+from serinette.errors import Expired, InvalidSpec, WorkerLost
 from serinette.job import Attempt, AttemptOutcome, Job, JobError, JobStatus, Progress, Record, Result, Usage
 from serinette.jobs.script import text
 from serinette.names import Lane
@@ -62,8 +62,17 @@ class Entry:
 
     @property
     def wire(self) -> dict[str, Any]:
-        """Its spec as queued, perhaps by another version."""
-        found: dict[str, Any] = json.loads(self.fields["spec"])
+        """Its spec as queued, perhaps by another version.
+
+        Raises:
+            InvalidSpec: it cannot be read.
+        """
+        try:
+            found = json.loads(self.fields["spec"])
+        except (ValueError, LookupError):
+            found = None
+        if not isinstance(found, dict):
+            raise InvalidSpec("the job's record in Redis cannot be read; submit it again")
         return found
 
     @property
@@ -182,6 +191,16 @@ class Entry:
     def placed(self) -> str | None:
         """Of a container, the attempt that got a Kubernetes Job."""
         return self.fields.get("placed")
+
+    @property
+    def ran_s(self) -> float:
+        """Of a canceled container, how long its command had run when its pod was last seen."""
+        return float(self.fields.get("ran_s", 0))
+
+    @property
+    def log_at(self) -> str:
+        """Of a container, the time of the last line of its log that was read; '' before the first."""
+        return self.fields.get("log_at", "")
 
     @property
     def called_off(self) -> bool:

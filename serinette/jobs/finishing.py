@@ -80,14 +80,23 @@ def put_record(store: RecordStore, record: Record) -> Record:
     return Record.model_validate_json(store.get(key))
 
 
-def finish_as(
-    jobs: Jobs, record: Record, *, gpu_s: float = 0.0, additions: Additions = (), if_overdue: bool = False
+def finish_as(  # noqa: PLR0913  # all that the transition takes
+    jobs: Jobs,
+    record: Record,
+    *,
+    gpu_s: float = 0.0,
+    additions: Additions = (),
+    if_overdue: bool = False,
+    by: str = "",
 ) -> Finished:
-    """End a job as its record in the store says. `gpu_s`: what its attempt took, where no result says so."""
+    """End a job as its record in the store says. `gpu_s`: what its attempt took, where no result says so. `by`: of the
+    attempt that asks.
+    """
     outcome = Outcome.of(record)
     if outcome.result is None:
         outcome = Outcome(outcome.status, outcome.error, gpu_s=gpu_s, run=outcome.run)
     attempt_id = record.attempt.id if record.attempt else ""
-    return jobs(
-        calls.finish(record.job_id, attempt_id, outcome, recorded=True, if_overdue=if_overdue, additions=additions)
+    finish = calls.finish(
+        record.job_id, attempt_id, outcome, recorded=True, if_overdue=if_overdue, additions=additions, by=by
     )
+    return jobs(finish)

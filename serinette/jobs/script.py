@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from redis import Redis
 from redis import asyncio as redis_asyncio
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
 Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
@@ -107,6 +107,6 @@ class AsyncJobs:
 
 
 def _answer(call: Call[Answer], found: Reply) -> Answer:
-    if isinstance(found, ResponseError):
+    if isinstance(found, RedisError):
         raise found
     return call.parse(found)

@@ -12,6 +12,8 @@ local MOST_LOOKED_AT = 100
 local MOST_EVENTS = 100
 local MOST_ATTEMPTS_KEPT = 10
 local MOST_TOKENS = 1000
+-- The terminal event of a job that is canceled when its attempt is given up.
+local CANCELED = '{"status":"canceled","usage":{"gpu_s":0,"size_bytes":0}}'
 local USAGE_KEPT_S = 400 * 86400
 -- An attempt that is left behind by everybody is forgotten after this; none is as long.
 local HELD_KEPT_S = 2 * 86400
@@ -214,6 +216,15 @@ local function leave_list(queue, id)
     end
 end
 
+-- A stray `rq worker` took the job out of RQ's list, and RQ's own hash and registries say how it fared there.
+local function rq_waits(id, queue)
+    redis.call('HSET', rq_key(id), 'status', 'queued', 'started_at', '', 'ended_at', '', 'worker_name', '')
+    redis.call('PERSIST', rq_key(id))
+    for _, registry in ipairs({'finished', 'failed', 'canceled', 'scheduled', 'deferred'}) do
+        redis.call('ZREM', prefix .. ':' .. registry .. ':' .. queue, id)
+    end
+end
+
 -- A job ends, once. `last`: gpu_s and size_bytes of what counts, the terminal event, JSON of the error and its code.
 local function end_job(id, job, outcome, at, last)
     local queue, began = queue_of(job), tonumber(job.began or at)
@@ -352,7 +363,10 @@ local function first_of(queue, schema, at)
         for _, id in ipairs(redis.call('ZRANGE', waiting_key(queue), 0, MOST_LOOKED_AT - 1)) do
             local job = read(id)
             local why = claimable(job, schema, at)
-            if why == 'yes' then return {id, job}, false end
+            if why == 'yes' then
+                rq_waits(id, queue)
+                return {id, job}, false
+            end
             if why == 'gone' or why == 'unknown' then redis.call('ZREM', waiting_key(queue), id) end
         end
     end
@@ -512,7 +526,8 @@ function transitions.resume()
 end
 
 -- release: id, attempt id, failed or returned, error JSON or '', its code, gpu seconds, '1': only if its lease ran out.
--- The attempt ends and its job goes to the front of its lane. Answers 'released', or as `standing`.
+-- The attempt ends and its job goes to the front of its lane, or ends if its owner wants that. Answers 'released', or
+-- as `standing`.
 function transitions.release()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'failed', 'returned'})
@@ -524,6 +539,13 @@ function transitions.release()
     local lease = redis.call('ZSCORE', own .. 'leases', member)
     if if_overdue and lease and tonumber(lease) > at then return answer end
     local job = read(id)
+    if job.cancel then
+        close_attempt(id, job, 'canceled', at, '', '')
+        unmark(member)
+        redis.call('ZADD', own .. 'unrecorded', at, id)
+        end_job(id, job, 'canceled', at, {reason = '', code = '', event = CANCELED, gpu_s = gpu_s, size_bytes = 0})
+        return 'lost'
+    end
     local text = close_attempt(id, job, outcome, at, reason, code)
     unmark(member)
     if outcome == 'failed' then
@@ -542,20 +564,20 @@ end
 
 -- finish: id, id of the attempt that the outcome is of ('': of none), outcome, error JSON or '', its code, result JSON
 -- or '', terminal event, gpu seconds, bytes, '1' if job.json lies in the store, '1': only if the lease ran out, run JSON
--- or '', then fields of the tally and what to add. Answers {'ended', state that it has} once it has ended, by this call
--- or before, {'unknown'}, or {'held'} where the lease of the attempt in charge has not run out.
+-- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it has} once it has ended, by this call
+-- or before, {'unknown'}, or {'held'} where another attempt is in charge, or the lease of this one has not run out.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
     local last = {reason = given(5, 'error'), code = given(6, 'code'), event = given(8, 'event'),
         gpu_s = number(given(9, 'gpu_s'), 'gpu_s'), size_bytes = number(given(10, 'size_bytes'), 'size_bytes')}
     local result, recorded, if_overdue, run = given(7, 'result'), given(11, 'recorded') == '1', given(12, 'if_overdue') == '1', given(13, 'run')
-    local tally, at = pairs_from(14, 'tally'), clock()
+    local by, tally, at = given(14, 'by'), pairs_from(15, 'tally'), clock()
     for i = 2, #tally, 2 do number(tally[i], 'tally') end
     local job = read(id)
     if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or 'unknown', ''} end
     if ENDED[job.state] then
-        if attempt ~= '' then unmark(id .. ':' .. attempt) end
+        if by ~= '' then unmark(id .. ':' .. by) end
         if recorded then
             set(id, 'recorded', '1')
             redis.call('ZREM', own .. 'unrecorded', id)
@@ -564,6 +586,11 @@ function transitions.finish()
     end
     local lease = job.owner and redis.call('ZSCORE', own .. 'leases', id .. ':' .. job.owner)
     if if_overdue and lease and tonumber(lease) > at then return {'held', job.state} end
+    -- What the store does not say, only the attempt in charge may; or, of a job that no attempt holds, whoever ends it.
+    if not recorded and (job.owner or '') ~= attempt then
+        if by ~= '' then unmark(id .. ':' .. by) end
+        return {'held', job.state}
+    end
     if job.owner then
         if job.owner == attempt then
             close_attempt(id, job, outcome, at, last.reason, last.code)
@@ -573,10 +600,11 @@ function transitions.finish()
                 redis.call('HINCRBY', prefix .. ':worker:' .. slot, counter, 1)
             end
             unmark(id .. ':' .. attempt)
-        else  -- it runs on until it hears of this; then, or when its lease runs out, its marks go
+        else  -- it may run on until it hears of this; then, or when its lease runs out, its marks go
             close_attempt(id, job, 'superseded', at, '', '')
         end
     end
+    if by ~= '' then unmark(id .. ':' .. by) end
     if result ~= '' then set(id, 'result', result) end
     if run ~= '' then set(id, 'run', run) end
     if recorded then set(id, 'recorded', '1') end
@@ -659,6 +687,7 @@ function transitions.heal()
     local healed = 0
     for i = #missing, 1, -1 do
         if redis.call('HGET', record_key(missing[i]), 'state') == 'queued' then
+            rq_waits(missing[i], queue)
             redis.call('LPUSH', list_key(queue), missing[i])
             redis.call('RPUSH', wake_key(string.match(queue, '^(.*)%.[^.]*$')), '1')
             healed = healed + 1

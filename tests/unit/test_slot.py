@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from redis import Redis
-from rq.job import JobStatus as RqStatus
 
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.patient_store import PatientStore
@@ -15,8 +14,8 @@ from serinette.presence import pace
 from serinette.settings import SharedSettings
 from serinette.spec import SCHEMA, AudioFormat, GenerationSpec, Task
 from serinette.store import Store
-from tests.pod import TENANT, charged_attempts, enqueue, put_upload
-from tests.unit.maintenance_bench import assert_over
+from tests.jobs import TENANT, charged_attempts
+from tests.pod import put_upload
 from tests.unit.slot_bench import SlotBench
 
 
@@ -26,13 +25,15 @@ def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:
 
 
 def result_of(bench: SlotBench, job_id: str) -> Result:
-    return Result.model_validate(bench.rq_job(job_id).return_value())
+    result = bench.entry(job_id).result
+    assert result
+    return result
 
 
-def test_a_song_is_written_in_both_books_and_in_the_store(bench: SlotBench) -> None:
+def test_a_song_is_written_in_the_record_and_in_the_store(bench: SlotBench) -> None:
     job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, variations=2, format=AudioFormat.FLAC))
     bench.slot().sing_one()
-    assert_over(bench, job_id, JobStatus.SUCCEEDED)
+    bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     result = result_of(bench, job_id)
     assert [artifact.index for artifact in result.artifacts] == [0, 1]
     assert all(bench.store.head(artifact.key).size_bytes == artifact.size_bytes for artifact in result.artifacts)
@@ -42,14 +43,14 @@ def test_a_song_is_written_in_both_books_and_in_the_store(bench: SlotBench) -> N
     assert pace(bench.redis, bench.keys, "default") == pytest.approx(result.timings.run_s)
 
 
-def test_the_attempt_is_the_execution_that_the_reaper_watches(bench: SlotBench) -> None:
+def test_the_attempt_is_rqs_execution_and_has_a_lease(bench: SlotBench) -> None:
     job_id = bench.order()
     slot = bench.slot()
     seen: list[object] = []
     bench.engine.meanwhile = lambda hold: seen.extend(
         [
             bench.redis.zscore("rq:wip:default.normal", f"{job_id}:{hold.attempt.id}"),
-            bench.entry(job_id).owner == hold.attempt.id,
+            bench.entry(job_id).owner == hold.attempt.id and f"{job_id}:{hold.attempt.id}" in bench.board.leases(),
         ]
     )
     slot.sing_one()
@@ -58,18 +59,18 @@ def test_the_attempt_is_the_execution_that_the_reaper_watches(bench: SlotBench) 
     assert bench.held() == []
 
 
-def test_a_job_that_is_over_or_canceled_or_held_is_not_taken(bench: SlotBench) -> None:
+def test_a_job_that_is_over_or_canceled_is_not_taken(bench: SlotBench) -> None:
     slot = bench.slot()
     over = bench.order()
     slot.sing_one()
-    bench.redis.rpush(bench.queue().key, over)
-    slot.sing_one()
+    bench.redis.rpush("rq:queue:default.normal", over)
+    assert not slot.sing_one()
     canceled = bench.order()
-    bench.ledger.request_cancel(canceled)
-    slot.sing_one()
+    bench.board.cancel(canceled)
+    assert not slot.sing_one()
     assert len(bench.engine.heard) == 1
-    assert_over(bench, over, JobStatus.SUCCEEDED)
-    assert_over(bench, canceled, JobStatus.CANCELED)
+    bench.assert_ended(over, JobStatus.SUCCEEDED)
+    bench.assert_ended(canceled, JobStatus.CANCELED)
     assert bench.entry(canceled).attempts == ()
 
 
@@ -79,24 +80,19 @@ def test_a_second_copy_of_a_job_that_is_held_is_dropped(bench: SlotBench) -> Non
     engine = bench.engine
 
     def second_copy_comes(_: Hold) -> None:
-        bench.redis.rpush(bench.queue().key, job_id)
-        bench.slot().sing_one()
+        bench.redis.rpush("rq:queue:default.normal", job_id)
+        assert not bench.slot().sing_one()
 
     engine.meanwhile = second_copy_comes
     first.sing_one()
-    assert_over(bench, job_id, JobStatus.SUCCEEDED)
+    bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     assert len(bench.entry(job_id).attempts) == 1
 
 
-def test_an_erased_job_is_not_taken(bench: SlotBench) -> None:
-    job_id = bench.order()
-    slot = bench.slot()
-    job, queue = slot.take_one()
-    bench.rq_job(job_id).delete()
-    bench.ledger.forget(job_id, TENANT)
-    slot.execute_job(job, queue)
-    assert bench.engine.heard == []
-    assert not bench.redis.exists(job.key, bench.keys.ledger(job_id))
+def test_an_id_that_is_not_known_goes_aside(bench: SlotBench) -> None:
+    bench.redis.rpush("rq:queue:default.normal", "a stranger's")
+    assert not bench.slot().sing_one()
+    assert bench.redis.lrange("rq:serinette:unknown:default.normal", 0, -1) == [b"a stranger's"]
 
 
 @pytest.mark.parametrize("after", ["requeued", "taken by another", "settled"])
@@ -105,8 +101,8 @@ def test_a_late_attempt_changes_nothing(bench: SlotBench, after: str) -> None:
     late = bench.slot()
     engine = bench.engine
 
-    def the_reaper_comes(hold: Hold) -> None:
-        bench.mend(job_id, hold.execution)
+    def the_lease_runs_out(_: Hold) -> None:
+        bench.lose(job_id)
         if after == "requeued":
             return
         other = bench.slot()
@@ -114,37 +110,35 @@ def test_a_late_attempt_changes_nothing(bench: SlotBench, after: str) -> None:
             bench.engine.meanwhile = lambda _: (_ for _ in ()).throw(InvalidOutput("nan"))
             other.sing_one()
         else:
-            other.execute_job(*other.take_one())
+            other.sing_one()
 
-    engine.meanwhile = the_reaper_comes
+    engine.meanwhile = the_lease_runs_out
     late.sing_one()
     entry = bench.entry(job_id)
     assert entry.attempts[0].outcome is AttemptOutcome.FAILED
     assert entry.attempts[0].error
     assert entry.attempts[0].error.code == "worker_lost"
     if after == "requeued":
-        assert entry.outcome is None
-        assert bench.waiting() == [job_id]
-        assert bench.rq_job(job_id).get_status() is RqStatus.QUEUED
-        bench.slot().sing_one()
-        assert_over(bench, job_id, JobStatus.SUCCEEDED)
+        # Its song is recorded in the store, which decides: no one generates it again.
+        bench.assert_ended(job_id, JobStatus.SUCCEEDED)
+        assert not bench.slot().sing_one()
     elif after == "taken by another":
-        assert_over(bench, job_id, JobStatus.SUCCEEDED)
+        bench.assert_ended(job_id, JobStatus.SUCCEEDED)
         winner = result_of(bench, job_id).artifacts[0].key
         assert entry.attempts[1].id in winner
         assert [found.key for found in bench.store.list(f"songs/{TENANT}/{job_id}") if found.key.endswith(".mp3")] == [
             winner
         ]
     else:
-        assert_over(bench, job_id, JobStatus.FAILED)
+        bench.assert_ended(job_id, JobStatus.FAILED)
 
 
 def test_a_record_that_exists_is_recorded_and_nothing_is_sung(bench: SlotBench) -> None:
     job_id = bench.order()
-    bench.record(job_id)
+    bench.put_song(job_id)
     bench.slot().sing_one()
     assert bench.engine.heard == []
-    assert_over(bench, job_id, JobStatus.SUCCEEDED)
+    bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     assert pace(bench.redis, bench.keys, "default") is None
 
 
@@ -163,7 +157,7 @@ def test_failures_are_kept_and_the_job_goes_to_the_front(bench: SlotBench) -> No
     assert [attempt.error.code for attempt in entry.attempts if attempt.error] == ["engine_crashed"] * 2
     assert entry.error
     assert entry.error.code == "engine_crashed"
-    assert_over(bench, job_id, JobStatus.FAILED)
+    bench.assert_ended(job_id, JobStatus.FAILED)
 
 
 def test_a_job_handed_back_is_charged_nothing(bench: SlotBench) -> None:
@@ -175,7 +169,7 @@ def test_a_job_handed_back_is_charged_nothing(bench: SlotBench) -> None:
     assert charged_attempts(bench.entry(job_id)) == 0
     assert bench.entry(job_id).attempts[0].outcome is AttemptOutcome.RETURNED
     bench.slot().sing_one()
-    assert_over(bench, job_id, JobStatus.SUCCEEDED)
+    bench.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
 def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench) -> None:
@@ -187,13 +181,13 @@ def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench) -> None:
     def cancel_at_the_second(audio: object) -> object:
         takes.append(1)
         if len(takes) == 2:
-            bench.ledger.request_cancel(job_id)
+            bench.board.cancel(job_id)
             slot._hold.canceled = True  # type: ignore[union-attr]  # as the heartbeat does
         return take(audio)  # type: ignore[arg-type]
 
     bench.engine.take = cancel_at_the_second  # type: ignore[method-assign,assignment]
     slot.sing_one()
-    assert_over(bench, job_id, JobStatus.CANCELED)
+    bench.assert_ended(job_id, JobStatus.CANCELED)
     assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
     assert bench.engine.closed == 1, "what was not taken must not be taken for the next job's"
 
@@ -206,47 +200,34 @@ def test_a_cancel_that_nobody_published_still_comes_before_the_record(
 
     def put_and_cancel(store: PatientStore, key: str, data: bytes, content_type: str) -> None:
         put(store, key, data, content_type)
-        bench.ledger.request_cancel(job_id)  # nothing but the record is left to be done
+        bench.board.cancel(job_id)  # nothing but the record is left to be done
 
     monkeypatch.setattr(PatientStore, "put", put_and_cancel)
     monkeypatch.setattr(Redis, "publish", lambda *_: 0)
     bench.slot().sing_one()
-    assert_over(bench, job_id, JobStatus.CANCELED)
+    bench.assert_ended(job_id, JobStatus.CANCELED)
     assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
 
 
-def test_a_newer_spec_goes_to_the_back_uncharged(bench: SlotBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpu_worker.slot.worker._NEWER_SCHEMA_PAUSE_S", 0)
-    newer = enqueue(bench.ledger, {"schema": SCHEMA + 1, "prompt": "from the future"})
-    older = bench.order()
-    slot = bench.slot()
-    slot.sing_one()
-    assert bench.waiting() == [older, newer]
+def test_a_newer_spec_is_passed_over_uncharged(bench: SlotBench) -> None:
+    newer, older = bench.order(), bench.order()
+    bench.redis.hset(bench.keys.job(newer), "schema", SCHEMA + 1)
+    assert bench.slot().sing_one()
+    bench.assert_ended(older, JobStatus.SUCCEEDED)
+    assert bench.waiting() == [newer]
     assert bench.entry(newer).attempts == ()
-    assert bench.rq_job(newer).retries_left == 2
+    assert not bench.slot().sing_one()
 
 
-@pytest.mark.parametrize("function", ["os.system", "gpu_worker.slot.task.sing"])
-def test_no_other_function_is_run_and_a_spoilt_entry_fails(bench: SlotBench, function: str) -> None:
+@pytest.mark.parametrize("spec", ['{"schema": 1, "steps": "none"}', "{", "[]"])
+def test_a_spoilt_record_fails_in_words(bench: SlotBench, spec: str) -> None:
     job_id = bench.order()
-    job = bench.rq_job(job_id)
-    job.func_name, job._kwargs = function, {"job_id": job_id, "spec": {"schema": 1, "steps": "none"}}
-    if function == "os.system":
-        job._args, job._kwargs = ("exit 1",), {}
-    job.save()
+    bench.redis.hset(bench.keys.job(job_id), "spec", spec)
     bench.slot().sing_one()
     entry = bench.entry(job_id)
+    assert entry.status is JobStatus.FAILED
     assert entry.error
-    assert entry.error.code == ("internal" if function == "os.system" else "invalid_spec")
-    assert_over(bench, job_id, JobStatus.FAILED)
-
-
-def test_an_entry_that_rq_cannot_read_is_settled(bench: SlotBench) -> None:
-    job_id, good = bench.order(), bench.order()
-    bench.redis.hset(bench.rq_job(job_id).key, "timeout", "a while")
-    slot = bench.slot()
-    assert slot.take_one()[0].id == good
-    assert bench.entry(job_id).outcome is JobStatus.FAILED
+    assert entry.error.code == "invalid_spec"
 
 
 def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
@@ -262,7 +243,7 @@ def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
     for audio_id in ("up-1", f"{first}/0"):
         job_id = bench.order(cover(audio_id))
         slot.sing_one()
-        assert bench.entry(job_id).outcome is JobStatus.SUCCEEDED
+        assert bench.entry(job_id).status is JobStatus.SUCCEEDED
         assert [sound.shape for sound in bench.engine.audio] == [(2, 480)]
         assert bench.engine.heard[-1].audio[0].role == "source"
     assert failure(bench, cover(f"{first}/1")) == "not_found"

@@ -8,23 +8,24 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from gpu_worker.slot.heartbeat import Heartbeat
 from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.pulse import Pulse
+from gpu_worker.slot.retry_policy import Decision, Ending, ending_of
 from gpu_worker.slot.spool import Parcel, Spool
-from gpu_worker.slot.verdict import Ending, Verdict, ending_of
 from serinette.errors import HandBack, StoreUnavailable
-from serinette.job import JobError, Record, Result
-from serinette.ledger import Ledger
+from serinette.job import JobError, Record
+from serinette.jobs import Jobs, calls
+from serinette.jobs.finishing import finish_as
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
-# A try takes about ten seconds of a slot that might sing.
+# A try takes about ten seconds of a slot that might generate.
 _LONGEST_PAUSE_S = 60.0
 _SCAN_EVERY_S = 5.0
 
-Conclude = Callable[[Hold, Pulse, Verdict, Result | None], None]
+Conclude = Callable[[Hold, Heartbeat, Decision, Record | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +33,19 @@ class Pending:
     """One held job. `beating` ends its heartbeats."""
 
     hold: Hold
-    pulse: Pulse
+    heartbeat: Heartbeat
     parcel: Parcel
     record: Record
     beating: ExitStack
 
 
-class Aside:
-    """What one slot has set aside, and what dead slots of its pod have left."""
+class AwaitingStore:
+    """What one slot has in the spool, and what dead slots of its pod have left there."""
 
-    def __init__(self, spool: Spool | None, store: Store, ledger: Ledger, conclude: Conclude) -> None:
+    def __init__(self, spool: Spool | None, store: Store, jobs: Jobs, conclude: Conclude) -> None:
         self._spool = spool
         self._store = store
-        self._ledger = ledger
+        self._jobs = jobs
         self._conclude = conclude
         self._pending: list[Pending] = []
         self._next_s = 0.0
@@ -61,20 +62,20 @@ class Aside:
         return self._spool is not None and self._spool.full
 
     def hear_cancel(self, job_id: str) -> None:
-        """Somebody published a cancel."""
+        """A cancel was published."""
         for pending in self._pending:
-            pending.pulse.hear_cancel(job_id)
+            pending.heartbeat.hear_cancel(job_id)
 
     def add(self, pending: Pending) -> None:
-        """Set a job aside. Its deadline no longer counts: it has been sung."""
+        """Take in a job. Its deadline no longer counts: its songs are there."""
         pending.hold.deadline_s = float("inf")
         self._pending.append(pending)
         self._next_s = time.monotonic() + self._pause_s
-        log.warning("job %s: sung, and waits for the store on disk", pending.hold.job.id)
+        log.warning("job %s: generated, and waits for the store on disk", pending.hold.job_id)
 
-    def send(self, *, at_once: bool = False) -> None:
+    def send(self) -> None:
         """Bring to the store what can be brought, every now and then."""
-        if self._spool is None or (time.monotonic() < self._next_s and not at_once):
+        if self._spool is None or time.monotonic() < self._next_s:
             return
         try:
             self._send_own()
@@ -91,35 +92,40 @@ class Aside:
         """The slot leaves: the jobs return to their lanes, their songs stay on disk for the pod's next slot."""
         error = JobError(code=HandBack.code, message="the worker leaves; the song lies on its disk", retryable=True)
         for pending in list(self._pending):
-            self._over(pending, Verdict(Ending.RETURNED, error))
+            self._over(pending, Decision(Ending.RETURNED, error))
             pending.parcel.release()
 
     def _send_own(self) -> None:
         for pending in list(self._pending):
             if pending.hold.superseded or pending.hold.canceled:
                 pending.parcel.discard()
-                self._over(pending, Verdict(Ending.CANCELED))  # of one that is another's by now nothing is written
+                self._over(pending, Decision(Ending.CANCELED))  # of one that is another's by now nothing is written
                 continue
             winner = pending.parcel.send(self._store, pending.record)
-            pending.hold.sang = winner.attempt.id == pending.hold.attempt.id
-            self._over(pending, ending_of(winner), winner.result)
+            pending.hold.generated = winner.attempt is not None and winner.attempt.id == pending.hold.attempt.id
+            self._over(pending, ending_of(winner), winner)
 
-    def _over(self, pending: Pending, verdict: Verdict, result: Result | None = None) -> None:
+    def _over(self, pending: Pending, decision: Decision, record: Record | None = None) -> None:
         self._pending.remove(pending)
         try:
-            self._conclude(pending.hold, pending.pulse, verdict, result)
+            self._conclude(pending.hold, pending.heartbeat, decision, record)
         finally:
             pending.beating.close()
 
     def _send_abandoned(self, spool: Spool) -> None:
         for parcel in spool.abandoned():
-            record = parcel.record
-            entry = self._ledger.read(record.job_id) if record else None
             try:
-                if record is None or entry is None or entry.outcome or entry.cancel_requested:
-                    parcel.discard()
-                else:  # the job is in its lane, or somebody sings it again: whoever looks next finds the record
-                    parcel.send(self._store, record)
-                    log.info("job %s: its song came to the store, though its slot had died", record.job_id)
+                self._send_abandoned_parcel(parcel, parcel.record)
             finally:
                 parcel.release()
+
+    def _send_abandoned_parcel(self, parcel: Parcel, record: Record | None) -> None:
+        if record is None:
+            parcel.discard()
+            return
+        seen = self._jobs(calls.look([record.job_id]))[0]
+        if seen.shrunk or (seen.entry and (seen.entry.status.ended or seen.entry.cancel_requested)):
+            parcel.discard()
+            return
+        finish_as(self._jobs, parcel.send(self._store, record))
+        log.info("job %s: its song came to the store, though its slot had died", record.job_id)
