@@ -41,30 +41,23 @@ class PoolFigures:
     One reading is under way at most, and whoever needs younger figures waits for it, or for the next.
     """
 
-    def __init__(
-        self,
-        redis: redis_asyncio.Redis,
-        keys: Keys,
-        published: Sequence[PoolFacts] = (),
-        max_age_s: float = MAX_AGE_S,
-    ) -> None:
+    def __init__(self, redis: redis_asyncio.Redis, keys: Keys, published: Sequence[PoolFacts] = ()) -> None:
         """`published`: the pools that are known without their workers."""
         self._redis = redis
         self._keys = keys
         self._published = published
-        self._max_age_s = max_age_s
         self._names = {pool.name for pool in published}
         self._last = Figures({}, (), -1e9)
         self._reading: asyncio.Task[None] | None = None
 
     async def read(self, names: Collection[str] = (), *, fresh: bool = False) -> Figures:
-        """The figures of these pools and of every other that is known, no older than `max_age_s`; `fresh`, than now.
+        """The figures of these pools and of every other that is known, no older than MAX_AGE_S; `fresh`, than now.
 
         Raises:
             QueueUnavailable: Redis does not answer.
         """
         asked_s = time.monotonic()
-        oldest_s = asked_s if fresh else asked_s - self._max_age_s
+        oldest_s = asked_s if fresh else asked_s - MAX_AGE_S
         last = self._last
         if last.read_s >= oldest_s and all(name in last.pools for name in names):
             return last

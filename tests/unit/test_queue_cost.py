@@ -20,8 +20,11 @@ from tests.gateways import HandSlot
 from tests.jobs import submit
 from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
 
-# Long enough that none of the pools' figures, which all pollers share, are read in the midst of a count.
-FOREVER_S = 1e6
+
+@pytest.fixture(autouse=True)
+def _figures_that_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the pools' figures, which all pollers share, are read in the midst of a count."""
+    monkeypatch.setattr(figures, "MAX_AGE_S", 1e6)
 
 
 class Sent:
@@ -58,8 +61,7 @@ def settings(redis_url: str, file_store_url: str) -> GatewaySettings:
 
 @pytest.fixture
 async def http(settings: GatewaySettings, redis: Redis) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(settings) as (app, client):
-        app.state.parts.queue._figures._max_age_s = FOREVER_S
+    async with serving(settings) as (_, client):
         client.headers.update(bearing(key_of(redis, "default")))
         yield client
 
@@ -83,8 +85,7 @@ async def test_keys_cost_nothing_while_they_are_remembered_and_two_reads_otherwi
     redis: Redis, redis_url: str, file_store_url: str
 ) -> None:
     key = key_of(redis, "acme", Limits(requests_per_minute=1_000))
-    async with serving(settings_of(redis_url, file_store_url)) as (app, http):
-        app.state.parts.queue._figures._max_age_s = FOREVER_S
+    async with serving(settings_of(redis_url, file_store_url)) as (_, http):
         url = f"/v1/jobs/{(await http.post('/v1/jobs', json=SONG, headers=bearing(key))).json()['id']}"
         with counted() as sent:
             (await http.get(url, headers=bearing(key))).raise_for_status()
@@ -97,9 +98,8 @@ async def test_a_submit_that_waits_for_the_disk_is_one_round_trip_too(tmp_path: 
         settings = GatewaySettings.model_validate(
             {"redis_url": url, "store_url": file_store_url, "durability": "fsync"}
         )
-        async with serving(settings) as (app, http):
-            app.state.parts.queue._figures._max_age_s = FOREVER_S
-            keyed = {"Idempotency-Key": "k"}
+        async with serving(settings) as (_, http):
+                keyed = {"Idempotency-Key": "k"}
             (await http.post("/v1/jobs", json=SONG, headers=keyed)).raise_for_status()
             for headers in ({}, keyed):
                 with counted() as sent:
@@ -113,7 +113,6 @@ async def test_figures_are_read_once_for_all_who_ask_at_once(http: httpx.AsyncCl
     reader = http._transport.app.state.parts.queue._figures  # type: ignore[attr-defined]  # httpx's ASGI transport
     with counted() as alone:
         await reader.read(fresh=True)
-    reader._max_age_s = figures.MAX_AGE_S
     reader._last = figures.Figures({}, (), -1e9)
     with counted() as together:
         answers = await asyncio.gather(*(http.get(url) for _ in range(20)))
