@@ -68,16 +68,12 @@ class PoolFigures:
         return self._last
 
     async def _next_reading(self) -> None:
-        if self._reading is None:
+        # Done is not None: to await a reading that is over would give no other task, and so no new reading, a turn.
+        if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
-            self._reading.add_done_callback(self._done)
+            self._reading.add_done_callback(_heard)
         # A caller that leaves must not take the reading from the others.
         await asyncio.shield(self._reading)
-
-    def _done(self, reading: asyncio.Task[None]) -> None:
-        self._reading = None
-        if not reading.cancelled():
-            reading.exception()  # its callers have it, unless all of them left
 
     async def _read(self) -> None:
         began_s, names = time.monotonic(), set(self._names)
@@ -126,6 +122,11 @@ class PoolFigures:
             holdup=holdup,
             told=of_name(self._published, name),
         )
+
+
+def _heard(reading: asyncio.Task[None]) -> None:
+    if not reading.cancelled():
+        reading.exception()  # its callers have it, unless all of them left
 
 
 def _ended(tally: Mapping[Any, Any]) -> Ended:

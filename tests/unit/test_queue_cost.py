@@ -99,7 +99,7 @@ async def test_a_submit_that_waits_for_the_disk_is_one_round_trip_too(tmp_path: 
             {"redis_url": url, "store_url": file_store_url, "durability": "fsync"}
         )
         async with serving(settings) as (_, http):
-                keyed = {"Idempotency-Key": "k"}
+            keyed = {"Idempotency-Key": "k"}
             (await http.post("/v1/jobs", json=SONG, headers=keyed)).raise_for_status()
             for headers in ({}, keyed):
                 with counted() as sent:
