@@ -144,3 +144,11 @@ async def test_a_page_reads_few_jobs_at_first(
         answer = await http.get("/v1/jobs", params={"limit": limit, "label": f"name={wanted}"})
     assert len(answer.json()["jobs"]) == (limit if wanted == "song" else 0)
     assert looked[: len(expected)] == expected
+
+
+async def test_who_comes_as_a_reading_ends_begins_the_next(http: httpx.AsyncClient) -> None:
+    """The event loop would turn for ever if a reading that is over were waited for."""
+    reader = http._transport.app.state.parts.queue._figures  # type: ignore[attr-defined]  # httpx's ASGI transport
+    reader._reading = over = asyncio.get_running_loop().create_future()
+    over.set_result(None)
+    assert (await reader.read(("default",), fresh=True)).pools
