@@ -162,7 +162,7 @@ class Sweeper:
         entry = plan.entry
         if isinstance(record, Record):
             ours = record is plan.record
-            done = finish_as(self._jobs, record).decided
+            done = finish_as(self._jobs, record, by=entry.owner or "").decided
             return (plan.action if ours else Action.FINISH) if done else None
         if isinstance(record, Exception):
             if not isinstance(record, StoreUnavailable):

@@ -562,8 +562,9 @@ end
 
 -- finish: id, id of the attempt that the outcome is of ('': of none), outcome, error JSON or '', its code, result JSON
 -- or '', terminal event, gpu seconds, bytes, '1' if job.json lies in the store, '1': only if the lease ran out, run JSON
--- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it has} once it has ended, by this call
--- or before, {'unknown'}, or {'held'} where another attempt is in charge, or the lease of this one has not run out.
+-- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it
+-- has} once it has ended, by this call or before, {'unknown'}, or {'held'} where another attempt is in charge, or the
+-- lease of this one has not run out.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
@@ -576,10 +577,7 @@ function transitions.finish()
     if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or 'unknown', ''} end
     if ENDED[job.state] then
         if by ~= '' then unmark(id .. ':' .. by) end
-        if recorded then
-            set(id, 'recorded', '1')
-            redis.call('ZREM', own .. 'unrecorded', id)
-        end
+        if recorded then set(id, 'recorded', '1') end
         return {'ended', job.state, '0'}
     end
     local lease = job.owner and redis.call('ZSCORE', own .. 'leases', id .. ':' .. job.owner)
