@@ -69,7 +69,7 @@ def test_the_last_attempt_lost_fails_the_job_with_the_reason(bench: Bench) -> No
     assert bench.sweep() == [Action.RETRY]
     bench.begin(job_id)
     bench.pass_leases()
-    assert bench.sweep() == [Action.FAIL]
+    assert bench.sweep() == [Action.FAIL, Action.RECORD]
     bench.assert_over(job_id, JobStatus.FAILED)
     entry, record = bench.entry(job_id), bench.record(job_id)
     assert entry.error and entry.error.code == "worker_lost" and "attempt 2" in entry.error.message

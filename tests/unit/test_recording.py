@@ -1,180 +1,154 @@
-"""Every end without a song reaches job.json, also one that nobody could record in its moment (decision 0012)."""
+"""Every end without a song reaches job.json, also one that Redis decided alone (decision 0012)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
-from rq.executions import Execution
 
-from api.maintenance.records import Records
-from api.queue import JobQueue
-from api.settings import GatewaySettings
-from gpu_worker.slot.hold import Hold
-from serinette.errors import EngineCrashed, InvalidOutput, NotFound
-from serinette.job import Record
+from api.maintenance.planning import Action
+from api.maintenance.recording import Recorded, StoreQuestions
+from serinette.job import JobError, JobStatus
+from serinette.jobs import Outcome, calls
+from serinette.jobs.finishing import finish_as
 from serinette.names import Keys, artifact_key, record_key, song_prefix
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.maintenance_bench import RETENTION_S, TENANT
-from tests.unit.test_spool import Pier
+from tests.unit.maintenance_bench import TENANT, Bench
+
+FAILURE = JobError(code="invalid_output", message="nan")
 
 
 @pytest.fixture
-def pier(redis: Redis, keys: Keys, tmp_path: Path) -> Pier:
-    (tmp_path / "store").mkdir()
-    made = Pier(redis, keys, Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
-    made.directory = tmp_path
-    return made
+def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
+    return Bench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
 
 
-def records(pier: Pier) -> Records:
-    return Records(pier.redis, pier.ledger, pier.store)
+def unrecorded(bench: Bench) -> list[str]:
+    found: Any = bench.redis.zrange(bench.keys.unrecorded, 0, -1)
+    return [job_id.decode() for job_id in found]
 
 
-def gateway(pier: Pier) -> JobQueue:
-    return JobQueue(pier.redis, pier.store, pier.ledger, GatewaySettings(retention_s=RETENTION_S))
+def stored(bench: Bench, job_id: str) -> set[str]:
+    return {found.key for found in bench.store.list(song_prefix(TENANT, job_id))}
 
 
-def unrecorded(pier: Pier) -> list[str]:
-    return [job_id.decode() for job_id in pier.redis.zrange(pier.keys.unrecorded, 0, -1)]  # type: ignore[union-attr]
-
-
-def recorded(pier: Pier, job_id: str) -> Record | None:
-    try:
-        return Record.model_validate_json(pier.store.get(record_key(TENANT, job_id)))
-    except NotFound:
-        return None
-
-
-def crash(_: Hold) -> None:
-    raise EngineCrashed("gone")
-
-
-def break_down(_: Hold) -> None:
-    raise InvalidOutput("nan")
-
-
-def attempt(pier: Pier, end: object) -> None:
-    slot = pier.spooling()
-    pier.engine.meanwhile = end  # type: ignore[assignment]
-    slot.sing_one()
-
-
-def canceled_retry(pier: Pier) -> str:
-    job_id = pier.order()
-    attempt(pier, crash)
-    assert pier.waiting() == [job_id]
-    assert gateway(pier).cancel(TENANT, job_id).status == "canceled"
+def canceled_retry(bench: Bench) -> str:
+    """Its first attempt was given up; then its owner wanted it no more."""
+    job_id = bench.lost()
+    assert Action.RETRY in bench.sweep()
+    assert bench.board.cancel(job_id) == "canceled"
     return job_id
 
 
-def test_a_canceled_retry_is_recorded(pier: Pier) -> None:
-    job_id = canceled_retry(pier)
-    assert recorded(pier, job_id) is None
-    records(pier).step()
-    found, entry = recorded(pier, job_id), pier.entry(job_id)
-    assert found
+def test_a_canceled_retry_is_recorded(bench: Bench) -> None:
+    job_id = canceled_retry(bench)
+    assert bench.record(job_id) is None
+    assert bench.sweep() == [Action.RECORD]
+    found, entry = bench.record(job_id), bench.entry(job_id)
+    assert found and found.attempt
     assert (found.status, found.ended_at, found.attempt.id) == ("canceled", entry.ended_at, entry.attempts[-1].id)
-    assert unrecorded(pier) == []
+    assert found.usage == entry.usage
+    assert unrecorded(bench) == []
 
 
-def test_a_failure_while_the_store_is_away_is_recorded_when_it_is_back(pier: Pier) -> None:
-    job_id = pier.order()
-    attempt(pier, crash)
-    telling = records(pier)
-    slot = pier.spooling()
-    leaving = pier.away()
-
-    def without_a_store(hold: Hold) -> None:
-        leaving.__enter__()
-        break_down(hold)
-
-    pier.engine.meanwhile = without_a_store
-    slot.sing_one()
-    assert pier.entry(job_id).outcome == "failed"
-    telling.step()
-    assert unrecorded(pier) == [job_id], "it waits for the store"
-    leaving.__exit__(None, None, None)
-    records(pier).step()
-    found = recorded(pier, job_id)
-    assert found and found.error
-    assert (found.status, found.error.code) == ("failed", "invalid_output")
-    assert unrecorded(pier) == []
+def test_a_job_that_nobody_began_is_recorded(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.board.cancel(job_id)
+    assert bench.sweep() == [Action.RECORD]
+    found = bench.record(job_id)
+    assert found and (found.status, found.attempt, found.started_at) == ("canceled", None, None)
+    assert "recorded" in bench.entry(job_id).fields
 
 
-def test_a_zombies_song_that_came_in_between_is_taken_back(pier: Pier) -> None:
-    """Clients were told of the end; the store must not say otherwise for as long as it keeps the job."""
-    job_id = pier.order()
-    slot = pier.spooling()
-    executions: list[Execution] = []
-    pier.engine.meanwhile = lambda hold: executions.append(hold.execution)
-    put = pier.store.put_if_absent
-
-    def frozen_before_it_puts(key: str, data: bytes) -> bool:
-        """For longer than the reaper waits; it wakes when all is over."""
-        pier.store.put_if_absent = put  # type: ignore[method-assign]
-        pier.mend(job_id, *executions)
-        assert pier.waiting() == [job_id]
-        gateway(pier).cancel(TENANT, job_id)
-        return put(key, data)
-
-    pier.store.put_if_absent = frozen_before_it_puts  # type: ignore[method-assign]
-    slot.sing_one()
-    zombie = recorded(pier, job_id)
-    assert zombie and zombie.status == "succeeded", "nobody told the slot yet"
-    records(pier).step()
-    found = recorded(pier, job_id)
-    assert found and found.status == "canceled" == pier.entry(job_id).outcome
-    assert [each.key for each in pier.store.list(song_prefix(TENANT, job_id))] == [record_key(TENANT, job_id)]
+def test_a_failure_while_the_store_is_away_is_recorded_when_it_is_back(bench: Bench, tmp_path: Path) -> None:
+    job_id = bench.submit()
+    bench.board.finish(bench.begin(job_id), Outcome(JobStatus.FAILED, FAILURE))
+    broken = tmp_path / "store" / "songs"
+    broken.write_text("where a directory was: an error to whoever reads below it, even to root")
+    assert bench.sweep() == []
+    assert unrecorded(bench) == [job_id], "it waits for the store"
+    broken.unlink()
+    assert bench.sweep() == [Action.RECORD]
+    found = bench.record(job_id)
+    assert found and (found.status, found.error) == ("failed", FAILURE)
+    assert unrecorded(bench) == []
 
 
-def test_only_what_the_store_may_not_know_is_told_again(pier: Pier) -> None:
-    sung, broken, waiting = pier.order(), pier.order(), pier.order()
-    attempt(pier, lambda _: None)
-    attempt(pier, break_down)
-    gateway(pier).cancel(TENANT, waiting)
-    assert [pier.entry(job_id).outcome for job_id in (sung, broken, waiting)] == ["succeeded", "failed", "canceled"]
-    assert unrecorded(pier) == [broken], "neither a song at the first attempt nor a job that nobody began"
+def test_a_zombies_song_that_came_in_between_is_taken_back(bench: Bench) -> None:
+    """Clients have heard of the end; the store must not say otherwise for as long as it keeps the job."""
+    job_id = bench.submit()
+    bench.begin(job_id)
+    frozen = bench.entry(job_id)
+    bench.pass_leases()
+    assert bench.sweep() == [Action.RETRY]
+    bench.board.cancel(job_id)
+    bench.store.put(artifact_key(TENANT, job_id, frozen.attempts[-1].id, 0, "mp3"), b"song")
+    zombie = bench.song(job_id)
+    bench.store.put(zombie.keys[0], b"song")
+    assert finish_as(bench.board.jobs, zombie).status is JobStatus.CANCELED, "the slot hears how it ended"
+    assert bench.sweep() == [Action.RECORD]
+    found = bench.record(job_id)
+    assert found and found.status is bench.entry(job_id).status is JobStatus.CANCELED
+    assert stored(bench, job_id) == {record_key(TENANT, job_id)}
 
 
-@pytest.mark.parametrize(("last", "outcome"), [(lambda _: None, "succeeded"), (break_down, "failed")])
 @pytest.mark.parametrize("crashes", [0, 1])
-def test_songs_of_attempts_that_died_before_their_record_are_erased(
-    pier: Pier, crashes: int, last: object, outcome: str
-) -> None:
-    job_id = pier.order()
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_songs_of_attempts_that_died_before_their_record_are_erased(bench: Bench, crashes: int, succeeds: bool) -> None:
+    job_id = bench.submit()
     left = artifact_key(TENANT, job_id, "dead", 0, "wav")
-    pier.store.put(left, b"song")
+    bench.store.put(left, b"song")
     for _ in range(crashes):
-        attempt(pier, crash)
-    attempt(pier, last)
-    assert pier.entry(job_id).outcome == outcome
-    records(pier).step()
-    record = recorded(pier, job_id)
-    assert record and record.status == outcome
-    kept = {record_key(TENANT, job_id), *(artifact.key for artifact in record.artifacts)}
-    if (crashes, outcome) == (0, "succeeded"):  # no other attempt was known of: retention takes it
+        bench.begin(job_id)
+        bench.pass_leases()
+        assert bench.sweep() == [Action.RETRY]
+    claimed = bench.begin(job_id)
+    if succeeds:
+        record = bench.song(job_id)
+        bench.store.put(record.keys[0], b"song")
+        finish_as(bench.board.jobs, record)
+        finish_as(bench.board.jobs, record)  # the answer was lost
+    else:
+        bench.board.finish(claimed, Outcome(JobStatus.FAILED, FAILURE))
+    bench.sweep()
+    found = bench.record(job_id)
+    assert found and found.status is bench.entry(job_id).status
+    kept = {record_key(TENANT, job_id), *found.keys}
+    if (crashes, succeeds) == (0, True):  # no other attempt was known of: retention takes it
         kept |= {left}
-    assert {each.key for each in pier.store.list(song_prefix(TENANT, job_id))} == kept
+    assert stored(bench, job_id) == kept
+    assert unrecorded(bench) == []
 
 
-def test_an_erased_job_is_not_recorded(pier: Pier) -> None:
+def test_an_erased_job_is_not_recorded(bench: Bench) -> None:
     """Neither when it was erased before, nor when it is while its record is written."""
-    before = canceled_retry(pier)
-    gateway(pier).erase(TENANT, before)
-    assert unrecorded(pier) == []
+    before = canceled_retry(bench)
+    assert bench.board.jobs(calls.erase(before, TENANT))
+    assert unrecorded(bench) == []
+    assert bench.sweep() == []
 
-    meanwhile = canceled_retry(pier)
-    telling = records(pier)
-    put = telling._put
+    meanwhile = canceled_retry(bench)
+    sweeper = bench.sweeper()
+    ask = sweeper._questions.ask
 
-    def put_and_lose_the_race(record: Record) -> None:
-        put(record)
-        pier.ledger.forget(meanwhile, TENANT)
+    def ask_and_lose_the_race(questions: Any) -> Any:
+        answers = ask(questions)
+        bench.board.jobs(calls.erase(meanwhile, TENANT))
+        return answers
 
-    telling._put = put_and_lose_the_race  # type: ignore[method-assign]
-    telling.step()
-    assert list(pier.store.list("songs")) == []
-    assert unrecorded(pier) == []
+    sweeper._questions.ask = ask_and_lose_the_race  # type: ignore[method-assign]
+    sweeper()
+    assert list(bench.store.list("songs")) == []
+    assert unrecorded(bench) == []
+
+
+def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:
+    job_id = canceled_retry(bench)
+    entry = bench.entry(job_id)
+    assert StoreQuestions(bench.store).ask([Recorded(entry), Recorded(entry)]) == [True, True]
+    before = bench.store.get(record_key(TENANT, job_id))
+    assert bench.sweep() == [Action.RECORD]
+    assert bench.store.get(record_key(TENANT, job_id)) == before
