@@ -66,7 +66,7 @@ CustomId = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,64}$")]
 class BatchSpec(GenerationSpec):
     """One line: a song, and your own name for it."""
 
-    custom_id: CustomId | None = Field(None, description="Yours, told again in every result; each at most once.")
+    custom_id: CustomId | None = Field(None, description="Yours, repeated in every result; each at most once.")
 
     def song(self) -> GenerationSpec:
         """The song alone, with only those fields set that the client wrote."""
@@ -86,7 +86,7 @@ class BatchOptions(BaseModel):
     )
     timeout_s: int | None = Field(None, ge=10, le=6 * 3600, description="Longest run of each song.")
     webhook: WebhookUrl | None = Field(
-        None, description="Told of the batch's end by a signed POST (Standard Webhooks); must lead to a public address."
+        None, description="Gets a signed POST (Standard Webhooks) when the batch ends; must lead to a public address."
     )
 
     @field_validator("labels")
@@ -107,7 +107,7 @@ class Span(BaseModel):
 
 
 class BatchRequest(BatchOptions):
-    """A batch in one JSON body. Each of the specs is sung with every combination of the sweep's values."""
+    """A batch in one JSON body. Each of the specs is generated with every combination of the sweep's values."""
 
     specs: list[BatchSpec] = Field(min_length=1, max_length=MAX_LINES)
     sweep: dict[str, list[Any] | Span] = Field(
@@ -123,8 +123,8 @@ class BatchCounts(_Model):
     total: int
     released: int = Field(0, description="Given to the queue, or ended.")
     queued: int = Field(0, description="Of those, waiting in the lane.")
-    running: int = Field(0, description="Of those, being sung.")
-    completed: int = Field(0, description="Sung.")
+    running: int = Field(0, description="Of those, being generated.")
+    completed: int = Field(0, description="Succeeded.")
     failed: int = 0
     canceled: int = 0
 
@@ -195,7 +195,7 @@ class BatchHeader(_Model):
     total: int
     part_lines: int = PART_LINES
     digest: str = Field(description="Of all lines and options as the client wrote them; also names the input.")
-    limits: Limits | None = Field(None, description="The tenant's, where a file told them when the batch was made.")
+    limits: Limits | None = Field(None, description="The tenant's, where a file declared them when the batch was made.")
     sources: tuple[str, ...] = Field((), description="Uploads and jobs whose audio its lines start from.")
     created_at: AwareDatetime
 

@@ -205,7 +205,7 @@ class Run(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    exit_code: int | None = Field(None, description="Null when it never ran, or nobody saw it end.")
+    exit_code: int | None = Field(None, description="Null when it never ran, or its end was not observed.")
     outputs: tuple[Output, ...] = ()
     log_key: str | None = Field(None, description="Object key of its whole log.")
     log_size_bytes: int = 0

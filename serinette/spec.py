@@ -69,7 +69,7 @@ class GenerationSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
 
     prompt: str = Field("", max_length=8_192, description="Caption: style, mood, instruments.")
-    lyrics: str = Field("", max_length=16_384, description="Words to sing; empty means instrumental.")
+    lyrics: str = Field("", max_length=16_384, description="Lyrics to be sung; empty means instrumental.")
     vocal_language: str = Field(
         "en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", description="BCP-47 language of the lyrics."
     )
@@ -83,8 +83,8 @@ class GenerationSpec(BaseModel):
     task: Task = Field(Task.TEXT2MUSIC, description="What to do; all but text2music work on `source_audio`.")
     source_audio: AudioId | None = Field(None, description="Upload id, or `{job_id}/{index}` of an earlier song.")
     reference_audio: AudioId | None = Field(None, description="Upload or song id whose timbre to follow.")
-    repaint_start_s: float | None = Field(None, ge=0, le=600, description="Start of the window to sing anew.")
-    repaint_end_s: float | None = Field(None, ge=0, le=600, description="End of the window to sing anew.")
+    repaint_start_s: float | None = Field(None, ge=0, le=600, description="Start of the window to generate again.")
+    repaint_end_s: float | None = Field(None, ge=0, le=600, description="End of the window to generate again.")
     track: Track | None = Field(None, description="Track for extract and lego, e.g. `vocals`.")
     tracks: tuple[Track, ...] | None = Field(None, min_length=1, max_length=12, description="Tracks for complete.")
     cover_strength: float = Field(1.0, ge=0, le=1, description="How closely a cover follows its source.")
@@ -98,7 +98,7 @@ class GenerationSpec(BaseModel):
     timesteps: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
         None, min_length=1, max_length=200, description="Custom schedule, falling from at most 1."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn and told when left out.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn and reported when left out.")
     variations: int = Field(1, ge=1, le=MAX_VARIATIONS, description="Songs in this job; number i uses seed + i.")
 
     model: PublishedName | None = Field(None, description="A model that the operator published.")

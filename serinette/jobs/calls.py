@@ -83,7 +83,7 @@ class Outcome:
         """Of the attempt that counts."""
         if self.result is None:
             return Usage(gpu_s=self.gpu_s, size_bytes=self.run.size_bytes if self.run else 0)
-        return Usage(gpu_s=self.result.timings.sing_s, size_bytes=self.result.size_bytes)
+        return Usage(gpu_s=self.result.timings.generate_s, size_bytes=self.result.size_bytes)
 
     def event(self) -> str:
         """The terminal event's data, JSON."""

@@ -109,7 +109,7 @@ def test_a_replica_that_does_not_lead_reports_of_itself_alone(redis: Redis, keys
     metrics.mended("retry", 3)
     series = told(registry)
     assert {name for name, _ in series if "queue" in name} == set()
-    assert value(series, "maintenance_mended_total", action="retry") == 3
+    assert value(series, "controller_reconciled_total", action="retry") == 3
 
 
 def test_a_value_falls_into_the_first_bucket_that_holds_it(redis: Redis, keys: Keys) -> None:
@@ -144,7 +144,7 @@ def test_a_scrape_while_redis_is_away_tells_of_the_replica_alone() -> None:
     away = Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2)
     MaintenanceMetrics(registry, away, Keys(), lambda: True)
     assert {name for name, _ in told(registry) if "queue" in name} == set()
-    assert value(told(registry), "maintenance_leading") == 1
+    assert value(told(registry), "controller_leading") == 1
 
 
 # -- requests
