@@ -259,7 +259,7 @@ def test_a_job_that_cannot_be_read_holds_up_nobody(bench: Bench, caplog: pytest.
     sweeper = bench.sweeper(counted=counted)
     for _ in range(3):
         sweeper()
-    assert counted.actions == [Action.FAIL, Action.RETRY]
+    assert sorted(counted.actions) == [Action.FAIL, Action.RETRY]
     assert caplog.text.count(f"job={spoilt} cannot be read") == 1
     assert bench.entry(unread).status is JobStatus.FAILED, "it ends without a record in the store"
     assert bench.record(unread) is None
