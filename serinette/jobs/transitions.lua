@@ -26,6 +26,14 @@ local function number(text, name)
     return value
 end
 
+local function whole(text, name)
+    local value = number(text, name)
+    if value ~= math.floor(value) or not string.match(text, '^%d+$') then
+        error({err = 'ERR ' .. name .. ' must be a whole number, got ' .. tostring(text)})
+    end
+    return value
+end
+
 local function one_of(value, name, allowed)
     for _, each in ipairs(allowed) do if value == each then return value end end
     error({err = 'ERR ' .. name .. ' must be one of ' .. table.concat(allowed, ', ') .. ', got ' .. tostring(value)})
@@ -260,6 +268,12 @@ local function end_job(id, job, outcome, at, last)
     end
 end
 
+-- What an end will read as a number, in the midst of its writes.
+local function check_kept(job)
+    whole(job.ttl_s, 'ttl_s')
+    if job.webhook then number(job.webhook_after_s, 'webhook_after_s') end
+end
+
 local transitions = {}
 
 -- submit: id, limits of the tenant (JSON, or '' for those that Redis knows), most jobs in the lane, '1' for a disk that
@@ -274,7 +288,7 @@ function transitions.submit()
     for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
     for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'schema'}) do given(1, name) if not job[name] then
         error({err = 'ERR the record lacks ' .. name}) end end
-    number(job.ttl_s, 'ttl_s')
+    check_kept(job)
     number(job.schema, 'schema')
     if job.start_in_s then number(job.start_in_s, 'start_in_s') end
     if fsync then
@@ -507,6 +521,8 @@ function transitions.resume()
     local answer = standing(id, attempt)
     if answer ~= 'unknown' then return answer end
     local created_at = number(job.created_at, 'created_at')
+    check_kept(job)
+    whole(job.attempts, 'attempts')
     set(id, unpack(fields))
     set(id, 'state', 'running', 'owner', attempt)
     redis.call('HDEL', record_key(id), 'cancel', 'progress')
