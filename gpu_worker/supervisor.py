@@ -1,4 +1,4 @@
-"""The supervisor of a worker pod: one engine, some slots. It keeps them alive, tells of them and lets them go in order."""
+"""The supervisor of a worker pod: an engine and slots. It keeps them alive, tells of them and lets them go in order."""
 
 from __future__ import annotations
 

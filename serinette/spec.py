@@ -74,7 +74,7 @@ class BoundedInput(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _few_enough(cls, given: Any) -> Any:
+    def _few_enough(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
         if len(given) > len(cls.model_fields):
