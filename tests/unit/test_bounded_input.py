@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -101,7 +101,7 @@ async def http(redis_url: str, file_store_url: str) -> AsyncIterator[httpx.Async
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Complaints of each body that FastAPI refused."""
     counts: list[int] = []
     make = RequestValidationError.__init__
