@@ -590,10 +590,10 @@ function transitions.overdue()
     local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
     redis.call('SET', own .. 'watched', seconds(at))
     if at < watched or at - watched > lease_s / 2 then
-        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', 0, -1)) do
+        -- But those of slots that were seen to die, which lapse has set to 0.
+        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '(0', '+inf', 'BYSCORE')) do
             redis.call('ZADD', own .. 'leases', at + lease_s, member)
         end
-        return {}
     end
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
