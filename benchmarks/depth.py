@@ -25,6 +25,7 @@ from tests.stack import Stack, running
 SHALLOW = 10  # jobs that came by real submits, in both
 COPIES = 20_000  # enough for the mean of one job's bytes
 BATCH = 1_000
+FIRST_COPY = f"00000000-0000-4000-8000-{0:012}"
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
 
 # KEYS: the keys of one job, then those that it is a member of. ARGV: its id, number of the first copy, copies, how many
@@ -37,7 +38,7 @@ local add = {
     set = function(key, from, to) redis.call('SADD', key, to) end,
     hash = function(key, from, to) redis.call('HSET', key, to, redis.call('HGET', key, from)) end,
     zset = function(key, from, to, number)
-        redis.call('ZADD', key, string.format('%.6f', redis.call('ZSCORE', key, from) + number * 1e-6), to)
+        redis.call('ZADD', key, string.format('%.6f', redis.call('ZSCORE', key, from) + (number + 1) * 1e-6), to)
     end,
 }
 for number = first, first + copies - 1 do
@@ -51,13 +52,14 @@ end
 """
 
 
-def fill(redis: Redis, job_id: str, copies: int) -> int:
-    """Copy a job: every key with its id in the name, and its place in every list, set and hash; bytes that they take.
+def fill(redis: Redis, job_id: str, copies: int) -> float:
+    """Copy a job: every key with its id in the name, and its place in every list, set and hash.
 
-    Whatever layout a submit writes is found by looking, so keep it to a Valkey with few jobs. The copies' own contents
-    still say the first job's id: they may wait and be counted, not be asked for.
+    Whatever layout a submit writes is found by looking, so begin with a Valkey of few jobs. The copies' own contents
+    still say the first job's id: they may wait and be counted, not be asked for. Answers the bytes that each takes
+    beyond its own keys.
     """
-    names: Any = [key.decode() for key in redis.scan_iter(count=1_000)]
+    names = [key.decode() for key in redis.scan_iter(count=1_000)]
     own = [key for key in names if job_id in key]
     shared = [(key, *place) for key in names if key not in own for place in _places(redis, key, job_id)]
     arguments = [word for _, kind, member in shared for word in (kind, member)]
@@ -66,7 +68,18 @@ def fill(redis: Redis, job_id: str, copies: int) -> int:
     before = _memory(redis)
     for first in range(0, copies, BATCH):
         script(keys, [job_id, first, min(BATCH, copies - first), len(own), *arguments])
-    return _memory(redis) - before
+    return (_memory(redis) - before) / copies - _own_bytes(redis, [key.replace(job_id, FIRST_COPY) for key in own])
+
+
+def _own_bytes(redis: Redis, keys: list[str]) -> int:
+    sizes: Any = [redis.memory_usage(key, samples=0) for key in keys]
+    return sum(sizes)
+
+
+def _sized(redis: Redis, job_id: str, index_bytes: float) -> Figures:
+    """What a job's own keys take as they are, a copy's being tighter, and its places in what jobs share."""
+    own_bytes = _own_bytes(redis, [key.decode() for key in redis.scan_iter(f"*{job_id}*", count=1_000)])
+    return {"own": own_bytes, "index": round(index_bytes), "whole": own_bytes + round(index_bytes)}
 
 
 def _places(redis: Redis, key: str, job_id: str) -> Iterator[tuple[str, str]]:
@@ -86,14 +99,14 @@ def _memory(redis: Redis) -> int:
     return int(told["used_memory"])
 
 
-def bytes_per_copy(redis: Redis, job_id: str, directory: Path) -> float:
-    """What one more job in that job's state takes, indexes too: of copies in a Valkey where nothing else happens."""
+def bytes_of(redis: Redis, job_id: str, directory: Path) -> Figures:
+    """What one more job in that job's state takes: its places by copies in a Valkey where nothing else happens."""
     with valkey(directory) as server:
         scratch = Redis.from_url(server.connection_url)
         for key in redis.scan_iter():
             if (dump := redis.dump(key)) is not None:
                 scratch.restore(key, max(0, redis.pttl(key)), dump)
-        return fill(scratch, job_id, COPIES) / COPIES
+        return _sized(redis, job_id, fill(scratch, job_id, COPIES))
 
 
 def job_bytes(directory: Path, ended_after_s: float) -> Figures:
@@ -104,16 +117,16 @@ def job_bytes(directory: Path, ended_after_s: float) -> Figures:
         job_id = client.ask("POST", "/v1/jobs", {**SONG, "prompt": "until enough"})["id"]
         _wait_status(client, job_id, "running", stack)
         time.sleep(1)  # it reports a step, and then no more
-        figures = {"running": bytes_per_copy(redis, job_id, directory / "running")}
+        figures: Figures = {"running": bytes_of(redis, job_id, directory / "running")}
         (directory / "work" / "tokens").mkdir(parents=True, exist_ok=True)
         (directory / "work" / "tokens" / "enough").touch()
         _wait_status(client, job_id, "succeeded", stack)
         time.sleep(1)  # maintenance has seen it
-        figures["ended"] = bytes_per_copy(redis, job_id, directory / "ended")
+        figures["ended"] = bytes_of(redis, job_id, directory / "ended")
         if ended_after_s:
             time.sleep(ended_after_s)
-            figures["ended_later"] = bytes_per_copy(redis, job_id, directory / "later")
-    return {name: round(value) for name, value in figures.items()} | {"ended_later_s": ended_after_s}
+            figures["ended_later"] = bytes_of(redis, job_id, directory / "later")
+    return figures | {"ended_later_s": ended_after_s}
 
 
 def _wait_status(client: Client, job_id: str, status: str, stack: Stack) -> None:
@@ -146,7 +159,7 @@ def measure(rounds: int = 200, jobs: int = 1_000_000, ended_after_s: float = 0, 
             client = clients[name] = Client(stack.enter_context(gateway(directory / name, redis, "fsync")), key)
             ids = [client.ask("POST", "/v1/jobs", SONG)["id"] for _ in range(SHALLOW)]
             if depth > SHALLOW:
-                bytes_of_job["waiting"] = round(fill(redis, ids[0], depth - SHALLOW) / (depth - SHALLOW))
+                bytes_of_job["waiting"] = _sized(redis, ids[0], fill(redis, ids[0], depth - SHALLOW))
                 _settle(redis, depth)
         taken = [{name: timed_ms(client) for name, client in clients.items()} for _ in range(rounds)]
         figures: Figures = {"valkey": durability_of(redis), "jobs": {"shallow": SHALLOW, "deep": jobs}}

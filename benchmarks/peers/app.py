@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable
+from typing import TypeAlias
 
 import uvicorn
 from celery import Celery
@@ -21,7 +22,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 QUEUE = "peer"  # of Celery a list of this name, of RQ rq:queue:peer
-Submit, State = Callable[[dict[str, object]], str], Callable[[str], str]
+Submit: TypeAlias = Callable[[dict[str, object]], str]
+State: TypeAlias = Callable[[str], str]
 
 
 class Song(BaseModel):

@@ -105,12 +105,13 @@ class Client:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
-    def ask(self, method: str, path: str, body: object = None) -> Any:
-        """The answer's JSON; any status but 2xx is a RuntimeError."""
+    def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """The answer's JSON object; any status but 2xx is a RuntimeError."""
         content = None if body is None else json.dumps(body).encode()
         self._connection.request(method, path, content, self._headers)
         answer = self._connection.getresponse()
         text = answer.read()
         if not 200 <= answer.status < 300:
             raise RuntimeError(f"{method} {path} was answered {answer.status} {text.decode()[:2000]}")
-        return json.loads(text)
+        told: dict[str, Any] = json.loads(text)
+        return told

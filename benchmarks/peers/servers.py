@@ -29,7 +29,7 @@ ENDLESS = 10_000_000
 
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """This thread, and the processes it starts, on one core."""
+    """Keep the calling thread, and the processes it starts, on one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:

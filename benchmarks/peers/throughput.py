@@ -17,7 +17,16 @@ from redis import Redis
 
 from benchmarks.peers.app import QUEUE
 from benchmarks.peers.load import CONNECTIONS, Client, Request, load
-from benchmarks.peers.servers import LOAD_CORE, SERVER_CORE, append_only, durability_of, gateway, make_key, on_core, peer
+from benchmarks.peers.servers import (
+    LOAD_CORE,
+    SERVER_CORE,
+    append_only,
+    durability_of,
+    gateway,
+    make_key,
+    on_core,
+    peer,
+)
 from benchmarks.record import Figures, spread
 
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
