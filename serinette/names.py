@@ -132,6 +132,10 @@ class Keys:
         """Sorted set of the jobs that wait in a lane, in their order: the first thing that KEDA reads."""
         return self._key("waiting", queue_name(pool, lane))
 
+    def unknown_jobs(self, queue: str) -> str:
+        """List of ids without a record that claims found in a lane: of before an upgrade, or of another program."""
+        return self._key("unknown", queue)
+
     def wake(self, pool: str) -> str:
         """List of tokens, each of which wakes one idle slot of a pool."""
         return self._key("wake", pool)
@@ -181,6 +185,14 @@ class Keys:
     def batch(self, batch_id: str) -> str:
         """Hash: status, cursor and counts of one batch (api/batches/book.py). Never its lines."""
         return self._key("batch", batch_id)
+
+    def batch_running(self, batch_id: str) -> str:
+        """Set of the ids of a batch's jobs that an attempt holds."""
+        return self._key("batch-running", batch_id)
+
+    def batch_ended(self, batch_id: str) -> str:
+        """Set of the ids of a batch's jobs that have ended, until the batch has entered them."""
+        return self._key("batch-ended", batch_id)
 
     def batch_open(self, batch_id: str) -> str:
         """Set of the numbers of those of a batch's parts that are released and not yet written to the store."""

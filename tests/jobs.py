@@ -145,3 +145,23 @@ def assert_ended(board: Board, job_id: str, status: JobStatus, ttl_s: int = 7 * 
     assert [index for index in indexes if redis.zscore(index, job_id) is not None] == []
     left_s = {key: redis.ttl(key) for key in (f"rq:job:{job_id}", keys.job(job_id), keys.events(job_id))}
     assert all(0 < each <= ttl_s for each in left_s.values()), left_s
+
+
+def submit(jobs: Jobs, job_id: str | None = None, **given: Any) -> str:
+    """Put a job into its lane; its id."""
+    made = submission(job_id, given.pop("work", None), **given)
+    assert jobs(calls.submit(made)).place is not None
+    return made.id
+
+
+def take(jobs: Jobs, job_id: str, *, slot: str = "worker.0.1", lease_s: float = 20) -> Claimed | None:
+    """This job, if it waits."""
+    found = jobs(calls.take(job_id, uuid4().hex, Lease(slot, lease_s)))
+    return found if isinstance(found, Claimed) else None
+
+
+def entry(jobs: Jobs, job_id: str) -> Entry:
+    """A job's record, which must be whole."""
+    found = jobs(calls.look([job_id]))[0].entry
+    assert found is not None, f"Redis does not know job {job_id} any more"
+    return found

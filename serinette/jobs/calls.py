@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from serinette.container import Run
 from serinette.credentials import Limits
-from serinette.job import JobError, JobStatus, Record, Result, Usage
+from serinette.job import JobError, JobOptions, JobStatus, Record, Result, Usage
 from serinette.jobs.entry import Entry
 from serinette.jobs.script import Argument, Call, Reply, text
 from serinette.jobs.submission import Submission
@@ -160,7 +160,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """How a slot holds a job. `worker_s`: how long RQ knows the slot without another word."""
+    """How a slot holds a job; `lease_s` 0: for ever. `worker_s`: how long RQ knows the slot without another word."""
 
     slot: str
     lease_s: float
@@ -220,6 +220,18 @@ def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call
     """Keep the lease, and report progress (JSON) if there is any."""
     arguments: list[Argument] = [job_id, attempt_id, lease.slot, lease.lease_s, lease.worker_s, progress]
     return Call("beat", arguments, _standing)
+
+
+def note(job_id: str, attempt_id: str, field: Literal["placed", "ran_s"], value: Argument) -> Call[Standing]:
+    """Keep something of the attempt in charge, a container's."""
+    return Call("note", [job_id, attempt_id, field, value], _standing)
+
+
+def log(job_id: str, attempt_id: str, after: str, lines: tuple[str, str], event: str) -> Call[Standing]:
+    """Add `lines`, text and the time of the last, to a container's log, unless another has added to it since it was
+    read up to `after`.
+    """
+    return Call("log", [job_id, attempt_id, after, *lines, event], _standing)
 
 
 def resume(entry: Entry, attempt_id: str, lease: Lease, rq_fields: Mapping[str, Argument]) -> Call[Standing]:
@@ -304,9 +316,23 @@ def move(job_id: str, from_pool: str, to_pool: str) -> Call[bool]:
     return Call("move", [job_id, from_pool, to_pool], bool)
 
 
-def restore(record: Record, submission: Submission, left_s: float) -> Call[bool]:
-    """Enter an ended job that the store alone remembers; False if it is known."""
-    rq_fields, fields = _flat(submission.rq_fields), _flat({**submission.fields, **_ended_fields(record)})
+def restore(record: Record, left_s: int) -> Call[bool]:
+    """Enter an ended job that the store alone remembers, for `left_s` more; False if it is known."""
+    made = Submission(
+        id=record.job_id,
+        tenant=record.tenant,
+        pool=record.pool,
+        work=record.container or record.spec,
+        options=JobOptions.model_construct(lane=record.lane, labels=record.labels),
+        digest=record.digest,
+        timeout_s=0,
+        max_attempts=1,
+        ttl_s=left_s,
+        dialect=record.dialect,
+    )
+    unknown = {"timeout_s", "max_attempts"}
+    kept = {name: value for name, value in made.fields.items() if name not in unknown}
+    rq_fields, fields = _flat(made.rq_fields), _flat({**kept, **_ended_fields(record)})
     arguments: list[Argument] = [record.job_id, record.status, left_s, Outcome.of(record).event(), len(rq_fields)]
     return Call("restore", [*arguments, *rq_fields, *fields], bool)
 

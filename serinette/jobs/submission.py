@@ -34,7 +34,7 @@ def generate(job_id: str) -> None:
 
 @dataclass(frozen=True)
 class Submission:
-    """One job. `digest` is of what the client wrote; `carried` is where its trace began."""
+    """One job. `digest` is of what the client wrote; `carried` is where its trace began, `batch` whose line it is."""
 
     id: str
     tenant: str
@@ -47,6 +47,7 @@ class Submission:
     ttl_s: int
     dialect: Mapping[str, str] = field(default_factory=dict)
     carried: Mapping[str, str] = field(default_factory=dict)
+    batch: str | None = None
 
     @cached_property
     def fields(self) -> dict[str, Any]:
@@ -74,6 +75,8 @@ class Submission:
             fields |= {"webhook": options.webhook, "webhook_after_s": TELL_AFTER_S}
         if options.start_deadline_s is not None:
             fields["start_in_s"] = options.start_deadline_s
+        if self.batch is not None:
+            fields["batch"] = self.batch
         if container is not None:
             fields["container"] = _json(container.to_wire())
         return fields

@@ -12,6 +12,8 @@ local MOST_LOOKED_AT = 100
 local MOST_EVENTS = 100
 local MOST_ATTEMPTS_KEPT = 10
 local MOST_TOKENS = 1000
+-- The terminal event of a job that is canceled when its attempt is given up.
+local CANCELED = '{"status":"canceled","usage":{"gpu_s":0,"size_bytes":0}}'
 local USAGE_KEPT_S = 400 * 86400
 -- An attempt that is left behind by everybody is forgotten after this; none is as long.
 local HELD_KEPT_S = 2 * 86400
@@ -74,6 +76,7 @@ local function queue_of(job) return job.pool .. '.' .. job.lane end
 local function list_key(queue) return prefix .. ':queue:' .. queue end
 local function waiting_key(queue) return own .. 'waiting:' .. queue end
 local function started_key(queue) return prefix .. ':wip:' .. queue end
+local function batch_key(of, job) return own .. 'batch-' .. of .. ':' .. job.batch end
 local function wake_key(pool) return own .. 'wake:' .. pool end
 local function worker_of(slot) return string.match(slot, '^(.+)%.[^.]+%.[^.]+$') end
 
@@ -114,6 +117,9 @@ local function attempt_json(text, outcome, at, reason)
     local why = reason ~= '' and ',"error":' .. reason or ''
     return head .. ',"outcome":"' .. outcome .. '","ended_at":' .. seconds(at) .. why .. '}'
 end
+
+-- A lease of 0 seconds never runs out: of an attempt that lives on where nobody renews it, as a container does.
+local function lease_end(at, lease_s) return lease_s == 0 and '+inf' or at + lease_s end
 
 -- What says that an attempt runs: its lease, its worker's mark, RQ's execution and started registry.
 local function mark(id, job, attempt, slot, lease_until, at)
@@ -167,6 +173,7 @@ local function close_attempt(id, job, outcome, at, reason, code)
     set(id, name, text)
     redis.call('HDEL', record_key(id), 'owner', 'progress')
     redis.call('ZREM', own .. 'running:' .. job.tenant, id)
+    if job.batch then redis.call('SREM', batch_key('running', job), id) end
     count('attempts_ended', job.pool, outcome, code)
     return text
 end
@@ -181,7 +188,8 @@ local function start(id, job, attempt, slot, lease_s, at)
     redis.call('ZREM', waiting_key(queue_of(job)), id)
     redis.call('ZREM', own .. 'deadlines', id)
     redis.call('ZADD', own .. 'running:' .. job.tenant, at, id)
-    mark(id, job, attempt, slot, at + lease_s, at)
+    if job.batch then redis.call('SADD', batch_key('running', job), id) end
+    mark(id, job, attempt, slot, lease_end(at, lease_s), at)
     redis.call('HSET', rq_key(id), 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'ended_at',
         '', 'worker_name', slot)
     event(id, 'started', '{"attempt":' .. attempts .. ',"worker":' .. cjson.encode(slot) .. '}')
@@ -205,6 +213,15 @@ local function leave_list(queue, id)
         redis.call('LREM', key, 1, id)
     elseif redis.call('LPOS', key, id, 'RANK', -1, 'MAXLEN', MOST_LOOKED_AT) then
         redis.call('LREM', key, -1, id)
+    end
+end
+
+-- A stray `rq worker` took the job out of RQ's list, and RQ's own hash and registries say how it fared there.
+local function rq_waits(id, queue)
+    redis.call('HSET', rq_key(id), 'status', 'queued', 'started_at', '', 'ended_at', '', 'worker_name', '')
+    redis.call('PERSIST', rq_key(id))
+    for _, registry in ipairs({'finished', 'failed', 'canceled', 'scheduled', 'deferred'}) do
+        redis.call('ZREM', prefix .. ':' .. registry .. ':' .. queue, id)
     end
 end
 
@@ -232,6 +249,10 @@ local function end_job(id, job, outcome, at, last)
     if job.webhook then redis.call('ZADD', own .. 'webhooks', at + number(job.webhook_after_s, 'webhook_after_s'), id) end
     redis.call('ZADD', own .. 'ended', at, id)
     local ttl_s = job.ttl_s
+    if job.batch then  -- until the batch has entered it
+        redis.call('SADD', batch_key('ended', job), id)
+        redis.call('EXPIRE', batch_key('ended', job), ttl_s)
+    end
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(at))
     redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue, at + ttl_s, id)
     for _, key in ipairs({record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id)}) do
@@ -340,7 +361,10 @@ local function first_of(queue, schema, at)
         for _, id in ipairs(redis.call('ZRANGE', waiting_key(queue), 0, MOST_LOOKED_AT - 1)) do
             local job = read(id)
             local why = claimable(job, schema, at)
-            if why == 'yes' then return {id, job}, false end
+            if why == 'yes' then
+                rq_waits(id, queue)
+                return {id, job}, false
+            end
             if why == 'gone' or why == 'unknown' then redis.call('ZREM', waiting_key(queue), id) end
         end
     end
@@ -387,7 +411,7 @@ function transitions.claim()
     return {'none'}
 end
 
--- take: id, attempt id, slot, seconds of a lease. As claim, of one job that waits: for whoever decides the order itself.
+-- take: id, attempt id, slot, seconds of a lease (0: for ever). As claim, of one job that waits: for whoever decides the order itself.
 -- Answers as claim.
 function transitions.take()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
@@ -419,7 +443,7 @@ local function standing(id, attempt)
     return known[1] == 'queued' and 'waits' or 'lost'
 end
 
--- beat: id, attempt id, slot, seconds of a lease, seconds that RQ keeps the worker, progress JSON or ''.
+-- beat: id, attempt id, slot, seconds of a lease (0: for ever), seconds that RQ keeps the worker, progress JSON or ''.
 -- Answers as `standing`.
 function transitions.beat()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
@@ -427,7 +451,7 @@ function transitions.beat()
     local progress, at = given(7, 'progress'), clock()
     local answer, member = standing(id, attempt), id .. ':' .. attempt
     if answer == 'mine' or answer == 'cancel' then
-        redis.call('ZADD', own .. 'leases', at + lease_s, member)
+        redis.call('ZADD', own .. 'leases', lease_end(at, lease_s), member)
         redis.call('HSET', rq_key(id), 'last_heartbeat', iso(at))
         redis.call('HSET', prefix .. ':execution:' .. member, 'last_heartbeat', seconds(at))
         if progress ~= '' then
@@ -441,6 +465,30 @@ function transitions.beat()
     if redis.call('EXISTS', worker) == 1 then
         redis.call('HSET', worker, 'last_heartbeat', iso(at))
         redis.call('EXPIRE', worker, math.ceil(worker_s))
+    end
+    return answer
+end
+
+-- note: id, attempt id, field, value. What the runner of containers keeps of its attempt. Answers as `standing`.
+function transitions.note()
+    local id, attempt = given(2, 'id'), given(3, 'attempt')
+    local field, value = one_of(given(4, 'field'), 'field', {'placed', 'ran_s'}), given(5, 'value')
+    local answer = standing(id, attempt)
+    if answer == 'mine' or answer == 'cancel' then set(id, field, value) end
+    return answer
+end
+
+-- log: id, attempt id, time of the line up to which the log was read, lines to add, time of the last of them, JSON of
+-- the event. Added only if nobody went on from there. Answers as `standing`.
+function transitions.log()
+    local id, attempt, after = given(2, 'id'), given(3, 'attempt'), given(4, 'after')
+    local lines, last, data = given(5, 'lines'), given(6, 'last'), given(7, 'event')
+    local answer = standing(id, attempt)
+    if answer ~= 'mine' and answer ~= 'cancel' then return answer end
+    if (redis.call('HGET', record_key(id), 'log_at') or '') == after then
+        redis.call('APPEND', own .. 'log:' .. id, lines)
+        set(id, 'log_at', last)
+        event(id, 'log', data)
     end
     return answer
 end
@@ -466,16 +514,18 @@ function transitions.resume()
         redis.call('ZADD', own .. index, created_at, id)
     end
     redis.call('ZADD', own .. 'running:' .. job.tenant, at, id)
+    if job.batch then redis.call('SADD', batch_key('running', job), id) end
     redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
     redis.call('HSET', rq_key(id), 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', slot)
-    mark(id, job, attempt, slot, at + lease_s, at)
+    mark(id, job, attempt, slot, lease_end(at, lease_s), at)
     event(id, 'started', '{"attempt":' .. job.attempts .. ',"worker":' .. cjson.encode(slot) .. '}')
     return 'mine'
 end
 
 -- release: id, attempt id, failed or returned, error JSON or '', its code, gpu seconds, '1': only if its lease ran out.
--- The attempt ends and its job goes to the front of its lane. Answers 'released', or as `standing`.
+-- The attempt ends and its job goes to the front of its lane, or ends if its owner wants that. Answers 'released', or
+-- as `standing`.
 function transitions.release()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'failed', 'returned'})
@@ -487,6 +537,13 @@ function transitions.release()
     local lease = redis.call('ZSCORE', own .. 'leases', member)
     if if_overdue and lease and tonumber(lease) > at then return answer end
     local job = read(id)
+    if job.cancel then
+        close_attempt(id, job, 'canceled', at, '', '')
+        unmark(member)
+        redis.call('ZADD', own .. 'unrecorded', at, id)
+        end_job(id, job, 'canceled', at, {reason = '', code = '', event = CANCELED, gpu_s = gpu_s, size_bytes = 0})
+        return 'lost'
+    end
     local text = close_attempt(id, job, outcome, at, reason, code)
     unmark(member)
     if outcome == 'failed' then
@@ -505,8 +562,9 @@ end
 
 -- finish: id, id of the attempt that the outcome is of ('': of none), outcome, error JSON or '', its code, result JSON
 -- or '', terminal event, gpu seconds, bytes, '1' if job.json lies in the store, '1': only if the lease ran out, run JSON
--- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it has} once it has ended, by this call
--- or before, {'unknown'}, or {'held'} where another attempt is in charge, or the lease of this one has not run out.
+-- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it
+-- has} once it has ended, by this call or before, {'unknown'}, or {'held'} where another attempt is in charge, or the
+-- lease of this one has not run out.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
@@ -519,10 +577,7 @@ function transitions.finish()
     if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or 'unknown', ''} end
     if ENDED[job.state] then
         if by ~= '' then unmark(id .. ':' .. by) end
-        if recorded then
-            set(id, 'recorded', '1')
-            redis.call('ZREM', own .. 'unrecorded', id)
-        end
+        if recorded then set(id, 'recorded', '1') end
         return {'ended', job.state, '0'}
     end
     local lease = job.owner and redis.call('ZSCORE', own .. 'leases', id .. ':' .. job.owner)
@@ -590,8 +645,8 @@ function transitions.overdue()
     local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
     redis.call('SET', own .. 'watched', seconds(at))
     if at < watched or at - watched > lease_s / 2 then
-        -- But those of slots that were seen to die, which lapse has set to 0.
-        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '(0', '+inf', 'BYSCORE')) do
+        -- But neither those of slots that were seen to die, which lapse has set to 0, nor those that never run out.
+        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '(0', '(+inf', 'BYSCORE')) do
             redis.call('ZADD', own .. 'leases', at + lease_s, member)
         end
     end
@@ -628,6 +683,7 @@ function transitions.heal()
     local healed = 0
     for i = #missing, 1, -1 do
         if redis.call('HGET', record_key(missing[i]), 'state') == 'queued' then
+            rq_waits(missing[i], queue)
             redis.call('LPUSH', list_key(queue), missing[i])
             redis.call('RPUSH', wake_key(string.match(queue, '^(.*)%.[^.]*$')), '1')
             healed = healed + 1
@@ -698,7 +754,8 @@ function transitions.shrink()
     if not job then return 0 end
     local left_s = redis.call('TTL', record_key(id))
     if not ENDED[job.state] or not job.recorded or left_s < 1 or redis.call('ZSCORE', own .. 'unrecorded', id)
-        or redis.call('ZSCORE', own .. 'webhooks', id) then return 0 end
+        or redis.call('ZSCORE', own .. 'webhooks', id)
+        or job.batch and redis.call('SISMEMBER', batch_key('ended', job), id) == 1 then return 0 end
     redis.call('SET', ended_key(id), text, 'EX', left_s)
     forget(id, job)
     return 1
