@@ -187,8 +187,11 @@ class GenerationSpec(BoundedInput):
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**32)})
 
     def digest(self) -> str:
-        """SHA-256 of what the client wrote, before defaults and seed: decides whether a repeated key means the same."""
-        wire = json.dumps(self.model_dump(mode="json", exclude_unset=True), sort_keys=True, ensure_ascii=False)
+        """SHA-256 of all that is not at its default: decides whether a repeated key means the same.
+
+        Taken before the seed is drawn. A field that the client wrote with its default value changes nothing.
+        """
+        wire = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(wire.encode()).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:
