@@ -15,7 +15,6 @@ from starlette.requests import HTTPConnection
 from api.batches.desk import Desk
 from api.containers.checking import check_taken
 from api.containers.log import Logs
-from api.door import Door
 from api.events import JobEvents
 from api.intake import Intake
 from api.queue import JobQueue
@@ -41,7 +40,6 @@ class Parts:
     store: Store
     events: JobEvents
     intake: Intake
-    door: Door
     songs: Songs
     logs: Logs
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
@@ -74,10 +72,6 @@ async def _events(connection: HTTPConnection) -> JobEvents:
 
 async def _intake(connection: HTTPConnection) -> Intake:
     return _parts(connection).intake
-
-
-async def _door(connection: HTTPConnection) -> Door:
-    return _parts(connection).door
 
 
 async def _songs(connection: HTTPConnection) -> Songs:
@@ -146,7 +140,6 @@ QueuePart = Annotated[JobQueue, Depends(_queue)]
 StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
 IntakePart = Annotated[Intake, Depends(_intake)]
-DoorPart = Annotated[Door, Depends(_door)]
 SongsPart = Annotated[Songs, Depends(_songs)]
 LogsPart = Annotated[Logs, Depends(_logs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]

@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from serinette.credentials import Limits
 from serinette.job import Artifact, JobError, JobStatus, LabelText, Usage
 from serinette.names import Lane
-from serinette.spec import GenerationSpec
+from serinette.spec import BoundedInput, GenerationSpec
 from serinette.webhook import Delivery, WebhookUrl
 
 MAX_LINES = 100_000
@@ -75,10 +75,8 @@ class BatchSpec(GenerationSpec):
         return GenerationSpec.model_construct(_fields_set=self.model_fields_set & names, **values)
 
 
-class BatchOptions(BaseModel):
+class BatchOptions(BoundedInput):
     """Of the batch and not of its songs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: LabelText | None = Field(None, description="Yours, for lists.")
     labels: dict[LabelText, LabelText] = Field(
@@ -97,10 +95,8 @@ class BatchOptions(BaseModel):
         return labels
 
 
-class Span(BaseModel):
+class Span(BoundedInput):
     """So many whole numbers from the first on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: int = Field(ge=0)
     count: int = Field(ge=1, le=MAX_LINES)

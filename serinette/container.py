@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from serinette.errors import InvalidSpec
-from serinette.spec import AudioId, PublishedName, invalid_spec, without_control_characters
+from serinette.spec import AudioId, BoundedInput, PublishedName, invalid_spec, without_control_characters
 
 # The pool whose lanes containers wait in: no worker serves it, maintenance does.
 CONTAINERS_POOL = "containers"
@@ -62,11 +62,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za
 Word = Annotated[str, StringConstraints(max_length=8_192)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Input(_Model):
+class Input(BoundedInput):
     """Something of one's own that lies below `/inputs` before the command starts."""
 
     path: FileName = Field(description="Its name below /inputs; of a prefix, the directory.", examples=["song.mp3"])
@@ -87,7 +83,7 @@ class Input(_Model):
         return self
 
 
-class ContainerSpec(_Model):
+class ContainerSpec(BoundedInput):
     """An image and a command, and what they need."""
 
     image: Image = Field(description="In full, of those that the operator allows.", examples=["registry.example/a/b:1"])
@@ -137,8 +133,8 @@ class ContainerSpec(_Model):
         return self
 
     def digest(self) -> str:
-        """SHA-256 of what the client wrote: decides whether a repeated key means the same."""
-        wire = json.dumps(self.model_dump(mode="json", exclude_unset=True), sort_keys=True, ensure_ascii=False)
+        """SHA-256 of all that is not at its default: decides whether a repeated key means the same."""
+        wire = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(b"container\n" + wire.encode()).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:
@@ -158,7 +154,7 @@ class ContainerSpec(_Model):
             raise invalid_spec(error) from error
 
 
-class Ceilings(_Model):
+class Ceilings(BoundedInput):
     """Most that one container of a tenant may take."""
 
     gpus: int = Field(1, ge=0, le=64)

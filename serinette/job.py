@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
-from serinette.spec import AudioFormat, GenerationSpec
+from serinette.spec import AudioFormat, BoundedInput, GenerationSpec
 from serinette.webhook import Delivery, WebhookUrl
 
 
@@ -211,10 +211,8 @@ class Record(_Model):
 LabelText = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,63}$")]
 
 
-class JobOptions(BaseModel):
+class JobOptions(BoundedInput):
     """Of the job and not of the song."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lane: Lane = Field(Lane.NORMAL, description="Priority inside the pool.")
     timeout_s: int | None = Field(None, ge=10, le=6 * 3600, description="Longest run; null means the default.")

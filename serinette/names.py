@@ -132,6 +132,15 @@ class Keys:
         """Sorted set of the jobs that wait in a lane, in their order: the first thing that KEDA reads."""
         return self._key("waiting", queue_name(pool, lane))
 
+    def started(self, pool: str, lane: Lane) -> str:
+        """RQ's sorted set of the attempts that run, `job:attempt`, of jobs of a lane."""
+        return ":".join((self.prefix, "wip", queue_name(pool, lane)))
+
+    @property
+    def synced(self) -> str:
+        """String that is written where a submit changes nothing and yet waits for the server's disk."""
+        return self._key("synced")
+
     def unknown_jobs(self, queue: str) -> str:
         """List of ids without a record that claims found in a lane: of before an upgrade, or of another program."""
         return self._key("unknown", queue)
@@ -199,7 +208,7 @@ class Keys:
         return self._key("batch-open", batch_id)
 
     def batch_part(self, batch_id: str, round: int, part: int) -> str:
-        """Hash of one open part's lines that have ended, to JSON BatchLine; it goes when the part is in the store."""
+        """Hash of one open part's lines that have ended, to how (api/batches/book.py); it goes with the part."""
         return self._key("batch-part", batch_id, str(round), str(part))
 
     @property

@@ -171,11 +171,11 @@ def connect_redis(settings: SharedSettings) -> Redis:
     return Redis.from_url(settings.redis_url.get_secret_value(), **_credentials(settings), **options)
 
 
-def connect_redis_async(settings: SharedSettings) -> redis_asyncio.Redis:
-    """A client for the event loop; text in and out. Callers beyond its few connections wait for one of them."""
+def connect_redis_async(settings: SharedSettings, connections: int = _ASYNC_CONNECTIONS) -> redis_asyncio.Redis:
+    """A client for the event loop; text in and out. Callers beyond its connections wait for one of them."""
     options = {
         **_timeouts(settings),
-        "max_connections": _ASYNC_CONNECTIONS,
+        "max_connections": connections,
         "timeout": settings.redis_timeout_s,
         "retry": AsyncRetry(_BACKOFF, 2, _RETRIED),
         "decode_responses": True,

@@ -8,9 +8,11 @@ import json
 import re
 import secrets
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
+from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from serinette.errors import HandBack, InvalidSpec
 
@@ -63,10 +65,41 @@ def without_control_characters(text: str) -> str:
     return text
 
 
-class GenerationSpec(BaseModel):
+class BoundedInput(BaseModel):
+    """What clients write. Numbers of names and of items are checked before any item is: pydantic makes an error of each
+    wrong item and each unknown name, which takes seconds of a list that fills a body.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_enough(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        if len(given) > len(cls.model_fields):
+            unknown = next(name for name in given if name not in cls.model_fields)
+            raise _refusal("extra_forbidden", unknown, "Extra inputs are not permitted")
+        for name, value in given.items():
+            if isinstance(value, list | tuple | dict) and name in cls.model_fields:
+                for bound in cls.model_fields[name].metadata:
+                    if isinstance(bound, MaxLen) and len(value) > bound.max_length:
+                        raise _refusal(
+                            "too_long", name, f"must have at most {bound.max_length} items, not {len(value)}"
+                        )
+        return given
+
+
+def _refusal(kind: Literal["extra_forbidden", "too_long"], name: object, message: str) -> PydanticCustomError:
+    # A name that a client made up may be long, and half of a surrogate pair can be read but not be answered.
+    shown = str(name)[:80].encode(errors="replace").decode()
+    return PydanticCustomError(kind, "{name}: {message}", {"name": shown, "message": message})
+
+
+class GenerationSpec(BoundedInput):
     """One job's song. `None` means: the checkpoint's own default, or the model chooses."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     prompt: str = Field("", max_length=8_192, description="Caption: style, mood, instruments.")
     lyrics: str = Field("", max_length=16_384, description="Lyrics to be sung; empty means instrumental.")
@@ -154,8 +187,11 @@ class GenerationSpec(BaseModel):
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**32)})
 
     def digest(self) -> str:
-        """SHA-256 of what the client wrote, before defaults and seed: decides whether a repeated key means the same."""
-        wire = json.dumps(self.model_dump(mode="json", exclude_unset=True), sort_keys=True, ensure_ascii=False)
+        """SHA-256 of all that is not at its default: decides whether a repeated key means the same.
+
+        Taken before the seed is drawn. A field that the client wrote with its default value changes nothing.
+        """
+        wire = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(wire.encode()).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from redis import Redis
 from serinette.names import Keys
 
 _EPOCH = date(1970, 1, 1)
+# As transitions.lua has it.
+DAYS_KEPT = 400
 
 
 class Sums(BaseModel):
@@ -50,8 +52,12 @@ def day_number(day: date) -> int:
 
 
 def day_of(day: date, raw: Mapping[Any, Any]) -> Day:
-    """Read the hash as `HGETALL` gives it; a day without jobs is all zeros."""
-    return Day(day=day, **{name.decode(): value.decode() for name, value in raw.items()})
+    """Read the hash as `HGETALL` gives it, as bytes or as text; a day without jobs is all zeros."""
+    return Day(day=day, **{_text(name): _text(value) for name, value in raw.items()})
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def read_days(redis: Redis, keys: Keys, tenant: str, days: Sequence[date]) -> list[Day]:

@@ -36,9 +36,9 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What became of a submit: exactly one of the fields that are not `place` is set."""
+    """What became of a submit: a new job with its place, or one of `known`, `ended`, `refused` and `no_disk`."""
 
-    place: int | None = None  # in its lane, from 0, of a new job
+    place: int | None = None  # in its lane, from 0, of a job that waits
     created_at: float = 0.0
     known: Entry | None = None
     ended: Shrunk | None = None
@@ -181,7 +181,8 @@ def submit(
             case "new":
                 return Submitted(place=int(rest[0]) - 1, created_at=float(rest[1]))
             case "known":
-                return Submitted(known=Entry.parse(submission.id, rest))
+                place = text(rest[0])
+                return Submitted(int(place) if place else None, known=Entry.parse(submission.id, rest[1:]))
             case "ended":
                 return Submitted(ended=Shrunk.parse(text(rest[0])))
             case "refused":

@@ -193,6 +193,16 @@ class Entry:
         return self.fields.get("placed")
 
     @property
+    def ran_s(self) -> float:
+        """Of a canceled container, how long its command had run when its pod was last seen."""
+        return float(self.fields.get("ran_s", 0))
+
+    @property
+    def log_at(self) -> str:
+        """Of a container, the time of the last line of its log that was read; '' before the first."""
+        return self.fields.get("log_at", "")
+
+    @property
     def called_off(self) -> bool:
         """Whether it was canceled before it was submitted: it never was a job."""
         return "called_off" in self.fields

@@ -278,7 +278,7 @@ local transitions = {}
 
 -- submit: id, limits of the tenant (JSON, or '' for those that Redis knows), most jobs in the lane, '1' for a disk that
 -- must have it, number of RQ's fields and values, these, then the record's fields and values.
--- Answers {'new', place in the lane, created_at} | {'known', record...} | {'ended', text} | {'refused', what, count,
+-- Answers {'new', place in the lane, created_at} | {'known', place in the lane from 0 or '', record...} | {'ended', text} | {'refused', what, count,
 -- bound} | {'no_aof'}.
 function transitions.submit()
     local id, limits_text, most_waiting = given(2, 'id'), given(3, 'limits'), number(given(4, 'most'), 'most')
@@ -298,6 +298,8 @@ function transitions.submit()
     local known, flat = read(id)
     if known then
         if fsync then redis.call('HINCRBY', record_key(id), 'synced', 1) end
+        local place = known.state == 'queued' and redis.call('ZRANK', waiting_key(queue_of(known)), id)
+        table.insert(flat, 1, place and tostring(place) or '')
         table.insert(flat, 1, 'known')
         return flat
     end
@@ -661,10 +663,10 @@ function transitions.overdue()
     local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
     redis.call('SET', own .. 'watched', seconds(at))
     if at < watched or at - watched > lease_s / 2 then
-        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', '(+inf', 'BYSCORE')) do
+        -- But neither those of slots that were seen to die, which lapse has set to 0, nor those that never run out.
+        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '(0', '(+inf', 'BYSCORE')) do
             redis.call('ZADD', own .. 'leases', at + lease_s, member)
         end
-        return {}
     end
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
@@ -103,6 +104,21 @@ def _live(
 ) -> None:
     os.environ.update(environment)  # the fork server's is of the day it was started: another test's, without its keys
     life(Fate(round_trips), *arguments, **named)
+
+
+@dataclass
+class Once:
+    """Does a thing the first time that it is asked to, after so many times."""
+
+    act: Callable[[], object]
+    after: int
+    called: bool = False
+
+    def __call__(self) -> None:
+        self.after -= 1
+        if self.after < 0 and not self.called:
+            self.called = True
+            self.act()
 
 
 class Deaths:

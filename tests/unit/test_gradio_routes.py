@@ -15,7 +15,7 @@ from redis import Redis
 from api.app import create_app
 from api.settings import GatewaySettings
 from serinette.job import JobError, JobStatus, now
-from serinette.ledger import Ledger, Outcome
+from serinette.jobs import Jobs, Outcome, calls
 from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce
 from tests import servers
@@ -33,9 +33,9 @@ def client(settings: GatewaySettings) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def ledger(settings: GatewaySettings) -> Iterator[Ledger]:
+def jobs(settings: GatewaySettings) -> Iterator[Jobs]:
     with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
-        yield Ledger(redis, settings.keys)
+        yield Jobs(redis, settings.redis_prefix)
 
 
 def submitted(client: TestClient, **body: Any) -> str:
@@ -158,10 +158,10 @@ def test_a_bad_query_is_named(client: TestClient, query: str, field: str) -> Non
     assert answer.json()["detail"][0]["loc"] == ["query", field]
 
 
-def test_a_failure_is_told_as_each_call_would(client: TestClient, ledger: Ledger) -> None:
+def test_a_failure_is_told_as_each_call_would(client: TestClient, jobs: Jobs) -> None:
     request_id = submitted(client)
     error = JobError(code="timeout", message="it ran longer than 10 s")
-    assert ledger.settle(request_id, Outcome(JobStatus.FAILED, error))
+    assert jobs(calls.finish(request_id, "", Outcome(JobStatus.FAILED, error), recorded=False)).decided
     assert client.get(f"/status/{request_id}").json()["error"] == error.message
     told = {
         query: client.get(f"/result/{request_id}?{query}")
@@ -178,12 +178,12 @@ def test_a_failure_is_told_as_each_call_would(client: TestClient, ledger: Ledger
 
 
 def test_health_and_initialize_without_and_with_a_worker_that_loads(
-    client: TestClient, settings: GatewaySettings, ledger: Ledger
+    client: TestClient, settings: GatewaySettings, jobs: Jobs
 ) -> None:
     empty = {"status": "healthy", "pipeline_loaded": False, "workers": []}
     assert client.get("/health").json().items() >= empty.items()
     worker = Presence(name="w1", pool="default", stage=WorkerStage.LOADING, slots=2, started_at=now())
-    announce(ledger.redis, settings.keys, worker)
+    announce(jobs.redis, settings.keys, worker)
     health = client.get("/health").json()
     assert (health["pipeline_loaded"], health["workers"][0]["stage"]) == (False, "loading")
 

@@ -1,4 +1,4 @@
-"""One round over all batches under way: gather, release in turns, tell, finish."""
+"""One round over all batches under way: gather, release in turns, write what is through."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from redis.exceptions import RedisError
 from api.batches.book import Book, Page
 from api.batches.shelf import Shelf
 from api.maintenance.batches.gather import Gatherer
-from api.maintenance.batches.plan import Rooms, Step, backlog, next_step
+from api.maintenance.batches.plan import Rooms, Step, backlog, next_step, turn_lines
 from api.maintenance.batches.release import Releaser
 from api.settings import MaintenanceSettings
 from serinette.errors import NotFound, StoreUnavailable
 from serinette.job import now
-from serinette.ledger import Ledger
+from serinette.jobs import Jobs
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
 
-# A round works for so long and leaves the rest to the next one, so that a batch of any size is told of, and can be
+# A round works for so long and leaves the rest to the next one, so that a batch of any size is gathered, and can be
 # paused or canceled, while another is released.
 _ROUND_S = 5.0
 _LOST = "its lines are not in the store any more: cancel it"
@@ -34,7 +34,6 @@ class _Under:
     """A batch in this round."""
 
     page: Page
-    running: int
     held_by: str | None = None
 
 
@@ -43,11 +42,11 @@ class Batches:
 
     def __init__(self, redis: Redis, store: Store, settings: MaintenanceSettings) -> None:
         self._settings = settings
-        ledger = Ledger(redis, settings.keys, settings.retention_s)
+        jobs = Jobs(redis, settings.keys.prefix)
         self._book = Book(redis, settings.keys, settings.retention_s)
         self._shelf = Shelf(store)
-        self._releaser = Releaser(redis, ledger, self._book, self._shelf)
-        self._gatherer = Gatherer(redis, ledger, self._book, self._shelf, self._releaser)
+        self._releaser = Releaser(jobs, self._book, self._shelf)
+        self._gatherer = Gatherer(jobs, self._book, self._shelf, self._releaser)
         self._unreadable: set[str] = set()
 
     def __call__(self) -> None:
@@ -76,17 +75,18 @@ class Batches:
         if page is None:
             self._book.drop(batch_id)
             return
-        running = self._gatherer.gather(page)
-        under_way.append(_Under(self._book.read(batch_id) or page, running))
+        self._gatherer.gather(page)
+        under_way.append(_Under(self._book.read(batch_id) or page))
 
     def _release(self, under_way: list[_Under], until_s: float) -> None:
-        """In turns, the oldest first, until the lanes are full enough or nobody has lines left to release."""
+        """In turns, the oldest first, until the lanes are full enough or no batch has lines left to release."""
         rooms = Rooms(self._settings.pools, self._settings.batch_backlog)
         active = list(under_way)
         while active and time.monotonic() < until_s:
-            active = [under for under in active if self._turn(under, rooms)]
+            lines = turn_lines(len(active))
+            active = [under for under in active if self._turn(under, rooms, lines)]
 
-    def _turn(self, under: _Under, rooms: Rooms) -> bool:
+    def _turn(self, under: _Under, rooms: Rooms, lines: int) -> bool:
         """Whether the batch may have another turn in this round."""
         moved = 0
 
@@ -99,11 +99,11 @@ class Batches:
             if step is Step.REST:
                 return
             try:
-                told = self._releaser.turn(page, step, rooms)
+                turned = self._releaser.turn(page, step, rooms, lines)
             except NotFound:
                 under.held_by = _LOST
                 return
-            moved, under.held_by = told.lines, told.held_by
+            moved, under.held_by = turned.lines, turned.held_by
             under.page = self._book.read(page.header.id) or page
 
         self._guarded(under.page.header.id, turn)
@@ -111,7 +111,7 @@ class Batches:
 
     def _finish(self, under: _Under) -> None:
         batch_id = under.page.header.id
-        self._book.tell(batch_id, under.running, under.held_by)
+        self._book.waits_for(batch_id, under.held_by)
         if not self._book.finalize(batch_id):
             return
         page = self._book.read(batch_id)

@@ -12,6 +12,9 @@ from serinette.spec import MAX_SEED, MAX_VARIATIONS, PublishedName, Task
 DEFAULT_BATCH_SIZE: Final = 2
 FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
 
+# More than any list here may have: what is beyond is not looked at, and the spec's bound refuses the rest.
+_MAX_PARTS: Final = 256
+
 _NO_LM: Final = "Needs ACE-Step's 5 Hz language model, which is not here: refused when asked for."
 
 
@@ -23,7 +26,9 @@ def _track_names(value: object) -> object:
         except (ValueError, RecursionError):
             return value
     if isinstance(value, str):
-        value = value.replace("|", ",").split(",")
+        value = value.replace("|", ",").split(",", _MAX_PARTS)
+    if isinstance(value, list):
+        value = value[:_MAX_PARTS]
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return [name.strip().lower() for name in value if name.strip()]
     return value
@@ -32,7 +37,9 @@ def _track_names(value: object) -> object:
 def _numbers(value: object) -> object:
     """`0.97,0.76,0` or a list of numbers; the zero at which every schedule ends is not a step."""
     if isinstance(value, str):
-        value = [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+        value = [part.strip() for part in value.strip("[] ").split(",", _MAX_PARTS)[:_MAX_PARTS] if part.strip()]
+    if isinstance(value, list):
+        value = value[:_MAX_PARTS]
     return value[:-1] if isinstance(value, list) and value and _is_zero(value[-1]) else value
 
 

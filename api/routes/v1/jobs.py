@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.dependencies import DoorPart, EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
+from api.dependencies import EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
 from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, Responses, problems
@@ -94,7 +94,7 @@ class JobList(BaseModel):
 async def submit(
     request: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
     response: Response,
-    door: DoorPart,
+    queue: QueuePart,
     events: EventsPart,
     settings: SettingsPart,
     tenant: TenantPart,
@@ -102,15 +102,15 @@ async def submit(
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Job:
-    """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and reported."""
-    job, created = await door.submit(tenant, request.spec(), request.options(), idempotency_key=idempotency_key)
+    """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and told."""
+    job, created = await queue.submit(tenant, request.spec(), request.options(), idempotency_key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
     wait_s = preferred_wait_s(prefer, settings.max_wait_s)
     if wait_s is not None:
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-    job = await held(door, events, standing, job, wait_s)
+    job = await held(queue, events, standing, job, wait_s)
     response.status_code = 200 if job.status.ended else 202
     return job
 
@@ -123,7 +123,7 @@ async def submit(
 async def look(
     job_id: JobId,
     response: Response,
-    door: DoorPart,
+    queue: QueuePart,
     events: EventsPart,
     settings: SettingsPart,
     tenant: TenantPart,
@@ -134,8 +134,8 @@ async def look(
     wait_s = preferred_wait_s(prefer, settings.max_wait_s)
     if wait_s is not None:
         response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-    job = await door.get(tenant, job_id)
-    return await held(door, events, standing, job, wait_s)
+    job = await queue.get(tenant, job_id)
+    return await held(queue, events, standing, job, wait_s)
 
 
 @router.get(
@@ -144,7 +144,7 @@ async def look(
     summary="Jobs, newest first",
     responses=problems("invalid_spec", "queue_unavailable"),
 )
-def list_jobs(
+async def list_jobs(
     queue: QueuePart,
     tenant: TenantPart,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
@@ -159,7 +159,7 @@ def list_jobs(
     name, equals, value = (label or "").partition("=")
     if label is not None and not (name and equals):
         raise InvalidSpec("label: must be name=value", field="label")
-    page = queue.list(tenant, status=status, label=(name, value) if label else None, cursor=cursor, limit=limit)
+    page = await queue.list(tenant, status=status, label=(name, value) if label else None, cursor=cursor, limit=limit)
     return JobList(jobs=page.jobs, next_cursor=page.next_cursor)
 
 
@@ -168,9 +168,9 @@ def list_jobs(
     summary="Cancel a job",
     responses={200: {"content": examples.JOB}, **problems("not_found", "conflict", "queue_unavailable")},
 )
-async def cancel(job_id: JobId, door: DoorPart, tenant: TenantPart) -> Job:
+async def cancel(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> Job:
     """A queued job ends at once, a running one within a step: then `cancel_requested` is true meanwhile."""
-    return await door.cancel(tenant, job_id)
+    return await queue.cancel(tenant, job_id)
 
 
 @router.delete(
@@ -179,6 +179,6 @@ async def cancel(job_id: JobId, door: DoorPart, tenant: TenantPart) -> Job:
     summary="Erase an ended job",
     responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
 )
-async def erase(job_id: JobId, door: DoorPart, tenant: TenantPart) -> None:
+async def erase(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> None:
     """Its songs and every trace of it go. Cancel it first if it has not ended."""
-    await door.erase(tenant, job_id)
+    await queue.erase(tenant, job_id)
