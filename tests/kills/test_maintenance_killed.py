@@ -138,10 +138,10 @@ STATES: dict[Callable[[Bench], str], JobStatus] = {
 class Eager(Sweeper):
     """Out of patience with removed pools from its first round on."""
 
-    def __init__(self, redis: Redis, store: Store) -> None:
+    def __init__(self, redis: Redis, store: Store, whole_s: float = 0) -> None:
         pools = (PoolFacts(name="default"),)
         settings = MaintenanceSettings(pools=pools, rehome_after_s=1e-9, retention_s=RETENTION_S)
-        super().__init__(redis, store, settings, whole_s=0)
+        super().__init__(redis, store, settings, whole_s=whole_s)
         self._removed.lanes([("old", Lane.NORMAL)], (), 0)
 
 
@@ -207,8 +207,8 @@ def test_a_replica_that_is_overtaken_does_nothing_twice(bench: Bench, redis_url:
     for round_trips in range(1000):
         jobs = {make: make(bench) for make in (lost, given_up, taken_out_of_its_lane, lost_at_its_last_attempt)}
         bench.pass_leases()
-        other = Once(Eager(bench.redis, bench.store), round_trips)
-        Eager(interrupted(redis_url, other), bench.store)()
+        other = Once(Eager(bench.redis, bench.store, 600), round_trips)
+        Eager(interrupted(redis_url, other), bench.store, 600)()
         failed = jobs.pop(lost_at_its_last_attempt)
         bench.assert_over(failed, FAILED)
         assert sorted(bench.board.waiting()) == sorted(jobs.values())
