@@ -1,8 +1,8 @@
 """Slots that generate nothing, quickly.
 
-`python -m tests.load.quick_slots REDIS_URL STORE_URL LOG SONG_S SLOTS`: they claim jobs, highest lane first, and end them
-as slots do; a song is a wait and three bytes. A prompt that holds `wrong` fails. Each begun job's id is a line of LOG:
-what is there twice was generated twice.
+`python -m tests.load.quick_slots REDIS_URL STORE_URL LOG SONG_S SLOTS`: they claim jobs, highest lane first, and end
+them as slots do; a song is a wait and three bytes. A prompt that holds `wrong` fails. Each begun job's id is a line of
+LOG: what is there twice was generated twice.
 """
 
 from __future__ import annotations
