@@ -7,7 +7,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import batch, client_import, demo, forgetting, gateway_import, gateway_load, page, recovery, songs
+from benchmarks import (
+    batch,
+    client_import,
+    demo,
+    forgetting,
+    gateway_import,
+    gateway_load,
+    page,
+    recovery,
+    redis_bytes,
+    songs,
+)
 from benchmarks.engine import backlog, cold_start, speed
 from benchmarks.engine.cases import Case, on_cpu, on_gpu
 from benchmarks.record import Figures, write
@@ -24,6 +35,7 @@ BENCHMARKS = {
 LONG = {
     "batch": batch.measure,
     "forgetting": forgetting.measure,
+    "redis_bytes": redis_bytes.measure,
     "recovery": recovery.measure,
 }
 # Likewise, and they sing in this process.
