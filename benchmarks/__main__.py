@@ -19,6 +19,7 @@ from benchmarks import (
     gateway_load,
     page,
     recovery,
+    redis_bytes,
     songs,
     start_latency,
 )
@@ -39,6 +40,7 @@ BENCHMARKS = {
 LONG = {
     "batch": batch.measure,
     "forgetting": forgetting.measure,
+    "redis_bytes": redis_bytes.measure,
     "recovery": recovery.measure,
 }
 # Likewise, and they sing in this process.
