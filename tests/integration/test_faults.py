@@ -66,7 +66,9 @@ class House:
         def back() -> bool:
             return job_id in self.pod.board.waiting()
 
-        assert eventually(back, timeout_s), f"never back: {self.pod.entry(job_id).fields}\n{self.log()}\n{self.pod.log()}"
+        assert eventually(back, timeout_s), (
+            f"never back: {self.pod.entry(job_id).fields}\n{self.log()}\n{self.pod.log()}"
+        )
 
     def sung(self, job_id: str, *attempts: AttemptOutcome, timeout_s: float = 60) -> Entry:
         """Wait for a job's success; it has these attempts, one record, one song, and was told of once."""
