@@ -245,7 +245,7 @@ class Desk:
                 raise _no_batch(batch_id)
             status = self.book.move(batch_id, to, *allowed)
         if status is not to:
-            raise Conflict(f"batch {batch_id} is {status}: only one that is {' or '.join(allowed)} can be {to}")
+            raise Conflict(f"batch {batch_id} is {status}: only {' or '.join(allowed)} batches can be {to}")
         return self.get(tenant, batch_id)
 
 

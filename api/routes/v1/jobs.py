@@ -41,7 +41,7 @@ async def json_only(request: Request) -> None:
 
 
 class JobRequest(GenerationSpec, JobOptions):
-    """A song to sing, and how to treat its job. Leave out what you do not care for."""
+    """A song to generate, and how to treat its job. Leave out what you do not care for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": examples.REQUESTS})
 
