@@ -21,8 +21,8 @@ import httpx
 import psutil
 from redis import Redis
 
-from serinette.leash import leashed
 from serinette.jobs import Jobs, calls
+from serinette.leash import leashed
 from serinette.names import Keys, Lane
 from serinette.spec import GenerationSpec
 from tests.jobs import submission
