@@ -25,7 +25,7 @@ from tests.processes import eventually
 from tests.servers import valkey
 
 ROUNDS = 3
-SHIPPED = {"heartbeat_s": 5, "heartbeat_ttl_s": 20, "interval_s": 2, "lease_s": 10, "orphan_grace_s": 10}
+SHIPPED = {"heartbeat_s": 5, "heartbeat_ttl_s": 20, "interval_s": 2, "lease_s": 10}
 
 Processes = list[subprocess.Popen[bytes]]
 

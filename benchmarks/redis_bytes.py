@@ -63,7 +63,8 @@ def _shrunk(board: Board, count: int) -> None:
         _end(board, held)
         looked = board.jobs(calls.look([claimed.entry.id for claimed in held]))
         shrinking: list[Call[bool]] = [calls.shrink(seen.entry) for seen in looked if seen.entry]
-        if not all(board.jobs.many(shrinking)):
+        shrunk = board.jobs.many(shrinking)
+        if not all(shrunk):
             raise RuntimeError("a record was not shrunk")
 
 

@@ -141,7 +141,7 @@ class Desk:
                 raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
             if not self.book.retry(batch_id):
                 raise Conflict(
-                    f"batch {batch_id} has not ended, or all its lines have songs: there is nothing to retry"
+                    f"batch {batch_id} has not ended, or all of its lines have songs: there is nothing to retry"
                 )
         return self.get(tenant, batch_id)
 
@@ -245,7 +245,7 @@ class Desk:
                 raise _no_batch(batch_id)
             status = self.book.move(batch_id, to, *allowed)
         if status is not to:
-            raise Conflict(f"batch {batch_id} is {status}: only one that is {' or '.join(allowed)} can be {to}")
+            raise Conflict(f"batch {batch_id} is {status}: only {' or '.join(allowed)} batches can be {to}")
         return self.get(tenant, batch_id)
 
 

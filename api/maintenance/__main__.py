@@ -144,7 +144,7 @@ def main() -> int:
         signal.signal(number, lambda _number, _frame: stop.set())
     try:
         settings = read(MaintenanceSettings)
-        logs.configure(settings, "maintenance")
+        logs.configure(settings, "controller")
         if command == "check-drained":
             return check_drained(settings)
         if command == "restore":

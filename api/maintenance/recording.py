@@ -98,14 +98,12 @@ class Recording:
         return count
 
     def _settle(self, entry: Entry, *, recorded: bool) -> bool:
-        if not recorded:
-            self._jobs.redis.zrem(self._keys.unrecorded, entry.id)
-            return False
-        if self._jobs(calls.finish(entry.id, "", Outcome(entry.status), recorded=True)).status is not None:
-            return True
-        if entry.status is not JobStatus.SUCCEEDED:  # erased meanwhile: what was put behind its back goes
-            self._questions.ask([lambda store: store.delete(record_key(entry.tenant, entry.id))])
-        return False
+        if recorded:
+            recorded = self._jobs(calls.finish(entry.id, "", Outcome(entry.status), recorded=True)).status is not None
+            if not recorded and entry.status is not JobStatus.SUCCEEDED:  # erased meanwhile: what was put then goes
+                self._questions.ask([lambda store: store.delete(record_key(entry.tenant, entry.id))])
+        self._jobs.redis.zrem(self._keys.unrecorded, entry.id)
+        return recorded
 
 
 class Recorded:

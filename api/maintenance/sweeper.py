@@ -103,8 +103,7 @@ class Sweeper:
         )
 
     def _due(self) -> None:
-        seconds, micros = self._redis.time()
-        at = datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+        at = datetime.fromtimestamp(self._redis_time(), UTC)
         due: Any = self._redis.zrange(self._keys.deadlines, "-inf", at.timestamp(), byscore=True, offset=0, num=_DUE)
         ids = [job_id.decode() for job_id in due]
         seen = self._look(ids)
@@ -162,7 +161,7 @@ class Sweeper:
         entry = plan.entry
         if isinstance(record, Record):
             ours = record is plan.record
-            done = finish_as(self._jobs, record).decided
+            done = finish_as(self._jobs, record, by=entry.owner or "").decided
             return (plan.action if ours else Action.FINISH) if done else None
         if isinstance(record, Exception):
             if not isinstance(record, StoreUnavailable):
@@ -190,8 +189,7 @@ class Sweeper:
         at_s = time.monotonic()
         if at_s < self._shrink_at_s:
             return
-        seconds, _ = self._redis.time()
-        last = seconds - self._whole_s
+        last = self._redis_time() - self._whole_s
         found: Any = self._redis.zrange(
             self._keys.ended, self._shrink_from, last, byscore=True, offset=0, num=_SHRUNK, withscores=True
         )
@@ -219,14 +217,14 @@ class Sweeper:
         if at_s < self._tidy_at_s:
             return
         trim_registries(self._redis, self._keys, self._settings.retention_s)
-        self._redis.zremrangebyscore(self._keys.workers, "-inf", self._redis.time()[0])
+        self._redis.zremrangebyscore(self._keys.workers, "-inf", self._redis_time())
         self._tidy_at_s = at_s + _TIDY_EVERY_S
 
     def _prune_an_index(self) -> None:
         """Of tenants' lists, in a walk over all keys: drop ids of which nothing is left."""
         answer: Any = self._redis.scan(self._cursor, match=self._keys.jobs("*"), count=_KEYS)
         self._cursor = int(answer[0])
-        old = self._redis.time()[0] - self._settings.retention_s
+        old = self._redis_time() - self._settings.retention_s
         for index in answer[1]:
             ids: Any = self._redis.zrangebyscore(index, "-inf", old)
             for first in range(0, len(ids), _KEYS):
@@ -237,6 +235,11 @@ class Sweeper:
                     known = pipe.execute()
                 if gone := [job_id for job_id, kept in zip(chunk, known, strict=True) if not kept]:
                     self._redis.zrem(index, *gone)
+
+    def _redis_time(self) -> float:
+        """Unix seconds of the clock that all scores are by."""
+        seconds, micros = self._redis.time()
+        return float(seconds) + float(micros) / 1e6
 
     def _count(self, action: Action, number: int) -> None:
         if self._metrics and number:

@@ -110,7 +110,7 @@ def _running_waits_for(job: Job, pool: Pool, at: datetime | None) -> str | None:
         return "its worker to stop, which takes up to one step"
     if job.progress is None or job.progress.stage is not Stage.WAITING_FOR_ENGINE:
         return None
-    return "the engine, which sings for another job" if pool.ready or not pool.active else coming(pool, at)
+    return "the engine, which generates for another job" if pool.ready or not pool.active else coming(pool, at)
 
 
 def _lane_ahead(job: Job, ahead: int | None) -> str | None:
@@ -131,7 +131,7 @@ def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | No
 
 
 def eta_s(job: Job, ahead: int | None, pool: Pool, at: datetime) -> float | None:
-    """Seconds until the song is likely ready; None when that is not known. A running job is taken to go on at its pace."""
+    """Seconds until the song is likely ready; None when unknown. A running job is taken to go on at its pace."""
     if job.status is JobStatus.RUNNING:
         return _remaining_s(job, pool, at)
     if job.status is not JobStatus.QUEUED:

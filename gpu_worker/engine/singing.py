@@ -161,7 +161,7 @@ class Singing:
             sample_rate=songs[0].sample_rate,
             sampling=terms.sampling,
             model=terms.model,
-            sing_s=time.monotonic() - self._started,
+            generate_s=time.monotonic() - self._started,
             batch_size=self._batch_size,
             warnings=tuple(warnings),
         )

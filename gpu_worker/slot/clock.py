@@ -65,11 +65,15 @@ def song_additions(pool: str, result: Result, clock: StageClock) -> Additions:
     """What a job whose songs this attempt made adds to what is counted, in the transition that ends it."""
     timings = result.timings
     found = [*tally.additions(tally.RUN, timings.run_s, pool)]
-    for stage, seconds in {"sing": timings.sing_s, "encode": timings.encode_s, "upload": timings.upload_s}.items():
+    for stage, seconds in {
+        "generate": timings.generate_s,
+        "encode": timings.encode_s,
+        "upload": timings.upload_s,
+    }.items():
         found += tally.additions(tally.STAGE, seconds, pool, stage)
-    if timings.sing_s > 0:
+    if timings.generate_s > 0:
         audio_s = sum(artifact.duration_s for artifact in result.artifacts)
-        found += tally.additions(tally.REAL_TIME_FACTOR, audio_s / timings.sing_s, pool)
+        found += tally.additions(tally.REAL_TIME_FACTOR, audio_s / timings.generate_s, pool)
     if clock.steps_per_s:
         found += tally.additions(tally.STEP_RATE, clock.steps_per_s, pool)
     return found

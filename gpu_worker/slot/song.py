@@ -62,7 +62,7 @@ class Performance:
         """From the job's spec to the record in the store that counts, which may say that it ended without a song.
 
         Raises:
-            SerinetteError: a SingError, RequestError or Unavailable ends the attempt; an Interruption gives it up.
+            SerinetteError: a GenerationError, RequestError or Unavailable ends the attempt; Interruption gives it up.
             Spooled: the songs are there, and the store is away.
         """
         job_id = self.hold.job_id
@@ -160,7 +160,7 @@ class Performance:
 
     def _result(self, job_id: str, spec: GenerationSpec, sung: Sung) -> Result:
         if len(sung.songs) != spec.variations:
-            raise InvalidOutput(f"the engine sang {len(sung.songs)} songs, {spec.variations} were asked for")
+            raise InvalidOutput(f"the engine generated {len(sung.songs)} songs, {spec.variations} were asked for")
         self._tell(Stage.ENCODING)
         artifacts = tuple(self._artifact(job_id, spec, sung, index) for index in range(len(sung.songs)))
         started_at, created_at = self.hold.attempt.started_at, self.hold.entry.created_at
@@ -171,7 +171,7 @@ class Performance:
             sampling=sung.sampling,
             timings=Timings(
                 queue_s=max(0.0, (started_at - created_at).total_seconds()),
-                sing_s=sung.sing_s,
+                generate_s=sung.generate_s,
                 encode_s=self.encode_s,
                 upload_s=self.upload_s,
                 run_s=(now() - started_at).total_seconds(),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from serinette.container import Run
 from serinette.credentials import Limits
 from serinette.job import JobError, JobOptions, JobStatus, Record, Result, Usage
-from serinette.jobs.entry import Entry
+from serinette.jobs.entry import Entry, job_of_record
 from serinette.jobs.script import Argument, Call, Reply, text
 from serinette.jobs.submission import Submission
 from serinette.names import Lane
@@ -85,7 +85,7 @@ class Outcome:
         """Of the attempt that counts."""
         if self.result is None:
             return Usage(gpu_s=self.gpu_s, size_bytes=self.run.size_bytes if self.run else 0)
-        return Usage(gpu_s=self.result.timings.sing_s, size_bytes=self.result.size_bytes)
+        return Usage(gpu_s=self.result.timings.generate_s, size_bytes=self.result.size_bytes)
 
     def event(self) -> str:
         """The terminal event's data, JSON."""
@@ -394,7 +394,7 @@ def _ended_fields(record: Record) -> dict[str, Argument]:
     for name, value in (("error", record.error), ("result", record.result), ("run", record.run)):
         if value is not None:
             fields[name] = value.model_dump_json()
-    if usage := record.usage or (Outcome.of(record).usage if record.result else None):
+    if usage := job_of_record(record).usage:
         fields["usage"] = usage.model_dump_json()
     return fields
 

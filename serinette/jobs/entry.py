@@ -293,4 +293,4 @@ def job_of_record(record: Record) -> Job:
 
 
 def _usage_of(result: Result) -> Usage:
-    return Usage(gpu_s=result.timings.sing_s, queue_s=result.timings.queue_s, size_bytes=result.size_bytes)
+    return Usage(gpu_s=result.timings.generate_s, queue_s=result.timings.queue_s, size_bytes=result.size_bytes)

@@ -26,6 +26,14 @@ local function number(text, name)
     return value
 end
 
+local function whole(text, name)
+    local value = number(text, name)
+    if value ~= math.floor(value) or not string.match(text, '^%d+$') then
+        error({err = 'ERR ' .. name .. ' must be a whole number, got ' .. tostring(text)})
+    end
+    return value
+end
+
 local function one_of(value, name, allowed)
     for _, each in ipairs(allowed) do if value == each then return value end end
     error({err = 'ERR ' .. name .. ' must be one of ' .. table.concat(allowed, ', ') .. ', got ' .. tostring(value)})
@@ -260,6 +268,12 @@ local function end_job(id, job, outcome, at, last)
     end
 end
 
+-- What an end will read as a number, in the midst of its writes.
+local function check_kept(job)
+    whole(job.ttl_s, 'ttl_s')
+    if job.webhook then number(job.webhook_after_s, 'webhook_after_s') end
+end
+
 local transitions = {}
 
 -- submit: id, limits of the tenant (JSON, or '' for those that Redis knows), most jobs in the lane, '1' for a disk that
@@ -274,7 +288,7 @@ function transitions.submit()
     for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
     for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'schema'}) do given(1, name) if not job[name] then
         error({err = 'ERR the record lacks ' .. name}) end end
-    number(job.ttl_s, 'ttl_s')
+    check_kept(job)
     number(job.schema, 'schema')
     if job.start_in_s then number(job.start_in_s, 'start_in_s') end
     if fsync then
@@ -509,6 +523,8 @@ function transitions.resume()
     local answer = standing(id, attempt)
     if answer ~= 'unknown' then return answer end
     local created_at = number(job.created_at, 'created_at')
+    check_kept(job)
+    whole(job.attempts, 'attempts')
     set(id, unpack(fields))
     set(id, 'state', 'running', 'owner', attempt)
     redis.call('HDEL', record_key(id), 'cancel', 'progress')
@@ -564,8 +580,9 @@ end
 
 -- finish: id, id of the attempt that the outcome is of ('': of none), outcome, error JSON or '', its code, result JSON
 -- or '', terminal event, gpu seconds, bytes, '1' if job.json lies in the store, '1': only if the lease ran out, run JSON
--- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it has} once it has ended, by this call
--- or before, {'unknown'}, or {'held'} where another attempt is in charge, or the lease of this one has not run out.
+-- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it
+-- has} once it has ended, by this call or before, {'unknown'}, or {'held'} where another attempt is in charge, or the
+-- lease of this one has not run out.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
@@ -578,10 +595,7 @@ function transitions.finish()
     if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or 'unknown', ''} end
     if ENDED[job.state] then
         if by ~= '' then unmark(id .. ':' .. by) end
-        if recorded then
-            set(id, 'recorded', '1')
-            redis.call('ZREM', own .. 'unrecorded', id)
-        end
+        if recorded then set(id, 'recorded', '1') end
         return {'ended', job.state, '0'}
     end
     local lease = job.owner and redis.call('ZSCORE', own .. 'leases', id .. ':' .. job.owner)
@@ -649,10 +663,10 @@ function transitions.overdue()
     local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
     redis.call('SET', own .. 'watched', seconds(at))
     if at < watched or at - watched > lease_s / 2 then
-        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', '(+inf', 'BYSCORE')) do
+        -- But neither those of slots that were seen to die, which lapse has set to 0, nor those that never run out.
+        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '(0', '(+inf', 'BYSCORE')) do
             redis.call('ZADD', own .. 'leases', at + lease_s, member)
         end
-        return {}
     end
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do

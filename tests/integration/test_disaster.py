@@ -76,7 +76,7 @@ def test_all_jobs_are_restored_from_the_store_alone(tmp_path: Path) -> None:
             forever = [key for key in redis.keys("*") if redis.ttl(key) == -1]
             names = {key.decode().split(":")[1] for key in forever}
         assert "job" not in names, forever
-        assert not any(b":ledger:" in key or b":events:" in key for key in forever)
+        assert not any(b":serinette:job:" in key or b":events:" in key for key in forever)
 
 
 class Forgetful:
@@ -120,7 +120,7 @@ def test_a_singing_worker_brings_its_job_through_an_empty_redis(
         worker_pod.wait_step(job_id)
         forgetful.stop()
         forgetful.start()
-        assert not worker_pod.redis.keys("*:ledger:*")
+        assert not worker_pod.redis.keys("*:serinette:job:*")
 
         def knows_it_running() -> bool:
             answer = httpx.get(f"{house.url}/v1/jobs/{job_id}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from redis import Redis
-
 from api.maintenance.plan import SUBMIT_GRACE_S
+from redis import Redis
+from serinette.ledger import Ledger
+
 from api.queue import JobQueue, keyed_job_id
 from api.settings import GatewaySettings
 from serinette.errors import Conflict, EngineCrashed, NotFound
 from serinette.job import JobOptions, JobStatus
-from serinette.ledger import Ledger
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec

@@ -21,11 +21,10 @@ import httpx
 import psutil
 from redis import Redis
 
-from serinette.jobs import Jobs, calls
 from serinette.leash import leashed
 from serinette.names import Keys, Lane
 from serinette.spec import GenerationSpec
-from tests.jobs import submission
+from tests.jobs import Board
 from tests.processes import eventually
 from tests.stack import Stack, running
 
@@ -129,10 +128,10 @@ def busy(stack: Stack, song_s: float) -> Iterator[None]:
     def feed() -> None:
         keys = Keys()
         with Redis.from_url(stack.redis_url) as redis:
-            jobs, spec = Jobs(redis, keys.prefix), GenerationSpec(prompt="low", seed=1)
+            board, spec = Board(redis, keys), GenerationSpec(prompt="low", seed=1)
             while not over.wait(song_s / SLOTS):
                 while int(redis.zcard(keys.waiting("default", Lane.LOW))) < 3 * SLOTS:
-                    jobs(calls.submit(submission(None, spec, lane=Lane.LOW, ttl_s=RETENTION_S)))
+                    board.submit(None, spec, lane=Lane.LOW, ttl_s=RETENTION_S)
 
     feeding = threading.Thread(target=feed)
     feeding.start()

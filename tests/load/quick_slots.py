@@ -1,8 +1,8 @@
 """Slots that generate nothing, quickly.
 
-`python -m tests.load.quick_slots REDIS_URL STORE_URL LOG SONG_S SLOTS`: they claim jobs, highest lane first, and write
-to Redis and store what slots write; a song is a wait and three bytes. A prompt that holds `wrong` fails. Each begun
-job's id is a line of LOG: what is there twice was begun twice.
+`python -m tests.load.quick_slots REDIS_URL STORE_URL LOG SONG_S SLOTS`: they claim jobs, highest lane first, and end
+them as slots do; a song is a wait and three bytes. A prompt that holds `wrong` fails. Each begun job's id is a line of
+LOG: what is there twice was generated twice.
 """
 
 from __future__ import annotations
@@ -15,42 +15,48 @@ from pathlib import Path
 
 from redis import Redis
 
-from serinette.job import JobError
-from serinette.jobs import Claimed, Jobs, Lease, calls
-from serinette.names import DEFAULT_POOL, Keys, Lane
+from serinette.job import JobError, JobStatus
+from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
+from serinette.jobs.finishing import finish_as, put_record, record_of
+from serinette.names import DEFAULT_POOL, Keys, Lane, artifact_key
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.batch_bench import fail, succeed
-
-_LEASE_S = 20.0
-_WRONG = JobError(code="invalid_output", message="nothing was heard")
+from tests.unit.slot_bench import a_result
 
 
-def serve(redis_url: str, store_url: str, log: Path, song_s: float, slot: str) -> None:
+def end(jobs: Jobs, store: Store, claimed: Claimed, song_s: float) -> None:
+    """What a slot writes of one job."""
+    entry, attempt = claimed.entry, claimed.entry.attempts[-1]
+    time.sleep(song_s)
+    if "wrong" in entry.spec.prompt:
+        error = JobError(code="invalid_output", message="nothing was heard")
+        jobs(calls.finish(entry.id, attempt.id, Outcome(JobStatus.FAILED, error), recorded=False, by=attempt.id))
+        return
+    store.put(artifact_key(entry.tenant, entry.id, attempt.id, 0, "mp3"), b"la\n")
+    outcome = Outcome(JobStatus.SUCCEEDED, result=a_result(entry.id))
+    finish_as(jobs, put_record(store, record_of(entry, attempt, outcome)), by=attempt.id)
+
+
+def serve(redis_url: str, store_url: str, log: Path, song_s: float) -> None:
     """One slot, for ever."""
-    redis, store, keys = Redis.from_url(redis_url), Store.open(SharedSettings(store_url=store_url)), Keys()
-    jobs, lease, woken = Jobs(redis, keys.prefix), Lease(slot, _LEASE_S), False
+    keys = Keys()
+    redis, store = Redis.from_url(redis_url), Store.open(SharedSettings(store_url=store_url))
+    jobs, lease = Jobs(redis, keys.prefix), Lease(f"quick-1.{threading.get_ident()}.slot", 60)
     with log.open("a") as begun:
         while True:
-            claimed = jobs(calls.claim(uuid.uuid4().hex, lease, DEFAULT_POOL, list(Lane), woken=woken))
-            woken = False
+            claimed = jobs(calls.claim(uuid.uuid4().hex, lease, DEFAULT_POOL, list(Lane)))
             if isinstance(claimed, Claimed):
                 begun.write(f"{claimed.entry.id}\n")
                 begun.flush()
-                time.sleep(song_s)
-                if "wrong" in claimed.entry.spec.prompt:
-                    fail(jobs, store, claimed.entry.id, _WRONG)
-                else:
-                    succeed(jobs, store, claimed.entry.id, [b"la\n"])
+                end(jobs, store, claimed, song_s)
             elif not claimed:
-                woken = redis.blpop([keys.wake(DEFAULT_POOL)], 1) is not None
+                redis.blpop([keys.wake(DEFAULT_POOL)], 1)
 
 
 def main() -> None:
     redis_url, store_url, log, song_s, slots = sys.argv[1:]
     threads = [
-        threading.Thread(target=serve, args=(redis_url, store_url, Path(log), float(song_s), f"quick.{n}.load"))
-        for n in range(int(slots))
+        threading.Thread(target=serve, args=(redis_url, store_url, Path(log), float(song_s))) for _ in range(int(slots))
     ]
     for thread in threads:
         thread.start()

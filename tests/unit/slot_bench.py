@@ -64,7 +64,7 @@ def a_result(job_id: str) -> Result:
         model="bundled",
         model_revision="r",
         sampling=Sampling(steps=8, guidance_scale=1, shift=3, turbo=True),
-        timings=Timings(queue_s=0, sing_s=1, encode_s=0, upload_s=0, run_s=1),
+        timings=Timings(queue_s=0, generate_s=1, encode_s=0, upload_s=0, run_s=1),
     )
 
 
@@ -96,7 +96,7 @@ class ImaginedEngine(EngineClient):
             Audio(role="song", channels=2, frames=480, seed=seed) for seed in range(self._variations(request))
         )
         sampling = Sampling(steps=8, guidance_scale=1, shift=3, turbo=True)
-        return Sung(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, sing_s=0.1)
+        return Sung(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, generate_s=0.1)
 
     def _variations(self, request: Sing) -> int:
         return GenerationSpec.from_wire(request.spec).variations

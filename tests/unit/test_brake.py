@@ -16,7 +16,7 @@ from api.settings import MaintenanceSettings
 from serinette import brake
 from serinette.brake import PROBE, Failure, failures, load_failed, load_passed
 from serinette.job import now
-from serinette.names import Keys
+from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts
 from serinette.presence import Presence, WorkerStage, announce
 from serinette.settings import SharedSettings
@@ -96,7 +96,7 @@ def test_a_pool_whose_loads_fail_keeps_one_worker_trying(
         {"redis_url": redis_url, "store_url": f"file://{tmp_path}", "pools": (PoolFacts(name="turbo"),)}
     )
     watch = Pools(settings, Store.open(settings))
-    redis.rpush("rq:queue:turbo.low", "j")
+    redis.zadd(keys.waiting("turbo", Lane.LOW), {"j": 1})
     watch()
     assert in_force(redis, keys, "turbo") == (0, 0)
     for number in range(3):

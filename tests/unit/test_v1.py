@@ -255,7 +255,7 @@ async def test_a_store_that_hangs_holds_up_its_own_callers_alone(
     hanging = [asyncio.create_task(http.get(url, timeout=120)) for _ in range(100)]
     hanging.append(asyncio.create_task(http.post("/v1/jobs", json={"reference_audio": "upload-1"}, timeout=120)))
     async with asyncio.timeout(60):
-        while app.state.parts.door.store_threads.available_tokens:  # noqa: ASYNC110  # anyio tells of no change
+        while app.state.parts.queue.store_threads.available_tokens:  # noqa: ASYNC110  # anyio tells of no change
             await asyncio.sleep(0.01)
     try:
         assert (await http.get("/v1/queue")).status_code == 200
@@ -394,7 +394,7 @@ async def test_bodies_are_bounded(http: httpx.AsyncClient) -> None:
 async def test_what_nobody_foresaw_leaks_nothing(
     http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def burst(*_: object, **__: object) -> None:
+    async def burst(*_: object, **__: object) -> None:
         raise RuntimeError("secret of the house")
 
     monkeypatch.setattr(type(app.state.parts.queue), "pools", burst)

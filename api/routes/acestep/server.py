@@ -36,7 +36,7 @@ class InitModel(BaseModel):
 
 
 class ToggleLora(BaseModel):
-    """Whether a LoRA should be on for everybody."""
+    """Whether a LoRA should be on for all requests."""
 
     use_lora: bool
 
@@ -72,7 +72,7 @@ async def reinitialize(held: HeldPart) -> dict[str, Any]:
     return wrapped(inventory.reinitialized(held))
 
 
-@router.get("/lora/status", summary="No LoRA for everybody", responses=documented.answers(LORA_STATUS))
+@router.get("/lora/status", summary="No LoRA for all requests", responses=documented.answers(LORA_STATUS))
 async def lora_status() -> dict[str, Any]:
     """None: a LoRA belongs to a task."""
     return wrapped(LORA_STATUS)
@@ -86,7 +86,7 @@ async def load_lora() -> dict[str, Any]:
 
 @router.post("/lora/unload", summary="Nothing to unload", responses=documented.answers({"message": "..."}))
 async def unload_lora() -> dict[str, Any]:
-    """No LoRA is loaded for everybody, ever."""
+    """No LoRA is ever loaded for all requests."""
     return wrapped({"message": LORA_STATUS["message"]})
 
 
