@@ -10,7 +10,7 @@ from redis import Redis
 
 from benchmarks.record import Figures
 from serinette.job import JobStatus
-from serinette.jobs import Claimed, Outcome, calls
+from serinette.jobs import Call, Claimed, Outcome, calls
 from serinette.names import Keys
 from serinette.spec import GenerationSpec
 from tests.jobs import Board
@@ -61,8 +61,10 @@ def _shrunk(board: Board, count: int) -> None:
         _submit(board, WAVE)
         held = _claim(board, WAVE)
         _end(board, held)
-        entries = [seen.entry for seen in board.jobs(calls.look([claimed.entry.id for claimed in held]))]
-        if not all(board.jobs.many([calls.shrink(entry) for entry in entries if entry])):
+        looked = board.jobs(calls.look([claimed.entry.id for claimed in held]))
+        shrinking: list[Call[bool]] = [calls.shrink(seen.entry) for seen in looked if seen.entry]
+        shrunk = board.jobs.many(shrinking)
+        if not all(shrunk):
             raise RuntimeError("a record was not shrunk")
 
 
@@ -83,4 +85,4 @@ def _end(board: Board, held: list[Claimed]) -> None:
 
 
 def _each(redis: Redis, before: int) -> int:
-    return round((redis.info("memory")["used_memory"] - before) / JOBS)
+    return round((int(redis.info("memory")["used_memory"]) - before) / JOBS)
