@@ -26,7 +26,7 @@ from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound
 from serinette.job import Job, JobOptions
 
-router = APIRouter(tags=["containers"])
+router = APIRouter(prefix="/v1", tags=["containers"])
 
 _SPEC_FIELDS = ContainerSpec.model_fields.keys()
 

@@ -15,7 +15,7 @@ from serinette.errors import InvalidSpec, UnsupportedMediaType
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 _SPEC_FIELDS = GenerationSpec.model_fields.keys()
 
