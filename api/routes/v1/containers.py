@@ -15,8 +15,8 @@ from api.dependencies import (
     SettingsPart,
     SongsPart,
     TenantPart,
-    VisitPart,
     containers_only,
+    visit_of,
 )
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, Responses, problems
@@ -56,11 +56,12 @@ class ContainerRequest(ContainerSpec, JobOptions):
 )
 async def submit(
     request: Annotated[ContainerRequest, Body()],
-    visit: VisitPart,
+    http: Request,
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Response:
     """Put a container into its lane: a job like any other. 501 where no cluster is."""
+    visit = visit_of(http)
     submitted = await visit.parts.queue.submit_container(
         visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
     )
