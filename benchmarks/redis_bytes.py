@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
@@ -62,7 +63,8 @@ def _shrunk(board: Board, count: int) -> None:
         held = _claim(board, WAVE)
         _end(board, held)
         entries = [seen.entry for seen in board.jobs(calls.look([claimed.entry.id for claimed in held]))]
-        if not all(board.jobs.many([calls.shrink(entry) for entry in entries if entry])):
+        shrinks = [calls.shrink(entry) for entry in entries if entry]
+        if not all(board.jobs.many(shrinks)):
             raise RuntimeError("a record was not shrunk")
 
 
@@ -83,4 +85,5 @@ def _end(board: Board, held: list[Claimed]) -> None:
 
 
 def _each(redis: Redis, before: int) -> int:
-    return round((redis.info("memory")["used_memory"] - before) / JOBS)
+    memory: Any = redis.info("memory")
+    return round((int(memory["used_memory"]) - before) / JOBS)

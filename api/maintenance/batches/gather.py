@@ -76,7 +76,8 @@ class Gatherer:
         found: dict[int, LineEnd] = {}
         lost: list[int] = []
         for numbers in _chunks(self._under_way(page, part)):
-            for number, seen in zip(numbers, self._jobs(calls.look(_ids(page, numbers))), strict=True):
+            looked_at = self._jobs(calls.look(_ids(page, numbers)))
+            for number, seen in zip(numbers, looked_at, strict=True):
                 found |= _end_of(number, seen)
                 if seen.entry is None and seen.shrunk is None:
                     lost.append(number)
