@@ -64,7 +64,8 @@ def _shrunk(board: Board, count: int) -> None:
         _end(board, held)
         entries = [seen.entry for seen in board.jobs(calls.look([claimed.entry.id for claimed in held]))]
         shrinks = [calls.shrink(entry) for entry in entries if entry]
-        if not all(board.jobs.many(shrinks)):
+        done = board.jobs.many(shrinks)
+        if not all(done):
             raise RuntimeError("a record was not shrunk")
 
 

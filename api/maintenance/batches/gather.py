@@ -55,7 +55,8 @@ class Gatherer:
         for ids in _chunks(self._book.ended_jobs(page.header.id)):
             found: dict[int, LineEnd] = {}
             entered = []
-            for job_id, seen in zip(ids, self._jobs(calls.look(ids)), strict=True):
+            looked_at = self._jobs(calls.look(ids))
+            for job_id, seen in zip(ids, looked_at, strict=True):
                 number = _number_of(seen)
                 if number is not None and job_id == line_job_id(page.header.id, number, page.round):
                     if number >= page.released:  # the cursor has not moved over it
