@@ -400,7 +400,8 @@ def test_a_job_that_ended_a_while_ago_shrinks_once_the_store_knows_it(bench: Ben
     assert seen[0].shrunk and seen[0].entry is None and seen[1].entry
     assert seen[0].shrunk == calls.Shrunk.of(whole)
     assert dict(seen[0].shrunk.labels) == {"album": "blue"}
-    left = {key.decode() for key in bench.redis.keys(f"*{old}*")}
+    found: Any = bench.redis.keys(f"*{old}*")
+    left = {key.decode() for key in found}
     assert left == {bench.keys.ended_job(old)}
     assert 0 < bench.redis.ttl(bench.keys.ended_job(old)) <= RETENTION_S
     assert bench.redis.zscore(bench.keys.jobs(TENANT), old) is not None, "lists still know it"
@@ -483,4 +484,5 @@ def test_a_tenants_list_drops_what_is_old_and_gone(bench: Bench) -> None:
     sweeper = bench.sweeper()
     for _ in range(5):
         sweeper()
-    assert {each.decode() for each in bench.redis.zrange(index, 0, -1)} == {whole, young, shrunk, "just gone"}
+    listed: Any = bench.redis.zrange(index, 0, -1)
+    assert {each.decode() for each in listed} == {whole, young, shrunk, "just gone"}
