@@ -51,10 +51,9 @@ class StoreQuestions:
         asked = [self._threads.submit(question, self._store) for question in questions]
         done, _ = wait(asked, self._wait_s)
         late = StoreUnavailable(f"the store did not answer within {self._wait_s:g} s")
-        answers: list[Answer | Exception] = []
         for each in asked:
             each.cancel()
-            answers.append(_answer(each) if each in done else late)
+        answers: list[Answer | Exception] = [_answer(each) if each in done else late for each in asked]
         said = (each for each in answers if isinstance(each, StoreUnavailable) and each is not late)
         away = late if asked and not done else next(said, None)
         self._failures.note(away)
@@ -62,7 +61,7 @@ class StoreQuestions:
         return answers
 
 
-def _answer(asked: Future[Answer]) -> Answer | Exception:
+def _answer(asked: Future[Any]) -> Any:
     try:
         return asked.result()
     except Exception as error:
