@@ -19,7 +19,6 @@ from benchmarks import (
     gateway_load,
     page,
     recovery,
-    redis_bytes,
     songs,
     start_latency,
 )
@@ -40,7 +39,6 @@ BENCHMARKS = {
 LONG = {
     "batch": batch.measure,
     "forgetting": forgetting.measure,
-    "redis_bytes": redis_bytes.measure,
     "recovery": recovery.measure,
 }
 # Likewise, and they sing in this process.

@@ -23,7 +23,8 @@ from serinette.leash import leashed
 from serinette.names import record_key, song_prefix
 from serinette.presence import WorkerStage, present
 from tests import servers, stack
-from tests.pod import TENANT, Pod, pod
+from tests.jobs import TENANT
+from tests.pod import Pod, pod
 from tests.processes import below, eventually
 
 # The defaults' order of things, ten times as fast.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -217,7 +218,7 @@ def test_a_replica_that_is_overtaken_does_nothing_twice(bench: Bench, redis_url:
             assert charged_attempts(entry) == (0 if make is taken_out_of_its_lane else 1)
             assert entry.retries_left == 2 - charged_attempts(entry)
             assert bench.board.events(job_id).count("attempt") == charged_attempts(entry)
-        listed = bench.redis.lrange("rq:queue:default.normal", 0, -1)
+        listed: Any = bench.redis.lrange("rq:queue:default.normal", 0, -1)
         assert {each.decode() for each in listed} == set(jobs.values())
         bench.redis.flushdb()
         if not other.called:

@@ -62,7 +62,8 @@ def test_every_death_is_survived(bench: Bench, redis_url: str, file_store_url: s
         assert today(bench.redis, bench.keys).jobs == 0, "their day counted them when they ended"
         assert bench.redis.zcard(bench.keys.jobs(TENANT)) == len(before)
         assert not bench.redis.exists(bench.keys.webhooks, bench.keys.unrecorded, bench.keys.live)
-        forever = {key.decode() for key in bench.redis.keys("*job*") if bench.redis.ttl(key) == -1}
+        found: Any = bench.redis.keys("*job*")
+        forever = {key.decode() for key in found if bench.redis.ttl(key) == -1}
         assert forever <= {bench.keys.jobs(TENANT)}
     bench.redis.zadd(bench.keys.ended, dict.fromkeys(before, 1))
     bench.sweep()
