@@ -16,7 +16,7 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from serinette.job import JobError, JobStatus
-from serinette.jobs import Call, Claimed, Jobs, Lease, Outcome, Standing, calls, wait_for_disk
+from serinette.jobs import Call, Claimed, Entry, Jobs, Lease, Outcome, Standing, calls, wait_for_disk
 from serinette.jobs.finishing import record_of
 from serinette.jobs.submission import rq_fields_of
 from serinette.names import Keys, Lane
@@ -40,23 +40,17 @@ def board(redis: Redis, keys: Keys) -> Board:
 
 def every_call(board: Board) -> dict[str, Call[Any]]:
     """One of each transition, each of which would change something now. A fresh server, and its jobs."""
-    waiting, running, ended, lost, done = (
-        board.submit(name) for name in ("waiting", "running", "ended", "lost", "done")
-    )
-    attempts = {}
-    for job_id in (running, lost):
-        claimed = board.jobs(calls.take(job_id, f"attempt-{job_id}", LIVE))
-        assert isinstance(claimed, Claimed)
-        attempts[job_id] = claimed.entry
-    for job_id in (ended, done):
-        board.cancel(job_id)
+    waiting, running, ended, done = (board.submit(job_id) for job_id in ("waiting", "running", "ended", "done"))
+    board.jobs(calls.take(running, "attempt-running", LIVE))
+    held = board.entry(running)
+    assert [board.cancel(job_id) for job_id in (ended, done)] == ["canceled"] * 2
     board.jobs(calls.finish(done, "", Outcome(JobStatus.CANCELED), recorded=True))
     board.redis.zrem(board.keys.unrecorded, done)
     board.redis.lrem(QUEUE, 0, waiting)
-    record = record_of(attempts[running], attempts[running].attempts[-1], Outcome(JobStatus.FAILED, FAILURE))
+    record = record_of(held, held.attempts[-1], Outcome(JobStatus.FAILED, FAILURE))
     gone = record.model_copy(update={"job_id": "gone"})
     rq_fields = rq_fields_of("unknown", "default", Lane.NORMAL, "song", (60, 3600, 3))
-    forgotten = attempts[running].__class__("unknown", {**attempts[running].fields})
+    forgotten = Entry("unknown", held.fields)
     return {
         "submit": calls.submit(submission("new", start_deadline_s=5, webhook="https://example.com/"), max_waiting=10),
         "claim": calls.claim("attempt-new", LIVE, "default", [Lane.NORMAL]),
