@@ -21,7 +21,7 @@ from serinette.pools import PoolFacts
 from serinette.presence import Presence, WorkerStage, announce
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.test_queue import model
+from tests.unit.queue_desk import model
 
 RULES = Rules()
 

@@ -22,8 +22,8 @@ from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce, record_pace
 from serinette.store import Store
 from tests.gateways import HandSlot, problem
+from tests.unit.queue_desk import model
 from tests.unit.tenants import bearing, key_of, serving
-from tests.unit.test_queue import model
 
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
 NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
