@@ -51,9 +51,7 @@ UPLOAD_PATHS = ("/v1/uploads", "/v1/files", "/generate_music_with_audio", "/rele
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
 
-# Python's threads of this process: the store's own, those for what batches need of it, and those of /readyz. The queue
-# has some besides.
-_STORE_THREADS = 16
+# Python's threads of this process, beside the queue's: those for what batches need of the store, and those of /readyz.
 _BATCH_THREADS = 8
 _PROBE_THREADS = 2
 
@@ -101,10 +99,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     )
     app.state.parts = parts
     problems.install(app)
-    app.include_router(v1.router)
-    app.include_router(gradio.router)
-    app.include_router(acestep.router)
-    app.include_router(health.router)
+    for part in (health, v1, gradio, acestep):  # looked through in this order
+        app.include_router(part.router)
     app.add_api_route("/", _front_door, include_in_schema=False)
     app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)
@@ -124,7 +120,7 @@ def _parts(
     redis_async: redis_asyncio.Redis,
     for_submits: redis_asyncio.Redis | None,
 ) -> Parts:
-    store, store_threads = Store.open(settings), CapacityLimiter(_STORE_THREADS)
+    store = Store.open(settings)
     declared = DeclaredFile(settings.keys_file, settings.key_cache_s)
     keyring = Keyring(redis_async, settings, declared)
     queue = JobQueue(
@@ -133,16 +129,15 @@ def _parts(
         settings,
         declared=declared.limits,
         submits=AsyncJobs(for_submits, settings.redis_prefix) if for_submits is not None else None,
-        store_threads=store_threads,
     )
-    songs = Songs(store, store_threads)
+    songs = Songs(store, queue.store_threads)
     accounts = Accounts(redis_async, settings.keys, declared.limits)
     return Parts(
         settings=settings,
         queue=queue,
         store=store,
         events=JobEvents(redis_async, settings.keys),
-        intake=Intake(store, settings, store_threads),
+        intake=Intake(store, settings, queue.store_threads),
         songs=songs,
         logs=Logs(redis_async, settings.keys, songs),
         probes=CapacityLimiter(_PROBE_THREADS),

@@ -25,7 +25,6 @@ from serinette.store import Store
 from serinette.upload import Upload
 from tests.servers import free_ports
 
-
 LEASE = Lease("worker-1.0.1", 60)
 
 

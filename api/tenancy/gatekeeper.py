@@ -5,7 +5,6 @@ A route cannot forget it: what is not named as public here is closed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
@@ -51,10 +50,11 @@ class Gatekeeper:
         """Pass the request on if it may."""
         if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGE):
             return await self._app(scope, receive, send)
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"}
-        key = scope.get(KEY_IN_PATH) or _bearer(headers)
-        token = _token(scope)
-        scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
+        key = scope.get(KEY_IN_PATH) or _bearer(scope)
+        token = None
+        if scope.get("query_string"):
+            token = _token(scope)
+            scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
         try:
             caller = await self._caller(scope, key, token)
             limits = caller.limits
@@ -74,8 +74,9 @@ class Gatekeeper:
         return await self._register.keyring.caller(key)
 
 
-def _bearer(headers: Mapping[bytes, str]) -> str | None:
-    scheme, space, key = headers.get(b"authorization", "").strip().partition(" ")
+def _bearer(scope: Scope) -> str | None:
+    sent = next((value for name, value in reversed(scope["headers"]) if name == b"authorization"), b"")
+    scheme, space, key = sent.decode("latin-1").strip().partition(" ")
     if not space:
         return scheme or None  # ACE-Step 1.5 takes a key without its scheme too
     return (key.strip() or None) if scheme.lower() == "bearer" else None

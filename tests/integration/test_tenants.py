@@ -223,8 +223,7 @@ def test_what_only_the_store_remembers_is_parted(town: Town, slot: HandSlot, red
     )
     songs = Store.open(SharedSettings.model_validate({"store_url": store_url}))
     songs.put(record_key("mine", job_id), record.model_dump_json().encode(), "application/json")
-    redis.delete(f"rq:job:{job_id}", f"rq:results:{job_id}")
-    slot.ledger.forget(job_id, "mine")
+    redis.delete(f"rq:job:{job_id}", Keys().job(job_id), Keys().events(job_id))
     for method, path in BY_ID:
         assert town.send(town.theirs, method, path.format(job_id)).status_code == 404, path
     kept = town.send(town.mine, "GET", f"/v1/jobs/{job_id}").json()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 from redis import Redis
 
-from api.queue import JobQueue, keyed_job_id
+from api.queue import JobQueue, figures, keyed_job_id
 from api.settings import GatewaySettings
 from serinette import names
 from serinette.errors import (
@@ -66,12 +66,13 @@ def open_desk(redis_url: str, store_url: str, **settings: object) -> Desk:
     given = GatewaySettings.model_validate({"redis_url": redis_url, "store_url": store_url, **settings})
     redis, store = connect_redis(given), Store.open(given)
     jobs = AsyncJobs(connect_redis_async(given), given.redis_prefix)
-    queue = JobQueue(jobs, store, given, figures_age_s=0)
+    queue = JobQueue(jobs, store, given)
     return Desk(queue, HandSlot(redis, store, given.keys), redis, jobs, store, given.keys)
 
 
 @pytest.fixture
-async def desk(redis_url: str, file_store_url: str) -> AsyncIterator[Desk]:
+async def desk(redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    monkeypatch.setattr(figures, "MAX_AGE_S", 0)  # what is announced here is looked for at once
     desk = open_desk(redis_url, file_store_url)
     yield desk
     desk.redis.close()
@@ -164,9 +165,7 @@ async def test_a_failed_job_tells_why(desk: Desk) -> None:
 
 
 async def test_a_key_means_one_job_however_many_race(desk: Desk) -> None:
-    answers = await asyncio.gather(
-        *(desk.queue.submit(ME, SPEC, OPTIONS, idempotency_key="once") for _ in range(16))
-    )
+    answers = await asyncio.gather(*(desk.queue.submit(ME, SPEC, OPTIONS, idempotency_key="once") for _ in range(16)))
     assert len({job.id for job, _ in answers}) == 1
     assert len({job.spec.seed for job, _ in answers}) == 1
     assert sum(created for _, created in answers) == 1

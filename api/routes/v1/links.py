@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, Field
 
-from api.dependencies import CallerPart, QueuePart, LinksPart, SettingsPart
+from api.dependencies import CallerPart, LinksPart, QueuePart, SettingsPart
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
 
