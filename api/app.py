@@ -37,6 +37,7 @@ from api.tenancy.key_in_body import KeyInBody
 from api.tenancy.key_in_path import KeyInPath
 from api.tenancy.keyring import DeclaredFile, Keyring
 from api.tenancy.links import Links
+from api.tenancy.rate import RequestRate
 from api.threads import Threads
 from serinette import __version__
 from serinette.errors import NotFound, Unavailable
@@ -141,7 +142,7 @@ def _parts(
         songs=songs,
         logs=Logs(redis_async, settings.keys, songs),
         probes=CapacityLimiter(_PROBE_THREADS),
-        register=Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
+        register=Register(RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)),
         accounts=accounts,
         desk=Desk(
             book=Book(redis, settings.keys, settings.retention_s),

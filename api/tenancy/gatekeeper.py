@@ -8,16 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from redis import asyncio as redis_asyncio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import answer
 from api.tenancy.key_in_path import KEY_IN_PATH
 from api.tenancy.keyring import Caller, Keyring
 from api.tenancy.links import Links, job_opened_by_link
-from api.tenancy.rate import count_request
+from api.tenancy.rate import RequestRate
 from serinette.errors import SerinetteError, Unauthorized
-from serinette.names import Keys
 
 # Signs of life for probes, numbers without jobs and tenants for Prometheus, and what the API looks like.
 PUBLIC = frozenset(
@@ -33,8 +31,7 @@ _REALM = 'Bearer realm="serinette"'
 class Register:
     """What callers are looked up in."""
 
-    redis: redis_asyncio.Redis
-    keys: Keys
+    rate: RequestRate
     keyring: Keyring
     links: Links
 
@@ -57,8 +54,7 @@ class Gatekeeper:
             scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
         try:
             caller = await self._caller(scope, key, token)
-            limits = caller.limits
-            await count_request(self._register.redis, self._register.keys, caller.tenant, limits.requests_per_minute)
+            await self._register.rate.count(caller.tenant, caller.limits.requests_per_minute)
         except SerinetteError as error:
             invalid = ', error="invalid_token"' if key or token else ""
             challenge = {"WWW-Authenticate": _REALM + invalid} if isinstance(error, Unauthorized) else None

@@ -16,9 +16,10 @@ from api.app import create_app
 from api.settings import GatewaySettings
 from serinette.job import JobError, JobStatus, now
 from serinette.jobs import Jobs, Outcome, calls
+from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce
 from tests import servers
-from tests.jobs import entry
+from tests.jobs import Board
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +245,7 @@ def test_a_form_that_is_no_good(client: TestClient, form: dict[str, str], files:
 
 
 def test_what_the_answer_needs_later_travels_with_the_job(client: TestClient, jobs: Jobs) -> None:
-    dialect = entry(jobs, submitted(client, omega_scale=10.0, format="flac")).dialect
+    dialect = Board(jobs.redis, Keys()).entry(submitted(client, omega_scale=10.0, format="flac")).dialect
     assert json.loads(dialect["ignored"]) == ["omega_scale"]
     assert json.loads(dialect["sent"]) == {"omega_scale": 10.0, "format": "flac"}
 

@@ -16,8 +16,7 @@ from api.queue import figures
 from api.settings import GatewaySettings
 from serinette.credentials import Limits
 from tests import servers
-from tests.gateways import HandSlot
-from tests.jobs import submit
+from tests.jobs import Board
 from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
 
 
@@ -128,9 +127,8 @@ async def test_figures_are_read_once_for_all_who_ask_at_once(http: httpx.AsyncCl
 async def test_a_page_reads_few_jobs_at_first(
     http: httpx.AsyncClient, redis: Redis, settings: GatewaySettings, limit: int, wanted: str, expected: list[int]
 ) -> None:
-    slot = HandSlot(redis, store=None, keys=settings.keys)  # type: ignore[arg-type]  # nothing ends here
     for _ in range(460):
-        submit(slot.jobs, labels={"name": "song"})
+        Board(redis, settings.keys).submit(labels={"name": "song"})
     looked: list[int] = []
     pack = AbstractConnection.pack_command
 
