@@ -2,7 +2,7 @@
 
 Each case has processes of its own: a worker pod or two, one or two maintenance replicas, a Valkey, a directory store.
 The engine is a fast one of the tests' that takes a minute over this song; nothing is sped up, so heartbeats, rounds and
-leases are those of a deployment. One controller replica dies with the worker where the case says so: the one that leads.
+leases are those of a deployment. Where the case says so a controller replica dies with the worker: the one that leads.
 """
 
 from __future__ import annotations
