@@ -90,6 +90,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     # Its pages bring their scripts along: a cluster may have no way to a CDN.
     app = FastAPIOffline(
+        # Themselves, not by include_router: FastAPI matches a path twice for every router within another.
+        routes=[*health.router.routes, *v1.ROUTES, *gradio.router.routes, *acestep.ROUTES],
         redoc_url=None,
         title="Serinette",
         version=__version__,
@@ -100,8 +102,6 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     )
     app.state.parts = parts
     problems.install(app)
-    for part in (health, v1, gradio, acestep):  # looked through in this order
-        app.include_router(part.router)
     app.add_api_route("/", _front_door, include_in_schema=False)
     app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)

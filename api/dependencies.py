@@ -103,6 +103,11 @@ async def _links(connection: HTTPConnection) -> Links:
 
 
 async def caller(connection: HTTPConnection) -> Caller:
+    """See `caller_of`."""
+    return caller_of(connection)
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
     """Whose request it is, as the gatekeeper found. Without keys everybody is the default tenant.
 
     Raises:
@@ -119,8 +124,8 @@ CallerPart = Annotated[Caller, Depends(caller)]
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One request's caller, and all that it works with: one dependency for routes that are asked often, each of whose
-    others would cost as much as a look at Redis.
+    """One request's caller, and all that it works with. Routes that are asked often take it from the request: to them
+    FastAPI's dependencies, each by itself, cost as much as Redis.
     """
 
     parts: Parts
@@ -137,11 +142,9 @@ class Visit:
         return Standing(self.parts.register.keyring, self.caller)
 
 
-async def _visit(connection: HTTPConnection) -> Visit:
-    return Visit(_parts(connection), await caller(connection))
-
-
-VisitPart = Annotated[Visit, Depends(_visit)]
+def visit_of(connection: HTTPConnection) -> Visit:
+    """Raises Unauthorized: keys are asked for, and this path asks for none."""
+    return Visit(_parts(connection), caller_of(connection))
 
 
 async def _standing(connection: HTTPConnection, caller: CallerPart) -> Standing:

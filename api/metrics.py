@@ -102,9 +102,7 @@ class Observed:
 
 def route_of(scope: Scope) -> str:
     """The template of the route that took the request, e.g. `/v1/jobs/{job_id}`."""
-    # FastAPI leaves the route itself without the prefix that its router was included with.
-    included = scope.get("fastapi", {}).get("effective_route_context")
-    path: str = getattr(included, "path", "") or getattr(scope.get("route"), "path", "") or _NO_ROUTE
+    path: str = getattr(scope.get("route"), "path", "") or _NO_ROUTE
     return path
 
 

@@ -15,8 +15,8 @@ from api.dependencies import (
     SettingsPart,
     SongsPart,
     TenantPart,
-    VisitPart,
     containers_only,
+    visit_of,
 )
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, Responses, problems
@@ -26,7 +26,7 @@ from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound
 from serinette.job import Job, JobOptions
 
-router = APIRouter(tags=["containers"])
+router = APIRouter(prefix="/v1", tags=["containers"])
 
 _SPEC_FIELDS = ContainerSpec.model_fields.keys()
 
@@ -56,11 +56,12 @@ class ContainerRequest(ContainerSpec, JobOptions):
 )
 async def submit(
     request: Annotated[ContainerRequest, Body()],
-    visit: VisitPart,
+    http: Request,
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Response:
     """Put a container into its lane: a job like any other. 501 where no cluster is."""
+    visit = visit_of(http)
     submitted = await visit.parts.queue.submit_container(
         visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
     )

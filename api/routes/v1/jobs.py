@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.dependencies import QueuePart, TenantPart, Visit, VisitPart
+from api.dependencies import QueuePart, TenantPart, Visit, visit_of
 from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, Responses, job_answer, problems
@@ -15,7 +15,7 @@ from serinette.errors import InvalidSpec, UnsupportedMediaType
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 _SPEC_FIELDS = GenerationSpec.model_fields.keys()
 
@@ -94,11 +94,12 @@ class JobList(BaseModel):
 )
 async def submit(
     request: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
-    visit: VisitPart,
+    http: Request,
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Response:
     """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and reported."""
+    visit = visit_of(http)
     submitted = await visit.parts.queue.submit(
         visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
     )
@@ -128,9 +129,9 @@ async def _held(visit: Visit, job: Job, prefer: str | None, headers: dict[str, s
     summary="One job",
     responses={200: {"content": examples.JOB}, **problems("not_found", "queue_unavailable", "store_unavailable")},
 )
-async def look(job_id: JobId, visit: VisitPart, prefer: PreferHeader = None) -> Response:
+async def look(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
     """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and in words what it waits for."""
-    headers: dict[str, str] = {}
+    visit, headers = visit_of(http), dict[str, str]()
     job = await _held(visit, await visit.parts.queue.get(visit.tenant, job_id), prefer, headers)
     return job_answer(job, headers=headers)
 

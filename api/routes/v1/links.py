@@ -11,7 +11,7 @@ from api.dependencies import CallerPart, LinksPart, QueuePart, SettingsPart
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 
 class JobLinks(BaseModel):
