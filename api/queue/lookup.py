@@ -225,7 +225,7 @@ def _time(unix_s: float) -> datetime:
 
 
 def _slow_store() -> Unavailable:
-    return StoreUnavailable("the store is slow to tell of jobs that ended a while ago; try again")
+    return StoreUnavailable("the store is slow to answer for jobs that ended a while ago; try again")
 
 
 __all__ = ["Cursor", "Lookup", "Page", "brief", "no_such_job"]
