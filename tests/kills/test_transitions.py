@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +69,8 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
         "cancel": calls.cancel(running, TENANT),
         "overdue": calls.overdue(20),
         "lapse": calls.lapse(SLOT),
+        "note": calls.note(running, "attempt-running", "placed", "attempt-running"),
+        "log": calls.log(running, "attempt-running", "", ("a line", "2026-01-01T00:00:00Z"), "{}"),
         "heal": calls.heal("default.normal"),
         "move": calls.move(waiting, "default", "turbo"),
         "restore": calls.restore(gone, 60),
@@ -78,7 +81,7 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
 
 NAMES = (
     *("submit", "claim", "take", "beat", "resume", "release", "finish", "cancel", "overdue", "lapse", "heal", "move"),
-    *("restore", "shrink", "erase"),
+    *("restore", "shrink", "erase", "note", "log"),
 )
 
 
@@ -130,7 +133,7 @@ def test_a_wrong_value_changes_nothing(board: Board, name: str) -> None:
 
 def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
     """Words of a closed vocabulary replaced by another."""
-    places = {"release": 2, "finish": 2, "restore": 1}
+    places = {"release": 2, "finish": 2, "restore": 1, "note": 2}
     if call.name in places:
         at = places[call.name]
         yield [*call.arguments[:at], "sung", *call.arguments[at + 1 :]]
@@ -143,6 +146,8 @@ def torn(call: Call[Any]) -> Iterator[list[Any]]:
 
 
 def test_there_is_no_other_transition(board: Board) -> None:
+    text = (Path(calls.__file__).parent / "transitions.lua").read_text()
+    assert sorted(re.findall(r"^function transitions\.(\w+)", text, re.MULTILINE)) == sorted([*NAMES, "look"])
     before = board.state()
     with pytest.raises(ResponseError, match="no transition"):
         board.jobs(Call("forget", ["job"], bool))
