@@ -535,7 +535,8 @@ function transitions.resume()
     if job.batch then redis.call('SADD', batch_key('running', job), id) end
     redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
-    redis.call('HSET', rq_key(id), 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', slot)
+    redis.call('HSET', rq_key(id), 'status', 'started', 'created_at', iso(created_at), 'enqueued_at', iso(created_at),
+        'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', slot)
     mark(id, job, attempt, slot, lease_end(at, lease_s), at)
     event(id, 'started', '{"attempt":' .. job.attempts .. ',"worker":' .. cjson.encode(slot) .. '}')
     return 'mine'
@@ -743,7 +744,7 @@ function transitions.restore()
     if redis.call('EXISTS', record_key(id), ended_key(id)) > 0 then return 0 end
     set(id, 'state', outcome, 'recorded', '1', unpack(fields))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
-    redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(ended_at))
+    redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'created_at', iso(created_at), 'ended_at', iso(ended_at))
     redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
     redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue_of(job), at + left_s, id)
     redis.call('ZADD', own .. 'jobs:' .. job.tenant, created_at, id)

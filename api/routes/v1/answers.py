@@ -23,13 +23,27 @@ Responses = dict[int | str, dict[str, Any]]
 _ANYWHERE = ("unauthorized", "rate_limited")
 
 
-def _checked_job_id(job_id: str) -> str:
+def checked_job_id(job_id: str) -> str:
+    """A job id as we make them. Raises NotFound."""
     if not _JOB_ID.fullmatch(job_id):
         raise NotFound(f"there is no job {job_id[:80]}: a job id looks like {JOB_ID}")
     return job_id
 
 
-JobId = Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID]), AfterValidator(_checked_job_id)]
+JobId = Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID]), AfterValidator(checked_job_id)]
+# The same, for a route that reads it itself.
+JOB_ID_PARAMETER = {
+    "name": "job_id",
+    "in": "path",
+    "required": True,
+    "schema": {
+        "type": "string",
+        "description": "As submit answered it.",
+        "examples": [JOB_ID],
+        "title": "Job Id",
+    },
+    "description": "As submit answered it.",
+}
 
 
 def problems(*codes: str) -> Responses:
@@ -54,4 +68,14 @@ def job_answer(job: Job, status: int = 200, headers: Mapping[str, str] | None = 
 
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
-__all__ = ["JOB_ID", "JobId", "Problem", "Responses", "SerinetteError", "job_answer", "problems"]
+__all__ = [
+    "JOB_ID",
+    "JOB_ID_PARAMETER",
+    "JobId",
+    "Problem",
+    "Responses",
+    "SerinetteError",
+    "checked_job_id",
+    "job_answer",
+    "problems",
+]
