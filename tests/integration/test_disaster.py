@@ -143,6 +143,7 @@ def test_fsync_waits_for_the_disk_and_refuses_without_one(tmp_path: Path) -> Non
         gateway(tmp_path, durable.connection_url, store_url, durability="fsync") as house,
         Redis.from_url(durable.connection_url) as redis,
     ):
+
         def waits() -> int:
             told = redis.info("commandstats")["cmdstat_waitaof"]
             assert told["failed_calls"] == 0
