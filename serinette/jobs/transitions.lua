@@ -17,7 +17,7 @@ local CANCELED = '{"status":"canceled","usage":{"gpu_s":%.3f,"size_bytes":0}}'
 -- Of every number that comes in: what is larger cannot be written as a time, a count or a number of bytes.
 local LARGEST = 1e12
 -- An attempt that was frozen for no longer hears that its job was erased, rather than bringing it back.
-local ERASED_KEPT_S = 86400
+local ERASED_KEPT_S = 6 * 3600
 local USAGE_KEPT_S = 400 * 86400
 -- An attempt that is left behind by everybody is forgotten after this; none is as long.
 local HELD_KEPT_S = 2 * 86400
@@ -819,7 +819,7 @@ function transitions.erase()
     if job and (job.tenant ~= tenant or not ENDED[job.state]) then return 0 end
     forget(id, job)
     redis.call('DEL', ended_key(id))
-    redis.call('SET', erased_key(id), '1', 'EX', ERASED_KEPT_S)
+    if not job or (job.attempts or '0') ~= '0' then redis.call('SET', erased_key(id), '1', 'EX', ERASED_KEPT_S) end
     for _, index in ipairs({'jobs:', 'in-flight:', 'running:'}) do redis.call('ZREM', own .. index .. tenant, id) end
     return 1
 end

@@ -257,7 +257,7 @@ async def test_erase_leaves_nothing(desk: Desk) -> None:
     await desk.queue.erase(ME, job.id)
     assert list(desk.store.list(names.song_prefix(ME, job.id))) == []
     left = [key for key in desk.redis.scan_iter() if job.id.encode() in key]
-    assert left == [f"rq:serinette:erased:{job.id}".encode()], "but that it was erased"
+    assert left == [desk.keys.erased_job(job.id).encode()], "but that it was erased"
     assert desk.redis.ttl(left[0]) > 0
     assert (await desk.queue.list(ME)).jobs == ()
     with pytest.raises(NotFound):
