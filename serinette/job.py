@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field
+from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field
 
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
@@ -142,7 +142,10 @@ class Timings(_Model):
     """Seconds spent."""
 
     queue_s: float = Field(description="From submit to the start of the winning attempt.")
-    generate_s: float = Field(description="In the engine, generating.")
+    # Records of before this name called it `sing_s`.
+    generate_s: float = Field(
+        validation_alias=AliasChoices("generate_s", "sing_s"), description="In the engine, generating."
+    )
     encode_s: float
     upload_s: float
     run_s: float = Field(description="From the start of the winning attempt to its end.")
