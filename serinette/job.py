@@ -190,12 +190,15 @@ class Record(_Model):
     digest: str = Field("", description="Of what the client wrote: whether a repeated Idempotency-Key means the same.")
     spec: GenerationSpec
     attempt: Attempt | None = Field(None, description="The last one; null when no worker began the job.")
+    attempts: tuple[Attempt, ...] = Field((), description="The last ones, oldest first, that one among them.")
+    timeout_s: int | None = None
+    webhook: str | None = None
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime
     status: JobStatus = JobStatus.SUCCEEDED
     error: JobError | None = None
-    usage: Usage | None = Field(None, description="Of a job without a result, which has its own.")
+    usage: Usage | None = None
     result: Result | None = Field(None, description="Of a succeeded job.")
     container: ContainerSpec | None = Field(None, description="Of a container; `spec` says nothing then.")
     run: Run | None = Field(None, description="What became of a container.")

@@ -12,8 +12,9 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from api.maintenance.planning import Action
-from serinette.job import JobStatus
-from serinette.jobs import Outcome, calls
+from serinette.job import JobError, JobStatus
+from serinette.jobs import Outcome, calls, job_of_record
+from serinette.jobs.finishing import finish_as
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
@@ -49,6 +50,32 @@ def test_a_job_that_ended_a_while_ago_shrinks_once_the_store_knows_it(bench: Ben
     assert text(bench.redis.keys(f"*{old}*")) == {bench.keys.ended_job(old)}
     assert 0 < bench.redis.ttl(bench.keys.ended_job(old)) <= RETENTION_S
     assert bench.redis.zscore(bench.keys.jobs(TENANT), old) is not None, "lists still know it"
+
+
+def test_a_shrunk_job_is_answered_as_it_was(bench: Bench) -> None:
+    job_id = bench.submit(webhook="https://example.com/ended", timeout_s=77)
+    error = JobError(code="out_of_memory", message="too long", retryable=True)
+    first = bench.begin(job_id)
+    bench.board.jobs(calls.release(job_id, first.entry.owner or "", error, charged=True, gpu_s=100))
+    second = bench.begin(job_id)
+    assert finish_as(bench.board.jobs, bench.song(job_id), by=second.entry.owner or "").decided
+    bench.redis.zrem(bench.keys.webhooks, job_id)  # delivered
+    whole = bench.entry(job_id).job()
+    bench.sweep(whole_s=0)
+    bench.sweep(whole_s=0)
+    (seen,) = bench.board.jobs(calls.look([job_id]))
+    assert seen.shrunk
+    record = bench.record(job_id)
+    assert record
+    recalled = job_of_record(record)
+    for name in ("spec", "result", "webhook", "timeout_s", "labels", "status"):
+        assert getattr(recalled, name) == getattr(whole, name), name
+    assert [(each.number, each.id, each.outcome, each.error) for each in recalled.attempts] == [
+        (each.number, each.id, each.outcome, each.error) for each in whole.attempts
+    ]
+    assert recalled.usage and whole.usage
+    assert recalled.usage.gpu_s == whole.usage.gpu_s == 101
+    assert recalled.usage.queue_s == pytest.approx(whole.usage.queue_s, abs=0.01)
 
 
 @pytest.mark.parametrize("holds", ["the store does not know it", "its webhook is not settled", "its batch has not it"])
