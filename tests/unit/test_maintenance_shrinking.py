@@ -18,6 +18,7 @@ from serinette.jobs.finishing import finish_as
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
+from tests.jobs import submission
 from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench, Counted
 
 
@@ -29,6 +30,11 @@ def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
 def text(found: Any) -> set[str]:
     """Names, as the server answers them."""
     return {each.decode() for each in found}
+
+
+def rq_list(bench: Bench, key: str) -> list[str]:
+    found: Any = bench.redis.lrange(key, 0, -1)
+    return [job_id.decode() for job_id in found]
 
 
 def ended(bench: Bench, **given: Any) -> str:
@@ -135,6 +141,41 @@ def test_expired_ids_dead_workers_and_intermediate_lists_go(bench: Bench) -> Non
     assert not bench.redis.exists("rq:queue:default.normal:intermediate")
     assert 0 < bench.redis.ttl(bench.keys.unknown_jobs("default.normal")) <= RETENTION_S
     assert bench.redis.lrange("rq:queue:default.normal", 0, -1) == [job_id.encode()]
+
+
+def test_what_rq_counts_in_a_lane_is_what_waits_however_many_were_canceled(bench: Bench) -> None:
+    """A canceled id that lies deep in RQ's list stays there until a claim passes it, which may be never."""
+    board, listed = bench.board, "rq:queue:default.normal"
+    base = [bench.submit() for _ in range(101)]
+    for _ in range(10):
+        made = [submission() for _ in range(201)]
+        board.jobs.many([calls.submit(each) for each in made])
+        inward = [*made[:101], *reversed(made[101:])]
+        board.jobs.many([calls.cancel(each.id, TENANT) for each in inward])
+    again = made[100].id
+    board.submit(again + "-other", pool="other")
+    assert board.jobs(calls.erase(again, TENANT))
+    board.submit(again)  # canceled, erased and submitted again under its key: it waits
+    assert bench.redis.llen(listed) > 1_000
+    sweeper = bench.sweeper()
+    for _ in range(4):
+        sweeper()
+    waiting = board.waiting()
+    assert (len(waiting), waiting[:101]) == (102, base)
+    assert [job_id for job_id in rq_list(bench, listed) if job_id != again] == base, "in their order"
+    assert rq_list(bench, listed).count(again) == 2, "where it was, and where it is: a claim drops the other"
+    assert bench.redis.llen("rq:queue:other.normal") == 1
+    for expected in base:
+        claimed = board.claim()
+        assert claimed and claimed.entry.id in {expected, again}
+
+
+def test_ids_of_which_nothing_is_known_go_aside_and_are_not_lost(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.redis.rpush("rq:queue:default.normal", "of another program")
+    bench.sweep()
+    assert rq_list(bench, "rq:queue:default.normal") == [job_id]
+    assert rq_list(bench, bench.keys.unknown_jobs("default.normal")) == ["of another program"]
 
 
 def test_sweeping_does_not_reap(bench: Bench) -> None:
