@@ -24,8 +24,8 @@ from serinette.names import Keys
 PUBLIC = frozenset(
     {"/", "/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )
-# What the API's page is made of.
-_PAGE = "/static-offline-docs/"
+# What the API's page and the studio are made of.
+_PAGES = ("/static-offline-docs/", "/studio/")
 CALLER = "serinette.caller"
 _REALM = 'Bearer realm="serinette"'
 
@@ -49,7 +49,7 @@ class Gatekeeper:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on if it may."""
-        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGE):
+        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGES):
             return await self._app(scope, receive, send)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"}
         key = scope.get(KEY_IN_PATH) or _bearer(headers)
