@@ -41,7 +41,7 @@ export function createView() {
 
   /** @param {import("./fields.js").Field} field */
   const fieldOf = (field) => {
-    const placeholder = field.example ?? field.standard ?? (field.group === "sampling" ? t("automatic") : "");
+    const placeholder = field.example ?? field.standard ?? (field.group === "sampling" && field.kind === "number" ? t("automatic") : "");
     if (field.kind === "choice") {
       const options = [h("option", { value: "" }, field.standard ?? ""), ...(field.choices ?? [])
         .filter((choice) => choice !== field.standard).map((choice) => h("option", { value: choice }, choice))];
@@ -99,7 +99,7 @@ export function createView() {
     h("div", { class: "card writing" },
       labelled("prompt", h("textarea", { rows: 3, placeholder: t("prompt.example") })),
       labelled("lyrics", lyrics, sections)),
-    h("div", { class: "card settings" }, h("div", { class: "grid" }, fieldsOf("main")), recording, ...folds),
+    h("div", { class: "card settings" }, h("div", { class: "grid three" }, fieldsOf("main")), recording, ...folds),
     h("div", { class: "send" }, trouble, h("div", { class: "row" }, go, state)));
 
   async function send() {
@@ -159,5 +159,5 @@ export function createView() {
 
   refresh();
   models().then((found) => ((known = found), refresh()), (error) => fill(trouble, failureBox(error)));
-  return { title: t("create"), element: h("section", {}, h("h1", { tabindex: -1 }, t("create")), form), close: () => {} };
+  return { title: t("create"), element: h("section", {}, h("h1", { tabindex: -1 }, t("create.title")), form), close: () => {} };
 }

@@ -90,9 +90,11 @@ export function songView(id) {
       }
     }
     void lookAgain();
+    let shown = "";
     for await (const event of follow(id, stop.signal, panel.connection)) {
       job = after(job, event);
-      if (event.type === "status") describe(job);
+      if (job.status !== shown) describe(job);
+      shown = job.status;
       if (ended(job)) break;
       panel.show(job);
     }
@@ -152,7 +154,7 @@ export function songView(id) {
     fill(main, failureBox(error,
       button(t("try_again"), () => void begin()),
       kept ? button(t("again"), () => again(JSON.parse(kept))) : null,
-      h("a", { href: "#/create" }, t("create"))));
+      h("a", { href: "#/create" }, t("create.title"))));
   }
 
   void begin();

@@ -1,13 +1,13 @@
 /** @type {Record<string, string>} */
 export default {
-  create: "Create a song", song: "Song", views: "Views", language: "Language", api: "API", skip: "Skip to the content",
+  create: "Create", "create.title": "Create a song", song: "Song", views: "Views", language: "Language", api: "API", skip: "Skip to the content",
   loading: "Loading…", seconds: "{n} s", minutes: "{n} min", automatic: "model's own",
   generate: "Generate", sending: "Sending…", try_again: "Try again", stop: "Stop", remove: "Remove",
   "key.needed": "This server asks for a key.", "key.wrong": "The server does not take this key. Another one?",
   "key.use": "Use key", "key.forget": "Forget key", "key.kept": "Kept in this tab until it is closed; never part of an address.",
 
-  "field.prompt": "Prompt", "field.lyrics": "Lyrics", "field.duration_s": "Length in seconds",
-  "field.variations": "Variations", "field.vocal_language": "Language of the lyrics", "field.task": "Task",
+  "field.prompt": "Prompt", "field.lyrics": "Lyrics", "field.duration_s": "Length (s)",
+  "field.variations": "Variations", "field.vocal_language": "Language", "field.task": "Task",
   "field.source_audio": "Recording to work on", "field.reference_audio": "Recording whose timbre to follow",
   "field.cover_strength": "How closely to follow the recording", "field.repaint_start_s": "From second",
   "field.repaint_end_s": "To second", "field.track": "Track", "field.tracks": "Tracks", "field.bpm": "Beats per minute",
@@ -27,7 +27,7 @@ export default {
   "help.task.lego": "A new track, made to fit the recording.",
   "help.task.complete": "The tracks that the recording lacks.",
   "help.prompt": "Style, mood, instruments.", "help.lyrics": "Leave empty for an instrumental.",
-  "help.seed": "Empty: a new one is drawn.", "help.variations": "Songs made at once, each with its own seed.",
+  "help.seed": "Empty: a new one is drawn.",
   "prompt.example": "city pop, female voice, bright synths", sections: "Insert a section",
   drop: "Drop an audio file here, or choose one:", uploading: "Uploading {name} ({size})…", uploaded: "{name} is uploaded.",
   "earlier audio": "The same recording as before",

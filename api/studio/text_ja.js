@@ -1,13 +1,13 @@
 /** @type {Record<string, string>} */
 export default {
-  create: "曲を作る", song: "曲", views: "ページ", language: "言語", api: "API", skip: "本文へ移動",
+  create: "作る", "create.title": "曲を作る", song: "曲", views: "ページ", language: "言語", api: "API", skip: "本文へ移動",
   loading: "読み込み中…", seconds: "{n} 秒", minutes: "{n} 分", automatic: "モデルに任せる",
   generate: "生成する", sending: "送信中…", try_again: "もう一度試す", stop: "中止", remove: "外す",
   "key.needed": "このサーバーにはキーが必要です。", "key.wrong": "このキーは受け付けられません。別のキーを入力してください。",
   "key.use": "キーを使う", "key.forget": "キーを消す", "key.kept": "このタブを閉じるまでだけ保存され、URL には入りません。",
 
   "field.prompt": "プロンプト", "field.lyrics": "歌詞", "field.duration_s": "長さ(秒)",
-  "field.variations": "バリエーション数", "field.vocal_language": "歌詞の言語", "field.task": "タスク",
+  "field.variations": "曲数", "field.vocal_language": "歌詞の言語", "field.task": "タスク",
   "field.source_audio": "元にする音源", "field.reference_audio": "音色の参考にする音源",
   "field.cover_strength": "元の音源への忠実さ", "field.repaint_start_s": "開始(秒)",
   "field.repaint_end_s": "終了(秒)", "field.track": "トラック", "field.tracks": "トラック(複数)", "field.bpm": "BPM",
@@ -27,7 +27,7 @@ export default {
   "help.task.lego": "音源に合う新しいトラックを作ります。",
   "help.task.complete": "音源に足りないトラックを作ります。",
   "help.prompt": "スタイル、雰囲気、楽器など。", "help.lyrics": "空のままならインストゥルメンタルになります。",
-  "help.seed": "空なら新しく決められます。", "help.variations": "一度に作る曲の数。シードはそれぞれ違います。",
+  "help.seed": "空なら新しく決められます。",
   "prompt.example": "シティポップ、女性ボーカル、明るいシンセ", sections: "セクションを挿入",
   drop: "音声ファイルをここにドロップするか、選択してください:", uploading: "{name}({size})をアップロード中…", uploaded: "{name} をアップロードしました。",
   "earlier audio": "前と同じ音源",
