@@ -13,7 +13,6 @@ import pytest
 from redis import Redis
 
 from serinette.credentials import Limits
-from tests.servers import free_ports
 from tests.stack import Stack, running
 from tests.unit.tenants import key_of
 
@@ -46,15 +45,10 @@ class Closed:
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
     driver()
-    # The open gateway shows when the worker is ready; the journeys go to the other.
-    port = free_ports(1)[0]
-    locked = {"SERINETTE_AUTH": "true", "SERINETTE_PORT": str(port), "SERINETTE_POOLS": POOLS}
-    with running(tmp_path_factory.mktemp("closed"), worker={"SERINETTE_ENGINE_MODULE": "tests.engines"}) as stack:
-        stack.stop("gateway")
-        stack.start("gateway", locked)
-        url = f"http://127.0.0.1:{port}"
-        Stack(stack.directory, url, stack.redis_url, {}, {"gateway": stack.processes["gateway"]}).wait_health(loaded=False)
-        yield Closed(url, stack.redis_url)
+    settings = {"SERINETTE_AUTH": "true", "SERINETTE_POOLS": POOLS}
+    with running(tmp_path_factory.mktemp("closed"), gateway=settings, parts=("gateway", "maintenance")) as stack:
+        stack.start("worker", {"SERINETTE_ENGINE_MODULE": "tests.engines"})
+        yield Closed(stack.url, stack.redis_url)
 
 
 def travel(name: str, url: str, out: Path, key: str = "") -> str:
