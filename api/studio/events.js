@@ -28,7 +28,7 @@ export async function* follow(jobId, signal, onConnection) {
         failures = 0;
         sessionStorage.setItem(kept, event.id);
         yield event;
-        if (ENDS.has(event.type)) return;
+        if (ENDS.has(event.type)) return sessionStorage.removeItem(kept);
       }
     } catch (error) {
       if (signal.aborted) return;

@@ -55,7 +55,11 @@ export function songView(id) {
     fill(heading, title);
     document.title = `${title.slice(0, 60)} · Serinette`;
     fill(status, `${t(`status.${job.status}`)} · ${new Date(job.created_at).toLocaleString(document.documentElement.lang)}`);
-    sessionStorage.setItem(keptSpec(id), JSON.stringify(job.spec));
+    try {
+      sessionStorage.setItem(keptSpec(id), JSON.stringify(job.spec));
+    } catch {
+      // The tab's storage is full of earlier songs' settings: this one's are on the server still.
+    }
   }
 
   async function begin() {

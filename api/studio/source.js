@@ -64,6 +64,6 @@ export function sourceField(name, draft, changed) {
   };
 
   show();
-  return h("div", { class: "field", role: "group", "aria-label": t(`field.${name}`) },
+  return h("div", { class: "field", "data-field": name, role: "group", "aria-label": t(`field.${name}`) },
     h("span", { class: "label" }, t(`field.${name}`)), body, note);
 }
