@@ -182,11 +182,11 @@ export function after(job, event) {
     case "status":
       return data;
     case "started":
-      return { ...job, status: "running", position: null, waiting_for: null };
+      return { ...job, status: "running", progress: null, position: null, waiting_for: null };
     case "progress":
       return { ...job, status: "running", progress: data, waiting_for: null };
     case "attempt":
-      return { ...job, attempts: [...job.attempts.filter((each) => each.number !== data.number), data] };
+      return { ...job, status: "queued", progress: null, attempts: [...job.attempts.filter((each) => each.number !== data.number), data] };
     case "cancel_requested":
       return { ...job, cancel_requested: true };
     case "succeeded":

@@ -105,6 +105,16 @@ async function resumed() {
   proxy.close();
 }
 
+/** The engine is killed in the middle of the song: the page says so, and the song comes all the same. */
+async function killed() {
+  const { page, close } = await open({ url: `${GATEWAY}/`, key: KEY });
+  await generate(page, { prompt: "slow 3 crash once studio" });
+  await words(page, english.attempt_failed);
+  await drawn(page);
+  assert.ok((await heard(page)).rms > 0.1);
+  await close();
+}
+
 /** Canceled here, and by another. */
 async function canceled() {
   const { page, close } = await open({ url: `${GATEWAY}/`, key: KEY });
@@ -225,6 +235,6 @@ async function accessible() {
   }
 }
 
-const journeys = { song, cover, resumed, canceled, closed, failures, accessible };
+const journeys = { song, cover, resumed, killed, canceled, closed, failures, accessible };
 const name = process.argv[2];
 await journeys[name]();

@@ -69,7 +69,7 @@ def test_with_the_bundled_model(journey: str, request: pytest.FixtureRequest, tm
     travel(journey, stack.url, tmp_path)
 
 
-@pytest.mark.parametrize("journey", ["resumed", "canceled", "closed", "accessible"])
+@pytest.mark.parametrize("journey", ["resumed", "killed", "canceled", "closed", "accessible"])
 def test_with_keys(journey: str, closed: Closed, tmp_path: Path) -> None:
     travel(journey, closed.url, tmp_path, closed.key(journey))
 
