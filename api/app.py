@@ -36,6 +36,7 @@ from api.tenancy.key_in_body import KeyInBody
 from api.tenancy.key_in_path import KeyInPath
 from api.tenancy.keyring import DeclaredFile, Keyring
 from api.tenancy.links import Links
+from api.tenancy.rate import RequestRate
 from api.threads import Threads
 from serinette import __version__
 from serinette.errors import NotFound, Unavailable
@@ -50,9 +51,7 @@ UPLOAD_PATHS = ("/v1/uploads", "/v1/files", "/generate_music_with_audio", "/rele
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
 
-# Python's threads of this process: the store's own, those for what batches need of it, and those of /readyz. The queue
-# has some besides.
-_STORE_THREADS = 16
+# Python's threads of this process, beside the queue's: those for what batches need of the store, and those of /readyz.
 _BATCH_THREADS = 8
 _PROBE_THREADS = 2
 
@@ -90,6 +89,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     # Its pages bring their scripts along: a cluster may have no way to a CDN.
     app = FastAPIOffline(
+        # Themselves, not by include_router: FastAPI matches a path twice for every router within another.
+        routes=[*health.router.routes, *v1.ROUTES, *gradio.router.routes, *acestep.ROUTES, *studio.router.routes],
         redoc_url=None,
         title="Serinette",
         version=__version__,
@@ -100,11 +101,6 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     )
     app.state.parts = parts
     problems.install(app)
-    app.include_router(v1.router)
-    app.include_router(gradio.router)
-    app.include_router(acestep.router)
-    app.include_router(health.router)
-    app.include_router(studio.router)
     app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)
     app.state.metrics = HttpMetrics(new_registry())
@@ -123,7 +119,7 @@ def _parts(
     redis_async: redis_asyncio.Redis,
     for_submits: redis_asyncio.Redis | None,
 ) -> Parts:
-    store, store_threads = Store.open(settings), CapacityLimiter(_STORE_THREADS)
+    store = Store.open(settings)
     declared = DeclaredFile(settings.keys_file, settings.key_cache_s)
     keyring = Keyring(redis_async, settings, declared)
     queue = JobQueue(
@@ -132,20 +128,19 @@ def _parts(
         settings,
         declared=declared.limits,
         submits=AsyncJobs(for_submits, settings.redis_prefix) if for_submits is not None else None,
-        store_threads=store_threads,
     )
-    songs = Songs(store, store_threads)
+    songs = Songs(store, queue.store_threads)
     accounts = Accounts(redis_async, settings.keys, declared.limits)
     return Parts(
         settings=settings,
         queue=queue,
         store=store,
         events=JobEvents(redis_async, settings.keys),
-        intake=Intake(store, settings, store_threads),
+        intake=Intake(store, settings, queue.store_threads),
         songs=songs,
         logs=Logs(redis_async, settings.keys, songs),
         probes=CapacityLimiter(_PROBE_THREADS),
-        register=Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
+        register=Register(RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)),
         accounts=accounts,
         desk=Desk(
             book=Book(redis, settings.keys, settings.retention_s),

@@ -103,6 +103,11 @@ async def _links(connection: HTTPConnection) -> Links:
 
 
 async def caller(connection: HTTPConnection) -> Caller:
+    """See `caller_of`."""
+    return caller_of(connection)
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
     """Whose request it is, as the gatekeeper found. Without keys everybody is the default tenant.
 
     Raises:
@@ -115,6 +120,31 @@ async def caller(connection: HTTPConnection) -> Caller:
 
 
 CallerPart = Annotated[Caller, Depends(caller)]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request's caller, and all that it works with. Routes that are asked often take it from the request: to them
+    FastAPI's dependencies, each by itself, cost as much as Redis.
+    """
+
+    parts: Parts
+    caller: Caller
+
+    @property
+    def tenant(self) -> str:
+        """Whose jobs, uploads and files it may touch."""
+        return self.caller.tenant
+
+    @property
+    def standing(self) -> Standing:
+        """Whether its caller is still let in, while it goes on."""
+        return Standing(self.parts.register.keyring, self.caller)
+
+
+def visit_of(connection: HTTPConnection) -> Visit:
+    """Raises Unauthorized: keys are asked for, and this path asks for none."""
+    return Visit(_parts(connection), caller_of(connection))
 
 
 async def _standing(connection: HTTPConnection, caller: CallerPart) -> Standing:

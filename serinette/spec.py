@@ -24,6 +24,7 @@ MAX_VARIATIONS = 8
 MAX_LORA_SCALE = 4.0
 # The schedule is counted in thousandths as float32, where steps that lie closer are one.
 MIN_TIMESTEP_FALL = 1e-6
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 # No code book has so many, and Python reads no number of thousands of digits.
 _ENDLESS_NUMBER = re.compile(r"\d{19}")
 
@@ -60,7 +61,7 @@ _NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE}
 
 def without_control_characters(text: str) -> str:
     """The text itself. Raises ValueError when it holds control characters other than line breaks and tabs."""
-    if any(ord(char) < 32 and char not in "\n\r\t" for char in text):
+    if _CONTROL.search(text):
         raise ValueError("must not contain control characters other than line breaks and tabs")
     return text
 

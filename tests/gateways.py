@@ -25,7 +25,6 @@ from serinette.store import Store
 from serinette.upload import Upload
 from tests.servers import free_ports
 
-
 LEASE = Lease("worker-1.0.1", 60)
 
 
@@ -89,7 +88,7 @@ class HandSlot:
     def step(self, job_id: str, step: int, attempt_id: str = "attempt1") -> Standing:
         """Report step `step` of 8."""
         progress = Progress(stage=Stage.DENOISING, step=step, steps=8, at=now())
-        return self.jobs(calls.beat(job_id, attempt_id, LEASE, progress.model_dump_json(exclude={"fraction"})))
+        return self.jobs(calls.beat(job_id, attempt_id, LEASE, progress.model_dump_json()))
 
     def end_attempt(self, job_id: str, error: JobError, attempt_id: str = "attempt1") -> None:
         """Fail one attempt while the job goes on."""

@@ -113,7 +113,8 @@ class Board:
 
     def state(self) -> Mapping[str, Any]:
         """All that Redis holds, to see that nothing changed."""
-        return {key.decode(): self.redis.dump(key) for key in sorted(self.redis.keys())}
+        found: Any = self.redis.keys()
+        return {key.decode(): self.redis.dump(key) for key in sorted(found)}
 
 
 RQ_STATUS = {

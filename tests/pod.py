@@ -113,9 +113,8 @@ class Pod:
 
     def submit(self, prompt: str = "", **song: Any) -> str:
         """Submit a song; `job_id`, `lane`, `attempts` and `timeout_s` are of the job."""
-        options = {name: song.pop(name) for name in ("job_id", "lane", "attempts", "timeout_s") if name in song}
-        if "attempts" in options:
-            options["max_attempts"] = options.pop("attempts")
+        names = {"job_id": "job_id", "lane": "lane", "attempts": "max_attempts", "timeout_s": "timeout_s"}
+        options = {field: song.pop(name) for name, field in names.items() if name in song}
         spec = GenerationSpec(prompt=prompt, **{"seed": 7, "duration_s": 1, "format": AudioFormat.WAV, **song})
         return self.board.submit(options.pop("job_id", None), spec, **options)
 

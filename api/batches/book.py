@@ -20,7 +20,6 @@ from redis.exceptions import ResponseError
 from api.batches import scripts
 from serinette.batch import Batch, BatchCounts, BatchHeader, BatchStatus
 from serinette.errors import QueueUnavailable
-from serinette.jobs import wait_for_disk
 from serinette.names import Keys
 from serinette.webhook import Delivery
 
@@ -145,7 +144,7 @@ class Book:
         # WAITAOF waits for its own connection's writes alone. The file is written in order: this one stands for all.
         with self.redis.pipeline(transaction=False) as pipe:
             pipe.hincrby(self.keys.batch(batch_id), "synced", 1)
-            pipe.execute_command(*wait_for_disk(wait_ms))
+            pipe.waitaof(1, 0, wait_ms)
             _, disk = pipe.execute(raise_on_error=False)
         if isinstance(disk, ResponseError) or int(disk[0]) < 1:
             why = disk if isinstance(disk, ResponseError) else f"not within {wait_ms} ms"

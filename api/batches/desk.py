@@ -85,9 +85,7 @@ class Desk:
             limits = self.limits(tenant)
             if limits.lanes is not None and LANE not in limits.lanes:
                 allowed = ", ".join(limits.lanes)
-                raise LaneNotAllowed(
-                    f"batches wait in lane {LANE}; tenant {tenant} may use {allowed}", field="lane"
-                )
+                raise LaneNotAllowed(f"batches wait in lane {LANE}; tenant {tenant} may use {allowed}", field="lane")
             check_webhook(tenant, options.webhook, self.settings, self.targets)
             batch_id = keyed_batch_id(tenant, idempotency_key)
             with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
@@ -142,7 +140,9 @@ class Desk:
             if self._page(tenant, batch_id) is None:
                 raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
             if not self.book.retry(batch_id):
-                raise Conflict(f"batch {batch_id} has not ended, or all of its lines have songs: there is nothing to retry")
+                raise Conflict(
+                    f"batch {batch_id} has not ended, or all of its lines have songs: there is nothing to retry"
+                )
         return self.get(tenant, batch_id)
 
     def erase(self, tenant: str, batch_id: str) -> None:

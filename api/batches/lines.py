@@ -32,7 +32,8 @@ class Lines:
         found: dict[str, Job] = {}
         for first in range(0, len(job_ids), CHUNK):
             ids = job_ids[first : first + CHUNK]
-            for job_id, seen in zip(ids, self.jobs(calls.look(ids)), strict=True):
+            looked_at = self.jobs(calls.look(ids))
+            for job_id, seen in zip(ids, looked_at, strict=True):
                 if seen.entry and seen.entry.tenant == tenant and not seen.entry.called_off:
                     found[job_id] = seen.entry.job()
         missing = [job_id for job_id in job_ids if job_id not in found]

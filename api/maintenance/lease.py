@@ -76,13 +76,13 @@ def keep(make_duty: Callable[[], Callable[[], object]], pause_s: float, stop: Ev
 
     The duty is made anew after every failure.
     """
-    name, hold = (lease, lambda: True) if isinstance(lease, str) else (lease.name, lease.hold)
+    name = lease if isinstance(lease, str) else lease.name
     failures = FailureLog(log, name)
     duty: Callable[[], object] | None = None
     wait_s = pause_s
     while not stop.wait(wait_s):
         try:
-            if hold():
+            if isinstance(lease, str) or lease.hold():
                 duty = duty or make_duty()
                 duty()
         except (RedisError, StoreUnavailable) as error:

@@ -34,9 +34,9 @@ class MaintenanceMetrics:
 
     def __init__(self, registry: CollectorRegistry, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
         """`leading` tells whether this replica holds the lease."""
-        self._mended = Counter(
+        self._reconciled = Counter(
             "serinette_controller_reconciled_jobs",
-            "Jobs whose state was repaired, by what was done.",
+            "Jobs that the sweeper dealt with, by what it did.",
             ["action"],
             registry=registry,
         )
@@ -47,9 +47,9 @@ class MaintenanceMetrics:
         leads.set_function(lambda: float(leading()))
         registry.register(QueueCollector(redis, keys, leading))
 
-    def mended(self, action: str, number: int = 1) -> None:
-        """So many jobs in trouble were dealt with."""
-        self._mended.labels(action).inc(number)
+    def reconciled(self, action: str, number: int = 1) -> None:
+        """So many jobs were dealt with."""
+        self._reconciled.labels(action).inc(number)
 
     def round_ended(self) -> None:
         """A round has ended well."""

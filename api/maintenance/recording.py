@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from api.maintenance.lease import FailureLog
@@ -51,22 +51,17 @@ class StoreQuestions:
         asked = [self._threads.submit(question, self._store) for question in questions]
         done, _ = wait(asked, self._wait_s)
         late = StoreUnavailable(f"the store did not answer within {self._wait_s:g} s")
-        answers: list[Answer | Exception] = []
         for each in asked:
             each.cancel()
-            answers.append(_answer(each) if each in done else late)
+        answers: list[Answer | Exception] = []
+        for each in asked:
+            error = each.exception() if each in done else late
+            answers.append(each.result() if error is None else error if isinstance(error, Exception) else late)
         said = (each for each in answers if isinstance(each, StoreUnavailable) and each is not late)
         away = late if asked and not done else next(said, None)
         self._failures.note(away)
         self._not_before_s = time.monotonic() + self._pause_s if away else 0.0
         return answers
-
-
-def _answer(asked: Future[Answer]) -> Answer | Exception:
-    try:
-        return asked.result()
-    except Exception as error:
-        return error
 
 
 class Recording:

@@ -243,7 +243,7 @@ class Sweeper:
 
     def _count(self, action: Action, number: int) -> None:
         if self._metrics and number:
-            self._metrics.mended(action, number)
+            self._metrics.reconciled(action, number)
 
 
 class _Question:

@@ -131,7 +131,7 @@ def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | No
 
 
 def eta_s(job: Job, ahead: int | None, pool: Pool, at: datetime) -> float | None:
-    """Seconds until the song is likely ready; None when that is not known. A running job is taken to go on at its pace."""
+    """Seconds until the song is likely ready; None when unknown. A running job is taken to go on at its pace."""
     if job.status is JobStatus.RUNNING:
         return _remaining_s(job, pool, at)
     if job.status is not JobStatus.QUEUED:

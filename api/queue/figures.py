@@ -41,30 +41,23 @@ class PoolFigures:
     One reading is under way at most, and whoever needs younger figures waits for it, or for the next.
     """
 
-    def __init__(
-        self,
-        redis: redis_asyncio.Redis,
-        keys: Keys,
-        published: Sequence[PoolFacts] = (),
-        max_age_s: float = MAX_AGE_S,
-    ) -> None:
+    def __init__(self, redis: redis_asyncio.Redis, keys: Keys, published: Sequence[PoolFacts] = ()) -> None:
         """`published`: the pools that are known without their workers."""
         self._redis = redis
         self._keys = keys
         self._published = published
-        self._max_age_s = max_age_s
         self._names = {pool.name for pool in published}
         self._last = Figures({}, (), -1e9)
         self._reading: asyncio.Task[None] | None = None
 
     async def read(self, names: Collection[str] = (), *, fresh: bool = False) -> Figures:
-        """The figures of these pools and of every other that is known, no older than `max_age_s`; `fresh`, than now.
+        """The figures of these pools and of every other that is known, no older than MAX_AGE_S; `fresh`, than now.
 
         Raises:
             QueueUnavailable: Redis does not answer.
         """
         asked_s = time.monotonic()
-        oldest_s = asked_s if fresh else asked_s - self._max_age_s
+        oldest_s = asked_s if fresh else asked_s - MAX_AGE_S
         last = self._last
         if last.read_s >= oldest_s and all(name in last.pools for name in names):
             return last
@@ -75,16 +68,12 @@ class PoolFigures:
         return self._last
 
     async def _next_reading(self) -> None:
-        if self._reading is None:
+        # Done is not None: to await a reading that is over would give no other task, and so no new reading, a turn.
+        if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
-            self._reading.add_done_callback(self._done)
+            self._reading.add_done_callback(_heard)
         # A caller that leaves must not take the reading from the others.
         await asyncio.shield(self._reading)
-
-    def _done(self, reading: asyncio.Task[None]) -> None:
-        self._reading = None
-        if not reading.cancelled():
-            reading.exception()  # its callers have it, unless all of them left
 
     async def _read(self) -> None:
         began_s, names = time.monotonic(), set(self._names)
@@ -133,6 +122,11 @@ class PoolFigures:
             holdup=holdup,
             told=of_name(self._published, name),
         )
+
+
+def _heard(reading: asyncio.Task[None]) -> None:
+    if not reading.cancelled():
+        reading.exception()  # its callers have it, unless all of them left
 
 
 def _ended(tally: Mapping[Any, Any]) -> Ended:

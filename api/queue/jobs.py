@@ -11,10 +11,11 @@ from redis.exceptions import ResponseError
 
 from api.answering import answering
 from api.queue.explain import Pool
-from api.queue.figures import MAX_AGE_S, PoolFigures
+from api.queue.figures import PoolFigures
 from api.queue.lookup import Lookup, Page, no_such_job
 from api.queue.submitting import Submits, Work
 from api.settings import GatewaySettings
+from api.targets import Targets
 from api.threads import Threads
 from serinette.batch import BATCH_LABEL
 from serinette.container import ContainerSpec
@@ -28,7 +29,7 @@ from serinette.store import Store
 
 _ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
 
-# Threads that ask the store about sources and inputs, or erase songs.
+# Threads for what is asked of the store, by the queue and by whoever hands songs over.
 _STORE_THREADS = 16
 
 
@@ -47,22 +48,26 @@ class JobQueue:
         *,
         declared: Callable[[str], Limits | None] = lambda _: None,
         submits: AsyncJobs | None = None,
-        store_threads: CapacityLimiter | None = None,
-        figures_age_s: float = MAX_AGE_S,
     ) -> None:
         """`declared` knows what a tenant may use, where something else than Redis does. `submits`: connections of
-        their own for submits, since waiting for a disk holds one for up to a second. `figures_age_s`: of the pools'
-        figures that pollers share.
+        their own for submits, since waiting for a disk holds one for up to a second.
         """
         self._jobs = jobs
         self._store = store
         self._settings = settings
         self._keys = settings.keys
-        self.store_threads = store_threads or CapacityLimiter(_STORE_THREADS)
-        self._figures = PoolFigures(jobs.redis, settings.keys, settings.pools, figures_age_s)
+        self.store_threads = CapacityLimiter(_STORE_THREADS)
+        self._figures = PoolFigures(jobs.redis, settings.keys, settings.pools)
         self._lookup = Lookup(jobs, settings.keys, store, self._figures)
         self._submits = Submits(
-            submits or jobs, store, settings, self._lookup, self._figures, declared, self.store_threads
+            jobs=submits or jobs,
+            store=store,
+            settings=settings,
+            lookup=self._lookup,
+            figures=self._figures,
+            declared=declared,
+            store_threads=self.store_threads,
+            targets=Targets(settings.webhook_networks),
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Jobs as their owner may know them: out of Redis, or out of the store once that has forgotten them. Changes nothing."""
+"""Jobs as their owner may know them: out of Redis, or of the store once that has forgotten them. Changes nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Page:
 
 
 class Lookup:
-    """Reads jobs. Raises RedisError when Redis does not answer, StoreUnavailable when the store is needed and does not."""
+    """Reads jobs. Raises RedisError when Redis does not answer, and StoreUnavailable when the store is needed."""
 
     def __init__(self, jobs: AsyncJobs, keys: Keys, store: Store, figures: PoolFigures) -> None:
         self._jobs = jobs
@@ -112,7 +112,7 @@ class Lookup:
         """A page of the tenant's jobs, newest first, out of Redis alone. Raises InvalidSpec: a cursor not of ours."""
         last = after = Cursor.decode(cursor) if cursor else None
         found: list[Job] = []
-        async for last, seen in self._scan(tenant, after, limit):  # noqa: B007  # where the page ended
+        async for last, seen in self._scan(tenant, after, limit):  # where the page ended
             if _matches(seen, tenant, status, label):
                 job = await self.explained(seen)
                 found.append(job or brief(last.job_id, seen.shrunk))  # type: ignore[arg-type]  # one of them is there
@@ -225,7 +225,7 @@ def _time(unix_s: float) -> datetime:
 
 
 def _slow_store() -> Unavailable:
-    return StoreUnavailable("the store is slow to tell of jobs that ended a while ago; try again")
+    return StoreUnavailable("the store is slow to answer for jobs that ended a while ago; try again")
 
 
 __all__ = ["Cursor", "Lookup", "Page", "brief", "no_such_job"]

@@ -1,4 +1,4 @@
-"""A bound that is reached, as an error: which one, and when to try again by how fast the pool was measured to work. Pure."""
+"""A bound that is reached, as an error, and when to try again: by how fast the pool was measured to work. Pure."""
 
 from __future__ import annotations
 

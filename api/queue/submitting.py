@@ -29,6 +29,7 @@ from serinette.credentials import Limits
 from serinette.errors import IdempotencyConflict, InvalidSpec, QueueUnavailable, SerinetteError, Unavailable
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.jobs import AsyncJobs, Submission, Submitted, calls, wait_for_disk
+from serinette.jobs.script import Argument
 from serinette.presence import Presence
 from serinette.spec import GenerationSpec
 from serinette.store import Store
@@ -40,6 +41,7 @@ _WEBHOOK_THREADS = 8
 # Of the longest wait for one answer of Redis: what is left is for the answer's way.
 _DISK_SHARE = 0.8
 
+Command = tuple[Argument, ...]
 # Answers the pool and the timeout in seconds, or raises.
 Check = Callable[[], Awaitable[tuple[str, int]]]
 
@@ -55,41 +57,31 @@ class Work:
     dialect: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
 class Submits:
     """Puts jobs into their lanes. Raises RedisError when Redis does not answer.
 
-    A store or a resolver that hangs holds up its own callers alone: they wait in threads of their own.
+    A store or a resolver that hangs holds up its own callers alone: they wait in threads of their own. `declared` knows
+    what a tenant may use, where something else than Redis does.
     """
 
-    def __init__(
-        self,
-        jobs: AsyncJobs,
-        store: Store,
-        settings: GatewaySettings,
-        lookup: Lookup,
-        figures: PoolFigures,
-        declared: Callable[[str], Limits | None],
-        store_threads: CapacityLimiter,
-    ) -> None:
-        self._jobs = jobs
-        self._store = store
-        self._settings = settings
-        self._lookup = lookup
-        self._figures = figures
-        self._declared = declared
-        self._targets = Targets(settings.webhook_networks)
-        self._store_threads = store_threads
-        wait_ms = int(settings.redis_timeout_s * 1000 * _DISK_SHARE)
-        self._disk = [wait_for_disk(wait_ms)] if settings.durability == "fsync" else []
-        self.webhook_threads = Threads(_WEBHOOK_THREADS, _slow_resolver)
+    jobs: AsyncJobs
+    store: Store
+    settings: GatewaySettings
+    lookup: Lookup
+    figures: PoolFigures
+    declared: Callable[[str], Limits | None]
+    store_threads: CapacityLimiter
+    targets: Targets
+    webhook_threads: Threads = field(default_factory=lambda: Threads(_WEBHOOK_THREADS, _slow_resolver))
 
     async def song(self, work: Work, spec: GenerationSpec) -> tuple[Job, bool]:
         """See JobQueue.submit."""
 
         async def check() -> tuple[str, int]:
-            check_words(spec, self._settings.loras)
+            check_words(spec, self.settings.loras)
             pool, workers = await self._pool_for(spec.model)
-            timeout_s = timeout_for(work.options.timeout_s, pool, self._settings)
+            timeout_s = timeout_for(work.options.timeout_s, pool, self.settings)
             check_length(spec, pool, workers)
             await self._check_webhook(work)
             if spec.source_audio is not None or spec.reference_audio is not None:
@@ -100,15 +92,15 @@ class Submits:
 
     async def container(self, work: Work, spec: ContainerSpec) -> tuple[Job, bool]:
         """See JobQueue.submit_container."""
-        check_taken(self._settings)
+        check_taken(self.settings)
 
         async def check() -> tuple[str, int]:
-            check_container(work.tenant, spec, work.options, self._settings)
+            check_container(work.tenant, spec, work.options, self.settings)
             await self._check_webhook(work)
             if spec.inputs:
                 await self._ask_store(check_inputs, work.tenant, spec)
-            ceiling_s = self._settings.ceilings_of(work.tenant).timeout_s
-            return CONTAINERS_POOL, work.options.timeout_s or min(self._settings.job_timeout_s, ceiling_s)
+            ceiling_s = self.settings.ceilings_of(work.tenant).timeout_s
+            return CONTAINERS_POOL, work.options.timeout_s or min(self.settings.job_timeout_s, ceiling_s)
 
         return await self._submitted(work, check)
 
@@ -124,11 +116,11 @@ class Submits:
             return await self._replayed(work, job_id, known), False
         with traces.span("submit", told={"job": job_id, "pool": pool, "lane": work.options.lane}):
             submission = self._submission(job_id, work, pool, timeout_s)
-            limits, most = self._declared(work.tenant), self._settings.max_waiting
-            call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(self._disk))
-            found, disk = await self._jobs.together(call, *self._disk)
+            limits, most = self.declared(work.tenant), self.settings.max_waiting
+            call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(self._wait))
+            found, disk = await self.jobs.together(call, *self._wait)
         if found.refused is not None:
-            seen = (await self._figures.read((pool,))).pools[pool]
+            seen = (await self.figures.read((pool,))).pools[pool]
             raise error_of(found.refused, work.tenant, work.options.lane, seen)
         if found.no_disk:
             raise _no_disk()
@@ -138,12 +130,12 @@ class Submits:
             return await self._replayed(work, job_id, found), key is None
         with logs.about(job=job_id):
             log.info("job %s submitted to %s.%s", job_id, pool, work.options.lane)
-        return await self._lookup.with_place(_fresh(submission, found.created_at), found.place), True
+        return await self.lookup.with_place(_fresh(submission, found.created_at), found.place), True
 
     def _submission(self, job_id: str, work: Work, pool: str, timeout_s: int) -> Submission:
         what = work.what
         # A song is tried as often as the operator wants it, a container as often as its client does.
-        max_attempts = what.retries + 1 if isinstance(what, ContainerSpec) else self._settings.max_attempts
+        max_attempts = what.retries + 1 if isinstance(what, ContainerSpec) else self.settings.max_attempts
         return Submission(
             id=job_id,
             tenant=work.tenant,
@@ -153,33 +145,40 @@ class Submits:
             digest=what.digest(),
             timeout_s=timeout_s,
             max_attempts=max_attempts,
-            ttl_s=self._settings.retention_s,
+            ttl_s=self.settings.retention_s,
             dialect=work.dialect,
             carried=traces.carried(),
         )
 
     async def _pool_for(self, model: str | None) -> tuple[str, Sequence[Presence]]:
-        workers = (await self._figures.read()).workers
+        workers = (await self.figures.read()).workers
         try:
-            return pool_for(model, self._settings, workers), workers
+            return pool_for(model, self.settings, workers), workers
         except InvalidSpec:  # perhaps of a worker that is up since a moment ago
-            workers = (await self._figures.read(fresh=True)).workers
-            return pool_for(model, self._settings, workers), workers
+            workers = (await self.figures.read(fresh=True)).workers
+            return pool_for(model, self.settings, workers), workers
 
     async def _check_webhook(self, work: Work) -> None:
         if (url := work.options.webhook) is not None:
-            await self.webhook_threads.run(partial(check_webhook, work.tenant, url, self._settings, self._targets))
+            await self.webhook_threads.run(partial(check_webhook, work.tenant, url, self.settings, self.targets))
 
     async def _ask_store(self, check: Callable[..., None], tenant: str, spec: GenerationSpec | ContainerSpec) -> None:
         def find_job(job_id: str) -> Job:
-            return from_thread.run(self._lookup.load, tenant, job_id)
+            return from_thread.run(self.lookup.load, tenant, job_id)
 
-        await anyio.to_thread.run_sync(check, tenant, spec, self._store, find_job, limiter=self._store_threads)
+        await anyio.to_thread.run_sync(check, tenant, spec, self.store, find_job, limiter=self.store_threads)
+
+    @property
+    def _wait(self) -> Sequence[Command]:
+        """What goes behind a submit in its round trip."""
+        if self.settings.durability != "fsync":
+            return ()
+        return (wait_for_disk(int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE)),)
 
     async def _known(self, job_id: str) -> Submitted | None:
         """What a submit of this id would answer if there is such a job; on disk, where that is promised."""
-        writes = [("SET", self._settings.keys.synced, job_id), *self._disk] if self._disk else []
-        (seen,), disk = await self._jobs.together(calls.look([job_id]), *writes)
+        writes: Sequence[Command] = [("SET", self.settings.keys.synced, job_id), *self._wait] if self._wait else []
+        (seen,), disk = await self.jobs.together(calls.look([job_id]), *writes)
         if seen.entry is None and seen.shrunk is None:
             return None
         _require_on_disk(disk[1:])
@@ -193,13 +192,13 @@ class Submits:
                 "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
             )
         if found.ended:
-            return await self._lookup.whole_or_brief(job_id, found.ended)
+            return await self.lookup.whole_or_brief(job_id, found.ended)
         if found.known is None or found.known.called_off:
             raise QueueUnavailable("the job of this Idempotency-Key was being erased just now; try again")
-        return await self._lookup.with_place(found.known.job(), found.place)
+        return await self.lookup.with_place(found.known.job(), found.place)
 
     def _keyed(self, tenant: str, idempotency_key: str) -> str:
-        secret = self._settings.idempotency_secret
+        secret = self.settings.idempotency_secret
         return keyed_job_id(tenant, idempotency_key, secret.get_secret_value() if secret else None)
 
 

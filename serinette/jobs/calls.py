@@ -12,7 +12,7 @@ from typing import Any, Literal
 from serinette.container import Run
 from serinette.credentials import Limits
 from serinette.job import JobError, JobOptions, JobStatus, Record, Result, Usage
-from serinette.jobs.entry import Entry
+from serinette.jobs.entry import Entry, job_of_record
 from serinette.jobs.script import Argument, Call, Reply, text
 from serinette.jobs.submission import Submission
 from serinette.names import Lane
@@ -21,6 +21,8 @@ from serinette.tally import WAIT, Additions
 
 # A dead slot's last words may still be on their way to the server; whatever comes later is found by its lease.
 _DEAD_SLOT_KEPT_S = 600
+# Of a shrunk job's prompt: a hundred thousand of them lie in memory for a week.
+_PROMPT_BYTES = 60
 
 
 class Standing(StrEnum):
@@ -120,18 +122,19 @@ class Shrunk:
             tenant=entry.tenant,
             digest=entry.digest,
             status=entry.status,
-            created_at=entry.created_at.timestamp(),
-            ended_at=entry.ended_at.timestamp() if entry.ended_at else 0.0,
+            created_at=round(entry.created_at.timestamp(), 3),
+            ended_at=round(entry.ended_at.timestamp(), 3) if entry.ended_at else 0.0,
             pool=entry.pool,
             lane=entry.lane,
             labels=entry.labels,
-            prompt=str(entry.wire.get("prompt", ""))[:80],
+            prompt=str(entry.wire.get("prompt", "")).encode()[:_PROMPT_BYTES].decode(errors="ignore"),
             error_code=entry.error.code if entry.error else "",
             size_bytes=usage.size_bytes if usage else 0,
         )
 
     def __str__(self) -> str:
-        return json.dumps([getattr(self, name) for name in self.__dataclass_fields__], ensure_ascii=False)
+        values = [getattr(self, name) for name in self.__dataclass_fields__]
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def parse(cls, raw: str) -> Shrunk:
@@ -391,7 +394,7 @@ def _ended_fields(record: Record) -> dict[str, Argument]:
     for name, value in (("error", record.error), ("result", record.result), ("run", record.run)):
         if value is not None:
             fields[name] = value.model_dump_json()
-    if usage := record.usage or (Outcome.of(record).usage if record.result else None):
+    if usage := job_of_record(record).usage:
         fields["usage"] = usage.model_dump_json()
     return fields
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from redis import Redis
 from redis import asyncio as redis_asyncio
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
@@ -98,6 +98,11 @@ class AsyncJobs:
         return _answer(call, found[0]), found[1:]
 
     async def _send(self, call: Call[Any], commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        if not commands:  # a pipeline takes as long to make as a command to send
+            try:
+                return [await self.redis.execute_command(*call.command(self.prefix))]  # type: ignore[no-untyped-call]  # redis-py's
+            except ResponseError as error:
+                return [error]
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.execute_command(*call.command(self.prefix))
             for command in commands:

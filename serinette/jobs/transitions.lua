@@ -26,6 +26,14 @@ local function number(text, name)
     return value
 end
 
+local function whole(text, name)
+    local value = number(text, name)
+    if value ~= math.floor(value) or not string.match(text, '^%d+$') then
+        error({err = 'ERR ' .. name .. ' must be a whole number, got ' .. tostring(text)})
+    end
+    return value
+end
+
 local function one_of(value, name, allowed)
     for _, each in ipairs(allowed) do if value == each then return value end end
     error({err = 'ERR ' .. name .. ' must be one of ' .. table.concat(allowed, ', ') .. ', got ' .. tostring(value)})
@@ -260,6 +268,12 @@ local function end_job(id, job, outcome, at, last)
     end
 end
 
+-- What an end will read as a number, in the midst of its writes.
+local function check_kept(job)
+    whole(job.ttl_s, 'ttl_s')
+    if job.webhook then number(job.webhook_after_s, 'webhook_after_s') end
+end
+
 local transitions = {}
 
 -- submit: id, limits of the tenant (JSON, or '' for those that Redis knows), most jobs in the lane, '1' for a disk that
@@ -274,7 +288,7 @@ function transitions.submit()
     for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
     for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'schema'}) do given(1, name) if not job[name] then
         error({err = 'ERR the record lacks ' .. name}) end end
-    number(job.ttl_s, 'ttl_s')
+    check_kept(job)
     number(job.schema, 'schema')
     if job.start_in_s then number(job.start_in_s, 'start_in_s') end
     if fsync then
@@ -509,6 +523,8 @@ function transitions.resume()
     local answer = standing(id, attempt)
     if answer ~= 'unknown' then return answer end
     local created_at = number(job.created_at, 'created_at')
+    check_kept(job)
+    whole(job.attempts, 'attempts')
     set(id, unpack(fields))
     set(id, 'state', 'running', 'owner', attempt)
     redis.call('HDEL', record_key(id), 'cancel', 'progress')
@@ -519,7 +535,8 @@ function transitions.resume()
     if job.batch then redis.call('SADD', batch_key('running', job), id) end
     redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
-    redis.call('HSET', rq_key(id), 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', slot)
+    redis.call('HSET', rq_key(id), 'status', 'started', 'created_at', iso(created_at), 'enqueued_at', iso(created_at),
+        'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', slot)
     mark(id, job, attempt, slot, lease_end(at, lease_s), at)
     event(id, 'started', '{"attempt":' .. job.attempts .. ',"worker":' .. cjson.encode(slot) .. '}')
     return 'mine'
@@ -727,7 +744,7 @@ function transitions.restore()
     if redis.call('EXISTS', record_key(id), ended_key(id)) > 0 then return 0 end
     set(id, 'state', outcome, 'recorded', '1', unpack(fields))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
-    redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(ended_at))
+    redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'created_at', iso(created_at), 'ended_at', iso(ended_at))
     redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
     redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue_of(job), at + left_s, id)
     redis.call('ZADD', own .. 'jobs:' .. job.tenant, created_at, id)

@@ -23,7 +23,8 @@ from serinette.leash import leashed
 from serinette.names import record_key, song_prefix
 from serinette.presence import WorkerStage, present
 from tests import servers, stack
-from tests.pod import TENANT, Pod, pod
+from tests.jobs import TENANT
+from tests.pod import Pod, pod
 from tests.processes import below, eventually
 
 # The defaults' order of things, ten times as fast.
@@ -66,7 +67,9 @@ class House:
         def back() -> bool:
             return job_id in self.pod.board.waiting()
 
-        assert eventually(back, timeout_s), f"never back: {self.pod.entry(job_id).fields}\n{self.log()}\n{self.pod.log()}"
+        assert eventually(back, timeout_s), (
+            f"never back: {self.pod.entry(job_id).fields}\n{self.log()}\n{self.pod.log()}"
+        )
 
     def sung(self, job_id: str, *attempts: AttemptOutcome, timeout_s: float = 60) -> Entry:
         """Wait for a job's success; it has these attempts, one record, one song, and was told of once."""

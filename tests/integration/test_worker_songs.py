@@ -56,7 +56,7 @@ def test_a_song_is_sung_stored_recorded_and_told(worker: Worker) -> None:
     assert result
     assert pod.rq_job(job_id).get_status() is RqStatus.FINISHED
     assert record.result == result
-    assert record.attempt.id == entry.attempts[0].id
+    assert record.attempt and record.attempt.id == entry.attempts[0].id
     assert [artifact.seed for artifact in result.artifacts] == [7, 8]
     for artifact in result.artifacts:
         data = pod.store.get(artifact.key)

@@ -1,4 +1,4 @@
-"""The controller and one node of a cluster, in threads of the test's own: what a Kubernetes Job asks for is really done.
+"""The controller and one node of a cluster, in threads of the test's own: what a Kubernetes Job asks for is done.
 
 The steps around the command are serinette/carry.py's, over the presigned URLs of the manifest; the command is a real
 process, in whose words and environment /inputs and /outputs stand for directories of the test. No image is looked at.

@@ -30,7 +30,7 @@ class Counted:
     actions: list[Action] = field(default_factory=list)
     rounds: int = 0
 
-    def mended(self, action: Any, number: int = 1) -> None:
+    def reconciled(self, action: Any, number: int = 1) -> None:
         self.actions += [action] * number
 
     def round_ended(self) -> None:

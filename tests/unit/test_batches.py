@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -11,9 +12,10 @@ from redis import Redis
 from api.maintenance.restore import Restore
 from serinette.batch import BatchStatus, LineStatus, line_job_id
 from serinette.credentials import Limits
-from serinette.errors import NotFinished, NotFound
+from serinette.errors import NotFinished, NotFound, QueueUnavailable
 from serinette.jobs import calls
 from serinette.names import batch_prefix, batch_results_key
+from tests import servers
 from tests.unit.batch_bench import TENANT, BatchBench
 
 
@@ -268,3 +270,14 @@ def test_a_part_is_written_as_soon_as_it_is_through(bench: BatchBench) -> None:
     lines = bench.store.get(batch_results_key(TENANT, batch.id, 0, 0)).splitlines()
     assert [json.loads(line)["line"] for line in lines] == [1, 2, 3, 4]
     assert not bench.redis.exists(bench.keys.batch_part(batch.id, 0, 0))
+
+
+def test_fsync_answers_once_the_batch_is_on_the_disk(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
+    settings = {"durability": "fsync"}
+    with servers.valkey(tmp_path / "on-disk", append_only=True) as server:
+        bench = BatchBench(server.connection_url, file_store_url, settings=settings)
+        batch = bench.create(3, key="mine")
+        assert bench.create(3, key="mine") == batch, "a replay waits as the first did"
+        assert bench.redis.hget(bench.keys.batch(batch.id), "synced") == b"2"
+    with pytest.raises(QueueUnavailable, match="on its disk"):  # this server keeps no append-only file
+        BatchBench(redis_url, file_store_url, settings=settings).create(3)

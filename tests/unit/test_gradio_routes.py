@@ -19,6 +19,7 @@ from serinette.jobs import Jobs, Outcome, calls
 from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce
 from tests import servers
+from tests.jobs import Board
 
 
 @pytest.fixture(scope="module")
@@ -243,12 +244,10 @@ def test_a_form_that_is_no_good(client: TestClient, form: dict[str, str], files:
     assert [each["loc"] for each in answer.json()["detail"]] == [["body", field]]
 
 
-def test_what_the_answer_needs_later_travels_with_the_job(client: TestClient, settings: GatewaySettings) -> None:
-    request_id = submitted(client, omega_scale=10.0, format="flac")
-    with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
-        meta = json.loads(redis.hget(f"{Keys().prefix}:job:{request_id}", "meta") or b"{}")
-    assert json.loads(meta["dialect"]["ignored"]) == ["omega_scale"]
-    assert json.loads(meta["dialect"]["sent"]) == {"omega_scale": 10.0, "format": "flac"}
+def test_what_the_answer_needs_later_travels_with_the_job(client: TestClient, jobs: Jobs) -> None:
+    dialect = Board(jobs.redis, Keys()).entry(submitted(client, omega_scale=10.0, format="flac")).dialect
+    assert json.loads(dialect["ignored"]) == ["omega_scale"]
+    assert json.loads(dialect["sent"]) == {"omega_scale": 10.0, "format": "flac"}
 
 
 def test_without_redis_everything_says_so(tmp_path: Any) -> None:

@@ -251,6 +251,8 @@ def test_an_ended_job_shrinks_and_is_still_known(board: Board) -> None:
     board.finish(claimed, Outcome(FAILED, LOST))
     assert not board.jobs(calls.shrink(board.entry(job_id))), "the store does not have it"
     board.jobs(calls.finish(job_id, attempt_of(claimed), Outcome(FAILED, LOST), recorded=True))
+    assert not board.jobs(calls.shrink(board.entry(job_id))), "the sweeper has yet to look for songs that did not win"
+    board.redis.zrem(board.keys.unrecorded, job_id)
     whole: Entry = board.entry(job_id)
     assert board.jobs(calls.shrink(whole))
     (seen,) = board.jobs(calls.look([job_id]))

@@ -106,10 +106,10 @@ def test_a_replica_that_does_not_lead_reports_of_itself_alone(redis: Redis, keys
     registry = CollectorRegistry()
     metrics = MaintenanceMetrics(registry, redis, keys, lambda: False)
     Board(redis, keys).submit()
-    metrics.mended("retry", 3)
+    metrics.reconciled("retry", 3)
     series = told(registry)
     assert {name for name, _ in series if "queue" in name} == set()
-    assert value(series, "controller_reconciled_total", action="retry") == 3
+    assert value(series, "controller_reconciled_jobs_total", action="retry") == 3
 
 
 def test_a_value_falls_into_the_first_bucket_that_holds_it(redis: Redis, keys: Keys) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 from redis import Redis
 
-from api.queue import JobQueue, keyed_job_id
-from api.settings import GatewaySettings
+from api.queue import figures, keyed_job_id
 from serinette import names
 from serinette.errors import (
     Conflict,
@@ -20,21 +18,14 @@ from serinette.errors import (
     NotFinished,
     NotFound,
     QueueUnavailable,
-    StoreUnavailable,
 )
-from serinette.job import Job, JobError, JobOptions, JobStatus, now
-from serinette.jobs import AsyncJobs, Standing
-from serinette.names import Keys, Lane
-from serinette.presence import Model, Presence, WorkerStage, announce, record_pace
-from serinette.settings import connect_redis, connect_redis_async
+from serinette.job import JobError, JobStatus
+from serinette.jobs import Standing
+from serinette.names import Lane
+from serinette.presence import record_pace
 from serinette.spec import GenerationSpec, Task
-from serinette.store import Store
 from tests import servers
-from tests.gateways import HandSlot
-
-ME = "default"
-SPEC = GenerationSpec(prompt="jazz")
-OPTIONS = JobOptions()
+from tests.unit.queue_desk import ME, OPTIONS, SPEC, Desk, come_up, open_desk
 
 
 @pytest.fixture
@@ -45,63 +36,13 @@ def redis_url(valkey_url: str) -> str:
     return valkey_url
 
 
-@dataclass
-class Desk:
-    """A queue and what lies under it."""
-
-    queue: JobQueue
-    slot: HandSlot
-    redis: Redis
-    jobs: AsyncJobs
-    store: Store
-    keys: Keys
-
-    async def submit(
-        self, spec: GenerationSpec = SPEC, tenant: str = ME, key: str | None = None, **options: object
-    ) -> Job:
-        return (await self.queue.submit(tenant, spec, JobOptions.model_validate(options), idempotency_key=key))[0]
-
-
-def open_desk(redis_url: str, store_url: str, **settings: object) -> Desk:
-    given = GatewaySettings.model_validate({"redis_url": redis_url, "store_url": store_url, **settings})
-    redis, store = connect_redis(given), Store.open(given)
-    jobs = AsyncJobs(connect_redis_async(given), given.redis_prefix)
-    queue = JobQueue(jobs, store, given, figures_age_s=0)
-    return Desk(queue, HandSlot(redis, store, given.keys), redis, jobs, store, given.keys)
-
-
 @pytest.fixture
-async def desk(redis_url: str, file_store_url: str) -> AsyncIterator[Desk]:
+async def desk(redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    monkeypatch.setattr(figures, "MAX_AGE_S", 0)  # what is announced here is looked for at once
     desk = open_desk(redis_url, file_store_url)
     yield desk
     desk.redis.close()
     await desk.jobs.redis.aclose()
-
-
-def model(name: str) -> Model:
-    return Model(
-        name=name,
-        revision="r",
-        turbo=True,
-        sample_rate=48_000,
-        channels=2,
-        default_steps=8,
-        default_guidance_scale=1,
-        default_shift=3,
-        max_duration_s=600,
-        tasks=("text2music",),
-    )
-
-
-def come_up(desk: Desk, name: str = "w", pool: str = "default", model_name: str = "tiny", busy: int = 0) -> None:
-    stage = WorkerStage.READY
-    announce(
-        desk.redis,
-        desk.keys,
-        Presence(
-            name=name, pool=pool, stage=stage, slots=1, busy_slots=busy, model=model(model_name), started_at=now()
-        ),
-    )
 
 
 async def test_many_jobs_are_found_at_once_in_the_order_asked_for(desk: Desk) -> None:
@@ -164,9 +105,7 @@ async def test_a_failed_job_tells_why(desk: Desk) -> None:
 
 
 async def test_a_key_means_one_job_however_many_race(desk: Desk) -> None:
-    answers = await asyncio.gather(
-        *(desk.queue.submit(ME, SPEC, OPTIONS, idempotency_key="once") for _ in range(16))
-    )
+    answers = await asyncio.gather(*(desk.queue.submit(ME, SPEC, OPTIONS, idempotency_key="once") for _ in range(16)))
     assert len({job.id for job, _ in answers}) == 1
     assert len({job.spec.seed for job, _ in answers}) == 1
     assert sum(created for _, created in answers) == 1
@@ -191,81 +130,6 @@ async def test_a_replay_of_an_ended_job_wakes_nothing(desk: Desk) -> None:
     assert (again.status, created) == (JobStatus.SUCCEEDED, False)
     assert desk.redis.zscore(desk.keys.live, job.id) is None
     assert desk.redis.llen("rq:queue:default.normal") == 0
-
-
-@pytest.mark.parametrize(
-    "written", [{"variations": 1}, {"seed": None}, {"duration_s": 60.0, "format": "mp3"}], ids=["one", "null", "two"]
-)
-async def test_a_default_that_is_written_out_is_no_other_song(desk: Desk, written: dict[str, object]) -> None:
-    first = await desk.submit(key="k")
-    spec = GenerationSpec.model_validate({"prompt": "jazz", **written})
-    assert spec.digest() == SPEC.digest()
-    assert (await desk.submit(spec, key="k")).id == first.id
-
-
-async def test_a_replay_has_its_place(desk: Desk) -> None:
-    await desk.submit()
-    job = await desk.submit(key="k")
-    again = await desk.submit(key="k")
-    assert (job.position, again.position, again.spec.seed) == (2, 2, job.spec.seed)
-    assert again.model_copy(update={"eta_s": job.eta_s}) == job
-
-
-async def test_a_replay_needs_nothing_that_the_first_submit_needed(desk: Desk) -> None:
-    desk.slot.keep_upload("upload-1", duration_s=10)
-    spec = GenerationSpec(task=Task.COVER, source_audio="upload-1")
-    job = await desk.submit(spec, key="k")
-    desk.store.delete_prefix(names.upload_prefix(ME, "upload-1"))
-    assert (await desk.submit(spec, key="k")).id == job.id
-    with pytest.raises(InvalidSpec):
-        await desk.submit(spec, key="another")
-    with pytest.raises(IdempotencyConflict):
-        await desk.submit(spec.model_copy(update={"prompt": "other"}), key="k")
-
-
-async def test_a_job_that_redis_knows_in_brief(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists, filters and replays need no store; the job itself is read there."""
-    job = await desk.submit(key="k", labels={"album": "blue"})
-    desk.slot.claim(job.id)
-    result = desk.slot.succeed(job.id, [b"song"])
-    failed = await desk.submit()
-    desk.slot.claim(failed.id, "attempt2")
-    desk.slot.fail(failed.id, JobError(code="out_of_memory", message="too long"), "attempt2")
-    for each in (job, failed):
-        desk.slot.shrink(each.id)
-    assert (await desk.queue.get(ME, job.id)).result == result
-    assert [found and found.result for found in await desk.queue.find(ME, [job.id])] == [result]
-    assert (await desk.submit(key="k")).result == result
-    with pytest.raises(Conflict):
-        await desk.queue.cancel(ME, job.id)
-    with pytest.raises(NotFound):
-        await desk.queue.get("other", job.id)
-
-    def away(*_: object) -> bytes:
-        raise StoreUnavailable("the store does not answer")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Store, "get", away)
-        listed = (await desk.queue.list(ME)).jobs
-        assert [(found.id, found.status) for found in listed] == [(failed.id, "failed"), (job.id, "succeeded")]
-        assert listed[0].error
-        assert listed[0].error.code == "out_of_memory"
-        assert (listed[1].spec.prompt, listed[1].labels, listed[1].ended_at is None) == ("jazz", job.labels, False)
-        for filters in ({"label": ("album", "blue")}, {"status": JobStatus.SUCCEEDED}):
-            assert [found.id for found in (await desk.queue.list(ME, **filters)).jobs] == [job.id]
-        assert (await desk.queue.list("other")).jobs == ()
-        again, created = await desk.queue.submit(ME, SPEC, OPTIONS, idempotency_key="k")
-        assert (again.id, again.status, created) == (job.id, JobStatus.SUCCEEDED, False)
-        with pytest.raises(IdempotencyConflict):
-            await desk.submit(GenerationSpec(prompt="rock"), key="k")
-        with pytest.raises(Conflict):
-            await desk.queue.cancel(ME, job.id)
-        with pytest.raises(StoreUnavailable):
-            await desk.queue.get(ME, job.id)
-    await desk.queue.erase(ME, job.id)
-    assert [key for key in desk.redis.scan_iter() if job.id.encode() in key] == []
-    with pytest.raises(NotFound):
-        await desk.queue.get(ME, job.id)
 
 
 def test_keys_make_ids_that_are_uuids() -> None:

@@ -69,7 +69,7 @@ def pier(redis: Redis, keys: Keys, tmp_path: Path) -> Pier:
 
 def winner_of(pier: Pier, job_id: str) -> str | None:
     attempt = pier.job_json(job_id).attempt
-    return attempt and attempt.id
+    return attempt.id if attempt else None
 
 
 def send(slot: Slot) -> None:

@@ -22,7 +22,7 @@ from serinette.presence import Presence, WorkerStage
 from serinette.store import Store
 from serinette.usage import day_number
 from tests.gateways import HandSlot, problem
-from tests.jobs import entry
+from tests.jobs import Board
 from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
 
 
@@ -217,7 +217,7 @@ async def test_usage_is_counted_once_whoever_ends_the_job(
     assert not slot.jobs(calls.finish(job_id, "", canceled, recorded=True)).decided
     day: dict[Any, Any] = redis.hgetall(keys.usage("acme", day_number(now().date())))
     assert (float(day[b"gpu_s"]), day[b"failed"], b"canceled" in day) == (4.0, b"1", False)
-    usage = entry(slot.jobs, job_id).usage
+    usage = Board(redis, keys).entry(job_id).usage
     assert usage
     assert (usage.gpu_s, usage.size_bytes) == (4.0, 0)
     assert redis.zcard(keys.running("acme")) == redis.zcard(keys.in_flight("acme")) == 0

@@ -20,7 +20,7 @@ from serinette.names import Keys
 from serinette.pools import PoolFacts
 from serinette.presence import Pace, Presence, WorkerStage, announce, record_pace
 from tests.gateways import problem
-from tests.unit.test_queue import model
+from tests.unit.queue_desk import model
 
 TURBO = PoolFacts(name="turbo", model="s3://models/turbo", max_workers=4, longest_s=540)
 BASE = PoolFacts(name="base", model="s3://models/base", min_workers=1, max_workers=1)

@@ -55,7 +55,8 @@ class Gatherer:
         for ids in _chunks(self._book.ended_jobs(page.header.id)):
             found: dict[int, LineEnd] = {}
             entered = []
-            for job_id, seen in zip(ids, self._jobs(calls.look(ids)), strict=True):
+            looked_at = self._jobs(calls.look(ids))
+            for job_id, seen in zip(ids, looked_at, strict=True):
                 number = _number_of(seen)
                 if number is not None and job_id == line_job_id(page.header.id, number, page.round):
                     if number >= page.released:  # the cursor has not moved over it
@@ -76,7 +77,8 @@ class Gatherer:
         found: dict[int, LineEnd] = {}
         lost: list[int] = []
         for numbers in _chunks(self._under_way(page, part)):
-            for number, seen in zip(numbers, self._jobs(calls.look(_ids(page, numbers))), strict=True):
+            looked_at = self._jobs(calls.look(_ids(page, numbers)))
+            for number, seen in zip(numbers, looked_at, strict=True):
                 found |= _end_of(number, seen)
                 if seen.entry is None and seen.shrunk is None:
                     lost.append(number)

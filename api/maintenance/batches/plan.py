@@ -10,8 +10,8 @@ from serinette.batch import PART_LINES, BatchStatus
 from serinette.credentials import Limits
 from serinette.pools import PoolFacts, of_name
 
-# KEDA reads a lane's length every few seconds. With so many jobs waiting for each that all workers could generate at once,
-# it still sees a backlog worth all of them when a round of maintenance is late.
+# KEDA reads a lane's length every few seconds. With so many jobs waiting for each that all workers could generate at
+# once, it still sees a backlog worth all of them when a round of the controller is late.
 FACTOR = 4
 # Lines that are submitted in one round trip, between two moves of the cursor: so many may be submitted again after a
 # death. Batches that share the lanes take shorter turns, so that none uses up the room.

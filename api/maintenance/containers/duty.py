@@ -92,7 +92,7 @@ class Containers:
             log.exception("the container is left as it is")
 
     def _round(self) -> None:
-        # First what the cluster has, then the records: a Job that was seen and whose job no attempt holds then is to go.
+        # First what the cluster has, then the records: a Job that was seen, and whose job no attempt holds then, goes.
         jobs = {_label(job, JOB_LABEL): job for job in self._cluster.jobs()}
         pods = _newest(self._cluster.pods()) if jobs else {}
         cases = self._held()

@@ -12,7 +12,7 @@ from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
 from api.songs import Asked, song_of
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 
 @router.head("/jobs/{job_id}/audio", include_in_schema=False)

@@ -10,25 +10,23 @@ from starlette.responses import RedirectResponse
 
 from api.containers.log import PLACE, Place
 from api.dependencies import (
-    EventsPart,
     LogsPart,
     QueuePart,
     SettingsPart,
     SongsPart,
-    StandingPart,
     TenantPart,
     containers_only,
+    visit_of,
 )
-from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, Responses, problems
-from api.routes.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, json_only
+from api.routes.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, json_only, submit_answer
 from api.songs import Asked
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound
 from serinette.job import Job, JobOptions
 
-router = APIRouter(tags=["containers"])
+router = APIRouter(prefix="/v1", tags=["containers"])
 
 _SPEC_FIELDS = ContainerSpec.model_fields.keys()
 
@@ -58,28 +56,16 @@ class ContainerRequest(ContainerSpec, JobOptions):
 )
 async def submit(
     request: Annotated[ContainerRequest, Body()],
-    response: Response,
-    queue: QueuePart,
-    events: EventsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
-    standing: StandingPart,
+    http: Request,
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
-) -> Job:
+) -> Response:
     """Put a container into its lane: a job like any other. 501 where no cluster is."""
-    job, created = await queue.submit_container(
-        tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+    visit = visit_of(http)
+    submitted = await visit.parts.queue.submit_container(
+        visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
     )
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if not created:
-        response.headers["Idempotency-Replayed"] = "true"
-    wait_s = preferred_wait_s(prefer, settings.max_wait_s)
-    if wait_s is not None:
-        response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-    job = await held(queue, events, standing, job, wait_s)
-    response.status_code = 200 if job.status.ended else 202
-    return job
+    return await submit_answer(visit, submitted, prefer)
 
 
 _FILE: Responses = {

@@ -25,7 +25,7 @@ from serinette.errors import RequestError, SerinetteError
 from serinette.job import Job
 
 log = logging.getLogger(__name__)
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 KEEPALIVE_S = 15
 RETRY_MS = 2_000

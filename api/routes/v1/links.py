@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, Field
 
-from api.dependencies import CallerPart, QueuePart, LinksPart, SettingsPart
+from api.dependencies import CallerPart, LinksPart, QueuePart, SettingsPart
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 
 class JobLinks(BaseModel):

@@ -15,7 +15,7 @@ from serinette.names import Lane
 from serinette.presence import Model, Presence, WorkerStage
 from serinette.spec import MAX_VARIATIONS
 
-router = APIRouter(tags=["queue"])
+router = APIRouter(prefix="/v1", tags=["queue"])
 
 
 class LaneView(BaseModel):

@@ -17,7 +17,7 @@ from serinette.errors import InvalidSpec
 from serinette.job import now
 from serinette.usage import DAYS_KEPT, Day, Sums
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(prefix="/v1", tags=["usage"])
 
 DEFAULT_DAYS = 30
 

@@ -12,7 +12,7 @@ from api.routes.v1.answers import problems
 from api.routes.v1.queue import WorkerView, worker_view
 from serinette.job import now
 
-router = APIRouter(tags=["queue"])
+router = APIRouter(prefix="/v1", tags=["queue"])
 
 
 class WorkerPoolView(BaseModel):
