@@ -31,6 +31,7 @@ export async function open({ url, key, dark = false, width = 1280, locale = "en-
   page.on("request", (request) => requests.push(request));
   if (key) await page.addInitScript((held) => sessionStorage.setItem("serinette.key", held), key);
   await page.goto(url);
+  await page.locator("main h1").waitFor(); // the page makes itself once it has loaded
   const close = async () => {
     await browser.close();
     assert.deepEqual(faults, []);

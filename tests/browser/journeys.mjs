@@ -118,13 +118,13 @@ async function killed() {
 /** Canceled here, and by another. */
 async function canceled() {
   const { page, close } = await open({ url: `${GATEWAY}/`, key: KEY });
-  await generate(page, { prompt: "slow 20" });
+  await generate(page, { prompt: "slow 16" });
   await words(page, /step \d of 8/);
   await page.getByRole("button", { name: "Cancel" }).click();
   await words(page, english["failure.canceled_here"]);
   await page.getByRole("button", { name: "Again with these settings" }).click();
-  assert.equal(await page.getByLabel("Prompt").inputValue(), "slow 20");
-  const id = await generate(page, { prompt: "slow 20" });
+  assert.equal(await page.getByLabel("Prompt").inputValue(), "slow 16");
+  const id = await generate(page, { prompt: "slow 16" });
   await words(page, /step \d of 8/);
   const headers = { Authorization: `Bearer ${KEY}` };
   assert.ok((await fetch(`${GATEWAY}/v1/jobs/${id}/cancel`, { method: "POST", headers })).ok);
@@ -218,6 +218,7 @@ async function accessible() {
     await shot("create");
     await page.getByText(text["task.text2music"], { exact: true }).click();
     await page.getByLabel(text["field.prompt"]).fill("slow 4");
+    await page.getByLabel(text["field.duration_s"]).fill("5");
     await page.getByRole("button", { name: text.generate }).click();
     await words(page, text["stage.denoising"]);
     assert.deepEqual(await grave(), []);
