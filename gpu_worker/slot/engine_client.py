@@ -126,7 +126,7 @@ class EngineClient:
             if answer.in_company:
                 request = request.model_copy(update={"alone": True})
             whose = "one of several songs, this among them" if answer.in_company else "another song"
-            log.info("job %s: the engine was lost to %s; waiting for the next one", hold.job.id, whose)
+            log.info("job %s: the engine was lost to %s; waiting for the next one", hold.job_id, whose)
 
     def take(self, audio: Audio) -> Samples:
         """Samples [channels, frames] of the next song of a `Sung`.

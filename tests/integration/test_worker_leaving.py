@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rq import Worker
 
 from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
 from serinette import brake
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.presence import WorkerStage
-from tests.pod import Pod, charged_attempts, pod
+from tests.jobs import charged_attempts
+from tests.pod import Pod, pod
 from tests.processes import below, eventually, eventually_gone
 
 
@@ -37,9 +41,9 @@ def test_a_drain_lets_the_song_finish_and_leaves_nothing(worker_pod: Pod) -> Non
     assert worker_pod.redis.scard(busy) == 0, "KEDA would start another in its place"
     assert process.wait(30) == 0, worker_pod.log()
     entry = worker_pod.entry(job_id)
-    assert entry.outcome is JobStatus.SUCCEEDED
+    assert entry.status is JobStatus.SUCCEEDED
     assert len(entry.attempts) == 1
-    assert worker_pod.lane().get_job_ids() == [later], "no new job is taken"
+    assert worker_pod.board.waiting() == [later], "no new job is taken"
     assert worker_pod.presence() is None
     assert eventually_gone(processes)
     assert list((worker_pod.directory / "work").glob("run-*")) == []
@@ -58,11 +62,25 @@ def test_a_song_that_cannot_finish_is_given_back(worker_pod: Pod, how: str) -> N
     assert process.wait(30) == 0, worker_pod.log()
     entry = worker_pod.entry(job_id)
     assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.RETURNED]
-    assert worker_pod.lane().get_job_ids() == [job_id]
+    assert worker_pod.board.waiting() == [job_id]
     if in_time:
         worker_pod.start()
         entry = worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
         assert (charged_attempts(entry), len(entry.attempts)) == (0, 2), "the next worker sings it, for free"
+
+
+def test_a_suspended_worker_takes_nothing_and_leaves_when_asked(worker_pod: Pod) -> None:
+    process = worker_pod.start()
+    worker_pod.wait_stage()
+    rq = str(Path(sys.executable).parent / "rq")
+    subprocess.run([rq, "suspend", "--url", worker_pod.redis_url], check=True, capture_output=True)
+    assert eventually(lambda: {worker.get_state() for worker in Worker.all(worker_pod.redis)} == {"suspended"})
+    job_id = worker_pod.submit()
+    time.sleep(1.5)  # longer than an idle slot sleeps
+    assert worker_pod.board.waiting() == [job_id]
+    process.terminate()
+    assert process.wait(10) == 0, worker_pod.log()
+    assert worker_pod.board.waiting() == [job_id]
 
 
 def test_nothing_outlives_a_killed_supervisor_and_two_share_a_work_dir(worker_pod: Pod) -> None:
@@ -96,4 +114,4 @@ def test_an_engine_that_never_gets_ready_is_told_of_and_tried_again(worker_pod: 
     assert eventually(lambda: "times in a row" in getattr(worker_pod.presence(), "message", "")), worker_pod.log()
     assert len(brake.failures(worker_pod.redis, worker_pod.settings.keys, "default")) >= 2
     assert worker_pod.entry(job_id).attempts == (), "a job waits for a worker that can sing it"
-    assert worker_pod.lane().get_job_ids() == [job_id]
+    assert worker_pod.board.waiting() == [job_id]

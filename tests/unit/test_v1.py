@@ -14,7 +14,6 @@ import pytest
 from fastapi import FastAPI
 from redis import Redis
 
-from api import dependencies
 from api.app import create_app
 from api.settings import GatewaySettings
 from serinette.errors import StoreUnavailable
@@ -23,7 +22,8 @@ from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce, record_pace
 from serinette.store import Store
 from tests.gateways import HandSlot, problem
-from tests.unit.test_queue import model
+from tests.unit.queue_desk import model
+from tests.unit.tenants import bearing, key_of, serving
 
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
 NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
@@ -128,6 +128,22 @@ async def test_a_failed_job_has_no_song(http: httpx.AsyncClient, slot: HandSlot)
     assert (failed["status"], failed["code"]) == (410, "gone")
     assert "does not fit" in failed["detail"]
     assert problem(await http.post(f"/v1/jobs/{job_id}/cancel"))["code"] == "conflict"
+
+
+async def test_a_list_invents_nothing_of_jobs_that_ended_a_while_ago(http: httpx.AsyncClient, slot: HandSlot) -> None:
+    song: dict[str, Any] = {"prompt": "long " * 40, "duration_s": 240, "seed": 7, "format": "flac", "timeout_s": 99}
+    job_id = (await http.post("/v1/jobs", json=song)).json()["id"]
+    other_id = (await http.post("/v1/jobs", json=SONG)).json()["id"]
+    slot.claim(job_id)
+    slot.succeed(job_id, [b"song"])
+    slot.shrink(job_id)
+    other, job = (await http.get("/v1/jobs")).json()["jobs"]
+    whole = (await http.get(f"/v1/jobs/{job_id}")).json()
+    assert job["spec"] == {"prompt": song["prompt"][:60]}
+    assert {name for name in job if job[name] != whole[name]} <= {"spec", "created_at", "ended_at"}, "times in ms"
+    assert not {"attempts", "timeout_s", "usage", "cancel_requested"} & set(job)
+    assert (whole["spec"]["duration_s"], whole["timeout_s"], len(whole["attempts"])) == (240, 99, 1)
+    assert other == {**(await http.get(f"/v1/jobs/{other_id}")).json(), "eta_s": other["eta_s"]}, "whole as ever"
 
 
 async def test_queue_and_models(http: httpx.AsyncClient, redis: Redis) -> None:
@@ -255,7 +271,7 @@ async def test_a_store_that_hangs_holds_up_its_own_callers_alone(
     hanging = [asyncio.create_task(http.get(url, timeout=120)) for _ in range(100)]
     hanging.append(asyncio.create_task(http.post("/v1/jobs", json={"reference_audio": "upload-1"}, timeout=120)))
     async with asyncio.timeout(60):
-        while app.state.parts.door.store_threads.available_tokens:  # noqa: ASYNC110  # anyio tells of no change
+        while app.state.parts.queue.store_threads.available_tokens:  # noqa: ASYNC110  # anyio tells of no change
             await asyncio.sleep(0.01)
     try:
         assert (await http.get("/v1/queue")).status_code == 200
@@ -394,7 +410,7 @@ async def test_bodies_are_bounded(http: httpx.AsyncClient) -> None:
 async def test_what_nobody_foresaw_leaks_nothing(
     http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def burst(*_: object, **__: object) -> None:
+    async def burst(*_: object, **__: object) -> None:
         raise RuntimeError("secret of the house")
 
     monkeypatch.setattr(type(app.state.parts.queue), "pools", burst)
@@ -430,14 +446,19 @@ async def test_cors_is_off_by_default(settings: GatewaySettings) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_another_tenants_job_is_not_found(http: httpx.AsyncClient, app: FastAPI) -> None:
-    job_id = (await http.post("/v1/jobs", json=SONG)).json()["id"]
-    app.dependency_overrides[dependencies.tenant] = lambda: "thief"
+async def test_another_tenants_job_is_not_found(settings: GatewaySettings, redis: Redis) -> None:
+    owner, thief = bearing(key_of(redis, "owner")), bearing(key_of(redis, "thief"))
+    async with serving(settings.model_copy(update={"auth": True})) as (_, http):
+        job_id = (await http.post("/v1/jobs", json=SONG, headers=owner)).json()["id"]
+        http.headers.update(thief)
+        await _assert_is_not_found(http, job_id)
+        assert (await http.get(f"/v1/jobs/{job_id}", headers=owner)).json()["status"] == "queued"
+
+
+async def _assert_is_not_found(http: httpx.AsyncClient, job_id: str) -> None:
     paths = [("GET", ""), ("GET", "/audio"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")]
     for method, path in paths:
         answer = await http.request(method, f"/v1/jobs/{job_id}{path}")
         unknown = await http.request(method, f"/v1/jobs/{uuid.uuid4()}{path}")
         assert answer.status_code == unknown.status_code == 404
     assert (await http.get("/v1/jobs")).json()["jobs"] == []
-    app.dependency_overrides.clear()
-    assert (await http.get(f"/v1/jobs/{job_id}")).json()["status"] == "queued"
