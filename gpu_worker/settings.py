@@ -47,11 +47,6 @@ class WorkerSettings(SharedSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on a CPU."
     )
-    vae_tiling: bool | None = Field(
-        None,
-        description="Decode in tiles of 20 s: bounded memory, other bits beyond them, a third more work. None: on CUDA "
-        "as large tiles as there is memory for, else true.",
-    )
     cpu_offload: bool | None = Field(
         None, description="Keep parts that do not work in main memory; needs CUDA. None: only where nothing else fits."
     )

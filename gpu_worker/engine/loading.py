@@ -10,20 +10,23 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 from safetensors import SafetensorError, safe_open
+from torch.nn.utils import remove_weight_norm
 
 from gpu_worker.engine.ace_step import AceStepEngine, Identity
 from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import bundled_checkpoint
+from gpu_worker.engine.decoding import OVERLAP_FRAMES
 from gpu_worker.engine.fetching import fetch
 from gpu_worker.engine.footprint import need_of
-from gpu_worker.engine.memory import TILES, Plan, plan
+from gpu_worker.engine.memory import CPU_WINDOWS, Plan, plan
 from gpu_worker.engine.pipeline import SongPipeline
 from gpu_worker.engine.revision import revision_of
 from gpu_worker.settings import WorkerSettings
@@ -165,15 +168,18 @@ def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{directory}: cannot be loaded: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
+    # Texts of a batch are filled up behind their ends: a tokenizer's own configuration may say before.
+    pipe.tokenizer.padding_side = pipe.tokenizer.truncation_side = "right"
+    _fold_weight_norm(pipe.vae)
     return pipe
 
 
 def _fits(directory: Path, dtype: torch.dtype, settings: WorkerSettings, device: torch.device) -> Plan:
-    """What fits on the device. A CPU's memory is the system's to part: diffusers' own tiles, and no bounds."""
+    """What fits on the device. A CPU's memory is the system's to part: no bounds."""
     if device.type != "cuda":
-        return Plan(False, None if settings.vae_tiling is False else TILES[0], math.inf, math.inf)
+        return Plan(False, CPU_WINDOWS, math.inf, math.inf)
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    made = plan(need_of(directory, dtype), free_bytes, offload=settings.cpu_offload, tiling=settings.vae_tiling)
+    made = plan(need_of(directory, dtype), free_bytes, max_batch=settings.max_batch, offload=settings.cpu_offload)
     log.info("with %.1f GiB free: %s", free_bytes / 1024**3, made)
     return made
 
@@ -187,13 +193,27 @@ def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: tor
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
-    if fits.tile:
-        pipe.vae.enable_tiling()
-        pipe.vae.tile_latent_min_length = fits.tile
+    _part_audio(pipe.vae, fits)
     if settings.compile:
         pipe.transformer.requires_grad_(False)  # PEFT would later, and a graph is bound to it
-        for module in (pipe.transformer, pipe.vae.decoder):
+        # Block by block: all blocks of the transformer share their graphs, which whole forwards would not.
+        for module in (*pipe.transformer.layers, pipe.vae.decoder):
             module.forward = torch.compile(module.forward, dynamic=True)
+
+
+def _part_audio(vae: Any, fits: Plan) -> None:  # noqa: ANN401  # diffusers ships no types
+    """Have audio encoded in pieces as large as those that are decoded. Those come here in pieces already."""
+    vae.enable_tiling()
+    vae.tile_latent_min_length = fits.windows.frames
+    vae.tile_sample_min_length = fits.windows.frames * vae.hop_length
+    vae.tile_sample_overlap = OVERLAP_FRAMES * vae.hop_length
+
+
+def _fold_weight_norm(vae: torch.nn.Module) -> None:
+    """Weights as their norm and direction give them, once: the stock decoder computes them 37 times a call."""
+    for module in vae.modules():
+        if hasattr(module, "weight_g"):
+            remove_weight_norm(module)
 
 
 def _warm_up(engine: AceStepEngine, max_batch: int) -> None:

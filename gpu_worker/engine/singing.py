@@ -84,10 +84,11 @@ class Singing:
         self._end(Stopped(), ())
 
     def prepare(self, engine: Engine) -> None:
-        """Ask the engine for its terms, once. Raises what `Engine.sampling` raises."""
+        """Ask the engine for its terms, once. Raises what `Engine.sampling` and `Engine.duration_s` raise."""
         if self._terms is None:
             sampling, warnings = engine.sampling(self._spec)
-            kind = None if self._alone else kind_of(self._spec, sampling)
+            duration_s = engine.duration_s(self._requests[0])
+            kind = None if self._alone else kind_of(self._spec, sampling, duration_s)
             self._terms = _Terms(engine.model, sampling, warnings, kind)
 
     def begin(self, batch_size: int, jobs: int) -> bool:

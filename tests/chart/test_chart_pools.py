@@ -63,10 +63,10 @@ def test_slots_follow_the_batch_unless_they_are_given(render: Render, asked: dic
 
 def test_memory_is_planned_by_the_engine_unless_it_is_told(render: Render) -> None:
     env = find(render(), "Deployment", "-worker-default").env
-    assert not {"SERINETTE_VAE_TILING", "SERINETTE_CPU_OFFLOAD"} & set(env)
-    asked = [{"name": "default", "vaeTiling": False, "cpuOffload": True}]
+    assert "SERINETTE_CPU_OFFLOAD" not in env
+    asked = [{"name": "default", "cpuOffload": True}]
     env = find(render("default", f"pools={json.dumps(asked)}"), "Deployment", "-worker-default").env
-    assert (env["SERINETTE_VAE_TILING"], env["SERINETTE_CPU_OFFLOAD"]) == ("false", "true")
+    assert env["SERINETTE_CPU_OFFLOAD"] == "true"
 
 
 def test_what_one_pod_compiled_lies_in_the_volume_that_the_next_one_mounts(render: Render) -> None:

@@ -23,9 +23,6 @@
 - {name: SERINETTE_DTYPE, value: {{ .dtype | quote }}}
 - {name: SERINETTE_THREADS, value: {{ int .threads | quote }}}
 {{/* Left out, the engine chooses by the memory it finds. */ -}}
-{{- if not (kindIs "invalid" .vaeTiling) }}
-- {name: SERINETTE_VAE_TILING, value: {{ .vaeTiling | quote }}}
-{{- end }}
 {{- if not (kindIs "invalid" .cpuOffload) }}
 - {name: SERINETTE_CPU_OFFLOAD, value: {{ .cpuOffload | quote }}}
 {{- end }}
