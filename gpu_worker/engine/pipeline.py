@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AceStepPipeline
@@ -163,7 +164,7 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         nothing = torch.empty(0, device=device, dtype=dtype)
         return nothing, nothing
 
-    def _build_chunk_mask(self, **stock: Any) -> Tensor:
+    def _build_chunk_mask(self, **stock: Any) -> Tensor:  # noqa: ANN401  # diffusers ships no types
         """[songs, frames, dims]: 1 for frames that are generated, 0 for those that are the source's."""
         if not self._songs:
             stocks: Tensor = super()._build_chunk_mask(**stock)

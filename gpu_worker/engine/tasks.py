@@ -89,7 +89,8 @@ def frames_of(request: SongRequest, grid: Grid) -> int:
     if has_codes(request.spec):
         return _code_count(request.spec, grid) * grid.latents_per_code
     if has_source(request.spec) and request.source is not None:
-        return math.ceil(request.source.shape[1] / grid.hop)
+        samples: int = request.source.shape[1]
+        return math.ceil(samples / grid.hop)
     return math.ceil(request.spec.duration_s * grid.latents_per_s)
 
 

@@ -22,6 +22,7 @@ from gpu_worker.wire import (
     Audio,
     Cancel,
     Connection,
+    Decoded,
     Failed,
     Hello,
     Message,
@@ -49,6 +50,7 @@ class Slot:
     connection: Connection
     reports: list[Report] = field(default_factory=list)
     songs: list[Samples] = field(default_factory=list)
+    decoded: list[int] = field(default_factory=list)
 
     def hear(self) -> Message:
         message = self.connection.receive(PATIENCE_S)
@@ -64,6 +66,8 @@ class Slot:
 
     def ask(self, source: Samples | None = None, **asked: Any) -> None:
         self.reports.clear()
+        self.decoded.clear()
+        self.songs = []
         if source is not None:
             asked["source_audio"] = "upload"
         spec = GenerationSpec(**{**SECOND, "seed": 1, **asked}).to_wire()
@@ -81,8 +85,10 @@ class Slot:
             if isinstance(message, Report):
                 self.reports.append(message)
                 continue
-            if isinstance(message, Sung):
-                self.songs = [self.connection.take_samples(song) for song in message.songs]
+            if isinstance(message, Decoded):
+                self.decoded.append(message.index)
+                self.songs.append(self.connection.take_samples(message.song))
+                continue
             assert isinstance(message, Sung | Failed | Stopped)
             return message
 
