@@ -9,6 +9,7 @@ import pytest
 
 from api.settings import GatewaySettings, MaintenanceSettings
 from gpu_worker.engine_environment import engine_environment
+from gpu_worker.settings import slots_for
 from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind
 
@@ -59,6 +60,26 @@ def test_slots_follow_the_batch_unless_they_are_given(render: Render, asked: dic
     assert find(objects, "Deployment", "-worker-default").env["SERINETTE_SLOTS"] == slots
     (told,) = json.loads(find(objects, "Deployment", "-gateway").env["SERINETTE_POOLS"])
     assert told["slots"] == int(slots)
+
+
+GPU = {"resource": "nvidia.com/gpu", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "max_batch", "encoders"),
+    [("16", 8, 16), (16, 8, 16), ("1500m", 2, 1), ("4000m", 2, 4), ("0.5", 1, 1), ("250m", 1, 1), ("2.5", 16, 2)],
+)
+def test_a_gpus_encoders_are_its_cores_and_slots_follow_the_workers_own_rule(
+    render: Render, cpu: object, max_batch: int, encoders: int
+) -> None:
+    pool = {"name": "default", "gpu": GPU, "maxBatch": max_batch, "resources": {"requests": {"cpu": cpu}}}
+    env = find(render("default", f"pools={json.dumps([pool])}"), "Deployment", "-worker-default").env
+    assert env["SERINETTE_ENCODERS"] == str(encoders)
+    assert env["SERINETTE_SLOTS"] == str(slots_for(max_batch, encoders))
+
+
+def test_a_cpus_worker_encodes_one_song_at_a_time(render: Render) -> None:
+    assert find(render(), "Deployment", "-worker-default").env["SERINETTE_ENCODERS"] == "1"
 
 
 def test_memory_is_planned_by_the_engine_unless_it_is_told(render: Render) -> None:

@@ -9,6 +9,7 @@
 {{- define "serinette.workerEnv" -}}
 - {name: SERINETTE_POOL, value: {{ .name | quote }}}
 - {name: SERINETTE_SLOTS, value: {{ int .slots | quote }}}
+- {name: SERINETTE_ENCODERS, value: {{ int .encoders | quote }}}
 - {name: SERINETTE_MAX_BATCH, value: {{ int .maxBatch | quote }}}
 - {name: SERINETTE_DRAIN_TIMEOUT_S, value: {{ include "serinette.worker.drainS" . | quote }}}
 - {name: SERINETTE_ENGINE_START_TIMEOUT_S, value: {{ int .loadTimeoutS | quote }}}
