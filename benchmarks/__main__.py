@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import batch, client_import, demo, forgetting, gateway_import, gateway_load, page, recovery, songs
-from benchmarks.engine import backlog, cold_start, speed
+from benchmarks.engine import backlog, cold_start, feeding, speed
 from benchmarks.engine.cases import Case, on_cpu, on_gpu
 from benchmarks.record import Figures, write
 from gpu_worker.engine_environment import engine_environment
@@ -23,6 +23,7 @@ BENCHMARKS = {
 # Only by name: it takes long.
 LONG = {
     "batch": batch.measure,
+    "feeding": feeding.measure,
     "forgetting": forgetting.measure,
     "recovery": recovery.measure,
 }
