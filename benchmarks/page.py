@@ -107,6 +107,23 @@ ROWS = (
     ),
     Row("Load of the machine as it ended, one-minute average", "engine", "machine.load_average_1m", 1),
     *(
+        Row(
+            f"Busy share of an engine of `{rate}` songs a second, encoders that sleep `{encode}`",
+            "feeding",
+            figure,
+            3,
+            "",
+            target,
+        )
+        for rate, encode, figure, target in (
+            ("2", "1.3 s", "figures.feeds.0.engine_busy_share", "at least 0.95"),
+            ("8", "1.3 s", "figures.feeds.1.engine_busy_share", "at least 0.95"),
+            ("16", "0.9 s", "figures.feeds.2.engine_busy_share", "at least 0.95"),
+            ("5", "1.3 s, two slots", "figures.starved.engine_busy_share", ""),
+        )
+    ),
+    Row("Load of the machine as it ended, one-minute average", "feeding", "machine.load_average_1m", 1),
+    *(
         Row(f"On a GPU: {what}", f"gpu-{benchmark}", f"figures.{figure}", digits, unit, target)
         for what, benchmark, figure, digits, unit, target in (
             ("30 s songs under backlog, ratio to diffusers' loop", "backlog", "ratios.0.to_plain", 2, "", "at least 4"),

@@ -16,6 +16,13 @@ from urllib.parse import unquote, urlsplit
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils import remove_weight_norm
 
@@ -23,6 +30,7 @@ from gpu_worker.engine.ace_step import AceStepEngine, Identity
 from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import bundled_checkpoint
+from gpu_worker.engine.conversion import is_original
 from gpu_worker.engine.decoding import OVERLAP_FRAMES
 from gpu_worker.engine.fetching import fetch
 from gpu_worker.engine.footprint import need_of
@@ -35,6 +43,19 @@ from serinette.spec import GenerationSpec
 
 log = logging.getLogger(__name__)
 
+# The narrower first: diffusers lets some pass and raises others again as errors of its own.
+_REFUSALS: tuple[tuple[type[Exception], str], ...] = (
+    (GatedRepoError, "the hub gives it only to those who accepted its terms; accept them on its page and set HF_TOKEN"),
+    (RevisionNotFoundError, "the hub has no such revision of it; name a branch, tag or commit of it after @"),
+    (RepositoryNotFoundError, "the hub has no such repository, or shows it to some alone; check its name and HF_TOKEN"),
+    (
+        RemoteEntryNotFoundError,
+        "it has no model_index.json, so it is not in diffusers' layout; ACE-Step's own is made into that by "
+        "`serinette convert`, once `hf download` has brought it",
+    ),
+    (HfHubHTTPError, "the hub answers with an error; try again later"),
+)
+_NO_HUB = "the hub does not give it, and it is not in the local cache whole; check the network"
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
 
 
@@ -136,16 +157,27 @@ def _from_hub(model: str, revision: str | None) -> Checkpoint:
     try:
         snapshot = Path(SongPipeline.download(model, revision=revision, use_safetensors=True))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"model {model}: the hub does not give it, and it is not in the local cache whole; "
-            f"check its name, HF_TOKEN and the network ({_first_line(error)[:300]})"
-        ) from error
+        raise ConfigurationError(f"model {model}: {refusal(error)}") from error
     return Checkpoint(snapshot, model.partition("/")[2], snapshot.name)
+
+
+def refusal(error: Exception) -> str:
+    """What the hub's error, or what it was made of, means for whoever named the model, and what to do."""
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    said = next((words for kind, words in _REFUSALS for link in chain if isinstance(link, kind)), _NO_HUB)
+    return f"{said} ({_first_line(error)[:300]})"
 
 
 def check(directory: Path) -> None:
     """Raise ConfigurationError unless `directory` holds an ACE-Step pipeline whose weights are whole."""
     index = directory / "model_index.json"
+    if not index.exists() and is_original(directory):
+        raise ConfigurationError(
+            f"{directory}: is in ACE-Step's own layout; make one that is loaded here of it: "
+            f"serinette convert {directory} NEW_DIRECTORY"
+        )
     try:
         kind = json.loads(index.read_text()).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
