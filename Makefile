@@ -58,8 +58,8 @@ bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
 load: $(VENV)/dev.stamp  ## 100,000 jobs come, end and are forgotten: what is left? (JOBS=100000)
 	JOBS=$(or $(JOBS),100000) $(BIN)/python -m benchmarks forgetting
 
-bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on this machine's GPU, into benchmarks/results/.
-	$(BIN)/python -m benchmarks gpu-cold-start gpu-engine gpu-backlog $(ARGS)
+bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on this machine's GPU in ten minutes, into benchmarks/results/.
+	$(BIN)/python -m benchmarks.engine.gpu $(ARGS)
 
 openapi: $(VENV)/dev.stamp  ## Write the gateway's OpenAPI document anew.
 	$(BIN)/python scripts/openapi.py

@@ -100,4 +100,5 @@ def decode(
             kept = decoded[:, (window.kept_from - window.start) * hop : (window.kept_to - window.start) * hop]
             songs.setdefault(window.song, []).append(kept)
             if window.last:
-                yield window.song, torch.cat(songs.pop(window.song), dim=1)
+                pieces = songs.pop(window.song)
+                yield window.song, pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)

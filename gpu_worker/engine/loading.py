@@ -202,7 +202,7 @@ def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
     pipe.set_progress_bar_config(disable=True)
     # Texts of a batch are filled up behind their ends: a tokenizer's own configuration may say before.
     pipe.tokenizer.padding_side = pipe.tokenizer.truncation_side = "right"
-    _fold_weight_norm(pipe.vae)
+    fold_weight_norm(pipe.vae)
     return pipe
 
 
@@ -225,7 +225,7 @@ def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: tor
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
-    _part_audio(pipe.vae, fits)
+    part_audio(pipe.vae, fits)
     if settings.compile:
         pipe.transformer.requires_grad_(False)  # PEFT would later, and a graph is bound to it
         # Block by block: all blocks of the transformer share their graphs, which whole forwards would not.
@@ -233,7 +233,7 @@ def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: tor
             module.forward = torch.compile(module.forward, dynamic=True)
 
 
-def _part_audio(vae: Any, fits: Plan) -> None:  # noqa: ANN401  # diffusers ships no types
+def part_audio(vae: Any, fits: Plan) -> None:  # noqa: ANN401  # diffusers ships no types
     """Have audio encoded in pieces as large as those that are decoded. Those come here in pieces already."""
     vae.enable_tiling()
     vae.tile_latent_min_length = fits.windows.frames
@@ -241,7 +241,7 @@ def _part_audio(vae: Any, fits: Plan) -> None:  # noqa: ANN401  # diffusers ship
     vae.tile_sample_overlap = OVERLAP_FRAMES * vae.hop_length
 
 
-def _fold_weight_norm(vae: torch.nn.Module) -> None:
+def fold_weight_norm(vae: torch.nn.Module) -> None:
     """Weights as their norm and direction give them, once: the stock decoder computes them 37 times a call."""
     for module in vae.modules():
         if hasattr(module, "weight_g"):

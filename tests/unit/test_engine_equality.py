@@ -22,6 +22,8 @@ from serinette.spec import GenerationSpec
 
 # In fp32 what is left is the order of sums, which the size of a matrix decides.
 FP32_TOLERANCE = 1e-5
+# In bf16 a song of a batch was measured 0.5 to 1.2 % of its rms away from itself alone (docs/engine.md).
+BF16_SHARE = 0.03
 # In bf16 a batch may be as far from fp32 as the song alone is, and half as much again.
 BF16_FACTOR = 1.5
 STEPS = 3
@@ -209,6 +211,8 @@ def test_company_costs_no_accuracy_in_bf16(tmp_path: Path) -> None:
     for request, song in zip(batch, together, strict=True):
         (alone,), (truth,) = sing(coarse, [request]), sing(exact, [request])
         assert error(song, truth) <= BF16_FACTOR * error(alone, truth)
+        assert alone is not None
+        assert error(song, alone) <= BF16_SHARE * float(np.sqrt(np.mean(alone**2)))
 
 
 def error(song: Samples | None, truth: Samples | None) -> float:
