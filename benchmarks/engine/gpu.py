@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import math
 import os
 import statistics
 import sys
@@ -26,16 +25,13 @@ import torch
 from diffusers import AceStepPipeline
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.engine import floor
 from benchmarks.engine.full_size import SIZES, assemble
 from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, Bench, Clock, Figures, machine, synchronize
 from gpu_worker.engine.ace_step import AceStepEngine, Identity
 from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import Song, SongRequest
 from gpu_worker.engine.decoding import Windows, decode
-from gpu_worker.engine.footprint import decoder_line, text_bytes, transformer_line
 from gpu_worker.engine.loading import fold_weight_norm, part_audio
-from gpu_worker.engine.memory import CPU_WINDOWS, Need, Plan, plan
 from serinette.spec import AudioFormat
 
 
@@ -121,35 +117,17 @@ def made_ready(bench: Bench) -> None:
     if bench.pipe is None:
         assembled(bench)
     fold_weight_norm(bench.pipe.vae)
-    fits = _planned(bench)
+    fits = bench.planned()
     part_audio(bench.pipe.vae, fits)
     identity = Identity("measured", "random", bench.device)
     bench.engine = AceStepEngine(bench.pipe, Adapters(bench.pipe, {}, Path, 1), fits, identity)
     bench.note("plan", repr(fits))
 
 
-def _planned(bench: Bench) -> Plan:
-    if not bench.gpu:
-        return Plan(False, CPU_WINDOWS, math.inf, math.inf)
-    transformer, vae = bench.pipe.transformer, bench.pipe.vae
-    free_bytes, _ = torch.cuda.mem_get_info()
-    need = Need(
-        weights_bytes=0,  # they are there already
-        largest_part_bytes=0,
-        transformer=transformer_line(transformer.config, torch.bfloat16),
-        decoder=decoder_line(vae.config, torch.bfloat16),
-        text_bytes=text_bytes(transformer.config, torch.bfloat16),
-        frames_per_s=bench.pipe.latents_per_second,
-        max_duration_s=600.0,
-        guidance=False,
-    )
-    return plan(need, free_bytes, max_batch=8, offload=False)
-
-
 def eager(bench: Bench) -> None:
     """Songs a minute by batch, and their share of the card's floor."""
     for songs in bench.batches:
-        bench.note(f"eager_batch_{songs}", _with_floor(bench, songs, bench.typical(songs, bench.song_s)))
+        bench.note(f"eager_batch_{songs}", bench.with_floor(songs, bench.typical(songs, bench.song_s)))
 
 
 def novel(bench: Bench) -> None:
@@ -217,7 +195,7 @@ def compiled(bench: Bench) -> None:
         bench.timed(bench.batches[-1], bench.song_s)
         bench.note("compile_s", round(time.perf_counter() - began, 1))
         for songs in (bench.batches[0], bench.batches[-1]):
-            bench.note(f"compiled_batch_{songs}", _with_floor(bench, songs, bench.typical(songs, bench.song_s)))
+            bench.note(f"compiled_batch_{songs}", bench.with_floor(songs, bench.typical(songs, bench.song_s)))
     except BaseException:  # what does not compile is measured eagerly from here on
         for module, forward in forwards.items():
             module.forward = forward
@@ -256,17 +234,6 @@ def long(bench: Bench) -> None:
         bench.note(f"song_of_{duration_s:g}_s_ms", [round(each) for each in (whole, denoise, decoded)])
         if bench.gpu:
             bench.note(f"song_of_{duration_s:g}_s_peak_gib", round(torch.cuda.max_memory_allocated() / 2**30, 1))
-
-
-def _with_floor(bench: Bench, songs: int, row: Figures) -> Figures:
-    peaks = floor.card(torch.cuda.get_device_name()) if bench.gpu else None
-    if peaks is None:
-        return row
-    transformer = bench.pipe.transformer
-    batch = floor.Batch(songs, bench.song_s, bench.engine.model.default_steps)
-    weights = sum(weight.numel() for weight in transformer.parameters())
-    denoise_ms = 1e3 * floor.denoise_floor_s(transformer.config, weights, peaks, batch) / songs
-    return row | {"denoiser_share_of_floor": round(denoise_ms / row["denoise_ms"], 3)}
 
 
 # What each part may take at the longest, seconds on an H200 by arithmetic; the important ones first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -17,8 +18,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.engine import floor
 from benchmarks.engine.full_size import SIZES, Sizes
 from gpu_worker.engine.base import SongRequest
+from gpu_worker.engine.footprint import decoder_line, text_bytes, transformer_line
+from gpu_worker.engine.memory import CPU_WINDOWS, Need, Plan, plan
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
 
@@ -155,6 +159,35 @@ class Bench:
         ended, decoding = time.perf_counter(), clock.at[Stage.DECODING]
         return tuple(1e3 * part / songs for part in (ended - began, decoding - began, ended - decoding))  # type: ignore[return-value]
 
+    def planned(self) -> Plan:
+        """What fits on this card beside the weights, which are there already."""
+        if not self.gpu:
+            return Plan(False, CPU_WINDOWS, math.inf, math.inf)
+        transformer, vae = self.pipe.transformer, self.pipe.vae
+        free_bytes, _ = torch.cuda.mem_get_info()
+        need = Need(
+            weights_bytes=0,  # they are there already
+            largest_part_bytes=0,
+            transformer=transformer_line(transformer.config, torch.bfloat16),
+            decoder=decoder_line(vae.config, torch.bfloat16),
+            text_bytes=text_bytes(transformer.config, torch.bfloat16),
+            frames_per_s=self.pipe.latents_per_second,
+            max_duration_s=600.0,
+            guidance=False,
+        )
+        return plan(need, free_bytes, max_batch=8, offload=False)
+
+    def with_floor(self, songs: int, row: Figures) -> Figures:
+        """A row with the denoiser's share of the least time that the card's arithmetic allows."""
+        peaks = floor.card(torch.cuda.get_device_name()) if self.gpu else None
+        if peaks is None:
+            return row
+        transformer = self.pipe.transformer
+        batch = floor.Batch(songs, self.song_s, self.engine.model.default_steps)
+        weights = sum(weight.numel() for weight in transformer.parameters())
+        denoise_ms = 1e3 * floor.denoise_floor_s(transformer.config, weights, peaks, batch) / songs
+        return row | {"denoiser_share_of_floor": round(denoise_ms / row["denoise_ms"], 3)}
+
     def typical(self, songs: int, duration_s: float, runs: int = 3) -> Figures:
         """Medians of `timed`, warm."""
         self.timed(songs, duration_s)
@@ -176,10 +209,10 @@ def synchronize() -> None:
 
 def machine() -> Figures:
     """What was measured: the card by its maker's name, and the stack that ran, whatever is pinned."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("torch", "diffusers", "transformers", "accelerate", "peft", "av", "triton"):
         try:
-            versions[package] = metadata.version(package)
+            versions[package] = str(metadata.version(package))  # type: ignore[no-untyped-call]  # the backport types none
         except metadata.PackageNotFoundError:
             versions[package] = None
     cuda = torch.cuda.is_available()

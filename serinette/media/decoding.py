@@ -153,7 +153,7 @@ def _readable(file: Path | BinaryIO, stack: ExitStack) -> str | BinaryIO:
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
     if (patch := _valid_bits(head)) is not None:
-        return _Patched(stream, *patch)
+        return _Patched(stream, *patch)  # type: ignore[return-value]  # as much of one as FFmpeg reads
     return f"file:{file.absolute()}" if isinstance(file, Path) else file
 
 

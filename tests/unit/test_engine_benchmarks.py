@@ -12,7 +12,7 @@ import torch
 from benchmarks.engine import backlog, cold_start, floor, gpu, speed
 from benchmarks.engine.cases import Case
 from benchmarks.engine.full_size import SIZES, assemble, build
-from benchmarks.engine.gpu_bench import SMALL
+from benchmarks.engine.gpu_bench import SMALL, Bench
 
 # Several processes load torch: a machine that is busy takes minutes for them.
 pytestmark = pytest.mark.timeout(1200)
@@ -115,7 +115,7 @@ def test_the_ten_minutes_on_a_gpu_are_run_small(tmp_path: Path) -> None:
 
 def test_parts_without_time_are_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "PARTS", tuple((name, 60.0, work) for name, _, work in gpu.PARTS))
-    monkeypatch.setattr(gpu.Bench, "needs", lambda _bench, on_a_gpu_s: on_a_gpu_s)
+    monkeypatch.setattr(Bench, "needs", lambda _bench, on_a_gpu_s: on_a_gpu_s)
     out = tmp_path / "gpu.json"
     assert gpu.main(["--out", str(out), "--budget", "5"]) == 1
     told = json.loads(out.read_text())

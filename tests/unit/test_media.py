@@ -299,9 +299,9 @@ NOT_A_NUMBER[100] = np.nan
 )
 def test_a_sample_is_as_wide_as_it_lies(file: io.BytesIO, tmp_path: Path) -> None:
     (tmp_path / "file.wav").write_bytes(file.getvalue())
-    for given in (file, tmp_path / "file.wav"):
-        assert probe(given, 10).duration_s == 1
-        samples = decode(given, 48_000, 2, 10)
+    for each in (file, tmp_path / "file.wav"):
+        assert probe(each, 10).duration_s == 1
+        samples = decode(each, 48_000, 2, 10)
         assert np.abs(samples - WAVE.T).max() < 1e-3
 
 
