@@ -22,7 +22,7 @@ CODE := serinette api gpu_worker tests scripts benchmarks
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/local.stamp  ## Sing one song on this machine, into demo.mp3 (PORT=8019).
+demo: $(VENV)/local.stamp  ## Generate one song on this machine, into demo.mp3 (PORT=8019).
 	@$(LEASH) $(BIN)/serinette demo --port $(PORT)
 
 up: $(VENV)/local.stamp  ## Start the server for good (PORT=8019).

@@ -116,7 +116,7 @@ async def caller(connection: HTTPConnection) -> Caller:
     """
     found: Caller | None = connection.scope.get(CALLER)
     if found is None and _parts(connection).settings.auth:
-        raise Unauthorized("this path is open to everybody and has no tenant")
+        raise Unauthorized("this path needs no key and has no tenant")
     return found or Caller(DEFAULT_TENANT, NO_KEY, Limits())
 
 

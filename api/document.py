@@ -18,7 +18,7 @@ _TOLD: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
 # What paths of other servers' dialects may answer beside what they tell themselves.
 _REFUSALS = {
     "400": "The body cannot be read, or a field is wrong.",
-    "401": "No key, or one that is unknown, expired or revoked.",
+    "401": "The key is missing, unknown, expired or revoked.",
     "413": "The body is longer than is allowed.",
     "429": "A bound is reached; `Retry-After` says when to try again.",
     "500": "Something went wrong here.",

@@ -93,7 +93,7 @@ class Door:
 
 
 def _slow_store() -> Unavailable:
-    return StoreUnavailable("the store is slow to tell of jobs that ended long ago; try again")
+    return StoreUnavailable("the store is slow to answer for jobs that ended long ago; try again")
 
 
 def _slow_lookups() -> Unavailable:

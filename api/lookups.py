@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from api.queue import Seen
 
@@ -30,12 +30,18 @@ class Lookups:
         answer: asyncio.Future[Seen] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(tenant, {}).setdefault(job_id, []).append(answer)
         if len(self._looks) < _LOOKS:
-            look = asyncio.create_task(self._look())
-            self._looks.add(look)
-            look.add_done_callback(self._looks.discard)
+            self._looks.add(asyncio.create_task(self._look()))
         return await answer
 
     async def _look(self) -> None:
+        try:
+            await self._answer_all()
+        finally:
+            # In the same turn of the loop as the last check for askers: a done-callback runs a turn later, and who
+            # asked between the two saw every look taken, started none, and waited until somebody else asked.
+            self._looks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _answer_all(self) -> None:
         while self._asked:
             tenant, waiting = self._taken()
             try:

@@ -33,8 +33,8 @@ class WebhookSettings(SharedSettings):
     )
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         (),
-        description='Networks that webhooks may lead to though they are not public, e.g. `["10.20.0.0/16"]`. Everybody '
-        "who may submit can then make this server POST there.",
+        description='Networks that webhooks may lead to though they are not public, e.g. `["10.20.0.0/16"]`. Any '
+        "client that may submit can then make this server POST there.",
     )
 
     @model_validator(mode="after")
@@ -118,8 +118,8 @@ class MaintenanceSettings(WebhookSettings, PoolSettings, ContainerSettings):
     batch_backlog: int = Field(
         32,
         ge=1,
-        description="Jobs that batches keep waiting in the lowest lane of a pool, at least; more where `pools` tells "
-        "of workers: four times what all of them hold or sing together.",
+        description="Jobs that batches keep waiting in the lowest lane of a pool, at least; more where `pools` lists "
+        "workers: four times what all of them hold or generate together.",
     )
     brake_failures: int = Field(
         3, ge=1, description="Loads of a model that failed in a row, after which no more of the pool's workers start."
@@ -135,13 +135,13 @@ class MaintenanceSettings(WebhookSettings, PoolSettings, ContainerSettings):
     )
     cluster_namespace: str | None = Field(
         None,
-        description="Kubernetes namespace of the workers: what holds their pods is then told to clients, and pods that "
-        "hold work are marked. Needs the extra `cluster`. None: no cluster.",
+        description="Kubernetes namespace of the workers: what holds their pods is then reported to clients, and pods "
+        "that hold work are marked. Needs the extra `cluster`. None: no cluster.",
     )
     cluster_kubeconfig: Path | None = Field(
         None,
         validation_alias=AliasChoices("SERINETTE_CLUSTER_KUBECONFIG", "KUBECONFIG"),
-        description="How to reach it from outside; in a pod its service account tells.",
+        description="How to reach it from outside; None: a pod's own service account.",
     )
     cluster_selector: str = Field(
         "app.kubernetes.io/component=worker", description="Labels that find the worker pods there."

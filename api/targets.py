@@ -49,7 +49,7 @@ class Targets:
                 message = "webhook: the host cannot be looked up just now; try again"
                 raise Unavailable(message, field="webhook") from error
             raise InvalidSpec(
-                f"webhook: there is no host {host}; use one that can be reached", field="webhook"
+                f"webhook: there is no host {host}; use a host that can be reached", field="webhook"
             ) from error
 
     def addresses(self, host: str, port: int) -> list[Address]:

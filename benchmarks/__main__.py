@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import batch, client_import, demo, forgetting, gateway_import, gateway_load, page, recovery, songs
+from benchmarks import (
+    batch,
+    client_import,
+    demo,
+    depth,
+    forgetting,
+    gateway_import,
+    gateway_load,
+    page,
+    recovery,
+    songs,
+    start_latency,
+)
 from benchmarks.engine import backlog, cold_start, feeding, speed
 from benchmarks.engine.cases import Case, on_cpu, on_gpu
+from benchmarks.peers import throughput
 from benchmarks.record import Figures, write
 from gpu_worker.engine_environment import engine_environment
 
@@ -35,6 +50,12 @@ ENGINE = {
     "gpu-engine-xl": lambda: speed.measure(on_gpu("xl")),
     "gpu-backlog": lambda: backlog.measure(on_gpu("turbo")),
 }
+# Likewise, and they take options: see `python -m benchmarks --help`.
+WITH_OPTIONS: dict[str, tuple[Callable[..., Figures], tuple[str, ...]]] = {
+    "peers": (throughput.measure, ("rounds", "round_s", "appendfsync")),
+    "depth": (depth.measure, ("rounds", "jobs", "ended_after_s", "appendfsync")),
+    "start-latency": (start_latency.measure, ("rounds", "other")),
+}
 
 
 def engine_figures(case: Case) -> Figures:
@@ -49,18 +70,45 @@ def as_engine(names: list[str]) -> None:
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *names], {**wanted, **os.environ})
 
 
-def main(names: list[str]) -> int:
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The command line; an option that is not given is not in it."""
+    known = [*BENCHMARKS, *LONG, *ENGINE, *WITH_OPTIONS]
+    parser = argparse.ArgumentParser("python -m benchmarks", argument_default=argparse.SUPPRESS, description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(known)}; none: the short ones")
+    parser.add_argument("--rounds", type=int, help="peers, depth, start-latency: how often each has its turn")
+    parser.add_argument("--round-s", type=float, help="peers: seconds of a turn")
+    parser.add_argument("--appendfsync", choices=("always", "everysec"), help="peers, depth: of Valkey")
+    parser.add_argument("--jobs", type=int, help="depth: how many wait")
+    parser.add_argument("--ended-after-s", type=float, help="depth: measure an ended job again after so long")
+    parser.add_argument("--other", type=Path, help="start-latency: a checkout to measure in turns with this one")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in known]:
+        parser.error(f"no benchmark {', '.join(unknown)}: there are {', '.join(known)}")
+    return options
+
+
+def figures_of(name: str, options: argparse.Namespace) -> tuple[Figures, str]:
+    """Measure; also the command that does so again, without the place of another checkout."""
+    measures = BENCHMARKS | LONG | ENGINE
+    if name in measures:
+        return measures[name](), f"python -m benchmarks {name}"
+    measure, takes = WITH_OPTIONS[name]
+    given = {option: value for option, value in vars(options).items() if option in takes}
+    words = [
+        f"--{option.replace('_', '-')} {'CHECKOUT' if option == 'other' else value}" for option, value in given.items()
+    ]
+    return measure(**given), " ".join(["python -m benchmarks", name, *words])
+
+
+def main(arguments: list[str]) -> int:
     """Run the named benchmarks, or all but the long ones."""
-    known = BENCHMARKS | LONG | ENGINE
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        print(f"no benchmark {', '.join(unknown)}: there are {', '.join(known)}", file=sys.stderr)
-        return 2
-    if any(name in ENGINE for name in names):
-        as_engine(names)
-    for name in names or BENCHMARKS:
+    options = parsed(arguments)
+    if any(name in ENGINE for name in options.names):
+        as_engine(arguments)
+    for name in options.names or BENCHMARKS:
         print(f"{name}...", flush=True)
-        print(f"  {write(name, known[name]())}", flush=True)
+        figures, command = figures_of(name, options)
+        print(f"  {write(name, figures, command)}", flush=True)
     page.update()
     return 0
 

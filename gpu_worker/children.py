@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -115,20 +115,3 @@ class Child:
         if self._busy_fd is not None:
             os.close(self._busy_fd)
             self._busy_fd = None
-
-
-def reap_orphans(children: Iterable[Child]) -> None:
-    """Bury grandchildren whose parents died: as process 1 of a container they are ours.
-
-    `Child.look` buries a child of our own, and is called first: a dead one hides the orphans behind it.
-    """
-    ours = {child.pid for child in children}
-    while True:
-        try:
-            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if dead is None or dead.si_pid in ours:
-            return
-        with suppress(ChildProcessError):
-            os.waitpid(dead.si_pid, os.WNOHANG)

@@ -70,10 +70,10 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
         "busy": _gauge("slots_busy", "Jobs that this worker holds."),
         "cold_start": _gauge("cold_start_seconds", "From this worker's first process to a model that was ready."),
         "deaths": _counter("child_deaths", "Processes of this worker that ended unasked.", ["part"]),
-        "busy_s": _counter("engine_busy_seconds", "Time that the engine has sung since it started."),
-        "audio_s": _counter("engine_audio_seconds", "Audio that the engine has made since it started."),
+        "busy_s": _counter("engine_busy_seconds", "Time that the engine has spent generating since it started."),
+        "audio_s": _counter("engine_audio_seconds", "Audio that the engine has generated since it started."),
         "steps": _counter("engine_steps", "Denoising steps since the engine started, those of each song of a batch."),
-        "gpu_memory_used_bytes": _gauge("gpu_memory_used_bytes", "Memory in use on the GPU, by whomever."),
+        "gpu_memory_used_bytes": _gauge("gpu_memory_used_bytes", "Memory in use on the GPU, by all processes."),
         "gpu_memory_total_bytes": _gauge("gpu_memory_total_bytes", "Memory of the GPU."),
         "gpu_utilization": _gauge("gpu_utilization_ratio", "Share of the last moments in which the GPU worked."),
     }

@@ -60,7 +60,7 @@ class WorkerSettings(SharedSettings):
         None, description="Set by the supervisor: its own directory, for the engine's socket and spools."
     )
     store_patience_s: float = Field(
-        300, ge=0, description="How long a sung song waits for a store that is away before its attempt fails."
+        300, ge=0, description="How long a generated song waits for a store that is away before its attempt fails."
     )
 
     spool_max_bytes: int = Field(
@@ -85,11 +85,11 @@ class WorkerSettings(SharedSettings):
     compile: bool = Field(False, description="torch.compile transformer and decoder; loading takes minutes longer.")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means all cores. Bits depend on it.")
     max_loras: int = Field(8, ge=1, le=64, description="Most LoRAs kept in memory; the one unused longest goes.")
-    max_batch: int = Field(1, ge=1, le=64, description="Most songs sung together.")
+    max_batch: int = Field(1, ge=1, le=64, description="Most songs generated together.")
 
     engine_module: str = Field("gpu_worker.engine", description="Module that is run as the engine process.")
     engine_start_timeout_s: float = Field(1800, gt=0, description="Longest load of the model before a restart.")
-    stall_timeout_s: float = Field(300, gt=0, description="Longest silence of a singing engine before it is killed.")
+    stall_timeout_s: float = Field(300, gt=0, description="Longest silence of a generating engine before it is killed.")
     cancel_timeout_s: float = Field(15, gt=0, description="Longest wait for a canceled or timed-out engine to stop.")
 
     @model_validator(mode="after")

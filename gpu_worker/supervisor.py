@@ -1,4 +1,4 @@
-"""Process 1 of a worker pod: one engine, some slots. It keeps them alive, tells of them and lets them go in order."""
+"""The supervisor of a worker pod: an engine and slots. It keeps them alive, tells of them and lets them go in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
-from gpu_worker.children import Child, reap_orphans
+from gpu_worker.children import Child
 from gpu_worker.engine_environment import engine_environment
 from gpu_worker.engine_watch import EngineWatch
 from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
@@ -103,7 +103,6 @@ class Supervisor:
                     self._herald.load_failed(f"the {child.name} refuses its configuration; see its log")
                     log.critical("%s refuses its configuration, and so does this worker: see above", child.name)
                     return CONFIGURATION_EXIT_CODE
-        reap_orphans((self._engine, *self._slots))
         hello = self._watch.look()
         self._keep_engine(hello, at_s)
         if self._signals > self._passed_on:

@@ -104,7 +104,7 @@ class Sung(_Message):
     sample_rate: int
     sampling: Sampling
     model: Model
-    sing_s: float
+    generate_s: float
     batch_size: int = 1
     warnings: tuple[str, ...] = ()
 

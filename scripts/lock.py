@@ -17,8 +17,8 @@ from scripts.chart_tools import ROOT, python_tool
 
 _HEAD = "# Pinned from pyproject.toml by `make lock`.\n"
 _LOCKS = {
-    "api/requirements.txt": ("--extra", "gateway", "--extra", "cluster", "--extra", "cli", "--extra", "otel"),
-    "gpu_worker/requirements.txt": ("--extra", "worker", "--extra", "otel"),
+    "api/requirements.txt": tuple(f"--extra={extra}" for extra in ("gateway", "cluster", "cli", "otel", "init")),
+    "gpu_worker/requirements.txt": tuple(f"--extra={extra}" for extra in ("worker", "otel", "init")),
 }
 _TORCHS = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 # Of the data image, which has none of our code: these and nothing that ours needs.

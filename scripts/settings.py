@@ -22,7 +22,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 SECTIONS: tuple[tuple[str, type[SharedSettings]], ...] = (
     ("Every process", SharedSettings),
     ("Gateway (`python -m api`)", GatewaySettings),
-    ("Maintenance (`python -m api.maintenance`)", MaintenanceSettings),
+    ("Controller (`python -m api.maintenance`)", MaintenanceSettings),
     ("Worker (`python -m gpu_worker`)", WorkerSettings),
 )
 

@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from serinette.credentials import Limits
 from serinette.job import Artifact, JobError, JobStatus, LabelText, Usage
 from serinette.names import Lane
-from serinette.spec import GenerationSpec
+from serinette.spec import BoundedInput, GenerationSpec
 from serinette.webhook import Delivery, WebhookUrl
 
 MAX_LINES = 100_000
@@ -66,7 +66,7 @@ CustomId = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,64}$")]
 class BatchSpec(GenerationSpec):
     """One line: a song, and your own name for it."""
 
-    custom_id: CustomId | None = Field(None, description="Yours, told again in every result; each at most once.")
+    custom_id: CustomId | None = Field(None, description="Yours, repeated in every result; each at most once.")
 
     def song(self) -> GenerationSpec:
         """The song alone, with only those fields set that the client wrote."""
@@ -75,10 +75,8 @@ class BatchSpec(GenerationSpec):
         return GenerationSpec.model_construct(_fields_set=self.model_fields_set & names, **values)
 
 
-class BatchOptions(BaseModel):
+class BatchOptions(BoundedInput):
     """Of the batch and not of its songs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: LabelText | None = Field(None, description="Yours, for lists.")
     labels: dict[LabelText, LabelText] = Field(
@@ -86,7 +84,7 @@ class BatchOptions(BaseModel):
     )
     timeout_s: int | None = Field(None, ge=10, le=6 * 3600, description="Longest run of each song.")
     webhook: WebhookUrl | None = Field(
-        None, description="Told of the batch's end by a signed POST (Standard Webhooks); must lead to a public address."
+        None, description="Gets a signed POST (Standard Webhooks) when the batch ends; must lead to a public address."
     )
 
     @field_validator("labels")
@@ -97,17 +95,15 @@ class BatchOptions(BaseModel):
         return labels
 
 
-class Span(BaseModel):
+class Span(BoundedInput):
     """So many whole numbers from the first on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: int = Field(ge=0)
     count: int = Field(ge=1, le=MAX_LINES)
 
 
 class BatchRequest(BatchOptions):
-    """A batch in one JSON body. Each of the specs is sung with every combination of the sweep's values."""
+    """A batch in one JSON body. Each of the specs is generated with every combination of the sweep's values."""
 
     specs: list[BatchSpec] = Field(min_length=1, max_length=MAX_LINES)
     sweep: dict[str, list[Any] | Span] = Field(
@@ -123,8 +119,8 @@ class BatchCounts(_Model):
     total: int
     released: int = Field(0, description="Given to the queue, or ended.")
     queued: int = Field(0, description="Of those, waiting in the lane.")
-    running: int = Field(0, description="Of those, being sung.")
-    completed: int = Field(0, description="Sung.")
+    running: int = Field(0, description="Of those, being generated.")
+    completed: int = Field(0, description="Succeeded.")
     failed: int = 0
     canceled: int = 0
 
@@ -195,7 +191,7 @@ class BatchHeader(_Model):
     total: int
     part_lines: int = PART_LINES
     digest: str = Field(description="Of all lines and options as the client wrote them; also names the input.")
-    limits: Limits | None = Field(None, description="The tenant's, where a file told them when the batch was made.")
+    limits: Limits | None = Field(None, description="The tenant's, where a file declared them when the batch was made.")
     sources: tuple[str, ...] = Field((), description="Uploads and jobs whose audio its lines start from.")
     created_at: AwareDatetime
 

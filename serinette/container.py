@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from serinette.errors import InvalidSpec
-from serinette.spec import AudioId, PublishedName, invalid_spec, without_control_characters
+from serinette.spec import AudioId, BoundedInput, PublishedName, invalid_spec, without_control_characters
 
 # The pool whose lanes containers wait in: no worker serves it, maintenance does.
 CONTAINERS_POOL = "containers"
@@ -62,11 +62,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za
 Word = Annotated[str, StringConstraints(max_length=8_192)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Input(_Model):
+class Input(BoundedInput):
     """Something of one's own that lies below `/inputs` before the command starts."""
 
     path: FileName = Field(description="Its name below /inputs; of a prefix, the directory.", examples=["song.mp3"])
@@ -87,7 +83,7 @@ class Input(_Model):
         return self
 
 
-class ContainerSpec(_Model):
+class ContainerSpec(BoundedInput):
     """An image and a command, and what they need."""
 
     image: Image = Field(description="In full, of those that the operator allows.", examples=["registry.example/a/b:1"])
@@ -158,7 +154,7 @@ class ContainerSpec(_Model):
             raise invalid_spec(error) from error
 
 
-class Ceilings(_Model):
+class Ceilings(BoundedInput):
     """Most that one container of a tenant may take."""
 
     gpus: int = Field(1, ge=0, le=64)
@@ -205,7 +201,7 @@ class Run(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    exit_code: int | None = Field(None, description="Null when it never ran, or nobody saw it end.")
+    exit_code: int | None = Field(None, description="Null when it never ran, or its end was not observed.")
     outputs: tuple[Output, ...] = ()
     log_key: str | None = Field(None, description="Object key of its whole log.")
     log_size_bytes: int = 0

@@ -112,7 +112,7 @@ def find(redis: Redis, keys: Keys, key_id: str) -> Credential:
     """
     text = redis.hget(keys.credentials, key_id)
     if text is None:
-        raise NotFound(f"there is no key {key_id[:40]} in Redis; one that a file declares is changed there")
+        raise NotFound(f"there is no key {key_id[:40]} in Redis; a key that a file declares is changed there")
     return Credential.model_validate_json(text)
 
 

@@ -2,11 +2,11 @@
 
 SerinetteError
 ├── ConfigurationError   the process refuses to start
-├── RequestError         the caller can mend it; nothing was stored
+├── RequestError         the caller can correct it; nothing was stored
 ├── Limited              a bound is reached; nothing was stored; `retry_after_s` says when to try again
 ├── Unavailable          try again; nothing was accepted
-├── SingError            an attempt failed; `retryable` says whether another may pass
-└── Interruption         not a failure: the attempt ends and is charged to nobody
+├── GenerationError            an attempt failed; `retryable` says whether another may pass
+└── Interruption         not a failure: the attempt ends and does not count against the job
 
 `code` is a closed vocabulary: it is what clients switch on, in HTTP problems, job records and events alike.
 """
@@ -33,7 +33,7 @@ class ConfigurationError(SerinetteError):
 
 
 class RequestError(SerinetteError):
-    """The caller can mend it."""
+    """The request is wrong; the caller can correct it."""
 
     code = "bad_request"
 
@@ -187,77 +187,77 @@ class ClusterUnavailable(Unavailable):
         self.status = status
 
 
-class SingError(SerinetteError):
-    """An attempt to sing failed."""
+class GenerationError(SerinetteError):
+    """An attempt to generate failed."""
 
-    code = "sing_failed"
+    code = "generation_failed"
 
 
-class EngineCrashed(SingError):
+class EngineCrashed(GenerationError):
     """The engine process died mid-song."""
 
     code = "engine_crashed"
     retryable = True
 
 
-class EngineStalled(SingError):
+class EngineStalled(GenerationError):
     """The engine showed no progress within its deadline and was killed."""
 
     code = "engine_stalled"
     retryable = True
 
 
-class EngineOutOfMemory(SingError):
+class EngineOutOfMemory(GenerationError):
     """The song does not fit into the device's memory."""
 
     code = "out_of_memory"
 
 
-class JobTimeout(SingError):
+class JobTimeout(GenerationError):
     """The job ran longer than its `timeout_s`."""
 
     code = "timeout"
 
 
-class WorkerLost(SingError):
+class WorkerLost(GenerationError):
     """The worker that held the job stopped its heartbeat."""
 
     code = "worker_lost"
     retryable = True
 
 
-class Expired(SingError):
+class Expired(GenerationError):
     """No worker began the job within its `start_deadline_s`."""
 
     code = "expired"
 
 
-class PoolRemoved(SingError):
+class PoolRemoved(GenerationError):
     """The job's pool was removed while it waited, and no other holds its model."""
 
     code = "pool_removed"
 
 
-class InvalidOutput(SingError):
+class InvalidOutput(GenerationError):
     """The model produced samples that are not finite, or none."""
 
     code = "invalid_output"
 
 
-class ContainerFailed(SingError):
+class ContainerFailed(GenerationError):
     """The container ended with an exit code that is not 0, or could not be started."""
 
     code = "container_failed"
     retryable = True
 
 
-class ImageUnavailable(SingError):
+class ImageUnavailable(GenerationError):
     """The container's image cannot be pulled."""
 
     code = "image_unavailable"
 
 
-class Unschedulable(SingError):
+class Unschedulable(GenerationError):
     """No node took the container in time."""
 
     code = "unschedulable"
@@ -289,10 +289,10 @@ class Superseded(Interruption):
 
 
 def of_code(code: str, message: str) -> SerinetteError:
-    """The error that another process told of by its `code`; an unknown code becomes a plain SingError."""
+    """The error that another process reported by its `code`; an unknown code becomes a plain GenerationError."""
     kinds: list[type[SerinetteError]] = [SerinetteError]
     for kind in kinds:
         if kind.code == code:
             return kind(message)
         kinds += kind.__subclasses__()
-    return SingError(message)
+    return GenerationError(message)

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
-from serinette.spec import AudioFormat, GenerationSpec
+from serinette.spec import AudioFormat, BoundedInput, GenerationSpec
 from serinette.webhook import Delivery, WebhookUrl
 
 
@@ -44,7 +44,7 @@ class Stage(StrEnum):
 
 
 class AttemptOutcome(StrEnum):
-    """How one attempt ended. `returned` and `superseded` are charged to nobody."""
+    """How one attempt ended. `returned` and `superseded` do not count against the job."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -142,7 +142,7 @@ class Timings(_Model):
     """Seconds spent."""
 
     queue_s: float = Field(description="From submit to the start of the winning attempt.")
-    sing_s: float = Field(description="In the engine.")
+    generate_s: float = Field(description="In the engine, generating.")
     encode_s: float
     upload_s: float
     run_s: float = Field(description="From the start of the winning attempt to its end.")
@@ -165,7 +165,7 @@ class Result(_Model):
 
 
 class Usage(_Model):
-    """What a job took, told once it has ended."""
+    """What a job took, reported once it has ended."""
 
     gpu_s: float = Field(0.0, description="Seconds in the engine: of the attempt that counts, and of failed ones.")
     queue_s: float = Field(0.0, description="From submit to the start of the last attempt, or to the end without one.")
@@ -210,10 +210,8 @@ class Record(_Model):
 LabelText = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,63}$")]
 
 
-class JobOptions(BaseModel):
+class JobOptions(BoundedInput):
     """Of the job and not of the song."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lane: Lane = Field(Lane.NORMAL, description="Priority inside the pool.")
     timeout_s: int | None = Field(None, ge=10, le=6 * 3600, description="Longest run; null means the default.")
@@ -222,7 +220,7 @@ class JobOptions(BaseModel):
         None, ge=1, le=30 * 86_400, description="A job that no worker began within so many seconds fails as `expired`."
     )
     webhook: WebhookUrl | None = Field(
-        None, description="Told of the job's end by a signed POST (Standard Webhooks); must lead to a public address."
+        None, description="Gets a signed POST (Standard Webhooks) when the job ends; must lead to a public address."
     )
 
 
@@ -242,8 +240,8 @@ class Job(_Model):
     ended_at: AwareDatetime | None = None
     timeout_s: int | None = None
     start_by: AwareDatetime | None = Field(None, description="When it fails as `expired` unless a worker began it.")
-    webhook: str | None = Field(None, description="Where its end is told.")
-    deliveries: tuple[Delivery, ...] = Field((), description="Tries to tell it there, so far.")
+    webhook: str | None = Field(None, description="URL that gets a POST when it ends.")
+    deliveries: tuple[Delivery, ...] = Field((), description="Delivery attempts so far.")
     cancel_requested: bool = False
     progress: Progress | None = None
     attempts: tuple[Attempt, ...] = ()

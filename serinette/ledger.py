@@ -130,7 +130,7 @@ class Outcome:
         """Of the attempt that counts; the ledger's script reads it from the event."""
         if self.result is None:
             return {"gpu_s": self.gpu_s, "size_bytes": self.run.size_bytes if self.run else 0}
-        return {"gpu_s": self.result.timings.sing_s, "size_bytes": self.result.size_bytes}
+        return {"gpu_s": self.result.timings.generate_s, "size_bytes": self.result.size_bytes}
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def about(**fields: str) -> Iterator[None]:
 def configure(settings: SharedSettings, part: str) -> None:
     """Log to stderr from now on, as `log_format` and `log_level` say, also what nobody catches. Once, in `main()`.
 
-    `part` names the process: gateway, maintenance, worker, slot, engine.
+    `part` names the process: gateway, controller, worker, slot, engine.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(part) if settings.log_format == "json" else TextLines())
@@ -108,7 +108,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
-    logging.getLogger("serinette").critical("nobody caught this", exc_info=(kind, error, trace))
+    logging.getLogger("serinette").critical("uncaught exception", exc_info=(kind, error, trace))
 
 
 def _log_uncaught_in_thread(hook: threading.ExceptHookArgs) -> None:

@@ -35,7 +35,7 @@ class PoolFacts(BaseModel):
     min_workers: int = Field(0, ge=0)
     max_workers: int = Field(1, ge=0)
     slots: int = Field(2, ge=1, description="Jobs that one worker holds at a time.")
-    max_batch: int = Field(1, ge=1, description="Songs that one worker sings together.")
+    max_batch: int = Field(1, ge=1, description="Songs that one worker generates together.")
     longest_s: int | None = Field(
         None,
         ge=0,
@@ -61,7 +61,7 @@ class PoolSettings(SharedSettings):
         (),
         description="The pools, as the chart writes them (JSON): name, model, model_name, min_workers, max_workers, "
         "slots, max_batch, longest_s, gpu_resource. Jobs are then routed by model also while no worker is up. Empty: "
-        "only workers that are up tell of pools and models.",
+        "pools and models are known only from workers that are up.",
     )
 
     @field_validator("pools")
@@ -69,7 +69,7 @@ class PoolSettings(SharedSettings):
     def _each_once(cls, pools: tuple[PoolFacts, ...]) -> tuple[PoolFacts, ...]:
         names = [pool.name for pool in pools]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)}: told of twice; give each pool a name of its own")
+            raise ValueError(f"{', '.join(twice)}: listed twice; give each pool a name of its own")
         return pools
 
 

@@ -91,7 +91,10 @@ class SharedSettings(BaseSettings):
         description="Where traces go by OTLP over HTTP, e.g. http://otel-collector:4318. None: no traces, at no cost.",
     )
     otlp_sample_ratio: float = Field(
-        1.0, ge=0, le=1, description="Share of requests traced; one that comes with a traceparent has been decided on."
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests traced; for a request with a traceparent its sender has decided.",
     )
 
     @field_validator("redis_url")

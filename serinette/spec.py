@@ -8,9 +8,11 @@ import json
 import re
 import secrets
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
+from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from serinette.errors import HandBack, InvalidSpec
 
@@ -63,13 +65,44 @@ def without_control_characters(text: str) -> str:
     return text
 
 
-class GenerationSpec(BaseModel):
+class BoundedInput(BaseModel):
+    """What clients write. Numbers of names and of items are checked before any item is: pydantic makes an error of each
+    wrong item and each unknown name, which takes seconds of a list that fills a body.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_enough(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        if len(given) > len(cls.model_fields):
+            unknown = next(name for name in given if name not in cls.model_fields)
+            raise _refusal("extra_forbidden", unknown, "Extra inputs are not permitted")
+        for name, value in given.items():
+            if isinstance(value, list | tuple | dict) and name in cls.model_fields:
+                for bound in cls.model_fields[name].metadata:
+                    if isinstance(bound, MaxLen) and len(value) > bound.max_length:
+                        raise _refusal(
+                            "too_long", name, f"must have at most {bound.max_length} items, not {len(value)}"
+                        )
+        return given
+
+
+def _refusal(kind: Literal["extra_forbidden", "too_long"], name: object, message: str) -> PydanticCustomError:
+    # A name that a client made up may be long, and half of a surrogate pair can be read but not be answered.
+    shown = str(name)[:80].encode(errors="replace").decode()
+    return PydanticCustomError(kind, "{name}: {message}", {"name": shown, "message": message})
+
+
+class GenerationSpec(BoundedInput):
     """One job's song. `None` means: the checkpoint's own default, or the model chooses."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     prompt: str = Field("", max_length=8_192, description="Caption: style, mood, instruments.")
-    lyrics: str = Field("", max_length=16_384, description="Words to sing; empty means instrumental.")
+    lyrics: str = Field("", max_length=16_384, description="Lyrics to be sung; empty means instrumental.")
     vocal_language: str = Field(
         "en", pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", description="BCP-47 language of the lyrics."
     )
@@ -83,8 +116,8 @@ class GenerationSpec(BaseModel):
     task: Task = Field(Task.TEXT2MUSIC, description="What to do; all but text2music work on `source_audio`.")
     source_audio: AudioId | None = Field(None, description="Upload id, or `{job_id}/{index}` of an earlier song.")
     reference_audio: AudioId | None = Field(None, description="Upload or song id whose timbre to follow.")
-    repaint_start_s: float | None = Field(None, ge=0, le=600, description="Start of the window to sing anew.")
-    repaint_end_s: float | None = Field(None, ge=0, le=600, description="End of the window to sing anew.")
+    repaint_start_s: float | None = Field(None, ge=0, le=600, description="Start of the window to generate again.")
+    repaint_end_s: float | None = Field(None, ge=0, le=600, description="End of the window to generate again.")
     track: Track | None = Field(None, description="Track for extract and lego, e.g. `vocals`.")
     tracks: tuple[Track, ...] | None = Field(None, min_length=1, max_length=12, description="Tracks for complete.")
     cover_strength: float = Field(1.0, ge=0, le=1, description="How closely a cover follows its source.")
@@ -98,7 +131,7 @@ class GenerationSpec(BaseModel):
     timesteps: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
         None, min_length=1, max_length=200, description="Custom schedule, falling from at most 1."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn and told when left out.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn and reported when left out.")
     variations: int = Field(1, ge=1, le=MAX_VARIATIONS, description="Songs in this job; number i uses seed + i.")
 
     model: PublishedName | None = Field(None, description="A model that the operator published.")

@@ -294,6 +294,6 @@ def _own_errors(what: str, *, missing: type[NotFound] | type[StoreUnavailable] =
         why = "is not in the store" if missing is NotFound else "cannot be kept: the store's bucket does not exist"
         raise missing(f"{what} {why}") from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise StoreUnavailable(f"the store refuses our credentials for {what}; its operator must mend them") from error
+        raise StoreUnavailable(f"the store refuses our credentials for {what}; its operator must fix them") from error
     except BaseError as error:
         raise StoreUnavailable(f"the store does not answer for {what}; try again later") from error

@@ -45,18 +45,18 @@ JOBS_ENDED = Counter(
 )
 ATTEMPTS_ENDED = Counter(
     "attempts_ended",
-    "Attempts that ended, by outcome; returned and superseded ones are charged to nobody.",
+    "Attempts that ended, by outcome; returned and superseded ones do not count against the job.",
     ("pool", "outcome", "code"),
 )
 RETRIES = Counter("retries", "Attempts that failed and were followed by another.", ("pool", "code"))
 
 WEBHOOKS = Counter(
-    "webhook_deliveries", "Tries to tell a webhook: delivered, failed (another follows) or given_up.", ("outcome",)
+    "webhook_deliveries", "Webhook deliveries attempted: delivered, failed (another follows) or given_up.", ("outcome",)
 )
 
 WAIT = Histogram("wait_seconds", "From a job's submit to its first claim.", ("pool", "lane"), _SECONDS)
 RUN = Histogram("run_seconds", "From the start of the attempt that succeeded to its end.", ("pool",), _SECONDS)
-STAGE = Histogram("stage_seconds", "Parts of that: sing, encode, upload.", ("pool", "stage"), _SECONDS)
+STAGE = Histogram("stage_seconds", "Parts of that: generate, encode, upload.", ("pool", "stage"), _SECONDS)
 COLD_START = Histogram(
     "cold_start_seconds", "From the start of a worker's first process to a model that is ready.", ("pool",), _SECONDS
 )
@@ -68,7 +68,7 @@ STEP_RATE = Histogram(
 )
 REAL_TIME_FACTOR = Histogram(
     "real_time_factor",
-    "Seconds of audio of one job for each second that the engine sang for it.",
+    "Seconds of audio of one job for each second that the engine spent on it.",
     ("pool",),
     (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0),
 )

@@ -164,7 +164,7 @@ def _result(artifacts: tuple[Artifact, ...]) -> Result:
         model="tiny",
         model_revision="0" * 64,
         sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
-        timings=Timings(queue_s=0.1, sing_s=1.0, encode_s=0.1, upload_s=0.1, run_s=1.3),
+        timings=Timings(queue_s=0.1, generate_s=1.0, encode_s=0.1, upload_s=0.1, run_s=1.3),
     )
 
 

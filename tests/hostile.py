@@ -135,6 +135,9 @@ def raw(key: str) -> list[bytes]:
         + b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         + _NOISE,
         b"GET /v1/queue HTTP/1.1\r\nhost: x\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n" + _NOISE,
+        start + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + b"a: b\r\n" * 100_000,  # trailers
+        b"POST /v1/jobs HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+        + b"a: b\r\n" * 500_000,
     ]
 
 

@@ -86,9 +86,7 @@ class Desk:
             limits = self.limits(tenant)
             if limits.lanes is not None and LANE not in limits.lanes:
                 allowed = ", ".join(limits.lanes)
-                raise LaneNotAllowed(
-                    f"batches are sung in lane {LANE}; tenant {tenant} may use {allowed}", field="lane"
-                )
+                raise LaneNotAllowed(f"batches run in lane {LANE}; tenant {tenant} may use {allowed}", field="lane")
             check_webhook(tenant, options.webhook, self.settings, self.targets)
             batch_id = keyed_batch_id(tenant, idempotency_key)
             with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
@@ -143,7 +141,7 @@ class Desk:
             if self._page(tenant, batch_id) is None:
                 raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
             if not self.book.retry(batch_id):
-                raise Conflict(f"batch {batch_id} has not ended, or all of it was sung: there is nothing to retry")
+                raise Conflict(f"batch {batch_id} has not ended, or all of it was generated: there is nothing to retry")
         return self.get(tenant, batch_id)
 
     def erase(self, tenant: str, batch_id: str) -> None:
@@ -251,7 +249,7 @@ class Desk:
                 raise _no_batch(batch_id)
             status = self.book.move(batch_id, to, *allowed)
         if status is not to:
-            raise Conflict(f"batch {batch_id} is {status}: only one that is {' or '.join(allowed)} can be {to}")
+            raise Conflict(f"batch {batch_id} is {status}: only {' or '.join(allowed)} batches can be {to}")
         return self.get(tenant, batch_id)
 
 
@@ -259,7 +257,7 @@ def require_ended(batch: Batch) -> Batch:
     """The batch, whose files are written. Raises NotFinished."""
     if not batch.status.ended:
         raise NotFinished(
-            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines tells "
+            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines shows "
             "what has become of its lines so far"
         )
     return batch

@@ -132,6 +132,8 @@ def read_line(number: int, line: Line) -> BatchSpec | Wrong:
 def _told(number: int, error: dict[str, Any]) -> LineError:
     message = error["msg"].removeprefix("Value error, ")
     field = ".".join(str(part) for part in error["loc"]) or None
+    if error["type"] in {"too_long", "extra_forbidden"} and field is None:  # of the whole; it names the field itself
+        field, _, message = message.partition(": ")
     return LineError(number, field, message)
 
 

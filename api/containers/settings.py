@@ -84,7 +84,7 @@ class ContainerSettings(SharedSettings):
     containers_priority_classes: dict[Lane, ObjectName] = Field({}, description="Priority class of each lane (JSON).")
     containers_start_s: int = Field(900, ge=30, description="How long a pod may wait for a node and its image.")
     containers_grace_s: int = Field(
-        120, ge=10, le=3600, description="From a container's end, or its being told to end, until its outputs are lost."
+        120, ge=10, le=3600, description="From a container's end, or the request to end it, until its outputs are lost."
     )
     containers_log_bytes: int = Field(
         4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Longest log kept; it lies in Redis while it runs."

@@ -128,7 +128,7 @@ def main() -> int:
         signal.signal(number, lambda _number, _frame: stop.set())
     try:
         settings = read(MaintenanceSettings)
-        logs.configure(settings, "maintenance")
+        logs.configure(settings, "controller")
         if command == "restore":
             restore(settings)
         else:

@@ -37,15 +37,15 @@ class MaintenanceMetrics:
     def __init__(self, registry: CollectorRegistry, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
         """`leading` tells whether this replica holds the lease."""
         self._mended = Counter(
-            "serinette_maintenance_mended",
-            "Jobs that were in trouble, by what was done.",
+            "serinette_controller_reconciled_jobs",
+            "Jobs whose state was repaired, by what was done.",
             ["action"],
             registry=registry,
         )
         self._round = Gauge(
-            "serinette_maintenance_round_timestamp_seconds", "When this replica last ended a round.", registry=registry
+            "serinette_controller_round_timestamp_seconds", "When this replica last ended a round.", registry=registry
         )
-        leads = Gauge("serinette_maintenance_leading", "Whether this replica holds the lease.", registry=registry)
+        leads = Gauge("serinette_controller_leading", "Whether this replica holds the lease.", registry=registry)
         leads.set_function(lambda: float(leading()))
         registry.register(QueueCollector(redis, keys, leading))
 
@@ -79,7 +79,7 @@ class QueueCollector(Collector):
             gauges = self._queue(workers)
             counted = Tally.parse(self._redis.hgetall(self._keys.tally))
         except RedisError as error:
-            log.warning("the queue cannot be told of: %s", error)
+            log.warning("the queue cannot be reported: %s", error)
             return
         yield from gauges
         yield from (_counted(measure, counted) for measure in MEASURES)
@@ -147,7 +147,7 @@ def _gauges() -> dict[str, GaugeMetricFamily]:
         "oldest": _gauge("queue_oldest_seconds", "Age of the oldest job in a lane, 0 when empty.", lane),
         "running": _gauge("jobs_running", "Jobs that a slot holds.", lane),
         "unfinished": _gauge("jobs_unfinished", "Jobs that were accepted and have not ended, of all pools.", []),
-        "webhooks": _gauge("webhooks_waiting", "Ended jobs whose webhook has yet to be told.", []),
+        "webhooks": _gauge("webhooks_waiting", "Ended jobs whose webhook has not been delivered yet.", []),
         "workers": _gauge("workers", "Workers that are up, by stage.", ["pool", "stage"]),
         "slots": _gauge("slots", "Slots of the workers that are up.", pool),
         "busy": _gauge("slots_busy", "Slots that hold a job.", pool),

@@ -100,7 +100,7 @@ class Rounds:
             raise
         except Exception:  # one job that cannot be read must not keep the others from being mended
             if patient.job_id not in self._unreadable:
-                log.exception("cannot mend job=%s", patient.job_id)
+                log.exception("cannot reconcile job=%s", patient.job_id)
             self._unreadable.add(patient.job_id)
 
 

@@ -88,7 +88,7 @@ class Webhooks:
         end = await asyncio.to_thread(self._batch_end if is_batch_id(job_id) else self._job_end, job_id)
         secrets = self._settings.signs_for(end.tenant) if end else []
         if end is None or not secrets:
-            log.warning("%s: its end is told to nobody: it was erased, or there is no secret to sign with", job_id)
+            log.warning("%s: its end is not delivered: it was erased, or there is no secret to sign with", job_id)
             await asyncio.to_thread(self._outbox.drop, job_id)
             return
         at = now()

@@ -38,7 +38,7 @@ def pool_for(model: str | None, settings: GatewaySettings, find_workers: Callabl
         pool, models = held.get(model), set(held)
     if pool is not None:
         return pool
-    published = f"published here are {', '.join(sorted(models))}" if models else "no worker is up to tell of any"
+    published = f"published here are {', '.join(sorted(models))}" if models else "no worker is up"
     raise InvalidSpec(f"model: {model} is not known; {published}; leave it out for the default", field="model")
 
 
@@ -81,8 +81,8 @@ def check_length(spec: GenerationSpec, pool: str, find_workers: Callable[[], Ite
     longest = max(models, key=lambda model: model.max_duration_s, default=None)
     if longest and spec.duration_s > longest.max_duration_s:
         raise InvalidSpec(
-            f"duration_s: {longest.name} sings {longest.max_duration_s:g} s at most on the workers of pool {pool}, by "
-            f"its own limits or their memory's, and {spec.duration_s:g} s were asked for; ask for less",
+            f"duration_s: {longest.name} generates {longest.max_duration_s:g} s at most on the workers of pool {pool}, "
+            f"by its own limits or their memory's, and {spec.duration_s:g} s were asked for; ask for less",
             field="duration_s",
         )
 

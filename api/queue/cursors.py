@@ -34,5 +34,5 @@ class Cursor:
                 raise TypeError("the id is not text")
             return cls(job_id, float(score))
         except (binascii.Error, ValueError, TypeError, RecursionError) as error:
-            message = "cursor: not one that we gave; use `next_cursor` of the page before as it is, or leave it out"
+            message = "cursor: not from this server; use `next_cursor` of the page before as it is, or leave it out"
             raise InvalidSpec(message, field="cursor") from error

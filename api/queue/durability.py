@@ -55,6 +55,6 @@ class Disk:
 
 def _not_on_disk(why: str) -> QueueUnavailable:
     return QueueUnavailable(
-        f"the queue's server did not say that the job is on its disk ({why}); it may be sung all the same: send the "
-        "submit again with its Idempotency-Key, or look for the job in the list"
+        f"the queue's server did not say that the job is on its disk ({why}); it may be generated all the same: send "
+        "the submit again with its Idempotency-Key, or look for the job in the list"
     )

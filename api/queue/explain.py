@@ -137,7 +137,7 @@ def _running_waits_for(job: Job, pool: Pool, at: datetime | None) -> str | None:
         return "its worker to stop, which takes up to one step"
     if job.progress is None or job.progress.stage is not Stage.WAITING_FOR_ENGINE:
         return None
-    return "the engine, which sings for another job" if pool.ready or not pool.active else coming(pool, at)
+    return "the engine, which generates for another job" if pool.ready or not pool.active else coming(pool, at)
 
 
 def _lane_ahead(job: Job, place: Place) -> str | None:

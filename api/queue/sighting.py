@@ -99,7 +99,7 @@ def job_of_record(record: Record) -> Job:
 
 
 def _usage(result: Result) -> Usage:
-    return Usage(gpu_s=result.timings.sing_s, queue_s=result.timings.queue_s, size_bytes=result.size_bytes)
+    return Usage(gpu_s=result.timings.generate_s, queue_s=result.timings.queue_s, size_bytes=result.size_bytes)
 
 
 def matches(sighting: Sighting, tenant: str, status: JobStatus | None, label: tuple[str, str] | None) -> bool:

@@ -32,7 +32,7 @@ class Health(BaseModel):
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Alive")
 async def alive() -> Health:
-    """The process answers. Says nothing of what it needs: restarting it would mend none of that."""
+    """The process answers. Says nothing of what it needs: restarting it would fix none of that."""
     return Health(status="alive")
 
 
@@ -56,7 +56,7 @@ def _both(pools: tuple[Pool, ...], default_pool: str) -> dict[str, Any]:
 
 @router.get(
     "/health",
-    summary="Who can sing",
+    summary="Health, models and counts",
     responses={
         200: {"content": {"application/json": {"example": _both((), "default") | {"timestamp": 1_767_323_045_000}}}},
         503: {"description": "The queue does not answer."},

@@ -17,7 +17,8 @@ class TenancySettings(SharedSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     auth: bool = Field(False, description="Ask every request for a key; made with `serinette keys create`.")
     allow_anyone: bool = Field(
-        False, description="Listen beyond this machine without asking for keys: whoever reaches the port may do all."
+        False,
+        description="Listen beyond this machine without asking for keys: any client that reaches the port may do all.",
     )
     keys_file: Path | None = Field(
         None, description="JSON file of tenants and digests of keys, e.g. a mounted Secret; read again as it changes."

@@ -22,7 +22,7 @@ from gpu_worker.engine.mixing import paste, to_peak
 from gpu_worker.engine.pipeline import SongInput, SongPipeline
 from gpu_worker.engine.texts import Texts
 from gpu_worker.engine.watch import Watch
-from serinette.errors import EngineCrashed, EngineOutOfMemory, InvalidOutput, SingError, Unsupported
+from serinette.errors import EngineCrashed, EngineOutOfMemory, GenerationError, InvalidOutput, Unsupported
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
 from serinette.spec import GenerationSpec, Task
@@ -237,7 +237,7 @@ def _describe(pipe: SongPipeline, grid: tasks.Grid, identity: Identity) -> Model
     )
 
 
-def _explain(error: MemoryError | RuntimeError, batch: Sequence[SongRequest], device: str) -> SingError | None:
+def _explain(error: MemoryError | RuntimeError, batch: Sequence[SongRequest], device: str) -> GenerationError | None:
     """What torch's error means for the song; None for one that says nothing of the device."""
     if isinstance(error, torch.AcceleratorError):
         return EngineCrashed(f"{device} failed and is lost to this process: {str(error).partition(chr(10))[0]}")

@@ -94,7 +94,8 @@ class Adapters:
             told = str(error).strip().partition("\n")[0][:300]
             log.exception("the LoRA %s cannot be loaded from %s", name, self._published[name])
             raise Unsupported(
-                f"lora: {name} cannot be loaded beside this checkpoint ({told}); leave it out, and tell the operator",
+                f"lora: {name} cannot be loaded beside this checkpoint ({told}); leave it out, and report "
+                "it to the operator",
                 field="lora",
             ) from error
         self._loaded[name] = own_strength(directory, weights)

@@ -247,7 +247,7 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         sung = len(self.tokenizer(words).input_ids)
         if sung > MAX_LYRIC_TOKENS:
             share = 100 * MAX_LYRIC_TOKENS // sung
-            warnings.append(f"lyrics: only about the first {share} % are sung; make them shorter")
+            warnings.append(f"lyrics: only about the first {share} % are used; make them shorter")
         return prompt, tuple(warnings)
 
     def encode_prompt(

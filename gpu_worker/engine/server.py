@@ -90,7 +90,7 @@ class EngineServer:
             EngineCrashed: the device is lost.
         """
         if self._engine is None:
-            raise RuntimeError("nothing can be sung before the model is loaded")
+            raise RuntimeError("nothing can be generated before the model is loaded")
         line = [singing for singing in self._wait() if self._prepare(singing, self._engine)]
         members = [(singing, index) for singing in line for index in singing.remaining]
         places = plan([singing.kind for singing, _ in members], self._room)
@@ -180,7 +180,7 @@ class EngineServer:
             log.warning("a batch of %d did not fit, from now on %s: %s", len(batch), self._room, error)
             half = len(batch) // 2
             return [batch[:half], batch[half:]]
-        log.warning("a batch of %d failed (%s): each song is sung alone", len(batch), error)
+        log.warning("a batch of %d failed (%s): each song is generated alone", len(batch), error)
         return [[member] for member in batch]
 
     def _observe(self, batch: Sequence[Member], stage: Stage, step: int | None, _steps: int | None) -> frozenset[int]:

@@ -169,7 +169,7 @@ class Singing:
                 sample_rate=self._sample_rate,
                 sampling=terms.sampling,
                 model=terms.model,
-                sing_s=time.monotonic() - self._started,
+                generate_s=time.monotonic() - self._started,
                 batch_size=self._batch_size,
                 warnings=tuple(dict.fromkeys([*terms.warnings, *self._warnings])),
             )

@@ -66,7 +66,9 @@ def length_s(request: SongRequest, grid: Grid) -> float:
             raise InvalidAudio("the source audio did not come with the request")
         duration_s = request.source.shape[1] / grid.sample_rate
     if duration_s > grid.max_duration_s:
-        raise InvalidAudio(f"the song would last {duration_s:.1f} s; at most {grid.max_duration_s:g} s can be sung")
+        raise InvalidAudio(
+            f"the song would last {duration_s:.1f} s; at most {grid.max_duration_s:g} s can be generated"
+        )
     return duration_s
 
 
@@ -122,7 +124,7 @@ def window_of(spec: GenerationSpec, duration_s: float) -> tuple[Window | None, t
         )
     if end_s > duration_s:
         return Window(start_s, duration_s), (
-            f"repaint_end_s: {end_s:g} is past the end of the source; sung to its end at {duration_s:.2f} s",
+            f"repaint_end_s: {end_s:g} is past the end of the source; generated to its end at {duration_s:.2f} s",
         )
     return Window(start_s, end_s), ()
 

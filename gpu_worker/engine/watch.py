@@ -25,4 +25,4 @@ class Watch:
         """Tell it once more, as a sign of life in the midst of a long stage."""
         self.given_up = self._observe(*self._last)
         if len(self.given_up) == self._size:
-            raise Canceled("nobody wants the song any more")
+            raise Canceled("the song is no longer wanted")

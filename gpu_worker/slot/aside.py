@@ -70,7 +70,7 @@ class Aside:
         pending.hold.deadline_s = float("inf")
         self._pending.append(pending)
         self._next_s = time.monotonic() + self._pause_s
-        log.warning("job %s: sung, and waits for the store on disk", pending.hold.job.id)
+        log.warning("job %s: generated, and waits for the store on disk", pending.hold.job.id)
 
     def send(self, *, at_once: bool = False) -> None:
         """Bring to the store what can be brought, every now and then."""

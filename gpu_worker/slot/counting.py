@@ -22,11 +22,11 @@ def count_song(pipe: Pipeline, keys: Keys, job: Job, result: Result, clock: Stag
     """A job that this attempt sang."""
     pool, timings = job.origin.rpartition(".")[0], result.timings
     tally.observe(pipe, keys, tally.RUN, timings.run_s, pool)
-    parts = {"sing": timings.sing_s, "encode": timings.encode_s, "upload": timings.upload_s}
+    parts = {"generate": timings.generate_s, "encode": timings.encode_s, "upload": timings.upload_s}
     for stage, seconds in parts.items():
         tally.observe(pipe, keys, tally.STAGE, seconds, pool, stage)
-    if timings.sing_s > 0:
+    if timings.generate_s > 0:
         audio_s = sum(artifact.duration_s for artifact in result.artifacts)
-        tally.observe(pipe, keys, tally.REAL_TIME_FACTOR, audio_s / timings.sing_s, pool)
+        tally.observe(pipe, keys, tally.REAL_TIME_FACTOR, audio_s / timings.generate_s, pool)
     if clock.steps_per_s:
         tally.observe(pipe, keys, tally.STEP_RATE, clock.steps_per_s, pool)

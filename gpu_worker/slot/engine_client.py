@@ -178,7 +178,7 @@ class EngineClient:
                 return _Lost(in_company=True)
             if isinstance(error, EngineStalled):
                 raise
-            raise EngineCrashed("the engine ended while it sang this song") from error
+            raise EngineCrashed("the engine ended while it generated this song") from error
         return self._answered(answer)
 
     def _send(self, request: Sing, audio: Sequence[Samples]) -> None:
@@ -195,7 +195,7 @@ class EngineClient:
             return answer
         if isinstance(answer, Failed):
             raise of_code(answer.error.code, answer.error.message)
-        raise EngineCrashed("the engine stopped a song that nobody canceled")
+        raise EngineCrashed("the engine stopped a song that was not canceled")
 
     def _end_if_silent(self, silent_s: float, stage: Stage | None) -> None:
         longest_s = self._stall_timeout_s

@@ -117,7 +117,7 @@ class Pulse:
         try:
             act()
         except RedisError as error:  # one that no waiting mends; the next beat tries again
-            log.warning("job %s: a heartbeat or progress was not told: %s", self._hold.job.id, error)
+            log.warning("job %s: a heartbeat or progress was not reported: %s", self._hold.job.id, error)
 
     def _beat_and_look(self) -> None:
         self._beat()

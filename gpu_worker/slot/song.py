@@ -71,7 +71,7 @@ class Performance:
         """From the wire form of a spec to a recorded result.
 
         Raises:
-            SerinetteError: a SingError, RequestError or Unavailable ends the attempt; an Interruption gives it up.
+            SerinetteError: a GenerationError, RequestError or Unavailable ends the attempt; Interruption gives it up.
             Spooled: it is sung, and the store is away.
             Ended: its record says that it ended without a song.
         """
@@ -184,7 +184,7 @@ class Performance:
             sampling=sung.sampling,
             timings=Timings(
                 queue_s=max(0.0, (started_at - created_at).total_seconds()),
-                sing_s=sung.sing_s,
+                generate_s=sung.generate_s,
                 encode_s=self.encode_s,
                 upload_s=self.upload_s,
                 run_s=(now() - started_at).total_seconds(),

@@ -33,15 +33,15 @@ def run(
     name: Annotated[str | None, typer.Option(help="For lists; else the file's.", show_default=False)] = None,
     label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for every job; may be repeated.")] = None,
     timeout_s: Annotated[int | None, typer.Option("--timeout", help="Longest run of a song, seconds.")] = None,
-    webhook: Annotated[str | None, typer.Option(help="URL that is told of the end, signed.")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="If it has ended, sing once more what was not sung.")] = False,
+    webhook: Annotated[str | None, typer.Option(help="URL that gets a signed POST when it ends.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="If it has ended, retry what was not generated.")] = False,
     as_json: AsJson = False,
     server: Server = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Sing a file of prompts into a directory. Run it again after whatever happened, and it goes on where it was.
+    """Generate a file of prompts into a directory. Run it again after whatever happened, and it goes on where it was.
 
-    Exit status 4: it is done, and some were not sung; errors.jsonl in the directory says why.
+    Exit status 4: it is done, and some were not generated; errors.jsonl in the directory says why.
     """
     labels = dict(label_of(text) for text in label or [])
     options = BatchOptions(name or prompts.stem[:63], labels, timeout_s, webhook)
@@ -66,7 +66,7 @@ def list_(
         Column("BATCH", width=38, overflow="fold"),
         Column("STATUS", width=11),
         Column("AGE", width=6, justify="right"),
-        Column("SUNG", justify="right", no_wrap=True),
+        Column("SUCCEEDED", justify="right", no_wrap=True),
         Column("NAME", no_wrap=True, overflow="ellipsis", ratio=1),
     )
     show_table(columns, [_row(batch) for batch in batches])
@@ -101,14 +101,14 @@ def resume(batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_
 
 @app.command()
 def cancel(batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Cancel all that is left of a batch; what was sung is kept."""
+    """Cancel all that is left of a batch; what was generated is kept."""
     with connect(server, api_key) as client:
         _tell(client.batches.cancel(batch_id), as_json=as_json)
 
 
 @app.command()
 def retry(batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Sing once more what an ended batch did not sing, with the same seeds."""
+    """Retry what an ended batch did not generate, with the same seeds."""
     with connect(server, api_key) as client:
         _tell(client.batches.retry(batch_id), as_json=as_json)
 

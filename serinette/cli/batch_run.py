@@ -94,7 +94,7 @@ def _begun(client: Client, errand: Errand) -> Batch:
         try:
             return client.batches.get(note.batch_id)
         except NotFound as error:
-            raise ConfigurationError(f"{error.message}: erase {path} to sing it anew") from error
+            raise ConfigurationError(f"{error.message}: erase {path} to generate it again") from error
     made_here = not errand.directory.exists()
     errand.directory.mkdir(parents=True, exist_ok=True)
     path.write_text(note.model_dump_json())
@@ -116,7 +116,7 @@ def _noted(path: Path) -> Note | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        raise ConfigurationError(f"{path} cannot be read: erase it to begin anew") from error
+        raise ConfigurationError(f"{path} cannot be read: erase it to begin again") from error
 
 
 def _size(fetched: Fetched) -> int:

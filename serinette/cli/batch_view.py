@@ -25,9 +25,9 @@ _REASONS = 10
 
 
 def counts_of(batch: Batch) -> str:
-    """`412 of 600 sung, 3 failed, 2 running`."""
+    """`412 of 600 generated, 3 failed, 2 running`."""
     counts = batch.request_counts
-    parts = [f"{counts.completed:,} of {counts.total:,} sung"]
+    parts = [f"{counts.completed:,} of {counts.total:,} generated"]
     told = (("failed", counts.failed), ("canceled", counts.canceled), ("running", counts.running))
     return ", ".join(parts + [f"{count:,} {word}" for word, count in told if count])
 
@@ -69,7 +69,7 @@ class BatchView(Bar):
 def show_end(lines: list[BatchLine], files: int, size_bytes: int, batch: Batch) -> None:
     """The table at the end: how many ended how; then why some were not sung."""
     counts = batch.request_counts
-    columns = [Column(name, justify="right") for name in ("SUNG", "FAILED", "CANCELED", "FILES", "BYTES")]
+    columns = [Column(name, justify="right") for name in ("SUCCEEDED", "FAILED", "CANCELED", "FILES", "BYTES")]
     row = (counts.completed, counts.failed, counts.canceled, files, size_bytes)
     show_table(columns, [tuple(f"{value:,}" for value in row)])
     for line in [line for line in lines if line.error][:_REASONS]:

@@ -46,7 +46,9 @@ Values = Annotated[list[Path] | None, typer.Option("--values", "-f", help="For h
 PoolName = Annotated[str | None, typer.Option(help="Of the chart's pools; needed where there are several.")]
 PerHour = Annotated[float, typer.Option(min=0, help="Jobs an hour, of a made trace.")]
 Hours = Annotated[float, typer.Option(min=0, help="Length of a made trace.")]
-Sing = Annotated[str, typer.Option(help="Seconds to sing where the trace is silent: 30, 20-60 or p50=30,p95=90.")]
+GenerateS = Annotated[
+    str, typer.Option(help="Seconds to generate a song where the trace does not say: 30, 20-60 or p50=30,p95=90.")
+]
 ColdStart = Annotated[str, typer.Option(help="Seconds from a worker's start to its first job: node, image, load.")]
 BatchCost = Annotated[float, typer.Option(min=0, max=1, help="What a further song of a batch adds: 1 is no gain.")]
 Gpus = Annotated[int | None, typer.Option(min=1, help="As many as there are, those of leaving workers too.")]
@@ -63,7 +65,7 @@ def scale(
     pool: PoolName = None,
     per_hour: PerHour = 120.0,
     hours: Hours = 24.0,
-    sing: Sing = "30",
+    generate_s: GenerateS = "30",
     cold_start: ColdStart = "p50=90,p95=300",
     batch_cost: BatchCost = 1.0,
     gpus: Gpus = None,
@@ -81,7 +83,7 @@ def scale(
     from serinette.scaling.arrivals import Spread  # noqa: PLC0415  # as above
 
     chosen, rule = _pool(manifests, values or [], pool)
-    arrivals = _arrivals(trace, per_hour, hours, Spread.parse(sing), seed)
+    arrivals = _arrivals(trace, per_hour, hours, Spread.parse(generate_s), seed)
     chosen = replace(chosen, cold_start=Spread.parse(cold_start), batch_cost=batch_cost, gpus=gpus)
     comparison = compare(chosen, rule, arrivals, _target(target), seed)
     if as_json:
@@ -181,7 +183,7 @@ def told(comparison: Comparison, price: float) -> dict[str, Any]:
             **{f"wait_p{percent}_s": round(row.outcome.wait_s(percent), 1) for percent in (50, 95, 99)},
             "gpu_hours": round(row.gpu_hours, 3),
             "cost": round(row.gpu_hours * price, 2),
-            "singing_share": round(_singing(row), 3),
+            "generating_share": round(_singing(row), 3),
             "peak_workers": row.outcome.peak,
             "cold_starts": row.outcome.cold_starts if row.jobs_per_worker else 0,
             "given_back": row.outcome.given_back,
@@ -196,7 +198,7 @@ def _singing(row: Row) -> float:
 
 
 def _show(comparison: Comparison, price: float) -> None:
-    names = ("", "WAIT p50", "p95", "p99", "GPU-HOURS", "COST", "SINGING", "PEAK", "COLD STARTS")
+    names = ("", "WAIT p50", "p95", "p99", "GPU-HOURS", "COST", "GENERATING", "PEAK", "COLD STARTS")
     columns = [Column(name, justify="right" if name else "left", no_wrap=True) for name in names]
     rows = []
     for row, line in zip(comparison.rows, told(comparison, price)["rows"], strict=True):
@@ -206,7 +208,7 @@ def _show(comparison: Comparison, price: float) -> None:
             *(f"{line[f'wait_p{percent}_s']:,.0f} s" for percent in (50, 95, 99)),
             f"{line['gpu_hours']:,.1f}",
             f"{line['cost']:,.2f}",
-            f"{line['singing_share']:.0%}",
+            f"{line['generating_share']:.0%}",
             str(line["peak_workers"]),
             str(line["cold_starts"]),
         ]

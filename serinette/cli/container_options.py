@@ -18,9 +18,7 @@ from serinette.spec import invalid_spec
 
 _SIZE, _FILES = "What it may take", "What goes in and out"
 
-Image = Annotated[
-    str, typer.Argument(metavar="IMAGE", help="In full, one that the operator allows.", show_default=False)
-]
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="In full; the operator must allow it.", show_default=False)]
 Command = Annotated[
     list[str] | None, typer.Argument(metavar="-- CMD", help="In place of the image's own.", show_default=False)
 ]

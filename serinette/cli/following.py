@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from serinette.cli.terminal import JobView, errors, output, program, seconds
 from serinette.client import Client
-from serinette.errors import Conflict, SerinetteError, SingError
+from serinette.errors import Conflict, GenerationError, SerinetteError
 from serinette.job import Job
 
 STDOUT = Path("-")
@@ -69,13 +69,13 @@ def finish(
     """Wait for a job, write its songs and say where.
 
     Raises:
-        SingError: it ended without one.
+        GenerationError: it ended without one.
     """
     job = follow_or_leave(client, job, cancel_on_interrupt=cancel_on_interrupt)
     if job.result is None:
         if as_json:
             output.print_json(job.model_dump_json())
-        raise SingError(f"job {job.id} {job.status}: {job.error.message if job.error else 'somebody asked for it'}")
+        raise GenerationError(f"job {job.id} {job.status}: {job.error.message if job.error else 'on request'}")
     written = [] if path == STDOUT else write_songs(client, job, path)
     if path == STDOUT:
         _pour(client, job)
@@ -86,7 +86,7 @@ def finish(
         output.print(str(to), markup=False, soft_wrap=True)
     timings = job.result.timings
     errors.print(
-        f"  {seconds(timings.queue_s)} in the queue, {seconds(timings.sing_s)} to sing, "
+        f"  {seconds(timings.queue_s)} in the queue, {seconds(timings.generate_s)} to generate, "
         f"{seconds(timings.encode_s)} to encode; seed {job.result.artifacts[0].seed}",
         style="dim",
     )

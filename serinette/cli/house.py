@@ -12,7 +12,7 @@ from serinette.client.answers import Worker, WorkerPool
 
 
 def queue(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Show what waits and who sings."""
+    """Show what waits, and the workers."""
     with connect(server, api_key) as client:
         told = client.queue()
     if as_json:
@@ -36,7 +36,7 @@ def queue(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey
 
 
 def workers(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Show who sings, and where nobody does, what holds them."""
+    """Show the workers, and for pools without one, what holds them."""
     with connect(server, api_key) as client:
         told = client.workers()
     if as_json:

@@ -26,7 +26,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="File to write; its ending tells the format; - pours it out. Else JOB_ID.FORMAT."
+        "--output",
+        "-o",
+        help="File to write; its ending gives the format; - writes to standard output. Else JOB_ID.FORMAT.",
     ),
 ]
 CancelOnInterrupt = Annotated[

@@ -62,7 +62,7 @@ def submit(
     server: Server = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Order a song, watch it being sung and write it to a file."""
+    """Order a song, watch its progress and write it to a file."""
     params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
     _check(params, output_path)
     with connect(server, api_key) as client:

@@ -9,18 +9,18 @@ import typer
 from serinette.names import Lane
 from serinette.spec import AudioFormat, Task
 
-_SONG, _AUDIO, _SINGING, _JOB = "The song", "Working on audio", "How it is sung", "The job"
+_SONG, _AUDIO, _SINGING, _JOB = "The song", "Working on audio", "How it is generated", "The job"
 
 Prompt = Annotated[str, typer.Argument(help="Style, mood, instruments; - reads standard input.", show_default=False)]
 Duration = Annotated[float, typer.Option("--duration", "-d", help="Seconds, 1 to 600.", rich_help_panel=_SONG)]
 Lyrics = Annotated[
-    str, typer.Option("--lyrics", "-l", help="Words to sing, or @FILE. None: instrumental.", rich_help_panel=_SONG)
+    str, typer.Option("--lyrics", "-l", help="Lyrics to be sung, or @FILE. None: instrumental.", rich_help_panel=_SONG)
 ]
 Language = Annotated[str, typer.Option("--language", help="BCP-47 language of the lyrics.", rich_help_panel=_SONG)]
 Bpm = Annotated[int | None, typer.Option("--bpm", help="Beats per minute, 30 to 300.", rich_help_panel=_SONG)]
 KeyScale = Annotated[str | None, typer.Option("--key", help="For example 'C major'.", rich_help_panel=_SONG)]
 TimeSignature = Annotated[str | None, typer.Option("--time", help="Beats per bar: 4, 6/8.", rich_help_panel=_SONG)]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed sings the same song.", rich_help_panel=_SONG)]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same song.", rich_help_panel=_SONG)]
 Variations = Annotated[int, typer.Option("--variations", "-n", help="Songs, 1 to 8.", rich_help_panel=_SONG)]
 Format = Annotated[
     AudioFormat | None, typer.Option("--format", help="Else as --output ends, or mp3.", rich_help_panel=_SONG)
@@ -69,7 +69,7 @@ StartDeadline = Annotated[
 ]
 Timeout = Annotated[int | None, typer.Option("--timeout", help="Longest run, seconds.", rich_help_panel=_JOB)]
 Webhook = Annotated[
-    str | None, typer.Option("--webhook", help="URL that is told of the end, signed.", rich_help_panel=_JOB)
+    str | None, typer.Option("--webhook", help="URL that gets a signed POST when it ends.", rich_help_panel=_JOB)
 ]
 IdempotencyKey = Annotated[
     str | None, typer.Option("--idempotency-key", help="A repeated call makes no second song.", rich_help_panel=_JOB)

@@ -32,7 +32,7 @@ _STAGE_WORDS = {
     Stage.FETCHING: "fetching audio",
     Stage.CONDITIONING: "reading the prompt",
     Stage.COMPUTING: "running",
-    Stage.DENOISING: "singing",
+    Stage.DENOISING: "denoising",
     Stage.DECODING: "decoding",
     Stage.ENCODING: "encoding",
     Stage.UPLOADING: "storing",
@@ -78,7 +78,7 @@ def age(at: datetime) -> str:
 
 
 def state(job: Job) -> str:
-    """Where a job is: `queued, 3rd in its lane`, `singing, step 4 of 8`."""
+    """Where a job is: `queued, 3rd in its lane`, `denoising, step 4 of 8`."""
     if job.status is JobStatus.QUEUED:
         return "queued" if job.position is None else f"queued, {_ordinal(job.position)} in its lane"
     if job.status is not JobStatus.RUNNING or job.progress is None:

@@ -15,7 +15,7 @@ from serinette.job import Job
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened to a job. The first tells its status, the last is succeeded, failed or canceled."""
+    """One thing that happened to a job. The first has its status, the last is succeeded, failed or canceled."""
 
     id: str
     type: str
@@ -56,7 +56,7 @@ class Worker(_Answer):
 
 
 class WorkerPool(_Answer):
-    """One pool as an operator sees it. What a cluster alone can tell is None outside of one."""
+    """One pool as an operator sees it. What only a cluster can report is None outside of one."""
 
     name: str
     model: str | None = None
@@ -172,7 +172,7 @@ class Batch(_Answer):
 
 
 class LineError(_Answer):
-    """Why a line was not sung."""
+    """Why a line was not generated."""
 
     code: str
     message: str

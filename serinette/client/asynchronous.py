@@ -158,7 +158,7 @@ class AsyncClient:
 
         Raises:
             NotFound: there is no such job.
-            Unavailable: nobody answered for `patience_s`.
+            Unavailable: no answer for `patience_s`.
         """
         patience_s = self._retry.patience_s if patience_s is None else patience_s
         answered_at_s = time.monotonic()
@@ -239,15 +239,15 @@ class AsyncClient:
         return await self.perform(calls.usage(since, until))
 
     async def queue(self) -> QueueState:
-        """What waits in which lane, and who sings."""
+        """What waits in which lane, and the workers."""
         return await self.perform(calls.queue())
 
     async def workers(self) -> Workers:
-        """Who sings, and where nobody does, in words, what holds them."""
+        """The workers of each pool, and for pools without one, in words, what holds them."""
         return await self.perform(calls.workers())
 
     async def models(self) -> tuple[Model, ...]:
-        """What the workers that are up can sing."""
+        """The models that workers hold."""
         return await self.perform(calls.models())
 
     async def perform(

@@ -59,11 +59,11 @@ class Batches:
         return self._client.perform(batch_calls.move(batch_id, "resume"))
 
     def cancel(self, batch_id: str) -> Batch:
-        """Cancel all of its jobs; what was sung is kept."""
+        """Cancel all of its jobs; what was generated is kept."""
         return self._client.perform(batch_calls.move(batch_id, "cancel"))
 
     def retry(self, batch_id: str) -> Batch:
-        """Sing the failed and the canceled lines of an ended batch once more, with the same seeds."""
+        """Retry the failed and the canceled lines of an ended batch, with the same seeds."""
         return self._client.perform(batch_calls.move(batch_id, "retry"))
 
     def erase(self, batch_id: str) -> None:
@@ -95,7 +95,7 @@ class Batches:
     ) -> Iterator[Fetched | Batch]:
         """The lines as they end, their songs in `directory`, and between them the batch, the ended one last.
 
-        A song that lies there already is not fetched again: begin anew after a crash, and it goes on.
+        A song that lies there already is not fetched again: begin again after a crash, and it goes on.
         """
         place = made(directory)
         batch = self.get(batch_id)

@@ -20,7 +20,7 @@ from serinette.upload import UploadedFile
 
 
 class ContainerFields(TypedDict, total=False):
-    """What a container and its job may be told; see ContainerSpec and JobOptions for meaning and bounds."""
+    """Fields of a container and its job; see ContainerSpec and JobOptions for meaning and bounds."""
 
     args: Sequence[str]
     env: Mapping[str, str]

@@ -10,7 +10,7 @@ from serinette.spec import AudioFormat, Task
 
 
 class JobFields(TypedDict, total=False):
-    """What a song and its job may be told; see GenerationSpec and JobOptions for meaning and bounds."""
+    """Fields of a song and its job; see GenerationSpec and JobOptions for meaning and bounds."""
 
     lyrics: str
     vocal_language: str

@@ -32,7 +32,7 @@ class Incoming:
         """Put it into its place; its size in bytes.
 
         Raises:
-            SerinetteError: it is not what was sung.
+            SerinetteError: it is not what was generated.
         """
         if self._sha256 is not None and self._digest.hexdigest() != self._sha256:
             raise SerinetteError(f"{self._path} arrived damaged: its SHA-256 is not that of the song; fetch it again")

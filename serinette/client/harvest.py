@@ -38,7 +38,7 @@ class Harvest:
                 return
 
     def take(self, lines: tuple[BatchLine, ...]) -> list[BatchLine]:
-        """What a look told: the lines that have ended since the last one."""
+        """What a look found: the lines that have ended since the last one."""
         ended = []
         for line in lines:
             self._released = self._released or line.status != "pending"

@@ -17,7 +17,7 @@ class Retry:
     """How patient a client is. Pauses double from `first_s` to `longest_s`, each drawn between its half and its whole.
 
     A pause that the server asks for (`Retry-After`) is kept; one that would outlast `patience_s` is not begun: then the
-    error is raised at once, and tells the pause in `retry_after_s` where it has one.
+    error is raised at once, with the pause in `retry_after_s` where it has one.
     """
 
     patience_s: float = 60.0  # from the first failure; 0: never try again

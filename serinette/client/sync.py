@@ -36,7 +36,7 @@ class Client:
 
     What may pass is tried again (429, 503, lost connections), `Retry-After` heeded, for as long as `retry` says; no
     call has its effect twice by that. Every method raises the error that the gateway's answer names
-    (serinette.errors), and Unavailable when nobody answers.
+    (serinette.errors), and Unavailable when no server answers.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Client:
 
         Raises:
             NotFound: there is no such job.
-            Unavailable: nobody answered for `patience_s`.
+            Unavailable: no answer for `patience_s`.
         """
         patience_s = self._retry.patience_s if patience_s is None else patience_s
         answered_at_s = time.monotonic()
@@ -246,15 +246,15 @@ class Client:
         return self.perform(calls.usage(since, until))
 
     def queue(self) -> QueueState:
-        """What waits in which lane, and who sings."""
+        """What waits in which lane, and the workers."""
         return self.perform(calls.queue())
 
     def workers(self) -> Workers:
-        """Who sings, and where nobody does, in words, what holds them."""
+        """The workers of each pool, and for pools without one, in words, what holds them."""
         return self.perform(calls.workers())
 
     def models(self) -> tuple[Model, ...]:
-        """What the workers that are up can sing."""
+        """The models that workers hold."""
         return self.perform(calls.models())
 
     def perform(

@@ -67,7 +67,7 @@ def judge_machine(seen: MachineSeen) -> list[Finding]:
     if seen.error:
         return [bad("gpu", "this machine", f"nvidia-smi fails: {seen.error}", "install or reload the driver")]
     if not seen.gpus:
-        return [ok("gpu", "this machine", "no NVIDIA GPU here; songs are sung on the CPU")]
+        return [ok("gpu", "this machine", "no NVIDIA GPU here; songs are generated on the CPU")]
     names = ", ".join(sorted({name for name, _ in seen.gpus}))
     if seen.torch is None:
         return [unknown("gpu", "this machine", f"{names}; no torch is installed here", "pip install 'serinette[gpu]'")]

@@ -159,7 +159,7 @@ def judge_gpus(seen: ClusterSeen) -> list[Finding]:
         for finding in _resource(seen, resource, wanted.get(resource))
     ]
     if not findings:
-        message = "no node has a GPU; the chart's default pool sings on CPUs, slowly"
+        message = "no node has a GPU; the chart's default pool generates on CPUs, slowly"
         return (
             [ok("gpu", "nodes", message)]
             if seen.installed
@@ -176,7 +176,7 @@ def _resource(seen: ClusterSeen, resource: str, pod: Object | None) -> list[Find
     nodes = [node for node in seen["nodes"].items if resource in node.get("status", {}).get("capacity", {})]
     if not nodes:
         remedy = (
-            "add nodes that have it, install the vendor's device plugin, or mend the pool's gpu.resource; `kubectl "
+            "add nodes that have it, install the vendor's device plugin, or correct the pool's gpu.resource; `kubectl "
         )
         remedy += f"describe nodes | grep {resource}`"
         return [bad("gpu", resource, f"a pool asks for {resource}, and no node offers it", remedy)]
@@ -261,9 +261,9 @@ def _drivers(nodes: Iterable[Object]) -> list[Finding]:
             told[node["metadata"]["name"]] = int(majors[0])
     if not told:
         remedy = (
-            f"`nvidia-smi` on a node must show a driver of {least} or later (GPU feature discovery would tell us here)"
+            f"`nvidia-smi` on a node must show a driver of {least} or later (GPU feature discovery would report it)"
         )
-        return [unknown("gpu", "driver", "no node tells its driver", remedy)]
+        return [unknown("gpu", "driver", "no node reports its driver", remedy)]
     old = sorted(name for name, major in told.items() if major < least)
     if old:
         message = f"driver {told[old[0]]} on {', '.join(old[:5])}; torch's CUDA {TORCH_CUDA} needs {least} or later"

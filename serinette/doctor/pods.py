@@ -10,9 +10,9 @@ from serinette.doctor.nodes import gpus_of
 
 # Reasons of a container that waits, and what to do. Kubernetes: pkg/kubelet/images and container.
 _WAITS = {
-    "ImagePullBackOff": "mend global.imageRegistry, the tag or digest, and global.imagePullSecrets",
-    "ErrImagePull": "mend global.imageRegistry, the tag or digest, and global.imagePullSecrets",
-    "InvalidImageName": "mend global.imageRegistry and images.*",
+    "ImagePullBackOff": "correct global.imageRegistry, the tag or digest, and global.imagePullSecrets",
+    "ErrImagePull": "correct global.imageRegistry, the tag or digest, and global.imagePullSecrets",
+    "InvalidImageName": "correct global.imageRegistry and images.*",
     "CreateContainerConfigError": "a Secret or ConfigMap that it names is missing: make it, in this namespace",
     "CrashLoopBackOff": "kubectl logs POD --previous",
     "RunContainerError": "kubectl describe pod POD",

@@ -243,7 +243,7 @@ def _place(seen: QueueSeen) -> Finding:
         return ok("queue", "place", f"a Serinette works here ({here})")
     if seen.elsewhere:
         remedy = (
-            "if that is yours, mend the end of SERINETTE_REDIS_URL and RQ_KEY_PREFIX (chart: redis.db, redis.prefix)"
+            "if that is yours, correct the end of SERINETTE_REDIS_URL and RQ_KEY_PREFIX (chart: redis.db, redis.prefix)"
         )
         return warning("queue", "place", f"no Serinette in {here}, but in {', '.join(seen.elsewhere)}", remedy)
     return ok("queue", "place", f"no Serinette has worked here yet ({here})")

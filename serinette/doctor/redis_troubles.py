@@ -59,8 +59,8 @@ REMEDIES = {
         "doctor in a gateway's pod (`kubectl exec deploy/... -- python -m serinette.cli doctor`)",
     ),
     Trouble.REFUSED: (
-        "nobody listens there",
-        "start Valkey, or mend host and port of SERINETTE_REDIS_URL (chart: redis.host, redis.port)",
+        "nothing listens there",
+        "start Valkey, or correct host and port of SERINETTE_REDIS_URL (chart: redis.host, redis.port)",
     ),
     Trouble.TIMEOUT: (
         "it does not answer in time",
@@ -78,12 +78,12 @@ REMEDIES = {
     ),
     Trouble.WRONG_PASSWORD: (
         "it refuses this user or password",
-        "mend SERINETTE_REDIS_USERNAME and SERINETTE_REDIS_PASSWORD (chart: the Secret redis.auth.existingSecret and "
-        "its passwordKey, usernameKey); pods take a changed Secret up when they restart",
+        "correct SERINETTE_REDIS_USERNAME and SERINETTE_REDIS_PASSWORD (chart: the Secret redis.auth.existingSecret "
+        "and its passwordKey, usernameKey); pods take a changed Secret up when they restart",
     ),
     Trouble.DATABASE: (
         "it has no such database",
-        "take one that it has, 0 always; mend the end of SERINETTE_REDIS_URL (chart: redis.db)",
+        "take one of those it has, 0 always; correct the end of SERINETTE_REDIS_URL (chart: redis.db)",
     ),
     Trouble.PERMISSION: (
         "this user may not do what we need",

@@ -59,7 +59,7 @@ def judge_scaling(
         name = str(each["metadata"]["name"])
         findings += _conditions(each, name, seen.namespace)
         if name not in rules:
-            message = "its formula is not one that can be followed here"
+            message = "its formula cannot be evaluated here"
             findings.append(unknown("scaling", name, message, "compare its spec with the chart's"))
             continue
         findings += _place(seen, rules[name], name)

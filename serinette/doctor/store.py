@@ -103,7 +103,7 @@ def trouble_of(error: BaseException) -> StoreTrouble:
 _REMEDIES = {
     StoreTrouble.SETTINGS: (
         "this is no place for songs",
-        "mend SERINETTE_STORE_URL: file:///dir, s3://bucket/prefix, gs://... or az://... (chart: store.url)",
+        "correct SERINETTE_STORE_URL: file:///dir, s3://bucket/prefix, gs://... or az://... (chart: store.url)",
     ),
     StoreTrouble.CREDENTIALS: (
         "it refuses our credentials, or we have none",
@@ -112,12 +112,12 @@ _REMEDIES = {
     ),
     StoreTrouble.BUCKET: (
         "there is no such bucket",
-        "make the bucket, or mend its name in SERINETTE_STORE_URL (chart: store.url)",
+        "make the bucket, or correct its name in SERINETTE_STORE_URL (chart: store.url)",
     ),
     StoreTrouble.UNREACHABLE: (
         "it does not answer",
-        "mend SERINETTE_STORE_ENDPOINT (chart: store.endpoint), its scheme too; look for a firewall or NetworkPolicy "
-        "between here and there",
+        "correct SERINETTE_STORE_ENDPOINT (chart: store.endpoint), its scheme too; look for a firewall or "
+        "NetworkPolicy between here and there",
     ),
 }
 

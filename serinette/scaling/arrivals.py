@@ -19,10 +19,10 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A job that comes at `at_s` and takes `sing_s` to sing alone, in seconds."""
+    """A job that comes at `at_s` and takes `generate_s` to generate alone, in seconds."""
 
     at_s: float
-    sing_s: float
+    generate_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Traffic:
 
 
 def read_arrivals(path: Path, sing: Spread, seed: int) -> list[Arrival]:
-    """A trace: what `serinette jobs --json` prints, or CSV with `arrived_s` or `created_at`, and perhaps `sing_s`.
+    """A trace: what `serinette jobs --json` prints, or CSV with `arrived_s` or `created_at`, and perhaps `generate_s`.
 
     Times are counted from the first arrival. Raises ConfigurationError for a file that is neither.
     """
@@ -103,18 +103,20 @@ def read_arrivals(path: Path, sing: Spread, seed: int) -> list[Arrival]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{path} is no trace: give the JSON of `serinette jobs --json`, or CSV with a column arrived_s or "
-            f"created_at, and perhaps sing_s ({error!r})"
+            f"created_at, and perhaps generate_s ({error!r})"
         ) from error
     if not rows:
         raise ConfigurationError(f"{path} holds no arrivals")
     first_s = min(at_s for at_s, _ in rows)
-    found = [Arrival(at_s - first_s, sing.draw(chance) if sing_s is None else sing_s) for at_s, sing_s in rows]
+    found = [
+        Arrival(at_s - first_s, sing.draw(chance) if generate_s is None else generate_s) for at_s, generate_s in rows
+    ]
     return sorted(found, key=lambda each: each.at_s)
 
 
 def _of_job(job: dict[str, Any]) -> tuple[float, float | None]:
     timings = (job.get("result") or {}).get("timings") or {}
-    return datetime.fromisoformat(job["created_at"]).timestamp(), timings.get("sing_s")
+    return datetime.fromisoformat(job["created_at"]).timestamp(), timings.get("generate_s")
 
 
 def _of_csv(text: str) -> list[tuple[float, float | None]]:
@@ -122,5 +124,5 @@ def _of_csv(text: str) -> list[tuple[float, float | None]]:
     for row in csv.DictReader(text.splitlines()):
         at = row.get("arrived_s")
         at_s = float(at) if at is not None else datetime.fromisoformat(row["created_at"]).timestamp()
-        rows.append((at_s, float(row["sing_s"]) if row.get("sing_s") else None))
+        rows.append((at_s, float(row["generate_s"]) if row.get("generate_s") else None))
     return rows

@@ -207,7 +207,7 @@ class Simulation:
         del worker.held[: self.pool.max_batch]
         worker.song += 1
         self.outcome.waits_s += [self.now_s - job.at_s for job in worker.singing]
-        longest_s = max(job.sing_s for job in worker.singing)
+        longest_s = max(job.generate_s for job in worker.singing)
         took_s = longest_s * (1 + self.pool.batch_cost * (len(worker.singing) - 1))
         self.outcome.singing_s += took_s
         song = worker.song

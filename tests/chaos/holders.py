@@ -126,7 +126,7 @@ def leads(house: House) -> bool:
 
 def _leads(url: str) -> bool:
     try:
-        return "serinette_maintenance_leading 1.0" in httpx.get(url, timeout=5).text
+        return "serinette_controller_leading 1.0" in httpx.get(url, timeout=5).text
     except httpx.HTTPError:
         return False
 

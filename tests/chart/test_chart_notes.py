@@ -30,7 +30,7 @@ def test_the_next_commands_name_what_was_made(render: Render) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ingress", "warned"), [("false", "the gateway may sing"), ("true", "through the Ingress too")]
+    ("ingress", "warned"), [("false", "the gateway may generate songs"), ("true", "through the Ingress too")]
 )
 def test_without_keys_it_says_who_may_sing(ingress: str, warned: str) -> None:
     told = notes("auth.enabled=false", f"gateway.ingress.enabled={ingress}")

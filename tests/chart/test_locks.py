@@ -31,8 +31,8 @@ def pinned(path: str) -> dict[str, Version]:
 @pytest.mark.parametrize(
     ("path", "extras"),
     [
-        ("api/requirements.txt", ("gateway", "cluster", "cli", "otel")),
-        ("gpu_worker/requirements.txt", ("worker", "otel")),
+        ("api/requirements.txt", ("gateway", "cluster", "cli", "otel", "init")),
+        ("gpu_worker/requirements.txt", ("worker", "otel", "init")),
     ],
 )
 def test_a_lock_holds_what_the_project_asks_for(path: str, extras: tuple[str, ...]) -> None:

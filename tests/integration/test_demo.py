@@ -82,7 +82,7 @@ def test_a_song_from_one_command(data_dir: Path, tmp_path: Path) -> None:
     assert output == f"{tmp_path / 'demo.mp3'}\n"
     song = probe(tmp_path / "demo.mp3", max_duration_s=60)
     assert song.duration_s == pytest.approx(15, abs=0.2)
-    for words in ("jazz piano, smooth", "━", "succeeded", "15.0 s of mp3", "to sing", "in all", "serinette", " up"):
+    for words in ("jazz piano, smooth", "━", "succeeded", "15.0 s of mp3", "to generate", "in all", "serinette", " up"):
         assert words in told
     assert max(len(line) for line in re.split(r"[\r\n]+", told)) <= COLUMNS
     assert eventually_gone(family)

@@ -82,7 +82,7 @@ def test_a_song_and_its_misfortunes_are_told_by_worker_and_maintenance(worker: P
         assert (value(told, "worker_cold_start_seconds") or 0) > 0
         assert eventually(lambda: value(scrape(of_maintenance), "queue_depth", pool="default", lane="normal") == 0)
         told = scrape(of_maintenance)
-        assert value(told, "maintenance_leading") == 1
+        assert value(told, "controller_leading") == 1
         assert value(told, "jobs_ended_total", pool="default", outcome="succeeded", code="") == 2
         assert value(told, "jobs_ended_total", pool="default", outcome="failed", code="out_of_memory") == 1
         assert value(told, "retries_total", pool="default", code="engine_crashed") == 1
@@ -129,7 +129,7 @@ def test_of_two_maintenance_replicas_one_tells_of_the_queue_and_the_other_follow
     with maintenance(worker, ports[0]) as first:
         assert eventually(lambda: tell_of_the_queue() == ports[:1])
         with maintenance(worker, ports[1]):
-            assert eventually(lambda: value(scrape(ports[1]), "maintenance_leading") == 0)
+            assert eventually(lambda: value(scrape(ports[1]), "controller_leading") == 0)
             assert tell_of_the_queue() == ports[:1]
             first.kill()
             assert eventually(lambda: tell_of_the_queue() == ports[1:])

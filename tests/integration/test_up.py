@@ -290,7 +290,7 @@ class Told(Exception):
 @pytest.mark.parametrize(
     ("part", "redis_url", "environment", "detail"),
     [
-        ("maintenance", "redis://127.0.0.1:{port}", {}, "onnect"),
+        ("controller", "redis://127.0.0.1:{port}", {}, "onnect"),
         ("gateway", None, {"STORE_URL": "s3://songs", "STORE_ENDPOINT": "http://127.0.0.1:{port}"}, "store"),
     ],
 )
@@ -326,7 +326,7 @@ def test_a_guarded_redis_opens_with_a_password_beside_its_url(
 
     def tell(notice: Notice) -> None:
         assert "uthentication" not in notice.detail
-        if (notice.part, notice.phase) == ("maintenance", Phase.READY):
+        if (notice.part, notice.phase) == ("controller", Phase.READY):
             raise Told
 
     with pytest.raises(Told), Local(LocalOptions(directory / "guarded", port=0, redis_url=redis_url), tell) as local:

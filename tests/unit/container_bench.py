@@ -97,7 +97,7 @@ def keep_song(store: Store, tenant: str, job_id: str, song: bytes) -> None:
         "size_bytes": len(song),
     }
     artifact |= {"sha256": "0" * 64, "duration_s": 1, "sample_rate": 1, "channels": 1}
-    timings = dict.fromkeys(("queue_s", "sing_s", "encode_s", "upload_s", "run_s"), 0)
+    timings = dict.fromkeys(("queue_s", "generate_s", "encode_s", "upload_s", "run_s"), 0)
     sampling = {"steps": 1, "guidance_scale": 1, "shift": 1, "turbo": False}
     result = {"artifacts": [artifact], "model": "m", "model_revision": "r", "sampling": sampling, "timings": timings}
     attempt = {"number": 1, "id": "attempt", "worker": "w", "started_at": at, "outcome": "succeeded"}

@@ -52,7 +52,7 @@ def a_result(job_id: str) -> Result:
         model="bundled",
         model_revision="r",
         sampling=Sampling(steps=8, guidance_scale=1, shift=3, turbo=True),
-        timings=Timings(queue_s=0, sing_s=1, encode_s=0, upload_s=0, run_s=1),
+        timings=Timings(queue_s=0, generate_s=1, encode_s=0, upload_s=0, run_s=1),
     )
 
 

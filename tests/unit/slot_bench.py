@@ -71,7 +71,7 @@ class ImaginedEngine(EngineClient):
         for index, song in enumerate(songs):
             keep(index, song, np.zeros((song.channels, song.frames), dtype=np.float32))
         sampling = Sampling(steps=8, guidance_scale=1, shift=3, turbo=True)
-        return Sung(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, sing_s=0.1)
+        return Sung(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, generate_s=0.1)
 
     def _variations(self, request: Sing) -> int:
         return GenerationSpec.from_wire(request.spec).variations

@@ -24,7 +24,7 @@ from serinette.spec import AudioFormat
 AT = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
 ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 BODY = {"prompt": "upbeat pop song", "lyrics": "Hello world", "bpm": 120, "key_scale": "C Major", "thinking": True}
-THINKING = "thinking: needs ACE-Step's 5 Hz language model, which is not here; sung from prompt and lyrics alone"
+THINKING = "thinking: needs ACE-Step's 5 Hz language model, which is not here; generated from prompt and lyrics alone"
 
 
 def artifact(index: int) -> Artifact:
@@ -49,7 +49,7 @@ def job(status: JobStatus, **changes: Any) -> Job:
         model="acestep-v15-turbo",
         model_revision="r1",
         sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
-        timings=Timings(queue_s=1, sing_s=2, encode_s=0.1, upload_s=0.1, run_s=2.5),
+        timings=Timings(queue_s=1, generate_s=2, encode_s=0.1, upload_s=0.1, run_s=2.5),
         warnings=("duration_s: ignored, the source gives the length",),
     )
     facts: dict[str, Any] = {
@@ -110,7 +110,7 @@ def test_a_song_of_two_as_documented() -> None:
         "generation_info": "\n".join(
             [
                 "acestep-v15-turbo: 8 steps, shift 3, guidance 1",
-                "2.0 s sung, 0.1 s encoded, 1.0 s waited",
+                "2.0 s generated, 0.1 s encoded, 1.0 s waited",
                 *warned,
             ]
         ),

@@ -148,7 +148,7 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"audio_format": "wav32"}, {"format": AudioFormat.WAV}, "audio_format: wav has 16 bits"),
         ({"audio_duration": -1}, {"duration_s": 60.0}, "audio_duration: choosing one needs"),
         ({"bpm": 119.7}, {"bpm": 120}, "bpm: 119.7 is taken for 120"),
-        ({"seed": "12,99"}, {"seed": 12}, "seed: song i is sung with 12 + i"),
+        ({"seed": "12,99"}, {"seed": 12}, "seed: song i is generated with 12 + i"),
         ({"model": "acestep-v15-base"}, {"model": None}, "model: acestep-v15-base is not held here"),
         ({"thinking": True}, {"task": Task.TEXT2MUSIC}, "thinking: needs ACE-Step's 5 Hz language model"),
         ({"use_format": True, "prompt": "a"}, {"prompt": "a"}, "use_format: needs ACE-Step's 5 Hz"),

@@ -147,7 +147,7 @@ def test_ages_have_one_unit() -> None:
         (a_job(JobStatus.QUEUED, position=2), "queued, 2nd in its lane"),
         (a_job(JobStatus.QUEUED, position=13), "queued, 13th in its lane"),
         (a_job(), "running"),
-        (a_job(progress=denoising(4)), "singing, step 4 of 8"),
+        (a_job(progress=denoising(4)), "denoising, step 4 of 8"),
         (a_job(progress=Progress(stage=Stage.UPLOADING, at=now())), "storing"),
         (a_job(JobStatus.CANCELED), "canceled"),
     ],
@@ -171,7 +171,7 @@ def test_without_a_terminal_each_change_of_state_is_a_line(capsys: pytest.Captur
             view.show(job)
     assert capsys.readouterr().err.splitlines() == [
         "jazz [piano]: queued (waits for a worker to load its model)",
-        "jazz [piano]: singing",
+        "jazz [piano]: denoising",
         "jazz [piano]: succeeded",
     ]
 

@@ -41,7 +41,7 @@ def test_the_same_seed_tells_the_same() -> None:
         ([str(CHART / "values.yaml")], "holds no pool with a ScaledObject"),
         (["/nowhere.yaml"], "cannot be read"),
         ([K8S, "--pool", "x"], "there is no pool x; there are default"),
-        ([K8S, "--sing", "x"], "is no spread of seconds"),
+        ([K8S, "--generate-s", "x"], "is no spread of seconds"),
         ([K8S, "--per-hour", "0"], "has no arrivals"),
         ([K8S, "--trace", "/nowhere"], "is no trace"),
     ],

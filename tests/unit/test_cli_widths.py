@@ -103,8 +103,8 @@ def _its_end() -> None:
     [
         (house.workers, ["STAGE", "loading", "3/8", "2 d"]),
         (batch.list_, [ID, "in_progress", "412/20,000", "3 h"]),
-        (_a_batch_on_its_way, ["600 of 20,000 sung, 3 failed, 2 running"]),
-        (_its_end, ["SUNG", "19,988", "123,456,789,012"]),
+        (_a_batch_on_its_way, ["600 of 20,000 generated, 3 failed, 2 running"]),
+        (_its_end, ["SUCCEEDED", "19,988", "123,456,789,012"]),
     ],
 )
 def test_nothing_goes_over_the_edge(
@@ -141,5 +141,5 @@ def test_a_note_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 
     path = tmp_path / batch_run.NOTE
     path.write_text("{")
-    with pytest.raises(ConfigurationError, match="erase it to begin anew"):
+    with pytest.raises(ConfigurationError, match="erase it to begin again"):
         batch_run._noted(path)

@@ -62,7 +62,7 @@ def a_result(sha256: str) -> Result:
         model="m",
         model_revision="r",
         sampling=Sampling(steps=8, guidance_scale=1, shift=3, turbo=True),
-        timings=Timings(queue_s=0, sing_s=0, encode_s=0, upload_s=0, run_s=0),
+        timings=Timings(queue_s=0, generate_s=0, encode_s=0, upload_s=0, run_s=0),
     )
 
 

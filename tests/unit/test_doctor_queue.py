@@ -90,8 +90,8 @@ def test_tls(redis: Redis, redis_url: str, tmp_path: Path) -> None:
 
 def test_nobody_there(tmp_path: Path) -> None:
     port = servers.free_ports(1)[0]
-    assert "nobody listens there" in only_bad(settings(f"redis://127.0.0.1:{port}")).message
-    assert "nobody listens there" in only_bad(settings(f"unix://{tmp_path}/no.sock")).message
+    assert "nothing listens there" in only_bad(settings(f"redis://127.0.0.1:{port}")).message
+    assert "nothing listens there" in only_bad(settings(f"unix://{tmp_path}/no.sock")).message
     assert "name is not known here" in only_bad(settings("redis://no-such-host.invalid")).message
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"redis://127.0.0.1:{mute.getsockname()[1]}"

@@ -54,7 +54,7 @@ def test_no_store_there(s3_settings: SharedSettings) -> None:
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
     (found,) = judge_store(look_at_store(s3_settings.model_copy(update={"store_endpoint": nowhere})))
     assert found.level is Level.BAD
-    assert found.remedy.startswith("mend SERINETTE_STORE_ENDPOINT")
+    assert found.remedy.startswith("correct SERINETTE_STORE_ENDPOINT")
 
 
 def test_a_public_endpoint_that_nobody_reaches(s3_settings: SharedSettings) -> None:
@@ -99,4 +99,4 @@ def test_a_laptop(redis_url: str, file_store_url: str) -> None:
     assert strict.exit_code == 1, "no append-only file"
     assert "→ CONFIG SET appendonly yes" in strict.stdout
     gone = CliRunner().invoke(app, ["doctor", "--no-cluster", "--redis-url", "redis://127.0.0.1:1"])
-    assert (gone.exit_code, "nobody listens there" in gone.stdout) == (1, True)
+    assert (gone.exit_code, "nothing listens there" in gone.stdout) == (1, True)

@@ -15,7 +15,7 @@ from serinette.presence import Model, Presence, WorkerStage
 from serinette.spec import AudioFormat, GenerationSpec
 
 SUBMITTED = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
-TIMINGS = Timings(queue_s=1, sing_s=2, encode_s=0.1, upload_s=0.1, run_s=2.5)
+TIMINGS = Timings(queue_s=1, generate_s=2, encode_s=0.1, upload_s=0.1, run_s=2.5)
 RESULT = Result(
     artifacts=(
         Artifact(

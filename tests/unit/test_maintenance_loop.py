@@ -181,7 +181,7 @@ def test_a_job_that_cannot_be_read_does_not_hold_up_the_others(bench: Bench, cap
     assert until(bench.waiting)
     assert bench.waiting() == [popped]
     rounds()
-    assert caplog.text.count(f"cannot mend job={broken}") == 1
+    assert caplog.text.count(f"cannot reconcile job={broken}") == 1
     bench.ledger.settle(broken, Outcome(JobStatus.FAILED))  # as a slot that pops it does
     bench.redis.zadd(bench.keys.live, {broken: now().timestamp()})
     assert until(lambda: bench.live() == [popped])

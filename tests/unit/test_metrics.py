@@ -114,7 +114,7 @@ def test_a_scrape_while_redis_is_away_tells_of_the_replica_alone() -> None:
     away = Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2)
     MaintenanceMetrics(registry, away, Keys(), lambda: True)
     assert {name for name, _ in told(registry) if "queue" in name} == set()
-    assert value(told(registry), "maintenance_leading") == 1
+    assert value(told(registry), "controller_leading") == 1
 
 
 # -- requests

@@ -76,7 +76,7 @@ def test_a_job_goes_to_the_pool_of_its_model(
     [
         ((TURBO, BASE), [worker("gone", "old")], "old is not known; published here are base, turbo"),
         ((), [worker("turbo", "big")], "old is not known; published here are big"),
-        ((), [], "old is not known; no worker is up to tell of any"),
+        ((), [], "old is not known; no worker is up"),
     ],
 )
 def test_a_model_that_no_pool_holds_is_refused(told: Sequence[PoolFacts], workers: list[Presence], words: str) -> None:
@@ -104,7 +104,7 @@ def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch
     (pool,) = read(GatewaySettings).pools
     assert (pool.published, pool.most_jobs, pool.longest_s) == ("bundled", 12, None)
     monkeypatch.setenv("SERINETTE_POOLS", '[{"name": "turbo"}, {"name": "turbo"}]')
-    with pytest.raises(ConfigurationError, match="turbo: told of twice"):
+    with pytest.raises(ConfigurationError, match="turbo: listed twice"):
         read(GatewaySettings)
     with pytest.raises(ValidationError):
         PoolFacts(name="Not A Name")
@@ -148,7 +148,7 @@ def test_a_song_is_no_longer_than_the_workers_memory_allows(
         for each, limit in zip(up, limits, strict=True)
     ]
     elsewhere = worker("other", "m")
-    with nullcontext() if fits else pytest.raises(InvalidSpec, match="duration_s: m sings 476 s at most"):
+    with nullcontext() if fits else pytest.raises(InvalidSpec, match="duration_s: m generates 476 s at most"):
         check_length(GenerationSpec.model_validate(asked), "base", lambda: [*up, elsewhere])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,11 +15,27 @@ from api import protocol
 from api.protocol import PatientUpToAPoint
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"
+# What an endless sender gives up after, and what it may get rid of: the kernel's own buffers on both sides.
+ENDLESS_BYTES, GONE_BYTES = 64 * 2**20, 24 * 2**20
+
+scopes: list[Any] = []
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answers without reading, as a refused key is answered."""
+    del receive
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers how many bytes came."""
     if scope["type"] != "http":
+        return
+    scopes.append(scope)
+    if scope["path"] == "/refused":
+        await refuse(scope, receive, send)
         return
     size, more = 0, True
     while more:
@@ -35,6 +53,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(protocol, "HEAD_S", 1.0)
     monkeypatch.setattr(protocol, "BODY_S", 1.0)
+    monkeypatch.setattr(protocol, "DISCARD_S", 1.0, raising=False)
+    scopes.clear()
     config = uvicorn.Config(echo, port=0, http=PatientUpToAPoint, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -82,3 +102,76 @@ async def test_whole_requests_come_through(port: int) -> None:
     assert (await told(port, *slow)).endswith(b"\r\n\r\n4")
     big = HEAD + b"content-length: 300000\r\n\r\n"
     assert (await told(port, big + b"x" * 300_000)).endswith(b"300000")
+
+
+def flood(port: int, start: bytes, piece: bytes) -> tuple[int, bytes]:
+    """Bytes that went out until the server closed, and what it answered."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", port))
+        sent, told = len(start), b""
+        with suppress(ConnectionError):
+            connection.sendall(start)
+            while sent < ENDLESS_BYTES:
+                connection.sendall(piece)
+                sent += len(piece)
+        with suppress(ConnectionError):
+            while sent < ENDLESS_BYTES and (more := connection.recv(65_536)):
+                told += more
+        return sent, told
+
+
+def trailers() -> bytes:
+    """64 KiB of them, none twice."""
+    return b"".join(b"A%06d: b\r\n" % number for number in range(5_500))
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (CHUNKED + b"0\r\n", trailers()),
+        (CHUNKED + b"0\r\na: ", b"x" * 65_536),
+        (CHUNKED + b"2;", b"x" * 65_536),
+        (HEAD + b"content-length: 0\r\n\r\n", b"\r\n" * 32_768),
+    ],
+    ids=["trailers", "one trailer", "a chunk's extension", "empty lines"],
+)
+async def test_what_never_ends_behind_a_head_is_refused(port: int, start: bytes, piece: bytes) -> None:
+    sent, _ = await asyncio.to_thread(flood, port, start, piece)
+    assert sent < GONE_BYTES
+    assert [len(scope["headers"]) for scope in scopes] == [2], "trailers are no headers, and nobody keeps them"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", trailers()),
+        (b"transfer-encoding: chunked\r\n\r\n", b"8000\r\n" + b"x" * 32_768 + b"\r\n"),
+        (b"content-length: 99999999999\r\n\r\n", b"x" * 65_536),
+    ],
+    ids=["trailers", "chunks", "a length"],
+)
+async def test_a_body_that_nobody_reads_is_not_read_for_ever(port: int, head: bytes, piece: bytes) -> None:
+    sent, _ = await asyncio.to_thread(flood, port, HEAD.replace(b"/ ", b"/refused ") + head, piece)
+    assert sent < GONE_BYTES
+
+
+async def test_an_answer_before_the_body_reaches_its_client(port: int) -> None:
+    refused = HEAD.replace(b"/ ", b"/refused ") + b"content-length: 300000\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(2):  # the rest is small: read over, so that the connection serves the next request
+        writer.write(refused)
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\nno"), 60)).startswith(b"HTTP/1.1 401 ")
+        writer.write(b"x" * 300_000)
+        await writer.drain()
+    writer.write(refused + b"12")  # and nothing more
+    assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\nno"), 60)
+    assert await asyncio.wait_for(reader.read(), 60) == b"", "closed, though uvicorn would keep it"
+    writer.close()
+
+
+async def test_a_trailer_is_no_header(port: int) -> None:
+    told_ = await told(port, CHUNKED + b"0\r\nauthorization: Bearer x\r\n\r\n")
+    assert told_.endswith(b"\r\n\r\n2")
+    assert [name for name, _ in scopes[0]["headers"]] == [b"host", b"transfer-encoding"]

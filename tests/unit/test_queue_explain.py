@@ -128,7 +128,7 @@ def test_words_for_a_pool_without_a_ready_worker(state: Pool, expected: str) -> 
     [
         (Stage.DENOISING, False, pool(BUSY), None),
         (Stage.DENOISING, True, pool(BUSY), "its worker to stop, which takes up to one step"),
-        (Stage.WAITING_FOR_ENGINE, False, pool(BUSY), "the engine, which sings for another job"),
+        (Stage.WAITING_FOR_ENGINE, False, pool(BUSY), "the engine, which generates for another job"),
         (Stage.WAITING_FOR_ENGINE, False, pool(LOADING), "the model, which is loading"),
     ],
 )

@@ -222,13 +222,13 @@ class TestArrivals:
         assert len(made) == pytest.approx(2400, rel=0.1)
         assert made == make()
         assert made == sorted(made, key=lambda each: each.at_s)
-        assert all(0 <= each.at_s < 24 * 3600 and 20 <= each.sing_s <= 40 for each in made)
+        assert all(0 <= each.at_s < 24 * 3600 and 20 <= each.generate_s <= 40 for each in made)
 
     def test_read(self, tmp_path: Path) -> None:
         csv, listed = tmp_path / "trace.csv", tmp_path / "jobs.json"
-        csv.write_text("arrived_s,sing_s\n105,7\n100,\n")
+        csv.write_text("arrived_s,generate_s\n105,7\n100,\n")
         assert read_arrivals(csv, Spread.parse("30"), 0) == [Arrival(0, 30), Arrival(5, 7)]
-        job = {"created_at": "2026-01-01T00:00:09Z", "result": {"timings": {"sing_s": 12.5}}}
+        job = {"created_at": "2026-01-01T00:00:09Z", "result": {"timings": {"generate_s": 12.5}}}
         listed.write_text(json.dumps([job, {"created_at": "2026-01-01T00:00:00Z", "result": None}]))
         assert read_arrivals(listed, Spread.parse("30"), 0) == [Arrival(0, 30), Arrival(9, 12.5)]
 

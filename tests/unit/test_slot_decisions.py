@@ -107,7 +107,9 @@ def test_patience_has_no_end_until_the_slot_must_leave() -> None:
         patience.compute(1)
 
 
-@pytest.mark.parametrize(("code", "kind"), [("out_of_memory", errors.EngineOutOfMemory), ("new", errors.SingError)])
+@pytest.mark.parametrize(
+    ("code", "kind"), [("out_of_memory", errors.EngineOutOfMemory), ("new", errors.GenerationError)]
+)
 def test_an_error_comes_back_by_its_code(code: str, kind: type[errors.SerinetteError]) -> None:
     told = errors.of_code(code, "why")
     assert type(told) is kind

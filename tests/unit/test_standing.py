@@ -111,7 +111,7 @@ async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_the
         answers.set()
     told = await asyncio.gather(*hanging)
     assert {answer.status_code for answer in told} == {503}
-    assert any("slow to tell" in problem(answer)["detail"] for answer in told if answer.url.path.startswith("/v1/"))
+    assert any("slow to answer" in problem(answer)["detail"] for answer in told if answer.url.path.startswith("/v1/"))
 
 
 async def test_batches_wait_for_a_hanging_store_in_threads_of_their_own(
@@ -198,6 +198,31 @@ async def test_looks_are_gathered_and_each_gets_its_own_answer() -> None:
     assert max(count for _, count in asked) <= 100
     later: Any = await lookups.get("a", "later")
     assert later == "a/later"
+
+
+async def test_a_job_asked_for_while_every_look_ends_is_looked_up() -> None:
+    released = asyncio.Event()
+
+    async def find(tenant: str, job_ids: Sequence[str]) -> list[Any]:
+        await released.wait()
+        return [f"{tenant}/{job_id}" for job_id in job_ids]
+
+    lookups = Lookups(find)
+
+    async def ask_twice() -> Any:
+        await lookups.get("first", "1")
+        return await lookups.get("first", "2")  # resumed in the loop's turn after the last look's own
+
+    # All looks there may be, which end in one turn of the loop; the first of them wakes who asks again.
+    asked = [asyncio.create_task(ask_twice())]
+    asked += [asyncio.create_task(lookups.get(tenant, "1")) for tenant in ("second", "third", "fourth")]
+    for _ in range(3):  # turns of the loop, not time: all four wait in `find`
+        await asyncio.sleep(0)
+    released.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert asked[0].done(), "nobody looks for what was asked in that turn"
+    assert await asked[0] == "first/2"
 
 
 def test_a_secret_makes_ids_that_nobody_else_can_compute() -> None:

@@ -28,7 +28,7 @@ from serinette.job import Attempt, AttemptOutcome, JobError, Progress, Stage, no
 from serinette.ledger import MAX_EVENTS, Entry, Ledger, Outcome
 from serinette.names import Lane, queue_name
 
-WORKER = "maintenance-containers"
+WORKER = "controller-containers"
 
 # RQ forgets an execution by its score; a Kubernetes Job may wait for a machine for days.
 _HELD_FOR_S = 30 * 86_400

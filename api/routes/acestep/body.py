@@ -98,6 +98,8 @@ def _from_json(raw: bytes) -> dict[str, Any]:
         raise RequestError(f"Invalid JSON body: {error}") from error
     if not isinstance(body, dict):
         raise RequestError("JSON payload must be an object")
+    if len(body) > _MAX_FIELDS:
+        raise RequestError(f"the body has {len(body)} fields; at most {_MAX_FIELDS} are allowed")
     return body
 
 

@@ -15,7 +15,7 @@ from serinette import __version__
 from serinette.presence import Presence, WorkerStage
 
 SERVICE: Final = "ACE-Step API"
-NO_LM: Final = "ACE-Step's 5 Hz language model is not here: this server sings from prompt and lyrics alone"
+NO_LM: Final = "ACE-Step's 5 Hz language model is not here: this server generates from prompt and lyrics alone"
 _LOADED = frozenset({WorkerStage.READY, WorkerStage.DRAINING})
 
 
@@ -31,7 +31,7 @@ class InventoryModel(BaseModel):
 
 
 class Inventory(BaseModel):
-    """All that can be sung with."""
+    """All models that workers hold."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -114,7 +114,7 @@ def initialized(held: Inventory, model: str | None, slot: int) -> dict[str, Any]
 def reinitialized(held: Inventory) -> dict[str, Any]:
     """POST /v1/reinitialize: what there is instead."""
     loaded = ", ".join(model.name for model in held.models if model.is_loaded) or "none"
-    return {"message": f"Nothing was reloaded: workers load models and mend themselves; held now: {loaded}"}
+    return {"message": f"Nothing was reloaded: workers load models and restart by themselves; held now: {loaded}"}
 
 
 LORA_STATUS: Final[dict[str, Any]] = {

@@ -12,6 +12,9 @@ from serinette.spec import MAX_SEED, MAX_VARIATIONS, PublishedName, Task
 DEFAULT_BATCH_SIZE: Final = 2
 FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
 
+# More than any list here may have: what is beyond is not looked at, and the spec's bound refuses the rest.
+_MAX_PARTS: Final = 256
+
 _NO_LM: Final = "Needs ACE-Step's 5 Hz language model, which is not here: refused when asked for."
 
 
@@ -23,7 +26,9 @@ def _track_names(value: object) -> object:
         except (ValueError, RecursionError):
             return value
     if isinstance(value, str):
-        value = value.replace("|", ",").split(",")
+        value = value.replace("|", ",").split(",", _MAX_PARTS)
+    if isinstance(value, list):
+        value = value[:_MAX_PARTS]
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return [name.strip().lower() for name in value if name.strip()]
     return value
@@ -32,7 +37,9 @@ def _track_names(value: object) -> object:
 def _numbers(value: object) -> object:
     """`0.97,0.76,0` or a list of numbers; the zero at which every schedule ends is not a step."""
     if isinstance(value, str):
-        value = [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+        value = [part.strip() for part in value.strip("[] ").split(",", _MAX_PARTS)[:_MAX_PARTS] if part.strip()]
+    if isinstance(value, list):
+        value = value[:_MAX_PARTS]
     return value[:-1] if isinstance(value, list) and value and _is_zero(value[-1]) else value
 
 
@@ -61,11 +68,11 @@ class ReleaseTask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     prompt: str = Field("", description="Style, mood, instruments. Also `caption`.")
-    lyrics: str = Field("", description="Words to sing; empty means instrumental.")
+    lyrics: str = Field("", description="Lyrics to be sung; empty means instrumental.")
     vocal_language: _Text = "en"
     audio_format: Annotated[str, _Lowered] = Field("mp3", description=f"One of {', '.join(FORMATS)}.")
     task_type: Annotated[Task, _Lowered] = Task.TEXT2MUSIC
-    model: PublishedName | None = Field(None, description="One that is not held here is sung by the default.")
+    model: PublishedName | None = Field(None, description="For a model that is not held here, the default generates.")
 
     bpm: float | None = Field(None, description="30 to 300; 0 or less is left to the model.")
     key_scale: _Text | None = Field(None, examples=["C Major", "Am"])
@@ -82,9 +89,9 @@ class ReleaseTask(BaseModel):
     cfg_interval_end: float | None = None
     use_random_seed: bool | None = Field(None, description="True has a seed drawn even if one is sent.")
     seed: tuple[int, ...] = Field((), description="One, or several with commas: the first counts.")
-    batch_size: int = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; number i is sung with seed + i.")
+    batch_size: int = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; number i is generated with seed + i.")
 
-    src_audio_path: _Text | None = Field(None, description="A song's URL as told here, or an upload's id; no path.")
+    src_audio_path: _Text | None = Field(None, description="A song's URL as returned here, or an upload's id; no path.")
     reference_audio_path: _Text | None = Field(None, description="The same, for the timbre.")
     repainting_start: float | None = None
     repainting_end: float | None = Field(None, description="Not above 0: the end of the source.")
@@ -96,8 +103,10 @@ class ReleaseTask(BaseModel):
     lora: PublishedName | None = Field(None, description="Ours: a LoRA of this task alone.")
     lora_scale: float | None = Field(None, description="Ours.")
 
-    thinking: bool = Field(False, description="Without a language model here: sung from the prompt alone, and told.")
-    use_format: bool = Field(False, description="Without a language model here: sung as written, and told.")
+    thinking: bool = Field(
+        False, description="Without a language model here: generated from the prompt alone, with a warning."
+    )
+    use_format: bool = Field(False, description="Without a language model here: generated as written, with a warning.")
     sample_mode: bool = Field(False, description=_NO_LM)
     sample_query: str = Field("", description=_NO_LM)
     analysis_only: bool = Field(False, description=_NO_LM)

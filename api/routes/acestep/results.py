@@ -98,7 +98,7 @@ def _generation_info(job: Job, warnings: list[str]) -> str:
     used, took = job.result.sampling, job.result.timings
     lines = [
         f"{job.result.model}: {used.steps} steps, shift {used.shift:g}, guidance {used.guidance_scale:g}",
-        f"{took.sing_s:.1f} s sung, {took.encode_s:.1f} s encoded, {took.queue_s:.1f} s waited",
+        f"{took.generate_s:.1f} s generated, {took.encode_s:.1f} s encoded, {took.queue_s:.1f} s waited",
         *warnings,
     ]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ async def audio(
     door: DoorPart,
     songs: SongsPart,
     tenant: TenantPart,
-    path: Annotated[str, Query(description="As `file` of a result told it: a token, no path.")] = "",
+    path: Annotated[str, Query(description="The token that is `file` in a result; no path.")] = "",
 ) -> Response:
     """The song's file, whole or in part."""
     return await song(request, path, door, songs, tenant)
@@ -90,7 +90,7 @@ async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
 )
 async def format_input(_: BodyPart, __: TenantPart) -> dict[str, Any]:
     """Rewriting prompt and lyrics needs the language model."""
-    raise Unsupported(f"{NO_LM}; prompt and lyrics are sung as they are written")
+    raise Unsupported(f"{NO_LM}; prompt and lyrics are used as they are written")
 
 
 @router.post(

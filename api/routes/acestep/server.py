@@ -36,7 +36,7 @@ class InitModel(BaseModel):
 
 
 class ToggleLora(BaseModel):
-    """Whether a LoRA should be on for everybody."""
+    """Whether a LoRA should be on for all requests."""
 
     use_lora: bool
 
@@ -68,11 +68,11 @@ def init(held: HeldPart, body: InitModel | None = None) -> dict[str, Any]:
 
 @router.post("/reinitialize", summary="Nothing to reload", responses=documented.answers(None, documented.AWAY))
 def reinitialize(held: HeldPart) -> dict[str, Any]:
-    """Nothing is reloaded by this call: workers mend themselves."""
+    """Nothing is reloaded by this call: workers restart by themselves."""
     return wrapped(inventory.reinitialized(held))
 
 
-@router.get("/lora/status", summary="No LoRA for everybody", responses=documented.answers(LORA_STATUS))
+@router.get("/lora/status", summary="No LoRA for all requests", responses=documented.answers(LORA_STATUS))
 async def lora_status() -> dict[str, Any]:
     """None: a LoRA belongs to a task."""
     return wrapped(LORA_STATUS)
@@ -86,7 +86,7 @@ async def load_lora() -> dict[str, Any]:
 
 @router.post("/lora/unload", summary="Nothing to unload", responses=documented.answers({"message": "..."}))
 async def unload_lora() -> dict[str, Any]:
-    """No LoRA is loaded for everybody, ever."""
+    """No LoRA is ever loaded for all requests."""
     return wrapped({"message": LORA_STATUS["message"]})
 
 

@@ -31,7 +31,7 @@ def song_named(path: str) -> tuple[str, int]:
     """
     if match := _TOKEN.fullmatch(_unwrapped(path)):
         return match[1], int(match[2])
-    raise NotFound("Audio file not found: path must be as `file` of a result told it")
+    raise NotFound("Audio file not found: path must be the token that is `file` in a result")
 
 
 def audio_id(field: str, value: str) -> str:
@@ -46,7 +46,7 @@ def audio_id(field: str, value: str) -> str:
         return _AUDIO_ID.validate_python(value)
     except ValidationError as error:
         raise InvalidSpec(
-            f"{field}: must be a song's URL as a result told it, or an upload's id, never a path; send the file itself "
+            f"{field}: must be a song's URL as in a result, or an upload's id, never a path; send the file itself "
             f"as {field.removesuffix('_path')} of a form (multipart/form-data), or to POST /v1/uploads",
             field=field,
         ) from error

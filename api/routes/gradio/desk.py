@@ -43,7 +43,7 @@ class Manner(BaseModel):
 
     format: Literal["file", "json"] = Field("file", description="What to answer.")
     wait: float = Field(0, ge=0, description="Seconds to wait for the song, bounded by the server; then 303.")
-    sync: bool = Field(False, description="Set by the redirects of calls that wait: how to tell a failure.")
+    sync: bool = Field(False, description="Set by the redirects of calls that wait: how to report a failure.")
 
     @property
     def as_json(self) -> bool:

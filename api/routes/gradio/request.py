@@ -96,7 +96,7 @@ class GenerateMusicRequest(BaseModel):
         60.0, le=600, description="Seconds, 1 to 600; 0 or less draws 30 to 240 s. Ignored with reference audio."
     )
     prompt: str = Field(TAG_DEFAULT, max_length=8_192, description="Style, mood, instruments.")
-    lyrics: str = Field(LYRIC_DEFAULT, max_length=16_384, description="Words to sing; empty means instrumental.")
+    lyrics: str = Field(LYRIC_DEFAULT, max_length=16_384, description="Lyrics to be sung; empty means instrumental.")
     infer_step: int | None = Field(None, ge=1, le=200, description="Denoising steps; the checkpoint's own if left out.")
     guidance_scale: float | None = Field(
         None, ge=0, le=30, description="Guidance; the checkpoint's own if left out. Turbo checkpoints have none."
@@ -107,7 +107,7 @@ class GenerateMusicRequest(BaseModel):
     manual_seeds: Annotated[str | None, Field(coerce_numbers_to_str=True)] = Field(
         None, max_length=400, description="One seed, or several with commas: the first is used."
     )
-    audio2audio_enable: bool = Field(False, description="Sing a cover of `ref_audio_input`.")
+    audio2audio_enable: bool = Field(False, description="Generate a cover of `ref_audio_input`.")
     ref_audio_input: str | None = Field(
         None, max_length=1_000, description="Id of an upload (POST /v1/uploads) or of an earlier song; never a path."
     )

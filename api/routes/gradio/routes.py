@@ -32,7 +32,7 @@ _SONG = {
     "content": {"audio/wav": {"schema": {"type": "string", "format": "binary"}}, "application/json": {}},
 }
 _NOT_YET = {
-    "description": "Not sung yet: ask the URL in `Location`. HTTP clients that follow redirects end with the song."
+    "description": "Not generated yet: ask the URL in `Location`. HTTP clients that follow redirects end with the song."
 }
 _NO_SONG = {"description": "There is no song, or not yet: `Request is pending, not completed`."}
 _UNKNOWN = {"description": "`Request not found`."}
@@ -70,7 +70,7 @@ async def generate_music_async(body: GenerateMusicRequest, desk: DeskPart) -> di
 
 @router.post("/generate_music", responses=_SYNC, response_class=Response)
 async def generate_music(body: GenerateMusicRequest, desk: DeskPart, http: Request) -> Response:
-    """Sing, and answer where the song is; with `return_file_data` the song itself."""
+    """Generate a song, and answer where it is; with `return_file_data` the song itself."""
     format: Literal["file", "json"] = "file" if body.return_file_data else "json"
     job = await desk.submit(order(body))
     return await desk.answer(http, job, Manner(format=format, wait=desk.max_wait_s, sync=True))
@@ -78,7 +78,7 @@ async def generate_music(body: GenerateMusicRequest, desk: DeskPart, http: Reque
 
 @router.post("/generate_music_direct", responses=_SYNC, response_class=Response)
 async def generate_music_direct(body: GenerateMusicRequest, desk: DeskPart, http: Request) -> Response:
-    """Sing, and answer the song itself."""
+    """Generate a song, and answer the song itself."""
     job = await desk.submit(order(body))
     return await desk.answer(http, job, Manner(wait=desk.max_wait_s, sync=True))
 
@@ -127,7 +127,7 @@ async def result(request_id: str, manner: Annotated[Manner, Query()], desk: Desk
     responses=_BY_ID | _example({"message": "Request cancelled"}) | {400: {"description": "It has ended already."}},
 )
 async def cancel(request_id: str, desk: DeskPart) -> Response:
-    """Cancel a request, whether it waits or is being sung."""
+    """Cancel a request, whether it waits or is being generated."""
     return await desk.cancel(request_id)
 
 

@@ -36,18 +36,18 @@ _ZIP = {"content": {"application/zip": {"schema": {"type": "string", "format": "
 @router.get(
     "/batches/{batch_id}/output.jsonl",
     response_class=Response,
-    summary="The lines that were sung",
+    summary="The lines that were generated",
     responses={200: {**_JSONL, "description": "In the order of the lines."}, **_REFUSALS},
 )
 async def output(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
-    """Each line's job, seed and songs. Written when the batch ends, and anew when it was retried."""
+    """Each line's job, seed and songs. Written when the batch ends, and again when it was retried."""
     return await _file(store, batch_output_key(tenant, batch.id, batch.round), f"{batch.id}-output.jsonl")
 
 
 @router.get(
     "/batches/{batch_id}/errors.jsonl",
     response_class=Response,
-    summary="The lines that were not sung",
+    summary="The lines that were not generated",
     responses={200: {**_JSONL, "description": "In the order of the lines."}, **_REFUSALS},
 )
 async def errors(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:

@@ -105,7 +105,7 @@ async def create(
     idempotency_key: KeyHeader = None,
 ) -> Batch:
     """JSON Lines, a spec a line, or JSON with `specs` and a `sweep` over their fields: up to 100,000 songs. Every line
-    is checked before anything is kept; the problem tells what is wrong in which line.
+    is checked before anything is kept; the problem says what is wrong in which line.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json"
@@ -183,16 +183,16 @@ async def lines(
     desk: DeskPart,
     threads: BatchThreadsPart,
     tenant: TenantPart,
-    first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to tell of, from 1.")] = 1,
+    first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1.")] = 1,
     limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most.")] = 100,
 ) -> BatchLines:
-    """Each line with its job and songs, as they are now. Go on with `first` behind the last line that was told."""
+    """Each line with its job and songs, as they are now. Continue with `first` behind the last line returned."""
     return BatchLines(lines=tuple(await threads.run(partial(desk.lines, tenant, batch_id, first - 1, limit))))
 
 
 @router.post("/batches/{batch_id}/pause", summary="Pause a batch", responses=_MOVE)
 def pause(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
-    """No more lines are released. What waits in the lane or is being sung goes on."""
+    """No more lines are released. What waits in the lane or is being generated goes on."""
     return desk.pause(tenant, batch_id)
 
 
@@ -204,11 +204,11 @@ def resume(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
 
 @router.post("/batches/{batch_id}/cancel", summary="Cancel a batch", responses=_MOVE)
 def cancel(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
-    """All of its jobs are canceled; it is `canceling` until the last has ended. What was sung is kept."""
+    """All of its jobs are canceled; it is `canceling` until the last has ended. What was generated is kept."""
     return desk.cancel(tenant, batch_id)
 
 
-@router.post("/batches/{batch_id}/retry", status_code=202, summary="Retry what was not sung", responses=_MOVE)
+@router.post("/batches/{batch_id}/retry", status_code=202, summary="Retry what was not generated", responses=_MOVE)
 def retry(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
     """Of an ended batch the failed and the canceled lines are released once more, as new jobs with the same seeds."""
     return desk.retry(tenant, batch_id)

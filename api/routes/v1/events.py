@@ -56,7 +56,7 @@ async def stream(
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> Response:
-    """Server-Sent Events; closes behind the terminal event. A WebSocket at the same path tells the same messages."""
+    """Server-Sent Events; closes behind the terminal event. A WebSocket at the same path sends the same messages."""
     seen = last_event_id_header or last_event_id
     job, after = await _snapshot(door, events, tenant, job_id, seen)
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:

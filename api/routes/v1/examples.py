@@ -35,7 +35,7 @@ SUBMIT: dict[str, Example] = {
         },
     },
     "repaint": {
-        "summary": "Sing a part of an upload anew",
+        "summary": "Generate a part of an upload again",
         "value": {
             "task": "repaint",
             "prompt": "a saxophone solo",

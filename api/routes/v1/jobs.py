@@ -41,7 +41,7 @@ async def json_only(request: Request) -> None:
 
 
 class JobRequest(GenerationSpec, JobOptions):
-    """A song to sing, and how to treat its job. Leave out what you do not care for."""
+    """A song to generate, and how to treat its job. Leave out what you do not care for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": examples.REQUESTS})
 
@@ -102,7 +102,7 @@ async def submit(
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Job:
-    """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and told."""
+    """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and reported."""
     job, created = await door.submit(tenant, request.spec(), request.options(), idempotency_key=idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not created:

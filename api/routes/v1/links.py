@@ -30,7 +30,7 @@ class JobLinks(BaseModel):
 async def links(
     job_id: JobId, door: DoorPart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
 ) -> JobLinks:
-    """Signed for a short while: whoever has one may hear this job. Revoking the key ends them too."""
+    """Signed for a short while: anyone who has one may hear this job. Revoking the key ends them too."""
     await door.get(caller.tenant, job_id)
     token, expires_s = await signer.sign(caller, job_id, settings.link_s)
     path = f"/v1/jobs/{job_id}"

@@ -22,7 +22,7 @@ class WorkerPoolView(BaseModel):
 
     name: str
     model: str | None = Field(
-        description="Name that jobs ask for its model by; null when no worker and no chart tells."
+        description="Name that jobs ask for its model by; null when neither a worker nor the chart has reported it."
     )
     min_workers: int | None = Field(description="Kept also while nothing waits; null without a chart.")
     max_workers: int | None = Field(description="Most that the chart allows; null without a chart.")
@@ -44,7 +44,7 @@ class WorkersView(BaseModel):
 @router.get("/workers", summary="The workers", responses=problems("queue_unavailable"))
 def workers(queue: QueuePart) -> WorkersView:
     """Every pool that is known, its workers and, where jobs wait and none is ready, what holds them: a start from zero,
-    a node without a free GPU, an image, a model that loads, the brake. What a cluster alone can tell is up to half a
+    a node without a free GPU, an image, a model that loads, the brake. What only a cluster can report is up to half a
     minute old, and missing outside of one.
     """
     return WorkersView(pools=tuple(_pool(pool) for pool in queue.pools()))
