@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +212,14 @@ def machine() -> Figures:
     versions: dict[str, str | None] = {}
     for package in ("torch", "diffusers", "transformers", "accelerate", "peft", "av", "triton"):
         try:
-            versions[package] = str(metadata.version(package))  # type: ignore[no-untyped-call]  # the backport types none
-        except metadata.PackageNotFoundError:
+            versions[package] = version(package)
+        except PackageNotFoundError:
             versions[package] = None
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]  # torch's
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), **versions},

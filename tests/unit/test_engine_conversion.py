@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(directory / "ours", turbo=True)
     split(directory / "ours", directory / "repository")
     return directory / "repository"
+
+
+def test_the_command_line_converts_and_fails_in_words(repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serinette.cli", "convert", str(repository), str(tmp_path / "made")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(f"SERINETTE_MODEL={tmp_path / 'made'}")
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
+    assert "Traceback" not in again.stderr
 
 
 class TestRefused:
