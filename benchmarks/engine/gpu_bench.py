@@ -78,7 +78,7 @@ class Bench:
     def __init__(self, out: Path, size: str, budget_s: float) -> None:
         self.gpu = torch.cuda.is_available()
         self.device = "cuda" if self.gpu else "cpu"
-        self.song_s = 60.0 if self.gpu else 2.0
+        self.song_s = 60.0 if self.gpu else 1.5
         self.batches = (1, 4, 8) if self.gpu else (1, 2)
         self._out, self._budget_s, self._began_s = out, budget_s, time.perf_counter()
         self.sizes = SIZES[size] if self.gpu else SMALL
@@ -133,7 +133,7 @@ class Bench:
         """Milliseconds of warm work."""
         work()
         taken = []
-        for _ in range(runs):
+        for _ in range(runs if self.gpu else 1):
             synchronize()
             began = time.perf_counter()
             work()
@@ -191,7 +191,7 @@ class Bench:
     def typical(self, songs: int, duration_s: float, runs: int = 3) -> Figures:
         """Medians of `timed`, warm."""
         self.timed(songs, duration_s)
-        rows = zip(*(self.timed(songs, duration_s) for _ in range(runs)), strict=True)
+        rows = zip(*(self.timed(songs, duration_s) for _ in range(runs if self.gpu else 1)), strict=True)
         whole, denoise, decoded = (round(statistics.median(row), 2) for row in rows)
         return {
             "ms_a_song": whole,
