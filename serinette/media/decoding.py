@@ -33,7 +33,7 @@ _CHANNELS = range(1, 9)
 # Codecs fill up their last block: a song of the longest length, sent back to us, is not too long.
 _PADDING_S = 0.1
 # Below it a model hears nothing, and a resampler may give nothing.
-_SHORTEST_S = 0.1
+_SHORTEST_S = 0.01
 # 40 dB beyond full scale, which floats can say: what is louder is no recording.
 _LOUDEST = 100.0
 # As far into a WAV as its format stands, chunks of an editor's before it included.
@@ -45,7 +45,7 @@ def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
     """Decode a file to its end, keeping nothing.
 
     Raises:
-        InvalidAudio: it is not audio, holds no samples or some that are no numbers, is shorter than 0.1 s, or longer
+        InvalidAudio: it is not audio, holds no samples or some that are no numbers, is shorter than 0.01 s, or longer
             than `max_duration_s`.
     """
     with opened(file) as container:
