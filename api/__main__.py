@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from types import FrameType
@@ -49,6 +50,7 @@ def main() -> int:
         logging.getLogger("uvicorn.error").addFilter(_is_news)
         app = create_app(settings)
         exposition.serve(app.state.metrics.registry, settings)
+        gc.freeze()  # what is there by now stays: no collection needs to look through it again
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 2

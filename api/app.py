@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-import anyio
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, from_thread
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from redis import Redis
@@ -22,7 +21,6 @@ from api.batches.desk import Desk
 from api.batches.shelf import Shelf
 from api.containers.log import Logs
 from api.dependencies import Parts
-from api.door import Door
 from api.events import JobEvents
 from api.intake import Intake
 from api.limits import BodyLimit
@@ -39,11 +37,12 @@ from api.tenancy.key_in_body import KeyInBody
 from api.tenancy.key_in_path import KeyInPath
 from api.tenancy.keyring import DeclaredFile, Keyring
 from api.tenancy.links import Links
+from api.tenancy.rate import RequestRate
 from api.threads import Threads
 from serinette import __version__
 from serinette.errors import NotFound, Unavailable
 from serinette.exposition import new_registry
-from serinette.ledger import Ledger
+from serinette.jobs import AsyncJobs, Jobs
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
 
@@ -53,12 +52,12 @@ UPLOAD_PATHS = ("/v1/uploads", "/v1/files", "/generate_music_with_audio", "/rele
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
 
-# Python's threads of this process: those that wait for Redis, the store's own, those for what batches need of it, and
-# those of /readyz. The door has some besides.
-_REDIS_THREADS = 80
-_STORE_THREADS = 16
+# Python's threads of this process, beside the queue's: those for what batches need of the store, and those of /readyz.
 _BATCH_THREADS = 8
 _PROBE_THREADS = 2
+
+# Submits that wait for the disk of the queue's server at once: each holds a connection for up to a second.
+_FSYNC_CONNECTIONS = 256
 
 _READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
 _OUR_OWN = ("Idempotency-Replayed", "Preference-Applied")
@@ -71,13 +70,13 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     Raises:
         ConfigurationError: the settings contradict each other, or name a store that cannot be opened.
     """
-    redis, redis_async = connect_redis(settings), connect_redis_async(settings)
-    parts = _parts(settings, redis, redis_async)
+    redis = connect_redis(settings)  # of batches alone
+    redis_async, for_submits = connect_redis_async(settings), _for_submits(settings)
+    parts = _parts(settings, redis, redis_async, for_submits)
     events = parts.events
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = _REDIS_THREADS
         reading = asyncio.create_task(events.run())
         yield
         events.close()
@@ -85,10 +84,14 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         with suppress(asyncio.CancelledError):
             await reading
         await redis_async.aclose()
+        if for_submits is not None:
+            await for_submits.aclose()
         redis.close()
 
     # Its pages bring their scripts along: a cluster may have no way to a CDN.
     app = FastAPIOffline(
+        # Themselves, not by include_router: FastAPI matches a path twice for every router within another.
+        routes=[*health.router.routes, *v1.ROUTES, *gradio.router.routes, *acestep.ROUTES],
         redoc_url=None,
         title="Serinette",
         version=__version__,
@@ -99,10 +102,6 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     )
     app.state.parts = parts
     problems.install(app)
-    app.include_router(v1.router)
-    app.include_router(gradio.router)
-    app.include_router(acestep.router)
-    app.include_router(health.router)
     app.add_api_route("/", _front_door, include_in_schema=False)
     app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)
@@ -112,34 +111,47 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     return app
 
 
-def _parts(settings: GatewaySettings, redis: Redis, redis_async: redis_asyncio.Redis) -> Parts:
-    store, store_threads = Store.open(settings), CapacityLimiter(_STORE_THREADS)
+def _for_submits(settings: GatewaySettings) -> redis_asyncio.Redis | None:
+    return connect_redis_async(settings, _FSYNC_CONNECTIONS) if settings.durability == "fsync" else None
+
+
+def _parts(
+    settings: GatewaySettings,
+    redis: Redis,
+    redis_async: redis_asyncio.Redis,
+    for_submits: redis_asyncio.Redis | None,
+) -> Parts:
+    store = Store.open(settings)
     declared = DeclaredFile(settings.keys_file, settings.key_cache_s)
     keyring = Keyring(redis_async, settings, declared)
-    ledger = Ledger(redis, settings.keys, settings.retention_s)
-    queue = JobQueue(redis, store, ledger, settings, declared.limits)
-    songs = Songs(store, store_threads)
-    accounts = Accounts(redis, settings.keys, declared.limits)
+    queue = JobQueue(
+        AsyncJobs(redis_async, settings.redis_prefix),
+        store,
+        settings,
+        declared=declared.limits,
+        submits=AsyncJobs(for_submits, settings.redis_prefix) if for_submits is not None else None,
+    )
+    songs = Songs(store, queue.store_threads)
+    accounts = Accounts(redis_async, settings.keys, declared.limits)
     return Parts(
         settings=settings,
         queue=queue,
         store=store,
         events=JobEvents(redis_async, settings.keys),
-        intake=Intake(store, settings, store_threads),
-        door=Door(queue, store_threads),
+        intake=Intake(store, settings, queue.store_threads),
         songs=songs,
-        logs=Logs(ledger, songs),
+        logs=Logs(redis_async, settings.keys, songs),
         probes=CapacityLimiter(_PROBE_THREADS),
-        register=Register(redis_async, settings.keys, keyring, Links(redis_async, settings.keys, keyring)),
+        register=Register(RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)),
         accounts=accounts,
         desk=Desk(
             book=Book(redis, settings.keys, settings.retention_s),
             shelf=Shelf(store),
-            queue=queue,
+            jobs=Jobs(redis, settings.redis_prefix),
             settings=settings,
             targets=Targets(settings.webhook_networks),
             declared=declared.limits,
-            limits=accounts.limits,
+            limits=lambda tenant: from_thread.run(accounts.limits, tenant),  # batches are made in threads
         ),
         batch_threads=Threads(_BATCH_THREADS, _busy_with_batches),
     )

@@ -15,7 +15,6 @@ from starlette.requests import HTTPConnection
 from api.batches.desk import Desk
 from api.containers.checking import check_taken
 from api.containers.log import Logs
-from api.door import Door
 from api.events import JobEvents
 from api.intake import Intake
 from api.queue import JobQueue
@@ -41,7 +40,6 @@ class Parts:
     store: Store
     events: JobEvents
     intake: Intake
-    door: Door
     songs: Songs
     logs: Logs
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
@@ -76,10 +74,6 @@ async def _intake(connection: HTTPConnection) -> Intake:
     return _parts(connection).intake
 
 
-async def _door(connection: HTTPConnection) -> Door:
-    return _parts(connection).door
-
-
 async def _songs(connection: HTTPConnection) -> Songs:
     return _parts(connection).songs
 
@@ -109,6 +103,11 @@ async def _links(connection: HTTPConnection) -> Links:
 
 
 async def caller(connection: HTTPConnection) -> Caller:
+    """See `caller_of`."""
+    return caller_of(connection)
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
     """Whose request it is, as the gatekeeper found. Without keys everybody is the default tenant.
 
     Raises:
@@ -121,6 +120,31 @@ async def caller(connection: HTTPConnection) -> Caller:
 
 
 CallerPart = Annotated[Caller, Depends(caller)]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request's caller, and all that it works with. Routes that are asked often take it from the request: to them
+    FastAPI's dependencies, each by itself, cost as much as Redis.
+    """
+
+    parts: Parts
+    caller: Caller
+
+    @property
+    def tenant(self) -> str:
+        """Whose jobs, uploads and files it may touch."""
+        return self.caller.tenant
+
+    @property
+    def standing(self) -> Standing:
+        """Whether its caller is still let in, while it goes on."""
+        return Standing(self.parts.register.keyring, self.caller)
+
+
+def visit_of(connection: HTTPConnection) -> Visit:
+    """Raises Unauthorized: keys are asked for, and this path asks for none."""
+    return Visit(_parts(connection), caller_of(connection))
 
 
 async def _standing(connection: HTTPConnection, caller: CallerPart) -> Standing:
@@ -146,7 +170,6 @@ QueuePart = Annotated[JobQueue, Depends(_queue)]
 StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
 IntakePart = Annotated[Intake, Depends(_intake)]
-DoorPart = Annotated[Door, Depends(_door)]
 SongsPart = Annotated[Songs, Depends(_songs)]
 LogsPart = Annotated[Logs, Depends(_logs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 START = "0-0"
 TERMINAL = frozenset(status.value for status in JobStatus if status.ended)
+# States of a record after which nothing happens; None: there is no record any more, or never was.
+OVER = TERMINAL | {None}
 
 # A stream that begins to be watched joins the blocking read when the one under way returns.
 _BLOCK_MS = 200
@@ -173,25 +175,21 @@ class JobEvents:
 
     async def _read(self, job_id: str, after: str) -> tuple[bool, list[tuple[str, dict[str, str]]]]:
         """Whether the job is over (or forgotten), and its events behind `after`, both at one moment."""
-        ledger, stream = self._keys.ledger(job_id), self._keys.events(job_id)
         with answering():
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.exists(ledger)
-                pipe.hexists(ledger, "outcome")
-                pipe.xread({stream: after}, count=_READ_COUNT)
-                known, ended, found = await pipe.execute()
-        return not known or bool(ended), found[0][1] if found else []
+                pipe.hget(self._keys.job(job_id), "state")
+                pipe.xread({self._keys.events(job_id): after}, count=_READ_COUNT)
+                state, found = await pipe.execute()
+        return state in OVER, found[0][1] if found else []
 
     async def _over(self, job_id: str) -> tuple[bool, str]:
         """Whether the job is over (or forgotten), and its last event, both at one moment."""
-        ledger = self._keys.ledger(job_id)
         with answering():
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.exists(ledger)
-                pipe.hexists(ledger, "outcome")
+                pipe.hget(self._keys.job(job_id), "state")
                 pipe.xrevrange(self._keys.events(job_id), count=1)
-                known, ended, found = await pipe.execute()
-        return not known or bool(ended), found[0][0] if found else START
+                state, found = await pipe.execute()
+        return state in OVER, found[0][0] if found else START
 
     @contextmanager
     def _watching(self, job_id: str, after: str) -> Iterator[tuple[_Watch, asyncio.Event]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from api.door import Door
 from api.events import JobEvents
+from api.queue import JobQueue
 from api.tenancy.keyring import Standing
 from serinette.job import Job
 
@@ -18,7 +18,7 @@ def preferred_wait_s(prefer: str | None, max_wait_s: float) -> float | None:
     return None if match is None else min(float(match[1]), max_wait_s)
 
 
-async def held(door: Door, events: JobEvents, standing: Standing, job: Job, wait_s: float | None) -> Job:
+async def held(queue: JobQueue, events: JobEvents, standing: Standing, job: Job, wait_s: float | None) -> Job:
     """The job as it is when it ends, or after `wait_s`, whichever comes first.
 
     Raises:
@@ -28,4 +28,4 @@ async def held(door: Door, events: JobEvents, standing: Standing, job: Job, wait
         return job
     await events.wait_for_end(job.id, wait_s, standing)
     await standing.require()
-    return await door.get(job.tenant, job.id)
+    return await queue.get(job.tenant, job.id)

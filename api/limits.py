@@ -30,14 +30,15 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         path = scope["path"]
-        limit = next((it for prefix, it in self._others.items() if path.startswith(prefix)), self._body_bytes)
-        refusal = TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or len(declared) > 20:
-            malformed = RequestError("Content-Length: not a number", field="Content-Length")
-            return await answer(path, malformed, headers={"Connection": "close"})(scope, receive, send)
-        if int(declared) > limit:
-            return await answer(path, refusal)(scope, receive, send)
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), None)
+        limit = self._limit_of(path)
+        if declared is not None:  # the server lets no more come than that
+            if not declared.isdigit() or len(declared) > 20:
+                malformed = RequestError("Content-Length: not a number", field="Content-Length")
+                return await answer(path, malformed, headers={"Connection": "close"})(scope, receive, send)
+            if int(declared) > limit:
+                return await answer(path, _too_large(limit))(scope, receive, send)
+            return await self._app(scope, receive, send)
         seen = 0
 
         async def counted() -> Message:
@@ -46,7 +47,14 @@ class BodyLimit:
             seen += len(message.get("body", b""))
             if seen > limit:
                 # An HTTPException, because FastAPI turns every other error while reading a body into 400.
-                raise HTTPException(413, refusal.message)
+                raise HTTPException(413, _too_large(limit).message)
             return message
 
         return await self._app(scope, counted, send)
+
+    def _limit_of(self, path: str) -> int:
+        return next((it for prefix, it in self._others.items() if path.startswith(prefix)), self._body_bytes)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")

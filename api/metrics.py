@@ -50,10 +50,16 @@ class HttpMetrics:
             registry=registry,
         )
 
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """An answer has begun."""
-        self._requests.labels(route, method, status).inc()
-        self._seconds.labels(route, method).observe(seconds)
+        found = self._series.get((route, method, status))
+        if found is None:  # to look one up by its labels takes longer than to count
+            found = self._requests.labels(route, method, status), self._seconds.labels(route, method)
+            self._series[route, method, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
 
 class Observed:
@@ -96,9 +102,7 @@ class Observed:
 
 def route_of(scope: Scope) -> str:
     """The template of the route that took the request, e.g. `/v1/jobs/{job_id}`."""
-    # FastAPI leaves the route itself without the prefix that its router was included with.
-    included = scope.get("fastapi", {}).get("effective_route_context")
-    path: str = getattr(included, "path", "") or getattr(scope.get("route"), "path", "") or _NO_ROUTE
+    path: str = getattr(scope.get("route"), "path", "") or _NO_ROUTE
     return path
 
 

@@ -21,10 +21,10 @@ class HostlessRedirects:
         """Pass the request on."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        here = scope["scheme"].encode() + b"://" + dict(scope["headers"]).get(b"host", b"")
 
         async def hostless(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == _MOVED:
+                here = scope["scheme"].encode() + b"://" + dict(scope["headers"]).get(b"host", b"")
                 headers = [(name, _without(here, name, value)) for name, value in message["headers"]]
                 message = {**message, "headers": headers}
             await send(message)

@@ -114,7 +114,6 @@ class MaintenanceSettings(WebhookSettings, PoolSettings, ContainerSettings):
     pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")
     interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
     lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
-    orphan_grace_s: float = Field(10.0, gt=0, description="How long a job may be in no list before it is put back.")
     batch_backlog: int = Field(
         32,
         ge=1,

@@ -2,7 +2,7 @@
 
 Each case has processes of its own: a worker pod or two, one or two maintenance replicas, a Valkey, a directory store.
 The engine is a fast one of the tests' that takes a minute over this song; nothing is sped up, so heartbeats, rounds and
-leases are those of a deployment. One maintenance replica dies with the worker where the case says so: the one at work.
+leases are those of a deployment. Where the case says so a controller replica dies with the worker: the one that leads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.processes import eventually
 from tests.servers import valkey
 
 ROUNDS = 3
-SHIPPED = {"heartbeat_s": 5, "heartbeat_ttl_s": 20, "interval_s": 2, "lease_s": 10, "orphan_grace_s": 10}
+SHIPPED = {"heartbeat_s": 5, "heartbeat_ttl_s": 20, "interval_s": 2, "lease_s": 10}
 
 Processes = list[subprocess.Popen[bytes]]
 
@@ -95,7 +95,7 @@ def _maintenance(home: Pod, replicas: int) -> Iterator[Processes]:
                 command = leashed([sys.executable, "-m", "api.maintenance"])
                 running.append(subprocess.Popen(command, env=home.environment, stdout=log, stderr=log))
             if number == 0:
-                _until(lambda: home.redis.exists(home.settings.keys.lease("rounds")))
+                _until(lambda: home.redis.exists(home.settings.keys.lease("metrics")))  # it is up
         yield running
     finally:
         for process in running:

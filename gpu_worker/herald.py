@@ -10,8 +10,9 @@ from redis import Redis, RedisError
 
 from serinette import brake, tally
 from serinette.job import now
+from serinette.jobs import Jobs, calls
 from serinette.names import Keys
-from serinette.presence import BEAT_S, Pace, Presence, WorkerStage, announce, bury_slot, record_pace, withdraw
+from serinette.presence import BEAT_S, Pace, Presence, WorkerStage, announce, record_pace, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Herald:
             self._wake.set()
 
     def bury(self, slot: str) -> None:
-        """Tell that a slot died: maintenance takes its job from it at once, instead of waiting for its heartbeat."""
+        """Report that a slot died: its leases run out at once."""
         self._dead.append(slot)
         self._wake.set()
 
@@ -91,7 +92,7 @@ class Herald:
 
     def _tell_dead(self) -> None:
         while self._dead:
-            bury_slot(self._redis, self._keys, self._dead[0])
+            Jobs(self._redis, self._keys.prefix)(calls.lapse(self._dead[0]))
             self._dead.popleft()
 
     def _tell_cold_start(self) -> None:

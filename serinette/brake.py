@@ -82,9 +82,9 @@ def pull(redis: Redis, keys: Keys, pool: str, reasons: Collection[str]) -> None:
         pipe.execute()
 
 
-def in_force(members: Collection[bytes]) -> tuple[str, ...]:
+def in_force(members: Collection[bytes | str]) -> tuple[str, ...]:
     """A brake's reasons, as Redis gives them, in one order."""
-    return tuple(sorted(member.decode() for member in members))
+    return tuple(sorted(member.decode() if isinstance(member, bytes) else member for member in members))
 
 
 def words(reasons: Sequence[str]) -> str:

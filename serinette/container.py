@@ -133,8 +133,8 @@ class ContainerSpec(BoundedInput):
         return self
 
     def digest(self) -> str:
-        """SHA-256 of what the client wrote: decides whether a repeated key means the same."""
-        wire = json.dumps(self.model_dump(mode="json", exclude_unset=True), sort_keys=True, ensure_ascii=False)
+        """SHA-256 of all that is not at its default: decides whether a repeated key means the same."""
+        wire = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(b"container\n" + wire.encode()).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:

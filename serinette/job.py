@@ -186,12 +186,13 @@ class Record(_Model):
     dialect: dict[str, str] = Field(default={}, description="What a dialect needs to answer in its own words later.")
     digest: str = Field("", description="Of what the client wrote: whether a repeated Idempotency-Key means the same.")
     spec: GenerationSpec
-    attempt: Attempt
+    attempt: Attempt | None = Field(None, description="The last one; null when no worker began the job.")
     created_at: AwareDatetime
-    started_at: AwareDatetime
+    started_at: AwareDatetime | None = None
     ended_at: AwareDatetime
     status: JobStatus = JobStatus.SUCCEEDED
     error: JobError | None = None
+    usage: Usage | None = Field(None, description="Of a job without a result, which has its own.")
     result: Result | None = Field(None, description="Of a succeeded job.")
     container: ContainerSpec | None = Field(None, description="Of a container; `spec` says nothing then.")
     run: Run | None = Field(None, description="What became of a container.")

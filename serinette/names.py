@@ -17,11 +17,6 @@ class Lane(StrEnum):
 DEFAULT_POOL = "default"
 DEFAULT_TENANT = "default"
 
-# What RQ imports on the worker, by name: the gateway never imports it.
-SING_TASK = "gpu_worker.slot.task.sing"
-# Never imported: maintenance runs these as Kubernetes Jobs.
-CONTAIN_TASK = "serinette.container.run"
-
 
 def queue_name(pool: str, lane: Lane) -> str:
     """RQ queue of one lane of one pool, e.g. `default.normal`."""
@@ -42,9 +37,18 @@ class Keys:
         """Sorted set of unfinished job ids by submit time (Unix seconds): what the sweep checks for orphans."""
         return self._key("live")
 
-    def ledger(self, job_id: str) -> str:
-        """Hash: cancel flag, progress, attempts and outcome of one job (serinette/ledger.py)."""
-        return self._key("ledger", job_id)
+    def job(self, job_id: str) -> str:
+        """Hash: the record of one job (serinette/jobs/entry.py)."""
+        return self._key("job", job_id)
+
+    def ended_job(self, job_id: str) -> str:
+        """String: what is left of a record some minutes after its end (serinette/jobs/calls.py, Shrunk); expiring."""
+        return self._key("ended", job_id)
+
+    @property
+    def ended(self) -> str:
+        """Sorted set of ended jobs whose record is whole, by when they ended (Unix seconds)."""
+        return self._key("ended")
 
     def events(self, job_id: str) -> str:
         """Stream of one job's events."""
@@ -79,10 +83,6 @@ class Keys:
     def rate(self, tenant: str) -> str:
         """String: when a tenant's allowance of requests is full again, Unix milliseconds; expiring."""
         return self._key("rate", tenant)
-
-    def reserved(self, queue: str) -> str:
-        """Sorted set of jobs admitted to a lane and not yet in its list, by when they cease to count."""
-        return self._key("reserved", queue)
 
     def log(self, job_id: str) -> str:
         """String: a container's log, as far as it was seen."""
@@ -124,18 +124,35 @@ class Keys:
         """String, JSON of one worker's presence (serinette/presence.py), expiring."""
         return self._key("worker", name)
 
-    @property
-    def dead_slots(self) -> str:
-        """Sorted set of the names of slots whose process was seen to die, by when that is forgotten (Unix seconds)."""
-        return self._key("dead-slots")
-
     def pace(self, pool: str) -> str:
         """Hash of a pool's moving averages (serinette/presence.py), for ETAs."""
         return self._key("pace", pool)
 
     def waiting(self, pool: str, lane: Lane) -> str:
-        """List of the jobs that wait in a lane: RQ's own key, and the first thing that KEDA reads."""
-        return ":".join((self.prefix, "queue", queue_name(pool, lane)))
+        """Sorted set of the jobs that wait in a lane, in their order: the first thing that KEDA reads."""
+        return self._key("waiting", queue_name(pool, lane))
+
+    def started(self, pool: str, lane: Lane) -> str:
+        """RQ's sorted set of the attempts that run, `job:attempt`, of jobs of a lane."""
+        return ":".join((self.prefix, "wip", queue_name(pool, lane)))
+
+    @property
+    def synced(self) -> str:
+        """String that is written where a submit changes nothing and yet waits for the server's disk."""
+        return self._key("synced")
+
+    def unknown_jobs(self, queue: str) -> str:
+        """List of ids without a record that claims found in a lane: of before an upgrade, or of another program."""
+        return self._key("unknown", queue)
+
+    def wake(self, pool: str) -> str:
+        """List of tokens, each of which wakes one idle slot of a pool."""
+        return self._key("wake", pool)
+
+    @property
+    def leases(self) -> str:
+        """Sorted set of attempts, `job:attempt`, by when their lease runs out (Unix seconds)."""
+        return self._key("leases")
 
     def busy(self, pool: str) -> str:
         """Set of the names of a pool's workers that hold work: KEDA lets the pool have as many."""
@@ -178,12 +195,20 @@ class Keys:
         """Hash: status, cursor and counts of one batch (api/batches/book.py). Never its lines."""
         return self._key("batch", batch_id)
 
+    def batch_running(self, batch_id: str) -> str:
+        """Set of the ids of a batch's jobs that an attempt holds."""
+        return self._key("batch-running", batch_id)
+
+    def batch_ended(self, batch_id: str) -> str:
+        """Set of the ids of a batch's jobs that have ended, until the batch has entered them."""
+        return self._key("batch-ended", batch_id)
+
     def batch_open(self, batch_id: str) -> str:
         """Set of the numbers of those of a batch's parts that are released and not yet written to the store."""
         return self._key("batch-open", batch_id)
 
     def batch_part(self, batch_id: str, round: int, part: int) -> str:
-        """Hash of one open part's lines that have ended, to JSON BatchLine; it goes when the part is in the store."""
+        """Hash of one open part's lines that have ended, to how (api/batches/book.py); it goes with the part."""
         return self._key("batch-part", batch_id, str(round), str(part))
 
     @property

@@ -1,4 +1,4 @@
-"""Ends of jobs and batches that are to be told to their webhooks: entered where they are settled (serinette/ledger.py,
+"""Ends of jobs and batches that are to be told to their webhooks: entered where they are ended (serinette/jobs,
 api/batches/book.py).
 
 One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, at which they are due.
@@ -26,7 +26,7 @@ for _, job in ipairs(due) do redis.call('ZADD', KEYS[1], at + ARGV[1], job) end
 return due
 """
 
-# KEYS: ledger, webhooks. ARGV: job id, number, Delivery JSON, seconds until the next try or '' for none.
+# KEYS: record, webhooks. ARGV: job id, number, Delivery JSON, seconds until the next try or '' for none.
 _LOG = """
 if redis.call('EXISTS', KEYS[1]) == 0 or ARGV[4] == '' then
     redis.call('ZREM', KEYS[2], ARGV[1])
@@ -38,14 +38,7 @@ redis.call('HSET', KEYS[1], 'deliveries', ARGV[2], 'delivery:' .. ARGV[2], ARGV[
 return 1
 """
 
-# KEYS: ledger, webhooks. ARGV: job id. What is being told meanwhile is in the set, or has deliveries by then.
-_POST = """
-local known = redis.call('HMGET', KEYS[1], 'webhook', 'outcome', 'deliveries')
-if known[1] and known[2] and not known[3] then redis.call('ZADD', KEYS[2], 'NX', redis.call('TIME')[1], ARGV[1]) end
-return 1
-"""
-
-# KEYS: ledger, webhooks. ARGV: job id.
+# KEYS: record, webhooks. ARGV: job id.
 _DROP = """
 redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSETNX', KEYS[1], 'deliveries', 0) end
@@ -75,14 +68,10 @@ class Outbox:
             tally.count(pipe, self.keys, tally.WEBHOOKS, outcome)
             pipe.execute()
 
-    def post(self, job_id: str) -> None:
-        """Enter an end that nobody has tried to tell, as its settling should have; nothing where there is none."""
-        self.redis.eval(_POST, 2, self.keys.ledger(job_id), self.keys.webhooks, job_id)
-
     def drop(self, job_id: str) -> None:
-        """Tell this one to nobody any more, however often it is looked for (api/maintenance/strays.py)."""
+        """Tell this one to nobody any more."""
         self.redis.eval(_DROP, 2, self._book_of(job_id), self.keys.webhooks, job_id)
 
     def _book_of(self, name: str) -> str:
         """Where the tries to tell of a job or batch are logged."""
-        return self.keys.batch(name) if is_batch_id(name) else self.keys.ledger(name)
+        return self.keys.batch(name) if is_batch_id(name) else self.keys.job(name)

@@ -62,29 +62,6 @@ class Presence(BaseModel):
     at: AwareDatetime = Field(default_factory=now)
 
 
-# A dead slot's last words may still be on their way to Redis; whatever comes after this is found by its heartbeat.
-_REMEMBER_DEAD_S = 600
-
-# KEYS: dead slots. ARGV: name, seconds. By Redis's clock, since those of machines differ.
-_BURY = """
-local at = tonumber(redis.call('TIME')[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', at)
-redis.call('ZADD', KEYS[1], at + ARGV[2], ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-"""
-
-
-def bury_slot(redis: Redis, keys: Keys, name: str) -> None:
-    """Tell that a slot's process has ended: what it holds is lost, and nobody needs to wait for its heartbeat."""
-    redis.eval(_BURY, 1, keys.dead_slots, name, _REMEMBER_DEAD_S)
-
-
-def dead_slots(redis: Redis, keys: Keys) -> list[str]:
-    """Slots that were seen to die within the last minutes."""
-    names: Any = redis.zrange(keys.dead_slots, 0, -1)
-    return [name.decode() for name in names]
-
-
 def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
     """Tell where a worker stands; holds for PRESENCE_TTL_S seconds.
 

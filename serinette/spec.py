@@ -24,6 +24,7 @@ MAX_VARIATIONS = 8
 MAX_LORA_SCALE = 4.0
 # The schedule is counted in thousandths as float32, where steps that lie closer are one.
 MIN_TIMESTEP_FALL = 1e-6
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 # No code book has so many, and Python reads no number of thousands of digits.
 _ENDLESS_NUMBER = re.compile(r"\d{19}")
 
@@ -60,7 +61,7 @@ _NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE}
 
 def without_control_characters(text: str) -> str:
     """The text itself. Raises ValueError when it holds control characters other than line breaks and tabs."""
-    if any(ord(char) < 32 and char not in "\n\r\t" for char in text):
+    if _CONTROL.search(text):
         raise ValueError("must not contain control characters other than line breaks and tabs")
     return text
 
@@ -187,8 +188,11 @@ class GenerationSpec(BoundedInput):
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**32)})
 
     def digest(self) -> str:
-        """SHA-256 of what the client wrote, before defaults and seed: decides whether a repeated key means the same."""
-        wire = json.dumps(self.model_dump(mode="json", exclude_unset=True), sort_keys=True, ensure_ascii=False)
+        """SHA-256 of all that is not at its default: decides whether a repeated key means the same.
+
+        Taken before the seed is drawn. A field that the client wrote with its default value changes nothing.
+        """
+        wire = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(wire.encode()).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Maintenance exposes them (api/maintenance/metrics.py).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Histogram:
 
 _SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0)
 
-# Counted by the ledger's scripts (serinette/ledger.py), which write these names.
+# Counted by the transitions (serinette/jobs/), which write these names.
 JOBS_ENDED = Counter(
     "jobs_ended", "Jobs that ended, by outcome; `code` says why one failed.", ("pool", "outcome", "code")
 )
@@ -86,17 +86,8 @@ MEASURES: tuple[Counter | Histogram, ...] = (
     REAL_TIME_FACTOR,
 )
 
-# For scripts that decide what they count (serinette/ledger.py), whose KEYS[1] is the ledger of a job: its pool stands
-# between the measure's name and the other labels. An error comes as JSON or ''.
-COUNT_SCRIPT = """
-local function count(tally, measure, ...)
-    local pool = redis.call('HGET', KEYS[1], 'pool') or 'default'
-    redis.call('HINCRBY', tally, table.concat({measure, pool, ...}, '|'), 1)
-end
-local function code_of(error)
-    return error ~= '' and cjson.decode(error).code or ''
-end
-"""
+# Fields of the hash, and what is to be added to each.
+Additions = Sequence[tuple[str, float]]
 
 # Between the parts of a field's name: the measure, then the values of its labels.
 SEPARATOR = "|"
@@ -127,9 +118,17 @@ def count(to: Redis | Pipeline, keys: Keys, counter: Counter, *labels: str) -> N
 
 def observe(to: Redis | Pipeline, keys: Keys, histogram: Histogram, value: float, *labels: str) -> None:
     """Take in one value; rides in `to` if that is a pipeline. Raises RedisError if it is not."""
+    for name, amount in additions(histogram, value, *labels):
+        to.hincrbyfloat(keys.tally, name, amount)
+
+
+def additions(histogram: Histogram, value: float, *labels: str) -> Additions:
+    """What one value adds, for a transition that counts as it decides (serinette/jobs/)."""
     bucket = _buckets(histogram)[bisect_left(histogram.bounds, value)]
-    to.hincrby(keys.tally, _field(histogram, (*labels, bucket), extra=1), 1)
-    to.hincrbyfloat(keys.tally, _field(histogram, (*labels, _SUM), extra=1), value)
+    return [
+        (_field(histogram, (*labels, bucket), extra=1), 1),
+        (_field(histogram, (*labels, _SUM), extra=1), value),
+    ]
 
 
 def _buckets(histogram: Histogram) -> tuple[str, ...]:

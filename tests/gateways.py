@@ -1,4 +1,4 @@
-"""A real gateway on a free port, and a slot that needs no engine: it drives jobs through RQ and ledger by hand."""
+"""A real gateway on a free port, and a slot that needs no engine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from typing import Any
 
 import httpx
 from redis import Redis
-from rq.job import Job as RqJob
-from rq.job import JobStatus as RqStatus
-from rq.queue import Queue
-from rq.serializers import JSONSerializer
 
-from serinette.job import Artifact, AttemptOutcome, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings, now
-from serinette.ledger import Ledger, Outcome
-from serinette.names import Keys, Lane, artifact_key, queue_name, upload_record_key
+from serinette.job import Artifact, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings, now
+from serinette.jobs import Claimed, Jobs, Lease, Outcome, Standing, calls
+from serinette.jobs.finishing import put_record, record_of
+from serinette.names import Keys, artifact_key, upload_record_key
 from serinette.spec import AudioFormat
 from serinette.store import Store
 from serinette.upload import Upload
 from tests.servers import free_ports
+
+LEASE = Lease("worker-1.0.1", 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,54 +74,62 @@ def _until_alive(url: str, process: subprocess.Popen[bytes], log: Path, timeout_
 
 
 class HandSlot:
-    """Does to Redis and store what a slot does, without singing."""
+    """Does to Redis and store what a slot does, without an engine: by the transitions of serinette/jobs."""
 
     def __init__(self, redis: Redis, store: Store, keys: Keys | None = None) -> None:
-        self._redis = redis
         self._store = store
-        self.ledger = Ledger(redis, keys or Keys())
+        self.jobs = Jobs(redis, (keys or Keys()).prefix)
 
-    def claim(self, job_id: str, pool: str = "default", lane: Lane = Lane.NORMAL, attempt_id: str = "attempt1") -> int:
-        """Take the job out of its lane and begin an attempt; what the ledger answered."""
-        Queue(queue_name(pool, lane), self._redis, serializer=JSONSerializer).remove(job_id)
-        number = self.ledger.begin_attempt(job_id, attempt_id, "worker-1")
-        if number > 0:
-            self._rq_job(job_id).set_status(RqStatus.STARTED)
-        return number
+    def claim(self, job_id: str, attempt_id: str = "attempt1") -> int:
+        """Begin an attempt of a job that waits; its number, 0 if the job does not wait."""
+        claimed = self.jobs(calls.take(job_id, attempt_id, LEASE))
+        return claimed.number if isinstance(claimed, Claimed) else 0
 
-    def step(self, job_id: str, step: int, attempt_id: str = "attempt1") -> int:
-        """Tell step `step` of 8."""
+    def step(self, job_id: str, step: int, attempt_id: str = "attempt1") -> Standing:
+        """Report step `step` of 8."""
         progress = Progress(stage=Stage.DENOISING, step=step, steps=8, at=now())
-        return self.ledger.progress(job_id, attempt_id, progress)
+        return self.jobs(calls.beat(job_id, attempt_id, LEASE, progress.model_dump_json()))
 
     def end_attempt(self, job_id: str, error: JobError, attempt_id: str = "attempt1") -> None:
         """Fail one attempt while the job goes on."""
-        self.ledger.end_attempt(job_id, attempt_id, AttemptOutcome.FAILED, error)
+        assert self.jobs(calls.release(job_id, attempt_id, error, charged=True)) is Standing.RELEASED
 
     def succeed(self, job_id: str, songs: list[bytes], tenant: str = "default", attempt_id: str = "attempt1") -> Result:
-        """Put songs into the store and end the job as RQ's worker does."""
+        """Put songs into the store and end the job; no job.json is put beside them."""
         artifacts = []
         for index, song in enumerate(songs):
             key = artifact_key(tenant, job_id, attempt_id, index, "mp3")
             self._store.put(key, song, "audio/mpeg")
             artifacts.append(_artifact(index, key, song))
         result = _result(tuple(artifacts))
-        rq_job = self._rq_job(job_id)
-        rq_job._result = result.model_dump(mode="json")
-        with self._redis.pipeline(transaction=True) as pipe:
-            rq_job._handle_success(3600, pipe)
-            self.ledger.settle(job_id, Outcome(JobStatus.SUCCEEDED, result=result), pipeline=pipe)
-            pipe.execute()
+        self._finish(job_id, attempt_id, Outcome(JobStatus.SUCCEEDED, result=result))
         return result
 
-    def fail(self, job_id: str, error: JobError) -> None:
-        """End the job in failure as RQ's worker does."""
-        rq_job = self._rq_job(job_id)
-        with self._redis.pipeline(transaction=True) as pipe:
-            rq_job.set_status(RqStatus.FAILED, pipeline=pipe)
-            rq_job.failed_job_registry.add(rq_job, ttl=3600, exc_string=error.message, pipeline=pipe)
-            self.ledger.settle(job_id, Outcome(JobStatus.FAILED, error), pipeline=pipe)
-            pipe.execute()
+    def fail(self, job_id: str, error: JobError, attempt_id: str = "attempt1") -> None:
+        """End the job in failure."""
+        self._finish(job_id, attempt_id, Outcome(JobStatus.FAILED, error))
+
+    def record(self, job_id: str) -> None:
+        """Put an ended job's job.json into the store."""
+        (seen,) = self.jobs(calls.look([job_id]))
+        assert seen.entry
+        attempt = seen.entry.attempts[-1] if seen.entry.attempts else None
+        outcome = Outcome(seen.entry.status, seen.entry.error, seen.entry.result)
+        put_record(self._store, record_of(seen.entry, attempt, outcome, seen.entry.ended_at))
+
+    def shrink(self, job_id: str) -> None:
+        """Put an ended job's job.json into the store, and have Redis forget most of the job."""
+        self.record(job_id)
+        (seen,) = self.jobs(calls.look([job_id]))
+        assert seen.entry
+        outcome = Outcome(seen.entry.status, seen.entry.error, seen.entry.result)
+        attempt_id = seen.entry.attempts[-1].id if seen.entry.attempts else ""
+        self.jobs(calls.finish(job_id, attempt_id, outcome, recorded=True))
+        self.jobs.redis.zrem(Keys(self.jobs.prefix).unrecorded, job_id)
+        assert self.jobs(calls.shrink(seen.entry))
+
+    def _finish(self, job_id: str, attempt_id: str, outcome: Outcome) -> None:
+        assert self.jobs(calls.finish(job_id, attempt_id, outcome, recorded=True)).decided
 
     def keep_upload(self, upload_id: str, duration_s: float) -> None:
         """Record an upload as proved; its bytes are not there."""
@@ -138,9 +145,6 @@ class HandSlot:
             created_at=now(),
         )
         self._store.put(upload_record_key("default", upload_id), upload.model_dump_json().encode())
-
-    def _rq_job(self, job_id: str) -> RqJob:
-        return RqJob.fetch(job_id, self._redis, JSONSerializer)
 
 
 def _artifact(index: int, key: str, song: bytes) -> Artifact:

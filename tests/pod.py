@@ -1,4 +1,4 @@
-"""A real worker pod behind a Valkey and a directory store of its own, without a gateway: jobs go in through RQ."""
+"""A real worker pod behind a Valkey and a directory store of its own; jobs go in by transitions, without a gateway."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psutil
 from redis import Redis, RedisError
-from rq import Queue, Retry
+from rq import Queue
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from gpu_worker.settings import WorkerSettings
-from serinette.job import AttemptOutcome, JobStatus, Record, now
+from serinette.job import JobStatus, Record, now
+from serinette.jobs import Entry
 from serinette.leash import leashed
-from serinette.ledger import Entry, Ledger, Outcome
-from serinette.names import DEFAULT_POOL, SING_TASK, Lane, queue_name, record_key, upload_audio_key, upload_record_key
+from serinette.names import Lane, queue_name, record_key, upload_audio_key, upload_record_key
 from serinette.presence import Presence, WorkerStage, present
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
 from serinette.upload import Upload
+from tests.jobs import TENANT, Board
 from tests.processes import eventually
-
-TENANT = "default"
 
 
 def put_upload(store: Store, upload_id: str, data: bytes) -> None:
@@ -51,11 +49,6 @@ def put_upload(store: Store, upload_id: str, data: bytes) -> None:
     store.put(upload_record_key(TENANT, upload_id), record.model_dump_json().encode())
 
 
-def charged_attempts(entry: Entry) -> int:
-    """Attempts that ended in a failure of their own; hand-backs are no attempts."""
-    return sum(attempt.outcome is AttemptOutcome.FAILED for attempt in entry.attempts)
-
-
 @dataclass
 class Pod:
     """Everything a test of the worker touches."""
@@ -69,7 +62,7 @@ class Pod:
     def __post_init__(self) -> None:
         self.redis = Redis.from_url(self.redis_url, socket_timeout=5)
         self.store = Store.open(self.settings)
-        self.ledger = Ledger(self.redis, self.settings.keys, self.settings.retention_s)
+        self.board = Board(self.redis, self.settings.keys)
 
     # -- the worker
 
@@ -120,18 +113,16 @@ class Pod:
 
     def submit(self, prompt: str = "", **song: Any) -> str:
         """Submit a song; `job_id`, `lane`, `attempts` and `timeout_s` are of the job."""
-        options = {name: song.pop(name) for name in ("job_id", "lane", "attempts", "timeout_s") if name in song}
+        names = {"job_id": "job_id", "lane": "lane", "attempts": "max_attempts", "timeout_s": "timeout_s"}
+        options = {field: song.pop(name) for name, field in names.items() if name in song}
         spec = GenerationSpec(prompt=prompt, **{"seed": 7, "duration_s": 1, "format": AudioFormat.WAV, **song})
-        return self.submit_wire(spec.to_wire(), **options)
-
-    def submit_wire(self, wire: dict[str, Any], **options: Any) -> str:
-        return enqueue(self.ledger, wire, **options)
+        return self.board.submit(options.pop("job_id", None), spec, **options)
 
     def lane(self, lane: Lane = Lane.NORMAL) -> Queue:
         return Queue(queue_name(self.settings.pool, lane), connection=self.redis, serializer=JSONSerializer)
 
     def entry(self, job_id: str) -> Entry:
-        return self.ledger.read(job_id)
+        return self.board.entry(job_id)
 
     def rq_job(self, job_id: str) -> RqJob:
         return RqJob.fetch(job_id, self.redis, JSONSerializer)
@@ -141,8 +132,7 @@ class Pod:
 
     def cancel(self, job_id: str) -> None:
         """As the gateway does."""
-        if self.ledger.request_cancel(job_id) and not self.entry(job_id).owner:
-            self.ledger.settle(job_id, Outcome(JobStatus.CANCELED))
+        self.board.cancel(job_id)
 
     def wait_step(self, job_id: str, timeout_s: float = 60) -> None:
         """Wait until a job is being sung."""
@@ -151,70 +141,32 @@ class Pod:
             progress = self.entry(job_id).progress
             return progress is not None and progress.step is not None
 
-        assert eventually(sung, timeout_s), f"never sung: {self.entry(job_id)}\n{self.log()}"
+        assert eventually(sung, timeout_s), f"never sung: {self.entry(job_id).fields}\n{self.log()}"
 
     def wait_over(self, job_id: str, outcome: JobStatus | None = None, timeout_s: float = 60) -> Entry:
         """Wait until a job has ended, and in `outcome` if given."""
 
         def over() -> bool:
             with suppress(RedisError):
-                return self.entry(job_id).outcome is not None
+                return self.entry(job_id).status.ended
             return False
 
-        assert eventually(over, timeout_s), f"never over: {self.entry(job_id)}\n{self.log()}"
+        assert eventually(over, timeout_s), f"never over: {self.entry(job_id).fields}\n{self.log()}"
         entry = self.entry(job_id)
-        assert outcome in {None, entry.outcome}, f"{entry}\n{self.log()}"
+        assert outcome in {None, entry.status}, f"{entry.fields}\n{self.log()}"
         return entry
 
     def held(self, lane: Lane = Lane.NORMAL) -> list[str]:
         """Jobs that RQ takes for running, without reaping them."""
         return list(self.lane(lane).started_job_registry.get_job_ids(cleanup=False))
 
-    def heartbeats(self, lane: Lane = Lane.NORMAL) -> dict[str, float]:
-        """Executions (`job:attempt`) that RQ takes for running, and the Unix second their heartbeat holds until."""
-        found: Any = self.redis.zrange(self.lane(lane).started_job_registry.key, 0, -1, withscores=True)
-        return {member.decode(): score for member, score in found}
+    def leases(self) -> dict[str, float]:
+        """Attempts (`job:attempt`) that are held, and the Unix second until which."""
+        return self.board.leases()
 
     def events(self, job_id: str) -> list[str]:
         """Types of a job's events."""
-        found: Any = self.redis.xrange(self.settings.keys.events(job_id))
-        return [fields[b"type"].decode() for _, fields in found]
-
-
-def enqueue(
-    ledger: Ledger,
-    wire: dict[str, Any],
-    *,
-    job_id: str | None = None,
-    lane: Lane = Lane.NORMAL,
-    attempts: int = 3,
-    timeout_s: int = 60,
-) -> str:
-    """Submit a job as the gateway does."""
-    job_id, created_at = job_id or str(uuid4()), now()
-    ledger.open(job_id, TENANT, created_at)
-    Queue(queue_name(DEFAULT_POOL, lane), connection=ledger.redis, serializer=JSONSerializer).enqueue_call(
-        SING_TASK,
-        kwargs={"job_id": job_id, "spec": wire},
-        job_id=job_id,
-        unique=True,
-        timeout=timeout_s,
-        result_ttl=ledger.ttl_s,
-        failure_ttl=ledger.ttl_s,
-        retry=Retry(max=attempts - 1, enqueue_at_front=True) if attempts > 1 else None,
-        meta={
-            "tenant": TENANT,
-            "pool": DEFAULT_POOL,
-            "lane": lane,
-            "labels": {},
-            "digest": "",
-            "dialect": {},
-            "timeout_s": timeout_s,
-            "created_at": created_at.isoformat(),
-        },
-        description="a song",
-    )
-    return job_id
+        return self.board.events(job_id)
 
 
 @contextmanager

@@ -1,28 +1,40 @@
-"""What Redis holds of batches: status, cursor and counts, and of parts under way the lines that have ended.
+"""What Redis holds of batches beside the records of their jobs: status, cursor and counts, and how lines have ended.
 
 Fields of a batch's hash: `tenant`, `header` (JSON BatchHeader without its sources), `status`, `total`, `round`,
-`released` (lines gone over in this round), `completed`, `failed`, `canceled`, `running`, `waiting_for`, `created` (Unix
-seconds), `ended_at`, `ends_as` (while finalizing), `restored` (Redis had lost it: parts of its round may be written),
-`webhook`, `deliveries`, `delivery:N` (as in a job's ledger).
+`released` (lines gone over in this round), `completed`, `failed`, `canceled`, `waiting_for`, `created` (Unix seconds),
+`ended_at`, `ends_as` (while finalizing), `restored` (Redis had lost it: parts of its round may be written), `webhook`,
+`deliveries`, `delivery:N` (as in a job's record), `synced`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from api.batches import scripts
-from serinette.batch import Batch, BatchCounts, BatchHeader, BatchLine, BatchStatus, LineStatus
+from serinette.batch import Batch, BatchCounts, BatchHeader, BatchStatus
+from serinette.errors import QueueUnavailable
 from serinette.names import Keys
 from serinette.webhook import Delivery
 
-# Which count a line adds to, by how it ended.
-_COUNTS = {LineStatus.SUCCEEDED: "completed", LineStatus.FAILED: "failed", LineStatus.CANCELED: "canceled"}
+
+class LineEnd(StrEnum):
+    """How a line ended in a round: as its job did, or without one."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    CALLED_OFF = "called_off"  # the batch was canceled before its job was submitted
+    BEFORE = "before"  # an earlier round made its songs, and counted it
+
+
+Ends = Mapping[int, LineEnd]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +56,8 @@ class Page:
     deliveries: tuple[Delivery, ...]
 
     @classmethod
-    def parse(cls, raw: Mapping[Any, Any]) -> Page | None:
-        """Read the hash as `HGETALL` gives it; None when there is none."""
+    def parse(cls, raw: Mapping[Any, Any], running: int) -> Page | None:
+        """Read the hash as `HGETALL` gives it; None when there is none. `running`: its jobs that an attempt holds."""
         fields = {name.decode(): value.decode() for name, value in raw.items()}
         if "header" not in fields:
             return None
@@ -54,7 +66,7 @@ class Page:
         return cls(
             header=BatchHeader.model_validate_json(fields["header"]),
             status=BatchStatus(fields["status"]),
-            running=int(fields.get("running", 0)),
+            running=running,
             waiting_for=fields.get("waiting_for"),
             restored="restored" in fields,
             ends_as=BatchStatus(fields["ends_as"]) if "ends_as" in fields else None,
@@ -116,7 +128,7 @@ class Book:
         `restored`: fields of one that Redis had lost.
         """
         text = header.model_dump_json(exclude={"sources"})
-        fields: dict[str, Any] = dict.fromkeys(("round", "released", "completed", "failed", "canceled", "running"), 0)
+        fields: dict[str, Any] = dict.fromkeys(("round", "released", "completed", "failed", "canceled"), 0)
         fields |= {"tenant": header.tenant, "header": text, "status": BatchStatus.IN_PROGRESS, "total": header.total}
         fields |= {"created": header.created_at.timestamp()}
         fields |= restored
@@ -124,12 +136,34 @@ class Book:
             fields["webhook"] = header.webhook
         keys = [self.keys.batch(header.id), self.keys.batches, self.keys.tenant_batches(header.tenant)]
         pairs = [part for pair in fields.items() for part in pair]
-        told: Any = self.redis.eval(scripts.ENTER, 3, *keys, header.id, fields["created"], most, *pairs)
-        return None if told < 0 else told == 1
+        answer: Any = self.redis.eval(scripts.ENTER, 3, *keys, header.id, fields["created"], most, *pairs)
+        return None if answer < 0 else answer == 1
+
+    def sync(self, batch_id: str, wait_ms: int) -> None:
+        """Wait until a batch is on the server's disk. Raises QueueUnavailable: it is not yet."""
+        # WAITAOF waits for its own connection's writes alone. The file is written in order: this one stands for all.
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hincrby(self.keys.batch(batch_id), "synced", 1)
+            pipe.waitaof(1, 0, wait_ms)
+            _, disk = pipe.execute(raise_on_error=False)
+        if isinstance(disk, ResponseError) or int(disk[0]) < 1:
+            why = disk if isinstance(disk, ResponseError) else f"not within {wait_ms} ms"
+            raise QueueUnavailable(
+                f"the queue's server did not say that the batch is on its disk ({why}); its songs may be generated all "
+                "the same: send it again with its Idempotency-Key, or look for it in the list"
+            )
 
     def read(self, batch_id: str) -> Page | None:
         """One batch."""
-        return Page.parse(self.redis.hgetall(self.keys.batch(batch_id)))
+        return self._read([batch_id])[0]
+
+    def _read(self, batch_ids: Sequence[str]) -> list[Page | None]:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for batch_id in batch_ids:
+                pipe.hgetall(self.keys.batch(batch_id))
+                pipe.scard(self.keys.batch_running(batch_id))
+            found = pipe.execute()
+        return [Page.parse(raw, running) for raw, running in zip(found[::2], found[1::2], strict=True)]
 
     def unfinished(self) -> list[str]:
         """Ids of the batches that have not ended, oldest first."""
@@ -143,10 +177,7 @@ class Book:
         while len(pages) < limit:
             found: Any = self.redis.zrange(index, first, first + limit - 1, desc=True)
             ids = [batch_id.decode() for batch_id in found]
-            with self.redis.pipeline(transaction=False) as pipe:
-                for batch_id in ids:
-                    pipe.hgetall(self.keys.batch(batch_id))
-                read = [Page.parse(raw) for raw in pipe.execute()]
+            read = self._read(ids)
             pages += [page for page in read if page]
             if gone := [batch_id for batch_id, page in zip(ids, read, strict=True) if page is None]:
                 self.redis.zrem(index, *gone)
@@ -157,62 +188,59 @@ class Book:
 
     def move(self, batch_id: str, to: BatchStatus, *allowed: BatchStatus) -> BatchStatus | None:
         """Take a status, if the present one is among the `allowed`; the one that it then has, None of no batch."""
-        told: Any = self.redis.eval(scripts.MOVE, 1, self.keys.batch(batch_id), to, *allowed)
-        return BatchStatus(told.decode()) if told else None
+        answer: Any = self.redis.eval(scripts.MOVE, 1, self.keys.batch(batch_id), to, *allowed)
+        return BatchStatus(answer.decode()) if answer else None
 
     def retry(self, batch_id: str) -> bool:
-        """Begin another round over an ended batch, for the lines that were not sung; False if there is no such line."""
+        """Begin another round over an ended batch, for the lines without songs; False if there is no such line."""
         keys = [self.keys.batch(batch_id), self.keys.batches, self.keys.webhooks]
         return bool(self.redis.eval(scripts.RETRY, 3, *keys, batch_id))
 
     def forget(self, tenant: str, batch_id: str) -> None:
         """Erase an ended batch."""
         with self.redis.pipeline(transaction=True) as pipe:
-            pipe.delete(self.keys.batch(batch_id), self.keys.batch_open(batch_id))
+            pipe.delete(self.keys.batch(batch_id), self.keys.batch_open(batch_id), self.keys.batch_ended(batch_id))
             pipe.zrem(self.keys.tenant_batches(tenant), batch_id)
             pipe.zrem(self.keys.webhooks, batch_id)
             pipe.execute()
 
-    # -- under way: what maintenance does
+    # -- under way: what the controller does
 
     def open_parts(self, batch_id: str) -> list[int]:
         """Numbers of the parts that are released and not in the store yet."""
         found: Any = self.redis.smembers(self.keys.batch_open(batch_id))
         return sorted(int(part) for part in found)
 
-    def ended_numbers(self, page: Page, part: int) -> set[int]:
-        """The lines (from 0) of an open part that have ended."""
-        found: Any = self.redis.hkeys(self.keys.batch_part(page.header.id, page.round, part))
-        return {int(number) for number in found}
-
-    def ended_lines(self, page: Page, part: int) -> dict[int, bytes]:
-        """The lines (from 0) of an open part that have ended, as JSON BatchLine."""
+    def ends(self, page: Page, part: int) -> dict[int, LineEnd]:
+        """How lines (from 0) of an open part have ended."""
         found: Any = self.redis.hgetall(self.keys.batch_part(page.header.id, page.round, part))
-        return {int(line): text for line, text in found.items()}
+        return {int(number): LineEnd(how.decode()) for number, how in found.items()}
 
-    def gather(self, page: Page, part: int, lines: Iterable[BatchLine], *, counted: bool = True) -> int:
-        """Enter lines that have ended; how many were not entered yet."""
-        arguments = [page.round, part, *_entries(lines, counted)]
-        return int(self.redis.eval(scripts.GATHER, 3, *self._keys_of(page, part), *arguments))
+    def ended_jobs(self, batch_id: str) -> list[str]:
+        """Ids of its jobs that have ended and are not entered yet: the transitions put them there."""
+        found: Any = self.redis.smembers(self.keys.batch_ended(batch_id))
+        return [job_id.decode() for job_id in found]
 
-    def advance(
-        self, page: Page, part: int, over: range, ended: Iterable[BatchLine], sung: Iterable[BatchLine]
-    ) -> bool:
-        """Move the cursor over some lines of one part; False if it is elsewhere.
+    def drained(self, batch_id: str, job_ids: Iterable[str]) -> None:
+        """These are entered."""
+        self.redis.srem(self.keys.batch_ended(batch_id), *job_ids)
 
-        `ended` are lines that need no job, `sung` those of them that an earlier round has counted.
-        """
-        entries = [*_entries(ended, counted=True), *_entries(sung, counted=False)]
-        keys, arguments = self._keys_of(page, part), [page.round, part, over.start, over.stop]
-        return bool(self.redis.eval(scripts.ADVANCE, 3, *keys, *arguments, *entries))
+    def gather(self, page: Page, part: int, ends: Ends) -> None:
+        """Enter lines of an open part that have ended; each is counted once."""
+        self.redis.eval(scripts.GATHER, 3, *self._keys_of(page, part), page.round, part, *_flat(ends))
+
+    def advance(self, page: Page, part: int, over: range, ends: Ends) -> bool:
+        """Move the cursor over some lines of one part, `ends` of which have ended; False if it is elsewhere."""
+        arguments = [page.round, part, over.start, over.stop, *_flat(ends)]
+        return bool(self.redis.eval(scripts.ADVANCE, 3, *self._keys_of(page, part), *arguments))
 
     def close(self, page: Page, part: int) -> None:
         """A part's lines are in the store."""
         self.redis.eval(scripts.CLOSE, 3, *self._keys_of(page, part), page.round, part)
 
-    def tell(self, batch_id: str, running: int, waiting_for: str | None) -> None:
-        """Write what the owner is told of the batch's way."""
-        self.redis.eval(scripts.TELL, 1, self.keys.batch(batch_id), running, waiting_for or "")
+    def waits_for(self, batch_id: str, words: str | None) -> None:
+        """Say why no more lines are released."""
+        self.redis.eval(scripts.WAITS_FOR, 1, self.keys.batch(batch_id), words or "")
 
     def finalize(self, batch_id: str) -> bool:
         """Whether all lines have ended and only the files are to be written."""
@@ -224,9 +252,10 @@ class Book:
 
     def end(self, page: Page, ended_at: datetime) -> bool:
         """End a batch whose files are written; True for the one that did."""
-        keys = [self.keys.batch(page.header.id), self.keys.batches, self.keys.webhooks]
-        arguments: list[str | int] = [page.header.id, page.round, ended_at.isoformat(), self.ttl_s]
-        return bool(self.redis.eval(scripts.END, 3, *keys, *arguments))
+        batch_id = page.header.id
+        keys = [self.keys.batch(batch_id), self.keys.batches, self.keys.webhooks, self.keys.batch_ended(batch_id)]
+        arguments: list[str | int] = [batch_id, page.round, ended_at.isoformat(), self.ttl_s]
+        return bool(self.redis.eval(scripts.END, 4, *keys, *arguments))
 
     def _keys_of(self, page: Page, part: int) -> list[str]:
         batch_id = page.header.id
@@ -234,14 +263,5 @@ class Book:
         return [self.keys.batch(batch_id), self.keys.batch_open(batch_id), part_key]
 
 
-def _entries(lines: Iterable[BatchLine], counted: bool) -> list[Any]:
-    entries: list[Any] = []
-    for line in lines:
-        text = line.model_dump_json(exclude_none=True)
-        entries += [line.line - 1, _COUNTS[line.status] if counted else "", text]
-    return entries
-
-
-def parse_lines(texts: Iterable[bytes | str]) -> list[BatchLine]:
-    """Lines as `ended_lines` or the store gives them."""
-    return [BatchLine.model_validate(json.loads(text)) for text in texts]
+def _flat(ends: Ends) -> list[Any]:
+    return [part for pair in ends.items() for part in pair]

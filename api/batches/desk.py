@@ -11,13 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from api.answering import answering
-from api.batches.book import Book, Page, parse_lines
+from api.batches.book import Book, Page
 from api.batches.checking import Check, Checked, Frame, check_lines
+from api.batches.lines import Lines
 from api.batches.reading import Line
 from api.batches.shelf import Shelf
-from api.queue import JobQueue
 from api.queue.admission import check_audio, check_webhook, check_words, pool_for, timeout_for
-from api.queue.durability import Disk
 from api.settings import GatewaySettings
 from api.targets import Targets
 from serinette.batch import (
@@ -28,11 +27,7 @@ from serinette.batch import (
     BatchLine,
     BatchOptions,
     BatchStatus,
-    LineOrder,
-    LineStatus,
     keyed_batch_id,
-    line_job_id,
-    line_status,
 )
 from serinette.credentials import Limits
 from serinette.errors import (
@@ -45,11 +40,15 @@ from serinette.errors import (
     TooManyInFlight,
 )
 from serinette.job import Job, now
+from serinette.jobs import Jobs
+from serinette.presence import present
 from serinette.spec import GenerationSpec
 
 # Checks of audio that are remembered while one batch is read.
 _REMEMBERED = 4_096
 _RETRY_S = 60.0
+# Of the longest wait for one answer of Redis, what the disk may take: the rest is for the answer's way.
+_DISK_SHARE = 0.8
 _ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one"
 
 
@@ -57,13 +56,13 @@ _ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one
 class Desk:
     """Batches of all tenants.
 
-    `declared` tells a tenant's limits where a file does, `limits` whoever tells them. Every method raises
+    `declared` are a tenant's limits where a file has them, `limits` those that count. Every method raises
     QueueUnavailable when Redis does not answer, and those that need the store StoreUnavailable.
     """
 
     book: Book
     shelf: Shelf
-    queue: JobQueue
+    jobs: Jobs
     settings: GatewaySettings
     targets: Targets
     declared: Callable[[str], Limits | None]
@@ -86,7 +85,7 @@ class Desk:
             limits = self.limits(tenant)
             if limits.lanes is not None and LANE not in limits.lanes:
                 allowed = ", ".join(limits.lanes)
-                raise LaneNotAllowed(f"batches run in lane {LANE}; tenant {tenant} may use {allowed}", field="lane")
+                raise LaneNotAllowed(f"batches wait in lane {LANE}; tenant {tenant} may use {allowed}", field="lane")
             check_webhook(tenant, options.webhook, self.settings, self.targets)
             batch_id = keyed_batch_id(tenant, idempotency_key)
             with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
@@ -136,12 +135,14 @@ class Desk:
         return self._moved(tenant, batch_id, BatchStatus.CANCELING, *allowed[:2])
 
     def retry(self, tenant: str, batch_id: str) -> Batch:
-        """Sing once more what an ended batch has not. Raises NotFound, Conflict."""
+        """Another round for the lines of an ended batch that have no songs. Raises NotFound, Conflict."""
         with answering(_ADVICE):
             if self._page(tenant, batch_id) is None:
                 raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
             if not self.book.retry(batch_id):
-                raise Conflict(f"batch {batch_id} has not ended, or all of it was generated: there is nothing to retry")
+                raise Conflict(
+                    f"batch {batch_id} has not ended, or all of its lines have songs: there is nothing to retry"
+                )
         return self.get(tenant, batch_id)
 
     def erase(self, tenant: str, batch_id: str) -> None:
@@ -163,33 +164,18 @@ class Desk:
             part = first // header.part_lines
             if part >= header.parts:
                 return []
-            span = [number for number in header.span(part) if first <= number < first + count]
-            found = self._ended(page, part)
+            wanted = [number for number in header.span(part) if first <= number < first + count]
+            is_open = part in self.book.open_parts(header.id)
+            if not is_open and wanted and wanted[-1] < page.released:
+                written = self.shelf.results(header, page.round, part)
+                return [line for line in written if line.line - 1 in wanted]
+            ends = self.book.ends(page, part) if is_open else {}
             orders = dict(zip(header.span(part), self.shelf.orders(header, part), strict=True))
-            under_way = {number: line_job_id(batch_id, number, page.round) for number in span if number not in found}
-            released = [number for number in under_way if number < page.released]
-            jobs = dict(zip(released, self.queue.find(tenant, [under_way[it] for it in released]), strict=True))
-            return [found.get(number) or _unended(number, orders[number], jobs.get(number)) for number in span]
-
-    def _ended(self, page: Page, part: int) -> dict[int, BatchLine]:
-        """The lines of a part that need no look at their jobs."""
-        header = page.header
-        if part in self.book.open_parts(header.id):
-            lines = parse_lines(self.book.ended_lines(page, part).values())
-        elif header.span(part).start < page.released:
-            lines = self.shelf.results(header, page.round, part)
-        else:
-            lines = []
-        if page.round:
-            before = [
-                it for it in self.shelf.results(header, page.round - 1, part) if it.status is LineStatus.SUCCEEDED
-            ]
-            lines = [*before, *lines]
-        return {line.line - 1: line for line in lines}
+            return self._lines.read(page, wanted, ends, orders)
 
     def _check(self, tenant: str, timeout_s: int | None) -> Check:
-        workers = [worker for pool in self.queue.pools() for worker in pool.workers]
-        find = lru_cache(_REMEMBERED)(lambda job_id: self.queue.get(tenant, job_id))
+        workers = present(self.jobs.redis, self.settings.keys)
+        find = lru_cache(_REMEMBERED)(lambda job_id: self._job(tenant, job_id))
 
         @lru_cache(_REMEMBERED)
         def check_sources(task: GenerationSpec) -> None:
@@ -199,10 +185,20 @@ class Desk:
             check_words(spec, self.settings.loras)
             if spec.source_audio or spec.reference_audio:
                 check_sources(_only_audio(spec))
-            pool = pool_for(spec.model, self.settings, lambda: workers)
+            pool = pool_for(spec.model, self.settings, workers)
             return pool, timeout_for(timeout_s, pool, self.settings)
 
         return check
+
+    def _job(self, tenant: str, job_id: str) -> Job:
+        (job,) = self._lines.find(tenant, [job_id])
+        if job is None:
+            raise NotFound(f"there is no job {job_id}")
+        return job
+
+    @property
+    def _lines(self) -> Lines:
+        return Lines(self.jobs, self.shelf)
 
     def _header(self, tenant: str, batch_id: str, options: BatchOptions, checked: Checked) -> BatchHeader:
         return BatchHeader(
@@ -237,7 +233,7 @@ class Desk:
 
     def _sync(self, batch_id: str) -> None:
         if self.settings.durability == "fsync":
-            Disk(self.book.redis, self.settings.redis_timeout_s).wait(self.book.keys.batch(batch_id))
+            self.book.sync(batch_id, int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE))
 
     def _page(self, tenant: str, batch_id: str) -> Page | None:
         page = self.book.read(batch_id)
@@ -257,24 +253,10 @@ def require_ended(batch: Batch) -> Batch:
     """The batch, whose files are written. Raises NotFinished."""
     if not batch.status.ended:
         raise NotFinished(
-            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines shows "
+            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines has "
             "what has become of its lines so far"
         )
     return batch
-
-
-def _unended(number: int, order: LineOrder, job: Job | None) -> BatchLine:
-    status = line_status(job.status) if job else LineStatus.PENDING
-    return BatchLine(
-        line=number + 1,
-        custom_id=order.custom_id,
-        status=status,
-        job_id=job.id if job else None,
-        seed=order.spec.get("seed"),
-        artifacts=job.result.artifacts if job and job.result else (),
-        error=job.error if job else None,
-        usage=job.usage if job else None,
-    )
 
 
 def _only_audio(spec: GenerationSpec) -> GenerationSpec:

@@ -1,6 +1,6 @@
-"""What the book of batches writes as one step each, in Lua (api/batches/book.py).
+"""What changes a batch's hash as one step each, in Lua (api/batches/book.py).
 
-Every script that moves a batch on says which round it means, and how far it saw it: whoever comes late changes nothing.
+Every script that moves a batch on names the round it means, and how far it saw it: a late caller changes nothing.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ end
 return status
 """
 
-# Once more for what was not sung. KEYS: batch, unfinished, webhooks. ARGV: id. Answers 1, or 0: nothing to do.
+# Another round for the lines without songs. KEYS: batch, unfinished, webhooks. ARGV: id. Answers 1, or 0: none is left.
 RETRY = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'completed' and status ~= 'canceled' then return 0 end
 local failed = redis.call('HGET', KEYS[1], 'failed') + redis.call('HGET', KEYS[1], 'canceled')
 if failed == 0 then return 0 end
 redis.call('PERSIST', KEYS[1])
-redis.call('HSET', KEYS[1], 'status', 'in_progress', 'released', 0, 'failed', 0, 'canceled', 0, 'running', 0)
+redis.call('HSET', KEYS[1], 'status', 'in_progress', 'released', 0, 'failed', 0, 'canceled', 0)
 redis.call('HINCRBY', KEYS[1], 'round', 1)
 redis.call('HDEL', KEYS[1], 'ended_at')
 redis.call('ZADD', KEYS[2], redis.call('HGET', KEYS[1], 'created'), ARGV[1])
@@ -49,41 +49,37 @@ return 1
 """
 
 # Lines that have ended, each counted when it is first entered. KEYS: batch, open parts, part. ARGV: round, part, then
-# line, name of its count or '' (a song of an earlier round, counted there), JSON. Answers how many were new.
+# line and LineEnd in turn.
 _GATHER = """
+local counts = {succeeded = 'completed', failed = 'failed', canceled = 'canceled', called_off = 'canceled'}
 local function gather(first)
-    local new = 0
-    for i = first, #ARGV, 3 do
-        if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 2]) == 1 then
-            new = new + 1
-            if ARGV[i + 1] ~= '' then redis.call('HINCRBY', KEYS[1], ARGV[i + 1], 1) end
+    for i = first, #ARGV, 2 do
+        if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 and counts[ARGV[i + 1]] then
+            redis.call('HINCRBY', KEYS[1], counts[ARGV[i + 1]], 1)
         end
     end
-    return new
+    return 1
 end
+if redis.call('HGET', KEYS[1], 'round') ~= ARGV[1] then return 0 end
 """
 
 GATHER = (
     _GATHER
     + """
-if redis.call('HGET', KEYS[1], 'round') ~= ARGV[1] then return 0 end
 if redis.call('SISMEMBER', KEYS[2], ARGV[2]) == 0 then return 0 end
 return gather(3)
 """
 )
 
-# The cursor, over lines of one part whose jobs are in the queue, or which need none and are gathered here.
+# The cursor, over lines of one part whose jobs are in the queue, or which have ended and are gathered here.
 # KEYS: as of GATHER. ARGV: round, part, cursor before, cursor after, then as of GATHER. Answers 1, or 0: another did.
 ADVANCE = (
     _GATHER
     + """
-if redis.call('HGET', KEYS[1], 'round') ~= ARGV[1] or redis.call('HGET', KEYS[1], 'released') ~= ARGV[3] then
-    return 0
-end
+if redis.call('HGET', KEYS[1], 'released') ~= ARGV[3] then return 0 end
 redis.call('SADD', KEYS[2], ARGV[2])
 redis.call('HSET', KEYS[1], 'released', ARGV[4])
-gather(5)
-return 1
+return gather(5)
 """
 )
 
@@ -102,18 +98,19 @@ if not status or status == 'completed' or status == 'canceled' then return 0 end
 if redis.call('SCARD', KEYS[2]) > 0 then return 0 end
 if redis.call('HGET', KEYS[1], 'released') ~= redis.call('HGET', KEYS[1], 'total') then return 0 end
 redis.call('HSET', KEYS[1], 'status', 'finalizing', 'ends_as', status == 'canceling' and 'canceled' or 'completed')
-redis.call('HSET', KEYS[1], 'running', 0)
 redis.call('HDEL', KEYS[1], 'waiting_for')
 return 1
 """
 
-# KEYS: batch, unfinished, webhooks. ARGV: id, round, now, TTL seconds. Answers 1 for whoever ended it.
+# KEYS: batch, unfinished, webhooks, its ended jobs. ARGV: id, round, now, TTL seconds. Answers 1 for the one who ended
+# it.
 END = """
 if redis.call('HGET', KEYS[1], 'status') ~= 'finalizing' then return 0 end
 if redis.call('HGET', KEYS[1], 'round') ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], 'status', redis.call('HGET', KEYS[1], 'ends_as'), 'ended_at', ARGV[3])
 redis.call('HDEL', KEYS[1], 'deliveries')
 redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('DEL', KEYS[4])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 if redis.call('HEXISTS', KEYS[1], 'webhook') == 1 then
     redis.call('ZADD', KEYS[3], redis.call('TIME')[1], ARGV[1])
@@ -121,14 +118,9 @@ end
 return 1
 """
 
-# What maintenance saw on its way; a batch that is gone stays gone. KEYS: batch. ARGV: running, waiting for or ''.
-TELL = """
+# Why no more lines are released, or '': a batch that is gone stays gone. KEYS: batch. ARGV: words.
+WAITS_FOR = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'running', ARGV[1])
-if ARGV[2] == '' then
-    redis.call('HDEL', KEYS[1], 'waiting_for')
-else
-    redis.call('HSET', KEYS[1], 'waiting_for', ARGV[2])
-end
-return 1
+if ARGV[1] == '' then return redis.call('HDEL', KEYS[1], 'waiting_for') end
+return redis.call('HSET', KEYS[1], 'waiting_for', ARGV[1])
 """

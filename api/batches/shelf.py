@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.batches.book import Page, parse_lines
+from api.batches.book import Page
 from serinette.batch import Batch, BatchHeader, BatchLine, LineOrder, LineStatus
 from serinette.errors import NotFound
 from serinette.names import (
@@ -56,7 +56,14 @@ class Shelf:
             text = self.store.get(batch_results_key(header.tenant, header.id, round, part))
         except NotFound:
             return []
-        return parse_lines(text.splitlines())
+        return [BatchLine.model_validate_json(line) for line in text.splitlines()]
+
+    def songs_before(self, page: Page, part: int) -> dict[int, BatchLine]:
+        """In a retry, the lines (from 0) of a part that an earlier round has made songs of."""
+        if not page.round:
+            return {}
+        lines = self.results(page.header, page.round - 1, part)
+        return {line.line - 1: line for line in lines if line.status is LineStatus.SUCCEEDED}
 
     def keep_results(self, page: Page, part: int, lines: Iterable[BatchLine]) -> None:
         """Write what became of a part's lines, in their order."""
@@ -66,7 +73,7 @@ class Shelf:
         self.store.put(key, text.encode(), JSONL)
 
     def keep_files(self, page: Page) -> None:
-        """Put the parts together: what was sung, and what was not. In memory is a part at a time."""
+        """Put the parts together: songs, and what else became of lines. In memory is a part at a time."""
         header = page.header
         with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
             songs, others = Path(directory) / "output", Path(directory) / "errors"

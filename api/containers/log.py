@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import anyio
+from redis import asyncio as redis_asyncio
 from starlette.responses import Response
 
 from api.answering import answering
@@ -12,7 +12,7 @@ from api.ranges import names_etag
 from api.songs import Asked, Songs
 from serinette.errors import NotFound
 from serinette.job import Job
-from serinette.ledger import Ledger
+from serinette.names import Keys
 
 CONTENT_TYPE = "text/plain; charset=utf-8"
 # A Place as text.
@@ -50,7 +50,8 @@ class KeptLog:
 class Logs:
     """Containers' logs."""
 
-    ledger: Ledger
+    redis: redis_asyncio.Redis
+    keys: Keys
     songs: Songs
 
     async def serve(self, job: Job, asked: Asked, after: Place | None) -> Response:
@@ -66,7 +67,7 @@ class Logs:
         if job.status.ended and job.run and job.run.log_key:
             return await self._kept(job, job.run.log_key, job.run.log_size_bytes, asked, after)
         with answering():
-            start, place, text = await anyio.to_thread.run_sync(self._read, job.id, after)
+            start, place, text = await self._read(job.id, after)
         return _live(text, start, place, asked)
 
     async def _kept(self, job: Job, key: str, size_bytes: int, asked: Asked, after: Place | None) -> Response:
@@ -77,14 +78,26 @@ class Logs:
             asked = replace(asked, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
         return await self.songs.serve(KeptLog(key, size_bytes, str(place)), asked, f"{job.id}.log", download=False)
 
-    def _read(self, job_id: str, after: Place | None) -> tuple[int, Place, bytes]:
+    async def _read(self, job_id: str, after: Place | None) -> tuple[int, Place, bytes]:
         """From which byte on, how far, and the text between."""
         start = after.size_bytes if after else 0
-        number, text = self.ledger.log(job_id, start)
-        if after and after.attempt != number:
+        attempt, text = await self._read_from(job_id, start)
+        if after and after.attempt != attempt:
             start = 0
-            number, text = self.ledger.log(job_id)
-        return start, Place(number, start + len(text)), text
+            attempt, text = await self._read_from(job_id, start)
+        return start, Place(attempt, start + len(text)), text
+
+    async def _read_from(self, job_id: str, start: int) -> tuple[int, bytes]:
+        """Number of the last attempt, and its log from byte `start` on."""
+        while True:
+            async with self.redis.pipeline(transaction=False) as pipe:
+                pipe.hget(self.keys.job(job_id), "attempts")
+                # Bytes: a piece may begin and end within a letter.
+                pipe.execute_command("GETRANGE", self.keys.log(job_id), start, -1, NEVER_DECODE=True)
+                pipe.hget(self.keys.job(job_id), "attempts")
+                before, text, attempt = await pipe.execute()
+            if before == attempt:  # else another attempt began another log in between
+                return int(attempt or 0), text
 
 
 def _live(text: bytes, start: int, place: Place, asked: Asked) -> Response:

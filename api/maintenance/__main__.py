@@ -1,6 +1,8 @@
-"""`python -m api.maintenance`: the always-on process beside the queue. Of several replicas one works at a time.
+"""`python -m api.maintenance`: the always-on process beside the queue. Its sweeper runs in every replica, of everything
+else one at a time.
 
 `python -m api.maintenance restore` enters in Redis what only the store remembers (docs/disaster.md), and ends.
+`python -m api.maintenance check-drained` says whether jobs of before an upgrade remain (docs/operator.md), and ends.
 """
 
 from __future__ import annotations
@@ -15,25 +17,24 @@ from threading import Event, Thread
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import defaults
 
 from api.cluster import Cluster, connect
 from api.maintenance.batches import Batches
 from api.maintenance.containers import Containers
 from api.maintenance.containers.cluster import Jobs
-from api.maintenance.lease import Lease
+from api.maintenance.drained import old_jobs, refusal
+from api.maintenance.lease import FailureLog, Lease, keep
 from api.maintenance.metrics import MaintenanceMetrics
 from api.maintenance.pools import Pools
 from api.maintenance.restore import Restore
 from api.maintenance.retention import Retention
-from api.maintenance.rounds import Rounds, keep
 from api.maintenance.surroundings import Surroundings
+from api.maintenance.sweeper import Sweeper
 from api.maintenance.webhooks import Webhooks
 from api.settings import MaintenanceSettings
 from serinette import logs
 from serinette.errors import ConfigurationError, StoreUnavailable
 from serinette.exposition import new_registry, serve
-from serinette.ledger import Ledger
 from serinette.settings import connect_redis, read
 from serinette.store import Store
 
@@ -47,27 +48,24 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     """Keep queue and store in order until `stop`.
 
     Raises:
-        ConfigurationError: the store's URL is wrong, or RQ was imported with another prefix.
+        ConfigurationError: the store's URL is wrong, or jobs of an older version's layout remain.
     """
-    if settings.redis_prefix != defaults.RQ_KEY_PREFIX:
-        raise ConfigurationError(
-            f"RQ_KEY_PREFIX is {settings.redis_prefix} in the settings but was {defaults.RQ_KEY_PREFIX} when rq was "
-            "imported: set it in the environment of the whole process"
-        )
     redis, store = connect_redis(settings), Store.open(settings)
     retention = Retention(redis, settings.keys, store, settings.retention_s)
 
     def leased(name: str, lease_s: float = settings.lease_s) -> Lease:
         return Lease(redis, settings.keys.lease(name), lease_s)
 
-    lease = leased("rounds")
+    reporting = leased("metrics")
     registry = new_registry()
-    metrics = MaintenanceMetrics(registry, connect_redis(settings), settings.keys, lambda: lease.held)
+    metrics = MaintenanceMetrics(registry, connect_redis(settings), settings.keys, lambda: reporting.held)
     serve(registry, settings)
+    if count := _old_jobs(settings, redis, stop):
+        raise ConfigurationError(refusal(count))
     # How long a sweep takes nobody knows; two at a time would only delete the same things.
     sweep_s = settings.retention_interval_s
     leases = [
-        lease,
+        _beside(lambda: None, reporting, settings.interval_s, stop),
         _beside(partial(retention.sweep, stop), leased("retention", 2 * sweep_s), sweep_s, stop),
         _beside(Webhooks(redis, settings), leased("webhooks"), settings.interval_s, stop),
         _beside(Batches(redis, store, settings), leased("batches"), settings.interval_s, stop),
@@ -80,13 +78,25 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     if duty := _containers(settings, redis):
         leases.append(_beside(duty, leased("containers", _SLOW_LEASE_S), settings.interval_s, stop))
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
-    keep(partial(Rounds, redis, store, settings, metrics), lease, settings.interval_s, stop, Rounds.watch)
+    keep(partial(Sweeper, redis, store, settings, metrics), settings.interval_s, stop, "sweeper")
     try:
         for each in leases:
             each.release()
     except RedisError as error:
         log.warning("the leases run out by themselves: %s", error)
     log.info("stopped")
+
+
+def _old_jobs(settings: MaintenanceSettings, redis: Redis, stop: Event) -> int:
+    """Of a Redis that may still be on its way."""
+    failures = FailureLog(log, "looking for jobs of an older version")
+    while True:
+        try:
+            return old_jobs(redis, settings.keys)
+        except RedisError as error:
+            failures.note(error)
+            if stop.wait(settings.interval_s):
+                return 0
 
 
 def _containers(settings: MaintenanceSettings, redis: Redis) -> Containers | None:
@@ -103,7 +113,7 @@ def _containers(settings: MaintenanceSettings, redis: Redis) -> Containers | Non
 
 def _beside(duty: Callable[[], object], lease: Lease, pause_s: float, stop: Event) -> Lease:
     """Keep a duty in a thread of its own: what it asks (a store, targets) may hang."""
-    Thread(target=keep, args=(lambda: duty, lease, pause_s, stop), name=lease.name, daemon=True).start()
+    Thread(target=keep, args=(lambda: duty, pause_s, stop, lease), name=lease.name, daemon=True).start()
     return lease
 
 
@@ -113,15 +123,21 @@ def restore(settings: MaintenanceSettings) -> None:
     Raises:
         StoreUnavailable, RedisError: it was cut short; to be repeated.
     """
-    redis = connect_redis(settings)
-    count = Restore(redis, Store.open(settings), Ledger(redis, settings.keys, settings.retention_s))()
+    count = Restore(connect_redis(settings), Store.open(settings), settings.keys, settings.retention_s)()
     sys.stdout.write(f"{count} jobs restored\n")
 
 
+def check_drained(settings: MaintenanceSettings) -> int:
+    """Say whether jobs of an older version's layout remain; exit status 1 while they do. Raises RedisError."""
+    count = old_jobs(connect_redis(settings), settings.keys)
+    sys.stdout.write(f"{refusal(count)}\n" if count else "no jobs of an older version's layout remain\n")
+    return 1 if count else 0
+
+
 def main() -> int:
-    """Run until SIGTERM or SIGINT; exit status 0, 1 when a restore was cut short, or 2 when the settings are wrong."""
+    """Run until SIGTERM or SIGINT; exit status 0, 1 when a command was cut short or old jobs remain, 2 when refused."""
     parser = argparse.ArgumentParser(prog="python -m api.maintenance", description="Keep queue and store in order.")
-    parser.add_argument("command", nargs="?", choices=("run", "restore"), default="run")
+    parser.add_argument("command", nargs="?", choices=("run", "restore", "check-drained"), default="run")
     command = parser.parse_args().command
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -129,6 +145,8 @@ def main() -> int:
     try:
         settings = read(MaintenanceSettings)
         logs.configure(settings, "controller")
+        if command == "check-drained":
+            return check_drained(settings)
         if command == "restore":
             restore(settings)
         else:

@@ -1,17 +1,26 @@
-"""One replica at work at a time."""
+"""What the controller does over and over: in every replica, or behind a lease by one of them at a time."""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
+from threading import Event
 
 from redis import Redis
-from redis.exceptions import LockError
+from redis.exceptions import LockError, RedisError
+
+from serinette.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+_LONGEST_BACKOFF_S = 5.0
 
 
 class Lease:
     """A short lock in Redis that its holder keeps renewing.
 
-    It saves double work and no more: every write of maintenance is safe beside another replica that believes it
+    It saves double work and no more: every write of the controller is safe beside another replica that believes it
     holds the lease.
     """
 
@@ -43,3 +52,45 @@ class Lease:
             self._lock.release()
         except LockError:
             return
+
+
+class FailureLog:
+    """One line when a part fails and one when it is well again, however often it is tried in between."""
+
+    def __init__(self, log: logging.Logger, part: str) -> None:
+        self._log = log
+        self._part = part
+        self._failing = False
+
+    def note(self, error: Exception | None) -> None:
+        """Take in how the last try went; None means well."""
+        if error and not self._failing:
+            self._log.warning("%s fails: %s", self._part, error)
+        elif self._failing and not error:
+            self._log.info("%s goes on", self._part)
+        self._failing = error is not None
+
+
+def keep(make_duty: Callable[[], Callable[[], object]], pause_s: float, stop: Event, lease: Lease | str) -> None:
+    """Do a duty every `pause_s` until `stop`: while the lease is ours, or always under the name that is given instead.
+
+    The duty is made anew after every failure.
+    """
+    name = lease if isinstance(lease, str) else lease.name
+    failures = FailureLog(log, name)
+    duty: Callable[[], object] | None = None
+    wait_s = pause_s
+    while not stop.wait(wait_s):
+        try:
+            if isinstance(lease, str) or lease.hold():
+                duty = duty or make_duty()
+                duty()
+        except (RedisError, StoreUnavailable) as error:
+            failures.note(error)
+            duty, wait_s = None, min(2 * wait_s, max(_LONGEST_BACKOFF_S, pause_s))
+        except Exception:
+            log.exception("%s failed; starting over", name)
+            duty, wait_s = None, max(_LONGEST_BACKOFF_S, pause_s)
+        else:
+            failures.note(None)
+            wait_s = pause_s

@@ -16,18 +16,16 @@ from prometheus_client.registry import Collector
 from redis import Redis
 from redis.exceptions import RedisError
 
-from api.maintenance.lanes import is_lane, lane_queue, lanes
 from serinette import tally
 from serinette.brake import Cause, in_force
-from serinette.job import now
-from serinette.names import Keys, Lane, queue_name
+from serinette.jobs.registries import known_lanes, started_key
+from serinette.names import Keys, Lane
 from serinette.presence import Presence, WorkerStage, present
 from serinette.tally import MEASURES, Tally
 
 log = logging.getLogger(__name__)
 
-# The oldest job of a lane is at its head or, put back for a newer worker, at its tail; the first ids may be of jobs
-# that were canceled meanwhile.
+# Jobs that were given back stand at the head of their lane, in no order of their submits.
 _HEAD = 10
 
 
@@ -36,9 +34,9 @@ class MaintenanceMetrics:
 
     def __init__(self, registry: CollectorRegistry, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
         """`leading` tells whether this replica holds the lease."""
-        self._mended = Counter(
+        self._reconciled = Counter(
             "serinette_controller_reconciled_jobs",
-            "Jobs whose state was repaired, by what was done.",
+            "Jobs that the sweeper dealt with, by what it did.",
             ["action"],
             registry=registry,
         )
@@ -49,9 +47,9 @@ class MaintenanceMetrics:
         leads.set_function(lambda: float(leading()))
         registry.register(QueueCollector(redis, keys, leading))
 
-    def mended(self, action: str) -> None:
-        """A job in trouble was dealt with."""
-        self._mended.labels(action).inc()
+    def reconciled(self, action: str, number: int = 1) -> None:
+        """So many jobs were dealt with."""
+        self._reconciled.labels(action).inc(number)
 
     def round_ended(self) -> None:
         """A round has ended well."""
@@ -85,10 +83,10 @@ class QueueCollector(Collector):
         yield from (_counted(measure, counted) for measure in MEASURES)
 
     def _queue(self, workers: Sequence[Presence]) -> list[Metric]:
-        names = [queue.name.rpartition(".")[0] for queue in lanes(self._redis)]
-        pools = sorted({*names, *(worker.pool for worker in workers)})
+        used = [pool for pool, _ in known_lanes(self._redis, self._keys)]
+        pools = sorted({*used, *(worker.pool for worker in workers)})
         gauges = _gauges()
-        places = [(pool, lane) for pool in pools for lane in Lane if is_lane(queue_name(pool, lane))]
+        places = [(pool, lane) for pool in pools for lane in Lane]
         for (pool, lane), (depth, running, age_s) in zip(places, self._lanes(places), strict=True):
             gauges["depth"].add_metric([pool, lane], depth)
             gauges["oldest"].add_metric([pool, lane], age_s)
@@ -117,25 +115,25 @@ class QueueCollector(Collector):
         return [(busy, in_force(reasons)) for busy, reasons in zip(found[::2], found[1::2], strict=True)]
 
     def _lanes(self, places: Sequence[tuple[str, Lane]]) -> list[tuple[int, int, float]]:
-        """Depth, running and age of the oldest of each lane. Not by RQ's own counts: those reap."""
+        """Depth, running and age of the oldest of each lane."""
         with self._redis.pipeline(transaction=False) as pipe:
             for pool, lane in places:
-                queue = lane_queue(queue_name(pool, lane), self._redis)
-                pipe.llen(queue.key)
-                pipe.zcard(queue.started_job_registry.key)
-                pipe.lrange(queue.key, 0, _HEAD - 1)
-                pipe.lrange(queue.key, -1, -1)
+                waiting = self._keys.waiting(pool, lane)
+                pipe.zcard(waiting)
+                pipe.zcard(started_key(self._keys, pool, lane))
+                pipe.zrange(waiting, 0, _HEAD - 1)
+                pipe.zrange(waiting, 0, "+inf", byscore=True, offset=0, num=1)  # of those that never ran
             found = pipe.execute()
         rows = [found[4 * i : 4 * i + 4] for i in range(len(places))]
-        oldest = self._oldest([[*head, *tail] for _, _, head, tail in rows])
+        oldest = self._oldest([[*head, *first] for _, _, head, first in rows])
         return [(depth, running, age_s) for (depth, running, _, _), age_s in zip(rows, oldest, strict=True)]
 
     def _oldest(self, ids: Sequence[list[Any]]) -> list[float]:
         with self._redis.pipeline(transaction=False) as pipe:
             for lane in ids:
                 pipe.zmscore(self._keys.live, lane or [""])
-            scores = pipe.execute()
-        at_s = now().timestamp()
+            pipe.time()
+            *scores, (at_s, _) = pipe.execute()
         submitted = [[score for score in lane if score is not None] for lane in scores]
         return [max(0.0, at_s - min(lane)) if lane else 0.0 for lane in submitted]
 

@@ -1,4 +1,4 @@
-"""Keeps what KEDA reads of each pool true: who is busy, and whether the brake is on."""
+"""Keeps what KEDA reads of each pool true: whether the brake is on. Who is busy, the transitions say."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from redis import Redis
 from api import holdups
 from api.holdups import Holdup
 from api.maintenance.brake import Rules, Seen, decide
-from api.maintenance.busy import prune
-from api.maintenance.lanes import lanes
 from api.settings import MaintenanceSettings
 from serinette import brake
 from serinette.errors import StoreUnavailable
+from serinette.jobs.registries import known_lanes
 from serinette.names import Lane
 from serinette.presence import Presence, WorkerStage, present
 from serinette.settings import connect_redis
@@ -24,8 +23,6 @@ from serinette.store import Store
 
 log = logging.getLogger(__name__)
 
-# Killed slots are found by the reaper in tens of seconds; KEDA waits for minutes before it takes a worker away.
-_PRUNE_EVERY_S = 10.0
 _ASK_STORE_EVERY_S = 15.0
 
 
@@ -61,7 +58,6 @@ class Pools:
         self._rules = Rules(settings.brake_failures, settings.brake_memory_s, settings.brake_store_s)
         self._store = StoreWatch(store)
         self._in_force: dict[str, tuple[str, ...]] = {}
-        self._prune_at_s = 0.0
 
     def __call__(self) -> None:
         """Raises RedisError when Redis does not answer."""
@@ -69,17 +65,13 @@ class Pools:
         away_s = self._store.away_s(at_s)
         workers = present(self._redis, self._keys)
         names = self._names(workers)
-        if at_s >= self._prune_at_s:
-            for pool in names:
-                prune(self._redis, self._keys, pool, _draining(workers, pool))
-            self._prune_at_s = at_s + _PRUNE_EVERY_S
         known = holdups.parse(self._redis.hgetall(self._keys.holdups))
         for pool in names:
             ready = sum(worker.pool == pool and worker.stage is WorkerStage.READY for worker in workers)
             self._brake(pool, self._seen(pool, ready, away_s, known.get(pool, Holdup())))
 
     def _names(self, workers: Sequence[Presence]) -> list[str]:
-        used = (queue.name.rpartition(".")[0] for queue in lanes(self._redis))
+        used = (pool for pool, _ in known_lanes(self._redis, self._keys))
         return sorted({*self._told, *used, *(worker.pool for worker in workers)})
 
     def _seen(self, pool: str, ready: int, away_s: float, holdup: Holdup) -> Seen:
@@ -88,7 +80,7 @@ class Pools:
             at_s=seconds + micros / 1e6,
             failures=brake.failures(self._redis, self._keys, pool),
             ready=ready,
-            waiting=sum(int(self._redis.llen(self._keys.waiting(pool, lane))) for lane in Lane),
+            waiting=sum(int(self._redis.zcard(self._keys.waiting(pool, lane))) for lane in Lane),
             store_away_s=away_s,
             stuck=holdup.stuck,
             stuck_words=holdup.stuck_words,
@@ -109,7 +101,3 @@ class Pools:
 def causes(reasons: Collection[str]) -> Counter[str]:
     """The reasons' codes."""
     return Counter(reason.partition(":")[0] for reason in reasons)
-
-
-def _draining(workers: Sequence[Presence], pool: str) -> list[str]:
-    return [worker.name for worker in workers if worker.pool == pool and worker.stage is WorkerStage.DRAINING]

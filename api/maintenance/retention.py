@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -11,19 +12,18 @@ from threading import Event
 from typing import Any
 
 from redis import Redis
-from rq.job import Job as RqJob
-from rq.serializers import JSONSerializer
 
 from api.batches.book import Book
 from api.batches.shelf import Shelf
 from serinette.errors import NotFound
 from serinette.job import now
+from serinette.jobs import Jobs, calls
 from serinette.names import Keys
 from serinette.store import Store, StoredObject
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 500
+_CHUNK = 200
 # At most 50 songs a second: a store that is swept must still serve.
 _PAUSE_S = 0.02
 _LAST = frozenset({"job.json", "upload.json"})
@@ -35,6 +35,7 @@ class Retention:
     def __init__(self, redis: Redis, keys: Keys, store: Store, retention_s: int) -> None:
         self._redis = redis
         self._keys = keys
+        self._jobs = Jobs(redis, keys.prefix)
         self._store = store
         self._book = Book(redis, keys, retention_s)
         self._shelf = Shelf(store)
@@ -86,9 +87,10 @@ class Retention:
                     used.update(self._shelf.header(page.header.tenant, batch_id).sources)
         while chunk := [job_id.decode() for job_id, _ in islice(found, _CHUNK)]:
             used.update(chunk)
-            for job in RqJob.fetch_many(chunk, self._redis, JSONSerializer):
-                used.update(_sources(job.kwargs.get("spec", {})) if job else ())
-                used.update(_inputs(job.kwargs.get("container", {})) if job else ())
+            for entry in (seen.entry for seen in self._jobs(calls.look(chunk))):
+                if entry is not None:
+                    used.update(_sources(entry.wire))
+                    used.update(_inputs(json.loads(entry.fields.get("container", "{}"))))
         return used
 
 

@@ -12,10 +12,9 @@ from redis import Redis
 from api import holdups
 from api.cluster import Cluster
 from api.holdups import Holdup
+from api.maintenance.lease import FailureLog
 from api.maintenance.pod_words import POOL_LABEL, holdup
 from api.maintenance.protecting import plan
-from api.maintenance.trouble import Trouble
-from api.maintenance.vigil import Vigil
 from api.settings import MaintenanceSettings
 from serinette.busy import host_of
 from serinette.errors import ClusterUnavailable
@@ -43,8 +42,8 @@ class Surroundings:
         self._settings = settings
         self._keys = settings.keys
         self._redis = redis or connect_redis(settings)
-        self._idle: Vigil[str] = Vigil(_IDLE_S, step_s=3 * settings.cluster_interval_s)
-        self._trouble = Trouble(log, "looking at the cluster")
+        self._idle_since_s: dict[str, float] = {}
+        self._failures = FailureLog(log, "looking at the cluster")
         self._not_before_s: dict[str, float] = {}
 
     def __call__(self) -> None:
@@ -56,9 +55,9 @@ class Surroundings:
         try:
             pods = self._cluster.pods()
         except ClusterUnavailable as error:
-            self._trouble.note(error)
+            self._failures.note(error)
             return
-        self._trouble.note(None)
+        self._failures.note(None)
         holdups.tell(self._redis, self._keys, self._explained(pods, at_s))
         self._protect(pods, at_s)
 
@@ -89,7 +88,8 @@ class Surroundings:
     def _protect(self, pods: Sequence[dict[str, Any]], at_s: float) -> None:
         names = [pod["metadata"]["name"] for pod in pods]
         busy = self._busy(pods)
-        idle = self._idle.look({name: None for name in names if name not in busy}, at_s)
+        self._idle_since_s = {name: self._idle_since_s.get(name, at_s) for name in names if name not in busy}
+        idle = {name for name, since_s in self._idle_since_s.items() if at_s - since_s >= _IDLE_S}
         if not self._settings.cluster_protect or at_s < self._not_before_s.get("patches", 0.0):
             return
         for patch in plan(pods, busy, idle, _MOST_PATCHES):

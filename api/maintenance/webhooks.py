@@ -14,12 +14,11 @@ from redis import Redis
 
 from api.batches.book import Book
 from api.maintenance.webhook_sending import Answer, open_client, send, signatures
-from api.queue.reader import Reader
 from api.settings import MaintenanceSettings
 from api.targets import Targets
 from serinette.batch import is_batch_id
 from serinette.job import Job, now
-from serinette.ledger import Ledger
+from serinette.jobs import Jobs, calls
 from serinette.outbox import Outbox
 from serinette.webhook import Delivery, event_id, event_type
 
@@ -65,10 +64,9 @@ class Webhooks:
 
     def __init__(self, redis: Redis, settings: MaintenanceSettings) -> None:
         self._settings = settings
-        self._ledger = Ledger(redis, settings.keys, settings.retention_s)
+        self._jobs = Jobs(redis, settings.redis_prefix)
         self._outbox = Outbox(redis, settings.keys)
         self._batches = Book(redis, settings.keys, settings.retention_s)
-        self._reader = Reader(redis, self._ledger)
         self._targets = Targets(settings.webhook_networks)
 
     def __call__(self) -> int:
@@ -101,11 +99,15 @@ class Webhooks:
         await asyncio.to_thread(self._log, job_id, end, at, answer)
 
     def _job_end(self, job_id: str) -> _End | None:
-        entry, job = self._ledger.read(job_id), self._job(job_id)
-        if entry.webhook is None or entry.outcome is None or job is None:
+        entry = self._jobs(calls.look([job_id]))[0].entry
+        if entry is None or entry.webhook is None or not entry.status.ended:
             return None
-        name, kind = event_id(job_id, entry.outcome), event_type(entry.outcome)
-        return _End(entry.tenant, entry.webhook, name, kind, event_body(job), len(entry.deliveries))
+        try:
+            body, tries = event_body(entry.job()), len(entry.deliveries)
+        except (KeyError, ValueError, TypeError):  # a record that cannot be read; its end is reported by GET only
+            log.exception("job=%s cannot be read", job_id)
+            return None
+        return _End(entry.tenant, entry.webhook, event_id(job_id, entry.status), event_type(entry.status), body, tries)
 
     def _batch_end(self, batch_id: str) -> _End | None:
         page = self._batches.read(batch_id)
@@ -116,14 +118,6 @@ class Webhooks:
         body = _body(kind, batch.ended_at or batch.created_at, told)
         name = f"{event_id(batch_id, page.status)}_{page.round}"
         return _End(batch.tenant, page.header.webhook, name, kind, body, len(page.deliveries))
-
-    def _job(self, job_id: str) -> Job | None:
-        try:
-            sighting = self._reader.see([job_id])[0]
-            return sighting.job() if sighting else None
-        except (KeyError, ValueError, TypeError):  # one whose entry in RQ cannot be read; its end was told by GET only
-            log.exception("job=%s cannot be read", job_id)
-            return None
 
     def _log(self, job_id: str, end: _End, at: datetime, answer: Answer) -> None:
         number = end.tries + 1

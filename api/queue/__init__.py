@@ -1,8 +1,8 @@
-"""The only door to RQ: submit, get, list, cancel, erase, counts. Blocking; routes call it from threads."""
+"""Jobs, as routes use them: submit, get, list, cancel, erase, counts. A job's state changes in serinette/jobs alone."""
 
-from api.queue.entry import keyed_job_id
 from api.queue.explain import Pool
-from api.queue.jobs import JobQueue, Page
-from api.queue.sighting import Elsewhere, Seen, no_such_job
+from api.queue.jobs import JobQueue
+from api.queue.lookup import Page, no_such_job
+from api.queue.submitting import keyed_job_id
 
-__all__ = ["Elsewhere", "JobQueue", "Page", "Pool", "Seen", "keyed_job_id", "no_such_job"]
+__all__ = ["JobQueue", "Page", "Pool", "keyed_job_id", "no_such_job"]

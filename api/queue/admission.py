@@ -22,7 +22,7 @@ _ALWAYS_FITS_S = 60.0
 _WINDOWED = {Task.REPAINT, Task.LEGO}
 
 
-def pool_for(model: str | None, settings: GatewaySettings, find_workers: Callable[[], Iterable[Presence]]) -> str:
+def pool_for(model: str | None, settings: GatewaySettings, workers: Iterable[Presence]) -> str:
     """The pool for a job: of those that are told of the one that holds `model`, also while it has no worker; else that
     of a worker which is up and holds it. Without a model, the default pool.
 
@@ -34,7 +34,7 @@ def pool_for(model: str | None, settings: GatewaySettings, find_workers: Callabl
     if settings.pools:
         pool, models = serving(settings.pools, model, settings.pool), {each.published for each in settings.pools}
     else:
-        held = {worker.model.name: worker.pool for worker in find_workers() if worker.model}
+        held = {worker.model.name: worker.pool for worker in workers if worker.model}
         pool, models = held.get(model), set(held)
     if pool is not None:
         return pool
@@ -61,15 +61,7 @@ def timeout_for(asked_s: int | None, pool: str, settings: GatewaySettings) -> in
     return asked_s or min(settings.job_timeout_s, longest_s)
 
 
-def check_spec(
-    spec: GenerationSpec, pool: str, settings: GatewaySettings, find_workers: Callable[[], Iterable[Presence]]
-) -> None:
-    """See that the pool can sing what is asked. Raises InvalidSpec, as check_words and check_length."""
-    check_words(spec, settings.loras)
-    check_length(spec, pool, find_workers)
-
-
-def check_length(spec: GenerationSpec, pool: str, find_workers: Callable[[], Iterable[Presence]]) -> None:
+def check_length(spec: GenerationSpec, pool: str, workers: Iterable[Presence]) -> None:
     """See that a long song fits on what its pool's workers run on, as far as one of them is up to tell.
 
     Raises:
@@ -77,7 +69,7 @@ def check_length(spec: GenerationSpec, pool: str, find_workers: Callable[[], Ite
     """
     if spec.duration_s <= _ALWAYS_FITS_S or spec.source_audio:
         return
-    models = [worker.model for worker in find_workers() if worker.pool == pool and worker.model]
+    models = [worker.model for worker in workers if worker.pool == pool and worker.model]
     longest = max(models, key=lambda model: model.max_duration_s, default=None)
     if longest and spec.duration_s > longest.max_duration_s:
         raise InvalidSpec(

@@ -1,7 +1,4 @@
-"""What a person is told of an unfinished job: its state in our words, what it waits for, how long yet.
-
-Pure: the reader reads, this decides.
-"""
+"""What an unfinished job waits for, in words, and how long yet. Pure."""
 
 from __future__ import annotations
 
@@ -14,19 +11,9 @@ from api.holdups import Holdup
 from serinette import brake
 from serinette.container import CONTAINERS_POOL
 from serinette.job import Job, JobStatus, Stage
-from serinette.ledger import Entry
 from serinette.names import Lane
 from serinette.pools import PoolFacts
 from serinette.presence import Presence, WorkerStage
-
-# RQ's words for the states that are not simply waiting (DESIGN §2).
-_STATUS = {
-    "started": JobStatus.RUNNING,
-    "finished": JobStatus.SUCCEEDED,
-    "failed": JobStatus.FAILED,
-    "canceled": JobStatus.CANCELED,
-    "stopped": JobStatus.CANCELED,
-}
 
 # Below this share of the work, what is left cannot be told from what is done.
 _TELLING_FRACTION = 0.1
@@ -34,8 +21,8 @@ _TELLING_FRACTION = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One pool at one moment. `unsuccessful` counts failed and canceled jobs that are still kept; `told` is what is
-    known of it without its workers, `holdup` what the cluster says of them.
+    """One pool at one moment. `succeeded` and `unsuccessful` (failed and canceled) count jobs that ended since Redis
+    began; `told` is what is known of it without its workers, `holdup` what the cluster says of them.
     """
 
     name: str
@@ -76,33 +63,19 @@ class Pool:
         return sum(self.waiting.get(higher, 0) for higher in lanes[: lanes.index(lane)])
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where in its lane a queued job is: from 0, None when not found; `deep` when it was not sought to the end."""
-
-    index: int | None
-    deep: bool = False
-
-
-def status_of(rq_status: str, entry: Entry) -> JobStatus:
-    """Our word for the state: the ledger's outcome, else whether an attempt is in charge, else RQ's."""
-    if entry.outcome is not None:
-        return entry.outcome
-    status = _STATUS.get(rq_status, JobStatus.QUEUED)
-    return JobStatus.RUNNING if status is JobStatus.QUEUED and entry.owner else status
-
-
-def waiting_for(job: Job, place: Place, pool: Pool, at: datetime | None = None) -> str | None:
-    """In words, what an unfinished job waits for; None when it is being sung."""
+def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = None) -> str | None:
+    """In words, what an unfinished job waits for; None while its song is generated. `ahead`: jobs before it in its
+    lane, None when it is in none.
+    """
     if job.status is JobStatus.RUNNING:
         return _running_waits_for(job, pool, at)
     if job.status is not JobStatus.QUEUED:
         return None
     if pool.name == CONTAINERS_POOL:
-        return _lane_ahead(job, place) or "room: containers begin in their order, as GPUs for them come free"
+        return _lane_ahead(job, ahead) or "room: containers begin in their order, as GPUs for them come free"
     if not pool.active:
         return no_worker(pool)
-    return _lane_ahead(job, place) or _worker_waits_for(job, place, pool, at)
+    return _lane_ahead(job, ahead) or _worker_waits_for(job, ahead, pool, at)
 
 
 def no_worker(pool: Pool) -> str:
@@ -140,16 +113,14 @@ def _running_waits_for(job: Job, pool: Pool, at: datetime | None) -> str | None:
     return "the engine, which generates for another job" if pool.ready or not pool.active else coming(pool, at)
 
 
-def _lane_ahead(job: Job, place: Place) -> str | None:
-    if place.deep:
-        return f"more than a thousand jobs ahead of it in lane {job.lane}"
-    return f"{_jobs(place.index)} ahead of it in lane {job.lane}" if place.index else None
+def _lane_ahead(job: Job, ahead: int | None) -> str | None:
+    return f"{_jobs(ahead)} ahead of it in lane {job.lane}" if ahead else None
 
 
-def _worker_waits_for(job: Job, place: Place, pool: Pool, at: datetime | None) -> str:
+def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None) -> str:
     if not pool.ready:
         return coming(pool, at)
-    if place.index is None:
+    if ahead is None:
         return "the worker that is taking it"
     if above := pool.waiting_above(job.lane):
         return f"{_jobs(above)} in the lanes above {job.lane}"
@@ -159,13 +130,13 @@ def _worker_waits_for(job: Job, place: Place, pool: Pool, at: datetime | None) -
     return f"a free worker: it is next in its lane{braked}"
 
 
-def eta_s(job: Job, place: Place, pool: Pool, at: datetime) -> float | None:
-    """Seconds until the song is likely ready; None when nothing tells. A running job is taken to go on at its pace."""
+def eta_s(job: Job, ahead: int | None, pool: Pool, at: datetime) -> float | None:
+    """Seconds until the song is likely ready; None when unknown. A running job is taken to go on at its pace."""
     if job.status is JobStatus.RUNNING:
         return _remaining_s(job, pool, at)
-    if job.status is not JobStatus.QUEUED or place.deep:
+    if job.status is not JobStatus.QUEUED:
         return None
-    return expected_s(job.lane, place.index or 0, pool)
+    return expected_s(job.lane, ahead or 0, pool)
 
 
 def expected_s(lane: Lane, ahead: int, pool: Pool) -> float | None:

@@ -1,16 +1,40 @@
-"""When to try again: how fast the pool was measured to work, against what is in the way. Pure."""
+"""A bound that is reached, as an error, and when to try again: by how fast the pool was measured to work. Pure."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
 from api.queue.explain import Pool
+from serinette.errors import GpuTimeSpent, LaneFull, LaneNotAllowed, SerinetteError, TooManyInFlight, TooManyQueued
+from serinette.job import now
+from serinette.jobs import Refusal
 from serinette.names import Lane
 
 # Told where nothing was measured: before the first song, or while no worker is up.
 UNKNOWN_S = 30.0
 _SHORTEST_S = 1.0
 _LONGEST_S = 3600.0
+
+
+def error_of(refusal: Refusal, tenant: str, lane: Lane, pool: Pool) -> SerinetteError:
+    """The error that a submit is refused with."""
+    count, bound = f"{refusal.count:g}", refusal.bound
+    mine_s = room_for_tenant_s(pool, int(refusal.count))
+    match refusal.what:
+        case "lane":
+            return LaneNotAllowed(f"lane: tenant {tenant} may use {bound}, not {lane}", field="lane")
+        case "gpu":
+            message = f"tenant {tenant} has used {count} of its {bound} GPU-seconds of this UTC day; go on tomorrow"
+            return GpuTimeSpent(message, retry_after_s=until_midnight_s(now()))
+        case "in_flight":
+            message = f"tenant {tenant} has {count} unfinished jobs and may have {bound}; wait for one to end"
+            return TooManyInFlight(message, retry_after_s=mine_s)
+        case "queued":
+            message = f"{count} jobs of tenant {tenant} wait and {bound} may; wait for one to begin"
+            return TooManyQueued(message, retry_after_s=mine_s)
+        case _:
+            message = f"{count} jobs wait in lane {lane} of pool {pool.name}, and {bound} may; try again later"
+            return LaneFull(message, retry_after_s=room_in_lane_s(pool, lane))
 
 
 def interval_s(pool: Pool) -> float | None:

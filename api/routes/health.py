@@ -62,10 +62,10 @@ def _both(pools: tuple[Pool, ...], default_pool: str) -> dict[str, Any]:
         503: {"description": "The queue does not answer."},
     },
 )
-def health(queue: QueuePart, settings: SettingsPart) -> Response:
+async def health(queue: QueuePart, settings: SettingsPart) -> Response:
     """Both dialects in one answer: ACE-Step v1's keys, and ACE-Step 1.5's envelope beside them."""
     try:
-        return JSONResponse(_both(queue.pools(), settings.pool))
+        return JSONResponse(_both(await queue.pools(), settings.pool))
     except QueueUnavailable as error:
         seed = {"status": "unhealthy", "pipeline_loaded": False, "detail": error.message}
         return JSONResponse(seed | wrapped({"status": "unhealthy"}, code=503, error=error.message), 503)

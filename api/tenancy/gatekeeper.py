@@ -5,20 +5,17 @@ A route cannot forget it: what is not named as public here is closed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from redis import asyncio as redis_asyncio
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import answer
 from api.tenancy.key_in_path import KEY_IN_PATH
 from api.tenancy.keyring import Caller, Keyring
 from api.tenancy.links import Links, job_opened_by_link
-from api.tenancy.rate import count_request
+from api.tenancy.rate import RequestRate
 from serinette.errors import SerinetteError, Unauthorized
-from serinette.names import Keys
 
 # Signs of life for probes, numbers without jobs and tenants for Prometheus, and what the API looks like.
 PUBLIC = frozenset(
@@ -34,8 +31,7 @@ _REALM = 'Bearer realm="serinette"'
 class Register:
     """What callers are looked up in."""
 
-    redis: redis_asyncio.Redis
-    keys: Keys
+    rate: RequestRate
     keyring: Keyring
     links: Links
 
@@ -51,14 +47,14 @@ class Gatekeeper:
         """Pass the request on if it may."""
         if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGE):
             return await self._app(scope, receive, send)
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"}
-        key = scope.get(KEY_IN_PATH) or _bearer(headers)
-        token = _token(scope)
-        scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
+        key = scope.get(KEY_IN_PATH) or _bearer(scope)
+        token = None
+        if scope.get("query_string"):
+            token = _token(scope)
+            scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
         try:
             caller = await self._caller(scope, key, token)
-            limits = caller.limits
-            await count_request(self._register.redis, self._register.keys, caller.tenant, limits.requests_per_minute)
+            await self._register.rate.count(caller.tenant, caller.limits.requests_per_minute)
         except SerinetteError as error:
             invalid = ', error="invalid_token"' if key or token else ""
             challenge = {"WWW-Authenticate": _REALM + invalid} if isinstance(error, Unauthorized) else None
@@ -74,8 +70,9 @@ class Gatekeeper:
         return await self._register.keyring.caller(key)
 
 
-def _bearer(headers: Mapping[bytes, str]) -> str | None:
-    scheme, space, key = headers.get(b"authorization", "").strip().partition(" ")
+def _bearer(scope: Scope) -> str | None:
+    sent = next((value for name, value in reversed(scope["headers"]) if name == b"authorization"), b"")
+    scheme, space, key = sent.decode("latin-1").strip().partition(" ")
     if not space:
         return scheme or None  # ACE-Step 1.5 takes a key without its scheme too
     return (key.strip() or None) if scheme.lower() == "bearer" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from redis import asyncio as redis_asyncio
@@ -10,35 +11,59 @@ from redis.exceptions import RedisError
 from serinette.errors import QueueUnavailable, RateLimited
 from serinette.names import Keys
 
+# A gateway takes a tenth of a second's requests at a time, and uses them within a second: of an allowance of a thousand
+# a minute that is one, of one that no client reaches it is seldom that Redis is asked.
+_SHARES_A_MINUTE = 600
+_SHARE_LIFE_S = 1.0
+
 # The generic cell rate algorithm (ITU-T I.371) with a burst of a whole minute: one number says when the allowance is
-# full again. Redis's own clock, since the gateways' differ. ARGV: requests per minute. Answers milliseconds to wait.
+# full again. Redis's own clock, since the gateways' differ. ARGV: requests per minute, how many to take, or one if
+# these are too many. Answers how many were taken, or negative milliseconds to wait.
 _SCRIPT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local full = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now) + 60000 / tonumber(ARGV[1])
-local early = full - now - 60000
-if early > 1 then return math.ceil(early) end
+local full = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local function early(count) return full + count * 60000 / tonumber(ARGV[1]) - now - 60000 end
+local count = tonumber(ARGV[2])
+if early(count) > 1 then count = 1 end
+if early(count) > 1 then return -math.ceil(early(count)) end
+full = full + count * 60000 / tonumber(ARGV[1])
 redis.call('SET', KEYS[1], string.format('%.3f', full), 'PX', math.ceil(full - now))
-return 0
+return count
 """
 
 
-async def count_request(redis: redis_asyncio.Redis, keys: Keys, tenant: str, per_minute: int | None) -> None:
-    """Count one request.
+class RequestRate:
+    """Counts requests on one Redis."""
 
-    Raises:
-        RateLimited: it is one too many; it counts for nothing.
-        QueueUnavailable: Redis does not answer.
-    """
-    if per_minute is None:
-        return
-    try:
-        # redis-py annotates an answer or an awaitable alike.
-        wait_ms: Any = await redis.eval(_SCRIPT, 1, keys.rate(tenant), str(per_minute))
-    except RedisError as error:
-        raise QueueUnavailable("requests cannot be counted, for the queue does not answer; try again") from error
-    if wait_ms:
-        raise RateLimited(
-            f"tenant {tenant} may send {per_minute} requests a minute; wait as long as Retry-After says",
-            retry_after_s=wait_ms / 1000,
-        )
+    def __init__(self, redis: redis_asyncio.Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._taken: dict[str, tuple[int, float]] = {}  # what is left of a tenant's last share, and until when
+
+    async def count(self, tenant: str, per_minute: int | None) -> None:
+        """Count one request.
+
+        Raises:
+            RateLimited: it is one too many; it counts for nothing.
+            QueueUnavailable: Redis does not answer.
+        """
+        if per_minute is None:
+            return
+        left, until_s = self._taken.get(tenant, (0, 0.0))
+        if left > 0 and time.monotonic() < until_s:
+            self._taken[tenant] = left - 1, until_s
+            return
+        share = max(1, per_minute // _SHARES_A_MINUTE)
+        try:
+            # redis-py annotates an answer or an awaitable alike.
+            taken: Any = await self._redis.eval(_SCRIPT, 1, self._keys.rate(tenant), str(per_minute), str(share))
+        except RedisError as error:
+            raise QueueUnavailable("requests cannot be counted, for the queue does not answer; try again") from error
+        if taken < 0:
+            raise RateLimited(
+                f"tenant {tenant} may send {per_minute} requests a minute; wait as long as Retry-After says",
+                retry_after_s=-taken / 1000,
+            )
+        if taken > 1:
+            self._taken[tenant] = taken - 1, time.monotonic() + _SHARE_LIFE_S

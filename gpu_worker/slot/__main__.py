@@ -46,14 +46,14 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
     engine = EngineClient(settings.engine_socket, settings.stall_timeout_s, settings.cancel_timeout_s)
     singer = Singer(engine, Store.open(settings), settings, Spool.open(settings))
 
-    def tell_busy(busy: bool) -> None:
+    def report_busy(busy: bool) -> None:
         if busy_fd is not None:
             with suppress(OSError):  # where the leash is not the kernel's, it passes no descriptors on
                 os.write(busy_fd, b"1" if busy else b"0")
 
     try:
         connection = connect_patiently(settings, lambda: drain.must_leave)
-        worker = SlotWorker(name, connection, singer, drain, tell_busy)
+        worker = SlotWorker(name, connection, singer, drain, report_busy)
         # A pod that sings a few songs and goes must have its turn at the lowest lane too.
         worker.claims = secrets.randbelow(LOWEST_FIRST_EVERY)
         worker.work(logging_level="WARNING")

@@ -130,7 +130,7 @@ class EngineClient:
             if answer.in_company:
                 request = request.model_copy(update={"alone": True})
             whose = "one of several songs, this among them" if answer.in_company else "another song"
-            log.info("job %s: the engine was lost to %s; waiting for the next one", hold.job.id, whose)
+            log.info("job %s: the engine was lost to %s; waiting for the next one", hold.job_id, whose)
 
     def close(self) -> None:
         """Hang up, which cancels whatever was asked."""

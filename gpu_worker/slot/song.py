@@ -7,22 +7,22 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.encoding import Encoded, Encoders
 from gpu_worker.slot.engine_client import EngineClient
+from gpu_worker.slot.heartbeat import Heartbeat
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.patient_store import PatientStore
-from gpu_worker.slot.pulse import Pulse
-from gpu_worker.slot.record import find_record, make_record, put_record, result_of
 from gpu_worker.slot.sources import Role, Sources
 from gpu_worker.slot.spool import Parcel, Spool, Spooled
 from gpu_worker.slot.tracing import trace_stages
 from gpu_worker.wire import Audio, Samples, Sing, Sung
 from serinette import traces
 from serinette.errors import InvalidOutput, StoreUnavailable
-from serinette.job import Artifact, Progress, Record, Result, Stage, Timings, now
+from serinette.job import Artifact, JobStatus, Progress, Record, Result, Stage, Timings, now
+from serinette.jobs import Outcome
+from serinette.jobs.finishing import find_record, put_record, record_of
 from serinette.media import CONTENT_TYPES, EXTENSIONS, encoded_rate, song_tags
 from serinette.names import artifact_key
 from serinette.presence import Model
@@ -42,11 +42,11 @@ class Singer:
     settings: WorkerSettings
     spool: Spool | None = None
 
-    def performance(self, hold: Hold, pulse: Pulse) -> Performance:
+    def performance(self, hold: Hold, heartbeat: Heartbeat) -> Performance:
         """The performance of one job."""
         store = PatientStore(self.store, self.settings.store_patience_s, hold.check)
         encoders = Encoders(self.settings.run_dir, self.settings.encoders)
-        return Performance(hold, pulse, self.engine, store, self.settings.run_dir, encoders, self.spool)
+        return Performance(hold, heartbeat, self.engine, store, self.settings.run_dir, encoders, self.spool)
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Performance:
     """One attempt at one job."""
 
     hold: Hold
-    pulse: Pulse
+    heartbeat: Heartbeat
     engine: EngineClient
     store: PatientStore
     run_dir: Path | None
@@ -67,25 +67,24 @@ class Performance:
     upload_s: float = 0.0
     uploaded: list[str] = field(default_factory=list)
 
-    def sing(self, job_id: str, wire: dict[str, Any]) -> Result:
-        """From the wire form of a spec to a recorded result.
+    def generate(self) -> Record:
+        """From the job's spec to the record in the store that counts, which may say that it ended without a song.
 
         Raises:
             SerinetteError: a GenerationError, RequestError or Unavailable ends the attempt; Interruption gives it up.
-            Spooled: it is sung, and the store is away.
-            Ended: its record says that it ended without a song.
+            Spooled: the songs are there, and the store is away.
         """
-        spec = GenerationSpec.from_wire(wire)
-        meta = self.hold.job.meta
-        if known := self._known(meta["tenant"], job_id):
-            return result_of(known)
+        job_id = self.hold.job_id
+        spec = GenerationSpec.from_wire(self.hold.entry.wire)
+        if known := self._known(self.hold.entry.tenant, job_id):
+            return known
         try:
             sung = self._ask_engine(job_id, spec)
             result = self._result(job_id, spec, sung)
-            self.pulse.look()
+            self.heartbeat.look()
             self.hold.check()
         except BaseException:
-            # Songs that nobody took would be the next job's.
+            # Songs that were not taken would be the next job's.
             self.engine.close()
             # Nothing refers to these yet. From the record on they may be the job's songs, whatever else fails.
             if self.parcel:
@@ -94,7 +93,11 @@ class Performance:
             raise
         finally:
             self.encoders.close()
-        return self._recorded(make_record(self.hold, spec, result))
+        # From now on neither cancel nor deadline ends the attempt.
+        self.hold.recording = True
+        return self._recorded(
+            record_of(self.hold.entry, self.hold.attempt, Outcome(JobStatus.SUCCEEDED, result=result))
+        )
 
     def _known(self, tenant: str, job_id: str) -> Record | None:
         if self.spool is None or self.hold.attempt.number > 1:
@@ -104,13 +107,13 @@ class Performance:
         except StoreUnavailable:  # nobody has sung it yet: what would be wasted is a song, should Redis have forgotten
             return None
 
-    def _recorded(self, record: Record) -> Result:
+    def _recorded(self, record: Record) -> Record:
         with traces.span("record"):
             winner = self._put_record(record)
-        self.hold.sang = winner.attempt.id == self.hold.attempt.id
-        if not self.hold.sang:
+        self.hold.generated = winner.attempt is not None and winner.attempt.id == self.hold.attempt.id
+        if not self.hold.generated:
             self.store.erase(self.uploaded)
-        return result_of(winner)
+        return winner
 
     def _put_record(self, record: Record) -> Record:
         if self.parcel is None:
@@ -143,7 +146,7 @@ class Performance:
     def _tell(self, stage: Stage, step: int | None = None, steps: int | None = None) -> None:
         self.hold.clock.tell(stage, step)
         engine_s = round(self.hold.clock.engine_s(), 3)
-        self.pulse.tell(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=now()))
+        self.heartbeat.report(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=now()))
 
     def _ask_engine(self, job_id: str, spec: GenerationSpec) -> Sung:
         model = self.engine.wait_ready(self.hold, self._tell)
@@ -168,7 +171,7 @@ class Performance:
         wanted: dict[Role, str | None] = {"source": spec.source_audio, "reference": spec.reference_audio}
         if any(wanted.values()):
             self._tell(Stage.FETCHING)
-        sources = Sources(self.store, self.hold.job.meta["tenant"], model, self.run_dir)
+        sources = Sources(self.store, self.hold.entry.tenant, model, self.run_dir)
         return {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
 
     def _result(self, job_id: str, spec: GenerationSpec, sung: Sung) -> Result:
@@ -176,7 +179,7 @@ class Performance:
             raise InvalidOutput(f"the engine generated {len(sung.songs)} songs, {spec.variations} were asked for")
         self._tell(Stage.ENCODING)
         artifacts = tuple(self._artifact(job_id, spec, sung, index) for index in range(len(sung.songs)))
-        started_at, created_at = self.hold.attempt.started_at, self.hold.created_at
+        started_at, created_at = self.hold.attempt.started_at, self.hold.entry.created_at
         return Result(
             artifacts=artifacts,
             model=sung.model.name,
@@ -200,7 +203,7 @@ class Performance:
         self.warnings += encoded.warnings
         self.encode_s += encoded.encode_s
         encoded_at_s = time.monotonic()
-        key = artifact_key(self.hold.job.meta["tenant"], job_id, self.hold.attempt.id, index, EXTENSIONS[spec.format])
+        key = artifact_key(self.hold.entry.tenant, job_id, self.hold.attempt.id, index, EXTENSIONS[spec.format])
         if index == len(sung.songs) - 1:
             self._tell(Stage.UPLOADING)
         with traces.span("upload", told={"song": index, "size_bytes": len(data)}):

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from gpu_worker.run_dir import lock_directory
 from gpu_worker.settings import WorkerSettings
 from serinette.job import Record
-from serinette.names import record_key
+from serinette.jobs.finishing import put_record
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
@@ -69,15 +69,12 @@ class Parcel:
         kept = [artifact for artifact in record.artifacts if (self.directory / str(artifact.index)).exists()]
         for artifact in kept:
             store.put(artifact.key, self.directory / str(artifact.index), artifact.content_type)
-        key = record_key(record.tenant, record.job_id)
-        mine = record
-        if not store.put_if_absent(key, record.model_dump_json().encode()):
-            record = Record.model_validate_json(store.get(key))
-        if record.attempt.id != mine.attempt.id:
-            for artifact in mine.artifacts:
+        winner = put_record(store, record)
+        if winner.attempt is None or record.attempt is None or winner.attempt.id != record.attempt.id:
+            for artifact in record.artifacts:
                 store.delete(artifact.key)
         self.discard()
-        return record
+        return winner
 
     def discard(self) -> None:
         """Erase it."""

@@ -13,13 +13,19 @@ from serinette import traces
 
 @contextmanager
 def traced(hold: Hold) -> Iterator[None]:
-    """The attempt, below the submit that its job's entry names."""
-    job, parent, attempt = hold.job, hold.job.meta.get("traceparent"), hold.attempt
-    pool, _, lane = job.origin.rpartition(".")
-    waits_since = job.enqueued_at or job.created_at  # for an attempt after the first, since it was put back
-    traces.record("queue.wait", waits_since.timestamp(), hold.claim_began_s, parent, job=job.id, pool=pool, lane=lane)
-    told: dict[str, traces.Value] = {"job": job.id, "attempt": attempt.number, "worker": attempt.worker, "pool": pool}
-    with traces.span("attempt", parent, hold.claim_began_s, told):
+    """The attempt, below the submit that its job's record names."""
+    entry, attempt = hold.entry, hold.attempt
+    parent, pool, lane = entry.traceparent, entry.pool, entry.lane
+    before = [each.ended_at for each in entry.attempts[:-1] if each.ended_at]
+    waits_since = before[-1] if before else entry.created_at  # after the first attempt, since it was put back
+    traces.record("queue.wait", waits_since.timestamp(), hold.claim_began_s, parent, job=entry.id, pool=pool, lane=lane)
+    about: dict[str, traces.Value] = {
+        "job": entry.id,
+        "attempt": attempt.number,
+        "worker": attempt.worker,
+        "pool": pool,
+    }
+    with traces.span("attempt", parent, hold.claim_began_s, about):
         traces.record("claim", hold.claim_began_s, time.time())
         yield
 

@@ -7,63 +7,51 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from redis import Redis, RedisError
 from redis.client import Pipeline, PubSub, PubSubWorkerThread
+from redis.exceptions import ResponseError
 from rq import SimpleWorker
-from rq.exceptions import DeserializationError, StopRequested
-from rq.executions import Execution
+from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.timeouts import BaseDeathPenalty
-from rq.worker.base import WorkerStatus
 
-from gpu_worker.slot.aside import Aside, Pending
-from gpu_worker.slot.books import Books
+from gpu_worker.slot.awaiting_store import AwaitingStore, Pending
+from gpu_worker.slot.clock import song_additions
 from gpu_worker.slot.drain import Drain
+from gpu_worker.slot.heartbeat import Heartbeat
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.lanes import lane_order
-from gpu_worker.slot.pulse import Pulse
-from gpu_worker.slot.record import Ended, bar
+from gpu_worker.slot.retry_policy import Decision, Ending, decide, ending_of, is_suspect
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.spool import Parcel, Spooled
-from gpu_worker.slot.task import performing
 from gpu_worker.slot.tracing import traced
-from gpu_worker.slot.verdict import Ending, Verdict, ending_of, judge
-from serinette import logs
-from serinette.errors import SerinetteError
-from serinette.job import JobError, JobStatus, Result
-from serinette.ledger import Ledger, Outcome
-from serinette.names import SING_TASK, Lane, queue_name
+from serinette import logs, traces
+from serinette.errors import InvalidSpec, NotFound, SerinetteError, StoreUnavailable
+from serinette.job import JobStatus, Record
+from serinette.jobs import Claimed, Finished, Jobs, Lease, Outcome, Standing, calls
+from serinette.jobs.finishing import finish_as, put_record, record_of
+from serinette.names import Lane, queue_name
 from serinette.presence import record_pace
-from serinette.spec import SCHEMA
 
 log = logging.getLogger(__name__)
 
-# RQ blocks for `worker_ttl - 15` seconds on empty lanes; an idle slot notices a stop within this.
+# An idle slot notices a stop, and jobs that no token woke it for, within this.
 _IDLE_S = 1
-# A job of a newer schema comes round again at once when nothing else waits.
-_NEWER_SCHEMA_PAUSE_S = 2.0
-
-
-class Deadlines(BaseDeathPenalty):
-    """Leaves the job's time to `Hold.check`, which does not strike between the song and its record."""
-
-    def setup_death_penalty(self) -> None:
-        """Nothing to arm."""
-
-    def cancel_death_penalty(self) -> None:
-        """Nothing to disarm."""
+# How long a Redis that answers, and refuses to write (a replica during a failover), is asked again.
+_REFUSED_FOR_S = 900.0
+_REFUSED_PAUSE_S = 1.0
 
 
 class SlotWorker(SimpleWorker):
-    """One slot. Its connection must be patient (`connect_patiently`)."""
+    """One slot. Its connection must be patient (`connect_patiently`).
 
-    death_penalty_class = Deadlines
+    Of RQ's worker it is the registration, the loop, `rq suspend` and the heartbeat while idle. Jobs are claimed and
+    ended by transitions (serinette/jobs), which keep RQ's own view of both.
+    """
 
     def __init__(
         self,
@@ -71,9 +59,9 @@ class SlotWorker(SimpleWorker):
         connection: Redis,
         singer: Singer,
         drain: Drain,
-        tell_busy: Callable[[bool], None] = lambda _: None,
+        report_busy: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """`tell_busy` is told whether there is a job in hand."""
+        """`report_busy` is called with whether there is a job in hand."""
         settings = self._settings = singer.settings
         super().__init__(
             [queue_name(settings.pool, lane) for lane in Lane],
@@ -86,14 +74,15 @@ class SlotWorker(SimpleWorker):
         self.claims = 0
         self._singer = singer
         self._drain = drain
-        self._tell_busy = tell_busy
+        self._report_busy = report_busy
         self._lanes = dict(zip(Lane, self.queues, strict=True))
-        self._ledger = Ledger(connection, settings.keys, settings.retention_s)
-        self._books = Books(self, self._ledger, settings.retention_s, settings.pool)
+        self._jobs = Jobs(connection, settings.redis_prefix)
+        self._lease = Lease(name, settings.heartbeat_ttl_s, settings.heartbeat_ttl_s)
         self._hold: Hold | None = None
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
         self._spooled: Parcel | None = None
-        self._aside = Aside(singer.spool, singer.store, self._ledger, self._conclude)
+        self._awaiting = AwaitingStore(singer.spool, singer.store, self._jobs, self._conclude)
+        self._known_until_s = 0.0
 
     # -- what RQ does otherwise
 
@@ -107,18 +96,13 @@ class SlotWorker(SimpleWorker):
             signal.signal(number, self._drain.on_signal)
 
     def run_maintenance_tasks(self) -> None:
-        """Not from slots: api/maintenance does it, also while no worker runs."""
+        """Not from slots: RQ's would judge running jobs by its own rules."""
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Keep this worker known for one heartbeat's life, whatever RQ asks for."""
-        super().heartbeat(self._settings.heartbeat_ttl_s, pipeline)
-
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
-        """Seconds that one heartbeat holds a job; RQ's would be the job's timeout and a minute."""
-        return self._settings.heartbeat_ttl_s
-
-    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
-        """Nothing: the claim has written it, in one transaction with the ledger's entry."""
+        """Keep this worker known for one heartbeat's life, whatever RQ asks for, and no more often than that takes."""
+        if time.monotonic() >= self._known_until_s:
+            self._known_until_s = time.monotonic() + self._settings.heartbeat_s
+            super().heartbeat(self._settings.heartbeat_ttl_s, pipeline)
 
     def subscribe(self) -> None:
         """Listen for canceled jobs instead of RQ's stop commands, which reach no SimpleWorker's job."""
@@ -131,9 +115,9 @@ class SlotWorker(SimpleWorker):
 
     def _hear_cancel(self, message: dict[str, Any]) -> None:
         job_id = message["data"].decode()
-        if pulse := self._pulse:
-            pulse.hear_cancel(job_id)
-        self._aside.hear_cancel(job_id)
+        if heartbeat := self._heartbeat:
+            heartbeat.hear_cancel(job_id)
+        self._awaiting.hear_cancel(job_id)
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: PubSub, pubsub_thread: PubSubWorkerThread) -> None:
         if isinstance(exc, StopRequested):  # the slot leaves while Redis is away
@@ -147,92 +131,72 @@ class SlotWorker(SimpleWorker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
-        """The next job; None, which ends RQ's loop, once this slot is to leave.
+        """The next job, claimed; None, which ends RQ's loop, once this slot is to leave.
 
         No job is taken while the engine is not ready: other workers may be. And none while the spool is full: its song
         would have no place.
         """
+        woken = False
         while not self._drain.requested:
-            self._aside.send()
-            if self._aside.full or not self._singer.engine.ready(_IDLE_S / 2):
+            self._awaiting.send()
+            self.heartbeat()
+            if self._awaiting.full or not self._singer.engine.ready(_IDLE_S / 2):
                 self._pause(_IDLE_S / 2)
                 continue
-            self._ordered_queues = [self._lanes[lane] for lane in lane_order(self.claims)]
-            try:
-                popped = super().dequeue_job_and_maintain_ttl(_IDLE_S, max_idle_time=_IDLE_S)
-            except (RedisError, StopRequested):
-                raise
-            except Exception as error:
-                self._refuse(error)
-                continue
-            if popped:
-                return popped
+            if taken := self.take(woken=woken):
+                return taken
+            woken = self.connection.blpop([self._settings.keys.wake(self._settings.pool)], timeout=_IDLE_S) is not None
         self._leave()
         return None
 
+    def take(self, *, woken: bool = False) -> tuple[Job, Queue] | None:
+        """Claim the next job, if there is one. `woken`: by a token."""
+        attempt_id, lanes, began_s = uuid4().hex, lane_order(self.claims), time.time()
+        claimed: Claimed | bool = True
+        while claimed is True and not self._drain.requested:
+            claimed = self._jobs(calls.claim(attempt_id, self._lease, self._settings.pool, lanes, woken=woken))
+        if isinstance(claimed, bool):
+            return None
+        self.claims += 1
+        entry = claimed.entry
+        *earlier, attempt = entry.attempts
+        until_s = time.monotonic() + entry.timeout_s
+        self._hold = Hold(entry, attempt, self._lease, self._drain, until_s, is_suspect(earlier), claim_began_s=began_s)
+        return Job(entry.id, self.connection, JSONSerializer), self._lanes[entry.lane]
+
     def _leave(self) -> None:
-        while self._aside.holding and not self._drain.over:
-            self._aside.send()
+        while self._awaiting.holding and not self._drain.over:
+            self._awaiting.send()
             self.heartbeat()
             time.sleep(_IDLE_S / 5)
-        self._aside.give_back()
+        self._awaiting.give_back()
         self._drain.holding = False
 
-    def _refuse(self, error: Exception) -> None:
-        """RQ cannot read a job that it popped: settle it, or the sweep would put it back for ever."""
-        job_id = getattr(error, "job_id", None)
-        if job_id is None:
-            raise error
-        log.exception("job %s cannot be read", job_id)
-        message = "the job's entry in Redis cannot be read; submit it again"
-        self._ledger.settle(job_id, Outcome(JobStatus.FAILED, JobError(code=SerinetteError.code, message=message)))
-
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Claim a popped job, sing it and write what became of it."""
-        self.claims += 1
-        if self._drain.requested:
-            queue.push_job_id(job.id, at_front=True)
-        elif _is_newer(job):
-            log.info("job %s needs a newer worker; it goes to the back of its lane", job.id)
-            queue.push_job_id(job.id)
-            self._pause(_NEWER_SCHEMA_PAUSE_S)
-        elif hold := self._books.claim(job, queue, self._drain):
-            with logs.about(job=job.id, attempt=hold.attempt.id), traced(hold), self._held(hold):
-                self.perform_job(job, queue, hold.execution)
-        self.set_state(WorkerStatus.IDLE)
+        """Generate what was claimed, and write what became of it."""
+        hold = self._hold
+        if hold is None:
+            raise RuntimeError("no job is held")
+        with logs.about(job=hold.job_id, attempt=hold.attempt.id), traced(hold), self._beating(hold) as heartbeat:
+            self._perform(hold, heartbeat)
 
     @contextmanager
-    def _held(self, hold: Hold) -> Iterator[None]:
+    def _beating(self, hold: Hold) -> Iterator[Heartbeat]:
         how = ", alone, suspected of the end of an engine or worker" if hold.suspect else ""
-        log.info("job %s: attempt %d begins%s", hold.job.id, hold.attempt.number, how)
-        self._hold, self._drain.holding = hold, True
-        self._tell_busy(True)
+        log.info("job %s: attempt %d begins%s", hold.job_id, hold.attempt.number, how)
+        self._drain.holding = True
+        self._report_busy(True)
         try:
             with ExitStack() as beating:
-                pulse = self._pulse = beating.enter_context(self._beating(hold))
-                token = performing.set(self._singer.performance(hold, pulse))
-                try:
-                    yield
-                finally:
-                    performing.reset(token)
+                heartbeat = Heartbeat(hold, self._jobs, self._settings.heartbeat_s)
+                self._heartbeat = beating.enter_context(heartbeat)
+                yield heartbeat
                 if (parcel := self._spooled) and (record := parcel.record):
-                    self._aside.add(Pending(hold, pulse, parcel, record, beating.pop_all()))
+                    self._awaiting.add(Pending(hold, heartbeat, parcel, record, beating.pop_all()))
         finally:
-            self._hold = self._pulse = self._spooled = None
-            self._drain.holding = self._aside.holding
-            self._tell_busy(False)
-
-    def _beating(self, hold: Hold) -> Pulse:
-        beat = partial(self.maintain_heartbeats, hold.job, hold.execution)
-        return Pulse(hold, self._ledger, beat, self._settings.heartbeat_s, partial(self._books.reenter, hold))
-
-    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """Run the job, if it is a song: RQ would run any function that its entry names."""
-        if _task(job) == SING_TASK:
-            return bool(super().perform_job(job, queue, execution))
-        message = "the job's entry in Redis does not name a song; submit it again"
-        self._end(Verdict(Ending.FAILED, JobError(code=SerinetteError.code, message=message)))
-        return False
+            self._hold = self._heartbeat = self._spooled = None
+            self._drain.holding = self._awaiting.holding
+            self._report_busy(False)
 
     def _pause(self, seconds: float) -> None:
         until_s = time.monotonic() + seconds
@@ -242,58 +206,81 @@ class SlotWorker(SimpleWorker):
 
     # -- ending jobs
 
-    def _finalize_success(self, job: Job, queue: Queue, execution: Execution, return_value: object) -> None:
-        result = Result.model_validate(return_value)
-        self._end(Verdict(Ending.SUCCEEDED), result)
-
-    def _finalize_failure(
-        self,
-        job: Job,
-        queue: Queue,
-        execution: Execution,
-        exc_info: tuple[type[BaseException] | None, BaseException | None, TracebackType | None],
-    ) -> None:
-        error = exc_info[1]
-        if error is None or not isinstance(error, Exception) or isinstance(error, StopRequested):
-            raise error or RuntimeError("an attempt failed without an error")
-        if isinstance(error, Spooled):
-            self._spooled = error.parcel
+    def _perform(self, hold: Hold, heartbeat: Heartbeat) -> None:
+        if self._drain.requested:
+            self._conclude(hold, heartbeat, Decision(Ending.RETURNED), None)
             return
-        if not isinstance(error, SerinetteError | RedisError | Ended):
-            log.exception("job %s: unexpected", job.id, exc_info=error)
-        record = error.record if isinstance(error, Ended) else None
-        verdict = ending_of(record) if record else judge(error, job.retries_left or 0)
-        if self._hold and not record and verdict.ending in {Ending.FAILED, Ending.CANCELED}:
-            record = bar(self._singer.store, self._hold, Outcome(JobStatus(verdict.ending), verdict.error))
-            verdict = ending_of(record) if record else verdict
-        self._end(verdict, record.result if record else None)
+        try:
+            record = self._singer.performance(hold, heartbeat).generate()
+        except StopRequested:
+            raise
+        except Spooled as spooled:
+            self._spooled = spooled.parcel
+        except Exception as error:
+            if not isinstance(error, SerinetteError | RedisError):
+                log.exception("job %s: unexpected", hold.job_id)
+            self._fail(hold, heartbeat, decide(error, hold.entry.retries_left))
+        else:
+            self._conclude(hold, heartbeat, ending_of(record), record)
 
-    def _end(self, verdict: Verdict, result: Result | None = None) -> None:
-        if self._hold is None or self._pulse is None:
-            raise RuntimeError("no job is held")
-        self._conclude(self._hold, self._pulse, verdict, result)
+    def _fail(self, hold: Hold, heartbeat: Heartbeat, decision: Decision) -> None:
+        """An attempt after the first may have a frozen predecessor: from the record on that one comes too late."""
+        record = None
+        if decision.ending in {Ending.FAILED, Ending.CANCELED} and hold.attempt.number > 1:
+            outcome = Outcome(JobStatus(decision.ending), decision.error, gpu_s=hold.unrecorded_gpu_s)
+            try:
+                record = put_record(self._singer.store, record_of(hold.entry, hold.attempt, outcome))
+                decision = ending_of(record)
+            except (StoreUnavailable, NotFound, InvalidSpec, LookupError, TypeError, ValueError) as error:
+                log.warning("job %s ends without a record: %s", hold.job_id, error)
+        self._conclude(hold, heartbeat, decision, record)
 
-    def _conclude(self, hold: Hold, pulse: Pulse, verdict: Verdict, result: Result | None) -> None:
-        pulse.concluding = True
-        written = self._books.conclude(hold, verdict, result)
-        why = f" ({verdict.error.code}: {verdict.error.message})" if verdict.error else ""
-        how = verdict.ending if written else f"{verdict.ending}, but superseded: nothing written"
-        log.info("job %s: attempt %d %s%s", hold.job.id, hold.attempt.number, how, why)
-        if written and result and hold.sang:
+    def _conclude(self, hold: Hold, heartbeat: Heartbeat, decision: Decision, record: Record | None) -> None:
+        heartbeat.concluding = True
+        traces.note(outcome=decision.ending, code=decision.error.code if decision.error else "")
+        with traces.span("conclude"):
+            written = self._insist(lambda: self._written(hold, heartbeat, decision, record), hold)
+        why = f" ({decision.error.code}: {decision.error.message})" if decision.error else ""
+        how = decision.ending if written else f"{decision.ending}, but superseded: nothing written"
+        log.info("job %s: attempt %d %s%s", hold.job_id, hold.attempt.number, how, why)
+        if written and record and record.result and hold.generated:
             with suppress(RedisError):  # an ETA's accuracy, no more
-                record_pace(self.connection, self._settings.keys, self._settings.pool, result.timings.run_s)
+                record_pace(self.connection, self._settings.keys, self._settings.pool, record.result.timings.run_s)
 
+    def _insist(self, act: Callable[[], bool], hold: Hold) -> bool:
+        until_s = time.monotonic() + _REFUSED_FOR_S
+        while True:
+            try:
+                return act()
+            except ResponseError as error:
+                if hold.drain.must_leave or time.monotonic() > until_s:
+                    raise
+                log.warning("job %s: Redis refuses its end, asking again: %s", hold.job_id, error)
+                time.sleep(_REFUSED_PAUSE_S)
 
-def _task(job: Job) -> str | None:
-    try:
-        return job.func_name
-    except DeserializationError:
-        return None
+    def _written(self, hold: Hold, heartbeat: Heartbeat, decision: Decision, record: Record | None) -> bool:
+        """Whether the job is as decided now, by this call or by an earlier one whose answer was lost."""
+        if decision.ending in {Ending.RETRIED, Ending.RETURNED}:
+            return self._released(hold, decision) or (
+                heartbeat.resume() is Standing.MINE and self._released(hold, decision)
+            )
+        finished = self._finished(hold, decision, record)
+        if finished.status is None and not finished.held and heartbeat.resume() is Standing.MINE:
+            finished = self._finished(hold, decision, record)
+        return finished.status is JobStatus(decision.ending)
 
+    def _released(self, hold: Hold, decision: Decision) -> bool:
+        charged = decision.ending is Ending.RETRIED
+        gpu_s = hold.unrecorded_gpu_s if charged else 0.0
+        standing = self._jobs(calls.release(hold.job_id, hold.attempt.id, decision.error, charged=charged, gpu_s=gpu_s))
+        return standing in {Standing.RELEASED, Standing.WAITS}
 
-def _is_newer(job: Job) -> bool:
-    """Whether the job's spec was written by a newer gateway. One that cannot be read is for the attempt to refuse."""
-    try:
-        return int(job.kwargs["spec"]["schema"]) > SCHEMA
-    except (DeserializationError, LookupError, TypeError, ValueError):
-        return False
+    def _finished(self, hold: Hold, decision: Decision, record: Record | None) -> Finished:
+        if record is None:
+            outcome = Outcome(JobStatus(decision.ending), decision.error, gpu_s=hold.unrecorded_gpu_s)
+            return self._jobs(calls.finish(hold.job_id, hold.attempt.id, outcome, recorded=False, by=hold.attempt.id))
+        mine = record.attempt is not None and record.attempt.id == hold.attempt.id
+        result = record.result if hold.generated else None
+        additions = song_additions(hold.entry.pool, result, hold.clock) if result else ()
+        gpu_s = hold.unrecorded_gpu_s if mine else 0.0
+        return finish_as(self._jobs, record, gpu_s=gpu_s, additions=additions, by=hold.attempt.id)

@@ -77,7 +77,8 @@ def _asked(redis: Redis, seen: QueueSeen, keys: Keys) -> QueueSeen:
     except RedisError as error:
         write_error = str(error)
     try:
-        redis.eval("return 1", 0)
+        redis.eval("return 1", 0)  # as KEDA does
+        redis.evalsha(str(redis.script_load("return 1")), 0)  # as we do
     except RedisError as error:
         script_error = str(error)
     ours = _is_ours(redis, keys)
@@ -94,7 +95,7 @@ def _asked(redis: Redis, seen: QueueSeen, keys: Keys) -> QueueSeen:
 
 
 def _is_ours(redis: Redis, keys: Keys) -> bool:
-    return bool(redis.exists(keys.workers, keys.tally, keys.live, keys.lease("rounds"), keys.credentials))
+    return bool(redis.exists(keys.workers, keys.tally, keys.live, keys.lease("metrics"), keys.credentials))
 
 
 def _elsewhere(redis: Redis, info: Mapping[str, Any], keys: Keys) -> tuple[str, ...]:

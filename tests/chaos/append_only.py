@@ -30,8 +30,10 @@ def write_config(directory: Path, port: int) -> Path:
     return path
 
 
-# What a gateway with `durability: fsync` writes last of a job, and waits for (api/queue/durability.py).
-_SYNCED = re.compile(rb"\r\nHINCRBY\r\n\$\d+\r\n[^\r]*:ledger:([0-9a-f-]{36})\r\n\$6\r\nsynced\r\n\$1\r\n1\r\n")
+# A submit's place in RQ's list, among the effects of its transition, which end with EXEC (serinette/jobs).
+_SUBMITTED = re.compile(
+    rb"\r\nRPUSH\r\n\$\d+\r\n[^\r]*:queue:[^\r]*\r\n\$36\r\n([0-9a-f-]{36})\r\n(?s:.*?)\r\nEXEC\r\n"
+)
 
 
 def forget(directory: Path, died_at: float, on_disk: Collection[str] = ()) -> float:
@@ -53,7 +55,7 @@ def forget(directory: Path, died_at: float, on_disk: Collection[str] = ()) -> fl
 
 def surely_on_disk(written: bytes, job_ids: Collection[str]) -> int:
     """How much of the file is known to be on disk, when it was answered for these jobs that they are."""
-    marks = (match.end() for match in _SYNCED.finditer(written) if match[1].decode() in job_ids)
+    marks = (match.end() for match in _SUBMITTED.finditer(written) if match[1].decode() in job_ids)
     return max(marks, default=0)
 
 

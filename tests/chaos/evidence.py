@@ -38,13 +38,13 @@ def webhook_ids(receiver: Receiver) -> Mapping[str, frozenset[str]]:
 def residue(house: House) -> dict[str, int]:
     """What is left in the books of unfinished work; all zero in a house at rest."""
     keys, redis = Keys(), house.redis
-    lanes = [queue_name(DEFAULT_POOL, lane) for lane in Lane]
     counts: dict[str, Any] = {
         "live": redis.zcard(keys.live),
         "outbox": redis.zcard(keys.webhooks),
         "unrecorded": redis.zcard(keys.unrecorded),
-        "waiting": sum(int(redis.llen(f"rq:queue:{lane}")) for lane in lanes),
-        "held": sum(int(redis.zcard(f"rq:wip:{lane}")) for lane in lanes),
+        "waiting": sum(int(redis.zcard(keys.waiting(DEFAULT_POOL, lane))) for lane in Lane),
+        "leases": redis.zcard(keys.leases),
+        "held": sum(int(redis.zcard(f"rq:wip:{queue_name(DEFAULT_POOL, lane)}")) for lane in Lane),
         "in flight": sum(int(redis.zcard(keys.in_flight(tenant))) for tenant in TENANTS),
         "spooled": sum(1 for _ in house.directory.glob("work-*/spool/*/*/job.json")),
     }
@@ -60,6 +60,8 @@ async def _found(house: House, promise: Promise, http: httpx.AsyncClient, told: 
     recorded, stored = await asyncio.to_thread(_in_store, house, order.tenant, promise.job_id)
     events: Any = house.redis.xrange(Keys().events(promise.job_id))
     types = [fields[b"type"].decode() for _, fields in events]
+    if house.redis.exists(Keys().ended_job(promise.job_id)):  # its record has shrunk, and its events went with it
+        types = [str(job["status"])]
     return Found(
         promise,
         status=job["status"],

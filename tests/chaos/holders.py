@@ -11,8 +11,8 @@ import psutil
 from redis import Redis
 
 from serinette.job import AttemptOutcome
-from serinette.ledger import Ledger
-from serinette.names import DEFAULT_POOL, Keys, Lane, queue_name
+from serinette.jobs import Entry, Jobs, calls
+from serinette.names import Keys
 from tests.chaos.house import House, Process
 
 _IN_ENGINE = frozenset({"conditioning", "denoising", "decoding"})
@@ -38,29 +38,32 @@ class Victim:
 
 
 def held(redis: Redis) -> Iterator[Holding]:
-    """Jobs that slots hold, as Redis tells; some of the slots may be dead."""
-    ledger = Ledger(redis, Keys())
-    for lane in Lane:
-        members: Any = redis.zrange(f"rq:wip:{queue_name(DEFAULT_POOL, lane)}", 0, -1)
-        for member in members:
-            job_id, _, attempt_id = member.decode().partition(":")
-            entry = ledger.read(job_id)
-            if entry.owner != attempt_id or entry.outcome:
-                continue
-            pid: Any = redis.hget(f"rq:worker:{entry.attempts[-1].worker}", "pid")
-            stage = entry.progress.stage if entry.progress else ""
-            yield Holding(job_id, attempt_id, int(pid or 0), stage)
+    """Jobs that slots hold, as Redis has it; some of the slots may be dead."""
+    members: Any = redis.zrange(Keys().leases, 0, -1)
+    for member in members:
+        job_id, _, attempt_id = member.decode().rpartition(":")
+        entry = _entry(redis, job_id)
+        if entry is None or entry.owner != attempt_id:
+            continue
+        pid: Any = redis.hget(f"rq:worker:{entry.attempts[-1].worker}", "pid")
+        stage = entry.progress.stage if entry.progress else ""
+        yield Holding(job_id, attempt_id, int(pid or 0), stage)
+
+
+def _entry(redis: Redis, job_id: str) -> Entry | None:
+    return Jobs(redis, Keys().prefix)(calls.look([job_id]))[0].entry
 
 
 def released(redis: Redis, job_id: str, attempt_id: str) -> bool:
     """Whether this attempt has the job no more: it waits, another has it, or it has ended."""
-    entry = Ledger(redis, Keys()).read(job_id)
-    return entry.owner != attempt_id or entry.outcome is not None
+    entry = _entry(redis, job_id)
+    return entry is None or entry.owner != attempt_id
 
 
 def sang(redis: Redis, job_id: str, attempt_id: str) -> bool:
     """Whether an attempt has ended with its song."""
-    attempts = Ledger(redis, Keys()).read(job_id).attempts
+    entry = _entry(redis, job_id)
+    attempts = entry.attempts if entry else ()
     return any(attempt.id == attempt_id and attempt.outcome is AttemptOutcome.SUCCEEDED for attempt in attempts)
 
 
@@ -99,7 +102,7 @@ def gateway_victims(house: House, open_requests: dict[str, int]) -> Iterator[Vic
 
 
 def maintenance_victims(house: House, lost: set[tuple[str, str]]) -> Iterator[Victim]:
-    """The replica that leads, while a lost job waits for it or an end is to be told."""
+    """The replica that leads, while a lost job waits to be found or an end to be reported."""
     waiting = [each for each in lost if not released(house.redis, *each)]
     if not waiting and not house.redis.zcard(Keys().webhooks):
         return

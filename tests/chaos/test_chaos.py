@@ -22,7 +22,6 @@ SHAPE = Shape(
         "SERINETTE_HEARTBEAT_TTL_S": "4",
         "SERINETTE_INTERVAL_S": "0.5",
         "SERINETTE_LEASE_S": "3",
-        "SERINETTE_ORPHAN_GRACE_S": "3",
     },
 )
 

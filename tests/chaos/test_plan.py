@@ -81,14 +81,14 @@ def test_an_empty_file_has_nothing_to_forget() -> None:
     assert cut_at(b"", 100.0) is None
 
 
-def synced(job_id: str) -> bytes:
-    key = f"rq:serinette:ledger:{job_id}"
-    return f"*4\r\n$7\r\nHINCRBY\r\n${len(key)}\r\n{key}\r\n$6\r\nsynced\r\n$1\r\n1\r\n".encode()
+def submitted(job_id: str) -> bytes:
+    command = f"*3\r\n$5\r\nRPUSH\r\n$23\r\nrq:queue:default.normal\r\n$36\r\n{job_id}\r\n*1\r\n$4\r\nEXEC\r\n"
+    return b"*1\r\n$5\r\nMULTI\r\n" + command.encode()
 
 
 def test_what_was_said_to_be_on_disk_is_not_cut_off(tmp_path: Path) -> None:
     ids = [f"2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a1{number}" for number in range(3)]
-    first, second, third = (b"#TS:101\r\n" + b"*1\r\n$4\r\nPING\r\n" + synced(job_id) for job_id in ids)
+    first, second, third = (b"#TS:101\r\n" + b"*1\r\n$4\r\nPING\r\n" + submitted(job_id) for job_id in ids)
     whole = first + second + third
     assert surely_on_disk(whole, []) == 0
     assert surely_on_disk(whole, ids[:2]) == len(first + second)

@@ -191,3 +191,21 @@ def test_every_kind_of_cache_is_where_checkpoints_go(render: Render) -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in worker.container["volumeMounts"]}
     assert mounts["models"] == worker.env["SERINETTE_MODEL"] == "/models"
     assert mounts["checkpoints"] == f"{worker.env['SERINETTE_WORK_DIR']}/checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy"),
+    [
+        ((), "everysec"),
+        (('gateway.durability="fsync"',), "always"),
+        (('gateway.durability="fsync"', 'valkey.appendfsync="everysec"'), "everysec"),
+    ],
+)
+def test_valkey_syncs_as_the_gateway_promises(render: Render, settings: tuple[str, ...], policy: str) -> None:
+    objects = render("default", *settings)
+    pod = find(objects, "StatefulSet", "-valkey").pod
+    assert pod
+    args = pod["containers"][0]["args"]
+    assert args[args.index("--appendfsync") + 1] == policy
+    durability = find(objects, "Deployment", "-gateway").env["SERINETTE_DURABILITY"]
+    assert durability == ("fsync" if settings else "process")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rq import Queue
 
-from serinette.names import Keys, Lane, queue_name
+from serinette.names import Keys, Lane
 from tests.chart.rendering import Manifest, Render, find, of_kind
 
 VALUES = ("default", "external", "gpu", "sentinel")
@@ -15,11 +14,6 @@ VALUES = ("default", "external", "gpu", "sentinel")
 
 def pools(objects: tuple[Manifest, ...]) -> list[str]:
     return [item["metadata"]["labels"]["serinette.dev/pool"] for item in of_kind(objects, "ScaledObject")]
-
-
-def test_the_key_of_a_lane_is_rqs_own(redis: object) -> None:
-    queue = Queue(queue_name("turbo", Lane.LOW), connection=redis)  # type: ignore[arg-type]  # any client
-    assert Keys().waiting("turbo", Lane.LOW) == queue.key
 
 
 @pytest.mark.parametrize("values", VALUES)

@@ -18,12 +18,13 @@ import pytest
 from rq.job import JobStatus as RqStatus
 
 from serinette.job import AttemptOutcome, JobStatus
+from serinette.jobs import Entry
 from serinette.leash import leashed
-from serinette.ledger import Entry
 from serinette.names import record_key, song_prefix
 from serinette.presence import WorkerStage, present
 from tests import servers, stack
-from tests.pod import TENANT, Pod, pod
+from tests.jobs import TENANT
+from tests.pod import Pod, pod
 from tests.processes import below, eventually
 
 # The defaults' order of things, ten times as fast.
@@ -32,7 +33,6 @@ QUICK = {
     "heartbeat_ttl_s": 2,
     "interval_s": 0.2,
     "lease_s": 2,
-    "orphan_grace_s": 1,
     "redis_timeout_s": 2,
 }
 SUCCEEDED, FAILED = AttemptOutcome.SUCCEEDED, AttemptOutcome.FAILED
@@ -65,9 +65,11 @@ class House:
         """Wait until a job is back in its lane."""
 
         def back() -> bool:
-            return job_id in self.pod.lane().get_job_ids() and self.pod.entry(job_id).owner is None
+            return job_id in self.pod.board.waiting()
 
-        assert eventually(back, timeout_s), f"never back: {self.pod.entry(job_id)}\n{self.log()}\n{self.pod.log()}"
+        assert eventually(back, timeout_s), (
+            f"never back: {self.pod.entry(job_id).fields}\n{self.log()}\n{self.pod.log()}"
+        )
 
     def sung(self, job_id: str, *attempts: AttemptOutcome, timeout_s: float = 60) -> Entry:
         """Wait for a job's success; it has these attempts, one record, one song, and was told of once."""
@@ -79,7 +81,7 @@ class House:
         assert left == {artifact.key, record_key(TENANT, job_id)}
         told: Any = self.pod.redis.xrange(self.pod.settings.keys.events(job_id))
         assert [fields[b"type"] for _, fields in told].count(b"succeeded") == 1
-        assert job_id not in [*self.pod.lane().get_job_ids(), *self.pod.held()]
+        assert job_id not in [*self.pod.board.waiting(), *self.pod.held()]
         assert self.pod.redis.zscore(self.pod.settings.keys.live, job_id) is None
         return entry
 
@@ -169,7 +171,7 @@ def test_a_lost_job_is_canceled_or_given_up_when_it_must_be(home: House) -> None
     home.pod.wait_over(canceled, JobStatus.CANCELED)
     entry = home.pod.wait_over(exhausted, JobStatus.FAILED)
     assert entry.error is not None and entry.error.code == "worker_lost"
-    assert home.pod.held() == home.pod.lane().get_job_ids() == []
+    assert home.pod.held() == home.pod.board.waiting() == []
 
 
 def test_maintenance_may_die_too(home: House) -> None:
@@ -194,7 +196,7 @@ def test_maintenance_leaves_at_once_when_asked(home: House) -> None:
     keeper.terminate()
     assert keeper.wait(timeout=10) == 0
     assert home.log().rstrip().endswith("stopped")
-    assert home.pod.redis.get(home.pod.settings.keys.lease("rounds")) is None
+    assert home.pod.redis.get(home.pod.settings.keys.lease("pools")) is None
 
 
 def test_a_directory_that_cannot_be_written_is_waited_for(home: House, tmp_path: Path) -> None:
@@ -246,8 +248,8 @@ def test_a_redis_that_is_killed_and_comes_back_costs_nothing(tmp_path: Path) -> 
         for job_id in (running, *waiting):
             home.sung(job_id, SUCCEEDED)
         assert keeper.poll() is None and worker.poll() is None
-        assert eventually(lambda: "rounds goes on" in home.log())
-        assert home.log().count("rounds fails") == home.log().count("rounds goes on") == 1
+        assert eventually(lambda: "sweeper goes on" in home.log())
+        assert home.log().count("sweeper fails") == home.log().count("sweeper goes on") == 1
 
 
 def test_a_song_is_sung_although_every_worker_died(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from serinette.job import JobError
+from serinette.names import Keys
 from tests.gateways import HandSlot, RunningGateway, gateway, problem
 
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
@@ -122,7 +123,7 @@ def test_a_job_whose_events_are_forgotten(
     job_id = submit(url)
     sing(slot, job_id)
     with Redis.from_url(valkey_url) as redis:
-        redis.delete(slot.ledger.keys.events(job_id))
+        redis.delete(Keys().events(job_id))
     assert [event["type"] for event in listen(url, job_id)] == ["status", "succeeded"]
 
 

@@ -56,8 +56,7 @@ def test_it_tells_what_holds_a_pool_marks_busy_pods_and_pulls_the_brake(
         }
         redis.sadd(keys.busy("turbo"), "w-1-abc123")
         redis.sadd(keys.held("w-1-abc123"), "job:attempt")
-        redis.zadd("rq:wip:turbo.normal", {"job:attempt": 1e12})
-        redis.rpush(keys.waiting("turbo", Lane.NORMAL), "job")
+        redis.zadd(keys.waiting("turbo", Lane.NORMAL), {"job": 1})
         for number in range(3):
             load_failed(redis, keys, "turbo", f"w-1-{number}", "no checkpoint")
         environment = {**os.environ, **{f"SERINETTE_{name.upper()}": str(value) for name, value in settings.items()}}

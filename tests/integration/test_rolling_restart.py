@@ -145,7 +145,7 @@ def replace(front: Front, old: RunningGateway, new: RunningGateway) -> None:
 @pytest.mark.timeout(400)
 def test_gateways_and_workers_are_replaced_under_load(tmp_path: Path, redis_url: str) -> None:
     random.seed(3)
-    house = {"drain_timeout_s": 30, "orphan_grace_s": 5}
+    house = {"drain_timeout_s": 30}
     with pod(tmp_path, redis_url, house) as home, maintenance(home), ExitStack() as gateways:
 
         def another() -> RunningGateway:

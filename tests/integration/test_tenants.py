@@ -23,10 +23,10 @@ from websockets.sync.client import connect
 from serinette import credentials
 from serinette.client import Client
 from serinette.errors import NotFound, Unauthorized
-from serinette.job import Attempt, Record, Result, now
-from serinette.names import Keys, record_key
+from serinette.job import now
+from serinette.jobs import calls
+from serinette.names import Keys
 from serinette.settings import SharedSettings
-from serinette.spec import GenerationSpec
 from serinette.store import Store
 from tests.gateways import HandSlot, RunningGateway, gateway
 from tests.processes import eventually
@@ -208,23 +208,10 @@ def test_a_seed_client_without_headers_gets_its_song_through_the_redirects(town:
         assert town.mine not in redirect.headers["Location"]
 
 
-def test_what_only_the_store_remembers_is_parted(town: Town, slot: HandSlot, redis: Redis, store_url: str) -> None:
+def test_what_only_the_store_remembers_is_parted(town: Town, slot: HandSlot) -> None:
     job_id = sung(town, slot)
-    job = town.send(town.mine, "GET", f"/v1/jobs/{job_id}").json()
-    record = Record(
-        job_id=job_id,
-        tenant="mine",
-        spec=GenerationSpec.model_validate(job["spec"]),
-        attempt=Attempt(number=1, id="attempt1", worker="w", started_at=now()),
-        created_at=job["created_at"],
-        started_at=now(),
-        ended_at=now(),
-        result=Result.model_validate(job["result"]),
-    )
-    songs = Store.open(SharedSettings.model_validate({"store_url": store_url}))
-    songs.put(record_key("mine", job_id), record.model_dump_json().encode(), "application/json")
-    redis.delete(f"rq:job:{job_id}", f"rq:results:{job_id}")
-    slot.ledger.forget(job_id, "mine")
+    slot.record(job_id)
+    assert slot.jobs(calls.erase(job_id, "mine"))
     for method, path in BY_ID:
         assert town.send(town.theirs, method, path.format(job_id)).status_code == 404, path
     kept = town.send(town.mine, "GET", f"/v1/jobs/{job_id}").json()

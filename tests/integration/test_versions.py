@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 # The commit that gave the record its present field names: what is older writes a `job.json` that is not read any more.
 # To go once a release is tagged.
 PINNED = ("log", "--format=%H", "--reverse", "-Sgenerate_s: float", "--", "serinette/job.py")
-QUICK = {"heartbeat_s": 0.5, "heartbeat_ttl_s": 2, "interval_s": 0.2, "lease_s": 2, "orphan_grace_s": 1}
+QUICK = {"heartbeat_s": 0.5, "heartbeat_ttl_s": 2, "interval_s": 0.2, "lease_s": 2}
 http = httpx.Client(timeout=60)
 SONG = {"duration_s": 1, "format": "wav"}
 

@@ -13,7 +13,8 @@ from serinette.job import JobStatus, Stage
 from serinette.media import decode
 from serinette.spec import AudioFormat
 from tests import servers
-from tests.pod import Pod, charged_attempts, pod
+from tests.jobs import charged_attempts
+from tests.pod import Pod, pod
 from tests.processes import eventually
 
 # Longer than a busy machine keeps an engine that sings from saying so.

@@ -13,7 +13,8 @@ from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
 from serinette import brake
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.presence import WorkerStage
-from tests.pod import Pod, charged_attempts, pod
+from tests.jobs import charged_attempts
+from tests.pod import Pod, pod
 from tests.processes import below, eventually, eventually_gone
 
 
@@ -37,9 +38,9 @@ def test_a_drain_lets_the_song_finish_and_leaves_nothing(worker_pod: Pod) -> Non
     assert worker_pod.redis.scard(busy) == 0, "KEDA would start another in its place"
     assert process.wait(30) == 0, worker_pod.log()
     entry = worker_pod.entry(job_id)
-    assert entry.outcome is JobStatus.SUCCEEDED
+    assert entry.status is JobStatus.SUCCEEDED
     assert len(entry.attempts) == 1
-    assert worker_pod.lane().get_job_ids() == [later], "no new job is taken"
+    assert worker_pod.board.waiting() == [later], "no new job is taken"
     assert worker_pod.presence() is None
     assert eventually_gone(processes)
     assert list((worker_pod.directory / "work").glob("run-*")) == []
@@ -58,7 +59,7 @@ def test_a_song_that_cannot_finish_is_given_back(worker_pod: Pod, how: str) -> N
     assert process.wait(30) == 0, worker_pod.log()
     entry = worker_pod.entry(job_id)
     assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.RETURNED]
-    assert worker_pod.lane().get_job_ids() == [job_id]
+    assert worker_pod.board.waiting() == [job_id]
     if in_time:
         worker_pod.start()
         entry = worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
@@ -96,4 +97,4 @@ def test_an_engine_that_never_gets_ready_is_told_of_and_tried_again(worker_pod: 
     assert eventually(lambda: "times in a row" in getattr(worker_pod.presence(), "message", "")), worker_pod.log()
     assert len(brake.failures(worker_pod.redis, worker_pod.settings.keys, "default")) >= 2
     assert worker_pod.entry(job_id).attempts == (), "a job waits for a worker that can sing it"
-    assert worker_pod.lane().get_job_ids() == [job_id]
+    assert worker_pod.board.waiting() == [job_id]

@@ -74,7 +74,8 @@ def test_a_song_outlives_redis(worker_pod: Pod, valkey: Outage, how: str) -> Non
     valkey.start() if how == "stopped" else valkey.thaw()
     entry = worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
     assert len(entry.attempts) == 1
-    assert worker_pod.record(job_id).attempt.id == entry.attempts[0].id
+    attempt = worker_pod.record(job_id).attempt
+    assert attempt and attempt.id == entry.attempts[0].id
     assert len(list(worker_pod.store.list("songs"))) == 2, "one song and its record"
     worker_pod.wait_over(worker_pod.submit(), JobStatus.SUCCEEDED)
     assert [worker_pod.child(process, word).pid for word in ("tests.engines", ".0", ".1")] == pids

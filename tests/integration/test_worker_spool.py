@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from api.maintenance.mend import Mender, Patient
-from api.maintenance.plan import Action
 from serinette.job import JobStatus
-from tests.pod import Pod, charged_attempts, pod
+from tests.jobs import charged_attempts
+from tests.pod import Pod, pod
 from tests.processes import below, eventually, eventually_gone
 
 
@@ -48,7 +47,7 @@ def test_songs_wait_for_the_store_while_more_are_sung(worker_pod: Pod) -> None:
     leave(worker_pod)
     jobs = [worker_pod.submit() for _ in range(5)]
     assert eventually(lambda: len(parcels(worker_pod)) == 5), worker_pod.log()
-    assert all(worker_pod.entry(job_id).outcome is None for job_id in jobs)
+    assert all(worker_pod.entry(job_id).status is JobStatus.RUNNING for job_id in jobs)
     assert sorted(worker_pod.held()) == sorted(jobs), "held, and beating"
     come_back(worker_pod)
     for job_id in jobs:
@@ -85,10 +84,8 @@ def test_a_song_outlives_the_pod_that_sang_it(worker_pod: Pod) -> None:
     come_back(worker_pod)
     worker_pod.start()  # the container again, with the same disk
     assert eventually(lambda: parcels(worker_pod) == []), worker_pod.log()
-    assert worker_pod.record(job_id).attempt.id == attempt_id
-    silent = {member: score for member, score in worker_pod.heartbeats().items() if attempt_id in member}
-    reaper = Mender(worker_pod.redis, worker_pod.ledger, worker_pod.store)  # its heartbeats have stood still by now
-    assert reaper.mend(Patient(job_id, worker_pod.lane().name, silent)) is Action.RETRY
+    attempt = worker_pod.record(job_id).attempt
+    assert attempt and attempt.id == attempt_id
     worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
     assert len(list(worker_pod.store.list("songs"))) == 4, "sung once"
 
@@ -101,7 +98,7 @@ def test_a_worker_that_leaves_gives_back_what_waits(worker_pod: Pod) -> None:
     assert eventually(lambda: len(parcels(worker_pod)) == 1), worker_pod.log()
     process.terminate()
     assert process.wait(60) == 0, worker_pod.log()
-    assert worker_pod.lane().get_job_ids() == [job_id]
+    assert worker_pod.board.waiting() == [job_id]
     assert charged_attempts(worker_pod.entry(job_id)) == 0
     assert len(parcels(worker_pod)) == 1
     come_back(worker_pod)

@@ -7,10 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
 from redis import Redis
+from redis import asyncio as redis_asyncio
+from redis.asyncio.connection import Connection as AsyncConnection
+from redis.asyncio.connection import ConnectionPool as AsyncConnectionPool
 from redis.connection import Connection, ConnectionPool
 
 import serinette.store
@@ -54,6 +58,18 @@ class Fate:
     def redis(self, url: str) -> Redis:
         """A client whose every sending is a step."""
         return interrupted(url, self.step)
+
+    def redis_async(self, url: str) -> redis_asyncio.Redis:
+        """The same for the event loop; text in and out."""
+        step = self.step
+
+        class Interrupted(AsyncConnection):
+            async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+                step()
+                await super().send_packed_command(command, check_health)
+
+        pool = AsyncConnectionPool.from_url(url, connection_class=Interrupted, decode_responses=True)
+        return redis_asyncio.Redis.from_pool(pool)
 
 
 class _Counted:
@@ -103,6 +119,21 @@ def _live(
 ) -> None:
     os.environ.update(environment)  # the fork server's is of the day it was started: another test's, without its keys
     life(Fate(round_trips), *arguments, **named)
+
+
+@dataclass
+class Once:
+    """Does a thing the first time that it is asked to, after so many times."""
+
+    act: Callable[[], object]
+    after: int
+    called: bool = False
+
+    def __call__(self) -> None:
+        self.after -= 1
+        if self.after < 0 and not self.called:
+            self.called = True
+            self.act()
 
 
 class Deaths:

@@ -1,4 +1,4 @@
-"""Maintenance killed, or overtaken, at every round trip of a batch's way: no line is lost, none is sung twice."""
+"""The controller killed, or overtaken, at every round trip of a batch's way: no line is lost, none generated twice."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import pytest
 from api.maintenance.batches import Batches
 from api.settings import MaintenanceSettings
 from serinette.batch import Batch, BatchStatus
-from serinette.names import Lane
 from serinette.store import Store
-from tests.kills.deaths import Deaths, Fate, interrupted
-from tests.kills.test_maintenance_killed import Once
-from tests.unit.batch_bench import TENANT, BatchBench
+from tests.kills.deaths import Deaths, Fate, Once, interrupted
+from tests.unit.batch_bench import TENANT, BatchBench, take
 
 LINES = 3
 FAILING = ("song 2",)
@@ -34,15 +32,15 @@ def through(bench: BatchBench) -> Batch:
     """All lines have ended, and nothing is gathered."""
     batch = fresh(bench)
     bench.duty()
-    bench.sing(failing=FAILING)
+    bench.generate(failing=FAILING)
     return batch
 
 
 def canceled(bench: BatchBench) -> Batch:
-    """A line was sung, one waits and one was never released."""
+    """A line has its song, one waits and one was never released."""
     batch = fresh(bench)
     bench.new_duty(backlog=2)()
-    bench.sing(1)
+    bench.generate(1)
     bench.desk.cancel(TENANT, batch.id)
     return batch
 
@@ -62,14 +60,14 @@ STATES: dict[Callable[[BatchBench], Batch], tuple[BatchStatus, int, int, int]] =
 
 
 def work(fate: Fate, redis_url: str, store_url: str) -> None:
-    """One round of maintenance over the batches."""
+    """One round of the controller over the batches."""
     given = {"redis_url": redis_url, "store_url": store_url, "batch_backlog": 5}
     settings = MaintenanceSettings.model_validate(given)
     Batches(fate.redis(redis_url), Store.open(settings), settings)()
 
 
 def assert_whole(bench: BatchBench, batch: Batch, make: Callable[[BatchBench], Batch]) -> None:
-    """Every line ended once, was sung as often as it should, and is told once."""
+    """Every line ended once, was generated as often as it should, and is reported once."""
     status, round, completed, songs = STATES[make]
     seen = bench.look(batch)
     counts = seen.request_counts
@@ -78,7 +76,7 @@ def assert_whole(bench: BatchBench, batch: Batch, make: Callable[[BatchBench], B
     assert [line.line for line in sorted([*output, *errors], key=lambda line: line.line)] == list(range(1, LINES + 1))
     assert (len(output), len(errors)) == (counts.completed, counts.failed + counts.canceled)
     assert (counts.released, counts.queued, counts.running) == (LINES, 0, 0)
-    assert list(bench.sung.values()) == songs * [1]
+    assert list(bench.begun.values()) == songs * [1]
     assert bench.redis.zcard(bench.keys.batches) == 0
     assert bench.waiting() == []
 
@@ -92,25 +90,25 @@ def test_every_death_is_survived(bench: BatchBench, make: Callable[[BatchBench],
         failing = FAILING if make is fresh else ()
         bench.run(batch, failing=failing)
         assert_whole(bench, batch, make)
-        bench.sung.clear()
+        bench.begun.clear()
         bench.redis.flushdb()
 
 
 def test_a_replica_that_is_overtaken_does_nothing_twice(bench: BatchBench) -> None:
-    """While one waits for an answer, another does a round, songs are sung, and it does another round."""
+    """While one waits for an answer, another does a round, songs are generated, and it does another round."""
     for round_trips in count():
         batch = fresh(bench)
 
         def others() -> None:
             bench.duty()
-            bench.sing(2, FAILING)
+            bench.generate(2, FAILING)
             bench.duty()
 
         other = Once(others, round_trips)
         bench.new_duty(interrupted(bench.redis_url, other))()
         bench.run(batch, failing=FAILING)
         assert_whole(bench, batch, fresh)
-        bench.sung.clear()
+        bench.begun.clear()
         bench.redis.flushdb()
         if not other.called:
             break
@@ -126,18 +124,18 @@ def die() -> None:
 
 
 def assert_canceled(bench: BatchBench, batch: Batch) -> None:
-    """It ends as canceled, nothing of it was sung and nothing will be."""
+    """It ends as canceled, nothing of it was generated and nothing will be."""
     for _ in range(3):
         bench.duty()
     assert bench.look(batch).status is BatchStatus.CANCELED
     assert bench.counts(batch) == {"total": LINES, "released": LINES, "canceled": LINES}
     assert [line.line for line in bench.errors(batch)] == list(range(1, LINES + 1))
     for job_id in bench.waiting():  # put there by one who did not know
-        assert bench.slot.claim(job_id, lane=Lane.LOW) <= 0, "a line that was counted as canceled was begun"
+        assert not take(bench.jobs, job_id), "a line that was counted as canceled was begun"
     bench.redis.flushdb()
 
 
-def test_what_a_replica_releases_after_a_cancel_is_not_sung(bench: BatchBench) -> None:
+def test_what_a_replica_releases_after_a_cancel_is_not_generated(bench: BatchBench) -> None:
     """It stands still at any of its round trips, and meanwhile the batch is canceled and another replica ends it."""
     for round_trips in count():
         batch = fresh(bench)

@@ -1,33 +1,34 @@
-"""A slot killed before every round trip: its worker counts as busy just while its attempt is in RQ's books."""
+"""A slot killed before every round trip: its worker counts as busy just while RQ takes its attempt for running."""
 
 from __future__ import annotations
 
+import pytest
 from redis import Redis
 
-from api.maintenance.busy import prune
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.kills.deaths import Deaths
+from tests.kills.ends import sweep
 from tests.kills.test_slot_killed import sing
 from tests.unit.slot_bench import SlotBench
-from tests.unit.test_busy import POOL, counted
+from tests.unit.test_busy import counted
+
+pytestmark = pytest.mark.timeout(600)  # minutes, on a busy machine
 
 
 def test_every_death_is_survived(redis: Redis, redis_url: str, keys: Keys, file_store_url: str) -> None:
     settings = SharedSettings(store_url=file_store_url)
     bench = SlotBench(redis, keys, Store.open(settings))
-    deaths = Deaths(fewest=10)
+    deaths, was_busy = Deaths(fewest=5), False
     for round_trips in deaths:
         job_id = bench.order()
         deaths.lives(round_trips, sing, redis_url, settings, "well", job_id)
-        assert bool(counted(redis, keys)) == bool(bench.held()), f"killed before round trip {round_trips}"
-        prune(redis, keys, POOL, ())
-        assert bool(counted(redis, keys)) == bool(bench.held()), "what beats is not taken out"
-        maintenance = bench.rounds()
-        maintenance()
-        maintenance()
-        prune(redis, keys, POOL, ())
+        busy = bool(counted(redis, keys))
+        assert busy == bool(bench.held()), f"killed before round trip {round_trips}"
+        was_busy = was_busy or busy
+        sweep(redis, keys, bench.store)
         assert counted(redis, keys) == set()
         for waiting in bench.waiting():
-            redis.lrem(bench.queue().key, 0, waiting)
+            bench.board.cancel(waiting)
+    assert was_busy, "no death left an attempt behind"

@@ -1,4 +1,4 @@
-"""Maintenance killed before every round trip to Redis, store and API server while it runs a container."""
+"""The controller killed before every round trip to Redis, store and API server while it runs a container."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.unit.test_store import s3_settings
 
 
 def rounds(fate: Fate, settings: MaintenanceSettings, redis_url: str, kubeconfig: Path, times: int) -> None:
-    maintenance = duty(settings, fate.redis(redis_url), kubeconfig, fate.step)
+    controller = duty(settings, fate.redis(redis_url), kubeconfig, fate.step)
     for _ in range(times):
-        maintenance()
+        controller()
 
 
 @pytest.mark.timeout(900)  # every death is a process

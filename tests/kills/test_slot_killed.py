@@ -36,7 +36,7 @@ def sing(fate: Fate, redis_url: str, settings: SharedSettings, end: str, job_id:
 
     def meanwhile(_: Hold) -> None:
         if end == "cancel":
-            bench.ledger.request_cancel(job_id)  # by somebody who lives
+            bench.board.cancel(job_id)  # by somebody who lives
         if error := ENDS[end]:
             raise error
 
@@ -62,7 +62,7 @@ def kill_at_every_step(
     bench = SlotBench(redis, Keys(), Store.open(settings))
     jobs: list[str] = []
     outcomes: set[JobStatus] = set()
-    deaths = Deaths(fewest=10)
+    deaths = Deaths(fewest=6)
     for round_trips in deaths:
         job_id = bench.order(attempts=max(2, earlier + 1))
         jobs.append(job_id)
@@ -72,7 +72,7 @@ def kill_at_every_step(
         rescue(bench, job_id)
         outcomes.add(assert_ended_once(bench, job_id))
         canceled = bench.entry(job_id).cancel_requested
-        assert canceled == (CANCELED in outcomes and bench.entry(job_id).outcome is CANCELED)
+        assert canceled == (CANCELED in outcomes and bench.entry(job_id).status is CANCELED)
     assert_counted_once(bench, jobs)
     return outcomes
 

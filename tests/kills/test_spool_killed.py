@@ -31,7 +31,7 @@ def sing_without_a_store(fate: Fate, redis_url: str, directory: Path, back: bool
     with bench.away():
         slot.sing_one()
         if not back:
-            slot._aside.give_back()
+            slot._awaiting.give_back()
     send(slot)
 
 
@@ -39,7 +39,7 @@ def sing_without_a_store(fate: Fate, redis_url: str, directory: Path, back: bool
 def test_every_death_is_survived(redis: Redis, redis_url: str, tmp_path: Path, back: bool) -> None:
     (tmp_path / "store").mkdir()
     bench = pier(redis, tmp_path)
-    deaths, jobs = Deaths(fewest=15), []
+    deaths, jobs = Deaths(fewest=8), []
     for round_trips in deaths:
         job_id = bench.order()
         deaths.lives(round_trips, sing_without_a_store, redis_url, tmp_path, back)

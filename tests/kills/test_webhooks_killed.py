@@ -7,15 +7,14 @@ from redis import Redis
 
 from api.maintenance.webhooks import Webhooks
 from api.settings import MaintenanceSettings
-from serinette.job import JobStatus, now
-from serinette.ledger import Outcome, Terms
+from serinette.job import JobStatus
+from serinette.jobs import Outcome, calls
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from serinette.webhook import event_id
 from tests.kills.deaths import Deaths, Fate
 from tests.receivers import SECRET, receiver
-from tests.unit.maintenance_bench import TENANT
 from tests.unit.slot_bench import SlotBench
 
 
@@ -39,9 +38,7 @@ def test_every_death_is_survived(
     told_twice = False
     with receiver() as target:
         for round_trips in deaths:
-            job_id = bench.order()
-            terms = Terms(webhook=f"http://127.0.0.1:{target.port}/ended")
-            bench.ledger.open(job_id, TENANT, now(), terms=terms)
+            job_id = bench.order(webhook=f"http://127.0.0.1:{target.port}/ended")
             bench.slot().sing_one()
             bench.redis.zadd(keys.webhooks, {job_id: 1}, xx=True)  # old enough to be told
             target.answers = [500] if refuses_first else []
@@ -53,7 +50,7 @@ def test_every_death_is_survived(
             told_twice = told_twice or len(target.ids) == 2
             assert bench.entry(job_id).deliveries[-1].delivered
             assert redis.zscore(keys.webhooks, job_id) is None
-            bench.ledger.settle(job_id, Outcome(JobStatus.FAILED))
+            bench.board.jobs(calls.finish(job_id, "", Outcome(JobStatus.FAILED), recorded=True))
             assert redis.zscore(keys.webhooks, job_id) is None, "an end is decided once, and told once"
             target.came.clear()
     assert told_twice, "no death came between the delivery and its log"

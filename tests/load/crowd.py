@@ -1,11 +1,12 @@
 """Many jobs that end in every way there is, and what Redis and the store hold once all are forgotten.
 
-Gateway, slot and maintenance are the real classes in one process, on a real Valkey and a directory store; only the
+Gateway, slot and controller are the real classes in one process, on a real Valkey and a directory store; only the
 engine is imagined.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -13,21 +14,17 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from rq.job import Job as RqJob
-
-from api.maintenance import leftovers
 from api.maintenance.retention import Retention
-from api.maintenance.rounds import Rounds
-from api.maintenance.strays import Strays
+from api.maintenance.sweeper import Sweeper
 from api.maintenance.webhooks import Webhooks
 from api.queue import JobQueue
 from api.settings import GatewaySettings, MaintenanceSettings
 from gpu_worker.slot.hold import Hold
 from serinette.errors import EngineCrashed, EngineOutOfMemory
 from serinette.job import JobOptions, JobStatus
-from serinette.ledger import Ledger
+from serinette.jobs import AsyncJobs
 from serinette.names import Keys, Lane
-from serinette.settings import SharedSettings, connect_redis
+from serinette.settings import SharedSettings, connect_redis, connect_redis_async
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
 from tests.processes import eventually
@@ -92,13 +89,14 @@ class Crowd:
         }
         brief = {"retention_s": self.retention_s}
         gateway = GatewaySettings.model_validate({**shared, "max_waiting": 1_000_000}).model_copy(update=brief)
-        self.maintenance = MaintenanceSettings.model_validate({**shared, "orphan_grace_s": 5}).model_copy(update=brief)
+        self.maintenance = MaintenanceSettings.model_validate(shared).model_copy(update=brief)
         self.redis, self.keys = connect_redis(gateway), Keys()
         self.store = Store.open(SharedSettings.model_validate({"store_url": shared["store_url"]}))
-        self.ledger = Ledger(self.redis, self.keys, self.retention_s)
-        self.queue = JobQueue(self.redis, self.store, self.ledger, gateway)
+        self.loop = asyncio.Runner()
+        self.client = connect_redis_async(gateway)
+        self.queue = JobQueue(AsyncJobs(self.client, self.keys.prefix), self.store, gateway)
         self.slot = SlotBench(self.redis, self.keys, self.store)
-        self.worker = self.slot.slot(retention_s=self.retention_s)
+        self.worker = self.slot.slot()
         self.slot.engine.meanwhile = self._meanwhile
         self.webhooks = Webhooks(self.redis, self.maintenance)
 
@@ -108,17 +106,17 @@ class Crowd:
         ids = dict(self._submit(number) for number in islice(self.numbers, jobs))
         for job_id, (way, tenant) in ids.items():
             if way == "canceled while it waited":
-                self.queue.cancel(tenant, job_id)
-        rounds = Rounds(self.redis, self.store, self.maintenance)
+                self.loop.run(self.queue.cancel(tenant, job_id))
+        sweeper = Sweeper(self.redis, self.store, self.maintenance)
         late = [job_id for job_id, (way, _) in ids.items() if way == "expired"]
 
         def expired() -> bool:
-            rounds()
+            sweeper()
             return not self._live(late)
 
         assert eventually(expired, 120)
-        while any(queue.count for queue in self.worker.queues):
-            self.worker.sing_one()
+        while self.worker.sing_one():
+            pass
         self.webhooks()
         assert not self._live(list(ids)), "some did not end"
         self.ended.update(ENDS[way].value for way, _ in ids.values())
@@ -141,10 +139,11 @@ class Crowd:
             webhook=f"http://127.0.0.1:{self.receiver.port}/" if number % 11 == 0 else None,
         )
         key = f"key {number}" if number % 3 == 0 else None
-        job, created = self.queue.submit(tenant, spec, options, idempotency_key=key)
+        job, created = self.loop.run(self.queue.submit(tenant, spec, options, idempotency_key=key))
         assert created
         if number % 30 == 0:
-            assert self.queue.submit(tenant, spec, options, idempotency_key=key)[0].id == job.id
+            again, _ = self.loop.run(self.queue.submit(tenant, spec, options, idempotency_key=key))
+            assert again.id == job.id
         return job.id, (way, tenant)
 
     def _live(self, job_ids: list[str]) -> list[str]:
@@ -156,27 +155,24 @@ class Crowd:
 
     def _meanwhile(self, hold: Hold) -> None:
         """What the engine does to a job whose prompt asks for it."""
-        way = hold.job.kwargs["spec"]["prompt"]
+        way = hold.entry.spec.prompt
         if way == "failed":
             raise EngineOutOfMemory("the song does not fit")
         if way == "crashed thrice" or (way == "retried" and hold.attempt.number == 1):
             raise EngineCrashed("the engine is gone")
         if way == "canceled while it ran":
-            self.ledger.request_cancel(hold.job.id)
-            hold.canceled = True  # as the slot's pulse hears it
+            self.loop.run(self.queue.cancel(hold.entry.tenant, hold.job_id))
+            hold.canceled = True  # as the slot's heartbeat hears it
 
     def settle(self, timeout_s: float) -> Held:
-        """Let everything that may expire do so, with maintenance at work; what is held then."""
+        """Let everything that may expire do so, with a controller at work; what is held then."""
         retention = Retention(self.redis, self.keys, self.store, self.retention_s)
-        records = (f"{self.keys.ledger('')}*", f"{RqJob.redis_job_namespace_prefix}*")
+        records = (f"{self.keys.job('')}*", f"{self.keys.ended_job('')}*", "rq:job:*")
 
         def forgotten() -> bool:
             # Looked at first: what expires in the midst of a walk is found by the next one.
             known = any(any(self.redis.scan_iter(jobs, count=10_000)) for jobs in records)
-            strays = Strays(self.redis, self.keys, self.retention_s)
-            while not strays.step():
-                pass
-            leftovers.clear(self.redis, self.keys, self.retention_s)
+            Sweeper(self.redis, self.store, self.maintenance, whole_s=0)()  # a new one tidies at once
             retention.sweep(_AtOnce())
             self.webhooks()
             return not known and not self.redis.exists(self.keys.webhooks) and not self._files()

@@ -22,10 +22,9 @@ import psutil
 from redis import Redis
 
 from serinette.leash import leashed
-from serinette.ledger import Ledger
 from serinette.names import Keys, Lane
 from serinette.spec import GenerationSpec
-from tests.pod import enqueue
+from tests.jobs import Board
 from tests.processes import eventually
 from tests.stack import Stack, running
 
@@ -88,7 +87,7 @@ def quick_slots(stack: Stack, song_s: float) -> Iterator[Path]:
         stack.redis_url,
         stack.environment["SERINETTE_STORE_URL"],
     ]
-    process = subprocess.Popen(leashed([*command, str(log), str(song_s), str(SLOTS), str(RETENTION_S)]))
+    process = subprocess.Popen(leashed([*command, str(log), str(song_s), str(SLOTS)]))
     try:
         yield log
     finally:
@@ -129,11 +128,10 @@ def busy(stack: Stack, song_s: float) -> Iterator[None]:
     def feed() -> None:
         keys = Keys()
         with Redis.from_url(stack.redis_url) as redis:
-            ledger = Ledger(redis, keys, RETENTION_S)
-            wire = GenerationSpec(prompt="low", seed=1).to_wire()
+            board, spec = Board(redis, keys), GenerationSpec(prompt="low", seed=1)
             while not over.wait(song_s / SLOTS):
-                while int(redis.llen(keys.waiting("default", Lane.LOW))) < 3 * SLOTS:
-                    enqueue(ledger, wire, lane=Lane.LOW)
+                while int(redis.zcard(keys.waiting("default", Lane.LOW))) < 3 * SLOTS:
+                    board.submit(None, spec, lane=Lane.LOW, ttl_s=RETENTION_S)
 
     feeding = threading.Thread(target=feed)
     feeding.start()
@@ -199,7 +197,7 @@ def _kill(stack: Stack, name: str) -> str:
 
 def _sample(stack: Stack, redis: Redis, fraction: float) -> dict[str, float]:
     memory: Any = redis.info("memory")
-    waiting: Any = redis.llen(Keys().waiting("default", Lane.LOW))
+    waiting: Any = redis.zcard(Keys().waiting("default", Lane.LOW))
     keys: Any = redis.dbsize()
     sample = {"fraction": fraction, "redis_mib": memory["used_memory"] / _MIB, "waiting": float(waiting)}
     # What Redis holds follows how many songs ended within the retention, and so the machine's speed; a key's share not.

@@ -1,8 +1,8 @@
-"""Slots that sing nothing, quickly.
+"""Slots that generate nothing, quickly.
 
-`python -m tests.load.quick_slots REDIS_URL STORE_URL LOG SONG_S SLOTS RETENTION_S`: they take jobs from the lanes,
-highest first, and write to queue, ledger and store what slots write; a song is a wait and three bytes. A prompt that
-holds `wrong` fails. Each begun job's id is a line of LOG: what is there twice was sung twice.
+`python -m tests.load.quick_slots REDIS_URL STORE_URL LOG SONG_S SLOTS`: they claim jobs, highest lane first, and end
+them as slots do; a song is a wait and three bytes. A prompt that holds `wrong` fails. Each begun job's id is a line of
+LOG: what is there twice was generated twice.
 """
 
 from __future__ import annotations
@@ -12,66 +12,51 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 from redis import Redis
-from rq.job import Job as RqJob
-from rq.job import JobStatus as RqStatus
-from rq.serializers import JSONSerializer
 
 from serinette.job import JobError, JobStatus
-from serinette.ledger import Ledger, Outcome
+from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
+from serinette.jobs.finishing import finish_as, put_record, record_of
 from serinette.names import DEFAULT_POOL, Keys, Lane, artifact_key
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.maintenance_bench import a_result
-
-_TENANT = "default"
+from tests.unit.slot_bench import a_result
 
 
-def sing(redis: Redis, store: Store, ledger: Ledger, job_id: str, song_s: float) -> bool:
-    """Begin and end one job; False if it was not to be begun."""
-    attempt = uuid.uuid4().hex
-    if ledger.begin_attempt(job_id, attempt, "quick") <= 0:
-        return False
-    job = RqJob.fetch(job_id, redis, JSONSerializer)
+def end(jobs: Jobs, store: Store, claimed: Claimed, song_s: float) -> None:
+    """What a slot writes of one job."""
+    entry, attempt = claimed.entry, claimed.entry.attempts[-1]
     time.sleep(song_s)
-    with redis.pipeline(transaction=True) as pipe:
-        if "wrong" in job.kwargs["spec"].get("prompt", ""):
-            error = JobError(code="invalid_output", message="nothing was heard")
-            job.set_status(RqStatus.FAILED, pipeline=pipe)
-            job.failed_job_registry.add(job, ttl=ledger.ttl_s, exc_string=error.message, pipeline=pipe)
-            pipe.expire(job.key, ledger.ttl_s)
-            ledger.settle(job_id, Outcome(JobStatus.FAILED, error), pipeline=pipe)
-        else:
-            store.put(artifact_key(_TENANT, job_id, attempt, 0, "mp3"), b"la\n")
-            result = a_result(job_id)
-            job._result = result.model_dump(mode="json")
-            job._handle_success(ledger.ttl_s, pipe)
-            ledger.settle(job_id, Outcome(JobStatus.SUCCEEDED, result=result), pipeline=pipe)
-        pipe.execute()
-    return True
+    if "wrong" in entry.spec.prompt:
+        error = JobError(code="invalid_output", message="nothing was heard")
+        jobs(calls.finish(entry.id, attempt.id, Outcome(JobStatus.FAILED, error), recorded=False, by=attempt.id))
+        return
+    store.put(artifact_key(entry.tenant, entry.id, attempt.id, 0, "mp3"), b"la\n")
+    outcome = Outcome(JobStatus.SUCCEEDED, result=a_result(entry.id))
+    finish_as(jobs, put_record(store, record_of(entry, attempt, outcome)), by=attempt.id)
 
 
-def serve(redis_url: str, store_url: str, log: Path, song_s: float, retention_s: int) -> None:
+def serve(redis_url: str, store_url: str, log: Path, song_s: float) -> None:
     """One slot, for ever."""
-    redis, store = Redis.from_url(redis_url), Store.open(SharedSettings(store_url=store_url))
     keys = Keys()
-    ledger = Ledger(redis, keys, retention_s)
-    lanes = [keys.waiting(DEFAULT_POOL, lane) for lane in (Lane.HIGH, Lane.NORMAL, Lane.LOW)]
+    redis, store = Redis.from_url(redis_url), Store.open(SharedSettings(store_url=store_url))
+    jobs, lease = Jobs(redis, keys.prefix), Lease(f"quick-1.{threading.get_ident()}.slot", 60)
     with log.open("a") as begun:
         while True:
-            popped: Any = redis.blpop(lanes, 1)
-            if popped and sing(redis, store, ledger, popped[1].decode(), song_s):
-                begun.write(f"{popped[1].decode()}\n")
+            claimed = jobs(calls.claim(uuid.uuid4().hex, lease, DEFAULT_POOL, list(Lane)))
+            if isinstance(claimed, Claimed):
+                begun.write(f"{claimed.entry.id}\n")
                 begun.flush()
+                end(jobs, store, claimed, song_s)
+            elif not claimed:
+                redis.blpop([keys.wake(DEFAULT_POOL)], 1)
 
 
 def main() -> None:
-    redis_url, store_url, log, song_s, slots, retention_s = sys.argv[1:]
+    redis_url, store_url, log, song_s, slots = sys.argv[1:]
     threads = [
-        threading.Thread(target=serve, args=(redis_url, store_url, Path(log), float(song_s), int(retention_s)))
-        for _ in range(int(slots))
+        threading.Thread(target=serve, args=(redis_url, store_url, Path(log), float(song_s))) for _ in range(int(slots))
     ]
     for thread in threads:
         thread.start()

@@ -1,26 +1,85 @@
-"""Batches on a real Valkey and a directory store: a gateway's desk, maintenance's duty, and slots moved by hand."""
+"""Batches on a real Valkey and a directory store: the gateway's part, the controller's, and slots moved by hand."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
 
-from api.app import create_app
+from api.batches.book import Book
 from api.batches.desk import Desk
+from api.batches.shelf import Shelf
 from api.maintenance.batches import Batches
 from api.settings import GatewaySettings, MaintenanceSettings
+from api.targets import Targets
 from serinette.batch import Batch, BatchLine, BatchOptions
-from serinette.job import JobError
-from serinette.names import Keys, Lane, batch_errors_key, batch_output_key
+from serinette.credentials import Limits
+from serinette.job import Artifact, JobError, JobStatus, Record, Result, Sampling, Timings
+from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
+from serinette.jobs.finishing import finish_as, put_record, record_of
+from serinette.names import Keys, Lane, artifact_key, batch_errors_key, batch_output_key
+from serinette.spec import AudioFormat
 from serinette.store import Store
-from tests.gateways import HandSlot
+from tests.jobs import Board
 
 TENANT = "default"
+
+
+def take(jobs: Jobs, job_id: str) -> bool:
+    """Have a slot begin this job; whether it could."""
+    return isinstance(jobs(calls.take(job_id, uuid.uuid4().hex, Lease("pod.0.test", 20.0))), Claimed)
+
+
+def result(tenant: str, job_id: str, attempt_id: str, songs: Sequence[bytes]) -> Result:
+    """Of a job with these songs."""
+    artifacts = tuple(
+        Artifact(
+            index=index,
+            key=artifact_key(tenant, job_id, attempt_id, index, "mp3"),
+            seed=index,
+            format=AudioFormat.MP3,
+            content_type="audio/mpeg",
+            size_bytes=len(song),
+            sha256=hashlib.sha256(song).hexdigest(),
+            duration_s=1.0,
+            sample_rate=48_000,
+            channels=2,
+        )
+        for index, song in enumerate(songs)
+    )
+    return Result(
+        artifacts=artifacts,
+        model="tiny",
+        model_revision="0" * 64,
+        sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
+        timings=Timings(queue_s=0.1, generate_s=1.0, encode_s=0.1, upload_s=0.1, run_s=1.3),
+    )
+
+
+def succeed(jobs: Jobs, store: Store, job_id: str, songs: Sequence[bytes] = (b"song",)) -> Record:
+    """End a job that an attempt holds with songs, as its slot does."""
+    held = Board(jobs.redis, Keys(jobs.prefix)).entry(job_id)
+    attempt = held.attempts[-1]
+    made = result(held.tenant, job_id, attempt.id, songs)
+    for artifact, song in zip(made.artifacts, songs, strict=True):
+        store.put(artifact.key, song, artifact.content_type)
+    record = put_record(store, record_of(held, attempt, Outcome(JobStatus.SUCCEEDED, result=made)))
+    finish_as(jobs, record)
+    return record
+
+
+def fail(jobs: Jobs, store: Store, job_id: str, error: JobError) -> Record:
+    """End a job that an attempt holds in failure, as its slot does."""
+    held = Board(jobs.redis, Keys(jobs.prefix)).entry(job_id)
+    record = put_record(store, record_of(held, held.attempts[-1], Outcome(JobStatus.FAILED, error)))
+    finish_as(jobs, record)
+    return record
 
 
 @dataclass
@@ -31,22 +90,31 @@ class BatchBench:
     store_url: str
     backlog: int = 10
     part_lines: int = 4
-    sung: Counter[str] = field(default_factory=Counter)
+    begun: Counter[str] = field(default_factory=Counter)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = {"redis_url": self.redis_url, "store_url": self.store_url, **self.settings}
-        settings = GatewaySettings.model_validate(given)
+        self.gateway = settings = GatewaySettings.model_validate(given)
         self.redis = Redis.from_url(self.redis_url)
         self.keys = Keys()
-        self.app = create_app(settings)
-        self.store: Store = self.app.state.parts.store
-        self.desk: Desk = replace(self.app.state.parts.desk, part_lines=self.part_lines)
-        self.slot = HandSlot(self.redis, self.store)
+        self.jobs = Jobs(self.redis, self.keys.prefix)
+        self.board = Board(self.redis, self.keys)
+        self.store = Store.open(settings)
+        self.desk = Desk(
+            book=Book(self.redis, self.keys, settings.retention_s),
+            shelf=Shelf(self.store),
+            jobs=self.jobs,
+            settings=settings,
+            targets=Targets(settings.webhook_networks),
+            declared=lambda _: None,
+            limits=lambda _: Limits(),
+            part_lines=self.part_lines,
+        )
         self.duty = self.new_duty()
 
     def new_duty(self, redis: Redis | None = None, backlog: int | None = None) -> Batches:
-        """Maintenance, started anew."""
+        """The controller's part, started anew."""
         given = {"redis_url": self.redis_url, "store_url": self.store_url, "batch_backlog": backlog or self.backlog}
         return Batches(redis or self.redis, self.store, MaintenanceSettings.model_validate(given))
 
@@ -63,28 +131,27 @@ class BatchBench:
         return {name: count for name, count in self.look(batch).request_counts.model_dump().items() if count}
 
     def waiting(self) -> list[str]:
-        found: Any = self.redis.lrange(self.keys.waiting("default", Lane.LOW), 0, -1)
-        return [job_id.decode() for job_id in found]
+        return self.board.waiting(Lane.LOW)
 
     def begin(self, count: int) -> list[str]:
         """Begin the jobs that wait longest."""
         ids = self.waiting()[:count]
         for job_id in ids:
-            assert self.slot.claim(job_id, lane=Lane.LOW) == 1, "a job was begun twice"
-            self.sung[job_id] += 1
+            assert take(self.jobs, job_id), "a job was begun twice"
+            self.begun[job_id] += 1
         return ids
 
-    def end(self, job_ids: Sequence[str], failing: Sequence[str] = (), tenant: str = TENANT) -> None:
-        """End jobs, those that sing a prompt of `failing` in failure."""
+    def end(self, job_ids: Sequence[str], failing: Sequence[str] = ()) -> None:
+        """End jobs that were begun, those of a prompt in `failing` in failure."""
         for job_id in job_ids:
-            prompt = self.desk.queue.get(tenant, job_id).spec.prompt
+            prompt = self.board.entry(job_id).spec.prompt
             if prompt in failing:
-                self.slot.fail(job_id, JobError(code="invalid_output", message="nothing was heard"))
+                fail(self.jobs, self.store, job_id, JobError(code="invalid_output", message="nothing was heard"))
             else:
-                self.slot.succeed(job_id, [prompt.encode()], tenant)
+                succeed(self.jobs, self.store, job_id, [prompt.encode()])
 
-    def sing(self, count: int = 1_000, failing: Sequence[str] = ()) -> None:
-        """Sing what waits."""
+    def generate(self, count: int = 1_000, failing: Sequence[str] = ()) -> None:
+        """Begin and end what waits."""
         self.end(self.begin(count), failing)
 
     def run(self, batch: Batch, failing: Sequence[str] = (), rounds: int = 100) -> Batch:
@@ -93,7 +160,7 @@ class BatchBench:
             self.duty()
             if (seen := self.look(batch)).status.ended:
                 return seen
-            self.sing(failing=failing)
+            self.generate(failing=failing)
         raise AssertionError(f"the batch did not end: {self.look(batch)}")
 
     def output(self, batch: Batch, round: int = 0) -> list[BatchLine]:
@@ -103,11 +170,11 @@ class BatchBench:
         return self._file(batch_errors_key(batch.tenant, batch.id, round))
 
     def lines(self, batch: Batch) -> list[BatchLine]:
-        """All lines as the route tells them."""
-        told: list[BatchLine] = []
-        while len(told) < batch.request_counts.total:
-            told += self.desk.lines(batch.tenant, batch.id, len(told), 250)
-        return told
+        """All lines as the route answers them."""
+        found: list[BatchLine] = []
+        while len(found) < batch.request_counts.total:
+            found += self.desk.lines(batch.tenant, batch.id, len(found), 250)
+        return found
 
     def _file(self, key: str) -> list[BatchLine]:
         return [BatchLine.model_validate_json(line) for line in self.store.get(key).splitlines()]

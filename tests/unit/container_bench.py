@@ -1,9 +1,8 @@
-"""A gateway, maintenance and a cluster's nodes, each a few hand-made moves, over a fake API server and a real S3."""
+"""A gateway, the controller and a cluster's nodes, each a few hand-made moves, over a fake API server and a real S3."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis
-from rq import Queue
-from rq.job import Job as RqJob
-from rq.serializers import JSONSerializer
 
 from api.cluster import connect
 from api.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, job_name
 from api.maintenance.containers import Containers
 from api.maintenance.containers.cluster import Jobs
-from api.queue.entry import enqueue, meta_of
 from api.settings import MaintenanceSettings
 from serinette.container import CONTAINERS_POOL, ContainerSpec
-from serinette.job import JobOptions, JobStatus, Record, now
-from serinette.ledger import Entry, Ledger
-from serinette.names import Keys, Lane, artifact_key, manifest_key, output_key, queue_name, record_key
+from serinette.job import JobStatus, Record
+from serinette.jobs import Entry
+from serinette.names import Keys, Lane, artifact_key, manifest_key, output_key, record_key
 from serinette.store import Store
+from tests.jobs import Board, assert_ended
 from tests.kube import Kube
 
 NAMESPACE = "jobs"
@@ -68,7 +64,7 @@ def pod_of(phase: str, main: dict[str, Any] | None = None, **status: Any) -> dic
 def duty(
     settings: MaintenanceSettings, redis: Redis, kubeconfig: Path, step: Callable[[], None] | None = None
 ) -> Containers:
-    """Maintenance's part; `step` happens before each request to the API server."""
+    """The controller's part; `step` happens before each request to the API server."""
     connection = connect(kubeconfig)
     assert connection
     if step:
@@ -116,25 +112,23 @@ class ContainerBench:
     settings: MaintenanceSettings
     kubeconfig: Path
     store: Store = field(init=False)
-    ledger: Ledger = field(init=False)
+    board: Board = field(init=False)
 
     def __post_init__(self) -> None:
         self.store = Store.open(self.settings)
-        self.ledger = Ledger(self.redis, Keys(), RETENTION_S)
+        self.board = Board(self.redis, Keys())
         metadata = {"name": ACCOUNT, "namespace": NAMESPACE}
         self.kube.add({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
 
     def submit(self, *, lane: Lane = Lane.NORMAL, **spec: Any) -> str:
-        job_id, container = str(uuid.uuid4()), ContainerSpec.model_validate({"image": IMAGE, **spec})
-        meta = meta_of(TENANT, CONTAINERS_POOL, container, JobOptions(lane=lane), {})
-        self.ledger.open(job_id, TENANT, now(), CONTAINERS_POOL)
-        enqueue(self.redis, job_id, container, {**meta, "timeout_s": 600}, self.settings)  # type: ignore[arg-type]
-        return job_id
+        container = ContainerSpec.model_validate({"image": IMAGE, **spec})
+        terms = {"timeout_s": 600, "max_attempts": 1 + container.retries, "ttl_s": RETENTION_S}
+        return self.board.submit(None, container, pool=CONTAINERS_POOL, lane=lane, **terms)
 
     def round(self, times: int = 1) -> None:
-        maintenance = duty(self.settings, self.redis, self.kubeconfig)
+        controller = duty(self.settings, self.redis, self.kubeconfig)
         for _ in range(times):
-            maintenance()
+            controller()
 
     # -- the cluster
 
@@ -172,20 +166,10 @@ class ContainerBench:
     # -- what is seen
 
     def entry(self, job_id: str) -> Entry:
-        return self.ledger.read(job_id)
-
-    def rq_job(self, job_id: str) -> RqJob:
-        return RqJob.fetch(job_id, self.redis, JSONSerializer)
+        return self.board.entry(job_id)
 
     def record(self, job_id: str) -> Record:
         return Record.model_validate_json(self.store.get(record_key(TENANT, job_id)))
-
-    def events(self, job_id: str) -> list[str]:
-        found: Any = self.redis.xrange(Keys().events(job_id))
-        return [fields[b"type"].decode() for _, fields in found]
-
-    def waiting(self, lane: Lane = Lane.NORMAL) -> list[str]:
-        return Queue(queue_name(CONTAINERS_POOL, lane), self.redis, serializer=JSONSerializer).get_job_ids()
 
     def created(self, job_id: str) -> int:
         """How often a Job was asked for and made."""
@@ -193,17 +177,11 @@ class ContainerBench:
         return sum(asked.body["metadata"]["labels"][JOB_LABEL] == job_id for asked in posts)
 
     def assert_over(self, job_id: str, outcome: JobStatus) -> Record:
-        """Both books and the store agree, it was told once, and nothing is left in the cluster."""
-        entry, record = self.entry(job_id), self.record(job_id)
-        assert (entry.outcome, record.status, entry.owner) == (outcome, outcome, None)
-        assert self.events(job_id).count(outcome) == 1
-        assert entry.run == record.run
+        """Redis, RQ and the store agree, it was reported once, and nothing is left in the cluster."""
+        assert_ended(self.board, job_id, outcome, RETENTION_S)
+        record = self.record(job_id)
+        assert (record.status, record.run) == (outcome, self.entry(job_id).run)
         assert self.job(job_id) is None, "an orphan"
-        for lane in Lane:
-            registry = Queue(queue_name(CONTAINERS_POOL, lane), self.redis, serializer=JSONSerializer)
-            assert not self.redis.zrange(registry.started_job_registry.key, 0, -1)
-            assert job_id not in self.waiting(lane)
-        assert self.redis.zscore(Keys().live, job_id) is None
         for key in record.keys:
             assert self.store.head(key).size_bytes >= 0
         return record

@@ -1,4 +1,4 @@
-"""Maintenance and one node of a cluster, in threads of the test's own: what a Kubernetes Job asks for is really done.
+"""The controller and one node of a cluster, in threads of the test's own: what a Kubernetes Job asks for is done.
 
 The steps around the command are serinette/carry.py's, over the presigned URLs of the manifest; the command is a real
 process, in whose words and environment /inputs and /outputs stand for directories of the test. No image is looked at.
@@ -40,11 +40,11 @@ class Node:
     failures: list[BaseException] = field(default_factory=list)
 
     def run(self) -> None:
-        """Rounds of maintenance, and a pod for each Job that came, until `stop`."""
-        maintenance = duty(self.bench.settings, self.bench.redis, self.bench.kubeconfig)
+        """Rounds of the controller, and a pod for each Job that came, until `stop`."""
+        controller = duty(self.bench.settings, self.bench.redis, self.bench.kubeconfig)
         while not self._stop.wait(0.05):
             try:
-                maintenance()
+                controller()
                 for job in self.bench.kube.objects("batch/v1", "Job", NAMESPACE):
                     if job["metadata"]["uid"] not in self._seen:
                         self._seen.add(job["metadata"]["uid"])

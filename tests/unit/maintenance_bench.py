@@ -1,216 +1,106 @@
-"""Jobs put by hand into every state that a killed process can leave them in, on a real Valkey with real RQ books."""
+"""Jobs in the states that killed processes leave them in, and the controller's sweeper beside them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 from redis import Redis
-from rq import Queue, Retry
-from rq.executions import Execution
-from rq.job import Job as RqJob
-from rq.job import JobStatus as RqStatus
-from rq.serializers import JSONSerializer
 
-from api.maintenance import leftovers
-from api.maintenance.deadlines import Deadlines
-from api.maintenance.mend import Mender, Patient
-from api.maintenance.orphans import Orphans
-from api.maintenance.plan import Action
-from api.maintenance.reaper import Reaper
-from api.maintenance.records import Records
-from api.maintenance.strays import Strays
-from serinette.job import Artifact, Attempt, AttemptOutcome, JobStatus, Record, Result, Sampling, Timings, now
-from serinette.ledger import Entry, Ledger, Outcome
-from serinette.names import SING_TASK, Keys, Lane, queue_name, record_key
-from serinette.spec import AudioFormat, GenerationSpec
+from api.maintenance.planning import Action
+from api.maintenance.sweeper import Sweeper
+from api.settings import MaintenanceSettings
+from serinette.job import JobStatus, Record
+from serinette.jobs import Claimed, Entry, Outcome, calls
+from serinette.jobs.finishing import find_record, put_record, record_of
+from serinette.names import Keys
+from serinette.spec import GenerationSpec
 from serinette.store import Store
+from tests.jobs import TENANT, TTL_S, Board, assert_ended
+from tests.unit.slot_bench import a_result
 
-RETENTION_S = 3600
-TENANT = "default"
+RETENTION_S = TTL_S
 SPEC = GenerationSpec(prompt="jazz", seed=7)
 
 
-def a_result(job_id: str) -> Result:
-    artifact = Artifact(
-        index=0,
-        key=f"songs/{TENANT}/{job_id}/a-0.mp3",
-        seed=7,
-        format=AudioFormat.MP3,
-        content_type="audio/mpeg",
-        size_bytes=3,
-        sha256="00",
-        duration_s=1,
-        sample_rate=48_000,
-        channels=2,
-    )
-    return Result(
-        artifacts=(artifact,),
-        model="bundled",
-        model_revision="r",
-        sampling=Sampling(steps=8, guidance_scale=1, shift=3, turbo=True),
-        timings=Timings(queue_s=0, generate_s=1, encode_s=0, upload_s=0, run_s=1),
-    )
+@dataclass
+class Counted:
+    """In place of the metrics: what the sweeper says it did."""
+
+    actions: list[Action] = field(default_factory=list)
+    rounds: int = 0
+
+    def reconciled(self, action: Any, number: int = 1) -> None:
+        self.actions += [action] * number
+
+    def round_ended(self) -> None:
+        self.rounds += 1
 
 
 @dataclass
 class Bench:
-    """A gateway, a slot and a maintenance process, each a few hand-made moves."""
+    """A gateway, a slot and a controller, each a few moves of the typed face."""
 
     redis: Redis
     keys: Keys
     store: Store
-    numbers: Any = field(default_factory=count)
 
     @property
-    def ledger(self) -> Ledger:
-        return Ledger(self.redis, self.keys, RETENTION_S)
+    def board(self) -> Board:
+        return Board(self.redis, self.keys)
 
-    # -- the gateway
+    def submit(self, *, attempts: int = 3, **given: Any) -> str:
+        return self.board.submit(None, given.pop("spec", SPEC), max_attempts=attempts, **given)
 
-    def queue(self, lane: Lane = Lane.NORMAL, pool: str = "default") -> Queue:
-        return Queue(queue_name(pool, lane), connection=self.redis, serializer=JSONSerializer)
-
-    def submit(self, *, attempts: int = 3, lane: Lane = Lane.NORMAL, spec: GenerationSpec = SPEC) -> str:
-        job_id = f"job-{next(self.numbers)}"
-        self.ledger.open(job_id, TENANT, now())
-        self.queue(lane).enqueue_call(
-            SING_TASK,
-            kwargs={"job_id": job_id, "spec": spec.to_wire()},
-            job_id=job_id,
-            unique=True,
-            timeout=60,
-            result_ttl=RETENTION_S,
-            failure_ttl=RETENTION_S,
-            retry=Retry(max=attempts - 1, enqueue_at_front=True) if attempts > 1 else None,
-            meta={"tenant": TENANT},
-            description="a song",
+    def begin(self, job_id: str, slot: str = "pod-1.0.abc", lease_s: float = 20) -> Claimed:
+        """A slot has taken this job."""
+        claimed = self.board.jobs(
+            calls.take(job_id, f"attempt-of-{slot}-{len(self.entry(job_id).attempts)}", calls.Lease(slot, lease_s))
         )
+        assert isinstance(claimed, Claimed)
+        return claimed
+
+    def lost(self, **given: Any) -> str:
+        """A job whose slot has not been heard of for a whole lease."""
+        job_id = self.submit(**given)
+        self.begin(job_id)
+        self.pass_leases()
         return job_id
 
-    # -- a slot
+    def pass_leases(self) -> None:
+        """A whole lease has passed, watched, without a heartbeat."""
+        seconds, micros = self.redis.time()
+        self.redis.set("rq:serinette:watched", seconds + micros / 1e6 - 1)
+        self.board.lapse_leases()
 
-    def pop(self, lane: Lane = Lane.NORMAL) -> str:
-        popped: Any = self.redis.lpop(self.queue(lane).key)
-        return str(popped.decode())
+    def song(self, job_id: str) -> Record:
+        """The attempt in charge put its record, and no more."""
+        entry = self.entry(job_id)
+        outcome = Outcome(JobStatus.SUCCEEDED, result=a_result(job_id))
+        return put_record(self.store, record_of(entry, entry.attempts[-1], outcome))
 
-    def claim(self, job_id: str, attempt_id: str = "attempt-a") -> int:
-        return self.ledger.begin_attempt(job_id, attempt_id, "worker-1")
-
-    def hold(self, job_id: str, ttl_s: int = 20, worker: str = "worker-1") -> Execution:
-        job = self.rq_job(job_id)
-        with self.redis.pipeline() as pipe:
-            execution = Execution.create(job, ttl_s, pipe, worker_name=worker)
-            job.prepare_for_execution(worker, pipe)
-            pipe.persist(job.key)
-            pipe.execute()
-        return execution
-
-    def beat(self, job_id: str, execution: Execution, ttl_s: int = 20) -> None:
-        job = self.rq_job(job_id)
-        with self.redis.pipeline() as pipe:
-            execution.heartbeat(job.started_job_registry, ttl_s, pipe)
-            job.heartbeat(now(), ttl_s, pipeline=pipe, xx=True)
-            pipe.execute()
-
-    def begin(self, job_id: str, attempt_id: str = "attempt-a", worker: str = "worker-1") -> Execution:
-        assert self.pop() == job_id
-        assert self.claim(job_id, attempt_id) > 0
-        return self.hold(job_id, worker=worker)
-
-    def succeed(self, job_id: str, execution: Execution) -> None:
-        job = self.rq_job(job_id)
-        job.ended_at = now()
-        job._result = a_result(job_id).model_dump(mode="json")
-        with self.redis.pipeline() as pipe:
-            job._handle_success(RETENTION_S, pipe)
-            job.cleanup(RETENTION_S, pipeline=pipe, remove_from_queue=False)
-            execution.delete(job, pipe)
-            self.ledger.settle(job_id, Outcome(JobStatus.SUCCEEDED), pipe)
-            pipe.execute()
-
-    def record(self, job_id: str) -> None:
-        attempt = Attempt(
-            number=1, id="attempt-a", worker="worker-1", started_at=now(), outcome=AttemptOutcome.SUCCEEDED
-        )
-        record = Record(
-            job_id=job_id,
-            tenant=TENANT,
-            spec=SPEC,
-            attempt=attempt,
-            created_at=now(),
-            started_at=now(),
-            ended_at=now(),
-            result=a_result(job_id),
-        )
-        assert self.store.put_if_absent(record_key(TENANT, job_id), record.model_dump_json().encode())
-
-    # -- maintenance
-
-    def mend(self, job_id: str, *silent: Execution, lane: Lane = Lane.NORMAL) -> Action:
-        wip = self.queue(lane).started_job_registry.key
-        scores: dict[str, Any] = {each.composite_key: self.redis.zscore(wip, each.composite_key) for each in silent}
-        return Mender(self.redis, self.ledger, self.store).mend(Patient(job_id, self.queue(lane).name, scores))
-
-    def rounds(self, client: Redis | None = None) -> Callable[[], None]:
-        """Maintenance that is out of patience: the second call mends whatever has not changed since the first."""
-        redis = client or self.redis
-        mender = Mender(redis, Ledger(redis, self.keys, RETENTION_S), self.store)
-        reaper, orphans = Reaper(redis, self.keys, 0), Orphans(redis, self.keys, 0, slice_s=60)
-        records = Records(redis, Ledger(redis, self.keys, RETENTION_S), self.store)
-        deadlines = Deadlines(redis, self.keys)
-        strays = Strays(redis, self.keys, RETENTION_S)
-
-        def once() -> None:
-            at_s = time.monotonic() + 1e6  # whenever it looks, sweeping is due
-            for patient in (*reaper.find(at_s), *deadlines.find(), *orphans.find(at_s)):
-                mender.mend(patient)
-            records.step()
-            strays.step()
-            leftovers.clear(redis, self.keys, RETENTION_S)
-
-        return once
-
-    # -- what is seen
-
-    def rq_job(self, job_id: str) -> RqJob:
-        return RqJob.fetch(job_id, self.redis, JSONSerializer)
+    def record(self, job_id: str) -> Record | None:
+        return find_record(self.store, TENANT, job_id)
 
     def entry(self, job_id: str) -> Entry:
-        return self.ledger.read(job_id)
+        return self.board.entry(job_id)
 
-    def events(self, job_id: str) -> list[str]:
-        found: Any = self.redis.xrange(self.keys.events(job_id))
-        return [fields[b"type"].decode() for _, fields in found]
+    def sweeper(self, client: Redis | None = None, counted: Counted | None = None, **settings: Any) -> Sweeper:
+        whole_s = settings.pop("whole_s", 600)
+        made = MaintenanceSettings.model_validate({"retention_s": RETENTION_S, **settings})
+        return Sweeper(client or self.redis, self.store, made, counted, whole_s)  # type: ignore[arg-type]  # stands in
 
-    def waiting(self, lane: Lane = Lane.NORMAL) -> list[str]:
-        return self.queue(lane).get_job_ids()
+    def sweep(self, client: Redis | None = None, **settings: Any) -> list[Action]:
+        """One round; what was done."""
+        counted = Counted()
+        self.sweeper(client, counted, **settings)()
+        return counted.actions
 
-    def held(self, lane: Lane = Lane.NORMAL) -> list[str]:
-        return list(self.queue(lane).started_job_registry.get_job_ids(cleanup=False))
-
-    def live(self) -> list[str]:
-        found: Any = self.redis.zrange(self.keys.live, 0, -1)
-        return [job_id.decode() for job_id in found]
-
-
-_ENDS = {
-    JobStatus.SUCCEEDED: {RqStatus.FINISHED},
-    JobStatus.FAILED: {RqStatus.FAILED},
-    JobStatus.CANCELED: {RqStatus.CANCELED, RqStatus.STOPPED},
-}
+    def assert_over(self, job_id: str, status: JobStatus) -> None:
+        """It has ended so, once, and the store says the same as far as it says anything."""
+        assert_ended(self.board, job_id, status)
+        record = self.record(job_id)
+        assert record is None or record.status is status
 
 
-def assert_over(bench: Bench, job_id: str, outcome: JobStatus) -> None:
-    """Both books agree, the end was told once, and nothing is left but what expires."""
-    job = bench.rq_job(job_id)
-    assert bench.entry(job_id).outcome is outcome
-    assert job.get_status() in _ENDS[outcome]
-    assert bench.events(job_id).count(outcome) == 1
-    assert job_id not in [*bench.waiting(), *bench.held(), *bench.live()]
-    keys = [job.key, bench.keys.ledger(job_id), bench.keys.events(job_id), f"rq:results:{job_id}"]
-    left_s = {key: bench.redis.ttl(key) for key in keys if bench.redis.exists(key)}
-    assert all(0 < ttl_s <= RETENTION_S for ttl_s in left_s.values()), left_s
+__all__ = ["RETENTION_S", "SPEC", "TENANT", "Bench", "Counted", "a_result"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from redis import Redis
 from rq.job import Job
-from rq.queue import Queue
+from rq.serializers import JSONSerializer
 
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
@@ -18,15 +21,16 @@ from gpu_worker.slot.song import Singer
 from gpu_worker.slot.tell import Tell
 from gpu_worker.slot.worker import SlotWorker
 from gpu_worker.wire import Audio, Samples, Sing, Sung
-from serinette.job import Sampling
-from serinette.ledger import Ledger
+from serinette.job import Artifact, Attempt, JobStatus, Record, Result, Sampling, Timings, now
+from serinette.jobs import Entry, Outcome, calls
+from serinette.jobs.finishing import find_record, put_record, record_of
+from serinette.names import Keys, Lane
 from serinette.presence import Model
-from serinette.spec import GenerationSpec
-from tests.pod import enqueue
-from tests.unit.maintenance_bench import Bench
+from serinette.spec import AudioFormat, GenerationSpec
+from serinette.store import Store
+from tests.jobs import TENANT, Board, assert_ended
 
 RATE = 48_000
-RETENTION_S = 3600
 MODEL = Model(
     name="imagined",
     revision="r",
@@ -39,6 +43,29 @@ MODEL = Model(
     max_duration_s=600,
     tasks=("text2music",),
 )
+
+
+def a_result(job_id: str) -> Result:
+    """What a song's attempt leaves."""
+    artifact = Artifact(
+        index=0,
+        key=f"songs/{TENANT}/{job_id}/a-0.mp3",
+        seed=7,
+        format=AudioFormat.MP3,
+        content_type="audio/mpeg",
+        size_bytes=3,
+        sha256="00",
+        duration_s=1,
+        sample_rate=RATE,
+        channels=2,
+    )
+    return Result(
+        artifacts=(artifact,),
+        model="bundled",
+        model_revision="r",
+        sampling=Sampling(steps=8, guidance_scale=1, shift=3, turbo=True),
+        timings=Timings(queue_s=0, generate_s=1, encode_s=0, upload_s=0, run_s=1),
+    )
 
 
 class ImaginedEngine(EngineClient):
@@ -78,34 +105,74 @@ class ImaginedEngine(EngineClient):
 
 
 class Slot(SlotWorker):
-    """A slot that takes one job at a time, when told to."""
+    """A slot that takes one job at a time, when asked to."""
 
-    def take_one(self) -> tuple[Job, Queue]:
-        taken = self.dequeue_job_and_maintain_ttl(None)
-        assert taken
-        return taken
-
-    def sing_one(self) -> None:
-        self.execute_job(*self.take_one())
+    def sing_one(self) -> bool:
+        """Whether there was a job to take."""
+        if taken := self.take():
+            self.execute_job(*taken)
+        return taken is not None
 
 
-class SlotBench(Bench):
-    """Maintenance's bench, with a real slot."""
+@dataclass
+class SlotBench:
+    """Jobs on a real Valkey, a directory store, and slots."""
 
-    engine: ImaginedEngine
-    drain: Drain
+    redis: Redis
+    keys: Keys
+    store: Store
+    numbers: Iterator[int] = field(default_factory=count)
+    engine: ImaginedEngine = field(default_factory=ImaginedEngine)
+    drain: Drain = field(default_factory=lambda: Drain(3600))
 
-    def slot(self, client: Redis | None = None, name: str = "slot", retention_s: int = RETENTION_S) -> Slot:
+    @property
+    def board(self) -> Board:
+        return Board(self.redis, self.keys)
+
+    def slot(self, client: Redis | None = None, name: str = "pod-1.0.slot") -> Slot:
         """A slot of its own name. It beats so seldom that only what it does itself reaches Redis."""
         settings = WorkerSettings(heartbeat_s=30, heartbeat_ttl_s=90, store_patience_s=0)
-        settings = settings.model_copy(update={"retention_s": retention_s})  # perhaps briefer than is allowed
         self.engine = ImaginedEngine()
         self.drain = Drain(3600)
         return Slot(
-            f"{name}-{next(self.numbers)}", client or self.redis, Singer(self.engine, self.store, settings), self.drain
+            f"{name}{next(self.numbers)}", client or self.redis, Singer(self.engine, self.store, settings), self.drain
         )
 
-    def order(self, spec: GenerationSpec | None = None, *, attempts: int = 3) -> str:
+    def order(self, spec: GenerationSpec | None = None, *, attempts: int = 3, **given: Any) -> str:
         """Submit a job with all that the gateway writes."""
-        wire = (spec or GenerationSpec(prompt="jazz", seed=7)).to_wire()
-        return enqueue(Ledger(self.redis, self.keys, RETENTION_S), wire, attempts=attempts)
+        return self.board.submit(None, spec or GenerationSpec(prompt="jazz", seed=7), max_attempts=attempts, **given)
+
+    def entry(self, job_id: str) -> Entry:
+        return self.board.entry(job_id)
+
+    def record(self, job_id: str) -> Record | None:
+        return find_record(self.store, TENANT, job_id)
+
+    def rq_job(self, job_id: str) -> Job:
+        return Job.fetch(job_id, self.redis, JSONSerializer)
+
+    def waiting(self, lane: Lane = Lane.NORMAL) -> list[str]:
+        return self.board.waiting(lane)
+
+    def lose(self, job_id: str) -> None:
+        """What the sweeper does when a job's worker was silent for too long."""
+        entry = self.entry(job_id)
+        self.board.jobs(calls.release(job_id, entry.owner or "", entry.lost(last=False), charged=True))
+
+    def put_song(self, job_id: str) -> Record:
+        """A record in the store, of an attempt that put it and died."""
+        entry = self.entry(job_id)
+        attempt = Attempt(number=1, id="attempt-a", worker="pod-0.0.dead", started_at=now())
+        return put_record(self.store, record_of(entry, attempt, Outcome(JobStatus.SUCCEEDED, result=a_result(job_id))))
+
+    def assert_ended(self, job_id: str, status: JobStatus) -> None:
+        assert_ended(self.board, job_id, status)
+        record = self.record(job_id)
+        assert record is None or record.status is status
+        if status is JobStatus.SUCCEEDED:
+            assert record is not None and record.result == self.entry(job_id).result
+
+    def held(self) -> list[str]:
+        """Attempts that RQ takes for running."""
+        found: Any = self.redis.zrange("rq:wip:default.normal", 0, -1)
+        return [member.decode() for member in found]

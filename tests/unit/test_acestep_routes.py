@@ -370,7 +370,7 @@ def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySe
     worker = Presence(
         name="w", pool="default", stage=WorkerStage.READY, slots=1, model=tiny("acestep-v15-turbo"), started_at=now()
     )
-    announce(slot.ledger.redis, settings.keys, worker)
+    announce(slot.jobs.redis, settings.keys, worker)
     both = client.get("/v1/models")
     assert [model["name"] for model in both.json()["models"]] == ["acestep-v15-turbo"]  # ours, beside theirs
     assert data(both) == data(client.get("/v1/model_inventory"))

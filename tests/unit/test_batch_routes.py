@@ -64,7 +64,7 @@ async def test_jsonl(client: httpx.AsyncClient, redis: Redis, store: Store) -> N
     assert (await client.get(answer.headers["Location"])).json() == batch
     assert (await client.get("/v1/batches")).json() == {"batches": [batch]}
     assert len(list(store.list(f"batches/default/{batch['id']}"))) == 4  # three parts of the input, and the header
-    assert redis.llen(Keys().waiting("default", Lane.LOW)) == 0  # nothing is released by a gateway
+    assert redis.zcard(Keys().waiting("default", Lane.LOW)) == 0  # nothing is released by a gateway
     told = (await client.get(f"/v1/batches/{batch['id']}/lines?first=249&limit=250")).json()["lines"]
     assert [(line["line"], line["status"]) for line in told] == [(249, "pending"), (250, "pending")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -11,11 +12,11 @@ from redis import Redis
 from api.maintenance.restore import Restore
 from serinette.batch import BatchStatus, LineStatus, line_job_id
 from serinette.credentials import Limits
-from serinette.errors import NotFinished, NotFound
-from serinette.ledger import Ledger
+from serinette.errors import NotFinished, NotFound, QueueUnavailable
+from serinette.jobs import calls
 from serinette.names import batch_prefix, batch_results_key
+from tests import servers
 from tests.unit.batch_bench import TENANT, BatchBench
-from tests.unit.maintenance_bench import a_result
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_lines_are_released_as_songs_begin(bench: BatchBench) -> None:
     bench.duty()
     assert len(bench.waiting()) == 10
     first, *_ = held = bench.begin(3)
-    job = bench.desk.queue.get(TENANT, first)
+    job = bench.board.entry(first)
     assert (job.lane, job.labels) == ("low", {"album": "blue", "batch": batch.id, "line": "1"})
     bench.duty()
     assert bench.counts(batch) == {"total": 30, "released": 13, "queued": 10, "running": 3}
@@ -63,13 +64,13 @@ def test_what_comes_out(bench: BatchBench) -> None:
         assert line.custom_id == f"id {line.line}"
         assert bench.store.get(line.artifacts[0].key) == f"song {line.line}".encode()
     assert bench.lines(batch) == sorted([*output, *errors], key=lambda line: line.line)
-    assert set(bench.sung.values()) == {1}
+    assert set(bench.begun.values()) == {1}
     assert bench.redis.ttl(bench.keys.batch(batch.id)) > 0
     found: list[bytes] = list(bench.redis.scan_iter("*batch*"))
     assert {key.decode() for key in found} == {bench.keys.batch(batch.id), bench.keys.tenant_batches(TENANT)}
 
 
-def test_lines_are_told_on_the_way(bench: BatchBench) -> None:
+def test_lines_are_reported_on_the_way(bench: BatchBench) -> None:
     batch = bench.create(14)
     bench.duty()
     bench.end(bench.begin(5))
@@ -80,7 +81,7 @@ def test_lines_are_told_on_the_way(bench: BatchBench) -> None:
     assert told[6:] == 8 * ["queued"]
 
 
-def test_a_retry_sings_what_was_not_sung(bench: BatchBench) -> None:
+def test_a_retry_generates_what_has_no_song(bench: BatchBench) -> None:
     batch = bench.create(9)
     bench.run(batch, failing=["song 2", "song 9"])
     first = {line.line: line for line in bench.output(batch)}
@@ -103,7 +104,7 @@ def test_a_retry_sings_what_was_not_sung(bench: BatchBench) -> None:
 def test_a_cancel_ends_everything(bench: BatchBench) -> None:
     batch = bench.create(30)
     bench.duty()
-    bench.sing(2)
+    bench.generate(2)
     running = bench.begin(1)[0]
     bench.desk.cancel(TENANT, batch.id)
     bench.duty()
@@ -126,7 +127,7 @@ def test_a_pause_lets_what_was_released_go_on(bench: BatchBench) -> None:
     batch = bench.create(30)
     bench.duty()
     bench.desk.pause(TENANT, batch.id)
-    bench.sing()
+    bench.generate()
     bench.duty()
     assert bench.waiting() == []
     assert bench.counts(batch) == {"total": 30, "released": 10, "completed": 10}
@@ -156,35 +157,45 @@ def test_quotas_hold_a_batch_up_and_do_not_refuse_it(
     assert (bench.look(batch).request_counts.released, bench.look(batch).waiting_for) == (10, None)
 
 
-def test_a_job_that_redis_lost_is_released_again_but_none_that_was_sung(bench: BatchBench) -> None:
+def test_a_job_that_redis_lost_is_released_again_but_none_that_has_its_songs(bench: BatchBench) -> None:
     batch = bench.create(6)
     bench.duty()
-    sung, lost, *_ = bench.begin(2)
-    bench.end([sung])
-    for job_id in (sung, lost):
-        bench.redis.delete(f"rq:job:{job_id}", bench.keys.ledger(job_id), f"rq:results:{job_id}")
+    ended, lost, *_ = bench.begin(2)
+    bench.end([ended])
+    for job_id in (ended, lost):
+        bench.redis.delete(f"rq:job:{job_id}", bench.keys.job(job_id))
         bench.redis.zrem(bench.keys.in_flight(TENANT), job_id)
-    bench.store.put(f"songs/{TENANT}/{sung}/job.json", record_of(sung))
+    bench.redis.delete(bench.keys.batch_ended(batch.id))
     bench.duty()
     assert lost in bench.waiting()
-    assert sung not in bench.waiting()
+    assert ended not in bench.waiting()
     assert bench.run(batch).request_counts.completed == 6
-    assert bench.sung[sung] == 1
+    assert bench.begun[ended] == 1
+    assert len({line.artifacts[0].key for line in bench.output(batch)}) == 6
 
 
-def record_of(job_id: str) -> bytes:
-    at = "2026-01-02T03:04:05Z"
-    record = {
-        "job_id": job_id,
-        "tenant": TENANT,
-        "spec": {"prompt": "song 1", "seed": 1},
-        "attempt": {"number": 1, "id": "attempt1", "worker": "worker-1", "started_at": at},
-        "created_at": at,
-        "started_at": at,
-        "ended_at": at,
-        "result": a_result(job_id).model_dump(mode="json"),
-    }
-    return json.dumps(record).encode()
+def test_jobs_that_have_shrunk_are_read_from_the_store(bench: BatchBench) -> None:
+    batch = bench.create(4)
+    bench.duty()
+    straggler, *others = bench.begin(4)
+    bench.end(others)
+    assert not any(bench.jobs(calls.shrink(bench.board.entry(job_id))) for job_id in others), "they are not gathered"
+    bench.duty()
+    assert all(bench.jobs(calls.shrink(bench.board.entry(job_id))) for job_id in others)
+    assert [line.status for line in bench.lines(batch)] == ["running", *3 * ["succeeded"]]
+    bench.end([straggler])
+    bench.run(batch)
+    assert [bench.store.get(line.artifacts[0].key) for line in bench.output(batch)] == [
+        f"song {number}".encode() for number in range(1, 5)
+    ]
+
+
+def test_a_label_that_names_another_batch_changes_nothing(bench: BatchBench) -> None:
+    """Of a set that a stranger's id came into, the stranger is dropped."""
+    batch = bench.create(4)
+    bench.duty()
+    bench.redis.sadd(bench.keys.batch_ended(batch.id), "nobody")
+    assert bench.run(batch).request_counts.completed == 4
 
 
 def test_erasing(bench: BatchBench, redis: Redis) -> None:
@@ -193,9 +204,8 @@ def test_erasing(bench: BatchBench, redis: Redis) -> None:
     first = bench.begin(1)
     bench.end(first)
     with pytest.raises(NotFinished, match=batch.id):
-        bench.desk.queue.erase(TENANT, first[0])
+        bench.desk.erase(TENANT, batch.id)
     bench.run(batch)
-    bench.desk.queue.erase(TENANT, first[0])
     assert bench.output(batch)[0].job_id == first[0]
     redis.delete(bench.keys.batch(batch.id))  # forgotten: the store remembers
     assert bench.look(batch).status is BatchStatus.COMPLETED
@@ -219,7 +229,7 @@ def test_lines_that_were_erased_by_hand_hold_up_no_other_batch(bench: BatchBench
 
 
 def test_all_of_redis_is_lost(bench: BatchBench) -> None:
-    """In the midst of a retry: what was sung is not sung again, and the counts are right."""
+    """In the midst of a retry: what has songs gets no others, and the counts are right."""
     ended = bench.run(bench.create(3))
     batch = bench.create(14)
     bench.run(batch, failing=["song 3", "song 13"])
@@ -229,22 +239,45 @@ def test_all_of_redis_is_lost(bench: BatchBench) -> None:
     bench.duty()
     assert bench.store.get(batch_results_key(TENANT, batch.id, 1, 0))
     bench.redis.flushdb()
-    count = Restore(bench.redis, bench.store, Ledger(bench.redis, bench.keys))()
-    assert count == 0  # these slots write no job.json
+    assert Restore(bench.redis, bench.store, bench.keys, 3600)() == 3 + 14 + 1
     assert bench.redis.zcard(bench.keys.batches) == 1
     assert bench.look(ended).status is BatchStatus.COMPLETED
     seen = bench.run(batch)
     assert (seen.status, seen.round) == (BatchStatus.COMPLETED, 1)
     assert bench.counts(batch) == {"total": 14, "released": 14, "completed": 14}
     assert [line.line for line in bench.output(batch, 1)] == list(range(1, 15))
-    assert len(bench.sung) == 3 + 14 + 2
+    assert len(bench.begun) == 3 + 14 + 2
+
+
+def test_a_batch_goes_on_where_only_its_jobs_were_restored(bench: BatchBench) -> None:
+    """Its part was not written: what its restored jobs ended as counts, and no line is generated twice."""
+    batch = bench.create(8)
+    bench.duty()
+    bench.generate(3, failing=["song 2"])
+    bench.redis.flushdb()
+    Restore(bench.redis, bench.store, bench.keys, 3600)()
+    bench.duty()
+    assert bench.counts(batch) == {"total": 8, "released": 8, "queued": 5, "completed": 2, "failed": 1}
+    bench.run(batch)
+    assert set(bench.begun.values()) == {1}
 
 
 def test_a_part_is_written_as_soon_as_it_is_through(bench: BatchBench) -> None:
     batch = bench.create(30)
     bench.duty()
-    bench.sing(4)
+    bench.generate(4)
     bench.duty()
     lines = bench.store.get(batch_results_key(TENANT, batch.id, 0, 0)).splitlines()
     assert [json.loads(line)["line"] for line in lines] == [1, 2, 3, 4]
     assert not bench.redis.exists(bench.keys.batch_part(batch.id, 0, 0))
+
+
+def test_fsync_answers_once_the_batch_is_on_the_disk(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
+    settings = {"durability": "fsync"}
+    with servers.valkey(tmp_path / "on-disk", append_only=True) as server:
+        bench = BatchBench(server.connection_url, file_store_url, settings=settings)
+        batch = bench.create(3, key="mine")
+        assert bench.create(3, key="mine") == batch, "a replay waits as the first did"
+        assert bench.redis.hget(bench.keys.batch(batch.id), "synced") == b"2"
+    with pytest.raises(QueueUnavailable, match="on its disk"):  # this server keeps no append-only file
+        BatchBench(redis_url, file_store_url, settings=settings).create(3)

@@ -16,12 +16,12 @@ from api.settings import MaintenanceSettings
 from serinette import brake
 from serinette.brake import PROBE, Failure, failures, load_failed, load_passed
 from serinette.job import now
-from serinette.names import Keys
+from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts
 from serinette.presence import Presence, WorkerStage, announce
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.test_queue import model
+from tests.unit.queue_desk import model
 
 RULES = Rules()
 
@@ -78,7 +78,7 @@ def test_failures_are_counted_until_a_load_passes(redis: Redis, keys: Keys) -> N
 def test_a_brake_that_nobody_renews_lets_go(redis: Redis, keys: Keys) -> None:
     brake.pull(redis, keys, "turbo", ("load: a", "pod: b"))
     assert 0 < int(redis.ttl(keys.brake("turbo"))) <= brake.BRAKE_TTL_S
-    assert brake.in_force(redis.smembers(keys.brake("turbo"))) == ("load: a", "pod: b")  # type: ignore[arg-type]
+    assert brake.in_force(redis.smembers(keys.brake("turbo"))) == ("load: a", "pod: b")
     assert brake.words(("load: a", "pod: b")) == "a; b"
     brake.pull(redis, keys, "turbo", ())
     assert not redis.exists(keys.brake("turbo"))
@@ -96,7 +96,7 @@ def test_a_pool_whose_loads_fail_keeps_one_worker_trying(
         {"redis_url": redis_url, "store_url": f"file://{tmp_path}", "pools": (PoolFacts(name="turbo"),)}
     )
     watch = Pools(settings, Store.open(settings))
-    redis.rpush("rq:queue:turbo.low", "j")
+    redis.zadd(keys.waiting("turbo", Lane.LOW), {"j": 1})
     watch()
     assert in_force(redis, keys, "turbo") == (0, 0)
     for number in range(3):
@@ -133,7 +133,7 @@ def test_what_the_cluster_cannot_start_brakes_a_pool_without_workers(
     announce(redis, keys, presence)
     holdups.tell(redis, keys, {"turbo": Holdup(pods=3, stuck=2, stuck_words="the image cannot be pulled")})
     watch()
-    assert brake.in_force(redis.smembers(keys.brake("turbo"))) == ("pod: the image cannot be pulled",)  # type: ignore[arg-type]
+    assert brake.in_force(redis.smembers(keys.brake("turbo"))) == ("pod: the image cannot be pulled",)
     holdups.tell(redis, keys, {})
     watch()
     assert in_force(redis, keys, "turbo") == (0, 0)

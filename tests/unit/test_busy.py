@@ -1,124 +1,100 @@
-"""Who is busy, on a real Valkey: the set that KEDA counts, beside the books that the same transactions write."""
+"""Who is busy, on a real Valkey: the set that KEDA counts, kept by the transitions that begin and end attempts."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from redis import Redis
 
-from api.maintenance.busy import prune, stale
-from gpu_worker.slot.hold import Hold
 from serinette import busy
-from serinette.brake import PROBE
-from serinette.errors import HandBack
-from serinette.job import now
+from serinette.job import JobStatus, now
+from serinette.jobs import Outcome, Standing, calls
+from serinette.jobs.submission import rq_fields_of
 from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce
-from serinette.settings import SharedSettings
-from serinette.store import Store
-from tests.unit.slot_bench import SlotBench
+from tests.jobs import Board
 
 POOL = "default"
 
 
 @pytest.fixture
-def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:
-    return SlotBench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
-
-
-def members(redis: Redis, key: str) -> set[str]:
-    return {member.decode() for member in redis.smembers(key)}  # type: ignore[union-attr]  # not the asyncio client
+def board(redis: Redis, keys: Keys) -> Board:
+    return Board(redis, keys)
 
 
 def counted(redis: Redis, keys: Keys) -> set[str]:
-    return members(redis, keys.busy(POOL))
+    found: Any = redis.smembers(keys.busy(POOL))
+    return {member.decode() for member in found}
 
 
 @pytest.mark.parametrize(
     ("slot", "worker"),
     [("pod-7f-abc123.0.fe12ab", "pod-7f-abc123"), ("host.domain-abc123.11.fe12ab", "host.domain-abc123"), ("w", "w")],
 )
-def test_a_slot_belongs_to_the_worker_that_named_it(slot: str, worker: str) -> None:
+def test_a_slot_belongs_to_the_worker_that_named_it(board: Board, slot: str, worker: str) -> None:
     assert busy.worker_of(slot) == worker
+    board.submit()
+    board.claim(slot)
+    assert counted(board.redis, board.keys) == ({worker} if "." in slot else set())
 
 
-def test_a_worker_is_busy_from_its_first_claim_to_its_last_end(bench: SlotBench) -> None:
-    outer, inner = bench.order(), bench.order()
-    seen: list[set[str]] = []
-    first = bench.slot(name="pod-a1.0")
-    engine = bench.engine
-
-    def meanwhile(hold: Hold) -> None:
-        seen.append(counted(bench.redis, bench.keys))
-        if hold.job.id == outer:  # its pod's other slot begins and ends a song
-            second = bench.slot(name="pod-a1.1")
-            second._books._pod = first._books._pod
-            bench.engine.meanwhile = meanwhile
-            second.sing_one()
-            seen.append(counted(bench.redis, bench.keys))
-
-    first._books._pod = "pod-a1"
-    engine.meanwhile = meanwhile
-    first.sing_one()
-    assert seen == [{"pod-a1"}] * 3
-    assert bench.entry(inner).outcome
-    assert counted(bench.redis, bench.keys) == set()
-    assert not bench.redis.exists(bench.keys.held("pod-a1"))
+def test_a_worker_is_busy_from_its_first_claim_to_its_last_end(board: Board) -> None:
+    for _ in range(3):
+        board.submit()
+    first, second, other = board.claim("pod-a1.0.x"), board.claim("pod-a1.1.y"), board.claim("pod-b2.0.z")
+    assert first and second and other
+    seen = [counted(board.redis, board.keys)]
+    for claimed in (second, other, first):
+        board.finish(claimed, Outcome(JobStatus.FAILED))
+        seen.append(counted(board.redis, board.keys))
+    assert seen == [{"pod-a1", "pod-b2"}, {"pod-a1", "pod-b2"}, {"pod-a1"}, set()]
+    assert not board.redis.keys("*:held:*")
 
 
-def test_a_job_given_back_leaves_no_one_busy(bench: SlotBench) -> None:
-    job_id = bench.order()
-    slot = bench.slot()
-
-    def meanwhile(_: Hold) -> None:
-        raise HandBack("leaving")
-
-    bench.engine.meanwhile = meanwhile
-    slot.sing_one()
-    assert bench.waiting() == [job_id]
-    assert counted(bench.redis, bench.keys) == set()
-
-
-def test_a_job_that_redis_lost_makes_its_worker_busy_again(bench: SlotBench) -> None:
-    bench.order()
-    slot = bench.slot()
-    seen: list[set[str]] = []
-
-    def meanwhile(hold: Hold) -> None:
-        bench.redis.flushdb()
-        assert slot._books.reenter(hold)
-        seen.append(counted(bench.redis, bench.keys))
-
-    bench.engine.meanwhile = meanwhile
-    slot.sing_one()
-    assert seen == [{slot.name}]
-    assert counted(bench.redis, bench.keys) == set()
+@pytest.mark.parametrize("end", ["release", "cancel and hear of it", "lease"])
+def test_a_job_that_its_worker_holds_no_more_leaves_nobody_busy(board: Board, end: str) -> None:
+    job_id = board.submit()
+    claimed = board.claim("pod-a1.0.x")
+    assert claimed
+    if end == "release":
+        board.jobs(calls.release(job_id, claimed.entry.owner or "", None, charged=False))
+    elif end == "lease":
+        board.redis.set("rq:serinette:watched", board.redis.time()[0])
+        board.lapse_leases()
+        board.jobs(calls.release(job_id, claimed.entry.owner or "", None, charged=True, if_overdue=True))
+    else:  # by the store, for another attempt; it is busy until it hears
+        board.jobs(calls.finish(job_id, "", Outcome(JobStatus.CANCELED), recorded=True))
+        assert counted(board.redis, board.keys) == {"pod-a1"}
+        assert board.beat(claimed) is Standing.LOST
+    assert counted(board.redis, board.keys) == set()
 
 
-@pytest.mark.parametrize(
-    ("held", "beating", "gone"),
-    [
-        ({}, set(), {}),
-        ({"a": {"j:1"}}, {"j:1"}, {}),
-        ({"a": {"j:1"}}, set(), {"a": ["j:1"]}),
-        ({"a": {"j:1", "k:2"}, "b": {"l:3"}}, {"k:2", "l:3"}, {"a": ["j:1"]}),
-        ({"a": set()}, set(), {"a": []}),  # its attempts were forgotten
-    ],
-)
-def test_what_nobody_holds_is_stale(held: dict[str, set[str]], beating: set[str], gone: dict[str, list[str]]) -> None:
-    assert stale(held, beating) == gone
+def test_a_superseded_attempt_that_hears_of_nothing_is_not_busy_for_ever(board: Board) -> None:
+    job_id = board.submit()
+    assert board.claim("pod-a1.0.x")
+    board.jobs(calls.finish(job_id, "", Outcome(JobStatus.CANCELED), recorded=True))
+    board.jobs(calls.overdue(20))
+    board.lapse_leases()
+    assert board.jobs(calls.overdue(20)) == []
+    assert counted(board.redis, board.keys) == set()
 
 
-def test_pruning_keeps_the_probe_and_parts_with_those_that_drain(redis: Redis, keys: Keys) -> None:
-    redis.sadd(keys.busy(POOL), PROBE, "forgotten", "leaves", "sings")
-    for worker in ("leaves", "sings"):
-        redis.sadd(keys.held(worker), f"{worker}:1")
-        redis.zadd("rq:wip:default.low", {f"{worker}:1": 1})
-    prune(redis, keys, POOL, ["leaves"])
-    assert counted(redis, keys) == {PROBE, "sings"}
-    assert members(redis, keys.held("leaves")) == {"leaves:1"}
+def test_a_job_that_redis_lost_makes_its_worker_busy_again(board: Board) -> None:
+    board.submit()
+    claimed = board.claim("pod-a1.0.x")
+    assert claimed
+    board.redis.flushdb()
+    assert board.beat(claimed) is Standing.UNKNOWN
+    entry = claimed.entry
+    rq_fields = rq_fields_of(entry.id, entry.pool, entry.lane, "song", (60, 60, 3))
+    board.jobs(calls.resume(entry, entry.owner or "", board.lease_of(claimed), rq_fields))
+    assert counted(board.redis, board.keys) == {"pod-a1"}
+    board.finish(claimed, Outcome(JobStatus.FAILED))
+    assert counted(board.redis, board.keys) == set()
 
 
-def test_a_worker_that_drains_keeps_no_place_while_it_sings(redis: Redis, keys: Keys) -> None:
+def test_a_worker_that_drains_keeps_no_place_while_it_works(redis: Redis, keys: Keys) -> None:
     redis.sadd(keys.busy(POOL), "w")
     presence = Presence(name="w", pool=POOL, stage=WorkerStage.READY, slots=1, busy_slots=1, started_at=now())
     announce(redis, keys, presence)

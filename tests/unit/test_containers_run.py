@@ -1,4 +1,4 @@
-"""Containers through maintenance's rounds: a real Valkey, a real S3, the real Kubernetes client."""
+"""Containers through the controller's rounds: a real Valkey, a real S3, the real Kubernetes client."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from redis import Redis
 from api.containers.manifest import JOB_LABEL
 from api.settings import MaintenanceSettings
 from serinette.job import AttemptOutcome, JobStatus
+from serinette.jobs import calls
 from serinette.names import Keys, Lane, manifest_key, output_key
 from tests import servers
 from tests.kube import kubernetes_api
@@ -46,7 +47,7 @@ def test_from_its_lane_to_its_record(bench: ContainerBench) -> None:
     bench.log(job_id, one)
     bench.round(2)
     assert bench.entry(job_id).progress.stage == "computing"  # type: ignore[union-attr]
-    assert bench.events(job_id)[-2:] == ["log", "progress"]
+    assert bench.board.events(job_id)[-2:] == ["log", "progress"]
     bench.log(job_id, one + f"{ago(1)[:-1]}.000000002Z two\n")
     bench.pod(job_id, "Succeeded", terminated(0))
     bench.put_output(job_id, "adapter/weights.bin", b"weights")
@@ -99,7 +100,7 @@ def test_what_the_cluster_ends_is_charged_to_nobody(bench: ContainerBench) -> No
 def test_canceled_while_it_runs(bench: ContainerBench) -> None:
     job_id = start(bench, gpus=2)
     bench.pod(job_id, main={"running": {"startedAt": ago(1000)}})
-    bench.ledger.request_cancel(job_id)
+    bench.board.cancel(job_id)
     bench.put_output(job_id, "so-far.bin", b"so far")
     bench.round(2)
     assert bench.assert_over(job_id, JobStatus.CANCELED).run.outputs[0].name == "so-far.bin"  # type: ignore[union-attr]
@@ -139,7 +140,7 @@ def test_a_job_goes_with_its_service_account(bench: ContainerBench) -> None:
     bench.kube.remove("v1", "ServiceAccount", ACCOUNT, NAMESPACE)
     waiting = bench.submit()
     bench.round(2)
-    assert bench.job(waiting) is None and bench.entry(waiting).outcome is None
+    assert bench.job(waiting) is None and not bench.entry(waiting).status.ended
 
 
 def test_gpus_are_shared_by_a_stated_number_and_in_order(bench: ContainerBench) -> None:
@@ -162,7 +163,7 @@ def test_fifty_at_once(bench: ContainerBench) -> None:
     bench.round(3)
     assert bench.job(jobs[50])
     for each in jobs[:50]:
-        assert bench.entry(each).outcome is JobStatus.SUCCEEDED
+        assert bench.entry(each).status is JobStatus.SUCCEEDED
         assert bench.created(each) == 1
 
 
@@ -210,7 +211,7 @@ def test_an_api_server_that_is_away_is_waited_for(bench: ContainerBench) -> None
     bench.round()
     bench.kube.fail("/", 0)
     bench.round(2)
-    assert bench.entry(job_id).outcome is None
+    assert not bench.entry(job_id).status.ended
     bench.kube.heal()
     bench.round()
     assert bench.job(job_id)
@@ -225,8 +226,8 @@ def test_one_that_the_api_server_does_not_take_holds_up_no_other(bench: Containe
     bench.round(2)
     bench.pod(runs, "Succeeded", terminated(0))
     bench.round(2)
-    assert (bench.entry(runs).outcome, bench.job(runs)) == (JobStatus.SUCCEEDED, None)
-    assert bench.entry(waits).outcome is None
+    assert (bench.entry(runs).status, bench.job(runs)) == (JobStatus.SUCCEEDED, None)
+    assert not bench.entry(waits).status.ended
     bench.kube.heal()
     bench.round()
     assert bench.job(waits)
@@ -243,6 +244,31 @@ def test_a_manifest_that_cannot_be_read_holds_up_no_other(bench: ContainerBench,
     bench.assert_over(runs, JobStatus.SUCCEEDED)
     run = bench.assert_over(evil, JobStatus.SUCCEEDED).run
     assert run and run.warnings == ("what was said of its outputs cannot be read",)
+
+
+def test_no_sweep_takes_a_container_away_however_long_the_controller_was_gone(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    attempt_id = bench.attempt_id(job_id)
+    watched_s = int(bench.redis.time()[0]) - 40 * 86_400
+    bench.redis.set(f"{Keys().prefix}:serinette:watched", watched_s)
+    jobs = bench.board.jobs
+    assert (jobs(calls.overdue(20)), jobs(calls.overdue(20))) == ([], [])
+    assert bench.redis.delete("rq:worker:maintenance-containers:executions") == 1  # it expires
+    bench.round(2)
+    assert bench.attempt_id(job_id) == attempt_id
+    bench.pod(job_id, "Succeeded", terminated(0))
+    bench.round(2)
+    bench.assert_over(job_id, JobStatus.SUCCEEDED)
+
+
+def test_marks_of_an_attempt_that_ended_elsewhere_go(bench: ContainerBench) -> None:
+    job_id = start(bench)
+    member = f"{job_id}:{bench.attempt_id(job_id)}"
+    bench.board.jobs(calls.erase(job_id, TENANT))
+    bench.redis.delete(Keys().job(job_id))  # erased by hand
+    bench.round(2)
+    assert bench.redis.zscore(Keys().leases, member) is None
+    assert bench.job(job_id) is None
 
 
 def test_the_pod_may_put_what_it_was_given_and_nothing_else(bench: ContainerBench) -> None:

@@ -200,12 +200,12 @@ class TestScaling:
             if each["kind"] == "ScaledObject":
                 for trigger in each["spec"]["triggers"]:
                     trigger["metadata"]["databaseIndex"] = "4"
-                each["spec"]["triggers"][0]["metadata"]["listName"] = "other:queue:default.high"
+                each["spec"]["triggers"][0]["metadata"]["listName"] = "other:serinette:waiting:default.high"
 
         kube.add(*release(change))
         told = [each["message"] for each in wrong() if each["level"] == "bad"]
         assert told[0].startswith("KEDA looks at database 4, the workers use 0")
-        assert "other:queue:default.high, rq:queue:default.high" in told[1]
+        assert "other:serinette:waiting:default.high, rq:serinette:waiting:default.high" in told[1]
 
     def test_what_keda_says_itself(self, kube: Kube) -> None:
         def change(each: Object) -> None:

@@ -113,15 +113,20 @@ def test_what_loses_jobs(redis: Redis, redis_url: str) -> None:
 
 
 def test_rights(redis: Redis, redis_url: str) -> None:
-    for name, given in (("reader", ("+@read", "+info", "+time")), ("noscript", ("+@all", "-@scripting"))):
+    lacking = {
+        "reader": ("+@read", "+info", "+time"),
+        "noscript": ("+@all", "-@scripting"),
+        "noload": ("+@all", "-script"),
+    }
+    for name, given in lacking.items():
         rules = ["+ping", "+client", "+select", *given]
         redis.acl_setuser(name, enabled=True, passwords="+secret", keys=["*"], channels=["*"], commands=rules)
     told = {
         name: by_check(settings(redis_url, redis_username=name, redis_password=SecretStr("secret")))["writable"]
-        for name in ("reader", "noscript")
+        for name in lacking
     }
     assert "a write is refused" in told["reader"].message
-    assert "scripts are refused" in told["noscript"].message
+    assert "scripts are refused" in told["noscript"].message and "scripts are refused" in told["noload"].message
     assert {each.level for each in told.values()} == {Level.BAD}
 
 

@@ -15,10 +15,11 @@ from redis import Redis
 from api.app import create_app
 from api.settings import GatewaySettings
 from serinette.job import JobError, JobStatus, now
-from serinette.ledger import Ledger, Outcome
+from serinette.jobs import Jobs, Outcome, calls
 from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce
 from tests import servers
+from tests.jobs import Board
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def client(settings: GatewaySettings) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def ledger(settings: GatewaySettings) -> Iterator[Ledger]:
+def jobs(settings: GatewaySettings) -> Iterator[Jobs]:
     with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
-        yield Ledger(redis, settings.keys)
+        yield Jobs(redis, settings.redis_prefix)
 
 
 def submitted(client: TestClient, **body: Any) -> str:
@@ -158,10 +159,10 @@ def test_a_bad_query_is_named(client: TestClient, query: str, field: str) -> Non
     assert answer.json()["detail"][0]["loc"] == ["query", field]
 
 
-def test_a_failure_is_told_as_each_call_would(client: TestClient, ledger: Ledger) -> None:
+def test_a_failure_is_told_as_each_call_would(client: TestClient, jobs: Jobs) -> None:
     request_id = submitted(client)
     error = JobError(code="timeout", message="it ran longer than 10 s")
-    assert ledger.settle(request_id, Outcome(JobStatus.FAILED, error))
+    assert jobs(calls.finish(request_id, "", Outcome(JobStatus.FAILED, error), recorded=False)).decided
     assert client.get(f"/status/{request_id}").json()["error"] == error.message
     told = {
         query: client.get(f"/result/{request_id}?{query}")
@@ -178,12 +179,12 @@ def test_a_failure_is_told_as_each_call_would(client: TestClient, ledger: Ledger
 
 
 def test_health_and_initialize_without_and_with_a_worker_that_loads(
-    client: TestClient, settings: GatewaySettings, ledger: Ledger
+    client: TestClient, settings: GatewaySettings, jobs: Jobs
 ) -> None:
     empty = {"status": "healthy", "pipeline_loaded": False, "workers": []}
     assert client.get("/health").json().items() >= empty.items()
     worker = Presence(name="w1", pool="default", stage=WorkerStage.LOADING, slots=2, started_at=now())
-    announce(ledger.redis, settings.keys, worker)
+    announce(jobs.redis, settings.keys, worker)
     health = client.get("/health").json()
     assert (health["pipeline_loaded"], health["workers"][0]["stage"]) == (False, "loading")
 
@@ -243,12 +244,10 @@ def test_a_form_that_is_no_good(client: TestClient, form: dict[str, str], files:
     assert [each["loc"] for each in answer.json()["detail"]] == [["body", field]]
 
 
-def test_what_the_answer_needs_later_travels_with_the_job(client: TestClient, settings: GatewaySettings) -> None:
-    request_id = submitted(client, omega_scale=10.0, format="flac")
-    with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
-        meta = json.loads(redis.hget(f"{Keys().prefix}:job:{request_id}", "meta") or b"{}")
-    assert json.loads(meta["dialect"]["ignored"]) == ["omega_scale"]
-    assert json.loads(meta["dialect"]["sent"]) == {"omega_scale": 10.0, "format": "flac"}
+def test_what_the_answer_needs_later_travels_with_the_job(client: TestClient, jobs: Jobs) -> None:
+    dialect = Board(jobs.redis, Keys()).entry(submitted(client, omega_scale=10.0, format="flac")).dialect
+    assert json.loads(dialect["ignored"]) == ["omega_scale"]
+    assert json.loads(dialect["sent"]) == {"omega_scale": 10.0, "format": "flac"}
 
 
 def test_without_redis_everything_says_so(tmp_path: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +13,17 @@ from threading import Event, Thread
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from rq.job import Job as RqJob
 
-from api.maintenance.lease import Lease
+from api.maintenance.drained import old_jobs, refusal
+from api.maintenance.lease import Lease, keep
 from api.maintenance.retention import Retention
-from api.maintenance.rounds import Rounds, keep
+from api.maintenance.sweeper import Sweeper
 from api.settings import MaintenanceSettings
-from serinette.job import JobStatus, now
-from serinette.ledger import Outcome
 from serinette.names import Keys, record_key, upload_audio_key
 from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec, Task
 from serinette.store import Store
+from tests.processes import eventually
 from tests.unit.maintenance_bench import RETENTION_S, SPEC, TENANT, Bench
 
 
@@ -87,7 +88,7 @@ def test_one_replica_holds_the_lease_until_it_falls_silent(redis: Redis, keys: K
 def kept(duty_makers: list[Callable[[], Callable[[], object]]], redis: Redis, keys: Keys, until: Event) -> None:
     stop = Event()
     threads = [
-        Thread(target=keep, args=(make, Lease(redis, keys.lease("rounds"), 2), 0.01, stop)) for make in duty_makers
+        Thread(target=keep, args=(make, 0.01, stop, Lease(redis, keys.lease("rounds"), 2))) for make in duty_makers
     ]
     for thread in threads:
         thread.start()
@@ -115,28 +116,22 @@ def test_only_the_holder_of_the_lease_makes_rounds(redis: Redis, keys: Keys) -> 
     assert len(set(rounds)) == 1
 
 
-def test_a_replica_without_the_lease_watches_and_need_not_begin_anew(bench: Bench) -> None:
-    """Should the one at work die together with a worker, its successor has seen for how long nobody beat."""
-    job_id = bench.submit()
-    bench.begin(job_id)
-    settings = MaintenanceSettings(heartbeat_s=0.5, heartbeat_ttl_s=2, retention_s=RETENTION_S)
-    standby, stop = Rounds(bench.redis, bench.store, settings), Event()
-    other = Lease(bench.redis, bench.keys.lease("rounds"), 30)
-    assert other.hold()
-    mine = Lease(bench.redis, bench.keys.lease("rounds"), 30)
-    keeping = Thread(target=keep, args=(lambda: standby, mine, 0.1, stop, Rounds.watch))
-    keeping.start()
-    time.sleep(3)
-    stop.set()
-    keeping.join()
-    assert bench.waiting() == []
-    Rounds(bench.redis, bench.store, settings)()
-    assert bench.waiting() == []
-    standby()
-    assert bench.waiting() == [job_id]
+def test_the_sweeper_needs_no_lease(bench: Bench) -> None:
+    """Should every other replica die together with a worker, nobody waits for a lease of theirs to run out."""
+    others = Lease(bench.redis, bench.keys.lease("sweeper"), 30)
+    assert others.hold()
+    job_id = bench.lost()
+    settings, stop = MaintenanceSettings(retention_s=RETENTION_S), Event()
+    sweeping = Thread(target=keep, args=(lambda: Sweeper(bench.redis, bench.store, settings), 0.05, stop, "sweeper"))
+    sweeping.start()
+    try:
+        assert eventually(lambda: bench.board.waiting() == [job_id])
+    finally:
+        stop.set()
+        sweeping.join()
 
 
-def test_after_an_outage_the_watch_begins_anew_and_is_told_once(
+def test_after_a_failure_the_duty_is_made_anew_and_reported_once(
     redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     made: list[int] = []
@@ -162,27 +157,40 @@ def test_after_an_outage_the_watch_begins_anew_and_is_told_once(
     assert told == ["rounds fails: gone", "rounds goes on"]
 
 
-def test_a_job_that_cannot_be_read_does_not_hold_up_the_others(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    broken, popped = bench.submit(), bench.submit()
-    bench.pop()
-    bench.pop()
-    bench.redis.hset(RqJob.key_for(broken), "status", "no such status")
-    settings = MaintenanceSettings(orphan_grace_s=0.01, retention_s=RETENTION_S)
-    rounds = Rounds(bench.redis, bench.store, settings)
+# -- before an upgrade
 
-    def until(mended: Callable[[], object]) -> bool:
-        for _ in range(200):
-            rounds()
-            if mended():
-                return True
-            time.sleep(0.02)
-        return False
 
-    assert until(bench.waiting)
-    assert bench.waiting() == [popped]
-    rounds()
-    assert caplog.text.count(f"cannot reconcile job={broken}") == 1
-    bench.ledger.settle(broken, Outcome(JobStatus.FAILED))  # as a slot that pops it does
-    bench.redis.zadd(bench.keys.live, {broken: now().timestamp()})
-    assert until(lambda: bench.live() == [popped])
-    assert bench.redis.ttl(RqJob.key_for(broken)) > 0
+def test_jobs_of_an_older_layout_are_counted_while_they_remain(bench: Bench) -> None:
+    assert old_jobs(bench.redis, bench.keys) == 0
+    new = bench.submit()
+    bench.redis.hset(f"rq:serinette:ledger:{new}", "tenant", TENANT)  # drained, and then put into the new layout
+    for number in range(2_345):
+        bench.redis.zadd(bench.keys.live, {f"old-{number}": 1})
+        bench.redis.hset(f"rq:serinette:ledger:old-{number}", "tenant", TENANT)
+    bench.redis.hset("rq:serinette:ledger:ended", "outcome", "succeeded")  # ended jobs may stay
+    bench.redis.zadd(bench.keys.live, {"no ledger": 1})
+    assert old_jobs(bench.redis, bench.keys) == 2_345
+    assert "2345 unfinished jobs" in refusal(2_345)
+    assert "check-drained" in refusal(1)
+
+
+def maintenance(redis_url: str, store_url: str, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SERINETTE_REDIS_URL": redis_url, "SERINETTE_STORE_URL": store_url}
+    line = [sys.executable, "-m", "api.maintenance", *command]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_an_operator_drains_and_then_upgrades(bench: Bench, redis_url: str, file_store_url: str) -> None:
+    bench.redis.zadd(bench.keys.live, {"old": 1})
+    bench.redis.hset("rq:serinette:ledger:old", "tenant", TENANT)
+    before = bench.board.state()
+    check = maintenance(redis_url, file_store_url, "check-drained")
+    assert check.returncode == 1
+    assert "1 unfinished jobs are in the layout of an older version" in check.stdout
+    refused = maintenance(redis_url, file_store_url)
+    assert refused.returncode == 2
+    assert "check-drained" in refused.stderr
+    assert bench.board.state() == before, "neither changes anything"
+    bench.redis.zrem(bench.keys.live, "old")  # it has ended
+    check = maintenance(redis_url, file_store_url, "check-drained")
+    assert (check.returncode, check.stdout) == (0, "no jobs of an older version's layout remain\n")

@@ -24,11 +24,12 @@ from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.slot.clock import StageClock
 from gpu_worker.wire import Vitals
 from serinette import tally
-from serinette.job import AttemptOutcome, JobError, JobStatus, Stage, now
-from serinette.ledger import Ledger, Outcome
-from serinette.names import Keys
+from serinette.job import JobError, JobStatus, Stage, now
+from serinette.jobs import Outcome, calls
+from serinette.names import Keys, Lane
 from serinette.presence import Presence, WorkerStage
 from serinette.tally import MEASURES, Tally
+from tests.jobs import Board
 
 PAGE = Path(__file__).parents[2] / "docs/observability.md"
 FILES = Path(__file__).parents[2] / "charts/serinette/files"
@@ -56,20 +57,22 @@ def counted(redis: Redis, keys: Keys, counter: tally.Counter) -> dict[tuple[str,
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
 
 
-def test_an_end_is_counted_once_however_often_it_is_told(redis: Redis, keys: Keys) -> None:
-    ledger = Ledger(redis, keys)
-    ledger.open("job", "tenant", now(), "big")
-    ledger.begin_attempt("job", "a", "w")
-    ledger.end_attempt("job", "a", AttemptOutcome.FAILED, LOST)
-    ledger.end_attempt("job", "a", AttemptOutcome.FAILED, LOST)
-    ledger.begin_attempt("job", "b", "w")
-    ledger.end_attempt("job", "b", AttemptOutcome.RETURNED)
-    ledger.begin_attempt("job", "c", "w")
-    ledger.begin_attempt("job", "d", "w")  # c was given up
+def test_an_end_is_counted_once_however_often_it_is_reported(redis: Redis, keys: Keys) -> None:
+    board = Board(redis, keys)
+    job_id = board.submit(pool="big")
+    for charged in (True, True, False):
+        claimed = board.claim(pool="big")
+        assert claimed
+        release = calls.release(job_id, claimed.entry.owner or "", LOST if charged else None, charged=charged)
+        board.jobs(release)
+        board.jobs(release)
+    claimed = board.claim(pool="big")
+    assert claimed
+    board.jobs(calls.finish(job_id, "another", Outcome(JobStatus.FAILED, LOST), recorded=True))
     for outcome in (Outcome(JobStatus.FAILED, LOST), Outcome(JobStatus.SUCCEEDED)):
-        ledger.settle("job", outcome)
+        board.finish(claimed, outcome)
     assert counted(redis, keys, tally.JOBS_ENDED) == {("big", "failed", "worker_lost"): 1}
-    assert counted(redis, keys, tally.RETRIES) == {("big", "worker_lost"): 1}
+    assert counted(redis, keys, tally.RETRIES) == {("big", "worker_lost"): 2}
     assert counted(redis, keys, tally.ATTEMPTS_ENDED) == {
         ("big", "failed", "worker_lost"): 2,
         ("big", "returned", ""): 1,
@@ -77,9 +80,36 @@ def test_an_end_is_counted_once_however_often_it_is_told(redis: Redis, keys: Key
     }
 
 
-def test_a_job_without_a_book_counts_to_the_default_pool(redis: Redis, keys: Keys) -> None:
-    Ledger(redis, keys).settle("job", Outcome(JobStatus.CANCELED))
-    assert counted(redis, keys, tally.JOBS_ENDED) == {("default", "canceled", ""): 1}
+def test_the_queue_is_reported_by_its_lanes(redis: Redis, keys: Keys) -> None:
+    board, registry = Board(redis, keys), CollectorRegistry()
+    MaintenanceMetrics(registry, redis, keys, lambda: True)
+    first, second = board.submit(), board.submit()
+    board.submit(lane=Lane.LOW)
+    canceled = board.submit()
+    board.redis.zadd(keys.live, {first: redis.time()[0] - 100, second: redis.time()[0] - 50})
+    board.cancel(canceled)
+    claimed = board.claim()
+    assert claimed and claimed.entry.id == first
+    series = told(registry)
+    assert value(series, "queue_depth", pool="default", lane="normal") == 1
+    assert value(series, "queue_depth", pool="default", lane="low") == 1
+    assert value(series, "queue_depth", pool="default", lane="high") == 0
+    assert value(series, "jobs_running", pool="default", lane="normal") == 1
+    assert value(series, "jobs_unfinished") == 3
+    assert 50 <= (value(series, "queue_oldest_seconds", pool="default", lane="normal") or 0) < 60
+    assert value(series, "workers_busy", pool="default") == 1
+    board.jobs(calls.release(first, claimed.entry.owner or "", None, charged=False))
+    assert 100 <= (value(told(registry), "queue_oldest_seconds", pool="default", lane="normal") or 0) < 110
+
+
+def test_a_replica_that_does_not_lead_reports_of_itself_alone(redis: Redis, keys: Keys) -> None:
+    registry = CollectorRegistry()
+    metrics = MaintenanceMetrics(registry, redis, keys, lambda: False)
+    Board(redis, keys).submit()
+    metrics.reconciled("retry", 3)
+    series = told(registry)
+    assert {name for name, _ in series if "queue" in name} == set()
+    assert value(series, "controller_reconciled_jobs_total", action="retry") == 3
 
 
 def test_a_value_falls_into_the_first_bucket_that_holds_it(redis: Redis, keys: Keys) -> None:

@@ -17,7 +17,7 @@ from serinette.pools import PoolFacts, published_name, serving
 from serinette.presence import Presence, WorkerStage
 from serinette.settings import SharedSettings, read
 from serinette.spec import GenerationSpec
-from tests.unit.test_queue import model
+from tests.unit.queue_desk import model
 
 TURBO = PoolFacts(name="turbo", model="s3://models/turbo", longest_s=540)
 BASE = PoolFacts(name="base", model="ACE-Step/base@v1", slots=4, max_workers=3)
@@ -68,7 +68,7 @@ def test_of_pools_with_one_model_the_default_goes_first(asked: str, default: str
 def test_a_job_goes_to_the_pool_of_its_model(
     told: Sequence[PoolFacts], workers: list[Presence], asked: str | None, pool: str
 ) -> None:
-    assert pool_for(asked, settings(*told), lambda: workers) == pool
+    assert pool_for(asked, settings(*told), workers) == pool
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_job_goes_to_the_pool_of_its_model(
 )
 def test_a_model_that_no_pool_holds_is_refused(told: Sequence[PoolFacts], workers: list[Presence], words: str) -> None:
     with pytest.raises(InvalidSpec, match=words) as refusal:
-        pool_for("old", settings(*told), lambda: workers)
+        pool_for("old", settings(*told), workers)
     assert refusal.value.field == "model"
 
 
@@ -149,7 +149,7 @@ def test_a_song_is_no_longer_than_the_workers_memory_allows(
     ]
     elsewhere = worker("other", "m")
     with nullcontext() if fits else pytest.raises(InvalidSpec, match="duration_s: m generates 476 s at most"):
-        check_length(GenerationSpec.model_validate(asked), "base", lambda: [*up, elsewhere])
+        check_length(GenerationSpec.model_validate(asked), "base", [*up, elsewhere])
 
 
 def test_a_lora_is_one_that_the_operator_published() -> None:

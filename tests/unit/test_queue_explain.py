@@ -8,9 +8,8 @@ from datetime import timedelta
 import pytest
 
 from api.holdups import Holdup
-from api.queue.explain import Place, Pool, eta_s, expected_s, status_of, waiting_for
+from api.queue.explain import Pool, eta_s, expected_s, waiting_for
 from serinette.job import Job, JobStatus, Progress, Stage, now
-from serinette.ledger import Entry
 from serinette.names import Lane
 from serinette.pools import PoolFacts
 from serinette.presence import Presence, WorkerStage
@@ -41,48 +40,27 @@ def job(status: JobStatus = JobStatus.QUEUED, lane: Lane = Lane.NORMAL, **fields
     return Job.model_validate({**given, **fields})
 
 
-@pytest.mark.parametrize(
-    ("rq_status", "entry", "expected"),
-    [
-        ("queued", Entry(), JobStatus.QUEUED),
-        ("queued", Entry(owner="a"), JobStatus.RUNNING),  # claimed, and RQ not told yet
-        ("deferred", Entry(), JobStatus.QUEUED),
-        ("scheduled", Entry(), JobStatus.QUEUED),
-        ("ready_to_enqueue", Entry(), JobStatus.QUEUED),
-        ("started", Entry(), JobStatus.RUNNING),
-        ("finished", Entry(), JobStatus.SUCCEEDED),
-        ("failed", Entry(), JobStatus.FAILED),
-        ("canceled", Entry(), JobStatus.CANCELED),
-        ("stopped", Entry(), JobStatus.CANCELED),
-        ("failed", Entry(outcome=JobStatus.SUCCEEDED), JobStatus.SUCCEEDED),  # RQ finalised a late execution
-        ("started", Entry(outcome=JobStatus.CANCELED), JobStatus.CANCELED),
-    ],
-)
-def test_status(rq_status: str, entry: Entry, expected: JobStatus) -> None:
-    assert status_of(rq_status, entry) is expected
-
-
 BUSY = worker(busy=1)
 LOADING = worker(WorkerStage.LOADING)
 
 
 @pytest.mark.parametrize(
-    ("index", "deep", "state", "expected"),
+    ("ahead", "state", "expected"),
     [
-        (0, False, pool(), "a worker: none is up in pool default"),
-        (3, False, pool(worker(WorkerStage.DRAINING)), "a worker: none is up in pool default"),
-        (0, False, pool(LOADING), "the model, which is loading"),
-        (2, False, pool(LOADING), "2 jobs ahead of it in lane normal"),
-        (1, False, pool(BUSY), "1 job ahead of it in lane normal"),
-        (0, False, pool(BUSY, high=4), "4 jobs in the lanes above normal"),
-        (0, False, pool(BUSY, low=4), "a free worker: it is next in its lane"),
-        (0, False, pool(worker()), "the worker that is taking it"),
-        (None, False, pool(BUSY), "the worker that is taking it"),
-        (None, True, pool(BUSY), "more than a thousand jobs ahead of it in lane normal"),
+        (0, pool(), "a worker: none is up in pool default"),
+        (3, pool(worker(WorkerStage.DRAINING)), "a worker: none is up in pool default"),
+        (0, pool(LOADING), "the model, which is loading"),
+        (2, pool(LOADING), "2 jobs ahead of it in lane normal"),
+        (1, pool(BUSY), "1 job ahead of it in lane normal"),
+        (0, pool(BUSY, high=4), "4 jobs in the lanes above normal"),
+        (0, pool(BUSY, low=4), "a free worker: it is next in its lane"),
+        (0, pool(worker()), "the worker that is taking it"),
+        (None, pool(BUSY), "the worker that is taking it"),
+        (1_000_000, pool(BUSY), "1000000 jobs ahead of it in lane normal"),
     ],
 )
-def test_queued_waits_for(index: int | None, deep: bool, state: Pool, expected: str) -> None:
-    assert waiting_for(job(), Place(index, deep), state) == expected
+def test_queued_waits_for(ahead: int | None, state: Pool, expected: str) -> None:
+    assert waiting_for(job(), ahead, state) == expected
 
 
 NONE = "a worker: none is up in pool default"
@@ -120,7 +98,7 @@ FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1;
     ],
 )
 def test_words_for_a_pool_without_a_ready_worker(state: Pool, expected: str) -> None:
-    assert waiting_for(job(), Place(0), state, AT + timedelta(seconds=20)) == expected
+    assert waiting_for(job(), 0, state, AT + timedelta(seconds=20)) == expected
 
 
 @pytest.mark.parametrize(
@@ -134,15 +112,15 @@ def test_words_for_a_pool_without_a_ready_worker(state: Pool, expected: str) -> 
 )
 def test_running_waits_for(stage: Stage, cancel: bool, state: Pool, expected: str | None) -> None:
     running = job(JobStatus.RUNNING, progress=Progress(stage=stage, at=AT), cancel_requested=cancel)
-    assert waiting_for(running, Place(None), state) == expected
+    assert waiting_for(running, None, state) == expected
 
 
 def test_ended_waits_for_nothing() -> None:
-    assert waiting_for(job(JobStatus.SUCCEEDED), Place(None), pool()) is None
+    assert waiting_for(job(JobStatus.SUCCEEDED), None, pool()) is None
 
 
 @pytest.mark.parametrize(
-    ("lane", "index", "state", "expected"),
+    ("lane", "ahead", "state", "expected"),
     [
         (Lane.NORMAL, 0, pool(worker()), 10.0),
         (Lane.NORMAL, 0, pool(BUSY), 15.0),
@@ -154,13 +132,9 @@ def test_ended_waits_for_nothing() -> None:
         (Lane.NORMAL, 0, pool(worker(), pace_s=None), None),
     ],
 )
-def test_eta_of_queued(lane: Lane, index: int, state: Pool, expected: float | None) -> None:
-    assert eta_s(job(lane=lane), Place(index), state, AT) == expected
-    assert expected_s(lane, index, state) == expected
-
-
-def test_eta_is_unknown_far_back() -> None:
-    assert eta_s(job(), Place(None, deep=True), pool(worker()), AT) is None
+def test_eta_of_queued(lane: Lane, ahead: int, state: Pool, expected: float | None) -> None:
+    assert eta_s(job(lane=lane), ahead, state, AT) == expected
+    assert expected_s(lane, ahead, state) == expected
 
 
 @pytest.mark.parametrize(
@@ -177,4 +151,4 @@ def test_eta_is_unknown_far_back() -> None:
 )
 def test_eta_of_running(elapsed_s: float, progress: Progress | None, pace_s: float | None, expected: float) -> None:
     running = job(JobStatus.RUNNING, started_at=AT - timedelta(seconds=elapsed_s), progress=progress)
-    assert eta_s(running, Place(None), pool(BUSY, pace_s=pace_s), AT) == expected
+    assert eta_s(running, None, pool(BUSY, pace_s=pace_s), AT) == expected

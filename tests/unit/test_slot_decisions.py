@@ -14,7 +14,7 @@ from rq.exceptions import StopRequested
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.lanes import lane_order
 from gpu_worker.slot.patience import Patience
-from gpu_worker.slot.verdict import Ending, judge
+from gpu_worker.slot.retry_policy import Ending, decide
 from serinette import errors
 from serinette.names import Lane
 
@@ -55,12 +55,12 @@ def test_every_tenth_claim_takes_the_lowest_lane_that_has_work(claims: int, orde
     ],
 )
 def test_what_becomes_of_an_attempt(error: Exception, retries_left: int, ending: Ending, code: str | None) -> None:
-    verdict = judge(error, retries_left)
+    verdict = decide(error, retries_left)
     assert (verdict.ending, verdict.error and verdict.error.code) == (ending, code)
 
 
 def test_an_unexpected_error_tells_clients_no_path() -> None:
-    verdict = judge(FileNotFoundError(2, "No such file", "/secret/place"), 0)
+    verdict = decide(FileNotFoundError(2, "No such file", "/secret/place"), 0)
     assert verdict.error
     assert "secret" not in verdict.error.message
     assert "FileNotFoundError" in verdict.error.message

@@ -22,9 +22,8 @@ from serinette.names import Keys, record_key
 from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
-from tests.pod import charged_attempts
-from tests.unit.maintenance_bench import TENANT
-from tests.unit.slot_bench import RETENTION_S, ImaginedEngine, Slot, SlotBench
+from tests.jobs import TENANT, charged_attempts
+from tests.unit.slot_bench import ImaginedEngine, Slot, SlotBench
 
 
 class Pier(SlotBench):
@@ -41,18 +40,17 @@ class Pier(SlotBench):
         store.unlink()
         aside.rename(store)
 
-    def spooling(self, max_bytes: int = 10**9, name: str = "slot") -> Slot:
+    def spooling(self, max_bytes: int = 10**9, name: str = "pod-1.0.slot") -> Slot:
         settings = WorkerSettings(
             heartbeat_s=30,
             heartbeat_ttl_s=90,
-            retention_s=RETENTION_S,
             store_patience_s=0,
             work_dir=self.directory / "work",
             spool_max_bytes=max_bytes,
         )
         self.engine, self.drain = ImaginedEngine(), Drain(3600)
         singer = Singer(self.engine, self.store, settings, Spool.open(settings))
-        return Slot(f"{name}-{next(self.numbers)}", self.redis, singer, self.drain)
+        return Slot(f"{name}{next(self.numbers)}", self.redis, singer, self.drain)
 
     @property
     def parcels(self) -> list[Path]:
@@ -70,16 +68,22 @@ def pier(redis: Redis, keys: Keys, tmp_path: Path) -> Pier:
     return made
 
 
+def winner_of(pier: Pier, job_id: str) -> str | None:
+    attempt = pier.job_json(job_id).attempt
+    return attempt.id if attempt else None
+
+
 def send(slot: Slot) -> None:
-    slot._aside.send(at_once=True)
+    slot._awaiting._next_s = 0.0
+    slot._awaiting.send()
 
 
 def die(slot: Slot) -> None:
     """What a kill leaves: no lock, no heartbeat, no word."""
-    for pending in slot._aside._pending:
+    for pending in slot._awaiting._pending:
         pending.parcel.release()
         pending.beating.close()
-    slot._aside._pending.clear()
+    slot._awaiting._pending.clear()
 
 
 def test_a_slot_sings_on_while_its_songs_wait_and_sends_them_when_the_store_is_back(pier: Pier) -> None:
@@ -91,18 +95,20 @@ def test_a_slot_sings_on_while_its_songs_wait_and_sends_them_when_the_store_is_b
         assert pier.engine.heard
         assert len(pier.parcels) == 3
         assert len(pier.held()) == 3, "the jobs are held, and their heartbeats go on"
-        assert all(pier.entry(job_id).outcome is None for job_id in jobs)
+        assert all(pier.entry(job_id).status is JobStatus.RUNNING for job_id in jobs)
         send(slot)
         assert len(pier.parcels) == 3
     send(slot)
     for job_id in jobs:
         entry = pier.entry(job_id)
-        assert entry.outcome is JobStatus.SUCCEEDED
+        assert entry.status is JobStatus.SUCCEEDED
         assert len(entry.attempts) == 1
         artifact = pier.job_json(job_id).artifacts[0]
         assert pier.store.head(artifact.key).size_bytes == artifact.size_bytes
     assert pier.parcels == []
-    assert pier.held() == pier.live() == []
+    assert pier.held() == []
+    for job_id in jobs:
+        pier.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
 def test_only_what_the_store_did_not_take_is_spooled(pier: Pier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +128,7 @@ def test_only_what_the_store_did_not_take_is_spooled(pier: Pier, monkeypatch: py
     leaving.__exit__(None, None, None)
     send(slot)
     assert len(list(pier.store.list("songs"))) == 3
-    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+    assert pier.entry(job_id).status is JobStatus.SUCCEEDED
 
 
 def test_a_full_spool_stops_claiming(pier: Pier) -> None:
@@ -130,14 +136,14 @@ def test_a_full_spool_stops_claiming(pier: Pier) -> None:
     slot = pier.spooling(max_bytes=1)
     with pier.away():
         slot.sing_one()
-        assert slot._aside.full
+        assert slot._awaiting.full
         slot._pause = lambda seconds: slot._drain.on_signal(15, None)  # type: ignore[method-assign]  # one turn only
         slot._leave = lambda: None  # type: ignore[method-assign]
         assert slot.dequeue_job_and_maintain_ttl(None) is None
         assert pier.waiting() == [second]
     send(slot)
-    assert pier.entry(first).outcome is JobStatus.SUCCEEDED
-    assert not slot._aside.full
+    assert pier.entry(first).status is JobStatus.SUCCEEDED
+    assert not slot._awaiting.full
 
 
 def test_without_a_spool_a_song_waits_and_its_attempt_fails(pier: Pier) -> None:
@@ -155,16 +161,15 @@ def test_the_song_of_a_dead_slot_is_sent_by_the_next_one_of_its_pod(pier: Pier) 
     with pier.away():
         slot.sing_one()
     die(slot)
-    [silent] = slot.executions.values()
-    pier.mend(job_id, silent)  # the reaper: worker lost, back to its lane
+    pier.lose(job_id)
 
     heir = pier.spooling()
     send(heir)
     assert pier.parcels == []
-    assert pier.job_json(job_id).attempt.number == 1
-    heir.sing_one()
-    assert pier.engine.heard == [], "it was sung already"
-    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+    record = pier.job_json(job_id)
+    assert record.attempt and record.attempt.number == 1
+    assert not heir.sing_one(), "it was sung already"
+    assert pier.entry(job_id).status is JobStatus.SUCCEEDED
     assert len(list(pier.store.list("songs"))) == 2
 
 
@@ -195,15 +200,14 @@ def test_of_two_attempts_that_sang_the_first_record_counts(pier: Pier) -> None:
     with pier.away():
         slot.sing_one()
     die(slot)
-    [silent] = slot.executions.values()
-    pier.mend(job_id, silent)
-    other = pier.slot(name="other")  # of another pod
+    pier.lose(job_id)
+    other = pier.slot(name="pod-2.0.slot")  # of another pod
     other.sing_one()
     winner = pier.entry(job_id).attempts[-1].id
-    assert pier.job_json(job_id).attempt.id == winner
+    assert winner_of(pier, job_id) == winner
     send(pier.spooling())
     assert pier.parcels == []
-    assert pier.job_json(job_id).attempt.id == winner
+    assert winner_of(pier, job_id) == winner
     assert len(list(pier.store.list("songs"))) == 2, "the loser's song is not kept"
 
 
@@ -213,16 +217,16 @@ def test_a_canceled_job_brings_no_song(pier: Pier, dead: bool) -> None:
     slot = pier.spooling()
     with pier.away():
         slot.sing_one()
-    pier.ledger.request_cancel(job_id)
+    pier.board.cancel(job_id)
     if dead:
         die(slot)
         slot = pier.spooling()
     else:
-        slot._aside._pending[0].hold.canceled = True  # as the pulse sees it with its next beat
+        slot._awaiting._pending[0].hold.canceled = True  # as the heartbeat sees it
     send(slot)
     assert pier.parcels == []
     assert list(pier.store.list("songs")) == []
-    assert dead or pier.entry(job_id).outcome is JobStatus.CANCELED
+    assert dead or pier.entry(job_id).status is JobStatus.CANCELED
 
 
 def test_a_slot_that_leaves_gives_its_jobs_back_and_keeps_their_songs(pier: Pier) -> None:
@@ -239,9 +243,8 @@ def test_a_slot_that_leaves_gives_its_jobs_back_and_keeps_their_songs(pier: Pier
     assert not pier.drain.holding
     heir = pier.spooling()
     send(heir)
-    heir.sing_one()
-    assert pier.engine.heard == []
-    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+    assert not heir.sing_one()
+    assert pier.entry(job_id).status is JobStatus.SUCCEEDED
 
 
 def test_songs_for_another_store_are_never_sent_to_this_one(tmp_path: Path) -> None:
@@ -266,12 +269,9 @@ def test_a_song_whose_redis_came_back_empty_is_recorded_and_ends(pier: Pier) -> 
     slot.sing_one()
     assert pier.job_json(job_id).job_id == job_id
     entry = pier.entry(job_id)
-    assert entry.outcome is JobStatus.SUCCEEDED
+    assert entry.status is JobStatus.SUCCEEDED
     assert entry.tenant == TENANT
-    job = pier.rq_job(job_id)
-    assert job.meta["tenant"] == TENANT
-    assert 0 < pier.redis.ttl(job.key) <= RETENTION_S
-    assert pier.live() == pier.held() == []
+    pier.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
 def test_a_failed_attempt_whose_redis_came_back_empty_is_tried_again(pier: Pier) -> None:
@@ -287,7 +287,7 @@ def test_a_failed_attempt_whose_redis_came_back_empty_is_tried_again(pier: Pier)
     assert pier.waiting() == [job_id]
     pier.engine.meanwhile = lambda _: None
     slot.sing_one()
-    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+    assert pier.entry(job_id).status is JobStatus.SUCCEEDED
 
 
 def test_a_heartbeat_enters_again_what_redis_lost(pier: Pier) -> None:
@@ -297,16 +297,15 @@ def test_a_heartbeat_enters_again_what_redis_lost(pier: Pier) -> None:
 
     def lost(_: object) -> None:
         pier.redis.flushdb()
-        assert slot._pulse
-        slot._pulse._beat_and_look()
-        assert slot._hold
+        assert slot._heartbeat and slot._hold
+        assert slot._heartbeat.beat() == "mine"
         assert pier.entry(job_id).owner == slot._hold.attempt.id
-        assert len(pier.held()) == 1
-        assert pier.live() == [job_id]
+        assert pier.held() == [f"{job_id}:{slot._hold.attempt.id}"]
+        assert pier.redis.zrange(pier.keys.live, 0, -1) == [job_id.encode()]
 
     pier.engine.meanwhile = lost
     slot.sing_one()
-    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+    assert pier.entry(job_id).status is JobStatus.SUCCEEDED
 
 
 def test_a_claim_that_redis_forgot_still_brings_its_song(pier: Pier) -> None:
@@ -320,14 +319,12 @@ def test_a_claim_that_redis_forgot_still_brings_its_song(pier: Pier) -> None:
         pier.redis.flushdb()
         for key, value in before.items():
             pier.redis.restore(key, 0, value)
-        assert slot._pulse
-        slot._pulse._beat_and_look()
+        assert slot._heartbeat
+        assert slot._heartbeat.beat() == "waits"
 
     pier.engine.meanwhile = restored
     slot.sing_one()
-    assert pier.waiting() == [job_id]
-    pier.engine.heard.clear()
-    slot.sing_one()
-    assert pier.engine.heard == []
-    assert pier.entry(job_id).outcome is JobStatus.SUCCEEDED
+    assert pier.waiting() == []
+    assert not slot.sing_one()
+    assert pier.entry(job_id).status is JobStatus.SUCCEEDED
     assert len(list(pier.store.list("songs"))) == 2

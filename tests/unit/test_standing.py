@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -14,12 +13,10 @@ from fastapi import FastAPI
 from redis import Redis
 
 from api import events
-from api.lookups import Lookups
-from api.queue import Seen
-from api.queue.entry import keyed_job_id
+from api.queue import keyed_job_id
 from api.targets import Targets
 from serinette import credentials
-from serinette.errors import QueueUnavailable, StoreUnavailable
+from serinette.errors import StoreUnavailable
 from serinette.names import Keys
 from serinette.store import Store
 from tests.gateways import problem
@@ -40,9 +37,10 @@ def revoke(redis: Redis, key: str) -> None:
     credentials.revoke(redis, Keys(), credential_of(key, redis).id)
 
 
-async def until_watched(app: FastAPI) -> None:
+async def until_watched(app: FastAPI, listeners: int = 1) -> None:
+    watches = app.state.parts.events._watches
     async with asyncio.timeout(60):
-        while not app.state.parts.events._watches:  # noqa: ASYNC110  # nobody tells of it
+        while sum(len(watch.listeners) for watch in watches.values()) < listeners:  # noqa: ASYNC110  # no event says so
             await asyncio.sleep(0.01)
 
 
@@ -72,7 +70,7 @@ async def test_a_stream_ends_with_its_key_and_others_go_on(
         for path, headers in ((f"/v1/jobs/{job_id}/events", bearing(key)), (link, {}))
     ]
     going_on = asyncio.create_task(http.get(f"/v1/jobs/{job_id}/events", headers=bearing(other), timeout=120))
-    await until_watched(app)
+    await until_watched(app, listeners=3)
     revoke(redis, key)
     async with asyncio.timeout(60):
         for stream in streams:
@@ -98,7 +96,7 @@ async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_the
     calls = ["get /v1/jobs/{}", "post /v1/jobs/{}/cancel", "get /v1/jobs/{}/audio", "get /status/{}"]
     asked = [calls[number % 4].format(uuid.uuid4()).split() for number in range(120)]
     hanging = [asyncio.create_task(http.request(method, path, timeout=120)) for method, path in asked]
-    recalls = app.state.parts.door.recalls
+    recalls = app.state.parts.queue.recalls
     async with asyncio.timeout(60):
         while sum(request.done() for request in hanging) + recalls.waiting < 100:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -162,7 +160,7 @@ async def test_webhooks_wait_for_a_hanging_resolver_in_threads_of_their_own(
         http.headers.update(bearing(key_of(redis, "acme")))
         song = {**SONG, "webhook": "https://slow.example/"}
         hanging = [asyncio.create_task(http.post("/v1/jobs", json=song, timeout=120)) for _ in range(120)]
-        threads = app.state.parts.door.webhooks
+        threads = app.state.parts.queue.webhook_threads
         async with asyncio.timeout(60):
             while sum(request.done() for request in hanging) + threads.waiting < 110:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -172,57 +170,6 @@ async def test_webhooks_wait_for_a_hanging_resolver_in_threads_of_their_own(
         finally:
             answers.set()
         assert {answer.status_code for answer in await asyncio.gather(*hanging)} == {202, 503}
-
-
-async def test_looks_are_gathered_and_each_gets_its_own_answer() -> None:
-    gate, asked = asyncio.Event(), []
-
-    async def find(tenant: str, job_ids: Sequence[str]) -> Sequence[Seen]:
-        asked.append((tenant, len(job_ids)))
-        await gate.wait()
-        if tenant == "c":
-            raise QueueUnavailable("away")
-        return [f"{tenant}/{job_id}" for job_id in job_ids]  # type: ignore[misc]  # stands for the job
-
-    lookups = Lookups(find)
-    names = [(tenant, str(number % 130)) for tenant in "abc" for number in range(260)]
-    waiting = [asyncio.create_task(lookups.get(*name)) for name in names]
-    left = asyncio.create_task(lookups.get("a", "left"))
-    await asyncio.sleep(0.01)
-    left.cancel()
-    gate.set()
-    told: list[Any] = await asyncio.gather(*waiting, return_exceptions=True)
-    for (tenant, job_id), answer in zip(names, told, strict=True):
-        assert isinstance(answer, QueueUnavailable) if tenant == "c" else answer == f"{tenant}/{job_id}"
-    assert len(asked) <= 12
-    assert max(count for _, count in asked) <= 100
-    later: Any = await lookups.get("a", "later")
-    assert later == "a/later"
-
-
-async def test_a_job_asked_for_while_every_look_ends_is_looked_up() -> None:
-    released = asyncio.Event()
-
-    async def find(tenant: str, job_ids: Sequence[str]) -> list[Any]:
-        await released.wait()
-        return [f"{tenant}/{job_id}" for job_id in job_ids]
-
-    lookups = Lookups(find)
-
-    async def ask_twice() -> Any:
-        await lookups.get("first", "1")
-        return await lookups.get("first", "2")  # resumed in the loop's turn after the last look's own
-
-    # All looks there may be, which end in one turn of the loop; the first of them wakes who asks again.
-    asked = [asyncio.create_task(ask_twice())]
-    asked += [asyncio.create_task(lookups.get(tenant, "1")) for tenant in ("second", "third", "fourth")]
-    for _ in range(3):  # turns of the loop, not time: all four wait in `find`
-        await asyncio.sleep(0)
-    released.set()
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert asked[0].done(), "nobody looks for what was asked in that turn"
-    assert await asked[0] == "first/2"
 
 
 def test_a_secret_makes_ids_that_nobody_else_can_compute() -> None:

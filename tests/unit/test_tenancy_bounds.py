@@ -16,12 +16,13 @@ from api.queue.pressure import UNKNOWN_S, interval_s, room_for_tenant_s, room_in
 from api.settings import GatewaySettings
 from serinette.credentials import Limits
 from serinette.job import JobError, JobStatus, now
-from serinette.ledger import Ledger, Outcome
+from serinette.jobs import Outcome, calls
 from serinette.names import Keys, Lane
 from serinette.presence import Presence, WorkerStage
 from serinette.store import Store
 from serinette.usage import day_number
 from tests.gateways import HandSlot, problem
+from tests.jobs import Board
 from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
 
 
@@ -131,13 +132,6 @@ async def test_replicas_together_let_in_no_more(
     assert redis.zcard(Keys().live) == allowed
 
 
-async def test_what_ended_without_leaving_the_books_is_thrown_out(http: httpx.AsyncClient, redis: Redis) -> None:
-    key = key_of(redis, "acme", Limits(jobs_in_flight=1, queued_jobs=1))
-    redis.zadd(Keys().in_flight("acme"), {"ended-under-an-older-slot": 1})
-    assert (await submit(http, key)).status_code == 202
-    refused(await submit(http, key), "too_many_in_flight")
-
-
 async def test_gpu_seconds_of_a_day(http: httpx.AsyncClient, redis: Redis, slot: HandSlot) -> None:
     key = key_of(redis, "acme", Limits(gpu_seconds_per_day=1.0))
     job_id = (await submit(http, key)).json()["id"]
@@ -207,20 +201,23 @@ async def test_days_that_are_asked_for(http: httpx.AsyncClient, redis: Redis, qu
     assert answer.status_code == status, answer.text
 
 
-def test_usage_is_counted_once_whoever_ends_the_job(redis: Redis, keys: Keys) -> None:
-    ledger = Ledger(redis, keys)
-    ledger.open("job", "acme", now())
-    ledger.begin_attempt("job", "first", "worker-1")
+async def test_usage_is_counted_once_whoever_ends_the_job(
+    http: httpx.AsyncClient, redis: Redis, keys: Keys, slot: HandSlot
+) -> None:
+    job_id = (await submit(http, key_of(redis, "acme"))).json()["id"]
+    slot.claim(job_id, "first")
     assert redis.zcard(keys.running("acme")) == 1
-    with redis.pipeline(transaction=True) as pipe:
-        ledger.charge("job", 2.5, pipe)
-        pipe.execute()
-    assert ledger.settle("job", Outcome(JobStatus.FAILED, gpu_s=1.5))
-    assert not ledger.settle("job", Outcome(JobStatus.FAILED, gpu_s=1.5))
-    assert not ledger.settle("job", Outcome(JobStatus.CANCELED))
+    lost = JobError(code="worker_lost", message="gone", retryable=True)
+    slot.jobs(calls.release(job_id, "first", lost, charged=True, gpu_s=2.5))
+    slot.claim(job_id, "second")
+    failed = Outcome(JobStatus.FAILED, JobError(code="out_of_memory", message="too long"), gpu_s=1.5)
+    ends = [slot.jobs(calls.finish(job_id, "second", failed, recorded=True)) for _ in range(2)]
+    assert [end.decided for end in ends] == [True, False]
+    canceled = Outcome(JobStatus.CANCELED)
+    assert not slot.jobs(calls.finish(job_id, "", canceled, recorded=True)).decided
     day: dict[Any, Any] = redis.hgetall(keys.usage("acme", day_number(now().date())))
-    assert (day[b"gpu_s"], day[b"failed"], b"canceled" in day) == (b"4", b"1", False)
-    usage = ledger.read("job").usage
+    assert (float(day[b"gpu_s"]), day[b"failed"], b"canceled" in day) == (4.0, b"1", False)
+    usage = Board(redis, keys).entry(job_id).usage
     assert usage
     assert (usage.gpu_s, usage.size_bytes) == (4.0, 0)
     assert redis.zcard(keys.running("acme")) == redis.zcard(keys.in_flight("acme")) == 0

@@ -12,7 +12,7 @@ from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from serinette.usage import Day, read_days
-from tests.unit.maintenance_bench import TENANT
+from tests.jobs import TENANT
 from tests.unit.slot_bench import SlotBench
 
 # The imagined engine says so of every song.
@@ -37,13 +37,13 @@ def usage(bench: SlotBench, job_id: str) -> Usage:
 @pytest.mark.parametrize(
     ("error", "outcome", "charged"),
     [
-        (EngineCrashed("gone"), None, True),
+        (EngineCrashed("gone"), JobStatus.QUEUED, True),
         (InvalidOutput("nan"), JobStatus.FAILED, True),
-        (HandBack("leaving"), None, False),
+        (HandBack("leaving"), JobStatus.QUEUED, False),
     ],
 )
 def test_who_is_charged_for_an_attempt_that_did_not_sing(
-    bench: SlotBench, error: Exception, outcome: JobStatus | None, charged: bool
+    bench: SlotBench, error: Exception, outcome: JobStatus, charged: bool
 ) -> None:
     def sing_a_while(hold: Hold) -> None:
         hold.clock.tell(Stage.WAITING_FOR_ENGINE)
@@ -55,11 +55,11 @@ def test_who_is_charged_for_an_attempt_that_did_not_sing(
     slot = bench.slot()
     bench.engine.meanwhile = sing_a_while
     slot.sing_one()
-    assert bench.entry(job_id).outcome is outcome
-    if outcome is None:
+    assert bench.entry(job_id).status is outcome
+    if outcome is JobStatus.QUEUED:
         slot = bench.slot()
         slot.sing_one()
-        assert bench.entry(job_id).outcome is JobStatus.SUCCEEDED
-    sung_s = 0 if outcome else SING_S
+        assert bench.entry(job_id).status is JobStatus.SUCCEEDED
+    sung_s = SING_S if outcome is JobStatus.QUEUED else 0
     assert usage(bench, job_id).gpu_s == pytest.approx(sung_s + (5 if charged else 0), abs=1)
     assert today(bench).gpu_s == usage(bench, job_id).gpu_s

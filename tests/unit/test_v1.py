@@ -14,7 +14,6 @@ import pytest
 from fastapi import FastAPI
 from redis import Redis
 
-from api import dependencies
 from api.app import create_app
 from api.settings import GatewaySettings
 from serinette.errors import StoreUnavailable
@@ -23,7 +22,8 @@ from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce, record_pace
 from serinette.store import Store
 from tests.gateways import HandSlot, problem
-from tests.unit.test_queue import model
+from tests.unit.queue_desk import model
+from tests.unit.tenants import bearing, key_of, serving
 
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
 NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
@@ -255,7 +255,7 @@ async def test_a_store_that_hangs_holds_up_its_own_callers_alone(
     hanging = [asyncio.create_task(http.get(url, timeout=120)) for _ in range(100)]
     hanging.append(asyncio.create_task(http.post("/v1/jobs", json={"reference_audio": "upload-1"}, timeout=120)))
     async with asyncio.timeout(60):
-        while app.state.parts.door.store_threads.available_tokens:  # noqa: ASYNC110  # anyio tells of no change
+        while app.state.parts.queue.store_threads.available_tokens:  # noqa: ASYNC110  # anyio tells of no change
             await asyncio.sleep(0.01)
     try:
         assert (await http.get("/v1/queue")).status_code == 200
@@ -394,7 +394,7 @@ async def test_bodies_are_bounded(http: httpx.AsyncClient) -> None:
 async def test_what_nobody_foresaw_leaks_nothing(
     http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def burst(*_: object, **__: object) -> None:
+    async def burst(*_: object, **__: object) -> None:
         raise RuntimeError("secret of the house")
 
     monkeypatch.setattr(type(app.state.parts.queue), "pools", burst)
@@ -430,14 +430,19 @@ async def test_cors_is_off_by_default(settings: GatewaySettings) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_another_tenants_job_is_not_found(http: httpx.AsyncClient, app: FastAPI) -> None:
-    job_id = (await http.post("/v1/jobs", json=SONG)).json()["id"]
-    app.dependency_overrides[dependencies.tenant] = lambda: "thief"
+async def test_another_tenants_job_is_not_found(settings: GatewaySettings, redis: Redis) -> None:
+    owner, thief = bearing(key_of(redis, "owner")), bearing(key_of(redis, "thief"))
+    async with serving(settings.model_copy(update={"auth": True})) as (_, http):
+        job_id = (await http.post("/v1/jobs", json=SONG, headers=owner)).json()["id"]
+        http.headers.update(thief)
+        await _assert_is_not_found(http, job_id)
+        assert (await http.get(f"/v1/jobs/{job_id}", headers=owner)).json()["status"] == "queued"
+
+
+async def _assert_is_not_found(http: httpx.AsyncClient, job_id: str) -> None:
     paths = [("GET", ""), ("GET", "/audio"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")]
     for method, path in paths:
         answer = await http.request(method, f"/v1/jobs/{job_id}{path}")
         unknown = await http.request(method, f"/v1/jobs/{uuid.uuid4()}{path}")
         assert answer.status_code == unknown.status_code == 404
     assert (await http.get("/v1/jobs")).json()["jobs"] == []
-    app.dependency_overrides.clear()
-    assert (await http.get(f"/v1/jobs/{job_id}")).json()["status"] == "queued"

@@ -1,154 +1,157 @@
-"""Ends of released lines, taken from the books that decide them, and parts written to the store once all have ended."""
+"""Ends of released lines, taken from the records of their jobs, and parts written to the store once all have ended."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
-from redis import Redis
-
-from api.batches.book import Book, Page, parse_lines
+from api.batches.book import Book, Ends, LineEnd, Page
+from api.batches.lines import CHUNK, Lines
 from api.batches.shelf import Shelf
 from api.maintenance.batches.release import Releaser
-from api.maintenance.mend import Mender, Patient
-from api.queue.reader import Reader
-from api.queue.sighting import Sighting, job_of_record
-from serinette.batch import BatchLine, BatchStatus, line_job_id, line_status
+from serinette.batch import LINE_LABEL, BatchStatus, LineOrder, line_job_id
 from serinette.errors import NotFound
-from serinette.job import Job, JobStatus, Record
-from serinette.ledger import Ledger
-from serinette.names import record_key
+from serinette.jobs import Jobs, Seen, calls
+from serinette.jobs.finishing import find_record
 
 log = logging.getLogger(__name__)
 
-# Jobs read in one round trip.
-_CHUNK = 250
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """One released line's job from afar. All None: its ledger is nowhere."""
-
-    number: int
-    job_id: str
-    tenant: bytes | None
-    outcome: bytes | None
-    owner: bytes | None
-    cancel: bytes | None
+_Each = TypeVar("_Each")
 
 
 class Gatherer:
-    """Gathers ends. An end is entered once, however many replicas find it, and counted as it is entered."""
+    """Gathers ends. An end is counted once, however many replicas find it.
 
-    def __init__(self, redis: Redis, ledger: Ledger, book: Book, shelf: Shelf, releaser: Releaser) -> None:
-        self._redis = redis
-        self._ledger = ledger
+    The transitions put the ids of ended jobs into a set, which is drained. That every released line has a job is looked
+    up beside it, one part a round: nothing but a loss of single keys makes it untrue.
+    """
+
+    def __init__(self, jobs: Jobs, book: Book, shelf: Shelf, releaser: Releaser) -> None:
+        self._jobs = jobs
         self._book = book
         self._shelf = shelf
         self._releaser = releaser
-        self._reader = Reader(redis, ledger)
-        self._mender = Mender(redis, ledger, shelf.store)
+        self._lines = Lines(jobs, shelf)
+        self._searched: dict[str, int] = {}
 
-    def gather(self, page: Page) -> int:
-        """Gather what has ended and write the parts that are through; how many lines are being sung.
+    def gather(self, page: Page) -> None:
+        """Gather what has ended, and write the parts that are through.
 
         Raises:
             RedisError, StoreUnavailable: what was gathered stays gathered.
         """
-        running = 0
-        for part in self._book.open_parts(page.header.id):
-            running += self._gather_part(page, part)
-        return running
+        parts = self._book.open_parts(page.header.id)
+        if page.status is BatchStatus.CANCELING:
+            for part in parts:
+                self._cancel(page, part)
+        self._drain(page)
+        self._search(page, parts)
+        for part in parts:
+            self._close(page, part)
 
-    def _gather_part(self, page: Page, part: int) -> int:
-        span = page.header.span(part)
-        done = self._book.ended_numbers(page, part)
-        running = 0
-        under_way = [number for number in span if number < page.released and number not in done]
-        for first in range(0, len(under_way), _CHUNK):
-            looks = self._look(page, under_way[first : first + _CHUNK])
-            running += sum(look.outcome is None and look.owner is not None for look in looks)
-            self._enter(page, part, looks)
-            if page.status is BatchStatus.CANCELING:
-                self._cancel([look for look in looks if look.tenant and look.outcome is None])
-        lines = self._book.ended_lines(page, part)
-        if len(lines) == len(span):
-            self._close(page, part, lines)
-        return running
+    def _drain(self, page: Page) -> None:
+        for ids in _chunks(self._book.ended_jobs(page.header.id)):
+            found: dict[int, LineEnd] = {}
+            entered = []
+            looked_at = self._jobs(calls.look(ids))
+            for job_id, seen in zip(ids, looked_at, strict=True):
+                number = _number_of(seen)
+                if number is not None and job_id == line_job_id(page.header.id, number, page.round):
+                    if number >= page.released:  # the cursor has not moved over it
+                        continue
+                    found |= _end_of(number, seen)
+                entered.append(job_id)
+            self._enter(page, found)
+            if entered:
+                self._book.drained(page.header.id, entered)
 
-    def _enter(self, page: Page, part: int, looks: Sequence[_Look]) -> None:
-        over = [look for look in looks if look.outcome is not None or look.tenant is None]
-        sightings = self._reader.see([look.job_id for look in over])
+    def _search(self, page: Page, parts: Sequence[int]) -> None:
+        """Look at all released lines of the next of the open parts."""
+        if not parts:
+            return
+        last = self._searched.get(page.header.id, -1)
+        part = next((each for each in parts if each > last), parts[0])
+        self._searched[page.header.id] = part
+        found: dict[int, LineEnd] = {}
         lost: list[int] = []
-        ended: list[BatchLine] = []
-        for look, sighting in zip(over, sightings, strict=True):
-            job = self._job(page.header.tenant, look.job_id, sighting)
-            if job is not None and job.status.ended:
-                ended.append(_line(look.number, job))
-            elif look.outcome is not None:
-                ended.append(self._of_ledger(look))
-            elif job is None:
-                lost.append(look.number)
+        for numbers in _chunks(self._under_way(page, part)):
+            looked_at = self._jobs(calls.look(_ids(page, numbers)))
+            for number, seen in zip(numbers, looked_at, strict=True):
+                found |= _end_of(number, seen)
+                if seen.entry is None and seen.shrunk is None:
+                    lost.append(number)
+        self._enter(page, found)
+        self._enter_lost(page, lost)
+
+    def _cancel(self, page: Page, part: int) -> None:
+        for numbers in _chunks(self._under_way(page, part)):
+            tenant = page.header.tenant
+            states = self._jobs.many([calls.cancel(job_id, tenant) for job_id in _ids(page, numbers)])
+            lost = [number for number, state in zip(numbers, states, strict=True) if state in {"unknown", "called_off"}]
+            self._enter_lost(page, lost)
+
+    def _enter_lost(self, page: Page, numbers: Sequence[int]) -> None:
+        """Lines that Redis knows no job of: the store may know how it ended."""
+        found: dict[int, LineEnd] = {}
+        for number, job_id in zip(numbers, _ids(page, numbers), strict=True):
+            if record := find_record(self._shelf.store, page.header.tenant, job_id):
+                found[number] = LineEnd(record.status.value)
+        lost = [number for number in numbers if number not in found]
         if lost and page.status is BatchStatus.CANCELING:
-            ended += self._releaser.call_off(page, lost)
-            lost = []
-        if ended:
-            self._book.gather(page, part, ended)
-        if lost:
+            found |= self._releaser.call_off(page, lost)
+        elif lost:
             log.warning("batch=%s: jobs of %d lines are nowhere and are released again", page.header.id, len(lost))
             self._releaser.again(page, lost)
+        self._enter(page, found)
 
-    def _look(self, page: Page, numbers: Iterable[int]) -> list[_Look]:
-        ids = {number: line_job_id(page.header.id, number, page.round) for number in numbers}
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids.values():
-                pipe.hmget(self._ledger.keys.ledger(job_id), ["tenant", "outcome", "owner", "cancel"])
-            found: list[Any] = pipe.execute()
-        return [_Look(number, job_id, *each) for (number, job_id), each in zip(ids.items(), found, strict=True)]
+    def _enter(self, page: Page, ends: Ends) -> None:
+        parts: defaultdict[int, dict[int, LineEnd]] = defaultdict(dict)
+        for number, end in ends.items():
+            parts[number // page.header.part_lines][number] = end
+        for part, of_part in parts.items():
+            self._book.gather(page, part, of_part)
 
-    def _job(self, tenant: str, job_id: str, sighting: Sighting | None) -> Job | None:
-        """The job as Redis has it, or the store where Redis has forgotten its song."""
-        if sighting is not None and (sighting.result or sighting.status is not JobStatus.SUCCEEDED):
-            return sighting.job()
-        try:
-            record = Record.model_validate_json(self._shelf.store.get(record_key(tenant, job_id)))
-        except NotFound:
-            return sighting.job() if sighting else None
-        return job_of_record(record)
-
-    def _of_ledger(self, look: _Look) -> BatchLine:
-        """An end that nothing but the ledger remembers."""
-        entry = self._ledger.read(look.job_id)
-        status = line_status(entry.outcome or JobStatus.FAILED)
-        return BatchLine(line=look.number + 1, status=status, job_id=look.job_id, error=entry.error, usage=entry.usage)
-
-    def _cancel(self, looks: Iterable[_Look]) -> None:
-        for look in looks:
-            if look.cancel is None:
-                self._ledger.request_cancel(look.job_id)
-            if look.owner is None:
-                self._mender.mend(Patient(look.job_id))
-
-    def _close(self, page: Page, part: int, lines: dict[int, bytes]) -> None:
-        try:
-            names = [order.custom_id for order in self._shelf.orders(page.header, part)]
-        except NotFound:  # erased by hand: the results are more than nothing
-            names = [None] * len(lines)
-        ordered = parse_lines(lines[number] for number in page.header.span(part))
-        named = [line.model_copy(update={"custom_id": name}) for line, name in zip(ordered, names, strict=True)]
-        self._shelf.keep_results(page, part, named)
+    def _close(self, page: Page, part: int) -> None:
+        header, ends = page.header, self._book.ends(page, part)
+        span = header.span(part)
+        if len(ends) < len(span):
+            return
+        written = page.restored and len(self._shelf.results(header, page.round, part)) == len(span)
+        if not written:
+            orders: Mapping[int, LineOrder] = {}
+            try:
+                orders = dict(zip(span, self._shelf.orders(header, part), strict=True))
+            except NotFound:  # erased by hand: the results are more than nothing
+                log.warning("batch=%s: the lines of part %d are not in the store any more", header.id, part)
+            self._shelf.keep_results(page, part, self._lines.read(page, span, ends, orders))
         self._book.close(page, part)
 
+    def _under_way(self, page: Page, part: int) -> list[int]:
+        ends = self._book.ends(page, part)
+        return [number for number in page.header.span(part) if number < page.released and number not in ends]
 
-def _line(number: int, job: Job) -> BatchLine:
-    return BatchLine(
-        line=number + 1,
-        status=line_status(job.status),
-        job_id=job.id,
-        seed=job.spec.seed,
-        artifacts=job.result.artifacts if job.result else (),
-        error=job.error,
-        usage=job.usage,
-    )
+
+def _ids(page: Page, numbers: Sequence[int]) -> list[str]:
+    return [line_job_id(page.header.id, number, page.round) for number in numbers]
+
+
+def _number_of(seen: Seen) -> int | None:
+    """The line of a job, from 0."""
+    known = seen.entry or seen.shrunk
+    line = known.labels.get(LINE_LABEL) if known else None
+    return int(line) - 1 if line else None
+
+
+def _end_of(number: int, seen: Seen) -> dict[int, LineEnd]:
+    known = seen.entry or seen.shrunk
+    if known is None or not known.status.ended:
+        return {}
+    called_off = seen.entry is not None and seen.entry.called_off
+    return {number: LineEnd.CALLED_OFF if called_off else LineEnd(known.status.value)}
+
+
+def _chunks(items: Sequence[_Each]) -> Iterator[Sequence[_Each]]:
+    for first in range(0, len(items), CHUNK):
+        yield items[first : first + CHUNK]

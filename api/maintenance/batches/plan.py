@@ -10,11 +10,14 @@ from serinette.batch import PART_LINES, BatchStatus
 from serinette.credentials import Limits
 from serinette.pools import PoolFacts, of_name
 
-# KEDA reads a lane's length every few seconds. With so many songs waiting for each that all workers could sing at once,
-# it still sees a backlog worth all of them when a round of maintenance is late.
+# KEDA reads a lane's length every few seconds. With so many jobs waiting for each that all workers could generate at
+# once, it still sees a backlog worth all of them when a round of the controller is late.
 FACTOR = 4
-# Lines that are released between two moves of the cursor; so many may be asked for again after a death.
-TURN = 25
+# Lines that are submitted in one round trip, between two moves of the cursor: so many may be submitted again after a
+# death. Batches that share the lanes take shorter turns, so that none uses up the room.
+_TURN, _SHORT_TURN = 200, 25
+# Lines behind a cursor of which another replica may have submitted, or may yet submit, some.
+MOST_UNDECIDED = _TURN
 # Parts that may be open beyond what a full lane needs: so far a straggler lets its batch run ahead.
 _OPEN = 64
 
@@ -43,6 +46,15 @@ class Rooms:
         """One more waits there."""
         self.waiting[pool] += 1
 
+    def give_back(self, pool: str) -> None:
+        """It waited there already."""
+        self.waiting[pool] -= 1
+
+
+def turn_lines(batches: int) -> int:
+    """Lines of one turn while so many batches take turns."""
+    return max(_SHORT_TURN, _TURN // batches)
+
 
 class Step(StrEnum):
     """What the cursor of a batch does."""
@@ -64,7 +76,7 @@ def next_step(status: BatchStatus, left: int, open_parts: int, backlog: int) -> 
 
 
 def share(limits: Limits) -> Limits:
-    """What of a tenant's limits its batches may use: half of its jobs, so that it can still have others sung."""
+    """What of a tenant's limits its batches may use: half of its jobs, so that it can still have others."""
     most, queued = limits.jobs_in_flight, limits.queued_jobs
     return limits.model_copy(
         update={
@@ -83,5 +95,5 @@ _WHY = {
 
 
 def why(refusal: str) -> str:
-    """A refusal of api/queue/bounds.py, for the batch's owner."""
+    """A refusal of a submit, for the batch's owner."""
     return _WHY.get(refusal, "the lane is full")

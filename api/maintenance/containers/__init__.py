@@ -1,4 +1,4 @@
-"""Runs containers as Kubernetes Jobs: judging.py and plan.py decide, books.py, cluster.py and carrying.py do."""
+"""Runs containers as Kubernetes Jobs: judging.py and plan.py decide, duty.py, cluster.py and carrying.py do."""
 
 from api.maintenance.containers.duty import Containers
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -13,8 +12,8 @@ from api.containers.settings import ContainerSettings
 from serinette.container import ContainerSpec, Input, Output, Run, is_file_name
 from serinette.errors import InvalidSpec, NotFound
 from serinette.job import Record
+from serinette.jobs import Entry
 from serinette.names import (
-    Lane,
     log_key,
     manifest_key,
     output_key,
@@ -46,14 +45,14 @@ class Carrying:
         self._store = store
         self._settings = settings
 
-    def order(self, job_id: str, attempt_id: str, spec: ContainerSpec, meta: dict[str, Any]) -> Order:
+    def order(self, entry: Entry, attempt_id: str, spec: ContainerSpec) -> Order:
         """One attempt, its inputs and outputs signed for as long as it may take.
 
         Raises:
             InvalidSpec: an input is gone, or there are more than a pod can be told of.
             StoreUnavailable: the store does not answer.
         """
-        tenant, timeout_s = meta["tenant"], int(meta["timeout_s"])
+        tenant, job_id, timeout_s = entry.tenant, entry.id, entry.timeout_s
         life_s = timeout_s + self._settings.containers_start_s + 2 * self._settings.containers_grace_s
         fetch = [
             {"path": path, "url": self._signed(self._store.sign_get(key, life_s))}
@@ -67,7 +66,7 @@ class Carrying:
             "manifest_url": self._signed(self._store.sign_put(manifest_key(tenant, job_id, attempt_id), life_s)),
             "max_bytes": self._settings.containers_output_bytes,
         }
-        return Order(job_id, tenant, attempt_id, Lane(meta["lane"]), spec, timeout_s, tuple(fetch), upload)
+        return Order(job_id, tenant, attempt_id, entry.lane, spec, timeout_s, tuple(fetch), upload)
 
     def _inputs(self, tenant: str, spec: ContainerSpec) -> Iterator[tuple[str, str]]:
         """Path below /inputs and object key of each file. Keys are the tenant's own by how they are made."""

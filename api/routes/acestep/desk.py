@@ -8,12 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import DoorPart, IntakePart, QueuePart, SettingsPart, SongsPart, TenantPart
+from api.dependencies import IntakePart, QueuePart, SettingsPart, SongsPart, TenantPart
 from api.routes.acestep.body import Body, BodyPart
 from api.routes.acestep.order import order
 from api.routes.acestep.tokens import song_named
@@ -36,7 +35,6 @@ class Desk:
 
     queue: QueuePart
     settings: SettingsPart
-    door: DoorPart
     intake: IntakePart
     body: BodyPart
     tenant: TenantPart
@@ -56,7 +54,7 @@ class Desk:
             if field in files and ours is not None:
                 uploads[field] = await self._kept(*files[field])
         wanted = order(self.body.fields, uploads, models)
-        job, _ = await self.door.submit(
+        job, _ = await self.queue.submit(
             self.tenant,
             wanted.spec,
             JobOptions(),
@@ -75,7 +73,7 @@ class Desk:
         if len(task_ids) > MAX_TASKS:
             raise InvalidSpec(f"task_id_list: at most {MAX_TASKS} tasks an answer", field="task_id_list")
         sound = [task_id for task_id in task_ids if _TASK_ID.fullmatch(task_id)]
-        jobs = dict(zip(sound, await self.door.find(self.tenant, sound), strict=True))
+        jobs = dict(zip(sound, await self.queue.find(self.tenant, sound), strict=True))
         return [(task_id, jobs.get(task_id)) for task_id in task_ids]
 
     def _files(self) -> dict[str, tuple[str, UploadFile]]:
@@ -91,7 +89,7 @@ class Desk:
             raise InvalidAudio(f"{name}: {error.message.removeprefix('file: ')}", field=name) from error
 
     async def _models(self) -> frozenset[str]:
-        pools = await run_in_threadpool(self.queue.pools)
+        pools = await self.queue.pools()
         held = {worker.model.name for pool in pools for worker in pool.workers if worker.model}
         return frozenset(held | {pool.published for pool in self.settings.pools})  # also of pools at zero
 
@@ -108,13 +106,13 @@ def task_ids_of(body: Body) -> list[str]:
     return [str(task_id) for task_id in value[: MAX_TASKS + 1]] if isinstance(value, list) else [str(value)]
 
 
-async def song(request: Request, path: str, door: DoorPart, songs: SongsPart, tenant: str) -> Response:
+async def song(request: Request, path: str, queue: QueuePart, songs: SongsPart, tenant: str) -> Response:
     """The song that a token names, or the part of it that is asked for. Never a redirect: clients here follow none.
 
     Raises:
         NotFound, NotFinished, Gone: there is none.
     """
     job_id, index = song_named(path)
-    job = await door.get(tenant, job_id)
+    job = await queue.get(tenant, job_id)
     artifact = song_of(job, index)
     return await songs.serve(artifact, Asked.by(request), f"{job_id}-{index}.{artifact.format}", download=False)

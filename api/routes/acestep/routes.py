@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from api.dependencies import DoorPart, SongsPart, TenantPart
+from api.dependencies import QueuePart, SongsPart, TenantPart
 from api.routes.acestep import documented, results
 from api.routes.acestep.body import BodyPart
 from api.routes.acestep.desk import Desk, song
@@ -62,13 +62,13 @@ async def query_result(desk: DeskPart) -> dict[str, Any]:
 @router.get("/v1/audio", summary="A song", response_class=Response, responses=documented.SONG)
 async def audio(
     request: Request,
-    door: DoorPart,
+    queue: QueuePart,
     songs: SongsPart,
     tenant: TenantPart,
     path: Annotated[str, Query(description="The token that is `file` in a result; no path.")] = "",
 ) -> Response:
     """The song's file, whole or in part."""
-    return await song(request, path, door, songs, tenant)
+    return await song(request, path, queue, songs, tenant)
 
 
 @router.post(

@@ -17,8 +17,8 @@ from serinette.errors import RequestError
 router = APIRouter(prefix="/v1", route_class=AceStepRoute, tags=[documented.TAG], dependencies=[Depends(tenant)])
 
 
-def _held(queue: QueuePart, settings: SettingsPart) -> Inventory:
-    return inventory.inventory(queue.pools(), settings.pool)
+async def _held(queue: QueuePart, settings: SettingsPart) -> Inventory:
+    return inventory.inventory(await queue.pools(), settings.pool)
 
 
 HeldPart = Annotated[Inventory, Depends(_held)]
@@ -42,7 +42,7 @@ class ToggleLora(BaseModel):
 
 
 @router.get("/model_inventory", summary="The models", responses=documented.AWAY)
-def model_inventory(held: HeldPart) -> Envelope[Inventory]:
+async def model_inventory(held: HeldPart) -> Envelope[Inventory]:
     """What the workers that are up hold."""
     return Envelope(data=held)
 
@@ -52,13 +52,13 @@ def model_inventory(held: HeldPart) -> Envelope[Inventory]:
     summary="Counts",
     responses=documented.answers(inventory.stats([], "default", 10_000), documented.AWAY),
 )
-def stats(queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:
+async def stats(queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:
     """Tasks by state, of all clients and dialects; `avg_job_seconds` is 0 before the first song."""
-    return wrapped(inventory.stats(queue.pools(), settings.pool, settings.max_waiting))
+    return wrapped(inventory.stats(await queue.pools(), settings.pool, settings.max_waiting))
 
 
 @router.post("/init", summary="Whether a model is held", responses=documented.answers(None, documented.AWAY))
-def init(held: HeldPart, body: InitModel | None = None) -> dict[str, Any]:
+async def init(held: HeldPart, body: InitModel | None = None) -> dict[str, Any]:
     """Nothing is loaded by this call: 200 in the envelope if a worker holds the model, else why none does."""
     asked = body or InitModel()
     if refusal := inventory.cannot_initialize(held, asked.model, init_llm=asked.init_llm):
@@ -67,8 +67,8 @@ def init(held: HeldPart, body: InitModel | None = None) -> dict[str, Any]:
 
 
 @router.post("/reinitialize", summary="Nothing to reload", responses=documented.answers(None, documented.AWAY))
-def reinitialize(held: HeldPart) -> dict[str, Any]:
-    """Nothing is reloaded by this call: workers restart by themselves."""
+async def reinitialize(held: HeldPart) -> dict[str, Any]:
+    """Nothing is reloaded by this call: workers mend themselves."""
     return wrapped(inventory.reinitialized(held))
 
 

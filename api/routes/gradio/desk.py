@@ -13,9 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from api.dependencies import (
-    DoorPart,
     EventsPart,
     IntakePart,
+    QueuePart,
     SettingsPart,
     SongsPart,
     StandingPart,
@@ -58,7 +58,7 @@ class Desk:
     settings: SettingsPart
     store: StorePart
     songs: SongsPart
-    door: DoorPart
+    queue: QueuePart
     events: EventsPart
     intake: IntakePart
     tenant: TenantPart
@@ -71,7 +71,7 @@ class Desk:
 
     async def submit(self, order: Order) -> Job:
         """Put the song into its lane."""
-        job, _ = await self.door.submit(self.tenant, order.spec, JobOptions(), dialect=order.dialect)
+        job, _ = await self.queue.submit(self.tenant, order.spec, JobOptions(), dialect=order.dialect)
         return job
 
     async def keep(self, file: UploadFile) -> str:
@@ -87,7 +87,7 @@ class Desk:
         """The job of a request. Raises NotFound."""
         if not _REQUEST_ID.fullmatch(request_id):
             raise NotFound("there is no such request")
-        return await self.door.get(self.tenant, request_id)
+        return await self.queue.get(self.tenant, request_id)
 
     async def cancel(self, request_id: str) -> Response:
         """Cancel, and wait a little for it to be so."""
@@ -95,7 +95,7 @@ class Desk:
         if job.status.ended:
             return JSONResponse(answers.not_cancelable(job), 400)
         try:
-            job = await self.door.cancel(self.tenant, request_id)
+            job = await self.queue.cancel(self.tenant, request_id)
         except Conflict:
             return JSONResponse(answers.not_cancelable(await self.find(request_id)), 400)
         job = await self._held(job, _CANCEL_WAIT_S)
@@ -116,7 +116,7 @@ class Desk:
         return JSONResponse(answers.unsuccessful(failure)) if manner.as_json else JSONResponse({"detail": failure}, 500)
 
     async def _held(self, job: Job, wait_s: float) -> Job:
-        return await held(self.door, self.events, self.standing, job, min(wait_s, self.max_wait_s))
+        return await held(self.queue, self.events, self.standing, job, min(wait_s, self.max_wait_s))
 
     def _redirect(self, http: Request, job: Job, manner: Manner) -> Response:
         query = {"wait": f"{min(manner.wait, self.max_wait_s):g}"}

@@ -132,9 +132,9 @@ async def cancel(request_id: str, desk: DeskPart) -> Response:
 
 
 @router.get("/queue/status", responses=_example(answers.queue(waiting=1, running=1, completed=5, failed=0)))
-def queue_status(queue: QueuePart) -> dict[str, Any]:
+async def queue_status(queue: QueuePart) -> dict[str, Any]:
     """How many requests there are, by status."""
-    pools = queue.pools()
+    pools = await queue.pools()
     return answers.queue(
         waiting=sum(sum(pool.waiting.values()) for pool in pools),
         running=sum(pool.running for pool in pools),
@@ -144,19 +144,19 @@ def queue_status(queue: QueuePart) -> dict[str, Any]:
 
 
 @router.get("/sample_data", responses=_example(answers.sample()))
-def sample_data() -> dict[str, Any]:
+async def sample_data() -> dict[str, Any]:
     """A request to try."""
     return answers.sample()
 
 
 @router.post("/initialize", responses=_example(answers.initialized([])))
-def initialize(
+async def initialize(
     queue: QueuePart, query: Annotated[InitializeRequest, Query()], body: InitializeRequest | None = None
 ) -> dict[str, Any]:
     """Whether a worker has its model. Nothing is loaded by this call."""
     sent = sorted(query.model_fields_set | (body.model_fields_set if body else set()))
-    return answers.initialized(_workers(queue)) | {"ignored": sent}
+    return answers.initialized(await _workers(queue)) | {"ignored": sent}
 
 
-def _workers(queue: JobQueue) -> list[Presence]:
-    return [worker for pool in queue.pools() for worker in pool.workers]
+async def _workers(queue: JobQueue) -> list[Presence]:
+    return [worker for pool in await queue.pools() for worker in pool.workers]

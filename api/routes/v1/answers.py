@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import Depends, Path
+from fastapi import Path
+from pydantic import AfterValidator
+from starlette.responses import Response
 
 from api.problems import CODES, MEDIA_TYPE, STATUS, Problem, problem_of
 from serinette.errors import NotFound, SerinetteError
+from serinette.job import Job
 
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
@@ -19,13 +23,27 @@ Responses = dict[int | str, dict[str, Any]]
 _ANYWHERE = ("unauthorized", "rate_limited")
 
 
-async def _checked_job_id(job_id: Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID])]) -> str:
+def checked_job_id(job_id: str) -> str:
+    """A job id as we make them. Raises NotFound."""
     if not _JOB_ID.fullmatch(job_id):
         raise NotFound(f"there is no job {job_id[:80]}: a job id looks like {JOB_ID}")
     return job_id
 
 
-JobId = Annotated[str, Depends(_checked_job_id)]
+JobId = Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID]), AfterValidator(checked_job_id)]
+# The same, for a route that reads it itself.
+JOB_ID_PARAMETER = {
+    "name": "job_id",
+    "in": "path",
+    "required": True,
+    "schema": {
+        "type": "string",
+        "description": "As submit answered it.",
+        "examples": [JOB_ID],
+        "title": "Job Id",
+    },
+    "description": "As submit answered it.",
+}
 
 
 def problems(*codes: str) -> Responses:
@@ -44,5 +62,20 @@ def problems(*codes: str) -> Responses:
     return found
 
 
+def job_answer(job: Job, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A job as the body: written once, where FastAPI would check it against the model that it is of first."""
+    return Response(job.model_dump_json(), status, headers, "application/json")
+
+
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
-__all__ = ["JOB_ID", "JobId", "Problem", "Responses", "SerinetteError", "problems"]
+__all__ = [
+    "JOB_ID",
+    "JOB_ID_PARAMETER",
+    "JobId",
+    "Problem",
+    "Responses",
+    "SerinetteError",
+    "checked_job_id",
+    "job_answer",
+    "problems",
+]

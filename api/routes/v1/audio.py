@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from api.dependencies import DoorPart, SettingsPart, SongsPart, TenantPart
+from api.dependencies import QueuePart, SettingsPart, SongsPart, TenantPart
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
 from api.songs import Asked, song_of
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 
 @router.head("/jobs/{job_id}/audio", include_in_schema=False)
@@ -32,7 +32,7 @@ router = APIRouter(tags=["jobs"])
 async def audio(
     request: Request,
     job_id: JobId,
-    door: DoorPart,
+    queue: QueuePart,
     songs: SongsPart,
     settings: SettingsPart,
     tenant: TenantPart,
@@ -43,7 +43,7 @@ async def audio(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The encoded song, whole or in part, or a redirect to the store."""
-    song = song_of(await door.get(tenant, job_id), index)
+    song = song_of(await queue.get(tenant, job_id), index)
     asked = Asked(request.url.path, request.method, range_, if_range, if_none_match)
     if request.method == "GET" and not download and not asked.has(song):
         url = await songs.url(song, settings.presign_s)

@@ -19,7 +19,7 @@ from serinette.errors import Gone, NotFound
 from serinette.names import batch_errors_key, batch_output_key
 from serinette.store import Store
 
-router = APIRouter(tags=["batches"])
+router = APIRouter(prefix="/v1", tags=["batches"])
 
 
 async def _ended(batch: BatchPart) -> Batch:

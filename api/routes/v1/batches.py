@@ -21,7 +21,7 @@ from api.routes.v1.answers import problems
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
 from serinette.errors import InvalidBatch, InvalidSpec, NotFound, TooLarge, UnsupportedMediaType
 
-router = APIRouter(tags=["batches"])
+router = APIRouter(prefix="/v1", tags=["batches"])
 
 _BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
 _JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines"}

@@ -10,25 +10,23 @@ from starlette.responses import RedirectResponse
 
 from api.containers.log import PLACE, Place
 from api.dependencies import (
-    DoorPart,
-    EventsPart,
     LogsPart,
+    QueuePart,
     SettingsPart,
     SongsPart,
-    StandingPart,
     TenantPart,
     containers_only,
+    visit_of,
 )
-from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, Responses, problems
-from api.routes.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, json_only
+from api.routes.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, json_only, submit_answer
 from api.songs import Asked
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound
 from serinette.job import Job, JobOptions
 
-router = APIRouter(tags=["containers"])
+router = APIRouter(prefix="/v1", tags=["containers"])
 
 _SPEC_FIELDS = ContainerSpec.model_fields.keys()
 
@@ -58,28 +56,16 @@ class ContainerRequest(ContainerSpec, JobOptions):
 )
 async def submit(
     request: Annotated[ContainerRequest, Body()],
-    response: Response,
-    door: DoorPart,
-    events: EventsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
-    standing: StandingPart,
+    http: Request,
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
-) -> Job:
+) -> Response:
     """Put a container into its lane: a job like any other. 501 where no cluster is."""
-    job, created = await door.submit_container(
-        tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+    visit = visit_of(http)
+    submitted = await visit.parts.queue.submit_container(
+        visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
     )
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if not created:
-        response.headers["Idempotency-Replayed"] = "true"
-    wait_s = preferred_wait_s(prefer, settings.max_wait_s)
-    if wait_s is not None:
-        response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-    job = await held(door, events, standing, job, wait_s)
-    response.status_code = 200 if job.status.ended else 202
-    return job
+    return await submit_answer(visit, submitted, prefer)
 
 
 _FILE: Responses = {
@@ -97,13 +83,13 @@ async def output(
     job_id: JobId,
     name: Annotated[str, Path(max_length=1_100, description="As in the job's `run.outputs`.")],
     request: Request,
-    door: DoorPart,
+    queue: QueuePart,
     songs: SongsPart,
     settings: SettingsPart,
     tenant: TenantPart,
 ) -> Response:
     """A file that the container wrote below /outputs, or a redirect to the store."""
-    found = _output_of(await door.get(tenant, job_id), name)
+    found = _output_of(await queue.get(tenant, job_id), name)
     asked = Asked.by(request)
     if not asked.has(found) and (url := await songs.url(found, settings.presign_s)) is not None:
         return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
@@ -136,7 +122,7 @@ _LOG: Responses = {
 async def log(
     job_id: JobId,
     request: Request,
-    door: DoorPart,
+    queue: QueuePart,
     logs: LogsPart,
     tenant: TenantPart,
     after: Annotated[
@@ -145,5 +131,5 @@ async def log(
     ] = None,
 ) -> Response:
     """Plain text: as far as it is while the container runs, whole when it has ended. Each attempt has its own."""
-    job = await door.get(tenant, job_id)
+    job = await queue.get(tenant, job_id)
     return await logs.serve(job, Asked.by(request), Place.parse(after) if after else None)

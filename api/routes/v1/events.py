@@ -14,10 +14,10 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
-from api.dependencies import DoorPart, EventsPart, SettingsPart, StandingPart, TenantPart
-from api.door import Door
+from api.dependencies import EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
 from api.events import JobEvent, JobEvents, checked_event_id
 from api.problems import answer
+from api.queue import JobQueue
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
 from api.tenancy.keyring import Standing
@@ -25,7 +25,7 @@ from serinette.errors import RequestError, SerinetteError
 from serinette.job import Job
 
 log = logging.getLogger(__name__)
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 KEEPALIVE_S = 15
 RETRY_MS = 2_000
@@ -49,7 +49,7 @@ ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]
 )
 async def stream(
     job_id: JobId,
-    door: DoorPart,
+    queue: QueuePart,
     events: EventsPart,
     tenant: TenantPart,
     standing: StandingPart,
@@ -58,7 +58,7 @@ async def stream(
 ) -> Response:
     """Server-Sent Events; closes behind the terminal event. A WebSocket at the same path sends the same messages."""
     seen = last_event_id_header or last_event_id
-    job, after = await _snapshot(door, events, tenant, job_id, seen)
+    job, after = await _snapshot(queue, events, tenant, job_id, seen)
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
         return Response(status_code=204)
     return EventSourceResponse(_sse(events, job, after, standing), ping=KEEPALIVE_S)
@@ -68,7 +68,7 @@ async def stream(
 async def socket(
     websocket: WebSocket,
     job_id: JobId,
-    door: DoorPart,
+    queue: QueuePart,
     events: EventsPart,
     settings: SettingsPart,
     tenant: TenantPart,
@@ -81,7 +81,7 @@ async def socket(
         error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
         await websocket.send_denial_response(answer(websocket.url.path, error, 403))
         return
-    job, after = await _snapshot(door, events, tenant, job_id, last_event_id_header or last_event_id)
+    job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
     await websocket.accept()
     async with anyio.create_task_group() as group:
         group.start_soon(_until_gone, websocket, group.cancel_scope)
@@ -110,11 +110,11 @@ async def messages(events: JobEvents, job: Job, after: str, standing: Standing) 
 
 
 async def _snapshot(
-    door: Door, events: JobEvents, tenant: str, job_id: str, last_event_id: str | None
+    queue: JobQueue, events: JobEvents, tenant: str, job_id: str, last_event_id: str | None
 ) -> tuple[Job, str]:
     """The job, and the event behind which to go on. What happens between the two reads is told twice, never lost."""
     last, before_last = await events.last_ids(job_id)
-    job = await door.get(tenant, job_id)
+    job = await queue.get(tenant, job_id)
     if last_event_id is not None:
         return job, checked_event_id(last_event_id)
     return job, before_last if job.status.ended else last

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.dependencies import DoorPart, EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
+from api.dependencies import QueuePart, TenantPart, Visit, visit_of
 from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
-from api.routes.v1.answers import JobId, Responses, problems
+from api.routes.v1.answers import JOB_ID_PARAMETER, JobId, Responses, checked_job_id, job_answer, problems
 from serinette.errors import InvalidSpec, UnsupportedMediaType
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 _SPEC_FIELDS = GenerationSpec.model_fields.keys()
 
@@ -23,6 +23,18 @@ PreferHeader = Annotated[
     str | None,
     Header(description="`wait=N`: hold the answer until the job ends, N seconds at most.", examples=["wait=30"]),
 ]
+_PREFER_PARAMETER = {
+    "name": "prefer",
+    "in": "header",
+    "required": False,
+    "schema": {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "description": "`wait=N`: hold the answer until the job ends, N seconds at most.",
+        "examples": ["wait=30"],
+        "title": "Prefer",
+    },
+    "description": "`wait=N`: hold the answer until the job ends, N seconds at most.",
+}
 KeyHeader = Annotated[
     str | None,
     Header(
@@ -47,12 +59,13 @@ class JobRequest(GenerationSpec, JobOptions):
 
     def spec(self) -> GenerationSpec:
         """The song alone, with only those fields set that the client wrote."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in _SPEC_FIELDS}
+        values = {name: value for name, value in self.__dict__.items() if name in _SPEC_FIELDS}
         return GenerationSpec.model_construct(_fields_set=self.model_fields_set & _SPEC_FIELDS, **values)
 
     def options(self) -> JobOptions:
         """All but the song."""
-        return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
+        values = {name: value for name, value in self.__dict__.items() if name not in _SPEC_FIELDS}
+        return JobOptions.model_construct(**values)
 
 
 SUBMITTED: Responses = {
@@ -93,49 +106,49 @@ class JobList(BaseModel):
 )
 async def submit(
     request: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
-    response: Response,
-    door: DoorPart,
-    events: EventsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
-    standing: StandingPart,
+    http: Request,
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
-) -> Job:
+) -> Response:
     """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and reported."""
-    job, created = await door.submit(tenant, request.spec(), request.options(), idempotency_key=idempotency_key)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    visit = visit_of(http)
+    submitted = await visit.parts.queue.submit(
+        visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+    )
+    return await submit_answer(visit, submitted, prefer)
+
+
+async def submit_answer(visit: Visit, submitted: tuple[Job, bool], prefer: str | None) -> Response:
+    """The job that was submitted, or is so again; at its end, if the client would wait for that."""
+    job, created = submitted
+    headers = {"Location": f"/v1/jobs/{job.id}"}
     if not created:
-        response.headers["Idempotency-Replayed"] = "true"
-    wait_s = preferred_wait_s(prefer, settings.max_wait_s)
+        headers["Idempotency-Replayed"] = "true"
+    job = await _held(visit, job, prefer, headers)
+    return job_answer(job, 200 if job.status.ended else 202, headers)
+
+
+async def _held(visit: Visit, job: Job, prefer: str | None, headers: dict[str, str]) -> Job:
+    wait_s = preferred_wait_s(prefer, visit.parts.settings.max_wait_s)
     if wait_s is not None:
-        response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-    job = await held(door, events, standing, job, wait_s)
-    response.status_code = 200 if job.status.ended else 202
-    return job
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+    return await held(visit.parts.queue, visit.parts.events, visit.standing, job, wait_s)
 
 
 @router.get(
     "/jobs/{job_id}",
+    response_model=Job,
     summary="One job",
     responses={200: {"content": examples.JOB}, **problems("not_found", "queue_unavailable", "store_unavailable")},
+    openapi_extra={"parameters": [JOB_ID_PARAMETER, _PREFER_PARAMETER]},
 )
-async def look(
-    job_id: JobId,
-    response: Response,
-    door: DoorPart,
-    events: EventsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
-    standing: StandingPart,
-    prefer: PreferHeader = None,
-) -> Job:
+async def look(http: Request) -> Response:
     """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and in words what it waits for."""
-    wait_s = preferred_wait_s(prefer, settings.max_wait_s)
-    if wait_s is not None:
-        response.headers["Preference-Applied"] = f"wait={wait_s:g}"
-    job = await door.get(tenant, job_id)
-    return await held(door, events, standing, job, wait_s)
+    # Its parameters are read here: FastAPI's own way to them takes a quarter of a poll.
+    job_id, visit, headers = checked_job_id(http.path_params["job_id"]), visit_of(http), dict[str, str]()
+    job = await visit.parts.queue.get(visit.tenant, job_id)
+    job = await _held(visit, job, http.headers.get("prefer"), headers)
+    return job_answer(job, headers=headers)
 
 
 @router.get(
@@ -144,7 +157,7 @@ async def look(
     summary="Jobs, newest first",
     responses=problems("invalid_spec", "queue_unavailable"),
 )
-def list_jobs(
+async def list_jobs(
     queue: QueuePart,
     tenant: TenantPart,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
@@ -154,23 +167,27 @@ def list_jobs(
     ] = None,
     cursor: Annotated[str | None, Query(max_length=300, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
-) -> JobList:
-    """A page of jobs. With a filter a page may be short and still have a next one."""
+) -> Response:
+    """A page of jobs. With a filter a page may be short and still have a next one. Of jobs that ended more than some
+    minutes ago it has the state, times, labels and the prompt's beginning; `GET /v1/jobs/{id}` has all of them.
+    """
     name, equals, value = (label or "").partition("=")
     if label is not None and not (name and equals):
         raise InvalidSpec("label: must be name=value", field="label")
-    page = queue.list(tenant, status=status, label=(name, value) if label else None, cursor=cursor, limit=limit)
-    return JobList(jobs=page.jobs, next_cursor=page.next_cursor)
+    page = await queue.list(tenant, status=status, label=(name, value) if label else None, cursor=cursor, limit=limit)
+    listed = JobList(jobs=page.jobs, next_cursor=page.next_cursor)
+    return Response(listed.model_dump_json(), media_type="application/json")
 
 
 @router.post(
     "/jobs/{job_id}/cancel",
+    response_model=Job,
     summary="Cancel a job",
     responses={200: {"content": examples.JOB}, **problems("not_found", "conflict", "queue_unavailable")},
 )
-async def cancel(job_id: JobId, door: DoorPart, tenant: TenantPart) -> Job:
+async def cancel(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> Response:
     """A queued job ends at once, a running one within a step: then `cancel_requested` is true meanwhile."""
-    return await door.cancel(tenant, job_id)
+    return job_answer(await queue.cancel(tenant, job_id))
 
 
 @router.delete(
@@ -179,6 +196,6 @@ async def cancel(job_id: JobId, door: DoorPart, tenant: TenantPart) -> Job:
     summary="Erase an ended job",
     responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
 )
-async def erase(job_id: JobId, door: DoorPart, tenant: TenantPart) -> None:
+async def erase(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> None:
     """Its songs and every trace of it go. Cancel it first if it has not ended."""
-    await door.erase(tenant, job_id)
+    await queue.erase(tenant, job_id)

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, Field
 
-from api.dependencies import CallerPart, DoorPart, LinksPart, SettingsPart
+from api.dependencies import CallerPart, LinksPart, QueuePart, SettingsPart
 from api.routes.v1 import examples
 from api.routes.v1.answers import JobId, problems
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 
 
 class JobLinks(BaseModel):
@@ -28,10 +28,10 @@ class JobLinks(BaseModel):
     responses={200: {"content": examples.LINKS}, **problems("not_found", "queue_unavailable", "store_unavailable")},
 )
 async def links(
-    job_id: JobId, door: DoorPart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
+    job_id: JobId, queue: QueuePart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
 ) -> JobLinks:
-    """Signed for a short while: anyone who has one may hear this job. Revoking the key ends them too."""
-    await door.get(caller.tenant, job_id)
+    """Signed for a short while: whoever has one may hear this job. Revoking the key ends them too."""
+    await queue.get(caller.tenant, job_id)
     token, expires_s = await signer.sign(caller, job_id, settings.link_s)
     path = f"/v1/jobs/{job_id}"
     return JobLinks(

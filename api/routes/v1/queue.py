@@ -15,7 +15,7 @@ from serinette.names import Lane
 from serinette.presence import Model, Presence, WorkerStage
 from serinette.spec import MAX_VARIATIONS
 
-router = APIRouter(tags=["queue"])
+router = APIRouter(prefix="/v1", tags=["queue"])
 
 
 class LaneView(BaseModel):
@@ -96,19 +96,19 @@ class ModelList(Envelope[Inventory]):
 
 
 @router.get("/queue", summary="The queue", responses=problems("queue_unavailable"))
-def look(queue: QueuePart) -> QueueView:
+async def look(queue: QueuePart) -> QueueView:
     """Every pool: its lanes, what runs, its workers, and how long a song submitted now would take."""
-    return QueueView(pools=tuple(_pool(pool) for pool in queue.pools()))
+    return QueueView(pools=tuple(_pool(pool) for pool in await queue.pools()))
 
 
 @router.get("/models", summary="The models", responses=problems("queue_unavailable"))
-def models(queue: QueuePart, settings: SettingsPart) -> ModelList:
+async def models(queue: QueuePart, settings: SettingsPart) -> ModelList:
     """What can be asked for: what workers that are up hold, and what pools at zero would.
 
     Empty where the gateway has no pools configured and no worker is up; jobs without `model` are accepted all the same.
     """
     held: dict[tuple[str, str], tuple[Model, int]] = {}
-    pools = queue.pools()
+    pools = await queue.pools()
     for pool in pools:
         for worker in pool.workers:
             if worker.model:

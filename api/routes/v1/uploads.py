@@ -15,7 +15,7 @@ from api.routes.v1.answers import problems
 from serinette.errors import InvalidSpec, NotFound
 from serinette.upload import Upload, UploadedFile
 
-router = APIRouter(tags=["uploads"])
+router = APIRouter(prefix="/v1", tags=["uploads"])
 
 _BYTES = {"type": "string", "format": "binary"}
 _UPLOAD_ID = re.compile(r"upload-[0-9a-f]{32}")

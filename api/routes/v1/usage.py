@@ -17,7 +17,7 @@ from serinette.errors import InvalidSpec
 from serinette.job import now
 from serinette.usage import DAYS_KEPT, Day, Sums
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(prefix="/v1", tags=["usage"])
 
 DEFAULT_DAYS = 30
 
@@ -46,7 +46,7 @@ class UsageView(BaseModel):
     summary="What you used",
     responses={200: {"content": examples.USAGE}, **problems("invalid_spec", "queue_unavailable")},
 )
-def usage(
+async def usage(
     accounts: AccountsPart,
     tenant: TenantPart,
     since: Annotated[QueryDay, Query(description="First UTC day; else 29 days before `until`.")] = None,
@@ -60,8 +60,8 @@ def usage(
         raise InvalidSpec(
             f"since: must be at most {DAYS_KEPT - 1} days before until ({last}), not after", field="since"
         )
-    days = accounts.days(tenant, [first + timedelta(days=number) for number in range(count)])
+    days = await accounts.days(tenant, [first + timedelta(days=number) for number in range(count)])
     total = Sums()
     for day in days:
         total = total.plus(day)
-    return UsageView(tenant=tenant, days=tuple(days), total=total, limits=accounts.limits(tenant))
+    return UsageView(tenant=tenant, days=tuple(days), total=total, limits=await accounts.limits(tenant))

@@ -12,7 +12,7 @@ from api.routes.v1.answers import problems
 from api.routes.v1.queue import WorkerView, worker_view
 from serinette.job import now
 
-router = APIRouter(tags=["queue"])
+router = APIRouter(prefix="/v1", tags=["queue"])
 
 
 class WorkerPoolView(BaseModel):
@@ -42,12 +42,12 @@ class WorkersView(BaseModel):
 
 
 @router.get("/workers", summary="The workers", responses=problems("queue_unavailable"))
-def workers(queue: QueuePart) -> WorkersView:
+async def workers(queue: QueuePart) -> WorkersView:
     """Every pool that is known, its workers and, where jobs wait and none is ready, what holds them: a start from zero,
     a node without a free GPU, an image, a model that loads, the brake. What only a cluster can report is up to half a
     minute old, and missing outside of one.
     """
-    return WorkersView(pools=tuple(_pool(pool) for pool in queue.pools()))
+    return WorkersView(pools=tuple(_pool(pool) for pool in await queue.pools()))
 
 
 def _pool(pool: Pool) -> WorkerPoolView:

@@ -19,6 +19,7 @@
 {{- end }}
 - {name: SERINETTE_JOB_TIMEOUT_S, value: {{ int $gateway.jobTimeoutS | quote }}}
 - {name: SERINETTE_MAX_ATTEMPTS, value: {{ int $gateway.maxAttempts | quote }}}
+- {name: SERINETTE_DURABILITY, value: {{ $gateway.durability }}}
 - {name: SERINETTE_MAX_BODY_BYTES, value: {{ int64 $gateway.maxBodyBytes | quote }}}
 - {name: SERINETTE_MAX_UPLOAD_BYTES, value: {{ int64 $gateway.maxUploadBytes | quote }}}
 - {name: SERINETTE_MAX_UPLOAD_DURATION_S, value: {{ $gateway.maxUploadDurationS | quote }}}

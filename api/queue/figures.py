@@ -1,0 +1,139 @@
+"""What is the same for every poller: the pools' counts and workers, read a few times a second and shared."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import asyncio as redis_asyncio
+
+from api.answering import answering
+from api.holdups import Holdup
+from api.queue.explain import Pool
+from serinette.brake import in_force
+from serinette.job import JobStatus, now
+from serinette.jobs.script import text
+from serinette.names import Keys, Lane
+from serinette.pools import PoolFacts, of_name
+from serinette.presence import Pace, Presence
+from serinette.tally import JOBS_ENDED, SEPARATOR
+
+MAX_AGE_S = 0.25
+
+Ended = Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All pools that were asked for, of one reading. `read_s`: when it began, by the monotonic clock."""
+
+    pools: Mapping[str, Pool]
+    workers: Sequence[Presence]
+    read_s: float
+
+
+class PoolFigures:
+    """The figures of all pools on one Redis, of this process.
+
+    One reading is under way at most, and whoever needs younger figures waits for it, or for the next.
+    """
+
+    def __init__(self, redis: redis_asyncio.Redis, keys: Keys, published: Sequence[PoolFacts] = ()) -> None:
+        """`published`: the pools that are known without their workers."""
+        self._redis = redis
+        self._keys = keys
+        self._published = published
+        self._names = {pool.name for pool in published}
+        self._last = Figures({}, (), -1e9)
+        self._reading: asyncio.Task[None] | None = None
+
+    async def read(self, names: Collection[str] = (), *, fresh: bool = False) -> Figures:
+        """The figures of these pools and of every other that is known, no older than MAX_AGE_S; `fresh`, than now.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        asked_s = time.monotonic()
+        oldest_s = asked_s if fresh else asked_s - MAX_AGE_S
+        last = self._last
+        if last.read_s >= oldest_s and all(name in last.pools for name in names):
+            return last
+        self._names.update(names)
+        with answering():
+            while self._last.read_s < oldest_s or any(name not in self._last.pools for name in names):
+                await self._next_reading()
+        return self._last
+
+    async def _next_reading(self) -> None:
+        # Done is not None: to await a reading that is over would give no other task, and so no new reading, a turn.
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(_heard)
+        # A caller that leaves must not take the reading from the others.
+        await asyncio.shield(self._reading)
+
+    async def _read(self) -> None:
+        began_s, names = time.monotonic(), set(self._names)
+        workers = await self._workers()
+        names.update(worker.pool for worker in workers)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                for lane in Lane:
+                    pipe.zcard(self._keys.waiting(name, lane))
+                    pipe.zcard(self._keys.started(name, lane))
+                pipe.hmget(self._keys.pace(name), [Pace.RUN, Pace.COLD_START])
+                pipe.smembers(self._keys.brake(name))
+            pipe.hgetall(self._keys.holdups)
+            pipe.hgetall(self._keys.tally)
+            *counts, holdups, tally = await pipe.execute()
+        size = len(counts) // len(names) if names else 0
+        ended = _ended(tally)
+        words = {text(pool): Holdup.model_validate_json(found) for pool, found in holdups.items()}
+        pools = {
+            name: self._pool(name, counts[i * size : (i + 1) * size], workers, ended, words.get(name))
+            for i, name in enumerate(names)
+        }
+        self._last = Figures(pools, workers, began_s)
+
+    async def _workers(self) -> tuple[Presence, ...]:
+        """All that have reported lately, by name."""
+        found: Any = await self._redis.zrangebyscore(self._keys.workers, now().timestamp(), "+inf")
+        names = sorted(map(text, found))
+        texts = await self._redis.mget([self._keys.worker(name) for name in names]) if names else []
+        return tuple(Presence.model_validate_json(found) for found in texts if found)
+
+    def _pool(
+        self, name: str, raw: Sequence[Any], workers: Iterable[Presence], ended: Ended, holdup: Holdup | None
+    ) -> Pool:
+        *counts, (pace_s, cold_start_s), reasons = raw
+        return Pool(
+            name=name,
+            waiting=dict(zip(Lane, counts[::2], strict=True)),
+            running=sum(counts[1::2]),
+            succeeded=ended.get((name, JobStatus.SUCCEEDED), 0),
+            unsuccessful=ended.get((name, JobStatus.FAILED), 0) + ended.get((name, JobStatus.CANCELED), 0),
+            workers=tuple(worker for worker in workers if worker.pool == name),
+            pace_s=None if pace_s is None else float(pace_s),
+            cold_start_s=None if cold_start_s is None else float(cold_start_s),
+            brake=in_force(reasons),
+            holdup=holdup,
+            told=of_name(self._published, name),
+        )
+
+
+def _heard(reading: asyncio.Task[None]) -> None:
+    if not reading.cancelled():
+        reading.exception()  # its callers have it, unless all of them left
+
+
+def _ended(tally: Mapping[Any, Any]) -> Ended:
+    """Jobs that ended since Redis began, by pool and outcome; of a hash with other counts."""
+    sums: dict[tuple[str, str], int] = {}
+    for field, value in tally.items():
+        name, *labels = text(field).split(SEPARATOR)
+        if name == JOBS_ENDED.name and len(labels) == len(JOBS_ENDED.labels):
+            sums[labels[0], labels[1]] = sums.get((labels[0], labels[1]), 0) + int(value)
+    return sums

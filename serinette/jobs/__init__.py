@@ -1,0 +1,33 @@
+"""A job's life. Its state changes by the transitions of transitions.lua and nowhere else.
+
+`calls` has them typed, `script` runs them, `entry` reads a job's record, `submission` makes one, `finishing` ends a job
+by what the store decides. RQ's hash, lists, registries and workers say the same in every state (docs/decisions/0001).
+"""
+
+from serinette.jobs import calls, finishing
+from serinette.jobs.calls import Claimed, Finished, Lease, Outcome, Refusal, Seen, Shrunk, Standing, Submitted
+from serinette.jobs.entry import Entry, job_of_record
+from serinette.jobs.script import AsyncJobs, Call, Jobs, wait_for_disk
+from serinette.jobs.submission import Submission, rq_fields_of
+
+__all__ = [
+    "AsyncJobs",
+    "Call",
+    "Claimed",
+    "Entry",
+    "Finished",
+    "Jobs",
+    "Lease",
+    "Outcome",
+    "Refusal",
+    "Seen",
+    "Shrunk",
+    "Standing",
+    "Submission",
+    "Submitted",
+    "calls",
+    "finishing",
+    "job_of_record",
+    "rq_fields_of",
+    "wait_for_disk",
+]

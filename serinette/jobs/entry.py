@@ -1,0 +1,296 @@
+"""The record of one job, as Redis holds it: the fields of one hash, typed.
+
+Written at submit and never again: `schema`, `tenant`, `pool` (but for a move), `lane`, `spec` and `container` (JSON as
+queued), `labels`, `dialect` (JSON), `digest`, `timeout_s`, `max_attempts`, `ttl_s` (kept after its end), `webhook`,
+`webhook_after_s`, `batch` (whose line it is), `traceparent`, `created_at`, `start_by`. By transitions: `state`,
+`attempts` (count), `attempt:N` (JSON Attempt, the last ten), `owner` (id of the attempt in charge), `began`, `charged`,
+`gpu_s` (of failed attempts), `cancel`, `progress`, `error`, `result`, `run` (JSON), `usage`, `ended_at`, `recorded`
+(job.json lies in the store), `called_off`; of a container `placed` (the attempt that got a Kubernetes Job), `ran_s`,
+`log_at` (time of the last line that was read). By the outbox: `deliveries`, `delivery:N`.
+All times are Unix seconds of the server's clock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from serinette.container import ContainerSpec, Run
+from serinette.errors import Expired, InvalidSpec, WorkerLost
+from serinette.job import Attempt, AttemptOutcome, Job, JobError, JobStatus, Progress, Record, Result, Usage
+from serinette.jobs.script import text
+from serinette.names import Lane
+from serinette.spec import SCHEMA, GenerationSpec
+from serinette.webhook import Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One job. `fields` is the hash as it was read: what an attempt gives back to a server that has forgotten it."""
+
+    id: str
+    fields: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def parse(cls, job_id: str, flat: Sequence[Any]) -> Entry | None:
+        """Read fields and values in turn, as the server answers them; None when there are none."""
+        names = [text(each) for each in flat[::2]]
+        return cls(job_id, dict(zip(names, map(text, flat[1::2]), strict=True))) if names else None
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.fields["tenant"]
+
+    @property
+    def pool(self) -> str:
+        """Where it waits, or waited."""
+        return self.fields["pool"]
+
+    @property
+    def lane(self) -> Lane:
+        """Its priority there."""
+        return Lane(self.fields["lane"])
+
+    @property
+    def status(self) -> JobStatus:
+        """Its state."""
+        return JobStatus(self.fields["state"])
+
+    @property
+    def wire(self) -> dict[str, Any]:
+        """Its spec as queued, perhaps by another version.
+
+        Raises:
+            InvalidSpec: it cannot be read.
+        """
+        try:
+            found = json.loads(self.fields["spec"])
+        except (ValueError, LookupError):
+            found = None
+        if not isinstance(found, dict):
+            raise InvalidSpec("the job's record in Redis cannot be read; submit it again")
+        return found
+
+    @property
+    def spec(self) -> GenerationSpec:
+        """Its spec, as far as this version knows its fields."""
+        return GenerationSpec.from_wire({**self.wire, "schema": SCHEMA})
+
+    @property
+    def container(self) -> ContainerSpec | None:
+        """Of a container."""
+        found = self.fields.get("container")
+        return None if found is None else ContainerSpec.from_wire(json.loads(found))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Its owner's."""
+        found: dict[str, str] = json.loads(self.fields.get("labels", "{}"))
+        return found
+
+    @property
+    def dialect(self) -> dict[str, str]:
+        """What a dialect needs to answer in its own words later."""
+        found: dict[str, str] = json.loads(self.fields.get("dialect", "{}"))
+        return found
+
+    @property
+    def digest(self) -> str:
+        """Of what the client wrote."""
+        return self.fields.get("digest", "")
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was submitted."""
+        return _time(self.fields["created_at"])
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended."""
+        return self._time("ended_at")
+
+    @property
+    def start_by(self) -> datetime | None:
+        """When it fails unless a worker has begun it."""
+        return self._time("start_by")
+
+    @property
+    def timeout_s(self) -> int:
+        """Longest run."""
+        return int(self.fields["timeout_s"])
+
+    @property
+    def retries_left(self) -> int:
+        """Attempts that may still fail before the job does."""
+        return int(self.fields.get("max_attempts", 1)) - 1 - int(self.fields.get("charged", 0))
+
+    @property
+    def owner(self) -> str | None:
+        """Id of the attempt in charge."""
+        return self.fields.get("owner")
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The last ten, oldest first."""
+        count = int(self.fields.get("attempts", 0))
+        names = (f"attempt:{number}" for number in range(1, count + 1))
+        return tuple(Attempt.model_validate_json(self.fields[name]) for name in names if name in self.fields)
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether its owner wants it to end."""
+        return "cancel" in self.fields
+
+    @property
+    def progress(self) -> Progress | None:
+        """Where the attempt in charge is."""
+        found = self.fields.get("progress")
+        return None if found is None else Progress.model_validate_json(found)
+
+    @property
+    def error(self) -> JobError | None:
+        """Why it failed."""
+        found = self.fields.get("error")
+        return None if found is None else JobError.model_validate_json(found)
+
+    @property
+    def result(self) -> Result | None:
+        """Of a job that succeeded."""
+        found = self.fields.get("result")
+        return None if found is None else Result.model_validate_json(found)
+
+    @property
+    def run(self) -> Run | None:
+        """What became of a container."""
+        found = self.fields.get("run")
+        return None if found is None else Run.model_validate_json(found)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it took."""
+        found = self.fields.get("usage")
+        return None if found is None else Usage.model_validate_json(found)
+
+    @property
+    def webhook(self) -> str | None:
+        """Where its end is reported."""
+        return self.fields.get("webhook")
+
+    @property
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """Tries to report it."""
+        numbers = range(1, int(self.fields.get("deliveries", 0)) + 1)
+        found = (self.fields.get(f"delivery:{number}") for number in numbers)
+        return tuple(Delivery.model_validate_json(each) for each in found if each)
+
+    @property
+    def placed(self) -> str | None:
+        """Of a container, the attempt that got a Kubernetes Job."""
+        return self.fields.get("placed")
+
+    @property
+    def ran_s(self) -> float:
+        """Of a canceled container, how long its command had run when its pod was last seen."""
+        return float(self.fields.get("ran_s", 0))
+
+    @property
+    def log_at(self) -> str:
+        """Of a container, the time of the last line of its log that was read; '' before the first."""
+        return self.fields.get("log_at", "")
+
+    @property
+    def called_off(self) -> bool:
+        """Whether it was canceled before it was submitted: it never was a job."""
+        return "called_off" in self.fields
+
+    @property
+    def traceparent(self) -> str | None:
+        """The submit's place in its trace."""
+        return self.fields.get("traceparent")
+
+    def _time(self, name: str) -> datetime | None:
+        found = self.fields.get(name)
+        return None if found is None else _time(found)
+
+    def job(self) -> Job:
+        """The job as its owner sees it, without its place, ETA and what it waits for."""
+        status, attempts = self.status, self.attempts
+        return Job.model_construct(  # of values that are typed already: a poll is asked a thousand times a second
+            id=self.id,
+            tenant=self.tenant,
+            status=status,
+            spec=self.spec,
+            pool=self.pool,
+            lane=self.lane,
+            labels=self.labels,
+            dialect=self.dialect,
+            created_at=self.created_at,
+            started_at=attempts[-1].started_at if attempts and status is not JobStatus.QUEUED else None,
+            ended_at=self.ended_at,
+            timeout_s=int(self.fields["timeout_s"]) if "timeout_s" in self.fields else None,
+            start_by=self.start_by,
+            webhook=self.webhook,
+            deliveries=self.deliveries,
+            cancel_requested=self.cancel_requested,
+            progress=self.progress if status is JobStatus.RUNNING else None,
+            attempts=attempts,
+            result=self.result if status is JobStatus.SUCCEEDED else None,
+            container=self.container,
+            run=self.run,
+            error=self.error if status is JobStatus.FAILED else None,
+            usage=self.usage,
+        )
+
+    def expiry(self) -> JobError:
+        """Why it failed when no worker began it in time."""
+        by = f" by {self.start_by:%Y-%m-%d %H:%M:%S} UTC" if self.start_by else ""
+        message = f"no worker began the job{by}: give a longer start_deadline_s, or submit again when workers are free"
+        return JobError(code=Expired.code, message=message)
+
+    def lost(self, *, last: bool) -> JobError:
+        """Why the attempt in charge ended when its worker stopped answering."""
+        worker, number = (self.attempts[-1].worker, self.attempts[-1].number) if self.attempts else ("unknown", 0)
+        what = "no attempts are left; submit the job again" if last else "another attempt follows"
+        return JobError(
+            code=WorkerLost.code,
+            message=f"worker {worker} stopped answering during attempt {number}: {what}",
+            retryable=WorkerLost.retryable,
+        )
+
+
+def _time(value: str) -> datetime:
+    return datetime.fromtimestamp(float(value), UTC)
+
+
+def job_of_record(record: Record) -> Job:
+    """A job that only the store remembers."""
+    attempt = record.attempt
+    if attempt and attempt.outcome is AttemptOutcome.RUNNING:  # the record is written by the attempt that it is of
+        attempt = attempt.model_copy(update={"outcome": AttemptOutcome.SUCCEEDED, "ended_at": record.ended_at})
+    return Job(
+        id=record.job_id,
+        tenant=record.tenant,
+        status=record.status,
+        spec=record.spec,
+        pool=record.pool,
+        lane=record.lane,
+        labels=record.labels,
+        dialect=record.dialect,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        ended_at=record.ended_at,
+        attempts=(attempt,) if attempt else (),
+        result=record.result,
+        container=record.container,
+        run=record.run,
+        error=record.error,
+        usage=_usage_of(record.result) if record.result else record.usage,
+    )
+
+
+def _usage_of(result: Result) -> Usage:
+    return Usage(gpu_s=result.timings.generate_s, queue_s=result.timings.queue_s, size_bytes=result.size_bytes)

@@ -1,0 +1,102 @@
+"""The one way in which jobs end: the store decides an end with a song, and the record says the same.
+
+`job.json` is put if absent: the first record of a job counts, whoever comes later ends the job as that one says. An end
+without a song may be decided by the record alone; it is unrecorded until the sweeper has put its `job.json`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+from serinette.errors import NotFound
+from serinette.job import Attempt, AttemptOutcome, Record, Usage, now
+from serinette.jobs import calls
+from serinette.jobs.calls import Finished, Outcome
+from serinette.jobs.entry import Entry
+from serinette.jobs.script import Jobs
+from serinette.names import record_key
+from serinette.tally import Additions
+
+
+class RecordStore(Protocol):
+    """The store, or one that waits for it to answer. Every method raises StoreUnavailable."""
+
+    def get(self, key: str) -> bytes:
+        """Read a small object. Raises NotFound."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless there is one."""
+
+
+def record_of(entry: Entry, attempt: Attempt | None, outcome: Outcome, ended_at: datetime | None = None) -> Record:
+    """What `job.json` says of a job that ends now, or ended at `ended_at`."""
+    ended_at = ended_at or now()
+    if attempt is not None:
+        how = AttemptOutcome(outcome.status)
+        attempt = attempt.model_copy(update={"outcome": how, "ended_at": ended_at, "error": outcome.error})
+    return Record(
+        job_id=entry.id,
+        tenant=entry.tenant,
+        pool=entry.pool,
+        lane=entry.lane,
+        labels=entry.labels,
+        dialect=entry.dialect,
+        digest=entry.digest,
+        spec=entry.spec,
+        attempt=attempt,
+        created_at=entry.created_at,
+        started_at=attempt.started_at if attempt else None,
+        ended_at=ended_at,
+        status=outcome.status,
+        error=outcome.error,
+        usage=None if outcome.result else entry.usage or _usage(entry, attempt, outcome, ended_at),
+        result=outcome.result,
+        container=entry.container,
+        run=outcome.run,
+    )
+
+
+def _usage(entry: Entry, attempt: Attempt | None, outcome: Outcome, ended_at: datetime) -> Usage:
+    began = attempt.started_at if attempt else ended_at
+    queue_s = max(0.0, (began - entry.created_at).total_seconds())
+    gpu_s = float(entry.fields.get("gpu_s", 0)) + outcome.usage.gpu_s
+    return Usage(gpu_s=gpu_s, queue_s=queue_s, size_bytes=outcome.usage.size_bytes)
+
+
+def find_record(store: RecordStore, tenant: str, job_id: str) -> Record | None:
+    """What the store says of a job."""
+    try:
+        return Record.model_validate_json(store.get(record_key(tenant, job_id)))
+    except NotFound:
+        return None
+
+
+def put_record(store: RecordStore, record: Record) -> Record:
+    """Record an end, unless there is a record; the one that counts."""
+    key = record_key(record.tenant, record.job_id)
+    if store.put_if_absent(key, record.model_dump_json().encode()):
+        return record
+    return Record.model_validate_json(store.get(key))
+
+
+def finish_as(  # noqa: PLR0913  # all that the transition takes
+    jobs: Jobs,
+    record: Record,
+    *,
+    gpu_s: float = 0.0,
+    additions: Additions = (),
+    if_overdue: bool = False,
+    by: str = "",
+) -> Finished:
+    """End a job as its record in the store says. `gpu_s`: what its attempt took, where no result says so. `by`: of the
+    attempt that asks.
+    """
+    outcome = Outcome.of(record)
+    if outcome.result is None:
+        outcome = Outcome(outcome.status, outcome.error, gpu_s=gpu_s, run=outcome.run)
+    attempt_id = record.attempt.id if record.attempt else ""
+    finish = calls.finish(
+        record.job_id, attempt_id, outcome, recorded=True, if_overdue=if_overdue, additions=additions, by=by
+    )
+    return jobs(finish)

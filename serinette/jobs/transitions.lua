@@ -1,0 +1,810 @@
+-- A job's life: every change of a job's state is one call of this script (docs/decisions/0001).
+--
+-- KEYS[1]: the prefix of all keys, RQ's among them. ARGV[1]: the transition; its other arguments are named where it
+-- begins. A script is isolated but not rolled back: a transition reads and checks everything before its first write.
+-- Specs, results, progress and errors are strings that are stored as they came: cjson would round large numbers.
+
+local prefix = KEYS[1]
+local own = prefix .. ':serinette:'
+
+-- No call looks at more entries of a lane than this: the server answers nobody else meanwhile.
+local MOST_LOOKED_AT = 100
+local MOST_EVENTS = 100
+local MOST_ATTEMPTS_KEPT = 10
+local MOST_TOKENS = 1000
+-- The terminal event of a job that is canceled when its attempt is given up.
+local CANCELED = '{"status":"canceled","usage":{"gpu_s":0,"size_bytes":0}}'
+local USAGE_KEPT_S = 400 * 86400
+-- An attempt that is left behind by everybody is forgotten after this; none is as long.
+local HELD_KEPT_S = 2 * 86400
+
+local function number(text, name)
+    local value = tonumber(text)
+    if not value or value ~= value or value == math.huge or value == -math.huge then
+        error({err = 'ERR ' .. name .. ' must be a number, got ' .. tostring(text)})
+    end
+    return value
+end
+
+local function whole(text, name)
+    local value = number(text, name)
+    if value ~= math.floor(value) or not string.match(text, '^%d+$') then
+        error({err = 'ERR ' .. name .. ' must be a whole number, got ' .. tostring(text)})
+    end
+    return value
+end
+
+local function one_of(value, name, allowed)
+    for _, each in ipairs(allowed) do if value == each then return value end end
+    error({err = 'ERR ' .. name .. ' must be one of ' .. table.concat(allowed, ', ') .. ', got ' .. tostring(value)})
+end
+
+local function given(index, name)
+    local value = ARGV[index]
+    if not value then error({err = 'ERR ' .. name .. ' is missing'}) end
+    return value
+end
+
+local function pairs_from(first, name)
+    if (#ARGV - first + 1) % 2 ~= 0 then error({err = 'ERR ' .. name .. ' must be fields and values'}) end
+    local flat = {}
+    for i = first, #ARGV do flat[#flat + 1] = ARGV[i] end
+    return flat
+end
+
+local function clock()
+    local time = redis.call('TIME')
+    return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+local function seconds(at) return string.format('%.6f', at) end
+
+-- As RQ writes times. Days to a date by the algorithm of H. Hinnant's "chrono-compatible low-level date algorithms".
+local function iso(at)
+    local whole = math.floor(at)
+    local day, second = math.floor(whole / 86400), whole % 86400
+    local z = day + 719468
+    local era = math.floor(z / 146097)
+    local doe = z - era * 146097
+    local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+    local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+    local mp = math.floor((5 * doy + 2) / 153)
+    local month = mp < 10 and mp + 3 or mp - 9
+    return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', yoe + era * 400 + (month <= 2 and 1 or 0), month,
+        doy - math.floor((153 * mp + 2) / 5) + 1, math.floor(second / 3600), math.floor(second / 60) % 60, second % 60,
+        math.floor((at - whole) * 1000000))
+end
+
+-- Keys
+
+local function record_key(id) return own .. 'job:' .. id end
+local function ended_key(id) return own .. 'ended:' .. id end
+local function rq_key(id) return prefix .. ':job:' .. id end
+local function queue_of(job) return job.pool .. '.' .. job.lane end
+local function list_key(queue) return prefix .. ':queue:' .. queue end
+local function waiting_key(queue) return own .. 'waiting:' .. queue end
+local function started_key(queue) return prefix .. ':wip:' .. queue end
+local function batch_key(of, job) return own .. 'batch-' .. of .. ':' .. job.batch end
+local function wake_key(pool) return own .. 'wake:' .. pool end
+local function worker_of(slot) return string.match(slot, '^(.+)%.[^.]+%.[^.]+$') end
+
+local ENDED = {succeeded = 'finished', failed = 'failed', canceled = 'canceled'}
+
+local function read(id)
+    local flat = redis.call('HGETALL', record_key(id))
+    if #flat == 0 then return nil end
+    local job = {}
+    for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
+    return job, flat
+end
+
+local function set(id, ...) redis.call('HSET', record_key(id), ...) end
+
+local function event(id, kind, data)
+    redis.call('XADD', own .. 'events:' .. id, 'MAXLEN', '~', MOST_EVENTS, '*', 'type', kind, 'data', data)
+end
+
+local function count(...) redis.call('HINCRBY', own .. 'tally', table.concat({...}, '|'), 1) end
+
+local function observe(measure, labels, bounds, value)
+    local bucket = 'inf'
+    for bound in string.gmatch(bounds, '%S+') do
+        if value <= tonumber(bound) then bucket = bound break end
+    end
+    local name = measure .. '|' .. labels .. '|'
+    redis.call('HINCRBY', own .. 'tally', name .. bucket, 1)
+    redis.call('HINCRBYFLOAT', own .. 'tally', name .. 'sum', seconds(value))
+end
+
+-- Attempts. One is kept as JSON that ends with its outcome: `,"outcome":"running"}` as long as it runs.
+
+local RUNNING = ',"outcome":"running"}'
+
+local function attempt_json(text, outcome, at, reason)
+    local head = string.sub(text, 1, -#RUNNING - 1)
+    local why = reason ~= '' and ',"error":' .. reason or ''
+    return head .. ',"outcome":"' .. outcome .. '","ended_at":' .. seconds(at) .. why .. '}'
+end
+
+-- A lease of 0 seconds never runs out: of an attempt that lives on where nobody renews it, as a container does.
+local function lease_end(at, lease_s) return lease_s == 0 and '+inf' or at + lease_s end
+
+-- What says that an attempt runs: its lease, its worker's mark, RQ's execution and started registry.
+local function mark(id, job, attempt, slot, lease_until, at)
+    local member, queue, worker = id .. ':' .. attempt, queue_of(job), worker_of(slot)
+    redis.call('ZADD', own .. 'leases', lease_until, member)
+    redis.call('ZADD', started_key(queue), '+inf', member)
+    redis.call('ZADD', prefix .. ':executions:' .. id, '+inf', attempt)
+    redis.call('HSET', prefix .. ':execution:' .. member, 'id', attempt, 'job_id', id, 'created_at', seconds(at),
+        'last_heartbeat', seconds(at), 'worker_name', slot, 'queue', queue, 'pool', job.pool)
+    local executions = prefix .. ':worker:' .. slot .. ':executions'
+    redis.call('SADD', executions, member)
+    redis.call('EXPIRE', executions, HELD_KEPT_S)
+    if worker then
+        redis.call('SADD', own .. 'held:' .. worker, member)
+        redis.call('EXPIRE', own .. 'held:' .. worker, HELD_KEPT_S)
+        redis.call('SADD', own .. 'busy:' .. job.pool, worker)
+    end
+    if redis.call('EXISTS', prefix .. ':worker:' .. slot) == 1 then
+        redis.call('HSET', prefix .. ':worker:' .. slot, 'state', 'busy', 'current_job', id)
+    end
+end
+
+local function unmark(member)
+    local id, attempt = string.match(member, '^(.*):([^:]*)$')
+    local execution = prefix .. ':execution:' .. member
+    local known = redis.call('HMGET', execution, 'worker_name', 'queue', 'pool')
+    local slot, queue, pool = known[1], known[2], known[3]
+    redis.call('ZREM', own .. 'leases', member)
+    redis.call('DEL', execution)
+    redis.call('ZREM', prefix .. ':executions:' .. id, attempt)
+    if queue then redis.call('ZREM', started_key(queue), member) end
+    if not slot then return end
+    redis.call('SREM', prefix .. ':worker:' .. slot .. ':executions', member)
+    local rq_worker, worker = prefix .. ':worker:' .. slot, worker_of(slot)
+    if redis.call('HGET', rq_worker, 'current_job') == id then
+        redis.call('HDEL', rq_worker, 'current_job')
+        redis.call('HSET', rq_worker, 'state', 'idle')
+    end
+    if worker then
+        redis.call('SREM', own .. 'held:' .. worker, member)
+        if redis.call('SCARD', own .. 'held:' .. worker) == 0 then
+            redis.call('SREM', own .. 'busy:' .. pool, worker)
+        end
+    end
+end
+
+-- The attempt in charge ends, whatever becomes of its job.
+local function close_attempt(id, job, outcome, at, reason, code)
+    local name = 'attempt:' .. job.attempts
+    local text = attempt_json(job[name], outcome, at, reason)
+    set(id, name, text)
+    redis.call('HDEL', record_key(id), 'owner', 'progress')
+    redis.call('ZREM', own .. 'running:' .. job.tenant, id)
+    if job.batch then redis.call('SREM', batch_key('running', job), id) end
+    count('attempts_ended', job.pool, outcome, code)
+    return text
+end
+
+local function start(id, job, attempt, slot, lease_s, at)
+    local attempts = tonumber(job.attempts or 0) + 1
+    local text = '{"number":' .. attempts .. ',"id":' .. cjson.encode(attempt) .. ',"worker":' .. cjson.encode(slot) ..
+        ',"started_at":' .. seconds(at) .. RUNNING
+    set(id, 'state', 'running', 'owner', attempt, 'attempts', attempts, 'attempt:' .. attempts, text,
+        'began', seconds(at))
+    redis.call('HDEL', record_key(id), 'progress', 'attempt:' .. attempts - MOST_ATTEMPTS_KEPT)
+    redis.call('ZREM', waiting_key(queue_of(job)), id)
+    redis.call('ZREM', own .. 'deadlines', id)
+    redis.call('ZADD', own .. 'running:' .. job.tenant, at, id)
+    if job.batch then redis.call('SADD', batch_key('running', job), id) end
+    mark(id, job, attempt, slot, lease_end(at, lease_s), at)
+    redis.call('HSET', rq_key(id), 'status', 'started', 'started_at', iso(at), 'last_heartbeat', iso(at), 'ended_at',
+        '', 'worker_name', slot)
+    event(id, 'started', '{"attempt":' .. attempts .. ',"worker":' .. cjson.encode(slot) .. '}')
+    return attempts
+end
+
+-- Puts a job into its lane: RQ's list, the set of what truly waits, and a token that wakes one idle slot.
+local function wait(id, job, front, at)
+    local queue = queue_of(job)
+    redis.call('SADD', prefix .. ':queues', list_key(queue))
+    redis.call(front and 'LPUSH' or 'RPUSH', list_key(queue), id)
+    redis.call('ZADD', waiting_key(queue), string.format('%.0f', (front and -at or at) * 1000000), id)
+    redis.call('RPUSH', wake_key(job.pool), '1')
+    if redis.call('LLEN', wake_key(job.pool)) > MOST_TOKENS then redis.call('LPOP', wake_key(job.pool)) end
+end
+
+-- Out of RQ's list where that is cheap: near its ends. Deeper, the id stays and is skipped when it comes to the head.
+local function leave_list(queue, id)
+    local key = list_key(queue)
+    if redis.call('LPOS', key, id, 'MAXLEN', MOST_LOOKED_AT) then
+        redis.call('LREM', key, 1, id)
+    elseif redis.call('LPOS', key, id, 'RANK', -1, 'MAXLEN', MOST_LOOKED_AT) then
+        redis.call('LREM', key, -1, id)
+    end
+end
+
+-- A stray `rq worker` took the job out of RQ's list, and RQ's own hash and registries say how it fared there.
+local function rq_waits(id, queue)
+    redis.call('HSET', rq_key(id), 'status', 'queued', 'started_at', '', 'ended_at', '', 'worker_name', '')
+    redis.call('PERSIST', rq_key(id))
+    for _, registry in ipairs({'finished', 'failed', 'canceled', 'scheduled', 'deferred'}) do
+        redis.call('ZREM', prefix .. ':' .. registry .. ':' .. queue, id)
+    end
+end
+
+-- A job ends, once. `last`: gpu_s and size_bytes of what counts, the terminal event, JSON of the error and its code.
+local function end_job(id, job, outcome, at, last)
+    local queue, began = queue_of(job), tonumber(job.began or at)
+    local queue_s = math.max(0, began - tonumber(job.created_at))
+    local gpu_s = tonumber(job.gpu_s or 0) + last.gpu_s
+    set(id, 'state', outcome, 'ended_at', seconds(at), 'usage', string.format(
+        '{"gpu_s":%.3f,"queue_s":%.3f,"size_bytes":%.0f}', gpu_s, queue_s, last.size_bytes))
+    if last.reason ~= '' then set(id, 'error', last.reason) end
+    if job.state == 'queued' then leave_list(queue, id) end
+    redis.call('ZREM', waiting_key(queue), id)
+    for _, index in ipairs({'live', 'deadlines', 'in-flight:' .. job.tenant, 'running:' .. job.tenant}) do
+        redis.call('ZREM', own .. index, id)
+    end
+    local day = own .. 'usage:' .. job.tenant .. ':' .. math.floor(at / 86400)
+    redis.call('HINCRBYFLOAT', day, 'gpu_s', string.format('%.3f', gpu_s))
+    redis.call('HINCRBYFLOAT', day, 'queue_s', string.format('%.3f', queue_s))
+    redis.call('HINCRBY', day, 'size_bytes', string.format('%.0f', last.size_bytes))
+    redis.call('HINCRBY', day, outcome, 1)
+    redis.call('EXPIRE', day, USAGE_KEPT_S)
+    count('jobs_ended', job.pool, outcome, last.code)
+    event(id, outcome, last.event)
+    if job.webhook then redis.call('ZADD', own .. 'webhooks', at + number(job.webhook_after_s, 'webhook_after_s'), id) end
+    redis.call('ZADD', own .. 'ended', at, id)
+    local ttl_s = job.ttl_s
+    if job.batch then  -- until the batch has entered it
+        redis.call('SADD', batch_key('ended', job), id)
+        redis.call('EXPIRE', batch_key('ended', job), ttl_s)
+    end
+    redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(at))
+    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue, at + ttl_s, id)
+    for _, key in ipairs({record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id)}) do
+        redis.call('EXPIRE', key, ttl_s)
+    end
+end
+
+-- What an end will read as a number, in the midst of its writes.
+local function check_kept(job)
+    whole(job.ttl_s, 'ttl_s')
+    if job.webhook then number(job.webhook_after_s, 'webhook_after_s') end
+end
+
+local transitions = {}
+
+-- submit: id, limits of the tenant (JSON, or '' for those that Redis knows), most jobs in the lane, '1' for a disk that
+-- must have it, number of RQ's fields and values, these, then the record's fields and values.
+-- Answers {'new', place in the lane, created_at} | {'known', place in the lane from 0 or '', record...} | {'ended', text} | {'refused', what, count,
+-- bound} | {'no_aof'}.
+function transitions.submit()
+    local id, limits_text, most_waiting = given(2, 'id'), given(3, 'limits'), number(given(4, 'most'), 'most')
+    local fsync, rq_count = given(5, 'fsync') == '1', number(given(6, 'rq_count'), 'rq_count')
+    local fields = pairs_from(7 + rq_count, 'record')
+    local job = {}
+    for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
+    for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'schema'}) do given(1, name) if not job[name] then
+        error({err = 'ERR the record lacks ' .. name}) end end
+    check_kept(job)
+    number(job.schema, 'schema')
+    if job.start_in_s then number(job.start_in_s, 'start_in_s') end
+    if fsync then
+        local disk = redis.pcall('WAITAOF', 1, 0, 0)
+        if disk.err then return {'no_aof'} end
+    end
+    local known, flat = read(id)
+    if known then
+        if fsync then redis.call('HINCRBY', record_key(id), 'synced', 1) end
+        local place = known.state == 'queued' and redis.call('ZRANK', waiting_key(queue_of(known)), id)
+        table.insert(flat, 1, place and tostring(place) or '')
+        table.insert(flat, 1, 'known')
+        return flat
+    end
+    local ended = redis.call('GET', ended_key(id))
+    if ended then
+        if fsync then redis.call('SET', own .. 'synced', id) end
+        return {'ended', ended}
+    end
+    local at, queue = clock(), queue_of(job)
+    local in_flight, running = own .. 'in-flight:' .. job.tenant, own .. 'running:' .. job.tenant
+    if limits_text == '' then limits_text = redis.call('HGET', own .. 'tenants', job.tenant) or '{}' end
+    local limits = cjson.decode(limits_text)
+    local function limit(name) if limits[name] ~= nil and limits[name] ~= cjson.null then return limits[name] end end
+    local lanes = limit('lanes')
+    if lanes then
+        local allowed = false
+        for _, lane in ipairs(lanes) do allowed = allowed or lane == job.lane end
+        if not allowed then return {'refused', 'lane', '0', table.concat(lanes, ', ')} end
+    end
+    local spent = redis.call('HGET', own .. 'usage:' .. job.tenant .. ':' .. math.floor(at / 86400), 'gpu_s') or '0'
+    local unfinished = redis.call('ZCARD', in_flight)
+    for _, bound in ipairs({
+        {'gpu', tonumber(spent), limit('gpu_seconds_per_day')}, {'in_flight', unfinished, limit('jobs_in_flight')},
+        {'queued', unfinished - redis.call('ZCARD', running), limit('queued_jobs')},
+        {'waiting', redis.call('ZCARD', waiting_key(queue)), most_waiting},
+    }) do
+        if bound[3] and bound[2] >= bound[3] then return {'refused', bound[1], tostring(bound[2]), tostring(bound[3])} end
+    end
+    set(id, unpack(fields))
+    set(id, 'state', 'queued', 'created_at', seconds(at))
+    if job.start_in_s then
+        set(id, 'start_by', seconds(at + job.start_in_s))
+        redis.call('ZADD', own .. 'deadlines', at + job.start_in_s, id)
+    end
+    for _, index in ipairs({own .. 'live', own .. 'jobs:' .. job.tenant, in_flight}) do
+        redis.call('ZADD', index, at, id)
+    end
+    redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
+    redis.call('HSET', rq_key(id), 'status', 'queued', 'created_at', iso(at), 'enqueued_at', iso(at))
+    wait(id, job, false, at)
+    return {'new', redis.call('ZCARD', waiting_key(queue)), seconds(at)}
+end
+
+-- Whether this slot may begin the job now; what stands in its way otherwise.
+local function claimable(job, schema, at)
+    if not job then return 'unknown' end
+    if job.state ~= 'queued' then return 'gone' end
+    if number(job.schema, 'schema') > schema then return 'newer' end
+    if job.start_by and (job.attempts or '0') == '0' and at >= tonumber(job.start_by) then return 'expired' end
+    return 'yes'
+end
+
+-- The first job of a lane that may begin, and whether there is more to look at. Ids whose job is gone are dropped,
+-- those of jobs that are not known go aside, and newer jobs back to where they were.
+local function first_of(queue, schema, at)
+    local list, put_back, found = list_key(queue), {}, nil
+    local looked_at = 0
+    while not found and looked_at < MOST_LOOKED_AT do
+        local id = redis.call('LPOP', list)
+        if not id then break end
+        looked_at = looked_at + 1
+        local job = read(id)
+        local why = claimable(job, schema, at)
+        if why == 'yes' then
+            found = {id, job}
+        elseif why == 'newer' or why == 'expired' then
+            put_back[#put_back + 1] = id
+        elseif why == 'unknown' then
+            redis.call('RPUSH', own .. 'unknown:' .. queue, id)
+        end
+    end
+    for i = #put_back, 1, -1 do redis.call('LPUSH', list, put_back[i]) end
+    -- RQ's list was emptied by somebody: the set knows what waits.
+    if not found and redis.call('LLEN', list) == 0 then
+        for _, id in ipairs(redis.call('ZRANGE', waiting_key(queue), 0, MOST_LOOKED_AT - 1)) do
+            local job = read(id)
+            local why = claimable(job, schema, at)
+            if why == 'yes' then
+                rq_waits(id, queue)
+                return {id, job}, false
+            end
+            if why == 'gone' or why == 'unknown' then redis.call('ZREM', waiting_key(queue), id) end
+        end
+    end
+    return found, not found and looked_at == MOST_LOOKED_AT and #put_back < MOST_LOOKED_AT
+end
+
+-- claim: attempt id, slot, seconds of a lease, highest schema that it can read, pool, '1' if it came by a token, bounds
+-- of the histogram of waits, then lanes in the order to look at them.
+-- Answers {'job', id, number of the attempt, record...} | {'none'} | {'more'}: nothing yet, ask again.
+function transitions.claim()
+    local attempt, slot, lease_s = given(2, 'attempt'), given(3, 'slot'), number(given(4, 'lease_s'), 'lease_s')
+    local schema, pool, woken, bounds = number(given(5, 'schema'), 'schema'), given(6, 'pool'), given(7, 'woken'), given(8, 'bounds')
+    given(9, 'lanes')
+    local at = clock()
+    if redis.call('ZSCORE', own .. 'dead-slots', slot) then return {'none'} end
+    local function answer(id)
+        local job, flat = read(id)
+        table.insert(flat, 1, 'job')
+        table.insert(flat, 2, id)
+        table.insert(flat, 3, job.attempts)
+        return flat
+    end
+    -- Asked again because the answer was lost: it holds what it took.
+    for _, member in ipairs(redis.call('SMEMBERS', prefix .. ':worker:' .. slot .. ':executions')) do
+        local id, of = string.match(member, '^(.*):([^:]*)$')
+        if of == attempt and redis.call('HGET', record_key(id), 'owner') == attempt then return answer(id) end
+    end
+    local more = false
+    for i = 9, #ARGV do
+        local found, again = first_of(pool .. '.' .. ARGV[i], schema, at)
+        more = more or again
+        if found then
+            local id, job = found[1], found[2]
+            if (job.attempts or '0') == '0' then
+                observe('wait_seconds', pool .. '|' .. job.lane, bounds, math.max(0, at - tonumber(job.created_at)))
+            end
+            start(id, job, attempt, slot, lease_s, at)
+            if woken ~= '1' then redis.call('LPOP', wake_key(pool)) end
+            return answer(id)
+        end
+    end
+    if more then return {'more'} end
+    redis.call('DEL', wake_key(pool))
+    return {'none'}
+end
+
+-- take: id, attempt id, slot, seconds of a lease (0: for ever). As claim, of one job that waits: for whoever decides the order itself.
+-- Answers as claim.
+function transitions.take()
+    local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
+    local lease_s, at = number(given(5, 'lease_s'), 'lease_s'), clock()
+    local job = read(id)
+    if not job then return {'none'} end
+    if job.owner ~= attempt then
+        if claimable(job, math.huge, at) ~= 'yes' then return {'none'} end
+        leave_list(queue_of(job), id)
+        redis.call('HDEL', record_key(id), 'log_at', 'ran_s', 'placed')
+        redis.call('DEL', own .. 'log:' .. id)
+        start(id, job, attempt, slot, lease_s, at)
+    end
+    local _, flat = read(id)
+    table.insert(flat, 1, 'job')
+    table.insert(flat, 2, id)
+    table.insert(flat, 3, redis.call('HGET', record_key(id), 'attempts'))
+    return flat
+end
+
+-- What an attempt is told of its job: mine, cancel (mine, and to end), waits (nobody's), lost (another's, or ended),
+-- unknown. One that is lost has no marks any more.
+local function standing(id, attempt)
+    local known = redis.call('HMGET', record_key(id), 'state', 'owner', 'cancel')
+    if not known[1] then
+        return redis.call('EXISTS', ended_key(id)) == 1 and 'lost' or 'unknown'
+    end
+    if known[2] == attempt and known[1] == 'running' then return known[3] and 'cancel' or 'mine' end
+    return known[1] == 'queued' and 'waits' or 'lost'
+end
+
+-- beat: id, attempt id, slot, seconds of a lease (0: for ever), seconds that RQ keeps the worker, progress JSON or ''.
+-- Answers as `standing`.
+function transitions.beat()
+    local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
+    local lease_s, worker_s = number(given(5, 'lease_s'), 'lease_s'), number(given(6, 'worker_s'), 'worker_s')
+    local progress, at = given(7, 'progress'), clock()
+    local answer, member = standing(id, attempt), id .. ':' .. attempt
+    if answer == 'mine' or answer == 'cancel' then
+        redis.call('ZADD', own .. 'leases', lease_end(at, lease_s), member)
+        redis.call('HSET', rq_key(id), 'last_heartbeat', iso(at))
+        redis.call('HSET', prefix .. ':execution:' .. member, 'last_heartbeat', seconds(at))
+        if progress ~= '' then
+            set(id, 'progress', progress)
+            event(id, 'progress', progress)
+        end
+    elseif answer == 'lost' then
+        unmark(member)
+    end
+    local worker = prefix .. ':worker:' .. slot
+    if redis.call('EXISTS', worker) == 1 then
+        redis.call('HSET', worker, 'last_heartbeat', iso(at))
+        redis.call('EXPIRE', worker, math.ceil(worker_s))
+    end
+    return answer
+end
+
+-- note: id, attempt id, field, value. What the runner of containers keeps of its attempt. Answers as `standing`.
+function transitions.note()
+    local id, attempt = given(2, 'id'), given(3, 'attempt')
+    local field, value = one_of(given(4, 'field'), 'field', {'placed', 'ran_s'}), given(5, 'value')
+    local answer = standing(id, attempt)
+    if answer == 'mine' or answer == 'cancel' then set(id, field, value) end
+    return answer
+end
+
+-- log: id, attempt id, time of the line up to which the log was read, lines to add, time of the last of them, JSON of
+-- the event. Added only if nobody went on from there. Answers as `standing`.
+function transitions.log()
+    local id, attempt, after = given(2, 'id'), given(3, 'attempt'), given(4, 'after')
+    local lines, last, data = given(5, 'lines'), given(6, 'last'), given(7, 'event')
+    local answer = standing(id, attempt)
+    if answer ~= 'mine' and answer ~= 'cancel' then return answer end
+    if (redis.call('HGET', record_key(id), 'log_at') or '') == after then
+        redis.call('APPEND', own .. 'log:' .. id, lines)
+        set(id, 'log_at', last)
+        event(id, 'log', data)
+    end
+    return answer
+end
+
+-- resume: id, attempt id, slot, seconds of a lease, number of RQ's fields and values, these, then the record as the
+-- attempt knows it. Redis came back without the job: what its slot holds is all there is. Answers as `standing`.
+function transitions.resume()
+    local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
+    local lease_s, rq_count = number(given(5, 'lease_s'), 'lease_s'), number(given(6, 'rq_count'), 'rq_count')
+    local fields, at = pairs_from(7 + rq_count, 'record'), clock()
+    local job = {}
+    for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
+    for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'attempts', 'created_at'}) do
+        if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
+    end
+    local answer = standing(id, attempt)
+    if answer ~= 'unknown' then return answer end
+    local created_at = number(job.created_at, 'created_at')
+    check_kept(job)
+    whole(job.attempts, 'attempts')
+    set(id, unpack(fields))
+    set(id, 'state', 'running', 'owner', attempt)
+    redis.call('HDEL', record_key(id), 'cancel', 'progress')
+    for _, index in ipairs({'live', 'jobs:' .. job.tenant, 'in-flight:' .. job.tenant}) do
+        redis.call('ZADD', own .. index, created_at, id)
+    end
+    redis.call('ZADD', own .. 'running:' .. job.tenant, at, id)
+    if job.batch then redis.call('SADD', batch_key('running', job), id) end
+    redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
+    redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
+    redis.call('HSET', rq_key(id), 'status', 'started', 'created_at', iso(created_at), 'enqueued_at', iso(created_at),
+        'started_at', iso(at), 'last_heartbeat', iso(at), 'worker_name', slot)
+    mark(id, job, attempt, slot, lease_end(at, lease_s), at)
+    event(id, 'started', '{"attempt":' .. job.attempts .. ',"worker":' .. cjson.encode(slot) .. '}')
+    return 'mine'
+end
+
+-- release: id, attempt id, failed or returned, error JSON or '', its code, gpu seconds, '1': only if its lease ran out.
+-- The attempt ends and its job goes to the front of its lane, or ends if its owner wants that. Answers 'released', or
+-- as `standing`.
+function transitions.release()
+    local id, attempt = given(2, 'id'), given(3, 'attempt')
+    local outcome = one_of(given(4, 'outcome'), 'outcome', {'failed', 'returned'})
+    local reason, code, gpu_s = given(5, 'error'), given(6, 'code'), number(given(7, 'gpu_s'), 'gpu_s')
+    local if_overdue, at = given(8, 'if_overdue') == '1', clock()
+    local answer, member = standing(id, attempt), id .. ':' .. attempt
+    if answer == 'lost' then unmark(member) end
+    if answer ~= 'mine' and answer ~= 'cancel' then return answer end
+    local lease = redis.call('ZSCORE', own .. 'leases', member)
+    if if_overdue and lease and tonumber(lease) > at then return answer end
+    local job = read(id)
+    if job.cancel then
+        close_attempt(id, job, 'canceled', at, '', '')
+        unmark(member)
+        redis.call('ZADD', own .. 'unrecorded', at, id)
+        end_job(id, job, 'canceled', at, {reason = '', code = '', event = CANCELED, gpu_s = gpu_s, size_bytes = 0})
+        return 'lost'
+    end
+    local text = close_attempt(id, job, outcome, at, reason, code)
+    unmark(member)
+    if outcome == 'failed' then
+        redis.call('HINCRBY', record_key(id), 'charged', 1)
+        redis.call('HINCRBYFLOAT', record_key(id), 'gpu_s', gpu_s)
+        local left = tonumber(redis.call('HGET', rq_key(id), 'retries_left') or 0)
+        if left > 0 then redis.call('HINCRBY', rq_key(id), 'retries_left', -1) end
+        count('retries', job.pool, code)
+    end
+    set(id, 'state', 'queued')
+    redis.call('HSET', rq_key(id), 'status', 'queued', 'enqueued_at', iso(at), 'started_at', '', 'worker_name', '')
+    event(id, 'attempt', text)
+    wait(id, job, true, at)
+    return 'released'
+end
+
+-- finish: id, id of the attempt that the outcome is of ('': of none), outcome, error JSON or '', its code, result JSON
+-- or '', terminal event, gpu seconds, bytes, '1' if job.json lies in the store, '1': only if the lease ran out, run JSON
+-- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it
+-- has} once it has ended, by this call or before, {'unknown'}, or {'held'} where another attempt is in charge, or the
+-- lease of this one has not run out.
+function transitions.finish()
+    local id, attempt = given(2, 'id'), given(3, 'attempt')
+    local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
+    local last = {reason = given(5, 'error'), code = given(6, 'code'), event = given(8, 'event'),
+        gpu_s = number(given(9, 'gpu_s'), 'gpu_s'), size_bytes = number(given(10, 'size_bytes'), 'size_bytes')}
+    local result, recorded, if_overdue, run = given(7, 'result'), given(11, 'recorded') == '1', given(12, 'if_overdue') == '1', given(13, 'run')
+    local by, tally, at = given(14, 'by'), pairs_from(15, 'tally'), clock()
+    for i = 2, #tally, 2 do number(tally[i], 'tally') end
+    local job = read(id)
+    if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or 'unknown', ''} end
+    if ENDED[job.state] then
+        if by ~= '' then unmark(id .. ':' .. by) end
+        if recorded then set(id, 'recorded', '1') end
+        return {'ended', job.state, '0'}
+    end
+    local lease = job.owner and redis.call('ZSCORE', own .. 'leases', id .. ':' .. job.owner)
+    if if_overdue and lease and tonumber(lease) > at then return {'held', job.state} end
+    -- What the store does not say, only the attempt in charge may; or, of a job that no attempt holds, whoever ends it.
+    if not recorded and (job.owner or '') ~= attempt then
+        if by ~= '' then unmark(id .. ':' .. by) end
+        return {'held', job.state}
+    end
+    if job.owner then
+        if job.owner == attempt then
+            close_attempt(id, job, outcome, at, last.reason, last.code)
+            local slot = redis.call('HGET', prefix .. ':execution:' .. id .. ':' .. attempt, 'worker_name')
+            if slot and redis.call('EXISTS', prefix .. ':worker:' .. slot) == 1 then
+                local counter = outcome == 'succeeded' and 'successful_job_count' or 'failed_job_count'
+                redis.call('HINCRBY', prefix .. ':worker:' .. slot, counter, 1)
+            end
+            unmark(id .. ':' .. attempt)
+        else  -- it may run on until it hears of this; then, or when its lease runs out, its marks go
+            close_attempt(id, job, 'superseded', at, '', '')
+        end
+    end
+    if by ~= '' then unmark(id .. ':' .. by) end
+    if result ~= '' then set(id, 'result', result) end
+    if run ~= '' then set(id, 'run', run) end
+    if recorded then set(id, 'recorded', '1') end
+    -- Until the store says what was decided here, or where an attempt that did not win may have left a song there.
+    if not recorded or tonumber(job.attempts or 0) > 1 then redis.call('ZADD', own .. 'unrecorded', at, id) end
+    end_job(id, job, outcome, at, last)
+    for i = 1, #tally, 2 do redis.call('HINCRBYFLOAT', own .. 'tally', tally[i], tally[i + 1]) end
+    return {'ended', outcome, '1'}
+end
+
+-- cancel: id, tenant, terminal event, then, for a job that may never have been submitted and then never shall be,
+-- error JSON and the record's fields and values. Answers the state that the job has, or 'unknown'.
+function transitions.cancel()
+    local id, tenant, terminal, at = given(2, 'id'), given(3, 'tenant'), given(4, 'event'), clock()
+    local job = read(id)
+    if not job and redis.call('EXISTS', ended_key(id)) == 1 then return 'ended' end
+    if not job then
+        if not ARGV[5] then return 'unknown' end
+        local fields = pairs_from(6, 'record')
+        set(id, 'state', 'canceled', 'tenant', tenant, 'error', ARGV[5], 'created_at', seconds(at), 'ended_at', seconds(at),
+            'called_off', '1', unpack(fields))
+        redis.call('EXPIRE', record_key(id), number(redis.call('HGET', record_key(id), 'ttl_s'), 'ttl_s'))
+        return 'called_off'
+    end
+    if job.tenant ~= tenant then return 'unknown' end
+    if ENDED[job.state] then return job.called_off and 'called_off' or job.state end
+    if redis.call('HSETNX', record_key(id), 'cancel', seconds(at)) == 1 then event(id, 'cancel_requested', '{}') end
+    if job.state == 'queued' then
+        redis.call('ZADD', own .. 'unrecorded', at, id)
+        end_job(id, job, 'canceled', at, {reason = '', code = '', event = terminal, gpu_s = 0, size_bytes = 0})
+        return 'canceled'
+    end
+    redis.call('PUBLISH', own .. 'cancels', id)
+    return 'running'
+end
+
+-- overdue: seconds of a lease, most. Attempts whose lease ran out and that are in charge, as `job:attempt`; those that
+-- are not lose their marks here. After a gap in the watch, or a step of the clock backward, every lease gets another
+-- life: nobody could have renewed it, or its time means nothing.
+function transitions.overdue()
+    local lease_s, most, at = number(given(2, 'lease_s'), 'lease_s'), number(given(3, 'most'), 'most'), clock()
+    local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
+    redis.call('SET', own .. 'watched', seconds(at))
+    if at < watched or at - watched > lease_s / 2 then
+        -- But neither those of slots that were seen to die, which lapse has set to 0, nor those that never run out.
+        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '(0', '(+inf', 'BYSCORE')) do
+            redis.call('ZADD', own .. 'leases', at + lease_s, member)
+        end
+    end
+    local due = {}
+    for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
+        local id, attempt = string.match(member, '^(.*):([^:]*)$')
+        local answer = standing(id, attempt)
+        if answer == 'mine' or answer == 'cancel' then due[#due + 1] = member else unmark(member) end
+    end
+    return due
+end
+
+-- lapse: slot, seconds. A slot's process was seen to end: its leases run out now, and it claims nothing any more,
+-- should a claim that it sent before come late.
+function transitions.lapse()
+    local slot, kept_s, at = given(2, 'slot'), number(given(3, 'kept_s'), 'kept_s'), clock()
+    redis.call('ZREMRANGEBYSCORE', own .. 'dead-slots', '-inf', at)
+    redis.call('ZADD', own .. 'dead-slots', at + kept_s, slot)
+    redis.call('EXPIRE', own .. 'dead-slots', math.ceil(kept_s))
+    for _, member in ipairs(redis.call('SMEMBERS', prefix .. ':worker:' .. slot .. ':executions')) do
+        redis.call('ZADD', own .. 'leases', 'XX', 0, member)
+    end
+    return 1
+end
+
+-- heal: queue, how many. The oldest of those that wait are put back into RQ's list if they are not in it: somebody
+-- emptied it, or took them. Answers how many.
+function transitions.heal()
+    local queue, most = given(2, 'queue'), number(given(3, 'most'), 'most')
+    local missing = {}
+    for _, id in ipairs(redis.call('ZRANGE', waiting_key(queue), 0, most - 1)) do
+        if not redis.call('LPOS', list_key(queue), id, 'MAXLEN', 10 * MOST_LOOKED_AT) then missing[#missing + 1] = id end
+    end
+    local healed = 0
+    for i = #missing, 1, -1 do
+        if redis.call('HGET', record_key(missing[i]), 'state') == 'queued' then
+            rq_waits(missing[i], queue)
+            redis.call('LPUSH', list_key(queue), missing[i])
+            redis.call('RPUSH', wake_key(string.match(queue, '^(.*)%.[^.]*$')), '1')
+            healed = healed + 1
+        else
+            redis.call('ZREM', waiting_key(queue), missing[i])
+        end
+    end
+    return healed
+end
+
+-- move: id, the pool that it waits in, another pool. To the back of the lane there. Answers 1, or 0: it waits there no
+-- more.
+function transitions.move()
+    local id, from, to, at = given(2, 'id'), given(3, 'from'), given(4, 'to'), clock()
+    local job = read(id)
+    if not job or job.state ~= 'queued' or job.pool ~= from then return 0 end
+    leave_list(queue_of(job), id)
+    redis.call('ZREM', waiting_key(queue_of(job)), id)
+    job.pool = to
+    set(id, 'pool', to)
+    redis.call('HSET', rq_key(id), 'origin', queue_of(job))
+    wait(id, job, false, at)
+    return 1
+end
+
+-- restore: id, outcome, seconds that it is still kept, terminal event, number of RQ's fields and values, these, then
+-- the record's fields and values. An ended job that the store alone remembers: nothing is counted or reported again.
+-- Answers 1, or 0: it is known.
+function transitions.restore()
+    local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
+    local left_s, terminal, rq_count = number(given(4, 'left_s'), 'left_s'), given(5, 'event'), number(given(6, 'rq_count'), 'rq_count')
+    local fields, at = pairs_from(7 + rq_count, 'record'), clock()
+    local job = {}
+    for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
+    for _, name in ipairs({'tenant', 'pool', 'lane', 'created_at', 'ended_at'}) do
+        if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
+    end
+    local created_at, ended_at = number(job.created_at, 'created_at'), number(job.ended_at, 'ended_at')
+    if redis.call('EXISTS', record_key(id), ended_key(id)) > 0 then return 0 end
+    set(id, 'state', outcome, 'recorded', '1', unpack(fields))
+    redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
+    redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'created_at', iso(created_at), 'ended_at', iso(ended_at))
+    redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
+    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue_of(job), at + left_s, id)
+    redis.call('ZADD', own .. 'jobs:' .. job.tenant, created_at, id)
+    redis.call('ZADD', own .. 'ended', ended_at, id)
+    event(id, outcome, terminal)
+    for _, key in ipairs({record_key(id), own .. 'events:' .. id, rq_key(id)}) do
+        redis.call('EXPIRE', key, math.ceil(left_s))
+    end
+    return 1
+end
+
+local function forget(id, job)
+    local queue = job and job.pool and queue_of(job)
+    redis.call('DEL', record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id), prefix .. ':executions:' .. id)
+    for _, index in ipairs({'live', 'ended', 'deadlines', 'unrecorded', 'webhooks'}) do redis.call('ZREM', own .. index, id) end
+    if queue then
+        redis.call('ZREM', waiting_key(queue), id)
+        for _, registry in pairs(ENDED) do redis.call('ZREM', prefix .. ':' .. registry .. ':' .. queue, id) end
+    end
+end
+
+-- shrink: id, text that stands for it from now on. Answers 1, or 0: it has not ended, or something still needs it whole.
+function transitions.shrink()
+    local id, text = given(2, 'id'), given(3, 'text')
+    local job = read(id)
+    if not job then return 0 end
+    local left_s = redis.call('TTL', record_key(id))
+    if not ENDED[job.state] or not job.recorded or left_s < 1 or redis.call('ZSCORE', own .. 'unrecorded', id)
+        or redis.call('ZSCORE', own .. 'webhooks', id)
+        or job.batch and redis.call('SISMEMBER', batch_key('ended', job), id) == 1 then return 0 end
+    redis.call('SET', ended_key(id), text, 'EX', left_s)
+    forget(id, job)
+    return 1
+end
+
+-- erase: id, tenant. All that Redis knows of an ended job. Answers 1, or 0: it has not ended.
+function transitions.erase()
+    local id, tenant = given(2, 'id'), given(3, 'tenant')
+    local job = read(id)
+    if job and (job.tenant ~= tenant or not ENDED[job.state]) then return 0 end
+    forget(id, job)
+    redis.call('DEL', ended_key(id))
+    for _, index in ipairs({'jobs:', 'in-flight:', 'running:'}) do redis.call('ZREM', own .. index .. tenant, id) end
+    return 1
+end
+
+-- look: ids. Of each {record..., place in its lane from 0 or '', text of one that has shrunk or ''}.
+function transitions.look()
+    local found = {}
+    for i = 2, #ARGV do
+        local id = ARGV[i]
+        local job, flat = read(id)
+        local place = job and job.state == 'queued' and redis.call('ZRANK', waiting_key(queue_of(job)), id)
+        found[#found + 1] = {flat or {}, place and tostring(place) or '', not job and redis.call('GET', ended_key(id)) or ''}
+    end
+    return found
+end
+
+local transition = transitions[ARGV[1]]
+if not transition then return redis.error_reply('ERR there is no transition ' .. tostring(ARGV[1])) end
+local done, answer = pcall(transition)
+if done then return answer end
+return redis.error_reply(type(answer) == 'table' and answer.err or tostring(answer))

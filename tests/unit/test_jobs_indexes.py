@@ -1,0 +1,81 @@
+"""What the transitions keep beside a job's record: leases that never run out, and what a batch reads of its jobs."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from serinette.job import JobStatus
+from serinette.jobs import Claimed, Lease, Outcome, Standing, calls
+from serinette.names import Keys
+from tests.jobs import TENANT, Board
+
+KEYS = Keys()
+
+
+@pytest.fixture
+def board(redis: Redis) -> Board:
+    return Board(redis, KEYS)
+
+
+def take(board: Board, lease_s: float = 20.0, slot: str = "pod.0.test", **given: Any) -> tuple[str, str]:
+    """A job that an attempt holds: ids of both."""
+    job_id, attempt_id = board.submit(**given), uuid.uuid4().hex
+    assert isinstance(board.jobs(calls.take(job_id, attempt_id, Lease(slot, lease_s))), Claimed)
+    return job_id, attempt_id
+
+
+def test_a_lease_for_ever_is_never_overdue_nor_shortened(board: Board) -> None:
+    jobs, for_ever = board.jobs, Lease("controller-containers", 0)
+    container, owner = take(board, for_ever.lease_s, for_ever.slot)
+    song, _ = take(board)
+    jobs(calls.beat(container, owner, for_ever, '{"stage":"computing"}'))
+    assert jobs(calls.overdue(0.001)) == [], "the first watch gives every lease another life"
+    jobs.redis.set("rq:serinette:watched", jobs.redis.time()[0] + 60)  # the clock went back
+    assert jobs(calls.overdue(0.001)) == []
+    jobs(calls.lapse("pod.0.test"))
+    found = jobs(calls.overdue(1000))
+    assert [job_id for job_id, _ in found] == [song]
+    assert board.leases()[f"{container}:{owner}"] == float("inf")
+    assert jobs(calls.release(container, owner, None, charged=False, if_overdue=True)) is Standing.MINE
+    assert jobs(calls.finish(container, "", Outcome(JobStatus.FAILED), recorded=True, if_overdue=True)).held
+
+
+def members(redis: Redis, key: str) -> set[str]:
+    found: Any = redis.smembers(key)
+    return {each.decode() for each in found}
+
+
+def test_a_batch_reads_which_of_its_jobs_run_and_which_have_ended(board: Board) -> None:
+    jobs, running, ended = board.jobs, KEYS.batch_running("b"), KEYS.batch_ended("b")
+    first, first_owner = take(board, batch="b")
+    second, second_owner = take(board, batch="b")
+    third = board.submit(batch="b")
+    board.submit()
+    assert members(board.redis, running) == {first, second}
+    jobs(calls.release(second, second_owner, None, charged=False))
+    assert members(board.redis, running) == {first}
+    jobs(calls.finish(first, first_owner, Outcome(JobStatus.FAILED), recorded=True))
+    jobs(calls.cancel(third, TENANT))
+    assert members(board.redis, running) == set()
+    assert members(board.redis, ended) == {first, third}
+    assert not jobs(calls.shrink(board.entry(first))), "the batch has not entered it"
+    board.redis.srem(ended, first)
+    assert jobs(calls.shrink(board.entry(first)))
+
+
+def test_only_the_attempt_in_charge_adds_to_its_log(board: Board) -> None:
+    jobs = board.jobs
+    job_id, owner = take(board, 0)
+    for after, lines, last in (("", "one\n", "1"), ("", "twice\n", "9"), ("1", "two\n", "2")):
+        assert jobs(calls.log(job_id, owner, after, (lines, last), "{}")) is Standing.MINE
+    assert jobs(calls.log(job_id, "another", "2", ("three\n", "3"), "{}")) is Standing.LOST
+    assert jobs.redis.get(KEYS.log(job_id)) == b"one\ntwo\n"
+    assert jobs(calls.note(job_id, "another", "placed", "another")) is Standing.LOST
+    assert jobs(calls.note(job_id, owner, "placed", owner)) is Standing.MINE
+    assert board.entry(job_id).placed == owner
+    assert jobs(calls.note("nowhere", "a", "placed", "a")) is Standing.UNKNOWN
+    assert not jobs.redis.exists(KEYS.job("nowhere"))

@@ -1,0 +1,154 @@
+"""Every end without a song reaches job.json, also one that Redis decided alone (decision 0012)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from api.maintenance.planning import Action
+from api.maintenance.recording import Recorded, StoreQuestions
+from serinette.job import JobError, JobStatus
+from serinette.jobs import Outcome, calls
+from serinette.jobs.finishing import finish_as
+from serinette.names import Keys, artifact_key, record_key, song_prefix
+from serinette.settings import SharedSettings
+from serinette.store import Store
+from tests.unit.maintenance_bench import TENANT, Bench
+
+FAILURE = JobError(code="invalid_output", message="nan")
+
+
+@pytest.fixture
+def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
+    return Bench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
+
+
+def unrecorded(bench: Bench) -> list[str]:
+    found: Any = bench.redis.zrange(bench.keys.unrecorded, 0, -1)
+    return [job_id.decode() for job_id in found]
+
+
+def stored(bench: Bench, job_id: str) -> set[str]:
+    return {found.key for found in bench.store.list(song_prefix(TENANT, job_id))}
+
+
+def canceled_retry(bench: Bench) -> str:
+    """Its first attempt was given up; then its owner wanted it no more."""
+    job_id = bench.lost()
+    assert Action.RETRY in bench.sweep()
+    assert bench.board.cancel(job_id) == "canceled"
+    return job_id
+
+
+def test_a_canceled_retry_is_recorded(bench: Bench) -> None:
+    job_id = canceled_retry(bench)
+    assert bench.record(job_id) is None
+    assert bench.sweep() == [Action.RECORD]
+    found, entry = bench.record(job_id), bench.entry(job_id)
+    assert found and found.attempt
+    assert (found.status, found.ended_at, found.attempt.id) == ("canceled", entry.ended_at, entry.attempts[-1].id)
+    assert found.usage == entry.usage
+    assert unrecorded(bench) == []
+
+
+def test_a_job_that_nobody_began_is_recorded(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.board.cancel(job_id)
+    assert bench.sweep() == [Action.RECORD]
+    found = bench.record(job_id)
+    assert found and (found.status, found.attempt, found.started_at) == ("canceled", None, None)
+    assert "recorded" in bench.entry(job_id).fields
+
+
+def test_a_failure_while_the_store_is_away_is_recorded_when_it_is_back(bench: Bench, tmp_path: Path) -> None:
+    job_id = bench.submit()
+    bench.board.finish(bench.begin(job_id), Outcome(JobStatus.FAILED, FAILURE))
+    broken = tmp_path / "store" / "songs"
+    broken.write_text("where a directory was: an error to whoever reads below it, even to root")
+    assert bench.sweep() == []
+    assert unrecorded(bench) == [job_id], "it waits for the store"
+    broken.unlink()
+    assert bench.sweep() == [Action.RECORD]
+    found = bench.record(job_id)
+    assert found and (found.status, found.error) == ("failed", FAILURE)
+    assert unrecorded(bench) == []
+
+
+def test_a_zombies_song_that_came_in_between_is_taken_back(bench: Bench) -> None:
+    """Clients have heard of the end; the store must not say otherwise for as long as it keeps the job."""
+    job_id = bench.submit()
+    bench.begin(job_id)
+    frozen = bench.entry(job_id)
+    bench.pass_leases()
+    assert bench.sweep() == [Action.RETRY]
+    bench.board.cancel(job_id)
+    bench.store.put(artifact_key(TENANT, job_id, frozen.attempts[-1].id, 0, "mp3"), b"song")
+    zombie = bench.song(job_id)
+    bench.store.put(zombie.keys[0], b"song")
+    assert finish_as(bench.board.jobs, zombie).status is JobStatus.CANCELED, "the slot hears how it ended"
+    assert bench.sweep() == [Action.RECORD]
+    found = bench.record(job_id)
+    assert found and found.status is bench.entry(job_id).status is JobStatus.CANCELED
+    assert stored(bench, job_id) == {record_key(TENANT, job_id)}
+
+
+@pytest.mark.parametrize("crashes", [0, 1])
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_songs_of_attempts_that_died_before_their_record_are_erased(bench: Bench, crashes: int, succeeds: bool) -> None:
+    job_id = bench.submit()
+    left = artifact_key(TENANT, job_id, "dead", 0, "wav")
+    bench.store.put(left, b"song")
+    for _ in range(crashes):
+        bench.begin(job_id)
+        bench.pass_leases()
+        assert bench.sweep() == [Action.RETRY]
+    claimed = bench.begin(job_id)
+    if succeeds:
+        record = bench.song(job_id)
+        bench.store.put(record.keys[0], b"song")
+        finish_as(bench.board.jobs, record)
+        finish_as(bench.board.jobs, record)  # the answer was lost
+    else:
+        bench.board.finish(claimed, Outcome(JobStatus.FAILED, FAILURE))
+    bench.sweep()
+    found = bench.record(job_id)
+    assert found and found.status is bench.entry(job_id).status
+    kept = {record_key(TENANT, job_id), *found.keys}
+    if (crashes, succeeds) == (0, True):  # no other attempt was known of: retention takes it
+        kept |= {left}
+    assert stored(bench, job_id) == kept
+    assert unrecorded(bench) == []
+
+
+def test_an_erased_job_is_not_recorded(bench: Bench) -> None:
+    """Neither when it was erased before, nor when it is while its record is written."""
+    before = canceled_retry(bench)
+    assert bench.board.jobs(calls.erase(before, TENANT))
+    assert unrecorded(bench) == []
+    assert bench.sweep() == []
+
+    meanwhile = canceled_retry(bench)
+    sweeper = bench.sweeper()
+    ask = sweeper._questions.ask
+
+    def ask_and_lose_the_race(questions: Any) -> Any:
+        answers = ask(questions)
+        bench.board.jobs(calls.erase(meanwhile, TENANT))
+        return answers
+
+    sweeper._questions.ask = ask_and_lose_the_race  # type: ignore[method-assign]
+    sweeper()
+    assert list(bench.store.list("songs")) == []
+    assert unrecorded(bench) == []
+
+
+def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:
+    job_id = canceled_retry(bench)
+    entry = bench.entry(job_id)
+    assert StoreQuestions(bench.store).ask([Recorded(entry), Recorded(entry)]) == [True, True]
+    before = bench.store.get(record_key(TENANT, job_id))
+    assert bench.sweep() == [Action.RECORD]
+    assert bench.store.get(record_key(TENANT, job_id)) == before
