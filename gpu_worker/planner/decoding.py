@@ -119,7 +119,7 @@ def decode(model: PreTrainedModel, head: Head, rows: Sequence[Row], observe: Obs
         return
     guided = [place for place, row in enumerate(rows) if row.sampling.cfg_scale != 1]
     texts = [row.prompt for row in rows] + [rows[place].negative for place in guided]
-    steps = max(row.most - row.written for row in rows)
+    steps = max(row.most - row.written for row in rows if row.live)
     fed = _Fed(model, texts, steps)
     draw = _Draw(rows, guided, steps, model.device)
     before = max(row.most for row in rows) - steps
@@ -207,7 +207,7 @@ class _Draw:
         self._top_p = column([row.sampling.top_p for row in rows])
         numbers = torch.zeros(len(rows), steps)
         for place, row in enumerate(rows):
-            own = torch.rand(row.most, generator=torch.Generator().manual_seed(row.seed))[row.written :]
+            own = torch.rand(row.most, generator=torch.Generator().manual_seed(row.seed))[row.written :][:steps]
             numbers[place, : len(own)] = own
         self._numbers = numbers.to(device)
 

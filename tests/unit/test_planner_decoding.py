@@ -89,13 +89,12 @@ def expected(planner: Planner) -> list[list[int]]:
     every = []
     for song in SONGS:
         user = song_text(song.caption, song.lyrics)
-        texts = [
-            tokenizer.apply_chat_template(request(GENERATE, user, told), tokenize=False)
+        with_plan, without = (
+            tokenizer.encode(str(tokenizer.apply_chat_template(request(GENERATE, user, told), tokenize=False)))
             for told in (thought(song.given), "<think>\n</think>")
-        ]
+        )
         assert song.given.duration_s
-        row = Row(*(tokenizer.encode(str(text)) for text in texts), song.seed, song.sampling, Never(), 0)
-        row.most = code_count(song.given.duration_s)
+        row = Row(with_plan, without, song.seed, song.sampling, Never(), code_count(song.given.duration_s))
         tokens = reference(planner._model, row, range(first, first + 256))
         every.append([token - first for token in tokens])
     return every

@@ -22,7 +22,7 @@ GRAMMAR = re.compile(
     r"language: (?P<language>\S+)\ntimesignature: (?P<timesignature>\S+)\n</think>(?P<lyrics>.*)",
     re.DOTALL,
 )
-GIVEN = {
+GIVEN: dict[str, int | str] = {
     "bpm": 97,
     "caption": "静かな夜のピアノ: 'calm', # not a comment",
     "duration": 3,  # shorter than the model would say
@@ -142,7 +142,9 @@ def test_a_model_that_wants_one_thing_only(wish: Callable[[int], float]) -> None
 def test_lyrics_end_at_their_bound() -> None:
     dice = random.Random(2)
     walk = grammars().walk(GIVEN, lyrics=True)
-    text = written(walk, lambda allowed: dice.choice(allowed[:-1] or allowed), grammars().most_tokens(GIVEN, lyrics=True))
+    text = written(
+        walk, lambda allowed: dice.choice(allowed[:-1] or allowed), grammars().most_tokens(GIVEN, lyrics=True)
+    )
     assert len(text) > LYRICS_TOKENS / 4  # bytes of a character may be tokens of their own
 
 

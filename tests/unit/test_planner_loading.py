@@ -74,7 +74,7 @@ def tiny_model(tokens: int, *, layers: int = 2, **changed: object) -> Qwen3ForCa
         setattr(config, name, value)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Qwen3ForCausalLM(config).eval()
+        return Qwen3ForCausalLM(config)
 
 
 def tiny_planner(codes: Sequence[int] = range(CODES), *, layers: int = 2, codebook: int | None = None) -> Planner:
