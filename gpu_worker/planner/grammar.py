@@ -133,20 +133,20 @@ class Walk:
 
     def advance(self, token: int) -> None:
         """Pass a token. One that is not allowed raises KeyError or ValueError."""
-        if self._state is None:
-            raise ValueError(f"token {token} comes after the end")
-        if self._state.ends_before(token):
-            self._keep(self._state)
-            self._next()
         state = self._state
+        if isinstance(state, _Caption) and state.ends_before(token):
+            self._end(state)
+            state = self._state
+        if state is None:
+            raise ValueError(f"token {token} comes after the end")
         state.advance(token)
         if state.done:
-            self._keep(state)
-            self._next()
+            self._end(state)
 
-    def _keep(self, state: _Line | _Caption | _Lyrics) -> None:
+    def _end(self, state: _Line | _Caption | _Lyrics) -> None:
         if state.name is not None:
             self.values[state.name] = state.value()
+        self._next()
 
     def _next(self) -> None:
         self._state: _Line | _Caption | _Lyrics | None = None
@@ -158,10 +158,8 @@ class Walk:
                 self._state = _Lyrics(self._vocabulary, segment)
             else:
                 following = self._left[-1]
-                first = (
-                    [token for token in following.trie if token is not None] if isinstance(following, Choice) else []
-                )
-                self._state = _Caption(self._vocabulary, segment, first)
+                assert isinstance(following, Choice)  # noqa: S101  # a caption stands between fields
+                self._state = _Caption(self._vocabulary, segment, _Line(following).allowed())
 
 
 class _Line:
@@ -174,10 +172,6 @@ class _Line:
 
     def allowed(self) -> list[int]:
         return [token for token in self._node if token is not None]
-
-    def ends_before(self, token: int) -> bool:
-        del token
-        return False
 
     def advance(self, token: int) -> None:
         self._node = self._node[token]
@@ -244,10 +238,6 @@ class _Lyrics(_Text):
         if self._pending:
             return self._within_character()
         return [self._vocabulary.end] if self._full else self._vocabulary.lyrics
-
-    def ends_before(self, token: int) -> bool:
-        del token
-        return False
 
     def advance(self, token: int) -> None:
         if token == self._vocabulary.end and not self._pending:

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpu_worker.planner import prompts
-from gpu_worker.planner.decoding import Head, Observe, Row, Sampling, decode, output_weight
+from gpu_worker.planner.decoding import Head, Observe, Row, decode, output_weight
 from gpu_worker.planner.grammar import Grammars, Walk
 from gpu_worker.planner.loading import load_parts
-from gpu_worker.planner.prompts import Message, Metadata
+from gpu_worker.planner.prompts import Metadata
+from gpu_worker.planner.questions import Question, Song, metadata_of
 from gpu_worker.planner.vocabulary import Vocabulary
-from serinette.errors import InvalidSpec, Unsupported
+from serinette.errors import ConfigurationError, InvalidSpec, Unsupported
 
 CODES_PER_S = 5
 LONGEST_S = 600
-
-
-@dataclass(frozen=True, slots=True)
-class Song:
-    """What is asked of one song. `given` stands in its plan as it is; `codes` were written before: it is resumed."""
-
-    caption: str
-    lyrics: str = ""
-    given: Metadata = field(default_factory=Metadata)
-    seed: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
-    codes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +29,6 @@ class Plan:
 
     metadata: Metadata | None
     codes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One request for text: the turns, what guidance leads away from (None: no guidance), and what the answer holds."""
-
-    messages: list[Message]
-    negative: list[Message] | None
-    given: Metadata
-    lyrics: bool
-    seed: int
-    sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +51,11 @@ def code_count(duration_s: float) -> int:
 
 
 class Planner:
-    """One loaded planner. Called from one thread; songs of one call are written together."""
+    """One loaded planner. Called from one thread; what is asked in one call is written together.
+
+    All that writes raises InvalidSpec for texts or lengths that are more than the model can read, and InvalidOutput
+    when its logits are not finite.
+    """
 
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, grammars: Grammars | None = None) -> None:
         self._model = model
@@ -90,7 +71,11 @@ class Planner:
         Raises:
             ConfigurationError: what is there is no planner, or not whole.
         """
-        return cls.of_parts(*load_parts(directory, dtype), device=device, codebook=codebook)
+        model, tokenizer = load_parts(directory, dtype)
+        try:
+            return cls.of_parts(model, tokenizer, device=device, codebook=codebook)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"planner {directory}: {error.message}") from error
 
     @classmethod
     def of_parts(
@@ -101,7 +86,7 @@ class Planner:
         device: torch.device,
         codebook: int | None = None,
     ) -> Planner:
-        """A planner of a model and its tokenizer, on a device."""
+        """A planner of a model and its tokenizer, on a device. Raises ConfigurationError for a stranger's tokenizer."""
         vocabulary = Vocabulary(tokenizer, output_weight(model).shape[0], codebook)
         model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps torch's own
         return cls(model, vocabulary.on(device))
@@ -112,15 +97,10 @@ class Planner:
         return len(self._vocabulary.code_ids)
 
     def plan(self, songs: Sequence[Song], observe: Observe) -> list[Plan]:
-        """Metadata and, where the planner knows codes, the codes of each song.
-
-        Raises:
-            InvalidSpec: a song's texts or length are more than the planner can read.
-            InvalidOutput: the model's logits are not finite.
-        """
+        """Metadata and, where the planner knows codes, the codes of each song."""
         written = self.metadata(songs, observe)
-        kept = [place for place, metadata in enumerate(written) if metadata]
         plans = [Plan(metadata, song.codes) for metadata, song in zip(written, songs, strict=True)]
+        kept = [place for place, metadata in enumerate(written) if metadata]
         if not self.codebook or not kept:
             return plans
 
@@ -135,25 +115,20 @@ class Planner:
 
     def metadata(self, songs: Sequence[Song], observe: Observe) -> list[Metadata | None]:
         """Each song's metadata, what was given as it was given; None for those that were given up."""
-        questions = [
-            Question(
-                prompts.request(prompts.GENERATE, self._song_text(song.caption, song.lyrics)),
-                prompts.request(prompts.GENERATE, self._song_text(None, song.lyrics)),
-                song.given,
-                False,
-                song.seed,
-                song.sampling,
-            )
-            for song in songs
-        ]
-        return [None if answer is None else answer.metadata for answer in self.answer(questions, observe)]
+        answers = self.answer([metadata_of(song) for song in songs], observe)
+        return [None if answer is None else answer.metadata for answer in answers]
 
     def answer(self, questions: Sequence[Question], observe: Observe) -> list[Answer | None]:
-        """Answer each question in the grammar of metadata and lyrics; None for those that were given up."""
+        """Answer each question in the grammar of metadata and lyrics; None for those that were given up.
+
+        Raises:
+            Unsupported: a question has audio codes, and the planner knows none.
+            InvalidSpec: the codes are not the planner's.
+        """
         walks = [self._grammars.walk(asked.given.trained(), lyrics=asked.lyrics) for asked in questions]
-        rows = [self._text_row(asked, walk) for asked, walk in zip(questions, walks, strict=True)]
+        rows = [self._text_row(*both) for both in zip(questions, walks, strict=True)]
         decode(self._model, self._text_head, rows, observe, None)
-        return [_answer(asked.given, walk) if walk.done else None for asked, walk in zip(questions, walks, strict=True)]
+        return [_answer(asked, walk) if walk.done else None for asked, walk in zip(questions, walks, strict=True)]
 
     def codes(self, songs: Sequence[Song], observe: Observe) -> list[list[int]]:
         """The codes of each song whose `given` metadata is complete: as many as fill its `duration_s`.
@@ -162,41 +137,39 @@ class Planner:
             Unsupported: this planner writes metadata alone.
             InvalidSpec: a song has no duration, or the codes to go on from are not its own.
         """
-        if self._code_head is None:
-            raise Unsupported("this planner writes metadata alone; use one that knows audio codes")
         paths = [self._code_path(song) for song in songs]
-        rows = [self._code_row(song, path) for song, path in zip(songs, paths, strict=True)]
-        total = max((path.count for path in paths), default=0)
-        decode(self._model, self._code_head, rows, observe, total)
+        rows = [self._code_row(*both) for both in zip(songs, paths, strict=True)]
+        if self._code_head and rows:
+            decode(self._model, self._code_head, rows, observe, max(path.count for path in paths))
         return [path.codes for path in paths]
 
-    def check_codes(self, codes: Sequence[int]) -> None:
-        """Raise InvalidSpec for codes that this planner does not know."""
+    def _check(self, codes: Sequence[int]) -> None:
+        if not self.codebook:
+            raise Unsupported("this planner writes metadata alone; use one that knows audio codes")
         if strange := [code for code in codes if not 0 <= code < self.codebook]:
-            known = f"0 to {self.codebook - 1}" if self.codebook else "none"
             raise InvalidSpec(
-                f"audio_codes: {strange[0]} is not one of this planner's codes, {known}", field="audio_codes"
+                f"audio_codes: {strange[0]} is not one of this planner's codes, 0 to {self.codebook - 1}",
+                field="audio_codes",
             )
 
-    def plain(self, text: str) -> str:
-        """A stranger's text, safe within a turn."""
-        return self._vocabulary.plain(text)
-
-    def _song_text(self, caption: str | None, lyrics: str) -> str:
-        return self.plain(prompts.song_text(caption, lyrics))
-
     def _text_row(self, asked: Question, walk: Walk) -> Row:
-        most = self._grammars.most_tokens(asked.given.trained(), lyrics=asked.lyrics)
+        if asked.codes:
+            self._check(asked.codes)
         forced = walk.forced()
-        render = self._vocabulary.render
-        negative = render(asked.negative, opened=True) if asked.negative else []
+        user, negative = (
+            self._vocabulary.render(
+                prompts.request(asked.instruction, self._vocabulary.plain(said) + prompts.codes_text(asked.codes)),
+                opened=True,
+            )
+            for said in (asked.user, asked.negative or "")
+        )
         return Row(
-            render(asked.messages, opened=True) + forced,
+            user + forced,
             negative + forced,
             asked.seed,
-            asked.sampling if asked.negative else replace(asked.sampling, cfg_scale=1.0),
+            replace(asked.sampling, cfg_scale=1.0) if asked.negative is None else asked.sampling,
             walk,
-            most,
+            self._grammars.most_tokens(asked.given.trained(), lyrics=asked.lyrics),
             len(forced),
         )
 
@@ -209,21 +182,18 @@ class Planner:
                 f"audio_codes: {len(path.codes)} are more than a song of {song.given.duration_s} s has, {path.count}",
                 field="audio_codes",
             )
-        self.check_codes(path.codes)
+        self._check(path.codes)
         return path
 
     def _code_row(self, song: Song, path: _CodePath) -> Row:
+        plain = self._vocabulary.plain
+        user = plain(prompts.song_text(song.caption, song.lyrics))
+        planned, unplanned = (
+            self._vocabulary.render(prompts.request(prompts.GENERATE, user, prompts.thought(told, plain)), opened=False)
+            for told in (song.given, Metadata())
+        )
         written = [self._vocabulary.code_ids[code] for code in path.codes]
-        user = self._song_text(song.caption, song.lyrics)
-        with_metadata, without = (
-            self._vocabulary.render(
-                prompts.request(prompts.GENERATE, user, prompts.thought(metadata, self.plain)), opened=False
-            )
-            for metadata in (song.given, Metadata())
-        )
-        return Row(
-            with_metadata + written, without + written, song.seed, song.sampling, path, path.count, len(path.codes)
-        )
+        return Row(planned + written, unplanned + written, song.seed, song.sampling, path, path.count, len(path.codes))
 
 
 @dataclass(slots=True)
@@ -242,7 +212,6 @@ class _CodePath:
         self.codes.append(place)
 
 
-def _answer(given: Metadata, walk: Walk) -> Answer:
-    lyrics = walk.values.pop("lyrics", None)
+def _answer(asked: Question, walk: Walk) -> Answer:
     written = Metadata.of_trained(walk.values)
-    return Answer(given.or_else(written), None if lyrics is None else str(lyrics))
+    return Answer(asked.given.or_else(written), str(walk.values["lyrics"]) if asked.lyrics else None)

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from gpu_worker.planner import decoding
 from gpu_worker.planner.decoding import Head, Row, Sampling, decode, pick
-from gpu_worker.planner.planner import Planner, Song, code_count
+from gpu_worker.planner.planner import Planner, code_count
 from gpu_worker.planner.prompts import GENERATE, Metadata, request, song_text, thought
+from gpu_worker.planner.questions import Song
 from serinette.errors import InvalidOutput, InvalidSpec
 from tests.unit.test_planner_loading import CPU, nobody, one_thread, tiny_model, tiny_planner, tiny_tokenizer
 

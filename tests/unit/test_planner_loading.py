@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from gpu_worker.engine.footprint import Live
 from gpu_worker.planner.grammar import Grammars
 from gpu_worker.planner.loading import METADATA_ALONE, load_parts, need_of, planner_in
-from gpu_worker.planner.planner import Planner, Song
+from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import CHOICES, Metadata, field_line
+from gpu_worker.planner.questions import Song
 from gpu_worker.planner.vocabulary import Vocabulary
 from serinette.errors import ConfigurationError
 

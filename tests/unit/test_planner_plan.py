@@ -10,9 +10,9 @@ import pytest
 from torch import Tensor
 
 from gpu_worker.planner.decoding import Sampling
-from gpu_worker.planner.planner import Answer, Plan, Planner, Song
+from gpu_worker.planner.planner import Answer, Plan, Planner
 from gpu_worker.planner.prompts import CHOICES, EXPAND, FORMAT, GENERATE, UNDERSTAND, Metadata
-from gpu_worker.planner.text_calls import Describe, Format, TextCall, Write, answer
+from gpu_worker.planner.questions import Question, Song, describe, put_in_order, write
 from serinette.errors import InvalidSpec, Unsupported
 from serinette.spec import GenerationSpec
 from tests.unit.test_planner_loading import CODES, CPU, nobody, one_thread, tiny_model, tiny_planner, tiny_tokenizer
@@ -20,12 +20,12 @@ from tests.unit.test_planner_loading import CODES, CPU, nobody, one_thread, tiny
 __all__ = ["one_thread"]
 
 GIVEN = Metadata("静かな夜", 97, 3.5, "F♯minor", "6/8", "ja-JP")
-CALLS: list[TextCall] = [
-    Write("a sad song of rain", seed=3),
-    Write("a sad song of rain", instrumental=True, seed=3),
-    Format("rain, sad", "[Verse]\nさくら さくら", seed=4),
-    Format("rain, sad", given=Metadata(bpm=77, vocal_language="ja"), seed=5),
-    Describe(tuple(range(0, 250, 3)), seed=6),
+CALLS = [
+    write("a sad song of rain", seed=3),
+    write("a sad song of rain", instrumental=True, seed=3),
+    put_in_order("rain, sad", "[Verse]\nさくら さくら", seed=4),
+    put_in_order("rain, sad", given=Metadata(bpm=77, vocal_language="ja"), seed=5),
+    describe(range(0, 250, 3), seed=6),
 ]
 
 
@@ -131,8 +131,8 @@ def test_a_planner_of_metadata_alone(metadata_alone: Planner) -> None:
     assert plan.codes == ()
     with pytest.raises(Unsupported, match="metadata alone; use one that knows audio codes"):
         metadata_alone.codes([song], nobody)
-    with pytest.raises(Unsupported, match="cannot describe"):
-        answer(metadata_alone, [Describe((1,))], nobody)
+    with pytest.raises(Unsupported, match="metadata alone; use one that knows audio codes"):
+        metadata_alone.answer([describe([1])], nobody)
 
 
 @pytest.mark.parametrize(
@@ -150,29 +150,28 @@ def test_songs_that_cannot_be_planned(planner: Planner, song: Song, words: str) 
 
 
 def test_text_calls_of_every_kind_together(planner: Planner) -> None:
-    together = answer(planner, CALLS, nobody)
-    assert [answer(planner, [call], nobody)[0] for call in CALLS] == together
-    for call, made in zip(CALLS, together, strict=True):
+    together = planner.answer(CALLS, nobody)
+    assert [planner.answer([call], nobody)[0] for call in CALLS] == together
+    for made in together:
         assert isinstance(made, Answer)
         in_spec(made.metadata, made.lyrics or "")
         assert made.metadata.caption
-        wordless = call.instrumental if isinstance(call, Write) else isinstance(call, Format) and not call.lyrics
-        assert (made.lyrics is None) == wordless
+    assert [made and made.lyrics is not None for made in together] == [True, False, True, False, True]
     formatted = together[3]
     assert formatted
     assert (formatted.metadata.bpm, formatted.metadata.vocal_language) == (77, "ja")
 
 
 def test_a_text_call_is_given_up(planner: Planner) -> None:
-    first, second = answer(planner, CALLS[:2], lambda done, _: frozenset({0} if done > 7 else ()))
+    first, second = planner.answer(CALLS[:2], lambda done, _: frozenset({0} if done > 7 else ()))
     assert first is None
-    assert second == answer(planner, CALLS[1:2], nobody)[0]
+    assert second == planner.answer(CALLS[1:2], nobody)[0]
 
 
 def test_codes_to_describe(planner: Planner) -> None:
     for codes, words in (((), "none to describe"), ((3, CODES), "256 is not one"), ((-1,), "-1 is not one")):
         with pytest.raises(InvalidSpec, match=words):
-            answer(planner, [Describe(codes)], nobody)
+            planner.answer([describe(codes)], nobody)
 
 
 def read(planner: Planner, work: Callable[[], object]) -> list[str]:
@@ -209,13 +208,13 @@ def test_the_prompts_of_a_song(planner: Planner) -> None:
 
 
 def test_the_prompts_of_text_calls(planner: Planner) -> None:
-    users: dict[str, tuple[TextCall, str]] = {
-        EXPAND: (Write("rain", instrumental=True), "rain\n\ninstrumental: true"),
-        FORMAT: (Format("rain", "la\n"), "# Caption\nrain\n\n# Lyric\nla"),
-        UNDERSTAND: (Describe((7, 250)), "<|audio_code_7|><|audio_code_250|>"),
+    users: dict[str, tuple[Question, str]] = {
+        EXPAND: (write("rain", instrumental=True), "rain\n\ninstrumental: true"),
+        FORMAT: (put_in_order("rain", "la\n"), "# Caption\nrain\n\n# Lyric\nla"),
+        UNDERSTAND: (describe([7, 250]), "<|audio_code_7|><|audio_code_250|>"),
     }
     for instruction, (call, user) in users.items():
-        (text,) = read(planner, partial(answer, planner, [call], nobody))
+        (text,) = read(planner, partial(planner.answer, [call], nobody))
         head = f"<|im_start|>system\n# Instruction\n{instruction}\n\n<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
         assert text.startswith(f"{head}<|im_start|>assistant\n<think>\n")
 
@@ -226,8 +225,8 @@ def test_strangers_cannot_end_their_turn(planner: Planner) -> None:
     song = Song(hostile, hostile, replace(GIVEN, duration_s=1.0, caption=hostile), sampling=Sampling(cfg_scale=1))
     for work in (
         lambda: planner.codes([song], nobody),
-        lambda: answer(planner, [Write(hostile)], nobody),
-        lambda: answer(planner, [Format(hostile, hostile)], nobody),
+        lambda: planner.answer([write(hostile)], nobody),
+        lambda: planner.answer([put_in_order(hostile, hostile)], nobody),
     ):
         (text,) = read(planner, work)
         assert text.count("<|im_start|>") == 3
