@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gpu_worker.planner.prompts import Message
@@ -101,9 +102,8 @@ class Vocabulary:
         return self._completions[pending, briefly]
 
     def _sort(self) -> None:
-        words, blanks, cut, line_ends, blank_line_ends, lines = (
-            torch.zeros(self.width, dtype=torch.bool) for _ in range(6)
-        )
+        kinds = ("words", "blanks", "cut", "line_ends", "blank_line_ends", "lines")
+        sorted_: dict[str, list[int]] = {kind: [] for kind in kinds}
         for token, spelled in self._bytes.items():
             followed = _decoded(spelled)
             if followed is None or not spelled or _UNPRINTABLE.search(followed[0]):
@@ -111,18 +111,24 @@ class Vocabulary:
             text, pending = followed
             blank = not (text.strip() or pending)
             if "\n" not in text:
-                words[token], blanks[token], cut[token] = True, blank, bool(pending)
+                fitting = ["words", *(["blanks"] if blank else []), *(["cut"] if pending else [])]
             elif text.find("\n") == len(text) - 1 and not pending:
-                line_ends[token], blank_line_ends[token] = True, blank
+                fitting = ["line_ends", *(["blank_line_ends"] if blank else [])]
             else:
-                lines[token] = True
-        self.line_ends = line_ends
-        self.caption = words | line_ends
+                fitting = ["lines"]
+            for kind in fitting:
+                sorted_[kind].append(token)
+        words, blanks, cut, self.line_ends, blank_line_ends, lines = (self._mask(sorted_[kind]) for kind in kinds)
+        self.caption = words | self.line_ends
         self.caption_start = self.caption & ~blank_line_ends
         self.caption_blank = self.caption_start & ~blanks
         self.caption_visible = self.caption_blank & ~cut
-        self.lyrics = self.caption | lines
-        self.lyrics[self.end] = True
+        self.lyrics = self.caption | lines | self._mask([self.end])
+
+    def _mask(self, tokens: list[int]) -> Tensor:
+        mask = torch.zeros(self.width, dtype=torch.bool)
+        mask[tokens] = True
+        return mask
 
 
 def _decoded(spelled: bytes) -> tuple[str, bytes] | None:

@@ -177,7 +177,8 @@ DURATIONS_S = [1, 2, 3.3, 7.5, 10, 29.9, 61, 120, 299.96, 600]
 
 def test_exact_counts_at_ten_lengths() -> None:
     assert [code_count(duration_s) for duration_s in DURATIONS_S] == [5, 10, 17, 38, 50, 150, 305, 600, 1500, 3000]
-    songs = [Song("x", given=Metadata(duration_s=d), seed=place) for place, d in enumerate(DURATIONS_S)]
+    unguided = Sampling(cfg_scale=1.0)
+    songs = [Song("x", "", Metadata(duration_s=d), place, unguided) for place, d in enumerate(DURATIONS_S)]
     reported = []
 
     def observe(done: int, total: int | None) -> frozenset[int]:

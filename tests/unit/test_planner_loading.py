@@ -133,6 +133,16 @@ def test_a_directory_is_loaded_and_plans_what_its_parts_would(saved: Path) -> No
     assert loaded.plan([song], nobody) == tiny_planner().plan([song], nobody)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_the_precision_repeats_itself(saved: Path, dtype: torch.dtype) -> None:
+    """As on a GPU: with rows of different lengths, padded, and guidance."""
+    planner = Planner.load(saved, device=CPU, dtype=dtype)
+    songs = [Song("calm " * length, given=Metadata("A calm piano", duration_s=3), seed=length) for length in (1, 90)]
+    plans = planner.plan(songs, nobody)
+    assert [len(plan.codes) for plan in plans] == [15, 15]
+    assert planner.plan(songs, nobody) == plans
+
+
 def test_ids_come_from_the_tokenizer(saved: Path) -> None:
     """The same model, whose codes have their ids in another order, writes other names for the same tokens."""
     order = random.Random(1).sample(range(CODES), CODES)
