@@ -6,6 +6,7 @@ tokens alone, in company and resumed, wherever the model's logits are the same.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -156,7 +157,8 @@ class _Fed:
             row[pads[-1] :] = torch.tensor(text)
         self._model, self._slot = model.base_model, length
         slots = -(-(length + steps) // 8) * 8  # attention's kernels want rows of masks aligned
-        self._cache = StaticCache(config=model.config, max_cache_len=slots)
+        renamed = "cache" in inspect.signature(self._model.forward).parameters  # by transformers 5.24
+        self._cache = {"cache" if renamed else "past_key_values": StaticCache(config=model.config, max_cache_len=slots)}
         self._hidden_dtype = model.dtype
         self._pads = torch.tensor(pads, device=model.device)[:, None]
         self._slots = torch.arange(slots, device=model.device)
@@ -179,8 +181,8 @@ class _Fed:
             input_ids=ids,
             attention_mask=self._mask(slots),
             position_ids=(slots - self._pads).clamp(min=0),
-            past_key_values=self._cache,
             use_cache=True,
+            **self._cache,
         ).last_hidden_state
         return hidden[:, -1]
 

@@ -15,11 +15,10 @@ from gpu_worker.planner.decoding import Head, Observe, Row, decode, output_weigh
 from gpu_worker.planner.grammar import Grammars, Walk
 from gpu_worker.planner.loading import load_parts
 from gpu_worker.planner.prompts import Metadata
-from gpu_worker.planner.questions import Question, Song, metadata_of
+from gpu_worker.planner.questions import CODES_PER_S, Question, Song, metadata_of
 from gpu_worker.planner.vocabulary import Vocabulary
 from serinette.errors import ConfigurationError, InvalidSpec, Unsupported
 
-CODES_PER_S = 5
 LONGEST_S = 600
 
 

@@ -10,6 +10,7 @@ from gpu_worker.planner.decoding import Sampling
 from gpu_worker.planner.prompts import Metadata
 from serinette.errors import InvalidSpec
 
+CODES_PER_S = 5
 _KNOWN_NOTHING = Metadata()
 _SAMPLING = Sampling()
 _DESCRIBING = Sampling(temperature=0.3)
@@ -17,7 +18,10 @@ _DESCRIBING = Sampling(temperature=0.3)
 
 @dataclass(frozen=True, slots=True)
 class Song:
-    """What is asked of one song. `given` stands in its plan as it is; `codes` were written before: it is resumed."""
+    """What is asked of one song. `given` stands in its plan as it is; `codes` were written before: it is resumed.
+
+    `caption` is the user's; the plan has one of its own, the planner's, unless `given.caption` fixes it too.
+    """
 
     caption: str
     lyrics: str = ""
@@ -74,7 +78,12 @@ def put_in_order(
 def describe(
     codes: Sequence[int], *, given: Metadata = _KNOWN_NOTHING, seed: int = 0, sampling: Sampling = _DESCRIBING
 ) -> Question:
-    """Caption, metadata and lyrics of a song from its audio codes. Raises InvalidSpec when there are none."""
+    """Caption, metadata and lyrics of a song from its audio codes, which say how long it is.
+
+    Raises:
+        InvalidSpec: there are none.
+    """
     if not codes:
         raise InvalidSpec("audio_codes: there are none to describe", field="audio_codes")
+    given = given.or_else(Metadata(duration_s=len(codes) / CODES_PER_S))
     return Question(prompts.UNDERSTAND, "", codes=tuple(codes), lyrics=True, given=given, seed=seed, sampling=sampling)

@@ -95,7 +95,7 @@ def check(text: str, walk: Walk, given: dict[str, int | str]) -> None:
 
 
 def test_ten_thousand_random_grammars_parse() -> None:
-    short = Grammars(vocabulary(), most_caption_tokens=12, most_lyrics_tokens=16)
+    short = Grammars(vocabulary(), most_caption_tokens=8, most_lyrics_tokens=8)
     dice = random.Random(0)
     for _ in range(10_000):
         given = {name: value for name, value in GIVEN.items() if dice.random() < 0.3}

@@ -157,8 +157,9 @@ def test_text_calls_of_every_kind_together(planner: Planner) -> None:
         in_spec(made.metadata, made.lyrics or "")
         assert made.metadata.caption
     assert [made and made.lyrics is not None for made in together] == [True, False, True, False, True]
-    formatted = together[3]
-    assert formatted
+    formatted, described = together[3:]
+    assert formatted and described
+    assert described.metadata.duration_s == 84 / 5
     assert (formatted.metadata.bpm, formatted.metadata.vocal_language) == (77, "ja")
 
 
