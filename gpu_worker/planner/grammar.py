@@ -6,7 +6,7 @@ a trie of one path. Captions and lyrics are free within UTF-8, their line breaks
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Choice:
 
     name: str | None
     trie: Trie
+    most_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,13 @@ class FreeText:
 
     name: str
     lyrics: bool
-    most_tokens: int
-    most_characters: int
+    bound_tokens: int
+    bound_characters: int
+
+    @property
+    def most_tokens(self) -> int:
+        """Three tokens may complete a character that is cut at the bound, and one ends the text."""
+        return self.bound_tokens + 4
 
 
 Segment = Choice | FreeText
@@ -55,63 +61,52 @@ class Grammars:
         most_lyrics_tokens: int = LYRICS_TOKENS,
     ) -> None:
         self._vocabulary = vocabulary
-        lines = {name: [(field_line(name, value), value) for value in values] for name, values in CHOICES.items()}
-        self._tries = {name: self._trie(options) for name, options in lines.items()}
-        self._longest = sum(max(len(vocabulary.encode(line)) for line, _ in options) for options in lines.values())
+        self._think, self._caption_name, self._end_of_think = (
+            self._choice(None, [(text, text)]) for text in (THINK, "caption:", END_OF_THINK)
+        )
+        self._fields = {
+            name: self._choice(name, [(field_line(name, value), value) for value in values])
+            for name, values in CHOICES.items()
+        }
         self._caption = FreeText("caption", False, most_caption_tokens, CAPTION_CHARACTERS)
         self._lyrics = FreeText("lyrics", True, most_lyrics_tokens, LYRICS_CHARACTERS)
 
     def walk(self, given: Mapping[str, Value], *, lyrics: bool) -> Walk:
         """Metadata with the given fields word for word, and lyrics after it where they are wanted."""
-        return Walk(self._vocabulary, tuple(self._segments(given, lyrics=lyrics)))
-
-    def most_tokens(self, given: Mapping[str, Value], *, lyrics: bool) -> int:
-        """An upper bound of the tokens of such a walk."""
-        encode = self._vocabulary.encode
-        fixed = len(encode(THINK)) + len(encode("caption:")) + len(encode(END_OF_THINK)) + 1
-        free = [segment for segment in self._segments(given, lyrics=lyrics) if isinstance(segment, FreeText)]
-        told = sum(len(encode(self._line(*item))) for item in given.items())
-        # Three more tokens may complete a character that is cut at the bound, and one ends the text.
-        return fixed + self._longest + told + sum(segment.most_tokens + 4 for segment in free)
-
-    def _segments(self, given: Mapping[str, Value], *, lyrics: bool) -> Iterator[Segment]:
-        fixed = self._fixed
-        yield fixed(THINK)
+        segments: list[Segment] = [self._think]
         for name in sorted({"caption", *CHOICES}):
             if name in given:
-                yield Choice(name, self._trie([(self._line(name, given[name]), given[name])]))
+                segments.append(self._given(name, given[name]))
             elif name == "caption":
-                yield fixed("caption:")
-                yield self._caption
+                segments += [self._caption_name, self._caption]
             else:
-                yield Choice(name, self._tries[name])
-        yield fixed(END_OF_THINK)
-        if lyrics:
-            yield self._lyrics
+                segments.append(self._fields[name])
+        return Walk(self._vocabulary, [*segments, self._end_of_think, *([self._lyrics] if lyrics else [])])
 
-    def _fixed(self, text: str) -> Choice:
-        return Choice(None, self._trie([(text, text)]))
+    def _given(self, name: str, value: Value) -> Choice:
+        line = field_line(name, self._vocabulary.plain(value) if isinstance(value, str) else value)
+        return self._choice(name, [(line, value)])
 
-    def _line(self, name: str, value: Value) -> str:
-        return field_line(name, self._vocabulary.plain(value) if isinstance(value, str) else value)
-
-    def _trie(self, options: Iterable[tuple[str, Value]]) -> Trie:
+    def _choice(self, name: str | None, options: Iterable[tuple[str, Value]]) -> Choice:
         root: Trie = {}
+        most = 0
         for text, value in options:
-            node = root
-            for token in self._vocabulary.encode(text):
+            node, tokens = root, self._vocabulary.encode(text)
+            for token in tokens:
                 node = node.setdefault(token, {})
             node[None] = value
-        return root
+            most = max(most, len(tokens))
+        return Choice(name, root, most)
 
 
 class Walk:
-    """One text on its way through its segments. `values` are those of the fields that are written."""
+    """One text of at most `most_tokens` on its way through its segments; `values` are of the fields written so far."""
 
     def __init__(self, vocabulary: Vocabulary, segments: Sequence[Segment]) -> None:
         self._vocabulary = vocabulary
         self._left = list(reversed(segments))
         self.values: dict[str, Value] = {}
+        self.most_tokens = sum(segment.most_tokens for segment in segments)
         self._next()
 
     @property
@@ -193,7 +188,7 @@ class _Text:
 
     @property
     def _full(self) -> bool:
-        return self._tokens >= self._segment.most_tokens or len(self._text) >= self._segment.most_characters
+        return self._tokens >= self._segment.bound_tokens or len(self._text) >= self._segment.bound_characters
 
     def advance(self, token: int) -> None:
         text, self._pending = self._vocabulary.follow(self._pending, token)

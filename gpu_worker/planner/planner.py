@@ -168,7 +168,7 @@ class Planner:
             asked.seed,
             replace(asked.sampling, cfg_scale=1.0) if asked.negative is None else asked.sampling,
             walk,
-            self._grammars.most_tokens(asked.given.trained(), lyrics=asked.lyrics),
+            walk.most_tokens,
             len(forced),
         )
 

@@ -56,10 +56,10 @@ def choices(walk: Walk) -> list[int]:
     return _listed[id(allowed)]
 
 
-def written(walk: Walk, choose: Choose, most: int) -> str:
+def written(walk: Walk, choose: Choose) -> str:
     """All that a walk writes, as strict UTF-8."""
     spelled = b""
-    for count in range(most + 1):
+    for count in range(walk.most_tokens + 1):
         if walk.done:
             return spelled.decode()
         allowed = choices(walk)
@@ -67,7 +67,7 @@ def written(walk: Walk, choose: Choose, most: int) -> str:
         token = choose(allowed)
         walk.advance(token)
         spelled += vocabulary().spelled(token) or tiny_names()[token].encode()
-    raise AssertionError(f"no end after {most} tokens: {spelled[-40:]!r}")
+    raise AssertionError(f"no end after {walk.most_tokens} tokens: {spelled[-40:]!r}")
 
 
 @cache
@@ -101,7 +101,7 @@ def test_ten_thousand_random_grammars_parse() -> None:
         given = {name: value for name, value in GIVEN.items() if dice.random() < 0.3}
         lyrics = dice.random() < 0.5
         walk = short.walk(given, lyrics=lyrics)
-        check(written(walk, dice.choice, short.most_tokens(given, lyrics=lyrics)), walk, given)
+        check(written(walk, dice.choice), walk, given)
         assert {name: walk.values[name] for name in given} == given
 
 
@@ -134,7 +134,7 @@ def test_a_model_that_wants_one_thing_only(wish: Callable[[int], float]) -> None
         return max(allowed, key=lambda token: (-1 if token in tiny_names() else wish(token), dice.random()))
 
     walk = grammars().walk({}, lyrics=True)
-    check(written(walk, choose, grammars().most_tokens({}, lyrics=True)), walk, {})
+    check(written(walk, choose), walk, {})
     assert len(str(walk.values["caption"])) <= 8_192
     assert len(str(walk.values["lyrics"])) <= min(16_384, LYRICS_CHARACTERS + 128)
 
@@ -142,9 +142,7 @@ def test_a_model_that_wants_one_thing_only(wish: Callable[[int], float]) -> None
 def test_lyrics_end_at_their_bound() -> None:
     dice = random.Random(2)
     walk = grammars().walk(GIVEN, lyrics=True)
-    text = written(
-        walk, lambda allowed: dice.choice(allowed[:-1] or allowed), grammars().most_tokens(GIVEN, lyrics=True)
-    )
+    text = written(walk, lambda allowed: dice.choice(allowed[:-1] or allowed))  # the end token is the last
     assert len(text) > LYRICS_TOKENS / 4  # bytes of a character may be tokens of their own
 
 
