@@ -114,6 +114,17 @@ def cut(token: int) -> bool:
     return False
 
 
+def straddling(token: int) -> int:
+    """Tokens that begin inside one character and break off inside the next: these could go on for ever."""
+    spelled = vocabulary().spelled(token)
+    begun = spelled.lstrip(bytes(range(0x80, 0xC0)))
+    try:
+        begun.decode()
+    except UnicodeDecodeError:
+        return 1 if begun == spelled else 2
+    return 0
+
+
 @pytest.mark.parametrize(
     "wish",
     [
@@ -121,6 +132,9 @@ def cut(token: int) -> bool:
         pytest.param(lambda token: b" " in vocabulary().spelled(token), id="spaces"),
         pytest.param(lambda token: b"\n" in vocabulary().spelled(token), id="line breaks"),
         pytest.param(cut, id="pieces of characters"),
+        pytest.param(straddling, id="pieces across characters"),
+        # U+3000, which shows nothing, though no piece of it is white space.
+        pytest.param(lambda token: vocabulary().spelled(token) in {b"\xe3", b"\x80", b"\xe3\x80"}, id="wide spaces"),
         pytest.param(lambda token: vocabulary().spelled(token)[:1] in {b"'", b'"'}, id="quotes"),
         pytest.param(lambda token: b"\\" in vocabulary().spelled(token), id="escapes"),
         pytest.param(lambda token: -token, id="the first"),
