@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field
+from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field
 
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
@@ -142,7 +142,10 @@ class Timings(_Model):
     """Seconds spent."""
 
     queue_s: float = Field(description="From submit to the start of the winning attempt.")
-    generate_s: float = Field(description="In the engine, generating.")
+    # Records of before this name called it `sing_s`.
+    generate_s: float = Field(
+        validation_alias=AliasChoices("generate_s", "sing_s"), description="In the engine, generating."
+    )
     encode_s: float
     upload_s: float
     run_s: float = Field(description="From the start of the winning attempt to its end.")
@@ -187,12 +190,15 @@ class Record(_Model):
     digest: str = Field("", description="Of what the client wrote: whether a repeated Idempotency-Key means the same.")
     spec: GenerationSpec
     attempt: Attempt | None = Field(None, description="The last one; null when no worker began the job.")
+    attempts: tuple[Attempt, ...] = Field((), description="The last ones, oldest first, that one among them.")
+    timeout_s: int | None = None
+    webhook: str | None = None
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime
     status: JobStatus = JobStatus.SUCCEEDED
     error: JobError | None = None
-    usage: Usage | None = Field(None, description="Of a job without a result, which has its own.")
+    usage: Usage | None = None
     result: Result | None = Field(None, description="Of a succeeded job.")
     container: ContainerSpec | None = Field(None, description="Of a container; `spec` says nothing then.")
     run: Run | None = Field(None, description="What became of a container.")

@@ -45,6 +45,10 @@ class Keys:
         """String: what is left of a record some minutes after its end (serinette/jobs/calls.py, Shrunk); expiring."""
         return self._key("ended", job_id)
 
+    def erased_job(self, job_id: str) -> str:
+        """String, for hours: the job had attempts and was erased, should one of them be heard of again."""
+        return self._key("erased", job_id)
+
     @property
     def ended(self) -> str:
         """Sorted set of ended jobs whose record is whole, by when they ended (Unix seconds)."""
@@ -112,7 +116,7 @@ class Keys:
 
     @property
     def cancels(self) -> str:
-        """Pub/sub channel of canceled job ids. It hastens; the ledger's flag decides."""
+        """Pub/sub channel of canceled job ids. It hastens; the record's `cancel` decides."""
         return self._key("cancels")
 
     @property

@@ -173,7 +173,7 @@ def connect_redis(settings: SharedSettings) -> Redis:
     return Redis.from_url(settings.redis_url.get_secret_value(), **_credentials(settings), **options)
 
 
-class _Brisk:
+class BriskConnection:
     """A connection of the event loop that packs commands in C, as redis-py's blocking one does, and needs no task of
     its own to write a small one: `asyncio.wait_for` makes one for each, which took a quarter of a poll.
     """
@@ -203,13 +203,13 @@ class _Brisk:
             raise RedisConnectionError(f"writing to the server failed: {error}") from error
 
 
-class _BriskTcp(_Brisk, redis_asyncio.Connection): ...
+class _BriskTcp(BriskConnection, redis_asyncio.Connection): ...
 
 
-class _BriskTls(_Brisk, redis_asyncio.SSLConnection): ...
+class _BriskTls(BriskConnection, redis_asyncio.SSLConnection): ...
 
 
-class _BriskUnix(_Brisk, redis_asyncio.UnixDomainSocketConnection): ...
+class _BriskUnix(BriskConnection, redis_asyncio.UnixDomainSocketConnection): ...
 
 
 _BRISK = {"unix": _BriskUnix, "rediss": _BriskTls}

@@ -2,7 +2,7 @@
 else one at a time.
 
 `python -m api.maintenance restore` enters in Redis what only the store remembers (docs/disaster.md), and ends.
-`python -m api.maintenance check-drained` says whether jobs of before an upgrade remain (docs/operator.md), and ends.
+`python -m api.maintenance check-drained` says whether work of before an upgrade remains (docs/operator.md), and ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from api.cluster import Cluster, connect
 from api.maintenance.batches import Batches
 from api.maintenance.containers import Containers
 from api.maintenance.containers.cluster import Jobs
-from api.maintenance.drained import old_jobs, refusal
+from api.maintenance.drained import OldWork, old_work
 from api.maintenance.lease import FailureLog, Lease, keep
 from api.maintenance.metrics import MaintenanceMetrics
 from api.maintenance.pools import Pools
@@ -48,7 +48,7 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     """Keep queue and store in order until `stop`.
 
     Raises:
-        ConfigurationError: the store's URL is wrong, or jobs of an older version's layout remain.
+        ConfigurationError: the store's URL is wrong, or work in an older version's layout remains.
     """
     redis, store = connect_redis(settings), Store.open(settings)
     retention = Retention(redis, settings.keys, store, settings.retention_s)
@@ -60,8 +60,8 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     registry = new_registry()
     metrics = MaintenanceMetrics(registry, connect_redis(settings), settings.keys, lambda: reporting.held)
     serve(registry, settings)
-    if count := _old_jobs(settings, redis, stop):
-        raise ConfigurationError(refusal(count))
+    if left := _old_work(settings, redis, stop):
+        raise ConfigurationError(str(left))
     # How long a sweep takes nobody knows; two at a time would only delete the same things.
     sweep_s = settings.retention_interval_s
     leases = [
@@ -87,16 +87,16 @@ def run(settings: MaintenanceSettings, stop: Event) -> None:
     log.info("stopped")
 
 
-def _old_jobs(settings: MaintenanceSettings, redis: Redis, stop: Event) -> int:
+def _old_work(settings: MaintenanceSettings, redis: Redis, stop: Event) -> OldWork:
     """Of a Redis that may still be on its way."""
-    failures = FailureLog(log, "looking for jobs of an older version")
+    failures = FailureLog(log, "looking for work of an older version")
     while True:
         try:
-            return old_jobs(redis, settings.keys)
+            return old_work(redis, settings.keys)
         except RedisError as error:
             failures.note(error)
             if stop.wait(settings.interval_s):
-                return 0
+                return OldWork()
 
 
 def _containers(settings: MaintenanceSettings, redis: Redis) -> Containers | None:
@@ -128,14 +128,14 @@ def restore(settings: MaintenanceSettings) -> None:
 
 
 def check_drained(settings: MaintenanceSettings) -> int:
-    """Say whether jobs of an older version's layout remain; exit status 1 while they do. Raises RedisError."""
-    count = old_jobs(connect_redis(settings), settings.keys)
-    sys.stdout.write(f"{refusal(count)}\n" if count else "no jobs of an older version's layout remain\n")
-    return 1 if count else 0
+    """Say whether work in an older version's layout remains; exit status 1 while it does. Raises RedisError."""
+    left = old_work(connect_redis(settings), settings.keys)
+    sys.stdout.write(f"{left}\n" if left else "nothing remains in an older version's layout\n")
+    return 1 if left else 0
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT; exit status 0, 1 when a command was cut short or old jobs remain, 2 when refused."""
+    """Run until SIGTERM or SIGINT; exit status 0, 1 when a command was cut short or work remains, 2 when refused."""
     parser = argparse.ArgumentParser(prog="python -m api.maintenance", description="Keep queue and store in order.")
     parser.add_argument("command", nargs="?", choices=("run", "restore", "check-drained"), default="run")
     command = parser.parse_args().command

@@ -1,7 +1,7 @@
 """Which pods are marked, so that whoever takes pods or nodes away takes those that hold no work. A pure plan.
 
 Marks are hints: a ReplicaSet prefers to end pods of a lower deletion cost, cluster-autoscaler and Karpenter leave
-nodes of marked pods alone. What they do not keep away, the drain and the ledger bear.
+nodes of marked pods alone. What they do not keep away, the drain and the records bear.
 """
 
 from __future__ import annotations

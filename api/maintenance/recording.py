@@ -93,12 +93,13 @@ class Recording:
         return count
 
     def _settle(self, entry: Entry, *, recorded: bool) -> bool:
-        if recorded:
-            recorded = self._jobs(calls.finish(entry.id, "", Outcome(entry.status), recorded=True)).status is not None
-            if not recorded and entry.status is not JobStatus.SUCCEEDED:  # erased meanwhile: what was put then goes
-                self._questions.ask([lambda store: store.delete(record_key(entry.tenant, entry.id))])
-        self._jobs.redis.zrem(self._keys.unrecorded, entry.id)
-        return recorded
+        if not recorded:
+            self._jobs.redis.zrem(self._keys.unrecorded, entry.id)
+            return False
+        known = self._jobs(calls.recorded(entry.id, entry.status))
+        if known == "gone" and entry.status is not JobStatus.SUCCEEDED:  # erased meanwhile: what was put then goes
+            self._questions.ask([lambda store: store.delete(record_key(entry.tenant, entry.id))])
+        return known == "marked"
 
 
 class Recorded:

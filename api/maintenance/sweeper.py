@@ -26,7 +26,7 @@ from serinette.errors import StoreUnavailable
 from serinette.job import Record
 from serinette.jobs import Call, Entry, Jobs, Seen, Standing, calls
 from serinette.jobs.finishing import find_record, finish_as, put_record
-from serinette.jobs.registries import known_lanes, trim_registries
+from serinette.jobs.registries import ListPruner, known_lanes, trim_registries
 from serinette.names import queue_name
 from serinette.presence import present
 from serinette.store import Store
@@ -67,6 +67,7 @@ class Sweeper:
         self._questions = StoreQuestions(store)
         self._recording = Recording(self._jobs, settings.keys, self._questions)
         self._removed = RemovedPools(settings.pools, settings.pool, settings.rehome_after_s)
+        self._prune_lists = ListPruner(redis, settings.keys)
         self._unreadable: set[str] = set()
         self._shrink_from: str | float = "-inf"
         self._shrink_at_s = self._tidy_at_s = 0.0
@@ -117,6 +118,7 @@ class Sweeper:
         lanes = known_lanes(self._redis, self._keys)
         healed = self._jobs.many([calls.heal(queue_name(pool, lane)) for pool, lane in lanes]) if lanes else []
         self._count(Action.HEAL, sum(healed))
+        self._prune_lists(lanes)
         foreign = any(self._removed.foreign(pool) for pool, _ in lanes)
         up = {worker.pool for worker in present(self._redis, self._keys)} if foreign else set()
         for pool, lane in self._removed.lanes(lanes, up, time.monotonic()):

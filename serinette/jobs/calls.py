@@ -21,6 +21,8 @@ from serinette.tally import WAIT, Additions
 
 # A dead slot's last words may still be on their way to the server; whatever comes later is found by its lease.
 _DEAD_SLOT_KEPT_S = 600
+# Of jobs in a lane: the largest number that a transition takes.
+_ANY_NUMBER = 10**12
 # Of a shrunk job's prompt: a hundred thousand of them lie in memory for a week.
 _PROMPT_BYTES = 60
 
@@ -176,7 +178,7 @@ def submit(
     """Put a job into its lane, unless a bound forbids it or it is there. `limits`: where Redis does not know them."""
     rq_fields, record = _flat(submission.rq_fields), _flat(submission.fields)
     arguments: list[Argument] = [submission.id, limits.model_dump_json() if limits else ""]
-    arguments += [2**53 if max_waiting is None else max_waiting, "1" if fsync else "", len(rq_fields)]
+    arguments += [_ANY_NUMBER if max_waiting is None else max_waiting, "1" if fsync else "", len(rq_fields)]
 
     def parse(answer: Reply) -> Submitted:
         kind, rest = text(answer[0]), answer[1:]
@@ -282,6 +284,13 @@ def finish(  # noqa: PLR0913  # all that the transition takes
         return Finished(JobStatus(state) if state else None, len(answer) > 2 and int(answer[2]) == 1)
 
     return Call("finish", arguments, parse)
+
+
+def recorded(job_id: str, status: JobStatus) -> Call[str]:
+    """Note that the store says how the job ended. Answers `marked`, `shrunk`, `other` where it has not ended so, or
+    `gone`: it was erased.
+    """
+    return Call("recorded", [job_id, status], text)
 
 
 def cancel(job_id: str, tenant: str) -> Call[str]:

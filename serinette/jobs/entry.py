@@ -271,6 +271,8 @@ def job_of_record(record: Record) -> Job:
     attempt = record.attempt
     if attempt and attempt.outcome is AttemptOutcome.RUNNING:  # the record is written by the attempt that it is of
         attempt = attempt.model_copy(update={"outcome": AttemptOutcome.SUCCEEDED, "ended_at": record.ended_at})
+    # Records of before had neither all attempts nor, of a song, its usage.
+    attempts = record.attempts or ((attempt,) if attempt else ())
     return Job(
         id=record.job_id,
         tenant=record.tenant,
@@ -283,12 +285,14 @@ def job_of_record(record: Record) -> Job:
         created_at=record.created_at,
         started_at=record.started_at,
         ended_at=record.ended_at,
-        attempts=(attempt,) if attempt else (),
+        timeout_s=record.timeout_s,
+        webhook=record.webhook,
+        attempts=attempts,
         result=record.result,
         container=record.container,
         run=record.run,
         error=record.error,
-        usage=_usage_of(record.result) if record.result else record.usage,
+        usage=record.usage or (_usage_of(record.result) if record.result else None),
     )
 
 

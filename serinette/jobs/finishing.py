@@ -35,6 +35,7 @@ def record_of(entry: Entry, attempt: Attempt | None, outcome: Outcome, ended_at:
     if attempt is not None:
         how = AttemptOutcome(outcome.status)
         attempt = attempt.model_copy(update={"outcome": how, "ended_at": ended_at, "error": outcome.error})
+    others = (each for each in entry.attempts if attempt is None or each.number != attempt.number)
     return Record(
         job_id=entry.id,
         tenant=entry.tenant,
@@ -45,12 +46,15 @@ def record_of(entry: Entry, attempt: Attempt | None, outcome: Outcome, ended_at:
         digest=entry.digest,
         spec=entry.spec,
         attempt=attempt,
+        attempts=(*others, attempt) if attempt else tuple(others),
+        timeout_s=int(entry.fields["timeout_s"]) if "timeout_s" in entry.fields else None,
+        webhook=entry.webhook,
         created_at=entry.created_at,
         started_at=attempt.started_at if attempt else None,
         ended_at=ended_at,
         status=outcome.status,
         error=outcome.error,
-        usage=None if outcome.result else entry.usage or _usage(entry, attempt, outcome, ended_at),
+        usage=entry.usage or _usage(entry, attempt, outcome, ended_at),
         result=outcome.result,
         container=entry.container,
         run=outcome.run,

@@ -13,15 +13,19 @@ local MOST_EVENTS = 100
 local MOST_ATTEMPTS_KEPT = 10
 local MOST_TOKENS = 1000
 -- The terminal event of a job that is canceled when its attempt is given up.
-local CANCELED = '{"status":"canceled","usage":{"gpu_s":0,"size_bytes":0}}'
+local CANCELED = '{"status":"canceled","usage":{"gpu_s":%.3f,"size_bytes":0}}'
+-- Of every number that comes in: what is larger cannot be written as a time, a count or a number of bytes.
+local LARGEST = 1e12
+-- An attempt that was frozen for no longer hears that its job was erased, rather than bringing it back.
+local ERASED_KEPT_S = 6 * 3600
 local USAGE_KEPT_S = 400 * 86400
 -- An attempt that is left behind by everybody is forgotten after this; none is as long.
 local HELD_KEPT_S = 2 * 86400
 
 local function number(text, name)
-    local value = tonumber(text)
-    if not value or value ~= value or value == math.huge or value == -math.huge then
-        error({err = 'ERR ' .. name .. ' must be a number, got ' .. tostring(text)})
+    local value = type(text) == 'string' and string.match(text, '^%d[%d.eE+-]*$') and tonumber(text)
+    if not value or value > LARGEST then
+        error({err = 'ERR ' .. name .. ' must be a number from 0 to 1e12, got ' .. tostring(text)})
     end
     return value
 end
@@ -79,6 +83,7 @@ end
 
 local function record_key(id) return own .. 'job:' .. id end
 local function ended_key(id) return own .. 'ended:' .. id end
+local function erased_key(id) return own .. 'erased:' .. id end
 local function rq_key(id) return prefix .. ':job:' .. id end
 local function queue_of(job) return job.pool .. '.' .. job.lane end
 local function list_key(queue) return prefix .. ':queue:' .. queue end
@@ -343,17 +348,19 @@ function transitions.submit()
     return {'new', redis.call('ZCARD', waiting_key(queue)), seconds(at)}
 end
 
--- Whether this slot may begin the job now; what stands in its way otherwise.
-local function claimable(job, schema, at)
+-- Whether a slot may begin the job now, as one of this queue; what stands in its way otherwise. A job that was moved
+-- from the midst of a list stays there as well.
+local function claimable(job, queue, schema, at)
     if not job then return 'unknown' end
-    if job.state ~= 'queued' then return 'gone' end
-    if number(job.schema, 'schema') > schema then return 'newer' end
+    if job.state ~= 'queued' or queue_of(job) ~= queue then return 'gone' end
+    if (tonumber(job.schema) or math.huge) > schema then return 'newer' end
     if job.start_by and (job.attempts or '0') == '0' and at >= tonumber(job.start_by) then return 'expired' end
     return 'yes'
 end
 
--- The first job of a lane that may begin, and whether there is more to look at. Ids whose job is gone are dropped,
--- those of jobs that are not known go aside, and newer jobs back to where they were.
+-- The first job of a lane that may begin, and whether there is more to look at. Ids whose job is gone are dropped, as
+-- are those too late to begin, which the sweeper ends; those of jobs that are not known go aside. Newer jobs go back to
+-- where they were, or behind all others where they would keep every call from seeing any other.
 local function first_of(queue, schema, at)
     local list, put_back, found = list_key(queue), {}, nil
     local looked_at = 0
@@ -362,21 +369,24 @@ local function first_of(queue, schema, at)
         if not id then break end
         looked_at = looked_at + 1
         local job = read(id)
-        local why = claimable(job, schema, at)
+        local why = claimable(job, queue, schema, at)
         if why == 'yes' then
             found = {id, job}
-        elseif why == 'newer' or why == 'expired' then
+        elseif why == 'newer' then
             put_back[#put_back + 1] = id
         elseif why == 'unknown' then
             redis.call('RPUSH', own .. 'unknown:' .. queue, id)
         end
     end
-    for i = #put_back, 1, -1 do redis.call('LPUSH', list, put_back[i]) end
+    local full = #put_back == MOST_LOOKED_AT
+    for i = #put_back, 1, -1 do
+        if full then redis.call('RPUSH', list, put_back[#put_back + 1 - i]) else redis.call('LPUSH', list, put_back[i]) end
+    end
     -- RQ's list was emptied by somebody: the set knows what waits.
     if not found and redis.call('LLEN', list) == 0 then
         for _, id in ipairs(redis.call('ZRANGE', waiting_key(queue), 0, MOST_LOOKED_AT - 1)) do
             local job = read(id)
-            local why = claimable(job, schema, at)
+            local why = claimable(job, queue, schema, at)
             if why == 'yes' then
                 rq_waits(id, queue)
                 return {id, job}, false
@@ -384,7 +394,7 @@ local function first_of(queue, schema, at)
             if why == 'gone' or why == 'unknown' then redis.call('ZREM', waiting_key(queue), id) end
         end
     end
-    return found, not found and looked_at == MOST_LOOKED_AT and #put_back < MOST_LOOKED_AT
+    return found, not found and looked_at == MOST_LOOKED_AT and not full
 end
 
 -- claim: attempt id, slot, seconds of a lease, highest schema that it can read, pool, '1' if it came by a token, bounds
@@ -435,7 +445,7 @@ function transitions.take()
     local job = read(id)
     if not job then return {'none'} end
     if job.owner ~= attempt then
-        if claimable(job, math.huge, at) ~= 'yes' then return {'none'} end
+        if claimable(job, queue_of(job), math.huge, at) ~= 'yes' then return {'none'} end
         leave_list(queue_of(job), id)
         redis.call('HDEL', record_key(id), 'log_at', 'ran_s', 'placed')
         redis.call('DEL', own .. 'log:' .. id)
@@ -453,7 +463,7 @@ end
 local function standing(id, attempt)
     local known = redis.call('HMGET', record_key(id), 'state', 'owner', 'cancel')
     if not known[1] then
-        return redis.call('EXISTS', ended_key(id)) == 1 and 'lost' or 'unknown'
+        return redis.call('EXISTS', ended_key(id), erased_key(id)) > 0 and 'lost' or 'unknown'
     end
     if known[2] == attempt and known[1] == 'running' then return known[3] and 'cancel' or 'mine' end
     return known[1] == 'queued' and 'waits' or 'lost'
@@ -467,7 +477,10 @@ function transitions.beat()
     local progress, at = given(7, 'progress'), clock()
     local answer, member = standing(id, attempt), id .. ':' .. attempt
     if answer == 'mine' or answer == 'cancel' then
-        redis.call('ZADD', own .. 'leases', lease_end(at, lease_s), member)
+        -- One that was on its way when its slot was seen to die brings no lease back.
+        if not redis.call('ZSCORE', own .. 'dead-slots', slot) then
+            redis.call('ZADD', own .. 'leases', lease_end(at, lease_s), member)
+        end
         redis.call('HSET', rq_key(id), 'last_heartbeat', iso(at))
         redis.call('HSET', prefix .. ':execution:' .. member, 'last_heartbeat', seconds(at))
         if progress ~= '' then
@@ -560,7 +573,8 @@ function transitions.release()
         close_attempt(id, job, 'canceled', at, '', '')
         unmark(member)
         redis.call('ZADD', own .. 'unrecorded', at, id)
-        end_job(id, job, 'canceled', at, {reason = '', code = '', event = CANCELED, gpu_s = gpu_s, size_bytes = 0})
+        local terminal = string.format(CANCELED, tonumber(job.gpu_s or 0) + gpu_s)
+        end_job(id, job, 'canceled', at, {reason = '', code = '', event = terminal, gpu_s = gpu_s, size_bytes = 0})
         return 'lost'
     end
     local text = close_attempt(id, job, outcome, at, reason, code)
@@ -593,7 +607,7 @@ function transitions.finish()
     local by, tally, at = given(14, 'by'), pairs_from(15, 'tally'), clock()
     for i = 2, #tally, 2 do number(tally[i], 'tally') end
     local job = read(id)
-    if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or 'unknown', ''} end
+    if not job then return {redis.call('EXISTS', ended_key(id), erased_key(id)) > 0 and 'ended' or 'unknown', ''} end
     if ENDED[job.state] then
         if by ~= '' then unmark(id .. ':' .. by) end
         if recorded then set(id, 'recorded', '1') end
@@ -630,6 +644,20 @@ function transitions.finish()
     return {'ended', outcome, '1'}
 end
 
+-- recorded: id, outcome. The store says that the job ended so. Answers 'marked', 'other' where it has not ended so (any
+-- more: it was erased, and submitted anew), 'shrunk', or 'gone': it was erased.
+function transitions.recorded()
+    local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
+    local state = redis.call('HGET', record_key(id), 'state')
+    if state and state ~= outcome then return 'other' end
+    redis.call('ZREM', own .. 'unrecorded', id)
+    if state then
+        set(id, 'recorded', '1')
+        return 'marked'
+    end
+    return redis.call('EXISTS', ended_key(id)) == 1 and 'shrunk' or 'gone'
+end
+
 -- cancel: id, tenant, terminal event, then, for a job that may never have been submitted and then never shall be,
 -- error JSON and the record's fields and values. Answers the state that the job has, or 'unknown'.
 function transitions.cancel()
@@ -638,10 +666,12 @@ function transitions.cancel()
     if not job and redis.call('EXISTS', ended_key(id)) == 1 then return 'ended' end
     if not job then
         if not ARGV[5] then return 'unknown' end
-        local fields = pairs_from(6, 'record')
+        local fields, called_off = pairs_from(6, 'record'), {}
+        for i = 1, #fields, 2 do called_off[fields[i]] = fields[i + 1] end
+        local ttl_s = whole(called_off.ttl_s, 'ttl_s')
         set(id, 'state', 'canceled', 'tenant', tenant, 'error', ARGV[5], 'created_at', seconds(at), 'ended_at', seconds(at),
             'called_off', '1', unpack(fields))
-        redis.call('EXPIRE', record_key(id), number(redis.call('HGET', record_key(id), 'ttl_s'), 'ttl_s'))
+        redis.call('EXPIRE', record_key(id), ttl_s)
         return 'called_off'
     end
     if job.tenant ~= tenant then return 'unknown' end
@@ -758,6 +788,8 @@ end
 
 local function forget(id, job)
     local queue = job and job.pool and queue_of(job)
+    -- Of attempts that were not heard of again.
+    for _, attempt in ipairs(redis.call('ZRANGE', prefix .. ':executions:' .. id, 0, -1)) do unmark(id .. ':' .. attempt) end
     redis.call('DEL', record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id), prefix .. ':executions:' .. id)
     for _, index in ipairs({'live', 'ended', 'deadlines', 'unrecorded', 'webhooks'}) do redis.call('ZREM', own .. index, id) end
     if queue then
@@ -787,6 +819,7 @@ function transitions.erase()
     if job and (job.tenant ~= tenant or not ENDED[job.state]) then return 0 end
     forget(id, job)
     redis.call('DEL', ended_key(id))
+    if not job or (job.attempts or '0') ~= '0' then redis.call('SET', erased_key(id), '1', 'EX', ERASED_KEPT_S) end
     for _, index in ipairs({'jobs:', 'in-flight:', 'running:'}) do redis.call('ZREM', own .. index .. tenant, id) end
     return 1
 end

@@ -23,9 +23,18 @@ from tests.pod import Pod, pod
 from tests.processes import eventually
 
 ROOT = Path(__file__).parents[2]
-# The commit that gave the record its present field names: what is older writes a `job.json` that is not read any more.
-# To go once a release is tagged.
-PINNED = ("log", "--format=%H", "--reverse", "-Sgenerate_s: float", "--", "serinette/job.py")
+# The commit of main that brought one record per job: what is older is drained first (docs/operator.md), and never runs
+# beside it. To go once a release is tagged.
+PINNED = (
+    "log",
+    "--first-parent",
+    "-m",
+    "--diff-filter=A",
+    "--format=%H",
+    "--reverse",
+    "--",
+    "serinette/jobs/transitions.lua",
+)
 QUICK = {"heartbeat_s": 0.5, "heartbeat_ttl_s": 2, "interval_s": 0.2, "lease_s": 2}
 http = httpx.Client(timeout=60)
 SONG = {"duration_s": 1, "format": "wav"}

@@ -56,6 +56,7 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
         "submit": calls.submit(submission("new", start_deadline_s=5, webhook="https://example.com/"), max_waiting=10),
         "claim": calls.claim("attempt-new", LIVE, "default", [Lane.NORMAL]),
         "take": calls.take(waiting, "attempt-new", LIVE),
+        "recorded": calls.recorded(ended, JobStatus.CANCELED),
         "beat": calls.beat(running, "attempt-running", LIVE, '{"stage": "denoising"}'),
         "resume": calls.resume(forgotten, "attempt-unknown", LIVE, rq_fields),
         "release": calls.release(running, "attempt-running", FAILURE, charged=True, gpu_s=1.5),
@@ -81,7 +82,7 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
 
 NAMES = (
     *("submit", "claim", "take", "beat", "resume", "release", "finish", "cancel", "overdue", "lapse", "heal", "move"),
-    *("restore", "shrink", "erase", "note", "log"),
+    *("restore", "shrink", "erase", "note", "log", "recorded"),
 )
 
 
@@ -112,7 +113,7 @@ def wrong_numbers(call: Call[Any]) -> Iterator[list[Any]]:
         assert fields.keys() >= READ[call.name]
         places = [at for at in places if at <= COUNT_AT] + [fields[name] for name in sorted(READ[call.name])]
     for at in places:
-        for wrong in ("x", "", "nan", "inf", "1.5.5"):
+        for wrong in ("x", "", "nan", "inf", "1.5.5", "-1", "0x10", "1e30"):
             yield [*given[:at], wrong, *given[at + 1 :]]
 
 
@@ -133,7 +134,7 @@ def test_a_wrong_value_changes_nothing(board: Board, name: str) -> None:
 
 def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
     """Words of a closed vocabulary replaced by another."""
-    places = {"release": 2, "finish": 2, "restore": 1, "note": 2}
+    places = {"release": 2, "finish": 2, "restore": 1, "note": 2, "recorded": 1}
     if call.name in places:
         at = places[call.name]
         yield [*call.arguments[:at], "sung", *call.arguments[at + 1 :]]

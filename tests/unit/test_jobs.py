@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -267,3 +268,86 @@ def test_an_ended_job_shrinks_and_is_still_known(board: Board) -> None:
     assert board.jobs(calls.erase(job_id, TENANT))
     assert board.jobs(calls.look([job_id]))[0].shrunk is None
     assert board.redis.zcard(board.keys.jobs(TENANT)) == 0
+
+
+def test_an_erased_job_never_comes_back(board: Board) -> None:
+    """An attempt that was frozen through its job's end and erasure knows the whole record, and must not resume it."""
+    job_id = board.submit()
+    frozen = held(board)
+    attempt_id = attempt_of(frozen)
+    board.jobs(calls.finish(job_id, "", Outcome(FAILED, LOST), recorded=True))
+    assert board.jobs(calls.erase(job_id, TENANT))
+    rq_fields = rq_fields_of(job_id, "default", Lane.NORMAL, "song", (60, 3600, 3))
+    assert board.beat(frozen) is Standing.LOST
+    assert board.jobs(calls.resume(frozen.entry, attempt_id, board.lease_of(frozen), rq_fields)) is Standing.LOST
+    assert board.jobs(calls.release(job_id, attempt_id, LOST, charged=True)) is Standing.LOST
+    board.finish(frozen, Outcome(FAILED, LOST))
+    assert board.jobs(calls.look([job_id]))[0].entry is None
+    left = {key for key in board.redis.scan_iter() if job_id.encode() in key}
+    assert {key for key in left if board.redis.ttl(key) < 0} == set()
+    assert board.submit(job_id) == job_id, "its owner may submit it again"
+    assert board.beat(frozen) is Standing.WAITS
+    assert held(board).entry.id == job_id
+
+
+def test_a_job_that_was_moved_begins_in_its_new_pool_alone(board: Board) -> None:
+    jobs = [board.submit() for _ in range(300)]
+    assert board.jobs(calls.move(jobs[150], "default", "turbo"))
+    taken = {held(board).entry.id for _ in range(299)}
+    assert taken == {*jobs} - {jobs[150]}
+    assert board.claim() is None
+    moved = board.claim(pool="turbo")
+    assert moved
+    assert moved.entry.id == jobs[150]
+
+
+@pytest.mark.parametrize("why", ["newer", "expired", "unreadable"])
+def test_a_hundred_jobs_that_cannot_begin_do_not_block_their_lane(board: Board, why: str) -> None:
+    stuck = [board.submit(start_deadline_s=1 if why == "expired" else None) for _ in range(100)]
+    for job_id in stuck:
+        record = board.keys.job(job_id)
+        if why == "expired":
+            board.redis.hset(record, "start_by", 1)
+        else:
+            board.redis.hset(record, "schema", "1000000" if why == "newer" else "x")
+    good = board.submit()
+    taken = board.claim() or board.claim()
+    assert taken
+    assert taken.entry.id == good
+    assert board.waiting() == stuck, "they wait for the sweeper, or for a slot that can read them"
+    if why == "newer":
+        board.redis.hset(board.keys.job(stuck[0]), "schema", 1)
+        assert held(board).entry.id == stuck[0]
+
+
+def test_a_beat_on_its_way_brings_no_dead_slot_back(board: Board) -> None:
+    board.submit()
+    claimed = held(board, "pod-1.0.dead")
+    board.jobs(calls.lapse("pod-1.0.dead"))
+    board.beat(claimed)
+    assert set(board.leases().values()) == {0}
+
+
+def test_a_job_that_is_canceled_when_its_attempt_fails_tells_what_it_took(board: Board) -> None:
+    job_id = board.submit()
+    claimed = held(board)
+    board.cancel(job_id)
+    board.jobs(calls.release(job_id, attempt_of(claimed), LOST, charged=True, gpu_s=50.0))
+    found: Any = board.redis.xrevrange(board.keys.events(job_id), count=1)
+    usage = board.entry(job_id).usage
+    assert usage
+    assert usage.gpu_s == json.loads(found[0][1][b"data"])["usage"]["gpu_s"] == 50
+
+
+def test_a_late_recording_ends_no_job_that_was_submitted_again(board: Board) -> None:
+    job_id = board.submit()
+    board.finish(held(board), Outcome(FAILED, LOST))
+    assert board.jobs(calls.recorded(job_id, CANCELED)) == "other"
+    assert board.jobs(calls.recorded(job_id, FAILED)) == "marked"
+    assert board.jobs(calls.shrink(board.entry(job_id)))
+    assert board.jobs(calls.recorded(job_id, FAILED)) == "shrunk"
+    board.jobs(calls.erase(job_id, TENANT))
+    assert board.jobs(calls.recorded(job_id, FAILED)) == "gone"
+    board.submit(job_id)
+    assert board.jobs(calls.recorded(job_id, FAILED)) == "other"
+    assert board.entry(job_id).status is JobStatus.QUEUED

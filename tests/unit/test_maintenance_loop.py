@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api.maintenance.drained import old_jobs, refusal
 from api.maintenance.lease import Lease, keep
 from api.maintenance.retention import Retention
 from api.maintenance.sweeper import Sweeper
@@ -155,42 +152,3 @@ def test_after_a_failure_the_duty_is_made_anew_and_reported_once(
     assert made == [0, 2, 3, 4]
     told = [record.getMessage() for record in caplog.records]
     assert told == ["rounds fails: gone", "rounds goes on"]
-
-
-# -- before an upgrade
-
-
-def test_jobs_of_an_older_layout_are_counted_while_they_remain(bench: Bench) -> None:
-    assert old_jobs(bench.redis, bench.keys) == 0
-    new = bench.submit()
-    bench.redis.hset(f"rq:serinette:ledger:{new}", "tenant", TENANT)  # drained, and then put into the new layout
-    for number in range(2_345):
-        bench.redis.zadd(bench.keys.live, {f"old-{number}": 1})
-        bench.redis.hset(f"rq:serinette:ledger:old-{number}", "tenant", TENANT)
-    bench.redis.hset("rq:serinette:ledger:ended", "outcome", "succeeded")  # ended jobs may stay
-    bench.redis.zadd(bench.keys.live, {"no ledger": 1})
-    assert old_jobs(bench.redis, bench.keys) == 2_345
-    assert "2345 unfinished jobs" in refusal(2_345)
-    assert "check-drained" in refusal(1)
-
-
-def maintenance(redis_url: str, store_url: str, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SERINETTE_REDIS_URL": redis_url, "SERINETTE_STORE_URL": store_url}
-    line = [sys.executable, "-m", "api.maintenance", *command]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
-
-def test_an_operator_drains_and_then_upgrades(bench: Bench, redis_url: str, file_store_url: str) -> None:
-    bench.redis.zadd(bench.keys.live, {"old": 1})
-    bench.redis.hset("rq:serinette:ledger:old", "tenant", TENANT)
-    before = bench.board.state()
-    check = maintenance(redis_url, file_store_url, "check-drained")
-    assert check.returncode == 1
-    assert "1 unfinished jobs are in the layout of an older version" in check.stdout
-    refused = maintenance(redis_url, file_store_url)
-    assert refused.returncode == 2
-    assert "check-drained" in refused.stderr
-    assert bench.board.state() == before, "neither changes anything"
-    bench.redis.zrem(bench.keys.live, "old")  # it has ended
-    check = maintenance(redis_url, file_store_url, "check-drained")
-    assert (check.returncode, check.stdout) == (0, "no jobs of an older version's layout remain\n")

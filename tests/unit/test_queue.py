@@ -256,7 +256,9 @@ async def test_erase_leaves_nothing(desk: Desk) -> None:
     assert len(list(desk.store.list(names.song_prefix(ME, job.id)))) == 2
     await desk.queue.erase(ME, job.id)
     assert list(desk.store.list(names.song_prefix(ME, job.id))) == []
-    assert [key for key in desk.redis.scan_iter() if job.id.encode() in key] == []
+    left = [key for key in desk.redis.scan_iter() if job.id.encode() in key]
+    assert left == [desk.keys.erased_job(job.id).encode()], "but that it was erased"
+    assert desk.redis.ttl(left[0]) > 0
     assert (await desk.queue.list(ME)).jobs == ()
     with pytest.raises(NotFound):
         await desk.queue.erase(ME, job.id)

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 from redis import Redis
-from redis.asyncio.connection import AbstractConnection
 
 from api.queue import figures
 from api.settings import GatewaySettings
 from serinette.credentials import Limits
+from serinette.settings import BriskConnection
 from tests import servers
 from tests.jobs import Board
 from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
@@ -37,19 +37,19 @@ class Sent:
 @contextmanager
 def counted() -> Iterator[Sent]:
     sent, patch = Sent(), pytest.MonkeyPatch()
-    pack, send = AbstractConnection.pack_command, AbstractConnection.send_packed_command
+    pack, send = BriskConnection.pack_command, BriskConnection.send_packed_command
 
-    def packed(self: AbstractConnection, *command: Any) -> Any:
+    def packed(self: BriskConnection, *command: Any) -> Any:
         sent.commands.append(str(command[0]))
         return pack(self, *command)
 
-    async def sending(self: AbstractConnection, *command: Any, **options: Any) -> None:
+    async def sending(self: BriskConnection, *command: Any, **options: Any) -> None:
         sent.round_trips += 1
         await send(self, *command, **options)
 
     with patch.context() as patched:
-        patched.setattr(AbstractConnection, "pack_command", packed)
-        patched.setattr(AbstractConnection, "send_packed_command", sending)
+        patched.setattr(BriskConnection, "pack_command", packed)
+        patched.setattr(BriskConnection, "send_packed_command", sending)
         yield sent
 
 
@@ -130,15 +130,15 @@ async def test_a_page_reads_few_jobs_at_first(
     for _ in range(460):
         Board(redis, settings.keys).submit(labels={"name": "song"})
     looked: list[int] = []
-    pack = AbstractConnection.pack_command
+    pack = BriskConnection.pack_command
 
-    def packed(self: AbstractConnection, *command: Any) -> Any:
+    def packed(self: BriskConnection, *command: Any) -> Any:
         if command[0] == "EVALSHA":
             looked.append(len(command) - 5)  # EVALSHA, its hash, 1, the prefix, the transition
         return pack(self, *command)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(AbstractConnection, "pack_command", packed)
+        patched.setattr(BriskConnection, "pack_command", packed)
         answer = await http.get("/v1/jobs", params={"limit": limit, "label": f"name={wanted}"})
     assert len(answer.json()["jobs"]) == (limit if wanted == "song" else 0)
     assert looked[: len(expected)] == expected

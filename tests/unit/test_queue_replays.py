@@ -110,6 +110,8 @@ async def test_a_job_that_redis_knows_in_brief(desk: Desk, monkeypatch: pytest.M
         with pytest.raises(StoreUnavailable):
             await desk.queue.get(ME, job.id)
     await desk.queue.erase(ME, job.id)
-    assert [key for key in desk.redis.scan_iter() if job.id.encode() in key] == []
+    left = [key for key in desk.redis.scan_iter() if job.id.encode() in key]
+    assert left == [desk.keys.erased_job(job.id).encode()], "but that it was erased"
+    assert desk.redis.ttl(left[0]) > 0
     with pytest.raises(NotFound):
         await desk.queue.get(ME, job.id)

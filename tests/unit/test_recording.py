@@ -152,3 +152,19 @@ def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:
     before = bench.store.get(record_key(TENANT, job_id))
     assert bench.sweep() == [Action.RECORD]
     assert bench.store.get(record_key(TENANT, job_id)) == before
+
+
+def test_a_record_stays_though_another_replica_recorded_and_shrank_the_job_meanwhile(bench: Bench) -> None:
+    job_id = canceled_retry(bench)
+    slow, quick = bench.sweeper(), bench.sweeper()
+    ask = slow._questions.ask
+
+    def ask_and_be_overtaken(questions: Any) -> Any:
+        answers = ask(questions)
+        quick()
+        assert bench.board.jobs(calls.shrink(bench.entry(job_id)))
+        return answers
+
+    slow._questions.ask = ask_and_be_overtaken  # type: ignore[method-assign]
+    slow()
+    assert bench.record(job_id)

@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 from rq import Queue, Worker
 from rq.job import Job as RqJob
+from rq.job import JobStatus as RqStatus
 from rq.registry import BaseRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
@@ -20,7 +21,7 @@ from serinette.job import JobError, JobStatus
 from serinette.jobs import Claimed, Outcome, Standing, calls
 from serinette.jobs.finishing import finish_as, record_of
 from serinette.jobs.submission import rq_fields_of
-from serinette.names import Keys
+from serinette.names import Keys, Lane
 from tests.jobs import RQ_STATUS, Board
 from tests.unit.slot_bench import a_result
 
@@ -194,6 +195,31 @@ def test_a_job_that_an_empty_server_hears_of_again(view: View) -> None:
     view.assert_agrees(job_id)
     board.finish(claimed, Outcome(JobStatus.FAILED, FAILURE))
     view.assert_agrees(job_id)
+
+
+@pytest.mark.parametrize(("max_attempts", "kind"), [(1, "song"), (3, "container")])
+def test_the_hash_is_as_rq_itself_would_write_it(redis: Redis, max_attempts: int, kind: str) -> None:
+    """Its constant part is made once by RQ, and what belongs to one job is filled in here."""
+    job = RqJob.create(
+        "serinette.jobs.submission.generate",
+        kwargs={"job_id": "job-1"},
+        id="job-1",
+        connection=redis,
+        serializer=JSONSerializer,
+        origin=QUEUE,
+        status=RqStatus.QUEUED,
+        timeout=60,
+        result_ttl=3600,
+        failure_ttl=3600,
+        description=f"a {kind}",
+    )
+    if max_attempts > 1:
+        job.retries_left = max_attempts - 1
+    fields: dict[str, Any] = job.to_dict()
+    wanted = {name: value for name, value in fields.items() if value not in ("", None) and name != "created_at"}
+    for job_id in ("job-0", "job-1"):  # the second one from the template
+        made = rq_fields_of(job_id, "default", Lane.NORMAL, kind, (60, 3600, max_attempts))
+    assert made == wanted
 
 
 def rq(view: View, *command: str) -> str:

@@ -130,6 +130,22 @@ async def test_a_failed_job_has_no_song(http: httpx.AsyncClient, slot: HandSlot)
     assert problem(await http.post(f"/v1/jobs/{job_id}/cancel"))["code"] == "conflict"
 
 
+async def test_a_list_invents_nothing_of_jobs_that_ended_a_while_ago(http: httpx.AsyncClient, slot: HandSlot) -> None:
+    song: dict[str, Any] = {"prompt": "long " * 40, "duration_s": 240, "seed": 7, "format": "flac", "timeout_s": 99}
+    job_id = (await http.post("/v1/jobs", json=song)).json()["id"]
+    other_id = (await http.post("/v1/jobs", json=SONG)).json()["id"]
+    slot.claim(job_id)
+    slot.succeed(job_id, [b"song"])
+    slot.shrink(job_id)
+    other, job = (await http.get("/v1/jobs")).json()["jobs"]
+    whole = (await http.get(f"/v1/jobs/{job_id}")).json()
+    assert job["spec"] == {"prompt": song["prompt"][:60]}
+    assert {name for name in job if job[name] != whole[name]} <= {"spec", "created_at", "ended_at"}, "times in ms"
+    assert not {"attempts", "timeout_s", "usage", "cancel_requested"} & set(job)
+    assert (whole["spec"]["duration_s"], whole["timeout_s"], len(whole["attempts"])) == (240, 99, 1)
+    assert other == {**(await http.get(f"/v1/jobs/{other_id}")).json(), "eta_s": other["eta_s"]}, "whole as ever"
+
+
 async def test_queue_and_models(http: httpx.AsyncClient, redis: Redis) -> None:
     assert (await http.get("/v1/models")).json()["models"] == []
     for name in ("a", "b"):

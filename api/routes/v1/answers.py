@@ -13,6 +13,7 @@ from starlette.responses import Response
 from api.problems import CODES, MEDIA_TYPE, STATUS, Problem, problem_of
 from serinette.errors import NotFound, SerinetteError
 from serinette.job import Job
+from serinette.spec import GenerationSpec
 
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
@@ -64,7 +65,15 @@ def problems(*codes: str) -> Responses:
 
 def job_answer(job: Job, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A job as the body: written once, where FastAPI would check it against the model that it is of first."""
-    return Response(job.model_dump_json(), status, headers, "application/json")
+    return Response(job.model_dump_json(exclude=unknown_fields(job)), status, headers, "application/json")
+
+
+def unknown_fields(job: Job) -> dict[str, Any] | None:
+    """What to leave out of the answer of a job that is known in brief: its defaults would look like facts."""
+    if "attempts" in job.model_fields_set:  # every job but those of api/queue/lookup.py, brief
+        return None
+    unset = dict.fromkeys(Job.model_fields.keys() - job.model_fields_set, True)
+    return {**unset, "spec": set(GenerationSpec.model_fields) - job.spec.model_fields_set}
 
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
@@ -78,4 +87,5 @@ __all__ = [
     "checked_job_id",
     "job_answer",
     "problems",
+    "unknown_fields",
 ]

@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.dependencies import QueuePart, TenantPart, Visit, visit_of
 from api.holding import held, preferred_wait_s
 from api.routes.v1 import examples
-from api.routes.v1.answers import JOB_ID_PARAMETER, JobId, Responses, checked_job_id, job_answer, problems
+from api.routes.v1.answers import (
+    JOB_ID_PARAMETER,
+    JobId,
+    Responses,
+    checked_job_id,
+    job_answer,
+    problems,
+    unknown_fields,
+)
 from serinette.errors import InvalidSpec, UnsupportedMediaType
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
@@ -168,15 +176,19 @@ async def list_jobs(
     cursor: Annotated[str | None, Query(max_length=300, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
 ) -> Response:
-    """A page of jobs. With a filter a page may be short and still have a next one. Of jobs that ended more than some
-    minutes ago it has the state, times, labels and the prompt's beginning; `GET /v1/jobs/{id}` has all of them.
+    """A page of jobs. With a filter a page may be short and still have a next one. Of jobs that ended more than ten
+    minutes ago it has the state, times, pool, lane, labels and error code, and of `spec` the first 60 bytes of the
+    prompt (nothing, of a container); the other fields are left out. `GET /v1/jobs/{id}` has all of them.
     """
     name, equals, value = (label or "").partition("=")
     if label is not None and not (name and equals):
         raise InvalidSpec("label: must be name=value", field="label")
     page = await queue.list(tenant, status=status, label=(name, value) if label else None, cursor=cursor, limit=limit)
     listed = JobList(jobs=page.jobs, next_cursor=page.next_cursor)
-    return Response(listed.model_dump_json(), media_type="application/json")
+    left_out = {place: unknown for place, job in enumerate(page.jobs) if (unknown := unknown_fields(job))}
+    return Response(
+        listed.model_dump_json(exclude={"jobs": left_out} if left_out else None), media_type="application/json"
+    )
 
 
 @router.post(
