@@ -11,6 +11,7 @@ ARGS ?=
 TESTERS ?= 2
 
 BIN := $(VENV)/bin
+BROWSER := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # What make started ends with make, however that ends.
 LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
@@ -28,7 +29,7 @@ demo: $(VENV)/local.stamp  ## Generate one song on this machine, into demo.mp3 (
 up: $(VENV)/local.stamp  ## Start the server for good (PORT=8019).
 	@$(LEASH) $(BIN)/serinette up --port $(PORT)
 
-test: $(VENV)/dev.stamp  ## Run all tests on real Valkey, SeaweedFS and processes (ARGS=-k word).
+test: $(VENV)/dev.stamp $(BROWSER)  ## Run all tests on real Valkey, SeaweedFS and processes (ARGS=-k word).
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --junitxml=build/tests.xml $(ARGS)
 
 N ?= 500
@@ -37,7 +38,7 @@ SEED ?= 1
 chaos: $(VENV)/dev.stamp  ## Kill every part at random under N=500 jobs (SEED=1); no job may be lost, stuck or doubled.
 	$(BIN)/python -m tests.chaos --jobs $(N) --seed $(SEED) $(ARGS)
 
-lint: $(VENV)/dev.stamp  ## Check style, types, import rules, sizes, figures and links.
+lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, figures, links and the studio.
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
@@ -47,6 +48,7 @@ lint: $(VENV)/dev.stamp  ## Check style, types, import rules, sizes, figures and
 	$(BIN)/python scripts/check_links.py
 	$(BIN)/python scripts/openapi.py --check
 	$(BIN)/python scripts/settings.py --check
+	@if command -v npm >/dev/null; then npm run --prefix tests/browser --silent lint; else echo "The studio is not checked: that needs npm"; fi
 
 format: $(VENV)/dev.stamp  ## Put the code into shape.
 	$(BIN)/ruff check --fix $(CODE)
@@ -68,7 +70,11 @@ settings: $(VENV)/dev.stamp  ## Write the page of all settings anew.
 	$(BIN)/python scripts/settings.py
 
 clean:  ## Remove what the other targets made; songs and serinette-data stay.
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) tests/browser/node_modules tests/browser/build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Only where there is npm: what drives a browser, and checks what runs in one.
+$(BROWSER): tests/browser/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix tests/browser --silent && touch $@; fi
 
 $(VENV)/venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Serinette needs Python 3.11 or newer, \

@@ -12,7 +12,6 @@ from fastapi_offline import FastAPIOffline
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import RedirectResponse
 from starlette.websockets import WebSocket
 
 from api import document, problems
@@ -27,7 +26,7 @@ from api.limits import BodyLimit
 from api.metrics import HttpMetrics, Observed, expose
 from api.queue import JobQueue
 from api.redirects import HostlessRedirects
-from api.routes import acestep, gradio, health, v1
+from api.routes import acestep, gradio, health, studio, v1
 from api.settings import GatewaySettings
 from api.songs import Songs
 from api.targets import Targets
@@ -91,7 +90,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     # Its pages bring their scripts along: a cluster may have no way to a CDN.
     app = FastAPIOffline(
         # Themselves, not by include_router: FastAPI matches a path twice for every router within another.
-        routes=[*health.router.routes, *v1.ROUTES, *gradio.router.routes, *acestep.ROUTES],
+        routes=[*health.router.routes, *v1.ROUTES, *gradio.router.routes, *acestep.ROUTES, *studio.router.routes],
         redoc_url=None,
         title="Serinette",
         version=__version__,
@@ -102,7 +101,6 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     )
     app.state.parts = parts
     problems.install(app)
-    app.add_api_route("/", _front_door, include_in_schema=False)
     app.add_api_websocket_route("/{path:path}", _no_socket)
     document.complete(app)
     app.state.metrics = HttpMetrics(new_registry())
@@ -159,11 +157,6 @@ def _parts(
 
 def _busy_with_batches() -> Unavailable:
     return Unavailable("too many batches are being read and written just now; try again")
-
-
-async def _front_door() -> RedirectResponse:
-    # Relative: a proxy may have the gateway below a path of its own.
-    return RedirectResponse("docs")
 
 
 async def _no_socket(websocket: WebSocket) -> None:

@@ -21,8 +21,8 @@ from serinette.errors import SerinetteError, Unauthorized
 PUBLIC = frozenset(
     {"/", "/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )
-# What the API's page is made of.
-_PAGE = "/static-offline-docs/"
+# What the API's page and the studio are made of.
+_PAGES = ("/static-offline-docs/", "/studio/")
 CALLER = "serinette.caller"
 _REALM = 'Bearer realm="serinette"'
 
@@ -45,7 +45,7 @@ class Gatekeeper:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on if it may."""
-        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGE):
+        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGES):
             return await self._app(scope, receive, send)
         key = scope.get(KEY_IN_PATH) or _bearer(scope)
         token = None

@@ -17,7 +17,7 @@ from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.engine_client import EngineClient
-from gpu_worker.slot.lanes import LOWEST_FIRST_EVERY
+from gpu_worker.slot.lanes import CYCLE
 from gpu_worker.slot.patience import connect_patiently
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.spool import Spool
@@ -54,8 +54,8 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
     try:
         connection = connect_patiently(settings, lambda: drain.must_leave)
         worker = SlotWorker(name, connection, singer, drain, report_busy)
-        # A pod that sings a few songs and goes must have its turn at the lowest lane too.
-        worker.claims = secrets.randbelow(LOWEST_FIRST_EVERY)
+        # A pod that sings a few songs and goes must have its turn at the lower lanes too.
+        worker.claims = secrets.randbelow(CYCLE)
         worker.work(logging_level="WARNING")
     except StopRequested:
         log.warning("left while Redis was away")

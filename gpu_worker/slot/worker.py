@@ -18,6 +18,8 @@ from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
+from rq.suspension import is_suspended
+from rq.worker import WorkerStatus
 
 from gpu_worker.slot.awaiting_store import AwaitingStore, Pending
 from gpu_worker.slot.clock import song_additions
@@ -49,8 +51,8 @@ _REFUSED_PAUSE_S = 1.0
 class SlotWorker(SimpleWorker):
     """One slot. Its connection must be patient (`connect_patiently`).
 
-    Of RQ's worker it is the registration, the loop, `rq suspend` and the heartbeat while idle. Jobs are claimed and
-    ended by transitions (serinette/jobs), which keep RQ's own view of both.
+    Of RQ's worker it is the registration, the loop and the heartbeat while idle. Jobs are claimed and ended by
+    transitions (serinette/jobs), which keep RQ's own view of both.
     """
 
     def __init__(
@@ -98,6 +100,9 @@ class SlotWorker(SimpleWorker):
     def run_maintenance_tasks(self) -> None:
         """Not from slots: RQ's would judge running jobs by its own rules."""
 
+    def check_for_suspension(self, burst: bool) -> None:
+        """Not here: RQ's loop would neither beat, nor drain, nor send songs. `dequeue_job_and_maintain_ttl` asks."""
+
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Keep this worker known for one heartbeat's life, whatever RQ asks for, and no more often than that takes."""
         if time.monotonic() >= self._known_until_s:
@@ -133,8 +138,8 @@ class SlotWorker(SimpleWorker):
     ) -> tuple[Job, Queue] | None:
         """The next job, claimed; None, which ends RQ's loop, once this slot is to leave.
 
-        No job is taken while the engine is not ready: other workers may be. And none while the spool is full: its song
-        would have no place.
+        No job is taken while the engine is not ready: other workers may be. None while the spool is full: its song
+        would have no place. And none while RQ is suspended.
         """
         woken = False
         while not self._drain.requested:
@@ -143,11 +148,26 @@ class SlotWorker(SimpleWorker):
             if self._awaiting.full or not self._singer.engine.ready(_IDLE_S / 2):
                 self._pause(_IDLE_S / 2)
                 continue
+            if self._suspended():
+                self._pause(_IDLE_S)
+                continue
             if taken := self.take(woken=woken):
                 return taken
             woken = self.connection.blpop([self._settings.keys.wake(self._settings.pool)], timeout=_IDLE_S) is not None
         self._leave()
         return None
+
+    def _suspended(self) -> bool:
+        """Whether `rq suspend` holds; if so, RQ's tools see it in this worker's state."""
+        suspended = bool(is_suspended(self.connection))
+        was = self.get_state() == WorkerStatus.SUSPENDED
+        if suspended is not was:
+            log.info("suspended: no job begins until `rq resume`" if suspended else "resumed")
+        if suspended:  # each time, for the end of a job that waited for the store makes it idle
+            self.set_state(WorkerStatus.SUSPENDED)
+        elif was:
+            self.set_state(WorkerStatus.BUSY if self._awaiting.holding else WorkerStatus.IDLE)
+        return suspended
 
     def take(self, *, woken: bool = False) -> tuple[Job, Queue] | None:
         """Claim the next job, if there is one. `woken`: by a token."""

@@ -89,7 +89,11 @@ class AsyncClient:
         limit: int = 20,
         cursor: str | None = None,
     ) -> Page:
-        """Jobs, newest first, by status and by a label's name and value; at most 100 a page."""
+        """Jobs, newest first, by status and by a label's name and value; at most 100 a page.
+
+        Of jobs that ended more than ten minutes ago lists know little: `model_fields_set`, of a job and of its `spec`,
+        names what they know, the rest are defaults. `get` has all.
+        """
         return await self.perform(calls.list_jobs(status, label, limit, cursor))
 
     async def iterate(

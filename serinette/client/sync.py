@@ -102,7 +102,11 @@ class Client:
         limit: int = 20,
         cursor: str | None = None,
     ) -> Page:
-        """Jobs, newest first, by status and by a label's name and value; at most 100 a page."""
+        """Jobs, newest first, by status and by a label's name and value; at most 100 a page.
+
+        Of jobs that ended more than ten minutes ago lists know little: `model_fields_set`, of a job and of its `spec`,
+        names what they know, the rest are defaults. `get` has all.
+        """
         return self.perform(calls.list_jobs(status, label, limit, cursor))
 
     def iterate(self, *, status: JobStatus | None = None, label: tuple[str, str] | None = None) -> Iterator[Job]:

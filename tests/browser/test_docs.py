@@ -1,4 +1,4 @@
-"""The gateway's own page, in a real browser that can reach nothing but the gateway."""
+"""The API's own page, in a real browser that can reach nothing but the gateway."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_api_page_needs_nobody_else(tmp_path: Path, redis_url: str, file_sto
     if chromium is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     with gateway(tmp_path, redis_url, file_store_url) as running:
-        command = [chromium, *ALONE, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{running.url}/"]
+        command = [chromium, *ALONE, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{running.url}/docs"]
         page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert 'data-path="/v1/jobs"' in page
     assert 'data-path="/generate_music_async"' in page

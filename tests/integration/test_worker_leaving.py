@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rq import Worker
 
 from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
 from serinette import brake
@@ -64,6 +67,20 @@ def test_a_song_that_cannot_finish_is_given_back(worker_pod: Pod, how: str) -> N
         worker_pod.start()
         entry = worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
         assert (charged_attempts(entry), len(entry.attempts)) == (0, 2), "the next worker sings it, for free"
+
+
+def test_a_suspended_worker_takes_nothing_and_leaves_when_asked(worker_pod: Pod) -> None:
+    process = worker_pod.start()
+    worker_pod.wait_stage()
+    rq = str(Path(sys.executable).parent / "rq")
+    subprocess.run([rq, "suspend", "--url", worker_pod.redis_url], check=True, capture_output=True)
+    assert eventually(lambda: {worker.get_state() for worker in Worker.all(worker_pod.redis)} == {"suspended"})
+    job_id = worker_pod.submit()
+    time.sleep(1.5)  # longer than an idle slot sleeps
+    assert worker_pod.board.waiting() == [job_id]
+    process.terminate()
+    assert process.wait(10) == 0, worker_pod.log()
+    assert worker_pod.board.waiting() == [job_id]
 
 
 def test_nothing_outlives_a_killed_supervisor_and_two_share_a_work_dir(worker_pod: Pod) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
+from rq.suspension import resume, suspend
+from rq.worker import Worker, WorkerStatus
 
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.patience import Patience
@@ -27,7 +32,8 @@ from serinette.settings import SharedSettings
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
 from tests.jobs import TENANT, charged_attempts
-from tests.unit.slot_bench import SlotBench
+from tests.processes import eventually
+from tests.unit.slot_bench import Slot, SlotBench
 from tests.unit.test_spool import Pier, send
 
 
@@ -38,6 +44,25 @@ def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:
 
 def recorded(bench: SlotBench, job_id: str) -> Record:
     return Record.model_validate_json(bench.store.get(record_key(TENANT, job_id)))
+
+
+@contextmanager
+def at_work(bench: SlotBench, slot: Slot, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Thread]:
+    """RQ's whole loop, in a thread, which cannot have signals: `bench.drain` is asked to leave in their place."""
+    monkeypatch.setattr(slot, "_install_signal_handlers", lambda: None)
+    working = threading.Thread(target=slot.work, kwargs={"logging_level": "WARNING"})
+    working.start()
+    try:
+        yield working
+    finally:
+        bench.drain.on_signal(signal.SIGTERM, None)
+        resume(bench.redis)
+        working.join()
+
+
+def states(redis: Redis) -> list[str]:
+    """What `rq info` shows of the workers."""
+    return [worker.get_state() for worker in Worker.all(redis)]
 
 
 def crash(_: Hold) -> None:
@@ -89,6 +114,59 @@ def test_of_several_jobs_that_one_slot_holds_the_canceled_one_ends_and_is_not_re
     assert [pier.entry(job_id).status for job_id in jobs] == ["canceled", "canceled", "succeeded"]
     assert pier.waiting() == []
     assert all(len(pier.entry(job_id).attempts) == 1 for job_id in jobs)
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["while it is idle", "before it starts"])
+def test_no_job_begins_while_rq_is_suspended(bench: SlotBench, monkeypatch: pytest.MonkeyPatch, idle: bool) -> None:
+    slot = bench.slot()
+    first = bench.order() if idle else None
+    if not first:
+        suspend(bench.redis)
+    with at_work(bench, slot, monkeypatch):
+        if first:
+            assert eventually(lambda: bench.entry(first).status is JobStatus.SUCCEEDED)
+            time.sleep(0.5)  # it sleeps until a job comes
+            suspend(bench.redis)
+        job_id = bench.order()
+        assert eventually(lambda: states(bench.redis) == [WorkerStatus.SUSPENDED])
+        time.sleep(1.5)  # longer than an idle slot sleeps
+        assert bench.waiting() == [job_id]
+        assert bench.entry(job_id).attempts == ()
+        resume(bench.redis)
+        assert eventually(lambda: bench.entry(job_id).status is JobStatus.SUCCEEDED, timeout_s=5)
+        assert eventually(lambda: states(bench.redis) == [WorkerStatus.IDLE])
+
+
+def test_a_suspended_slot_beats_and_leaves_at_once(bench: SlotBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    suspend(bench.redis)
+    slot = bench.slot()
+    job_id = bench.order()
+    with at_work(bench, slot, monkeypatch) as working:
+        assert eventually(lambda: states(bench.redis) == [WorkerStatus.SUSPENDED], timeout_s=5)
+        bench.redis.expire(slot.key, 5)
+        slot._known_until_s = 0.0  # as if its next heartbeat were due
+        assert eventually(lambda: int(bench.redis.ttl(slot.key)) > 5, timeout_s=5)
+        bench.drain.on_signal(signal.SIGTERM, None)
+        working.join(5)
+        assert not working.is_alive()
+    assert bench.waiting() == [job_id]
+
+
+def test_a_suspended_slot_sends_what_waits_for_the_store(
+    redis: Redis, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    pier = Pier(redis, keys, Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
+    pier.directory = tmp_path
+    with at_work(pier, pier.spooling(), monkeypatch):
+        with pier.away():
+            job_id = pier.order()
+            assert eventually(lambda: len(pier.parcels) == 1)
+            suspend(redis)
+            assert eventually(lambda: states(redis) == [WorkerStatus.SUSPENDED], timeout_s=5)
+            assert pier.entry(job_id).status is JobStatus.RUNNING
+        assert eventually(lambda: pier.entry(job_id).status is JobStatus.SUCCEEDED)
+        assert eventually(lambda: states(redis) == [WorkerStatus.SUSPENDED], timeout_s=5)
 
 
 def test_a_job_is_performed_off_the_main_thread(bench: SlotBench) -> None:

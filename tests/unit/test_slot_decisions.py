@@ -18,22 +18,16 @@ from gpu_worker.slot.retry_policy import Ending, decide
 from serinette import errors
 from serinette.names import Lane
 
-HIGHEST_FIRST = (Lane.HIGH, Lane.NORMAL, Lane.LOW)
-
 
 @pytest.mark.parametrize(
-    ("claims", "order"),
-    [
-        (0, HIGHEST_FIRST),
-        (1, HIGHEST_FIRST),
-        (8, HIGHEST_FIRST),
-        (9, HIGHEST_FIRST[::-1]),
-        (10, HIGHEST_FIRST),
-        (19, HIGHEST_FIRST[::-1]),
-    ],
+    ("high", "normal", "low"),
+    [(180, 10, 10), (180, 20, 0), (180, 0, 20), (0, 180, 20), (200, 0, 0), (0, 200, 0), (0, 0, 200)],
 )
-def test_every_tenth_claim_takes_the_lowest_lane_that_has_work(claims: int, order: tuple[Lane, ...]) -> None:
-    assert lane_order(claims) == order
+def test_of_ten_claims_one_goes_to_a_lower_lane_with_work_and_to_each_in_turn(high: int, normal: int, low: int) -> None:
+    shares = {Lane.HIGH: high, Lane.NORMAL: normal, Lane.LOW: low}
+    busy = [lane for lane, share in shares.items() if share]
+    taken = [next(lane for lane in lane_order(claims) if lane in busy) for claims in range(200)]
+    assert {lane: taken.count(lane) for lane in Lane} == shares
 
 
 @pytest.mark.parametrize(

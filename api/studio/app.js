@@ -1,0 +1,82 @@
+/**
+ * The frame: which view an address shows, the key, the language.
+ *
+ * @typedef {{title: string, element: HTMLElement, close: () => void}} View
+ */
+
+import { key } from "./api.js";
+import { createView } from "./create.js";
+import { button, fill, h } from "./dom.js";
+import { chooseLanguage, language, languages, loadWords, t } from "./text.js";
+
+const main = h("main", { id: "main" });
+const header = h("header");
+const keyBar = h("div", { class: "key-bar", hidden: true });
+/** @type {View | null} */
+let view = null;
+
+/** @returns {Promise<View>} */
+async function viewAt() {
+  const id = /^#\/song\/([0-9a-f-]{36})$/.exec(location.hash)?.[1];
+  return id ? (await import("./song.js")).songView(id) : createView();
+}
+
+/** @param {boolean} focus whether a person came here from another view, and a screen reader should say where that is */
+async function show(focus) {
+  view?.close();
+  view = await viewAt();
+  document.title = `${view.title} · Serinette`;
+  fill(main, view.element);
+  for (const link of header.querySelectorAll("nav a")) {
+    if (view.title === link.textContent) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (focus) main.querySelector("h1")?.focus();
+}
+
+function askForKey() {
+  const input = h("input", { type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true });
+  const form = h("form", {
+    class: "row", onsubmit: (/** @type {Event} */ event) => {
+      event.preventDefault();
+      key.set(input.value.trim());
+      frame();
+      void show(false);
+    },
+  }, h("label", { for: "key" }, t(key.get() ? "key.wrong" : "key.needed")), input,
+    h("button", { type: "submit", class: "primary" }, t("key.use")), h("p", { class: "note" }, t("key.kept")));
+  fill(keyBar, form);
+  keyBar.hidden = false;
+  input.focus();
+}
+
+function frame() {
+  keyBar.hidden = true;
+  const choice = h("select", { "aria-label": t("language"), onchange: async () => {
+    chooseLanguage(choice.value);
+    await loadWords();
+    frame();
+    await show(false);
+  } }, languages.map(([code, name]) => h("option", { value: code, lang: code, selected: code === language() }, name)));
+  fill(header,
+    h("a", { class: "skip", href: "#main", onclick: (/** @type {Event} */ event) => {
+      event.preventDefault();
+      main.querySelector("h1")?.focus();
+    } }, t("skip")),
+    h("a", { class: "name", href: "#/create" }, h("img", { src: "studio/icon.svg", alt: "", width: 28, height: 28 }), "Serinette"),
+    h("nav", { "aria-label": t("views") }, h("a", { href: "#/create" }, t("create"))),
+    h("div", { class: "row" },
+      key.get() ? button(t("key.forget"), () => (key.forget(), location.reload())) : null,
+      h("a", { href: "docs" }, t("api")), choice));
+}
+
+window.addEventListener("hashchange", () => void show(true));
+window.addEventListener("key-needed", askForKey);
+// A file dropped beside its field would replace the page, and all that was typed with it.
+for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.preventDefault());
+
+await loadWords();
+document.body.replaceChildren(header, keyBar, main,
+  h("div", { id: "announcements", class: "unseen", role: "status", "aria-live": "polite" }));
+frame();
+await show(false);
