@@ -36,9 +36,11 @@ class Pier(SlotBench):
         store, aside = self.directory / "store", self.directory / "store-aside"
         store.rename(aside)
         store.touch()
-        yield
-        store.unlink()
-        aside.rename(store)
+        try:
+            yield
+        finally:
+            store.unlink()
+            aside.rename(store)
 
     def spooling(self, max_bytes: int = 10**9, name: str = "pod-1.0.slot") -> Slot:
         settings = WorkerSettings(
