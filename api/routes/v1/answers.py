@@ -70,7 +70,8 @@ def job_answer(job: Job, status: int = 200, headers: Mapping[str, str] | None = 
 
 def unknown_fields(job: Job) -> dict[str, Any] | None:
     """What to leave out of the answer of a job that is known in brief: its defaults would look like facts."""
-    if "attempts" in job.model_fields_set:  # every job but those of api/queue/lookup.py, brief
+    # A job in brief (api/queue/lookup.py) has ended, and says nothing of attempts.
+    if not job.status.ended or "attempts" in job.model_fields_set:
         return None
     unset = dict.fromkeys(Job.model_fields.keys() - job.model_fields_set, True)
     return {**unset, "spec": set(GenerationSpec.model_fields) - job.spec.model_fields_set}
