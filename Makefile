@@ -15,7 +15,7 @@ BROWSER := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # What make started ends with make, however that ends.
 LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
-CODE := serinette api gpu_worker tests scripts benchmarks
+CODE := serinette api gpu_worker tests scripts benchmarks tools
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test chaos lint format bench bench-gpu load openapi settings clean music-box music-box-eval chart manifests lock release
@@ -60,8 +60,8 @@ bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
 load: $(VENV)/dev.stamp  ## 100,000 jobs come, end and are forgotten: what is left? (JOBS=100000)
 	JOBS=$(or $(JOBS),100000) $(BIN)/python -m benchmarks forgetting
 
-bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on this machine's GPU, into benchmarks/results/.
-	$(BIN)/python -m benchmarks gpu-cold-start gpu-engine gpu-backlog $(ARGS)
+bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on this machine's GPU in ten minutes, into benchmarks/results/.
+	$(BIN)/python -m benchmarks.engine.gpu $(ARGS)
 
 openapi: $(VENV)/dev.stamp  ## Write the gateway's OpenAPI document anew.
 	$(BIN)/python scripts/openapi.py

@@ -22,7 +22,7 @@ from benchmarks import (
     songs,
     start_latency,
 )
-from benchmarks.engine import backlog, cold_start, speed
+from benchmarks.engine import backlog, cold_start, feeding, speed
 from benchmarks.engine.cases import Case, on_cpu, on_gpu
 from benchmarks.peers import throughput
 from benchmarks.record import Figures, write
@@ -38,6 +38,7 @@ BENCHMARKS = {
 # Only by name: it takes long.
 LONG = {
     "batch": batch.measure,
+    "feeding": feeding.measure,
     "forgetting": forgetting.measure,
     "recovery": recovery.measure,
 }

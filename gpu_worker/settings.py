@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from serinette.names import DEFAULT_POOL
 from serinette.pools import PoolName
 from serinette.settings import SharedSettings
+
+MOST_SLOTS = 64
+
+
+def slots_for(max_batch: int, encoders: int) -> int:
+    """Slots that keep an engine busy: one batch is generated and one waits, while on each encoder there is a song, and
+    for each four of them one on its way to the store.
+
+    The first encoder's song is counted with the batch that waits: where there is but one, the engine is slower than it.
+    `charts/serinette/templates/_names.tpl` has the same rule; docs/engine.md has its reasons.
+    """
+    return min(MOST_SLOTS, 2 * max_batch + 5 * (encoders - 1) // 4)
+
+
+def encoders_for(device: str) -> int:
+    """Songs that may be encoded at a time beside an engine on this device, `auto` for one that is not known yet."""
+    gpu = device.startswith("cuda") or (device == "auto" and any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg"))))
+    return len(os.sched_getaffinity(0)) if gpu and hasattr(os, "sched_getaffinity") else 1
 
 
 class WorkerSettings(SharedSettings):
@@ -18,7 +37,18 @@ class WorkerSettings(SharedSettings):
 
     pool: PoolName = Field(DEFAULT_POOL, description="Pool whose lanes to serve.")
     slots: int = Field(
-        2, ge=1, le=64, description="Jobs held at a time: one generates while another encodes and uploads."
+        0,
+        ge=0,
+        le=MOST_SLOTS,
+        description="Jobs held at a time: generated, waiting for it, encoded or uploaded. 0: twice `max_batch`, and "
+        "five for each four encoders after the first.",
+    )
+    encoders: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Songs encoded at a time. 0: as many as there are cores beside a GPU; one where the engine itself "
+        "works on the cores.",
     )
     drain_timeout_s: float = Field(3600, ge=0, description="On SIGTERM, how long running jobs may still finish.")
     work_dir: Path = Field(
@@ -49,11 +79,6 @@ class WorkerSettings(SharedSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on a CPU."
     )
-    vae_tiling: bool | None = Field(
-        None,
-        description="Decode in tiles of 20 s: bounded memory, other bits beyond them, a third more work. None: on CUDA "
-        "as large tiles as there is memory for, else true.",
-    )
     cpu_offload: bool | None = Field(
         None, description="Keep parts that do not work in main memory; needs CUDA. None: only where nothing else fits."
     )
@@ -66,6 +91,13 @@ class WorkerSettings(SharedSettings):
     engine_start_timeout_s: float = Field(1800, gt=0, description="Longest load of the model before a restart.")
     stall_timeout_s: float = Field(300, gt=0, description="Longest silence of a generating engine before it is killed.")
     cancel_timeout_s: float = Field(15, gt=0, description="Longest wait for a canceled or timed-out engine to stop.")
+
+    @model_validator(mode="after")
+    def _size(self) -> Self:
+        # Frozen for everybody else: these two follow from others.
+        self.__dict__["encoders"] = self.encoders or encoders_for(self.device)
+        self.__dict__["slots"] = self.slots or slots_for(self.max_batch, self.encoders)
+        return self
 
     @property
     def engine_socket(self) -> Path:

@@ -5,7 +5,7 @@ Each message is one line of JSON. Samples never travel in it: they lie in an unl
 
     engine -> slot   Hello at connect and whenever its stage changes
     slot -> engine   Sing (+ a descriptor for each of `audio`), Cancel; closing the connection is a cancel too
-    engine -> slot   Report*, then Sung (+ a descriptor a song) | Failed | Stopped
+    engine -> slot   (Report | Decoded + a descriptor)*, then Sung | Failed | Stopped
 
     supervisor -> engine   AskVitals, answered by Vitals
 
@@ -87,8 +87,17 @@ class Report(_Message):
     jobs: int = 1
 
 
+class Decoded(_Message):
+    """One variation is done, and its samples come along; others may still be generated."""
+
+    type: Literal["decoded"] = "decoded"
+    index: int
+    song: Audio
+    sample_rate: int
+
+
 class Sung(_Message):
-    """Done: a descriptor for each of `songs`."""
+    """Done: `songs` came before, each with its Decoded."""
 
     type: Literal["sung"] = "sung"
     songs: tuple[Audio, ...]
@@ -132,7 +141,7 @@ class Vitals(_Message):
 
 
 Message = Annotated[
-    Hello | Sing | Cancel | Report | Sung | Failed | Stopped | AskVitals | Vitals, Field(discriminator="type")
+    Hello | Sing | Cancel | Report | Decoded | Sung | Failed | Stopped | AskVitals | Vitals, Field(discriminator="type")
 ]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 

@@ -21,7 +21,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +76,10 @@ class SineEngine:
             raise Unsupported("lora: a sine has none", field="lora")
         return fill_in(spec, turbo=True)
 
-    def sing(self, batch: Sequence[SongRequest], observe: StepObserver) -> list[Song | None]:
+    def duration_s(self, request: SongRequest) -> float:
+        return request.spec.duration_s if request.source is None else request.source.shape[1] / SAMPLE_RATE
+
+    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
         watch = Watch(observe, len(batch))
         watch.tell(Stage.CONDITIONING)
         prompts = " ".join(request.spec.prompt for request in batch)
@@ -93,8 +96,10 @@ class SineEngine:
         for step in range(1, steps + 1):
             time.sleep((float(slow[1]) if slow else QUICK_S) / steps)
             watch.tell(Stage.DENOISING, step, steps)
-        watch.tell(Stage.DECODING)
-        return [None if place in watch.given_up else sine(request) for place, request in enumerate(batch)]
+        for place, request in enumerate(batch):
+            watch.tell(Stage.DECODING)
+            if place not in watch.given_up:
+                yield place, sine(request)
 
     def _misbehave(self, prompts: str) -> None:
         while re.search(r"\bhang\b", prompts):

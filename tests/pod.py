@@ -101,13 +101,15 @@ class Pod:
     def child(self, process: subprocess.Popen[bytes], word: str) -> psutil.Process:
         """The child whose command line holds `word`."""
 
-        def found() -> list[psutil.Process]:
+        seen: list[psutil.Process] = []
+
+        def found() -> bool:
             with suppress(psutil.Error):  # one of them ended meanwhile
-                return [it for it in psutil.Process(process.pid).children() if word in " ".join(it.cmdline())]
-            return []
+                seen[:] = [it for it in psutil.Process(process.pid).children() if word in " ".join(it.cmdline())]
+            return bool(seen)
 
         assert eventually(found), f"no {word} below the worker:\n{self.log()}"
-        return next(iter(found()))
+        return seen[0]
 
     # -- jobs
 

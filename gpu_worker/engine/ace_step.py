@@ -1,11 +1,11 @@
-"""ACE-Step 1.5 as an Engine: diffusers' pipeline, sung so that a spec and seed give the same bits again."""
+"""ACE-Step 1.5 as an Engine: diffusers' pipeline, used so that a spec and seed give the same bits again."""
 
 from __future__ import annotations
 
 import gc
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,10 @@ from gpu_worker.engine import sampling as samplings
 from gpu_worker.engine import tasks
 from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import Song, SongRequest, StepObserver
-from gpu_worker.engine.loudness import to_loudness
+from gpu_worker.engine.decoding import decode
 from gpu_worker.engine.memory import Plan
 from gpu_worker.engine.mixing import paste, to_peak
-from gpu_worker.engine.pipeline import SongPipeline
+from gpu_worker.engine.pipeline import SongInput, SongPipeline
 from gpu_worker.engine.texts import Texts
 from gpu_worker.engine.watch import Watch
 from serinette.errors import EngineCrashed, EngineOutOfMemory, GenerationError, InvalidOutput, Unsupported
@@ -33,14 +33,12 @@ _FULL = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One request in the pipeline's words."""
+    """One request, and what the pipeline gets for it."""
 
     request: SongRequest
-    prompt: str
-    metadata: dict[str, object]
-    window: tasks.Window | None
-    source: Tensor | None
+    song: SongInput
     duration_s: float
+    window: tasks.Window | None
     warnings: tuple[str, ...]
 
 
@@ -64,7 +62,7 @@ class AceStepEngine:
         self._grid = _grid(pipe, fits.longest_s)
         self._watch: Watch | None = None
         self._model = _describe(pipe, self._grid, identity)
-        pipe.mask_padding()
+        pipe.prepare_to_share()
         Texts.remembered_by(pipe.text_encoder)
         for coder in (pipe.vae.encoder, pipe.vae.decoder):
             coder.register_forward_pre_hook(self._look_up)
@@ -84,7 +82,7 @@ class AceStepEngine:
 
     @property
     def audio_s(self) -> float:
-        """Seconds of audio that may be sung at once."""
+        """Seconds of audio that may be generated at once."""
         return self._fits.audio_s
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
@@ -100,11 +98,21 @@ class AceStepEngine:
             )
         return samplings.fill_in(spec, turbo=self._model.turbo)
 
+    def duration_s(self, request: SongRequest) -> float:
+        """Seconds that the song will last; see Engine."""
+        return tasks.length_s(request, self._grid)
+
     def sing(self, batch: Sequence[SongRequest], observe: StepObserver) -> list[Song | None]:
-        """Sing; see Engine."""
+        """All songs of a batch, for those who need none before the last; None in the place of those given up."""
+        songs = dict(self.generate(batch, observe))
+        return [songs.get(place) for place in range(len(batch))]
+
+    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
+        """Each song as soon as it is decoded; see Engine."""
         self._watch = Watch(observe, len(batch))
         try:
-            return self._sing(batch, self._watch)
+            yield from self._generate(batch, self._watch)
+            return
         except (MemoryError, RuntimeError) as error:
             failure = _explain(error, batch, self._device)
             if failure is None:
@@ -119,85 +127,80 @@ class AceStepEngine:
         raise failure
 
     @torch.no_grad()
-    def _sing(self, batch: Sequence[SongRequest], watch: Watch) -> list[Song | None]:
+    def _generate(self, batch: Sequence[SongRequest], watch: Watch) -> Iterator[tuple[int, Song]]:
         watch.tell(Stage.CONDITIONING)
-        self._adapters.use(batch[0].spec.lora, batch[0].spec.lora_scale)
-        parts = [self._prepare(request) for request in batch]
-        latents = self._denoise(parts, watch)
-        songs: list[Song | None] = []
-        for place, part in enumerate(parts):
-            watch.tell(Stage.DECODING)
-            # At its own length: the decoder would hear what lies behind a song's end.
-            own = latents[place : place + 1, : self._pipe.frames_of(part.duration_s)]
-            songs.append(None if place in watch.given_up else self._finish(part, own))
-        return songs
-
-    def _prepare(self, request: SongRequest) -> _Part:
-        spec, grid = request.spec, self._grid
-        duration_s = tasks.length_s(request, grid)
-        window, warnings = tasks.window_of(spec, duration_s)
-        metadata = tasks.metadata_of(spec, duration_s)
-        instruction = self._pipe._get_task_instruction(
-            str(samplings.effective_task(spec)), spec.track, list(spec.tracks or ())
-        )
-        prompt, cuts = self._pipe.fit(
-            spec.prompt, tasks.lyrics_of(spec), tasks.language_of(spec), metadata, instruction
-        )
-        return _Part(
-            request=request,
-            prompt=prompt,
-            metadata=metadata,
-            window=window,
-            source=torch.from_numpy(request.source) if samplings.has_source(spec) else None,
-            duration_s=duration_s,
-            warnings=(*warnings, *cuts),
-        )
-
-    def _denoise(self, parts: Sequence[_Part], watch: Watch) -> Tensor:
-        requests = [part.request for part in parts]
-        spec, reference = requests[0].spec, requests[0].reference
+        spec = batch[0].spec
+        self._adapters.use(spec.lora, spec.lora_scale)
         sampling, _ = self.sampling(spec)
+        parts = [self._prepare(request, sampling) for request in batch]
 
         def on_step(_pipe: object, step: int, _time: float, _tensors: object) -> None:
             watch.tell(Stage.DENOISING, step + 1, sampling.steps)
 
-        # The VAE's sample() draws from the global generator whatever it is given: audio is heard with the song's seed.
-        torch.manual_seed(requests[0].seed)
-        return self._pipe.sing(
-            [part.metadata for part in parts],
-            [part.duration_s for part in parts],
-            prompt=[part.prompt for part in parts],
-            lyrics=[tasks.lyrics_of(request.spec) for request in requests],
-            vocal_language=[tasks.language_of(request.spec) for request in requests],
-            # On the CPU, so that every device starts from the same noise.
-            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-            src_audio=self._whole_frames(parts[0].source),
-            reference_audio=None if reference is None else torch.from_numpy(reference),
+        latents = self._pipe.generate(
+            [part.song for part in parts],
             callback_on_step_end=on_step,
             **tasks.shared_arguments(spec, sampling),
-            **tasks.window_arguments(parts[0].window, self._grid),
         )
 
-    def _whole_frames(self, source: Tensor | None) -> Tensor | None:
-        # The encoder drops what does not fill a latent frame; silence fills it up and is cut off again at the end.
-        return None if source is None else pad(source, (0, -source.shape[-1] % self._pipe.vae.hop_length))
+        def wanted(place: int) -> bool:
+            watch.tell(Stage.DECODING)
+            return place not in watch.given_up
 
-    def _finish(self, part: _Part, latents: Tensor) -> Song:
-        spec, sample_rate = part.request.spec, self._grid.sample_rate
-        samples: Tensor = self._pipe.vae.decode(latents.transpose(1, 2)).sample[0].float()
+        frames = [part.song.frames for part in parts]
+        for place, samples in decode(self._decoded, latents, frames, self._fits.windows, wanted):
+            yield place, self._finish(parts[place], samples)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        samples: Tensor = self._pipe.vae.decode(latents).sample
+        return samples
+
+    def _prepare(self, request: SongRequest, sampling: Sampling) -> _Part:
+        spec, grid = request.spec, self._grid
+        task = samplings.effective_task(spec)
+        duration_s, frames = tasks.length_s(request, grid), tasks.frames_of(request, grid)
+        window, warnings = tasks.window_of(spec, duration_s)
+        metadata = tasks.metadata_of(spec, duration_s)
+        instruction = self._pipe._get_task_instruction(str(task), spec.track, list(spec.tracks or ()))
+        prompt, cuts = self._pipe.fit(
+            spec.prompt, tasks.lyrics_of(spec), tasks.language_of(spec), metadata, instruction
+        )
+        song = SongInput(
+            prompt=prompt,
+            lyrics=tasks.lyrics_of(spec),
+            language=tasks.language_of(spec),
+            metadata=metadata,
+            instruction=instruction,
+            frames=frames,
+            seed=request.seed,
+            source=self._whole_frames(request) if samplings.has_source(spec) else None,
+            semantic=task is Task.COVER,
+            codes=spec.audio_codes if samplings.has_codes(spec) else None,
+            reference=None if request.reference is None else torch.from_numpy(request.reference),
+            window=tasks.window_frames(window, frames, grid),
+            silent_window=task is Task.REPAINT,
+            source_steps=tasks.source_steps(spec, sampling),
+            later_instruction=self._pipe._get_task_instruction(str(Task.TEXT2MUSIC)),
+        )
+        return _Part(request, song, duration_s, window, (*warnings, *cuts))
+
+    def _whole_frames(self, request: SongRequest) -> Tensor:
+        # The encoder drops what does not fill a latent frame; silence fills it up and is cut off again at the end.
+        if request.source is None:
+            raise RuntimeError("a song on a source has none, which its length would have told")
+        return pad(torch.from_numpy(request.source), (0, -request.source.shape[1] % self._grid.hop))
+
+    def _finish(self, part: _Part, samples: Tensor) -> Song:
+        request, sample_rate = part.request, self._grid.sample_rate
         if samples.numel() == 0 or not bool(torch.isfinite(samples).all()):
             raise InvalidOutput(
                 "the model produced samples that are not finite; try another seed, other sampling or float32"
             )
-        if spec.task is Task.REPAINT and part.window is not None and part.source is not None:
-            samples = paste(part.source.to(samples.device), samples, part.window, sample_rate)
+        if request.spec.task is Task.REPAINT and part.window is not None and request.source is not None:
+            samples = paste(torch.from_numpy(request.source), samples, part.window, sample_rate)
         else:
             samples = to_peak(samples)[:, : round(part.duration_s * sample_rate)]
-        warnings = part.warnings
-        if spec.loudness_lufs is not None:
-            samples, complaint = to_loudness(samples, sample_rate, spec.loudness_lufs)
-            warnings += (complaint,) if complaint else ()
-        return Song(samples.cpu().contiguous().numpy(), sample_rate, part.request.seed, warnings)
+        return Song(samples.contiguous().numpy(), sample_rate, request.seed, part.warnings)
 
     def _look_up(self, _module: object, _inputs: object) -> None:
         if self._watch is not None:
@@ -245,7 +248,7 @@ def _explain(error: MemoryError | RuntimeError, batch: Sequence[SongRequest], de
     return EngineOutOfMemory(
         f"{_size(batch)} does not fit into the memory of {device}"
         f"{f', which had no {tried[1]} left' if tried else ''}: ask for a shorter song; "
-        "the operator can set SERINETTE_VAE_TILING, SERINETTE_CPU_OFFLOAD or a smaller SERINETTE_MAX_BATCH"
+        "the operator can set SERINETTE_CPU_OFFLOAD or a smaller SERINETTE_MAX_BATCH"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,7 @@ class SongRequest:
 
 @dataclass(frozen=True, slots=True)
 class Song:
-    """What the model sang; `warnings` are those that only its audio or its text could tell."""
+    """What the model generated; `warnings` are those that only its audio or its text could tell."""
 
     samples: Samples
     sample_rate: int
@@ -61,12 +61,21 @@ class Engine(Protocol):
             Unsupported: this checkpoint cannot do the task.
         """
 
-    def sing(self, batch: Sequence[SongRequest], observe: StepObserver) -> list[Song | None]:
-        """Sing a batch of compatible requests; None in the place of those that `observe` gave up.
+    def duration_s(self, request: SongRequest) -> float:
+        """Seconds that the song will last: its spec's, or what its source or its codes give.
+
+        Raises:
+            InvalidSpec, InvalidAudio: the source audio or the codes do not allow what the spec asks.
+        """
+
+    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
+        """Generate a batch of compatible requests: each song, by its place, as soon as it is decoded.
+
+        Those that `observe` gave up are left out.
 
         Raises:
             Canceled: every request was given up.
-            InvalidSpec, InvalidAudio: the source audio or the codes do not allow what the spec asks.
+            InvalidSpec, InvalidAudio: as `duration_s`.
             EngineOutOfMemory: the batch does not fit; the engine is usable afterwards.
             EngineCrashed: the device is lost; the process must end.
             InvalidOutput: the samples are not finite.

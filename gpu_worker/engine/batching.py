@@ -18,10 +18,10 @@ MOST_PADDING = 0.1
 class Kind:
     """What songs of one batch must have in common: the pipeline takes one of each a call.
 
-    Lengths may differ, at a price: shorter songs are filled up to the longest while they are denoised.
+    Tasks, sources and references are each song's own. Lengths may differ, at a price: shorter songs are filled up to
+    the longest while they are denoised.
     """
 
-    task: str
     duration_s: float = field(compare=False)
     sampling: Sampling
     timesteps: tuple[float, ...] | None
@@ -31,17 +31,10 @@ class Kind:
     lora_scale: float
 
 
-def kind_of(spec: GenerationSpec, sampling: Sampling) -> Kind | None:
-    """The spec's kind; None for one that is sung alone.
-
-    Audio makes it so: the decoder's `sample()` draws from the process's one random generator, so that a song on
-    audio could not be sung again to the same bits from the midst of others. Codes give each song its own length.
-    """
-    if spec.source_audio or spec.reference_audio or spec.audio_codes:
-        return None
+def kind_of(spec: GenerationSpec, sampling: Sampling, duration_s: float) -> Kind:
+    """The kind of a spec whose song lasts so long."""
     return Kind(
-        task=spec.task,
-        duration_s=spec.duration_s,
+        duration_s=duration_s,
         sampling=sampling,
         timesteps=spec.timesteps,
         cfg_start=spec.cfg_start,
@@ -52,7 +45,8 @@ def kind_of(spec: GenerationSpec, sampling: Sampling) -> Kind | None:
 
 
 def plan(waiting: Sequence[Kind | None], room: Room) -> tuple[int, ...]:
-    """Places of the songs to sing next: the first in line and those of its kind behind it, while there is room.
+    """Places of the songs to generate next: the first in line and those of its kind behind it, while there is room.
+    None is one that must be alone.
 
     One of another length is passed over where filling up would cost more than company saves.
     """

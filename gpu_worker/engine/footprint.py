@@ -64,6 +64,7 @@ def need_of(directory: Path, dtype: torch.dtype) -> Need:
         largest_part_bytes=max(sizes, default=0),
         transformer=transformer_line(transformer, dtype),
         decoder=decoder_line(vae, dtype),
+        text_bytes=text_bytes(transformer, dtype),
         frames_per_s=frames_per_s,
         max_duration_s=_longest_frames(directory) / frames_per_s,
         guidance=not transformer.get("is_turbo"),
@@ -83,12 +84,22 @@ def _weights_bytes(part: Path, dtype: torch.dtype) -> int:
     numbers = 0
     for path in part.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no dict
+            # A norm is folded into its weight at the load.
+            names = [name for name in file.keys() if not name.endswith("weight_g")]  # noqa: SIM118  # no dict
+            numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     return numbers * dtype.itemsize
 
 
+def text_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """Keys and values of the longest text, kept for all layers from a song's first step to its last."""
+    with _nowhere(dtype):
+        module = AceStepTransformer1DModel.from_config(config)
+    heads = sum(int(layer.cross_attn.kv_heads * layer.cross_attn.head_dim) for layer in module.layers)
+    return 2 * heads * _TOKENS * dtype.itemsize
+
+
 def transformer_line(config: Mapping[str, Any], dtype: torch.dtype) -> Line:
-    """One song's share of a denoising step, without weights and without guidance."""
+    """One song's share of a denoising step, with the keys and values that are kept, without weights and guidance."""
     with _nowhere(dtype):
         module = AceStepTransformer1DModel.from_config(config).eval()
         latents = module.config.audio_acoustic_hidden_dim
@@ -105,11 +116,12 @@ def transformer_line(config: Mapping[str, Any], dtype: torch.dtype) -> Line:
                 return_dict=False,
             )
 
-        return _line(step)
+        line = _line(step)
+    return Line(line.fixed + text_bytes(config, dtype), line.per_frame)
 
 
 def decoder_line(config: Mapping[str, Any], dtype: torch.dtype) -> Line:
-    """Decoding one song, or one tile of it, without weights."""
+    """Decoding one window of a song, without weights."""
     with _nowhere(dtype):
         vae = AutoencoderOobleck.from_config(config).eval()
         return _line(lambda frames: vae.decoder(torch.empty(1, vae.config.decoder_input_channels, frames)))

@@ -10,20 +10,31 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
+from torch.nn.utils import remove_weight_norm
 
 from gpu_worker.engine.ace_step import AceStepEngine, Identity
 from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import bundled_checkpoint
+from gpu_worker.engine.conversion import is_original
+from gpu_worker.engine.decoding import OVERLAP_FRAMES
 from gpu_worker.engine.fetching import fetch
 from gpu_worker.engine.footprint import need_of
-from gpu_worker.engine.memory import TILES, Plan, plan
+from gpu_worker.engine.memory import CPU_WINDOWS, Plan, plan
 from gpu_worker.engine.pipeline import SongPipeline
 from gpu_worker.engine.revision import revision_of
 from gpu_worker.settings import WorkerSettings
@@ -32,6 +43,19 @@ from serinette.spec import GenerationSpec
 
 log = logging.getLogger(__name__)
 
+# The narrower first: diffusers lets some pass and raises others again as errors of its own.
+_REFUSALS: tuple[tuple[type[Exception], str], ...] = (
+    (GatedRepoError, "the hub gives it only to those who accepted its terms; accept them on its page and set HF_TOKEN"),
+    (RevisionNotFoundError, "the hub has no such revision of it; name a branch, tag or commit of it after @"),
+    (RepositoryNotFoundError, "the hub has no such repository, or shows it to some alone; check its name and HF_TOKEN"),
+    (
+        RemoteEntryNotFoundError,
+        "it has no model_index.json, so it is not in diffusers' layout; ACE-Step's own is made into that by "
+        "`serinette convert`, once `hf download` has brought it",
+    ),
+    (HfHubHTTPError, "the hub answers with an error; try again later"),
+)
+_NO_HUB = "the hub does not give it, and it is not in the local cache whole; check the network"
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
 
 
@@ -133,16 +157,27 @@ def _from_hub(model: str, revision: str | None) -> Checkpoint:
     try:
         snapshot = Path(SongPipeline.download(model, revision=revision, use_safetensors=True))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"model {model}: the hub does not give it, and it is not in the local cache whole; "
-            f"check its name, HF_TOKEN and the network ({_first_line(error)[:300]})"
-        ) from error
+        raise ConfigurationError(f"model {model}: {refusal(error)}") from error
     return Checkpoint(snapshot, model.partition("/")[2], snapshot.name)
+
+
+def refusal(error: Exception) -> str:
+    """What the hub's error, or what it was made of, means for whoever named the model, and what to do."""
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    said = next((words for kind, words in _REFUSALS for link in chain if isinstance(link, kind)), _NO_HUB)
+    return f"{said} ({_first_line(error)[:300]})"
 
 
 def check(directory: Path) -> None:
     """Raise ConfigurationError unless `directory` holds an ACE-Step pipeline whose weights are whole."""
     index = directory / "model_index.json"
+    if not index.exists() and is_original(directory):
+        raise ConfigurationError(
+            f"{directory}: is in ACE-Step's own layout; make one that is loaded here of it: "
+            f"serinette convert {directory} NEW_DIRECTORY"
+        )
     try:
         kind = json.loads(index.read_text()).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
@@ -165,15 +200,18 @@ def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{directory}: cannot be loaded: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
+    # Texts of a batch are filled up behind their ends: a tokenizer's own configuration may say before.
+    pipe.tokenizer.padding_side = pipe.tokenizer.truncation_side = "right"
+    fold_weight_norm(pipe.vae)
     return pipe
 
 
 def _fits(directory: Path, dtype: torch.dtype, settings: WorkerSettings, device: torch.device) -> Plan:
-    """What fits on the device. A CPU's memory is the system's to part: diffusers' own tiles, and no bounds."""
+    """What fits on the device. A CPU's memory is the system's to part: no bounds."""
     if device.type != "cuda":
-        return Plan(False, None if settings.vae_tiling is False else TILES[0], math.inf, math.inf)
+        return Plan(False, CPU_WINDOWS, math.inf, math.inf)
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    made = plan(need_of(directory, dtype), free_bytes, offload=settings.cpu_offload, tiling=settings.vae_tiling)
+    made = plan(need_of(directory, dtype), free_bytes, max_batch=settings.max_batch, offload=settings.cpu_offload)
     log.info("with %.1f GiB free: %s", free_bytes / 1024**3, made)
     return made
 
@@ -187,13 +225,27 @@ def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: tor
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
-    if fits.tile:
-        pipe.vae.enable_tiling()
-        pipe.vae.tile_latent_min_length = fits.tile
+    part_audio(pipe.vae, fits)
     if settings.compile:
         pipe.transformer.requires_grad_(False)  # PEFT would later, and a graph is bound to it
-        for module in (pipe.transformer, pipe.vae.decoder):
+        # Block by block: all blocks of the transformer share their graphs, which whole forwards would not.
+        for module in (*pipe.transformer.layers, pipe.vae.decoder):
             module.forward = torch.compile(module.forward, dynamic=True)
+
+
+def part_audio(vae: Any, fits: Plan) -> None:  # noqa: ANN401  # diffusers ships no types
+    """Have audio encoded in pieces as large as those that are decoded. Those come here in pieces already."""
+    vae.enable_tiling()
+    vae.tile_latent_min_length = fits.windows.frames
+    vae.tile_sample_min_length = fits.windows.frames * vae.hop_length
+    vae.tile_sample_overlap = OVERLAP_FRAMES * vae.hop_length
+
+
+def fold_weight_norm(vae: torch.nn.Module) -> None:
+    """Weights as their norm and direction give them, once: the stock decoder computes them 37 times a call."""
+    for module in vae.modules():
+        if hasattr(module, "weight_g"):
+            remove_weight_norm(module)
 
 
 def _warm_up(engine: AceStepEngine, max_batch: int) -> None:

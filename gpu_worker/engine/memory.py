@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gpu_worker.engine.decoding import Windows
 from serinette.errors import ConfigurationError
 
 # Of what is free. The rest is lost to fragmentation and to kernels' workspaces, which no count of tensors sees.
 _OURS = 0.9
 _WORKSPACE_BYTES = 512 * 1024**2
-# The decoder's tiles: diffusers' own, and its doubles up to a whole song of ten minutes. Few, so that cards of about a
-# size sing the same bits. A tile overlaps its neighbours by 128 frames: larger ones waste less.
-TILES = (512, 1024, 2048, 4096, 8192, 16384)
+# Latent frames kept of each window that is decoded: 10 s, with kernels and graphs for one size. On a CPU, whose kernels
+# are chosen anew for nothing, longer windows do less work twice.
+CARD_FRAMES, CPU_FRAMES = 256, 512
+# More at once are no faster, and a tensor of the decoder's must not pass 2**31 elements: 8,192 frames of its widest.
+_MOST_WINDOWS = 16
+CPU_WINDOWS = Windows(CPU_FRAMES, 1, fixed=False)
 # A card that cannot hold this much at once without parting the model is better off parting it.
 _SHORTEST_S = 30.0
 
@@ -41,6 +45,7 @@ class Need:
     largest_part_bytes: int
     transformer: Line
     decoder: Line
+    text_bytes: int  # what each song's longest text takes while it is denoised: keys and values of all layers
     frames_per_s: float
     max_duration_s: float
     guidance: bool  # doubles every song
@@ -48,25 +53,24 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How it is loaded, and what may be asked of it. `tile` None: songs are decoded whole."""
+    """How it is loaded, how songs are decoded, and what may be asked of it."""
 
     offload: bool
-    tile: int | None
-    audio_s: float  # of all songs that are sung together
+    windows: Windows
+    audio_s: float  # of all songs that are generated together
     longest_s: float  # of one song
 
 
-def plan(need: Need, free_bytes: int, *, offload: bool | None = None, tiling: bool | None = None) -> Plan:
-    """The plan for a card with so many bytes free. None leaves the choice to the plan; True for `tiling` is diffusers'
-    own tile.
+def plan(need: Need, free_bytes: int, *, max_batch: int = 1, offload: bool | None = None) -> Plan:
+    """The plan for a card with so many bytes free, and at most so many songs together. None: the plan chooses.
 
     Raises:
         ConfigurationError: not even one second of a song would fit.
     """
     if offload is None:
-        whole = _plan(need, free_bytes, False, tiling)
+        whole = _plan(need, free_bytes, max_batch, False)
         offload = whole.longest_s < min(_SHORTEST_S, need.max_duration_s)
-    made = _plan(need, free_bytes, offload, tiling)
+    made = _plan(need, free_bytes, max_batch, offload)
     if made.longest_s < 1:
         raise ConfigurationError(
             f"the model does not fit: its weights take {_gib(need.weights_bytes)}"
@@ -77,28 +81,25 @@ def plan(need: Need, free_bytes: int, *, offload: bool | None = None, tiling: bo
     return made
 
 
-def _plan(need: Need, free_bytes: int, offload: bool, tiling: bool | None) -> Plan:
+def _plan(need: Need, free_bytes: int, max_batch: int, offload: bool) -> Plan:
     held_bytes = need.largest_part_bytes if offload else need.weights_bytes
     room_bytes = free_bytes * _OURS - _WORKSPACE_BYTES - held_bytes
-    longest = need.max_duration_s * need.frames_per_s
-    tile = _tile(need.decoder, room_bytes, longest, tiling)
-    decoded = need.decoder.frames_in(room_bytes)
-    sung = need.transformer.frames_in(room_bytes) / (2 if need.guidance else 1)
-    fits = sung if tile and decoded >= tile else min(sung, decoded)
+    guided = 2 if need.guidance else 1
+    # The transformer's line has one text; guidance has one more for each song, a batch one for each of its songs.
+    alone, together = (
+        max(0.0, need.transformer.frames_in(room_bytes - need.text_bytes * (songs * guided - 1)) / guided)
+        for songs in (1, max_batch)
+    )
+    window = Windows(CARD_FRAMES, 1, fixed=True).frames
+    at_once = math.floor(need.decoder.frames_in(room_bytes) / window)
+    longest = min(alone, need.max_duration_s * need.frames_per_s) if at_once >= 1 else 0.0
     return Plan(
         offload=offload,
-        tile=tile,
-        audio_s=max(0.0, sung) / need.frames_per_s,
-        longest_s=min(need.max_duration_s, math.floor(max(0.0, fits) / need.frames_per_s)),
+        windows=Windows(CARD_FRAMES, max(1, min(_MOST_WINDOWS, at_once)), fixed=True),
+        # At the least what one song may have: then songs are generated one by one.
+        audio_s=max(together, longest) / need.frames_per_s,
+        longest_s=math.floor(longest / need.frames_per_s),
     )
-
-
-def _tile(decoder: Line, room_bytes: float, longest: float, tiling: bool | None) -> int | None:
-    if tiling is not None:
-        return TILES[0] if tiling else None
-    fitting = [tile for tile in TILES if decoder.bytes_of(tile) <= room_bytes]
-    tile = max(fitting, default=TILES[0])
-    return None if tile >= longest else tile
 
 
 def _gib(size_bytes: float) -> str:

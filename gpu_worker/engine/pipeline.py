@@ -1,21 +1,23 @@
-"""diffusers' AceStepPipeline, bent in three places so that songs of several jobs can share one call.
+"""diffusers' AceStepPipeline, bent so that songs of several jobs share one call, whatever each asks.
 
-Each has its own text behind a mask, its own metadata, and its own length. Alone, all bends do nothing: a song is bit
-for bit the stock pipeline's.
+Each has its own text, metadata, task, source, reference and length. Alone, a song of text is bit for bit the stock
+pipeline's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import AceStepPipeline
-from diffusers.models.transformers.ace_step_transformer import AceStepAttnProcessor2_0
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
+
+from gpu_worker.engine.conditions import StepConditions
 
 # The stock 256 cut long captions from the right, where bpm and key stand. The text encoder takes 32,768.
 MAX_TEXT_TOKENS = 1024
@@ -23,130 +25,80 @@ MAX_TEXT_TOKENS = 1024
 MAX_LYRIC_TOKENS = 2048
 # A caption's tokens can differ by a few inside the template.
 _SPARE_TOKENS = 8
+# What a reference is heard by: ten seconds each from its front, middle and back (the stock pipeline's numbers).
+_EXCERPT_S, _EXCERPTS = 10, 3
 
 
-class MaskedAttention(AceStepAttnProcessor2_0):  # type: ignore[misc]  # diffusers ships no types
-    """Attention that sees only what is a song's own. `mask`: keys [songs, 1, 1, keys], True for those; None for all."""
+@dataclass(frozen=True, slots=True)
+class SongInput:
+    """One song in the pipeline's words. Audio is [channels, samples] at its rate; a source is whole latent frames."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.mask: Tensor | None = None
-
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Attend; guidance doubles the batch, and so the mask.
-
-        Layers with a sliding window come with a mask of their own, to be added: it says the least number, not minus
-        infinity, so that a query far behind a song's end, which sees nothing, gives nonsense but no NaN.
-        """
-        if self.mask is not None:
-            mask = self.mask.repeat(hidden_states.shape[0] // self.mask.shape[0], 1, 1, 1)
-            least = torch.finfo(hidden_states.dtype).min
-            attention_mask = mask if attention_mask is None else attention_mask.masked_fill(~mask, least)
-        attended: Tensor = super().__call__(
-            attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
-        )
-        return attended
-
-
-class Lengths:
-    """Keeps what lies behind the end of a batch's shorter songs at zero, where no song's own frames look.
-
-    Zeros are what the transformer itself fills up an odd number of frames with, and add nothing to the sums over time
-    that guidance takes.
-    """
-
-    def __init__(self, transformer: Any) -> None:  # noqa: ANN401  # diffusers ships no types
-        self._attention = MaskedAttention()
-        self._patch = int(transformer.config.patch_size)
-        self._whole = 0
-        self._behind: Tensor | None = None  # [songs, frames, 1]: True behind a song's end
-        for layer in transformer.layers:
-            layer.self_attn.set_processor(self._attention)
-        transformer.register_forward_pre_hook(self._before, with_kwargs=True)
-        transformer.register_forward_hook(self._after)
-
-    def set(self, frames: Sequence[int], device: torch.device) -> None:
-        """The next songs have so many latent frames each."""
-        self._behind = ~self._own(frames, device)[:, :, None] if len(set(frames)) > 1 else None
-        tokens = [math.ceil(one / self._patch) for one in frames]
-        self._attention.mask = self._own(tokens, device)[:, None, None, :] if len(set(tokens)) > 1 else None
-
-    @staticmethod
-    def _own(lengths: Sequence[int], device: torch.device) -> Tensor:
-        return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
-
-    def _before(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        noisy, context = kwargs["hidden_states"], kwargs["context_latents"]
-        if self._behind is not None:
-            context = self._cut(context, self._behind)
-        # As the transformer would itself, but compiled it would be another graph for lengths that it has to fill up.
-        self._whole = noisy.shape[1]
-        odd = -self._whole % self._patch
-        if odd:
-            noisy, context = (pad(latents, (0, 0, 0, odd)) for latents in (noisy, context))
-        return args, {**kwargs, "hidden_states": noisy, "context_latents": context}
-
-    def _after(self, _module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        predicted = output[0][:, : self._whole]
-        if self._behind is not None:
-            predicted = self._cut(predicted, self._behind)
-        return predicted, *output[1:]
-
-    @staticmethod
-    def _cut(latents: Tensor, behind: Tensor) -> Tensor:
-        return latents.masked_fill(behind.repeat(latents.shape[0] // behind.shape[0], 1, 1), 0)
+    prompt: str
+    lyrics: str
+    language: str
+    metadata: dict[str, object]  # bpm, keyscale, timesignature, audio_duration
+    instruction: str
+    frames: int  # latent
+    seed: int
+    source: Tensor | None = None
+    semantic: bool = False  # of the source its codes are heard, not its sound
+    codes: str | None = None
+    reference: Tensor | None = None
+    window: tuple[int, int] | None = None  # latent frames that are generated; None: all
+    silent_window: bool = False  # the source is silence there
+    # After so many steps the source gives way to silence, and this to the other instruction; None: never.
+    source_steps: int | None = None
+    later_instruction: str = ""
 
 
 class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no types
-    """The pipeline with metadata and a length of its own for each song of a batch: the stock one has one for all."""
+    """The pipeline for songs that share a call: `generate`. Called otherwise it is the stock one."""
 
-    _metadata: Sequence[dict[str, object]] = ()
-    _frames: Sequence[int] = ()
-    _lengths: Lengths
+    _songs: Sequence[SongInput] = ()
+    _conditions: StepConditions
+    _told: Sequence[dict[str, object]] = ()
+    _timbres: Sequence[Tensor | None] = ()
+    _silent_timbre: Tensor | None = None
     _place = 0
 
-    def mask_padding(self) -> None:
-        """Have each song attend to its own text and its own frames: the stock transformer attends to all padding."""
-        cross_attention = MaskedAttention()
-        for layer in self.transformer.layers:
-            layer.cross_attn.set_processor(cross_attention)
+    def prepare_to_share(self) -> None:
+        """Hook into the parts. Once, before `generate`."""
+        self._conditions = StepConditions(self.transformer)
 
-        def keep_mask(_module: nn.Module, _inputs: object, conditions: tuple[Tensor, Tensor]) -> None:
-            mask = conditions[1]
-            cross_attention.mask = None if bool(mask.all()) else mask.bool()[:, None, None, :]
+        def keep_mask(_module: object, _inputs: object, conditions: tuple[Tensor, Tensor]) -> None:
+            self._conditions.hear(conditions[1])
 
         self.condition_encoder.register_forward_hook(keep_mask)
-        self._lengths = Lengths(self.transformer)
+        timbre_encoder = self.condition_encoder.timbre_encoder
+        self._encode_timbre = timbre_encoder.forward
+        timbre_encoder.forward = self._timbres_of_songs
 
-    def frames_of(self, duration_s: float) -> int:
-        """Latent frames of a song that is sung on no audio."""
-        return math.ceil(duration_s * float(self.latents_per_second))
-
-    def sing(self, metadata: Sequence[dict[str, object]], durations_s: Sequence[float], **arguments: object) -> Tensor:
+    def generate(self, songs: Sequence[SongInput], **shared: object) -> Tensor:
         """Latents [songs, frames of the longest, dims], zeros behind the end of shorter ones.
 
-        `metadata`: bpm, keyscale, timesignature, audio_duration of each song.
+        `shared`: what is the same for all songs, in the stock pipeline's words.
         """
-        self._metadata = metadata
-        self._frames = [self.frames_of(duration_s) for duration_s in durations_s]
-        self._lengths.set(self._frames, self._execution_device)
-        latents: Tensor = self(
-            output_type="latent",
-            return_dict=False,
-            max_text_length=MAX_TEXT_TOKENS,
-            max_lyric_length=MAX_LYRIC_TOKENS,
-            audio_duration=max(durations_s),
-            **arguments,
-        )[0]
+        self._songs = songs
+        frames = [song.frames for song in songs]
+        self._conditions.begin(frames, [song.source_steps for song in songs], self._execution_device)
+        try:
+            latents: Tensor = self(
+                prompt=[song.prompt for song in songs],
+                lyrics=[song.lyrics for song in songs],
+                vocal_language=[song.language for song in songs],
+                # On the CPU, so that every device starts from the same noise.
+                generator=[torch.Generator().manual_seed(song.seed) for song in songs],
+                reference_audio=(),  # so that timbres are asked for below, and not made of silence for each song
+                output_type="latent",
+                return_dict=False,
+                max_text_length=MAX_TEXT_TOKENS,
+                max_lyric_length=MAX_LYRIC_TOKENS,
+                audio_duration=max(frames) / self.latents_per_second,
+                **shared,
+            )[0]
+        finally:
+            self._songs = self._told = self._timbres = ()
+            self._conditions.end()
         return latents
 
     def prepare_latents(
@@ -168,12 +120,115 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         if not isinstance(generator, Sequence):
             noise: Tensor = randn_tensor((batch_size, frames, dims), generator=generator, device=device, dtype=dtype)
             return noise
-        own = self._frames if len(set(self._frames)) > 1 else [frames] * batch_size
-        each = [
-            randn_tensor((1, one, dims), generator=draw, device=device, dtype=dtype)
-            for one, draw in zip(own, generator, strict=True)
+        own = [song.frames for song in self._songs] or [frames] * batch_size
+        return _stacked(
+            [
+                randn_tensor((1, one, dims), generator=draw, device=device, dtype=dtype)
+                for one, draw in zip(own, generator, strict=True)
+            ]
+        )
+
+    def prepare_src_latents(
+        self, device: torch.device, dtype: torch.dtype, batch_size: int = 1, **stock: object
+    ) -> tuple[Tensor, int]:
+        """Each song's source [songs, frames, dims], and the frames of the longest."""
+        if not self._songs:
+            prepared: tuple[Tensor, int] = super().prepare_src_latents(device, dtype, batch_size, **stock)
+            return prepared
+        songs = self._songs
+        # As long as texts are encoded, what a song draws is its own: first its source, then its reference.
+        draws = [torch.Generator().manual_seed(song.seed) for song in songs]
+        silences = [self._silence(song.frames, device, dtype) for song in songs]
+        sources = [
+            self._source_of(song, silence, draw) for song, silence, draw in zip(songs, silences, draws, strict=True)
         ]
-        return torch.cat([pad(noise, (0, 0, 0, frames - noise.shape[1])) for noise in each])
+        self._timbres = [
+            None if song.reference is None else self._hear(self._excerpts(song.reference), draw, device, dtype)
+            for song, draw in zip(songs, draws, strict=True)
+        ]
+        if any(song.source_steps is not None for song in songs):
+            silence = _stacked(silences)
+            self._conditions.sourceless = torch.cat([silence, torch.ones_like(silence)], dim=-1)
+        latents = _stacked(sources)
+        return latents, latents.shape[1]
+
+    def prepare_reference_audio_latents(
+        self, reference_audio: object, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Nothing yet: `_timbres_of_songs` is asked within the condition encoder, wherever that was placed."""
+        if not self._songs:
+            prepared: tuple[Tensor, Tensor] = super().prepare_reference_audio_latents(
+                reference_audio, batch_size, device, dtype
+            )
+            return prepared
+        nothing = torch.empty(0, device=device, dtype=dtype)
+        return nothing, nothing
+
+    def _build_chunk_mask(self, **stock: Any) -> Tensor:  # noqa: ANN401  # diffusers ships no types
+        """[songs, frames, dims]: 1 for frames that are generated, 0 for those that are the source's."""
+        if not self._songs:
+            stocks: Tensor = super()._build_chunk_mask(**stock)
+            return stocks
+        shape = stock["batch_size"], stock["latent_length"], stock["acoustic_dim"]
+        mask = torch.ones(shape, device=stock["device"], dtype=stock["dtype"])
+        for row, song in zip(mask, self._songs, strict=True):
+            if song.window is not None:
+                start, end = song.window
+                row[:start] = row[end:] = 0
+        return mask
+
+    def _silence(self, frames: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        silence: Tensor = super().prepare_src_latents(device, dtype, 1, latent_length=frames)[0]
+        return silence
+
+    def _source_of(self, song: SongInput, silence: Tensor, draw: torch.Generator) -> Tensor:
+        """[1, frames, dims]; silence for a song of text alone."""
+        device, dtype = silence.device, silence.dtype
+        if song.codes is not None:
+            decoded: Tensor = super().prepare_src_latents(device, dtype, 1, audio_codes=song.codes)[0]
+            return decoded
+        if song.source is None:
+            return silence
+        latents = self._hear(song.source, draw, device, dtype)
+        if song.semantic:
+            whole_silence = self.condition_encoder.silence_latent.to(device, dtype)
+            codes, _ = self.audio_tokenizer.tokenize(latents, whole_silence)
+            latents = self.audio_token_detokenizer(codes.to(device, dtype))[:, : song.frames]
+        if song.silent_window and song.window is not None:
+            start, end = song.window
+            latents = torch.cat([latents[:, :start], silence[:, start:end], latents[:, end:]], dim=1)
+        return latents
+
+    def _hear(self, audio: Tensor, draw: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """[1, frames, dims] of audio [channels, samples]. The stock pipeline draws from the process's one generator."""
+        heard = self.vae.encode(audio[None].to(device, self.vae.dtype)).latent_dist.sample(draw)
+        latents: Tensor = heard.transpose(1, 2).to(dtype)
+        return latents
+
+    def _excerpts(self, audio: Tensor) -> Tensor:
+        """30 s of a reference [channels, samples], which is repeated if it is shorter."""
+        excerpt = _EXCERPT_S * self.sample_rate
+        audio = audio.repeat(1, math.ceil(_EXCERPTS * excerpt / audio.shape[1]))
+        starts = (0, audio.shape[1] // _EXCERPTS, audio.shape[1] - excerpt)
+        return torch.cat([audio[:, start : start + excerpt] for start in starts], dim=1)
+
+    def _timbres_of_songs(self, packed: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """[texts, 1, dims], and that each is there. Silence, which most songs have for a reference, is heard once."""
+        if not self._songs:
+            heard: tuple[Tensor, Tensor] = self._encode_timbre(packed, order)
+            return heard
+        alone = torch.zeros(1, dtype=torch.long, device=packed.device)
+        if self._silent_timbre is None and None in self._timbres:
+            frames = math.ceil(_EXCERPTS * _EXCERPT_S * self.latents_per_second)
+            silence = self.condition_encoder.silence_latent[:, :frames].to(packed.device, packed.dtype)
+            self._silent_timbre = self._encode_timbre(silence, alone)[0]
+        timbres: list[Tensor] = [
+            self._silent_timbre if latents is None else self._encode_timbre(latents, alone)[0]  # type: ignore[misc]
+            for latents in self._timbres
+        ]
+        later = [timbre for timbre, song in zip(timbres, self._songs, strict=True) if song.source_steps is not None]
+        together = torch.cat([*timbres, *later])
+        return together, torch.ones(len(together), 1, dtype=torch.long, device=packed.device)
 
     def fit(
         self, prompt: str, lyrics: str, language: str, metadata: dict[str, object], instruction: str
@@ -195,14 +250,36 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
             warnings.append(f"lyrics: only about the first {share} % are used; make them shorter")
         return prompt, tuple(warnings)
 
-    def encode_prompt(self, *args: object, **arguments: object) -> tuple[Tensor, ...]:
-        """Encode the texts of a batch, from its first song on."""
+    def encode_prompt(
+        self,
+        prompt: Sequence[str],
+        lyrics: Sequence[str],
+        device: torch.device,
+        vocal_language: Sequence[str] = ("en",),
+        **stock: object,
+    ) -> tuple[Tensor, ...]:
+        """Encode the texts of all songs, then the second ones of songs that leave their source."""
+        later = [song for song in self._songs if song.source_steps is not None]
         self._place = 0
-        encoded: tuple[Tensor, ...] = super().encode_prompt(*args, **arguments)
+        self._told = [
+            *({**song.metadata, "instruction": song.instruction} for song in self._songs),
+            *({**song.metadata, "instruction": song.later_instruction} for song in later),
+        ]
+        if later:
+            prompt = [*prompt, *(song.prompt for song in later)]
+            lyrics = [*lyrics, *(song.lyrics for song in later)]
+            vocal_language = [*vocal_language, *(song.language for song in later)]
+        encoded: tuple[Tensor, ...] = super().encode_prompt(prompt, lyrics, device, vocal_language, **stock)
         return encoded
 
     def _format_prompt(self, **fields: object) -> tuple[str, str]:
-        metadata = self._metadata[self._place] if self._metadata else {}
+        told = self._told[self._place] if self._told else {}
         self._place += 1
-        formatted: tuple[str, str] = super()._format_prompt(**{**fields, **metadata})
+        formatted: tuple[str, str] = super()._format_prompt(**{**fields, **told})
         return formatted
+
+
+def _stacked(songs: Sequence[Tensor]) -> Tensor:
+    """[songs, frames of the longest, dims] of [1, frames, dims] each, zeros behind the end of shorter ones."""
+    longest = max(song.shape[1] for song in songs)
+    return torch.cat([pad(song, (0, 0, 0, longest - song.shape[1])) for song in songs])

@@ -155,10 +155,10 @@ class EngineServer:
             return
         try:
             with self._work.singing():
-                songs = engine.sing([singing.request(index) for singing, index in batch], partial(self._observe, batch))
-            for (singing, index), song in zip(batch, songs, strict=True):
-                if song is not None:
+                requests = [singing.request(index) for singing, index in batch]
+                for place, song in engine.generate(requests, partial(self._observe, batch)):
                     self._work.sang(song.samples.shape[1] / song.sample_rate)
+                    singing, index = batch[place]
                     singing.keep(index, song)
         except EngineCrashed:
             raise
@@ -175,7 +175,7 @@ class EngineServer:
     def _parted(self, batch: Sequence[Member], error: Exception) -> list[Sequence[Member]]:
         """A batch that failed, as it is tried again: by halves if it was too large, else one by one."""
         if isinstance(error, EngineOutOfMemory):
-            longest_s = max(singing.request(index).spec.duration_s for singing, index in batch)
+            longest_s = max(singing.kind.duration_s if singing.kind else 0.0 for singing, _ in batch)
             self._room = self._room.after_overflow(len(batch), longest_s)
             log.warning("a batch of %d did not fit, from now on %s: %s", len(batch), self._room, error)
             half = len(batch) // 2

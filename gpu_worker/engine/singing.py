@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gpu_worker.engine.base import Engine, Song, SongRequest
 from gpu_worker.engine.batching import Kind, kind_of
-from gpu_worker.wire import Audio, Failed, Message, Report, Samples, Stopped, Sung, share_samples
+from gpu_worker.wire import Audio, Decoded, Failed, Message, Report, Samples, Stopped, Sung, share_samples
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
 from serinette.spec import GenerationSpec
@@ -49,7 +49,9 @@ class Singing:
         self._alone = alone
         self._lock = threading.Lock()
         self._terms: _Terms | None = None
-        self._songs: dict[int, Song] = {}
+        self._songs: dict[int, Audio] = {}
+        self._warnings: list[str] = []
+        self._sample_rate = 0
         self._places: list[tuple[Stage, int]] = [(Stage.CONDITIONING, 0)] * spec.variations
         self._started: float | None = None
         self._batch_size = 1
@@ -81,13 +83,14 @@ class Singing:
             if self._started is not None or self.answered:
                 return
             self.answered = True
-        self._end(Stopped(), ())
+        self._end(Stopped())
 
     def prepare(self, engine: Engine) -> None:
-        """Ask the engine for its terms, once. Raises what `Engine.sampling` raises."""
+        """Ask the engine for its terms, once. Raises what `Engine.sampling` and `Engine.duration_s` raise."""
         if self._terms is None:
             sampling, warnings = engine.sampling(self._spec)
-            kind = None if self._alone else kind_of(self._spec, sampling)
+            duration_s = engine.duration_s(self._requests[0])
+            kind = None if self._alone else kind_of(self._spec, sampling, duration_s)
             self._terms = _Terms(engine.model, sampling, warnings, kind)
 
     def begin(self, batch_size: int, jobs: int) -> bool:
@@ -113,18 +116,28 @@ class Singing:
         self._report(Report(stage=Stage.WAITING_FOR_ENGINE), _WAITING_S)
 
     def keep(self, index: int, song: Song) -> None:
-        """Take one variation's song; the last one answers the job."""
-        self._songs[index] = song
+        """Hand one variation's song over, and keep none of its samples; the last one answers the job."""
+        if self.answered:
+            return
+        channels, frames = song.samples.shape
+        audio = Audio(role="song", channels=channels, frames=frames, seed=song.seed)
+        descriptor = share_samples(song.samples)
+        try:
+            self._send(Decoded(index=index, song=audio, sample_rate=song.sample_rate), [descriptor])
+        finally:
+            os.close(descriptor)
+        self._songs[index], self._sample_rate = audio, song.sample_rate
+        self._warnings += song.warnings
         if not self.remaining:
             self._answer_sung()
 
-    def answer(self, message: Sung | Failed | Stopped, descriptors: Sequence[int] = ()) -> None:
+    def answer(self, message: Sung | Failed | Stopped) -> None:
         """Send the job's answer, unless it has had one."""
         with self._lock:
             if self.answered:
                 return
             self.answered = True
-        self._end(message, descriptors)
+        self._end(message)
 
     @property
     def _steps(self) -> int:
@@ -134,10 +147,9 @@ class Singing:
         report = summarize(self._places, self._steps)
         self._report(report.model_copy(update={"jobs": self._jobs}), _SIGN_OF_LIFE_S)
 
-    def _end(self, message: Message, descriptors: Sequence[int]) -> None:
-        self._send(message, list(descriptors))
-        # The session remembers its last job; the samples, hundreds of megabytes, are nobody's any more.
-        self._songs = {}
+    def _end(self, message: Message) -> None:
+        self._send(message, [])
+        # The session remembers its last job; the samples of its sources, hundreds of megabytes, are nobody's any more.
         self._requests = []
 
     def _report(self, report: Report, interval_s: float) -> None:
@@ -151,27 +163,17 @@ class Singing:
         terms = self._terms
         if terms is None or self._started is None:
             raise RuntimeError("a song was kept of a job that had not begun")
-        songs = [song for _, song in sorted(self._songs.items())]
-        warnings = dict.fromkeys([*terms.warnings, *(warning for song in songs for warning in song.warnings)])
-        sung = Sung(
-            songs=tuple(
-                Audio(role="song", channels=song.samples.shape[0], frames=song.samples.shape[1], seed=song.seed)
-                for song in songs
-            ),
-            sample_rate=songs[0].sample_rate,
-            sampling=terms.sampling,
-            model=terms.model,
-            generate_s=time.monotonic() - self._started,
-            batch_size=self._batch_size,
-            warnings=tuple(warnings),
+        self.answer(
+            Sung(
+                songs=tuple(audio for _, audio in sorted(self._songs.items())),
+                sample_rate=self._sample_rate,
+                sampling=terms.sampling,
+                model=terms.model,
+                generate_s=time.monotonic() - self._started,
+                batch_size=self._batch_size,
+                warnings=tuple(dict.fromkeys([*terms.warnings, *self._warnings])),
+            )
         )
-        descriptors: list[int] = []
-        try:
-            descriptors.extend(share_samples(song.samples) for song in songs)
-            self.answer(sung, descriptors)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
 
 
 def summarize(places: Sequence[tuple[Stage, int]], steps: int) -> Report:

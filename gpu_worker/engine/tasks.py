@@ -1,4 +1,4 @@
-"""A request in the pipeline's words: which arguments each task takes, and what the source's length allows."""
+"""A request in the pipeline's words: what each task asks of a song's input, and what the source's length allows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.sampling import effective_task, has_codes, has_source
+from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, InvalidSpec
 from serinette.job import Sampling
 from serinette.spec import GenerationSpec, Task
@@ -16,6 +19,8 @@ from serinette.spec import GenerationSpec, Task
 # What ACE-Step 1.5's own server sends for a song without words.
 INSTRUMENTAL = "[Instrumental]"
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
+# 40 dB beyond full scale: what is louder is no recording, and makes the encoder's numbers infinite.
+_LOUDEST = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,11 @@ class Grid:
     latents_per_code: int
     code_count: int
     max_duration_s: float
+
+    @property
+    def hop(self) -> int:
+        """Samples of one latent frame."""
+        return round(self.sample_rate / self.latents_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +53,11 @@ def length_s(request: SongRequest, grid: Grid) -> float:
 
     Raises:
         InvalidSpec: the codes are not the checkpoint's.
-        InvalidAudio: the source has the wrong channels, or is too long.
+        InvalidAudio: the source has the wrong channels, is too long, or is no sound.
     """
     for role, samples in (("source", request.source), ("reference", request.reference)):
-        if samples is not None and samples.shape[0] != grid.channels:
-            raise InvalidAudio(f"the {role} audio has {samples.shape[0]} channels, the model takes {grid.channels}")
+        if samples is not None:
+            _check(role, samples, grid)
     duration_s = request.spec.duration_s
     if has_codes(request.spec):
         duration_s = _code_count(request.spec, grid) * grid.latents_per_code / grid.latents_per_s
@@ -60,6 +70,30 @@ def length_s(request: SongRequest, grid: Grid) -> float:
             f"the song would last {duration_s:.1f} s; at most {grid.max_duration_s:g} s can be generated"
         )
     return duration_s
+
+
+def _check(role: str, samples: Samples, grid: Grid) -> None:
+    """What the decoder of uploads lets through and the model would turn into numbers that blame the model."""
+    if samples.shape[0] != grid.channels:
+        raise InvalidAudio(f"the {role} audio has {samples.shape[0]} channels, the model takes {grid.channels}")
+    if samples.shape[1] == 0:
+        raise InvalidAudio(f"the {role} audio holds no samples; send another file")
+    loudest = float(np.abs(samples).max())
+    if not loudest <= _LOUDEST:  # not a number is not less either
+        raise InvalidAudio(
+            f"the {role} audio holds samples of {loudest:g}, where 1 is full scale and {_LOUDEST:g} is allowed; "
+            "write the file anew"
+        )
+
+
+def frames_of(request: SongRequest, grid: Grid) -> int:
+    """Latent frames of the song: what its source or its codes have, or its duration needs."""
+    if has_codes(request.spec):
+        return _code_count(request.spec, grid) * grid.latents_per_code
+    if has_source(request.spec) and request.source is not None:
+        samples: int = request.source.shape[1]
+        return math.ceil(samples / grid.hop)
+    return math.ceil(request.spec.duration_s * grid.latents_per_s)
 
 
 def _code_count(spec: GenerationSpec, grid: Grid) -> int:
@@ -96,34 +130,34 @@ def window_of(spec: GenerationSpec, duration_s: float) -> tuple[Window | None, t
 
 
 def shared_arguments(spec: GenerationSpec, sampling: Sampling) -> dict[str, Any]:
-    """What all songs of a batch have in common."""
-    task = effective_task(spec)
+    """What all songs of a batch have in common, in the stock pipeline's words."""
     return {
-        "task_type": str(task),
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,
         "shift": sampling.shift,
         "cfg_interval_start": spec.cfg_start,
         "cfg_interval_end": spec.cfg_end,
         "timesteps": list(spec.timesteps) if spec.timesteps else None,
-        "audio_cover_strength": spec.cover_strength if task is Task.COVER else 1.0,
-        "audio_codes": spec.audio_codes if has_codes(spec) else None,
-        "track_name": spec.track if task in {Task.EXTRACT, Task.LEGO} else None,
-        "complete_track_classes": list(spec.tracks) if spec.tracks and task is Task.COMPLETE else None,
     }
 
 
-def window_arguments(window: Window | None, grid: Grid) -> dict[str, float]:
-    """The window in the pipeline's seconds, widened to whole latent frames.
+def source_steps(spec: GenerationSpec, sampling: Sampling) -> int | None:
+    """For how many steps a cover follows its source or codes; None: to the end.
 
-    The pipeline takes `int(seconds * rate)`: half a frame more keeps rounding from losing one.
+    As upstream: `cover_steps = int(num_steps * audio_cover_strength)`, then the conditions of a song of text alone
+    (ACE-Step 1.5, generate_audio).
     """
+    if effective_task(spec) is not Task.COVER or spec.cover_strength >= 1:
+        return None
+    return int(sampling.steps * spec.cover_strength)
+
+
+def window_frames(window: Window | None, frames: int, grid: Grid) -> tuple[int, int] | None:
+    """The window in latent frames of a song of so many, widened to whole ones and never empty."""
     if window is None:
-        return {}
-    return {
-        "repainting_start": (math.floor(window.start_s * grid.latents_per_s) + 0.5) / grid.latents_per_s,
-        "repainting_end": (math.ceil(window.end_s * grid.latents_per_s) + 0.5) / grid.latents_per_s,
-    }
+        return None
+    start = min(math.floor(window.start_s * grid.latents_per_s), frames - 1)
+    return start, max(start + 1, min(math.ceil(window.end_s * grid.latents_per_s), frames))
 
 
 def metadata_of(spec: GenerationSpec, duration_s: float) -> dict[str, object]:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from gpu_worker.wire import (
     Audio,
     Cancel,
     Connection,
+    Decoded,
     Failed,
     Hello,
     Message,
@@ -43,6 +44,9 @@ _SEND_TIMEOUT_S = 10.0
 _WAITING_STALL_FACTOR = 1.25
 _SHORTEST_WAITING_STALL_S = 15.0
 
+
+# Takes each song as it is decoded: which variation it is, what it is, its samples [channels, frames].
+Keep = Callable[[int, Audio, Samples], None]
 
 # An engine that dies before it says a word on a song dies of another's. So often in a row, it dies of this one.
 _UNHEARD_TRIES = 3
@@ -102,8 +106,8 @@ class EngineClient:
             raise EngineCrashed("the engine is ready without a model")
         return self.model
 
-    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung:
-        """All variations of a job; fetch their samples with `take`.
+    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung:
+        """All variations of a job, each given to `keep` as it comes; of one that comes twice the last counts.
 
         An engine that is lost while it sings several jobs is lost to one of them: each is asked for again, alone, and
         only the one that ends the engine once more is charged for it.
@@ -117,7 +121,7 @@ class EngineClient:
         unheard = 0
         while True:
             self.wait_ready(hold, tell)
-            answer = self._ask(request, audio, hold, tell)
+            answer = self._ask(request, audio, hold, tell, keep)
             if isinstance(answer, Sung):
                 return answer
             unheard = unheard + 1 if answer.unheard else 0
@@ -127,17 +131,6 @@ class EngineClient:
                 request = request.model_copy(update={"alone": True})
             whose = "one of several songs, this among them" if answer.in_company else "another song"
             log.info("job %s: the engine was lost to %s; waiting for the next one", hold.job_id, whose)
-
-    def take(self, audio: Audio) -> Samples:
-        """Samples [channels, frames] of the next song of a `Sung`.
-
-        Raises:
-            EngineCrashed: they did not come whole.
-        """
-        try:
-            return self._open().take_samples(audio)
-        except OSError as error:
-            raise EngineCrashed(f"the engine's samples did not come whole: {error}") from error
 
     def close(self) -> None:
         """Hang up, which cancels whatever was asked."""
@@ -150,7 +143,7 @@ class EngineClient:
             raise ConnectionError("there is no connection to the engine")
         return self._connection
 
-    def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung | _Lost:
+    def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung | _Lost:
         answer: Message | None = None
         stage: Stage | None = None
         jobs = 1
@@ -161,6 +154,8 @@ class EngineClient:
                 if isinstance(answer, Report):
                     stage, jobs = answer.stage, answer.jobs
                     tell(answer.stage, answer.step, answer.steps)
+                elif isinstance(answer, Decoded):
+                    keep(answer.index, answer.song, self._open().take_samples(answer.song))
                 hold.check()
                 asked_at_s = time.monotonic()
                 answer = self._open().receive(_POLL_S)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.slot.encoding import Encoded, Encoders
 from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.heartbeat import Heartbeat
 from gpu_worker.slot.hold import Hold
@@ -21,11 +23,14 @@ from serinette.errors import InvalidOutput, StoreUnavailable
 from serinette.job import Artifact, JobStatus, Progress, Record, Result, Stage, Timings, now
 from serinette.jobs import Outcome
 from serinette.jobs.finishing import find_record, put_record, record_of
-from serinette.media import CONTENT_TYPES, EXTENSIONS, encode, encoded_rate, song_tags
+from serinette.media import CONTENT_TYPES, EXTENSIONS, encoded_rate, song_tags
 from serinette.names import artifact_key
 from serinette.presence import Model
 from serinette.spec import GenerationSpec
 from serinette.store import Store
+
+# A cancel, a deadline or a drain is noticed within this while a song is encoded.
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,8 @@ class Singer:
     def performance(self, hold: Hold, heartbeat: Heartbeat) -> Performance:
         """The performance of one job."""
         store = PatientStore(self.store, self.settings.store_patience_s, hold.check)
-        return Performance(hold, heartbeat, self.engine, store, self.settings.run_dir, self.spool)
+        encoders = Encoders(self.settings.run_dir, self.settings.encoders)
+        return Performance(hold, heartbeat, self.engine, store, self.settings.run_dir, encoders, self.spool)
 
 
 @dataclass(slots=True)
@@ -52,8 +58,11 @@ class Performance:
     engine: EngineClient
     store: PatientStore
     run_dir: Path | None
+    encoders: Encoders
     spool: Spool | None = None
     parcel: Parcel | None = None
+    encoding: dict[int, Future[Encoded]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     encode_s: float = 0.0
     upload_s: float = 0.0
     uploaded: list[str] = field(default_factory=list)
@@ -82,6 +91,8 @@ class Performance:
                 self.parcel.discard()
             self.store.erase(self.uploaded)
             raise
+        finally:
+            self.encoders.close()
         # From now on neither cancel nor deadline ends the attempt.
         self.hold.recording = True
         return self._recorded(
@@ -145,8 +156,13 @@ class Performance:
             Audio(role=role, channels=sound.shape[0], frames=sound.shape[1]) for role, sound in samples.items()
         )
         request = Sing(job_id=job_id, spec=spec.to_wire(), audio=descriptions, alone=self.hold.suspect)
+
+        def keep(index: int, song: Audio, decoded: Samples) -> None:
+            tags = song_tags(spec, _seed(spec, song, index), model.name, model.revision, job_id)
+            self.encoding[index] = self.encoders.submit(decoded, model.sample_rate, spec, tags)
+
         try:
-            return self.engine.sing(request, list(samples.values()), self.hold, self._tell)
+            return self.engine.sing(request, list(samples.values()), self.hold, self._tell, keep)
         finally:
             trace_stages(self.hold.clock)
             self.hold.gpu_s = self.hold.clock.engine_s()
@@ -159,7 +175,7 @@ class Performance:
         return {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
 
     def _result(self, job_id: str, spec: GenerationSpec, sung: Sung) -> Result:
-        if len(sung.songs) != spec.variations:
+        if not len(sung.songs) == len(self.encoding) == spec.variations:
             raise InvalidOutput(f"the engine generated {len(sung.songs)} songs, {spec.variations} were asked for")
         self._tell(Stage.ENCODING)
         artifacts = tuple(self._artifact(job_id, spec, sung, index) for index in range(len(sung.songs)))
@@ -176,30 +192,27 @@ class Performance:
                 upload_s=self.upload_s,
                 run_s=(now() - started_at).total_seconds(),
             ),
-            warnings=sung.warnings,
+            warnings=tuple(dict.fromkeys([*sung.warnings, *self.warnings])),
         )
 
     def _artifact(self, job_id: str, spec: GenerationSpec, sung: Sung, index: int) -> Artifact:
         self.hold.check()
         song = sung.songs[index]
-        seed = song.seed if song.seed is not None else (spec.seed or 0) + index
-        samples = self.engine.take(song)
-        began_s = time.monotonic()
-        tags = song_tags(spec, seed, sung.model.name, sung.model.revision, job_id)
-        with traces.span("encode", told={"format": spec.format, "song": index}):
-            data = encode(samples, sung.sample_rate, spec.format, bitrate_kbps=spec.bitrate_kbps, tags=tags)
-        encoded_s = time.monotonic()
-        self.encode_s += encoded_s - began_s
+        encoded = self._encoded(index)
+        data = encoded.data
+        self.warnings += encoded.warnings
+        self.encode_s += encoded.encode_s
+        encoded_at_s = time.monotonic()
         key = artifact_key(self.hold.entry.tenant, job_id, self.hold.attempt.id, index, EXTENSIONS[spec.format])
         if index == len(sung.songs) - 1:
             self._tell(Stage.UPLOADING)
         with traces.span("upload", told={"song": index, "size_bytes": len(data)}):
             self._keep(index, key, data, CONTENT_TYPES[spec.format])
-        self.upload_s += time.monotonic() - encoded_s
+        self.upload_s += time.monotonic() - encoded_at_s
         return Artifact(
             index=index,
             key=key,
-            seed=seed,
+            seed=_seed(spec, song, index),
             format=spec.format,
             content_type=CONTENT_TYPES[spec.format],
             size_bytes=len(data),
@@ -208,3 +221,14 @@ class Performance:
             sample_rate=encoded_rate(spec.format, sung.sample_rate),
             channels=song.channels,
         )
+
+    def _encoded(self, index: int) -> Encoded:
+        while True:
+            try:
+                return self.encoding[index].result(_POLL_S)
+            except TimeoutError:
+                self.hold.check()
+
+
+def _seed(spec: GenerationSpec, song: Audio, index: int) -> int:
+    return song.seed if song.seed is not None else (spec.seed or 0) + index

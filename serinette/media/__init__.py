@@ -10,6 +10,7 @@ from serinette.media.formats import CONTENT_TYPES, EXTENSIONS, AudioInfo, encode
 if TYPE_CHECKING:
     from serinette.media.decoding import decode, probe
     from serinette.media.encoding import encode
+    from serinette.media.loudness import to_loudness
     from serinette.media.tags import SongTags, read_song_tags, song_tags
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "probe",
     "read_song_tags",
     "song_tags",
+    "to_loudness",
 ]
 
 # The gateway names formats and proves uploads in another process: it shall not pay 30 MB for PyAV and numpy.
@@ -33,6 +35,7 @@ _LATER = {
     "SongTags": "tags",
     "read_song_tags": "tags",
     "song_tags": "tags",
+    "to_loudness": "loudness",
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,13 +32,21 @@ _RATES = range(4_000, 384_001)
 _CHANNELS = range(1, 9)
 # Codecs fill up their last block: a song of the longest length, sent back to us, is not too long.
 _PADDING_S = 0.1
+# Below it a model hears nothing, and a resampler may give nothing.
+_SHORTEST_S = 0.01
+# 40 dB beyond full scale, which floats can say: what is louder is no recording.
+_LOUDEST = 100.0
+# As far into a WAV as its format stands, chunks of an editor's before it included.
+_HEAD_BYTES = 64 * 1024
+_EXTENSIBLE = 0xFFFE
 
 
 def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
     """Decode a file to its end, keeping nothing.
 
     Raises:
-        InvalidAudio: it is not audio, holds no samples, or is longer than `max_duration_s`.
+        InvalidAudio: it is not audio, holds no samples or some that are no numbers, is shorter than 0.01 s, or longer
+            than `max_duration_s`.
     """
     with opened(file) as container:
         frames, first = 0, None
@@ -45,6 +55,7 @@ def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
             frames += frame.samples
         if first is None:
             raise InvalidAudio("the file holds no audio samples")
+        _check_length(frames, first.sample_rate)
         return AudioInfo(
             duration_s=frames / first.sample_rate,
             sample_rate=first.sample_rate,
@@ -60,7 +71,7 @@ def decode(file: Path | BinaryIO, sample_rate: int, channels: int, max_duration_
     Mono becomes two equal channels at full level, stereo becomes their mean; more channels are mixed down to stereo.
 
     Raises:
-        InvalidAudio: it is not audio, holds no samples, or is longer than `max_duration_s`.
+        InvalidAudio: as `probe`.
     """
     parts: list[Samples] = []
     with opened(file) as container:
@@ -74,6 +85,7 @@ def decode(file: Path | BinaryIO, sample_rate: int, channels: int, max_duration_
     if not parts:
         raise InvalidAudio("the file holds no audio samples")
     samples = np.concatenate(parts, axis=1)
+    _check_length(samples.shape[1], sample_rate)
     if channels < len(samples):
         mixed: Samples = samples.mean(axis=0, keepdims=True)
         return mixed
@@ -87,9 +99,10 @@ def _samples(frame: av.AudioFrame) -> Samples:
 @contextmanager
 def opened(file: Path | BinaryIO) -> Iterator[InputContainer]:
     """A container with at least one audio track; FFmpeg's complaints, also later ones, become InvalidAudio."""
-    source = f"file:{file.absolute()}" if isinstance(file, Path) else file
     try:
-        with av.open(source, "r", options=_OPTIONS, metadata_errors="replace") as container:
+        with ExitStack() as stack:
+            source = _readable(file, stack)
+            container = stack.enter_context(av.open(source, "r", options=_OPTIONS, metadata_errors="replace"))
             if not container.streams.audio:
                 raise InvalidAudio("the file holds no audio track")
             yield container
@@ -103,7 +116,9 @@ def opened(file: Path | BinaryIO) -> Iterator[InputContainer]:
 def _frames(container: InputContainer, max_duration_s: float) -> Iterator[av.AudioFrame]:
     """The first track's frames, all of one kind."""
     frames, kind = 0, None
-    for frame in container.decode(container.streams.audio[0]):
+    stream = container.streams.audio[0]
+    floats = stream.codec.canonical_name.startswith("pcm_f")
+    for frame in container.decode(stream):
         rate, channels = frame.sample_rate, frame.layout.nb_channels
         kind = kind or (rate, frame.layout.name, frame.format.name)
         if kind != (rate, frame.layout.name, frame.format.name):
@@ -113,5 +128,73 @@ def _frames(container: InputContainer, max_duration_s: float) -> Iterator[av.Aud
         frames += frame.samples
         if frames > (max_duration_s + _PADDING_S) * rate:
             raise InvalidAudio(f"the audio is longer than the {max_duration_s:g} s allowed; send a shorter piece")
+        # Not a number is not less either.
+        if floats and frame.samples and not float(np.abs(frame.to_ndarray()).max()) <= _LOUDEST:
+            raise InvalidAudio(
+                f"the file holds samples that are no numbers, or beyond {_LOUDEST:g} times full scale; write it anew"
+            )
         if frame.samples:
             yield frame
+
+
+def _check_length(frames: int, sample_rate: int) -> None:
+    if frames < _SHORTEST_S * sample_rate:
+        raise InvalidAudio(f"the audio lasts {frames / sample_rate:.3f} s; at least {_SHORTEST_S:g} s are needed")
+
+
+def _readable(file: Path | BinaryIO, stack: ExitStack) -> str | BinaryIO:
+    """What FFmpeg reads: the file itself, or a WAV with its count of valid bits made that of its samples.
+
+    Of a sample of 32 bits with 24 valid ones, which WASAPI records, FFmpeg takes the 24 for the sample's size and reads
+    floats where there are none. The bits that are not valid are zero.
+    """
+    stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+    stream.seek(0)
+    head = stream.read(_HEAD_BYTES)
+    stream.seek(0)
+    if (patch := _valid_bits(head)) is not None:
+        return _Patched(stream, *patch)  # type: ignore[return-value]  # as much of one as FFmpeg reads
+    return f"file:{file.absolute()}" if isinstance(file, Path) else file
+
+
+def _valid_bits(head: bytes) -> tuple[int, bytes] | None:
+    """Where a WAV says a sample's valid bits, and how many it has: None if they are the same, or it is no such WAV."""
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return None
+    at = 12
+    while at + 8 <= len(head):
+        name, size = struct.unpack_from("<4sI", head, at)
+        if name == b"fmt ":
+            if size < 40 or at + 28 > len(head):
+                return None
+            tag, bits, valid = (struct.unpack_from("<H", head, at + 8 + offset)[0] for offset in (0, 14, 18))
+            return (at + 26, struct.pack("<H", bits)) if tag == _EXTENSIBLE and 0 < valid < bits else None
+        at += 8 + size + size % 2
+    return None
+
+
+class _Patched(io.RawIOBase):
+    """A file with some of its bytes replaced."""
+
+    def __init__(self, stream: BinaryIO, at: int, data: bytes) -> None:
+        self._stream, self._at, self._data = stream, at, data
+
+    def read(self, size: int = -1, /) -> bytes:
+        begin = self._stream.tell()
+        given = bytearray(self._stream.read(size))
+        for place, value in enumerate(self._data, start=self._at - begin):
+            if 0 <= place < len(given):
+                given[place] = value
+        return bytes(given)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True

@@ -9,6 +9,7 @@ import pytest
 
 from api.settings import GatewaySettings, MaintenanceSettings
 from gpu_worker.engine_environment import engine_environment
+from gpu_worker.settings import slots_for
 from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind
 
@@ -61,12 +62,32 @@ def test_slots_follow_the_batch_unless_they_are_given(render: Render, asked: dic
     assert told["slots"] == int(slots)
 
 
+GPU = {"resource": "nvidia.com/gpu", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "max_batch", "encoders"),
+    [("16", 8, 16), (16, 8, 16), ("1500m", 2, 1), ("4000m", 2, 4), ("0.5", 1, 1), ("250m", 1, 1), ("2.5", 16, 2)],
+)
+def test_a_gpus_encoders_are_its_cores_and_slots_follow_the_workers_own_rule(
+    render: Render, cpu: object, max_batch: int, encoders: int
+) -> None:
+    pool = {"name": "default", "gpu": GPU, "maxBatch": max_batch, "resources": {"requests": {"cpu": cpu}}}
+    env = find(render("default", f"pools={json.dumps([pool])}"), "Deployment", "-worker-default").env
+    assert env["SERINETTE_ENCODERS"] == str(encoders)
+    assert env["SERINETTE_SLOTS"] == str(slots_for(max_batch, encoders))
+
+
+def test_a_cpus_worker_encodes_one_song_at_a_time(render: Render) -> None:
+    assert find(render(), "Deployment", "-worker-default").env["SERINETTE_ENCODERS"] == "1"
+
+
 def test_memory_is_planned_by_the_engine_unless_it_is_told(render: Render) -> None:
     env = find(render(), "Deployment", "-worker-default").env
-    assert not {"SERINETTE_VAE_TILING", "SERINETTE_CPU_OFFLOAD"} & set(env)
-    asked = [{"name": "default", "vaeTiling": False, "cpuOffload": True}]
+    assert "SERINETTE_CPU_OFFLOAD" not in env
+    asked = [{"name": "default", "cpuOffload": True}]
     env = find(render("default", f"pools={json.dumps(asked)}"), "Deployment", "-worker-default").env
-    assert (env["SERINETTE_VAE_TILING"], env["SERINETTE_CPU_OFFLOAD"]) == ("false", "true")
+    assert env["SERINETTE_CPU_OFFLOAD"] == "true"
 
 
 def test_what_one_pod_compiled_lies_in_the_volume_that_the_next_one_mounts(render: Render) -> None:

@@ -163,11 +163,7 @@ def test_what_is_set_is_found_in_what_is_rendered(render: Render) -> None:
     ]
     assert lost == []
     env = find(render("every"), "Deployment", "-worker-default").env
-    assert (env["SERINETTE_VAE_TILING"], env["SERINETTE_CPU_OFFLOAD"], env["SERINETTE_COMPILE"]) == (
-        "false",
-        "true",
-        "true",
-    )
+    assert (env["SERINETTE_CPU_OFFLOAD"], env["SERINETTE_COMPILE"]) == ("true", "true")
 
 
 def words(value: object) -> list[str]:

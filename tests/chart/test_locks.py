@@ -57,7 +57,7 @@ def test_every_pin_has_a_hash_and_no_index_is_named(path: str) -> None:
 
 def test_the_workers_torch_is_the_projects() -> None:
     dockerfile = (ROOT / "gpu_worker/Dockerfile").read_text()
-    version = re.search(r'^ARG TORCH="torch==(\S+)', dockerfile, re.MULTILINE)
+    version = re.search(r'^ARG TORCH="torch==([^\s"]+)', dockerfile, re.MULTILINE)
     assert version
     (torch,) = (one for one in wanted("worker") if one.name == "torch")
     assert torch.specifier.contains(version[1])

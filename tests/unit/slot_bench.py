@@ -15,7 +15,7 @@ from rq.serializers import JSONSerializer
 
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
-from gpu_worker.slot.engine_client import EngineClient
+from gpu_worker.slot.engine_client import EngineClient, Keep
 from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.tell import Tell
@@ -87,7 +87,7 @@ class ImaginedEngine(EngineClient):
     def wait_ready(self, hold: Hold, tell: Tell) -> Model:
         return MODEL
 
-    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell) -> Sung:
+    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung:
         self.heard.append(request)
         self.audio = list(audio)
         self.meanwhile(hold)
@@ -95,14 +95,13 @@ class ImaginedEngine(EngineClient):
         songs = tuple(
             Audio(role="song", channels=2, frames=480, seed=seed) for seed in range(self._variations(request))
         )
+        for index, song in enumerate(songs):
+            keep(index, song, np.zeros((song.channels, song.frames), dtype=np.float32))
         sampling = Sampling(steps=8, guidance_scale=1, shift=3, turbo=True)
         return Sung(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, generate_s=0.1)
 
     def _variations(self, request: Sing) -> int:
         return GenerationSpec.from_wire(request.spec).variations
-
-    def take(self, audio: Audio) -> Samples:
-        return np.zeros((audio.channels, audio.frames), dtype=np.float32)
 
 
 class Slot(SlotWorker):

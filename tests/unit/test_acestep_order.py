@@ -59,7 +59,9 @@ def test_what_is_left_out_means_the_checkpoints_own_and_two_songs() -> None:
         ({"use_random_seed": False, "seed": 12345, "batch_size": 1}, {"seed": 12345, "variations": 1}),
         ({"audio_format": "flac"}, {"format": AudioFormat.FLAC}),
         ({"vocal_language": "ja"}, {"vocal_language": "ja"}),
-        ({"cfg_interval_start": 0.1, "cfg_interval_end": 0.9}, {"cfg_start": 0.1, "cfg_end": 0.9}),
+        ({"cfg_interval_start": 0.2, "cfg_interval_end": 0.9}, {"cfg_start": 0.1, "cfg_end": 0.8}),
+        ({"cfg_interval_start": 0.5}, {"cfg_start": 0.0, "cfg_end": 0.5}),
+        ({"cfg_interval_end": 0.5}, {"cfg_start": 0.5, "cfg_end": 1.0}),
     ],
 )
 def test_the_documents_examples(body: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -217,6 +219,9 @@ def test_what_is_not_asked_for_is_not_refused(sent: dict[str, Any]) -> None:
         ({"guidance_scale": -1}, "guidance_scale"),
         ({"shift": 0}, "shift"),
         ({"cfg_interval_start": 0.9, "cfg_interval_end": 0.1}, "cfg_interval_end"),
+        ({"cfg_interval_start": -0.1}, "cfg_interval_start"),
+        ({"cfg_interval_end": 1.5}, "cfg_interval_end"),
+        ({"cfg_interval_end": float("nan")}, "cfg_interval_end"),
         ({"timesteps": "0.5,0.9"}, "timesteps"),
         ({"timesteps": "fast"}, "timesteps"),
         ({"timesteps": "1.0,0.9999999999"}, "timesteps"),

@@ -13,13 +13,13 @@ from serinette.spec import GenerationSpec
 
 def kinds(*asked: dict[str, Any]) -> list[Any]:
     specs = [GenerationSpec(**one) for one in asked]
-    return [kind_of(spec, fill_in(spec, turbo=False)[0]) for spec in specs]
+    return [kind_of(spec, fill_in(spec, turbo=False)[0], spec.duration_s) for spec in specs]
 
 
 SHORT = {"duration_s": 10}
 LONG = {"duration_s": 20}
 LONGER = {"duration_s": 11.5}
-COVER = {"task": "cover", "source_audio": "upload"}
+COVER = {"task": "cover", "source_audio": "upload", "duration_s": 10, "cover_strength": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -34,16 +34,21 @@ COVER = {"task": "cover", "source_audio": "upload"}
         ([LONGER, SHORT, LONG], 4, (0, 1)),
         ([LONGER, LONG, SHORT, SHORT], 4, (0, 2, 3)),
         ([LONG, SHORT, LONG], 4, (0, 2)),
-        ([COVER, SHORT, COVER], 4, (0,)),
-        ([SHORT, COVER, SHORT], 4, (0, 2)),
-        ([{"reference_audio": "upload"}, SHORT], 4, (0,)),
-        ([{"audio_codes": "<|audio_code_1|>"}] * 2, 4, (0,)),
+        ([COVER, SHORT, COVER], 4, (0, 1, 2)),
+        ([{**SHORT, "reference_audio": "upload"}, SHORT, COVER], 4, (0, 1, 2)),
+        ([{"audio_codes": "<|audio_code_1|>"}] * 2, 4, (0, 1)),
     ],
 )
 def test_the_first_in_line_takes_its_kind_along(
     waiting: list[dict[str, Any]], max_batch: int, together: tuple[int, ...]
 ) -> None:
     assert plan(kinds(*waiting), Room(max_batch)) == together
+
+
+def test_one_that_must_be_alone_is() -> None:
+    first, second = kinds(SHORT, SHORT)
+    assert plan([None, first], Room(4)) == (0,)
+    assert plan([first, None, second], Room(4)) == (0, 2)
 
 
 @pytest.mark.parametrize(

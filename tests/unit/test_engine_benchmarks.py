@@ -1,38 +1,19 @@
-"""What `make bench-gpu` runs, before its first GPU: the full size put together, and all of it run small."""
+"""What is measured on a GPU, before the first: the full size put together, and all of it run small."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.engine import backlog, cold_start, floor, speed
+from benchmarks.engine import backlog, cold_start, floor, gpu, speed
 from benchmarks.engine.cases import Case
-from benchmarks.engine.full_size import SIZES, Sizes, assemble, build
+from benchmarks.engine.full_size import SIZES, assemble, build
+from benchmarks.engine.gpu_bench import SMALL, Bench
 
-_ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-_BODY: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, **_ATTENTION}
-TINY = Sizes(
-    transformer={**_BODY, "num_hidden_layers": 2, "in_channels": 24, "audio_acoustic_hidden_dim": 8},
-    text={**_BODY, "vocab_size": 257, "num_hidden_layers": 1, "max_position_embeddings": 4096},
-    vae={
-        "encoder_hidden_size": 16,
-        "decoder_channels": 4,
-        "decoder_input_channels": 8,
-        "channel_multiples": [1, 2, 4, 8, 8],
-        "downsampling_ratios": [2, 4, 4, 6, 10],
-        "sampling_rate": 48_000,
-    },
-    conditions={
-        **_BODY,
-        "text_hidden_dim": 64,
-        "timbre_hidden_dim": 8,
-        "num_lyric_encoder_hidden_layers": 1,
-        "num_timbre_encoder_hidden_layers": 1,
-    },
-)
 # Several processes load torch: a machine that is busy takes minutes for them.
 pytestmark = pytest.mark.timeout(1200)
 
@@ -42,7 +23,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The GPU's case, on a CPU and small."""
     directory = tmp_path_factory.mktemp("tiny")
     return Case(
-        model=str(build(directory / "model", TINY, "cpu")),
+        model=str(build(directory / "model", SMALL, "cpu")),
         device="cpu",
         durations_s=(1.0,),
         batches=(1, 2),
@@ -109,3 +90,35 @@ def test_a_cold_start_is_told_apart(case: Case) -> None:
     for way in ("eager", "compiled_first", "compiled_again"):
         assert {"import_s", "load_s", "first_song_s", "second_song_s", "whole_process_s"} == figures[way].keys()
         assert min(figures[way].values()) > 0
+
+
+def test_the_ten_minutes_on_a_gpu_are_run_small(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--out", str(out)]) == 0
+    told = json.loads(out.read_text())
+    assert told["failed"] == {}
+    assert told["machine"]["versions"]["torch"]
+    for name in (
+        "stock_songs_per_min",
+        "eager_batch_1",
+        "novel_to_known",
+        "batch_to_alone_rms_share",
+        "backlog_flac_songs_per_min",
+        "windows_to_whole",
+        "compiled_batch_2",
+        "backlog_eager",
+    ):
+        assert name in told["figures"], name
+    assert told["figures"]["alone_again_same_bits"]
+    assert told["figures"]["windows_to_whole"] < 0.02  # in bf16
+
+
+def test_parts_without_time_are_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "PARTS", tuple((name, 60.0, work) for name, _, work in gpu.PARTS))
+    monkeypatch.setattr(Bench, "needs", lambda _bench, on_a_gpu_s: on_a_gpu_s)
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--out", str(out), "--budget", "5"]) == 1
+    told = json.loads(out.read_text())
+    assert told["figures"] == {}
+    assert all(why.startswith("left out: ") for why in told["failed"].values())
+    assert len(told["failed"]) == len(gpu.PARTS)

@@ -15,52 +15,79 @@ from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.checkpoint import build
 from gpu_worker.engine.footprint import Live, need_of
 from gpu_worker.engine.loading import load
-from gpu_worker.engine.memory import TILES, Line, Need, plan
+from gpu_worker.engine.memory import Line, Need, plan
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
 
 GIB = 1024**3
-# ACE-Step 1.5 turbo in bf16, as `need_of` counts a checkpoint of its sizes.
+# ACE-Step 1.5 turbo and XL in bf16, as `need_of` counts a checkpoint of their sizes.
 TURBO = Need(
     weights_bytes=6 * GIB,
     largest_part_bytes=3 * GIB,
-    transformer=Line(0.11e9, 0.216e6),
+    transformer=Line(0.41e9, 0.216e6),
     decoder=Line(0.17e9, 2.21e6),
+    text_bytes=302_000_000,
     frames_per_s=25.0,
     max_duration_s=600.0,
     guidance=False,
 )
+XL = replace(
+    TURBO,
+    weights_bytes=round(10.3 * GIB),
+    largest_part_bytes=8 * GIB,
+    transformer=Line(0.57e9, 0.425e6),
+    text_bytes=402_800_000,
+)
 
 
 @pytest.mark.parametrize(
-    ("free_gib", "offload", "tile", "longest_s"),
+    ("need", "free_gib", "offload", "at_once", "longest_s"),
     [
-        (79, False, None, 600),
-        (44, False, 8192, 600),
-        (24, False, 4096, 600),
-        (10, False, 1024, 476),  # what is sung bounds it
-        (8, True, 1024, 600),  # in one piece it would decode 10 s
-        (5, True, 512, 16),  # what is decoded bounds it
+        (TURBO, 139, False, 16, 600),
+        (XL, 139, False, 16, 600),
+        (TURBO, 24, False, 16, 600),
+        (XL, 15, False, 4, 219),  # what is generated bounds it
+        (TURBO, 10, False, 3, 421),
+        (TURBO, 8, True, 5, 600),
     ],
 )
-def test_a_card_of_this_size(free_gib: int, offload: bool, tile: int | None, longest_s: float) -> None:
-    made = plan(TURBO, free_gib * GIB)
-    assert (made.offload, made.tile, made.longest_s) == (offload, tile, longest_s)
+def test_a_card_of_this_size(need: Need, free_gib: int, offload: bool, at_once: int, longest_s: float) -> None:
+    made = plan(need, free_gib * GIB)
+    assert (made.offload, made.windows.at_once, made.longest_s) == (offload, at_once, longest_s)
     assert made.audio_s >= made.longest_s
+    assert need.decoder.bytes_of(made.windows.at_once * made.windows.frames) < free_gib * GIB
+
+
+@pytest.mark.parametrize("need", [TURBO, XL, replace(TURBO, guidance=True)])
+@pytest.mark.parametrize("duration_s", [400, 600])
+def test_a_long_song_fits_beside_seven_others_on_a_large_card(need: Need, duration_s: int) -> None:
+    made = plan(need, 139 * GIB, max_batch=8)
+    assert made.longest_s >= duration_s
+    assert made.audio_s >= 8 * duration_s
+    assert made.windows.at_once * made.windows.frames <= 8192
+
+
+def test_a_small_card_generates_one_by_one_rather_than_by_parts() -> None:
+    made = plan(TURBO, 10 * GIB, max_batch=16)
+    assert not made.offload
+    assert made.audio_s == pytest.approx(made.longest_s, abs=1)
+
+
+def test_texts_of_all_songs_are_counted() -> None:
+    one, eight = plan(TURBO, 24 * GIB, max_batch=1), plan(TURBO, 24 * GIB, max_batch=8)
+    lost_bytes = (one.audio_s - eight.audio_s) * TURBO.frames_per_s * TURBO.transformer.per_frame
+    assert lost_bytes == pytest.approx(7 * TURBO.text_bytes)
 
 
 def test_what_the_operator_chose_stays() -> None:
-    assert plan(TURBO, 79 * GIB, offload=True, tiling=True).tile == TILES[0]
     assert plan(TURBO, 79 * GIB, offload=True).offload
-    whole = plan(TURBO, 24 * GIB, tiling=False)
-    assert whole.tile is None
-    assert whole.longest_s < plan(TURBO, 24 * GIB).longest_s
+    assert not plan(TURBO, 10 * GIB, offload=False).offload
 
 
-def test_guidance_halves_what_is_sung_at_once() -> None:
-    plain, guided = plan(TURBO, 24 * GIB), plan(replace(TURBO, guidance=True), 24 * GIB)
+def test_guidance_halves_what_is_generated_at_once() -> None:
+    plain, guided = plan(TURBO, 24 * GIB), plan(replace(TURBO, guidance=True, text_bytes=0), 24 * GIB)
     assert guided.audio_s == pytest.approx(plain.audio_s / 2)
 
 
@@ -79,7 +106,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(tiny: Path) -> Iterator[AceStepEngine]:
-    yield load(WorkerSettings(model=str(tiny), work_dir=tiny, threads=1, vae_tiling=False))
+    yield load(WorkerSettings(model=str(tiny), work_dir=tiny, threads=1))
 
 
 def test_tensors_are_counted_while_they_live() -> None:

@@ -46,6 +46,10 @@ def test_how_long_a_song_is(asked: dict[str, Any], source: Samples | None, secon
         (REPAINT, audio(2, channels=1), InvalidAudio, "1 channels, the model takes 2"),
         (REPAINT, None, InvalidAudio, "did not come"),
         (REPAINT, audio(601), InvalidAudio, "at most 600 s"),
+        (REPAINT, audio(0), InvalidAudio, "holds no samples"),
+        (REPAINT, audio(1) + np.float32("nan"), InvalidAudio, "source audio holds samples of nan"),
+        (REPAINT, audio(1) - np.float32("inf"), InvalidAudio, "samples of inf"),
+        (REPAINT, audio(1) + np.float32(1e30), InvalidAudio, "samples of 1e[+]30"),
         ({"audio_codes": "none at all"}, None, InvalidSpec, "holds no"),
         ({"audio_codes": "<|audio_code_64000|>"}, None, InvalidSpec, "0 to 63999"),
     ],
@@ -84,34 +88,70 @@ def test_a_window_past_the_end_is_refused(task: dict[str, Any]) -> None:
     assert refused.value.field == "repaint_start_s"
 
 
-@pytest.mark.parametrize(("window", "frames"), [((0, 1), (0, 25)), ((0.28, 0.57), (7, 15)), ((2.01, 2.02), (50, 51))])
-def test_the_pipeline_hears_whole_frames(window: tuple[float, float], frames: tuple[int, int]) -> None:
-    arguments = tasks.window_arguments(Window(*window), GRID)
-    # The pipeline's own arithmetic (_build_chunk_mask).
-    assert (int(arguments["repainting_start"] * 25.0), int(arguments["repainting_end"] * 25.0)) == frames
+@pytest.mark.parametrize(
+    ("window", "frames"),
+    [
+        ((0, 1), (0, 25)),
+        ((0.28, 0.57), (7, 15)),
+        ((2.01, 2.02), (50, 51)),
+        ((9.99, 10), (249, 250)),
+        ((0, 99), (0, 250)),
+    ],
+)
+def test_the_model_hears_whole_frames(window: tuple[float, float], frames: tuple[int, int]) -> None:
+    assert tasks.window_frames(Window(*window), 250, GRID) == frames
+    assert tasks.window_frames(None, 250, GRID) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "samples", "frames"),
+    [
+        ({"duration_s": 2.2}, None, 56),  # 55.00000000000001 of them, as the stock pipeline counts
+        ({"duration_s": 2.0}, None, 50),
+        (REPAINT, 1, 1),
+        (REPAINT, 57_600, 30),  # 1.2 s, 30.000000000000004 frames by their seconds
+        (REPAINT, 57_601, 31),
+        ({"audio_codes": "<|audio_code_0|>" * 3}, None, 15),
+    ],
+)
+def test_how_many_frames_a_song_has(asked: dict[str, Any], samples: int | None, frames: int) -> None:
+    source = None if samples is None else np.zeros((2, samples), np.float32)
+    assert tasks.frames_of(SongRequest(GenerationSpec(**asked), 0, source), GRID) == frames
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        ({}, None),
+        ({"cover_strength": 0.3}, None),
+        ({"task": "cover", "source_audio": "a"}, None),
+        ({"task": "cover", "source_audio": "a", "cover_strength": 0.5, "steps": 8}, 4),
+        ({"task": "cover", "source_audio": "a", "cover_strength": 0.99, "steps": 8}, 7),
+        ({"task": "cover", "source_audio": "a", "cover_strength": 0.0}, 0),
+        ({"audio_codes": "<|audio_code_1|>", "cover_strength": 0.5, "timesteps": (1.0, 0.7, 0.3)}, 1),
+    ],
+)
+def test_for_how_many_steps_a_cover_follows_its_source(asked: dict[str, Any], steps: int | None) -> None:
+    spec = GenerationSpec(**asked)
+    assert tasks.source_steps(spec, fill_in(spec, turbo=False)[0]) == steps
 
 
 @pytest.mark.parametrize(
     ("asked", "argument", "value"),
     [
-        ({"audio_codes": "<|audio_code_1|>"}, "task_type", "cover"),
-        ({"task": "extract", "source_audio": "a", "track": "vocals"}, "track_name", "vocals"),
-        (
-            {"task": "complete", "source_audio": "a", "tracks": ("bass", "drums")},
-            "complete_track_classes",
-            ["bass", "drums"],
-        ),
-        ({"task": "cover", "source_audio": "a", "cover_strength": 0.3}, "audio_cover_strength", 0.3),
-        ({"cover_strength": 0.3}, "audio_cover_strength", 1.0),
-        ({"track": "vocals"}, "track_name", None),
         ({"timesteps": (1.0, 0.5)}, "timesteps", [1.0, 0.5]),
         ({"cfg_start": 0.1, "cfg_end": 0.9}, "cfg_interval_end", 0.9),
-        ({**REPAINT, "audio_codes": "<|audio_code_1|>"}, "audio_codes", None),
+        ({"steps": 12}, "num_inference_steps", 12),
     ],
 )
 def test_the_pipelines_arguments(asked: dict[str, Any], argument: str, value: object) -> None:
     spec = GenerationSpec(**asked)
     assert tasks.shared_arguments(spec, fill_in(spec, turbo=False)[0])[argument] == value
+
+
+def test_a_reference_is_checked_as_well() -> None:
+    with pytest.raises(InvalidAudio, match="reference audio holds samples of nan"):
+        tasks.length_s(SongRequest(GenerationSpec(), 0, reference=audio(1) * np.float32("nan")), GRID)
 
 
 def test_the_words_around_the_caption() -> None:

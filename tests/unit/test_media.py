@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 
 import av
@@ -267,3 +268,56 @@ def test_a_playlist_opens_nothing(playlist: str, tmp_path: Path) -> None:
             assert naive.streams.audio, "FFmpeg alone would have opened the neighbour"
     with pytest.raises(InvalidAudio):
         probe(path, 600)
+
+
+def wav(tag: int, bits: int, data: bytes, *, valid: int | None = None, sub: int = 1, before: bytes = b"") -> io.BytesIO:
+    """A stereo WAV of 48 kHz; with `valid`, in the extensible format that WASAPI writes."""
+    align = 2 * bits // 8
+    form = struct.pack("<HHIIHH", tag if valid is None else 0xFFFE, 2, 48_000, 48_000 * align, align, bits)
+    if valid is not None:
+        guid = struct.pack("<H", sub) + bytes.fromhex("000000001000800000aa00389b71")
+        form += struct.pack("<HHI", 22, valid, 3) + guid
+    chunks = before + b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    return io.BytesIO(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)
+
+
+WAVE = np.stack([0.5 * np.sin(np.arange(48_000) / 20)] * 2, axis=1)
+WHOLE = (WAVE * 2**31 * 0.999).astype("<i4")
+NOT_A_NUMBER = WAVE.astype("<f4")
+NOT_A_NUMBER[100] = np.nan
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        wav(1, 32, ((WHOLE >> 8) << 8).tobytes(), valid=24),
+        wav(1, 32, WHOLE.tobytes(), valid=32),
+        wav(1, 32, ((WHOLE >> 8) << 8).tobytes(), valid=24, before=b"JUNK" + struct.pack("<I", 27) + bytes(28)),
+        wav(3, 32, WAVE.astype("<f4").tobytes(), valid=32, sub=3),
+    ],
+    ids=["24 in 32", "32", "24 in 32 behind a chunk", "floats"],
+)
+def test_a_sample_is_as_wide_as_it_lies(file: io.BytesIO, tmp_path: Path) -> None:
+    (tmp_path / "file.wav").write_bytes(file.getvalue())
+    for each in (file, tmp_path / "file.wav"):
+        assert probe(each, 10).duration_s == 1
+        samples = decode(each, 48_000, 2, 10)
+        assert np.abs(samples - WAVE.T).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (wav(3, 32, NOT_A_NUMBER.tobytes()), "no numbers"),
+        (wav(3, 32, (WAVE * 1e30).astype("<f4").tobytes()), "beyond 100 times full scale"),
+        (wav(3, 64, np.where(WAVE > 0.4, np.inf, WAVE).astype("<f8").tobytes()), "no numbers"),
+        (wav(1, 16, struct.pack("<hh", 1000, 1000)), "at least 0.01 s"),
+        (wav(1, 16, bytes(4 * 479)), "at least 0.01 s"),
+    ],
+    ids=["nan", "huge", "inf", "one sample", "almost enough"],
+)
+def test_what_a_model_could_not_hear_is_refused_when_it_comes(file: io.BytesIO, words: str) -> None:
+    for work in (lambda: probe(file, 10), lambda: decode(file, 48_000, 2, 10)):
+        file.seek(0)
+        with pytest.raises(InvalidAudio, match=words):
+            work()

@@ -21,7 +21,7 @@ from serinette.settings import SharedSettings, read
 @pytest.mark.parametrize(
     ("settings", "environment", "message"),
     [
-        (WorkerSettings, {"SERINETTE_SLOTS": "0"}, "SERINETTE_SLOTS: must be greater than or equal to 1; got '0'"),
+        (WorkerSettings, {"SERINETTE_SLOTS": "-1"}, "SERINETTE_SLOTS: must be greater than or equal to 0; got '-1'"),
         (WorkerSettings, {"SERINETTE_DTYPE": "int4"}, "SERINETTE_DTYPE: must be 'auto', 'float32', 'bfloat16' or "),
         (SharedSettings, {"RQ_KEY_PREFIX": "a b"}, "RQ_KEY_PREFIX: String should match pattern"),
         (SharedSettings, {"SERINETTE_HEARTBEAT_S": "10"}, "SERINETTE_HEARTBEAT_TTL_S: must be at least 3 * "),

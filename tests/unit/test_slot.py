@@ -172,21 +172,21 @@ def test_a_job_handed_back_is_charged_nothing(bench: SlotBench) -> None:
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
-def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench) -> None:
+def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, variations=2))
     slot = bench.slot()
-    takes: list[int] = []
-    take = bench.engine.take
+    puts: list[str] = []
+    put = PatientStore.put
 
-    def cancel_at_the_second(audio: object) -> object:
-        takes.append(1)
-        if len(takes) == 2:
-            bench.board.cancel(job_id)
-            slot._hold.canceled = True  # type: ignore[union-attr]  # as the heartbeat does
-        return take(audio)  # type: ignore[arg-type]
+    def cancel_after_the_first(store: PatientStore, key: str, data: bytes, content_type: str) -> None:
+        put(store, key, data, content_type)
+        puts.append(key)
+        bench.board.cancel(job_id)
+        slot._hold.canceled = True  # type: ignore[union-attr]  # as the heartbeat does
 
-    bench.engine.take = cancel_at_the_second  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(PatientStore, "put", cancel_after_the_first)
     slot.sing_one()
+    assert len(puts) == 1
     bench.assert_ended(job_id, JobStatus.CANCELED)
     assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
     assert bench.engine.closed == 1, "what was not taken must not be taken for the next job's"

@@ -13,6 +13,7 @@ from redis import Redis
 
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
+from gpu_worker.slot.patient_store import PatientStore
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.spool import Spool
 from serinette.errors import StoreUnavailable
@@ -112,19 +113,18 @@ def test_a_slot_sings_on_while_its_songs_wait_and_sends_them_when_the_store_is_b
         pier.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
-def test_only_what_the_store_did_not_take_is_spooled(pier: Pier) -> None:
+def test_only_what_the_store_did_not_take_is_spooled(pier: Pier, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = pier.order(GenerationSpec(prompt="jazz", seed=7, variations=2))
     slot = pier.spooling()
     leaving = pier.away()
-    take, taken = pier.engine.take, []
+    put = PatientStore.put
 
-    def second_time_without_a_store(audio: object) -> object:
-        taken.append(audio)
-        if len(taken) == 2:
-            leaving.__enter__()
-        return take(audio)  # type: ignore[arg-type]  # passed on as it came
+    def second_time_without_a_store(store: PatientStore, key: str, data: bytes, content_type: str) -> None:
+        put(store, key, data, content_type)
+        monkeypatch.undo()
+        leaving.__enter__()
 
-    pier.engine.take = second_time_without_a_store  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(PatientStore, "put", second_time_without_a_store)
     slot.sing_one()
     assert sorted(file.name for parcel in pier.parcels for file in parcel.iterdir()) == ["1", "job.json"]
     leaving.__exit__(None, None, None)

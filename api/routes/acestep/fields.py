@@ -45,8 +45,8 @@ _FREE_TEXT: Final = frozenset({"prompt", "lyrics", "instruction", "sample_query"
 THEIR_NAMES: Final[Mapping[str, str]] = {
     "duration_s": "audio_duration",
     "steps": "inference_steps",
-    "cfg_start": "cfg_interval_start",
-    "cfg_end": "cfg_interval_end",
+    "cfg_start": "cfg_interval_end",  # the flow's time falls where the schedule's fraction rises
+    "cfg_end": "cfg_interval_start",
     "variations": "batch_size",
     "source_audio": "src_audio_path",
     "reference_audio": "reference_audio_path",

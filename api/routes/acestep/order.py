@@ -135,11 +135,27 @@ def _key(text: str) -> str:
     return f"{match[1].upper()}{match[2] or ''} {'minor' if minor else 'major'}"
 
 
+def _flow_time(name: str, given: float | None, default: float) -> float:
+    time = default if given is None else given
+    if not 0.0 <= time <= 1.0:
+        raise InvalidSpec(f"{name}: must be from 0 to 1, not {time:g}", field=name)
+    return time
+
+
 def _map_sampling(mapping: _Mapping) -> None:
+    task = mapping.task
     mapping.take(steps="inference_steps", guidance_scale="guidance_scale", shift="shift")
-    mapping.take(cfg_start="cfg_interval_start", cfg_end="cfg_interval_end")
-    if mapping.task.timesteps:
-        mapping.fields["timesteps"] = mapping.task.timesteps
+    # Theirs bound the flow's time, which falls from 1 to 0; ours bound the schedule's fraction, which rises.
+    start = _flow_time("cfg_interval_start", task.cfg_interval_start, 0.0)
+    end = _flow_time("cfg_interval_end", task.cfg_interval_end, 1.0)
+    if end < start:
+        raise InvalidSpec(
+            f"cfg_interval_end: must not be less than cfg_interval_start ({start:g})", field="cfg_interval_end"
+        )
+    # Rounded, so that 1 - 0.9 is 0.1.
+    mapping.fields |= {"cfg_start": round(1.0 - end, 9), "cfg_end": round(1.0 - start, 9)}
+    if task.timesteps:
+        mapping.fields["timesteps"] = task.timesteps
 
 
 def _map_seed(mapping: _Mapping) -> None:

@@ -41,12 +41,24 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $top.Chart.AppVersion }}{{ end -}}
 {{- end }}
 
-{{/* A pool with its defaults, as YAML. Slots: docs/engine.md, and no more than a worker takes. (list $ pool) */}}
+{{/* Whole cores that a worker asks for; at least one. */}}
+{{- define "serinette.pool.cores" -}}
+{{- $cpu := toString (dig "requests" "cpu" "1" .resources) -}}
+{{- if hasSuffix "m" $cpu -}}
+{{- max 1 (div (trimSuffix "m" $cpu | int) 1000) -}}
+{{- else -}}
+{{- max 1 (int (float64 $cpu)) -}}
+{{- end -}}
+{{- end }}
+
+{{/* A pool with its defaults, as YAML. Encoders and slots: the rule of gpu_worker/settings.py (docs/engine.md). (list $ pool) */}}
 {{- define "serinette.pool" -}}
 {{- $top := index . 0 -}}
 {{- $pool := mustMergeOverwrite (deepCopy $top.Values.poolDefaults) (index . 1) -}}
+{{- $encoders := ternary (include "serinette.pool.cores" $pool | int) 1 (ne $pool.gpu.resource "") -}}
+{{- $_ := set $pool "encoders" (min 256 $encoders) -}}
 {{- if kindIs "invalid" $pool.slots -}}
-{{- $_ := set $pool "slots" (min 64 (mul 2 (int $pool.maxBatch))) -}}
+{{- $_ := set $pool "slots" (min 64 (add (mul 2 (int $pool.maxBatch)) (div (mul 5 (sub $pool.encoders 1)) 4))) -}}
 {{- end -}}
 {{- toYaml $pool -}}
 {{- end }}

@@ -9,6 +9,7 @@
 {{- define "serinette.workerEnv" -}}
 - {name: SERINETTE_POOL, value: {{ .name | quote }}}
 - {name: SERINETTE_SLOTS, value: {{ int .slots | quote }}}
+- {name: SERINETTE_ENCODERS, value: {{ int .encoders | quote }}}
 - {name: SERINETTE_MAX_BATCH, value: {{ int .maxBatch | quote }}}
 - {name: SERINETTE_DRAIN_TIMEOUT_S, value: {{ include "serinette.worker.drainS" . | quote }}}
 - {name: SERINETTE_ENGINE_START_TIMEOUT_S, value: {{ int .loadTimeoutS | quote }}}
@@ -23,9 +24,6 @@
 - {name: SERINETTE_DTYPE, value: {{ .dtype | quote }}}
 - {name: SERINETTE_THREADS, value: {{ int .threads | quote }}}
 {{/* Left out, the engine chooses by the memory it finds. */ -}}
-{{- if not (kindIs "invalid" .vaeTiling) }}
-- {name: SERINETTE_VAE_TILING, value: {{ .vaeTiling | quote }}}
-{{- end }}
 {{- if not (kindIs "invalid" .cpuOffload) }}
 - {name: SERINETTE_CPU_OFFLOAD, value: {{ .cpuOffload | quote }}}
 {{- end }}

@@ -1,0 +1,209 @@
+"""Do the slots keep an engine busy? One of known speed, encoders that sleep, and everything between them real.
+
+`python -m benchmarks.engine.feeding engine SONGS_PER_S` and `... slot ENCODE_S` are the processes that it starts.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.record import Figures
+from gpu_worker.engine.base import Song, SongRequest, StepObserver
+from gpu_worker.engine.sampling import TURBO, fill_in
+from gpu_worker.engine.server import run
+from gpu_worker.engine.watch import Watch
+from gpu_worker.settings import WorkerSettings, slots_for
+from gpu_worker.slot import __main__ as slot
+from gpu_worker.slot import encoding
+from gpu_worker.wire import AskVitals, Connection, Vitals
+from serinette.job import Sampling, Stage
+from serinette.leash import leashed
+from serinette.presence import Model
+from serinette.spec import GenerationSpec, Task
+from tests import servers
+from tests.pod import Pod, pod
+
+_RATE = 48_000
+_SONG_S = 1.0
+_SECONDS = 30
+_TIMEOUT_S = 300
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """An engine of so many songs a second in batches of `max_batch`, beside so many cores that encode."""
+
+    songs_per_s: float
+    max_batch: int
+    encoders: int
+    encode_s: float
+
+
+# 1.3 s: an mp3 of a minute. At 16 songs a second of these, 21 cores would be at work: a pod of 16 is full with 0.9 s.
+FEEDS = (Feed(2, 1, 4, 1.3), Feed(8, 8, 12, 1.3), Feed(16, 8, 16, 0.9))
+# What the chart's pool of GPUs was before there was a rule: a slot is held while its song is encoded.
+STARVED = Feed(5, 1, 4, 1.3)
+
+
+class KnownSpeed:
+    """Takes the same time for each song, whatever its company."""
+
+    def __init__(self, songs_per_s: float) -> None:
+        self._song_s = 1 / songs_per_s
+
+    @property
+    def model(self) -> Model:
+        """A model of silence."""
+        return Model(
+            name="silence",
+            revision="0",
+            turbo=True,
+            sample_rate=_RATE,
+            channels=2,
+            default_steps=TURBO.steps,
+            default_guidance_scale=TURBO.guidance_scale,
+            default_shift=TURBO.shift,
+            max_duration_s=600,
+            tasks=tuple(Task),
+        )
+
+    @property
+    def device(self) -> str:
+        """None at all."""
+        return "an imagined one"
+
+    @property
+    def audio_s(self) -> float:
+        """No bound."""
+        return math.inf
+
+    def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
+        """Turbo's."""
+        return fill_in(spec, turbo=True)
+
+    def duration_s(self, request: SongRequest) -> float:
+        """As asked."""
+        return request.spec.duration_s
+
+    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
+        """Silence, in eight steps, and a fifth of the time for decoding."""
+        watch, whole_s = Watch(observe, len(batch)), self._song_s * len(batch)
+        watch.tell(Stage.CONDITIONING)
+        for step in range(1, TURBO.steps + 1):
+            time.sleep(0.8 * whole_s / TURBO.steps)
+            watch.tell(Stage.DENOISING, step, TURBO.steps)
+        silence = np.zeros((2, round(_SONG_S * _RATE)), np.float32)
+        for place, request in enumerate(batch):
+            watch.tell(Stage.DECODING)
+            time.sleep(0.2 * self._song_s)
+            yield place, Song(silence, _RATE, request.seed)
+
+
+def measure() -> Figures:
+    """Each feed's busy share of the engine, under a backlog; one of them with too few slots, to see that it shows."""
+    return {
+        "seconds": _SECONDS,
+        "feeds": [_measured(feed, slots_for(feed.max_batch, feed.encoders)) for feed in FEEDS],
+        "starved": _measured(STARVED, 2),
+    }
+
+
+def _measured(feed: Feed, slots: int) -> Figures:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as place,
+        servers.valkey(Path(place) / "valkey") as server,
+        ExitStack() as processes,
+    ):
+        directory = Path(place) / "pod"
+        directory.mkdir()
+        settings = {
+            "max_batch": feed.max_batch,
+            "encoders": feed.encoders,
+            "run_dir": directory,
+            "heartbeat_s": 5,
+            "heartbeat_ttl_s": 20,
+        }
+        with pod(directory, server.connection_url, settings) as made:
+            _start(processes, made, "engine", feed.songs_per_s)
+            for _ in range(slots):
+                _start(processes, made, "slot", feed.encode_s)
+            songs = round(_SECONDS * feed.songs_per_s) + 2 * slots
+            for number in range(songs):
+                made.submit("silence", seed=number, duration_s=_SONG_S, timeout_s=3600)
+            figures = _watched(made.settings.engine_socket, songs, slots, made)
+    row = {**{name: getattr(feed, name) for name in Feed.__slots__}, "slots": slots, **figures}
+    print("   ", row, flush=True)
+    return row
+
+
+def _start(processes: ExitStack, made: Pod, role: str, number: float) -> None:
+    command = leashed([sys.executable, "-m", "benchmarks.engine.feeding", role, str(number)])
+    log = processes.enter_context((made.directory / f"{role}.log").open("ab"))
+    process = subprocess.Popen(command, env=made.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    processes.callback(process.wait)
+    processes.callback(process.kill)
+
+
+def _watched(socket: Path, songs: int, slots: int, made: Pod) -> Figures:
+    """From the time that every slot has had a job until none waits for one any more."""
+    until_s = time.monotonic() + _TIMEOUT_S
+    connection = None
+    while connection is None:
+        try:
+            connection = Connection.connect(socket, 1.0)
+        except OSError:
+            _patiently(until_s, made)
+    began: tuple[float, Vitals] | None = None
+    while True:
+        connection.send(AskVitals())
+        message = connection.receive(1.0)
+        if not isinstance(message, Vitals):
+            continue
+        done, at_s = message.audio_s / _SONG_S, time.monotonic()
+        if began is None and done >= slots:
+            began = at_s, message
+        if began and done >= songs - slots:
+            break
+        _patiently(until_s, made)
+    connection.close()
+    wall_s, first = at_s - began[0], began[1]
+    return {
+        "wall_s": round(wall_s, 2),
+        "songs_per_s_generated": round((message.audio_s - first.audio_s) / _SONG_S / wall_s, 2),
+        "engine_busy_share": round((message.busy_s - first.busy_s) / wall_s, 3),
+    }
+
+
+def _patiently(until_s: float, made: Pod) -> None:
+    if time.monotonic() > until_s:
+        logs = "\n".join(path.read_text()[-2000:] for path in made.directory.glob("*.log"))
+        raise RuntimeError(f"not done within {_TIMEOUT_S} s:\n{logs}")
+    time.sleep(_LOOK_S)
+
+
+def _be(role: str, number: float) -> int:
+    if role == "engine":
+        return run(WorkerSettings(), lambda: KnownSpeed(number))
+
+    def sleep(*_samples: object, **_options: object) -> bytes:
+        time.sleep(number)
+        return b"silence"
+
+    vars(encoding)["encode"] = sleep
+    sys.argv = ["slot"]
+    return slot.main()
+
+
+if __name__ == "__main__":
+    sys.exit(_be(sys.argv[1], float(sys.argv[2])))

@@ -1,0 +1,280 @@
+"""`make bench-gpu`: the full-size model on this machine's GPU, start to table within ten minutes.
+
+It needs torch, diffusers, transformers and this repository: no server, no checkpoint, no other package than those of
+the engine (songs are encoded where PyAV is there). Each part is caught and has its share of the time; results are
+written after each number, so that a run that is cut short has what it measured. Without a GPU the same code runs with a
+tiny model, to prove it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AceStepPipeline
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.engine.full_size import SIZES, assemble
+from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, Bench, Clock, Figures, machine, synchronize
+from gpu_worker.engine.ace_step import AceStepEngine, Identity
+from gpu_worker.engine.adapters import Adapters
+from gpu_worker.engine.base import Song, SongRequest
+from gpu_worker.engine.decoding import Windows, decode
+from gpu_worker.engine.loading import fold_weight_norm, part_audio
+from serinette.spec import AudioFormat
+
+
+def ceilings(bench: Bench) -> None:
+    """What the card does at its best."""
+    side = 8192 if bench.gpu else 256
+    one = torch.randn(side, side, device=bench.device, dtype=torch.bfloat16)
+    bench.note("matmul_tflop_per_s", round(2 * side**3 / bench.median_ms(lambda: one @ one) / 1e9, 1))
+    memory = torch.empty(2**31 if bench.gpu else 2**20, device=bench.device, dtype=torch.uint8)
+    other = torch.empty_like(memory)
+    copied_ms = bench.median_ms(lambda: other.copy_(memory))
+    bench.note("copy_tb_per_s", round(2 * memory.numel() / copied_ms / 1e9, 3))
+
+
+def attention(bench: Bench) -> None:
+    """A shape for the first time, and again: with a mask and without, with cuDNN's kernels and without."""
+    heads, dims = (16, 128) if bench.gpu else (4, 16)
+    for cudnn in (True, False) if bench.gpu else (False,):
+        if bench.gpu:
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        for masked in (True, False):
+            first = []
+            for tokens in (701, 733, 787):
+                queries, keys = (
+                    torch.randn(1, each, tokens, dims, device=bench.device, dtype=torch.bfloat16)
+                    for each in (heads, heads // 2)
+                )
+                mask = torch.zeros(1, 1, tokens, tokens, device=bench.device, dtype=queries.dtype) if masked else None
+
+                def attend(queries: Any = queries, keys: Any = keys, mask: Any = mask) -> object:  # noqa: ANN401
+                    return scaled_dot_product_attention(queries, keys, keys, attn_mask=mask, enable_gqa=True)
+
+                synchronize()
+                began = time.perf_counter()
+                attend()
+                synchronize()
+                first.append(round(1e3 * (time.perf_counter() - began), 2))
+            name = f"attention_{'masked' if masked else 'plain'}_cudnn_{'on' if cudnn else 'off'}"
+            bench.note(name, {"first_ms": first, "again_ms": bench.median_ms(attend, 20)})
+    if bench.gpu:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def assembled(bench: Bench) -> None:
+    """The pipeline, put together on the device without a file."""
+    bench.pipe = assemble(bench.sizes, bench.device)
+    bench.pipe.set_progress_bar_config(disable=True)
+    for name in ("transformer", "vae", "text_encoder", "condition_encoder"):
+        getattr(bench.pipe, name).eval().requires_grad_(False)
+    synchronize()
+    bench.note("assembled", True)
+
+
+def stock(bench: Bench) -> None:
+    """The loop of diffusers' own pipeline, one song a call: without a file, and with an mp3 in series where PyAV is."""
+    pipe = AceStepPipeline(**bench.pipe.components)
+    pipe.set_progress_bar_config(disable=True)
+
+    def one() -> Any:  # noqa: ANN401  # diffusers ships no types
+        return pipe(
+            prompt=CAPTIONS[0],
+            lyrics="[Instrumental]",
+            audio_duration=bench.song_s,
+            generator=torch.Generator().manual_seed(1),
+        ).audios
+
+    loop_ms = bench.median_ms(one, 3)
+    bench.note("stock_songs_per_min", round(60_000 / loop_ms, 1))
+    samples = one()[0].float().cpu().numpy()
+    for format in (AudioFormat.MP3, AudioFormat.FLAC):
+        encoded_ms = bench.median_ms(lambda format=format: _encoded(samples, format), 1)  # type: ignore[misc]
+        bench.note(f"stock_songs_per_min_{format}_in_series", round(60_000 / (loop_ms + encoded_ms), 1))
+
+
+def _encoded(samples: Any, format: AudioFormat) -> bytes:  # noqa: ANN401  # an array
+    encode = importlib.import_module("serinette.media").encode
+    made: bytes = encode(samples, 48_000, format)
+    return made
+
+
+def made_ready(bench: Bench) -> None:
+    """The engine around the same weights, with what it plans for this card."""
+    if bench.pipe is None:
+        assembled(bench)
+    fold_weight_norm(bench.pipe.vae)
+    fits = bench.planned()
+    part_audio(bench.pipe.vae, fits)
+    identity = Identity("measured", "random", bench.device)
+    bench.engine = AceStepEngine(bench.pipe, Adapters(bench.pipe, {}, Path, 1), fits, identity)
+    bench.note("plan", repr(fits))
+
+
+def eager(bench: Bench) -> None:
+    """Songs a minute by batch, and their share of the card's floor."""
+    for songs in bench.batches:
+        bench.note(f"eager_batch_{songs}", bench.with_floor(songs, bench.typical(songs, bench.song_s)))
+
+
+def novel(bench: Bench) -> None:
+    """Songs of lengths and texts that the process has not seen, each once; and one of them again."""
+    known_ms = bench.typical(1, bench.song_s)["ms_a_song"]
+    taken = []
+    for _ in range(6 if bench.gpu else 2):
+        number = next(bench.novel)
+        request = bench.requests(1, bench.song_s * (1 - 0.01 * (number + 1)), " and more" * (number + 1))
+        synchronize()
+        began = time.perf_counter()
+        bench.engine.sing(request, Clock())
+        synchronize()
+        taken.append(1e3 * (time.perf_counter() - began))
+    bench.note("novel_ms", [round(each, 1) for each in taken])
+    bench.note("novel_to_known", round(statistics.median(taken) / known_ms, 3))
+
+
+def equal(bench: Bench) -> None:
+    """How far songs of a batch are from themselves alone, in the device's own dtype."""
+    requests = bench.requests(4, 8.0 if bench.gpu else 1.5)
+    together = bench.engine.sing(requests, Clock())
+    away = []
+    for request, song in zip(requests, together, strict=True):
+        (alone,) = bench.engine.sing([request], Clock())
+        away.append(_away(song, alone))
+    bench.note("batch_to_alone_rms_share", [round(each, 5) for each in away])
+    (again,) = bench.engine.sing([requests[-1]], Clock())
+    bench.note("alone_again_same_bits", bool(np.array_equal(alone.samples, again.samples)))
+    bench.note("samples_finite", bool(np.isfinite(again.samples).all()))
+
+
+def _away(song: Song, alone: Song) -> float:
+    difference = song.samples - alone.samples
+    return float(np.sqrt((difference**2).mean()) / np.sqrt((alone.samples**2).mean()))
+
+
+def decoding(bench: Bench) -> None:
+    """A song decoded whole and in windows, several at once."""
+    vae, frames = bench.pipe.vae, round(bench.song_s * bench.pipe.latents_per_second)
+    dims = vae.config.decoder_input_channels
+    latents = torch.randn(1, frames, dims, device=bench.device, dtype=vae.dtype)
+    with torch.no_grad():
+        whole = vae.decoder(latents.transpose(1, 2))[0].float().cpu()
+        bench.note("decode_whole_ms", bench.median_ms(lambda: vae.decoder(latents.transpose(1, 2)), 3))
+        for at_once in (1, 4, 8):
+            windows = Windows(256, at_once, fixed=True)
+
+            def parted(windows: Windows = windows) -> torch.Tensor:
+                return dict(decode(vae.decoder, latents, [frames], windows, lambda _: True))[0]
+
+            bench.note(f"decode_windows_{at_once}_ms", bench.median_ms(parted, 3))
+        away = float((parted() - whole).abs().max() / whole.abs().max())
+        bench.note("windows_to_whole", away)
+
+
+def compiled(bench: Bench) -> None:
+    """The transformer's blocks and the decoder compiled, as SERINETTE_COMPILE does."""
+    forwards = {module: module.forward for module in (*bench.pipe.transformer.layers, bench.pipe.vae.decoder)}
+    for module in forwards:
+        module.forward = torch.compile(module.forward, dynamic=True)
+    began = time.perf_counter()
+    try:
+        bench.timed(1, bench.song_s)
+        bench.timed(bench.batches[-1], bench.song_s)
+        bench.note("compile_s", round(time.perf_counter() - began, 1))
+        for songs in (bench.batches[0], bench.batches[-1]):
+            bench.note(f"compiled_batch_{songs}", bench.with_floor(songs, bench.typical(songs, bench.song_s)))
+    except BaseException:  # what does not compile is measured eagerly from here on
+        for module, forward in forwards.items():
+            module.forward = forward
+        raise
+
+
+def backlog(bench: Bench) -> None:
+    """Batches of texts that differ, flac of each song on the other cores: songs a minute, the engine's busy share."""
+    songs, seconds = bench.batches[-1], 25.0 if bench.gpu else 1.0
+    cores = max(1, (os.cpu_count() or 2) - 2)
+    with ThreadPoolExecutor(cores) as pool:
+        files, busy_s, began = [], 0.0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            requests = bench.requests(songs, bench.song_s, f" number {next(bench.novel)}")
+            at_s = time.perf_counter()
+            files += [pool.submit(_encoded, song.samples, AudioFormat.FLAC) for song in _generated(bench, requests)]
+            busy_s += time.perf_counter() - at_s
+        done = [file.result() for file in files]
+        wall_s = time.perf_counter() - began
+    bench.note("backlog_flac_songs_per_min", round(60 * len(done) / wall_s, 1))
+    bench.note("backlog_busy_share", round(busy_s / wall_s, 3))
+    for name in ("stock_songs_per_min", "stock_songs_per_min_mp3_in_series"):
+        if name in bench.figures:
+            bench.note(f"backlog_to_{name}", round(60 * len(done) / wall_s / bench.figures[name], 2))
+
+
+def _generated(bench: Bench, requests: Sequence[SongRequest]) -> Iterator[Song]:
+    for _, song in bench.engine.generate(requests, lambda *_: frozenset()):
+        yield song
+
+
+def long(bench: Bench) -> None:
+    """Songs of 400 and 600 s."""
+    for duration_s in (400.0, 600.0) if bench.gpu else (12.0,):
+        whole, denoise, decoded = bench.timed(1, duration_s)
+        bench.note(f"song_of_{duration_s:g}_s_ms", [round(each) for each in (whole, denoise, decoded)])
+        if bench.gpu:
+            bench.note(f"song_of_{duration_s:g}_s_peak_gib", round(torch.cuda.max_memory_allocated() / 2**30, 1))
+
+
+# What each part may take at the longest, seconds on an H200 by arithmetic; the important ones first.
+PARTS: tuple[tuple[str, float, Callable[[Bench], None]], ...] = (
+    ("ceilings", 10, ceilings),
+    ("assembled", 30, assembled),
+    ("stock", 40, stock),
+    ("made_ready", 20, made_ready),
+    ("eager", 60, eager),
+    ("novel", 20, novel),
+    ("equal", 20, equal),
+    ("backlog", 45, backlog),
+    ("decoding", 30, decoding),
+    ("attention", 20, attention),
+    ("long", 60, long),
+    ("compiled", 150, compiled),
+    ("backlog_compiled", 45, backlog),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run every part; 1 if one of them failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.gpu", description=__doc__)
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    kind = "gpu" if torch.cuda.is_available() else "gpu-tried-on-a-cpu"
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{day}-{kind}.json"))
+    parser.add_argument("--size", choices=tuple(SIZES), default="turbo")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for everything")
+    asked = parser.parse_args(arguments)
+    bench = Bench(asked.out, asked.size, asked.budget)
+    print(json.dumps(machine()), flush=True)
+    before: Figures = {}
+    for name, needs_s, work in PARTS:
+        if name == "backlog_compiled":  # the same part once more: its figures eager are kept beside
+            before = {key: value for key, value in bench.figures.items() if key.startswith("backlog")}
+        bench.part(name, needs_s, work)
+    if before:
+        bench.note("backlog_eager", before)
+    print(f"{asked.out}: {len(bench.figures)} figures, {len(bench.failed)} parts failed or left out", flush=True)
+    return 1 if bench.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

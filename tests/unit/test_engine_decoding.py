@@ -1,0 +1,77 @@
+"""Songs are decoded window by window: what is decoded, what of it is kept, and that nobody can hear it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpu_worker.engine.checkpoint import build
+from gpu_worker.engine.decoding import OVERLAP_FRAMES, Windows, calls_of, decode, windows_of
+from gpu_worker.engine.pipeline import SongPipeline
+
+CARD = Windows(256, 4, fixed=True)
+SMALL = Windows(512, 1, fixed=False)
+# 2,147,483,648 elements is what a tensor's index of 32 bits holds; the widest of the decoder's has 128 channels.
+MOST_ELEMENTS, WIDEST_CHANNELS, HOP = 2**31, 128, 1920
+
+
+@pytest.mark.parametrize("windows", [CARD, SMALL])
+@pytest.mark.parametrize("frames", [1, 2, 272, 287, 288, 289, 300, 375, 529, 544, 545, 1500, 10_000, 15_000])
+def test_every_frame_is_kept_once_and_has_its_neighbours(frames: int, windows: Windows) -> None:
+    parts = list(windows_of(0, frames, windows))
+    assert [part.kept_from for part in parts] == [0, *(part.kept_to for part in parts[:-1])]
+    assert parts[-1].kept_to == frames
+    assert [part.last for part in parts] == [*(False for _ in parts[1:]), True]
+    for part in parts:
+        assert part.start == 0 or part.kept_from - part.start >= OVERLAP_FRAMES
+        assert part.end == frames or part.end - part.kept_to >= OVERLAP_FRAMES
+        assert part.frames <= windows.frames
+        if windows.fixed and frames >= windows.frames:
+            assert part.frames == windows.frames
+
+
+@pytest.mark.parametrize("duration_s", [60, 349, 400, 600])
+def test_no_call_passes_what_an_index_holds(duration_s: int) -> None:
+    frames = duration_s * 25
+    widest = max(sum(window.frames for window in call) for call in calls_of([frames] * 8, Windows(256, 16, fixed=True)))
+    assert widest <= 8192
+    assert widest * HOP * WIDEST_CHANNELS < MOST_ELEMENTS
+
+
+def test_songs_share_calls_and_short_ones_have_their_own() -> None:
+    calls = list(calls_of([600, 100, 100, 700, 288], CARD))
+    assert [[window.song for window in call] for call in calls] == [[0, 0, 0], [1, 2], [3, 3, 3, 4]]
+    assert all(len({window.frames for window in call}) == 1 for call in calls)
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> SongPipeline:
+    directory = tmp_path_factory.mktemp("model")
+    build(directory, turbo=True)
+    loaded: SongPipeline = SongPipeline.from_pretrained(directory)
+    return loaded
+
+
+@pytest.mark.parametrize("windows", [CARD, Windows(64, 3, fixed=True), SMALL])
+def test_windows_give_what_the_whole_gives(pipe: SongPipeline, windows: Windows) -> None:
+    frames = (700, 90, 600, 340)
+    latents = torch.randn(len(frames), max(frames), 8, generator=torch.Generator().manual_seed(1))
+    decoder = pipe.vae.decoder
+    with torch.no_grad():
+        given = dict(decode(decoder, latents, frames, windows, lambda _: True))
+        for song, own in enumerate(frames):
+            whole = decoder(latents[song : song + 1, :own].transpose(1, 2))[0]
+            assert given[song].shape == whole.shape
+            assert float((given[song] - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
+
+
+def test_songs_come_in_order_and_the_unwanted_not_at_all(pipe: SongPipeline) -> None:
+    asked: list[int] = []
+
+    def decoder(given: torch.Tensor) -> torch.Tensor:
+        asked.append(len(given))
+        return torch.zeros(len(given), 2, given.shape[-1] * HOP)
+
+    songs = [song for song, _ in decode(decoder, torch.zeros(3, 600, 8), (600, 600, 600), CARD, lambda song: song != 1)]
+    assert songs == [0, 2]
+    assert sum(asked) == 6
