@@ -26,7 +26,8 @@ from diffusers import AceStepPipeline
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.engine.full_size import SIZES, assemble
-from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, Bench, Clock, Figures, machine, synchronize
+from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, Bench, Figures, machine, synchronize
+from benchmarks.engine.speed import Clock
 from gpu_worker.engine.ace_step import AceStepEngine, Identity
 from gpu_worker.engine.adapters import Adapters
 from gpu_worker.engine.base import Song, SongRequest

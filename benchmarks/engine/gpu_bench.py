@@ -11,7 +11,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 
 from benchmarks.engine import floor
 from benchmarks.engine.full_size import SIZES, Sizes
+from benchmarks.engine.speed import Clock
 from gpu_worker.engine.base import SongRequest
 from gpu_worker.engine.footprint import decoder_line, text_bytes, transformer_line
 from gpu_worker.engine.memory import CPU_WINDOWS, Need, Plan, plan
@@ -56,20 +56,6 @@ SMALL = Sizes(
         "num_timbre_encoder_hidden_layers": 1,
     },
 )
-
-
-@dataclass
-class Clock:
-    """An observer that notes when each stage begins, with the device's work done by then."""
-
-    at: dict[Stage, float] = field(default_factory=dict)
-
-    def __call__(self, stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-        """Note the first sight of a stage."""
-        if stage not in self.at:
-            synchronize()
-            self.at[stage] = time.perf_counter()
-        return frozenset()
 
 
 class Bench:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -22,7 +21,7 @@ from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 from tests.jobs import charged_attempts
-from tests.kills.deaths import Deaths, Fate, interrupted
+from tests.kills.deaths import Deaths, Fate, Once, interrupted
 from tests.kills.ends import today
 from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench
 
@@ -187,21 +186,6 @@ def test_every_death_is_survived(bench: Bench, redis_url: str, file_store_url: s
         )
         assert not bench.redis.exists(bench.keys.busy("default"), bench.keys.in_flight(TENANT))
         bench.redis.flushdb()
-
-
-@dataclass
-class Once:
-    """Does a thing the first time that it is asked to, after so many times."""
-
-    act: Callable[[], object]
-    after: int
-    called: bool = False
-
-    def __call__(self) -> None:
-        self.after -= 1
-        if self.after < 0 and not self.called:
-            self.called = True
-            self.act()
 
 
 def test_a_replica_that_is_overtaken_does_nothing_twice(bench: Bench, redis_url: str) -> None:
