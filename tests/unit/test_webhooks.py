@@ -95,6 +95,8 @@ def house(redis: Redis, keys: Keys, file_store_url: str, redis_url: str) -> Iter
         "webhook_secret": SECRET,
         "webhook_networks": ("127.0.0.0/8",),
         "webhook_timeout_s": 5,
+        # Far beyond what `tellers` makes due at once, on a machine that slept for some seconds too.
+        "webhook_backoff_s": 60,
     }
     store = Store.open(GatewaySettings.model_validate(settings))
     with receiver() as target:
