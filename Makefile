@@ -15,7 +15,7 @@ BROWSER := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # What make started ends with make, however that ends.
 LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
-CODE := serinette api gpu_worker tests scripts benchmarks tools
+CODE := serinette api controller gpu_worker tests scripts benchmarks tools
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test chaos lint format bench bench-gpu load openapi settings clean music-box music-box-eval chart manifests lock release

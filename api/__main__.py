@@ -14,7 +14,7 @@ from api.app import create_app
 from api.dependencies import Parts
 from api.protocol import PatientUpToAPoint
 from api.settings import GatewaySettings
-from serinette import exposition, logs, traces
+from serinette import logs, telemetry
 from serinette.errors import ConfigurationError
 from serinette.settings import read
 
@@ -46,10 +46,10 @@ def main() -> int:
     try:
         settings = read(GatewaySettings)
         logs.configure(settings, "gateway")
-        traces.configure(settings, "gateway")
+        telemetry.configure(settings, "gateway")
         logging.getLogger("uvicorn.error").addFilter(_is_news)
         app = create_app(settings)
-        exposition.serve(app.state.metrics.registry, settings)
+        telemetry.serve_metrics(app.state.metrics.registry, settings)
         gc.freeze()  # what is there by now stays: no collection needs to look through it again
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")

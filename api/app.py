@@ -14,22 +14,20 @@ from redis import asyncio as redis_asyncio
 from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocket
 
-from api import document, problems
-from api.batches.book import Book
-from api.batches.desk import Desk
-from api.batches.shelf import Shelf
+from api import document, health, problems, v1
+from api.batches.service import Desk
 from api.containers.log import Logs
 from api.dependencies import Parts
+from api.dialects import acestep, gradio
 from api.events import JobEvents
 from api.intake import Intake
 from api.limits import BodyLimit
 from api.metrics import HttpMetrics, Observed, expose
 from api.queue import JobQueue
 from api.redirects import HostlessRedirects
-from api.routes import acestep, gradio, health, studio, v1
 from api.settings import GatewaySettings
 from api.songs import Songs
-from api.targets import Targets
+from api.studio import routes as studio
 from api.tenancy.accounts import Accounts
 from api.tenancy.gatekeeper import Gatekeeper, Register
 from api.tenancy.key_in_body import KeyInBody
@@ -39,11 +37,14 @@ from api.tenancy.links import Links
 from api.tenancy.rate import RequestRate
 from api.threads import Threads
 from serinette import __version__
+from serinette.batches.objects import Shelf
+from serinette.batches.record import Book
 from serinette.errors import NotFound, Unavailable
-from serinette.exposition import new_registry
 from serinette.jobs import AsyncJobs, Jobs
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
+from serinette.telemetry import new_registry
+from serinette.webhook_targets import Targets
 
 # Prefixes of the paths that take files as their body.
 UPLOAD_PATHS = ("/v1/uploads", "/v1/files", "/generate_music_with_audio", "/release_task")

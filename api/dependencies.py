@@ -12,7 +12,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from api.batches.desk import Desk
+from api.batches.service import Desk
 from api.containers.checking import check_taken
 from api.containers.log import Logs
 from api.events import JobEvents

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from api.dialects.acestep.documented import TAG
 from api.events import JobEvent
 from api.problems import Problem, speaks_problems
-from api.routes.acestep.documented import TAG
 from serinette.batch import BatchRequest
 
 # Told by responses that FastAPI knows no model of.

@@ -18,11 +18,10 @@ from starlette.datastructures import UploadFile
 
 from api.settings import GatewaySettings
 from serinette.errors import InvalidAudio, InvalidSpec, NotFound, TooLarge, Unsupported
-from serinette.job import now
+from serinette.job import Upload, UploadedFile, now
 from serinette.names import upload_audio_key, upload_file_key, upload_prefix, upload_record_key
 from serinette.probe import prove_audio
 from serinette.store import Store, StoredObject
-from serinette.upload import Upload, UploadedFile
 
 _T = TypeVar("_T")
 _Given = TypeVarTuple("_Given")

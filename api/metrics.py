@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.settings import GatewaySettings
-from serinette import logs, traces
-from serinette.hosts import is_loopback
+from serinette import logs, telemetry
+from serinette.webhook import is_loopback
 
 # What is asked for by other methods is told as one: a client may make up any.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -123,11 +123,11 @@ def _status(message: Message) -> int:
     return 0
 
 
-def _traced(scope: Scope) -> AbstractContextManager[traces.Answered]:
+def _traced(scope: Scope) -> AbstractContextManager[telemetry.Answered]:
     if scope["path"] in _PROBES:
         return nullcontext(lambda _route, _status: None)
     sent = dict(scope["headers"]).get(b"traceparent")
-    return traces.serving(_method(scope), sent.decode("latin-1") if sent else None)
+    return telemetry.serving(_method(scope), sent.decode("latin-1") if sent else None)
 
 
 def _about_job(path: str) -> AbstractContextManager[None]:

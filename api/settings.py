@@ -1,65 +1,18 @@
-"""Settings of the gateway and of the maintenance process."""
+"""Settings of the gateway."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from api.containers.settings import ContainerSettings
 from api.tenancy.settings import TenancySettings
+from serinette.container_settings import ContainerSettings
 from serinette.names import DEFAULT_POOL
 from serinette.pools import PoolName, PoolSettings
-from serinette.settings import SharedSettings
-
-
-class WebhookSettings(SharedSettings):
-    """What gateway and maintenance must agree on about webhooks."""
-
-    webhook_secret: SecretStr | None = Field(
-        None,
-        description="Signs webhooks: `whsec_` and base64 of 24 to 64 bytes. Several, parted by spaces, all sign, so "
-        "that it can be changed. None: no webhooks, but of tenants in `webhook_secrets`.",
-    )
-    webhook_secrets: Mapping[str, SecretStr] = Field(
-        {}, description="Secrets of tenants that have their own, by tenant (JSON object in the environment)."
-    )
-    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
-        (),
-        description='Networks that webhooks may lead to though they are not public, e.g. `["10.20.0.0/16"]`. Any '
-        "client that may submit can then make this server POST there.",
-    )
-
-    @model_validator(mode="after")
-    def _secrets_can_sign(self) -> Self:
-        told = dict(self.webhook_secrets)
-        if self.webhook_secret is not None:
-            told["webhook_secret"] = self.webhook_secret
-        for name, secrets in told.items():
-            if not secrets.get_secret_value().split() or not all(map(_can_sign, secrets.get_secret_value().split())):
-                raise ValueError(
-                    f"{name}: must be whsec_ and base64 of 24 to 64 bytes, e.g. from `openssl rand -base64 32`"
-                )
-        return self
-
-    def signs_for(self, tenant: str | None) -> list[SecretStr]:
-        """The secrets that sign a tenant's webhooks; none, and it has no webhooks."""
-        told = self.webhook_secrets.get(tenant or "", self.webhook_secret)
-        return [SecretStr(secret) for secret in told.get_secret_value().split()] if told else []
-
-
-def _can_sign(secret: str) -> bool:
-    try:
-        return 24 <= len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) <= 64
-    except binascii.Error:
-        return False
+from serinette.webhook_targets import WebhookSettings
 
 
 class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerSettings):
@@ -106,50 +59,3 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
             return json.loads(value)
         except ValueError:
             raise ValueError('must be like https://a.example,https://b.example or ["https://a.example"]') from None
-
-
-class MaintenanceSettings(WebhookSettings, PoolSettings, ContainerSettings):
-    """Read from the environment, once, in `main()`."""
-
-    pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")
-    interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
-    lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
-    batch_backlog: int = Field(
-        32,
-        ge=1,
-        description="Jobs that batches keep waiting in the lowest lane of a pool, at least; more where `pools` lists "
-        "workers: four times what all of them hold or generate together.",
-    )
-    brake_failures: int = Field(
-        3, ge=1, description="Loads of a model that failed in a row, after which no more of the pool's workers start."
-    )
-    brake_memory_s: float = Field(
-        1800, gt=0, description="How long after the last of them they are let try again, when nothing else was heard."
-    )
-    brake_store_s: float = Field(60, gt=0, description="How long the store may be silent before no more workers start.")
-    rehome_after_s: float = Field(
-        300,
-        gt=0,
-        description="How long a pool must be out of `pools`, with no worker up, before its jobs go to another or fail.",
-    )
-    cluster_namespace: str | None = Field(
-        None,
-        description="Kubernetes namespace of the workers: what holds their pods is then reported to clients, and pods "
-        "that hold work are marked. Needs the extra `cluster`. None: no cluster.",
-    )
-    cluster_kubeconfig: Path | None = Field(
-        None,
-        validation_alias=AliasChoices("SERINETTE_CLUSTER_KUBECONFIG", "KUBECONFIG"),
-        description="How to reach it from outside; None: a pod's own service account.",
-    )
-    cluster_selector: str = Field(
-        "app.kubernetes.io/component=worker", description="Labels that find the worker pods there."
-    )
-    cluster_protect: bool = Field(True, description="Mark pods that hold work, so that others are taken away first.")
-    cluster_interval_s: float = Field(10.0, gt=0, le=30, description="Pause between two looks at the cluster.")
-    retention_interval_s: float = Field(300, gt=0, description="Pause between two sweeps of the store.")
-    webhook_attempts: int = Field(8, ge=1, le=20, description="Tries to deliver one webhook.")
-    webhook_backoff_s: float = Field(
-        5.0, gt=0, description="Pause after the first failed try; each further one is four times as long, up to 6 h."
-    )
-    webhook_timeout_s: float = Field(10.0, gt=0, le=60, description="Longest that one try may take.")

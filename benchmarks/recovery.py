@@ -92,7 +92,7 @@ def _maintenance(home: Pod, replicas: int) -> Iterator[Processes]:
     try:
         for number in range(replicas):
             with (home.directory / "maintenance.log").open("ab") as log:
-                command = leashed([sys.executable, "-m", "api.maintenance"])
+                command = leashed([sys.executable, "-m", "controller"])
                 running.append(subprocess.Popen(command, env=home.environment, stdout=log, stderr=log))
             if number == 0:
                 _until(lambda: home.redis.exists(home.settings.keys.lease("metrics")))  # it is up

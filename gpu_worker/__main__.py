@@ -10,8 +10,8 @@ from gpu_worker.settings import WorkerSettings
 from gpu_worker.supervisor import Supervisor
 from serinette import logs
 from serinette.errors import ConfigurationError
-from serinette.exposition import new_registry, serve
 from serinette.settings import read
+from serinette.telemetry import new_registry, serve_metrics
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
         with private_run_dir(settings.work_dir) as run_dir:
             supervisor, registry = Supervisor(settings, run_dir), new_registry()
             registry.register(supervisor.metrics)
-            serve(registry, settings)
+            serve_metrics(registry, settings)
             return supervisor.run()
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")

@@ -8,7 +8,7 @@ from collections import deque
 
 from redis import Redis, RedisError
 
-from serinette import brake, tally
+from serinette import brake, counters
 from serinette.job import now
 from serinette.jobs import Jobs, calls
 from serinette.names import Keys
@@ -97,7 +97,7 @@ class Herald:
 
     def _tell_cold_start(self) -> None:
         if self.cold_start_s is not None and not self._cold_start_told:
-            tally.observe(self._redis, self._keys, tally.COLD_START, self.cold_start_s, self._presence.pool)
+            counters.observe(self._redis, self._keys, counters.COLD_START, self.cold_start_s, self._presence.pool)
             record_pace(self._redis, self._keys, self._presence.pool, self.cold_start_s, of=Pace.COLD_START)
             self._cold_start_told = True
 

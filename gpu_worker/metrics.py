@@ -1,6 +1,6 @@
 """`/metrics` of a worker: its slots, its engine and its GPU, told by the supervisor for all its processes.
 
-What songs took is counted in Redis (serinette/tally.py) and told by maintenance: a pod may be gone before the next
+What songs took is counted in Redis (serinette/counters.py) and told by maintenance: a pod may be gone before the next
 scrape.
 """
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from api.settings import GatewaySettings, MaintenanceSettings
+from api.settings import GatewaySettings
+from controller.settings import ControllerSettings
 from gpu_worker.settings import WorkerSettings
 from serinette.settings import SharedSettings, variable
 
@@ -22,7 +23,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 SECTIONS: tuple[tuple[str, type[SharedSettings]], ...] = (
     ("Every process", SharedSettings),
     ("Gateway (`python -m api`)", GatewaySettings),
-    ("Controller (`python -m api.maintenance`)", MaintenanceSettings),
+    ("Controller (`python -m controller`)", ControllerSettings),
     ("Worker (`python -m gpu_worker`)", WorkerSettings),
 )
 

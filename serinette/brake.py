@@ -1,6 +1,6 @@
 """The brake: why starting more of a pool's workers would be waste, and what workers tell of loads that failed.
 
-Maintenance decides (api/maintenance/brake.py) and writes a set of reasons, each `{code}: {words}`, that it keeps from
+Maintenance decides (controller/brake.py) and writes a set of reasons, each `{code}: {words}`, that it keeps from
 expiring. KEDA reads no more than its size; people read the words.
 """
 
@@ -13,8 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
 
-from serinette.busy import host_of
-from serinette.names import Keys
+from serinette.names import Keys, host_of
 
 # Kept no longer than this without being renewed: a brake that nobody watches must not hold a pool for ever.
 BRAKE_TTL_S = 60

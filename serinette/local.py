@@ -210,7 +210,7 @@ class Local:
 
     def _maintenance(self, shared: dict[str, str]) -> Part:
         pending = readiness.maintenance(self._redis, self._settings.keys)
-        return Part("controller", (sys.executable, "-m", "api.maintenance"), shared, pending)
+        return Part("controller", (sys.executable, "-m", "controller"), shared, pending)
 
     def _worker(self, shared: dict[str, str]) -> Part:
         drain_timeout_s = self._options.drain_timeout_s

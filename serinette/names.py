@@ -182,9 +182,9 @@ class Keys:
         return self._key("holdups")
 
     @property
-    def tally(self) -> str:
-        """Hash of what has been counted since Redis began (serinette/tally.py)."""
-        return self._key("tally")
+    def counters(self) -> str:
+        """Hash of what has been counted since Redis began (serinette/counters.py)."""
+        return self._key("counters")
 
     @property
     def batches(self) -> str:
@@ -196,7 +196,7 @@ class Keys:
         return self._key("tenant-batches", tenant)
 
     def batch(self, batch_id: str) -> str:
-        """Hash: status, cursor and counts of one batch (api/batches/book.py). Never its lines."""
+        """Hash: status, cursor and counts of one batch (serinette/batches/record.py). Never its lines."""
         return self._key("batch", batch_id)
 
     def batch_running(self, batch_id: str) -> str:
@@ -212,7 +212,7 @@ class Keys:
         return self._key("batch-open", batch_id)
 
     def batch_part(self, batch_id: str, round: int, part: int) -> str:
-        """Hash of one open part's lines that have ended, to how (api/batches/book.py); it goes with the part."""
+        """Hash of one open part's lines that have ended, to how (batches/record.py); it goes with the part."""
         return self._key("batch-part", batch_id, str(round), str(part))
 
     @property
@@ -313,3 +313,13 @@ def batch_output_key(tenant: str, batch_id: str, round: int) -> str:
 def batch_errors_key(tenant: str, batch_id: str, round: int) -> str:
     """Lines that were not, as the round ended."""
     return f"{batch_prefix(tenant, batch_id)}errors-{round:04}.jsonl"
+
+
+def worker_of(slot: str) -> str:
+    """The worker that a slot belongs to, by the name that its supervisor gave it: `{worker}.{number}.{random}`."""
+    return slot.rsplit(".", 2)[0]
+
+
+def host_of(worker: str) -> str:
+    """The host, and so the pod, of a worker: its supervisor's name is `{host}-{random}`, anew at each start."""
+    return worker.rpartition("-")[0] or worker

@@ -1,7 +1,8 @@
-"""What workers tell about themselves, so that a person can be told what a job waits for."""
+"""What workers report of themselves, and the controller of their pods: so that a user knows what a job waits for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -109,3 +110,33 @@ def pace(redis: Redis, keys: Keys, pool: str, of: Pace = Pace.RUN) -> float | No
     """A pool's moving average; None before the first."""
     value = redis.hget(keys.pace(pool), of)
     return None if value is None else float(value)
+
+
+# Reported anew every few seconds; what is older is not known.
+HOLDUP_TTL_S = 60
+
+
+class Holdup(BaseModel):
+    """One pool."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    pods: int = Field(0, description="Its worker pods, but for those that leave.")
+    words: str = Field("", description="What holds the pod that is furthest along; empty when nothing does.")
+    stuck: int = Field(0, description="Pods whose containers the cluster fails to start, again and again.")
+    stuck_words: str = Field("", description="Why.")
+
+
+def report_holdups(redis: Redis, keys: Keys, holdups: Mapping[str, Holdup]) -> None:
+    """Replace what was reported before."""
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.delete(keys.holdups)
+        if holdups:
+            pipe.hset(keys.holdups, mapping={pool: holdup.model_dump_json() for pool, holdup in holdups.items()})
+            pipe.expire(keys.holdups, HOLDUP_TTL_S)
+        pipe.execute()
+
+
+def parse_holdups(raw: Mapping[Any, Any]) -> dict[str, Holdup]:
+    """The hash as `HGETALL` gives it; empty without a cluster."""
+    return {pool.decode(): Holdup.model_validate_json(text) for pool, text in raw.items()}

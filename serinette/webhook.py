@@ -1,6 +1,6 @@
 """Webhooks: which targets a job may name, what is told of its end, and how each try is logged.
 
-The wire is that of Standard Webhooks (webhook-id, webhook-timestamp, webhook-signature); api/maintenance/ delivers.
+The wire is that of Standard Webhooks (webhook-id, webhook-timestamp, webhook-signature); controller/ delivers.
 """
 
 from __future__ import annotations
@@ -104,3 +104,13 @@ class Delivery(BaseModel):
     status: int | None = Field(None, description="The target's HTTP status; null when it gave none.")
     error: str | None = Field(None, description="Why it was not delivered, in words.")
     next_at: AwareDatetime | None = Field(None, description="When it is tried again; null: never.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`. A name that is not `localhost` may lead anywhere."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -16,13 +16,12 @@ from typing import Any
 import httpx
 from redis import Redis
 
-from serinette.job import Artifact, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings, now
+from serinette.job import Artifact, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings, Upload, now
 from serinette.jobs import Claimed, Jobs, Lease, Outcome, Standing, calls
 from serinette.jobs.finishing import put_record, record_of
 from serinette.names import Keys, artifact_key, upload_record_key
 from serinette.spec import AudioFormat
 from serinette.store import Store
-from serinette.upload import Upload
 from tests.servers import free_ports
 
 LEASE = Lease("worker-1.0.1", 60)

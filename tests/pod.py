@@ -20,14 +20,13 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from gpu_worker.settings import WorkerSettings
-from serinette.job import JobStatus, Record, now
+from serinette.job import JobStatus, Record, Upload, now
 from serinette.jobs import Entry
 from serinette.leash import leashed
 from serinette.names import Lane, queue_name, record_key, upload_audio_key, upload_record_key
 from serinette.presence import Presence, WorkerStage, present
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
-from serinette.upload import Upload
 from tests.jobs import TENANT, Board
 from tests.processes import eventually
 

@@ -18,7 +18,7 @@ import httpx
 from serinette.leash import leashed
 from tests.servers import free_ports, valkey
 
-MODULES = {"gateway": "api", "maintenance": "api.maintenance", "worker": "gpu_worker"}
+MODULES = {"gateway": "api", "maintenance": "controller", "worker": "gpu_worker"}
 
 
 @dataclass

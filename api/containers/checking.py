@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from api.containers.settings import ContainerSettings
 from serinette.container import ContainerSpec, Input, allowed_by
+from serinette.container_settings import ContainerSettings
 from serinette.errors import InvalidSpec, NotFound, Unsupported
 from serinette.job import Job, JobOptions
 from serinette.names import upload_file_key, upload_record_key

@@ -6,15 +6,14 @@ import re
 from collections.abc import Callable, Collection, Iterable
 
 from api.settings import GatewaySettings
-from api.targets import Targets
 from serinette.errors import InvalidSpec, NotFound, Unsupported
-from serinette.job import Job, JobStatus
+from serinette.job import Job, JobStatus, Upload
 from serinette.names import upload_record_key
 from serinette.pools import of_name, serving
 from serinette.presence import Presence
 from serinette.spec import GenerationSpec, Task
 from serinette.store import Store
-from serinette.upload import Upload
+from serinette.webhook_targets import Targets
 
 _AUDIO_CODE = re.compile(r"<\|audio_code_\d+\|>")
 # Not worth asking the workers: one that sings less is for trying things out, and refuses what it cannot sing itself.

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from api.holdups import Holdup
 from serinette import brake
 from serinette.container import CONTAINERS_POOL
 from serinette.job import Job, JobStatus, Stage
 from serinette.names import Lane
 from serinette.pools import PoolFacts
-from serinette.presence import Presence, WorkerStage
+from serinette.presence import Holdup, Presence, WorkerStage
 
 # Below this share of the work, what is left cannot be told from what is done.
 _TELLING_FRACTION = 0.1

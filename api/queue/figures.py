@@ -11,15 +11,14 @@ from typing import Any
 from redis import asyncio as redis_asyncio
 
 from api.answering import answering
-from api.holdups import Holdup
 from api.queue.explain import Pool
 from serinette.brake import in_force
+from serinette.counters import JOBS_ENDED, SEPARATOR
 from serinette.job import JobStatus, now
 from serinette.jobs.script import text
 from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts, of_name
-from serinette.presence import Pace, Presence
-from serinette.tally import JOBS_ENDED, SEPARATOR
+from serinette.presence import Holdup, Pace, Presence
 
 MAX_AGE_S = 0.25
 
@@ -87,10 +86,10 @@ class PoolFigures:
                 pipe.hmget(self._keys.pace(name), [Pace.RUN, Pace.COLD_START])
                 pipe.smembers(self._keys.brake(name))
             pipe.hgetall(self._keys.holdups)
-            pipe.hgetall(self._keys.tally)
-            *counts, holdups, tally = await pipe.execute()
+            pipe.hgetall(self._keys.counters)
+            *counts, holdups, counted = await pipe.execute()
         size = len(counts) // len(names) if names else 0
-        ended = _ended(tally)
+        ended = _ended(counted)
         words = {text(pool): Holdup.model_validate_json(found) for pool, found in holdups.items()}
         pools = {
             name: self._pool(name, counts[i * size : (i + 1) * size], workers, ended, words.get(name))
@@ -129,10 +128,10 @@ def _heard(reading: asyncio.Task[None]) -> None:
         reading.exception()  # its callers have it, unless all of them left
 
 
-def _ended(tally: Mapping[Any, Any]) -> Ended:
+def _ended(counted: Mapping[Any, Any]) -> Ended:
     """Jobs that ended since Redis began, by pool and outcome; of a hash with other counts."""
     sums: dict[tuple[str, str], int] = {}
-    for field, value in tally.items():
+    for field, value in counted.items():
         name, *labels = text(field).split(SEPARATOR)
         if name == JOBS_ENDED.name and len(labels) == len(JOBS_ENDED.labels):
             sums[labels[0], labels[1]] = sums.get((labels[0], labels[1]), 0) + int(value)

@@ -15,7 +15,6 @@ from api.queue.figures import PoolFigures
 from api.queue.lookup import Lookup, Page, no_such_job
 from api.queue.submitting import Submits, Work
 from api.settings import GatewaySettings
-from api.targets import Targets
 from api.threads import Threads
 from serinette.batch import BATCH_LABEL
 from serinette.container import ContainerSpec
@@ -26,6 +25,7 @@ from serinette.jobs import AsyncJobs, calls
 from serinette.names import song_prefix
 from serinette.spec import GenerationSpec
 from serinette.store import Store
+from serinette.webhook_targets import Targets
 
 _ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
 

@@ -182,7 +182,7 @@ class Lookup:
 
 def brief(job_id: str, shrunk: Shrunk) -> Job:
     """A job by what Redis keeps of it some minutes after its end: no song, and of its prompt the beginning. What is not
-    known is left unset, so that answers leave it out (api/routes/v1/answers.py).
+    known is left unset, so that answers leave it out (api/v1/answers.py).
     """
     error = JobError(code=shrunk.error_code, message=f"GET /v1/jobs/{job_id} says what went wrong")
     return Job(

@@ -21,9 +21,8 @@ from api.queue.figures import PoolFigures
 from api.queue.lookup import Lookup
 from api.queue.pressure import error_of
 from api.settings import GatewaySettings
-from api.targets import Targets
 from api.threads import Threads
-from serinette import logs, traces
+from serinette import logs, telemetry
 from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.credentials import Limits
 from serinette.errors import IdempotencyConflict, InvalidSpec, QueueUnavailable, SerinetteError, Unavailable
@@ -33,6 +32,7 @@ from serinette.jobs.script import Argument
 from serinette.presence import Presence
 from serinette.spec import GenerationSpec
 from serinette.store import Store
+from serinette.webhook_targets import Targets
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Submits:
             if key is None or (known := await self._known(job_id)) is None:
                 raise
             return await self._replayed(work, job_id, known), False
-        with traces.span("submit", told={"job": job_id, "pool": pool, "lane": work.options.lane}):
+        with telemetry.span("submit", told={"job": job_id, "pool": pool, "lane": work.options.lane}):
             submission = self._submission(job_id, work, pool, timeout_s)
             limits, most = self.declared(work.tenant), self.settings.max_waiting
             call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(self._wait))
@@ -147,7 +147,7 @@ class Submits:
             max_attempts=max_attempts,
             ttl_s=self.settings.retention_s,
             dialect=work.dialect,
-            carried=traces.carried(),
+            carried=telemetry.carried(),
         )
 
     async def _pool_for(self, model: str | None) -> tuple[str, Sequence[Presence]]:

@@ -1,1 +1,1 @@
-"""The studio: a page in the browser, as static files. `api/routes/studio.py` serves them."""
+"""The studio: a page in the browser, as static files. `api/studio/routes.py` serves them."""

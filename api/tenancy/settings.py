@@ -7,8 +7,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from serinette.hosts import is_loopback
 from serinette.settings import SharedSettings
+from serinette.webhook import is_loopback
 
 
 class TenancySettings(SharedSettings):

@@ -22,7 +22,7 @@ from gpu_worker.slot.patience import connect_patiently
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
-from serinette import logs, traces
+from serinette import logs, telemetry
 from serinette.errors import ConfigurationError
 from serinette.settings import read
 from serinette.store import Store
@@ -73,7 +73,7 @@ def main() -> int:
     try:
         settings = read(WorkerSettings)
         logs.configure(settings, "slot")
-        traces.configure(settings, "slot")
+        telemetry.configure(settings, "slot")
         return run(settings, arguments.name, arguments.busy_fd)
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")

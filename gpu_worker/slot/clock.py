@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from serinette import tally
+from serinette import counters
+from serinette.counters import Additions
 from serinette.job import Result, Stage
-from serinette.tally import Additions
 
 _IN_ENGINE = frozenset({Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING})
 
@@ -64,16 +64,16 @@ class StageClock:
 def song_additions(pool: str, result: Result, clock: StageClock) -> Additions:
     """What a job whose songs this attempt made adds to what is counted, in the transition that ends it."""
     timings = result.timings
-    found = [*tally.additions(tally.RUN, timings.run_s, pool)]
+    found = [*counters.additions(counters.RUN, timings.run_s, pool)]
     for stage, seconds in {
         "generate": timings.generate_s,
         "encode": timings.encode_s,
         "upload": timings.upload_s,
     }.items():
-        found += tally.additions(tally.STAGE, seconds, pool, stage)
+        found += counters.additions(counters.STAGE, seconds, pool, stage)
     if timings.generate_s > 0:
         audio_s = sum(artifact.duration_s for artifact in result.artifacts)
-        found += tally.additions(tally.REAL_TIME_FACTOR, audio_s / timings.generate_s, pool)
+        found += counters.additions(counters.REAL_TIME_FACTOR, audio_s / timings.generate_s, pool)
     if clock.steps_per_s:
-        found += tally.additions(tally.STEP_RATE, clock.steps_per_s, pool)
+        found += counters.additions(counters.STEP_RATE, clock.steps_per_s, pool)
     return found

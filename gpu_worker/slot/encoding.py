@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_worker.wire import Samples
-from serinette import traces
+from serinette import telemetry
 from serinette.media import encode, to_loudness
 from serinette.spec import GenerationSpec
 
@@ -59,7 +59,7 @@ class Encoders:
 
     def _encode(self, samples: Samples, sample_rate: int, spec: GenerationSpec, tags: Mapping[str, str]) -> Encoded:
         warnings: tuple[str, ...] = ()
-        with place(self._directory, self._most), traces.span("encode", told={"format": spec.format}):
+        with place(self._directory, self._most), telemetry.span("encode", told={"format": spec.format}):
             began_s = time.monotonic()
             if spec.loudness_lufs is not None:
                 samples, complaint = to_loudness(samples, sample_rate, spec.loudness_lufs)

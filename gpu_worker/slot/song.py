@@ -18,7 +18,7 @@ from gpu_worker.slot.sources import Role, Sources
 from gpu_worker.slot.spool import Parcel, Spool, Spooled
 from gpu_worker.slot.tracing import trace_stages
 from gpu_worker.wire import Audio, Samples, Sing, Sung
-from serinette import traces
+from serinette import telemetry
 from serinette.errors import InvalidOutput, StoreUnavailable
 from serinette.job import Artifact, JobStatus, Progress, Record, Result, Stage, Timings, now
 from serinette.jobs import Outcome
@@ -108,7 +108,7 @@ class Performance:
             return None
 
     def _recorded(self, record: Record) -> Record:
-        with traces.span("record"):
+        with telemetry.span("record"):
             winner = self._put_record(record)
         self.hold.generated = winner.attempt is not None and winner.attempt.id == self.hold.attempt.id
         if not self.hold.generated:
@@ -206,7 +206,7 @@ class Performance:
         key = artifact_key(self.hold.entry.tenant, job_id, self.hold.attempt.id, index, EXTENSIONS[spec.format])
         if index == len(sung.songs) - 1:
             self._tell(Stage.UPLOADING)
-        with traces.span("upload", told={"song": index, "size_bytes": len(data)}):
+        with telemetry.span("upload", told={"song": index, "size_bytes": len(data)}):
             self._keep(index, key, data, CONTENT_TYPES[spec.format])
         self.upload_s += time.monotonic() - encoded_at_s
         return Artifact(

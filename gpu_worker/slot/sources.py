@@ -11,11 +11,10 @@ from typing import Literal
 from gpu_worker.slot.patient_store import PatientStore
 from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, NotFound, TooLarge
-from serinette.job import Record
+from serinette.job import Record, Upload
 from serinette.media import decode
 from serinette.names import record_key, upload_audio_key, upload_record_key
 from serinette.presence import Model
-from serinette.upload import Upload
 
 Role = Literal["source", "reference"]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from gpu_worker.slot.clock import StageClock
 from gpu_worker.slot.hold import Hold
-from serinette import traces
+from serinette import telemetry
 
 
 @contextmanager
@@ -18,19 +18,21 @@ def traced(hold: Hold) -> Iterator[None]:
     parent, pool, lane = entry.traceparent, entry.pool, entry.lane
     before = [each.ended_at for each in entry.attempts[:-1] if each.ended_at]
     waits_since = before[-1] if before else entry.created_at  # after the first attempt, since it was put back
-    traces.record("queue.wait", waits_since.timestamp(), hold.claim_began_s, parent, job=entry.id, pool=pool, lane=lane)
-    about: dict[str, traces.Value] = {
+    telemetry.record(
+        "queue.wait", waits_since.timestamp(), hold.claim_began_s, parent, job=entry.id, pool=pool, lane=lane
+    )
+    about: dict[str, telemetry.Value] = {
         "job": entry.id,
         "attempt": attempt.number,
         "worker": attempt.worker,
         "pool": pool,
     }
-    with traces.span("attempt", parent, hold.claim_began_s, about):
-        traces.record("claim", hold.claim_began_s, time.time())
+    with telemetry.span("attempt", parent, hold.claim_began_s, about):
+        telemetry.record("claim", hold.claim_began_s, time.time())
         yield
 
 
 def trace_stages(clock: StageClock) -> None:
     """What the attempt and its engine did up to now, each stage a span."""
     for interval in clock.intervals(time.time()):
-        traces.record(f"stage.{interval.stage}", interval.began_s, interval.ended_s)
+        telemetry.record(f"stage.{interval.stage}", interval.began_s, interval.ended_s)

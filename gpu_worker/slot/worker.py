@@ -31,7 +31,7 @@ from gpu_worker.slot.retry_policy import Decision, Ending, decide, ending_of, is
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.spool import Parcel, Spooled
 from gpu_worker.slot.tracing import traced
-from serinette import logs, traces
+from serinette import logs, telemetry
 from serinette.errors import InvalidSpec, NotFound, SerinetteError, StoreUnavailable
 from serinette.job import JobStatus, Record
 from serinette.jobs import Claimed, Finished, Jobs, Lease, Outcome, Standing, calls
@@ -257,8 +257,8 @@ class SlotWorker(SimpleWorker):
 
     def _conclude(self, hold: Hold, heartbeat: Heartbeat, decision: Decision, record: Record | None) -> None:
         heartbeat.concluding = True
-        traces.note(outcome=decision.ending, code=decision.error.code if decision.error else "")
-        with traces.span("conclude"):
+        telemetry.note(outcome=decision.ending, code=decision.error.code if decision.error else "")
+        with telemetry.span("conclude"):
             written = self._insist(lambda: self._written(hold, heartbeat, decision, record), hold)
         why = f" ({decision.error.code}: {decision.error.message})" if decision.error else ""
         how = decision.ending if written else f"{decision.ending}, but superseded: nothing written"

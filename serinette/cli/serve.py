@@ -16,8 +16,8 @@ from serinette.cli.following import follow
 from serinette.cli.terminal import TreeView, errors, output, program, seconds
 from serinette.client import DEFAULT_URL, Client
 from serinette.errors import ConfigurationError, GenerationError
-from serinette.hosts import is_loopback
 from serinette.spec import AudioFormat, GenerationSpec
+from serinette.webhook import is_loopback
 
 if TYPE_CHECKING:
     from serinette.job import Result

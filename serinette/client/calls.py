@@ -14,9 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from serinette.client.answers import Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.fields import JobFields
-from serinette.job import Job, JobOptions, JobStatus
+from serinette.job import Job, JobOptions, JobStatus, Upload
 from serinette.spec import GenerationSpec, invalid_spec
-from serinette.upload import Upload
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)

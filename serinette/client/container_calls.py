@@ -13,10 +13,9 @@ from pydantic import ValidationError
 from serinette.client.calls import Call, job_path, model, nothing, options_of
 from serinette.container import ContainerSpec, Input, Output, is_file_name
 from serinette.errors import SerinetteError
-from serinette.job import Job, JobOptions
+from serinette.job import Job, JobOptions, UploadedFile
 from serinette.names import Lane
 from serinette.spec import invalid_spec
-from serinette.upload import UploadedFile
 
 
 class ContainerFields(TypedDict, total=False):

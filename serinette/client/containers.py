@@ -12,8 +12,7 @@ from serinette.client import wire
 from serinette.client.container_calls import ContainerFields, LogReader, outputs_of, place_of
 from serinette.client.files import chunks, made, size_of
 from serinette.container import ContainerSpec, Output
-from serinette.job import Job, JobOptions
-from serinette.upload import UploadedFile
+from serinette.job import Job, JobOptions, UploadedFile
 
 if TYPE_CHECKING:
     from serinette.client.sync import Client

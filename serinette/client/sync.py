@@ -22,9 +22,8 @@ from serinette.client.files import chunks, id_of, incoming, sha256_of, size_of
 from serinette.client.retries import Patience, Retry, Setback
 from serinette.client.wire import CHUNK_BYTES, DEFAULT_URL
 from serinette.errors import NotFinished
-from serinette.job import Job, JobOptions, JobStatus
+from serinette.job import Job, JobOptions, JobStatus, Upload
 from serinette.spec import GenerationSpec
-from serinette.upload import Upload
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ import httpx
 from serinette.client.calls import Call
 from serinette.client.retries import Setback, retry_after_s
 from serinette.errors import ConfigurationError, InvalidBatch, Limited, SerinetteError, Unavailable, of_code
-from serinette.hosts import is_loopback
 from serinette.job import JobStatus
+from serinette.webhook import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

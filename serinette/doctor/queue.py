@@ -95,13 +95,13 @@ def _asked(redis: Redis, seen: QueueSeen, keys: Keys) -> QueueSeen:
 
 
 def _is_ours(redis: Redis, keys: Keys) -> bool:
-    return bool(redis.exists(keys.workers, keys.tally, keys.live, keys.lease("metrics"), keys.credentials))
+    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.lease("metrics"), keys.credentials))
 
 
 def _elsewhere(redis: Redis, info: Mapping[str, Any], keys: Keys) -> tuple[str, ...]:
     """Other prefixes here and other databases that a Serinette worked in; looks at so many keys and no more."""
     found: set[str] = set()
-    ending, looked = ":serinette:tally", 0
+    ending, looked = ":serinette:counters", 0
     with suppress(RedisError):
         cursor = 0
         while True:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from serinette.container import Run
+from serinette.counters import WAIT, Additions
 from serinette.credentials import Limits
 from serinette.job import JobError, JobOptions, JobStatus, Record, Result, Usage
 from serinette.jobs.entry import Entry, job_of_record
@@ -17,7 +18,6 @@ from serinette.jobs.script import Argument, Call, Reply, text
 from serinette.jobs.submission import Submission
 from serinette.names import Lane
 from serinette.spec import SCHEMA
-from serinette.tally import WAIT, Additions
 
 # A dead slot's last words may still be on their way to the server; whatever comes later is found by its lease.
 _DEAD_SLOT_KEPT_S = 600

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
+from serinette.counters import Additions
 from serinette.errors import NotFound
 from serinette.job import Attempt, AttemptOutcome, Record, Usage, now
 from serinette.jobs import calls
@@ -16,7 +17,6 @@ from serinette.jobs.calls import Finished, Outcome
 from serinette.jobs.entry import Entry
 from serinette.jobs.script import Jobs
 from serinette.names import record_key
-from serinette.tally import Additions
 
 
 class RecordStore(Protocol):

@@ -109,7 +109,7 @@ local function event(id, kind, data)
     redis.call('XADD', own .. 'events:' .. id, 'MAXLEN', '~', MOST_EVENTS, '*', 'type', kind, 'data', data)
 end
 
-local function count(...) redis.call('HINCRBY', own .. 'tally', table.concat({...}, '|'), 1) end
+local function count(...) redis.call('HINCRBY', own .. 'counters', table.concat({...}, '|'), 1) end
 
 local function observe(measure, labels, bounds, value)
     local bucket = 'inf'
@@ -117,8 +117,8 @@ local function observe(measure, labels, bounds, value)
         if value <= tonumber(bound) then bucket = bound break end
     end
     local name = measure .. '|' .. labels .. '|'
-    redis.call('HINCRBY', own .. 'tally', name .. bucket, 1)
-    redis.call('HINCRBYFLOAT', own .. 'tally', name .. 'sum', seconds(value))
+    redis.call('HINCRBY', own .. 'counters', name .. bucket, 1)
+    redis.call('HINCRBYFLOAT', own .. 'counters', name .. 'sum', seconds(value))
 end
 
 -- Attempts. One is kept as JSON that ends with its outcome: `,"outcome":"running"}` as long as it runs.
@@ -595,7 +595,7 @@ end
 
 -- finish: id, id of the attempt that the outcome is of ('': of none), outcome, error JSON or '', its code, result JSON
 -- or '', terminal event, gpu seconds, bytes, '1' if job.json lies in the store, '1': only if the lease ran out, run JSON
--- or '', id of the attempt that asks or '', then fields of the tally and what to add. Answers {'ended', state that it
+-- or '', id of the attempt that asks or '', then fields of the counters and what to add. Answers {'ended', state that it
 -- has} once it has ended, by this call or before, {'unknown'}, or {'held'} where another attempt is in charge, or the
 -- lease of this one has not run out.
 function transitions.finish()
@@ -604,8 +604,8 @@ function transitions.finish()
     local last = {reason = given(5, 'error'), code = given(6, 'code'), event = given(8, 'event'),
         gpu_s = number(given(9, 'gpu_s'), 'gpu_s'), size_bytes = number(given(10, 'size_bytes'), 'size_bytes')}
     local result, recorded, if_overdue, run = given(7, 'result'), given(11, 'recorded') == '1', given(12, 'if_overdue') == '1', given(13, 'run')
-    local by, tally, at = given(14, 'by'), pairs_from(15, 'tally'), clock()
-    for i = 2, #tally, 2 do number(tally[i], 'tally') end
+    local by, counted, at = given(14, 'by'), pairs_from(15, 'counters'), clock()
+    for i = 2, #counted, 2 do number(counted[i], 'counters') end
     local job = read(id)
     if not job then return {redis.call('EXISTS', ended_key(id), erased_key(id)) > 0 and 'ended' or 'unknown', ''} end
     if ENDED[job.state] then
@@ -640,7 +640,7 @@ function transitions.finish()
     -- Until the store says what was decided here, or where an attempt that did not win may have left a song there.
     if not recorded or tonumber(job.attempts or 0) > 1 then redis.call('ZADD', own .. 'unrecorded', at, id) end
     end_job(id, job, outcome, at, last)
-    for i = 1, #tally, 2 do redis.call('HINCRBYFLOAT', own .. 'tally', tally[i], tally[i + 1]) end
+    for i = 1, #counted, 2 do redis.call('HINCRBYFLOAT', own .. 'counters', counted[i], counted[i + 1]) end
     return {'ended', outcome, '1'}
 end
 

@@ -189,7 +189,7 @@ def _build(directory: Path, shape: Shape) -> House:
             process(f"gateway-{n}", "api", f"{urls[n]}/healthz", port=port) for n, port in enumerate(gateway_ports)
         ],
         maintenances=[
-            process(f"maintenance-{n}", "api.maintenance", metrics[n], metrics_port=port)
+            process(f"maintenance-{n}", "controller", metrics[n], metrics_port=port)
             for n, port in enumerate(metrics_ports)
         ],
         workers=[process(f"worker-{n}", "gpu_worker", work_dir=directory / f"work-{n}") for n in range(shape.workers)],

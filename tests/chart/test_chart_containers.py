@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from api.cluster import connect
-from api.containers.manifest import Order, manifest
-from api.containers.settings import ContainerSettings, Machines
-from api.maintenance.containers.cluster import Jobs
-from api.settings import GatewaySettings, MaintenanceSettings
+from api.settings import GatewaySettings
+from controller.cluster import connect
+from controller.containers.cluster import Jobs
+from controller.containers.manifest import Order, manifest
+from controller.settings import ControllerSettings
 from scripts.chart_tools import CHART
 from serinette.container import Ceilings, ContainerSpec
+from serinette.container_settings import ContainerSettings, Machines
 from serinette.names import Lane
 from serinette.settings import SharedSettings
 from tests.chart.rendering import Manifest, Render, find, of_kind
@@ -40,7 +41,7 @@ def told(
 
 
 def read(objects: tuple[Manifest, ...], monkeypatch: pytest.MonkeyPatch) -> ContainerSettings:
-    found: ContainerSettings = told(objects, "-maintenance", MaintenanceSettings, monkeypatch)
+    found: ContainerSettings = told(objects, "-maintenance", ControllerSettings, monkeypatch)
     return found
 
 
@@ -111,7 +112,7 @@ def test_each_lane_has_its_class(render: Render, monkeypatch: pytest.MonkeyPatch
     assert other.containers_priority_classes[Lane.NORMAL] not in made, "Kubernetes refuses to change a class's value"
 
 
-def test_maintenance_alone_may_do_what_it_does(render: Render, tmp_path: Path) -> None:
+def test_controller_alone_may_do_what_it_does(render: Render, tmp_path: Path) -> None:
     objects = render("containers")
     assert TOKEN in str(find(objects, "Deployment", "-maintenance")), "though cluster.explain is off"
     assert [item.name for item in objects if item.pod and TOKEN in str(item.pod)] == ["serinette-maintenance"]
@@ -216,7 +217,7 @@ def test_a_store_of_ones_own_is_reached_where_it_was_said_to_be(render: Render) 
     assert "988" not in json.dumps(cloud), "a metadata server is for our pods, not for theirs"
 
 
-def test_maintenance_reaches_the_api_server(render: Render) -> None:
+def test_controller_reaches_the_api_server(render: Render) -> None:
     def ports(*settings: str) -> set[int]:
         rules = find(render("every", *settings), "NetworkPolicy", "-maintenance")["spec"]["egress"]
         return {port["port"] for rule in rules for port in rule["ports"]}

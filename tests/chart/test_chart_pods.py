@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic_settings import BaseSettings
 
-from api.settings import GatewaySettings, MaintenanceSettings
+from api.settings import GatewaySettings
+from controller.settings import ControllerSettings
 from gpu_worker.settings import WorkerSettings
 from tests.chart.rendering import Manifest, Render, find, of_kind
 
@@ -66,7 +67,7 @@ def test_no_service_of_ours_can_set_our_settings(render: Render, values: str) ->
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize(
     ("part", "settings"),
-    [("-gateway", GatewaySettings), ("-maintenance", MaintenanceSettings), ("-worker-", WorkerSettings)],
+    [("-gateway", GatewaySettings), ("-maintenance", ControllerSettings), ("-worker-", WorkerSettings)],
 )
 def test_our_processes_take_what_they_are_told(
     render: Render, values: str, part: str, settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from api.settings import GatewaySettings, MaintenanceSettings
+from api.settings import GatewaySettings
+from controller.settings import ControllerSettings
 from gpu_worker.engine_environment import engine_environment
 from gpu_worker.settings import slots_for
 from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind
 
 
-@pytest.mark.parametrize(("part", "kind"), [("gateway", GatewaySettings), ("maintenance", MaintenanceSettings)])
+@pytest.mark.parametrize(("part", "kind"), [("gateway", GatewaySettings), ("maintenance", ControllerSettings)])
 def test_they_know_the_pools_that_workers_serve(
     render: Render, part: str, kind: type[SharedSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -23,7 +24,7 @@ def test_they_know_the_pools_that_workers_serve(
     for name in ("SERINETTE_POOL", "SERINETTE_POOLS"):
         monkeypatch.setenv(name, env[name])
     settings = read(kind)
-    assert isinstance(settings, GatewaySettings | MaintenanceSettings)
+    assert isinstance(settings, GatewaySettings | ControllerSettings)
     assert settings.pool == "turbo"
     assert [pool.name for pool in settings.pools] == ["turbo", "small", "spot", "shared"]
     for pool in settings.pools:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from celpy.adapter import json_to_cel
 
-from api.containers.manifest import Order, manifest, with_secrets
-from api.containers.settings import ContainerSettings
-from api.settings import MaintenanceSettings
+from controller.containers.manifest import Order, manifest, with_secrets
+from controller.settings import ControllerSettings
 from serinette.container import ContainerSpec, allowed_by
+from serinette.container_settings import ContainerSettings
 from serinette.names import Lane
 from tests.chart.policies import denied, evaluated
 from tests.chart.rendering import Render, find, of_kind
@@ -37,7 +37,7 @@ def settings(render: Render, monkeypatch: pytest.MonkeyPatch) -> ContainerSettin
     for name, value in find(render("containers"), "Deployment", "-maintenance").env.items():
         if isinstance(value, str):
             monkeypatch.setenv(name, value)
-    return MaintenanceSettings()
+    return ControllerSettings()
 
 
 def job_of(settings: ContainerSettings, **spec: Any) -> Job:

@@ -18,9 +18,9 @@ from uuid import uuid4
 
 import pytest
 
-from api.containers.manifest import CARRY, FETCH, MAIN, Order, manifest
-from api.containers.settings import ContainerSettings
+from controller.containers.manifest import CARRY, FETCH, MAIN, Order, manifest
 from serinette.container import ContainerSpec
+from serinette.container_settings import ContainerSettings
 from serinette.names import Lane, manifest_key, output_key, song_prefix
 from serinette.store import Store
 from tests import servers

@@ -152,7 +152,7 @@ def test_a_pod_taken_away_is_charged_to_nobody(containers: Containers) -> None:
     ), job
 
 
-def test_maintenance_killed_in_the_midst_makes_nothing_twice(containers: Containers) -> None:
+def test_controller_killed_in_the_midst_makes_nothing_twice(containers: Containers) -> None:
     before = containers.made()
     ids = containers.post("sleep 12; echo x > /outputs/kept", 6)
     for _ in range(3):

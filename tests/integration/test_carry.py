@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from api.containers.manifest import READY
+from controller.containers.manifest import READY
 from serinette.store import Store
 from tests import servers
 from tests.processes import eventually

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.settings import MaintenanceSettings
+from controller.settings import ControllerSettings
 from serinette.client import Client, Retry
 from serinette.errors import Conflict, InvalidSpec, NotFound
 from serinette.job import JobStatus
@@ -56,7 +56,7 @@ def house(s3: servers.S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         shared = s3_settings(s3, patch, directory.name)
         where = {"store_url": shared.store_url, "store_endpoint": s3.endpoint, "store_public_endpoint": s3.endpoint}
         given = {**ON, **where, "containers_output_files": 4, "containers_log_bytes": 4096}
-        settings = MaintenanceSettings.model_validate({"redis_url": valkey.connection_url, **given})
+        settings = ControllerSettings.model_validate({"redis_url": valkey.connection_url, **given})
         told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
         with (
             Redis.from_url(valkey.connection_url) as redis,

@@ -27,7 +27,7 @@ SPEC = {"prompt": "jazz", "seed": 7, "duration_s": 2, "labels": {"album": "blue"
 def restore(redis_url: str, store_url: str) -> str:
     """As docs/disaster.md says."""
     environment = {**os.environ, "SERINETTE_REDIS_URL": redis_url, "SERINETTE_STORE_URL": store_url}
-    command = [sys.executable, "-m", "api.maintenance", "restore"]
+    command = [sys.executable, "-m", "controller", "restore"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

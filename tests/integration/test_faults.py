@@ -49,7 +49,7 @@ class House:
         """Start a maintenance process."""
         with (self.pod.directory / "maintenance.log").open("ab") as log:
             keeper = subprocess.Popen(
-                leashed([sys.executable, "-m", "api.maintenance"]),
+                leashed([sys.executable, "-m", "controller"]),
                 env=self.pod.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -174,7 +174,7 @@ def test_a_lost_job_is_canceled_or_given_up_when_it_must_be(home: House) -> None
     assert home.pod.held() == home.pod.board.waiting() == []
 
 
-def test_maintenance_may_die_too(home: House) -> None:
+def test_controller_may_die_too(home: House) -> None:
     """The replica at work is killed, and its successor when it has just begun to watch."""
     worker = home.pod.start()
     job_id = home.pod.submit("slow 2")
@@ -190,7 +190,7 @@ def test_maintenance_may_die_too(home: House) -> None:
     home.sung(job_id, FAILED, SUCCEEDED)
 
 
-def test_maintenance_leaves_at_once_when_asked(home: House) -> None:
+def test_controller_leaves_at_once_when_asked(home: House) -> None:
     assert eventually(lambda: "started" in home.log())
     (keeper,) = home.keepers
     keeper.terminate()

@@ -47,7 +47,7 @@ def maintenance(given: Pod, port: int, **settings: object) -> Iterator[subproces
     environment = {f"SERINETTE_{name.upper()}": str(value) for name, value in own.items()}
     with (given.directory / "maintenance.log").open("ab") as log:
         process = subprocess.Popen(
-            leashed([sys.executable, "-m", "api.maintenance"]),
+            leashed([sys.executable, "-m", "controller"]),
             env={**given.environment, **environment},
             stdout=log,
             stderr=log,

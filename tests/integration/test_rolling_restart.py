@@ -110,7 +110,7 @@ class Load:
 
 @contextmanager
 def maintenance(home: Pod) -> Iterator[None]:
-    command = leashed([sys.executable, "-m", "api.maintenance"])
+    command = leashed([sys.executable, "-m", "controller"])
     with (home.directory / "maintenance.log").open("wb") as log:
         process = subprocess.Popen(command, env=home.environment, stdout=log, stderr=log)
     try:

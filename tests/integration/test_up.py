@@ -181,7 +181,7 @@ def test_valkey_dies_and_no_song_is_lost(up: Up, client: Client) -> None:
 
 
 def test_the_gateway_and_maintenance_die_and_come_back(up: Up, client: Client) -> None:
-    killed = [up.child("api"), up.child("api.maintenance")]
+    killed = [up.child("api"), up.child("controller")]
     for process in killed:
         process.kill()
     assert eventually_gone(killed)

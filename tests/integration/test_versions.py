@@ -105,7 +105,7 @@ def house(directory: Path, redis_url: str, source: Path | None) -> Iterator[Hous
         for name, value in environment(source).items():
             patch.setenv(name, value)
         with (directory / "maintenance.log").open("wb") as log:
-            command = leashed([sys.executable, "-m", "api.maintenance"])
+            command = leashed([sys.executable, "-m", "controller"])
             given = {**home.environment, **environment(source)}
             keeper = subprocess.Popen(command, env=given, stdout=log, stderr=log)
         try:

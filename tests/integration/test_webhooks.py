@@ -29,7 +29,7 @@ TIMEOUT_S = 30
 
 @contextmanager
 def maintenance(directory: Path, redis_url: str, store_url: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m api.maintenance`; killed on the way out."""
+    """`python -m controller`; killed on the way out."""
     settings = {
         **RULES,
         "redis_url": redis_url,
@@ -41,7 +41,7 @@ def maintenance(directory: Path, redis_url: str, store_url: str, name: str) -> I
     }
     environment = {**os.environ, **{f"SERINETTE_{key.upper()}": str(value) for key, value in settings.items()}}
     with (directory / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "api.maintenance"], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", "controller"], env=environment, stdout=log, stderr=log)
     try:
         yield process
     finally:

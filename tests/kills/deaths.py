@@ -31,8 +31,8 @@ _processes.set_forkserver_preload(
         "tests.kills.ends",
         "api.queue",
         "tests.unit.batch_bench",
-        "api.maintenance.webhooks",
-        "api.maintenance.restore",
+        "controller.webhooks",
+        "controller.restore",
         "kubernetes.client",
         "tests.unit.container_bench",
     ]

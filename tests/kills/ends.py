@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from api.maintenance.sweeper import Sweeper
-from api.settings import MaintenanceSettings
+from controller.settings import ControllerSettings
+from controller.sweeper import Sweeper
 from serinette.job import JobStatus, Record, now
 from serinette.jobs.finishing import find_record
 from serinette.names import Keys
@@ -21,7 +21,7 @@ def sweep(redis: Redis, keys: Keys, store: Store) -> None:
     seconds, micros = redis.time()
     redis.set(f"{keys.prefix}:serinette:watched", seconds + micros / 1e6 - 1)
     Board(redis, keys).lapse_leases()
-    Sweeper(redis, store, MaintenanceSettings(retention_s=TTL_S))()
+    Sweeper(redis, store, ControllerSettings(retention_s=TTL_S))()
 
 
 def rescue(bench: SlotBench, job_id: str) -> None:

@@ -8,8 +8,8 @@ from itertools import count
 
 import pytest
 
-from api.maintenance.batches import Batches
-from api.settings import MaintenanceSettings
+from controller.batches import Batches
+from controller.settings import ControllerSettings
 from serinette.batch import Batch, BatchStatus
 from serinette.store import Store
 from tests.kills.deaths import Deaths, Fate, Once, interrupted
@@ -62,7 +62,7 @@ STATES: dict[Callable[[BatchBench], Batch], tuple[BatchStatus, int, int, int]] =
 def work(fate: Fate, redis_url: str, store_url: str) -> None:
     """One round of the controller over the batches."""
     given = {"redis_url": redis_url, "store_url": store_url, "batch_backlog": 5}
-    settings = MaintenanceSettings.model_validate(given)
+    settings = ControllerSettings.model_validate(given)
     Batches(fate.redis(redis_url), Store.open(settings), settings)()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from api.settings import MaintenanceSettings
+from controller.settings import ControllerSettings
 from serinette.job import JobStatus
 from tests import servers
 from tests.kills.deaths import Deaths, Fate
@@ -16,7 +16,7 @@ from tests.unit.container_bench import ON, ContainerBench, duty, terminated
 from tests.unit.test_store import s3_settings
 
 
-def rounds(fate: Fate, settings: MaintenanceSettings, redis_url: str, kubeconfig: Path, times: int) -> None:
+def rounds(fate: Fate, settings: ControllerSettings, redis_url: str, kubeconfig: Path, times: int) -> None:
     controller = duty(settings, fate.redis(redis_url), kubeconfig, fate.step)
     for _ in range(times):
         controller()
@@ -29,7 +29,7 @@ def test_every_death_leaves_one_job_and_one_end(
 ) -> None:
     shared = s3_settings(s3, monkeypatch, tmp_path.name)
     where = {"store_url": shared.store_url, "store_endpoint": s3.endpoint, "store_public_endpoint": s3.endpoint}
-    settings = MaintenanceSettings.model_validate({"redis_url": redis_url, **where, **ON, "containers_output_files": 1})
+    settings = ControllerSettings.model_validate({"redis_url": redis_url, **where, **ON, "containers_output_files": 1})
     deaths = Deaths(fewest=10)
     with kubernetes_api() as kube:
         bench = ContainerBench(redis, kube, settings, kube.kubeconfig(tmp_path))

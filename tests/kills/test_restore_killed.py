@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from api.maintenance.restore import Restore
+from controller.restore import Restore
 from serinette.job import Job, JobError, JobStatus
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as

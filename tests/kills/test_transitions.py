@@ -233,13 +233,13 @@ def test_whatever_is_sent_again_happens_once(board: Board, name: str) -> None:
     Lost(board)(call)
     events = {key: board.redis.xlen(key) for key in board.redis.keys("rq:serinette:events:*")}
     indexes = {key: board.redis.zcard(key) for key in board.redis.scan_iter(_type="zset")}
-    tally = board.redis.hgetall(board.keys.tally)
+    counted = board.redis.hgetall(board.keys.counters)
     for _ in range(2):
         board.jobs(call)
     if name != "beat":  # which reports its progress once more
         assert {key: board.redis.xlen(key) for key in board.redis.keys("rq:serinette:events:*")} == events
     assert {key: board.redis.zcard(key) for key in board.redis.scan_iter(_type="zset")} == indexes
-    assert board.redis.hgetall(board.keys.tally) == tally
+    assert board.redis.hgetall(board.keys.counters) == counted
 
 
 class Breaking:

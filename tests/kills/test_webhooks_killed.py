@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from api.maintenance.webhooks import Webhooks
-from api.settings import MaintenanceSettings
+from controller.settings import ControllerSettings
+from controller.webhooks import Webhooks
 from serinette.job import JobStatus
 from serinette.jobs import Outcome, calls
 from serinette.names import Keys
@@ -19,7 +19,7 @@ from tests.unit.slot_bench import SlotBench
 
 
 def tellers(redis: Redis, redis_url: str) -> Webhooks:
-    settings = MaintenanceSettings.model_validate(
+    settings = ControllerSettings.model_validate(
         {"redis_url": redis_url, "webhook_secret": SECRET, "webhook_networks": ("127.0.0.0/8",)}
     )
     return Webhooks(redis, settings)

@@ -14,11 +14,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from api.maintenance.retention import Retention
-from api.maintenance.sweeper import Sweeper
-from api.maintenance.webhooks import Webhooks
 from api.queue import JobQueue
-from api.settings import GatewaySettings, MaintenanceSettings
+from api.settings import GatewaySettings
+from controller.retention import Retention
+from controller.settings import ControllerSettings
+from controller.sweeper import Sweeper
+from controller.webhooks import Webhooks
 from gpu_worker.slot.hold import Hold
 from serinette.errors import EngineCrashed, EngineOutOfMemory
 from serinette.job import JobOptions, JobStatus
@@ -89,7 +90,7 @@ class Crowd:
         }
         brief = {"retention_s": self.retention_s}
         gateway = GatewaySettings.model_validate({**shared, "max_waiting": 1_000_000}).model_copy(update=brief)
-        self.maintenance = MaintenanceSettings.model_validate(shared).model_copy(update=brief)
+        self.maintenance = ControllerSettings.model_validate(shared).model_copy(update=brief)
         self.redis, self.keys = connect_redis(gateway), Keys()
         self.store = Store.open(SharedSettings.model_validate({"store_url": shared["store_url"]}))
         self.loop = asyncio.Runner()

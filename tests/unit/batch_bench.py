@@ -12,13 +12,13 @@ from typing import Any
 
 from redis import Redis
 
-from api.batches.book import Book
-from api.batches.desk import Desk
-from api.batches.shelf import Shelf
-from api.maintenance.batches import Batches
-from api.settings import GatewaySettings, MaintenanceSettings
-from api.targets import Targets
+from api.batches.service import Desk
+from api.settings import GatewaySettings
+from controller.batches import Batches
+from controller.settings import ControllerSettings
 from serinette.batch import Batch, BatchLine, BatchOptions
+from serinette.batches.objects import Shelf
+from serinette.batches.record import Book
 from serinette.credentials import Limits
 from serinette.job import Artifact, JobError, JobStatus, Record, Result, Sampling, Timings
 from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
@@ -26,6 +26,7 @@ from serinette.jobs.finishing import finish_as, put_record, record_of
 from serinette.names import Keys, Lane, artifact_key, batch_errors_key, batch_output_key
 from serinette.spec import AudioFormat
 from serinette.store import Store
+from serinette.webhook_targets import Targets
 from tests.jobs import Board
 
 TENANT = "default"
@@ -116,7 +117,7 @@ class BatchBench:
     def new_duty(self, redis: Redis | None = None, backlog: int | None = None) -> Batches:
         """The controller's part, started anew."""
         given = {"redis_url": self.redis_url, "store_url": self.store_url, "batch_backlog": backlog or self.backlog}
-        return Batches(redis or self.redis, self.store, MaintenanceSettings.model_validate(given))
+        return Batches(redis or self.redis, self.store, ControllerSettings.model_validate(given))
 
     def create(self, count: int, tenant: str = TENANT, key: str | None = None, **options: Any) -> Batch:
         """A batch of lines that name themselves."""

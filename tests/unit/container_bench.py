@@ -11,11 +11,11 @@ from typing import Any
 
 from redis import Redis
 
-from api.cluster import connect
-from api.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, job_name
-from api.maintenance.containers import Containers
-from api.maintenance.containers.cluster import Jobs
-from api.settings import MaintenanceSettings
+from controller.cluster import connect
+from controller.containers import Containers
+from controller.containers.cluster import Jobs
+from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, job_name
+from controller.settings import ControllerSettings
 from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.job import JobStatus, Record
 from serinette.jobs import Entry
@@ -62,7 +62,7 @@ def pod_of(phase: str, main: dict[str, Any] | None = None, **status: Any) -> dic
 
 
 def duty(
-    settings: MaintenanceSettings, redis: Redis, kubeconfig: Path, step: Callable[[], None] | None = None
+    settings: ControllerSettings, redis: Redis, kubeconfig: Path, step: Callable[[], None] | None = None
 ) -> Containers:
     """The controller's part; `step` happens before each request to the API server."""
     connection = connect(kubeconfig)
@@ -109,7 +109,7 @@ class ContainerBench:
 
     redis: Redis
     kube: Kube
-    settings: MaintenanceSettings
+    settings: ControllerSettings
     kubeconfig: Path
     store: Store = field(init=False)
     board: Board = field(init=False)

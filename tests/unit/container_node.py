@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from api.containers.manifest import CARRY, FETCH, JOB_LABEL, MAIN
+from controller.containers.manifest import CARRY, FETCH, JOB_LABEL, MAIN
 from serinette import carry
 from tests.unit.container_bench import NAMESPACE, ContainerBench, duty, terminated
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from redis import Redis
 
-from api.maintenance.planning import Action
-from api.maintenance.sweeper import Sweeper
-from api.settings import MaintenanceSettings
+from controller.planning import Action
+from controller.settings import ControllerSettings
+from controller.sweeper import Sweeper
 from serinette.job import JobStatus, Record
 from serinette.jobs import Claimed, Entry, Outcome, calls
 from serinette.jobs.finishing import find_record, put_record, record_of
@@ -87,7 +87,7 @@ class Bench:
 
     def sweeper(self, client: Redis | None = None, counted: Counted | None = None, **settings: Any) -> Sweeper:
         whole_s = settings.pop("whole_s", 600)
-        made = MaintenanceSettings.model_validate({"retention_s": RETENTION_S, **settings})
+        made = ControllerSettings.model_validate({"retention_s": RETENTION_S, **settings})
         return Sweeper(client or self.redis, self.store, made, counted, whole_s)  # type: ignore[arg-type]  # stands in
 
     def sweep(self, client: Redis | None = None, **settings: Any) -> list[Action]:

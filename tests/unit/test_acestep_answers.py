@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from api.dialects.acestep import inventory, results, samples
+from api.dialects.acestep.body import Body
+from api.dialects.acestep.desk import task_ids_of
+from api.dialects.acestep.order import order
+from api.dialects.acestep.tokens import song_named, song_url
 from api.queue import Pool
-from api.routes.acestep import inventory, results, samples
-from api.routes.acestep.body import Body
-from api.routes.acestep.desk import task_ids_of
-from api.routes.acestep.order import order
-from api.routes.acestep.tokens import song_named, song_url
 from serinette.errors import NotFound
 from serinette.job import Artifact, Job, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings
 from serinette.names import Lane

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.routes.acestep.fields import THEIR_NAMES, collect, theirs
-from api.routes.acestep.order import Order, order
-from api.routes.acestep.request import KNOWN, WITHOUT_EFFECT, ReleaseTask
+from api.dialects.acestep.fields import THEIR_NAMES, collect, theirs
+from api.dialects.acestep.order import Order, order
+from api.dialects.acestep.request import KNOWN, WITHOUT_EFFECT, ReleaseTask
 from serinette.errors import InvalidSpec, Unsupported
 from serinette.spec import MAX_SEED, AudioFormat, GenerationSpec, Task
 

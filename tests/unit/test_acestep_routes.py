@@ -18,9 +18,9 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from api.app import create_app
+from api.dialects.acestep.desk import MAX_TASKS
+from api.dialects.acestep.documented import TAG
 from api.problems import speaks_problems
-from api.routes.acestep.desk import MAX_TASKS
-from api.routes.acestep.documented import TAG
 from api.settings import GatewaySettings
 from serinette.job import JobError, now
 from serinette.presence import Model, Presence, WorkerStage, announce

@@ -6,7 +6,7 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from api.routes.acestep.request import ReleaseTask
+from api.dialects.acestep.request import ReleaseTask
 
 PAGE = Path(__file__).parents[2] / "docs/compatibility.md"
 

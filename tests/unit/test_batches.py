@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from api.maintenance.restore import Restore
+from controller.restore import Restore
 from serinette.batch import BatchStatus, LineStatus, line_job_id
 from serinette.credentials import Limits
 from serinette.errors import NotFinished, NotFound, QueueUnavailable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.maintenance.batches.plan import Rooms, Step, backlog, next_step, share, why
+from controller.batches.plan import Rooms, Step, backlog, next_step, share, why
 from serinette.batch import BatchStatus
 from serinette.credentials import Limits
 from serinette.pools import PoolFacts

@@ -10,8 +10,8 @@ import httpx
 from standardwebhooks import Webhook
 
 from api.app import create_app
-from api.maintenance.webhooks import Webhooks
-from api.settings import MaintenanceSettings
+from controller.settings import ControllerSettings
+from controller.webhooks import Webhooks
 from tests.receivers import SECRET, receiver
 from tests.unit.batch_bench import TENANT, BatchBench
 
@@ -21,7 +21,7 @@ def test_the_end_is_told_once_for_each_round(redis_url: str, file_store_url: str
     bench = BatchBench(redis_url, file_store_url, settings=settings)
     tell = Webhooks(
         bench.redis,
-        MaintenanceSettings.model_validate({**settings, "redis_url": redis_url, "store_url": file_store_url}),
+        ControllerSettings.model_validate({**settings, "redis_url": redis_url, "store_url": file_store_url}),
     )
     with receiver() as target:
         batch = bench.create(2, webhook=f"http://127.0.0.1:{target.port}/ended")

@@ -11,10 +11,10 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from api.routes.acestep.request import ReleaseTask
-from api.routes.gradio.request import GenerateMusicRequest
-from api.routes.v1.containers import ContainerRequest
-from api.routes.v1.jobs import JobRequest
+from api.dialects.acestep.request import ReleaseTask
+from api.dialects.gradio.request import GenerateMusicRequest
+from api.v1.containers import ContainerRequest
+from api.v1.jobs import JobRequest
 from serinette.batch import BatchOptions, BatchSpec, Span
 from serinette.container import Input
 from tests.unit.tenants import serving, settings_of

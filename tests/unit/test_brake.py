@@ -7,18 +7,16 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from api import holdups
-from api.holdups import Holdup
-from api.maintenance.brake import Rules, Seen, decide
-from api.maintenance.metrics import QueueCollector
-from api.maintenance.pools import Pools, StoreWatch
-from api.settings import MaintenanceSettings
+from controller.brake import Rules, Seen, decide
+from controller.metrics import QueueCollector
+from controller.pools import Pools, StoreWatch
+from controller.settings import ControllerSettings
 from serinette import brake
 from serinette.brake import PROBE, Failure, failures, load_failed, load_passed
 from serinette.job import now
 from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts
-from serinette.presence import Presence, WorkerStage, announce
+from serinette.presence import Holdup, Presence, WorkerStage, announce, report_holdups
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.unit.queue_desk import model
@@ -92,7 +90,7 @@ def in_force(redis: Redis, keys: Keys, pool: str) -> tuple[int, int]:
 def test_a_pool_whose_loads_fail_keeps_one_worker_trying(
     redis: Redis, keys: Keys, redis_url: str, tmp_path: Path
 ) -> None:
-    settings = MaintenanceSettings.model_validate(
+    settings = ControllerSettings.model_validate(
         {"redis_url": redis_url, "store_url": f"file://{tmp_path}", "pools": (PoolFacts(name="turbo"),)}
     )
     watch = Pools(settings, Store.open(settings))
@@ -125,16 +123,16 @@ def told(redis: Redis, keys: Keys) -> dict[tuple[str, str], float]:
 def test_what_the_cluster_cannot_start_brakes_a_pool_without_workers(
     redis: Redis, keys: Keys, redis_url: str, tmp_path: Path
 ) -> None:
-    settings = MaintenanceSettings.model_validate({"redis_url": redis_url, "store_url": f"file://{tmp_path}"})
+    settings = ControllerSettings.model_validate({"redis_url": redis_url, "store_url": f"file://{tmp_path}"})
     watch = Pools(settings, Store.open(settings))
     presence = Presence(
         name="pod-b-1", pool="turbo", stage=WorkerStage.READY, slots=1, model=model("t"), started_at=now()
     )
     announce(redis, keys, presence)
-    holdups.tell(redis, keys, {"turbo": Holdup(pods=3, stuck=2, stuck_words="the image cannot be pulled")})
+    report_holdups(redis, keys, {"turbo": Holdup(pods=3, stuck=2, stuck_words="the image cannot be pulled")})
     watch()
     assert brake.in_force(redis.smembers(keys.brake("turbo"))) == ("pod: the image cannot be pulled",)
-    holdups.tell(redis, keys, {})
+    report_holdups(redis, keys, {})
     watch()
     assert in_force(redis, keys, "turbo") == (0, 0)
 

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from serinette import busy
 from serinette.job import JobStatus, now
 from serinette.jobs import Outcome, Standing, calls
 from serinette.jobs.submission import rq_fields_of
-from serinette.names import Keys
+from serinette.names import Keys, worker_of
 from serinette.presence import Presence, WorkerStage, announce
 from tests.jobs import Board
 
@@ -33,7 +32,7 @@ def counted(redis: Redis, keys: Keys) -> set[str]:
     [("pod-7f-abc123.0.fe12ab", "pod-7f-abc123"), ("host.domain-abc123.11.fe12ab", "host.domain-abc123"), ("w", "w")],
 )
 def test_a_slot_belongs_to_the_worker_that_named_it(board: Board, slot: str, worker: str) -> None:
-    assert busy.worker_of(slot) == worker
+    assert worker_of(slot) == worker
     board.submit()
     board.claim(slot)
     assert counted(board.redis, board.keys) == ({worker} if "." in slot else set())

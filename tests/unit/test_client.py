@@ -26,10 +26,9 @@ from serinette.errors import (
     SerinetteError,
     Unavailable,
 )
-from serinette.job import Artifact, Job, JobOptions, JobStatus, Result, Sampling, Timings, now
+from serinette.job import Artifact, Job, JobOptions, JobStatus, Result, Sampling, Timings, Upload, now
 from serinette.names import Lane
 from serinette.spec import AudioFormat, GenerationSpec
-from serinette.upload import Upload
 from tests.servers import free_ports
 from tests.unit.answering import CLIENTS, Answer, Server, answering, either, problem
 

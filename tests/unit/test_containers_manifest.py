@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from api.containers.manifest import READY, Order, job_name, manifest, with_secrets
-from api.containers.settings import ContainerSettings
+from controller.containers.manifest import READY, Order, job_name, manifest, with_secrets
 from scripts.chart_tools import TOOLS
 from serinette.container import ContainerSpec
+from serinette.container_settings import ContainerSettings
 from serinette.names import Lane
 from tests.unit.container_bench import IMAGE, ON
 

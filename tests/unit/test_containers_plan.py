@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from api.containers.manifest import ATTEMPT_LABEL, JOB_LABEL
-from api.maintenance.containers.judging import Ending, How, Patience, judge, lost, stage_of
-from api.maintenance.containers.logs import CUT, Chunk, cut_words, fresh
-from api.maintenance.containers.plan import (
+from controller.containers.judging import Ending, How, Patience, judge, lost, stage_of
+from controller.containers.logs import CUT, Chunk, cut_words, fresh
+from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL
+from controller.containers.plan import (
     Action,
     Held,
     Verdict,

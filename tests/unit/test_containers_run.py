@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from api.containers.manifest import JOB_LABEL
-from api.settings import MaintenanceSettings
+from controller.containers.manifest import JOB_LABEL
+from controller.settings import ControllerSettings
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.jobs import calls
 from serinette.names import Keys, Lane, manifest_key, output_key
@@ -27,7 +27,7 @@ def bench(
 ) -> Iterator[ContainerBench]:
     shared = s3_settings(s3, monkeypatch, tmp_path.name)
     where = {"store_url": shared.store_url, "store_endpoint": s3.endpoint, "store_public_endpoint": s3.endpoint}
-    settings = MaintenanceSettings.model_validate({"redis_url": redis_url, **where, **ON})
+    settings = ControllerSettings.model_validate({"redis_url": redis_url, **where, **ON})
     with kubernetes_api() as kube:
         yield ContainerBench(redis, kube, settings, kube.kubeconfig(tmp_path))
 

@@ -64,7 +64,7 @@ def test_a_password_in_the_url_is_never_told(redis: Redis, redis_url: str) -> No
 def test_databases(redis: Redis, redis_url: str) -> None:
     base = redis_url.rstrip("/")
     assert "has no such database" in only_bad(settings(f"{base}/99")).message
-    redis.hset(Keys().tally, "x", 1)
+    redis.hset(Keys().counters, "x", 1)
     wrong = by_check(settings(f"{base}/3"))["place"]
     assert (wrong.level, "database 0" in wrong.message) == (Level.WARNING, True)
     other = by_check(settings(f"{base}/0", redis_prefix="music"))["place"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from api.routes.gradio import answers
-from api.routes.gradio.request import GenerateMusicRequest, order
+from api.dialects.gradio import answers
+from api.dialects.gradio.request import GenerateMusicRequest, order
 from serinette.job import Artifact, Job, JobError, JobStatus, Result, Sampling, Timings
 from serinette.names import Lane
 from serinette.presence import Model, Presence, WorkerStage

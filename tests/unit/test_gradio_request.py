@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.routes.gradio.request import (
+from api.dialects.gradio.request import (
     DRAWN_DURATION_S,
     LYRIC_DEFAULT,
     TAG_DEFAULT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from api.maintenance.planning import Action
+from controller.planning import Action
 from serinette.job import JobStatus, Record
 from serinette.jobs import Outcome
 from serinette.names import Keys

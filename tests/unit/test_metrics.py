@@ -16,19 +16,19 @@ from redis import Redis
 from starlette.websockets import WebSocket
 
 from api.app import create_app
-from api.maintenance.metrics import MaintenanceMetrics
 from api.metrics import HttpMetrics
 from api.settings import GatewaySettings
+from controller.metrics import MaintenanceMetrics
 from gpu_worker.engine.vitals import Work
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.slot.clock import StageClock
 from gpu_worker.wire import Vitals
-from serinette import tally
+from serinette import counters
+from serinette.counters import MEASURES, Counters
 from serinette.job import JobError, JobStatus, Stage, now
 from serinette.jobs import Outcome, calls
 from serinette.names import Keys, Lane
 from serinette.presence import Presence, WorkerStage
-from serinette.tally import MEASURES, Tally
 from tests.jobs import Board
 
 PAGE = Path(__file__).parents[2] / "docs/observability.md"
@@ -50,8 +50,8 @@ def value(series: Series, name: str, **labels: str) -> float | None:
 # -- counted in Redis
 
 
-def counted(redis: Redis, keys: Keys, counter: tally.Counter) -> dict[tuple[str, ...], float]:
-    return {it.labels: it.value for it in Tally.parse(redis.hgetall(keys.tally)).counts(counter)}
+def counted(redis: Redis, keys: Keys, counter: counters.Counter) -> dict[tuple[str, ...], float]:
+    return {it.labels: it.value for it in Counters.parse(redis.hgetall(keys.counters)).counts(counter)}
 
 
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
@@ -71,9 +71,9 @@ def test_an_end_is_counted_once_however_often_it_is_reported(redis: Redis, keys:
     board.jobs(calls.finish(job_id, "another", Outcome(JobStatus.FAILED, LOST), recorded=True))
     for outcome in (Outcome(JobStatus.FAILED, LOST), Outcome(JobStatus.SUCCEEDED)):
         board.finish(claimed, outcome)
-    assert counted(redis, keys, tally.JOBS_ENDED) == {("big", "failed", "worker_lost"): 1}
-    assert counted(redis, keys, tally.RETRIES) == {("big", "worker_lost"): 2}
-    assert counted(redis, keys, tally.ATTEMPTS_ENDED) == {
+    assert counted(redis, keys, counters.JOBS_ENDED) == {("big", "failed", "worker_lost"): 1}
+    assert counted(redis, keys, counters.RETRIES) == {("big", "worker_lost"): 2}
+    assert counted(redis, keys, counters.ATTEMPTS_ENDED) == {
         ("big", "failed", "worker_lost"): 2,
         ("big", "returned", ""): 1,
         ("big", "superseded", ""): 1,
@@ -114,24 +114,24 @@ def test_a_replica_that_does_not_lead_reports_of_itself_alone(redis: Redis, keys
 
 def test_a_value_falls_into_the_first_bucket_that_holds_it(redis: Redis, keys: Keys) -> None:
     for seconds in (0.1, 0.11, 7200, 7201):
-        tally.observe(redis, keys, tally.RUN, seconds, "default")
-    redis.hset(keys.tally, "run_seconds|default|0.007", 5)  # another version's bucket
-    (spread,) = Tally.parse(redis.hgetall(keys.tally)).distributions(tally.RUN)
-    by_bound = dict(zip((*tally.RUN.bounds, None), spread.counts, strict=True))
+        counters.observe(redis, keys, counters.RUN, seconds, "default")
+    redis.hset(keys.counters, "run_seconds|default|0.007", 5)  # another version's bucket
+    (spread,) = Counters.parse(redis.hgetall(keys.counters)).distributions(counters.RUN)
+    by_bound = dict(zip((*counters.RUN.bounds, None), spread.counts, strict=True))
     assert {bound: count for bound, count in by_bound.items() if count} == {0.1: 1, 0.5: 1, 7200: 1, None: 1}
     assert spread.sum == pytest.approx(14401.21)
 
 
 def test_the_wrong_labels_are_refused(redis: Redis, keys: Keys) -> None:
     with pytest.raises(ValueError, match="wait_seconds is counted by"):
-        tally.observe(redis, keys, tally.WAIT, 1.0, "default")
+        counters.observe(redis, keys, counters.WAIT, 1.0, "default")
 
 
 def test_what_was_counted_is_told_cumulatively(redis: Redis, keys: Keys) -> None:
     registry = CollectorRegistry()
     MaintenanceMetrics(registry, redis, keys, lambda: True)
     for rate in (0.3, 3, 1e6):
-        tally.observe(redis, keys, tally.STEP_RATE, rate, "default")
+        counters.observe(redis, keys, counters.STEP_RATE, rate, "default")
     series = told(registry)
     assert value(series, "steps_per_second_bucket", pool="default", le="0.5") == 1
     assert value(series, "steps_per_second_bucket", pool="default", le="5.0") == 2
@@ -303,7 +303,7 @@ def test_the_page_lists_every_metric_with_its_type_and_labels(redis: Redis, keys
     assert {name: kind for name, kind, _ in rows} == exposed(families(redis, keys))
     labels = {name: set(re.findall(r"`(\w+)`", cell)) for name, _, cell in rows}
     for measure in MEASURES:
-        suffix = "_total" if isinstance(measure, tally.Counter) else ""
+        suffix = "_total" if isinstance(measure, counters.Counter) else ""
         assert labels[f"serinette_{measure.name}{suffix}"] == set(measure.labels)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("serinette", "api", "gpu_worker")
+PACKAGES = ("serinette", "api", "controller", "gpu_worker")
 # What images are built from has no place in a wheel.
 IMAGES_OWN = ("Dockerfile", "requirements*.txt")
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from api.holdups import Holdup
-from api.maintenance.pod_words import holdup
+from controller.pod_words import holdup
+from serinette.presence import Holdup
 
 AT = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 GPU = "nvidia.com/gpu"

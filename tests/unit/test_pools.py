@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from api.queue.admission import check_length, check_words, pool_for, timeout_for
-from api.settings import GatewaySettings, MaintenanceSettings
+from api.settings import GatewaySettings
+from controller.settings import ControllerSettings
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError, InvalidSpec
 from serinette.job import now
@@ -115,7 +116,7 @@ def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch
     [
         (GatewaySettings, "SERINETTE_POOLS", '[{"name": "containers"}]'),
         (GatewaySettings, "SERINETTE_POOL", "containers"),
-        (MaintenanceSettings, "SERINETTE_POOL", "containers"),
+        (ControllerSettings, "SERINETTE_POOL", "containers"),
         (WorkerSettings, "SERINETTE_POOL", "containers"),
     ],
 )

@@ -7,12 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from api.holdups import Holdup
 from api.queue.explain import Pool, eta_s, expected_s, waiting_for
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.names import Lane
 from serinette.pools import PoolFacts
-from serinette.presence import Presence, WorkerStage
+from serinette.presence import Holdup, Presence, WorkerStage
 from serinette.spec import GenerationSpec
 
 AT = now()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from api.maintenance.planning import Action
-from api.maintenance.recording import Recorded, StoreQuestions
+from controller.planning import Action
+from controller.recording import Recorded, StoreQuestions
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import api.__main__
-import api.maintenance.__main__
+import controller.__main__
 import gpu_worker.__main__
 import gpu_worker.engine.__main__
 import gpu_worker.slot.__main__
@@ -68,7 +68,7 @@ def test_origins_are_a_list_in_either_way(
     ("process", "status"),
     [
         (api.__main__, 2),
-        (api.maintenance.__main__, 2),
+        (controller.__main__, 2),
         (gpu_worker.__main__, CONFIGURATION_EXIT_CODE),
         (gpu_worker.engine.__main__, CONFIGURATION_EXIT_CODE),
         (gpu_worker.slot.__main__, CONFIGURATION_EXIT_CODE),

@@ -14,11 +14,11 @@ from redis import Redis
 
 from api import events
 from api.queue import keyed_job_id
-from api.targets import Targets
 from serinette import credentials
 from serinette.errors import StoreUnavailable
 from serinette.names import Keys
 from serinette.store import Store
+from serinette.webhook_targets import Targets
 from tests.gateways import problem
 from tests.receivers import SECRET
 from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, settings_of

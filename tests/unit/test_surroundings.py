@@ -12,14 +12,14 @@ import pytest
 from kubernetes import client
 from redis import Redis
 
-from api import holdups
-from api.cluster import Cluster
-from api.maintenance.protecting import MARKS, Patch, plan
-from api.maintenance.surroundings import Surroundings
-from api.settings import MaintenanceSettings
+from controller.cluster import Cluster
+from controller.protecting import MARKS, Patch, plan
+from controller.settings import ControllerSettings
+from controller.surroundings import Surroundings
 from serinette.errors import ClusterUnavailable
 from serinette.names import Keys
 from serinette.pools import PoolFacts
+from serinette.presence import HOLDUP_TTL_S, parse_holdups
 from tests.kube import Kube, kubernetes_api
 from tests.unit.test_pod_words import GPU, NO_GPU, NODES, event, unscheduled
 
@@ -76,7 +76,7 @@ def cluster(kube: Kube, tmp_path: Path) -> Cluster:
 
 @pytest.fixture
 def surroundings(cluster: Cluster, redis_url: str, redis: Redis) -> Surroundings:
-    settings = MaintenanceSettings.model_validate({"redis_url": redis_url, "pools": POOLS})
+    settings = ControllerSettings.model_validate({"redis_url": redis_url, "pools": POOLS})
     return Surroundings(cluster, settings, redis)
 
 
@@ -97,7 +97,7 @@ def marks(kube: Kube, name: str) -> dict[str, str]:
 
 def told(redis: Redis, keys: Keys) -> dict[str, tuple[int, str]]:
     found: Any = redis.hgetall(keys.holdups)
-    return {pool: (each.pods, each.words) for pool, each in holdups.parse(found).items()}
+    return {pool: (each.pods, each.words) for pool, each in parse_holdups(found).items()}
 
 
 def test_gateways_are_told_what_holds_each_pool(
@@ -111,7 +111,7 @@ def test_gateways_are_told_what_holds_each_pool(
     surroundings.look(0)
     words = "no node has a free nvidia.com/gpu: 6 are on 2 nodes, none free for it, and the autoscaler is adding a node"
     assert told(redis, keys) == {"turbo": (1, words), "base": (1, "")}
-    assert 0 < int(redis.ttl(keys.holdups)) <= holdups.HOLDUP_TTL_S
+    assert 0 < int(redis.ttl(keys.holdups)) <= HOLDUP_TTL_S
     kube.remove("v1", "Pod", "w-1", "music")
     surroundings.look(10)
     assert told(redis, keys) == {"turbo": (0, ""), "base": (1, "")}
@@ -203,7 +203,7 @@ def test_a_cluster_that_is_away_is_told_of_once_and_marks_nothing(
 def test_protection_can_be_switched_off(cluster: Cluster, kube: Kube, redis: Redis, keys: Keys, redis_url: str) -> None:
     add_pod(kube, "w-1")
     redis.sadd(keys.busy("turbo"), "w-1-abc123")
-    settings = MaintenanceSettings.model_validate({"redis_url": redis_url, "cluster_protect": False})
+    settings = ControllerSettings.model_validate({"redis_url": redis_url, "cluster_protect": False})
     Surroundings(cluster, settings, redis).look(0)
     assert not kube.patches
 

@@ -16,7 +16,7 @@ from redis import Redis
 from api.app import create_app
 from api.settings import GatewaySettings
 from gpu_worker.slot.hold import Hold
-from serinette import traces
+from serinette import telemetry
 from serinette.errors import EngineCrashed
 from serinette.job import Stage
 from serinette.names import Keys
@@ -31,9 +31,9 @@ SENT = f"00-{TRACE}-{PARENT}-01"
 @pytest.fixture
 def exporter() -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
-    traces.install(SimpleSpanProcessor(exporter), "test")
+    telemetry.install(SimpleSpanProcessor(exporter), "test")
     yield exporter
-    traces.install(None, "test")
+    telemetry.install(None, "test")
 
 
 @pytest.fixture
@@ -141,15 +141,15 @@ async def test_probes_are_not_traced(exporter: InMemorySpanExporter, redis_url: 
 async def test_without_an_endpoint_a_job_carries_nothing(bench: SlotBench, redis_url: str, file_store_url: str) -> None:
     answer = await post(redis_url, file_store_url, SENT.encode())
     assert "traceparent" not in bench.rq_job(answer.json()["id"]).meta
-    assert traces.carried() == {}
+    assert telemetry.carried() == {}
 
 
 @pytest.mark.parametrize("module", ["api.app", "gpu_worker.slot.__main__"])
 def test_without_an_endpoint_nothing_that_traces_is_imported(module: str) -> None:
     code = (
-        f"import sys, {module}; from serinette import traces; from serinette.settings import SharedSettings; "
-        "traces.configure(SharedSettings(), 'gateway')\n"
-        "with traces.span('x'): traces.record('y', 0, 1); traces.note(z=1)\n"
+        f"import sys, {module}; from serinette import telemetry; from serinette.settings import SharedSettings; "
+        "telemetry.configure(SharedSettings(), 'gateway')\n"
+        "with telemetry.span('x'): telemetry.record('y', 0, 1); telemetry.note(z=1)\n"
         # redis-py looks for the SDK's metrics by itself.
         "spans = ('opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
         "print([name for name in sys.modules if name.startswith(spans)])"

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
+from api.dialects.acestep.documented import TAG
 from api.problems import CODES
-from api.routes.acestep.documented import TAG
-from api.routes.v1.jobs import JobRequest
+from api.v1.jobs import JobRequest
 from scripts.openapi import PAGE, current, losses, text_of
-from serinette.job import Job
-from serinette.upload import Upload
+from serinette.job import Job, Upload
 
 
 @pytest.fixture(scope="module")

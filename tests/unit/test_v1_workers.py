@@ -10,15 +10,13 @@ import httpx
 import pytest
 from redis import Redis
 
-from api import holdups
 from api.app import create_app
-from api.holdups import Holdup
 from api.settings import GatewaySettings
 from serinette import brake
 from serinette.job import now
 from serinette.names import Keys
 from serinette.pools import PoolFacts
-from serinette.presence import Pace, Presence, WorkerStage, announce, record_pace
+from serinette.presence import Holdup, Pace, Presence, WorkerStage, announce, record_pace, report_holdups
 from tests.gateways import problem
 from tests.unit.queue_desk import model
 
@@ -62,7 +60,7 @@ async def test_a_pool_is_followed_from_zero_to_a_ready_worker(
         return {(await http.get(f"/v1/jobs/{job['id']}")).json()["waiting_for"], pool}
 
     assert await both() == {f"{NONE}, which scales from zero"}
-    holdups.tell(redis, keys, {"turbo": Holdup(pods=1, words="its node pulls the image")})
+    report_holdups(redis, keys, {"turbo": Holdup(pods=1, words="its node pulls the image")})
     assert await both() == {f"{NONE}; its node pulls the image"}
     assert (await turbo(http))["pods"] == 1
     brake.pull(redis, keys, "turbo", ["load: no checkpoint"])

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from api.maintenance.webhook_sending import Answer, open_client, send
-from api.maintenance.webhooks import pause_s
 from api.settings import GatewaySettings
-from api.targets import Targets
+from controller.webhook_sending import Answer, open_client, send
+from controller.webhooks import pause_s
 from serinette.errors import InvalidSpec
 from serinette.job import JobOptions, JobStatus
 from serinette.webhook import event_id, is_public, parse_address
+from serinette.webhook_targets import Targets
 from tests.receivers import SECRET, receiver
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)

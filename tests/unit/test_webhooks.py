@@ -14,14 +14,15 @@ from pydantic import SecretStr
 from redis import Redis
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from api.maintenance.webhooks import Webhooks
 from api.queue import JobQueue
-from api.settings import GatewaySettings, MaintenanceSettings
+from api.settings import GatewaySettings
+from controller.outbox import Outbox
+from controller.settings import ControllerSettings
+from controller.webhooks import Webhooks
 from serinette.errors import InvalidSpec, Unsupported
 from serinette.job import Job, JobError, JobOptions, JobStatus
 from serinette.jobs import AsyncJobs, calls
 from serinette.names import Keys
-from serinette.outbox import Outbox
 from serinette.settings import connect_redis_async
 from serinette.spec import GenerationSpec
 from serinette.store import Store
@@ -76,7 +77,7 @@ class House:
         fresh: Any = self.redis.zrangebyscore(self.keys.webhooks, at_s, at_s + TELL_AFTER_S + 1)
         for job_id in fresh:
             self.redis.zadd(self.keys.webhooks, {job_id: at_s})
-        return Webhooks(self.redis, MaintenanceSettings.model_validate({**self.settings, **settings}))
+        return Webhooks(self.redis, ControllerSettings.model_validate({**self.settings, **settings}))
 
     def due_now(self, job_id: str) -> None:
         """Let the pause before the next try pass."""

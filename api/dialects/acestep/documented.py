@@ -1,0 +1,76 @@
+"""The dialect in the OpenAPI document: bodies that FastAPI cannot see, and examples of answers."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from api.dialects.acestep.envelope import wrapped
+from api.dialects.acestep.request import ReleaseTask
+from api.dialects.acestep.samples import CUSTOM
+
+Responses = dict[int | str, dict[str, Any]]
+
+TAG: Final = "ACE-Step 1.5 dialect"
+TASK_ID: Final = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+_TIMESTAMP_MS: Final = 1_767_323_045_000
+
+
+def _refusal(status: int, description: str) -> Responses:
+    example = wrapped(code=status, error=description) | {"timestamp": _TIMESTAMP_MS, "detail": description}
+    return {status: {"description": description, "content": {"application/json": {"example": example}}}}
+
+
+def answers(data: object, *more: Responses) -> Responses:
+    """An example of the answer in its envelope, and further answers."""
+    example = wrapped(data) | {"timestamp": _TIMESTAMP_MS}
+    documented: Responses = {200: {"content": {"application/json": {"example": example}}}}
+    for each in more:
+        documented |= each
+    return documented
+
+
+WRONG: Final = _refusal(400, "a field is wrong; it is named")
+UNKNOWN: Final = _refusal(404, "Audio file not found")
+TAKEN: Final = _refusal(409, "this Idempotency-Key was used with another spec")
+NOT_ALLOWED: Final = _refusal(403, "the tenant may not use this lane")
+NO_LM: Final = _refusal(501, "it needs ACE-Step's 5 Hz language model, which is not here")
+AWAY: Final = _refusal(503, "the queue or the store does not answer; nothing was accepted")
+
+_SONG: Final = {"schema": {"type": "string", "format": "binary"}}
+SONG: Final[Responses] = {
+    200: {"content": {"audio/mpeg": _SONG, "audio/wav": _SONG, "audio/flac": _SONG}, "description": "The song."},
+    206: {"description": "The bytes asked for by `Range`."},
+    **UNKNOWN,
+    **_refusal(410, "its file was erased"),
+}
+
+_FILE: Final = {"type": "string", "format": "binary"}
+_TASK: Final = ReleaseTask.model_json_schema(ref_template="#/components/schemas/{model}")
+
+
+def _body(schema: dict[str, Any], example: dict[str, Any], files: tuple[str, ...] = ()) -> dict[str, Any]:
+    form = schema | {"properties": schema["properties"] | dict.fromkeys(files, _FILE)}
+    kinds = {"application/json": schema, "application/x-www-form-urlencoded": schema}
+    content: dict[str, Any] = {kind: {"schema": each, "example": example} for kind, each in kinds.items()}
+    if files:
+        content["multipart/form-data"] = {"schema": form}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+_TEXT: Final = {"type": "string"}
+RELEASE_BODY: Final = _body(
+    {name: part for name, part in _TASK.items() if name != "$defs"},
+    {"prompt": "upbeat pop song", "lyrics": "Hello world", "audio_duration": 15, "batch_size": 1},
+    ("src_audio", "ctx_audio", "reference_audio", "ref_audio"),
+)
+QUERY_BODY: Final = _body(
+    _object(task_id_list={"anyOf": [{"type": "array", "items": _TEXT}, _TEXT], "description": "256 at most."}),
+    {"task_id_list": [TASK_ID]},
+)
+SAMPLE_BODY: Final = _body(_object(sample_type=_TEXT), {"sample_type": "simple_mode"})
+WORDS_BODY: Final = _body(_object(prompt=_TEXT, lyrics=_TEXT, query=_TEXT), {"prompt": "pop rock"})
+SAMPLE: Final = CUSTOM[0].told()

@@ -1,6 +1,0 @@
-"""Our own API."""
-
-from api.routes.v1 import audio, batch_files, batches, containers, events, jobs, links, queue, uploads, usage, workers
-
-_PARTS = (jobs, containers, audio, batches, batch_files, events, links, uploads, queue, usage, workers)
-ROUTES = [route for part in _PARTS for route in part.router.routes]

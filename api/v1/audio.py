@@ -1,0 +1,52 @@
+"""The song's bytes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+from starlette.responses import RedirectResponse, Response
+
+from api.dependencies import QueuePart, SettingsPart, SongsPart, TenantPart
+from api.songs import Asked, song_of
+from api.v1 import examples
+from api.v1.answers import JobId, problems
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+
+@router.head("/jobs/{job_id}/audio", include_in_schema=False)
+@router.get(
+    "/jobs/{job_id}/audio",
+    response_class=Response,
+    summary="The song",
+    responses={
+        200: {"content": examples.AUDIO, "headers": examples.AUDIO_HEADERS, "description": "The song."},
+        206: {"content": examples.AUDIO, "description": "The bytes asked for by `Range`."},
+        304: {"description": "`If-None-Match` names the song's ETag."},
+        307: {"description": "The store serves it itself: a presigned URL in `Location`."},
+        416: {"description": "No byte of the song is in the `Range`."},
+        **problems("not_found", "not_finished", "gone", "invalid_spec", "queue_unavailable", "store_unavailable"),
+    },
+)
+async def audio(
+    request: Request,
+    job_id: JobId,
+    queue: QueuePart,
+    songs: SongsPart,
+    settings: SettingsPart,
+    tenant: TenantPart,
+    index: Annotated[int, Query(ge=0, le=7, description="Which variation.")] = 0,
+    download: Annotated[bool, Query(description="As an attachment with a name, never as a redirect.")] = False,
+    range_: Annotated[str | None, Header(alias="Range")] = None,
+    if_range: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The encoded song, whole or in part, or a redirect to the store."""
+    song = song_of(await queue.get(tenant, job_id), index)
+    asked = Asked(request.url.path, request.method, range_, if_range, if_none_match)
+    if request.method == "GET" and not download and not asked.has(song):
+        url = await songs.url(song, settings.presign_s)
+        if url is not None:
+            return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
+    return await songs.serve(song, asked, f"{job_id}-{song.index}.{song.format}", download=download)

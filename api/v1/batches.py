@@ -1,0 +1,225 @@
+"""Batches: make, look, list, pause, resume, cancel, retry, erase."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from functools import partial
+from pathlib import Path as File
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from api.batches.reading import inline, jsonl, options_of
+from api.batches.service import Desk
+from api.dependencies import BatchThreadsPart, DeskPart, SettingsPart, TenantPart
+from api.v1 import examples
+from api.v1.answers import problems
+from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
+from serinette.errors import InvalidBatch, InvalidSpec, NotFound, TooLarge, UnsupportedMediaType
+
+router = APIRouter(prefix="/v1", tags=["batches"])
+
+_BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
+_JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines"}
+
+KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x20-\x7e]{1,255}$",
+        description="Printable ASCII: the same key with the same batch is the same batch, however often sent.",
+    ),
+]
+
+
+async def _checked_batch_id(batch_id: Annotated[str, Path(description="As the batch was answered.")]) -> str:
+    if not _BATCH_ID.fullmatch(batch_id):
+        raise NotFound(f"there is no batch {batch_id[:80]}")
+    return batch_id
+
+
+BatchId = Annotated[str, Depends(_checked_batch_id)]
+
+
+async def _found(batch_id: BatchId, desk: DeskPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
+    if known := await run_in_threadpool(desk.known, tenant, batch_id):
+        return known
+    return await threads.run(partial(desk.get, tenant, batch_id))
+
+
+BatchPart = Annotated[Batch, Depends(_found)]
+
+
+class BatchList(BaseModel):
+    """Batches, newest first."""
+
+    batches: tuple[Batch, ...]
+
+
+class BatchLines(BaseModel):
+    """Lines of a batch, in their order. Fewer than asked for may come; of a line after the last, none."""
+
+    lines: tuple[BatchLine, ...]
+
+
+@router.post(
+    "/batches",
+    status_code=202,
+    response_model=Batch,
+    summary="Submit many songs",
+    openapi_extra={"requestBody": examples.BATCH_BODY},
+    responses={
+        202: {"description": "The batch is kept; its songs follow.", "headers": examples.BATCH_HEADERS},
+        **problems(
+            "invalid_batch",
+            "invalid_spec",
+            "unsupported",
+            "too_large",
+            "unsupported_media_type",
+            "idempotency_conflict",
+            "lane_not_allowed",
+            "too_many_in_flight",
+            "queue_unavailable",
+            "store_unavailable",
+        ),
+    },
+)
+async def create(
+    request: Request,
+    response: Response,
+    desk: DeskPart,
+    threads: BatchThreadsPart,
+    settings: SettingsPart,
+    tenant: TenantPart,
+    name: Annotated[str | None, Query(description="JSON Lines only: as `name` of a JSON body.")] = None,
+    label: Annotated[
+        list[str] | None,
+        Query(max_length=14, description="JSON Lines only: `name=value`, as often as there are labels."),
+    ] = None,
+    timeout_s: Annotated[int | None, Query(description="JSON Lines only: as `timeout_s` of a JSON body.")] = None,
+    webhook: Annotated[str | None, Query(description="JSON Lines only: as `webhook` of a JSON body.")] = None,
+    idempotency_key: KeyHeader = None,
+) -> Batch:
+    """JSON Lines, a spec a line, or JSON with `specs` and a `sweep` over their fields: up to 100,000 songs. Every line
+    is checked before anything is kept; the problem says what is wrong in which line.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == "application/json"
+    if not is_json and kind not in _JSONL:
+        raise UnsupportedMediaType(
+            "Content-Type: send JSON Lines as application/jsonl, or JSON as application/json", field="Content-Type"
+        )
+    options = None if is_json else _options(name, label or [], timeout_s, webhook)
+    with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
+        path = File(directory) / "body"
+        await _spool(request, path, settings.max_body_bytes if is_json else settings.max_batch_bytes)
+        batch, created = await threads.run(partial(_create, desk, tenant, path, options, idempotency_key))
+    response.headers["Location"] = f"/v1/batches/{batch.id}"
+    if not created:
+        response.headers["Idempotency-Replayed"] = "true"
+    return batch
+
+
+def _create(
+    desk: Desk, tenant: str, path: File, options: BatchOptions | None, idempotency_key: str | None
+) -> tuple[Batch, bool]:
+    if options is not None:
+        return desk.create(tenant, jsonl(path), options, idempotency_key)
+    told, lines = inline(path)
+    return desk.create(tenant, lines, told, idempotency_key)
+
+
+def _options(name: str | None, labels: list[str], timeout_s: int | None, webhook: str | None) -> BatchOptions:
+    pairs = [label.partition("=") for label in labels]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise InvalidSpec("label: must be name=value", field="label")
+    given = {"name": name, "timeout_s": timeout_s, "webhook": webhook}
+    return options_of({**given, "labels": {key: value for key, _, value in pairs}})
+
+
+async def _spool(request: Request, path: File, most: int) -> None:
+    size = 0
+    async with await anyio.open_file(path, "wb") as file:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > most:
+                raise TooLarge(f"the batch is longer than the {most} bytes allowed; JSON Lines may be longer than JSON")
+            await file.write(chunk)
+    if not size:
+        raise InvalidBatch("the body is empty; send a spec a line, or JSON with `specs`")
+
+
+@router.get("/batches", summary="Batches, newest first", responses=problems("invalid_spec", "queue_unavailable"))
+def list_batches(
+    desk: DeskPart,
+    tenant: TenantPart,
+    limit: Annotated[int, Query(ge=1, le=100, description="Batches at most.")] = 20,
+) -> BatchList:
+    """The newest batches, unfinished and ended, as long as they are kept."""
+    return BatchList(batches=tuple(desk.newest(tenant, limit)))
+
+
+_LOOK = problems("not_found", "queue_unavailable", "store_unavailable")
+_MOVE = problems("not_found", "conflict", "queue_unavailable", "store_unavailable")
+
+
+@router.get("/batches/{batch_id}", summary="One batch", responses=_LOOK)
+async def look(batch: BatchPart) -> Batch:
+    """Status, counts and share done. While it goes on they are a few seconds old; of an ended batch they are exact."""
+    return batch
+
+
+@router.get(
+    "/batches/{batch_id}/lines",
+    summary="What became of some lines",
+    responses={**_LOOK, **problems("invalid_spec")},
+)
+async def lines(
+    batch_id: BatchId,
+    desk: DeskPart,
+    threads: BatchThreadsPart,
+    tenant: TenantPart,
+    first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1.")] = 1,
+    limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most.")] = 100,
+) -> BatchLines:
+    """Each line with its job and songs, as they are now. Continue with `first` behind the last line returned."""
+    return BatchLines(lines=tuple(await threads.run(partial(desk.lines, tenant, batch_id, first - 1, limit))))
+
+
+@router.post("/batches/{batch_id}/pause", summary="Pause a batch", responses=_MOVE)
+def pause(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+    """No more lines are released. What waits in the lane or is being generated goes on."""
+    return desk.pause(tenant, batch_id)
+
+
+@router.post("/batches/{batch_id}/resume", summary="Go on with a paused batch", responses=_MOVE)
+def resume(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+    """Lines are released again."""
+    return desk.resume(tenant, batch_id)
+
+
+@router.post("/batches/{batch_id}/cancel", summary="Cancel a batch", responses=_MOVE)
+def cancel(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+    """All of its jobs are canceled; it is `canceling` until the last has ended. What was generated is kept."""
+    return desk.cancel(tenant, batch_id)
+
+
+@router.post("/batches/{batch_id}/retry", status_code=202, summary="Retry what was not generated", responses=_MOVE)
+def retry(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+    """Of an ended batch the failed and the canceled lines are released once more, as new jobs with the same seeds."""
+    return desk.retry(tenant, batch_id)
+
+
+@router.delete(
+    "/batches/{batch_id}",
+    status_code=204,
+    summary="Erase an ended batch",
+    responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
+)
+async def erase(batch_id: BatchId, desk: DeskPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
+    """Its lines and files go; its jobs and their songs stay until they are erased or too old."""
+    await threads.run(partial(desk.erase, tenant, batch_id))

@@ -1,0 +1,135 @@
+"""Containers as jobs: submit one, and fetch what it left."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from pydantic import ConfigDict
+from starlette.responses import RedirectResponse
+
+from api.containers.log import PLACE, Place
+from api.dependencies import (
+    LogsPart,
+    QueuePart,
+    SettingsPart,
+    SongsPart,
+    TenantPart,
+    containers_only,
+    visit_of,
+)
+from api.songs import Asked
+from api.v1 import examples
+from api.v1.answers import JobId, Responses, problems
+from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, json_only, submit_answer
+from serinette.container import ContainerSpec, Output
+from serinette.errors import NotFinished, NotFound
+from serinette.job import Job, JobOptions
+
+router = APIRouter(prefix="/v1", tags=["containers"])
+
+_SPEC_FIELDS = ContainerSpec.model_fields.keys()
+
+
+class ContainerRequest(ContainerSpec, JobOptions):
+    """A container to run, and how to treat its job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": examples.CONTAINERS})
+
+    def spec(self) -> ContainerSpec:
+        """The container alone, with only those fields set that the client wrote."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _SPEC_FIELDS}
+        return ContainerSpec.model_construct(_fields_set=self.model_fields_set & _SPEC_FIELDS, **values)
+
+    def options(self) -> JobOptions:
+        """All but the container."""
+        return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
+
+
+@router.post(
+    "/containers",
+    status_code=202,
+    response_model=Job,
+    summary="Submit a container",
+    dependencies=[Depends(containers_only), Depends(json_only)],
+    responses={**SUBMITTED, **problems(*REFUSALS, "unsupported")},
+)
+async def submit(
+    request: Annotated[ContainerRequest, Body()],
+    http: Request,
+    prefer: PreferHeader = None,
+    idempotency_key: KeyHeader = None,
+) -> Response:
+    """Put a container into its lane: a job like any other. 501 where no cluster is."""
+    visit = visit_of(http)
+    submitted = await visit.parts.queue.submit_container(
+        visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+    )
+    return await submit_answer(visit, submitted, prefer)
+
+
+_FILE: Responses = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+    206: {"description": "The bytes asked for by `Range`."},
+    304: {"description": "`If-None-Match` names its ETag."},
+    307: {"description": "The store serves it itself: a presigned URL in `Location`."},
+    416: {"description": "No byte of it is in the `Range`."},
+    **problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable"),
+}
+
+
+@router.get("/jobs/{job_id}/outputs/{name:path}", response_class=Response, summary="One output", responses=_FILE)
+async def output(
+    job_id: JobId,
+    name: Annotated[str, Path(max_length=1_100, description="As in the job's `run.outputs`.")],
+    request: Request,
+    queue: QueuePart,
+    songs: SongsPart,
+    settings: SettingsPart,
+    tenant: TenantPart,
+) -> Response:
+    """A file that the container wrote below /outputs, or a redirect to the store."""
+    found = _output_of(await queue.get(tenant, job_id), name)
+    asked = Asked.by(request)
+    if not asked.has(found) and (url := await songs.url(found, settings.presign_s)) is not None:
+        return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
+    return await songs.serve(found, asked, name.rpartition("/")[2], download=True)
+
+
+def _output_of(job: Job, name: str) -> Output:
+    if job.container is None:
+        raise NotFound(f"job {job.id} is a song and has no outputs; fetch /v1/jobs/{job.id}/audio")
+    if not job.status.ended:
+        raise NotFinished(f"job {job.id} is {job.status}: its outputs are kept when it ends")
+    outputs = job.run.outputs if job.run else ()
+    for each in outputs:
+        if each.name == name:
+            return each
+    raise NotFound(f"job {job.id} left {len(outputs)} outputs, none of this name; they are in its run.outputs")
+
+
+_LOG: Responses = {
+    200: {"content": {"text/plain": {}}, "description": "All of it so far; its ETag is how far that is."},
+    204: {"description": "Nothing was written behind `after`."},
+    206: {"description": "What was written behind `after`; or, once the job has ended, the bytes of the `Range`."},
+    304: {"description": "`If-None-Match` names its ETag."},
+    416: {"description": "No byte of it is in the `Range`."},
+    **problems("not_found", "gone", "invalid_spec", "queue_unavailable", "store_unavailable"),
+}
+
+
+@router.get("/jobs/{job_id}/log", response_class=Response, summary="A container's log", responses=_LOG)
+async def log(
+    job_id: JobId,
+    request: Request,
+    queue: QueuePart,
+    logs: LogsPart,
+    tenant: TenantPart,
+    after: Annotated[
+        str | None,
+        Query(pattern=PLACE, description="ETag of an earlier answer: only what came since.", examples=["1-2048"]),
+    ] = None,
+) -> Response:
+    """Plain text: as far as it is while the container runs, whole when it has ended. Each attempt has its own."""
+    job = await queue.get(tenant, job_id)
+    return await logs.serve(job, Asked.by(request), Place.parse(after) if after else None)

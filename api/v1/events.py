@@ -1,0 +1,147 @@
+"""Live progress, as Server-Sent Events and, at the same path, as a WebSocket."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import anyio
+from fastapi import APIRouter, Header, Query, WebSocket
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
+from starlette.websockets import WebSocketDisconnect
+
+from api.dependencies import EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
+from api.events import JobEvent, JobEvents, checked_event_id
+from api.problems import answer
+from api.queue import JobQueue
+from api.tenancy.keyring import Standing
+from api.v1 import examples
+from api.v1.answers import JobId, problems
+from serinette.errors import RequestError, SerinetteError
+from serinette.job import Job
+
+log = logging.getLogger(__name__)
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+KEEPALIVE_S = 15
+RETRY_MS = 2_000
+
+ResumeQuery = Annotated[
+    str | None, Query(description="Go on behind this event, as `Last-Event-ID` does.", examples=["1760000000000-0"])
+]
+
+ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    response_class=EventSourceResponse,
+    summary="Live progress",
+    responses={
+        200: {"content": examples.EVENTS, "description": "A `status` event with the whole job, then what happens."},
+        204: {"description": "The job is over and `Last-Event-ID` is its last event: do not reconnect."},
+        **problems("not_found", "invalid_spec", "queue_unavailable", "store_unavailable"),
+    },
+)
+async def stream(
+    job_id: JobId,
+    queue: QueuePart,
+    events: EventsPart,
+    tenant: TenantPart,
+    standing: StandingPart,
+    last_event_id: ResumeQuery = None,
+    last_event_id_header: ResumeHeader = None,
+) -> Response:
+    """Server-Sent Events; closes behind the terminal event. A WebSocket at the same path sends the same messages."""
+    seen = last_event_id_header or last_event_id
+    job, after = await _snapshot(queue, events, tenant, job_id, seen)
+    if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
+        return Response(status_code=204)
+    return EventSourceResponse(_sse(events, job, after, standing), ping=KEEPALIVE_S)
+
+
+@router.websocket("/jobs/{job_id}/events")
+async def socket(
+    websocket: WebSocket,
+    job_id: JobId,
+    queue: QueuePart,
+    events: EventsPart,
+    settings: SettingsPart,
+    tenant: TenantPart,
+    standing: StandingPart,
+    last_event_id: ResumeQuery = None,
+    last_event_id_header: ResumeHeader = None,
+) -> None:
+    """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
+    if not _origin_allowed(websocket, settings.cors_origins):
+        error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
+        await websocket.send_denial_response(answer(websocket.url.path, error, 403))
+        return
+    job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
+    await websocket.accept()
+    async with anyio.create_task_group() as group:
+        group.start_soon(_until_gone, websocket, group.cancel_scope)
+        try:
+            async with aclosing(messages(events, job, after, standing)) as told:
+                async for message in told:
+                    await websocket.send_text(message.model_dump_json())
+            await websocket.close(await _why(events, standing))
+        except WebSocketDisconnect:
+            log.debug("listener to job %s left", job_id)
+        group.cancel_scope.cancel()
+
+
+async def messages(events: JobEvents, job: Job, after: str, standing: Standing) -> AsyncGenerator[JobEvent]:
+    """The job as it stands, then its events behind `after`; ends early when Redis is lost: the client resumes."""
+    yield JobEvent(id=after, type="status", data=job.model_dump(mode="json"))
+    last = None
+    try:
+        async with aclosing(events.follow(job.id, after, standing)) as following:
+            async for last in following:
+                yield last
+        if job.status.ended and last is None:  # its stream is forgotten, or was read to the end before
+            yield JobEvent(id=after, type=job.status, data={"status": job.status})
+    except SerinetteError as error:
+        log.warning("the events of job %s break off: %s (%r)", job.id, error.message, error.__cause__)
+
+
+async def _snapshot(
+    queue: JobQueue, events: JobEvents, tenant: str, job_id: str, last_event_id: str | None
+) -> tuple[Job, str]:
+    """The job, and the event behind which to go on. What happens between the two reads is told twice, never lost."""
+    last, before_last = await events.last_ids(job_id)
+    job = await queue.get(tenant, job_id)
+    if last_event_id is not None:
+        return job, checked_event_id(last_event_id)
+    return job, before_last if job.status.ended else last
+
+
+async def _sse(events: JobEvents, job: Job, after: str, standing: Standing) -> AsyncGenerator[ServerSentEvent]:
+    async with aclosing(messages(events, job, after, standing)) as told:
+        async for message in told:
+            yield ServerSentEvent(message.model_dump_json(), event=message.type, id=message.id, retry=RETRY_MS)
+
+
+async def _why(events: JobEvents, standing: Standing) -> int:
+    """The code to close with: come again elsewhere, you are not let in any more, or this is the end."""
+    if events.closing:
+        return 1012
+    return 1000 if await standing.holds() else 1008
+
+
+async def _until_gone(websocket: WebSocket, scope: anyio.CancelScope) -> None:
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        pass
+    scope.cancel()
+
+
+def _origin_allowed(websocket: WebSocket, allowed: tuple[str, ...]) -> bool:
+    """Browsers let any page open a WebSocket anywhere, and only tell where the page is from."""
+    origin = websocket.headers.get("origin")
+    if origin is None or origin in allowed or "*" in allowed:
+        return True
+    return urlsplit(origin).netloc == websocket.headers.get("host")

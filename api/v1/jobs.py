@@ -1,0 +1,213 @@
+"""Submit, look, list, cancel, erase."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.dependencies import QueuePart, TenantPart, Visit, visit_of
+from api.holding import held, preferred_wait_s
+from api.v1 import examples
+from api.v1.answers import (
+    JOB_ID_PARAMETER,
+    JobId,
+    Responses,
+    checked_job_id,
+    job_answer,
+    problems,
+    unknown_fields,
+)
+from serinette.errors import InvalidSpec, UnsupportedMediaType
+from serinette.job import Job, JobOptions, JobStatus
+from serinette.spec import GenerationSpec
+
+router = APIRouter(prefix="/v1", tags=["jobs"])
+
+_SPEC_FIELDS = GenerationSpec.model_fields.keys()
+
+PreferHeader = Annotated[
+    str | None,
+    Header(description="`wait=N`: hold the answer until the job ends, N seconds at most.", examples=["wait=30"]),
+]
+_PREFER_PARAMETER = {
+    "name": "prefer",
+    "in": "header",
+    "required": False,
+    "schema": {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "description": "`wait=N`: hold the answer until the job ends, N seconds at most.",
+        "examples": ["wait=30"],
+        "title": "Prefer",
+    },
+    "description": "`wait=N`: hold the answer until the job ends, N seconds at most.",
+}
+KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x20-\x7e]{1,255}$",
+        description="Printable ASCII: the same key with the same song is the same job, however often sent.",
+    ),
+]
+
+
+async def json_only(request: Request) -> None:
+    """Refuse a body that is not JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise UnsupportedMediaType("Content-Type: send Content-Type: application/json", field="Content-Type")
+
+
+class JobRequest(GenerationSpec, JobOptions):
+    """A song to generate, and how to treat its job. Leave out what you do not care for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": examples.REQUESTS})
+
+    def spec(self) -> GenerationSpec:
+        """The song alone, with only those fields set that the client wrote."""
+        values = {name: value for name, value in self.__dict__.items() if name in _SPEC_FIELDS}
+        return GenerationSpec.model_construct(_fields_set=self.model_fields_set & _SPEC_FIELDS, **values)
+
+    def options(self) -> JobOptions:
+        """All but the song."""
+        values = {name: value for name, value in self.__dict__.items() if name not in _SPEC_FIELDS}
+        return JobOptions.model_construct(**values)
+
+
+SUBMITTED: Responses = {
+    200: {"model": Job, "description": "The job has ended (only with `Prefer: wait`, or a repeated key)."},
+    202: {"description": "The job waits or runs.", "headers": examples.SUBMIT_HEADERS},
+}
+# Why a submit may be refused.
+REFUSALS = (
+    "bad_request",
+    "invalid_spec",
+    "too_large",
+    "unsupported_media_type",
+    "idempotency_conflict",
+    "lane_not_allowed",
+    "lane_full",
+    "too_many_queued",
+    "too_many_in_flight",
+    "gpu_time_spent",
+    "queue_unavailable",
+    "store_unavailable",
+)
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null: there is none.")
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    response_model=Job,
+    summary="Submit a song",
+    dependencies=[Depends(json_only)],
+    responses={**SUBMITTED, **problems(*REFUSALS)},
+)
+async def submit(
+    request: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
+    http: Request,
+    prefer: PreferHeader = None,
+    idempotency_key: KeyHeader = None,
+) -> Response:
+    """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and reported."""
+    visit = visit_of(http)
+    submitted = await visit.parts.queue.submit(
+        visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+    )
+    return await submit_answer(visit, submitted, prefer)
+
+
+async def submit_answer(visit: Visit, submitted: tuple[Job, bool], prefer: str | None) -> Response:
+    """The job that was submitted, or is so again; at its end, if the client would wait for that."""
+    job, created = submitted
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    if not created:
+        headers["Idempotency-Replayed"] = "true"
+    job = await _held(visit, job, prefer, headers)
+    return job_answer(job, 200 if job.status.ended else 202, headers)
+
+
+async def _held(visit: Visit, job: Job, prefer: str | None, headers: dict[str, str]) -> Job:
+    wait_s = preferred_wait_s(prefer, visit.parts.settings.max_wait_s)
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+    return await held(visit.parts.queue, visit.parts.events, visit.standing, job, wait_s)
+
+
+@router.get(
+    "/jobs/{job_id}",
+    response_model=Job,
+    summary="One job",
+    responses={200: {"content": examples.JOB}, **problems("not_found", "queue_unavailable", "store_unavailable")},
+    openapi_extra={"parameters": [JOB_ID_PARAMETER, _PREFER_PARAMETER]},
+)
+async def look(http: Request) -> Response:
+    """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and in words what it waits for."""
+    # Its parameters are read here: FastAPI's own way to them takes a quarter of a poll.
+    job_id, visit, headers = checked_job_id(http.path_params["job_id"]), visit_of(http), dict[str, str]()
+    job = await visit.parts.queue.get(visit.tenant, job_id)
+    job = await _held(visit, job, http.headers.get("prefer"), headers)
+    return job_answer(job, headers=headers)
+
+
+@router.get(
+    "/jobs",
+    response_model=JobList,
+    summary="Jobs, newest first",
+    responses=problems("invalid_spec", "queue_unavailable"),
+)
+async def list_jobs(
+    queue: QueuePart,
+    tenant: TenantPart,
+    status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
+    label: Annotated[
+        str | None,
+        Query(max_length=127, description="Only jobs with this label: `name=value`.", examples=["album=blue"]),
+    ] = None,
+    cursor: Annotated[str | None, Query(max_length=300, description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
+) -> Response:
+    """A page of jobs. With a filter a page may be short and still have a next one. Of jobs that ended more than ten
+    minutes ago it has the state, times, pool, lane, labels and error code, and of `spec` the first 60 bytes of the
+    prompt (nothing, of a container); the other fields are left out. `GET /v1/jobs/{id}` has all of them.
+    """
+    name, equals, value = (label or "").partition("=")
+    if label is not None and not (name and equals):
+        raise InvalidSpec("label: must be name=value", field="label")
+    page = await queue.list(tenant, status=status, label=(name, value) if label else None, cursor=cursor, limit=limit)
+    listed = JobList(jobs=page.jobs, next_cursor=page.next_cursor)
+    left_out = {place: unknown for place, job in enumerate(page.jobs) if (unknown := unknown_fields(job))}
+    return Response(
+        listed.model_dump_json(exclude={"jobs": left_out} if left_out else None), media_type="application/json"
+    )
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    response_model=Job,
+    summary="Cancel a job",
+    responses={200: {"content": examples.JOB}, **problems("not_found", "conflict", "queue_unavailable")},
+)
+async def cancel(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> Response:
+    """A queued job ends at once, a running one within a step: then `cancel_requested` is true meanwhile."""
+    return job_answer(await queue.cancel(tenant, job_id))
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    summary="Erase an ended job",
+    responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
+)
+async def erase(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> None:
+    """Its songs and every trace of it go. Cancel it first if it has not ended."""
+    await queue.erase(tenant, job_id)

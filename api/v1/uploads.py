@@ -1,0 +1,114 @@
+"""Source and reference audio."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import AwareDatetime, BaseModel, Field
+from starlette.datastructures import UploadFile
+
+from api.dependencies import IntakePart, TenantPart, containers_only
+from api.v1 import examples
+from api.v1.answers import problems
+from serinette.errors import InvalidSpec, NotFound
+from serinette.job import Upload, UploadedFile
+
+router = APIRouter(prefix="/v1", tags=["uploads"])
+
+_BYTES = {"type": "string", "format": "binary"}
+_UPLOAD_ID = re.compile(r"upload-[0-9a-f]{32}")
+
+
+class PresignedUpload(BaseModel):
+    """Where to PUT the bytes; then POST `/v1/uploads/{id}/complete`."""
+
+    id: str
+    put_url: str = Field(description="Takes one HTTP PUT of the audio's bytes.")
+    expires_at: AwareDatetime
+
+
+async def _checked_upload_id(upload_id: Annotated[str, Path(description="As the upload was answered.")]) -> str:
+    if not _UPLOAD_ID.fullmatch(upload_id):
+        raise NotFound(f"there is no upload {upload_id[:80]}")
+    return upload_id
+
+
+UploadId = Annotated[str, Depends(_checked_upload_id)]
+
+
+@router.post(
+    "/uploads",
+    status_code=201,
+    response_model=Upload | PresignedUpload,
+    summary="Bring audio",
+    openapi_extra={"requestBody": examples.UPLOAD_BODY},
+    responses={
+        201: {"content": examples.UPLOAD, "description": "It is audio, and kept; or where to PUT it (`presign`)."},
+        **problems("invalid_spec", "invalid_audio", "too_large", "unsupported", "store_unavailable"),
+    },
+)
+async def upload(
+    request: Request,
+    response: Response,
+    intake: IntakePart,
+    tenant: TenantPart,
+    presign: Annotated[bool, Query(description="Answer an URL of the store to PUT the bytes to, instead.")] = False,
+) -> Upload | PresignedUpload:
+    """Audio as the body, whatever its Content-Type, or as the field `file` of a form. Decoded once, to prove it."""
+    if presign:
+        slip = await intake.open_slip(tenant)
+        return PresignedUpload(id=slip.id, put_url=slip.put_url, expires_at=slip.expires_at)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        kept = await intake.take(tenant, request.stream())
+    else:
+        async with request.form(max_files=1, max_fields=8) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise InvalidSpec("file: the form must hold the audio in a field of this name", field="file")
+            kept = await intake.take_file(tenant, file)
+    response.headers["Location"] = f"/v1/uploads/{kept.id}"
+    return kept
+
+
+@router.post(
+    "/files",
+    status_code=201,
+    summary="Bring a file for a container",
+    dependencies=[Depends(containers_only)],
+    openapi_extra={"requestBody": {"content": {"application/octet-stream": {"schema": _BYTES}}, "required": True}},
+    responses=problems("too_large", "unsupported", "store_unavailable"),
+)
+async def upload_file(request: Request, response: Response, intake: IntakePart, tenant: TenantPart) -> UploadedFile:
+    """Any bytes as the body, for a container's `inputs` alone: no song can be made from them. 501 where none runs."""
+    kept = await intake.take_any(tenant, request.stream())
+    response.headers["Location"] = f"/v1/uploads/{kept.id}"
+    return kept
+
+
+@router.post(
+    "/uploads/{upload_id}/complete",
+    summary="Prove a presigned upload",
+    responses=problems("not_found", "invalid_audio", "too_large", "store_unavailable"),
+)
+async def complete(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> Upload:
+    """After the PUT to `put_url`. What is no audio, or too long, is erased."""
+    return await intake.complete(tenant, upload_id)
+
+
+@router.get("/uploads/{upload_id}", summary="One upload", responses=problems("not_found", "store_unavailable"))
+async def look(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> Upload | UploadedFile:
+    """What the proof found."""
+    return await intake.look(tenant, upload_id)
+
+
+@router.delete(
+    "/uploads/{upload_id}",
+    status_code=204,
+    summary="Erase an upload",
+    responses=problems("not_found", "store_unavailable"),
+)
+async def erase(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> None:
+    """Jobs that still wait to work on it will fail."""
+    await intake.erase(tenant, upload_id)

@@ -1,0 +1,124 @@
+"""Deletes songs, uploads and batches that are older than they are kept for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
+from itertools import groupby, islice
+from threading import Event
+from typing import Any
+
+from redis import Redis
+
+from serinette.batches.objects import Shelf
+from serinette.batches.record import Book
+from serinette.errors import NotFound
+from serinette.job import now
+from serinette.jobs import Jobs, calls
+from serinette.names import Keys
+from serinette.store import Store, StoredObject
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 200
+# At most 50 songs a second: a store that is swept must still serve.
+_PAUSE_S = 0.02
+_LAST = frozenset({"job.json", "upload.json"})
+
+
+class Retention:
+    """Sweeps a store by age. Whatever an unfinished job may still read or write is kept."""
+
+    def __init__(self, redis: Redis, keys: Keys, store: Store, retention_s: int) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._jobs = Jobs(redis, keys.prefix)
+        self._store = store
+        self._book = Book(redis, keys, retention_s)
+        self._shelf = Shelf(store)
+        self._retention_s = retention_s
+
+    def sweep(self, stop: Event) -> int:
+        """One pass over the store, cut short by `stop`; how many songs, uploads and batches went.
+
+        Raises:
+            StoreUnavailable: the store does not answer. What is left is for the next sweep.
+        """
+        cutoff = now() - timedelta(seconds=self._retention_s)
+        count = 0
+        for root in ("songs", "uploads"):
+            for doomed in expired(self._store.list(root), cutoff, self._in_use):
+                for found in doomed:
+                    self._store.delete(found.key)
+                count += 1
+                if stop.wait(_PAUSE_S):
+                    return count
+        count += self._sweep_batches(cutoff, stop)
+        if count:
+            log.info("deleted count=%d older_than=%s", count, cutoff.isoformat())
+        return count
+
+    def _sweep_batches(self, cutoff: datetime, stop: Event) -> int:
+        """Batches that have ended, or never began, and whose newest object is older than `cutoff`."""
+        newest: dict[str, datetime] = {}
+        for found in self._store.list("batches"):
+            owner = "/".join(found.key.split("/")[:3])
+            newest[owner] = max(found.modified, newest.get(owner, found.modified))
+        count = 0
+        for owner, modified in newest.items():
+            if modified >= cutoff or self._redis.zscore(self._keys.batches, owner.rpartition("/")[2]) is not None:
+                continue
+            self._store.delete_prefix(owner)
+            count += 1
+            if stop.wait(_PAUSE_S):
+                break
+        return count
+
+    def _in_use(self) -> set[str]:
+        """Ids of unfinished jobs, and of the songs and uploads that they, or unfinished batches, start from."""
+        found = self._redis.zscan_iter(self._keys.live, count=_CHUNK)
+        used: set[str] = set()
+        for batch_id in self._book.unfinished():
+            if page := self._book.read(batch_id):
+                with suppress(NotFound):  # erased by hand: there is nothing that it could start from
+                    used.update(self._shelf.header(page.header.tenant, batch_id).sources)
+        while chunk := [job_id.decode() for job_id, _ in islice(found, _CHUNK)]:
+            used.update(chunk)
+            for entry in (seen.entry for seen in self._jobs(calls.look(chunk))):
+                if entry is not None:
+                    used.update(_sources(entry.wire))
+                    used.update(_inputs(json.loads(entry.fields.get("container", "{}"))))
+        return used
+
+
+def _sources(spec: dict[str, Any]) -> Iterator[str]:
+    for name in ("source_audio", "reference_audio"):
+        if spec.get(name):
+            yield spec[name].partition("/")[0]  # an upload's id, or a song's: job id and index
+
+
+def _inputs(container: dict[str, Any]) -> Iterator[str]:
+    for each in container.get("inputs", ()):
+        source = each.get("upload") or each.get("artifact") or each["prefix"].split("/")[1]
+        yield source.partition("/")[0]
+
+
+def expired(
+    objects: Iterable[StoredObject], cutoff: datetime, in_use: Callable[[], set[str]]
+) -> Iterator[list[StoredObject]]:
+    """Songs and uploads whose newest object is older than `cutoff` and that nobody uses, their records last.
+
+    A listing keeps what lies in one directory together; were it torn, each part would be judged by itself. `in_use` is
+    asked once, and only if something is old enough.
+    """
+    used: set[str] | None = None
+    for directory, group in groupby(objects, key=lambda found: found.key.rpartition("/")[0]):
+        found = sorted(group, key=lambda item: item.key.rpartition("/")[2] in _LAST)
+        if max(item.modified for item in found) >= cutoff:
+            continue
+        used = in_use() if used is None else used
+        if directory.rpartition("/")[2] not in used:
+            yield found

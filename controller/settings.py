@@ -1,0 +1,59 @@
+"""Settings of the controller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+
+from serinette.container_settings import ContainerSettings
+from serinette.names import DEFAULT_POOL
+from serinette.pools import PoolName, PoolSettings
+from serinette.webhook_targets import WebhookSettings
+
+
+class ControllerSettings(WebhookSettings, PoolSettings, ContainerSettings):
+    """Read from the environment, once, in `main()`."""
+
+    pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")
+    interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
+    lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
+    batch_backlog: int = Field(
+        32,
+        ge=1,
+        description="Jobs that batches keep waiting in the lowest lane of a pool, at least; more where `pools` lists "
+        "workers: four times what all of them hold or generate together.",
+    )
+    brake_failures: int = Field(
+        3, ge=1, description="Loads of a model that failed in a row, after which no more of the pool's workers start."
+    )
+    brake_memory_s: float = Field(
+        1800, gt=0, description="How long after the last of them they are let try again, when nothing else was heard."
+    )
+    brake_store_s: float = Field(60, gt=0, description="How long the store may be silent before no more workers start.")
+    rehome_after_s: float = Field(
+        300,
+        gt=0,
+        description="How long a pool must be out of `pools`, with no worker up, before its jobs go to another or fail.",
+    )
+    cluster_namespace: str | None = Field(
+        None,
+        description="Kubernetes namespace of the workers: what holds their pods is then reported to clients, and pods "
+        "that hold work are marked. Needs the extra `cluster`. None: no cluster.",
+    )
+    cluster_kubeconfig: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("SERINETTE_CLUSTER_KUBECONFIG", "KUBECONFIG"),
+        description="How to reach it from outside; None: a pod's own service account.",
+    )
+    cluster_selector: str = Field(
+        "app.kubernetes.io/component=worker", description="Labels that find the worker pods there."
+    )
+    cluster_protect: bool = Field(True, description="Mark pods that hold work, so that others are taken away first.")
+    cluster_interval_s: float = Field(10.0, gt=0, le=30, description="Pause between two looks at the cluster.")
+    retention_interval_s: float = Field(300, gt=0, description="Pause between two sweeps of the store.")
+    webhook_attempts: int = Field(8, ge=1, le=20, description="Tries to deliver one webhook.")
+    webhook_backoff_s: float = Field(
+        5.0, gt=0, description="Pause after the first failed try; each further one is four times as long, up to 6 h."
+    )
+    webhook_timeout_s: float = Field(10.0, gt=0, le=60, description="Longest that one try may take.")

@@ -1,0 +1,261 @@
+"""Brings on the jobs that nobody else moves: one loop in every replica, whichever of them holds leases.
+
+Every change is one transition, so replicas may do the same at once. What needs the store asks it with patience; a store
+that is away, or one job that cannot be read, holds up nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from controller import planning
+from controller.metrics import MaintenanceMetrics
+from controller.planning import Action, Plan, RemovedPools
+from controller.recording import Recording, StoreQuestions
+from controller.settings import ControllerSettings
+from serinette import logs
+from serinette.errors import StoreUnavailable
+from serinette.job import Record
+from serinette.jobs import Call, Entry, Jobs, Seen, Standing, calls
+from serinette.jobs.finishing import find_record, finish_as, put_record
+from serinette.jobs.registries import ListPruner, known_lanes, trim_registries
+from serinette.names import queue_name
+from serinette.presence import present
+from serinette.store import Store
+
+log = logging.getLogger(__name__)
+
+# Looked at in one round; the rest of them in the next.
+_LOST, _DUE, _STRANDED, _SHRUNK = 1_000, 500, 200, 500
+# Jobs read in one step of the server.
+_LOOK = 200
+# What the unrecorded are to the store, these are to Redis: an ended job stays whole for so long, and walks over those
+# that must stay longer begin anew after a pause.
+_WHOLE_S = 600.0
+_WALK_EVERY_S = 30.0
+_TIDY_EVERY_S = 60.0
+# Keys looked at in one step of a walk over all of them: about a millisecond of Redis.
+_KEYS = 1_000
+
+
+class Sweeper:
+    """One round: leases, deadlines, lanes, removed pools, the unrecorded, the shrinking, and what RQ leaves behind."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        store: Store,
+        settings: ControllerSettings,
+        metrics: MaintenanceMetrics | None = None,
+        whole_s: float = _WHOLE_S,
+    ) -> None:
+        """`whole_s`: how long an ended job stays whole in Redis at least."""
+        self._redis = redis
+        self._keys = settings.keys
+        self._settings = settings
+        self._metrics = metrics
+        self._whole_s = whole_s
+        self._jobs = Jobs(redis, settings.redis_prefix)
+        self._questions = StoreQuestions(store)
+        self._recording = Recording(self._jobs, settings.keys, self._questions)
+        self._removed = RemovedPools(settings.pools, settings.pool, settings.rehome_after_s)
+        self._prune_lists = ListPruner(redis, settings.keys)
+        self._unreadable: set[str] = set()
+        self._shrink_from: str | float = "-inf"
+        self._shrink_at_s = self._tidy_at_s = 0.0
+        self._cursor = 0
+
+    def __call__(self) -> None:
+        """Raises RedisError when Redis does not answer."""
+        for part in (
+            self._lost,
+            self._due,
+            self._lanes,
+            self._record,
+            self._shrink,
+            self._tidy,
+            self._prune_an_index,
+        ):
+            try:
+                part()
+            except RedisError:
+                raise
+            except Exception:
+                log.exception("%s failed; the rest goes on", part.__name__.lstrip("_"))
+        if self._metrics:
+            self._metrics.round_ended()
+
+    # -- jobs that wait for somebody who is gone
+
+    def _lost(self) -> None:
+        due = self._jobs(calls.overdue(self._settings.heartbeat_ttl_s, _LOST))
+        seen = self._look([job_id for job_id, _ in due])
+        cases = zip(due, seen, strict=True)
+        self._carry_out(
+            self._planned((job_id, partial(planning.of_lost, one.entry, attempt)) for (job_id, attempt), one in cases)
+        )
+
+    def _due(self) -> None:
+        at = datetime.fromtimestamp(self._redis_time(), UTC)
+        due: Any = self._redis.zrange(self._keys.deadlines, "-inf", at.timestamp(), byscore=True, offset=0, num=_DUE)
+        ids = [job_id.decode() for job_id in due]
+        seen = self._look(ids)
+        cases = zip(ids, seen, strict=True)
+        plans = self._planned((job_id, partial(planning.of_due, one.entry, at)) for job_id, one in cases)
+        if settled := set(ids) - {plan.entry.id for plan in plans} - self._unreadable:
+            self._redis.zrem(self._keys.deadlines, *settled)
+        self._carry_out(plans)
+
+    def _lanes(self) -> None:
+        lanes = known_lanes(self._redis, self._keys)
+        healed = self._jobs.many([calls.heal(queue_name(pool, lane)) for pool, lane in lanes]) if lanes else []
+        self._count(Action.HEAL, sum(healed))
+        self._prune_lists(lanes)
+        foreign = any(self._removed.foreign(pool) for pool, _ in lanes)
+        up = {worker.pool for worker in present(self._redis, self._keys)} if foreign else set()
+        for pool, lane in self._removed.lanes(lanes, up, time.monotonic()):
+            found: Any = self._redis.zrange(self._keys.waiting(pool, lane), 0, _STRANDED - 1)
+            ids = [job_id.decode() for job_id in found]
+            cases = zip(ids, self._look(ids), strict=True)
+            self._carry_out(self._planned((job_id, partial(self._removed.plan, one.entry)) for job_id, one in cases))
+
+    def _look(self, ids: Sequence[str]) -> list[Seen]:
+        looks = [calls.look(ids[first : first + _LOOK]) for first in range(0, len(ids), _LOOK)]
+        return [one for found in (self._jobs.many(looks) if looks else ()) for one in found]
+
+    def _planned(self, cases: Iterable[tuple[str, Callable[[], Plan | None]]]) -> list[Plan]:
+        """Plans of those that need something and can be read."""
+        plans = []
+        for job_id, plan in cases:
+            try:
+                if made := plan():
+                    plans.append(made)
+            except Exception as error:
+                self._leave(job_id, error)
+        return plans
+
+    def _leave(self, job_id: str, error: Exception) -> None:
+        if job_id not in self._unreadable:
+            log.error("job=%s cannot be read and is left as it is", job_id, exc_info=error)
+        self._unreadable.add(job_id)
+
+    def _carry_out(self, plans: Sequence[Plan]) -> None:
+        asking = [plan for plan in plans if plan.asks_store]
+        answers = self._questions.ask([_Question(plan) for plan in asking])
+        records = dict(zip((plan.entry.id for plan in asking), answers, strict=True))
+        for plan in plans:
+            with logs.about(job=plan.entry.id):
+                action = self._act(plan, records.get(plan.entry.id))
+                if action is not None:
+                    log.info("%s attempts=%d", action, len(plan.entry.attempts))
+                    self._count(action, 1)
+
+    def _act(self, plan: Plan, record: Record | Exception | None) -> Action | None:
+        """What was done; None where the job had moved by itself, or must wait for the store."""
+        entry = plan.entry
+        if isinstance(record, Record):
+            ours = record is plan.record
+            done = finish_as(self._jobs, record, by=entry.owner or "").decided
+            return (plan.action if ours else Action.FINISH) if done else None
+        if isinstance(record, Exception):
+            if not isinstance(record, StoreUnavailable):
+                self._leave(entry.id, record)
+                return None
+            if plan.outcome:  # a retry need not wait: the next attempt finds what the store has
+                return None
+        attempt_id = plan.attempt.id if plan.attempt and entry.owner else ""
+        if plan.outcome:
+            call = calls.finish(entry.id, attempt_id, plan.outcome, recorded=False, if_overdue=True)
+            return plan.action if self._jobs(call).decided else None
+        if plan.pool:
+            return plan.action if self._jobs(calls.move(entry.id, entry.pool, plan.pool)) else None
+        released = self._jobs(
+            calls.release(entry.id, attempt_id, entry.lost(last=False), charged=True, if_overdue=True)
+        )
+        return plan.action if released is Standing.RELEASED else None
+
+    # -- jobs that have ended
+
+    def _record(self) -> None:
+        self._count(Action.RECORD, self._recording())
+
+    def _shrink(self) -> None:
+        at_s = time.monotonic()
+        if at_s < self._shrink_at_s:
+            return
+        last = self._redis_time() - self._whole_s
+        found: Any = self._redis.zrange(
+            self._keys.ended, self._shrink_from, last, byscore=True, offset=0, num=_SHRUNK, withscores=True
+        )
+        ids = [job_id.decode() for job_id, _ in found]
+        seen = self._look(ids)
+        if gone := [job_id for job_id, one in zip(ids, seen, strict=True) if one.entry is None]:
+            self._redis.zrem(self._keys.ended, *gone)  # its time was over before it could shrink
+        shrinking = [shrink for one in seen if one.entry and (shrink := self._shrinking(one.entry))]
+        self._count(Action.SHRINK, sum(self._jobs.many(shrinking)) if shrinking else 0)
+        self._shrink_from = f"({found[-1][1]!r}" if found else "-inf"
+        if len(found) < _SHRUNK:
+            self._shrink_from, self._shrink_at_s = "-inf", at_s + _WALK_EVERY_S
+
+    def _shrinking(self, entry: Entry) -> Call[bool] | None:
+        try:
+            return calls.shrink(entry) if planning.shrinks(entry) else None
+        except Exception as error:
+            self._leave(entry.id, error)
+            return None
+
+    # -- what stays behind
+
+    def _tidy(self) -> None:
+        at_s = time.monotonic()
+        if at_s < self._tidy_at_s:
+            return
+        trim_registries(self._redis, self._keys, self._settings.retention_s)
+        self._redis.zremrangebyscore(self._keys.workers, "-inf", self._redis_time())
+        self._tidy_at_s = at_s + _TIDY_EVERY_S
+
+    def _prune_an_index(self) -> None:
+        """Of tenants' lists, in a walk over all keys: drop ids of which nothing is left."""
+        answer: Any = self._redis.scan(self._cursor, match=self._keys.jobs("*"), count=_KEYS)
+        self._cursor = int(answer[0])
+        old = self._redis_time() - self._settings.retention_s
+        for index in answer[1]:
+            ids: Any = self._redis.zrangebyscore(index, "-inf", old)
+            for first in range(0, len(ids), _KEYS):
+                chunk = [job_id.decode() for job_id in ids[first : first + _KEYS]]
+                with self._redis.pipeline(transaction=False) as pipe:
+                    for job_id in chunk:
+                        pipe.exists(self._keys.job(job_id), self._keys.ended_job(job_id))
+                    known = pipe.execute()
+                if gone := [job_id for job_id, kept in zip(chunk, known, strict=True) if not kept]:
+                    self._redis.zrem(index, *gone)
+
+    def _redis_time(self) -> float:
+        """Unix seconds of the clock that all scores are by."""
+        seconds, micros = self._redis.time()
+        return float(seconds) + float(micros) / 1e6
+
+    def _count(self, action: Action, number: int) -> None:
+        if self._metrics and number:
+            self._metrics.reconciled(action, number)
+
+
+class _Question:
+    """Asks the store what one job has ended as, having it say so where it must end now; None: it has not."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __call__(self, store: Store) -> Record | None:
+        plan = self._plan
+        if found := find_record(store, plan.entry.tenant, plan.entry.id):
+            return found
+        return put_record(store, plan.record) if plan.record else None

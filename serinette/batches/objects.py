@@ -1,0 +1,104 @@
+"""What the store holds of batches: header, checked lines and results in parts, and the files made of them at the end.
+
+All but the header may be written twice, by two who do the same work: the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from serinette.batch import Batch, BatchHeader, BatchLine, LineOrder, LineStatus
+from serinette.batches.record import Page
+from serinette.errors import NotFound
+from serinette.names import (
+    batch_end_key,
+    batch_errors_key,
+    batch_header_key,
+    batch_input_key,
+    batch_output_key,
+    batch_prefix,
+    batch_results_key,
+)
+from serinette.store import Store
+
+JSONL = "application/jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """All batches in one store. Every method raises StoreUnavailable when it does not answer."""
+
+    store: Store
+
+    def begin(self, header: BatchHeader, parts: Iterable[Path]) -> BatchHeader:
+        """Keep the lines and then the header; the header that is there, ours or that of whoever came first."""
+        for part, path in enumerate(parts):
+            self.store.put(batch_input_key(header.tenant, header.id, header.digest, part), path)
+        if self.store.put_if_absent(batch_header_key(header.tenant, header.id), header.model_dump_json().encode()):
+            return header
+        return self.header(header.tenant, header.id)
+
+    def header(self, tenant: str, batch_id: str) -> BatchHeader:
+        """The header of a batch. Raises NotFound."""
+        return BatchHeader.model_validate_json(self.store.get(batch_header_key(tenant, batch_id)))
+
+    def orders(self, header: BatchHeader, part: int) -> list[LineOrder]:
+        """The checked lines of a part."""
+        text = self.store.get(batch_input_key(header.tenant, header.id, header.digest, part))
+        return [LineOrder.model_validate_json(line) for line in text.splitlines()]
+
+    def results(self, header: BatchHeader, round: int, part: int) -> list[BatchLine]:
+        """What became of a part's lines in a round; no lines while that is not written."""
+        try:
+            text = self.store.get(batch_results_key(header.tenant, header.id, round, part))
+        except NotFound:
+            return []
+        return [BatchLine.model_validate_json(line) for line in text.splitlines()]
+
+    def songs_before(self, page: Page, part: int) -> dict[int, BatchLine]:
+        """In a retry, the lines (from 0) of a part that an earlier round has made songs of."""
+        if not page.round:
+            return {}
+        lines = self.results(page.header, page.round - 1, part)
+        return {line.line - 1: line for line in lines if line.status is LineStatus.SUCCEEDED}
+
+    def keep_results(self, page: Page, part: int, lines: Iterable[BatchLine]) -> None:
+        """Write what became of a part's lines, in their order."""
+        header = page.header
+        key = batch_results_key(header.tenant, header.id, page.round, part)
+        text = "".join(f"{line.model_dump_json(exclude_none=True)}\n" for line in lines)
+        self.store.put(key, text.encode(), JSONL)
+
+    def keep_files(self, page: Page) -> None:
+        """Put the parts together: songs, and what else became of lines. In memory is a part at a time."""
+        header = page.header
+        with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
+            songs, others = Path(directory) / "output", Path(directory) / "errors"
+            with songs.open("wb") as output, others.open("wb") as errors:
+                for line in self._all_results(page):
+                    file = output if line.status is LineStatus.SUCCEEDED else errors
+                    file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+            self.store.put(batch_output_key(header.tenant, header.id, page.round), songs, JSONL)
+            self.store.put(batch_errors_key(header.tenant, header.id, page.round), others, JSONL)
+
+    def _all_results(self, page: Page) -> Iterator[BatchLine]:
+        for part in range(page.header.parts):
+            lines = self.results(page.header, page.round, part)
+            if len(lines) != len(page.header.span(part)):
+                raise RuntimeError(f"batch {page.header.id}: part {part} of round {page.round} lacks lines")
+            yield from lines
+
+    def keep_end(self, batch: Batch) -> None:
+        """Write what a batch ended as, for when Redis has forgotten it."""
+        self.store.put(batch_end_key(batch.tenant, batch.id), batch.model_dump_json().encode(), "application/json")
+
+    def ended(self, tenant: str, batch_id: str) -> Batch:
+        """What a batch ended as. Raises NotFound."""
+        return Batch.model_validate_json(self.store.get(batch_end_key(tenant, batch_id)))
+
+    def erase(self, tenant: str, batch_id: str) -> int:
+        """Erase all of a batch but its songs; how many objects there were."""
+        return self.store.delete_prefix(batch_prefix(tenant, batch_id))

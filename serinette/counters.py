@@ -1,0 +1,174 @@
+"""What has happened, counted in Redis: pods come and go between two scrapes, and their counts must not go with them.
+
+One hash of small numbers, of a size bounded by the vocabularies in it (pools, outcomes, error codes; never a job or a
+tenant). Counts ride in the transactions that decide what they count: a job that ends once is counted once.
+Maintenance exposes them (controller/metrics.py).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.client import Pipeline
+
+from serinette.names import Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Counts events. The metric is called `serinette_{name}_total`."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Sorts measured values into buckets by their upper `bounds`. The metric is called `serinette_{name}`."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    bounds: tuple[float, ...]
+
+
+_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0)
+
+# Counted by the transitions (serinette/jobs/), which write these names.
+JOBS_ENDED = Counter(
+    "jobs_ended", "Jobs that ended, by outcome; `code` says why one failed.", ("pool", "outcome", "code")
+)
+ATTEMPTS_ENDED = Counter(
+    "attempts_ended",
+    "Attempts that ended, by outcome; returned and superseded ones do not count against the job.",
+    ("pool", "outcome", "code"),
+)
+RETRIES = Counter("retries", "Attempts that failed and were followed by another.", ("pool", "code"))
+
+WEBHOOKS = Counter(
+    "webhook_deliveries", "Webhook deliveries attempted: delivered, failed (another follows) or given_up.", ("outcome",)
+)
+
+WAIT = Histogram("wait_seconds", "From a job's submit to its first claim.", ("pool", "lane"), _SECONDS)
+RUN = Histogram("run_seconds", "From the start of the attempt that succeeded to its end.", ("pool",), _SECONDS)
+STAGE = Histogram("stage_seconds", "Parts of that: generate, encode, upload.", ("pool", "stage"), _SECONDS)
+COLD_START = Histogram(
+    "cold_start_seconds", "From the start of a worker's first process to a model that is ready.", ("pool",), _SECONDS
+)
+STEP_RATE = Histogram(
+    "steps_per_second",
+    "Denoising steps a second of one job, between its first and its last step.",
+    ("pool",),
+    (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0),
+)
+REAL_TIME_FACTOR = Histogram(
+    "real_time_factor",
+    "Seconds of audio of one job for each second that the engine spent on it.",
+    ("pool",),
+    (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0),
+)
+
+MEASURES: tuple[Counter | Histogram, ...] = (
+    JOBS_ENDED,
+    ATTEMPTS_ENDED,
+    RETRIES,
+    WEBHOOKS,
+    WAIT,
+    RUN,
+    STAGE,
+    COLD_START,
+    STEP_RATE,
+    REAL_TIME_FACTOR,
+)
+
+# Fields of the hash, and what is to be added to each.
+Additions = Sequence[tuple[str, float]]
+
+# Between the parts of a field's name: the measure, then the values of its labels.
+SEPARATOR = "|"
+_SUM = "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """One series of a counter."""
+
+    labels: tuple[str, ...]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """One series of a histogram: how many values fell into each bucket, the last one unbounded, and their sum."""
+
+    labels: tuple[str, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+
+def count(to: Redis | Pipeline, keys: Keys, counter: Counter, *labels: str) -> None:
+    """Count one event; rides in `to` if that is a pipeline. Raises RedisError if it is not."""
+    to.hincrby(keys.counters, _field(counter, labels), 1)
+
+
+def observe(to: Redis | Pipeline, keys: Keys, histogram: Histogram, value: float, *labels: str) -> None:
+    """Take in one value; rides in `to` if that is a pipeline. Raises RedisError if it is not."""
+    for name, amount in additions(histogram, value, *labels):
+        to.hincrbyfloat(keys.counters, name, amount)
+
+
+def additions(histogram: Histogram, value: float, *labels: str) -> Additions:
+    """What one value adds, for a transition that counts as it decides (serinette/jobs/)."""
+    bucket = _buckets(histogram)[bisect_left(histogram.bounds, value)]
+    return [
+        (_field(histogram, (*labels, bucket), extra=1), 1),
+        (_field(histogram, (*labels, _SUM), extra=1), value),
+    ]
+
+
+def _buckets(histogram: Histogram) -> tuple[str, ...]:
+    # Named by their bounds: should a version have others, it leaves out what does not fit.
+    return (*(f"{bound:g}" for bound in histogram.bounds), "inf")
+
+
+def _field(measure: Counter | Histogram, labels: tuple[str, ...], extra: int = 0) -> str:
+    if len(labels) != len(measure.labels) + extra:
+        raise ValueError(f"{measure.name} is counted by {measure.labels}, not by {labels}")
+    return SEPARATOR.join((measure.name, *(label.replace(SEPARATOR, "_") for label in labels)))
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """All that was counted, at one moment."""
+
+    fields: Mapping[str, tuple[tuple[tuple[str, ...], float], ...]]
+
+    @classmethod
+    def parse(cls, raw: Mapping[Any, Any]) -> Counters:
+        """Read the hash as `HGETALL` gives it."""
+        fields: dict[str, list[tuple[tuple[str, ...], float]]] = {}
+        for name, value in raw.items():
+            measure, *labels = name.decode().split(SEPARATOR)
+            fields.setdefault(measure, []).append((tuple(labels), float(value)))
+        return cls({name: tuple(sorted(found)) for name, found in fields.items()})
+
+    def counts(self, counter: Counter) -> Iterator[Count]:
+        """The series of a counter. What another version counted by other labels is left out."""
+        for labels, value in self.fields.get(counter.name, ()):
+            if len(labels) == len(counter.labels):
+                yield Count(labels, value)
+
+    def distributions(self, histogram: Histogram) -> Iterator[Distribution]:
+        """The series of a histogram."""
+        series: dict[tuple[str, ...], dict[str, float]] = {}
+        for labels, value in self.fields.get(histogram.name, ()):
+            if len(labels) == len(histogram.labels) + 1:
+                series.setdefault(labels[:-1], {})[labels[-1]] = value
+        for labels, found in series.items():
+            counts = tuple(int(found.get(bucket, 0)) for bucket in _buckets(histogram))
+            yield Distribution(labels, counts, found.get(_SUM, 0.0))

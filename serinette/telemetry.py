@@ -1,0 +1,188 @@
+"""Traces: from an HTTP request through the queue into the stages of its song, as spans sent by OTLP.
+
+Off unless `otlp_endpoint` is set: then nothing of OpenTelemetry is imported here, and every call does nothing. Like
+logging it is one for the process, set up in `main()`. A W3C `traceparent` joins the processes: it comes with a request,
+travels in the job's entry, and is the parent of each attempt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from serinette import __version__, logs
+from serinette.errors import ConfigurationError
+from serinette.settings import SharedSettings
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.trace import Tracer
+    from prometheus_client import CollectorRegistry
+
+# What a span may be told beside its name.
+Value = str | int | float
+
+_EXPORT_TIMEOUT_S = 5
+_tracer: Tracer | None = None
+
+
+def configure(settings: SharedSettings, part: str) -> None:
+    """Send spans from now on if there is an endpoint. `part` names the process: gateway, slot.
+
+    Raises:
+        ConfigurationError: there is one, but OpenTelemetry is not installed.
+    """
+    if settings.otlp_endpoint is None:
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigurationError(
+            "otlp_endpoint: traces need `pip install 'serinette[otel]'`; or leave it out"
+        ) from error
+    url = f"{settings.otlp_endpoint.rstrip('/')}/v1/traces"
+    install(BatchSpanProcessor(OTLPSpanExporter(url, timeout=_EXPORT_TIMEOUT_S)), part, settings.otlp_sample_ratio)
+
+
+def install(processor: SpanProcessor | None, part: str, sample_ratio: float = 1.0) -> None:
+    """Hand spans to `processor` from now on; None switches traces off."""
+    global _tracer  # noqa: PLW0603  # as logging's root: one for the process
+    if processor is None:
+        _tracer = None
+        return
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415  # not paid for while traces are off
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
+
+    resource = Resource.create({"service.name": f"serinette-{part}", "service.version": __version__})
+    provider = TracerProvider(sampler=ParentBasedTraceIdRatio(sample_ratio), resource=resource)
+    provider.add_span_processor(processor)
+    _tracer = provider.get_tracer("serinette", __version__)
+
+
+def span(
+    name: str, parent: str | None = None, began_s: float | None = None, told: Mapping[str, Value] = MappingProxyType({})
+) -> AbstractContextManager[None]:
+    """What happens inside, below the span around it or below `parent`, a traceparent. `began_s` is in Unix seconds."""
+    return nullcontext() if _tracer is None else _span(_tracer, name, parent, began_s, told)
+
+
+@contextmanager
+def _span(
+    tracer: Tracer, name: str, parent: str | None, began_s: float | None, told: Mapping[str, Value]
+) -> Iterator[None]:
+    with tracer.start_as_current_span(
+        name, _below(parent), attributes=_named(told), start_time=_nanoseconds(began_s)
+    ) as started:
+        trace_id = started.get_span_context().trace_id
+        with logs.about(trace_id=f"{trace_id:032x}") if trace_id else nullcontext():
+            yield
+
+
+def record(name: str, began_s: float, ended_s: float, parent: str | None = None, **told: Value) -> None:
+    """What has happened already, from and until Unix seconds."""
+    if _tracer is not None:
+        past = _tracer.start_span(name, _below(parent), attributes=_named(told), start_time=_nanoseconds(began_s))
+        past.end(_nanoseconds(max(began_s, ended_s)))
+
+
+def note(**told: Value) -> None:
+    """Tell the span around this something more."""
+    if _tracer is not None:
+        from opentelemetry.trace import get_current_span  # noqa: PLC0415
+
+        get_current_span().set_attributes(_named(told))
+
+
+def carried() -> dict[str, str]:
+    """What takes the span around this to another process: `{"traceparent": ...}`, or nothing."""
+    if _tracer is None:
+        return {}
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return {name: text for name, text in carrier.items() if name == "traceparent"}
+
+
+Answered = Callable[[str, int], None]
+
+
+def serving(method: str, traceparent: str | None) -> AbstractContextManager[Answered]:
+    """A request. What it gives is to be told the route's template and the status once they are known."""
+    return nullcontext(_ignore) if _tracer is None else _serving(_tracer, method, traceparent)
+
+
+@contextmanager
+def _serving(tracer: Tracer, method: str, traceparent: str | None) -> Iterator[Answered]:
+    from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
+
+    with tracer.start_as_current_span(method, _below(traceparent), SpanKind.SERVER) as started:
+
+        def answered(route: str, status: int) -> None:
+            started.update_name(f"{method} {route}")
+            started.set_attributes(
+                {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+            )
+            if status >= 500:
+                started.set_status(StatusCode.ERROR)
+
+        with logs.about(trace_id=f"{started.get_span_context().trace_id:032x}"):
+            yield answered
+
+
+def _ignore(_route: str, _status: int) -> None:
+    """Nobody telemetry."""
+
+
+def _below(traceparent: str | None) -> Context | None:
+    """The context of a traceparent; one that is malformed begins a trace of its own. None: what is around."""
+    if traceparent is None:
+        return None
+    from opentelemetry.context import Context  # noqa: PLC0415
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+    return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
+
+
+def _named(told: Mapping[str, Value]) -> dict[str, Value]:
+    return {f"serinette.{name}": value for name, value in told.items()}
+
+
+def _nanoseconds(at_s: float | None) -> int:
+    return round((time.time() if at_s is None else at_s) * 1e9)
+
+
+def new_registry() -> CollectorRegistry:
+    """A Prometheus registry of this process: its CPU seconds, memory and open files are in it already."""
+    from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector  # noqa: PLC0415  # who serves
+
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+def serve_metrics(registry: CollectorRegistry, settings: SharedSettings) -> int | None:
+    """Serve the registry from threads of this process if `metrics_port` is set; the port, None if not.
+
+    Raises:
+        ConfigurationError: the port cannot be had.
+    """
+    if settings.metrics_port is None:
+        return None
+    from prometheus_client import start_http_server  # noqa: PLC0415  # who serves
+
+    try:
+        server, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry)
+    except OSError as error:
+        raise ConfigurationError(
+            f"metrics_port: cannot listen on {settings.metrics_host}, port {settings.metrics_port} "
+            f"({error.strerror or error}): give each process on one machine its own, or leave it out"
+        ) from error
+    return int(server.server_port)

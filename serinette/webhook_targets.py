@@ -1,0 +1,119 @@
+"""Webhooks on the server: their settings, and which addresses they may go to, at submit and at every connection."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooSlow
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, model_validator
+
+from serinette.errors import InvalidSpec, Unavailable
+from serinette.settings import SharedSettings
+from serinette.webhook import Address, Network, is_public, parse_address
+
+
+class WebhookSettings(SharedSettings):
+    """What gateway and controller must agree on about webhooks."""
+
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs webhooks: `whsec_` and base64 of 24 to 64 bytes. Several, parted by spaces, all sign, so "
+        "that it can be changed. None: no webhooks, but of tenants in `webhook_secrets`.",
+    )
+    webhook_secrets: Mapping[str, SecretStr] = Field(
+        {}, description="Secrets of tenants that have their own, by tenant (JSON object in the environment)."
+    )
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (),
+        description='Networks that webhooks may lead to though they are not public, e.g. `["10.20.0.0/16"]`. Any '
+        "client that may submit can then make this server POST there.",
+    )
+
+    @model_validator(mode="after")
+    def _secrets_can_sign(self) -> Self:
+        told = dict(self.webhook_secrets)
+        if self.webhook_secret is not None:
+            told["webhook_secret"] = self.webhook_secret
+        for name, secrets in told.items():
+            if not secrets.get_secret_value().split() or not all(map(_can_sign, secrets.get_secret_value().split())):
+                raise ValueError(
+                    f"{name}: must be whsec_ and base64 of 24 to 64 bytes, e.g. from `openssl rand -base64 32`"
+                )
+        return self
+
+    def signs_for(self, tenant: str | None) -> list[SecretStr]:
+        """The secrets that sign a tenant's webhooks; none, and it has no webhooks."""
+        told = self.webhook_secrets.get(tenant or "", self.webhook_secret)
+        return [SecretStr(secret) for secret in told.get_secret_value().split()] if told else []
+
+
+def _can_sign(secret: str) -> bool:
+    try:
+        return 24 <= len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) <= 64
+    except binascii.Error:
+        return False
+
+
+# A resolver that hangs may keep so many threads, and a submit waits no longer than this.
+_LOOKUPS = 4
+_LOOKUP_TIMEOUT_S = 5.0
+
+
+class Targets:
+    """The rule of one deployment. `allowed`: networks of the operator's own that deliveries may go to all the same.
+    `look_up` answers as `socket.getaddrinfo` does.
+    """
+
+    def __init__(
+        self, allowed: Sequence[Network] = (), look_up: Callable[..., Sequence[Any]] = socket.getaddrinfo
+    ) -> None:
+        self._allowed = tuple(allowed)
+        self._look_up = look_up
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
+
+    def check(self, url: str) -> None:
+        """See, at submit, that a webhook leads to public addresses only.
+
+        Raises:
+            InvalidSpec: it does not, or its host has no address.
+            Unavailable: the resolver does not answer.
+        """
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        try:
+            self.addresses(host, parts.port or (443 if parts.scheme == "https" else 80))
+        except PermissionError as error:
+            raise InvalidSpec(f"webhook: {error}", field="webhook") from error
+        except TooSlow as error:
+            raise Unavailable("webhook: the host could not be looked up in time; try again", field="webhook") from error
+        except OSError as error:
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+                message = "webhook: the host cannot be looked up just now; try again"
+                raise Unavailable(message, field="webhook") from error
+            raise InvalidSpec(
+                f"webhook: there is no host {host}; use a host that can be reached", field="webhook"
+            ) from error
+
+    def addresses(self, host: str, port: int) -> list[Address]:
+        """The addresses of a host, each of which deliveries may go to.
+
+        Raises:
+            PermissionError: one of them is none of those; says what is allowed.
+            OSError: there is no such host, or the resolver does not answer in time.
+        """
+        lookup = self._lookups.submit(self._look_up, host, port, type=socket.SOCK_STREAM)
+        try:
+            found = [parse_address(str(entry[4][0])) for entry in lookup.result(_LOOKUP_TIMEOUT_S)]
+        except UnicodeError as error:  # a label that is too long, or empty
+            raise OSError(f"{host} is not a name that can be looked up") from error
+        if not all(is_public(address, self._allowed) for address in found):
+            # Which address it is would tell a stranger about this network.
+            raise PermissionError("the host must lead to public addresses only: no private, local or metadata ones")
+        return list(dict.fromkeys(found))
