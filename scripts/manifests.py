@@ -19,7 +19,7 @@ NAMESPACE = "serinette"
 VALUES = CHART / "ci" / "k8s-values.yaml"
 
 # Files by the component that an object names in its labels; the rest goes by kind.
-_FILES = {"gateway", "maintenance", "worker", "valkey", "seaweedfs", "settings"}
+_FILES = {"gateway", "controller", "worker", "valkey", "seaweedfs", "settings"}
 _CLUSTERED = {"ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 _HEAD = "# Rendered from charts/serinette by `make manifests`: change the chart, not this.\n"
 _HELMS = ("app.kubernetes.io/managed-by", "helm.sh/chart")

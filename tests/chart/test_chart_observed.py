@@ -16,7 +16,7 @@ from scripts.chart_tools import run as command
 from serinette.webhook import is_public
 from tests.chart.rendering import Manifest, Render, find, of_kind
 
-PARTS = ("gateway", "maintenance", "worker")
+PARTS = ("gateway", "controller", "worker")
 ALERTS = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"][0]["rules"]
 
 
@@ -100,9 +100,9 @@ def test_grafanas_sidecar_finds_a_dashboard_of_every_release(render: Render) -> 
     assert not [item for item in of_kind(render("default"), "ConfigMap") if item.name.endswith("-dashboard")]
 
 
-def test_webhooks_are_signed_by_both_and_leave_from_maintenance(render: Render) -> None:
+def test_webhooks_are_signed_by_both_and_leave_from_the_controller(render: Render) -> None:
     objects = render("monitoring")
-    for part in ("gateway", "maintenance"):
+    for part in ("gateway", "controller"):
         env = find(objects, "Deployment", f"-{part}").env
         assert env["SERINETTE_WEBHOOK_SECRET"]["secretKeyRef"] == {"name": "webhooks", "key": "word"}
         assert env["SERINETTE_WEBHOOK_SECRETS"]["secretKeyRef"] == {"name": "webhooks", "key": "tenants"}
@@ -110,7 +110,7 @@ def test_webhooks_are_signed_by_both_and_leave_from_maintenance(render: Render) 
     assert not any("WEBHOOK" in name for name in find(objects, "Deployment", "-worker-default").env)
     rules = {part: way_out(find(objects, "NetworkPolicy", f"-{part}")) for part in PARTS}
     assert (rules["gateway"], rules["worker"]) == ([], [])
-    (rule,) = rules["maintenance"]
+    (rule,) = rules["controller"]
     assert [port["port"] for port in rule["ports"]] == [443, 8443]
     blocks = [each["ipBlock"] for each in rule["to"]]
     for address, reached in (
@@ -122,7 +122,7 @@ def test_webhooks_are_signed_by_both_and_leave_from_maintenance(render: Render) 
     ):
         assert admitted(address, blocks) is reached, address
         assert is_public(ip_address(address)) is (reached and not address.startswith("10.20.")), address
-    assert not way_out(find(render("default"), "NetworkPolicy", "-maintenance"))
+    assert not way_out(find(render("default"), "NetworkPolicy", "-controller"))
 
 
 def way_out(policy: Manifest) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What gateway and maintenance are told of the pools is what the workers and KEDA are told."""
+"""What gateway and controller are told of the pools is what the workers and KEDA are told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind
 
 
-@pytest.mark.parametrize(("part", "kind"), [("gateway", GatewaySettings), ("maintenance", ControllerSettings)])
+@pytest.mark.parametrize(("part", "kind"), [("gateway", GatewaySettings), ("controller", ControllerSettings)])
 def test_they_know_the_pools_that_workers_serve(
     render: Render, part: str, kind: type[SharedSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

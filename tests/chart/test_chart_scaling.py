@@ -19,7 +19,7 @@ def pools(objects: tuple[Manifest, ...]) -> list[str]:
 @pytest.mark.parametrize("values", VALUES)
 def test_keda_reads_what_our_processes_write(render: Render, values: str) -> None:
     objects = render(values)
-    prefix = find(objects, "Deployment", "-maintenance").env["RQ_KEY_PREFIX"]
+    prefix = find(objects, "Deployment", "-controller").env["RQ_KEY_PREFIX"]
     keys = Keys(prefix)
     for pool in pools(objects):
         triggers = find(objects, "ScaledObject", f"-worker-{pool}")["spec"]["triggers"]
@@ -35,7 +35,7 @@ def test_keda_reads_what_our_processes_write(render: Render, values: str) -> Non
 @pytest.mark.parametrize("values", ("default", "external", "gpu"))
 def test_keda_and_our_processes_are_sent_to_one_redis(render: Render, values: str) -> None:
     objects = render(values)
-    url = find(objects, "Deployment", "-maintenance").env["SERINETTE_REDIS_URL"]
+    url = find(objects, "Deployment", "-controller").env["SERINETTE_REDIS_URL"]
     for scaled in of_kind(objects, "ScaledObject"):
         for trigger in scaled["spec"]["triggers"]:
             metadata = trigger["metadata"]
@@ -44,7 +44,7 @@ def test_keda_and_our_processes_are_sent_to_one_redis(render: Render, values: st
 
 def test_keda_authenticates_with_the_same_secrets(render: Render) -> None:
     objects = render("external")
-    env = find(objects, "Deployment", "-maintenance").env
+    env = find(objects, "Deployment", "-controller").env
     assert env["SERINETTE_REDIS_URL"].startswith("rediss://")
     told = {
         item["parameter"]: (item["name"], item["key"])
@@ -80,7 +80,7 @@ def test_keda_and_our_processes_ask_the_same_sentinels(render: Render) -> None:
         ("sentinelUsername", "REDIS_SENTINEL_USERNAME"),
     ):
         assert told[parameter] == env[f"SERINETTE_{variable}"]["secretKeyRef"]
-    for part in ("gateway", "maintenance", "worker"):
+    for part in ("gateway", "controller", "worker"):
         egress = find(objects, "NetworkPolicy", f"-{part}")["spec"]["egress"]
         ports = {port["port"] for rule in egress for port in rule["ports"]}
         assert ports >= {6379, 26379}, "the primary and the sentinels"

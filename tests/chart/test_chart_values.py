@@ -91,7 +91,7 @@ def test_keda_and_nobody_else_from_outside_reaches_valkey(render: Render) -> Non
     assert rule["ports"] == [{"port": 6379, "protocol": "TCP"}]
     ours, kedas = rule["from"]
     (expression,) = ours["podSelector"]["matchExpressions"]
-    assert sorted(expression["values"]) == ["gateway", "maintenance", "worker"]
+    assert sorted(expression["values"]) == ["controller", "gateway", "worker"]
     assert kedas == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}}
     assert policy["policyTypes"] == ["Ingress", "Egress"] and "egress" not in policy
 

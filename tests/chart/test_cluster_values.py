@@ -40,11 +40,11 @@ def test_the_values_render(scenario: tuple[str, list[Manifest]]) -> None:
     asked = worker.container["resources"].get("limits", {}).get(GPU)
     assert asked == (1 if name == "gpu" else None)
     assert all(image.startswith(TARGET.registry) for image in _images(objects))
-    gateway, maintenance = find(objects, "Deployment", "-gateway"), find(objects, "Deployment", "-maintenance")
+    gateway, controller = find(objects, "Deployment", "-gateway"), find(objects, "Deployment", "-controller")
     if name in {"containers", "impatient"}:
         assert json.loads(gateway.env["SERINETTE_CONTAINERS_IMAGES"]) == [f"{TARGET.registry}/"]
         assert allowed_by(gateway.container["image"], [f"{TARGET.registry}/"]), "which is what they run"
-        assert maintenance.env["SERINETTE_CONTAINERS_START_S"] == ("30" if name == "impatient" else "900")
+        assert controller.env["SERINETTE_CONTAINERS_START_S"] == ("30" if name == "impatient" else "900")
     else:
         assert "SERINETTE_CONTAINERS" not in gateway.env
     if name == "guest":

@@ -135,7 +135,7 @@ def store(s3: servers.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
 
 
 def pod_of(podman: Podman, directory: Path, store: Store, script: str, interpreter: str = "sh") -> Pod:
-    """As maintenance makes it, with a song and a script as inputs and room for eight outputs."""
+    """As the controller makes it, with a song and a script as inputs and room for eight outputs."""
     inputs = {"deep/song.mp3": b"a song", "script": script.encode()}
     fetch = []
     for number, (name, data) in enumerate(inputs.items()):

@@ -26,7 +26,7 @@ KEYS = f"{POD}-keys"
 # Our code and the bundled checkpoint, some of it twice (as it was copied, and as everybody may read it).
 CODE_BYTES = 50_000_000
 ADDRESSES = {"serinette-valkey.serinette.svc": "127.0.0.1", "serinette-seaweedfs.serinette.svc": "127.0.0.1"}
-PARTS = ("valkey", "seaweedfs", "gateway", "maintenance", "worker-default")
+PARTS = ("valkey", "seaweedfs", "gateway", "controller", "worker-default")
 SECRETS = {"password": "pass@word/%", "AWS_ACCESS_KEY_ID": "serinette", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
 # Pools of a fixed size, and keys are asked for, as by default.
 VALUES = ("fixed", "auth.enabled=true")
@@ -168,7 +168,7 @@ def test_the_charts_own_containers_sing(podman: Podman, render: Render, url: str
         return False
 
     assert eventually(ready, 300), "\n".join(
-        podman.log(f"{POD}-{part}") for part in ("gateway", "maintenance", "worker")
+        podman.log(f"{POD}-{part}") for part in ("gateway", "controller", "worker")
     )
     assert httpx.get(f"{url}/v1/models", timeout=30).status_code == 401
     song = find(objects, "Pod", "-test").container
@@ -187,7 +187,7 @@ def test_the_charts_own_containers_sing(podman: Podman, render: Render, url: str
     # As the notes after an install say: a key of one's own is made in the gateway's pod.
     made = podman("exec", f"{POD}-gateway", "python", "-m", "serinette.cli", "keys", "create", "me").splitlines()[-1]
     assert httpx.get(f"{url}/v1/queue", headers={"Authorization": f"Bearer {made}"}, timeout=30).is_success
-    for part in ("gateway", "maintenance", "worker"):
+    for part in ("gateway", "controller", "worker"):
         scrape = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{metrics_port(part)}/metrics').status)"
         assert podman("exec", f"{POD}-{part}", "python", "-c", scrape) == "200"
 

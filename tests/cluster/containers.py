@@ -131,7 +131,7 @@ class Containers:
         selector = "involvedObject.kind=Job,reason=SuccessfulCreate"
         return {str(event["message"]) for event in self.release.get("events", "--field-selector", selector)}
 
-    def kill_maintenance(self) -> None:
+    def kill_controller(self) -> None:
         """At once, whatever it is doing."""
-        selector = f"app.kubernetes.io/instance={self.release.name},app.kubernetes.io/component=maintenance"
+        selector = f"app.kubernetes.io/instance={self.release.name},app.kubernetes.io/component=controller"
         self.release.kubectl("delete", "pod", "--selector", selector, "--grace-period=0", "--force", "--wait=false")

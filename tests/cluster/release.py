@@ -105,7 +105,7 @@ class Release:
             values = Path(directory) / "values.yaml"
             values.write_text(self.target.helm_values(values_of(scenario, self.namespace)))
             run(self.upgrade_command(values), timeout_s=300)
-        for part in ("gateway", "maintenance"):
+        for part in ("gateway", "controller"):
             self.kubectl("rollout", "status", f"deploy/{self.prefix}-{part}", "--timeout=600s", timeout_s=620)
 
     def uninstall(self, timeout_s: float = 300) -> None:

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def release(target: Target) -> Iterator[Release]:
-    """Installed once: a container needs no more than a gateway and maintenance."""
+    """Installed once: a container needs no more than a gateway and controller."""
     with a_namespace(target) as namespace, a_release(target, namespace) as made:
         made.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
         made.install("containers")
@@ -156,7 +156,7 @@ def test_controller_killed_in_the_midst_makes_nothing_twice(containers: Containe
     before = containers.made()
     ids = containers.post("sleep 12; echo x > /outputs/kept", 6)
     for _ in range(3):
-        containers.kill_maintenance()
+        containers.kill_controller()
         until("some move", lambda: containers.there() or not containers.jobs(ids[:1])[0]["position"], 120)
     jobs = containers.ended(ids)
     assert {(job["status"], len(job["attempts"])) for job in jobs} == {("succeeded", 1)}, jobs
@@ -166,10 +166,10 @@ def test_controller_killed_in_the_midst_makes_nothing_twice(containers: Containe
 
 
 def test_what_the_cluster_cleaned_up_by_its_time_is_run_again(containers: Containers) -> None:
-    """Its Job ends while maintenance is away for longer than `ttlSecondsAfterFinished` says."""
+    """Its Job ends while the controller is away for longer than `ttlSecondsAfterFinished` says."""
     (job_id,) = containers.post("sleep 5; echo x > /outputs/kept")
     until("it is there", lambda: containers.pods(job_id), 120)
-    deployment = f"deploy/{containers.release.prefix}-maintenance"
+    deployment = f"deploy/{containers.release.prefix}-controller"
     containers.release.kubectl("scale", deployment, "--replicas=0")
     try:
         patch = ["patch", "job", f"container-{job_id}", "--type=merge", "--patch"]

@@ -106,7 +106,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* A restart of gateway and maintenance is cheap: they take new settings up at once. Workers would drain. */}}
+{{/* A restart of gateway and controller is cheap: they take new settings up at once. Workers would drain. */}}
 {{- define "serinette.settingsChecksum" -}}
 checksum/settings: {{ include (print .Template.BasePath "/settings.yaml") . | sha256sum }}
 {{- end }}

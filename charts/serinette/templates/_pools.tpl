@@ -1,4 +1,4 @@
-{{/* What gateway and maintenance are told of the pools (serinette/pools.py), so that they know them at zero too. */}}
+{{/* What gateway and controller are told of the pools (serinette/pools.py), so that they know them at zero too. */}}
 {{- define "serinette.poolsEnv" -}}
 {{- $told := list -}}
 {{- range .Values.pools -}}

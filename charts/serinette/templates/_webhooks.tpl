@@ -1,4 +1,4 @@
-{{/* Gateway and maintenance must agree on these. */}}
+{{/* Gateway and controller must agree on these. */}}
 {{- define "serinette.webhooksEnv" -}}
 {{- $webhooks := .Values.webhooks -}}
 {{- if $webhooks.existingSecret -}}

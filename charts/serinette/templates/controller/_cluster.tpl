@@ -1,9 +1,9 @@
-{{/* Whether maintenance asks the API server anything. */}}
+{{/* Whether the controller asks the API server anything. */}}
 {{- define "serinette.asksCluster" -}}
 {{- if or .Values.cluster.explain .Values.containers.enabled }}yes{{ end -}}
 {{- end }}
 
-{{/* What maintenance needs to look at the cluster (controller/cluster.py): settings, and a token that no other part has. */}}
+{{/* What the controller needs to look at the cluster (controller/cluster.py): settings, and a token that no other part has. */}}
 {{- define "serinette.clusterEnv" -}}
 {{- if .Values.cluster.explain }}
 - {name: SERINETTE_CLUSTER_NAMESPACE, value: {{ .Release.Namespace }}}
@@ -30,7 +30,7 @@
 - {name: kube-api-access, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end }}
 
-{{/* The marks that maintenance may set on worker pods: controller/protecting.py. */}}
+{{/* The marks that the controller may set on worker pods: controller/protecting.py. */}}
 {{- define "serinette.clusterMarks" -}}
 ['controller.kubernetes.io/pod-deletion-cost', 'cluster-autoscaler.kubernetes.io/safe-to-evict', 'karpenter.sh/do-not-disrupt']
 {{- end }}
