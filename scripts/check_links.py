@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -61,16 +61,16 @@ def complaints(path: Path, root: Path) -> list[str]:
     return found
 
 
-def remarks(path: Path, text: str) -> Iterator[str]:
-    """Comments and docstrings of Python; of other files the whole text."""
+def prose(path: Path, text: str) -> str:
+    """Where a file may cite others: comments and docstrings of Python, a document without its fences, else everything."""
+    if path.suffix == ".md":
+        return FENCE.sub("", text)
     if path.suffix != ".py":
-        yield text
-        return
-    yield from (
-        token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.COMMENT
-    )
+        return text
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    yield from (ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented))
+    docstrings = (ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented))
+    return "\n".join([*(token.string for token in tokens if token.type == tokenize.COMMENT), *docstrings])
 
 
 def paths(names: Iterable[str]) -> set[str]:
@@ -82,14 +82,13 @@ def paths(names: Iterable[str]) -> set[str]:
 
 def missing(path: Path, text: str, there: set[str]) -> list[str]:
     """Cited paths that are not among `there`. A document may name the end of a path; what our commands make is fine."""
+    words = prose(path, text)
     if path.suffix == ".md":
-        found = set(QUOTED.findall(FENCE.sub("", text)))
-        ours = {name for name in found if not name.endswith("/") or f"{name.split('/')[0]}/" in there}
-        lost = {name for name in ours - there if not any(whole.endswith("/" + name) for whole in there)}
+        cited = {name for name in QUOTED.findall(words) if not name.endswith("/") or f"{name.split('/')[0]}/" in there}
+        lost = {name for name in cited - there if not any(whole.endswith("/" + name) for whole in there)}
     else:
-        found = {name for remark in remarks(path, text) for name in PATH.findall(remark)}
-        lost = {name for name in found - there if f"{name.split('/')[0]}/" in there}
-    numbers = {f"docs/decisions/{number}" for number in DECISION.findall(text)}
+        lost = {name for name in set(PATH.findall(words)) - there if f"{name.split('/')[0]}/" in there}
+    numbers = {f"docs/decisions/{number}" for number in DECISION.findall(words)}
     lost |= {name for name in numbers if not any(whole.startswith(f"{name}-") for whole in there)}
     return [f"{path}: cites {name}, which does not exist" for name in sorted(lost) if not name.startswith(MADE)]
 
