@@ -62,7 +62,7 @@ def complaints(path: Path, root: Path) -> list[str]:
 
 
 def prose(path: Path, text: str) -> str:
-    """Where a file may cite others: comments and docstrings of Python, a document without its fences, else everything."""
+    """Where a file cites others: comments and docstrings of Python, a document without its fences, else everything."""
     if path.suffix == ".md":
         return FENCE.sub("", text)
     if path.suffix != ".py":
