@@ -37,11 +37,11 @@ def expected(text: str) -> tuple[dict[str, str], set[str]]:
 
 
 def complaints(found: dict[str, str], listed: dict[str, str], optional: set[str]) -> list[str]:
-    """Skips that nobody agreed to, tests that run though listed, and lines without a reason."""
-    told = [f"{name}: skipped ({why}), but not in the list" for name, why in found.items() if name not in listed]
-    told += [f"{name}: in the list, but it was not skipped" for name in listed if name not in found.keys() | optional]
-    told += [f"{name}: the list gives no reason" for name, why in listed.items() if not why]
-    return told
+    """Skips that are not listed, listed tests that run, and lines without a reason."""
+    wrong = [f"{name}: skipped ({why}), but not in the list" for name, why in found.items() if name not in listed]
+    wrong += [f"{name}: in the list, but it was not skipped" for name in listed if name not in found.keys() | optional]
+    wrong += [f"{name}: the list gives no reason" for name, why in listed.items() if not why]
+    return wrong
 
 
 def main(report: str, list_path: str) -> int:
@@ -50,9 +50,9 @@ def main(report: str, list_path: str) -> int:
     listed, optional = expected(Path(list_path).read_text())
     for name, why in sorted(found.items()):
         print(f"skipped: {name}: {why}")
-    told = complaints(found, listed, optional)
-    print("\n".join(told) or f"{len(found)} tests skipped, all of them as {list_path} says")
-    return 1 if told else 0
+    wrong = complaints(found, listed, optional)
+    print("\n".join(wrong) or f"{len(found)} tests skipped, all of them as {list_path} says")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

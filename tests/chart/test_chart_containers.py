@@ -29,7 +29,7 @@ VALUES: dict[str, Any] = yaml.safe_load((CHART / "ci" / "containers-values.yaml"
 PREFIX = "SERINETTE_CONTAINERS"
 
 
-def told(
+def settings_of(
     objects: tuple[Manifest, ...], part: str, settings: type[SharedSettings], monkeypatch: pytest.MonkeyPatch
 ) -> Any:
     """The settings as a process reads them."""
@@ -41,7 +41,7 @@ def told(
 
 
 def read(objects: tuple[Manifest, ...], monkeypatch: pytest.MonkeyPatch) -> ContainerSettings:
-    found: ContainerSettings = told(objects, "-controller", ControllerSettings, monkeypatch)
+    found: ContainerSettings = settings_of(objects, "-controller", ControllerSettings, monkeypatch)
     return found
 
 
@@ -74,10 +74,10 @@ def test_the_charts_defaults_are_the_settings(render: Render, monkeypatch: pytes
 def test_every_value_reaches_gateway_and_controller(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = render("containers")
     settings = read(objects, monkeypatch)
-    gateway = told(objects, "-gateway", GatewaySettings, monkeypatch)
-    ours = [name for name in ContainerSettings.model_fields if name.startswith("containers")]
-    assert {name: getattr(settings, name) for name in ours} == {name: getattr(gateway, name) for name in ours}
-    assert {f"SERINETTE_{name.upper()}" for name in ours} == {
+    gateway = settings_of(objects, "-gateway", GatewaySettings, monkeypatch)
+    names = [name for name in ContainerSettings.model_fields if name.startswith("containers")]
+    assert {name: getattr(settings, name) for name in names} == {name: getattr(gateway, name) for name in names}
+    assert {f"SERINETTE_{name.upper()}" for name in names} == {
         name for name in find(objects, "Deployment", "-gateway").env if name.startswith(PREFIX)
     }, "all of them can be set"
     assert (list(settings.containers_images), settings.containers_namespace) == (VALUES["images"], "strangers")
@@ -91,8 +91,8 @@ def test_every_value_reaches_gateway_and_controller(render: Render, monkeypatch:
         ),
     }
     most = {"cpu": 7.5, "memory_mib": 32769, "disk_mib": 102401, "timeout_s": 21599}
-    assert settings.ceilings_of("somebody") == Ceilings(gpus=2, **most)
-    assert settings.ceilings_of("acme") == Ceilings(gpus=4, **most), "the rest is everybody's"
+    assert settings.ceilings_of("other") == Ceilings(gpus=2, **most)
+    assert settings.ceilings_of("acme") == Ceilings(gpus=4, **most), "the others are the defaults"
     for value in ("max_gpus", "max_jobs", "start_s", "grace_s", "log_bytes", "output_files", "output_bytes"):
         head, *rest = value.split("_")
         assert getattr(settings, f"containers_{value}") == VALUES[head + "".join(map(str.capitalize, rest))], value

@@ -59,8 +59,8 @@ def test_without_metrics_nothing_listens(render: Render) -> None:
 
 
 def test_alerts_speak_of_this_release_alone() -> None:
-    told = command([*template_command([CHART / "ci" / "monitoring-values.yaml"]), "--namespace", "music"])
-    (rule,) = (each for each in yaml.safe_load_all(told) if each and each["kind"] == "PrometheusRule")
+    output = command([*template_command([CHART / "ci" / "monitoring-values.yaml"]), "--namespace", "music"])
+    (rule,) = (each for each in yaml.safe_load_all(output) if each and each["kind"] == "PrometheusRule")
     for each in (each for group in rule["spec"]["groups"] for each in group["rules"]):
         for jobs in re.findall(r'job="([^"]*)"', each["expr"]):
             assert jobs == "music/studio"

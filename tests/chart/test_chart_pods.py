@@ -1,4 +1,4 @@
-"""What every pod of the chart keeps to, and what each part is told."""
+"""Pod security of every pod, and the settings of each component."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def test_our_processes_take_what_they_are_told(
         if part not in item.name:
             continue
         config = find(render(values), "ConfigMap", "-settings")
-        told = {name: value for name, value in {**config["data"], **item.env}.items() if isinstance(value, str)}
+        given = {name: value for name, value in {**config["data"], **item.env}.items() if isinstance(value, str)}
         assert {name for name in item.env if name.startswith("SERINETTE_")} <= known
-        for name, value in told.items():
+        for name, value in given.items():
             monkeypatch.setenv(name, value)
         read = settings()
         assert read.model_fields_set >= {"redis_url", "redis_prefix", "store_url"}

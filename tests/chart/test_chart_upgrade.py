@@ -17,8 +17,8 @@ VERSIONS = sorted(path.name.removesuffix("-values.yaml") for path in RELEASED.gl
 
 def upgraded(version: str) -> tuple[Manifest, ...]:
     """What this chart makes of an earlier one's values."""
-    told = run(template_command([RELEASED / f"{version}-values.yaml"]))
-    return tuple(Manifest(found) for found in yaml.safe_load_all(told) if found)
+    output = run(template_command([RELEASED / f"{version}-values.yaml"]))
+    return tuple(Manifest(found) for found in yaml.safe_load_all(output) if found)
 
 
 def kept(item: Manifest, names: set[str]) -> dict[str, Any]:

@@ -101,12 +101,12 @@ class Canned(Release):
         if said.startswith("get deploy one-"):
             return json.dumps({"metadata": {}, "spec": {}})
         if said.startswith("get events "):
-            told = (
+            messages = (
                 "Scaled up replica set w-1 from 0 to 1",
                 "Scaled up replica set w-1 to 3",
                 "Scaled down from 3 to 0",
             )
-            return json.dumps({"items": [{"message": message} for message in told]})
+            return json.dumps({"items": [{"message": message} for message in messages]})
         if " jobs " in said:
             return json.dumps([{"id": "1", "status": "succeeded"}, {"id": "2", "status": "failed"}])
         return "pod/x secret/y\n"
@@ -120,7 +120,7 @@ def test_the_harness_reads_what_a_cluster_says() -> None:
     assert release.statuses(["2", "1", "3"]) == ["failed", "succeeded", "lost"]
     assert release.left_over() == ["pod/x", "secret/y"]
     with pytest.raises(AssertionError, match="'2': 'failed'"):
-        release.sung(["1", "2"], timeout_s=0)
+        release.wait_for(["1", "2"], timeout_s=0)
     with pytest.raises(AssertionError, match=r"what\? did not come about within 0 s; last seen: \[\]"):
         until("what?", list, timeout_s=0)
 

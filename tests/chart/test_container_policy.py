@@ -1,4 +1,4 @@
-"""Which Jobs the controller, or whoever has its token, can make: those of containers, and no others."""
+"""The controller's token can create Jobs of containers, and no others."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def variable(**source: Any) -> Callable[[Job], None]:
 POD = ("spec", "template", "spec")
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
-OURS, PODS, TOKEN = "own release's containers alone", "has one pod", "has no token"
+OURS, PODS, TOKEN = "own release's containers", "has one pod", "has no token"
 VOLUMES, ROOT, LIMITS, IMAGES, WRITES = (
     "volumes of its own",
     "is not root",
