@@ -141,12 +141,13 @@ class TestSkips:
         </testsuite></testsuites>"""
 
     def complaints(self, listed: str) -> list[str]:
-        return check_skips.complaints(check_skips.skipped(self.REPORT), *check_skips.expected(listed))
+        return check_skips.complaints(check_skips.cases(self.REPORT), *check_skips.expected(listed))
 
     def test_an_agreed_list_passes(self) -> None:
         listed = "# why\n\ntests.gpu.test_b::test_song | needs a GPU\n? tests.browser.test_c | needs Chromium\n"
         assert self.complaints(listed) == []
-        assert self.complaints(listed + "? tests.x::test_y | some machines\n") == []
+        assert self.complaints(listed + "? tests.browser.test_c::test_y | some machines\n") == []
+        assert self.complaints(listed + "? tests.unit.test_a::test_passes | some machines\n") == []
 
     @pytest.mark.parametrize(
         ("listed", "why"),
@@ -155,6 +156,10 @@ class TestSkips:
             (
                 "tests.gpu.test_b::test_song | a\ntests.browser.test_c | b\ntests.unit.test_a::test_passes | c",
                 "not skipped",
+            ),
+            (
+                "tests.gpu.test_b::test_song | a\ntests.browser.test_c | b\n? tests.unit.test_a::test_gone | c",
+                "no such test",
             ),
             ("tests.gpu.test_b::test_song |\ntests.browser.test_c | b", "no reason"),
         ],
