@@ -3,7 +3,7 @@
 {{- if or .Values.cluster.explain .Values.containers.enabled }}yes{{ end -}}
 {{- end }}
 
-{{/* What the controller needs to read the cluster (controller/cluster.py): settings, and a token that no other component has. */}}
+{{/* What the controller needs to read the cluster (controller/): settings, and a token that no other component has. */}}
 {{- define "serinette.clusterEnv" -}}
 {{- if .Values.cluster.explain }}
 - {name: SERINETTE_CLUSTER_NAMESPACE, value: {{ .Release.Namespace }}}
@@ -30,7 +30,7 @@
 - {name: kube-api-access, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end }}
 
-{{/* The annotations that the controller may set on worker pods: controller/protecting.py. */}}
+{{/* The annotations that the controller may set on worker pods. */}}
 {{- define "serinette.clusterMarks" -}}
 ['controller.kubernetes.io/pod-deletion-cost', 'cluster-autoscaler.kubernetes.io/safe-to-evict', 'karpenter.sh/do-not-disrupt']
 {{- end }}
