@@ -14,7 +14,7 @@ from scripts.alerts import expressions
 from scripts.chart_tools import CHART, ROOT, CommandFailed, template_command
 from scripts.chart_tools import run as command
 from serinette.webhook import is_public
-from tests.chart.rendering import Manifest, Render, find, of_kind
+from tests.chart.rendering import Manifest, Render, find, manifests, of_kind
 
 PARTS = ("gateway", "controller", "worker")
 ALERTS = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"][0]["rules"]
@@ -60,7 +60,7 @@ def test_without_metrics_nothing_listens(render: Render) -> None:
 
 def test_alerts_speak_of_this_release_alone() -> None:
     output = command([*template_command([CHART / "ci" / "monitoring-values.yaml"]), "--namespace", "music"])
-    (rule,) = (each for each in yaml.safe_load_all(output) if each and each["kind"] == "PrometheusRule")
+    (rule,) = of_kind(manifests(output), "PrometheusRule")
     for each in (each for group in rule["spec"]["groups"] for each in group["rules"]):
         for jobs in re.findall(r'job="([^"]*)"', each["expr"]):
             assert jobs == "music/studio"
@@ -72,7 +72,7 @@ def test_alerts_speak_of_this_release_alone() -> None:
 
 
 @pytest.mark.parametrize("part", ["podMonitor", "rules"])
-def test_a_cluster_without_the_operator_is_told_so(part: str) -> None:
+def test_a_cluster_without_the_operator_is_refused(part: str) -> None:
     without = template_command([CHART / "ci" / "default-values.yaml"], [f"metrics.{part}.enabled=true"])
     while "monitoring.coreos.com/v1" in without:
         place = without.index("monitoring.coreos.com/v1")

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from scripts import manifests
 from scripts.chart_tools import CHART
 from serinette import __version__
 from serinette.names import DEFAULT_POOL
@@ -59,11 +58,6 @@ def test_versions_and_names_are_the_codes() -> None:
     assert chart["appVersion"] == __version__
     assert VALUES["gateway"]["defaultPool"] == DEFAULT_POOL
     assert VALUES["pools"] == [{"name": DEFAULT_POOL}]
-
-
-def test_k8s_is_what_the_chart_renders(render: Render) -> None:
-    render("k8s")
-    assert manifests.drift(manifests.rendered(), manifests.PLAIN) == []
 
 
 def test_the_ingress_lets_uploads_and_events_pass(render: Render) -> None:

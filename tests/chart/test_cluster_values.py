@@ -7,12 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from scripts.chart_tools import template_command
 from serinette.container import allowed_by
 from serinette.scaling.rule import read_rules
-from tests.chart.rendering import Manifest, Render, find, of_kind
+from tests.chart.rendering import Manifest, Render, find, manifests, of_kind
 from tests.cluster.release import Release, until
 from tests.cluster.target import CONTEXTS, GPU, REGISTRY, SCENARIOS, NotHere, Target, advertised, target_of, values_of
 from tests.kube import merged
@@ -28,7 +27,7 @@ def scenario(request: pytest.FixtureRequest, render: Render, tmp_path: Path) -> 
     values.write_text(TARGET.helm_values(values_of(request.param, "music")))
     done = subprocess.run(template_command([values]), check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return request.param, [Manifest(found) for found in yaml.safe_load_all(done.stdout) if found]
+    return request.param, list(manifests(done.stdout))
 
 
 def test_the_values_render(scenario: tuple[str, list[Manifest]]) -> None:
