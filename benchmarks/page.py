@@ -80,7 +80,9 @@ ROWS = (
     ),
     Row("Import of the gateway", "gateway-import", "figures.import_s.median", 2, "s"),
     Row("Memory of the gateway, ready", "gateway-import", "figures.memory_mib.median", 0, "MiB"),
-    Row("Modules of torch, diffusers, transformers, worker in it", "gateway-import", "figures.heavy_modules", 0, "", "0"),
+    Row(
+        "Modules of torch, diffusers, transformers, worker in it", "gateway-import", "figures.heavy_modules", 0, "", "0"
+    ),
     Row("`import serinette`", "client-import", "figures.import_serinette_ms.median", 1, "ms", "under 30 ms"),
     Row("The same, ratio to `import httpx`", "client-import", "figures.serinette_to_httpx.median", 4),
     Row(
@@ -90,7 +92,14 @@ ROWS = (
         0,
         "ms",
     ),
-    Row("Modules of httpx, pydantic, asyncio after `import serinette`", "client-import", "figures.heavy_modules", 0, "", "0"),
+    Row(
+        "Modules of httpx, pydantic, asyncio after `import serinette`",
+        "client-import",
+        "figures.heavy_modules",
+        0,
+        "",
+        "0",
+    ),
     Row("15 s song on the CPU, submit to end", "songs", "figures.wall_s.median", 2, "s"),
     Row(
         "The same as real-time factor (below `1`: faster than it plays)", "songs", "figures.real_time_factor.median", 3

@@ -10,7 +10,7 @@ from api.dialects.acestep.request import ReleaseTask
 
 PAGE = Path(__file__).parents[2] / "docs/compatibility.md"
 
-# As the official request names them (docs/en/API.md and the request's model), and the files of a form.
+# As the official request names them (API.md and the request's model), and the files of a form.
 THEIRS = re.findall(
     r"\w+",
     """
