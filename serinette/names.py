@@ -178,7 +178,7 @@ class Keys:
 
     @property
     def holdups(self) -> str:
-        """Hash of pools to JSON Holdup (serinette/presence.py), expiring: why their workers are not ready, by the cluster."""
+        """Hash of pools to JSON Holdup (serinette/presence.py), expiring: why workers are not ready."""
         return self._key("holdups")
 
     @property
