@@ -171,7 +171,7 @@ def test_a_log_comes_in_pieces_and_another_attempts_from_its_start() -> None:
         ('"2-4"', b"\xff\n"),
     ]:
         call = reader.call()
-        call.heed({"ETag": etag})
+        call.on_headers({"ETag": etag})
         seen.append((dict(call.query), call.read(text)))
     assert seen == [
         ({}, ("one", "two")),

@@ -14,9 +14,8 @@ import pytest
 
 import serinette
 from serinette.client import AsyncClient, Client, Retry
-from serinette.client.calls import submit
-from serinette.client.fields import JobFields
-from serinette.client.retries import Patience, Setback, retry_after_s
+from serinette.client.calls import JobFields, submit
+from serinette.client.retries import RetryBudget, TransientError, retry_after_s
 from serinette.errors import (
     ConfigurationError,
     GpuTimeSpent,
@@ -288,17 +287,17 @@ def test_every_field_can_be_written_as_an_argument() -> None:
 @pytest.mark.parametrize(
     ("retry", "setback", "repeatable", "answered", "pauses"),
     [
-        (Retry(patience_s=10, first_s=1, longest_s=4), Setback(LOST), True, True, [1, 2, 4]),
-        (Retry(patience_s=10, first_s=1, longest_s=4), Setback(LOST, asked_s=5), True, True, [5, 5]),
-        (Retry(patience_s=10), Setback(LOST, asked_s=11), True, True, []),
-        (Retry(patience_s=0), Setback(LOST), True, True, []),
-        (Retry(), Setback(LOST, perhaps_done=True), False, True, []),
-        (Retry(unanswered=False), Setback(LOST), True, False, []),
+        (Retry(patience_s=10, first_s=1, longest_s=4), TransientError(LOST), True, True, [1, 2, 4]),
+        (Retry(patience_s=10, first_s=1, longest_s=4), TransientError(LOST, asked_s=5), True, True, [5, 5]),
+        (Retry(patience_s=10), TransientError(LOST, asked_s=11), True, True, []),
+        (Retry(patience_s=0), TransientError(LOST), True, True, []),
+        (Retry(), TransientError(LOST, perhaps_done=True), False, True, []),
+        (Retry(unanswered=False), TransientError(LOST), True, False, []),
     ],
 )
-def test_patience(retry: Retry, setback: Setback, repeatable: bool, answered: bool, pauses: list[float]) -> None:
+def test_patience(retry: Retry, setback: TransientError, repeatable: bool, answered: bool, pauses: list[float]) -> None:
     clock = [100.0]
-    patience = Patience(retry, repeatable=repeatable, clock=lambda: clock[0], draw=lambda: 1.0)
+    patience = RetryBudget(retry, repeatable=repeatable, clock=lambda: clock[0], draw=lambda: 1.0)
     seen: list[float] = []
     with pytest.raises(Unavailable):
         while len(seen) < 20:
