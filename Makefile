@@ -18,7 +18,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api controller gpu_worker tests scripts benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos lint format bench bench-gpu load openapi settings client clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test chaos lint format bench bench-gpu load scaling openapi settings client clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ format: $(VENV)/dev.stamp  ## Put the code into shape.
 
 bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
 	$(BIN)/python -m benchmarks $(ARGS)
+
+scaling: $(VENV)/dev.stamp  ## Simulate a trace through the chart's scaling; says which J (ARGS="k8s --trace burst").
+	$(BIN)/python -m tools.scaling $(or $(ARGS),k8s)
 
 load: $(VENV)/dev.stamp  ## 100,000 jobs come, end and are forgotten: what is left? (JOBS=100000)
 	JOBS=$(or $(JOBS),100000) $(BIN)/python -m benchmarks forgetting

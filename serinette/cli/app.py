@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from serinette.cli import batch, bench, house, jobs, keys, ordering, running, serve
+from serinette.cli import batch, house, jobs, keys, ordering, running, serve
 from serinette.cli.convert import convert
 from serinette.cli.doctor import doctor
 from serinette.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE
@@ -44,7 +44,6 @@ app.add_typer(batch.app, name="batch", no_args_is_help=True)
 app.command("doctor")(doctor)
 app.command("convert")(convert)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
-app.add_typer(bench.app, name="bench", no_args_is_help=True)
 
 
 class Shell(StrEnum):
