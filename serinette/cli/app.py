@@ -81,7 +81,7 @@ def run() -> None:
     except ModuleNotFoundError as error:
         if error.name not in {"redis", "pydantic_settings", "av", "numpy"}:
             raise
-        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[local]'", soft_wrap=True)
+        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[server]'", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         errors.print("Interrupted.")

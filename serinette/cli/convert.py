@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from serinette.errors import ConfigurationError
+from serinette.cli.serve import require_server
 
 _MODULE = "gpu_worker.engine.conversion"
 
@@ -32,8 +31,7 @@ def convert(
 
     Download first: `hf download ACE-Step/Ace-Step1.5 --local-dir DIR`.
     """
-    if importlib.util.find_spec("gpu_worker") is None:
-        raise ConfigurationError("converting needs the worker's packages: pip install 'serinette[worker]'")
+    require_server("converting a checkpoint")
     options = [*(("--variant", variant) if variant else ()), *(("--parts", str(parts)) if parts else ())]
     command = [sys.executable, "-m", _MODULE, str(source), str(out), *options]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +56,17 @@ AllowAnyone = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes write.")]
 
 
+def require_server(what: str) -> None:
+    """Raises ConfigurationError where only the wheel is installed, which holds no server."""
+    if any(find_spec(name) is None for name in ("api", "controller", "gpu_worker")):
+        raise ConfigurationError(
+            f"{what} needs the server, and this installation holds the client and the command line alone. The server "
+            "is in Serinette's repository: in a checkout of it `make up` starts one, `make demo` generates a song, and "
+            "`pip install --editable '.[local]'` installs it; on a cluster its Helm chart does (docs/operator.md). "
+            "With a server that runs elsewhere, name it: --server URL"
+        )
+
+
 def up(
     data_dir: DataDir = Path("serinette-data"),
     host: Host = "127.0.0.1",
@@ -68,6 +80,7 @@ def up(
     verbose: Verbose = False,
 ) -> None:
     """Run everything on this machine: queue, gateway and a worker. Ctrl-C ends it all."""
+    require_server("`serinette up`")
     from serinette.local import LocalOptions  # noqa: PLC0415  # as heavy as a server, which the other commands are not
 
     worker = {"SERINETTE_MODEL": model, "SERINETTE_DEVICE": device}
@@ -103,6 +116,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Start everything, generate one song of 15 s on the bundled checkpoint, and end everything."""
+    require_server("`serinette demo`")
     from serinette.local import LocalOptions  # noqa: PLC0415  # as in `up`
 
     options = LocalOptions(
