@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from serinette.cli.exits import EXIT_FAILED
 from serinette.cli.options import AsJson
-from serinette.cli.terminal import output
+from serinette.cli.terminal import EXIT_FAILED, output
 
 if TYPE_CHECKING:
     from serinette.doctor import Finding

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from serinette import __version__
-from serinette.cli import app, exits, following, jobs, options, terminal
+from serinette.cli import app, following, jobs, options, terminal
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.names import Lane
 from serinette.spec import AudioFormat, GenerationSpec
@@ -80,7 +80,7 @@ def test_help_names_every_command(serinette: Shell) -> None:
 def test_without_a_server_it_says_how_to_start_one(serinette: Shell, command: list[str]) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
     said = serinette(*command, "--server", url)
-    assert said.status == exits.EXIT_UNREACHABLE
+    assert said.status == terminal.EXIT_UNREACHABLE
     assert said.output == ""
     assert f"no Serinette answers at {url}" in said.errors
     assert "serinette up" in said.errors
@@ -222,10 +222,10 @@ def test_a_table_of_jobs_fits(monkeypatch: pytest.MonkeyPatch, width: int) -> No
 
 def test_a_tree_is_told_of_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     view = terminal.TreeView()
-    view.tell(Notice("worker", Phase.WAITING, "loading [the] model"))
-    view.tell(Notice("worker", Phase.WAITING, "loading [the] model"))
-    view.tell(Notice("worker", Phase.READY, "4.2 s"))
-    view.tell(Notice("worker", Phase.DIED, "killed by SIGKILL; starting again in 0.5 s", ("Traceback [1]",)))
+    view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
+    view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
+    view.show(Notice("worker", Phase.READY, "4.2 s"))
+    view.show(Notice("worker", Phase.DIED, "killed by SIGKILL; starting again in 0.5 s", ("Traceback [1]",)))
     view.echo("gateway", "INFO [api] started")
     told = capsys.readouterr().err
     assert told.count("loading [the] model") == 1

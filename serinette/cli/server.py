@@ -1,7 +1,9 @@
-"""`serinette up` and `serinette demo`."""
+"""`serinette up`, `demo` and `convert`: what needs the server's own packages, which the wheel does not hold."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from serinette.webhook import is_loopback
 if TYPE_CHECKING:
     from serinette.job import Result
     from serinette.local import Local, LocalOptions
+
 
 _TEND_S = 0.1
 _DEMO = GenerationSpec(prompt="jazz piano, smooth", duration_s=15, format=AudioFormat.MP3)
@@ -135,10 +138,10 @@ def demo(
                 reason = job.error.message if job.error else "no reason given"
                 raise GenerationError(f"the song {job.status}: {reason}. Logs: {local.log_dir}")
             client.download(job.id, output_path)
-    _tell_demo(job.result, output_path, start_s, time.monotonic() - started_s)
+    _print_demo(job.result, output_path, start_s, time.monotonic() - started_s)
 
 
-def _tell_demo(result: Result, path: Path, start_s: float, total_s: float) -> None:
+def _print_demo(result: Result, path: Path, start_s: float, total_s: float) -> None:
     song, timings = result.artifacts[0], result.timings
     output.print(f"[bold]{escape(str(path.absolute()))}[/]", soft_wrap=True)
     errors.print(
@@ -160,9 +163,35 @@ def _running(options: LocalOptions, *, verbose: bool) -> Iterator[Local]:
 
     view = TreeView()
     try:
-        with Local(options, view.tell, view.echo if verbose else None) as local:
+        with Local(options, view.show, view.echo if verbose else None) as local:
             local.wait_ready()
             view.close()
             yield local
     finally:
         view.close()
+
+
+_MODULE = "gpu_worker.engine.conversion"
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Directory of the checkpoint, or of ACE-Step's main repository.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="New directory for what is made of it.", show_default=False)],
+    variant: Annotated[
+        str | None, typer.Option(help="Which checkpoint of a repository that holds several, e.g. acestep-v15-turbo.")
+    ] = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(help="ACE-Step's main repository, for a checkpoint that comes without `vae` and text encoder."),
+    ] = None,
+) -> None:
+    """Convert a checkpoint from ACE-Step's own layout to the one that workers load.
+
+    Download first: `hf download ACE-Step/Ace-Step1.5 --local-dir DIR`.
+    """
+    require_server("converting a checkpoint")
+    options = [*(("--variant", variant) if variant else ()), *(("--parts", str(parts)) if parts else ())]
+    command = [sys.executable, "-m", _MODULE, str(source), str(out), *options]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
