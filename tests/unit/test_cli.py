@@ -98,7 +98,7 @@ def test_without_a_server_it_says_how_to_start_one(serinette: Shell, command: li
         (["--lane", "fast"], "high"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_is_sent(
+def test_wrong_usage_is_named_before_anything_is_sent(
     serinette: Shell, arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -108,7 +108,7 @@ def test_wrong_usage_is_told_before_anything_is_sent(
     assert complaint in re.sub(r"[\s│]+", " ", said.errors)
 
 
-def test_the_ending_of_a_path_tells_the_format() -> None:
+def test_the_ending_of_a_path_gives_the_format() -> None:
     assert options.format_of(None) is AudioFormat.MP3
     assert options.format_of(Path("song.FLAC")) is AudioFormat.FLAC
     assert options.format_of(Path("song")) is AudioFormat.MP3
@@ -220,17 +220,17 @@ def test_a_table_of_jobs_fits(monkeypatch: pytest.MonkeyPatch, width: int) -> No
     assert len(row) == width
 
 
-def test_a_tree_is_told_of_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tree_is_reported_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     view = terminal.TreeView()
     view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
     view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
     view.show(Notice("worker", Phase.READY, "4.2 s"))
     view.show(Notice("worker", Phase.DIED, "killed by SIGKILL; starting again in 0.5 s", ("Traceback [1]",)))
     view.echo("gateway", "INFO [api] started")
-    told = capsys.readouterr().err
-    assert told.count("loading [the] model") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("loading [the] model") == 1
     for words in ("ready after 4.2 s", "killed by SIGKILL", "Traceback [1]", "gateway | INFO [api] started"):
-        assert words in told
+        assert words in printed
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,4 +1,4 @@
-"""`serinette run` where no server is needed: what it may be told, and how it ends; and a log read in pieces."""
+"""`serinette run` where no server is needed: what it takes, and how it ends; and a log read in pieces."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_what_is_said_is_what_is_sent(params: dict[str, Any], spec: dict[str, An
         ({"labels": ["a=b\nc"]}, "labels"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_sent(params: dict[str, Any], complaint: str) -> None:
+def test_what_is_wrong_is_named_before_anything_is_sent(params: dict[str, Any], complaint: str) -> None:
     with pytest.raises(typer.BadParameter, match=complaint):
         spec_of({**NOTHING, "image": IMAGE, **params}, [], ())
     assert pairs_of(None, "--env") == {}

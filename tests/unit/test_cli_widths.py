@@ -119,11 +119,11 @@ def test_nothing_goes_over_the_edge(
     for module in (status, batches):
         monkeypatch.setattr(module, "connect", lambda *_: _Told())
     show()
-    told = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
-    lines = [line.rstrip() for line in told.splitlines()]
+    printed = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
+    lines = [line.rstrip() for line in printed.splitlines()]
     assert lines
     assert [line for line in lines if len(line) > width] == []
-    assert [word for word in words if word not in told] == []
+    assert [word for word in words if word not in printed] == []
 
 
 @pytest.mark.parametrize(

@@ -109,11 +109,11 @@ def test_before_an_install(kube: Kube) -> None:
     status, found = ask()
     assert status == 0
     assert {each["level"] for each in found} == {"ok"}, found
-    told = {(each["part"], each["check"]): each["message"] for each in found}
-    assert told["cluster", "version"] == "Kubernetes v1.36.0"
-    assert told["keda", "version"] == "KEDA 2.20.1"
-    assert told["gpu", "nvidia.com/gpu"] == "1 nodes, 2 allocatable"
-    assert told["storage", "class"] == "standard is the default class"
+    messages = {(each["part"], each["check"]): each["message"] for each in found}
+    assert messages["cluster", "version"] == "Kubernetes v1.36.0"
+    assert messages["keda", "version"] == "KEDA 2.20.1"
+    assert messages["gpu", "nvidia.com/gpu"] == "1 nodes, 2 allocatable"
+    assert messages["storage", "class"] == "standard is the default class"
 
 
 ANNOTATION = {"storageclass.kubernetes.io/is-default-class": "false"}
@@ -139,8 +139,8 @@ def test_what_is_wrong_before(kube: Kube, objects: list[Object], part: str, leve
 def test_no_keda(kube: Kube) -> None:
     kube.remove("apiextensions.k8s.io/v1", "CustomResourceDefinition", "scaledobjects.keda.sh")
     status, found = ask()
-    told = [each for each in found if each["part"] == "keda"]
-    assert (status, told[0]["level"], "helm install keda" in told[0]["remedy"]) == (1, "bad", True)
+    keda_lines = [each for each in found if each["part"] == "keda"]
+    assert (status, keda_lines[0]["level"], "helm install keda" in keda_lines[0]["remedy"]) == (1, "bad", True)
     kube.add(*(each for each in release() if each["kind"] == "Deployment"))
     assert [each["level"] for each in ask()[1] if each["part"] == "keda"] == ["ok"], "fixed pools need none"
 
@@ -219,9 +219,9 @@ class TestScaling:
                 each["spec"]["triggers"][0]["metadata"]["listName"] = "other:serinette:waiting:default.high"
 
         kube.add(*release(change))
-        told = [each["message"] for each in wrong() if each["level"] == "bad"]
-        assert told[0].startswith("KEDA looks at database 4, the workers use 0")
-        assert "other:serinette:waiting:default.high, rq:serinette:waiting:default.high" in told[1]
+        messages = [each["message"] for each in wrong() if each["level"] == "bad"]
+        assert messages[0].startswith("KEDA looks at database 4, the workers use 0")
+        assert "other:serinette:waiting:default.high, rq:serinette:waiting:default.high" in messages[1]
 
     def test_what_keda_says_itself(self, kube: Kube) -> None:
         def change(each: Object) -> None:
@@ -232,12 +232,12 @@ class TestScaling:
                 each["spec"]["fallback"] = {"replicas": 0, "failureThreshold": 1}
 
         kube.add(*release(change))
-        told = {each["message"] for each in wrong() if each["part"] == "scaling"}
+        messages = {each["message"] for each in wrong() if each["part"] == "scaling"}
         assert {
             "KEDA says: x error establishing connection: WRONGPASS",
             "falls back to 0 replicas when Redis cannot be asked",
-        } <= told
-        assert "paused by autoscaling.keda.sh/paused-replicas" in told
+        } <= messages
+        assert "paused by autoscaling.keda.sh/paused-replicas" in messages
 
 
 def pod(name: str, message: str = "", waiting: dict[str, str] | None = None) -> Object:
@@ -257,10 +257,10 @@ class TestPods:
         busy = pod("busy")
         busy["spec"]["nodeName"] = "gpu-1"
         kube.add(node(gpus=1), busy, pod("w", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."), *release())
-        (told,) = (each for each in wrong() if each["check"] == "w")
-        assert told["level"] == "warning"
-        assert "waits for a free GPU" in told["message"]
-        assert "the cluster has 1 nvidia.com/gpu allocatable in all" in told["message"]
+        (finding,) = (each for each in wrong() if each["check"] == "w")
+        assert finding["level"] == "warning"
+        assert "waits for a free GPU" in finding["message"]
+        assert "the cluster has 1 nvidia.com/gpu allocatable in all" in finding["message"]
 
     def test_a_pool_whose_gpu_no_node_offers(self, kube: Kube) -> None:
         def change(each: Object) -> None:
@@ -281,8 +281,8 @@ class TestPods:
     )
     def test_containers_that_wait(self, kube: Kube, reason: str, remedy: str) -> None:
         kube.add(pod("w", waiting={"reason": reason, "message": "why"}), *release())
-        (told,) = (each for each in wrong() if each["check"] == "w")
-        assert (told["level"], told["message"], remedy in told["remedy"]) == ("bad", f"{reason}: why", True)
+        (finding,) = (each for each in wrong() if each["check"] == "w")
+        assert (finding["level"], finding["message"], remedy in finding["remedy"]) == ("bad", f"{reason}: why", True)
 
     def test_a_part_that_is_not_ready_and_a_claim_that_waits(self, kube: Kube) -> None:
         def change(each: Object) -> None:
@@ -295,9 +295,9 @@ class TestPods:
         event |= {"involvedObject": {"name": "data-valkey-0"}, "message": "storageclass fast not found"}
         kube.add(claim, event, namespace=NAMESPACE)
         kube.add(*release(change))
-        told = [each["message"] for each in wrong() if each["level"] == "bad"]
-        assert "data-valkey-0 waits for fast: storageclass fast not found" in told
-        assert told.count("none of 1 is ready") == 2
+        messages = [each["message"] for each in wrong() if each["level"] == "bad"]
+        assert "data-valkey-0 waits for fast: storageclass fast not found" in messages
+        assert messages.count("none of 1 is ready") == 2
 
 
 def test_nothing_is_changed(kube: Kube) -> None:
