@@ -23,7 +23,7 @@ StoreUrl = Annotated[str | None, typer.Option(envvar="SERINETTE_STORE_URL", help
 Endpoint = Annotated[str | None, typer.Option("--store-endpoint", envvar="SERINETTE_STORE_ENDPOINT")]
 Context = Annotated[str | None, typer.Option(help="Of the kubeconfig; else its current one.")]
 Kubeconfig = Annotated[str | None, typer.Option(envvar="KUBECONFIG", help="Else ~/.kube/config.")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Where Serinette is, or shall be.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Where Serinette is, or will be installed.")]
 KedaNamespace = Annotated[str, typer.Option(help="Where KEDA is.")]
 Release = Annotated[str | None, typer.Option(help="Of Helm, where a namespace holds several.")]
 Cluster = Annotated[
