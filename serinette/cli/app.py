@@ -43,6 +43,10 @@ app.command("convert")(server.convert)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
 
 
+# Of which of our extras a package is that a command may miss.
+_EXTRAS = dict.fromkeys(("redis", "pydantic_settings", "obstore", "av", "numpy"), "server") | {"kubernetes": "cluster"}
+
+
 class Shell(StrEnum):
     """Whose completion is known."""
 
@@ -76,9 +80,9 @@ def run() -> None:
             errors.print(f"  line {line}: {message}", markup=False, soft_wrap=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILED)
     except ModuleNotFoundError as error:
-        if error.name not in {"redis", "pydantic_settings", "av", "numpy"}:
+        if (extra := _EXTRAS.get(error.name or "")) is None:
             raise
-        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[server]'", soft_wrap=True)
+        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[{extra}]'", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         errors.print("Interrupted.")

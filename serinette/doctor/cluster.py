@@ -22,6 +22,7 @@ Object = Mapping[str, Any]
 _TIMEOUT_S = 10  # of each question
 _AT_ONCE = 8
 _NO_ANSWER = 0
+_API_SERVICES = "/apis/apiregistration.k8s.io/v1/apiservices"
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
@@ -92,16 +93,16 @@ class Place:
         ours += f",app.kubernetes.io/instance%3D{self.release}" if self.release else ""
         inside = f"namespaces/{self.namespace}"
         return {
-            "scaledobjects crd": f"{_CRDS}/scaledobjects.keda.sh",
-            "triggerauthentications crd": f"{_CRDS}/triggerauthentications.keda.sh",
-            "keda": f"/apis/apps/v1/namespaces/{self.keda_namespace}/deployments",
-            "external metrics": "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.external.metrics.k8s.io",
+            "definition of scaledobjects": f"{_CRDS}/scaledobjects.keda.sh",
+            "definition of triggerauthentications": f"{_CRDS}/triggerauthentications.keda.sh",
+            "deployments of keda": f"/apis/apps/v1/namespaces/{self.keda_namespace}/deployments",
+            "apiservice of external metrics": f"{_API_SERVICES}/v1beta1.external.metrics.k8s.io",
             "nodes": "/api/v1/nodes",
-            "storage classes": "/apis/storage.k8s.io/v1/storageclasses",
+            "storageclasses": "/apis/storage.k8s.io/v1/storageclasses",
             "deployments": f"/apis/apps/v1/{inside}/deployments?{ours}",
             "statefulsets": f"/apis/apps/v1/{inside}/statefulsets?{ours}",
             "pods": f"/api/v1/{inside}/pods?{ours}",
-            "claims": f"/api/v1/{inside}/persistentvolumeclaims",
+            "persistentvolumeclaims": f"/api/v1/{inside}/persistentvolumeclaims",
             "events": f"/api/v1/{inside}/events?fieldSelector=type%3DWarning",
             "scaledobjects": f"/apis/keda.sh/v1alpha1/{inside}/scaledobjects?{ours}",
         }

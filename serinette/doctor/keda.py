@@ -27,17 +27,16 @@ Count = Callable[[str], float]
 
 def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
     """Its kinds, its operator, its metrics."""
-    crds = [seen["scaledobjects crd"], seen["triggerauthentications crd"]]
-    if trouble := next((crd.trouble for crd in crds if crd.trouble), ""):
-        yield _hidden("installed", trouble, "get", "customresourcedefinitions")
+    crds = [seen["definition of scaledobjects"], seen["definition of triggerauthentications"]]
+    if any(crd.trouble for crd in crds):
         return
     served = [
         {each["name"] for each in crd.body["spec"]["versions"] if each.get("served", True)} for crd in crds if crd.found
     ]
     if len(served) == len(crds) and "v1alpha1" in set.intersection(*served):
         yield ok("keda", "installed", "its kinds are here")
-        yield from _operator(seen["keda"])
-        yield _external_metrics(seen["external metrics"])
+        yield from _operator(seen["deployments of keda"])
+        yield from _external_metrics(seen["apiservice of external metrics"])
     elif seen.installed and not seen["scaledobjects"].items:
         yield ok("keda", "installed", "not here, and not used: the pools have fixed sizes")
     else:
@@ -50,7 +49,6 @@ def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
 
 def _operator(answer: Answer) -> Iterator[Finding]:
     if answer.trouble:
-        yield _hidden("operator", answer.trouble, "list", "deployments")
         return
     found = {str(each["metadata"]["name"]): each for each in answer.items if "keda" in each["metadata"]["name"]}
     operator = next((each for name, each in found.items() if name.endswith("operator")), None)
@@ -74,21 +72,22 @@ def _operator(answer: Answer) -> Iterator[Finding]:
         yield ok("keda", "version", f"KEDA {version}")
 
 
-def _external_metrics(answer: Answer) -> Finding:
+def _external_metrics(answer: Answer) -> Iterator[Finding]:
+    service = (answer.body.get("spec") or {}).get("service") or {}
+    available = conditions_of(answer.body).get("Available")
     if answer.trouble:
-        return _hidden("metrics", answer.trouble, "get", "apiservices")
+        return
     if not answer.found:
         message = "no external.metrics.k8s.io is served: pools stay at one worker"
-        return bad("keda", "metrics", message, "reinstall KEDA")
-    service = (answer.body.get("spec") or {}).get("service") or {}
-    if "keda" not in str(service.get("name", "")):
+        yield bad("keda", "metrics", message, "reinstall KEDA")
+    elif "keda" not in str(service.get("name", "")):
         message = f"external.metrics.k8s.io belongs to {service.get('namespace')}/{service.get('name')}, not to KEDA"
-        return bad("keda", "metrics", message, "a cluster has one such server: take the other away, or scale by hand")
-    conditions = conditions_of(answer.body)
-    if (available := conditions.get("Available")) and available["status"] != "True":
+        yield bad("keda", "metrics", message, "a cluster has one such server: take the other away, or scale by hand")
+    elif available and available["status"] != "True":
         message = f"KEDA's metrics cannot be read: {available.get('message', '')}"
-        return bad("keda", "metrics", message, f"{_METRICS_LOG}; is the API server admitted to it?")
-    return ok("keda", "metrics", "HPA can read its numbers")
+        yield bad("keda", "metrics", message, f"{_METRICS_LOG}; is the API server admitted to it?")
+    else:
+        yield ok("keda", "metrics", "HPA can read its numbers")
 
 
 def judge_scaling(seen: ClusterSeen, count: Count | None) -> Iterator[Finding]:
@@ -203,7 +202,3 @@ def version_of(text: str) -> tuple[int, ...]:
     found = re.match(r"v?(\d+)\.(\d+)", text)
     numbers = tuple(int(part) for part in found.groups()) if found else ()
     return numbers if any(numbers) else ()
-
-
-def _hidden(check: str, trouble: str, verb: str, resource: str) -> Finding:
-    return unknown("keda", check, trouble, f"to have it checked, ask for a role with {verb} on {resource}")

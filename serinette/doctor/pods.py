@@ -40,12 +40,15 @@ def judge_cluster(seen: ClusterSeen) -> Iterator[Finding]:
     else:
         yield ok("cluster", "version", f"Kubernetes {seen.version}")
     yield judge_clock("the API server", seen.ahead_s, 1.0 + seen.clock_within_s)
+    for name, answer in seen.answers.items():
+        if answer.trouble:
+            remedy = f"to have them looked at, ask for a role that may read {name}"
+            yield unknown("cluster", name, answer.trouble, remedy)
 
 
 def judge_gpus(seen: ClusterSeen) -> Iterator[Finding]:
     """What GPUs there are, and whether their driver is new enough."""
-    if trouble := seen["nodes"].trouble:
-        yield unknown("gpu", "nodes", trouble, "to have it checked, ask for a role with list on nodes")
+    if seen["nodes"].trouble:
         return
     wanted = {name for each in seen["deployments"].items for name in gpus_of(each["spec"]["template"]["spec"])}
     nodes = seen["nodes"].items
@@ -105,7 +108,7 @@ def gpus_of(pod: Object) -> set[str]:
 
 def judge_storage(seen: ClusterSeen) -> Iterator[Finding]:
     """A class for what the chart claims."""
-    for claim in seen["claims"].items:
+    for claim in seen["persistentvolumeclaims"].items:
         if claim.get("status", {}).get("phase") == "Pending":
             name, wanted = claim["metadata"]["name"], claim["spec"].get("storageClassName") or "the default class"
             events = [each for each in seen["events"].items if each.get("involvedObject", {}).get("name") == name]
@@ -113,16 +116,12 @@ def judge_storage(seen: ClusterSeen) -> Iterator[Finding]:
             remedy = "name a class that exists (`kubectl get storageclass`): valkey.persistence.storageClass, "
             remedy += "seaweedfs.persistence.storageClass, or the pool's cache.storageClass"
             yield bad("storage", "claims", f"{name} waits for {wanted}{why}", remedy)
-    answer = seen["storage classes"]
+    answer = seen["storageclasses"]
     classes = {each["metadata"]["name"]: each["metadata"].get("annotations") or {} for each in answer.items}
     default = next((name for name, annotations in classes.items() if annotations.get(_DEFAULT_CLASS) == "true"), None)
-    if answer.trouble:
-        yield unknown(
-            "storage", "class", answer.trouble, "to have it checked, ask for a role with list on storageclasses"
-        )
-    elif default:
+    if default:
         yield ok("storage", "class", f"{default} is the default class")
-    else:
+    elif not answer.trouble:
         remedy = "name one in valkey.persistence.storageClass and seaweedfs.persistence.storageClass, or use a Redis "
         message = f"there is no default StorageClass ({', '.join(classes) or 'none at all'})"
         yield warning("storage", "class", message, f"{remedy}and a store of your own")
@@ -130,9 +129,7 @@ def judge_storage(seen: ClusterSeen) -> Iterator[Finding]:
 
 def judge_pods(seen: ClusterSeen) -> Iterator[Finding]:
     """Each workload, and each pod that is not running."""
-    if trouble := seen["deployments"].trouble:
-        remedy = f"ask for a role with list on deployments and pods in {seen.namespace}"
-        yield unknown("pods", "release", trouble, remedy)
+    if seen["deployments"].trouble:
         return
     if not seen.installed:
         yield ok("pods", "release", f"nothing of ours is in namespace {seen.namespace} yet")

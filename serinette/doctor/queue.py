@@ -21,7 +21,6 @@ from serinette.settings import SharedSettings, connect_redis
 
 _LEAST_VERSION = (7, 2)
 _MOST_KEYS_SCANNED = 20_000
-_PROBE_TIMEOUT_S = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def check_queue(settings: SharedSettings) -> list[Finding]:
     except (RedisError, OSError) as error:
         trouble = next((each for each in _TROUBLES if each.explains(error)), _OTHER)
         if trouble in {_OTHER, _TIMEOUT}:
-            trouble = _tls_mismatch(url) or trouble
+            trouble = _tls_mismatch(url, settings.redis_timeout_s) or trouble
         detail = str(error).splitlines()[0][:300] if str(error) else repr(error)
         return [bad("queue", "reachable", f"{url}: {trouble.what} ({detail})", trouble.remedy)]
 
@@ -134,24 +133,24 @@ def _address(settings: SharedSettings) -> tuple[str, int]:
     return f"{url.partition(':')[0]}://{parts.get('host', 'localhost')}:{parts.get('port', 6379)}/{database}", database
 
 
-def _tls_mismatch(url: str) -> Trouble | None:
+def _tls_mismatch(url: str, timeout_s: float) -> Trouble | None:
     """Whether the server speaks TLS and we do not, or the other way round; neither side says so by itself."""
     parts: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
-    with suppress(OSError):
+    with suppress(OSError, KeyError):  # no host: a Unix socket
+        place = (parts["host"], parts.get("port", 6379))
         if url.startswith("redis://"):
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # any certificate shows that it is TLS
-            with _connected(parts) as plain, context.wrap_socket(plain, server_hostname=parts["host"]):
+            with (
+                socket.create_connection(place, timeout_s) as plain,
+                context.wrap_socket(plain, server_hostname=parts["host"]),
+            ):
                 return _NEEDS_TLS
         elif url.startswith("rediss://"):
-            with _connected(parts) as plain:
+            with socket.create_connection(place, timeout_s) as plain:
                 plain.sendall(b"PING\r\n")
                 return _NO_TLS if plain.recv(1) in {b"+", b"-"} else None
     return None
-
-
-def _connected(parts: Mapping[str, Any]) -> socket.socket:
-    return socket.create_connection((parts["host"], parts.get("port", 6379)), timeout=_PROBE_TIMEOUT_S)
 
 
 def judge_info(info: Mapping[str, Any]) -> Iterator[Finding]:

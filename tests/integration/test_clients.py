@@ -133,7 +133,7 @@ def test_the_shell_blocks_about_batches(shell: Shell, client: Client) -> None:
         if (shell.directory / "sweep.json").exists():
             sweep = json.loads((shell.directory / "sweep.json").read_text())["id"]
             client.batches.cancel(sweep)
-            assert client.batches.wait(sweep, timeout_s=120).status == "canceled"
+            assert client.batches.wait(sweep, timeout_s=120, poll_s=0.2).status == "canceled"
     assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
     names = zipfile.ZipFile(shell.directory / "songs.zip").namelist()
     assert names == ["000001-jazz.mp3", "000002.mp3", "000003.mp3", "000003-1.mp3"]
@@ -229,7 +229,7 @@ def test_a_song_made_again_has_the_same_bits_or_it_is_said(shell: Shell) -> None
 def test_ctrl_c(shell: Shell, client: Client, option: tuple[str, ...], end: JobStatus) -> None:
     label = f"ctrl-c={len(option)}"
     process = subprocess.Popen(
-        [*CLI, "submit", "slow 8", "-d", "1", "--label", label, *option],
+        [*CLI, "submit", "slow 4", "-d", "1", "--label", label, *option],
         env=shell.environment,
         cwd=shell.directory,
         stderr=subprocess.PIPE,
@@ -300,7 +300,7 @@ def test_a_batch_through_real_slots_is_reported_line_by_line(client: Client, tmp
     with receiver() as target:
         options = BatchOptions(webhook=f"http://127.0.0.1:{target.port}/ended", labels={"album": "blue"})
         batch = client.batches.create([{**line, "duration_s": 1} for line in lines], options)
-        ended = client.batches.wait(batch.id, timeout_s=240)
+        ended = client.batches.wait(batch.id, timeout_s=240, poll_s=0.2)
         assert eventually(lambda: target.came, 60)
     counts = ended.request_counts
     assert (ended.status, counts.total, counts.completed, counts.failed, counts.canceled) == ("completed", 6, 5, 1, 0)
@@ -341,6 +341,6 @@ def test_a_batch_is_paused_resumed_and_canceled(shell: Shell, client: Client) ->
         ended = shell.serinette("batch", verb, batch.id, "--json")
         assert ended.returncode == 0, ended.stderr.decode()
         assert json.loads(ended.stdout)["status"].startswith(status)
-    assert client.batches.wait(batch.id, timeout_s=120).status == "canceled"
+    assert client.batches.wait(batch.id, timeout_s=120, poll_s=0.2).status == "canceled"
     assert {line.status for line in client.batches.lines(batch.id)} == {"canceled"}
     client.batches.erase(batch.id)

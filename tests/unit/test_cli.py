@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,24 @@ def test_help_names_every_command(serinette: Shell) -> None:
     assert said.status == 0
     for command in ("up", "demo", "submit", "watch", "jobs", "cancel", "queue", "version"):
         assert re.search(rf"\b{command}\b", said.output)
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [
+        (["keys", "list"], "redis", "server"),
+        (["doctor", "--redis-url", "redis://127.0.0.1:1"], "pydantic_settings", "server"),
+        (["doctor", "--cluster"], "kubernetes", "cluster"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    serinette: Shell, monkeypatch: pytest.MonkeyPatch, command: list[str], missing: str, extra: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("serinette.doctor", "serinette.settings"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    said = serinette(*command)
+    assert (said.status, f"pip install 'serinette[{extra}]'" in said.errors) == (1, True), said
 
 
 @pytest.mark.parametrize("command", [["submit", "jazz"], ["jobs"], ["queue"], ["cancel", "a"], ["watch", "a"]])

@@ -75,7 +75,7 @@ def test_tls(redis: Redis, redis_url: str, tmp_path: Path) -> None:
     crt, key = certificate(tmp_path)
     port = int(redis_url.rpartition(":")[2].partition("/")[0])
     with relay(port, crt, key) as tls:
-        needs = only_bad(settings(f"redis://127.0.0.1:{tls}/0"))
+        needs = only_bad(settings(f"redis://127.0.0.1:{tls}/0", redis_timeout_s=1))
         assert "the server speaks TLS and we do not" in needs.message
         assert "rediss://" in needs.remedy
         assert "certificate cannot be trusted" in only_bad(settings(f"rediss://127.0.0.1:{tls}/0")).message
