@@ -20,7 +20,7 @@ from serinette.spec import AudioFormat, GenerationSpec, Task, invalid_spec
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-# The gateway may be told to hold less; then it is asked again.
+# The gateway may be set to hold less; then it is asked again.
 HOLD_S = 25
 _OPTIONS = JobOptions.model_fields.keys()
 
