@@ -75,13 +75,13 @@ def doctor(
 
 def _cluster_wanted(asked: bool | None, context: str | None, kubeconfig: str | None) -> bool:
     """Whether there is a cluster to look at: asked for, or configured and its client installed."""
-    if asked is not None:
-        return asked
+    if asked is not None or context is not None:
+        return asked is not False
     if find_spec("kubernetes") is None:
         return False
     from serinette.doctor.cluster import configured  # noqa: PLC0415  # of the cluster extra
 
-    return context is not None or configured(kubeconfig)
+    return configured(kubeconfig)
 
 
 _MARKS: dict[str, Any] = {
