@@ -18,7 +18,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api controller gpu_worker tests scripts benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos lint format bench bench-gpu load openapi settings clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test chaos lint format bench bench-gpu load scaling openapi settings client clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,7 @@ lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, 
 	$(BIN)/python scripts/check_links.py
 	$(BIN)/python scripts/openapi.py --check
 	$(BIN)/python scripts/settings.py --check
+	$(BIN)/python scripts/sync_client.py --check
 	@if command -v npm >/dev/null; then npm run --prefix tests/browser --silent lint; else echo "The studio is not checked: that needs npm"; fi
 
 format: $(VENV)/dev.stamp  ## Format the code.
@@ -63,11 +64,17 @@ load: $(VENV)/dev.stamp  ## Check that nothing is left of 100,000 jobs after ret
 bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on a GPU in ten minutes, into benchmarks/results/.
 	$(BIN)/python -m benchmarks.engine.gpu $(ARGS)
 
+scaling: $(VENV)/dev.stamp  ## Simulate a trace under the chart's scaling; recommends J (ARGS="k8s --trace burst").
+	$(BIN)/python -m tools.scaling $(or $(ARGS),k8s)
+
 openapi: $(VENV)/dev.stamp  ## Regenerate the gateway's OpenAPI document.
 	$(BIN)/python scripts/openapi.py
 
 settings: $(VENV)/dev.stamp  ## Regenerate the page of all settings.
 	$(BIN)/python scripts/settings.py
+
+client: $(VENV)/dev.stamp  ## Generate the sync client from the async one.
+	$(BIN)/python scripts/sync_client.py
 
 clean:  ## Remove what the other targets made, except songs and serinette-data.
 	rm -rf $(VENV) tests/browser/node_modules tests/browser/build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
