@@ -44,7 +44,7 @@ async def audio(
 ) -> Response:
     """The encoded song, whole or in part, or a redirect to the store."""
     song = song_of(await queue.get(tenant, job_id), index)
-    asked = Asked(request.url.path, request.method, range_, if_range, if_none_match)
+    asked = Asked(request.scope, range_, if_range, if_none_match)
     if request.method == "GET" and not download and not asked.has(song):
         url = await songs.url(song, settings.presign_s)
         if url is not None:

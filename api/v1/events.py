@@ -79,7 +79,7 @@ async def socket(
     """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
     if not _origin_allowed(websocket, settings.cors_origins):
         error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
-        await websocket.send_denial_response(answer(websocket.url.path, error, 403))
+        await websocket.send_denial_response(answer(websocket.scope, error, 403))
         return
     job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
     await websocket.accept()

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from api.dialects.acestep import inventory, results, samples
-from api.dialects.acestep.body import Body
-from api.dialects.acestep.desk import task_ids_of
-from api.dialects.acestep.order import order
-from api.dialects.acestep.tokens import song_named, song_url
+from api.dialects.acestep import answers, inventory, samples
+from api.dialects.acestep.names import song_named, song_url
+from api.dialects.acestep.routes import task_ids_of
+from api.dialects.acestep.table import convert, record_of, warnings
+from api.dialects.body import Body
 from api.queue import Pool
 from serinette.errors import NotFound
 from serinette.job import Artifact, Job, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings
@@ -43,7 +43,7 @@ def artifact(index: int) -> Artifact:
 
 
 def job(status: JobStatus, **changes: Any) -> Job:
-    ordered = order(BODY, {}, frozenset())
+    converted = convert(BODY, {}, frozenset())
     done = Result(
         artifacts=(artifact(0), artifact(1)),
         model="acestep-v15-turbo",
@@ -56,10 +56,10 @@ def job(status: JobStatus, **changes: Any) -> Job:
         "id": ID,
         "tenant": "default",
         "status": status,
-        "spec": ordered.spec,
+        "spec": converted.spec(),
         "pool": "default",
         "lane": Lane.NORMAL,
-        "dialect": ordered.dialect,
+        "dialect": record_of(converted),
         "created_at": AT,
         "started_at": None if status is JobStatus.QUEUED else AT + timedelta(seconds=1),
         "ended_at": AT + timedelta(seconds=4) if status.ended else None,
@@ -76,17 +76,17 @@ def record(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def test_a_task_is_released_as_documented() -> None:
-    assert results.released(job(JobStatus.QUEUED, position=3)) == {
+    assert answers.released(job(JobStatus.QUEUED, position=3)) == {
         "task_id": ID,
         "status": "queued",
         "queue_position": 3,
         "warnings": [THINKING],
     }
-    assert results.released(job(JobStatus.RUNNING))["queue_position"] == 0
+    assert answers.released(job(JobStatus.RUNNING))["queue_position"] == 0
 
 
 def test_a_song_of_two_as_documented() -> None:
-    entry = results.answer(ID, job(JobStatus.SUCCEEDED))
+    entry = answers.answer(ID, job(JobStatus.SUCCEEDED))
     told = json.loads(entry.pop("result"))
     assert entry == {"task_id": ID, "status": 1, "progress_text": "Succeeded"}
     warned = [THINKING, "audio_duration: ignored, the source gives the length"]
@@ -161,7 +161,7 @@ STEP = Progress(stage=Stage.DENOISING, step=4, steps=8, at=AT)
 def test_a_task_on_its_way_tells_its_own_progress(
     changes: dict[str, Any], progress: float, stage: str, text: str
 ) -> None:
-    entry = results.answer(ID, job(**changes))
+    entry = answers.answer(ID, job(**changes))
     told = record(entry)
     assert (entry["status"], told["status"], told["file"], told["error"]) == (0, 0, "", None)
     assert "error" not in entry
@@ -180,20 +180,20 @@ def test_a_task_on_its_way_tells_its_own_progress(
 def test_a_failure_says_why_in_every_place_where_clients_look(
     status: JobStatus, error: JobError | None, told: str
 ) -> None:
-    entry = results.answer(ID, job(status, error=error))
+    entry = answers.answer(ID, job(status, error=error))
     assert (entry["status"], entry["error"], entry["progress_text"]) == (2, told, told)
     assert (record(entry)["status"], record(entry)["stage"], record(entry)["error"]) == (2, "failed", told)
 
 
 def test_an_unknown_task_does_not_look_as_if_it_waited() -> None:
-    entry = results.answer("nobody", None)
+    entry = answers.answer("nobody", None)
     assert (entry["task_id"], entry["status"]) == ("nobody", 2)
     assert (record(entry)["stage"], record(entry)["file"]) == ("failed", "")
-    assert record(entry)["error"] == entry["error"] == results.UNKNOWN
+    assert record(entry)["error"] == entry["error"] == answers.UNKNOWN
 
 
 def test_a_job_that_came_by_another_dialect_is_told_all_the_same() -> None:
-    entry = results.answer(ID, job(JobStatus.SUCCEEDED, dialect={"sent": "{}"}))
+    entry = answers.answer(ID, job(JobStatus.SUCCEEDED, dialect={"sent": "{}"}))
     assert json.loads(entry["result"])[0]["warnings"] == ["audio_duration: ignored, the source gives the length"]
 
 
@@ -301,10 +301,11 @@ def test_init_is_answered_by_what_is_there() -> None:
 
 @pytest.mark.parametrize("sample", [*samples.SIMPLE, *samples.CUSTOM])
 def test_a_sample_can_be_sent_as_it_is(sample: samples.Sample) -> None:
-    made = order(sample.told(), {}, frozenset())
-    assert (made.spec.prompt, made.spec.duration_s, made.spec.bpm) == (sample.caption, sample.duration_s, sample.bpm)
-    assert (made.spec.key_scale, made.spec.vocal_language) == (sample.key_scale, sample.language)
-    assert json.loads(made.dialect["warnings"]) == ["without effect here: think"]
+    converted = convert(sample.documented(), {}, frozenset())
+    made = converted.spec()
+    assert (made.prompt, made.duration_s, made.bpm) == (sample.caption, sample.duration_s, sample.bpm)
+    assert (made.key_scale, made.vocal_language) == (sample.key_scale, sample.language)
+    assert warnings(converted) == ["without effect here: think"]
 
 
 def test_samples_have_what_each_mode_wants() -> None:

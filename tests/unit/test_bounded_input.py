@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from api.dialects.acestep.request import ReleaseTask
-from api.dialects.gradio.request import GenerateMusicRequest
+from api.dialects.seed.request import GenerateMusicRequest
 from api.v1.containers import ContainerRequest
 from api.v1.jobs import JobRequest
 from serinette.batch import BatchOptions, BatchSpec, Span

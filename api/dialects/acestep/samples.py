@@ -19,7 +19,7 @@ class Sample:
     language: str = "en"
     time_signature: str = "4"
 
-    def told(self) -> dict[str, Any]:
+    def documented(self) -> dict[str, Any]:
         """As documented (`key_scale`, `vocal_language`), and as the official server really answers `custom_mode`."""
         return {
             "caption": self.caption,
@@ -35,9 +35,9 @@ class Sample:
             "think": False,
         }
 
-    def told_simply(self) -> dict[str, Any]:
+    def simple(self) -> dict[str, Any]:
         """The same, and what the official server really answers `simple_mode`."""
-        return self.told() | {"description": self.caption, "instrumental": not self.lyrics}
+        return self.documented() | {"description": self.caption, "instrumental": not self.lyrics}
 
 
 # `simple_mode` wants a line to start from, `custom_mode` a whole song.
@@ -93,4 +93,4 @@ CUSTOM: Final = (
 
 def random_sample(kind: str) -> dict[str, Any]:
     """One of the examples of `simple_mode`; of `custom_mode` for any other word."""
-    return secrets.choice(SIMPLE).told_simply() if kind == "simple_mode" else secrets.choice(CUSTOM).told()
+    return secrets.choice(SIMPLE).simple() if kind == "simple_mode" else secrets.choice(CUSTOM).documented()

@@ -1,4 +1,4 @@
-"""A request's body, whatever its kind: JSON, a form, a form with files, or one of them under a wrong name."""
+"""A request's body for dialects that take several kinds: JSON, a form, a form with files, or one under a wrong name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
         ending = _Ending(request.receive)
         whole = Request(request.scope, ending.receive)
         async with whole.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
-            if not ending.seen.rstrip().endswith(b"--"):  # the parser leaves out what was cut off, without a word
+            if not ending.seen.rstrip().endswith(b"--"):  # the parser drops what was cut off, and reports nothing
                 raise RequestError("the form breaks off before its last boundary; send it whole")
             files = {name: value for name, value in form.items() if isinstance(value, UploadFile)}
             yield Body({name: value for name, value in form.items() if name not in files}, files)
@@ -68,7 +68,7 @@ async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
 
 
 class _Ending:
-    """The last bytes of a body that somebody else reads."""
+    """The last bytes of a body that the form parser reads."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive

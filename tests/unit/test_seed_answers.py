@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from api.dialects.gradio import answers
-from api.dialects.gradio.request import GenerateMusicRequest, order
+from api.dialects.seed import answers
+from api.dialects.seed.request import GenerateMusicRequest
+from api.dialects.seed.table import convert, record_of
+from api.queue import Pool
 from serinette.job import Artifact, Job, JobError, JobStatus, Result, Sampling, Timings
 from serinette.names import Lane
 from serinette.presence import Model, Presence, WorkerStage
@@ -40,7 +42,7 @@ RESULT = Result(
 
 
 def job(status: JobStatus, **changes: Any) -> Job:
-    ordered = order(
+    converted = convert(
         GenerateMusicRequest.model_validate(
             {"format": "mp3", "audio_duration": 15, "prompt": "jazz", "lyrics": "", "manual_seeds": "12,34"}
             | {"omega_scale": 10.0}
@@ -52,10 +54,10 @@ def job(status: JobStatus, **changes: Any) -> Job:
         "id": "job",
         "tenant": "default",
         "status": status,
-        "spec": ordered.spec,
+        "spec": converted.spec(),
         "pool": "default",
         "lane": Lane.NORMAL,
-        "dialect": ordered.dialect,
+        "dialect": record_of(converted),
         "created_at": SUBMITTED,
         "started_at": started,
         "ended_at": SUBMITTED + timedelta(seconds=4) if status.ended else None,
@@ -234,6 +236,10 @@ def worker(stage: WorkerStage, *, model: bool) -> Presence:
     )
 
 
+def pool(*workers: Presence) -> Pool:
+    return Pool(name="default", waiting={}, workers=workers)
+
+
 @pytest.mark.parametrize(
     ("workers", "loaded"),
     [
@@ -245,23 +251,23 @@ def worker(stage: WorkerStage, *, model: bool) -> Presence:
     ],
 )
 def test_health_and_initialize_tell_whether_a_worker_has_its_model(workers: list[Presence], loaded: bool) -> None:
-    health = answers.health(workers)
+    health = answers.health([pool(*workers)])
     assert (health["status"], health["pipeline_loaded"]) == ("healthy", loaded)
     assert [each["stage"] for each in health["workers"]] == [each.stage.value for each in workers]
-    initialized = answers.initialized(workers)
+    initialized = answers.initialized([pool(*workers)])
     assert initialized["success"] is loaded
     assert initialized["message" if loaded else "error_message"]
 
 
 def test_a_worker_that_loads_says_what_it_does() -> None:
-    [told] = answers.health([worker(WorkerStage.LOADING, model=False)])["workers"]
-    assert (told["stage"], told["message"], told["model"]) == ("loading", "reading weights", None)
-    words = answers.initialized([worker(WorkerStage.LOADING, model=False)])["error_message"]
-    assert "w-loading is loading" in words
+    pools = [pool(worker(WorkerStage.LOADING, model=False))]
+    [listed] = answers.health(pools)["workers"]
+    assert (listed["stage"], listed["message"], listed["model"]) == ("loading", "reading weights", None)
+    assert "w-loading is loading" in answers.initialized(pools)["error_message"]
 
 
 def test_the_sample_is_a_body_that_we_accept_whole() -> None:
     sample = answers.sample()["sample"]
-    ordered = order(GenerateMusicRequest.model_validate(sample))
-    assert (ordered.spec.duration_s, ordered.spec.seed) == (30.0, 42)
-    assert ordered.dialect["ignored"] == "[]"
+    converted = convert(GenerateMusicRequest.model_validate(sample))
+    assert (converted.spec().duration_s, converted.spec().seed) == (30.0, 42)
+    assert converted.ignored == []

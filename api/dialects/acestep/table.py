@@ -1,0 +1,248 @@
+"""What becomes of ACE-Step 1.5's fields (docs/compatibility.md has the same for readers). Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from api.dialects import fields
+from api.dialects.acestep.names import audio_id, collect
+from api.dialects.acestep.request import ReleaseTask
+from api.dialects.fields import Conversion, Table, To, listed, out_of_bounds, renamer
+from serinette.spec import AudioFormat, Task, invalid_spec
+
+_MAPPED_FORMATS: Final = {
+    "opus": (AudioFormat.OGG, "opus comes in an Ogg container"),
+    "aac": (AudioFormat.M4A, "aac comes in an MP4 container (m4a)"),
+    "wav32": (AudioFormat.WAV, "wav has 16 bits here, not 32"),
+}
+_LM: Final = "ACE-Step's 5 Hz language model, which is not here"
+# Tasks for which ACE-Step 1.5 asks its language model when `thinking` is true.
+_THOUGHT_OF: Final = frozenset({Task.TEXT2MUSIC, Task.LEGO, Task.COMPLETE})
+_KEY = re.compile(r"([A-G])\s*(#|b|♯|♭)?\s*(m|min|minor|maj|major)?", re.IGNORECASE)
+# As in ACE-Step 1.5's own: `Extract the VOCALS track from the audio:`, `Complete the input track with DRUMS | BASS:`.
+_ONE_TRACK = re.compile(r"\bthe (.{1,40}?) track\b", re.IGNORECASE)
+_TRACK_IN_INSTRUCTION: Final = {
+    Task.EXTRACT: _ONE_TRACK,
+    Task.LEGO: _ONE_TRACK,
+    Task.COMPLETE: re.compile(r"\bwith (.{1,200}?):?\s*$", re.IGNORECASE),
+}
+
+Converted = Conversion[ReleaseTask]
+
+
+def _filled(value: str | tuple[object, ...], _: Converted) -> object:
+    return value if (value.strip() if isinstance(value, str) else value) else None
+
+
+def _positive(value: float, _: Converted) -> float | None:
+    return value if value > 0 else None
+
+
+def _format(name: str, task: Converted) -> AudioFormat:
+    mapped = _MAPPED_FORMATS.get(name)
+    if mapped is None:
+        return AudioFormat(name)
+    task.adjust("audio_format", mapped[1])
+    return mapped[0]
+
+
+def _bpm(bpm: float, task: Converted) -> int | None:
+    if bpm <= 0:
+        return None
+    if round(bpm) != bpm:
+        task.adjust("bpm", f"{bpm:g} is taken for {round(bpm)}")
+    return round(bpm)
+
+
+def _key_scale(text: str, _: Converted) -> str:
+    match = _KEY.fullmatch(text.strip())
+    if match is None:
+        raise out_of_bounds(
+            "key_scale", f"must be a note and major or minor, for example C major or F# minor, not {text[:40]!r}"
+        )
+    minor = match[3] == "m" or (match[3] or "").lower() in {"min", "minor"}
+    return f"{match[1].upper()}{match[2] or ''} {'minor' if minor else 'major'}"
+
+
+def _duration_s(seconds: float, task: Converted) -> float | None:
+    if seconds > 0:
+        return seconds
+    task.adjust("audio_duration", f"choosing one needs {_LM}: 60 s")
+    return None
+
+
+def _interval_start(time: float, _: Converted) -> float:
+    return _fraction("cfg_interval_start", time)
+
+
+def _interval_end(time: float, task: Converted) -> float:
+    fraction, start = _fraction("cfg_interval_end", time), task.request.cfg_interval_start or 0.0
+    if time < start:
+        raise out_of_bounds("cfg_interval_end", f"must not be less than cfg_interval_start ({start:g})")
+    return fraction
+
+
+def _fraction(name: str, time: float) -> float:
+    if not 0.0 <= time <= 1.0:
+        raise out_of_bounds(name, f"must be from 0 to 1, not {time:g}")
+    return round(1.0 - time, 9)  # so that 1 - 0.9 is 0.1
+
+
+def _seed(seeds: tuple[int, ...], task: Converted) -> int | None:
+    if task.request.use_random_seed or not seeds:
+        return None
+    first, given = seeds[0], seeds[: max(task.request.batch_size, 1)]
+    if given != tuple(range(first, first + len(given))):
+        task.adjust("seed", f"song i is generated with {first} + i; further seeds have no effect")
+    return first
+
+
+def _source(path: str, task: Converted) -> str | None:
+    if task.request.task_type is not Task.TEXT2MUSIC:
+        return audio_id("src_audio_path", path)
+    task.adjust("src_audio_path", "ignored, task text2music does not use it")
+    return None
+
+
+def _reference(path: str, _: Converted) -> str:
+    return audio_id("reference_audio_path", path)
+
+
+def _track_of_instruction(text: str, task: Converted) -> None:
+    named = _TRACK_IN_INSTRUCTION.get(task.request.task_type)
+    match = named and named.search(text)
+    if match and task.request.task_type is Task.COMPLETE:
+        tracks = tuple(name.strip().lower() for name in re.split(r"[|,]", match[1]) if name.strip())
+        task.fields["tracks"] = task.fields.get("tracks") or tracks or None
+    elif match:
+        task.fields.setdefault("track", match[1].strip().lower())
+    elif text.strip():
+        task.adjust("instruction", "has no effect; the task's own is used")
+
+
+def _model(name: str, task: Converted) -> str | None:
+    if name in task.models:
+        return name
+    here = f"held here: {', '.join(sorted(task.models))}" if task.models else "no worker is up"
+    task.adjust("model", f"{name} is not held here ({here}); generated by the default")
+    return None
+
+
+def _thinking(wanted: bool, task: Converted) -> None:
+    if wanted and task.request.task_type in _THOUGHT_OF and "audio_codes" not in task.fields:
+        task.adjust("thinking", f"needs {_LM}; generated from prompt and lyrics alone")
+
+
+def _use_format(wanted: bool, task: Converted) -> None:
+    if wanted:
+        task.adjust("use_format", f"needs {_LM}; prompt and lyrics are used as written")
+
+
+# In this order they are converted; names beside the field's own are those that ACE-Step 1.5's server takes.
+TABLE: Final[Table] = {
+    "prompt": To("prompt", also=("caption",)),
+    "lyrics": To("lyrics"),
+    "vocal_language": To("vocal_language", lambda tag, _: tag.strip().replace("_", "-"), also=("language",)),
+    "audio_format": To("format", _format),
+    "task_type": To("task"),
+    "batch_size": To("variations"),
+    "bpm": To("bpm", _bpm),
+    "key_scale": To("key_scale", _key_scale, also=("keyscale", "key")),
+    "time_signature": To("time_signature", also=("timesignature",)),
+    "audio_duration": To("duration_s", _duration_s, also=("duration", "target_duration")),
+    "inference_steps": To("steps"),
+    "guidance_scale": To("guidance_scale"),
+    "shift": To("shift"),
+    "timesteps": To("timesteps", _filled),
+    # Theirs bound the flow's time, which falls from 1 to 0; ours bound the schedule's fraction, which rises.
+    "cfg_interval_start": To("cfg_end", _interval_start),
+    "cfg_interval_end": To("cfg_start", _interval_end),
+    "use_random_seed": To(),
+    "seed": To("seed", _seed),
+    "src_audio_path": To("source_audio", _source, also=("source_audio_path", "ctx_audio_path")),
+    "reference_audio_path": To("reference_audio", _reference, also=("ref_audio_path",)),
+    "repainting_start": To("repaint_start_s"),
+    "repainting_end": To("repaint_end_s", _positive),
+    "audio_cover_strength": To("cover_strength", also=("cover_strength",)),
+    "audio_code_string": To("audio_codes", _filled, also=("audio_codes",)),
+    "track_name": To("track", _filled),
+    "track_classes": To("tracks", _filled, also=("instruments",)),
+    "instruction": To(convert=_track_of_instruction),
+    "model": To("model", _model, also=("model_name", "dit_model")),
+    "lora": To("lora", also=("lora_name",)),
+    "lora_scale": To("lora_scale"),
+    "thinking": To(convert=_thinking),
+    "use_format": To(convert=_use_format),
+    "sample_query": To(
+        refused=f"writing a song from a description needs {_LM}; send prompt and lyrics", also=("description", "desc")
+    ),
+    "sample_mode": To(refused=f"inventing a song needs {_LM}; send prompt and lyrics"),
+    "analysis_only": To(refused=f"analysis needs {_LM}"),
+    "full_analysis_only": To(refused=f"analysis needs {_LM}"),
+    "extract_codes_only": To(refused=f"extraction of codes needs {_LM}"),
+    # Without effect: they steer the language model, are the server's own business, or have no counterpart in diffusers.
+    "use_cot_caption": To(neutral=(False,), also=("cot_caption", "cot-caption")),
+    "use_cot_language": To(neutral=(False,), also=("cot_language", "cot-language")),
+    "constrained_decoding": To(neutral=(True, False), also=("constrained",)),
+    "constrained_decoding_debug": To(neutral=(False,)),
+    "is_format_caption": To(neutral=(False,)),
+    "allow_lm_batch": To(neutral=(True, False), also=("parallel_thinking",)),
+    "use_tiled_decode": To(neutral=(True, False)),
+    "use_adg": To(neutral=(False,)),
+    "infer_method": To(neutral=("ode",)),
+    "sampler_mode": To(neutral=("euler",)),
+    "guidance_variant": To(neutral=("apg_classic",)),
+    "velocity_norm_threshold": To(neutral=(0.0,)),
+    "velocity_ema_factor": To(neutral=(0.0,)),
+    "latent_shift": To(neutral=(0.0,)),
+    "latent_rescale": To(neutral=(1.0,)),
+    "cover_noise_strength": To(neutral=(0.0,)),
+    "chunk_mask_mode": To(neutral=("auto",)),
+    "dcw_enabled": To(neutral=(False,)),
+    **dict.fromkeys(("dcw_mode", "dcw_scaler", "dcw_high_scaler", "dcw_wavelet", "eta", "momentum"), To(neutral=())),
+    **dict.fromkeys(("lm_model_path", "lm_backend", "lm_temperature", "lm_cfg_scale"), To(neutral=())),
+    **dict.fromkeys(("lm_top_k", "lm_top_p", "lm_repetition_penalty", "lm_negative_prompt"), To(neutral=())),
+    **dict.fromkeys(("guidance_params", "global_caption", "repaint_mode", "repaint_strength"), To(neutral=())),
+    **dict.fromkeys(("repaint_latent_crossfade_frames", "repaint_wav_crossfade_sec"), To(neutral=())),
+}
+theirs: Final = renamer(TABLE)
+
+
+def convert(body: Mapping[str, Any], uploads: Mapping[str, str], models: frozenset[str]) -> Conversion[ReleaseTask]:
+    """What becomes of a body; `uploads` are ids of files that came along, by field.
+
+    Raises:
+        InvalidSpec: a field means nothing here.
+        Unsupported: it needs a language model.
+    """
+    sent = collect(body, {name: to.also for name, to in TABLE.items()})
+    try:
+        task = ReleaseTask.model_validate({**sent.values, **uploads})
+    except ValidationError as error:
+        raise invalid_spec(error) from error
+    conversion = fields.convert(TABLE, task, sent.values, models)
+    conversion.ignored += sent.unknown
+    return conversion
+
+
+def warnings(conversion: Conversion[ReleaseTask]) -> list[str]:
+    """A sentence for everything that is not done as asked."""
+    said = [f"{each.field}: {each.reason}" for each in conversion.adjusted]
+    names = [name for name in conversion.ignored if name != "format"]
+    if names:
+        shown = listed(names)
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        said.append(f"without effect here: {', '.join(shown)}{more}")
+    if "format" in conversion.ignored:
+        said.append("format: stands for use_format in this API; audio_format chooses the file's format")
+    return said
+
+
+def record_of(conversion: Conversion[ReleaseTask]) -> dict[str, str]:
+    """What travels with the job for the answers."""
+    return {"api": "acestep-1.5", "warnings": json.dumps(warnings(conversion), ensure_ascii=False)}
