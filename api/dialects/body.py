@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -33,15 +32,6 @@ class Body:
 
 
 async def _body(request: Request, settings: SettingsPart) -> AsyncIterator[Body]:
-    async with _opened(request, settings.max_body_bytes) as body:
-        yield body
-
-
-BodyPart = Annotated[Body, Depends(_body)]
-
-
-@asynccontextmanager
-async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         ending = _Ending(request.receive)
@@ -52,7 +42,7 @@ async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
             files = {name: value for name, value in form.items() if isinstance(value, UploadFile)}
             yield Body({name: value for name, value in form.items() if name not in files}, files)
         return
-    raw = await _read(request, max_bytes)
+    raw = await _read(request, settings.max_body_bytes)
     if kind == "application/json" or kind.endswith("+json") or raw.lstrip()[:1] in {b"{", b"["}:
         yield Body(_from_json(raw))
     elif kind == "application/x-www-form-urlencoded" or b"=" in raw:
@@ -65,6 +55,9 @@ async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
         )
     else:
         yield Body({})
+
+
+BodyPart = Annotated[Body, Depends(_body)]
 
 
 class _Ending:

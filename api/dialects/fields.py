@@ -1,4 +1,4 @@
-"""The table of a dialect's fields: theirs, ours, how one becomes the other, and what its client is told of it. Pure.
+"""The table of a dialect's fields: theirs, ours, how one becomes the other, and what is reported of it. Pure.
 
 A dialect's request is a pydantic model, which has types, bounds and descriptions; its table has a row for each field:
 `"inference_steps": To("steps")`.

@@ -14,8 +14,6 @@ from serinette.errors import InvalidSpec, NotFound
 from serinette.job import Artifact
 from serinette.spec import AudioFormat, AudioId
 
-# `format` means `use_format` there, though many who send it mean the file's.
-_AMBIGUOUS: Final = {"use_format": "format"}
 _BOOLEAN_WORDS: Final = frozenset({"1", "true", "yes", "y", "on", "0", "false", "no", "n", "off"})
 
 # Where metadata may be nested, in the order in which a name counts; each an object, or its JSON as text.
@@ -55,7 +53,8 @@ def collect(body: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> Se
         candidates = [place[name] for place in places for name in names if _says_something(field, place.get(name))]
         if candidates:
             values[field] = candidates[0]
-    if "use_format" in known and "use_format" not in values and _is_boolean(body.get(_AMBIGUOUS["use_format"])):
+    # `format` means `use_format` there, though many who send it mean the file's.
+    if "use_format" not in values and _is_boolean(body.get("format")):
         values["use_format"] = body["format"]
         used.add("format")
     unread = [name for name in (*_PARAM_OBJECT, *_METADATA) if body.get(name) and _object(body[name]) is None]

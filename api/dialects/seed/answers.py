@@ -32,18 +32,15 @@ def refuse(error: Exception) -> Response | None:
     """As FastAPI did for the seed: wrong fields by `loc`, and an unknown id always by one sentence."""
     match error:
         case RequestValidationError():
-            return _invalid([{name: each[name] for name in ("loc", "msg", "type")} for each in error.errors()])
+            wrong = [{name: each[name] for name in ("loc", "msg", "type")} for each in error.errors()]
+            return JSONResponse({"detail": wrong}, 422)
         case InvalidSpec() | InvalidAudio():
             field = "ref_audio_input" if error.field == "source_audio" else error.field
             message = error.message.removeprefix(f"{error.field}: ")
-            return _invalid([{"loc": ["body", field], "msg": message, "type": error.code}])
+            return JSONResponse({"detail": [{"loc": ["body", field], "msg": message, "type": error.code}]}, 422)
         case NotFound():
             return JSONResponse({"detail": "Request not found"}, 404)
     return None
-
-
-def _invalid(complaints: list[dict[str, Any]]) -> JSONResponse:
-    return JSONResponse({"detail": complaints}, 422)
 
 
 def status_word(job: Job) -> str:

@@ -140,3 +140,8 @@ class GenerateMusicRequest(BaseModel):
         if weight is not None and not alone and not 0 <= weight <= MAX_LORA_SCALE:
             raise ValueError(f"must be 0 to {MAX_LORA_SCALE:g}")
         return weight
+
+
+WITHOUT_COUNTERPART: Final = tuple(
+    name for name, field in GenerateMusicRequest.model_fields.items() if field.description == _NO_COUNTERPART
+)

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from api.dialects import fields
 from api.dialects.fields import Conversion, Table, To, out_of_bounds
-from api.dialects.seed.request import GenerateMusicRequest
+from api.dialects.seed.request import WITHOUT_COUNTERPART, GenerateMusicRequest
 from serinette.spec import AudioId, Task
 
 # What v1 draws for `audio_duration` <= 0, in seconds.
@@ -53,17 +53,7 @@ TABLE: Final[Table] = {
     "manual_seeds": To("seed", _first_seed),
     "lora_name_or_path": To("lora", lambda name, _: None if name == "none" else name),
     "lora_weight": To("lora_scale", _lora_scale),
-    "scheduler_type": To(neutral=()),
-    "cfg_type": To(neutral=()),
-    "omega_scale": To(neutral=()),
-    "guidance_interval_decay": To(neutral=()),
-    "min_guidance_scale": To(neutral=()),
-    "use_erg_tag": To(neutral=()),
-    "use_erg_lyric": To(neutral=()),
-    "use_erg_diffusion": To(neutral=()),
-    "oss_steps": To(neutral=()),
-    "guidance_scale_text": To(neutral=()),
-    "guidance_scale_lyric": To(neutral=()),
+    **dict.fromkeys(WITHOUT_COUNTERPART, To(neutral=())),
 }
 
 
