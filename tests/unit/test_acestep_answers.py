@@ -1,10 +1,9 @@
-"""What clients of ACE-Step 1.5 are told, shape by shape: these dictionaries are the contract with them."""
+"""ACE-Step 1.5's answers, shape by shape: these dictionaries are the contract with its clients."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,58 +13,21 @@ from api.dialects.acestep.names import song_named, song_url
 from api.dialects.acestep.routes import task_ids_of
 from api.dialects.acestep.table import convert, record_of, warnings
 from api.dialects.body import Body
-from api.queue import Pool
 from serinette.errors import NotFound
-from serinette.job import Artifact, Job, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings
-from serinette.names import Lane
-from serinette.presence import Model, Presence, WorkerStage
-from serinette.spec import AudioFormat
+from serinette.job import Job, JobError, JobStatus, Progress, Stage
+from serinette.presence import WorkerStage
+from tests.unit import dialect_jobs
+from tests.unit.dialect_jobs import AT, ID, pool, result, worker
 
-AT = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
-ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 BODY = {"prompt": "upbeat pop song", "lyrics": "Hello world", "bpm": 120, "key_scale": "C Major", "thinking": True}
 THINKING = "thinking: needs ACE-Step's 5 Hz language model, which is not here; generated from prompt and lyrics alone"
 
 
-def artifact(index: int) -> Artifact:
-    return Artifact(
-        index=index,
-        key=f"songs/default/{ID}/a-{index}.mp3",
-        seed=12345 + index,
-        format=AudioFormat.MP3,
-        content_type="audio/mpeg",
-        size_bytes=720_000,
-        sha256="0" * 64,
-        duration_s=30.0,
-        sample_rate=48_000,
-        channels=2,
-    )
-
-
 def job(status: JobStatus, **changes: Any) -> Job:
     converted = convert(BODY, {}, frozenset())
-    done = Result(
-        artifacts=(artifact(0), artifact(1)),
-        model="acestep-v15-turbo",
-        model_revision="r1",
-        sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
-        timings=Timings(queue_s=1, generate_s=2, encode_s=0.1, upload_s=0.1, run_s=2.5),
-        warnings=("duration_s: ignored, the source gives the length",),
-    )
-    facts: dict[str, Any] = {
-        "id": ID,
-        "tenant": "default",
-        "status": status,
-        "spec": converted.spec(),
-        "pool": "default",
-        "lane": Lane.NORMAL,
-        "dialect": record_of(converted),
-        "created_at": AT,
-        "started_at": None if status is JobStatus.QUEUED else AT + timedelta(seconds=1),
-        "ended_at": AT + timedelta(seconds=4) if status.ended else None,
-        "result": done if status is JobStatus.SUCCEEDED else None,
-    }
-    return Job(**(facts | changes))
+    songs = (dialect_jobs.artifact(0, 12345, 30.0), dialect_jobs.artifact(1, 12346, 30.0))
+    done = result(*songs, model="acestep-v15-turbo", warning="duration_s: ignored, the source gives the length")
+    return dialect_jobs.job(status, done, **({"spec": converted.spec(), "dialect": record_of(converted)} | changes))
 
 
 def record(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +160,7 @@ def test_a_job_that_came_by_another_dialect_is_told_all_the_same() -> None:
 
 
 def test_a_song_is_named_by_a_token_and_found_by_nothing_else() -> None:
-    url = song_url(ID, artifact(1))
+    url = song_url(ID, dialect_jobs.artifact(1, 7, 30.0))
     assert url == f"/v1/audio?path={ID}-1.mp3"
     for path in (f"{ID}-1.mp3", url, f"http://host{url}"):
         assert song_named(path) == (ID, 1)
@@ -223,26 +185,6 @@ def test_a_song_is_named_by_a_token_and_found_by_nothing_else() -> None:
 )
 def test_the_tasks_that_a_request_names(sent: dict[str, Any], expected: list[str]) -> None:
     assert task_ids_of(Body(sent)) == expected
-
-
-def worker(name: str, model: str | None, pool: str = "default", stage: WorkerStage = WorkerStage.READY) -> Presence:
-    held = model and Model(
-        name=model,
-        revision="r1",
-        turbo=True,
-        sample_rate=48_000,
-        channels=2,
-        default_steps=8,
-        default_guidance_scale=1.0,
-        default_shift=3.0,
-        max_duration_s=600,
-        tasks=("text2music", "cover"),
-    )
-    return Presence(name=name, pool=pool, stage=stage, slots=1, model=held or None, started_at=AT)
-
-
-def pool(name: str, *workers: Presence, **counts: Any) -> Pool:
-    return Pool(name=name, waiting={Lane.NORMAL: counts.pop("waiting", 0)}, workers=workers, **counts)
 
 
 POOLS = (

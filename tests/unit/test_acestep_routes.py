@@ -5,10 +5,8 @@ Requests and answers are those of its documentation (docs/en/API.md of the offic
 
 from __future__ import annotations
 
-import io
 import json
 import time
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,13 @@ from api.dialects.acestep.routes import MAX_TASKS
 from api.problems import speaks_problems
 from api.settings import GatewaySettings
 from serinette.job import JobError, now
-from serinette.presence import Model, Presence, WorkerStage, announce
+from serinette.presence import announce
 from serinette.store import Store
 from tests import servers
 from tests.gateways import HandSlot
+from tests.unit.dialect_jobs import silence, worker
 
-NOBODY = "5b0e1a4c-0f5c-4b55-8a54-6f4bb0a2a111"
+NO_JOB = "5b0e1a4c-0f5c-4b55-8a54-6f4bb0a2a111"
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +182,8 @@ def test_many_tasks_are_asked_for_at_once(client: TestClient, slot: HandSlot) ->
     slot.claim(fails)
     slot.fail(fails, JobError(code="timeout", message="it ran longer than 10 s"))
 
-    entries = asked(client, waits, runs, NOBODY, fails, done, "../x", waits)
-    assert [entry["task_id"] for entry in entries] == [waits, runs, NOBODY, fails, done, "../x", waits]
+    entries = asked(client, waits, runs, NO_JOB, fails, done, "../x", waits)
+    assert [entry["task_id"] for entry in entries] == [waits, runs, NO_JOB, fails, done, "../x", waits]
     assert [entry["status"] for entry in entries] == [0, 0, 2, 2, 1, 2, 0]
     records = [json.loads(entry["result"]) for entry in entries]
     assert [len(each) for each in records] == [1, 1, 1, 1, 2, 1, 1]
@@ -240,21 +239,11 @@ def test_a_song_that_is_not_there(client: TestClient, settings: GatewaySettings)
     secret = store / "secret.mp3"
     store.mkdir(parents=True, exist_ok=True)
     secret.write_bytes(b"secret")
-    for path in ("", str(secret), "/etc/passwd", "secret.mp3", f"{NOBODY}-0.mp3", f"songs/default/{NOBODY}/job.json"):
+    for path in ("", str(secret), "/etc/passwd", "secret.mp3", f"{NO_JOB}-0.mp3", f"songs/default/{NO_JOB}/job.json"):
         refusal(client.get("/v1/audio", params={"path": path}), 404)
     refusal(client.get("/v1/audio"), 404)
     waits = released(client)
     assert "not ready" in refusal(client.get("/v1/audio", params={"path": f"{waits}-0.mp3"}), 409)
-
-
-def silence() -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(2)
-        writer.setsampwidth(2)
-        writer.setframerate(48_000)
-        writer.writeframes(bytes(48_000 * 4))
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(("source", "reference"), [("src_audio", "reference_audio"), ("ctx_audio", "ref_audio")])
@@ -337,21 +326,6 @@ def test_a_random_sample_as_documented(client: TestClient, sent: dict[str, Any])
     assert documented <= told.keys()
 
 
-def tiny(name: str) -> Model:
-    return Model(
-        name=name,
-        revision="r1",
-        turbo=True,
-        sample_rate=48_000,
-        channels=2,
-        default_steps=8,
-        default_guidance_scale=1.0,
-        default_shift=3.0,
-        max_duration_s=600,
-        tasks=("text2music",),
-    )
-
-
 def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySettings, slot: HandSlot) -> None:
     none: dict[str, Any] = {
         "models": [],
@@ -367,10 +341,7 @@ def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySe
     assert (init["code"], init["data"]) == (500, None)
     assert "none has acestep-v15-turbo; held: nothing yet" in init["error"]
 
-    worker = Presence(
-        name="w", pool="default", stage=WorkerStage.READY, slots=1, model=tiny("acestep-v15-turbo"), started_at=now()
-    )
-    announce(slot.jobs.redis, settings.keys, worker)
+    announce(slot.jobs.redis, settings.keys, worker("w", "acestep-v15-turbo", started_at=now()))
     both = client.get("/v1/models")
     assert [model["name"] for model in both.json()["models"]] == ["acestep-v15-turbo"]  # ours, beside theirs
     assert data(both) == data(client.get("/v1/model_inventory"))
@@ -431,7 +402,7 @@ def test_its_paths_speak_no_problems_and_our_own_do(settings: GatewaySettings) -
 def test_without_redis_everything_says_so(tmp_path: Path) -> None:
     [port] = servers.free_ports(1)
     settings = GatewaySettings(
-        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.5
+        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
     )
     with TestClient(create_app(settings)) as client:
         health = client.get("/health")
@@ -443,7 +414,7 @@ def test_without_redis_everything_says_so(tmp_path: Path) -> None:
             ("GET", "/v1/stats"),
             ("GET", "/v1/model_inventory"),
             ("POST", "/v1/init"),
-            ("GET", f"/v1/audio?path={NOBODY}-0.mp3"),
+            ("GET", f"/v1/audio?path={NO_JOB}-0.mp3"),
         ):
             body = {"task_id_list": ["x"]} if method == "POST" else None
             answer = client.request(method, path, json=body)

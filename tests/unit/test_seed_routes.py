@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import wave
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +15,10 @@ from api.settings import GatewaySettings
 from serinette.job import JobError, JobStatus, now
 from serinette.jobs import Jobs, Outcome, calls
 from serinette.names import Keys
-from serinette.presence import Presence, WorkerStage, announce
+from serinette.presence import WorkerStage, announce
 from tests import servers
 from tests.jobs import Board
+from tests.unit.dialect_jobs import silence, worker
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +182,7 @@ def test_health_and_initialize_without_and_with_a_worker_that_loads(
 ) -> None:
     empty = {"status": "healthy", "pipeline_loaded": False, "workers": []}
     assert client.get("/health").json().items() >= empty.items()
-    worker = Presence(name="w1", pool="default", stage=WorkerStage.LOADING, slots=2, started_at=now())
-    announce(jobs.redis, settings.keys, worker)
+    announce(jobs.redis, settings.keys, worker("w1", None, stage=WorkerStage.LOADING, started_at=now()))
     health = client.get("/health").json()
     assert (health["pipeline_loaded"], health["workers"][0]["stage"]) == (False, "loading")
 
@@ -199,16 +197,6 @@ def test_health_and_initialize_without_and_with_a_worker_that_loads(
 
 def test_the_sample_is_accepted(client: TestClient) -> None:
     submitted(client, **client.get("/sample_data").json()["sample"])
-
-
-def silence() -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(2)
-        writer.setsampwidth(2)
-        writer.setframerate(48_000)
-        writer.writeframes(bytes(48_000 * 4))
-    return file.getvalue()
 
 
 def test_audio_that_comes_along_is_kept_and_covered(client: TestClient) -> None:
@@ -253,7 +241,7 @@ def test_what_the_answer_needs_later_travels_with_the_job(client: TestClient, jo
 def test_without_redis_everything_says_so(tmp_path: Any) -> None:
     [port] = servers.free_ports(1)
     settings = GatewaySettings(
-        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.5
+        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
     )
     with TestClient(create_app(settings)) as client:
         health = client.get("/health")
