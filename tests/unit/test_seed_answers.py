@@ -25,9 +25,7 @@ def job(status: JobStatus, **changes: Any) -> Job:
         )
     )
     done = result(artifact(0, 12, 15.0), model="bundled", warning="guidance_scale: turbo has none")
-    return dialect_jobs.job(
-        status, changes.pop("spec", converted.spec()), changes.pop("dialect", record_of(converted)), done, **changes
-    )
+    return dialect_jobs.job(status, done, **({"spec": converted.spec(), "dialect": record_of(converted)} | changes))
 
 
 PARAMS = {
