@@ -49,10 +49,10 @@ def test_a_task_is_released_as_documented() -> None:
 
 def test_a_song_of_two_as_documented() -> None:
     entry = answers.answer(ID, job(JobStatus.SUCCEEDED))
-    told = json.loads(entry.pop("result"))
+    answered = json.loads(entry.pop("result"))
     assert entry == {"task_id": ID, "status": 1, "progress_text": "Succeeded"}
     warned = [THINKING, "audio_duration: ignored, the source gives the length"]
-    assert told[1] == {
+    assert answered[1] == {
         "file": f"/v1/audio?path={ID}-1.mp3",
         "wave": "",
         "status": 1,
@@ -84,7 +84,7 @@ def test_a_song_of_two_as_documented() -> None:
         "error": None,
         "warnings": warned,
     }
-    assert told[0] == told[1] | {"file": f"/v1/audio?path={ID}-0.mp3"}
+    assert answered[0] == answered[1] | {"file": f"/v1/audio?path={ID}-0.mp3"}
 
 
 STEP = Progress(stage=Stage.DENOISING, step=4, steps=8, at=AT)
@@ -120,18 +120,18 @@ STEP = Progress(stage=Stage.DENOISING, step=4, steps=8, at=AT)
         ),
     ],
 )
-def test_a_task_on_its_way_tells_its_own_progress(
+def test_a_task_on_its_way_has_its_own_progress(
     changes: dict[str, Any], progress: float, stage: str, text: str
 ) -> None:
     entry = answers.answer(ID, job(**changes))
-    told = record(entry)
-    assert (entry["status"], told["status"], told["file"], told["error"]) == (0, 0, "", None)
+    answered = record(entry)
+    assert (entry["status"], answered["status"], answered["file"], answered["error"]) == (0, 0, "", None)
     assert "error" not in entry
-    assert (told["progress"], told["stage"], entry["progress_text"]) == (progress, stage, text)
+    assert (answered["progress"], answered["stage"], entry["progress_text"]) == (progress, stage, text)
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "told"),
+    ("status", "error", "answered"),
     [
         (JobStatus.FAILED, JobError(code="timeout", message="it ran longer than 10 s"), "it ran longer than 10 s"),
         (JobStatus.FAILED, JobError(code="invalid_spec", message="repaint_start_s: late"), "repainting_start: late"),
@@ -140,21 +140,21 @@ def test_a_task_on_its_way_tells_its_own_progress(
     ],
 )
 def test_a_failure_says_why_in_every_place_where_clients_look(
-    status: JobStatus, error: JobError | None, told: str
+    status: JobStatus, error: JobError | None, answered: str
 ) -> None:
     entry = answers.answer(ID, job(status, error=error))
-    assert (entry["status"], entry["error"], entry["progress_text"]) == (2, told, told)
-    assert (record(entry)["status"], record(entry)["stage"], record(entry)["error"]) == (2, "failed", told)
+    assert (entry["status"], entry["error"], entry["progress_text"]) == (2, answered, answered)
+    assert (record(entry)["status"], record(entry)["stage"], record(entry)["error"]) == (2, "failed", answered)
 
 
 def test_an_unknown_task_does_not_look_as_if_it_waited() -> None:
-    entry = answers.answer("nobody", None)
-    assert (entry["task_id"], entry["status"]) == ("nobody", 2)
+    entry = answers.answer("unknown", None)
+    assert (entry["task_id"], entry["status"]) == ("unknown", 2)
     assert (record(entry)["stage"], record(entry)["file"]) == ("failed", "")
     assert record(entry)["error"] == entry["error"] == answers.UNKNOWN
 
 
-def test_a_job_that_came_by_another_dialect_is_told_all_the_same() -> None:
+def test_a_job_that_came_by_another_dialect_is_answered_all_the_same() -> None:
     entry = answers.answer(ID, job(JobStatus.SUCCEEDED, dialect={"sent": "{}"}))
     assert json.loads(entry["result"])[0]["warnings"] == ["audio_duration: ignored, the source gives the length"]
 
@@ -194,9 +194,9 @@ POOLS = (
 
 
 def test_models_as_documented() -> None:
-    told = inventory.inventory(POOLS, "default").model_dump(mode="json")
+    answered = inventory.inventory(POOLS, "default").model_dump(mode="json")
     tasks = ["text2music", "cover"]
-    assert told == {
+    assert answered == {
         "models": [
             {"name": "base", "is_default": False, "is_loaded": True, "supported_task_types": tasks},
             {"name": "turbo", "is_default": True, "is_loaded": True, "supported_task_types": tasks},
@@ -219,10 +219,14 @@ def test_stats_as_documented() -> None:
     assert inventory.stats((), "default", 500)["avg_job_seconds"] == 0.0
 
 
-def test_health_as_documented_and_as_newer_servers_tell_it() -> None:
-    told = inventory.health(inventory.inventory(POOLS, "default"))
-    assert (told["status"], told["service"]) == ("ok", "ACE-Step API")
-    assert (told["models_initialized"], told["llm_initialized"], told["loaded_model"]) == (True, False, "turbo")
+def test_health_as_documented_and_as_newer_servers_answer_it() -> None:
+    answered = inventory.health(inventory.inventory(POOLS, "default"))
+    assert (answered["status"], answered["service"]) == ("ok", "ACE-Step API")
+    assert (answered["models_initialized"], answered["llm_initialized"], answered["loaded_model"]) == (
+        True,
+        False,
+        "turbo",
+    )
     none = inventory.health(inventory.inventory((), "default"))
     assert (none["status"], none["models_initialized"], none["loaded_model"]) == ("ok", False, None)
 

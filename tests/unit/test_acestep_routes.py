@@ -58,11 +58,11 @@ def data(answer: Any) -> Any:
 
 
 def refusal(answer: Any, status: int) -> str:
-    """Why, as told both to clients that read `detail` and to those that read `error`."""
+    """Why, as answered both to clients that read `detail` and to those that read `error`."""
     assert answer.status_code == status, answer.text
-    told = answer.json()
-    assert (told["data"], told["code"], told["error"]) == (None, status, told["detail"])
-    return str(told["detail"])
+    answered = answer.json()
+    assert (answered["data"], answered["code"], answered["error"]) == (None, status, answered["detail"])
+    return str(answered["detail"])
 
 
 def released(client: TestClient, **body: Any) -> str:
@@ -104,10 +104,10 @@ def song(client: TestClient, slot: HandSlot, *songs: bytes) -> str:
     ids=["json", "form", "multipart", "json of a kind", "json without a name", "json as text", "form without a name"],
 )
 def test_a_task_by_every_kind_of_body(client: TestClient, sent: dict[str, Any]) -> None:
-    told = data(client.post("/release_task", **sent))
-    assert (told["status"], told["warnings"]) == ("queued", [])
-    assert told["queue_position"] >= 1
-    job = client.get(f"/v1/jobs/{told['task_id']}").json()
+    answered = data(client.post("/release_task", **sent))
+    assert (answered["status"], answered["warnings"]) == ("queued", [])
+    assert answered["queue_position"] >= 1
+    job = client.get(f"/v1/jobs/{answered['task_id']}").json()
     assert (job["spec"]["prompt"], job["spec"]["steps"], job["spec"]["variations"]) == ("upbeat pop song", 8, 1)
     assert job["spec"]["seed"] >= 0
 
@@ -131,7 +131,7 @@ def test_a_task_by_every_kind_of_body(client: TestClient, sent: dict[str, Any]) 
         ({"json": {"audio_duration": 9999}}, 400, "audio_duration: "),
         ({"json": {"task_type": "cover"}}, 400, "src_audio_path: "),
         ({"json": {"src_audio_path": "/etc/passwd", "task_type": "cover"}}, 400, "never a path"),
-        ({"json": {"src_audio_path": "upload-nobody", "task_type": "cover"}}, 400, "src_audio_path: there is no"),
+        ({"json": {"src_audio_path": "upload-unknown", "task_type": "cover"}}, 400, "src_audio_path: there is no"),
         ({"json": {"sample_query": "a soft Bengali love song", "thinking": True}}, 501, "5 Hz language model"),
         ({"json": {}, "headers": {"Idempotency-Key": "é".encode()}}, 400, "Idempotency-Key"),
     ],
@@ -159,9 +159,9 @@ def test_an_empty_body_is_a_task_of_defaults(client: TestClient) -> None:
 def test_without_keys_any_token_is_accepted_in_any_place(
     client: TestClient, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    told = data(client.post("/release_task", json={"prompt": "x", **body}, headers=headers))
-    assert told["warnings"] == []
-    query = {"task_id_list": [told["task_id"]], **body}
+    answered = data(client.post("/release_task", json={"prompt": "x", **body}, headers=headers))
+    assert answered["warnings"] == []
+    query = {"task_id_list": [answered["task_id"]], **body}
     assert data(client.post("/query_result", json=query, headers=headers))[0]["status"] == 0
     assert data(client.get("/v1/stats", headers=headers))
 
@@ -273,13 +273,13 @@ def test_a_form_that_breaks_off_is_refused(client: TestClient, cut: int) -> None
 def test_a_file_of_no_use_is_not_kept(client: TestClient, settings: GatewaySettings) -> None:
     before = {each.key for each in Store.open(settings).list("uploads/")}
     files = {"src_audio": ("song.wav", silence(), "audio/wav")}
-    told = data(client.post("/release_task", data={"prompt": "x"}, files=files))
-    assert told["warnings"] == ["src_audio_path: ignored, task text2music does not use it"]
+    answered = data(client.post("/release_task", data={"prompt": "x"}, files=files))
+    assert answered["warnings"] == ["src_audio_path: ignored, task text2music does not use it"]
     assert {each.key for each in Store.open(settings).list("uploads/")} == before
 
 
 def test_an_earlier_song_is_a_source_by_its_url(client: TestClient, slot: HandSlot) -> None:
-    [record] = json.loads(asked(client, song(client, slot, b"sung"))[0]["result"])
+    [record] = json.loads(asked(client, song(client, slot, b"song"))[0]["result"])
     task_id = released(client, task_type="cover", src_audio_path=record["file"])
     source = client.get(f"/v1/jobs/{task_id}").json()["spec"]["source_audio"]
     assert f"/v1/audio?path={source.replace('/', '-')}.mp3" == record["file"]
@@ -321,9 +321,9 @@ def test_words_are_not_made_up(client: TestClient, path: str) -> None:
     "sent", [{"json": {"sample_type": "simple_mode"}}, {"data": {"sample_type": "custom_mode"}}, {}]
 )
 def test_a_random_sample_as_documented(client: TestClient, sent: dict[str, Any]) -> None:
-    told = data(client.post("/create_random_sample", **sent))
+    answered = data(client.post("/create_random_sample", **sent))
     documented = {"caption", "lyrics", "bpm", "key_scale", "time_signature", "duration", "vocal_language"}
-    assert documented <= told.keys()
+    assert documented <= answered.keys()
 
 
 def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySettings, slot: HandSlot) -> None:
@@ -378,9 +378,9 @@ def test_a_lora_belongs_to_a_task(client: TestClient) -> None:
     assert data(client.post("/v1/lora/unload"))["message"]
     assert data(client.post("/v1/lora/toggle", json={"use_lora": False}))["use_lora"] is False
     for path, body in (("toggle", {"use_lora": True}), ("scale", {"scale": 0.5})):
-        told = client.post(f"/v1/lora/{path}", json=body)
-        assert (told.status_code, told.json()["code"], told.json()["data"]) == (200, 400, None)
-        assert "POST /release_task" in told.json()["error"]
+        answered = client.post(f"/v1/lora/{path}", json=body)
+        assert (answered.status_code, answered.json()["code"], answered.json()["data"]) == (200, 400, None)
+        assert "POST /release_task" in answered.json()["error"]
     refusal(client.post("/v1/lora/toggle", json={}), 400)
 
 

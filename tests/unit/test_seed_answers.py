@@ -104,7 +104,7 @@ def test_status_of_a_song_that_was_asked_for_as_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "told"),
+    ("status", "error", "answered"),
     [
         (JobStatus.FAILED, JobError(code="timeout", message="it ran longer than 10 s"), "it ran longer than 10 s"),
         (JobStatus.FAILED, None, "the job failed without saying why"),
@@ -112,13 +112,13 @@ def test_status_of_a_song_that_was_asked_for_as_bytes() -> None:
         (JobStatus.CANCELED, JobError(code="canceled", message="flag"), "Cancelled by user"),
     ],
 )
-def test_status_of_a_failure(status: JobStatus, error: JobError | None, told: str) -> None:
+def test_status_of_a_failure(status: JobStatus, error: JobError | None, answered: str) -> None:
     failed = job(status, error=error)
     answer = answers.status(failed)
-    assert (answer["status"], answer["error"]) == ("failed", told)
+    assert (answer["status"], answer["error"]) == ("failed", answered)
     assert answer["completed_at"] == AT.timestamp() + 4
     assert "result" not in answer
-    assert answers.not_completed(failed) == {"detail": "Request is failed, not completed", "error": told}
+    assert answers.not_completed(failed) == {"detail": "Request is failed, not completed", "error": answered}
     assert answers.not_cancelable(failed) == {"detail": "Cannot cancel request in failed status"}
 
 
@@ -135,13 +135,13 @@ def test_the_json_result_with_the_file_in_it() -> None:
     assert "audio" not in answers.song_with_bytes(done, None)
 
 
-def test_a_cover_tells_its_source_and_strength() -> None:
+def test_a_cover_reports_its_source_and_strength() -> None:
     body = {"audio2audio_enable": True, "ref_audio_input": "up", "ref_audio_strength": 0.25}
-    told = answers.params(job(JobStatus.SUCCEEDED, body=body))
-    assert (told["task"], told["source_audio"], told["ref_audio_strength"]) == ("cover", "up", 0.25)
+    answered = answers.params(job(JobStatus.SUCCEEDED, body=body))
+    assert (answered["task"], answered["source_audio"], answered["ref_audio_strength"]) == ("cover", "up", 0.25)
 
 
-def test_steps_and_guidance_that_the_checkpoint_changed_are_told() -> None:
+def test_steps_and_guidance_that_the_checkpoint_changed_are_reported() -> None:
     """The worker reports 8 steps with guidance 1."""
     body = {"infer_step": 60, "guidance_scale": 15.0}
     adjusted = answers.params(job(JobStatus.SUCCEEDED, body=body))["adjusted"]
@@ -154,7 +154,7 @@ def test_steps_and_guidance_that_the_checkpoint_changed_are_told() -> None:
     assert honoured["adjusted"] == adjusted[:1]
 
 
-def test_a_job_that_came_by_another_dialect_is_told_all_the_same() -> None:
+def test_a_job_that_came_by_another_dialect_is_answered_all_the_same() -> None:
     spec = GenerationSpec(prompt="x", seed=3)
     foreign = answers.status(job(JobStatus.SUCCEEDED, spec=spec, dialect={}))["result"]
     assert foreign["audio_path"] == "/result/" + ID
@@ -189,7 +189,7 @@ def worker(stage: WorkerStage, *, model: bool) -> Presence:
         ([worker(WorkerStage.LOADING, model=False), worker(WorkerStage.READY, model=True)], True),
     ],
 )
-def test_health_and_initialize_tell_whether_a_worker_has_its_model(workers: list[Presence], loaded: bool) -> None:
+def test_health_and_initialize_say_whether_a_worker_has_its_model(workers: list[Presence], loaded: bool) -> None:
     health = answers.health([pool("default", *workers)])
     assert (health["status"], health["pipeline_loaded"]) == ("healthy", loaded)
     assert [each["stage"] for each in health["workers"]] == [each.stage.value for each in workers]

@@ -158,17 +158,17 @@ def test_a_bad_query_is_named(client: TestClient, query: str, field: str) -> Non
     assert answer.json()["detail"][0]["loc"] == ["query", field]
 
 
-def test_a_failure_is_told_as_each_call_would(client: TestClient, jobs: Jobs) -> None:
+def test_a_failure_is_reported_as_each_call_would(client: TestClient, jobs: Jobs) -> None:
     request_id = submitted(client)
     error = JobError(code="timeout", message="it ran longer than 10 s")
     assert jobs(calls.finish(request_id, "", Outcome(JobStatus.FAILED, error), recorded=False)).decided
     assert client.get(f"/status/{request_id}").json()["error"] == error.message
-    told = {
+    answered = {
         query: client.get(f"/result/{request_id}?{query}")
         for query in ("", "format=json", "wait=50", "wait=50&sync=true", "wait=50&format=json&sync=true")
     }
     refused = (400, {"detail": "Request is failed, not completed", "error": error.message})
-    assert {query: (answer.status_code, answer.json()) for query, answer in told.items()} == {
+    assert {query: (answer.status_code, answer.json()) for query, answer in answered.items()} == {
         "": refused,
         "format=json": refused,
         "wait=50": refused,
@@ -188,10 +188,10 @@ def test_health_and_initialize_without_and_with_a_worker_that_loads(
 
     asked: dict[str, str | int] = {"checkpoint_path": "/models/ace", "device_id": 1}
     for answer in (client.post("/initialize", params=asked), client.post("/initialize", json=asked)):
-        told = answer.json()
-        assert (answer.status_code, told["success"]) == (200, False)
-        assert told["ignored"] == ["checkpoint_path", "device_id"]
-        assert "w1 is loading" in told["error_message"]
+        answered = answer.json()
+        assert (answer.status_code, answered["success"]) == (200, False)
+        assert answered["ignored"] == ["checkpoint_path", "device_id"]
+        assert "w1 is loading" in answered["error_message"]
     assert client.post("/initialize").json()["ignored"] == []
 
 
@@ -204,13 +204,13 @@ def test_audio_that_comes_along_is_kept_and_covered(client: TestClient) -> None:
     files = {"audio_file": ("my song.wav", silence(), "audio/wav")}
     answer = client.post("/generate_music_with_audio", data=form, files=files)
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert told == {
+    answered = answer.json()
+    assert answered == {
         "success": True,
-        "request_id": told["request_id"],
+        "request_id": answered["request_id"],
         "message": "Audio file uploaded and queued for processing. Original filename: my song.wav",
     }
-    job = client.get(f"/v1/jobs/{told['request_id']}").json()
+    job = client.get(f"/v1/jobs/{answered['request_id']}").json()
     assert (job["spec"]["task"], job["spec"]["cover_strength"]) == ("cover", 0.7)
     upload = client.get(f"/v1/uploads/{job['spec']['source_audio']}").json()
     assert upload["duration_s"] == 1.0
