@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -27,13 +28,15 @@ class To:
     """What becomes of a field of theirs; one that is null has no effect.
 
     `ours` is the spec's field. `convert` takes the value and the conversion and returns our value, or None to leave it
-    out; it may add to the conversion. `also` are further names. `neutral` are the values of a field without counterpart
-    that mean what is done anyway: any other is listed as ignored. `refused` says why it cannot be asked for here.
+    out; it may add to the conversion. `warn` is reported of a field that is asked for, `refused` says why it cannot be.
+    `neutral` are the values of a field without counterpart that mean what is done anyway: any other is listed as
+    ignored. `also` are further names.
     """
 
     ours: str | None = None
     convert: Callable[[Any, Any], object] | None = None
     also: tuple[str, ...] = ()
+    warn: str | None = None
     neutral: tuple[object, ...] | None = None
     refused: str | None = None
 
@@ -53,17 +56,25 @@ class Adjusted:
 
 @dataclass(slots=True)
 class Conversion(Generic[Request]):
-    """A request on its way to a spec. `models` are the names of models that workers or pools hold."""
+    """A request on its way to a spec. `models` are the names of models that workers or pools hold; `field` is the row
+    that is being converted.
+    """
 
     request: Request
     models: frozenset[str] = frozenset()
-    fields: dict[str, Any] = field(default_factory=dict)
-    adjusted: list[Adjusted] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
+    field: str = ""
+    fields: dict[str, Any] = dataclass_field(default_factory=dict)
+    adjusted: list[Adjusted] = dataclass_field(default_factory=list)
+    ignored: list[str] = dataclass_field(default_factory=list)
 
-    def adjust(self, name: str, reason: str, used: object = None) -> None:
-        """Note that a field's value is not used as it was sent."""
+    def adjust(self, reason: str, used: object = None, field: str = "") -> None:
+        """Note that a field's value, of the present row if it is not named, is not used as it was sent."""
+        name = field or self.field
         self.adjusted.append(Adjusted(name, getattr(self.request, name), used, reason))
+
+    def wrong(self, reason: str) -> InvalidSpec:
+        """The refusal of the present row's value."""
+        return InvalidSpec(f"{self.field}: {reason}", field=self.field)
 
     def spec(self) -> GenerationSpec:
         """The spec of all that was converted.
@@ -96,6 +107,9 @@ def convert(
         if to.refused and value and str(value).strip():
             raise Unsupported(f"{name}: {to.refused}", field=name)
     for name, to, value in sent:
+        conversion.field = name
+        if to.warn and value:
+            conversion.adjust(to.warn)
         if to.neutral is not None and _plain(value) not in to.neutral:
             conversion.ignored.append(name)
         used = to.convert(value, conversion) if to.convert else value
@@ -134,8 +148,3 @@ def renamer(table: Table) -> Callable[[str], str]:
         return within.sub(lambda match: names[match[1]], leading)
 
     return renamed
-
-
-def out_of_bounds(field: str, reason: str) -> InvalidSpec:
-    """A value that is refused, named by the client's field."""
-    return InvalidSpec(f"{field}: {reason}", field=field)

@@ -29,7 +29,7 @@ class Tune(BaseModel):
 
 def _bpm(tempo: float, conversion: Conversion[Tune]) -> int:
     if tempo != round(tempo):
-        conversion.adjust("tempo", "whole beats only", round(tempo))
+        conversion.adjust("whole beats only", round(tempo))
     return round(tempo)
 
 

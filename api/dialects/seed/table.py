@@ -15,8 +15,9 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from api.dialects import fields
-from api.dialects.fields import Conversion, Table, To, out_of_bounds
+from api.dialects.fields import Conversion, Table, To
 from api.dialects.seed.request import WITHOUT_COUNTERPART, GenerateMusicRequest
+from serinette.errors import InvalidSpec
 from serinette.spec import AudioId, Task
 
 # What v1 draws for `audio_duration` <= 0, in seconds.
@@ -27,7 +28,7 @@ _AUDIO_ID: TypeAdapter[str] = TypeAdapter(AudioId)
 def _first_seed(text: str, conversion: Conversion[GenerateMusicRequest]) -> int | None:
     seeds = [int(seed) for seed in text.split(",") if seed.strip()]
     if len(seeds) > 1:
-        conversion.adjust("manual_seeds", "one song takes one seed: the first", seeds[0])
+        conversion.adjust("one song takes one seed: the first", seeds[0])
     return seeds[0] if seeds else None
 
 
@@ -76,7 +77,7 @@ def convert(
     if request.ref_audio_strength is not None:
         conversion.fields["cover_strength"] = request.ref_audio_strength
     if "audio_duration" in request.model_fields_set:
-        conversion.adjust("audio_duration", "a cover has the length of its source")
+        conversion.adjust("a cover has the length of its source", field="audio_duration")
     return conversion
 
 
@@ -85,7 +86,7 @@ def _duration_s(conversion: Conversion[GenerateMusicRequest]) -> float:
     if seconds <= 0:
         # Of the song's own seed, so that seed and request name one song.
         seconds = round(random.Random(conversion.fields["seed"]).uniform(*DRAWN_DURATION_S), 1)  # noqa: S311  # no secret
-        conversion.adjust("audio_duration", "0 or less draws 30 to 240 s", seconds)
+        conversion.adjust("0 or less draws 30 to 240 s", seconds, "audio_duration")
     return seconds
 
 
@@ -96,13 +97,13 @@ def _reference(conversion: Conversion[GenerateMusicRequest]) -> str | None:
         try:
             return _AUDIO_ID.validate_python(request.ref_audio_input)
         except ValidationError as error:
-            raise out_of_bounds(
-                "ref_audio_input",
-                "must be the id of an upload, never a path or URL; "
+            raise InvalidSpec(
+                "ref_audio_input: must be the id of an upload, never a path or URL; "
                 "send the audio to POST /v1/uploads first, or use POST /generate_music_with_audio",
+                field="ref_audio_input",
             ) from error
     if request.audio2audio_enable:
-        conversion.adjust("audio2audio_enable", "there is no ref_audio_input to follow", False)
+        conversion.adjust("there is no ref_audio_input to follow", False, "audio2audio_enable")
     names = ("ref_audio_input", "ref_audio_strength")
     conversion.ignored += [name for name in names if getattr(request, name) not in {None, ""}]
     return None
