@@ -168,6 +168,10 @@ class JobAccess:
         job = await self.wait(job, _CANCEL_WAIT_S)
         return job, job.status is not JobStatus.SUCCEEDED  # its song may have been recorded as the flag was set
 
+    async def audio_of(self, song: Artifact) -> bytes:
+        """The whole file, for answers that hold it: mind its size."""
+        return b"".join([chunk async for chunk in self.visit.parts.store.stream(song.key)])
+
     async def song(self, http: Request, song: Artifact, file_name: str, *, download: bool) -> Response:
         """The song's file or the part of it that is asked for, never as a redirect. Raises Gone."""
         return await self.visit.parts.songs.serve(song, Asked.by(http), file_name, download=download)

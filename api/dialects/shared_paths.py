@@ -35,7 +35,7 @@ def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
         responses={**example(in_the_document), 503: {"description": "The queue does not answer."}},
     )
     async def health(queue: QueuePart, settings: SettingsPart) -> Response:
-        """Each dialect's keys beside those of the others: ACE-Step v1's, and ACE-Step 1.5's envelope."""
+        """Whether workers have their models, in the form of each dialect, beside those of the others."""
         try:
             return JSONResponse(healthy(await queue.pools(), settings.pool))
         except QueueUnavailable as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -48,6 +49,11 @@ def test_every_route_is_explained(document: dict[str, Any]) -> None:
                 for code, example in examples.items():
                     assert code in CODES
                     assert example["value"]["status"] == int(status)
+
+
+def test_only_lyrics_are_sung(document: dict[str, Any]) -> None:
+    words = re.findall(r".{0,20}\b(?:sings?|sung|sang|singing)\b.{0,20}", text_of(document), re.IGNORECASE)
+    assert {each for each in words if "Lyrics to be sung" not in each and "Singing till the night" not in each} == set()
 
 
 def test_examples_hold(document: dict[str, Any]) -> None:

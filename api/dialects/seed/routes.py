@@ -198,6 +198,6 @@ async def _song_as_json(access: JobAccess, job: Job) -> Response:
     artifact = answers.artifact(job)
     if not answers.wants_bytes(job) or artifact.size_bytes > _MAX_INLINE_BYTES:
         return JSONResponse(answers.song_with_bytes(job, None))
-    audio = b"".join([chunk async for chunk in access.visit.parts.store.stream(artifact.key)])
+    audio = await access.audio_of(artifact)
     # Of a long song, base64 and JSON take longer than the event loop may be held up.
     return await run_in_threadpool(lambda: JSONResponse(answers.song_with_bytes(job, audio)))
