@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import secrets
 import signal
 import sys
@@ -13,7 +12,7 @@ from contextlib import suppress
 import rq.defaults
 from rq.exceptions import StopRequested
 
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.engine_client import EngineClient
@@ -30,7 +29,7 @@ from serinette.store import Store
 log = logging.getLogger(__name__)
 
 
-def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
+def run(settings: WorkerSettings, name: str) -> int:
     """Serve the pool's lanes until a signal says to leave; the exit status.
 
     Raises:
@@ -47,9 +46,10 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
     singer = Singer(engine, Store.open(settings), settings, Spool.open(settings))
 
     def report_busy(busy: bool) -> None:
-        if busy_fd is not None:
-            with suppress(OSError):  # where the leash is not the kernel's, it passes no descriptors on
-                os.write(busy_fd, b"1" if busy else b"0")
+        if settings.run_dir:
+            file = busy_file(settings.run_dir, name)
+            with suppress(OSError):  # of a full disk: a figure, no more
+                file.touch() if busy else file.unlink(missing_ok=True)
 
     try:
         connection = connect_patiently(settings, lambda: drain.must_leave)
@@ -68,13 +68,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu_worker.slot")
     anew = f"slot.{secrets.token_hex(3)}"
     parser.add_argument("--name", default=anew, help="its name in RQ's books, never used before")
-    parser.add_argument("--busy-fd", type=int, help="descriptor to write 1 to with a job in hand, and 0 without")
     arguments = parser.parse_args()
     try:
         settings = read(WorkerSettings)
         logs.configure(settings, "slot")
         telemetry.configure(settings, "slot")
-        return run(settings, arguments.name, arguments.busy_fd)
+        return run(settings, arguments.name)
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE

@@ -19,13 +19,13 @@ from gpu_worker.wire import (
     Connection,
     Decoded,
     Failed,
+    Generate,
+    Generated,
     Hello,
     Message,
     Report,
     Samples,
-    Sing,
     Stopped,
-    Sung,
     share_samples,
 )
 from serinette.errors import EngineCrashed, EngineStalled, HandBack, Interruption, JobTimeout, of_code
@@ -106,7 +106,7 @@ class EngineClient:
             raise EngineCrashed("the engine is ready without a model")
         return self.model
 
-    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung:
+    def sing(self, request: Generate, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Generated:
         """All variations of a job, each given to `keep` as it comes; of one that comes twice the last counts.
 
         An engine that is lost while it sings several jobs is lost to one of them: each is asked for again, alone, and
@@ -122,7 +122,7 @@ class EngineClient:
         while True:
             self.wait_ready(hold, tell)
             answer = self._ask(request, audio, hold, tell, keep)
-            if isinstance(answer, Sung):
+            if isinstance(answer, Generated):
                 return answer
             unheard = unheard + 1 if answer.unheard else 0
             if unheard == _UNHEARD_TRIES:
@@ -143,14 +143,16 @@ class EngineClient:
             raise ConnectionError("there is no connection to the engine")
         return self._connection
 
-    def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung | _Lost:
+    def _ask(
+        self, request: Generate, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep
+    ) -> Generated | _Lost:
         answer: Message | None = None
         stage: Stage | None = None
         jobs = 1
         try:
             self._send(request, audio)
             heard_at_s = time.monotonic()
-            while not isinstance(answer, Sung | Failed | Stopped):
+            while not isinstance(answer, Generated | Failed | Stopped):
                 if isinstance(answer, Report):
                     stage, jobs = answer.stage, answer.jobs
                     tell(answer.stage, answer.step, answer.steps)
@@ -181,7 +183,7 @@ class EngineClient:
             raise EngineCrashed("the engine ended while it generated this song") from error
         return self._answered(answer)
 
-    def _send(self, request: Sing, audio: Sequence[Samples]) -> None:
+    def _send(self, request: Generate, audio: Sequence[Samples]) -> None:
         descriptors: list[int] = []
         try:
             descriptors += [share_samples(samples) for samples in audio]
@@ -190,8 +192,8 @@ class EngineClient:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _answered(self, answer: Message | None) -> Sung:
-        if isinstance(answer, Sung):
+    def _answered(self, answer: Message | None) -> Generated:
+        if isinstance(answer, Generated):
             return answer
         if isinstance(answer, Failed):
             raise of_code(answer.error.code, answer.error.message)
@@ -210,7 +212,9 @@ class EngineClient:
         until_s = time.monotonic() + self._cancel_timeout_s
         try:
             self._open().send(Cancel(), timeout_s=_SEND_TIMEOUT_S)
-            while not isinstance(self._open().receive(max(0.001, until_s - time.monotonic())), Sung | Failed | Stopped):
+            while not isinstance(
+                self._open().receive(max(0.001, until_s - time.monotonic())), Generated | Failed | Stopped
+            ):
                 if time.monotonic() >= until_s:
                     self._kill(f"it did not stop a song within {self._cancel_timeout_s:g} s")
                     break

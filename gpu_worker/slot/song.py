@@ -17,7 +17,7 @@ from gpu_worker.slot.patient_store import PatientStore
 from gpu_worker.slot.sources import Role, Sources
 from gpu_worker.slot.spool import Parcel, Spool, Spooled
 from gpu_worker.slot.tracing import trace_stages
-from gpu_worker.wire import Audio, Samples, Sing, Sung
+from gpu_worker.wire import Audio, Generate, Generated, Samples
 from serinette import telemetry
 from serinette.errors import InvalidOutput, StoreUnavailable
 from serinette.job import Artifact, JobStatus, Progress, Record, Result, Stage, Timings, now
@@ -148,14 +148,14 @@ class Performance:
         engine_s = round(self.hold.clock.engine_s(), 3)
         self.heartbeat.report(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=now()))
 
-    def _ask_engine(self, job_id: str, spec: GenerationSpec) -> Sung:
+    def _ask_engine(self, job_id: str, spec: GenerationSpec) -> Generated:
         model = self.engine.wait_ready(self.hold, self._tell)
         samples = self._sources(spec, model)
         self.hold.check()
         descriptions = tuple(
             Audio(role=role, channels=sound.shape[0], frames=sound.shape[1]) for role, sound in samples.items()
         )
-        request = Sing(job_id=job_id, spec=spec.to_wire(), audio=descriptions, alone=self.hold.suspect)
+        request = Generate(job_id=job_id, spec=spec.to_wire(), audio=descriptions, alone=self.hold.suspect)
 
         def keep(index: int, song: Audio, decoded: Samples) -> None:
             tags = song_tags(spec, _seed(spec, song, index), model.name, model.revision, job_id)
@@ -174,7 +174,7 @@ class Performance:
         sources = Sources(self.store, self.hold.entry.tenant, model, self.run_dir)
         return {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
 
-    def _result(self, job_id: str, spec: GenerationSpec, sung: Sung) -> Result:
+    def _result(self, job_id: str, spec: GenerationSpec, sung: Generated) -> Result:
         if not len(sung.songs) == len(self.encoding) == spec.variations:
             raise InvalidOutput(f"the engine generated {len(sung.songs)} songs, {spec.variations} were asked for")
         self._tell(Stage.ENCODING)
@@ -195,7 +195,7 @@ class Performance:
             warnings=tuple(dict.fromkeys([*sung.warnings, *self.warnings])),
         )
 
-    def _artifact(self, job_id: str, spec: GenerationSpec, sung: Sung, index: int) -> Artifact:
+    def _artifact(self, job_id: str, spec: GenerationSpec, sung: Generated, index: int) -> Artifact:
         self.hold.check()
         song = sung.songs[index]
         encoded = self._encoded(index)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gpu_worker.run_dir import lock_directory
+from gpu_worker.process_setup import lock_directory
 from gpu_worker.settings import WorkerSettings
 from serinette.job import Record
 from serinette.jobs.finishing import put_record

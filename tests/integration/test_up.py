@@ -18,7 +18,7 @@ from serinette.errors import Conflict, IdempotencyConflict, InvalidSpec, NotFoun
 from serinette.job import JobOptions, JobStatus
 from serinette.local import Local, LocalOptions
 from serinette.spec import AudioFormat, GenerationSpec
-from serinette.tree import Notice, Phase
+from serinette.supervisor import Notice, Phase
 from tests.processes import eventually, eventually_gone
 from tests.servers import free_ports
 from tests.up import ENVIRONMENT, Up, run_cli
@@ -177,7 +177,7 @@ def test_valkey_dies_and_no_song_is_lost(up: Up, client: Client) -> None:
     valkey.kill()
     assert [client.wait(job.id, timeout_s=150).status for job in jobs] == [JobStatus.SUCCEEDED] * 3
     assert up.child("valkey-server").pid != valkey.pid
-    assert "valkey       killed by SIGKILL" in up.told
+    assert "valkey       was killed by SIGKILL" in up.told
 
 
 def test_the_gateway_and_maintenance_die_and_come_back(up: Up, client: Client) -> None:
@@ -309,8 +309,8 @@ def test_what_is_not_there_is_what_it_waits_for(
         monkeypatch.setenv(f"SERINETTE_{name}", value.format(port=port))
 
     def tell(notice: Notice) -> None:
-        assert (notice.part, notice.phase) != (part, Phase.READY)
-        if notice.part == part and notice.phase is Phase.WAITING and detail in notice.detail:
+        assert (notice.name, notice.phase) != (part, Phase.READY)
+        if notice.name == part and notice.phase is Phase.WAITING and detail in notice.detail:
             raise Told
 
     options = LocalOptions(directory / f"no-{detail}", port=0, redis_url=redis_url and redis_url.format(port=port))
@@ -326,7 +326,7 @@ def test_a_guarded_redis_opens_with_a_password_beside_its_url(
 
     def tell(notice: Notice) -> None:
         assert "uthentication" not in notice.detail
-        if (notice.part, notice.phase) == ("controller", Phase.READY):
+        if (notice.name, notice.phase) == ("controller", Phase.READY):
             raise Told
 
     with pytest.raises(Told), Local(LocalOptions(directory / "guarded", port=0, redis_url=redis_url), tell) as local:

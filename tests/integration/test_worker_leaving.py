@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rq import Worker
 
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from serinette import brake
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.presence import WorkerStage

@@ -20,7 +20,7 @@ from gpu_worker.slot.hold import Hold
 from gpu_worker.slot.song import Singer
 from gpu_worker.slot.tell import Tell
 from gpu_worker.slot.worker import SlotWorker
-from gpu_worker.wire import Audio, Samples, Sing, Sung
+from gpu_worker.wire import Audio, Generate, Generated, Samples
 from serinette.job import Artifact, Attempt, JobStatus, Record, Result, Sampling, Timings, now
 from serinette.jobs import Entry, Outcome, calls
 from serinette.jobs.finishing import find_record, put_record, record_of
@@ -74,7 +74,7 @@ class ImaginedEngine(EngineClient):
     def __init__(self) -> None:
         super().__init__(Path("nowhere"), stall_timeout_s=1, cancel_timeout_s=1)
         self.meanwhile: Callable[[Hold], None] = lambda _: None
-        self.heard: list[Sing] = []
+        self.heard: list[Generate] = []
         self.audio: list[Samples] = []
         self.closed = 0
 
@@ -87,7 +87,7 @@ class ImaginedEngine(EngineClient):
     def wait_ready(self, hold: Hold, tell: Tell) -> Model:
         return MODEL
 
-    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung:
+    def sing(self, request: Generate, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Generated:
         self.heard.append(request)
         self.audio = list(audio)
         self.meanwhile(hold)
@@ -98,9 +98,9 @@ class ImaginedEngine(EngineClient):
         for index, song in enumerate(songs):
             keep(index, song, np.zeros((song.channels, song.frames), dtype=np.float32))
         sampling = Sampling(steps=8, guidance_scale=1, shift=3, turbo=True)
-        return Sung(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, generate_s=0.1)
+        return Generated(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, generate_s=0.1)
 
-    def _variations(self, request: Sing) -> int:
+    def _variations(self, request: Generate) -> int:
         return GenerationSpec.from_wire(request.spec).variations
 
 

@@ -16,7 +16,7 @@ from serinette.cli import app, exits, following, jobs, options, terminal
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.names import Lane
 from serinette.spec import AudioFormat, GenerationSpec
-from serinette.tree import Notice, Phase
+from serinette.supervisor import Notice, Phase
 from tests.servers import free_ports
 
 
@@ -220,12 +220,12 @@ def test_a_table_of_jobs_fits(monkeypatch: pytest.MonkeyPatch, width: int) -> No
     assert len(row) == width
 
 
-def test_a_tree_is_told_of_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    view = terminal.TreeView()
-    view.tell(Notice("worker", Phase.WAITING, "loading [the] model"))
-    view.tell(Notice("worker", Phase.WAITING, "loading [the] model"))
-    view.tell(Notice("worker", Phase.READY, "4.2 s"))
-    view.tell(Notice("worker", Phase.DIED, "killed by SIGKILL; starting again in 0.5 s", ("Traceback [1]",)))
+def test_supervised_processes_are_reported_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    view = terminal.ProcessView()
+    view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
+    view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
+    view.show(Notice("worker", Phase.READY, "4.2 s"))
+    view.show(Notice("worker", Phase.DIED, "was killed by SIGKILL; starts again in 0.5 s", ("Traceback [1]",)))
     view.echo("gateway", "INFO [api] started")
     told = capsys.readouterr().err
     assert told.count("loading [the] model") == 1
