@@ -14,11 +14,10 @@ from rq.exceptions import StopRequested
 
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.slot.drain import Drain
+from gpu_worker.slot.claiming import CYCLE
+from gpu_worker.slot.drain import Drain, connect_patiently
 from gpu_worker.slot.engine_client import EngineClient
-from gpu_worker.slot.lanes import CYCLE
-from gpu_worker.slot.patience import connect_patiently
-from gpu_worker.slot.song import Singer
+from gpu_worker.slot.generation import SlotResources
 from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
 from serinette import logs, telemetry
@@ -43,7 +42,7 @@ def run(settings: WorkerSettings, name: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, drain.on_signal)
     engine = EngineClient(settings.engine_socket, settings.stall_timeout_s, settings.cancel_timeout_s)
-    singer = Singer(engine, Store.open(settings), settings, Spool.open(settings))
+    resources = SlotResources(engine, Store.open(settings), settings, Spool.open(settings))
 
     def report_busy(busy: bool) -> None:
         if settings.run_dir:
@@ -52,10 +51,9 @@ def run(settings: WorkerSettings, name: str) -> int:
                 file.touch() if busy else file.unlink(missing_ok=True)
 
     try:
-        connection = connect_patiently(settings, lambda: drain.must_leave)
-        worker = SlotWorker(name, connection, singer, drain, report_busy)
-        # A pod that sings a few songs and goes must have its turn at the lower lanes too.
-        worker.claims = secrets.randbelow(CYCLE)
+        worker = SlotWorker(name, connect_patiently(settings, drain), resources, drain, report_busy)
+        # A pod that takes a few jobs and goes must have its turn at the lower lanes too.
+        worker.claimer.claims = secrets.randbelow(CYCLE)
         worker.work(logging_level="WARNING")
     except StopRequested:
         log.warning("left while Redis was away")
@@ -66,8 +64,8 @@ def run(settings: WorkerSettings, name: str) -> int:
 def main() -> int:
     """Read arguments and settings, and run."""
     parser = argparse.ArgumentParser(prog="python -m gpu_worker.slot")
-    anew = f"slot.{secrets.token_hex(3)}"
-    parser.add_argument("--name", default=anew, help="its name in RQ's books, never used before")
+    name = f"slot.{secrets.token_hex(3)}"
+    parser.add_argument("--name", default=name, help="its name as an RQ worker, never used before")
     arguments = parser.parse_args()
     try:
         settings = read(WorkerSettings)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -41,7 +42,7 @@ class Supervised:
         self.lines: list[tuple[str, str]] = []
         self.supervisor = Supervisor(self.notices.append, lambda name, line: self.lines.append((name, line)))
 
-    def add(self, name: str, code: str, **options: float) -> Child:
+    def add(self, name: str, code: str, **options: Any) -> Child:
         mark = self.directory / name
         command = (sys.executable, "-c", code, str(mark))
         spec = ChildSpec(name, command, pending=lambda: None if mark.exists() else "waking", **options)

@@ -33,7 +33,7 @@ def rescue(bench: SlotBench, job_id: str) -> None:
             return
         slot = slot or bench.slot()
         if job_id in bench.waiting():
-            slot.sing_one()
+            slot.run_one()
 
 
 def recorded(bench: SlotBench, job_id: str) -> Record | None:

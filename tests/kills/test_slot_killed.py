@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.held_job import HeldJob
 from serinette.errors import Canceled, EngineCrashed, HandBack, InvalidOutput
 from serinette.job import JobStatus
 from serinette.names import Keys
@@ -34,25 +34,25 @@ def sing(fate: Fate, redis_url: str, settings: SharedSettings, end: str, job_id:
     bench = SlotBench(Redis.from_url(redis_url), Keys(), Store.open(settings))
     slot = bench.slot(fate.redis(redis_url))
 
-    def meanwhile(_: Hold) -> None:
+    def meanwhile(_: HeldJob) -> None:
         if end == "cancel":
             bench.board.cancel(job_id)  # by somebody who lives
         if error := ENDS[end]:
             raise error
 
     bench.engine.meanwhile = meanwhile
-    slot.sing_one()
+    slot.run_one()
 
 
 def attempt(bench: SlotBench, end: Exception) -> None:
     """One attempt by a slot that lives."""
     slot = bench.slot()
 
-    def meanwhile(_: Hold) -> None:
+    def meanwhile(_: HeldJob) -> None:
         raise end
 
     bench.engine.meanwhile = meanwhile
-    slot.sing_one()
+    slot.run_one()
 
 
 def kill_at_every_step(

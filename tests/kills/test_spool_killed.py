@@ -29,9 +29,9 @@ def sing_without_a_store(fate: Fate, redis_url: str, directory: Path, back: bool
     bench = pier(fate.redis(redis_url), directory)
     slot = bench.spooling()
     with bench.away():
-        slot.sing_one()
+        slot.run_one()
         if not back:
-            slot._awaiting.give_back()
+            slot.spooled.give_back()
     send(slot)
 
 

@@ -16,9 +16,9 @@ from rq.serializers import JSONSerializer
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.engine_client import EngineClient, Keep
-from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.song import Singer
-from gpu_worker.slot.tell import Tell
+from gpu_worker.slot.generation import SlotResources
+from gpu_worker.slot.held_job import HeldJob
+from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
 from gpu_worker.wire import Audio, Generate, Generated, Samples
 from serinette.job import Artifact, Attempt, JobStatus, Record, Result, Sampling, Timings, now
@@ -45,6 +45,14 @@ MODEL = Model(
 )
 
 
+SETTINGS: dict[str, Any] = {
+    "heartbeat_s": 30,
+    "heartbeat_ttl_s": 90,
+    "store_patience_s": 0,
+    "spool_max_bytes": 0,
+}
+
+
 def a_result(job_id: str) -> Result:
     """What a song's attempt leaves."""
     artifact = Artifact(
@@ -69,11 +77,11 @@ def a_result(job_id: str) -> Result:
 
 
 class ImaginedEngine(EngineClient):
-    """Sings silence at once; `meanwhile` happens while it does."""
+    """Generates silence at once; `meanwhile` happens while it does."""
 
     def __init__(self) -> None:
         super().__init__(Path("nowhere"), stall_timeout_s=1, cancel_timeout_s=1)
-        self.meanwhile: Callable[[Hold], None] = lambda _: None
+        self.meanwhile: Callable[[HeldJob], None] = lambda _: None
         self.heard: list[Generate] = []
         self.audio: list[Samples] = []
         self.closed = 0
@@ -84,14 +92,14 @@ class ImaginedEngine(EngineClient):
     def ready(self, wait_s: float = 0.0) -> bool:
         return True
 
-    def wait_ready(self, hold: Hold, tell: Tell) -> Model:
+    def wait_ready(self, held: HeldJob) -> Model:
         return MODEL
 
-    def sing(self, request: Generate, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Generated:
+    def generate(self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep) -> Generated:
         self.heard.append(request)
         self.audio = list(audio)
-        self.meanwhile(hold)
-        hold.check()
+        self.meanwhile(held)
+        held.check()
         songs = tuple(
             Audio(role="song", channels=2, frames=480, seed=seed) for seed in range(self._variations(request))
         )
@@ -107,7 +115,7 @@ class ImaginedEngine(EngineClient):
 class Slot(SlotWorker):
     """A slot that takes one job at a time, when asked to."""
 
-    def sing_one(self) -> bool:
+    def run_one(self) -> bool:
         """Whether there was a job to take."""
         if taken := self.take():
             self.execute_job(*taken)
@@ -129,14 +137,12 @@ class SlotBench:
     def board(self) -> Board:
         return Board(self.redis, self.keys)
 
-    def slot(self, client: Redis | None = None, name: str = "pod-1.0.slot") -> Slot:
-        """A slot of its own name. It beats so seldom that only what it does itself reaches Redis."""
-        settings = WorkerSettings(heartbeat_s=30, heartbeat_ttl_s=90, store_patience_s=0)
-        self.engine = ImaginedEngine()
-        self.drain = Drain(3600)
-        return Slot(
-            f"{name}{next(self.numbers)}", client or self.redis, Singer(self.engine, self.store, settings), self.drain
-        )
+    def slot(self, client: Redis | None = None, name: str = "pod-1.0.slot", **given: Any) -> Slot:
+        """A slot of its own name, `given` among its settings. It beats seldom: what reaches Redis it does itself."""
+        settings = WorkerSettings(**{**SETTINGS, **given})
+        self.engine, self.drain = ImaginedEngine(), Drain(settings.drain_timeout_s)
+        resources = SlotResources(self.engine, self.store, settings, Spool.open(settings))
+        return Slot(f"{name}{next(self.numbers)}", client or self.redis, resources, self.drain)
 
     def order(self, spec: GenerationSpec | None = None, *, attempts: int = 3, **given: Any) -> str:
         """Submit a job with all that the gateway writes."""

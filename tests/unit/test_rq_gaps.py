@@ -23,8 +23,8 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 from rq.worker import Worker, WorkerStatus
 
-from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.patience import Patience
+from gpu_worker.slot.drain import Patience
+from gpu_worker.slot.held_job import HeldJob
 from serinette.errors import EngineCrashed
 from serinette.job import JobStatus, Record
 from serinette.names import Keys, record_key
@@ -65,7 +65,7 @@ def states(redis: Redis) -> list[str]:
     return [worker.get_state() for worker in Worker.all(redis)]
 
 
-def crash(_: Hold) -> None:
+def crash(_: HeldJob) -> None:
     raise EngineCrashed("gone")
 
 
@@ -76,7 +76,7 @@ def test_a_claim_that_was_held_for_long_costs_no_retry_and_generates_nothing_twi
     taken = frozen.take()
     assert taken
     StartedJobRegistry("default.normal", bench.redis, serializer=JSONSerializer).cleanup()
-    assert not bench.slot().sing_one()
+    assert not bench.slot().run_one()
     frozen.execute_job(*taken)
     assert [attempt.outcome for attempt in bench.entry(job_id).attempts] == ["succeeded"]
     assert bench.rq_job(job_id).retries_left == 2
@@ -88,7 +88,7 @@ def test_a_retry_needs_no_scheduler(bench: SlotBench) -> None:
     job_id, behind = bench.order(), bench.order()
     slot = bench.slot()
     bench.engine.meanwhile = crash
-    slot.sing_one()
+    slot.run_one()
     assert bench.waiting() == [job_id, behind]
     assert bench.rq_job(job_id).get_status() == "queued"
     assert bench.redis.zcard("rq:scheduled:default.normal") == 0
@@ -105,11 +105,11 @@ def test_of_several_jobs_that_one_slot_holds_the_canceled_one_ends_and_is_not_re
     slot = pier.spooling()
     with pier.away():
         for _ in jobs:
-            slot.sing_one()
+            slot.run_one()
         for job_id in jobs[:2]:
             pier.board.cancel(job_id)
-        for pending in slot._awaiting._pending:
-            pending.heartbeat.beat()
+        for held, _ in slot.spooled.held:
+            held.beat()
     send(slot)
     assert [pier.entry(job_id).status for job_id in jobs] == ["canceled", "canceled", "succeeded"]
     assert pier.waiting() == []
@@ -172,7 +172,7 @@ def test_a_suspended_slot_sends_what_waits_for_the_store(
 def test_a_job_is_performed_off_the_main_thread(bench: SlotBench) -> None:
     """RQ's deadline is SIGALRM, which only a main thread may arm."""
     job_id, slot = bench.order(), bench.slot()
-    singing = threading.Thread(target=slot.sing_one)
+    singing = threading.Thread(target=slot.run_one)
     singing.start()
     singing.join()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
@@ -181,7 +181,7 @@ def test_a_job_is_performed_off_the_main_thread(bench: SlotBench) -> None:
 @pytest.mark.parametrize("answer_lost", [False, True], ids=["not sent", "answer lost"])
 @pytest.mark.parametrize("end", [None, crash], ids=["well", "crash"])
 def test_a_connection_that_breaks_anywhere_costs_nothing(
-    bench: SlotBench, redis_url: str, end: Callable[[Hold], None] | None, answer_lost: bool
+    bench: SlotBench, redis_url: str, end: Callable[[HeldJob], None] | None, answer_lost: bool
 ) -> None:
     """In RQ a ConnectionError while it records a success queues the finished job again, and it is sung twice."""
     for round_trips in count():
@@ -191,10 +191,10 @@ def test_a_connection_that_breaks_anywhere_costs_nothing(
         if end:
             bench.engine.meanwhile = end
         breaking.arm(round_trips)
-        assert slot.sing_one()
+        assert slot.run_one()
         if end:
             assert bench.waiting() == [job_id]
-            bench.slot().sing_one()
+            bench.slot().run_one()
         bench.assert_ended(job_id, JobStatus.SUCCEEDED)
         assert charged_attempts(bench.entry(job_id)) == (1 if end else 0)
         assert len(bench.entry(job_id).attempts) == (2 if end else 1)
@@ -239,7 +239,7 @@ class Breaking:
 def test_redis_never_holds_a_song(bench: SlotBench) -> None:
     """RQ keeps what a job returns: here names of objects, never their bytes."""
     job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, format=AudioFormat.WAV, variations=4))
-    bench.slot().sing_one()
+    bench.slot().run_one()
     songs = [bench.store.get(artifact.key) for artifact in recorded(bench, job_id).artifacts]
     assert all(song.startswith(b"RIFF") for song in songs)
     for key in bench.redis.scan_iter():
@@ -258,6 +258,6 @@ def test_a_pickle_in_a_lane_is_never_opened(bench: SlotBench, tmp_path: Path) ->
 
     job_id = bench.order()
     bench.redis.hset(f"rq:job:{job_id}", "data", pickle.dumps(Payload()))
-    assert bench.slot().sing_one()
+    assert bench.slot().run_one()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     assert not opened.exists()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.slot.drain import Drain
-from gpu_worker.slot.patient_store import PatientStore
-from gpu_worker.slot.song import Singer
-from gpu_worker.slot.spool import Spool
+from gpu_worker.slot.retrying_store import RetryingStore
+from gpu_worker.slot.spool import Parcel, Spool
 from serinette.errors import StoreUnavailable
 from serinette.job import JobStatus, Record
 from serinette.names import Keys, record_key
@@ -23,7 +21,7 @@ from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 from tests.jobs import TENANT, charged_attempts
-from tests.unit.slot_bench import ImaginedEngine, Slot, SlotBench
+from tests.unit.slot_bench import Slot, SlotBench
 
 
 class Pier(SlotBench):
@@ -42,17 +40,8 @@ class Pier(SlotBench):
             store.unlink()
             aside.rename(store)
 
-    def spooling(self, max_bytes: int = 10**9, name: str = "pod-1.0.slot") -> Slot:
-        settings = WorkerSettings(
-            heartbeat_s=30,
-            heartbeat_ttl_s=90,
-            store_patience_s=0,
-            work_dir=self.directory / "work",
-            spool_max_bytes=max_bytes,
-        )
-        self.engine, self.drain = ImaginedEngine(), Drain(3600)
-        singer = Singer(self.engine, self.store, settings, Spool.open(settings))
-        return Slot(f"{name}{next(self.numbers)}", self.redis, singer, self.drain)
+    def spooling(self, max_bytes: int = 10**9, **given: Any) -> Slot:
+        return self.slot(work_dir=self.directory / "work", spool_max_bytes=max_bytes, **given)
 
     @property
     def parcels(self) -> list[Path]:
@@ -76,16 +65,15 @@ def winner_of(pier: Pier, job_id: str) -> str | None:
 
 
 def send(slot: Slot) -> None:
-    slot._awaiting._next_s = 0.0
-    slot._awaiting.send()
+    slot.spooled.send(at_once=True)
 
 
 def die(slot: Slot) -> None:
     """What a kill leaves: no lock, no heartbeat, no word."""
-    for pending in slot._awaiting._pending:
-        pending.parcel.release()
-        pending.beating.close()
-    slot._awaiting._pending.clear()
+    for held, parcel in slot.spooled.held:
+        parcel.release()
+        held.stop()
+    slot.spooled.held.clear()
 
 
 def test_a_slot_sings_on_while_its_songs_wait_and_sends_them_when_the_store_is_back(pier: Pier) -> None:
@@ -93,7 +81,7 @@ def test_a_slot_sings_on_while_its_songs_wait_and_sends_them_when_the_store_is_b
     slot = pier.spooling()
     with pier.away():
         for _ in jobs:
-            slot.sing_one()
+            slot.run_one()
         assert pier.engine.heard
         assert len(pier.parcels) == 3
         assert len(pier.held()) == 3, "the jobs are held, and their heartbeats go on"
@@ -117,15 +105,15 @@ def test_only_what_the_store_did_not_take_is_spooled(pier: Pier, monkeypatch: py
     job_id = pier.order(GenerationSpec(prompt="jazz", seed=7, variations=2))
     slot = pier.spooling()
     leaving = pier.away()
-    put = PatientStore.put
+    put = RetryingStore.put
 
-    def second_time_without_a_store(store: PatientStore, key: str, data: bytes, content_type: str) -> None:
+    def second_time_without_a_store(store: RetryingStore, key: str, data: bytes, content_type: str) -> None:
         put(store, key, data, content_type)
         monkeypatch.undo()
         leaving.__enter__()
 
-    monkeypatch.setattr(PatientStore, "put", second_time_without_a_store)
-    slot.sing_one()
+    monkeypatch.setattr(RetryingStore, "put", second_time_without_a_store)
+    slot.run_one()
     assert sorted(file.name for parcel in pier.parcels for file in parcel.iterdir()) == ["1", "job.json"]
     leaving.__exit__(None, None, None)
     send(slot)
@@ -133,26 +121,43 @@ def test_only_what_the_store_did_not_take_is_spooled(pier: Pier, monkeypatch: py
     assert pier.entry(job_id).status is JobStatus.SUCCEEDED
 
 
+def test_a_disk_that_takes_songs_and_no_record_loses_none(pier: Pier, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = pier.order()
+    slot = pier.spooling()
+    leaving = pier.away()
+    leaving.__enter__()
+
+    def no_room(*_: object) -> bool:
+        leaving.__exit__(None, None, None)
+        return False
+
+    monkeypatch.setattr(Parcel, "seal", no_room)
+    slot.run_one()
+    pier.assert_ended(job_id, JobStatus.SUCCEEDED)
+    artifact = pier.job_json(job_id).artifacts[0]
+    assert pier.store.head(artifact.key).size_bytes == artifact.size_bytes
+    assert pier.parcels == []
+
+
 def test_a_full_spool_stops_claiming(pier: Pier) -> None:
     first, second = pier.order(), pier.order()
-    slot = pier.spooling(max_bytes=1)
+    slot = pier.spooling(max_bytes=1, drain_timeout_s=0)
     with pier.away():
-        slot.sing_one()
-        assert slot._awaiting.full
-        slot._pause = lambda seconds: slot._drain.on_signal(15, None)  # type: ignore[method-assign]  # one turn only
-        slot._leave = lambda: None  # type: ignore[method-assign]
+        slot.run_one()
+        assert slot.spooled.full
+        Timer(0.2, pier.drain.on_signal, (15, None)).start()
         assert slot.dequeue_job_and_maintain_ttl(None) is None
-        assert pier.waiting() == [second]
-    send(slot)
+        assert pier.entry(second).attempts == ()
+    send(pier.spooling())
     assert pier.entry(first).status is JobStatus.SUCCEEDED
-    assert not slot._awaiting.full
+    assert not slot.spooled.full
 
 
 def test_without_a_spool_a_song_waits_and_its_attempt_fails(pier: Pier) -> None:
     job_id = pier.order(attempts=1)
     slot = pier.slot()
     with pier.away():
-        slot.sing_one()
+        slot.run_one()
     error = pier.entry(job_id).error
     assert error and error.code == StoreUnavailable.code
 
@@ -161,7 +166,7 @@ def test_the_song_of_a_dead_slot_is_sent_by_the_next_one_of_its_pod(pier: Pier) 
     job_id = pier.order()
     slot = pier.spooling()
     with pier.away():
-        slot.sing_one()
+        slot.run_one()
     die(slot)
     pier.lose(job_id)
 
@@ -170,7 +175,7 @@ def test_the_song_of_a_dead_slot_is_sent_by_the_next_one_of_its_pod(pier: Pier) 
     assert pier.parcels == []
     record = pier.job_json(job_id)
     assert record.attempt and record.attempt.number == 1
-    assert not heir.sing_one(), "it was sung already"
+    assert not heir.run_one(), "it was sung already"
     assert pier.entry(job_id).status is JobStatus.SUCCEEDED
     assert len(list(pier.store.list("songs"))) == 2
 
@@ -179,7 +184,7 @@ def test_a_parcel_that_is_held_is_left_alone(pier: Pier) -> None:
     pier.order()
     slot = pier.spooling()
     with pier.away():
-        slot.sing_one()
+        slot.run_one()
     send(pier.spooling())
     assert len(pier.parcels) == 1
     send(slot)
@@ -188,8 +193,9 @@ def test_a_parcel_that_is_held_is_left_alone(pier: Pier) -> None:
 
 def test_half_a_parcel_is_erased(pier: Pier) -> None:
     slot = pier.spooling()
-    assert slot._singer.spool
-    parcel = slot._singer.spool.begin("attempt-x")
+    spool = Spool.open(WorkerSettings(work_dir=pier.directory / "work"))
+    assert spool
+    parcel = spool.begin("attempt-x")
     assert parcel and parcel.add(0, b"half")
     parcel.release()
     send(slot)
@@ -200,11 +206,11 @@ def test_of_two_attempts_that_sang_the_first_record_counts(pier: Pier) -> None:
     job_id = pier.order()
     slot = pier.spooling()
     with pier.away():
-        slot.sing_one()
+        slot.run_one()
     die(slot)
     pier.lose(job_id)
     other = pier.slot(name="pod-2.0.slot")  # of another pod
-    other.sing_one()
+    other.run_one()
     winner = pier.entry(job_id).attempts[-1].id
     assert winner_of(pier, job_id) == winner
     send(pier.spooling())
@@ -218,13 +224,13 @@ def test_a_canceled_job_brings_no_song(pier: Pier, dead: bool) -> None:
     job_id = pier.order()
     slot = pier.spooling()
     with pier.away():
-        slot.sing_one()
+        slot.run_one()
     pier.board.cancel(job_id)
     if dead:
         die(slot)
         slot = pier.spooling()
     else:
-        slot._awaiting._pending[0].hold.canceled = True  # as the heartbeat sees it
+        slot.spooled.held[0][0].canceled = True  # as the heartbeat sees it
     send(slot)
     assert pier.parcels == []
     assert list(pier.store.list("songs")) == []
@@ -233,19 +239,17 @@ def test_a_canceled_job_brings_no_song(pier: Pier, dead: bool) -> None:
 
 def test_a_slot_that_leaves_gives_its_jobs_back_and_keeps_their_songs(pier: Pier) -> None:
     job_id = pier.order()
-    slot = pier.spooling()
+    slot = pier.spooling(drain_timeout_s=0)
     with pier.away():
-        slot.sing_one()
+        slot.run_one()
         pier.drain.on_signal(15, None)
-        time.sleep(1.1)
-        pier.drain.on_signal(15, None)  # at once
-        slot._leave()
+        assert slot.dequeue_job_and_maintain_ttl(None) is None
     assert pier.waiting() == [job_id]
     assert charged_attempts(pier.entry(job_id)) == 0
     assert not pier.drain.holding
     heir = pier.spooling()
     send(heir)
-    assert not heir.sing_one()
+    assert not heir.run_one()
     assert pier.entry(job_id).status is JobStatus.SUCCEEDED
 
 
@@ -268,7 +272,7 @@ def test_a_song_whose_redis_came_back_empty_is_recorded_and_ends(pier: Pier) -> 
         pier.redis.flushdb()  # this test's own server
 
     pier.engine.meanwhile = lost
-    slot.sing_one()
+    slot.run_one()
     assert pier.job_json(job_id).job_id == job_id
     entry = pier.entry(job_id)
     assert entry.status is JobStatus.SUCCEEDED
@@ -285,10 +289,10 @@ def test_a_failed_attempt_whose_redis_came_back_empty_is_tried_again(pier: Pier)
         raise OSError("no space left")
 
     pier.engine.meanwhile = lost
-    slot.sing_one()
+    slot.run_one()
     assert pier.waiting() == [job_id]
     pier.engine.meanwhile = lambda _: None
-    slot.sing_one()
+    slot.run_one()
     assert pier.entry(job_id).status is JobStatus.SUCCEEDED
 
 
@@ -299,14 +303,14 @@ def test_a_heartbeat_enters_again_what_redis_lost(pier: Pier) -> None:
 
     def lost(_: object) -> None:
         pier.redis.flushdb()
-        assert slot._heartbeat and slot._hold
-        assert slot._heartbeat.beat() == "mine"
-        assert pier.entry(job_id).owner == slot._hold.attempt.id
-        assert pier.held() == [f"{job_id}:{slot._hold.attempt.id}"]
+        assert slot.held
+        assert slot.held.beat() == "mine"
+        assert pier.entry(job_id).owner == slot.held.attempt.id
+        assert pier.held() == [f"{job_id}:{slot.held.attempt.id}"]
         assert pier.redis.zrange(pier.keys.live, 0, -1) == [job_id.encode()]
 
     pier.engine.meanwhile = lost
-    slot.sing_one()
+    slot.run_one()
     assert pier.entry(job_id).status is JobStatus.SUCCEEDED
 
 
@@ -321,12 +325,12 @@ def test_a_claim_that_redis_forgot_still_brings_its_song(pier: Pier) -> None:
         pier.redis.flushdb()
         for key, value in before.items():
             pier.redis.restore(key, 0, value)
-        assert slot._heartbeat
-        assert slot._heartbeat.beat() == "waits"
+        assert slot.held
+        assert slot.held.beat() == "waits"
 
     pier.engine.meanwhile = restored
-    slot.sing_one()
+    slot.run_one()
     assert pier.waiting() == []
-    assert not slot.sing_one()
+    assert not slot.run_one()
     assert pier.entry(job_id).status is JobStatus.SUCCEEDED
     assert len(list(pier.store.list("songs"))) == 2
