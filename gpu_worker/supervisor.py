@@ -29,7 +29,7 @@ _SLOT_HEALTHY_AFTER_S = 10.0
 # Beyond the drain: for a job that is given back, an engine that is asked to stop, a Redis that is slow just then.
 _DRAIN_MARGIN_S = 15.0
 _STOP_TIMEOUT_S = 10.0
-# Between two questions how the engine fares: more often than anybody scrapes.
+# Between two questions for the engine's vitals: more often than metrics are scraped.
 _ASK_VITALS_EVERY_S = 5.0
 # In the run directory while the model is loaded: a look at a file is all that the platform's probe costs.
 READY_FILE = "ready"
@@ -66,7 +66,7 @@ class EngineMonitor(EngineLink):
 
 
 class SlotChild(Child):
-    """A slot, under another name at each start: RQ refuses one that a killed process has not ceased to hold."""
+    """A slot, under another name at each start: RQ refuses the name of a process that was killed a moment ago."""
 
     def __init__(self, number: int, worker: str, run_dir: Path, environment: dict[str, str]) -> None:
         command = (sys.executable, "-m", "gpu_worker.slot")

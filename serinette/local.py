@@ -262,7 +262,7 @@ class Local:
         )
 
     def _worker_pending(self) -> str | None:
-        """Until one that started just now has its model."""
+        """Until a worker that started with this supervisor has its model."""
         try:
             workers = [one for one in present(self._redis, self._settings.keys) if one.started_at >= self._worker_since]
         except RedisError as error:

@@ -42,7 +42,7 @@ class History:
     """What became of one child so far. Times are of the monotonic clock.
 
     `deaths` counts those in a row since it was last healthy: an engine that worked and was killed for a job that hung
-    is back at once, one that cannot load its model comes back ever more slowly.
+    is back at once, an engine that cannot load its model, ever more slowly.
     """
 
     deaths: int = 0
@@ -179,7 +179,7 @@ class Child:
         return True
 
     def next_step(self, at_s: float) -> Step:
-        """As `next_step`; one that has run for `healthy_after_s` is healthy."""
+        """As the function; a child that has run for `healthy_after_s` is healthy."""
         history = self.history
         if history.started_at_s is not None and at_s > history.started_at_s + self.spec.healthy_after_s:
             self.mark_healthy()

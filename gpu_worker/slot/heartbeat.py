@@ -86,7 +86,7 @@ class Heartbeat:
         self._next_beat_s, self._next_report_s = at_s + self._every_s, at_s + _REPORT_EVERY_S
         try:
             self._beat(self._latest.pop() if self._latest else None)
-        except RedisError as error:  # one that no waiting helps against; the next beat tries again
+        except RedisError as error:  # not an outage, which the client waits out; the next beat tries again
             log.warning("a heartbeat was not taken: %s", error)
         if asked:
             self._answered.set()

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 # So long a finished song waits for a last look at the cancel flag; with Redis away it is recorded all the same.
 _LAST_LOOK_S = 1.0
-# A job is given up at its deadline by the main thread, which then encodes or uploads nothing more. One that has not
-# moved for so long after it is stuck inside a library, where no signal reaches it.
+# A job is given up at its deadline by the main thread, which then encodes or uploads nothing more. A job that has
+# not moved for so long after it is stuck inside a library, where no signal reaches it.
 _STUCK_AFTER_S = 900.0
 # How long a Redis that answers, and refuses to write (a replica during a failover), is asked again.
 _REFUSED_FOR_S = 900.0

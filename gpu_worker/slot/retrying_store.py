@@ -53,7 +53,7 @@ class RetryingStore:
         return self._ask(lambda: self._store.put_if_absent(key, data))
 
     def delete(self, key: str) -> None:
-        """Erase an object that nothing refers to; one that the store does not erase now is left to retention."""
+        """Erase an object that nothing refers to, or leave it to retention where the store is away."""
         try:
             self._store.delete(key)
         except StoreUnavailable as error:

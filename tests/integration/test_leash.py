@@ -15,7 +15,7 @@ import pytest
 
 from tests.processes import below, eventually, eventually_gone, gone
 
-# A parent that starts one sleeping child in the way under test, tells its process id and sleeps too.
+# A parent that starts one sleeping child in the way under test, prints its process id and sleeps too.
 PARENT = """
 import os, subprocess, sys, time
 from serinette import leash
@@ -44,7 +44,7 @@ def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
     assert eventually(lambda: len(below(child)) == (2 if request.param == "stand_between" else 1))
     children = below(child)
     if request.param == "die_with_parent":
-        time.sleep(1)  # no sign tells when the call has been made
+        time.sleep(1)  # no sign shows when the call has been made
     try:
         yield parent, children
     finally:
@@ -94,7 +94,7 @@ def test_whoever_stands_between_passes_signals_and_the_status_on() -> None:
         assert between.wait(timeout=15) == 5
 
 
-def test_bad_usage_is_told() -> None:
+def test_bad_usage_is_refused() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "serinette.leash", "sleep", "1"], check=False, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""Redis goes away while a song is sung: the model stays warm, the song is sung once and recorded when Redis is back."""
+"""Redis goes away in the midst of a song: the model stays warm, the song is recorded, once, when Redis is back."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Outage:
 def valkey(tmp_path: Path) -> Iterator[Outage]:
     outage = Outage(tmp_path / "valkey")
     yield outage
-    with suppress(ProcessLookupError):  # one that a test left frozen would not end
+    with suppress(ProcessLookupError):  # a server left frozen would not end
         outage.thaw()
     outage.stop()
 

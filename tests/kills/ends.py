@@ -1,4 +1,4 @@
-"""What it means that a job has ended exactly once, and who sees to it when somebody died."""
+"""What it means that a job has ended exactly once, and what ends it when a process died."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def pier(redis: Redis, directory: Path) -> Pier:
     return made
 
 
-def sing_without_a_store(fate: Fate, redis_url: str, directory: Path, back: bool) -> None:
+def run_without_a_store(fate: Fate, redis_url: str, directory: Path, back: bool) -> None:
     """A song waits; then the store is back, or the slot leaves while it is still away."""
     bench = pier(fate.redis(redis_url), directory)
     slot = bench.spooling()
@@ -42,7 +42,7 @@ def test_every_death_is_survived(redis: Redis, redis_url: str, tmp_path: Path, b
     deaths, jobs = Deaths(fewest=8), []
     for round_trips in deaths:
         job_id = bench.order()
-        deaths.lives(round_trips, sing_without_a_store, redis_url, tmp_path, back)
+        deaths.lives(round_trips, run_without_a_store, redis_url, tmp_path, back)
         if (aside := tmp_path / "store-aside").exists():
             (tmp_path / "store").unlink(missing_ok=True)
             aside.rename(tmp_path / "store")

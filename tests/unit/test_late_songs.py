@@ -106,7 +106,7 @@ def test_the_last_attempt_of_several_bars_the_earlier_ones(bench: SlotBench) -> 
     assert record.attempt and record.attempt.number == 2
 
 
-def test_an_earlier_attempt_that_sang_after_all_is_what_the_last_one_finds(bench: SlotBench) -> None:
+def test_an_earlier_attempts_song_is_what_the_last_one_finds(bench: SlotBench) -> None:
     job_id = bench.order(attempts=2)
     slot = bench.slot()
 

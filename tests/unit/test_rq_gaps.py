@@ -84,7 +84,7 @@ def test_a_claim_that_was_held_for_long_costs_no_retry_and_generates_nothing_twi
 
 
 def test_a_retry_needs_no_scheduler(bench: SlotBench) -> None:
-    """With an interval RQ parks it as `scheduled`, for a process that nobody runs."""
+    """With an interval RQ parks it as `scheduled`, for a process that is not run here."""
     job_id, behind = bench.order(), bench.order()
     slot = bench.slot()
     bench.engine.meanwhile = crash
@@ -172,9 +172,9 @@ def test_a_suspended_slot_sends_what_waits_for_the_store(
 def test_a_job_is_performed_off_the_main_thread(bench: SlotBench) -> None:
     """RQ's deadline is SIGALRM, which only a main thread may arm."""
     job_id, slot = bench.order(), bench.slot()
-    singing = threading.Thread(target=slot.run_one)
-    singing.start()
-    singing.join()
+    working_thread = threading.Thread(target=slot.run_one)
+    working_thread.start()
+    working_thread.join()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
@@ -183,7 +183,7 @@ def test_a_job_is_performed_off_the_main_thread(bench: SlotBench) -> None:
 def test_a_connection_that_breaks_anywhere_costs_nothing(
     bench: SlotBench, redis_url: str, end: Callable[[HeldJob], None] | None, answer_lost: bool
 ) -> None:
-    """In RQ a ConnectionError while it records a success queues the finished job again, and it is sung twice."""
+    """In RQ a ConnectionError while it records a success queues the finished job again, and it is generated twice."""
     for round_trips in count():
         job_id = bench.order()
         breaking = Breaking(answer_lost)
@@ -249,7 +249,7 @@ def test_redis_never_holds_a_song(bench: SlotBench) -> None:
 
 
 def test_a_pickle_in_a_lane_is_never_opened(bench: SlotBench, tmp_path: Path) -> None:
-    """RQ's default serializer would run whatever whoever reaches Redis has written."""
+    """RQ's default serializer would run what any client of Redis has written."""
     opened = tmp_path / "opened"
 
     class Payload:

@@ -133,7 +133,7 @@ def test_a_late_attempt_changes_nothing(bench: SlotBench, after: str) -> None:
         bench.assert_ended(job_id, JobStatus.FAILED)
 
 
-def test_a_record_that_exists_is_recorded_and_nothing_is_sung(bench: SlotBench) -> None:
+def test_a_record_that_exists_ends_the_job_and_nothing_is_generated(bench: SlotBench) -> None:
     job_id = bench.order()
     bench.put_song(job_id)
     bench.slot().run_one()
@@ -192,7 +192,7 @@ def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench, monkeypatch: py
     assert bench.engine.closed == 1, "what was not taken must not be taken for the next job's"
 
 
-def test_a_cancel_that_nobody_published_still_comes_before_the_record(
+def test_a_cancel_that_was_not_published_still_comes_before_the_record(
     bench: SlotBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = bench.order()

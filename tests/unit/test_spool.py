@@ -1,4 +1,4 @@
-"""The store goes away while songs are sung: they wait on disk, are sent later, and none is sung twice or lost."""
+"""The store goes away: songs wait on disk, are sent later, and none is lost or generated twice."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def die(slot: Slot) -> None:
     slot.spooled.held.clear()
 
 
-def test_a_slot_sings_on_while_its_songs_wait_and_sends_them_when_the_store_is_back(pier: Pier) -> None:
+def test_a_slot_works_on_while_its_songs_wait_and_sends_them_when_the_store_is_back(pier: Pier) -> None:
     jobs = [pier.order() for _ in range(3)]
     slot = pier.spooling()
     with pier.away():
@@ -175,7 +175,7 @@ def test_the_song_of_a_dead_slot_is_sent_by_the_next_one_of_its_pod(pier: Pier) 
     assert pier.parcels == []
     record = pier.job_json(job_id)
     assert record.attempt and record.attempt.number == 1
-    assert not heir.run_one(), "it was sung already"
+    assert not heir.run_one(), "it was generated already"
     assert pier.entry(job_id).status is JobStatus.SUCCEEDED
     assert len(list(pier.store.list("songs"))) == 2
 
@@ -202,7 +202,7 @@ def test_half_a_parcel_is_erased(pier: Pier) -> None:
     assert pier.parcels == []
 
 
-def test_of_two_attempts_that_sang_the_first_record_counts(pier: Pier) -> None:
+def test_of_two_attempts_with_songs_the_first_record_counts(pier: Pier) -> None:
     job_id = pier.order()
     slot = pier.spooling()
     with pier.away():
@@ -315,7 +315,7 @@ def test_a_heartbeat_enters_again_what_redis_lost(pier: Pier) -> None:
 
 
 def test_a_claim_that_redis_forgot_still_brings_its_song(pier: Pier) -> None:
-    """Valkey restored without its last second: the job waits in its lane, and is being sung."""
+    """Valkey restored without its last second: the job waits in its lane, and is being generated."""
     job_id = pier.order()
     slot = pier.spooling()
     slot.register_birth()  # type: ignore[no-untyped-call]  # RQ ships it untyped
