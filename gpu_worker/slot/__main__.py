@@ -7,12 +7,11 @@ import logging
 import secrets
 import signal
 import sys
-from contextlib import suppress
 
 import rq.defaults
 from rq.exceptions import StopRequested
 
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.claiming import CYCLE
 from gpu_worker.slot.drain import Drain, connect_patiently
@@ -43,15 +42,8 @@ def run(settings: WorkerSettings, name: str) -> int:
         signal.signal(number, drain.on_signal)
     engine = EngineClient(settings.engine_socket, settings.stall_timeout_s, settings.cancel_timeout_s)
     resources = SlotResources(engine, Store.open(settings), settings, Spool.open(settings))
-
-    def report_busy(busy: bool) -> None:
-        if settings.run_dir:
-            file = busy_file(settings.run_dir, name)
-            with suppress(OSError):  # of a full disk: a figure, no more
-                file.touch() if busy else file.unlink(missing_ok=True)
-
     try:
-        worker = SlotWorker(name, connect_patiently(settings, drain), resources, drain, report_busy)
+        worker = SlotWorker(name, connect_patiently(settings, drain), resources, drain)
         # A pod that takes a few jobs and goes must have its turn at the lower lanes too.
         worker.claimer.claims = secrets.randbelow(CYCLE)
         worker.work(logging_level="WARNING")

@@ -14,13 +14,13 @@ from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.held_job import HeldJob
 from gpu_worker.slot.retrying_store import RetryingStore
 from gpu_worker.slot.sources import Role, Sources
-from gpu_worker.slot.spool import Parcel, Spool
+from gpu_worker.slot.spool import Parcel, Spool, put_record_or_erase
 from gpu_worker.wire import Audio, Generate, Generated, Samples
 from serinette import telemetry
 from serinette.errors import InvalidOutput, StoreUnavailable
 from serinette.job import Artifact, JobStatus, Record, Result, Stage, Timings, now
 from serinette.jobs import Outcome
-from serinette.jobs.finishing import find_record, put_record, record_of
+from serinette.jobs.finishing import find_record, record_of
 from serinette.media import CONTENT_TYPES, EXTENSIONS, encoded_rate, song_tags
 from serinette.names import artifact_key
 from serinette.presence import Model
@@ -80,7 +80,8 @@ class Generation:
             # Nothing refers to these yet. From the record on they may be the job's songs, whatever else fails.
             if self._parcel:
                 self._parcel.discard()
-            self._erase_uploaded()
+            for key in self._uploaded:
+                self._store.delete(key)
             raise
         finally:
             self._encoders.close()
@@ -88,22 +89,17 @@ class Generation:
         held.recording = True
         record = record_of(held.entry, held.attempt, Outcome(JobStatus.SUCCEEDED, result=result))
         with telemetry.span("record"):
-            winner = self._put_record(record)
-        if winner is None and self._parcel:
-            return self._parcel
-        winner = winner or record
-        if not held.is_winner(winner):
-            self._erase_uploaded()
-        return winner
+            return self._put_record(record)
 
     def _known_record(self) -> Record | None:
-        entry, first = self._held.entry, self._held.attempt.number == 1
-        if self._spool is None or not first:
-            return find_record(self._store, entry.tenant, entry.id)
+        entry = self._held.entry
+        patient = self._spool is None or self._held.attempt.number > 1
         try:
-            return find_record(self._store.impatient(), entry.tenant, entry.id)
-        except StoreUnavailable:  # it was never generated, unless Redis has forgotten: then a song is wasted
-            return None
+            return find_record(self._store if patient else self._store.impatient(), entry.tenant, entry.id)
+        except StoreUnavailable:
+            if patient:
+                raise
+            return None  # it was never generated, unless Redis has forgotten: then a song is wasted
 
     # -- the engine
 
@@ -201,15 +197,15 @@ class Generation:
         if not stored and not (self._parcel and self._parcel.add(index, data)):
             self._store.put(key, data, content_type)
 
-    def _put_record(self, record: Record) -> Record | None:
-        """The record that counts; None: it waits in the parcel."""
+    def _put_record(self, record: Record) -> Record | Parcel:
+        """The record that counts, or the parcel in which it waits."""
         found: list[Record] = []
-        if self._in_store(lambda store: found.append(put_record(store, record))):
+        if self._in_store(lambda store: found.append(put_record_or_erase(store, record))):
             return found[0]
         if self._parcel is None:
-            return put_record(self._store, record)
+            return put_record_or_erase(self._store, record)
         if self._parcel.seal(record):
-            return None
+            return self._parcel
         try:
             return self._parcel.send(self._store, record)
         except StoreUnavailable:
@@ -229,7 +225,3 @@ class Generation:
             self._parcel = self._spool.begin(self._held.attempt.id)
             return False
         return True
-
-    def _erase_uploaded(self) -> None:
-        for key in self._uploaded:
-            self._store.delete(key)

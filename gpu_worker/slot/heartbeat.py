@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
@@ -29,13 +28,11 @@ class Heartbeat:
     def __init__(self, beat: Callable[[Progress | None], object], every_s: float) -> None:
         self._beat = beat
         self._every_s = every_s
-        self._next_beat_s = time.monotonic() + every_s
-        self._next_report_s = 0.0
         self._latest: deque[Progress] = deque(maxlen=1)
-        self._asked = False
+        self._due = threading.Event()
+        self._urgent = threading.Event()
         self._answered = threading.Event()
-        self._wake = threading.Event()
-        self._stopped = threading.Event()
+        self._stopped = False
         context = copy_context()  # whose log lines are about this job
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="heartbeat", daemon=True)
 
@@ -45,48 +42,42 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Beat no more. With Redis away it may be waiting: then it beats once more for an attempt that is over."""
-        self._stopped.set()
-        self._wake.set()
+        self._stopped = True
+        self.beat_soon()
         self._thread.join(timeout=_REPORT_EVERY_S * 5)
 
     def report(self, progress: Progress) -> None:
         """Have progress reported soon; the last one counts."""
         self._latest.append(progress)
-        self._wake.set()
+        self._due.set()
 
     def beat_soon(self) -> None:
         """Beat at once, and wait for nothing."""
-        self._next_beat_s = 0.0
-        self._wake.set()
+        self._urgent.set()
+        self._due.set()
 
     def beat_and_wait(self, timeout_s: float) -> None:
         """Beat at once and wait until that is done, `timeout_s` at most."""
-        self._answered.clear()
-        self._asked = True
-        self._wake.set()
+        self._answered = threading.Event()
+        self.beat_soon()
         self._answered.wait(timeout_s)
 
     def _run(self) -> None:
         try:
-            while not self._stopped.is_set():
-                self._wake.wait(self._pause_s())
-                self._wake.clear()
-                if self._asked or self._pause_s() == 0:
+            while not self._stopped:
+                self._due.wait(self._every_s)
+                self._due.clear()
+                self._urgent.clear()
+                if not self._stopped:
                     self._beat_once()
+                    self._urgent.wait(_REPORT_EVERY_S)
         except StopRequested:  # the slot leaves while Redis is away
             return
 
-    def _pause_s(self) -> float:
-        next_s = min(self._next_beat_s, self._next_report_s) if self._latest else self._next_beat_s
-        return max(0.0, next_s - time.monotonic())
-
     def _beat_once(self) -> None:
-        asked, self._asked = self._asked, False
-        at_s = time.monotonic()
-        self._next_beat_s, self._next_report_s = at_s + self._every_s, at_s + _REPORT_EVERY_S
+        answered = self._answered
         try:
             self._beat(self._latest.pop() if self._latest else None)
         except RedisError as error:  # not an outage, which the client waits out; the next beat tries again
             log.warning("a heartbeat was not taken: %s", error)
-        if asked:
-            self._answered.set()
+        answered.set()

@@ -39,6 +39,15 @@ _LONGEST_PAUSE_S = 60.0
 _SCAN_EVERY_S = 5.0
 
 
+def put_record_or_erase(store: Store | RetryingStore, record: Record) -> Record:
+    """Record a job with songs; where another attempt's record counts, which is the answer, these songs are erased."""
+    winner = put_record(store, record)
+    if winner.attempt is None or record.attempt is None or winner.attempt.id != record.attempt.id:
+        for artifact in record.artifacts:
+            store.delete(artifact.key)
+    return winner
+
+
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """One attempt's songs and record, held by this process."""
@@ -72,10 +81,7 @@ class Parcel:
         for artifact in record.artifacts:
             if (song := self.directory / str(artifact.index)).exists():
                 store.put(artifact.key, song, artifact.content_type)
-        winner = put_record(store, record)
-        if winner.attempt is None or record.attempt is None or winner.attempt.id != record.attempt.id:
-            for artifact in record.artifacts:
-                store.delete(artifact.key)
+        winner = put_record_or_erase(store, record)
         self.discard()
         return winner
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from redis import Redis, RedisError
@@ -18,6 +18,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import WorkerStatus
 
+from gpu_worker.process_setup import busy_file
 from gpu_worker.slot.claiming import Claimer
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.generation import Generation, SlotResources
@@ -45,15 +46,7 @@ class SlotWorker(SimpleWorker):
     transitions (serinette/jobs), which keep RQ's own view of both.
     """
 
-    def __init__(
-        self,
-        name: str,
-        connection: Redis,
-        resources: SlotResources,
-        drain: Drain,
-        report_busy: Callable[[bool], None] = lambda _: None,
-    ) -> None:
-        """`report_busy` is called with whether there is a job in hand."""
+    def __init__(self, name: str, connection: Redis, resources: SlotResources, drain: Drain) -> None:
         settings = self._settings = resources.settings
         super().__init__(
             [queue_name(settings.pool, lane) for lane in Lane],
@@ -65,7 +58,7 @@ class SlotWorker(SimpleWorker):
         )
         self._resources = resources
         self._drain = drain
-        self._report_busy = report_busy
+        self._busy_file = busy_file(settings.run_dir, name) if settings.run_dir else None
         self._lanes = dict(zip(Lane, self.queues, strict=True))
         jobs = Jobs(connection, settings.redis_prefix)
         lease = Lease(name, settings.heartbeat_ttl_s, settings.heartbeat_ttl_s)
@@ -202,6 +195,11 @@ class SlotWorker(SimpleWorker):
                 self.held = None
                 self._drain.holding = bool(self.spooled.held)
                 self._report_busy(False)
+
+    def _report_busy(self, busy: bool) -> None:
+        if self._busy_file:
+            with suppress(OSError):  # of a full disk: a figure, no more
+                self._busy_file.touch() if busy else self._busy_file.unlink(missing_ok=True)
 
     def _work_on(self, held: HeldJob) -> Parcel | None:
         """Generate the job's songs and conclude it; or the parcel in which it waits for the store."""
