@@ -76,7 +76,7 @@ def test_a_suspended_worker_takes_nothing_and_leaves_when_asked(worker_pod: Pod)
     subprocess.run([rq, "suspend", "--url", worker_pod.redis_url], check=True, capture_output=True)
     assert eventually(lambda: {worker.get_state() for worker in Worker.all(worker_pod.redis)} == {"suspended"})
     job_id = worker_pod.submit()
-    time.sleep(1.5)  # longer than an idle slot sleeps
+    time.sleep(1.2)  # longer than an idle slot sleeps
     assert worker_pod.board.waiting() == [job_id]
     process.terminate()
     assert process.wait(10) == 0, worker_pod.log()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -24,8 +25,9 @@ from gpu_worker.wire import Audio, Generate, Generated, Samples
 from serinette.job import Artifact, Attempt, JobStatus, Record, Result, Sampling, Timings, now
 from serinette.jobs import Entry, Outcome, calls
 from serinette.jobs.finishing import find_record, put_record, record_of
-from serinette.names import Keys, Lane
+from serinette.names import Keys, Lane, record_key
 from serinette.presence import Model
+from serinette.settings import SharedSettings
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
 from tests.jobs import TENANT, Board, assert_ended
@@ -121,6 +123,10 @@ class Slot(SlotWorker):
             self.execute_job(*taken)
         return taken is not None
 
+    def send_spooled(self) -> None:
+        """Bring to the store what waits for it."""
+        self.spooled.send(at_once=True)
+
 
 @dataclass
 class SlotBench:
@@ -182,3 +188,37 @@ class SlotBench:
         """Attempts that RQ takes for running."""
         found: Any = self.redis.zrange("rq:wip:default.normal", 0, -1)
         return [member.decode() for member in found]
+
+
+class SpoolBench(SlotBench):
+    """A bench whose store can go away: a plain file lies where its directory was."""
+
+    directory: Path
+
+    @classmethod
+    def at(cls, redis: Redis, directory: Path) -> SpoolBench:
+        (directory / "store").mkdir(exist_ok=True)
+        bench = cls(redis, Keys(), Store.open(SharedSettings(store_url=f"file://{directory / 'store'}")))
+        bench.directory = directory
+        return bench
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        store, aside = self.directory / "store", self.directory / "store-aside"
+        store.rename(aside)
+        store.touch()
+        try:
+            yield
+        finally:
+            store.unlink()
+            aside.rename(store)
+
+    def spooling(self, max_bytes: int = 10**9, **given: Any) -> Slot:
+        return self.slot(work_dir=self.directory / "work", spool_max_bytes=max_bytes, **given)
+
+    @property
+    def parcels(self) -> list[Path]:
+        return sorted((self.directory / "work" / "spool").glob("*/*"))
+
+    def job_json(self, job_id: str) -> Record:
+        return Record.model_validate_json(self.store.get(record_key(TENANT, job_id)))

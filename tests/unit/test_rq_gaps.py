@@ -33,8 +33,7 @@ from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
 from tests.jobs import TENANT, charged_attempts
 from tests.processes import eventually
-from tests.unit.slot_bench import Slot, SlotBench
-from tests.unit.test_spool import Pier, send
+from tests.unit.slot_bench import Slot, SlotBench, SpoolBench
 
 
 @pytest.fixture
@@ -95,25 +94,23 @@ def test_a_retry_needs_no_scheduler(bench: SlotBench) -> None:
 
 
 def test_of_several_jobs_that_one_slot_holds_the_canceled_one_ends_and_is_not_retried(
-    redis: Redis, keys: Keys, tmp_path: Path
+    redis: Redis, tmp_path: Path
 ) -> None:
     """RQ's stop reaches the first execution of a worker only; two of them overwrite each other, and one is retried."""
-    (tmp_path / "store").mkdir()
-    pier = Pier(redis, keys, Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
-    pier.directory = tmp_path
-    jobs = [pier.order() for _ in range(3)]
-    slot = pier.spooling()
-    with pier.away():
+    bench = SpoolBench.at(redis, tmp_path)
+    jobs = [bench.order() for _ in range(3)]
+    slot = bench.spooling()
+    with bench.away():
         for _ in jobs:
             slot.run_one()
         for job_id in jobs[:2]:
-            pier.board.cancel(job_id)
+            bench.board.cancel(job_id)
         for held, _ in slot.spooled.held:
             held.beat()
-    send(slot)
-    assert [pier.entry(job_id).status for job_id in jobs] == ["canceled", "canceled", "succeeded"]
-    assert pier.waiting() == []
-    assert all(len(pier.entry(job_id).attempts) == 1 for job_id in jobs)
+    slot.send_spooled()
+    assert [bench.entry(job_id).status for job_id in jobs] == ["canceled", "canceled", "succeeded"]
+    assert bench.waiting() == []
+    assert all(len(bench.entry(job_id).attempts) == 1 for job_id in jobs)
 
 
 @pytest.mark.parametrize("idle", [True, False], ids=["while it is idle", "before it starts"])
@@ -125,11 +122,11 @@ def test_no_job_begins_while_rq_is_suspended(bench: SlotBench, monkeypatch: pyte
     with at_work(bench, slot, monkeypatch):
         if first:
             assert eventually(lambda: bench.entry(first).status is JobStatus.SUCCEEDED)
-            time.sleep(0.5)  # it sleeps until a job comes
+            time.sleep(0.2)  # it sleeps until a job comes
             suspend(bench.redis)
         job_id = bench.order()
         assert eventually(lambda: states(bench.redis) == [WorkerStatus.SUSPENDED])
-        time.sleep(1.5)  # longer than an idle slot sleeps
+        time.sleep(1.2)  # longer than an idle slot sleeps
         assert bench.waiting() == [job_id]
         assert bench.entry(job_id).attempts == ()
         resume(bench.redis)
@@ -153,19 +150,17 @@ def test_a_suspended_slot_beats_and_leaves_at_once(bench: SlotBench, monkeypatch
 
 
 def test_a_suspended_slot_sends_what_waits_for_the_store(
-    redis: Redis, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "store").mkdir()
-    pier = Pier(redis, keys, Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
-    pier.directory = tmp_path
-    with at_work(pier, pier.spooling(), monkeypatch):
-        with pier.away():
-            job_id = pier.order()
-            assert eventually(lambda: len(pier.parcels) == 1)
+    bench = SpoolBench.at(redis, tmp_path)
+    with at_work(bench, bench.spooling(), monkeypatch):
+        with bench.away():
+            job_id = bench.order()
+            assert eventually(lambda: len(bench.parcels) == 1)
             suspend(redis)
             assert eventually(lambda: states(redis) == [WorkerStatus.SUSPENDED], timeout_s=5)
-            assert pier.entry(job_id).status is JobStatus.RUNNING
-        assert eventually(lambda: pier.entry(job_id).status is JobStatus.SUCCEEDED)
+            assert bench.entry(job_id).status is JobStatus.RUNNING
+        assert eventually(lambda: bench.entry(job_id).status is JobStatus.SUCCEEDED)
         assert eventually(lambda: states(redis) == [WorkerStatus.SUSPENDED], timeout_s=5)
 
 
