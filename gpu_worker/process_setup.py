@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from serinette.errors import ConfigurationError
+from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES
 
 # sysexits.h: EX_CONFIG. Starting the process again cannot help; the log says what to change.
 CONFIGURATION_EXIT_CODE = 78
@@ -34,8 +35,6 @@ ENGINE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 )
 
 _PREFIX = "run-"
-# A Unix socket's path may have 108 bytes on Linux and 104 on macOS, the ending zero among them.
-_LONGEST_SOCKET_PATH = 103
 _SOCKET = "engine.sock"
 
 
@@ -62,7 +61,7 @@ def private_run_dir(work_dir: Path) -> Iterator[Path]:
         ConfigurationError: neither can be written to.
     """
     longest = len(os.fsencode(work_dir.absolute() / f"{_PREFIX}12345678" / _SOCKET))
-    parent = work_dir.absolute() if longest <= _LONGEST_SOCKET_PATH else Path(tempfile.gettempdir()) / "serinette"
+    parent = work_dir.absolute() if longest <= LONGEST_SOCKET_PATH_BYTES else Path(tempfile.gettempdir()) / "serinette"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _erase_abandoned(parent)

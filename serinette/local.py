@@ -22,10 +22,8 @@ from serinette.errors import ConfigurationError
 from serinette.job import now
 from serinette.presence import WorkerStage, present
 from serinette.settings import SharedSettings, connect_redis, read
-from serinette.supervisor import Child, ChildLog, ChildSpec, Notice, Supervisor
+from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES, Child, ChildLog, ChildSpec, Notice, Supervisor
 
-# A Unix socket's path may have 108 bytes on Linux and 104 on macOS, the ending zero among them.
-_LONGEST_SOCKET_PATH = 103
 _ANY_HOST = {"0.0.0.0", "::"}  # noqa: S104  # recognized, never a default
 # The gateway itself answers within three seconds, whether or not queue and store do.
 _GATEWAY_TIMEOUT_S = 5.0
@@ -131,11 +129,11 @@ class Local:
         self._supervisor.tick()
 
     def _prepare_data_dir(self) -> None:
-        longest = len(os.fsencode(self._socket))
-        if longest > _LONGEST_SOCKET_PATH:
+        excess = len(os.fsencode(self._socket)) - LONGEST_SOCKET_PATH_BYTES
+        if excess > 0:
             raise ConfigurationError(
-                f"the path of {self._data_dir} is {longest - _LONGEST_SOCKET_PATH} bytes too long for the socket in "
-                "it: choose another directory with --data-dir"
+                f"the path of {self._data_dir} is {excess} bytes too long for the socket in it: choose another directory "
+                "with --data-dir"
             )
         try:
             for directory in ("logs", "store", "valkey", "work"):

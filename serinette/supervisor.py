@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 LAST_LINES = 20
+# Of a socket between children: 108 bytes on Linux and 104 on macOS, the ending zero among them.
+LONGEST_SOCKET_PATH_BYTES = 103
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
 
