@@ -132,8 +132,8 @@ class Local:
         excess = len(os.fsencode(self._socket)) - LONGEST_SOCKET_PATH_BYTES
         if excess > 0:
             raise ConfigurationError(
-                f"the path of {self._data_dir} is {excess} bytes too long for the socket in it: choose another directory "
-                "with --data-dir"
+                f"the path of {self._data_dir} is {excess} bytes too long for the socket in it: choose another "
+                "directory with --data-dir"
             )
         try:
             for directory in ("logs", "store", "valkey", "work"):

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ time.sleep(60)
 """
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 BETWEEN = f"import os, sys; from serinette import leash; sys.exit(leash.stand_between(int(sys.argv[1]), {SLEEP!r}))"
-CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); time.sleep(60)"
+CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); print('called', flush=True); time.sleep(60)"
 STARTS = {
     "leashed": f"leash.leashed({SLEEP!r})",
     "stand_between": f"[sys.executable, '-c', {BETWEEN!r}, str(os.getpid())]",
@@ -40,11 +39,10 @@ def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
         [sys.executable, "-c", PARENT.format(start=STARTS[request.param])], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout
-    child = int(parent.stdout.readline())
+    lines = [parent.stdout.readline() for _ in range(2 if request.param == "die_with_parent" else 1)]
+    child = next(int(line) for line in lines if line.strip().isdecimal())
     assert eventually(lambda: len(below(child)) == (2 if request.param == "stand_between" else 1))
     children = below(child)
-    if request.param == "die_with_parent":
-        time.sleep(1)  # no sign shows when the call has been made
     try:
         yield parent, children
     finally:
