@@ -33,18 +33,20 @@ class Heartbeat:
         self._urgent = threading.Event()
         self._answered = threading.Event()
         self._stopped = False
-        context = copy_context()  # whose log lines are about this job
-        self._thread = threading.Thread(target=context.run, args=(self._run,), name="heartbeat", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to beat. Its log lines are about the same job as the caller's."""
+        context = copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="heartbeat", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Beat no more. With Redis away it may be waiting: then it beats once more for an attempt that is over."""
         self._stopped = True
         self.beat_soon()
-        self._thread.join(timeout=_REPORT_EVERY_S * 5)
+        if self._thread:
+            self._thread.join(timeout=_REPORT_EVERY_S * 5)
 
     def report(self, progress: Progress) -> None:
         """Have progress reported soon; the last one counts."""

@@ -24,7 +24,8 @@ time.sleep(60)
 """
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 BETWEEN = f"import os, sys; from serinette import leash; sys.exit(leash.stand_between(int(sys.argv[1]), {SLEEP!r}))"
-CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); print('called', flush=True); time.sleep(60)"
+CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); "
+CALLED += "print('called', flush=True); time.sleep(60)"
 STARTS = {
     "leashed": f"leash.leashed({SLEEP!r})",
     "stand_between": f"[sys.executable, '-c', {BETWEEN!r}, str(os.getpid())]",
