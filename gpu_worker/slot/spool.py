@@ -48,13 +48,14 @@ def put_record_or_erase(store: Store | RetryingStore, record: Record) -> Record:
     return winner
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parcel:
-    """One attempt's songs and record, held by this process."""
+    """One attempt's songs and record, locked by this process."""
 
     directory: Path
-    lock: int
+    lock: int | None
     spool: Spool
+    sealed: Record | None = None
 
     def add(self, index: int, data: bytes) -> bool:
         """Keep one song; False if the disk has no room for it."""
@@ -62,11 +63,15 @@ class Parcel:
 
     def seal(self, record: Record) -> bool:
         """Make it whole: from now on it may outlive this process. False if the disk has no room for it."""
-        return self._write(_RECORD, record.model_dump_json().encode())
+        if self._write(_RECORD, record.model_dump_json().encode()):
+            self.sealed = record
+        return self.sealed is not None
 
     @property
     def record(self) -> Record | None:
         """What it is; None as long as it is not whole."""
+        if self.sealed:
+            return self.sealed
         try:
             return Record.model_validate_json((self.directory / _RECORD).read_bytes())
         except (FileNotFoundError, ValidationError):
@@ -93,8 +98,9 @@ class Parcel:
 
     def release(self) -> None:
         """Unlock it, for another slot to send."""
-        with suppress(OSError):
-            os.close(self.lock)
+        lock, self.lock = self.lock, None
+        if lock is not None:  # a second time the number may be another file's
+            os.close(lock)
 
     def _write(self, name: str, data: bytes) -> bool:
         part = self.directory / f"{name}.part"
@@ -215,8 +221,8 @@ class SpooledJobs:
             parcel.release()
 
     def _send_held(self, held: HeldJob, parcel: Parcel) -> None:
-        record = None if held.superseded or held.canceled else parcel.record
-        if record is None:
+        record = parcel.record
+        if record is None or held.superseded or held.canceled:
             parcel.discard()
             self._conclude(held, parcel, Decision(Ending.CANCELED))  # where another attempt has it, nothing is written
             return

@@ -163,6 +163,16 @@ def test_half_a_parcel_is_erased(bench: SpoolBench) -> None:
     assert bench.parcels == []
 
 
+def test_a_parcel_that_is_released_twice_closes_no_other_file(tmp_path: Path) -> None:
+    parcel = Spool(tmp_path / "spool", 10**9).begin("attempt-x")
+    assert parcel
+    parcel.discard()
+    with (tmp_path / "other").open("w") as other:  # it has the number that the lock had
+        parcel.release()
+        other.write("still open")
+    assert (tmp_path / "other").read_text() == "still open"
+
+
 def test_of_two_attempts_with_songs_the_first_record_counts(bench: SpoolBench) -> None:
     job_id = bench.order()
     slot = bench.spooling()
