@@ -205,10 +205,10 @@ class PodSupervisor:
 
     def _report(self, hello: Hello | None) -> None:
         stage = self._stage(hello)
-        if stage is WorkerStage.READY:
-            self._ready_file.touch()
-        else:
+        if stage is not WorkerStage.READY:
             self._ready_file.unlink(missing_ok=True)
+        elif not self._ready_file.exists():
+            self._ready_file.touch()
         self._presence = self._presence.model_copy(
             update={
                 "stage": stage,
