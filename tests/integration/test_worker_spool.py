@@ -64,7 +64,7 @@ def test_a_full_spool_stops_claims(worker_pod: Pod) -> None:
     first = worker_pod.submit()
     assert eventually(lambda: len(parcels(worker_pod)) == 1), worker_pod.log()
     second = worker_pod.submit()
-    assert not eventually(lambda: worker_pod.entry(second).attempts, timeout_s=4)
+    assert not eventually(lambda: worker_pod.entry(second).attempts, timeout_s=2.5)
     come_back(worker_pod)
     for job_id in (first, second):
         worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
