@@ -1,4 +1,4 @@
-"""The store as a song's attempt sees it: away for a while is not away for good."""
+"""The store as an attempt sees it: away for a while is not away for good."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 # Between two looks at the cancel flag and the deadline.
-_LOOK_EVERY_S = 0.2
+_CHECK_EVERY_S = 0.2
 
 Answer = TypeVar("Answer")
 
 
-class PatientStore:
-    """Asks again while the store does not answer: to sing again costs more than to wait.
+class RetryingStore:
+    """Asks again while the store does not answer: to generate again costs more than to wait.
 
     Every method raises StoreUnavailable once `patience_s` passed, and whatever `check` raises.
     """
@@ -32,9 +32,9 @@ class PatientStore:
         self._patience_s = patience_s
         self._check = check
 
-    def hasty(self) -> PatientStore:
+    def impatient(self) -> RetryingStore:
         """The same store, asked once."""
-        return PatientStore(self._store, 0, self._check)
+        return RetryingStore(self._store, 0, self._check)
 
     def get(self, key: str) -> bytes:
         """Read a small object. Raises NotFound."""
@@ -44,7 +44,7 @@ class PatientStore:
         """Copy an object to a file. Raises NotFound, or TooLarge beyond `max_bytes`."""
         self._ask(lambda: self._store.download(key, path, max_bytes))
 
-    def put(self, key: str, data: bytes, content_type: str) -> None:
+    def put(self, key: str, data: bytes | Path, content_type: str) -> None:
         """Write an object."""
         self._ask(lambda: self._store.put(key, data, content_type))
 
@@ -52,13 +52,12 @@ class PatientStore:
         """Write an object unless there is one. False may also mean that an earlier try of this very call wrote it."""
         return self._ask(lambda: self._store.put_if_absent(key, data))
 
-    def erase(self, keys: list[str]) -> None:
-        """Erase what nobody will read, if the store is there; retention takes the rest."""
+    def delete(self, key: str) -> None:
+        """Erase an object that nothing refers to, or leave it to retention where the store is away."""
         try:
-            for key in keys:
-                self._store.delete(key)
+            self._store.delete(key)
         except StoreUnavailable as error:
-            log.warning("%d songs of a lost attempt stay until retention takes them: %s", len(keys), error)
+            log.warning("%s stays until retention erases it: %s", key, error)
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         until_s = time.monotonic() + self._patience_s
@@ -77,4 +76,4 @@ class PatientStore:
         until_s = time.monotonic() + seconds
         while time.monotonic() < until_s:
             self._check()
-            time.sleep(min(_LOOK_EVERY_S, seconds))
+            time.sleep(min(_CHECK_EVERY_S, seconds))

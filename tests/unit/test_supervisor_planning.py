@@ -8,41 +8,41 @@ from pathlib import Path
 
 import pytest
 
-from gpu_worker.restart import Life, Step, next_step
-from gpu_worker.run_dir import private_run_dir
+from gpu_worker.process_setup import private_run_dir
 from serinette.errors import ConfigurationError
+from serinette.supervisor import History, Step, next_step
 
-FRESH = Life()
+FRESH = History()
 RUNNING = FRESH.started(100)
-WELL = RUNNING.got_well()
+HEALTHY = RUNNING.became_healthy()
 DEAD_ONCE = RUNNING.died(110)
 
 
 @pytest.mark.parametrize(
-    ("life", "at_s", "step"),
+    ("history", "at_s", "step"),
     [
         (FRESH, 0, Step.START),
         (RUNNING, 100, Step.NOTHING),
         (RUNNING, 129, Step.NOTHING),
         (RUNNING, 131, Step.KILL),
-        (WELL, 1_000, Step.NOTHING),
+        (HEALTHY, 1_000, Step.NOTHING),
         (DEAD_ONCE, 110.4, Step.NOTHING),
         (DEAD_ONCE, 110.5, Step.START),
-        (WELL.died(110), 110, Step.START),
+        (HEALTHY.died(110), 110, Step.START),
     ],
 )
-def test_the_next_step(life: Life, at_s: float, step: Step) -> None:
-    assert next_step(life, at_s, start_timeout_s=30) is step
+def test_the_next_step(history: History, at_s: float, step: Step) -> None:
+    assert next_step(history, at_s, start_timeout_s=30) is step
 
 
-def test_pauses_double_to_a_bound_and_one_good_life_forgives_all() -> None:
-    life, pauses = FRESH, []
+def test_pauses_double_to_a_bound_and_health_forgives_all_deaths() -> None:
+    history, pauses = FRESH, []
     for _ in range(200):
-        life = life.started(0).died(1)
-        pauses.append(life.pause_s)
+        history = history.started(0).died(1)
+        pauses.append(history.pause_s)
     assert pauses[:4] == [0.5, 1, 2, 4]
     assert pauses[-1] == 60
-    assert life.started(2).got_well().died(3).pause_s == 0
+    assert history.started(2).became_healthy().died(3).pause_s == 0
 
 
 def test_two_supervisors_share_a_work_dir_and_no_run_dir(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_two_supervisors_share_a_work_dir_and_no_run_dir(tmp_path: Path) -> None
 
 def test_what_a_killed_supervisor_left_is_erased_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from gpu_worker.run_dir import private_run_dir as make\n"
+        "import os, sys; from pathlib import Path; from gpu_worker.process_setup import private_run_dir as make\n"
         "with make(Path(sys.argv[1])) as directory: (directory / 'spool').touch(); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
