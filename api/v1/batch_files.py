@@ -8,14 +8,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import Response, StreamingResponse
 
-from api.batches.service import require_ended
 from api.batches.zipping import zipped
 from api.dependencies import StorePart, TenantPart
 from api.v1.answers import problems
 from api.v1.batches import BatchPart
 from serinette.batch import Batch, BatchLine
-from serinette.batches.objects import JSONL
-from serinette.errors import Gone, NotFound
+from serinette.batches.files import JSONL
+from serinette.errors import Gone, NotFinished, NotFound
 from serinette.names import batch_errors_key, batch_output_key
 from serinette.store import Store
 
@@ -23,7 +22,12 @@ router = APIRouter(prefix="/v1", tags=["batches"])
 
 
 async def _ended(batch: BatchPart) -> Batch:
-    return require_ended(batch)
+    if not batch.status.ended:
+        raise NotFinished(
+            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines has "
+            "what has become of its lines so far"
+        )
+    return batch
 
 
 EndedPart = Annotated[Batch, Depends(_ended)]

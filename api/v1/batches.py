@@ -13,9 +13,9 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from api.batches.reading import inline, jsonl, options_of
-from api.batches.service import Desk
-from api.dependencies import BatchThreadsPart, DeskPart, SettingsPart, TenantPart
+from api.batches.service import BatchService
+from api.batches.validation import options_of, read_json, read_jsonl
+from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, TenantPart
 from api.v1 import examples
 from api.v1.answers import problems
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
@@ -45,10 +45,10 @@ async def _checked_batch_id(batch_id: Annotated[str, Path(description="As the ba
 BatchId = Annotated[str, Depends(_checked_batch_id)]
 
 
-async def _found(batch_id: BatchId, desk: DeskPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
-    if known := await run_in_threadpool(desk.known, tenant, batch_id):
+async def _found(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
+    if known := await run_in_threadpool(batches.known, tenant, batch_id):
         return known
-    return await threads.run(partial(desk.get, tenant, batch_id))
+    return await threads.run(partial(batches.get, tenant, batch_id))
 
 
 BatchPart = Annotated[Batch, Depends(_found)]
@@ -91,7 +91,7 @@ class BatchLines(BaseModel):
 async def create(
     request: Request,
     response: Response,
-    desk: DeskPart,
+    batches: BatchesPart,
     threads: BatchThreadsPart,
     settings: SettingsPart,
     tenant: TenantPart,
@@ -117,7 +117,7 @@ async def create(
     with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
         path = File(directory) / "body"
         await _spool(request, path, settings.max_body_bytes if is_json else settings.max_batch_bytes)
-        batch, created = await threads.run(partial(_create, desk, tenant, path, options, idempotency_key))
+        batch, created = await threads.run(partial(_create, batches, tenant, path, options, idempotency_key))
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
@@ -125,12 +125,12 @@ async def create(
 
 
 def _create(
-    desk: Desk, tenant: str, path: File, options: BatchOptions | None, idempotency_key: str | None
+    batches: BatchService, tenant: str, path: File, options: BatchOptions | None, idempotency_key: str | None
 ) -> tuple[Batch, bool]:
     if options is not None:
-        return desk.create(tenant, jsonl(path), options, idempotency_key)
-    told, lines = inline(path)
-    return desk.create(tenant, lines, told, idempotency_key)
+        return batches.create(tenant, read_jsonl(path), options, idempotency_key)
+    options, lines = read_json(path)
+    return batches.create(tenant, lines, options, idempotency_key)
 
 
 def _options(name: str | None, labels: list[str], timeout_s: int | None, webhook: str | None) -> BatchOptions:
@@ -155,12 +155,12 @@ async def _spool(request: Request, path: File, most: int) -> None:
 
 @router.get("/batches", summary="Batches, newest first", responses=problems("invalid_spec", "queue_unavailable"))
 def list_batches(
-    desk: DeskPart,
+    batches: BatchesPart,
     tenant: TenantPart,
     limit: Annotated[int, Query(ge=1, le=100, description="Batches at most.")] = 20,
 ) -> BatchList:
     """The newest batches, unfinished and ended, as long as they are kept."""
-    return BatchList(batches=tuple(desk.newest(tenant, limit)))
+    return BatchList(batches=tuple(batches.newest(tenant, limit)))
 
 
 _LOOK = problems("not_found", "queue_unavailable", "store_unavailable")
@@ -180,38 +180,38 @@ async def look(batch: BatchPart) -> Batch:
 )
 async def lines(
     batch_id: BatchId,
-    desk: DeskPart,
+    batches: BatchesPart,
     threads: BatchThreadsPart,
     tenant: TenantPart,
     first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1.")] = 1,
     limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most.")] = 100,
 ) -> BatchLines:
     """Each line with its job and songs, as they are now. Continue with `first` behind the last line returned."""
-    return BatchLines(lines=tuple(await threads.run(partial(desk.lines, tenant, batch_id, first - 1, limit))))
+    return BatchLines(lines=tuple(await threads.run(partial(batches.lines, tenant, batch_id, first - 1, limit))))
 
 
 @router.post("/batches/{batch_id}/pause", summary="Pause a batch", responses=_MOVE)
-def pause(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+def pause(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """No more lines are released. What waits in the lane or is being generated goes on."""
-    return desk.pause(tenant, batch_id)
+    return batches.pause(tenant, batch_id)
 
 
 @router.post("/batches/{batch_id}/resume", summary="Go on with a paused batch", responses=_MOVE)
-def resume(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+def resume(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """Lines are released again."""
-    return desk.resume(tenant, batch_id)
+    return batches.resume(tenant, batch_id)
 
 
 @router.post("/batches/{batch_id}/cancel", summary="Cancel a batch", responses=_MOVE)
-def cancel(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+def cancel(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """All of its jobs are canceled; it is `canceling` until the last has ended. What was generated is kept."""
-    return desk.cancel(tenant, batch_id)
+    return batches.cancel(tenant, batch_id)
 
 
 @router.post("/batches/{batch_id}/retry", status_code=202, summary="Retry what was not generated", responses=_MOVE)
-def retry(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+def retry(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """Of an ended batch the failed and the canceled lines are released once more, as new jobs with the same seeds."""
-    return desk.retry(tenant, batch_id)
+    return batches.retry(tenant, batch_id)
 
 
 @router.delete(
@@ -220,6 +220,6 @@ def retry(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
     summary="Erase an ended batch",
     responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
 )
-async def erase(batch_id: BatchId, desk: DeskPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
+async def erase(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
     """Its lines and files go; its jobs and their songs stay until they are erased or too old."""
-    await threads.run(partial(desk.erase, tenant, batch_id))
+    await threads.run(partial(batches.erase, tenant, batch_id))

@@ -12,13 +12,13 @@ from typing import Any
 
 from redis import Redis
 
-from api.batches.service import Desk
+from api.batches.service import BatchService
 from api.settings import GatewaySettings
 from controller.batches import Batches
 from controller.settings import ControllerSettings
 from serinette.batch import Batch, BatchLine, BatchOptions
-from serinette.batches.objects import Shelf
-from serinette.batches.record import Book
+from serinette.batches.files import BatchFiles
+from serinette.batches.repository import BatchRepository
 from serinette.credentials import Limits
 from serinette.job import Artifact, JobError, JobStatus, Record, Result, Sampling, Timings
 from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
@@ -102,10 +102,9 @@ class BatchBench:
         self.jobs = Jobs(self.redis, self.keys.prefix)
         self.board = Board(self.redis, self.keys)
         self.store = Store.open(settings)
-        self.desk = Desk(
-            book=Book(self.redis, self.keys, settings.retention_s),
-            shelf=Shelf(self.store),
-            jobs=self.jobs,
+        self.batches = BatchService(
+            repository=BatchRepository(self.jobs, self.keys, settings.retention_s),
+            files=BatchFiles(self.store),
             settings=settings,
             targets=Targets(settings.webhook_networks),
             declared=lambda _: None,
@@ -122,10 +121,10 @@ class BatchBench:
     def create(self, count: int, tenant: str = TENANT, key: str | None = None, **options: Any) -> Batch:
         """A batch of lines that name themselves."""
         lines = [json.dumps({"prompt": f"song {n}", "custom_id": f"id {n}"}).encode() for n in range(1, count + 1)]
-        return self.desk.create(tenant, lines, BatchOptions.model_validate(options), key)[0]
+        return self.batches.create(tenant, lines, BatchOptions.model_validate(options), key)[0]
 
     def look(self, batch: Batch) -> Batch:
-        return self.desk.get(batch.tenant, batch.id)
+        return self.batches.get(batch.tenant, batch.id)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Those that are not 0."""
@@ -174,7 +173,7 @@ class BatchBench:
         """All lines as the route answers them."""
         found: list[BatchLine] = []
         while len(found) < batch.request_counts.total:
-            found += self.desk.lines(batch.tenant, batch.id, len(found), 250)
+            found += self.batches.lines(batch.tenant, batch.id, len(found), 250)
         return found
 
     def _file(self, key: str) -> list[BatchLine]:

@@ -28,7 +28,7 @@ def test_the_end_is_told_once_for_each_round(redis_url: str, file_store_url: str
         assert tell() == 0
         bench.run(batch, failing=["song 2"])
         assert (tell(), tell()) == (1, 0)
-        bench.desk.retry(TENANT, batch.id)
+        bench.batches.retry(TENANT, batch.id)
         bench.run(batch)
         assert (tell(), tell()) == (1, 0)
     assert target.ids == [f"msg_{batch.id}_completed_{round}" for round in (0, 1)]
