@@ -11,7 +11,6 @@ line; those that run; and the counts, which the controller sets once more, from 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from redis.exceptions import ResponseError
 from serinette.batch import Batch, BatchCounts, BatchHeader, BatchStatus, LineStatus
 from serinette.errors import QueueUnavailable
 from serinette.job import JobStatus
-from serinette.jobs import Call, Jobs, wait_for_disk
+from serinette.jobs import Jobs, calls, wait_for_disk
 from serinette.jobs.script import Argument, text
 from serinette.names import Keys
 from serinette.webhook import Delivery
@@ -150,10 +149,7 @@ class BatchRepository:
         fields |= restored
         if header.webhook:
             fields["webhook"] = header.webhook
-        arguments: list[Argument] = [header.id, header.tenant, header.created_at.timestamp(), most]
-        arguments += [part for pair in fields.items() for part in pair]
-        answers = {"new": True, "known": False}
-        return self.jobs(Call("enter_batch", arguments, lambda answer: answers.get(text(answer))))
+        return self.jobs(calls.enter_batch(header.id, header.tenant, header.created_at.timestamp(), most, fields))
 
     def sync(self, batch_id: str, wait_ms: int) -> None:
         """Wait until a batch is on the server's disk. Raises QueueUnavailable: it is not yet."""
@@ -266,9 +262,8 @@ class BatchRepository:
     def settle(self, record: BatchRecord, line: int, job_id: str, status: JobStatus | LineStatus) -> bool:
         """Count a job that Redis lost before it could count its end."""
         live, counted = self.keys.batch_live(record.id), _COUNTED_AS[LineStatus(status.value)]
-        guard: tuple[Sequence[object], object] = (["ZSCORE", live, job_id], line)
         commands = ["ZREM", live, job_id], ["HINCRBY", self.keys.batch(record.id), counted, 1]
-        return self._guarded([guard], commands)
+        return self.jobs(calls.guarded([(["ZSCORE", live, job_id], line)], commands))
 
     def close(self, record: BatchRecord, part: int) -> bool:
         """A part's lines are in the store."""
@@ -309,9 +304,5 @@ class BatchRepository:
     def _change(self, record: BatchRecord, unchanged: Sequence[str], *commands: Sequence[object]) -> bool:
         """Run commands, unless one of these fields is not any more as it was read."""
         key = self.keys.batch(record.id)
-        return self._guarded([(["HGET", key, name], getattr(record, name)) for name in unchanged], commands)
-
-    def _guarded(self, guards: Sequence[tuple[Sequence[object], object]], commands: Sequence[Sequence[object]]) -> bool:
-        given = [[list(map(str, command)), str(answer)] for command, answer in guards]
-        wanted = [list(map(str, command)) for command in commands]
-        return self.jobs(Call("guarded", [json.dumps(given), json.dumps(wanted)], bool))
+        guards = [(["HGET", key, name], getattr(record, name)) for name in unchanged]
+        return self.jobs(calls.guarded(guards, commands))
