@@ -214,7 +214,7 @@ class BatchHeader(_Model):
 def keyed_batch_id(tenant: str, idempotency_key: str | None, secret: str | None = None) -> str:
     """The id that an Idempotency-Key of a tenant stands for; a new one without a key.
 
-    With the deployment's `secret` nobody else can compute it (docs/decisions/0013).
+    With the deployment's `secret` no other tenant can compute it (docs/decisions/0013).
     """
     if idempotency_key is None:
         return f"batch-{uuid.uuid4().hex}"

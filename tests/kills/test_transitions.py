@@ -52,7 +52,7 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
     gone = record.model_copy(update={"job_id": "gone"})
     rq_fields = rq_fields_of("unknown", "default", Lane.NORMAL, "song", (60, 3600, 3))
     forgotten = Entry("unknown", held.fields)
-    given = {"start_deadline_s": 5, "webhook": "https://example.com/", "batch": ("batch-1", 7)}
+    given: dict[str, Any] = {"start_deadline_s": 5, "webhook": "https://example.com/", "batch": ("batch-1", 7)}
     return {
         "submit": calls.submit(submission("new", **given), max_waiting=10),
         "claim": calls.claim("attempt-new", LIVE, "default", [Lane.NORMAL]),
@@ -92,9 +92,8 @@ NAMES = (
 def missing_ends(call: Call[Any]) -> Iterator[list[Any]]:
     """Its arguments, cut short before each of those that it cannot do without."""
     optional = {"claim": 1, "cancel": 0}.get(call.name, 0)
-    most = {"submit": 5, "resume": 5, "restore": 5, "finish": 13, "enter_batch": 4}.get(
-        call.name, len(call.arguments) - optional
-    )
+    least = {"submit": 5, "resume": 5, "restore": 5, "finish": 13, "enter_batch": 4}
+    most = least.get(call.name, len(call.arguments) - optional)
     for length in range(min(most, len(call.arguments))):
         yield list(call.arguments[:length])
 
@@ -147,9 +146,8 @@ def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
 
 def torn(call: Call[Any]) -> Iterator[list[Any]]:
     """A field without its value."""
-    if call.name in {"submit", "resume", "restore", "enter_batch"} or (
-        call.name == "finish" and len(call.arguments) > 14
-    ):
+    with_fields = {"submit", "resume", "restore", "enter_batch"}
+    if call.name in with_fields or (call.name == "finish" and len(call.arguments) > 14):
         yield list(call.arguments[:-1])
 
 

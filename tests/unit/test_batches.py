@@ -76,9 +76,9 @@ def test_lines_are_reported_on_the_way(bench: BatchBench) -> None:
     bench.end(bench.begin(5))
     bench.begin(1)
     bench.duty()
-    told = [line.status for line in bench.lines(batch)]
-    assert Counter(told[:6]) == {"succeeded": 5, "running": 1}
-    assert told[6:] == 8 * ["queued"]
+    found = [line.status for line in bench.lines(batch)]
+    assert Counter(found[:6]) == {"succeeded": 5, "running": 1}
+    assert found[6:] == 8 * ["queued"]
 
 
 def test_a_retry_generates_what_has_no_song(bench: BatchBench) -> None:
@@ -272,6 +272,17 @@ def test_a_part_is_written_as_soon_as_it_is_through(bench: BatchBench) -> None:
     lines = bench.store.get(batch_results_key(TENANT, batch.id, 0, 0)).splitlines()
     assert [json.loads(line)["line"] for line in lines] == [1, 2, 3, 4]
     assert bench.redis.smembers(bench.keys.batch_open(batch.id)) == {b"1", b"2", b"3"}
+
+
+def test_a_key_is_a_batch_id_that_only_the_deployments_secret_makes(redis_url: str, file_store_url: str) -> None:
+    def made(tenant: str = TENANT, key: str | None = "mine", **settings: object) -> str:
+        return BatchBench(redis_url, file_store_url, settings=settings).create(1, tenant, key).id
+
+    secret = {"idempotency_secret": "s" * 32}
+    assert made() == made()
+    assert made(**secret) == made(**secret)
+    ids = {made(), made(**secret), made(key="other", **secret), made("other", **secret), made(key=None, **secret)}
+    assert len(ids) == 5
 
 
 def test_fsync_answers_once_the_batch_is_on_the_disk(tmp_path: Path, redis_url: str, file_store_url: str) -> None:

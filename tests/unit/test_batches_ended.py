@@ -1,4 +1,4 @@
-"""The end of a batch: told to its webhook, and fetched as files and as a zip."""
+"""The end of a batch: reported to its webhook, and fetched as files and as a zip."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tests.receivers import SECRET, receiver
 from tests.unit.batch_bench import TENANT, BatchBench
 
 
-def test_the_end_is_told_once_for_each_round(redis_url: str, file_store_url: str) -> None:
+def test_the_end_is_reported_once_for_each_round(redis_url: str, file_store_url: str) -> None:
     settings = {"webhook_secret": SECRET, "webhook_networks": ("127.0.0.0/8",)}
     bench = BatchBench(redis_url, file_store_url, settings=settings)
-    tell = Webhooks(
+    deliver = Webhooks(
         bench.redis,
         ControllerSettings.model_validate({**settings, "redis_url": redis_url, "store_url": file_store_url}),
     )
     with receiver() as target:
         batch = bench.create(2, webhook=f"http://127.0.0.1:{target.port}/ended")
-        assert tell() == 0
+        assert deliver() == 0
         bench.run(batch, failing=["song 2"])
-        assert (tell(), tell()) == (1, 0)
+        assert (deliver(), deliver()) == (1, 0)
         bench.batches.retry(TENANT, batch.id)
         bench.run(batch)
-        assert (tell(), tell()) == (1, 0)
+        assert (deliver(), deliver()) == (1, 0)
     assert target.ids == [f"msg_{batch.id}_completed_{round}" for round in (0, 1)]
     for came, completed in zip(target.came, (1, 2), strict=True):
-        told = Webhook(SECRET).verify(came.body, came.headers)
-        assert told["type"] == "batch.completed"
-        assert (told["data"]["id"], told["data"]["request_counts"]["completed"]) == (batch.id, completed)
+        event = Webhook(SECRET).verify(came.body, came.headers)
+        assert event["type"] == "batch.completed"
+        assert (event["data"]["id"], event["data"]["request_counts"]["completed"]) == (batch.id, completed)
     assert [delivery.delivered for delivery in bench.look(batch).deliveries] == [True]
 
 
