@@ -117,7 +117,7 @@ class Webhooks:
         told = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
         body = _body(kind, batch.ended_at or batch.created_at, told)
         name = f"{event_id(batch_id, record.status)}_{record.round}"
-        return _End(batch.tenant, record.header.webhook, name, kind, body, len(record.deliveries))
+        return _End(batch.tenant, record.header.webhook, name, kind, body, len(record.tries))
 
     def _log(self, job_id: str, end: _End, at: datetime, answer: Answer) -> None:
         number = end.tries + 1

@@ -200,17 +200,14 @@ class BatchService:
         return BatchHeader(
             id=batch_id,
             tenant=tenant,
-            name=options.name,
-            labels=options.labels,
-            timeout_s=options.timeout_s,
             attempts=self.settings.max_attempts,
-            webhook=options.webhook,
             total=checked.total,
             part_lines=self.part_lines,
             digest=checked.digest,
             limits=self.declared(tenant),
             sources=checked.sources,
             created_at=now(),
+            **dict(options),
         )
 
     def _entered(self, header: BatchHeader, *, keyed: bool) -> tuple[Batch, bool]:

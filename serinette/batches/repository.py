@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Json
 from redis.exceptions import ResponseError
 
 from serinette.batch import Batch, BatchCounts, BatchHeader, BatchStatus, LineStatus
 from serinette.errors import QueueUnavailable
 from serinette.job import JobStatus
-from serinette.jobs import Jobs, calls, wait_for_disk
+from serinette.jobs import Jobs, calls
 from serinette.jobs.script import Argument, text
 from serinette.names import Keys
 from serinette.webhook import Delivery
@@ -30,13 +31,14 @@ from serinette.webhook import Delivery
 _COUNTED_AS = {LineStatus.SUCCEEDED: "completed", LineStatus.FAILED: "failed", LineStatus.CANCELED: "canceled"}
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
+class BatchRecord(BaseModel):
     """One batch as Redis holds it. `live`: its jobs that have not ended; `running`: those that an attempt holds;
     `open_parts`: those that are released and not in the store yet.
     """
 
-    header: BatchHeader
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    header: Json[BatchHeader]
     status: BatchStatus
     round: int
     released: int
@@ -46,64 +48,44 @@ class BatchRecord:
     live: int
     running: int
     open_parts: int
-    waiting_for: str | None
-    ends_as: BatchStatus | None
-    canceled_from: int | None
-    restored: bool
-    ended_at: datetime | None
-    deliveries: tuple[Delivery, ...]
+    waiting_for: str | None = None
+    ends_as: BatchStatus | None = None
+    canceled_from: int | None = None
+    restored: bool = False
+    ended_at: AwareDatetime | None = None
+    tries: tuple[Json[Delivery], ...] = ()
 
     @classmethod
     def parse(cls, raw: Mapping[Any, Any], live: int, running: int, open_parts: int) -> BatchRecord | None:
         """Read the hash as `HGETALL` gives it; None when there is none."""
-        fields = {text(name): text(value) for name, value in raw.items()}
+        fields: dict[str, Any] = {text(name): text(value) for name, value in raw.items()}
         if "header" not in fields:
             return None
-        numbers = {name: int(fields[name]) for name in ("round", "released", "completed", "failed", "canceled")}
-        tries = range(1, int(fields.get("deliveries", 0)) + 1)
-        return cls(
-            header=BatchHeader.model_validate_json(fields["header"]),
-            status=BatchStatus(fields["status"]),
-            live=live,
-            running=min(live, running),
-            open_parts=open_parts,
-            waiting_for=fields.get("waiting_for"),
-            ends_as=BatchStatus(fields["ends_as"]) if "ends_as" in fields else None,
-            canceled_from=int(fields["canceled_from"]) if "canceled_from" in fields else None,
-            restored="restored" in fields,
-            ended_at=datetime.fromisoformat(fields["ended_at"]) if "ended_at" in fields else None,
-            deliveries=tuple(Delivery.model_validate_json(fields[f"delivery:{n}"]) for n in tries),
-            **numbers,
-        )
-
-    @property
-    def through(self) -> bool:
-        """Whether all lines have ended and are in the store: only the files are to be written."""
-        return self.released == self.header.total and not self.open_parts and not self.status.ended
+        tries = [fields[f"delivery:{number}"] for number in range(1, int(fields.get("deliveries", 0)) + 1)]
+        counted = {"live": live, "running": min(live, running), "open_parts": open_parts}
+        return cls.model_validate(fields | counted | {"tries": tries})
 
     @property
     def id(self) -> str:
         """Its id."""
         return self.header.id
 
+    @property
+    def through(self) -> bool:
+        """Whether all lines have ended and are in the store: only the files are to be written."""
+        return self.released == self.header.total and not self.open_parts and not self.status.ended
+
     def ended_with(self, counts: Counter[LineStatus], ended_at: datetime) -> BatchRecord:
         """The batch as it is once it has ended. `counts`: of the lines in its files."""
-        return replace(
-            self,
-            status=self.ends_as or self.status,
-            completed=counts[LineStatus.SUCCEEDED],
-            failed=counts[LineStatus.FAILED],
-            canceled=counts[LineStatus.CANCELED],
-            live=0,
-            running=0,
-            ended_at=ended_at,
+        exact = {name: counts[status] for status, name in _COUNTED_AS.items()}
+        return self.model_copy(
+            update={"status": self.ends_as, "live": 0, "running": 0, "ended_at": ended_at, **exact},
         )
 
     def batch(self) -> Batch:
         """The batch as its owner sees it. In a retry the songs of earlier rounds count as released."""
-        header = self.header
         counts = BatchCounts(
-            total=header.total,
+            total=self.header.total,
             released=self.completed + self.failed + self.canceled + self.live,
             queued=self.live - self.running,
             running=self.running,
@@ -111,20 +93,9 @@ class BatchRecord:
             failed=self.failed,
             canceled=self.canceled,
         )
-        return Batch(
-            id=header.id,
-            tenant=header.tenant,
-            name=header.name,
-            status=self.status,
-            request_counts=counts,
-            round=self.round,
-            labels=header.labels,
-            timeout_s=header.timeout_s,
-            webhook=header.webhook,
-            deliveries=self.deliveries,
-            waiting_for=self.waiting_for,
-            created_at=header.created_at,
-            ended_at=self.ended_at,
+        # Fields of one name mean the same.
+        return Batch.model_validate(
+            {**dict(self.header), **dict(self), "request_counts": counts, "deliveries": self.tries}
         )
 
 
@@ -156,7 +127,7 @@ class BatchRepository:
         # WAITAOF waits for its own connection's writes alone. The file is written in order: this one stands for all.
         with self.jobs.redis.pipeline(transaction=False) as pipe:
             pipe.hincrby(self.keys.batch(batch_id), "synced", 1)
-            pipe.execute_command(*wait_for_disk(wait_ms))  # type: ignore[no-untyped-call]  # redis-py's
+            pipe.waitaof(1, 0, wait_ms)
             _, disk = pipe.execute(raise_on_error=False)
         if isinstance(disk, ResponseError) or int(disk[0]) < 1:
             why = disk if isinstance(disk, ResponseError) else f"not within {wait_ms} ms"

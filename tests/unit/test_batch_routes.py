@@ -94,6 +94,7 @@ WRONG: list[tuple[str, bytes, int, list[tuple[int, str | None]]]] = [
     ("no line", b"", 422, []),
     ("a line of a mebibyte", b'{"prompt": "' + b"a" * 1_048_576 + b'"}\n', 422, [(1, None)]),
     ("too many lines", b"{}\n" * 100_001, 422, []),
+    ("too many lines, the last without an end", b"{}\n" * 100_000 + b"{}", 422, []),
 ]
 
 
