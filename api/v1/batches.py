@@ -1,9 +1,10 @@
-"""Batches: make, look, list, pause, resume, cancel, retry, erase."""
+"""Batches: make, look, list, pause, resume, cancel, retry, erase; and the files that an ended one leaves."""
 
 from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path as File
 from typing import Annotated
@@ -12,14 +13,19 @@ import anyio
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
 from api.batches.service import BatchService
 from api.batches.validation import options_of, read_json, read_jsonl
-from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, TenantPart
+from api.batches.zipping import zipped
+from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, StorePart, TenantPart
 from api.v1 import examples
 from api.v1.answers import problems
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
-from serinette.errors import InvalidBatch, InvalidSpec, NotFound, TooLarge, UnsupportedMediaType
+from serinette.batches.files import JSONL
+from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
+from serinette.names import batch_errors_key, batch_output_key
+from serinette.store import Store
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 
@@ -223,3 +229,85 @@ def retry(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
 async def erase(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
     """Its lines and files go; its jobs and their songs stay until they are erased or too old."""
     await threads.run(partial(batches.erase, tenant, batch_id))
+
+
+async def _ended(batch: BatchPart) -> Batch:
+    if not batch.status.ended:
+        raise NotFinished(
+            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines has "
+            "what has become of its lines so far"
+        )
+    return batch
+
+
+EndedPart = Annotated[Batch, Depends(_ended)]
+
+_FILE = problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable")
+_JSONL_BODY = {"content": {JSONL: {"schema": {"type": "string", "description": "A BatchLine as JSON on each line."}}}}
+_ZIP_BODY = {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.get(
+    "/batches/{batch_id}/output.jsonl",
+    response_class=Response,
+    summary="The lines that were generated",
+    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **_FILE},
+)
+async def output(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
+    """Each line's job, seed and songs. Written when the batch ends, and again when it was retried."""
+    return await _file(store, batch_output_key(tenant, batch.id, batch.round), f"{batch.id}-output.jsonl")
+
+
+@router.get(
+    "/batches/{batch_id}/errors.jsonl",
+    response_class=Response,
+    summary="The lines that were not generated",
+    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **_FILE},
+)
+async def errors(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
+    """Each failed line's error, and the canceled ones."""
+    return await _file(store, batch_errors_key(tenant, batch.id, batch.round), f"{batch.id}-errors.jsonl")
+
+
+@router.get(
+    "/batches/{batch_id}/songs.zip",
+    response_class=Response,
+    summary="The songs",
+    responses={200: {**_ZIP_BODY, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **_FILE},
+)
+async def songs(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
+    """All songs in one file, uncompressed, made while it is sent. Those erased meanwhile are named in missing.txt."""
+    lines = _lines(await _opened(store, batch_output_key(tenant, batch.id, batch.round)))
+    return StreamingResponse(zipped(store, lines), 200, _headers(f"{batch.id}.zip"), "application/zip")
+
+
+async def _file(store: Store, key: str, name: str) -> Response:
+    return StreamingResponse(await _opened(store, key), 200, _headers(name), JSONL)
+
+
+async def _opened(store: Store, key: str) -> AsyncIterator[bytes]:
+    """The file's chunks; whether the store has it is known before an answer begins."""
+    chunks = store.stream(key)
+    try:
+        first = await anext(chunks, b"")
+    except NotFound as error:
+        raise Gone("the batch's files were erased from the store") from error
+
+    async def all_of_it() -> AsyncIterator[bytes]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return all_of_it()
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[BatchLine]:
+    rest = b""
+    async for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield BatchLine.model_validate_json(line)
+
+
+def _headers(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-cache"}

@@ -199,8 +199,6 @@ class BatchRepository:
             pipe.zrem(self.keys.webhooks, batch_id)
             pipe.execute()
 
-    # -- under way: what the controller does
-
     def under_way(self, record: BatchRecord) -> tuple[list[int], dict[int, str]]:
         """Parts that are released and not in the store yet, and the jobs that have not ended, by their line from 0."""
         with self.jobs.redis.pipeline(transaction=True) as pipe:
