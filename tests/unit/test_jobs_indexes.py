@@ -64,6 +64,9 @@ def test_a_batch_reads_which_of_its_jobs_run_and_live_and_how_many_have_ended(bo
         jobs(calls.cancel(third, TENANT))
     assert members(board.redis, running) == set()
     assert board.redis.zrange(live, 0, -1) == [second.encode()]
+    counted_before = board.submit(batch=("b", 5))
+    board.redis.zrem(live, counted_before)
+    jobs(calls.cancel(counted_before, TENANT))
     assert board.redis.hgetall(KEYS.batch("b")) == {b"failed": b"1", b"canceled": b"1"}
     for job_id, line in ((second, 2), (first, 4)):
         jobs(calls.submit(submission(job_id, batch=("b", line))))
