@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -19,8 +20,8 @@ from serinette.batch import BatchStatus, LineOrder, LineStatus, line_job_id
 from serinette.batches.files import BatchFiles
 from serinette.batches.lines import CHUNK, Lines
 from serinette.batches.repository import BatchRecord, BatchRepository
-from serinette.errors import NotFound, StoreUnavailable
-from serinette.job import now
+from serinette.errors import Gone, NotFound, StoreUnavailable
+from serinette.job import JobError, now
 from serinette.jobs import Jobs, calls
 from serinette.jobs.finishing import find_record
 from serinette.store import Store
@@ -32,6 +33,11 @@ log = logging.getLogger(__name__)
 _ROUND_S = 5.0
 _Answer = TypeVar("_Answer")
 _LOST = "its lines are not in the store any more: cancel it"
+# Of a line whose job ended so long before the rest of its part that nothing of it is kept any more.
+_GONE = {
+    "status": LineStatus.FAILED,
+    "error": JobError(code=Gone.code, message="its job ended and was deleted since: retry the batch", retryable=True),
+}
 
 
 @dataclass
@@ -133,6 +139,8 @@ class Batches:
         except NotFound:  # erased by hand: the results are more than nothing
             log.warning("batch=%s: the lines of part %d are not in the store any more", record.id, part)
         lines = self._lines.read(record, span, orders)
+        if record.header.created_at + timedelta(seconds=self._settings.retention_s) < now():
+            lines = [line if line.status is not LineStatus.PENDING else line.model_copy(update=_GONE) for line in lines]
         if left := [line.line - 1 for line in lines if not line.status.ended]:
             self._recover(record, left)
             return

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ from serinette.batch import BatchStatus, LineStatus, line_job_id
 from serinette.credentials import Limits
 from serinette.errors import NotFinished, NotFound, QueueUnavailable
 from serinette.jobs import calls
-from serinette.names import batch_prefix, batch_results_key
+from serinette.names import batch_prefix, batch_results_key, song_prefix
 from tests import servers
 from tests.receivers import SECRET, receiver
 from tests.unit.batch_bench import TENANT, BatchBench
@@ -192,6 +193,29 @@ def test_a_batch_that_lost_sight_of_its_live_jobs_waits_for_them(bench: BatchBen
     bench.end(running)
     assert bench.run(batch).request_counts.completed == 4
     assert set(bench.begun.values()) == {1}
+
+
+def test_jobs_that_were_deleted_before_their_part_was_through_are_not_generated_again(bench: BatchBench) -> None:
+    """The batch was paused for longer than anything is kept."""
+    batch = bench.create(4)
+    bench.duty()
+    deleted = bench.begin(2)
+    bench.end(deleted)
+    for job_id in deleted:
+        bench.redis.delete(bench.keys.job(job_id), f"rq:job:{job_id}")
+        bench.store.delete_prefix(song_prefix(TENANT, job_id))
+    raw: Any = bench.redis.hget(bench.keys.batch(batch.id), "header")
+    old = {**json.loads(raw), "created_at": "2020-01-01T00:00:00Z"}
+    bench.redis.hset(bench.keys.batch(batch.id), "header", json.dumps(old))
+    bench.run(batch)
+    assert set(bench.begun.values()) == {1}
+    assert bench.counts(batch) == {"total": 4, "released": 4, "completed": 2, "failed": 2}
+    assert [(line.custom_id, line.error and line.error.code) for line in bench.errors(batch)] == [
+        ("id 1", "gone"),
+        ("id 2", "gone"),
+    ]
+    bench.batches.retry(TENANT, batch.id)
+    assert bench.run(batch).request_counts.completed == 4
 
 
 def test_jobs_that_have_shrunk_are_read_from_the_store(bench: BatchBench) -> None:
