@@ -13,12 +13,12 @@ from typing import TypeVar
 from redis import Redis
 from redis.exceptions import RedisError
 
-from controller.batches.plan import Rooms, Step, backlog, ended_parts, next_lines, next_step, turn_lines
+from controller.batches.plan import LaneRoom, Step, backlog, ended_parts, next_lines, next_step, turn_lines
 from controller.batches.release import Releaser
 from controller.settings import ControllerSettings
 from serinette.batch import BatchStatus, LineOrder, LineStatus, line_job_id
 from serinette.batches.files import BatchFiles
-from serinette.batches.lines import CHUNK, Lines
+from serinette.batches.lines import Lines
 from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.errors import Gone, NotFound, StoreUnavailable
 from serinette.job import JobError, now
@@ -89,9 +89,7 @@ class Batches:
             return None
         _, live = self._repository.under_way(record)
         if record.status is BatchStatus.CANCELING:
-            ids = list(live.values())
-            for first in range(0, len(ids), CHUNK):
-                self._jobs.many([calls.cancel(each, record.header.tenant) for each in ids[first : first + CHUNK]])
+            self._jobs.many([calls.cancel(job_id, record.header.tenant) for job_id in live.values()])
         self._check(record, live)
         parts, live = self._repository.under_way(record)
         for part in ended_parts(record.header, record.released, parts, live):
@@ -103,15 +101,13 @@ class Batches:
         numbers = next_lines(live, self._checked.get(record.id, -1), record.header.part_lines)
         self._checked[record.id] = numbers[-1] if numbers else -1
         lost = []
-        for first in range(0, len(numbers), CHUNK):
-            chunk = numbers[first : first + CHUNK]
-            looked_at = self._jobs(calls.look([live[each] for each in chunk]))
-            for number, seen in zip(chunk, looked_at, strict=True):
-                known = seen.entry or seen.shrunk
-                if known is None:
-                    lost.append(number)
-                elif known.status.ended:  # restored from the store
-                    self._repository.settle(record, number, live[number], known.status)
+        looked_at = self._lines.look([live[number] for number in numbers])
+        for number, (job_id, seen) in zip(numbers, looked_at, strict=True):
+            known = seen.entry or seen.shrunk
+            if known is None:
+                lost.append(number)
+            elif known.status.ended:  # restored from the store
+                self._repository.settle(record, number, job_id, known.status)
         self._recover(record, lost)
 
     def _recover(self, record: BatchRecord, numbers: Sequence[int]) -> None:
@@ -149,21 +145,21 @@ class Batches:
 
     def _release(self, under_way: list[_UnderWay], until_s: float) -> None:
         """In turns, the oldest first, until the lanes are full enough or no batch has lines left to release."""
-        rooms = Rooms(self._settings.pools, self._settings.batch_backlog)
+        room = LaneRoom(self._settings.pools, self._settings.batch_backlog)
         active = under_way
         while active and time.monotonic() < until_s:
-            turn = partial(self._turn, rooms=rooms, lines=turn_lines(len(active)))
+            turn = partial(self._turn, room=room, lines=turn_lines(len(active)))
             active = [each for each in active if self._guarded(each.record.id, partial(turn, each))]
 
-    def _turn(self, under_way: _UnderWay, rooms: Rooms, lines: int) -> bool:
+    def _turn(self, under_way: _UnderWay, room: LaneRoom, lines: int) -> bool:
         """Whether the batch may have another turn in this round."""
         record = under_way.record
-        most = backlog(rooms.pools, self._settings.pool, rooms.least)
+        most = backlog(room.pools, self._settings.pool, room.least)
         step = next_step(record.status, record.header.total - record.released, record.open_parts, most)
         if step is Step.REST:
             return False
         try:
-            turned = self._releaser.turn(record, step, rooms, lines)
+            turned = self._releaser.turn(record, step, room, lines)
         except NotFound:
             under_way.held_by = _LOST
             return False

@@ -31,7 +31,7 @@ def backlog(pools: Sequence[PoolFacts], pool: str, least: int) -> int:
 
 
 @dataclass
-class Rooms:
+class LaneRoom:
     """Room for released lines in each pool, as it is used up within one round."""
 
     pools: Sequence[PoolFacts]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from controller.batches.plan import MOST_UNDECIDED, Rooms, Step, share, why
+from controller.batches.plan import MOST_UNDECIDED, LaneRoom, Step, share, why
 from serinette.batch import BATCH_LABEL, LANE, LINE_LABEL, BatchHeader, LineOrder, LineStatus, line_job_id
 from serinette.batches.files import BatchFiles
 from serinette.batches.lines import CANCELED
@@ -43,7 +43,7 @@ class Releaser:
         self._files = files
         self._remembered: dict[tuple[str, int], list[LineOrder]] = {}
 
-    def turn(self, record: BatchRecord, step: Step, rooms: Rooms, most: int) -> Turn:
+    def turn(self, record: BatchRecord, step: Step, room: LaneRoom, most: int) -> Turn:
         """Go over some of the lines behind the cursor, all of one part; at most so many of them become jobs.
 
         Raises:
@@ -66,7 +66,7 @@ class Releaser:
             canceled = {LineStatus.CANCELED: len(left) - len(near) + len(self.call_off(record, near))}
             moved = self._repository.advance(record, span.stop, canceled, canceled_from=first)
             return Turn(len(span) if moved else 0)
-        stop, ended, held_by = self._release(record, span[:most], left, rooms)
+        stop, ended, held_by = self._release(record, span[:most], left, room)
         moved = stop > span.start and self._repository.advance(record, stop, ended)
         return Turn(stop - span.start if moved else 0, held_by)
 
@@ -83,19 +83,19 @@ class Releaser:
         return [number for number, done in zip(numbers, called_off, strict=True) if done]
 
     def _release(
-        self, record: BatchRecord, span: range, left: Sequence[int], rooms: Rooms
+        self, record: BatchRecord, span: range, left: Sequence[int], room: LaneRoom
     ) -> tuple[int, Counter[LineStatus], str | None]:
         """The line that stays the next one, how many before it have ended uncounted, and what held up the rest."""
         lines: list[_Line] = []
         stop = span.stop
         for line in self._lines(record, (number for number in left if number in span)):
             pool = line.order.pool
-            if pool not in rooms.waiting:
-                rooms.waiting[pool] = int(self._jobs.redis.zcard(self._repository.keys.waiting(pool, LANE)))
-            if not rooms.free(pool):
+            if pool not in room.waiting:
+                room.waiting[pool] = int(self._jobs.redis.zcard(self._repository.keys.waiting(pool, LANE)))
+            if not room.free(pool):
                 stop = line.number
                 break
-            rooms.take(pool)
+            room.take(pool)
             lines.append(line)
         limits = self._limits(record.header)
         answers = self._jobs.many([self._submit(record, line, limits) for line in lines])
@@ -104,7 +104,7 @@ class Releaser:
             if answer.refused:
                 return line.number, ended, why(answer.refused.what)
             if known := answer.known or answer.ended:  # before a death, by another replica, or restored
-                rooms.give_back(line.order.pool)
+                room.give_back(line.order.pool)
                 if record.restored and known.status.ended:
                     ended[LineStatus(known.status.value)] += 1
         return stop, ended, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from serinette.batch import BatchLine, LineOrder, LineStatus, line_job_id
 from serinette.batches.files import BatchFiles
 from serinette.batches.repository import BatchRecord
 from serinette.job import Job, JobError
-from serinette.jobs import Jobs, calls, job_of_record
+from serinette.jobs import Jobs, Seen, calls, job_of_record
 from serinette.jobs.finishing import find_record
 
 # Records in one answer of Redis: it serves no other client while it reads them.
-CHUNK = 100
+_CHUNK = 100
 # Reads of the store at a time, of jobs that are in Redis no more.
 _READERS = 16
 CANCELED = JobError(code="canceled", message="the batch was canceled before this line was released", retryable=True)
@@ -27,18 +27,22 @@ class Lines:
     jobs: Jobs
     files: BatchFiles
 
+    def look(self, job_ids: Sequence[str]) -> Iterator[tuple[str, Seen]]:
+        """Each of several jobs as Redis has it."""
+        for first in range(0, len(job_ids), _CHUNK):
+            ids = job_ids[first : first + _CHUNK]
+            looked_at = self.jobs(calls.look(ids))
+            yield from zip(ids, looked_at, strict=True)
+
     def find(self, tenant: str, job_ids: Sequence[str]) -> tuple[dict[str, Job], set[str]]:
         """Those of a tenant's jobs that are known, each whole, and those that were canceled before they were any."""
         found: dict[str, Job] = {}
         called_off: set[str] = set()
-        for first in range(0, len(job_ids), CHUNK):
-            ids = job_ids[first : first + CHUNK]
-            looked_at = self.jobs(calls.look(ids))
-            for job_id, seen in zip(ids, looked_at, strict=True):
-                if seen.entry and seen.entry.called_off:
-                    called_off.add(job_id)
-                elif seen.entry and seen.entry.tenant == tenant:
-                    found[job_id] = seen.entry.job()
+        for job_id, seen in self.look(job_ids):
+            if seen.entry and seen.entry.called_off:
+                called_off.add(job_id)
+            elif seen.entry and seen.entry.tenant == tenant:
+                found[job_id] = seen.entry.job()
         missing = [job_id for job_id in job_ids if job_id not in found and job_id not in called_off]
         if missing:
             with ThreadPoolExecutor(_READERS) as readers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.batches.plan import Rooms, Step, backlog, ended_parts, next_lines, next_step, share, why
+from controller.batches.plan import LaneRoom, Step, backlog, ended_parts, next_lines, next_step, share, why
 from serinette.batch import BatchHeader, BatchStatus
 from serinette.credentials import Limits
 from serinette.job import now
@@ -31,11 +31,11 @@ def test_backlog(pool: str, least: int, expected: int) -> None:
 
 
 def test_room_is_used_up() -> None:
-    rooms = Rooms(POOLS, 1, {"tiny": 6, "default": 1_000})
-    assert (rooms.free("tiny"), rooms.free("default")) == (2, 0)
-    rooms.take("tiny")
-    rooms.take("tiny")
-    assert rooms.free("tiny") == 0
+    room = LaneRoom(POOLS, 1, {"tiny": 6, "default": 1_000})
+    assert (room.free("tiny"), room.free("default")) == (2, 0)
+    room.take("tiny")
+    room.take("tiny")
+    assert room.free("tiny") == 0
 
 
 STEPS = [
