@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import wave
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +15,10 @@ from api.settings import GatewaySettings
 from serinette.job import JobError, JobStatus, now
 from serinette.jobs import Jobs, Outcome, calls
 from serinette.names import Keys
-from serinette.presence import Presence, WorkerStage, announce
+from serinette.presence import WorkerStage, announce
 from tests import servers
 from tests.jobs import Board
+from tests.unit.dialect_jobs import silence, worker
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +158,17 @@ def test_a_bad_query_is_named(client: TestClient, query: str, field: str) -> Non
     assert answer.json()["detail"][0]["loc"] == ["query", field]
 
 
-def test_a_failure_is_told_as_each_call_would(client: TestClient, jobs: Jobs) -> None:
+def test_a_failure_is_reported_as_each_call_would(client: TestClient, jobs: Jobs) -> None:
     request_id = submitted(client)
     error = JobError(code="timeout", message="it ran longer than 10 s")
     assert jobs(calls.finish(request_id, "", Outcome(JobStatus.FAILED, error), recorded=False)).decided
     assert client.get(f"/status/{request_id}").json()["error"] == error.message
-    told = {
+    answered = {
         query: client.get(f"/result/{request_id}?{query}")
         for query in ("", "format=json", "wait=50", "wait=50&sync=true", "wait=50&format=json&sync=true")
     }
     refused = (400, {"detail": "Request is failed, not completed", "error": error.message})
-    assert {query: (answer.status_code, answer.json()) for query, answer in told.items()} == {
+    assert {query: (answer.status_code, answer.json()) for query, answer in answered.items()} == {
         "": refused,
         "format=json": refused,
         "wait=50": refused,
@@ -183,17 +182,16 @@ def test_health_and_initialize_without_and_with_a_worker_that_loads(
 ) -> None:
     empty = {"status": "healthy", "pipeline_loaded": False, "workers": []}
     assert client.get("/health").json().items() >= empty.items()
-    worker = Presence(name="w1", pool="default", stage=WorkerStage.LOADING, slots=2, started_at=now())
-    announce(jobs.redis, settings.keys, worker)
+    announce(jobs.redis, settings.keys, worker("w1", None, stage=WorkerStage.LOADING, started_at=now()))
     health = client.get("/health").json()
     assert (health["pipeline_loaded"], health["workers"][0]["stage"]) == (False, "loading")
 
     asked: dict[str, str | int] = {"checkpoint_path": "/models/ace", "device_id": 1}
     for answer in (client.post("/initialize", params=asked), client.post("/initialize", json=asked)):
-        told = answer.json()
-        assert (answer.status_code, told["success"]) == (200, False)
-        assert told["ignored"] == ["checkpoint_path", "device_id"]
-        assert "w1 is loading" in told["error_message"]
+        answered = answer.json()
+        assert (answer.status_code, answered["success"]) == (200, False)
+        assert answered["ignored"] == ["checkpoint_path", "device_id"]
+        assert "w1 is loading" in answered["error_message"]
     assert client.post("/initialize").json()["ignored"] == []
 
 
@@ -201,28 +199,18 @@ def test_the_sample_is_accepted(client: TestClient) -> None:
     submitted(client, **client.get("/sample_data").json()["sample"])
 
 
-def silence() -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(2)
-        writer.setsampwidth(2)
-        writer.setframerate(48_000)
-        writer.writeframes(bytes(48_000 * 4))
-    return file.getvalue()
-
-
 def test_audio_that_comes_along_is_kept_and_covered(client: TestClient) -> None:
     form = {"prompt": "remix", "ref_audio_strength": "0.7", "use_erg_tag": "True", "ref_audio_input": "/etc/passwd"}
     files = {"audio_file": ("my song.wav", silence(), "audio/wav")}
     answer = client.post("/generate_music_with_audio", data=form, files=files)
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert told == {
+    answered = answer.json()
+    assert answered == {
         "success": True,
-        "request_id": told["request_id"],
+        "request_id": answered["request_id"],
         "message": "Audio file uploaded and queued for processing. Original filename: my song.wav",
     }
-    job = client.get(f"/v1/jobs/{told['request_id']}").json()
+    job = client.get(f"/v1/jobs/{answered['request_id']}").json()
     assert (job["spec"]["task"], job["spec"]["cover_strength"]) == ("cover", 0.7)
     upload = client.get(f"/v1/uploads/{job['spec']['source_audio']}").json()
     assert upload["duration_s"] == 1.0
@@ -253,7 +241,7 @@ def test_what_the_answer_needs_later_travels_with_the_job(client: TestClient, jo
 def test_without_redis_everything_says_so(tmp_path: Any) -> None:
     [port] = servers.free_ports(1)
     settings = GatewaySettings(
-        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.5
+        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
     )
     with TestClient(create_app(settings)) as client:
         health = client.get("/health")

@@ -1,4 +1,4 @@
-"""ACE-Step 1.5's fields, one by one: honoured, mapped, told of, refused."""
+"""ACE-Step 1.5's fields, one by one: honoured, mapped, reported, refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects.acestep.fields import THEIR_NAMES, collect, theirs
-from api.dialects.acestep.order import Order, order
-from api.dialects.acestep.request import KNOWN, WITHOUT_EFFECT, ReleaseTask
+from api.dialects.acestep.request import ReleaseTask
+from api.dialects.acestep.table import TABLE, convert, record_of, theirs
+from api.dialects.fields import Conversion
 from serinette.errors import InvalidSpec, Unsupported
 from serinette.spec import MAX_SEED, AudioFormat, GenerationSpec, Task
 
@@ -22,23 +22,41 @@ JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 HELD = frozenset({"acestep-v15-turbo"})
 
 
-def mapped(body: dict[str, Any], uploads: dict[str, str] | None = None) -> Order:
-    return order(body, uploads or {}, HELD)
+# As the official request names them (docs/en/API.md and the request's model), and the files of a form.
+THEIRS = re.findall(
+    r"\w+",
+    """
+ai_token allow_lm_batch analysis_only audio_code_string audio_cover_strength audio_duration audio_format batch_size bpm
+cfg_interval_end cfg_interval_start chunk_mask_mode constrained_decoding constrained_decoding_debug cover_noise_strength
+ctx_audio extract_codes_only full_analysis_only global_caption guidance_scale inference_steps infer_method instruction
+is_format_caption key_scale latent_rescale latent_shift lm_backend lm_cfg_scale lm_model_path lm_negative_prompt
+lm_repetition_penalty lm_temperature lm_top_k lm_top_p lyrics model prompt ref_audio reference_audio
+reference_audio_path repaint_latent_crossfade_frames repaint_mode repaint_strength repaint_wav_crossfade_sec
+repainting_end repainting_start sample_mode sample_query sampler_mode seed shift src_audio src_audio_path task_type
+thinking time_signature timesteps track_classes track_name use_adg use_cot_caption use_cot_language use_format
+use_random_seed use_tiled_decode velocity_ema_factor velocity_norm_threshold vocal_language
+""",
+)
+WITHOUT_EFFECT = {name: to.neutral for name, to in TABLE.items() if to.neutral is not None}
+
+
+def converted(body: dict[str, Any], uploads: dict[str, str] | None = None) -> Conversion[ReleaseTask]:
+    return convert(body, uploads or {}, HELD)
 
 
 def spec(body: dict[str, Any]) -> GenerationSpec:
-    return mapped(body).spec
+    return converted(body).spec()
 
 
 def warnings(body: dict[str, Any]) -> list[str]:
-    told: list[str] = json.loads(mapped(body).dialect["warnings"])
-    return told
+    written: list[str] = json.loads(record_of(converted(body))["warnings"])
+    return written
 
 
 def test_what_is_left_out_means_the_checkpoints_own_and_two_songs() -> None:
     assert spec({}) == GenerationSpec(variations=2)
     assert warnings({}) == []
-    assert mapped({}).dialect["api"] == "acestep-1.5"
+    assert record_of(converted({}))["api"] == "acestep-1.5"
 
 
 # The documentation's own examples, and what it says of them.
@@ -162,14 +180,14 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"param_obj": [{"bpm": 90}]}, {"bpm": None}, "without effect here: param_obj"),
     ],
 )
-def test_what_is_not_done_as_asked_is_told(sent: dict[str, Any], expected: dict[str, Any], warned: str) -> None:
+def test_what_is_not_done_as_asked_is_reported(sent: dict[str, Any], expected: dict[str, Any], warned: str) -> None:
     assert {name: getattr(spec(sent), name) for name in expected} == expected
-    [told] = warnings(sent)
-    assert warned in told
+    [warning] = warnings(sent)
+    assert warned in warning
 
 
 @pytest.mark.parametrize("name", WITHOUT_EFFECT)
-def test_a_field_without_counterpart_is_told_only_where_it_asks_for_something_else(name: str) -> None:
+def test_a_field_without_counterpart_is_reported_only_where_it_asks_for_something_else(name: str) -> None:
     assert warnings({name: "something else"}) == [f"without effect here: {name}"]
     for neutral in WITHOUT_EFFECT[name]:
         assert warnings({name: neutral}) == []
@@ -192,7 +210,7 @@ def test_a_field_without_counterpart_is_told_only_where_it_asks_for_something_el
 )
 def test_what_cannot_be_done_without_the_language_model_is_refused(sent: dict[str, Any], field: str) -> None:
     with pytest.raises(Unsupported, match="5 Hz language model") as caught:
-        mapped(sent)
+        spec(sent)
     assert caught.value.field == field
 
 
@@ -257,7 +275,7 @@ def test_what_is_not_asked_for_is_not_refused(sent: dict[str, Any]) -> None:
 )
 def test_a_value_that_is_refused_names_its_field(sent: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidSpec) as caught:
-        mapped(sent)
+        spec(sent)
     assert theirs(caught.value.message).partition(":")[0].partition(".")[0] == field
 
 
@@ -282,13 +300,13 @@ def test_a_source_is_an_upload_or_an_earlier_song(name: str, sent: str, expected
 @pytest.mark.parametrize("name", ["src_audio_path", "reference_audio_path"])
 def test_a_path_is_refused_in_words_and_never_opened(name: str, path: str) -> None:
     with pytest.raises(InvalidSpec, match="never a path") as caught:
-        mapped({"task_type": "cover", name: path})
+        spec({"task_type": "cover", name: path})
     assert caught.value.field == name
 
 
 def test_a_file_that_came_along_goes_before_a_path() -> None:
     body = {"task_type": "repaint", "src_audio_path": "/tmp/x.mp3", "repainting_start": "1.5", "repainting_end": "-1"}
-    spec = mapped(body, {"src_audio_path": "fresh"}).spec
+    spec = converted(body, {"src_audio_path": "fresh"}).spec()
     assert (spec.source_audio, spec.repaint_start_s, spec.repaint_end_s) == ("fresh", 1.5, None)
 
 
@@ -323,38 +341,42 @@ def test_thinking_has_no_effect_there_either_on_tasks_that_work_on_audio(task: s
     assert warnings(body) == []
 
 
-def test_our_words_are_told_in_theirs() -> None:
+def test_our_names_become_theirs() -> None:
     assert theirs("duration_s: ignored, the source gives the length") == (
         "audio_duration: ignored, the source gives the length"
     )
     assert theirs("source_audio: task cover needs it, or audio_codes") == (
         "src_audio_path: task cover needs it, or audio_code_string"
     )
-    assert set(THEIR_NAMES) <= set(GenerationSpec.model_fields)
-    assert set(THEIR_NAMES.values()) <= set(ReleaseTask.model_fields)
+    assert {to.ours for to in TABLE.values() if to.ours} <= set(GenerationSpec.model_fields)
+    assert set(ReleaseTask.model_fields) <= set(TABLE)
 
 
 def test_credentials_are_no_field() -> None:
-    assert collect({"ai_token": "secret", "prompt": "x"}, KNOWN).unknown == ()
+    assert converted({"ai_token": "secret", "prompt": "x"}).ignored == []
 
 
 def test_every_field_stands_in_the_table_of_compatibility() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text().partition("own API (port 8001)")[2]
-    told = re.findall(r"`([a-z_*]+)`", page)
-    assert [name for name in sorted(KNOWN) if not any(fnmatchcase(name, pattern) for pattern in told)] == []
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+    _, _, section = page.partition("### Fields of `POST /release_task`")
+    rows = [line for line in section.partition("\n### ")[0].splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([a-z_*]+)`", row.split(" | ")[0])}
+    fields = {*THEIRS, *TABLE}
+    assert len(fields) > 65
+    assert [field for field in sorted(fields) if not any(fnmatchcase(field, pattern) for pattern in named)] == []
 
 
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(KNOWN)) | st.text(max_size=8),
+        st.sampled_from(sorted(TABLE)) | st.text(max_size=8),
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.text(max_size=5)),
         max_size=12,
     )
 )
-def test_whatever_is_sent_becomes_a_spec_that_a_worker_can_read_or_is_refused_in_words(body: dict[str, Any]) -> None:
+def test_what_is_sent_becomes_a_spec_that_a_worker_can_read_or_is_refused_in_words(body: dict[str, Any]) -> None:
     try:
-        made = order(body, {}, HELD)
+        made = converted(body).spec()
     except (InvalidSpec, Unsupported) as error:
         assert theirs(error.message)
         return
-    assert GenerationSpec.from_wire(made.spec.to_wire()) == made.spec
+    assert GenerationSpec.from_wire(made.to_wire()) == made

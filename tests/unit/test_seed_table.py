@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.dialects.gradio.request import (
-    DRAWN_DURATION_S,
-    LYRIC_DEFAULT,
-    TAG_DEFAULT,
-    GenerateMusicRequest,
-    Order,
-    order,
-)
+from api.dialects.fields import Conversion
+from api.dialects.seed.request import LYRIC_DEFAULT, TAG_DEFAULT, GenerateMusicRequest
+from api.dialects.seed.table import DRAWN_DURATION_S, convert, record_of
 from serinette.errors import InvalidSpec
 from serinette.spec import MAX_SEED, AudioFormat, GenerationSpec, Task
 
@@ -51,12 +46,16 @@ WHOLE_FORM: dict[str, Any] = {
 }
 
 
-def mapped(body: dict[str, Any], upload_id: str | None = None) -> Order:
-    return order(GenerateMusicRequest.model_validate(body), upload_id, draw=lambda below: 7)
+def converted(body: dict[str, Any], upload_id: str | None = None) -> Conversion[GenerateMusicRequest]:
+    return convert(GenerateMusicRequest.model_validate(body), upload_id, draw=lambda below: 7)
 
 
-def told(body: dict[str, Any], upload_id: str | None = None) -> dict[str, Any]:
-    return {name: json.loads(text) for name, text in mapped(body, upload_id).dialect.items()}
+def spec(body: dict[str, Any], upload_id: str | None = None) -> GenerationSpec:
+    return converted(body, upload_id).spec()
+
+
+def recorded(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: json.loads(text) for name, text in record_of(converted(body)).items()}
 
 
 def complaint(body: dict[str, Any]) -> tuple[str, str]:
@@ -68,10 +67,10 @@ def complaint(body: dict[str, Any]) -> tuple[str, str]:
 
 
 def test_what_is_left_out_means_the_checkpoints_own_default() -> None:
-    spec = mapped({}).spec
-    assert spec == GenerationSpec(prompt=TAG_DEFAULT, lyrics=LYRIC_DEFAULT, format=AudioFormat.WAV, seed=7)
-    assert (spec.steps, spec.guidance_scale, spec.shift, spec.cfg_start, spec.cfg_end) == (None, None, None, 0.0, 1.0)
-    assert told({}) == {"return_file_data": False, "sent": {}, "adjusted": [], "ignored": []}
+    made = spec({})
+    assert made == GenerationSpec(prompt=TAG_DEFAULT, lyrics=LYRIC_DEFAULT, format=AudioFormat.WAV, seed=7)
+    assert (made.steps, made.guidance_scale, made.shift, made.cfg_start, made.cfg_end) == (None, None, None, 0.0, 1.0)
+    assert recorded({}) == {"return_file_data": False, "sent": {}, "adjusted": [], "ignored": []}
 
 
 @pytest.mark.parametrize(
@@ -106,10 +105,10 @@ def test_what_is_left_out_means_the_checkpoints_own_default() -> None:
     ],
 )
 def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]) -> None:
-    spec = mapped(sent).spec
-    assert {name: getattr(spec, name) for name in expected} == expected
-    assert told(sent)["adjusted"] == []
-    assert told(sent)["ignored"] == []
+    made = spec(sent)
+    assert {name: getattr(made, name) for name in expected} == expected
+    assert recorded(sent)["adjusted"] == []
+    assert recorded(sent)["ignored"] == []
 
 
 @pytest.mark.parametrize(
@@ -149,12 +148,12 @@ def test_a_value_that_is_refused_names_its_field(sent: dict[str, Any], field: st
     assert complaint(sent)[0] == field
 
 
-def test_a_refused_lora_is_told_what_to_do() -> None:
+def test_a_refused_lora_says_what_to_send() -> None:
     assert "`none`" in complaint({"lora_name_or_path": "loras/x"})[1]
 
 
 def test_what_v1_alone_has_is_accepted_and_listed_not_hidden() -> None:
-    answer = told(WHOLE_FORM)
+    answer = recorded(WHOLE_FORM)
     assert answer["ignored"] == [
         "lora_weight",
         "scheduler_type",
@@ -174,42 +173,42 @@ def test_what_v1_alone_has_is_accepted_and_listed_not_hidden() -> None:
 
 
 def test_unknown_fields_are_listed_as_ignored_and_bounded() -> None:
-    assert told({"batch_size": 2, "retake_seeds": None})["ignored"] == ["batch_size", "retake_seeds"]
-    many = told({f"{'x' * 100}{number}": number for number in range(100)})["ignored"]
+    assert recorded({"batch_size": 2, "retake_seeds": None})["ignored"] == ["batch_size", "retake_seeds"]
+    many = recorded({f"{'x' * 100}{number}": number for number in range(100)})["ignored"]
     assert len(many) == 32
     assert max(map(len, many)) == 64
 
 
-def test_of_several_seeds_the_first_is_used_and_that_is_told() -> None:
-    assert mapped({"manual_seeds": "12, 34"}).spec.seed == 12
-    [adjusted] = told({"manual_seeds": "12, 34"})["adjusted"]
+def test_of_several_seeds_the_first_is_used_and_that_is_recorded() -> None:
+    assert spec({"manual_seeds": "12, 34"}).seed == 12
+    [adjusted] = recorded({"manual_seeds": "12, 34"})["adjusted"]
     assert (adjusted["field"], adjusted["sent"], adjusted["used"]) == ("manual_seeds", "12, 34", 12)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -60.5])
-def test_a_duration_of_nothing_is_drawn_by_the_seed_and_told(seconds: float) -> None:
+def test_a_duration_of_nothing_is_drawn_by_the_seed_and_recorded(seconds: float) -> None:
     body = {"audio_duration": seconds, "manual_seeds": "5"}
-    drawn = mapped(body).spec.duration_s
+    drawn = spec(body).duration_s
     shortest, longest = DRAWN_DURATION_S
     assert shortest <= drawn <= longest
-    assert mapped(body).spec == mapped(body).spec
-    assert mapped(body | {"manual_seeds": "6"}).spec.duration_s != drawn
-    [adjusted] = told(body)["adjusted"]
+    assert spec(body) == spec(body)
+    assert spec(body | {"manual_seeds": "6"}).duration_s != drawn
+    [adjusted] = recorded(body)["adjusted"]
     assert (adjusted["field"], adjusted["sent"], adjusted["used"]) == ("audio_duration", seconds, drawn)
 
 
 def test_reference_audio_of_ours_makes_a_cover() -> None:
     body = {"audio2audio_enable": True, "ref_audio_input": "a1b2-c3", "ref_audio_strength": 0.7, "audio_duration": 30}
-    spec = mapped(body).spec
-    assert (spec.task, spec.source_audio, spec.cover_strength) == (Task.COVER, "a1b2-c3", 0.7)
-    assert [each["field"] for each in told(body)["adjusted"]] == ["audio_duration"]
-    assert told(body)["ignored"] == []
+    made = spec(body)
+    assert (made.task, made.source_audio, made.cover_strength) == (Task.COVER, "a1b2-c3", 0.7)
+    assert [each["field"] for each in recorded(body)["adjusted"]] == ["audio_duration"]
+    assert recorded(body)["ignored"] == []
 
 
 def test_audio_that_came_along_goes_before_a_path_in_the_form() -> None:
     body = {"ref_audio_input": "/tmp/uploaded.mp3", "audio2audio_enable": False}
-    spec = mapped(body, upload_id="fresh").spec
-    assert (spec.task, spec.source_audio, spec.cover_strength) == (Task.COVER, "fresh", 1.0)
+    made = spec(body, upload_id="fresh")
+    assert (made.task, made.source_audio, made.cover_strength) == (Task.COVER, "fresh", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -227,20 +226,20 @@ def test_audio_that_came_along_goes_before_a_path_in_the_form() -> None:
 )
 def test_a_path_is_refused_in_words_and_never_opened(path: str) -> None:
     with pytest.raises(InvalidSpec, match="POST /v1/uploads") as caught:
-        mapped({"audio2audio_enable": True, "ref_audio_input": path})
+        converted({"audio2audio_enable": True, "ref_audio_input": path})
     assert caught.value.field == "ref_audio_input"
     assert "/generate_music_with_audio" in caught.value.message
 
 
 def test_reference_audio_without_the_switch_counts_for_nothing_as_in_v1() -> None:
     body = {"ref_audio_input": "/tmp/song.mp3", "ref_audio_strength": 0.0}
-    assert mapped(body).spec.task is Task.TEXT2MUSIC
-    assert told(body)["ignored"] == ["ref_audio_input", "ref_audio_strength"]
+    assert spec(body).task is Task.TEXT2MUSIC
+    assert recorded(body)["ignored"] == ["ref_audio_input", "ref_audio_strength"]
 
 
-def test_the_switch_without_reference_audio_is_told() -> None:
-    assert mapped({"audio2audio_enable": True}).spec.task is Task.TEXT2MUSIC
-    assert [each["field"] for each in told({"audio2audio_enable": True})["adjusted"]] == ["audio2audio_enable"]
+def test_the_switch_without_reference_audio_is_recorded() -> None:
+    assert spec({"audio2audio_enable": True}).task is Task.TEXT2MUSIC
+    assert [each["field"] for each in recorded({"audio2audio_enable": True})["adjusted"]] == ["audio2audio_enable"]
 
 
 @given(
@@ -261,10 +260,10 @@ def test_the_switch_without_reference_audio_is_told() -> None:
         },
     )
 )
-def test_whatever_passes_the_bounds_is_a_spec_that_a_worker_can_read(body: dict[str, Any]) -> None:
+def test_what_passes_the_bounds_is_a_spec_that_a_worker_can_read(body: dict[str, Any]) -> None:
     try:
         request = GenerateMusicRequest.model_validate(body)
-        spec = order(request).spec
+        made = convert(request).spec()
     except (ValidationError, InvalidSpec):
         return
-    assert GenerationSpec.from_wire(spec.to_wire()) == spec
+    assert GenerationSpec.from_wire(made.to_wire()) == made

@@ -1,13 +1,19 @@
-"""What the seed's clients are told of a job: its words, its shapes, its Unix times. Pure functions of the job."""
+"""The seed's answers and refusals: its words, its shapes, its Unix times. Pure functions of the job."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from api.dialects.gradio.request import TAG_DEFAULT
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import JSONResponse, Response
+
+from api.dialects.seed.request import TAG_DEFAULT
+from api.queue import Pool
+from serinette.errors import InvalidAudio, InvalidSpec, NotFound, SerinetteError
 from serinette.job import Artifact, Job, JobStatus
 from serinette.presence import Presence, WorkerStage
 from serinette.spec import Task
@@ -20,6 +26,21 @@ _WORDS = {
     JobStatus.CANCELED: "failed",
 }
 CANCELED = "Cancelled by user"
+
+
+def refuse(error: Exception) -> Response | None:
+    """As FastAPI did for the seed: wrong fields by `loc`, and an unknown id always by one sentence."""
+    match error:
+        case RequestValidationError():
+            wrong = [{name: each[name] for name in ("loc", "msg", "type")} for each in error.errors()]
+            return JSONResponse({"detail": wrong}, 422)
+        case InvalidSpec() | InvalidAudio():
+            field = "ref_audio_input" if error.field == "source_audio" else error.field
+            message = error.message.removeprefix(f"{error.field}: ")
+            return JSONResponse({"detail": [{"loc": ["body", field], "msg": message, "type": error.code}]}, 422)
+        case NotFound():
+            return JSONResponse({"detail": "Request not found"}, 404)
+    return None
 
 
 def status_word(job: Job) -> str:
@@ -35,7 +56,7 @@ def failure(job: Job) -> str:
 
 
 def audio_path(job: Job) -> str:
-    """Where the song is to be had: a path of ours, never of a file."""
+    """Where the song is served: a path of this API, never of a file."""
     return f"/result/{job.id}"
 
 
@@ -46,7 +67,7 @@ def file_name(job: Job) -> str:
 
 
 def artifact(job: Job) -> Artifact:
-    """The song of a completed job: this dialect knows one a request."""
+    """The song of a completed job: this dialect has one for each request."""
     if job.result is None or not job.result.artifacts:
         raise ValueError(f"job {job.id} is {job.status} and has no song")
     return job.result.artifacts[0]
@@ -91,7 +112,7 @@ def song(job: Job) -> dict[str, Any]:
 
 
 def song_with_bytes(job: Job, audio: bytes | None) -> dict[str, Any]:
-    """The same with all that is known of the file, and the file itself in base64 where a client is used to that."""
+    """The same with what is known of the file, and the file itself in base64 if its bytes are given."""
     answer = song(job) | _file_facts(job) | {"sample_rate": artifact(job).sample_rate}
     return answer if audio is None else answer | {"audio": base64.b64encode(audio).decode()}
 
@@ -124,16 +145,17 @@ def params(job: Job) -> dict[str, Any]:
             "timings": job.result.timings.model_dump(),
             "warnings": list(job.result.warnings),
         }
-    told = {name: json.loads(job.dialect.get(name, default)) for name, default in _TOLD}
-    told["adjusted"] += _adjusted_by_the_worker(told["sent"], used) if job.result else []
-    return used | told
+    record = {name: json.loads(job.dialect.get(name, empty)) for name, empty in _RECORD}
+    record["adjusted"] += _adjusted_by_the_worker(record["sent"], used) if job.result else []
+    return used | record
 
 
-_TOLD = (("sent", "{}"), ("adjusted", "[]"), ("ignored", "[]"))
+# What table.py recorded of the request, and what stands for it in jobs that came by another dialect.
+_RECORD = (("sent", "{}"), ("adjusted", "[]"), ("ignored", "[]"))
 
 
 def _adjusted_by_the_worker(sent: dict[str, Any], used: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the order asked for as sent and the checkpoint could not do."""
+    """What the job asked for as sent, and the checkpoint could not do."""
     return [
         {"field": name, "sent": sent[name], "used": used[name], "reason": "what the checkpoint takes"}
         for name in ("infer_step", "guidance_scale")
@@ -148,12 +170,12 @@ def not_completed(job: Job) -> dict[str, Any]:
 
 
 def not_cancelable(job: Job) -> dict[str, Any]:
-    """DELETE /request/{id} of a job that is over (400)."""
+    """DELETE /request/{id} of a job that has ended (400)."""
     return {"detail": f"Cannot cancel request in {status_word(job)} status"}
 
 
 def unsuccessful(message: str) -> dict[str, Any]:
-    """Where the seed answers failure with 200 and words."""
+    """Where the seed answers a failure with 200."""
     return {"success": False, "error_message": message}
 
 
@@ -163,8 +185,9 @@ def queue(waiting: int, running: int, completed: int, failed: int) -> dict[str, 
     return {"queue_size": waiting, "status_counts": counts, "total_requests": sum(counts.values())}
 
 
-def health(workers: list[Presence]) -> dict[str, Any]:
-    """GET /health: a worker that still loads its model is there, and says so."""
+def health(pools: Sequence[Pool], _: str = "") -> dict[str, Any]:
+    """GET /health: a worker that still loads its model is listed, with its stage."""
+    workers = _workers(pools)
     return {
         "status": "healthy",
         "pipeline_loaded": any(map(_loaded, workers)),
@@ -184,8 +207,14 @@ def health(workers: list[Presence]) -> dict[str, Any]:
     }
 
 
-def initialized(workers: list[Presence]) -> dict[str, Any]:
-    """POST /initialize: models are loaded by workers, so all there is to tell is whether one has."""
+def unhealthy(error: SerinetteError) -> dict[str, Any]:
+    """GET /health while the queue does not answer."""
+    return {"status": "unhealthy", "pipeline_loaded": False, "detail": error.message}
+
+
+def initialized(pools: Sequence[Pool]) -> dict[str, Any]:
+    """POST /initialize: models are loaded by workers, so the answer is whether one has its model."""
+    workers = _workers(pools)
     names = sorted({worker.model.name for worker in workers if worker.model and _loaded(worker)})
     if names:
         return {"success": True, "message": f"Pipeline initialized successfully: workers hold {', '.join(names)}"}
@@ -214,6 +243,10 @@ def _file_facts(job: Job) -> dict[str, Any]:
         "params_json": params(job),
         "message": f"Audio data ready for download. Use {audio_path(job)} to download.",
     }
+
+
+def _workers(pools: Sequence[Pool]) -> list[Presence]:
+    return [worker for pool in pools for worker in pool.workers]
 
 
 def _loaded(worker: Presence) -> bool:

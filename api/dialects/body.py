@@ -1,10 +1,9 @@
-"""A request's body, whatever its kind: JSON, a form, a form with files, or one of them under a wrong name."""
+"""A request's body for dialects that take several kinds: JSON, a form, a form with files, or one under a wrong name."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -33,26 +32,17 @@ class Body:
 
 
 async def _body(request: Request, settings: SettingsPart) -> AsyncIterator[Body]:
-    async with _opened(request, settings.max_body_bytes) as body:
-        yield body
-
-
-BodyPart = Annotated[Body, Depends(_body)]
-
-
-@asynccontextmanager
-async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         ending = _Ending(request.receive)
         whole = Request(request.scope, ending.receive)
         async with whole.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
-            if not ending.seen.rstrip().endswith(b"--"):  # the parser leaves out what was cut off, without a word
+            if not ending.seen.rstrip().endswith(b"--"):  # the parser drops what was cut off, and reports nothing
                 raise RequestError("the form breaks off before its last boundary; send it whole")
             files = {name: value for name, value in form.items() if isinstance(value, UploadFile)}
             yield Body({name: value for name, value in form.items() if name not in files}, files)
         return
-    raw = await _read(request, max_bytes)
+    raw = await _read(request, settings.max_body_bytes)
     if kind == "application/json" or kind.endswith("+json") or raw.lstrip()[:1] in {b"{", b"["}:
         yield Body(_from_json(raw))
     elif kind == "application/x-www-form-urlencoded" or b"=" in raw:
@@ -67,8 +57,11 @@ async def _opened(request: Request, max_bytes: int) -> AsyncIterator[Body]:
         yield Body({})
 
 
+BodyPart = Annotated[Body, Depends(_body)]
+
+
 class _Ending:
-    """The last bytes of a body that somebody else reads."""
+    """The last bytes of a body that the form parser reads."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive

@@ -1,67 +1,31 @@
-"""What the seed's clients are told, shape by shape: these dictionaries are the contract with them."""
+"""The seed's answers, shape by shape: these dictionaries are the contract with its clients."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from api.dialects.gradio import answers
-from api.dialects.gradio.request import GenerateMusicRequest, order
-from serinette.job import Artifact, Job, JobError, JobStatus, Result, Sampling, Timings
-from serinette.names import Lane
-from serinette.presence import Model, Presence, WorkerStage
-from serinette.spec import AudioFormat, GenerationSpec
-
-SUBMITTED = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
-TIMINGS = Timings(queue_s=1, generate_s=2, encode_s=0.1, upload_s=0.1, run_s=2.5)
-RESULT = Result(
-    artifacts=(
-        Artifact(
-            index=0,
-            key="songs/default/job/a-0.mp3",
-            seed=12,
-            format=AudioFormat.MP3,
-            content_type="audio/mpeg",
-            size_bytes=360_000,
-            sha256="0" * 64,
-            duration_s=15.0,
-            sample_rate=48_000,
-            channels=2,
-        ),
-    ),
-    model="bundled",
-    model_revision="r1",
-    sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
-    timings=TIMINGS,
-    warnings=("guidance_scale: turbo has none",),
-)
+from api.dialects.seed import answers
+from api.dialects.seed.request import GenerateMusicRequest
+from api.dialects.seed.table import convert, record_of
+from serinette.job import Job, JobError, JobStatus
+from serinette.presence import Presence, WorkerStage
+from serinette.spec import GenerationSpec
+from tests.unit import dialect_jobs
+from tests.unit.dialect_jobs import AT, ID, TIMINGS, artifact, pool, result
 
 
 def job(status: JobStatus, **changes: Any) -> Job:
-    ordered = order(
+    converted = convert(
         GenerateMusicRequest.model_validate(
             {"format": "mp3", "audio_duration": 15, "prompt": "jazz", "lyrics": "", "manual_seeds": "12,34"}
             | {"omega_scale": 10.0}
             | changes.pop("body", {})
         )
     )
-    started = None if status is JobStatus.QUEUED else SUBMITTED + timedelta(seconds=1)
-    facts: dict[str, Any] = {
-        "id": "job",
-        "tenant": "default",
-        "status": status,
-        "spec": ordered.spec,
-        "pool": "default",
-        "lane": Lane.NORMAL,
-        "dialect": ordered.dialect,
-        "created_at": SUBMITTED,
-        "started_at": started,
-        "ended_at": SUBMITTED + timedelta(seconds=4) if status.ended else None,
-        "result": RESULT if status is JobStatus.SUCCEEDED else None,
-    }
-    return Job(**(facts | changes))
+    done = result(artifact(0, 12, 15.0), model="bundled", warning="guidance_scale: turbo has none")
+    return dialect_jobs.job(status, done, **({"spec": converted.spec(), "dialect": record_of(converted)} | changes))
 
 
 PARAMS = {
@@ -96,7 +60,7 @@ PARAMS = {
 
 def test_the_answer_to_a_request_that_does_not_wait() -> None:
     assert answers.queued(job(JobStatus.QUEUED)) == {
-        "request_id": "job",
+        "request_id": ID,
         "status": "queued",
         "message": "Request has been queued for processing",
     }
@@ -104,25 +68,25 @@ def test_the_answer_to_a_request_that_does_not_wait() -> None:
 
 def test_status_before_the_end() -> None:
     assert answers.status(job(JobStatus.QUEUED)) == {
-        "request_id": "job",
+        "request_id": ID,
         "status": "pending",
-        "created_at": SUBMITTED.timestamp(),
+        "created_at": AT.timestamp(),
         "started_at": None,
         "completed_at": None,
     }
     processing = answers.status(job(JobStatus.RUNNING))
-    assert (processing["status"], processing["started_at"]) == ("processing", SUBMITTED.timestamp() + 1)
+    assert (processing["status"], processing["started_at"]) == ("processing", AT.timestamp() + 1)
     assert processing["completed_at"] is None
 
 
 def test_status_of_a_song() -> None:
     assert answers.status(job(JobStatus.SUCCEEDED)) == {
-        "request_id": "job",
+        "request_id": ID,
         "status": "completed",
-        "created_at": SUBMITTED.timestamp(),
-        "started_at": SUBMITTED.timestamp() + 1,
-        "completed_at": SUBMITTED.timestamp() + 4,
-        "result": {"success": True, "audio_path": "/result/job", "params_json": PARAMS},
+        "created_at": AT.timestamp(),
+        "started_at": AT.timestamp() + 1,
+        "completed_at": AT.timestamp() + 4,
+        "result": {"success": True, "audio_path": "/result/" + ID, "params_json": PARAMS},
     }
 
 
@@ -135,12 +99,12 @@ def test_status_of_a_song_that_was_asked_for_as_bytes() -> None:
         "content_type": "audio/mpeg",
         "format": "mp3",
         "audio_size_bytes": 360_000,
-        "message": "Audio data ready for download. Use /result/job to download.",
+        "message": f"Audio data ready for download. Use /result/{ID} to download.",
     }
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "told"),
+    ("status", "error", "answered"),
     [
         (JobStatus.FAILED, JobError(code="timeout", message="it ran longer than 10 s"), "it ran longer than 10 s"),
         (JobStatus.FAILED, None, "the job failed without saying why"),
@@ -148,13 +112,13 @@ def test_status_of_a_song_that_was_asked_for_as_bytes() -> None:
         (JobStatus.CANCELED, JobError(code="canceled", message="flag"), "Cancelled by user"),
     ],
 )
-def test_status_of_a_failure(status: JobStatus, error: JobError | None, told: str) -> None:
+def test_status_of_a_failure(status: JobStatus, error: JobError | None, answered: str) -> None:
     failed = job(status, error=error)
     answer = answers.status(failed)
-    assert (answer["status"], answer["error"]) == ("failed", told)
-    assert answer["completed_at"] == SUBMITTED.timestamp() + 4
+    assert (answer["status"], answer["error"]) == ("failed", answered)
+    assert answer["completed_at"] == AT.timestamp() + 4
     assert "result" not in answer
-    assert answers.not_completed(failed) == {"detail": "Request is failed, not completed", "error": told}
+    assert answers.not_completed(failed) == {"detail": "Request is failed, not completed", "error": answered}
     assert answers.not_cancelable(failed) == {"detail": "Cannot cancel request in failed status"}
 
 
@@ -171,34 +135,34 @@ def test_the_json_result_with_the_file_in_it() -> None:
     assert "audio" not in answers.song_with_bytes(done, None)
 
 
-def test_a_cover_tells_its_source_and_strength() -> None:
+def test_a_cover_reports_its_source_and_strength() -> None:
     body = {"audio2audio_enable": True, "ref_audio_input": "up", "ref_audio_strength": 0.25}
-    told = answers.params(job(JobStatus.SUCCEEDED, body=body))
-    assert (told["task"], told["source_audio"], told["ref_audio_strength"]) == ("cover", "up", 0.25)
+    answered = answers.params(job(JobStatus.SUCCEEDED, body=body))
+    assert (answered["task"], answered["source_audio"], answered["ref_audio_strength"]) == ("cover", "up", 0.25)
 
 
-def test_steps_and_guidance_that_the_checkpoint_changed_are_told() -> None:
-    """RESULT was sung in 8 steps with guidance 1."""
+def test_steps_and_guidance_that_the_checkpoint_changed_are_reported() -> None:
+    """The worker reports 8 steps with guidance 1."""
     body = {"infer_step": 60, "guidance_scale": 15.0}
     adjusted = answers.params(job(JobStatus.SUCCEEDED, body=body))["adjusted"]
     assert [(each["field"], each["sent"], each["used"]) for each in adjusted[1:]] == [
         ("infer_step", 60, 8),
         ("guidance_scale", 15.0, 1.0),
     ]
-    assert answers.params(job(JobStatus.RUNNING, body=body))["adjusted"] == adjusted[:1], "nobody knows yet"
+    assert answers.params(job(JobStatus.RUNNING, body=body))["adjusted"] == adjusted[:1], "not known yet"
     honoured = answers.params(job(JobStatus.SUCCEEDED, body={"infer_step": 8, "guidance_scale": 1}))
     assert honoured["adjusted"] == adjusted[:1]
 
 
-def test_a_job_that_came_by_another_dialect_is_told_all_the_same() -> None:
+def test_a_job_that_came_by_another_dialect_is_answered_all_the_same() -> None:
     spec = GenerationSpec(prompt="x", seed=3)
     foreign = answers.status(job(JobStatus.SUCCEEDED, spec=spec, dialect={}))["result"]
-    assert foreign["audio_path"] == "/result/job"
+    assert foreign["audio_path"] == "/result/" + ID
     assert (foreign["params_json"]["sent"], foreign["params_json"]["ignored"]) == ({}, [])
 
 
 def test_the_file_is_named_for_the_second_it_was_made_in() -> None:
-    second = int(SUBMITTED.timestamp()) + 4
+    second = int(AT.timestamp()) + 4
     assert answers.file_name(job(JobStatus.SUCCEEDED)) == f"generated_music_{second}.mp3"
 
 
@@ -211,27 +175,8 @@ def test_the_queue() -> None:
 
 
 def worker(stage: WorkerStage, *, model: bool) -> Presence:
-    bundled = Model(
-        name="bundled",
-        revision="r1",
-        turbo=True,
-        sample_rate=48_000,
-        channels=2,
-        default_steps=8,
-        default_guidance_scale=1.0,
-        default_shift=3.0,
-        max_duration_s=600,
-        tasks=("text2music",),
-    )
-    return Presence(
-        name=f"w-{stage}",
-        pool="default",
-        stage=stage,
-        slots=2,
-        model=bundled if model else None,
-        message="reading weights" if stage is WorkerStage.LOADING else "",
-        started_at=SUBMITTED,
-    )
+    message = "reading weights" if stage is WorkerStage.LOADING else ""
+    return dialect_jobs.worker(f"w-{stage}", "bundled" if model else None, stage=stage, message=message)
 
 
 @pytest.mark.parametrize(
@@ -244,24 +189,24 @@ def worker(stage: WorkerStage, *, model: bool) -> Presence:
         ([worker(WorkerStage.LOADING, model=False), worker(WorkerStage.READY, model=True)], True),
     ],
 )
-def test_health_and_initialize_tell_whether_a_worker_has_its_model(workers: list[Presence], loaded: bool) -> None:
-    health = answers.health(workers)
+def test_health_and_initialize_say_whether_a_worker_has_its_model(workers: list[Presence], loaded: bool) -> None:
+    health = answers.health([pool("default", *workers)])
     assert (health["status"], health["pipeline_loaded"]) == ("healthy", loaded)
     assert [each["stage"] for each in health["workers"]] == [each.stage.value for each in workers]
-    initialized = answers.initialized(workers)
+    initialized = answers.initialized([pool("default", *workers)])
     assert initialized["success"] is loaded
     assert initialized["message" if loaded else "error_message"]
 
 
 def test_a_worker_that_loads_says_what_it_does() -> None:
-    [told] = answers.health([worker(WorkerStage.LOADING, model=False)])["workers"]
-    assert (told["stage"], told["message"], told["model"]) == ("loading", "reading weights", None)
-    words = answers.initialized([worker(WorkerStage.LOADING, model=False)])["error_message"]
-    assert "w-loading is loading" in words
+    pools = [pool("default", worker(WorkerStage.LOADING, model=False))]
+    [listed] = answers.health(pools)["workers"]
+    assert (listed["stage"], listed["message"], listed["model"]) == ("loading", "reading weights", None)
+    assert "w-loading is loading" in answers.initialized(pools)["error_message"]
 
 
 def test_the_sample_is_a_body_that_we_accept_whole() -> None:
     sample = answers.sample()["sample"]
-    ordered = order(GenerateMusicRequest.model_validate(sample))
-    assert (ordered.spec.duration_s, ordered.spec.seed) == (30.0, 42)
-    assert ordered.dialect["ignored"] == "[]"
+    converted = convert(GenerateMusicRequest.model_validate(sample))
+    assert (converted.spec().duration_s, converted.spec().seed) == (30.0, 42)
+    assert converted.ignored == []

@@ -1,13 +1,23 @@
-"""What clients of ACE-Step 1.5 are told of a task: its numbers, its shapes, its JSON in JSON. Pure."""
+"""ACE-Step 1.5's answers: the envelope around all, refusals, and a task's numbers, shapes and JSON in JSON."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+import time
+from typing import Any, Final, Generic, TypeVar
 
-from api.dialects.acestep.fields import theirs
-from api.dialects.acestep.tokens import song_url
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from api.dialects.acestep.names import song_url
+from api.dialects.acestep.table import theirs
+from api.problems import headers_of, invalid, status_of
+from serinette.errors import InvalidAudio, InvalidSpec, SerinetteError
 from serinette.job import Artifact, Job, JobStatus, Stage
+
+Data = TypeVar("Data")
 
 # 0 waits or runs, 1 succeeded, 2 failed.
 _NUMBERS: Final = {JobStatus.QUEUED: 0, JobStatus.RUNNING: 0, JobStatus.SUCCEEDED: 1}
@@ -16,13 +26,50 @@ CANCELED: Final = "the task was canceled"
 UNKNOWN: Final = "there is no such task: it was never released here, or was erased when its time was over"
 
 
+def _timestamp_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Envelope(BaseModel, Generic[Data]):
+    """`code` is 200 when all is well; otherwise `error` says what is not, also where the HTTP status is 200."""
+
+    data: Data | None = None
+    code: int = 200
+    error: str | None = None
+    timestamp: int = Field(default_factory=_timestamp_ms, description="When it was answered, in Unix milliseconds.")
+    extra: None = None
+
+
+def wrapped(data: object = None, *, code: int = 200, error: str | None = None) -> dict[str, Any]:
+    """An envelope as JSON takes it."""
+    return Envelope[Any](data=data, code=code, error=error).model_dump(mode="json")
+
+
+def refuse(error: Exception) -> Response | None:
+    """An error in the dialect's shape; what the client can correct is 400 there, where our own paths answer 422."""
+    match error:
+        case RequestValidationError():
+            return refused(400, invalid(error.errors()[0]).message)
+        case HTTPException():
+            return refused(error.status_code, str(error.detail), dict(error.headers or {}))
+        case SerinetteError():
+            status = 400 if isinstance(error, InvalidSpec | InvalidAudio) else status_of(error)
+            return refused(status, theirs(error.message), headers_of(error))
+    return None
+
+
+def refused(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """A refusal, both for clients that read `detail` and for those that read `error`."""
+    return JSONResponse(wrapped(code=status, error=message) | {"detail": message}, status, headers)
+
+
 def released(job: Job) -> dict[str, Any]:
     """To POST /release_task."""
     return {
         "task_id": job.id,
         "status": "queued",
         "queue_position": job.position or 0,
-        "warnings": _of_mapping(job),
+        "warnings": _of_conversion(job),
     }
 
 
@@ -41,9 +88,9 @@ def _entry(task_id: str, number: int, records: list[dict[str, Any]], text: str, 
     return entry if error is None else entry | {"error": error}
 
 
-def _record(number: int, **told: object) -> dict[str, Any]:
+def _record(number: int, **known: object) -> dict[str, Any]:
     fixed: dict[str, Any] = {"file": "", "wave": "", "status": number, "create_time": 0, "env": ENVIRONMENT}
-    return fixed | {"prompt": "", "lyrics": "", "metas": {}, "progress": 0.0, "stage": "queued", "error": None} | told
+    return fixed | {"prompt": "", "lyrics": "", "metas": {}, "progress": 0.0, "stage": "queued", "error": None} | known
 
 
 def _unfinished(job: Job, number: int) -> dict[str, Any]:
@@ -56,7 +103,7 @@ def _unfinished(job: Job, number: int) -> dict[str, Any]:
         progress=running.fraction if running else 0.0,
         stage="failed" if number == 2 else running.stage.value if running else job.status.value,
         error=_failure(job),
-        warnings=_of_mapping(job),
+        warnings=_of_conversion(job),
     )
 
 
@@ -105,7 +152,7 @@ def _generation_info(job: Job, warnings: list[str]) -> str:
 
 
 def _progress_text(job: Job) -> str:
-    """Of this task, in a sentence."""
+    """The state of the task, in a sentence."""
     if job.waiting_for:
         return f"Waiting for {job.waiting_for}"
     if job.status is not JobStatus.RUNNING:
@@ -125,11 +172,11 @@ def _failure(job: Job) -> str | None:
     return theirs(job.error.message) if job.error else "the task failed without saying why"
 
 
-def _of_mapping(job: Job) -> list[str]:
+def _of_conversion(job: Job) -> list[str]:
     warnings: list[str] = json.loads(job.dialect.get("warnings", "[]"))
     return warnings if job.dialect.get("api") == "acestep-1.5" else []
 
 
 def _all_warnings(job: Job) -> list[str]:
-    sung = job.result.warnings if job.result else ()
-    return [*_of_mapping(job), *(theirs(warning) for warning in sung)]
+    of_the_worker = job.result.warnings if job.result else ()
+    return [*_of_conversion(job), *(theirs(warning) for warning in of_the_worker)]
