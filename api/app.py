@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocket
 
 from api import document, health, problems, v1
-from api.batches.service import Desk
+from api.batches.service import BatchService
 from api.containers.log import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
@@ -38,8 +38,8 @@ from api.tenancy.links import Links
 from api.tenancy.rate import RequestRate
 from api.threads import Threads
 from serinette import __version__
-from serinette.batches.objects import Shelf
-from serinette.batches.record import Book
+from serinette.batches.files import BatchFiles
+from serinette.batches.repository import BatchRepository
 from serinette.errors import NotFound, Unavailable
 from serinette.jobs import AsyncJobs, Jobs
 from serinette.settings import connect_redis, connect_redis_async
@@ -150,10 +150,9 @@ def _parts(
         probes=CapacityLimiter(_PROBE_THREADS),
         register=Register(RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)),
         accounts=accounts,
-        desk=Desk(
-            book=Book(redis, settings.keys, settings.retention_s),
-            shelf=Shelf(store),
-            jobs=Jobs(redis, settings.redis_prefix),
+        batches=BatchService(
+            repository=BatchRepository(Jobs(redis, settings.redis_prefix), settings.keys, settings.retention_s),
+            files=BatchFiles(store),
             settings=settings,
             targets=Targets(settings.webhook_networks),
             declared=declared.limits,

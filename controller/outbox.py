@@ -1,5 +1,5 @@
 """Ends of jobs and batches that are to be told to their webhooks: entered where they are ended (serinette/jobs,
-serinette/batches/record.py).
+serinette/batches/repository.py).
 
 One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, at which they are due.
 """

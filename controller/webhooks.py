@@ -16,7 +16,7 @@ from controller.outbox import Outbox
 from controller.settings import ControllerSettings
 from controller.webhook_sending import Answer, open_client, send, signatures
 from serinette.batch import is_batch_id
-from serinette.batches.record import Book
+from serinette.batches.repository import BatchRepository
 from serinette.job import Job, now
 from serinette.jobs import Jobs, calls
 from serinette.webhook import Delivery, event_id, event_type
@@ -66,7 +66,7 @@ class Webhooks:
         self._settings = settings
         self._jobs = Jobs(redis, settings.redis_prefix)
         self._outbox = Outbox(redis, settings.keys)
-        self._batches = Book(redis, settings.keys, settings.retention_s)
+        self._batches = BatchRepository(self._jobs, settings.keys, settings.retention_s)
         self._targets = Targets(settings.webhook_networks)
 
     def __call__(self) -> int:
@@ -110,14 +110,14 @@ class Webhooks:
         return _End(entry.tenant, entry.webhook, event_id(job_id, entry.status), event_type(entry.status), body, tries)
 
     def _batch_end(self, batch_id: str) -> _End | None:
-        page = self._batches.read(batch_id)
-        if page is None or page.header.webhook is None or not page.status.ended:  # erased, or retried meanwhile
+        record = self._batches.read(batch_id)
+        if record is None or record.header.webhook is None or not record.status.ended:  # erased, or retried meanwhile
             return None
-        batch, kind = page.batch(), f"batch.{page.status}"
+        batch, kind = record.batch(), f"batch.{record.status}"
         told = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
         body = _body(kind, batch.ended_at or batch.created_at, told)
-        name = f"{event_id(batch_id, page.status)}_{page.round}"
-        return _End(batch.tenant, page.header.webhook, name, kind, body, len(page.deliveries))
+        name = f"{event_id(batch_id, record.status)}_{record.round}"
+        return _End(batch.tenant, record.header.webhook, name, kind, body, len(record.tries))
 
     def _log(self, job_id: str, end: _End, at: datetime, answer: Answer) -> None:
         number = end.tries + 1
