@@ -1,7 +1,7 @@
 """`/metrics` of a worker: its slots, its engine and its GPU, told by the supervisor for all its processes.
 
-What songs took is counted in Redis (serinette/counters.py) and told by maintenance: a pod may be gone before the next
-scrape.
+What songs took is counted in Redis (serinette/counters.py) and exposed by the controller: a pod may be gone before the
+next scrape.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pydantic import (
 from serinette.errors import InvalidSpec
 from serinette.spec import AudioId, BoundedInput, PublishedName, invalid_spec, without_control_characters
 
-# The pool whose lanes containers wait in: no worker serves it, maintenance does.
+# The pool whose lanes containers wait in: no worker serves it, the controller does.
 CONTAINERS_POOL = "containers"
 
 MAX_INPUTS = 32

@@ -47,7 +47,7 @@ def gateway(url: str) -> Pending:
 
 def maintenance(redis: Redis, keys: Keys) -> Pending:
     """Until one works at the queue."""
-    lease = keys.lease("metrics")
+    lease = keys.leader
 
     def pending() -> str | None:
         try:

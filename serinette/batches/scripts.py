@@ -42,7 +42,7 @@ if failed == 0 then return 0 end
 redis.call('PERSIST', KEYS[1])
 redis.call('HSET', KEYS[1], 'status', 'in_progress', 'released', 0, 'failed', 0, 'canceled', 0)
 redis.call('HINCRBY', KEYS[1], 'round', 1)
-redis.call('HDEL', KEYS[1], 'ended_at', 'running')  -- the second marks an older version's (controller/drained.py)
+redis.call('HDEL', KEYS[1], 'ended_at', 'running')  -- the second marks an older version's (controller/upgrade_check.py)
 redis.call('ZADD', KEYS[2], redis.call('HGET', KEYS[1], 'created'), ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 return 1

@@ -95,7 +95,7 @@ def _asked(redis: Redis, seen: QueueSeen, keys: Keys) -> QueueSeen:
 
 
 def _is_ours(redis: Redis, keys: Keys) -> bool:
-    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.lease("metrics"), keys.credentials))
+    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials))
 
 
 def _elsewhere(redis: Redis, info: Mapping[str, Any], keys: Keys) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Maintenance as it is run, beside a cluster: what it tells gateways and KEDA."""
+"""The controller as it is run, beside a cluster: what it reports to gateways and KEDA."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_valkey_dies_and_no_song_is_lost(up: Up, client: Client) -> None:
     assert "valkey       killed by SIGKILL" in up.told
 
 
-def test_the_gateway_and_maintenance_die_and_come_back(up: Up, client: Client) -> None:
+def test_the_gateway_and_the_controller_die_and_come_back(up: Up, client: Client) -> None:
     killed = [up.child("api"), up.child("controller")]
     for process in killed:
         process.kill()
@@ -201,7 +201,7 @@ def _answers(client: Client) -> bool:
 
 def test_interrupted_it_ends_everything(up: Up) -> None:
     family = up.family()
-    assert len(family) >= 8  # itself, Valkey, gateway, maintenance, worker, engine, two slots
+    assert len(family) >= 8  # itself, Valkey, gateway, controller, worker, engine, two slots
     assert up.end(signal.SIGINT) == 0
     assert eventually_gone(family)
     assert up.told.endswith("Ended.\n")

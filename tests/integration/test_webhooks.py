@@ -1,4 +1,4 @@
-"""From a submit over HTTP to a signed POST, on real processes: replicas of maintenance, one killed as it delivers."""
+"""From a submit over HTTP to a signed POST, on real processes: controller replicas, one killed as it delivers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TIMEOUT_S = 30
 
 
 @contextmanager
-def maintenance(directory: Path, redis_url: str, store_url: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
+def controller(directory: Path, redis_url: str, store_url: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m controller`; killed on the way out."""
     settings = {
         **RULES,
@@ -68,7 +68,7 @@ def test_an_end_is_told_though_the_target_fails_and_a_replica_dies(
     frozen = threading.Event()
     with receiver() as target, gateway(tmp_path, redis_url, file_store_url, **RULES) as house:
         sung = partial(sing, house.url, slot, f"http://127.0.0.1:{target.port}/hook")
-        with maintenance(tmp_path, redis_url, file_store_url, "first") as first:
+        with controller(tmp_path, redis_url, file_store_url, "first") as first:
             target.answers = [500, 503]
             job_id = sung()
             assert eventually(lambda: deliveries(house.url, job_id) == [False, False, True]), house.log.read_text()
@@ -87,8 +87,8 @@ def test_an_end_is_told_though_the_target_fails_and_a_replica_dies(
         frozen.set()
         redis.zadd("rq:serinette:webhooks", {other: time.time()}, xx=True)  # instead of waiting until it is shown again
         with (
-            maintenance(tmp_path, redis_url, file_store_url, "second"),
-            maintenance(tmp_path, redis_url, file_store_url, "third"),
+            controller(tmp_path, redis_url, file_store_url, "second"),
+            controller(tmp_path, redis_url, file_store_url, "third"),
         ):
             assert eventually(lambda: deliveries(house.url, other) == [True])
             assert target.ids == [f"msg_{other}_succeeded"] * 2, "the receiver knows them for one by their id"

@@ -23,7 +23,7 @@ from serinette.store import Store
 from tests.jobs import charged_attempts
 from tests.kills.deaths import Deaths, Fate, Once, interrupted
 from tests.kills.ends import today
-from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench
+from tests.unit.controller_bench import RETENTION_S, TENANT, Bench
 
 # Some lives are long, and each of their round trips is a death: minutes, on a busy machine.
 pytestmark = pytest.mark.timeout(600)

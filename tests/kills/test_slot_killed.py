@@ -1,4 +1,4 @@
-"""A slot killed before every round trip of a job's life: maintenance and the next slot end the job exactly once."""
+"""A slot killed before every round trip of a job's life: the controller and the next slot end the job exactly once."""
 
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from redis import Redis
 
-from controller.cluster import connect
-from controller.containers import Containers
-from controller.containers.cluster import Jobs
-from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, job_name
+from controller.cluster import ContainerJobs, connect
+from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, job_name, selector
+from controller.containers.runner import Containers
 from controller.settings import ControllerSettings
 from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.job import JobStatus, Record
@@ -36,7 +35,7 @@ ON: dict[str, Any] = {
     "containers_namespace": NAMESPACE,
     "containers_instance": "studio",
     "containers_service_account": ACCOUNT,
-    "containers_carrier": "registry.example/serinette/gateway:1",
+    "containers_steps_image": "registry.example/serinette/gateway:1",
     "containers_output_files": 2,
     "containers_log_bytes": 1024,
     "retention_s": RETENTION_S,
@@ -76,11 +75,12 @@ def duty(
 
         connection.call_api = counted
     store = Store.open(settings)
-    return Containers(redis, store, settings, Jobs(connection, NAMESPACE, settings.containers_instance))
+    jobs = ContainerJobs(connection, NAMESPACE, selector(settings.containers_instance))
+    return Containers(redis, store, settings, jobs)
 
 
 def keep_song(store: Store, tenant: str, job_id: str, song: bytes) -> None:
-    """A job whose song was sung, as the store alone still knows it."""
+    """A job that generated a song, as the store alone still knows it."""
     key = artifact_key(tenant, job_id, "attempt", 0, "mp3")
     store.put(key, song)
     at = "2026-01-01T00:00:00Z"

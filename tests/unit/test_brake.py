@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from controller.brake import Rules, Seen, decide
+from controller.autoscaling import BrakeRules, Brakes, PoolSeen, StoreWatch, plan_brake
 from controller.metrics import QueueCollector
-from controller.pools import Pools, StoreWatch
 from controller.settings import ControllerSettings
 from serinette import brake
 from serinette.brake import PROBE, Failure, failures, load_failed, load_passed
@@ -21,7 +20,7 @@ from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.unit.queue_desk import model
 
-RULES = Rules()
+RULES = BrakeRules()
 
 
 def failed(times: int, *, at_s: float = 1000, pods: int = 1) -> tuple[Failure, ...]:
@@ -40,26 +39,26 @@ AWAY = "store: the store has not answered for over 60 s"
 @pytest.mark.parametrize(
     ("seen", "reasons", "probe"),
     [
-        (Seen(1000), (), False),
-        (Seen(1000, waiting=9), (), False),
-        (Seen(1010, failed(2), waiting=9), (), False),
-        (Seen(1010, failed(3), waiting=9), (LOAD3,), True),
-        (Seen(1010, failed(3)), (LOAD3,), False),  # nobody waits: nothing to try for
-        (Seen(2802, failed(3), waiting=9), (LOAD3,), True),
-        (Seen(2803, failed(3), waiting=9), (), False),  # nothing heard for too long: let them try
-        (Seen(1010, failed(3), ready=1, waiting=9), (LOAD3,), True),
-        (Seen(1010, failed(3), ready=2, waiting=9), (), False),  # one pod among many that are well
-        (Seen(1010, failed(3, pods=3), ready=2, waiting=9), (LOAD3,), True),
-        (Seen(1010, waiting=9, store_away_s=59), (), False),
-        (Seen(1010, waiting=9, store_away_s=60), (AWAY,), False),  # a worker that comes up would show nothing
-        (Seen(1010, failed(3), waiting=9, store_away_s=60), (AWAY, LOAD3), False),
-        (Seen(1010, waiting=9, stuck=2, stuck_words="no image"), ("pod: no image",), True),
-        (Seen(1010, waiting=9, stuck=2, stuck_words="no image", ready=3), (), False),
+        (PoolSeen(1000), (), False),
+        (PoolSeen(1000, waiting=9), (), False),
+        (PoolSeen(1010, failed(2), waiting=9), (), False),
+        (PoolSeen(1010, failed(3), waiting=9), (LOAD3,), True),
+        (PoolSeen(1010, failed(3)), (LOAD3,), False),  # nobody waits: nothing to try for
+        (PoolSeen(2802, failed(3), waiting=9), (LOAD3,), True),
+        (PoolSeen(2803, failed(3), waiting=9), (), False),  # nothing heard for too long: let them try
+        (PoolSeen(1010, failed(3), ready=1, waiting=9), (LOAD3,), True),
+        (PoolSeen(1010, failed(3), ready=2, waiting=9), (), False),  # one pod among many that are well
+        (PoolSeen(1010, failed(3, pods=3), ready=2, waiting=9), (LOAD3,), True),
+        (PoolSeen(1010, waiting=9, store_away_s=59), (), False),
+        (PoolSeen(1010, waiting=9, store_away_s=60), (AWAY,), False),  # a worker that comes up would show nothing
+        (PoolSeen(1010, failed(3), waiting=9, store_away_s=60), (AWAY, LOAD3), False),
+        (PoolSeen(1010, waiting=9, stuck=2, stuck_words="no image"), ("pod: no image",), True),
+        (PoolSeen(1010, waiting=9, stuck=2, stuck_words="no image", ready=3), (), False),
     ],
 )
-def test_the_brake_is_on_for_what_would_be_waste(seen: Seen, reasons: tuple[str, ...], probe: bool) -> None:
-    verdict = decide(seen, RULES)
-    assert (verdict.reasons, verdict.probe) == (reasons, probe)
+def test_the_brake_is_on_for_what_would_be_waste(seen: PoolSeen, reasons: tuple[str, ...], probe: bool) -> None:
+    brake = plan_brake(seen, RULES)
+    assert (brake.reasons, brake.probe) == (reasons, probe)
 
 
 def test_failures_are_counted_until_a_load_passes(redis: Redis, keys: Keys) -> None:
@@ -93,7 +92,7 @@ def test_a_pool_whose_loads_fail_keeps_one_worker_trying(
     settings = ControllerSettings.model_validate(
         {"redis_url": redis_url, "store_url": f"file://{tmp_path}", "pools": (PoolFacts(name="turbo"),)}
     )
-    watch = Pools(settings, Store.open(settings))
+    watch = Brakes(redis, Store.open(settings), settings)
     redis.zadd(keys.waiting("turbo", Lane.LOW), {"j": 1})
     watch()
     assert in_force(redis, keys, "turbo") == (0, 0)
@@ -124,7 +123,7 @@ def test_what_the_cluster_cannot_start_brakes_a_pool_without_workers(
     redis: Redis, keys: Keys, redis_url: str, tmp_path: Path
 ) -> None:
     settings = ControllerSettings.model_validate({"redis_url": redis_url, "store_url": f"file://{tmp_path}"})
-    watch = Pools(settings, Store.open(settings))
+    watch = Brakes(redis, Store.open(settings), settings)
     presence = Presence(
         name="pod-b-1", pool="turbo", stage=WorkerStage.READY, slots=1, model=model("t"), started_at=now()
     )

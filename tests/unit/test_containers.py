@@ -33,7 +33,7 @@ ON = {
     "containers_tenants": {"small": {"gpus": 0, "cpu": 1, "memory_mib": 512, "disk_mib": 512, "timeout_s": 60}},
     "containers_max_gpus": 2,
     "containers_namespace": "jobs",
-    "containers_carrier": "registry.example/serinette/gateway:1",
+    "containers_steps_image": "registry.example/serinette/gateway:1",
 }
 
 

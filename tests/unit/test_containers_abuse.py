@@ -1,7 +1,7 @@
-"""Containers and those who mean harm: each thing that somebody might try is refused, or comes to nothing.
+"""Containers and attackers: each thing that one might try is refused, or comes to nothing.
 
 Elsewhere: an image outside the list, a label with a newline (test_containers.py), names of outputs that lead elsewhere,
-ten gigabytes of log (test_containers_run.py), links and pipes among the outputs (tests/integration/test_carry.py).
+ten gigabytes of log (test_containers_run.py), links and pipes among the outputs (integration/test_container_steps.py).
 """
 
 from __future__ import annotations

@@ -243,7 +243,14 @@ def test_a_manifest_that_cannot_be_read_holds_up_no_other(bench: ContainerBench,
     bench.round(2)
     bench.assert_over(runs, JobStatus.SUCCEEDED)
     run = bench.assert_over(evil, JobStatus.SUCCEEDED).run
-    assert run and run.warnings == ("what was said of its outputs cannot be read",)
+    assert run and run.warnings == ("the manifest of its outputs cannot be read",)
+
+
+def test_containers_that_cannot_be_read_hold_up_no_other(bench: ContainerBench) -> None:
+    running, waiting = start(bench), bench.submit(lane=Lane.HIGH)
+    for job_id in (running, waiting):
+        bench.redis.hset(Keys().job(job_id), "container", '{"image": "of another version"}')
+    assert bench.job(start(bench))
 
 
 def test_no_sweep_takes_a_container_away_however_long_the_controller_was_gone(bench: ContainerBench) -> None:
@@ -253,7 +260,7 @@ def test_no_sweep_takes_a_container_away_however_long_the_controller_was_gone(be
     bench.redis.set(f"{Keys().prefix}:serinette:watched", watched_s)
     jobs = bench.board.jobs
     assert (jobs(calls.overdue(20)), jobs(calls.overdue(20))) == ([], [])
-    assert bench.redis.delete("rq:worker:maintenance-containers:executions") == 1  # it expires
+    assert bench.redis.delete("rq:worker:controller-containers:executions") == 1  # it expires
     bench.round(2)
     assert bench.attempt_id(job_id) == attempt_id
     bench.pod(job_id, "Succeeded", terminated(0))

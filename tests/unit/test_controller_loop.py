@@ -1,4 +1,4 @@
-"""Maintenance deletes what is too old, and goes on by one replica at a time, whatever fails."""
+"""The controller deletes what is too old; one replica leads at a time, whatever fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from controller.lease import Lease, keep
+from controller.leader_election import LeaderElection, loop
 from controller.retention import Retention
 from controller.settings import ControllerSettings
 from controller.sweeper import Sweeper
@@ -21,7 +21,7 @@ from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec, Task
 from serinette.store import Store
 from tests.processes import eventually
-from tests.unit.maintenance_bench import RETENTION_S, SPEC, TENANT, Bench
+from tests.unit.controller_bench import RETENTION_S, SPEC, TENANT, Bench
 
 
 @pytest.fixture
@@ -65,28 +65,38 @@ def test_a_sweep_goes_through_a_large_store_and_stops_when_told(bench: Bench, tm
     assert list(bench.store.list("songs")) == []
 
 
-# -- the loop
+# -- leader election, and the loops of duties
+
+
+def election(redis: Redis, keys: Keys) -> LeaderElection:
+    return LeaderElection(redis, keys, 2)
 
 
 def test_one_replica_holds_the_lease_until_it_falls_silent(redis: Redis, keys: Keys) -> None:
-    one, other = (Lease(redis, keys.lease("rounds"), 2) for _ in range(2))
-    assert one.hold() and one.hold()
-    assert not other.hold()
-    redis.pexpire(keys.lease("rounds"), 1)  # a silent holder, in a hurry
-    time.sleep(0.05)
-    assert other.hold()
-    assert not one.hold()
-    one.release()  # it is not one's to give
-    assert other.hold()
-    other.release()
-    assert one.hold()
+    one, other = election(redis, keys), election(redis, keys)
+    assert one() and one() and one.leading
+    assert not other() and not other.leading
+    redis.pexpire(keys.leader, 1)  # a silent leader, in a hurry
+    assert eventually(lambda: not redis.exists(keys.leader))
+    assert other()
+    assert not one() and not one.leading
+    one.resign()  # it is not its own to give
+    assert other()
+    other.resign()
+    assert not other.leading and one()
 
 
-def kept(duty_makers: list[Callable[[], Callable[[], object]]], redis: Redis, keys: Keys, until: Event) -> None:
+def test_a_leader_that_does_not_reach_redis_stops_leading(redis: Redis, keys: Keys) -> None:
+    leader = LeaderElection(redis, keys, 0.2)
+    assert leader()
+    assert eventually(lambda: not leader.leading)
+
+
+def looped(duty_makers: list[Callable[[], Callable[[], object]]], leaders: list[LeaderElection], until: Event) -> None:
     stop = Event()
-    threads = [
-        Thread(target=keep, args=(make, 0.01, stop, Lease(redis, keys.lease("rounds"), 2))) for make in duty_makers
-    ]
+    loops = [("rounds", make, 0.01, stop, leader) for make, leader in zip(duty_makers, leaders, strict=True)]
+    threads = [Thread(target=loop, args=each) for each in loops]
+    threads += [Thread(target=loop, args=("election", lambda each=each: each, 0.01, stop)) for each in leaders]
     for thread in threads:
         thread.start()
     try:
@@ -97,7 +107,7 @@ def kept(duty_makers: list[Callable[[], Callable[[], object]]], redis: Redis, ke
             thread.join()
 
 
-def test_only_the_holder_of_the_lease_makes_rounds(redis: Redis, keys: Keys) -> None:
+def test_only_the_leader_makes_rounds(redis: Redis, keys: Keys) -> None:
     rounds: list[str] = []
     enough = Event()
 
@@ -109,17 +119,16 @@ def test_only_the_holder_of_the_lease_makes_rounds(redis: Redis, keys: Keys) -> 
 
         return lambda: duty
 
-    kept([maker("one"), maker("other")], redis, keys, enough)
+    looped([maker("one"), maker("other")], [election(redis, keys) for _ in range(2)], enough)
     assert len(set(rounds)) == 1
 
 
 def test_the_sweeper_needs_no_lease(bench: Bench) -> None:
-    """Should every other replica die together with a worker, nobody waits for a lease of theirs to run out."""
-    others = Lease(bench.redis, bench.keys.lease("sweeper"), 30)
-    assert others.hold()
+    """Should every other replica die together with a worker, no job waits for the leader's lease to run out."""
+    assert LeaderElection(bench.redis, bench.keys, 30)(), "another replica's"
     job_id = bench.lost()
     settings, stop = ControllerSettings(retention_s=RETENTION_S), Event()
-    sweeping = Thread(target=keep, args=(lambda: Sweeper(bench.redis, bench.store, settings), 0.05, stop, "sweeper"))
+    sweeping = Thread(target=loop, args=("sweeper", lambda: Sweeper(bench.redis, bench.store, settings), 0.05, stop))
     sweeping.start()
     try:
         assert eventually(lambda: bench.board.waiting() == [job_id])
@@ -148,7 +157,7 @@ def test_after_a_failure_the_duty_is_made_anew_and_reported_once(
             enough.set()
 
     with caplog.at_level("INFO"):
-        kept([make], redis, keys, enough)
+        looped([make], [election(redis, keys)], enough)
     assert made == [0, 2, 3, 4]
-    told = [record.getMessage() for record in caplog.records]
-    assert told == ["rounds fails: gone", "rounds goes on"]
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == ["rounds fails: gone", "rounds goes on"]

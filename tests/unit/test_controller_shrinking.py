@@ -11,7 +11,7 @@ from redis import Redis
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from controller.planning import Action
+from controller.sweep_plan import Action
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls, job_of_record
 from serinette.jobs.finishing import finish_as
@@ -19,7 +19,7 @@ from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.jobs import submission
-from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench, Counted
+from tests.unit.controller_bench import RETENTION_S, TENANT, Bench, Counted
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from redis import Redis
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from controller.planning import Action
-from controller.recording import StoreQuestions
+from controller.sweep_plan import Action
+from controller.unrecorded import StoreCalls
 from serinette.errors import StoreUnavailable
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.jobs import Outcome, Standing, calls
@@ -24,7 +24,7 @@ from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 from tests.jobs import charged_attempts
-from tests.unit.maintenance_bench import RETENTION_S, Bench, Counted
+from tests.unit.controller_bench import RETENTION_S, Bench, Counted
 
 
 @pytest.fixture
@@ -226,12 +226,12 @@ def test_a_store_that_is_away_holds_up_only_what_needs_it(bench: Bench, tmp_path
 
 def test_a_store_that_hangs_is_waited_for_once(bench: Bench) -> None:
     answer = threading.Event()
-    questions = StoreQuestions(bench.store, wait_s=0.2, pause_s=60)
+    store_calls = StoreCalls(bench.store, wait_s=0.2, pause_s=60)
     begun = time.monotonic()
     try:
-        found: list[Any] = questions.ask([lambda _: answer.wait(30)] * 20)
+        found: list[Any] = store_calls.run([lambda _: answer.wait(30)] * 20)
         assert all(isinstance(each, StoreUnavailable) for each in found)
-        assert all(isinstance(each, StoreUnavailable) for each in questions.ask([lambda _: True] * 20))
+        assert all(isinstance(each, StoreUnavailable) for each in store_calls.run([lambda _: True] * 20))
         assert time.monotonic() - begun < 10, "each of them for itself would have taken minutes"
     finally:
         answer.set()
@@ -239,12 +239,12 @@ def test_a_store_that_hangs_is_waited_for_once(bench: Bench) -> None:
 
 def test_one_slow_answer_does_not_make_the_store_away(bench: Bench) -> None:
     answer = threading.Event()
-    questions = StoreQuestions(bench.store, wait_s=0.2, pause_s=60)
+    store_calls = StoreCalls(bench.store, wait_s=0.2, pause_s=60)
     try:
-        slow, quick = questions.ask([lambda _: answer.wait(30), lambda _: True])
+        slow, quick = store_calls.run([lambda _: answer.wait(30), lambda _: True])
         assert isinstance(slow, StoreUnavailable)
         assert quick is True
-        assert questions.ask([lambda _: True]) == [True]
+        assert store_calls.run([lambda _: True]) == [True]
     finally:
         answer.set()
 

@@ -37,7 +37,7 @@ OTHER_SECRET = "whsec_" + "b3RoZXItdGVzdC1zZWNyZXQtMDAwMDAwMDE="
 
 @dataclass
 class House:
-    """A gateway's queue, a slot moved by hand, and maintenance's tellers."""
+    """A gateway's queue, a slot moved by hand, and the controller's duty."""
 
     redis: Redis
     store: Store

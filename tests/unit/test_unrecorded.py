@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
-from controller.planning import Action
-from controller.recording import Recorded, StoreQuestions
+from controller.sweep_plan import Action
+from controller.unrecorded import Answer, RecordEnd, StoreCalls, UnrecordedEnds
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as
 from serinette.names import Keys, artifact_key, record_key, song_prefix
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.maintenance_bench import TENANT, Bench
+from tests.unit.controller_bench import TENANT, Bench
 
 FAILURE = JobError(code="invalid_output", message="nan")
 
@@ -41,6 +42,21 @@ def canceled_retry(bench: Bench) -> str:
     assert Action.RETRY in bench.sweep()
     assert bench.board.cancel(job_id) == "canceled"
     return job_id
+
+
+def overtaken(bench: Bench, meanwhile: Callable[[], object]) -> None:
+    """A round over the unrecorded ends; something happens between the store's answers and what is made of them."""
+
+    class Overtaken(StoreCalls):
+        def run(self, requests: Sequence[Callable[[Store], Answer]]) -> list[Answer | Exception]:
+            answers = super().run(requests)
+            if not done:
+                done.append(meanwhile())
+            return answers
+
+    done: list[object] = []
+    UnrecordedEnds(bench.board.jobs, bench.keys, Overtaken(bench.store))()
+    assert done
 
 
 def test_a_canceled_retry_is_recorded(bench: Bench) -> None:
@@ -131,16 +147,7 @@ def test_an_erased_job_is_not_recorded(bench: Bench) -> None:
     assert bench.sweep() == []
 
     meanwhile = canceled_retry(bench)
-    sweeper = bench.sweeper()
-    ask = sweeper._questions.ask
-
-    def ask_and_lose_the_race(questions: Any) -> Any:
-        answers = ask(questions)
-        bench.board.jobs(calls.erase(meanwhile, TENANT))
-        return answers
-
-    sweeper._questions.ask = ask_and_lose_the_race  # type: ignore[method-assign]
-    sweeper()
+    overtaken(bench, lambda: bench.board.jobs(calls.erase(meanwhile, TENANT)))
     assert list(bench.store.list("songs")) == []
     assert unrecorded(bench) == []
 
@@ -148,7 +155,7 @@ def test_an_erased_job_is_not_recorded(bench: Bench) -> None:
 def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:
     job_id = canceled_retry(bench)
     entry = bench.entry(job_id)
-    assert StoreQuestions(bench.store).ask([Recorded(entry), Recorded(entry)]) == [True, True]
+    assert StoreCalls(bench.store).run([RecordEnd(entry), RecordEnd(entry)]) == [True, True]
     before = bench.store.get(record_key(TENANT, job_id))
     assert bench.sweep() == [Action.RECORD]
     assert bench.store.get(record_key(TENANT, job_id)) == before
@@ -156,15 +163,10 @@ def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:
 
 def test_a_record_stays_though_another_replica_recorded_and_shrank_the_job_meanwhile(bench: Bench) -> None:
     job_id = canceled_retry(bench)
-    slow, quick = bench.sweeper(), bench.sweeper()
-    ask = slow._questions.ask
 
-    def ask_and_be_overtaken(questions: Any) -> Any:
-        answers = ask(questions)
-        quick()
+    def another_replica() -> None:
+        assert bench.sweep() == [Action.RECORD]
         assert bench.board.jobs(calls.shrink(bench.entry(job_id)))
-        return answers
 
-    slow._questions.ask = ask_and_be_overtaken  # type: ignore[method-assign]
-    slow()
+    overtaken(bench, another_replica)
     assert bench.record(job_id)

@@ -1,6 +1,6 @@
-"""Has the store say what became of each job: that it ended without a song, and of its songs the winner's alone.
+"""Puts the `job.json` of each job that ended without one, and erases the songs of attempts that did not win.
 
-Where the store could not be asked, or need not be, Redis alone has decided an end without a song; then the job is among
+When the store could not be asked, or need not be, Redis alone has decided an end without a song; then the job is among
 the unrecorded until its `job.json` lies in the store. A song that got in between is taken back, as clients have heard
 otherwise. And a slot that died between its song and its record has left a song that belongs to no record.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-from controller.lease import FailureLog
+from controller.leader_election import FailureLog
 from serinette.errors import StoreUnavailable
 from serinette.job import JobStatus, Record
 from serinette.jobs import Entry, Jobs, Outcome, calls
@@ -33,8 +33,8 @@ _WAIT_S = 3.0
 _PAUSE_S = 10.0
 
 
-class StoreQuestions:
-    """Asks the store several things at a time, waits for a while at most, and leaves it alone when it is away."""
+class StoreCalls:
+    """Calls the store several times at once, waits for a while at most, and leaves it alone when it is away."""
 
     def __init__(self, store: Store, wait_s: float = _WAIT_S, pause_s: float = _PAUSE_S) -> None:
         self._store = store
@@ -44,11 +44,11 @@ class StoreQuestions:
         self._failures = FailureLog(log, "asking the store")
         self._not_before_s = 0.0
 
-    def ask(self, questions: Sequence[Callable[[Store], Answer]]) -> list[Answer | Exception]:
-        """The answer to each, or what went wrong: StoreUnavailable where it did not come. Questions may be repeated."""
+    def run(self, requests: Sequence[Callable[[Store], Answer]]) -> list[Answer | Exception]:
+        """The answer to each, or what went wrong: StoreUnavailable where none came. A call may be repeated later."""
         if time.monotonic() < self._not_before_s:
-            return [StoreUnavailable("the store did not answer a moment ago") for _ in questions]
-        asked = [self._threads.submit(question, self._store) for question in questions]
+            return [StoreUnavailable("the store did not answer a moment ago") for _ in requests]
+        asked = [self._threads.submit(request, self._store) for request in requests]
         done, _ = wait(asked, self._wait_s)
         late = StoreUnavailable(f"the store did not answer within {self._wait_s:g} s")
         for each in asked:
@@ -64,13 +64,13 @@ class StoreQuestions:
         return answers
 
 
-class Recording:
-    """Works off the unrecorded, some at a time, in any number of replicas."""
+class UnrecordedEnds:
+    """Works off the index of unrecorded ends, some at a time, in any number of replicas."""
 
-    def __init__(self, jobs: Jobs, keys: Keys, questions: StoreQuestions) -> None:
+    def __init__(self, jobs: Jobs, keys: Keys, store_calls: StoreCalls) -> None:
         self._jobs = jobs
         self._keys = keys
-        self._questions = questions
+        self._store_calls = store_calls
 
     def __call__(self) -> int:
         """Record some ends; how many. Raises RedisError; what a store that is away does not answer waits."""
@@ -82,7 +82,7 @@ class Recording:
                 entries[job_id] = seen.entry
             else:  # erased, or forgotten
                 self._jobs.redis.zrem(self._keys.unrecorded, job_id)
-        answers = self._questions.ask([Recorded(entry) for entry in entries.values()])
+        answers = self._store_calls.run([RecordEnd(entry) for entry in entries.values()])
         count = 0
         for entry, answer in zip(entries.values(), answers, strict=True):
             if isinstance(answer, StoreUnavailable):
@@ -98,12 +98,12 @@ class Recording:
             return False
         known = self._jobs(calls.recorded(entry.id, entry.status))
         if known == "gone" and entry.status is not JobStatus.SUCCEEDED:  # erased meanwhile: what was put then goes
-            self._questions.ask([lambda store: store.delete(record_key(entry.tenant, entry.id))])
+            self._store_calls.run([lambda store: store.delete(record_key(entry.tenant, entry.id))])
         return known == "marked"
 
 
-class Recorded:
-    """The question that brings the store to say what Redis says of one ended job. True where it does then."""
+class RecordEnd:
+    """The call that has the store say what Redis says of one ended job. True where it does then."""
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry

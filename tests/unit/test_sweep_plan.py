@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from controller.planning import Action, RemovedPools, of_due, of_lost, shrinks
 from controller.retention import expired
+from controller.sweep_plan import Action, RemovedPools, plan_due, plan_lost, shrinks
 from serinette.job import Attempt, JobStatus
 from serinette.jobs import Entry
 from serinette.jobs.registries import parse_lane
@@ -49,7 +49,7 @@ def running(**fields: Any) -> Entry:
     ],
 )
 def test_what_a_lost_job_needs(seen: Entry | None, action: Action | None, status: JobStatus | None) -> None:
-    plan = of_lost(seen, "a")
+    plan = plan_lost(seen, "a")
     assert (plan and plan.action) == action
     if plan and status:
         assert plan.outcome and plan.outcome.status is status
@@ -58,7 +58,7 @@ def test_what_a_lost_job_needs(seen: Entry | None, action: Action | None, status
 
 
 def test_a_lost_job_whose_spec_no_version_here_reads_ends_all_the_same() -> None:
-    plan = of_lost(running(charged=2, spec='{"steps": "of a newer kind"}'), "a")
+    plan = plan_lost(running(charged=2, spec='{"steps": "of a newer kind"}'), "a")
     assert plan and plan.action is Action.FAIL and plan.record is None
 
 
@@ -75,7 +75,7 @@ def test_a_lost_job_whose_spec_no_version_here_reads_ends_all_the_same() -> None
     ],
 )
 def test_a_job_expires_that_nobody_began_in_time(seen: Entry | None, expires: bool) -> None:
-    plan = of_due(seen, NOON)
+    plan = plan_due(seen, NOON)
     assert (plan is not None) is expires
     if plan:
         assert plan.outcome and plan.outcome.error and plan.outcome.error.code == "expired"

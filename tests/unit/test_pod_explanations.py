@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.pod_words import holdup
+from controller.pod_explanations import holdup
 from serinette.presence import Holdup
 
 AT = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
