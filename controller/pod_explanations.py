@@ -72,12 +72,12 @@ def _unscheduled(scheduled: Object, events: Sequence[Object], gpus: str) -> Expl
     if scheduled.get("reason") == "SchedulingGated":
         return Explanation(1, "its pod is gated: the cluster's queue (Kueue, say) has not admitted it")
     why = _why_no_node(str(scheduled.get("message", "")), gpus)
-    said = next((event for event in reversed(events) if event.get("reason") in _ADDS | _ADDS_NONE), None)
-    if said is None:
+    scaling = next((event for event in reversed(events) if event.get("reason") in _ADDS | _ADDS_NONE), None)
+    if scaling is None:
         return Explanation(1, why)
-    if said["reason"] in _ADDS:
+    if scaling["reason"] in _ADDS:
         return Explanation(2, f"{why}, and the autoscaler is adding a node")
-    because = re.sub(r"^pod didn't trigger scale-up:?\s*", "", str(said.get("message", "")))
+    because = re.sub(r"^pod didn't trigger scale-up:?\s*", "", str(scaling.get("message", "")))
     return Explanation(1, f"{why}, and the autoscaler adds none: {_short(because)}")
 
 

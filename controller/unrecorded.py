@@ -57,8 +57,8 @@ class StoreCalls:
         for each in asked:
             error = each.exception() if each in done else late
             answers.append(each.result() if error is None else error if isinstance(error, Exception) else late)
-        said = (each for each in answers if isinstance(each, StoreUnavailable) and each is not late)
-        away = late if asked and not done else next(said, None)
+        errors = (each for each in answers if isinstance(each, StoreUnavailable) and each is not late)
+        away = late if asked and not done else next(errors, None)
         self._failures.note(away)
         self._not_before_s = time.monotonic() + self._pause_s if away else 0.0
         return answers

@@ -30,7 +30,7 @@ MAX_INPUTS = 32
 MAX_WORDS_BYTES = 256 * 1024
 _JOB_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
-# Written in full, so that nobody's default registry is asked: host/repository, a tag, a digest.
+# Written in full, so that no default registry is asked: host/repository, a tag, a digest.
 _REPOSITORY = r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)"
 _TAG = r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 _IMAGE_CHARACTERS = 400

@@ -40,7 +40,7 @@ def test_inputs_are_there(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "inputs/deep/song.mp3").read_bytes() == b"a song"
 
 
-def test_an_input_that_is_gone_is_told_by_its_exit_code_and_not_by_its_url(store: Store, tmp_path: Path) -> None:
+def test_an_input_that_is_gone_is_reported_by_its_exit_code_and_not_by_its_url(store: Store, tmp_path: Path) -> None:
     url = store.sign_get("songs/default/j/gone", 60)
     with step("fetch", [{"path": "a", "url": url}], tmp_path) as process:
         assert process.wait(60) == 3
@@ -54,7 +54,7 @@ def test_a_plan_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> No
     assert not (tmp_path / "a").exists()
 
 
-def test_it_is_ready_when_it_may_be_told_to_end(tmp_path: Path) -> None:
+def test_it_is_ready_when_sigterm_would_reach_it(tmp_path: Path) -> None:
     def ready(pid: int) -> bool:
         command = [word.replace("/proc/1/", f"/proc/{pid}/") for word in READY]
         return subprocess.run(command, check=False, timeout=60).returncode == 0
@@ -90,13 +90,13 @@ def test_outputs_are_put_when_the_command_has_ended(store: Store, tmp_path: Path
         os.mkfifo(root / "pipe")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, process.stderr.read()
-    told = json.loads(store.get("songs/default/j/a-outputs.json"))
-    assert [(each["name"], each["index"], each["size_bytes"]) for each in told["outputs"]] == [
+    manifest = json.loads(store.get("songs/default/j/a-outputs.json"))
+    assert [(each["name"], each["index"], each["size_bytes"]) for each in manifest["outputs"]] == [
         ("adapter/weights.bin", 0, 300_000),
         ("empty", 1, 0),
     ]
     assert store.get(keys[0]) == b"w" * 300_000
-    left_out = "\n".join(told["left_out"])
+    left_out = "\n".join(manifest["left_out"])
     for words in (r"'a b\nc' may not be called so", "'link' is no plain", "'linked' is no", "'pipe' is no", "too much"):
         assert words in left_out
 

@@ -57,10 +57,10 @@ def house(s3: servers.S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         where = {"store_url": shared.store_url, "store_endpoint": s3.endpoint, "store_public_endpoint": s3.endpoint}
         given = {**ON, **where, "containers_output_files": 4, "containers_log_bytes": 4096}
         settings = ControllerSettings.model_validate({"redis_url": valkey.connection_url, **given})
-        told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        set_to = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
         with (
             Redis.from_url(valkey.connection_url) as redis,
-            gateway(directory, valkey.connection_url, told.pop("store_url"), **told) as running,
+            gateway(directory, valkey.connection_url, set_to.pop("store_url"), **set_to) as running,
         ):
             bench = ContainerBench(redis, kube, settings, kube.kubeconfig(directory))
             with node(bench, directory):

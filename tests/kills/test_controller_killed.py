@@ -207,7 +207,7 @@ def test_a_replica_that_is_overtaken_does_nothing_twice(bench: Bench, redis_url:
         bench.redis.flushdb()
         if not other.called:
             break
-    assert round_trips > 10, "nobody was ever overtaken"
+    assert round_trips > 10, "no replica was ever overtaken"
 
 
 def sweep(fate: Fate, redis_url: str, store_url: str) -> None:

@@ -98,8 +98,8 @@ def keep_song(store: Store, tenant: str, job_id: str, song: bytes) -> None:
     result = {"artifacts": [artifact], "model": "m", "model_revision": "r", "sampling": sampling, "timings": timings}
     attempt = {"number": 1, "id": "attempt", "worker": "w", "started_at": at, "outcome": "succeeded"}
     times = dict.fromkeys(("created_at", "started_at", "ended_at"), at)
-    told = {"job_id": job_id, "tenant": tenant, "spec": {"prompt": "jazz"}, "attempt": attempt, "result": result}
-    record = Record.model_validate({**told, **times})
+    fields = {"job_id": job_id, "tenant": tenant, "spec": {"prompt": "jazz"}, "attempt": attempt, "result": result}
+    record = Record.model_validate({**fields, **times})
     store.put(record_key(tenant, job_id), record.model_dump_json().encode())
 
 
@@ -160,8 +160,8 @@ class ContainerBench:
         attempt_id = self.attempt_id(job_id)
         self.store.put(output_key(TENANT, job_id, attempt_id, 0), data)
         outputs = [{"name": name, "index": 0, "size_bytes": len(data), "sha256": "0" * 64}]
-        told = {"outputs": outputs, "left_out": [], **manifest}
-        self.store.put(manifest_key(TENANT, job_id, attempt_id), json.dumps(told).encode())
+        written = {"outputs": outputs, "left_out": [], **manifest}
+        self.store.put(manifest_key(TENANT, job_id, attempt_id), json.dumps(written).encode())
 
     # -- what is seen
 

@@ -78,16 +78,16 @@ class Node:
         try:
             container_steps.fetch(_plan(steps[FETCH]), root / "inputs")
         except httpx.HTTPError:
-            self._tell(job, "Failed", {"waiting": {}})
+            self._report(job, "Failed", {"waiting": {}})
             return
         code = self._command(job_id, job, _Command(steps[MAIN], root))
         container_steps.upload(_plan(steps[UPLOAD]), root / "outputs")
-        self._tell(job, "Failed" if code else "Succeeded", terminated(code))
+        self._report(job, "Failed" if code else "Succeeded", terminated(code))
 
     def _command(self, job_id: str, job: Object, command: _Command) -> int:
         written = ""
         self.bench.log(job_id, written)
-        self._tell(job, "Running")
+        self._report(job, "Running")
         with command.process() as process:
             ender = threading.Thread(target=self._end_with, args=(job, process))
             ender.start()
@@ -100,7 +100,7 @@ class Node:
             ender.join()
         return code
 
-    def _tell(self, job: Object, phase: str, main: Object | None = None) -> None:
+    def _report(self, job: Object, phase: str, main: Object | None = None) -> None:
         with suppress(AssertionError):  # its Job is gone
             self.bench.pod(job["metadata"]["labels"][JOB_LABEL], phase, main)
 
@@ -137,7 +137,7 @@ class _Command:
 
 
 def _plan(step: Object) -> Any:
-    """What a step was told, read as its container gets it."""
+    """What a step was given, read as its container gets it."""
     given = {each["name"]: each["value"] for each in step["env"]}
     return json.loads(given["SERINETTE_STEP"].replace("$$(", "$("))
 

@@ -52,7 +52,7 @@ def test_old_songs_and_uploads_go_unless_a_live_job_needs_them(bench: Bench, tmp
     assert left == {young_song, live_song, source_song, "up-young", "up-used", "up-heard"}
 
 
-def test_a_sweep_goes_through_a_large_store_and_stops_when_told(bench: Bench, tmp_path: Path) -> None:
+def test_a_sweep_goes_through_a_large_store_and_stops_when_asked(bench: Bench, tmp_path: Path) -> None:
     for number in range(120):
         key = record_key(TENANT, f"song-{number}")
         bench.store.put(key, b"x")

@@ -85,7 +85,7 @@ def test_a_shrunk_job_is_answered_as_it_was(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("holds", ["the store does not know it", "its webhook is not settled", "its batch has not it"])
-def test_a_job_that_somebody_needs_stays_whole_and_holds_up_no_other(
+def test_a_job_that_is_still_needed_stays_whole_and_holds_up_no_other(
     bench: Bench, tmp_path: Path, holds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controller.sweeper._SHRUNK", 2)
@@ -102,7 +102,7 @@ def test_a_job_that_somebody_needs_stays_whole_and_holds_up_no_other(
     if broken is None:
         bench.sweep()
     else:
-        broken.write_text("where a directory was: the store answers nobody")
+        broken.write_text("where a directory was: the store does not answer")
         bench.board.jobs(calls.finish(other, "", Outcome(JobStatus.CANCELED), recorded=True))
         bench.redis.zrem(bench.keys.unrecorded, other)
     for job_id in (*kept, other):

@@ -38,7 +38,7 @@ def songs(bench: SlotBench) -> list[str]:
 
 
 @pytest.mark.parametrize("how", [JobStatus.FAILED, JobStatus.CANCELED])
-def test_a_zombie_comes_too_late_for_a_job_that_the_sweeper_ended(bench: SlotBench, how: JobStatus) -> None:
+def test_a_frozen_attempt_comes_too_late_for_a_job_that_the_sweeper_ended(bench: SlotBench, how: JobStatus) -> None:
     job_id = bench.order(attempts=1)
     slot = bench.slot()
 
@@ -106,7 +106,7 @@ def test_the_last_attempt_of_several_bars_the_earlier_ones(bench: SlotBench) -> 
     assert record.attempt and record.attempt.number == 2
 
 
-def test_an_earlier_attempt_that_sang_after_all_is_what_the_last_one_finds(bench: SlotBench) -> None:
+def test_an_earlier_attempt_that_finished_after_all_is_what_the_last_one_finds(bench: SlotBench) -> None:
     job_id = bench.order(attempts=2)
     slot = bench.slot()
 

@@ -45,7 +45,7 @@ def bare(name: str, annotations: dict[str, str] | None = None, *, leaving: bool 
         ([bare("a", dict(MARKS))], set(), {"a"}, [Patch("a", CLEARED)]),
         ([bare("a", {"mine": "x"})], set(), {"a"}, []),
         (
-            [bare("a", {**MARKS, "karpenter.sh/do-not-disrupt": "false"})],  # somebody else's
+            [bare("a", {**MARKS, "karpenter.sh/do-not-disrupt": "false"})],  # not ours
             set(),
             {"a"},
             [Patch("a", {name: None for name in MARKS if not name.startswith("karpenter")})],
@@ -160,7 +160,7 @@ def test_a_busy_pod_is_marked_and_after_a_minute_of_idleness_no_more(
         (404, True, 10),  # gone meanwhile: the others are patched
         (410, True, 10),
         (409, True, 10),
-        (403, False, 601),  # forbidden: nobody is patched until an operator may have mended it
+        (403, False, 601),  # forbidden: no pod is patched until an operator may have allowed it
         (429, False, 31),
         (500, False, 31),
         (0, False, 31),  # it hung up

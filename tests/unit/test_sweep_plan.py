@@ -74,7 +74,7 @@ def test_a_lost_job_whose_spec_no_version_here_reads_ends_all_the_same() -> None
         (entry(start_by=AT_S - 1, state="canceled"), False),
     ],
 )
-def test_a_job_expires_that_nobody_began_in_time(seen: Entry | None, expires: bool) -> None:
+def test_a_job_expires_that_no_worker_began_in_time(seen: Entry | None, expires: bool) -> None:
     plan = plan_due(seen, NOON)
     assert (plan is not None) is expires
     if plan:
@@ -187,7 +187,7 @@ def test_what_an_unfinished_job_uses_is_kept() -> None:
     assert doomed(objects, {"live", "used"}) == [["uploads/t/unused/audio"]]
 
 
-def test_nobody_is_asked_while_nothing_is_old() -> None:
+def test_what_is_in_use_is_not_looked_up_while_nothing_is_old() -> None:
     def unexpected() -> set[str]:
         raise AssertionError("asked for what is in use")
 

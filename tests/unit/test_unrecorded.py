@@ -70,7 +70,7 @@ def test_a_canceled_retry_is_recorded(bench: Bench) -> None:
     assert unrecorded(bench) == []
 
 
-def test_a_job_that_nobody_began_is_recorded(bench: Bench) -> None:
+def test_a_job_that_no_worker_began_is_recorded(bench: Bench) -> None:
     job_id = bench.submit()
     bench.board.cancel(job_id)
     assert bench.sweep() == [Action.RECORD]
@@ -83,7 +83,7 @@ def test_a_failure_while_the_store_is_away_is_recorded_when_it_is_back(bench: Be
     job_id = bench.submit()
     bench.board.finish(bench.begin(job_id), Outcome(JobStatus.FAILED, FAILURE))
     broken = tmp_path / "store" / "songs"
-    broken.write_text("where a directory was: an error to whoever reads below it, even to root")
+    broken.write_text("where a directory was: reading below it fails, even for root")
     assert bench.sweep() == []
     assert unrecorded(bench) == [job_id], "it waits for the store"
     broken.unlink()
@@ -93,7 +93,7 @@ def test_a_failure_while_the_store_is_away_is_recorded_when_it_is_back(bench: Be
     assert unrecorded(bench) == []
 
 
-def test_a_zombies_song_that_came_in_between_is_taken_back(bench: Bench) -> None:
+def test_a_frozen_attempts_song_that_came_in_between_is_taken_back(bench: Bench) -> None:
     """Clients have heard of the end; the store must not say otherwise for as long as it keeps the job."""
     job_id = bench.submit()
     bench.begin(job_id)
@@ -102,9 +102,9 @@ def test_a_zombies_song_that_came_in_between_is_taken_back(bench: Bench) -> None
     assert bench.sweep() == [Action.RETRY]
     bench.board.cancel(job_id)
     bench.store.put(artifact_key(TENANT, job_id, frozen.attempts[-1].id, 0, "mp3"), b"song")
-    zombie = bench.song(job_id)
-    bench.store.put(zombie.keys[0], b"song")
-    assert finish_as(bench.board.jobs, zombie).status is JobStatus.CANCELED, "the slot hears how it ended"
+    late = bench.song(job_id)
+    bench.store.put(late.keys[0], b"song")
+    assert finish_as(bench.board.jobs, late).status is JobStatus.CANCELED, "the slot hears how it ended"
     assert bench.sweep() == [Action.RECORD]
     found = bench.record(job_id)
     assert found and found.status is bench.entry(job_id).status is JobStatus.CANCELED
