@@ -111,8 +111,8 @@ def expired(
 ) -> Iterator[list[StoredObject]]:
     """Songs and uploads whose newest object is older than `cutoff` and that are not in use, their records last.
 
-    A listing keeps what lies in one directory together; were it torn, each part would be looked at by itself. `in_use` is
-    called once, and only if something is old enough.
+    A listing keeps what lies in one directory together; were it torn, each part would be looked at by itself. `in_use`
+    is called once, and only if something is old enough.
     """
     used: set[str] | None = None
     for directory, group in groupby(objects, key=lambda found: found.key.rpartition("/")[0]):

@@ -36,8 +36,7 @@ log = logging.getLogger(__name__)
 _LOST, _DUE, _STRANDED, _SHRUNK = 1_000, 500, 200, 500
 # Jobs read in one step of the server.
 _LOOK = 200
-# What the unrecorded are to the store, these are to Redis: an ended job stays whole for so long, and walks over those
-# that must stay longer begin anew after a pause.
+# An ended job stays whole in Redis for so long. Walks over those that must stay longer begin anew after a pause.
 _WHOLE_S = 600.0
 _WALK_EVERY_S = 30.0
 _TIDY_EVERY_S = 60.0
@@ -46,7 +45,7 @@ _KEYS = 1_000
 
 
 class Sweeper:
-    """One round: leases, deadlines, lanes, removed pools, the unrecorded, the shrinking, and what RQ leaves behind."""
+    """One round: leases, deadlines, lanes, removed pools, unrecorded ends, jobs that shrink, what RQ leaves behind."""
 
     def __init__(
         self,
