@@ -147,7 +147,7 @@ class Sweeper:
 
     def _carry_out(self, plans: Sequence[Plan]) -> None:
         asking = [plan for plan in plans if plan.asks_store]
-        answers = self._store_calls.run([_FindOrPut(plan) for plan in asking])
+        answers = self._store_calls.run([partial(_find_or_put, plan) for plan in asking])
         records = dict(zip((plan.entry.id for plan in asking), answers, strict=True))
         for plan in plans:
             with logs.about(job=plan.entry.id):
@@ -246,14 +246,8 @@ class Sweeper:
             self._metrics.reconciled(action, number)
 
 
-class _FindOrPut:
+def _find_or_put(plan: Plan, store: Store) -> Record | None:
     """The record of one job that has ended, put now where it is to end; None: it has not ended."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def __call__(self, store: Store) -> Record | None:
-        plan = self._plan
-        if found := find_record(store, plan.entry.tenant, plan.entry.id):
-            return found
-        return put_record(store, plan.record) if plan.record else None
+    if found := find_record(store, plan.entry.tenant, plan.entry.id):
+        return found
+    return put_record(store, plan.record) if plan.record else None

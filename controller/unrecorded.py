@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, TypeVar
 
 from controller.leader_election import FailureLog
@@ -82,7 +83,7 @@ class UnrecordedEnds:
                 entries[job_id] = seen.entry
             else:  # erased, or forgotten
                 self._jobs.redis.zrem(self._keys.unrecorded, job_id)
-        answers = self._store_calls.run([RecordEnd(entry) for entry in entries.values()])
+        answers = self._store_calls.run([partial(record_end, entry) for entry in entries.values()])
         count = 0
         for entry, answer in zip(entries.values(), answers, strict=True):
             if isinstance(answer, StoreUnavailable):
@@ -102,38 +103,37 @@ class UnrecordedEnds:
         return known == "marked"
 
 
-class RecordEnd:
-    """The call that has the store say what Redis says of one ended job. True where it does then."""
+def record_end(entry: Entry, store: Store) -> bool:
+    """Have the store say what Redis says of an ended job; False of a song whose record is not there.
 
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
+    Raises:
+        StoreUnavailable: it does not answer. And whatever a spec that cannot be read raises.
+    """
+    record = _put(entry, store)
+    if record is not None and entry.attempts:
+        _erase_others(store, record)
+    return record is not None
 
-    def __call__(self, store: Store) -> bool:
-        """Raises StoreUnavailable; and whatever a spec that cannot be read raises."""
-        record = self._put(store)
-        if record is not None and self._entry.attempts:
-            self._clear(store, record)
-        return record is not None
 
-    def _put(self, store: Store) -> Record | None:
-        entry = self._entry
-        if entry.status is JobStatus.SUCCEEDED:
-            return find_record(store, entry.tenant, entry.id)
-        last = entry.attempts[-1] if entry.attempts else None
-        ours = record_of(entry, last, Outcome(entry.status, entry.error, run=entry.run), entry.ended_at)
-        known = put_record(store, ours)
-        if known.status is entry.status:
-            return known
-        log.warning("job=%s is %s; a record of %s came later and goes", entry.id, entry.status, known.status)
-        store.put(record_key(entry.tenant, entry.id), ours.model_dump_json().encode())
-        for lost in known.keys:
-            store.delete(lost)
-        return ours
+def _put(entry: Entry, store: Store) -> Record | None:
+    if entry.status is JobStatus.SUCCEEDED:
+        return find_record(store, entry.tenant, entry.id)
+    last = entry.attempts[-1] if entry.attempts else None
+    ours = record_of(entry, last, Outcome(entry.status, entry.error, run=entry.run), entry.ended_at)
+    known = put_record(store, ours)
+    if known.status is entry.status:
+        return known
+    log.warning("job=%s is %s; a record of %s came later and goes", entry.id, entry.status, known.status)
+    store.put(record_key(entry.tenant, entry.id), ours.model_dump_json().encode())
+    for lost in known.keys:
+        store.delete(lost)
+    return ours
 
-    def _clear(self, store: Store, record: Record) -> None:
-        """Erase songs that the record does not name. From the record on no other attempt can win."""
-        kept = {record_key(record.tenant, record.job_id), *record.keys}
-        for found in store.list(song_prefix(record.tenant, record.job_id)):
-            if found.key not in kept:
-                store.delete(found.key)
-                log.info("deleted key=%s: the song of an attempt that did not win", found.key)
+
+def _erase_others(store: Store, record: Record) -> None:
+    """Erase songs that the record does not name. From the record on no other attempt can win."""
+    kept = {record_key(record.tenant, record.job_id), *record.keys}
+    for found in store.list(song_prefix(record.tenant, record.job_id)):
+        if found.key not in kept:
+            store.delete(found.key)
+            log.info("deleted key=%s: the song of an attempt that did not win", found.key)

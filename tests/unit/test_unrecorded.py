@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from redis import Redis
 
 from controller.sweep_plan import Action
-from controller.unrecorded import Answer, RecordEnd, StoreCalls, UnrecordedEnds
+from controller.unrecorded import Answer, StoreCalls, UnrecordedEnds, record_end
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as
@@ -155,7 +156,7 @@ def test_an_erased_job_is_not_recorded(bench: Bench) -> None:
 def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:
     job_id = canceled_retry(bench)
     entry = bench.entry(job_id)
-    assert StoreCalls(bench.store).run([RecordEnd(entry), RecordEnd(entry)]) == [True, True]
+    assert StoreCalls(bench.store).run([partial(record_end, entry)] * 2) == [True, True]
     before = bench.store.get(record_key(TENANT, job_id))
     assert bench.sweep() == [Action.RECORD]
     assert bench.store.get(record_key(TENANT, job_id)) == before
