@@ -1,11 +1,8 @@
-"""The controller deletes what is too old; one replica leads at a time, whatever fails."""
+"""One replica of the controller leads at a time, and each duty is done over and over, whatever fails."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from threading import Event, Thread
 
 import pytest
@@ -13,59 +10,18 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from controller.leader_election import LeaderElection, loop
-from controller.retention import Retention
 from controller.settings import ControllerSettings
 from controller.sweeper import Sweeper
-from serinette.names import Keys, record_key, upload_audio_key
+from serinette.names import Keys
 from serinette.settings import SharedSettings
-from serinette.spec import GenerationSpec, Task
 from serinette.store import Store
 from tests.processes import eventually
-from tests.unit.controller_bench import RETENTION_S, SPEC, TENANT, Bench
+from tests.unit.controller_bench import RETENTION_S, Bench
 
 
 @pytest.fixture
 def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
     return Bench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
-
-
-def age(store_dir: Path, key: str, seconds: float) -> None:
-    at = time.time() - seconds
-    os.utime(store_dir / key, (at, at))
-
-
-def test_old_songs_and_uploads_go_unless_a_live_job_needs_them(bench: Bench, tmp_path: Path) -> None:
-    old_song, young_song, live_song, source_song = "song-old", "song-young", bench.submit(), "song-source"
-    uploads = ["up-old", "up-young", "up-used", "up-heard"]
-    for job_id in (old_song, young_song, live_song, source_song):
-        for name in ("a-0.mp3", "job.json"):
-            bench.store.put(f"songs/{TENANT}/{job_id}/{name}", b"x")
-            age(tmp_path / "store", f"songs/{TENANT}/{job_id}/{name}", 10 if job_id == young_song else RETENTION_S + 10)
-    for upload in uploads:
-        bench.store.put(upload_audio_key(TENANT, upload), b"x")
-        age(tmp_path / "store", upload_audio_key(TENANT, upload), 10 if upload == "up-young" else RETENTION_S + 10)
-    bench.submit(spec=SPEC.model_copy(update={"task": Task.COVER, "source_audio": "up-used"}))
-    bench.submit(spec=GenerationSpec(task=Task.COVER, source_audio=f"{source_song}/0", reference_audio="up-heard"))
-
-    assert Retention(bench.redis, bench.keys, bench.store, RETENTION_S).sweep(Event()) == 2
-    left = {found.key.split("/")[2] for root in ("songs", "uploads") for found in bench.store.list(root)}
-    assert left == {young_song, live_song, source_song, "up-young", "up-used", "up-heard"}
-
-
-def test_a_sweep_goes_through_a_large_store_and_stops_when_asked(bench: Bench, tmp_path: Path) -> None:
-    for number in range(120):
-        key = record_key(TENANT, f"song-{number}")
-        bench.store.put(key, b"x")
-        age(tmp_path / "store", key, RETENTION_S + 10)
-    stop = Event()
-    stop.set()
-    retention = Retention(bench.redis, bench.keys, bench.store, RETENTION_S)
-    assert retention.sweep(stop) == 1
-    assert retention.sweep(Event()) == 119
-    assert list(bench.store.list("songs")) == []
-
-
-# -- leader election, and the loops of duties
 
 
 def election(redis: Redis, keys: Keys) -> LeaderElection:
