@@ -105,7 +105,9 @@ def house(directory: Path, redis_url: str, source: Path | None) -> Iterator[Hous
         for name, value in environment(source).items():
             patch.setenv(name, value)
         with (directory / "controller.log").open("wb") as log:
-            command = leashed([sys.executable, "-m", "controller"])
+            # Where the pinned commit has it. To go with that.
+            module = "controller" if (source or ROOT).joinpath("controller").is_dir() else "api.maintenance"
+            command = leashed([sys.executable, "-m", module])
             given = {**home.environment, **environment(source)}
             keeper = subprocess.Popen(command, env=given, stdout=log, stderr=log)
         try:
