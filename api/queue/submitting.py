@@ -27,7 +27,7 @@ from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.credentials import Limits
 from serinette.errors import IdempotencyConflict, InvalidSpec, QueueUnavailable, SerinetteError, Unavailable
 from serinette.job import Job, JobOptions, JobStatus
-from serinette.jobs import AsyncJobs, Submission, Submitted, calls, wait_for_disk
+from serinette.jobs import AsyncJobs, Submission, Submitted, calls
 from serinette.jobs.script import Argument
 from serinette.presence import Presence
 from serinette.spec import GenerationSpec
@@ -117,8 +117,8 @@ class Submits:
         with telemetry.span("submit", told={"job": job_id, "pool": pool, "lane": work.options.lane}):
             submission = self._submission(job_id, work, pool, timeout_s)
             limits, most = self.declared(work.tenant), self.settings.max_waiting
-            call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(self._wait))
-            found, disk = await self.jobs.together(call, *self._wait)
+            call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(self._wait_ms))
+            found, disk = await self.jobs.together(call, wait_ms=self._wait_ms)
         if found.refused is not None:
             seen = (await self.figures.read((pool,))).pools[pool]
             raise error_of(found.refused, work.tenant, work.options.lane, seen)
@@ -169,16 +169,15 @@ class Submits:
         await anyio.to_thread.run_sync(check, tenant, spec, self.store, find_job, limiter=self.store_threads)
 
     @property
-    def _wait(self) -> Sequence[Command]:
-        """What goes behind a submit in its round trip."""
-        if self.settings.durability != "fsync":
-            return ()
-        return (wait_for_disk(int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE)),)
+    def _wait_ms(self) -> int:
+        """How long a submit waits for the disk, in its round trip; 0 where that is not promised."""
+        return int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE) if self.settings.durability == "fsync" else 0
 
     async def _known(self, job_id: str) -> Submitted | None:
         """What a submit of this id would answer if there is such a job; on disk, where that is promised."""
-        writes: Sequence[Command] = [("SET", self.settings.keys.synced, job_id), *self._wait] if self._wait else []
-        (seen,), disk = await self.jobs.together(calls.look([job_id]), *writes)
+        # There must be something to wait for.
+        writes: Sequence[Command] = [("SET", self.settings.keys.synced, job_id)] if self._wait_ms else []
+        (seen,), disk = await self.jobs.together(calls.look([job_id]), *writes, wait_ms=self._wait_ms)
         if seen.entry is None and seen.shrunk is None:
             return None
         _require_on_disk(disk[1:])

@@ -32,19 +32,6 @@ def checked_job_id(job_id: str) -> str:
 
 
 JobId = Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID]), AfterValidator(checked_job_id)]
-# The same, for a route that reads it itself.
-JOB_ID_PARAMETER = {
-    "name": "job_id",
-    "in": "path",
-    "required": True,
-    "schema": {
-        "type": "string",
-        "description": "As submit answered it.",
-        "examples": [JOB_ID],
-        "title": "Job Id",
-    },
-    "description": "As submit answered it.",
-}
 
 
 def problems(*codes: str) -> Responses:
@@ -80,7 +67,6 @@ def unknown_fields(job: Job) -> dict[str, Any] | None:
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
 __all__ = [
     "JOB_ID",
-    "JOB_ID_PARAMETER",
     "JobId",
     "Problem",
     "Responses",

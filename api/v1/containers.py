@@ -18,15 +18,16 @@ from api.dependencies import (
     containers_only,
     visit_of,
 )
+from api.lean_route import LeanRoute
 from api.songs import Asked
 from api.v1 import examples
 from api.v1.answers import JobId, Responses, problems
-from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, json_only, submit_answer
+from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, submit_answer
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound
 from serinette.job import Job, JobOptions
 
-router = APIRouter(prefix="/v1", tags=["containers"])
+router = APIRouter(prefix="/v1", tags=["containers"], route_class=LeanRoute)
 
 _SPEC_FIELDS = ContainerSpec.model_fields.keys()
 
@@ -51,7 +52,7 @@ class ContainerRequest(ContainerSpec, JobOptions):
     status_code=202,
     response_model=Job,
     summary="Submit a container",
-    dependencies=[Depends(containers_only), Depends(json_only)],
+    dependencies=[Depends(containers_only)],
     responses={**SUBMITTED, **problems(*REFUSALS, "unsupported")},
 )
 async def submit(

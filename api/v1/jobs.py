@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.dependencies import QueuePart, TenantPart, Visit, visit_of
 from api.holding import held, preferred_wait_s
+from api.lean_route import LeanRoute
 from api.v1 import examples
 from api.v1.answers import (
-    JOB_ID_PARAMETER,
     JobId,
     Responses,
-    checked_job_id,
     job_answer,
     problems,
     unknown_fields,
 )
-from serinette.errors import InvalidSpec, UnsupportedMediaType
+from serinette.errors import InvalidSpec
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
 
-router = APIRouter(prefix="/v1", tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"], route_class=LeanRoute)
 
 _SPEC_FIELDS = GenerationSpec.model_fields.keys()
 
@@ -31,18 +30,6 @@ PreferHeader = Annotated[
     str | None,
     Header(description="`wait=N`: hold the answer until the job ends, N seconds at most.", examples=["wait=30"]),
 ]
-_PREFER_PARAMETER = {
-    "name": "prefer",
-    "in": "header",
-    "required": False,
-    "schema": {
-        "anyOf": [{"type": "string"}, {"type": "null"}],
-        "description": "`wait=N`: hold the answer until the job ends, N seconds at most.",
-        "examples": ["wait=30"],
-        "title": "Prefer",
-    },
-    "description": "`wait=N`: hold the answer until the job ends, N seconds at most.",
-}
 KeyHeader = Annotated[
     str | None,
     Header(
@@ -51,13 +38,6 @@ KeyHeader = Annotated[
         description="Printable ASCII: the same key with the same song is the same job, however often sent.",
     ),
 ]
-
-
-async def json_only(request: Request) -> None:
-    """Refuse a body that is not JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise UnsupportedMediaType("Content-Type: send Content-Type: application/json", field="Content-Type")
 
 
 class JobRequest(GenerationSpec, JobOptions):
@@ -109,7 +89,6 @@ class JobList(BaseModel):
     status_code=202,
     response_model=Job,
     summary="Submit a song",
-    dependencies=[Depends(json_only)],
     responses={**SUBMITTED, **problems(*REFUSALS)},
 )
 async def submit(
@@ -148,14 +127,11 @@ async def _held(visit: Visit, job: Job, prefer: str | None, headers: dict[str, s
     response_model=Job,
     summary="One job",
     responses={200: {"content": examples.JOB}, **problems("not_found", "queue_unavailable", "store_unavailable")},
-    openapi_extra={"parameters": [JOB_ID_PARAMETER, _PREFER_PARAMETER]},
 )
-async def look(http: Request) -> Response:
+async def look(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
     """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and in words what it waits for."""
-    # Its parameters are read here: FastAPI's own way to them takes a quarter of a poll.
-    job_id, visit, headers = checked_job_id(http.path_params["job_id"]), visit_of(http), dict[str, str]()
-    job = await visit.parts.queue.get(visit.tenant, job_id)
-    job = await _held(visit, job, http.headers.get("prefer"), headers)
+    visit, headers = visit_of(http), dict[str, str]()
+    job = await _held(visit, await visit.parts.queue.get(visit.tenant, job_id), prefer, headers)
     return job_answer(job, headers=headers)
 
 

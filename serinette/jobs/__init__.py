@@ -7,7 +7,7 @@ by what the store decides. RQ's hash, lists, registries and workers say the same
 from serinette.jobs import calls, finishing
 from serinette.jobs.calls import Claimed, Finished, Lease, Outcome, Refusal, Seen, Shrunk, Standing, Submitted
 from serinette.jobs.entry import Entry, job_of_record
-from serinette.jobs.script import AsyncJobs, Call, Jobs, wait_for_disk
+from serinette.jobs.script import AsyncJobs, Call, Jobs
 from serinette.jobs.submission import Submission, rq_fields_of
 
 __all__ = [
@@ -29,5 +29,4 @@ __all__ = [
     "finishing",
     "job_of_record",
     "rq_fields_of",
-    "wait_for_disk",
 ]

@@ -6,6 +6,7 @@ evicted after some hundred others, and inside MULTI an unknown script would let 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ _TEXTS = {True: f"#!lua flags=allow-oom\n{_BODY}", False: f"#!lua\n{_BODY}"}
 _SHAS = {flag: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for flag, text in _TEXTS.items()}
 
 
+# Callers of one round trip at most: each of them waits for all of it.
+_MOST_TOGETHER = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Answer]):
     """One transition: its name and arguments, and how its answer is read."""
@@ -42,11 +47,6 @@ class Call(Generic[Answer]):
 def text(value: Reply) -> str:
     """What the server answered, whether its client decodes or not."""
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def wait_for_disk(wait_ms: int) -> tuple[Argument, ...]:
-    """The command that waits until all that its connection wrote is on the server's disk."""
-    return ("WAITAOF", 1, 0, wait_ms)
 
 
 class Jobs:
@@ -77,34 +77,90 @@ class Jobs:
             return pipe.execute(raise_on_error=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Commands of one caller, and where their answers go; `wait_ms` 0: it does not wait for the disk."""
+
+    commands: Sequence[Sequence[Argument]]
+    wait_ms: int
+    answers: asyncio.Future[list[Any]]
+
+
 class AsyncJobs:
-    """Transitions over a client of the event loop. Raises RedisError when the server does not answer."""
+    """Transitions over a client of the event loop. Raises RedisError when the server does not answer.
+
+    What is asked for in one turn of the loop shares a round trip, and one wait for the disk: under load most of what a
+    transition costs is its way through the client.
+    """
 
     def __init__(self, redis: redis_asyncio.Redis, prefix: str) -> None:
         self.redis = redis
         self.prefix = prefix
+        self._asked: list[_Asked] = []
+        self._sending: set[asyncio.Task[None]] = set()
 
     async def __call__(self, call: Call[Answer]) -> Answer:
         """One transition."""
         return (await self.together(call))[0]
 
-    async def together(self, call: Call[Answer], *commands: Sequence[Argument]) -> tuple[Answer, list[Any]]:
-        """One transition and commands behind it in one round trip; errors of those are among their answers."""
-        found = await self._send(call, commands)
-        if isinstance(found[0], NoScriptError):
-            for body in _TEXTS.values():
-                await self.redis.script_load(body)
-            found = await self._send(call, commands)
+    async def together(
+        self, call: Call[Answer], *commands: Sequence[Argument], wait_ms: int = 0
+    ) -> tuple[Answer, list[Any]]:
+        """One transition and commands behind it in one round trip; errors of those are among their answers. With
+        `wait_ms` the last answer is that of WAITAOF: all that was written lies on the server's disk, or not within it.
+        """
+        loop = asyncio.get_running_loop()
+        asked = _Asked([call.command(self.prefix), *commands], wait_ms, loop.create_future())
+        if not self._asked:
+            loop.call_soon(self._start)
+        self._asked.append(asked)
+        found = await asked.answers
         return _answer(call, found[0]), found[1:]
 
-    async def _send(self, call: Call[Any], commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        if not commands:  # a pipeline takes as long to make as a command to send
+    def _start(self) -> None:
+        asked, self._asked = self._asked, []
+        for first in range(0, len(asked), _MOST_TOGETHER):
+            task = asyncio.create_task(self._send(asked[first : first + _MOST_TOGETHER]))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _send(self, asked: Sequence[_Asked]) -> None:
+        try:
+            found = await self._round_trip(asked)
+            unknown = [i for i, answers in enumerate(found) if isinstance(answers[0], NoScriptError)]
+            if unknown:
+                for body in _TEXTS.values():
+                    await self.redis.script_load(body)
+                again = await self._round_trip([asked[i] for i in unknown])
+                for i, answers in zip(unknown, again, strict=True):
+                    found[i] = answers
+        except BaseException as error:
+            for each in asked:
+                if not each.answers.done():  # its caller may have left
+                    each.answers.set_exception(error) if isinstance(error, Exception) else each.answers.cancel()
+            if not isinstance(error, Exception):
+                raise
+            return
+        for each, answers in zip(asked, found, strict=True):
+            if not each.answers.done():
+                each.answers.set_result(answers)
+
+    async def _round_trip(self, asked: Sequence[_Asked]) -> list[list[Any]]:
+        commands = [command for each in asked for command in each.commands]
+        if wait_ms := max(each.wait_ms for each in asked):
+            commands.append(("WAITAOF", 1, 0, wait_ms))
+        found = iter(await self._execute(commands))
+        answers = [[next(found) for _ in each.commands] for each in asked]
+        disk = list(found)
+        return [[*own, *disk] if each.wait_ms else own for each, own in zip(asked, answers, strict=True)]
+
+    async def _execute(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        if len(commands) == 1:  # a pipeline takes as long to make as a command to send
             try:
-                return [await self.redis.execute_command(*call.command(self.prefix))]  # type: ignore[no-untyped-call]  # redis-py's
+                return [await self.redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]  # redis-py's
             except ResponseError as error:
                 return [error]
         async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.execute_command(*call.command(self.prefix))
             for command in commands:
                 pipe.execute_command(*command)
             found: list[Any] = await pipe.execute(raise_on_error=False)

@@ -17,7 +17,7 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from serinette.job import JobError, JobStatus
-from serinette.jobs import Call, Claimed, Entry, Jobs, Lease, Outcome, Standing, calls, wait_for_disk
+from serinette.jobs import Call, Claimed, Entry, Jobs, Lease, Outcome, Standing, calls
 from serinette.jobs.finishing import record_of
 from serinette.jobs.submission import rq_fields_of
 from serinette.names import Keys, Lane
@@ -283,7 +283,7 @@ def test_a_replay_waits_for_the_disk_like_the_first(tmp_path: Path) -> None:
             before = redis.info("persistence")["aof_current_size"]
             with redis.pipeline(transaction=False) as pipe:
                 pipe.execute_command(*calls.submit(made, fsync=True).command("rq"))
-                pipe.execute_command(*wait_for_disk(5_000))
+                pipe.execute_command("WAITAOF", 1, 0, 5_000)
                 answer, disk = pipe.execute()
             assert disk[0] == 1
             found = calls.submit(made).parse(answer)
