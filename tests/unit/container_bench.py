@@ -61,7 +61,11 @@ def pod_of(phase: str, main: dict[str, Any] | None = None, **status: Any) -> dic
 
 
 def duty(
-    settings: ControllerSettings, redis: Redis, kubeconfig: Path, step: Callable[[], None] | None = None
+    settings: ControllerSettings,
+    redis: Redis,
+    kubeconfig: Path,
+    step: Callable[[], None] | None = None,
+    store: Store | None = None,
 ) -> Containers:
     """The controller's part; `step` happens before each request to the API server."""
     connection = connect(kubeconfig)
@@ -74,9 +78,8 @@ def duty(
             return asked(*given, **options)
 
         connection.call_api = counted
-    store = Store.open(settings)
     jobs = ContainerJobs(connection, NAMESPACE, selector(settings.containers_instance))
-    return Containers(redis, store, settings, jobs)
+    return Containers(redis, store or Store.open(settings), settings, jobs)
 
 
 def keep_song(store: Store, tenant: str, job_id: str, song: bytes) -> None:
@@ -126,7 +129,7 @@ class ContainerBench:
         return self.board.submit(None, container, pool=CONTAINERS_POOL, lane=lane, **terms)
 
     def round(self, times: int = 1) -> None:
-        controller = duty(self.settings, self.redis, self.kubeconfig)
+        controller = duty(self.settings, self.redis, self.kubeconfig, store=self.store)
         for _ in range(times):
             controller()
 
