@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from serinette.errors import ClusterUnavailable
 from serinette.job import now
 
 if TYPE_CHECKING:
-    from kubernetes.client import ApiClient
+    from kubernetes.client import ApiClient, BatchV1Api
     from kubernetes.client.exceptions import ApiException
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ class _Namespace:
         """`timeout_s` is to connect, and for each read."""
         from kubernetes import client  # noqa: PLC0415  # as above
 
-        self._core, self._batch = client.CoreV1Api(connection), client.BatchV1Api(connection)
+        self._connection = connection
+        self._core = client.CoreV1Api(connection)
         self._namespace = namespace
         self._selector = selector
         self._timeout_s = timeout_s
@@ -106,6 +108,12 @@ class WorkerPods(_Namespace):
 
 class ContainerJobs(_Namespace):
     """The Kubernetes Jobs of containers, their pods and logs."""
+
+    @cached_property
+    def _batch(self) -> BatchV1Api:
+        from kubernetes import client  # noqa: PLC0415  # as above
+
+        return client.BatchV1Api(self._connection)
 
     def jobs(self) -> list[Object]:
         """All Jobs, as they are now and not from the API server's memory."""
