@@ -7,7 +7,7 @@ half done is seen in the next, and gone on with. runner.py acts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -98,10 +98,9 @@ class Step:
 # -- jobs and attempts
 
 
-def orphans(jobs: Iterable[Object], held: Iterable[Held]) -> list[str]:
-    """Names of Kubernetes Jobs whose job no attempt holds any more, and that are not being deleted yet."""
-    known = {each.entry.id for each in held}
-    gone = (job["metadata"] for job in jobs if label(job, JOB_LABEL) not in known)
+def orphans(jobs: Iterable[Object], held: Collection[str]) -> list[str]:
+    """Names of Kubernetes Jobs whose job is not among those held (ids), and that are not being deleted yet."""
+    gone = (job["metadata"] for job in jobs if label(job, JOB_LABEL) not in held)
     return [metadata["name"] for metadata in gone if not metadata.get("deletionTimestamp")]
 
 

@@ -101,8 +101,8 @@ class Containers:
         # By attempt: pods of an earlier one may still be there.
         pods = sorted(self._cluster.pods() if jobs else (), key=_created)
         newest = {label(pod, ATTEMPT_LABEL): pod for pod in pods}
-        held = self._held()
-        for name in orphans(jobs.values(), held):
+        held, unread = self._held()
+        for name in orphans(jobs.values(), {*unread, *(each.entry.id for each in held)}):
             log.info("deleting %s: its job has ended", name)
             with self._apart():
                 self._cluster.delete(name)
@@ -110,21 +110,27 @@ class Containers:
             with logs.about(job=each.entry.id), self._apart():
                 self._bring_on(each, jobs.get(each.entry.id), newest.get(each.attempt.id))
         most = self._settings.containers_max_jobs
-        for job_id in startable(self._waiting(most), held, self._settings.containers_max_gpus, most):
+        waiting, max_gpus = self._waiting(most), self._settings.containers_max_gpus
+        for job_id in startable(waiting, held, max_gpus, max_jobs=most - len(unread)):
             self._jobs(calls.take(job_id, uuid.uuid4().hex, _LEASE))
 
-    def _held(self) -> list[Held]:
-        """All attempts that run, or are about to: the leases without an end."""
+    def _held(self) -> tuple[list[Held], list[str]]:
+        """All attempts that run, or are about to: the leases without an end. And the jobs of those that cannot be read:
+        another version may, so their Kubernetes Jobs stay.
+        """
         found: Any = self._jobs.redis.zrange(self._keys.leases, "+inf", "+inf", byscore=True)
         members = [tuple(member.decode().rsplit(":", 1)) for member in found]
-        held = []
+        held: list[Held] = []
+        unread: list[str] = []
         for (job_id, attempt_id), seen in zip(members, self._look([job_id for job_id, _ in members]), strict=True):
             if seen.entry is None or seen.entry.owner != attempt_id:  # it has ended, or was erased by hand
                 self._jobs(calls.beat(job_id, attempt_id, _LEASE))
                 self._jobs.redis.zrem(self._keys.leases, f"{job_id}:{attempt_id}")
-            elif (spec := self._spec_of(seen.entry)) is not None:
+            elif spec := self._spec_of(seen.entry):
                 held.append(Held(seen.entry, seen.entry.attempts[-1], spec))
-        return held
+            else:
+                unread.append(job_id)
+        return held, unread
 
     def _look(self, job_ids: Sequence[str]) -> Iterator[Seen]:
         for first in range(0, len(job_ids), _CHUNK):
@@ -139,11 +145,10 @@ class Containers:
                     yield seen.entry.id, spec
 
     def _spec_of(self, entry: Entry) -> ContainerSpec | None:
-        """None of one that cannot be read, perhaps another version's."""
-        found: list[ContainerSpec | None] = [None]
+        """None where it cannot be read."""
         with logs.about(job=entry.id), self._apart():
-            found.append(entry.container)
-        return found[-1]
+            return entry.container
+        return None
 
     def _bring_on(self, held: Held, job: Object | None, pod: Object | None) -> None:
         step, canceled = next_step(held, job, pod, self._settings, now()), held.entry.cancel_requested

@@ -230,9 +230,9 @@ def test_which_jobs_may_begin(waiting: list[int], running: list[int], found: lis
 
 
 def test_kubernetes_jobs_that_no_attempt_holds_go() -> None:
-    assert orphans([job_of()], []) == ["container-j"]
-    assert orphans([job_of(deleting_s=1)], []) == []
-    assert orphans([job_of()], [held()]) == []
+    assert orphans([job_of()], set()) == ["container-j"]
+    assert orphans([job_of(deleting_s=1)], set()) == []
+    assert orphans([job_of()], {"j"}) == []
 
 
 T = [f"2026-01-01T00:00:00.00000000{n}Z" for n in range(4)]

@@ -252,6 +252,7 @@ def test_containers_that_cannot_be_read_hold_up_no_other(bench: ContainerBench) 
     for job_id in (running, waiting):
         bench.redis.hset(Keys().job(job_id), "container", '{"image": "of another version"}')
     assert bench.job(start(bench))
+    assert bench.job(running), "another version reads it, and goes on with it"
 
 
 def test_no_sweep_takes_a_container_away_however_long_the_controller_was_gone(bench: ContainerBench) -> None:
