@@ -18,7 +18,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api controller gpu_worker tests scripts benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos lint format bench bench-gpu load openapi settings clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test chaos lint format bench bench-gpu load scaling openapi settings client clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,7 @@ lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, 
 	$(BIN)/python scripts/check_links.py
 	$(BIN)/python scripts/openapi.py --check
 	$(BIN)/python scripts/settings.py --check
+	$(BIN)/python scripts/sync_client.py --check
 	@if command -v npm >/dev/null; then npm run --prefix tests/browser --silent lint; else echo "The studio is not checked: that needs npm"; fi
 
 format: $(VENV)/dev.stamp  ## Put the code into shape.
@@ -57,6 +58,9 @@ format: $(VENV)/dev.stamp  ## Put the code into shape.
 bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
 	$(BIN)/python -m benchmarks $(ARGS)
 
+scaling: $(VENV)/dev.stamp  ## Simulate a trace through the chart's scaling; says which J (ARGS="k8s --trace burst").
+	$(BIN)/python -m tools.scaling $(or $(ARGS),k8s)
+
 load: $(VENV)/dev.stamp  ## 100,000 jobs come, end and are forgotten: what is left? (JOBS=100000)
 	JOBS=$(or $(JOBS),100000) $(BIN)/python -m benchmarks forgetting
 
@@ -65,6 +69,9 @@ bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on this machine's G
 
 openapi: $(VENV)/dev.stamp  ## Write the gateway's OpenAPI document anew.
 	$(BIN)/python scripts/openapi.py
+
+client: $(VENV)/dev.stamp  ## Generate the sync client from the async one.
+	$(BIN)/python scripts/sync_client.py
 
 settings: $(VENV)/dev.stamp  ## Write the page of all settings anew.
 	$(BIN)/python scripts/settings.py

@@ -10,13 +10,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from serinette.cli import batch, bench, house, jobs, keys, ordering, running, serve
-from serinette.cli.convert import convert
+from serinette.cli import batches, containers, jobs, keys, server, status
 from serinette.cli.doctor import doctor
-from serinette.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE
-from serinette.cli.replaying import replay
-from serinette.cli.terminal import errors
-from serinette.cli.usage import usage
+from serinette.cli.replay import replay
+from serinette.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, errors
 from serinette.errors import InvalidBatch, SerinetteError, Unavailable
 
 app = typer.Typer(
@@ -29,22 +26,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("up")(serve.up)
-app.command("demo")(serve.demo)
-app.command("submit")(ordering.submit)
-app.command("run")(running.run)
+app.command("up")(server.up)
+app.command("demo")(server.demo)
+app.command("submit")(jobs.submit)
+app.command("run")(containers.run)
 app.command("watch")(jobs.watch)
 app.command("jobs")(jobs.jobs)
 app.command("cancel")(jobs.cancel)
-app.command("queue")(house.queue)
-app.command("workers")(house.workers)
-app.command("usage")(usage)
+app.command("queue")(status.queue)
+app.command("workers")(status.workers)
+app.command("usage")(status.usage)
 app.command("replay")(replay)
-app.add_typer(batch.app, name="batch", no_args_is_help=True)
+app.add_typer(batches.app, name="batch", no_args_is_help=True)
 app.command("doctor")(doctor)
-app.command("convert")(convert)
+app.command("convert")(server.convert)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
-app.add_typer(bench.app, name="bench", no_args_is_help=True)
+
+
+# Of which of our extras a package is that a command may miss.
+_EXTRAS = dict.fromkeys(("redis", "pydantic_settings", "obstore", "av", "numpy"), "server") | {"kubernetes": "cluster"}
 
 
 class Shell(StrEnum):
@@ -80,9 +80,9 @@ def run() -> None:
             errors.print(f"  line {line}: {message}", markup=False, soft_wrap=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILED)
     except ModuleNotFoundError as error:
-        if error.name not in {"redis", "pydantic_settings", "av", "numpy"}:
+        if (extra := _EXTRAS.get(error.name or "")) is None:
             raise
-        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[local]'", soft_wrap=True)
+        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[{extra}]'", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         errors.print("Interrupted.")

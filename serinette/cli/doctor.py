@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from serinette.cli.options import AsJson
-from serinette.cli.terminal import output
+from serinette.cli.terminal import EXIT_FAILED, output
 
 if TYPE_CHECKING:
-    from serinette.doctor.cluster import ClusterSeen
-    from serinette.doctor.findings import Finding
-    from serinette.doctor.queue import QueueSeen
-    from serinette.settings import SharedSettings
-
-EXIT_BAD = 1
+    from serinette.doctor import Finding
 
 RedisUrl = Annotated[
     str | None,
@@ -28,7 +23,7 @@ StoreUrl = Annotated[str | None, typer.Option(envvar="SERINETTE_STORE_URL", help
 Endpoint = Annotated[str | None, typer.Option("--store-endpoint", envvar="SERINETTE_STORE_ENDPOINT")]
 Context = Annotated[str | None, typer.Option(help="Of the kubeconfig; else its current one.")]
 Kubeconfig = Annotated[str | None, typer.Option(envvar="KUBECONFIG", help="Else ~/.kube/config.")]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Where Serinette is, or shall be.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Where Serinette is, or will be installed.")]
 KedaNamespace = Annotated[str, typer.Option(help="Where KEDA is.")]
 Release = Annotated[str | None, typer.Option(help="Of Helm, where a namespace holds several.")]
 Cluster = Annotated[
@@ -50,79 +45,43 @@ def doctor(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check queue, store, clocks, cluster, KEDA and GPUs, before and after an install; each line says what to do.
+    """Check queue, store, clocks, cluster, KEDA, GPUs and pods, before and after an install; each line says what to do.
 
     Exit status: 0 when nothing is bad, else 1. Passwords come from the environment: SERINETTE_REDIS_PASSWORD and
     what the store's cloud reads. In a pod of the release all of it is there already.
     """
-    from serinette.doctor.findings import healthy  # noqa: PLC0415  # no other command needs it
+    from serinette.doctor import diagnose, healthy  # noqa: PLC0415  # of the server extra
+    from serinette.settings import SharedSettings, read  # noqa: PLC0415  # as above
 
     urls = {"redis_url": redis_url, "store_url": store_url, "store_endpoint": store_endpoint}
-    seen = None
-    if _wanted(cluster, context, kubeconfig):
-        from serinette.doctor.cluster import Place, look_at_cluster  # noqa: PLC0415  # of the cluster extra
+    given = {name: url for name, url in urls.items() if url is not None}
+    place = None
+    if _cluster_wanted(cluster, context, kubeconfig):
+        from serinette.doctor.cluster import Place  # noqa: PLC0415  # of the cluster extra
 
-        seen = look_at_cluster(Place(namespace, context, kubeconfig), keda_namespace, release)
-    findings = _findings({name: value for name, value in urls.items() if value is not None}, seen)
+        place = Place(namespace, context, kubeconfig, keda_namespace, release)
+    if not (redis_url or store_url or place):
+        raise typer.BadParameter("there is nothing to look at: give --redis-url, --store-url or a cluster's --context")
+    settings = read(SharedSettings, **given)
+    findings = diagnose(settings, queue=redis_url is not None, store=store_url is not None, place=place)
     well = healthy(findings, strict=strict)
     if as_json:
         output.print_json(json.dumps({"healthy": well, "findings": [finding.as_json() for finding in findings]}))
     else:
         _show(findings)
     if not well:
-        raise typer.Exit(EXIT_BAD)
+        raise typer.Exit(EXIT_FAILED)
 
 
-def _wanted(asked: bool | None, context: str | None, kubeconfig: str | None) -> bool:
+def _cluster_wanted(asked: bool | None, context: str | None, kubeconfig: str | None) -> bool:
     """Whether there is a cluster to look at: asked for, or configured and its client installed."""
-    from importlib.util import find_spec  # noqa: PLC0415  # as in `doctor`
-
-    if asked is not None:
-        return asked
+    if asked is not None or context is not None:
+        return asked is not False
     if find_spec("kubernetes") is None:
         return False
     from serinette.doctor.cluster import configured  # noqa: PLC0415  # of the cluster extra
 
-    return context is not None or configured(kubeconfig)
-
-
-def _findings(urls: Mapping[str, str], seen: ClusterSeen | None) -> list[Finding]:
-    from serinette.doctor.machine import judge_machine, look_at_machine  # noqa: PLC0415  # as in `doctor`
-    from serinette.settings import SharedSettings, read  # noqa: PLC0415  # of the server extra
-
-    settings = read(SharedSettings, **urls)
-    findings: list[Finding] = []
-    queue = _queue(settings, findings) if "redis_url" in urls else None
-    if "store_url" in urls:
-        from serinette.doctor.store import judge_store, look_at_store  # noqa: PLC0415  # of the server extra
-
-        findings += judge_store(look_at_store(settings))
-    if seen is None:
-        return [*findings, *judge_machine(look_at_machine())]
-    return [*findings, *_of_cluster(settings, queue, seen)]
-
-
-def _queue(settings: SharedSettings, findings: list[Finding]) -> QueueSeen:
-    from serinette.doctor.queue import judge_queue, look_at_queue  # noqa: PLC0415  # of the server extra
-
-    queue = look_at_queue(settings)
-    findings += judge_queue(queue)
-    return queue
-
-
-def _of_cluster(settings: SharedSettings, queue: QueueSeen | None, seen: ClusterSeen) -> list[Finding]:
-    from serinette.doctor import nodes, pods, scaling  # noqa: PLC0415  # of the cluster extra
-
-    findings = [
-        *nodes.judge_cluster(seen),
-        *nodes.judge_keda(seen),
-        *nodes.judge_gpus(seen),
-        *nodes.judge_storage(seen),
-    ]
-    findings += pods.judge_pods(seen)
-    reached = queue is not None and queue.trouble is None
-    counts = scaling.count_keys(settings, scaling.rules_of(seen)) if reached else {}
-    return [*findings, *scaling.judge_scaling(seen, queue, counts)]
+    return configured(kubeconfig)
 
 
 _MARKS: dict[str, Any] = {

@@ -33,7 +33,7 @@ def follow_or_leave(client: Client, job: Job, *, cancel_on_interrupt: bool) -> J
     """Show a job until it has ended, or until Ctrl-C.
 
     Raises:
-        KeyboardInterrupt: it goes on, and the person was told how to find it again; or it was canceled, if wanted.
+        KeyboardInterrupt: it goes on, and how to find it again was printed; or it was canceled, if wanted.
     """
     with leaving(client, job, cancel_on_interrupt=cancel_on_interrupt):
         return follow(client, job)
@@ -41,7 +41,7 @@ def follow_or_leave(client: Client, job: Job, *, cancel_on_interrupt: bool) -> J
 
 @contextmanager
 def leaving(client: Client, job: Job, *, cancel_on_interrupt: bool) -> Iterator[None]:
-    """Ctrl-C in here cancels the job if that is wanted, and else tells how to find it again; it is raised on."""
+    """Ctrl-C in here cancels the job if that is wanted, and else prints how to find it again; it is raised on."""
     try:
         yield
     except KeyboardInterrupt:

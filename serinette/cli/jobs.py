@@ -1,21 +1,130 @@
-"""`serinette watch`, `jobs` and `cancel`: jobs that were ordered before."""
+"""`serinette submit`, `watch`, `jobs` and `cancel`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Annotated
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
-from serinette.cli import running
-from serinette.cli.following import finish
-from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, JobId, Output, Server, connect, label_of
-from serinette.cli.terminal import STATUS_STYLES, age, errors, output, program, show_table
-from serinette.client import DEFAULT_URL
-from serinette.job import Job, JobStatus
+from serinette.cli import containers, following
+from serinette.cli import options as option
+from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, JobId, Output, Server, connect, format_of, label_of
+from serinette.cli.terminal import STATUS_STYLES, age, errors, output, print_submitted, program, show_table
+from serinette.client import DEFAULT_URL, Client
+from serinette.errors import SerinetteError
+from serinette.job import Job, JobOptions, JobStatus
+from serinette.names import Lane
+from serinette.spec import GenerationSpec, Task, invalid_spec
+
+_AUDIO = ("source_audio", "reference_audio")
+
+
+def submit(
+    context: typer.Context,
+    prompt: option.Prompt,
+    duration_s: option.Duration = 60.0,
+    output_path: Output = None,
+    lyrics: option.Lyrics = "",
+    vocal_language: option.Language = "en",
+    bpm: option.Bpm = None,
+    key_scale: option.KeyScale = None,
+    time_signature: option.TimeSignature = None,
+    seed: option.Seed = None,
+    variations: option.Variations = 1,
+    format: option.Format = None,
+    source_audio: option.Source = None,
+    reference_audio: option.Reference = None,
+    task: option.TaskName = None,
+    cover_strength: option.Strength = None,
+    repaint_start_s: option.RepaintFrom = None,
+    repaint_end_s: option.RepaintTo = None,
+    track: option.Track = None,
+    steps: option.Steps = None,
+    guidance_scale: option.Guidance = None,
+    model: option.ModelName = None,
+    lora: option.Lora = None,
+    lora_scale: option.LoraScale = None,
+    bitrate_kbps: option.Bitrate = None,
+    loudness_lufs: option.Loudness = None,
+    lane: option.LaneName = Lane.NORMAL,
+    labels: option.Label = None,
+    start_deadline_s: option.StartDeadline = None,
+    timeout_s: option.Timeout = None,
+    webhook: option.Webhook = None,
+    idempotency_key: option.IdempotencyKey = None,
+    wait: Annotated[bool, typer.Option(help="Wait for the song and write it.")] = True,
+    cancel_on_interrupt: CancelOnInterrupt = False,
+    as_json: AsJson = False,
+    server: Server = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Queue a song, watch its progress and write it to a file."""
+    params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
+    _check(params, output_path)
+    with connect(server, api_key) as client:
+        spec, options = _spec_of({**params, **_uploaded(client, params)}, output_path)
+        job = client.submit(spec, options, idempotency_key=idempotency_key)
+        if wait:
+            following.finish(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
+        else:
+            print_submitted(job, as_json=as_json)
+
+
+def _check(params: Mapping[str, Any], path: Path | None) -> None:
+    """Say what is wrong before any file is uploaded, which takes the place of an id."""
+    _spec_of({**params, **{name: "checked-later" for name in _AUDIO if params[name]}}, path)
+
+
+def _spec_of(params: Mapping[str, Any], path: Path | None) -> tuple[GenerationSpec, JobOptions]:
+    """What was asked for, in the options that are called as the fields; without those left out, so that the server's
+    own defaults hold.
+    """
+    given = {name: value for name, value in params.items() if value not in (None, "", ())}
+    given |= {
+        "lyrics": _text(params["lyrics"]),
+        "format": params["format"] or format_of(path),
+        "labels": dict(label_of(text) for text in params["labels"] or ()),
+    }
+    if params["source_audio"] and not params["task"]:
+        given["task"] = Task.COVER
+    try:
+        return (
+            GenerationSpec(**{name: given[name] for name in GenerationSpec.model_fields.keys() & given.keys()}),
+            JobOptions(**{name: given[name] for name in JobOptions.model_fields.keys() & given.keys()}),
+        )
+    except ValidationError as error:
+        raise typer.BadParameter(invalid_spec(error).message) from error
+
+
+def _uploaded(client: Client, params: Mapping[str, Any]) -> dict[str, str]:
+    """The ids of the audio to work on; files are uploaded first."""
+    return {name: _audio_id(client, params[name]) for name in _AUDIO if params[name]}
+
+
+def _audio_id(client: Client, value: str) -> str:
+    path = Path(value)
+    if path.is_file():
+        return client.upload(path).id
+    if path.suffix or value.startswith((".", "/", "~")):
+        raise SerinetteError(f"there is no file {value}")
+    return value
+
+
+def _text(value: str) -> str:
+    """A text, or for @FILE what the file holds."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"cannot read {value[1:]}: {error}", param_hint="--lyrics") from error
 
 
 def watch(
@@ -26,10 +135,10 @@ def watch(
     server: Server = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Watch a job that was ordered before, and write its song to a file; of a container its outputs to a directory."""
+    """Watch a job that was submitted before, and write its song to a file; a container's outputs to a directory."""
     with connect(server, api_key) as client:
         job = client.get(job_id)
-        to_the_end = running.finish if job.container else finish
+        to_the_end = containers.finish if job.container else following.finish
         to_the_end(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
 
 

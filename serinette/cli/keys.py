@@ -182,9 +182,9 @@ def _expiry(credential: Credential) -> str:
 
 
 def _words(allowed: Limits) -> str:
-    told = allowed.model_dump(mode="json", exclude_none=True)
+    given = allowed.model_dump(mode="json", exclude_none=True)
     return (
-        ", ".join(f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in told.items())
+        ", ".join(f"{name} {'+'.join(value) if isinstance(value, list) else value}" for name, value in given.items())
         or "all"
     )
 

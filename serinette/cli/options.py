@@ -1,4 +1,4 @@
-"""Options that many commands share, and the client that they lead to."""
+"""Options that many commands share, those of a song in the spec's own names, and the client that they lead to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from serinette.client import DEFAULT_URL, Client, Retry
-from serinette.spec import AudioFormat
+from serinette.names import Lane
+from serinette.spec import AudioFormat, Task
 
 Server = Annotated[
     str, typer.Option(envvar="SERINETTE_URL", help=f"URL of the gateway; {DEFAULT_URL}.", show_default=False)
@@ -51,7 +52,7 @@ def label_of(text: str) -> tuple[str, str]:
 
 
 def format_of(path: Path | None) -> AudioFormat:
-    """The format that the ending of a path tells; mp3 when there is none."""
+    """The format that the ending of a path names; mp3 when there is none."""
     if path is None or path == Path("-"):
         return AudioFormat.MP3
     if not path.absolute().parent.is_dir():
@@ -64,3 +65,66 @@ def format_of(path: Path | None) -> AudioFormat:
         raise typer.BadParameter(
             f"{path} ends in no format that can be written ({allowed}): add --format", param_hint="--output"
         ) from None
+
+
+_SONG, _AUDIO, _HOW, _JOB = "The song", "Working on audio", "How it is generated", "The job"
+
+Prompt = Annotated[str, typer.Argument(help="Style, mood, instruments; - reads standard input.", show_default=False)]
+Duration = Annotated[float, typer.Option("--duration", "-d", help="Seconds, 1 to 600.", rich_help_panel=_SONG)]
+Lyrics = Annotated[
+    str, typer.Option("--lyrics", "-l", help="Lyrics to be sung, or @FILE. None: instrumental.", rich_help_panel=_SONG)
+]
+Language = Annotated[str, typer.Option("--language", help="BCP-47 language of the lyrics.", rich_help_panel=_SONG)]
+Bpm = Annotated[int | None, typer.Option("--bpm", help="Beats per minute, 30 to 300.", rich_help_panel=_SONG)]
+KeyScale = Annotated[str | None, typer.Option("--key", help="For example 'C major'.", rich_help_panel=_SONG)]
+TimeSignature = Annotated[str | None, typer.Option("--time", help="Beats per bar: 4, 6/8.", rich_help_panel=_SONG)]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same song.", rich_help_panel=_SONG)]
+Variations = Annotated[int, typer.Option("--variations", "-n", help="Songs, 1 to 8.", rich_help_panel=_SONG)]
+Format = Annotated[
+    AudioFormat | None, typer.Option("--format", help="Else as --output ends, or mp3.", rich_help_panel=_SONG)
+]
+Source = Annotated[
+    str | None,
+    typer.Option("--source", help="A file, which is uploaded; or an upload's id, or JOB_ID/0.", rich_help_panel=_AUDIO),
+]
+Reference = Annotated[
+    str | None, typer.Option("--reference", help="Whose timbre to follow: as --source.", rich_help_panel=_AUDIO)
+]
+TaskName = Annotated[
+    Task | None, typer.Option("--task", help="What to do with --source; else a cover of it.", rich_help_panel=_AUDIO)
+]
+Strength = Annotated[
+    float | None, typer.Option("--strength", help="How closely a cover follows, 0 to 1.", rich_help_panel=_AUDIO)
+]
+RepaintFrom = Annotated[
+    float | None, typer.Option("--from", help="Second from which to repaint.", rich_help_panel=_AUDIO)
+]
+RepaintTo = Annotated[float | None, typer.Option("--to", help="Second up to which to repaint.", rich_help_panel=_AUDIO)]
+Track = Annotated[
+    str | None, typer.Option("--track", help="For extract and lego, e.g. vocals.", rich_help_panel=_AUDIO)
+]
+Steps = Annotated[int | None, typer.Option("--steps", help="Denoising steps, 1 to 200.", rich_help_panel=_HOW)]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance", help="How closely the prompt is followed, 0 to 30.", rich_help_panel=_HOW),
+]
+ModelName = Annotated[str | None, typer.Option("--model", help="A model that workers hold.", rich_help_panel=_HOW)]
+Lora = Annotated[str | None, typer.Option("--lora", help="A LoRA that the operator published.", rich_help_panel=_HOW)]
+LoraScale = Annotated[float | None, typer.Option("--lora-scale", help="Its strength, 0 to 4.", rich_help_panel=_HOW)]
+Bitrate = Annotated[int | None, typer.Option("--bitrate", help="kbit/s, 32 to 320.", rich_help_panel=_HOW)]
+Loudness = Annotated[float | None, typer.Option("--loudness", help="LUFS, -40 to -5.", rich_help_panel=_HOW)]
+LaneName = Annotated[Lane, typer.Option("--lane", help="Priority.", rich_help_panel=_JOB)]
+Label = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="NAME=VALUE, to list jobs by; may be repeated.", rich_help_panel=_JOB),
+]
+StartDeadline = Annotated[
+    int | None, typer.Option("--start-deadline", help="Fail if not begun in so many seconds.", rich_help_panel=_JOB)
+]
+Timeout = Annotated[int | None, typer.Option("--timeout", help="Longest run, seconds.", rich_help_panel=_JOB)]
+Webhook = Annotated[
+    str | None, typer.Option("--webhook", help="URL that gets a signed POST when it ends.", rich_help_panel=_JOB)
+]
+IdempotencyKey = Annotated[
+    str | None, typer.Option("--idempotency-key", help="A repeated call makes no second song.", rich_help_panel=_JOB)
+]

@@ -10,18 +10,81 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
 
-from serinette.cli.bar import Bar
 from serinette.job import Job, JobStatus, Stage, now
 from serinette.tree import Notice, Phase
+
+EXIT_FAILED = 1  # an error, or the song failed
+EXIT_USAGE = 2  # Click's own
+EXIT_UNREACHABLE = 3  # no server answers
+EXIT_PARTLY = 4  # done, but not all is well: some songs of a batch failed, or a replay has other bits
+EXIT_NO_CODE = 125  # a container ended without an exit code of its own
+EXIT_INTERRUPTED = 130
+
+
+class Bar:
+    """Shows nothing where the console is no terminal: lines are printed there instead."""
+
+    def __init__(self, title: str, console: Console, *more: ProgressColumn) -> None:
+        """`more`: columns behind the state."""
+        self._title = title
+        self._console = console
+        self._moving = console.is_terminal
+        self._waits = ""
+        self._task: TaskID | None = None
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description}", table_column=Column(max_width=28, no_wrap=True, overflow="ellipsis")),
+            BarColumn(table_column=Column(ratio=1, min_width=8)),
+            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            *more,
+            console=console,
+            expand=console.width < 100,
+        )
+        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=8)
+
+    def __enter__(self) -> Self:
+        if self._moving:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._moving:
+            self._live.stop()
+
+    def move(self, done: float, total: float | None, state: str, waits: str) -> None:
+        """To `done` of `total`, or to and fro without one."""
+        self._waits = waits
+        if self._task is None:
+            self._task = self._progress.add_task(escape(self._title), total=total, state=state)
+        self._progress.update(self._task, completed=done, total=total, state=state)
+
+    def line(self, words: str, waits: str) -> None:
+        """The same as a line."""
+        line = f"{self._title}: {words}" + (f" ({waits})" if waits else "")
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def render(self) -> Table:
+        """What the terminal shows now."""
+        table = Table.grid(expand=True)
+        table.add_row(self._progress)
+        if self._waits:
+            table.add_row(Text(f"  {self._waits}", style="dim", overflow="fold"))
+        return table
+
 
 output = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -94,7 +157,7 @@ def _ordinal(number: int) -> str:
     return f"{number}{suffix}"
 
 
-def tell_submitted(job: Job, *, as_json: bool) -> None:
+def print_submitted(job: Job, *, as_json: bool) -> None:
     """Print the id of a job that is not waited for."""
     if as_json:
         output.print_json(job.model_dump_json())
@@ -126,28 +189,28 @@ class JobView(Bar):
 
     def show(self, job: Job) -> None:
         """Show the job as it is now."""
-        told = state(job)
+        words = state(job)
         waits = f"waits for {job.waiting_for}" if job.waiting_for else ""
         if not self._moving:
-            line = (told.partition(",")[0], waits)
+            line = (words.partition(",")[0], waits)
             if line != self._shown:
                 self.line(*line)
                 self._shown = line
             return
         if job.eta_s is not None and not job.status.ended:
-            told += f", {seconds(job.eta_s)} left"
+            words += f", {seconds(job.eta_s)} left"
         done = 1.0 if job.status.ended else job.progress.fraction if job.progress else 0.0
-        self.move(done, None if job.status is JobStatus.QUEUED else 1.0, told, waits)
+        self.move(done, None if job.status is JobStatus.QUEUED else 1.0, words, waits)
 
 
 class TreeView:
-    """Shows a tree of processes coming up, and what befalls it later."""
+    """Shows a tree of processes coming up, and what happens to it later."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, str] = {}
         self._status: Status | None = None
 
-    def tell(self, notice: Notice) -> None:
+    def show(self, notice: Notice) -> None:
         """Show one notice of the tree."""
         if notice.phase is Phase.WAITING:
             self._wait(notice.part, notice.detail)
@@ -186,11 +249,11 @@ class TreeView:
                 self._status.stop()
                 self._status = None
             return
-        told = "  ".join(f"{part}: {escape(what)}" for part, what in self._waiting.items())
+        words = "  ".join(f"{part}: {escape(what)}" for part, what in self._waiting.items())
         if self._status is None:
-            self._status = errors.status(told)
+            self._status = errors.status(words)
             self._status.start()
-        self._status.update(told)
+        self._status.update(words)
 
 
 def _lines(notice: Notice) -> Iterator[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from serinette.client.answers import Batch, BatchLine, Event, Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.asynchronous import AsyncClient
-from serinette.client.batch_calls import BatchOptions
-from serinette.client.harvest import Fetched
+from serinette.client.batch_calls import BatchOptions, Fetched
 from serinette.client.retries import Retry
 from serinette.client.sync import Client
 from serinette.client.wire import DEFAULT_URL

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
 from serinette.client.answers import Model, Page, QueueState, TenantUsage, Workers
-from serinette.client.fields import JobFields
 from serinette.job import Job, JobOptions, JobStatus, Upload
-from serinette.spec import GenerationSpec, invalid_spec
+from serinette.names import Lane
+from serinette.spec import AudioFormat, GenerationSpec, Task, invalid_spec
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-# The gateway may be told to hold less; then it is asked again.
+# The gateway may be set to hold less; then it is asked again.
 HOLD_S = 25
 _OPTIONS = JobOptions.model_fields.keys()
 
@@ -35,9 +35,48 @@ class Call(Generic[T]):
     query: Mapping[str, str | int] = field(default_factory=dict)
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    heed: Callable[[Mapping[str, str]], None] = lambda _: None  # is given the answer's headers, before `read`
+    on_headers: Callable[[Mapping[str, str]], None] = lambda _: None  # is given the answer's headers, before `read`
     repeatable: bool = True  # doing it twice is the same as once
     hold_s: float = 0.0  # so long the gateway may be silent on purpose
+
+
+class JobFields(TypedDict, total=False):
+    """Fields of a song and its job; see GenerationSpec and JobOptions for meaning and bounds."""
+
+    lyrics: str
+    vocal_language: str
+    duration_s: float
+    bpm: int | None
+    key_scale: str | None
+    time_signature: str | None
+    task: Task | Literal["text2music", "repaint", "cover", "extract", "lego", "complete"]
+    source_audio: str | None
+    reference_audio: str | None
+    repaint_start_s: float | None
+    repaint_end_s: float | None
+    track: str | None
+    tracks: Sequence[str] | None
+    cover_strength: float
+    audio_codes: str | None
+    steps: int | None
+    guidance_scale: float | None
+    shift: float | None
+    cfg_start: float
+    cfg_end: float
+    timesteps: Sequence[float] | None
+    seed: int | None
+    variations: int
+    model: str | None
+    lora: str | None
+    lora_scale: float
+    format: AudioFormat | Literal["wav", "flac", "mp3", "ogg", "m4a"]
+    bitrate_kbps: int | None
+    loudness_lufs: float | None
+    lane: Lane | Literal["high", "normal", "low"]
+    timeout_s: int | None
+    labels: Mapping[str, str]
+    start_deadline_s: int | None
+    webhook: str | None
 
 
 def model(kind: type[M]) -> Callable[[bytes], M]:

@@ -104,7 +104,7 @@ class LogReader:
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._place = ""  # ETag of the last answer: {number of the attempt}-{bytes}
-        self._told = ""
+        self._etag = ""
         self._rest = b""  # of a line that was not whole
 
     def call(self) -> Call[tuple[str, ...]]:
@@ -112,21 +112,23 @@ class LogReader:
         start.
         """
         query = {"after": self._place} if self._place else {}
-        return Call("GET", f"{job_path(self._job_id)}/log", self._read, query=query, heed=self._heed, hold_s=30)
+        return Call(
+            "GET", f"{job_path(self._job_id)}/log", self._read, query=query, on_headers=self._on_headers, hold_s=30
+        )
 
     def rest(self) -> tuple[str, ...]:
         """What is left when the job has ended: a last line without an end."""
         rest, self._rest = self._rest, b""
         return (_text(rest),) if rest else ()
 
-    def _heed(self, headers: Mapping[str, str]) -> None:
-        self._told = headers.get("ETag", "").strip('"')
+    def _on_headers(self, headers: Mapping[str, str]) -> None:
+        self._etag = headers.get("ETag", "").strip('"')
 
     def _read(self, raw: bytes) -> tuple[str, ...]:
         lines: list[str] = []
-        if self._told.partition("-")[0] != self._place.partition("-")[0]:
+        if self._etag.partition("-")[0] != self._place.partition("-")[0]:
             lines += self.rest()
-        self._place = self._told
+        self._place = self._etag
         *whole, self._rest = (self._rest + raw).split(b"\n")
         return (*lines, *map(_text, whole))
 

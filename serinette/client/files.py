@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import anyio
 
@@ -25,7 +26,7 @@ class Incoming:
         self.partial = path.with_name(f".{path.name}.partial")
 
     def update(self, chunk: bytes) -> None:
-        """Reckon with bytes that were written."""
+        """Add bytes that were written to the digest."""
         self._digest.update(chunk)
 
     def finish(self) -> int:
@@ -50,6 +51,16 @@ def incoming(path: Path, sha256: str | None) -> Iterator[Incoming]:
         file.partial.unlink(missing_ok=True)
 
 
+def created(path: Path) -> BinaryIO:
+    """A new file, open for writing."""
+    return path.open("wb")
+
+
+async def async_created(path: Path) -> anyio.AsyncFile[bytes]:
+    """The same without blocking the event loop."""
+    return await anyio.open_file(path, "wb")
+
+
 def size_of(audio: Path | bytes) -> int:
     """Bytes of an upload."""
     return len(audio) if isinstance(audio, bytes) else audio.stat().st_size
@@ -66,7 +77,7 @@ def chunks(audio: Path | bytes) -> Iterator[bytes]:
 
 
 async def async_chunks(audio: Path | bytes) -> AsyncIterator[bytes]:
-    """The same without holding others up."""
+    """The same without blocking the event loop."""
     if isinstance(audio, bytes):
         yield audio
         return

@@ -23,7 +23,7 @@ class Retry:
     patience_s: float = 60.0  # from the first failure; 0: never try again
     first_s: float = 0.25
     longest_s: float = 10.0
-    unanswered: bool = True  # whether to knock again where nobody has ever answered
+    unanswered: bool = True  # whether to try again where no server has ever answered
 
     def pause_s(self, failures: int, asked_s: float | None, draw: float) -> float:
         """Seconds before the next try, after so many failures in a row; `draw` is from 0 to 1."""
@@ -33,18 +33,18 @@ class Retry:
         return whole_s * (1 + draw) / 2
 
 
-class Setback(Exception):  # not an error yet: it may pass
-    """A try that failed in a way that may pass: `error` is what to raise if it does not."""
+class TransientError(Exception):
+    """A try failed in a way that may pass: `cause` is what to raise if it does not."""
 
-    def __init__(self, error: SerinetteError, *, asked_s: float | None = None, perhaps_done: bool = False) -> None:
-        super().__init__(error.message)
-        self.error = error
+    def __init__(self, cause: SerinetteError, *, asked_s: float | None = None, perhaps_done: bool = False) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
         self.asked_s = asked_s  # the pause that the server asked for
         self.perhaps_done = perhaps_done  # the request may have had its effect, the answer having been lost
 
 
-class Patience:
-    """Of one call: how much of it is left."""
+class RetryBudget:
+    """What one call may still spend on retries."""
 
     def __init__(
         self,
@@ -68,28 +68,28 @@ class Patience:
         self._failures = 0
         self._since = 0.0
 
-    def pause_s(self, setback: Setback, *, answered: bool) -> float:
-        """How long to wait before the next try; `answered`: somebody has, at some time.
+    def pause_s(self, error: TransientError, *, answered: bool) -> float:
+        """How long to wait before the next try; `answered`: a server has, at some time.
 
         Raises:
-            SerinetteError: the setback's, when there shall be no other try.
+            SerinetteError: the error's cause, when there is to be no other try.
         """
         now = self._clock()
         if self._failures == 0:
             self._since = now
         self._failures += 1
-        pause_s = self._retry.pause_s(self._failures, setback.asked_s, self._draw())
+        pause_s = self._retry.pause_s(self._failures, error.asked_s, self._draw())
         ends = self._since + self._retry.patience_s
         if self._deadline is not None:
             ends = min(ends, self._deadline)
-        hopeless = (setback.perhaps_done and not self._repeatable) or not (answered or self._retry.unanswered)
+        hopeless = (error.perhaps_done and not self._repeatable) or not (answered or self._retry.unanswered)
         if hopeless or now + pause_s > ends:
-            raise setback.error from setback
+            raise error.cause from error
         return pause_s
 
 
 def retry_after_s(header: str | None, now: datetime | None = None) -> float | None:
-    """`Retry-After` in seconds (RFC 9110, 10.2.3: a number of them, or a date); None when it says nothing sound."""
+    """`Retry-After` in seconds (RFC 9110, 10.2.3: a number of them, or a date); None when it is neither."""
     if header is None:
         return None
     try:

@@ -1,28 +1,28 @@
-"""The client that waits."""
+"""The client that waits: generated from asynchronous.py by `make client`, so change that one."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from os import PathLike
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from serinette.client import calls, wire
-from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
-from serinette.client.batches import Batches
-from serinette.client.calls import HOLD_S, Call
-from serinette.client.containers import Containers
-from serinette.client.fields import JobFields
-from serinette.client.files import chunks, id_of, incoming, sha256_of, size_of
-from serinette.client.retries import Patience, Retry, Setback
+from serinette.client import batch_calls, calls, container_calls, wire
+from serinette.client.answers import Batch, BatchLine, Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
+from serinette.client.batch_calls import BatchOptions, Fetched, PendingLines, Specs, is_fetched, jsonl, song_name
+from serinette.client.calls import HOLD_S, Call, JobFields
+from serinette.client.container_calls import ContainerFields, LogReader, outputs_of, place_of
+from serinette.client.files import chunks, created, id_of, incoming, made, sha256_of, size_of
+from serinette.client.retries import Retry, RetryBudget, TransientError
 from serinette.client.wire import CHUNK_BYTES, DEFAULT_URL
+from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished
-from serinette.job import Job, JobOptions, JobStatus, Upload
+from serinette.job import Job, JobOptions, JobStatus, Upload, UploadedFile
 from serinette.spec import GenerationSpec
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ _POLL_S = 0.25
 
 
 class Client:
-    """Talks to one gateway. Safe to share between threads.
+    """Talks to one gateway. Safe to share: an AsyncClient between tasks, a Client between threads.
 
     What may pass is tried again (429, 503, lost connections), `Retry-After` heeded, for as long as `retry` says; no
     call has its effect twice by that. Every method raises the error that the gateway's answer names
@@ -111,10 +111,12 @@ class Client:
     def iterate(self, *, status: JobStatus | None = None, label: tuple[str, str] | None = None) -> Iterator[Job]:
         """All jobs of `list`, page by page."""
         page = self.list(status=status, label=label, limit=100)
-        yield from page.jobs
+        for job in page.jobs:
+            yield job
         while page.next_cursor:
             page = self.list(status=status, label=label, limit=100, cursor=page.next_cursor)
-            yield from page.jobs
+            for job in page.jobs:
+                yield job
 
     def cancel(self, job_id: str) -> Job:
         """Ask for a job's end: at once when it is queued, within a step when it runs.
@@ -143,7 +145,7 @@ class Client:
         Raises:
             NotFound: there is no such job.
         """
-        patience = Patience(self._retry, repeatable=True)
+        budget = RetryBudget(self._retry, repeatable=True)
         while True:
             try:
                 with self._opened(calls.events(job_id, last_event_id)) as response:
@@ -152,14 +154,14 @@ class Client:
                     lines = EventLines()
                     for line in response.iter_lines():
                         for event in lines.feed(line):
-                            patience.renew()
+                            budget.renew()
                             last_event_id = event.id
                             yield event
                             if event.type in wire.ENDS:
                                 return
-                raise wire.broken_off(job_id)
-            except Setback as setback:
-                time.sleep(patience.pause_s(setback, answered=self._answered))
+                raise wire.events_interrupted(job_id)
+            except TransientError as error:
+                sleep(budget.pause_s(error, answered=self._answered))
 
     def watch(self, job_id: str, *, poll_s: float = _POLL_S, patience_s: float | None = None) -> Iterator[Job]:
         """The job again and again until it has ended, the last one included.
@@ -171,23 +173,23 @@ class Client:
             Unavailable: no answer for `patience_s`.
         """
         patience_s = self._retry.patience_s if patience_s is None else patience_s
-        answered_at_s = time.monotonic()
+        answered_at_s = monotonic()
         job: Job | None = None
         while job is None or not job.status.ended:
             pause_s = poll_s
             try:
                 job = self._once(calls.get(job_id))
-                answered_at_s = time.monotonic()
-            except Setback as setback:
+                answered_at_s = monotonic()
+            except TransientError as error:
                 hopeless = not (self._answered or self._retry.unanswered)
-                if hopeless or time.monotonic() - answered_at_s > patience_s:
-                    raise setback.error from setback
-                pause_s = max(poll_s, setback.asked_s or 0.0)
+                if hopeless or monotonic() - answered_at_s > patience_s:
+                    raise error.cause from error
+                pause_s = max(poll_s, error.asked_s or 0.0)
             if job is not None:
                 yield job
                 if job.status.ended:
                     return
-            time.sleep(pause_s)
+            sleep(pause_s)
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Job:
         """The job once it has ended, well or not: the gateway is asked to answer only then.
@@ -195,16 +197,16 @@ class Client:
         Raises:
             NotFinished: it has not ended within `timeout_s`.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout_s is None else monotonic() + timeout_s
         while True:
-            began = time.monotonic()
+            began = monotonic()
             left_s = HOLD_S if deadline is None else max(0.0, deadline - began)
             job = self.perform(calls.get(job_id, min(HOLD_S, left_s)), deadline)
             if job.status.ended:
                 return job
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and monotonic() >= deadline:
                 raise NotFinished(f"job {job_id} is still {job.status} after {timeout_s:g} s")
-            time.sleep(max(0.0, _POLL_S - (time.monotonic() - began)))  # one that does not hold is not hammered
+            sleep(max(0.0, _POLL_S - (monotonic() - began)))  # one that does not hold is not hammered
 
     def download(self, job: Job | str, path: str | PathLike[str], index: int = 0) -> int:
         """Write one song of a succeeded job to `path`, whole or not at all; answers its size in bytes.
@@ -219,17 +221,17 @@ class Client:
 
     def fetch(self, call: Call[None], path: Path, sha256: str | None) -> int:
         """Write what a call answers to `path`, whole or not at all."""
-        patience = Patience(self._retry, repeatable=True)
+        budget = RetryBudget(self._retry, repeatable=True)
         while True:
             try:
                 with incoming(path, sha256) as song:
-                    with self._opened(call) as response, song.partial.open("wb") as file:
+                    with self._opened(call) as response, created(song.partial) as file:
                         for chunk in response.iter_bytes(CHUNK_BYTES):
                             file.write(chunk)
                             song.update(chunk)
                     return song.finish()
-            except Setback as setback:
-                time.sleep(patience.pause_s(setback, answered=self._answered))
+            except TransientError as error:
+                sleep(budget.pause_s(error, answered=self._answered))
 
     def upload(self, audio: str | PathLike[str] | bytes) -> Upload:
         """Bring a file (or its bytes) to work on; its `id` goes into `source_audio` or `reference_audio`.
@@ -264,28 +266,214 @@ class Client:
         self, call: Call[T], deadline: float | None = None, content: Callable[[], Iterable[bytes]] | None = None
     ) -> T:
         """Send one call, as patiently as `retry` says; `content` is a body that is not JSON."""
-        patience = Patience(self._retry, repeatable=call.repeatable, deadline=deadline)
+        budget = RetryBudget(self._retry, repeatable=call.repeatable, deadline=deadline)
         while True:
             try:
                 return self._once(call, content() if content else None)
-            except Setback as setback:
-                time.sleep(patience.pause_s(setback, answered=self._answered))
+            except TransientError as error:
+                sleep(budget.pause_s(error, answered=self._answered))
 
     def _once(self, call: Call[T], content: Iterable[bytes] | None = None) -> T:
         with self._opened(call, content) as response:
             raw = response.read()
-            call.heed(response.headers)
+            call.on_headers(response.headers)
         return wire.read(call, raw, self.url)
 
     @contextmanager
     def _opened(self, call: Call[Any], content: Iterable[bytes] | None = None) -> Iterator[httpx.Response]:
-        with wire.telling(self.url):
+        with wire.network_errors(self.url):
             request = wire.request(self._http, call, content)
             # A presigned redirect leads to the store.
             response = self._http.send(request, stream=True, follow_redirects=call.method == "GET")
-            with closing(response):
+            try:
                 self._answered = True
                 if not response.is_success:
                     response.read()
                     raise wire.failure(response)
                 yield response
+            finally:
+                response.close()
+
+
+class Batches:
+    """`client.batches`: many songs under one name; see docs/batches.md for what their statuses mean."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self,
+        specs: Specs | PathLike[str],
+        options: BatchOptions | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Batch:
+        """Order many songs: specs, mappings (with `custom_id`, if you like) or prompts; or the path of a JSONL file.
+
+        Raises:
+            InvalidBatch: a line is wrong, and nothing of the batch was kept.
+        """
+        with jsonl(specs) as path:
+            call = batch_calls.create(options or BatchOptions(), idempotency_key, size_of(path))
+            return self._client.perform(call, content=lambda: chunks(path))
+
+    def get(self, batch_id: str) -> Batch:
+        """One batch as it is now."""
+        return self._client.perform(batch_calls.get(batch_id))
+
+    def list(self, limit: int = 20) -> tuple[Batch, ...]:
+        """The newest batches."""
+        return self._client.perform(batch_calls.newest(limit))
+
+    def pause(self, batch_id: str) -> Batch:
+        """Release no more lines; what was released goes on."""
+        return self._client.perform(batch_calls.move(batch_id, "pause"))
+
+    def resume(self, batch_id: str) -> Batch:
+        """Go on with a paused one."""
+        return self._client.perform(batch_calls.move(batch_id, "resume"))
+
+    def cancel(self, batch_id: str) -> Batch:
+        """Cancel all of its jobs; what was generated is kept."""
+        return self._client.perform(batch_calls.move(batch_id, "cancel"))
+
+    def retry(self, batch_id: str) -> Batch:
+        """Retry the failed and the canceled lines of an ended batch, with the same seeds."""
+        return self._client.perform(batch_calls.move(batch_id, "retry"))
+
+    def erase(self, batch_id: str) -> None:
+        """Erase an ended batch and its files; its jobs and their songs stay."""
+        self._client.perform(batch_calls.erase(batch_id))
+
+    def wait(self, batch_id: str, *, timeout_s: float | None = None, poll_s: float = 2.0) -> Batch:
+        """The batch once it has ended.
+
+        Raises:
+            NotFinished: it has not ended within `timeout_s`.
+        """
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        while not (batch := self.get(batch_id)).ended:
+            if deadline is not None and monotonic() >= deadline:
+                raise NotFinished(f"batch {batch_id} is still {batch.status} after {timeout_s:g} s")
+            sleep(poll_s)
+        return batch
+
+    def lines(self, batch_id: str) -> Iterator[BatchLine]:
+        """All lines as they are now, in their order, page by page."""
+        first = 1
+        while page := self._client.perform(batch_calls.lines(batch_id, first)):
+            yield from page
+            first = page[-1].line + 1
+
+    def results(
+        self, batch_id: str, directory: str | PathLike[str], *, poll_s: float = 1.0
+    ) -> Iterator[Fetched | Batch]:
+        """The lines as they end, their songs in `directory`, and between them the batch, the ended one last.
+
+        A song that lies there already is not fetched again: begin again after a crash, and it goes on.
+        """
+        place = made(directory)
+        batch = self.get(batch_id)
+        pending = PendingLines(batch.request_counts.total)
+        while True:
+            for first in pending.pages():
+                for line in pending.take(self._client.perform(batch_calls.lines(batch_id, first))):
+                    yield Fetched(line, self._fetch(line, place))
+            yield batch
+            if batch.ended:
+                return
+            sleep(poll_s)
+            batch = self.get(batch_id)
+
+    def download(self, batch_id: str, name: str, path: str | PathLike[str]) -> int:
+        """Write a file of an ended batch: `output.jsonl`, `errors.jsonl` or `songs.zip`; its size in bytes.
+
+        Raises:
+            NotFinished: it has not ended.
+        """
+        return self._client.fetch(batch_calls.file(batch_id, name), Path(path), None)
+
+    def _fetch(self, line: BatchLine, place: Path) -> tuple[Path, ...]:
+        files = []
+        for song in line.artifacts:
+            path = place / song_name(line, song)
+            if not is_fetched(path, song):
+                self._client.fetch(calls.audio(line.job_id or "", song.index), path, song.sha256)
+            files.append(path)
+        return tuple(files)
+
+
+class Containers:
+    """`client.containers`: containers of the user's own; see docs/containers.md."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def submit(
+        self,
+        container: ContainerSpec | str,
+        command: Sequence[str] = (),
+        options: JobOptions | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Unpack[ContainerFields],
+    ) -> Job:
+        """Queue a container: a spec, or its image and further fields, as in `submit(image, ["train"], gpus=1)`.
+
+        Raises:
+            Unsupported: this deployment runs none.
+            InvalidSpec: a field is unknown, out of bounds, or more than the operator allows.
+            IdempotencyConflict: the key was used with another container.
+            Limited: a bound is reached, and was for as long as `retry` says.
+        """
+        return self._client.perform(container_calls.submit(container, command, options, idempotency_key, fields))
+
+    def upload(self, file: str | PathLike[str] | bytes) -> UploadedFile:
+        """Bring a file (or its bytes), whatever it is; its `id` is the `upload` of one of a container's `inputs`.
+
+        Raises:
+            Unsupported: this deployment runs no containers.
+            TooLarge: it is not kept.
+        """
+        body = file if isinstance(file, bytes) else Path(file)
+        return self._client.perform(container_calls.upload(size_of(body)), content=lambda: chunks(body))
+
+    def log(self, job_id: str) -> str:
+        """The log: as far as it is while the container runs, whole when it has ended.
+
+        Raises:
+            NotFound: there is no such job, or it is a song.
+        """
+        return self._client.perform(container_calls.log(job_id))
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        """The lines of the log from its beginning, as they come, until the job has ended. Each attempt has its own.
+
+        Raises:
+            NotFound: there is no such job, or it is a song.
+        """
+        reader = LogReader(job_id)
+        for event in self._client.events(job_id):
+            if event.type in wire.LOG_EVENTS:
+                for line in self._client.perform(reader.call()):
+                    yield line
+        for line in reader.rest():
+            yield line
+
+    def outputs(self, job: Job | str) -> tuple[Output, ...]:
+        """What it left below /outputs; nothing until it has ended."""
+        return outputs_of(job if isinstance(job, Job) else self._client.get(job))
+
+    def download(self, job: Job | str, directory: str | PathLike[str]) -> tuple[Path, ...]:
+        """Write all outputs below a directory, each whole and with its SHA-256 compared; their paths.
+
+        Raises:
+            Gone: they were erased.
+            SerinetteError: one has a name that leads elsewhere.
+        """
+        job = job if isinstance(job, Job) else self._client.get(job)
+        place = made(directory)
+        files = [(output, place_of(place, output)) for output in outputs_of(job)]
+        for output, path in files:
+            self._client.fetch(container_calls.output(job.id, output.name), path, output.sha256 or None)
+        return tuple(path for _, path in files)

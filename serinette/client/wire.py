@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from serinette.client.calls import Call
-from serinette.client.retries import Setback, retry_after_s
+from serinette.client.retries import TransientError, retry_after_s
 from serinette.errors import ConfigurationError, InvalidBatch, Limited, SerinetteError, Unavailable, of_code
 from serinette.job import JobStatus
 from serinette.webhook import is_loopback
@@ -23,8 +23,8 @@ CHUNK_BYTES = 65_536
 # The last event of every job is one of these.
 ENDS = frozenset(status.value for status in JobStatus if status.ended)
 
-# After these there may be more of a container's log; behind the first and the last there surely is all that was.
-TELLS_OF_LOG = frozenset({"status", "log"}) | ENDS
+# After these there may be more of a container's log; behind the last there is all of it.
+LOG_EVENTS = frozenset({"status", "log"}) | ENDS
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ def read(call: Call[T], raw: bytes, url: str) -> T:
     """What the body of an answer says.
 
     Raises:
-        SerinetteError: nothing that a gateway would.
+        SerinetteError: it is nothing that a gateway answers.
     """
     try:
         return call.read(raw)
@@ -86,32 +86,32 @@ def read(call: Call[T], raw: bytes, url: str) -> T:
 
 
 def failure(response: httpx.Response) -> Exception:
-    """What an answer that is no success means, its body being read: a Setback if it may pass."""
+    """What an answer that is no success means, its body being read: a TransientError if it may pass."""
     error = _error(response)
     asked_s = retry_after_s(response.headers.get("Retry-After"))
     if isinstance(error, Limited):
         error.retry_after_s = asked_s
     if response.status_code in _REFUSED | _LOST:
-        return Setback(error, asked_s=asked_s, perhaps_done=response.status_code in _LOST)
+        return TransientError(error, asked_s=asked_s, perhaps_done=response.status_code in _LOST)
     return error
 
 
 @contextmanager
-def telling(url: str) -> Iterator[None]:
-    """Failures of the network in our own words: a Setback, or an error where trying again is of no use."""
+def network_errors(url: str) -> Iterator[None]:
+    """Failures of the network in our own words: a TransientError, or an error where trying again is of no use."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-        raise Setback(_unreachable(url, error)) from error
+        raise TransientError(_unreachable(url, error)) from error
     except httpx.TransportError as error:
-        raise Setback(_unreachable(url, error), perhaps_done=True) from error
+        raise TransientError(_unreachable(url, error), perhaps_done=True) from error
     except httpx.RequestError as error:
         raise SerinetteError(f"{url} answered what cannot be read: {_reason(error)}") from error
 
 
-def broken_off(job_id: str) -> Setback:
+def events_interrupted(job_id: str) -> TransientError:
     """A stream of events that closed before the job's end, as when a gateway leaves."""
-    return Setback(Unavailable(f"the events of job {job_id} broke off; go on behind the last one"))
+    return TransientError(Unavailable(f"the events of job {job_id} broke off; go on behind the last one"))
 
 
 def _unreachable(url: str, error: httpx.TransportError) -> Unavailable:

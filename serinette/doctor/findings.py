@@ -1,8 +1,8 @@
-"""What a check says."""
+"""What a check says. A question that fails is a finding too, and keeps no other from being asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -51,6 +51,15 @@ def unknown(part: str, check: str, message: str, remedy: str) -> Finding:
     return Finding(part, check, Level.UNKNOWN, message, remedy)
 
 
+def answered(part: str, check: str, remedy: str, question: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What a question finds; when it fails, that it could not be looked at, and what would let it."""
+    try:
+        return list(question())
+    except Exception as error:  # a doctor that ends at one question leaves all the others open
+        words = f"{type(error).__name__}: {error}"
+        return [unknown(part, check, f"could not be looked at ({words[:300]})", remedy)]
+
+
 def healthy(findings: Iterable[Finding], *, strict: bool = False) -> bool:
     """Whether nothing is bad; when strict, nor a warning."""
     wrong = {Level.BAD, Level.WARNING} if strict else {Level.BAD}
@@ -65,11 +74,9 @@ _SKEW_BAD_S = 30.0
 def judge_clock(whose: str, ahead_s: float, resolution_s: float = 0.0) -> Finding:
     """How far a clock is ahead of ours, which was measured to `resolution_s`."""
     off_s = max(0.0, abs(ahead_s) - resolution_s)
+    if off_s < _SKEW_WARNING_S:
+        return ok("clock", whose, f"{whose}'s clock agrees with this machine's")
     side = "ahead of" if ahead_s > 0 else "behind"
+    level = Level.BAD if off_s >= _SKEW_BAD_S else Level.WARNING
     message = f"{whose}'s clock is {abs(ahead_s):.1f} s {side} this machine's"
-    remedy = "let both machines keep time by NTP (chronyc tracking; timedatectl)"
-    if off_s >= _SKEW_BAD_S:
-        return bad("clock", whose, message, remedy)
-    if off_s >= _SKEW_WARNING_S:
-        return warning("clock", whose, message, remedy)
-    return ok("clock", whose, f"{whose}'s clock agrees with this machine's")
+    return Finding("clock", whose, level, message, "let both machines keep time by NTP (chronyc tracking; timedatectl)")

@@ -1,15 +1,24 @@
-"""What is said of a release's own pods: which are not there yet, and why."""
+"""The cluster itself, its GPUs and storage classes, and a release's own pods: which do not run, and why."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from serinette.doctor.cluster import ClusterSeen, Object
-from serinette.doctor.findings import Finding, bad, ok, unknown, warning
-from serinette.doctor.nodes import gpus_of
+from serinette.doctor.findings import Finding, bad, judge_clock, ok, unknown, warning
+from serinette.doctor.keda import conditions_of, version_of
+
+LEAST_KUBERNETES = (1, 30)
+# CUDA of the torch that workers are built with (gpu_worker/Dockerfile), and its oldest driver
+# (CUDA Toolkit release notes, table of minor-version compatibility).
+TORCH_CUDA, LEAST_DRIVER = 13, 580
+_GPU = re.compile(r"^[\w.-]+/(gpu|gpu\.shared|mig-.+)$")
+_DRIVER_LABELS = ("nvidia.com/cuda.driver-version.major", "nvidia.com/cuda.driver.major")  # of GPU feature discovery
+_DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 # Reasons of a container that waits, and what to do. Kubernetes: pkg/kubelet/images and container.
-_WAITS = {
+_WAITING = {
     "ImagePullBackOff": "correct global.imageRegistry, the tag or digest, and global.imagePullSecrets",
     "ErrImagePull": "correct global.imageRegistry, the tag or digest, and global.imagePullSecrets",
     "InvalidImageName": "correct global.imageRegistry and images.*",
@@ -19,64 +28,148 @@ _WAITS = {
 }
 
 
-def judge_pods(seen: ClusterSeen) -> list[Finding]:
-    """Each workload, and each pod that is not running."""
+def judge_cluster(seen: ClusterSeen) -> Iterator[Finding]:
+    """Reached, recent, in time."""
     if seen.trouble:
-        return []
-    if seen["deployments"].forbidden:
-        remedy = f"ask for a role with list on deployments and pods in {seen.namespace}"
-        return [unknown("pods", "release", "we may not list Deployments", remedy)]
-    if not seen.installed:
-        return [ok("pods", "release", f"nothing of ours is in namespace {seen.namespace} yet")]
-    findings = [finding for pod in seen["pods"].items if (finding := _pod(seen, pod))]
-    for workload in [*seen["deployments"].items, *seen["statefulsets"].items]:
-        name, component = (
-            workload["metadata"]["name"],
-            workload["metadata"]["labels"].get("app.kubernetes.io/component"),
+        remedy = "name a context (`kubectl config get-contexts`, --context), renew its login; or leave the cluster out "
+        yield bad("cluster", "reachable", f"{seen.context or 'cluster'}: {seen.trouble}", f"{remedy}(--no-cluster)")
+        return
+    yield ok("cluster", "reachable", f"context {seen.context}, {seen.server}, namespace {seen.namespace}")
+    if (version := version_of(seen.version)) and version < LEAST_KUBERNETES:
+        yield bad("cluster", "version", f"Kubernetes {seen.version}", "1.30 or later is needed")
+    else:
+        yield ok("cluster", "version", f"Kubernetes {seen.version}")
+    yield judge_clock("the API server", seen.ahead_s, 1.0 + seen.clock_within_s)
+    for name, answer in seen.answers.items():
+        if answer.trouble:
+            remedy = f"to have them looked at, ask for a role that may read {name}"
+            yield unknown("cluster", name, answer.trouble, remedy)
+
+
+def judge_gpus(seen: ClusterSeen) -> Iterator[Finding]:
+    """What GPUs there are, and whether their driver is new enough."""
+    if seen["nodes"].trouble:
+        return
+    wanted = {name for each in seen["deployments"].items for name in gpus_of(each["spec"]["template"]["spec"])}
+    nodes = seen["nodes"].items
+    offered = {name for node in nodes for name in _capacity(node) if _GPU.match(name)}
+    for resource in sorted(offered | wanted):
+        count, total = sum(resource in _capacity(node) for node in nodes), _allocatable(seen, resource)
+        if not count:
+            remedy = "add nodes that have it, install the vendor's device plugin, or correct the pool's gpu.resource; "
+            remedy += f"`kubectl describe nodes | grep {resource}`"
+            yield bad("gpu", resource, f"a pool asks for {resource}, and no node offers it", remedy)
+        elif not total:
+            remedy = "kubectl -n kube-system logs -l name=nvidia-device-plugin-ds; look for XID errors (dmesg)"
+            message = f"{count} nodes have {resource}, and none is allocatable: broken devices?"
+            yield bad("gpu", resource, message, remedy)
+        else:
+            yield ok("gpu", resource, f"{count} nodes, {total} allocatable")
+    if offered:
+        yield _drivers([node for node in nodes if offered & set(_capacity(node))])
+    elif not wanted:
+        message = "no node has a GPU; the chart's default pool generates on CPUs, slowly"
+        remedy = "for GPUs: nodes with one, their driver, and the vendor's device plugin"
+        yield ok("gpu", "nodes", message) if seen.installed else warning("gpu", "nodes", message, remedy)
+
+
+def _drivers(nodes: list[Object]) -> Finding:
+    """Against torch's CUDA."""
+    majors: dict[str, int] = {}
+    for node in nodes:
+        labels = node["metadata"].get("labels") or {}
+        if (major := str(next((labels[name] for name in _DRIVER_LABELS if name in labels), ""))).isdecimal():
+            majors[node["metadata"]["name"]] = int(major)
+    if not majors:
+        remedy = f"`nvidia-smi` on a node must show a driver of {LEAST_DRIVER} or later"
+        return unknown("gpu", "driver", "no node reports its driver (GPU feature discovery would)", remedy)
+    if old := sorted(name for name, major in majors.items() if major < LEAST_DRIVER):
+        message = (
+            f"driver {majors[old[0]]} on {', '.join(old[:5])}; torch's CUDA {TORCH_CUDA} needs {LEAST_DRIVER} or later"
         )
-        status = workload.get("status", {})
-        wanted, ready = int(workload["spec"].get("replicas") or 0), int(status.get("readyReplicas") or 0)
+        remedy = "renew the driver there, or build the worker with a torch for an older CUDA"
+        return bad("gpu", "driver", message, remedy)
+    return ok("gpu", "driver", f"{min(majors.values())} or later on {len(majors)} nodes, enough for CUDA {TORCH_CUDA}")
+
+
+def _capacity(node: Object) -> Object:
+    return node.get("status", {}).get("capacity") or {}
+
+
+def _allocatable(seen: ClusterSeen, resource: str) -> int:
+    return sum(int(node.get("status", {}).get("allocatable", {}).get(resource, 0)) for node in seen["nodes"].items)
+
+
+def gpus_of(pod: Object) -> set[str]:
+    """The GPU resources that a pod's spec asks for."""
+    limits = [container.get("resources", {}).get("limits") or {} for container in pod.get("containers", [])]
+    return {name for each in limits for name in each if _GPU.match(name)}
+
+
+def judge_storage(seen: ClusterSeen) -> Iterator[Finding]:
+    """A class for what the chart claims."""
+    for claim in seen["persistentvolumeclaims"].items:
+        if claim.get("status", {}).get("phase") == "Pending":
+            name, wanted = claim["metadata"]["name"], claim["spec"].get("storageClassName") or "the default class"
+            events = [each for each in seen["events"].items if each.get("involvedObject", {}).get("name") == name]
+            why = f": {events[-1].get('message', '')}" if events else ""
+            remedy = "name a class that exists (`kubectl get storageclass`): valkey.persistence.storageClass, "
+            remedy += "seaweedfs.persistence.storageClass, or the pool's cache.storageClass"
+            yield bad("storage", "claims", f"{name} waits for {wanted}{why}", remedy)
+    answer = seen["storageclasses"]
+    classes = {each["metadata"]["name"]: each["metadata"].get("annotations") or {} for each in answer.items}
+    default = next((name for name, annotations in classes.items() if annotations.get(_DEFAULT_CLASS) == "true"), None)
+    if default:
+        yield ok("storage", "class", f"{default} is the default class")
+    elif not answer.trouble:
+        remedy = "name one in valkey.persistence.storageClass and seaweedfs.persistence.storageClass, or use a Redis "
+        message = f"there is no default StorageClass ({', '.join(classes) or 'none at all'})"
+        yield warning("storage", "class", message, f"{remedy}and a store of your own")
+
+
+def judge_pods(seen: ClusterSeen) -> Iterator[Finding]:
+    """Each workload, and each pod that is not running."""
+    if seen["deployments"].trouble:
+        return
+    if not seen.installed:
+        yield ok("pods", "release", f"nothing of ours is in namespace {seen.namespace} yet")
+        return
+    for pod in seen["pods"].items:
+        yield from _pod(seen, pod)
+    for workload in [*seen["deployments"].items, *seen["statefulsets"].items]:
+        name = workload["metadata"]["name"]
+        component = workload["metadata"]["labels"].get("app.kubernetes.io/component")
+        wanted = int(workload["spec"].get("replicas") or 0)
+        ready = int(workload.get("status", {}).get("readyReplicas") or 0)
         if component != "worker" and wanted and not ready:
             remedy = f"kubectl -n {seen.namespace} describe pods -l app.kubernetes.io/component={component}"
-            findings.append(bad("pods", name, f"none of {wanted} is ready", remedy))
-        elif component == "worker":
-            findings.append(ok("pods", name, f"{ready} of {wanted} workers ready"))
+            yield bad("pods", name, f"none of {wanted} is ready", remedy)
         else:
-            findings.append(ok("pods", name, f"{ready} of {wanted} ready"))
-    return findings
+            yield ok("pods", name, f"{ready} of {wanted} {'workers ' if component == 'worker' else ''}ready")
 
 
-def _pod(seen: ClusterSeen, pod: Object) -> Finding | None:
-    """Why a pod does not run; None when it does."""
-    name, status = pod["metadata"]["name"], pod.get("status", {})
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _unplaced(seen, pod, str(condition.get("message", "")))
-    for container in status.get("containerStatuses") or []:
-        if (waits := (container.get("state") or {}).get("waiting") or {}) and waits.get("reason") in _WAITS:
-            told = f"{waits['reason']}: {waits.get('message', '')}".rstrip(": ")
-            return bad("pods", name, told, _WAITS[waits["reason"]].replace("POD", f"-n {seen.namespace} {name}"))
-    return None
+def _pod(seen: ClusterSeen, pod: Object) -> Iterator[Finding]:
+    """Why a pod does not run; nothing when it does."""
+    name = pod["metadata"]["name"]
+    scheduled = conditions_of(pod).get("PodScheduled")
+    if scheduled and scheduled["status"] == "False":
+        yield _unscheduled(seen, pod, str(scheduled.get("message", "")))
+        return
+    for container in pod.get("status", {}).get("containerStatuses") or []:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if (reason := waiting.get("reason")) in _WAITING:
+            message = f"{reason}: {waiting.get('message', '')}".rstrip(": ")
+            yield bad("pods", name, message, _WAITING[reason].replace("POD", f"-n {seen.namespace} {name}"))
+            return
 
 
-def _unplaced(seen: ClusterSeen, pod: Object, message: str) -> Finding:
+def _unscheduled(seen: ClusterSeen, pod: Object, message: str) -> Finding:
     """A pod without a node: for a GPU, with how many there are."""
     name, wanted = pod["metadata"]["name"], sorted(gpus_of(pod["spec"]))
-    if not wanted or not any(resource in message for resource in wanted):
+    if not any(resource in message for resource in wanted):
         remedy = "give nodes what it asks for, or ask for less (resources, nodeSelector, tolerations)"
         return bad("pods", name, f"no node takes it: {message}", remedy)
-    counts = ", ".join(f"{count} {resource}" for resource, count in _gpus(seen, wanted))
-    exist = f"; the cluster has {counts} allocatable in all" if counts else ""
+    counts = ", ".join(f"{_allocatable(seen, resource)} {resource}" for resource in wanted)
+    exist = f"; the cluster has {counts} allocatable in all" if seen["nodes"].found else ""
     remedy = "wait until one is free, add nodes, or lower the pool's max to what there is"
     return warning("pods", name, f"waits for a free GPU ({message}){exist}", remedy)
-
-
-def _gpus(seen: ClusterSeen, wanted: list[str]) -> Iterator[tuple[str, int]]:
-    if seen["nodes"].found:
-        for resource in wanted:
-            yield (
-                resource,
-                sum(
-                    int(node.get("status", {}).get("allocatable", {}).get(resource, 0)) for node in seen["nodes"].items
-                ),
-            )

@@ -5,95 +5,135 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis, RedisError
 from redis.connection import parse_url
+from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from serinette.doctor.findings import Finding, bad, judge_clock, ok, warning
-from serinette.doctor.redis_troubles import REMEDIES, Trouble, trouble_of
+from serinette.doctor.findings import Finding, answered, bad, judge_clock, ok, warning
 from serinette.names import Keys
 from serinette.settings import SharedSettings, connect_redis
 
 _LEAST_VERSION = (7, 2)
-_MARKERS_LOOKED_AT = 20_000
+_MOST_KEYS_SCANNED = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class QueueSeen:
-    """What Redis said."""
+class Trouble:
+    """Why Redis could not be asked: known by the type of the error, or by redis-py's and the server's words for it."""
 
-    url: str  # without secrets
-    database: int
-    prefix: str
-    trouble: Trouble | None = None
-    detail: str = ""
-    info: Mapping[str, Any] = field(default_factory=dict)
-    write_error: str = ""
-    script_error: str = ""
-    ahead_s: float = 0.0
-    clock_within_s: float = 0.0  # how exactly that could be measured
-    ours: bool = False  # a Serinette has worked here, in this database, under this prefix
-    elsewhere: tuple[str, ...] = ()  # ... or there
+    what: str
+    remedy: str
+    phrases: tuple[str, ...] = ()
+    kind: type[BaseException] | None = None
 
-
-def address_of(settings: SharedSettings) -> tuple[str, int]:
-    """URL without user and password, and the database."""
-    told: dict[str, Any] = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
-    database = int(told.get("db") or 0)
-    if "path" in told:
-        return f"unix://{told['path']}", database
-    scheme = settings.redis_url.get_secret_value().partition(":")[0]
-    return f"{scheme}://{told.get('host', 'localhost')}:{told.get('port', 6379)}/{database}", database
+    def explains(self, error: BaseException) -> bool:
+        """Whether the error is of this kind."""
+        text = str(error).lower()
+        return any(phrase in text for phrase in self.phrases) or (
+            self.kind is not None and isinstance(error, self.kind)
+        )
 
 
-def look_at_queue(settings: SharedSettings) -> QueueSeen:
-    """Ask Redis. Writes one key that expires, and takes it away."""
-    url, database = address_of(settings)
-    seen = QueueSeen(url, database, settings.redis_prefix)
+_NEEDS_TLS = Trouble("the server speaks TLS and we do not", "use rediss:// (chart: redis.tls.enabled=true)")
+_NO_TLS = Trouble(
+    "we speak TLS and the server does not",
+    "use redis:// (chart: redis.tls.enabled=false)",
+    ("wrong_version_number", "wrong version number", "record layer failure", "unknown protocol"),
+)
+_TIMEOUT = Trouble(
+    "it does not answer in time",
+    "look for a firewall or a NetworkPolicy between here and there, or a server that hangs",
+    kind=RedisTimeoutError,
+)
+_PERMISSION = Trouble(
+    "this user may not do what we need",
+    "give the user `~PREFIX:* &PREFIX:* +@all -@dangerous +info`",
+    kind=NoPermissionError,
+)
+_OTHER = Trouble("it cannot be asked", "look at its log")
+# The first that explains an error is the one: words come before types, which say less.
+_TROUBLES = (
+    Trouble(
+        "it has no such database",
+        "take one of those it has, 0 always; correct the end of SERINETTE_REDIS_URL (chart: redis.db)",
+        ("db index is out of range", "invalid db index"),
+    ),
+    Trouble(
+        "its certificate cannot be trusted",
+        "name its CA: ?ssl_ca_certs=FILE in the URL (chart: redis.tls.caSecret), and a host name that it is made for",
+        ("certificate_verify_failed", "certificate verify failed", "hostname mismatch"),
+    ),
+    _NO_TLS,
+    Trouble(
+        "it asks for a password and was given none",
+        "set SERINETTE_REDIS_PASSWORD (chart: redis.auth.existingSecret)",
+        ("authentication required", "noauth", "hello must be called with"),
+    ),
+    Trouble(
+        "its name is not known here",
+        "inside a cluster give SERVICE.NAMESPACE.svc; from outside, `kubectl port-forward` and 127.0.0.1, or run the "
+        "doctor in a gateway's pod (`kubectl exec deploy/... -- python -m serinette.cli doctor`)",
+        ("name or service not known", "name resolution", "nodename nor servname", "no address associated"),
+    ),
+    Trouble(
+        "nothing listens there",
+        "start Valkey, or correct host and port of SERINETTE_REDIS_URL (chart: redis.host, redis.port)",
+        ("refused", "no such file or directory"),
+    ),
+    Trouble(
+        "it refuses this user or password",
+        "correct SERINETTE_REDIS_USERNAME and SERINETTE_REDIS_PASSWORD (chart: the Secret redis.auth.existingSecret "
+        "and its passwordKey, usernameKey); pods take a changed Secret up when they restart",
+        ("wrongpass", "without any password configured"),
+        AuthenticationError,
+    ),
+    _PERMISSION,
+    _TIMEOUT,
+)
+
+
+def check_queue(settings: SharedSettings) -> list[Finding]:
+    """Ask Redis. Writes one key that expires, and erases it."""
+    url, database = _address(settings)
+    keys = settings.keys
     try:
         with closing(connect_redis(settings)) as redis:
-            return _asked(redis, seen, settings.keys)
+            redis.ping()
+            questions = {
+                "server": lambda: judge_info(redis.info("all")),
+                "writable": lambda: [_writable(redis, keys)],
+                "place": lambda: [_place(redis, keys, database, settings.redis_prefix)],
+                "Redis": lambda: [_clock(redis)],
+            }
+            found = [ok("queue", "reachable", f"{url} answers, with these credentials")]
+            for check, question in questions.items():
+                found += answered("queue", check, _PERMISSION.remedy, question)
+            return found
     except (RedisError, OSError) as error:
-        trouble = trouble_of(error)
-        if trouble in {Trouble.OTHER, Trouble.TIMEOUT}:
-            trouble = _other_tongue(url) or trouble
-        return replace(seen, trouble=trouble, detail=str(error).splitlines()[0][:300] if str(error) else repr(error))
+        trouble = next((each for each in _TROUBLES if each.explains(error)), _OTHER)
+        if trouble in {_OTHER, _TIMEOUT}:
+            trouble = _tls_mismatch(url, settings.redis_timeout_s) or trouble
+        detail = str(error).splitlines()[0][:300] if str(error) else repr(error)
+        return [bad("queue", "reachable", f"{url}: {trouble.what} ({detail})", trouble.remedy)]
 
 
-def _asked(redis: Redis, seen: QueueSeen, keys: Keys) -> QueueSeen:
-    redis.ping()
-    sent_s = time.time()
-    seconds, microseconds = redis.time()
-    took_s = time.time() - sent_s
-    info: dict[str, Any] = redis.info("all")
-    write_error = script_error = ""
-    try:
-        redis.set(keys.doctor, "1", px=10_000)
-        redis.delete(keys.doctor)
-    except RedisError as error:
-        write_error = str(error)
-    try:
-        redis.eval("return 1", 0)  # as KEDA does
-        redis.evalsha(str(redis.script_load("return 1")), 0)  # as we do
-    except RedisError as error:
-        script_error = str(error)
-    ours = _is_ours(redis, keys)
-    return replace(
-        seen,
-        info=info,
-        write_error=write_error,
-        script_error=script_error,
-        ahead_s=seconds + microseconds / 1e6 - (sent_s + took_s / 2),
-        clock_within_s=took_s / 2,
-        ours=ours,
-        elsewhere=() if ours else _elsewhere(redis, info, keys),
-    )
+def _address(settings: SharedSettings) -> tuple[str, int]:
+    """URL without user and password, and the database."""
+    url = settings.redis_url.get_secret_value()
+    parts: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
+    database = int(parts.get("db") or 0)
+    if "path" in parts:
+        return f"unix://{parts['path']}", database
+    return f"{url.partition(':')[0]}://{parts.get('host', 'localhost')}:{parts.get('port', 6379)}/{database}", database
 
 
+<<<<<<< HEAD
 def _is_ours(redis: Redis, keys: Keys) -> bool:
     return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials))
 
@@ -124,85 +164,56 @@ def _elsewhere(redis: Redis, info: Mapping[str, Any], keys: Keys) -> tuple[str, 
 
 
 def _other_tongue(url: str) -> Trouble | None:
+=======
+def _tls_mismatch(url: str, timeout_s: float) -> Trouble | None:
+>>>>>>> main
     """Whether the server speaks TLS and we do not, or the other way round; neither side says so by itself."""
-    if url.startswith("redis://"):
-        return Trouble.NEEDS_TLS if _speaks_tls(url) else None
-    return Trouble.NO_TLS if url.startswith("rediss://") and _speaks_plain(url) else None
+    parts: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
+    with suppress(OSError, KeyError):  # no host: a Unix socket
+        place = (parts["host"], parts.get("port", 6379))
+        if url.startswith("redis://"):
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # any certificate shows that it is TLS
+            with (
+                socket.create_connection(place, timeout_s) as plain,
+                context.wrap_socket(plain, server_hostname=parts["host"]),
+            ):
+                return _NEEDS_TLS
+        elif url.startswith("rediss://"):
+            with socket.create_connection(place, timeout_s) as plain:
+                plain.sendall(b"PING\r\n")
+                return _NO_TLS if plain.recv(1) in {b"+", b"-"} else None
+    return None
 
 
-def _speaks_plain(url: str) -> bool:
-    """Whether a PING without TLS is answered, be it by a refusal."""
-    told: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
-    try:
-        with socket.create_connection((told["host"], told.get("port", 6379)), timeout=3) as plain:
-            plain.sendall(b"PING\r\n")
-            return plain.recv(1) in {b"+", b"-"}
-    except OSError:
-        return False
-
-
-def _speaks_tls(url: str) -> bool:
-    """Whether a handshake succeeds where redis:// did not; whose certificate it is does not matter for that."""
-    told: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        with (
-            socket.create_connection((told["host"], told.get("port", 6379)), timeout=3) as plain,
-            context.wrap_socket(plain, server_hostname=told["host"]),
-        ):
-            return True
-    except OSError:
-        return False
-
-
-def judge_queue(seen: QueueSeen) -> list[Finding]:
-    """All that can be said of the queue."""
-    if seen.trouble is not None:
-        what, remedy = REMEDIES[seen.trouble]
-        return [bad("queue", "reachable", f"{seen.url}: {what} ({seen.detail})", remedy)]
-    findings = [ok("queue", "reachable", f"{seen.url} answers, with these credentials")]
-    findings += [_version(seen.info), _role(seen.info), _policy(seen.info), _append_only(seen.info)]
-    findings += [
-        _memory(seen.info),
-        _rights(seen),
-        _place(seen),
-        judge_clock("Redis", seen.ahead_s, seen.clock_within_s),
-    ]
-    return findings
-
-
-def _version(info: Mapping[str, Any]) -> Finding:
-    name = "Valkey" if "valkey_version" in info else "Redis"
+def judge_info(info: Mapping[str, Any]) -> Iterator[Finding]:
+    """Version, role and what may lose jobs, by Redis's INFO."""
     version = str(info.get("valkey_version", info.get("redis_version", "?")))
+    name = "Valkey" if "valkey_version" in info else "Redis"
     parts = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if name == "Redis" and parts < _LEAST_VERSION:
-        return bad("queue", "version", f"Redis {version}", "7.2 or later is needed, or any Valkey")
-    return ok("queue", "version", f"{name} {version}")
-
-
-def _role(info: Mapping[str, Any]) -> Finding:
+        yield bad("queue", "version", f"Redis {version}", "7.2 or later is needed, or any Valkey")
+    else:
+        yield ok("queue", "version", f"{name} {version}")
     if info.get("cluster_enabled"):
-        return bad("queue", "role", "this is a Redis Cluster", "queues span keys that a cluster parts: use one primary")
-    if info.get("role") != "master":
+        remedy = "a job's keys would lie on several servers of it: use one primary"
+        yield bad("queue", "role", "this is a Redis Cluster", remedy)
+    elif info.get("role") != "master":
         primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
-        return bad("queue", "role", "this is a replica, which takes no writes", f"name the primary, {primary}")
-    return ok("queue", "role", "a primary, by itself")
+        yield bad("queue", "role", "this is a replica, which takes no writes", f"name the primary, {primary}")
+    else:
+        yield ok("queue", "role", "a primary, by itself")
+    yield from (_eviction(info), _append_only(info), _memory(info))
 
 
-def _policy(info: Mapping[str, Any]) -> Finding:
+def _eviction(info: Mapping[str, Any]) -> Finding:
     policy = info.get("maxmemory_policy", "?")
-    if policy != "noeviction" and info.get("maxmemory"):
-        remedy = (
-            "CONFIG SET maxmemory-policy noeviction, and in its configuration; else full memory erases jobs in silence"
-        )
+    if policy == "noeviction":
+        return ok("queue", "eviction", "maxmemory-policy is noeviction")
+    remedy = "CONFIG SET maxmemory-policy noeviction, and in its configuration; else full memory erases jobs in silence"
+    if info.get("maxmemory"):
         return bad("queue", "eviction", f"maxmemory-policy is {policy}", remedy)
-    if policy != "noeviction":
-        remedy = "CONFIG SET maxmemory-policy noeviction, before anybody sets a maxmemory"
-        return warning(
-            "queue", "eviction", f"maxmemory-policy is {policy}, harmless while there is no maxmemory", remedy
-        )
-    return ok("queue", "eviction", "maxmemory-policy is noeviction")
+    return warning("queue", "eviction", f"maxmemory-policy is {policy}, harmless while there is no maxmemory", remedy)
 
 
 def _append_only(info: Mapping[str, Any]) -> Finding:
@@ -224,27 +235,65 @@ def _memory(info: Mapping[str, Any]) -> Finding:
     return ok("queue", "memory", f"{used / 2**20:.0f} MiB used" + (f" of {most / 2**20:.0f}" if most else ", no bound"))
 
 
-def _rights(seen: QueueSeen) -> Finding:
-    if seen.write_error:
-        return bad(
-            "queue",
-            "writable",
-            f"a write is refused: {seen.write_error}",
-            "see what it says; give the user `~PREFIX:*`",
-        )
-    if seen.script_error:
+def _writable(redis: Redis, keys: Keys) -> Finding:
+    try:
+        redis.set(keys.doctor, "1", px=10_000)
+        redis.delete(keys.doctor)
+    except RedisError as error:
+        remedy = "see what it says; give the user `~PREFIX:*`"
+        return bad("queue", "writable", f"a write is refused: {error}", remedy)
+    try:
+        redis.eval("return 1", 0)  # as KEDA does
+        redis.evalsha(str(redis.script_load("return 1")), 0)  # as we do
+    except RedisError as error:
         remedy = "allow +eval +evalsha +script to this user: we and KEDA's redis scaler run scripts"
-        return bad("queue", "writable", f"scripts are refused: {seen.script_error}", remedy)
+        return bad("queue", "writable", f"scripts are refused: {error}", remedy)
     return ok("queue", "writable", "takes writes and scripts")
 
 
-def _place(seen: QueueSeen) -> Finding:
-    here = f"database {seen.database}, prefix {seen.prefix!r}"
-    if seen.ours:
+def _clock(redis: Redis) -> Finding:
+    sent_s = time.time()
+    seconds, microseconds = redis.time()
+    took_s = time.time() - sent_s
+    return judge_clock("Redis", seconds + microseconds / 1e6 - (sent_s + took_s / 2), took_s / 2)
+
+
+def _place(redis: Redis, keys: Keys, database: int, prefix: str) -> Finding:
+    here = f"database {database}, prefix {prefix!r}"
+    if _is_ours(redis, keys):
         return ok("queue", "place", f"a Serinette works here ({here})")
-    if seen.elsewhere:
-        remedy = (
-            "if that is yours, correct the end of SERINETTE_REDIS_URL and RQ_KEY_PREFIX (chart: redis.db, redis.prefix)"
-        )
-        return warning("queue", "place", f"no Serinette in {here}, but in {', '.join(seen.elsewhere)}", remedy)
+    if elsewhere := [*_other_prefixes(redis), *_other_databases(redis, keys, database)]:
+        remedy = "if it is yours, correct the end of SERINETTE_REDIS_URL and RQ_KEY_PREFIX "
+        remedy += "(chart: redis.db, redis.prefix)"
+        return warning("queue", "place", f"no Serinette in {here}, but in {', '.join(elsewhere)}", remedy)
     return ok("queue", "place", f"no Serinette has worked here yet ({here})")
+
+
+def _is_ours(redis: Redis, keys: Keys) -> bool:
+    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.lease("metrics"), keys.credentials))
+
+
+def _other_prefixes(redis: Redis) -> list[str]:
+    found: set[str] = set()
+    ending, scanned, cursor = ":serinette:counters", 0, -1
+    with suppress(RedisError):
+        while cursor != 0 and scanned < _MOST_KEYS_SCANNED:
+            cursor, names = redis.scan(max(0, cursor), match=f"*{ending}", count=1000)
+            texts = (name.decode() if isinstance(name, bytes) else name for name in names)
+            found |= {f"prefix {name.removesuffix(ending)!r} of this database" for name in texts}
+            scanned += 1000
+    return sorted(found)
+
+
+def _other_databases(redis: Redis, keys: Keys, database: int) -> Iterator[str]:
+    with suppress(RedisError):
+        for name in redis.info("keyspace"):
+            lone: Redis = redis.client()  # type: ignore[no-untyped-call]  # redis-py's; a connection of its own
+            if (other := int(name.removeprefix("db"))) == database:
+                continue
+            with lone as connection:
+                connection.execute_command("SELECT", other)
+                ours = _is_ours(connection, keys)
+                connection.execute_command("SELECT", database)
+            if ours:
+                yield f"database {other}"

@@ -9,8 +9,7 @@ from serinette.media.formats import CONTENT_TYPES, EXTENSIONS, AudioInfo, encode
 
 if TYPE_CHECKING:
     from serinette.media.decoding import decode, probe
-    from serinette.media.encoding import encode
-    from serinette.media.loudness import to_loudness
+    from serinette.media.encoding import encode, to_loudness
     from serinette.media.tags import SongTags, read_song_tags, song_tags
 
 __all__ = [
@@ -27,7 +26,7 @@ __all__ = [
     "to_loudness",
 ]
 
-# The gateway names formats and proves uploads in another process: it shall not pay 30 MB for PyAV and numpy.
+# The gateway names formats and proves uploads in another process: it is not to load 30 MB for PyAV and numpy.
 _LATER = {
     "decode": "decoding",
     "probe": "decoding",
@@ -35,7 +34,7 @@ _LATER = {
     "SongTags": "tags",
     "read_song_tags": "tags",
     "song_tags": "tags",
-    "to_loudness": "loudness",
+    "to_loudness": "encoding",
 }
 
 

@@ -11,11 +11,11 @@ import yaml
 
 from scripts.chart_tools import template_command
 from serinette.container import allowed_by
-from serinette.scaling.rule import read_rules
 from tests.chart.rendering import Manifest, Render, find, of_kind
 from tests.cluster.release import Release, until
 from tests.cluster.target import CONTEXTS, GPU, REGISTRY, SCENARIOS, NotHere, Target, advertised, target_of, values_of
 from tests.kube import merged
+from tools.scaling.rule import read_rules
 
 TARGET = Target("kind-test", "registry.example.com/music")
 

@@ -68,7 +68,7 @@ def test_a_gpu_that_is_not_free_is_explained(release: Release) -> None:
             found = judge_pods(look_at_cluster(Place(release.namespace, release.target.context)))
             return [each.message for each in found if "waits for a free GPU" in each.message]
 
-        (told,) = until("the doctor tells of it", pending, 120)
+        (told,) = until("the doctor reports it", pending, 120)
         assert f"the cluster has 1 {GPU} allocatable in all" in told
         release.sung(release.submit(1))
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from serinette import __version__
-from serinette.cli import app, exits, following, jobs, options, terminal
+from serinette.cli import app, following, jobs, options, terminal
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.names import Lane
 from serinette.spec import AudioFormat, GenerationSpec
@@ -76,11 +77,30 @@ def test_help_names_every_command(serinette: Shell) -> None:
         assert re.search(rf"\b{command}\b", said.output)
 
 
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [
+        (["keys", "list"], "redis", "server"),
+        (["doctor", "--redis-url", "redis://127.0.0.1:1"], "pydantic_settings", "server"),
+        (["doctor", "--cluster"], "kubernetes", "cluster"),
+        (["doctor", "--context", "mine"], "kubernetes", "cluster"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    serinette: Shell, monkeypatch: pytest.MonkeyPatch, command: list[str], missing: str, extra: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("serinette.doctor", "serinette.settings"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    said = serinette(*command)
+    assert (said.status, f"pip install 'serinette[{extra}]'" in said.errors) == (1, True), said
+
+
 @pytest.mark.parametrize("command", [["submit", "jazz"], ["jobs"], ["queue"], ["cancel", "a"], ["watch", "a"]])
 def test_without_a_server_it_says_how_to_start_one(serinette: Shell, command: list[str]) -> None:
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
     said = serinette(*command, "--server", url)
-    assert said.status == exits.EXIT_UNREACHABLE
+    assert said.status == terminal.EXIT_UNREACHABLE
     assert said.output == ""
     assert f"no Serinette answers at {url}" in said.errors
     assert "serinette up" in said.errors
@@ -98,7 +118,7 @@ def test_without_a_server_it_says_how_to_start_one(serinette: Shell, command: li
         (["--lane", "fast"], "high"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_is_sent(
+def test_wrong_usage_is_named_before_anything_is_sent(
     serinette: Shell, arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -108,7 +128,7 @@ def test_wrong_usage_is_told_before_anything_is_sent(
     assert complaint in re.sub(r"[\s│]+", " ", said.errors)
 
 
-def test_the_ending_of_a_path_tells_the_format() -> None:
+def test_the_ending_of_a_path_gives_the_format() -> None:
     assert options.format_of(None) is AudioFormat.MP3
     assert options.format_of(Path("song.FLAC")) is AudioFormat.FLAC
     assert options.format_of(Path("song")) is AudioFormat.MP3
@@ -220,17 +240,17 @@ def test_a_table_of_jobs_fits(monkeypatch: pytest.MonkeyPatch, width: int) -> No
     assert len(row) == width
 
 
-def test_a_tree_is_told_of_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tree_is_reported_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     view = terminal.TreeView()
-    view.tell(Notice("worker", Phase.WAITING, "loading [the] model"))
-    view.tell(Notice("worker", Phase.WAITING, "loading [the] model"))
-    view.tell(Notice("worker", Phase.READY, "4.2 s"))
-    view.tell(Notice("worker", Phase.DIED, "killed by SIGKILL; starting again in 0.5 s", ("Traceback [1]",)))
+    view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
+    view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
+    view.show(Notice("worker", Phase.READY, "4.2 s"))
+    view.show(Notice("worker", Phase.DIED, "killed by SIGKILL; starting again in 0.5 s", ("Traceback [1]",)))
     view.echo("gateway", "INFO [api] started")
-    told = capsys.readouterr().err
-    assert told.count("loading [the] model") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("loading [the] model") == 1
     for words in ("ready after 4.2 s", "killed by SIGKILL", "Traceback [1]", "gateway | INFO [api] started"):
-        assert words in told
+        assert words in printed
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,4 +1,4 @@
-"""`serinette run` where no server is needed: what it may be told, and how it ends; and a log read in pieces."""
+"""`serinette run` where no server is needed: what it takes, and how it ends; and a log read in pieces."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from serinette.cli.container_options import mib_of, ordered, pairs_of, wanted
-from serinette.cli.running import exit_code
+from serinette.cli.containers import exit_code, input_files, mib_of, pairs_of, spec_of
 from serinette.client.container_calls import ContainerFields, LogReader, submit
 from serinette.container import ContainerSpec, Run
 from serinette.job import Job, JobError, JobOptions, JobStatus, now
@@ -51,7 +50,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_inputs(text: str, inputs: dict[str, Any]) -> None:
-    found = {each.path: str(each.local) if each.local else dict(each.source) for each in wanted([text])}
+    found = {each.path: str(each.local) if each.local else dict(each.source) for each in input_files([text])}
     assert found == inputs
 
 
@@ -65,12 +64,12 @@ def test_inputs(text: str, inputs: dict[str, Any]) -> None:
         ("song.mp3:/etc/passwd", "'/etc/passwd' may not be called so"),
         ("none", "'none/.hidden' may not be called so"),
         ("empty", "the directory empty is empty"),
-        ("many", "33 files are too many, 32 may be brought"),
+        ("many", "33 files are too many, 32 may be uploaded"),
     ],
 )
 def test_inputs_that_are_none(text: str, complaint: str) -> None:
     with pytest.raises(typer.BadParameter, match=complaint):
-        wanted([text])
+        input_files([text])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_sizes_that_are_none(text: str) -> None:
     ],
 )
 def test_what_is_said_is_what_is_sent(params: dict[str, Any], spec: dict[str, Any], options: dict[str, Any]) -> None:
-    made, chosen = ordered({**NOTHING, "image": IMAGE, **params}, [], ("train", "--x"))
+    made, chosen = spec_of({**NOTHING, "image": IMAGE, **params}, [], ("train", "--x"))
     assert {name: getattr(made, name) for name in spec} == spec
     assert {name: getattr(chosen, name) for name in options} == options
 
@@ -119,9 +118,9 @@ def test_what_is_said_is_what_is_sent(params: dict[str, Any], spec: dict[str, An
         ({"labels": ["a=b\nc"]}, "labels"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_sent(params: dict[str, Any], complaint: str) -> None:
+def test_what_is_wrong_is_named_before_anything_is_sent(params: dict[str, Any], complaint: str) -> None:
     with pytest.raises(typer.BadParameter, match=complaint):
-        ordered({**NOTHING, "image": IMAGE, **params}, [], ())
+        spec_of({**NOTHING, "image": IMAGE, **params}, [], ())
     assert pairs_of(None, "--env") == {}
 
 
@@ -171,7 +170,7 @@ def test_a_log_comes_in_pieces_and_another_attempts_from_its_start() -> None:
         ('"2-4"', b"\xff\n"),
     ]:
         call = reader.call()
-        call.heed({"ETag": etag})
+        call.on_headers({"ETag": etag})
         seen.append((dict(call.query), call.read(text)))
     assert seen == [
         ({}, ("one", "two")),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from serinette.cli import batch, batch_run, batch_view, house, options, terminal
+from serinette.cli import batches, options, status, terminal
+from serinette.client import BatchOptions, Client
 from serinette.client.answers import (
     Batch,
     BatchCounts,
@@ -84,7 +85,7 @@ class _Told:
 
 
 def _a_batch_on_its_way() -> None:
-    with batch_view.BatchView(LONG) as view:
+    with batches.BatchView(LONG) as view:
         view.show(a_batch())
         view.show(a_batch(completed=600))
         terminal.output.print(view.render())
@@ -94,15 +95,15 @@ def _its_end() -> None:
     missing = [
         BatchLine(line=7, status="failed", custom_id="x", error=LineError(code="timeout", message="too slow"))
     ] * 12
-    batch_view.show_end(missing, 19_988, 123_456_789_012, a_batch("completed", completed=19_988))
+    batches.show_end(missing, 19_988, 123_456_789_012, a_batch("completed", completed=19_988))
 
 
 @pytest.mark.parametrize("width", [80, 200])
 @pytest.mark.parametrize(
     ("show", "words"),
     [
-        (house.workers, ["STAGE", "loading", "3/8", "2 d"]),
-        (batch.list_, [ID, "in_progress", "412/20,000", "3 h"]),
+        (status.workers, ["STAGE", "loading", "3/8", "2 d"]),
+        (batches.list_, [ID, "in_progress", "412/20,000", "3 h"]),
         (_a_batch_on_its_way, ["600 of 20,000 generated, 3 failed, 2 running"]),
         (_its_end, ["SUCCEEDED", "19,988", "123,456,789,012"]),
     ],
@@ -112,17 +113,17 @@ def test_nothing_goes_over_the_edge(
 ) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     comments = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    for module in (house, batch, batch_view, terminal):
+    for module in (status, batches, terminal):
         for name, console in (("output", screen), ("errors", comments)):
             monkeypatch.setattr(module, name, console, raising=False)
-    for module in (house, batch):
+    for module in (status, batches):
         monkeypatch.setattr(module, "connect", lambda *_: _Told())
     show()
-    told = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
-    lines = [line.rstrip() for line in told.splitlines()]
+    printed = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
+    lines = [line.rstrip() for line in printed.splitlines()]
     assert lines
     assert [line for line in lines if len(line) > width] == []
-    assert [word for word in words if word not in told] == []
+    assert [word for word in words if word not in printed] == []
 
 
 @pytest.mark.parametrize(
@@ -130,16 +131,17 @@ def test_nothing_goes_over_the_edge(
     [((0.0, 0), 10.0, 5, 190.0), ((0.0, 50), 10.0, 50, None), ((5.0, 50), 15.0, 60, 40.0), ((5.0, 0), 5.0, 9, None)],
 )
 def test_how_long_a_batch_still_takes(first: tuple[float, int], now_s: float, ended: int, left_s: float | None) -> None:
-    assert batch_view.left_s(first, now_s, ended, 100) == left_s
+    assert batches.left_s(first, now_s, ended, 100) == left_s
 
 
 def test_a_label_is_a_name_and_a_value() -> None:
     assert options.label_of("album=blue=green") == ("album", "blue=green")
 
 
-def test_a_note_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-
-    path = tmp_path / batch_run.NOTE
-    path.write_text("{")
+def test_a_state_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("{}")
+    (tmp_path / batches.STATE_FILE).write_text("{")
+    wanted = batches.BatchRun(prompts, tmp_path, BatchOptions())
     with pytest.raises(ConfigurationError, match="erase it to begin again"):
-        batch_run._noted(path)
+        batches.run_to_end(Client(), wanted, retry=False, as_json=False)

@@ -14,9 +14,8 @@ import pytest
 
 import serinette
 from serinette.client import AsyncClient, Client, Retry
-from serinette.client.calls import submit
-from serinette.client.fields import JobFields
-from serinette.client.retries import Patience, Setback, retry_after_s
+from serinette.client.calls import JobFields, submit
+from serinette.client.retries import RetryBudget, TransientError, retry_after_s
 from serinette.errors import (
     ConfigurationError,
     GpuTimeSpent,
@@ -106,7 +105,7 @@ def test_a_problem_is_the_error_that_it_names(server: Server, client: Any) -> No
         (problem(500, code=7), SerinetteError),
     ],
 )
-def test_an_answer_of_somebody_else_tells_its_status(
+def test_an_answer_of_another_server_is_reported_with_its_status(
     server: Server, client: Any, answer: Answer, kind: type[SerinetteError]
 ) -> None:
     server.answers = [answer]
@@ -115,13 +114,13 @@ def test_an_answer_of_somebody_else_tells_its_status(
     assert type(caught.value) is kind
 
 
-def test_an_answer_that_is_no_job_is_told(server: Server, client: Any) -> None:
+def test_an_answer_that_is_no_job_is_an_error(server: Server, client: Any) -> None:
     server.answers = [Answer(200, "<html>Welcome to your router</html>")]
     with pytest.raises(SerinetteError, match="is that a Serinette"):
         client.get("a")
 
 
-def test_nobody_there_says_how_to_start_one() -> None:
+def test_no_server_there_says_how_to_start_one() -> None:
     with (
         Client(f"http://127.0.0.1:{free_ports(1)[0]}", retry=Retry(unanswered=False)) as client,
         pytest.raises(Unavailable, match="serinette up"),
@@ -211,7 +210,7 @@ def test_what_cannot_be_repeated_is_not(server: Server, client: Any) -> None:
     assert len(server.requests) == 3
 
 
-def test_a_pause_longer_than_patience_is_told_instead(server: Server, client: Any) -> None:
+def test_a_pause_longer_than_patience_is_reported_instead(server: Server, client: Any) -> None:
     server.answers = [
         Answer(429, problem(429, code="gpu_time_spent", detail="spent").body, {"Retry-After": "3600"}),
     ]
@@ -221,7 +220,7 @@ def test_a_pause_longer_than_patience_is_told_instead(server: Server, client: An
     assert len(server.requests) == 1
 
 
-def test_a_wrong_field_is_told_before_anything_is_sent(server: Server, client: Any) -> None:
+def test_a_wrong_field_is_named_before_anything_is_sent(server: Server, client: Any) -> None:
     with pytest.raises(InvalidSpec, match="duration_s"):
         client.submit("jazz", duration_s=0.5)
     with pytest.raises(InvalidSpec, match="tempo"):
@@ -230,14 +229,14 @@ def test_a_wrong_field_is_told_before_anything_is_sent(server: Server, client: A
 
 
 def test_events_that_break_off_go_on_behind_the_last(server: Server, client: Any) -> None:
-    def told(*events: tuple[str, str]) -> str:
+    def stream(*events: tuple[str, str]) -> str:
         return "".join(f"data: {json.dumps({'id': i, 'type': t, 'data': {}})}\n\n" for i, t in events)
 
     server.answers = [
-        Answer(200, told(("1-0", "status"), ("2-0", "progress"))),  # the gateway leaves
-        Answer(200, told(("2-0", "status"), ("3-0", "progress")), cut_short=True),
+        Answer(200, stream(("1-0", "status"), ("2-0", "progress"))),  # the gateway leaves
+        Answer(200, stream(("2-0", "status"), ("3-0", "progress")), cut_short=True),
         Answer(503),
-        Answer(200, told(("3-0", "status"), ("4-0", "succeeded"))),
+        Answer(200, stream(("3-0", "status"), ("4-0", "succeeded"))),
     ]
     assert [event.id for event in client.events("a")] == ["1-0", "2-0", "2-0", "3-0", "3-0", "4-0"]
     assert [headers.get("Last-Event-ID") for *_, headers in server.requests] == [None, "2-0", "3-0", "3-0"]
@@ -274,7 +273,7 @@ def test_a_file_is_sent_whole_also_the_second_time(server: Server, client: Any, 
 
 @pytest.mark.parametrize("url", ["localhost:8019", "ftp://host", "http://", "http://host:port", ""])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_an_url_that_is_none_is_told_at_once(kind: type[Client], url: str) -> None:
+def test_an_url_that_is_none_is_named_at_once(kind: type[Client], url: str) -> None:
     with pytest.raises(ConfigurationError, match="is no URL"):
         kind(url)
 
@@ -286,23 +285,23 @@ def test_every_field_can_be_written_as_an_argument() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retry", "setback", "repeatable", "answered", "pauses"),
+    ("retry", "error", "repeatable", "answered", "pauses"),
     [
-        (Retry(patience_s=10, first_s=1, longest_s=4), Setback(LOST), True, True, [1, 2, 4]),
-        (Retry(patience_s=10, first_s=1, longest_s=4), Setback(LOST, asked_s=5), True, True, [5, 5]),
-        (Retry(patience_s=10), Setback(LOST, asked_s=11), True, True, []),
-        (Retry(patience_s=0), Setback(LOST), True, True, []),
-        (Retry(), Setback(LOST, perhaps_done=True), False, True, []),
-        (Retry(unanswered=False), Setback(LOST), True, False, []),
+        (Retry(patience_s=10, first_s=1, longest_s=4), TransientError(LOST), True, True, [1, 2, 4]),
+        (Retry(patience_s=10, first_s=1, longest_s=4), TransientError(LOST, asked_s=5), True, True, [5, 5]),
+        (Retry(patience_s=10), TransientError(LOST, asked_s=11), True, True, []),
+        (Retry(patience_s=0), TransientError(LOST), True, True, []),
+        (Retry(), TransientError(LOST, perhaps_done=True), False, True, []),
+        (Retry(unanswered=False), TransientError(LOST), True, False, []),
     ],
 )
-def test_patience(retry: Retry, setback: Setback, repeatable: bool, answered: bool, pauses: list[float]) -> None:
+def test_patience(retry: Retry, error: TransientError, repeatable: bool, answered: bool, pauses: list[float]) -> None:
     clock = [100.0]
-    patience = Patience(retry, repeatable=repeatable, clock=lambda: clock[0], draw=lambda: 1.0)
+    patience = RetryBudget(retry, repeatable=repeatable, clock=lambda: clock[0], draw=lambda: 1.0)
     seen: list[float] = []
     with pytest.raises(Unavailable):
         while len(seen) < 20:
-            seen.append(patience.pause_s(setback, answered=answered))
+            seen.append(patience.pause_s(error, answered=answered))
             clock[0] += seen[-1]
     assert seen == pauses
 

@@ -66,8 +66,8 @@ def test_a_batch_is_sent_as_lines_and_fetched_as_they_end(server: Server, client
         Answer(200, lines_json("failed", "succeeded", first=2)),
         Answer(200, "a song"),
     ]
-    told = list(client.batches.results("batch-1", tmp_path / "songs", poll_s=0))
-    assert [len(each.files) if isinstance(each, Fetched) else each.status for each in told] == [
+    updates = list(client.batches.results("batch-1", tmp_path / "songs", poll_s=0))
+    assert [len(each.files) if isinstance(each, Fetched) else each.status for each in updates] == [
         1,
         "in_progress",
         0,
@@ -85,7 +85,7 @@ def test_a_batch_is_sent_as_lines_and_fetched_as_they_end(server: Server, client
     assert "/lines" in server.requests[-1][1]  # nothing is fetched again
 
 
-def test_what_is_wrong_in_a_batch_is_told_by_line(server: Server, client: Any) -> None:
+def test_what_is_wrong_in_a_batch_is_named_by_line(server: Server, client: Any) -> None:
     wrong = [{"line": 2, "field": "duration_s", "message": "too long"}]
     server.answers = [problem(422, code="invalid_batch", detail="line 2: too long", errors=wrong)]
     with pytest.raises(InvalidBatch) as caught:

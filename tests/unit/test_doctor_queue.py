@@ -11,8 +11,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from serinette.doctor.findings import Finding, Level, healthy, judge_clock
-from serinette.doctor.queue import QueueSeen, judge_queue, look_at_queue
-from serinette.doctor.redis_troubles import REMEDIES, Trouble
+from serinette.doctor.queue import check_queue, judge_info
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from tests import servers
@@ -24,19 +23,19 @@ def settings(url: str, **others: Any) -> SharedSettings:
 
 
 def only_bad(given: SharedSettings) -> Finding:
-    (found,) = judge_queue(look_at_queue(given))
+    (found,) = check_queue(given)
     assert found.level is Level.BAD
     assert found.remedy
     return found
 
 
 def by_check(given: SharedSettings) -> dict[str, Finding]:
-    return {found.check: found for found in judge_queue(look_at_queue(given))}
+    return {found.check: found for found in check_queue(given)}
 
 
 def test_all_is_well(tmp_path: Path) -> None:
     with servers.valkey(tmp_path, append_only=True) as server:
-        found = judge_queue(look_at_queue(settings(server.connection_url)))
+        found = check_queue(settings(server.connection_url))
     assert {each.level for each in found} == {Level.OK}, found
     assert {"reachable", "version", "role", "eviction", "append-only file", "memory", "writable", "place", "Redis"} == {
         each.check for each in found
@@ -52,12 +51,12 @@ def test_passwords(redis: Redis, redis_url: str) -> None:
     assert (
         "refuses this user" in only_bad(settings(redis_url, redis_username="x", redis_password=SecretStr("y"))).message
     )
-    assert healthy(judge_queue(look_at_queue(settings(redis_url, redis_password=SecretStr("right one")))))
+    assert healthy(check_queue(settings(redis_url, redis_password=SecretStr("right one"))))
 
 
-def test_a_password_in_the_url_is_never_told(redis: Redis, redis_url: str) -> None:
+def test_a_password_in_the_url_is_never_printed(redis: Redis, redis_url: str) -> None:
     redis.config_set("requirepass", "right")
-    found = judge_queue(look_at_queue(settings(redis_url.replace("://", "://:right@"))))
+    found = check_queue(settings(redis_url.replace("://", "://:right@")))
     assert "right" not in str(found)
 
 
@@ -76,11 +75,11 @@ def test_tls(redis: Redis, redis_url: str, tmp_path: Path) -> None:
     crt, key = certificate(tmp_path)
     port = int(redis_url.rpartition(":")[2].partition("/")[0])
     with relay(port, crt, key) as tls:
-        needs = only_bad(settings(f"redis://127.0.0.1:{tls}/0"))
+        needs = only_bad(settings(f"redis://127.0.0.1:{tls}/0", redis_timeout_s=1))
         assert "the server speaks TLS and we do not" in needs.message
         assert "rediss://" in needs.remedy
         assert "certificate cannot be trusted" in only_bad(settings(f"rediss://127.0.0.1:{tls}/0")).message
-        trusted = judge_queue(look_at_queue(settings(f"rediss://127.0.0.1:{tls}/0?ssl_ca_certs={crt}")))
+        trusted = check_queue(settings(f"rediss://127.0.0.1:{tls}/0?ssl_ca_certs={crt}"))
         assert healthy(trusted), trusted
     assert (
         "we speak TLS and the server does not"
@@ -88,7 +87,7 @@ def test_tls(redis: Redis, redis_url: str, tmp_path: Path) -> None:
     )
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_no_server_there(tmp_path: Path) -> None:
     port = servers.free_ports(1)[0]
     assert "nothing listens there" in only_bad(settings(f"redis://127.0.0.1:{port}")).message
     assert "nothing listens there" in only_bad(settings(f"unix://{tmp_path}/no.sock")).message
@@ -121,13 +120,22 @@ def test_rights(redis: Redis, redis_url: str) -> None:
     for name, given in lacking.items():
         rules = ["+ping", "+client", "+select", *given]
         redis.acl_setuser(name, enabled=True, passwords="+secret", keys=["*"], channels=["*"], commands=rules)
-    told = {
+    writable = {
         name: by_check(settings(redis_url, redis_username=name, redis_password=SecretStr("secret")))["writable"]
         for name in lacking
     }
-    assert "a write is refused" in told["reader"].message
-    assert "scripts are refused" in told["noscript"].message and "scripts are refused" in told["noload"].message
-    assert {each.level for each in told.values()} == {Level.BAD}
+    assert "a write is refused" in writable["reader"].message
+    assert "scripts are refused" in writable["noscript"].message and "scripts are refused" in writable["noload"].message
+    assert {each.level for each in writable.values()} == {Level.BAD}
+
+
+def test_what_this_user_may_not_ask_keeps_no_other_question_from_being_asked(redis: Redis, redis_url: str) -> None:
+    rules = ["+@all", "-info", "-time"]
+    redis.acl_setuser("blind", enabled=True, passwords="+secret", keys=["*"], channels=["*"], commands=rules)
+    found = by_check(settings(redis_url, redis_username="blind", redis_password=SecretStr("secret")))
+    assert {check for check, each in found.items() if each.level is Level.UNKNOWN} == {"server", "Redis"}
+    assert {found["reachable"].level, found["writable"].level, found["place"].level} == {Level.OK}
+    assert "+info" in found["server"].remedy
 
 
 def test_a_replica_takes_no_writes(redis: Redis, redis_url: str) -> None:
@@ -148,8 +156,8 @@ def test_a_replica_takes_no_writes(redis: Redis, redis_url: str) -> None:
         ({"aof_enabled": 1, "aof_last_write_status": "err"}, "append-only file", Level.BAD),
     ],
 )
-def test_what_info_tells(info: dict[str, Any], check: str, level: Level) -> None:
-    found = {each.check: each for each in judge_queue(QueueSeen("redis://r", 0, "rq", info=info))}
+def test_what_info_shows(info: dict[str, Any], check: str, level: Level) -> None:
+    found = {each.check: each for each in judge_info(info)}
     assert found[check].level is level
 
 
@@ -160,7 +168,3 @@ def test_what_info_tells(info: dict[str, Any], check: str, level: Level) -> None
 def test_clocks(ahead_s: float, resolution_s: float, level: Level) -> None:
     found = judge_clock("Redis", ahead_s, resolution_s)
     assert (found.level, bool(found.remedy)) == (level, level is not Level.OK)
-
-
-def test_each_trouble_has_a_remedy() -> None:
-    assert set(REMEDIES) == set(Trouble)

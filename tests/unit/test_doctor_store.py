@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from serinette.cli.app import app
 from serinette.doctor.findings import Level
-from serinette.doctor.machine import TORCH_CUDA, MachineSeen, judge_machine
-from serinette.doctor.store import StoreSeen, judge_store, look_at_store
+from serinette.doctor.pods import TORCH_CUDA
+from serinette.doctor.store import check_store, judge_store
 from serinette.settings import SharedSettings
 from tests.servers import BUCKET, S3, free_ports
 
@@ -30,7 +30,7 @@ def s3_settings(s3: S3, monkeypatch: pytest.MonkeyPatch) -> SharedSettings:
 def test_a_store_that_works_is_left_as_it_was(s3_settings: SharedSettings) -> None:
     from serinette.store import Store  # noqa: PLC0415
 
-    found = judge_store(look_at_store(s3_settings))
+    found = check_store(s3_settings)
     assert {each.level for each in found} == {Level.OK}, found
     assert [each.check for each in found] == ["writable", "create once", "public endpoint"]
     assert not list(Store.open(s3_settings).list("doctor"))
@@ -38,51 +38,34 @@ def test_a_store_that_works_is_left_as_it_was(s3_settings: SharedSettings) -> No
 
 def test_a_wrong_secret(s3_settings: SharedSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-this-one")
-    (found,) = judge_store(look_at_store(s3_settings))
+    (found,) = check_store(s3_settings)
     assert (found.level, "refuses our credentials" in found.message) == (Level.BAD, True)
     assert "AWS_SECRET_ACCESS_KEY" in found.remedy
     assert "not-this-one" not in str(found)
 
 
 def test_no_such_bucket(s3_settings: SharedSettings) -> None:
-    (found,) = judge_store(look_at_store(s3_settings.model_copy(update={"store_url": "s3://no-such-bucket/x"})))
+    (found,) = check_store(s3_settings.model_copy(update={"store_url": "s3://no-such-bucket/x"}))
     assert found.level is Level.BAD
     assert found.remedy.startswith("make the bucket")
 
 
 def test_no_store_there(s3_settings: SharedSettings) -> None:
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
-    (found,) = judge_store(look_at_store(s3_settings.model_copy(update={"store_endpoint": nowhere})))
+    (found,) = check_store(s3_settings.model_copy(update={"store_endpoint": nowhere}))
     assert found.level is Level.BAD
     assert found.remedy.startswith("correct SERINETTE_STORE_ENDPOINT")
 
 
-def test_a_public_endpoint_that_nobody_reaches(s3_settings: SharedSettings) -> None:
+def test_a_public_endpoint_that_is_not_reached(s3_settings: SharedSettings) -> None:
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
-    found = judge_store(look_at_store(s3_settings.model_copy(update={"store_public_endpoint": nowhere})))
+    found = check_store(s3_settings.model_copy(update={"store_public_endpoint": nowhere}))
     assert [each.level for each in found] == [Level.OK, Level.OK, Level.WARNING]
 
 
 def test_what_a_store_may_do_wrong() -> None:
-    found = judge_store(StoreSeen("s3://x", None, one_winner=False, same_bytes=False))
-    assert [each.level for each in found] == [Level.OK, Level.BAD, Level.BAD]
-
-
-@pytest.mark.parametrize(
-    ("seen", "level", "words"),
-    [
-        (MachineSeen(), Level.OK, "no NVIDIA GPU"),
-        (MachineSeen(error="cannot talk to the driver"), Level.BAD, "nvidia-smi fails"),
-        (MachineSeen((("H100", "570.1"),)), Level.UNKNOWN, "no torch"),
-        (MachineSeen((("H100", "570.1"),), torch="2.13.0+cpu"), Level.BAD, "built for CPUs"),
-        (MachineSeen((("H100", "570.1"),), torch="2.13.0", cuda=13), Level.BAD, "needs 580"),
-        (MachineSeen((("H100", "570.1"),), torch="2.8.0+cu126", cuda=12), Level.OK, "enough"),
-        (MachineSeen((("H100", "580.65"),), torch="2.13.0", cuda=13), Level.OK, "enough"),
-    ],
-)
-def test_driver_and_torch(seen: MachineSeen, level: Level, words: str) -> None:
-    (found,) = judge_machine(seen)
-    assert (found.level, words in found.message) == (level, True)
+    found = judge_store("s3://x", one_winner=False, same_bytes=False)
+    assert [each.level for each in found] == [Level.BAD, Level.BAD]
 
 
 def test_the_cuda_of_the_workers_torch_is_the_operators_page() -> None:
@@ -92,11 +75,24 @@ def test_the_cuda_of_the_workers_torch_is_the_operators_page() -> None:
 def test_a_laptop(redis_url: str, file_store_url: str) -> None:
     command = ["doctor", "--no-cluster", "--redis-url", redis_url, "--store-url", file_store_url]
     done = CliRunner().invoke(app, [*command, "--json"])
-    told = json.loads(done.stdout)
-    assert (done.exit_code, told["healthy"]) == (0, True)
-    assert {each["part"] for each in told["findings"]} == {"queue", "clock", "store", "gpu"}
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["healthy"]) == (0, True)
+    assert {each["part"] for each in report["findings"]} == {"queue", "clock", "store"}
     strict = CliRunner().invoke(app, [*command, "--strict"])
     assert strict.exit_code == 1, "no append-only file"
     assert "→ CONFIG SET appendonly yes" in strict.stdout
     gone = CliRunner().invoke(app, ["doctor", "--no-cluster", "--redis-url", "redis://127.0.0.1:1"])
     assert (gone.exit_code, "nothing listens there" in gone.stdout) == (1, True)
+
+
+def test_what_cannot_be_asked_keeps_the_others_from_nothing(
+    file_store_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    command = ["doctor", "--redis-url", "redis://127.0.0.1:1", "--store-url", file_store_url, "--cluster", "--json"]
+    report = json.loads(CliRunner().invoke(app, command).stdout)
+    levels = {(each["part"], each["check"]): each["level"] for each in report["findings"]}
+    assert levels["queue", "reachable"] == levels["cluster", "reachable"] == "bad"
+    assert levels["store", "create once"] == "ok"
+    nothing = CliRunner().invoke(app, ["doctor", "--no-cluster"], env={"SERINETTE_REDIS_URL": ""})
+    assert (nothing.exit_code, "nothing to look at" in nothing.output) == (2, True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from serinette.errors import ConfigurationError
-from serinette.scaling.formula import Formula
-from serinette.scaling.hpa import Hpa, wanted
-from serinette.scaling.rule import Direction, Policy, Rule
+from tools.scaling.formula import Formula
+from tools.scaling.hpa import Hpa, wanted
+from tools.scaling.rule import Direction, Policy, Rule
 
 CHART = "brake > 0 ? busy : max(busy, min(busy + ceil((high + normal + low) / 4), 6))"
 
 
 @pytest.mark.parametrize(
-    ("text", "values", "told"),
+    ("text", "values", "expected"),
     [
         ("1 + 2 * 3", {}, 7),
         ("(1 + 2) * 3 - -1", {}, 10),
@@ -31,8 +31,8 @@ CHART = "brake > 0 ? busy : max(busy, min(busy + ceil((high + normal + low) / 4)
         (CHART, {"high": 0, "normal": 0, "low": 0, "busy": 0, "brake": 0}, 0),
     ],
 )
-def test_a_formula(text: str, values: dict[str, float], told: float) -> None:
-    assert Formula.parse(text)(values) == told
+def test_a_formula(text: str, values: dict[str, float], expected: float) -> None:
+    assert Formula.parse(text)(values) == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_keda_could_not_reckon_either() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "current", "told"),
+    ("total", "current", "expected"),
     [
         (3, 1, 3),
         (2.5, 1, 3),
@@ -71,8 +71,8 @@ def test_what_keda_could_not_reckon_either() -> None:
         (0, 3, 0),
     ],
 )
-def test_tolerance(total: float, current: int, told: int) -> None:
-    assert wanted(total, 1.0, current, 0.1, 0.1) == told
+def test_tolerance(total: float, current: int, expected: int) -> None:
+    assert wanted(total, 1.0, current, 0.1, 0.1) == expected
 
 
 def rule(up: Direction, down: Direction, most: int = 1000) -> Rule:
@@ -84,9 +84,9 @@ DEFAULT_UP = Direction(0, (Policy("Percent", 100, 15), Policy("Pods", 4, 15)))
 
 
 @pytest.mark.parametrize(
-    ("up", "down", "current", "totals", "told"),
+    ("up", "down", "current", "totals", "expected"),
     [
-        # totals are told every 15 s; the replicas that come of each
+        # totals come every 15 s; the replicas that come of each
         (DEFAULT_UP, AT_ONCE, 1, [40, 40, 40, 40], [5, 10, 20, 40]),
         (Direction(0, (Policy("Pods", 2, 60),)), AT_ONCE, 1, [9, 9, 9, 9, 9, 9], [3, 3, 3, 3, 5, 5]),
         (Direction(30, (Policy("Pods", 100, 15),)), AT_ONCE, 1, [9, 1, 9, 9, 9], [9, 1, 1, 9, 9]),
@@ -99,9 +99,11 @@ DEFAULT_UP = Direction(0, (Policy("Percent", 100, 15), Policy("Pods", 4, 15)))
         (AT_ONCE, AT_ONCE, 2, [0], [1]),
     ],
 )
-def test_policies_and_windows(up: Direction, down: Direction, current: int, totals: list[int], told: list[int]) -> None:
+def test_policies_and_windows(
+    up: Direction, down: Direction, current: int, totals: list[int], expected: list[int]
+) -> None:
     hpa, seen = Hpa(rule(up, down)), []
     for step, total in enumerate(totals):
         current = hpa.decide(step * 15.0, total, current)
         seen.append(current)
-    assert seen == told
+    assert seen == expected

@@ -15,14 +15,14 @@ import pytest
 import yaml
 
 from serinette.errors import ConfigurationError
-from serinette.scaling.advice import compare, read_pools
-from serinette.scaling.arrivals import Arrival, Spread, Traffic, read_arrivals
-from serinette.scaling.rule import HPA_TOLERANCE, Direction, Policy, Rule, read_rule
-from serinette.scaling.simulation import Pool, Simulation
+from tools.scaling.advice import compare, read_pools
+from tools.scaling.arrivals import Arrival, Spread, Traffic, read_arrivals
+from tools.scaling.rule import HPA_TOLERANCE, Direction, Policy, Rule, read_rule
+from tools.scaling.simulation import Pool, Simulation
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = Spread.parse("0")
-NEVER_S = 1e6  # a song that is still being sung when the replay ends
+NEVER_S = 1e6  # a song that is still being generated when the replay ends
 
 
 def scaled_object(
@@ -57,7 +57,7 @@ ONE_IN_5_S = {
 
 
 def replay(rule: Rule, waiting: int, busy: int = 0, *, start: int = 0, brake: int = 0) -> Simulation:
-    """Keys set by hand, as they were: nobody takes the jobs."""
+    """Keys set by hand, as they were: no worker takes the jobs."""
     never = Spread.parse(str(NEVER_S))
     run = Simulation(Pool(rule, cold_start=never, sync_s=2), [Arrival(0, 1)] * waiting)
     run.held_busy, run.brake = busy, brake
@@ -88,11 +88,11 @@ class TestAgainstWhatWasMeasured:
         assert replicas(run, 20.5) == 2
         assert replicas(run, 20.5 + 6 + 2) == 0
 
-    @pytest.mark.parametrize(("waiting", "busy", "start", "told"), [(9, 0, 0, 3), (0, 1, 1, 1), (0, 0, 2, 0)])
-    def test_the_formula_for_workers_that_batch(self, waiting: int, busy: int, start: int, told: int) -> None:
+    @pytest.mark.parametrize(("waiting", "busy", "start", "expected"), [(9, 0, 0, 3), (0, 1, 1, 1), (0, 0, 2, 0)])
+    def test_the_formula_for_workers_that_batch(self, waiting: int, busy: int, start: int, expected: int) -> None:
         run = replay(scaled_object(MEASURED_FORMULA, 6), waiting, busy, start=start)
-        assert replicas(run, 8 if told == 0 else 3 + 2) == told
-        assert replicas(run, 60) == told  # held
+        assert replicas(run, 8 if expected == 0 else 3 + 2) == expected
+        assert replicas(run, 60) == expected  # held
 
     def test_the_brake_and_hpas_default_policy(self) -> None:
         run = replay(scaled_object(MEASURED_FORMULA, 6), waiting=40, busy=1, start=1, brake=1)
@@ -122,9 +122,9 @@ class TestAgainstWhatWasMeasured:
 
     def test_the_tolerance_hides_small_changes_at_scale(self) -> None:
         rule = scaled_object("busy", 1000)
-        for busy, told in ((105, 100), (112, 112)):
+        for busy, expected in ((105, 100), (112, 112)):
             run = replay(rule, 0, busy, start=100)
-            assert replicas(run, 30) == told
+            assert replicas(run, 30) == expected
         assert HPA_TOLERANCE == 0.1
 
 
@@ -169,7 +169,7 @@ FIXED: dict[str, Any] = {"rule": None, "fixed": 1}
 
 class TestWorkers:
     @pytest.mark.parametrize(
-        ("changes", "arrivals", "told"),
+        ("changes", "arrivals", "expected"),
         [
             ({}, [(1, 30)], [104]),  # a poll at 5, then the cold start
             ({}, [(1, 30), (120, 30)], [104, 15]),  # behind the first
@@ -179,16 +179,18 @@ class TestWorkers:
             ({**FIXED, "max_batch": 4, "batch_cost": 0.5}, [(0, 10)] * 6, [0, 10, 10, 10, 30, 40]),
         ],
     )
-    def test_waits(self, changes: dict[str, Any], arrivals: list[tuple[float, float]], told: list[int]) -> None:
-        assert waits(pool(**changes), [Arrival(*each) for each in arrivals]) == told
+    def test_waits(self, changes: dict[str, Any], arrivals: list[tuple[float, float]], expected: list[int]) -> None:
+        assert waits(pool(**changes), [Arrival(*each) for each in arrivals]) == expected
 
     def test_to_zero_and_what_it_costs(self) -> None:
         outcome = Simulation(pool(), [Arrival(1, 30)]).run()
-        # started at 5, ready at 105, sung at 135, cooldown 300 from the poll before, gone at the poll after it
+        # started at 5, ready at 105, generated at 135, cooldown 300 from the poll before, gone at the poll after it
         assert outcome.gpu_s == pytest.approx(135 + 300 - 5, abs=10)
-        assert (outcome.cold_starts, outcome.peak, outcome.singing_s) == (1, 1, 30)
+        assert (outcome.cold_starts, outcome.peak, outcome.generating_s) == (1, 1, 30)
 
-    def test_one_that_leaves_gives_back_at_once_what_it_has_not_begun_and_keeps_its_gpu_while_it_sings(self) -> None:
+    def test_a_leaving_worker_returns_what_it_has_not_begun_and_keeps_its_gpu_while_it_generates(
+        self,
+    ) -> None:
         run = Simulation(pool(**FIXED, grace_s=50, gpus=1), [Arrival(0, 40), Arrival(0, 10)])
         run.run(5)
         run.scale(0)
@@ -197,14 +199,14 @@ class TestWorkers:
         run.run(39)
         assert len(run.waiting) == 1, "the one GPU is still taken"
         outcome = run.run(60)
-        assert (run.waiting, outcome.given_back, outcome.cold_starts) == (type(run.waiting)(), 0, 2)
+        assert (run.waiting, outcome.returned, outcome.cold_starts) == (type(run.waiting)(), 0, 2)
 
-    def test_a_song_beyond_the_grace_is_sung_anew(self) -> None:
+    def test_a_song_beyond_the_grace_is_generated_again(self) -> None:
         run = Simulation(pool(**FIXED, grace_s=50), [Arrival(0, 400)])
         run.run(5)
         run.scale(0)
-        assert run.run(54).given_back == 0
-        assert run.run(56).given_back == 1
+        assert run.run(54).returned == 0
+        assert run.run(56).returned == 1
         assert len(run.waiting) == 1
 
     def test_the_idle_go_first(self) -> None:

@@ -68,8 +68,8 @@ def test_rotate_with_overlap(serinette: Shell, redis: Redis) -> None:
 def test_declare_keeps_nothing(serinette: Shell, redis: Redis) -> None:
     said = serinette("keys", "create", "acme", "--declare")
     key = said.output.strip()
-    told = said.errors[said.errors.index("{") : said.errors.rindex("}") + 1]
-    assert Credential.model_validate_json(told).admits(key, now())
+    declared = said.errors[said.errors.index("{") : said.errors.rindex("}") + 1]
+    assert Credential.model_validate_json(declared).admits(key, now())
     assert redis.dbsize() == 0
 
 
@@ -122,7 +122,7 @@ def test_up_does_not_let_anyone_in(serinette: Shell, tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_scripts_are_told_in_json(serinette: Shell, redis: Redis) -> None:
+def test_scripts_get_json(serinette: Shell, redis: Redis) -> None:
     made = json.loads(serinette("keys", "create", "acme", "--json").output)
     assert credentials.id_of(made["key"]) == made["id"]
     assert (made["tenant"], "sha256" in made) == ("acme", False)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from serinette.scaling.rule import Direction, Policy, Rule
+from tools.scaling.rule import Direction, Policy, Rule
 
 
 def wanted(total: float, target: float, current: int, up: float, down: float) -> int:
@@ -85,7 +85,7 @@ class Hpa:
         return min(max(current, upward), downward)
 
     def _within(self, now_s: float, way: Direction) -> list[int]:
-        return [told for at_s, told in self._recommended if at_s == now_s or at_s > now_s - way.stabilization_s]
+        return [replicas for at_s, replicas in self._recommended if at_s == now_s or at_s > now_s - way.stabilization_s]
 
     def _since(self, now_s: float, sign: int) -> Callable[[int], int]:
         longest_s = max(each.period_s for way in (self.rule.up, self.rule.down) for each in way.policies)

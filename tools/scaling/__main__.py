@@ -1,36 +1,31 @@
-"""`serinette bench scale`: a trace through the chart's own scaling, before a cluster pays for it."""
+"""`python -m tools.scaling`: a trace through the chart's own scaling (docs/scaling.md)."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.markup import escape
 from rich.table import Column
 
 from serinette.cli.options import AsJson
-from serinette.cli.plot import blocks
 from serinette.cli.terminal import errors, output, show_table
 from serinette.errors import ConfigurationError
+from tools.scaling.advice import Comparison, Row, compare, read_pools
+from tools.scaling.arrivals import Arrival, Spread, Traffic, read_arrivals
+from tools.scaling.rule import Rule
+from tools.scaling.simulation import Pool
 
-if TYPE_CHECKING:
-    from serinette.scaling.advice import Comparison, Row
-    from serinette.scaling.arrivals import Arrival, Spread
-    from serinette.scaling.rule import Rule
-    from serinette.scaling.simulation import Pool
-
-app = typer.Typer(help="Reckon before you pay: `scale` runs a trace through the chart's own scaling.")
-
-
-@app.callback()
-def _bench() -> None:
-    """Reckon before you pay."""
-
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_EIGHTHS = 8
 
 Manifests = Annotated[
     Path,
@@ -57,7 +52,6 @@ Target = Annotated[str, typer.Option(help="Percentile of the waits and its bound
 Seed = Annotated[int, typer.Option(help="The same seed, the same day.")]
 
 
-@app.command()
 def scale(
     manifests: Manifests,
     trace: Trace = "daily",
@@ -79,15 +73,12 @@ def scale(
     Modelled: KEDA's poll and cooldown, HPA's tolerance, windows and policies, cold starts, slots and batches, workers
     that leave with a song in hand. A model, not a measurement.
     """
-    from serinette.scaling.advice import compare  # noqa: PLC0415  # no other command needs it
-    from serinette.scaling.arrivals import Spread  # noqa: PLC0415  # as above
-
     chosen, rule = _pool(manifests, values or [], pool)
     arrivals = _arrivals(trace, per_hour, hours, Spread.parse(generate_s), seed)
     chosen = replace(chosen, cold_start=Spread.parse(cold_start), batch_cost=batch_cost, gpus=gpus)
     comparison = compare(chosen, rule, arrivals, _target(target), seed)
     if as_json:
-        output.print_json(json.dumps(told(comparison, price)))
+        output.print_json(json.dumps(report(comparison, price)))
         return
     errors.print(
         f"Pool [bold]{escape(rule.pool)}[/]: {len(arrivals)} jobs in {arrivals[-1].at_s / 3600:.1f} h, "
@@ -100,7 +91,6 @@ def scale(
 
 
 def _pool(path: Path, values: list[Path], name: str | None) -> tuple[Pool, Rule]:
-    from serinette.scaling.advice import read_pools  # noqa: PLC0415  # as in `scale`
 
     found = read_pools(load(rendered(path, values)))
     pools = {each: (pool, pool.rule) for each, pool in found.items() if pool.rule}
@@ -130,7 +120,7 @@ def _helm(chart: Path, values: list[Path]) -> str:
     if (helm := shutil.which("helm")) is None:
         raise ConfigurationError(f"helm is not installed: render {chart} elsewhere (`helm template`) and give the file")
     command = [helm, "template", "serinette", str(chart), "--api-versions", "keda.sh/v1alpha1"]
-    command += ["--set", "global.imageRegistry=registry.invalid"]  # no image is pulled to reckon
+    command += ["--set", "global.imageRegistry=registry.invalid"]  # no image is pulled
     for file in values:
         command += ["--values", str(file)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
@@ -142,21 +132,16 @@ def _helm(chart: Path, values: list[Path]) -> str:
 def load(text: str) -> list[dict[str, Any]]:
     """The objects of a YAML stream. Raises ConfigurationError."""
     try:
-        import yaml  # noqa: PLC0415  # of the cluster extra, which other commands do without
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("reading manifests needs PyYAML: pip install 'serinette[cluster]'") from error
-    try:
         return [found for found in yaml.safe_load_all(text) if isinstance(found, dict)]
     except yaml.YAMLError as error:
         raise ConfigurationError(f"the manifests are no YAML: {error}") from error
 
 
-def _arrivals(trace: str, per_hour: float, hours: float, sing: Spread, seed: int) -> list[Arrival]:
-    from serinette.scaling.arrivals import Traffic, read_arrivals  # noqa: PLC0415  # as in `scale`
+def _arrivals(trace: str, per_hour: float, hours: float, generate_s: Spread, seed: int) -> list[Arrival]:
 
-    traffic = Traffic(per_hour, hours, sing, seed)
+    traffic = Traffic(per_hour, hours, generate_s, seed)
     made = {"poisson": traffic.poisson, "daily": traffic.daily, "burst": traffic.burst}
-    arrivals = made[trace]() if trace in made else read_arrivals(Path(trace), sing, seed)
+    arrivals = made[trace]() if trace in made else read_arrivals(Path(trace), generate_s, seed)
     if not arrivals:
         raise ConfigurationError("the trace has no arrivals: raise --per-hour or --hours")
     return arrivals
@@ -173,7 +158,7 @@ def _target(text: str) -> tuple[float, float]:
     return percent, bound_s
 
 
-def told(comparison: Comparison, price: float) -> dict[str, Any]:
+def report(comparison: Comparison, price: float) -> dict[str, Any]:
     """The comparison as JSON."""
     rows = [
         {
@@ -183,25 +168,25 @@ def told(comparison: Comparison, price: float) -> dict[str, Any]:
             **{f"wait_p{percent}_s": round(row.outcome.wait_s(percent), 1) for percent in (50, 95, 99)},
             "gpu_hours": round(row.gpu_hours, 3),
             "cost": round(row.gpu_hours * price, 2),
-            "generating_share": round(_singing(row), 3),
+            "generating_share": round(_generating_share(row), 3),
             "peak_workers": row.outcome.peak,
             "cold_starts": row.outcome.cold_starts if row.jobs_per_worker else 0,
-            "given_back": row.outcome.given_back,
+            "returned": row.outcome.returned,
         }
         for row in comparison.rows
     ]
     return {"use": comparison.chosen.jobs_per_worker, "why": comparison.sentence, "rows": rows}
 
 
-def _singing(row: Row) -> float:
-    return row.outcome.singing_s / row.outcome.gpu_s if row.outcome.gpu_s else 0.0
+def _generating_share(row: Row) -> float:
+    return row.outcome.generating_s / row.outcome.gpu_s if row.outcome.gpu_s else 0.0
 
 
 def _show(comparison: Comparison, price: float) -> None:
     names = ("", "WAIT p50", "p95", "p99", "GPU-HOURS", "COST", "GENERATING", "PEAK", "COLD STARTS")
     columns = [Column(name, justify="right" if name else "left", no_wrap=True) for name in names]
     rows = []
-    for row, line in zip(comparison.rows, told(comparison, price)["rows"], strict=True):
+    for row, line in zip(comparison.rows, report(comparison, price)["rows"], strict=True):
         style = "bold green" if row is comparison.chosen else "yellow" if row is comparison.fixed else ""
         cells = [
             row.name + (" *" if row.jobs_per_worker == comparison.rendered else ""),
@@ -227,3 +212,39 @@ def _plot(comparison: Comparison) -> None:
         output.print(f"[bold]{title}[/] over time, {comparison.chosen.name}")
         for line in blocks(points, width=max(20, min(100, output.width - 10)), height=5):
             output.print(line, markup=False, highlight=False)
+
+
+def blocks(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
+    """Lines of a step function of (seconds, value >= 0): the highest value of each column, and an axis in hours."""
+    if not points:
+        return []
+    start_s, end_s = points[0][0], max(points[-1][0], points[0][0] + 1)
+    columns = columns_of(points, width)
+    top = max(*columns, 1.0) if len(columns) > 1 else max(columns[0], 1.0)
+    lines = []
+    for row in range(height - 1, -1, -1):
+        label = f"{top:>7.0f} ┤" if row == height - 1 else f"{0:>7} ┤" if row == 0 else " " * 8 + "│"
+        fills = (round(value / top * height * _EIGHTHS) - row * _EIGHTHS for value in columns)
+        lines.append(label + "".join(_BLOCKS[max(0, min(_EIGHTHS, fill))] for fill in fills))
+    right = f"{(end_s - start_s) / 3600:.1f} h"
+    lines.append(" " * 9 + "0 h" + right.rjust(width - 3))
+    return lines
+
+
+def columns_of(points: Sequence[tuple[float, float]], width: int) -> list[float]:
+    """The highest value within each of `width` equal spans of time; a value holds until the next point."""
+    start_s, end_s = points[0][0], max(points[-1][0], points[0][0] + 1)
+    columns = [0.0] * width
+    for (at_s, value), (until_s, _) in zip(points, [*points[1:], (end_s, 0.0)], strict=True):
+        first = min(width - 1, int((at_s - start_s) / (end_s - start_s) * width))
+        last = min(width - 1, int((until_s - start_s) / (end_s - start_s) * width))
+        for column in range(first, last + 1):
+            columns[column] = max(columns[column], value)
+    return columns
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(scale)
+    except ConfigurationError as error:
+        sys.exit(f"Error: {error.message}")

@@ -38,9 +38,9 @@ class Spread:
         wrong = ConfigurationError(f"{text!r} is no spread of seconds: write 90, 60-300 or p50=90,p95=240")
         try:
             if "=" in text:
-                told = dict(part.split("=") for part in text.split(","))
-                median, high = float(told.pop("p50")), float(told.pop("p95"))
-                if told or not 0 < median <= high:
+                parts = dict(part.split("=") for part in text.split(","))
+                median, high = float(parts.pop("p50")), float(parts.pop("p95"))
+                if parts or not 0 < median <= high:
                     raise wrong
                 sigma = math.log(high / median) / 1.6449  # the 95th percentile of the normal distribution
                 return cls(text, lambda chance: chance.lognormvariate(math.log(median), sigma))
@@ -55,11 +55,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Arrivals to be made: jobs an hour on average, for how long, and how long each sings."""
+    """Arrivals to be made: jobs an hour on average, for how long, and how long each takes to generate."""
 
     per_hour: float
     hours: float
-    sing: Spread
+    generate_s: Spread
     seed: int = 0
 
     def poisson(self) -> list[Arrival]:
@@ -75,8 +75,8 @@ class Traffic:
         chance = random.Random(self.seed)  # noqa: S311  # a simulation
         size = round(self.per_hour / 2)
         starts = (hour * 3600.0 for hour in range(math.ceil(self.hours)) for _ in range(size))
-        bursts = [Arrival(at_s, self.sing.draw(chance)) for at_s in starts]
-        spread = Traffic(self.per_hour / 2, self.hours, self.sing, self.seed + 1).poisson()
+        bursts = [Arrival(at_s, self.generate_s.draw(chance)) for at_s in starts]
+        spread = Traffic(self.per_hour / 2, self.hours, self.generate_s, self.seed + 1).poisson()
         return sorted([*bursts, *spread], key=lambda each: each.at_s)
 
     def _thinned(self, share: Callable[[float], float], peak: float) -> list[Arrival]:
@@ -87,11 +87,11 @@ class Traffic:
             self.per_hour > 0 and (at_s := at_s + chance.expovariate(self.per_hour * peak / 3600)) < self.hours * 3600
         ):
             if chance.random() * peak < share(at_s):
-                found.append(Arrival(at_s, self.sing.draw(chance)))
+                found.append(Arrival(at_s, self.generate_s.draw(chance)))
         return found
 
 
-def read_arrivals(path: Path, sing: Spread, seed: int) -> list[Arrival]:
+def read_arrivals(path: Path, generate_s: Spread, seed: int) -> list[Arrival]:
     """A trace: what `serinette jobs --json` prints, or CSV with `arrived_s` or `created_at`, and perhaps `generate_s`.
 
     Times are counted from the first arrival. Raises ConfigurationError for a file that is neither.
@@ -108,9 +108,7 @@ def read_arrivals(path: Path, sing: Spread, seed: int) -> list[Arrival]:
     if not rows:
         raise ConfigurationError(f"{path} holds no arrivals")
     first_s = min(at_s for at_s, _ in rows)
-    found = [
-        Arrival(at_s - first_s, sing.draw(chance) if generate_s is None else generate_s) for at_s, generate_s in rows
-    ]
+    found = [Arrival(at_s - first_s, generate_s.draw(chance) if took_s is None else took_s) for at_s, took_s in rows]
     return sorted(found, key=lambda each: each.at_s)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from serinette.errors import ConfigurationError
-from serinette.scaling.formula import Formula
+from tools.scaling.formula import Formula
 
 Manifest = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ class Rule:
     cooldown_s: float
     up: Direction
     down: Direction
-    address: str = ""  # of Redis, as KEDA is told
+    address: str = ""  # of Redis, as the triggers give it
     database: int = 0
 
     @property

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from serinette.scaling.arrivals import Arrival, Spread
-from serinette.scaling.hpa import Hpa
-from serinette.scaling.rule import HPA_SYNC_S, Rule
+from tools.scaling.arrivals import Arrival, Spread
+from tools.scaling.hpa import Hpa
+from tools.scaling.rule import HPA_SYNC_S, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class Pool:
     rule: Rule | None  # None: a fixed number of workers
     fixed: int = 0
     slots: int = 2  # jobs that a worker holds
-    max_batch: int = 1  # songs sung together
+    max_batch: int = 1  # songs generated together
     batch_cost: float = 1.0  # what each further song of a batch adds to its time: 1 is no gain, 0 is free
     cold_start: Spread = field(default_factory=lambda: Spread.parse("60"))  # from its start until it takes jobs
-    grace_s: float = 1860.0  # how long a worker that leaves may still sing
+    grace_s: float = 1860.0  # how long a worker that leaves may still generate
     gpus: int | None = None  # as many exist, those of leaving workers included
     sync_s: float = HPA_SYNC_S
 
@@ -49,9 +49,9 @@ class Outcome:
 
     waits_s: list[float] = field(default_factory=list)  # from arrival to the song's begin
     gpu_s: float = 0.0  # of all workers, loading and leaving too
-    singing_s: float = 0.0
+    generating_s: float = 0.0
     cold_starts: int = 0
-    given_back: int = 0  # songs cut off by the end of the grace, and sung anew
+    returned: int = 0  # songs cut off by the end of the grace, and generated again
     samples: list[Sample] = field(default_factory=list)
     end_s: float = 0.0
 
@@ -76,13 +76,13 @@ class _Worker:
     leaving: bool = False
     gone: bool = False
     held: list[Arrival] = field(default_factory=list)
-    singing: list[Arrival] = field(default_factory=list)
+    generating: list[Arrival] = field(default_factory=list)
     song: int = 0  # counts batches, so that the end of one cut off means nothing
 
     @property
     def rank(self) -> tuple[bool, int, int]:
         """Who goes first: those not ready, the idle (their deletion cost is low), the youngest."""
-        return self.ready, len(self.held) + len(self.singing), -self.number
+        return self.ready, len(self.held) + len(self.generating), -self.number
 
 
 class Simulation:
@@ -114,7 +114,7 @@ class Simulation:
         heapq.heappush(self._events, (at_s, next(self._order), event))
 
     def run(self, until_s: float | None = None, at_least_s: float = 0.0) -> Outcome:
-        """Until a moment, or until all is sung and, under KEDA, the pool is back at its floor."""
+        """Until a moment, or until all is generated and, under KEDA, the pool is back at its floor."""
         while self._events and (until_s is None or self._events[0][0] <= until_s):
             self.now_s, _, event = heapq.heappop(self._events)
             event()
@@ -134,7 +134,7 @@ class Simulation:
     @property
     def busy(self) -> int:
         """Workers that hold work and are to stay: what is in the pool's set of the busy."""
-        return self.held_busy + sum(1 for worker in self.workers if worker.held or worker.singing)
+        return self.held_busy + sum(1 for worker in self.workers if worker.held or worker.generating)
 
     def number(self) -> float:
         """The formula's value now; 0 of a fixed pool."""
@@ -194,44 +194,44 @@ class Simulation:
         """Waiting jobs go to free slots, the emptiest worker first."""
         takers = [worker for worker in self.workers if worker.ready]
         while self.waiting and takers:
-            worker = min(takers, key=lambda each: len(each.held) + len(each.singing))
-            if len(worker.held) + len(worker.singing) >= max(self.pool.slots, self.pool.max_batch):
+            worker = min(takers, key=lambda each: len(each.held) + len(each.generating))
+            if len(worker.held) + len(worker.generating) >= max(self.pool.slots, self.pool.max_batch):
                 break
             worker.held.append(self.waiting.popleft())
-            self._sing(worker)
+            self._generate(worker)
 
-    def _sing(self, worker: _Worker) -> None:
-        if worker.singing or not worker.held:
+    def _generate(self, worker: _Worker) -> None:
+        if worker.generating or not worker.held:
             return
-        worker.singing = worker.held[: self.pool.max_batch]
+        worker.generating = worker.held[: self.pool.max_batch]
         del worker.held[: self.pool.max_batch]
         worker.song += 1
-        self.outcome.waits_s += [self.now_s - job.at_s for job in worker.singing]
-        longest_s = max(job.generate_s for job in worker.singing)
-        took_s = longest_s * (1 + self.pool.batch_cost * (len(worker.singing) - 1))
-        self.outcome.singing_s += took_s
+        self.outcome.waits_s += [self.now_s - job.at_s for job in worker.generating]
+        longest_s = max(job.generate_s for job in worker.generating)
+        took_s = longest_s * (1 + self.pool.batch_cost * (len(worker.generating) - 1))
+        self.outcome.generating_s += took_s
         song = worker.song
-        self.at(self.now_s + took_s, lambda: self._sung(worker, song))
+        self.at(self.now_s + took_s, lambda: self._generated(worker, song))
 
-    def _sung(self, worker: _Worker, song: int) -> None:
+    def _generated(self, worker: _Worker, song: int) -> None:
         if song != worker.song or worker.gone:
             return
-        self._left -= len(worker.singing)
-        worker.singing = []
+        self._left -= len(worker.generating)
+        worker.generating = []
         if worker.leaving:
             self._end(worker)
         else:
-            self._sing(worker)
+            self._generate(worker)
             self._hand_out()
 
     def _dismiss(self, worker: _Worker) -> None:
-        """SIGTERM: what is not begun goes back at once, what is being sung may end within the grace."""
+        """SIGTERM: what is not begun goes back at once, what is being generated may end within the grace."""
         self.workers.remove(worker)
         worker.leaving = True
-        self._give_back(worker.held)
+        self._return(worker.held)
         worker.held = []
         self._leaving.append(worker)
-        if worker.singing:
+        if worker.generating:
             self.at(self.now_s + self.pool.grace_s, lambda: self._cut_off(worker))
         else:
             self._end(worker)
@@ -239,12 +239,12 @@ class Simulation:
     def _cut_off(self, worker: _Worker) -> None:
         if worker.gone:
             return
-        self.outcome.given_back += len(worker.singing)
-        self._give_back(worker.singing)
-        worker.singing = []
+        self.outcome.returned += len(worker.generating)
+        self._return(worker.generating)
+        worker.generating = []
         self._end(worker)
 
-    def _give_back(self, jobs: Iterable[Arrival]) -> None:
+    def _return(self, jobs: Iterable[Arrival]) -> None:
         self.waiting.extendleft(reversed(list(jobs)))
         self._hand_out()
 

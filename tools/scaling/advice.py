@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from serinette.errors import ConfigurationError
-from serinette.scaling.arrivals import Arrival
-from serinette.scaling.rule import Manifest, Rule, read_rules
-from serinette.scaling.simulation import Outcome, Pool, Simulation
+from tools.scaling.arrivals import Arrival
+from tools.scaling.rule import Manifest, Rule, read_rules
+from tools.scaling.simulation import Outcome, Pool, Simulation
 
 CANDIDATES = (1, 2, 4, 8, 16)
 # Two hundredths of the price are no reason to wait longer.

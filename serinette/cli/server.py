@@ -1,10 +1,13 @@
-"""`serinette up` and `serinette demo`."""
+"""`serinette up`, `demo` and `convert`: what needs the server's own packages, which the wheel does not hold."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +25,7 @@ from serinette.webhook import is_loopback
 if TYPE_CHECKING:
     from serinette.job import Result
     from serinette.local import Local, LocalOptions
+
 
 _TEND_S = 0.1
 _DEMO = GenerationSpec(prompt="jazz piano, smooth", duration_s=15, format=AudioFormat.MP3)
@@ -55,6 +59,17 @@ AllowAnyone = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes write.")]
 
 
+def require_server(what: str) -> None:
+    """Raises ConfigurationError where only the wheel is installed, which holds no server."""
+    if any(find_spec(name) is None for name in ("api", "controller", "gpu_worker")):
+        raise ConfigurationError(
+            f"{what} needs the server, and this installation holds the client and the command line alone. The server "
+            "is in Serinette's repository: in a checkout of it `make up` starts one, `make demo` generates a song, and "
+            "`pip install --editable '.[local]'` installs it; on a cluster its Helm chart does (docs/operator.md). "
+            "With a server that runs elsewhere, name it: --server URL"
+        )
+
+
 def up(
     data_dir: DataDir = Path("serinette-data"),
     host: Host = "127.0.0.1",
@@ -68,6 +83,7 @@ def up(
     verbose: Verbose = False,
 ) -> None:
     """Run everything on this machine: queue, gateway and a worker. Ctrl-C ends it all."""
+    require_server("`serinette up`")
     from serinette.local import LocalOptions  # noqa: PLC0415  # as heavy as a server, which the other commands are not
 
     worker = {"SERINETTE_MODEL": model, "SERINETTE_DEVICE": device}
@@ -103,6 +119,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Start everything, generate one song of 15 s on the bundled checkpoint, and end everything."""
+    require_server("`serinette demo`")
     from serinette.local import LocalOptions  # noqa: PLC0415  # as in `up`
 
     options = LocalOptions(
@@ -121,10 +138,10 @@ def demo(
                 reason = job.error.message if job.error else "no reason given"
                 raise GenerationError(f"the song {job.status}: {reason}. Logs: {local.log_dir}")
             client.download(job.id, output_path)
-    _tell_demo(job.result, output_path, start_s, time.monotonic() - started_s)
+    _print_demo(job.result, output_path, start_s, time.monotonic() - started_s)
 
 
-def _tell_demo(result: Result, path: Path, start_s: float, total_s: float) -> None:
+def _print_demo(result: Result, path: Path, start_s: float, total_s: float) -> None:
     song, timings = result.artifacts[0], result.timings
     output.print(f"[bold]{escape(str(path.absolute()))}[/]", soft_wrap=True)
     errors.print(
@@ -146,9 +163,35 @@ def _running(options: LocalOptions, *, verbose: bool) -> Iterator[Local]:
 
     view = TreeView()
     try:
-        with Local(options, view.tell, view.echo if verbose else None) as local:
+        with Local(options, view.show, view.echo if verbose else None) as local:
             local.wait_ready()
             view.close()
             yield local
     finally:
         view.close()
+
+
+_MODULE = "gpu_worker.engine.conversion"
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Directory of the checkpoint, or of ACE-Step's main repository.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="New directory for what is made of it.", show_default=False)],
+    variant: Annotated[
+        str | None, typer.Option(help="Which checkpoint of a repository that holds several, e.g. acestep-v15-turbo.")
+    ] = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(help="ACE-Step's main repository, for a checkpoint that comes without `vae` and text encoder."),
+    ] = None,
+) -> None:
+    """Convert a checkpoint from ACE-Step's own layout to the one that workers load.
+
+    Download first: `hf download ACE-Step/Ace-Step1.5 --local-dir DIR`.
+    """
+    require_server("converting a checkpoint")
+    options = [*(("--variant", variant) if variant else ()), *(("--parts", str(parts)) if parts else ())]
+    command = [sys.executable, "-m", _MODULE, str(source), str(out), *options]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)

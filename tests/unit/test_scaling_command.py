@@ -1,4 +1,4 @@
-"""`serinette bench scale` as it is run."""
+"""`python -m tools.scaling` as it is run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from scripts.chart_tools import CHART
-from serinette.cli.app import app
-from serinette.cli.plot import blocks
 from serinette.errors import ConfigurationError
+from tools.scaling.__main__ import blocks, scale
 
 ROOT = Path(__file__).parents[2]
 K8S = str(ROOT / "k8s")
+APP = typer.Typer()
+APP.command()(scale)
 
 
 def test_the_table_the_plot_and_the_advice() -> None:
-    done = CliRunner().invoke(app, ["bench", "scale", K8S, "--per-hour", "60", "--hours", "3", "--seed", "7"])
+    done = CliRunner().invoke(APP, [K8S, "--per-hour", "60", "--hours", "3", "--seed", "7"])
     assert done.exit_code == 0, done.output
     assert "J=4 *" in done.output
     assert "fixed 2" in done.output
@@ -26,13 +28,13 @@ def test_the_table_the_plot_and_the_advice() -> None:
     assert "Use jobsPerWorker:" in done.output
 
 
-def test_the_same_seed_tells_the_same() -> None:
-    command = ["bench", "scale", K8S, "--trace", "poisson", "--hours", "2", "--target", "p99=60", "--json"]
-    first, second = (CliRunner().invoke(app, command) for _ in range(2))
+def test_the_same_seed_reports_the_same() -> None:
+    command = [K8S, "--trace", "poisson", "--hours", "2", "--target", "p99=60", "--json"]
+    first, second = (CliRunner().invoke(APP, command) for _ in range(2))
     assert first.stdout == second.stdout
-    told = json.loads(first.stdout)
-    assert told["use"] in {1, 2, 4, 8, 16}
-    assert {row["name"] for row in told["rows"]} >= {"J=1", "J=4", "fixed 1"}
+    report = json.loads(first.stdout)
+    assert report["use"] in {1, 2, 4, 8, 16}
+    assert {row["name"] for row in report["rows"]} >= {"J=1", "J=4", "fixed 1"}
 
 
 @pytest.mark.parametrize(
@@ -46,15 +48,15 @@ def test_the_same_seed_tells_the_same() -> None:
         ([K8S, "--trace", "/nowhere"], "is no trace"),
     ],
 )
-def test_what_cannot_be_reckoned(arguments: list[str], why: str) -> None:
-    done = CliRunner().invoke(app, ["bench", "scale", *arguments])
+def test_what_cannot_be_simulated(arguments: list[str], why: str) -> None:
+    done = CliRunner().invoke(APP, [*arguments])
     assert isinstance(done.exception, ConfigurationError)
     assert why in done.exception.message
 
 
 def test_a_target_that_is_none() -> None:
     for target in ("180", "p0=1", "p95=soon", "p101=1"):
-        done = CliRunner().invoke(app, ["bench", "scale", K8S, "--target", target])
+        done = CliRunner().invoke(APP, [K8S, "--target", target])
         assert done.exit_code == 2, target
 
 

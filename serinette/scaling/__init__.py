@@ -1,1 +1,0 @@
-"""How KEDA and the HPA scale a pool, read from its manifests: for `serinette doctor` and `serinette bench scale`."""
