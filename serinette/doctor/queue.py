@@ -133,40 +133,7 @@ def _address(settings: SharedSettings) -> tuple[str, int]:
     return f"{url.partition(':')[0]}://{parts.get('host', 'localhost')}:{parts.get('port', 6379)}/{database}", database
 
 
-<<<<<<< HEAD
-def _is_ours(redis: Redis, keys: Keys) -> bool:
-    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials))
-
-
-def _elsewhere(redis: Redis, info: Mapping[str, Any], keys: Keys) -> tuple[str, ...]:
-    """Other prefixes here and other databases that a Serinette worked in; looks at so many keys and no more."""
-    found: set[str] = set()
-    ending, looked = ":serinette:counters", 0
-    with suppress(RedisError):
-        cursor = 0
-        while True:
-            cursor, names = redis.scan(cursor, match=f"*{ending}", count=1000)
-            texts = (name.decode() if isinstance(name, bytes) else name for name in names)
-            found |= {f"prefix {name.removesuffix(ending)!r} of this database" for name in texts}
-            looked += 1000
-            if cursor == 0 or looked >= _MARKERS_LOOKED_AT:
-                break
-    here = redis.connection_pool.connection_kwargs.get("db") or 0
-    for name in info:
-        if name.startswith("db") and name[2:].isdecimal() and int(name[2:]) != here:
-            lone: Redis = redis.client()  # type: ignore[no-untyped-call]  # redis-py's; a connection of its own
-            with suppress(RedisError), lone as other:
-                other.execute_command("SELECT", int(name[2:]))
-                if _is_ours(other, keys):
-                    found.add(f"database {name[2:]}")
-                other.execute_command("SELECT", here)
-    return tuple(sorted(found))
-
-
-def _other_tongue(url: str) -> Trouble | None:
-=======
 def _tls_mismatch(url: str, timeout_s: float) -> Trouble | None:
->>>>>>> main
     """Whether the server speaks TLS and we do not, or the other way round; neither side says so by itself."""
     parts: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
     with suppress(OSError, KeyError):  # no host: a Unix socket
@@ -270,7 +237,7 @@ def _place(redis: Redis, keys: Keys, database: int, prefix: str) -> Finding:
 
 
 def _is_ours(redis: Redis, keys: Keys) -> bool:
-    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.lease("metrics"), keys.credentials))
+    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials))
 
 
 def _other_prefixes(redis: Redis) -> list[str]:
