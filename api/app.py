@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from anyio import CapacityLimiter, from_thread
@@ -15,10 +15,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocket
 
 from api import document, health, problems, v1
-from api.batches.service import Desk
+from api.batches.service import BatchService
 from api.containers import Logs
 from api.dependencies import Parts
-from api.dialects import acestep, gradio
+from api.dialects import DIALECTS, shared_paths
+from api.dialects.dialect import Dialect
 from api.events import JobEvents
 from api.intake import Intake
 from api.limits import BodyLimit
@@ -37,8 +38,8 @@ from api.tenancy.links import Links
 from api.tenancy.rate import RequestRate
 from api.threads import Threads
 from serinette import __version__
-from serinette.batches.objects import Shelf
-from serinette.batches.record import Book
+from serinette.batches.files import BatchFiles
+from serinette.batches.repository import BatchRepository
 from serinette.errors import NotFound, Unavailable
 from serinette.jobs import AsyncJobs, Jobs
 from serinette.settings import connect_redis, connect_redis_async
@@ -46,8 +47,8 @@ from serinette.store import Store
 from serinette.telemetry import new_registry
 from serinette.webhook_targets import Targets
 
-# Prefixes of the paths that take files as their body.
-UPLOAD_PATHS = ("/v1/uploads", "/v1/files", "/generate_music_with_audio", "/release_task")
+# Prefixes of our paths that take files as their body.
+UPLOAD_PATHS = ("/v1/uploads", "/v1/files")
 
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
@@ -64,7 +65,7 @@ _OUR_OWN = ("Idempotency-Replayed", "Preference-Applied")
 _SENDABLE = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID", "Range", "If-None-Match")
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
+def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS) -> FastAPI:
     """The application. Starts without Redis and store: they may come later, and go.
 
     Raises:
@@ -91,7 +92,13 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     # Its pages bring their scripts along: a cluster may have no way to a CDN.
     app = FastAPIOffline(
         # Themselves, not by include_router: FastAPI matches a path twice for every router within another.
-        routes=[*health.router.routes, *v1.ROUTES, *gradio.router.routes, *acestep.ROUTES, *studio.router.routes],
+        routes=[
+            *health.router.routes,
+            *v1.ROUTES,
+            *shared_paths.routes(dialects),
+            *(route for dialect in dialects for route in dialect.routes),
+            *studio.router.routes,
+        ],
         redoc_url=None,
         title="Serinette",
         version=__version__,
@@ -101,12 +108,12 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.parts = parts
-    problems.install(app)
+    problems.install(app, (path for dialect in dialects for path in dialect.paths))
     app.add_api_websocket_route("/{path:path}", _no_socket)
-    document.complete(app)
+    document.complete(app, dialects)
     app.state.metrics = HttpMetrics(new_registry())
     expose(app, app.state.metrics, settings)
-    _add_middleware(app, settings, parts.register)
+    _add_middleware(app, settings, parts.register, dialects)
     return app
 
 
@@ -143,10 +150,9 @@ def _parts(
         probes=CapacityLimiter(_PROBE_THREADS),
         register=Register(RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)),
         accounts=accounts,
-        desk=Desk(
-            book=Book(redis, settings.keys, settings.retention_s),
-            shelf=Shelf(store),
-            jobs=Jobs(redis, settings.redis_prefix),
+        batches=BatchService(
+            repository=BatchRepository(Jobs(redis, settings.redis_prefix), settings.keys, settings.retention_s),
+            files=BatchFiles(store),
             settings=settings,
             targets=Targets(settings.webhook_networks),
             declared=declared.limits,
@@ -165,15 +171,16 @@ async def _no_socket(websocket: WebSocket) -> None:
     raise NotFound(f"no WebSocket is at {path}; events are at /v1/jobs/{{job_id}}/events")
 
 
-def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register) -> None:
+def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register, dialects: Sequence[Dialect]) -> None:
+    file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,
-        others={**dict.fromkeys(UPLOAD_PATHS, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
+        others={**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
     )
     if settings.auth:
         app.add_middleware(Gatekeeper, register=register)
-        app.add_middleware(KeyInBody, paths=acestep.TOKEN_PATHS)
+        app.add_middleware(KeyInBody, paths={path for dialect in dialects for path in dialect.key_paths})
     if settings.cors_origins:  # outside of both, so that refusals can be read by pages too
         app.add_middleware(
             CORSMiddleware,

@@ -12,7 +12,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from api.batches.service import Desk
+from api.batches.service import BatchService
 from api.containers import Logs, check_taken
 from api.events import JobEvents
 from api.intake import Intake
@@ -44,7 +44,7 @@ class Parts:
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
     register: Register
     accounts: Accounts
-    desk: Desk
+    batches: BatchService
     batch_threads: Threads  # what a store that hangs may occupy with batches
 
 
@@ -89,8 +89,8 @@ async def _accounts(connection: HTTPConnection) -> Accounts:
     return _parts(connection).accounts
 
 
-async def _desk(connection: HTTPConnection) -> Desk:
-    return _parts(connection).desk
+async def _batches(connection: HTTPConnection) -> BatchService:
+    return _parts(connection).batches
 
 
 async def _batch_threads(connection: HTTPConnection) -> Threads:
@@ -173,7 +173,7 @@ SongsPart = Annotated[Songs, Depends(_songs)]
 LogsPart = Annotated[Logs, Depends(_logs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
-DeskPart = Annotated[Desk, Depends(_desk)]
+BatchesPart = Annotated[BatchService, Depends(_batches)]
 BatchThreadsPart = Annotated[Threads, Depends(_batch_threads)]
 LinksPart = Annotated[Links, Depends(_links)]
 StandingPart = Annotated[Standing, Depends(_standing)]

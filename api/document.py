@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from api.dialects.acestep.documented import TAG
+from api.dialects.dialect import Dialect
 from api.events import JobEvent
 from api.problems import Problem, speaks_problems
 from serinette.batch import BatchRequest
 
-# Told by responses that FastAPI knows no model of.
-_TOLD: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
+# Models of responses that FastAPI knows no model of.
+_MODELS: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
 
-# What paths of other servers' dialects may answer beside what they tell themselves.
+# What paths of other servers' dialects may answer beside what their routes document.
 _REFUSALS = {
     "400": "The body cannot be read, or a field is wrong.",
     "401": "The key is missing, unknown, expired or revoked.",
@@ -31,13 +32,14 @@ _REFUSAL = {
 }
 
 
-def complete(app: FastAPI) -> None:
+def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
     """Have the application serve the completed document."""
     generate = app.openapi
+    never_422 = {dialect.tag for dialect in dialects if not dialect.answers_422}
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        for model in _TOLD:
+        for model in _MODELS:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
         document["components"]["schemas"]["Refusal"] = _REFUSAL
@@ -47,9 +49,9 @@ def complete(app: FastAPI) -> None:
         for path, methods in document["paths"].items():
             for operation in methods.values():
                 answers = operation["responses"]
-                if speaks_problems(path) or TAG in operation["tags"]:
+                if speaks_problems(path, app) or never_422.intersection(operation["tags"]):
                     _drop_foreign_errors(answers)
-                if not speaks_problems(path):
+                if not speaks_problems(path, app):
                     for status in _REFUSALS:
                         answers.setdefault(status, {"$ref": f"#/components/responses/Refusal{status}"})
         return document
@@ -58,7 +60,7 @@ def complete(app: FastAPI) -> None:
 
 
 def _drop_foreign_errors(responses: dict[str, Any]) -> None:
-    # FastAPI adds its own 422 wherever a parameter could be wrong and we tell no 422 of ours: there none can be.
+    # FastAPI adds its own 422 wherever a parameter could be wrong and we document no 422 of ours: there none can be.
     if "application/json" in responses.get("422", {}).get("content", {}):
         del responses["422"]
 

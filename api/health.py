@@ -1,23 +1,18 @@
-"""For probes: is the process alive, are the parts that it needs there. For clients of other servers: who can sing."""
+"""For probes: is the process alive, do the parts that it needs answer. GET /health is in dialects/shared_paths.py."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import anyio
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from api.dependencies import EventsPart, ProbesPart, QueuePart, SettingsPart, StorePart
-from api.dialects.acestep import inventory
-from api.dialects.acestep.envelope import wrapped
-from api.dialects.gradio import answers
+from api.dependencies import EventsPart, ProbesPart, StorePart
 from api.lean_route import LeanRoute
-from api.queue import Pool
 from api.v1.answers import problems
-from serinette.errors import QueueUnavailable, Unavailable
+from serinette.errors import Unavailable
 
 router = APIRouter(tags=["health"], route_class=LeanRoute)
 
@@ -48,25 +43,3 @@ async def ready(events: EventsPart, store: StorePart, probes: ProbesPart) -> Hea
     except TimeoutError as error:
         raise Unavailable(f"the queue or the store did not answer within {READY_WITHIN_S:g} s") from error
     return Health(status="ready")
-
-
-def _both(pools: tuple[Pool, ...], default_pool: str) -> dict[str, Any]:
-    seed = answers.health([worker for pool in pools for worker in pool.workers])
-    return seed | wrapped(inventory.health(inventory.inventory(pools, default_pool)))
-
-
-@router.get(
-    "/health",
-    summary="Health, models and counts",
-    responses={
-        200: {"content": {"application/json": {"example": _both((), "default") | {"timestamp": 1_767_323_045_000}}}},
-        503: {"description": "The queue does not answer."},
-    },
-)
-async def health(queue: QueuePart, settings: SettingsPart) -> Response:
-    """Both dialects in one answer: ACE-Step v1's keys, and ACE-Step 1.5's envelope beside them."""
-    try:
-        return JSONResponse(_both(await queue.pools(), settings.pool))
-    except QueueUnavailable as error:
-        seed = {"status": "unhealthy", "pipeline_loaded": False, "detail": error.message}
-        return JSONResponse(seed | wrapped({"status": "unhealthy"}, code=503, error=error.message), 503)

@@ -35,9 +35,9 @@ class BodyLimit:
         if declared is not None:  # the server lets no more come than that
             if not declared.isdigit() or len(declared) > 20:
                 malformed = RequestError("Content-Length: not a number", field="Content-Length")
-                return await answer(path, malformed, headers={"Connection": "close"})(scope, receive, send)
+                return await answer(scope, malformed, headers={"Connection": "close"})(scope, receive, send)
             if int(declared) > limit:
-                return await answer(path, _too_large(limit))(scope, receive, send)
+                return await answer(scope, _too_large(limit))(scope, receive, send)
             return await self._app(scope, receive, send)
         seen = 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,10 +16,12 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, JsonValue
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from serinette import errors
 from serinette.errors import (
@@ -118,15 +120,11 @@ def problem_of(error: SerinetteError, path: str, status: int | None = None) -> P
     )
 
 
-# Under /v1, and yet not ours: ACE-Step 1.5's own API.
-_ACESTEP = ("/v1/audio", "/v1/create_sample", "/v1/init", "/v1/model_inventory", "/v1/reinitialize", "/v1/stats")
-
-
-def speaks_problems(path: str) -> bool:
-    """Whether errors on this path are told as problems."""
-    if path in _ACESTEP or path.startswith("/v1/lora/"):
-        return False
-    return path in {"/healthz", "/readyz", "/v1"} or path.startswith("/v1/")
+def speaks_problems(path: str, app: Starlette) -> bool:
+    """Whether errors on this path are answered as problems: on ours, so below /v1 but where a dialect has its paths."""
+    if not path.startswith("/v1/"):
+        return path in {"/healthz", "/readyz", "/v1"}
+    return path.split("/")[2] not in app.state.dialects_below_v1
 
 
 def headers_of(error: SerinetteError) -> dict[str, str]:
@@ -144,23 +142,24 @@ def headers_of(error: SerinetteError) -> dict[str, str]:
 
 
 def answer(
-    path: str,
+    scope: Scope,
     error: SerinetteError,
     status: int | None = None,
     headers: dict[str, str] | None = None,
     detail: str | Sequence[object] | None = None,
 ) -> JSONResponse:
-    """The response that tells an error on this path; `detail` replaces the message where no problems are spoken."""
-    code = status or status_of(error)
+    """The response for an error on the scope's path; `detail` replaces the message where it is no problem."""
+    code, path = status or status_of(error), scope["path"]
     headers = {**headers_of(error), **(headers or {})}
-    if not speaks_problems(path):
+    if not speaks_problems(path, scope["app"]):
         return JSONResponse({"detail": error.message if detail is None else detail}, code, headers)
     body = problem_of(error, path, code).model_dump(exclude_none=True)
     return JSONResponse(body, code, headers, media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Tell every error of this application by the table above; to a WebSocket that is not accepted yet, too."""
+def install(app: FastAPI, dialect_paths: Iterable[str]) -> None:
+    """Answer every error of this application by the table above; to a WebSocket that is not accepted yet, too."""
+    app.state.dialects_below_v1 = {path.split("/")[2] for path in dialect_paths if path.startswith("/v1/")}
     app.exception_handler(SerinetteError)(_on_own)
     app.exception_handler(RequestValidationError)(_on_invalid)
     app.exception_handler(WebSocketRequestValidationError)(_on_invalid)
@@ -172,7 +171,7 @@ def install(app: FastAPI) -> None:
 async def _on_own(connection: HTTPConnection, error: SerinetteError) -> Response:
     if status_of(error) >= 500:
         log.warning("%s: %s: %s (%r)", connection.scope["path"], error.code, error.message, error.__cause__)
-    return answer(connection.scope["path"], error)
+    return answer(connection.scope, error)
 
 
 async def _on_invalid(
@@ -180,7 +179,7 @@ async def _on_invalid(
 ) -> Response:
     complaints = error.errors()
     detail = [{"loc": list(c["loc"]), "msg": c["msg"], "type": c["type"]} for c in complaints]
-    return answer(connection.scope["path"], invalid(complaints[0]), detail=detail)
+    return answer(connection.scope, invalid(complaints[0]), detail=detail)
 
 
 def invalid(complaint: Mapping[str, Any]) -> RequestError:
@@ -199,7 +198,7 @@ def invalid(complaint: Mapping[str, Any]) -> RequestError:
 async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response:
     path = connection.scope["path"]
     if error.detail == _UNREADABLE:
-        return answer(path, RequestError(_UNREADABLE_HERE))
+        return answer(connection.scope, RequestError(_UNREADABLE_HERE))
     kinds: dict[int, type[SerinetteError]] = {404: NotFound, 413: TooLarge}
     own = kinds.get(error.status_code, RequestError if error.status_code < 500 else SerinetteError)
     messages = {
@@ -211,7 +210,7 @@ async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response
     headers = dict(error.headers or {})
     if error.status_code == 405:  # Starlette tells of the first route alone
         headers["Allow"] = ", ".join(_allowed(connection))
-    return answer(path, own(message), error.status_code, headers, detail=error.detail)
+    return answer(connection.scope, own(message), error.status_code, headers, detail=error.detail)
 
 
 def _allowed(connection: HTTPConnection) -> Iterator[str]:
@@ -223,10 +222,10 @@ def _allowed(connection: HTTPConnection) -> Iterator[str]:
 
 async def _on_gone(connection: HTTPConnection, error: ClientDisconnect) -> Response:
     # Nobody reads it; without it the log would have a traceback for every upload that is broken off.
-    return answer(connection.scope["path"], RequestError("the request broke off before its end"))
+    return answer(connection.scope, RequestError("the request broke off before its end"))
 
 
 async def _on_unexpected(connection: HTTPConnection, error: Exception) -> Response:
     # Starlette raises it again after the answer, so the server's log has the traceback and the client has not.
     own = SerinetteError("something went wrong here; the server's log says what")
-    return answer(connection.scope["path"], own, detail="Internal Server Error")
+    return answer(connection.scope, own, detail="Internal Server Error")

@@ -36,8 +36,8 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
     idempotency_secret: SecretStr | None = Field(
         None,
         min_length=16,
-        description="Job ids are made of it and the Idempotency-Key: the same on all gateways and for good, as after "
-        "a change a key of before makes a new job. None: of tenant and key alone (docs/decisions/0013).",
+        description="Job and batch ids are made of it and the Idempotency-Key: the same on all gateways and for good, "
+        "as after a change a key of before makes a new job. None: of tenant and key alone (docs/decisions/0013).",
     )
     max_wait_s: float = Field(50, gt=0, le=300, description="Longest that one request waits for its song.")
     presign_s: int = Field(3600, ge=60, le=604_800, description="Life of a presigned URL.")

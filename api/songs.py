@@ -10,6 +10,7 @@ import anyio
 from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Scope
 
 from api.problems import answer
 from api.ranges import Span, Unsatisfiable, names_etag, requested_span
@@ -40,10 +41,9 @@ class Kept(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request says about the bytes that it wants."""
+    """What a request asks of a file's bytes."""
 
-    path: str
-    method: str
+    scope: Scope
     range: str | None = None
     if_range: str | None = None
     if_none_match: str | None = None
@@ -52,7 +52,7 @@ class Asked:
     def by(cls, request: Request) -> Asked:
         """As the request's headers have it."""
         get = request.headers.get
-        return cls(request.url.path, request.method, get("range"), get("if-range"), get("if-none-match"))
+        return cls(request.scope, get("range"), get("if-range"), get("if-none-match"))
 
     def has(self, song: Kept) -> bool:
         """Whether the client holds the song already."""
@@ -63,7 +63,7 @@ def song_of(job: Job, index: int) -> Artifact:
     """One song of a job.
 
     Raises:
-        NotFinished: it is still to be sung.
+        NotFinished: it is still to be generated.
         Gone: the job ended without songs.
         NotFound: it has fewer songs.
     """
@@ -106,9 +106,9 @@ class Songs:
             span = requested_span(asked.range, song.size_bytes) if asked.if_range in (None, headers["ETag"]) else None
         except Unsatisfiable:
             error = RequestError(f"Range: the song has {song.size_bytes} bytes", field="Range")
-            return answer(asked.path, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
+            return answer(asked.scope, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
         try:
-            return await self._bytes(asked.method, song, span, headers)
+            return await self._bytes(asked.scope["method"], song, span, headers)
         except NotFound as error:
             raise Gone("the song's file was erased from the store") from error
 

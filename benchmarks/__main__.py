@@ -26,7 +26,7 @@ from benchmarks.engine import backlog, cold_start, feeding, speed
 from benchmarks.engine.cases import Case, on_cpu, on_gpu
 from benchmarks.peers import throughput
 from benchmarks.record import Figures, write
-from gpu_worker.engine_environment import engine_environment
+from gpu_worker.process_setup import engine_environment
 
 BENCHMARKS = {
     "gateway-import": gateway_import.measure,

@@ -1,7 +1,7 @@
 """A batch of 20,000 lines: what it takes of memory, what others wait meanwhile, what deaths on the way cost.
 
-Slots are quick ones of the tests' that write all that slots write and sing nothing; Valkey, gateway and controller are
-as they are run. The gateway is killed (-9) at a half of the lines, the controller at three quarters.
+Slots are quick ones of the tests' that write all that slots write and generate nothing; Valkey, gateway and controller
+are as they are run. The gateway is killed (-9) at a half of the lines, the controller at three quarters.
 """
 
 from __future__ import annotations

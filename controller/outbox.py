@@ -1,5 +1,5 @@
 """The transactional outbox: ends of jobs and batches whose webhook is to be sent, entered by the step that ends them
-(serinette/jobs, serinette/batches/record.py).
+(serinette/jobs, serinette/batches/repository.py).
 
 One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, at which they are due.
 """

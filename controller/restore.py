@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from redis import Redis
 
 from serinette.batch import BatchHeader, LineStatus
-from serinette.batches.objects import Shelf
-from serinette.batches.record import Book
+from serinette.batches.files import BatchFiles
+from serinette.batches.repository import BatchRepository
 from serinette.errors import NotFound
 from serinette.job import Record, now
 from serinette.jobs import Call, Jobs, calls
@@ -35,7 +35,7 @@ class Restore:
         self._jobs = Jobs(redis, keys.prefix)
         self._store = store
         self._retention_s = retention_s
-        self._shelf = Shelf(store)
+        self._files = BatchFiles(store)
 
     def __call__(self) -> int:
         """How many jobs Redis knows again.
@@ -62,16 +62,16 @@ class Restore:
             rounds[name] = max(rounds.get(name, 0), int(results[:4] or 0))
         for name, round in rounds.items():
             with suppress(NotFound):
-                self._enter_batch(self._shelf.header(*name.split("/")), round)
+                self._enter_batch(self._files.header(*name.split("/")), round)
 
     def _enter_batch(self, header: BatchHeader, round: int) -> None:
         with suppress(NotFound):
-            if self._shelf.ended(header.tenant, header.id).round >= round:
+            if self._files.ended(header.tenant, header.id).round >= round:
                 return
-        before = (line for part in range(header.parts) for line in self._shelf.results(header, round - 1, part))
+        before = (line for part in range(header.parts) for line in self._files.results(header, round - 1, part))
         completed = sum(line.status is LineStatus.SUCCEEDED for line in before) if round else 0
-        book = Book(self._redis, self._keys, self._retention_s)
-        if book.enter(header, header.total + 2**31, round=round, completed=completed, restored=1):
+        repository = BatchRepository(self._jobs, self._keys, self._retention_s)
+        if repository.enter(header, header.total + 2**31, round=round, completed=completed, restored=1):
             log.info("restored batch=%s round=%d", header.id, round)
 
     def _record(self, key: str) -> Record | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from redis import Redis
 
-from serinette.batches.objects import Shelf
-from serinette.batches.record import Book
+from serinette.batches.files import BatchFiles
+from serinette.batches.repository import BatchRepository
 from serinette.errors import NotFound
 from serinette.job import now
 from serinette.jobs import Jobs, calls
@@ -37,8 +37,8 @@ class Retention:
         self._keys = keys
         self._jobs = Jobs(redis, keys.prefix)
         self._store = store
-        self._book = Book(redis, keys, retention_s)
-        self._shelf = Shelf(store)
+        self._batches = BatchRepository(self._jobs, keys, retention_s)
+        self._batch_files = BatchFiles(store)
         self._retention_s = retention_s
 
     def sweep(self, stop: Event) -> int:
@@ -81,10 +81,10 @@ class Retention:
         """Ids of unfinished jobs, and of the songs and uploads that they, or unfinished batches, start from."""
         found = self._redis.zscan_iter(self._keys.live, count=_CHUNK)
         used: set[str] = set()
-        for batch_id in self._book.unfinished():
-            if page := self._book.read(batch_id):
+        for batch_id in self._batches.unfinished():
+            if record := self._batches.read(batch_id):
                 with suppress(NotFound):  # erased by hand: there is nothing that it could start from
-                    used.update(self._shelf.header(page.header.tenant, batch_id).sources)
+                    used.update(self._batch_files.header(record.header.tenant, batch_id).sources)
         while chunk := [job_id.decode() for job_id, _ in islice(found, _CHUNK)]:
             used.update(chunk)
             for entry in (seen.entry for seen in self._jobs(calls.look(chunk))):

@@ -2,7 +2,7 @@
 
 Versions before one record per job kept a hash per job, `PREFIX:serinette:ledger:ID`, which this version never writes.
 Both keep batches and the outbox under the same keys; what tells them apart is that hash, and of a batch the field
-`running`, which older versions wrote when it was entered (serinette/batches/record.py counts a set instead).
+`running`, which older versions wrote when it was entered (serinette/batches/repository.py counts a set instead).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from controller.outbox import Outbox
 from controller.settings import ControllerSettings
 from serinette import __version__
 from serinette.batch import is_batch_id
-from serinette.batches.record import Book
+from serinette.batches.repository import BatchRepository
 from serinette.job import Job, now
 from serinette.jobs import Jobs, calls
 from serinette.webhook import Delivery, event_id, event_type
@@ -162,7 +162,7 @@ class Webhooks:
         self._settings = settings
         self._jobs = Jobs(redis, settings.redis_prefix)
         self._outbox = Outbox(redis, settings.keys)
-        self._batches = Book(redis, settings.keys, settings.retention_s)
+        self._batches = BatchRepository(self._jobs, settings.keys, settings.retention_s)
         self._targets = Targets(settings.webhook_networks)
 
     def __call__(self) -> int:
@@ -208,14 +208,14 @@ class Webhooks:
         )
 
     def _batch_end(self, batch_id: str) -> _Event | None:
-        page = self._batches.read(batch_id)
-        if page is None or page.header.webhook is None or not page.status.ended:  # erased, or retried meanwhile
+        record = self._batches.read(batch_id)
+        if record is None or record.header.webhook is None or not record.status.ended:  # erased, or retried meanwhile
             return None
-        batch, kind = page.batch(), f"batch.{page.status}"
+        batch, kind = record.batch(), f"batch.{record.status}"
         data = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
         body = _body(kind, batch.ended_at or batch.created_at, data)
-        name = f"{event_id(batch_id, page.status)}_{page.round}"
-        return _Event(batch.tenant, page.header.webhook, name, kind, body, len(page.deliveries))
+        name = f"{event_id(batch_id, record.status)}_{record.round}"
+        return _Event(batch.tenant, record.header.webhook, name, kind, body, len(record.tries))
 
     def _log(self, job_id: str, event: _Event, at: datetime, answer: Answer) -> None:
         number = event.tries + 1

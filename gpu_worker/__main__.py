@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
-from gpu_worker.run_dir import private_run_dir
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, private_run_dir
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.supervisor import Supervisor
+from gpu_worker.supervisor import PodSupervisor
 from serinette import logs
 from serinette.errors import ConfigurationError
 from serinette.settings import read
@@ -20,7 +19,7 @@ def main() -> int:
         settings = read(WorkerSettings)
         logs.configure(settings, "worker")
         with private_run_dir(settings.work_dir) as run_dir:
-            supervisor, registry = Supervisor(settings, run_dir), new_registry()
+            supervisor, registry = PodSupervisor(settings, run_dir), new_registry()
             registry.register(supervisor.metrics)
             serve_metrics(registry, settings)
             return supervisor.run()

@@ -1,4 +1,4 @@
-"""`/metrics` of a worker: its slots, its engine and its GPU, told by the supervisor for all its processes.
+"""`/metrics` of a worker: its slots, its engine and its GPU, reported by the supervisor for all its processes.
 
 What songs took is counted in Redis (serinette/counters.py) and exposed by the controller: a pod may be gone before the
 next scrape.
@@ -25,36 +25,36 @@ class Pod:
     presence: Presence
     vitals: Vitals | None = None
     cold_start_s: float | None = None
-    deaths: Counter[str] = field(default_factory=Counter)  # of the engine and of slots, that nobody asked for
+    deaths: Counter[str] = field(default_factory=Counter)  # of the engine and of slots, unasked
 
 
 class WorkerMetrics(Collector):
-    """Tells of the pod as it was last shown; never waits for anything."""
+    """Reports the pod as the supervisor saw it last; never waits for anything."""
 
     def __init__(self, presence: Presence) -> None:
         self.pod = Pod(presence)
 
     def describe(self) -> Iterable[Metric]:
-        """All that it may tell, without values."""
+        """All that it may report, without values."""
         return _families().values()
 
     def collect(self) -> Iterator[Metric]:
         """What is now; an engine that is not there says nothing."""
-        pod, told = self.pod, _families()
+        pod, found = self.pod, _families()
         presence = pod.presence
-        told["info"].add_metric([presence.pool, presence.name, _model(presence), presence.device, __version__], 1)
+        found["info"].add_metric([presence.pool, presence.name, _model(presence), presence.device, __version__], 1)
         for stage in WorkerStage:
-            told["stage"].add_metric([stage], float(presence.stage is stage))
-        told["slots"].add_metric([], presence.slots)
-        told["busy"].add_metric([], presence.busy_slots)
+            found["stage"].add_metric([stage], float(presence.stage is stage))
+        found["slots"].add_metric([], presence.slots)
+        found["busy"].add_metric([], presence.busy_slots)
         for part in ("engine", "slot"):
-            told["deaths"].add_metric([part], pod.deaths[part])
+            found["deaths"].add_metric([part], pod.deaths[part])
         if pod.cold_start_s is not None:
-            told["cold_start"].add_metric([], pod.cold_start_s)
+            found["cold_start"].add_metric([], pod.cold_start_s)
         for name, value in (pod.vitals.model_dump(exclude={"type"}) if pod.vitals else {}).items():
             if value is not None:
-                told[name].add_metric([], value)
-        yield from told.values()
+                found[name].add_metric([], value)
+        yield from found.values()
 
 
 def _model(presence: Presence) -> str:

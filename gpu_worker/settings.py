@@ -27,7 +27,7 @@ def slots_for(max_batch: int, encoders: int) -> int:
 
 
 def encoders_for(device: str) -> int:
-    """Songs that may be encoded at a time beside an engine on this device, `auto` for one that is not known yet."""
+    """Songs that may be encoded at a time beside an engine on this device, `auto` for an unknown one."""
     gpu = device.startswith("cuda") or (device == "auto" and any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg"))))
     return len(os.sched_getaffinity(0)) if gpu and hasattr(os, "sched_getaffinity") else 1
 

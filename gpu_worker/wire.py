@@ -1,16 +1,16 @@
-"""The local socket between slots and engine: one connection a slot, one song at a time on it.
+"""The local socket between slots and engine: one connection a slot, one job at a time on it.
 
 Each message is one line of JSON. Samples never travel in it: they lie in an unlinked file whose descriptor rides along
 (SCM_RIGHTS), float32 little-endian, channel after channel, so that a crash on either side leaves nothing behind.
 
     engine -> slot   Hello at connect and whenever its stage changes
-    slot -> engine   Sing (+ a descriptor for each of `audio`), Cancel; closing the connection is a cancel too
-    engine -> slot   (Report | Decoded + a descriptor)*, then Sung | Failed | Stopped
+    slot -> engine   Generate (+ a descriptor for each of `audio`), Cancel; closing the connection is a cancel too
+    engine -> slot   (Report | Decoded + a descriptor)*, then Generated | Failed | Stopped
 
     supervisor -> engine   AskVitals, answered by Vitals
 
-A Sing may come while the model still loads; it waits. Reports with the stage `waiting_for_engine` say that others'
-songs are being sung: they come as long as the model moves, so that silence always means an engine that hangs.
+A Generate may come while the model still loads; it waits. Reports with the stage `waiting_for_engine` say that other
+jobs are being generated: they come as long as the model moves, so that silence always means an engine that hangs.
 Step counts are of the job, over all its variations.
 """
 
@@ -22,6 +22,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,9 @@ Samples = npt.NDArray[np.float32]  # [channels, frames], -1 to 1
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_DESCRIPTORS = 16
+# A busy engine is not waited for: what it says is taken in the next time.
+_LISTEN_S = 0.001
+_CONNECT_TIMEOUT_S = 0.5
 
 
 class _Message(BaseModel):
@@ -43,7 +47,7 @@ class _Message(BaseModel):
 
 
 class Hello(_Message):
-    """Where the engine stands. `pid` is for whoever must kill it when it hangs."""
+    """Where the engine stands. By `pid` a slot kills it when it hangs."""
 
     type: Literal["hello"] = "hello"
     pid: int
@@ -61,10 +65,10 @@ class Audio(_Message):
     seed: int | None = None
 
 
-class Sing(_Message):
+class Generate(_Message):
     """Ask for all variations of one job; `alone`: with no other job's songs, as one of them may be poison."""
 
-    type: Literal["sing"] = "sing"
+    type: Literal["generate"] = "generate"
     job_id: str
     spec: dict[str, Any]
     alone: bool = False
@@ -78,7 +82,7 @@ class Cancel(_Message):
 
 
 class Report(_Message):
-    """Progress. `jobs`: how many are sung together; should the engine die now, any of them may be to blame."""
+    """Progress. `jobs`: how many are generated together; should the engine die now, any of them may be to blame."""
 
     type: Literal["report"] = "report"
     stage: Stage
@@ -96,10 +100,10 @@ class Decoded(_Message):
     sample_rate: int
 
 
-class Sung(_Message):
+class Generated(_Message):
     """Done: `songs` came before, each with its Decoded."""
 
-    type: Literal["sung"] = "sung"
+    type: Literal["generated"] = "generated"
     songs: tuple[Audio, ...]
     sample_rate: int
     sampling: Sampling
@@ -123,7 +127,7 @@ class Stopped(_Message):
 
 
 class AskVitals(_Message):
-    """Asked by the supervisor, on a connection that sings nothing; answered by Vitals."""
+    """Asked by the supervisor, on a connection of its own; answered by Vitals."""
 
     type: Literal["ask_vitals"] = "ask_vitals"
 
@@ -141,7 +145,8 @@ class Vitals(_Message):
 
 
 Message = Annotated[
-    Hello | Sing | Cancel | Report | Decoded | Sung | Failed | Stopped | AskVitals | Vitals, Field(discriminator="type")
+    Hello | Generate | Cancel | Report | Decoded | Generated | Failed | Stopped | AskVitals | Vitals,
+    Field(discriminator="type"),
 ]
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
@@ -175,14 +180,14 @@ class Connection:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Close the socket and whatever descriptors nobody took."""
+        """Close the socket and the descriptors that were not taken."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
         self._socket.close()
 
     def hang_up(self) -> None:
-        """End the conversation from any thread: whoever waits in `receive` gets a ConnectionError."""
+        """End the conversation from any thread: `receive` in another one raises ConnectionError."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -227,6 +232,49 @@ class Connection:
         finally:
             os.close(descriptor)
         return flat.reshape(audio.channels, audio.frames)
+
+
+class EngineLink:
+    """A client's connection to the engine, made anew once it is lost. Not for several threads.
+
+    `hello`: what the engine said last of itself; None while there is none, or it has not spoken.
+    """
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+        self._connection: Connection | None = None
+        self.hello: Hello | None = None
+
+    def listen(self, wait_s: float = _LISTEN_S) -> None:
+        """Take in what the engine says, waiting up to `wait_s` for it to begin; without an engine, that long too."""
+        until_s = time.monotonic() + wait_s
+        try:
+            if self._connection is None:
+                self._connection = Connection.connect(self._socket_path, _CONNECT_TIMEOUT_S)
+            while message := self._connection.receive(wait_s):
+                self.take(message)
+                wait_s = _LISTEN_S
+        except OSError:  # not there yet, or gone: ConnectionError is one too
+            self.close()
+            time.sleep(max(0.0, until_s - time.monotonic()))
+
+    def take(self, message: Message) -> None:
+        """One message that came outside of a job."""
+        if isinstance(message, Hello):
+            self.hello = message
+
+    @property
+    def connection(self) -> Connection:
+        """Raises ConnectionError while there is none."""
+        if self._connection is None:
+            raise ConnectionError("there is no connection to the engine")
+        return self._connection
+
+    def close(self) -> None:
+        """Hang up, which cancels a job that was asked for."""
+        if self._connection:
+            self._connection.close()
+        self._connection = self.hello = None
 
 
 def share_samples(samples: Samples) -> int:

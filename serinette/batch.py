@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field, field_validator
 
 from serinette.credentials import Limits
-from serinette.job import Artifact, JobError, JobStatus, LabelText, Usage
+from serinette.job import Artifact, JobError, LabelText, Usage
 from serinette.names import Lane
 from serinette.spec import BoundedInput, GenerationSpec
 from serinette.webhook import Delivery, WebhookUrl
@@ -53,6 +53,11 @@ class LineStatus(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELED = "canceled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it stays so in this round."""
+        return self in {LineStatus.SUCCEEDED, LineStatus.FAILED, LineStatus.CANCELED}
 
 
 class _Model(BaseModel):
@@ -206,11 +211,17 @@ class BatchHeader(_Model):
         return range(first, min(first + self.part_lines, self.total))
 
 
-def keyed_batch_id(tenant: str, idempotency_key: str | None) -> str:
-    """The id that an Idempotency-Key of a tenant stands for; a new one without a key."""
+def keyed_batch_id(tenant: str, idempotency_key: str | None, secret: str | None = None) -> str:
+    """The id that an Idempotency-Key of a tenant stands for; a new one without a key.
+
+    With the deployment's `secret` no other tenant can compute it (docs/decisions/0013).
+    """
     if idempotency_key is None:
         return f"batch-{uuid.uuid4().hex}"
-    return f"batch-{hmac.digest(f'batch:{tenant}'.encode(), idempotency_key.encode(), hashlib.sha256).hex()[:32]}"
+    key, said = f"batch:{tenant}", idempotency_key
+    if secret is not None:
+        key, said = secret, f"{key}\n{idempotency_key}"
+    return f"batch-{hmac.digest(key.encode(), said.encode(), hashlib.sha256).hex()[:32]}"
 
 
 def is_batch_id(name: str) -> bool:
@@ -219,7 +230,7 @@ def is_batch_id(name: str) -> bool:
 
 
 def line_job_id(batch_id: str, line: int, round: int) -> str:
-    """The job that sings a line (from 0) in a round: however often it is released, it is one job."""
+    """The job of a line (from 0) in a round: however often it is released, it is one job."""
     digest = hashlib.sha256(f"{batch_id}/{line}/{round}".encode()).digest()
     return str(uuid.UUID(bytes=digest[:16], version=5))
 
@@ -227,8 +238,3 @@ def line_job_id(batch_id: str, line: int, round: int) -> str:
 def line_seed(batch_id: str, line: int) -> int:
     """The seed of a line that names none: drawn once, for every gateway and every retry the same."""
     return int.from_bytes(hashlib.sha256(f"{batch_id}/{line}/seed".encode()).digest()[:4])
-
-
-def line_status(status: JobStatus) -> LineStatus:
-    """A job's status as its line's."""
-    return LineStatus(status.value)

@@ -1,6 +1,6 @@
 """Processes that die with their parent, also when the parent is killed outright (`kill -9`).
 
-Whoever starts a process writes `Popen(leashed(command))`. On Linux the kernel holds the leash (PR_SET_PDEATHSIG, see
+A process is started by `Popen(leashed(command))`. On Linux the kernel holds the leash (PR_SET_PDEATHSIG, see
 prctl(2)): it is set before `command` takes the process over, so the process id is the command's own, and it holds
 however busy or hung the process is. Elsewhere a small process stays between the two and watches.
 

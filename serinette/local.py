@@ -1,4 +1,4 @@
-"""Serinette on one machine: Valkey, gateway, maintenance and worker as one supervised tree of processes."""
+"""Serinette on one machine: Valkey, gateway, controller and worker, supervised by `serinette up`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from serinette import readiness
+import httpx
+from redis import Redis, RedisError
+
 from serinette.errors import ConfigurationError
 from serinette.job import now
+from serinette.presence import WorkerStage, present
 from serinette.settings import SharedSettings, connect_redis, read
-from serinette.tree import Notice, Part, Tree
+from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES, Child, ChildLog, ChildSpec, Notice, Supervisor
 
-# A Unix socket's path may have 108 bytes on Linux and 104 on macOS, the ending zero among them.
-_LONGEST_SOCKET_PATH = 103
 _ANY_HOST = {"0.0.0.0", "::"}  # noqa: S104  # recognized, never a default
+# The gateway itself answers within three seconds, whether or not queue and store do.
+_GATEWAY_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +79,13 @@ class Local:
     def __init__(
         self,
         options: LocalOptions,
-        tell: Callable[[Notice], None],
+        report: Callable[[Notice], None],
         echo: Callable[[str, str], None] | None = None,
     ) -> None:
         self._options = options
         self._data_dir = options.data_dir.absolute()
         self.log_dir = self._data_dir / "logs"
-        self._tree = Tree(self.log_dir, tell, echo)
+        self._supervisor = Supervisor(report, echo)
         self._signals = 0
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self.url = ""
@@ -111,26 +114,26 @@ class Local:
         self._signals += 1  # from here on a signal no longer raises
         ending = self._signals
         try:
-            self._tree.stop(in_a_hurry=lambda: self._signals > ending)
+            self._supervisor.stop(in_a_hurry=lambda: self._signals > ending)
         finally:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
             os.close(self._lock)
 
     def wait_ready(self) -> None:
-        """Wait until a song can be sung."""
-        self._tree.wait_ready()
+        """Wait until a song can be generated."""
+        self._supervisor.wait_ready()
 
-    def tend(self) -> None:
+    def tick(self) -> None:
         """Restart what has died; to be called a few times a second."""
-        self._tree.tend()
+        self._supervisor.tick()
 
     def _prepare_data_dir(self) -> None:
-        longest = len(os.fsencode(self._socket))
-        if longest > _LONGEST_SOCKET_PATH:
+        excess = len(os.fsencode(self._socket)) - LONGEST_SOCKET_PATH_BYTES
+        if excess > 0:
             raise ConfigurationError(
-                f"the path of {self._data_dir} is {longest - _LONGEST_SOCKET_PATH} bytes too long for the socket in "
-                "it: choose another directory with --data-dir"
+                f"the path of {self._data_dir} is {excess} bytes too long for the socket in it: choose another "
+                "directory with --data-dir"
             )
         try:
             for directory in ("logs", "store", "valkey", "work"):
@@ -169,19 +172,22 @@ class Local:
         }
         if self._options.redis_url is None:
             shared |= {"SERINETTE_REDIS_USERNAME": "", "SERINETTE_REDIS_PASSWORD": ""}
-            self._tree.start(self._valkey())
-            self._tree.wait_ready()
+            self._add(self._valkey())
+            self._supervisor.wait_ready()
         self._redis = connect_redis(self._settings)
         metrics_port = self._settings.metrics_port
-        for number, part in enumerate((self._gateway(shared, port), self._maintenance(shared), self._worker(shared))):
+        for number, spec in enumerate((self._gateway(shared, port), self._controller(shared), self._worker(shared))):
             own = {"SERINETTE_METRICS_PORT": str(metrics_port + number)} if metrics_port else {}
-            self._tree.start(replace(part, environment={**part.environment, **own}))
+            self._add(replace(spec, environment={**spec.environment, **own}))
+
+    def _add(self, spec: ChildSpec) -> None:
+        self._supervisor.add(Child(spec, ChildLog(self.log_dir / f"{spec.name}.log")))
 
     @property
     def _socket(self) -> Path:
         return self._data_dir / "valkey.sock"
 
-    def _valkey(self) -> Part:
+    def _valkey(self) -> ChildSpec:
         data = self._data_dir / "valkey"
         configuration = {
             "port": "0",  # the socket below is for this user alone; a port would be for everybody on the machine
@@ -197,22 +203,43 @@ class Local:
         command = [valkey_program()]
         for name, value in configuration.items():
             command += [f"--{name}", value]
-        return Part("valkey", tuple(command), {}, readiness.valkey(self._socket))
+        return ChildSpec("valkey", tuple(command), pending=self._valkey_pending)
 
-    def _gateway(self, shared: dict[str, str], port: int) -> Part:
+    def _valkey_pending(self) -> str | None:
+        try:
+            with Redis(unix_socket_path=str(self._socket), socket_timeout=2) as redis:
+                redis.ping()
+        except RedisError as error:
+            return f"answers {error}" if self._socket.exists() else "starting"
+        return None
+
+    def _gateway(self, shared: dict[str, str], port: int) -> ChildSpec:
         listening = {
             "SERINETTE_HOST": self._options.host,
             "SERINETTE_PORT": str(port),
             "SERINETTE_DRAIN_TIMEOUT_S": "2",
         }
         environment = {**shared, **self._options.gateway, **listening}
-        return Part("gateway", (sys.executable, "-m", "api"), environment, readiness.gateway(self.url))
+        return ChildSpec("gateway", (sys.executable, "-m", "api"), environment, self._gateway_pending)
 
-    def _maintenance(self, shared: dict[str, str]) -> Part:
-        pending = readiness.maintenance(self._redis, self._settings.keys)
-        return Part("controller", (sys.executable, "-m", "controller"), shared, pending)
+    def _gateway_pending(self) -> str | None:
+        """What it says of itself, its queue and its store."""
+        try:
+            answer = httpx.get(f"{self.url}/readyz", timeout=_GATEWAY_TIMEOUT_S, trust_env=False)
+        except httpx.HTTPError:
+            return "starting"
+        return None if answer.is_success else _detail(answer)
 
-    def _worker(self, shared: dict[str, str]) -> Part:
+    def _controller(self, shared: dict[str, str]) -> ChildSpec:
+        return ChildSpec("controller", (sys.executable, "-m", "controller"), shared, self._controller_pending)
+
+    def _controller_pending(self) -> str | None:
+        try:
+            return None if self._redis.exists(self._settings.keys.leader) else "starting"
+        except RedisError as error:
+            return str(error)
+
+    def _worker(self, shared: dict[str, str]) -> ChildSpec:
         drain_timeout_s = self._options.drain_timeout_s
         environment = {
             **shared,
@@ -220,10 +247,27 @@ class Local:
             "SERINETTE_WORK_DIR": str(self._data_dir / "work"),
             "SERINETTE_DRAIN_TIMEOUT_S": str(drain_timeout_s),
         }
-        pending = readiness.worker(self._redis, self._settings.keys, now())
+        self._worker_since = now()
         command = (sys.executable, "-m", "gpu_worker")
         # A first load may fetch the checkpoint: the worker itself bounds it (engine_start_timeout_s).
-        return Part("worker", command, environment, pending, start_timeout_s=None, stop_timeout_s=drain_timeout_s + 5)
+        return ChildSpec(
+            "worker",
+            command,
+            environment,
+            self._worker_pending,
+            ready_timeout_s=float("inf"),
+            stop_timeout_s=drain_timeout_s + 5,
+        )
+
+    def _worker_pending(self) -> str | None:
+        """Until a worker that started with this supervisor has its model."""
+        try:
+            workers = [one for one in present(self._redis, self._settings.keys) if one.started_at >= self._worker_since]
+        except RedisError as error:
+            return str(error)
+        if any(worker.stage is WorkerStage.READY for worker in workers):
+            return None
+        return next((worker.message or worker.stage for worker in workers), "starting")
 
 
 def _lock(data_dir: Path) -> int:
@@ -260,3 +304,10 @@ def _free_port(host: str, port: int) -> int:
         raise ConfigurationError(
             f"cannot listen on {host}, port {port} ({error.strerror or error}): choose others with --host and --port"
         ) from error
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):  # another server than ours
+        return f"answers {answer.status_code}"

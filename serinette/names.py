@@ -196,24 +196,20 @@ class Keys:
         return self._key("tenant-batches", tenant)
 
     def batch(self, batch_id: str) -> str:
-        """Hash: status, cursor and counts of one batch (serinette/batches/record.py). Never its lines."""
+        """Hash: status, cursor and counts of one batch (serinette/batches/repository.py). Never its lines."""
         return self._key("batch", batch_id)
 
     def batch_running(self, batch_id: str) -> str:
         """Set of the ids of a batch's jobs that an attempt holds."""
         return self._key("batch-running", batch_id)
 
-    def batch_ended(self, batch_id: str) -> str:
-        """Set of the ids of a batch's jobs that have ended, until the batch has entered them."""
-        return self._key("batch-ended", batch_id)
+    def batch_live(self, batch_id: str) -> str:
+        """Sorted set of the ids of a batch's jobs that have not ended, by their line from 0."""
+        return self._key("batch-live", batch_id)
 
     def batch_open(self, batch_id: str) -> str:
         """Set of the numbers of those of a batch's parts that are released and not yet written to the store."""
         return self._key("batch-open", batch_id)
-
-    def batch_part(self, batch_id: str, round: int, part: int) -> str:
-        """Hash of one open part's lines that have ended, to how (batches/record.py); it goes with the part."""
-        return self._key("batch-part", batch_id, str(round), str(part))
 
     @property
     def doctor(self) -> str:
@@ -307,12 +303,12 @@ def batch_results_key(tenant: str, batch_id: str, round: int, part: int) -> str:
 
 
 def batch_output_key(tenant: str, batch_id: str, round: int) -> str:
-    """Lines that were sung, as the round ended."""
+    """Lines that succeeded, as the round ended."""
     return f"{batch_prefix(tenant, batch_id)}output-{round:04}.jsonl"
 
 
 def batch_errors_key(tenant: str, batch_id: str, round: int) -> str:
-    """Lines that were not, as the round ended."""
+    """The other lines, as the round ended."""
     return f"{batch_prefix(tenant, batch_id)}errors-{round:04}.jsonl"
 
 

@@ -64,9 +64,9 @@ class Presence(BaseModel):
 
 
 def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
-    """Tell where a worker stands; holds for PRESENCE_TTL_S seconds.
+    """Report where a worker stands; holds for PRESENCE_TTL_S seconds.
 
-    One that drains keeps its place in the pool no more, whatever it still sings: KEDA would start another for it.
+    A draining worker is not counted as busy, whatever it still generates: KEDA would start another in its place.
     """
     with redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.worker(presence.name), presence.model_dump_json(), ex=PRESENCE_TTL_S)
@@ -85,7 +85,7 @@ def withdraw(redis: Redis, keys: Keys, name: str) -> None:
 
 
 def present(redis: Redis, keys: Keys) -> list[Presence]:
-    """All workers that have told of themselves lately, by name."""
+    """All workers that have reported lately, by name."""
     raw: list[Any] = redis.zrangebyscore(keys.workers, now().timestamp(), "+inf")
     names = [name.decode() for name in raw]
     texts = redis.mget([keys.worker(name) for name in sorted(names)]) if names else []
@@ -95,7 +95,7 @@ def present(redis: Redis, keys: Keys) -> list[Presence]:
 class Pace(StrEnum):
     """A pool's moving averages, in seconds."""
 
-    RUN = "run_s"  # of a job's attempt that sang
+    RUN = "run_s"  # of the attempt that made a job's songs
     COLD_START = "cold_start_s"  # from a worker's first process to its model
 
 

@@ -32,7 +32,7 @@ from tests.processes import eventually
 
 
 def put_upload(store: Store, upload_id: str, data: bytes) -> None:
-    """An upload as the gateway leaves it; what it says of the sound nobody reads again."""
+    """An upload as the gateway leaves it; what it says of the sound is not read again."""
     record = Upload(
         id=upload_id,
         duration_s=1,
@@ -136,13 +136,13 @@ class Pod:
         self.board.cancel(job_id)
 
     def wait_step(self, job_id: str, timeout_s: float = 60) -> None:
-        """Wait until a job is being sung."""
+        """Wait until a job has reached a step."""
 
-        def sung() -> bool:
+        def stepping() -> bool:
             progress = self.entry(job_id).progress
             return progress is not None and progress.step is not None
 
-        assert eventually(sung, timeout_s), f"never sung: {self.entry(job_id).fields}\n{self.log()}"
+        assert eventually(stepping, timeout_s), f"no step: {self.entry(job_id).fields}\n{self.log()}"
 
     def wait_over(self, job_id: str, outcome: JobStatus | None = None, timeout_s: float = 60) -> Entry:
         """Wait until a job has ended, and in `outcome` if given."""

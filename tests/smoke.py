@@ -71,13 +71,13 @@ def post(url: str, body: dict[str, Any] | None = None, **options: Any) -> reques
 
 
 def submitted(url: str, body: dict[str, Any]) -> str:
-    """The request id of a song to be sung."""
+    """The request id of a song to be generated."""
     answer = post(f"{url}/generate_music_async", body)
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert set(told) == {"request_id", "status", "message"}, told
-    assert (told["status"], told["message"]) == ("queued", "Request has been queued for processing"), told
-    return str(told["request_id"])
+    answered = answer.json()
+    assert set(answered) == {"request_id", "status", "message"}, answered
+    assert (answered["status"], answered["message"]) == ("queued", "Request has been queued for processing"), answered
+    return str(answered["request_id"])
 
 
 def ended(url: str, request_id: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_the_queue_is_counted(server_url: str) -> None:
 
 
 def test_cancel_ends_a_request(server_url: str) -> None:
-    """Four minutes of song in two hundred steps: canceled long before it is sung, wherever it is by then."""
+    """Four minutes of song in two hundred steps: canceled long before it is generated, wherever it is by then."""
     body = {"audio_duration": 240.0, "infer_step": 200}
     request_ids = [submitted(server_url, body) for _ in range(4)]
     early = get(f"{server_url}/result/{request_ids[-1]}")

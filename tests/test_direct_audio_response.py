@@ -27,7 +27,7 @@ def test_return_file_data_makes_generate_music_answer_bytes(server_url: str) -> 
     assert_song(post(f"{server_url}/generate_music", BODY | {"format": "mp3", "return_file_data": True}), "mp3", 3.0)
 
 
-def test_return_file_data_tells_of_the_file_in_the_status(server_url: str) -> None:
+def test_return_file_data_describes_the_file_in_the_status(server_url: str) -> None:
     request_id = submitted(server_url, BODY | {"format": "mp3", "return_file_data": True})
     result = ended(server_url, request_id)["result"]
     names = {"success", "content_type", "format", "audio_size_bytes", "params_json", "message"}
@@ -41,20 +41,20 @@ def test_return_file_data_tells_of_the_file_in_the_status(server_url: str) -> No
 def test_the_json_result_holds_the_file_where_a_client_asked_for_it(server_url: str) -> None:
     request_id = submitted(server_url, BODY | {"format": "mp3", "return_file_data": True})
     assert ended(server_url, request_id)["status"] == "completed"
-    told = get(f"{server_url}/result/{request_id}", params={"format": "json"}).json()
-    assert (told["success"], told["format"]) == (True, "mp3"), sorted(told)
-    audio = base64.b64decode(told["audio"], validate=True)
+    answered = get(f"{server_url}/result/{request_id}", params={"format": "json"}).json()
+    assert (answered["success"], answered["format"]) == (True, "mp3"), sorted(answered)
+    audio = base64.b64decode(answered["audio"], validate=True)
     assert_audio(audio, "mp3", 3.0)
-    assert audio == get(f"{server_url}{told['audio_path']}").content
+    assert audio == get(f"{server_url}{answered['audio_path']}").content
 
 
 def test_the_json_result_is_small_otherwise(server_url: str) -> None:
     request_id = submitted(server_url, BODY)
     assert ended(server_url, request_id)["status"] == "completed"
-    told = get(f"{server_url}/result/{request_id}", params={"format": "json"}).json()
-    assert (told["success"], told["audio_path"]) == (True, f"/result/{request_id}"), told
-    assert "audio" not in told
-    assert told["params_json"]["prompt"] == BODY["prompt"], told
+    answered = get(f"{server_url}/result/{request_id}", params={"format": "json"}).json()
+    assert (answered["success"], answered["audio_path"]) == (True, f"/result/{request_id}"), answered
+    assert "audio" not in answered
+    assert answered["params_json"]["prompt"] == BODY["prompt"], answered
 
 
 def test_bad_values_are_refused(server_url: str) -> None:

@@ -46,18 +46,18 @@ WHOLE_FORM: dict[str, Any] = {
 }
 
 
-def sung(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def generated(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """What /generate_music answers, and a song where it says one is."""
     answer = post(f"{url}/generate_music", body)
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    assert told["success"] is True, told
-    assert told["audio_path"].startswith("/result/"), told
-    assert_song(get(f"{url}{told['audio_path']}"), body.get("format", "wav"), body["audio_duration"])
-    return told
+    answered: dict[str, Any] = answer.json()
+    assert answered["success"] is True, answered
+    assert answered["audio_path"].startswith("/result/"), answered
+    assert_song(get(f"{url}{answered['audio_path']}"), body.get("format", "wav"), body["audio_duration"])
+    return answered
 
 
-def test_health_tells_of_the_model(server_url: str) -> None:
+def test_health_reports_the_model(server_url: str) -> None:
     health = get(f"{server_url}/health").json()
     assert health["status"] == "healthy", health
     assert isinstance(health["pipeline_loaded"], bool), health
@@ -69,22 +69,22 @@ def test_initialize_answers_to_query_and_json_alike(server_url: str) -> None:
     loaded = get(f"{server_url}/health").json()["pipeline_loaded"]
     for answer in (post(f"{server_url}/initialize", settings), post(f"{server_url}/initialize", params=settings)):
         assert answer.status_code == 200, answer.text
-        told = answer.json()
-        assert told["success"] is loaded, told
-        assert told["message" if loaded else "error_message"], told
+        answered = answer.json()
+        assert answered["success"] is loaded, answered
+        assert answered["message" if loaded else "error_message"], answered
     assert fields_of(post(f"{server_url}/initialize", {"device_id": "first"})) == {"device_id"}
 
 
-def test_the_sample_can_be_sung(server_url: str) -> None:
-    told = get(f"{server_url}/sample_data").json()
-    assert told["success"] is True, told
-    assert {"prompt", "lyrics"} <= set(told["sample"]), told
-    sung(server_url, told["sample"] | {"audio_duration": 5.0})
+def test_the_sample_can_be_generated(server_url: str) -> None:
+    answered = get(f"{server_url}/sample_data").json()
+    assert answered["success"] is True, answered
+    assert {"prompt", "lyrics"} <= set(answered["sample"]), answered
+    generated(server_url, answered["sample"] | {"audio_duration": 5.0})
 
 
 def test_generate_music_answers_with_the_song(server_url: str) -> None:
-    told = sung(server_url, WHOLE_FORM)
-    params = told["params_json"]
+    answered = generated(server_url, WHOLE_FORM)
+    params = answered["params_json"]
     assert params["actual_seeds"] == [12], params
     adjusted = {each["field"] for each in params["adjusted"]}
     # Turbo checkpoints have steps and guidance of their own; which the server holds is not known here.
@@ -96,7 +96,7 @@ def test_generate_music_answers_with_the_song(server_url: str) -> None:
 
 def test_the_same_seed_is_the_same_song(server_url: str) -> None:
     body = {"audio_duration": 3.0, "prompt": "piano", "lyrics": ""}
-    paths = [sung(server_url, body | {"manual_seeds": seed})["audio_path"] for seed in ("77", "77", "78")]
+    paths = [generated(server_url, body | {"manual_seeds": seed})["audio_path"] for seed in ("77", "77", "78")]
     first, again, other = (decode(BytesIO(get(f"{server_url}{path}").content), 48_000, 2, 600) for path in paths)
     # The files' tags name their jobs; and a busy GPU's batch may move the last bits.
     assert np.abs(first - again).max() < 1e-3
@@ -120,14 +120,14 @@ def test_a_song_can_follow_audio_that_comes_along(server_url: str) -> None:
         timeout=ANSWER_TIMEOUT_S,
     )
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert (set(told), told["success"]) == ({"success", "request_id", "message"}, True), told
-    status = ended(server_url, told["request_id"])
+    answered = answer.json()
+    assert (set(answered), answered["success"]) == ({"success", "request_id", "message"}, True), answered
+    status = ended(server_url, answered["request_id"])
     assert status["status"] == "completed", status
     params = status["result"]["params_json"]
     assert (params["task"], params["ref_audio_strength"]) == ("cover", 0.7), params
     assert [each["field"] for each in params["adjusted"]] == ["audio_duration"], params
-    assert_song(get(f"{server_url}/result/{told['request_id']}"), "wav", None)
+    assert_song(get(f"{server_url}/result/{answered['request_id']}"), "wav", None)
 
 
 def test_a_text_file_called_song_is_no_audio(server_url: str) -> None:

@@ -54,16 +54,16 @@ class Up:
         return cls(process, data_dir, log)
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         """All that it has said."""
         return self.log.read_text()
 
     @property
     def url(self) -> str:
         """Where it listens, once everything is ready."""
-        assert eventually(lambda: "Listening on" in self.told or self.process.poll() is not None, 120), self.told
-        found = re.search(r"Listening on (\S+)", self.told)
-        assert found, self.told
+        assert eventually(lambda: "Listening on" in self.output or self.process.poll() is not None, 120), self.output
+        found = re.search(r"Listening on (\S+)", self.output)
+        assert found, self.output
         return found[1]
 
     def family(self) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""Batches: read and checked (reading, checking), kept (book in Redis, shelf in the store), handed out (desk, files).
+"""The gateway's part of batches: lines are checked (validation), kept and reported (service), handed out (zipping).
 
-Their lines are released and gathered by controller/batches.py.
+The controller releases them (controller/batches).
 """

@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from api.answering import answering
-from api.batches.checking import Check, Checked, Frame, check_lines
-from api.batches.reading import Line
+from api.batches.validation import Check, Checked, Line, LineChecker
 from api.queue.admission import check_audio, check_webhook, check_words, pool_for, timeout_for
 from api.settings import GatewaySettings
 from serinette.batch import (
@@ -25,9 +24,9 @@ from serinette.batch import (
     BatchStatus,
     keyed_batch_id,
 )
+from serinette.batches.files import BatchFiles
 from serinette.batches.lines import Lines
-from serinette.batches.objects import Shelf
-from serinette.batches.record import Book, Page
+from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.credentials import Limits
 from serinette.errors import (
     Conflict,
@@ -39,7 +38,6 @@ from serinette.errors import (
     TooManyInFlight,
 )
 from serinette.job import Job, now
-from serinette.jobs import Jobs
 from serinette.presence import present
 from serinette.spec import GenerationSpec
 from serinette.webhook_targets import Targets
@@ -53,16 +51,15 @@ _ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class BatchService:
     """Batches of all tenants.
 
     `declared` are a tenant's limits where a file has them, `limits` those that count. Every method raises
     QueueUnavailable when Redis does not answer, and those that need the store StoreUnavailable.
     """
 
-    book: Book
-    shelf: Shelf
-    jobs: Jobs
+    repository: BatchRepository
+    files: BatchFiles
     settings: GatewaySettings
     targets: Targets
     declared: Callable[[str], Limits | None]
@@ -87,36 +84,37 @@ class Desk:
                 allowed = ", ".join(limits.lanes)
                 raise LaneNotAllowed(f"batches wait in lane {LANE}; tenant {tenant} may use {allowed}", field="lane")
             check_webhook(tenant, options.webhook, self.settings, self.targets)
-            batch_id = keyed_batch_id(tenant, idempotency_key)
+            secret = self.settings.idempotency_secret
+            batch_id = keyed_batch_id(tenant, idempotency_key, secret.get_secret_value() if secret else None)
             with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
-                frame = Frame(batch_id, Path(directory), self.part_lines)
-                checked = check_lines(frame, options, lines, self._check(tenant, options.timeout_s))
-                if (known := self.book.read(batch_id)) is not None:
-                    if not known.status.ended:
-                        self._sync(batch_id)
-                    return _replayed(known, checked), False
-                header = self._header(tenant, batch_id, options, checked)
-                kept = self.shelf.begin(header, checked.parts)
-            if kept.digest != checked.digest:
-                raise _another_batch()
-            return self._entered(kept, keyed=idempotency_key is not None)
+                check = self._check(tenant, options.timeout_s)
+                checked = LineChecker(batch_id, Path(directory), self.part_lines, check)(options, lines)
+                known = self.repository.read(batch_id)
+                if known and not known.status.ended:
+                    self._sync(batch_id)
+                ours = self._header(tenant, batch_id, options, checked)
+                header = known.header if known else self.files.begin(ours, checked.parts)
+            if header.digest != checked.digest:
+                message = "this Idempotency-Key was used with another batch; use a new key for a new batch"
+                raise IdempotencyConflict(message, field="Idempotency-Key")
+            return (known.batch(), False) if known else self._entered(header, keyed=idempotency_key is not None)
 
     def known(self, tenant: str, batch_id: str) -> Batch | None:
-        """One batch, as far as Redis alone can tell."""
+        """One batch, as far as Redis alone knows it."""
         with answering(_ADVICE):
-            return page.batch() if (page := self._page(tenant, batch_id)) else None
+            return record.batch() if (record := self._record(tenant, batch_id)) else None
 
     def get(self, tenant: str, batch_id: str) -> Batch:
         """One batch, from Redis or, when that has forgotten it, from the store. Raises NotFound."""
         try:
-            return self.known(tenant, batch_id) or self.shelf.ended(tenant, batch_id)
+            return self.known(tenant, batch_id) or self.files.ended(tenant, batch_id)
         except NotFound as error:
             raise _no_batch(batch_id) from error
 
     def newest(self, tenant: str, limit: int) -> Sequence[Batch]:
         """A tenant's batches, newest first."""
         with answering(_ADVICE):
-            return [page.batch() for page in self.book.newest(tenant, limit)]
+            return [record.batch() for record in self.repository.newest(tenant, limit)]
 
     def pause(self, tenant: str, batch_id: str) -> Batch:
         """Release no more lines; what is released goes on. Raises NotFound, Conflict."""
@@ -128,18 +126,19 @@ class Desk:
 
     def cancel(self, tenant: str, batch_id: str) -> Batch:
         """End what has not ended. A batch that is canceled already is simply answered. Raises NotFound, Conflict."""
-        allowed = (BatchStatus.IN_PROGRESS, BatchStatus.PAUSED, BatchStatus.CANCELED)
-        with answering(_ADVICE):
-            if (page := self._page(tenant, batch_id)) and page.status is BatchStatus.CANCELED:
-                return page.batch()
-        return self._moved(tenant, batch_id, BatchStatus.CANCELING, *allowed[:2])
+        batch = self.known(tenant, batch_id)
+        if batch and batch.status is BatchStatus.CANCELED:
+            return batch
+        return self._moved(tenant, batch_id, BatchStatus.CANCELING, BatchStatus.IN_PROGRESS, BatchStatus.PAUSED)
 
     def retry(self, tenant: str, batch_id: str) -> Batch:
         """Another round for the lines of an ended batch that have no songs. Raises NotFound, Conflict."""
         with answering(_ADVICE):
-            if self._page(tenant, batch_id) is None:
+            record = self._record(tenant, batch_id)
+            if record is None:
                 raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
-            if not self.book.retry(batch_id):
+            left = record.status.ended and record.failed + record.canceled
+            if not left or not self.repository.retry(record):
                 raise Conflict(
                     f"batch {batch_id} has not ended, or all of its lines have songs: there is nothing to retry"
                 )
@@ -150,36 +149,33 @@ class Desk:
         batch = self.get(tenant, batch_id)
         if not batch.status.ended:
             raise NotFinished(f"batch {batch_id} is {batch.status}: cancel it, or wait for its end, then erase it")
-        self.shelf.erase(tenant, batch_id)
+        self.files.erase(tenant, batch_id)
         with answering(_ADVICE):
-            self.book.forget(tenant, batch_id)
+            self.repository.forget(batch_id)
 
     def lines(self, tenant: str, batch_id: str, first: int, count: int) -> list[BatchLine]:
         """What became of some lines, from 0, of one part at most. Raises NotFound."""
         with answering(_ADVICE):
-            page = self._page(tenant, batch_id)
-            if page is None:
+            record = self._record(tenant, batch_id)
+            if record is None:
                 raise NotFound(f"the lines of batch {batch_id} are not known; its files may be kept still")
-            header = page.header
-            part = first // header.part_lines
-            if part >= header.parts:
+            header, part = record.header, first // record.header.part_lines
+            wanted = range(first, min(first + count, header.span(part).stop))
+            if part >= header.parts or not wanted:
                 return []
-            wanted = [number for number in header.span(part) if first <= number < first + count]
-            is_open = part in self.book.open_parts(header.id)
-            if not is_open and wanted and wanted[-1] < page.released:
-                written = self.shelf.results(header, page.round, part)
+            if wanted.stop <= record.released and part not in self.repository.under_way(record)[0]:
+                written = self.files.results(header, record.round, part)
                 return [line for line in written if line.line - 1 in wanted]
-            ends = self.book.ends(page, part) if is_open else {}
-            orders = dict(zip(header.span(part), self.shelf.orders(header, part), strict=True))
-            return self._lines.read(page, wanted, ends, orders)
+            orders = dict(zip(header.span(part), self.files.orders(header, part), strict=True))
+            return self._lines.read(record, wanted, orders)
 
     def _check(self, tenant: str, timeout_s: int | None) -> Check:
-        workers = present(self.jobs.redis, self.settings.keys)
+        workers = present(self.repository.jobs.redis, self.settings.keys)
         find = lru_cache(_REMEMBERED)(lambda job_id: self._job(tenant, job_id))
 
         @lru_cache(_REMEMBERED)
         def check_sources(task: GenerationSpec) -> None:
-            check_audio(tenant, task, self.shelf.store, find)
+            check_audio(tenant, task, self.files.store, find)
 
         def check(spec: GenerationSpec) -> tuple[str, int]:
             check_words(spec, self.settings.loras)
@@ -191,89 +187,67 @@ class Desk:
         return check
 
     def _job(self, tenant: str, job_id: str) -> Job:
-        (job,) = self._lines.find(tenant, [job_id])
-        if job is None:
+        found, _ = self._lines.find(tenant, [job_id])
+        if job_id not in found:
             raise NotFound(f"there is no job {job_id}")
-        return job
+        return found[job_id]
 
     @property
     def _lines(self) -> Lines:
-        return Lines(self.jobs, self.shelf)
+        return Lines(self.repository.jobs, self.files)
 
     def _header(self, tenant: str, batch_id: str, options: BatchOptions, checked: Checked) -> BatchHeader:
         return BatchHeader(
             id=batch_id,
             tenant=tenant,
-            name=options.name,
-            labels=options.labels,
-            timeout_s=options.timeout_s,
             attempts=self.settings.max_attempts,
-            webhook=options.webhook,
             total=checked.total,
             part_lines=self.part_lines,
             digest=checked.digest,
             limits=self.declared(tenant),
             sources=checked.sources,
             created_at=now(),
+            **dict(options),
         )
 
     def _entered(self, header: BatchHeader, *, keyed: bool) -> tuple[Batch, bool]:
-        new = self.book.enter(header, self.settings.max_batches)
+        new = self.repository.enter(header, self.settings.max_batches)
         if new is None:
             if not keyed:  # else another request may be using it; it goes with age
-                self.shelf.erase(header.tenant, header.id)
+                self.files.erase(header.tenant, header.id)
             most = self.settings.max_batches
             message = f"tenant {header.tenant} has {most} unfinished batches and may have {most}; wait for one to end"
             raise TooManyInFlight(message, retry_after_s=_RETRY_S)
         self._sync(header.id)
-        page = self.book.read(header.id)
-        if page is None:
+        record = self.repository.read(header.id)
+        if record is None:
             raise QueueUnavailable("the batch was being erased just now; try again")
-        return page.batch(), new
+        return record.batch(), new
 
     def _sync(self, batch_id: str) -> None:
         if self.settings.durability == "fsync":
-            self.book.sync(batch_id, int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE))
+            self.repository.sync(batch_id, int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE))
 
-    def _page(self, tenant: str, batch_id: str) -> Page | None:
-        page = self.book.read(batch_id)
-        return page if page and page.header.tenant == tenant else None
+    def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
+        record = self.repository.read(batch_id)
+        return record if record and record.header.tenant == tenant else None
 
     def _moved(self, tenant: str, batch_id: str, to: BatchStatus, *allowed: BatchStatus) -> Batch:
         with answering(_ADVICE):
-            if self._page(tenant, batch_id) is None:
-                raise _no_batch(batch_id)
-            status = self.book.move(batch_id, to, *allowed)
-        if status is not to:
-            raise Conflict(f"batch {batch_id} is {status}: only {' or '.join(allowed)} batches can be {to}")
-        return self.get(tenant, batch_id)
-
-
-def require_ended(batch: Batch) -> Batch:
-    """The batch, whose files are written. Raises NotFinished."""
-    if not batch.status.ended:
-        raise NotFinished(
-            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines has "
-            "what has become of its lines so far"
-        )
-    return batch
+            while (record := self._record(tenant, batch_id)) and record.status is not to:
+                if record.status not in allowed:
+                    message = f"batch {batch_id} is {record.status}: only {' or '.join(allowed)} batches can be {to}"
+                    raise Conflict(message)
+                self.repository.move(record, to)  # unless it was moved meanwhile: then look again
+        if record is None:
+            raise _no_batch(batch_id)
+        return record.batch()
 
 
 def _only_audio(spec: GenerationSpec) -> GenerationSpec:
     """What of a spec the check of its audio depends on, so that a sweep over seeds asks the store once."""
     names = ("task", "source_audio", "reference_audio", "repaint_start_s", "repaint_end_s")
     return GenerationSpec.model_construct(None, **{name: getattr(spec, name) for name in names})
-
-
-def _replayed(known: Page, checked: Checked) -> Batch:
-    if known.header.digest != checked.digest:
-        raise _another_batch()
-    return known.batch()
-
-
-def _another_batch() -> IdempotencyConflict:
-    message = "this Idempotency-Key was used with another batch; use a new key for a new batch"
-    return IdempotencyConflict(message, field="Idempotency-Key")
 
 
 def _no_batch(batch_id: str) -> NotFound:

@@ -11,12 +11,12 @@ from serinette.errors import NotFound
 from serinette.job import Artifact
 from serinette.store import Store
 
-# The earliest that a zip can tell: the same songs make the same zip.
+# The earliest that a zip can hold: the same songs make the same zip.
 _AT = (1980, 1, 1, 0, 0, 0)
 
 
 class _Drain:
-    """A file that can be written to and then emptied. It cannot be sought, so the zip tells sizes behind each song."""
+    """A file that is written to and then emptied. It cannot be sought, so the zip has sizes behind each song."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []

@@ -58,7 +58,7 @@ class Gatekeeper:
         except SerinetteError as error:
             invalid = ', error="invalid_token"' if key or token else ""
             challenge = {"WWW-Authenticate": _REALM + invalid} if isinstance(error, Unauthorized) else None
-            return await answer(scope["path"], error, headers=challenge)(scope, receive, send)
+            return await answer(scope, error, headers=challenge)(scope, receive, send)
         scope[CALLER] = caller  # in place, as the router does: what is around us reads the route from the same scope
         return await self._app(scope, receive, send)
 

@@ -32,7 +32,7 @@ class KeyInPath:
         key, slash, rest = scope["path"].removeprefix(_PREFIX).partition("/")
         if not (self._allowed and key and slash):
             refusal = NotFound("no key may stand in the path here; send it as `Authorization: Bearer ...`")
-            return await answer("/k", refusal)(scope, receive, send)
+            return await answer(scope, refusal)(scope, receive, send)
         path = f"/{rest}"
         host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
 

@@ -1,6 +1,6 @@
 """Our own API."""
 
-from api.v1 import audio, batch_files, batches, containers, events, jobs, links, queue, uploads, usage, workers
+from api.v1 import audio, batches, containers, events, jobs, queue, uploads, usage
 
-_PARTS = (jobs, containers, audio, batches, batch_files, events, links, uploads, queue, usage, workers)
+_PARTS = (jobs, containers, audio, batches, events, uploads, queue, usage)
 ROUTES = [route for part in _PARTS for route in part.router.routes]

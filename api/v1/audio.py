@@ -1,18 +1,28 @@
-"""The song's bytes."""
+"""The song's bytes, and signed links to one job for the parts of a browser that send no header."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
+from pydantic import AwareDatetime, BaseModel, Field
 from starlette.responses import RedirectResponse, Response
 
-from api.dependencies import QueuePart, SettingsPart, SongsPart, TenantPart
+from api.dependencies import CallerPart, LinksPart, QueuePart, SettingsPart, SongsPart, TenantPart
 from api.songs import Asked, song_of
 from api.v1 import examples
 from api.v1.answers import JobId, problems
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
+
+
+class JobLinks(BaseModel):
+    """Paths that open this job alone, without a key."""
+
+    audio: str = Field(description="For `<audio>`; add `&index=N` for another variation.")
+    events: str = Field(description="For EventSource, and with ws: or wss: for a WebSocket.")
+    expires_at: AwareDatetime = Field(description="What is open by then stays open.")
 
 
 @router.head("/jobs/{job_id}/audio", include_in_schema=False)
@@ -44,9 +54,28 @@ async def audio(
 ) -> Response:
     """The encoded song, whole or in part, or a redirect to the store."""
     song = song_of(await queue.get(tenant, job_id), index)
-    asked = Asked(request.url.path, request.method, range_, if_range, if_none_match)
+    asked = Asked(request.scope, range_, if_range, if_none_match)
     if request.method == "GET" and not download and not asked.has(song):
         url = await songs.url(song, settings.presign_s)
         if url is not None:
             return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
     return await songs.serve(song, asked, f"{job_id}-{song.index}.{song.format}", download=download)
+
+
+@router.post(
+    "/jobs/{job_id}/links",
+    summary="Links for a browser",
+    responses={200: {"content": examples.LINKS}, **problems("not_found", "queue_unavailable", "store_unavailable")},
+)
+async def links(
+    job_id: JobId, queue: QueuePart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
+) -> JobLinks:
+    """Signed for a short while: a client that has one may hear this job. Revoking the key ends them too."""
+    await queue.get(caller.tenant, job_id)
+    token, expires_s = await signer.sign(caller, job_id, settings.link_s)
+    path = f"/v1/jobs/{job_id}"
+    return JobLinks(
+        audio=f"{path}/audio?token={token}",
+        events=f"{path}/events?token={token}",
+        expires_at=datetime.fromtimestamp(expires_s, UTC),
+    )

@@ -1,9 +1,10 @@
-"""Batches: make, look, list, pause, resume, cancel, retry, erase."""
+"""Batches: make, look, list, pause, resume, cancel, retry, erase; and the files that an ended one leaves."""
 
 from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path as File
 from typing import Annotated
@@ -12,14 +13,19 @@ import anyio
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
-from api.batches.reading import inline, jsonl, options_of
-from api.batches.service import Desk
-from api.dependencies import BatchThreadsPart, DeskPart, SettingsPart, TenantPart
+from api.batches.service import BatchService
+from api.batches.validation import options_of, read_json, read_jsonl
+from api.batches.zipping import zipped
+from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, StorePart, TenantPart
 from api.v1 import examples
 from api.v1.answers import problems
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
-from serinette.errors import InvalidBatch, InvalidSpec, NotFound, TooLarge, UnsupportedMediaType
+from serinette.batches.files import JSONL
+from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
+from serinette.names import batch_errors_key, batch_output_key
+from serinette.store import Store
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 
@@ -45,10 +51,10 @@ async def _checked_batch_id(batch_id: Annotated[str, Path(description="As the ba
 BatchId = Annotated[str, Depends(_checked_batch_id)]
 
 
-async def _found(batch_id: BatchId, desk: DeskPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
-    if known := await run_in_threadpool(desk.known, tenant, batch_id):
+async def _found(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
+    if known := await run_in_threadpool(batches.known, tenant, batch_id):
         return known
-    return await threads.run(partial(desk.get, tenant, batch_id))
+    return await threads.run(partial(batches.get, tenant, batch_id))
 
 
 BatchPart = Annotated[Batch, Depends(_found)]
@@ -91,7 +97,7 @@ class BatchLines(BaseModel):
 async def create(
     request: Request,
     response: Response,
-    desk: DeskPart,
+    batches: BatchesPart,
     threads: BatchThreadsPart,
     settings: SettingsPart,
     tenant: TenantPart,
@@ -117,7 +123,7 @@ async def create(
     with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
         path = File(directory) / "body"
         await _spool(request, path, settings.max_body_bytes if is_json else settings.max_batch_bytes)
-        batch, created = await threads.run(partial(_create, desk, tenant, path, options, idempotency_key))
+        batch, created = await threads.run(partial(_create, batches, tenant, path, options, idempotency_key))
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
@@ -125,12 +131,12 @@ async def create(
 
 
 def _create(
-    desk: Desk, tenant: str, path: File, options: BatchOptions | None, idempotency_key: str | None
+    batches: BatchService, tenant: str, path: File, options: BatchOptions | None, idempotency_key: str | None
 ) -> tuple[Batch, bool]:
     if options is not None:
-        return desk.create(tenant, jsonl(path), options, idempotency_key)
-    told, lines = inline(path)
-    return desk.create(tenant, lines, told, idempotency_key)
+        return batches.create(tenant, read_jsonl(path), options, idempotency_key)
+    options, lines = read_json(path)
+    return batches.create(tenant, lines, options, idempotency_key)
 
 
 def _options(name: str | None, labels: list[str], timeout_s: int | None, webhook: str | None) -> BatchOptions:
@@ -155,12 +161,12 @@ async def _spool(request: Request, path: File, most: int) -> None:
 
 @router.get("/batches", summary="Batches, newest first", responses=problems("invalid_spec", "queue_unavailable"))
 def list_batches(
-    desk: DeskPart,
+    batches: BatchesPart,
     tenant: TenantPart,
     limit: Annotated[int, Query(ge=1, le=100, description="Batches at most.")] = 20,
 ) -> BatchList:
     """The newest batches, unfinished and ended, as long as they are kept."""
-    return BatchList(batches=tuple(desk.newest(tenant, limit)))
+    return BatchList(batches=tuple(batches.newest(tenant, limit)))
 
 
 _LOOK = problems("not_found", "queue_unavailable", "store_unavailable")
@@ -180,38 +186,38 @@ async def look(batch: BatchPart) -> Batch:
 )
 async def lines(
     batch_id: BatchId,
-    desk: DeskPart,
+    batches: BatchesPart,
     threads: BatchThreadsPart,
     tenant: TenantPart,
     first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1.")] = 1,
     limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most.")] = 100,
 ) -> BatchLines:
     """Each line with its job and songs, as they are now. Continue with `first` behind the last line returned."""
-    return BatchLines(lines=tuple(await threads.run(partial(desk.lines, tenant, batch_id, first - 1, limit))))
+    return BatchLines(lines=tuple(await threads.run(partial(batches.lines, tenant, batch_id, first - 1, limit))))
 
 
 @router.post("/batches/{batch_id}/pause", summary="Pause a batch", responses=_MOVE)
-def pause(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+def pause(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """No more lines are released. What waits in the lane or is being generated goes on."""
-    return desk.pause(tenant, batch_id)
+    return batches.pause(tenant, batch_id)
 
 
 @router.post("/batches/{batch_id}/resume", summary="Go on with a paused batch", responses=_MOVE)
-def resume(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+def resume(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """Lines are released again."""
-    return desk.resume(tenant, batch_id)
+    return batches.resume(tenant, batch_id)
 
 
 @router.post("/batches/{batch_id}/cancel", summary="Cancel a batch", responses=_MOVE)
-def cancel(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+def cancel(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """All of its jobs are canceled; it is `canceling` until the last has ended. What was generated is kept."""
-    return desk.cancel(tenant, batch_id)
+    return batches.cancel(tenant, batch_id)
 
 
 @router.post("/batches/{batch_id}/retry", status_code=202, summary="Retry what was not generated", responses=_MOVE)
-def retry(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
+def retry(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """Of an ended batch the failed and the canceled lines are released once more, as new jobs with the same seeds."""
-    return desk.retry(tenant, batch_id)
+    return batches.retry(tenant, batch_id)
 
 
 @router.delete(
@@ -220,6 +226,88 @@ def retry(batch_id: BatchId, desk: DeskPart, tenant: TenantPart) -> Batch:
     summary="Erase an ended batch",
     responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
 )
-async def erase(batch_id: BatchId, desk: DeskPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
+async def erase(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
     """Its lines and files go; its jobs and their songs stay until they are erased or too old."""
-    await threads.run(partial(desk.erase, tenant, batch_id))
+    await threads.run(partial(batches.erase, tenant, batch_id))
+
+
+async def _ended(batch: BatchPart) -> Batch:
+    if not batch.status.ended:
+        raise NotFinished(
+            f"batch {batch.id} is {batch.status}: its files come with its end; /v1/batches/{batch.id}/lines has "
+            "what has become of its lines so far"
+        )
+    return batch
+
+
+EndedPart = Annotated[Batch, Depends(_ended)]
+
+_FILE = problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable")
+_JSONL_BODY = {"content": {JSONL: {"schema": {"type": "string", "description": "A BatchLine as JSON on each line."}}}}
+_ZIP_BODY = {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.get(
+    "/batches/{batch_id}/output.jsonl",
+    response_class=Response,
+    summary="The lines that were generated",
+    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **_FILE},
+)
+async def output(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
+    """Each line's job, seed and songs. Written when the batch ends, and again when it was retried."""
+    return await _file(store, batch_output_key(tenant, batch.id, batch.round), f"{batch.id}-output.jsonl")
+
+
+@router.get(
+    "/batches/{batch_id}/errors.jsonl",
+    response_class=Response,
+    summary="The lines that were not generated",
+    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **_FILE},
+)
+async def errors(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
+    """Each failed line's error, and the canceled ones."""
+    return await _file(store, batch_errors_key(tenant, batch.id, batch.round), f"{batch.id}-errors.jsonl")
+
+
+@router.get(
+    "/batches/{batch_id}/songs.zip",
+    response_class=Response,
+    summary="The songs",
+    responses={200: {**_ZIP_BODY, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **_FILE},
+)
+async def songs(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
+    """All songs in one file, uncompressed, made while it is sent. Those erased meanwhile are named in missing.txt."""
+    lines = _lines(await _opened(store, batch_output_key(tenant, batch.id, batch.round)))
+    return StreamingResponse(zipped(store, lines), 200, _headers(f"{batch.id}.zip"), "application/zip")
+
+
+async def _file(store: Store, key: str, name: str) -> Response:
+    return StreamingResponse(await _opened(store, key), 200, _headers(name), JSONL)
+
+
+async def _opened(store: Store, key: str) -> AsyncIterator[bytes]:
+    """The file's chunks; whether the store has it is known before an answer begins."""
+    chunks = store.stream(key)
+    try:
+        first = await anext(chunks, b"")
+    except NotFound as error:
+        raise Gone("the batch's files were erased from the store") from error
+
+    async def all_of_it() -> AsyncIterator[bytes]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return all_of_it()
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[BatchLine]:
+    rest = b""
+    async for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield BatchLine.model_validate_json(line)
+
+
+def _headers(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-cache"}

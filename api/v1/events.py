@@ -79,15 +79,15 @@ async def socket(
     """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
     if not _origin_allowed(websocket, settings.cors_origins):
         error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
-        await websocket.send_denial_response(answer(websocket.url.path, error, 403))
+        await websocket.send_denial_response(answer(websocket.scope, error, 403))
         return
     job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
     await websocket.accept()
     async with anyio.create_task_group() as group:
         group.start_soon(_until_gone, websocket, group.cancel_scope)
         try:
-            async with aclosing(messages(events, job, after, standing)) as told:
-                async for message in told:
+            async with aclosing(messages(events, job, after, standing)) as following:
+                async for message in following:
                     await websocket.send_text(message.model_dump_json())
             await websocket.close(await _why(events, standing))
         except WebSocketDisconnect:
@@ -112,7 +112,7 @@ async def messages(events: JobEvents, job: Job, after: str, standing: Standing) 
 async def _snapshot(
     queue: JobQueue, events: JobEvents, tenant: str, job_id: str, last_event_id: str | None
 ) -> tuple[Job, str]:
-    """The job, and the event behind which to go on. What happens between the two reads is told twice, never lost."""
+    """The job, and the event behind which to go on. What happens between the two reads is sent twice, never lost."""
     last, before_last = await events.last_ids(job_id)
     job = await queue.get(tenant, job_id)
     if last_event_id is not None:
@@ -121,13 +121,13 @@ async def _snapshot(
 
 
 async def _sse(events: JobEvents, job: Job, after: str, standing: Standing) -> AsyncGenerator[ServerSentEvent]:
-    async with aclosing(messages(events, job, after, standing)) as told:
-        async for message in told:
+    async with aclosing(messages(events, job, after, standing)) as following:
+        async for message in following:
             yield ServerSentEvent(message.model_dump_json(), event=message.type, id=message.id, retry=RETRY_MS)
 
 
 async def _why(events: JobEvents, standing: Standing) -> int:
-    """The code to close with: come again elsewhere, you are not let in any more, or this is the end."""
+    """The code to close with: reconnect elsewhere, the key is no longer valid, or the job has ended."""
     if events.closing:
         return 1012
     return 1000 if await standing.holds() else 1008
@@ -140,7 +140,7 @@ async def _until_gone(websocket: WebSocket, scope: anyio.CancelScope) -> None:
 
 
 def _origin_allowed(websocket: WebSocket, allowed: tuple[str, ...]) -> bool:
-    """Browsers let any page open a WebSocket anywhere, and only tell where the page is from."""
+    """Browsers let any page open a WebSocket anywhere, and only say where the page is from."""
     origin = websocket.headers.get("origin")
     if origin is None or origin in allowed or "*" in allowed:
         return True

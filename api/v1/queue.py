@@ -1,16 +1,18 @@
-"""What is going on, and what can be sung."""
+"""The queue, the workers, and the models that can be asked for."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from api.dependencies import QueuePart, SettingsPart
-from api.dialects.acestep.envelope import Envelope
-from api.dialects.acestep.inventory import Inventory, inventory
+from api.dependencies import QueuePart
 from api.queue import Pool
-from api.queue.explain import expected_s
+from api.queue.explain import coming, expected_s, no_worker
+from api.settings import GatewaySettings
 from api.v1.answers import problems
+from serinette.job import now
 from serinette.names import Lane
 from serinette.presence import Model, Presence, WorkerStage
 from serinette.spec import MAX_VARIATIONS
@@ -56,6 +58,32 @@ class QueueView(BaseModel):
     pools: tuple[PoolView, ...]
 
 
+class WorkerPoolView(BaseModel):
+    """One pool and its workers."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: str
+    model: str | None = Field(
+        description="Name that jobs ask for its model by; null when neither a worker nor the chart has reported it."
+    )
+    min_workers: int | None = Field(description="Kept also while nothing waits; null without a chart.")
+    max_workers: int | None = Field(description="Most that the chart allows; null without a chart.")
+    pods: int | None = Field(description="Worker pods of the pool, but for those that leave; null without a cluster.")
+    waiting: int = Field(description="Jobs that wait in its lanes.")
+    brake: tuple[str, ...] = Field(description="Why no more workers are started, each `cause: words`; empty as a rule.")
+    waiting_for: str | None = Field(
+        description="What it takes until a worker is ready, in words; null while one is, or none is needed."
+    )
+    workers: tuple[WorkerView, ...]
+
+
+class WorkersView(BaseModel):
+    """All pools."""
+
+    pools: tuple[WorkerPoolView, ...]
+
+
 class ModelDefaults(BaseModel):
     """What a spec's nulls stand for."""
 
@@ -89,8 +117,8 @@ class ModelView(BaseModel):
     workers: int = Field(description="That are up; 0: a job that asks for it starts one.")
 
 
-class ModelList(Envelope[Inventory]):
-    """All models: `models` for our clients; the rest is ACE-Step 1.5's form of them at this path."""
+class ModelList(BaseModel):
+    """All models that can be asked for."""
 
     models: tuple[ModelView, ...]
 
@@ -101,29 +129,13 @@ async def look(queue: QueuePart) -> QueueView:
     return QueueView(pools=tuple(_pool(pool) for pool in await queue.pools()))
 
 
-@router.get("/models", summary="The models", responses=problems("queue_unavailable"))
-async def models(queue: QueuePart, settings: SettingsPart) -> ModelList:
-    """What can be asked for: what workers that are up hold, and what pools at zero would.
-
-    Empty where the gateway has no pools configured and no worker is up; jobs without `model` are accepted all the same.
+@router.get("/workers", summary="The workers", responses=problems("queue_unavailable"))
+async def workers(queue: QueuePart) -> WorkersView:
+    """Every pool that is known, its workers and, where jobs wait and none is ready, what holds them: a start from zero,
+    a node without a free GPU, an image, a model that loads, the brake. What only a cluster can report is up to half a
+    minute old, and missing outside of one.
     """
-    held: dict[tuple[str, str], tuple[Model, int]] = {}
-    pools = await queue.pools()
-    for pool in pools:
-        for worker in pool.workers:
-            if worker.model:
-                _, count = held.get((pool.name, worker.model.name), (worker.model, 0))
-                held[pool.name, worker.model.name] = worker.model, count + 1
-    views = [_model(pool, model, count, settings.pool) for (pool, _), (model, count) in held.items()]
-    views += [
-        ModelView(name=pool.published, pool=pool.name, default=pool.name == settings.pool, workers=0)
-        for pool in settings.pools
-        if (pool.name, pool.published) not in held
-    ]
-    return ModelList(
-        models=tuple(sorted(views, key=lambda view: (view.pool, view.name))),
-        data=inventory(pools, settings.pool),
-    )
+    return WorkersView(pools=tuple(_worker_pool(pool) for pool in await queue.pools()))
 
 
 def _pool(pool: Pool) -> PoolView:
@@ -154,6 +166,25 @@ def worker_view(worker: Presence) -> WorkerView:
     )
 
 
+def model_views(pools: Sequence[Pool], settings: GatewaySettings) -> tuple[ModelView, ...]:
+    """The models that workers hold, and those that pools at zero would. GET /v1/models is in dialects/shared_paths.py:
+    other servers have that path too.
+    """
+    held: dict[tuple[str, str], tuple[Model, int]] = {}
+    for pool in pools:
+        for worker in pool.workers:
+            if worker.model:
+                _, count = held.get((pool.name, worker.model.name), (worker.model, 0))
+                held[pool.name, worker.model.name] = worker.model, count + 1
+    views = [_model(pool, model, count, settings.pool) for (pool, _), (model, count) in held.items()]
+    views += [
+        ModelView(name=pool.published, pool=pool.name, default=pool.name == settings.pool, workers=0)
+        for pool in settings.pools
+        if (pool.name, pool.published) not in held
+    ]
+    return tuple(sorted(views, key=lambda view: (view.pool, view.name)))
+
+
 def _model(pool: str, model: Model, workers: int, default_pool: str) -> ModelView:
     return ModelView(
         name=model.name,
@@ -170,3 +201,27 @@ def _model(pool: str, model: Model, workers: int, default_pool: str) -> ModelVie
         limits=ModelLimits(max_duration_s=model.max_duration_s, max_variations=MAX_VARIATIONS),
         workers=workers,
     )
+
+
+def _worker_pool(pool: Pool) -> WorkerPoolView:
+    held = next((worker.model.name for worker in pool.workers if worker.model), None)
+    waiting = sum(pool.waiting.values())
+    return WorkerPoolView(
+        name=pool.name,
+        model=pool.told.published if pool.told else held,
+        min_workers=pool.told.min_workers if pool.told else None,
+        max_workers=pool.told.max_workers if pool.told else None,
+        pods=pool.holdup.pods if pool.holdup else None,
+        waiting=waiting,
+        brake=pool.brake,
+        waiting_for=_waiting_for(pool, needed=waiting > 0),
+        workers=tuple(worker_view(worker) for worker in pool.workers),
+    )
+
+
+def _waiting_for(pool: Pool, *, needed: bool) -> str | None:
+    if pool.ready:
+        return None
+    if pool.active:
+        return coming(pool, now())
+    return no_worker(pool) if needed or (pool.holdup and pool.holdup.pods) else None

@@ -11,7 +11,7 @@ import time
 
 from benchmarks.engine.cases import Case
 from benchmarks.record import Figures
-from gpu_worker.engine_environment import engine_environment
+from gpu_worker.process_setup import engine_environment
 
 
 def measure(case: Case) -> Figures:

@@ -1,7 +1,8 @@
-"""Batches under way: lines released into the lowest lane at a pace, their ends gathered, their files written.
+"""Batches under way: a producer of jobs. Their lines are released into the lowest lane at a pace, and what became of
+them is written to the store.
 
-`plan` decides, `release`, `gather` and `duty` act. Whatever dies in between is done again: a line is one job however
-often it is released, an end is counted when it is first gathered, and a part is written before it is forgotten.
+`plan` decides, `release` and `duty` act. Whatever dies in between is done again: a line is one job however often it is
+released, and a part's lines are written before the part is closed.
 """
 
 from controller.batches.duty import Batches

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from serinette.batch import PART_LINES, BatchStatus
+from serinette.batch import PART_LINES, BatchHeader, BatchStatus
 from serinette.credentials import Limits
 from serinette.pools import PoolFacts, of_name
 
@@ -31,7 +31,7 @@ def backlog(pools: Sequence[PoolFacts], pool: str, least: int) -> int:
 
 
 @dataclass
-class Rooms:
+class LaneRoom:
     """Room for released lines in each pool, as it is used up within one round."""
 
     pools: Sequence[PoolFacts]
@@ -73,6 +73,18 @@ def next_step(status: BatchStatus, left: int, open_parts: int, backlog: int) -> 
     if status is not BatchStatus.IN_PROGRESS or open_parts > _OPEN + backlog // PART_LINES:
         return Step.REST
     return Step.RELEASE
+
+
+def ended_parts(header: BatchHeader, released: int, parts: Iterable[int], live: Iterable[int]) -> list[int]:
+    """Of the open parts those that the cursor is past and of whose lines none is `live`."""
+    unended = {line // header.part_lines for line in live}
+    return [part for part in parts if part not in unended and header.span(part).stop <= released]
+
+
+def next_lines(live: Iterable[int], last: int, most: int) -> list[int]:
+    """The lines to check behind the `last` one that was; behind all of them, from the first."""
+    lines = sorted(live)
+    return [line for line in lines if line > last][:most] or lines[:most]
 
 
 def share(limits: Limits) -> Limits:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from controller.batches.plan import MOST_UNDECIDED, Rooms, Step, share, why
-from serinette.batch import BATCH_LABEL, LANE, LINE_LABEL, BatchHeader, LineOrder, line_job_id
+from controller.batches.plan import MOST_UNDECIDED, LaneRoom, Step, share, why
+from serinette.batch import BATCH_LABEL, LANE, LINE_LABEL, BatchHeader, LineOrder, LineStatus, line_job_id
+from serinette.batches.files import BatchFiles
 from serinette.batches.lines import CANCELED
-from serinette.batches.objects import Shelf
-from serinette.batches.record import Book, LineEnd, Page
+from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.credentials import Limits
 from serinette.job import JobOptions
-from serinette.jobs import Call, Jobs, Submission, Submitted, calls
+from serinette.jobs import Call, Submission, Submitted, calls
 from serinette.spec import GenerationSpec
 
 # Parts that are read and not through yet: of each batch under way one, until there are very many of them.
@@ -36,78 +37,83 @@ class _Line(NamedTuple):
 class Releaser:
     """Moves cursors. Any number of replicas may do so at once: what is submitted twice is one job."""
 
-    def __init__(self, jobs: Jobs, book: Book, shelf: Shelf) -> None:
-        self._jobs = jobs
-        self._book = book
-        self._shelf = shelf
+    def __init__(self, repository: BatchRepository, files: BatchFiles) -> None:
+        self._jobs = repository.jobs
+        self._repository = repository
+        self._files = files
         self._remembered: dict[tuple[str, int], list[LineOrder]] = {}
 
-    def turn(self, page: Page, step: Step, rooms: Rooms, most: int) -> Turn:
+    def turn(self, record: BatchRecord, step: Step, room: LaneRoom, most: int) -> Turn:
         """Go over some of the lines behind the cursor, all of one part; at most so many of them become jobs.
 
         Raises:
             RedisError, StoreUnavailable: one of them does not answer.
             NotFound: the batch's lines were erased.
         """
-        header = page.header
-        part = page.released // header.part_lines
-        span = range(page.released, header.span(part).stop)
-        before = dict.fromkeys(self._shelf.songs_before(page, part), LineEnd.BEFORE)
-        if page.restored and (written := self._shelf.results(header, page.round, part)):
-            ends = {line.line - 1: LineEnd(line.status.value) for line in written if line.line - 1 in span} | before
-            return Turn(len(span) if self._book.advance(page, part, span, _within(ends, span)) else 0)
+        part = record.released // record.header.part_lines
+        span = range(record.released, record.header.span(part).stop)
+        before = self._files.songs_before(record, part)
+        if record.restored and (written := self._files.results(record.header, record.round, part)):
+            lines = ((line.line - 1, line.status) for line in written)
+            ended = Counter(status for number, status in lines if number in span and number not in before)
+            return Turn(len(span) if self._repository.advance(record, span.stop, ended, written=True) else 0)
+        left = [number for number in span if number not in before]
         if step is Step.CANCEL:
-            # Another that died, or stands still, before it moved the cursor may have submitted so many, or do so yet.
-            near = self.call_off(page, [number for number in span[:MOST_UNDECIDED] if number not in before])
-            ends = near | dict.fromkeys(span[MOST_UNDECIDED:], LineEnd.CALLED_OFF) | before
-            return Turn(len(span) if self._book.advance(page, part, span, _within(ends, span)) else 0)
-        over, ends, held_by = self._release(page, span[:most], before, rooms)
-        moved = bool(over) and self._book.advance(page, part, over, _within(ends | before, over))
-        return Turn(len(over) if moved else 0, held_by)
+            # Another replica that died, or stands still, before it moved the cursor may have submitted so many lines,
+            # or do so yet.
+            first = record.released + MOST_UNDECIDED if record.canceled_from is None else record.canceled_from
+            near = [number for number in left if number < first]
+            canceled = {LineStatus.CANCELED: len(left) - len(near) + len(self.call_off(record, near))}
+            moved = self._repository.advance(record, span.stop, canceled, canceled_from=first)
+            return Turn(len(span) if moved else 0)
+        stop, ended, held_by = self._release(record, span[:most], left, room)
+        moved = stop > span.start and self._repository.advance(record, stop, ended)
+        return Turn(stop - span.start if moved else 0, held_by)
 
-    def again(self, page: Page, numbers: Sequence[int]) -> None:
-        """Submit lines once more whose jobs are nowhere: Redis has lost them."""
-        limits = self._limits(page.header)
-        self._jobs.many([self._submit(page, line, limits) for line in self._lines(page, numbers)])
+    def again(self, record: BatchRecord, numbers: Sequence[int]) -> None:
+        """Submit lines once more; those that have a job are live again, as they should be."""
+        limits = self._limits(record.header)
+        self._jobs.many([self._submit(record, line, limits) for line in self._lines(record, numbers)])
 
-    def call_off(self, page: Page, numbers: Sequence[int]) -> dict[int, LineEnd]:
+    def call_off(self, record: BatchRecord, numbers: Sequence[int]) -> list[int]:
         """Of lines of a canceled batch those that end without a job; the others have one, and it is canceled."""
-        header, ttl_s = page.header, self._book.ttl_s
-        ids = [line_job_id(header.id, number, page.round) for number in numbers]
-        called_off = self._jobs.many([calls.call_off(job_id, header.tenant, CANCELED, ttl_s) for job_id in ids])
-        return {number: LineEnd.CALLED_OFF for number, done in zip(numbers, called_off, strict=True) if done}
+        ids = [line_job_id(record.id, number, record.round) for number in numbers]
+        tenant, ttl_s = record.header.tenant, self._repository.ttl_s
+        called_off = self._jobs.many([calls.call_off(job_id, tenant, CANCELED, ttl_s) for job_id in ids])
+        return [number for number, done in zip(numbers, called_off, strict=True) if done]
 
     def _release(
-        self, page: Page, span: range, before: dict[int, LineEnd], rooms: Rooms
-    ) -> tuple[range, dict[int, LineEnd], str | None]:
-        """The lines that are released, those of them that have ended, and what held up the rest."""
+        self, record: BatchRecord, span: range, left: Sequence[int], room: LaneRoom
+    ) -> tuple[int, Counter[LineStatus], str | None]:
+        """The line that stays the next one, how many before it have ended uncounted, and what held up the rest."""
         lines: list[_Line] = []
-        over = span
-        for line in self._lines(page, [number for number in span if number not in before]):
-            if line.order.pool not in rooms.waiting:
-                rooms.waiting[line.order.pool] = self._waiting(line.order.pool)
-            if not rooms.free(line.order.pool):
-                over = range(span.start, line.number)
+        stop = span.stop
+        for line in self._lines(record, (number for number in left if number in span)):
+            pool = line.order.pool
+            if pool not in room.waiting:
+                room.waiting[pool] = int(self._jobs.redis.zcard(self._repository.keys.waiting(pool, LANE)))
+            if not room.free(pool):
+                stop = line.number
                 break
-            rooms.take(line.order.pool)
+            room.take(pool)
             lines.append(line)
-        limits = self._limits(page.header)
-        answers = self._jobs.many([self._submit(page, line, limits) for line in lines]) if lines else []
-        ends: dict[int, LineEnd] = {}
+        limits = self._limits(record.header)
+        answers = self._jobs.many([self._submit(record, line, limits) for line in lines])
+        ended: Counter[LineStatus] = Counter()
         for line, answer in zip(lines, answers, strict=True):
             if answer.refused:
-                return range(span.start, line.number), ends, why(answer.refused.what)
+                return line.number, ended, why(answer.refused.what)
             if known := answer.known or answer.ended:  # before a death, by another replica, or restored
-                rooms.give_back(line.order.pool)
-                if known.status.ended:
-                    ends[line.number] = LineEnd(known.status.value)
-        return over, ends, None
+                room.give_back(line.order.pool)
+                if record.restored and known.status.ended:
+                    ended[LineStatus(known.status.value)] += 1
+        return stop, ended, None
 
-    def _submit(self, page: Page, line: _Line, limits: Limits | None) -> Call[Submitted]:
-        header, order = page.header, line.order
+    def _submit(self, record: BatchRecord, line: _Line, limits: Limits | None) -> Call[Submitted]:
+        header, order = record.header, line.order
         labels = {**header.labels, BATCH_LABEL: header.id, LINE_LABEL: str(line.number + 1)}
         submission = Submission(
-            id=line_job_id(header.id, line.number, page.round),
+            id=line_job_id(header.id, line.number, record.round),
             tenant=header.tenant,
             pool=order.pool,
             work=GenerationSpec.from_wire(order.spec),
@@ -115,33 +121,26 @@ class Releaser:
             digest=order.digest,
             timeout_s=order.timeout_s,
             max_attempts=header.attempts,
-            ttl_s=self._book.ttl_s,
-            batch=header.id,
+            ttl_s=self._repository.ttl_s,
+            batch=(header.id, line.number),
         )
         return calls.submit(submission, limits=limits)
 
-    def _waiting(self, pool: str) -> int:
-        return int(self._jobs.redis.zcard(self._book.keys.waiting(pool, LANE)))
-
     def _limits(self, header: BatchHeader) -> Limits | None:
         limits = header.limits
-        if limits is None and (text := self._jobs.redis.hget(self._book.keys.tenants, header.tenant)):
+        if limits is None and (text := self._jobs.redis.hget(self._repository.keys.tenants, header.tenant)):
             limits = Limits.model_validate_json(text)
         return share(limits) if limits else None
 
-    def _lines(self, page: Page, numbers: Iterable[int]) -> Iterator[_Line]:
+    def _lines(self, record: BatchRecord, numbers: Iterable[int]) -> Iterator[_Line]:
         for number in numbers:
-            part, place = divmod(number, page.header.part_lines)
-            yield _Line(number, self._orders(page.header, part)[place])
+            part, place = divmod(number, record.header.part_lines)
+            yield _Line(number, self._orders(record.header, part)[place])
 
     def _orders(self, header: BatchHeader, part: int) -> list[LineOrder]:
         key = (header.id, part)
         if key not in self._remembered:
             if len(self._remembered) >= _REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            self._remembered[key] = self._shelf.orders(header, part)
+            self._remembered[key] = self._files.orders(header, part)
         return self._remembered[key]
-
-
-def _within(ends: dict[int, LineEnd], span: range) -> dict[int, LineEnd]:
-    return {number: end for number, end in ends.items() if number in span}

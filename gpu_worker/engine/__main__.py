@@ -9,7 +9,7 @@ from functools import partial
 
 from gpu_worker.engine.base import Engine
 from gpu_worker.engine.server import run
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
 from serinette.settings import read

@@ -18,7 +18,7 @@ from gpu_worker.engine.batching import Room, plan
 from gpu_worker.engine.session import Session, accept
 from gpu_worker.engine.singing import Singing
 from gpu_worker.engine.vitals import Work
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import Failed, Hello, Stopped, Vitals
 from serinette import logs

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gpu_worker.engine.singing import Singing
-from gpu_worker.wire import AskVitals, Cancel, Connection, Failed, Message, Sing, Vitals
+from gpu_worker.wire import AskVitals, Cancel, Connection, Failed, Generate, Message, Vitals
 from serinette.errors import Interruption, RequestError
 from serinette.job import JobError
 from serinette.spec import GenerationSpec
@@ -74,7 +74,7 @@ class Session(threading.Thread):
                 self._singing.cancel()
         elif isinstance(message, AskVitals):
             self.send(self._vitals())
-        elif isinstance(message, Sing):
+        elif isinstance(message, Generate):
             if self._singing is not None and not self._singing.answered:
                 raise ConnectionError("a slot asked for a second song before it had its first")
             audio = {str(part.role): self._connection.take_samples(part) for part in message.audio}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gpu_worker.engine.base import Engine, Song, SongRequest
 from gpu_worker.engine.batching import Kind, kind_of
-from gpu_worker.wire import Audio, Decoded, Failed, Message, Report, Samples, Stopped, Sung, share_samples
+from gpu_worker.wire import Audio, Decoded, Failed, Generated, Message, Report, Samples, Stopped, share_samples
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
 from serinette.spec import GenerationSpec
@@ -33,7 +33,7 @@ class _Terms:
 
 
 class Singing:
-    """A job from Sing to its answer. `cancel` may come from any thread, all else from the model's."""
+    """A job from Generate to its answer. `cancel` may come from any thread, all else from the model's."""
 
     def __init__(
         self, job_id: str, spec: GenerationSpec, audio: dict[str, Samples], send: Send, *, alone: bool = False
@@ -131,7 +131,7 @@ class Singing:
         if not self.remaining:
             self._answer_sung()
 
-    def answer(self, message: Sung | Failed | Stopped) -> None:
+    def answer(self, message: Generated | Failed | Stopped) -> None:
         """Send the job's answer, unless it has had one."""
         with self._lock:
             if self.answered:
@@ -164,7 +164,7 @@ class Singing:
         if terms is None or self._started is None:
             raise RuntimeError("a song was kept of a job that had not begun")
         self.answer(
-            Sung(
+            Generated(
                 songs=tuple(audio for _, audio in sorted(self._songs.items())),
                 sample_rate=self._sample_rate,
                 sampling=terms.sampling,

@@ -1,1 +1,1 @@
-"""A slot: one RQ worker process that holds one job at a time and lets the engine sing it."""
+"""A slot: one RQ worker process that holds one job at a time and has the engine generate it."""

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import secrets
 import signal
 import sys
-from contextlib import suppress
 
 import rq.defaults
 from rq.exceptions import StopRequested
 
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.slot.drain import Drain
+from gpu_worker.slot.claiming import CYCLE
+from gpu_worker.slot.drain import Drain, connect_patiently
 from gpu_worker.slot.engine_client import EngineClient
-from gpu_worker.slot.lanes import CYCLE
-from gpu_worker.slot.patience import connect_patiently
-from gpu_worker.slot.song import Singer
+from gpu_worker.slot.generation import SlotResources
 from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
 from serinette import logs, telemetry
@@ -30,7 +27,7 @@ from serinette.store import Store
 log = logging.getLogger(__name__)
 
 
-def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
+def run(settings: WorkerSettings, name: str) -> int:
     """Serve the pool's lanes until a signal says to leave; the exit status.
 
     Raises:
@@ -44,18 +41,11 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, drain.on_signal)
     engine = EngineClient(settings.engine_socket, settings.stall_timeout_s, settings.cancel_timeout_s)
-    singer = Singer(engine, Store.open(settings), settings, Spool.open(settings))
-
-    def report_busy(busy: bool) -> None:
-        if busy_fd is not None:
-            with suppress(OSError):  # where the leash is not the kernel's, it passes no descriptors on
-                os.write(busy_fd, b"1" if busy else b"0")
-
+    resources = SlotResources(engine, Store.open(settings), settings, Spool.open(settings))
     try:
-        connection = connect_patiently(settings, lambda: drain.must_leave)
-        worker = SlotWorker(name, connection, singer, drain, report_busy)
-        # A pod that sings a few songs and goes must have its turn at the lower lanes too.
-        worker.claims = secrets.randbelow(CYCLE)
+        worker = SlotWorker(name, connect_patiently(settings, drain), resources, drain)
+        # A pod that takes a few jobs and goes must have its turn at the lower lanes too.
+        worker.claimer.claims = secrets.randbelow(CYCLE)
         worker.work(logging_level="WARNING")
     except StopRequested:
         log.warning("left while Redis was away")
@@ -66,15 +56,14 @@ def run(settings: WorkerSettings, name: str, busy_fd: int | None) -> int:
 def main() -> int:
     """Read arguments and settings, and run."""
     parser = argparse.ArgumentParser(prog="python -m gpu_worker.slot")
-    anew = f"slot.{secrets.token_hex(3)}"
-    parser.add_argument("--name", default=anew, help="its name in RQ's books, never used before")
-    parser.add_argument("--busy-fd", type=int, help="descriptor to write 1 to with a job in hand, and 0 without")
+    name = f"slot.{secrets.token_hex(3)}"
+    parser.add_argument("--name", default=name, help="its name as an RQ worker, never used before")
     arguments = parser.parse_args()
     try:
         settings = read(WorkerSettings)
         logs.configure(settings, "slot")
         telemetry.configure(settings, "slot")
-        return run(settings, arguments.name, arguments.busy_fd)
+        return run(settings, arguments.name)
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE

@@ -54,7 +54,7 @@ class Encoders:
         return self._pool.submit(context.run, self._encode, samples, sample_rate, spec, tags)
 
     def close(self) -> None:
-        """Begin no more; what is being encoded ends by itself, and nobody waits for it."""
+        """Begin no more; what is being encoded ends by itself, and is not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, samples: Samples, sample_rate: int, spec: GenerationSpec, tags: Mapping[str, str]) -> Encoded:

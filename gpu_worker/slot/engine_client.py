@@ -11,21 +11,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.tell import Tell
+from gpu_worker.slot.held_job import HeldJob
 from gpu_worker.wire import (
     Audio,
     Cancel,
-    Connection,
     Decoded,
+    EngineLink,
     Failed,
-    Hello,
+    Generate,
+    Generated,
     Message,
     Report,
     Samples,
-    Sing,
     Stopped,
-    Sung,
     share_samples,
 )
 from serinette.errors import EngineCrashed, EngineStalled, HandBack, Interruption, JobTimeout, of_code
@@ -36,11 +34,9 @@ log = logging.getLogger(__name__)
 
 # A cancel, a deadline or a drain is noticed within this.
 _POLL_S = 0.2
-_LOOK_S = 0.001
-_CONNECT_TIMEOUT_S = 2.0
 _SEND_TIMEOUT_S = 10.0
-# Whoever waits for others' songs lets the one whose song hangs find out first, and say why. The engine tells those who
-# wait that it lives every 5 s.
+# A slot that waits for other jobs lets the slot whose job hangs find out first, and say why. The engine reports to
+# those that wait every 5 s.
 _WAITING_STALL_FACTOR = 1.25
 _SHORTEST_WAITING_STALL_S = 15.0
 
@@ -54,75 +50,65 @@ _UNHEARD_TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    """The engine was gone, and this song cannot be said to be the cause: it was not sung yet, or not alone."""
+    """The engine was gone, and this song need not be the cause: it was not begun yet, or not alone."""
 
     unheard: bool = False
     in_company: bool = False
 
 
-class EngineClient:
-    """One connection, one song at a time. Not for several threads."""
+class EngineClient(EngineLink):
+    """One connection, one job at a time. Not for several threads."""
 
     def __init__(self, socket_path: Path, stall_timeout_s: float, cancel_timeout_s: float) -> None:
-        self._socket_path = socket_path
+        super().__init__(socket_path)
         self._stall_timeout_s = stall_timeout_s
         self._cancel_timeout_s = cancel_timeout_s
-        self._connection: Connection | None = None
-        self._hello: Hello | None = None
 
     @property
     def model(self) -> Model | None:
         """What the engine has loaded; None until it is ready."""
-        return self._hello.model if self._hello and self._hello.stage == "ready" else None
+        return self.hello.model if self.hello and self.hello.stage == "ready" else None
 
     def ready(self, wait_s: float = 0.0) -> bool:
         """Whether a song can be asked for; waits up to `wait_s` for the engine to say so."""
-        try:
-            if self._connection is None:
-                self._connection = Connection.connect(self._socket_path, _CONNECT_TIMEOUT_S)
-            while message := self._connection.receive(_LOOK_S if self.model else max(_LOOK_S, wait_s)):
-                if isinstance(message, Hello):
-                    self._hello = message
-        except OSError:  # not there, or gone: ConnectionError is one too
-            self.close()
-            time.sleep(wait_s)
+        self.listen() if self.model else self.listen(wait_s)
         return self.model is not None
 
-    def wait_ready(self, hold: Hold, tell: Tell) -> Model:
-        """Wait for a loaded model, on nobody's time.
+    def wait_ready(self, held: HeldJob) -> Model:
+        """Wait for a loaded model, which is not counted as the job's time.
 
         Raises:
             HandBack: this worker drains; another one has an engine.
         """
         asked_at_s = time.monotonic()
         while not self.ready(_POLL_S):
-            tell(Stage.WAITING_FOR_ENGINE)
-            hold.not_counted(time.monotonic() - asked_at_s)
+            held.report(Stage.WAITING_FOR_ENGINE)
+            held.not_counted(time.monotonic() - asked_at_s)
             asked_at_s = time.monotonic()
-            hold.check()
-            if hold.drain.requested:
+            held.check()
+            if held.drain.requested:
                 raise HandBack("the worker leaves while its engine is not ready, and gives the job back")
         if self.model is None:
             raise EngineCrashed("the engine is ready without a model")
         return self.model
 
-    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung:
+    def generate(self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep) -> Generated:
         """All variations of a job, each given to `keep` as it comes; of one that comes twice the last counts.
 
-        An engine that is lost while it sings several jobs is lost to one of them: each is asked for again, alone, and
-        only the one that ends the engine once more is charged for it.
+        An engine that is lost while it generates several jobs is lost to one of them: each is asked for again, alone,
+        and only the one that ends the engine once more is charged for it.
 
         Raises:
-            EngineCrashed: the engine ended during this song, sung alone.
+            EngineCrashed: the engine ended during this song, generated alone.
             EngineStalled: it said nothing for the stall timeout, and was killed; likewise.
             SerinetteError: what the engine says of the song (Unsupported, EngineOutOfMemory, ...).
-            Interruption, JobTimeout: as `Hold.check`; the engine has stopped, or was killed.
+            Interruption, JobTimeout: as `HeldJob.check`; the engine has stopped, or was killed.
         """
         unheard = 0
         while True:
-            self.wait_ready(hold, tell)
-            answer = self._ask(request, audio, hold, tell, keep)
-            if isinstance(answer, Sung):
+            self.wait_ready(held)
+            answer = self._ask(request, audio, held, keep)
+            if isinstance(answer, Generated):
                 return answer
             unheard = unheard + 1 if answer.unheard else 0
             if unheard == _UNHEARD_TRIES:
@@ -130,42 +116,31 @@ class EngineClient:
             if answer.in_company:
                 request = request.model_copy(update={"alone": True})
             whose = "one of several songs, this among them" if answer.in_company else "another song"
-            log.info("job %s: the engine was lost to %s; waiting for the next one", hold.job_id, whose)
+            log.info("job %s: the engine was lost to %s; waiting for the next one", held.job_id, whose)
 
-    def close(self) -> None:
-        """Hang up, which cancels whatever was asked."""
-        if self._connection:
-            self._connection.close()
-        self._connection = self._hello = None
-
-    def _open(self) -> Connection:
-        if self._connection is None:
-            raise ConnectionError("there is no connection to the engine")
-        return self._connection
-
-    def _ask(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung | _Lost:
+    def _ask(self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep) -> Generated | _Lost:
         answer: Message | None = None
         stage: Stage | None = None
         jobs = 1
         try:
             self._send(request, audio)
             heard_at_s = time.monotonic()
-            while not isinstance(answer, Sung | Failed | Stopped):
+            while not isinstance(answer, Generated | Failed | Stopped):
                 if isinstance(answer, Report):
                     stage, jobs = answer.stage, answer.jobs
-                    tell(answer.stage, answer.step, answer.steps)
+                    held.report(answer.stage, answer.step, answer.steps)
                 elif isinstance(answer, Decoded):
-                    keep(answer.index, answer.song, self._open().take_samples(answer.song))
-                hold.check()
+                    keep(answer.index, answer.song, self.connection.take_samples(answer.song))
+                held.check()
                 asked_at_s = time.monotonic()
-                answer = self._open().receive(_POLL_S)
+                answer = self.connection.receive(_POLL_S)
                 if answer:
                     heard_at_s = time.monotonic()
                 self._end_if_silent(time.monotonic() - heard_at_s, stage)
                 if stage is Stage.WAITING_FOR_ENGINE:
-                    hold.not_counted(time.monotonic() - asked_at_s)
+                    held.not_counted(time.monotonic() - asked_at_s)
         except HandBack:
-            self.close()  # the whole worker leaves: nobody needs the engine to stop first
+            self.close()  # the whole worker leaves, and the engine need not stop first
             raise
         except (Interruption, JobTimeout):
             self._stop()
@@ -181,17 +156,17 @@ class EngineClient:
             raise EngineCrashed("the engine ended while it generated this song") from error
         return self._answered(answer)
 
-    def _send(self, request: Sing, audio: Sequence[Samples]) -> None:
+    def _send(self, request: Generate, audio: Sequence[Samples]) -> None:
         descriptors: list[int] = []
         try:
             descriptors += [share_samples(samples) for samples in audio]
-            self._open().send(request, descriptors, _SEND_TIMEOUT_S)
+            self.connection.send(request, descriptors, _SEND_TIMEOUT_S)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _answered(self, answer: Message | None) -> Sung:
-        if isinstance(answer, Sung):
+    def _answered(self, answer: Message | None) -> Generated:
+        if isinstance(answer, Generated):
             return answer
         if isinstance(answer, Failed):
             raise of_code(answer.error.code, answer.error.message)
@@ -209,8 +184,10 @@ class EngineClient:
         """Have the engine stop this song, or kill it; the next song begins on a fresh connection either way."""
         until_s = time.monotonic() + self._cancel_timeout_s
         try:
-            self._open().send(Cancel(), timeout_s=_SEND_TIMEOUT_S)
-            while not isinstance(self._open().receive(max(0.001, until_s - time.monotonic())), Sung | Failed | Stopped):
+            self.connection.send(Cancel(), timeout_s=_SEND_TIMEOUT_S)
+            while not isinstance(
+                self.connection.receive(max(0.001, until_s - time.monotonic())), Generated | Failed | Stopped
+            ):
                 if time.monotonic() >= until_s:
                     self._kill(f"it did not stop a song within {self._cancel_timeout_s:g} s")
                     break
@@ -219,7 +196,7 @@ class EngineClient:
         self.close()
 
     def _kill(self, why: str) -> None:
-        if self._hello:
-            log.warning("killing the engine, process %d: %s", self._hello.pid, why)
+        if self.hello:
+            log.warning("killing the engine, process %d: %s", self.hello.pid, why)
             with suppress(ProcessLookupError):
-                os.kill(self._hello.pid, signal.SIGKILL)
+                os.kill(self.hello.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpu_worker.slot.patient_store import PatientStore
+from gpu_worker.slot.retrying_store import RetryingStore
 from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, NotFound, TooLarge
 from serinette.job import Record, Upload
@@ -20,8 +20,8 @@ Role = Literal["source", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Where the bytes lie, and which bytes they are: what lies at a key may be written anew by whoever may PUT it."""
+class Located:
+    """Where the bytes lie, and which bytes they are: what lies at a key may be replaced by a presigned PUT."""
 
     key: str
     size_bytes: int
@@ -32,10 +32,10 @@ class Kept:
 class Sources:
     """What one tenant's jobs may refer to."""
 
-    store: PatientStore
+    store: RetryingStore
     tenant: str
     model: Model
-    spool_dir: Path | None
+    scratch_dir: Path | None
 
     def fetch(self, audio_id: str, role: Role) -> Samples:
         """Samples [channels, frames] of an upload or of an earlier song.
@@ -45,7 +45,7 @@ class Sources:
             InvalidAudio: it is longer than the model takes, or no longer what was proved to be audio.
         """
         field = f"{role}_audio"
-        with tempfile.TemporaryDirectory(dir=self.spool_dir) as directory:
+        with tempfile.TemporaryDirectory(dir=self.scratch_dir) as directory:
             file = Path(directory) / "audio"
             try:
                 self._download(audio_id, file)
@@ -60,22 +60,22 @@ class Sources:
                 raise InvalidAudio(f"{field}: {error.message}", field=field) from error
 
     def _download(self, audio_id: str, file: Path) -> None:
-        kept = self._kept(audio_id)
+        located = self._locate(audio_id)
         changed = InvalidAudio(f"{audio_id} changed since it was proved to be audio; upload it again")
         try:
-            self.store.download(kept.key, file, kept.size_bytes)
+            self.store.download(located.key, file, located.size_bytes)
         except TooLarge as error:
             raise changed from error
         with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != kept.sha256:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != located.sha256:
                 raise changed
 
-    def _kept(self, audio_id: str) -> Kept:
+    def _locate(self, audio_id: str) -> Located:
         job_id, _, index = audio_id.partition("/")
         if index:
             record = Record.model_validate_json(self.store.get(record_key(self.tenant, job_id)))
             artifact = record.artifacts[int(index)]
-            return Kept(artifact.key, artifact.size_bytes, artifact.sha256)
+            return Located(artifact.key, artifact.size_bytes, artifact.sha256)
         # Written once the upload proved to be audio; a presigned URL may still replace the audio, but not this.
         upload = Upload.model_validate_json(self.store.get(upload_record_key(self.tenant, audio_id)))
-        return Kept(upload_audio_key(self.tenant, audio_id), upload.size_bytes, upload.sha256)
+        return Located(upload_audio_key(self.tenant, audio_id), upload.size_bytes, upload.sha256)

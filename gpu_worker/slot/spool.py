@@ -1,7 +1,8 @@
 """Finished songs that the store could not take, on bounded local disk, until it can.
 
-A parcel is a directory: the songs by index, then `job.json`, which makes it whole. Whoever works on it holds its lock
-as long as it lives; a whole parcel that nobody holds was left by a slot that died, and any slot of the pod sends it.
+A parcel is a directory: the songs by index, then `job.json`, which makes it whole. A slot that works on one holds its
+lock as long as it lives; a whole parcel that is not locked was left by a slot that died, and any slot of the pod sends
+it. The jobs of a slot's own parcels are still held, and their heartbeats go on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,32 +19,43 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gpu_worker.run_dir import lock_directory
+from gpu_worker.process_setup import lock_directory
 from gpu_worker.settings import WorkerSettings
-from serinette.job import Record
-from serinette.jobs.finishing import put_record
+from gpu_worker.slot.held_job import HeldJob
+from gpu_worker.slot.retry_policy import Decision, Ending, ending_of
+from gpu_worker.slot.retrying_store import RetryingStore
+from serinette.errors import HandBack, StoreUnavailable
+from serinette.job import JobError, Record
+from serinette.jobs import Jobs, calls
+from serinette.jobs.finishing import finish_as, put_record
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
 
 _RECORD = "job.json"
+_FIRST_PAUSE_S = 1.0
+# A try takes about ten seconds of a slot that might generate.
+_LONGEST_PAUSE_S = 60.0
+_SCAN_EVERY_S = 5.0
 
 
-class Spooled(Exception):
-    """The song lies in the spool: its attempt goes on, and its slot may sing another."""
+def put_record_or_erase(store: Store | RetryingStore, record: Record) -> Record:
+    """Record a job with songs; where another attempt's record counts, which is the answer, these songs are erased."""
+    winner = put_record(store, record)
+    if winner.attempt is None or record.attempt is None or winner.attempt.id != record.attempt.id:
+        for artifact in record.artifacts:
+            store.delete(artifact.key)
+    return winner
 
-    def __init__(self, parcel: Parcel) -> None:
-        super().__init__(f"waits for the store in {parcel.directory}")
-        self.parcel = parcel
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parcel:
-    """One attempt's songs and record, held by this process."""
+    """One attempt's songs and record, locked by this process."""
 
     directory: Path
-    lock: int
+    lock: int | None
     spool: Spool
+    sealed: Record | None = None
 
     def add(self, index: int, data: bytes) -> bool:
         """Keep one song; False if the disk has no room for it."""
@@ -50,29 +63,30 @@ class Parcel:
 
     def seal(self, record: Record) -> bool:
         """Make it whole: from now on it may outlive this process. False if the disk has no room for it."""
-        return self._write(_RECORD, record.model_dump_json().encode())
+        if self._write(_RECORD, record.model_dump_json().encode()):
+            self.sealed = record
+        return self.sealed is not None
 
     @property
     def record(self) -> Record | None:
         """What it is; None as long as it is not whole."""
+        if self.sealed:
+            return self.sealed
         try:
             return Record.model_validate_json((self.directory / _RECORD).read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
 
-    def send(self, store: Store, record: Record) -> Record:
+    def send(self, store: Store | RetryingStore, record: Record) -> Record:
         """Bring it to the store and discard it; the record that counts, which may be another attempt's.
 
         Raises:
             StoreUnavailable: nothing is lost; to be called again.
         """
-        kept = [artifact for artifact in record.artifacts if (self.directory / str(artifact.index)).exists()]
-        for artifact in kept:
-            store.put(artifact.key, self.directory / str(artifact.index), artifact.content_type)
-        winner = put_record(store, record)
-        if winner.attempt is None or record.attempt is None or winner.attempt.id != record.attempt.id:
-            for artifact in record.artifacts:
-                store.delete(artifact.key)
+        for artifact in record.artifacts:
+            if (song := self.directory / str(artifact.index)).exists():
+                store.put(artifact.key, song, artifact.content_type)
+        winner = put_record_or_erase(store, record)
         self.discard()
         return winner
 
@@ -83,9 +97,10 @@ class Parcel:
         self.release()
 
     def release(self) -> None:
-        """Let go of it, for another slot to send."""
-        with suppress(OSError):
-            os.close(self.lock)
+        """Unlock it, for another slot to send."""
+        lock, self.lock = self.lock, None
+        if lock is not None:  # a second time the number may be another file's
+            os.close(lock)
 
     def _write(self, name: str, data: bytes) -> bool:
         part = self.directory / f"{name}.part"
@@ -108,7 +123,7 @@ class Spool:
 
     @classmethod
     def open(cls, settings: WorkerSettings) -> Spool | None:
-        """The spool of `settings`; None if it is to be none. What is meant for another store lies in another one."""
+        """The spool of `settings`, each store's apart; None where there is to be none."""
         if not settings.spool_max_bytes:
             return None
         home = "\n".join((settings.store_url, settings.store_endpoint or "", settings.redis_prefix))
@@ -141,7 +156,7 @@ class Spool:
         return None if lock is None else Parcel(directory, lock, self)
 
     def abandoned(self) -> Iterator[Parcel]:
-        """Whole parcels of slots that died, held by us from now on. Others that they left are erased."""
+        """Whole parcels of slots that died, locked by us from now on. Others that they left are erased."""
         for directory in sorted(self.directory.glob("*")):
             with suppress(OSError):
                 if (lock := lock_directory(directory)) is None:
@@ -151,3 +166,88 @@ class Spool:
                     parcel.discard()
                 else:
                     yield parcel
+
+
+class SpooledJobs:
+    """The jobs of one slot whose songs are in the spool, and what dead slots of its pod have left there."""
+
+    def __init__(self, spool: Spool | None, store: Store, jobs: Jobs) -> None:
+        self._spool = spool
+        self._store = store
+        self._jobs = jobs
+        self._next_s = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+        self.held: list[tuple[HeldJob, Parcel]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether no more jobs may be taken: their songs would find no room."""
+        return self._spool is not None and self._spool.full
+
+    def on_cancel(self, job_id: str) -> None:
+        """A cancel was published."""
+        for held, _ in self.held:
+            held.on_cancel(job_id)
+
+    def add(self, held: HeldJob, parcel: Parcel) -> None:
+        """Keep a job, whose heartbeats go on. Its deadline no longer counts: its songs are there."""
+        held.deadline_s = float("inf")
+        self.held.append((held, parcel))
+        self._next_s = time.monotonic() + self._pause_s
+        log.warning("job %s: generated, and waits for the store on disk", held.job_id)
+
+    def send(self, *, at_once: bool = False) -> None:
+        """Bring to the store what can be brought, every now and then or `at_once`."""
+        if self._spool is None or not (at_once or time.monotonic() >= self._next_s):
+            return
+        try:
+            for held, parcel in list(self.held):
+                self._send_held(held, parcel)
+            for parcel in self._spool.abandoned():
+                self._send_abandoned(parcel)
+        except StoreUnavailable as error:
+            log.warning("%d songs wait for the store: %s", len(self.held), error)
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            self._next_s = time.monotonic() + self._pause_s
+        else:
+            self._pause_s = _FIRST_PAUSE_S
+            self._next_s = time.monotonic() + _SCAN_EVERY_S
+
+    def give_back(self) -> None:
+        """The slot leaves: the jobs return to their lanes, their songs stay on disk for the pod's next slot."""
+        error = JobError(code=HandBack.code, message="the worker leaves; the song lies on its disk", retryable=True)
+        for held, parcel in list(self.held):
+            self._conclude(held, parcel, Decision(Ending.RETURNED, error))
+            parcel.release()
+
+    def _send_held(self, held: HeldJob, parcel: Parcel) -> None:
+        record = parcel.record
+        if record is None or held.superseded or held.canceled:
+            parcel.discard()
+            self._conclude(held, parcel, Decision(Ending.CANCELED))  # where another attempt has it, nothing is written
+            return
+        winner = parcel.send(self._store, record)
+        self._conclude(held, parcel, ending_of(winner), winner)
+
+    def _conclude(self, held: HeldJob, parcel: Parcel, decision: Decision, record: Record | None = None) -> None:
+        self.held.remove((held, parcel))
+        try:
+            held.conclude(decision, record)
+        finally:
+            held.stop()
+
+    def _send_abandoned(self, parcel: Parcel) -> None:
+        try:
+            record = parcel.record
+            if record is None or self._is_unwanted(record.job_id):
+                parcel.discard()
+            else:
+                finish_as(self._jobs, parcel.send(self._store, record))
+                log.info("job %s: its song came to the store, though its slot had died", record.job_id)
+        finally:
+            parcel.release()
+
+    def _is_unwanted(self, job_id: str) -> bool:
+        seen = self._jobs(calls.look([job_id]))[0]
+        entry = seen.entry
+        return seen.shrunk is not None or (entry is not None and (entry.status.ended or entry.cancel_requested))

@@ -20,12 +20,12 @@ from serinette.job import Job
 STDOUT = Path("-")
 
 
-def follow(client: Client, job: Job, tend: Callable[[], None] = lambda: None) -> Job:
-    """Show a job until it has ended; `tend` is called a few times a second meanwhile."""
+def follow(client: Client, job: Job, tick: Callable[[], None] = lambda: None) -> Job:
+    """Show a job until it has ended; `tick` is called a few times a second meanwhile."""
     with JobView(" ".join(job.spec.prompt.split()) or job.spec.task) as view:
         for seen in client.watch(job.id):
             view.show(seen)
-            tend()
+            tick()
     return seen
 
 

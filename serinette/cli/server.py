@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from serinette import __version__
 from serinette.cli.following import follow
-from serinette.cli.terminal import TreeView, errors, output, program, seconds
+from serinette.cli.terminal import ProcessView, errors, output, program, seconds
 from serinette.client import DEFAULT_URL, Client
 from serinette.errors import ConfigurationError, GenerationError
 from serinette.spec import AudioFormat, GenerationSpec
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from serinette.job import Result
     from serinette.local import Local, LocalOptions
 
-
-_TEND_S = 0.1
+_TICK_S = 0.1
 _DEMO = GenerationSpec(prompt="jazz piano, smooth", duration_s=15, format=AudioFormat.MP3)
 
 DataDir = Annotated[
@@ -106,8 +105,8 @@ def up(
             errors.print(f"  data in {escape(str(data_dir))}, logs in {escape(str(data_dir / 'logs'))}", soft_wrap=True)
             errors.print("  Ctrl-C ends everything, a second one at once")
             while True:
-                local.tend()
-                time.sleep(_TEND_S)
+                local.tick()
+                time.sleep(_TICK_S)
     except KeyboardInterrupt:
         errors.print("Ended.")
 
@@ -133,7 +132,7 @@ def demo(
     with _running(options, verbose=verbose) as local:
         start_s = time.monotonic() - started_s
         with Client(local.url) as client:
-            job = follow(client, client.submit(_DEMO), local.tend)
+            job = follow(client, client.submit(_DEMO), local.tick)
             if job.result is None:
                 reason = job.error.message if job.error else "no reason given"
                 raise GenerationError(f"the song {job.status}: {reason}. Logs: {local.log_dir}")
@@ -161,7 +160,7 @@ def _running(options: LocalOptions, *, verbose: bool) -> Iterator[Local]:
     """Everything up and ready, and ended in order afterwards."""
     from serinette.local import Local  # noqa: PLC0415  # as heavy as a server, which the other commands are not
 
-    view = TreeView()
+    view = ProcessView()
     try:
         with Local(options, view.show, view.echo if verbose else None) as local:
             local.wait_ready()

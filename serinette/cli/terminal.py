@@ -1,4 +1,4 @@
-"""What a job and a tree of processes look like in a terminal, and as plain lines where there is none.
+"""What a job and supervised processes look like in a terminal, and as plain lines where there is none.
 
 Songs, tables and JSON go to standard output; everything that comments on them goes to standard error.
 """
@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from serinette.job import Job, JobStatus, Stage, now
-from serinette.tree import Notice, Phase
+from serinette.supervisor import Notice, Phase
 
 EXIT_FAILED = 1  # an error, or the song failed
 EXIT_USAGE = 2  # Click's own
@@ -203,43 +203,43 @@ class JobView(Bar):
         self.move(done, None if job.status is JobStatus.QUEUED else 1.0, words, waits)
 
 
-class TreeView:
-    """Shows a tree of processes coming up, and what happens to it later."""
+class ProcessView:
+    """Shows the processes of `serinette up` as they start, die and stop."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, str] = {}
         self._status: Status | None = None
 
     def show(self, notice: Notice) -> None:
-        """Show one notice of the tree."""
+        """Show one notice of the supervisor."""
         if notice.phase is Phase.WAITING:
-            self._wait(notice.part, notice.detail)
+            self._wait(notice.name, notice.detail)
             return
         if notice.phase is Phase.STOPPING:
-            self._waiting = {notice.part: "stopping"}
+            self._waiting = {notice.name: "stopping"}
             self._update_status()
             return
-        self._waiting.pop(notice.part, None)
+        self._waiting.pop(notice.name, None)
         self._update_status()
         for line in _lines(notice):
             errors.print(line, soft_wrap=True)
 
-    def echo(self, part: str, line: str) -> None:
-        """Show a line that a part wrote."""
-        errors.print(f"[dim]{part:>11} |[/] {escape(line)}", soft_wrap=True)
+    def echo(self, name: str, line: str) -> None:
+        """Show a line that a process wrote."""
+        errors.print(f"[dim]{name:>11} |[/] {escape(line)}", soft_wrap=True)
 
     def close(self) -> None:
         """Take the moving line away."""
         self._waiting.clear()
         self._update_status()
 
-    def _wait(self, part: str, what: str) -> None:
-        if self._waiting.get(part) == what:
+    def _wait(self, name: str, what: str) -> None:
+        if self._waiting.get(name) == what:
             return
-        self._waiting[part] = what
+        self._waiting[name] = what
         self._update_status()
         if not errors.is_terminal:
-            errors.print(f"  {part}: {what}", markup=False, soft_wrap=True)
+            errors.print(f"  {name}: {what}", markup=False, soft_wrap=True)
 
     def _update_status(self) -> None:
         if not errors.is_terminal:
@@ -249,7 +249,7 @@ class TreeView:
                 self._status.stop()
                 self._status = None
             return
-        words = "  ".join(f"{part}: {escape(what)}" for part, what in self._waiting.items())
+        words = "  ".join(f"{name}: {escape(what)}" for name, what in self._waiting.items())
         if self._status is None:
             self._status = errors.status(words)
             self._status.start()
@@ -257,7 +257,7 @@ class TreeView:
 
 
 def _lines(notice: Notice) -> Iterator[str]:
-    name = f"{notice.part:<12}"
+    name = f"{notice.name:<12}"
     match notice.phase:
         case Phase.READY:
             yield f"  [green]✓[/] {name} ready after {notice.detail}"
@@ -266,5 +266,5 @@ def _lines(notice: Notice) -> Iterator[str]:
             yield from (f"      [dim]{escape(line)}[/]" for line in notice.last_lines)
         case Phase.RESTARTED:
             yield f"  [yellow]↻[/] {name} started again"
-        case Phase.WAITING | Phase.STOPPING:
+        case Phase.WAITING | Phase.STOPPING | Phase.LATE:
             pass

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from serinette.container import Run
 from serinette.counters import WAIT, Additions
@@ -367,6 +367,25 @@ def look(job_ids: Sequence[str]) -> Call[list[Seen]]:
         return [_seen(job_id, *each) for job_id, each in zip(job_ids, answer, strict=True)]
 
     return Call("look", list(job_ids), parse)
+
+
+def enter_batch(
+    batch_id: str, tenant: str, created_at: float, max_unfinished: int, fields: Mapping[str, Argument]
+) -> Call[bool | None]:
+    """Begin a batch. False: it is there; None: its tenant has as many unfinished ones as it may."""
+    answers = {"new": True, "known": False}
+    arguments: list[Argument] = [batch_id, tenant, created_at, max_unfinished, *_flat(fields)]
+    return Call("enter_batch", arguments, lambda answer: answers.get(text(answer)))
+
+
+Command: TypeAlias = Sequence[object]
+
+
+def guarded(guards: Sequence[tuple[Command, object]], commands: Sequence[Command]) -> Call[bool]:
+    """Run commands if each guard, a command that reads, gives the answer beside it ('' for none); whether they ran."""
+    given = [[list(map(str, command)), str(answer)] for command, answer in guards]
+    wanted = [list(map(str, command)) for command in commands]
+    return Call("guarded", [json.dumps(given), json.dumps(wanted)], bool)
 
 
 def _seen(job_id: str, flat: Sequence[Any], place: Reply, shrunk: Reply) -> Seen:

@@ -2,11 +2,11 @@
 
 Written at submit and never again: `schema`, `tenant`, `pool` (but for a move), `lane`, `spec` and `container` (JSON as
 queued), `labels`, `dialect` (JSON), `digest`, `timeout_s`, `max_attempts`, `ttl_s` (kept after its end), `webhook`,
-`webhook_after_s`, `batch` (whose line it is), `traceparent`, `created_at`, `start_by`. By transitions: `state`,
-`attempts` (count), `attempt:N` (JSON Attempt, the last ten), `owner` (id of the attempt in charge), `began`, `charged`,
-`gpu_s` (of failed attempts), `cancel`, `progress`, `error`, `result`, `run` (JSON), `usage`, `ended_at`, `recorded`
-(job.json lies in the store), `called_off`; of a container `placed` (the attempt that got a Kubernetes Job), `ran_s`,
-`log_at` (time of the last line that was read). By the outbox: `deliveries`, `delivery:N`.
+`webhook_after_s`, `batch` and `line` (of a batch's job), `traceparent`, `created_at`, `start_by`. By transitions:
+`state`, `attempts` (count), `attempt:N` (JSON Attempt, the last ten), `owner` (id of the attempt in charge), `began`,
+`charged`, `gpu_s` (of failed attempts), `cancel`, `progress`, `error`, `result`, `run` (JSON), `usage`, `ended_at`,
+`recorded` (job.json lies in the store), `called_off`; of a container `placed` (the attempt that got a Kubernetes Job),
+`ran_s`, `log_at` (time of the last line that was read). By the outbox: `deliveries`, `delivery:N`.
 All times are Unix seconds of the server's clock.
 """
 

@@ -21,8 +21,10 @@ Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
 Reply: TypeAlias = Any  # as redis-py gives it: bytes, text, numbers and lists of them
 
+# Transitions that a full server refuses: they let work in.
+_REFUSED_WHEN_FULL = frozenset({"submit", "enter_batch"})
 _BODY = (Path(__file__).parent / "transitions.lua").read_text()
-# A full server must be able to end jobs, and takes no new ones: it refuses a submit before its first write.
+# A full server must be able to end jobs, and takes no new ones: it refuses those before their first write.
 _TEXTS = {True: f"#!lua flags=allow-oom\n{_BODY}", False: f"#!lua\n{_BODY}"}
 _SHAS = {flag: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for flag, text in _TEXTS.items()}
 
@@ -41,7 +43,7 @@ class Call(Generic[Answer]):
 
     def command(self, prefix: str) -> tuple[Argument, ...]:
         """As the server takes it."""
-        return ("EVALSHA", _SHAS[self.name != "submit"], 1, prefix, self.name, *self.arguments)
+        return ("EVALSHA", _SHAS[self.name not in _REFUSED_WHEN_FULL], 1, prefix, self.name, *self.arguments)
 
 
 def text(value: Reply) -> str:

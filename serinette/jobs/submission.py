@@ -35,7 +35,9 @@ _FUNCTION = f"{__name__}.{generate.__name__}"
 
 @dataclass(frozen=True)
 class Submission:
-    """One job. `digest` is of what the client wrote; `carried` is where its trace began, `batch` whose line it is."""
+    """One job. `digest` is of what the client wrote; `carried` is where its trace began; `batch` is the batch that it
+    belongs to, and which of its lines it is, from 0.
+    """
 
     id: str
     tenant: str
@@ -48,7 +50,7 @@ class Submission:
     ttl_s: int
     dialect: Mapping[str, str] = field(default_factory=dict)
     carried: Mapping[str, str] = field(default_factory=dict)
-    batch: str | None = None
+    batch: tuple[str, int] | None = None
 
     @cached_property
     def fields(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class Submission:
         if options.start_deadline_s is not None:
             fields["start_in_s"] = options.start_deadline_s
         if self.batch is not None:
-            fields["batch"] = self.batch
+            fields["batch"], fields["line"] = self.batch
         if container is not None:
             fields["container"] = _json(container.to_wire())
         return fields

@@ -94,6 +94,8 @@ local function wake_key(pool) return own .. 'wake:' .. pool end
 local function worker_of(slot) return string.match(slot, '^(.+)%.[^.]+%.[^.]+$') end
 
 local ENDED = {succeeded = 'finished', failed = 'failed', canceled = 'canceled'}
+-- Fields of a batch's hash that count its ended lines.
+local BATCH_COUNTS = {succeeded = 'completed', failed = 'failed', canceled = 'canceled'}
 
 local function read(id)
     local flat = redis.call('HGETALL', record_key(id))
@@ -262,9 +264,8 @@ local function end_job(id, job, outcome, at, last)
     if job.webhook then redis.call('ZADD', own .. 'webhooks', at + number(job.webhook_after_s, 'webhook_after_s'), id) end
     redis.call('ZADD', own .. 'ended', at, id)
     local ttl_s = job.ttl_s
-    if job.batch then  -- until the batch has entered it
-        redis.call('SADD', batch_key('ended', job), id)
-        redis.call('EXPIRE', batch_key('ended', job), ttl_s)
+    if job.batch and redis.call('ZREM', batch_key('live', job), id) == 1 then
+        redis.call('HINCRBY', own .. 'batch:' .. job.batch, BATCH_COUNTS[outcome], 1)
     end
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(at))
     redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue, at + ttl_s, id)
@@ -296,6 +297,7 @@ function transitions.submit()
     check_kept(job)
     number(job.schema, 'schema')
     if job.start_in_s then number(job.start_in_s, 'start_in_s') end
+    if job.batch then whole(job.line, 'line') end
     if fsync then
         local disk = redis.pcall('WAITAOF', 1, 0, 0)
         if disk.err then return {'no_aof'} end
@@ -303,6 +305,7 @@ function transitions.submit()
     local known, flat = read(id)
     if known then
         if fsync then redis.call('HINCRBY', record_key(id), 'synced', 1) end
+        if job.batch and not ENDED[known.state] then redis.call('ZADD', batch_key('live', job), job.line, id) end
         local place = known.state == 'queued' and redis.call('ZRANK', waiting_key(queue_of(known)), id)
         table.insert(flat, 1, place and tostring(place) or '')
         table.insert(flat, 1, 'known')
@@ -342,6 +345,7 @@ function transitions.submit()
     for _, index in ipairs({own .. 'live', own .. 'jobs:' .. job.tenant, in_flight}) do
         redis.call('ZADD', index, at, id)
     end
+    if job.batch then redis.call('ZADD', batch_key('live', job), job.line, id) end
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
     redis.call('HSET', rq_key(id), 'status', 'queued', 'created_at', iso(at), 'enqueued_at', iso(at))
     wait(id, job, false, at)
@@ -805,8 +809,7 @@ function transitions.shrink()
     if not job then return 0 end
     local left_s = redis.call('TTL', record_key(id))
     if not ENDED[job.state] or not job.recorded or left_s < 1 or redis.call('ZSCORE', own .. 'unrecorded', id)
-        or redis.call('ZSCORE', own .. 'webhooks', id)
-        or job.batch and redis.call('SISMEMBER', batch_key('ended', job), id) == 1 then return 0 end
+        or redis.call('ZSCORE', own .. 'webhooks', id) then return 0 end
     redis.call('SET', ended_key(id), text, 'EX', left_s)
     forget(id, job)
     return 1
@@ -834,6 +837,32 @@ function transitions.look()
         found[#found + 1] = {flat or {}, place and tostring(place) or '', not job and redis.call('GET', ended_key(id)) or ''}
     end
     return found
+end
+
+-- enter_batch: id, tenant, created_at, most unfinished batches of the tenant, then fields and values of its hash.
+-- Answers 'new', 'known', or 'full': the tenant has as many as it may.
+function transitions.enter_batch()
+    local id, tenant, created_at = given(2, 'id'), given(3, 'tenant'), number(given(4, 'created_at'), 'created_at')
+    local most, fields, unfinished = number(given(5, 'most'), 'most'), pairs_from(6, 'batch'), 0
+    if redis.call('EXISTS', own .. 'batch:' .. id) == 1 then return 'known' end
+    for _, other in ipairs(redis.call('ZRANGE', own .. 'tenant-batches:' .. tenant, 0, -1)) do
+        if redis.call('ZSCORE', own .. 'batches', other) then unfinished = unfinished + 1 end
+    end
+    if unfinished >= most then return 'full' end
+    redis.call('HSET', own .. 'batch:' .. id, unpack(fields))
+    for _, index in ipairs({'batches', 'tenant-batches:' .. tenant}) do redis.call('ZADD', own .. index, created_at, id) end
+    return 'new'
+end
+
+-- guarded: JSON list of {command, the answer that it must give, '' for none}, JSON list of commands that are then run.
+-- A MULTI under conditions, for what is decided elsewhere of what was read a moment ago. Answers 1, or 0: nothing is run.
+function transitions.guarded()
+    local guards, commands = cjson.decode(given(2, 'guards')), cjson.decode(given(3, 'commands'))
+    for _, guard in ipairs(guards) do
+        if tostring(redis.call(unpack(guard[1])) or '') ~= guard[2] then return 0 end
+    end
+    for _, command in ipairs(commands) do redis.call(unpack(command)) end
+    return 1
 end
 
 local transition = transitions[ARGV[1]]

@@ -9,7 +9,7 @@ import pytest
 
 from api.settings import GatewaySettings
 from controller.settings import ControllerSettings
-from gpu_worker.engine_environment import engine_environment
+from gpu_worker.process_setup import engine_environment
 from gpu_worker.settings import slots_for
 from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind

@@ -16,21 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu_worker.engine_environment import ENGINE_ENVIRONMENT
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, ENGINE_ENVIRONMENT
 from gpu_worker.wire import (
     Audio,
     Cancel,
     Connection,
     Decoded,
     Failed,
+    Generate,
+    Generated,
     Hello,
     Message,
     Report,
     Samples,
-    Sing,
     Stopped,
-    Sung,
     share_samples,
 )
 from serinette.job import Progress, Stage, now
@@ -74,14 +73,14 @@ class Slot:
             asked["source_audio"] = "upload"
         spec = GenerationSpec(**{**SECOND, "seed": 1, **asked}).to_wire()
         if source is None:
-            self.connection.send(Sing(job_id="job", spec=spec))
+            self.connection.send(Generate(job_id="job", spec=spec))
             return
         audio = Audio(role="source", channels=source.shape[0], frames=source.shape[1])
         descriptor = share_samples(source)
-        self.connection.send(Sing(job_id="job", spec=spec, audio=(audio,)), [descriptor])
+        self.connection.send(Generate(job_id="job", spec=spec, audio=(audio,)), [descriptor])
         os.close(descriptor)
 
-    def answer(self) -> Sung | Failed | Stopped:
+    def answer(self) -> Generated | Failed | Stopped:
         while True:
             message = self.hear()
             if isinstance(message, Report):
@@ -91,17 +90,17 @@ class Slot:
                 self.decoded.append(message.index)
                 self.songs.append(self.connection.take_samples(message.song))
                 continue
-            assert isinstance(message, Sung | Failed | Stopped)
+            assert isinstance(message, Generated | Failed | Stopped)
             return message
 
     def until(self, stage: Stage) -> None:
         while (message := self.hear()) and not (isinstance(message, Report) and message.stage is stage):
             pass
 
-    def sung(self, **asked: Any) -> Sung:
+    def sung(self, **asked: Any) -> Generated:
         self.ask(**asked)
         answer = self.answer()
-        assert isinstance(answer, Sung), answer
+        assert isinstance(answer, Generated), answer
         return answer
 
 
@@ -168,7 +167,7 @@ class TestSinging:
             assert hello.pid == engine.process.pid
             assert hello.model is not None
             assert (hello.model.name, hello.device) == ("sine", "an imagined one")
-            assert isinstance(slot.answer(), Sung)
+            assert isinstance(slot.answer(), Generated)
 
     def test_variations_come_with_their_seeds(self, slot: Slot) -> None:
         sung = slot.sung(seed=5, variations=3, guidance_scale=7)
@@ -201,9 +200,9 @@ class TestSinging:
             slot.ask(prompt="slow 1")
             slot.until(Stage.CONDITIONING)
             other.ask()
-            assert isinstance(other.answer(), Sung)
+            assert isinstance(other.answer(), Generated)
             assert other.reports[0].stage is Stage.WAITING_FOR_ENGINE
-            assert isinstance(slot.answer(), Sung)
+            assert isinstance(slot.answer(), Generated)
 
 
 class TestBatch:
@@ -226,7 +225,7 @@ class TestBatch:
             assert isinstance(answer, Failed)
             assert answer.error.code == "invalid_output"
             answer = good.answer()
-            assert isinstance(answer, Sung)
+            assert isinstance(answer, Generated)
             assert answer.batch_size == 2  # it was tried together, and then alone
 
     def test_a_canceled_member_leaves_the_others_singing(self, tmp_path: Path) -> None:
@@ -242,7 +241,7 @@ class TestBatch:
             canceled.connection.send(Cancel())
             assert isinstance(canceled.answer(), Stopped)
             answer = other.answer()
-            assert isinstance(answer, Sung)
+            assert isinstance(answer, Generated)
             assert answer.batch_size == 2
 
 
@@ -275,11 +274,11 @@ class TestCancel:
             leaving.ready()
             leaving.ask(**ENDLESS)
             leaving.until(Stage.DENOISING)
-        assert isinstance(slot.sung(), Sung)
+        assert isinstance(slot.sung(), Generated)
 
     def test_nobody_canceled_what_nobody_asked(self, slot: Slot) -> None:
         slot.connection.send(Cancel())
-        assert isinstance(slot.sung(), Sung)
+        assert isinstance(slot.sung(), Generated)
 
 
 class TestTrouble:
@@ -300,15 +299,15 @@ class TestTrouble:
         assert isinstance(answer, Failed)
         assert answer.error.code == code
         assert words in answer.error.message
-        assert isinstance(slot.sung(), Sung)
+        assert isinstance(slot.sung(), Generated)
 
     @pytest.mark.parametrize(("wire", "code"), [({"steps": 0}, "invalid_spec"), ({"schema": 10_000}, "handed_back")])
     def test_a_spec_it_cannot_read(self, slot: Slot, wire: dict[str, Any], code: str) -> None:
-        slot.connection.send(Sing(job_id="job", spec=wire))
+        slot.connection.send(Generate(job_id="job", spec=wire))
         answer = slot.answer()
         assert isinstance(answer, Failed)
         assert answer.error.code == code
-        assert isinstance(slot.sung(), Sung)
+        assert isinstance(slot.sung(), Generated)
 
     @pytest.mark.parametrize("how", ["crash", "kill"])
     def test_its_death_closes_every_socket(self, engine: EngineProcess, slot: Slot, how: str) -> None:
@@ -331,7 +330,7 @@ class TestTrouble:
             assert first.process.wait(PATIENCE_S) == -signal.SIGKILL
         with engine_process(tmp_path) as second, second.slot() as slot:  # over the socket that the first one left
             slot.ready()
-            assert isinstance(slot.sung(prompt="crash once token"), Sung)
+            assert isinstance(slot.sung(prompt="crash once token"), Generated)
 
     def test_nonsense_ends_its_own_connection_only(self, engine: EngineProcess, slot: Slot) -> None:
         for nonsense in (
@@ -345,7 +344,7 @@ class TestTrouble:
                 raw.settimeout(PATIENCE_S)
                 while raw.recv(65_536):
                     pass
-        assert isinstance(slot.sung(), Sung)
+        assert isinstance(slot.sung(), Generated)
 
 
 class TestProcess:
@@ -356,7 +355,7 @@ class TestProcess:
         with engine_process(tmp_path) as second:
             assert second.process.wait(PATIENCE_S) == CONFIGURATION_EXIT_CODE
         assert "another engine listens here" in engine.log.read_text()
-        assert isinstance(slot.sung(), Sung)
+        assert isinstance(slot.sung(), Generated)
 
     def test_a_model_that_cannot_be_loaded_ends_it_in_words(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, model="unloadable") as engine:
@@ -388,7 +387,7 @@ class TestRealOne:
                 slot.ask(prompt="jazz piano, smooth", steps=2)
                 slot.ready(LOADING_PATIENCE_S)
                 answer = slot.answer()
-                assert isinstance(answer, Sung), answer
+                assert isinstance(answer, Generated), answer
                 songs[-1] += slot.songs
                 assert answer.model.name == "bundled"
                 slot.sung(prompt="jazz", source=source, **REPAINT)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from tests.processes import below, eventually, eventually_gone, gone
 
-# A parent that starts one sleeping child in the way under test, tells its process id and sleeps too.
+# A parent that starts one sleeping child in the way under test, prints its process id and sleeps too.
 PARENT = """
 import os, subprocess, sys, time
 from serinette import leash
@@ -25,7 +24,8 @@ time.sleep(60)
 """
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 BETWEEN = f"import os, sys; from serinette import leash; sys.exit(leash.stand_between(int(sys.argv[1]), {SLEEP!r}))"
-CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); time.sleep(60)"
+CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); "
+CALLED += "print('called', flush=True); time.sleep(60)"
 STARTS = {
     "leashed": f"leash.leashed({SLEEP!r})",
     "stand_between": f"[sys.executable, '-c', {BETWEEN!r}, str(os.getpid())]",
@@ -40,11 +40,10 @@ def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
         [sys.executable, "-c", PARENT.format(start=STARTS[request.param])], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout
-    child = int(parent.stdout.readline())
+    lines = [parent.stdout.readline() for _ in range(2 if request.param == "die_with_parent" else 1)]
+    child = next(int(line) for line in lines if line.strip().isdecimal())
     assert eventually(lambda: len(below(child)) == (2 if request.param == "stand_between" else 1))
     children = below(child)
-    if request.param == "die_with_parent":
-        time.sleep(1)  # no sign tells when the call has been made
     try:
         yield parent, children
     finally:
@@ -94,7 +93,7 @@ def test_whoever_stands_between_passes_signals_and_the_status_on() -> None:
         assert between.wait(timeout=15) == 5
 
 
-def test_bad_usage_is_told() -> None:
+def test_bad_usage_is_refused() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "serinette.leash", "sleep", "1"], check=False, capture_output=True, text=True
     )

@@ -114,13 +114,13 @@ def test_process_1_leaves_whenever_it_is_asked(asked: Pod, tmp_path: Path, name:
     with ThreadPoolExecutor(len(DELAYS_S)) as threads:
         statuses = dict(zip(DELAYS_S, threads.map(one, DELAYS_S), strict=True))
     # Ended by the signal while it started, or in order by its own handler later.
-    told = {delay_s: (tmp_path / f"{delay_s}" / "log").read_text(errors="replace")[-500:] for delay_s in DELAYS_S}
-    assert set(statuses.values()) <= {0, 128 + signal.SIGTERM}, (statuses, told)
-    assert all("Traceback" not in text for text in told.values()), told
+    logs = {delay_s: (tmp_path / f"{delay_s}" / "log").read_text(errors="replace")[-500:] for delay_s in DELAYS_S}
+    assert set(statuses.values()) <= {0, 128 + signal.SIGTERM}, (statuses, logs)
+    assert all("Traceback" not in text for text in logs.values()), logs
     job_id = asked.submit()
     time.sleep(0.5)  # a slot that was left over would take it at once
     assert asked.lane().get_job_ids() == [job_id]
-    assert not [it for it in psutil.process_iter(["environ"]) if _below(it, tmp_path)], "somebody is left"
+    assert not [it for it in psutil.process_iter(["environ"]) if _below(it, tmp_path)], "a process is left"
 
 
 def _below(process: psutil.Process, directory: Path) -> bool:

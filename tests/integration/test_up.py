@@ -18,7 +18,7 @@ from serinette.errors import Conflict, IdempotencyConflict, InvalidSpec, NotFoun
 from serinette.job import JobOptions, JobStatus
 from serinette.local import Local, LocalOptions
 from serinette.spec import AudioFormat, GenerationSpec
-from serinette.tree import Notice, Phase
+from serinette.supervisor import Notice, Phase
 from tests.processes import eventually, eventually_gone
 from tests.servers import free_ports
 from tests.up import ENVIRONMENT, Up, run_cli
@@ -100,8 +100,8 @@ def test_the_queue_is_shown(up: Up) -> None:
         ["default", "low", "0"],
     ]
     assert "ready" in plain.stderr
-    told = json.loads(run_cli("queue", "--json", "--server", up.url).stdout)
-    assert told["pools"][0]["workers"][0]["stage"] == "ready"
+    shown = json.loads(run_cli("queue", "--json", "--server", up.url).stdout)
+    assert shown["pools"][0]["workers"][0]["stage"] == "ready"
 
 
 def test_a_running_job_is_canceled(up: Up, client: Client) -> None:
@@ -117,7 +117,7 @@ def test_a_running_job_is_canceled(up: Up, client: Client) -> None:
     assert f"job {job_id} canceled" in followed.stderr
 
 
-def test_events_tell_the_way_of_a_song(client: Client) -> None:
+def test_events_report_the_stages_of_a_song(client: Client) -> None:
     job = client.submit(SHORT)
     events = list(client.events(job.id))
     types = [event.type for event in events]
@@ -130,9 +130,9 @@ def test_events_tell_the_way_of_a_song(client: Client) -> None:
 
 
 def test_errors_come_back_as_themselves(up: Up, client: Client) -> None:
-    nobody = "00000000-0000-4000-8000-000000000000"
+    unknown = "00000000-0000-4000-8000-000000000000"
     with pytest.raises(NotFound):
-        client.get(nobody)
+        client.get(unknown)
     with pytest.raises(InvalidSpec):
         client.submit(GenerationSpec(prompt="jazz", model="no-such-model"))
     job = client.submit(SHORT, idempotency_key="once")
@@ -142,12 +142,12 @@ def test_errors_come_back_as_themselves(up: Up, client: Client) -> None:
     client.wait(job.id, timeout_s=120)
     with pytest.raises(Conflict):
         client.cancel(job.id)
-    ended = run_cli("cancel", nobody, "--server", up.url)
+    ended = run_cli("cancel", unknown, "--server", up.url)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert nobody in ended.stderr
+    assert unknown in ended.stderr
 
 
-def test_a_second_one_is_told_what_is_in_its_way(up: Up, directory: Path) -> None:
+def test_a_second_one_says_what_is_in_its_way(up: Up, directory: Path) -> None:
     port = up.url.rpartition(":")[2]
     same_directory = run_cli("up", "--port", "0", "--data-dir", str(up.data_dir))
     assert same_directory.returncode == 1
@@ -159,7 +159,7 @@ def test_a_second_one_is_told_what_is_in_its_way(up: Up, directory: Path) -> Non
     assert "--port" in same_port.stderr
 
 
-def test_nobody_else_can_reach_the_queue(up: Up) -> None:
+def test_no_other_user_can_reach_the_queue(up: Up) -> None:
     listening = {
         connection.laddr.ip
         for process in up.family()
@@ -177,7 +177,7 @@ def test_valkey_dies_and_no_song_is_lost(up: Up, client: Client) -> None:
     valkey.kill()
     assert [client.wait(job.id, timeout_s=150).status for job in jobs] == [JobStatus.SUCCEEDED] * 3
     assert up.child("valkey-server").pid != valkey.pid
-    assert "valkey       killed by SIGKILL" in up.told
+    assert "valkey       was killed by SIGKILL" in up.output
 
 
 def test_the_gateway_and_the_controller_die_and_come_back(up: Up, client: Client) -> None:
@@ -185,7 +185,7 @@ def test_the_gateway_and_the_controller_die_and_come_back(up: Up, client: Client
     for process in killed:
         process.kill()
     assert eventually_gone(killed)
-    assert eventually(lambda: up.told.count("started again") >= 2)
+    assert eventually(lambda: up.output.count("started again") >= 2)
     assert eventually(lambda: _answers(client))
     job_id = client.submit(SHORT).id
     assert client.wait(job_id, timeout_s=120).status is JobStatus.SUCCEEDED
@@ -204,7 +204,7 @@ def test_interrupted_it_ends_everything(up: Up) -> None:
     assert len(family) >= 8  # itself, Valkey, gateway, controller, worker, engine, two slots
     assert up.end(signal.SIGINT) == 0
     assert eventually_gone(family)
-    assert up.told.endswith("Ended.\n")
+    assert up.output.endswith("Ended.\n")
     with socket.create_server(("127.0.0.1", int(up.url.rpartition(":")[2]))):  # the port is free again
         pass
 
@@ -283,8 +283,8 @@ def test_a_wrong_setting_is_named(directory: Path, monkeypatch: pytest.MonkeyPat
     assert "Traceback" not in ended.stderr
 
 
-class Told(Exception):
-    """What was waited for is told: enough seen."""
+class Reported(Exception):
+    """What was waited for was reported: enough seen."""
 
 
 @pytest.mark.parametrize(
@@ -308,13 +308,13 @@ def test_what_is_not_there_is_what_it_waits_for(
     for name, value in environment.items():
         monkeypatch.setenv(f"SERINETTE_{name}", value.format(port=port))
 
-    def tell(notice: Notice) -> None:
-        assert (notice.part, notice.phase) != (part, Phase.READY)
-        if notice.part == part and notice.phase is Phase.WAITING and detail in notice.detail:
-            raise Told
+    def report(notice: Notice) -> None:
+        assert (notice.name, notice.phase) != (part, Phase.READY)
+        if notice.name == part and notice.phase is Phase.WAITING and detail in notice.detail:
+            raise Reported
 
     options = LocalOptions(directory / f"no-{detail}", port=0, redis_url=redis_url and redis_url.format(port=port))
-    with pytest.raises(Told), Local(options, tell) as local:
+    with pytest.raises(Reported), Local(options, report) as local:
         local.wait_ready()
 
 
@@ -324,10 +324,13 @@ def test_a_guarded_redis_opens_with_a_password_beside_its_url(
     redis.config_set("requirepass", "hush")
     monkeypatch.setenv("SERINETTE_REDIS_PASSWORD", "hush")
 
-    def tell(notice: Notice) -> None:
+    def report(notice: Notice) -> None:
         assert "uthentication" not in notice.detail
-        if (notice.part, notice.phase) == ("controller", Phase.READY):
-            raise Told
+        if (notice.name, notice.phase) == ("controller", Phase.READY):
+            raise Reported
 
-    with pytest.raises(Told), Local(LocalOptions(directory / "guarded", port=0, redis_url=redis_url), tell) as local:
+    with (
+        pytest.raises(Reported),
+        Local(LocalOptions(directory / "guarded", port=0, redis_url=redis_url), report) as local,
+    ):
         local.wait_ready()

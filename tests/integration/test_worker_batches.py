@@ -1,4 +1,4 @@
-"""A worker pod that sings several jobs at once: what one of them does to the others."""
+"""A worker pod that generates several jobs at once: what one of them does to the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.jobs import charged_attempts
 from tests.pod import Pod, pod
 from tests.processes import eventually
 
-# Longer than a busy machine keeps an engine that sings from saying so.
+# Longer than a busy machine keeps a working engine from reporting.
 STALL_TIMEOUT_S = 8
 
 
@@ -32,7 +32,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
 
 
 def together(pod: Pod, *songs: dict[str, object]) -> list[str]:
-    """Submit songs that are sung as one batch: they come while another kind of song is sung."""
+    """Submit songs that are generated as one batch: they come while another kind of song is generated."""
     token = f"token{uuid4().hex}"
     first = pod.submit(f"until {token}", duration_s=2)
     assert eventually(lambda: stage_of(pod, first) is Stage.CONDITIONING)
@@ -67,7 +67,7 @@ def test_a_poison_job_is_alone_from_its_second_attempt_on(worker: Pod) -> None:
     assert "suspected" in worker.log()
 
 
-def test_a_batch_that_does_not_fit_is_sung_by_halves_and_nobody_is_charged(worker: Pod) -> None:
+def test_a_batch_that_does_not_fit_is_generated_by_halves_and_no_job_is_charged(worker: Pod) -> None:
     jobs = together(worker, {"prompt": "room for 2", "variations": 3}, {"prompt": "room for 2", "variations": 2})
     for job_id in jobs:
         assert len(worker.wait_over(job_id, JobStatus.SUCCEEDED).attempts) == 1
@@ -75,7 +75,7 @@ def test_a_batch_that_does_not_fit_is_sung_by_halves_and_nobody_is_charged(worke
     assert "did not fit" in worker.log()
 
 
-def test_songs_that_are_encoded_while_others_are_sung_are_those_of_a_pod_that_does_one_thing_at_a_time(
+def test_songs_encoded_while_others_are_generated_are_those_of_a_pod_that_does_one_thing_at_a_time(
     worker: Pod,
 ) -> None:
     songs = [{"seed": seed, "duration_s": seed, "format": AudioFormat.MP3} for seed in range(1, 6)]
@@ -86,7 +86,7 @@ def test_songs_that_are_encoded_while_others_are_sung_are_those_of_a_pod_that_do
 
 
 def heard(pod: Pod, job_id: str) -> str:
-    """What a song sounds like, to the bit; its file tells of its job too."""
+    """What a song sounds like, to the bit; its file's tags name its job too."""
     pod.wait_over(job_id, JobStatus.SUCCEEDED)
     (artifact,) = pod.record(job_id).result.artifacts  # type: ignore[union-attr]  # it succeeded
     samples = decode(io.BytesIO(pod.store.get(artifact.key)), 48_000, 2, 60)

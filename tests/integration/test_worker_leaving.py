@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rq import Worker
 
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from serinette import brake
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.presence import WorkerStage
@@ -49,7 +49,7 @@ def test_a_drain_lets_the_song_finish_and_leaves_nothing(worker_pod: Pod) -> Non
     assert list((worker_pod.directory / "work").glob("run-*")) == []
 
 
-@pytest.mark.parametrize("how", ["its time to drain is over", "it is told twice"])
+@pytest.mark.parametrize("how", ["its time to drain is over", "it is asked twice"])
 def test_a_song_that_cannot_finish_is_given_back(worker_pod: Pod, how: str) -> None:
     in_time = how == "its time to drain is over"
     process = worker_pod.start(drain_timeout_s=1 if in_time else 3600)
@@ -66,7 +66,7 @@ def test_a_song_that_cannot_finish_is_given_back(worker_pod: Pod, how: str) -> N
     if in_time:
         worker_pod.start()
         entry = worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
-        assert (charged_attempts(entry), len(entry.attempts)) == (0, 2), "the next worker sings it, for free"
+        assert (charged_attempts(entry), len(entry.attempts)) == (0, 2), "the next worker generates it, uncharged"
 
 
 def test_a_suspended_worker_takes_nothing_and_leaves_when_asked(worker_pod: Pod) -> None:
@@ -76,7 +76,7 @@ def test_a_suspended_worker_takes_nothing_and_leaves_when_asked(worker_pod: Pod)
     subprocess.run([rq, "suspend", "--url", worker_pod.redis_url], check=True, capture_output=True)
     assert eventually(lambda: {worker.get_state() for worker in Worker.all(worker_pod.redis)} == {"suspended"})
     job_id = worker_pod.submit()
-    time.sleep(1.5)  # longer than an idle slot sleeps
+    time.sleep(1.2)  # longer than an idle slot sleeps
     assert worker_pod.board.waiting() == [job_id]
     process.terminate()
     assert process.wait(10) == 0, worker_pod.log()
@@ -108,10 +108,10 @@ def test_a_model_that_cannot_be_configured_ends_the_worker(worker_pod: Pod) -> N
     assert failure.message == "the engine refuses its configuration; see its log"
 
 
-def test_an_engine_that_never_gets_ready_is_told_of_and_tried_again(worker_pod: Pod) -> None:
+def test_an_engine_that_never_gets_ready_is_reported_and_restarted(worker_pod: Pod) -> None:
     worker_pod.start(model="slow 60", engine_start_timeout_s=2)
     job_id = worker_pod.submit()
     assert eventually(lambda: "times in a row" in getattr(worker_pod.presence(), "message", "")), worker_pod.log()
     assert len(brake.failures(worker_pod.redis, worker_pod.settings.keys, "default")) >= 2
-    assert worker_pod.entry(job_id).attempts == (), "a job waits for a worker that can sing it"
+    assert worker_pod.entry(job_id).attempts == (), "a job waits for a worker that can generate it"
     assert worker_pod.board.waiting() == [job_id]

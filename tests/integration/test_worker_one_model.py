@@ -28,7 +28,7 @@ def holding(process: subprocess.Popen[bytes], words: str) -> list[str]:
     return found
 
 
-def sing(made: Pod) -> subprocess.Popen[bytes]:
+def start_and_generate(made: Pod) -> subprocess.Popen[bytes]:
     process = made.start(engine_module="gpu_worker.engine", slots=SLOTS, threads=1)
     made.wait_stage(timeout_s=180)
     made.wait_over(made.submit("jazz"), timeout_s=180)
@@ -42,10 +42,10 @@ def made(tmp_path: Path) -> Iterator[Pod]:
 
 
 def test_torch_is_in_the_engine_alone(made: Pod) -> None:
-    assert [line.split()[-1] for line in holding(sing(made), "libtorch")] == ["gpu_worker.engine"]
+    assert [line.split()[-1] for line in holding(start_and_generate(made), "libtorch")] == ["gpu_worker.engine"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_has_one_context(made: Pod) -> None:
-    assert [line.split()[-1] for line in holding(sing(made), "/dev/nvidia")] == ["gpu_worker.engine"]
+    assert [line.split()[-1] for line in holding(start_and_generate(made), "/dev/nvidia")] == ["gpu_worker.engine"]

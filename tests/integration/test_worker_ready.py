@@ -16,7 +16,7 @@ TEMPLATE = (CHART / "templates" / "worker" / "deployments.yaml").read_text()
 
 def test_a_worker_is_ready_from_its_loaded_model_until_it_leaves(tmp_path: Path, redis_url: str) -> None:
     probe = re.search(r'command: \[sh, -c, "test -e /var/lib/serinette(/[^"]+)"\]', TEMPLATE)
-    assert probe, "the chart's readiness probe is not the one that this test knows"
+    assert probe, "the chart's readiness probe is not what this test knows"
     with pod(tmp_path, redis_url) as worker:
         command = ["sh", "-c", f"test -e {worker.directory / 'work'}{probe[1]}"]
 

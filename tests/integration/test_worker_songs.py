@@ -1,4 +1,4 @@
-"""A worker pod of real processes: songs, and what goes wrong while they are sung. One pod for all of these."""
+"""A worker pod of real processes: songs, and what goes wrong while they are generated. One pod for all of these."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         yield Worker(made, process)
 
 
-def test_a_song_is_sung_stored_recorded_and_told(worker: Worker) -> None:
+def test_a_song_is_generated_stored_recorded_and_reported(worker: Worker) -> None:
     pod = worker.pod
     job_id = pod.submit("jazz piano", variations=2, format=AudioFormat.MP3)
     entry = pod.wait_over(job_id, JobStatus.SUCCEEDED)
@@ -77,7 +77,7 @@ def test_a_song_is_sung_stored_recorded_and_told(worker: Worker) -> None:
     assert "progress" in types
 
 
-def test_presence_tells_the_model_and_who_is_busy(worker: Worker) -> None:
+def test_presence_reports_the_model_and_the_busy_slots(worker: Worker) -> None:
     pod = worker.pod
     assert eventually(lambda: pod.wait_stage().busy_slots == 0)
     seen = pod.wait_stage()
@@ -91,13 +91,13 @@ def test_presence_tells_the_model_and_who_is_busy(worker: Worker) -> None:
 
 def test_cancel_stops_a_running_job_within_a_step(worker: Worker) -> None:
     pod, engine = worker.pod, worker.engine().pid
-    sung = pod.submit("slow 8")
-    pod.wait_step(sung)
+    running = pod.submit("slow 8")
+    pod.wait_step(running)
     waiting = pod.submit("slow 8")
     assert eventually(lambda: pod.entry(waiting).owner is not None)
-    for job_id in (waiting, sung):
+    for job_id in (waiting, running):
         pod.cancel(job_id)
-    for job_id in (waiting, sung):
+    for job_id in (waiting, running):
         entry = pod.wait_over(job_id, JobStatus.CANCELED)
         assert entry.attempts[0].outcome is AttemptOutcome.CANCELED
         assert pod.rq_job(job_id).get_status() is RqStatus.CANCELED
@@ -107,20 +107,20 @@ def test_cancel_stops_a_running_job_within_a_step(worker: Worker) -> None:
 
 def test_a_killed_engine_costs_one_attempt_and_a_bystander_none(worker: Worker) -> None:
     pod, engine = worker.pod, worker.engine()
-    sung = pod.submit("slow 2")
-    pod.wait_step(sung)
+    running = pod.submit("slow 2")
+    pod.wait_step(running)
     bystander = pod.submit()
     assert eventually(lambda: pod.entry(bystander).owner is not None)
     engine.kill()
-    entry = pod.wait_over(sung, JobStatus.SUCCEEDED)
+    entry = pod.wait_over(running, JobStatus.SUCCEEDED)
     assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.FAILED, AttemptOutcome.SUCCEEDED]
     assert entry.attempts[0].error
     assert entry.attempts[0].error.code == "engine_crashed"
-    assert pod.rq_job(sung).retries_left == 1
+    assert pod.rq_job(running).retries_left == 1
     assert len(pod.wait_over(bystander, JobStatus.SUCCEEDED).attempts) == 1
 
 
-def test_a_poison_job_fails_after_its_attempts_and_harms_nobody(worker: Worker) -> None:
+def test_a_poison_job_fails_after_its_attempts_and_harms_no_other(worker: Worker) -> None:
     pod = worker.pod
     poison, neighbor = pod.submit("crash", attempts=2), pod.submit()
     entry = pod.wait_over(poison, JobStatus.FAILED)
@@ -131,7 +131,7 @@ def test_a_poison_job_fails_after_its_attempts_and_harms_nobody(worker: Worker) 
     assert charged_attempts(pod.wait_over(neighbor, JobStatus.SUCCEEDED)) == 0
 
 
-def test_a_hung_engine_ends_at_the_jobs_timeout_and_the_next_job_is_sung(worker: Worker) -> None:
+def test_a_hung_engine_ends_at_the_jobs_timeout_and_the_next_job_is_generated(worker: Worker) -> None:
     pod, engine = worker.pod, worker.engine()
     hung = pod.submit("hang", timeout_s=1)
     entry = pod.wait_over(hung, JobStatus.FAILED)
@@ -142,7 +142,7 @@ def test_a_hung_engine_ends_at_the_jobs_timeout_and_the_next_job_is_sung(worker:
     assert worker.engine().pid != engine.pid
 
 
-def test_a_silent_engine_is_killed_and_the_song_sung_again(worker: Worker) -> None:
+def test_a_silent_engine_is_killed_and_the_song_generated_again(worker: Worker) -> None:
     pod, engine = worker.pod, worker.engine()
     job_id = pod.submit("slow 2")
     pod.wait_step(job_id)
@@ -171,7 +171,7 @@ def test_sources_are_uploads_and_earlier_songs(worker: Worker) -> None:
         assert pod.record(job_id).artifacts[0].duration_s == 2, "as long as its source"
 
 
-def test_a_record_that_exists_is_recorded_without_singing(worker: Worker) -> None:
+def test_a_record_that_exists_ends_the_job_without_generation(worker: Worker) -> None:
     pod, engine = worker.pod, worker.engine().pid
     before = pod.submit()
     pod.wait_over(before, JobStatus.SUCCEEDED)

@@ -41,7 +41,7 @@ def parcels(pod: Pod) -> list[Path]:
     return list((pod.directory / "work" / "spool").glob("*/*/job.json"))
 
 
-def test_songs_wait_for_the_store_while_more_are_sung(worker_pod: Pod) -> None:
+def test_songs_wait_for_the_store_while_more_are_generated(worker_pod: Pod) -> None:
     worker_pod.start()
     warm_up(worker_pod)
     leave(worker_pod)
@@ -64,13 +64,13 @@ def test_a_full_spool_stops_claims(worker_pod: Pod) -> None:
     first = worker_pod.submit()
     assert eventually(lambda: len(parcels(worker_pod)) == 1), worker_pod.log()
     second = worker_pod.submit()
-    assert not eventually(lambda: worker_pod.entry(second).attempts, timeout_s=4)
+    assert not eventually(lambda: worker_pod.entry(second).attempts, timeout_s=2.5)
     come_back(worker_pod)
     for job_id in (first, second):
         worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
 
 
-def test_a_song_outlives_the_pod_that_sang_it(worker_pod: Pod) -> None:
+def test_a_song_outlives_the_pod_that_generated_it(worker_pod: Pod) -> None:
     process = worker_pod.start()
     warm_up(worker_pod)
     leave(worker_pod)
@@ -87,7 +87,7 @@ def test_a_song_outlives_the_pod_that_sang_it(worker_pod: Pod) -> None:
     attempt = worker_pod.record(job_id).attempt
     assert attempt and attempt.id == attempt_id
     worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
-    assert len(list(worker_pod.store.list("songs"))) == 4, "sung once"
+    assert len(list(worker_pod.store.list("songs"))) == 4, "generated once"
 
 
 def test_a_worker_that_leaves_gives_back_what_waits(worker_pod: Pod) -> None:

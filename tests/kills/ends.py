@@ -1,4 +1,4 @@
-"""What it means that a job has ended exactly once, and who sees to it when somebody died."""
+"""What it means that a job has ended exactly once, and what ends it when a process died."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rescue(bench: SlotBench, job_id: str) -> None:
             return
         slot = slot or bench.slot()
         if job_id in bench.waiting():
-            slot.sing_one()
+            slot.run_one()
 
 
 def recorded(bench: SlotBench, job_id: str) -> Record | None:

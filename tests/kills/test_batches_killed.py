@@ -41,14 +41,14 @@ def canceled(bench: BatchBench) -> Batch:
     batch = fresh(bench)
     bench.new_duty(backlog=2)()
     bench.generate(1)
-    bench.desk.cancel(TENANT, batch.id)
+    bench.batches.cancel(TENANT, batch.id)
     return batch
 
 
 def retried(bench: BatchBench) -> Batch:
     batch = through(bench)
     bench.run(batch)
-    return bench.desk.retry(TENANT, batch.id)
+    return bench.batches.retry(TENANT, batch.id)
 
 
 STATES: dict[Callable[[BatchBench], Batch], tuple[BatchStatus, int, int, int]] = {
@@ -87,8 +87,9 @@ def test_every_death_is_survived(bench: BatchBench, make: Callable[[BatchBench],
     for round_trips in deaths:
         batch = make(bench)
         deaths.lives(round_trips, work, bench.redis_url, bench.store_url)
-        failing = FAILING if make is fresh else ()
-        bench.run(batch, failing=failing)
+        if make is fresh:
+            bench.generate(failing=FAILING)  # also jobs that the cursor has not gone over
+        bench.run(batch, failing=FAILING if make is fresh else ())
         assert_whole(bench, batch, make)
         bench.begun.clear()
         bench.redis.flushdb()
@@ -112,7 +113,7 @@ def test_a_replica_that_is_overtaken_does_nothing_twice(bench: BatchBench) -> No
         bench.redis.flushdb()
         if not other.called:
             break
-    assert round_trips > 20, "nobody was ever overtaken"
+    assert round_trips > 12, "no replica was ever overtaken"
 
 
 class Death(BaseException):
@@ -141,7 +142,7 @@ def test_what_a_replica_releases_after_a_cancel_is_not_generated(bench: BatchBen
         batch = fresh(bench)
 
         def others(batch: Batch = batch) -> None:
-            bench.desk.cancel(TENANT, batch.id)
+            bench.batches.cancel(TENANT, batch.id)
             bench.duty()
             bench.duty()
 
@@ -150,7 +151,7 @@ def test_what_a_replica_releases_after_a_cancel_is_not_generated(bench: BatchBen
         if not other.called:
             break
         assert_canceled(bench, batch)
-    assert round_trips > 20, "nobody was ever overtaken"
+    assert round_trips > 12, "no replica was ever overtaken"
 
 
 def test_what_a_replica_released_before_it_died_is_canceled_too(bench: BatchBench) -> None:
@@ -162,6 +163,6 @@ def test_what_a_replica_released_before_it_died_is_canceled_too(bench: BatchBenc
             bench.new_duty(interrupted(bench.redis_url, death))()
         if not death.called:
             break
-        bench.desk.cancel(TENANT, batch.id)
+        bench.batches.cancel(TENANT, batch.id)
         assert_canceled(bench, batch)
-    assert round_trips > 20, "nobody ever died"
+    assert round_trips > 12, "no replica ever died"

@@ -10,7 +10,7 @@ from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.kills.deaths import Deaths
 from tests.kills.ends import sweep
-from tests.kills.test_slot_killed import sing
+from tests.kills.test_slot_killed import run_slot
 from tests.unit.slot_bench import SlotBench
 from tests.unit.test_busy import counted
 
@@ -23,7 +23,7 @@ def test_every_death_is_survived(redis: Redis, redis_url: str, keys: Keys, file_
     deaths, was_busy = Deaths(fewest=5), False
     for round_trips in deaths:
         job_id = bench.order()
-        deaths.lives(round_trips, sing, redis_url, settings, "well", job_id)
+        deaths.lives(round_trips, run_slot, redis_url, settings, "well", job_id)
         busy = bool(counted(redis, keys))
         assert busy == bool(bench.held()), f"killed before round trip {round_trips}"
         was_busy = was_busy or busy

@@ -118,7 +118,7 @@ def test_every_death_of_a_cancel_is_survived(
         if state == "running":
             slot = bench.slot()
             bench.engine.meanwhile = lambda _: deaths.lives(round_trips, cancel, redis_url, file_store_url, job_id)  # noqa: B023  # called at once
-            slot.sing_one()
+            slot.run_one()
         else:
             deaths.lives(round_trips, cancel, redis_url, file_store_url, job_id)
         if repeated:
@@ -139,7 +139,7 @@ def test_an_erasure_that_is_repeated_leaves_nothing(
     deaths = Deaths(fewest=5)
     for round_trips in deaths:
         job_id = bench.order()
-        bench.slot().sing_one()
+        bench.slot().run_one()
         assert recorded(bench, job_id)
         deaths.lives(round_trips, erase, redis_url, file_store_url, job_id)
         with suppress(NotFound):

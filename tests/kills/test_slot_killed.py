@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.held_job import HeldJob
 from serinette.errors import Canceled, EngineCrashed, HandBack, InvalidOutput
 from serinette.job import JobStatus
 from serinette.names import Keys
@@ -29,30 +29,30 @@ ENDS = {
 pytestmark = pytest.mark.timeout(600)  # minutes, on a busy machine
 
 
-def sing(fate: Fate, redis_url: str, settings: SharedSettings, end: str, job_id: str) -> None:
+def run_slot(fate: Fate, redis_url: str, settings: SharedSettings, end: str, job_id: str) -> None:
     """A slot takes the job; in the middle of the song comes its end."""
     bench = SlotBench(Redis.from_url(redis_url), Keys(), Store.open(settings))
     slot = bench.slot(fate.redis(redis_url))
 
-    def meanwhile(_: Hold) -> None:
+    def meanwhile(_: HeldJob) -> None:
         if end == "cancel":
-            bench.board.cancel(job_id)  # by somebody who lives
+            bench.board.cancel(job_id)  # by a client, which lives
         if error := ENDS[end]:
             raise error
 
     bench.engine.meanwhile = meanwhile
-    slot.sing_one()
+    slot.run_one()
 
 
 def attempt(bench: SlotBench, end: Exception) -> None:
     """One attempt by a slot that lives."""
     slot = bench.slot()
 
-    def meanwhile(_: Hold) -> None:
+    def meanwhile(_: HeldJob) -> None:
         raise end
 
     bench.engine.meanwhile = meanwhile
-    slot.sing_one()
+    slot.run_one()
 
 
 def kill_at_every_step(
@@ -68,7 +68,7 @@ def kill_at_every_step(
         jobs.append(job_id)
         for _ in range(earlier):
             attempt(bench, EngineCrashed("gone"))
-        deaths.lives(round_trips, sing, redis_url, settings, end, job_id)
+        deaths.lives(round_trips, run_slot, redis_url, settings, end, job_id)
         rescue(bench, job_id)
         outcomes.add(assert_ended_once(bench, job_id))
         canceled = bench.entry(job_id).cancel_requested

@@ -52,8 +52,9 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
     gone = record.model_copy(update={"job_id": "gone"})
     rq_fields = rq_fields_of("unknown", "default", Lane.NORMAL, "song", (60, 3600, 3))
     forgotten = Entry("unknown", held.fields)
+    given: dict[str, Any] = {"start_deadline_s": 5, "webhook": "https://example.com/", "batch": ("batch-1", 7)}
     return {
-        "submit": calls.submit(submission("new", start_deadline_s=5, webhook="https://example.com/"), max_waiting=10),
+        "submit": calls.submit(submission("new", **given), max_waiting=10),
         "claim": calls.claim("attempt-new", LIVE, "default", [Lane.NORMAL]),
         "take": calls.take(waiting, "attempt-new", LIVE),
         "recorded": calls.recorded(ended, JobStatus.CANCELED),
@@ -77,19 +78,22 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
         "restore": calls.restore(gone, 60),
         "shrink": calls.shrink(board.entry(done)),
         "erase": calls.erase(ended, TENANT),
+        "enter_batch": calls.enter_batch("batch-1", TENANT, 1_700_000_000.5, 10, {"status": "in_progress"}),
+        "guarded": calls.guarded([(["HGET", board.keys.job(waiting), "state"], "queued")], [["SET", "changed", 1]]),
     }
 
 
 NAMES = (
     *("submit", "claim", "take", "beat", "resume", "release", "finish", "cancel", "overdue", "lapse", "heal", "move"),
-    *("restore", "shrink", "erase", "note", "log", "recorded"),
+    *("restore", "shrink", "erase", "note", "log", "recorded", "enter_batch", "guarded"),
 )
 
 
 def missing_ends(call: Call[Any]) -> Iterator[list[Any]]:
     """Its arguments, cut short before each of those that it cannot do without."""
     optional = {"claim": 1, "cancel": 0}.get(call.name, 0)
-    most = {"submit": 5, "resume": 5, "restore": 5, "finish": 13}.get(call.name, len(call.arguments) - optional)
+    least = {"submit": 5, "resume": 5, "restore": 5, "finish": 13, "enter_batch": 4}
+    most = least.get(call.name, len(call.arguments) - optional)
     for length in range(min(most, len(call.arguments))):
         yield list(call.arguments[:length])
 
@@ -97,7 +101,7 @@ def missing_ends(call: Call[Any]) -> Iterator[list[Any]]:
 # Where the record's fields begin is said by an argument before them; these of them the script reads as numbers.
 COUNT_AT = 4
 READ = {
-    "submit": {"ttl_s", "schema", "start_in_s", "webhook_after_s"},
+    "submit": {"ttl_s", "schema", "start_in_s", "webhook_after_s", "line"},
     "resume": {"ttl_s", "created_at", "attempts"},
     "restore": {"created_at", "ended_at"},
 }
@@ -142,8 +146,21 @@ def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
 
 def torn(call: Call[Any]) -> Iterator[list[Any]]:
     """A field without its value."""
-    if call.name in {"submit", "resume", "restore"} or (call.name == "finish" and len(call.arguments) > 14):
+    with_fields = {"submit", "resume", "restore", "enter_batch"}
+    if call.name in with_fields or (call.name == "finish" and len(call.arguments) > 14):
         yield list(call.arguments[:-1])
+
+
+@pytest.mark.parametrize("answer", ["running", "", "queued "])
+def test_a_guard_that_does_not_hold_keeps_all_commands_from_being_run(board: Board, answer: str) -> None:
+    job_id = board.submit()
+    state = ["HGET", board.keys.job(job_id), "state"]
+    before = board.state()
+    assert not board.jobs(calls.guarded([(state, "queued"), (state, answer)], [["SET", "a", 1], ["SET", "b", 2]]))
+    assert board.state() == before
+    nowhere = ["HGET", board.keys.job("nowhere"), "state"]
+    assert board.jobs(calls.guarded([(state, "queued"), (nowhere, "")], [["SET", "a", 1], ["SET", "b", 2]]))
+    assert board.redis.mget("a", "b") == [b"1", b"2"]
 
 
 def test_there_is_no_other_transition(board: Board) -> None:

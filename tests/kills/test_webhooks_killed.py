@@ -39,7 +39,7 @@ def test_every_death_is_survived(
     with receiver() as target:
         for round_trips in deaths:
             job_id = bench.order(webhook=f"http://127.0.0.1:{target.port}/ended")
-            bench.slot().sing_one()
+            bench.slot().run_one()
             bench.redis.zadd(keys.webhooks, {job_id: 1}, xx=True)  # due
             target.answers = [500] if refuses_first else []
             deaths.lives(round_trips, deliver, redis_url)

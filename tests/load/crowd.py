@@ -20,7 +20,7 @@ from controller.retention import Retention
 from controller.settings import ControllerSettings
 from controller.sweeper import Sweeper
 from controller.webhooks import Webhooks
-from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.held_job import HeldJob
 from serinette.errors import EngineCrashed, EngineOutOfMemory
 from serinette.job import JobOptions, JobStatus
 from serinette.jobs import AsyncJobs
@@ -116,7 +116,7 @@ class Crowd:
             return not self._live(late)
 
         assert eventually(expired, 120)
-        while self.worker.sing_one():
+        while self.worker.run_one():
             pass
         self.webhooks()
         assert not self._live(list(ids)), "some did not end"
@@ -154,16 +154,16 @@ class Crowd:
                 pipe.zscore(self.keys.live, job_id)
             return [job_id for job_id, score in zip(job_ids, pipe.execute(), strict=True) if score is not None]
 
-    def _meanwhile(self, hold: Hold) -> None:
+    def _meanwhile(self, held: HeldJob) -> None:
         """What the engine does to a job whose prompt asks for it."""
-        way = hold.entry.spec.prompt
+        way = held.entry.spec.prompt
         if way == "failed":
             raise EngineOutOfMemory("the song does not fit")
-        if way == "crashed thrice" or (way == "retried" and hold.attempt.number == 1):
+        if way == "crashed thrice" or (way == "retried" and held.attempt.number == 1):
             raise EngineCrashed("the engine is gone")
         if way == "canceled while it ran":
-            self.loop.run(self.queue.cancel(hold.entry.tenant, hold.job_id))
-            hold.canceled = True  # as the slot's heartbeat hears it
+            self.loop.run(self.queue.cancel(held.entry.tenant, held.job_id))
+            held.canceled = True  # as the slot's heartbeat hears it
 
     def settle(self, timeout_s: float) -> Held:
         """Let everything that may expire do so, with a controller at work; what is held then."""

@@ -30,7 +30,7 @@ from tests.stack import Stack, running
 
 SLOTS = 4
 RETENTION_S = 120
-# As the chart tells of 25 workers with 2 slots each: 200 lines wait.
+# As the chart sets it for 25 workers with 2 slots each: 200 lines wait.
 POOLS = json.dumps([{"name": "default", "max_workers": 25, "slots": 2}])
 SHARED = {
     "SERINETTE_RETENTION_S": str(RETENTION_S),
@@ -96,7 +96,7 @@ def quick_slots(stack: Stack, song_s: float) -> Iterator[Path]:
 
 
 def long_batch(directory: Path, lines: int, song_s: float, others: int, asides: Sequence[float]) -> Run:
-    """Sing a batch, its gateway killed at a half and its controller at three quarters.
+    """Run a batch, its gateway killed at a half and its controller at three quarters.
 
     `others`: waits measured of interactive songs on idle slots, and as many again each time that the batch is paused,
     at shares `asides` of it, on slots that a few ordinary songs of the lowest lane keep busy: what else the machine
@@ -111,7 +111,7 @@ def long_batch(directory: Path, lines: int, song_s: float, others: int, asides: 
                 with paused(stack, run.batch["id"]), busy(stack, song_s):
                     run.waits_busy_s += [wait_s(stack.url) for _ in range(others)]
 
-            _sing(stack, run, aside, list(asides))
+            _run(stack, run, aside, list(asides))
         batch_id = run.batch["id"]
         for name, found in (("output", run.output), ("errors", run.errors)):
             text = httpx.get(f"{stack.url}/v1/batches/{batch_id}/{name}.jsonl", timeout=120).raise_for_status().text
@@ -145,7 +145,7 @@ def busy(stack: Stack, song_s: float) -> Iterator[None]:
 
 @contextmanager
 def paused(stack: Stack, batch_id: str) -> Iterator[None]:
-    """A batch of which nothing waits and nothing is sung; afterwards it waits again."""
+    """A batch of which nothing waits and nothing is generated; afterwards it waits again."""
     batch = f"{stack.url}/v1/batches/{batch_id}"
 
     def waiting() -> int:
@@ -159,7 +159,7 @@ def paused(stack: Stack, batch_id: str) -> Iterator[None]:
     assert eventually(waiting, 120)
 
 
-def _sing(stack: Stack, run: Run, aside: Callable[[], None], asides: list[float]) -> None:
+def _run(stack: Stack, run: Run, aside: Callable[[], None], asides: list[float]) -> None:
     specs = ({"prompt": "wrong" if n % 1_000 == 7 else "la", "custom_id": f"c{n}"} for n in range(1, run.lines + 1))
     body = "".join(f"{json.dumps(spec)}\n" for spec in specs)
     headers = {"Content-Type": "application/jsonl", "Idempotency-Key": "long"}
@@ -216,7 +216,7 @@ def median_ms(waits_s: list[float]) -> float:
 
 
 def assert_whole(run: Run) -> None:
-    """Every line ended once, was begun once, and is told once."""
+    """Every line ended once, was begun once, and is reported once."""
     wrong = [number for number in range(1, run.lines + 1) if number % 1_000 == 7]
     assert run.batch["status"] == "completed"
     assert run.killed == ["gateway", "controller"]

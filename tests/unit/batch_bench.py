@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections import Counter
@@ -12,22 +11,22 @@ from typing import Any
 
 from redis import Redis
 
-from api.batches.service import Desk
+from api.batches.service import BatchService
 from api.settings import GatewaySettings
 from controller.batches import Batches
 from controller.settings import ControllerSettings
 from serinette.batch import Batch, BatchLine, BatchOptions
-from serinette.batches.objects import Shelf
-from serinette.batches.record import Book
+from serinette.batches.files import BatchFiles
+from serinette.batches.repository import BatchRepository
 from serinette.credentials import Limits
-from serinette.job import Artifact, JobError, JobStatus, Record, Result, Sampling, Timings
+from serinette.job import JobError, JobStatus
 from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import finish_as, put_record, record_of
 from serinette.names import Keys, Lane, artifact_key, batch_errors_key, batch_output_key
-from serinette.spec import AudioFormat
 from serinette.store import Store
 from serinette.webhook_targets import Targets
 from tests.jobs import Board
+from tests.unit.slot_bench import a_result
 
 TENANT = "default"
 
@@ -35,52 +34,6 @@ TENANT = "default"
 def take(jobs: Jobs, job_id: str) -> bool:
     """Have a slot begin this job; whether it could."""
     return isinstance(jobs(calls.take(job_id, uuid.uuid4().hex, Lease("pod.0.test", 20.0))), Claimed)
-
-
-def result(tenant: str, job_id: str, attempt_id: str, songs: Sequence[bytes]) -> Result:
-    """Of a job with these songs."""
-    artifacts = tuple(
-        Artifact(
-            index=index,
-            key=artifact_key(tenant, job_id, attempt_id, index, "mp3"),
-            seed=index,
-            format=AudioFormat.MP3,
-            content_type="audio/mpeg",
-            size_bytes=len(song),
-            sha256=hashlib.sha256(song).hexdigest(),
-            duration_s=1.0,
-            sample_rate=48_000,
-            channels=2,
-        )
-        for index, song in enumerate(songs)
-    )
-    return Result(
-        artifacts=artifacts,
-        model="tiny",
-        model_revision="0" * 64,
-        sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
-        timings=Timings(queue_s=0.1, generate_s=1.0, encode_s=0.1, upload_s=0.1, run_s=1.3),
-    )
-
-
-def succeed(jobs: Jobs, store: Store, job_id: str, songs: Sequence[bytes] = (b"song",)) -> Record:
-    """End a job that an attempt holds with songs, as its slot does."""
-    held = Board(jobs.redis, Keys(jobs.prefix)).entry(job_id)
-    attempt = held.attempts[-1]
-    made = result(held.tenant, job_id, attempt.id, songs)
-    for artifact, song in zip(made.artifacts, songs, strict=True):
-        store.put(artifact.key, song, artifact.content_type)
-    record = put_record(store, record_of(held, attempt, Outcome(JobStatus.SUCCEEDED, result=made)))
-    finish_as(jobs, record)
-    return record
-
-
-def fail(jobs: Jobs, store: Store, job_id: str, error: JobError) -> Record:
-    """End a job that an attempt holds in failure, as its slot does."""
-    held = Board(jobs.redis, Keys(jobs.prefix)).entry(job_id)
-    record = put_record(store, record_of(held, held.attempts[-1], Outcome(JobStatus.FAILED, error)))
-    finish_as(jobs, record)
-    return record
 
 
 @dataclass
@@ -102,10 +55,9 @@ class BatchBench:
         self.jobs = Jobs(self.redis, self.keys.prefix)
         self.board = Board(self.redis, self.keys)
         self.store = Store.open(settings)
-        self.desk = Desk(
-            book=Book(self.redis, self.keys, settings.retention_s),
-            shelf=Shelf(self.store),
-            jobs=self.jobs,
+        self.batches = BatchService(
+            repository=BatchRepository(self.jobs, self.keys, settings.retention_s),
+            files=BatchFiles(self.store),
             settings=settings,
             targets=Targets(settings.webhook_networks),
             declared=lambda _: None,
@@ -122,10 +74,12 @@ class BatchBench:
     def create(self, count: int, tenant: str = TENANT, key: str | None = None, **options: Any) -> Batch:
         """A batch of lines that name themselves."""
         lines = [json.dumps({"prompt": f"song {n}", "custom_id": f"id {n}"}).encode() for n in range(1, count + 1)]
-        return self.desk.create(tenant, lines, BatchOptions.model_validate(options), key)[0]
+        return self.batches.create(tenant, lines, BatchOptions.model_validate(options), key)[0]
 
     def look(self, batch: Batch) -> Batch:
-        return self.desk.get(batch.tenant, batch.id)
+        seen = self.batches.get(batch.tenant, batch.id)
+        assert seen.request_counts.released <= seen.request_counts.total, "a line was counted twice"
+        return seen
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Those that are not 0."""
@@ -143,13 +97,18 @@ class BatchBench:
         return ids
 
     def end(self, job_ids: Sequence[str], failing: Sequence[str] = ()) -> None:
-        """End jobs that were begun, those of a prompt in `failing` in failure."""
+        """End jobs that were begun as their slots do, those of a prompt in `failing` in failure."""
         for job_id in job_ids:
-            prompt = self.board.entry(job_id).spec.prompt
+            held = self.board.entry(job_id)
+            attempt, prompt = held.attempts[-1], held.spec.prompt
             if prompt in failing:
-                fail(self.jobs, self.store, job_id, JobError(code="invalid_output", message="nothing was heard"))
+                outcome = Outcome(JobStatus.FAILED, JobError(code="invalid_output", message="nothing was heard"))
             else:
-                succeed(self.jobs, self.store, job_id, [prompt.encode()])
+                key, made = artifact_key(held.tenant, job_id, attempt.id, 0, "mp3"), a_result(job_id)
+                self.store.put(key, prompt.encode())
+                song = made.artifacts[0].model_copy(update={"key": key, "size_bytes": len(prompt)})
+                outcome = Outcome(JobStatus.SUCCEEDED, result=made.model_copy(update={"artifacts": (song,)}))
+            finish_as(self.jobs, put_record(self.store, record_of(held, attempt, outcome)))
 
     def generate(self, count: int = 1_000, failing: Sequence[str] = ()) -> None:
         """Begin and end what waits."""
@@ -174,7 +133,7 @@ class BatchBench:
         """All lines as the route answers them."""
         found: list[BatchLine] = []
         while len(found) < batch.request_counts.total:
-            found += self.desk.lines(batch.tenant, batch.id, len(found), 250)
+            found += self.batches.lines(batch.tenant, batch.id, len(found), 250)
         return found
 
     def _file(self, key: str) -> list[BatchLine]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -16,16 +17,17 @@ from rq.serializers import JSONSerializer
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.engine_client import EngineClient, Keep
-from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.song import Singer
-from gpu_worker.slot.tell import Tell
+from gpu_worker.slot.generation import SlotResources
+from gpu_worker.slot.held_job import HeldJob
+from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
-from gpu_worker.wire import Audio, Samples, Sing, Sung
+from gpu_worker.wire import Audio, Generate, Generated, Samples
 from serinette.job import Artifact, Attempt, JobStatus, Record, Result, Sampling, Timings, now
 from serinette.jobs import Entry, Outcome, calls
 from serinette.jobs.finishing import find_record, put_record, record_of
-from serinette.names import Keys, Lane
+from serinette.names import Keys, Lane, record_key
 from serinette.presence import Model
+from serinette.settings import SharedSettings
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
 from tests.jobs import TENANT, Board, assert_ended
@@ -43,6 +45,14 @@ MODEL = Model(
     max_duration_s=600,
     tasks=("text2music",),
 )
+
+
+SETTINGS: dict[str, Any] = {
+    "heartbeat_s": 30,
+    "heartbeat_ttl_s": 90,
+    "store_patience_s": 0,
+    "spool_max_bytes": 0,
+}
 
 
 def a_result(job_id: str) -> Result:
@@ -69,12 +79,12 @@ def a_result(job_id: str) -> Result:
 
 
 class ImaginedEngine(EngineClient):
-    """Sings silence at once; `meanwhile` happens while it does."""
+    """Generates silence at once; `meanwhile` happens while it does."""
 
     def __init__(self) -> None:
         super().__init__(Path("nowhere"), stall_timeout_s=1, cancel_timeout_s=1)
-        self.meanwhile: Callable[[Hold], None] = lambda _: None
-        self.heard: list[Sing] = []
+        self.meanwhile: Callable[[HeldJob], None] = lambda _: None
+        self.heard: list[Generate] = []
         self.audio: list[Samples] = []
         self.closed = 0
 
@@ -84,34 +94,38 @@ class ImaginedEngine(EngineClient):
     def ready(self, wait_s: float = 0.0) -> bool:
         return True
 
-    def wait_ready(self, hold: Hold, tell: Tell) -> Model:
+    def wait_ready(self, held: HeldJob) -> Model:
         return MODEL
 
-    def sing(self, request: Sing, audio: Sequence[Samples], hold: Hold, tell: Tell, keep: Keep) -> Sung:
+    def generate(self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep) -> Generated:
         self.heard.append(request)
         self.audio = list(audio)
-        self.meanwhile(hold)
-        hold.check()
+        self.meanwhile(held)
+        held.check()
         songs = tuple(
             Audio(role="song", channels=2, frames=480, seed=seed) for seed in range(self._variations(request))
         )
         for index, song in enumerate(songs):
             keep(index, song, np.zeros((song.channels, song.frames), dtype=np.float32))
         sampling = Sampling(steps=8, guidance_scale=1, shift=3, turbo=True)
-        return Sung(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, generate_s=0.1)
+        return Generated(songs=songs, sample_rate=RATE, sampling=sampling, model=MODEL, generate_s=0.1)
 
-    def _variations(self, request: Sing) -> int:
+    def _variations(self, request: Generate) -> int:
         return GenerationSpec.from_wire(request.spec).variations
 
 
 class Slot(SlotWorker):
     """A slot that takes one job at a time, when asked to."""
 
-    def sing_one(self) -> bool:
+    def run_one(self) -> bool:
         """Whether there was a job to take."""
         if taken := self.take():
             self.execute_job(*taken)
         return taken is not None
+
+    def send_spooled(self) -> None:
+        """Bring to the store what waits for it."""
+        self.spooled.send(at_once=True)
 
 
 @dataclass
@@ -129,14 +143,12 @@ class SlotBench:
     def board(self) -> Board:
         return Board(self.redis, self.keys)
 
-    def slot(self, client: Redis | None = None, name: str = "pod-1.0.slot") -> Slot:
-        """A slot of its own name. It beats so seldom that only what it does itself reaches Redis."""
-        settings = WorkerSettings(heartbeat_s=30, heartbeat_ttl_s=90, store_patience_s=0)
-        self.engine = ImaginedEngine()
-        self.drain = Drain(3600)
-        return Slot(
-            f"{name}{next(self.numbers)}", client or self.redis, Singer(self.engine, self.store, settings), self.drain
-        )
+    def slot(self, client: Redis | None = None, name: str = "pod-1.0.slot", **given: Any) -> Slot:
+        """A slot of its own name, `given` among its settings. It beats seldom: what reaches Redis it does itself."""
+        settings = WorkerSettings(**{**SETTINGS, **given})
+        self.engine, self.drain = ImaginedEngine(), Drain(settings.drain_timeout_s)
+        resources = SlotResources(self.engine, self.store, settings, Spool.open(settings))
+        return Slot(f"{name}{next(self.numbers)}", client or self.redis, resources, self.drain)
 
     def order(self, spec: GenerationSpec | None = None, *, attempts: int = 3, **given: Any) -> str:
         """Submit a job with all that the gateway writes."""
@@ -176,3 +188,37 @@ class SlotBench:
         """Attempts that RQ takes for running."""
         found: Any = self.redis.zrange("rq:wip:default.normal", 0, -1)
         return [member.decode() for member in found]
+
+
+class SpoolBench(SlotBench):
+    """A bench whose store can go away: a plain file lies where its directory was."""
+
+    directory: Path
+
+    @classmethod
+    def at(cls, redis: Redis, directory: Path) -> SpoolBench:
+        (directory / "store").mkdir(exist_ok=True)
+        bench = cls(redis, Keys(), Store.open(SharedSettings(store_url=f"file://{directory / 'store'}")))
+        bench.directory = directory
+        return bench
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        store, aside = self.directory / "store", self.directory / "store-aside"
+        store.rename(aside)
+        store.touch()
+        try:
+            yield
+        finally:
+            store.unlink()
+            aside.rename(store)
+
+    def spooling(self, max_bytes: int = 10**9, **given: Any) -> Slot:
+        return self.slot(work_dir=self.directory / "work", spool_max_bytes=max_bytes, **given)
+
+    @property
+    def parcels(self) -> list[Path]:
+        return sorted((self.directory / "work" / "spool").glob("*/*"))
+
+    def job_json(self, job_id: str) -> Record:
+        return Record.model_validate_json(self.store.get(record_key(TENANT, job_id)))

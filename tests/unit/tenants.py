@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ from fastapi import FastAPI
 from redis import Redis
 
 from api.app import create_app
+from api.dialects import DIALECTS
+from api.dialects.dialect import Dialect
 from api.settings import GatewaySettings
 from serinette import credentials
 from serinette.credentials import Credential, Limits
@@ -47,9 +49,11 @@ def bearing(key: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def serving(settings: GatewaySettings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+async def serving(
+    settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
+) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     """The application and a client without a key."""
-    app = create_app(settings)
+    app = create_app(settings, dialects)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

@@ -1,71 +1,33 @@
-"""What clients of ACE-Step 1.5 are told, shape by shape: these dictionaries are the contract with them."""
+"""ACE-Step 1.5's answers, shape by shape: these dictionaries are the contract with its clients."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from api.dialects.acestep import inventory, results, samples
-from api.dialects.acestep.body import Body
-from api.dialects.acestep.desk import task_ids_of
-from api.dialects.acestep.order import order
-from api.dialects.acestep.tokens import song_named, song_url
-from api.queue import Pool
+from api.dialects.acestep import answers, inventory, samples
+from api.dialects.acestep.names import song_named, song_url
+from api.dialects.acestep.routes import task_ids_of
+from api.dialects.acestep.table import convert, record_of, warnings
+from api.dialects.body import Body
 from serinette.errors import NotFound
-from serinette.job import Artifact, Job, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings
-from serinette.names import Lane
-from serinette.presence import Model, Presence, WorkerStage
-from serinette.spec import AudioFormat
+from serinette.job import Job, JobError, JobStatus, Progress, Stage
+from serinette.presence import WorkerStage
+from tests.unit import dialect_jobs
+from tests.unit.dialect_jobs import AT, ID, pool, result, worker
 
-AT = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
-ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 BODY = {"prompt": "upbeat pop song", "lyrics": "Hello world", "bpm": 120, "key_scale": "C Major", "thinking": True}
 THINKING = "thinking: needs ACE-Step's 5 Hz language model, which is not here; generated from prompt and lyrics alone"
 
 
-def artifact(index: int) -> Artifact:
-    return Artifact(
-        index=index,
-        key=f"songs/default/{ID}/a-{index}.mp3",
-        seed=12345 + index,
-        format=AudioFormat.MP3,
-        content_type="audio/mpeg",
-        size_bytes=720_000,
-        sha256="0" * 64,
-        duration_s=30.0,
-        sample_rate=48_000,
-        channels=2,
-    )
-
-
 def job(status: JobStatus, **changes: Any) -> Job:
-    ordered = order(BODY, {}, frozenset())
-    done = Result(
-        artifacts=(artifact(0), artifact(1)),
-        model="acestep-v15-turbo",
-        model_revision="r1",
-        sampling=Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True),
-        timings=Timings(queue_s=1, generate_s=2, encode_s=0.1, upload_s=0.1, run_s=2.5),
-        warnings=("duration_s: ignored, the source gives the length",),
-    )
-    facts: dict[str, Any] = {
-        "id": ID,
-        "tenant": "default",
-        "status": status,
-        "spec": ordered.spec,
-        "pool": "default",
-        "lane": Lane.NORMAL,
-        "dialect": ordered.dialect,
-        "created_at": AT,
-        "started_at": None if status is JobStatus.QUEUED else AT + timedelta(seconds=1),
-        "ended_at": AT + timedelta(seconds=4) if status.ended else None,
-        "result": done if status is JobStatus.SUCCEEDED else None,
-    }
-    return Job(**(facts | changes))
+    converted = convert(BODY, {}, frozenset())
+    songs = (dialect_jobs.artifact(0, 12345, 30.0), dialect_jobs.artifact(1, 12346, 30.0))
+    done = result(*songs, model="acestep-v15-turbo", warning="duration_s: ignored, the source gives the length")
+    return dialect_jobs.job(status, done, **({"spec": converted.spec(), "dialect": record_of(converted)} | changes))
 
 
 def record(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,21 +38,21 @@ def record(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def test_a_task_is_released_as_documented() -> None:
-    assert results.released(job(JobStatus.QUEUED, position=3)) == {
+    assert answers.released(job(JobStatus.QUEUED, position=3)) == {
         "task_id": ID,
         "status": "queued",
         "queue_position": 3,
         "warnings": [THINKING],
     }
-    assert results.released(job(JobStatus.RUNNING))["queue_position"] == 0
+    assert answers.released(job(JobStatus.RUNNING))["queue_position"] == 0
 
 
 def test_a_song_of_two_as_documented() -> None:
-    entry = results.answer(ID, job(JobStatus.SUCCEEDED))
-    told = json.loads(entry.pop("result"))
+    entry = answers.answer(ID, job(JobStatus.SUCCEEDED))
+    answered = json.loads(entry.pop("result"))
     assert entry == {"task_id": ID, "status": 1, "progress_text": "Succeeded"}
     warned = [THINKING, "audio_duration: ignored, the source gives the length"]
-    assert told[1] == {
+    assert answered[1] == {
         "file": f"/v1/audio?path={ID}-1.mp3",
         "wave": "",
         "status": 1,
@@ -122,7 +84,7 @@ def test_a_song_of_two_as_documented() -> None:
         "error": None,
         "warnings": warned,
     }
-    assert told[0] == told[1] | {"file": f"/v1/audio?path={ID}-0.mp3"}
+    assert answered[0] == answered[1] | {"file": f"/v1/audio?path={ID}-0.mp3"}
 
 
 STEP = Progress(stage=Stage.DENOISING, step=4, steps=8, at=AT)
@@ -158,18 +120,18 @@ STEP = Progress(stage=Stage.DENOISING, step=4, steps=8, at=AT)
         ),
     ],
 )
-def test_a_task_on_its_way_tells_its_own_progress(
+def test_a_task_on_its_way_has_its_own_progress(
     changes: dict[str, Any], progress: float, stage: str, text: str
 ) -> None:
-    entry = results.answer(ID, job(**changes))
-    told = record(entry)
-    assert (entry["status"], told["status"], told["file"], told["error"]) == (0, 0, "", None)
+    entry = answers.answer(ID, job(**changes))
+    answered = record(entry)
+    assert (entry["status"], answered["status"], answered["file"], answered["error"]) == (0, 0, "", None)
     assert "error" not in entry
-    assert (told["progress"], told["stage"], entry["progress_text"]) == (progress, stage, text)
+    assert (answered["progress"], answered["stage"], entry["progress_text"]) == (progress, stage, text)
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "told"),
+    ("status", "error", "answered"),
     [
         (JobStatus.FAILED, JobError(code="timeout", message="it ran longer than 10 s"), "it ran longer than 10 s"),
         (JobStatus.FAILED, JobError(code="invalid_spec", message="repaint_start_s: late"), "repainting_start: late"),
@@ -178,27 +140,27 @@ def test_a_task_on_its_way_tells_its_own_progress(
     ],
 )
 def test_a_failure_says_why_in_every_place_where_clients_look(
-    status: JobStatus, error: JobError | None, told: str
+    status: JobStatus, error: JobError | None, answered: str
 ) -> None:
-    entry = results.answer(ID, job(status, error=error))
-    assert (entry["status"], entry["error"], entry["progress_text"]) == (2, told, told)
-    assert (record(entry)["status"], record(entry)["stage"], record(entry)["error"]) == (2, "failed", told)
+    entry = answers.answer(ID, job(status, error=error))
+    assert (entry["status"], entry["error"], entry["progress_text"]) == (2, answered, answered)
+    assert (record(entry)["status"], record(entry)["stage"], record(entry)["error"]) == (2, "failed", answered)
 
 
 def test_an_unknown_task_does_not_look_as_if_it_waited() -> None:
-    entry = results.answer("nobody", None)
-    assert (entry["task_id"], entry["status"]) == ("nobody", 2)
+    entry = answers.answer("unknown", None)
+    assert (entry["task_id"], entry["status"]) == ("unknown", 2)
     assert (record(entry)["stage"], record(entry)["file"]) == ("failed", "")
-    assert record(entry)["error"] == entry["error"] == results.UNKNOWN
+    assert record(entry)["error"] == entry["error"] == answers.UNKNOWN
 
 
-def test_a_job_that_came_by_another_dialect_is_told_all_the_same() -> None:
-    entry = results.answer(ID, job(JobStatus.SUCCEEDED, dialect={"sent": "{}"}))
+def test_a_job_that_came_by_another_dialect_is_answered_all_the_same() -> None:
+    entry = answers.answer(ID, job(JobStatus.SUCCEEDED, dialect={"sent": "{}"}))
     assert json.loads(entry["result"])[0]["warnings"] == ["audio_duration: ignored, the source gives the length"]
 
 
 def test_a_song_is_named_by_a_token_and_found_by_nothing_else() -> None:
-    url = song_url(ID, artifact(1))
+    url = song_url(ID, dialect_jobs.artifact(1, 7, 30.0))
     assert url == f"/v1/audio?path={ID}-1.mp3"
     for path in (f"{ID}-1.mp3", url, f"http://host{url}"):
         assert song_named(path) == (ID, 1)
@@ -225,26 +187,6 @@ def test_the_tasks_that_a_request_names(sent: dict[str, Any], expected: list[str
     assert task_ids_of(Body(sent)) == expected
 
 
-def worker(name: str, model: str | None, pool: str = "default", stage: WorkerStage = WorkerStage.READY) -> Presence:
-    held = model and Model(
-        name=model,
-        revision="r1",
-        turbo=True,
-        sample_rate=48_000,
-        channels=2,
-        default_steps=8,
-        default_guidance_scale=1.0,
-        default_shift=3.0,
-        max_duration_s=600,
-        tasks=("text2music", "cover"),
-    )
-    return Presence(name=name, pool=pool, stage=stage, slots=1, model=held or None, started_at=AT)
-
-
-def pool(name: str, *workers: Presence, **counts: Any) -> Pool:
-    return Pool(name=name, waiting={Lane.NORMAL: counts.pop("waiting", 0)}, workers=workers, **counts)
-
-
 POOLS = (
     pool("default", worker("a", "turbo"), worker("b", None, stage=WorkerStage.LOADING), waiting=5, pace_s=8.456),
     pool("slow", worker("c", "base", "slow"), worker("d", "turbo", "slow"), running=1, succeeded=90, unsuccessful=4),
@@ -252,9 +194,9 @@ POOLS = (
 
 
 def test_models_as_documented() -> None:
-    told = inventory.inventory(POOLS, "default").model_dump(mode="json")
+    answered = inventory.inventory(POOLS, "default").model_dump(mode="json")
     tasks = ["text2music", "cover"]
-    assert told == {
+    assert answered == {
         "models": [
             {"name": "base", "is_default": False, "is_loaded": True, "supported_task_types": tasks},
             {"name": "turbo", "is_default": True, "is_loaded": True, "supported_task_types": tasks},
@@ -277,10 +219,14 @@ def test_stats_as_documented() -> None:
     assert inventory.stats((), "default", 500)["avg_job_seconds"] == 0.0
 
 
-def test_health_as_documented_and_as_newer_servers_tell_it() -> None:
-    told = inventory.health(inventory.inventory(POOLS, "default"))
-    assert (told["status"], told["service"]) == ("ok", "ACE-Step API")
-    assert (told["models_initialized"], told["llm_initialized"], told["loaded_model"]) == (True, False, "turbo")
+def test_health_as_documented_and_as_newer_servers_answer_it() -> None:
+    answered = inventory.health(inventory.inventory(POOLS, "default"))
+    assert (answered["status"], answered["service"]) == ("ok", "ACE-Step API")
+    assert (answered["models_initialized"], answered["llm_initialized"], answered["loaded_model"]) == (
+        True,
+        False,
+        "turbo",
+    )
     none = inventory.health(inventory.inventory((), "default"))
     assert (none["status"], none["models_initialized"], none["loaded_model"]) == ("ok", False, None)
 
@@ -301,10 +247,11 @@ def test_init_is_answered_by_what_is_there() -> None:
 
 @pytest.mark.parametrize("sample", [*samples.SIMPLE, *samples.CUSTOM])
 def test_a_sample_can_be_sent_as_it_is(sample: samples.Sample) -> None:
-    made = order(sample.told(), {}, frozenset())
-    assert (made.spec.prompt, made.spec.duration_s, made.spec.bpm) == (sample.caption, sample.duration_s, sample.bpm)
-    assert (made.spec.key_scale, made.spec.vocal_language) == (sample.key_scale, sample.language)
-    assert json.loads(made.dialect["warnings"]) == ["without effect here: think"]
+    converted = convert(sample.documented(), {}, frozenset())
+    made = converted.spec()
+    assert (made.prompt, made.duration_s, made.bpm) == (sample.caption, sample.duration_s, sample.bpm)
+    assert (made.key_scale, made.vocal_language) == (sample.key_scale, sample.language)
+    assert warnings(converted) == ["without effect here: think"]
 
 
 def test_samples_have_what_each_mode_wants() -> None:

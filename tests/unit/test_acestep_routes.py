@@ -5,10 +5,8 @@ Requests and answers are those of its documentation (docs/en/API.md of the offic
 
 from __future__ import annotations
 
-import io
 import json
 import time
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +16,18 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from api.app import create_app
-from api.dialects.acestep.desk import MAX_TASKS
 from api.dialects.acestep.documented import TAG
+from api.dialects.acestep.routes import MAX_TASKS
 from api.problems import speaks_problems
 from api.settings import GatewaySettings
 from serinette.job import JobError, now
-from serinette.presence import Model, Presence, WorkerStage, announce
+from serinette.presence import announce
 from serinette.store import Store
 from tests import servers
 from tests.gateways import HandSlot
+from tests.unit.dialect_jobs import silence, worker
 
-NOBODY = "5b0e1a4c-0f5c-4b55-8a54-6f4bb0a2a111"
+NO_JOB = "5b0e1a4c-0f5c-4b55-8a54-6f4bb0a2a111"
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +58,11 @@ def data(answer: Any) -> Any:
 
 
 def refusal(answer: Any, status: int) -> str:
-    """Why, as told both to clients that read `detail` and to those that read `error`."""
+    """Why, as answered both to clients that read `detail` and to those that read `error`."""
     assert answer.status_code == status, answer.text
-    told = answer.json()
-    assert (told["data"], told["code"], told["error"]) == (None, status, told["detail"])
-    return str(told["detail"])
+    answered = answer.json()
+    assert (answered["data"], answered["code"], answered["error"]) == (None, status, answered["detail"])
+    return str(answered["detail"])
 
 
 def released(client: TestClient, **body: Any) -> str:
@@ -105,10 +104,10 @@ def song(client: TestClient, slot: HandSlot, *songs: bytes) -> str:
     ids=["json", "form", "multipart", "json of a kind", "json without a name", "json as text", "form without a name"],
 )
 def test_a_task_by_every_kind_of_body(client: TestClient, sent: dict[str, Any]) -> None:
-    told = data(client.post("/release_task", **sent))
-    assert (told["status"], told["warnings"]) == ("queued", [])
-    assert told["queue_position"] >= 1
-    job = client.get(f"/v1/jobs/{told['task_id']}").json()
+    answered = data(client.post("/release_task", **sent))
+    assert (answered["status"], answered["warnings"]) == ("queued", [])
+    assert answered["queue_position"] >= 1
+    job = client.get(f"/v1/jobs/{answered['task_id']}").json()
     assert (job["spec"]["prompt"], job["spec"]["steps"], job["spec"]["variations"]) == ("upbeat pop song", 8, 1)
     assert job["spec"]["seed"] >= 0
 
@@ -132,7 +131,7 @@ def test_a_task_by_every_kind_of_body(client: TestClient, sent: dict[str, Any]) 
         ({"json": {"audio_duration": 9999}}, 400, "audio_duration: "),
         ({"json": {"task_type": "cover"}}, 400, "src_audio_path: "),
         ({"json": {"src_audio_path": "/etc/passwd", "task_type": "cover"}}, 400, "never a path"),
-        ({"json": {"src_audio_path": "upload-nobody", "task_type": "cover"}}, 400, "src_audio_path: there is no"),
+        ({"json": {"src_audio_path": "upload-unknown", "task_type": "cover"}}, 400, "src_audio_path: there is no"),
         ({"json": {"sample_query": "a soft Bengali love song", "thinking": True}}, 501, "5 Hz language model"),
         ({"json": {}, "headers": {"Idempotency-Key": "é".encode()}}, 400, "Idempotency-Key"),
     ],
@@ -160,9 +159,9 @@ def test_an_empty_body_is_a_task_of_defaults(client: TestClient) -> None:
 def test_without_keys_any_token_is_accepted_in_any_place(
     client: TestClient, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    told = data(client.post("/release_task", json={"prompt": "x", **body}, headers=headers))
-    assert told["warnings"] == []
-    query = {"task_id_list": [told["task_id"]], **body}
+    answered = data(client.post("/release_task", json={"prompt": "x", **body}, headers=headers))
+    assert answered["warnings"] == []
+    query = {"task_id_list": [answered["task_id"]], **body}
     assert data(client.post("/query_result", json=query, headers=headers))[0]["status"] == 0
     assert data(client.get("/v1/stats", headers=headers))
 
@@ -183,8 +182,8 @@ def test_many_tasks_are_asked_for_at_once(client: TestClient, slot: HandSlot) ->
     slot.claim(fails)
     slot.fail(fails, JobError(code="timeout", message="it ran longer than 10 s"))
 
-    entries = asked(client, waits, runs, NOBODY, fails, done, "../x", waits)
-    assert [entry["task_id"] for entry in entries] == [waits, runs, NOBODY, fails, done, "../x", waits]
+    entries = asked(client, waits, runs, NO_JOB, fails, done, "../x", waits)
+    assert [entry["task_id"] for entry in entries] == [waits, runs, NO_JOB, fails, done, "../x", waits]
     assert [entry["status"] for entry in entries] == [0, 0, 2, 2, 1, 2, 0]
     records = [json.loads(entry["result"]) for entry in entries]
     assert [len(each) for each in records] == [1, 1, 1, 1, 2, 1, 1]
@@ -240,21 +239,11 @@ def test_a_song_that_is_not_there(client: TestClient, settings: GatewaySettings)
     secret = store / "secret.mp3"
     store.mkdir(parents=True, exist_ok=True)
     secret.write_bytes(b"secret")
-    for path in ("", str(secret), "/etc/passwd", "secret.mp3", f"{NOBODY}-0.mp3", f"songs/default/{NOBODY}/job.json"):
+    for path in ("", str(secret), "/etc/passwd", "secret.mp3", f"{NO_JOB}-0.mp3", f"songs/default/{NO_JOB}/job.json"):
         refusal(client.get("/v1/audio", params={"path": path}), 404)
     refusal(client.get("/v1/audio"), 404)
     waits = released(client)
     assert "not ready" in refusal(client.get("/v1/audio", params={"path": f"{waits}-0.mp3"}), 409)
-
-
-def silence() -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(2)
-        writer.setsampwidth(2)
-        writer.setframerate(48_000)
-        writer.writeframes(bytes(48_000 * 4))
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(("source", "reference"), [("src_audio", "reference_audio"), ("ctx_audio", "ref_audio")])
@@ -284,13 +273,13 @@ def test_a_form_that_breaks_off_is_refused(client: TestClient, cut: int) -> None
 def test_a_file_of_no_use_is_not_kept(client: TestClient, settings: GatewaySettings) -> None:
     before = {each.key for each in Store.open(settings).list("uploads/")}
     files = {"src_audio": ("song.wav", silence(), "audio/wav")}
-    told = data(client.post("/release_task", data={"prompt": "x"}, files=files))
-    assert told["warnings"] == ["src_audio_path: ignored, task text2music does not use it"]
+    answered = data(client.post("/release_task", data={"prompt": "x"}, files=files))
+    assert answered["warnings"] == ["src_audio_path: ignored, task text2music does not use it"]
     assert {each.key for each in Store.open(settings).list("uploads/")} == before
 
 
 def test_an_earlier_song_is_a_source_by_its_url(client: TestClient, slot: HandSlot) -> None:
-    [record] = json.loads(asked(client, song(client, slot, b"sung"))[0]["result"])
+    [record] = json.loads(asked(client, song(client, slot, b"song"))[0]["result"])
     task_id = released(client, task_type="cover", src_audio_path=record["file"])
     source = client.get(f"/v1/jobs/{task_id}").json()["spec"]["source_audio"]
     assert f"/v1/audio?path={source.replace('/', '-')}.mp3" == record["file"]
@@ -332,24 +321,9 @@ def test_words_are_not_made_up(client: TestClient, path: str) -> None:
     "sent", [{"json": {"sample_type": "simple_mode"}}, {"data": {"sample_type": "custom_mode"}}, {}]
 )
 def test_a_random_sample_as_documented(client: TestClient, sent: dict[str, Any]) -> None:
-    told = data(client.post("/create_random_sample", **sent))
+    answered = data(client.post("/create_random_sample", **sent))
     documented = {"caption", "lyrics", "bpm", "key_scale", "time_signature", "duration", "vocal_language"}
-    assert documented <= told.keys()
-
-
-def tiny(name: str) -> Model:
-    return Model(
-        name=name,
-        revision="r1",
-        turbo=True,
-        sample_rate=48_000,
-        channels=2,
-        default_steps=8,
-        default_guidance_scale=1.0,
-        default_shift=3.0,
-        max_duration_s=600,
-        tasks=("text2music",),
-    )
+    assert documented <= answered.keys()
 
 
 def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySettings, slot: HandSlot) -> None:
@@ -367,10 +341,7 @@ def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySe
     assert (init["code"], init["data"]) == (500, None)
     assert "none has acestep-v15-turbo; held: nothing yet" in init["error"]
 
-    worker = Presence(
-        name="w", pool="default", stage=WorkerStage.READY, slots=1, model=tiny("acestep-v15-turbo"), started_at=now()
-    )
-    announce(slot.jobs.redis, settings.keys, worker)
+    announce(slot.jobs.redis, settings.keys, worker("w", "acestep-v15-turbo", started_at=now()))
     both = client.get("/v1/models")
     assert [model["name"] for model in both.json()["models"]] == ["acestep-v15-turbo"]  # ours, beside theirs
     assert data(both) == data(client.get("/v1/model_inventory"))
@@ -407,9 +378,9 @@ def test_a_lora_belongs_to_a_task(client: TestClient) -> None:
     assert data(client.post("/v1/lora/unload"))["message"]
     assert data(client.post("/v1/lora/toggle", json={"use_lora": False}))["use_lora"] is False
     for path, body in (("toggle", {"use_lora": True}), ("scale", {"scale": 0.5})):
-        told = client.post(f"/v1/lora/{path}", json=body)
-        assert (told.status_code, told.json()["code"], told.json()["data"]) == (200, 400, None)
-        assert "POST /release_task" in told.json()["error"]
+        answered = client.post(f"/v1/lora/{path}", json=body)
+        assert (answered.status_code, answered.json()["code"], answered.json()["data"]) == (200, 400, None)
+        assert "POST /release_task" in answered.json()["error"]
     refusal(client.post("/v1/lora/toggle", json={}), 400)
 
 
@@ -420,17 +391,18 @@ def test_what_is_not_theirs_keeps_its_problems(client: TestClient) -> None:
 
 
 def test_its_paths_speak_no_problems_and_our_own_do(settings: GatewaySettings) -> None:
-    paths = create_app(settings).openapi()["paths"]
+    app = create_app(settings)
+    paths = app.openapi()["paths"]
     theirs = {path: any(TAG in call["tags"] for call in calls.values()) for path, calls in paths.items()}
     under_v1 = {path for path in theirs if path.startswith("/v1/")}
-    assert {path for path in under_v1 if theirs[path]} == {path for path in under_v1 if not speaks_problems(path)}
+    assert {path for path in under_v1 if theirs[path]} == {path for path in under_v1 if not speaks_problems(path, app)}
     assert len([path for path in under_v1 if theirs[path]]) > 5
 
 
 def test_without_redis_everything_says_so(tmp_path: Path) -> None:
     [port] = servers.free_ports(1)
     settings = GatewaySettings(
-        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.5
+        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
     )
     with TestClient(create_app(settings)) as client:
         health = client.get("/health")
@@ -442,7 +414,7 @@ def test_without_redis_everything_says_so(tmp_path: Path) -> None:
             ("GET", "/v1/stats"),
             ("GET", "/v1/model_inventory"),
             ("POST", "/v1/init"),
-            ("GET", f"/v1/audio?path={NOBODY}-0.mp3"),
+            ("GET", f"/v1/audio?path={NO_JOB}-0.mp3"),
         ):
             body = {"task_id_list": ["x"]} if method == "POST" else None
             answer = client.request(method, path, json=body)

@@ -65,8 +65,8 @@ async def test_jsonl(client: httpx.AsyncClient, redis: Redis, store: Store) -> N
     assert (await client.get("/v1/batches")).json() == {"batches": [batch]}
     assert len(list(store.list(f"batches/default/{batch['id']}"))) == 4  # three parts of the input, and the header
     assert redis.zcard(Keys().waiting("default", Lane.LOW)) == 0  # nothing is released by a gateway
-    told = (await client.get(f"/v1/batches/{batch['id']}/lines?first=249&limit=250")).json()["lines"]
-    assert [(line["line"], line["status"]) for line in told] == [(249, "pending"), (250, "pending")]
+    found = (await client.get(f"/v1/batches/{batch['id']}/lines?first=249&limit=250")).json()["lines"]
+    assert [(line["line"], line["status"]) for line in found] == [(249, "pending"), (250, "pending")]
 
 
 async def test_a_sweep(client: httpx.AsyncClient) -> None:
@@ -77,8 +77,8 @@ async def test_a_sweep(client: httpx.AsyncClient) -> None:
     }
     batch = (await client.post("/v1/batches", json=body)).json()
     assert batch["request_counts"]["total"] == 12
-    told = (await client.get(f"/v1/batches/{batch['id']}/lines?first=6&limit=2")).json()["lines"]
-    assert [(line["line"], line["seed"]) for line in told] == [(6, 9), (7, 7)]
+    found = (await client.get(f"/v1/batches/{batch['id']}/lines?first=6&limit=2")).json()["lines"]
+    assert [(line["line"], line["seed"]) for line in found] == [(6, 9), (7, 7)]
 
 
 WRONG: list[tuple[str, bytes, int, list[tuple[int, str | None]]]] = [
@@ -88,29 +88,35 @@ WRONG: list[tuple[str, bytes, int, list[tuple[int, str | None]]]] = [
     ("an empty line", lines(SONG, b"\n", SONG), 422, [(2, None)]),
     ("a name twice", lines({"custom_id": "a"}, {"custom_id": "b"}, {"custom_id": "a"}), 422, [(3, "custom_id")]),
     ("no such upload", lines(SONG, {"task": "cover", "source_audio": "upload-0"}), 422, [(2, "source_audio")]),
-    ("no such model", lines({"model": "nobody"}), 422, [(1, "model")]),
-    ("no such lora", lines({"lora": "nobody"}), 422, [(1, "lora")]),
+    ("no such model", lines({"model": "unknown"}), 422, [(1, "model")]),
+    ("no such lora", lines({"lora": "unknown"}), 422, [(1, "lora")]),
     ("not utf-8", b'{"prompt": "\xff"}\n', 422, [(1, None)]),
     ("no line", b"", 422, []),
     ("a line of a mebibyte", b'{"prompt": "' + b"a" * 1_048_576 + b'"}\n', 422, [(1, None)]),
     ("too many lines", b"{}\n" * 100_001, 422, []),
+    ("too many lines, the last without an end", b"{}\n" * 100_000 + b"{}", 422, []),
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "told"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
-async def test_what_is_wrong_is_told_by_line_and_leaves_nothing(
-    client: httpx.AsyncClient, redis: Redis, store: Store, body: bytes, status: int, told: list[tuple[int, str | None]]
+@pytest.mark.parametrize(("body", "status", "expected"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+async def test_what_is_wrong_is_reported_by_line_and_leaves_nothing(
+    client: httpx.AsyncClient,
+    redis: Redis,
+    store: Store,
+    body: bytes,
+    status: int,
+    expected: list[tuple[int, str | None]],
 ) -> None:
     answer = await client.post("/v1/batches", content=body, headers=JSONL)
     assert answer.status_code == status, answer.text
     refusal = problem(answer)
     assert refusal["code"] == "invalid_batch"
-    assert [(error["line"], error.get("field")) for error in refusal["errors"]] == told
+    assert [(error["line"], error.get("field")) for error in refusal["errors"]] == expected
     assert redis.keys() == []
     assert list(store.list("batches")) == []
 
 
-async def test_a_hundred_complaints_are_enough(client: httpx.AsyncClient) -> None:
+async def test_a_hundred_errors_are_enough(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/batches", content=b'{"steps": 0}\n' * 5_000, headers=JSONL)
     assert [error["line"] for error in problem(answer)["errors"]] == list(range(1, 101))
 
@@ -191,7 +197,7 @@ async def test_steering(client: httpx.AsyncClient) -> None:
 
 
 async def test_no_such_batch(client: httpx.AsyncClient) -> None:
-    for name in ("nobody", "batch-" + 32 * "0"):
+    for name in ("unknown", "batch-" + 32 * "0"):
         for way in ("", "/lines", "/output.jsonl", "/songs.zip"):
             assert problem(await client.get(f"/v1/batches/{name}{way}"))["code"] == "not_found"
         for way in ("pause", "resume", "cancel", "retry"):

@@ -1,21 +1,30 @@
-"""A batch from its first release to its files: pace, counts, steering, retries, quotas."""
+"""A batch from its first release to its files and its webhook: pace, counts, steering, retries, quotas, losses."""
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from redis import Redis
+from standardwebhooks import Webhook
 
+from api.app import create_app
 from controller.restore import Restore
+from controller.settings import ControllerSettings
+from controller.webhooks import Webhooks
 from serinette.batch import BatchStatus, LineStatus, line_job_id
 from serinette.credentials import Limits
 from serinette.errors import NotFinished, NotFound, QueueUnavailable
 from serinette.jobs import calls
-from serinette.names import batch_prefix, batch_results_key
+from serinette.names import batch_prefix, batch_results_key, song_prefix
 from tests import servers
+from tests.receivers import SECRET, receiver
 from tests.unit.batch_bench import TENANT, BatchBench
 
 
@@ -76,16 +85,16 @@ def test_lines_are_reported_on_the_way(bench: BatchBench) -> None:
     bench.end(bench.begin(5))
     bench.begin(1)
     bench.duty()
-    told = [line.status for line in bench.lines(batch)]
-    assert Counter(told[:6]) == {"succeeded": 5, "running": 1}
-    assert told[6:] == 8 * ["queued"]
+    found = [line.status for line in bench.lines(batch)]
+    assert Counter(found[:6]) == {"succeeded": 5, "running": 1}
+    assert found[6:] == 8 * ["queued"]
 
 
 def test_a_retry_generates_what_has_no_song(bench: BatchBench) -> None:
     batch = bench.create(9)
     bench.run(batch, failing=["song 2", "song 9"])
     first = {line.line: line for line in bench.output(batch)}
-    bench.desk.retry(TENANT, batch.id)
+    bench.batches.retry(TENANT, batch.id)
     assert bench.counts(batch) == {"total": 9, "released": 7, "completed": 7}
     bench.duty()
     assert len(bench.waiting()) == 2
@@ -106,7 +115,7 @@ def test_a_cancel_ends_everything(bench: BatchBench) -> None:
     bench.duty()
     bench.generate(2)
     running = bench.begin(1)[0]
-    bench.desk.cancel(TENANT, batch.id)
+    bench.batches.cancel(TENANT, batch.id)
     bench.duty()
     bench.duty()
     assert bench.waiting() == []
@@ -117,8 +126,8 @@ def test_a_cancel_ends_everything(bench: BatchBench) -> None:
     assert ended.status is BatchStatus.CANCELED
     assert bench.counts(batch) == {"total": 30, "released": 30, "completed": 3, "canceled": 27}
     assert [line.line for line in bench.errors(batch)] == list(range(4, 31))
-    assert bench.desk.cancel(TENANT, batch.id) == ended
-    bench.desk.retry(TENANT, batch.id)
+    assert bench.batches.cancel(TENANT, batch.id) == ended
+    bench.batches.retry(TENANT, batch.id)
     assert bench.run(batch).status is BatchStatus.COMPLETED
     assert bench.counts(batch) == {"total": 30, "released": 30, "completed": 30}
 
@@ -126,12 +135,12 @@ def test_a_cancel_ends_everything(bench: BatchBench) -> None:
 def test_a_pause_lets_what_was_released_go_on(bench: BatchBench) -> None:
     batch = bench.create(30)
     bench.duty()
-    bench.desk.pause(TENANT, batch.id)
+    bench.batches.pause(TENANT, batch.id)
     bench.generate()
     bench.duty()
     assert bench.waiting() == []
     assert bench.counts(batch) == {"total": 30, "released": 10, "completed": 10}
-    bench.desk.resume(TENANT, batch.id)
+    bench.batches.resume(TENANT, batch.id)
     assert bench.run(batch).request_counts.completed == 30
 
 
@@ -165,7 +174,6 @@ def test_a_job_that_redis_lost_is_released_again_but_none_that_has_its_songs(ben
     for job_id in (ended, lost):
         bench.redis.delete(f"rq:job:{job_id}", bench.keys.job(job_id))
         bench.redis.zrem(bench.keys.in_flight(TENANT), job_id)
-    bench.redis.delete(bench.keys.batch_ended(batch.id))
     bench.duty()
     assert lost in bench.waiting()
     assert ended not in bench.waiting()
@@ -174,13 +182,47 @@ def test_a_job_that_redis_lost_is_released_again_but_none_that_has_its_songs(ben
     assert len({line.artifacts[0].key for line in bench.output(batch)}) == 6
 
 
+def test_a_batch_that_lost_sight_of_its_live_jobs_waits_for_them(bench: BatchBench) -> None:
+    batch = bench.create(4)
+    bench.duty()
+    bench.end(bench.begin(1))
+    running = bench.begin(1)
+    bench.redis.delete(bench.keys.batch_live(batch.id))
+    bench.duty()
+    assert bench.counts(batch) == {"total": 4, "released": 4, "queued": 2, "running": 1, "completed": 1}
+    bench.end(running)
+    assert bench.run(batch).request_counts.completed == 4
+    assert set(bench.begun.values()) == {1}
+
+
+def test_jobs_that_were_deleted_before_their_part_was_through_are_not_generated_again(bench: BatchBench) -> None:
+    """The batch was paused for longer than anything is kept."""
+    batch = bench.create(4)
+    bench.duty()
+    deleted = bench.begin(2)
+    bench.end(deleted)
+    for job_id in deleted:
+        bench.redis.delete(bench.keys.job(job_id), f"rq:job:{job_id}")
+        bench.store.delete_prefix(song_prefix(TENANT, job_id))
+    raw: Any = bench.redis.hget(bench.keys.batch(batch.id), "header")
+    old = {**json.loads(raw), "created_at": "2020-01-01T00:00:00Z"}
+    bench.redis.hset(bench.keys.batch(batch.id), "header", json.dumps(old))
+    bench.run(batch)
+    assert set(bench.begun.values()) == {1}
+    assert bench.counts(batch) == {"total": 4, "released": 4, "completed": 2, "failed": 2}
+    assert [(line.custom_id, line.error and line.error.code) for line in bench.errors(batch)] == [
+        ("id 1", "gone"),
+        ("id 2", "gone"),
+    ]
+    bench.batches.retry(TENANT, batch.id)
+    assert bench.run(batch).request_counts.completed == 4
+
+
 def test_jobs_that_have_shrunk_are_read_from_the_store(bench: BatchBench) -> None:
     batch = bench.create(4)
     bench.duty()
     straggler, *others = bench.begin(4)
     bench.end(others)
-    assert not any(bench.jobs(calls.shrink(bench.board.entry(job_id))) for job_id in others), "they are not gathered"
-    bench.duty()
     assert all(bench.jobs(calls.shrink(bench.board.entry(job_id))) for job_id in others)
     assert [line.status for line in bench.lines(batch)] == ["running", *3 * ["succeeded"]]
     bench.end([straggler])
@@ -190,27 +232,19 @@ def test_jobs_that_have_shrunk_are_read_from_the_store(bench: BatchBench) -> Non
     ]
 
 
-def test_a_label_that_names_another_batch_changes_nothing(bench: BatchBench) -> None:
-    """Of a set that a stranger's id came into, the stranger is dropped."""
-    batch = bench.create(4)
-    bench.duty()
-    bench.redis.sadd(bench.keys.batch_ended(batch.id), "nobody")
-    assert bench.run(batch).request_counts.completed == 4
-
-
 def test_erasing(bench: BatchBench, redis: Redis) -> None:
     batch = bench.create(3)
     bench.duty()
     first = bench.begin(1)
     bench.end(first)
     with pytest.raises(NotFinished, match=batch.id):
-        bench.desk.erase(TENANT, batch.id)
+        bench.batches.erase(TENANT, batch.id)
     bench.run(batch)
     assert bench.output(batch)[0].job_id == first[0]
     redis.delete(bench.keys.batch(batch.id))  # forgotten: the store remembers
     assert bench.look(batch).status is BatchStatus.COMPLETED
     assert len(list(bench.store.list(batch_prefix(TENANT, batch.id)))) > 3
-    bench.desk.erase(TENANT, batch.id)
+    bench.batches.erase(TENANT, batch.id)
     assert list(bench.store.list(batch_prefix(TENANT, batch.id))) == []
     with pytest.raises(NotFound):
         bench.look(batch)
@@ -224,7 +258,7 @@ def test_lines_that_were_erased_by_hand_hold_up_no_other_batch(bench: BatchBench
         bench.store.delete(found.key)
     bench.run(batch)
     assert "cancel it" in (bench.look(broken).waiting_for or "")
-    bench.desk.cancel(TENANT, broken.id)
+    bench.batches.cancel(TENANT, broken.id)
     assert bench.run(broken).request_counts.canceled == 6
 
 
@@ -233,7 +267,7 @@ def test_all_of_redis_is_lost(bench: BatchBench) -> None:
     ended = bench.run(bench.create(3))
     batch = bench.create(14)
     bench.run(batch, failing=["song 3", "song 13"])
-    bench.desk.retry(TENANT, batch.id)
+    bench.batches.retry(TENANT, batch.id)
     bench.duty()
     bench.end(bench.begin(1))
     bench.duty()
@@ -269,7 +303,18 @@ def test_a_part_is_written_as_soon_as_it_is_through(bench: BatchBench) -> None:
     bench.duty()
     lines = bench.store.get(batch_results_key(TENANT, batch.id, 0, 0)).splitlines()
     assert [json.loads(line)["line"] for line in lines] == [1, 2, 3, 4]
-    assert not bench.redis.exists(bench.keys.batch_part(batch.id, 0, 0))
+    assert bench.redis.smembers(bench.keys.batch_open(batch.id)) == {b"1", b"2", b"3"}
+
+
+def test_a_key_is_a_batch_id_that_only_the_deployments_secret_makes(redis_url: str, file_store_url: str) -> None:
+    def made(tenant: str = TENANT, key: str | None = "mine", **settings: object) -> str:
+        return BatchBench(redis_url, file_store_url, settings=settings).create(1, tenant, key).id
+
+    secret = {"idempotency_secret": "s" * 32}
+    assert made() == made()
+    assert made(**secret) == made(**secret)
+    ids = {made(), made(**secret), made(key="other", **secret), made("other", **secret), made(key=None, **secret)}
+    assert len(ids) == 5
 
 
 def test_fsync_answers_once_the_batch_is_on_the_disk(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
@@ -281,3 +326,48 @@ def test_fsync_answers_once_the_batch_is_on_the_disk(tmp_path: Path, redis_url: 
         assert bench.redis.hget(bench.keys.batch(batch.id), "synced") == b"2"
     with pytest.raises(QueueUnavailable, match="on its disk"):  # this server keeps no append-only file
         BatchBench(redis_url, file_store_url, settings=settings).create(3)
+
+
+def test_the_end_is_reported_once_for_each_round(redis_url: str, file_store_url: str) -> None:
+    settings = {"webhook_secret": SECRET, "webhook_networks": ("127.0.0.0/8",)}
+    bench = BatchBench(redis_url, file_store_url, settings=settings)
+    deliver = Webhooks(
+        bench.redis,
+        ControllerSettings.model_validate({**settings, "redis_url": redis_url, "store_url": file_store_url}),
+    )
+    with receiver() as target:
+        batch = bench.create(2, webhook=f"http://127.0.0.1:{target.port}/ended")
+        assert deliver() == 0
+        bench.run(batch, failing=["song 2"])
+        assert (deliver(), deliver()) == (1, 0)
+        bench.batches.retry(TENANT, batch.id)
+        bench.run(batch)
+        assert (deliver(), deliver()) == (1, 0)
+    assert target.ids == [f"msg_{batch.id}_completed_{round}" for round in (0, 1)]
+    for came, completed in zip(target.came, (1, 2), strict=True):
+        event = Webhook(SECRET).verify(came.body, came.headers)
+        assert event["type"] == "batch.completed"
+        assert (event["data"]["id"], event["data"]["request_counts"]["completed"]) == (batch.id, completed)
+    assert [delivery.delivered for delivery in bench.look(batch).deliveries] == [True]
+
+
+async def test_files(redis_url: str, file_store_url: str) -> None:
+    bench = BatchBench(redis_url, file_store_url)
+    batch = bench.create(6)
+    bench.run(batch, failing=["song 2"])
+    erased = bench.output(batch)[3]
+    transport = httpx.ASGITransport(create_app(bench.gateway), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://test/v1/batches/{batch.id}") as client:
+        assert (await client.delete(f"http://test/v1/jobs/{erased.job_id}")).status_code == 204
+        output, errors = (await client.get("/output.jsonl")).text, (await client.get("/errors.jsonl")).text
+        zipped = await client.get("/songs.zip")
+    assert [json.loads(line)["line"] for line in output.splitlines()] == [1, 3, 4, 5, 6]
+    assert [json.loads(line)["custom_id"] for line in errors.splitlines()] == ["id 2"]
+    assert zipped.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
+        assert archive.testzip() is None
+        songs = {name: archive.read(name) for name in archive.namelist()}
+    assert songs == {
+        **{f"00000{n}-id_{n}.mp3": f"song {n}".encode() for n in (1, 3, 4, 6)},
+        "missing.txt": b"000005-id_5.mp3\n",
+    }

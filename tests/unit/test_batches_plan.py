@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from controller.batches.plan import Rooms, Step, backlog, next_step, share, why
-from serinette.batch import BatchStatus
+from controller.batches.plan import LaneRoom, Step, backlog, ended_parts, next_lines, next_step, share, why
+from serinette.batch import BatchHeader, BatchStatus
 from serinette.credentials import Limits
+from serinette.job import now
 from serinette.pools import PoolFacts
 
 POOLS = (
@@ -16,9 +17,9 @@ POOLS = (
 )
 
 BACKLOGS = [
-    ("default", 32, 4 * 4 * 8),  # four times what its workers sing together at most
+    ("default", 32, 4 * 4 * 8),  # four times what its workers generate together at most
     ("default", 500, 500),
-    ("tiny", 1, 4 * 1 * 2),  # they hold more than they sing together
+    ("tiny", 1, 4 * 1 * 2),  # they hold more than they generate together
     ("none", 32, 32),
     ("unheard of", 32, 32),
 ]
@@ -30,11 +31,11 @@ def test_backlog(pool: str, least: int, expected: int) -> None:
 
 
 def test_room_is_used_up() -> None:
-    rooms = Rooms(POOLS, 1, {"tiny": 6, "default": 1_000})
-    assert (rooms.free("tiny"), rooms.free("default")) == (2, 0)
-    rooms.take("tiny")
-    rooms.take("tiny")
-    assert rooms.free("tiny") == 0
+    room = LaneRoom(POOLS, 1, {"tiny": 6, "default": 1_000})
+    assert (room.free("tiny"), room.free("default")) == (2, 0)
+    room.take("tiny")
+    room.take("tiny")
+    assert room.free("tiny") == 0
 
 
 STEPS = [
@@ -58,6 +59,22 @@ def test_next_step(status: BatchStatus, left: int, open_parts: int, expected: St
 
 def test_a_large_cluster_may_have_more_parts_open() -> None:
     assert next_step(BatchStatus.IN_PROGRESS, 10, 70, 16_000) is Step.RELEASE
+
+
+def test_parts_that_are_through() -> None:
+    """Of parts of 4 lines each, 10 lines in all, of which the cursor is past 9."""
+    header = BatchHeader(id="batch-1", tenant="t", attempts=1, total=10, part_lines=4, digest="", created_at=now())
+    assert ended_parts(header, 9, [0, 1, 2], live=[5]) == [0]
+    assert ended_parts(header, 9, [1, 2], live=[]) == [1]
+    assert ended_parts(header, 10, [0, 1, 2], live=[]) == [0, 1, 2]
+
+
+def test_live_lines_are_checked_in_turns() -> None:
+    live = [9, 2, 4, 7]
+    assert next_lines(live, -1, 3) == [2, 4, 7]
+    assert next_lines(live, 7, 3) == [9]
+    assert next_lines(live, 9, 3) == [2, 4, 7]
+    assert next_lines([], 9, 3) == []
 
 
 SHARES = [

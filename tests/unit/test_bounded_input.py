@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from api.dialects.acestep.request import ReleaseTask
-from api.dialects.gradio.request import GenerateMusicRequest
+from api.dialects.seed.request import GenerateMusicRequest
 from api.v1.containers import ContainerRequest
 from api.v1.jobs import JobRequest
 from serinette.batch import BatchOptions, BatchSpec, Span
@@ -78,19 +78,19 @@ def test_few_complaints_are_made_of_any_body(model: type[BaseModel], as_json: bo
     ],
 )
 def test_a_length_is_checked_before_the_items(model: type[BaseModel], field: str, value: Any) -> None:
-    with pytest.raises(ValidationError) as told:
+    with pytest.raises(ValidationError) as answered:
         model.model_validate({field: value})
     # Our check's own words; pydantic's say `after validation`, as it has been through the items by then.
-    (error,) = told.value.errors()
+    (error,) = answered.value.errors()
     assert error["msg"].startswith(f"{field}: must have at most ")
     assert error["msg"].endswith(f" items, not {MANY}")
 
 
 def test_an_unknown_name_is_named_and_cannot_break_the_answer() -> None:
     for name, shown in (("promt", "promt"), ("x" * 1_000, "x" * 80), ("\ud800", "?")):
-        with pytest.raises(ValidationError) as told:
+        with pytest.raises(ValidationError) as answered:
             Span.model_validate({name: 1, "first": 0, "count": 1})
-        (error,) = told.value.errors()
+        (error,) = answered.value.errors()
         assert error["msg"] == f"{shown}: Extra inputs are not permitted"
 
 
@@ -122,9 +122,9 @@ async def test_every_call_makes_few_complaints_of_long_lists(http: httpx.AsyncCl
     bodies += [{"specs": [UNKNOWN]}, {"specs": [{"tracks": [2] * MANY}]}, {"task_id_list": ["x"] * MANY}]
     for path in paths:
         for body in bodies:
-            told = await http.post(path.replace("{", "").replace("}", ""), json=body)
-            assert told.status_code < 500 or told.status_code == 501, (path, told.text[:200])
-            assert len(told.content) < 30_000, path
+            answered = await http.post(path.replace("{", "").replace("}", ""), json=body)
+            assert answered.status_code < 500 or answered.status_code == 501, (path, answered.text[:200])
+            assert len(answered.content) < 30_000, path
     assert max(made) <= FEW
 
 
@@ -134,13 +134,13 @@ def _kinds(calls: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_the_field_is_named_in_every_dialect(http: httpx.AsyncClient) -> None:
-    told = (await http.post("/v1/jobs", json={"tracks": [2] * 500_000})).json()
-    assert (told["code"], told["field"]) == ("invalid_spec", "tracks")
-    assert told["detail"] == "tracks: must have at most 12 items, not 500000"
-    told = (await http.post("/v1/jobs", json=UNKNOWN)).json()
-    assert (told["code"], told["field"]) == ("invalid_spec", "f0")
-    told = (await http.post("/v1/batches", json={"specs": [{"tracks": [2] * 100_000}]})).json()
-    assert told["errors"] == [{"line": 1, "field": "tracks", "message": "must have at most 12 items, not 100000"}]
+    answered = (await http.post("/v1/jobs", json={"tracks": [2] * 500_000})).json()
+    assert (answered["code"], answered["field"]) == ("invalid_spec", "tracks")
+    assert answered["detail"] == "tracks: must have at most 12 items, not 500000"
+    answered = (await http.post("/v1/jobs", json=UNKNOWN)).json()
+    assert (answered["code"], answered["field"]) == ("invalid_spec", "f0")
+    answered = (await http.post("/v1/batches", json={"specs": [{"tracks": [2] * 100_000}]})).json()
+    assert answered["errors"] == [{"line": 1, "field": "tracks", "message": "must have at most 12 items, not 100000"}]
     refused = await http.post("/release_task", json={"timesteps": [0.5] * 100_000})
     assert refused.status_code == 400
     assert refused.json()["error"].startswith("timesteps: ")

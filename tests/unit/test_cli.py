@@ -17,7 +17,7 @@ from serinette.cli import app, following, jobs, options, terminal
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.names import Lane
 from serinette.spec import AudioFormat, GenerationSpec
-from serinette.tree import Notice, Phase
+from serinette.supervisor import Notice, Phase
 from tests.servers import free_ports
 
 
@@ -240,12 +240,12 @@ def test_a_table_of_jobs_fits(monkeypatch: pytest.MonkeyPatch, width: int) -> No
     assert len(row) == width
 
 
-def test_a_tree_is_reported_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    view = terminal.TreeView()
+def test_supervised_processes_are_reported_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    view = terminal.ProcessView()
     view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
     view.show(Notice("worker", Phase.WAITING, "loading [the] model"))
     view.show(Notice("worker", Phase.READY, "4.2 s"))
-    view.show(Notice("worker", Phase.DIED, "killed by SIGKILL; starting again in 0.5 s", ("Traceback [1]",)))
+    view.show(Notice("worker", Phase.DIED, "was killed by SIGKILL; starts again in 0.5 s", ("Traceback [1]",)))
     view.echo("gateway", "INFO [api] started")
     printed = capsys.readouterr().err
     assert printed.count("loading [the] model") == 1

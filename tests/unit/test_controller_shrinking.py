@@ -84,7 +84,7 @@ def test_a_shrunk_job_is_answered_as_it_was(bench: Bench) -> None:
     assert recalled.usage.queue_s == pytest.approx(whole.usage.queue_s, abs=0.01)
 
 
-@pytest.mark.parametrize("holds", ["the store does not know it", "its webhook is not settled", "its batch has not it"])
+@pytest.mark.parametrize("holds", ["the store does not know it", "its webhook is not settled"])
 def test_a_job_that_is_still_needed_stays_whole_and_holds_up_no_other(
     bench: Bench, tmp_path: Path, holds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,8 +92,6 @@ def test_a_job_that_is_still_needed_stays_whole_and_holds_up_no_other(
     given: dict[str, Any] = {}
     if holds == "its webhook is not settled":
         given["webhook"] = "https://example.com/ended"
-    if holds == "its batch has not it":
-        given["batch"] = "batch-1"
     kept = [ended(bench, **given) for _ in range(4)]
     if holds != "the store does not know it":
         bench.sweep()

@@ -11,7 +11,7 @@ from redis import Redis
 from serinette.job import JobStatus
 from serinette.jobs import Claimed, Lease, Outcome, Standing, calls
 from serinette.names import Keys
-from tests.jobs import TENANT, Board
+from tests.jobs import TENANT, Board, submission
 
 KEYS = Keys()
 
@@ -49,22 +49,28 @@ def members(redis: Redis, key: str) -> set[str]:
     return {each.decode() for each in found}
 
 
-def test_a_batch_reads_which_of_its_jobs_run_and_which_have_ended(board: Board) -> None:
-    jobs, running, ended = board.jobs, KEYS.batch_running("b"), KEYS.batch_ended("b")
-    first, first_owner = take(board, batch="b")
-    second, second_owner = take(board, batch="b")
-    third = board.submit(batch="b")
+def test_a_batch_reads_which_of_its_jobs_run_and_live_and_how_many_have_ended(board: Board) -> None:
+    jobs, running, live = board.jobs, KEYS.batch_running("b"), KEYS.batch_live("b")
+    first, first_owner = take(board, batch=("b", 4))
+    second, second_owner = take(board, batch=("b", 2))
+    third = board.submit(batch=("b", 3))
     board.submit()
     assert members(board.redis, running) == {first, second}
+    assert board.redis.zrange(live, 0, -1) == [each.encode() for each in (second, third, first)]
     jobs(calls.release(second, second_owner, None, charged=False))
     assert members(board.redis, running) == {first}
-    jobs(calls.finish(first, first_owner, Outcome(JobStatus.FAILED), recorded=True))
-    jobs(calls.cancel(third, TENANT))
+    for _ in range(2):
+        jobs(calls.finish(first, first_owner, Outcome(JobStatus.FAILED), recorded=True))
+        jobs(calls.cancel(third, TENANT))
     assert members(board.redis, running) == set()
-    assert members(board.redis, ended) == {first, third}
-    assert not jobs(calls.shrink(board.entry(first))), "the batch has not entered it"
-    board.redis.srem(ended, first)
-    assert jobs(calls.shrink(board.entry(first)))
+    assert board.redis.zrange(live, 0, -1) == [second.encode()]
+    counted_before = board.submit(batch=("b", 5))
+    board.redis.zrem(live, counted_before)
+    jobs(calls.cancel(counted_before, TENANT))
+    assert board.redis.hgetall(KEYS.batch("b")) == {b"failed": b"1", b"canceled": b"1"}
+    for job_id, line in ((second, 2), (first, 4)):
+        jobs(calls.submit(submission(job_id, batch=("b", line))))
+    assert board.redis.zrange(live, 0, -1) == [second.encode()], "one that has ended does not live again"
 
 
 def test_only_the_attempt_in_charge_adds_to_its_log(board: Board) -> None:

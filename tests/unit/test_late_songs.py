@@ -49,7 +49,7 @@ def test_a_frozen_attempt_comes_too_late_for_a_job_that_the_sweeper_ended(bench:
         assert bench.entry(job_id).status is how
 
     bench.engine.meanwhile = given_up
-    slot.sing_one()  # it was frozen, and knows nothing of it
+    slot.run_one()  # it was frozen, and knows nothing of it
     record = job_json(bench, job_id)
     assert (record.status, record.result) == (how, None)
     assert songs(bench) == []
@@ -65,7 +65,7 @@ def test_a_song_that_was_recorded_first_is_what_the_sweeper_finds(bench: SlotBen
         assert sweep(bench, job_id)
 
     bench.engine.meanwhile = recorded
-    slot.sing_one()
+    slot.run_one()
     assert bench.entry(job_id).status is JobStatus.SUCCEEDED
     assert job_json(bench, job_id).result
 
@@ -81,7 +81,7 @@ def test_a_job_that_redis_remembers_as_waiting_ends_as_its_record_says(bench: Sl
     for key, value in before.items():
         assert value
         bench.redis.restore(key, 0, value)
-    assert bench.slot().sing_one()
+    assert bench.slot().run_one()
     assert bench.engine.heard == []
     entry = bench.entry(job_id)
     assert entry.status is JobStatus.FAILED
@@ -97,9 +97,9 @@ def test_the_last_attempt_of_several_bars_the_earlier_ones(bench: SlotBench) -> 
         raise OSError("a disk is full")
 
     bench.engine.meanwhile = fails
-    slot.sing_one()
+    slot.run_one()
     assert bench.record(job_id) is None
-    slot.sing_one()
+    slot.run_one()
     record = job_json(bench, job_id)
     assert record.status is JobStatus.FAILED
     assert record.error == bench.entry(job_id).error
@@ -116,8 +116,8 @@ def test_an_earlier_attempt_that_finished_after_all_is_what_the_last_one_finds(b
         raise OSError("a disk is full")
 
     bench.engine.meanwhile = fails
-    slot.sing_one()
-    slot.sing_one()
+    slot.run_one()
+    slot.run_one()
     assert bench.entry(job_id).status is JobStatus.SUCCEEDED
 
 

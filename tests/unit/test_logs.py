@@ -7,11 +7,11 @@ import logging
 import subprocess
 import sys
 import threading
-from contextvars import copy_context
 from typing import Any
 
 import pytest
 
+from gpu_worker.slot.heartbeat import Heartbeat
 from serinette import logs
 from serinette.logs import JsonLines, TextLines
 from serinette.settings import SharedSettings
@@ -92,12 +92,13 @@ def test_a_text_line_names_the_job_once(capsys: pytest.CaptureFixture[str]) -> N
     assert second.endswith("INFO api.test: uploaded job=j1")
 
 
-def test_a_thread_in_the_context_of_a_job_tells_its_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_heartbeats_thread_logs_names_its_job(capsys: pytest.CaptureFixture[str]) -> None:
     log = configured("json", capsys)
+    heartbeat = Heartbeat(lambda _: log.info("beats"), 60)
     with logs.about(job="j1"):
-        thread = threading.Thread(target=copy_context().run, args=(log.info, "beats"))
-    thread.start()
-    thread.join()
+        heartbeat.start()
+    heartbeat.beat_and_wait(30)
+    heartbeat.stop()
     assert json.loads(lines(capsys)[0])["job"] == "j1"
 
 

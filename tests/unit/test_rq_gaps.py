@@ -23,8 +23,8 @@ from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 from rq.worker import Worker, WorkerStatus
 
-from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.patience import Patience
+from gpu_worker.slot.drain import Patience
+from gpu_worker.slot.held_job import HeldJob
 from serinette.errors import EngineCrashed
 from serinette.job import JobStatus, Record
 from serinette.names import Keys, record_key
@@ -33,8 +33,7 @@ from serinette.spec import AudioFormat, GenerationSpec
 from serinette.store import Store
 from tests.jobs import TENANT, charged_attempts
 from tests.processes import eventually
-from tests.unit.slot_bench import Slot, SlotBench
-from tests.unit.test_spool import Pier, send
+from tests.unit.slot_bench import Slot, SlotBench, SpoolBench
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def states(redis: Redis) -> list[str]:
     return [worker.get_state() for worker in Worker.all(redis)]
 
 
-def crash(_: Hold) -> None:
+def crash(_: HeldJob) -> None:
     raise EngineCrashed("gone")
 
 
@@ -76,7 +75,7 @@ def test_a_claim_that_was_held_for_long_costs_no_retry_and_generates_nothing_twi
     taken = frozen.take()
     assert taken
     StartedJobRegistry("default.normal", bench.redis, serializer=JSONSerializer).cleanup()
-    assert not bench.slot().sing_one()
+    assert not bench.slot().run_one()
     frozen.execute_job(*taken)
     assert [attempt.outcome for attempt in bench.entry(job_id).attempts] == ["succeeded"]
     assert bench.rq_job(job_id).retries_left == 2
@@ -84,36 +83,34 @@ def test_a_claim_that_was_held_for_long_costs_no_retry_and_generates_nothing_twi
 
 
 def test_a_retry_needs_no_scheduler(bench: SlotBench) -> None:
-    """With an interval RQ parks it as `scheduled`, for a process that nobody runs."""
+    """With an interval RQ parks it as `scheduled`, for a process that is not run here."""
     job_id, behind = bench.order(), bench.order()
     slot = bench.slot()
     bench.engine.meanwhile = crash
-    slot.sing_one()
+    slot.run_one()
     assert bench.waiting() == [job_id, behind]
     assert bench.rq_job(job_id).get_status() == "queued"
     assert bench.redis.zcard("rq:scheduled:default.normal") == 0
 
 
 def test_of_several_jobs_that_one_slot_holds_the_canceled_one_ends_and_is_not_retried(
-    redis: Redis, keys: Keys, tmp_path: Path
+    redis: Redis, tmp_path: Path
 ) -> None:
     """RQ's stop reaches the first execution of a worker only; two of them overwrite each other, and one is retried."""
-    (tmp_path / "store").mkdir()
-    pier = Pier(redis, keys, Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
-    pier.directory = tmp_path
-    jobs = [pier.order() for _ in range(3)]
-    slot = pier.spooling()
-    with pier.away():
+    bench = SpoolBench.at(redis, tmp_path)
+    jobs = [bench.order() for _ in range(3)]
+    slot = bench.spooling()
+    with bench.away():
         for _ in jobs:
-            slot.sing_one()
+            slot.run_one()
         for job_id in jobs[:2]:
-            pier.board.cancel(job_id)
-        for pending in slot._awaiting._pending:
-            pending.heartbeat.beat()
-    send(slot)
-    assert [pier.entry(job_id).status for job_id in jobs] == ["canceled", "canceled", "succeeded"]
-    assert pier.waiting() == []
-    assert all(len(pier.entry(job_id).attempts) == 1 for job_id in jobs)
+            bench.board.cancel(job_id)
+        for held, _ in slot.spooled.held:
+            held.beat()
+    slot.send_spooled()
+    assert [bench.entry(job_id).status for job_id in jobs] == ["canceled", "canceled", "succeeded"]
+    assert bench.waiting() == []
+    assert all(len(bench.entry(job_id).attempts) == 1 for job_id in jobs)
 
 
 @pytest.mark.parametrize("idle", [True, False], ids=["while it is idle", "before it starts"])
@@ -125,11 +122,11 @@ def test_no_job_begins_while_rq_is_suspended(bench: SlotBench, monkeypatch: pyte
     with at_work(bench, slot, monkeypatch):
         if first:
             assert eventually(lambda: bench.entry(first).status is JobStatus.SUCCEEDED)
-            time.sleep(0.5)  # it sleeps until a job comes
+            time.sleep(0.2)  # it sleeps until a job comes
             suspend(bench.redis)
         job_id = bench.order()
         assert eventually(lambda: states(bench.redis) == [WorkerStatus.SUSPENDED])
-        time.sleep(1.5)  # longer than an idle slot sleeps
+        time.sleep(1.2)  # longer than an idle slot sleeps
         assert bench.waiting() == [job_id]
         assert bench.entry(job_id).attempts == ()
         resume(bench.redis)
@@ -153,37 +150,35 @@ def test_a_suspended_slot_beats_and_leaves_at_once(bench: SlotBench, monkeypatch
 
 
 def test_a_suspended_slot_sends_what_waits_for_the_store(
-    redis: Redis, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "store").mkdir()
-    pier = Pier(redis, keys, Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
-    pier.directory = tmp_path
-    with at_work(pier, pier.spooling(), monkeypatch):
-        with pier.away():
-            job_id = pier.order()
-            assert eventually(lambda: len(pier.parcels) == 1)
+    bench = SpoolBench.at(redis, tmp_path)
+    with at_work(bench, bench.spooling(), monkeypatch):
+        with bench.away():
+            job_id = bench.order()
+            assert eventually(lambda: len(bench.parcels) == 1)
             suspend(redis)
             assert eventually(lambda: states(redis) == [WorkerStatus.SUSPENDED], timeout_s=5)
-            assert pier.entry(job_id).status is JobStatus.RUNNING
-        assert eventually(lambda: pier.entry(job_id).status is JobStatus.SUCCEEDED)
+            assert bench.entry(job_id).status is JobStatus.RUNNING
+        assert eventually(lambda: bench.entry(job_id).status is JobStatus.SUCCEEDED)
         assert eventually(lambda: states(redis) == [WorkerStatus.SUSPENDED], timeout_s=5)
 
 
 def test_a_job_is_performed_off_the_main_thread(bench: SlotBench) -> None:
     """RQ's deadline is SIGALRM, which only a main thread may arm."""
     job_id, slot = bench.order(), bench.slot()
-    singing = threading.Thread(target=slot.sing_one)
-    singing.start()
-    singing.join()
+    working_thread = threading.Thread(target=slot.run_one)
+    working_thread.start()
+    working_thread.join()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
 @pytest.mark.parametrize("answer_lost", [False, True], ids=["not sent", "answer lost"])
 @pytest.mark.parametrize("end", [None, crash], ids=["well", "crash"])
 def test_a_connection_that_breaks_anywhere_costs_nothing(
-    bench: SlotBench, redis_url: str, end: Callable[[Hold], None] | None, answer_lost: bool
+    bench: SlotBench, redis_url: str, end: Callable[[HeldJob], None] | None, answer_lost: bool
 ) -> None:
-    """In RQ a ConnectionError while it records a success queues the finished job again, and it is sung twice."""
+    """In RQ a ConnectionError while it records a success queues the finished job again, and it is generated twice."""
     for round_trips in count():
         job_id = bench.order()
         breaking = Breaking(answer_lost)
@@ -191,10 +186,10 @@ def test_a_connection_that_breaks_anywhere_costs_nothing(
         if end:
             bench.engine.meanwhile = end
         breaking.arm(round_trips)
-        assert slot.sing_one()
+        assert slot.run_one()
         if end:
             assert bench.waiting() == [job_id]
-            bench.slot().sing_one()
+            bench.slot().run_one()
         bench.assert_ended(job_id, JobStatus.SUCCEEDED)
         assert charged_attempts(bench.entry(job_id)) == (1 if end else 0)
         assert len(bench.entry(job_id).attempts) == (2 if end else 1)
@@ -239,7 +234,7 @@ class Breaking:
 def test_redis_never_holds_a_song(bench: SlotBench) -> None:
     """RQ keeps what a job returns: here names of objects, never their bytes."""
     job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, format=AudioFormat.WAV, variations=4))
-    bench.slot().sing_one()
+    bench.slot().run_one()
     songs = [bench.store.get(artifact.key) for artifact in recorded(bench, job_id).artifacts]
     assert all(song.startswith(b"RIFF") for song in songs)
     for key in bench.redis.scan_iter():
@@ -249,7 +244,7 @@ def test_redis_never_holds_a_song(bench: SlotBench) -> None:
 
 
 def test_a_pickle_in_a_lane_is_never_opened(bench: SlotBench, tmp_path: Path) -> None:
-    """RQ's default serializer would run whatever whoever reaches Redis has written."""
+    """RQ's default serializer would run what any client of Redis has written."""
     opened = tmp_path / "opened"
 
     class Payload:
@@ -258,6 +253,6 @@ def test_a_pickle_in_a_lane_is_never_opened(bench: SlotBench, tmp_path: Path) ->
 
     job_id = bench.order()
     bench.redis.hset(f"rq:job:{job_id}", "data", pickle.dumps(Payload()))
-    assert bench.slot().sing_one()
+    assert bench.slot().run_one()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     assert not opened.exists()

@@ -12,7 +12,7 @@ import gpu_worker.__main__
 import gpu_worker.engine.__main__
 import gpu_worker.slot.__main__
 from api.settings import GatewaySettings
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
 from serinette.settings import SharedSettings, read

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from gpu_worker.slot.hold import Hold
-from gpu_worker.slot.patient_store import PatientStore
+from gpu_worker.slot.held_job import HeldJob
+from gpu_worker.slot.retrying_store import RetryingStore
 from serinette.errors import EngineCrashed, InvalidOutput
 from serinette.job import AttemptOutcome, JobStatus, Result
 from serinette.names import Keys, record_key, upload_audio_key
@@ -32,7 +32,7 @@ def result_of(bench: SlotBench, job_id: str) -> Result:
 
 def test_a_song_is_written_in_the_record_and_in_the_store(bench: SlotBench) -> None:
     job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, variations=2, format=AudioFormat.FLAC))
-    bench.slot().sing_one()
+    bench.slot().run_one()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     result = result_of(bench, job_id)
     assert [artifact.index for artifact in result.artifacts] == [0, 1]
@@ -47,13 +47,13 @@ def test_the_attempt_is_rqs_execution_and_has_a_lease(bench: SlotBench) -> None:
     job_id = bench.order()
     slot = bench.slot()
     seen: list[object] = []
-    bench.engine.meanwhile = lambda hold: seen.extend(
+    bench.engine.meanwhile = lambda held: seen.extend(
         [
-            bench.redis.zscore("rq:wip:default.normal", f"{job_id}:{hold.attempt.id}"),
-            bench.entry(job_id).owner == hold.attempt.id and f"{job_id}:{hold.attempt.id}" in bench.board.leases(),
+            bench.redis.zscore("rq:wip:default.normal", f"{job_id}:{held.attempt.id}"),
+            bench.entry(job_id).owner == held.attempt.id and f"{job_id}:{held.attempt.id}" in bench.board.leases(),
         ]
     )
-    slot.sing_one()
+    slot.run_one()
     assert seen[0] is not None
     assert seen[1] is True
     assert bench.held() == []
@@ -62,12 +62,12 @@ def test_the_attempt_is_rqs_execution_and_has_a_lease(bench: SlotBench) -> None:
 def test_a_job_that_is_over_or_canceled_is_not_taken(bench: SlotBench) -> None:
     slot = bench.slot()
     over = bench.order()
-    slot.sing_one()
+    slot.run_one()
     bench.redis.rpush("rq:queue:default.normal", over)
-    assert not slot.sing_one()
+    assert not slot.run_one()
     canceled = bench.order()
     bench.board.cancel(canceled)
-    assert not slot.sing_one()
+    assert not slot.run_one()
     assert len(bench.engine.heard) == 1
     bench.assert_ended(over, JobStatus.SUCCEEDED)
     bench.assert_ended(canceled, JobStatus.CANCELED)
@@ -79,19 +79,19 @@ def test_a_second_copy_of_a_job_that_is_held_is_dropped(bench: SlotBench) -> Non
     first = bench.slot()
     engine = bench.engine
 
-    def second_copy_comes(_: Hold) -> None:
+    def second_copy_comes(_: HeldJob) -> None:
         bench.redis.rpush("rq:queue:default.normal", job_id)
-        assert not bench.slot().sing_one()
+        assert not bench.slot().run_one()
 
     engine.meanwhile = second_copy_comes
-    first.sing_one()
+    first.run_one()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     assert len(bench.entry(job_id).attempts) == 1
 
 
 def test_an_id_that_is_not_known_goes_aside(bench: SlotBench) -> None:
     bench.redis.rpush("rq:queue:default.normal", "a stranger's")
-    assert not bench.slot().sing_one()
+    assert not bench.slot().run_one()
     assert bench.redis.lrange("rq:serinette:unknown:default.normal", 0, -1) == [b"a stranger's"]
 
 
@@ -101,19 +101,19 @@ def test_a_late_attempt_changes_nothing(bench: SlotBench, after: str) -> None:
     late = bench.slot()
     engine = bench.engine
 
-    def the_lease_runs_out(_: Hold) -> None:
+    def the_lease_runs_out(_: HeldJob) -> None:
         bench.lose(job_id)
         if after == "requeued":
             return
         other = bench.slot()
         if after == "settled":
             bench.engine.meanwhile = lambda _: (_ for _ in ()).throw(InvalidOutput("nan"))
-            other.sing_one()
+            other.run_one()
         else:
-            other.sing_one()
+            other.run_one()
 
     engine.meanwhile = the_lease_runs_out
-    late.sing_one()
+    late.run_one()
     entry = bench.entry(job_id)
     assert entry.attempts[0].outcome is AttemptOutcome.FAILED
     assert entry.attempts[0].error
@@ -121,7 +121,7 @@ def test_a_late_attempt_changes_nothing(bench: SlotBench, after: str) -> None:
     if after == "requeued":
         # Its song is recorded in the store, which decides: no one generates it again.
         bench.assert_ended(job_id, JobStatus.SUCCEEDED)
-        assert not bench.slot().sing_one()
+        assert not bench.slot().run_one()
     elif after == "taken by another":
         bench.assert_ended(job_id, JobStatus.SUCCEEDED)
         winner = result_of(bench, job_id).artifacts[0].key
@@ -133,10 +133,10 @@ def test_a_late_attempt_changes_nothing(bench: SlotBench, after: str) -> None:
         bench.assert_ended(job_id, JobStatus.FAILED)
 
 
-def test_a_record_that_exists_is_recorded_and_nothing_is_sung(bench: SlotBench) -> None:
+def test_a_record_that_exists_ends_the_job_and_nothing_is_generated(bench: SlotBench) -> None:
     job_id = bench.order()
     bench.put_song(job_id)
-    bench.slot().sing_one()
+    bench.slot().run_one()
     assert bench.engine.heard == []
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     assert pace(bench.redis, bench.keys, "default") is None
@@ -145,14 +145,14 @@ def test_a_record_that_exists_is_recorded_and_nothing_is_sung(bench: SlotBench) 
 def test_failures_are_kept_and_the_job_goes_to_the_front(bench: SlotBench) -> None:
     slot = bench.slot()
 
-    def crash(_: Hold) -> None:
+    def crash(_: HeldJob) -> None:
         raise EngineCrashed("gone")
 
     bench.engine.meanwhile = crash
     job_id, other = bench.order(attempts=2), bench.order()
-    slot.sing_one()
+    slot.run_one()
     assert bench.waiting() == [job_id, other]
-    slot.sing_one()
+    slot.run_one()
     entry = bench.entry(job_id)
     assert [attempt.error.code for attempt in entry.attempts if attempt.error] == ["engine_crashed"] * 2
     assert entry.error
@@ -162,13 +162,13 @@ def test_failures_are_kept_and_the_job_goes_to_the_front(bench: SlotBench) -> No
 
 def test_a_job_handed_back_is_charged_nothing(bench: SlotBench) -> None:
     job_id = bench.order(attempts=1)
-    slot = bench.slot()
-    bench.engine.meanwhile = lambda _: setattr(bench.drain, "_over_at_s", 0.0)
-    slot.sing_one()
+    slot = bench.slot(drain_timeout_s=0)
+    bench.engine.meanwhile = lambda _: bench.drain.on_signal(15, None)
+    slot.run_one()
     assert bench.waiting() == [job_id]
     assert charged_attempts(bench.entry(job_id)) == 0
     assert bench.entry(job_id).attempts[0].outcome is AttemptOutcome.RETURNED
-    bench.slot().sing_one()
+    bench.slot().run_one()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
@@ -176,35 +176,35 @@ def test_a_canceled_attempt_leaves_no_artifact(bench: SlotBench, monkeypatch: py
     job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, variations=2))
     slot = bench.slot()
     puts: list[str] = []
-    put = PatientStore.put
+    put = RetryingStore.put
 
-    def cancel_after_the_first(store: PatientStore, key: str, data: bytes, content_type: str) -> None:
+    def cancel_after_the_first(store: RetryingStore, key: str, data: bytes, content_type: str) -> None:
         put(store, key, data, content_type)
         puts.append(key)
         bench.board.cancel(job_id)
-        slot._hold.canceled = True  # type: ignore[union-attr]  # as the heartbeat does
+        slot.held.canceled = True  # type: ignore[union-attr]  # as the heartbeat does
 
-    monkeypatch.setattr(PatientStore, "put", cancel_after_the_first)
-    slot.sing_one()
+    monkeypatch.setattr(RetryingStore, "put", cancel_after_the_first)
+    slot.run_one()
     assert len(puts) == 1
     bench.assert_ended(job_id, JobStatus.CANCELED)
     assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
     assert bench.engine.closed == 1, "what was not taken must not be taken for the next job's"
 
 
-def test_a_cancel_that_nobody_published_still_comes_before_the_record(
+def test_a_cancel_that_was_not_published_still_comes_before_the_record(
     bench: SlotBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = bench.order()
-    put = PatientStore.put
+    put = RetryingStore.put
 
-    def put_and_cancel(store: PatientStore, key: str, data: bytes, content_type: str) -> None:
+    def put_and_cancel(store: RetryingStore, key: str, data: bytes, content_type: str) -> None:
         put(store, key, data, content_type)
         bench.board.cancel(job_id)  # nothing but the record is left to be done
 
-    monkeypatch.setattr(PatientStore, "put", put_and_cancel)
+    monkeypatch.setattr(RetryingStore, "put", put_and_cancel)
     monkeypatch.setattr(Redis, "publish", lambda *_: 0)
-    bench.slot().sing_one()
+    bench.slot().run_one()
     bench.assert_ended(job_id, JobStatus.CANCELED)
     assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
 
@@ -212,18 +212,18 @@ def test_a_cancel_that_nobody_published_still_comes_before_the_record(
 def test_a_newer_spec_is_passed_over_uncharged(bench: SlotBench) -> None:
     newer, older = bench.order(), bench.order()
     bench.redis.hset(bench.keys.job(newer), "schema", SCHEMA + 1)
-    assert bench.slot().sing_one()
+    assert bench.slot().run_one()
     bench.assert_ended(older, JobStatus.SUCCEEDED)
     assert bench.waiting() == [newer]
     assert bench.entry(newer).attempts == ()
-    assert not bench.slot().sing_one()
+    assert not bench.slot().run_one()
 
 
 @pytest.mark.parametrize("spec", ['{"schema": 1, "steps": "none"}', "{", "[]"])
 def test_a_spoilt_record_fails_in_words(bench: SlotBench, spec: str) -> None:
     job_id = bench.order()
     bench.redis.hset(bench.keys.job(job_id), "spec", spec)
-    bench.slot().sing_one()
+    bench.slot().run_one()
     entry = bench.entry(job_id)
     assert entry.status is JobStatus.FAILED
     assert entry.error
@@ -233,7 +233,7 @@ def test_a_spoilt_record_fails_in_words(bench: SlotBench, spec: str) -> None:
 def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
     first = bench.order(GenerationSpec(prompt="jazz", seed=7, format=AudioFormat.WAV))
     slot = bench.slot()
-    slot.sing_one()
+    slot.run_one()
     song = bench.store.get(result_of(bench, first).artifacts[0].key)
     bench.store.put(upload_audio_key(TENANT, "up-1"), song)
     unfinished = cover("up-1")
@@ -242,7 +242,7 @@ def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
     slot = bench.slot()
     for audio_id in ("up-1", f"{first}/0"):
         job_id = bench.order(cover(audio_id))
-        slot.sing_one()
+        slot.run_one()
         assert bench.entry(job_id).status is JobStatus.SUCCEEDED
         assert [sound.shape for sound in bench.engine.audio] == [(2, 480)]
         assert bench.engine.heard[-1].audio[0].role == "source"
@@ -255,13 +255,13 @@ def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
 @pytest.mark.parametrize("longer", [True, False])
 def test_an_upload_that_was_replaced_after_its_proof_is_refused(bench: SlotBench, longer: bool) -> None:
     first = bench.order(GenerationSpec(prompt="jazz", seed=7, format=AudioFormat.WAV))
-    bench.slot().sing_one()
+    bench.slot().run_one()
     song = bench.store.get(result_of(bench, first).artifacts[0].key)
     put_upload(bench.store, "up-1", song)
     # What a presigned URL still allows: other audio, as valid as the first.
     bench.store.put(upload_audio_key(TENANT, "up-1"), song + bytes(4) if longer else song[:-4] + b"\1\2\3\4")
     job_id = bench.order(cover("up-1"))
-    bench.slot().sing_one()
+    bench.slot().run_one()
     error = bench.entry(job_id).error
     assert error
     assert error.code == "invalid_audio"
@@ -274,7 +274,7 @@ def cover(audio_id: str) -> GenerationSpec:
 
 def failure(bench: SlotBench, spec: GenerationSpec) -> str:
     job_id = bench.order(spec)
-    bench.slot().sing_one()
+    bench.slot().run_one()
     entry = bench.entry(job_id)
     assert entry.error
     assert len(entry.attempts) == 1
@@ -286,10 +286,10 @@ def test_the_song_is_erased_when_nothing_refers_to_it(bench: SlotBench) -> None:
     job_id = bench.order()
     slot = bench.slot()
 
-    def lose(hold: Hold) -> None:
-        hold.superseded = True
+    def lose(held: HeldJob) -> None:
+        held.superseded = True
 
     bench.engine.meanwhile = lose
-    slot.sing_one()
+    slot.run_one()
     assert list(bench.store.list(f"songs/{TENANT}/{job_id}")) == []
     assert not any(found.key == record_key(TENANT, job_id) for found in bench.store.list("songs"))

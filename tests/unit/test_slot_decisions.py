@@ -1,4 +1,4 @@
-"""What a slot decides without asking anybody: lanes, endings, when to leave, when to give up."""
+"""What a slot decides by itself: lanes, endings, when to leave, when to give up."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.exceptions import StopRequested
 
-from gpu_worker.slot.drain import Drain
-from gpu_worker.slot.lanes import lane_order
-from gpu_worker.slot.patience import Patience
+from gpu_worker.slot.claiming import lane_order
+from gpu_worker.slot.drain import Drain, Patience
 from gpu_worker.slot.retry_policy import Ending, decide
 from serinette import errors
 from serinette.names import Lane
@@ -49,15 +48,15 @@ def test_of_ten_claims_one_goes_to_a_lower_lane_with_work_and_to_each_in_turn(hi
     ],
 )
 def test_what_becomes_of_an_attempt(error: Exception, retries_left: int, ending: Ending, code: str | None) -> None:
-    verdict = decide(error, retries_left)
-    assert (verdict.ending, verdict.error and verdict.error.code) == (ending, code)
+    decision = decide(error, retries_left)
+    assert (decision.ending, decision.error and decision.error.code) == (ending, code)
 
 
-def test_an_unexpected_error_tells_clients_no_path() -> None:
-    verdict = decide(FileNotFoundError(2, "No such file", "/secret/place"), 0)
-    assert verdict.error
-    assert "secret" not in verdict.error.message
-    assert "FileNotFoundError" in verdict.error.message
+def test_an_unexpected_error_shows_clients_no_path() -> None:
+    decision = decide(FileNotFoundError(2, "No such file", "/secret/place"), 0)
+    assert decision.error
+    assert "secret" not in decision.error.message
+    assert "FileNotFoundError" in decision.error.message
 
 
 def test_a_drain_lets_the_job_in_hand_finish_until_its_time_is_over() -> None:
@@ -69,7 +68,7 @@ def test_a_drain_lets_the_job_in_hand_finish_until_its_time_is_over() -> None:
     assert not drain.over
     time.sleep(0.25)
     assert drain.over
-    assert not drain.must_leave, "it may still tell Redis that it gives the job back"
+    assert not drain.must_leave, "it may still report to Redis that it gives the job back"
 
 
 def test_an_idle_slot_leaves_at_once() -> None:
@@ -105,6 +104,6 @@ def test_patience_has_no_end_until_the_slot_must_leave() -> None:
     ("code", "kind"), [("out_of_memory", errors.EngineOutOfMemory), ("new", errors.GenerationError)]
 )
 def test_an_error_comes_back_by_its_code(code: str, kind: type[errors.SerinetteError]) -> None:
-    told = errors.of_code(code, "why")
-    assert type(told) is kind
-    assert told.message == "why"
+    made = errors.of_code(code, "why")
+    assert type(made) is kind
+    assert made.message == "why"

@@ -38,7 +38,7 @@ def test_a_song_is_the_file_that_it_always_was(tmp_path: Path) -> None:
     assert encoded.encode_s > 0
 
 
-def test_loudness_is_brought_and_what_is_in_its_way_is_told(tmp_path: Path) -> None:
+def test_loudness_is_brought_and_clipping_is_warned_of(tmp_path: Path) -> None:
     encoders = Encoders(tmp_path, 2)
     peaky = tone()
     peaky[:, RATE // 2] = 0.9
@@ -61,15 +61,15 @@ def test_what_cannot_be_encoded_is_the_waiters_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread's own niceness is Linux's")
-def test_encoders_give_way_and_nobody_else_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_give_way_and_other_threads_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     seen: list[int] = []
 
-    def told(*_: object, **__: object) -> bytes:
+    def note_priority(*_: object, **__: object) -> bytes:
         seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         return b""
 
-    monkeypatch.setattr(encoding, "encode", told)
+    monkeypatch.setattr(encoding, "encode", note_priority)
     encoders = Encoders(tmp_path, 1)
     encoders.submit(tone(), RATE, SPEC, {}).result()
     encoders.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from redis import Redis
 
-from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.held_job import HeldJob
 from serinette.errors import EngineCrashed, HandBack, InvalidOutput
 from serinette.job import JobStatus, Stage, Usage, now
 from serinette.names import Keys
@@ -42,23 +44,22 @@ def usage(bench: SlotBench, job_id: str) -> Usage:
         (HandBack("leaving"), JobStatus.QUEUED, False),
     ],
 )
-def test_who_is_charged_for_an_attempt_that_did_not_sing(
+def test_who_is_charged_for_an_attempt_that_made_no_song(
     bench: SlotBench, error: Exception, outcome: JobStatus, charged: bool
 ) -> None:
-    def sing_a_while(hold: Hold) -> None:
-        hold.clock.tell(Stage.WAITING_FOR_ENGINE)
-        hold.clock.tell(Stage.DENOISING, 1)
-        hold.clock._reached = [(stage, at_s - 5) for stage, at_s in hold.clock._reached]
+    def generate_a_while(held: HeldJob) -> None:
+        held.times.reached(Stage.WAITING_FOR_ENGINE, at_s=time.time() - 10)
+        held.times.reached(Stage.DENOISING, 1, at_s=time.time() - 5)
         raise error
 
     job_id = bench.order()
     slot = bench.slot()
-    bench.engine.meanwhile = sing_a_while
-    slot.sing_one()
+    bench.engine.meanwhile = generate_a_while
+    slot.run_one()
     assert bench.entry(job_id).status is outcome
     if outcome is JobStatus.QUEUED:
         slot = bench.slot()
-        slot.sing_one()
+        slot.run_one()
         assert bench.entry(job_id).status is JobStatus.SUCCEEDED
     sung_s = SING_S if outcome is JobStatus.QUEUED else 0
     assert usage(bench, job_id).gpu_s == pytest.approx(sung_s + (5 if charged else 0), abs=1)

@@ -15,7 +15,7 @@ from redis import Redis
 
 from api.app import create_app
 from api.settings import GatewaySettings
-from gpu_worker.slot.hold import Hold
+from gpu_worker.slot.held_job import HeldJob
 from serinette import telemetry
 from serinette.errors import EngineCrashed
 from serinette.job import Stage
@@ -67,12 +67,12 @@ async def test_a_song_is_one_trace_from_its_request_to_its_record(
     answer = await post(redis_url, file_store_url, SENT.encode())
     slot = bench.slot()
 
-    def stages(hold: Hold) -> None:
+    def stages(held: HeldJob) -> None:
         for stage in (Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING):
-            hold.clock.tell(stage)
+            held.times.reached(stage)
 
     bench.engine.meanwhile = stages
-    slot.sing_one()
+    slot.run_one()
     spans = by_name(exporter)
     assert {f"{span.context.trace_id:032x}" for span in spans.values()} == {TRACE}
     parents = {name: parent_of(span) for name, span in spans.items()}
@@ -105,13 +105,13 @@ async def test_each_attempt_is_told_with_its_end_and_waits_from_when_it_was_put_
     await post(redis_url, file_store_url)
     slot = bench.slot()
 
-    def crash(_: Hold) -> None:
+    def crash(_: HeldJob) -> None:
         raise EngineCrashed("imagined")
 
     bench.engine.meanwhile = crash
-    slot.sing_one()
+    slot.run_one()
     bench.engine.meanwhile = lambda _: None
-    slot.sing_one()
+    slot.run_one()
     told = [span for span in exporter.get_finished_spans() if span.name in {"attempt", "queue.wait"}]
     waits, attempts = ([span for span in told if span.name == name] for name in ("queue.wait", "attempt"))
     told_of = [dict(span.attributes or {}) for span in attempts]

@@ -15,7 +15,7 @@ from redis import Redis
 from controller.restore import Restore
 from controller.upgrade_check import OldWork, old_work
 from serinette.batch import BatchHeader, BatchStatus
-from serinette.batches.record import Book
+from serinette.batches.repository import BatchRepository
 from serinette.job import JobStatus, now
 from serinette.jobs import job_of_record
 from serinette.jobs.finishing import find_record
@@ -129,15 +129,16 @@ def test_a_webhook_of_an_older_layout_is_counted_until_it_is_delivered(bench: Be
 def test_this_versions_own_batches_and_webhooks_do_not_keep_its_controller_from_starting(
     bench: Bench, old: OldVersion
 ) -> None:
-    book = Book(bench.redis, bench.keys, RETENTION_S)
-    assert book.enter(header("batch-new"), 10)
-    book.waits_for("batch-new", "the queue is full")
+    batches = BatchRepository(bench.board.jobs, bench.keys, RETENTION_S)
+    assert batches.enter(header("batch-new"), 10)
     old.enter(header("batch-old"))
     old.end_batch("batch-old")
-    assert book.retry("batch-old"), "after the upgrade, another round of a batch of before"
-    page = book.read("batch-old")
-    assert page is not None
-    assert page.status is BatchStatus.IN_PROGRESS
+    ended_batch = batches.read("batch-old")
+    assert ended_batch is not None
+    assert batches.retry(ended_batch), "after the upgrade, another round of a batch of before"
+    retried = batches.read("batch-old")
+    assert retried is not None
+    assert retried.status is BatchStatus.IN_PROGRESS
     ended = bench.submit(webhook=WEBHOOK)
     bench.board.cancel(ended)
     assert bench.redis.zcard(bench.keys.webhooks)

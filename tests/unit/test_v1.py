@@ -26,7 +26,7 @@ from tests.unit.queue_desk import model
 from tests.unit.tenants import bearing, key_of, serving
 
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
-NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+NO_JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ async def test_prefer_wait_holds_the_answer(http: httpx.AsyncClient, slot: HandS
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
     assert answer.headers["preference-applied"] == "wait=4"
     assert (await looking).json()["status"] == "succeeded"
-    unsung = await http.post("/v1/jobs", json=SONG, headers={"Prefer": "wait=1"})
-    assert (unsung.status_code, unsung.json()["status"]) == (202, "queued")
+    waiting = await http.post("/v1/jobs", json=SONG, headers={"Prefer": "wait=1"})
+    assert (waiting.status_code, waiting.json()["status"]) == (202, "queued")
 
 
 async def test_a_failed_job_has_no_song(http: httpx.AsyncClient, slot: HandSlot) -> None:
@@ -183,19 +183,19 @@ async def test_health(http: httpx.AsyncClient) -> None:
         ("GET", "/v1", 404, "not_found"),
         ("PUT", "/v1/jobs", 405, "bad_request"),
         ("DELETE", "/v1/queue", 405, "bad_request"),
-        ("GET", f"/v1/jobs/{NOBODY}", 404, "not_found"),
-        ("POST", f"/v1/jobs/{NOBODY}/cancel", 404, "not_found"),
-        ("DELETE", f"/v1/jobs/{NOBODY}", 404, "not_found"),
-        ("GET", f"/v1/jobs/{NOBODY}/audio", 404, "not_found"),
-        ("GET", f"/v1/jobs/{NOBODY}/events", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NO_JOB}", 404, "not_found"),
+        ("POST", f"/v1/jobs/{NO_JOB}/cancel", 404, "not_found"),
+        ("DELETE", f"/v1/jobs/{NO_JOB}", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NO_JOB}/audio", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NO_JOB}/events", 404, "not_found"),
         ("GET", "/v1/jobs/%2e%2e%2fsecret", 404, "not_found"),
         ("GET", "/v1/jobs/" + "a" * 3000, 404, "not_found"),
         ("GET", "/v1/jobs/rq%3Ajob%3Ax", 404, "not_found"),
-        ("GET", f"/v1/jobs/{NOBODY.upper()}", 404, "not_found"),
-        ("GET", f"/v1/jobs/{NOBODY}%0a", 404, "not_found"),
-        ("GET", f"/v1/jobs/{NOBODY}/audio?index=8", 422, "invalid_spec"),
-        ("GET", f"/v1/jobs/{NOBODY}/audio?index=x", 422, "invalid_spec"),
-        ("GET", f"/v1/jobs/{NOBODY}/events?last_event_id=x", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NO_JOB.upper()}", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NO_JOB}%0a", 404, "not_found"),
+        ("GET", f"/v1/jobs/{NO_JOB}/audio?index=8", 422, "invalid_spec"),
+        ("GET", f"/v1/jobs/{NO_JOB}/audio?index=x", 422, "invalid_spec"),
+        ("GET", f"/v1/jobs/{NO_JOB}/events?last_event_id=x", 404, "not_found"),
         ("GET", "/v1/jobs?limit=0", 422, "invalid_spec"),
         ("GET", "/v1/jobs?limit=1e9", 422, "invalid_spec"),
         ("GET", "/v1/jobs?status=pending", 422, "invalid_spec"),
@@ -212,17 +212,17 @@ async def test_health(http: httpx.AsyncClient) -> None:
 )
 async def test_problems(http: httpx.AsyncClient, method: str, path: str, status: int, code: str) -> None:
     answer = await http.request(method, path)
-    told = problem(answer)
-    assert (told["status"], told["code"], told["type"]) == (status, code, f"urn:serinette:problem:{code}")
-    assert told["retryable"] is False
+    answered = problem(answer)
+    assert (answered["status"], answered["code"], answered["type"]) == (status, code, f"urn:serinette:problem:{code}")
+    assert answered["retryable"] is False
 
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
         ("PUT", "/v1/jobs", "GET, POST"),
-        ("PUT", f"/v1/jobs/{NOBODY}", "DELETE, GET"),
-        ("POST", f"/v1/jobs/{NOBODY}/audio", "GET, HEAD"),
+        ("PUT", f"/v1/jobs/{NO_JOB}", "DELETE, GET"),
+        ("POST", f"/v1/jobs/{NO_JOB}/audio", "GET, HEAD"),
         ("DELETE", "/v1/queue", "GET"),
     ],
 )
@@ -237,9 +237,9 @@ async def test_a_wrong_method_learns_all_right_ones(
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
 async def test_songs_come_as_json(http: httpx.AsyncClient, redis: Redis, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
-    told = problem(await http.post("/v1/jobs", content=json.dumps(SONG), headers=headers))
-    assert (told["status"], told["code"]) == (415, "unsupported_media_type")
-    assert "send Content-Type: application/json" in told["detail"]
+    answered = problem(await http.post("/v1/jobs", content=json.dumps(SONG), headers=headers))
+    assert (answered["status"], answered["code"]) == (415, "unsupported_media_type")
+    assert "send Content-Type: application/json" in answered["detail"]
     assert redis.dbsize() == 0
     more = {"Content-Type": "application/json; charset=utf-8"}
     assert (await http.post("/v1/jobs", content=json.dumps(SONG), headers=more)).status_code == 202
@@ -252,9 +252,9 @@ async def test_a_song_that_a_job_has_not(http: httpx.AsyncClient, slot: HandSlot
     assert "has 1 song," in problem(await http.get(f"/v1/jobs/{job_id}/audio?index=1"))["detail"]
 
 
-async def test_an_upload_that_nobody_put_leaks_no_key(http: httpx.AsyncClient) -> None:
-    told = problem(await http.post(f"/v1/uploads/upload-{'0' * 32}/complete"))
-    assert told["detail"].endswith("nothing was PUT to its put_url yet")
+async def test_an_upload_that_was_never_put_leaks_no_key(http: httpx.AsyncClient) -> None:
+    answered = problem(await http.post(f"/v1/uploads/upload-{'0' * 32}/complete"))
+    assert answered["detail"].endswith("nothing was PUT to its put_url yet")
 
 
 async def test_a_store_that_hangs_holds_up_its_own_callers_alone(
@@ -271,7 +271,7 @@ async def test_a_store_that_hangs_holds_up_its_own_callers_alone(
     hanging = [asyncio.create_task(http.get(url, timeout=120)) for _ in range(100)]
     hanging.append(asyncio.create_task(http.post("/v1/jobs", json={"reference_audio": "upload-1"}, timeout=120)))
     async with asyncio.timeout(60):
-        while app.state.parts.queue.store_threads.available_tokens:  # noqa: ASYNC110  # anyio tells of no change
+        while app.state.parts.queue.store_threads.available_tokens:  # noqa: ASYNC110  # anyio reports no change
             await asyncio.sleep(0.01)
     try:
         assert (await http.get("/v1/queue")).status_code == 200
@@ -315,9 +315,9 @@ async def test_a_store_that_hangs_holds_up_its_own_callers_alone(
 async def test_bad_songs_name_the_field(
     http: httpx.AsyncClient, redis: Redis, body: dict[str, Any], field: str
 ) -> None:
-    told = problem(await http.post("/v1/jobs", json=body))
-    assert (told["status"], told["code"]) == (422, "invalid_spec")
-    assert told["field"].partition(".")[0] == field
+    answered = problem(await http.post("/v1/jobs", json=body))
+    assert (answered["status"], answered["code"]) == (422, "invalid_spec")
+    assert answered["field"].partition(".")[0] == field
     assert redis.dbsize() == 0  # nothing was stored
 
 
@@ -348,10 +348,10 @@ HOSTILE_BODIES = [
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "multipart/form-data; boundary=x", ""])
 async def test_hostile_bodies_are_the_clients_fault(http: httpx.AsyncClient, kind: str) -> None:
     for body in HOSTILE_BODIES:
-        told = problem(await http.post("/v1/jobs", content=body, headers={"Content-Type": kind}))
-        assert told["status"] in ({400, 413, 422} if kind == "application/json" else {415}), body[:40]
-        assert told["code"] in {"bad_request", "invalid_spec", "too_large", "unsupported_media_type"}, body[:40]
-        assert "error parsing" not in told["detail"], body[:40]  # says neither what was wrong nor what to do
+        answered = problem(await http.post("/v1/jobs", content=body, headers={"Content-Type": kind}))
+        assert answered["status"] in ({400, 413, 422} if kind == "application/json" else {415}), body[:40]
+        assert answered["code"] in {"bad_request", "invalid_spec", "too_large", "unsupported_media_type"}, body[:40]
+        assert "error parsing" not in answered["detail"], body[:40]  # says neither what was wrong nor what to do
 
 
 async def test_a_redirect_of_the_router_names_no_host(http: httpx.AsyncClient) -> None:
@@ -370,8 +370,8 @@ async def test_a_redirect_of_the_router_names_no_host(http: httpx.AsyncClient) -
     ],
 )
 async def test_hostile_keys(http: httpx.AsyncClient, name: str, value: str) -> None:
-    told = problem(await http.post("/v1/jobs", json=SONG, headers=[(name.encode(), value.encode("latin-1"))]))
-    assert (told["status"], told["field"]) == (422, "Idempotency-Key")
+    answered = problem(await http.post("/v1/jobs", json=SONG, headers=[(name.encode(), value.encode("latin-1"))]))
+    assert (answered["status"], answered["field"]) == (422, "Idempotency-Key")
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ async def test_bodies_are_bounded(http: httpx.AsyncClient) -> None:
     assert problem(mad)["status"] == 400
 
 
-async def test_what_nobody_foresaw_leaks_nothing(
+async def test_an_unforeseen_error_leaks_nothing(
     http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def burst(*_: object, **__: object) -> None:
@@ -415,8 +415,8 @@ async def test_what_nobody_foresaw_leaks_nothing(
 
     monkeypatch.setattr(type(app.state.parts.queue), "pools", burst)
     answer = await http.get("/v1/queue")
-    told = problem(answer)
-    assert (told["status"], told["code"]) == (500, "internal")
+    answered = problem(answer)
+    assert (answered["status"], answered["code"]) == (500, "internal")
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
 
@@ -432,7 +432,7 @@ async def test_cors_is_an_allow_list(http: httpx.AsyncClient) -> None:
     assert allowed.headers["access-control-allow-origin"] == "https://studio.example"
     refused = await http.options("/v1/jobs", headers={"Origin": "https://evil.example", **asked})
     assert "access-control-allow-origin" not in refused.headers
-    read = await http.get(f"/v1/jobs/{NOBODY}", headers={"Origin": "https://studio.example"})
+    read = await http.get(f"/v1/jobs/{NO_JOB}", headers={"Origin": "https://studio.example"})
     assert read.headers["access-control-allow-origin"] == "https://studio.example"
     exposed = read.headers["access-control-expose-headers"]
     for name in ("Location", "ETag", "Retry-After", "Idempotency-Replayed", "Content-Range", "Content-Disposition"):

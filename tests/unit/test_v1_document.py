@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -50,6 +51,11 @@ def test_every_route_is_explained(document: dict[str, Any]) -> None:
                     assert example["value"]["status"] == int(status)
 
 
+def test_only_lyrics_are_sung(document: dict[str, Any]) -> None:
+    words = re.findall(r".{0,20}\b(?:sings?|sung|sang|singing)\b.{0,20}", text_of(document), re.IGNORECASE)
+    assert {each for each in words if "Lyrics to be sung" not in each and "Singing till the night" not in each} == set()
+
+
 def test_examples_hold(document: dict[str, Any]) -> None:
     submit = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     for example in submit.values():
@@ -92,9 +98,9 @@ def test_demands_and_narrowings_are_noticed(document: dict[str, Any]) -> None:
     changed["components"]["schemas"]["AudioFormat"]["enum"].remove("ogg")
     listed = changed["paths"]["/v1/jobs"]["get"]
     listed["parameters"] = [p for p in listed["parameters"] if p["name"] != "cursor"]
-    told = " ".join(losses(document, changed))
+    answered = " ".join(losses(document, changed))
     for complaint in ("prompt is required now", "no longer accepts ogg", "query parameter cursor is gone"):
-        assert complaint in told
+        assert complaint in answered
 
 
 def test_gains_are_no_losses(document: dict[str, Any]) -> None:
@@ -105,7 +111,7 @@ def test_gains_are_no_losses(document: dict[str, Any]) -> None:
 
 
 def test_what_is_asked_for_most_takes_the_short_way() -> None:
-    """An endpoint that takes more than LeanRoute reads goes FastAPI's way, at twice the cost: nobody would notice."""
+    """What takes more than LeanRoute reads goes FastAPI's way, at twice the cost, and no answer would show it."""
     routes = [route for route in (*health.router.routes, *ROUTES) if isinstance(route, LeanRoute) and route.is_lean]
     short = {(method, route.path) for route in routes for method in route.methods or ()}
     assert {("POST", "/v1/jobs"), ("GET", "/v1/jobs/{job_id}"), ("GET", "/healthz")} <= short

@@ -1,4 +1,4 @@
-"""GET /v1/workers, and what a job is told that it waits for, through the gateway on a real Valkey."""
+"""GET /v1/workers, and what a job is answered that it waits for, through the gateway on a real Valkey."""
 
 from __future__ import annotations
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from api.dialects.acestep.envelope import wrapped
+from api.dialects.acestep.answers import wrapped
 from api.dialects.acestep.request import ReleaseTask
 from api.dialects.acestep.samples import CUSTOM
-
-Responses = dict[int | str, dict[str, Any]]
+from api.dialects.dialect import Responses, example
 
 TAG: Final = "ACE-Step 1.5 dialect"
 TASK_ID: Final = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
-_TIMESTAMP_MS: Final = 1_767_323_045_000
+# What examples have in place of the time.
+TIMESTAMP: Final = {"timestamp": 1_767_323_045_000}
 
 
 def _refusal(status: int, description: str) -> Responses:
-    example = wrapped(code=status, error=description) | {"timestamp": _TIMESTAMP_MS, "detail": description}
-    return {status: {"description": description, "content": {"application/json": {"example": example}}}}
+    refusal = wrapped(code=status, error=description) | TIMESTAMP | {"detail": description}
+    return {status: {"description": description, **example(refusal)[200]}}
 
 
 def answers(data: object, *more: Responses) -> Responses:
     """An example of the answer in its envelope, and further answers."""
-    example = wrapped(data) | {"timestamp": _TIMESTAMP_MS}
-    documented: Responses = {200: {"content": {"application/json": {"example": example}}}}
+    documented = example(wrapped(data) | TIMESTAMP)
     for each in more:
         documented |= each
     return documented
@@ -73,4 +72,4 @@ QUERY_BODY: Final = _body(
 )
 SAMPLE_BODY: Final = _body(_object(sample_type=_TEXT), {"sample_type": "simple_mode"})
 WORDS_BODY: Final = _body(_object(prompt=_TEXT, lyrics=_TEXT, query=_TEXT), {"prompt": "pop rock"})
-SAMPLE: Final = CUSTOM[0].told()
+SAMPLE: Final = CUSTOM[0].documented()

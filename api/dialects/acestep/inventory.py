@@ -1,18 +1,18 @@
-"""Models, counts and health as this dialect tells them. Pure functions of the pools.
+"""Models, counts and health in this dialect. Pure functions of the pools.
 
 Its server holds the models itself; here workers do, and there may be none just now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.queue import Pool
 from serinette import __version__
-from serinette.presence import Presence, WorkerStage
+from serinette.presence import WorkerStage
 
 SERVICE: Final = "ACE-Step API"
 NO_LM: Final = "ACE-Step's 5 Hz language model is not here: this server generates from prompt and lyrics alone"
@@ -20,7 +20,7 @@ _LOADED = frozenset({WorkerStage.READY, WorkerStage.DRAINING})
 
 
 class InventoryModel(BaseModel):
-    """A checkpoint that some worker holds."""
+    """A checkpoint that a worker holds."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -45,7 +45,7 @@ class Inventory(BaseModel):
 def inventory(pools: Sequence[Pool], default_pool: str) -> Inventory:
     """What the workers that are up hold."""
     held: dict[str, InventoryModel] = {}
-    for worker in _workers(pools):
+    for worker in (worker for pool in pools for worker in pool.workers):
         if worker.model is None:
             continue
         known = held.get(worker.model.name)
@@ -78,7 +78,7 @@ def stats(pools: Sequence[Pool], default_pool: str, max_waiting: int) -> dict[st
 
 
 def health(held: Inventory) -> dict[str, Any]:
-    """GET /health: the gateway answers, and this is what it has to sing with."""
+    """GET /health: the gateway answers, and these are the models that it has workers for."""
     loaded = [model.name for model in held.models if model.is_loaded]
     return {
         "status": "ok",
@@ -112,7 +112,7 @@ def initialized(held: Inventory, model: str | None, slot: int) -> dict[str, Any]
 
 
 def reinitialized(held: Inventory) -> dict[str, Any]:
-    """POST /v1/reinitialize: what there is instead."""
+    """POST /v1/reinitialize: what is held instead."""
     loaded = ", ".join(model.name for model in held.models if model.is_loaded) or "none"
     return {"message": f"Nothing was reloaded: workers load models and restart by themselves; held now: {loaded}"}
 
@@ -132,8 +132,3 @@ LORA_REFUSAL: Final = (
     "a LoRA belongs to a task here, so that no other client's songs change: send lora (a published name, no path) and "
     "lora_scale with POST /release_task"
 )
-
-
-def _workers(pools: Sequence[Pool]) -> Iterator[Presence]:
-    for pool in pools:
-        yield from pool.workers

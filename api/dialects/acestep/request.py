@@ -1,4 +1,4 @@
-"""A task as ACE-Step 1.5's clients ask for it. Types only: bounds are the spec's, and said by it."""
+"""A task of ACE-Step 1.5's clients: types only. Bounds are the spec's; what becomes of each field is in table.py."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _Text = Annotated[str, Field(max_length=1_000)]
 
 
 class ReleaseTask(BaseModel):
-    """The fields of POST /release_task that mean something here, by their snake_case names."""
+    """The fields of POST /release_task that have a meaning here, by their snake_case names."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -138,33 +138,3 @@ class ReleaseTask(BaseModel):
     @classmethod
     def _first_codes(cls, value: object) -> object:
         return value[0] if isinstance(value, list) and value else value
-
-
-# Accepted without effect: they steer the language model, are the server's own business, or have no counterpart in
-# diffusers. A value listed here means what is done anyway, and is not worth a word.
-WITHOUT_EFFECT: Final[dict[str, tuple[object, ...]]] = {
-    "use_cot_caption": (False,),
-    "use_cot_language": (False,),
-    "constrained_decoding": (True, False),
-    "constrained_decoding_debug": (False,),
-    "is_format_caption": (False,),
-    "allow_lm_batch": (True, False),
-    "use_tiled_decode": (True, False),
-    "use_adg": (False,),
-    "infer_method": ("ode",),
-    "sampler_mode": ("euler",),
-    "guidance_variant": ("apg_classic",),
-    "velocity_norm_threshold": (0.0,),
-    "velocity_ema_factor": (0.0,),
-    "latent_shift": (0.0,),
-    "latent_rescale": (1.0,),
-    "cover_noise_strength": (0.0,),
-    "chunk_mask_mode": ("auto",),
-    "dcw_enabled": (False,),
-    **dict.fromkeys(("dcw_mode", "dcw_scaler", "dcw_high_scaler", "dcw_wavelet", "eta", "momentum"), ()),
-    **dict.fromkeys(("lm_model_path", "lm_backend", "lm_temperature", "lm_cfg_scale", "lm_top_k", "lm_top_p"), ()),
-    **dict.fromkeys(("lm_repetition_penalty", "lm_negative_prompt", "guidance_params", "global_caption"), ()),
-    **dict.fromkeys(("repaint_mode", "repaint_strength"), ()),
-    **dict.fromkeys(("repaint_latent_crossfade_frames", "repaint_wav_crossfade_sec"), ()),
-}
-KNOWN: Final = frozenset({*ReleaseTask.model_fields, *WITHOUT_EFFECT})

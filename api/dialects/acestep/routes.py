@@ -1,24 +1,40 @@
-"""Calls that have to do with tasks, one function each. What they do is in desk.py, what they say in results.py."""
+"""ACE-Step 1.5's calls. What becomes of a task is in table.py, what is answered in answers.py and inventory.py."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from contextlib import suppress
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import Body as BodyParameter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
 
-from api.dependencies import QueuePart, SongsPart, TenantPart
-from api.dialects.acestep import documented, results
-from api.dialects.acestep.body import BodyPart
-from api.dialects.acestep.desk import Desk, song
-from api.dialects.acestep.envelope import wrapped
-from api.dialects.acestep.inventory import NO_LM
-from api.dialects.acestep.refusals import AceStepRoute
+from api.dependencies import QueuePart, SettingsPart, TenantPart, tenant
+from api.dialects.acestep import answers, documented, inventory
+from api.dialects.acestep.answers import Envelope, wrapped
+from api.dialects.acestep.inventory import LORA_REFUSAL, LORA_STATUS, NO_LM, Inventory
+from api.dialects.acestep.names import song_named
 from api.dialects.acestep.samples import random_sample
-from serinette.errors import Unsupported
+from api.dialects.acestep.table import convert, record_of
+from api.dialects.body import Body, BodyPart
+from api.dialects.dialect import JobAccess, JobAccessPart, refusing
+from api.songs import song_of
+from serinette.errors import InvalidSpec, RequestError, Unsupported
+from serinette.job import Job
 
-router = APIRouter(route_class=AceStepRoute, tags=[documented.TAG])
+_Route = refusing(answers.refuse)
+tasks = APIRouter(route_class=_Route, tags=[documented.TAG])
+server = APIRouter(prefix="/v1", route_class=_Route, tags=[documented.TAG], dependencies=[Depends(tenant)])
 
-DeskPart = Annotated[Desk, Depends(Desk)]
+# One answer names no more tasks than these.
+MAX_TASKS: Final = 256
+_FILES: Final = {
+    "src_audio_path": ("src_audio", "ctx_audio"),
+    "reference_audio_path": ("reference_audio", "ref_audio"),
+}
+
 KeyHeader = Annotated[
     str | None,
     Header(
@@ -29,7 +45,7 @@ KeyHeader = Annotated[
 ]
 
 
-@router.post(
+@tasks.post(
     "/release_task",
     summary="Release a task",
     openapi_extra=documented.RELEASE_BODY,
@@ -42,36 +58,38 @@ KeyHeader = Annotated[
         documented.AWAY,
     ),
 )
-async def release_task(desk: DeskPart, idempotency_key: KeyHeader = None) -> dict[str, Any]:
+async def release_task(body: BodyPart, access: JobAccessPart, idempotency_key: KeyHeader = None) -> dict[str, Any]:
     """Put songs into the queue. `warnings` says in sentences what will not be done as asked."""
-    return wrapped(results.released(await desk.release(idempotency_key)))
+    return wrapped(answers.released(await _release(body, access, idempotency_key)))
 
 
-@router.post(
+@tasks.post(
     "/query_result",
     summary="Ask for tasks",
     openapi_extra=documented.QUERY_BODY,
-    responses=documented.answers([results.answer(documented.TASK_ID, None)], documented.WRONG),
+    responses=documented.answers([answers.answer(documented.TASK_ID, None)], documented.WRONG),
 )
-async def query_result(desk: DeskPart) -> dict[str, Any]:
+async def query_result(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     """0 waits or runs, 1 succeeded, 2 failed; `result` is JSON in a string, a record for each song."""
-    return wrapped([results.answer(task_id, job) for task_id, job in await desk.find()])
+    task_ids = task_ids_of(body)
+    jobs = await access.find(task_ids)
+    return wrapped([answers.answer(task_id, job) for task_id, job in zip(task_ids, jobs, strict=True)])
 
 
-@router.head("/v1/audio", include_in_schema=False)
-@router.get("/v1/audio", summary="A song", response_class=Response, responses=documented.SONG)
+@tasks.head("/v1/audio", include_in_schema=False)
+@tasks.get("/v1/audio", summary="A song", response_class=Response, responses=documented.SONG)
 async def audio(
     request: Request,
-    queue: QueuePart,
-    songs: SongsPart,
-    tenant: TenantPart,
+    access: JobAccessPart,
     path: Annotated[str, Query(description="The token that is `file` in a result; no path.")] = "",
 ) -> Response:
     """The song's file, whole or in part."""
-    return await song(request, path, queue, songs, tenant)
+    job_id, index = song_named(path)
+    song = song_of(await access.get(job_id), index)
+    return await access.song(request, song, f"{job_id}-{index}.{song.format}", download=False)
 
 
-@router.post(
+@tasks.post(
     "/create_random_sample",
     summary="An example to start from",
     openapi_extra=documented.SAMPLE_BODY,
@@ -82,7 +100,7 @@ async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
     return wrapped(random_sample(str(body.fields.get("sample_type") or "simple_mode")))
 
 
-@router.post(
+@tasks.post(
     "/format_input",
     summary="Not here: better words",
     openapi_extra=documented.WORDS_BODY,
@@ -93,7 +111,7 @@ async def format_input(_: BodyPart, __: TenantPart) -> dict[str, Any]:
     raise Unsupported(f"{NO_LM}; prompt and lyrics are used as they are written")
 
 
-@router.post(
+@tasks.post(
     "/v1/create_sample",
     summary="Not here: a song from a description",
     openapi_extra=documented.WORDS_BODY,
@@ -102,3 +120,127 @@ async def format_input(_: BodyPart, __: TenantPart) -> dict[str, Any]:
 async def create_sample(_: BodyPart, __: TenantPart) -> dict[str, Any]:
     """Writing prompt and lyrics from a description needs the language model."""
     raise Unsupported(f"{NO_LM}; POST /create_random_sample has examples")
+
+
+async def _held(queue: QueuePart, settings: SettingsPart) -> Inventory:
+    return inventory.inventory(await queue.pools(), settings.pool)
+
+
+HeldPart = Annotated[Inventory, Depends(_held)]
+
+
+class InitModel(BaseModel):
+    """A model to load. Here workers do that, each its own."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model: str | None = Field(None, max_length=200)
+    slot: int | None = Field(None, ge=1, le=3)
+    init_llm: bool = False
+    lm_model_path: str | None = Field(None, max_length=1_000)
+
+
+class ToggleLora(BaseModel):
+    """Whether a LoRA should be on for all requests."""
+
+    use_lora: bool
+
+
+@server.get("/model_inventory", summary="The models", responses=documented.AWAY)
+async def model_inventory(held: HeldPart) -> Envelope[Inventory]:
+    """What the workers that are up hold."""
+    return Envelope(data=held)
+
+
+@server.get(
+    "/stats",
+    summary="Counts",
+    responses=documented.answers(inventory.stats([], "default", 10_000), documented.AWAY),
+)
+async def stats(queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:
+    """Tasks by state, of all clients and dialects; `avg_job_seconds` is 0 before the first song."""
+    return wrapped(inventory.stats(await queue.pools(), settings.pool, settings.max_waiting))
+
+
+@server.post("/init", summary="Whether a model is held", responses=documented.answers(None, documented.AWAY))
+async def init(held: HeldPart, body: InitModel | None = None) -> dict[str, Any]:
+    """Nothing is loaded by this call: 200 in the envelope if a worker holds the model, else why none does."""
+    asked = body or InitModel()
+    if refusal := inventory.cannot_initialize(held, asked.model, init_llm=asked.init_llm):
+        return wrapped(code=500, error=refusal)
+    return wrapped(inventory.initialized(held, asked.model, asked.slot or 1))
+
+
+@server.post("/reinitialize", summary="Nothing to reload", responses=documented.answers(None, documented.AWAY))
+async def reinitialize(held: HeldPart) -> dict[str, Any]:
+    """Nothing is reloaded by this call: workers restart by themselves."""
+    return wrapped(inventory.reinitialized(held))
+
+
+@server.get("/lora/status", summary="No LoRA for all requests", responses=documented.answers(LORA_STATUS))
+async def lora_status() -> dict[str, Any]:
+    """None: a LoRA belongs to a task."""
+    return wrapped(LORA_STATUS)
+
+
+@server.post("/lora/load", summary="Refused: a LoRA belongs to a task", responses=documented.WRONG)
+async def load_lora() -> dict[str, Any]:
+    """Send `lora` and `lora_scale` with the task."""
+    raise RequestError(LORA_REFUSAL)
+
+
+@server.post("/lora/unload", summary="Nothing to unload", responses=documented.answers({"message": "..."}))
+async def unload_lora() -> dict[str, Any]:
+    """No LoRA is ever loaded for all requests."""
+    return wrapped({"message": LORA_STATUS["message"]})
+
+
+@server.post("/lora/toggle", summary="Off is as it is", responses=documented.answers({"message": "..."}))
+async def toggle_lora(body: Annotated[ToggleLora, BodyParameter()]) -> dict[str, Any]:
+    """Off is answered as done; on with 400 in the envelope."""
+    if body.use_lora:
+        return wrapped(code=400, error=LORA_REFUSAL)
+    return wrapped({"message": LORA_STATUS["message"], "use_lora": False})
+
+
+@server.post("/lora/scale", summary="Refused: a LoRA belongs to a task", responses=documented.answers(None))
+async def scale_lora() -> dict[str, Any]:
+    """400 in the envelope: send `lora_scale` with the task."""
+    return wrapped(code=400, error=LORA_REFUSAL)
+
+
+async def _release(body: Body, access: JobAccess, idempotency_key: str | None) -> Job:
+    models = await access.models()
+    files = _files(body)
+    # Before files are taken in: what is wrong without them is wrong with them, and some are of no use.
+    uploads = dict.fromkeys(files, "upload")
+    spec = convert(body.fields, uploads, models).spec()
+    for field, ours in (("src_audio_path", spec.source_audio), ("reference_audio_path", spec.reference_audio)):
+        if field in files and ours is not None:
+            uploads[field] = await access.keep(*files[field])
+    conversion = convert(body.fields, uploads, models)
+    return await access.submit(conversion, record_of(conversion), idempotency_key)
+
+
+def _files(body: Body) -> dict[str, tuple[str, UploadFile]]:
+    sent = body.files
+    return {field: (name, sent[name]) for field, names in _FILES.items() for name in reversed(names) if name in sent}
+
+
+def task_ids_of(body: Body) -> list[str]:
+    """`task_id_list`, a list or its JSON as text; what is neither names one task.
+
+    Raises:
+        InvalidSpec: they are too many.
+    """
+    value: Any = next((body.fields[name] for name in ("task_id_list", "taskIdList") if name in body.fields), None)
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if value in (None, ""):
+        return []
+    if not isinstance(value, list):
+        return [str(value)]
+    if len(value) > MAX_TASKS:
+        raise InvalidSpec(f"task_id_list: at most {MAX_TASKS} tasks an answer", field="task_id_list")
+    return [str(task_id) for task_id in value]

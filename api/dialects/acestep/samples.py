@@ -19,7 +19,7 @@ class Sample:
     language: str = "en"
     time_signature: str = "4"
 
-    def told(self) -> dict[str, Any]:
+    def documented(self) -> dict[str, Any]:
         """As documented (`key_scale`, `vocal_language`), and as the official server really answers `custom_mode`."""
         return {
             "caption": self.caption,
@@ -35,9 +35,9 @@ class Sample:
             "think": False,
         }
 
-    def told_simply(self) -> dict[str, Any]:
+    def simple(self) -> dict[str, Any]:
         """The same, and what the official server really answers `simple_mode`."""
-        return self.told() | {"description": self.caption, "instrumental": not self.lyrics}
+        return self.documented() | {"description": self.caption, "instrumental": not self.lyrics}
 
 
 # `simple_mode` wants a line to start from, `custom_mode` a whole song.
@@ -59,27 +59,6 @@ CUSTOM: Final = (
         120,
     ),
     Sample(
-        "city pop, bright synths, clean electric guitar, male voice, night drive",
-        "[Verse]\nNeon on the water, a radio low\nEvery sign is saying which way not to go\n\n"
-        "[Chorus]\nDrive until the morning, drive until it's day\n"
-        "Leave the map behind us and the map will find a way\n",
-        112,
-        "F# minor",
-        150,
-    ),
-    Sample(
-        "chanson, upright bass, accordéon, voix grave, un café sous la pluie",
-        "[Couplet]\nLa pluie écrit des lettres sur le zinc du comptoir\n"
-        "Je les lis à voix basse, personne pour les croire\n\n"
-        "[Refrain]\nReste encore une danse, le jour peut bien attendre\n"
-        "La nuit a des secrets qu'on met longtemps à comprendre\n",
-        84,
-        "A minor",
-        120,
-        language="fr",
-        time_signature="3",
-    ),
-    Sample(
         "静かなバラード、ピアノとストリングス、女性ボーカル",
         "[Verse]\n窓に雨の音 灯りは小さく\n手紙はまだ白いまま 夜だけが深く\n\n"
         "[Chorus]\n朝が来たら 歌になるだろう\n名もない道を 君と歩こう\n",
@@ -93,4 +72,4 @@ CUSTOM: Final = (
 
 def random_sample(kind: str) -> dict[str, Any]:
     """One of the examples of `simple_mode`; of `custom_mode` for any other word."""
-    return secrets.choice(SIMPLE).told_simply() if kind == "simple_mode" else secrets.choice(CUSTOM).told()
+    return secrets.choice(SIMPLE).simple() if kind == "simple_mode" else secrets.choice(CUSTOM).documented()

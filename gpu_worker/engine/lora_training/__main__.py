@@ -23,7 +23,7 @@ from gpu_worker.engine.lora_training.songs import songs_in
 from gpu_worker.engine.lora_training.training import Plan, save, train
 from gpu_worker.engine.music_box.pinning import pinned
 from gpu_worker.engine.pipeline import SongPipeline
-from gpu_worker.exit_codes import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError, StoreUnavailable
 from serinette.settings import read

@@ -1,0 +1,182 @@
+"""ACE-Step 1.5's answers: the envelope around all, refusals, and a task's numbers, shapes and JSON in JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Final, Generic, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from api.dialects.acestep.names import song_url
+from api.dialects.acestep.table import theirs
+from api.problems import headers_of, invalid, status_of
+from serinette.errors import InvalidAudio, InvalidSpec, SerinetteError
+from serinette.job import Artifact, Job, JobStatus, Stage
+
+Data = TypeVar("Data")
+
+# 0 waits or runs, 1 succeeded, 2 failed.
+_NUMBERS: Final = {JobStatus.QUEUED: 0, JobStatus.RUNNING: 0, JobStatus.SUCCEEDED: 1}
+ENVIRONMENT: Final = "production"
+CANCELED: Final = "the task was canceled"
+UNKNOWN: Final = "there is no such task: it was never released here, or was erased when its time was over"
+
+
+def _timestamp_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Envelope(BaseModel, Generic[Data]):
+    """`code` is 200 when all is well; otherwise `error` says what is not, also where the HTTP status is 200."""
+
+    data: Data | None = None
+    code: int = 200
+    error: str | None = None
+    timestamp: int = Field(default_factory=_timestamp_ms, description="When it was answered, in Unix milliseconds.")
+    extra: None = None
+
+
+def wrapped(data: object = None, *, code: int = 200, error: str | None = None) -> dict[str, Any]:
+    """An envelope as JSON takes it."""
+    return Envelope[Any](data=data, code=code, error=error).model_dump(mode="json")
+
+
+def refuse(error: Exception) -> Response | None:
+    """An error in the dialect's shape; what the client can correct is 400 there, where our own paths answer 422."""
+    match error:
+        case RequestValidationError():
+            return refused(400, invalid(error.errors()[0]).message)
+        case HTTPException():
+            return refused(error.status_code, str(error.detail), dict(error.headers or {}))
+        case SerinetteError():
+            status = 400 if isinstance(error, InvalidSpec | InvalidAudio) else status_of(error)
+            return refused(status, theirs(error.message), headers_of(error))
+    return None
+
+
+def refused(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """A refusal, both for clients that read `detail` and for those that read `error`."""
+    return JSONResponse(wrapped(code=status, error=message) | {"detail": message}, status, headers)
+
+
+def released(job: Job) -> dict[str, Any]:
+    """To POST /release_task."""
+    return {
+        "task_id": job.id,
+        "status": "queued",
+        "queue_position": job.position or 0,
+        "warnings": _of_conversion(job),
+    }
+
+
+def answer(task_id: str, job: Job | None) -> dict[str, Any]:
+    """One task's entry in the answer to POST /query_result."""
+    if job is None:
+        return _entry(task_id, 2, [_record(2, stage="failed", error=UNKNOWN)], UNKNOWN, UNKNOWN)
+    number = _NUMBERS.get(job.status, 2)
+    error = _failure(job)
+    return _entry(task_id, number, _songs(job) or [_unfinished(job, number)], _progress_text(job), error)
+
+
+def _entry(task_id: str, number: int, records: list[dict[str, Any]], text: str, error: str | None) -> dict[str, Any]:
+    result = json.dumps(records, ensure_ascii=False)
+    entry = {"task_id": task_id, "result": result, "status": number, "progress_text": text}
+    return entry if error is None else entry | {"error": error}
+
+
+def _record(number: int, **known: object) -> dict[str, Any]:
+    fixed: dict[str, Any] = {"file": "", "wave": "", "status": number, "create_time": 0, "env": ENVIRONMENT}
+    return fixed | {"prompt": "", "lyrics": "", "metas": {}, "progress": 0.0, "stage": "queued", "error": None} | known
+
+
+def _unfinished(job: Job, number: int) -> dict[str, Any]:
+    running = job.progress if job.status is JobStatus.RUNNING else None
+    return _record(
+        number,
+        create_time=int(job.created_at.timestamp()),
+        prompt=job.spec.prompt,
+        lyrics=job.spec.lyrics,
+        progress=running.fraction if running else 0.0,
+        stage="failed" if number == 2 else running.stage.value if running else job.status.value,
+        error=_failure(job),
+        warnings=_of_conversion(job),
+    )
+
+
+def _songs(job: Job) -> list[dict[str, Any]]:
+    if job.result is None:
+        return []
+    songs, warnings = job.result.artifacts, _all_warnings(job)
+    common: dict[str, object] = {
+        "create_time": int(job.created_at.timestamp()),
+        "prompt": job.spec.prompt,
+        "lyrics": job.spec.lyrics,
+        "generation_info": _generation_info(job, warnings),
+        "seed_value": ",".join(str(song.seed) for song in songs),
+        "lm_model": "",
+        "dit_model": job.result.model,
+        "progress": 1.0,
+        "stage": "succeeded",
+        "warnings": warnings,
+    }
+    return [_record(1, file=song_url(job.id, song), metas=_metas(job, song), **common) for song in songs]
+
+
+def _metas(job: Job, song: Artifact) -> dict[str, Any]:
+    spec = job.spec
+    return {
+        "bpm": spec.bpm,
+        "duration": round(song.duration_s, 2),
+        "genres": "",
+        "keyscale": spec.key_scale or "",
+        "timesignature": spec.time_signature or "",
+        "prompt": spec.prompt,
+        "lyrics": spec.lyrics,
+    }
+
+
+def _generation_info(job: Job, warnings: list[str]) -> str:
+    if job.result is None:
+        return ""
+    used, took = job.result.sampling, job.result.timings
+    lines = [
+        f"{job.result.model}: {used.steps} steps, shift {used.shift:g}, guidance {used.guidance_scale:g}",
+        f"{took.generate_s:.1f} s generated, {took.encode_s:.1f} s encoded, {took.queue_s:.1f} s waited",
+        *warnings,
+    ]
+    return "\n".join(lines)
+
+
+def _progress_text(job: Job) -> str:
+    """The state of the task, in a sentence."""
+    if job.waiting_for:
+        return f"Waiting for {job.waiting_for}"
+    if job.status is not JobStatus.RUNNING:
+        return _failure(job) or job.status.value.capitalize()
+    if job.progress is None:
+        return "Running"
+    stage = job.progress.stage.value.replace("_", " ").capitalize()
+    counted = job.progress.stage is Stage.DENOISING and job.progress.step is not None
+    return f"{stage}, step {job.progress.step} of {job.progress.steps}" if counted else stage
+
+
+def _failure(job: Job) -> str | None:
+    if job.status is JobStatus.CANCELED:
+        return CANCELED
+    if job.status is not JobStatus.FAILED:
+        return None
+    return theirs(job.error.message) if job.error else "the task failed without saying why"
+
+
+def _of_conversion(job: Job) -> list[str]:
+    warnings: list[str] = json.loads(job.dialect.get("warnings", "[]"))
+    return warnings if job.dialect.get("api") == "acestep-1.5" else []
+
+
+def _all_warnings(job: Job) -> list[str]:
+    of_the_worker = job.result.warnings if job.result else ()
+    return [*_of_conversion(job), *(theirs(warning) for warning in of_the_worker)]

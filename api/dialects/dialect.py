@@ -1,0 +1,184 @@
+"""What a dialect is made of: its paths, its error shape, and its way to jobs, which is the same for all dialects."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+from fastapi import Depends
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from api.dependencies import Visit, visit_of
+from api.dialects.fields import Conversion
+from api.holding import held
+from api.queue import Pool
+from api.songs import Asked
+from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
+from serinette.job import Artifact, Job, JobOptions, JobStatus
+
+log = logging.getLogger(__name__)
+
+# An error in the dialect's shape; None: as the gateway answers it everywhere, `{"detail": ...}`.
+Refuse = Callable[[Exception], Response | None]
+Responses = dict[int | str, dict[str, Any]]
+
+# A canceled worker stops within a step; a client that asks for the status right after should see the end.
+_CANCEL_WAIT_S: Final = 10.0
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedAnswers:
+    """What a dialect adds to paths that several APIs have. Each takes the pools and the default pool's name."""
+
+    health: Callable[[Sequence[Pool], str], dict[str, Any]]
+    unhealthy: Callable[[SerinetteError], dict[str, Any]]
+    models: Callable[[Sequence[Pool], str], dict[str, Any]] = lambda _, __: {}
+    models_schema: type[BaseModel] | None = None
+    # What stands in the document's examples for values that change with time.
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """Another server's API.
+
+    `tag` heads it in the OpenAPI document. On `file_paths` (prefixes) a body may be as long as an upload, on
+    `key_paths` it may hold the key as `ai_token`. `answers_422`: a wrong parameter is 422, as FastAPI documents it.
+    """
+
+    tag: str
+    routes: Sequence[BaseRoute]
+    file_paths: tuple[str, ...] = ()
+    key_paths: frozenset[str] = frozenset()
+    answers_422: bool = False
+    shared: SharedAnswers | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """Those of its routes."""
+        return [route.path for route in self.routes if isinstance(route, APIRoute)]
+
+
+def refusing(refuse: Refuse) -> type[APIRoute]:
+    """A class of routes whose errors are answered in the dialect's shape."""
+
+    class DialectRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handler(request: Request) -> Response:
+                try:
+                    return await handle(request)
+                except (RequestValidationError, HTTPException, SerinetteError) as error:
+                    refusal = refuse(error)
+                    if refusal is None:
+                        raise
+                    if isinstance(error, SerinetteError) and not isinstance(error, RequestError):
+                        log.warning("%s: %s (%r)", request.url.path, error, error.__cause__)
+                    return refusal
+
+            return handler
+
+    return DialectRoute
+
+
+def example(value: object) -> Responses:
+    """An example of the answer, for the OpenAPI document."""
+    return {200: {"content": {"application/json": {"example": value}}}}
+
+
+@dataclass(frozen=True, slots=True)
+class JobAccess:
+    """One request's way to jobs: submit, find, wait, cancel, and send the song."""
+
+    visit: Visit
+
+    @property
+    def max_wait_s(self) -> float:
+        """Longest that one request waits for its job's end."""
+        return self.visit.parts.settings.max_wait_s
+
+    async def models(self) -> frozenset[str]:
+        """Names of the models that workers hold, or that pools at zero would."""
+        pools = await self.visit.parts.queue.pools()
+        held_now = {worker.model.name for pool in pools for worker in pool.workers if worker.model}
+        return frozenset(held_now | {pool.published for pool in self.visit.parts.settings.pools})
+
+    async def keep(self, name: str, file: UploadFile) -> str:
+        """Keep audio that came along as the form's field `name`; its upload id.
+
+        Raises:
+            TooLarge, InvalidAudio, InvalidSpec: it is not kept.
+        """
+        try:
+            return (await self.visit.parts.intake.take_file(self.visit.tenant, file)).id
+        except (InvalidAudio, InvalidSpec) as error:  # it knows no field but its own
+            raise type(error)(f"{name}: {error.message.removeprefix('file: ')}", field=name) from error
+
+    async def submit(
+        self, conversion: Conversion[Any], dialect: Mapping[str, str], idempotency_key: str | None = None
+    ) -> Job:
+        """Put a converted request into its lane. `dialect` comes back with the job, for its answers.
+
+        Raises:
+            SerinetteError: nothing was submitted.
+        """
+        job, _ = await self.visit.parts.queue.submit(
+            self.visit.tenant, conversion.spec(), JobOptions(), idempotency_key=idempotency_key, dialect=dialect
+        )
+        return job
+
+    async def find(self, job_ids: Sequence[str]) -> list[Job | None]:
+        """Each of many jobs; None where there is none."""
+        sound = [job_id for job_id in job_ids if _JOB_ID.fullmatch(job_id)]
+        jobs = dict(zip(sound, await self.visit.parts.queue.find(self.visit.tenant, sound), strict=True))
+        return [jobs.get(job_id) for job_id in job_ids]
+
+    async def get(self, job_id: str) -> Job:
+        """One job. Raises NotFound."""
+        if not _JOB_ID.fullmatch(job_id):
+            raise NotFound("there is no such job")
+        return await self.visit.parts.queue.get(self.visit.tenant, job_id)
+
+    async def wait(self, job: Job, wait_s: float) -> Job:
+        """The job at its end, or after `wait_s`, at most the server's bound."""
+        parts = self.visit.parts
+        return await held(parts.queue, parts.events, self.visit.standing, job, min(wait_s, self.max_wait_s))
+
+    async def cancel(self, job_id: str) -> tuple[Job, bool]:
+        """The job after a short wait for its end, and whether it was canceled by this call."""
+        job = await self.get(job_id)
+        if job.status.ended:
+            return job, False
+        try:
+            job = await self.visit.parts.queue.cancel(self.visit.tenant, job_id)
+        except Conflict:
+            return await self.get(job_id), False
+        job = await self.wait(job, _CANCEL_WAIT_S)
+        return job, job.status is not JobStatus.SUCCEEDED  # its song may have been recorded as the flag was set
+
+    async def audio_of(self, song: Artifact) -> bytes:
+        """The whole file, for answers that hold it: mind its size."""
+        return b"".join([chunk async for chunk in self.visit.parts.store.stream(song.key)])
+
+    async def song(self, http: Request, song: Artifact, file_name: str, *, download: bool) -> Response:
+        """The song's file or the part of it that is asked for, never as a redirect. Raises Gone."""
+        return await self.visit.parts.songs.serve(song, Asked.by(http), file_name, download=download)
+
+
+async def _job_access(request: Request) -> JobAccess:
+    return JobAccess(visit_of(request))
+
+
+JobAccessPart = Annotated[JobAccess, Depends(_job_access)]

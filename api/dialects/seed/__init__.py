@@ -1,0 +1,12 @@
+"""The dialect of existing ACE-Step v1 clients, on the port that they expect."""
+
+from api.dialects.dialect import Dialect, SharedAnswers
+from api.dialects.seed import answers, routes
+
+DIALECT = Dialect(
+    tag=routes.TAG,
+    routes=routes.router.routes,
+    file_paths=("/generate_music_with_audio",),
+    answers_422=True,
+    shared=SharedAnswers(health=answers.health, unhealthy=answers.unhealthy),
+)

@@ -1,0 +1,147 @@
+"""The body of the seed's generating calls: types and bounds. What becomes of each field is in table.py."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from serinette.spec import MAX_LORA_SCALE, MAX_SEED, AudioFormat, PublishedName, without_control_characters
+
+TAG_DEFAULT: Final = (
+    "funk, pop, soul, melodic, electric guitar, tight drums, warm bass, keyboard, 105 BPM, groovy, upbeat, bright"
+)
+LYRIC_DEFAULT: Final = """[verse]
+Street lamps wake along the bay
+Windows glow and drift away
+Every corner keeps the time
+Footsteps falling into rhyme
+
+[chorus]
+Let it ring and let it rise
+Paint the music on the skies
+Hand in hand we move as one
+Singing till the night is done
+
+[verse]
+Strings are humming soft and low
+Drums come in to let us know
+Morning waits but not for long
+We will meet it with a song
+"""
+
+_NO_COUNTERPART: Final = "ACE-Step 1.5 has no counterpart: accepted and ignored."
+_LORA: TypeAdapter[str] = TypeAdapter(PublishedName)
+
+_Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
+_Ignored = Field(None, description=_NO_COUNTERPART, json_schema_extra={"deprecated": True})
+_IgnoredText = Field(None, max_length=1_000, description=_NO_COUNTERPART, json_schema_extra={"deprecated": True})
+
+
+class GenerateMusicRequest(BaseModel):
+    """The body of every generating call. Unknown fields are accepted and listed as ignored."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra={
+            "examples": [
+                {
+                    "format": "mp3",
+                    "audio_duration": 15.0,
+                    "prompt": "jazz piano, smooth",
+                    "lyrics": "",
+                    "infer_step": 20,
+                }
+            ]
+        },
+    )
+
+    format: Annotated[AudioFormat, _Lowered] = Field(AudioFormat.WAV, description="wav, mp3, ogg, flac or m4a.")
+    audio_duration: float = Field(
+        60.0, le=600, description="Seconds, 1 to 600; 0 or less draws 30 to 240 s. Ignored with reference audio."
+    )
+    prompt: str = Field(TAG_DEFAULT, max_length=8_192, description="Style, mood, instruments.")
+    lyrics: str = Field(LYRIC_DEFAULT, max_length=16_384, description="Lyrics to be sung; empty means instrumental.")
+    infer_step: int | None = Field(None, ge=1, le=200, description="Denoising steps; the checkpoint's own if left out.")
+    guidance_scale: float | None = Field(
+        None, ge=0, le=30, description="Guidance; the checkpoint's own if left out. Turbo checkpoints have none."
+    )
+    guidance_interval: float | None = Field(
+        None, ge=0, le=1, description="Middle share of the steps to guide: 0.5 guides from 0.25 to 0.75."
+    )
+    manual_seeds: Annotated[str | None, Field(coerce_numbers_to_str=True)] = Field(
+        None, max_length=400, description="One seed, or several with commas: the first is used."
+    )
+    audio2audio_enable: bool = Field(False, description="Generate a cover of `ref_audio_input`.")
+    ref_audio_input: str | None = Field(
+        None, max_length=1_000, description="Id of an upload (POST /v1/uploads) or of an earlier song; never a path."
+    )
+    ref_audio_strength: float | None = Field(
+        None, ge=0, le=1, description="How closely the cover follows its source; 1 if left out."
+    )
+    lora_name_or_path: str = Field(
+        "none", max_length=1_000, description="Name of a LoRA that the operator published, or `none`; never a path."
+    )
+    lora_weight: float | None = Field(None, description="0 to 4; without a LoRA it is accepted and ignored.")
+    return_file_data: bool = Field(False, description="Answer audio bytes where the call would answer JSON.")
+
+    scheduler_type: str | None = _IgnoredText
+    cfg_type: str | None = _IgnoredText
+    omega_scale: float | None = _Ignored
+    guidance_interval_decay: float | None = _Ignored
+    min_guidance_scale: float | None = _Ignored
+    use_erg_tag: bool | None = _Ignored
+    use_erg_lyric: bool | None = _Ignored
+    use_erg_diffusion: bool | None = _Ignored
+    oss_steps: str | None = _IgnoredText
+    guidance_scale_text: float | None = _Ignored
+    guidance_scale_lyric: float | None = _Ignored
+
+    @field_validator("audio_duration")
+    @classmethod
+    def _long_enough(cls, seconds: float) -> float:
+        if 0 < seconds < 1:
+            raise ValueError("must be 1 to 600 seconds, or 0 or less to have 30 to 240 s drawn")
+        return seconds
+
+    _plain = field_validator("prompt", "lyrics")(without_control_characters)
+
+    @field_validator("manual_seeds")
+    @classmethod
+    def _whole_numbers(cls, text: str | None) -> str | None:
+        for seed in filter(None, map(str.strip, (text or "").split(","))):
+            if not (seed.isascii() and seed.isdecimal() and int(seed) <= MAX_SEED):
+                raise ValueError(f"must be whole numbers from 0 to {MAX_SEED}, with commas between them")
+        return text
+
+    @field_validator("lora_name_or_path")
+    @classmethod
+    def _published_name(cls, name: str) -> str:
+        try:
+            return "none" if name.strip().lower() in {"", "none"} else _LORA.validate_python(name)
+        except ValidationError:
+            raise ValueError("must be the name of a published LoRA, or `none`; paths are never opened") from None
+
+    @field_validator("lora_weight")
+    @classmethod
+    def _within_bounds(cls, weight: float | None, others: ValidationInfo) -> float | None:
+        alone = others.data.get("lora_name_or_path") == "none"
+        if weight is not None and not alone and not 0 <= weight <= MAX_LORA_SCALE:
+            raise ValueError(f"must be 0 to {MAX_LORA_SCALE:g}")
+        return weight
+
+
+WITHOUT_COUNTERPART: Final = tuple(
+    name for name, field in GenerateMusicRequest.model_fields.items() if field.description == _NO_COUNTERPART
+)

@@ -1,0 +1,108 @@
+"""Reports this worker to Redis beside the supervisor's own work: an absent Redis must not hold that up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from redis import Redis, RedisError
+
+from serinette import brake, counters
+from serinette.job import now
+from serinette.jobs import Jobs, calls
+from serinette.names import Keys
+from serinette.presence import BEAT_S, Pace, Presence, WorkerStage, announce, record_pace, withdraw
+
+log = logging.getLogger(__name__)
+
+# Enough for an outage of hours; beyond it, leases run out by themselves and the brake forgets failures anyhow.
+_MOST_EVENTS = 1000
+
+
+class PresenceReporter:
+    """A thread that reports the latest presence every 5 seconds, and at once what is new.
+
+    Events (a slot that died, a load that failed or passed) are kept while Redis is away, in their order.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys, presence: Presence) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._presence = presence
+        self._wake = threading.Event()
+        self._stopped = False
+        self._away = False
+        self._events: deque[Callable[[], object]] = deque()
+        self.cold_start_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
+
+    def start(self) -> None:
+        """Begin to report."""
+        self._thread.start()
+
+    def update(self, presence: Presence) -> None:
+        """Report this from now on."""
+        before, self._presence = self._presence, presence
+        if presence.stage is WorkerStage.READY and before.stage is not WorkerStage.READY:
+            self._report_load(presence)
+        if presence != before:
+            self._wake.set()
+
+    def slot_died(self, slot: str) -> None:
+        """A slot ended without finishing its jobs: its leases run out at once."""
+        self._report(lambda: Jobs(self._redis, self._keys.prefix)(calls.lapse(slot)))
+
+    def load_failed(self, message: str) -> None:
+        """The model could not be loaded, for this reason, which is kept when this worker is gone."""
+        self._report(
+            partial(brake.load_failed, self._redis, self._keys, self._presence.pool, self._presence.name, message)
+        )
+
+    def stop(self) -> None:
+        """Report no more, and withdraw the presence; without Redis it expires by itself."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join(timeout=BEAT_S)
+        if self._away:
+            return
+        try:
+            self._send_events()
+            withdraw(self._redis, self._keys, self._presence.name)
+        except RedisError as error:
+            log.warning("the worker's presence expires by itself: %s", error)
+
+    def _report_load(self, presence: Presence) -> None:
+        pool = presence.pool
+        self._report(partial(brake.load_passed, self._redis, self._keys, pool))
+        if self.cold_start_s is None:
+            cold_start_s = self.cold_start_s = (now() - presence.started_at).total_seconds()
+            self._report(partial(counters.observe, self._redis, self._keys, counters.COLD_START, cold_start_s, pool))
+            self._report(partial(record_pace, self._redis, self._keys, pool, cold_start_s, of=Pace.COLD_START))
+
+    def _report(self, event: Callable[[], object]) -> None:
+        if len(self._events) < _MOST_EVENTS:
+            self._events.append(event)
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            try:
+                self._send_events()
+                announce(self._redis, self._keys, self._presence.model_copy(update={"at": now()}))
+                if self._away:
+                    log.info("Redis is back")
+                self._away = False
+            except RedisError as error:
+                if not self._away:
+                    log.warning("Redis does not answer; the engine stays warm: %s", error)
+                self._away = True
+            self._wake.wait(BEAT_S)
+            self._wake.clear()
+
+    def _send_events(self) -> None:
+        while self._events:
+            self._events[0]()
+            self._events.popleft()

@@ -1,0 +1,106 @@
+"""What the processes of a worker pod start with and end with: run directory, the engine's environment, exit codes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+from serinette.errors import ConfigurationError
+from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES
+
+# sysexits.h: EX_CONFIG. Starting the process again cannot help; the log says what to change.
+CONFIGURATION_EXIT_CODE = 78
+# sysexits.h: EX_SOFTWARE. The device is lost to this process, or a job is stuck in it; a new process may do better.
+CRASHED_EXIT_CODE = 70
+
+# Libraries read these when the process starts, or never. What the operator sets himself goes before them.
+# MALLOC_*: by default glibc maps and unmaps every buffer of the decoder: two to three times the time on a CPU.
+# OMP_WAIT_POLICY: by default threads spin while they wait for each other: eight times the time on cores that slots use
+# too. Measured on 2 cores; harmless beside CUDA.
+ENGINE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MALLOC_MMAP_THRESHOLD_": str(8 * 1024**3),
+        "MALLOC_TRIM_THRESHOLD_": str(16 * 1024**3),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+)
+
+_PREFIX = "run-"
+_SOCKET = "engine.sock"
+
+
+def engine_environment(work_dir: Path) -> dict[str, str]:
+    """What an engine with this work_dir is started with. What torch compiles lies among the checkpoints, where pods
+    mount the cache that they share: none compiles what another one has.
+    """
+    compiled = work_dir / "checkpoints" / "compiled"
+    return {
+        **ENGINE_ENVIRONMENT,
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
+        "TRITON_CACHE_DIR": str(compiled / "triton"),
+    }
+
+
+@contextmanager
+def private_run_dir(work_dir: Path) -> Iterator[Path]:
+    """A fresh directory of one supervisor's own, erased on the way out: two on one machine must not share a socket.
+
+    What killed supervisors left in the same place is erased first. It lies in `work_dir`, or in the system's temporary
+    directory if that path is too long for a socket.
+
+    Raises:
+        ConfigurationError: neither can be written to.
+    """
+    longest = len(os.fsencode(work_dir.absolute() / f"{_PREFIX}12345678" / _SOCKET))
+    parent = work_dir.absolute() if longest <= LONGEST_SOCKET_PATH_BYTES else Path(tempfile.gettempdir()) / "serinette"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _erase_abandoned(parent)
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    except OSError as error:
+        raise ConfigurationError(
+            f"work_dir: cannot write to {parent} ({error.strerror}); set SERINETTE_WORK_DIR to a writable directory"
+        ) from error
+    lock = lock_directory(directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def lock_directory(directory: Path) -> int | None:
+    """Hold a directory, as long as this process lives; None if another one holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _erase_abandoned(parent: Path) -> None:
+    for directory in parent.glob(f"{_PREFIX}*"):
+        try:
+            lock = lock_directory(directory)
+        except OSError:  # another supervisor erased it just now, or it is another user's
+            continue
+        if lock is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+            os.close(lock)
+
+
+def busy_file(run_dir: Path, slot: str) -> Path:
+    """There while the slot of this name holds a job: the supervisor sees it without asking."""
+    return run_dir / f"{slot}.busy"

@@ -1,0 +1,326 @@
+"""Child processes that are started, watched, restarted when they die, and ended in order.
+
+`serinette up` and a worker pod are supervised alike. `next_step` decides over what became of a child so far; `Child` is
+one process, `Supervisor` several.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import BinaryIO
+
+from serinette.errors import Unavailable
+from serinette.leash import leashed
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1
+LAST_LINES = 20
+# Of a socket between children: 108 bytes on Linux and 104 on macOS, the ending zero among them.
+LONGEST_SOCKET_PATH_BYTES = 103
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 60.0
+
+
+class Step(StrEnum):
+    """What to do with one child now."""
+
+    NOTHING = "nothing"
+    START = "start"
+    KILL = "kill"
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What became of one child so far. Times are of the monotonic clock.
+
+    `deaths` counts those in a row since it was last healthy: an engine that worked and was killed for a job that hung
+    is back at once, an engine that cannot load its model, ever more slowly.
+    """
+
+    deaths: int = 0
+    healthy: bool = False
+    started_at_s: float | None = None
+    died_at_s: float | None = None
+
+    def started(self, at_s: float) -> History:
+        """It runs."""
+        return replace(self, started_at_s=at_s, died_at_s=None, healthy=False)
+
+    def became_healthy(self) -> History:
+        """It does what it is for."""
+        return replace(self, healthy=True, deaths=0)
+
+    def died(self, at_s: float) -> History:
+        """It ended unasked."""
+        deaths = 0 if self.healthy else self.deaths + 1
+        return replace(self, deaths=deaths, died_at_s=at_s, started_at_s=None, healthy=False)
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds between this death and the next start: none after it was healthy, then doubling up to a bound."""
+        if self.deaths == 0:
+            return 0.0
+        doublings = min(self.deaths - 1, 10)
+        return float(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**doublings))
+
+
+def next_step(history: History, at_s: float, start_timeout_s: float) -> Step:
+    """What to do with a child that is to run, and to be healthy within `start_timeout_s` of its start."""
+    if history.started_at_s is None:
+        due_at_s = 0.0 if history.died_at_s is None else history.died_at_s + history.pause_s
+        return Step.START if at_s >= due_at_s else Step.NOTHING
+    late = not history.healthy and at_s > history.started_at_s + start_timeout_s
+    return Step.KILL if late else Step.NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What one child is. `environment` is added to the supervisor's own.
+
+    `pending` answers what it still waits for, None once it is ready, and has `ready_timeout_s` to become that.
+    It is healthy once it has run for `healthy_after_s`, or when its owner says so, and `Supervisor.tick` kills it if it
+    is not by `start_timeout_s`.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    pending: Callable[[], str | None] = lambda: None
+    ready_timeout_s: float = 60.0
+    healthy_after_s: float = 60.0
+    start_timeout_s: float = float("inf")
+    stop_timeout_s: float = 5.0
+
+
+class ChildLog:
+    """What a child writes, in a file that is appended to from run to run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_bytes = path.stat().st_size if path.exists() else 0
+        self._start_bytes = self._read_bytes
+
+    @contextmanager
+    def writer(self) -> Iterator[BinaryIO]:
+        """The file to hand to a new process."""
+        with self.path.open("ab") as file:
+            yield file
+
+    def new_lines(self) -> list[str]:
+        """Whole lines written since the last call."""
+        with self.path.open("rb") as file:
+            file.seek(self._read_bytes)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+    def last_lines(self) -> tuple[str, ...]:
+        """The last lines of this run."""
+        with self.path.open("rb") as file:
+            file.seek(max(self._start_bytes, self.path.stat().st_size - 65_536))
+            return tuple(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
+
+
+class Child:
+    """One child through all its restarts. It writes to `output`, or where the supervisor itself writes."""
+
+    def __init__(self, spec: ChildSpec, output: ChildLog | None = None) -> None:
+        self.spec = spec
+        self.output = output
+        self.history = History()
+        self.restarts = True  # started again when it dies
+        self.exit_status: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs, or has ended unnoticed."""
+        return self._process.pid if self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs at this moment."""
+        return self._process is not None and self._process.poll() is None
+
+    def command(self) -> Sequence[str]:
+        """What the next start runs."""
+        return self.spec.command
+
+    def start(self) -> None:
+        """Start it in a process group of its own: Ctrl-C in a terminal is for the supervisor. It dies with that."""
+        with self.output.writer() if self.output else nullcontext() as output:
+            self._process = subprocess.Popen(
+                leashed(self.command()),
+                env={**os.environ, **self.spec.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+            )
+        self.history = self.history.started(time.monotonic())
+        log.info("%s started, process %d", self.spec.name, self._process.pid)
+
+    def poll(self) -> bool:
+        """Whether it has died since the last call; then what it left in its process group is killed, too."""
+        if self._process is None or self._process.poll() is None:
+            return False
+        self.exit_status = self._process.returncode
+        self.kill()
+        self.history = self.history.died(time.monotonic())
+        return True
+
+    def next_step(self, at_s: float) -> Step:
+        """As the function; a child that has run for `healthy_after_s` is healthy."""
+        history = self.history
+        if history.started_at_s is not None and at_s > history.started_at_s + self.spec.healthy_after_s:
+            self.mark_healthy()
+        return next_step(self.history, at_s, self.spec.start_timeout_s) if self.restarts else Step.NOTHING
+
+    def mark_healthy(self) -> None:
+        """It does what it is for: its earlier deaths no longer count."""
+        self.history = self.history.became_healthy()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
+        if self._process:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it and all of its process group, and wait for it."""
+        if self._process:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def how_it_ended(self) -> str:
+        """Its last end, in words."""
+        status = self.exit_status
+        if status is None:
+            return "has not ended"
+        return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+class Phase(StrEnum):
+    """What a notice says of a child."""
+
+    WAITING = "waiting"
+    READY = "ready"
+    DIED = "died"
+    RESTARTED = "restarted"
+    LATE = "late"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person may want to know of the child `name`."""
+
+    name: str
+    phase: Phase
+    detail: str = ""
+    last_lines: tuple[str, ...] = ()
+
+
+class Supervisor:
+    """Children in the order in which they were added; they end in the opposite order."""
+
+    def __init__(self, report: Callable[[Notice], None], echo: Callable[[str, str], None] | None = None) -> None:
+        """`report` takes notices; `echo`, when given, takes every line that a child writes, with the child's name."""
+        self._report = report
+        self._echo = echo
+        self._children: list[Child] = []
+        self._waiting: list[Child] = []
+
+    def add(self, child: Child) -> None:
+        """Supervise a child, which the next `wait_ready` or `tick` starts."""
+        self._children.append(child)
+        self._waiting.append(child)
+
+    def wait_ready(self) -> None:
+        """Start what was added since the last call, and wait until it is ready.
+
+        Raises:
+            Unavailable: a child ended, or was not ready in time; the message holds its last lines.
+        """
+        for child in self._waiting:
+            child.start()
+        while self._waiting:
+            for child in self._children:
+                if child.poll():
+                    raise _not_started(child, f"{child.how_it_ended()} before it was ready")
+            self._waiting = [child for child in self._waiting if not self._is_ready(child)]
+            self._echo_lines()
+            time.sleep(POLL_S)
+
+    def tick(self) -> None:
+        """Report what has died, and start it again after its pause. To be called a few times a second."""
+        at_s = time.monotonic()
+        for child in self._children:
+            if child.poll():
+                again = f"; starts again in {child.history.pause_s:g} s" if child.restarts else ""
+                self._notify(child, Phase.DIED, f"{child.how_it_ended()}{again}")
+            match child.next_step(at_s):
+                case Step.START:
+                    first = child.exit_status is None
+                    child.start()
+                    if not first:
+                        self._notify(child, Phase.RESTARTED)
+                case Step.KILL:
+                    self._notify(child, Phase.LATE, f"was not ready within {child.spec.start_timeout_s:g} s")
+                    child.signal(signal.SIGKILL)
+        self._echo_lines()
+
+    def stop(self, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
+        """End all children, last added first, each within its `stop_timeout_s` unless `in_a_hurry`. None is left."""
+        for child in reversed(self._children):
+            if child.running and not in_a_hurry():
+                self._notify(child, Phase.STOPPING)
+                child.signal(signal.SIGTERM)
+                deadline_s = time.monotonic() + child.spec.stop_timeout_s
+                while child.running and time.monotonic() < deadline_s and not in_a_hurry():
+                    self._echo_lines()
+                    time.sleep(POLL_S / 4)
+                if child.running and time.monotonic() >= deadline_s:
+                    log.warning("%s did not end within %g s and is killed", child.spec.name, child.spec.stop_timeout_s)
+            child.kill()
+        self._echo_lines()
+        self._children.clear()
+
+    def _is_ready(self, child: Child) -> bool:
+        pending = child.spec.pending()
+        elapsed_s = time.monotonic() - (child.history.started_at_s or 0.0)
+        if pending is None:
+            self._notify(child, Phase.READY, f"{elapsed_s:.1f} s")
+            return True
+        if elapsed_s > child.spec.ready_timeout_s:
+            raise _not_started(child, f"was not ready within {child.spec.ready_timeout_s:g} s: {pending}")
+        self._notify(child, Phase.WAITING, pending)
+        return False
+
+    def _notify(self, child: Child, phase: Phase, detail: str = "") -> None:
+        last_lines = child.output.last_lines() if child.output and phase is Phase.DIED else ()
+        self._report(Notice(child.spec.name, phase, detail, last_lines))
+
+    def _echo_lines(self) -> None:
+        if self._echo:
+            for child in self._children:
+                for line in child.output.new_lines() if child.output else ():
+                    self._echo(child.spec.name, line)
+
+
+def _not_started(child: Child, how: str) -> Unavailable:
+    lines = "\n".join(f"  {line}" for line in child.output.last_lines()) if child.output else ""
+    where = f" to {child.output.path}" if child.output else ""
+    return Unavailable(f"{child.spec.name} {how}. The last it wrote{where}:\n{lines or '  (nothing)'}")

@@ -1,0 +1,251 @@
+"""The seed's calls over HTTP, on a real Valkey and a directory, with no worker: all that a gateway alone can show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from redis import Redis
+
+from api.app import create_app
+from api.settings import GatewaySettings
+from serinette.job import JobError, JobStatus, now
+from serinette.jobs import Jobs, Outcome, calls
+from serinette.names import Keys
+from serinette.presence import WorkerStage, announce
+from tests import servers
+from tests.jobs import Board
+from tests.unit.dialect_jobs import silence, worker
+
+
+@pytest.fixture(scope="module")
+def settings(valkey_url: str, store_url: str) -> GatewaySettings:
+    return GatewaySettings(redis_url=valkey_url, store_url=store_url, max_wait_s=0.2, max_body_bytes=65_536)
+
+
+@pytest.fixture(scope="module")
+def client(settings: GatewaySettings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings), follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture
+def jobs(settings: GatewaySettings) -> Iterator[Jobs]:
+    with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
+        yield Jobs(redis, settings.redis_prefix)
+
+
+def submitted(client: TestClient, **body: Any) -> str:
+    answer = client.post("/generate_music_async", json=body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["request_id"])
+
+
+def test_a_request_waits_then_is_canceled(client: TestClient) -> None:
+    answer = client.post("/generate_music_async", json={"prompt": "jazz"})
+    assert answer.json() == {
+        "request_id": answer.json()["request_id"],
+        "status": "queued",
+        "message": "Request has been queued for processing",
+    }
+    request_id = answer.json()["request_id"]
+    status = client.get(f"/status/{request_id}").json()
+    assert abs(status.pop("created_at") - now().timestamp()) < 60
+    assert status == {"request_id": request_id, "status": "pending", "started_at": None, "completed_at": None}
+    early = client.get(f"/result/{request_id}")
+    assert (early.status_code, early.json()) == (400, {"detail": "Request is pending, not completed"})
+
+    canceled = client.delete(f"/request/{request_id}")
+    assert (canceled.status_code, canceled.json()) == (200, {"message": "Request cancelled"})
+    status = client.get(f"/status/{request_id}").json()
+    assert (status["status"], status["error"]) == ("failed", "Cancelled by user")
+    again = client.delete(f"/request/{request_id}")
+    assert (again.status_code, again.json()) == (400, {"detail": "Cannot cancel request in failed status"})
+
+
+def test_the_queue_counts_what_waits_and_what_was_canceled(client: TestClient) -> None:
+    before = client.get("/queue/status").json()
+    first, _ = submitted(client), submitted(client)
+    client.delete(f"/request/{first}")
+    after = client.get("/queue/status").json()
+    assert after["queue_size"] == after["status_counts"]["pending"] == before["queue_size"] + 1
+    assert after["status_counts"]["failed"] == before["status_counts"]["failed"] + 1
+    assert after["total_requests"] == before["total_requests"] + 2
+
+
+@pytest.mark.parametrize("request_id", ["5b0e1a4c-0f5c-4b55-8a54-6f4bb0a2a111", "x", "a.b", "x" * 500, "%00"])
+def test_an_unknown_id(client: TestClient, request_id: str) -> None:
+    for method, path in (("GET", "status"), ("GET", "result"), ("DELETE", "request")):
+        answer = client.request(method, f"/{path}/{request_id}")
+        assert (answer.status_code, answer.json()) == (404, {"detail": "Request not found"})
+
+
+@pytest.mark.parametrize("path", ["/generate_music_async", "/generate_music", "/generate_music_direct"])
+def test_a_bad_field_is_named_the_way_fastapi_does(client: TestClient, path: str) -> None:
+    answer = client.post(path, json={"infer_step": 0})
+    assert answer.status_code == 422
+    assert answer.json() == {
+        "detail": [
+            {
+                "loc": ["body", "infer_step"],
+                "msg": "Input should be greater than or equal to 1",
+                "type": "greater_than_equal",
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize("audio_id", ["/tmp/song.wav", "no-such-upload", "5b0e1a4c-0f5c-4b55-8a54-6f4bb0a2a111/0"])
+def test_reference_audio_that_is_not_here_is_refused_by_the_seeds_name(client: TestClient, audio_id: str) -> None:
+    body = {"audio2audio_enable": True, "ref_audio_input": audio_id}
+    answer = client.post("/generate_music_async", json=body)
+    assert answer.status_code == 422
+    [complaint] = answer.json()["detail"]
+    assert complaint["loc"] == ["body", "ref_audio_input"]
+    assert "POST /v1/uploads" in complaint["msg"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'{"audio_duration": NaN}', b'{"prompt": "\\ud800"}', b"\xff"]
+)
+def test_a_broken_body_is_refused(client: TestClient, body: bytes) -> None:
+    answer = client.post("/generate_music_async", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in {400, 422}
+    assert answer.json()["detail"]
+
+
+def test_a_body_that_is_too_long_is_refused(client: TestClient) -> None:
+    answer = client.post("/generate_music_async", json={"prompt": "x" * 70_000})
+    assert answer.status_code == 413
+    assert "65536" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "query"),
+    [
+        ("/generate_music_direct", {}, "wait=0.2&sync=true"),
+        ("/generate_music_direct", {"return_file_data": False}, "wait=0.2&sync=true"),
+        ("/generate_music", {"return_file_data": True}, "wait=0.2&sync=true"),
+        ("/generate_music", {}, "wait=0.2&format=json&sync=true"),
+    ],
+)
+def test_a_call_that_waited_long_enough_is_sent_on_to_itself(
+    client: TestClient, path: str, body: dict[str, Any], query: str
+) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 303
+    location = answer.headers["Location"]
+    request_id = location.removeprefix("/result/").partition("?")[0]
+    assert location == f"/result/{request_id}?{query}"
+    again = client.get(location)
+    assert (again.status_code, again.headers["Location"]) == (303, location)
+
+
+def test_a_wait_is_bounded_by_the_server_and_none_is_no_wait(client: TestClient) -> None:
+    request_id = submitted(client)
+    assert client.get(f"/result/{request_id}?wait=9999").headers["Location"] == f"/result/{request_id}?wait=0.2"
+    assert client.get(f"/result/{request_id}?wait=0").status_code == 400
+    assert client.get(f"/result/{request_id}?sync=true").json() == {"detail": "Request is pending, not completed"}
+
+
+@pytest.mark.parametrize(("query", "field"), [("wait=-1", "wait"), ("wait=inf", "wait"), ("format=wav", "format")])
+def test_a_bad_query_is_named(client: TestClient, query: str, field: str) -> None:
+    answer = client.get(f"/result/x?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["query", field]
+
+
+def test_a_failure_is_reported_as_each_call_would(client: TestClient, jobs: Jobs) -> None:
+    request_id = submitted(client)
+    error = JobError(code="timeout", message="it ran longer than 10 s")
+    assert jobs(calls.finish(request_id, "", Outcome(JobStatus.FAILED, error), recorded=False)).decided
+    assert client.get(f"/status/{request_id}").json()["error"] == error.message
+    answered = {
+        query: client.get(f"/result/{request_id}?{query}")
+        for query in ("", "format=json", "wait=50", "wait=50&sync=true", "wait=50&format=json&sync=true")
+    }
+    refused = (400, {"detail": "Request is failed, not completed", "error": error.message})
+    assert {query: (answer.status_code, answer.json()) for query, answer in answered.items()} == {
+        "": refused,
+        "format=json": refused,
+        "wait=50": refused,
+        "wait=50&sync=true": (500, {"detail": error.message}),
+        "wait=50&format=json&sync=true": (200, {"success": False, "error_message": error.message}),
+    }
+
+
+def test_health_and_initialize_without_and_with_a_worker_that_loads(
+    client: TestClient, settings: GatewaySettings, jobs: Jobs
+) -> None:
+    empty = {"status": "healthy", "pipeline_loaded": False, "workers": []}
+    assert client.get("/health").json().items() >= empty.items()
+    announce(jobs.redis, settings.keys, worker("w1", None, stage=WorkerStage.LOADING, started_at=now()))
+    health = client.get("/health").json()
+    assert (health["pipeline_loaded"], health["workers"][0]["stage"]) == (False, "loading")
+
+    asked: dict[str, str | int] = {"checkpoint_path": "/models/ace", "device_id": 1}
+    for answer in (client.post("/initialize", params=asked), client.post("/initialize", json=asked)):
+        answered = answer.json()
+        assert (answer.status_code, answered["success"]) == (200, False)
+        assert answered["ignored"] == ["checkpoint_path", "device_id"]
+        assert "w1 is loading" in answered["error_message"]
+    assert client.post("/initialize").json()["ignored"] == []
+
+
+def test_the_sample_is_accepted(client: TestClient) -> None:
+    submitted(client, **client.get("/sample_data").json()["sample"])
+
+
+def test_audio_that_comes_along_is_kept_and_covered(client: TestClient) -> None:
+    form = {"prompt": "remix", "ref_audio_strength": "0.7", "use_erg_tag": "True", "ref_audio_input": "/etc/passwd"}
+    files = {"audio_file": ("my song.wav", silence(), "audio/wav")}
+    answer = client.post("/generate_music_with_audio", data=form, files=files)
+    assert answer.status_code == 200, answer.text
+    answered = answer.json()
+    assert answered == {
+        "success": True,
+        "request_id": answered["request_id"],
+        "message": "Audio file uploaded and queued for processing. Original filename: my song.wav",
+    }
+    job = client.get(f"/v1/jobs/{answered['request_id']}").json()
+    assert (job["spec"]["task"], job["spec"]["cover_strength"]) == ("cover", 0.7)
+    upload = client.get(f"/v1/uploads/{job['spec']['source_audio']}").json()
+    assert upload["duration_s"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("form", "files", "field"),
+    [
+        ({}, {"audio_file": ("song.mp3", b"only words " * 100, "audio/mpeg")}, "audio_file"),
+        ({}, {"audio_file": ("empty.mp3", b"", "audio/mpeg")}, "audio_file"),
+        ({"infer_step": "many"}, {"audio_file": ("song.mp3", b"x", "audio/mpeg")}, "infer_step"),
+        ({"prompt": "x"}, {}, "audio_file"),
+        ({"audio_file": "text"}, {}, "audio_file"),
+    ],
+)
+def test_a_form_that_is_no_good(client: TestClient, form: dict[str, str], files: Any, field: str) -> None:
+    answer = client.post("/generate_music_with_audio", data=form, files=files)
+    assert answer.status_code == 422, answer.text
+    assert [each["loc"] for each in answer.json()["detail"]] == [["body", field]]
+
+
+def test_what_the_answer_needs_later_travels_with_the_job(client: TestClient, jobs: Jobs) -> None:
+    dialect = Board(jobs.redis, Keys()).entry(submitted(client, omega_scale=10.0, format="flac")).dialect
+    assert json.loads(dialect["ignored"]) == ["omega_scale"]
+    assert json.loads(dialect["sent"]) == {"omega_scale": 10.0, "format": "flac"}
+
+
+def test_without_redis_everything_says_so(tmp_path: Any) -> None:
+    [port] = servers.free_ports(1)
+    settings = GatewaySettings(
+        redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
+    )
+    with TestClient(create_app(settings)) as client:
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+        answer = client.post("/generate_music_async", json={})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+        assert "try again" in answer.json()["detail"]

@@ -1,0 +1,76 @@
+"""When the supervisor starts, restarts or kills a child; and where it lives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpu_worker.process_setup import private_run_dir
+from serinette.errors import ConfigurationError
+from serinette.supervisor import History, Step, next_step
+
+FRESH = History()
+RUNNING = FRESH.started(100)
+HEALTHY = RUNNING.became_healthy()
+DEAD_ONCE = RUNNING.died(110)
+
+
+@pytest.mark.parametrize(
+    ("history", "at_s", "step"),
+    [
+        (FRESH, 0, Step.START),
+        (RUNNING, 100, Step.NOTHING),
+        (RUNNING, 129, Step.NOTHING),
+        (RUNNING, 131, Step.KILL),
+        (HEALTHY, 1_000, Step.NOTHING),
+        (DEAD_ONCE, 110.4, Step.NOTHING),
+        (DEAD_ONCE, 110.5, Step.START),
+        (HEALTHY.died(110), 110, Step.START),
+    ],
+)
+def test_the_next_step(history: History, at_s: float, step: Step) -> None:
+    assert next_step(history, at_s, start_timeout_s=30) is step
+
+
+def test_pauses_double_to_a_bound_and_health_forgives_all_deaths() -> None:
+    history, pauses = FRESH, []
+    for _ in range(200):
+        history = history.started(0).died(1)
+        pauses.append(history.pause_s)
+    assert pauses[:4] == [0.5, 1, 2, 4]
+    assert pauses[-1] == 60
+    assert history.started(2).became_healthy().died(3).pause_s == 0
+
+
+def test_two_supervisors_share_a_work_dir_and_no_run_dir(tmp_path: Path) -> None:
+    with private_run_dir(tmp_path) as one, private_run_dir(tmp_path) as other:
+        assert one != other
+        assert one.is_dir()
+        assert other.is_dir()
+    assert not list(tmp_path.glob("run-*"))
+
+
+def test_what_a_killed_supervisor_left_is_erased_by_the_next(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from gpu_worker.process_setup import private_run_dir as make\n"
+        "with make(Path(sys.argv[1])) as directory: (directory / 'spool').touch(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob("run-*/spool"))) == 1
+    with private_run_dir(tmp_path) as directory:
+        assert list(tmp_path.glob("run-*")) == [directory]
+
+
+def test_a_long_work_dir_does_not_make_the_socket_unusable(tmp_path: Path) -> None:
+    with private_run_dir(tmp_path / ("x" * 100)) as directory:
+        assert len(str(directory / "engine.sock")) <= 103
+
+
+def test_a_work_dir_that_cannot_be_written_to_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("d") / "file"  # not tmp_path: in a place too long for a socket nothing is written
+    file.touch()
+    with pytest.raises(ConfigurationError, match="SERINETTE_WORK_DIR"), private_run_dir(file / "below"):
+        pass
