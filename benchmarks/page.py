@@ -118,7 +118,7 @@ ROWS = (
         "under 30 s",
     ),
     Row("Load of the machine as it ended, one-minute average", "chaos", "machine.load_average_1m", 1),
-    Row("Lines of a batch, its gateway and its maintenance killed on the way", "batch", "figures.lines"),
+    Row("Lines of a batch, its gateway and its controller killed on the way", "batch", "figures.lines"),
     Row("Of them lost", "batch", "figures.lines_lost", 0, "", "0"),
     Row("Of them begun twice", "batch", "figures.lines_begun_twice", 0, "", "0"),
     Row(
@@ -128,11 +128,11 @@ ROWS = (
         2,
     ),
     Row("Memory of the gateway late in it, ratio to early", "batch", "figures.gateway_mib.late_to_early", 2),
-    Row("The same of maintenance", "batch", "figures.maintenance_mib.late_to_early", 2),
+    Row("The same of the controller", "batch", "figures.controller_mib.late_to_early", 2),
     Row("The same of Redis, with the jobs of the last `120 s`", "batch", "figures.redis_mib.late_to_early", 2),
     Row("The same for each key that Redis holds", "batch", "figures.redis_kib_per_key.late_to_early", 2),
     Row("Lines that waited in the lane, of `200`", "batch", "figures.waiting_lines.median", 0),
-    Row("What maintenance computes for a line", "batch", "figures.maintenance_cpu_ms_per_line", 1, "ms"),
+    Row("What the controller computes for a line", "batch", "figures.controller_cpu_ms_per_line", 1, "ms"),
     Row("Load of the machine as it ended, one-minute average", "batch", "machine.load_average_1m", 1),
     *(
         Row(what, "engine", f"figures.{figure}", digits, unit)

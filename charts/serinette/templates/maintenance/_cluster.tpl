@@ -30,7 +30,7 @@
 - {name: kube-api-access, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end }}
 
-{{/* The marks that maintenance may set on worker pods: controller/protecting.py. */}}
+{{/* The marks that maintenance may set on worker pods: controller/autoscaling.py. */}}
 {{- define "serinette.clusterMarks" -}}
 ['controller.kubernetes.io/pod-deletion-cost', 'cluster-autoscaler.kubernetes.io/safe-to-evict', 'karpenter.sh/do-not-disrupt']
 {{- end }}
