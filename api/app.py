@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 
 from api import document, health, problems, v1
 from api.batches.service import BatchService
-from api.containers.log import Logs
+from api.containers import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
 from api.dialects.dialect import Dialect

@@ -13,8 +13,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from api.batches.service import BatchService
-from api.containers.checking import check_taken
-from api.containers.log import Logs
+from api.containers import Logs, check_taken
 from api.events import JobEvents
 from api.intake import Intake
 from api.queue import JobQueue

@@ -1,4 +1,4 @@
-"""`/metrics` of a gateway: its own requests. What is in the queue, maintenance tells, once for all gateways."""
+"""`/metrics` of a gateway: its own requests. What is in the queue the controller exposes, once for all gateways."""
 
 from __future__ import annotations
 

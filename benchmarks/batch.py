@@ -39,9 +39,9 @@ def measure() -> Figures:
         "interactive_wait_batch_to_busy": round(median_ms(run.waits_batch_s) / median_ms(run.waits_busy_s), 3),
         "waiting_lines": spread([sample["waiting"] for sample in run.samples if sample["fraction"] < 0.95], 0),
         # However busy the machine is: what the controller computes for a line bounds how many a second it can release.
-        "maintenance_cpu_ms_per_line": round(run.cpu_ms_per_line("maintenance", 0.1, 0.7), 2),
+        "controller_cpu_ms_per_line": round(run.cpu_ms_per_line("controller", 0.1, 0.7), 2),
     }
-    for name in ("gateway_mib", "maintenance_mib", "redis_mib", "redis_kib_per_key"):
+    for name in ("gateway_mib", "controller_mib", "redis_mib", "redis_kib_per_key"):
         early, late = run.during(name, 0.1, 0.45), run.during(name, 0.8, 1.0)
         figures[name] = {"early": round(early, 1), "late": round(late, 1), "late_to_early": round(late / early, 3)}
         figures[name]["median"] = round(statistics.median(sample[name] for sample in run.samples), 1)

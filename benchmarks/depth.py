@@ -121,7 +121,7 @@ def job_bytes(directory: Path, ended_after_s: float) -> Figures:
         (directory / "work" / "tokens").mkdir(parents=True, exist_ok=True)
         (directory / "work" / "tokens" / "enough").touch()
         _wait_status(client, job_id, "succeeded", stack)
-        time.sleep(1)  # maintenance has seen it
+        time.sleep(1)  # the controller has seen it
         figures["ended"] = bytes_of(redis, job_id, directory / "ended")
         if ended_after_s:
             time.sleep(ended_after_s)

@@ -137,11 +137,11 @@ ROWS = (
         2,
     ),
     Row("Memory of the gateway late in it, ratio to early", "batch", "figures.gateway_mib.late_to_early", 2),
-    Row("The same of the controller", "batch", "figures.maintenance_mib.late_to_early", 2),
+    Row("The same of the controller", "batch", "figures.controller_mib.late_to_early", 2),
     Row("The same of Redis, with the jobs of the last `120 s`", "batch", "figures.redis_mib.late_to_early", 2),
     Row("The same for each key that Redis holds", "batch", "figures.redis_kib_per_key.late_to_early", 2),
     Row("Lines that waited in the lane, of `200`", "batch", "figures.waiting_lines.median", 0),
-    Row("CPU time of the controller for each line", "batch", "figures.maintenance_cpu_ms_per_line", 1, "ms"),
+    Row("CPU time of the controller for each line", "batch", "figures.controller_cpu_ms_per_line", 1, "ms"),
     Row("Load of the machine as it ended, one-minute average", "batch", "machine.load_average_1m", 1),
     *(
         Row(what, "engine", f"figures.{figure}", digits, unit)

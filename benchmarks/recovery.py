@@ -1,6 +1,6 @@
 """From the kill of whoever held a job until it waits again, or another begins it: with the settings we ship.
 
-Each case has processes of its own: a worker pod or two, one or two maintenance replicas, a Valkey, a directory store.
+Each case has processes of its own: a worker pod or two, one or two controller replicas, a Valkey, a directory store.
 The engine is a fast one of the tests' that takes a minute over this song; nothing is sped up, so heartbeats, rounds and
 leases are those of a deployment. Where the case says so a controller replica dies with the worker: the one that leads.
 """
@@ -40,18 +40,18 @@ def kill_worker(_home: Pod, workers: Processes, _keepers: Processes) -> None:
     workers[0].kill()
 
 
-def kill_worker_and_maintenance(home: Pod, workers: Processes, keepers: Processes) -> None:
+def kill_worker_and_controller(home: Pod, workers: Processes, keepers: Processes) -> None:
     """The pod that sings, and the replica at work: the first to start has the lease."""
     keepers[0].kill()
     kill_worker(home, workers, keepers)
 
 
 CASES: dict[str, tuple[Callable[[Pod, Processes, Processes], None], int, int]] = {
-    # name: who is killed, workers, maintenance replicas
+    # name: who is killed, workers, replicas of the controller
     "slot_in_a_living_pod": (kill_slot, 1, 1),
     "worker_while_another_is_idle": (kill_worker, 2, 1),
     "last_worker": (kill_worker, 1, 1),
-    "worker_and_one_of_two_maintenance_replicas": (kill_worker_and_maintenance, 1, 2),
+    "worker_and_one_of_two_controller_replicas": (kill_worker_and_controller, 1, 2),
 }
 
 
@@ -71,7 +71,7 @@ def _recovery_s(
     with (
         valkey(directory / "valkey") as server,
         pod(directory, server.connection_url, SHIPPED) as home,
-        _maintenance(home, keepers) as running,
+        _controllers(home, keepers) as running,
     ):
         pods = [home.start()]
         home.wait_stage()
@@ -87,15 +87,15 @@ def _recovery_s(
 
 
 @contextmanager
-def _maintenance(home: Pod, replicas: int) -> Iterator[Processes]:
+def _controllers(home: Pod, replicas: int) -> Iterator[Processes]:
     running: Processes = []
     try:
         for number in range(replicas):
-            with (home.directory / "maintenance.log").open("ab") as log:
+            with (home.directory / "controller.log").open("ab") as log:
                 command = leashed([sys.executable, "-m", "controller"])
                 running.append(subprocess.Popen(command, env=home.environment, stdout=log, stderr=log))
             if number == 0:
-                _until(lambda: home.redis.exists(home.settings.keys.lease("metrics")))  # it is up
+                _until(lambda: home.redis.exists(home.settings.keys.leader))  # it is up
         yield running
     finally:
         for process in running:

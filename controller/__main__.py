@@ -1,5 +1,4 @@
-"""`python -m controller`: the always-on process beside the queue. Its sweeper runs in every replica, of everything
-else one at a time.
+"""`python -m controller`: the always-on process beside the queue. Every replica sweeps; one leads and does the rest.
 
 `python -m controller restore` enters in Redis what only the store remembers (docs/disaster.md), and ends.
 `python -m controller check-drained` says whether work of before an upgrade remains (docs/operator.md), and ends.
@@ -11,26 +10,26 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from threading import Event, Thread
 
 from redis import Redis
 from redis.exceptions import RedisError
 
+from controller.autoscaling import Brakes
 from controller.batches import Batches
-from controller.cluster import Cluster, connect
-from controller.containers import Containers
-from controller.containers.cluster import Jobs
-from controller.drained import OldWork, old_work
-from controller.lease import FailureLog, Lease, keep
-from controller.metrics import MaintenanceMetrics
-from controller.pools import Pools
+from controller.cluster import ContainerJobs, WorkerPods, connect
+from controller.containers.manifest import selector
+from controller.containers.runner import Containers
+from controller.leader_election import FailureLog, LeaderElection, loop
+from controller.metrics import ControllerMetrics
+from controller.pods import PodWatch
 from controller.restore import Restore
 from controller.retention import Retention
 from controller.settings import ControllerSettings
-from controller.surroundings import Surroundings
 from controller.sweeper import Sweeper
+from controller.upgrade_check import OldWork, old_work
 from controller.webhooks import Webhooks
 from serinette import logs
 from serinette.errors import ConfigurationError, StoreUnavailable
@@ -40,8 +39,7 @@ from serinette.telemetry import new_registry, serve_metrics
 
 log = logging.getLogger("controller")
 
-# Of duties whose rounds wait for a store or an API server: longer than those take to say no.
-_SLOW_LEASE_S = 30.0
+_JOIN_S = 5.0
 
 
 def run(settings: ControllerSettings, stop: Event) -> None:
@@ -51,44 +49,62 @@ def run(settings: ControllerSettings, stop: Event) -> None:
         ConfigurationError: the store's URL is wrong, or work in an older version's layout remains.
     """
     redis, store = connect_redis(settings), Store.open(settings)
-    retention = Retention(redis, settings.keys, store, settings.retention_s)
-
-    def leased(name: str, lease_s: float = settings.lease_s) -> Lease:
-        return Lease(redis, settings.keys.lease(name), lease_s)
-
-    reporting = leased("metrics")
+    leader = LeaderElection(redis, settings.keys, settings.lease_s)
     registry = new_registry()
-    metrics = MaintenanceMetrics(registry, connect_redis(settings), settings.keys, lambda: reporting.held)
+    metrics = ControllerMetrics(registry, connect_redis(settings), settings.keys, lambda: leader.leading)
     serve_metrics(registry, settings)
     if left := _old_work(settings, redis, stop):
         raise ConfigurationError(str(left))
-    # How long a sweep takes nobody knows; two at a time would only delete the same things.
-    sweep_s = settings.retention_interval_s
-    leases = [
-        _beside(lambda: None, reporting, settings.interval_s, stop),
-        _beside(partial(retention.sweep, stop), leased("retention", 2 * sweep_s), sweep_s, stop),
-        _beside(Webhooks(redis, settings), leased("webhooks"), settings.interval_s, stop),
-        _beside(Batches(redis, store, settings), leased("batches"), settings.interval_s, stop),
-        _beside(Pools(settings, store), leased("pools", _SLOW_LEASE_S), settings.interval_s, stop),
-    ]
-    place = (settings.cluster_namespace, settings.cluster_selector, settings.cluster_kubeconfig)
-    if cluster := Cluster.open(*place):
-        surroundings = Surroundings(cluster, settings)
-        leases.append(_beside(surroundings, leased("cluster", _SLOW_LEASE_S), settings.cluster_interval_s, stop))
-    if duty := _containers(settings, redis):
-        leases.append(_beside(duty, leased("containers", _SLOW_LEASE_S), settings.interval_s, stop))
+    election = _thread("leader election", lambda: leader, min(settings.interval_s, settings.lease_s / 5), stop)
+    for name, duty, pause_s in _duties(settings, redis, store, stop):
+        _thread(name, lambda duty=duty: duty, pause_s, stop, leader)  # type: ignore[misc]  # bound at once
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
-    keep(partial(Sweeper, redis, store, settings, metrics), settings.interval_s, stop, "sweeper")
+    loop("sweeper", partial(Sweeper, redis, store, settings, metrics), settings.interval_s, stop)
+    election.join(_JOIN_S)  # or it might take the lead again
     try:
-        for each in leases:
-            each.release()
+        leader.resign()
     except RedisError as error:
-        log.warning("the leases run out by themselves: %s", error)
+        log.warning("the next replica leads when this one's lease has run out: %s", error)
     log.info("stopped")
 
 
+def _duties(
+    settings: ControllerSettings, redis: Redis, store: Store, stop: Event
+) -> Iterator[tuple[str, Callable[[], object], float]]:
+    """What the leader does: a name, one round of it, and the pause after each."""
+    retention = Retention(redis, settings.keys, store, settings.retention_s)
+    yield "retention", partial(retention.sweep, stop), settings.retention_interval_s
+    yield "webhooks", Webhooks(redis, settings), settings.interval_s
+    yield "batches", Batches(redis, store, settings), settings.interval_s
+    yield "brakes", Brakes(redis, store, settings), settings.interval_s
+    namespace = settings.cluster_namespace
+    if namespace and (connection := connect(settings.cluster_kubeconfig)):
+        pods = WorkerPods(connection, namespace, settings.cluster_selector)
+        yield "pods", PodWatch(redis, pods, settings), settings.cluster_interval_s
+    namespace = settings.containers_namespace if settings.containers else None
+    if namespace and (connection := connect(settings.cluster_kubeconfig)):
+        # An empty endpoint is the store's own; presigned URLs are for the containers' pods here.
+        endpoint = settings.containers_store_endpoint or settings.store_endpoint or ""
+        signing = Store.open(settings.model_copy(update={"store_public_endpoint": endpoint}))
+        jobs = ContainerJobs(connection, namespace, selector(settings.containers_instance))
+        yield "containers", Containers(redis, signing, settings, jobs), settings.interval_s
+
+
+def _thread(
+    name: str,
+    make_duty: Callable[[], Callable[[], object]],
+    pause_s: float,
+    stop: Event,
+    leader: LeaderElection | None = None,
+) -> Thread:
+    """Run a duty's loop in a thread of its own: what it asks (a store, targets) may hang."""
+    thread = Thread(target=loop, args=(name, make_duty, pause_s, stop, leader), name=name, daemon=True)
+    thread.start()
+    return thread
+
+
 def _old_work(settings: ControllerSettings, redis: Redis, stop: Event) -> OldWork:
-    """Of a Redis that may still be on its way."""
+    """In a Redis that may not be up yet."""
     failures = FailureLog(log, "looking for work of an older version")
     while True:
         try:
@@ -97,24 +113,6 @@ def _old_work(settings: ControllerSettings, redis: Redis, stop: Event) -> OldWor
             failures.note(error)
             if stop.wait(settings.interval_s):
                 return OldWork()
-
-
-def _containers(settings: ControllerSettings, redis: Redis) -> Containers | None:
-    """What runs containers, where they are taken and there is a cluster."""
-    connection = connect(settings.cluster_kubeconfig) if settings.containers else None
-    if connection is None or settings.containers_namespace is None:
-        return None
-    # An empty endpoint is the store's own; presigned URLs are for the containers' pods here.
-    endpoint = settings.containers_store_endpoint or settings.store_endpoint or ""
-    store = Store.open(settings.model_copy(update={"store_public_endpoint": endpoint}))
-    jobs = Jobs(connection, settings.containers_namespace, settings.containers_instance)
-    return Containers(redis, store, settings, jobs)
-
-
-def _beside(duty: Callable[[], object], lease: Lease, pause_s: float, stop: Event) -> Lease:
-    """Keep a duty in a thread of its own: what it asks (a store, targets) may hang."""
-    Thread(target=keep, args=(lambda: duty, pause_s, stop, lease), name=lease.name, daemon=True).start()
-    return lease
 
 
 def restore(settings: ControllerSettings) -> None:

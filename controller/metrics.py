@@ -1,7 +1,7 @@
-"""`/metrics` of maintenance: the queue, and what has been counted in Redis, told by the replica that works.
+"""`/metrics` of the controller: the queue, and what has been counted in Redis, exposed by the replica that leads.
 
-Every replica could read the same from Redis; if each told it, sums over replicas would be wrong. So only the holder of
-the lease does, and a queue that nobody tells of is a maintenance that does not work (docs/observability.md).
+Every replica could read the same from Redis; if each exposed it, sums over replicas would be wrong. So only the leader
+does, and a queue that no replica exposes means that none leads (docs/observability.md).
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ log = logging.getLogger(__name__)
 _HEAD = 10
 
 
-class MaintenanceMetrics:
-    """What a replica tells of itself, and of the queue while it is the one that works."""
+class ControllerMetrics:
+    """What a replica exposes of itself, and of the queue while it leads."""
 
     def __init__(self, registry: CollectorRegistry, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
-        """`leading` tells whether this replica holds the lease."""
+        """`leading`: whether this replica does."""
         self._reconciled = Counter(
             "serinette_controller_reconciled_jobs",
-            "Jobs that the sweeper dealt with, by what it did.",
+            "Jobs that the sweeper moved on, by what it did.",
             ["action"],
             registry=registry,
         )
         self._round = Gauge(
             "serinette_controller_round_timestamp_seconds", "When this replica last ended a round.", registry=registry
         )
-        leads = Gauge("serinette_controller_leading", "Whether this replica holds the lease.", registry=registry)
+        leads = Gauge("serinette_controller_leading", "Whether this replica leads.", registry=registry)
         leads.set_function(lambda: float(leading()))
         registry.register(QueueCollector(redis, keys, leading))
 
     def reconciled(self, action: str, number: int = 1) -> None:
-        """So many jobs were dealt with."""
+        """So many jobs were moved on."""
         self._reconciled.labels(action).inc(number)
 
     def round_ended(self) -> None:
@@ -65,7 +65,7 @@ class QueueCollector(Collector):
         self._leading = leading
 
     def describe(self) -> Iterable[Metric]:
-        """All that it may tell, without values."""
+        """All that it may expose, without values."""
         return [*_gauges().values(), *(_counted(measure, Counters({})) for measure in MEASURES)]
 
     def collect(self) -> Iterator[Metric]:

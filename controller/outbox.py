@@ -1,5 +1,5 @@
-"""Ends of jobs and batches that are to be told to their webhooks: entered where they are ended (serinette/jobs,
-serinette/batches/repository.py).
+"""The transactional outbox: ends of jobs and batches whose webhook is to be sent, entered by the step that ends them
+(serinette/jobs, serinette/batches/repository.py).
 
 One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, at which they are due.
 """
@@ -17,7 +17,7 @@ from serinette.batch import is_batch_id
 from serinette.names import Keys
 from serinette.webhook import Delivery
 
-# Take what is due, out of every other replica's sight until it should have been told.
+# Take what is due, out of every other replica's sight until it should have been sent.
 # KEYS: webhooks. ARGV: seconds until others may take it, most jobs.
 _TAKE = """
 local at = tonumber(redis.call('TIME')[1])
@@ -48,19 +48,19 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class Outbox:
-    """The outbox on one Redis. Whoever takes an entry and dies leaves it to be taken again: at least once."""
+    """On one Redis. A replica that takes an entry and dies leaves it to be taken again: at least once."""
 
     redis: Redis
     keys: Keys
 
     def take(self, hidden_s: int, count: int) -> list[str]:
-        """Up to `count` jobs whose end is to be told now; nobody else gets them within `hidden_s`."""
+        """Up to `count` jobs and batches that are due; no other replica gets them within `hidden_s`."""
         due: Any = self.redis.eval(_TAKE, 1, self.keys.webhooks, hidden_s, count)
         return [job_id.decode() for job_id in due]
 
     def log(self, job_id: str, delivery: Delivery, again_s: float | None) -> None:
         """Log one try on its job; the next follows after `again_s`, or never."""
-        keys = [self._book_of(job_id), self.keys.webhooks]
+        keys = [self._record_of(job_id), self.keys.webhooks]
         again = "" if again_s is None else math.ceil(again_s)
         outcome = "delivered" if delivery.delivered else "given_up" if again_s is None else "failed"
         with self.redis.pipeline(transaction=True) as pipe:
@@ -69,9 +69,9 @@ class Outbox:
             pipe.execute()
 
     def drop(self, job_id: str) -> None:
-        """Tell this one to nobody any more."""
-        self.redis.eval(_DROP, 2, self._book_of(job_id), self.keys.webhooks, job_id)
+        """Never send this one."""
+        self.redis.eval(_DROP, 2, self._record_of(job_id), self.keys.webhooks, job_id)
 
-    def _book_of(self, name: str) -> str:
-        """Where the tries to tell of a job or batch are logged."""
+    def _record_of(self, name: str) -> str:
+        """The hash in which the tries of a job or batch are logged."""
         return self.keys.batch(name) if is_batch_id(name) else self.keys.job(name)

@@ -109,10 +109,10 @@ def _inputs(container: dict[str, Any]) -> Iterator[str]:
 def expired(
     objects: Iterable[StoredObject], cutoff: datetime, in_use: Callable[[], set[str]]
 ) -> Iterator[list[StoredObject]]:
-    """Songs and uploads whose newest object is older than `cutoff` and that nobody uses, their records last.
+    """Songs and uploads whose newest object is older than `cutoff` and that are not in use, their records last.
 
-    A listing keeps what lies in one directory together; were it torn, each part would be judged by itself. `in_use` is
-    asked once, and only if something is old enough.
+    A listing keeps what lies in one directory together; were it torn, each part would be looked at by itself. `in_use`
+    is called once, and only if something is old enough.
     """
     used: set[str] | None = None
     for directory, group in groupby(objects, key=lambda found: found.key.rpartition("/")[0]):

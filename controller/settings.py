@@ -17,7 +17,9 @@ class ControllerSettings(WebhookSettings, PoolSettings, ContainerSettings):
 
     pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")
     interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")
-    lease_s: float = Field(10.0, ge=2, le=60, description="How long a silent holder keeps the others out.")
+    lease_s: float = Field(
+        10.0, ge=2, le=60, description="How long a leader that fell silent keeps the other replicas from leading."
+    )
     batch_backlog: int = Field(
         32,
         ge=1,

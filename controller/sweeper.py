@@ -1,4 +1,4 @@
-"""Brings on the jobs that nobody else moves: one loop in every replica, whichever of them holds leases.
+"""Moves on the jobs that no slot or client will: one loop in every replica, whether it leads or not.
 
 Every change is one transition, so replicas may do the same at once. What needs the store asks it with patience; a store
 that is away, or one job that cannot be read, holds up nothing else.
@@ -16,11 +16,10 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from controller import planning
-from controller.metrics import MaintenanceMetrics
-from controller.planning import Action, Plan, RemovedPools
-from controller.recording import Recording, StoreQuestions
+from controller.metrics import ControllerMetrics
 from controller.settings import ControllerSettings
+from controller.sweep_plan import Action, Plan, RemovedPools, plan_due, plan_lost, shrinks
+from controller.unrecorded import StoreCalls, UnrecordedEnds
 from serinette import logs
 from serinette.errors import StoreUnavailable
 from serinette.job import Record
@@ -37,8 +36,7 @@ log = logging.getLogger(__name__)
 _LOST, _DUE, _STRANDED, _SHRUNK = 1_000, 500, 200, 500
 # Jobs read in one step of the server.
 _LOOK = 200
-# What the unrecorded are to the store, these are to Redis: an ended job stays whole for so long, and walks over those
-# that must stay longer begin anew after a pause.
+# An ended job stays whole in Redis for so long. Walks over those that must stay longer begin anew after a pause.
 _WHOLE_S = 600.0
 _WALK_EVERY_S = 30.0
 _TIDY_EVERY_S = 60.0
@@ -47,14 +45,14 @@ _KEYS = 1_000
 
 
 class Sweeper:
-    """One round: leases, deadlines, lanes, removed pools, the unrecorded, the shrinking, and what RQ leaves behind."""
+    """One round: leases, deadlines, lanes, removed pools, unrecorded ends, jobs that shrink, what RQ leaves behind."""
 
     def __init__(
         self,
         redis: Redis,
         store: Store,
         settings: ControllerSettings,
-        metrics: MaintenanceMetrics | None = None,
+        metrics: ControllerMetrics | None = None,
         whole_s: float = _WHOLE_S,
     ) -> None:
         """`whole_s`: how long an ended job stays whole in Redis at least."""
@@ -64,8 +62,8 @@ class Sweeper:
         self._metrics = metrics
         self._whole_s = whole_s
         self._jobs = Jobs(redis, settings.redis_prefix)
-        self._questions = StoreQuestions(store)
-        self._recording = Recording(self._jobs, settings.keys, self._questions)
+        self._store_calls = StoreCalls(store)
+        self._record_ends = UnrecordedEnds(self._jobs, settings.keys, self._store_calls)
         self._removed = RemovedPools(settings.pools, settings.pool, settings.rehome_after_s)
         self._prune_lists = ListPruner(redis, settings.keys)
         self._unreadable: set[str] = set()
@@ -93,14 +91,14 @@ class Sweeper:
         if self._metrics:
             self._metrics.round_ended()
 
-    # -- jobs that wait for somebody who is gone
+    # -- jobs whose slot, deadline or pool is gone
 
     def _lost(self) -> None:
         due = self._jobs(calls.overdue(self._settings.heartbeat_ttl_s, _LOST))
         seen = self._look([job_id for job_id, _ in due])
         cases = zip(due, seen, strict=True)
         self._carry_out(
-            self._planned((job_id, partial(planning.of_lost, one.entry, attempt)) for (job_id, attempt), one in cases)
+            self._planned((job_id, partial(plan_lost, one.entry, attempt)) for (job_id, attempt), one in cases)
         )
 
     def _due(self) -> None:
@@ -109,7 +107,7 @@ class Sweeper:
         ids = [job_id.decode() for job_id in due]
         seen = self._look(ids)
         cases = zip(ids, seen, strict=True)
-        plans = self._planned((job_id, partial(planning.of_due, one.entry, at)) for job_id, one in cases)
+        plans = self._planned((job_id, partial(plan_due, one.entry, at)) for job_id, one in cases)
         if settled := set(ids) - {plan.entry.id for plan in plans} - self._unreadable:
             self._redis.zrem(self._keys.deadlines, *settled)
         self._carry_out(plans)
@@ -149,7 +147,7 @@ class Sweeper:
 
     def _carry_out(self, plans: Sequence[Plan]) -> None:
         asking = [plan for plan in plans if plan.asks_store]
-        answers = self._questions.ask([_Question(plan) for plan in asking])
+        answers = self._store_calls.run([partial(_find_or_put, plan) for plan in asking])
         records = dict(zip((plan.entry.id for plan in asking), answers, strict=True))
         for plan in plans:
             with logs.about(job=plan.entry.id):
@@ -185,7 +183,7 @@ class Sweeper:
     # -- jobs that have ended
 
     def _record(self) -> None:
-        self._count(Action.RECORD, self._recording())
+        self._count(Action.RECORD, self._record_ends())
 
     def _shrink(self) -> None:
         at_s = time.monotonic()
@@ -207,7 +205,7 @@ class Sweeper:
 
     def _shrinking(self, entry: Entry) -> Call[bool] | None:
         try:
-            return calls.shrink(entry) if planning.shrinks(entry) else None
+            return calls.shrink(entry) if shrinks(entry) else None
         except Exception as error:
             self._leave(entry.id, error)
             return None
@@ -248,14 +246,8 @@ class Sweeper:
             self._metrics.reconciled(action, number)
 
 
-class _Question:
-    """Asks the store what one job has ended as, having it say so where it must end now; None: it has not."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def __call__(self, store: Store) -> Record | None:
-        plan = self._plan
-        if found := find_record(store, plan.entry.tenant, plan.entry.id):
-            return found
-        return put_record(store, plan.record) if plan.record else None
+def _find_or_put(plan: Plan, store: Store) -> Record | None:
+    """The record of one job that has ended, put now where it is to end; None: it has not ended."""
+    if found := find_record(store, plan.entry.tenant, plan.entry.id):
+        return found
+    return put_record(store, plan.record) if plan.record else None

@@ -1,7 +1,7 @@
 """The brake: why starting more of a pool's workers would be waste, and what workers tell of loads that failed.
 
-Maintenance decides (controller/brake.py) and writes a set of reasons, each `{code}: {words}`, that it keeps from
-expiring. KEDA reads no more than its size; people read the words.
+The controller decides (controller/autoscaling.py) and writes a set of reasons, each `{code}: {words}`, that it keeps
+from expiring. KEDA reads no more than its size; people read the words.
 """
 
 from __future__ import annotations

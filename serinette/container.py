@@ -22,7 +22,7 @@ from pydantic import (
 from serinette.errors import InvalidSpec
 from serinette.spec import AudioId, BoundedInput, PublishedName, invalid_spec, without_control_characters
 
-# The pool whose lanes containers wait in: no worker serves it, maintenance does.
+# The pool whose lanes containers wait in: no worker serves it, the controller does.
 CONTAINERS_POOL = "containers"
 
 MAX_INPUTS = 32
@@ -30,7 +30,7 @@ MAX_INPUTS = 32
 MAX_WORDS_BYTES = 256 * 1024
 _JOB_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
-# Written in full, so that nobody's default registry is asked: host/repository, a tag, a digest.
+# Written in full, so that no default registry is asked: host/repository, a tag, a digest.
 _REPOSITORY = r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)"
 _TAG = r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 _IMAGE_CHARACTERS = 400
@@ -55,10 +55,9 @@ AllowedImage = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}*(?:/|{
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 # Below /inputs and /outputs: plain segments, none of which begins with a dot.
-FileName = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}$")
-]
-_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
+_FILE = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}"
+_FILE_NAME = re.compile(_FILE)
+FileName = Annotated[str, StringConstraints(pattern=f"^{_FILE}$")]
 Word = Annotated[str, StringConstraints(max_length=8_192)]
 
 

@@ -1,4 +1,4 @@
-"""Settings of containers as jobs. Part of the gateway's and of maintenance's (api/settings.py)."""
+"""Settings of containers as jobs: part of the gateway's and of the controller's."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class ContainerSettings(SharedSettings):
         description="Service account of their pods, in that namespace, of which they get no token. Its image pull "
         "secrets are theirs, and Jobs go when it goes. None: the namespace's `default`, and Jobs stay.",
     )
-    containers_carrier: Image | None = Field(
-        None, description="Image whose Python fetches inputs and uploads outputs: the gateway's."
+    containers_steps_image: Image | None = Field(
+        None, description="Image of the steps that fetch inputs and upload outputs: the gateway's."
     )
     containers_store_endpoint: str | None = Field(
         None, description="Endpoint of the store as the containers' pods reach it. None: `store_endpoint`."
@@ -94,7 +94,10 @@ class ContainerSettings(SharedSettings):
 
     @model_validator(mode="after")
     def _all_there_or_off(self) -> Self:
-        wanted = {"containers_namespace": self.containers_namespace, "containers_carrier": self.containers_carrier}
+        wanted = {
+            "containers_namespace": self.containers_namespace,
+            "containers_steps_image": self.containers_steps_image,
+        }
         missing = [name for name, value in wanted.items() if value is None]
         if self.containers and missing:
             raise ValueError(f"SERINETTE_{missing[0].upper()}: must be set where SERINETTE_CONTAINERS is true")

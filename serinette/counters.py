@@ -2,7 +2,7 @@
 
 One hash of small numbers, of a size bounded by the vocabularies in it (pools, outcomes, error codes; never a job or a
 tenant). Counts ride in the transactions that decide what they count: a job that ends once is counted once.
-Maintenance exposes them (controller/metrics.py).
+The controller exposes them (controller/metrics.py).
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ class Local:
 
     def _controller_pending(self) -> str | None:
         try:
-            return None if self._redis.exists(self._settings.keys.lease("metrics")) else "starting"
+            return None if self._redis.exists(self._settings.keys.leader) else "starting"
         except RedisError as error:
             return str(error)
 

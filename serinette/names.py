@@ -216,9 +216,10 @@ class Keys:
         """String that `serinette doctor` writes, to see that it may, and takes away."""
         return self._key("doctor")
 
-    def lease(self, name: str) -> str:
-        """String that its holder keeps alive: one maintenance replica at a time."""
-        return self._key("lease", name)
+    @property
+    def leader(self) -> str:
+        """String that the leader among the controller's replicas keeps from expiring."""
+        return self._key("leader")
 
 
 def song_prefix(tenant: str, job_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Settings that gateway, maintenance and worker must agree on."""
+"""Settings that gateway, controller and worker must agree on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole Serinette in a temporary directory and on a free port: gateway, maintenance and worker as real processes."""
+"""A whole Serinette in a temporary directory and on a free port: gateway, controller and worker as real processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import httpx
 from serinette.leash import leashed
 from tests.servers import free_ports, valkey
 
-MODULES = {"gateway": "api", "maintenance": "controller", "worker": "gpu_worker"}
+MODULES = {"gateway": "api", "controller": "controller", "worker": "gpu_worker"}
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Stack:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, environment: Mapping[str, str] | None = None) -> None:
-        """Start gateway, maintenance or worker, with settings of its own beyond the shared ones."""
+        """Start gateway, controller or worker, with settings of its own beyond the shared ones."""
         with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 leashed([sys.executable, "-m", MODULES[name]]),
@@ -100,7 +100,7 @@ def running(
             **(shared or {}),
         }
         stack = Stack(directory, f"http://127.0.0.1:{port}", server.connection_url, environment)
-        own = {"gateway": gateway, "maintenance": None, "worker": worker}
+        own = {"gateway": gateway, "controller": None, "worker": worker}
         try:
             for part in parts:
                 stack.start(part, own[part])

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 from anyio import CapacityLimiter, from_thread
 
-from api.containers.checking import check_container, check_inputs, check_taken
+from api.containers import check_container, check_inputs, check_taken
 from api.queue.admission import check_audio, check_length, check_webhook, check_words, pool_for, timeout_for
 from api.queue.figures import PoolFigures
 from api.queue.lookup import Lookup

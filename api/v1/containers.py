@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import ConfigDict
 from starlette.responses import RedirectResponse
 
-from api.containers.log import PLACE, Place
+from api.containers import LOG_POSITION, LogPosition
 from api.dependencies import (
     LogsPart,
     QueuePart,
@@ -128,9 +128,13 @@ async def log(
     tenant: TenantPart,
     after: Annotated[
         str | None,
-        Query(pattern=PLACE, description="ETag of an earlier answer: only what came since.", examples=["1-2048"]),
+        Query(
+            pattern=LOG_POSITION,
+            description="ETag of an earlier answer: only what came since.",
+            examples=["1-2048"],
+        ),
     ] = None,
 ) -> Response:
     """Plain text: as far as it is while the container runs, whole when it has ended. Each attempt has its own."""
     job = await queue.get(tenant, job_id)
-    return await logs.serve(job, Asked.by(request), Place.parse(after) if after else None)
+    return await logs.serve(job, Asked.by(request), LogPosition.parse(after) if after else None)

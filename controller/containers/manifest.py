@@ -20,22 +20,21 @@ JOB_LABEL = "serinette.dev/job"
 ATTEMPT_LABEL = "serinette.dev/attempt"
 TENANT_LABEL = "serinette.dev/tenant"
 
+# Containers of the pod. The two beside the command run serinette/container_steps.py.
+MAIN, FETCH, UPLOAD = "main", "fetch", "upload"
+
 # A container that is taken from its node loses its work: autoscalers are to take another node.
 _ANNOTATIONS = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
-
-# Containers of the pod.
-MAIN, FETCH, CARRY = "main", "fetch", "carry"
-
-# Nobody: images that run as root are run as this all the same.
+# Without rights: images that run as root are run as this all the same.
 _USER = 65532
-# The last defence should nobody ever delete the Job: far longer than maintenance is away.
+# In case that the Job is never deleted: far longer than the controller is away.
 _LEFT_FOR_S = 86_400
 # A variable of Linux may have 128 KiB.
-MAX_PLAN_BYTES = 120_000
-# The last step may be told to end: it has a handler of SIGTERM. Linux drops a signal that a container's first process
-# has none for, and a command may be over before a Python has started.
+MAX_STEP_BYTES = 120_000
+# The last step has a handler of SIGTERM. Linux drops a signal that a container's first process has none for, and a
+# command may be over before a Python has started.
 READY = ("grep", "-q", "^SigCgt:.*[4-7c-f]...$", "/proc/1/status")
-_CARRIER_RESOURCES = {
+_STEP_RESOURCES = {
     "requests": {"cpu": "50m", "memory": "96Mi", "ephemeral-storage": "16Mi"},
     "limits": {"cpu": "1", "memory": "256Mi", "ephemeral-storage": "64Mi"},
 }
@@ -45,7 +44,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One attempt. `fetch` is of {path, url, size_bytes}; `upload` of what serinette/carry.py reads."""
+    """One attempt. `fetch` and `upload` are what serinette/container_steps.py reads."""
 
     job_id: str
     tenant: str
@@ -63,12 +62,17 @@ def job_name(job_id: str) -> str:
 
 
 def identity(instance: str) -> dict[str, str]:
-    """What finds the Jobs and pods of one deployment, and no other's in the same namespace."""
+    """Labels of the Jobs and pods of one deployment, and of no other's in the same namespace."""
     return {
         "app.kubernetes.io/name": "serinette",
         "app.kubernetes.io/instance": instance,
         "app.kubernetes.io/component": "container",
     }
+
+
+def selector(instance: str) -> str:
+    """The same, as Kubernetes selects by labels."""
+    return ",".join(f"{name}={value}" for name, value in identity(instance).items())
 
 
 def manifest(order: Order, settings: ContainerSettings, owner: Object | None = None) -> Object:
@@ -81,13 +85,10 @@ def manifest(order: Order, settings: ContainerSettings, owner: Object | None = N
         # A label's value ends with a letter or digit; this one is for people, and decides nothing.
         TENANT_LABEL: order.tenant.rstrip("-"),
     }
-    metadata: Object = {
-        "name": job_name(order.job_id),
-        "namespace": settings.containers_namespace,
-        "labels": labels,
-    }
+    metadata: Object = {"name": job_name(order.job_id), "namespace": settings.containers_namespace, "labels": labels}
     if owner:
-        metadata["ownerReferences"] = [_reference(owner)]
+        named = {name: owner["metadata"][name] for name in ("name", "uid")}
+        metadata["ownerReferences"] = [{"apiVersion": owner["apiVersion"], "kind": owner["kind"], **named}]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -106,15 +107,18 @@ def manifest(order: Order, settings: ContainerSettings, owner: Object | None = N
     }
 
 
-def _reference(owner: Object) -> Object:
-    named = {name: owner["metadata"][name] for name in ("name", "uid")}
-    return {"apiVersion": owner["apiVersion"], "kind": owner["kind"], **named}
-
-
 def _pod(order: Order, settings: ContainerSettings) -> Object:
     machines = settings.containers_machines.get(order.spec.pool or "default", Machines())
     size = f"{order.spec.disk_mib}Mi"
-    pod: Object = {
+    optional = {
+        "serviceAccountName": settings.containers_service_account,
+        "runtimeClassName": machines.runtime_class,
+        "priorityClassName": settings.containers_priority_classes.get(order.lane),
+    }
+    # restartPolicy Always makes it a sidecar: it is there before the command starts, and is ended after that has.
+    probe = {"exec": {"command": list(READY)}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 120}
+    upload = _step(UPLOAD, settings, order.upload, _mount("outputs", read_only=True))
+    return {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": order.timeout_s,
         "terminationGracePeriodSeconds": settings.containers_grace_s,
@@ -134,66 +138,43 @@ def _pod(order: Order, settings: ContainerSettings) -> Object:
         "nodeSelector": machines.node_selector,
         "tolerations": list(machines.tolerations),
         "volumes": [{"name": name, "emptyDir": {"sizeLimit": size}} for name in ("inputs", "outputs", "tmp")],
-        "initContainers": [_fetch(order, settings), _carry(order, settings)],
-        "containers": [_main(order, machines)],
+        "initContainers": [
+            _step(FETCH, settings, list(order.fetch), _mount("inputs")),
+            upload | {"restartPolicy": "Always", "startupProbe": probe},
+        ],
+        "containers": [_main(order.spec, machines, settings)],
+        **{name: value for name, value in optional.items() if value},
     }
-    if settings.containers_service_account:
-        pod["serviceAccountName"] = settings.containers_service_account
-    if machines.runtime_class:
-        pod["runtimeClassName"] = machines.runtime_class
-    if name := settings.containers_priority_classes.get(order.lane):
-        pod["priorityClassName"] = name
-    return pod
 
 
-def _main(order: Order, machines: Machines) -> Object:
-    spec = order.spec
+def _main(spec: ContainerSpec, machines: Machines, settings: ContainerSettings) -> Object:
     limits = {"cpu": f"{spec.cpu:g}", "memory": f"{spec.memory_mib}Mi", "ephemeral-storage": f"{spec.disk_mib}Mi"}
     if spec.gpus:
         limits[machines.gpu_resource] = str(spec.gpus)
-    container: Object = {
+    env: list[Object] = [{"name": "HOME", "value": "/tmp"}]  # noqa: S108  # the pod's own
+    env += [{"name": name, "value": _literal(value)} for name, value in spec.env.items()]
+    for name, published in spec.secrets.items():
+        if known := settings.containers_secrets.get(published):
+            env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": known.secret, "key": known.key}}})
+    words = {"command": list(map(_literal, spec.command)), "args": list(map(_literal, spec.args))}
+    return {
         "name": MAIN,
         "image": spec.image,
-        "env": [{"name": "HOME", "value": "/tmp"}],  # noqa: S108  # the pod's own
+        "env": env,
         "resources": {"requests": limits, "limits": limits},
         "securityContext": _confined(read_only=not spec.writable_root),
         "volumeMounts": [_mount("inputs", read_only=True), _mount("outputs"), _mount("tmp")],
+        **{name: given for name, given in words.items() if given},
     }
-    container["env"] += [{"name": name, "value": _literal(value)} for name, value in spec.env.items()]
-    return container | {name: words for name, words in _words(spec).items() if words}
 
 
-def _words(spec: ContainerSpec) -> dict[str, list[str]]:
-    return {"command": [_literal(word) for word in spec.command], "args": [_literal(word) for word in spec.args]}
-
-
-def with_secrets(job: Object, order: Order, settings: ContainerSettings) -> Object:
-    """The Job with what the operator published in the command's environment, by reference."""
-    (main,) = job["spec"]["template"]["spec"]["containers"]
-    for name, published in order.spec.secrets.items():
-        if known := settings.containers_secrets.get(published):
-            main["env"].append({"name": name, "valueFrom": {"secretKeyRef": {"name": known.secret, "key": known.key}}})
-    return job
-
-
-def _fetch(order: Order, settings: ContainerSettings) -> Object:
-    return _carrier(FETCH, settings, list(order.fetch), _mount("inputs"))
-
-
-def _carry(order: Order, settings: ContainerSettings) -> Object:
-    # restartPolicy Always makes it a sidecar: it is there before the command starts, and is ended after that has.
-    probe = {"exec": {"command": list(READY)}, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 120}
-    step = _carrier(CARRY, settings, order.upload, _mount("outputs", read_only=True))
-    return step | {"restartPolicy": "Always", "startupProbe": probe}
-
-
-def _carrier(name: str, settings: ContainerSettings, plan: object, mount: Object) -> Object:
+def _step(name: str, settings: ContainerSettings, given: object, mount: Object) -> Object:
     return {
         "name": name,
-        "image": settings.containers_carrier,
-        "command": ["python", "-m", "serinette.carry", name],
-        "env": [{"name": "SERINETTE_CARRY", "value": _literal(json.dumps(plan))}],
-        "resources": _CARRIER_RESOURCES,
+        "image": settings.containers_steps_image,
+        "command": ["python", "-m", "serinette.container_steps", name],
+        "env": [{"name": "SERINETTE_STEP", "value": _literal(json.dumps(given))}],
+        "resources": _STEP_RESOURCES,
         "securityContext": _confined(read_only=True),
         "volumeMounts": [mount],
     }

@@ -1,142 +1,370 @@
-"""What is to be done about the containers: a pure plan over what the books and the cluster say, made anew each round.
+"""The plan of a round: which Jobs go, what each attempt needs, which jobs begin, which lines of a log are new.
 
-Nothing is remembered between rounds, so it may be cut short anywhere: what is half done is seen, and gone on with.
+Pure, over what records and cluster say. Nothing is remembered between rounds, so one may be cut short anywhere: what is
+half done is seen in the next, and gone on with. runner.py acts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from controller.containers.judging import Ending, How, Patience, judge, lost
-from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL
+from controller.containers.manifest import ATTEMPT_LABEL, FETCH, JOB_LABEL, MAIN, UPLOAD
+from serinette.container import ContainerSpec
+from serinette.container_settings import ContainerSettings
+from serinette.container_steps import GONE
+from serinette.errors import (
+    ContainerFailed,
+    EngineOutOfMemory,
+    ImageUnavailable,
+    JobTimeout,
+    SerinetteError,
+    Unschedulable,
+    WorkerLost,
+)
+from serinette.job import Attempt, JobError, JobStatus, Stage
+from serinette.jobs import Entry
 
 Object = Mapping[str, Any]
 
-# Attempts that the cluster ended are charged to nobody, up to so many.
+# Attempts that the cluster ended are not charged, up to so many.
 FREE_ATTEMPTS = 3
 # How much longer than its grace a Job may take to go.
 _GOING_S = 120.0
+# Beyond its deadline and its grace a pod's node is silent.
+_SILENT_S = 300.0
+# A registry may be slow to answer; a name that does not exist stays so.
+_PULL_PATIENCE_S = 120.0
+
+_NEVER = {"InvalidImageName", "ErrImageNeverPull"}
+_PULLING = {"ImagePullBackOff", "ErrImagePull"}
+_UNSTARTABLE = {"CreateContainerConfigError", "CreateContainerError"}
+_BLOCKED = _NEVER | _PULLING | _UNSTARTABLE
 
 
 class Action(StrEnum):
-    """What one held job needs."""
+    """What one attempt needs."""
 
     WAIT = "wait"
     CREATE = "create"  # its Kubernetes Job
-    ADOPT = "adopt"  # a Job that bears its name and attempt, and of which the books do not say so yet
+    ADOPT = "adopt"  # a Job that bears its name and attempt, and of which the record does not say so yet
     DELETE = "delete"  # the Job of an earlier attempt, or of a canceled one
-    CANCEL = "cancel"  # end the job as canceled
-    END = "end"  # end the attempt, as its ending says
-
-
-class Verdict(StrEnum):
-    """What becomes of a job whose attempt ended."""
-
-    SUCCEED = "succeed"
-    FAIL = "fail"
-    RETRY = "retry"  # charged, and to the front of its lane
-    RETURN = "return"  # charged to nobody, and to the front of its lane
+    RETRY = "retry"  # end the attempt, charged; the job goes to the front of its lane
+    RETURN = "return"  # the same, and not charged
+    FINISH = "finish"  # end the job
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An attempt in charge, as the books have it."""
+    """A job that an attempt of ours holds, by its record."""
 
-    job_id: str
-    attempt_id: str
-    attempt: int
-    gpus: int
-    retries_left: int
-    placed: bool  # a Kubernetes Job was made for it
-    canceled: bool
-    patience: Patience
+    entry: Entry
+    attempt: Attempt
+    spec: ContainerSpec
+
+    @property
+    def placed(self) -> bool:
+        """Whether a Kubernetes Job was made for this attempt."""
+        return self.entry.placed == self.attempt.id
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended. Without an error it succeeded; `run_s` is how long its command ran."""
+
+    error: JobError | None = None
+    exit_code: int | None = None
+    run_s: float = 0.0
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was the cluster's doing."""
+        return self.error is not None and self.error.code == WorkerLost.code
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The one thing to do."""
+    """The one thing to do for an attempt; `status` is what a job finishes as."""
 
     action: Action
-    ending: Ending | None = None
+    ending: Ending = Ending()
+    status: JobStatus | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A job in its lane."""
-
-    job_id: str
-    gpus: int
+# -- jobs and attempts
 
 
-def decide(held: Held, job: Object | None, pod: Object | None, at: datetime) -> Step:
-    """The next step for one attempt. `job` bears its name, `pod` is the newest of that Job."""
-    ours = job is not None and (job["metadata"].get("labels") or {}).get(ATTEMPT_LABEL) == held.attempt_id
-    if job is not None and (not ours or held.canceled):
-        return _deleting(held, job, pod, at)
-    if held.canceled:
-        return Step(Action.CANCEL)
-    if job is None:
-        return Step(Action.END, lost("its Kubernetes Job was deleted")) if held.placed else Step(Action.CREATE)
-    if not held.placed:
-        return Step(Action.ADOPT)
-    ending = judge(pod, held.patience, at) if pod is not None else _podless(held, job, at)
-    return Step(Action.END, ending) if ending else Step(Action.WAIT)
+def orphans(jobs: Iterable[Object], held: Collection[str]) -> list[str]:
+    """Names of Kubernetes Jobs whose job is not among those held (ids), and that are not being deleted yet."""
+    gone = (job["metadata"] for job in jobs if label(job, JOB_LABEL) not in held)
+    return [metadata["name"] for metadata in gone if not metadata.get("deletionTimestamp")]
 
 
-def _deleting(held: Held, job: Object, pod: Object | None, at: datetime) -> Step:
-    gone = job["metadata"].get("deletionTimestamp")
-    if gone is None:
-        return Step(Action.DELETE)
-    # A canceled one's outputs are put while it goes; one whose node is silent is not waited for.
-    late = (at - datetime.fromisoformat(gone)).total_seconds() > held.patience.grace_s + _GOING_S
-    return Step(Action.CANCEL) if held.canceled and late else Step(Action.WAIT)
-
-
-def _podless(held: Held, job: Object, at: datetime) -> Ending | None:
-    conditions = {each.get("type"): each for each in job.get("status", {}).get("conditions") or ()}
-    if each := conditions.get("Failed") or conditions.get("Complete"):
-        return lost(str(each.get("message") or "its pod was deleted")[:300])
-    if job.get("spec", {}).get("suspend"):  # Kueue decides when it may begin
-        return None
-    age_s = (at - datetime.fromisoformat(job["metadata"]["creationTimestamp"])).total_seconds()
-    return lost("no pod was made for it; a quota may forbid it") if age_s > held.patience.start_s else None
-
-
-def verdict_of(held: Held, ending: Ending) -> Verdict:
-    """What becomes of the job."""
-    if ending.how is How.SUCCEEDED:
-        return Verdict.SUCCEED
-    if ending.how is How.LOST and held.attempt < held.retries_left + FREE_ATTEMPTS:
-        return Verdict.RETURN
-    retryable = ending.error is not None and ending.error.retryable
-    return Verdict.RETRY if retryable and held.retries_left > 0 else Verdict.FAIL
-
-
-def startable(waiting: Iterable[Waiting], held: Iterable[Held], max_gpus: int, max_jobs: int) -> list[str]:
-    """The jobs that may begin, in their order. One that does not fit holds up those behind it: else a crowd of small
-    ones would keep a large one waiting for ever.
+def startable(
+    waiting: Iterable[tuple[str, ContainerSpec]], held: Iterable[Held], max_gpus: int, max_jobs: int
+) -> list[str]:
+    """Ids of the jobs that may begin, in their order. One that does not fit holds up those behind it: else a crowd of
+    small ones would keep a large one waiting for ever.
     """
     running = list(held)
-    free_gpus, free_jobs = max_gpus - sum(each.gpus for each in running), max_jobs - len(running)
+    free_gpus, free_jobs = max_gpus - sum(each.spec.gpus for each in running), max_jobs - len(running)
     found: list[str] = []
-    for each in waiting:
-        if each.gpus > free_gpus or free_jobs < 1:
+    for job_id, spec in waiting:
+        if spec.gpus > free_gpus or free_jobs < 1:
             break
-        free_gpus, free_jobs = free_gpus - each.gpus, free_jobs - 1
-        found.append(each.job_id)
+        free_gpus, free_jobs = free_gpus - spec.gpus, free_jobs - 1
+        found.append(job_id)
     return found
 
 
-def strays(jobs: Iterable[Object], held: Iterable[Held]) -> list[str]:
-    """Names of Kubernetes Jobs whose job nobody holds any more, and that are not being deleted yet."""
-    known = {each.job_id for each in held}
-    return [
-        each["metadata"]["name"]
-        for each in jobs
-        if (each["metadata"].get("labels") or {}).get(JOB_LABEL) not in known
-        and not each["metadata"].get("deletionTimestamp")
-    ]
+def next_step(held: Held, job: Object | None, pod: Object | None, settings: ContainerSettings, at: datetime) -> Step:
+    """What one attempt needs. `job` bears its name, `pod` is the newest of its own."""
+    canceled = held.entry.cancel_requested
+    if job is not None and (canceled or label(job, ATTEMPT_LABEL) != held.attempt.id):
+        gone = job["metadata"].get("deletionTimestamp")
+        if gone is None:
+            return Step(Action.DELETE)
+        # A canceled one's outputs are put while it goes; one whose node is silent is not waited for.
+        if not canceled or _seconds(gone, None, at) <= settings.containers_grace_s + _GOING_S:
+            return Step(Action.WAIT)
+    if canceled:
+        run_s = held.entry.ran_s if pod is None else run_s_of(pod, at)
+        return Step(Action.FINISH, Ending(run_s=run_s), JobStatus.CANCELED)
+    if job is None:
+        return _ended(held, _lost("its Kubernetes Job was deleted")) if held.placed else Step(Action.CREATE)
+    if not held.placed:
+        return Step(Action.ADOPT)
+    ending = _podless(job, settings, at) if pod is None else ending_of(pod, held.entry.timeout_s, settings, at)
+    return _ended(held, ending) if ending else Step(Action.WAIT)
+
+
+def refused(why: str) -> Step:
+    """The store or the cluster will never take it."""
+    return Step(Action.FINISH, Ending(_error(ContainerFailed, why, retryable=False)), JobStatus.FAILED)
+
+
+def _ended(held: Held, ending: Ending) -> Step:
+    if ending.error is None:
+        return Step(Action.FINISH, ending, JobStatus.SUCCEEDED)
+    if ending.lost and held.attempt.number < held.entry.retries_left + FREE_ATTEMPTS:
+        return Step(Action.RETURN, ending)
+    if ending.error.retryable and held.entry.retries_left > 0:
+        return Step(Action.RETRY, ending)
+    return Step(Action.FINISH, ending, JobStatus.FAILED)
+
+
+def _podless(job: Object, settings: ContainerSettings, at: datetime) -> Ending | None:
+    conditions = {each.get("type"): each for each in job.get("status", {}).get("conditions") or ()}
+    if each := conditions.get("Failed") or conditions.get("Complete"):
+        return _lost(str(each.get("message") or "its pod was deleted")[:300])
+    if job.get("spec", {}).get("suspend"):  # Kueue decides when it may begin
+        return None
+    age_s = _seconds(job["metadata"]["creationTimestamp"], None, at)
+    return _lost("no pod was made for it; a quota may forbid it") if age_s > settings.containers_start_s else None
+
+
+# -- pods
+
+
+def stage_of(pod: Object | None) -> Stage:
+    """Where an attempt is."""
+    if pod is None:
+        return Stage.STARTING
+    if _state(pod, MAIN).get("terminated"):
+        return Stage.UPLOADING
+    if _state(pod, MAIN).get("running"):
+        return Stage.COMPUTING
+    return Stage.FETCHING if _state(pod, FETCH).get("running") else Stage.STARTING
+
+
+def has_log(pod: Object) -> bool:
+    """Whether the command has begun."""
+    return stage_of(pod) in {Stage.COMPUTING, Stage.UPLOADING}
+
+
+def run_s_of(pod: Object, at: datetime) -> float:
+    """How long the command has run, in seconds."""
+    state = _state(pod, MAIN)
+    times = state.get("terminated") or state.get("running") or {}
+    return _seconds(times.get("startedAt"), times.get("finishedAt"), at)
+
+
+def ending_of(pod: Object, timeout_s: float, settings: ContainerSettings, at: datetime) -> Ending | None:
+    """How the attempt ended, or None while it goes on."""
+    if pod.get("status", {}).get("phase") in {"Succeeded", "Failed"}:
+        return _over(pod, at)
+    return _never_begins(pod, settings, at) or _silent(pod, timeout_s, settings, at)
+
+
+def _over(pod: Object, at: datetime) -> Ending:
+    done, fetched = _state(pod, MAIN).get("terminated") or {}, _state(pod, FETCH).get("terminated") or {}
+    code, run_s = done.get("exitCode"), run_s_of(pod, at)
+    if error := _own_doing(pod, done):
+        return Ending(error, code, run_s)
+    if why := _taken(pod, code):
+        return Ending(_lost(why).error, code, run_s)
+    if code is None:
+        return _unfetched(fetched) or _lost("its pod ended before the command began")
+    if code:
+        signal = f" (signal {code - 128})" if 128 < code < 160 else ""
+        text = f"the command ended with exit code {code}{signal}; its log says more"
+        return Ending(_error(ContainerFailed, text), code, run_s)
+    return Ending(None, 0, run_s)
+
+
+def _unfetched(fetched: Object) -> Ending | None:
+    if fetched.get("exitCode") == GONE:
+        return Ending(_error(ContainerFailed, "an input is not in the store any more", retryable=False))
+    if fetched.get("exitCode"):
+        return Ending(_error(WorkerLost, "the inputs could not be fetched from the store"))
+    return None
+
+
+def _own_doing(pod: Object, done: Object) -> JobError | None:
+    """More than it asked for, or nothing that can be started: another attempt would end alike."""
+    reason, message = pod.get("status", {}).get("reason", ""), pod.get("status", {}).get("message", "")
+    if done.get("reason") == "OOMKilled":
+        return _error(EngineOutOfMemory, "the container needed more memory than it had asked for: ask for more")
+    if reason == "DeadlineExceeded":
+        return _error(JobTimeout, "the container ran longer than its timeout_s: ask for more, or do less")
+    if reason == "Evicted" and "exceeds" in message:
+        text = "the container wrote more than its disk_mib: ask for more"
+        return _error(ContainerFailed, text, retryable=False)
+    if done.get("reason") in {"StartError", "ContainerCannotRun"}:
+        return _error(ContainerFailed, f"the command could not be started: {_reason(done)}", retryable=False)
+    return None
+
+
+def _taken(pod: Object, code: int | None) -> str:
+    """Why the cluster ended it, if it did."""
+    if reason := str(pod.get("status", {}).get("reason") or ""):
+        return reason
+    if _condition(pod, "DisruptionTarget", "True"):
+        return "its node was taken away"
+    # Not by us: of one that we delete, it is the Job that goes.
+    return "its pod was deleted" if code and pod["metadata"].get("deletionTimestamp") else ""
+
+
+def _never_begins(pod: Object, settings: ContainerSettings, at: datetime) -> Ending | None:
+    """Why, once that is sure."""
+    created, status = pod["metadata"].get("creationTimestamp"), pod.get("status", {})
+    waiting = (_state(pod, name).get("waiting") or {} for name in (FETCH, UPLOAD, MAIN))
+    blocked = next((each for each in waiting if each.get("reason") in _BLOCKED), {})
+    # It may have waited long for its node, and for its inputs: since then a node has tried.
+    fetched = (_state(pod, FETCH).get("terminated") or {}).get("finishedAt")
+    tried_long = _seconds(fetched or status.get("startTime") or created, None, at) > _PULL_PATIENCE_S
+    reason, start_s = blocked.get("reason"), settings.containers_start_s
+    if reason in _NEVER or (reason in _PULLING and tried_long):
+        return Ending(_error(ImageUnavailable, f"the image cannot be pulled: {_reason(blocked)}"))
+    if reason in _UNSTARTABLE and tried_long:
+        text = f"the container cannot be started: {_reason(blocked)}"
+        return Ending(_error(ContainerFailed, text, retryable=False))
+    unplaced = _condition(pod, "PodScheduled", "False")
+    if unplaced is not None and _seconds(created, None, at) > start_s:
+        why = str(unplaced.get("message", ""))[:300] or "the scheduler gave no reason"
+        return Ending(_error(Unschedulable, f"no node took the container within {start_s:g} s: {why}"))
+    return None
+
+
+def _silent(pod: Object, timeout_s: float, settings: ContainerSettings, at: datetime) -> Ending | None:
+    """A pod whose node does not report it any more."""
+    grace_s, began = settings.containers_grace_s, pod.get("status", {}).get("startTime")
+    if _seconds(began, None, at) > timeout_s + grace_s + _SILENT_S:
+        return _lost("its node did not end it in time")
+    if _seconds(pod["metadata"].get("deletionTimestamp"), None, at) > grace_s + _SILENT_S:
+        return _lost("its pod was deleted, and its node is silent")
+    return None
+
+
+# -- logs
+
+# In place of the time of the last line: later than all times, so that nothing more is read.
+CUT = "~"
+# As the kubelet writes it; what a node says in place of a log ("unable to retrieve ...") begins otherwise.
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Lines to add to a log. `last` is the time of the last of them."""
+
+    text: str
+    last: str
+
+
+def cut_chunk(text: str, most_bytes: int) -> Chunk:
+    """The end of a log that is longer than what is kept."""
+    return Chunk(
+        f"{text}[serinette: the log is longer than the {most_bytes} bytes that are kept; the rest is cut]\n", CUT
+    )
+
+
+def new_lines(read: str, after: str, size_bytes: int, most_bytes: int, *, ended: bool = True) -> Chunk | None:
+    """The lines behind those of time `after`, each line of `read` behind its time; None without any. Until it has
+    `ended`, the last is taken only if it is whole: the rest of it would come under the same time.
+
+    `size_bytes` of the log are kept already, and `most_bytes` may be, not counting the words that it is cut.
+    """
+    if size_bytes >= most_bytes:
+        return None
+    lines: list[str] = []
+    last, room = after, most_bytes - size_bytes
+    # Not splitlines(): what follows a progress bar's carriage return is no line of the log, and begins with no time.
+    *whole, rest = read.split("\n")
+    for line in (*whole, rest) if ended and rest else whole:
+        time, behind, text = line.partition(" ")
+        if time <= after or not behind or not _TIME.match(time):
+            continue
+        room -= len(text.encode()) + 1
+        if room < 0:
+            return cut_chunk("".join(lines), most_bytes)
+        lines.append(text + "\n")
+        last = time
+    return Chunk("".join(lines), last) if lines else None
+
+
+# -- fields of Kubernetes' objects
+
+
+def label(found: Object, name: str) -> str:
+    """A label of an object; '' without it."""
+    labels: Mapping[str, str] = found["metadata"].get("labels") or {}
+    return labels.get(name, "")
+
+
+def _state(pod: Object, container: str) -> Object:
+    status = pod.get("status", {})
+    for each in (*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())):
+        if each.get("name") == container:
+            state: Object = each.get("state") or {}
+            return state
+    return {}
+
+
+def _condition(pod: Object, kind: str, value: str) -> Object | None:
+    conditions = pod.get("status", {}).get("conditions") or ()
+    return next((each for each in conditions if each.get("type") == kind and each.get("status") == value), None)
+
+
+def _seconds(begin: str | None, end: str | None, at: datetime) -> float:
+    """From one time to another, or to `at`; 0 before it has begun."""
+    if not begin:
+        return 0.0
+    until = datetime.fromisoformat(end) if end else at
+    return max(0.0, (until - datetime.fromisoformat(begin)).total_seconds())
+
+
+def _reason(state: Object) -> str:
+    return " ".join(str(state.get("message") or state.get("reason") or "no reason was given").split())[:300]
+
+
+def _lost(why: str) -> Ending:
+    return Ending(_error(WorkerLost, f"the cluster ended the container: {why}"))
+
+
+def _error(kind: type[SerinetteError], message: str, *, retryable: bool | None = None) -> JobError:
+    return JobError(code=kind.code, message=message, retryable=kind.retryable if retryable is None else retryable)

@@ -179,7 +179,7 @@ class BatchRepository:
         key, created = self.keys.batch(record.id), record.header.created_at.timestamp()
         fresh = ["status", BatchStatus.IN_PROGRESS, "round", record.round + 1]
         fresh += ["released", 0, "failed", 0, "canceled", 0]
-        # `running` marks an older version's (controller/drained.py).
+        # `running` marks an older version's (controller/upgrade_check.py).
         stale = ["ended_at", "ends_as", "canceled_from", "restored", "running"]
         return self._change(
             record,

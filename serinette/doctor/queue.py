@@ -237,7 +237,7 @@ def _place(redis: Redis, keys: Keys, database: int, prefix: str) -> Finding:
 
 
 def _is_ours(redis: Redis, keys: Keys) -> bool:
-    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.lease("metrics"), keys.credentials))
+    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials))
 
 
 def _other_prefixes(redis: Redis) -> list[str]:

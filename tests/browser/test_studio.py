@@ -47,7 +47,7 @@ class Closed:
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
     driver()
     settings = {"SERINETTE_AUTH": "true", "SERINETTE_POOLS": POOLS}
-    with running(tmp_path_factory.mktemp("closed"), gateway=settings, parts=("gateway", "maintenance")) as stack:
+    with running(tmp_path_factory.mktemp("closed"), gateway=settings, parts=("gateway", "controller")) as stack:
         stack.start("worker", {"SERINETTE_ENGINE_MODULE": "tests.engines"})
         yield Closed(stack.url, stack.redis_url)
 

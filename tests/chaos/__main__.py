@@ -19,7 +19,7 @@ KILLS = {
     Part.SUPERVISOR: 5,
     Part.SLOT: 8,
     Part.ENGINE: 6,
-    Part.MAINTENANCE: 5,
+    Part.CONTROLLER: 5,
     Part.VALKEY: 6,
     Part.STORE: 3,
 }

@@ -101,14 +101,14 @@ def gateway_victims(house: House, open_requests: dict[str, int]) -> Iterator[Vic
             yield Victim(gateway.running.pid, gateway, ())
 
 
-def maintenance_victims(house: House, lost: set[tuple[str, str]]) -> Iterator[Victim]:
+def controller_victims(house: House, lost: set[tuple[str, str]]) -> Iterator[Victim]:
     """The replica that leads, while a lost job waits to be found or an end to be reported."""
     waiting = [each for each in lost if not released(house.redis, *each)]
     if not waiting and not house.redis.zcard(Keys().webhooks):
         return
-    for maintenance, url in zip(house.maintenances, house.metrics, strict=True):
-        if maintenance.running and _leads(url):
-            yield Victim(maintenance.running.pid, maintenance, tuple(waiting))
+    for controller, url in zip(house.controllers, house.metrics, strict=True):
+        if controller.running and _leads(url):
+            yield Victim(controller.running.pid, controller, tuple(waiting))
 
 
 def valkey_victims(house: House) -> Iterator[Victim]:
@@ -123,8 +123,8 @@ def store_victims(house: House) -> Iterator[Victim]:
 
 
 def leads(house: House) -> bool:
-    """Whether some replica does maintenance."""
-    return any(it.running and _leads(url) for it, url in zip(house.maintenances, house.metrics, strict=True))
+    """Whether some replica of the controller leads."""
+    return any(it.running and _leads(url) for it, url in zip(house.controllers, house.metrics, strict=True))
 
 
 def _leads(url: str) -> bool:

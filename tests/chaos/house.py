@@ -38,7 +38,7 @@ class Shape:
     """How many of each, and settings beyond the defaults."""
 
     gateways: int = 2
-    maintenances: int = 2
+    controllers: int = 2
     workers: int = 2
     slots: int = 2
     fsync: bool = False  # of two ways to be durable
@@ -108,10 +108,10 @@ class House:
     valkey: Process
     store: Process
     gateways: list[Process]
-    maintenances: list[Process]
+    controllers: list[Process]
     workers: list[Process]
     urls: list[str]  # of the gateways
-    metrics: list[str]  # of the maintenance processes
+    metrics: list[str]  # of the controllers
     keys: dict[str, str]  # of the tenants
     fsync: bool
     redis: Redis
@@ -120,13 +120,13 @@ class House:
 
     @property
     def processes(self) -> list[Process]:
-        return [self.valkey, self.store, *self.gateways, *self.maintenances, *self.workers]
+        return [self.valkey, self.store, *self.gateways, *self.controllers, *self.workers]
 
     async def start(self) -> None:
         for process in (self.valkey, self.store):
             process.start()
         await asyncio.gather(self.valkey_serves(), self.store.until_serving())
-        for process in (*self.gateways, *self.maintenances, *self.workers):
+        for process in (*self.gateways, *self.controllers, *self.workers):
             process.start()
         await asyncio.gather(*(process.until_serving() for process in self.gateways))
 
@@ -162,7 +162,7 @@ def house(directory: Path, shape: Shape) -> Iterator[House]:
 
 def _build(directory: Path, shape: Shape) -> House:
     valkey_port, *weed_ports = free_ports(6)
-    gateway_ports, metrics_ports = free_ports(shape.gateways), free_ports(shape.maintenances)
+    gateway_ports, metrics_ports = free_ports(shape.gateways), free_ports(shape.controllers)
     shared = {
         "redis_url": f"redis://127.0.0.1:{valkey_port}",
         "store_url": f"s3://{BUCKET}",
@@ -188,8 +188,8 @@ def _build(directory: Path, shape: Shape) -> House:
         gateways=[
             process(f"gateway-{n}", "api", f"{urls[n]}/healthz", port=port) for n, port in enumerate(gateway_ports)
         ],
-        maintenances=[
-            process(f"maintenance-{n}", "controller", metrics[n], metrics_port=port)
+        controllers=[
+            process(f"controller-{n}", "controller", metrics[n], metrics_port=port)
             for n, port in enumerate(metrics_ports)
         ],
         workers=[process(f"worker-{n}", "gpu_worker", work_dir=directory / f"work-{n}") for n in range(shape.workers)],

@@ -125,8 +125,8 @@ class Injector:
         match part:
             case Part.GATEWAY:
                 return holders.gateway_victims(house, self._open_requests())
-            case Part.MAINTENANCE:
-                return holders.maintenance_victims(house, self._lost)
+            case Part.CONTROLLER:
+                return holders.controller_victims(house, self._lost)
             case Part.SLOT:
                 return holders.slot_victims(house)
             case Part.SUPERVISOR:
@@ -169,7 +169,7 @@ class Injector:
             if part in _LOSES_JOBS:
                 return await asyncio.to_thread(self._all_released, victim)
             match part:
-                case Part.MAINTENANCE:
+                case Part.CONTROLLER:
                     return await asyncio.to_thread(holders.leads, self._house)
                 case Part.VALKEY:
                     return bool(await asyncio.to_thread(self._house.redis.ping))

@@ -20,7 +20,7 @@ class Part(StrEnum):
     SUPERVISOR = "supervisor"
     SLOT = "slot"
     ENGINE = "engine"
-    MAINTENANCE = "maintenance"
+    CONTROLLER = "controller"
     VALKEY = "valkey"
     STORE = "store"
 

@@ -15,7 +15,7 @@ SEED = 1
 SCALE = Scale(kills=dict.fromkeys(Part, 1) | {Part.VALKEY: 2}, forgets=1, outage_s=8, slow_s=1.5, clients=3, window=4)
 SHAPE = Shape(
     gateways=1,
-    maintenances=1,
+    controllers=1,
     workers=1,
     settings={
         "SERINETTE_HEARTBEAT_S": "1",

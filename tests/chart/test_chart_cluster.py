@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from celpy.adapter import json_to_cel
 
-from controller.pod_words import POOL_LABEL
-from controller.protecting import MARKS
+from controller.autoscaling import MARKS
+from controller.pod_explanations import POOL_LABEL
 from tests.chart.policies import denied, evaluated
 from tests.chart.rendering import Manifest, Render, find, of_kind
 

@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from api.settings import GatewaySettings
-from controller.cluster import connect
-from controller.containers.cluster import Jobs
-from controller.containers.manifest import Order, manifest
+from controller.cluster import ContainerJobs, connect
+from controller.containers.manifest import MAIN, Order, manifest, selector
 from controller.settings import ControllerSettings
 from scripts.chart_tools import CHART
 from serinette.container import Ceilings, ContainerSpec
@@ -61,13 +60,13 @@ def test_off_there_is_nothing_of_them(render: Render, values: str) -> None:
 
 def test_the_charts_defaults_are_the_settings(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read(render("default", *ON), monkeypatch)
-    own = {"containers", "containers_images", "containers_namespace", "containers_carrier", "containers_labels"}
+    own = {"containers", "containers_images", "containers_namespace", "containers_steps_image", "containers_labels"}
     own |= {"containers_instance", "containers_service_account"}
     for name, field in ContainerSettings.model_fields.items():
         if name.startswith("containers") and name not in own:
             assert getattr(settings, name) == field.get_default(call_default_factory=True), name
     assert settings.containers_namespace == settings.containers_instance == "serinette"
-    assert settings.containers_carrier == "registry.example.com/music/serinette-gateway:0.1.0"
+    assert settings.containers_steps_image == "registry.example.com/music/serinette-gateway:0.1.0"
     assert settings.containers_labels == {"app.kubernetes.io/part-of": "serinette"}
 
 
@@ -141,15 +140,15 @@ def used(directory: Path, account: str) -> set[tuple[str, str]]:
         kube.logs["pod"] = ""
         connection = connect(kube.kubeconfig(directory))
         assert connection
-        jobs = Jobs(connection, "strangers", "serinette")
+        jobs = ContainerJobs(connection, "strangers", selector("serinette"))
         jobs.account(account)
         jobs.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "container-1"}})
         jobs.jobs()
         jobs.pods()
-        jobs.log("pod", "", 1)
+        jobs.log("pod", MAIN, "", 1)
         jobs.delete("container-1")
         # Their public methods, and no other: one that is added is to be granted, too.
-        assert {name for name in vars(Jobs) if not name.startswith("_")} == {
+        assert {name for name in vars(ContainerJobs) if not name.startswith("_")} == {
             *("account", "create", "jobs", "pods", "log", "delete"),
         }
         found = set()

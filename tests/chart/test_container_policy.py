@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celpy.adapter import json_to_cel
 
-from controller.containers.manifest import Order, manifest, with_secrets
+from controller.containers.manifest import Order, manifest
 from controller.settings import ControllerSettings
 from serinette.container import ContainerSpec, allowed_by
 from serinette.container_settings import ContainerSettings
@@ -46,7 +46,7 @@ def job_of(settings: ContainerSettings, **spec: Any) -> Job:
     upload = {"urls": ["https://store/1"], "manifest_url": "https://store/m", "max_bytes": 9}
     order = Order("2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10", "team-a", "attempt", Lane.HIGH, container, 600, (), upload)
     owner = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "serinette-container", "uid": "u"}}
-    job = with_secrets(manifest(order, settings, owner), order, settings)
+    job = manifest(order, settings, owner)
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         del job["spec"]["template"]["spec"][name]
     return job
@@ -247,7 +247,7 @@ def test_the_steps_may_be_of_the_release_that_is_being_replaced(
     policy: dict[str, Any], settings: ContainerSettings
 ) -> None:
     older = job_of(
-        settings.model_copy(update={"containers_carrier": "registry.example.com/music/serinette-gateway:0.0.9"})
+        settings.model_copy(update={"containers_steps_image": "registry.example.com/music/serinette-gateway:0.0.9"})
     )
     assert denied(policy, USER, older) == []
 

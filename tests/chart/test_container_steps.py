@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import pytest
 
-from controller.containers.manifest import CARRY, FETCH, MAIN, Order, manifest
+from controller.containers.manifest import FETCH, MAIN, UPLOAD, Order, manifest
 from serinette.container import ContainerSpec
 from serinette.container_settings import ContainerSettings
 from serinette.names import Lane, manifest_key, output_key, song_prefix
@@ -32,9 +32,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 ATTEMPT = "b7a1"
-CARRIER = "localhost/serinette-gateway:0.1.0"
+STEPS_IMAGE = "localhost/serinette-gateway:0.1.0"
 PROCESSES = 64  # at most, in the command's container
-SETTINGS = ContainerSettings(containers_namespace="jobs", containers_carrier=CARRIER)
+SETTINGS = ContainerSettings(containers_namespace="jobs", containers_steps_image=STEPS_IMAGE)
 
 # What a command sees of its surroundings, and leaves before it fails.
 LOOK = """
@@ -68,7 +68,7 @@ while time.monotonic() < until:
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
     podman = Podman(tmp_path_factory.mktemp("podman"))
     podman.require()
-    podman.build("api/Dockerfile", CARRIER)
+    podman.build("api/Dockerfile", STEPS_IMAGE)
     return podman
 
 
@@ -116,16 +116,16 @@ class Pod:
     def run(self) -> int:
         """Fetch, run the command beside the step that waits for its end, have that put the outputs: the exit code."""
         self.podman("run", *self.options(FETCH, "--network=host"))
-        self.podman("run", "--detach", *self.options(CARRY, "--network=host"))
-        carry = self.names[-1]
-        ready = ["podman", "exec", carry, *self.container(CARRY)["startupProbe"]["exec"]["command"]]
+        self.podman("run", "--detach", *self.options(UPLOAD, "--network=host"))
+        upload = self.names[-1]
+        ready = ["podman", "exec", upload, *self.container(UPLOAD)["startupProbe"]["exec"]["command"]]
         asked = partial(subprocess.run, ready, env=self.podman.environment, check=False, capture_output=True)
-        assert eventually(lambda: asked().returncode == 0, 120), self.podman.log(carry)
+        assert eventually(lambda: asked().returncode == 0, 120), self.podman.log(upload)
         limits = ("--network=none", f"--pids-limit={PROCESSES}")
         command = ["podman", "run", *self.options(MAIN, *limits)]
         ran = subprocess.run(command, env=self.podman.environment, check=False, timeout=300)
-        self.podman("kill", "--signal", "TERM", carry)
-        assert self.podman("wait", carry, timeout_s=300) == "0", self.podman.log(carry)
+        self.podman("kill", "--signal", "TERM", upload)
+        assert self.podman("wait", upload, timeout_s=300) == "0", self.podman.log(upload)
         return ran.returncode
 
 

@@ -1,6 +1,6 @@
 """Containers as a person has them: `serinette run` and both clients, over HTTP, down to a command that really runs.
 
-A real gateway, Valkey and S3; the test does maintenance's rounds and a node's work (tests/unit/container_node.py).
+A real gateway, Valkey and S3; the test does the controller's rounds and a node's work (tests/unit/container_node.py).
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def house(s3: servers.S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         where = {"store_url": shared.store_url, "store_endpoint": s3.endpoint, "store_public_endpoint": s3.endpoint}
         given = {**ON, **where, "containers_output_files": 4, "containers_log_bytes": 4096}
         settings = ControllerSettings.model_validate({"redis_url": valkey.connection_url, **given})
-        told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        set_to = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
         with (
             Redis.from_url(valkey.connection_url) as redis,
-            gateway(directory, valkey.connection_url, told.pop("store_url"), **told) as running,
+            gateway(directory, valkey.connection_url, set_to.pop("store_url"), **set_to) as running,
         ):
             bench = ContainerBench(redis, kube, settings, kube.kubeconfig(directory))
             with node(bench, directory):
@@ -243,7 +243,7 @@ def test_an_attempt_that_is_tried_again_has_a_log_of_its_own(house: House, tmp_p
 
 
 def test_uploads_songs_and_whole_jobs_arrive_as_files(house: House, tmp_path: Path) -> None:
-    """Through the presigned URLs of the manifest and serinette/carry.py, against a real S3."""
+    """Through the presigned URLs of the manifest and serinette/container_steps.py, against a real S3."""
     keep_song(house.bench.store, TENANT, SONG_JOB, b"a song")
     with Client(house.url) as client:
         upload = client.containers.upload(b"brought")

@@ -1,4 +1,4 @@
-"""Maintenance as it is run, beside a cluster: what it tells gateways and KEDA."""
+"""The controller as it is run, beside a cluster: what it reports to gateways and KEDA."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ POD = {
 }
 
 
-def test_it_tells_what_holds_a_pool_marks_busy_pods_and_pulls_the_brake(
+def test_it_reports_what_holds_up_a_pool_marks_busy_pods_and_pulls_the_brake(
     redis: Redis, redis_url: str, keys: Keys, file_store_url: str, tmp_path: Path
 ) -> None:
     with kubernetes_api() as kube, (tmp_path / "log").open("wb") as log:
@@ -67,7 +67,7 @@ def test_it_tells_what_holds_a_pool_marks_busy_pods_and_pulls_the_brake(
             assert eventually(lambda: bool(kube.patches))
             assert kube.patches[0].path == "/api/v1/namespaces/music/pods/w-1"
             assert eventually(
-                lambda: told(redis, keys) == "no node has a free nvidia.com/gpu: none of the 0 nodes has any"
+                lambda: reported(redis, keys) == "no node has a free nvidia.com/gpu: none of the 0 nodes has any"
             )
             assert eventually(lambda: redis.sismember(keys.busy("turbo"), PROBE))
             assert redis.smembers(keys.brake("turbo")) == {b"load: the last 3 loads of the model failed: no checkpoint"}
@@ -78,6 +78,6 @@ def test_it_tells_what_holds_a_pool_marks_busy_pods_and_pulls_the_brake(
             process.wait()
 
 
-def told(redis: Redis, keys: Keys) -> str | None:
+def reported(redis: Redis, keys: Keys) -> str | None:
     found: Any = redis.hgetall(keys.holdups)
     return next((each.words for each in parse_holdups(found).values()), None)

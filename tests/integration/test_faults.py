@@ -40,14 +40,14 @@ SUCCEEDED, FAILED = AttemptOutcome.SUCCEEDED, AttemptOutcome.FAILED
 
 @dataclass
 class House:
-    """A worker pod and maintenance, killed and started as a test likes."""
+    """A worker pod and controllers, killed and started as a test likes."""
 
     pod: Pod
     keepers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def keep(self) -> subprocess.Popen[bytes]:
-        """Start a maintenance process."""
-        with (self.pod.directory / "maintenance.log").open("ab") as log:
+        """Start a controller."""
+        with (self.pod.directory / "controller.log").open("ab") as log:
             keeper = subprocess.Popen(
                 leashed([sys.executable, "-m", "controller"]),
                 env=self.pod.environment,
@@ -59,7 +59,7 @@ class House:
         return keeper
 
     def log(self) -> str:
-        return (self.pod.directory / "maintenance.log").read_text(errors="replace")
+        return (self.pod.directory / "controller.log").read_text(errors="replace")
 
     def wait_waiting(self, job_id: str, timeout_s: float = 30) -> None:
         """Wait until a job is back in its lane."""
@@ -109,7 +109,7 @@ def ready(home: House) -> int:
 
 @pytest.fixture
 def home(tmp_path: Path, redis_url: str) -> Iterator[House]:
-    """A house with one maintenance process and no worker yet."""
+    """A house with one controller and no worker yet."""
     with house(tmp_path, redis_url) as made:
         made.keep()
         yield made
@@ -196,7 +196,7 @@ def test_controller_leaves_at_once_when_asked(home: House) -> None:
     keeper.terminate()
     assert keeper.wait(timeout=10) == 0
     assert home.log().rstrip().endswith("stopped")
-    assert home.pod.redis.get(home.pod.settings.keys.lease("pools")) is None
+    assert home.pod.redis.get(home.pod.settings.keys.leader) is None
 
 
 def test_a_directory_that_cannot_be_written_is_waited_for(home: House, tmp_path: Path) -> None:

@@ -42,10 +42,10 @@ def value(series: Series, name: str, **labels: str) -> float | None:
 
 
 @contextmanager
-def maintenance(given: Pod, port: int, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+def controller(given: Pod, port: int, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
     own = {"metrics_port": port, "interval_s": 0.1, "lease_s": 2, **settings}
     environment = {f"SERINETTE_{name.upper()}": str(value) for name, value in own.items()}
-    with (given.directory / "maintenance.log").open("ab") as log:
+    with (given.directory / "controller.log").open("ab") as log:
         process = subprocess.Popen(
             leashed([sys.executable, "-m", "controller"]),
             env={**given.environment, **environment},
@@ -65,11 +65,11 @@ def worker(tmp_path: Path, redis_url: str) -> Iterator[Pod]:
         yield made
 
 
-def test_a_song_and_its_misfortunes_are_told_by_worker_and_maintenance(worker: Pod) -> None:
-    of_worker, of_maintenance = free_ports(2)
+def test_a_song_and_its_misfortunes_are_told_by_worker_and_controller(worker: Pod) -> None:
+    of_worker, of_controller = free_ports(2)
     worker.start(metrics_port=of_worker, log_format="json")
     worker.wait_stage()
-    with maintenance(worker, of_maintenance, log_format="json"):
+    with controller(worker, of_controller, log_format="json"):
         worker.wait_over(worker.submit("slow 1"), JobStatus.SUCCEEDED)
         worker.wait_over(worker.submit("oom"), JobStatus.FAILED)
         worker.wait_over(worker.submit("crash once a"), JobStatus.SUCCEEDED)
@@ -80,8 +80,8 @@ def test_a_song_and_its_misfortunes_are_told_by_worker_and_maintenance(worker: P
         assert value(told, "worker_child_deaths_total", part="engine") == 1
         assert value(told, "worker_engine_audio_seconds_total") == 1  # of the engine that lives
         assert (value(told, "worker_cold_start_seconds") or 0) > 0
-        assert eventually(lambda: value(scrape(of_maintenance), "queue_depth", pool="default", lane="normal") == 0)
-        told = scrape(of_maintenance)
+        assert eventually(lambda: value(scrape(of_controller), "queue_depth", pool="default", lane="normal") == 0)
+        told = scrape(of_controller)
         assert value(told, "controller_leading") == 1
         assert value(told, "jobs_ended_total", pool="default", outcome="succeeded", code="") == 2
         assert value(told, "jobs_ended_total", pool="default", outcome="failed", code="out_of_memory") == 1
@@ -107,7 +107,7 @@ def test_what_waits_is_told_with_its_age_and_reading_it_reaps_nothing(worker: Po
     # Whose heartbeat is long past: RQ's own counts would take it out, and fail the job.
     started = worker.lane().started_job_registry.key
     worker.redis.zadd(started, {"00000000-0000-4000-8000-000000000000:x": 1})
-    with maintenance(worker, port, heartbeat_ttl_s=300):
+    with controller(worker, port, heartbeat_ttl_s=300):
         assert eventually(lambda: value(scrape(port), "queue_depth", pool="default", lane="normal") == 1)
         told = scrape(port)
         assert 100 <= (value(told, "queue_oldest_seconds", pool="default", lane="normal") or 0) < 400
@@ -119,16 +119,16 @@ def test_what_waits_is_told_with_its_age_and_reading_it_reaps_nothing(worker: Po
         assert worker.redis.zcard(started) == 1
 
 
-def test_of_two_maintenance_replicas_one_tells_of_the_queue_and_the_other_follows(worker: Pod) -> None:
+def test_of_two_controller_replicas_one_tells_of_the_queue_and_the_other_follows(worker: Pod) -> None:
     ports = free_ports(2)
     worker.submit("waits")
 
     def tell_of_the_queue() -> list[int]:
         return [port for port in ports if value(scrape(port), "queue_depth", pool="default", lane="normal") == 1]
 
-    with maintenance(worker, ports[0]) as first:
+    with controller(worker, ports[0]) as first:
         assert eventually(lambda: tell_of_the_queue() == ports[:1])
-        with maintenance(worker, ports[1]):
+        with controller(worker, ports[1]):
             assert eventually(lambda: value(scrape(ports[1]), "controller_leading") == 0)
             assert tell_of_the_queue() == ports[:1]
             first.kill()
@@ -137,13 +137,11 @@ def test_of_two_maintenance_replicas_one_tells_of_the_queue_and_the_other_follow
 
 def test_a_taken_port_is_a_wrong_setting(worker: Pod) -> None:
     port = free_ports(1)[0]
-    with maintenance(worker, port):
+    with controller(worker, port):
         assert eventually(lambda: scrape(port))
-        with maintenance(worker, port) as second:
+        with controller(worker, port) as second:
             assert second.wait(60) == 2
-    assert (
-        f"metrics_port: cannot listen on 127.0.0.1, port {port}" in (worker.directory / "maintenance.log").read_text()
-    )
+    assert f"metrics_port: cannot listen on 127.0.0.1, port {port}" in (worker.directory / "controller.log").read_text()
 
 
 def test_a_gateway_on_loopback_tells_of_its_requests(

@@ -109,9 +109,9 @@ class Load:
 
 
 @contextmanager
-def maintenance(home: Pod) -> Iterator[None]:
+def controller(home: Pod) -> Iterator[None]:
     command = leashed([sys.executable, "-m", "controller"])
-    with (home.directory / "maintenance.log").open("wb") as log:
+    with (home.directory / "controller.log").open("wb") as log:
         process = subprocess.Popen(command, env=home.environment, stdout=log, stderr=log)
     try:
         yield
@@ -146,7 +146,7 @@ def replace(front: Front, old: RunningGateway, new: RunningGateway) -> None:
 def test_gateways_and_workers_are_replaced_under_load(tmp_path: Path, redis_url: str) -> None:
     random.seed(3)
     house = {"drain_timeout_s": 30}
-    with pod(tmp_path, redis_url, house) as home, maintenance(home), ExitStack() as gateways:
+    with pod(tmp_path, redis_url, house) as home, controller(home), ExitStack() as gateways:
 
         def another() -> RunningGateway:
             return gateways.enter_context(gateway(tmp_path, redis_url, home.environment["SERINETTE_STORE_URL"]))

@@ -1,4 +1,4 @@
-"""A failover decided by a sentinel while a song is sung: gateway, maintenance and worker go on with the new primary."""
+"""A failover decided by a sentinel while a song is generated: gateway, controller and worker use the new primary."""
 
 from __future__ import annotations
 

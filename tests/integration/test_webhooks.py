@@ -1,4 +1,4 @@
-"""From a submit over HTTP to a signed POST, on real processes: replicas of maintenance, one killed as it delivers."""
+"""From a submit over HTTP to a signed POST, on real processes: controller replicas, one killed as it delivers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TIMEOUT_S = 30
 
 
 @contextmanager
-def maintenance(directory: Path, redis_url: str, store_url: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
+def controller(directory: Path, redis_url: str, store_url: str, name: str) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m controller`; killed on the way out."""
     settings = {
         **RULES,
@@ -53,7 +53,7 @@ def deliveries(url: str, job_id: str) -> list[bool]:
     return [each["delivered"] for each in httpx.get(f"{url}/v1/jobs/{job_id}").json()["deliveries"]]
 
 
-def sing(url: str, slot: HandSlot, hook: str) -> str:
+def generate(url: str, slot: HandSlot, hook: str) -> str:
     answer = httpx.post(f"{url}/v1/jobs", json={"prompt": "jazz", "webhook": hook})
     assert answer.status_code == 202, answer.text
     slot.claim(answer.json()["id"])
@@ -61,16 +61,16 @@ def sing(url: str, slot: HandSlot, hook: str) -> str:
     return str(answer.json()["id"])
 
 
-def test_an_end_is_told_though_the_target_fails_and_a_replica_dies(
+def test_an_end_is_delivered_though_the_target_fails_and_a_replica_dies(
     tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str
 ) -> None:
     slot = HandSlot(redis, Store.open(SharedSettings(store_url=file_store_url)))
     frozen = threading.Event()
     with receiver() as target, gateway(tmp_path, redis_url, file_store_url, **RULES) as house:
-        sung = partial(sing, house.url, slot, f"http://127.0.0.1:{target.port}/hook")
-        with maintenance(tmp_path, redis_url, file_store_url, "first") as first:
+        generated = partial(generate, house.url, slot, f"http://127.0.0.1:{target.port}/hook")
+        with controller(tmp_path, redis_url, file_store_url, "first") as first:
             target.answers = [500, 503]
-            job_id = sung()
+            job_id = generated()
             assert eventually(lambda: deliveries(house.url, job_id) == [False, False, True]), house.log.read_text()
             assert set(target.ids) == {f"msg_{job_id}_succeeded"}
             for came in target.came:
@@ -78,24 +78,24 @@ def test_an_end_is_told_though_the_target_fails_and_a_replica_dies(
 
             target.came.clear()
             target.meanwhile = lambda: frozen.wait(TIMEOUT_S)
-            other = sung()
+            other = generated()
             assert eventually(lambda: target.came)
-            first.kill()  # it was told, and nobody logged it
+            first.kill()  # it was delivered, and not logged
             first.wait()
         assert deliveries(house.url, other) == []
         target.meanwhile = lambda: None
         frozen.set()
         redis.zadd("rq:serinette:webhooks", {other: time.time()}, xx=True)  # instead of waiting until it is shown again
         with (
-            maintenance(tmp_path, redis_url, file_store_url, "second"),
-            maintenance(tmp_path, redis_url, file_store_url, "third"),
+            controller(tmp_path, redis_url, file_store_url, "second"),
+            controller(tmp_path, redis_url, file_store_url, "third"),
         ):
             assert eventually(lambda: deliveries(house.url, other) == [True])
             assert target.ids == [f"msg_{other}_succeeded"] * 2, "the receiver knows them for one by their id"
-            many = [sung() for _ in range(20)]
+            many = [generated() for _ in range(20)]
             assert eventually(lambda: all(deliveries(house.url, each) == [True] for each in many))
-        told = [json.loads(came.body)["data"]["id"] for came in target.came[2:]]
-        assert sorted(told) == sorted(many), "two replicas, and each end once"
+        delivered = [json.loads(came.body)["data"]["id"] for came in target.came[2:]]
+        assert sorted(delivered) == sorted(many), "two replicas, and each end once"
 
 
 def test_targets_inside_are_refused_over_http(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
@@ -103,7 +103,7 @@ def test_targets_inside_are_refused_over_http(tmp_path: Path, redis_url: str, fi
         for hook in ("http://127.0.0.1:6379/", "http://169.254.169.254/latest/meta-data", "http://[::1]/"):
             refused = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": hook}))
             assert (refused["status"], refused["code"], refused["field"]) == (422, "invalid_spec", "webhook")
-            assert "127.0.0.1" not in refused["detail"], "nothing is told of this network"
+            assert "127.0.0.1" not in refused["detail"], "nothing is said of this network"
         bad = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": "gopher://example.com"}))
         assert (bad["status"], bad["field"]) == (422, "webhook")
     with gateway(tmp_path, redis_url, file_store_url) as house:

@@ -33,7 +33,8 @@ _processes.set_forkserver_preload(
         "tests.unit.batch_bench",
         "controller.webhooks",
         "controller.restore",
-        "kubernetes.client",
+        "kubernetes.client.api.batch_v1_api",  # loaded at first use: seconds
+        "kubernetes.client.api.core_v1_api",
         "tests.unit.container_bench",
     ]
 )

@@ -23,7 +23,7 @@ from serinette.store import Store
 from tests.jobs import charged_attempts
 from tests.kills.deaths import Deaths, Fate, Once, interrupted
 from tests.kills.ends import today
-from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench
+from tests.unit.controller_bench import RETENTION_S, TENANT, Bench
 
 # Some lives are long, and each of their round trips is a death: minutes, on a busy machine.
 pytestmark = pytest.mark.timeout(600)
@@ -207,7 +207,7 @@ def test_a_replica_that_is_overtaken_does_nothing_twice(bench: Bench, redis_url:
         bench.redis.flushdb()
         if not other.called:
             break
-    assert round_trips > 10, "nobody was ever overtaken"
+    assert round_trips > 10, "no replica was ever overtaken"
 
 
 def sweep(fate: Fate, redis_url: str, store_url: str) -> None:

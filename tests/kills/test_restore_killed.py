@@ -16,7 +16,7 @@ from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.kills.deaths import Deaths, Fate
 from tests.kills.ends import today
-from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench
+from tests.unit.controller_bench import RETENTION_S, TENANT, Bench
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class Crowd:
         }
         brief = {"retention_s": self.retention_s}
         gateway = GatewaySettings.model_validate({**shared, "max_waiting": 1_000_000}).model_copy(update=brief)
-        self.maintenance = ControllerSettings.model_validate(shared).model_copy(update=brief)
+        self.settings = ControllerSettings.model_validate(shared).model_copy(update=brief)
         self.redis, self.keys = connect_redis(gateway), Keys()
         self.store = Store.open(SharedSettings.model_validate({"store_url": shared["store_url"]}))
         self.loop = asyncio.Runner()
@@ -99,7 +99,7 @@ class Crowd:
         self.slot = SlotBench(self.redis, self.keys, self.store)
         self.worker = self.slot.slot()
         self.slot.engine.meanwhile = self._meanwhile
-        self.webhooks = Webhooks(self.redis, self.maintenance)
+        self.webhooks = Webhooks(self.redis, self.settings)
 
     def wave(self, jobs: int) -> None:
         """So many jobs come, and end."""
@@ -108,7 +108,7 @@ class Crowd:
         for job_id, (way, tenant) in ids.items():
             if way == "canceled while it waited":
                 self.loop.run(self.queue.cancel(tenant, job_id))
-        sweeper = Sweeper(self.redis, self.store, self.maintenance)
+        sweeper = Sweeper(self.redis, self.store, self.settings)
         late = [job_id for job_id, (way, _) in ids.items() if way == "expired"]
 
         def expired() -> bool:
@@ -173,7 +173,7 @@ class Crowd:
         def forgotten() -> bool:
             # Looked at first: what expires in the midst of a walk is found by the next one.
             known = any(any(self.redis.scan_iter(jobs, count=10_000)) for jobs in records)
-            Sweeper(self.redis, self.store, self.maintenance, whole_s=0)()  # a new one tidies at once
+            Sweeper(self.redis, self.store, self.settings, whole_s=0)()  # a new one tidies at once
             retention.sweep(_AtOnce())
             self.webhooks()
             return not known and not self.redis.exists(self.keys.webhooks) and not self._files()

@@ -103,7 +103,7 @@ def long_batch(directory: Path, lines: int, song_s: float, others: int, asides: 
     does then weighs on both alike.
     """
     run = Run(lines)
-    with running(directory, shared=SHARED, parts=("gateway", "maintenance")) as stack:
+    with running(directory, shared=SHARED, parts=("gateway", "controller")) as stack:
         with quick_slots(stack, song_s) as log:
             run.waits_idle_s = [wait_s(stack.url) for _ in range(others)]
 
@@ -166,7 +166,7 @@ def _run(stack: Stack, run: Run, aside: Callable[[], None], asides: list[float])
     sent = httpx.post(f"{stack.url}/v1/batches", content=body, headers=headers, timeout=300)
     assert sent.status_code == 202, sent.text
     run.batch, began = sent.json(), time.monotonic()
-    deaths = [("gateway", 0.5), ("maintenance", 0.75)]
+    deaths = [("gateway", 0.5), ("controller", 0.75)]
     with Redis.from_url(stack.redis_url) as redis:
         while run.batch["status"] not in {"completed", "canceled"}:
             with suppress(httpx.HTTPError):
@@ -207,7 +207,7 @@ def _sample(stack: Stack, redis: Redis, fraction: float) -> dict[str, float]:
             seen = psutil.Process(process.pid)
             sample[f"{name}_mib"] = seen.memory_info().rss / _MIB
             sample[f"{name}_cpu_s"] = sum(seen.cpu_times()[:2])
-    return {"gateway_mib": 0.0, "maintenance_mib": 0.0} | sample
+    return {"gateway_mib": 0.0, "controller_mib": 0.0} | sample
 
 
 def median_ms(waits_s: list[float]) -> float:
@@ -219,7 +219,7 @@ def assert_whole(run: Run) -> None:
     """Every line ended once, was begun once, and is reported once."""
     wrong = [number for number in range(1, run.lines + 1) if number % 1_000 == 7]
     assert run.batch["status"] == "completed"
-    assert run.killed == ["gateway", "maintenance"]
+    assert run.killed == ["gateway", "controller"]
     assert [line["line"] for line in run.errors] == wrong
     assert [line["line"] for line in run.output] == [n for n in range(1, run.lines + 1) if n % 1_000 != 7]
     counts = run.batch["request_counts"]

@@ -11,10 +11,9 @@ from typing import Any
 
 from redis import Redis
 
-from controller.cluster import connect
-from controller.containers import Containers
-from controller.containers.cluster import Jobs
-from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, job_name
+from controller.cluster import ContainerJobs, connect
+from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, job_name, selector
+from controller.containers.runner import Containers
 from controller.settings import ControllerSettings
 from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.job import JobStatus, Record
@@ -36,7 +35,7 @@ ON: dict[str, Any] = {
     "containers_namespace": NAMESPACE,
     "containers_instance": "studio",
     "containers_service_account": ACCOUNT,
-    "containers_carrier": "registry.example/serinette/gateway:1",
+    "containers_steps_image": "registry.example/serinette/gateway:1",
     "containers_output_files": 2,
     "containers_log_bytes": 1024,
     "retention_s": RETENTION_S,
@@ -62,7 +61,11 @@ def pod_of(phase: str, main: dict[str, Any] | None = None, **status: Any) -> dic
 
 
 def duty(
-    settings: ControllerSettings, redis: Redis, kubeconfig: Path, step: Callable[[], None] | None = None
+    settings: ControllerSettings,
+    redis: Redis,
+    kubeconfig: Path,
+    step: Callable[[], None] | None = None,
+    store: Store | None = None,
 ) -> Containers:
     """The controller's part; `step` happens before each request to the API server."""
     connection = connect(kubeconfig)
@@ -75,12 +78,12 @@ def duty(
             return asked(*given, **options)
 
         connection.call_api = counted
-    store = Store.open(settings)
-    return Containers(redis, store, settings, Jobs(connection, NAMESPACE, settings.containers_instance))
+    jobs = ContainerJobs(connection, NAMESPACE, selector(settings.containers_instance))
+    return Containers(redis, store or Store.open(settings), settings, jobs)
 
 
 def keep_song(store: Store, tenant: str, job_id: str, song: bytes) -> None:
-    """A job whose song was sung, as the store alone still knows it."""
+    """A job that generated a song, as the store alone still knows it."""
     key = artifact_key(tenant, job_id, "attempt", 0, "mp3")
     store.put(key, song)
     at = "2026-01-01T00:00:00Z"
@@ -98,8 +101,8 @@ def keep_song(store: Store, tenant: str, job_id: str, song: bytes) -> None:
     result = {"artifacts": [artifact], "model": "m", "model_revision": "r", "sampling": sampling, "timings": timings}
     attempt = {"number": 1, "id": "attempt", "worker": "w", "started_at": at, "outcome": "succeeded"}
     times = dict.fromkeys(("created_at", "started_at", "ended_at"), at)
-    told = {"job_id": job_id, "tenant": tenant, "spec": {"prompt": "jazz"}, "attempt": attempt, "result": result}
-    record = Record.model_validate({**told, **times})
+    fields = {"job_id": job_id, "tenant": tenant, "spec": {"prompt": "jazz"}, "attempt": attempt, "result": result}
+    record = Record.model_validate({**fields, **times})
     store.put(record_key(tenant, job_id), record.model_dump_json().encode())
 
 
@@ -126,7 +129,7 @@ class ContainerBench:
         return self.board.submit(None, container, pool=CONTAINERS_POOL, lane=lane, **terms)
 
     def round(self, times: int = 1) -> None:
-        controller = duty(self.settings, self.redis, self.kubeconfig)
+        controller = duty(self.settings, self.redis, self.kubeconfig, store=self.store)
         for _ in range(times):
             controller()
 
@@ -160,8 +163,8 @@ class ContainerBench:
         attempt_id = self.attempt_id(job_id)
         self.store.put(output_key(TENANT, job_id, attempt_id, 0), data)
         outputs = [{"name": name, "index": 0, "size_bytes": len(data), "sha256": "0" * 64}]
-        told = {"outputs": outputs, "left_out": [], **manifest}
-        self.store.put(manifest_key(TENANT, job_id, attempt_id), json.dumps(told).encode())
+        written = {"outputs": outputs, "left_out": [], **manifest}
+        self.store.put(manifest_key(TENANT, job_id, attempt_id), json.dumps(written).encode())
 
     # -- what is seen
 

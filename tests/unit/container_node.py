@@ -1,7 +1,8 @@
 """The controller and one node of a cluster, in threads of the test's own: what a Kubernetes Job asks for is done.
 
-The steps around the command are serinette/carry.py's, over the presigned URLs of the manifest; the command is a real
-process, in whose words and environment /inputs and /outputs stand for directories of the test. No image is looked at.
+The steps around the command are serinette/container_steps.py's, over the presigned URLs of the manifest; the command is
+a real process, in whose words and environment /inputs and /outputs stand for directories of the test. Images are not
+looked at.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Any
 
 import httpx
 
-from controller.containers.manifest import CARRY, FETCH, JOB_LABEL, MAIN
-from serinette import carry
+from controller.containers.manifest import FETCH, JOB_LABEL, MAIN, UPLOAD
+from serinette import container_steps
 from tests.unit.container_bench import NAMESPACE, ContainerBench, duty, terminated
 
 Object = dict[str, Any]
@@ -51,7 +52,7 @@ class Node:
                         pod = threading.Thread(target=self._pod, args=(job,))
                         self._pods.append(pod)
                         pod.start()
-            except Exception as error:  # told where the test ends
+            except Exception as error:  # raised where the test ends
                 self.failures.append(error)
                 return
 
@@ -64,7 +65,7 @@ class Node:
     def _pod(self, job: Object) -> None:
         try:
             self._lived(job)
-        except Exception as error:  # told where the test ends
+        except Exception as error:  # raised where the test ends
             self.failures.append(error)
 
     def _lived(self, job: Object) -> None:
@@ -75,18 +76,18 @@ class Node:
         for name in ("inputs", "outputs"):
             (root / name).mkdir(parents=True)
         try:
-            carry.fetch(_plan(steps[FETCH]), root / "inputs")
+            container_steps.fetch(_plan(steps[FETCH]), root / "inputs")
         except httpx.HTTPError:
-            self._tell(job, "Failed", {"waiting": {}})
+            self._report(job, "Failed", {"waiting": {}})
             return
         code = self._command(job_id, job, _Command(steps[MAIN], root))
-        carry.upload(_plan(steps[CARRY]), root / "outputs")
-        self._tell(job, "Failed" if code else "Succeeded", terminated(code))
+        container_steps.upload(_plan(steps[UPLOAD]), root / "outputs")
+        self._report(job, "Failed" if code else "Succeeded", terminated(code))
 
     def _command(self, job_id: str, job: Object, command: _Command) -> int:
         written = ""
         self.bench.log(job_id, written)
-        self._tell(job, "Running")
+        self._report(job, "Running")
         with command.process() as process:
             ender = threading.Thread(target=self._end_with, args=(job, process))
             ender.start()
@@ -99,7 +100,7 @@ class Node:
             ender.join()
         return code
 
-    def _tell(self, job: Object, phase: str, main: Object | None = None) -> None:
+    def _report(self, job: Object, phase: str, main: Object | None = None) -> None:
         with suppress(AssertionError):  # its Job is gone
             self.bench.pod(job["metadata"]["labels"][JOB_LABEL], phase, main)
 
@@ -136,9 +137,9 @@ class _Command:
 
 
 def _plan(step: Object) -> Any:
-    """What a step was told, read as its container gets it."""
+    """What a step was given, read as its container gets it."""
     given = {each["name"]: each["value"] for each in step["env"]}
-    return json.loads(given["SERINETTE_CARRY"].replace("$$(", "$("))
+    return json.loads(given["SERINETTE_STEP"].replace("$$(", "$("))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""When a pool is braked, in tables; and that it is, in Redis, for as long as somebody says so."""
+"""When a pool is braked, in tables; and that it is, in Redis, for as long as it is renewed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from controller.brake import Rules, Seen, decide
+from controller.autoscaling import BrakeRules, Brakes, PoolSeen, StoreWatch, plan_brake
 from controller.metrics import QueueCollector
-from controller.pools import Pools, StoreWatch
 from controller.settings import ControllerSettings
 from serinette import brake
 from serinette.brake import PROBE, Failure, failures, load_failed, load_passed
@@ -21,16 +20,16 @@ from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.unit.queue_desk import model
 
-RULES = Rules()
+RULES = BrakeRules()
 
 
 def failed(times: int, *, at_s: float = 1000, pods: int = 1) -> tuple[Failure, ...]:
     """Newest first, a second apart."""
-    told = [
+    found = [
         Failure(worker=f"pod-{number % pods}-{number:06x}", message=f"no checkpoint {number}", at_s=at_s + number)
         for number in range(times)
     ]
-    return tuple(reversed(told))
+    return tuple(reversed(found))
 
 
 LOAD3 = "load: the last 3 loads of the model failed: no checkpoint 2"
@@ -40,40 +39,40 @@ AWAY = "store: the store has not answered for over 60 s"
 @pytest.mark.parametrize(
     ("seen", "reasons", "probe"),
     [
-        (Seen(1000), (), False),
-        (Seen(1000, waiting=9), (), False),
-        (Seen(1010, failed(2), waiting=9), (), False),
-        (Seen(1010, failed(3), waiting=9), (LOAD3,), True),
-        (Seen(1010, failed(3)), (LOAD3,), False),  # nobody waits: nothing to try for
-        (Seen(2802, failed(3), waiting=9), (LOAD3,), True),
-        (Seen(2803, failed(3), waiting=9), (), False),  # nothing heard for too long: let them try
-        (Seen(1010, failed(3), ready=1, waiting=9), (LOAD3,), True),
-        (Seen(1010, failed(3), ready=2, waiting=9), (), False),  # one pod among many that are well
-        (Seen(1010, failed(3, pods=3), ready=2, waiting=9), (LOAD3,), True),
-        (Seen(1010, waiting=9, store_away_s=59), (), False),
-        (Seen(1010, waiting=9, store_away_s=60), (AWAY,), False),  # a worker that comes up would show nothing
-        (Seen(1010, failed(3), waiting=9, store_away_s=60), (AWAY, LOAD3), False),
-        (Seen(1010, waiting=9, stuck=2, stuck_words="no image"), ("pod: no image",), True),
-        (Seen(1010, waiting=9, stuck=2, stuck_words="no image", ready=3), (), False),
+        (PoolSeen(1000), (), False),
+        (PoolSeen(1000, waiting=9), (), False),
+        (PoolSeen(1010, failed(2), waiting=9), (), False),
+        (PoolSeen(1010, failed(3), waiting=9), (LOAD3,), True),
+        (PoolSeen(1010, failed(3)), (LOAD3,), False),  # no job waits: nothing to try for
+        (PoolSeen(2802, failed(3), waiting=9), (LOAD3,), True),
+        (PoolSeen(2803, failed(3), waiting=9), (), False),  # nothing heard for too long: let them try
+        (PoolSeen(1010, failed(3), ready=1, waiting=9), (LOAD3,), True),
+        (PoolSeen(1010, failed(3), ready=2, waiting=9), (), False),  # one pod among many that are well
+        (PoolSeen(1010, failed(3, pods=3), ready=2, waiting=9), (LOAD3,), True),
+        (PoolSeen(1010, waiting=9, store_away_s=59), (), False),
+        (PoolSeen(1010, waiting=9, store_away_s=60), (AWAY,), False),  # a worker that comes up would show nothing
+        (PoolSeen(1010, failed(3), waiting=9, store_away_s=60), (AWAY, LOAD3), False),
+        (PoolSeen(1010, waiting=9, stuck=2, stuck_words="no image"), ("pod: no image",), True),
+        (PoolSeen(1010, waiting=9, stuck=2, stuck_words="no image", ready=3), (), False),
     ],
 )
-def test_the_brake_is_on_for_what_would_be_waste(seen: Seen, reasons: tuple[str, ...], probe: bool) -> None:
-    verdict = decide(seen, RULES)
-    assert (verdict.reasons, verdict.probe) == (reasons, probe)
+def test_the_brake_is_on_for_what_would_be_waste(seen: PoolSeen, reasons: tuple[str, ...], probe: bool) -> None:
+    brake = plan_brake(seen, RULES)
+    assert (brake.reasons, brake.probe) == (reasons, probe)
 
 
 def test_failures_are_counted_until_a_load_passes(redis: Redis, keys: Keys) -> None:
     for number in range(3):
         load_failed(redis, keys, "turbo", f"pod-a-{number}", f"why {number}")
-    told = failures(redis, keys, "turbo")
-    assert [failure.message for failure in told] == ["why 2", "why 1", "why 0"]
-    assert {failure.pod for failure in told} == {"pod-a"}
-    assert abs(told[0].at_s - now().timestamp()) < 60
+    found = failures(redis, keys, "turbo")
+    assert [failure.message for failure in found] == ["why 2", "why 1", "why 0"]
+    assert {failure.pod for failure in found} == {"pod-a"}
+    assert abs(found[0].at_s - now().timestamp()) < 60
     load_passed(redis, keys, "turbo")
     assert failures(redis, keys, "turbo") == []
 
 
-def test_a_brake_that_nobody_renews_lets_go(redis: Redis, keys: Keys) -> None:
+def test_a_brake_that_is_not_renewed_lets_go(redis: Redis, keys: Keys) -> None:
     brake.pull(redis, keys, "turbo", ("load: a", "pod: b"))
     assert 0 < int(redis.ttl(keys.brake("turbo"))) <= brake.BRAKE_TTL_S
     assert brake.in_force(redis.smembers(keys.brake("turbo"))) == ("load: a", "pod: b")
@@ -93,7 +92,7 @@ def test_a_pool_whose_loads_fail_keeps_one_worker_trying(
     settings = ControllerSettings.model_validate(
         {"redis_url": redis_url, "store_url": f"file://{tmp_path}", "pools": (PoolFacts(name="turbo"),)}
     )
-    watch = Pools(settings, Store.open(settings))
+    watch = Brakes(redis, Store.open(settings), settings)
     redis.zadd(keys.waiting("turbo", Lane.LOW), {"j": 1})
     watch()
     assert in_force(redis, keys, "turbo") == (0, 0)
@@ -103,28 +102,28 @@ def test_a_pool_whose_loads_fail_keeps_one_worker_trying(
     assert in_force(redis, keys, "turbo") == (1, 1)
     assert redis.sismember(keys.busy("turbo"), PROBE)
     assert in_force(redis, keys, "default") == (0, 0)
-    assert told(redis, keys)["turbo", "load"] == 1
+    assert exposed(redis, keys)["turbo", "load"] == 1
     # The one that tries becomes ready.
     load_passed(redis, keys, "turbo")
     watch()
     assert in_force(redis, keys, "turbo") == (0, 0)
-    assert set(told(redis, keys).values()) == {0}
+    assert set(exposed(redis, keys).values()) == {0}
 
 
-def told(redis: Redis, keys: Keys) -> dict[tuple[str, str], float]:
-    """The metric, by pool and cause. Only pools that have lanes or workers are told of."""
+def exposed(redis: Redis, keys: Keys) -> dict[tuple[str, str], float]:
+    """The metric, by pool and cause. Only pools that have lanes or workers are exposed."""
     redis.sadd("rq:queues", "rq:queue:turbo.low")
     for family in QueueCollector(redis, keys, lambda: True).collect():
         if family.name == "serinette_brake":
             return {(each.labels["pool"], each.labels["cause"]): each.value for each in family.samples}
-    raise AssertionError("the brake is not told of")
+    raise AssertionError("the brake is not exposed")
 
 
 def test_what_the_cluster_cannot_start_brakes_a_pool_without_workers(
     redis: Redis, keys: Keys, redis_url: str, tmp_path: Path
 ) -> None:
     settings = ControllerSettings.model_validate({"redis_url": redis_url, "store_url": f"file://{tmp_path}"})
-    watch = Pools(settings, Store.open(settings))
+    watch = Brakes(redis, Store.open(settings), settings)
     presence = Presence(
         name="pod-b-1", pool="turbo", stage=WorkerStage.READY, slots=1, model=model("t"), started_at=now()
     )

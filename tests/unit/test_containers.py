@@ -33,7 +33,7 @@ ON = {
     "containers_tenants": {"small": {"gpus": 0, "cpu": 1, "memory_mib": 512, "disk_mib": 512, "timeout_s": 60}},
     "containers_max_gpus": 2,
     "containers_namespace": "jobs",
-    "containers_carrier": "registry.example/serinette/gateway:1",
+    "containers_steps_image": "registry.example/serinette/gateway:1",
 }
 
 
@@ -164,8 +164,8 @@ async def test_a_container_is_a_job(http: httpx.AsyncClient, redis: Redis) -> No
 async def test_what_this_deployment_refuses(
     http: httpx.AsyncClient, redis: Redis, wrong: dict[str, Any], field: str
 ) -> None:
-    told = refusal(await http.post("/v1/containers", json={"image": IMAGE, **wrong}), 422)
-    assert (told["code"], told["field"].split(".")[0]) == ("invalid_spec", field)
+    refused = refusal(await http.post("/v1/containers", json={"image": IMAGE, **wrong}), 422)
+    assert (refused["code"], refused["field"].split(".")[0]) == ("invalid_spec", field)
     assert not redis.zcard(Keys().live), "nothing was stored"
 
 
@@ -192,9 +192,9 @@ async def test_ceilings_are_each_tenants_own(settings: GatewaySettings, redis: R
 
 async def test_without_a_cluster_it_is_501_in_words(redis_url: str, file_store_url: str) -> None:
     async with serving(settings_of(redis_url, file_store_url, auth=False)) as (_, client):
-        told = refusal(await client.post("/v1/containers", json={"image": IMAGE}), 501)
-    assert told["code"] == "unsupported"
-    assert "SERINETTE_CONTAINERS" in told["detail"]
+        refused = refusal(await client.post("/v1/containers", json={"image": IMAGE}), 501)
+    assert refused["code"] == "unsupported"
+    assert "SERINETTE_CONTAINERS" in refused["detail"]
 
 
 def test_on_means_somewhere(redis_url: str, file_store_url: str) -> None:

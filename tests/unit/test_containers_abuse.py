@@ -1,7 +1,7 @@
-"""Containers and those who mean harm: each thing that somebody might try is refused, or comes to nothing.
+"""Containers and attackers: each thing that one might try is refused, or comes to nothing.
 
 Elsewhere: an image outside the list, a label with a newline (test_containers.py), names of outputs that lead elsewhere,
-ten gigabytes of log (test_containers_run.py), links and pipes among the outputs (tests/integration/test_carry.py).
+ten gigabytes of log (test_containers_run.py), links and pipes among the outputs (integration/test_container_steps.py).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def test_another_key_reads_neither_log_nor_outputs(redis: Redis, redis_url
             assert (refused.status_code, problem(refused)["code"]) == (404, "not_found")
 
 
-async def test_without_containers_nobody_fills_the_store_with_files(redis_url: str, file_store_url: str) -> None:
+async def test_without_containers_the_store_cannot_be_filled_with_files(redis_url: str, file_store_url: str) -> None:
     settings = settings_of(redis_url, file_store_url, auth=False)
     async with serving(settings) as (_, client):
         refused = await client.post("/v1/files", content=b"anything")
@@ -104,13 +104,13 @@ def test_a_server_that_names_outputs_elsewhere_has_nothing_written(name: str, tm
 
 
 def evil_job() -> Job:
-    """As a server tells of one whose second output leads elsewhere."""
+    """As a server answers of one whose second output leads elsewhere."""
     outputs: list[dict[str, Any]] = [
         {"name": name, "key": "k", "size_bytes": 4, "sha256": ""} for name in ("good", "../evil")
     ]
-    told = {"id": JOB_ID, "tenant": "t", "status": JobStatus.SUCCEEDED, "spec": GenerationSpec(prompt="")}
+    fields = {"id": JOB_ID, "tenant": "t", "status": JobStatus.SUCCEEDED, "spec": GenerationSpec(prompt="")}
     times = {"pool": "containers", "lane": Lane.NORMAL, "created_at": now()}
-    return Job.model_validate({**told, **times, "run": {"exit_code": 0, "outputs": outputs}})
+    return Job.model_validate({**fields, **times, "run": {"exit_code": 0, "outputs": outputs}})
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -123,8 +123,8 @@ def test_neither_client_writes_elsewhere(kind: type[Any], tmp_path: Path) -> Non
 
     client = kind("http://gateway", transport=httpx.MockTransport(answer))
     with pytest.raises(SerinetteError, match="which is not written"):
-        told = client.containers.download(evil_job(), tmp_path / "out")
-        anyio.run(lambda: told)
+        downloading = client.containers.download(evil_job(), tmp_path / "out")
+        anyio.run(lambda: downloading)
     assert asked == [], "all names are looked at before anything is fetched"
     assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 

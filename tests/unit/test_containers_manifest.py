@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controller.containers.manifest import READY, Order, job_name, manifest, with_secrets
+from controller.containers.manifest import READY, Order, job_name, manifest
 from scripts.chart_tools import TOOLS
 from serinette.container import ContainerSpec
 from serinette.container_settings import ContainerSettings
@@ -35,7 +35,7 @@ def made(lane: Lane = Lane.NORMAL, **spec: Any) -> dict[str, Any]:
     container = ContainerSpec.model_validate({"image": IMAGE, **spec})
     upload = {"urls": ["https://store/1"], "manifest_url": "https://store/m", "max_bytes": 9}
     order = Order(JOB_ID, "team-a", "attempt", lane, container, 600, ({"path": "a", "url": "https://store/a"},), upload)
-    return with_secrets(manifest(order, SETTINGS), order, SETTINGS)
+    return manifest(order, SETTINGS)
 
 
 EVERYTHING: dict[str, Any] = {
@@ -113,13 +113,13 @@ def test_an_autoscaler_takes_another_node() -> None:
 
 def test_the_steps_around_it_hold_the_urls_and_the_command_does_not() -> None:
     pod = pod_of_job(made())
-    fetch, carry = pod["initContainers"]
-    assert "restartPolicy" not in fetch and carry["restartPolicy"] == "Always", "a sidecar: it ends after the command"
+    fetch, upload = pod["initContainers"]
+    assert "restartPolicy" not in fetch and upload["restartPolicy"] == "Always", "a sidecar: it ends after the command"
     assert json.loads(fetch["env"][0]["value"]) == [{"path": "a", "url": "https://store/a"}]
     assert "https://store" not in json.dumps(pod["containers"])
-    mounts = {each["name"]: [(m["name"], m["readOnly"]) for m in each["volumeMounts"]] for each in (fetch, carry)}
-    assert mounts == {"fetch": [("inputs", False)], "carry": [("outputs", True)]}
-    assert carry["startupProbe"]["exec"]["command"] == list(READY), "a command that is short waits until it listens"
+    mounts = {each["name"]: [(m["name"], m["readOnly"]) for m in each["volumeMounts"]] for each in (fetch, upload)}
+    assert mounts == {"fetch": [("inputs", False)], "upload": [("outputs", True)]}
+    assert upload["startupProbe"]["exec"]["command"] == list(READY), "a command that is short waits until it listens"
 
 
 def test_kubernetes_own_schemas_take_it(tmp_path: Path) -> None:

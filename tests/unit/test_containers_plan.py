@@ -1,4 +1,4 @@
-"""What is done about containers, and what became of them: tables of every transition."""
+"""What a round does about containers, and what became of them: tables of every case."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import Any
 
 import pytest
 
-from controller.containers.judging import Ending, How, Patience, judge, lost, stage_of
-from controller.containers.logs import CUT, Chunk, cut_words, fresh
 from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL
 from controller.containers.plan import (
+    CUT,
     Action,
+    Chunk,
     Held,
-    Verdict,
-    Waiting,
-    decide,
+    cut_chunk,
+    ending_of,
+    new_lines,
+    next_step,
+    orphans,
+    stage_of,
     startable,
-    strays,
-    verdict_of,
 )
-from serinette.job import JobError, Stage
-from tests.unit.container_bench import ago, pod_of, terminated
+from serinette.container import CONTAINERS_POOL, ContainerSpec
+from serinette.container_settings import ContainerSettings
+from serinette.job import Attempt, JobError, JobStatus, Stage
+from serinette.jobs import Entry
+from tests.jobs import submission
+from tests.unit.container_bench import IMAGE, ago, pod_of, terminated
 
 # The pods of the tables are made as this module is read.
 AT = datetime.now(UTC)
-PATIENCE = Patience(timeout_s=600, start_s=900, grace_s=60)
+SETTINGS = ContainerSettings(containers_start_s=900, containers_grace_s=60)
+TIMEOUT_S = 600
 NO_NODE = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: 3 Insufficient gpu."}
 TAKEN = {"type": "DisruptionTarget", "status": "True"}
 
@@ -42,12 +48,13 @@ def deleted(pod: dict[str, Any]) -> dict[str, Any]:
     return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": ago(5)}}
 
 
-def told(pod: dict[str, Any]) -> tuple[str, str, bool, str] | None:
-    ending = judge(pod, PATIENCE, AT)
+def ended(pod: dict[str, Any]) -> tuple[str, str, bool, str] | None:
+    ending = ending_of(pod, TIMEOUT_S, SETTINGS, AT)
     if ending is None:
         return None
     error = ending.error or JobError(code="", message="")
-    return ending.how.value, error.code, error.retryable, error.message
+    how = "lost" if ending.lost else "failed" if ending.error else "succeeded"
+    return how, error.code, error.retryable, error.message
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def told(pod: dict[str, Any]) -> tuple[str, str, bool, str] | None:
     ],
 )  # fmt: skip
 def test_what_goes_on(pod: dict[str, Any]) -> None:
-    assert told(pod) is None
+    assert ended(pod) is None
 
 
 @pytest.mark.parametrize(
@@ -101,13 +108,13 @@ def test_what_goes_on(pod: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_each_end_is_one_sentence(pod: dict[str, Any], how: str, code: str, retryable: bool, words: str) -> None:
-    ending = told(pod)
+    ending = ended(pod)
     assert ending and ending[:3] == (how, code, retryable)
     assert words in ending[3] and "\n" not in ending[3]
 
 
 def test_how_long_it_ran_is_the_commands_own_time() -> None:
-    ending = judge(pod_of("Succeeded", terminated(0)), PATIENCE, AT)
+    ending = ending_of(pod_of("Succeeded", terminated(0)), TIMEOUT_S, SETTINGS, AT)
     assert ending and ending.run_s == pytest.approx(10, abs=1.1)
 
 
@@ -125,9 +132,16 @@ def test_where_it_is(pod: dict[str, Any] | None, stage: Stage) -> None:
     assert stage_of(pod) is stage
 
 
-def held(**more: Any) -> Held:
-    given: dict[str, Any] = {"job_id": "j", "attempt_id": "a", "attempt": 1, "gpus": 0, "retries_left": 0}
-    return Held(**{**given, "placed": True, "canceled": False, "patience": PATIENCE, **more})
+def held(
+    *, gpus: int = 0, attempt: int = 1, retries_left: int = 0, placed: bool = True, canceled: bool = False
+) -> Held:
+    """Of job `j`, by its record; its attempt is `a`."""
+    spec = ContainerSpec(image=IMAGE, gpus=gpus)
+    made = submission("j", spec, pool=CONTAINERS_POOL, timeout_s=TIMEOUT_S, max_attempts=1 + retries_left)
+    state: dict[str, Any] = {"placed": "a"} if placed else {}
+    state |= {"cancel": "1"} if canceled else {}
+    entry = Entry("j", {name: str(value) for name, value in {**made.fields, **state}.items()})
+    return Held(entry, Attempt(number=attempt, id="a", worker="w", started_at=AT), spec)
 
 
 def job_of(attempt: str = "a", age_s: float = 5, deleting_s: float | None = None, **more: Any) -> dict[str, Any]:
@@ -148,50 +162,57 @@ FAILED = {"conditions": [{"type": "Failed", "status": "True", "message": "Job ha
     [
         # nothing is there yet; or it was, and the books know that; or it is, and they do not
         ({"placed": False}, None, None, Action.CREATE),
-        ({}, None, None, Action.END),
+        ({}, None, None, Action.RETURN),
         ({"placed": False}, job_of(), None, Action.ADOPT),
         ({"placed": False}, job_of(), DONE, Action.ADOPT),
         # it is there
         ({}, job_of(), None, Action.WAIT),
-        ({}, job_of(age_s=901), None, Action.END),
+        ({}, job_of(age_s=901), None, Action.RETURN),
         ({}, job_of(age_s=901, spec={"suspend": True}), None, Action.WAIT),
-        ({}, job_of(status=FAILED), None, Action.END),
+        ({}, job_of(status=FAILED), None, Action.RETURN),
         ({}, job_of(), RUNNING, Action.WAIT),
-        ({}, job_of(), DONE, Action.END),
+        ({}, job_of(), DONE, Action.FINISH),
         # the name is still an earlier attempt's, or a stranger's
         ({"placed": False}, job_of("before"), RUNNING, Action.DELETE),
         ({"placed": False}, job_of("before", deleting_s=9000), RUNNING, Action.WAIT),
         ({"placed": False}, {"metadata": {"name": "container-j"}}, None, Action.DELETE),
         # canceled
-        ({"canceled": True, "placed": False}, None, None, Action.CANCEL),
-        ({"canceled": True}, None, None, Action.CANCEL),
+        ({"canceled": True, "placed": False}, None, None, Action.FINISH),
+        ({"canceled": True}, None, None, Action.FINISH),
         ({"canceled": True}, job_of(), RUNNING, Action.DELETE),
         ({"canceled": True}, job_of(deleting_s=100), RUNNING, Action.WAIT),
-        ({"canceled": True}, job_of(deleting_s=200), RUNNING, Action.CANCEL),
+        ({"canceled": True}, job_of(deleting_s=200), RUNNING, Action.FINISH),
     ],
 )
 def test_the_next_step(given: dict[str, Any], job: Any, pod: Any, action: Action) -> None:
-    assert decide(held(**given), job, pod, AT).action is action
+    step = next_step(held(**given), job, pod, SETTINGS, AT)
+    assert step.action is action
+    if action is Action.FINISH:
+        assert step.status is (JobStatus.CANCELED if given.get("canceled") else JobStatus.SUCCEEDED)
 
 
-PASSING = Ending(How.FAILED, JobError(code="container_failed", message="", retryable=True))
-LASTING = Ending(How.FAILED, JobError(code="out_of_memory", message=""))
+PASSING = pod_of("Failed", terminated(1))
+LASTING = pod_of("Failed", terminated(137, "OOMKilled"))
+LOST = pod_of("Failed", terminated(143), conditions=[TAKEN])
 
 
 @pytest.mark.parametrize(
-    ("given", "ending", "verdict"),
+    ("given", "pod", "action", "status"),
     [
-        ({}, Ending(How.SUCCEEDED), Verdict.SUCCEED),
-        ({"retries_left": 1}, PASSING, Verdict.RETRY),
-        ({"retries_left": 0}, PASSING, Verdict.FAIL),
-        ({"retries_left": 9}, LASTING, Verdict.FAIL),
-        ({"attempt": 2}, lost("x"), Verdict.RETURN),
-        ({"attempt": 3}, lost("x"), Verdict.FAIL),
-        ({"attempt": 9, "retries_left": 1}, lost("x"), Verdict.RETRY),
+        ({}, DONE, Action.FINISH, JobStatus.SUCCEEDED),
+        ({"retries_left": 1}, PASSING, Action.RETRY, None),
+        ({"retries_left": 0}, PASSING, Action.FINISH, JobStatus.FAILED),
+        ({"retries_left": 9}, LASTING, Action.FINISH, JobStatus.FAILED),
+        ({"attempt": 2}, LOST, Action.RETURN, None),
+        ({"attempt": 3}, LOST, Action.FINISH, JobStatus.FAILED),
+        ({"attempt": 9, "retries_left": 1}, LOST, Action.RETRY, None),
     ],
 )
-def test_who_is_tried_again(given: dict[str, Any], ending: Ending, verdict: Verdict) -> None:
-    assert verdict_of(held(**given), ending) is verdict
+def test_which_ends_are_tried_again(
+    given: dict[str, Any], pod: dict[str, Any], action: Action, status: JobStatus | None
+) -> None:
+    step = next_step(held(**given), job_of(), pod, SETTINGS, AT)
+    assert (step.action, step.status) == (action, status)
 
 
 @pytest.mark.parametrize(
@@ -203,29 +224,29 @@ def test_who_is_tried_again(given: dict[str, Any], ending: Ending, verdict: Verd
         ([1], [2], []),
     ],
 )
-def test_who_may_begin(waiting: list[int], running: list[int], found: list[str]) -> None:
-    queue = [Waiting(str(place), gpus) for place, gpus in enumerate(waiting)]
+def test_which_jobs_may_begin(waiting: list[int], running: list[int], found: list[str]) -> None:
+    queue = [(str(place), ContainerSpec(image=IMAGE, gpus=gpus)) for place, gpus in enumerate(waiting)]
     assert startable(queue, [held(gpus=gpus) for gpus in running], max_gpus=2, max_jobs=3) == found
 
 
-def test_jobs_of_nobody_go() -> None:
-    assert strays([job_of()], []) == ["container-j"]
-    assert strays([job_of(deleting_s=1)], []) == []
-    assert strays([job_of()], [held()]) == []
+def test_kubernetes_jobs_that_no_attempt_holds_go() -> None:
+    assert orphans([job_of()], set()) == ["container-j"]
+    assert orphans([job_of(deleting_s=1)], set()) == []
+    assert orphans([job_of()], {"j"}) == []
 
 
 T = [f"2026-01-01T00:00:00.00000000{n}Z" for n in range(4)]
 
 
 @pytest.mark.parametrize(
-    ("told", "after", "size", "chunk"),
+    ("read", "after", "size", "chunk"),
     [
         ("", "", 0, None),
         (f"{T[1]} a\n{T[2]} b\n", "", 0, Chunk("a\nb\n", T[2])),
         (f"{T[1]} a\n{T[2]} b\n", T[1], 2, Chunk("b\n", T[2])),
         (f"{T[1]} a\n{T[2]} b\n", T[2], 4, None),
         (f"{T[1]} a", "", 0, Chunk("a\n", T[1])),
-        (f"{T[1]} a\n{T[2]} too long\n", "", 0, Chunk("a\n" + cut_words(8), CUT)),
+        (f"{T[1]} a\n{T[2]} too long\n", "", 0, cut_chunk("a\n", 8)),
         (f"{T[3]} x\n", CUT, 2, None),
         (f"{T[1]} \n{T[2]} b\n", "", 0, Chunk("\nb\n", T[2])),
         (f"{T[1]} 1\rz 2\n{T[2]} b\n", "", 0, Chunk("1\rz 2\nb\n", T[2])),  # a progress bar
@@ -234,12 +255,12 @@ T = [f"2026-01-01T00:00:00.00000000{n}Z" for n in range(4)]
         (f"{T[1]} a\n{T[2][:15]}", "", 0, Chunk("a\n", T[1])),  # cut off where no more was asked for
     ],
 )
-def test_which_lines_of_a_log_are_new(told: str, after: str, size: int, chunk: Chunk | None) -> None:
-    assert fresh(told, after, size, most_bytes=8) == chunk
+def test_which_lines_of_a_log_are_new(read: str, after: str, size: int, chunk: Chunk | None) -> None:
+    assert new_lines(read, after, size, most_bytes=8) == chunk
 
 
 def test_a_line_that_still_grows_is_taken_when_it_is_whole() -> None:
-    told = f"{T[1]} a\n{T[2]} 10%\r"
-    assert fresh(told, "", 0, 99, ended=False) == Chunk("a\n", T[1])
-    assert fresh(f"{T[2]} 10%\r", T[1], 2, 99, ended=False) is None
-    assert fresh(told + "20%\n", T[1], 2, 99, ended=False) == Chunk("10%\r20%\n", T[2])
+    read = f"{T[1]} a\n{T[2]} 10%\r"
+    assert new_lines(read, "", 0, 99, ended=False) == Chunk("a\n", T[1])
+    assert new_lines(f"{T[2]} 10%\r", T[1], 2, 99, ended=False) is None
+    assert new_lines(read + "20%\n", T[1], 2, 99, ended=False) == Chunk("10%\r20%\n", T[2])

@@ -88,7 +88,7 @@ def test_failures_that_may_pass_are_tried_again(bench: ContainerBench) -> None:
     assert bench.created(job_id) == 2
 
 
-def test_what_the_cluster_ends_is_charged_to_nobody(bench: ContainerBench) -> None:
+def test_what_the_cluster_ends_is_not_charged(bench: ContainerBench) -> None:
     job_id = start(bench)
     for attempt in (1, 2, 3):
         bench.pod(job_id, "Failed", reason="Evicted", message="The node was low on resource: memory.")
@@ -108,7 +108,7 @@ def test_canceled_while_it_runs(bench: ContainerBench) -> None:
     assert usage and 2000 <= usage.gpu_s < 2600, "its GPUs were its tenant's until then, outputs and all"
 
 
-def test_a_job_that_somebody_deleted_is_begun_again(bench: ContainerBench) -> None:
+def test_a_kubernetes_job_that_was_deleted_is_begun_again(bench: ContainerBench) -> None:
     job_id = start(bench)
     bench.kube.remove("batch/v1", "Job", f"container-{job_id}", "jobs")
     bench.round(3)
@@ -154,15 +154,16 @@ def test_gpus_are_shared_by_a_stated_number_and_in_order(bench: ContainerBench) 
     assert bench.job(two) and not bench.job(one)
 
 
-def test_fifty_at_once(bench: ContainerBench) -> None:
-    jobs = [bench.submit() for _ in range(51)]
+def test_so_many_run_at_once_and_the_next_when_one_has_ended(bench: ContainerBench) -> None:
+    bench.settings = bench.settings.model_copy(update={"containers_max_jobs": 5})
+    jobs = [bench.submit() for _ in range(6)]
     bench.round(2)
-    assert sum(bench.job(each) is not None for each in jobs) == 50
-    for each in jobs[:50]:
+    assert sum(bench.job(each) is not None for each in jobs) == 5
+    for each in jobs[:5]:
         bench.pod(each, "Succeeded", terminated(0))
     bench.round(3)
-    assert bench.job(jobs[50])
-    for each in jobs[:50]:
+    assert bench.job(jobs[5])
+    for each in jobs[:5]:
         assert bench.entry(each).status is JobStatus.SUCCEEDED
         assert bench.created(each) == 1
 
@@ -243,7 +244,15 @@ def test_a_manifest_that_cannot_be_read_holds_up_no_other(bench: ContainerBench,
     bench.round(2)
     bench.assert_over(runs, JobStatus.SUCCEEDED)
     run = bench.assert_over(evil, JobStatus.SUCCEEDED).run
-    assert run and run.warnings == ("what was said of its outputs cannot be read",)
+    assert run and run.warnings == ("the manifest of its outputs cannot be read",)
+
+
+def test_containers_that_cannot_be_read_hold_up_no_other(bench: ContainerBench) -> None:
+    running, waiting = start(bench), bench.submit(lane=Lane.HIGH)
+    for job_id in (running, waiting):
+        bench.redis.hset(Keys().job(job_id), "container", '{"image": "of another version"}')
+    assert bench.job(start(bench))
+    assert bench.job(running), "another version reads it, and goes on with it"
 
 
 def test_no_sweep_takes_a_container_away_however_long_the_controller_was_gone(bench: ContainerBench) -> None:
@@ -253,7 +262,7 @@ def test_no_sweep_takes_a_container_away_however_long_the_controller_was_gone(be
     bench.redis.set(f"{Keys().prefix}:serinette:watched", watched_s)
     jobs = bench.board.jobs
     assert (jobs(calls.overdue(20)), jobs(calls.overdue(20))) == ([], [])
-    assert bench.redis.delete("rq:worker:maintenance-containers:executions") == 1  # it expires
+    assert bench.redis.delete("rq:worker:controller-containers:executions") == 1  # it expires
     bench.round(2)
     assert bench.attempt_id(job_id) == attempt_id
     bench.pod(job_id, "Succeeded", terminated(0))

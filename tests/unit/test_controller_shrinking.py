@@ -11,7 +11,7 @@ from redis import Redis
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from controller.planning import Action
+from controller.sweep_plan import Action
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls, job_of_record
 from serinette.jobs.finishing import finish_as
@@ -19,7 +19,7 @@ from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.jobs import submission
-from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench, Counted
+from tests.unit.controller_bench import RETENTION_S, TENANT, Bench, Counted
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_shrunk_job_is_answered_as_it_was(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("holds", ["the store does not know it", "its webhook is not settled"])
-def test_a_job_that_somebody_needs_stays_whole_and_holds_up_no_other(
+def test_a_job_that_is_still_needed_stays_whole_and_holds_up_no_other(
     bench: Bench, tmp_path: Path, holds: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controller.sweeper._SHRUNK", 2)
@@ -100,7 +100,7 @@ def test_a_job_that_somebody_needs_stays_whole_and_holds_up_no_other(
     if broken is None:
         bench.sweep()
     else:
-        broken.write_text("where a directory was: the store answers nobody")
+        broken.write_text("where a directory was: the store does not answer")
         bench.board.jobs(calls.finish(other, "", Outcome(JobStatus.CANCELED), recorded=True))
         bench.redis.zrem(bench.keys.unrecorded, other)
     for job_id in (*kept, other):

@@ -13,8 +13,8 @@ from redis import Redis
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from controller.planning import Action
-from controller.recording import StoreQuestions
+from controller.sweep_plan import Action
+from controller.unrecorded import StoreCalls
 from serinette.errors import StoreUnavailable
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.jobs import Outcome, Standing, calls
@@ -24,7 +24,7 @@ from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 from tests.jobs import charged_attempts
-from tests.unit.maintenance_bench import RETENTION_S, Bench, Counted
+from tests.unit.controller_bench import RETENTION_S, Bench, Counted
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
 
 
 def break_store(tmp_path: Path) -> Path:
-    """A file where a directory was: an error to whoever reads below it, even to root."""
+    """A file where a directory was: reading below it fails, even for root."""
     broken = tmp_path / "store" / "songs"
     broken.rename(tmp_path / "songs") if broken.exists() else None
     broken.write_text("not a directory")
@@ -146,12 +146,12 @@ def test_what_a_dead_slot_holds_is_found_at_once_and_nothing_else_is(bench: Benc
     assert bench.board.claim("pod-1.0.abc") is None, "what it sent with its last breath takes nothing"
 
 
-def test_after_an_outage_nobody_is_lost_who_could_not_beat(bench: Bench) -> None:
+def test_after_an_outage_no_job_is_lost_whose_slot_could_not_beat(bench: Bench) -> None:
     job_id = bench.submit()
     bench.begin(job_id)
     for member in bench.board.leases():
         bench.redis.zadd(bench.keys.leases, {member: 1})
-    bench.redis.delete("rq:serinette:watched")  # nobody has watched
+    bench.redis.delete("rq:serinette:watched")  # no replica has watched
     assert bench.sweep() == bench.sweep() == []
     assert bench.entry(job_id).status is JobStatus.RUNNING
     bench.pass_leases()
@@ -226,12 +226,12 @@ def test_a_store_that_is_away_holds_up_only_what_needs_it(bench: Bench, tmp_path
 
 def test_a_store_that_hangs_is_waited_for_once(bench: Bench) -> None:
     answer = threading.Event()
-    questions = StoreQuestions(bench.store, wait_s=0.2, pause_s=60)
+    store_calls = StoreCalls(bench.store, wait_s=0.2, pause_s=60)
     begun = time.monotonic()
     try:
-        found: list[Any] = questions.ask([lambda _: answer.wait(30)] * 20)
+        found: list[Any] = store_calls.run([lambda _: answer.wait(30)] * 20)
         assert all(isinstance(each, StoreUnavailable) for each in found)
-        assert all(isinstance(each, StoreUnavailable) for each in questions.ask([lambda _: True] * 20))
+        assert all(isinstance(each, StoreUnavailable) for each in store_calls.run([lambda _: True] * 20))
         assert time.monotonic() - begun < 10, "each of them for itself would have taken minutes"
     finally:
         answer.set()
@@ -239,17 +239,17 @@ def test_a_store_that_hangs_is_waited_for_once(bench: Bench) -> None:
 
 def test_one_slow_answer_does_not_make_the_store_away(bench: Bench) -> None:
     answer = threading.Event()
-    questions = StoreQuestions(bench.store, wait_s=0.2, pause_s=60)
+    store_calls = StoreCalls(bench.store, wait_s=0.2, pause_s=60)
     try:
-        slow, quick = questions.ask([lambda _: answer.wait(30), lambda _: True])
+        slow, quick = store_calls.run([lambda _: answer.wait(30), lambda _: True])
         assert isinstance(slow, StoreUnavailable)
         assert quick is True
-        assert questions.ask([lambda _: True]) == [True]
+        assert store_calls.run([lambda _: True]) == [True]
     finally:
         answer.set()
 
 
-def test_a_job_that_cannot_be_read_holds_up_nobody(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_that_cannot_be_read_holds_up_no_other(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     spoilt, unread, well = bench.submit(attempts=1), bench.submit(attempts=1), bench.submit()
     for number, job_id in enumerate((spoilt, unread, well)):
         bench.begin(job_id, f"pod-1.{number}.abc")
@@ -270,7 +270,7 @@ def test_a_job_that_cannot_be_read_holds_up_nobody(bench: Bench, caplog: pytest.
 # -- start deadlines
 
 
-def test_a_job_that_nobody_began_in_time_ends_expired_without_any_worker(bench: Bench) -> None:
+def test_a_job_that_no_worker_began_in_time_ends_expired_without_any_worker(bench: Bench) -> None:
     in_time, late = bench.submit(start_deadline_s=60), bench.submit(start_deadline_s=60)
     assert bench.sweep() == []
     past_deadline(bench, late)
@@ -329,7 +329,7 @@ def test_a_claim_and_the_sweep_at_once_end_the_job_one_way(bench: Bench, redis_u
 def test_ids_without_a_job_leave_the_index(bench: Bench) -> None:
     canceled = bench.submit(start_deadline_s=60)
     bench.board.cancel(canceled)
-    bench.redis.zadd(bench.keys.deadlines, {"nobody": 1, canceled: 1})
+    bench.redis.zadd(bench.keys.deadlines, {"no job": 1, canceled: 1})
     assert bench.sweep() == [Action.RECORD]
     assert bench.redis.zcard(bench.keys.deadlines) == 0
 
@@ -337,7 +337,7 @@ def test_ids_without_a_job_leave_the_index(bench: Bench) -> None:
 # -- lanes
 
 
-def test_what_somebody_took_out_of_a_lane_waits_again(bench: Bench) -> None:
+def test_what_was_taken_out_of_a_lane_waits_again(bench: Bench) -> None:
     ids = [bench.submit() for _ in range(3)]
     bench.redis.delete("rq:queue:default.normal")
     assert bench.sweep() == [Action.HEAL] * 3
@@ -360,13 +360,13 @@ def test_a_job_of_a_removed_pool_moves_in_its_lane(bench: Bench, model: str | No
     assert bench.board.claim(pool=pool) is not None
 
 
-def test_a_job_that_no_pool_takes_fails_and_no_frozen_attempt_can_sing_it(bench: Bench) -> None:
+def test_a_job_that_no_pool_takes_fails_and_no_frozen_attempt_can_finish_it(bench: Bench) -> None:
     old = GenerationSpec(prompt="jazz", model="old")
-    never, begun, sung = (bench.submit(spec=old) for _ in range(3))
-    for job_id in (begun, sung):
+    never, begun, recorded = (bench.submit(spec=old) for _ in range(3))
+    for job_id in (begun, recorded):
         bench.begin(job_id, f"pod-1.0.{job_id[:4]}")
-    bench.song(sung)
-    for job_id in (begun, sung):  # given up, and each may only be frozen
+    bench.song(recorded)
+    for job_id in (begun, recorded):  # given up, and each may only be frozen
         entry = bench.entry(job_id)
         bench.board.jobs(calls.release(job_id, entry.owner or "", entry.lost(last=False), charged=True))
     counted = Counted()
@@ -378,4 +378,4 @@ def test_a_job_that_no_pool_takes_fails_and_no_frozen_attempt_can_sing_it(bench:
         bench.assert_over(job_id, JobStatus.FAILED)
         error, record = bench.entry(job_id).error, bench.record(job_id)
         assert error and error.code == "pool_removed" and record and record.error == error
-    bench.assert_over(sung, JobStatus.SUCCEEDED)
+    bench.assert_over(recorded, JobStatus.SUCCEEDED)

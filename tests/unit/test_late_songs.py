@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from controller.planning import Action
+from controller.sweep_plan import Action
 from serinette.job import JobStatus, Record
 from serinette.jobs import Outcome
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.maintenance_bench import Bench
+from tests.unit.controller_bench import Bench
 from tests.unit.slot_bench import SlotBench
 
 

@@ -14,12 +14,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from starlette.websockets import WebSocket
 
 from api.app import create_app
 from api.metrics import HttpMetrics
 from api.settings import GatewaySettings
-from controller.metrics import MaintenanceMetrics
+from controller.metrics import ControllerMetrics
 from gpu_worker.engine.vitals import Work
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.slot.stage_timing import StageTimes
@@ -83,7 +85,7 @@ def test_an_end_is_counted_once_however_often_it_is_reported(redis: Redis, keys:
 
 def test_the_queue_is_reported_by_its_lanes(redis: Redis, keys: Keys) -> None:
     board, registry = Board(redis, keys), CollectorRegistry()
-    MaintenanceMetrics(registry, redis, keys, lambda: True)
+    ControllerMetrics(registry, redis, keys, lambda: True)
     first, second = board.submit(), board.submit()
     board.submit(lane=Lane.LOW)
     canceled = board.submit()
@@ -105,7 +107,7 @@ def test_the_queue_is_reported_by_its_lanes(redis: Redis, keys: Keys) -> None:
 
 def test_a_replica_that_does_not_lead_reports_of_itself_alone(redis: Redis, keys: Keys) -> None:
     registry = CollectorRegistry()
-    metrics = MaintenanceMetrics(registry, redis, keys, lambda: False)
+    metrics = ControllerMetrics(registry, redis, keys, lambda: False)
     Board(redis, keys).submit()
     metrics.reconciled("retry", 3)
     series = told(registry)
@@ -130,7 +132,7 @@ def test_the_wrong_labels_are_refused(redis: Redis, keys: Keys) -> None:
 
 def test_what_was_counted_is_told_cumulatively(redis: Redis, keys: Keys) -> None:
     registry = CollectorRegistry()
-    MaintenanceMetrics(registry, redis, keys, lambda: True)
+    ControllerMetrics(registry, redis, keys, lambda: True)
     for rate in (0.3, 3, 1e6):
         counters.observe(redis, keys, counters.STEP_RATE, rate, "default")
     series = told(registry)
@@ -142,10 +144,11 @@ def test_what_was_counted_is_told_cumulatively(redis: Redis, keys: Keys) -> None
 
 def test_a_scrape_while_redis_is_away_tells_of_the_replica_alone() -> None:
     registry = CollectorRegistry()
-    away = Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2)
-    MaintenanceMetrics(registry, away, Keys(), lambda: True)
-    assert {name for name, _ in told(registry) if "queue" in name} == set()
-    assert value(told(registry), "controller_leading") == 1
+    away = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
+    ControllerMetrics(registry, away, Keys(), lambda: True)
+    series = told(registry)
+    assert {name for name, _ in series if "queue" in name} == set()
+    assert value(series, "controller_leading") == 1
 
 
 # -- requests
@@ -288,12 +291,12 @@ def test_stages_follow_each_other_without_a_gap() -> None:
 
 def families(redis: Redis, keys: Keys) -> Iterator[Metric]:
     """All that the three kinds of process may tell, each once."""
-    gateway, maintenance = CollectorRegistry(), CollectorRegistry()
+    gateway, controller = CollectorRegistry(), CollectorRegistry()
     HttpMetrics(gateway)
-    MaintenanceMetrics(maintenance, redis, keys, lambda: True)
+    ControllerMetrics(controller, redis, keys, lambda: True)
     yield from gateway.collect()
     yield from WorkerMetrics(PRESENCE).describe()
-    yield from maintenance.collect()
+    yield from controller.collect()
 
 
 def exposed(found: Iterable[Metric]) -> dict[str, str]:

@@ -80,7 +80,7 @@ def test_every_process_tells_it_in_one_line(
 ) -> None:
     monkeypatch.setenv("SERINETTE_RETENTION_S", "soon")
     monkeypatch.setattr(sys, "argv", ["process"])
-    # Maintenance takes signals before anything else.
+    # The controller takes signals before anything else.
     monkeypatch.setattr("signal.signal", lambda *_: None)
     main = process.main  # type: ignore[attr-defined]  # a module
     assert main() == status

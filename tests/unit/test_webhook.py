@@ -13,8 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from api.settings import GatewaySettings
-from controller.webhook_sending import Answer, open_client, send
-from controller.webhooks import pause_s
+from controller.webhooks import Answer, open_client, pause_s, send
 from serinette.errors import InvalidSpec
 from serinette.job import JobOptions, JobStatus
 from serinette.webhook import event_id, is_public, parse_address

@@ -1,4 +1,4 @@
-"""The end of a job is told to its webhook: once for each end, signed, again until it is taken, by whichever replica."""
+"""The end of a job is sent to its webhook: once for each end, signed, again until it is taken, by any replica."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OTHER_SECRET = "whsec_" + "b3RoZXItdGVzdC1zZWNyZXQtMDAwMDAwMDE="
 
 @dataclass
 class House:
-    """A gateway's queue, a slot moved by hand, and maintenance's tellers."""
+    """A gateway's queue, a slot moved by hand, and the controller's duty."""
 
     redis: Redis
     store: Store
@@ -71,7 +71,7 @@ class House:
     def job(self, job_id: str) -> Job:
         return self.board.entry(job_id).job()
 
-    def tellers(self, **settings: object) -> Webhooks:
+    def webhooks(self, **settings: object) -> Webhooks:
         """Some that need not wait for what has just ended; later tries have longer pauses."""
         at_s = int(self.redis.time()[0])
         fresh: Any = self.redis.zrangebyscore(self.keys.webhooks, at_s, at_s + TELL_AFTER_S + 1)
@@ -96,7 +96,7 @@ def house(redis: Redis, keys: Keys, file_store_url: str, redis_url: str) -> Iter
         "webhook_secret": SECRET,
         "webhook_networks": ("127.0.0.0/8",),
         "webhook_timeout_s": 5,
-        # Far beyond what `tellers` makes due at once, on a machine that slept for some seconds too.
+        # Far beyond what `webhooks` makes due at once, on a machine that slept for some seconds too.
         "webhook_backoff_s": 60,
     }
     store = Store.open(GatewaySettings.model_validate(settings))
@@ -122,18 +122,18 @@ def cancel(house: House, job: Job) -> None:
     ("end", "status"),
     [(succeed, JobStatus.SUCCEEDED), (fail, JobStatus.FAILED), (cancel, JobStatus.CANCELED)],
 )
-def test_every_end_is_told_once_and_signed(house: House, end: Callable[[House, Job], None], status: JobStatus) -> None:
+def test_every_end_is_sent_once_and_signed(house: House, end: Callable[[House, Job], None], status: JobStatus) -> None:
     job = house.submit()
-    assert house.tellers()() == 0  # nothing is told of a job that has not ended
+    assert house.webhooks()() == 0  # nothing is sent of a job that has not ended
     end(house, job)
-    assert house.tellers()() == 1
-    assert house.tellers()() == 0
+    assert house.webhooks()() == 1
+    assert house.webhooks()() == 0
 
     [came] = house.target.came
-    told = Webhook(SECRET).verify(came.body, came.headers)
-    assert told["type"] == f"job.{status}"
-    assert told["data"]["id"] == job.id
-    assert told["data"]["status"] == status
+    sent = Webhook(SECRET).verify(came.body, came.headers)
+    assert sent["type"] == f"job.{status}"
+    assert sent["data"]["id"] == job.id
+    assert sent["data"]["status"] == status
     assert came.path == "/ended"
     assert came.headers["webhook-id"] == f"msg_{job.id}_{status}"
     assert came.headers["content-type"] == "application/json"
@@ -145,28 +145,28 @@ def test_every_end_is_told_once_and_signed(house: House, end: Callable[[House, J
     assert house.redis.zcard(house.keys.webhooks) == 0
 
 
-def test_nothing_is_told_that_a_redis_without_its_last_second_would_not_know(house: House) -> None:
-    tellers = house.tellers()
+def test_nothing_is_sent_that_a_redis_without_its_last_second_would_not_know(house: House) -> None:
+    webhooks = house.webhooks()
     job = house.submit()
     cancel(house, job)
     seconds, microseconds = house.redis.time()
     due_s = house.redis.zscore(house.keys.webhooks, job.id)
     assert due_s is not None
-    assert due_s - (seconds + microseconds / 1e6) > 1.5, "seconds that it was told after the end, at least"
+    assert due_s - (seconds + microseconds / 1e6) > 1.5, "seconds that it is sent after the end, at least"
     if house.redis.time()[0] < due_s:  # the machine was not asleep meanwhile
-        assert tellers() == 0
+        assert webhooks() == 0
 
 
-def test_what_is_told_is_the_job_as_it_is_answered(house: House) -> None:
+def test_what_is_sent_is_the_job_as_it_is_answered(house: House) -> None:
     job = house.submit(labels={"album": "blue"})
     succeed(house, job)
-    house.tellers()()
-    told = json.loads(house.target.came[0].body)
+    house.webhooks()()
+    sent = json.loads(house.target.came[0].body)
     answered = house.job(job.id)
     shown = json.loads(answered.model_dump_json(exclude={"deliveries", "webhook"}))
-    assert told["data"] == shown
+    assert sent["data"] == shown
     assert answered.ended_at
-    assert told["timestamp"] == answered.ended_at.isoformat()
+    assert sent["timestamp"] == answered.ended_at.isoformat()
 
 
 def test_a_job_without_webhook_enters_no_outbox(house: House) -> None:
@@ -180,8 +180,8 @@ def test_it_is_tried_again_with_the_same_id_until_it_is_taken(house: House) -> N
     job = house.submit()
     succeed(house, job)
     for left in (2, 1, 0):
-        assert house.tellers()() == 1
-        assert house.tellers()() == 0  # not before its pause is over
+        assert house.webhooks()() == 1
+        assert house.webhooks()() == 0  # not before its pause is over
         if left:
             house.due_now(job.id)
     assert len(set(house.target.ids)) == 1
@@ -201,9 +201,9 @@ def test_tries_end_and_the_log_stays(house: House) -> None:
     job = house.submit()
     succeed(house, job)
     for _ in range(2):
-        assert house.tellers(webhook_attempts=3)() == 1
+        assert house.webhooks(webhook_attempts=3)() == 1
         house.due_now(job.id)
-    assert house.tellers(webhook_attempts=3)() == 1
+    assert house.webhooks(webhook_attempts=3)() == 1
     assert house.redis.zcard(house.keys.webhooks) == 0
     last = house.job(job.id).deliveries[-1]
     assert (last.number, last.delivered, last.next_at) == (3, False, None)
@@ -213,7 +213,7 @@ def test_tries_end_and_the_log_stays(house: House) -> None:
 def test_a_target_that_is_gone_is_left_alone(house: House) -> None:
     house.target.answers = [410]
     succeed(house, house.submit())
-    house.tellers()()
+    house.webhooks()()
     assert house.redis.zcard(house.keys.webhooks) == 0
 
 
@@ -221,7 +221,7 @@ def test_two_replicas_deliver_one_event_once(house: House) -> None:
     jobs = [house.submit() for _ in range(10)]
     for job in jobs:
         succeed(house, job)
-    replicas = [house.tellers() for _ in range(4)]
+    replicas = [house.webhooks() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(lambda each: each(), replicas))
     assert sum(counts) == 10
@@ -233,9 +233,9 @@ def test_a_replica_that_dies_in_the_middle_leaves_the_event_to_another(house: Ho
     succeed(house, job)
     house.due_now(job.id)
     assert Outbox(house.redis, house.keys).take(30, 10) == [job.id]  # and then it dies
-    assert house.tellers()() == 0  # hidden as long as the try may take
+    assert house.webhooks()() == 0  # hidden as long as the try may take
     house.due_now(job.id)
-    assert house.tellers()() == 1
+    assert house.webhooks()() == 1
     assert house.target.ids == [f"msg_{job.id}_succeeded"]
 
 
@@ -244,9 +244,9 @@ def test_each_tenant_may_have_its_own_secret_and_secrets_overlap(house: House) -
     job = house.submit("acme")
     house.slot.claim(job.id)
     house.slot.succeed(job.id, [b"song"], tenant="acme")
-    house.tellers()()
+    house.webhooks()()
     [came] = house.target.came
-    for secret in (OTHER_SECRET, SECRET):  # whoever has the old one, and whoever has the new one
+    for secret in (OTHER_SECRET, SECRET):  # a receiver with the old one, and one with the new one
         assert Webhook(secret).verify(came.body, came.headers)
 
 
@@ -258,10 +258,10 @@ def test_a_target_inside_is_refused_at_submit_and_nothing_is_kept(house: House) 
     assert house.redis.dbsize() == 0
 
 
-def test_a_target_that_is_inside_by_the_time_it_is_told_gets_nothing(house: House) -> None:
+def test_a_target_that_is_inside_by_the_time_of_the_delivery_gets_nothing(house: House) -> None:
     job = house.submit()
     succeed(house, job)
-    house.tellers(webhook_networks=())()
+    house.webhooks(webhook_networks=())()
     assert not house.target.came
     error = house.job(job.id).deliveries[0].error
     assert error and "public addresses only" in error
@@ -278,16 +278,16 @@ def test_without_a_secret_there_are_no_webhooks(house: House) -> None:
 def test_an_end_that_cannot_be_signed_is_looked_at_once(house: House) -> None:
     job = house.submit()
     succeed(house, job)
-    assert house.tellers(webhook_secret=None)() == 1
+    assert house.webhooks(webhook_secret=None)() == 1
     assert house.redis.zcard(house.keys.webhooks) == 0
     assert not house.target.came
 
 
-def test_an_erased_job_is_told_to_nobody(house: House) -> None:
+def test_an_erased_job_is_not_sent(house: House) -> None:
     job = house.submit()
     succeed(house, job)
     assert house.board.jobs(calls.erase(job.id, ME))
-    house.tellers()()
+    house.webhooks()()
     assert not house.target.came
     assert not house.redis.exists(house.keys.job(job.id))
     assert house.redis.zcard(house.keys.webhooks) == 0
@@ -305,7 +305,7 @@ def test_a_record_that_cannot_be_read_holds_up_no_other_end(house: House) -> Non
     for job in (spoilt, well):
         succeed(house, job)
     house.redis.hset(house.keys.job(spoilt.id), "result", "not JSON")
-    assert house.tellers()() == 2
+    assert house.webhooks()() == 2
     assert house.target.ids == [f"msg_{well.id}_succeeded"]
     assert house.redis.zcard(house.keys.webhooks) == 0
 
@@ -314,5 +314,5 @@ def test_a_job_stays_whole_until_its_end_is_reported(house: House) -> None:
     job = house.submit()
     succeed(house, job)
     assert not house.board.jobs(calls.shrink(house.board.entry(job.id)))
-    house.tellers()()
+    house.webhooks()()
     assert house.board.jobs(calls.shrink(house.board.entry(job.id)))

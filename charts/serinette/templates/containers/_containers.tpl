@@ -56,7 +56,7 @@
 - {name: SERINETTE_CONTAINERS_NAMESPACE, value: {{ include "serinette.containersNamespace" . | quote }}}
 - {name: SERINETTE_CONTAINERS_INSTANCE, value: {{ .Release.Name | quote }}}
 - {name: SERINETTE_CONTAINERS_SERVICE_ACCOUNT, value: {{ include "serinette.containersAccount" . | quote }}}
-- {name: SERINETTE_CONTAINERS_CARRIER, value: {{ include "serinette.image" (list . "gateway") | quote }}}
+- {name: SERINETTE_CONTAINERS_STEPS_IMAGE, value: {{ include "serinette.image" (list . "gateway") | quote }}}
 - {name: SERINETTE_CONTAINERS_IMAGES, value: {{ toJson $containers.images | quote }}}
 - {name: SERINETTE_CONTAINERS_WRITABLE_IMAGES, value: {{ toJson $containers.writableImages | quote }}}
 - {name: SERINETTE_CONTAINERS_SECRETS, value: {{ toJson $containers.secrets | quote }}}

@@ -1,21 +1,19 @@
-"""What the controller decides, as tables: of lost jobs, due ones, jobs of removed pools, and what is old enough."""
+"""What the controller decides, as tables: of lost jobs, due ones, jobs of removed pools, and what shrinks."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from controller.planning import Action, RemovedPools, of_due, of_lost, shrinks
-from controller.retention import expired
+from controller.sweep_plan import Action, RemovedPools, plan_due, plan_lost, shrinks
 from serinette.job import Attempt, JobStatus
 from serinette.jobs import Entry
 from serinette.jobs.registries import parse_lane
 from serinette.names import Lane
 from serinette.pools import PoolFacts
-from serinette.store import StoredObject
 from tests.jobs import submission
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -49,7 +47,7 @@ def running(**fields: Any) -> Entry:
     ],
 )
 def test_what_a_lost_job_needs(seen: Entry | None, action: Action | None, status: JobStatus | None) -> None:
-    plan = of_lost(seen, "a")
+    plan = plan_lost(seen, "a")
     assert (plan and plan.action) == action
     if plan and status:
         assert plan.outcome and plan.outcome.status is status
@@ -58,7 +56,7 @@ def test_what_a_lost_job_needs(seen: Entry | None, action: Action | None, status
 
 
 def test_a_lost_job_whose_spec_no_version_here_reads_ends_all_the_same() -> None:
-    plan = of_lost(running(charged=2, spec='{"steps": "of a newer kind"}'), "a")
+    plan = plan_lost(running(charged=2, spec='{"steps": "of a newer kind"}'), "a")
     assert plan and plan.action is Action.FAIL and plan.record is None
 
 
@@ -74,8 +72,8 @@ def test_a_lost_job_whose_spec_no_version_here_reads_ends_all_the_same() -> None
         (entry(start_by=AT_S - 1, state="canceled"), False),
     ],
 )
-def test_a_job_expires_that_nobody_began_in_time(seen: Entry | None, expires: bool) -> None:
-    plan = of_due(seen, NOON)
+def test_a_job_expires_that_no_worker_began_in_time(seen: Entry | None, expires: bool) -> None:
+    plan = plan_due(seen, NOON)
     assert (plan is not None) is expires
     if plan:
         assert plan.outcome and plan.outcome.error and plan.outcome.error.code == "expired"
@@ -162,33 +160,3 @@ def test_only_what_the_store_knows_shrinks(seen: Entry, is_old: bool) -> None:
 )
 def test_only_our_lanes_are_touched(name: str, lane: tuple[str, Lane] | None) -> None:
     assert parse_lane(name) == lane
-
-
-def stored(key: str, hours_old: float) -> StoredObject:
-    return StoredObject(key, 1, None, NOON - timedelta(hours=hours_old))
-
-
-def doomed(objects: list[StoredObject], in_use: set[str]) -> list[list[str]]:
-    return [[found.key for found in group] for group in expired(objects, NOON, lambda: in_use)]
-
-
-def test_a_song_goes_whole_and_its_record_last() -> None:
-    old = [stored("songs/t/j1/job.json", 1), stored("songs/t/j1/a-0.mp3", 2), stored("songs/t/j1/b-0.mp3", 3)]
-    young = [stored("songs/t/j2/a-0.mp3", 5), stored("songs/t/j2/job.json", -1)]
-    assert doomed([*old, *young], set()) == [["songs/t/j1/a-0.mp3", "songs/t/j1/b-0.mp3", "songs/t/j1/job.json"]]
-
-
-def test_what_an_unfinished_job_uses_is_kept() -> None:
-    objects = [
-        stored("songs/t/live/a-0.mp3", 9),
-        stored("uploads/t/used/audio", 9),
-        stored("uploads/t/unused/audio", 9),
-    ]
-    assert doomed(objects, {"live", "used"}) == [["uploads/t/unused/audio"]]
-
-
-def test_nobody_is_asked_while_nothing_is_old() -> None:
-    def unexpected() -> set[str]:
-        raise AssertionError("asked for what is in use")
-
-    assert list(expired([stored("songs/t/j/job.json", -1)], NOON, unexpected)) == []

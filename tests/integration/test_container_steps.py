@@ -27,8 +27,8 @@ def store(s3: servers.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
 def step(name: str, plan: Any, root: Path) -> subprocess.Popen[str]:
     """A step as its container starts it, without credentials of the store."""
     given = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-    environment = {**given, "SERINETTE_CARRY": json.dumps(plan), "SERINETTE_CARRY_ROOT": str(root)}
-    command = [sys.executable, "-m", "serinette.carry", name]
+    environment = {**given, "SERINETTE_STEP": json.dumps(plan), "SERINETTE_STEP_ROOT": str(root)}
+    command = [sys.executable, "-m", "serinette.container_steps", name]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -40,7 +40,7 @@ def test_inputs_are_there(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "inputs/deep/song.mp3").read_bytes() == b"a song"
 
 
-def test_an_input_that_is_gone_is_told_by_its_exit_code_and_not_by_its_url(store: Store, tmp_path: Path) -> None:
+def test_an_input_that_is_gone_is_reported_by_its_exit_code_and_not_by_its_url(store: Store, tmp_path: Path) -> None:
     url = store.sign_get("songs/default/j/gone", 60)
     with step("fetch", [{"path": "a", "url": url}], tmp_path) as process:
         assert process.wait(60) == 3
@@ -54,7 +54,7 @@ def test_a_plan_that_leads_elsewhere_is_refused(path: str, tmp_path: Path) -> No
     assert not (tmp_path / "a").exists()
 
 
-def test_it_is_ready_when_it_may_be_told_to_end(tmp_path: Path) -> None:
+def test_it_is_ready_when_sigterm_would_reach_it(tmp_path: Path) -> None:
     def ready(pid: int) -> bool:
         command = [word.replace("/proc/1/", f"/proc/{pid}/") for word in READY]
         return subprocess.run(command, check=False, timeout=60).returncode == 0
@@ -62,7 +62,7 @@ def test_it_is_ready_when_it_may_be_told_to_end(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as other:
         assert not ready(other.pid), "SIGTERM would end it, or as a container's first process pass it by"
         other.kill()
-    with step("carry", {}, tmp_path) as process:
+    with step("upload", {}, tmp_path) as process:
         assert process.stderr and process.stderr.readline() == "waiting for the command to end\n"
         state = Path(f"/proc/{process.pid}/stat")
         assert eventually(lambda: state.read_text().rpartition(") ")[2].startswith("S"))
@@ -79,7 +79,7 @@ def test_outputs_are_put_when_the_command_has_ended(store: Store, tmp_path: Path
         "manifest_url": store.sign_put("songs/default/j/a-outputs.json", 60),
         "max_bytes": 1_000_000,
     }
-    with step("carry", plan, root) as process:
+    with step("upload", plan, root) as process:
         assert process.stderr and process.stderr.readline() == "waiting for the command to end\n"
         (root / "adapter/weights.bin").write_bytes(b"w" * 300_000)
         (root / "empty").write_bytes(b"")
@@ -90,13 +90,13 @@ def test_outputs_are_put_when_the_command_has_ended(store: Store, tmp_path: Path
         os.mkfifo(root / "pipe")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, process.stderr.read()
-    told = json.loads(store.get("songs/default/j/a-outputs.json"))
-    assert [(each["name"], each["index"], each["size_bytes"]) for each in told["outputs"]] == [
+    manifest = json.loads(store.get("songs/default/j/a-outputs.json"))
+    assert [(each["name"], each["index"], each["size_bytes"]) for each in manifest["outputs"]] == [
         ("adapter/weights.bin", 0, 300_000),
         ("empty", 1, 0),
     ]
     assert store.get(keys[0]) == b"w" * 300_000
-    left_out = "\n".join(told["left_out"])
+    left_out = "\n".join(manifest["left_out"])
     for words in (r"'a b\nc' may not be called so", "'link' is no plain", "'linked' is no", "'pipe' is no", "too much"):
         assert words in left_out
 
@@ -108,7 +108,7 @@ def test_three_steps_that_are_given_nothing_else_keep_what_a_failed_command_left
     store.put("songs/default/j/a-0.mp3", b"a song")
     plans = {
         "fetch": [{"path": "song.mp3", "url": store.sign_get("songs/default/j/a-0.mp3", 600)}],
-        "carry": {
+        "upload": {
             "urls": [store.sign_put("songs/default/j/a-output-000", 600)],
             "manifest_url": store.sign_put("songs/default/j/a-outputs.json", 600),
             "max_bytes": 1_000,
@@ -116,18 +116,18 @@ def test_three_steps_that_are_given_nothing_else_keep_what_a_failed_command_left
     }
 
     def start(name: str, root: Path) -> subprocess.Popen[str]:
-        only = {"SERINETTE_CARRY": json.dumps(plans[name]), "SERINETTE_CARRY_ROOT": str(root)}
+        only = {"SERINETTE_STEP": json.dumps(plans[name]), "SERINETTE_STEP_ROOT": str(root)}
         return subprocess.Popen(
-            [sys.executable, "-m", "serinette.carry", name], env=only, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "serinette.container_steps", name], env=only, stderr=subprocess.PIPE, text=True
         )
 
     with start("fetch", inputs) as fetch:
         assert fetch.wait(120) == 0, fetch.stderr and fetch.stderr.read()
-    with start("carry", outputs) as carry:
-        assert carry.stderr and carry.stderr.readline() == "waiting for the command to end\n"
+    with start("upload", outputs) as upload:
+        assert upload.stderr and upload.stderr.readline() == "waiting for the command to end\n"
         command = ["/bin/sh", "-c", f"cat {inputs}/song.mp3 > {outputs}/copy; exit 7"]
         assert subprocess.run(command, env={}, check=False, timeout=120).returncode == 7
-        carry.send_signal(signal.SIGTERM)
-        assert carry.wait(120) == 0, carry.stderr.read()
+        upload.send_signal(signal.SIGTERM)
+        assert upload.wait(120) == 0, upload.stderr.read()
     assert store.get("songs/default/j/a-output-000") == b"a song"
     assert [each["name"] for each in json.loads(store.get("songs/default/j/a-outputs.json"))["outputs"]] == ["copy"]

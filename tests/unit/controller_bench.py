@@ -7,8 +7,8 @@ from typing import Any
 
 from redis import Redis
 
-from controller.planning import Action
 from controller.settings import ControllerSettings
+from controller.sweep_plan import Action
 from controller.sweeper import Sweeper
 from serinette.job import JobStatus, Record
 from serinette.jobs import Claimed, Entry, Outcome, calls

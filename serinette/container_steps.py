@@ -1,8 +1,8 @@
-"""`python -m serinette.carry fetch|carry`: the steps around a container, in its pod. They hold URLs and no credentials.
+"""`python -m serinette.container_steps fetch|upload`: the steps around a container, in its pod, without credentials.
 
-fetch   reads SERINETTE_CARRY, a list of {path, url, size_bytes}, and writes each below /inputs.
-carry   waits until it is told to end (SIGTERM: the command beside it has ended), then puts the files below /outputs to
-        the URLs of SERINETTE_CARRY, {urls, manifest_url, max_bytes}, and last of all says what it put where.
+fetch   reads SERINETTE_STEP, a list of {path, url}, and writes each below /inputs.
+upload  waits for SIGTERM, which comes when the command beside it has ended, then puts the files below /outputs to the
+        URLs of SERINETTE_STEP, {urls, manifest_url, max_bytes}, and last of all a manifest of what it put where.
 
 Names never become keys or URLs: the n-th file goes to the n-th URL, and the manifest says what it was called.
 """
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ _TIMEOUT = httpx.Timeout(60, connect=10)
 _TRIES = 4
 # What no further try changes: the object is gone, or the URL's time is over.
 _FINAL = frozenset({400, 403, 404})
+_MOST_LEFT_OUT = 20
 GONE = 3  # exit code: an input is not there any more
 
 Answer = TypeVar("Answer")
@@ -44,19 +46,19 @@ class Found:
     size_bytes: int
 
 
-def fetch(plan: Sequence[Mapping[str, Any]], root: Path) -> None:
+def fetch(inputs: Sequence[Mapping[str, Any]], root: Path) -> None:
     """Write every input below `root`.
 
     Raises:
         httpx.HTTPError: one could not be fetched.
-        ValueError: the plan names a file that may not be called so.
+        ValueError: one has a name that is not allowed.
     """
-    for each in plan:
+    for each in inputs:
         if not is_file_name(each["path"]):
             raise ValueError(f"{each['path']!r} may not be the name of an input")
         path = root / each["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        _tried(lambda path=path, url=each["url"]: _download(url, path))  # type: ignore[misc]  # bound at once
+        _retried(partial(_download, each["url"], path))
 
 
 def _download(url: str, path: Path) -> None:
@@ -67,19 +69,19 @@ def _download(url: str, path: Path) -> None:
                 file.write(chunk)
 
 
-def upload(plan: Mapping[str, Any], root: Path) -> dict[str, Any]:
+def upload(where: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Put what lies below `root`; the manifest, which was put last.
 
     Raises:
         httpx.HTTPError: something could not be put.
     """
-    found, left_out = survey(root, len(plan["urls"]), plan["max_bytes"])
+    found, left_out = survey(root, len(where["urls"]), where["max_bytes"])
     outputs = []
-    for index, (file, url) in enumerate(zip(found, plan["urls"], strict=False)):
-        sha256 = _tried(lambda file=file, url=url: _put_file(url, file))  # type: ignore[misc]  # bound at once
+    for index, (file, url) in enumerate(zip(found, where["urls"], strict=False)):
+        sha256 = _retried(partial(_put_file, url, file))
         outputs.append({"name": file.name, "index": index, "size_bytes": file.size_bytes, "sha256": sha256})
     manifest = {"outputs": outputs, "left_out": left_out}
-    _tried(lambda: httpx.put(plan["manifest_url"], json=manifest, timeout=_TIMEOUT).raise_for_status())
+    _retried(lambda: httpx.put(where["manifest_url"], json=manifest, timeout=_TIMEOUT).raise_for_status())
     return manifest
 
 
@@ -90,19 +92,20 @@ def survey(root: Path, most: int, max_bytes: int) -> tuple[list[Found], list[str
     total = 0
     for path in sorted(_walk(root)):
         name = path.relative_to(root).as_posix()
-        told, status = ascii(name)[:200], path.lstat()
+        shown, status = ascii(name)[:200], path.lstat()
         if not stat.S_ISREG(status.st_mode):
-            left_out.append(f"{told} is no plain file")
+            left_out.append(f"{shown} is no plain file")
         elif not is_file_name(name):
-            left_out.append(f"{told} may not be called so: letters, digits, . _ and -, not beginning with a dot")
+            left_out.append(f"{shown} may not be called so: letters, digits, . _ and -, not beginning with a dot")
         elif len(found) == most:
-            left_out.append(f"{told} is one file too many: {most} are kept; pack them into an archive")
+            left_out.append(f"{shown} is one file too many: {most} are kept; pack them into an archive")
         elif total + status.st_size > max_bytes:
-            left_out.append(f"{told} is too much: {max_bytes} bytes are kept in all")
+            left_out.append(f"{shown} is too much: {max_bytes} bytes are kept in all")
         else:
             total += status.st_size
             found.append(Found(name, path, status.st_size))
-    return found, left_out[:20] + ([f"and {len(left_out) - 20} more"] if len(left_out) > 20 else [])
+    more = len(left_out) - _MOST_LEFT_OUT
+    return found, left_out[:_MOST_LEFT_OUT] + ([f"and {more} more"] if more > 0 else [])
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -116,7 +119,7 @@ def _put_file(url: str, file: Found) -> str:
     digest = hashlib.sha256()
 
     def chunks() -> Iterator[bytes]:
-        left = file.size_bytes  # as it was looked at: the length has been told
+        left = file.size_bytes  # of the Content-Length below, however the file has grown since
         descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as opened:
             while left and (chunk := opened.read(min(_CHUNK_BYTES, left))):
@@ -129,34 +132,34 @@ def _put_file(url: str, file: Found) -> str:
     return digest.hexdigest()
 
 
-def _tried(act: Callable[[], Answer]) -> Answer:
-    for number in range(_TRIES):
+def _retried(act: Callable[[], Answer]) -> Answer:
+    for number in range(_TRIES - 1):
         try:
             return act()
         except httpx.HTTPStatusError as error:
-            if error.response.status_code in _FINAL or number == _TRIES - 1:
+            if error.response.status_code in _FINAL:
                 raise
         except httpx.TransportError:
-            if number == _TRIES - 1:
-                raise
+            pass
         time.sleep(2**number)
-    raise AssertionError("unreachable")
+    return act()
 
 
 def main() -> int:
-    """Exit status: 0, or 1 when something could not be carried, or 3 when an input is gone."""
-    step, plan = sys.argv[1], json.loads(os.environ["SERINETTE_CARRY"])
+    """Exit status: 0, or 1 when something could not be moved, or 3 when an input is gone."""
+    step, given = sys.argv[1], json.loads(os.environ["SERINETTE_STEP"])
+    root = os.environ.get("SERINETTE_STEP_ROOT")
     try:
         if step == "fetch":
-            fetch(plan, Path(os.environ.get("SERINETTE_CARRY_ROOT", "/inputs")))
+            fetch(given, Path(root or "/inputs"))
             return 0
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         # Never called. Its pod's startup probe looks for it: from here on no SIGTERM is missed.
         signal.signal(signal.SIGTERM, lambda *_: None)
         sys.stderr.write("waiting for the command to end\n")
         signal.sigwait({signal.SIGTERM})
-        told = upload(plan, Path(os.environ.get("SERINETTE_CARRY_ROOT", "/outputs")))
-        sys.stderr.write(f"{len(told['outputs'])} files put, {len(told['left_out'])} left out\n")
+        manifest = upload(given, Path(root or "/outputs"))
+        sys.stderr.write(f"{len(manifest['outputs'])} files put, {len(manifest['left_out'])} left out\n")
     except httpx.HTTPStatusError as error:  # not its text: that holds the URL, which is a key to the object
         sys.stderr.write(f"{step}: the store answered {error.response.status_code}\n")
         return GONE if error.response.status_code in _FINAL and step == "fetch" else 1

@@ -1,4 +1,4 @@
-"""Maintenance beside a cluster: an API server of real HTTP, the real client, a real Valkey."""
+"""The controller beside a cluster: an API server of real HTTP, the real client, a real Valkey."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 from kubernetes import client
 from redis import Redis
 
-from controller.cluster import Cluster
-from controller.protecting import MARKS, Patch, plan
+from controller.autoscaling import MARKS, Patch, plan_marks
+from controller.cluster import WorkerPods, connect
+from controller.pods import PodWatch
 from controller.settings import ControllerSettings
-from controller.surroundings import Surroundings
 from serinette.errors import ClusterUnavailable
 from serinette.names import Keys
 from serinette.pools import PoolFacts
 from serinette.presence import HOLDUP_TTL_S, parse_holdups
 from tests.kube import Kube, kubernetes_api
-from tests.unit.test_pod_words import GPU, NO_GPU, NODES, event, unscheduled
+from tests.unit.test_pod_explanations import GPU, NO_GPU, NODES, event, unscheduled
 
 SELECTOR = "app.kubernetes.io/component=worker"
 CLEARED = dict.fromkeys(MARKS)
@@ -45,7 +45,7 @@ def bare(name: str, annotations: dict[str, str] | None = None, *, leaving: bool 
         ([bare("a", dict(MARKS))], set(), {"a"}, [Patch("a", CLEARED)]),
         ([bare("a", {"mine": "x"})], set(), {"a"}, []),
         (
-            [bare("a", {**MARKS, "karpenter.sh/do-not-disrupt": "false"})],  # somebody else's
+            [bare("a", {**MARKS, "karpenter.sh/do-not-disrupt": "false"})],  # not ours
             set(),
             {"a"},
             [Patch("a", {name: None for name in MARKS if not name.startswith("karpenter")})],
@@ -58,7 +58,7 @@ def bare(name: str, annotations: dict[str, str] | None = None, *, leaving: bool 
 def test_pods_are_marked_while_they_hold_work(
     pods: list[dict[str, Any]], busy: set[str], idle: set[str], patches: list[Patch]
 ) -> None:
-    assert plan(pods, busy, idle, most=4) == patches
+    assert plan_marks(pods, busy, idle, most=4) == patches
 
 
 @pytest.fixture
@@ -68,24 +68,24 @@ def kube() -> Iterator[Kube]:
 
 
 @pytest.fixture
-def cluster(kube: Kube, tmp_path: Path) -> Cluster:
-    found = Cluster.open("music", SELECTOR, kube.kubeconfig(tmp_path))
-    assert found
-    return found
+def cluster(kube: Kube, tmp_path: Path) -> WorkerPods:
+    connection = connect(kube.kubeconfig(tmp_path))
+    assert connection
+    return WorkerPods(connection, "music", SELECTOR)
 
 
 @pytest.fixture
-def surroundings(cluster: Cluster, redis_url: str, redis: Redis) -> Surroundings:
+def pods(cluster: WorkerPods, redis_url: str, redis: Redis) -> PodWatch:
     settings = ControllerSettings.model_validate({"redis_url": redis_url, "pools": POOLS})
-    return Surroundings(cluster, settings, redis)
+    return PodWatch(redis, cluster, settings)
 
 
 def add_pod(kube: Kube, name: str, pool: str = "turbo", *, pending: bool = False, **metadata: Any) -> None:
     labels = {"app.kubernetes.io/component": "worker", "serinette.dev/pool": pool}
     ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
     status = unscheduled(NO_GPU)["status"] if pending else ready
-    told = {"name": name, "labels": labels, **metadata}
-    kube.add({"apiVersion": "v1", "kind": "Pod", "metadata": told, "status": status}, namespace="music")
+    found = {"name": name, "labels": labels, **metadata}
+    kube.add({"apiVersion": "v1", "kind": "Pod", "metadata": found, "status": status}, namespace="music")
 
 
 def marks(kube: Kube, name: str) -> dict[str, str]:
@@ -95,63 +95,61 @@ def marks(kube: Kube, name: str) -> dict[str, str]:
     return found
 
 
-def told(redis: Redis, keys: Keys) -> dict[str, tuple[int, str]]:
+def reported(redis: Redis, keys: Keys) -> dict[str, tuple[int, str]]:
     found: Any = redis.hgetall(keys.holdups)
     return {pool: (each.pods, each.words) for pool, each in parse_holdups(found).items()}
 
 
-def test_gateways_are_told_what_holds_each_pool(
-    kube: Kube, surroundings: Surroundings, redis: Redis, keys: Keys
-) -> None:
+def test_what_holds_up_each_pool_is_reported(kube: Kube, pods: PodWatch, redis: Redis, keys: Keys) -> None:
     add_pod(kube, "w-1", pending=True)
     add_pod(kube, "w-2", pool="base")
     kube.add(*({"apiVersion": "v1", "kind": "Node", **node} for node in NODES))
     scaled_up = event("TriggeredScaleUp", "pod triggered scale-up")
     kube.add({"apiVersion": "v1", "kind": "Event", **scaled_up}, namespace="music")
-    surroundings.look(0)
+    pods.look(0)
     words = "no node has a free nvidia.com/gpu: 6 are on 2 nodes, none free for it, and the autoscaler is adding a node"
-    assert told(redis, keys) == {"turbo": (1, words), "base": (1, "")}
+    assert reported(redis, keys) == {"turbo": (1, words), "base": (1, "")}
     assert 0 < int(redis.ttl(keys.holdups)) <= HOLDUP_TTL_S
     kube.remove("v1", "Pod", "w-1", "music")
-    surroundings.look(10)
-    assert told(redis, keys) == {"turbo": (0, ""), "base": (1, "")}
+    pods.look(10)
+    assert reported(redis, keys) == {"turbo": (0, ""), "base": (1, "")}
 
 
-def test_without_a_pod_that_waits_only_pods_are_asked_for(kube: Kube, surroundings: Surroundings) -> None:
+def test_without_a_pod_that_waits_only_pods_are_asked_for(kube: Kube, pods: PodWatch) -> None:
     add_pod(kube, "w-1")
-    surroundings.look(0)
+    pods.look(0)
     (asked,) = kube.requests
     assert asked.path == "/api/v1/namespaces/music/pods"
     assert asked.query == {"labelSelector": SELECTOR, "resourceVersion": "0"}
 
 
 def test_nodes_that_may_not_be_read_are_left_out_and_not_asked_for_again_soon(
-    kube: Kube, surroundings: Surroundings, redis: Redis, keys: Keys
+    kube: Kube, pods: PodWatch, redis: Redis, keys: Keys
 ) -> None:
     add_pod(kube, "w-1", pending=True)
     kube.fail("/nodes", 403)
     for at_s in (0, 10, 20):
-        surroundings.look(at_s)
-    assert told(redis, keys)["turbo"] == (1, "no node has a free nvidia.com/gpu")
+        pods.look(at_s)
+    assert reported(redis, keys)["turbo"] == (1, "no node has a free nvidia.com/gpu")
     assert [asked.path for asked in kube.requests].count("/api/v1/nodes") == 1
-    surroundings.look(601)
+    pods.look(601)
     assert [asked.path for asked in kube.requests].count("/api/v1/nodes") == 2
 
 
 def test_a_busy_pod_is_marked_and_after_a_minute_of_idleness_no_more(
-    kube: Kube, surroundings: Surroundings, redis: Redis, keys: Keys
+    kube: Kube, pods: PodWatch, redis: Redis, keys: Keys
 ) -> None:
     add_pod(kube, "w-1", annotations={"mine": "x"})
     add_pod(kube, "w-2")
     redis.sadd(keys.busy("turbo"), "w-1-abc123")
-    surroundings.look(0)
+    pods.look(0)
     assert marks(kube, "w-1") == {"mine": "x", **MARKS}
     assert marks(kube, "w-2") == {}
     redis.srem(keys.busy("turbo"), "w-1-abc123")
     for at_s in (10, 30, 50, 60):
-        surroundings.look(at_s)
+        pods.look(at_s)
     assert marks(kube, "w-1") == {"mine": "x", **MARKS}
-    surroundings.look(71)
+    pods.look(71)
     assert marks(kube, "w-1") == {"mine": "x"}
     assert len(kube.patches) == 2
 
@@ -162,49 +160,51 @@ def test_a_busy_pod_is_marked_and_after_a_minute_of_idleness_no_more(
         (404, True, 10),  # gone meanwhile: the others are patched
         (410, True, 10),
         (409, True, 10),
-        (403, False, 601),  # forbidden: nobody is patched until an operator may have mended it
+        (403, False, 601),  # forbidden: no pod is patched until an operator may have allowed it
         (429, False, 31),
         (500, False, 31),
         (0, False, 31),  # it hung up
     ],
 )
 def test_what_the_api_server_answers_to_a_patch(
-    kube: Kube, surroundings: Surroundings, redis: Redis, keys: Keys, status: int, at_once: bool, after_s: float
+    kube: Kube, pods: PodWatch, redis: Redis, keys: Keys, status: int, at_once: bool, after_s: float
 ) -> None:
     for name in ("w-1", "w-2"):
         add_pod(kube, name)
         redis.sadd(keys.busy("turbo"), f"{name}-abc123")
     kube.fail("/pods/w-1", status, method="PATCH", times=1)
-    surroundings.look(0)
+    pods.look(0)
     assert bool(marks(kube, "w-2")) is at_once
     asked = len(kube.patches)
     if not at_once:
-        surroundings.look(9)
+        pods.look(9)
         assert len(kube.patches) == asked
-    surroundings.look(after_s)
+    pods.look(after_s)
     assert marks(kube, "w-1") == marks(kube, "w-2") == dict(MARKS)
 
 
-def test_a_cluster_that_is_away_is_told_of_once_and_marks_nothing(
-    kube: Kube, surroundings: Surroundings, caplog: pytest.LogCaptureFixture
+def test_a_cluster_that_is_away_is_reported_once_and_marks_nothing(
+    kube: Kube, pods: PodWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kube.fail("/pods", 503, "apiserver not ready")
     with caplog.at_level(logging.INFO):
         for at_s in (0, 10):
-            surroundings.look(at_s)
+            pods.look(at_s)
         kube.heal()
-        surroundings.look(20)
+        pods.look(20)
     assert [record.getMessage() for record in caplog.records] == [
         "looking at the cluster fails: 503 apiserver not ready",
         "looking at the cluster goes on",
     ]
 
 
-def test_protection_can_be_switched_off(cluster: Cluster, kube: Kube, redis: Redis, keys: Keys, redis_url: str) -> None:
+def test_protection_can_be_switched_off(
+    cluster: WorkerPods, kube: Kube, redis: Redis, keys: Keys, redis_url: str
+) -> None:
     add_pod(kube, "w-1")
     redis.sadd(keys.busy("turbo"), "w-1-abc123")
     settings = ControllerSettings.model_validate({"redis_url": redis_url, "cluster_protect": False})
-    Surroundings(cluster, settings, redis).look(0)
+    PodWatch(redis, cluster, settings).look(0)
     assert not kube.patches
 
 
@@ -212,18 +212,16 @@ def test_an_api_server_that_never_answers_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         configuration = client.Configuration(host=f"http://127.0.0.1:{silent.getsockname()[1]}")
         configuration.retries = False
-        api = client.CoreV1Api(client.ApiClient(configuration))
+        connection = client.ApiClient(configuration)
         with pytest.raises(ClusterUnavailable, match="does not answer") as error:
-            Cluster(api, "music", SELECTOR, timeout_s=(0.2, 0.2)).pods()
+            WorkerPods(connection, "music", SELECTOR, timeout_s=(0.2, 0.2)).pods()
     assert error.value.status == 0
 
 
 def test_without_a_cluster_there_is_none_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert Cluster.open(None, SELECTOR) is None
-    assert not caplog.records
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert Cluster.open("music", SELECTOR) is None
-    assert Cluster.open("music", SELECTOR, tmp_path / "none") is None
+    assert connect() is None
+    assert connect(tmp_path / "none") is None
     assert caplog.text.count("the cluster is not looked at") == 2

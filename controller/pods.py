@@ -1,4 +1,4 @@
-"""Looks at the cluster for everybody, once in a while: tells what holds the pools, and marks pods that hold work."""
+"""Looks at the worker pods for all others: reports what holds up each pool's, and marks those that hold work."""
 
 from __future__ import annotations
 
@@ -9,44 +9,43 @@ from typing import Any
 
 from redis import Redis
 
-from controller.cluster import Cluster
-from controller.lease import FailureLog
-from controller.pod_words import POOL_LABEL, holdup
-from controller.protecting import plan
+from controller.autoscaling import plan_marks
+from controller.cluster import WorkerPods
+from controller.leader_election import FailureLog
+from controller.pod_explanations import POOL_LABEL, holdup
 from controller.settings import ControllerSettings
 from serinette.errors import ClusterUnavailable
 from serinette.job import now
 from serinette.names import host_of
 from serinette.pools import of_name
 from serinette.presence import Holdup, report_holdups
-from serinette.settings import connect_redis
 
 log = logging.getLogger(__name__)
 
-# Between two songs a worker is idle for moments only.
+# Between two jobs a worker is idle for moments only.
 _IDLE_S = 60.0
-# A round's patches: the API server must not feel a fleet of 500 begin to sing.
+# A round's patches: the API server must not feel a fleet of 500 begin to work.
 _MOST_PATCHES = 50
-# What we may not do is asked for again after so long; an operator may have mended it.
+# What we may not do is tried again after so long; an operator may have allowed it.
 _FORBIDDEN_S = 600.0
 _GONE = {404, 410}
 _NOT_NOW = {409}
 
 
-class Surroundings:
-    """One round: one list of pods, and of events and nodes when a pod is held up."""
+class PodWatch:
+    """The duty. One round: one list of pods, and of events and nodes when a pod is pending."""
 
-    def __init__(self, cluster: Cluster, settings: ControllerSettings, redis: Redis | None = None) -> None:
+    def __init__(self, redis: Redis, cluster: WorkerPods, settings: ControllerSettings) -> None:
+        self._redis = redis
         self._cluster = cluster
         self._settings = settings
         self._keys = settings.keys
-        self._redis = redis or connect_redis(settings)
         self._idle_since_s: dict[str, float] = {}
         self._failures = FailureLog(log, "looking at the cluster")
         self._not_before_s: dict[str, float] = {}
 
     def __call__(self) -> None:
-        """Raises RedisError; a cluster that does not answer is told of in the log, and what was known expires."""
+        """Raises RedisError; a cluster that does not answer is logged, and what was reported expires."""
         self.look(time.monotonic())
 
     def look(self, at_s: float) -> None:
@@ -58,16 +57,16 @@ class Surroundings:
             return
         self._failures.note(None)
         report_holdups(self._redis, self._keys, self._explained(pods, at_s))
-        self._protect(pods, at_s)
+        self._mark(pods, at_s)
 
     def _explained(self, pods: Sequence[dict[str, Any]], at_s: float) -> dict[str, Holdup]:
         by_pool: dict[str, list[dict[str, Any]]] = {pool.name: [] for pool in self._settings.pools}
         for pod in pods:
             by_pool.setdefault(pod["metadata"].get("labels", {}).get(POOL_LABEL, ""), []).append(pod)
         by_pool.pop("", None)
-        waiting = any(pod.get("status", {}).get("phase") == "Pending" for pod in pods)
-        events = self._asked("events", at_s) if waiting else None
-        nodes = self._asked("nodes", at_s) if waiting else None
+        pending = any(pod.get("status", {}).get("phase") == "Pending" for pod in pods)
+        events = self._asked("events", at_s) if pending else None
+        nodes = self._asked("nodes", at_s) if pending else None
         found = {}
         for pool, ours in by_pool.items():
             facts = of_name(self._settings.pools, pool)
@@ -81,22 +80,22 @@ class Surroundings:
         try:
             return self._cluster.events() if what == "events" else self._cluster.nodes()
         except ClusterUnavailable as error:
-            self._rest(what, error, at_s)
+            self._pause(what, error, at_s)
             return None
 
-    def _protect(self, pods: Sequence[dict[str, Any]], at_s: float) -> None:
+    def _mark(self, pods: Sequence[dict[str, Any]], at_s: float) -> None:
         names = [pod["metadata"]["name"] for pod in pods]
         busy = self._busy(pods)
         self._idle_since_s = {name: self._idle_since_s.get(name, at_s) for name in names if name not in busy}
         idle = {name for name, since_s in self._idle_since_s.items() if at_s - since_s >= _IDLE_S}
         if not self._settings.cluster_protect or at_s < self._not_before_s.get("patches", 0.0):
             return
-        for patch in plan(pods, busy, idle, _MOST_PATCHES):
+        for patch in plan_marks(pods, busy, idle, _MOST_PATCHES):
             try:
                 self._cluster.annotate(patch.pod, patch.annotations)
             except ClusterUnavailable as error:
                 if error.status not in _GONE | _NOT_NOW:  # those are one pod's, and seen anew in the next round
-                    self._rest("patches", error, at_s)
+                    self._pause("patches", error, at_s)
                     return
 
     def _busy(self, pods: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -104,7 +103,7 @@ class Surroundings:
         members: list[Any] = [self._redis.smembers(self._keys.busy(pool)) for pool in pools]
         return {host_of(member.decode()) for found in members for member in found}
 
-    def _rest(self, what: str, error: ClusterUnavailable, at_s: float) -> None:
-        rest_s = _FORBIDDEN_S if error.status in {401, 403} else 3 * self._settings.cluster_interval_s
-        self._not_before_s[what] = at_s + rest_s
-        log.warning("no %s for %g s: %s", what, rest_s, error)
+    def _pause(self, what: str, error: ClusterUnavailable, at_s: float) -> None:
+        pause_s = _FORBIDDEN_S if error.status in {401, 403} else 3 * self._settings.cluster_interval_s
+        self._not_before_s[what] = at_s + pause_s
+        log.warning("no %s for %g s: %s", what, pause_s, error)

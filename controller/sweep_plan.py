@@ -1,4 +1,4 @@
-"""What is to be done about jobs that nobody moves any more: decisions over their records, without I/O."""
+"""What the sweeper is to do about each job: decisions over records, without I/O."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Action(StrEnum):
     EXPIRE = "expire"  # no worker began it in time
     MOVE = "move"  # its pool was removed: to the lane of another that holds its model
     STRAND = "strand"  # its pool was removed and no other holds its model: failed
-    HEAL = "heal"  # it waited and was not in RQ's list
+    HEAL = "heal"  # it waited and was not in RQ's list: it is there again
     RECORD = "record"  # it had ended, and the store says so now
     SHRINK = "shrink"  # it ended a while ago: most of its record goes
 
@@ -52,7 +52,7 @@ class Plan:
         return self.attempt is not None
 
 
-def of_lost(entry: Entry | None, attempt_id: str) -> Plan | None:
+def plan_lost(entry: Entry | None, attempt_id: str) -> Plan | None:
     """Of a job whose attempt let its lease run out; None where that attempt is not in charge any more."""
     if entry is None or entry.status is not JobStatus.RUNNING or entry.owner != attempt_id:
         return None
@@ -64,7 +64,7 @@ def of_lost(entry: Entry | None, attempt_id: str) -> Plan | None:
     return _end(Action.FAIL, entry, attempt, Outcome(JobStatus.FAILED, entry.lost(last=True)))
 
 
-def of_due(entry: Entry | None, at: datetime) -> Plan | None:
+def plan_due(entry: Entry | None, at: datetime) -> Plan | None:
     """Of a job whose start deadline is in the index; None where it does not count any more."""
     if entry is None or entry.status is not JobStatus.QUEUED or entry.attempts:
         return None
@@ -87,7 +87,7 @@ def _end(action: Action, entry: Entry, attempt: Attempt | None, outcome: Outcome
 
 
 class RemovedPools:
-    """Which pools are no more, and where their jobs go. Without a chart no pool is known, and none is removed.
+    """Which pools were removed, and where their jobs go. Without a chart no pool is known, and none is removed.
 
     While a new chart is rolled out, gateways may know a pool that this process does not: only one that stays unknown
     for `patience_s`, with no worker up, is taken for removed.

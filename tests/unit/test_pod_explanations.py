@@ -1,4 +1,4 @@
-"""What a person is told of pods, nodes and events as clusters really tell of them, in tables."""
+"""Why pods are not ready, in tables of pods, nodes and events as clusters report them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.pod_words import holdup
+from controller.pod_explanations import holdup
 from serinette.presence import Holdup
 
 AT = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -36,8 +36,8 @@ def unscheduled(message: str, name: str = "w-1", reason: str = "Unschedulable") 
 
 
 def placed(name: str = "w-1", phase: str = "Pending", **container: Any) -> dict[str, Any]:
-    told = {"name": "worker", "image": "r/worker:1", "ready": False, "restartCount": 0, **container}
-    return pod(name, phase, conditions=[{"type": "PodScheduled", "status": "True"}], containerStatuses=[told])
+    status = {"name": "worker", "image": "r/worker:1", "ready": False, "restartCount": 0, **container}
+    return pod(name, phase, conditions=[{"type": "PodScheduled", "status": "True"}], containerStatuses=[status])
 
 
 def waiting(reason: str, message: str = "", name: str = "w-1", **container: Any) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def test_words_are_short_whatever_the_cluster_says() -> None:
     assert len(holdup([waiting("ErrImagePull", "x " * 5_000)], [], None, GPU, AT).words) < 300
 
 
-def test_a_pool_that_waits_for_a_cpu_node_is_told_in_the_schedulers_words() -> None:
+def test_a_pool_that_waits_for_a_cpu_node_is_explained_in_the_schedulers_words() -> None:
     assert holdup([unscheduled(NO_MEMORY)], [], NODES, "", AT) == Holdup(
         pods=1, words="no node takes its pod: 2 Insufficient memory"
     )

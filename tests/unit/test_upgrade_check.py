@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from controller.drained import OldWork, old_work
 from controller.restore import Restore
+from controller.upgrade_check import OldWork, old_work
 from serinette.batch import BatchHeader, BatchStatus
 from serinette.batches.repository import BatchRepository
 from serinette.job import JobStatus, now
@@ -22,7 +22,7 @@ from serinette.jobs.finishing import find_record
 from serinette.names import Keys, record_key
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.maintenance_bench import RETENTION_S, TENANT, Bench
+from tests.unit.controller_bench import RETENTION_S, TENANT, Bench
 
 WEBHOOK = "https://example.com/hook"
 
@@ -145,7 +145,7 @@ def test_this_versions_own_batches_and_webhooks_do_not_keep_its_controller_from_
     assert not left(bench)
 
 
-def maintenance(redis_url: str, store_url: str, *command: str) -> subprocess.CompletedProcess[str]:
+def controller(redis_url: str, store_url: str, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SERINETTE_REDIS_URL": redis_url, "SERINETTE_STORE_URL": store_url}
     line = [sys.executable, "-m", "controller", *command]
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -157,19 +157,19 @@ def test_an_operator_drains_and_then_upgrades(
     old.submit("old", webhook=WEBHOOK)
     old.enter(header("batch-old"))
     before = bench.board.state()
-    check = maintenance(redis_url, file_store_url, "check-drained")
+    check = controller(redis_url, file_store_url, "check-drained")
     assert check.returncode == 1
     assert "remain: 1 unfinished jobs, 1 unfinished batches." in check.stdout
-    refused = maintenance(redis_url, file_store_url)
+    refused = controller(redis_url, file_store_url)
     assert refused.returncode == 2
     assert "check-drained" in refused.stderr
     assert bench.board.state() == before, "neither changes anything"
     old.end("old")
     old.end_batch("batch-old")
-    check = maintenance(redis_url, file_store_url, "check-drained")
+    check = controller(redis_url, file_store_url, "check-drained")
     assert "remain: 1 pending webhooks." in check.stdout
     bench.redis.zrem("rq:serinette:webhooks", "old")  # delivered
-    check = maintenance(redis_url, file_store_url, "check-drained")
+    check = controller(redis_url, file_store_url, "check-drained")
     assert (check.returncode, check.stdout) == (0, "nothing remains in an older version's layout\n")
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
 
-from controller.planning import Action
-from controller.recording import Recorded, StoreQuestions
+from controller.sweep_plan import Action
+from controller.unrecorded import Answer, StoreCalls, UnrecordedEnds, record_end
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as
 from serinette.names import Keys, artifact_key, record_key, song_prefix
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.maintenance_bench import TENANT, Bench
+from tests.unit.controller_bench import TENANT, Bench
 
 FAILURE = JobError(code="invalid_output", message="nan")
 
@@ -43,6 +45,21 @@ def canceled_retry(bench: Bench) -> str:
     return job_id
 
 
+def overtaken(bench: Bench, meanwhile: Callable[[], object]) -> None:
+    """A round over the unrecorded ends; something happens between the store's answers and what is made of them."""
+
+    class Overtaken(StoreCalls):
+        def run(self, requests: Sequence[Callable[[Store], Answer]]) -> list[Answer | Exception]:
+            answers = super().run(requests)
+            if not done:
+                done.append(meanwhile())
+            return answers
+
+    done: list[object] = []
+    UnrecordedEnds(bench.board.jobs, bench.keys, Overtaken(bench.store))()
+    assert done
+
+
 def test_a_canceled_retry_is_recorded(bench: Bench) -> None:
     job_id = canceled_retry(bench)
     assert bench.record(job_id) is None
@@ -54,7 +71,7 @@ def test_a_canceled_retry_is_recorded(bench: Bench) -> None:
     assert unrecorded(bench) == []
 
 
-def test_a_job_that_nobody_began_is_recorded(bench: Bench) -> None:
+def test_a_job_that_no_worker_began_is_recorded(bench: Bench) -> None:
     job_id = bench.submit()
     bench.board.cancel(job_id)
     assert bench.sweep() == [Action.RECORD]
@@ -67,7 +84,7 @@ def test_a_failure_while_the_store_is_away_is_recorded_when_it_is_back(bench: Be
     job_id = bench.submit()
     bench.board.finish(bench.begin(job_id), Outcome(JobStatus.FAILED, FAILURE))
     broken = tmp_path / "store" / "songs"
-    broken.write_text("where a directory was: an error to whoever reads below it, even to root")
+    broken.write_text("where a directory was: reading below it fails, even for root")
     assert bench.sweep() == []
     assert unrecorded(bench) == [job_id], "it waits for the store"
     broken.unlink()
@@ -77,7 +94,7 @@ def test_a_failure_while_the_store_is_away_is_recorded_when_it_is_back(bench: Be
     assert unrecorded(bench) == []
 
 
-def test_a_zombies_song_that_came_in_between_is_taken_back(bench: Bench) -> None:
+def test_a_frozen_attempts_song_that_came_in_between_is_taken_back(bench: Bench) -> None:
     """Clients have heard of the end; the store must not say otherwise for as long as it keeps the job."""
     job_id = bench.submit()
     bench.begin(job_id)
@@ -86,9 +103,9 @@ def test_a_zombies_song_that_came_in_between_is_taken_back(bench: Bench) -> None
     assert bench.sweep() == [Action.RETRY]
     bench.board.cancel(job_id)
     bench.store.put(artifact_key(TENANT, job_id, frozen.attempts[-1].id, 0, "mp3"), b"song")
-    zombie = bench.song(job_id)
-    bench.store.put(zombie.keys[0], b"song")
-    assert finish_as(bench.board.jobs, zombie).status is JobStatus.CANCELED, "the slot hears how it ended"
+    late = bench.song(job_id)
+    bench.store.put(late.keys[0], b"song")
+    assert finish_as(bench.board.jobs, late).status is JobStatus.CANCELED, "the slot hears how it ended"
     assert bench.sweep() == [Action.RECORD]
     found = bench.record(job_id)
     assert found and found.status is bench.entry(job_id).status is JobStatus.CANCELED
@@ -131,16 +148,7 @@ def test_an_erased_job_is_not_recorded(bench: Bench) -> None:
     assert bench.sweep() == []
 
     meanwhile = canceled_retry(bench)
-    sweeper = bench.sweeper()
-    ask = sweeper._questions.ask
-
-    def ask_and_lose_the_race(questions: Any) -> Any:
-        answers = ask(questions)
-        bench.board.jobs(calls.erase(meanwhile, TENANT))
-        return answers
-
-    sweeper._questions.ask = ask_and_lose_the_race  # type: ignore[method-assign]
-    sweeper()
+    overtaken(bench, lambda: bench.board.jobs(calls.erase(meanwhile, TENANT)))
     assert list(bench.store.list("songs")) == []
     assert unrecorded(bench) == []
 
@@ -148,7 +156,7 @@ def test_an_erased_job_is_not_recorded(bench: Bench) -> None:
 def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:
     job_id = canceled_retry(bench)
     entry = bench.entry(job_id)
-    assert StoreQuestions(bench.store).ask([Recorded(entry), Recorded(entry)]) == [True, True]
+    assert StoreCalls(bench.store).run([partial(record_end, entry)] * 2) == [True, True]
     before = bench.store.get(record_key(TENANT, job_id))
     assert bench.sweep() == [Action.RECORD]
     assert bench.store.get(record_key(TENANT, job_id)) == before
@@ -156,15 +164,10 @@ def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:
 
 def test_a_record_stays_though_another_replica_recorded_and_shrank_the_job_meanwhile(bench: Bench) -> None:
     job_id = canceled_retry(bench)
-    slow, quick = bench.sweeper(), bench.sweeper()
-    ask = slow._questions.ask
 
-    def ask_and_be_overtaken(questions: Any) -> Any:
-        answers = ask(questions)
-        quick()
+    def another_replica() -> None:
+        assert bench.sweep() == [Action.RECORD]
         assert bench.board.jobs(calls.shrink(bench.entry(job_id)))
-        return answers
 
-    slow._questions.ask = ask_and_be_overtaken  # type: ignore[method-assign]
-    slow()
+    overtaken(bench, another_replica)
     assert bench.record(job_id)

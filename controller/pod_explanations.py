@@ -1,4 +1,4 @@
-"""What holds a pool's pods, in words: a pure reading of pods, events and nodes as Kubernetes tells them."""
+"""Why a pool's pods are not ready, in words: a pure reading of pods, events and nodes as Kubernetes reports them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """What holds one pod. Higher `stage`s are nearer to a song; a `stuck` pod will not come by waiting."""
+class Explanation:
+    """What holds up one pod. Higher `stage`s are nearer to ready; a `stuck` pod will not come by waiting."""
 
     stage: int
     text: str
@@ -41,21 +41,23 @@ class Word:
 def holdup(
     pods: Sequence[Object], events: Sequence[Object], nodes: Sequence[Object] | None, gpu: str, at: datetime
 ) -> Holdup:
-    """One pool's, of its pods. `nodes` is None when they may not be read; `gpu` is the resource that each pod takes."""
-    told = _by_pod(events)
+    """Of one pool's pods. `nodes` is None when they may not be read; `gpu` is the resource that each pod takes."""
+    of_pod = _by_pod(events)
     there = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     gpus = f"{gpu}{_existing(nodes, gpu)}" if gpu else ""
-    words = [word(pod, told[pod["metadata"]["name"]], gpus, at) for pod in there if not _ready(pod)]
-    stuck = [each for each in words if each.stuck]
-    best = max(words, key=lambda each: each.stage, default=Word(0, ""))
+    why = [explain(pod, of_pod[pod["metadata"]["name"]], gpus, at) for pod in there if not _ready(pod)]
+    stuck = [each for each in why if each.stuck]
+    best = max(why, key=lambda each: each.stage, default=Explanation(0, ""))
     return Holdup(pods=len(there), words=best.text, stuck=len(stuck), stuck_words=stuck[0].text if stuck else "")
 
 
-def word(pod: Object, events: Sequence[Object], gpus: str, at: datetime) -> Word:
-    """What holds one pod that is not ready. Events: oldest first; `gpus`: its resource, and how many exist."""
+def explain(pod: Object, events: Sequence[Object], gpus: str, at: datetime) -> Explanation:
+    """What holds up one pod that is not ready. Events: oldest first; `gpus`: its resource, and how many exist."""
     status = pod.get("status", {})
     if status.get("phase") == "Failed":
-        return Word(0, f"a pod failed: {_short(status.get('message') or status.get('reason') or 'no reason given')}")
+        return Explanation(
+            0, f"a pod failed: {_short(status.get('message') or status.get('reason') or 'no reason given')}"
+        )
     scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _unscheduled(scheduled, events, gpus)
@@ -63,20 +65,20 @@ def word(pod: Object, events: Sequence[Object], gpus: str, at: datetime) -> Word
     for container in containers:
         if found := _container(container, at):
             return found
-    return Word(4, "its pod runs and is not ready") if status.get("phase") == "Running" else _creating(events)
+    return Explanation(4, "its pod runs and is not ready") if status.get("phase") == "Running" else _creating(events)
 
 
-def _unscheduled(scheduled: Object, events: Sequence[Object], gpus: str) -> Word:
+def _unscheduled(scheduled: Object, events: Sequence[Object], gpus: str) -> Explanation:
     if scheduled.get("reason") == "SchedulingGated":
-        return Word(1, "its pod is gated: the cluster's queue (Kueue, say) has not admitted it")
+        return Explanation(1, "its pod is gated: the cluster's queue (Kueue, say) has not admitted it")
     why = _why_no_node(str(scheduled.get("message", "")), gpus)
-    said = next((event for event in reversed(events) if event.get("reason") in _ADDS | _ADDS_NONE), None)
-    if said is None:
-        return Word(1, why)
-    if said["reason"] in _ADDS:
-        return Word(2, f"{why}, and the autoscaler is adding a node")
-    told = re.sub(r"^pod didn't trigger scale-up:?\s*", "", str(said.get("message", "")))
-    return Word(1, f"{why}, and the autoscaler adds none: {_short(told)}")
+    scaling = next((event for event in reversed(events) if event.get("reason") in _ADDS | _ADDS_NONE), None)
+    if scaling is None:
+        return Explanation(1, why)
+    if scaling["reason"] in _ADDS:
+        return Explanation(2, f"{why}, and the autoscaler is adding a node")
+    because = re.sub(r"^pod didn't trigger scale-up:?\s*", "", str(scaling.get("message", "")))
+    return Explanation(1, f"{why}, and the autoscaler adds none: {_short(because)}")
 
 
 def _why_no_node(message: str, gpus: str) -> str:
@@ -96,34 +98,36 @@ def _existing(nodes: Sequence[Object] | None, gpu: str) -> str:
         return f": none of the {len(nodes)} nodes has any"
     out = [node for node in nodes if _count(node, gpu) and not _usable(node)]
     total, count = sum(having.values()), len(having)
-    told = f": {total} {'is' if total == 1 else 'are'} on {count} {'node' if count == 1 else 'nodes'}"
-    return f"{told}, {len(out)} of them cordoned or not ready" if out else f"{told}, none free for it"
+    existing = f": {total} {'is' if total == 1 else 'are'} on {count} {'node' if count == 1 else 'nodes'}"
+    return f"{existing}, {len(out)} of them cordoned or not ready" if out else f"{existing}, none free for it"
 
 
 def _count(node: Object, gpu: str) -> int:
-    told = str(node.get("status", {}).get("allocatable", {}).get(gpu, "0"))
-    return int(told) if told.isdigit() else 0
+    count = str(node.get("status", {}).get("allocatable", {}).get(gpu, "0"))
+    return int(count) if count.isdigit() else 0
 
 
 def _usable(node: Object) -> bool:
     return _condition(node, "Ready").get("status") == "True" and not node.get("spec", {}).get("unschedulable")
 
 
-def _container(container: Object, at: datetime) -> Word | None:
-    """What holds a pod by one of its containers; None when that one is done, or has yet to begin."""
+def _container(container: Object, at: datetime) -> Explanation | None:
+    """What holds up a pod by one of its containers; None when that one is done, or has yet to begin."""
     state = container.get("state", {})
     waiting = state.get("waiting", {})
     reason, message = waiting.get("reason"), _short(str(waiting.get("message", "")))
     if reason in _NO_IMAGE:
-        return Word(0, f"the image {container.get('image', '')} cannot be pulled: {message or reason}", stuck=True)
+        return Explanation(
+            0, f"the image {container.get('image', '')} cannot be pulled: {message or reason}", stuck=True
+        )
     if reason in _NO_START:
-        return Word(0, f"its container cannot be started: {message or reason}", stuck=True)
+        return Explanation(0, f"its container cannot be started: {message or reason}", stuck=True)
     if reason == _CRASH or _loops(container, at):
-        return Word(0, _crashes(container), stuck=True)
+        return Explanation(0, _crashes(container), stuck=True)
     if "running" in state and not container.get("ready"):
-        return Word(4, "its container is up and has not loaded its model yet")
+        return Explanation(4, "its container is up and has not loaded its model yet")
     if "terminated" in state and state["terminated"].get("exitCode") != 0:
-        return Word(3, "its container ended, and is started again")
+        return Explanation(3, "its container ended, and is started again")
     return None
 
 
@@ -142,7 +146,7 @@ def _crashes(container: Object) -> str:
     return f"its container has ended {container.get('restartCount', 0)} times, at last with {how}; see its log"
 
 
-def _creating(events: Sequence[Object]) -> Word:
+def _creating(events: Sequence[Object]) -> Explanation:
     last = {event.get("reason"): event for event in events}
     for failed, what in (
         ("FailedMount", "a volume cannot be mounted"),
@@ -150,19 +154,19 @@ def _creating(events: Sequence[Object]) -> Word:
         ("FailedCreatePodSandBox", "its sandbox cannot be made"),
     ):
         if failed in last:
-            return Word(2, f"{what}: {_short(str(last[failed].get('message', '')))}")
+            return Explanation(2, f"{what}: {_short(str(last[failed].get('message', '')))}")
     pulls = [event.get("reason") for event in events if event.get("reason") in {"Pulling", "Pulled"}]
     if pulls and pulls[-1] == "Pulling":
-        return Word(3, "its node pulls the image")
-    return Word(3, "its container is being created")
+        return Explanation(3, "its node pulls the image")
+    return Explanation(3, "its container is being created")
 
 
 def _by_pod(events: Sequence[Object]) -> defaultdict[str, list[Object]]:
     """Events by their pod, oldest first."""
-    told: defaultdict[str, list[Object]] = defaultdict(list)
+    found: defaultdict[str, list[Object]] = defaultdict(list)
     for event in sorted(events, key=_seen_at):
-        told[event["involvedObject"].get("name", "")].append(event)
-    return told
+        found[event["involvedObject"].get("name", "")].append(event)
+    return found
 
 
 def _seen_at(event: Object) -> str:

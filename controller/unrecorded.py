@@ -1,6 +1,6 @@
-"""Has the store say what became of each job: that it ended without a song, and of its songs the winner's alone.
+"""Puts the `job.json` of each job that ended without one, and erases the songs of attempts that did not win.
 
-Where the store could not be asked, or need not be, Redis alone has decided an end without a song; then the job is among
+When the store could not be asked, or need not be, Redis alone has decided an end without a song; then the job is among
 the unrecorded until its `job.json` lies in the store. A song that got in between is taken back, as clients have heard
 otherwise. And a slot that died between its song and its record has left a song that belongs to no record.
 """
@@ -11,9 +11,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, TypeVar
 
-from controller.lease import FailureLog
+from controller.leader_election import FailureLog
 from serinette.errors import StoreUnavailable
 from serinette.job import JobStatus, Record
 from serinette.jobs import Entry, Jobs, Outcome, calls
@@ -33,8 +34,8 @@ _WAIT_S = 3.0
 _PAUSE_S = 10.0
 
 
-class StoreQuestions:
-    """Asks the store several things at a time, waits for a while at most, and leaves it alone when it is away."""
+class StoreCalls:
+    """Calls the store several times at once, waits for a while at most, and leaves it alone when it is away."""
 
     def __init__(self, store: Store, wait_s: float = _WAIT_S, pause_s: float = _PAUSE_S) -> None:
         self._store = store
@@ -44,11 +45,11 @@ class StoreQuestions:
         self._failures = FailureLog(log, "asking the store")
         self._not_before_s = 0.0
 
-    def ask(self, questions: Sequence[Callable[[Store], Answer]]) -> list[Answer | Exception]:
-        """The answer to each, or what went wrong: StoreUnavailable where it did not come. Questions may be repeated."""
+    def run(self, requests: Sequence[Callable[[Store], Answer]]) -> list[Answer | Exception]:
+        """The answer to each, or what went wrong: StoreUnavailable where none came. A call may be repeated later."""
         if time.monotonic() < self._not_before_s:
-            return [StoreUnavailable("the store did not answer a moment ago") for _ in questions]
-        asked = [self._threads.submit(question, self._store) for question in questions]
+            return [StoreUnavailable("the store did not answer a moment ago") for _ in requests]
+        asked = [self._threads.submit(request, self._store) for request in requests]
         done, _ = wait(asked, self._wait_s)
         late = StoreUnavailable(f"the store did not answer within {self._wait_s:g} s")
         for each in asked:
@@ -57,20 +58,20 @@ class StoreQuestions:
         for each in asked:
             error = each.exception() if each in done else late
             answers.append(each.result() if error is None else error if isinstance(error, Exception) else late)
-        said = (each for each in answers if isinstance(each, StoreUnavailable) and each is not late)
-        away = late if asked and not done else next(said, None)
+        errors = (each for each in answers if isinstance(each, StoreUnavailable) and each is not late)
+        away = late if asked and not done else next(errors, None)
         self._failures.note(away)
         self._not_before_s = time.monotonic() + self._pause_s if away else 0.0
         return answers
 
 
-class Recording:
-    """Works off the unrecorded, some at a time, in any number of replicas."""
+class UnrecordedEnds:
+    """Works off the index of unrecorded ends, some at a time, in any number of replicas."""
 
-    def __init__(self, jobs: Jobs, keys: Keys, questions: StoreQuestions) -> None:
+    def __init__(self, jobs: Jobs, keys: Keys, store_calls: StoreCalls) -> None:
         self._jobs = jobs
         self._keys = keys
-        self._questions = questions
+        self._store_calls = store_calls
 
     def __call__(self) -> int:
         """Record some ends; how many. Raises RedisError; what a store that is away does not answer waits."""
@@ -82,7 +83,7 @@ class Recording:
                 entries[job_id] = seen.entry
             else:  # erased, or forgotten
                 self._jobs.redis.zrem(self._keys.unrecorded, job_id)
-        answers = self._questions.ask([Recorded(entry) for entry in entries.values()])
+        answers = self._store_calls.run([partial(record_end, entry) for entry in entries.values()])
         count = 0
         for entry, answer in zip(entries.values(), answers, strict=True):
             if isinstance(answer, StoreUnavailable):
@@ -98,42 +99,41 @@ class Recording:
             return False
         known = self._jobs(calls.recorded(entry.id, entry.status))
         if known == "gone" and entry.status is not JobStatus.SUCCEEDED:  # erased meanwhile: what was put then goes
-            self._questions.ask([lambda store: store.delete(record_key(entry.tenant, entry.id))])
+            self._store_calls.run([lambda store: store.delete(record_key(entry.tenant, entry.id))])
         return known == "marked"
 
 
-class Recorded:
-    """The question that brings the store to say what Redis says of one ended job. True where it does then."""
+def record_end(entry: Entry, store: Store) -> bool:
+    """Have the store say what Redis says of an ended job; False of a song whose record is not there.
 
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
+    Raises:
+        StoreUnavailable: it does not answer. And whatever a spec that cannot be read raises.
+    """
+    record = _put(entry, store)
+    if record is not None and entry.attempts:
+        _erase_others(store, record)
+    return record is not None
 
-    def __call__(self, store: Store) -> bool:
-        """Raises StoreUnavailable; and whatever a spec that cannot be read raises."""
-        record = self._put(store)
-        if record is not None and self._entry.attempts:
-            self._clear(store, record)
-        return record is not None
 
-    def _put(self, store: Store) -> Record | None:
-        entry = self._entry
-        if entry.status is JobStatus.SUCCEEDED:
-            return find_record(store, entry.tenant, entry.id)
-        last = entry.attempts[-1] if entry.attempts else None
-        ours = record_of(entry, last, Outcome(entry.status, entry.error, run=entry.run), entry.ended_at)
-        known = put_record(store, ours)
-        if known.status is entry.status:
-            return known
-        log.warning("job=%s is %s; a record of %s came later and goes", entry.id, entry.status, known.status)
-        store.put(record_key(entry.tenant, entry.id), ours.model_dump_json().encode())
-        for lost in known.keys:
-            store.delete(lost)
-        return ours
+def _put(entry: Entry, store: Store) -> Record | None:
+    if entry.status is JobStatus.SUCCEEDED:
+        return find_record(store, entry.tenant, entry.id)
+    last = entry.attempts[-1] if entry.attempts else None
+    ours = record_of(entry, last, Outcome(entry.status, entry.error, run=entry.run), entry.ended_at)
+    known = put_record(store, ours)
+    if known.status is entry.status:
+        return known
+    log.warning("job=%s is %s; a record of %s came later and goes", entry.id, entry.status, known.status)
+    store.put(record_key(entry.tenant, entry.id), ours.model_dump_json().encode())
+    for lost in known.keys:
+        store.delete(lost)
+    return ours
 
-    def _clear(self, store: Store, record: Record) -> None:
-        """Erase songs that the record does not name. From the record on no other attempt can win."""
-        kept = {record_key(record.tenant, record.job_id), *record.keys}
-        for found in store.list(song_prefix(record.tenant, record.job_id)):
-            if found.key not in kept:
-                store.delete(found.key)
-                log.info("deleted key=%s: the song of an attempt that did not win", found.key)
+
+def _erase_others(store: Store, record: Record) -> None:
+    """Erase songs that the record does not name. From the record on no other attempt can win."""
+    kept = {record_key(record.tenant, record.job_id), *record.keys}
+    for found in store.list(song_prefix(record.tenant, record.job_id)):
+        if found.key not in kept:
+            store.delete(found.key)
+            log.info("deleted key=%s: the song of an attempt that did not win", found.key)

@@ -1,1 +1,0 @@
-"""Containers as jobs: what the gateway and maintenance both know of them."""

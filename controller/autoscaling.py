@@ -1,0 +1,201 @@
+"""What autoscalers go by: the scale-up brake of each pool, and the marks of pods that hold work.
+
+Who is busy is written by the transitions of serinette/jobs. The brake is docs/decisions/0014: waste is a GPU that is
+paid for and cannot generate, because its song could not be kept or because its worker does not come up. A pod that
+waits for a GPU that is not there costs nothing and makes the autoscaler bring one, so want of capacity is no reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from controller.settings import ControllerSettings
+from serinette import brake
+from serinette.brake import Cause, Failure
+from serinette.errors import StoreUnavailable
+from serinette.jobs.registries import known_lanes
+from serinette.names import Lane
+from serinette.presence import Holdup, Presence, WorkerStage, parse_holdups, present
+from serinette.store import Store
+
+log = logging.getLogger(__name__)
+
+_ASK_STORE_EVERY_S = 15.0
+
+# -- the plan of the brake
+
+
+@dataclass(frozen=True, slots=True)
+class BrakeRules:
+    """How patient the brake is."""
+
+    failures: int = 3  # loads that failed in a row
+    memory_s: float = 1800.0  # after the last of them, when nothing was heard since
+    store_s: float = 60.0  # of a store that does not answer
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSeen:
+    """One pool, and the store that it shares with the others, at one moment (Unix seconds of Redis's clock)."""
+
+    at_s: float
+    failures: Sequence[Failure] = ()  # newest first, since a load last passed
+    ready: int = 0  # workers that hold a model
+    waiting: int = 0  # jobs in its lanes
+    store_away_s: float = 0.0
+    stuck: int = 0  # pods that the cluster cannot start, again and again
+    stuck_words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Brake:
+    """What to put in force. `probe`: whether one worker may be tried all the same."""
+
+    reasons: tuple[str, ...] = ()
+    probe: bool = False
+
+
+def plan_brake(seen: PoolSeen, rules: BrakeRules) -> Brake:
+    """The reasons that hold now. Where most workers are well, a few that are not brake no others."""
+    reasons = []
+    if seen.store_away_s >= rules.store_s:
+        reasons.append(f"{Cause.STORE}: the store has not answered for over {rules.store_s:g} s")
+    if failing := _failing_loads(seen, rules):
+        reasons.append(f"{Cause.LOAD}: {failing}")
+    if seen.stuck and seen.stuck >= seen.ready:
+        reasons.append(f"{Cause.POD}: {seen.stuck_words}")
+    # While the store is away a worker that comes up shows nothing; the store itself is asked.
+    probe = bool(reasons) and seen.store_away_s < rules.store_s and seen.waiting > 0
+    return Brake(tuple(reasons), probe)
+
+
+def _failing_loads(seen: PoolSeen, rules: BrakeRules) -> str | None:
+    if len(seen.failures) < rules.failures or seen.at_s - seen.failures[0].at_s > rules.memory_s:
+        return None
+    recent = {failure.pod for failure in seen.failures if seen.at_s - failure.at_s <= rules.memory_s}
+    if len(recent) < seen.ready:
+        return None
+    return f"the last {len(seen.failures)} loads of the model failed: {seen.failures[0].message}"
+
+
+# -- the plan of the marks
+
+# Hints: a ReplicaSet prefers to end pods of a lower deletion cost, cluster-autoscaler and Karpenter leave nodes of
+# marked pods alone. What they do not keep away, the drain and the records bear. Pods without the first cost 0. The API
+# forbids frequent changes of it, so it tells busy from idle and no more.
+MARKS: Mapping[str, str] = {
+    "controller.kubernetes.io/pod-deletion-cost": "100",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Annotations to set on a pod; None removes one."""
+
+    pod: str
+    annotations: Mapping[str, str | None]
+
+
+def plan_marks(
+    pods: Sequence[Mapping[str, Any]], busy: Collection[str], idle: Collection[str], most: int
+) -> list[Patch]:
+    """The next patches, no more than `most`: marks for busy pods first, then none for those long idle.
+
+    `busy` and `idle` are names of pods. One that is in neither was busy a moment ago and may be again in the next: it
+    keeps what it has. Marks of another value are not ours and stay.
+    """
+    mark, clear = [], []
+    for pod in pods:
+        metadata = pod["metadata"]
+        if "deletionTimestamp" in metadata:
+            continue
+        has = metadata.get("annotations") or {}
+        if metadata["name"] in busy:
+            missing = {name: value for name, value in MARKS.items() if has.get(name) != value}
+            mark += [Patch(metadata["name"], missing)] if missing else []
+        elif metadata["name"] in idle:
+            ours = [name for name, value in MARKS.items() if has.get(name) == value]
+            clear += [Patch(metadata["name"], dict.fromkeys(ours))] if ours else []
+    return [*mark, *clear][:most]
+
+
+# -- the duty
+
+
+class StoreWatch:
+    """For how long the store has not answered."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._away_since_s: float | None = None
+        self._ask_at_s = 0.0
+
+    def away_s(self, at_s: float) -> float:
+        """Seconds since the first of the answers that did not come; 0 while it answers. May take seconds itself."""
+        if at_s >= self._ask_at_s:
+            try:
+                self._store.ping()
+                self._away_since_s = None
+            except StoreUnavailable:
+                unwatched = at_s > self._ask_at_s + 4 * _ASK_STORE_EVERY_S  # another replica led meanwhile
+                if self._away_since_s is None or unwatched:
+                    self._away_since_s = at_s
+            self._ask_at_s = at_s + _ASK_STORE_EVERY_S
+        return 0.0 if self._away_since_s is None else at_s - self._away_since_s
+
+
+class Brakes:
+    """The duty: one round over all pools, those of the settings and those that were ever used."""
+
+    def __init__(self, redis: Redis, store: Store, settings: ControllerSettings) -> None:
+        self._redis = redis
+        self._keys = settings.keys
+        self._configured = tuple(pool.name for pool in settings.pools)
+        self._rules = BrakeRules(settings.brake_failures, settings.brake_memory_s, settings.brake_store_s)
+        self._store = StoreWatch(store)
+        self._in_force: dict[str, tuple[str, ...]] = {}
+
+    def __call__(self) -> None:
+        """Raises RedisError when Redis does not answer."""
+        away_s = self._store.away_s(time.monotonic())
+        workers = present(self._redis, self._keys)
+        holdups = parse_holdups(self._redis.hgetall(self._keys.holdups))
+        used = (pool for pool, _ in known_lanes(self._redis, self._keys))
+        for pool in sorted({*self._configured, *used, *(worker.pool for worker in workers)}):
+            self._put_in_force(pool, plan_brake(self._seen(pool, workers, away_s, holdups), self._rules))
+
+    def _seen(self, pool: str, workers: Sequence[Presence], away_s: float, holdups: Mapping[str, Holdup]) -> PoolSeen:
+        seconds, micros = self._redis.time()
+        holdup = holdups.get(pool, Holdup())
+        return PoolSeen(
+            at_s=seconds + micros / 1e6,
+            failures=brake.failures(self._redis, self._keys, pool),
+            ready=sum(worker.pool == pool and worker.stage is WorkerStage.READY for worker in workers),
+            waiting=sum(int(self._redis.zcard(self._keys.waiting(pool, lane))) for lane in Lane),
+            store_away_s=away_s,
+            stuck=holdup.stuck,
+            stuck_words=holdup.stuck_words,
+        )
+
+    def _put_in_force(self, pool: str, planned: Brake) -> None:
+        brake.pull(self._redis, self._keys, pool, planned.reasons)
+        change = self._redis.sadd if planned.probe else self._redis.srem
+        change(self._keys.busy(pool), brake.PROBE)
+        if _causes(planned.reasons) != _causes(self._in_force.get(pool, ())):
+            why = brake.words(planned.reasons)
+            log.warning("pool %s: %s", pool, f"no more workers are started: {why}" if why else "the brake is off")
+        self._in_force[pool] = planned.reasons
+
+
+def _causes(reasons: Collection[str]) -> Counter[str]:
+    """The reasons' codes."""
+    return Counter(reason.partition(":")[0] for reason in reasons)

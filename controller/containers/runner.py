@@ -1,0 +1,248 @@
+"""Runs the jobs of `containers.*` as Kubernetes Jobs: a second runner behind the transitions of serinette/jobs.
+
+plan.py decides; here is what is read for it, and done. A round may be cut short anywhere, and run beside another's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from controller.cluster import ContainerJobs
+from controller.containers.inputs_outputs import order_of, outputs_of
+from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, MAIN, Object, manifest
+from controller.containers.plan import (
+    CUT,
+    Action,
+    Held,
+    Step,
+    cut_chunk,
+    has_log,
+    label,
+    new_lines,
+    next_step,
+    orphans,
+    refused,
+    run_s_of,
+    stage_of,
+    startable,
+)
+from controller.leader_election import FailureLog
+from serinette import logs
+from serinette.container import CONTAINERS_POOL, ContainerSpec, Run
+from serinette.container_settings import ContainerSettings
+from serinette.errors import ClusterUnavailable, InvalidSpec, StoreUnavailable
+from serinette.job import JobStatus, Progress, Stage, now
+from serinette.jobs import Entry, Jobs, Lease, Outcome, Seen, calls
+from serinette.jobs.finishing import finish_as, put_record, record_of
+from serinette.names import Lane, log_key, manifest_key
+from serinette.store import Store
+
+log = logging.getLogger(__name__)
+
+# Answers of the API server that say that this Job will never be taken.
+_REFUSED = frozenset({400, 413, 422})
+# No dots: it is no slot of a worker that KEDA counts. A container runs on while the controller is away: no lease ends.
+_LEASE = Lease("controller-containers", 0)
+# Records in one answer of Redis.
+_CHUNK = 100
+# Of what is added to a log, as much is in its event; the whole is in the log.
+_EVENT_CHARACTERS = 64 * 1024
+
+
+class Containers:
+    """The duty: one round over all containers."""
+
+    def __init__(self, redis: Redis, store: Store, settings: ContainerSettings, cluster: ContainerJobs) -> None:
+        """`store` signs URLs for where the pods are."""
+        self._settings = settings
+        self._keys = settings.keys
+        self._store = store
+        self._cluster = cluster
+        self._jobs = Jobs(redis, settings.keys.prefix)
+        self._failures = FailureLog(log, "asking the cluster for containers")
+        self._failure: ClusterUnavailable | None = None
+
+    def __call__(self) -> None:
+        """Raises RedisError; a cluster that does not answer is logged, and asked again."""
+        self._failure = None
+        try:
+            self._round()
+        except ClusterUnavailable as error:
+            self._failure = error
+        self._failures.note(self._failure)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What happens to one container does not hold up the others; a Redis or an API server that is away does."""
+        try:
+            yield
+        except RedisError:
+            raise
+        except ClusterUnavailable as error:
+            if not error.status:
+                raise
+            self._failure = error
+        except StoreUnavailable as error:
+            log.warning("the store is away: %s", error)
+        except Exception:  # what cannot be read of one
+            log.exception("the container is left as it is")
+
+    def _round(self) -> None:
+        # First what the cluster has, then the records: a Job that was seen, and whose job no attempt holds then, goes.
+        jobs = {label(job, JOB_LABEL): job for job in self._cluster.jobs()}
+        # By attempt: pods of an earlier one may still be there.
+        pods = sorted(self._cluster.pods() if jobs else (), key=_created)
+        newest = {label(pod, ATTEMPT_LABEL): pod for pod in pods}
+        held, unread = self._held()
+        for name in orphans(jobs.values(), {*unread, *(each.entry.id for each in held)}):
+            log.info("deleting %s: its job has ended", name)
+            with self._apart():
+                self._cluster.delete(name)
+        for each in held:
+            with logs.about(job=each.entry.id), self._apart():
+                self._bring_on(each, jobs.get(each.entry.id), newest.get(each.attempt.id))
+        most = self._settings.containers_max_jobs
+        waiting, max_gpus = self._waiting(most), self._settings.containers_max_gpus
+        for job_id in startable(waiting, held, max_gpus, max_jobs=most - len(unread)):
+            self._jobs(calls.take(job_id, uuid.uuid4().hex, _LEASE))
+
+    def _held(self) -> tuple[list[Held], list[str]]:
+        """All attempts that run, or are about to: the leases without an end. And the jobs of those that cannot be read:
+        another version may, so their Kubernetes Jobs stay.
+        """
+        found: Any = self._jobs.redis.zrange(self._keys.leases, "+inf", "+inf", byscore=True)
+        members = [tuple(member.decode().rsplit(":", 1)) for member in found]
+        held: list[Held] = []
+        unread: list[str] = []
+        for (job_id, attempt_id), seen in zip(members, self._look([job_id for job_id, _ in members]), strict=True):
+            if seen.entry is None or seen.entry.owner != attempt_id:  # it has ended, or was erased by hand
+                self._jobs(calls.beat(job_id, attempt_id, _LEASE))
+                self._jobs.redis.zrem(self._keys.leases, f"{job_id}:{attempt_id}")
+            elif spec := self._spec_of(seen.entry):
+                held.append(Held(seen.entry, seen.entry.attempts[-1], spec))
+            else:
+                unread.append(job_id)
+        return held, unread
+
+    def _look(self, job_ids: Sequence[str]) -> Iterator[Seen]:
+        for first in range(0, len(job_ids), _CHUNK):
+            yield from self._jobs(calls.look(job_ids[first : first + _CHUNK]))
+
+    def _waiting(self, most: int) -> Iterator[tuple[str, ContainerSpec]]:
+        """The heads of the lanes, highest first."""
+        for lane in Lane:
+            found: Any = self._jobs.redis.zrange(self._keys.waiting(CONTAINERS_POOL, lane), 0, most - 1)
+            for seen in self._look([job_id.decode() for job_id in found]):
+                if seen.entry and (spec := self._spec_of(seen.entry)):
+                    yield seen.entry.id, spec
+
+    def _spec_of(self, entry: Entry) -> ContainerSpec | None:
+        """None where it cannot be read."""
+        with logs.about(job=entry.id), self._apart():
+            return entry.container
+        return None
+
+    def _bring_on(self, held: Held, job: Object | None, pod: Object | None) -> None:
+        step, canceled = next_step(held, job, pod, self._settings, now()), held.entry.cancel_requested
+        if pod is not None and has_log(pod) and step.status is not JobStatus.CANCELED:
+            self._read_log(held, pod, ended=step.action is not Action.WAIT)
+        if pod is not None and canceled:  # its pod is gone when the job ends
+            self._jobs(calls.note(held.entry.id, held.attempt.id, "ran_s", run_s_of(pod, now())))
+        self._act(held, step, job, stage_of(pod))
+
+    def _act(self, held: Held, step: Step, job: Object | None, stage: Stage) -> None:
+        job_id, attempt_id, ending = held.entry.id, held.attempt.id, step.ending
+        gpu_s = held.spec.gpus * ending.run_s
+        if step.action in {Action.RETRY, Action.RETURN, Action.FINISH}:
+            why = ending.error.message if ending.error else ""
+            log.info("attempt %d: %s %s", held.attempt.number, step.status or step.action, why)
+        match step.action:
+            case Action.CREATE:
+                self._create(held)
+            case Action.ADOPT:
+                self._note_placed(held)
+            case Action.DELETE if job is not None:
+                self._cluster.delete(job["metadata"]["name"])
+            case Action.RETRY | Action.RETURN:
+                charged = step.action is Action.RETRY
+                self._jobs(calls.release(job_id, attempt_id, ending.error, charged=charged, gpu_s=gpu_s))
+            case Action.FINISH if step.status is not None:
+                self._finish(held, Outcome(step.status, ending.error, gpu_s=gpu_s), ending.exit_code)
+            case _ if held.entry.progress is None or held.entry.progress.stage is not stage:
+                progress = Progress(stage=stage, at=now()).model_dump_json()
+                self._jobs(calls.beat(job_id, attempt_id, _LEASE, progress))
+
+    def _create(self, held: Held) -> None:
+        account = self._settings.containers_service_account
+        try:
+            order = order_of(held.entry, held.attempt.id, held.spec, self._store, self._settings)
+            owner = self._cluster.account(account) if account else None
+            made = self._cluster.create(manifest(order, self._settings, owner))
+        except InvalidSpec as error:
+            self._act(held, refused(error.message), None, Stage.STARTING)
+        except ClusterUnavailable as error:
+            if error.status not in _REFUSED:
+                raise
+            why = f"the cluster refuses the container: {error.message[:300]}"
+            self._act(held, refused(why), None, Stage.STARTING)
+        else:
+            if made:
+                log.info("created the Kubernetes Job of attempt %d", held.attempt.number)
+                self._note_placed(held)
+
+    def _note_placed(self, held: Held) -> None:
+        """Its Kubernetes Job was made: from now on one that is not there was deleted."""
+        self._jobs(calls.note(held.entry.id, held.attempt.id, "placed", held.attempt.id))
+
+    def _read_log(self, held: Held, pod: Object, *, ended: bool) -> None:
+        job_id, after, most = held.entry.id, held.entry.log_at, self._settings.containers_log_bytes
+        if after == CUT:
+            return
+        size_bytes = int(self._jobs.redis.strlen(self._keys.log(job_id)))
+        asked = 2 * most + 1024 * 1024  # each line comes with its time
+        try:
+            read = self._cluster.log(pod["metadata"]["name"], MAIN, after, asked)
+        except ClusterUnavailable as error:  # a node that is away must not hold up the other containers
+            log.warning("its log cannot be read: %s", error)
+            return
+        chunk = new_lines(read, after, size_bytes, most, ended=ended)
+        if chunk is None and len(read) >= asked - 4:
+            chunk = cut_chunk("", most)
+        if chunk:
+            event = json.dumps({"text": chunk.text[-_EVENT_CHARACTERS:]})
+            self._jobs(calls.log(job_id, held.attempt.id, after, (chunk.text, chunk.last), event))
+
+    def _finish(self, held: Held, outcome: Outcome, exit_code: int | None) -> None:
+        """The record in the store first: it decides. A controller that is killed behind it finds it, and goes on."""
+        entry, attempt_id = held.entry, held.attempt.id
+        try:
+            kept: Any = self._jobs.redis.get(self._keys.log(entry.id))
+            run = self._run_of(held, exit_code, kept or b"")
+            ended = Outcome(outcome.status, outcome.error, gpu_s=outcome.gpu_s, run=run)
+            record = put_record(self._store, record_of(entry, held.attempt, ended))
+            self._store.delete(manifest_key(entry.tenant, entry.id, attempt_id))  # its record says all of it
+        except StoreUnavailable as error:
+            log.warning("the container has ended, and the store is away: %s", error)
+            return
+        finish_as(self._jobs, record, gpu_s=outcome.gpu_s, by=attempt_id)
+
+    def _run_of(self, held: Held, exit_code: int | None, text: bytes) -> Run:
+        """What became of it; its log is put into the store. Raises StoreUnavailable."""
+        entry, attempt_id = held.entry, held.attempt.id
+        outputs, warnings = outputs_of(entry, attempt_id, self._store, self._settings.containers_output_files)
+        key = log_key(entry.tenant, entry.id, attempt_id) if text else None
+        if key:
+            self._store.put(key, text, "text/plain; charset=utf-8")
+        return Run(exit_code=exit_code, outputs=outputs, log_key=key, log_size_bytes=len(text), warnings=warnings)
+
+
+def _created(pod: Object) -> str:
+    return str(pod["metadata"].get("creationTimestamp", ""))

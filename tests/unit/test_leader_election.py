@@ -1,0 +1,119 @@
+"""One replica of the controller leads at a time, and each duty is done over and over, whatever fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Event, Thread
+
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from controller.leader_election import LeaderElection, loop
+from controller.settings import ControllerSettings
+from controller.sweeper import Sweeper
+from serinette.names import Keys
+from serinette.settings import SharedSettings
+from serinette.store import Store
+from tests.processes import eventually
+from tests.unit.controller_bench import RETENTION_S, Bench
+
+
+@pytest.fixture
+def bench(redis: Redis, keys: Keys, file_store_url: str) -> Bench:
+    return Bench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
+
+
+def election(redis: Redis, keys: Keys) -> LeaderElection:
+    return LeaderElection(redis, keys, 2)
+
+
+def test_one_replica_holds_the_lease_until_it_falls_silent(redis: Redis, keys: Keys) -> None:
+    one, other = election(redis, keys), election(redis, keys)
+    assert one() and one() and one.leading
+    assert not other() and not other.leading
+    redis.pexpire(keys.leader, 1)  # a silent leader, in a hurry
+    assert eventually(lambda: not redis.exists(keys.leader))
+    assert other()
+    assert not one() and not one.leading
+    one.resign()  # it is not its own to give
+    assert other()
+    other.resign()
+    assert not other.leading and one()
+
+
+def test_a_leader_that_does_not_reach_redis_stops_leading(redis: Redis, keys: Keys) -> None:
+    leader = LeaderElection(redis, keys, 0.2)
+    assert leader()
+    assert eventually(lambda: not leader.leading)
+
+
+def looped(duty_makers: list[Callable[[], Callable[[], object]]], leaders: list[LeaderElection], until: Event) -> None:
+    stop = Event()
+    loops = [("rounds", make, 0.01, stop, leader) for make, leader in zip(duty_makers, leaders, strict=True)]
+    threads = [Thread(target=loop, args=each) for each in loops]
+    threads += [Thread(target=loop, args=("election", lambda each=each: each, 0.01, stop)) for each in leaders]
+    for thread in threads:
+        thread.start()
+    try:
+        assert until.wait(10)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_only_the_leader_makes_rounds(redis: Redis, keys: Keys) -> None:
+    rounds: list[str] = []
+    enough = Event()
+
+    def maker(name: str) -> Callable[[], Callable[[], object]]:
+        def duty() -> None:
+            rounds.append(name)
+            if len(rounds) == 20:
+                enough.set()
+
+        return lambda: duty
+
+    looped([maker("one"), maker("other")], [election(redis, keys) for _ in range(2)], enough)
+    assert len(set(rounds)) == 1
+
+
+def test_the_sweeper_needs_no_lease(bench: Bench) -> None:
+    """Should every other replica die together with a worker, no job waits for the leader's lease to run out."""
+    assert LeaderElection(bench.redis, bench.keys, 30)(), "another replica's"
+    job_id = bench.lost()
+    settings, stop = ControllerSettings(retention_s=RETENTION_S), Event()
+    sweeping = Thread(target=loop, args=("sweeper", lambda: Sweeper(bench.redis, bench.store, settings), 0.05, stop))
+    sweeping.start()
+    try:
+        assert eventually(lambda: bench.board.waiting() == [job_id])
+    finally:
+        stop.set()
+        sweeping.join()
+
+
+def test_after_a_failure_the_duty_is_made_anew_and_reported_once(
+    redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[int] = []
+    calls = 0
+    enough = Event()
+
+    def make() -> Callable[[], object]:
+        made.append(calls)
+        return duty
+
+    def duty() -> None:
+        nonlocal calls
+        calls += 1
+        if calls in {2, 3, 4}:
+            raise RedisConnectionError("gone")
+        if calls == 6:
+            enough.set()
+
+    with caplog.at_level("INFO"):
+        looped([make], [election(redis, keys)], enough)
+    assert made == [0, 2, 3, 4]
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == ["rounds fails: gone", "rounds goes on"]
