@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.dependencies import Parts
-from api.protocol import PatientUpToAPoint
+from api.http_protocol import BoundedHttpProtocol
 from api.settings import GatewaySettings
 from serinette import logs, telemetry
 from serinette.errors import ConfigurationError
@@ -65,7 +65,7 @@ def _config(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=PatientUpToAPoint,
+        http=BoundedHttpProtocol,
         timeout_keep_alive=KEEP_ALIVE_S,
         log_config=None,
         access_log=False,

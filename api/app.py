@@ -14,29 +14,31 @@ from redis import asyncio as redis_asyncio
 from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocket
 
-from api import document, health, problems, v1
+from api import health, openapi, problems, v1
+from api.auth.keyring import DeclaredFile, Keyring
+from api.auth.limits import Accounts, RequestRate
+from api.auth.links import Links
 from api.batches.service import BatchService
 from api.containers import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
 from api.dialects.dialect import Dialect
+from api.downloads import Songs
 from api.events import JobEvents
-from api.intake import Intake
-from api.limits import BodyLimit
-from api.metrics import HttpMetrics, Observed, expose
+from api.metrics import HttpMetrics, MetricsMiddleware, expose
+from api.middleware import (
+    AuthMiddleware,
+    BodyLimit,
+    CallerLookup,
+    KeyInBodyMiddleware,
+    KeyInPathMiddleware,
+    RelativeRedirects,
+)
+from api.outages import Threads
 from api.queue import JobQueue
-from api.redirects import HostlessRedirects
 from api.settings import GatewaySettings
-from api.songs import Songs
 from api.studio import routes as studio
-from api.tenancy.accounts import Accounts
-from api.tenancy.gatekeeper import Gatekeeper, Register
-from api.tenancy.key_in_body import KeyInBody
-from api.tenancy.key_in_path import KeyInPath
-from api.tenancy.keyring import DeclaredFile, Keyring
-from api.tenancy.links import Links
-from api.tenancy.rate import RequestRate
-from api.threads import Threads
+from api.uploads import Uploads
 from serinette import __version__
 from serinette.batches.files import BatchFiles
 from serinette.batches.repository import BatchRepository
@@ -110,7 +112,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
     app.state.parts = parts
     problems.install(app, (path for dialect in dialects for path in dialect.paths))
     app.add_api_websocket_route("/{path:path}", _no_socket)
-    document.complete(app, dialects)
+    openapi.complete(app, dialects)
     app.state.metrics = HttpMetrics(new_registry())
     expose(app, app.state.metrics, settings)
     _add_middleware(app, settings, parts.register, dialects)
@@ -144,11 +146,13 @@ def _parts(
         queue=queue,
         store=store,
         events=JobEvents(redis_async, settings.keys),
-        intake=Intake(store, settings, queue.store_threads),
+        intake=Uploads(store, settings, queue.store_threads),
         songs=songs,
         logs=Logs(redis_async, settings.keys, songs),
         probes=CapacityLimiter(_PROBE_THREADS),
-        register=Register(RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)),
+        register=CallerLookup(
+            RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)
+        ),
         accounts=accounts,
         batches=BatchService(
             repository=BatchRepository(Jobs(redis, settings.redis_prefix), settings.keys, settings.retention_s),
@@ -171,7 +175,9 @@ async def _no_socket(websocket: WebSocket) -> None:
     raise NotFound(f"no WebSocket is at {path}; events are at /v1/jobs/{{job_id}}/events")
 
 
-def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register, dialects: Sequence[Dialect]) -> None:
+def _add_middleware(
+    app: FastAPI, settings: GatewaySettings, register: CallerLookup, dialects: Sequence[Dialect]
+) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     app.add_middleware(
         BodyLimit,
@@ -179,8 +185,8 @@ def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register,
         others={**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
     )
     if settings.auth:
-        app.add_middleware(Gatekeeper, register=register)
-        app.add_middleware(KeyInBody, paths={path for dialect in dialects for path in dialect.key_paths})
+        app.add_middleware(AuthMiddleware, register=register)
+        app.add_middleware(KeyInBodyMiddleware, paths={path for dialect in dialects for path in dialect.key_paths})
     if settings.cors_origins:  # outside of both, so that refusals can be read by pages too
         app.add_middleware(
             CORSMiddleware,
@@ -190,6 +196,10 @@ def _add_middleware(app: FastAPI, settings: GatewaySettings, register: Register,
             expose_headers=(*_READABLE, *_OUR_OWN),
             max_age=600,
         )
-    app.add_middleware(HostlessRedirects)
-    app.add_middleware(Observed, metrics=app.state.metrics)  # around the others: their refusals are answers too
-    app.add_middleware(KeyInPath, allowed=settings.key_in_path)  # outermost: nothing else sees a key in a path
+    app.add_middleware(RelativeRedirects)
+    app.add_middleware(
+        MetricsMiddleware, metrics=app.state.metrics
+    )  # around the others: their refusals are answers too
+    app.add_middleware(
+        KeyInPathMiddleware, allowed=settings.key_in_path
+    )  # outermost: nothing else sees a key in a path

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from redis import asyncio as redis_asyncio
 from starlette.responses import Response
 
-from api.answering import answering
-from api.ranges import names_etag
-from api.songs import Asked, Songs
+from api.downloads import Asked, Songs, names_etag
+from api.outages import answering
 from serinette.container import ContainerSpec, Input, allowed_by
 from serinette.container_settings import ContainerSettings
 from serinette.errors import InvalidSpec, NotFound, Unsupported

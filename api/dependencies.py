@@ -12,18 +12,18 @@ from anyio import CapacityLimiter
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from api.auth.keyring import NO_KEY, Caller, CallerCheck
+from api.auth.limits import Accounts
+from api.auth.links import Links
 from api.batches.service import BatchService
 from api.containers import Logs, check_taken
+from api.downloads import Songs
 from api.events import JobEvents
-from api.intake import Intake
+from api.middleware import CALLER, CallerLookup
+from api.outages import Threads
 from api.queue import JobQueue
 from api.settings import GatewaySettings
-from api.songs import Songs
-from api.tenancy.accounts import Accounts
-from api.tenancy.gatekeeper import CALLER, Register
-from api.tenancy.keyring import NO_KEY, Caller, Standing
-from api.tenancy.links import Links
-from api.threads import Threads
+from api.uploads import Uploads
 from serinette.credentials import Limits
 from serinette.errors import Unauthorized
 from serinette.names import DEFAULT_TENANT
@@ -38,11 +38,11 @@ class Parts:
     queue: JobQueue
     store: Store
     events: JobEvents
-    intake: Intake
+    intake: Uploads
     songs: Songs
     logs: Logs
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
-    register: Register
+    register: CallerLookup
     accounts: Accounts
     batches: BatchService
     batch_threads: Threads  # what a store that hangs may occupy with batches
@@ -69,7 +69,7 @@ async def _events(connection: HTTPConnection) -> JobEvents:
     return _parts(connection).events
 
 
-async def _intake(connection: HTTPConnection) -> Intake:
+async def _intake(connection: HTTPConnection) -> Uploads:
     return _parts(connection).intake
 
 
@@ -122,7 +122,7 @@ CallerPart = Annotated[Caller, Depends(caller)]
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class RequestContext:
     """One request's caller, and all that it works with. Routes that are asked often take it from the request: to them
     FastAPI's dependencies, each by itself, cost as much as Redis.
     """
@@ -136,18 +136,18 @@ class Visit:
         return self.caller.tenant
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> CallerCheck:
         """Whether its caller is still let in, while it goes on."""
-        return Standing(self.parts.register.keyring, self.caller)
+        return CallerCheck(self.parts.register.keyring, self.caller)
 
 
-def visit_of(connection: HTTPConnection) -> Visit:
+def context_of(connection: HTTPConnection) -> RequestContext:
     """Raises Unauthorized: keys are asked for, and this path asks for none."""
-    return Visit(_parts(connection), caller_of(connection))
+    return RequestContext(_parts(connection), caller_of(connection))
 
 
-async def _standing(connection: HTTPConnection, caller: CallerPart) -> Standing:
-    return Standing(_parts(connection).register.keyring, caller)
+async def _standing(connection: HTTPConnection, caller: CallerPart) -> CallerCheck:
+    return CallerCheck(_parts(connection).register.keyring, caller)
 
 
 async def tenant(caller: CallerPart) -> str:
@@ -168,7 +168,7 @@ SettingsPart = Annotated[GatewaySettings, Depends(_settings)]
 QueuePart = Annotated[JobQueue, Depends(_queue)]
 StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
-IntakePart = Annotated[Intake, Depends(_intake)]
+IntakePart = Annotated[Uploads, Depends(_intake)]
 SongsPart = Annotated[Songs, Depends(_songs)]
 LogsPart = Annotated[Logs, Depends(_logs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
@@ -176,5 +176,5 @@ AccountsPart = Annotated[Accounts, Depends(_accounts)]
 BatchesPart = Annotated[BatchService, Depends(_batches)]
 BatchThreadsPart = Annotated[Threads, Depends(_batch_threads)]
 LinksPart = Annotated[Links, Depends(_links)]
-StandingPart = Annotated[Standing, Depends(_standing)]
+StandingPart = Annotated[CallerCheck, Depends(_standing)]
 TenantPart = Annotated[str, Depends(tenant)]

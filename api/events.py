@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
-from api.answering import answering
-from api.tenancy.keyring import Standing
+from api.auth.keyring import CallerCheck
+from api.outages import answering
+from api.queue import JobQueue
 from serinette.errors import InvalidSpec
-from serinette.job import JobStatus
+from serinette.job import Job, JobStatus
 from serinette.names import Keys
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class JobEvents:
         ids = [entry_id for entry_id, _ in entries] + [START, START]
         return ids[0], ids[1]
 
-    async def follow(self, job_id: str, after: str, standing: Standing) -> AsyncGenerator[JobEvent]:
+    async def follow(self, job_id: str, after: str, standing: CallerCheck) -> AsyncGenerator[JobEvent]:
         """Events behind `after` as they happen; ends behind the terminal one, or when the gateway closes or the
         listener is no longer let in.
         """
@@ -153,7 +154,7 @@ class JobEvents:
                 if not entries:
                     await _pause(changed, _LOOK_S)
 
-    async def wait_for_end(self, job_id: str, timeout_s: float, standing: Standing) -> bool:
+    async def wait_for_end(self, job_id: str, timeout_s: float, standing: CallerCheck) -> bool:
         """Wait for the job's end, also one that was before; False when `timeout_s`, the gateway or the caller's
         standing ends first. However many events there are meanwhile, it costs one read.
         """
@@ -215,3 +216,25 @@ async def _pause(changed: asyncio.Event, timeout_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await changed.wait()
+
+
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE | re.ASCII)
+
+
+def preferred_wait_s(prefer: str | None, max_wait_s: float) -> float | None:
+    """Seconds that the client would wait, bounded; None when it does not say so in words we know."""
+    match = _WAIT.search(prefer or "")
+    return None if match is None else min(float(match[1]), max_wait_s)
+
+
+async def held(queue: JobQueue, events: JobEvents, standing: CallerCheck, job: Job, wait_s: float | None) -> Job:
+    """The job as it is when it ends, or after `wait_s`, whichever comes first.
+
+    Raises:
+        Unauthorized: the caller's key was revoked meanwhile.
+    """
+    if not wait_s or job.status.ended:
+        return job
+    await events.wait_for_end(job.id, wait_s, standing)
+    await standing.require()
+    return await queue.get(job.tenant, job.id)

@@ -62,7 +62,7 @@ class HttpMetrics:
         found[1].observe(seconds)
 
 
-class Observed:
+class MetricsMiddleware:
     """Counts each request, and has every log line on the way name the job that its path names. Pure ASGI."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from api.answering import answering
 from api.batches.validation import Check, Checked, Line, LineChecker
+from api.outages import answering
 from api.queue.admission import check_audio, check_webhook, check_words, pool_for, timeout_for
 from api.settings import GatewaySettings
 from serinette.batch import (

@@ -18,11 +18,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from api.dependencies import Visit, visit_of
+from api.dependencies import RequestContext, context_of
 from api.dialects.fields import Conversion
-from api.holding import held
+from api.downloads import Asked
+from api.events import held
 from api.queue import Pool
-from api.songs import Asked
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
 from serinette.job import Artifact, Job, JobOptions, JobStatus
 
@@ -102,18 +102,18 @@ def example(value: object) -> Responses:
 class JobAccess:
     """One request's way to jobs: submit, find, wait, cancel, and send the song."""
 
-    visit: Visit
+    context: RequestContext
 
     @property
     def max_wait_s(self) -> float:
         """Longest that one request waits for its job's end."""
-        return self.visit.parts.settings.max_wait_s
+        return self.context.parts.settings.max_wait_s
 
     async def models(self) -> frozenset[str]:
         """Names of the models that workers hold, or that pools at zero would."""
-        pools = await self.visit.parts.queue.pools()
+        pools = await self.context.parts.queue.pools()
         held_now = {worker.model.name for pool in pools for worker in pool.workers if worker.model}
-        return frozenset(held_now | {pool.published for pool in self.visit.parts.settings.pools})
+        return frozenset(held_now | {pool.published for pool in self.context.parts.settings.pools})
 
     async def keep(self, name: str, file: UploadFile) -> str:
         """Keep audio that came along as the form's field `name`; its upload id.
@@ -122,7 +122,7 @@ class JobAccess:
             TooLarge, InvalidAudio, InvalidSpec: it is not kept.
         """
         try:
-            return (await self.visit.parts.intake.take_file(self.visit.tenant, file)).id
+            return (await self.context.parts.intake.take_file(self.context.tenant, file)).id
         except (InvalidAudio, InvalidSpec) as error:  # it knows no field but its own
             raise type(error)(f"{name}: {error.message.removeprefix('file: ')}", field=name) from error
 
@@ -134,27 +134,27 @@ class JobAccess:
         Raises:
             SerinetteError: nothing was submitted.
         """
-        job, _ = await self.visit.parts.queue.submit(
-            self.visit.tenant, conversion.spec(), JobOptions(), idempotency_key=idempotency_key, dialect=dialect
+        job, _ = await self.context.parts.queue.submit(
+            self.context.tenant, conversion.spec(), JobOptions(), idempotency_key=idempotency_key, dialect=dialect
         )
         return job
 
     async def find(self, job_ids: Sequence[str]) -> list[Job | None]:
         """Each of many jobs; None where there is none."""
         sound = [job_id for job_id in job_ids if _JOB_ID.fullmatch(job_id)]
-        jobs = dict(zip(sound, await self.visit.parts.queue.find(self.visit.tenant, sound), strict=True))
+        jobs = dict(zip(sound, await self.context.parts.queue.find(self.context.tenant, sound), strict=True))
         return [jobs.get(job_id) for job_id in job_ids]
 
     async def get(self, job_id: str) -> Job:
         """One job. Raises NotFound."""
         if not _JOB_ID.fullmatch(job_id):
             raise NotFound("there is no such job")
-        return await self.visit.parts.queue.get(self.visit.tenant, job_id)
+        return await self.context.parts.queue.get(self.context.tenant, job_id)
 
     async def wait(self, job: Job, wait_s: float) -> Job:
         """The job at its end, or after `wait_s`, at most the server's bound."""
-        parts = self.visit.parts
-        return await held(parts.queue, parts.events, self.visit.standing, job, min(wait_s, self.max_wait_s))
+        parts = self.context.parts
+        return await held(parts.queue, parts.events, self.context.standing, job, min(wait_s, self.max_wait_s))
 
     async def cancel(self, job_id: str) -> tuple[Job, bool]:
         """The job after a short wait for its end, and whether it was canceled by this call."""
@@ -162,7 +162,7 @@ class JobAccess:
         if job.status.ended:
             return job, False
         try:
-            job = await self.visit.parts.queue.cancel(self.visit.tenant, job_id)
+            job = await self.context.parts.queue.cancel(self.context.tenant, job_id)
         except Conflict:
             return await self.get(job_id), False
         job = await self.wait(job, _CANCEL_WAIT_S)
@@ -170,15 +170,15 @@ class JobAccess:
 
     async def audio_of(self, song: Artifact) -> bytes:
         """The whole file, for answers that hold it: mind its size."""
-        return b"".join([chunk async for chunk in self.visit.parts.store.stream(song.key)])
+        return b"".join([chunk async for chunk in self.context.parts.store.stream(song.key)])
 
     async def song(self, http: Request, song: Artifact, file_name: str, *, download: bool) -> Response:
         """The song's file or the part of it that is asked for, never as a redirect. Raises Gone."""
-        return await self.visit.parts.songs.serve(song, Asked.by(http), file_name, download=download)
+        return await self.context.parts.songs.serve(song, Asked.by(http), file_name, download=download)
 
 
 async def _job_access(request: Request) -> JobAccess:
-    return JobAccess(visit_of(request))
+    return JobAccess(context_of(request))
 
 
 JobAccessPart = Annotated[JobAccess, Depends(_job_access)]

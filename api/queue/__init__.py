@@ -1,8 +1,8 @@
 """Jobs, as routes use them: submit, get, list, cancel, erase, counts. A job's state changes in serinette/jobs alone."""
 
-from api.queue.explain import Pool
-from api.queue.jobs import JobQueue
+from api.queue.explanations import Pool
 from api.queue.lookup import Page, no_such_job
-from api.queue.submitting import keyed_job_id
+from api.queue.service import JobQueue
+from api.queue.submission import keyed_job_id
 
 __all__ = ["JobQueue", "Page", "Pool", "keyed_job_id", "no_such_job"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from api.queue.explain import eta_s, waiting_for
-from api.queue.figures import PoolFigures
-from api.threads import Threads
+from api.outages import Threads
+from api.queue.explanations import eta_s, waiting_for
+from api.queue.pool_status import PoolFigures
 from serinette.errors import InvalidSpec, NotFound, StoreUnavailable, Unavailable
 from serinette.job import Job, JobError, JobStatus, now
 from serinette.jobs import AsyncJobs, Seen, Shrunk, calls, job_of_record

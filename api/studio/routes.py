@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from starlette.responses import Response
 
-from api.ranges import names_etag
+from api.downloads import names_etag
 from serinette.errors import NotFound
 
 router = APIRouter(include_in_schema=False)

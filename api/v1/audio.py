@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from starlette.responses import RedirectResponse, Response
 
 from api.dependencies import CallerPart, LinksPart, QueuePart, SettingsPart, SongsPart, TenantPart
-from api.songs import Asked, song_of
+from api.downloads import Asked, song_of
 from api.v1 import examples
 from api.v1.answers import JobId, problems
 

@@ -16,10 +16,10 @@ from api.dependencies import (
     SongsPart,
     TenantPart,
     containers_only,
-    visit_of,
+    context_of,
 )
+from api.downloads import Asked
 from api.lean_route import LeanRoute
-from api.songs import Asked
 from api.v1 import examples
 from api.v1.answers import JobId, Responses, problems
 from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, submit_answer
@@ -62,11 +62,11 @@ async def submit(
     idempotency_key: KeyHeader = None,
 ) -> Response:
     """Put a container into its lane: a job like any other. 501 where no cluster is."""
-    visit = visit_of(http)
-    submitted = await visit.parts.queue.submit_container(
-        visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+    context = context_of(http)
+    submitted = await context.parts.queue.submit_container(
+        context.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
     )
-    return await submit_answer(visit, submitted, prefer)
+    return await submit_answer(context, submitted, prefer)
 
 
 _FILE: Responses = {

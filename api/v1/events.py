@@ -14,11 +14,11 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
+from api.auth.keyring import CallerCheck
 from api.dependencies import EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
 from api.events import JobEvent, JobEvents, checked_event_id
 from api.problems import answer
 from api.queue import JobQueue
-from api.tenancy.keyring import Standing
 from api.v1 import examples
 from api.v1.answers import JobId, problems
 from serinette.errors import RequestError, SerinetteError
@@ -95,7 +95,7 @@ async def socket(
         group.cancel_scope.cancel()
 
 
-async def messages(events: JobEvents, job: Job, after: str, standing: Standing) -> AsyncGenerator[JobEvent]:
+async def messages(events: JobEvents, job: Job, after: str, standing: CallerCheck) -> AsyncGenerator[JobEvent]:
     """The job as it stands, then its events behind `after`; ends early when Redis is lost: the client resumes."""
     yield JobEvent(id=after, type="status", data=job.model_dump(mode="json"))
     last = None
@@ -120,13 +120,13 @@ async def _snapshot(
     return job, before_last if job.status.ended else last
 
 
-async def _sse(events: JobEvents, job: Job, after: str, standing: Standing) -> AsyncGenerator[ServerSentEvent]:
+async def _sse(events: JobEvents, job: Job, after: str, standing: CallerCheck) -> AsyncGenerator[ServerSentEvent]:
     async with aclosing(messages(events, job, after, standing)) as following:
         async for message in following:
             yield ServerSentEvent(message.model_dump_json(), event=message.type, id=message.id, retry=RETRY_MS)
 
 
-async def _why(events: JobEvents, standing: Standing) -> int:
+async def _why(events: JobEvents, standing: CallerCheck) -> int:
     """The code to close with: reconnect elsewhere, the key is no longer valid, or the job has ended."""
     if events.closing:
         return 1012

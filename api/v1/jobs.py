@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.dependencies import QueuePart, TenantPart, Visit, visit_of
-from api.holding import held, preferred_wait_s
+from api.dependencies import QueuePart, RequestContext, TenantPart, context_of
+from api.events import held, preferred_wait_s
 from api.lean_route import LeanRoute
 from api.v1 import examples
 from api.v1.answers import (
@@ -98,28 +98,28 @@ async def submit(
     idempotency_key: KeyHeader = None,
 ) -> Response:
     """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and reported."""
-    visit = visit_of(http)
-    submitted = await visit.parts.queue.submit(
-        visit.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+    context = context_of(http)
+    submitted = await context.parts.queue.submit(
+        context.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
     )
-    return await submit_answer(visit, submitted, prefer)
+    return await submit_answer(context, submitted, prefer)
 
 
-async def submit_answer(visit: Visit, submitted: tuple[Job, bool], prefer: str | None) -> Response:
+async def submit_answer(context: RequestContext, submitted: tuple[Job, bool], prefer: str | None) -> Response:
     """The job that was submitted, or is so again; at its end, if the client would wait for that."""
     job, created = submitted
     headers = {"Location": f"/v1/jobs/{job.id}"}
     if not created:
         headers["Idempotency-Replayed"] = "true"
-    job = await _held(visit, job, prefer, headers)
+    job = await _held(context, job, prefer, headers)
     return job_answer(job, 200 if job.status.ended else 202, headers)
 
 
-async def _held(visit: Visit, job: Job, prefer: str | None, headers: dict[str, str]) -> Job:
-    wait_s = preferred_wait_s(prefer, visit.parts.settings.max_wait_s)
+async def _held(context: RequestContext, job: Job, prefer: str | None, headers: dict[str, str]) -> Job:
+    wait_s = preferred_wait_s(prefer, context.parts.settings.max_wait_s)
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
-    return await held(visit.parts.queue, visit.parts.events, visit.standing, job, wait_s)
+    return await held(context.parts.queue, context.parts.events, context.standing, job, wait_s)
 
 
 @router.get(
@@ -130,8 +130,8 @@ async def _held(visit: Visit, job: Job, prefer: str | None, headers: dict[str, s
 )
 async def look(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
     """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and in words what it waits for."""
-    visit, headers = visit_of(http), dict[str, str]()
-    job = await _held(visit, await visit.parts.queue.get(visit.tenant, job_id), prefer, headers)
+    context, headers = context_of(http), dict[str, str]()
+    job = await _held(context, await context.parts.queue.get(context.tenant, job_id), prefer, headers)
     return job_answer(job, headers=headers)
 
 

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.dependencies import QueuePart
 from api.queue import Pool
-from api.queue.explain import coming, expected_s, no_worker
+from api.queue.explanations import coming, expected_s, no_worker
 from api.settings import GatewaySettings
 from api.v1.answers import problems
 from serinette.job import now

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from api import protocol
-from api.protocol import PatientUpToAPoint
+from api import http_protocol as protocol
+from api.http_protocol import BoundedHttpProtocol
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"
@@ -55,7 +55,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(protocol, "BODY_S", 1.0)
     monkeypatch.setattr(protocol, "DISCARD_S", 1.0, raising=False)
     scopes.clear()
-    config = uvicorn.Config(echo, port=0, http=PatientUpToAPoint, lifespan="off", log_config=None)
+    config = uvicorn.Config(echo, port=0, http=BoundedHttpProtocol, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(60):

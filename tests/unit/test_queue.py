@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis import Redis
 
-from api.queue import figures, keyed_job_id
+from api.queue import keyed_job_id, pool_status
 from serinette import names
 from serinette.errors import (
     Conflict,
@@ -38,7 +38,7 @@ def redis_url(valkey_url: str) -> str:
 
 @pytest.fixture
 async def desk(redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
-    monkeypatch.setattr(figures, "MAX_AGE_S", 0)  # what is announced here is looked for at once
+    monkeypatch.setattr(pool_status, "MAX_AGE_S", 0)  # what is announced here is looked for at once
     desk = open_desk(redis_url, file_store_url)
     yield desk
     desk.redis.close()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.queue import figures
+from api.queue import pool_status as figures
 from api.settings import GatewaySettings
 from serinette.credentials import Limits
 from serinette.settings import BriskConnection

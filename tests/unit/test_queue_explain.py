@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from api.queue.explain import Pool, eta_s, expected_s, waiting_for
+from api.queue.explanations import Pool, eta_s, expected_s, waiting_for
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.names import Lane
 from serinette.pools import PoolFacts

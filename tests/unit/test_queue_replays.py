@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis import Redis
 
-from api.queue import figures
+from api.queue import pool_status as figures
 from serinette import names
 from serinette.errors import (
     Conflict,

@@ -18,11 +18,10 @@ from pydantic import ValidationError
 from redis import Redis
 from starlette.routing import BaseRoute
 
+from api.auth.keyring import Caller, DeclaredFile
+from api.auth.links import job_opened_by_link, token_of
+from api.middleware import PUBLIC, relative_location
 from api.settings import GatewaySettings
-from api.tenancy.gatekeeper import PUBLIC
-from api.tenancy.key_in_path import relative_location
-from api.tenancy.keyring import Caller, DeclaredFile
-from api.tenancy.links import job_opened_by_link, token_of
 from serinette import credentials, logs
 from serinette.credentials import Limits
 from serinette.errors import ConfigurationError

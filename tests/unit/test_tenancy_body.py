@@ -11,7 +11,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.tenancy.key_in_body import MOST_BYTES, key_of
+from api.middleware import MOST_BYTES, key_of
 from tests.unit.tenants import bearing, serving, settings_of
 from tests.unit.tenants import key_of as new_key
 
@@ -96,7 +96,7 @@ async def test_a_body_that_never_comes_is_not_waited_for(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever sends no key may not hold a place for long by sending nothing else either."""
-    monkeypatch.setattr("api.tenancy.key_in_body._READ_S", 0.05)
+    monkeypatch.setattr("api.middleware._READ_S", 0.05)
 
     async def never() -> AsyncIterator[bytes]:
         yield b"{"

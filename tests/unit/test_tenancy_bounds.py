@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from api.queue import Pool
-from api.queue.pressure import UNKNOWN_S, interval_s, room_for_tenant_s, room_in_lane_s, until_midnight_s
+from api.queue.retry_after import UNKNOWN_S, interval_s, room_for_tenant_s, room_in_lane_s, until_midnight_s
 from api.settings import GatewaySettings
 from serinette.credentials import Limits
 from serinette.job import JobError, JobStatus, now

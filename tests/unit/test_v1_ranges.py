@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from api.holding import preferred_wait_s
-from api.ranges import Span, Unsatisfiable, names_etag, requested_span
+from api.downloads import Span, Unsatisfiable, names_etag, requested_span
+from api.events import preferred_wait_s
 
 
 @pytest.mark.parametrize(

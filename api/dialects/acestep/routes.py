@@ -20,7 +20,7 @@ from api.dialects.acestep.samples import random_sample
 from api.dialects.acestep.table import convert, record_of
 from api.dialects.body import Body, BodyPart
 from api.dialects.dialect import JobAccess, JobAccessPart, refusing
-from api.songs import song_of
+from api.downloads import song_of
 from serinette.errors import InvalidSpec, RequestError, Unsupported
 from serinette.job import Job
 

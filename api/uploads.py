@@ -40,7 +40,7 @@ class Slip:
     expires_at: datetime
 
 
-class Intake:
+class Uploads:
     """Uploads of all tenants. Every method raises StoreUnavailable when the store does not answer."""
 
     def __init__(self, store: Store, settings: GatewaySettings, store_threads: CapacityLimiter) -> None:

@@ -1,14 +1,26 @@
-"""Threads of their own for what may hang: the others stay free for what Redis alone answers."""
+"""When the queue, the store or a resolver does not answer: a clear refusal, and threads within bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
 from anyio import CapacityLimiter
+from redis.exceptions import RedisError
 
-from serinette.errors import Unavailable
+from serinette.errors import QueueUnavailable, Unavailable
+
+
+@contextmanager
+def answering(advice: str = "try again") -> Iterator[None]:
+    """Tell what Redis's client raises in here as QueueUnavailable, with what to do."""
+    try:
+        yield
+    except RedisError as error:
+        raise QueueUnavailable(f"the queue does not answer; {advice}") from error
+
 
 _Told = TypeVar("_Told")
 

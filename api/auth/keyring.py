@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
-from api.tenancy.settings import TenancySettings
+from api.settings import TenancySettings
 from serinette.credentials import Credential, Declared, Limits, id_of
 from serinette.errors import ConfigurationError, QueueUnavailable, Unauthorized
 from serinette.job import now
@@ -146,7 +146,7 @@ class Keyring:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CallerCheck:
     """Whether a caller is still let in, while its request goes on."""
 
     keyring: Keyring

@@ -16,12 +16,12 @@ import anyio
 from anyio import CapacityLimiter, from_thread
 
 from api.containers import check_container, check_inputs, check_taken
+from api.outages import Threads
 from api.queue.admission import check_audio, check_length, check_webhook, check_words, pool_for, timeout_for
-from api.queue.figures import PoolFigures
 from api.queue.lookup import Lookup
-from api.queue.pressure import error_of
+from api.queue.pool_status import PoolFigures
+from api.queue.retry_after import error_of
 from api.settings import GatewaySettings
-from api.threads import Threads
 from serinette import logs, telemetry
 from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.credentials import Limits

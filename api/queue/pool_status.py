@@ -10,8 +10,8 @@ from typing import Any
 
 from redis import asyncio as redis_asyncio
 
-from api.answering import answering
-from api.queue.explain import Pool
+from api.outages import answering
+from api.queue.explanations import Pool
 from serinette.brake import in_force
 from serinette.counters import JOBS_ENDED, SEPARATOR
 from serinette.job import JobStatus, now

@@ -9,13 +9,12 @@ import anyio
 from anyio import CapacityLimiter
 from redis.exceptions import ResponseError
 
-from api.answering import answering
-from api.queue.explain import Pool
-from api.queue.figures import PoolFigures
+from api.outages import Threads, answering
+from api.queue.explanations import Pool
 from api.queue.lookup import Lookup, Page, no_such_job
-from api.queue.submitting import Submits, Work
+from api.queue.pool_status import PoolFigures
+from api.queue.submission import Submits, Work
 from api.settings import GatewaySettings
-from api.threads import Threads
 from serinette.batch import BATCH_LABEL
 from serinette.container import ContainerSpec
 from serinette.credentials import Limits

@@ -12,7 +12,7 @@ from typing import Any
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
-from api.tenancy.keyring import Caller, Keyring
+from api.auth.keyring import Caller, Keyring
 from serinette.errors import QueueUnavailable, Unauthorized
 from serinette.names import Keys
 

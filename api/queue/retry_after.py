@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from api.queue.explain import Pool
+from api.queue.explanations import Pool
 from serinette.errors import GpuTimeSpent, LaneFull, LaneNotAllowed, SerinetteError, TooManyInFlight, TooManyQueued
 from serinette.job import now
 from serinette.jobs import Refusal

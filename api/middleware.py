@@ -1,0 +1,287 @@
+"""What every request passes before its route: bounds on its body, its key, and who is asking. Pure ASGI.
+
+A route cannot forget to ask for a key: what is not named as public here is closed. A key may come in the header, in the
+path (`/k/{key}/...`, for clients that send no header; behind it nothing else sees the key, so no log and no answer has
+it) or, as clients of ACE-Step 1.5 send it, as `ai_token` in a small body. Such a body is read before its caller is
+known, so within bounds: on that dialect's paths alone, of a request with no other key, of a length that is declared and
+small, as JSON or a form without files, and not for long. What was read is handed on as it came.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.auth.keyring import Caller, Keyring
+from api.auth.limits import RequestRate
+from api.auth.links import Links, job_opened_by_link
+from api.problems import answer
+from serinette.errors import NotFound, RequestError, SerinetteError, TooLarge, Unauthorized
+
+# What multipart wraps around a file.
+_ENVELOPE_BYTES = 65_536
+
+
+class BodyLimit:
+    """Refuses bodies beyond the limit of their path with 413.
+
+    `others` are the limits of paths that take files, by their prefixes; all the rest take JSON or short forms.
+    """
+
+    def __init__(self, app: ASGIApp, body_bytes: int, others: Mapping[str, int]) -> None:
+        self._app = app
+        self._body_bytes = body_bytes
+        self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        path = scope["path"]
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), None)
+        limit = self._limit_of(path)
+        if declared is not None:  # the server lets no more come than that
+            if not declared.isdigit() or len(declared) > 20:
+                malformed = RequestError("Content-Length: not a number", field="Content-Length")
+                return await answer(scope, malformed, headers={"Connection": "close"})(scope, receive, send)
+            if int(declared) > limit:
+                return await answer(scope, _too_large(limit))(scope, receive, send)
+            return await self._app(scope, receive, send)
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                # An HTTPException, because FastAPI turns every other error while reading a body into 400.
+                raise HTTPException(413, _too_large(limit).message)
+            return message
+
+        return await self._app(scope, counted, send)
+
+    def _limit_of(self, path: str) -> int:
+        return next((it for prefix, it in self._others.items() if path.startswith(prefix)), self._body_bytes)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")
+
+
+_MOVED = 307
+
+
+class RelativeRedirects:
+    """Leaves of the router's own redirects the path alone (RFC 9110, 10.2.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def hostless(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == _MOVED:
+                here = scope["scheme"].encode() + b"://" + dict(scope["headers"]).get(b"host", b"")
+                headers = [(name, _without(here, name, value)) for name, value in message["headers"]]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return await self._app(scope, receive, hostless)
+
+
+def _without(here: bytes, name: bytes, value: bytes) -> bytes:
+    return value.removeprefix(here) if name.lower() == b"location" and value.startswith(here + b"/") else value
+
+
+KEY_IN_PATH = "serinette.key"
+_PREFIX = "/k/"
+
+
+class KeyInPathMiddleware:
+    """Takes the key out of the path; answers 404 where that is not `allowed`."""
+
+    def __init__(self, app: ASGIApp, allowed: bool) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with the path that it would have had."""
+        if scope["type"] not in {"http", "websocket"} or not scope["path"].startswith(_PREFIX):
+            return await self._app(scope, receive, send)
+        key, slash, rest = scope["path"].removeprefix(_PREFIX).partition("/")
+        if not (self._allowed and key and slash):
+            refusal = NotFound("no key may stand in the path here; send it as `Authorization: Bearer ...`")
+            return await answer(scope, refusal)(scope, receive, send)
+        path = f"/{rest}"
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+
+        async def relative(message: Message) -> None:
+            if message["type"] in {"http.response.start", "websocket.http.response.start"}:
+                headers = [(name, _relative(name, value, path, host)) for name, value in message.get("headers", ())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        # In place: what is around us must not see the key afterwards either.
+        scope.update({"path": path, "raw_path": quote(path).encode(), KEY_IN_PATH: key})
+        return await self._app(scope, receive, relative)
+
+
+def _relative(name: bytes, value: bytes, path: str, host: str) -> bytes:
+    if name.lower() != b"location":
+        return value
+    return relative_location(value.decode("latin-1"), path, host).encode("latin-1")
+
+
+def relative_location(location: str, path: str, host: str) -> str:
+    """A `Location` of this host as seen from `path`; one of another host as it is (RFC 9110, 10.2.2)."""
+    parts = urlsplit(location)
+    if (parts.netloc and parts.netloc != host) or not parts.path.startswith("/"):
+        return location
+    directory, _, name = parts.path.rpartition("/")
+    way = posixpath.relpath(directory or "/", posixpath.dirname(path))
+    # A colon in the first segment would make it a scheme.
+    to = f"{way}/{name}" if way.startswith(".") else f"./{way}/{name}"
+    return f"{to}?{parts.query}" if parts.query else to
+
+
+# The longest body in which a key is looked for; documented fields fit, audio codes may not.
+MOST_BYTES = 65_536
+_READ_S = 10.0
+_NAMES = ("ai_token", "aiToken")
+
+
+class KeyInBodyMiddleware:
+    """Puts the key of a body where the gatekeeper looks for it."""
+
+    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+        self._app = app
+        self._paths = frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, its body untouched."""
+        if not self._looked_into(scope):
+            return await self._app(scope, receive, send)
+        messages: list[Message] = []
+        with anyio.move_on_after(_READ_S):
+            while not messages or messages[-1].get("more_body"):
+                messages.append(await receive())
+        body = b"".join(message.get("body", b"") for message in messages)
+        key = key_of(_headers(scope).get(b"content-type", b"").decode("latin-1"), body)
+        if key is not None:
+            scope[KEY_IN_PATH] = key
+
+        async def again() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        return await self._app(scope, again, send)
+
+    def _looked_into(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._paths:
+            return False
+        headers = _headers(scope)
+        length = headers.get(b"content-length", b"")
+        known = b"authorization" in headers or KEY_IN_PATH in scope
+        return not known and length.isdigit() and 0 < int(length) <= MOST_BYTES
+
+
+def key_of(content_type: str, body: bytes) -> str | None:
+    """The key in a body of JSON or of a form; None where there is none, or the body is neither. Pure."""
+    kind = content_type.partition(";")[0].strip().lower()
+    fields: Any = None
+    try:
+        if kind == "application/json" or body.lstrip()[:1] == b"{":
+            fields = json.loads(body)
+        elif kind in {"application/x-www-form-urlencoded", ""}:
+            fields = dict(parse_qsl(body.decode(), max_num_fields=256))
+    except (ValueError, RecursionError):
+        return None  # whoever reads it next says what is wrong with it
+    if not isinstance(fields, dict):
+        return None
+    found = next((fields[name] for name in _NAMES if name in fields), None)
+    return found if isinstance(found, str) and found else None
+
+
+def _headers(scope: Scope) -> Mapping[bytes, bytes]:
+    return dict(scope["headers"])
+
+
+# Signs of life for probes, numbers without jobs and tenants for Prometheus, and what the API looks like.
+PUBLIC = frozenset(
+    {"/", "/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+)
+# What the API's page and the studio are made of.
+_PAGES = ("/static-offline-docs/", "/studio/")
+CALLER = "serinette.caller"
+_REALM = 'Bearer realm="serinette"'
+
+
+@dataclass(frozen=True, slots=True)
+class CallerLookup:
+    """What callers are looked up in."""
+
+    rate: RequestRate
+    keyring: Keyring
+    links: Links
+
+
+class AuthMiddleware:
+    """Lets known callers in, with who they are in the scope; the others are answered 401 and 429."""
+
+    def __init__(self, app: ASGIApp, register: CallerLookup) -> None:
+        self._app = app
+        self._register = register
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on if it may."""
+        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGES):
+            return await self._app(scope, receive, send)
+        key = scope.get(KEY_IN_PATH) or _bearer(scope)
+        token = None
+        if scope.get("query_string"):
+            token = _token(scope)
+            scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
+        try:
+            caller = await self._caller(scope, key, token)
+            await self._register.rate.count(caller.tenant, caller.limits.requests_per_minute)
+        except SerinetteError as error:
+            invalid = ', error="invalid_token"' if key or token else ""
+            challenge = {"WWW-Authenticate": _REALM + invalid} if isinstance(error, Unauthorized) else None
+            return await answer(scope, error, headers=challenge)(scope, receive, send)
+        scope[CALLER] = caller  # in place, as the router does: what is around us reads the route from the same scope
+        return await self._app(scope, receive, send)
+
+    async def _caller(self, scope: Scope, key: str | None, token: str | None) -> Caller:
+        # A WebSocket begins as a GET.
+        job_id = job_opened_by_link(scope.get("method", "GET"), scope["path"])
+        if key is None and token is not None and job_id is not None:
+            return await self._register.links.caller(token, job_id)
+        return await self._register.keyring.caller(key)
+
+
+def _bearer(scope: Scope) -> str | None:
+    sent = next((value for name, value in reversed(scope["headers"]) if name == b"authorization"), b"")
+    scheme, space, key = sent.decode("latin-1").strip().partition(" ")
+    if not space:
+        return scheme or None  # ACE-Step 1.5 takes a key without its scheme too
+    return (key.strip() or None) if scheme.lower() == "bearer" else None
+
+
+def _without_token(scope: Scope) -> bytes:
+    query: bytes = scope.get("query_string", b"")
+    return b"&".join(part for part in query.split(b"&") if not part.startswith(b"token="))
+
+
+def _token(scope: Scope) -> str | None:
+    query = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
+    return next((value for name, value in query if name == "token"), None)
