@@ -178,7 +178,7 @@ class Keys:
 
     @property
     def holdups(self) -> str:
-        """Hash of pools to JSON Holdup (api/queue/holdups.py), expiring: what the cluster says holds their workers."""
+        """Hash of pools to JSON Holdup (serinette/presence.py), expiring: why workers are not ready."""
         return self._key("holdups")
 
     @property

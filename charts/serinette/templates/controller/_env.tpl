@@ -1,4 +1,4 @@
-{{- define "serinette.maintenanceEnv" -}}
+{{- define "serinette.controllerEnv" -}}
 {{ include "serinette.poolsEnv" . }}
 {{- include "serinette.clusterEnv" . }}
 {{- with include "serinette.webhooksEnv" . }}

@@ -1,9 +1,9 @@
-{{/* Whether maintenance asks the API server anything. */}}
+{{/* Whether the controller calls the API server. */}}
 {{- define "serinette.asksCluster" -}}
 {{- if or .Values.cluster.explain .Values.containers.enabled }}yes{{ end -}}
 {{- end }}
 
-{{/* What maintenance needs to look at the cluster (controller/cluster.py): settings, and a token that no other part has. */}}
+{{/* What the controller needs to read the cluster (controller/): settings, and a token that no other component has. */}}
 {{- define "serinette.clusterEnv" -}}
 {{- if .Values.cluster.explain }}
 - {name: SERINETTE_CLUSTER_NAMESPACE, value: {{ .Release.Namespace }}}
@@ -12,7 +12,7 @@
 {{- end }}
 {{- end }}
 
-{{/* What the kubelet would mount by itself; said here, since pods of ours get no token unless they ask. */}}
+{{/* What the kubelet mounts by default; explicit here, since our pods get no token otherwise. */}}
 {{- define "serinette.clusterVolume" -}}
 - name: kube-api-access
   projected:
@@ -30,7 +30,7 @@
 - {name: kube-api-access, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end }}
 
-{{/* The marks that maintenance may set on worker pods: controller/autoscaling.py. */}}
+{{/* The annotations that the controller may set on worker pods. */}}
 {{- define "serinette.clusterMarks" -}}
 ['controller.kubernetes.io/pod-deletion-cost', 'cluster-autoscaler.kubernetes.io/safe-to-evict', 'karpenter.sh/do-not-disrupt']
 {{- end }}
