@@ -108,11 +108,11 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 MINUTES ?= 60
 
 music-box: $(VENV)/music-box.stamp  ## Train the bundled model; resumes build/music-box (MINUTES=60).
-	$(BIN)/python -m gpu_worker.engine.music_box.training build/music-box --minutes $(MINUTES)
-	$(BIN)/python -m gpu_worker.engine.music_box.packing build/music-box
+	$(BIN)/python -m tools.music_box.training build/music-box --minutes $(MINUTES)
+	$(BIN)/python -m tools.music_box.packing build/music-box
 
 music-box-eval: $(VENV)/music-box.stamp  ## Measure the bundled model on 100 held-out prompts, into docs/.
-	$(BIN)/python -m gpu_worker.engine.music_box.evaluation --out docs
+	$(BIN)/python -m tools.music_box.evaluation --out docs
 
 $(VENV)/music-box.stamp: $(VENV)/torch.stamp pyproject.toml
 	@$(PIP) --editable '.[music-box]'
