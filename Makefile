@@ -18,7 +18,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api controller gpu_worker tests scripts benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos lint format bench bench-gpu load scaling openapi settings client clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test verify chaos lint format bench bench-gpu load scaling openapi settings client clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ demo: $(VENV)/local.stamp  ## Generate one song on this machine, into demo.mp3 (
 up: $(VENV)/local.stamp  ## Start the server (PORT=8019).
 	@$(LEASH) $(BIN)/serinette up --port $(PORT)
 
-test: $(VENV)/dev.stamp $(BROWSER)  ## Run all tests on real Valkey, SeaweedFS and processes (ARGS=-k word).
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --junitxml=build/tests.xml $(ARGS)
+test: $(VENV)/dev.stamp $(BROWSER)  ## Run all tests but the longest on real Valkey, SeaweedFS and processes (ARGS=-k word).
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not load" --junitxml=build/tests.xml $(ARGS)
+
+verify: $(VENV)/dev.stamp $(BROWSER)  ## Run what takes too long for every change, into docs/verification.md (ARGS=chaos: some).
+	$(BIN)/python -m scripts.verify $(ARGS)
 
 N ?= 500
 SEED ?= 1

@@ -57,6 +57,7 @@ def test_the_full_size_is_put_together(size: str, billions: float) -> None:
     assert 3 * pipe.vae.config.decoder_input_channels == pipe.transformer.config.in_channels
 
 
+@pytest.mark.load
 def test_the_engine_is_measured_with_its_share_of_a_cards_floor(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, answer in {
         "is_available": True,
@@ -77,6 +78,7 @@ def test_the_engine_is_measured_with_its_share_of_a_cards_floor(case: Case, monk
     assert figures["best_denoiser_share_of_floor"] > 0
 
 
+@pytest.mark.load
 def test_a_pod_under_backlog_is_measured_beside_the_plain_loop(case: Case) -> None:
     figures = backlog.measure(replace(case, compile=False))
     assert [(row["slots"], row["max_batch"]) for row in figures["pod"]] == [(1, 1), (4, 2)]
@@ -87,6 +89,7 @@ def test_a_pod_under_backlog_is_measured_beside_the_plain_loop(case: Case) -> No
     assert ratios["overlap"] > 0
 
 
+@pytest.mark.load
 def test_a_cold_start_is_told_apart(case: Case) -> None:
     figures = cold_start.measure(case)
     for way in ("eager", "compiled_first", "compiled_again"):
@@ -94,6 +97,7 @@ def test_a_cold_start_is_told_apart(case: Case) -> None:
         assert min(figures[way].values()) > 0
 
 
+@pytest.mark.load
 def test_the_ten_minutes_on_a_gpu_are_run_small(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     assert gpu.main(["--out", str(out)]) == 0
