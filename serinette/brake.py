@@ -38,6 +38,7 @@ class Cause(StrEnum):
     STORE = "store"  # songs could not be kept
     LOAD = "load"  # workers do not get their model loaded
     POD = "pod"  # the cluster cannot start their containers
+    SUSPENDED = "suspended"  # an operator ran `rq suspend`
 
 
 class Failure(BaseModel):

@@ -166,6 +166,11 @@ class Keys:
         """Set of the attempts that a worker holds: with the last of them it leaves its pool's busy ones."""
         return self._key("held", worker)
 
+    @property
+    def suspended(self) -> str:
+        """RQ's: there while `rq suspend` holds."""
+        return f"{self.prefix}:suspended"
+
     def brake(self, pool: str) -> str:
         """Set of reasons why starting more of a pool's workers would be waste, expiring: while it has any, KEDA lets
         the pool have its busy workers and no others.
