@@ -20,7 +20,7 @@ READY_WITHIN_S = 3.0
 
 
 class Health(BaseModel):
-    """Sign of life."""
+    """Liveness: the process responds."""
 
     status: str
 

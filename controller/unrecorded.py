@@ -123,7 +123,7 @@ def _put(entry: Entry, store: Store) -> Record | None:
     known = put_record(store, ours)
     if known.status is entry.status:
         return known
-    log.warning("job=%s is %s; a record of %s came later and goes", entry.id, entry.status, known.status)
+    log.warning("job=%s is %s; a later record that says %s is replaced", entry.id, entry.status, known.status)
     store.put(record_key(entry.tenant, entry.id), ours.model_dump_json().encode())
     for lost in known.keys:
         store.delete(lost)

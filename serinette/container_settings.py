@@ -87,7 +87,10 @@ class ContainerSettings(SharedSettings):
         120, ge=10, le=3600, description="From a container's end, or the request to end it, until its outputs are lost."
     )
     containers_log_bytes: int = Field(
-        4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Longest log kept; it lies in Redis while it runs."
+        4 * 1024 * 1024,
+        ge=1024,
+        le=64 * 1024 * 1024,
+        description="Longest log kept; it is held in Redis while the container runs.",
     )
     containers_output_files: int = Field(64, ge=1, le=150, description="Most files one container may leave.")
     containers_output_bytes: int = Field(10 * 1024**3, ge=1024, description="Most bytes one container may leave.")

@@ -124,7 +124,7 @@ class Batches:
                 job_id = line_job_id(record.id, number, record.round)
                 self._repository.settle(record, number, job_id, LineStatus.CANCELED)
         elif lost:
-            log.warning("batch=%s: jobs of %d lines are nowhere and are released again", record.id, len(lost))
+            log.warning("batch=%s: jobs of %d lines are missing and are submitted again", record.id, len(lost))
             self._releaser.again(record, lost)
 
     def _write(self, record: BatchRecord, part: int) -> None:

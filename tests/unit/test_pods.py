@@ -224,4 +224,4 @@ def test_without_a_cluster_there_is_none_and_the_log_says_why(
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert connect() is None
     assert connect(tmp_path / "none") is None
-    assert caplog.text.count("the cluster is not looked at") == 2
+    assert caplog.text.count("Kubernetes is not used") == 2
