@@ -135,6 +135,6 @@ async def log(
         ),
     ] = None,
 ) -> Response:
-    """Plain text: what was logged so far while the container runs, the whole log once it has ended. One log per attempt."""
+    """Plain text: what was logged so far while the container runs, all of it once it has ended. One log per attempt."""
     job = await queue.get(tenant, job_id)
     return await logs.serve(job, Asked.by(request), LogPosition.parse(after) if after else None)

@@ -129,7 +129,7 @@ async def _held(context: RequestContext, job: Job, prefer: str | None, headers: 
     responses={200: {"content": examples.JOB}, **problems("not_found", "queue_unavailable", "store_unavailable")},
 )
 async def look(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
-    """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and an explanation of what it waits for."""
+    """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and why it waits."""
     context, headers = context_of(http), dict[str, str]()
     job = await _held(context, await context.parts.queue.get(context.tenant, job_id), prefer, headers)
     return job_answer(job, headers=headers)

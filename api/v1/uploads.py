@@ -61,7 +61,7 @@ async def upload(
         bool, Query(description="Return a URL of the object store to PUT the bytes to, instead of taking a body.")
     ] = False,
 ) -> Upload | PresignedUpload:
-    """Audio as the body, whatever its Content-Type, or as the field `file` of a form. It is decoded once to verify it."""
+    """Audio as the body, whatever its Content-Type, or as the field `file` of a form. Decoded once to verify it."""
     if presign:
         slip = await intake.open_slip(tenant)
         return PresignedUpload(id=slip.id, put_url=slip.put_url, expires_at=slip.expires_at)

@@ -35,7 +35,7 @@ class Nature(StrEnum):
     KILLER = "crash"  # kills every engine it meets
 
     @property
-    def sings(self) -> bool:
+    def succeeds(self) -> bool:
         """Whether it is meant to end with a song."""
         return self not in {Nature.POISON, Nature.KILLER}
 

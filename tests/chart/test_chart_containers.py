@@ -183,7 +183,7 @@ def test_their_pods_have_an_account_without_rights_that_they_go_with(
 STORE_TO = ('containers.network.storeTo=[{"ipBlock": {"cidr": "0.0.0.0/0"}}]',)
 
 
-def test_a_pod_reaches_the_store_and_nobody_reaches_it(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_reaches_the_store_and_is_reached_by_none(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = render("default", *ON)
     labels = job_of(read(objects, monkeypatch))["spec"]["template"]["metadata"]["labels"]
     policies = of_kind(objects, "NetworkPolicy")

@@ -21,7 +21,7 @@ def mounted(objects: tuple[Manifest, ...]) -> dict[str, Any]:
     return {volume["name"]: volume for volume in pod["volumes"]}
 
 
-def test_the_gateway_knows_the_key_that_the_test_sings_with(render: Render) -> None:
+def test_the_gateway_knows_the_key_that_the_test_uses(render: Render) -> None:
     objects = render("default")
     key = secret(objects, "-test", "key")
     (credential,) = Declared.model_validate_json(secret(objects, "-keys", "keys.json")).keys

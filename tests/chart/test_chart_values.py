@@ -79,7 +79,7 @@ def test_valkey_forgets_no_job(render: Render) -> None:
     assert options["--requirepass"] == "$(VALKEY_PASSWORD)"
 
 
-def test_keda_and_nobody_else_from_outside_reaches_valkey(render: Render) -> None:
+def test_only_keda_reaches_valkey_from_outside(render: Render) -> None:
     policy = find(render("default"), "NetworkPolicy", "-valkey")["spec"]
     (rule,) = policy["ingress"]
     assert rule["ports"] == [{"port": 6379, "protocol": "TCP"}]

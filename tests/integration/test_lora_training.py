@@ -57,7 +57,7 @@ def played(box: SongPipeline, tune: Tune, seed: int) -> np.ndarray:
 
 
 def instrument(box: SongPipeline, samples: np.ndarray) -> str:
-    """Which one the encoder hears most of."""
+    """Which one the encoder finds most of."""
     with torch.no_grad():
         latents = box.vae.encode(torch.from_numpy(samples)[None]).latent_dist.mode()[0]
     return barrel.INSTRUMENTS[int(latents[list(barrel.STOPS)].clamp(min=0).sum(dim=1).argmax())]

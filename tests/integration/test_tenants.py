@@ -34,7 +34,7 @@ from tests.unit.sounds import silence
 from tests.unit.tenants import bearing, key_of
 
 SONG = {"prompt": "jazz", "duration_s": 15}
-NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+UNKNOWN_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def town(valkey_url: str, redis: Redis, tmp_path_factory: pytest.TempPathFactory
         gateway(directory, valkey_url, store_url, **settings) as two,
     ):
         yield Town(one, two, mine, theirs)
-        # Whichever tests ran: at DEBUG the server tells the headers of a WebSocket, and so a key.
+        # Whichever tests ran: at DEBUG the server logs the headers of a WebSocket, and so a key.
         with suppress(InvalidStatus), connect(f"ws://127.0.0.1:{one.port}/v1/events", additional_headers=bearing(mine)):
             pass
         logs = one.log.read_text() + two.log.read_text()
@@ -87,7 +87,7 @@ def slot(redis: Redis, store_url: str) -> HandSlot:
     return HandSlot(redis, Store.open(SharedSettings.model_validate({"store_url": store_url})))
 
 
-def sung(town: Town, slot: HandSlot) -> str:
+def generated_job(town: Town, slot: HandSlot) -> str:
     job_id = town.submit(town.mine)
     slot.claim(job_id)
     slot.succeed(job_id, [b"my song"], tenant="mine")
@@ -111,18 +111,18 @@ BY_ID = [
 
 @pytest.mark.parametrize(("method", "path"), BY_ID)
 def test_anothers_job_is_as_one_that_never_was(town: Town, slot: HandSlot, method: str, path: str) -> None:
-    for job_id in (sung(town, slot), town.submit(town.mine)):
+    for job_id in (generated_job(town, slot), town.submit(town.mine)):
         seen = town.send(town.theirs, method, path.format(job_id))
-        nothing = town.send(town.theirs, method, path.format(NOBODY))
+        nothing = town.send(town.theirs, method, path.format(UNKNOWN_ID))
         assert seen.status_code == nothing.status_code == 404
-        assert seen.text.replace(job_id, NOBODY) == nothing.text
+        assert seen.text.replace(job_id, UNKNOWN_ID) == nothing.text
         job = town.send(town.mine, "GET", f"/v1/jobs/{job_id}").json()
         assert job["status"] in {"succeeded", "queued"}
         assert not job["cancel_requested"]
 
 
 def test_lists_are_parted(town: Town, slot: HandSlot) -> None:
-    job_id = sung(town, slot)
+    job_id = generated_job(town, slot)
     assert job_id in town.send(town.mine, "GET", "/v1/jobs").text
     assert job_id not in town.send(town.theirs, "GET", "/v1/jobs?limit=100").text
     town.submit(town.mine)
@@ -147,7 +147,7 @@ def test_uploads_and_songs_of_another_are_no_source(town: Town, slot: HandSlot) 
     upload_id = town.send(town.mine, "POST", "/v1/uploads", content=body).json()["id"]
     for method, path in [("GET", ""), ("DELETE", ""), ("POST", "/complete")]:
         assert town.send(town.theirs, method, f"/v1/uploads/{upload_id}{path}").status_code == 404
-    for source in (upload_id, f"{sung(town, slot)}/0"):
+    for source in (upload_id, f"{generated_job(town, slot)}/0"):
         song = {**SONG, "task": "cover", "source_audio": source}
         assert town.send(town.theirs, "POST", "/v1/jobs", json=song).status_code == 422
         assert town.send(town.mine, "POST", "/v1/jobs", json=song).status_code == 202
@@ -158,7 +158,7 @@ def test_uploads_and_songs_of_another_are_no_source(town: Town, slot: HandSlot) 
 
 
 def test_event_streams_are_parted_on_websockets_too(town: Town, slot: HandSlot) -> None:
-    job_id = sung(town, slot)
+    job_id = generated_job(town, slot)
     url = f"ws://127.0.0.1:{town.two.port}/v1/jobs/{job_id}/events"
     for headers, status in [({}, 401), (bearing(town.theirs), 404), (bearing(town.mine + "x"), 401)]:
         with pytest.raises(InvalidStatus) as denied, connect(url, additional_headers=headers):
@@ -169,7 +169,7 @@ def test_event_streams_are_parted_on_websockets_too(town: Town, slot: HandSlot) 
 
 
 def test_a_browser_listens_and_plays_by_links(town: Town, slot: HandSlot) -> None:
-    job_id = sung(town, slot)
+    job_id = generated_job(town, slot)
     links = town.send(town.mine, "POST", f"/v1/jobs/{job_id}/links").json()
     with connect(f"ws://127.0.0.1:{town.one.port}{links['events']}") as socket:
         assert [json.loads(message)["type"] for message in socket][-1] == "succeeded"
@@ -209,14 +209,14 @@ def test_a_seed_client_without_headers_gets_its_song_through_the_redirects(town:
 
 
 def test_what_only_the_store_remembers_is_parted(town: Town, slot: HandSlot) -> None:
-    job_id = sung(town, slot)
+    job_id = generated_job(town, slot)
     slot.record(job_id)
-    told = town.send(town.mine, "GET", f"/v1/jobs/{job_id}").json()["usage"]
+    reported = town.send(town.mine, "GET", f"/v1/jobs/{job_id}").json()["usage"]
     assert slot.jobs(calls.erase(job_id, "mine"))
     for method, path in BY_ID:
         assert town.send(town.theirs, method, path.format(job_id)).status_code == 404, path
     kept = town.send(town.mine, "GET", f"/v1/jobs/{job_id}").json()
-    assert kept["usage"] == {**told, "queue_s": pytest.approx(told["queue_s"], abs=0.001)}
+    assert kept["usage"] == {**reported, "queue_s": pytest.approx(reported["queue_s"], abs=0.001)}
     assert (kept["usage"]["gpu_s"], kept["usage"]["size_bytes"]) == (1.0, 7)
     assert town.send(town.mine, "GET", f"/v1/jobs/{job_id}/audio").content == b"my song"
 
@@ -231,16 +231,16 @@ def test_a_revoked_key_is_refused_by_all_gateways_within_seconds(town: Town, red
 
 
 def test_the_client_sends_its_key(town: Town, slot: HandSlot, tmp_path: Path) -> None:
-    job_id = sung(town, slot)
+    job_id = generated_job(town, slot)
     with Client(town.one.url, api_key=town.mine) as mine, Client(town.one.url, api_key=town.theirs) as theirs:
         assert mine.download(job_id, tmp_path / "song.mp3") == 7
         with pytest.raises(NotFound):
             theirs.get(job_id)
         assert mine.usage(now().date(), now().date()).total.succeeded >= 1
-    with Client(f"{town.one.url}/k/{town.mine}") as by_path, Client(town.one.url) as nobody:
+    with Client(f"{town.one.url}/k/{town.mine}") as by_path, Client(town.one.url) as keyless:
         assert by_path.get(job_id).id == job_id
         with pytest.raises(Unauthorized):
-            nobody.get(job_id)
+            keyless.get(job_id)
 
 
 def test_a_gateway_that_anyone_reaches_does_not_start_without_keys(valkey_url: str, store_url: str) -> None:

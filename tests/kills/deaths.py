@@ -41,7 +41,7 @@ _processes.set_forkserver_preload(
 
 
 class Fate:
-    """Counts the round trips of this process, whoever makes them, and ends it before the one too many."""
+    """Counts all round trips of this process and ends it before the one too many."""
 
     def __init__(self, round_trips: int) -> None:
         self._left = round_trips
@@ -138,7 +138,7 @@ class Once:
 
 
 class Deaths:
-    """Every death of one life: iterate over the round trips it dies before, and tell how each went."""
+    """Every death of one life: iterate over the round trips it dies before, and report how each went."""
 
     def __init__(self, fewest: int) -> None:
         """`fewest`: round trips that such a life takes at least; less, and the death was never in the midst of it."""

@@ -82,7 +82,7 @@ def ended_over_a_song_that_came_later(bench: Bench) -> str:
 
 
 def ended_by_the_store_for_another_attempt(bench: Bench) -> str:
-    """The attempt in charge hears of it never."""
+    """The attempt in charge never learns of it."""
     job_id = given_up(bench)
     record = bench.song(job_id)
     bench.begin(job_id)

@@ -1,4 +1,4 @@
-"""Which sampling a checkpoint gets, and what a client is told of what has no effect."""
+"""Which sampling a checkpoint gets, and which warnings a client gets of what has no effect."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_a_cluster_that_is_away_is_reported_once_and_marks_nothing(
     with caplog.at_level(logging.INFO):
         for at_s in (0, 10):
             pods.look(at_s)
-        kube.heal()
+        kube.recover()
         pods.look(20)
     assert [record.getMessage() for record in caplog.records] == [
         "looking at the cluster fails: 503 apiserver not ready",

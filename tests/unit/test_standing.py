@@ -107,9 +107,11 @@ async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_the
         assert not all(request.done() for request in hanging)
     finally:
         answers.set()
-    told = await asyncio.gather(*hanging)
-    assert {answer.status_code for answer in told} == {503}
-    assert any("slow to answer" in problem(answer)["detail"] for answer in told if answer.url.path.startswith("/v1/"))
+    reported = await asyncio.gather(*hanging)
+    assert {answer.status_code for answer in reported} == {503}
+    assert any(
+        "slow to answer" in problem(answer)["detail"] for answer in reported if answer.url.path.startswith("/v1/")
+    )
 
 
 async def test_batches_wait_for_a_hanging_store_in_threads_of_their_own(
@@ -172,7 +174,7 @@ async def test_webhooks_wait_for_a_hanging_resolver_in_threads_of_their_own(
         assert {answer.status_code for answer in await asyncio.gather(*hanging)} == {202, 503}
 
 
-def test_a_secret_makes_ids_that_nobody_else_can_compute() -> None:
+def test_a_secret_makes_ids_that_cannot_be_computed_without_it() -> None:
     ids = {keyed_job_id(tenant, "key", secret) for tenant in ("a", "b") for secret in (None, "s" * 16, "t" * 16)}
     assert len(ids) == 6
     assert keyed_job_id("a", "key", "s" * 16) in ids
