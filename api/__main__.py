@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
         self._parts.events.close()
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_useful(record: logging.LogRecord) -> bool:
     """All but uvicorn's complaint about every WebSocket that is refused with an answer."""
     return record.msg != "ASGI callable returned without completing handshake."
 
@@ -47,7 +47,7 @@ def main() -> int:
         settings = read(GatewaySettings)
         logs.configure(settings, "gateway")
         telemetry.configure(settings, "gateway")
-        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        logging.getLogger("uvicorn.error").addFilter(_is_useful)
         app = create_app(settings)
         telemetry.serve_metrics(app.state.metrics.registry, settings)
         gc.freeze()  # what is there by now stays: no collection needs to look through it again

@@ -23,7 +23,7 @@ from api.containers import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
 from api.dialects.dialect import Dialect
-from api.downloads import Songs
+from api.downloads import Downloads
 from api.events import JobEvents
 from api.metrics import HttpMetrics, MetricsMiddleware, expose
 from api.middleware import (
@@ -115,7 +115,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
     openapi.complete(app, dialects)
     app.state.metrics = HttpMetrics(new_registry())
     expose(app, app.state.metrics, settings)
-    _add_middleware(app, settings, parts.register, dialects)
+    _add_middleware(app, settings, parts.callers, dialects)
     return app
 
 
@@ -139,18 +139,18 @@ def _parts(
         declared=declared.limits,
         submits=AsyncJobs(for_submits, settings.redis_prefix) if for_submits is not None else None,
     )
-    songs = Songs(store, queue.store_threads)
+    downloads = Downloads(store, queue.store_threads)
     accounts = Accounts(redis_async, settings.keys, declared.limits)
     return Parts(
         settings=settings,
         queue=queue,
         store=store,
         events=JobEvents(redis_async, settings.keys),
-        intake=Uploads(store, settings, queue.store_threads),
-        songs=songs,
-        logs=Logs(redis_async, settings.keys, songs),
+        uploads=Uploads(store, settings, queue.store_threads),
+        downloads=downloads,
+        logs=Logs(redis_async, settings.keys, downloads),
         probes=CapacityLimiter(_PROBE_THREADS),
-        register=CallerLookup(
+        callers=CallerLookup(
             RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)
         ),
         accounts=accounts,
@@ -176,7 +176,7 @@ async def _no_socket(websocket: WebSocket) -> None:
 
 
 def _add_middleware(
-    app: FastAPI, settings: GatewaySettings, register: CallerLookup, dialects: Sequence[Dialect]
+    app: FastAPI, settings: GatewaySettings, callers: CallerLookup, dialects: Sequence[Dialect]
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     app.add_middleware(
@@ -185,7 +185,7 @@ def _add_middleware(
         others={**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
     )
     if settings.auth:
-        app.add_middleware(AuthMiddleware, register=register)
+        app.add_middleware(AuthMiddleware, callers=callers)
         app.add_middleware(KeyInBodyMiddleware, paths={path for dialect in dialects for path in dialect.key_paths})
     if settings.cors_origins:  # outside of both, so that refusals can be read by pages too
         app.add_middleware(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from redis import asyncio as redis_asyncio
 from starlette.responses import Response
 
-from api.downloads import Asked, Songs, names_etag
-from api.outages import answering
+from api.downloads import Downloads, FileRequest, names_etag
+from api.outages import queue_errors
 from serinette.container import ContainerSpec, Input, allowed_by
 from serinette.container_settings import ContainerSettings
 from serinette.errors import InvalidSpec, NotFound, Unsupported
@@ -35,7 +35,7 @@ def check_taken(settings: ContainerSettings) -> None:
 
 
 def check_container(tenant: str, spec: ContainerSpec, options: JobOptions, settings: ContainerSettings) -> None:
-    """See that the operator allows what is asked.
+    """See that the operator allows what is file_request.
 
     Raises:
         InvalidSpec: an image, secret or pool that is not published, or more than the tenant's ceilings; `field` names
@@ -137,9 +137,9 @@ class Logs:
 
     redis: redis_asyncio.Redis
     keys: Keys
-    songs: Songs
+    downloads: Downloads
 
-    async def serve(self, job: Job, asked: Asked, after: LogPosition | None) -> Response:
+    async def serve(self, job: Job, file_request: FileRequest, after: LogPosition | None) -> Response:
         """The log so far, or what was written behind `after`: 206, or 204 when that is nothing. All of it again where
         another attempt has begun another log.
 
@@ -150,22 +150,26 @@ class Logs:
         if job.container is None:
             raise NotFound(f"job {job.id} is a song and has no log; follow /v1/jobs/{job.id}/events")
         if job.status.ended and job.run and job.run.log_key:
-            return await self._stored(job, job.run.log_key, job.run.log_size_bytes, asked, after)
+            return await self._stored(job, job.run.log_key, job.run.log_size_bytes, file_request, after)
         start = after.size_bytes if after else 0
-        with answering():
+        with queue_errors():
             attempt, text = await self._read(job.id, start)
             if after and after.attempt != attempt:
                 start = 0
                 attempt, text = await self._read(job.id, start)
-        return _live(text, start, LogPosition(attempt, start + len(text)), asked)
+        return _live(text, start, LogPosition(attempt, start + len(text)), file_request)
 
-    async def _stored(self, job: Job, key: str, size_bytes: int, asked: Asked, after: LogPosition | None) -> Response:
+    async def _stored(
+        self, job: Job, key: str, size_bytes: int, file_request: FileRequest, after: LogPosition | None
+    ) -> Response:
         end = LogPosition(job.attempts[-1].number if job.attempts else 0, size_bytes)
         if after and after.attempt == end.attempt:
             if after.size_bytes >= size_bytes:
                 return Response(status_code=204, headers=end.headers)
-            asked = replace(asked, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
-        return await self.songs.serve(_StoredLog(key, size_bytes, str(end)), asked, f"{job.id}.log", download=False)
+            file_request = replace(file_request, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
+        return await self.downloads.serve(
+            _StoredLog(key, size_bytes, str(end)), file_request, f"{job.id}.log", download=False
+        )
 
     async def _read(self, job_id: str, start: int) -> tuple[int, bytes]:
         """Number of the last attempt, and its log from byte `start` on."""
@@ -180,13 +184,13 @@ class Logs:
                 return int(attempt or 0), text
 
 
-def _live(text: bytes, start: int, end: LogPosition, asked: Asked) -> Response:
+def _live(text: bytes, start: int, end: LogPosition, file_request: FileRequest) -> Response:
     headers = end.headers
     if start and not text:
         return Response(status_code=204, headers=headers)
     if start:
         headers["Content-Range"] = f"bytes {start}-{end.size_bytes - 1}/{end.size_bytes}"
         return Response(text, 206, headers, _TEXT)
-    if names_etag(asked.if_none_match, headers["ETag"]):
+    if names_etag(file_request.if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(text, 200, headers, _TEXT)

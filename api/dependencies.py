@@ -17,7 +17,7 @@ from api.auth.limits import Accounts
 from api.auth.links import Links
 from api.batches.service import BatchService
 from api.containers import Logs, check_taken
-from api.downloads import Songs
+from api.downloads import Downloads
 from api.events import JobEvents
 from api.middleware import CALLER, CallerLookup
 from api.outages import Threads
@@ -38,11 +38,11 @@ class Parts:
     queue: JobQueue
     store: Store
     events: JobEvents
-    intake: Uploads
-    songs: Songs
+    uploads: Uploads
+    downloads: Downloads
     logs: Logs
     probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
-    register: CallerLookup
+    callers: CallerLookup
     accounts: Accounts
     batches: BatchService
     batch_threads: Threads  # what a store that hangs may occupy with batches
@@ -69,12 +69,12 @@ async def _events(connection: HTTPConnection) -> JobEvents:
     return _parts(connection).events
 
 
-async def _intake(connection: HTTPConnection) -> Uploads:
-    return _parts(connection).intake
+async def _uploads(connection: HTTPConnection) -> Uploads:
+    return _parts(connection).uploads
 
 
-async def _songs(connection: HTTPConnection) -> Songs:
-    return _parts(connection).songs
+async def _downloads(connection: HTTPConnection) -> Downloads:
+    return _parts(connection).downloads
 
 
 async def _logs(connection: HTTPConnection) -> Logs:
@@ -98,7 +98,7 @@ async def _batch_threads(connection: HTTPConnection) -> Threads:
 
 
 async def _links(connection: HTTPConnection) -> Links:
-    return _parts(connection).register.links
+    return _parts(connection).callers.links
 
 
 async def caller(connection: HTTPConnection) -> Caller:
@@ -136,9 +136,9 @@ class RequestContext:
         return self.caller.tenant
 
     @property
-    def standing(self) -> CallerCheck:
+    def caller_check(self) -> CallerCheck:
         """Whether its caller is still let in, while it goes on."""
-        return CallerCheck(self.parts.register.keyring, self.caller)
+        return CallerCheck(self.parts.callers.keyring, self.caller)
 
 
 def context_of(connection: HTTPConnection) -> RequestContext:
@@ -146,8 +146,8 @@ def context_of(connection: HTTPConnection) -> RequestContext:
     return RequestContext(_parts(connection), caller_of(connection))
 
 
-async def _standing(connection: HTTPConnection, caller: CallerPart) -> CallerCheck:
-    return CallerCheck(_parts(connection).register.keyring, caller)
+async def _caller_check(connection: HTTPConnection, caller: CallerPart) -> CallerCheck:
+    return CallerCheck(_parts(connection).callers.keyring, caller)
 
 
 async def tenant(caller: CallerPart) -> str:
@@ -168,13 +168,13 @@ SettingsPart = Annotated[GatewaySettings, Depends(_settings)]
 QueuePart = Annotated[JobQueue, Depends(_queue)]
 StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
-IntakePart = Annotated[Uploads, Depends(_intake)]
-SongsPart = Annotated[Songs, Depends(_songs)]
+UploadsPart = Annotated[Uploads, Depends(_uploads)]
+DownloadsPart = Annotated[Downloads, Depends(_downloads)]
 LogsPart = Annotated[Logs, Depends(_logs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
 BatchesPart = Annotated[BatchService, Depends(_batches)]
 BatchThreadsPart = Annotated[Threads, Depends(_batch_threads)]
 LinksPart = Annotated[Links, Depends(_links)]
-StandingPart = Annotated[CallerCheck, Depends(_standing)]
+CallerCheckPart = Annotated[CallerCheck, Depends(_caller_check)]
 TenantPart = Annotated[str, Depends(tenant)]

@@ -61,7 +61,7 @@ def names_etag(header: str | None, etag: str) -> bool:
     return "*" in names or etag in names
 
 
-class Kept(Protocol):
+class StoredFile(Protocol):
     """A file that a job left: a song, or an output of a container."""
 
     @property
@@ -82,7 +82,7 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class FileRequest:
     """What a request asks of a file's bytes."""
 
     scope: Scope
@@ -91,12 +91,12 @@ class Asked:
     if_none_match: str | None = None
 
     @classmethod
-    def by(cls, request: Request) -> Asked:
+    def of(cls, request: Request) -> FileRequest:
         """As the request's headers have it."""
         get = request.headers.get
         return cls(request.scope, get("range"), get("if-range"), get("if-none-match"))
 
-    def has(self, song: Kept) -> bool:
+    def is_cached(self, song: StoredFile) -> bool:
         """Whether the client holds the song already."""
         return names_etag(self.if_none_match, _etag(song))
 
@@ -125,36 +125,40 @@ def song_of(job: Job, index: int) -> Artifact:
 
 
 @dataclass(frozen=True, slots=True)
-class Songs:
+class Downloads:
     """The store's songs; where it cannot be awaited it is asked in threads of its own."""
 
     store: Store
     threads: CapacityLimiter
 
-    async def url(self, song: Kept, expires_s: int) -> str | None:
+    async def url(self, song: StoredFile, expires_s: int) -> str | None:
         """Where the store serves the song itself; None if it does not. Its credentials may have to be fetched first."""
         return await anyio.to_thread.run_sync(self.store.sign_get, song.key, expires_s, limiter=self.threads)
 
-    async def serve(self, song: Kept, asked: Asked, file_name: str, *, download: bool) -> Response:
+    async def serve(self, song: StoredFile, file_request: FileRequest, file_name: str, *, download: bool) -> Response:
         """The song, the part of it that is asked for, or that the client has it already.
 
         Raises:
             Gone: its file was erased.
         """
         headers = _headers(song, file_name, "attachment" if download else "inline")
-        if asked.has(song):
+        if file_request.is_cached(song):
             return Response(status_code=304, headers=headers)
         try:
-            span = requested_span(asked.range, song.size_bytes) if asked.if_range in (None, headers["ETag"]) else None
+            span = (
+                requested_span(file_request.range, song.size_bytes)
+                if file_request.if_range in (None, headers["ETag"])
+                else None
+            )
         except Unsatisfiable:
             error = RequestError(f"Range: the song has {song.size_bytes} bytes", field="Range")
-            return answer(asked.scope, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
+            return answer(file_request.scope, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
         try:
-            return await self._bytes(asked.scope["method"], song, span, headers)
+            return await self._bytes(file_request.scope["method"], song, span, headers)
         except NotFound as error:
             raise Gone("the song's file was erased from the store") from error
 
-    async def _bytes(self, method: str, song: Kept, span: Span | None, headers: dict[str, str]) -> Response:
+    async def _bytes(self, method: str, song: StoredFile, span: Span | None, headers: dict[str, str]) -> Response:
         status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
         if span:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
@@ -167,11 +171,11 @@ class Songs:
         return StreamingResponse(_with_first(first, chunks), status, headers)
 
 
-def _etag(song: Kept) -> str:
+def _etag(song: StoredFile) -> str:
     return f'"{song.etag}"'
 
 
-def _headers(song: Kept, file_name: str, disposition: str) -> dict[str, str]:
+def _headers(song: StoredFile, file_name: str, disposition: str) -> dict[str, str]:
     return {
         "ETag": _etag(song),
         "Accept-Ranges": "bytes",

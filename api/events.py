@@ -17,7 +17,7 @@ from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
 from api.auth.keyring import CallerCheck
-from api.outages import answering
+from api.outages import queue_errors
 from api.queue import JobQueue
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobStatus
@@ -33,7 +33,7 @@ OVER = TERMINAL | {None}
 # A stream that begins to be watched joins the blocking read when the one under way returns.
 _BLOCK_MS = 200
 # Listeners look for themselves this often, should they have been told of nothing.
-_LOOK_S = 5.0
+_RECHECK_S = 5.0
 # Those that wait for an end alone are told of it by the shared read, and look for themselves at every so manieth time.
 _WAITS_A_LOOK = 3
 _AFTER_TROUBLE_S = 0.5
@@ -126,23 +126,23 @@ class JobEvents:
 
     async def ping(self) -> None:
         """Ask Redis for a sign of life."""
-        with answering():
+        with queue_errors():
             await self._redis.ping()
 
     async def last_ids(self, job_id: str) -> tuple[str, str]:
         """Ids of the last event and of the one before it; START where there is none."""
-        with answering():
+        with queue_errors():
             entries: Any = await self._redis.xrevrange(self._keys.events(job_id), count=2)
         ids = [entry_id for entry_id, _ in entries] + [START, START]
         return ids[0], ids[1]
 
-    async def follow(self, job_id: str, after: str, standing: CallerCheck) -> AsyncGenerator[JobEvent]:
+    async def follow(self, job_id: str, after: str, caller_check: CallerCheck) -> AsyncGenerator[JobEvent]:
         """Events behind `after` as they happen; ends behind the terminal one, or when the gateway closes or the
         listener is no longer let in.
         """
         place = after
         with self._watching(job_id, after) as (_, changed):
-            while not self._closing and await standing.holds():
+            while not self._closing and await caller_check.holds():
                 changed.clear()
                 over, entries = await self._read(job_id, place)
                 for place, fields in entries:
@@ -152,11 +152,11 @@ class JobEvents:
                 if entries and entries[-1][1]["type"] in TERMINAL:
                     return
                 if not entries:
-                    await _pause(changed, _LOOK_S)
+                    await _pause(changed, _RECHECK_S)
 
-    async def wait_for_end(self, job_id: str, timeout_s: float, standing: CallerCheck) -> bool:
+    async def wait_for_end(self, job_id: str, timeout_s: float, caller_check: CallerCheck) -> bool:
         """Wait for the job's end, also one that was before; False when `timeout_s`, the gateway or the caller's
-        standing ends first. However many events there are meanwhile, it costs one read.
+        caller_check ends first. However many events there are meanwhile, it costs one read.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -166,17 +166,17 @@ class JobEvents:
                 if over or watch.ended:
                     return True
                 left_s = deadline - loop.time()
-                if left_s <= 0 or self._closing or not await standing.holds():
+                if left_s <= 0 or self._closing or not await caller_check.holds():
                     return False
                 changed.clear()
-                await _pause(changed, min(left_s, _LOOK_S))
+                await _pause(changed, min(left_s, _RECHECK_S))
                 if not changed.is_set() and number % _WAITS_A_LOOK == 0:
                     over, _ = await self._over(job_id)
         return False
 
     async def _read(self, job_id: str, after: str) -> tuple[bool, list[tuple[str, dict[str, str]]]]:
         """Whether the job is over (or forgotten), and its events behind `after`, both at one moment."""
-        with answering():
+        with queue_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hget(self._keys.job(job_id), "state")
                 pipe.xread({self._keys.events(job_id): after}, count=_READ_COUNT)
@@ -185,7 +185,7 @@ class JobEvents:
 
     async def _over(self, job_id: str) -> tuple[bool, str]:
         """Whether the job is over (or forgotten), and its last event, both at one moment."""
-        with answering():
+        with queue_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hget(self._keys.job(job_id), "state")
                 pipe.xrevrange(self._keys.events(job_id), count=1)
@@ -227,7 +227,9 @@ def preferred_wait_s(prefer: str | None, max_wait_s: float) -> float | None:
     return None if match is None else min(float(match[1]), max_wait_s)
 
 
-async def held(queue: JobQueue, events: JobEvents, standing: CallerCheck, job: Job, wait_s: float | None) -> Job:
+async def wait_for_job(
+    queue: JobQueue, events: JobEvents, caller_check: CallerCheck, job: Job, wait_s: float | None
+) -> Job:
     """The job as it is when it ends, or after `wait_s`, whichever comes first.
 
     Raises:
@@ -235,6 +237,6 @@ async def held(queue: JobQueue, events: JobEvents, standing: CallerCheck, job: J
     """
     if not wait_s or job.status.ended:
         return job
-    await events.wait_for_end(job.id, wait_s, standing)
-    await standing.require()
+    await events.wait_for_end(job.id, wait_s, caller_check)
+    await caller_check.require()
     return await queue.get(job.tenant, job.id)

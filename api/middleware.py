@@ -238,9 +238,9 @@ class CallerLookup:
 class AuthMiddleware:
     """Lets known callers in, with who they are in the scope; the others are answered 401 and 429."""
 
-    def __init__(self, app: ASGIApp, register: CallerLookup) -> None:
+    def __init__(self, app: ASGIApp, callers: CallerLookup) -> None:
         self._app = app
-        self._register = register
+        self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on if it may."""
@@ -253,7 +253,7 @@ class AuthMiddleware:
             scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
         try:
             caller = await self._caller(scope, key, token)
-            await self._register.rate.count(caller.tenant, caller.limits.requests_per_minute)
+            await self._callers.rate.count(caller.tenant, caller.limits.requests_per_minute)
         except SerinetteError as error:
             invalid = ', error="invalid_token"' if key or token else ""
             challenge = {"WWW-Authenticate": _REALM + invalid} if isinstance(error, Unauthorized) else None
@@ -265,8 +265,8 @@ class AuthMiddleware:
         # A WebSocket begins as a GET.
         job_id = job_opened_by_link(scope.get("method", "GET"), scope["path"])
         if key is None and token is not None and job_id is not None:
-            return await self._register.links.caller(token, job_id)
-        return await self._register.keyring.caller(key)
+            return await self._callers.links.caller(token, job_id)
+        return await self._callers.keyring.caller(key)
 
 
 def _bearer(scope: Scope) -> str | None:

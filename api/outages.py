@@ -14,7 +14,7 @@ from serinette.errors import QueueUnavailable, Unavailable
 
 
 @contextmanager
-def answering(advice: str = "try again") -> Iterator[None]:
+def queue_errors(advice: str = "try again") -> Iterator[None]:
     """Tell what Redis's client raises in here as QueueUnavailable, with what to do."""
     try:
         yield
@@ -22,7 +22,7 @@ def answering(advice: str = "try again") -> Iterator[None]:
         raise QueueUnavailable(f"the queue does not answer; {advice}") from error
 
 
-_Told = TypeVar("_Told")
+_Answer = TypeVar("_Answer")
 
 # Requests that wait for one of the threads: beyond them nobody is answering.
 _MAX_WAITING = 64
@@ -40,7 +40,7 @@ class Threads:
         """Requests that wait for a thread."""
         return self._limiter.statistics().tasks_waiting
 
-    async def run(self, act: Callable[[], _Told]) -> _Told:
+    async def run(self, act: Callable[[], _Answer]) -> _Answer:
         """What `act` answers. Raises what it does, or what `refuse` makes."""
         if self.waiting >= _MAX_WAITING:
             raise self._refuse()

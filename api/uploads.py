@@ -32,7 +32,7 @@ _PROOFS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Slip:
+class PresignedUpload:
     """Where a client may put its bytes itself, and until when."""
 
     id: str
@@ -83,7 +83,7 @@ class Uploads:
         await self._record(upload_file_key(tenant, upload_id), kept)
         return kept
 
-    async def open_slip(self, tenant: str) -> Slip:
+    async def presign(self, tenant: str) -> PresignedUpload:
         """An URL that takes the bytes directly into the store; `complete` proves them.
 
         Raises:
@@ -94,7 +94,7 @@ class Uploads:
         url = await self._in_thread(self._store.sign_put, key, self._settings.presign_s)
         if url is None:
             raise Unsupported("this deployment's store gives no presigned URLs; send the bytes with POST /v1/uploads")
-        return Slip(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
+        return PresignedUpload(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
 
     async def complete(self, tenant: str, upload_id: str) -> Upload:
         """Prove what the client put into the store; answers the same when repeated.

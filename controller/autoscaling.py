@@ -187,7 +187,7 @@ class Brakes:
         )
 
     def _put_in_force(self, pool: str, planned: Brake) -> None:
-        brake.pull(self._redis, self._keys, pool, planned.reasons)
+        brake.set_reasons(self._redis, self._keys, pool, planned.reasons)
         change = self._redis.sadd if planned.probe else self._redis.srem
         change(self._keys.busy(pool), brake.PROBE)
         if _causes(planned.reasons) != _causes(self._in_force.get(pool, ())):

@@ -71,7 +71,7 @@ def failures(redis: Redis, keys: Keys, pool: str) -> list[Failure]:
     return [Failure.model_validate_json(text) for text in found]
 
 
-def pull(redis: Redis, keys: Keys, pool: str, reasons: Collection[str]) -> None:
+def set_reasons(redis: Redis, keys: Keys, pool: str, reasons: Collection[str]) -> None:
     """Put exactly these reasons in force, until BRAKE_TTL_S from now; none releases the brake."""
     with redis.pipeline(transaction=True) as pipe:
         pipe.delete(keys.brake(pool))

@@ -93,12 +93,12 @@ def new_key(tenant: str, *, note: str = "", expires_at: datetime | None = None) 
     return key, Credential(id=key_id, tenant=tenant, sha256=digest_of(key), note=note, expires_at=expires_at)
 
 
-def keep(redis: Redis, keys: Keys, credential: Credential) -> None:
+def save(redis: Redis, keys: Keys, credential: Credential) -> None:
     """Enter a key, or change the one of its id."""
     redis.hset(keys.credentials, credential.id, credential.model_dump_json())
 
 
-def listed(redis: Redis, keys: Keys) -> list[Credential]:
+def list_credentials(redis: Redis, keys: Keys) -> list[Credential]:
     """All keys in Redis, by tenant and age."""
     found = [Credential.model_validate_json(text) for text in redis.hgetall(keys.credentials).values()]
     return sorted(found, key=lambda credential: (credential.tenant, credential.created_at))
@@ -132,6 +132,6 @@ def limits(redis: Redis, keys: Keys) -> dict[str, Limits]:
     return {name.decode(): Limits.model_validate_json(text) for name, text in sorted(raw.items())}
 
 
-def limit(redis: Redis, keys: Keys, tenant: str, allowed: Limits) -> None:
+def set_limits(redis: Redis, keys: Keys, tenant: str, allowed: Limits) -> None:
     """Say what a tenant may use, from its next request on."""
     redis.hset(keys.tenants, tenant, allowed.model_dump_json())

@@ -53,10 +53,10 @@ def prove_audio(
         finally:
             watch.cancel()
             process.kill()  # it has ended, unless it says more than it should
-    return _verdict(answer.decode(errors="replace"), process.returncode)
+    return _parse_answer(answer.decode(errors="replace"), process.returncode)
 
 
-def _verdict(answer: str, returncode: int) -> AudioInfo:
+def _parse_answer(answer: str, returncode: int) -> AudioInfo:
     if returncode < 0:
         raise InvalidAudio("the file takes more time or memory to decode than is allowed, or breaks the decoder")
     try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
     from prometheus_client import CollectorRegistry
 
-# What a span may be told beside its name.
+# What a span may be attributes beside its name.
 Value = str | int | float
 
 _EXPORT_TIMEOUT_S = 5
@@ -66,37 +66,40 @@ def install(processor: SpanProcessor | None, part: str, sample_ratio: float = 1.
 
 
 def span(
-    name: str, parent: str | None = None, began_s: float | None = None, told: Mapping[str, Value] = MappingProxyType({})
+    name: str,
+    parent: str | None = None,
+    began_s: float | None = None,
+    attributes: Mapping[str, Value] = MappingProxyType({}),
 ) -> AbstractContextManager[None]:
     """What happens inside, below the span around it or below `parent`, a traceparent. `began_s` is in Unix seconds."""
-    return nullcontext() if _tracer is None else _span(_tracer, name, parent, began_s, told)
+    return nullcontext() if _tracer is None else _span(_tracer, name, parent, began_s, attributes)
 
 
 @contextmanager
 def _span(
-    tracer: Tracer, name: str, parent: str | None, began_s: float | None, told: Mapping[str, Value]
+    tracer: Tracer, name: str, parent: str | None, began_s: float | None, attributes: Mapping[str, Value]
 ) -> Iterator[None]:
     with tracer.start_as_current_span(
-        name, _below(parent), attributes=_named(told), start_time=_nanoseconds(began_s)
+        name, _below(parent), attributes=_named(attributes), start_time=_nanoseconds(began_s)
     ) as started:
         trace_id = started.get_span_context().trace_id
         with logs.about(trace_id=f"{trace_id:032x}") if trace_id else nullcontext():
             yield
 
 
-def record(name: str, began_s: float, ended_s: float, parent: str | None = None, **told: Value) -> None:
+def record(name: str, began_s: float, ended_s: float, parent: str | None = None, **attributes: Value) -> None:
     """What has happened already, from and until Unix seconds."""
     if _tracer is not None:
-        past = _tracer.start_span(name, _below(parent), attributes=_named(told), start_time=_nanoseconds(began_s))
+        past = _tracer.start_span(name, _below(parent), attributes=_named(attributes), start_time=_nanoseconds(began_s))
         past.end(_nanoseconds(max(began_s, ended_s)))
 
 
-def note(**told: Value) -> None:
+def note(**attributes: Value) -> None:
     """Tell the span around this something more."""
     if _tracer is not None:
         from opentelemetry.trace import get_current_span  # noqa: PLC0415
 
-        get_current_span().set_attributes(_named(told))
+        get_current_span().set_attributes(_named(attributes))
 
 
 def carried() -> dict[str, str]:
@@ -114,7 +117,7 @@ Answered = Callable[[str, int], None]
 
 
 def serving(method: str, traceparent: str | None) -> AbstractContextManager[Answered]:
-    """A request. What it gives is to be told the route's template and the status once they are known."""
+    """A request. What it gives is to be attributes the route's template and the status once they are known."""
     return nullcontext(_ignore) if _tracer is None else _serving(_tracer, method, traceparent)
 
 
@@ -150,8 +153,8 @@ def _below(traceparent: str | None) -> Context | None:
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
 
 
-def _named(told: Mapping[str, Value]) -> dict[str, Value]:
-    return {f"serinette.{name}": value for name, value in told.items()}
+def _named(attributes: Mapping[str, Value]) -> dict[str, Value]:
+    return {f"serinette.{name}": value for name, value in attributes.items()}
 
 
 def _nanoseconds(at_s: float | None) -> int:

@@ -26,7 +26,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 # How long after its writing an end is told. A Valkey whose machine died may have lost the last second of what it wrote;
 # then a job that was canceled in it is sung after all. What has been told must not be among the lost: the second, one
 # for Redis's clock being read in whole ones, and one to spare (docs/durability.md).
-TELL_AFTER_S = 3
+DELIVERY_DELAY_S = 3
 
 
 def check_url(url: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
-from api.outages import answering
+from api.outages import queue_errors
 from serinette.credentials import Limits
 from serinette.errors import QueueUnavailable, RateLimited
 from serinette.names import Keys
@@ -85,7 +85,7 @@ class Accounts:
 
     async def days(self, tenant: str, days: Sequence[date]) -> list[Day]:
         """What a tenant's jobs took on those UTC days. Raises QueueUnavailable."""
-        with answering():
+        with queue_errors():
             async with self.redis.pipeline(transaction=False) as pipe:
                 for day in days:
                     pipe.hgetall(self.keys.usage(tenant, day_number(day)))
@@ -94,6 +94,6 @@ class Accounts:
 
     async def limits(self, tenant: str) -> Limits:
         """What a tenant may use. Raises QueueUnavailable."""
-        with answering():
+        with queue_errors():
             found: Any = await self.redis.hget(self.keys.tenants, tenant)
         return self.declared(tenant) or (Limits.model_validate_json(found) if found else Limits())

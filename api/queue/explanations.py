@@ -34,7 +34,7 @@ class Pool:
     cold_start_s: float | None = None
     brake: tuple[str, ...] = ()
     holdup: Holdup | None = None
-    told: PoolFacts | None = None
+    facts: PoolFacts | None = None
 
     @property
     def active(self) -> tuple[Presence, ...]:
@@ -84,7 +84,7 @@ def no_worker(pool: Pool) -> str:
         return f"{none}, and no more are started: {brake.words(pool.brake)}"
     if pool.holdup and pool.holdup.words:
         return f"{none}; {pool.holdup.words}"
-    if pool.told and pool.told.min_workers == 0 and not (pool.holdup and pool.holdup.pods):
+    if pool.facts and pool.facts.min_workers == 0 and not (pool.holdup and pool.holdup.pods):
         usually = f"; from start to model it takes about {pool.cold_start_s:.0f} s" if pool.cold_start_s else ""
         return f"{none}, which scales from zero{usually}"
     return none

@@ -12,7 +12,7 @@ from typing import Any
 
 from api.outages import Threads
 from api.queue.explanations import eta_s, waiting_for
-from api.queue.pool_status import PoolFigures
+from api.queue.pool_status import PoolStatusReader
 from serinette.errors import InvalidSpec, NotFound, StoreUnavailable, Unavailable
 from serinette.job import Job, JobError, JobStatus, now
 from serinette.jobs import AsyncJobs, Seen, Shrunk, calls, job_of_record
@@ -69,11 +69,11 @@ class Page:
 class Lookup:
     """Reads jobs. Raises RedisError when Redis does not answer, and StoreUnavailable when the store is needed."""
 
-    def __init__(self, jobs: AsyncJobs, keys: Keys, store: Store, figures: PoolFigures) -> None:
+    def __init__(self, jobs: AsyncJobs, keys: Keys, store: Store, pool_status: PoolStatusReader) -> None:
         self._jobs = jobs
         self._keys = keys
         self._store = store
-        self._figures = figures
+        self._pool_status = pool_status
         self.recalls = Threads(_RECALLS, _slow_store)
 
     async def see(self, job_ids: Sequence[str]) -> list[Seen]:
@@ -131,7 +131,7 @@ class Lookup:
         """The job with what it waits for. `ahead`: the jobs before it in its lane, of one that waits there."""
         if job.status.ended:
             return job
-        pool = (await self._figures.read((job.pool,))).pools[job.pool]
+        pool = (await self._pool_status.read((job.pool,))).pools[job.pool]
         at = now()
         return job.model_copy(
             update={

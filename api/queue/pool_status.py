@@ -10,7 +10,7 @@ from typing import Any
 
 from redis import asyncio as redis_asyncio
 
-from api.outages import answering
+from api.outages import queue_errors
 from api.queue.explanations import Pool
 from serinette.brake import in_force
 from serinette.counters import JOBS_ENDED, SEPARATOR
@@ -26,7 +26,7 @@ Ended = Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class PoolStatuses:
     """All pools that were asked for, of one reading. `read_s`: when it began, by the monotonic clock."""
 
     pools: Mapping[str, Pool]
@@ -34,10 +34,10 @@ class Figures:
     read_s: float
 
 
-class PoolFigures:
-    """The figures of all pools on one Redis, of this process.
+class PoolStatusReader:
+    """The pool_status of all pools on one Redis, of this process.
 
-    One reading is under way at most, and whoever needs younger figures waits for it, or for the next.
+    One reading is under way at most, and whoever needs younger pool_status waits for it, or for the next.
     """
 
     def __init__(self, redis: redis_asyncio.Redis, keys: Keys, published: Sequence[PoolFacts] = ()) -> None:
@@ -46,11 +46,11 @@ class PoolFigures:
         self._keys = keys
         self._published = published
         self._names = {pool.name for pool in published}
-        self._last = Figures({}, (), -1e9)
+        self._last = PoolStatuses({}, (), -1e9)
         self._reading: asyncio.Task[None] | None = None
 
-    async def read(self, names: Collection[str] = (), *, fresh: bool = False) -> Figures:
-        """The figures of these pools and of every other that is known, no older than MAX_AGE_S; `fresh`, than now.
+    async def read(self, names: Collection[str] = (), *, fresh: bool = False) -> PoolStatuses:
+        """The pool_status of these pools and of every other that is known, no older than MAX_AGE_S; `fresh`, than now.
 
         Raises:
             QueueUnavailable: Redis does not answer.
@@ -61,7 +61,7 @@ class PoolFigures:
         if last.read_s >= oldest_s and all(name in last.pools for name in names):
             return last
         self._names.update(names)
-        with answering():
+        with queue_errors():
             while self._last.read_s < oldest_s or any(name not in self._last.pools for name in names):
                 await self._next_reading()
         return self._last
@@ -95,7 +95,7 @@ class PoolFigures:
             name: self._pool(name, counts[i * size : (i + 1) * size], workers, ended, words.get(name))
             for i, name in enumerate(names)
         }
-        self._last = Figures(pools, workers, began_s)
+        self._last = PoolStatuses(pools, workers, began_s)
 
     async def _workers(self) -> tuple[Presence, ...]:
         """All that have reported lately, by name."""
@@ -119,7 +119,7 @@ class PoolFigures:
             cold_start_s=None if cold_start_s is None else float(cold_start_s),
             brake=in_force(reasons),
             holdup=holdup,
-            told=of_name(self._published, name),
+            facts=of_name(self._published, name),
         )
 
 

@@ -9,11 +9,11 @@ import anyio
 from anyio import CapacityLimiter
 from redis.exceptions import ResponseError
 
-from api.outages import Threads, answering
+from api.outages import Threads, queue_errors
 from api.queue.explanations import Pool
 from api.queue.lookup import Lookup, Page, no_such_job
-from api.queue.pool_status import PoolFigures
-from api.queue.submission import Submits, Work
+from api.queue.pool_status import PoolStatusReader
+from api.queue.submission import Submitter, Work
 from api.settings import GatewaySettings
 from serinette.batch import BATCH_LABEL
 from serinette.container import ContainerSpec
@@ -56,14 +56,14 @@ class JobQueue:
         self._settings = settings
         self._keys = settings.keys
         self.store_threads = CapacityLimiter(_STORE_THREADS)
-        self._figures = PoolFigures(jobs.redis, settings.keys, settings.pools)
-        self._lookup = Lookup(jobs, settings.keys, store, self._figures)
-        self._submits = Submits(
+        self._pool_status = PoolStatusReader(jobs.redis, settings.keys, settings.pools)
+        self._lookup = Lookup(jobs, settings.keys, store, self._pool_status)
+        self._submitter = Submitter(
             jobs=submits or jobs,
             store=store,
             settings=settings,
             lookup=self._lookup,
-            figures=self._figures,
+            pool_status=self._pool_status,
             declared=declared,
             store_threads=self.store_threads,
             targets=Targets(settings.webhook_networks),
@@ -77,7 +77,7 @@ class JobQueue:
     @property
     def webhook_threads(self) -> Threads:
         """Those that look up the hosts of webhooks."""
-        return self._submits.webhook_threads
+        return self._submitter.webhook_threads
 
     async def submit(
         self,
@@ -97,8 +97,8 @@ class JobQueue:
             IdempotencyConflict: the key was used with another spec.
             LaneNotAllowed, Limited: its lane or its tenant has no room; nothing was stored.
         """
-        with answering(_ADVICE):
-            return await self._submits.song(Work(tenant, spec, options, idempotency_key, dialect or {}), spec)
+        with queue_errors(_ADVICE):
+            return await self._submitter.song(Work(tenant, spec, options, idempotency_key, dialect or {}), spec)
 
     async def submit_container(
         self, tenant: str, spec: ContainerSpec, options: JobOptions, *, idempotency_key: str | None = None
@@ -109,8 +109,8 @@ class JobQueue:
             Unsupported: none are taken here.
             InvalidSpec: the operator does not allow it, or an input is not the tenant's.
         """
-        with answering(_ADVICE):
-            return await self._submits.container(Work(tenant, spec, options, idempotency_key), spec)
+        with queue_errors(_ADVICE):
+            return await self._submitter.container(Work(tenant, spec, options, idempotency_key), spec)
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """One job, from Redis or, when that has forgotten it, from the store.
@@ -118,12 +118,12 @@ class JobQueue:
         Raises:
             NotFound: this tenant has no such job.
         """
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             return await self._lookup.load(tenant, job_id)
 
     async def find(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Job | None]:
         """Each of many jobs; None for those that this tenant does not have."""
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             return await self._lookup.find(tenant, job_ids)
 
     async def list(
@@ -140,7 +140,7 @@ class JobQueue:
         Raises:
             InvalidSpec: the cursor is not one of ours.
         """
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             return await self._lookup.page(tenant, status, label, cursor, limit)
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
@@ -151,7 +151,7 @@ class JobQueue:
             Conflict: it has succeeded or failed already. One that is canceled already is simply answered.
         """
         look = calls.look([job_id])
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             _, (raw,) = await self._jobs.together(calls.cancel(job_id, tenant), look.command(self._keys.prefix))
             if isinstance(raw, ResponseError):
                 raise raw
@@ -170,7 +170,7 @@ class JobQueue:
             NotFound: this tenant has no such job.
             NotFinished: it, or its batch, has not ended; cancel it first.
         """
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             (seen,) = await self._lookup.see([job_id])
             job = seen.entry or seen.shrunk or await self._lookup.loaded(tenant, job_id, seen)
             if job.tenant != tenant or (seen.entry and seen.entry.called_off):
@@ -189,15 +189,15 @@ class JobQueue:
 
     async def pools(self) -> tuple[Pool, ...]:
         """The default pool, every pool that is published and every pool that has a worker, as they are now."""
-        with answering(_ADVICE):
-            figures = await self._figures.read((self._settings.pool,), fresh=True)
+        with queue_errors(_ADVICE):
+            pool_status = await self._pool_status.read((self._settings.pool,), fresh=True)
         published = (pool.name for pool in self._settings.pools)
-        names = {self._settings.pool, *published, *(worker.pool for worker in figures.workers)}
-        return tuple(figures.pools[name] for name in sorted(names))
+        names = {self._settings.pool, *published, *(worker.pool for worker in pool_status.workers)}
+        return tuple(pool_status.pools[name] for name in sorted(names))
 
     async def ping(self) -> None:
         """Ask Redis for a sign of life."""
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             await self._jobs.redis.ping()
 
 

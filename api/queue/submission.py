@@ -1,4 +1,4 @@
-"""Submits: what is checked first, then one call of the transition, with the wait for the disk in its round trip."""
+"""Submitter: what is checked first, then one call of the transition, with the wait for the disk in its round trip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from api.containers import check_container, check_inputs, check_taken
 from api.outages import Threads
 from api.queue.admission import check_audio, check_length, check_webhook, check_words, pool_for, timeout_for
 from api.queue.lookup import Lookup
-from api.queue.pool_status import PoolFigures
+from api.queue.pool_status import PoolStatusReader
 from api.queue.retry_after import error_of
 from api.settings import GatewaySettings
 from serinette import logs, telemetry
@@ -58,7 +58,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Submits:
+class Submitter:
     """Puts jobs into their lanes. Raises RedisError when Redis does not answer.
 
     A store or a resolver that hangs holds up its own callers alone: they wait in threads of their own. `declared` knows
@@ -69,7 +69,7 @@ class Submits:
     store: Store
     settings: GatewaySettings
     lookup: Lookup
-    figures: PoolFigures
+    pool_status: PoolStatusReader
     declared: Callable[[str], Limits | None]
     store_threads: CapacityLimiter
     targets: Targets
@@ -114,13 +114,13 @@ class Submits:
             if key is None or (known := await self._known(job_id)) is None:
                 raise
             return await self._replayed(work, job_id, known), False
-        with telemetry.span("submit", told={"job": job_id, "pool": pool, "lane": work.options.lane}):
+        with telemetry.span("submit", attributes={"job": job_id, "pool": pool, "lane": work.options.lane}):
             submission = self._submission(job_id, work, pool, timeout_s)
             limits, most = self.declared(work.tenant), self.settings.max_waiting
             call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(self._wait_ms))
             found, disk = await self.jobs.together(call, wait_ms=self._wait_ms)
         if found.refused is not None:
-            seen = (await self.figures.read((pool,))).pools[pool]
+            seen = (await self.pool_status.read((pool,))).pools[pool]
             raise error_of(found.refused, work.tenant, work.options.lane, seen)
         if found.no_disk:
             raise _no_disk()
@@ -151,11 +151,11 @@ class Submits:
         )
 
     async def _pool_for(self, model: str | None) -> tuple[str, Sequence[Presence]]:
-        workers = (await self.figures.read()).workers
+        workers = (await self.pool_status.read()).workers
         try:
             return pool_for(model, self.settings, workers), workers
         except InvalidSpec:  # perhaps of a worker that is up since a moment ago
-            workers = (await self.figures.read(fresh=True)).workers
+            workers = (await self.pool_status.read(fresh=True)).workers
             return pool_for(model, self.settings, workers), workers
 
     async def _check_webhook(self, work: Work) -> None:

@@ -5,13 +5,14 @@ by what the store decides. RQ's hash, lists, registries and workers say the same
 """
 
 from serinette.jobs import calls, finishing
-from serinette.jobs.calls import Claimed, Finished, Lease, Outcome, Refusal, Seen, Shrunk, Standing, Submitted
+from serinette.jobs.calls import AttemptState, Claimed, Finished, Lease, Outcome, Refusal, Seen, Shrunk, Submitted
 from serinette.jobs.entry import Entry, job_of_record
 from serinette.jobs.script import AsyncJobs, Call, Jobs
 from serinette.jobs.submission import Submission, rq_fields_of
 
 __all__ = [
     "AsyncJobs",
+    "AttemptState",
     "Call",
     "Claimed",
     "Entry",
@@ -22,7 +23,6 @@ __all__ = [
     "Refusal",
     "Seen",
     "Shrunk",
-    "Standing",
     "Submission",
     "Submitted",
     "calls",

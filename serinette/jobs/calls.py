@@ -27,7 +27,7 @@ _ANY_NUMBER = 10**12
 _PROMPT_BYTES = 60
 
 
-class Standing(StrEnum):
+class AttemptState(StrEnum):
     """What an attempt hears of its job."""
 
     MINE = "mine"
@@ -222,38 +222,38 @@ def take(job_id: str, attempt_id: str, lease: Lease) -> Call[Claimed | bool]:
     return Call("take", arguments, _claimed)
 
 
-def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call[Standing]:
+def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call[AttemptState]:
     """Keep the lease, and report progress (JSON) if there is any."""
     arguments: list[Argument] = [job_id, attempt_id, lease.slot, lease.lease_s, lease.worker_s, progress]
-    return Call("beat", arguments, _standing)
+    return Call("beat", arguments, _attempt_state)
 
 
-def note(job_id: str, attempt_id: str, field: Literal["placed", "ran_s"], value: Argument) -> Call[Standing]:
+def note(job_id: str, attempt_id: str, field: Literal["placed", "ran_s"], value: Argument) -> Call[AttemptState]:
     """Keep something of the attempt in charge, a container's."""
-    return Call("note", [job_id, attempt_id, field, value], _standing)
+    return Call("note", [job_id, attempt_id, field, value], _attempt_state)
 
 
-def log(job_id: str, attempt_id: str, after: str, lines: tuple[str, str], event: str) -> Call[Standing]:
+def log(job_id: str, attempt_id: str, after: str, lines: tuple[str, str], event: str) -> Call[AttemptState]:
     """Add `lines`, text and the time of the last, to a container's log, unless another has added to it since it was
     read up to `after`.
     """
-    return Call("log", [job_id, attempt_id, after, *lines, event], _standing)
+    return Call("log", [job_id, attempt_id, after, *lines, event], _attempt_state)
 
 
-def resume(entry: Entry, attempt_id: str, lease: Lease, rq_fields: Mapping[str, Argument]) -> Call[Standing]:
+def resume(entry: Entry, attempt_id: str, lease: Lease, rq_fields: Mapping[str, Argument]) -> Call[AttemptState]:
     """Give the whole record back to a server that came back without it."""
     flat, record = _flat(rq_fields), _flat(entry.fields)
     arguments: list[Argument] = [entry.id, attempt_id, lease.slot, lease.lease_s, len(flat)]
-    return Call("resume", [*arguments, *flat, *record], _standing)
+    return Call("resume", [*arguments, *flat, *record], _attempt_state)
 
 
 def release(  # noqa: PLR0913  # all that the transition takes
     job_id: str, attempt_id: str, error: JobError | None, *, charged: bool, gpu_s: float = 0.0, if_overdue: bool = False
-) -> Call[Standing]:
+) -> Call[AttemptState]:
     """End an attempt and put its job to the front of its lane; a charged one has failed."""
     outcome = "failed" if charged else "returned"
     arguments: list[Argument] = [job_id, attempt_id, outcome, *_reason(error), gpu_s, "1" if if_overdue else ""]
-    return Call("release", arguments, _standing)
+    return Call("release", arguments, _attempt_state)
 
 
 def finish(  # noqa: PLR0913  # all that the transition takes
@@ -400,8 +400,8 @@ def _claimed(answer: Reply) -> Claimed | bool:
     return entry is not None and Claimed(int(answer[2]), entry)
 
 
-def _standing(answer: Reply) -> Standing:
-    return Standing(text(answer))
+def _attempt_state(answer: Reply) -> AttemptState:
+    return AttemptState(text(answer))
 
 
 def _reason(error: JobError | None) -> tuple[str, str]:

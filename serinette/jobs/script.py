@@ -80,7 +80,7 @@ class Jobs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Request:
     """Commands of one caller, and where their answers go; `wait_ms` 0: it does not wait for the disk."""
 
     commands: Sequence[Sequence[Argument]]
@@ -91,14 +91,14 @@ class _Asked:
 class AsyncJobs:
     """Transitions over a client of the event loop. Raises RedisError when the server does not answer.
 
-    What is asked for in one turn of the loop shares a round trip, and one wait for the disk: under load most of what a
+    What is requests for in one turn of the loop shares a round trip, and one wait for the disk: under load most of what a
     transition costs is its way through the client.
     """
 
     def __init__(self, redis: redis_asyncio.Redis, prefix: str) -> None:
         self.redis = redis
         self.prefix = prefix
-        self._asked: list[_Asked] = []
+        self._pending: list[_Request] = []
         self._sending: set[asyncio.Task[None]] = set()
 
     async def __call__(self, call: Call[Answer]) -> Answer:
@@ -112,49 +112,49 @@ class AsyncJobs:
         `wait_ms` the last answer is that of WAITAOF: all that was written lies on the server's disk, or not within it.
         """
         loop = asyncio.get_running_loop()
-        asked = _Asked([call.command(self.prefix), *commands], wait_ms, loop.create_future())
-        if not self._asked:
+        requests = _Request([call.command(self.prefix), *commands], wait_ms, loop.create_future())
+        if not self._pending:
             loop.call_soon(self._start)
-        self._asked.append(asked)
-        found = await asked.answers
+        self._pending.append(requests)
+        found = await requests.answers
         return _answer(call, found[0]), found[1:]
 
     def _start(self) -> None:
-        asked, self._asked = self._asked, []
-        for first in range(0, len(asked), _MOST_TOGETHER):
-            task = asyncio.create_task(self._send(asked[first : first + _MOST_TOGETHER]))
+        requests, self._pending = self._pending, []
+        for first in range(0, len(requests), _MOST_TOGETHER):
+            task = asyncio.create_task(self._send(requests[first : first + _MOST_TOGETHER]))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
 
-    async def _send(self, asked: Sequence[_Asked]) -> None:
+    async def _send(self, requests: Sequence[_Request]) -> None:
         try:
-            found = await self._round_trip(asked)
+            found = await self._round_trip(requests)
             unknown = [i for i, answers in enumerate(found) if isinstance(answers[0], NoScriptError)]
             if unknown:
                 for body in _TEXTS.values():
                     await self.redis.script_load(body)
-                again = await self._round_trip([asked[i] for i in unknown])
+                again = await self._round_trip([requests[i] for i in unknown])
                 for i, answers in zip(unknown, again, strict=True):
                     found[i] = answers
         except BaseException as error:
-            for each in asked:
+            for each in requests:
                 if not each.answers.done():  # its caller may have left
                     each.answers.set_exception(error) if isinstance(error, Exception) else each.answers.cancel()
             if not isinstance(error, Exception):
                 raise
             return
-        for each, answers in zip(asked, found, strict=True):
+        for each, answers in zip(requests, found, strict=True):
             if not each.answers.done():
                 each.answers.set_result(answers)
 
-    async def _round_trip(self, asked: Sequence[_Asked]) -> list[list[Any]]:
-        commands = [command for each in asked for command in each.commands]
-        if wait_ms := max(each.wait_ms for each in asked):
+    async def _round_trip(self, requests: Sequence[_Request]) -> list[list[Any]]:
+        commands = [command for each in requests for command in each.commands]
+        if wait_ms := max(each.wait_ms for each in requests):
             commands.append(("WAITAOF", 1, 0, wait_ms))
         found = iter(await self._execute(commands))
-        answers = [[next(found) for _ in each.commands] for each in asked]
+        answers = [[next(found) for _ in each.commands] for each in requests]
         disk = list(found)
-        return [[*own, *disk] if each.wait_ms else own for each, own in zip(asked, answers, strict=True)]
+        return [[*own, *disk] if each.wait_ms else own for each, own in zip(requests, answers, strict=True)]
 
     async def _execute(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         if len(commands) == 1:  # a pipeline takes as long to make as a command to send

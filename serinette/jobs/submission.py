@@ -18,7 +18,7 @@ from serinette.container import ContainerSpec
 from serinette.job import JobOptions
 from serinette.names import Lane, queue_name
 from serinette.spec import SCHEMA, GenerationSpec
-from serinette.webhook import TELL_AFTER_S
+from serinette.webhook import DELIVERY_DELAY_S
 
 
 def generate(job_id: str) -> None:
@@ -75,7 +75,7 @@ class Submission:
         if self.dialect:
             fields["dialect"] = _json(dict(self.dialect))
         if options.webhook:
-            fields |= {"webhook": options.webhook, "webhook_after_s": TELL_AFTER_S}
+            fields |= {"webhook": options.webhook, "webhook_after_s": DELIVERY_DELAY_S}
         if options.start_deadline_s is not None:
             fields["start_in_s"] = options.start_deadline_s
         if self.batch is not None:

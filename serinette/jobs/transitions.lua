@@ -464,7 +464,7 @@ end
 
 -- What an attempt is told of its job: mine, cancel (mine, and to end), waits (nobody's), lost (another's, or ended),
 -- unknown. One that is lost has no marks any more.
-local function standing(id, attempt)
+local function attempt_state(id, attempt)
     local known = redis.call('HMGET', record_key(id), 'state', 'owner', 'cancel')
     if not known[1] then
         return redis.call('EXISTS', ended_key(id), erased_key(id)) > 0 and 'lost' or 'unknown'
@@ -474,12 +474,12 @@ local function standing(id, attempt)
 end
 
 -- beat: id, attempt id, slot, seconds of a lease (0: for ever), seconds that RQ keeps the worker, progress JSON or ''.
--- Answers as `standing`.
+-- Answers as `attempt_state`.
 function transitions.beat()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
     local lease_s, worker_s = number(given(5, 'lease_s'), 'lease_s'), number(given(6, 'worker_s'), 'worker_s')
     local progress, at = given(7, 'progress'), clock()
-    local answer, member = standing(id, attempt), id .. ':' .. attempt
+    local answer, member = attempt_state(id, attempt), id .. ':' .. attempt
     if answer == 'mine' or answer == 'cancel' then
         -- One that was on its way when its slot was seen to die brings no lease back.
         if not redis.call('ZSCORE', own .. 'dead-slots', slot) then
@@ -502,21 +502,21 @@ function transitions.beat()
     return answer
 end
 
--- note: id, attempt id, field, value. What the runner of containers keeps of its attempt. Answers as `standing`.
+-- note: id, attempt id, field, value. What the runner of containers keeps of its attempt. Answers as `attempt_state`.
 function transitions.note()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local field, value = one_of(given(4, 'field'), 'field', {'placed', 'ran_s'}), given(5, 'value')
-    local answer = standing(id, attempt)
+    local answer = attempt_state(id, attempt)
     if answer == 'mine' or answer == 'cancel' then set(id, field, value) end
     return answer
 end
 
 -- log: id, attempt id, time of the line up to which the log was read, lines to add, time of the last of them, JSON of
--- the event. Added only if nobody went on from there. Answers as `standing`.
+-- the event. Added only if nobody went on from there. Answers as `attempt_state`.
 function transitions.log()
     local id, attempt, after = given(2, 'id'), given(3, 'attempt'), given(4, 'after')
     local lines, last, data = given(5, 'lines'), given(6, 'last'), given(7, 'event')
-    local answer = standing(id, attempt)
+    local answer = attempt_state(id, attempt)
     if answer ~= 'mine' and answer ~= 'cancel' then return answer end
     if (redis.call('HGET', record_key(id), 'log_at') or '') == after then
         redis.call('APPEND', own .. 'log:' .. id, lines)
@@ -527,7 +527,7 @@ function transitions.log()
 end
 
 -- resume: id, attempt id, slot, seconds of a lease, number of RQ's fields and values, these, then the record as the
--- attempt knows it. Redis came back without the job: what its slot holds is all there is. Answers as `standing`.
+-- attempt knows it. Redis came back without the job: what its slot holds is all there is. Answers as `attempt_state`.
 function transitions.resume()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
     local lease_s, rq_count = number(given(5, 'lease_s'), 'lease_s'), number(given(6, 'rq_count'), 'rq_count')
@@ -537,7 +537,7 @@ function transitions.resume()
     for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'attempts', 'created_at'}) do
         if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
     end
-    local answer = standing(id, attempt)
+    local answer = attempt_state(id, attempt)
     if answer ~= 'unknown' then return answer end
     local created_at = number(job.created_at, 'created_at')
     check_kept(job)
@@ -561,13 +561,13 @@ end
 
 -- release: id, attempt id, failed or returned, error JSON or '', its code, gpu seconds, '1': only if its lease ran out.
 -- The attempt ends and its job goes to the front of its lane, or ends if its owner wants that. Answers 'released', or
--- as `standing`.
+-- as `attempt_state`.
 function transitions.release()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'failed', 'returned'})
     local reason, code, gpu_s = given(5, 'error'), given(6, 'code'), number(given(7, 'gpu_s'), 'gpu_s')
     local if_overdue, at = given(8, 'if_overdue') == '1', clock()
-    local answer, member = standing(id, attempt), id .. ':' .. attempt
+    local answer, member = attempt_state(id, attempt), id .. ':' .. attempt
     if answer == 'lost' then unmark(member) end
     if answer ~= 'mine' and answer ~= 'cancel' then return answer end
     local lease = redis.call('ZSCORE', own .. 'leases', member)
@@ -706,7 +706,7 @@ function transitions.overdue()
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
         local id, attempt = string.match(member, '^(.*):([^:]*)$')
-        local answer = standing(id, attempt)
+        local answer = attempt_state(id, attempt)
         if answer == 'mine' or answer == 'cancel' then due[#due + 1] = member else unmark(member) end
     end
     return due

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from serinette.job import JobStatus, now
-from serinette.jobs import Outcome, Standing, calls
+from serinette.jobs import AttemptState, Outcome, calls
 from serinette.jobs.submission import rq_fields_of
 from serinette.names import Keys, worker_of
 from serinette.presence import Presence, WorkerStage, announce
@@ -65,7 +65,7 @@ def test_a_job_that_its_worker_holds_no_more_leaves_nobody_busy(board: Board, en
     else:  # by the store, for another attempt; it is busy until it hears
         board.jobs(calls.finish(job_id, "", Outcome(JobStatus.CANCELED), recorded=True))
         assert counted(board.redis, board.keys) == {"pod-a1"}
-        assert board.beat(claimed) is Standing.LOST
+        assert board.beat(claimed) is AttemptState.LOST
     assert counted(board.redis, board.keys) == set()
 
 
@@ -84,7 +84,7 @@ def test_a_job_that_redis_lost_makes_its_worker_busy_again(board: Board) -> None
     claimed = board.claim("pod-a1.0.x")
     assert claimed
     board.redis.flushdb()
-    assert board.beat(claimed) is Standing.UNKNOWN
+    assert board.beat(claimed) is AttemptState.UNKNOWN
     entry = claimed.entry
     rq_fields = rq_fields_of(entry.id, entry.pool, entry.lane, "song", (60, 60, 3))
     board.jobs(calls.resume(entry, entry.owner or "", board.lease_of(claimed), rq_fields))

@@ -18,7 +18,7 @@ from serinette.pools import PoolFacts, published_name, serving
 from serinette.presence import Presence, WorkerStage
 from serinette.settings import SharedSettings, read
 from serinette.spec import GenerationSpec
-from tests.unit.queue_desk import model
+from tests.unit.queue_harness import model
 
 TURBO = PoolFacts(name="turbo", model="s3://models/turbo", longest_s=540)
 BASE = PoolFacts(name="base", model="ACE-Step/base@v1", slots=4, max_workers=3)

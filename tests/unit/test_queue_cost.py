@@ -11,7 +11,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.queue import pool_status as figures
+from api.queue import pool_status
 from api.settings import GatewaySettings
 from serinette.credentials import Limits
 from serinette.settings import BriskConnection
@@ -23,7 +23,7 @@ from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
 @pytest.fixture(autouse=True)
 def _figures_that_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of the pools' figures, which all pollers share, are read in the midst of a count."""
-    monkeypatch.setattr(figures, "MAX_AGE_S", 1e6)
+    monkeypatch.setattr(pool_status, "MAX_AGE_S", 1e6)
 
 
 class Sent:
@@ -112,7 +112,7 @@ async def test_figures_are_read_once_for_all_who_ask_at_once(http: httpx.AsyncCl
     reader = http._transport.app.state.parts.queue._figures  # type: ignore[attr-defined]  # httpx's ASGI transport
     with counted() as alone:
         await reader.read(fresh=True)
-    reader._last = figures.Figures({}, (), -1e9)
+    reader._last = pool_status.PoolStatuses({}, (), -1e9)
     with counted() as together:
         answers = await asyncio.gather(*(http.get(url) for _ in range(20)))
     assert {answer.json()["position"] for answer in answers} == {1}

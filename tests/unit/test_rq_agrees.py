@@ -18,7 +18,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
 from serinette.job import JobError, JobStatus
-from serinette.jobs import Claimed, Outcome, Standing, calls
+from serinette.jobs import AttemptState, Claimed, Outcome, calls
 from serinette.jobs.finishing import finish_as, record_of
 from serinette.jobs.submission import rq_fields_of
 from serinette.names import Keys, Lane
@@ -128,7 +128,7 @@ def test_a_song_from_its_submit_to_its_shrinking(view: View) -> None:
     view.assert_agrees(job_id)
     claimed = view.claim()
     view.assert_agrees(job_id)
-    assert board.beat(claimed, '{"stage": "denoising"}') is Standing.MINE
+    assert board.beat(claimed, '{"stage": "denoising"}') is AttemptState.MINE
     view.assert_agrees(job_id)
     outcome = Outcome(JobStatus.SUCCEEDED, result=a_result(job_id))
     finish_as(board.jobs, record_of(claimed.entry, claimed.entry.attempts[-1], outcome))
@@ -167,7 +167,7 @@ def test_a_job_that_runs_is_canceled(view: View) -> None:
     claimed = view.claim()
     assert view.board.cancel(job_id) == "running"
     view.assert_agrees(job_id)
-    assert view.board.beat(claimed) is Standing.CANCEL
+    assert view.board.beat(claimed) is AttemptState.CANCEL
     view.board.finish(claimed, Outcome(JobStatus.CANCELED))
     view.assert_agrees(job_id)
 

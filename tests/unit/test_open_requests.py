@@ -28,7 +28,7 @@ from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, se
 async def served(
     redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    monkeypatch.setattr(events, "_LOOK_S", 0.1)
+    monkeypatch.setattr(events, "_RECHECK_S", 0.1)
     async with serving(settings_of(redis_url, file_store_url, max_wait_s=120)) as both:
         yield both
 
