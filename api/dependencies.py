@@ -1,6 +1,6 @@
-"""What a request works with: built once by `create_app`, handed to routes by FastAPI.
+"""The gateway's parts as FastAPI dependencies: built once by `create_app`, passed to routes.
 
-All are coroutines: FastAPI takes others to a thread, and those may all be waiting for Redis.
+All dependencies are coroutines: FastAPI runs others in threads, all of which may be waiting for Redis.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Parts:
     uploads: Uploads
     downloads: Downloads
     logs: Logs
-    probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
+    probes: CapacityLimiter  # bounds the threads that probes of a hanging store occupy
     callers: CallerLookup
     accounts: Accounts
     batches: BatchService
-    batch_threads: Threads  # what a store that hangs may occupy with batches
+    batch_threads: Threads  # bounds the threads that batches on a hanging store occupy
 
 
 def _parts(connection: HTTPConnection) -> Parts:
@@ -107,10 +107,10 @@ async def caller(connection: HTTPConnection) -> Caller:
 
 
 def caller_of(connection: HTTPConnection) -> Caller:
-    """Whose request it is, as the gatekeeper found. Without keys everybody is the default tenant.
+    """The caller that AuthMiddleware found. Without authentication every caller is the default tenant.
 
     Raises:
-        Unauthorized: keys are asked for, and nobody did.
+        Unauthorized: authentication is on, and this path has no caller.
     """
     found: Caller | None = connection.scope.get(CALLER)
     if found is None and _parts(connection).settings.auth:
@@ -123,8 +123,8 @@ CallerPart = Annotated[Caller, Depends(caller)]
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """One request's caller, and all that it works with. Routes that are asked often take it from the request: to them
-    FastAPI's dependencies, each by itself, cost as much as Redis.
+    """One request's caller and the gateway's parts. Frequent routes take it from the request directly, because
+    FastAPI's dependencies cost them as much as Redis does.
     """
 
     parts: Parts
@@ -132,17 +132,17 @@ class RequestContext:
 
     @property
     def tenant(self) -> str:
-        """Whose jobs, uploads and files it may touch."""
+        """Owner of the jobs, uploads and files that the request may access."""
         return self.caller.tenant
 
     @property
     def caller_check(self) -> CallerCheck:
-        """Whether its caller is still let in, while it goes on."""
+        """Check of the caller's key while the request goes on."""
         return CallerCheck(self.parts.callers.keyring, self.caller)
 
 
 def context_of(connection: HTTPConnection) -> RequestContext:
-    """Raises Unauthorized: keys are asked for, and this path asks for none."""
+    """Context of a request. Raises Unauthorized: authentication is on, and this path has no caller."""
     return RequestContext(_parts(connection), caller_of(connection))
 
 
@@ -151,15 +151,15 @@ async def _caller_check(connection: HTTPConnection, caller: CallerPart) -> Calle
 
 
 async def tenant(caller: CallerPart) -> str:
-    """Whose jobs, uploads and files a request may touch."""
+    """Owner of the jobs, uploads and files that a request may access."""
     return caller.tenant
 
 
 async def containers_only(connection: HTTPConnection) -> None:
-    """See that containers run here.
+    """Check that this deployment runs containers.
 
     Raises:
-        Unsupported: they do not.
+        Unsupported: it does not.
     """
     check_taken(_parts(connection).settings)
 

@@ -1,7 +1,7 @@
-"""A job's life. Its state changes by the transitions of transitions.lua and nowhere else.
+"""The life cycle of a job. Its state changes only by the transitions in transitions.lua.
 
-`calls` has them typed, `script` runs them, `entry` reads a job's record, `submission` makes one, `finishing` ends a job
-by what the store decides. RQ's hash, lists, registries and workers say the same in every state (docs/decisions/0001).
+`calls` types them, `script` runs them, `entry` reads a job's record, `submission` builds a new one, `finishing` ends a
+job as the store decides. RQ's hash, lists, registries and workers agree with every state (docs/decisions/0001).
 """
 
 from serinette.jobs import calls, finishing
