@@ -26,7 +26,7 @@ from serinette.spec import AudioId, BoundedInput, PublishedName, invalid_spec, w
 CONTAINERS_POOL = "containers"
 
 MAX_INPUTS = 32
-# Most bytes of command, args and env together: Kubernetes accepts objects below 1.5 MiB, and Linux arguments below 2 MiB.
+# Most bytes of command, args and env: Kubernetes accepts objects below 1.5 MiB, and Linux arguments below 2 MiB.
 MAX_WORDS_BYTES = 256 * 1024
 _JOB_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
@@ -134,7 +134,7 @@ class ContainerSpec(BoundedInput):
         return self
 
     def digest(self) -> str:
-        """SHA-256 of all fields that differ from their defaults: whether a repeated Idempotency-Key has the same spec."""
+        """SHA-256 of all fields that differ from their defaults: compares specs of a repeated Idempotency-Key."""
         wire = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(b"container\n" + wire.encode()).hexdigest()
 
@@ -220,7 +220,7 @@ class Run(BaseModel):
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name is allowed below /inputs and /outputs: no `..`, and no special characters of URLs or file systems."""
+    """Whether a name is allowed below /inputs and /outputs: no `..`, no special characters of URLs or file systems."""
     return _FILE_NAME.fullmatch(name) is not None
 
 

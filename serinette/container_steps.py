@@ -86,7 +86,7 @@ def upload(where: Mapping[str, Any], root: Path) -> dict[str, Any]:
 
 
 def survey(root: Path, most: int, max_bytes: int) -> tuple[list[Found], list[str]]:
-    """The files to upload, and in words those left out. Links are not followed: they could point to this step's files."""
+    """The files to upload, and in words those left out. Links are not followed: they lead to files of this step."""
     found: list[Found] = []
     left_out: list[str] = []
     total = 0
