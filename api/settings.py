@@ -44,7 +44,7 @@ class TenancySettings(SharedSettings):
             return self
         raise ValueError(
             f"host: listening on {self.host} without keys would let anyone in. Set SERINETTE_AUTH=true and make a key "
-            "with `serinette keys create`, or set SERINETTE_ALLOW_ANYONE=true where the network keeps strangers out"
+            "with `serinette keys create`, or set SERINETTE_ALLOW_ANYONE=true where the network keeps others out"
         )
 
 

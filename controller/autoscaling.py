@@ -191,7 +191,7 @@ class Brakes:
         change = self._redis.sadd if planned.probe else self._redis.srem
         change(self._keys.busy(pool), brake.PROBE)
         if _causes(planned.reasons) != _causes(self._in_force.get(pool, ())):
-            why = brake.words(planned.reasons)
+            why = brake.describe(planned.reasons)
             log.warning("pool %s: %s", pool, f"no more workers are started: {why}" if why else "the brake is off")
         self._in_force[pool] = planned.reasons
 

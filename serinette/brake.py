@@ -86,6 +86,6 @@ def in_force(members: Collection[bytes | str]) -> tuple[str, ...]:
     return tuple(sorted(member.decode() if isinstance(member, bytes) else member for member in members))
 
 
-def words(reasons: Sequence[str]) -> str:
+def describe(reasons: Sequence[str]) -> str:
     """The reasons as text, without their codes."""
     return "; ".join(reason.partition(": ")[2] for reason in reasons)

@@ -158,7 +158,7 @@ class Child:
         return self.spec.command
 
     def start(self) -> None:
-        """Start it in its own process group, so that Ctrl-C reaches only the supervisor. It dies with the supervisor."""
+        """Start it in its own process group, so that Ctrl-C reaches only the supervisor. It dies with that."""
         with self.output.writer() if self.output else nullcontext() as output:
             self._process = subprocess.Popen(
                 leashed(self.command()),

@@ -23,9 +23,9 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
-# Delay from the end of a job to its first delivery. A Valkey whose machine fails may lose its last second of writes, and
-# a job canceled in that second is then generated after all. A delivered end must not be lost: the delay is this second,
-# one for the rounding of Redis's clock, and one in reserve (docs/durability.md).
+# Delay from the end of a job to its first delivery. A Valkey whose machine fails may lose its last second of writes,
+# and a job canceled in that second is then generated after all. A delivered end must not be lost: the delay is this
+# second, one for the rounding of Redis's clock, and one in reserve (docs/durability.md).
 DELIVERY_DELAY_S = 3
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from api.batches.validation import Check, Checked, Line, LineChecker
 from api.outages import queue_errors
-from api.queue.admission import check_audio, check_webhook, check_words, pool_for, timeout_for
+from api.queue.admission import check_audio, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.settings import GatewaySettings
 from serinette.batch import (
     LANE,
@@ -178,7 +178,7 @@ class BatchService:
             check_audio(tenant, task, self.files.store, find)
 
         def check(spec: GenerationSpec) -> tuple[str, int]:
-            check_words(spec, self.settings.loras)
+            check_lora_and_codes(spec, self.settings.loras)
             if spec.source_audio or spec.reference_audio:
                 check_sources(_only_audio(spec))
             pool = pool_for(spec.model, self.settings, workers)

@@ -53,7 +53,7 @@ def timeout_for(requested_s: int | None, pool: str, settings: GatewaySettings) -
         return requested_s or settings.job_timeout_s
     if requested_s is not None and requested_s > longest_s:
         raise InvalidSpec(
-            f"timeout_s: pool {pool} lets a job run for {longest_s} s at most, since a worker that is asked to leave "
+            f"timeout_s: pool {pool} lets a job run for {longest_s} s at most, since a draining worker "
             f"gets no longer; ask for {longest_s} or less, or leave it out",
             field="timeout_s",
         )
@@ -78,7 +78,7 @@ def check_length(spec: GenerationSpec, pool: str, workers: Iterable[Presence]) -
         )
 
 
-def check_words(spec: GenerationSpec, loras: Collection[str] = ()) -> None:
+def check_lora_and_codes(spec: GenerationSpec, loras: Collection[str] = ()) -> None:
     """Check the LoRA and the audio codes of a spec.
 
     Raises:

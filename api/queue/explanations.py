@@ -81,7 +81,7 @@ def no_worker(pool: Pool) -> str:
     """Why a pool has no worker: the brake, the cluster, or scaling from zero."""
     none = f"a worker: none is up in pool {pool.name}"
     if pool.brake:
-        return f"{none}, and no more are started: {brake.words(pool.brake)}"
+        return f"{none}, and no more are started: {brake.describe(pool.brake)}"
     if pool.holdup and pool.holdup.words:
         return f"{none}; {pool.holdup.words}"
     if pool.facts and pool.facts.min_workers == 0 and not (pool.holdup and pool.holdup.pods):
@@ -125,7 +125,7 @@ def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | No
         return f"{_jobs(above)} in the lanes above {job.lane}"
     if pool.free_slots:
         return "the worker that is taking it"
-    braked = f"; no more are started: {brake.words(pool.brake)}" if pool.brake else ""
+    braked = f"; no more are started: {brake.describe(pool.brake)}" if pool.brake else ""
     return f"a free worker: it is next in its lane{braked}"
 
 

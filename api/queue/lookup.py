@@ -54,7 +54,7 @@ class Cursor:
                 raise TypeError("the id is not text")
             return cls(job_id, float(score))
         except (binascii.Error, ValueError, TypeError, RecursionError) as error:
-            message = "cursor: not one that we gave; use `next_cursor` of the page before as it is, or leave it out"
+            message = "cursor: not valid; send `next_cursor` of the page before unchanged, or leave it out"
             raise InvalidSpec(message, field="cursor") from error
 
 

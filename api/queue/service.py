@@ -148,7 +148,7 @@ class JobQueue:
 
         Raises:
             NotFound: this tenant has no such job.
-            Conflict: it has succeeded or failed already. One that is canceled already is simply answered.
+            Conflict: it has succeeded or failed already. A job that is canceled already is returned.
         """
         look = calls.look([job_id])
         with queue_errors(_ADVICE):

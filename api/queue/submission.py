@@ -17,7 +17,7 @@ from anyio import CapacityLimiter, from_thread
 
 from api.containers import check_container, check_inputs, check_taken
 from api.outages import Threads
-from api.queue.admission import check_audio, check_length, check_webhook, check_words, pool_for, timeout_for
+from api.queue.admission import check_audio, check_length, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.queue.lookup import Lookup
 from api.queue.pool_status import PoolStatusReader
 from api.queue.retry_after import error_of
@@ -79,7 +79,7 @@ class Submitter:
         """See JobQueue.submit."""
 
         async def check() -> tuple[str, int]:
-            check_words(spec, self.settings.loras)
+            check_lora_and_codes(spec, self.settings.loras)
             pool, workers = await self._pool_for(spec.model)
             timeout_s = timeout_for(work.options.timeout_s, pool, self.settings)
             check_length(spec, pool, workers)
@@ -193,7 +193,7 @@ class Submitter:
         if found.ended:
             return await self.lookup.whole_or_brief(job_id, found.ended)
         if found.known is None or found.known.called_off:
-            raise QueueUnavailable("the job of this Idempotency-Key was being erased just now; try again")
+            raise QueueUnavailable("the job of this Idempotency-Key is being erased; try again")
         return await self.lookup.with_place(found.known.job(), found.place)
 
     def _keyed(self, tenant: str, idempotency_key: str) -> str:

@@ -45,7 +45,7 @@ def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
     """Decode a file to its end without keeping its samples.
 
     Raises:
-        InvalidAudio: it is not audio, has no samples or some that are NaN or infinite, is shorter than 0.01 s, or longer
+        InvalidAudio: it is not audio, has no samples or some are not finite, is shorter than 0.01 s, or longer
             than `max_duration_s`.
     """
     with opened(file) as container:

@@ -1,4 +1,4 @@
-"""A queue on a Valkey and a store, for tests of it: jobs are submitted as routes do, and moved on by hand."""
+"""A queue on a Valkey and a store: tests submit jobs as routes do, and drive them by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS = JobOptions()
 
 @dataclass
 class QueueHarness:
-    """A queue and what lies under it."""
+    """A queue, its Redis and its store."""
 
     queue: JobQueue
     slot: HandSlot

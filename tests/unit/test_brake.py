@@ -76,7 +76,7 @@ def test_a_brake_that_is_not_renewed_lets_go(redis: Redis, keys: Keys) -> None:
     brake.set_reasons(redis, keys, "turbo", ("load: a", "pod: b"))
     assert 0 < int(redis.ttl(keys.brake("turbo"))) <= brake.BRAKE_TTL_S
     assert brake.in_force(redis.smembers(keys.brake("turbo"))) == ("load: a", "pod: b")
-    assert brake.words(("load: a", "pod: b")) == "a; b"
+    assert brake.describe(("load: a", "pod: b")) == "a; b"
     brake.set_reasons(redis, keys, "turbo", ())
     assert not redis.exists(keys.brake("turbo"))
 

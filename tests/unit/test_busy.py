@@ -52,7 +52,7 @@ def test_a_worker_is_busy_from_its_first_claim_to_its_last_end(board: Board) -> 
 
 
 @pytest.mark.parametrize("end", ["release", "cancel and hear of it", "lease"])
-def test_a_job_that_its_worker_holds_no_more_leaves_nobody_busy(board: Board, end: str) -> None:
+def test_a_job_that_its_worker_holds_no_more_leaves_no_worker_busy(board: Board, end: str) -> None:
     job_id = board.submit()
     claimed = board.claim("pod-a1.0.x")
     assert claimed
@@ -69,7 +69,7 @@ def test_a_job_that_its_worker_holds_no_more_leaves_nobody_busy(board: Board, en
     assert counted(board.redis, board.keys) == set()
 
 
-def test_a_superseded_attempt_that_hears_of_nothing_is_not_busy_for_ever(board: Board) -> None:
+def test_a_superseded_attempt_that_reports_nothing_is_not_busy_for_ever(board: Board) -> None:
     job_id = board.submit()
     assert board.claim("pod-a1.0.x")
     board.jobs(calls.finish(job_id, "", Outcome(JobStatus.CANCELED), recorded=True))

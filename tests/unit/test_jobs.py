@@ -85,7 +85,7 @@ def test_a_late_attempt_changes_nothing(board: Board) -> None:
 
 
 def test_what_the_store_recorded_counts_and_the_attempt_in_charge_is_superseded(board: Board) -> None:
-    """A song of an earlier attempt came to the store: its record ends the job, whoever holds it now."""
+    """A song of an earlier attempt came to the store: its record ends the job, whichever attempt holds it now."""
     job_id = board.submit()
     early = held(board, "pod-1.0.early")
     board.jobs(calls.release(job_id, attempt_of(early), LOST, charged=True))
@@ -151,7 +151,7 @@ def test_a_dead_slot_claims_nothing_any_more_and_its_leases_run_out(board: Board
     assert [found for found, _ in board.jobs(calls.overdue(20))] == [job_id]
 
 
-def test_a_gap_in_the_watch_gives_every_lease_another_life(board: Board) -> None:
+def test_a_gap_between_two_watches_extends_every_lease(board: Board) -> None:
     job_id = board.submit()
     held(board)
     board.redis.zadd(board.keys.leases, dict.fromkeys(board.leases(), 1))
@@ -322,7 +322,7 @@ def test_a_hundred_jobs_that_cannot_begin_do_not_block_their_lane(board: Board, 
         assert held(board).entry.id == stuck[0]
 
 
-def test_a_beat_on_its_way_brings_no_dead_slot_back(board: Board) -> None:
+def test_a_late_heartbeat_revives_no_dead_slot(board: Board) -> None:
     board.submit()
     claimed = held(board, "pod-1.0.dead")
     board.jobs(calls.lapse("pod-1.0.dead"))
@@ -330,7 +330,7 @@ def test_a_beat_on_its_way_brings_no_dead_slot_back(board: Board) -> None:
     assert set(board.leases().values()) == {0}
 
 
-def test_a_job_that_is_canceled_when_its_attempt_fails_tells_what_it_took(board: Board) -> None:
+def test_a_job_that_is_canceled_when_its_attempt_fails_reports_its_usage(board: Board) -> None:
     job_id = board.submit()
     claimed = held(board)
     board.cancel(job_id)

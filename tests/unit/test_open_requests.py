@@ -107,9 +107,11 @@ async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_the
         assert not all(request.done() for request in hanging)
     finally:
         answers.set()
-    told = await asyncio.gather(*hanging)
-    assert {answer.status_code for answer in told} == {503}
-    assert any("slow to answer" in problem(answer)["detail"] for answer in told if answer.url.path.startswith("/v1/"))
+    answers = await asyncio.gather(*hanging)
+    assert {answer.status_code for answer in answers} == {503}
+    assert any(
+        "slow to answer" in problem(answer)["detail"] for answer in answers if answer.url.path.startswith("/v1/")
+    )
 
 
 async def test_batches_wait_for_a_hanging_store_in_threads_of_their_own(

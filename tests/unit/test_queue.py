@@ -94,7 +94,7 @@ async def test_rq_gets_every_limit(harness: QueueHarness) -> None:
     assert harness.redis.zscore(harness.keys.live, job.id) is not None
 
 
-async def test_a_failed_job_tells_why(harness: QueueHarness) -> None:
+async def test_a_failed_job_has_its_error(harness: QueueHarness) -> None:
     job = await harness.submit()
     harness.slot.claim(job.id)
     harness.slot.fail(job.id, JobError(code="out_of_memory", message="too long"))
@@ -352,7 +352,7 @@ async def test_audio_must_exist(harness: QueueHarness) -> None:
 
 
 @pytest.mark.parametrize("values", [{"lora": "choir"}, {"audio_codes": "none at all"}])
-async def test_words_that_stand_for_nothing_are_refused(harness: QueueHarness, values: dict[str, str]) -> None:
+async def test_unknown_loras_and_empty_audio_codes_are_refused(harness: QueueHarness, values: dict[str, str]) -> None:
     with pytest.raises(InvalidSpec) as refused:
         await harness.submit(GenerationSpec.model_validate(values))
     assert refused.value.field == next(iter(values))

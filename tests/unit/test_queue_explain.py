@@ -1,4 +1,4 @@
-"""What people are told of jobs that have not ended, in tables."""
+"""Explanations of jobs that have not ended, in tables."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1;
         ),
         (replace(pool(), facts=WARM), NONE),
         (replace(pool(), facts=ZERO, holdup=Holdup()), f"{NONE}, which scales from zero"),
-        (replace(pool(), facts=ZERO, holdup=Holdup(pods=1)), NONE),  # it is there, and tells nothing yet
+        (replace(pool(), facts=ZERO, holdup=Holdup(pods=1)), NONE),  # it is there, and reports nothing yet
         (replace(pool(), facts=ZERO, holdup=FULL), f"{NONE}; no node has a free nvidia.com/gpu: all 4 are taken"),
         (
             replace(pool(), facts=ZERO, holdup=FULL, brake=("load: a", "store: b")),

@@ -183,7 +183,7 @@ def test_a_job_whose_worker_is_lost(view: View) -> None:
     view.assert_agrees(job_id)
 
 
-def test_a_job_that_an_empty_server_hears_of_again(view: View) -> None:
+def test_a_job_that_is_restored_to_an_empty_server(view: View) -> None:
     board = view.board
     job_id = board.submit()
     claimed = view.claim()
@@ -191,7 +191,7 @@ def test_a_job_that_an_empty_server_hears_of_again(view: View) -> None:
     view.worker.register_birth()  # type: ignore[no-untyped-call]  # RQ's
     rq_fields = rq_fields_of(job_id, "default", claimed.entry.lane, "song", (60, 3600, 3))
     board.jobs(calls.resume(claimed.entry, claimed.entry.owner or "", board.lease_of(claimed), rq_fields))
-    board.redis.hset(f"rq:job:{job_id}", "enqueued_at", "2026-01-01T00:00:00.000000Z")  # nobody knows it any more
+    board.redis.hset(f"rq:job:{job_id}", "enqueued_at", "2026-01-01T00:00:00.000000Z")  # the true time is lost
     view.assert_agrees(job_id)
     board.finish(claimed, Outcome(JobStatus.FAILED, FAILURE))
     view.assert_agrees(job_id)
