@@ -107,10 +107,10 @@ async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_the
         assert not all(request.done() for request in hanging)
     finally:
         answers.set()
-    answers = await asyncio.gather(*hanging)
-    assert {answer.status_code for answer in answers} == {503}
+    responses = await asyncio.gather(*hanging)
+    assert {answer.status_code for answer in responses} == {503}
     assert any(
-        "slow to answer" in problem(answer)["detail"] for answer in answers if answer.url.path.startswith("/v1/")
+        "slow to answer" in problem(answer)["detail"] for answer in responses if answer.url.path.startswith("/v1/")
     )
 
 

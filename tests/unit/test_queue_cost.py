@@ -109,7 +109,7 @@ async def test_a_submit_that_waits_for_the_disk_is_one_round_trip_too(tmp_path: 
 async def test_the_pool_status_is_read_once_for_concurrent_requests(http: httpx.AsyncClient) -> None:
     url = f"/v1/jobs/{(await http.post('/v1/jobs', json=SONG)).json()['id']}"
     await http.get(url)
-    reader = http._transport.app.state.parts.queue._figures  # type: ignore[attr-defined]  # httpx's ASGI transport
+    reader = http._transport.app.state.parts.queue._pool_status  # type: ignore[attr-defined]  # httpx's ASGI transport
     with counted() as alone:
         await reader.read(fresh=True)
     reader._last = pool_status.PoolStatuses({}, (), -1e9)
@@ -146,7 +146,7 @@ async def test_a_page_reads_few_jobs_at_first(
 
 async def test_a_request_as_a_read_ends_starts_the_next(http: httpx.AsyncClient) -> None:
     """The event loop would turn for ever if a reading that is over were waited for."""
-    reader = http._transport.app.state.parts.queue._figures  # type: ignore[attr-defined]  # httpx's ASGI transport
+    reader = http._transport.app.state.parts.queue._pool_status  # type: ignore[attr-defined]  # httpx's ASGI transport
     reader._reading = over = asyncio.get_running_loop().create_future()
     over.set_result(None)
     assert (await reader.read(("default",), fresh=True)).pools
