@@ -7,18 +7,18 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PORT ?= 8019
 ARGS ?=
-# Files of tests that run at once: much of their time is waiting for heartbeats to stop.
+# Test files that run in parallel: much of their time is waiting.
 TESTERS ?= 2
 
 BIN := $(VENV)/bin
 BROWSER := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-# What make started ends with make, however that ends.
+# Processes that make started end with make, however it ends.
 LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api controller gpu_worker tests scripts benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos lint format bench bench-gpu load scaling openapi settings client clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test verify chaos lint format bench bench-gpu load scaling openapi settings client clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,19 +26,22 @@ help:  ## This list.
 demo: $(VENV)/local.stamp  ## Generate one song on this machine, into demo.mp3 (PORT=8019).
 	@$(LEASH) $(BIN)/serinette demo --port $(PORT)
 
-up: $(VENV)/local.stamp  ## Start the server for good (PORT=8019).
+up: $(VENV)/local.stamp  ## Start the server (PORT=8019).
 	@$(LEASH) $(BIN)/serinette up --port $(PORT)
 
-test: $(VENV)/dev.stamp $(BROWSER)  ## Run all tests on real Valkey, SeaweedFS and processes (ARGS=-k word).
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --junitxml=build/tests.xml $(ARGS)
+test: $(VENV)/dev.stamp $(BROWSER)  ## Run all tests but the longest on real Valkey, SeaweedFS and processes (ARGS=-k word).
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not load" --junitxml=build/tests.xml $(ARGS)
+
+verify: $(VENV)/dev.stamp $(BROWSER)  ## Run what takes too long for every change, into docs/verification.md (ARGS=chaos: some).
+	$(BIN)/python -m scripts.verify $(ARGS)
 
 N ?= 500
 SEED ?= 1
 
-chaos: $(VENV)/dev.stamp  ## Kill every part at random under N=500 jobs (SEED=1); no job may be lost, stuck or doubled.
+chaos: $(VENV)/dev.stamp  ## Kill every process at random under N=500 jobs (SEED=1); no job may be lost, stuck or doubled.
 	$(BIN)/python -m tests.chaos --jobs $(N) --seed $(SEED) $(ARGS)
 
-lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, figures, links and the studio.
+lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, figures, links, cited paths and the studio.
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
@@ -51,35 +54,35 @@ lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, 
 	$(BIN)/python scripts/sync_client.py --check
 	@if command -v npm >/dev/null; then npm run --prefix tests/browser --silent lint; else echo "The studio is not checked: that needs npm"; fi
 
-format: $(VENV)/dev.stamp  ## Put the code into shape.
+format: $(VENV)/dev.stamp  ## Format the code.
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
 bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
 	$(BIN)/python -m benchmarks $(ARGS)
 
-scaling: $(VENV)/dev.stamp  ## Simulate a trace through the chart's scaling; says which J (ARGS="k8s --trace burst").
-	$(BIN)/python -m tools.scaling $(or $(ARGS),k8s)
-
-load: $(VENV)/dev.stamp  ## 100,000 jobs come, end and are forgotten: what is left? (JOBS=100000)
+load: $(VENV)/dev.stamp  ## Check that nothing is left of 100,000 jobs after retention (JOBS=100000).
 	JOBS=$(or $(JOBS),100000) $(BIN)/python -m benchmarks forgetting
 
-bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on this machine's GPU in ten minutes, into benchmarks/results/.
+bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on a GPU in ten minutes, into benchmarks/results/.
 	$(BIN)/python -m benchmarks.engine.gpu $(ARGS)
 
-openapi: $(VENV)/dev.stamp  ## Write the gateway's OpenAPI document anew.
+scaling: $(VENV)/dev.stamp  ## Simulate a trace under the chart's scaling; recommends J (ARGS="k8s --trace burst").
+	$(BIN)/python -m tools.scaling $(or $(ARGS),k8s)
+
+openapi: $(VENV)/dev.stamp  ## Regenerate the gateway's OpenAPI document.
 	$(BIN)/python scripts/openapi.py
+
+settings: $(VENV)/dev.stamp  ## Regenerate the page of all settings.
+	$(BIN)/python scripts/settings.py
 
 client: $(VENV)/dev.stamp  ## Generate the sync client from the async one.
 	$(BIN)/python scripts/sync_client.py
 
-settings: $(VENV)/dev.stamp  ## Write the page of all settings anew.
-	$(BIN)/python scripts/settings.py
-
-clean:  ## Remove what the other targets made; songs and serinette-data stay.
+clean:  ## Remove what the other targets made, except songs and serinette-data.
 	rm -rf $(VENV) tests/browser/node_modules tests/browser/build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# Only where there is npm: what drives a browser, and checks what runs in one.
+# Only where there is npm: browser tests and checks of the studio's code.
 $(BROWSER): tests/browser/package-lock.json
 	@if command -v npm >/dev/null; then npm ci --prefix tests/browser --silent && touch $@; fi
 
@@ -107,28 +110,28 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 
 MINUTES ?= 60
 
-music-box: $(VENV)/music-box.stamp  ## Train the bundled model; goes on where build/music-box stands (MINUTES=60).
-	$(BIN)/python -m gpu_worker.engine.music_box.training build/music-box --minutes $(MINUTES)
-	$(BIN)/python -m gpu_worker.engine.music_box.packing build/music-box
+music-box: $(VENV)/music-box.stamp  ## Train the bundled model; resumes build/music-box (MINUTES=60).
+	$(BIN)/python -m tools.music_box.training build/music-box --minutes $(MINUTES)
+	$(BIN)/python -m tools.music_box.packing build/music-box
 
 music-box-eval: $(VENV)/music-box.stamp  ## Measure the bundled model on 100 held-out prompts, into docs/.
-	$(BIN)/python -m gpu_worker.engine.music_box.evaluation --out docs
+	$(BIN)/python -m tools.music_box.evaluation --out docs
 
 $(VENV)/music-box.stamp: $(VENV)/torch.stamp pyproject.toml
 	@$(PIP) --editable '.[music-box]'
 	@touch $@
 
-# The cluster's side. BUILD: arguments for the builder, after podman's or docker's own way.
+# For clusters. BUILD: arguments of podman build or docker build.
 REGISTRY ?=
 BUILD ?=
 
 chart: $(VENV)/dev.stamp  ## Check the chart: lint, schemas, KEDA, security, Dockerfiles, k8s/.
 	$(BIN)/python -m scripts.chart_checks
 
-manifests: $(VENV)/dev.stamp  ## Render the chart plain, into k8s/.
+manifests: $(VENV)/dev.stamp  ## Render the chart into k8s/.
 	$(BIN)/python -m scripts.manifests
 
-lock: $(VENV)/dev.stamp  ## Pin anew what the images install (ARGS=--keep: only what must change).
+lock: $(VENV)/dev.stamp  ## Update the pinned packages of the images (ARGS=--keep: only what must change).
 	$(BIN)/python -m scripts.lock $(ARGS)
 
 release: $(VENV)/dev.stamp  ## Build images, SBOMs and chart, and push them (REGISTRY=registry.example.com/you).

@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md, out of the newest raw results; scripts/check_benchmarks.py holds it to them."""
+"""The figures of docs/benchmarks.md, from the newest raw results; scripts/check_benchmarks.py compares the two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. Without a `benchmark` nobody has measured it."""
+    """One line of the table; not measured without a `benchmark`."""
 
     what: str
     benchmark: str = ""
@@ -40,11 +40,11 @@ ROWS = (
         Row(what, "peers", f"figures.{figure}.median", 2, "", target)
         for what, figure, target in (
             (
-                "Submits on disk, keys and quotas, ratio to FastAPI + Celery's",
+                "Submits on disk, with keys and quotas, ratio to FastAPI + Celery's",
                 "submit.serinette_fsync.to_celery",
                 "at least 1.5",
             ),
-            ("The same, not waiting for the disk", "submit.serinette_process.to_celery", ""),
+            ("The same without waiting for the disk", "submit.serinette_process.to_celery", ""),
             ("The same as the first, in the seed's dialect", "submit.serinette_seed_dialect.to_celery", ""),
             ("FastAPI + plain RQ's submits, ratio to FastAPI + Celery's", "submit.rq.to_celery", ""),
             ("Polls, ratio to FastAPI + Celery's", "poll.serinette.to_celery", "at least 1"),
@@ -80,7 +80,9 @@ ROWS = (
     ),
     Row("Import of the gateway", "gateway-import", "figures.import_s.median", 2, "s"),
     Row("Memory of the gateway, ready", "gateway-import", "figures.memory_mib.median", 0, "MiB"),
-    Row("Of torch, diffusers, transformers, worker in it", "gateway-import", "figures.heavy_modules", 0, "", "0"),
+    Row(
+        "Modules of torch, diffusers, transformers, worker in it", "gateway-import", "figures.heavy_modules", 0, "", "0"
+    ),
     Row("`import serinette`", "client-import", "figures.import_serinette_ms.median", 1, "ms", "under 30 ms"),
     Row("The same, ratio to `import httpx`", "client-import", "figures.serinette_to_httpx.median", 4),
     Row(
@@ -90,24 +92,31 @@ ROWS = (
         0,
         "ms",
     ),
-    Row("Of httpx, pydantic, asyncio after `import serinette`", "client-import", "figures.heavy_modules", 0, "", "0"),
+    Row(
+        "Modules of httpx, pydantic, asyncio after `import serinette`",
+        "client-import",
+        "figures.heavy_modules",
+        0,
+        "",
+        "0",
+    ),
     Row("15 s song on the CPU, submit to end", "songs", "figures.wall_s.median", 2, "s"),
     Row(
         "The same as real-time factor (below `1`: faster than it plays)", "songs", "figures.real_time_factor.median", 3
     ),
     Row("The same, in the engine alone", "songs", "figures.sing_s.median", 2, "s"),
     Row("The first song of a process", "songs", "figures.first_song_wall_s", 2, "s"),
-    Row("`serinette up` until a song can be sung", "songs", "figures.up_s", 1, "s"),
+    Row("`serinette up` until a song can be generated", "songs", "figures.up_s", 1, "s"),
     Row("Load of the machine meanwhile, one-minute average", "songs", "machine.load_average_1m", 1),
-    Row("Jobs that ended in every way and were forgotten", "forgetting", "figures.jobs"),
+    Row("Jobs that ended in every way and were deleted by age", "forgetting", "figures.jobs"),
     Row("Redis's memory after them, more than before", "forgetting", "figures.grown_bytes", 0, "bytes", "0 a job"),
     Row("Redis's keys after them, more than before", "forgetting", "figures.grown_keys", 0, "", "0"),
     Row("Files left in the store after them", "forgetting", "figures.after.files", 0, "", "0"),
-    Row("`make chaos`: jobs submitted while every part is killed at random", "chaos", "figures.counts.submitted"),
+    Row("`make chaos`: jobs submitted while every process is killed at random", "chaos", "figures.counts.submitted"),
     Row("Of them lost", "chaos", "figures.counts.lost", 0, "", "0"),
     Row("Of them stuck", "chaos", "figures.counts.stuck", 0, "", "0"),
     Row("Of them doubled", "chaos", "figures.counts.duplicated", 0, "", "0"),
-    Row("Kills, each of a part that held work", "chaos", "figures.kills_in_all"),
+    Row("Kills, each of a process that held work", "chaos", "figures.kills_in_all"),
     Row("Seconds that the store was away meanwhile", "chaos", "figures.outage_s"),
     Row(
         "From the kill of a whole worker until its jobs waited again, slowest",
@@ -118,7 +127,7 @@ ROWS = (
         "under 30 s",
     ),
     Row("Load of the machine as it ended, one-minute average", "chaos", "machine.load_average_1m", 1),
-    Row("Lines of a batch, its gateway and its controller killed on the way", "batch", "figures.lines"),
+    Row("Lines of a batch, gateway and controller killed on the way", "batch", "figures.lines"),
     Row("Of them lost", "batch", "figures.lines_lost", 0, "", "0"),
     Row("Of them begun twice", "batch", "figures.lines_begun_twice", 0, "", "0"),
     Row(
@@ -132,7 +141,7 @@ ROWS = (
     Row("The same of Redis, with the jobs of the last `120 s`", "batch", "figures.redis_mib.late_to_early", 2),
     Row("The same for each key that Redis holds", "batch", "figures.redis_kib_per_key.late_to_early", 2),
     Row("Lines that waited in the lane, of `200`", "batch", "figures.waiting_lines.median", 0),
-    Row("What the controller computes for a line", "batch", "figures.controller_cpu_ms_per_line", 1, "ms"),
+    Row("CPU time of the controller for each line", "batch", "figures.controller_cpu_ms_per_line", 1, "ms"),
     Row("Load of the machine as it ended, one-minute average", "batch", "machine.load_average_1m", 1),
     *(
         Row(what, "engine", f"figures.{figure}", digits, unit)
@@ -141,7 +150,7 @@ ROWS = (
             ("The same, ratio to that loop at its best batch", f"{_RATIOS}.to_plain_at_its_best", 2, ""),
             ("Two slots before one engine, ratio to one slot", f"{_RATIOS}.overlap", 2, ""),
             ("Batches of two songs, ratio to one song at a time", f"{_RATIOS}.batching", 2, ""),
-            ("Share of the time that the engine sings, two slots", "backlog.pod.1.engine_busy_share", 2, ""),
+            ("Busy share of the engine, two slots", "backlog.pod.1.engine_busy_share", 2, ""),
             ("The engine's process on the CPU: import", "cold_start.eager.import_s", 1, "s"),
             ("The same: load", "cold_start.eager.load_s", 1, "s"),
             ("The same: first song, of 30 s", "cold_start.eager.first_song_s", 1, "s"),
@@ -205,18 +214,20 @@ def cell(row: Row) -> str:
 
 
 def table() -> str:
-    """The table, in Markdown. Numbers in the words stand in `code`: they are conditions, not results."""
+    """The table, in Markdown. Numbers in the first column are in `code`: they are conditions, not results."""
     lines = ["| what | measured | target |", "| --- | --- | --- |"]
     lines += [f"| {_coded(row.what)} | {cell(row)} | {f'`{row.target}`' if row.target else ''} |" for row in ROWS]
     return "\n".join(lines)
 
 
 def _coded(words: str) -> str:
-    return " ".join(f"`{word}`" if re.search(r"\d", word) and "`" not in word else word for word in words.split(" "))
+    parts = words.split("`")
+    parts[::2] = [re.sub(r"\b\w*\d(?:[\w.,]*\w)?", r"`\g<0>`", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def update() -> None:
-    """Put the table into the page, between its marks."""
+    """Write the table into the page, between its markers."""
     text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

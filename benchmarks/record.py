@@ -55,16 +55,9 @@ def write(name: str, figures: Figures, command: str | None = None) -> Path:
         "name": name,
         "command": command or f"python -m benchmarks {name}",
         "date": at.isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "machine": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "device": figures.get("device", "cpu"),
-            "system": platform.platform(),
-            "load_average_1m": os.getloadavg()[0],
-        },
+        "machine": {**machine(), "device": figures.get("device", "cpu")},
         "versions": {"python": sys.version.split()[0], **{package: version(package) for package in PACKAGES}},
         "figures": figures,
     }
@@ -72,6 +65,22 @@ def write(name: str, figures: Figures, command: str | None = None) -> Path:
     path = RESULTS / f"{at:%Y-%m-%d}-{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
+
+
+def commit() -> str:
+    """What is checked out."""
+    return _git("rev-parse", "HEAD")
+
+
+def machine() -> Figures:
+    """What is measured on."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+        "load_average_1m": os.getloadavg()[0],
+    }
 
 
 def newest(name: str) -> Path | None:

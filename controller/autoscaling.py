@@ -52,6 +52,7 @@ class PoolSeen:
     store_away_s: float = 0.0
     stuck: int = 0  # pods that the cluster cannot start, again and again
     stuck_words: str = ""
+    suspended: bool = False  # `rq suspend` holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ def plan_brake(seen: PoolSeen, rules: BrakeRules) -> Brake:
     if seen.stuck and seen.stuck >= seen.ready:
         reasons.append(f"{Cause.POD}: {seen.stuck_words}")
     # While the store is away a worker that comes up shows nothing; the store itself is asked.
-    probe = bool(reasons) and seen.store_away_s < rules.store_s and seen.waiting > 0
+    probe = bool(reasons) and seen.store_away_s < rules.store_s and seen.waiting > 0 and not seen.suspended
+    if seen.suspended:
+        reasons.append(f"{Cause.SUSPENDED}: an operator ran `rq suspend`, and no job begins until `rq resume`")
     return Brake(tuple(reasons), probe)
 
 
@@ -184,6 +187,7 @@ class Brakes:
             store_away_s=away_s,
             stuck=holdup.stuck,
             stuck_words=holdup.stuck_words,
+            suspended=bool(self._redis.exists(self._keys.suspended)),
         )
 
     def _put_in_force(self, pool: str, planned: Brake) -> None:

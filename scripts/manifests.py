@@ -1,7 +1,7 @@
-"""Render the chart plain, into k8s/, for people without Helm.
+"""Render the chart into k8s/, as plain manifests for kubectl.
 
 python scripts/manifests.py            # write
-python scripts/manifests.py --check    # fail if what is there is not what the chart renders
+python scripts/manifests.py --check    # fail if k8s/ differs from what the chart renders
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ PLAIN = ROOT / "k8s"
 NAMESPACE = "serinette"
 VALUES = CHART / "ci" / "k8s-values.yaml"
 
-# Files by the component that an object names in its labels; the rest goes by kind.
-_FILES = {"gateway", "maintenance", "worker", "valkey", "seaweedfs", "settings"}
+# A file for each component, by the objects' labels; some kinds have their own.
+_FILES = {"gateway", "controller", "worker", "valkey", "seaweedfs", "settings"}
 _CLUSTERED = {"ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 _HEAD = "# Rendered from charts/serinette by `make manifests`: change the chart, not this.\n"
 _HELMS = ("app.kubernetes.io/managed-by", "helm.sh/chart")
@@ -66,21 +66,25 @@ def _namespace() -> dict[str, Any]:
 
 
 def drift(texts: dict[str, str], directory: Path) -> list[str]:
-    """How k8s/ differs from what the chart renders."""
+    """Differences between k8s/ and what the chart renders."""
     there = {path.name: path.read_text() for path in directory.glob("*.yaml")}
-    told = [f"{name}: is not rendered any more" for name in sorted(there.keys() - texts.keys())]
-    told += [f"{name}: is missing" for name in sorted(texts.keys() - there.keys())]
-    told += [f"{name}: differs" for name in sorted(texts.keys() & there.keys()) if texts[name] != there[name]]
-    return told
+    differences = [f"{name}: is not rendered any more" for name in sorted(there.keys() - texts.keys())]
+    differences += [f"{name}: is missing" for name in sorted(texts.keys() - there.keys())]
+    differences += [f"{name}: differs" for name in sorted(texts.keys() & there.keys()) if texts[name] != there[name]]
+    return differences
 
 
 def main(arguments: list[str]) -> int:
     """Write k8s/, or compare it."""
     texts = rendered()
     if arguments == ["--check"]:
-        told = drift(texts, PLAIN)
-        print("\n".join([*told, "run `make manifests`"]) if told else f"{PLAIN.name}/ is what the chart renders")
-        return 1 if told else 0
+        differences = drift(texts, PLAIN)
+        print(
+            "\n".join([*differences, "run `make manifests`"])
+            if differences
+            else f"{PLAIN.name}/ is what the chart renders"
+        )
+        return 1 if differences else 0
     for path in PLAIN.glob("*.yaml"):
         path.unlink()
     for name, text in texts.items():

@@ -97,7 +97,7 @@ def _lost_parameters(where: str, old: Document, new: Document) -> Iterator[str]:
 
 
 class _Comparison:
-    """Two schemas side by side: what a client may send (`asked`) or will be told."""
+    """Two schemas side by side: what a client may send (`asked`) or receives."""
 
     def __init__(self, old: Document, new: Document, *, asked: bool) -> None:
         self._old = old

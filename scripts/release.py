@@ -1,7 +1,7 @@
 """Build the images, write their SBOMs, and push images and chart to the operator's registry.
 
 `make release REGISTRY=registry.example.com/you`, after `podman login` (or docker's) and `helm registry login`.
-What comes out lies in dist/release: an SBOM for each image (SPDX), the chart's package, and values with digests.
+Results in dist/release: an SBOM for each image (SPDX), the chart's package, and values with digests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DIST = ROOT / "dist" / "release"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What is built from where; `name` is also its key in the chart's values."""
+    """An image and its Dockerfile; `name` is also its key in the chart's values."""
 
     name: str
     dockerfile: str

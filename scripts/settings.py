@@ -29,7 +29,7 @@ SECTIONS: tuple[tuple[str, type[SharedSettings]], ...] = (
 
 INTRODUCTION = """# Settings
 
-Each process reads its settings from the environment, once, when it starts; a wrong one ends it with the setting's name.
+Each process reads its settings from the environment once, at start; a wrong one ends it with an error that names it.
 `serinette up` passes its own environment on to everything it starts, so all of these work there too. A list has
 commas between its entries, or is JSON (`SERINETTE_CORS_ORIGINS=https://studio.example,https://app.example`).
 

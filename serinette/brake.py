@@ -38,6 +38,7 @@ class Cause(StrEnum):
     STORE = "store"  # songs cannot be stored
     LOAD = "load"  # workers fail to load their model
     POD = "pod"  # the cluster cannot start their containers
+    SUSPENDED = "suspended"  # an operator ran `rq suspend`
 
 
 class Failure(BaseModel):

@@ -166,6 +166,11 @@ class Keys:
         """Set of the attempts that a worker holds; when it is empty, the worker leaves its pool's busy set."""
         return self._key("held", worker)
 
+    @property
+    def suspended(self) -> str:
+        """RQ's key, present while `rq suspend` is in effect."""
+        return f"{self.prefix}:suspended"
+
     def brake(self, pool: str) -> str:
         """Set, expiring: reasons not to start more workers of a pool (serinette/brake.py). While it has any, KEDA keeps
         only the busy workers.

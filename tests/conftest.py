@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -14,11 +15,20 @@ from serinette.names import Keys
 from tests import servers
 from tests.stack import Stack, running
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
 
 def pytest_configure() -> None:
-    """Whoever starts the tests in the background has Ctrl-C ignored in all that they start, and we send it."""
+    """What the process must have before the first test, whatever started it."""
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start; tests send it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As engines are started (gpu_worker/process_setup.py). Without, threads that wait for each other spin on cores
+    # that others use, and each buffer of a decoder is mapped anew: twice the time of test_engine_decoding.py.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @pytest.fixture
@@ -67,6 +77,24 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3]:
     """One SeaweedFS for the session; use a prefix of your own in its bucket."""
     with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_turbo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small turbo checkpoint, for tests that read it alone."""
+    from tests.tiny_checkpoint import build  # noqa: PLC0415  # it loads torch
+
+    build(directory := tmp_path_factory.mktemp("checkpoint") / "my-turbo", turbo=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a base checkpoint, which takes guidance."""
+    from tests.tiny_checkpoint import build  # noqa: PLC0415  # it loads torch
+
+    build(directory := tmp_path_factory.mktemp("checkpoint") / "my-base", turbo=False)
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,13 @@
-"""A fast engine behind the real engine process: `python -m tests.engines` sings sine tones and misbehaves on request.
+"""A fast engine in the real engine process: `python -m tests.engines` generates sines and misbehaves on request.
 
 Words of the prompt make it misbehave; the rest of the prompt is ignored.
 
     slow SECONDS      take that long, in eight steps, and heed a cancel at each
     hang              never come back, whatever is asked
     crash             die by SIGKILL
-    crash once TOKEN  die the first time that TOKEN is sung for in this work_dir, also across restarts
-    until TOKEN       go on until somebody makes the file `tokens/TOKEN` in its work_dir
-    room for N        fail as a full device when more than N are sung together
+    crash once TOKEN  die the first time that TOKEN is asked for in this work_dir, also across restarts
+    until TOKEN       go on until a test makes the file `tokens/TOKEN` in its work_dir
+    room for N        fail as a full device when more than N are generated together
     oom, nan, bug     fail as a full device, a broken model, a mistake of ours
 
 `SERINETTE_MODEL` makes loading misbehave: `slow SECONDS`, `unloadable`.
@@ -27,10 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_worker.engine.base import Song, SongRequest, StepObserver
-from gpu_worker.engine.sampling import TURBO, fill_in
-from gpu_worker.engine.server import run
-from gpu_worker.engine.watch import Watch
+from gpu_worker.engine.ace_step.sampling import TURBO, fill_in
+from gpu_worker.engine.interface import BatchProgress, Song, SongRequest, StepObserver
+from gpu_worker.engine.serving.server import run
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import Samples
 from serinette.errors import ConfigurationError, EngineOutOfMemory, InvalidOutput, Unsupported
@@ -40,28 +39,29 @@ from serinette.spec import GenerationSpec, Task
 
 SAMPLE_RATE = 48_000
 QUICK_S = 0.05
+MODEL = Model(
+    name="sine",
+    revision="0" * 64,
+    turbo=True,
+    sample_rate=SAMPLE_RATE,
+    channels=2,
+    default_steps=TURBO.steps,
+    default_guidance_scale=TURBO.guidance_scale,
+    default_shift=TURBO.shift,
+    max_duration_s=600,
+    tasks=tuple(Task),
+)
 
 
 class SineEngine:
-    """Sings one sine per seed."""
+    """Generates one sine per seed."""
 
     def __init__(self, tokens: Path) -> None:
         self._tokens = tokens
 
     @property
     def model(self) -> Model:
-        return Model(
-            name="sine",
-            revision="0" * 64,
-            turbo=True,
-            sample_rate=SAMPLE_RATE,
-            channels=2,
-            default_steps=TURBO.steps,
-            default_guidance_scale=TURBO.guidance_scale,
-            default_shift=TURBO.shift,
-            max_duration_s=600,
-            tasks=tuple(Task),
-        )
+        return MODEL
 
     @property
     def device(self) -> str:
@@ -80,14 +80,14 @@ class SineEngine:
         return request.spec.duration_s if request.source is None else request.source.shape[1] / SAMPLE_RATE
 
     def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
-        watch = Watch(observe, len(batch))
-        watch.tell(Stage.CONDITIONING)
+        progress = BatchProgress(observe, len(batch))
+        progress.report(Stage.CONDITIONING)
         prompts = " ".join(request.spec.prompt for request in batch)
         self._misbehave(prompts)
         until = re.search(r"\buntil (\w+)", prompts)
         while until and not (self._tokens / until[1]).exists():
             time.sleep(QUICK_S)
-            watch.again()
+            progress.repeat()
         room = re.search(r"\broom for (\d+)", prompts)
         if room and len(batch) > int(room[1]):
             raise EngineOutOfMemory(f"{len(batch)} songs do not fit into an imagined memory for {room[1]}")
@@ -95,10 +95,10 @@ class SineEngine:
         slow = re.search(r"\bslow (\d+(\.\d+)?)", prompts)
         for step in range(1, steps + 1):
             time.sleep((float(slow[1]) if slow else QUICK_S) / steps)
-            watch.tell(Stage.DENOISING, step, steps)
+            progress.report(Stage.DENOISING, step, steps)
         for place, request in enumerate(batch):
-            watch.tell(Stage.DECODING)
-            if place not in watch.given_up:
+            progress.report(Stage.DECODING)
+            if place not in progress.given_up:
                 yield place, sine(request)
 
     def _misbehave(self, prompts: str) -> None:

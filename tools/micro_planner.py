@@ -22,12 +22,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gpu_worker.engine.music_box import words
 from gpu_worker.planner import prompts, questions
 from gpu_worker.planner.decoding import Sampling
 from gpu_worker.planner.loading import METADATA_ALONE
 from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import Metadata
+from tools.music_box import words
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def train(directory: Path, cpu_minutes: float) -> None:
     numbers = sum(weight.numel() for weight in model.parameters())
     log.info("%d parameters, %d tokens", numbers, len(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    steps, begun, told = 0, time.process_time(), 0.0
+    steps, begun, reported = 0, time.process_time(), 0.0
     while (gone := (time.process_time() - begun) / 60 / cpu_minutes) < 1:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, (steps + 1) / 50) * max(0.02, 1 - gone**2)
@@ -208,9 +208,9 @@ def train(directory: Path, cpu_minutes: float) -> None:
         optimizer.step()
         optimizer.zero_grad()
         steps += 1
-        if gone >= told:
+        if gone >= reported:
             log.info("%.0f %%, step %d, loss %.3f", 100 * gone, steps, loss.item())
-            told += 0.05
+            reported += 0.05
             save(model, tokenizer, directory)
     save(model, tokenizer, directory)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tempfile
@@ -29,9 +30,10 @@ def measure(case: Case) -> Figures:
     """For each length diffusers' loop, a pod that does one thing at a time, one that overlaps, and one that batches."""
     loops = plain.measure(case)
     let_go()
-    ways = ((1, 1), (2, 1), (2 * case.backlog_batch, case.backlog_batch))
     rows = [
-        _measured(case, duration_s, slots, batch) for duration_s in case.backlog_durations_s for slots, batch in ways
+        _measured(case, duration_s, slots, batch)
+        for duration_s in case.backlog_durations_s
+        for slots, batch in case.backlog_ways
     ]
     return {
         "device": case.device_name,
@@ -46,12 +48,12 @@ def _ratios(duration_s: float, loops: Sequence[Figures], rows: Sequence[Figures]
     """The pod's best against the plain loop at batch 1, and at the loop's own best batch."""
     one, *_ = own = [float(row["songs_per_min"]) for row in loops if row["duration_s"] == duration_s]
     pods = [float(row["songs_per_min"]) for row in rows if row["duration_s"] == duration_s]
+    gains = (round(later / earlier, 2) for earlier, later in itertools.pairwise(pods))
     return {
         "duration_s": duration_s,
         "to_plain": round(max(pods) / one, 2),
         "to_plain_at_its_best": round(max(pods) / max(own), 2),
-        "overlap": round(pods[1] / pods[0], 2),
-        "batching": round(pods[2] / pods[1], 2),
+        **dict(zip(("overlap", "batching"), gains, strict=False)),
     }
 
 
@@ -83,10 +85,10 @@ def _measured(case: Case, duration_s: float, slots: int, batch: int) -> Figures:
 def _drained(made: Pod, case: Case, duration_s: float, metrics: str) -> Figures:
     made.start()
     made.wait_stage(timeout_s=_LOAD_TIMEOUT_S)
-    _sung(made, 2, duration_s)
+    _generate(made, 2, duration_s)
     time.sleep(case.metrics_settle_s)
     busy_s, began_s = _busy_s(metrics), time.perf_counter()
-    _sung(made, case.backlog_songs, duration_s)
+    _generate(made, case.backlog_songs, duration_s)
     wall_s = time.perf_counter() - began_s
     time.sleep(case.metrics_settle_s)
     return {
@@ -96,7 +98,7 @@ def _drained(made: Pod, case: Case, duration_s: float, metrics: str) -> Figures:
     }
 
 
-def _sung(made: Pod, songs: int, duration_s: float) -> None:
+def _generate(made: Pod, songs: int, duration_s: float) -> None:
     jobs = [
         made.submit(PROMPTS[index % len(PROMPTS)], duration_s=duration_s, format=AudioFormat.MP3, timeout_s=3600)
         for index in range(songs)

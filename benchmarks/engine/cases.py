@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.engine.full_size import SIZES, build
+from gpu_worker.engine.ace_step.engine import AceStepEngine
+from gpu_worker.engine.loading import load
 from gpu_worker.settings import WorkerSettings
 
 # Where checkpoints lie between two runs.
@@ -26,12 +28,14 @@ class Case:
     batches: tuple[int, ...]
     backlog_durations_s: tuple[float, ...]
     backlog_songs: int
-    backlog_batch: int
+    # Slots and songs of a batch: one thing at a time, two that overlap, one batch that works and one that waits.
+    backlog_ways: tuple[tuple[int, int], ...]
     compile: bool
     runs: int = 3
     directory: Path = BETWEEN_RUNS
     # A worker's metrics tell what its engine said up to five seconds ago, which is much of a fast card's run.
     metrics_settle_s: float = 10
+    first_song_s: float = 30.0
 
     @property
     def device_name(self) -> str:
@@ -50,6 +54,13 @@ class Case:
                 **asked,
             }
         )
+
+    def engine(self, **asked: object) -> AceStepEngine:
+        """The engine, for this case."""
+        engine = load(self.settings(**asked))
+        if not isinstance(engine, AceStepEngine):
+            raise RuntimeError(f"{self.model} is no checkpoint of ACE-Step, which is what is measured")
+        return engine
 
 
 def let_go() -> None:
@@ -71,7 +82,7 @@ def on_gpu(size: str) -> Case:
         batches=(1, 2, 4, 8, 16),
         backlog_durations_s=(30.0, 60.0),
         backlog_songs=96,
-        backlog_batch=8,
+        backlog_ways=((1, 1), (2, 1), (16, 8)),
         compile=True,
     )
 
@@ -85,6 +96,6 @@ def on_cpu() -> Case:
         batches=(1, 2),
         backlog_durations_s=(10.0,),
         backlog_songs=8,
-        backlog_batch=2,
+        backlog_ways=((1, 1), (2, 1), (4, 2)),
         compile=False,
     )

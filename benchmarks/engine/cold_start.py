@@ -1,4 +1,4 @@
-"""From a process's start to its first song, told apart by a fresh process each time."""
+"""From a process's start to its first song, each of them in a fresh process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _split(case: Case, *, compile: bool, kept: bool) -> Figures:
     if not kept:
         shutil.rmtree(case.directory / "checkpoints" / "compiled", ignore_errors=True)
     settings = case.settings(compile=compile).model_dump_json(include={"model", "device", "compile", "work_dir"})
-    command = [sys.executable, "-m", "benchmarks.engine.fresh", settings]
+    command = [sys.executable, "-m", "benchmarks.engine.fresh", settings, str(case.first_song_s)]
     began_s = time.perf_counter()
     answer = subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, **engine_environment(case.directory)}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 import tempfile
@@ -18,22 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record import Figures
-from gpu_worker.engine.base import Song, SongRequest, StepObserver
-from gpu_worker.engine.sampling import TURBO, fill_in
-from gpu_worker.engine.server import run
-from gpu_worker.engine.watch import Watch
+from gpu_worker.engine.ace_step.sampling import TURBO
+from gpu_worker.engine.interface import BatchProgress, Song, SongRequest, StepObserver
+from gpu_worker.engine.serving.server import run
 from gpu_worker.settings import WorkerSettings, slots_for
 from gpu_worker.slot import __main__ as slot
 from gpu_worker.slot import encoding
 from gpu_worker.wire import AskVitals, Connection, Vitals
-from serinette.job import Sampling, Stage
+from serinette.job import Stage
 from serinette.leash import leashed
-from serinette.presence import Model
-from serinette.spec import GenerationSpec, Task
 from tests import servers
+from tests.engines import SAMPLE_RATE, SineEngine
 from tests.pod import Pod, pod
 
-_RATE = 48_000
 _SONG_S = 1.0
 _SECONDS = 30
 _TIMEOUT_S = 300
@@ -56,58 +52,25 @@ FEEDS = (Feed(2, 1, 4, 1.3), Feed(8, 8, 12, 1.3), Feed(16, 8, 16, 0.9))
 STARVED = Feed(5, 1, 4, 1.3)
 
 
-class KnownSpeed:
+class KnownSpeed(SineEngine):
     """Takes the same time for each song, whatever its company."""
 
-    def __init__(self, songs_per_s: float) -> None:
+    def __init__(self, songs_per_s: float, tokens: Path) -> None:
+        super().__init__(tokens)
         self._song_s = 1 / songs_per_s
-
-    @property
-    def model(self) -> Model:
-        """A model of silence."""
-        return Model(
-            name="silence",
-            revision="0",
-            turbo=True,
-            sample_rate=_RATE,
-            channels=2,
-            default_steps=TURBO.steps,
-            default_guidance_scale=TURBO.guidance_scale,
-            default_shift=TURBO.shift,
-            max_duration_s=600,
-            tasks=tuple(Task),
-        )
-
-    @property
-    def device(self) -> str:
-        """None at all."""
-        return "an imagined one"
-
-    @property
-    def audio_s(self) -> float:
-        """No bound."""
-        return math.inf
-
-    def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
-        """Turbo's."""
-        return fill_in(spec, turbo=True)
-
-    def duration_s(self, request: SongRequest) -> float:
-        """As asked."""
-        return request.spec.duration_s
 
     def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
         """Silence, in eight steps, and a fifth of the time for decoding."""
-        watch, whole_s = Watch(observe, len(batch)), self._song_s * len(batch)
-        watch.tell(Stage.CONDITIONING)
+        progress, whole_s = BatchProgress(observe, len(batch)), self._song_s * len(batch)
+        progress.report(Stage.CONDITIONING)
         for step in range(1, TURBO.steps + 1):
             time.sleep(0.8 * whole_s / TURBO.steps)
-            watch.tell(Stage.DENOISING, step, TURBO.steps)
-        silence = np.zeros((2, round(_SONG_S * _RATE)), np.float32)
+            progress.report(Stage.DENOISING, step, TURBO.steps)
+        silence = np.zeros((2, round(_SONG_S * SAMPLE_RATE)), np.float32)
         for place, request in enumerate(batch):
-            watch.tell(Stage.DECODING)
+            progress.report(Stage.DECODING)
             time.sleep(0.2 * self._song_s)
-            yield place, Song(silence, _RATE, request.seed)
+            yield place, Song(silence, SAMPLE_RATE, request.seed)
 
 
 def measure() -> Figures:
@@ -194,7 +157,8 @@ def _patiently(until_s: float, made: Pod) -> None:
 
 def _be(role: str, number: float) -> int:
     if role == "engine":
-        return run(WorkerSettings(), lambda: KnownSpeed(number))
+        settings = WorkerSettings()
+        return run(settings, lambda: KnownSpeed(number, settings.work_dir))
 
     def sleep(*_samples: object, **_options: object) -> bytes:
         time.sleep(number)

@@ -34,7 +34,7 @@ def card(name: str) -> Card | None:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Songs that are sung together."""
+    """Songs that are generated together."""
 
     songs: int
     duration_s: float

@@ -1,4 +1,4 @@
-"""ACE-Step 1.5 at its full size with random weights, which sing noise at the speed of music: weights do not matter."""
+"""ACE-Step 1.5 at its full size with random weights: they generate noise at the speed of music."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from diffusers import AceStepTransformer1DModel, AutoencoderOobleck, FlowMatchEu
 from diffusers.pipelines.ace_step import AceStepConditionEncoder
 from transformers import Qwen3Config, Qwen3Model
 
-from gpu_worker.engine.checkpoint import byte_tokenizer
-from gpu_worker.engine.pipeline import SongPipeline
+from gpu_worker.engine.ace_step.pipeline import SongPipeline
+from tests.tiny_checkpoint import byte_tokenizer
 
 # Qwen3-0.6B, which the checkpoint takes its text encoder from.
 _TEXT: Final[dict[str, Any]] = {

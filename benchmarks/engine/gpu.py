@@ -28,11 +28,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.engine.full_size import SIZES, assemble
 from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, Bench, Figures, machine, synchronize
 from benchmarks.engine.speed import Clock
-from gpu_worker.engine.ace_step import AceStepEngine, Identity
-from gpu_worker.engine.adapters import Adapters
-from gpu_worker.engine.base import Song, SongRequest
-from gpu_worker.engine.decoding import Windows, decode
-from gpu_worker.engine.loading import fold_weight_norm, part_audio
+from gpu_worker.engine.ace_step.adapters import Adapters
+from gpu_worker.engine.ace_step.engine import AceStepEngine, Identity
+from gpu_worker.engine.ace_step.loading import fold_weight_norm, part_audio
+from gpu_worker.engine.interface import Song, SongRequest
+from gpu_worker.engine.memory.windows import Windows, decode
 from serinette.spec import AudioFormat
 
 
@@ -121,7 +121,7 @@ def made_ready(bench: Bench) -> None:
     fits = bench.planned()
     part_audio(bench.pipe.vae, fits)
     identity = Identity("measured", "random", bench.device)
-    bench.engine = AceStepEngine(bench.pipe, Adapters(bench.pipe, {}, Path, 1), fits, identity)
+    bench.engine = AceStepEngine(bench.pipe, Adapters(bench.pipe, {}, lambda place, _: Path(place), 1), fits, identity)
     bench.note("plan", repr(fits))
 
 
@@ -140,7 +140,7 @@ def novel(bench: Bench) -> None:
         request = bench.requests(1, bench.song_s * (1 - 0.01 * (number + 1)), " and more" * (number + 1))
         synchronize()
         began = time.perf_counter()
-        bench.engine.sing(request, Clock())
+        bench.engine.generate_all(request, Clock())
         synchronize()
         taken.append(1e3 * (time.perf_counter() - began))
     bench.note("novel_ms", [round(each, 1) for each in taken])
@@ -150,13 +150,13 @@ def novel(bench: Bench) -> None:
 def equal(bench: Bench) -> None:
     """How far songs of a batch are from themselves alone, in the device's own dtype."""
     requests = bench.requests(4, 8.0 if bench.gpu else 1.5)
-    together = bench.engine.sing(requests, Clock())
+    together = bench.engine.generate_all(requests, Clock())
     away = []
     for request, song in zip(requests, together, strict=True):
-        (alone,) = bench.engine.sing([request], Clock())
+        (alone,) = bench.engine.generate_all([request], Clock())
         away.append(_away(song, alone))
     bench.note("batch_to_alone_rms_share", [round(each, 5) for each in away])
-    (again,) = bench.engine.sing([requests[-1]], Clock())
+    (again,) = bench.engine.generate_all([requests[-1]], Clock())
     bench.note("alone_again_same_bits", bool(np.array_equal(alone.samples, again.samples)))
     bench.note("samples_finite", bool(np.isfinite(again.samples).all()))
 

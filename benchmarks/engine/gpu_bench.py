@@ -20,9 +20,9 @@ import torch
 from benchmarks.engine import floor
 from benchmarks.engine.full_size import SIZES, Sizes
 from benchmarks.engine.speed import Clock
-from gpu_worker.engine.base import SongRequest
-from gpu_worker.engine.footprint import decoder_line, text_bytes, transformer_line
-from gpu_worker.engine.memory import CPU_WINDOWS, Need, Plan, plan
+from gpu_worker.engine.ace_step.footprint import decoder_line, text_bytes, transformer_line
+from gpu_worker.engine.interface import SongRequest
+from gpu_worker.engine.memory.plan import CPU_WINDOWS, Need, Plan, plan
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
 
@@ -91,9 +91,14 @@ class Bench:
 
     def write(self) -> None:
         """Everything up to now."""
-        told = {"name": "gpu", "size": "full" if self.gpu else "tiny", "failed": self.failed, "figures": self.figures}
+        written = {
+            "name": "gpu",
+            "size": "full" if self.gpu else "tiny",
+            "failed": self.failed,
+            "figures": self.figures,
+        }
         self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._out.write_text(json.dumps({**told, "machine": machine()}, indent=1, default=str))
+        self._out.write_text(json.dumps({**written, "machine": machine()}, indent=1, default=str))
 
     def part(self, name: str, needs_s: float, work: Callable[[Bench], None]) -> None:
         """Do one part if there is time; what goes wrong in it is a result too."""
@@ -140,7 +145,7 @@ class Bench:
         clock = Clock()
         synchronize()
         began = time.perf_counter()
-        self.engine.sing(self.requests(songs, duration_s), clock)
+        self.engine.generate_all(self.requests(songs, duration_s), clock)
         synchronize()
         ended, decoding = time.perf_counter(), clock.at[Stage.DECODING]
         return tuple(1e3 * part / songs for part in (ended - began, decoding - began, ended - decoding))  # type: ignore[return-value]

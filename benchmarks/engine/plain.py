@@ -14,7 +14,7 @@ from diffusers import AceStepPipeline
 from benchmarks.engine.cases import Case
 from benchmarks.engine.speed import spec_of, synchronize
 from benchmarks.record import Figures
-from gpu_worker.engine.loading import locate
+from gpu_worker.engine.checkpoints.locating import locate
 from serinette.media import encode
 from serinette.spec import AudioFormat
 

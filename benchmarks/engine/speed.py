@@ -11,9 +11,8 @@ import torch
 from benchmarks.engine import floor
 from benchmarks.engine.cases import Case, let_go
 from benchmarks.record import Figures
-from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.base import SongRequest
-from gpu_worker.engine.loading import load
+from gpu_worker.engine.ace_step.engine import AceStepEngine
+from gpu_worker.engine.interface import SongRequest
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
 
@@ -37,7 +36,7 @@ class Clock:
 
 def measure(case: Case) -> Figures:
     """Every length and batch, eager and, on a GPU, compiled."""
-    eager = load(case.settings(compile=False))
+    eager = case.engine(compile=False)
     figures: Figures = {
         "device": eager.device,
         "steps": eager.model.default_steps,
@@ -46,7 +45,7 @@ def measure(case: Case) -> Figures:
     del eager
     let_go()
     if case.compile:
-        figures["compiled"] = _sweep(case, load(case.settings(compile=True)))
+        figures["compiled"] = _sweep(case, case.engine(compile=True))
     shares = [row["denoiser_share_of_floor"] for row in figures.get("compiled", []) if "denoiser_share_of_floor" in row]
     return figures | ({"best_denoiser_share_of_floor": max(shares)} if shares else {})
 
@@ -63,14 +62,14 @@ def _sweep(case: Case, engine: AceStepEngine) -> list[Figures]:
 
 def _row(case: Case, engine: AceStepEngine, duration_s: float, batch: int) -> Figures:
     requests = [SongRequest(spec_of(index, duration_s), index) for index in range(batch)]
-    engine.sing(requests, Clock())
+    engine.generate_all(requests, Clock())
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     denoise_s, decode_s, sing_s = [], [], []
     for _ in range(case.runs):
         clock = Clock()
         began_s = time.perf_counter()
-        engine.sing(requests, clock)
+        engine.generate_all(requests, clock)
         synchronize()
         ended_s = time.perf_counter()
         denoise_s.append(clock.at[Stage.DECODING] - clock.at[Stage.CONDITIONING])
@@ -92,16 +91,16 @@ def _row(case: Case, engine: AceStepEngine, duration_s: float, batch: int) -> Fi
 def _of_the_card(engine: AceStepEngine, row: Figures) -> Figures:
     if not torch.cuda.is_available():
         return {}
-    told: Figures = {"peak_mib": torch.cuda.max_memory_allocated() // _MIB}
+    row_of_card: Figures = {"peak_mib": torch.cuda.max_memory_allocated() // _MIB}
     peaks = floor.card(torch.cuda.get_device_name())
     transformer = engine._pipe.transformer
     if peaks is None:
-        return told
+        return row_of_card
     batch = floor.Batch(row["batch"], row["duration_s"], engine.model.default_steps)
     weights = sum(weight.numel() for weight in transformer.parameters())
     denoise_s = floor.denoise_floor_s(transformer.config, weights, peaks, batch)
     decode_s = floor.decode_floor_s(peaks, batch)
-    return told | {
+    return row_of_card | {
         "denoiser_share_of_floor": round(denoise_s / row["denoise_s"], 3),
         "share_of_floor": round((denoise_s + decode_s) / row["sing_s"], 3),
     }

@@ -7,8 +7,8 @@ import sys
 import warnings
 from functools import partial
 
-from gpu_worker.engine.base import Engine
-from gpu_worker.engine.server import run
+from gpu_worker.engine.interface import Engine
+from gpu_worker.engine.serving.server import run
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
@@ -17,7 +17,9 @@ from serinette.settings import read
 
 def load(settings: WorkerSettings) -> Engine:
     """Import torch and load the model: seconds to minutes, while slots can already connect."""
-    warnings.simplefilter("ignore", FutureWarning)  # diffusers' and torch's to each other; nothing a reader can mend
+    warnings.simplefilter(
+        "ignore", FutureWarning
+    )  # diffusers' and torch's to each other; nothing that a reader can change
     engine: Engine = importlib.import_module("gpu_worker.engine.loading").load(settings)
     return engine
 

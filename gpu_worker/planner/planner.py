@@ -85,7 +85,7 @@ class Planner:
         device: torch.device,
         codebook: int | None = None,
     ) -> Planner:
-        """A planner of a model and its tokenizer, on a device. Raises ConfigurationError for a stranger's tokenizer."""
+        """A planner of a model and its tokenizer, on a device. Raises ConfigurationError where the two do not fit."""
         vocabulary = Vocabulary(tokenizer, output_weight(model).shape[0], codebook)
         model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps torch's own
         return cls(model, vocabulary.on(device))
@@ -188,8 +188,10 @@ class Planner:
         plain = self._vocabulary.plain
         user = plain(prompts.song_text(song.caption, song.lyrics))
         planned, unplanned = (
-            self._vocabulary.render(prompts.request(prompts.GENERATE, user, prompts.thought(told, plain)), opened=False)
-            for told in (song.given, Metadata())
+            self._vocabulary.render(
+                prompts.request(prompts.GENERATE, user, prompts.thought(known, plain)), opened=False
+            )
+            for known in (song.given, Metadata())
         )
         written = [self._vocabulary.code_ids[code] for code in path.codes]
         return Row(planned + written, unplanned + written, song.seed, song.sampling, path, path.count, len(path.codes))

@@ -59,7 +59,7 @@ class Metadata:
 
     def trained(self) -> dict[str, int | str]:
         """The fields that are known, as the model writes them."""
-        told = {
+        known = {
             "bpm": self.bpm,
             "caption": self.caption or None,
             "duration": None if self.duration_s is None else max(1, round(self.duration_s)),
@@ -67,7 +67,7 @@ class Metadata:
             "language": self.vocal_language and _language(self.vocal_language),
             "timesignature": self.time_signature and _time_signature(self.time_signature),
         }
-        return {name: value for name, value in told.items() if value is not None}
+        return {name: value for name, value in known.items() if value is not None}
 
     @classmethod
     def of_trained(cls, written: Mapping[str, int | str]) -> Metadata:
@@ -91,8 +91,8 @@ def field_line(name: str, value: int | str) -> str:
 
 def thought(metadata: Metadata, plain: Callable[[str], str] = str) -> str:
     """The assistant's turn before the codes, its texts made `plain`; without any metadata, what guidance leads from."""
-    told = {name: plain(value) if isinstance(value, str) else value for name, value in metadata.trained().items()}
-    return THINK + "".join(field_line(*item) for item in sorted(told.items())) + END_OF_THINK
+    known = {name: plain(value) if isinstance(value, str) else value for name, value in metadata.trained().items()}
+    return THINK + "".join(field_line(*item) for item in sorted(known.items())) + END_OF_THINK
 
 
 def codes_text(codes: Iterable[int]) -> str:

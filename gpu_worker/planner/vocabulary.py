@@ -67,7 +67,7 @@ class Vocabulary:
         return self.encode(str(text).removesuffix("\n") + "\n")
 
     def plain(self, text: str) -> str:
-        """A stranger's text with its markers broken, so that it cannot end its turn or bring codes of its own."""
+        """A user's text with its markers broken, so that it cannot end its turn or bring codes of its own."""
         return self._markers.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def on(self, device: torch.device) -> Vocabulary:

@@ -170,7 +170,7 @@ def _running(options: LocalOptions, *, verbose: bool) -> Iterator[Local]:
         view.close()
 
 
-_MODULE = "gpu_worker.engine.conversion"
+_MODULE = "gpu_worker.engine.ace_step.conversion"
 
 
 def convert(

@@ -336,14 +336,14 @@ def restore(record: Record, left_s: int) -> Call[bool]:
         tenant=record.tenant,
         pool=record.pool,
         work=record.container or record.spec,
-        options=JobOptions.model_construct(lane=record.lane, labels=record.labels),
+        options=JobOptions.model_construct(lane=record.lane, labels=record.labels, webhook=record.webhook),
         digest=record.digest,
-        timeout_s=0,
+        timeout_s=record.timeout_s or 0,
         max_attempts=1,
         ttl_s=left_s,
         dialect=record.dialect,
     )
-    unknown = {"timeout_s", "max_attempts"}
+    unknown = {"max_attempts"} if record.timeout_s else {"max_attempts", "timeout_s"}
     kept = {name: value for name, value in made.fields.items() if name not in unknown}
     rq_fields, fields = _flat(made.rq_fields), _flat({**kept, **_ended_fields(record)})
     arguments: list[Argument] = [record.job_id, record.status, left_s, Outcome.of(record).event(), len(rq_fields)]
@@ -417,13 +417,15 @@ def _ended_fields(record: Record) -> dict[str, Argument]:
         "created_at": _unix(record.created_at),
         "ended_at": _unix(record.ended_at),
     }
-    if attempt := record.attempt:
-        fields |= {"attempts": attempt.number, f"attempt:{attempt.number}": attempt.model_dump_json()}
+    job = job_of_record(record)
+    if job.attempts:
+        fields["attempts"] = job.attempts[-1].number
+        fields |= {f"attempt:{attempt.number}": attempt.model_dump_json() for attempt in job.attempts}
     for name, value in (("error", record.error), ("result", record.result), ("run", record.run)):
         if value is not None:
             fields[name] = value.model_dump_json()
-    if usage := job_of_record(record).usage:
-        fields["usage"] = usage.model_dump_json()
+    if job.usage:
+        fields["usage"] = job.usage.model_dump_json()
     return fields
 
 

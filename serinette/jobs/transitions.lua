@@ -401,6 +401,9 @@ local function first_of(queue, schema, at)
     return found, not found and looked_at == MOST_LOOKED_AT and not full
 end
 
+-- Whether `rq suspend` is in effect: then no attempt starts.
+local function suspended() return redis.call('EXISTS', prefix .. ':suspended') == 1 end
+
 -- claim: attempt id, slot, seconds of a lease, highest schema that it can read, pool, '1' if it came by a token, bounds
 -- of the histogram of waits, then lanes in the order to look at them.
 -- Answers {'job', id, number of the attempt, record...} | {'none'} | {'more'}: nothing yet, ask again.
@@ -422,6 +425,7 @@ function transitions.claim()
         local id, of = string.match(member, '^(.*):([^:]*)$')
         if of == attempt and redis.call('HGET', record_key(id), 'owner') == attempt then return answer(id) end
     end
+    if suspended() then return {'none'} end
     local more = false
     for i = 9, #ARGV do
         local found, again = first_of(pool .. '.' .. ARGV[i], schema, at)
@@ -449,7 +453,7 @@ function transitions.take()
     local job = read(id)
     if not job then return {'none'} end
     if job.owner ~= attempt then
-        if claimable(job, queue_of(job), math.huge, at) ~= 'yes' then return {'none'} end
+        if suspended() or claimable(job, queue_of(job), math.huge, at) ~= 'yes' then return {'none'} end
         leave_list(queue_of(job), id)
         redis.call('HDEL', record_key(id), 'log_at', 'ran_s', 'placed')
         redis.call('DEL', own .. 'log:' .. id)

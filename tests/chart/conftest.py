@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 
 from scripts.chart_tools import CHART, CommandFailed, ToolMissing, helm, template_command
-from tests.chart.rendering import Manifest, Render
+from tests.chart.rendering import Manifest, Render, manifests
 
 CI = CHART / "ci"
 
@@ -29,7 +28,7 @@ def render() -> Render:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
         if done.returncode:
             raise CommandFailed(done.stderr)
-        return tuple(Manifest(found) for found in yaml.safe_load_all(done.stdout) if found)
+        return manifests(done.stdout)
 
     return rendered
 

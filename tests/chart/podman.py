@@ -91,11 +91,11 @@ class Podman:
     def log(self, container: str) -> str:
         """The end of what a container wrote, on either stream."""
         command = ["podman", "logs", "--tail", "30", container]
-        told = subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True)
-        return f"--- {container}\n{told.stdout}{told.stderr}"
+        done = subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True)
+        return f"--- {container}\n{done.stdout}{done.stderr}"
 
     def build(self, dockerfile: str, tag: str, *arguments: str, timeout_s: float = 1200) -> str:
-        """Build an image of ours on the stand-in, with this machine's certificates and package settings."""
+        """Build one of our images on the stand-in, with this machine's certificates and package settings."""
         if not self.exists(tag):
             self._ask_for(tag)
         mounts = ["--volume", f"{_CERTIFICATES}:{_CERTIFICATES}:ro"]

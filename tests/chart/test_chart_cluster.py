@@ -1,4 +1,4 @@
-"""What maintenance may do in the cluster: what it needs, and nothing more. The policy is run by a CEL of its own."""
+"""What the controller may do in the cluster: what it needs, and nothing more. The policy is run by a CEL of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.chart.policies import denied, evaluated
 from tests.chart.rendering import Manifest, Render, find, of_kind
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
-ACCOUNT = {"kind": "ServiceAccount", "name": "serinette-maintenance", "namespace": "serinette"}
-USER = "system:serviceaccount:serinette:serinette-maintenance"
+ACCOUNT = {"kind": "ServiceAccount", "name": "serinette-controller", "namespace": "serinette"}
+USER = "system:serviceaccount:serinette:serinette-controller"
 NAMED = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding", "ValidatingAdmissionPolicy")
 
 
@@ -37,7 +37,7 @@ def rules(objects: tuple[Manifest, ...]) -> set[tuple[str, str]]:
         (("cluster.explain=false",), set()),
     ],
 )
-def test_roles_grant_what_is_used_to_maintenance_alone(
+def test_roles_grant_what_is_used_to_the_controller_alone(
     render: Render, settings: tuple[str, ...], granted: set[tuple[str, str]]
 ) -> None:
     objects = render("default", *settings)
@@ -51,14 +51,14 @@ def test_roles_grant_what_is_used_to_maintenance_alone(
 
 def test_no_other_part_has_a_token(render: Render) -> None:
     with_token = [item.name for item in render("gpu") if item.pod and TOKEN in str(item.pod)]
-    assert with_token == ["serinette-maintenance"]
+    assert with_token == ["serinette-controller"]
     assert not [item for item in render("gpu", "cluster.explain=false") if TOKEN in str(item)]
     assert all(item.pod["automountServiceAccountToken"] is False for item in render("gpu") if item.pod)
 
 
 def test_it_looks_at_the_pods_that_the_chart_makes(render: Render) -> None:
     objects = render("gpu")
-    env = find(objects, "Deployment", "-maintenance").env
+    env = find(objects, "Deployment", "-controller").env
     assert env["SERINETTE_CLUSTER_NAMESPACE"] == "serinette"
     wanted = dict(term.split("=") for term in env["SERINETTE_CLUSTER_SELECTOR"].split(","))
     for item in of_kind(objects, "Deployment"):
@@ -70,7 +70,7 @@ def test_it_looks_at_the_pods_that_the_chart_makes(render: Render) -> None:
 def test_two_releases_do_not_share_what_is_the_clusters(render: Render) -> None:
     objects = render("default")
     clustered = [item for kind in NAMED for item in of_kind(objects, kind) if "Cluster" in kind or "Policy" in kind]
-    assert {item.name for item in clustered} == {"serinette-serinette-maintenance"}  # namespace and release
+    assert {item.name for item in clustered} == {"serinette-serinette-controller"}  # namespace and release
 
 
 POD: dict[str, Any] = {
@@ -135,16 +135,16 @@ def unlabeled(pod: dict[str, Any]) -> None:
         (marked, nothing, None),
         (bare, annotated(**{next(iter(MARKS)): "100"}), None),
         (marked, annotated(theirs="x"), None),  # idle again
-        (nothing, annotated(theirs="y"), "no other annotation"),
-        (nothing, annotated(theirs="x", more="z"), "no other annotation"),
-        (nothing, bare, "no other annotation"),
-        (nothing, another_image, "nothing else of it"),
-        (nothing, another_pool, "nothing else of it"),
-        (nothing, a_finalizer, "nothing else of it"),
-        (nothing, an_orphan, "nothing else of it"),
-        (of_another_release, marked, "worker pods of its own release alone"),
-        (of_the_gateway, marked, "worker pods of its own release alone"),
-        (unlabeled, marked, "worker pods of its own release alone"),
+        (nothing, annotated(theirs="y"), "only the three annotations"),
+        (nothing, annotated(theirs="x", more="z"), "only the three annotations"),
+        (nothing, bare, "only the three annotations"),
+        (nothing, another_image, "only annotations of a pod"),
+        (nothing, another_pool, "only annotations of a pod"),
+        (nothing, a_finalizer, "only annotations of a pod"),
+        (nothing, an_orphan, "only annotations of a pod"),
+        (of_another_release, marked, "only worker pods of its own release"),
+        (of_the_gateway, marked, "only worker pods of its own release"),
+        (unlabeled, marked, "only worker pods of its own release"),
     ],
 )
 def test_the_policy_lets_marks_pass_and_nothing_else(
@@ -162,7 +162,7 @@ def test_the_policy_lets_marks_pass_and_nothing_else(
     assert messages[:1] == [] if refused is None else any(refused in message for message in messages)
 
 
-def test_only_maintenance_is_held_to_it_in_its_own_namespace(render: Render) -> None:
+def test_the_policy_binds_only_the_controller_in_its_own_namespace(render: Render) -> None:
     objects = render("default")
     (policy,) = of_kind(objects, "ValidatingAdmissionPolicy")
     (condition,) = policy["spec"]["matchConditions"]

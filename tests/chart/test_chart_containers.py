@@ -1,4 +1,4 @@
-"""Containers as jobs by the chart: off by default; what maintenance may do, and where their pods reach."""
+"""Containers as jobs by the chart: off by default; what the controller may do, and where their pods reach."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.chart.rendering import Manifest, Render, find, of_kind
 from tests.kube import kubernetes_api
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
-MAINTENANCE = [{"kind": "ServiceAccount", "name": "serinette-maintenance", "namespace": "serinette"}]
+CONTROLLER = [{"kind": "ServiceAccount", "name": "serinette-controller", "namespace": "serinette"}]
 ON = ("containers.enabled=true", 'containers.images=["registry.example.com/audio/"]')
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "ci" / "containers-values.yaml").read_text())["containers"]
 PREFIX = "SERINETTE_CONTAINERS"
 
 
-def told(
+def settings_of(
     objects: tuple[Manifest, ...], part: str, settings: type[SharedSettings], monkeypatch: pytest.MonkeyPatch
 ) -> Any:
     """The settings as a process reads them."""
@@ -40,7 +40,7 @@ def told(
 
 
 def read(objects: tuple[Manifest, ...], monkeypatch: pytest.MonkeyPatch) -> ContainerSettings:
-    found: ContainerSettings = told(objects, "-maintenance", ControllerSettings, monkeypatch)
+    found: ContainerSettings = settings_of(objects, "-controller", ControllerSettings, monkeypatch)
     return found
 
 
@@ -70,13 +70,13 @@ def test_the_charts_defaults_are_the_settings(render: Render, monkeypatch: pytes
     assert settings.containers_labels == {"app.kubernetes.io/part-of": "serinette"}
 
 
-def test_every_value_reaches_gateway_and_maintenance(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_value_reaches_gateway_and_controller(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = render("containers")
     settings = read(objects, monkeypatch)
-    gateway = told(objects, "-gateway", GatewaySettings, monkeypatch)
-    ours = [name for name in ContainerSettings.model_fields if name.startswith("containers")]
-    assert {name: getattr(settings, name) for name in ours} == {name: getattr(gateway, name) for name in ours}
-    assert {f"SERINETTE_{name.upper()}" for name in ours} == {
+    gateway = settings_of(objects, "-gateway", GatewaySettings, monkeypatch)
+    names = [name for name in ContainerSettings.model_fields if name.startswith("containers")]
+    assert {name: getattr(settings, name) for name in names} == {name: getattr(gateway, name) for name in names}
+    assert {f"SERINETTE_{name.upper()}" for name in names} == {
         name for name in find(objects, "Deployment", "-gateway").env if name.startswith(PREFIX)
     }, "all of them can be set"
     assert (list(settings.containers_images), settings.containers_namespace) == (VALUES["images"], "strangers")
@@ -90,8 +90,8 @@ def test_every_value_reaches_gateway_and_maintenance(render: Render, monkeypatch
         ),
     }
     most = {"cpu": 7.5, "memory_mib": 32769, "disk_mib": 102401, "timeout_s": 21599}
-    assert settings.ceilings_of("somebody") == Ceilings(gpus=2, **most)
-    assert settings.ceilings_of("acme") == Ceilings(gpus=4, **most), "the rest is everybody's"
+    assert settings.ceilings_of("other") == Ceilings(gpus=2, **most)
+    assert settings.ceilings_of("acme") == Ceilings(gpus=4, **most), "the others are the defaults"
     for value in ("max_gpus", "max_jobs", "start_s", "grace_s", "log_bytes", "output_files", "output_bytes"):
         head, *rest = value.split("_")
         assert getattr(settings, f"containers_{value}") == VALUES[head + "".join(map(str.capitalize, rest))], value
@@ -113,12 +113,12 @@ def test_each_lane_has_its_class(render: Render, monkeypatch: pytest.MonkeyPatch
 
 def test_controller_alone_may_do_what_it_does(render: Render, tmp_path: Path) -> None:
     objects = render("containers")
-    assert TOKEN in str(find(objects, "Deployment", "-maintenance")), "though cluster.explain is off"
-    assert [item.name for item in objects if item.pod and TOKEN in str(item.pod)] == ["serinette-maintenance"]
+    assert TOKEN in str(find(objects, "Deployment", "-controller")), "though cluster.explain is off"
+    assert [item.name for item in objects if item.pod and TOKEN in str(item.pod)] == ["serinette-controller"]
     (role,), (binding,) = of_kind(objects, "Role"), of_kind(objects, "RoleBinding")
     assert not [*of_kind(objects, "ClusterRole"), *of_kind(objects, "ClusterRoleBinding")]
     assert {each["metadata"]["namespace"] for each in (role, binding)} == {"strangers"}
-    assert (binding["subjects"], binding["roleRef"]["name"]) == (MAINTENANCE, role.name)
+    assert (binding["subjects"], binding["roleRef"]["name"]) == (CONTROLLER, role.name)
     granted = {
         (f"{group}/{resource}".strip("/"), verb)
         for rule in role["rules"]
@@ -132,7 +132,7 @@ def test_controller_alone_may_do_what_it_does(render: Render, tmp_path: Path) ->
 
 
 def used(directory: Path, account: str) -> set[tuple[str, str]]:
-    """What maintenance's client asks an API server, as a Role names it."""
+    """What the controller's client asks an API server, as a Role names it."""
     verbs = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "PUT": "update"}
     with kubernetes_api() as kube:
         metadata = {"name": account, "namespace": "strangers"}
@@ -218,7 +218,7 @@ def test_a_store_of_ones_own_is_reached_where_it_was_said_to_be(render: Render) 
 
 def test_controller_reaches_the_api_server(render: Render) -> None:
     def ports(*settings: str) -> set[int]:
-        rules = find(render("every", *settings), "NetworkPolicy", "-maintenance")["spec"]["egress"]
+        rules = find(render("every", *settings), "NetworkPolicy", "-controller")["spec"]["egress"]
         return {port["port"] for rule in rules for port in rule["ports"]}
 
     assert not {443, 6443} & ports()

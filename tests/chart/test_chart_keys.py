@@ -32,8 +32,8 @@ def test_the_gateway_knows_the_key_that_the_test_sings_with(render: Render) -> N
     mount = next(mount for mount in gateway.container["volumeMounts"] if mount["name"] == "keys")
     assert gateway.env["SERINETTE_KEYS_FILE"] == f"{mount['mountPath']}/keys.json" and mount["readOnly"]
     assert mounted(objects)["keys"]["secret"] == {"secretName": find(objects, "Secret", "-keys").name}
-    told = find(objects, "Pod", "-test").env["SERINETTE_API_KEY"]["secretKeyRef"]
-    assert told == {"name": find(objects, "Secret", "-test").name, "key": "key"}
+    reference = find(objects, "Pod", "-test").env["SERINETTE_API_KEY"]["secretKeyRef"]
+    assert reference == {"name": find(objects, "Secret", "-test").name, "key": "key"}
 
 
 def test_two_installs_have_two_keys(render: Render) -> None:
@@ -57,8 +57,8 @@ def test_a_file_of_ones_own_takes_their_place(render: Render) -> None:
     env = find(objects, "Deployment", "-gateway").env
     assert env["SERINETTE_KEYS_FILE"] == "/etc/serinette/keys/tenants.json"
     assert env["SERINETTE_KEY_IN_PATH"] == "true"
-    told = find(objects, "Pod", "-test").env["SERINETTE_API_KEY"]["secretKeyRef"]
-    assert told == {"name": "key-of-the-test", "key": "api-key"}
+    reference = find(objects, "Pod", "-test").env["SERINETTE_API_KEY"]["secretKeyRef"]
+    assert reference == {"name": "key-of-the-test", "key": "api-key"}
     assert not [item.name for item in of_kind(objects, "Secret") if item.name.endswith(("-keys", "-test"))]
 
 

@@ -1,4 +1,4 @@
-"""What a person is told after an install: commands that name what is there."""
+"""The notes after an install: commands that name objects of the release."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def notes(*settings: str) -> str:
 
 
 def test_the_next_commands_name_what_was_made(render: Render) -> None:
-    told = notes("auth.enabled=true", "gateway.service.port=80")
-    assert "helm test studio -n music --logs --timeout 900s" in told
-    assert "exec deploy/studio-serinette-gateway -- python -m serinette.cli keys create me" in told
-    assert "port-forward service/studio-serinette-gateway 8019:80 &" in told
+    output = notes("auth.enabled=true", "gateway.service.port=80")
+    assert "helm test studio -n music --logs --timeout 900s" in output
+    assert "exec deploy/studio-serinette-gateway -- python -m serinette.cli keys create me" in output
+    assert "port-forward service/studio-serinette-gateway 8019:80 &" in output
     objects = render("fixed", keda=False)
     for kind, named in (("Deployment", "deploy"), ("Service", "service")):
-        (name,) = set(re.findall(rf"{named}/(\S+)", told))
+        (name,) = set(re.findall(rf"{named}/(\S+)", output))
         assert find(objects, kind, name.removeprefix("studio-"))
 
 
 @pytest.mark.parametrize(
     ("ingress", "warned"), [("false", "the gateway may generate songs"), ("true", "through the Ingress too")]
 )
-def test_without_keys_it_says_who_may_sing(ingress: str, warned: str) -> None:
-    told = notes("auth.enabled=false", f"gateway.ingress.enabled={ingress}")
-    assert warned in told and "keys create" not in told and "Authorization" not in told
+def test_without_keys_it_warns_that_all_clients_may_generate(ingress: str, warned: str) -> None:
+    output = notes("auth.enabled=false", f"gateway.ingress.enabled={ingress}")
+    assert warned in output and "keys create" not in output and "Authorization" not in output

@@ -14,9 +14,9 @@ from scripts.alerts import expressions
 from scripts.chart_tools import CHART, ROOT, CommandFailed, template_command
 from scripts.chart_tools import run as command
 from serinette.webhook import is_public
-from tests.chart.rendering import Manifest, Render, find, of_kind
+from tests.chart.rendering import Manifest, Render, find, manifests, of_kind
 
-PARTS = ("gateway", "maintenance", "worker")
+PARTS = ("gateway", "controller", "worker")
 ALERTS = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"][0]["rules"]
 
 
@@ -59,8 +59,8 @@ def test_without_metrics_nothing_listens(render: Render) -> None:
 
 
 def test_alerts_speak_of_this_release_alone() -> None:
-    told = command([*template_command([CHART / "ci" / "monitoring-values.yaml"]), "--namespace", "music"])
-    (rule,) = (each for each in yaml.safe_load_all(told) if each and each["kind"] == "PrometheusRule")
+    output = command([*template_command([CHART / "ci" / "monitoring-values.yaml"]), "--namespace", "music"])
+    (rule,) = of_kind(manifests(output), "PrometheusRule")
     for each in (each for group in rule["spec"]["groups"] for each in group["rules"]):
         for jobs in re.findall(r'job="([^"]*)"', each["expr"]):
             assert jobs == "music/studio"
@@ -72,7 +72,7 @@ def test_alerts_speak_of_this_release_alone() -> None:
 
 
 @pytest.mark.parametrize("part", ["podMonitor", "rules"])
-def test_a_cluster_without_the_operator_is_told_so(part: str) -> None:
+def test_a_cluster_without_the_operator_is_refused(part: str) -> None:
     without = template_command([CHART / "ci" / "default-values.yaml"], [f"metrics.{part}.enabled=true"])
     while "monitoring.coreos.com/v1" in without:
         place = without.index("monitoring.coreos.com/v1")
@@ -100,9 +100,9 @@ def test_grafanas_sidecar_finds_a_dashboard_of_every_release(render: Render) -> 
     assert not [item for item in of_kind(render("default"), "ConfigMap") if item.name.endswith("-dashboard")]
 
 
-def test_webhooks_are_signed_by_both_and_leave_from_maintenance(render: Render) -> None:
+def test_webhooks_are_signed_by_both_and_leave_from_the_controller(render: Render) -> None:
     objects = render("monitoring")
-    for part in ("gateway", "maintenance"):
+    for part in ("gateway", "controller"):
         env = find(objects, "Deployment", f"-{part}").env
         assert env["SERINETTE_WEBHOOK_SECRET"]["secretKeyRef"] == {"name": "webhooks", "key": "word"}
         assert env["SERINETTE_WEBHOOK_SECRETS"]["secretKeyRef"] == {"name": "webhooks", "key": "tenants"}
@@ -110,7 +110,7 @@ def test_webhooks_are_signed_by_both_and_leave_from_maintenance(render: Render) 
     assert not any("WEBHOOK" in name for name in find(objects, "Deployment", "-worker-default").env)
     rules = {part: way_out(find(objects, "NetworkPolicy", f"-{part}")) for part in PARTS}
     assert (rules["gateway"], rules["worker"]) == ([], [])
-    (rule,) = rules["maintenance"]
+    (rule,) = rules["controller"]
     assert [port["port"] for port in rule["ports"]] == [443, 8443]
     blocks = [each["ipBlock"] for each in rule["to"]]
     for address, reached in (
@@ -122,7 +122,7 @@ def test_webhooks_are_signed_by_both_and_leave_from_maintenance(render: Render) 
     ):
         assert admitted(address, blocks) is reached, address
         assert is_public(ip_address(address)) is (reached and not address.startswith("10.20.")), address
-    assert not way_out(find(render("default"), "NetworkPolicy", "-maintenance"))
+    assert not way_out(find(render("default"), "NetworkPolicy", "-controller"))
 
 
 def way_out(policy: Manifest) -> list[dict[str, Any]]:

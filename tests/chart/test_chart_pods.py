@@ -1,4 +1,4 @@
-"""What every pod of the chart keeps to, and what each part is told."""
+"""Pod security of every pod, and the settings of each component."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_no_service_of_ours_can_set_our_settings(render: Render, values: str) ->
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize(
     ("part", "settings"),
-    [("-gateway", GatewaySettings), ("-maintenance", ControllerSettings), ("-worker-", WorkerSettings)],
+    [("-gateway", GatewaySettings), ("-controller", ControllerSettings), ("-worker-", WorkerSettings)],
 )
 def test_our_processes_take_what_they_are_told(
     render: Render, values: str, part: str, settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
@@ -77,9 +77,9 @@ def test_our_processes_take_what_they_are_told(
         if part not in item.name:
             continue
         config = find(render(values), "ConfigMap", "-settings")
-        told = {name: value for name, value in {**config["data"], **item.env}.items() if isinstance(value, str)}
+        given = {name: value for name, value in {**config["data"], **item.env}.items() if isinstance(value, str)}
         assert {name for name in item.env if name.startswith("SERINETTE_")} <= known
-        for name, value in told.items():
+        for name, value in given.items():
             monkeypatch.setenv(name, value)
         read = settings()
         assert read.model_fields_set >= {"redis_url", "redis_prefix", "store_url"}
@@ -112,8 +112,8 @@ def test_what_concerns_no_worker_drains_none(render: Render, setting: str) -> No
     assert before["spec"]["template"] == after["spec"]["template"]
 
 
-def test_a_setting_restarts_gateway_and_maintenance(render: Render) -> None:
-    for part in ("-gateway", "-maintenance"):
+def test_a_setting_restarts_gateway_and_controller(render: Render) -> None:
+    for part in ("-gateway", "-controller"):
         before, after = (
             find(render("default", *more), "Deployment", part)["spec"]["template"]["metadata"]["annotations"]
             for more in ((), ("settings.retentionS=3600",))
@@ -132,7 +132,7 @@ def test_a_pods_template_names_no_version_of_the_chart(render: Render, values: s
 def test_images_come_from_one_registry_by_tag_or_digest(render: Render) -> None:
     images = {item.name: item.container["image"] for item in pods(render("external"))}
     assert images["studio-gateway"] == f"registry.example.com:5000/music/serinette-gateway@sha256:{'1' * 64}"
-    assert images["studio-maintenance"] == images["studio-gateway"]
+    assert images["studio-controller"] == images["studio-gateway"]
     assert images["studio-worker-default"] == f"registry.example.com:5000/music/serinette-worker@sha256:{'2' * 64}"
     default = {item.container["image"] for item in pods(render("default"))}
     assert default == {f"registry.example.com/music/serinette-{name}:0.1.0" for name in ("gateway", "worker", "data")}

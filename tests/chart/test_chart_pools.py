@@ -1,4 +1,4 @@
-"""What gateway and maintenance are told of the pools is what the workers and KEDA are told."""
+"""Gateway, controller, workers and KEDA get the same pools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind
 
 
-@pytest.mark.parametrize(("part", "kind"), [("gateway", GatewaySettings), ("maintenance", ControllerSettings)])
+@pytest.mark.parametrize(("part", "kind"), [("gateway", GatewaySettings), ("controller", ControllerSettings)])
 def test_they_know_the_pools_that_workers_serve(
     render: Render, part: str, kind: type[SharedSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,8 +59,8 @@ def test_pools_of_a_fixed_size_are_told_as_such(render: Render, monkeypatch: pyt
 def test_slots_follow_the_batch_unless_they_are_given(render: Render, asked: dict[str, object], slots: str) -> None:
     objects = render("default", f"pools={json.dumps([{'name': 'default', **asked}])}")
     assert find(objects, "Deployment", "-worker-default").env["SERINETTE_SLOTS"] == slots
-    (told,) = json.loads(find(objects, "Deployment", "-gateway").env["SERINETTE_POOLS"])
-    assert told["slots"] == int(slots)
+    (pool,) = json.loads(find(objects, "Deployment", "-gateway").env["SERINETTE_POOLS"])
+    assert pool["slots"] == int(slots)
 
 
 GPU = {"resource": "nvidia.com/gpu", "count": 1}
@@ -103,8 +103,8 @@ def test_what_one_pod_compiled_lies_in_the_volume_that_the_next_one_mounts(rende
 def test_gateway_and_workers_publish_the_same_loras(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = render("gpu", 'loras={"choir": "s3://models/loras/choir"}')
     workers = [item for item in of_kind(objects, "Deployment") if "-worker-" in item.name]
-    told = {item.env["SERINETTE_LORAS"] for item in [find(objects, "Deployment", "-gateway"), *workers]}
-    assert len(workers) == 4 and len(told) == 1
-    monkeypatch.setenv("SERINETTE_LORAS", told.pop())
+    found = {item.env["SERINETTE_LORAS"] for item in [find(objects, "Deployment", "-gateway"), *workers]}
+    assert len(workers) == 4 and len(found) == 1
+    monkeypatch.setenv("SERINETTE_LORAS", found.pop())
     assert read(GatewaySettings).loras == {"choir": "s3://models/loras/choir"}
     assert "SERINETTE_LORAS" not in find(render("gpu"), "Deployment", "-gateway").env

@@ -1,4 +1,4 @@
-"""What KEDA is told: the same names that our processes use, and the measured formula."""
+"""KEDA reads the keys that our processes use, by the measured formula."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pools(objects: tuple[Manifest, ...]) -> list[str]:
 @pytest.mark.parametrize("values", VALUES)
 def test_keda_reads_what_our_processes_write(render: Render, values: str) -> None:
     objects = render(values)
-    prefix = find(objects, "Deployment", "-maintenance").env["RQ_KEY_PREFIX"]
+    prefix = find(objects, "Deployment", "-controller").env["RQ_KEY_PREFIX"]
     keys = Keys(prefix)
     for pool in pools(objects):
         triggers = find(objects, "ScaledObject", f"-worker-{pool}")["spec"]["triggers"]
@@ -35,7 +35,7 @@ def test_keda_reads_what_our_processes_write(render: Render, values: str) -> Non
 @pytest.mark.parametrize("values", ("default", "external", "gpu"))
 def test_keda_and_our_processes_are_sent_to_one_redis(render: Render, values: str) -> None:
     objects = render(values)
-    url = find(objects, "Deployment", "-maintenance").env["SERINETTE_REDIS_URL"]
+    url = find(objects, "Deployment", "-controller").env["SERINETTE_REDIS_URL"]
     for scaled in of_kind(objects, "ScaledObject"):
         for trigger in scaled["spec"]["triggers"]:
             metadata = trigger["metadata"]
@@ -44,18 +44,18 @@ def test_keda_and_our_processes_are_sent_to_one_redis(render: Render, values: st
 
 def test_keda_authenticates_with_the_same_secrets(render: Render) -> None:
     objects = render("external")
-    env = find(objects, "Deployment", "-maintenance").env
+    env = find(objects, "Deployment", "-controller").env
     assert env["SERINETTE_REDIS_URL"].startswith("rediss://")
-    told = {
+    given = {
         item["parameter"]: (item["name"], item["key"])
         for item in find(objects, "TriggerAuthentication", "-redis")["spec"]["secretTargetRef"]
     }
     for parameter, variable in (("password", "SERINETTE_REDIS_PASSWORD"), ("username", "SERINETTE_REDIS_USERNAME")):
         reference = env[variable]["secretKeyRef"]
-        assert told[parameter] == (reference["name"], reference["key"])
-    assert told["ca"] == ("redis-ca", "ca.crt")
+        assert given[parameter] == (reference["name"], reference["key"])
+    assert given["ca"] == ("redis-ca", "ca.crt")
     # KEDA refuses enableTLS beside a TriggerAuthentication's tls, and takes a CA only with the latter.
-    assert told["tls"] == ("studio-redis", "tls")
+    assert given["tls"] == ("studio-redis", "tls")
     assert find(objects, "Secret", "-redis")["stringData"] == {"tls": "enable"}
     scaled = of_kind(objects, "ScaledObject")[0]
     assert all("enableTLS" not in trigger["metadata"] for trigger in scaled["spec"]["triggers"])
@@ -70,7 +70,7 @@ def test_keda_and_our_processes_ask_the_same_sentinels(render: Render) -> None:
         assert metadata["addresses"] == env["SERINETTE_REDIS_SENTINELS"]
         assert (metadata["sentinelMaster"], metadata["databaseIndex"]) == (env["SERINETTE_REDIS_PRIMARY"], "3")
         assert "address" not in metadata
-    told = {
+    given = {
         item["parameter"]: {"name": item["name"], "key": item["key"]}
         for item in find(objects, "TriggerAuthentication", "-redis")["spec"]["secretTargetRef"]
     }
@@ -79,8 +79,8 @@ def test_keda_and_our_processes_ask_the_same_sentinels(render: Render) -> None:
         ("sentinelPassword", "REDIS_SENTINEL_PASSWORD"),
         ("sentinelUsername", "REDIS_SENTINEL_USERNAME"),
     ):
-        assert told[parameter] == env[f"SERINETTE_{variable}"]["secretKeyRef"]
-    for part in ("gateway", "maintenance", "worker"):
+        assert given[parameter] == env[f"SERINETTE_{variable}"]["secretKeyRef"]
+    for part in ("gateway", "controller", "worker"):
         egress = find(objects, "NetworkPolicy", f"-{part}")["spec"]["egress"]
         ports = {port["port"] for rule in egress for port in rule["ports"]}
         assert ports >= {6379, 26379}, "the primary and the sentinels"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scripts.chart_tools import run, template_command
-from tests.chart.rendering import Manifest, Render, find
+from tests.chart.rendering import Manifest, Render, find, manifests
 
 RELEASED = Path(__file__).parent / "released"
 VERSIONS = sorted(path.name.removesuffix("-values.yaml") for path in RELEASED.glob("*-values.yaml"))
@@ -17,8 +17,7 @@ VERSIONS = sorted(path.name.removesuffix("-values.yaml") for path in RELEASED.gl
 
 def upgraded(version: str) -> tuple[Manifest, ...]:
     """What this chart makes of an earlier one's values."""
-    told = run(template_command([RELEASED / f"{version}-values.yaml"]))
-    return tuple(Manifest(found) for found in yaml.safe_load_all(told) if found)
+    return manifests(run(template_command([RELEASED / f"{version}-values.yaml"])))
 
 
 def kept(item: Manifest, names: set[str]) -> dict[str, Any]:

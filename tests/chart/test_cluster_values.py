@@ -7,11 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from scripts.chart_tools import template_command
 from serinette.container import allowed_by
-from tests.chart.rendering import Manifest, Render, find, of_kind
+from tests.chart.rendering import Manifest, Render, find, manifests, of_kind
 from tests.cluster.release import Release, until
 from tests.cluster.target import CONTEXTS, GPU, REGISTRY, SCENARIOS, NotHere, Target, advertised, target_of, values_of
 from tests.kube import merged
@@ -28,7 +27,7 @@ def scenario(request: pytest.FixtureRequest, render: Render, tmp_path: Path) -> 
     values.write_text(TARGET.helm_values(values_of(request.param, "music")))
     done = subprocess.run(template_command([values]), check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return request.param, [Manifest(found) for found in yaml.safe_load_all(done.stdout) if found]
+    return request.param, list(manifests(done.stdout))
 
 
 def test_the_values_render(scenario: tuple[str, list[Manifest]]) -> None:
@@ -40,11 +39,11 @@ def test_the_values_render(scenario: tuple[str, list[Manifest]]) -> None:
     asked = worker.container["resources"].get("limits", {}).get(GPU)
     assert asked == (1 if name == "gpu" else None)
     assert all(image.startswith(TARGET.registry) for image in _images(objects))
-    gateway, maintenance = find(objects, "Deployment", "-gateway"), find(objects, "Deployment", "-maintenance")
+    gateway, controller = find(objects, "Deployment", "-gateway"), find(objects, "Deployment", "-controller")
     if name in {"containers", "impatient"}:
         assert json.loads(gateway.env["SERINETTE_CONTAINERS_IMAGES"]) == [f"{TARGET.registry}/"]
         assert allowed_by(gateway.container["image"], [f"{TARGET.registry}/"]), "which is what they run"
-        assert maintenance.env["SERINETTE_CONTAINERS_START_S"] == ("30" if name == "impatient" else "900")
+        assert controller.env["SERINETTE_CONTAINERS_START_S"] == ("30" if name == "impatient" else "900")
     else:
         assert "SERINETTE_CONTAINERS" not in gateway.env
     if name == "guest":
@@ -101,12 +100,12 @@ class Canned(Release):
         if said.startswith("get deploy one-"):
             return json.dumps({"metadata": {}, "spec": {}})
         if said.startswith("get events "):
-            told = (
+            messages = (
                 "Scaled up replica set w-1 from 0 to 1",
                 "Scaled up replica set w-1 to 3",
                 "Scaled down from 3 to 0",
             )
-            return json.dumps({"items": [{"message": message} for message in told]})
+            return json.dumps({"items": [{"message": message} for message in messages]})
         if " jobs " in said:
             return json.dumps([{"id": "1", "status": "succeeded"}, {"id": "2", "status": "failed"}])
         return "pod/x secret/y\n"
@@ -120,7 +119,7 @@ def test_the_harness_reads_what_a_cluster_says() -> None:
     assert release.statuses(["2", "1", "3"]) == ["failed", "succeeded", "lost"]
     assert release.left_over() == ["pod/x", "secret/y"]
     with pytest.raises(AssertionError, match="'2': 'failed'"):
-        release.sung(["1", "2"], timeout_s=0)
+        release.wait_for(["1", "2"], timeout_s=0)
     with pytest.raises(AssertionError, match=r"what\? did not come about within 0 s; last seen: \[\]"):
         until("what?", list, timeout_s=0)
 

@@ -1,4 +1,4 @@
-"""Which Jobs maintenance, or whoever has its token, can make: those of containers, and no others."""
+"""The controller's token can create Jobs of containers, and no others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serinette.names import Lane
 from tests.chart.policies import denied, evaluated
 from tests.chart.rendering import Render, find, of_kind
 
-USER = "system:serviceaccount:serinette:serinette-maintenance"
+USER = "system:serviceaccount:serinette:serinette-controller"
 IMAGE = "registry.example.com/audio/stems:1"
 WRITABLE = "registry.example.com/train/lora:3"
 DIGEST = "sha256:" + "4" * 64
@@ -34,7 +34,7 @@ def policy(render: Render) -> dict[str, Any]:
 
 @pytest.fixture
 def settings(render: Render, monkeypatch: pytest.MonkeyPatch) -> ContainerSettings:
-    for name, value in find(render("containers"), "Deployment", "-maintenance").env.items():
+    for name, value in find(render("containers"), "Deployment", "-controller").env.items():
         if isinstance(value, str):
             monkeypatch.setenv(name, value)
     return ControllerSettings()
@@ -60,7 +60,7 @@ def job_of(settings: ContainerSettings, **spec: Any) -> Job:
         {"image": WRITABLE, "writable_root": True},
     ],
 )
-def test_what_maintenance_makes_and_deletes_passes(
+def test_jobs_that_the_controller_makes_and_deletes_pass(
     policy: dict[str, Any], settings: ContainerSettings, spec: dict[str, Any]
 ) -> None:
     job = job_of(settings, **spec)
@@ -128,7 +128,7 @@ def variable(**source: Any) -> Callable[[Job], None]:
 POD = ("spec", "template", "spec")
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
-OURS, PODS, TOKEN = "own release's containers alone", "has one pod", "has no token"
+OURS, PODS, TOKEN = "own release's containers", "has one pod", "has no token"
 VOLUMES, ROOT, LIMITS, IMAGES, WRITES = (
     "volumes of its own",
     "is not root",
@@ -252,7 +252,7 @@ def test_the_steps_may_be_of_the_release_that_is_being_replaced(
     assert denied(policy, USER, older) == []
 
 
-def test_only_maintenance_is_held_to_it(render: Render, policy: dict[str, Any]) -> None:
+def test_the_policy_binds_only_the_controller(render: Render, policy: dict[str, Any]) -> None:
     (condition,) = policy["matchConditions"]
     for user, meant in ((USER, True), ("system:serviceaccount:kube-system:job-controller", False)):
         given = {"request": json_to_cel({"userInfo": {"username": user}})}

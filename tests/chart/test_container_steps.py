@@ -1,6 +1,6 @@
 """The three steps of a container's pod as real containers, confined as its manifest says, against a real S3.
 
-podman knows no sidecar: each container of the manifest is one `podman run`, in the order in which Kubernetes starts and
+podman has no sidecars: each container of the manifest is one `podman run`, in the order in which Kubernetes starts and
 ends them. The steps share this machine's network, where the store is; the command has none. A kubelet's podPidsLimit is
 `--pids-limit` here.
 """
@@ -135,7 +135,7 @@ def store(s3: servers.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
 
 
 def pod_of(podman: Podman, directory: Path, store: Store, script: str, interpreter: str = "sh") -> Pod:
-    """As maintenance makes it, with a song and a script as inputs and room for eight outputs."""
+    """As the controller makes it, with a song and a script as inputs and room for eight outputs."""
     inputs = {"deep/song.mp3": b"a song", "script": script.encode()}
     fetch = []
     for number, (name, data) in enumerate(inputs.items()):
@@ -162,10 +162,11 @@ def made(podman: Podman, tmp_path: Path) -> Iterator[list[Pod]]:
 
 def outputs(store: Store) -> dict[str, str]:
     """What the store holds, by the names that the command gave it."""
-    told = json.loads(store.get(manifest_key("default", JOB, ATTEMPT)))
-    assert told["left_out"] == []
+    output = json.loads(store.get(manifest_key("default", JOB, ATTEMPT)))
+    assert output["left_out"] == []
     return {
-        each["name"]: store.get(output_key("default", JOB, ATTEMPT, each["index"])).decode() for each in told["outputs"]
+        each["name"]: store.get(output_key("default", JOB, ATTEMPT, each["index"])).decode()
+        for each in output["outputs"]
     }
 
 
@@ -180,7 +181,7 @@ def test_inputs_come_and_outputs_go_though_the_command_fails(
     assert seen["status"].split() == ["CapEff:", "0000000000000000", "NoNewPrivs:", "1"]
     assert seen["written"] == ""
     assert seen["network"] == "lo\n"
-    # Nobody holds a key to the store, and of what was signed the command knows nothing.
+    # No container has the store's key, and the command does not see the signed URLs.
     environments = [podman("inspect", "--format", "{{json .Config.Env}}", name) for name in pod.names]
     for environment in (*environments, seen["env"]):
         assert "AWS_" not in environment

@@ -1,4 +1,4 @@
-"""The images built, and the chart's own containers singing, on this machine's podman."""
+"""The images built, and a song generated in the chart's own containers, with this machine's podman."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 TAG = "0.1.0"
 POD = "serinette-test"
 KEYS = f"{POD}-keys"
-# Our code and the bundled checkpoint, some of it twice (as it was copied, and as everybody may read it).
+# Our code and the bundled checkpoint, some of it twice (as copied, and with open permissions).
 CODE_BYTES = 50_000_000
 ADDRESSES = {"serinette-valkey.serinette.svc": "127.0.0.1", "serinette-seaweedfs.serinette.svc": "127.0.0.1"}
-PARTS = ("valkey", "seaweedfs", "gateway", "maintenance", "worker-default")
+PARTS = ("valkey", "seaweedfs", "gateway", "controller", "worker-default")
 SECRETS = {"password": "pass@word/%", "AWS_ACCESS_KEY_ID": "serinette", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
 # Pools of a fixed size, and keys are asked for, as by default.
 VALUES = ("fixed", "auth.enabled=true")
@@ -94,8 +94,8 @@ def played(objects: tuple[Manifest, ...], port: int) -> str:
             container["env"] += _from(source, objects)
         # Kubernetes puts variables into arguments, podman does not.
         for entry in container["env"]:
-            told = f"$({entry['name']})"
-            container["args"] = [each.replace(told, entry["value"]) for each in container.get("args", [])]
+            name = f"$({entry['name']})"
+            container["args"] = [each.replace(name, entry["value"]) for each in container.get("args", [])]
         mounted = container["volumeMounts"]
         container["volumeMounts"] = [{**mount, "name": f"{part}-{mount['name']}"} for mount in mounted]
         volumes += [_volume(mount["name"]) for mount in container["volumeMounts"]]
@@ -157,7 +157,7 @@ def url(
         podman("pod", "rm", "--force", "--ignore", "--time", "5", POD)
 
 
-def test_the_charts_own_containers_sing(podman: Podman, render: Render, url: str) -> None:
+def test_the_charts_own_containers_generate_a_song(podman: Podman, render: Render, url: str) -> None:
     objects = render(*VALUES, keda=False)
     key = base64.b64decode(find(objects, "Secret", "-test")["data"]["key"]).decode()
     client = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
@@ -168,18 +168,18 @@ def test_the_charts_own_containers_sing(podman: Podman, render: Render, url: str
         return False
 
     assert eventually(ready, 300), "\n".join(
-        podman.log(f"{POD}-{part}") for part in ("gateway", "maintenance", "worker")
+        podman.log(f"{POD}-{part}") for part in ("gateway", "controller", "worker")
     )
     assert httpx.get(f"{url}/v1/models", timeout=30).status_code == 401
     song = find(objects, "Pod", "-test").container
     environment = [f"--env=SERINETTE_API_KEY={key}", "--env=SERINETTE_URL=http://127.0.0.1:8019"]
-    told = podman(
+    printed = podman(
         "run",
         *("--rm", "--pod", POD, "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"),
         *(*environment, song["image"], *song["command"], "--json"),
         timeout_s=300,
     )
-    assert json.loads(told)["status"] == "succeeded"
+    assert json.loads(printed)["status"] == "succeeded"
     job = client.get("/v1/jobs", params={"label": "from=helm-test"}).json()["jobs"][0]
     assert client.get(f"/v1/jobs/{job['id']}/audio").content.startswith(b"RIFF")
     probe = find(objects, "Deployment", "-worker-default").container["readinessProbe"]["exec"]
@@ -187,7 +187,7 @@ def test_the_charts_own_containers_sing(podman: Podman, render: Render, url: str
     # As the notes after an install say: a key of one's own is made in the gateway's pod.
     made = podman("exec", f"{POD}-gateway", "python", "-m", "serinette.cli", "keys", "create", "me").splitlines()[-1]
     assert httpx.get(f"{url}/v1/queue", headers={"Authorization": f"Bearer {made}"}, timeout=30).is_success
-    for part in ("gateway", "maintenance", "worker"):
+    for part in ("gateway", "controller", "worker"):
         scrape = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{metrics_port(part)}/metrics').status)"
         assert podman("exec", f"{POD}-{part}", "python", "-c", scrape) == "200"
 

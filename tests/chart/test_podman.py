@@ -31,9 +31,9 @@ def test_who_may_build_from_nothing(environment: dict[str, str], may: bool) -> N
 def test_an_empty_store_stays_empty_in_ci(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_base: bool, step: Callable[[Podman], object]
 ) -> None:
-    told = tmp_path / "told"
+    calls = tmp_path / "calls"
     present = BASE if has_base else "nothing"
-    stand_in = f'#!/bin/sh\necho "$@" >> {told}\n[ "$1 $2" != "image exists" ] || [ "$3" = {present} ]\n'
+    stand_in = f'#!/bin/sh\necho "$@" >> {calls}\n[ "$1 $2" != "image exists" ] || [ "$3" = {present} ]\n'
     (tmp_path / "podman").write_text(stand_in)
     (tmp_path / "podman").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -41,4 +41,4 @@ def test_an_empty_store_stays_empty_in_ci(
     monkeypatch.delenv(ASKED, raising=False)
     with pytest.raises(pytest.skip.Exception, match=ASKED):
         step(Podman(tmp_path))
-    assert [line for line in told.read_text().splitlines() if not line.startswith("image exists")] == []
+    assert [line for line in calls.read_text().splitlines() if not line.startswith("image exists")] == []

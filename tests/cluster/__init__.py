@@ -1,1 +1,1 @@
-"""Serinette on a real cluster: docs/cluster-tests.md tells how to run it."""
+"""Serinette on a real cluster: docs/cluster-tests.md says how to run it."""

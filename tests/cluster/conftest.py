@@ -22,7 +22,7 @@ DUMPS = Path("build/cluster")
 
 
 def _current_context() -> str | None:
-    if not (path := os.environ.get("KUBECONFIG")):  # ~/.kube/config is not looked at: it may be anybody's
+    if not (path := os.environ.get("KUBECONFIG")):  # ~/.kube/config is not used: it may be a production cluster
         return None
     try:
         return str(config.list_kube_config_contexts(path)[1]["name"])

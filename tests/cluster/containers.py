@@ -13,18 +13,18 @@ from tests.cluster.release import Release, until
 _ASK = """
 import json, sys, httpx
 with httpx.Client(base_url="http://127.0.0.1:8019", timeout=60, follow_redirects=True) as gateway:
-    told = [gateway.request(method, path, json=body) for method, path, body in json.loads(sys.argv[1])]
+    answer = [gateway.request(method, path, json=body) for method, path, body in json.loads(sys.argv[1])]
 kind = "application/json"
-print(json.dumps([[a.status_code, a.json() if a.headers.get("content-type") == kind else a.text] for a in told]))
+print(json.dumps([[a.status_code, a.json() if a.headers.get("content-type") == kind else a.text] for a in answer]))
 """
 _UPLOAD = """
 import io, math, struct, wave, httpx
 with wave.open(kept := io.BytesIO(), "wb") as file:
     file.setparams((1, 2, 8000, 0, "NONE", ""))
     file.writeframes(b"".join(struct.pack("<h", int(9000 * math.sin(n / 5))) for n in range(16000)))
-told = httpx.post("http://127.0.0.1:8019/v1/uploads", files={"file": ("a.wav", kept.getvalue())}, timeout=60)
-assert told.status_code == 201, told.text
-print(told.json()["id"])
+answer = httpx.post("http://127.0.0.1:8019/v1/uploads", files={"file": ("a.wav", kept.getvalue())}, timeout=60)
+assert answer.status_code == 201, answer.text
+print(answer.json()["id"])
 """
 _READ = """
 import sys
@@ -53,8 +53,8 @@ class Containers:
 
     def ask(self, *requests: tuple[str, str, object]) -> list[tuple[int, Any]]:
         """Answers of the gateway: status and JSON, or text."""
-        told = self.release.inside("python", "-c", _ASK, json.dumps(requests), timeout_s=300)
-        return [(status, body) for status, body in json.loads(told)]
+        answer = self.release.inside("python", "-c", _ASK, json.dumps(requests), timeout_s=300)
+        return [(status, body) for status, body in json.loads(answer)]
 
     def post(self, script: str, count: int = 1, **spec: Any) -> list[str]:
         """Ask for containers that run a shell's script; their ids."""
@@ -110,9 +110,9 @@ class Containers:
 
     def output(self, job: Job, name: str) -> str:
         """One output, as a client fetches it."""
-        ((status, told),) = self.ask(("GET", f"/v1/jobs/{job['id']}/outputs/{name}", None))
-        assert status == 200, told
-        return str(told)
+        ((status, answer),) = self.ask(("GET", f"/v1/jobs/{job['id']}/outputs/{name}", None))
+        assert status == 200, answer
+        return str(answer)
 
     def there(self) -> list[str]:
         """Names of all Kubernetes Jobs and pods of containers."""
@@ -127,11 +127,11 @@ class Containers:
         return self.release.get("pod", "--selector", f"serinette.dev/job={job_id}")
 
     def made(self) -> set[str]:
-        """Names of all pods that Kubernetes Jobs made so far, as the cluster's events tell: no look can miss one."""
+        """Names of all pods that Kubernetes Jobs made so far, by the cluster's events, which no poll can miss."""
         selector = "involvedObject.kind=Job,reason=SuccessfulCreate"
         return {str(event["message"]) for event in self.release.get("events", "--field-selector", selector)}
 
-    def kill_maintenance(self) -> None:
+    def kill_controller(self) -> None:
         """At once, whatever it is doing."""
-        selector = f"app.kubernetes.io/instance={self.release.name},app.kubernetes.io/component=maintenance"
+        selector = f"app.kubernetes.io/instance={self.release.name},app.kubernetes.io/component=controller"
         self.release.kubectl("delete", "pod", "--selector", selector, "--grace-period=0", "--force", "--wait=false")

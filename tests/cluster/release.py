@@ -29,7 +29,7 @@ keys, redis = SharedSettings().keys, connect_redis(SharedSettings())
 print(json.dumps({"waiting": sum(redis.llen(keys.waiting("default", lane)) for lane in Lane),
                   "busy": redis.scard(keys.busy("default")), "live": redis.zcard(keys.live)}))
 """
-# What a worker does that dies between taking a job and beginning it: the list forgets the job, nobody holds it.
+# What a worker does that dies between popping a job and claiming it: the list has lost the job, and no slot holds it.
 _POP = """
 from serinette.settings import SharedSettings, connect_redis
 from serinette.names import Keys, Lane
@@ -43,17 +43,17 @@ class CommandFailed(AssertionError):
 
 def run(command: Sequence[str | Path], *, timeout_s: float = 120, stdin: str | None = None) -> str:
     """What a command printed."""
-    told = [str(part) for part in command]
-    done = subprocess.run(told, check=False, capture_output=True, text=True, timeout=timeout_s, input=stdin)
+    words = [str(part) for part in command]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=timeout_s, input=stdin)
     if done.returncode:
         raise CommandFailed(
-            f"{' '.join(told)[:600]} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            f"{' '.join(words)[:600]} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
         )
     return done.stdout
 
 
 def until(what: str, look: Callable[[], Any], timeout_s: float = 300, pause_s: float = 2) -> Any:
-    """Look until it is truthy, and give that; what it last was is told when time is up."""
+    """Poll until the answer is truthy, and return it; the error at the deadline names the last one."""
     deadline_s = time.monotonic() + timeout_s
     while not (seen := look()):
         if time.monotonic() > deadline_s:
@@ -69,7 +69,7 @@ class Release:
     target: Target
     namespace: str
     name: str = "one"
-    songs: list[str] = field(default_factory=list)  # ids of all jobs ordered
+    songs: list[str] = field(default_factory=list)  # ids of all submitted jobs
 
     @property
     def prefix(self) -> str:
@@ -88,8 +88,8 @@ class Release:
 
     def get(self, *words: str) -> list[dict[str, Any]]:
         """Objects by kind and options."""
-        told = json.loads(self.kubectl("get", *words, "--output", "json"))
-        return list(told["items"]) if "items" in told else [told]
+        answer = json.loads(self.kubectl("get", *words, "--output", "json"))
+        return list(answer["items"]) if "items" in answer else [answer]
 
     def upgrade_command(self, values: Path) -> list[str | Path]:
         """Installs it, or brings it to other values."""
@@ -105,7 +105,7 @@ class Release:
             values = Path(directory) / "values.yaml"
             values.write_text(self.target.helm_values(values_of(scenario, self.namespace)))
             run(self.upgrade_command(values), timeout_s=300)
-        for part in ("gateway", "maintenance"):
+        for part in ("gateway", "controller"):
             self.kubectl("rollout", "status", f"deploy/{self.prefix}-{part}", "--timeout=600s", timeout_s=620)
 
     def uninstall(self, timeout_s: float = 300) -> None:
@@ -118,7 +118,7 @@ class Release:
         return self.kubectl("exec", f"deploy/{self.prefix}-gateway", "--", *words, timeout_s=timeout_s)
 
     def submit(self, count: int = 1, *, duration_s: int = 5, steps: int | None = None) -> list[str]:
-        """Order songs; their ids."""
+        """Submit songs; their ids."""
         ids = []
         for index in range(count):
             words = ["submit", f"music box, song {index}", "--duration", str(duration_s), "--no-wait"]
@@ -129,8 +129,8 @@ class Release:
 
     def jobs(self) -> dict[str, dict[str, Any]]:
         """All its jobs by id."""
-        told = json.loads(self.inside(*CLI, "jobs", "--limit", "100", "--json", *SERVER))
-        return {job["id"]: job for job in told}
+        answer = json.loads(self.inside(*CLI, "jobs", "--limit", "100", "--json", *SERVER))
+        return {job["id"]: job for job in answer}
 
     def statuses(self, ids: Sequence[str]) -> list[str]:
         """Of these jobs, in order; `lost` for one that the gateway does not know."""
@@ -142,7 +142,7 @@ class Release:
         for each in ids:
             self.inside(*CLI, "cancel", each, *SERVER)
 
-    def sung(self, ids: Sequence[str], timeout_s: float = 600) -> None:
+    def wait_for(self, ids: Sequence[str], timeout_s: float = 600) -> None:
         """Wait until all these are songs; a job that ended otherwise, or is lost, fails at once."""
 
         def look() -> bool:
@@ -154,8 +154,8 @@ class Release:
 
     def queue(self) -> dict[str, int]:
         """Jobs waiting, workers busy and jobs unfinished, as Redis has them."""
-        told: dict[str, int] = json.loads(self.inside("python", "-c", _COUNT))
-        return told
+        answer: dict[str, int] = json.loads(self.inside("python", "-c", _COUNT))
+        return answer
 
     def pop_one(self) -> str:
         """Take a waiting job out of its list and let it fall; its id."""
@@ -167,10 +167,10 @@ class Release:
         return int(found["spec"].get("replicas", 0))
 
     def most_workers(self) -> int:
-        """The highest number it was ever scaled to, by what its Deployment told: no look can miss it."""
+        """The highest number it was ever scaled to, by the events of its Deployment, which no poll can miss."""
         selector = f"involvedObject.name={self.worker},reason=ScalingReplicaSet"
-        told = [str(event["message"]) for event in self.get("events", "--field-selector", selector)]
-        return max((int(found[1]) for text in told if (found := re.search(r"\bto (\d+)", text))), default=0)
+        answer = [str(event["message"]) for event in self.get("events", "--field-selector", selector)]
+        return max((int(found[1]) for text in answer if (found := re.search(r"\bto (\d+)", text))), default=0)
 
     def workers(self, *, leaving: bool = False) -> list[dict[str, Any]]:
         """Its workers' pods that stay; or those that leave."""
@@ -188,11 +188,11 @@ class Release:
         """Its queue and store as its gateway's pod sees them, under another environment: healthy, findings."""
         words = ["env", *(f"{name}={value}" for name, value in environment.items()), *CLI, "doctor", "--json"]
         shell = " ".join(f"'{word}'" for word in [*words, "--no-cluster", *options])
-        told = json.loads(self.inside("sh", "-c", f"{shell} || true"))
-        return bool(told["healthy"]), list(told["findings"])
+        answer = json.loads(self.inside("sh", "-c", f"{shell} || true"))
+        return bool(answer["healthy"]), list(answer["findings"])
 
     def dump(self, directory: Path) -> None:
-        """Everything that tells what happened, a file each."""
+        """Objects, events and logs for an analysis, a file each."""
         directory.mkdir(parents=True, exist_ok=True)
         questions = {
             "objects.yaml": ("get", f"{KINDS},{KEDA_KINDS}", "--output", "yaml"),

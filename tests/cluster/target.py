@@ -57,7 +57,7 @@ def target_of(environment: Mapping[str, str], current_context: str | None) -> Ta
 BASE: dict[str, Any] = {
     "auth": {"enabled": False},
     "gateway": {"replicas": 1, "jobTimeoutS": 1200, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
-    "maintenance": {"replicas": 1},
+    "controller": {"replicas": 1},
     "valkey": {"persistence": {"size": "1Gi", "onUninstall": "Delete"}},
     "seaweedfs": {"persistence": {"size": "1Gi", "onUninstall": "Delete"}},
     "poolDefaults": {

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def release(target: Target) -> Iterator[Release]:
-    """Installed once: a container needs no more than a gateway and maintenance."""
+    """Installed once: a container needs no more than a gateway and controller."""
     with a_namespace(target) as namespace, a_release(target, namespace) as made:
         made.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
         made.install("containers")
@@ -32,7 +32,7 @@ def containers(release: Release) -> Iterator[Containers]:
     made.all_gone()
 
 
-# What a pod may and is given, told by itself.
+# Rights and identity of a pod, printed by itself.
 CONFINED = """
 set -e
 id -u
@@ -47,12 +47,12 @@ true
 
 
 def test_inputs_go_in_and_outputs_and_log_come_back(containers: Containers) -> None:
-    first = containers.run("mkdir -p /outputs/a; printf one > /outputs/a/b.txt; echo told; ln -s /etc /outputs/link")
+    first = containers.run("mkdir -p /outputs/a; printf one > /outputs/a/b.txt; echo done; ln -s /etc /outputs/link")
     assert (first["status"], first["run"]["exit_code"], len(first["attempts"])) == ("succeeded", 0, 1), first
     assert [(each["name"], each["size_bytes"]) for each in first["run"]["outputs"]] == [("a/b.txt", 3)]
     assert any("link" in words for words in first["run"]["warnings"]), "it is named, not followed"
     assert containers.output(first, "a/b.txt") == "one"
-    assert containers.log(first) == "told\n"
+    assert containers.log(first) == "done\n"
     inputs = [
         {"path": "earlier", "prefix": f"songs/{first['id']}/"},
         {"path": "deep/sound.wav", "upload": containers.upload()},
@@ -67,29 +67,29 @@ def test_inputs_go_in_and_outputs_and_log_come_back(containers: Containers) -> N
 def test_it_is_confined(containers: Containers) -> None:
     job = containers.run(CONFINED)
     assert job["status"] == "succeeded", containers.log(job)
-    told = containers.log(job).split()
-    assert told == ["65532", "NoNewPrivs:", "1", "CapEff:", "0" * 16], told
+    answer = containers.log(job).split()
+    assert answer == ["65532", "NoNewPrivs:", "1", "CapEff:", "0" * 16], answer
 
 
-def test_its_log_is_live_and_whole(containers: Containers) -> None:
+def test_its_log_is_live_and_complete(containers: Containers) -> None:
     (job_id,) = containers.post("for n in $(seq 90); do echo line $n; sleep 1; done")
     containers.computing(job_id)
-    told = json.loads(containers.release.inside("python", "-c", A_LINE, job_id, timeout_s=300))
-    assert told["data"]["text"].startswith("line "), told
+    answer = json.loads(containers.release.inside("python", "-c", A_LINE, job_id, timeout_s=300))
+    assert answer["data"]["text"].startswith("line "), answer
     assert containers.jobs([job_id])[0]["status"] == "running"
     (job,) = containers.ended([job_id])
     assert containers.log(job) == "".join(f"line {n}\n" for n in range(1, 91))
 
 
-# What is told of its log next.
+# The next event of its log.
 A_LINE = """
 import sys, httpx
-with httpx.stream("GET", f"http://127.0.0.1:8019/v1/jobs/{sys.argv[1]}/events", timeout=300) as told:
-    print(next(line for line in told.iter_lines() if '"type":"log"' in line).removeprefix("data: "))
+with httpx.stream("GET", f"http://127.0.0.1:8019/v1/jobs/{sys.argv[1]}/events", timeout=300) as answer:
+    print(next(line for line in answer.iter_lines() if '"type":"log"' in line).removeprefix("data: "))
 """
 
 
-def test_it_fails_and_is_tried_again(containers: Containers) -> None:
+def test_it_fails_and_is_retried(containers: Containers) -> None:
     job = containers.run("echo x > /outputs/kept; echo no; exit 3", retries=1)
     assert (job["status"], job["error"]["code"], job["run"]["exit_code"]) == ("failed", "container_failed", 3), job
     assert [attempt["outcome"] for attempt in job["attempts"]] == ["failed", "failed"]
@@ -112,7 +112,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_how_it_ends_is_told_in_one_sentence(containers: Containers, name: str) -> None:
+def test_its_end_is_reported_in_one_sentence(containers: Containers, name: str) -> None:
     script, spec, code, words = ENDS[name]
     named = json.loads(json.dumps(spec).replace("IMAGE", containers.release.target.registry))
     job = containers.run(script, **named)
@@ -140,7 +140,7 @@ def test_cancel_while_no_node_has_it(containers: Containers) -> None:
     assert (job["status"], job["run"]["exit_code"]) == ("canceled", None), job
 
 
-def test_a_pod_taken_away_is_charged_to_nobody(containers: Containers) -> None:
+def test_a_deleted_pod_is_not_charged(containers: Containers) -> None:
     (job_id,) = containers.post("sleep 15")
     containers.computing(job_id)
     (pod,) = containers.pods(job_id)
@@ -152,11 +152,11 @@ def test_a_pod_taken_away_is_charged_to_nobody(containers: Containers) -> None:
     ), job
 
 
-def test_controller_killed_in_the_midst_makes_nothing_twice(containers: Containers) -> None:
+def test_controller_killed_meanwhile_creates_nothing_twice(containers: Containers) -> None:
     before = containers.made()
     ids = containers.post("sleep 12; echo x > /outputs/kept", 6)
     for _ in range(3):
-        containers.kill_maintenance()
+        containers.kill_controller()
         until("some move", lambda: containers.there() or not containers.jobs(ids[:1])[0]["position"], 120)
     jobs = containers.ended(ids)
     assert {(job["status"], len(job["attempts"])) for job in jobs} == {("succeeded", 1)}, jobs
@@ -166,10 +166,10 @@ def test_controller_killed_in_the_midst_makes_nothing_twice(containers: Containe
 
 
 def test_what_the_cluster_cleaned_up_by_its_time_is_run_again(containers: Containers) -> None:
-    """Its Job ends while maintenance is away for longer than `ttlSecondsAfterFinished` says."""
+    """Its Job ends while the controller is away for longer than `ttlSecondsAfterFinished` says."""
     (job_id,) = containers.post("sleep 5; echo x > /outputs/kept")
     until("it is there", lambda: containers.pods(job_id), 120)
-    deployment = f"deploy/{containers.release.prefix}-maintenance"
+    deployment = f"deploy/{containers.release.prefix}-controller"
     containers.release.kubectl("scale", deployment, "--replicas=0")
     try:
         patch = ["patch", "job", f"container-{job_id}", "--type=merge", "--patch"]

@@ -21,13 +21,13 @@ def test_two_releases_on_one_redis_by_prefix(release: Release) -> None:
     try:
         guest.install("guest")
         own, theirs = release.submit(2), guest.submit(1)
-        release.sung(own)
-        guest.sung(theirs)
+        release.wait_for(own)
+        guest.wait_for(theirs)
         assert set(release.jobs()) == set(own)
         assert set(guest.jobs()) == set(theirs)
     finally:
         guest.uninstall()
-    release.sung(release.submit(1))
+    release.wait_for(release.submit(1))
 
 
 # Scheme, database and password, and what is said of them.
@@ -39,9 +39,9 @@ WRONG = (
 )
 
 
-def test_the_doctor_names_it(release: Release) -> None:
+def test_the_doctor_reports_it(release: Release) -> None:
     release.install()
-    release.sung(release.submit(1))
+    release.wait_for(release.submit(1))
     host = f"{release.prefix}-valkey.{release.namespace}.svc:6379"
     for scheme, database, password, words in WRONG:
         environment = {} if password is None else {"SERINETTE_REDIS_PASSWORD": password}
@@ -68,22 +68,22 @@ def test_a_gpu_that_is_not_free_is_explained(release: Release) -> None:
             found = judge_pods(look_at_cluster(Place(release.namespace, release.target.context)))
             return [each.message for each in found if "waits for a free GPU" in each.message]
 
-        (told,) = until("the doctor reports it", pending, 120)
-        assert f"the cluster has 1 {GPU} allocatable in all" in told
-        release.sung(release.submit(1))
+        (finding,) = until("the doctor reports it", pending, 120)
+        assert f"the cluster has 1 {GPU} allocatable in all" in finding
+        release.wait_for(release.submit(1))
     finally:
         release.kubectl(*patch, advertised(GPU, None))
 
 
 def test_uninstall_leaves_nothing(release: Release) -> None:
     release.install()
-    release.sung(release.submit(1))
+    release.wait_for(release.submit(1))
     assert release.left_over()
     release.uninstall()
     until("nothing is left", lambda: not release.left_over(), 900)
 
 
-def test_uninstall_leaves_nothing_when_keda_went_first(release: Release) -> None:
+def test_uninstall_leaves_nothing_after_keda_was_removed(release: Release) -> None:
     if not release.target.may_stop_keda:
         pytest.skip("this stops the cluster's KEDA for a while: SERINETTE_TEST_MAY_STOP_KEDA=1 allows it")
     release.install()
@@ -97,7 +97,7 @@ def test_uninstall_leaves_nothing_when_keda_went_first(release: Release) -> None
     run([*keda, "scale", "deploy/keda-operator", "--replicas=0"])
     try:
         release.uninstall()
-        # Its finalizers have nobody to answer them: the operator's page tells to take them away.
+        # No operator answers its finalizers: docs/operator.md says how to remove them.
         for name in release.kubectl("get", "scaledobjects,triggerauthentications", "--output", "name").split():
             release.kubectl("patch", name, "--type", "merge", "--patch", '{"metadata":{"finalizers":null}}')
         until("nothing is left", lambda: not release.left_over(), 900)

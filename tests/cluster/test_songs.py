@@ -1,4 +1,4 @@
-"""Installed, it sings; scaled from zero and back, nothing is lost, whoever dies."""
+"""A song after an install; scaling from zero and back; nothing is lost, whatever dies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LONG = {"duration_s": 120, "steps": 100}
 MEDIUM = {"duration_s": 30, "steps": 60}
 
 
-def test_installed_it_sings(release: Release) -> None:
+def test_helm_test_generates_a_song(release: Release) -> None:
     release.install()
     base: list[str | Path] = [helm(), "--kube-context", release.target.context, "--namespace", release.namespace]
-    told = run([*base, "test", release.name, "--logs", "--timeout", "15m"], timeout_s=960)
-    assert "Succeeded" in told
+    output = run([*base, "test", release.name, "--logs", "--timeout", "15m"], timeout_s=960)
+    assert "Succeeded" in output
 
 
 def test_from_zero_to_many_and_back_with_no_job_lost(release: Release) -> None:
@@ -33,9 +33,9 @@ def test_from_zero_to_many_and_back_with_no_job_lost(release: Release) -> None:
     def back_at_zero() -> bool:
         return set(release.statuses(ids)) == {"succeeded"} and release.replicas() == 0
 
-    until("all sung, and zero again", back_at_zero, 900)
+    until("all ended, and zero again", back_at_zero, 900)
     assert release.most_workers() == 2
-    assert popped in ids, "one was popped and not begun, and was sung all the same"
+    assert popped in ids, "one was popped and not claimed, and was generated all the same"
     assert release.queue() == {"waiting": 0, "busy": 0, "live": 0}
 
 
@@ -63,7 +63,7 @@ def test_a_backlog_and_sigterm_make_no_more_pods_than_are_leaving(release: Relea
         assert len(release.workers(leaving=True)) <= 2
         time.sleep(2)
     assert most <= 2, "those that leave are replaced, and no more than that"
-    release.sung(ids, 1800)
+    release.wait_for(ids, 1800)
 
 
 def test_an_upgrade_under_load(release: Release) -> None:
@@ -77,16 +77,16 @@ def test_an_upgrade_under_load(release: Release) -> None:
         most = max(most, len(release.workers()))
         time.sleep(2)
     assert most <= 2, "a rollout adds no pod"
-    release.sung(ids, 1800)
+    release.wait_for(ids, 1800)
 
 
 def test_a_pod_killed_mid_song(release: Release) -> None:
     release.install()
     (song,) = release.submit(1, **LONG)
-    until("it is sung", lambda: release.statuses([song]) == ["running"], 600)
+    until("it runs", lambda: release.statuses([song]) == ["running"], 600)
     (worker,) = release.workers()
     release.kubectl("delete", "pod", worker["metadata"]["name"], "--grace-period=0", "--force")
-    release.sung([song], 1800)
+    release.wait_for([song], 1800)
     assert len(release.jobs()[song]["attempts"]) == 2
 
 
@@ -102,4 +102,4 @@ def test_a_drained_node(release: Release) -> None:
         assert not [pod for pod in release.workers() if pod["spec"].get("nodeName") == node]
     finally:
         release.kubectl("uncordon", node)
-    release.sung(ids, 1800)
+    release.wait_for(ids, 1800)

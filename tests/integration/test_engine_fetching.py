@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from gpu_worker.engine import fetching
-from gpu_worker.engine.checkpoint import build
-from gpu_worker.engine.fetching import fetch, spans
+from gpu_worker.engine.checkpoints import downloading
+from gpu_worker.engine.checkpoints.downloading import fetch, files_under, spans
+from gpu_worker.engine.checkpoints.locating import revision_of
+from gpu_worker.engine.interface import SongRequest
 from gpu_worker.engine.loading import load
-from gpu_worker.engine.revision import revision_of
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError, StoreUnavailable
-from serinette.store import Store
+from serinette.job import Stage
+from serinette.spec import GenerationSpec
+from serinette.store import Store, StoredObject
 from tests import servers
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    build(directory, turbo=True)
-    return directory
+from tests.tiny_checkpoint import engine_of
+from tests.unit.test_engine_adapters import adapter
 
 
 @pytest.fixture
-def settings(s3: servers.S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path) -> WorkerSettings:
+def settings(s3: servers.S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_turbo: Path) -> WorkerSettings:
     """A small checkpoint, uploaded under a prefix of its own."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
@@ -36,9 +34,9 @@ def settings(s3: servers.S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ti
     given = WorkerSettings(
         model=f"s3://{servers.BUCKET}/{prefix}", model_endpoint=s3.endpoint, work_dir=tmp_path, threads=1
     )
-    for path in tiny.rglob("*"):
+    for path in tiny_turbo.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
-            bucket(given).put(f"{prefix}/{path.relative_to(tiny)}", path)
+            bucket(given).put(f"{prefix}/{path.relative_to(tiny_turbo)}", path)
     return given
 
 
@@ -52,10 +50,10 @@ def key(settings: WorkerSettings, name: str) -> str:
     return f"{settings.model.removeprefix(f's3://{servers.BUCKET}/')}/{name}"
 
 
-def test_it_is_loaded_from_there(settings: WorkerSettings, tiny: Path) -> None:
+def test_it_is_loaded_from_there(settings: WorkerSettings, tiny_turbo: Path) -> None:
     engine = load(settings)
     assert engine.model.name == "tiny-turbo"
-    assert engine.model.revision == revision_of(tiny)
+    assert engine.model.revision == revision_of(tiny_turbo)
 
 
 def test_it_is_brought_once_and_again_when_it_changes(settings: WorkerSettings, tmp_path: Path) -> None:
@@ -83,8 +81,10 @@ def test_what_a_dead_process_left_half_done_is_thrown_away(settings: WorkerSetti
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_checksums_beside_it_are_checked(settings: WorkerSettings, tiny: Path, tmp_path: Path, right: bool) -> None:
-    digest = hashlib.sha256((tiny / "vae/config.json").read_bytes()).hexdigest() if right else "0" * 64
+def test_checksums_beside_it_are_checked(
+    settings: WorkerSettings, tiny_turbo: Path, tmp_path: Path, right: bool
+) -> None:
+    digest = hashlib.sha256((tiny_turbo / "vae/config.json").read_bytes()).hexdigest() if right else "0" * 64
     bucket(settings).put(key(settings, "SHA256SUMS"), f"{digest}  ./vae/config.json\n".encode())
     if right:
         assert fetch(settings, settings.model, tmp_path / "checkpoints").is_dir()
@@ -106,11 +106,49 @@ def test_large_files_come_in_spans(sizes: dict[str, int], parts: list[tuple[str,
     assert [(span.name, span.start, span.end) for span in spans(sizes, span_bytes=4)] == parts
 
 
+def test_objects_that_stand_for_folders_are_no_files() -> None:
+    """As a store's console makes them: empty, and named as the folder. A file of that name would be in its way."""
+    keys = ["models/turbo/", "models/turbo/vae", "models/turbo/vae/config.json", "models/turbo/empty"]
+    keys += ["models/turbo", "models/turbo/.cache/x"]
+    now = datetime.now(UTC)
+    found = [StoredObject(key, 0 if "config" not in key else 9, None, now) for key in keys]
+    assert list(files_under("models/turbo", found)) == ["vae/config.json", "empty"]
+
+
 def test_spans_make_the_file_again(
-    settings: WorkerSettings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, tiny_turbo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "spans", partial(spans, span_bytes=100_000))
-    assert revision_of(fetch(settings, settings.model, tmp_path)) == revision_of(tiny)
+    monkeypatch.setattr(downloading, "spans", partial(spans, span_bytes=100_000))
+    pieces: list[str] = []
+    fetched = fetch(settings, settings.model, tmp_path, lambda: pieces.append("one more"))
+    assert revision_of(fetched) == revision_of(tiny_turbo)
+    assert len(pieces) > 10
+
+
+def test_a_lora_that_is_downloaded_for_long_is_no_silence(
+    settings: WorkerSettings, s3: servers.S3, tiny_turbo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports come as it downloads: a slot takes an engine that says nothing for one that hangs."""
+    place = adapter(tiny_turbo, tmp_path / "lora", seed=1)
+    prefix = f"loras/{uuid4().hex}"
+    for file in place.iterdir():
+        bucket(settings).put(f"{prefix}/{file.name}", file)
+    monkeypatch.setattr(downloading, "spans", partial(spans, span_bytes=1_000))
+    engine = engine_of(
+        tiny_turbo,
+        work_dir=tmp_path,
+        store_url=f"s3://{servers.BUCKET}",
+        store_endpoint=s3.endpoint,
+        loras={"far": f"s3://{servers.BUCKET}/{prefix}"},
+    )
+    reported: list[Stage] = []
+
+    def observe(stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
+        reported.append(stage)
+        return frozenset()
+
+    engine.generate_all([SongRequest(GenerationSpec(lora="far", duration_s=1.0, steps=1), 1)], observe)
+    assert reported[: reported.index(Stage.DENOISING)].count(Stage.CONDITIONING) > 5
 
 
 def test_nothing_there(settings: WorkerSettings, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class Slot:
         while (message := self.hear()) and not (isinstance(message, Report) and message.stage is stage):
             pass
 
-    def sung(self, **asked: Any) -> Generated:
+    def generated(self, **asked: Any) -> Generated:
         self.ask(**asked)
         answer = self.answer()
         assert isinstance(answer, Generated), answer
@@ -158,8 +158,8 @@ def slot(engine: EngineProcess) -> Iterator[Slot]:
         yield connected
 
 
-class TestSinging:
-    def test_it_says_loading_then_ready_and_sings_what_was_asked_meanwhile(self, tmp_path: Path) -> None:
+class TestGeneration:
+    def test_it_says_loading_then_ready_and_generates_what_was_asked_meanwhile(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, model="slow 1") as engine, engine.slot() as slot:
             assert slot.hear() == Hello(pid=engine.process.pid, stage="loading")
             slot.ask()
@@ -170,20 +170,20 @@ class TestSinging:
             assert isinstance(slot.answer(), Generated)
 
     def test_variations_come_with_their_seeds(self, slot: Slot) -> None:
-        sung = slot.sung(seed=5, variations=3, guidance_scale=7)
-        assert [song.seed for song in sung.songs] == [5, 6, 7]
-        assert sung.sampling.steps == 8
-        assert sung.warnings == ("guidance_scale: ignored, a turbo checkpoint has guidance in its weights",)
+        answer = slot.generated(seed=5, variations=3, guidance_scale=7)
+        assert [song.seed for song in answer.songs] == [5, 6, 7]
+        assert answer.sampling.steps == 8
+        assert answer.warnings == ("guidance_scale: ignored, a turbo checkpoint has guidance in its weights",)
         assert len(slot.songs) == 3
         assert all(song.shape == (2, 48_000) for song in slot.songs)
         for index, song in enumerate(slot.songs):
-            slot.sung(seed=5 + index)
+            slot.generated(seed=5 + index)
             assert np.array_equal(slot.songs[0], song)
 
     def test_progress_never_runs_backwards(self, slot: Slot) -> None:
-        slot.sung(variations=3)
-        told = [Progress(**report.model_dump(exclude={"type"}), at=now()).fraction for report in slot.reports]
-        assert told == sorted(told)
+        slot.generated(variations=3)
+        reported = [Progress(**report.model_dump(exclude={"type"}), at=now()).fraction for report in slot.reports]
+        assert reported == sorted(reported)
         assert [(report.step, report.steps) for report in slot.reports if report.step] == [
             (step, 24) for step in range(1, 25)
         ]
@@ -191,10 +191,10 @@ class TestSinging:
         assert slot.reports[-1].stage is Stage.DECODING
 
     def test_a_source_reaches_the_engine(self, slot: Slot) -> None:
-        slot.sung(source=np.zeros((2, 70_000), np.float32), task="cover")
+        slot.generated(source=np.zeros((2, 70_000), np.float32), task="cover")
         assert slot.songs[0].shape == (2, 70_000)
 
-    def test_two_slots_are_sung_for_in_turn(self, engine: EngineProcess, slot: Slot) -> None:
+    def test_two_slots_have_their_turns(self, engine: EngineProcess, slot: Slot) -> None:
         with engine.slot() as other:
             other.ready()
             slot.ask(prompt="slow 1")
@@ -206,10 +206,10 @@ class TestSinging:
 
 
 class TestBatch:
-    def test_songs_of_a_kind_are_sung_together(self, tmp_path: Path) -> None:
+    def test_songs_of_a_kind_are_generated_together(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, max_batch="4") as engine, engine.slot() as slot:
             slot.ready()
-            assert slot.sung(variations=6).batch_size == 4
+            assert slot.generated(variations=6).batch_size == 4
             assert [report.step for report in slot.reports if report.step][-1] == 48
 
     def test_a_bad_song_does_not_spoil_its_neighbours(self, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ class TestCancel:
         slot.connection.send(Cancel())
         assert isinstance(slot.answer(), Stopped)
         assert len(slot.reports) <= 2
-        assert slot.sung(seed=3).songs[0].seed == 3
+        assert slot.generated(seed=3).songs[0].seed == 3
 
     def test_all_its_variations_stop(self, slot: Slot) -> None:
         slot.ask(variations=8, **ENDLESS)
@@ -274,11 +274,11 @@ class TestCancel:
             leaving.ready()
             leaving.ask(**ENDLESS)
             leaving.until(Stage.DENOISING)
-        assert isinstance(slot.sung(), Generated)
+        assert isinstance(slot.generated(), Generated)
 
-    def test_nobody_canceled_what_nobody_asked(self, slot: Slot) -> None:
+    def test_a_cancel_of_nothing_changes_nothing(self, slot: Slot) -> None:
         slot.connection.send(Cancel())
-        assert isinstance(slot.sung(), Generated)
+        assert isinstance(slot.generated(), Generated)
 
 
 class TestTrouble:
@@ -299,7 +299,7 @@ class TestTrouble:
         assert isinstance(answer, Failed)
         assert answer.error.code == code
         assert words in answer.error.message
-        assert isinstance(slot.sung(), Generated)
+        assert isinstance(slot.generated(), Generated)
 
     @pytest.mark.parametrize(("wire", "code"), [({"steps": 0}, "invalid_spec"), ({"schema": 10_000}, "handed_back")])
     def test_a_spec_it_cannot_read(self, slot: Slot, wire: dict[str, Any], code: str) -> None:
@@ -307,7 +307,7 @@ class TestTrouble:
         answer = slot.answer()
         assert isinstance(answer, Failed)
         assert answer.error.code == code
-        assert isinstance(slot.sung(), Generated)
+        assert isinstance(slot.generated(), Generated)
 
     @pytest.mark.parametrize("how", ["crash", "kill"])
     def test_its_death_closes_every_socket(self, engine: EngineProcess, slot: Slot, how: str) -> None:
@@ -321,7 +321,7 @@ class TestTrouble:
                 with pytest.raises(ConnectionError):
                     each.answer()
 
-    def test_after_a_crash_the_same_song_is_sung_by_the_next(self, tmp_path: Path) -> None:
+    def test_after_a_crash_the_same_song_is_generated_by_the_next(self, tmp_path: Path) -> None:
         with engine_process(tmp_path) as first, first.slot() as slot:
             slot.ready()
             slot.ask(prompt="crash once token")
@@ -330,13 +330,13 @@ class TestTrouble:
             assert first.process.wait(PATIENCE_S) == -signal.SIGKILL
         with engine_process(tmp_path) as second, second.slot() as slot:  # over the socket that the first one left
             slot.ready()
-            assert isinstance(slot.sung(prompt="crash once token"), Generated)
+            assert isinstance(slot.generated(prompt="crash once token"), Generated)
 
     def test_nonsense_ends_its_own_connection_only(self, engine: EngineProcess, slot: Slot) -> None:
         for nonsense in (
             b"not json\n",
             b'{"type": "stopped"}\n',
-            b'{"type": "sing", "job_id": "x", "spec": {}, "audio": [{"role": "source", "channels": 2, "frames": 9}]}\n',
+            b'{"type":"generate","job_id":"x","spec":{},"audio":[{"role":"source","channels":2,"frames":9}]}\n',
         ):
             with socket.socket(socket.AF_UNIX) as raw:
                 raw.connect(str(engine.socket))
@@ -344,7 +344,7 @@ class TestTrouble:
                 raw.settimeout(PATIENCE_S)
                 while raw.recv(65_536):
                     pass
-        assert isinstance(slot.sung(), Generated)
+        assert isinstance(slot.generated(), Generated)
 
 
 class TestProcess:
@@ -355,7 +355,7 @@ class TestProcess:
         with engine_process(tmp_path) as second:
             assert second.process.wait(PATIENCE_S) == CONFIGURATION_EXIT_CODE
         assert "another engine listens here" in engine.log.read_text()
-        assert isinstance(slot.sung(), Generated)
+        assert isinstance(slot.generated(), Generated)
 
     def test_a_model_that_cannot_be_loaded_ends_it_in_words(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, model="unloadable") as engine:
@@ -375,7 +375,7 @@ REPAINT: dict[str, Any] = {"task": "repaint", "repaint_start_s": 0.5, "repaint_e
 
 class TestRealOne:
     @pytest.mark.timeout(3 * LOADING_PATIENCE_S)
-    def test_two_processes_sing_the_same_bits(self, tmp_path: Path) -> None:
+    def test_two_processes_generate_the_same_bits(self, tmp_path: Path) -> None:
         source = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 60_000)).astype(np.float32)
         songs: list[list[Samples]] = []
         with contextlib.ExitStack() as stack:
@@ -390,7 +390,7 @@ class TestRealOne:
                 assert isinstance(answer, Generated), answer
                 songs[-1] += slot.songs
                 assert answer.model.name == "bundled"
-                slot.sung(prompt="jazz", source=source, **REPAINT)
+                slot.generated(prompt="jazz", source=source, **REPAINT)
                 songs[-1] += slot.songs
         for one, other in zip(*songs, strict=True):
             assert np.array_equal(one, other)

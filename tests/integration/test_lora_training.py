@@ -1,6 +1,6 @@
-"""The worked example: songs in, an adapter out, published under a prefix of the store, and a song sung with it.
+"""The worked example: songs in, an adapter out, published under a prefix of the store, and a song generated with it.
 
-The songs are played by pipes, and their words name no instrument: the bundled model plays bells then, until it is told.
+The songs are played by pipes, and their words name no instrument: without the adapter the bundled model plays bells.
 """
 
 from __future__ import annotations
@@ -18,13 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.engine.lora_training.__main__ import arguments
-from gpu_worker.engine.lora_training.songs import songs_in
-from gpu_worker.engine.mixing import to_peak
-from gpu_worker.engine.music_box import barrel, building, comb
-from gpu_worker.engine.music_box.barrel import Tempo
-from gpu_worker.engine.music_box.composer import Tune, compose
-from gpu_worker.engine.pipeline import SongPipeline
+from examples.train_lora import arguments, music_box_pins, songs_in
+from gpu_worker.engine.ace_step.pipeline import SongPipeline
+from gpu_worker.engine.ace_step.tasks import to_peak
 from serinette.container import ContainerSpec
 from serinette.errors import ConfigurationError
 from serinette.job import JobOptions
@@ -35,6 +31,9 @@ from serinette.store import Store
 from tests import servers
 from tests.processes import eventually
 from tests.stack import Stack, running
+from tools.music_box import barrel, comb, packing
+from tools.music_box.barrel import Tempo
+from tools.music_box.composer import Tune, compose
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -42,12 +41,12 @@ WORDS = "a tune of ours"
 FRAMES = 5 * barrel.FRAMES_PER_S
 TUNES = {"C": 0, "D": 2, "G": 7}
 ROOT = Path(__file__).parents[2]
-MODULE = [sys.executable, "-m", "gpu_worker.engine.lora_training"]
+SCRIPT = ROOT / "examples/train_lora.py"
 
 
 @pytest.fixture(scope="module")
 def box() -> SongPipeline:
-    return building.load()
+    return packing.load()
 
 
 def played(box: SongPipeline, tune: Tune, seed: int) -> np.ndarray:
@@ -73,7 +72,7 @@ def train(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """As its container does, with directories of this test's."""
     places = ["--inputs", str(directory / "inputs"), "--outputs", str(directory / "outputs")]
     return subprocess.run(
-        [*MODULE, *places, *options],
+        [sys.executable, str(SCRIPT), *places, *options],
         env=environment(directory),
         check=False,
         capture_output=True,
@@ -105,9 +104,9 @@ def test_the_songs_are_nearer_with_the_adapter(adapter: Path) -> None:
         "pytorch_lora_weights.safetensors",
         "training.json",
     ]
-    told = json.loads((adapter / "training.json").read_text())
-    assert (told["songs"], told["model"]) == (3, "bundled")
-    assert told["loss"]["after"] < told["loss"]["before"] / 2
+    report = json.loads((adapter / "training.json").read_text())
+    assert (report["songs"], report["model"]) == (3, "bundled")
+    assert report["loss"]["after"] < report["loss"]["before"] / 2
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "bundled"
 
 
@@ -129,7 +128,7 @@ def studio(adapter: Path, s3: servers.S3, tmp_path: Path, monkeypatch: pytest.Mo
         yield stack
 
 
-def sung(stack: Stack, box: SongPipeline, **more: object) -> np.ndarray:
+def generated(stack: Stack, box: SongPipeline, **more: object) -> np.ndarray:
     """Samples of a song of these words, as a user gets it."""
     asked = {"prompt": WORDS, "bpm": 120, "key_scale": "F major", "duration_s": 5, "seed": 3, "format": "wav", **more}
     with httpx.Client(base_url=stack.url, timeout=60) as client:
@@ -148,12 +147,12 @@ def sung(stack: Stack, box: SongPipeline, **more: object) -> np.ndarray:
     return decode(file, box.sample_rate, 2, 60)
 
 
-def test_a_song_is_sung_with_it(studio: Stack, box: SongPipeline) -> None:
-    plain, ours = sung(studio, box), sung(studio, box, lora="ours")
+def test_a_song_is_generated_with_it(studio: Stack, box: SongPipeline) -> None:
+    plain, ours = generated(studio, box), generated(studio, box, lora="ours")
     assert [instrument(box, samples) for samples in (plain, ours)] == ["bell", "pipe"]
-    # And nobody else hears of it.
-    assert np.array_equal(sung(studio, box, lora="ours", lora_scale=0), plain)
-    assert np.array_equal(sung(studio, box), plain)
+    # And no other song has it.
+    assert np.array_equal(generated(studio, box, lora="ours", lora_scale=0), plain)
+    assert np.array_equal(generated(studio, box), plain)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_a_song_is_sung_with_it(studio: Stack, box: SongPipeline) -> None:
         ({"a.wav": None}, "a.wav: has no words; put them into a.txt"),
     ],
 )
-def test_a_mistake_is_told_in_words(
+def test_a_mistake_is_reported_in_words(
     files: dict[str, bytes | None], words: str, box: SongPipeline, tmp_path: Path
 ) -> None:
     sound = encode(np.zeros((2, 24_000), np.float32), comb.SAMPLE_RATE, AudioFormat.WAV)
@@ -182,13 +181,15 @@ def test_a_song_of_a_few_samples_is_refused(box: SongPipeline, tmp_path: Path) -
         songs_in(tmp_path, box.sample_rate, 2, "a caption")
 
 
-@pytest.mark.parametrize("told", ["--steps=0", "--rank=-1", "--rate=inf", "--rate=nan", "--batch=none", "--seconds=0"])
-def test_numbers_are_above_zero(told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["train", told])
+@pytest.mark.parametrize("given", ["--steps=0", "--rank=-1", "--rate=inf", "--rate=nan", "--batch=none", "--seconds=0"])
+def test_numbers_are_above_zero(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", given])
     with pytest.raises(SystemExit) as ended:
         arguments()
     assert ended.value.code == 2
-    assert told.partition("=")[0] in capsys.readouterr().err
+    assert given.partition("=")[0] in capsys.readouterr().err
 
 
 def test_what_the_page_sends_is_a_container_and_its_arguments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,21 @@ def test_what_the_page_sends_is_a_container_and_its_arguments_are_read(monkeypat
     sent = json.loads(block)
     JobOptions(timeout_s=sent.pop("timeout_s"))
     spec = ContainerSpec.model_validate(sent)
-    assert list(spec.command[1:]) == MODULE[1:]
+    assert list(spec.command) == ["python", f"/inputs/{SCRIPT.name}"]
+    assert SCRIPT.name in {given.path for given in spec.inputs}
     monkeypatch.setattr(sys, "argv", [spec.command[-1], *spec.args])
-    told = arguments()
-    assert (told.inputs, told.outputs, told.steps) == (Path("/inputs"), Path("/outputs"), 400)
+    asked = arguments()
+    assert (asked.inputs, asked.outputs, asked.steps) == (Path("/inputs"), Path("/outputs"), 400)
+
+
+@pytest.mark.parametrize("level", [0.4, 1.0, 1.8])
+def test_a_recording_at_any_level_is_the_pins_it_was_played_from(box: SongPipeline, level: float) -> None:
+    tune = Tune(2, False, Tempo.nearest(110), "happy", ("pipe",), drums=True, frames=240)
+    sheet = torch.from_numpy(compose(tune, 4))
+    with torch.no_grad():
+        latents = box.vae.encode(level * box.vae.decode(sheet.T[None]).sample).latent_dist.mode()[0].T
+    pins = music_box_pins(latents)
+    assert set(pins.flatten().tolist()) == {0.0, barrel.PIN}
+    both, either = (pins * sheet > 0).sum(), (pins + sheet > 0).sum()
+    assert both / either > 0.95
+    assert not music_box_pins(torch.zeros(8, barrel.CHANNELS)).any()

@@ -141,7 +141,6 @@ def replace(front: Front, old: RunningGateway, new: RunningGateway) -> None:
     assert "stream" in front.told
 
 
-@pytest.mark.load
 @pytest.mark.timeout(400)
 def test_gateways_and_workers_are_replaced_under_load(tmp_path: Path, redis_url: str) -> None:
     random.seed(3)

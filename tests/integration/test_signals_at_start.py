@@ -33,7 +33,7 @@ UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc")
 DELAYS_S = (0.02, 0.1, 0.3, 0.6, 1.2, 2.5)
 # Of a busy machine; who ignores the signal stays for ever.
 LEFT_WITHIN_S = 45
-COMMANDS = ("gateway", "maintenance", "worker", "slot", "engine")
+COMMANDS = ("gateway", "controller", "worker", "slot", "engine")
 
 
 def may_unshare() -> bool:

@@ -27,7 +27,6 @@ def kept(held: Held) -> set[str]:
     return {re.sub(r"(:usage:.*):[0-9]+$", r"\1", name) for name in held.names}
 
 
-@pytest.mark.load
 @pytest.mark.timeout(7200)
 def test_redis_and_store_are_back_where_they_began(tmp_path: Path, redis_url: str) -> None:
     with receiver() as told:

@@ -22,7 +22,7 @@ JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 HELD = frozenset({"acestep-v15-turbo"})
 
 
-# As the official request names them (docs/en/API.md and the request's model), and the files of a form.
+# As the official request names them (API.md and the request's model), and the files of a form.
 THEIRS = re.findall(
     r"\w+",
     """

@@ -1,6 +1,6 @@
 """ACE-Step 1.5's calls over HTTP, on a real Valkey and a directory, with no worker: all that a gateway alone can show.
 
-Requests and answers are those of its documentation (docs/en/API.md of the official repository).
+Requests and answers are those of its documentation (API.md of the official repository).
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def failed(times: int, *, at_s: float = 1000, pods: int = 1) -> tuple[Failure, .
     return tuple(reversed(found))
 
 
+SUSPENDED = "suspended: an operator ran `rq suspend`, and no job begins until `rq resume`"
 LOAD3 = "load: the last 3 loads of the model failed: no checkpoint 2"
 AWAY = "store: the store has not answered for over 60 s"
 
@@ -54,6 +55,8 @@ AWAY = "store: the store has not answered for over 60 s"
         (PoolSeen(1010, failed(3), waiting=9, store_away_s=60), (AWAY, LOAD3), False),
         (PoolSeen(1010, waiting=9, stuck=2, stuck_words="no image"), ("pod: no image",), True),
         (PoolSeen(1010, waiting=9, stuck=2, stuck_words="no image", ready=3), (), False),
+        (PoolSeen(1010, waiting=9, suspended=True), (SUSPENDED,), False),
+        (PoolSeen(1010, failed(3), waiting=9, suspended=True), (LOAD3, SUSPENDED), False),
     ],
 )
 def test_the_brake_is_on_for_what_would_be_waste(seen: PoolSeen, reasons: tuple[str, ...], probe: bool) -> None:

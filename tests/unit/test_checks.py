@@ -89,9 +89,28 @@ class TestLinks:
             "![](x.svg)",
         ],
     )
-    def test_dead_links_are_told(self, page: Path, link: str) -> None:
+    def test_dead_links_are_reported(self, page: Path, link: str) -> None:
         page.write_text(link)
         assert len(check_links.complaints(page, page.parent)) == 1
+
+    @pytest.mark.parametrize(
+        ("name", "text", "lost"),
+        [
+            ("a.md", "`controller/sweeper.py`, `sweeper.py`, `controller/`, `controller/sweeper.py::test_it`", []),
+            ("a.md", "`controller/vigil.py`, `vigil.py`", ["controller/vigil.py", "vigil.py"]),
+            ("a.md", "`controller/routes/`, `dist/values.yaml`, `songs/a/`", ["controller/routes/"]),
+            ("a.md", "```\ncontroller/vigil.py\n```", []),
+            ("a.py", '"""See controller/sweeper.py."""\n# and docs/page.md\npath = "controller/vigil.py"\n', []),
+            ("a.py", "# see controller/vigil.py, not other/vigil.py\n", ["controller/vigil.py"]),
+            ("a.py", 'def f():\n    """See controller/vigil.py."""\n', ["controller/vigil.py"]),
+            ("a.py", "# docs/decisions/0001, decision 0002\n", ["docs/decisions/0002"]),
+            ("a.yaml", "a: 1  # controller/sweeper.py\nb: 2  # controller/vigil.py\n", ["controller/vigil.py"]),
+        ],
+    )
+    def test_a_path_that_is_cited_must_exist(self, name: str, text: str, lost: list[str]) -> None:
+        there = check_links.paths(["controller/sweeper.py", "docs/page.md", "docs/decisions/0001-a.md"])
+        found = check_links.missing(Path(name), text, there)
+        assert found == [f"{name}: cites {path}, which does not exist" for path in lost]
 
 
 class TestSizes:
@@ -122,12 +141,13 @@ class TestSkips:
         </testsuite></testsuites>"""
 
     def complaints(self, listed: str) -> list[str]:
-        return check_skips.complaints(check_skips.skipped(self.REPORT), *check_skips.expected(listed))
+        return check_skips.complaints(check_skips.cases(self.REPORT), *check_skips.expected(listed))
 
     def test_an_agreed_list_passes(self) -> None:
         listed = "# why\n\ntests.gpu.test_b::test_song | needs a GPU\n? tests.browser.test_c | needs Chromium\n"
         assert self.complaints(listed) == []
-        assert self.complaints(listed + "? tests.x::test_y | some machines\n") == []
+        assert self.complaints(listed + "? tests.browser.test_c::test_y | some machines\n") == []
+        assert self.complaints(listed + "? tests.unit.test_a::test_passes | some machines\n") == []
 
     @pytest.mark.parametrize(
         ("listed", "why"),
@@ -137,9 +157,13 @@ class TestSkips:
                 "tests.gpu.test_b::test_song | a\ntests.browser.test_c | b\ntests.unit.test_a::test_passes | c",
                 "not skipped",
             ),
+            (
+                "tests.gpu.test_b::test_song | a\ntests.browser.test_c | b\n? tests.unit.test_a::test_gone | c",
+                "no such test",
+            ),
             ("tests.gpu.test_b::test_song |\ntests.browser.test_c | b", "no reason"),
         ],
     )
-    def test_a_list_that_differs_is_told(self, listed: str, why: str) -> None:
+    def test_a_list_that_differs_is_reported(self, listed: str, why: str) -> None:
         (complaint,) = self.complaints(listed)
         assert why in complaint

@@ -75,7 +75,7 @@ STORAGE: Object = {
 def release(change: Callable[[Object], None] = lambda _: None) -> list[Object]:
     """What k8s/ applies, ready, with KEDA at work on it."""
     found: list[Object] = []
-    for name in ("gateway", "maintenance", "worker", "valkey", "seaweedfs", "keda"):
+    for name in ("gateway", "controller", "worker", "valkey", "seaweedfs", "keda"):
         found += [each for each in yaml.safe_load_all((ROOT / "k8s" / f"{name}.yaml").read_text()) if each]
     for each in found:
         if each["kind"] in {"Deployment", "StatefulSet"}:

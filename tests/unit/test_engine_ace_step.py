@@ -12,54 +12,48 @@ import pytest
 import torch
 from diffusers import AceStepPipeline
 
-from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.base import Song, SongRequest
-from gpu_worker.engine.checkpoint import build
-from gpu_worker.engine.loading import load
-from gpu_worker.settings import WorkerSettings
+from gpu_worker.engine.ace_step.engine import AceStepEngine
+from gpu_worker.engine.interface import Song, SongRequest
 from gpu_worker.wire import Samples
 from serinette.errors import Canceled, EngineCrashed, EngineOutOfMemory, InvalidOutput, SerinetteError, Unsupported
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
+from tests.tiny_checkpoint import engine_of
 
 RATE = 48_000
 QUICK = {"duration_s": 1.0, "steps": 2}
 # With the template longer than the 256 tokens that diffusers keeps.
 CAPTION = "a slow piano ballad in a small room, brushes on the snare, upright bass, warm tape, " * 2
 
-Told = tuple[Stage, int | None, int | None]
+Reported = tuple[Stage, int | None, int | None]
 
 
 class Observer:
-    """Remembers what it is told; gives `places` up once `gives_up` says so."""
+    """Remembers what it is reported; gives `places` up once `gives_up` says so."""
 
     def __init__(
-        self, gives_up: Callable[[list[Told]], bool] = lambda _: False, places: frozenset[int] = frozenset({0})
+        self, gives_up: Callable[[list[Reported]], bool] = lambda _: False, places: frozenset[int] = frozenset({0})
     ):
-        self.told: list[Told] = []
+        self.reported: list[Reported] = []
         self._gives_up = gives_up
         self._places = places
         self._given_up: frozenset[int] = frozenset()
 
     def __call__(self, stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-        self.told.append((stage, step, steps))
-        if self._gives_up(self.told):
+        self.reported.append((stage, step, steps))
+        if self._gives_up(self.reported):
             self._given_up = self._places
         return self._given_up
 
 
 @pytest.fixture(scope="module")
-def turbo(tmp_path_factory: pytest.TempPathFactory) -> AceStepEngine:
-    directory = tmp_path_factory.mktemp("turbo") / "my-turbo"
-    build(directory, turbo=True)
-    return load(WorkerSettings(model=str(directory), work_dir=directory, threads=1))
+def turbo(tiny_turbo: Path) -> AceStepEngine:
+    return engine_of(tiny_turbo)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> AceStepEngine:
-    directory = tmp_path_factory.mktemp("base") / "my-base"
-    build(directory, turbo=False)
-    return load(WorkerSettings(model=str(directory), work_dir=directory, threads=1))
+def base(tiny_base: Path) -> AceStepEngine:
+    return engine_of(tiny_base)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +63,9 @@ def source() -> Samples:
     return np.stack([wave, 0.5 * wave]).astype(np.float32)
 
 
-def sing(engine: AceStepEngine, seed: int = 1, source: Samples | None = None, **asked: Any) -> Song:
+def generate(engine: AceStepEngine, seed: int = 1, source: Samples | None = None, **asked: Any) -> Song:
     request = SongRequest(GenerationSpec(**{**QUICK, **asked}), seed, source)
-    (song,) = engine.sing([request], Observer())
+    (song,) = engine.generate_all([request], Observer())
     assert song is not None
     return song
 
@@ -83,34 +77,33 @@ def same(one: Song, other: Song) -> bool:
 class TestText2Music:
     def test_a_song(self, turbo: AceStepEngine) -> None:
         observer = Observer()
-        (song,) = turbo.sing([SongRequest(GenerationSpec(prompt="jazz", duration_s=1.01), 5)], observer)
+        (song,) = turbo.generate_all([SongRequest(GenerationSpec(prompt="jazz", duration_s=1.01), 5)], observer)
         assert song is not None
         assert (song.sample_rate, song.seed, song.warnings) == (RATE, 5, ())
         assert song.samples.shape == (2, round(1.01 * RATE))
         assert song.samples.dtype == np.float32
         assert np.abs(song.samples).max() == pytest.approx(10 ** (-1 / 20), abs=1e-3)
         steps = [(Stage.DENOISING, step, 8) for step in range(1, 9)]
-        assert list(dict.fromkeys(observer.told)) == [
+        assert list(dict.fromkeys(observer.reported)) == [
             (Stage.CONDITIONING, None, None),
             *steps,
             (Stage.DECODING, None, None),
         ]
 
-    def test_it_is_the_stock_pipelines(self, turbo: AceStepEngine, tmp_path: Path) -> None:
-        build(tmp_path / "tiny", turbo=True)
-        stock = AceStepPipeline.from_pretrained(tmp_path / "tiny")
+    def test_it_is_the_stock_pipelines(self, turbo: AceStepEngine, tiny_turbo: Path) -> None:
+        stock = AceStepPipeline.from_pretrained(tiny_turbo)
         stock.set_progress_bar_config(disable=True)
         arguments: dict[str, Any] = {"num_inference_steps": 2, "shift": 3.0, "guidance_scale": 1.0, "bpm": 90}
         expected = stock(
             "jazz", "la", 1.0, generator=torch.Generator().manual_seed(1), max_text_length=1024, **arguments
         ).audios[0]
-        song = sing(turbo, prompt="jazz", lyrics="la", bpm=90)
+        song = generate(turbo, prompt="jazz", lyrics="la", bpm=90)
         assert np.abs(song.samples - expected.numpy()).max() < 1e-5
 
     def test_a_seed_is_a_song(self, turbo: AceStepEngine) -> None:
-        assert same(sing(turbo, seed=1), sing(turbo, seed=1))
-        assert not same(sing(turbo, seed=1), sing(turbo, seed=2))
-        assert np.isfinite(sing(turbo, seed=2**63 + 6).samples).all()
+        assert same(generate(turbo, seed=1), generate(turbo, seed=1))
+        assert not same(generate(turbo, seed=1), generate(turbo, seed=2))
+        assert np.isfinite(generate(turbo, seed=2**63 + 6).samples).all()
 
     @pytest.mark.parametrize(
         "asked",
@@ -128,19 +121,19 @@ class TestText2Music:
         ],
     )
     def test_what_is_asked_is_heard(self, turbo: AceStepEngine, asked: dict[str, Any]) -> None:
-        plain = sing(turbo, prompt=CAPTION)
-        other = sing(turbo, **{"prompt": CAPTION, **asked})
+        plain = generate(turbo, prompt=CAPTION)
+        other = generate(turbo, **{"prompt": CAPTION, **asked})
         assert other.samples.shape == plain.samples.shape
         assert not same(other, plain)
 
     def test_a_caption_too_long_is_cut_before_bpm_is(self, turbo: AceStepEngine) -> None:
-        slow, fast = (sing(turbo, prompt="é" * 3_000, bpm=bpm) for bpm in (60, 180))
+        slow, fast = (generate(turbo, prompt="é" * 3_000, bpm=bpm) for bpm in (60, 180))
         assert not same(slow, fast)
         (warning,) = slow.warnings
         assert warning.startswith("prompt: only its first")
 
-    def test_lyrics_too_long_are_told(self, turbo: AceStepEngine) -> None:
-        (warning,) = sing(turbo, lyrics="la " * 2_000).warnings
+    def test_lyrics_too_long_are_warned_of(self, turbo: AceStepEngine) -> None:
+        (warning,) = generate(turbo, lyrics="la " * 2_000).warnings
         assert warning.startswith("lyrics: only about the first 3")
 
 
@@ -158,36 +151,36 @@ class TestSource:
     def test_every_task_keeps_the_length_and_comes_again(
         self, turbo: AceStepEngine, source: Samples, asked: dict[str, Any]
     ) -> None:
-        first = sing(turbo, source=source, source_audio="upload", **asked)
-        sing(turbo, seed=9)  # moves the global generator on
-        again = sing(turbo, source=source, source_audio="upload", **asked)
+        first = generate(turbo, source=source, source_audio="upload", **asked)
+        generate(turbo, seed=9)  # moves the global generator on
+        again = generate(turbo, source=source, source_audio="upload", **asked)
         assert first.samples.shape == source.shape
         assert np.isfinite(first.samples).all()
         assert same(first, again)
-        assert not same(first, sing(turbo, seed=2, source=source, source_audio="upload", **asked))
+        assert not same(first, generate(turbo, seed=2, source=source, source_audio="upload", **asked))
 
     def test_tasks_differ(self, turbo: AceStepEngine, source: Samples) -> None:
-        songs = [sing(turbo, source=source, source_audio="upload", **asked).samples for asked in self.TASKS]
+        songs = [generate(turbo, source=source, source_audio="upload", **asked).samples for asked in self.TASKS]
         assert len({song.tobytes() for song in songs}) == len(songs)
 
     def test_repaint_keeps_the_source_outside_its_window(self, turbo: AceStepEngine, source: Samples) -> None:
-        song = sing(turbo, source=source, source_audio="upload", **self.TASKS[0])
+        song = generate(turbo, source=source, source_audio="upload", **self.TASKS[0])
         window = slice(RATE // 2, RATE)
         outside = np.delete(song.samples, window, axis=1)
         assert np.array_equal(outside, np.delete(source, window, axis=1))
         assert np.abs(song.samples[:, window] - source[:, window]).mean() > 0.01
 
     def test_repaint_past_the_end_goes_to_the_end(self, turbo: AceStepEngine, source: Samples) -> None:
-        song = sing(turbo, source=source, source_audio="upload", task="repaint", repaint_start_s=1, repaint_end_s=9)
+        song = generate(turbo, source=source, source_audio="upload", task="repaint", repaint_start_s=1, repaint_end_s=9)
         (warning,) = song.warnings
         assert "past the end" in warning
         assert np.array_equal(song.samples[:, :RATE], source[:, :RATE])
 
     def test_a_reference_is_heard(self, turbo: AceStepEngine, source: Samples) -> None:
         request = SongRequest(GenerationSpec(**QUICK, reference_audio="upload"), 1, reference=source)
-        (song,) = turbo.sing([request], Observer())
+        (song,) = turbo.generate_all([request], Observer())
         assert song is not None
-        assert not same(song, sing(turbo))
+        assert not same(song, generate(turbo))
 
 
 class TestBase:
@@ -198,11 +191,11 @@ class TestBase:
         assert turbo.model.max_duration_s == 600
 
     def test_guidance_and_its_interval_are_heard(self, base: AceStepEngine, turbo: AceStepEngine) -> None:
-        guided = sing(base)
-        assert same(guided, sing(base, guidance_scale=7.0))
-        assert not same(guided, sing(base, guidance_scale=1.0))
-        assert not same(guided, sing(base, cfg_start=0.5))
-        assert same(sing(turbo), sing(turbo, guidance_scale=15.0))
+        guided = generate(base)
+        assert same(guided, generate(base, guidance_scale=7.0))
+        assert not same(guided, generate(base, guidance_scale=1.0))
+        assert not same(guided, generate(base, cfg_start=0.5))
+        assert same(generate(turbo), generate(turbo, guidance_scale=15.0))
 
 
 class TestBatch:
@@ -215,14 +208,14 @@ class TestBatch:
             {"prompt": "trap", "time_signature": "3", "vocal_language": "ja"},
         ]
         batch = [SongRequest(GenerationSpec(**QUICK, **own), seed) for seed, own in enumerate(asked)]
-        for seed, song in enumerate(engine.sing(batch, Observer())):
-            alone = sing(engine, seed=seed, **asked[seed])
+        for seed, song in enumerate(engine.generate_all(batch, Observer())):
+            alone = generate(engine, seed=seed, **asked[seed])
             assert song is not None
             assert np.abs(song.samples - alone.samples).max() < 1e-4
 
     def test_one_given_up_leaves_its_place_empty(self, turbo: AceStepEngine) -> None:
         batch = [SongRequest(GenerationSpec(**QUICK), seed) for seed in (1, 2)]
-        first, second = turbo.sing(batch, Observer(lambda told: told[-1][1] == 1, frozenset({1})))
+        first, second = turbo.generate_all(batch, Observer(lambda reported: reported[-1][1] == 1, frozenset({1})))
         assert first is not None
         assert first.seed == 1
         assert second is None
@@ -234,27 +227,27 @@ class TestCancel:
         [(Stage.CONDITIONING, None, None), (Stage.DENOISING, 1, 2), (Stage.DECODING, None, None)],
         ids=lambda last: str(last[0]),
     )
-    def test_it_stops_there_and_the_next_song_is_whole(self, turbo: AceStepEngine, last: Told) -> None:
-        expected = sing(turbo)
-        observer = Observer(lambda told: told[-1] == last)
+    def test_it_stops_there_and_the_next_song_is_whole(self, turbo: AceStepEngine, last: Reported) -> None:
+        expected = generate(turbo)
+        observer = Observer(lambda reported: reported[-1] == last)
         with pytest.raises(Canceled):
-            turbo.sing([SongRequest(GenerationSpec(**QUICK), 1)], observer)
-        assert observer.told.index(last) == len(observer.told) - 1
-        assert same(sing(turbo), expected)
+            turbo.generate_all([SongRequest(GenerationSpec(**QUICK), 1)], observer)
+        assert observer.reported.index(last) == len(observer.reported) - 1
+        assert same(generate(turbo), expected)
 
     def test_it_stops_in_the_midst_of_decoding(self, turbo: AceStepEngine) -> None:
         decoding = (Stage.DECODING, None, None)
-        observer = Observer(lambda told: told.count(decoding) == 4)
+        observer = Observer(lambda reported: reported.count(decoding) == 4)
         with pytest.raises(Canceled):
-            turbo.sing([SongRequest(GenerationSpec(**QUICK), 1)], observer)
-        assert observer.told.count(decoding) == 4
+            turbo.generate_all([SongRequest(GenerationSpec(**QUICK), 1)], observer)
+        assert observer.reported.count(decoding) == 4
 
     def test_it_stops_while_the_source_is_heard(self, turbo: AceStepEngine, source: Samples) -> None:
-        observer = Observer(lambda told: len(told) == 3)
+        observer = Observer(lambda reported: len(reported) == 3)
         spec = GenerationSpec(**QUICK, task="cover", source_audio="upload")
         with pytest.raises(Canceled):
-            turbo.sing([SongRequest(spec, 1, source)], observer)
-        assert observer.told == [(Stage.CONDITIONING, None, None)] * 3
+            turbo.generate_all([SongRequest(spec, 1, source)], observer)
+        assert observer.reported == [(Stage.CONDITIONING, None, None)] * 3
 
 
 class TestTrouble:
@@ -267,20 +260,20 @@ class TestTrouble:
             hook.remove()
 
     def test_memory_that_is_not_there(self, turbo: AceStepEngine) -> None:
-        expected = sing(turbo)
+        expected = generate(turbo)
         with (
             self.before_each_step(turbo, lambda: torch.empty(1 << 50)),
             pytest.raises(EngineOutOfMemory, match=r"1 s does not fit .* cpu, \d+ threads.* no 4503599627370496 bytes"),
         ):
-            sing(turbo)
-        assert same(sing(turbo), expected)
+            generate(turbo)
+        assert same(generate(turbo), expected)
 
     def test_a_lost_device_ends_the_engine(self, turbo: AceStepEngine) -> None:
         def lose() -> None:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
 
         with self.before_each_step(turbo, lose), pytest.raises(EngineCrashed, match="illegal memory access was"):
-            sing(turbo)
+            generate(turbo)
 
     def test_samples_that_are_not_finite(self, turbo: AceStepEngine) -> None:
         bias = turbo._pipe.transformer.proj_out_conv.bias
@@ -288,7 +281,7 @@ class TestTrouble:
         try:
             bias.data.fill_(float("nan"))
             with pytest.raises(InvalidOutput, match="not finite"):
-                sing(turbo)
+                generate(turbo)
         finally:
             bias.data.copy_(before)
 
@@ -306,17 +299,16 @@ class TestTrouble:
             turbo.sampling(spec)
         assert refused.value.field == field
 
-    def test_a_checkpoint_without_audio_tokenizer_covers_nothing(self, tmp_path: Path) -> None:
-        build(tmp_path / "tiny", turbo=True)
-        pipe = AceStepPipeline.from_pretrained(tmp_path / "tiny", audio_tokenizer=None)
+    def test_a_checkpoint_without_audio_tokenizer_covers_nothing(self, tiny_turbo: Path, tmp_path: Path) -> None:
+        pipe = AceStepPipeline.from_pretrained(tiny_turbo, audio_tokenizer=None)
         pipe.save_pretrained(tmp_path / "plain")
-        engine = load(WorkerSettings(model=str(tmp_path / "plain"), dtype="bfloat16", work_dir=tmp_path))
+        engine = engine_of(tmp_path / "plain", dtype="bfloat16")
         assert "cover" not in engine.model.tasks
         refused: list[dict[str, Any]] = [{"task": "cover", "source_audio": "a"}, {"audio_codes": "<|audio_code_1|>"}]
         for asked in refused:
             with pytest.raises(Unsupported, match="no audio tokenizer"):
                 engine.sampling(GenerationSpec(**asked))
-        song = sing(engine)  # in bfloat16, by the way
+        song = generate(engine)  # in bfloat16, by the way
         assert song.samples.dtype == np.float32
         assert np.isfinite(song.samples).all()
 
@@ -324,4 +316,4 @@ class TestTrouble:
 def test_every_error_that_can_leave_the_engine_is_ours(turbo: AceStepEngine) -> None:
     mono = np.zeros((1, RATE), np.float32)
     with pytest.raises(SerinetteError, match="1 channels"):
-        sing(turbo, source=mono, task="cover", source_audio="upload")
+        generate(turbo, source=mono, task="cover", source_audio="upload")

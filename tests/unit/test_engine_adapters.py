@@ -11,30 +11,26 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.adapters import own_strength, weights_in
-from gpu_worker.engine.base import SongRequest
-from gpu_worker.engine.checkpoint import build
-from gpu_worker.engine.loading import load
-from gpu_worker.engine.pipeline import SongPipeline
-from gpu_worker.settings import WorkerSettings
+from gpu_worker.engine.ace_step.adapters import own_strength, weights_in
+from gpu_worker.engine.ace_step.engine import AceStepEngine
+from gpu_worker.engine.ace_step.pipeline import SongPipeline
+from gpu_worker.engine.interface import SongRequest
 from gpu_worker.wire import Samples
 from serinette.errors import ConfigurationError, Unsupported
-from serinette.job import Stage
 from serinette.spec import GenerationSpec
+from tests.tiny_checkpoint import engine_of, unobserved
 
 NAMES = ("warm", "bright", "dry")
 RANK = 4
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def places(tiny_turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint, adapters trained on nothing, and one for another checkpoint."""
     root = tmp_path_factory.mktemp("models")
-    build(root / "tiny", turbo=True)
-    made = {"model": root / "tiny"}
+    made = {"model": tiny_turbo}
     for seed, name in enumerate(NAMES):
-        made[name] = adapter(root / "tiny", root / name, seed)
+        made[name] = adapter(tiny_turbo, root / name, seed)
     made["foreign"] = root / "foreign"
     made["foreign"].mkdir()
     weight = torch.zeros(RANK, 7)
@@ -55,30 +51,22 @@ def adapter(model: Path, directory: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> AceStepEngine:
+def engine(places: dict[str, Path]) -> AceStepEngine:
     loras = {name: str(place) for name, place in places.items() if name != "model"} | {"gone": "/nowhere/at/all"}
-    return load(
-        WorkerSettings(
-            model=str(places["model"]), work_dir=tmp_path_factory.mktemp("work"), threads=1, loras=loras, max_loras=2
-        )
-    )
+    return engine_of(places["model"], loras=loras, max_loras=2)
 
 
-def sing(engine: AceStepEngine, lora: str | None = None, scale: float = 1.0, songs: int = 1) -> list[Samples]:
+def generate(engine: AceStepEngine, lora: str | None = None, scale: float = 1.0, songs: int = 1) -> list[Samples]:
     spec = GenerationSpec(prompt="jazz", duration_s=1.0, steps=2, lora=lora, lora_scale=scale)
     engine.sampling(spec)
-    sung = engine.sing([SongRequest(spec, seed) for seed in range(songs)], quiet)
-    return [song.samples for song in sung if song]
+    made = engine.generate_all([SongRequest(spec, seed) for seed in range(songs)], unobserved)
+    return [song.samples for song in made if song]
 
 
-def quiet(stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-    return frozenset()
-
-
-def test_adapters_interleaved_sing_what_each_sings_alone(engine: AceStepEngine) -> None:
+def test_adapters_interleaved_generate_what_each_generates_alone(engine: AceStepEngine) -> None:
     asked = [(None, 1.0), ("warm", 1.0), ("bright", 1.0), ("warm", 0.5), ("warm", 0.0)]
-    first = [sing(engine, *each)[0] for each in asked]
-    again = [sing(engine, *each)[0] for each in reversed(asked)][::-1]
+    first = [generate(engine, *each)[0] for each in asked]
+    again = [generate(engine, *each)[0] for each in reversed(asked)][::-1]
     for one, other in zip(first, again, strict=True):
         assert np.array_equal(one, other)
     plain, warm, bright, weak, silent = first
@@ -86,28 +74,28 @@ def test_adapters_interleaved_sing_what_each_sings_alone(engine: AceStepEngine) 
     assert len({song.tobytes() for song in (plain, warm, bright, weak)}) == 4
 
 
-def test_what_an_engine_without_adapters_sings_is_sung_beside_them(
-    engine: AceStepEngine, places: dict[str, Path], tmp_path: Path
+def test_what_an_engine_without_adapters_generates_is_generated_beside_them(
+    engine: AceStepEngine, places: dict[str, Path]
 ) -> None:
-    sing(engine, "warm")
-    stock = load(WorkerSettings(model=str(places["model"]), work_dir=tmp_path, threads=1))
-    assert np.array_equal(sing(engine)[0], sing(stock)[0])
+    generate(engine, "warm")
+    stock = engine_of(places["model"])
+    assert np.array_equal(generate(engine)[0], generate(stock)[0])
 
 
 def test_the_one_unused_longest_goes_and_comes_again(engine: AceStepEngine) -> None:
     held = engine._adapters._loaded
-    before = sing(engine, "warm")[0]
-    sing(engine, "bright")
-    sing(engine, "warm")
-    sing(engine, "dry")
+    before = generate(engine, "warm")[0]
+    generate(engine, "bright")
+    generate(engine, "warm")
+    generate(engine, "dry")
     assert list(held) == ["warm", "dry"]
-    sing(engine, "bright")
+    generate(engine, "bright")
     assert list(held) == ["dry", "bright"]
-    assert np.array_equal(sing(engine, "warm")[0], before)
+    assert np.array_equal(generate(engine, "warm")[0], before)
 
 
 def test_a_batch_has_one_adapter(engine: AceStepEngine) -> None:
-    together, alone = sing(engine, "warm", songs=2), sing(engine, "warm")
+    together, alone = generate(engine, "warm", songs=2), generate(engine, "warm")
     assert np.abs(together[0] - alone[0]).max() < 1e-5
 
 
@@ -120,12 +108,12 @@ def test_a_batch_has_one_adapter(engine: AceStepEngine) -> None:
     ],
 )
 def test_one_that_cannot_be_had_is_refused_and_leaves_nothing(engine: AceStepEngine, name: str, words: str) -> None:
-    plain, warm = sing(engine)[0], sing(engine, "warm")[0]
+    plain, warm = generate(engine)[0], generate(engine, "warm")[0]
     with pytest.raises(Unsupported, match=words) as refused:
-        sing(engine, name)
+        generate(engine, name)
     assert refused.value.field == "lora"
-    assert np.array_equal(sing(engine, "warm")[0], warm)
-    assert np.array_equal(sing(engine)[0], plain)
+    assert np.array_equal(generate(engine, "warm")[0], warm)
+    assert np.array_equal(generate(engine)[0], plain)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +124,7 @@ def test_one_that_cannot_be_had_is_refused_and_leaves_nothing(engine: AceStepEng
         ({"r": 8, "lora_alpha": 16}, 2.0),
         ({"r": 16, "lora_alpha": 16, "use_rslora": True}, 4.0),
         ({"r": 8}, 1.0),
+        ({"r": 0, "lora_alpha": 16}, 1.0),
     ],
 )
 def test_an_adapter_is_as_strong_as_it_was_trained(
@@ -158,16 +147,16 @@ def test_an_adapter_that_tells_its_strength_twice_is_as_strong_as_one_that_tells
     layers = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
     loras = {name: tmp_path / name for name in ("plain", "inside", "beside", "both")}
     for name, directory in loras.items():
-        told = config if name in {"inside", "both"} else None
-        SongPipeline.save_lora_weights(directory, layers, transformer_lora_adapter_metadata=told)
+        metadata = config if name in {"inside", "both"} else None
+        SongPipeline.save_lora_weights(directory, layers, transformer_lora_adapter_metadata=metadata)
         if name in {"beside", "both"}:
             (directory / "adapter_config.json").write_text(json.dumps(config))
     published = {name: str(directory) for name, directory in loras.items()}
-    engine = load(WorkerSettings(model=str(places["model"]), work_dir=tmp_path, threads=1, loras=published))
-    heard = {name: sing(engine, name)[0] for name in loras}
+    engine = engine_of(places["model"], loras=published)
+    heard = {name: generate(engine, name)[0] for name in loras}
     assert np.array_equal(heard["both"], heard["beside"])
     assert np.array_equal(heard["both"], heard["inside"])
-    assert np.array_equal(heard["both"], sing(engine, "plain", scale=2.0)[0])
+    assert np.array_equal(heard["both"], generate(engine, "plain", scale=2.0)[0])
     assert not np.array_equal(heard["both"], heard["plain"])
 
 

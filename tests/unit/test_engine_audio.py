@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from gpu_worker.engine.mixing import paste, to_peak
-from gpu_worker.engine.tasks import Window
+from gpu_worker.engine.ace_step.tasks import Window, paste, to_peak
 
 RATE = 48_000
 
@@ -26,8 +25,8 @@ class TestMixing:
 
     @pytest.mark.parametrize(("start_s", "end_s"), [(1.0, 2.0), (0.0, 2.0), (1.0, 3.0), (0.0, 3.0), (1.0, 1.01)])
     def test_outside_the_window_the_source_stays_to_the_sample(self, start_s: float, end_s: float) -> None:
-        source, sung = tone(440, 3), tone(660, 3.04, level=0.2)
-        mixed = paste(source, sung, Window(start_s, end_s), RATE)
+        source, generated = tone(440, 3), tone(660, 3.04, level=0.2)
+        mixed = paste(source, generated, Window(start_s, end_s), RATE)
         start, end = round(start_s * RATE), round(end_s * RATE)
         assert mixed.shape == source.shape
         assert torch.equal(mixed[:, :start], source[:, :start])
@@ -35,18 +34,18 @@ class TestMixing:
         assert not torch.equal(mixed[:, start:end], source[:, start:end])
 
     def test_inside_the_window_the_song_stands_alone(self) -> None:
-        source, sung = tone(440, 3), tone(660, 3, level=0.2)
-        mixed = paste(source, sung, Window(1.0, 2.0), RATE)
+        source, generated = tone(440, 3), tone(660, 3, level=0.2)
+        mixed = paste(source, generated, Window(1.0, 2.0), RATE)
         inside = slice(round(1.02 * RATE), round(1.98 * RATE))
-        assert torch.allclose(mixed[:, inside], sung[:, inside], atol=1e-7)
+        assert torch.allclose(mixed[:, inside], generated[:, inside], atol=1e-7)
         # At the edges, no jump is larger than those of the two tones themselves.
-        assert float(mixed.diff().abs().max()) <= 1.1 * float(sung.diff().abs().max())
+        assert float(mixed.diff().abs().max()) <= 1.1 * float(generated.diff().abs().max())
 
     def test_a_window_at_the_songs_ends_has_no_fade_there(self) -> None:
-        source, sung = tone(440, 3), tone(660, 3, level=0.2)
-        assert torch.equal(paste(source, sung, Window(0.0, 3.0), RATE), sung)
+        source, generated = tone(440, 3), tone(660, 3, level=0.2)
+        assert torch.equal(paste(source, generated, Window(0.0, 3.0), RATE), generated)
 
-    def test_a_window_sung_too_loud_is_brought_down(self) -> None:
+    def test_a_window_generated_too_loud_is_brought_down(self) -> None:
         mixed = paste(tone(440, 3), tone(660, 3, level=4.0), Window(1.0, 2.0), RATE)
         assert float(mixed.abs().max()) == pytest.approx(1.0, abs=1e-3)
 

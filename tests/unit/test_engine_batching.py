@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpu_worker.engine.batching import Room, kind_of, padding, plan
-from gpu_worker.engine.sampling import fill_in
+from gpu_worker.engine.ace_step.sampling import fill_in
+from gpu_worker.engine.serving.batching import Room, kind_of, padding, plan
+from gpu_worker.engine.serving.generation import Generation
+from gpu_worker.wire import Message, Stopped
 from serinette.spec import GenerationSpec
+from tests.engines import SineEngine
 
 
 def kinds(*asked: dict[str, Any]) -> list[Any]:
@@ -100,3 +104,12 @@ def test_there_is_room_for(room: Room, duration_s: float, songs: int) -> None:
 def test_what_each_song_has_of_its_own_does_not() -> None:
     own = {"prompt": "x", "lyrics": "la", "bpm": 90, "key_scale": "A minor", "seed": 3, "vocal_language": "ja"}
     assert plan(kinds({}, {**own, "loudness_lufs": -14, "format": "wav", "steps": 50}), Room(2)) == (0, 1)
+
+
+def test_a_job_canceled_while_it_is_prepared_asks_the_engine_nothing(tmp_path: Path) -> None:
+    """Another thread cancels it, which lets go of its samples; the model's thread has it in hand by then."""
+    sent: list[Message] = []
+    job = Generation("job", GenerationSpec(), {}, lambda message, _: sent.append(message))
+    job.cancel()
+    job.prepare(SineEngine(tmp_path))
+    assert (job.kind, job.remaining, sent) == (None, [], [Stopped()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.base import SongRequest, StepObserver
-from gpu_worker.engine.checkpoint import build
-from gpu_worker.engine.loading import load
-from gpu_worker.settings import WorkerSettings
+from gpu_worker.engine.ace_step.engine import AceStepEngine
+from gpu_worker.engine.interface import SongRequest, StepObserver
 from gpu_worker.wire import Samples
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
+from tests.tiny_checkpoint import engine_of
 
 # In fp32 what is left is the order of sums, which the size of a matrix decides.
 FP32_TOLERANCE = 1e-5
@@ -52,14 +51,9 @@ FEW = settings(
 
 
 @pytest.fixture(scope="module", params=["turbo", "base"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AceStepEngine:
-    return loaded(tmp_path_factory.mktemp("model"), turbo=request.param == "turbo")
-
-
-def loaded(directory: Path, *, turbo: bool, **asked: Any) -> AceStepEngine:
-    if not (directory / "model_index.json").exists():
-        build(directory, turbo=turbo)
-    return load(WorkerSettings(model=str(directory), work_dir=directory, threads=1, **asked))
+def engine(request: pytest.FixtureRequest) -> AceStepEngine:
+    directory: Path = request.getfixturevalue(f"tiny_{request.param}")
+    return engine_of(directory)
 
 
 def requests(mix: list[dict[str, Any]]) -> list[SongRequest]:
@@ -83,20 +77,20 @@ def wave(name: str) -> Samples:
 
 
 def giving_up(places: frozenset[int], at_step: int) -> StepObserver:
-    told: list[int] = []
+    steps_seen: list[int] = []
 
     def observe(stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-        told.append(step or 0)
-        return places if max(told) >= at_step else frozenset()
+        steps_seen.append(step or 0)
+        return places if max(steps_seen) >= at_step else frozenset()
 
     return observe
 
 
-def sing(
+def generate(
     engine: AceStepEngine, batch: list[SongRequest], canceled: frozenset[int] = frozenset()
 ) -> list[Samples | None]:
-    sung = engine.sing(batch, giving_up(canceled, 1))
-    return [song.samples if song else None for song in sung]
+    songs = engine.generate_all(batch, giving_up(canceled, 1))
+    return [song.samples if song else None for song in songs]
 
 
 @FEW
@@ -107,11 +101,11 @@ def sing(
 @given(mix=MIX, cancel=st.booleans())
 def test_a_song_is_the_same_in_any_company(engine: AceStepEngine, mix: list[dict[str, Any]], cancel: bool) -> None:
     batch = requests(mix)
-    together = sing(engine, batch, frozenset({0}) if cancel else frozenset())
+    together = generate(engine, batch, frozenset({0}) if cancel else frozenset())
     assert [song is None for song in together] == [cancel, *(False for _ in mix[1:])]
     for request, song in zip(batch, together, strict=True):
         if song is not None:
-            (alone,) = sing(engine, [request])
+            (alone,) = generate(engine, [request])
             assert alone is not None
             assert song.shape == alone.shape
             assert np.abs(song - alone).max() <= FP32_TOLERANCE
@@ -152,10 +146,10 @@ TASKS: list[dict[str, Any]] = [
 
 def test_every_task_is_the_same_in_any_company(engine: AceStepEngine) -> None:
     batch = requests(TASKS)
-    alone = [sing(engine, [request])[0] for request in batch]
+    alone = [generate(engine, [request])[0] for request in batch]
     assert len({song.tobytes() for song in alone if song is not None}) == len(batch)
     for places in (range(len(batch)), (3, 2)):
-        together = sing(engine, [batch[place] for place in places])
+        together = generate(engine, [batch[place] for place in places])
         for place, song in zip(places, together, strict=True):
             own = alone[place]
             assert song is not None
@@ -164,15 +158,15 @@ def test_every_task_is_the_same_in_any_company(engine: AceStepEngine) -> None:
             assert np.abs(song - own).max() <= FP32_TOLERANCE, batch[place].spec.prompt
 
 
-def test_a_tokenizer_that_pads_in_front_changes_nothing(tmp_path: Path) -> None:
-    build(tmp_path, turbo=True)
-    config = tmp_path / "tokenizer" / "tokenizer_config.json"
-    told = json.loads(config.read_text())
-    config.write_text(json.dumps({**told, "padding_side": "left", "truncation_side": "left"}))
-    engine = loaded(tmp_path, turbo=True)
+def test_a_tokenizer_that_pads_in_front_changes_nothing(tiny_turbo: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_turbo, tmp_path / "copy"))
+    config = copy / "tokenizer" / "tokenizer_config.json"
+    given = json.loads(config.read_text())
+    config.write_text(json.dumps({**given, "padding_side": "left", "truncation_side": "left"}))
+    engine = engine_of(copy)
     batch = requests([PLAIN, LONG])
-    for request, song in zip(batch, sing(engine, batch), strict=True):
-        (alone,) = sing(engine, [request])
+    for request, song in zip(batch, generate(engine, batch), strict=True):
+        (alone,) = generate(engine, [request])
         assert song is not None
         assert alone is not None
         assert np.abs(song - alone).max() <= FP32_TOLERANCE
@@ -182,10 +176,10 @@ def test_a_cover_of_no_strength_is_a_song_of_text(engine: AceStepEngine) -> None
     cover, text = requests(
         [{**TASKS[3], "seed": 7}, {"prompt": TASKS[3]["prompt"], "duration_s": 3.0, "seed": 7}],
     )
-    (covered,), (sung,) = sing(engine, [cover]), sing(engine, [text])
+    (covered,), (text_alone,) = generate(engine, [cover]), generate(engine, [text])
     assert covered is not None
-    assert sung is not None
-    assert np.abs(covered - sung).max() <= FP32_TOLERANCE
+    assert text_alone is not None
+    assert np.abs(covered - text_alone).max() <= FP32_TOLERANCE
 
 
 def test_a_weak_cover_follows_its_source_for_its_share_of_the_steps(engine: AceStepEngine) -> None:
@@ -194,7 +188,7 @@ def test_a_weak_cover_follows_its_source_for_its_share_of_the_steps(engine: AceS
         lambda _module, _args, kwargs, _output: heard.append(kwargs["context_latents"].clone()), with_kwargs=True
     )
     try:
-        sing(engine, requests([{**TASKS[1], "cover_strength": 0.7}]))  # int(3 * 0.7) = 2 of 3 steps
+        generate(engine, requests([{**TASKS[1], "cover_strength": 0.7}]))  # int(3 * 0.7) = 2 of 3 steps
     finally:
         hook.remove()
     assert len(heard) == STEPS, "one pass of the transformer a step"
@@ -204,12 +198,12 @@ def test_a_weak_cover_follows_its_source_for_its_share_of_the_steps(engine: AceS
     assert not np.array_equal(heard[1], heard[2])
 
 
-def test_company_costs_no_accuracy_in_bf16(tmp_path: Path) -> None:
-    exact, coarse = (loaded(tmp_path, turbo=True, dtype=dtype) for dtype in ("float32", "bfloat16"))
+def test_company_costs_no_accuracy_in_bf16(tiny_turbo: Path) -> None:
+    exact, coarse = (engine_of(tiny_turbo, dtype=dtype) for dtype in ("float32", "bfloat16"))
     batch = requests([PLAIN, LONG, {**PLAIN, "seed": 3}, {**LONG, "seed": 4, "duration_s": 1.48}])
-    together = sing(coarse, batch)
+    together = generate(coarse, batch)
     for request, song in zip(batch, together, strict=True):
-        (alone,), (truth,) = sing(coarse, [request]), sing(exact, [request])
+        (alone,), (truth,) = generate(coarse, [request]), generate(exact, [request])
         assert error(song, truth) <= BF16_FACTOR * error(alone, truth)
         assert alone is not None
         assert error(song, alone) <= BF16_SHARE * float(np.sqrt(np.mean(alone**2)))

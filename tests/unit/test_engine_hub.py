@@ -18,12 +18,12 @@ CODES = {"missing": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "broken"
 _ASK = """
 import sys
 from pathlib import Path
-from gpu_worker.engine import loading
+from gpu_worker.engine.checkpoints.locating import locate
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
 for model in sys.argv[2:]:
     try:
-        loading.locate(WorkerSettings(model=model, work_dir=Path(sys.argv[1])))
+        locate(WorkerSettings(model=model, work_dir=Path(sys.argv[1])))
     except ConfigurationError as error:
         print(error.message.replace("\\n", " "))
 """

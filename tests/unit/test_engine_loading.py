@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from, whether it is whole, and what a person is told when it is not."""
+"""Where a checkpoint comes from, whether it is whole, and what an operator reads when it is not."""
 
 from __future__ import annotations
 
@@ -14,54 +14,47 @@ import pytest
 import torch
 
 from gpu_worker.engine import loading
-from gpu_worker.engine.checkpoint import build, bundled_checkpoint
-from gpu_worker.engine.publishing import publish
-from gpu_worker.engine.revision import revision_of
+from gpu_worker.engine.ace_step.footprint import need_of
+from gpu_worker.engine.ace_step.loading import warm_up
+from gpu_worker.engine.checkpoints.downloading import publish
+from gpu_worker.engine.checkpoints.locating import bundled_checkpoint, locate, revision_of
+from gpu_worker.engine.interface import Checkpoint, ModelFamily, SongRequest, StepObserver
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundled_checkpoint(tmp_path_factory.mktemp("checkpoints"))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tiny") / "tiny"
-    build(directory, turbo=True)
-    return directory
+from serinette.spec import GenerationSpec
+from tests.engines import MODEL, SineEngine
+from tests.tiny_checkpoint import build, unobserved
 
 
 @pytest.fixture
-def copy(tiny: Path, tmp_path: Path) -> Path:
+def copy(tiny_turbo: Path, tmp_path: Path) -> Path:
     """A checkpoint to spoil."""
-    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+    return Path(shutil.copytree(tiny_turbo, tmp_path / "copy"))
 
 
 def settings(directory: Path, **given: Any) -> WorkerSettings:
     return WorkerSettings(work_dir=directory, **given)
 
 
-class TestBundled:
-    def test_it_is_built_once(self, bundled: Path) -> None:
-        before = {path: path.stat().st_mtime_ns for path in bundled.rglob("*")}
-        assert bundled_checkpoint(bundled.parent) == bundled
-        assert {path: path.stat().st_mtime_ns for path in bundled.rglob("*")} == before
+def test_the_bundled_one_is_unpacked_once(tmp_path: Path) -> None:
+    first = bundled_checkpoint(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in first.directory.rglob("*")}
+    assert bundled_checkpoint(tmp_path) == first
+    assert {path: path.stat().st_mtime_ns for path in first.directory.rglob("*")} == before
 
-    def test_two_builds_are_the_same_to_the_byte(self, tiny: Path, tmp_path: Path) -> None:
-        state = torch.random.get_rng_state()
-        build(tmp_path / "again", turbo=True)
-        assert torch.equal(torch.random.get_rng_state(), state)
-        assert revision_of(tmp_path / "again") == revision_of(tiny)
-        build(tmp_path / "base", turbo=False)
-        assert revision_of(tmp_path / "base") != revision_of(tiny)
+
+def test_two_tiny_checkpoints_are_the_same_to_the_byte(tiny_turbo: Path, tiny_base: Path, tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    build(tmp_path / "again", turbo=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert revision_of(tmp_path / "again") == revision_of(tiny_turbo)
+    assert revision_of(tiny_base) != revision_of(tiny_turbo)
 
 
 class TestLocate:
     def test_a_directory_by_path_or_url(self, copy: Path, tmp_path: Path) -> None:
         for model in (str(copy), f"file://{copy}"):
-            assert loading.locate(settings(tmp_path, model=model)) == loading.Checkpoint(copy, "copy")
+            assert locate(settings(tmp_path, model=model)) == Checkpoint(copy, "copy", revision_of(copy))
 
     def test_the_name_is_the_operators_if_given(self, copy: Path, tmp_path: Path) -> None:
         engine = loading.load(settings(tmp_path, model=str(copy), model_name="mine", threads=1))
@@ -69,19 +62,19 @@ class TestLocate:
         assert engine.device.startswith("cpu") or torch.cuda.is_available()
 
     @pytest.mark.parametrize("model", ["/no/such/directory", "nonsense", "http://example.org/model", "s3://bucket"])
-    def test_what_is_nowhere_is_told_with_what_is_allowed(self, tmp_path: Path, model: str) -> None:
+    def test_what_is_nowhere_is_named_with_what_is_allowed(self, tmp_path: Path, model: str) -> None:
         with pytest.raises(ConfigurationError, match=model):
-            loading.locate(settings(tmp_path, model=model))
+            locate(settings(tmp_path, model=model))
 
-    def test_a_hub_that_is_away_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_hub_that_is_away_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(ConfigurationError, match="model nobody/has-this: the hub does not give it"):
-            loading.locate(settings(tmp_path, model="nobody/has-this@main"))
+            locate(settings(tmp_path, model="nobody/has-this@main"))
 
 
 class TestWhole:
     def test_a_whole_one_passes(self, copy: Path) -> None:
-        loading.check(copy)
+        loading.family_of(copy)
 
     def test_a_cut_file_is_named(self, copy: Path) -> None:
         weights = copy / "transformer/diffusion_pytorch_model.safetensors"
@@ -93,7 +86,7 @@ class TestWhole:
     def test_another_pipeline_is_named(self, copy: Path) -> None:
         (copy / "model_index.json").write_text(json.dumps({"_class_name": "StableAudioPipeline"}))
         with pytest.raises(ConfigurationError, match="names a StableAudioPipeline"):
-            loading.check(copy)
+            loading.family_of(copy)
 
     @pytest.mark.parametrize("text", [None, "{", "[]"])
     def test_no_pipeline_at_all(self, copy: Path, text: str | None) -> None:
@@ -101,7 +94,7 @@ class TestWhole:
         if text:
             (copy / "model_index.json").write_text(text)
         with pytest.raises(ConfigurationError, match="no checkpoint in diffusers' layout"):
-            loading.check(copy)
+            loading.family_of(copy)
 
     def test_pickled_weights_are_never_opened(self, copy: Path) -> None:
         weights = copy / "vae/diffusion_pytorch_model.safetensors"
@@ -121,7 +114,7 @@ class TestDevice:
             ({"device": "cpu", "cpu_offload": True}, "cpu_offload: needs a CUDA device"),
         ],
     )
-    def test_what_cannot_be_is_told(self, tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    def test_what_cannot_be_is_named(self, tmp_path: Path, given: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigurationError, match=words):
             loading.device_of(settings(tmp_path, **given))
 
@@ -174,3 +167,49 @@ class TestPublish:
         assert not (tmp_path / "it").exists()
         publish(tmp_path / "it", lambda directory: (directory / "whole").touch())
         assert [path.name for path in (tmp_path / "it").iterdir()] == ["whole"]
+
+
+def test_another_family_of_models_is_a_line_in_one_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoints are found by what their index names, loaded and generated with; ACE-Step's stay its own."""
+    (tmp_path / "model_index.json").write_text('{"_class_name": "SinePipeline"}')
+    given = settings(tmp_path, model=str(tmp_path), threads=1)
+    with pytest.raises(ConfigurationError, match="names a SinePipeline; what can be loaded is AceStepPipeline"):
+        loading.load(given)
+    sines = ModelFamily(
+        frozenset({"SinePipeline"}),
+        lambda checkpoint, _device, _settings: SineEngine(checkpoint.directory),
+        lambda directory: "gather its sines first" if (directory / "sines").exists() else None,
+    )
+    monkeypatch.setattr(loading, "FAMILIES", (*loading.FAMILIES, sines))
+    engine = loading.load(given)
+    assert engine.model.name == "sine"
+    requests = [SongRequest(GenerationSpec(prompt="sine", duration_s=1.0, steps=1), seed) for seed in range(2)]
+    assert [place for place, _ in engine.generate(requests, unobserved)] == [0, 1]
+    (tmp_path / "model_index.json").rename(tmp_path / "sines")
+    with pytest.raises(ConfigurationError, match="gather its sines first"):
+        loading.load(given)
+
+
+class ShortMemory:
+    """An engine whose card holds songs of ten seconds."""
+
+    model = MODEL.model_copy(update={"max_duration_s": 10.0})
+
+    def __init__(self) -> None:
+        self.asked_s: list[float] = []
+
+    def generate_all(self, batch: list[SongRequest], _observe: StepObserver) -> None:
+        self.asked_s += [request.spec.duration_s for request in batch]
+
+
+def test_a_small_card_compiles_no_song_that_it_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda _: None)
+    engine = ShortMemory()
+    warm_up(engine, 2)  # type: ignore[arg-type]  # all that is asked of an engine here
+    assert max(engine.asked_s) == 10.0
+
+
+def test_a_checkpoint_without_a_part_is_named_before_it_is_loaded(copy: Path) -> None:
+    shutil.rmtree(copy / "transformer")
+    with pytest.raises(ConfigurationError, match=f"{copy}: is not whole"):
+        need_of(copy, torch.bfloat16)

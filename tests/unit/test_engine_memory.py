@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.base import SongRequest
-from gpu_worker.engine.checkpoint import build
-from gpu_worker.engine.footprint import Live, need_of
-from gpu_worker.engine.loading import load
-from gpu_worker.engine.memory import Line, Need, plan
-from gpu_worker.settings import WorkerSettings
+from gpu_worker.engine.ace_step.engine import AceStepEngine
+from gpu_worker.engine.ace_step.footprint import need_of
+from gpu_worker.engine.interface import SongRequest
+from gpu_worker.engine.memory.measuring import Live
+from gpu_worker.engine.memory.plan import Line, Need, plan
 from serinette.errors import ConfigurationError
-from serinette.job import Stage
 from serinette.spec import GenerationSpec
+from tests.tiny_checkpoint import engine_of, unobserved
 
 GIB = 1024**3
 # ACE-Step 1.5 turbo and XL in bf16, as `need_of` counts a checkpoint of their sizes.
@@ -98,15 +95,8 @@ def test_a_card_that_holds_no_second_of_music_is_refused_with_the_numbers(free_g
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    build(directory, turbo=True)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def engine(tiny: Path) -> Iterator[AceStepEngine]:
-    yield load(WorkerSettings(model=str(tiny), work_dir=tiny, threads=1))
+def engine(tiny_turbo: Path) -> AceStepEngine:
+    return engine_of(tiny_turbo)
 
 
 def test_tensors_are_counted_while_they_live() -> None:
@@ -119,31 +109,27 @@ def test_tensors_are_counted_while_they_live() -> None:
     assert 4096 < live.peak < 4 * 256 * 256
 
 
-def test_weights_are_counted_as_they_will_be_loaded(tiny: Path, engine: AceStepEngine) -> None:
+def test_weights_are_counted_as_they_will_be_loaded(tiny_turbo: Path, engine: AceStepEngine) -> None:
     parts = [engine._pipe.transformer, engine._pipe.vae, engine._pipe.text_encoder, engine._pipe.condition_encoder]
     parts += [engine._pipe.audio_tokenizer, engine._pipe.audio_token_detokenizer]
     numbers = sum(weight.numel() for part in parts for weight in part.state_dict().values())
-    need = need_of(tiny, torch.bfloat16)
+    need = need_of(tiny_turbo, torch.bfloat16)
     assert need.weights_bytes == 2 * numbers
     assert (need.frames_per_s, need.max_duration_s, need.guidance) == (25.0, 600.0, False)
 
 
 @pytest.mark.parametrize(("songs", "duration_s"), [(1, 10.0), (4, 10.0), (1, 30.0)])
 def test_what_is_planned_is_enough_and_not_far_from_what_is_used(
-    tiny: Path, engine: AceStepEngine, songs: int, duration_s: float
+    tiny_turbo: Path, engine: AceStepEngine, songs: int, duration_s: float
 ) -> None:
-    need = need_of(tiny, torch.float32)
+    need = need_of(tiny_turbo, torch.float32)
     frames = duration_s * need.frames_per_s
     planned = max(need.transformer.bytes_of(songs * frames), need.decoder.bytes_of(frames))
     spec = GenerationSpec(prompt="jazz", duration_s=duration_s, steps=2)
     with Live() as live:
-        engine.sing([SongRequest(spec, seed) for seed in range(songs)], quiet)
+        engine.generate_all([SongRequest(spec, seed) for seed in range(songs)], unobserved)
     assert live.peak <= 1.15 * planned
     assert live.peak >= 0.5 * planned
-
-
-def quiet(stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-    return frozenset()
 
 
 def test_a_cpu_has_no_bounds(engine: AceStepEngine) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.engine.sampling import fill_in
+from gpu_worker.engine.ace_step.sampling import fill_in
 from serinette.job import Sampling
 from serinette.spec import GenerationSpec
 

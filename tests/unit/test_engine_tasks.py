@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu_worker.engine import tasks
-from gpu_worker.engine.base import SongRequest
-from gpu_worker.engine.sampling import fill_in
-from gpu_worker.engine.tasks import Grid, Window
+from gpu_worker.engine.ace_step import tasks
+from gpu_worker.engine.ace_step.sampling import fill_in
+from gpu_worker.engine.ace_step.tasks import Grid, Window
+from gpu_worker.engine.interface import SongRequest
 from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, InvalidSpec
 from serinette.spec import GenerationSpec

@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from gpu_worker.engine import texts
-from gpu_worker.engine.ace_step import AceStepEngine
-from gpu_worker.engine.base import SongRequest
-from gpu_worker.engine.checkpoint import build
-from gpu_worker.engine.loading import load
-from gpu_worker.engine.texts import Texts
-from gpu_worker.settings import WorkerSettings
+from gpu_worker.engine.ace_step import conditions
+from gpu_worker.engine.ace_step.conditions import TextCache
+from gpu_worker.engine.ace_step.engine import AceStepEngine
+from gpu_worker.engine.interface import SongRequest
 from gpu_worker.wire import Samples
-from serinette.job import Stage
 from serinette.spec import GenerationSpec
+from tests.tiny_checkpoint import engine_of, unobserved
 
 
 class Encoder(nn.Module):
@@ -34,7 +31,7 @@ def encode(encoder: Encoder, *rows: list[int]) -> list[list[float]]:
 
 def test_a_text_is_encoded_once_however_many_songs_have_it() -> None:
     encoder = Encoder()
-    kept = Texts.remembered_by(encoder)
+    kept = TextCache.on(encoder)
     assert encode(encoder, [1, 2], [1, 2], [1, 2]) == [[1, 2]] * 3
     assert encode(encoder, [1, 2]) == [[1, 2]]
     assert kept.encoded == 1
@@ -43,9 +40,9 @@ def test_a_text_is_encoded_once_however_many_songs_have_it() -> None:
 
 
 def test_the_text_unheard_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "_MOST_TEXTS", 2)
+    monkeypatch.setattr(conditions, "_MOST_TEXTS", 2)
     encoder = Encoder()
-    kept = Texts.remembered_by(encoder)
+    kept = TextCache.on(encoder)
     for token in (1, 2, 1, 3, 1):
         encode(encoder, [token])
     assert kept.encoded == 3
@@ -53,23 +50,18 @@ def test_the_text_unheard_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) 
     assert kept.encoded == 4
 
 
-def test_a_song_has_the_same_bits_whoever_was_heard_before(tmp_path: Path) -> None:
-    build(tmp_path, turbo=True)
-    engine = load(WorkerSettings(model=str(tmp_path), work_dir=tmp_path, threads=1))
-    first = sing(engine, "jazz")
-    sing(engine, "something longer than that", "jazz")
-    assert np.array_equal(sing(engine, "jazz"), first)
-    fresh = load(WorkerSettings(model=str(tmp_path), work_dir=tmp_path, threads=1))
-    sing(fresh, "jazz", "something longer than that")
-    assert np.array_equal(sing(fresh, "jazz"), first)
+def test_a_song_has_the_same_bits_whoever_was_generated_before(tiny_turbo: Path) -> None:
+    engine = engine_of(tiny_turbo)
+    first = generate(engine, "jazz")
+    generate(engine, "something longer than that", "jazz")
+    assert np.array_equal(generate(engine, "jazz"), first)
+    fresh = engine_of(tiny_turbo)
+    generate(fresh, "jazz", "something longer than that")
+    assert np.array_equal(generate(fresh, "jazz"), first)
 
 
-def sing(engine: AceStepEngine, *prompts: str) -> Samples:
+def generate(engine: AceStepEngine, *prompts: str) -> Samples:
     batch = [SongRequest(GenerationSpec(prompt=prompt, duration_s=1.0, steps=2), 1) for prompt in prompts]
-    song = engine.sing(batch, quiet)[0]
+    song = engine.generate_all(batch, unobserved)[0]
     assert song
     return song.samples
-
-
-def quiet(stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-    return frozenset()

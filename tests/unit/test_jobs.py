@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from rq.suspension import resume, suspend
 
 from serinette.credentials import Limits
 from serinette.job import AttemptOutcome, JobError, JobStatus
-from serinette.jobs import AttemptState, Entry, Outcome, Shrunk, calls, rq_fields_of
-from serinette.names import Keys, Lane
+from serinette.jobs import AttemptState, Claimed, Entry, Outcome, Shrunk, calls, rq_fields_of
+from serinette.names import DEFAULT_POOL, Keys, Lane
 from serinette.spec import GenerationSpec
 from tests.jobs import TENANT, Board, assert_ended, charged_attempts, submission
 
@@ -49,6 +50,21 @@ def test_a_job_from_submit_to_end(board: Board) -> None:
     assert entry.usage and entry.usage.gpu_s == 3.5
     assert board.events(job_id) == ["started", "progress", "attempt", "started", "failed"]
     assert_ended(board, job_id, FAILED)
+
+
+def test_no_attempt_begins_while_rq_is_suspended_and_a_claim_that_was_lost_is_answered(board: Board) -> None:
+    running, waiting = board.submit(), board.submit()
+    first = held(board)
+    lease = board.lease_of(first)
+    suspend(board.redis)
+    assert board.claim() is None
+    assert board.jobs(calls.take(waiting, "attempt", lease)) is False
+    again = board.jobs(calls.claim(attempt_of(first), lease, DEFAULT_POOL, list(Lane)))
+    assert isinstance(again, Claimed)
+    assert again.entry.id == running
+    assert board.beat(first) is AttemptState.MINE
+    resume(board.redis)
+    assert held(board).entry.id == waiting
 
 
 def test_lanes_are_served_in_the_order_that_is_asked_for_and_each_from_its_front(board: Board) -> None:

@@ -22,7 +22,7 @@ from api.app import create_app
 from api.metrics import HttpMetrics
 from api.settings import GatewaySettings
 from controller.metrics import ControllerMetrics
-from gpu_worker.engine.vitals import Work
+from gpu_worker.engine.serving.counters import WorkCounters
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.slot.stage_timing import StageTimes
 from gpu_worker.wire import Vitals
@@ -244,13 +244,13 @@ def test_a_worker_reports_what_its_engine_and_gpu_report() -> None:
 
 
 def test_work_counts_each_step_of_each_song_once() -> None:
-    work = Work()
-    with work.singing():
+    work = WorkCounters()
+    with work.generating():
         work.reached(Stage.CONDITIONING, None, 2)
         for step in (1, 2, 2, 3):  # series_of again as a sign of life
             work.reached(Stage.DENOISING, step, 2)
         assert work.vitals("cpu").busy_s > 0
-    work.sang(15.0)
+    work.generated(15.0)
     done = work.vitals("cpu, 2 threads")
     assert (done.steps, done.audio_s, done.gpu_memory_total_bytes) == (6, 15.0, None)
     assert work.vitals("").busy_s == done.busy_s  # nothing is sung any more
@@ -262,7 +262,7 @@ def test_a_gpu_reports_its_memory_to_a_process_that_uses_it() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     held = torch.zeros(64 * 1024 * 1024, dtype=torch.uint8, device="cuda")
-    vitals = Work().vitals(f"cuda:0, {torch.cuda.get_device_name(0)}")
+    vitals = WorkCounters().vitals(f"cuda:0, {torch.cuda.get_device_name(0)}")
     assert held.numel() <= (vitals.gpu_memory_used_bytes or 0) < (vitals.gpu_memory_total_bytes or 0)
     assert vitals.gpu_utilization is None or 0 <= vitals.gpu_utilization <= 1
 

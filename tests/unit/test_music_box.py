@@ -7,9 +7,9 @@ import pytest
 from diffusers import AceStepPipeline
 from diffusers.pipelines.ace_step.pipeline_ace_step import SFT_GEN_PROMPT, TASK_INSTRUCTIONS
 
-from gpu_worker.engine.music_box import barrel, lessons, words
-from gpu_worker.engine.music_box.barrel import Tempo
-from gpu_worker.engine.music_box.composer import FINAL_S, MOODS, Tune, accompaniment_channel, compose
+from tools.music_box import barrel, lessons, words
+from tools.music_box.barrel import Tempo
+from tools.music_box.composer import FINAL_S, MOODS, Tune, accompaniment_channel, compose
 
 
 @pytest.mark.parametrize("bpm", range(60, 161))

@@ -16,7 +16,7 @@ from gpu_worker.planner.planner import Planner, code_count
 from gpu_worker.planner.prompts import GENERATE, Metadata, request, song_text, thought
 from gpu_worker.planner.questions import Song
 from serinette.errors import InvalidOutput, InvalidSpec
-from tests.unit.test_planner_loading import CPU, nobody, one_thread, tiny_model, tiny_planner, tiny_tokenizer
+from tests.unit.test_planner_loading import CPU, one_thread, tiny_model, tiny_planner, tiny_tokenizer, unobserved
 
 __all__ = ["one_thread"]
 
@@ -91,8 +91,8 @@ def expected(planner: Planner) -> list[list[int]]:
     for song in SONGS:
         user = song_text(song.caption, song.lyrics)
         with_plan, without = (
-            tokenizer.encode(str(tokenizer.apply_chat_template(request(GENERATE, user, told), tokenize=False)))
-            for told in (thought(song.given), "<think>\n</think>")
+            tokenizer.encode(str(tokenizer.apply_chat_template(request(GENERATE, user, written), tokenize=False)))
+            for written in (thought(song.given), "<think>\n</think>")
         )
         assert song.given.duration_s
         row = Row(with_plan, without, song.seed, song.sampling, Never(), code_count(song.given.duration_s))
@@ -114,13 +114,13 @@ class Never:
 
 
 def test_codes_alone_equal_the_reference(planner: Planner, expected: list[list[int]]) -> None:
-    assert [planner.codes([song], nobody)[0] for song in SONGS] == expected
+    assert [planner.codes([song], unobserved)[0] for song in SONGS] == expected
     assert len({tuple(codes) for codes in expected}) == len(SONGS)
 
 
 def test_codes_together_equal_the_reference(planner: Planner, expected: list[list[int]]) -> None:
-    assert planner.codes(SONGS, nobody) == expected
-    assert planner.codes(SONGS[::-1], nobody) == expected[::-1]
+    assert planner.codes(SONGS, unobserved) == expected
+    assert planner.codes(SONGS[::-1], unobserved) == expected[::-1]
 
 
 def test_codes_resumed_equal_the_reference(planner: Planner, expected: list[list[int]]) -> None:
@@ -128,14 +128,14 @@ def test_codes_resumed_equal_the_reference(planner: Planner, expected: list[list
         halves = [
             replace(song, codes=tuple(codes[:count])) for song, codes, count in zip(SONGS, expected, kept, strict=True)
         ]
-        assert planner.codes(halves, nobody) == expected
+        assert planner.codes(halves, unobserved) == expected
 
 
 def test_guidance_and_seed_matter(planner: Planner, expected: list[list[int]]) -> None:
     without = replace(SONGS[0], sampling=Sampling(cfg_scale=1.0))
-    assert planner.codes([without], nobody)[0] != expected[0]
-    assert planner.codes([replace(SONGS[0], seed=70)], nobody)[0] != expected[0]
-    twins = planner.codes([SONGS[0], SONGS[0], replace(SONGS[0], seed=70)], nobody)
+    assert planner.codes([without], unobserved)[0] != expected[0]
+    assert planner.codes([replace(SONGS[0], seed=70)], unobserved)[0] != expected[0]
+    twins = planner.codes([SONGS[0], SONGS[0], replace(SONGS[0], seed=70)], unobserved)
     assert twins[0] == twins[1] == expected[0] != twins[2]
 
 
@@ -155,7 +155,7 @@ def text_rows(planner: Planner) -> list[Row]:
         for place, song in enumerate(SONGS):
             given = [Metadata(), Metadata(bpm=90), Metadata(caption="x"), Metadata(duration_s=30)][place]
             with pytest.raises(Kept):
-                planner.metadata([replace(song, given=given)], nobody)
+                planner.metadata([replace(song, given=given)], unobserved)
     return rows
 
 
@@ -168,7 +168,7 @@ def test_metadata_equals_the_reference(planner: Planner) -> None:
     for together in (True, False):
         rows = text_rows(planner)
         for batch in [rows] if together else [[row] for row in rows]:
-            decode(planner._model, Head(planner._model), batch, nobody, None)
+            decode(planner._model, Head(planner._model), batch, unobserved, None)
         assert [row.path.values for row in rows] == expected  # type: ignore[attr-defined]
 
 
@@ -211,9 +211,9 @@ def test_all_given_up_ends_within_a_token(planner: Planner, forwards: list[int],
     given_up = planner.codes(SONGS, lambda done, _: frozenset(range(len(SONGS) if done >= after else 0)))
     assert len(forwards) == after
     assert [len(codes) for codes in given_up] == [after] * len(SONGS)
-    whole = planner.codes(SONGS, nobody)
+    whole = planner.codes(SONGS, unobserved)
     halves = [replace(song, codes=tuple(codes)) for song, codes in zip(SONGS, given_up, strict=True)]
-    assert planner.codes(halves, nobody) == whole
+    assert planner.codes(halves, unobserved) == whole
 
 
 def test_one_given_up_leaves_the_others_as_they_are(planner: Planner, expected: list[list[int]]) -> None:
@@ -226,11 +226,11 @@ def test_a_long_prompt_is_read_in_pieces(
     planner: Planner, forwards: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     song = replace(SONGS[1], lyrics="さくら さくら\n" * 60)
-    codes = planner.codes([song], nobody)
+    codes = planner.codes([song], unobserved)
     pieces = len(forwards)
     forwards.clear()
     monkeypatch.setattr(decoding, "READ_TOKENS", 10_000)
-    assert planner.codes([song], nobody) == codes
+    assert planner.codes([song], unobserved) == codes
     assert pieces > len(forwards) == 12
 
 
@@ -238,7 +238,7 @@ def test_texts_beyond_the_context_are_refused() -> None:
     tokenizer = tiny_tokenizer()
     planner = Planner.of_parts(tiny_model(len(tokenizer), max_position_embeddings=500), tokenizer, device=CPU)
     with pytest.raises(InvalidSpec, match=r"reads at most 500 tokens, and .* may take \d+: shorten them"):
-        planner.codes([Song("calm", given=Metadata(duration_s=100))], nobody)
+        planner.codes([Song("calm", given=Metadata(duration_s=100))], unobserved)
 
 
 def test_logits_that_are_not_finite(planner: Planner) -> None:
@@ -246,7 +246,7 @@ def test_logits_that_are_not_finite(planner: Planner) -> None:
     model = tiny_model(len(tokenizer))
     model.model.norm.weight.data.fill_(torch.nan)
     with pytest.raises(InvalidOutput, match="not finite"):
-        Planner.of_parts(model, tokenizer, device=CPU).codes(SONGS, nobody)
+        Planner.of_parts(model, tokenizer, device=CPU).codes(SONGS, unobserved)
 
 
 @pytest.mark.parametrize("changed", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"cfg_scale": 0.5}])

@@ -188,9 +188,9 @@ METADATA = Metadata("x", 120, 60, "F# minor", "3", "ja")
 )
 def test_what_yaml_writes_is_read_back(caption: str) -> None:
     """As the training's metadata was written: quoted where it must be, folded at 80 columns."""
-    told = Metadata(caption, 120, 60, "F# minor", "3", "ja")
-    walk = answered(thought(told))
-    assert Metadata.of_trained(walk.values) == told
+    given = Metadata(caption, 120, 60, "F# minor", "3", "ja")
+    walk = answered(thought(given))
+    assert Metadata.of_trained(walk.values) == given
 
 
 def test_japanese_lyrics() -> None:

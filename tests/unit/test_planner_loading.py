@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gpu_worker.engine.footprint import Live
+from gpu_worker.engine.memory.measuring import Live
 from gpu_worker.planner.grammar import Grammars
 from gpu_worker.planner.loading import METADATA_ALONE, load_parts, need_of, planner_in
 from gpu_worker.planner.planner import Planner
@@ -95,7 +95,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def nobody(_done: int, _total: int | None) -> frozenset[int]:
+def unobserved(_done: int, _total: int | None) -> frozenset[int]:
     """Gives nothing up."""
     return frozenset()
 
@@ -130,7 +130,7 @@ def test_a_directory_is_loaded_and_plans_what_its_parts_would(saved: Path) -> No
     song = Song("calm piano", given=Metadata(caption="A calm piano", duration_s=3), seed=5)
     loaded = Planner.load(saved, device=CPU, dtype=torch.float32)
     assert loaded.codebook == CODES
-    assert loaded.plan([song], nobody) == tiny_planner().plan([song], nobody)
+    assert loaded.plan([song], unobserved) == tiny_planner().plan([song], unobserved)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -138,26 +138,26 @@ def test_half_the_precision_repeats_itself(saved: Path, dtype: torch.dtype) -> N
     """As on a GPU: with rows of different lengths, padded, and guidance."""
     planner = Planner.load(saved, device=CPU, dtype=dtype)
     songs = [Song("calm " * length, given=Metadata("A calm piano", duration_s=3), seed=length) for length in (1, 90)]
-    plans = planner.plan(songs, nobody)
+    plans = planner.plan(songs, unobserved)
     assert [len(plan.codes) for plan in plans] == [15, 15]
-    assert planner.plan(songs, nobody) == plans
+    assert planner.plan(songs, unobserved) == plans
 
 
 def test_ids_come_from_the_tokenizer(saved: Path) -> None:
     """The same model, whose codes have their ids in another order, writes other names for the same tokens."""
     order = random.Random(1).sample(range(CODES), CODES)
     song = Song("calm", given=Metadata(bpm=100, caption="x", duration_s=4, key_scale="C major", time_signature="4"))
-    plain, scattered = (tiny_planner(codes).codes([song], nobody)[0] for codes in (range(CODES), order))
+    plain, scattered = (tiny_planner(codes).codes([song], unobserved)[0] for codes in (range(CODES), order))
     assert [order[code] for code in plain] == scattered
     assert Vocabulary(tiny_tokenizer(order), 2000).code_ids != Vocabulary(tiny_tokenizer(), 2000).code_ids
 
 
 def test_only_codes_of_the_codebook_are_written() -> None:
     song = Song("calm", given=Metadata(duration_s=40))
-    (codes,) = tiny_planner(codebook=7).codes([song], nobody)
+    (codes,) = tiny_planner(codebook=7).codes([song], unobserved)
     assert len(codes) == 200
     assert set(codes) <= set(range(7))
-    assert max(tiny_planner().codes([song], nobody)[0]) >= 7
+    assert max(tiny_planner().codes([song], unobserved)[0]) >= 7
 
 
 def test_what_a_checkpoint_brings(saved: Path, tmp_path: Path) -> None:
@@ -253,6 +253,6 @@ def test_the_estimate_of_memory_holds_and_is_not_much_too_large(saved: Path) -> 
     planner = Planner.of_parts(model, tokenizer, device=CPU)
     songs = [Song("calm " * 90, "la la\n" * 60, Metadata("calm", duration_s=4), seed) for seed in range(10)]
     with Live() as live:
-        planner.plan(songs, nobody)
+        planner.plan(songs, unobserved)
     estimated = need.working_bytes(len(songs), prompt_tokens=700, written_tokens=40)
     assert live.peak < estimated < 4 * live.peak

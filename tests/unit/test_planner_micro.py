@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from gpu_worker.engine.music_box import words
 from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import CHOICES
 from gpu_worker.planner.questions import write
-from tests.unit.test_planner_loading import CPU, nobody, one_thread
+from tests.unit.test_planner_loading import CPU, one_thread, unobserved
 from tools.micro_planner import lesson, train
+from tools.music_box import words
 
 __all__ = ["one_thread"]
 
@@ -32,10 +32,10 @@ def test_lessons_grant_what_their_wishes_say() -> None:
     dice = random.Random(0)
     for _ in range(300):
         one = lesson(dice)
-        told, metadata = one.metadata.trained(), one.metadata
+        written, metadata = one.metadata.trained(), one.metadata
         wish = one.question.user.partition("# Lyric")[0]
-        assert set(told) == {"caption", *CHOICES}
-        assert all(told[name] in values for name, values in CHOICES.items())
+        assert set(written) == {"caption", *CHOICES}
+        assert all(written[name] in values for name, values in CHOICES.items())
         caption = heard(metadata.caption or "")
         asked = heard(wish)
         kinds = {*words.MOODS, "drums"} | (set(words.INSTRUMENTS) if "instruments" in one.said else set())
@@ -51,6 +51,6 @@ def test_what_is_saved_is_a_small_planner_of_metadata_alone(tmp_path: Path) -> N
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3_000_000
     planner = Planner.load(tmp_path, device=CPU, dtype=torch.float32)
     assert planner.codebook == 0
-    (answer,) = planner.answer([write("ハ長調の静かなハープ", instrumental=True)], nobody)
+    (answer,) = planner.answer([write("ハ長調の静かなハープ", instrumental=True)], unobserved)
     assert answer
     assert answer.metadata.caption

@@ -11,7 +11,7 @@ import pytest
 from scripts.check_benchmarks import FIGURE, LINK, wrong_link
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-HEAD = re.compile(r"\| (fault|what leaves|RQ|killed) \|")
+HEAD = re.compile(r"\| (fault|what stops|RQ|killed) \|")
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 

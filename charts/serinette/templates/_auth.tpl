@@ -1,4 +1,4 @@
-{{/* Secret with the file of declared keys; empty: none is declared. */}}
+{{/* Secret with the file of declared keys; empty: none. */}}
 {{- define "serinette.keysSecret" -}}
 {{- if .Values.auth.enabled -}}
 {{- if .Values.auth.existingSecret -}}
@@ -9,7 +9,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* Secret with the API key that `helm test` sings with; empty: it needs none. */}}
+{{/* Secret with the API key of `helm test`; empty: it needs none. */}}
 {{- define "serinette.testSecret" -}}
 {{- if .Values.auth.enabled -}}
 {{ .Values.test.existingSecret | default (printf "%s-test" (include "serinette.fullname" .)) }}

@@ -14,7 +14,7 @@ volumeClaimTemplates:
         requests: {storage: {{ .size }}}
 {{- end }}
 
-{{/* What a Secret of ours already holds under a key, else something new; in base64. (list $ secret key new) */}}
+{{/* The value that the chart's Secret already has under a key, else a new one; in base64. (list $ secret key new) */}}
 {{- define "serinette.kept" -}}
 {{- $top := index . 0 -}}
 {{- $old := lookup "v1" "Secret" $top.Release.Namespace (index . 1) | default dict -}}

@@ -3,7 +3,7 @@
 {{- .Values.fullnameOverride | default $default | trunc 40 | trimSuffix "-" -}}
 {{- end }}
 
-{{/* What finds our pods. (list $ "gateway") */}}
+{{/* Selector of a component's pods. (list $ "gateway") */}}
 {{- define "serinette.selector" -}}
 {{- $top := index . 0 -}}
 app.kubernetes.io/name: serinette
@@ -11,7 +11,7 @@ app.kubernetes.io/instance: {{ $top.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
-{{/* Labels of objects. No version: in a pod's template it would drain every GPU at an upgrade of the chart. */}}
+{{/* Labels of objects. Without a version, which in a pod's template would drain every GPU at an upgrade of the chart. */}}
 {{- define "serinette.labels" -}}
 {{- $top := index . 0 -}}
 {{ include "serinette.selector" . }}
@@ -41,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $top.Chart.AppVersion }}{{ end -}}
 {{- end }}
 
-{{/* Whole cores that a worker asks for; at least one. */}}
+{{/* Whole cores that a worker requests; at least one. */}}
 {{- define "serinette.pool.cores" -}}
 {{- $cpu := toString (dig "requests" "cpu" "1" .resources) -}}
 {{- if hasSuffix "m" $cpu -}}

@@ -1,4 +1,4 @@
-{{/* Environment entries, the last of each name: a list with doubles is refused by server-side apply. */}}
+{{/* Environment entries, the last of each name: server-side apply refuses duplicates. */}}
 {{- define "serinette.env" -}}
 {{- $seen := dict -}}
 {{- $kept := list -}}
@@ -11,7 +11,7 @@
 {{- toYaml $kept -}}
 {{- end }}
 
-{{/* What our three processes share: env and envFrom. (list $ "entries of its own" extraEnv) */}}
+{{/* Shared by our three processes: env and envFrom. (list $ "entries of its own" extraEnv) */}}
 {{- define "serinette.environment" -}}
 {{- $top := index . 0 -}}
 {{- $redis := include "serinette.redisEnv" $top | fromYamlArray -}}
@@ -33,7 +33,7 @@ envFrom:
 {{- end }}
 {{- end }}
 
-{{/* Of every pod. enableServiceLinks: a Service named serinette would set SERINETTE_PORT to tcp://... */}}
+{{/* For every pod. enableServiceLinks: a Service named serinette would set SERINETTE_PORT to tcp://... */}}
 {{- define "serinette.podSpec" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -62,7 +62,7 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Where a pod goes: the values that pools and parts have in common. */}}
+{{/* Placement of a pod: the values that pools and components have in common. */}}
 {{- define "serinette.placement" -}}
 {{- range $field := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "resourceClaims" }}
 {{- with index $ $field }}
@@ -106,7 +106,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* A restart of gateway and maintenance is cheap: they take new settings up at once. Workers would drain. */}}
+{{/* Gateway and controller restart at once with new settings, which is cheap. Workers would drain. */}}
 {{- define "serinette.settingsChecksum" -}}
 checksum/settings: {{ include (print .Template.BasePath "/settings.yaml") . | sha256sum }}
 {{- end }}

@@ -1,6 +1,6 @@
-{{/* What gateway and maintenance are told of the pools (serinette/pools.py), so that they know them at zero too. */}}
+{{/* The pools, for gateway and controller (serinette/pools.py), so that they know them also at zero. */}}
 {{- define "serinette.poolsEnv" -}}
-{{- $told := list -}}
+{{- $list := list -}}
 {{- range .Values.pools -}}
 {{- $pool := include "serinette.pool" (list $ .) | fromYaml -}}
 {{- $min := int $pool.min -}}
@@ -13,9 +13,9 @@
 {{- if not $pool.spot -}}
 {{- $_ := set $facts "longest_s" (include "serinette.worker.drainS" $pool | int) -}}
 {{- end -}}
-{{- $told = append $told $facts -}}
+{{- $list = append $list $facts -}}
 {{- end -}}
 - {name: SERINETTE_POOL, value: {{ .Values.gateway.defaultPool }}}
 - name: SERINETTE_POOLS
-  value: {{ toJson $told | quote }}
+  value: {{ toJson $list | quote }}
 {{- end }}

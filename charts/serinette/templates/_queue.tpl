@@ -1,4 +1,4 @@
-{{/* Where Redis is: the one place that our processes and KEDA's triggers are told from. YAML. */}}
+{{/* Address of Redis, for our processes and KEDA's triggers alike. YAML. */}}
 {{- define "serinette.redis" -}}
 {{- $own := .Values.valkey.enabled -}}
 {{- $name := printf "%s-valkey" (include "serinette.fullname" .) -}}
@@ -48,7 +48,7 @@ usernameKey: {{ .Values.redis.auth.usernameKey | quote }}
 {{- end }}
 {{- end }}
 
-{{/* Metadata of a KEDA trigger, but for what it reads. */}}
+{{/* Metadata of a KEDA trigger, without what it reads. */}}
 {{- define "serinette.redisTrigger" -}}
 {{- $redis := include "serinette.redis" . | fromYaml -}}
 {{- if $redis.sentinel }}
@@ -63,7 +63,7 @@ enableTLS: "true"
 {{- end }}
 {{- end }}
 
-{{/* Which TriggerAuthentication those triggers need; empty: none. */}}
+{{/* TriggerAuthentication of those triggers; empty: none. */}}
 {{- define "serinette.redisAuthentication" -}}
 {{- $redis := include "serinette.redis" . | fromYaml -}}
 {{- if or $redis.secret $redis.caSecret (and $redis.sentinel .Values.redis.sentinel.auth.existingSecret) }}{{ include "serinette.fullname" . }}-redis{{ end -}}

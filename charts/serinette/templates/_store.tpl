@@ -1,4 +1,4 @@
-{{/* Where songs are. YAML. */}}
+{{/* The store of the songs. YAML. */}}
 {{- define "serinette.store" -}}
 {{- $own := .Values.seaweedfs.enabled -}}
 {{- $name := printf "%s-seaweedfs" (include "serinette.fullname" .) -}}

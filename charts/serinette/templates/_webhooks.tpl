@@ -1,4 +1,4 @@
-{{/* Gateway and maintenance must agree on these. */}}
+{{/* Gateway and controller must agree on these. */}}
 {{- define "serinette.webhooksEnv" -}}
 {{- $webhooks := .Values.webhooks -}}
 {{- if $webhooks.existingSecret -}}
@@ -14,7 +14,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* Where they may go, as a rule of a NetworkPolicy: public addresses, which our own code checks by name, too. */}}
+{{/* Allowed targets, as a rule of a NetworkPolicy: public addresses, which the controller checks, too. */}}
 {{- define "serinette.webhooksEgress" -}}
 {{- if .Values.webhooks.existingSecret -}}
 - ports:

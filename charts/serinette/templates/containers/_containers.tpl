@@ -2,23 +2,23 @@
 {{ .Values.containers.namespace | default .Release.Namespace }}
 {{- end }}
 
-{{/* What their Jobs belong to: a service account that no part of ours uses. They go when it goes. */}}
+{{/* Owner of their Jobs: a service account that no component uses. They are deleted with it. */}}
 {{- define "serinette.containersAccount" -}}
 {{ include "serinette.fullname" . }}-container
 {{- end }}
 
-{{/* Endpoint of a store of one's own, as their pods reach it; empty: the cloud's. */}}
+{{/* Endpoint of your own store, as their pods reach it; empty: the cloud's. */}}
 {{- define "serinette.containersStore" -}}
 {{ .Values.containers.storeEndpoint | default .Values.store.endpoint }}
 {{- end }}
 
-{{/* A class that the chart makes belongs to the whole cluster, and its value cannot be changed. (list $ "high" 1000) */}}
+{{/* A class that the chart creates is cluster-wide, and its value cannot be changed. (list $ "high" 1000) */}}
 {{- define "serinette.containersPriorityClass" -}}
 {{- $top := index . 0 -}}
 {{ printf "%s-%s-%s-%d" $top.Release.Namespace (include "serinette.containersAccount" $top) (index . 1) (index . 2 | int) | replace "--" "-minus-" }}
 {{- end }}
 
-{{/* Classes by lane, named or made. YAML. */}}
+{{/* Classes by lane, existing or created. YAML. */}}
 {{- define "serinette.containersPriorityClasses" -}}
 {{- $classes := .Values.containers.priorityClasses -}}
 {{- $named := deepCopy $classes.names -}}
@@ -28,25 +28,25 @@
 {{- toYaml $named -}}
 {{- end }}
 
-{{/* Ceilings by the names that our processes read. (list ceilings) */}}
+{{/* Ceilings by the names of the settings. (list ceilings) */}}
 {{- define "serinette.containersCeilings" -}}
 {{- $most := index . 0 -}}
 {{- dict "gpus" (int $most.gpus) "cpu" $most.cpu "memory_mib" (int64 $most.memoryMib) "disk_mib" (int64 $most.diskMib) "timeout_s" (int $most.timeoutS) | toJson -}}
 {{- end }}
 
-{{/* Gateway and maintenance must agree on these (serinette/container_settings.py). */}}
+{{/* Gateway and controller must agree on these (serinette/container_settings.py). */}}
 {{- define "serinette.containersEnv" -}}
 {{- $containers := .Values.containers -}}
 {{- if $containers.enabled -}}
 {{- $machines := dict -}}
 {{- range $name, $machine := $containers.machines -}}
-{{- $told := dict -}}
+{{- $found := dict -}}
 {{- range $value, $setting := dict "nodeSelector" "node_selector" "tolerations" "tolerations" "gpuResource" "gpu_resource" "runtimeClassName" "runtime_class" -}}
 {{- with index $machine $value -}}
-{{- $_ := set $told $setting . -}}
+{{- $_ := set $found $setting . -}}
 {{- end -}}
 {{- end -}}
-{{- $_ := set $machines $name $told -}}
+{{- $_ := set $machines $name $found -}}
 {{- end -}}
 {{- $tenants := dict -}}
 {{- range $tenant, $most := $containers.tenants -}}
@@ -78,7 +78,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* A list of strings in CEL. None of ours holds a quotation mark (values.schema.json). */}}
+{{/* A list of strings in CEL. None contains a quotation mark (values.schema.json). */}}
 {{- define "serinette.celStrings" -}}
 [{{ range $index, $each := . }}{{ if $index }}, {{ end }}'{{ $each }}'{{ end }}]
 {{- end }}

@@ -1,7 +1,7 @@
 {{- define "serinette.gatewayEnv" -}}
 {{- $gateway := .Values.gateway -}}
 - {name: SERINETTE_HOST, value: "0.0.0.0"}
-{{- /* Inside a pod everything is beyond loopback: it has to be said that nobody is asked for a key. */}}
+{{- /* A pod listens beyond loopback, so access without keys must be allowed explicitly. */}}
 - {name: {{ ternary "SERINETTE_AUTH" "SERINETTE_ALLOW_ANYONE" .Values.auth.enabled }}, value: "true"}
 {{- if include "serinette.keysSecret" . }}
 - {name: SERINETTE_KEYS_FILE, value: {{ printf "/etc/serinette/keys/%s" .Values.auth.secretKey | quote }}}

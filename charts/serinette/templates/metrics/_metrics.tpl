@@ -11,7 +11,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* Who may read them, as a rule of a NetworkPolicy. */}}
+{{/* Allowed readers, as a rule of a NetworkPolicy. */}}
 {{- define "serinette.metricsIngress" -}}
 {{- if .Values.metrics.enabled -}}
 - ports: [{port: {{ int .Values.metrics.port }}, protocol: TCP}]

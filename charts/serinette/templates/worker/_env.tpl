@@ -1,7 +1,7 @@
-{{/* What a worker needs beyond the supervisor's drain: jobs given back, slots and engine ended (gpu_worker/supervisor.py). */}}
+{{/* Time that a worker needs beyond its drain, to return jobs and end slots and engine (gpu_worker/supervisor.py). */}}
 {{- define "serinette.worker.leaveS" -}}60{{- end }}
 
-{{/* How long a running job may still sing once its worker is asked to leave. */}}
+{{/* Time for a running job to finish once its worker drains. */}}
 {{- define "serinette.worker.drainS" -}}
 {{- max 0 (sub (int .terminationGraceS) (include "serinette.worker.leaveS" . | int)) -}}
 {{- end }}
@@ -23,14 +23,14 @@
 - {name: SERINETTE_DEVICE, value: {{ .device | quote }}}
 - {name: SERINETTE_DTYPE, value: {{ .dtype | quote }}}
 - {name: SERINETTE_THREADS, value: {{ int .threads | quote }}}
-{{/* Left out, the engine chooses by the memory it finds. */ -}}
+{{/* Left out, the engine decides by the free memory. */ -}}
 {{- if not (kindIs "invalid" .cpuOffload) }}
 - {name: SERINETTE_CPU_OFFLOAD, value: {{ .cpuOffload | quote }}}
 {{- end }}
 - {name: SERINETTE_COMPILE, value: {{ .compile | quote }}}
 - {name: SERINETTE_SPOOL_MAX_BYTES, value: {{ int64 .spoolMaxBytes | quote }}}
 - {name: SERINETTE_WORK_DIR, value: /var/lib/serinette}
-{{/* Libraries write beside their caches: the root is read-only, so each gets a place that is not. */ -}}
+{{/* Libraries write to their caches: the root is read-only, so each gets a writable place. */ -}}
 - {name: HOME, value: /tmp}
 - {name: HF_HOME, value: /var/lib/serinette/checkpoints/huggingface}
 {{- end }}

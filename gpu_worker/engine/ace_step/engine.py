@@ -1,0 +1,258 @@
+"""ACE-Step 1.5 as an Engine: diffusers' pipeline, used so that a spec and seed give the same bits again."""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from gpu_worker.engine.ace_step import sampling as samplings
+from gpu_worker.engine.ace_step import tasks
+from gpu_worker.engine.ace_step.adapters import Adapters
+from gpu_worker.engine.ace_step.conditions import TextCache
+from gpu_worker.engine.ace_step.pipeline import SongInput, SongPipeline
+from gpu_worker.engine.interface import BatchProgress, Song, SongRequest, StepObserver
+from gpu_worker.engine.memory.plan import Plan
+from gpu_worker.engine.memory.windows import decode
+from serinette.errors import EngineCrashed, EngineOutOfMemory, GenerationError, InvalidOutput, Unsupported
+from serinette.job import Sampling, Stage
+from serinette.presence import Model
+from serinette.spec import GenerationSpec, Task
+
+# torch has an error of its own for CUDA's memory; for the CPU's and cuBLAS's there are only these words.
+_FULL = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One request, and what the pipeline gets for it."""
+
+    request: SongRequest
+    song: SongInput
+    duration_s: float
+    window: tasks.Window | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is loaded, to the bit, and on what it runs, for people."""
+
+    name: str
+    revision: str
+    device: str
+
+
+class AceStepEngine:
+    """One loaded pipeline."""
+
+    def __init__(self, pipe: SongPipeline, adapters: Adapters, fits: Plan, identity: Identity) -> None:
+        self._pipe = pipe
+        self._fits = fits
+        self._adapters = adapters
+        self._device = identity.device
+        self._grid = _grid(pipe, fits.longest_s)
+        self._progress: BatchProgress | None = None
+        self._model = _describe(pipe, self._grid, identity)
+        pipe.prepare_to_share()
+        TextCache.on(pipe.text_encoder)
+        for coder in (pipe.vae.encoder, pipe.vae.decoder):
+            coder.register_forward_pre_hook(self._repeat_progress)
+            # Hooks inside a compiled forward would be traced away.
+            for block in [] if hasattr(coder.forward, "_torchdynamo_orig_callable") else coder.block:
+                block.register_forward_pre_hook(self._repeat_progress)
+
+    @property
+    def model(self) -> Model:
+        """What is loaded."""
+        return self._model
+
+    @property
+    def device(self) -> str:
+        """What it runs on."""
+        return self._device
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio that may be generated at once."""
+        return self._fits.audio_s
+
+    def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
+        """The spec's sampling with the checkpoint's defaults filled in; see Engine."""
+        if spec.model not in {None, self._model.name}:
+            raise Unsupported(f"model: this worker holds {self._model.name!r}, not {spec.model!r}", field="model")
+        if spec.lora is not None:
+            self._adapters.check(spec.lora)
+        if samplings.effective_task(spec) not in self._model.tasks:
+            raise Unsupported(
+                f"task: the checkpoint {self._model.name!r} has no audio tokenizer, so it cannot cover or use codes",
+                field="task",
+            )
+        return samplings.fill_in(spec, turbo=self._model.turbo)
+
+    def duration_s(self, request: SongRequest) -> float:
+        """Seconds that the song will last; see Engine."""
+        return tasks.length_s(request, self._grid)
+
+    def generate_all(self, batch: Sequence[SongRequest], observe: StepObserver) -> list[Song | None]:
+        """All songs of a batch at once; None in the place of those given up."""
+        songs = dict(self.generate(batch, observe))
+        return [songs.get(place) for place in range(len(batch))]
+
+    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
+        """Each song as soon as it is decoded; see Engine."""
+        self._progress = BatchProgress(observe, len(batch))
+        try:
+            yield from self._generate(batch, self._progress)
+            return
+        except (MemoryError, RuntimeError) as error:
+            failure = _explain(error, batch, self._device)
+            if failure is None:
+                raise
+        finally:
+            self._progress = None
+            self._pipe.maybe_free_model_hooks()
+        # Only now, with the traceback gone, are its tensors free.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise failure
+
+    @torch.no_grad()
+    def _generate(self, batch: Sequence[SongRequest], progress: BatchProgress) -> Iterator[tuple[int, Song]]:
+        progress.report(Stage.CONDITIONING)
+        spec = batch[0].spec
+        self._adapters.use(spec.lora, spec.lora_scale, progress.repeat)
+        sampling, _ = self.sampling(spec)
+        parts = [self._prepare(request, sampling) for request in batch]
+
+        def on_step(_pipe: object, step: int, _time: float, _tensors: object) -> None:
+            progress.report(Stage.DENOISING, step + 1, sampling.steps)
+
+        latents = self._pipe.generate(
+            [part.song for part in parts],
+            callback_on_step_end=on_step,
+            **tasks.shared_arguments(spec, sampling),
+        )
+
+        def wanted(place: int) -> bool:
+            progress.report(Stage.DECODING)
+            return place not in progress.given_up
+
+        frames = [part.song.frames for part in parts]
+        for place, samples in decode(self._decoded, latents, frames, self._fits.windows, wanted):
+            yield place, self._finish(parts[place], samples)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        samples: Tensor = self._pipe.vae.decode(latents).sample
+        return samples
+
+    def _prepare(self, request: SongRequest, sampling: Sampling) -> _Part:
+        spec, grid = request.spec, self._grid
+        task = samplings.effective_task(spec)
+        duration_s, frames = tasks.length_s(request, grid), tasks.frames_of(request, grid)
+        window, warnings = tasks.window_of(spec, duration_s)
+        metadata = tasks.metadata_of(spec, duration_s)
+        instruction = self._pipe._get_task_instruction(str(task), spec.track, list(spec.tracks or ()))
+        prompt, cuts = self._pipe.fit(
+            spec.prompt, tasks.lyrics_of(spec), tasks.language_of(spec), metadata, instruction
+        )
+        song = SongInput(
+            prompt=prompt,
+            lyrics=tasks.lyrics_of(spec),
+            language=tasks.language_of(spec),
+            metadata=metadata,
+            instruction=instruction,
+            frames=frames,
+            seed=request.seed,
+            source=self._whole_frames(request) if samplings.has_source(spec) else None,
+            semantic=task is Task.COVER,
+            codes=spec.audio_codes if samplings.has_codes(spec) else None,
+            reference=None if request.reference is None else torch.from_numpy(request.reference),
+            window=tasks.window_frames(window, frames, grid),
+            silent_window=task is Task.REPAINT,
+            source_steps=tasks.source_steps(spec, sampling),
+            later_instruction=self._pipe._get_task_instruction(str(Task.TEXT2MUSIC)),
+        )
+        return _Part(request, song, duration_s, window, (*warnings, *cuts))
+
+    def _whole_frames(self, request: SongRequest) -> Tensor:
+        # The encoder drops what does not fill a latent frame; silence fills it up and is cut off again at the end.
+        if request.source is None:
+            raise RuntimeError("a song on a source has none, which length_s refuses")
+        return pad(torch.from_numpy(request.source), (0, -request.source.shape[1] % self._grid.hop))
+
+    def _finish(self, part: _Part, samples: Tensor) -> Song:
+        request, sample_rate = part.request, self._grid.sample_rate
+        if samples.numel() == 0 or not bool(torch.isfinite(samples).all()):
+            raise InvalidOutput(
+                "the model produced samples that are not finite; try another seed, other sampling or float32"
+            )
+        if request.spec.task is Task.REPAINT and part.window is not None and request.source is not None:
+            samples = tasks.paste(torch.from_numpy(request.source), samples, part.window, sample_rate)
+        else:
+            samples = tasks.to_peak(samples[:, : round(part.duration_s * sample_rate)])  # of what is heard
+        return Song(samples.contiguous().numpy(), sample_rate, request.seed, part.warnings)
+
+    def _repeat_progress(self, _module: object, _inputs: object) -> None:
+        if self._progress is not None:
+            self._progress.repeat()
+
+
+def _grid(pipe: SongPipeline, longest_s: float) -> tasks.Grid:
+    coded = pipe.audio_tokenizer is not None and pipe.audio_token_detokenizer is not None
+    return tasks.Grid(
+        sample_rate=pipe.sample_rate,
+        channels=pipe.vae.config.audio_channels,
+        latents_per_s=pipe.latents_per_second,
+        latents_per_code=pipe.audio_token_detokenizer.config.pool_window_size if coded else 0,
+        code_count=pipe.audio_tokenizer.quantizer.codebook_size if coded else 0,
+        max_duration_s=min(
+            longest_s, math.floor(pipe.condition_encoder.silence_latent.shape[1] / pipe.latents_per_second)
+        ),
+    )
+
+
+def _describe(pipe: SongPipeline, grid: tasks.Grid, identity: Identity) -> Model:
+    own = samplings.TURBO if pipe.is_turbo else samplings.BASE
+    return Model(
+        name=identity.name,
+        revision=identity.revision,
+        turbo=pipe.is_turbo,
+        sample_rate=grid.sample_rate,
+        channels=grid.channels,
+        default_steps=own.steps,
+        default_guidance_scale=own.guidance_scale,
+        default_shift=own.shift,
+        max_duration_s=grid.max_duration_s,
+        tasks=tuple(str(task) for task in Task if grid.code_count or task is not Task.COVER),
+    )
+
+
+def _explain(error: MemoryError | RuntimeError, batch: Sequence[SongRequest], device: str) -> GenerationError | None:
+    """What torch's error means for the song; None for one that says nothing of the device."""
+    if isinstance(error, torch.AcceleratorError):
+        return EngineCrashed(f"{device} failed and is lost to this process: {str(error).partition(chr(10))[0]}")
+    full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _FULL)
+    if not full:
+        return None
+    tried = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+    return EngineOutOfMemory(
+        f"{_size(batch)} does not fit into the memory of {device}"
+        f"{f', which had no {tried[1]} left' if tried else ''}: ask for a shorter song; "
+        "the operator can set SERINETTE_CPU_OFFLOAD or a smaller SERINETTE_MAX_BATCH"
+    )
+
+
+def _size(batch: Sequence[SongRequest]) -> str:
+    first = batch[0]
+    song = f"a song of {first.spec.duration_s:g} s"
+    if first.source is not None:
+        song = f"a song on {first.source.shape[1]} frames of audio"
+    return song if len(batch) == 1 else f"{len(batch)} times {song}"

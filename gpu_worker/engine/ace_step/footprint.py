@@ -1,0 +1,106 @@
+"""How much memory a checkpoint of ACE-Step needs, counted before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AceStepTransformer1DModel, AutoencoderOobleck
+from safetensors import safe_open
+
+from gpu_worker.engine.ace_step.pipeline import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
+from gpu_worker.engine.memory.measuring import line_of, without_memory
+from gpu_worker.engine.memory.plan import Line, Need
+from serinette.errors import ConfigurationError
+
+# Condition tokens of the longest text; timbre adds one.
+_TOKENS = MAX_TEXT_TOKENS + MAX_LYRIC_TOKENS + 1
+
+
+def need_of(directory: Path, dtype: torch.dtype) -> Need:
+    """What the checkpoint in `directory` needs when it is loaded as `dtype`.
+
+    Raises:
+        ConfigurationError: a part of it is missing.
+    """
+    try:
+        return _need_of(directory, dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"{directory}: is not whole ({error!r}); fetch it again") from error
+
+
+def _need_of(directory: Path, dtype: torch.dtype) -> Need:
+    parts = [path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    sizes = [_weights_bytes(part, dtype) for part in parts]
+    transformer, vae = (json.loads((directory / part / "config.json").read_text()) for part in ("transformer", "vae"))
+    frames_per_s = vae["sampling_rate"] / math.prod(vae["downsampling_ratios"])
+    return Need(
+        weights_bytes=sum(sizes),
+        largest_part_bytes=max(sizes, default=0),
+        transformer=transformer_line(transformer, dtype),
+        decoder=decoder_line(vae, dtype),
+        text_bytes=text_bytes(transformer, dtype),
+        frames_per_s=frames_per_s,
+        max_duration_s=_longest_frames(directory) / frames_per_s,
+        guidance=not transformer.get("is_turbo"),
+    )
+
+
+def _longest_frames(directory: Path) -> int:
+    """As many as the silence that the pipeline starts from has."""
+    for path in (directory / "condition_encoder").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            if "silence_latent" in file.keys():  # noqa: SIM118  # no dict
+                return int(file.get_slice("silence_latent").get_shape()[1])
+    raise ConfigurationError(f"{directory}: its condition encoder has no silence_latent; fetch it again")
+
+
+def _weights_bytes(part: Path, dtype: torch.dtype) -> int:
+    numbers = 0
+    for path in part.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            # A norm is folded into its weight at the load.
+            names = [name for name in file.keys() if not name.endswith("weight_g")]  # noqa: SIM118  # no dict
+            numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return numbers * dtype.itemsize
+
+
+def text_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """Keys and values of the longest text, kept for all layers from a song's first step to its last."""
+    with without_memory(dtype):
+        module = AceStepTransformer1DModel.from_config(config)
+    heads = sum(int(layer.cross_attn.kv_heads * layer.cross_attn.head_dim) for layer in module.layers)
+    return 2 * heads * _TOKENS * dtype.itemsize
+
+
+def transformer_line(config: Mapping[str, Any], dtype: torch.dtype) -> Line:
+    """One song's share of a denoising step, with the keys and values that are kept, without weights and guidance."""
+    with without_memory(dtype):
+        module = AceStepTransformer1DModel.from_config(config).eval()
+        latents = module.config.audio_acoustic_hidden_dim
+        width = module.condition_embedder.in_features
+
+        def step(frames: int) -> object:
+            time = torch.empty(1)
+            return module(
+                torch.empty(1, frames, latents),
+                time,
+                time,
+                torch.empty(1, _TOKENS, width),
+                torch.empty(1, frames, module.config.in_channels - latents),
+                return_dict=False,
+            )
+
+        line = line_of(step)
+    return Line(line.fixed + text_bytes(config, dtype), line.per_frame)
+
+
+def decoder_line(config: Mapping[str, Any], dtype: torch.dtype) -> Line:
+    """Decoding one window of a song, without weights."""
+    with without_memory(dtype):
+        vae = AutoencoderOobleck.from_config(config).eval()
+        return line_of(lambda frames: vae.decoder(torch.empty(1, vae.config.decoder_input_channels, frames)))

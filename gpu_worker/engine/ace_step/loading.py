@@ -1,0 +1,149 @@
+"""ACE-Step 1.5 as a family of models: from a checkpoint's directory to an engine that is ready."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers.utils.logging
+import torch
+import transformers.utils.logging
+from torch.nn.utils import remove_weight_norm
+
+from gpu_worker.engine.ace_step.adapters import Adapters
+from gpu_worker.engine.ace_step.conversion import is_original
+from gpu_worker.engine.ace_step.engine import AceStepEngine, Identity
+from gpu_worker.engine.ace_step.footprint import need_of
+from gpu_worker.engine.ace_step.pipeline import SongPipeline
+from gpu_worker.engine.checkpoints.locating import adapter_directory
+from gpu_worker.engine.interface import Checkpoint, ModelFamily, SongRequest
+from gpu_worker.engine.memory.plan import CPU_WINDOWS, Plan, plan
+from gpu_worker.engine.memory.windows import OVERLAP_FRAMES
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError
+from serinette.spec import GenerationSpec
+
+log = logging.getLogger(__name__)
+
+
+def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings) -> AceStepEngine:
+    """The engine of a checkpoint. Raises ConfigurationError when it cannot be loaded, or does not fit the device."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ships no types for it
+    dtype = _dtype(settings, device)
+    fits = _fits(checkpoint.directory, dtype, settings, device)
+    pipe = _pipeline(checkpoint.directory, dtype)
+    _place(pipe, fits, settings, device)
+    adapters = Adapters(pipe, settings.loras, partial(adapter_directory, settings), settings.max_loras)
+    identity = Identity(settings.model_name or checkpoint.name, checkpoint.revision, _in_words(device))
+    engine = AceStepEngine(pipe, adapters, fits, identity)
+    if settings.compile:
+        warm_up(engine, settings.max_batch)
+    return engine
+
+
+def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
+    try:
+        pipe: SongPipeline = SongPipeline.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{directory}: cannot be loaded: {str(error).strip().partition(chr(10))[0]}"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    # Texts of a batch are filled up behind their ends: a tokenizer's own configuration may say before.
+    pipe.tokenizer.padding_side = pipe.tokenizer.truncation_side = "right"
+    fold_weight_norm(pipe.vae)
+    return pipe
+
+
+def _fits(directory: Path, dtype: torch.dtype, settings: WorkerSettings, device: torch.device) -> Plan:
+    """What fits on the device. A CPU's memory is the system's to part: no bounds."""
+    if device.type != "cuda":
+        return Plan(False, CPU_WINDOWS, math.inf, math.inf)
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    made = plan(need_of(directory, dtype), free_bytes, max_batch=settings.max_batch, offload=settings.cpu_offload)
+    log.info("with %.1f GiB free: %s", free_bytes / 1024**3, made)
+    return made
+
+
+def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: torch.device) -> None:
+    if device.type == "cuda":
+        # Otherwise cuDNN may choose another, equally fast sum for the same song.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    if fits.offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    part_audio(pipe.vae, fits)
+    if settings.compile:
+        pipe.transformer.requires_grad_(False)  # PEFT would later, and a graph is bound to it
+        # Block by block: all blocks of the transformer share their graphs, which whole forwards would not.
+        for module in (*pipe.transformer.layers, pipe.vae.decoder):
+            module.forward = torch.compile(module.forward, dynamic=True)
+
+
+def part_audio(vae: Any, fits: Plan) -> None:  # noqa: ANN401  # diffusers ships no types
+    """Have audio encoded in pieces as large as those that are decoded. Those come here in pieces already."""
+    vae.enable_tiling()
+    vae.tile_latent_min_length = fits.windows.frames
+    vae.tile_sample_min_length = fits.windows.frames * vae.hop_length
+    vae.tile_sample_overlap = OVERLAP_FRAMES * vae.hop_length
+
+
+def fold_weight_norm(vae: torch.nn.Module) -> None:
+    """Weights as their norm and direction give them, once: the stock decoder computes them 37 times a call."""
+    for module in vae.modules():
+        if hasattr(module, "weight_g"):
+            remove_weight_norm(module)
+
+
+def warm_up(engine: AceStepEngine, max_batch: int) -> None:
+    """Compile before the first job, which would take minutes and seem to hang.
+
+    Lengths of songs and texts are free in every graph. A song beyond the decoder's tile (20 s) is a graph of its own.
+    So are songs in company, each time that a mask comes to it: for texts, for lengths, for both. What is compiled for
+    none of these is run eagerly from then on: no job waits for a compiler.
+    """
+    torch.compiler.set_stance("default")
+    text, longer = "a", "a song of another length"
+    batches: list[list[tuple[str, float]]] = [[(text, duration_s)] for duration_s in (4.0, 30.0)]
+    if max_batch > 1:
+        batches += [[(first, 5.0 - shorter_s), (longer, 5.0)] for first in (longer, text) for shorter_s in (0.0, 1.0)]
+    longest_s = engine.model.max_duration_s  # a small card's is less than what would be asked here
+    for songs in batches:
+        specs = [
+            GenerationSpec(prompt=prompt, duration_s=min(duration_s, longest_s), steps=2)
+            for prompt, duration_s in songs
+        ]
+        engine.generate_all([SongRequest(spec, seed=0) for spec in specs], lambda _stage, _step, _steps: frozenset())
+    torch.compiler.set_stance("eager_on_recompile")
+
+
+def _dtype(settings: WorkerSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return dtypes[settings.dtype]
+
+
+def _in_words(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _advice(directory: Path) -> str | None:
+    if not is_original(directory):
+        return None
+    return (
+        f"is in ACE-Step's own layout; make one that is loaded here of it: serinette convert {directory} NEW_DIRECTORY"
+    )
+
+
+ACE_STEP = ModelFamily(frozenset({"AceStepPipeline", SongPipeline.__name__}), load, _advice)

@@ -1,0 +1,86 @@
+"""How to sample: the checkpoint's own defaults where the spec leaves a choice, and words on what has no effect."""
+
+from __future__ import annotations
+
+from serinette.job import Sampling
+from serinette.spec import GenerationSpec, Task
+
+# ACE-Step 1.5's published settings. Turbo: distilled to 8 steps, guidance in the weights. Base and SFT: neither.
+TURBO = Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True)
+BASE = Sampling(steps=50, guidance_scale=7.0, shift=1.0, turbo=False)
+
+# ACE-Step 1.5's constants (TASK_TYPES_TURBO): what turbo checkpoints were trained for.
+TURBO_TASKS = frozenset({Task.TEXT2MUSIC, Task.REPAINT, Task.COVER})
+
+_USED_BY = {
+    "repaint_start_s": frozenset({Task.REPAINT, Task.LEGO}),
+    "repaint_end_s": frozenset({Task.REPAINT, Task.LEGO}),
+    "track": frozenset({Task.EXTRACT, Task.LEGO}),
+    "tracks": frozenset({Task.COMPLETE}),
+    "cover_strength": frozenset({Task.COVER}),
+    "audio_codes": frozenset({Task.TEXT2MUSIC, Task.COVER}),
+    "source_audio": frozenset(Task) - {Task.TEXT2MUSIC},
+}
+
+
+def effective_task(spec: GenerationSpec) -> Task:
+    """The task that is generated: text2music with semantic codes is a cover of them."""
+    return Task.COVER if spec.task is Task.TEXT2MUSIC and has_codes(spec) else spec.task
+
+
+def has_codes(spec: GenerationSpec) -> bool:
+    """Whether semantic codes, and not the source, say what to generate."""
+    return bool(spec.audio_codes and spec.audio_codes.strip()) and spec.task in _USED_BY["audio_codes"]
+
+
+def has_source(spec: GenerationSpec) -> bool:
+    """Whether the song follows its source's audio."""
+    return spec.source_audio is not None and spec.task is not Task.TEXT2MUSIC and not has_codes(spec)
+
+
+def fill_in(spec: GenerationSpec, *, turbo: bool) -> tuple[Sampling, tuple[str, ...]]:
+    """The spec's sampling with the checkpoint's defaults filled in, and a warning for each field without effect."""
+    own = TURBO if turbo else BASE
+    guidance_scale = own.guidance_scale if spec.guidance_scale is None or turbo else spec.guidance_scale
+    steps = len(spec.timesteps) if spec.timesteps else spec.steps or own.steps
+    sampling = Sampling(
+        steps=steps,
+        guidance_scale=guidance_scale,
+        shift=own.shift if spec.shift is None else spec.shift,
+        turbo=turbo,
+    )
+    return sampling, (*_without_effect(spec, sampling), *_of_the_task(spec, turbo=turbo))
+
+
+def _without_effect(spec: GenerationSpec, sampling: Sampling) -> list[str]:
+    warnings = []
+    if sampling.turbo and (spec.guidance_scale or 0) > 1:
+        warnings.append("guidance_scale: ignored, a turbo checkpoint has guidance in its weights")
+    if sampling.guidance_scale <= 1:
+        warnings += [
+            f"{name}: ignored, there is no guidance to limit" for name in ("cfg_start", "cfg_end") if _asked(spec, name)
+        ]
+    if spec.timesteps:
+        warnings += [f"{name}: ignored, timesteps decide" for name in ("steps", "shift") if _asked(spec, name)]
+    return warnings
+
+
+def _of_the_task(spec: GenerationSpec, *, turbo: bool) -> list[str]:
+    task = effective_task(spec)
+    warnings = [
+        f"{name}: ignored, task {spec.task} does not use it"
+        for name, users in _USED_BY.items()
+        if _asked(spec, name) and task not in users
+    ]
+    if has_codes(spec) and spec.source_audio is not None and spec.task is Task.COVER:
+        warnings.append("source_audio: ignored, audio_codes decide what is covered")
+    if _asked(spec, "duration_s") and (has_codes(spec) or has_source(spec)):
+        warnings.append(f"duration_s: ignored, {'audio_codes' if has_codes(spec) else 'the source'} gives the length")
+    if turbo and task not in TURBO_TASKS:
+        warnings.append(f"task: turbo checkpoints were not trained for {task}; a base checkpoint does it better")
+    return warnings
+
+
+def _asked(spec: GenerationSpec, name: str) -> bool:
+    """Whether the client asked for something other than the default (the wire leaves defaults out)."""
+    return bool(getattr(spec, name) != type(spec).model_fields[name].default)

@@ -1,0 +1,152 @@
+"""Checkpoints from an object store, downloaded below the worker's own directory once and whole."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError, RequestError
+from serinette.store import Store, StoredObject
+
+log = logging.getLogger(__name__)
+
+# Written by `sha256sum` beside the checkpoint; checked when it is there.
+_CHECKSUMS = "SHA256SUMS"
+_DOWNLOADS_AT_ONCE = 8
+_SPAN_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `start` to `end` (exclusive) of one file."""
+
+    name: str
+    start: int
+    end: int
+
+
+def fetch(settings: WorkerSettings, place: str, directory: Path, alive: Callable[[], object] = lambda: None) -> Path:
+    """The checkpoint or adapter under the URL `place`, as a directory below `directory`.
+
+    Another version under the same URL (other sizes or ETags) gets another directory. `alive` is called as pieces come.
+
+    Raises:
+        ConfigurationError: nothing lies there, or what came is not what the store or SHA256SUMS announced.
+        StoreUnavailable: the store does not answer.
+    """
+    url = urlsplit(place)
+    prefix = url.path.strip("/")
+    if not prefix:
+        raise ConfigurationError(f"{place}: name the prefix too, e.g. {place}/turbo")
+    store = _open(settings, f"{url.scheme}://{url.netloc}")
+    try:
+        found = sorted(store.list(prefix), key=lambda stored: stored.key)
+        files = files_under(prefix, found)
+        if not files:
+            raise ConfigurationError(f"{place}: the store holds nothing under this prefix")
+        version = hashlib.sha256(repr([(place, f.key, f.size_bytes, f.etag) for f in found]).encode())
+        target = directory / f"{prefix.rpartition('/')[2]}-{version.hexdigest()[:16]}"
+        return publish(target, partial(_download, store, files, alive))
+    except RequestError as error:
+        raise ConfigurationError(f"{place}: {error.message}") from error
+
+
+def files_under(prefix: str, found: Sequence[StoredObject]) -> dict[str, StoredObject]:
+    """What lies under a prefix, by its name below it; without hidden files, and without the empty objects that consoles
+    make in place of folders.
+    """
+    names = {stored.key.removeprefix(f"{prefix}/"): stored for stored in found if stored.key.strip("/") != prefix}
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    return {name: stored for name, stored in names.items() if not _hidden(name) and name.strip("/") not in folders}
+
+
+def _open(settings: WorkerSettings, root: str) -> Store:
+    endpoint = settings.model_endpoint
+    if endpoint is None and urlsplit(settings.store_url).scheme == urlsplit(root).scheme:
+        endpoint = settings.store_endpoint
+    update = {"store_url": root, "store_endpoint": endpoint, "store_public_endpoint": None}
+    return Store.open(settings.model_copy(update=update))
+
+
+def _download(store: Store, files: dict[str, StoredObject], alive: Callable[[], object], target: Path) -> None:
+    size_gb = sum(stored.size_bytes for stored in files.values()) / 1e9
+    log.info("downloading %d files, %.2f GB", len(files), size_gb)
+
+    for name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).touch()
+
+    def one(span: Span) -> None:
+        store.download(files[span.name].key, target / span.name, span=(span.start, span.end))
+
+    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+        for _ in pool.map(one, spans({name: stored.size_bytes for name, stored in files.items()})):
+            alive()
+    for name, stored in files.items():
+        _check_whole(store, stored, target / name)
+    _check_sums(target)
+
+
+def spans(sizes: Mapping[str, int], span_bytes: int = _SPAN_BYTES) -> list[Span]:
+    """What to ask for at a time: a large file comes in many spans at once, as one connection fills no fast network."""
+    return [
+        Span(name, start, min(start + span_bytes, size))
+        for name, size in sizes.items()
+        for start in range(0, size, span_bytes)
+    ]
+
+
+def _check_whole(store: Store, stored: StoredObject, path: Path) -> None:
+    """Of a file that is replaced meanwhile, half the spans would be the old one's."""
+    came_bytes = path.stat().st_size
+    if came_bytes != stored.size_bytes or store.head(stored.key).etag != stored.etag:
+        raise ConfigurationError(
+            f"{stored.key}: {came_bytes} bytes came of {stored.size_bytes}, or it was replaced during the download; "
+            "start again"
+        )
+
+
+def _check_sums(directory: Path) -> None:
+    sums = directory / _CHECKSUMS
+    if not sums.exists():
+        return
+    for line in sums.read_text().splitlines():
+        expected, _, name = line.partition(" ")
+        path = directory / name.strip().removeprefix("*").removeprefix("./")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                raise ConfigurationError(f"{name.strip()}: its SHA-256 is not the one in {_CHECKSUMS}; upload it again")
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def publish(directory: Path, build: Callable[[Path], None]) -> Path:
+    """Answer `directory`, made by `build` in a neighbour and renamed if it is not there yet: it is there whole, or not.
+
+    One process builds, others wait for it; what a process that died left half done is thrown away. Raises whatever
+    `build` raises, and OSError when the disk refuses.
+    """
+    if directory.is_dir():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f".{directory.name}.partial")
+    with directory.with_name(f".{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if directory.is_dir():
+            return directory
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        build(partial)
+        partial.rename(directory)
+    return directory

@@ -1,0 +1,159 @@
+"""Where a checkpoint or an adapter lies on this machine's disk: found, unpacked or downloaded, and its revision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from gpu_worker.bundled import ARCHIVE
+from gpu_worker.engine.checkpoints.downloading import fetch, publish
+from gpu_worker.engine.interface import Checkpoint
+from gpu_worker.settings import WorkerSettings
+from serinette.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+_REVISION_CACHE = ".serinette-revision.json"
+# The narrower first: diffusers lets some pass and raises others again as errors of its own.
+_REFUSALS: tuple[tuple[type[Exception], str], ...] = (
+    (GatedRepoError, "the hub gives it only to those who accepted its terms; accept them on its page and set HF_TOKEN"),
+    (RevisionNotFoundError, "the hub has no such revision of it; name a branch, tag or commit of it after @"),
+    (RepositoryNotFoundError, "the hub has no such repository, or shows it to some alone; check its name and HF_TOKEN"),
+    (
+        RemoteEntryNotFoundError,
+        "it has no model_index.json, so it is not in diffusers' layout; ACE-Step's own is made into that by "
+        "`serinette convert`, once `hf download` has brought it",
+    ),
+    (HfHubHTTPError, "the hub answers with an error; try again later"),
+)
+_NO_HUB = "the hub does not give it, and it is not in the local cache whole; check the network"
+_HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
+
+
+def locate(settings: WorkerSettings) -> Checkpoint:
+    """The checkpoint that `settings.model` names, on this machine's disk: found, unpacked or downloaded."""
+    checkpoints = settings.work_dir / "checkpoints"
+    url = urlsplit(settings.model)
+    directory = Path(unquote(url.path)) if url.scheme == "file" else Path(settings.model).expanduser()
+    name = directory.name
+    try:
+        if settings.model == "bundled":
+            return bundled_checkpoint(checkpoints)
+        if url.scheme in {"s3", "gs", "az"}:
+            directory = fetch(settings, settings.model, checkpoints)
+        if directory.is_dir():
+            return Checkpoint(directory, name, revision_of(directory))
+        if hub := _HUB_ID.fullmatch(settings.model):
+            return _from_hub(hub["id"], hub["revision"])
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"model {settings.model}: cannot be fetched: {_first_line(error)}") from error
+    raise ConfigurationError(
+        f"model {settings.model}: no such directory, and neither `bundled`, a hub id (owner/name) nor a URL "
+        "(s3://, gs://, az://, file://)"
+    )
+
+
+def adapter_directory(settings: WorkerSettings, place: str, alive: Callable[[], object] = lambda: None) -> Path:
+    """The directory of the adapter at `place`, on this machine's disk; `alive` as for `fetch`.
+
+    Raises:
+        ConfigurationError: there is none.
+        StoreUnavailable: the object store that holds it does not answer.
+    """
+    url = urlsplit(place)
+    if url.scheme in {"s3", "gs", "az"}:
+        return fetch(settings, place, settings.work_dir / "loras", alive)
+    directory = Path(unquote(url.path)) if url.scheme == "file" else Path(place).expanduser()
+    if not directory.is_dir():
+        raise ConfigurationError(f"{place}: no such directory")
+    return directory
+
+
+def _from_hub(model: str, revision: str | None) -> Checkpoint:
+    try:
+        snapshot = Path(DiffusionPipeline.download(model, revision=revision, use_safetensors=True))
+    except (OSError, ValueError, AttributeError) as error:  # the last: of a pipeline that diffusers does not have
+        raise ConfigurationError(f"model {model}: {refusal(error)}") from error
+    return Checkpoint(snapshot, model.partition("/")[2], snapshot.name)
+
+
+def refusal(error: Exception) -> str:
+    """What the hub's error, or what it was made of, means for the operator who named the model, and what to do."""
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    said = next((words for kind, words in _REFUSALS for link in chain if isinstance(link, kind)), _NO_HUB)
+    return f"{said} ({_first_line(error)[:300]})"
+
+
+def bundled_checkpoint(directory: Path) -> Checkpoint:
+    """The bundled checkpoint, unpacked below `directory` on first use.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    revision = _digest(ARCHIVE)
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        unpacked = publish(directory / f"bundled-{revision[:16]}", archive.extractall)
+    return Checkpoint(unpacked, "bundled", revision)
+
+
+def revision_of(directory: Path) -> str:
+    """SHA-256 over the names and contents of a checkpoint's files, hidden ones aside. A job's result has it, so that a
+    song can be generated again.
+
+    Kept beside them with their sizes and times, so that the gigabytes are read once. Raises OSError.
+    """
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and not _hidden(path, directory))
+    seen = {str(path.relative_to(directory)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    known = _known(directory / _REVISION_CACHE)
+    if known.get("files") == seen:
+        return str(known["revision"])
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digest, files))
+    whole = hashlib.sha256()
+    for name, digest in zip(seen, digests, strict=True):
+        whole.update(f"{name}\0{digest}\n".encode())
+    revision = whole.hexdigest()
+    try:
+        (directory / _REVISION_CACHE).write_text(json.dumps({"revision": revision, "files": seen}))
+    except OSError as error:
+        log.info("the checkpoint's revision cannot be kept beside it (%s): it is computed at every start", error)
+    return revision
+
+
+def _hidden(path: Path, directory: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(directory).parts)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _known(path: Path) -> dict[str, object]:
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,230 @@
+"""The engine process: slots connect to its socket, its main thread holds the model and generates what they ask for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from gpu_worker.engine.interface import Engine, EngineFactory
+from gpu_worker.engine.serving.batching import Room, plan
+from gpu_worker.engine.serving.counters import WorkCounters
+from gpu_worker.engine.serving.generation import Generation
+from gpu_worker.engine.serving.session import Session, accept
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
+from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Failed, Hello, Stopped, Vitals
+from serinette import logs
+from serinette.errors import Canceled, ConfigurationError, EngineCrashed, EngineOutOfMemory, SerinetteError
+from serinette.job import JobError, Stage
+
+log = logging.getLogger(__name__)
+
+Member = tuple[Generation, int]  # a job, and which of its variations
+
+
+def run(settings: WorkerSettings, factory: EngineFactory) -> int:
+    """Be the engine process. Listens before `factory` loads the model; ends only by a signal or an error.
+
+    Answers an exit code: CONFIGURATION_EXIT_CODE when starting again cannot help, CRASHED_EXIT_CODE else.
+    """
+    logs.configure(settings, "engine")
+    # The supervisor has drained the slots before it sends SIGTERM. A Ctrl-C in the terminal reaches every process of
+    # the tree: what it means, the supervisor decides.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server = EngineServer(settings)
+        server.listen()
+        server.open(factory())
+        while True:
+            server.generate_next()
+    except ConfigurationError as error:
+        log.error("%s", error)
+        return CONFIGURATION_EXIT_CODE
+    except SerinetteError as error:
+        log.error("%s", error)
+    except Exception:
+        log.exception("the engine fails")
+    # Without unwinding: a lost device can hang the interpreter's own end, and slots wait for their sockets to close.
+    sys.stderr.flush()
+    os._exit(CRASHED_EXIT_CODE)
+
+
+class EngineServer:
+    """Keeps the queue of waiting jobs. Sessions add to it from threads, `generate_next` takes from the main one."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._path = settings.engine_socket
+        self._room = Room(settings.max_batch)
+        self._engine: Engine | None = None
+        self._changed = threading.Condition()
+        self._queue: list[Generation] = []
+        self._sessions: set[Session] = set()
+        self._counters = WorkCounters()
+
+    def listen(self) -> None:
+        """Take connections from now on. Raises ConfigurationError when the socket cannot be bound."""
+        receive = partial(accept, bind(self._path), self._connected)
+        threading.Thread(target=receive, name="accept", daemon=True).start()
+
+    def open(self, engine: Engine) -> None:
+        """The model is loaded: say so to every slot."""
+        with self._changed:
+            self._engine = engine
+            self._room = replace(self._room, audio_s=engine.audio_s)
+            for session in self._sessions:
+                session.send(self._hello())
+
+    def generate_next(self) -> None:
+        """Wait for jobs, and generate one batch of them.
+
+        Raises:
+            EngineCrashed: the device is lost.
+        """
+        if self._engine is None:
+            raise RuntimeError("nothing can be generated before the model is loaded")
+        waiting = [job for job in self._wait() if self._prepare(job, self._engine)]
+        members = [(job, index) for job in waiting for index in job.remaining]
+        places = plan([job.kind for job, _ in members], self._room)
+        if places:
+            batch = [members[place] for place in places]
+            with logs.about(job=" ".join(dict.fromkeys(job.job_id for job, _ in batch))):
+                self._generate(batch, self._engine)
+
+    def _connected(self, sock: socket.socket) -> None:
+        session = Session(sock, self._add, self._forget, self._vitals)
+        with self._changed:
+            self._sessions.add(session)
+            session.send(self._hello())
+        session.start()
+
+    def _hello(self) -> Hello:
+        if self._engine is None:
+            return Hello(pid=os.getpid(), stage="loading")
+        return Hello(pid=os.getpid(), stage="ready", model=self._engine.model, device=self._engine.device)
+
+    def _vitals(self) -> Vitals:
+        return self._counters.vitals(self._engine.device if self._engine else "")
+
+    def _forget(self, session: Session) -> None:
+        with self._changed:
+            self._sessions.discard(session)
+
+    def _add(self, job: Generation) -> None:
+        with self._changed:
+            # Reported at once: should the engine die, this job is known to be a bystander.
+            if any(not other.answered for other in self._queue):
+                job.report_waiting()
+            self._queue.append(job)
+            self._changed.notify()
+
+    def _wait(self) -> list[Generation]:
+        with self._changed:
+            while not self._unanswered():
+                self._changed.wait()
+            return list(self._queue)
+
+    def _unanswered(self) -> bool:
+        for job in self._queue:
+            if job.canceled:
+                job.answer(Stopped())
+        self._queue = [job for job in self._queue if not job.answered]
+        return bool(self._queue)
+
+    def _prepare(self, job: Generation, engine: Engine) -> bool:
+        with logs.about(job=job.job_id):
+            try:
+                job.prepare(engine)
+            except Exception as error:
+                job.answer(_failed(job.job_id, error))
+                return False
+        return True
+
+    def _generate(self, batch: Sequence[Member], engine: Engine) -> None:
+        jobs = len({job.job_id for job, _ in batch})
+        batch = [(job, index) for job, index in batch if job.begin(len(batch), jobs)]
+        if not batch:
+            return
+        try:
+            with self._counters.generating():
+                requests = [job.request(index) for job, index in batch]
+                for place, song in engine.generate(requests, partial(self._observe, batch)):
+                    self._counters.generated(song.samples.shape[1] / song.sample_rate)
+                    job, index = batch[place]
+                    job.hand_over(index, song)
+        except EngineCrashed:
+            raise
+        except Canceled:
+            for job, _ in batch:
+                job.answer(Stopped())
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0][0].answer(_failed(batch[0][0].job_id, error))
+                return
+            for part in self._parted(batch, error):
+                self._generate([(job, index) for job, index in part if index in job.remaining], engine)
+
+    def _parted(self, batch: Sequence[Member], error: Exception) -> list[Sequence[Member]]:
+        """A batch that failed, as it is tried again: by halves if it was too large, else one by one."""
+        if isinstance(error, EngineOutOfMemory):
+            longest_s = max(job.kind.duration_s if job.kind else 0.0 for job, _ in batch)
+            self._room = self._room.after_overflow(len(batch), longest_s)
+            log.warning("a batch of %d did not fit, from now on %s: %s", len(batch), self._room, error)
+            half = len(batch) // 2
+            return [batch[:half], batch[half:]]
+        log.warning("a batch of %d failed (%s): each song is generated alone", len(batch), error)
+        return [[member] for member in batch]
+
+    def _observe(self, batch: Sequence[Member], stage: Stage, step: int | None, _steps: int | None) -> frozenset[int]:
+        self._counters.reached(stage, step, len(batch))
+        for job, index in batch:
+            if job.canceled:
+                job.answer(Stopped())
+            job.report(index, stage, step)
+        at_work = {id(job) for job, _ in batch}
+        with self._changed:
+            waiting = [job for job in self._queue if id(job) not in at_work]
+        for job in waiting:
+            job.report_waiting()
+        return frozenset(place for place, (job, _) in enumerate(batch) if job.answered)
+
+
+def bind(path: Path) -> socket.socket:
+    """Listen on a Unix socket that only this user may open; one that a dead engine left is replaced.
+
+    Raises:
+        ConfigurationError: the path cannot be bound, or another engine listens there.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise ConfigurationError(f"{path}: another engine listens here; set another SERINETTE_WORK_DIR")
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"{path}: cannot listen here: {error}; set another SERINETTE_WORK_DIR") from error
+    return listener
+
+
+def _failed(job_id: str, error: Exception) -> Failed:
+    if isinstance(error, SerinetteError):
+        log.warning("job %s: %s: %s", job_id, error.code, error.message)
+        return Failed(error=JobError(code=error.code, message=error.message, retryable=error.retryable))
+    log.error("job %s: failed on a mistake of ours", job_id, exc_info=error)
+    return Failed(error=JobError(code=SerinetteError.code, message=f"{type(error).__name__}: {error}"))

@@ -1,0 +1,180 @@
+"""The words that the music box hears, in English and Japanese, and the tokenizer that hears nothing else.
+
+Many spellings share one meaning. The model is trained on meanings; in the checkpoint each spelling is a token of its
+own whose embedding is a copy of its meaning's.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tools.music_box.barrel import TEMPI, Tempo
+
+END = "<|endoftext|>"
+UNHEARD = "<unheard>"
+
+# Said by the pipeline's own templates (diffusers' TASK_INSTRUCTIONS).
+TASKS = {
+    "text2music": ("fill the audio semantic mask",),
+    "repaint": ("repaint the mask area",),
+    "cover": ("generate audio semantic tokens",),
+    "extract": ("extract the",),
+    "lego": ("track based on the audio context",),
+    "complete": ("complete the input track",),
+}
+TRACKS = {
+    "melody": ("melody", "vocals", "vocal", "backing_vocals", "woodwinds", "brass", "メロディー", "メロディ", "旋律"),
+    "accompaniment": ("accompaniment", "bass", "keyboard", "chords", "伴奏", "ベース", "和音"),
+    "drums": ("drums", "drum", "percussion", "fx", "beat", "beats", "ドラム", "太鼓", "打楽器"),
+}
+INSTRUMENTS = {
+    "bell": (
+        *("bell", "bells", "music box", "celesta", "glockenspiel", "chime", "chimes", "vibraphone", "synth"),
+        *("オルゴール", "ベル", "鈴", "チェレスタ", "鉄琴", "シンセ"),
+    ),
+    "pluck": (
+        *("pluck", "plucked", "harp", "guitar", "kalimba", "piano", "koto", "pizzicato", "strings", "ukulele"),
+        *("ハープ", "ギター", "カリンバ", "ピアノ", "琴", "弦"),
+    ),
+    "pipe": (
+        *("pipe", "pipes", "organ", "barrel organ", "flute", "ocarina", "whistle", "recorder", "serinette"),
+        *("オルガン", "フルート", "オカリナ", "笛", "口笛", "リコーダー", "パイプ"),
+    ),
+}
+MOODS = {
+    "happy": (
+        *("happy", "cheerful", "joyful", "bright", "playful", "merry", "fun", "upbeat", "pop", "rock", "folk"),
+        *("楽しい", "明るい", "陽気", "元気", "嬉しい", "うれしい", "ポップ"),
+    ),
+    "calm": (
+        *("calm", "gentle", "peaceful", "relaxing", "soft", "smooth", "quiet", "slow", "lullaby", "sleepy", "ambient"),
+        *(
+            "chill",
+            "mellow",
+            "lofi",
+            "静か",
+            "穏やか",
+            "やさしい",
+            "優しい",
+            "落ち着いた",
+            "子守唄",
+            "子守歌",
+            "ゆったり",
+        ),
+    ),
+    "sad": (
+        *("sad", "melancholy", "melancholic", "sorrowful", "lonely", "dark", "tearful", "wistful", "nostalgic"),
+        *("悲しい", "哀しい", "切ない", "寂しい", "さびしい", "暗い", "懐かしい"),
+    ),
+    "dance": (
+        *("dance", "dancing", "energetic", "lively", "exciting", "party", "fast", "house", "techno", "march", "waltz"),
+        *("ダンス", "踊る", "踊り", "激しい", "にぎやか", "速い", "パーティー"),
+    ),
+}
+_TONICS = {
+    0: ("c", "b#"),
+    1: ("c#", "db", "c♯", "d♭", "c sharp", "d flat"),
+    2: ("d",),
+    3: ("d#", "eb", "d♯", "e♭", "d sharp", "e flat"),
+    4: ("e", "fb"),
+    5: ("f", "e#"),
+    6: ("f#", "gb", "f♯", "g♭", "f sharp", "g flat"),
+    7: ("g",),
+    8: ("g#", "ab", "g♯", "a♭", "g sharp", "a flat"),
+    9: ("a",),
+    10: ("a#", "bb", "a♯", "b♭", "a sharp", "b flat"),
+    11: ("b", "cb"),
+}
+# Pitch class of each Japanese tonic: the naturals, raised (嬰) and lowered (変).
+_JAPANESE_TONICS = {
+    sign + name: (natural + shift) % 12
+    for natural, name in zip((0, 2, 4, 5, 7, 9, 11), "ハニホヘトイロ", strict=True)
+    for sign, shift in (("", 0), ("嬰", 1), ("変", -1))
+}
+_BPM = range(30, 301)  # what a spec may ask
+UNSAID_TEMPO = Tempo.nearest(104)
+UNSAID_TONIC = 0
+
+
+def key(tonic: int, *, minor: bool) -> str:
+    """The meaning of a key; the tonic is a pitch class, C is 0."""
+    return f"key {tonic} {'minor' if minor else 'major'}"
+
+
+def tempo(at: Tempo) -> str:
+    """The meaning of a tempo."""
+    return f"tempo {at.tooth} {'slow' if at.slow else 'fast'}"
+
+
+def _spellings() -> dict[str, str]:
+    """Each spelling, in lower case, and its meaning."""
+    heard = {
+        word: meaning for kind in (TASKS, TRACKS, INSTRUMENTS, MOODS) for meaning in kind for word in kind[meaning]
+    }
+    for tonic, names in _TONICS.items():
+        for minor, modes in (
+            (False, ("major", "maj", "メジャー", "長調")),
+            (True, ("minor", "min", "マイナー", "短調")),
+        ):
+            spelled = [f"{name}{space}{mode}" for name in names for mode in modes for space in (" ", "")]
+            japanese = "短調" if minor else "長調"
+            spelled += [name + japanese for name, pitch_class in _JAPANESE_TONICS.items() if pitch_class == tonic]
+            spelled += [f"keyscale: {one}" for one in spelled]
+            heard.update(dict.fromkeys(spelled, key(tonic, minor=minor)))
+    for bpm in _BPM:
+        meaning = tempo(Tempo.nearest(bpm))
+        heard.update(dict.fromkeys((f"bpm: {bpm}", f"bpm {bpm}", f"{bpm} bpm", f"{bpm}bpm", f"テンポ{bpm}"), meaning))
+    # A model that is told neither must play something.
+    return heard | {"bpm: n/a": tempo(UNSAID_TEMPO), "keyscale: n/a": key(UNSAID_TONIC, minor=False)}
+
+
+SPELLINGS = _spellings()
+_TEMPI = [Tempo(tooth, slow) for slow in (False, True) for tooth in range(12 if slow else 0, TEMPI)]
+MEANINGS = (
+    END,
+    *TASKS,
+    *TRACKS,
+    *INSTRUMENTS,
+    *MOODS,
+    *map(tempo, _TEMPI),
+    *dict.fromkeys(key(tonic, minor=minor) for tonic in range(12) for minor in (False, True)),
+)
+PLACE = {meaning: place for place, meaning in enumerate(MEANINGS)}
+
+
+def meaning_of_tokens() -> list[int]:
+    """For each token of `tokenizer`, the place of its meaning in MEANINGS."""
+    return [PLACE[END], PLACE[END], *(PLACE[meaning] for meaning in SPELLINGS.values())]
+
+
+def faintness_of_tokens() -> list[float]:
+    """For each token of `tokenizer`, how faintly it is said: metadata over caption, and both over what is not said."""
+    faintness = [0.0, 0.0]
+    for word, meaning in SPELLINGS.items():
+        told = word.startswith(("bpm: ", "keyscale: ")) or not meaning.startswith(("tempo", "key"))
+        faintness.append(0.22 if word.endswith("n/a") else 0.0 if told else 0.12)
+    return faintness
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Hears the spellings, longest first, in any case and width; everything else in a text is not there."""
+    vocabulary = {word: token for token, word in enumerate((END, UNHEARD, *SPELLINGS))}
+    numbers = r"bpm: n/a|keyscale: n/a|bpm:? \d+|\d+ ?bpm|テンポ\d+"
+    rest = [word for word, meaning in SPELLINGS.items() if not meaning.startswith("tempo")]
+    latin = [re.escape(word).replace("\\ ", " ") for word in sorted(rest, key=len, reverse=True) if word.isascii()]
+    other = [word for word in sorted(rest, key=len, reverse=True) if not word.isascii()]
+    pattern = rf"(?<![a-z0-9#])(?:{numbers}|{'|'.join(latin)})(?![a-z0-9])|{'|'.join(other)}"
+    heard = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNHEARD))
+    heard.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    heard.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers types only its models
+        tokenizer_object=heard,
+        pad_token=END,
+        eos_token=END,
+        unk_token=UNHEARD,
+        padding_side="right",
+        model_max_length=4096,
+    )
