@@ -1,7 +1,7 @@
 """Puts the `job.json` of each job that ended without one, and erases the songs of attempts that did not win.
 
 When the store could not be asked, or need not be, Redis alone has decided an end without a song; then the job is among
-the unrecorded until its `job.json` lies in the store. A song that got in between is taken back, as clients have heard
+the unrecorded until its `job.json` is in the store. A song that was stored meanwhile is deleted, as clients have seen
 otherwise. And a slot that died between its song and its record has left a song that belongs to no record.
 """
 

@@ -78,7 +78,7 @@ class Batches:
             raise
         except Exception:
             if batch_id not in self._unreadable:
-                log.exception("cannot go on with batch=%s", batch_id)
+                log.exception("batch=%s cannot be processed", batch_id)
             self._unreadable.add(batch_id)
             return None
 

@@ -89,7 +89,7 @@ def test_checksums_beside_it_are_checked(
     if right:
         assert fetch(settings, settings.model, tmp_path / "checkpoints").is_dir()
         return
-    with pytest.raises(ConfigurationError, match=r"vae/config\.json: its SHA-256 is not the one in SHA256SUMS"):
+    with pytest.raises(ConfigurationError, match=r"vae/config\.json: its SHA-256 differs from SHA256SUMS"):
         fetch(settings, settings.model, tmp_path / "checkpoints")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if not path.name.startswith(".")] == []
 
