@@ -1,6 +1,6 @@
 """The local socket between slots and engine: one connection a slot, one job at a time on it.
 
-Each message is one line of JSON. Samples never travel in it: they lie in an unlinked file whose descriptor rides along
+Each message is one line of JSON. Samples never travel in it: they are in an unlinked file whose descriptor comes along
 (SCM_RIGHTS), float32 little-endian, channel after channel, so that a crash on either side leaves nothing behind.
 
     engine -> slot   Hello at connect and whenever its stage changes

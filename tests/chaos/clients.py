@@ -1,4 +1,4 @@
-"""Clients that hold on: they submit with an Idempotency-Key until they are answered, and look until their job ends."""
+"""Persistent clients: they submit with an Idempotency-Key until they are answered, and poll until their job ends."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Client:
                 raise AssertionError(f"order {order.number} is refused: {answer.status_code} {answer.text}")
 
     async def _look(self, promise: Promise) -> None:
-        """See where the job stands; a gateway that does not know it gets it again, by the same key."""
+        """Read the job's status; a gateway that does not know it gets it again, by the same key."""
         path = f"/v1/jobs/{promise.job_id}"
         canceling = promise.order.cancel is Cancel.RUNNING
         headers = {} if canceling else {"Prefer": f"wait={_WAIT_S}"}

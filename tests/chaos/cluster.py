@@ -69,7 +69,7 @@ class Process:
             )
 
     def kill(self) -> None:
-        """SIGKILL, and nothing of it is left: what it started dies with it, by its leash."""
+        """SIGKILL; its children die with it, by their leash."""
         if self.running is None:
             return
         children = psutil.Process(self.running.pid).children(recursive=True)

@@ -1,4 +1,4 @@
-"""What lies in gateway, Redis, store and receiver after a run."""
+"""What gateway, Redis, store and receiver hold after a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.receivers import Receiver
 
 
 async def collect(cluster: Cluster, ledger: ClientLedger, receiver: Receiver) -> list[Found]:
-    """Every promise with all that is to be found of it."""
+    """Every promise with what was found of its job."""
     ids_by_path = webhook_ids(receiver)
     async with httpx.AsyncClient(base_url=cluster.urls[0], timeout=60) as http:
         return [await _found(cluster, promise, http, ids_by_path) for promise in ledger]
 
 
 def webhook_ids(receiver: Receiver) -> Mapping[str, frozenset[str]]:
-    """Different `webhook-id`s by the path that they came to."""
+    """Distinct `webhook-id`s by request path."""
     found: dict[str, set[str]] = defaultdict(set)
     for came in receiver.came:
         found[came.path].add(came.headers["webhook-id"])
@@ -62,7 +62,9 @@ async def _found(
     recorded, stored = await asyncio.to_thread(_in_store, cluster, order.tenant, promise.job_id)
     events: Any = cluster.redis.xrange(Keys().events(promise.job_id))
     types = [fields[b"type"].decode() for _, fields in events]
-    if cluster.redis.exists(Keys().ended_job(promise.job_id)):  # its record has shrunk, and its events went with it
+    if cluster.redis.exists(
+        Keys().ended_job(promise.job_id)
+    ):  # its record has shrunk, and its events were deleted with it
         types = [str(job["status"])]
     return Found(
         promise,

@@ -20,7 +20,7 @@ _IN_ENGINE = frozenset({"conditioning", "denoising", "decoding"})
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A job in a slot's hands: its attempt, the slot's process, and what it is doing."""
+    """A job that a slot holds: its attempt, the slot's process, and what it is doing."""
 
     job_id: str
     attempt_id: str
@@ -55,7 +55,7 @@ def _entry(redis: Redis, job_id: str) -> Entry | None:
 
 
 def released(redis: Redis, job_id: str, attempt_id: str) -> bool:
-    """Whether this attempt has the job no more: it waits, another has it, or it has ended."""
+    """Whether this attempt no longer holds the job: it waits, another has it, or it has ended."""
     entry = _entry(redis, job_id)
     return entry is None or entry.owner != attempt_id
 

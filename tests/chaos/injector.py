@@ -1,4 +1,4 @@
-"""Carries out the faults of a plan, and watches what they held come back."""
+"""Carries out the faults of a plan, and waits until the jobs they held are recovered."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Strike:
     at_s: float
     down_s: float
     forgot_s: float
-    jobs: int  # in its hands
+    jobs: int  # that it held
     recovered_s: float | None = None  # since the kill; for what was kept down, since it was started again
 
 
@@ -99,7 +99,7 @@ class Injector:
         return True
 
     async def _orphaned(self, part: Part, victim: Victim) -> bool:
-        """Whether the dead has left jobs behind: one that ended as the blow fell has not."""
+        """Whether the killed process left unfinished jobs; a job that ended at the moment of the kill is not."""
         if part not in {Part.SLOT, Part.SUPERVISOR}:
             return True
         while True:
@@ -108,7 +108,7 @@ class Injector:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _in_vain(self, part: Part, victim: Victim) -> bool:
-        """Whether an engine had done with the song before it died."""
+        """Whether an engine had finished the song before it died."""
         return part is Part.ENGINE and await asyncio.to_thread(holders.generated, self._cluster.redis, *victim.jobs[0])
 
     def _all_released(self, victim: Victim) -> bool:

@@ -1,4 +1,4 @@
-"""What the clients know: every 202 they were given, and what became of it. It is the truth that a run is judged by."""
+"""What the clients know: every 202 they got, and how its job ended. A run is judged by it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ClientLedger:
 
     def __init__(self) -> None:
         self.promises: dict[int, Promise] = {}
-        self.changed_at_s = time.monotonic()  # when the clients last got on
+        self.changed_at_s = time.monotonic()  # when the clients last made progress
         self._grown = asyncio.Condition()
 
     async def accept(self, order: Order, job_id: str) -> Promise:

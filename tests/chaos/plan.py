@@ -93,7 +93,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run, before it begins."""
+    """The plan of a run."""
 
     orders: tuple[Order, ...]
     faults: tuple[Fault, ...]

@@ -9,12 +9,12 @@ from enum import StrEnum
 from tests.chaos.ledger import ENDED, Promise
 from tests.chaos.plan import Cancel
 
-# A 202 that was on its way as Valkey died came this late at most.
+# A 202 in flight when Valkey died arrives at most this late.
 _LATE_S = 10.0
 
 
 class Fault(StrEnum):
-    """What must not be found."""
+    """Kinds of broken promises."""
 
     LOST = "lost"
     STUCK = "stuck"
@@ -40,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that must not be."""
+    """One broken promise."""
 
     fault: Fault
     order: int

@@ -89,7 +89,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is to be done, with what. `patience_s`: how long nothing may come of any job before the clients give up."""
+    """The options of a run. `patience_s`: how long nothing may come of any job before the clients give up."""
 
     plan: Plan
     scale: Scale
@@ -145,7 +145,7 @@ async def _finished(working: asyncio.Future[Any], ledger: ClientLedger, patience
 
 
 async def _at_rest(made: Cluster, patience_s: float) -> dict[str, int]:
-    """Wait until nothing is left to be done, and not for ever; what is left."""
+    """Wait, for a bounded time, until no work is left; what is left."""
     until_s = time.monotonic() + patience_s
     left = {"unknown": 1}
     while any(left.values()) and time.monotonic() < until_s:

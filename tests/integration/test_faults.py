@@ -149,7 +149,7 @@ def test_a_killed_slots_job_waits_for_no_heartbeat(tmp_path: Path, redis_url: st
 
 
 def test_a_lost_job_is_taken_up_by_an_idle_worker(deployment: Deployment) -> None:
-    """Who has been idle all along neither delays the reaper nor needs a nudge."""
+    """A worker that was idle all along neither delays the reaper nor needs a wake-up."""
     both = [deployment.pod.start(work_dir=deployment.pod.directory / name) for name in ("one", "other")]
     assert eventually(lambda: ready(deployment) == 2, 120), deployment.pod.log()
     job_id = deployment.pod.submit("slow 4")

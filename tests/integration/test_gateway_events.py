@@ -34,7 +34,7 @@ def submit(url: str) -> str:
 
 
 def generate(slot: HandSlot, job_id: str) -> None:
-    """A life with one lost attempt: the events of WHOLE."""
+    """A job with one lost attempt: the events of WHOLE."""
     slot.claim(job_id, attempt_id="first")
     slot.step(job_id, 1, "first")
     slot.end_attempt(job_id, LOST, "first")

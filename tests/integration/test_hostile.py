@@ -39,7 +39,7 @@ class Target:
     directory: Path
 
     def send(self, data: bytes, *, whole: bool = False) -> bytes:
-        """Send bytes, say that no more will come unless they are a `whole` request, and read the answer's beginning."""
+        """Send bytes, shut down sending unless they are a `whole` request, and read the answer's beginning."""
         with socket.create_connection(("127.0.0.1", self.running.port), timeout=60) as connection:
             with suppress(OSError):  # closed by then: nothing can be said any more
                 connection.sendall(data)

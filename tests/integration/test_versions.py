@@ -41,7 +41,7 @@ SONG = {"duration_s": 1, "format": "wav"}
 
 
 def git(*arguments: str) -> bytes | None:
-    """What git says; None where it cannot."""
+    """The output of git; None if it fails."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
     return done.stdout if done.returncode == 0 else None
 

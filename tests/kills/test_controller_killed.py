@@ -59,7 +59,7 @@ def lost_and_canceled(bench: Bench) -> str:
 
 
 def given_up_and_canceled(bench: Bench) -> str:
-    """Its attempt may only be frozen, with a song in its hands."""
+    """Its attempt may only be frozen, while it holds a song."""
     job_id = given_up(bench)
     assert bench.board.cancel(job_id) == "canceled"
     return job_id

@@ -38,7 +38,7 @@ def end(jobs: Jobs, store: Store, claimed: Claimed, song_s: float) -> None:
 
 
 def serve(redis_url: str, store_url: str, log: Path, song_s: float) -> None:
-    """One slot, for ever."""
+    """One slot, until it is killed."""
     keys = Keys()
     redis, store = Redis.from_url(redis_url), Store.open(SharedSettings(store_url=store_url))
     jobs, lease = Jobs(redis, keys.prefix), Lease(f"quick-1.{threading.get_ident()}.slot", 60)
