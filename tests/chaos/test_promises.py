@@ -72,7 +72,7 @@ CASES = {
     "a cancel comes too late": (found(CANCELED), set()),
     "canceled unasked": (silent("canceled"), {Fault.WRONG}),
     "two terminal events": (found(terminal_events=("succeeded", "failed")), {Fault.DUPLICATED}),
-    "heard to end twice": (found(promise=promise(terminal_events=["succeeded"] * 2)), {Fault.DUPLICATED}),
+    "reported to end twice": (found(promise=promise(terminal_events=["succeeded"] * 2)), {Fault.DUPLICATED}),
     "two webhooks": (found(webhook_ids=frozenset({"msg_job_succeeded", "msg_job_canceled"})), {Fault.DUPLICATED}),
     "another end was reported": (found(CANCELED, [("canceled", 90.0)]), {Fault.DUPLICATED}),
     "another end was reported, and forgotten": (found(CANCELED, [("canceled", 101.0)]), set()),

@@ -203,7 +203,7 @@ def test_a_pod_reaches_the_store_and_is_reached_by_none(render: Render, monkeypa
     assert len(elsewhere["from"]) == len(rule["from"]) - 1
 
 
-def test_a_store_of_ones_own_is_reached_where_it_was_said_to_be(render: Render) -> None:
+def test_an_external_store_is_reached_at_its_configured_endpoint(render: Render) -> None:
     objects = render("containers")
     policy = find(objects, "NetworkPolicy", "-container")
     assert policy["metadata"]["namespace"] == "strangers"

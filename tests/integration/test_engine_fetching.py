@@ -69,7 +69,7 @@ def test_it_is_brought_once_and_again_when_it_changes(settings: WorkerSettings, 
     assert not (first / "README.md").exists()
 
 
-def test_what_a_dead_process_left_half_done_is_thrown_away(settings: WorkerSettings, tmp_path: Path) -> None:
+def test_what_a_dead_process_left_half_done_is_deleted(settings: WorkerSettings, tmp_path: Path) -> None:
     whole = fetch(settings, settings.model, tmp_path / "first")
     partial = tmp_path / "second" / f".{whole.name}.partial"
     partial.mkdir(parents=True)

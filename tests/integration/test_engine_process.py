@@ -291,7 +291,7 @@ class TestTrouble:
             ({"lora": "warm"}, "unsupported", "a sine has none"),
         ],
     )
-    def test_a_failure_is_told_and_the_engine_goes_on(
+    def test_a_failure_is_reported_and_the_engine_goes_on(
         self, slot: Slot, asked: dict[str, Any], code: str, words: str
     ) -> None:
         slot.ask(**asked)
@@ -357,7 +357,7 @@ class TestProcess:
         assert "another engine listens here" in engine.log.read_text()
         assert isinstance(slot.generated(), Generated)
 
-    def test_a_model_that_cannot_be_loaded_ends_it_in_words(self, tmp_path: Path) -> None:
+    def test_a_model_that_cannot_be_loaded_ends_it_with_a_reason(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, model="unloadable") as engine:
             assert engine.process.wait(PATIENCE_S) == CONFIGURATION_EXIT_CODE
         assert "model unloadable: cannot be loaded, as asked" in engine.log.read_text()

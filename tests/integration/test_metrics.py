@@ -65,7 +65,7 @@ def worker(tmp_path: Path, redis_url: str) -> Iterator[Pod]:
         yield made
 
 
-def test_a_song_and_its_misfortunes_are_told_by_worker_and_controller(worker: Pod) -> None:
+def test_a_song_and_its_failures_are_reported_by_worker_and_controller(worker: Pod) -> None:
     of_worker, of_controller = free_ports(2)
     worker.start(metrics_port=of_worker, log_format="json")
     worker.wait_stage()
@@ -99,7 +99,7 @@ def test_a_song_and_its_misfortunes_are_told_by_worker_and_controller(worker: Po
     assert any("job" in line for line in lines if line["part"] == "slot")
 
 
-def test_what_waits_is_told_with_its_age_and_reading_it_reaps_nothing(worker: Pod) -> None:
+def test_what_waits_is_reported_with_its_age_and_reading_it_reaps_nothing(worker: Pod) -> None:
     port = free_ports(1)[0]
     first = worker.submit("first")
     worker.submit("second", lane=Lane.HIGH)

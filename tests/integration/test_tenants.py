@@ -112,7 +112,9 @@ BY_ID = [
 
 
 @pytest.mark.parametrize(("method", "path"), BY_ID)
-def test_anothers_job_is_as_one_that_never_was(tenants: TwoTenants, slot: HandSlot, method: str, path: str) -> None:
+def test_another_tenants_job_is_answered_like_an_unknown_job(
+    tenants: TwoTenants, slot: HandSlot, method: str, path: str
+) -> None:
     for job_id in (generated_job(tenants, slot), tenants.submit(tenants.mine)):
         seen = tenants.send(tenants.theirs, method, path.format(job_id))
         nothing = tenants.send(tenants.theirs, method, path.format(UNKNOWN_ID))

@@ -50,7 +50,7 @@ def stage_of(pod: Pod, job_id: str) -> Stage | None:
 
 
 @pytest.mark.parametrize(("prompt", "code"), [("crash", "engine_crashed"), ("hang", "engine_stalled")])
-def test_who_takes_the_engine_down_is_found_and_its_neighbours_are_not_charged(
+def test_the_song_that_crashes_the_engine_is_found_and_its_neighbours_are_not_charged(
     worker: Pod, prompt: str, code: str
 ) -> None:
     poison, *neighbours = together(worker, {"prompt": prompt, "attempts": 1}, {"prompt": "a"}, {"prompt": "b"})

@@ -172,7 +172,7 @@ def test_there_is_no_other_transition(board: Board) -> None:
     assert board.state() == before
 
 
-def test_a_number_that_no_float_holds_comes_back_as_it_went(board: Board) -> None:
+def test_a_number_that_no_float_holds_is_read_back_as_written(board: Board) -> None:
     made = submission(None, digest="9007199254740993", labels={"empty": "x"})
     board.jobs(calls.submit(made))
     entry = board.entry(made.id)

@@ -108,7 +108,7 @@ def _its_end() -> None:
         (_its_end, ["SUCCEEDED", "19,988", "123,456,789,012"]),
     ],
 )
-def test_nothing_goes_over_the_edge(
+def test_no_line_is_wider_than_the_terminal(
     monkeypatch: pytest.MonkeyPatch, width: int, show: Callable[[], None], words: list[str]
 ) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)

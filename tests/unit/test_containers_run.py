@@ -168,7 +168,7 @@ def test_so_many_run_at_once_and_the_next_when_one_has_ended(bench: ContainerBen
         assert bench.created(each) == 1
 
 
-def test_a_log_of_ten_gigabytes_is_cut_with_words(bench: ContainerBench) -> None:
+def test_a_log_of_ten_gigabytes_is_cut_with_a_note(bench: ContainerBench) -> None:
     job_id = start(bench)
     bench.pod(job_id)
     bench.log(job_id, "".join(f"{ago(9)[:-1]}.{n:09}Z {'x' * 99}\n" for n in range(1, 200)))

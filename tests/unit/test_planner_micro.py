@@ -28,7 +28,7 @@ def understood(text: str) -> set[str]:
 
 
 def test_lessons_grant_what_their_wishes_say() -> None:
-    """Heard by the box's own tokenizer: the caption plays what was asked, in the tempo and key that were asked."""
+    """Read by the box's own tokenizer: the caption plays what was asked, in the tempo and key that were asked."""
     dice = random.Random(0)
     for _ in range(300):
         one = lesson(dice)

@@ -136,7 +136,7 @@ def test_nodes_that_may_not_be_read_are_left_out_and_not_asked_for_again_soon(
     assert [asked.path for asked in kube.requests].count("/api/v1/nodes") == 2
 
 
-def test_a_busy_pod_is_marked_and_after_a_minute_of_idleness_no_more(
+def test_a_busy_pod_is_marked_until_it_was_idle_for_a_minute(
     kube: Kube, pods: PodWatch, redis: Redis, keys: Keys
 ) -> None:
     add_pod(kube, "w-1", annotations={"mine": "x"})

@@ -89,7 +89,7 @@ def test_a_second_copy_of_a_job_that_is_held_is_dropped(bench: SlotBench) -> Non
     assert len(bench.entry(job_id).attempts) == 1
 
 
-def test_an_id_that_is_not_known_goes_aside(bench: SlotBench) -> None:
+def test_an_unknown_id_is_set_aside(bench: SlotBench) -> None:
     bench.redis.rpush("rq:queue:default.normal", "a stranger's")
     assert not bench.slot().run_one()
     assert bench.redis.lrange("rq:serinette:unknown:default.normal", 0, -1) == [b"a stranger's"]
@@ -220,7 +220,7 @@ def test_a_newer_spec_is_passed_over_uncharged(bench: SlotBench) -> None:
 
 
 @pytest.mark.parametrize("spec", ['{"schema": 1, "steps": "none"}', "{", "[]"])
-def test_a_spoilt_record_fails_in_words(bench: SlotBench, spec: str) -> None:
+def test_a_corrupt_record_fails_with_a_reason(bench: SlotBench, spec: str) -> None:
     job_id = bench.order()
     bench.redis.hset(bench.keys.job(job_id), "spec", spec)
     bench.slot().run_one()
