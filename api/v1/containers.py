@@ -20,8 +20,9 @@ from api.dependencies import (
 )
 from api.downloads import Asked
 from api.lean_route import LeanRoute
+from api.problems import Responses, problems
 from api.v1 import examples
-from api.v1.answers import JobId, Responses, problems
+from api.v1.answers import JobId
 from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, submit_answer
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound

@@ -10,14 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.dependencies import QueuePart, RequestContext, TenantPart, context_of
 from api.events import held, preferred_wait_s
 from api.lean_route import LeanRoute
+from api.problems import Responses, problems
 from api.v1 import examples
-from api.v1.answers import (
-    JobId,
-    Responses,
-    job_answer,
-    problems,
-    unknown_fields,
-)
+from api.v1.answers import JobId, job_answer, unknown_fields
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
