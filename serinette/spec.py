@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -66,6 +66,9 @@ def without_control_characters(text: str) -> str:
     return text
 
 
+Part = TypeVar("Part", bound=BaseModel)
+
+
 class BoundedInput(BaseModel):
     """What clients write. Numbers of names and of items are checked before any item is: pydantic makes an error of each
     wrong item and each unknown name, which takes seconds of a list that fills a body.
@@ -89,6 +92,12 @@ class BoundedInput(BaseModel):
                             "too_long", name, f"must have at most {bound.max_length} items, not {len(value)}"
                         )
         return given
+
+    def only(self, model: type[Part]) -> Part:
+        """The fields that are `model`'s, not checked again; of them those count as set that the client wrote."""
+        names = model.model_fields.keys()
+        values = {name: value for name, value in self.__dict__.items() if name in names}
+        return model.model_construct(_fields_set=self.model_fields_set & values.keys(), **values)
 
 
 def _refusal(kind: Literal["extra_forbidden", "too_long"], name: object, message: str) -> PydanticCustomError:
