@@ -18,26 +18,26 @@ from serinette import logs, telemetry
 from serinette.errors import ConfigurationError
 from serinette.settings import read
 
-# Longer than proxies keep theirs (60 s is common), so that none sends a request on a connection that we just closed.
+# Longer than the idle timeout of proxies (60 s is common), so that no proxy uses a connection that just closed.
 KEEP_ALIVE_S = 75
 
 
 class _Server(uvicorn.Server):
-    """Ends the waits and streams that would outlive a SIGTERM, and leaves with 0."""
+    """Ends waits and event streams on SIGTERM, and exits with 0."""
 
     def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
         super().__init__(config)
         self._parts = parts
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:  # asked twice
+        if self.should_exit:  # the second signal
             self.force_exit = True
         self.should_exit = True
         self._parts.events.close()
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """All but uvicorn's complaint about every WebSocket that is refused with an answer."""
+def _is_useful(record: logging.LogRecord) -> bool:
+    """Drops uvicorn's error for each WebSocket that is refused with an HTTP response."""
     return record.msg != "ASGI callable returned without completing handshake."
 
 
@@ -47,10 +47,10 @@ def main() -> int:
         settings = read(GatewaySettings)
         logs.configure(settings, "gateway")
         telemetry.configure(settings, "gateway")
-        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        logging.getLogger("uvicorn.error").addFilter(_is_useful)
         app = create_app(settings)
         telemetry.serve_metrics(app.state.metrics.registry, settings)
-        gc.freeze()  # what is there by now stays: no collection needs to look through it again
+        gc.freeze()  # objects made at start live as long as the process: no collection needs to traverse them
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 2

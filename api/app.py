@@ -1,4 +1,4 @@
-"""The gateway put together."""
+"""Builds the gateway's application from its parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from api.containers import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
 from api.dialects.dialect import Dialect
-from api.downloads import Songs
+from api.downloads import Downloads
 from api.events import JobEvents
 from api.metrics import HttpMetrics, MetricsMiddleware, expose
 from api.middleware import (
@@ -55,11 +55,11 @@ UPLOAD_PATHS = ("/v1/uploads", "/v1/files")
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
 
-# Python's threads of this process, beside the queue's: those for what batches need of the store, and those of /readyz.
+# Threads for the store accesses of batches, and of /readyz, beside those of the queue.
 _BATCH_THREADS = 8
 _PROBE_THREADS = 2
 
-# Submits that wait for the disk of the queue's server at once: each holds a connection for up to a second.
+# Submits that may wait for the disk of the queue's server at once: each holds a connection for up to a second.
 _FSYNC_CONNECTIONS = 256
 
 _READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
@@ -68,12 +68,12 @@ _SENDABLE = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "Last
 
 
 def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS) -> FastAPI:
-    """The application. Starts without Redis and store: they may come later, and go.
+    """The application. It starts whether or not Redis and the store answer.
 
     Raises:
         ConfigurationError: the settings contradict each other, or name a store that cannot be opened.
     """
-    redis = connect_redis(settings)  # of batches alone
+    redis = connect_redis(settings)  # used by batches only
     redis_async, for_submits = connect_redis_async(settings), _for_submits(settings)
     parts = _parts(settings, redis, redis_async, for_submits)
     events = parts.events
@@ -91,9 +91,9 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
             await for_submits.aclose()
         redis.close()
 
-    # Its pages bring their scripts along: a cluster may have no way to a CDN.
+    # The offline variant serves the scripts of its pages itself: a cluster may not reach a CDN.
     app = FastAPIOffline(
-        # Themselves, not by include_router: FastAPI matches a path twice for every router within another.
+        # Not by include_router: FastAPI matches a path twice for every nested router.
         routes=[
             *health.router.routes,
             *v1.ROUTES,
@@ -104,7 +104,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
         redoc_url=None,
         title="Serinette",
         version=__version__,
-        summary="Songs from prompts: post one, follow it, fetch it.",
+        summary="Songs from prompts: submit a job, follow it, download its songs.",
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
@@ -115,7 +115,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
     openapi.complete(app, dialects)
     app.state.metrics = HttpMetrics(new_registry())
     expose(app, app.state.metrics, settings)
-    _add_middleware(app, settings, parts.register, dialects)
+    _add_middleware(app, settings, parts.callers, dialects)
     return app
 
 
@@ -139,18 +139,18 @@ def _parts(
         declared=declared.limits,
         submits=AsyncJobs(for_submits, settings.redis_prefix) if for_submits is not None else None,
     )
-    songs = Songs(store, queue.store_threads)
+    downloads = Downloads(store, queue.store_threads)
     accounts = Accounts(redis_async, settings.keys, declared.limits)
     return Parts(
         settings=settings,
         queue=queue,
         store=store,
         events=JobEvents(redis_async, settings.keys),
-        intake=Uploads(store, settings, queue.store_threads),
-        songs=songs,
-        logs=Logs(redis_async, settings.keys, songs),
+        uploads=Uploads(store, settings, queue.store_threads),
+        downloads=downloads,
+        logs=Logs(redis_async, settings.keys, downloads),
         probes=CapacityLimiter(_PROBE_THREADS),
-        register=CallerLookup(
+        callers=CallerLookup(
             RequestRate(redis_async, settings.keys), keyring, Links(redis_async, settings.keys, keyring)
         ),
         accounts=accounts,
@@ -167,7 +167,7 @@ def _parts(
 
 
 def _busy_with_batches() -> Unavailable:
-    return Unavailable("too many batches are being read and written just now; try again")
+    return Unavailable("too many batches are being read and written at the moment; try again")
 
 
 async def _no_socket(websocket: WebSocket) -> None:
@@ -176,7 +176,7 @@ async def _no_socket(websocket: WebSocket) -> None:
 
 
 def _add_middleware(
-    app: FastAPI, settings: GatewaySettings, register: CallerLookup, dialects: Sequence[Dialect]
+    app: FastAPI, settings: GatewaySettings, callers: CallerLookup, dialects: Sequence[Dialect]
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     app.add_middleware(
@@ -185,9 +185,9 @@ def _add_middleware(
         others={**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
     )
     if settings.auth:
-        app.add_middleware(AuthMiddleware, register=register)
+        app.add_middleware(AuthMiddleware, callers=callers)
         app.add_middleware(KeyInBodyMiddleware, paths={path for dialect in dialects for path in dialect.key_paths})
-    if settings.cors_origins:  # outside of both, so that refusals can be read by pages too
+    if settings.cors_origins:  # outside of the two above, so that pages can read their errors, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -199,7 +199,7 @@ def _add_middleware(
     app.add_middleware(RelativeRedirects)
     app.add_middleware(
         MetricsMiddleware, metrics=app.state.metrics
-    )  # around the others: their refusals are answers too
+    )  # outside of the others, so that their errors are counted, too
     app.add_middleware(
         KeyInPathMiddleware, allowed=settings.key_in_path
-    )  # outermost: nothing else sees a key in a path
+    )  # outermost, so that no other middleware sees a key in a path

@@ -1,4 +1,4 @@
-"""Containers as jobs, in the gateway: what is checked before one may enter the queue, and its log on its way out."""
+"""Containers as jobs, in the gateway: checks before a container is queued, and downloads of its log."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from redis import asyncio as redis_asyncio
 from starlette.responses import Response
 
-from api.downloads import Asked, Songs, names_etag
-from api.outages import answering
+from api.downloads import Downloads, FileRequest, names_etag
+from api.outages import queue_errors
 from serinette.container import ContainerSpec, Input, allowed_by
 from serinette.container_settings import ContainerSettings
 from serinette.errors import InvalidSpec, NotFound, Unsupported
@@ -17,14 +17,12 @@ from serinette.job import Job, JobOptions
 from serinette.names import Keys, upload_file_key, upload_record_key
 from serinette.store import Store
 
-# -- what may enter the queue, beyond a spec's own bounds
-
 
 def check_taken(settings: ContainerSettings) -> None:
-    """See that containers run here at all.
+    """Check that this deployment runs containers.
 
     Raises:
-        Unsupported: they do not.
+        Unsupported: it does not.
     """
     if not settings.containers:
         raise Unsupported(
@@ -35,11 +33,11 @@ def check_taken(settings: ContainerSettings) -> None:
 
 
 def check_container(tenant: str, spec: ContainerSpec, options: JobOptions, settings: ContainerSettings) -> None:
-    """See that the operator allows what is asked.
+    """Check that the operator allows the container.
 
     Raises:
-        InvalidSpec: an image, secret or pool that is not published, or more than the tenant's ceilings; `field` names
-            it.
+        InvalidSpec: an image, secret or pool that is not published, or resources above the tenant's ceilings; `field`
+            names it.
     """
     if not allowed_by(spec.image, settings.containers_images):
         raise _not_allowed("image", spec.image, settings.containers_images)
@@ -64,10 +62,10 @@ def _not_allowed(field: str, name: str, known: Collection[str]) -> InvalidSpec:
 
 
 def check_inputs(tenant: str, spec: ContainerSpec, store: Store, find_job: Callable[[str], Job]) -> None:
-    """See that the inputs are the tenant's own and there. Another tenant's are answered as if they were not there.
+    """Check that all inputs exist and belong to the tenant. Inputs of other tenants are reported as missing.
 
     Raises:
-        InvalidSpec: one is not.
+        InvalidSpec: an input is missing.
     """
     for each in spec.inputs:
         try:
@@ -94,23 +92,21 @@ def _check_input(tenant: str, given: Input, store: Store, find_job: Callable[[st
         raise NotFound(f"job {job_id} has no song {index}")
 
 
-# -- logs: out of Redis while they grow, out of the store when the job has ended
-
 _TEXT = "text/plain; charset=utf-8"
-# A LogPosition as text.
+# Pattern of a LogPosition as text.
 LOG_POSITION = r"^[0-9]{1,9}-[0-9]{1,12}$"
 
 
 @dataclass(frozen=True, slots=True)
 class LogPosition:
-    """How far a log was read: so many bytes of that of one attempt, each of which has a log of its own."""
+    """How far a log was read: the attempt, each of which has its own log, and the number of bytes."""
 
     attempt: int
     size_bytes: int
 
     @classmethod
     def parse(cls, text: str) -> LogPosition:
-        """Read what `str` wrote, which is the log's ETag."""
+        """Parse the text that `str` gives, which is also the log's ETag."""
         attempt, _, size_bytes = text.partition("-")
         return cls(int(attempt), int(size_bytes))
 
@@ -119,7 +115,7 @@ class LogPosition:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of an answer that ends here."""
+        """Headers of a response that ends at this position."""
         return {"ETag": f'"{self}"', "Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
 
 
@@ -133,15 +129,15 @@ class _StoredLog:
 
 @dataclass(frozen=True, slots=True)
 class Logs:
-    """Containers' logs."""
+    """Containers' logs: from Redis while they grow, from the store when the job has ended."""
 
     redis: redis_asyncio.Redis
     keys: Keys
-    songs: Songs
+    downloads: Downloads
 
-    async def serve(self, job: Job, asked: Asked, after: LogPosition | None) -> Response:
-        """The log so far, or what was written behind `after`: 206, or 204 when that is nothing. All of it again where
-        another attempt has begun another log.
+    async def serve(self, job: Job, file_request: FileRequest, after: LogPosition | None) -> Response:
+        """The log so far (200), or the part after `after`: 206, or 204 when there is no more. The whole log of the
+        current attempt if `after` is of an earlier one.
 
         Raises:
             NotFound: the job is a song.
@@ -150,43 +146,47 @@ class Logs:
         if job.container is None:
             raise NotFound(f"job {job.id} is a song and has no log; follow /v1/jobs/{job.id}/events")
         if job.status.ended and job.run and job.run.log_key:
-            return await self._stored(job, job.run.log_key, job.run.log_size_bytes, asked, after)
+            return await self._stored(job, job.run.log_key, job.run.log_size_bytes, file_request, after)
         start = after.size_bytes if after else 0
-        with answering():
+        with queue_errors():
             attempt, text = await self._read(job.id, start)
             if after and after.attempt != attempt:
                 start = 0
                 attempt, text = await self._read(job.id, start)
-        return _live(text, start, LogPosition(attempt, start + len(text)), asked)
+        return _live(text, start, LogPosition(attempt, start + len(text)), file_request)
 
-    async def _stored(self, job: Job, key: str, size_bytes: int, asked: Asked, after: LogPosition | None) -> Response:
+    async def _stored(
+        self, job: Job, key: str, size_bytes: int, file_request: FileRequest, after: LogPosition | None
+    ) -> Response:
         end = LogPosition(job.attempts[-1].number if job.attempts else 0, size_bytes)
         if after and after.attempt == end.attempt:
             if after.size_bytes >= size_bytes:
                 return Response(status_code=204, headers=end.headers)
-            asked = replace(asked, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
-        return await self.songs.serve(_StoredLog(key, size_bytes, str(end)), asked, f"{job.id}.log", download=False)
+            file_request = replace(file_request, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
+        return await self.downloads.serve(
+            _StoredLog(key, size_bytes, str(end)), file_request, f"{job.id}.log", download=False
+        )
 
     async def _read(self, job_id: str, start: int) -> tuple[int, bytes]:
-        """Number of the last attempt, and its log from byte `start` on."""
+        """Number of the last attempt, and its log from byte `start`."""
         while True:
             async with self.redis.pipeline(transaction=False) as pipe:
                 pipe.hget(self.keys.job(job_id), "attempts")
-                # Bytes: a piece may begin and end within a letter.
+                # As bytes: a part may begin or end within a character.
                 pipe.execute_command("GETRANGE", self.keys.log(job_id), start, -1, NEVER_DECODE=True)
                 pipe.hget(self.keys.job(job_id), "attempts")
                 before, text, attempt = await pipe.execute()
-            if before == attempt:  # else another attempt began another log in between
+            if before == attempt:  # otherwise another attempt began a new log in between
                 return int(attempt or 0), text
 
 
-def _live(text: bytes, start: int, end: LogPosition, asked: Asked) -> Response:
+def _live(text: bytes, start: int, end: LogPosition, file_request: FileRequest) -> Response:
     headers = end.headers
     if start and not text:
         return Response(status_code=204, headers=headers)
     if start:
         headers["Content-Range"] = f"bytes {start}-{end.size_bytes - 1}/{end.size_bytes}"
         return Response(text, 206, headers, _TEXT)
-    if names_etag(asked.if_none_match, headers["ETag"]):
+    if names_etag(file_request.if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(text, 200, headers, _TEXT)

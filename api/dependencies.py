@@ -1,6 +1,6 @@
-"""What a request works with: built once by `create_app`, handed to routes by FastAPI.
+"""The gateway's parts as FastAPI dependencies: built once by `create_app`, passed to routes.
 
-All are coroutines: FastAPI takes others to a thread, and those may all be waiting for Redis.
+All dependencies are coroutines: FastAPI runs others in threads, all of which may be waiting for Redis.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from api.auth.limits import Accounts
 from api.auth.links import Links
 from api.batches.service import BatchService
 from api.containers import Logs, check_taken
-from api.downloads import Songs
+from api.downloads import Downloads
 from api.events import JobEvents
 from api.middleware import CALLER, CallerLookup
 from api.outages import Threads
@@ -38,14 +38,14 @@ class Parts:
     queue: JobQueue
     store: Store
     events: JobEvents
-    intake: Uploads
-    songs: Songs
+    uploads: Uploads
+    downloads: Downloads
     logs: Logs
-    probes: CapacityLimiter  # a store that hangs may occupy so many threads with probes, and no more
-    register: CallerLookup
+    probes: CapacityLimiter  # bounds the threads that probes of a hanging store occupy
+    callers: CallerLookup
     accounts: Accounts
     batches: BatchService
-    batch_threads: Threads  # what a store that hangs may occupy with batches
+    batch_threads: Threads  # bounds the threads that batches on a hanging store occupy
 
 
 def _parts(connection: HTTPConnection) -> Parts:
@@ -69,12 +69,12 @@ async def _events(connection: HTTPConnection) -> JobEvents:
     return _parts(connection).events
 
 
-async def _intake(connection: HTTPConnection) -> Uploads:
-    return _parts(connection).intake
+async def _uploads(connection: HTTPConnection) -> Uploads:
+    return _parts(connection).uploads
 
 
-async def _songs(connection: HTTPConnection) -> Songs:
-    return _parts(connection).songs
+async def _downloads(connection: HTTPConnection) -> Downloads:
+    return _parts(connection).downloads
 
 
 async def _logs(connection: HTTPConnection) -> Logs:
@@ -98,7 +98,7 @@ async def _batch_threads(connection: HTTPConnection) -> Threads:
 
 
 async def _links(connection: HTTPConnection) -> Links:
-    return _parts(connection).register.links
+    return _parts(connection).callers.links
 
 
 async def caller(connection: HTTPConnection) -> Caller:
@@ -107,10 +107,10 @@ async def caller(connection: HTTPConnection) -> Caller:
 
 
 def caller_of(connection: HTTPConnection) -> Caller:
-    """Whose request it is, as the gatekeeper found. Without keys everybody is the default tenant.
+    """The caller that AuthMiddleware found. Without authentication every caller is the default tenant.
 
     Raises:
-        Unauthorized: keys are asked for, and nobody did.
+        Unauthorized: authentication is on, and this path has no caller.
     """
     found: Caller | None = connection.scope.get(CALLER)
     if found is None and _parts(connection).settings.auth:
@@ -123,8 +123,8 @@ CallerPart = Annotated[Caller, Depends(caller)]
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """One request's caller, and all that it works with. Routes that are asked often take it from the request: to them
-    FastAPI's dependencies, each by itself, cost as much as Redis.
+    """One request's caller and the gateway's parts. Frequent routes take it from the request directly, because
+    FastAPI's dependencies cost them as much as Redis does.
     """
 
     parts: Parts
@@ -132,34 +132,34 @@ class RequestContext:
 
     @property
     def tenant(self) -> str:
-        """Whose jobs, uploads and files it may touch."""
+        """Owner of the jobs, uploads and files that the request may access."""
         return self.caller.tenant
 
     @property
-    def standing(self) -> CallerCheck:
-        """Whether its caller is still let in, while it goes on."""
-        return CallerCheck(self.parts.register.keyring, self.caller)
+    def caller_check(self) -> CallerCheck:
+        """Check of the caller's key while the request goes on."""
+        return CallerCheck(self.parts.callers.keyring, self.caller)
 
 
 def context_of(connection: HTTPConnection) -> RequestContext:
-    """Raises Unauthorized: keys are asked for, and this path asks for none."""
+    """Context of a request. Raises Unauthorized: authentication is on, and this path has no caller."""
     return RequestContext(_parts(connection), caller_of(connection))
 
 
-async def _standing(connection: HTTPConnection, caller: CallerPart) -> CallerCheck:
-    return CallerCheck(_parts(connection).register.keyring, caller)
+async def _caller_check(connection: HTTPConnection, caller: CallerPart) -> CallerCheck:
+    return CallerCheck(_parts(connection).callers.keyring, caller)
 
 
 async def tenant(caller: CallerPart) -> str:
-    """Whose jobs, uploads and files a request may touch."""
+    """Owner of the jobs, uploads and files that a request may access."""
     return caller.tenant
 
 
 async def containers_only(connection: HTTPConnection) -> None:
-    """See that containers run here.
+    """Check that this deployment runs containers.
 
     Raises:
-        Unsupported: they do not.
+        Unsupported: it does not.
     """
     check_taken(_parts(connection).settings)
 
@@ -168,13 +168,13 @@ SettingsPart = Annotated[GatewaySettings, Depends(_settings)]
 QueuePart = Annotated[JobQueue, Depends(_queue)]
 StorePart = Annotated[Store, Depends(_store)]
 EventsPart = Annotated[JobEvents, Depends(_events)]
-IntakePart = Annotated[Uploads, Depends(_intake)]
-SongsPart = Annotated[Songs, Depends(_songs)]
+UploadsPart = Annotated[Uploads, Depends(_uploads)]
+DownloadsPart = Annotated[Downloads, Depends(_downloads)]
 LogsPart = Annotated[Logs, Depends(_logs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
 BatchesPart = Annotated[BatchService, Depends(_batches)]
 BatchThreadsPart = Annotated[Threads, Depends(_batch_threads)]
 LinksPart = Annotated[Links, Depends(_links)]
-StandingPart = Annotated[CallerCheck, Depends(_standing)]
+CallerCheckPart = Annotated[CallerCheck, Depends(_caller_check)]
 TenantPart = Annotated[str, Depends(tenant)]

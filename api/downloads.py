@@ -1,4 +1,4 @@
-"""A file's bytes on their way to a client, whole or in part (RFC 9110 §14). Every dialect's songs go through here."""
+"""Downloads of songs, container outputs and logs, whole or by range (RFC 9110 §14), for every dialect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SINGLE = re.compile(r"bytes\s*=\s*(\d{0,20})\s*-\s*(\d{0,20})", re.IGNORECASE |
 
 
 class Unsatisfiable(Exception):
-    """The range lies behind the end: 416."""
+    """The range begins after the end of the file: 416."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +34,22 @@ class Span:
 
 
 def requested_span(header: str | None, size_bytes: int) -> Span | None:
-    """The one range that the header asks for; None for the whole: no header, one we cannot read, or several ranges.
+    """The range that the header requests; None for the whole file: no header, a malformed one, or several ranges.
 
     Raises:
-        Unsatisfiable: no byte of the song is in the range.
+        Unsatisfiable: no byte of the file is in the range.
     """
     match = _SINGLE.fullmatch((header or "").strip())
     if match is None or (not match[1] and not match[2]):
         return None
-    if not match[1]:  # the last so many bytes
+    if not match[1]:  # a suffix range
         length = min(int(match[2]), size_bytes)
         if length == 0:
             raise Unsatisfiable
         return Span(size_bytes - length, size_bytes)
     start = int(match[1])
     if match[2] and int(match[2]) < start:
-        return None  # backwards is malformed, and what is malformed is ignored
+        return None  # end before start is malformed, and a malformed header is ignored
     if start >= size_bytes:
         raise Unsatisfiable
     return Span(start, min(int(match[2]) + 1, size_bytes) if match[2] else size_bytes)
@@ -61,12 +61,12 @@ def names_etag(header: str | None, etag: str) -> bool:
     return "*" in names or etag in names
 
 
-class Kept(Protocol):
-    """A file that a job left: a song, or an output of a container."""
+class StoredFile(Protocol):
+    """A file of a job in the store: a song, or an output or log of a container."""
 
     @property
     def key(self) -> str:
-        """Where it lies in the store."""
+        """Object key in the store."""
 
     @property
     def size_bytes(self) -> int:
@@ -74,16 +74,16 @@ class Kept(Protocol):
 
     @property
     def etag(self) -> str:
-        """Another one for other bytes."""
+        """Changes with the bytes."""
 
     @property
     def content_type(self) -> str:
-        """What it is."""
+        """Its media type."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request asks of a file's bytes."""
+class FileRequest:
+    """The range and the conditions of a request for a file."""
 
     scope: Scope
     range: str | None = None
@@ -91,13 +91,13 @@ class Asked:
     if_none_match: str | None = None
 
     @classmethod
-    def by(cls, request: Request) -> Asked:
-        """As the request's headers have it."""
+    def of(cls, request: Request) -> FileRequest:
+        """Read from the request's headers."""
         get = request.headers.get
         return cls(request.scope, get("range"), get("if-range"), get("if-none-match"))
 
-    def has(self, song: Kept) -> bool:
-        """Whether the client holds the song already."""
+    def is_cached(self, song: StoredFile) -> bool:
+        """Whether the client has the file already."""
         return names_etag(self.if_none_match, _etag(song))
 
 
@@ -105,7 +105,7 @@ def song_of(job: Job, index: int) -> Artifact:
     """One song of a job.
 
     Raises:
-        NotFinished: it is still to be generated.
+        NotFinished: it is not generated yet.
         Gone: the job ended without songs.
         NotFound: it has fewer songs.
     """
@@ -125,36 +125,40 @@ def song_of(job: Job, index: int) -> Artifact:
 
 
 @dataclass(frozen=True, slots=True)
-class Songs:
-    """The store's songs; where it cannot be awaited it is asked in threads of its own."""
+class Downloads:
+    """Serves files of the store; blocking calls run in `threads`."""
 
     store: Store
     threads: CapacityLimiter
 
-    async def url(self, song: Kept, expires_s: int) -> str | None:
-        """Where the store serves the song itself; None if it does not. Its credentials may have to be fetched first."""
+    async def url(self, song: StoredFile, expires_s: int) -> str | None:
+        """A presigned URL of the file; None if the store gives none. May fetch the store's credentials first."""
         return await anyio.to_thread.run_sync(self.store.sign_get, song.key, expires_s, limiter=self.threads)
 
-    async def serve(self, song: Kept, asked: Asked, file_name: str, *, download: bool) -> Response:
-        """The song, the part of it that is asked for, or that the client has it already.
+    async def serve(self, song: StoredFile, file_request: FileRequest, file_name: str, *, download: bool) -> Response:
+        """The file or the requested range of it, 304 or 416.
 
         Raises:
             Gone: its file was erased.
         """
         headers = _headers(song, file_name, "attachment" if download else "inline")
-        if asked.has(song):
+        if file_request.is_cached(song):
             return Response(status_code=304, headers=headers)
         try:
-            span = requested_span(asked.range, song.size_bytes) if asked.if_range in (None, headers["ETag"]) else None
+            span = (
+                requested_span(file_request.range, song.size_bytes)
+                if file_request.if_range in (None, headers["ETag"])
+                else None
+            )
         except Unsatisfiable:
             error = RequestError(f"Range: the song has {song.size_bytes} bytes", field="Range")
-            return answer(asked.scope, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
+            return answer(file_request.scope, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
         try:
-            return await self._bytes(asked.scope["method"], song, span, headers)
+            return await self._bytes(file_request.scope["method"], song, span, headers)
         except NotFound as error:
             raise Gone("the song's file was erased from the store") from error
 
-    async def _bytes(self, method: str, song: Kept, span: Span | None, headers: dict[str, str]) -> Response:
+    async def _bytes(self, method: str, song: StoredFile, span: Span | None, headers: dict[str, str]) -> Response:
         status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
         if span:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
@@ -163,21 +167,21 @@ class Songs:
             await anyio.to_thread.run_sync(self.store.head, song.key, limiter=self.threads)
             return Response(status_code=status, headers=headers)
         chunks = self.store.stream(song.key, start, end)
-        first = await anext(chunks)  # whether the store has it must be known before the status is sent
+        first = await anext(chunks)  # a missing file must be noticed before the status is sent
         return StreamingResponse(_with_first(first, chunks), status, headers)
 
 
-def _etag(song: Kept) -> str:
+def _etag(song: StoredFile) -> str:
     return f'"{song.etag}"'
 
 
-def _headers(song: Kept, file_name: str, disposition: str) -> dict[str, str]:
+def _headers(song: StoredFile, file_name: str, disposition: str) -> dict[str, str]:
     return {
         "ETag": _etag(song),
         "Accept-Ranges": "bytes",
         "Content-Type": song.content_type,
         "Content-Disposition": f'{disposition}; filename="{file_name}"',
-        # The song never changes, but it can be erased: a cache asks again, and is answered 304.
+        # The file never changes but can be erased, so a cache must revalidate, which answers 304.
         "Cache-Control": "private, no-cache",
         "X-Content-Type-Options": "nosniff",
     }

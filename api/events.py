@@ -1,4 +1,4 @@
-"""Live progress: any number of listeners to jobs' event streams over one blocking connection to Redis."""
+"""Live events of jobs: any number of listeners share one blocking connection to Redis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
 from api.auth.keyring import CallerCheck
-from api.outages import answering
+from api.outages import queue_errors
 from api.queue import JobQueue
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobStatus
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 START = "0-0"
 TERMINAL = frozenset(status.value for status in JobStatus if status.ended)
-# States of a record after which nothing happens; None: there is no record any more, or never was.
+# States of a record after which no event follows; None: there is no record.
 OVER = TERMINAL | {None}
 
-# A stream that begins to be watched joins the blocking read when the one under way returns.
+# A newly watched stream joins the blocking read when the current one returns.
 _BLOCK_MS = 200
-# Listeners look for themselves this often, should they have been told of nothing.
-_LOOK_S = 5.0
-# Those that wait for an end alone are told of it by the shared read, and look for themselves at every so manieth time.
+# Listeners that were not woken read the stream themselves this often.
+_RECHECK_S = 5.0
+# Listeners that only wait for the end rely on the shared read, and check the job at every third timeout.
 _WAITS_A_LOOK = 3
 _AFTER_TROUBLE_S = 0.5
 _READ_COUNT = 100
@@ -46,7 +46,7 @@ class JobEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: str = Field(description="Give the last one seen as `Last-Event-ID` to go on behind it.")
+    id: str = Field(description="Send the last one received as `Last-Event-ID` to continue after it.")
     type: str = Field(
         description="status, started, progress, log, attempt, cancel_requested, succeeded, failed, canceled"
     )
@@ -70,7 +70,7 @@ def checked_event_id(text: str) -> str:
 
 @dataclass(slots=True)
 class _Watch:
-    """One stream that somebody listens to: up to where the blocking read has come, and whom to wake."""
+    """One watched stream: the position of the blocking read, and the listeners to wake."""
 
     cursor: str
     listeners: set[asyncio.Event] = field(default_factory=set)
@@ -80,8 +80,8 @@ class _Watch:
 class JobEvents:
     """Events of jobs. `run` must be running for listeners to be woken in time.
 
-    A wake-up carries nothing: each listener reads on from its own place, so that a slow one holds nobody up and none
-    misses an event. Methods raise QueueUnavailable when Redis does not answer.
+    A wake-up carries no data: each listener reads on from its own position, so that a slow listener delays no other and
+    misses no event. Methods raise QueueUnavailable when Redis does not answer.
     """
 
     def __init__(self, redis: redis_asyncio.Redis, keys: Keys) -> None:
@@ -93,7 +93,7 @@ class JobEvents:
 
     async def run(self) -> None:
         """Wake listeners as their streams grow; runs until `close`, or canceled."""
-        # Not until canceled alone: redis-py was seen to swallow a cancel that met its blocking read.
+        # `_closing` is checked too, because redis-py may swallow a cancellation during its blocking read.
         while not self._closing:
             if not self._watches:
                 self._wanted.clear()
@@ -114,35 +114,35 @@ class JobEvents:
             self._wake(stream for stream, _ in grown)
 
     def close(self) -> None:
-        """The gateway drains: end every wait and every stream soon."""
+        """End every wait and every stream soon, because the gateway drains."""
         self._closing = True
         self._wanted.set()
         self._wake(self._watches)
 
     @property
     def closing(self) -> bool:
-        """Whether streams end because the gateway does."""
+        """Whether the gateway is draining."""
         return self._closing
 
     async def ping(self) -> None:
-        """Ask Redis for a sign of life."""
-        with answering():
+        """Check that Redis answers."""
+        with queue_errors():
             await self._redis.ping()
 
     async def last_ids(self, job_id: str) -> tuple[str, str]:
-        """Ids of the last event and of the one before it; START where there is none."""
-        with answering():
+        """Ids of the last event and of the one before it; START where there is no event."""
+        with queue_errors():
             entries: Any = await self._redis.xrevrange(self._keys.events(job_id), count=2)
         ids = [entry_id for entry_id, _ in entries] + [START, START]
         return ids[0], ids[1]
 
-    async def follow(self, job_id: str, after: str, standing: CallerCheck) -> AsyncGenerator[JobEvent]:
-        """Events behind `after` as they happen; ends behind the terminal one, or when the gateway closes or the
-        listener is no longer let in.
+    async def follow(self, job_id: str, after: str, caller_check: CallerCheck) -> AsyncGenerator[JobEvent]:
+        """Events after `after` as they happen; ends with the terminal event, when the gateway drains, or when the
+        caller's key is revoked.
         """
         place = after
         with self._watching(job_id, after) as (_, changed):
-            while not self._closing and await standing.holds():
+            while not self._closing and await caller_check.holds():
                 changed.clear()
                 over, entries = await self._read(job_id, place)
                 for place, fields in entries:
@@ -152,11 +152,11 @@ class JobEvents:
                 if entries and entries[-1][1]["type"] in TERMINAL:
                     return
                 if not entries:
-                    await _pause(changed, _LOOK_S)
+                    await _pause(changed, _RECHECK_S)
 
-    async def wait_for_end(self, job_id: str, timeout_s: float, standing: CallerCheck) -> bool:
-        """Wait for the job's end, also one that was before; False when `timeout_s`, the gateway or the caller's
-        standing ends first. However many events there are meanwhile, it costs one read.
+    async def wait_for_end(self, job_id: str, timeout_s: float, caller_check: CallerCheck) -> bool:
+        """Wait for the job's end, which may be in the past; False on timeout, when the gateway drains, or when the
+        caller's key is revoked. Costs one read, however many events there are.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -166,17 +166,17 @@ class JobEvents:
                 if over or watch.ended:
                     return True
                 left_s = deadline - loop.time()
-                if left_s <= 0 or self._closing or not await standing.holds():
+                if left_s <= 0 or self._closing or not await caller_check.holds():
                     return False
                 changed.clear()
-                await _pause(changed, min(left_s, _LOOK_S))
+                await _pause(changed, min(left_s, _RECHECK_S))
                 if not changed.is_set() and number % _WAITS_A_LOOK == 0:
                     over, _ = await self._over(job_id)
         return False
 
     async def _read(self, job_id: str, after: str) -> tuple[bool, list[tuple[str, dict[str, str]]]]:
-        """Whether the job is over (or forgotten), and its events behind `after`, both at one moment."""
-        with answering():
+        """Whether the job has ended (or is unknown), and its events after `after`, read atomically."""
+        with queue_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hget(self._keys.job(job_id), "state")
                 pipe.xread({self._keys.events(job_id): after}, count=_READ_COUNT)
@@ -184,8 +184,8 @@ class JobEvents:
         return state in OVER, found[0][1] if found else []
 
     async def _over(self, job_id: str) -> tuple[bool, str]:
-        """Whether the job is over (or forgotten), and its last event, both at one moment."""
-        with answering():
+        """Whether the job has ended (or is unknown), and its last event, read atomically."""
+        with queue_errors():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hget(self._keys.job(job_id), "state")
                 pipe.xrevrange(self._keys.events(job_id), count=1)
@@ -222,12 +222,14 @@ _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.I
 
 
 def preferred_wait_s(prefer: str | None, max_wait_s: float) -> float | None:
-    """Seconds that the client would wait, bounded; None when it does not say so in words we know."""
+    """Seconds that the Prefer header asks to wait (RFC 7240), bounded; None without a valid `wait`."""
     match = _WAIT.search(prefer or "")
     return None if match is None else min(float(match[1]), max_wait_s)
 
 
-async def held(queue: JobQueue, events: JobEvents, standing: CallerCheck, job: Job, wait_s: float | None) -> Job:
+async def wait_for_job(
+    queue: JobQueue, events: JobEvents, caller_check: CallerCheck, job: Job, wait_s: float | None
+) -> Job:
     """The job as it is when it ends, or after `wait_s`, whichever comes first.
 
     Raises:
@@ -235,6 +237,6 @@ async def held(queue: JobQueue, events: JobEvents, standing: CallerCheck, job: J
     """
     if not wait_s or job.status.ended:
         return job
-    await events.wait_for_end(job.id, wait_s, standing)
-    await standing.require()
+    await events.wait_for_end(job.id, wait_s, caller_check)
+    await caller_check.require()
     return await queue.get(job.tenant, job.id)

@@ -1,4 +1,4 @@
-"""For probes: is the process alive, do the parts that it needs answer. GET /health is in dialects/shared_paths.py."""
+"""Liveness and readiness probes. GET /health is in dialects/shared_paths.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READY_WITHIN_S = 3.0
 
 
 class Health(BaseModel):
-    """Sign of life."""
+    """Answer of a probe."""
 
     status: str
 
@@ -28,7 +28,7 @@ class Health(BaseModel):
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health, summary="Alive")
 async def alive() -> Response:
-    """The process answers. Says nothing of what it needs: restarting it would fix none of that."""
+    """The process answers. Queue and store are not checked, because a restart would not repair them."""
     return JSONResponse({"status": "alive"})
 
 

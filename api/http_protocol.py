@@ -1,8 +1,8 @@
-"""uvicorn's HTTP, with an end to requests that never come whole: heads that are long or slow, bodies that stall,
-trailers without an end, and what still comes after the answer.
+"""uvicorn's HTTP/1.1 protocol with bounds on incomplete requests: long or slow heads, stalled bodies, endless trailers,
+and data that arrives after the response.
 
-uvicorn's own parser has bounds for none of it: a few hundred clients that send a byte now and then would hold its
-connections for ever, one header without an end would fill its memory, and trailers are appended to the headers.
+uvicorn's own parser bounds none of these: a few hundred clients that send a byte now and then could hold its
+connections for ever, an endless header would fill its memory, and trailers are appended to the headers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# Of a head; and of what belongs to no body: trailers, a chunk's extension, empty lines between requests.
+# Bound of a head, and of data outside of bodies: trailers, chunk extensions, empty lines between requests.
 HEAD_BYTES = 65_536
-# From a connection, or a request's first byte, to the end of its head; and between two pieces of a body.
+# HEAD_S: from a new connection, or a request's first byte, to the end of its head. BODY_S: between two parts of a body.
 HEAD_S = 30.0
 BODY_S = 60.0
-# What of a body is read after its answer, so that the client that still sends it reads the answer, not a reset; and for
-# how long. A rest that is no longer leaves the connection in use.
+# Bounds on the rest of a body that is read and discarded after its response, so that a client that is still sending
+# receives the response instead of a reset. A shorter rest keeps the connection alive.
 DISCARD_BYTES = 1_048_576
 DISCARD_S = 10.0
 
@@ -29,29 +29,29 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _in_head = True
     _discards = False
-    # Since the request's first byte, or the last byte of its body that is still wanted.
+    # Bytes since the request's first byte, or since the last byte of its body that was used.
     _unwanted_bytes = 0
     _heard_s = 0.0
     _watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Wait for a first request."""
+        """Start the timeout of the first request."""
         super().connection_made(transport)
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Stop the timeout."""
         self._rest()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
-        """Wait no more: it has pings of its own."""
+        """Stop the timeout: WebSockets have their own pings."""
         self._rest()
         self._unwanted_bytes = 0
         super().handle_websocket_upgrade()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and end what is too long."""
+        """Parse the data, and close the connection if a bound is exceeded."""
         self._heard_s = self.loop.time()
         self._unwanted_bytes += len(data)
         super().data_received(data)
@@ -67,31 +67,31 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header. A trailer is none: the application has begun, and might take it for one."""
+        """Keep a header, and drop trailers: the application has started and could take one for a header."""
         if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Its head is here."""
+        """The head is complete."""
         self._in_head = False
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body."""
+        """A part of the body."""
         if not self._discards:
             self._unwanted_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """All of it is here."""
+        """The request is complete."""
         self._rest()
         self._discards, self._unwanted_bytes = False, 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """It is answered; what is still to come of it nobody reads, and it must end soon."""
+        """The response is complete; the rest of the request is discarded, and must end soon."""
         super().on_response_complete()
-        # Of a pipelined request that follows, the cycle is not complete: the one before it came whole.
+        # If a pipelined request follows, the current cycle is its own, which is not complete.
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing():
             self._rest()
             self._discards, self._unwanted_bytes = True, 0
@@ -114,7 +114,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._in_head:
             self.transport.close()
             return
-        # While reading is paused it is we who are slow.
+        # While reading is paused the application is slow, not the client.
         left_s = BODY_S if self.flow.read_paused else self._heard_s + BODY_S - self.loop.time()
         if left_s <= 0:
             self.transport.close()

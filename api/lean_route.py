@@ -1,9 +1,9 @@
-"""FastAPI's route, with a short way to the endpoints that are asked for most.
+"""FastAPI's route with a direct call of the most frequent endpoints.
 
-FastAPI solves each parameter of a request as if it were a dependency: half of what a poll or a submit costs. Here an
-endpoint that takes no more than the request, path parameters, headers and one JSON body, and that answers with a
-Response, is called directly with what its annotations say. The OpenAPI document is FastAPI's as ever, and so is every
-answer to a request that does not fit: it goes FastAPI's way.
+FastAPI resolves each parameter of a request as a dependency, which is half of the cost of a poll or a submit. Here an
+endpoint that takes only the request, path parameters, headers and one JSON body, and that returns a Response, is called
+directly with parameters parsed by its annotations. The OpenAPI document is still FastAPI's, and a request that does not
+validate is passed to FastAPI, which answers with its error.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serinette.errors import UnsupportedMediaType
 
 Endpoint = Callable[..., Awaitable[Response]]
-# Takes one parameter's value out of a request and its body. Raises ValidationError: it does not fit.
+# Reads one parameter from a request and its body. Raises ValidationError.
 Read = Callable[[Request, bytes], object]
 
 
 class LeanRoute(APIRoute):
-    """The class of our routes. One that takes a JSON body refuses every other media type with 415.
+    """The class of our routes. A route with a JSON body refuses every other media type with 415.
 
-    `is_lean`: its endpoint is called the short way.
+    `is_lean`: its endpoint is called directly.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # FastAPI's
@@ -44,7 +44,7 @@ class LeanRoute(APIRoute):
 
 
 def _reads(endpoint: Endpoint) -> dict[str, Read] | None:
-    """How to read each of an endpoint's parameters; None when it takes or answers what only FastAPI knows how to."""
+    """Readers of an endpoint's parameters; None when its signature needs FastAPI."""
     hints = get_type_hints(endpoint, include_extras=True)
     if hints.get("return") is not Response:
         return None
@@ -83,7 +83,7 @@ def _header(name: str, adapter: TypeAdapter[object]) -> Read:
 
 
 class _Lean:
-    """Calls an endpoint with what `reads` find; `otherwise` is FastAPI's way to it."""
+    """Calls an endpoint with the parameters that `reads` return; `otherwise` is FastAPI's own handler."""
 
     def __init__(self, endpoint: Endpoint, reads: dict[str, Read], otherwise: ASGIApp, *, takes_json: bool) -> None:
         self._endpoint = endpoint
@@ -99,7 +99,7 @@ class _Lean:
             body = await request.body()
         try:
             values = {name: read(request, body) for name, read in self._reads.items()}
-        except ValidationError:  # FastAPI says what was wrong
+        except ValidationError:  # FastAPI's handler reports the error
             again = _replayed(body, receive) if self._takes_json else receive
             return await self._otherwise(scope, again, send)
         response = await self._endpoint(**values)
@@ -121,7 +121,7 @@ def _require_json(request: Request) -> None:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """What was read of a request, to be read once more."""
+    """A receive channel that returns the body already read."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

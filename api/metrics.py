@@ -1,4 +1,4 @@
-"""`/metrics` of a gateway: its own requests. What is in the queue the controller exposes, once for all gateways."""
+"""`/metrics` of a gateway: its own requests. The controller exposes the queue's metrics, once for all gateways."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from api.settings import GatewaySettings
 from serinette import logs, telemetry
 from serinette.webhook import is_loopback
 
-# What is asked for by other methods is told as one: a client may make up any.
+# Other methods are counted as `other`, because clients may send any.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# A request that matched no route. Never the path itself: a client may make up any.
+# Label of a request that matched no route, never its path, because clients may send any.
 _NO_ROUTE = "none"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -55,7 +55,7 @@ class HttpMetrics:
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """An answer has begun."""
         found = self._series.get((route, method, status))
-        if found is None:  # to look one up by its labels takes longer than to count
+        if found is None:  # looking up a series by its labels takes longer than counting
             found = self._requests.labels(route, method, status), self._seconds.labels(route, method)
             self._series[route, method, status] = found
         found[0].inc()
@@ -63,14 +63,14 @@ class HttpMetrics:
 
 
 class MetricsMiddleware:
-    """Counts each request, and has every log line on the way name the job that its path names. Pure ASGI."""
+    """Counts each request, and adds the job id of its path to all log lines of the request. Pure ASGI."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, watching its answer."""
+        """Pass the request on, and record its response."""
         if scope["type"] not in {"http", "websocket"}:
             return await self._app(scope, receive, send)
         began_s = time.perf_counter()
@@ -83,17 +83,17 @@ class MetricsMiddleware:
 
         async def watched(message: Message) -> None:
             nonlocal status
-            if status == 0 and (told := _status(message)):
-                status = told
+            if status == 0 and (found := _status(message)):
+                status = found
                 answered(status)
             await send(message)
 
         with self._metrics.open.track_inprogress(), _about_job(scope["path"]), _traced(scope) as traced:
-            fate = 499  # the client left before its answer; nginx's word for it
+            fate = 499  # the client disconnected before the response; nginx's status
             try:
                 return await self._app(scope, receive, watched)
             except Exception:
-                fate = 500  # answered by Starlette, further out than any middleware
+                fate = 500  # the response is made by Starlette, outside of all middleware
                 raise
             finally:
                 if status == 0:
@@ -118,7 +118,7 @@ def _status(message: Message) -> int:
             return int(message["status"])
         case "websocket.accept":
             return 101
-        case "websocket.close":  # before it was accepted, which servers answer with 403
+        case "websocket.close":  # before it was accepted; servers answer 403
             return 403
     return 0
 
@@ -136,11 +136,11 @@ def _about_job(path: str) -> AbstractContextManager[None]:
 
 
 def expose(app: FastAPI, metrics: HttpMetrics, settings: GatewaySettings) -> None:
-    """Answer `/metrics` on the gateway's own port if only this machine reaches it, and there is no port for metrics."""
+    """Serve `/metrics` on the gateway's own port if it is bound to loopback and `metrics_port` is not set."""
     if settings.metrics_port is None and is_loopback(settings.host):
 
-        async def tell(request: Request) -> Response:
+        async def metrics_page(request: Request) -> Response:
             encoder, content_type = choose_encoder(request.headers.get("accept", ""))
             return Response(encoder(metrics.registry), headers={"content-type": content_type})
 
-        app.add_route("/metrics", tell, include_in_schema=False)
+        app.add_route("/metrics", metrics_page, include_in_schema=False)

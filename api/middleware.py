@@ -1,10 +1,10 @@
-"""What every request passes before its route: bounds on its body, its key, and who is asking. Pure ASGI.
+"""Middleware of every request: limits of body size, keys, authentication. Pure ASGI.
 
-A route cannot forget to ask for a key: what is not named as public here is closed. A key may come in the header, in the
-path (`/k/{key}/...`, for clients that send no header; behind it nothing else sees the key, so no log and no answer has
-it) or, as clients of ACE-Step 1.5 send it, as `ai_token` in a small body. Such a body is read before its caller is
-known, so within bounds: on that dialect's paths alone, of a request with no other key, of a length that is declared and
-small, as JSON or a form without files, and not for long. What was read is handed on as it came.
+Every path that is not listed as public here needs a key, so that a route cannot forget it. A key may be in the header,
+in the path (`/k/{key}/...`, for clients that cannot send headers; it is removed there, so that no log and no response
+contains it) or, as clients of ACE-Step 1.5 send it, in the field `ai_token` of a small body. Such a body is read before
+its caller is known, and therefore only on that dialect's paths, of requests without another key, with a declared and
+small length, as JSON or a form without files, and within a timeout. The body is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from api.auth.links import Links, job_opened_by_link
 from api.problems import answer
 from serinette.errors import NotFound, RequestError, SerinetteError, TooLarge, Unauthorized
 
-# What multipart wraps around a file.
+# Overhead of multipart around a file.
 _ENVELOPE_BYTES = 65_536
 
 
 class BodyLimit:
-    """Refuses bodies beyond the limit of their path with 413.
+    """Refuses bodies above the limit of their path with 413.
 
-    `others` are the limits of paths that take files, by their prefixes; all the rest take JSON or short forms.
+    `others`: limits of paths that take files, by prefix; all other paths have `body_bytes`.
     """
 
     def __init__(self, app: ASGIApp, body_bytes: int, others: Mapping[str, int]) -> None:
@@ -42,13 +42,13 @@ class BodyLimit:
         self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting."""
+        """Pass the request on, counting the bytes of its body."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         path = scope["path"]
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), None)
         limit = self._limit_of(path)
-        if declared is not None:  # the server lets no more come than that
+        if declared is not None:  # the server reads no more than the declared length
             if not declared.isdigit() or len(declared) > 20:
                 malformed = RequestError("Content-Length: not a number", field="Content-Length")
                 return await answer(scope, malformed, headers={"Connection": "close"})(scope, receive, send)
@@ -62,7 +62,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > limit:
-                # An HTTPException, because FastAPI turns every other error while reading a body into 400.
+                # HTTPException, because FastAPI turns every other error while reading a body into 400.
                 raise HTTPException(413, _too_large(limit).message)
             return message
 
@@ -80,7 +80,7 @@ _MOVED = 307
 
 
 class RelativeRedirects:
-    """Leaves of the router's own redirects the path alone (RFC 9110, 10.2.2)."""
+    """Makes the router's own redirects relative to the host (RFC 9110, 10.2.2)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -109,14 +109,14 @@ _PREFIX = "/k/"
 
 
 class KeyInPathMiddleware:
-    """Takes the key out of the path; answers 404 where that is not `allowed`."""
+    """Removes the key from the path; answers 404 if keys in paths are not `allowed`."""
 
     def __init__(self, app: ASGIApp, allowed: bool) -> None:
         self._app = app
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with the path that it would have had."""
+        """Pass the request on with the path without the key."""
         if scope["type"] not in {"http", "websocket"} or not scope["path"].startswith(_PREFIX):
             return await self._app(scope, receive, send)
         key, slash, rest = scope["path"].removeprefix(_PREFIX).partition("/")
@@ -132,7 +132,7 @@ class KeyInPathMiddleware:
                 message = {**message, "headers": headers}
             await send(message)
 
-        # In place: what is around us must not see the key afterwards either.
+        # In place, so that outer middleware does not see the key afterwards either.
         scope.update({"path": path, "raw_path": quote(path).encode(), KEY_IN_PATH: key})
         return await self._app(scope, receive, relative)
 
@@ -149,27 +149,27 @@ def relative_location(location: str, path: str, host: str) -> str:
     if (parts.netloc and parts.netloc != host) or not parts.path.startswith("/"):
         return location
     directory, _, name = parts.path.rpartition("/")
-    way = posixpath.relpath(directory or "/", posixpath.dirname(path))
+    relative = posixpath.relpath(directory or "/", posixpath.dirname(path))
     # A colon in the first segment would make it a scheme.
-    to = f"{way}/{name}" if way.startswith(".") else f"./{way}/{name}"
+    to = f"{relative}/{name}" if relative.startswith(".") else f"./{relative}/{name}"
     return f"{to}?{parts.query}" if parts.query else to
 
 
-# The longest body in which a key is looked for; documented fields fit, audio codes may not.
+# Longest body that is searched for a key; documented fields fit, audio codes may not.
 MOST_BYTES = 65_536
 _READ_S = 10.0
 _NAMES = ("ai_token", "aiToken")
 
 
 class KeyInBodyMiddleware:
-    """Puts the key of a body where the gatekeeper looks for it."""
+    """Reads the key from a body and puts it into the scope for AuthMiddleware."""
 
     def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
         self._app = app
         self._paths = frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, its body untouched."""
+        """Pass the request on with its body unchanged."""
         if not self._looked_into(scope):
             return await self._app(scope, receive, send)
         messages: list[Message] = []
@@ -205,7 +205,7 @@ def key_of(content_type: str, body: bytes) -> str | None:
         elif kind in {"application/x-www-form-urlencoded", ""}:
             fields = dict(parse_qsl(body.decode(), max_num_fields=256))
     except (ValueError, RecursionError):
-        return None  # whoever reads it next says what is wrong with it
+        return None  # the route reports the malformed body
     if not isinstance(fields, dict):
         return None
     found = next((fields[name] for name in _NAMES if name in fields), None)
@@ -216,11 +216,11 @@ def _headers(scope: Scope) -> Mapping[bytes, bytes]:
     return dict(scope["headers"])
 
 
-# Signs of life for probes, numbers without jobs and tenants for Prometheus, and what the API looks like.
+# Probes, metrics (which name no job and no tenant), and the API's documentation.
 PUBLIC = frozenset(
     {"/", "/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )
-# What the API's page and the studio are made of.
+# Static files of the API's documentation and of the studio.
 _PAGES = ("/static-offline-docs/", "/studio/")
 CALLER = "serinette.caller"
 _REALM = 'Bearer realm="serinette"'
@@ -228,7 +228,7 @@ _REALM = 'Bearer realm="serinette"'
 
 @dataclass(frozen=True, slots=True)
 class CallerLookup:
-    """What callers are looked up in."""
+    """Rate limit, keys and signed links: all that a caller is found by."""
 
     rate: RequestRate
     keyring: Keyring
@@ -236,44 +236,44 @@ class CallerLookup:
 
 
 class AuthMiddleware:
-    """Lets known callers in, with who they are in the scope; the others are answered 401 and 429."""
+    """Puts the authenticated caller into the scope; answers 401 without a valid key, 429 above the rate limit."""
 
-    def __init__(self, app: ASGIApp, register: CallerLookup) -> None:
+    def __init__(self, app: ASGIApp, callers: CallerLookup) -> None:
         self._app = app
-        self._register = register
+        self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on if it may."""
+        """Pass the request on if its caller is authenticated."""
         if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGES):
             return await self._app(scope, receive, send)
         key = scope.get(KEY_IN_PATH) or _bearer(scope)
         token = None
         if scope.get("query_string"):
             token = _token(scope)
-            scope["query_string"] = _without_token(scope)  # uvicorn logs the URL of every WebSocket
+            scope["query_string"] = _without_token(scope)  # because uvicorn logs the URL of every WebSocket
         try:
             caller = await self._caller(scope, key, token)
-            await self._register.rate.count(caller.tenant, caller.limits.requests_per_minute)
+            await self._callers.rate.count(caller.tenant, caller.limits.requests_per_minute)
         except SerinetteError as error:
             invalid = ', error="invalid_token"' if key or token else ""
             challenge = {"WWW-Authenticate": _REALM + invalid} if isinstance(error, Unauthorized) else None
             return await answer(scope, error, headers=challenge)(scope, receive, send)
-        scope[CALLER] = caller  # in place, as the router does: what is around us reads the route from the same scope
+        scope[CALLER] = caller  # in place, because outer middleware reads the route from the same scope
         return await self._app(scope, receive, send)
 
     async def _caller(self, scope: Scope, key: str | None, token: str | None) -> Caller:
-        # A WebSocket begins as a GET.
+        # A WebSocket begins as a GET request.
         job_id = job_opened_by_link(scope.get("method", "GET"), scope["path"])
         if key is None and token is not None and job_id is not None:
-            return await self._register.links.caller(token, job_id)
-        return await self._register.keyring.caller(key)
+            return await self._callers.links.caller(token, job_id)
+        return await self._callers.keyring.caller(key)
 
 
 def _bearer(scope: Scope) -> str | None:
     sent = next((value for name, value in reversed(scope["headers"]) if name == b"authorization"), b"")
     scheme, space, key = sent.decode("latin-1").strip().partition(" ")
     if not space:
-        return scheme or None  # ACE-Step 1.5 takes a key without its scheme too
+        return scheme or None  # ACE-Step 1.5 accepts a key without a scheme, too
     return (key.strip() or None) if scheme.lower() == "bearer" else None
 
 

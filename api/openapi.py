@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with our problems and events in it instead of its own errors."""
+"""Completes FastAPI's OpenAPI document: our problems and events in place of FastAPI's errors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from api.events import JobEvent
 from api.problems import Problem, speaks_problems
 from serinette.batch import BatchRequest
 
-# Models of responses that FastAPI knows no model of.
+# Models of responses that routes do not declare to FastAPI.
 _MODELS: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
 
-# What paths of other servers' dialects may answer beside what their routes document.
+# Errors that paths of the dialects may answer beside those that their routes document.
 _REFUSALS = {
     "400": "The body cannot be read, or a field is wrong.",
     "401": "The key is missing, unknown, expired or revoked.",
     "413": "The body is longer than is allowed.",
-    "429": "A bound is reached; `Retry-After` says when to try again.",
-    "500": "Something went wrong here.",
+    "429": "A limit is reached; `Retry-After` says when to try again.",
+    "500": "Internal error.",
     "503": "The queue or the store does not answer; nothing was accepted.",
 }
 _REFUSAL = {
@@ -33,7 +33,7 @@ _REFUSAL = {
 
 
 def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
-    """Have the application serve the completed document."""
+    """Make the application serve the completed document."""
     generate = app.openapi
     never_422 = {dialect.tag for dialect in dialects if not dialect.answers_422}
 
@@ -45,7 +45,7 @@ def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
         document["components"]["schemas"]["Refusal"] = _REFUSAL
         document["components"]["responses"] = {f"Refusal{status}": _refusal(why) for status, why in _REFUSALS.items()}
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}, {}]  # where the operator asks for keys
+        document["security"] = [{"key": []}, {}]  # a key is optional: the operator decides
         for path, methods in document["paths"].items():
             for operation in methods.values():
                 answers = operation["responses"]
@@ -60,7 +60,7 @@ def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
 
 
 def _drop_foreign_errors(responses: dict[str, Any]) -> None:
-    # FastAPI adds its own 422 wherever a parameter could be wrong and we document no 422 of ours: there none can be.
+    # FastAPI documents its own 422 on each route with parameters; ours that can answer 422 document it themselves.
     if "application/json" in responses.get("422", {}).get("content", {}):
         del responses["422"]
 

@@ -1,4 +1,4 @@
-"""When the queue, the store or a resolver does not answer: a clear refusal, and threads within bounds."""
+"""Outages of the queue, the store or a resolver: errors for callers, and bounded threads for blocking calls."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from serinette.errors import QueueUnavailable, Unavailable
 
 
 @contextmanager
-def answering(advice: str = "try again") -> Iterator[None]:
-    """Tell what Redis's client raises in here as QueueUnavailable, with what to do."""
+def queue_errors(advice: str = "try again") -> Iterator[None]:
+    """Raise errors of Redis's client as QueueUnavailable, with advice for the caller."""
     try:
         yield
     except RedisError as error:
         raise QueueUnavailable(f"the queue does not answer; {advice}") from error
 
 
-_Told = TypeVar("_Told")
+_Answer = TypeVar("_Answer")
 
-# Requests that wait for one of the threads: beyond them nobody is answering.
+# Most requests that wait for a thread: with more, the server behind them does not answer.
 _MAX_WAITING = 64
 
 
 class Threads:
-    """So many at most. `refuse` makes the error that is raised when too many requests wait for one."""
+    """A bounded number of threads. `refuse` makes the error that is raised when too many requests wait for one."""
 
     def __init__(self, count: int, refuse: Callable[[], Unavailable]) -> None:
         self._limiter = CapacityLimiter(count)
@@ -40,8 +40,8 @@ class Threads:
         """Requests that wait for a thread."""
         return self._limiter.statistics().tasks_waiting
 
-    async def run(self, act: Callable[[], _Told]) -> _Told:
-        """What `act` answers. Raises what it does, or what `refuse` makes."""
+    async def run(self, act: Callable[[], _Answer]) -> _Answer:
+        """The result of `act`, run in a thread. Raises its errors, or that of `refuse`."""
         if self.waiting >= _MAX_WAITING:
             raise self._refuse()
         return await anyio.to_thread.run_sync(act, limiter=self._limiter)

@@ -1,4 +1,4 @@
-"""One table from error to HTTP status, and the shapes that errors are told in.
+"""The table from errors to HTTP statuses, and the shapes of error responses.
 
 Our own paths answer RFC 9457 problems; the dialects of other servers their `{"detail": ...}`.
 """
@@ -38,7 +38,7 @@ from serinette.errors import (
 
 log = logging.getLogger(__name__)
 
-# The nearest ancestor counts.
+# The entry of the nearest base class counts.
 STATUS: dict[type[SerinetteError], int] = {
     SerinetteError: 500,
     RequestError: 400,
@@ -57,7 +57,7 @@ STATUS: dict[type[SerinetteError], int] = {
 }
 RETRY_AFTER_S = 2
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
-# FastAPI's words for a body that its JSON reader gives up on, and ours.
+# FastAPI's message for a body that its JSON parser cannot read, and ours.
 _UNREADABLE = "There was an error parsing the body"
 _UNREADABLE_HERE = "the body cannot be read as JSON: send UTF-8, not compressed, no deep nesting, no endless numbers"
 MEDIA_TYPE = "application/problem+json"
@@ -105,7 +105,7 @@ def status_of(error: SerinetteError) -> int:
 
 
 def problem_of(error: SerinetteError, path: str, status: int | None = None) -> Problem:
-    """An error as our own paths tell it."""
+    """An error as a problem of our own paths."""
     status = status or status_of(error)
     title = inspect.getdoc(CODES[error.code]) or error.code
     if error.code == RequestError.code:  # the status says more than "the request is wrong"
@@ -141,14 +141,14 @@ def problems(*codes: str) -> Responses:
 
 
 def speaks_problems(path: str, app: Starlette) -> bool:
-    """Whether errors on this path are answered as problems: on ours, so below /v1 but where a dialect has its paths."""
+    """Whether errors on this path are problems: on our own paths, so below /v1 except for paths of dialects."""
     if not path.startswith("/v1/"):
         return path in {"/healthz", "/readyz", "/v1"}
     return path.split("/")[2] not in app.state.dialects_below_v1
 
 
 def headers_of(error: SerinetteError) -> dict[str, str]:
-    """What an error tells in headers, in every dialect."""
+    """Response headers of an error, in every dialect."""
     match error:
         case Unavailable():
             return {"Retry-After": str(RETRY_AFTER_S)}
@@ -156,7 +156,7 @@ def headers_of(error: SerinetteError) -> dict[str, str]:
             return {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
         case Unauthorized():
             return {"WWW-Authenticate": 'Bearer realm="serinette"'}
-        case TooLarge():  # a client that is still sending learns that nobody listens
+        case TooLarge():  # stops a client that is still sending
             return {"Connection": "close"}
     return {}
 
@@ -168,7 +168,7 @@ def answer(
     headers: dict[str, str] | None = None,
     detail: str | Sequence[object] | None = None,
 ) -> JSONResponse:
-    """The response for an error on the scope's path; `detail` replaces the message where it is no problem."""
+    """The response for an error on the scope's path; `detail` replaces the message on paths of dialects."""
     code, path = status or status_of(error), scope["path"]
     headers = {**headers_of(error), **(headers or {})}
     if not speaks_problems(path, scope["app"]):
@@ -178,7 +178,7 @@ def answer(
 
 
 def install(app: FastAPI, dialect_paths: Iterable[str]) -> None:
-    """Answer every error of this application by the table above; to a WebSocket that is not accepted yet, too."""
+    """Answer every error of this application by the table above, also to a WebSocket that is not accepted yet."""
     app.state.dialects_below_v1 = {path.split("/")[2] for path in dialect_paths if path.startswith("/v1/")}
     app.exception_handler(SerinetteError)(_on_own)
     app.exception_handler(RequestValidationError)(_on_invalid)
@@ -203,7 +203,7 @@ async def _on_invalid(
 
 
 def invalid(complaint: Mapping[str, Any]) -> RequestError:
-    """Our word for FastAPI's or pydantic's first complaint."""
+    """Our error for FastAPI's or pydantic's first error."""
     if complaint["type"] == "json_invalid":
         return RequestError(f"the body is not JSON: {complaint.get('ctx', {}).get('error', 'it cannot be read')}")
     message = complaint["msg"].removeprefix("Value error, ")
@@ -228,7 +228,7 @@ async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response
     is_default = error.detail == HTTPStatus(error.status_code).phrase
     message = messages.get(error.status_code, error.detail) if is_default else str(error.detail)
     headers = dict(error.headers or {})
-    if error.status_code == 405:  # Starlette tells of the first route alone
+    if error.status_code == 405:  # Starlette's header has the methods of the first route only
         headers["Allow"] = ", ".join(_allowed(connection))
     return answer(connection.scope, own(message), error.status_code, headers, detail=error.detail)
 
@@ -241,11 +241,11 @@ def _allowed(connection: HTTPConnection) -> Iterator[str]:
 
 
 async def _on_gone(connection: HTTPConnection, error: ClientDisconnect) -> Response:
-    # Nobody reads it; without it the log would have a traceback for every upload that is broken off.
+    # The client is gone; this only avoids a traceback in the log for every aborted upload.
     return answer(connection.scope, RequestError("the request broke off before its end"))
 
 
 async def _on_unexpected(connection: HTTPConnection, error: Exception) -> Response:
-    # Starlette raises it again after the answer, so the server's log has the traceback and the client has not.
+    # Starlette raises it again after the response, so that the log has the traceback and the client does not.
     own = SerinetteError("something went wrong here; the server's log says what")
     return answer(connection.scope, own, detail="Internal Server Error")

@@ -1,4 +1,4 @@
-"""Uploads on their way into the store: bounded, proved to be audio, then kept. Never whole in memory."""
+"""Uploads: bounded in size, decoded to check that they are audio, then stored. Never whole in memory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _T = TypeVar("_T")
 _Given = TypeVarTuple("_Given")
 
 _CHUNK_BYTES = 1024 * 1024
-# A proof decodes the whole file: more of them at once would only make each other slow.
-_PROOFS = 2
+# A check decodes the whole file: more of them at once would only slow each other down.
+_CHECKS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Slip:
-    """Where a client may put its bytes itself, and until when."""
+class PresignedUpload:
+    """A presigned URL that a client uploads its bytes to, and its expiry."""
 
     id: str
     put_url: str
@@ -47,32 +47,32 @@ class Uploads:
         self._store = store
         self._store_threads = store_threads
         self._settings = settings
-        self._proofs = CapacityLimiter(_PROOFS)
+        self._checks = CapacityLimiter(_CHECKS)
 
     async def take(self, tenant: str, chunks: AsyncIterator[bytes]) -> Upload:
-        """Keep what a request brings, if it is audio.
+        """Store the body of a request if it is audio.
 
         Raises:
-            TooLarge, InvalidAudio: it is not kept.
+            TooLarge, InvalidAudio: it is not stored.
         """
         upload_id = _new_id()
         with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
             path = Path(directory) / "audio"
             size_bytes, sha256 = await self._spool(chunks, path)
-            upload = await self._proved(upload_id, path, size_bytes, sha256)
+            upload = await self._checked(upload_id, path, size_bytes, sha256)
             await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), upload.size_bytes)
         await self._record(upload_record_key(tenant, upload_id), upload)
         return upload
 
     async def take_file(self, tenant: str, file: UploadFile) -> Upload:
-        """Keep a file of a form; see `take`."""
+        """Store a file of a form; see `take`."""
         return await self.take(tenant, _chunks(file))
 
     async def take_any(self, tenant: str, chunks: AsyncIterator[bytes]) -> UploadedFile:
-        """Keep what a request brings, whatever it is: for containers alone.
+        """Store the body of a request, of any type: only containers can use it.
 
         Raises:
-            TooLarge: it is not kept.
+            TooLarge: it is not stored.
         """
         upload_id = _new_id()
         with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
@@ -83,25 +83,25 @@ class Uploads:
         await self._record(upload_file_key(tenant, upload_id), kept)
         return kept
 
-    async def open_slip(self, tenant: str) -> Slip:
-        """An URL that takes the bytes directly into the store; `complete` proves them.
+    async def presign(self, tenant: str) -> PresignedUpload:
+        """A URL to PUT the bytes directly into the store; `complete` then checks them.
 
         Raises:
-            Unsupported: this deployment's store gives no such URLs.
+            Unsupported: this deployment's store gives no presigned URLs.
         """
         upload_id = _new_id()
         key = upload_audio_key(tenant, upload_id)
         url = await self._in_thread(self._store.sign_put, key, self._settings.presign_s)
         if url is None:
             raise Unsupported("this deployment's store gives no presigned URLs; send the bytes with POST /v1/uploads")
-        return Slip(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
+        return PresignedUpload(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
 
     async def complete(self, tenant: str, upload_id: str) -> Upload:
-        """Prove what the client put into the store; answers the same when repeated.
+        """Check the bytes that the client PUT into the store. Idempotent.
 
         Raises:
             NotFound: nothing was put there.
-            TooLarge, InvalidAudio: what was put there is erased.
+            TooLarge, InvalidAudio: the object was erased.
         """
         try:
             return await self.get(tenant, upload_id)
@@ -115,7 +115,7 @@ class Uploads:
             with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
                 path = Path(directory) / "audio"
                 size_bytes, sha256 = await self._spool(self._store.stream(stored.key), path)
-                upload = await self._proved(upload_id, path, size_bytes, sha256)
+                upload = await self._checked(upload_id, path, size_bytes, sha256)
         except (TooLarge, InvalidAudio):
             await self._in_thread(self._store.delete_prefix, upload_prefix(tenant, upload_id))
             raise
@@ -123,7 +123,7 @@ class Uploads:
         return upload
 
     async def get(self, tenant: str, upload_id: str) -> Upload:
-        """What is known of an upload that is audio.
+        """The record of an upload that is audio.
 
         Raises:
             NotFound: this tenant has no such upload, or it was never completed.
@@ -135,7 +135,7 @@ class Uploads:
         return Upload.model_validate_json(raw)
 
     async def look(self, tenant: str, upload_id: str) -> Upload | UploadedFile:
-        """What is known of any upload; raises as `get` does."""
+        """The record of any upload; raises as `get` does."""
         try:
             return await self.get(tenant, upload_id)
         except NotFound:
@@ -176,11 +176,11 @@ class Uploads:
                 await file.write(chunk)
         return size, digest.hexdigest()
 
-    async def _proved(self, upload_id: str, path: Path, size_bytes: int, sha256: str) -> Upload:
+    async def _checked(self, upload_id: str, path: Path, size_bytes: int, sha256: str) -> Upload:
         if size_bytes == 0:
-            raise InvalidSpec("file: no bytes came; send the bytes of the audio", field="file")
+            raise InvalidSpec("file: it is empty; send the bytes of the audio", field="file")
         info = await anyio.to_thread.run_sync(
-            lambda: prove_audio(path, max_duration_s=self._settings.max_upload_duration_s), limiter=self._proofs
+            lambda: prove_audio(path, max_duration_s=self._settings.max_upload_duration_s), limiter=self._checks
         )
         return Upload(
             id=upload_id,

@@ -191,11 +191,11 @@ class Brakes:
         )
 
     def _put_in_force(self, pool: str, planned: Brake) -> None:
-        brake.pull(self._redis, self._keys, pool, planned.reasons)
+        brake.set_reasons(self._redis, self._keys, pool, planned.reasons)
         change = self._redis.sadd if planned.probe else self._redis.srem
         change(self._keys.busy(pool), brake.PROBE)
         if _causes(planned.reasons) != _causes(self._in_force.get(pool, ())):
-            why = brake.words(planned.reasons)
+            why = brake.describe(planned.reasons)
             log.warning("pool %s: %s", pool, f"no more workers are started: {why}" if why else "the brake is off")
         self._in_force[pool] = planned.reasons
 

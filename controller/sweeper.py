@@ -23,7 +23,7 @@ from controller.unrecorded import StoreCalls, UnrecordedEnds
 from serinette import logs
 from serinette.errors import StoreUnavailable
 from serinette.job import Record
-from serinette.jobs import Call, Entry, Jobs, Seen, Standing, calls
+from serinette.jobs import AttemptState, Call, Entry, Jobs, Seen, calls
 from serinette.jobs.finishing import find_record, finish_as, put_record
 from serinette.jobs.registries import ListPruner, known_lanes, trim_registries
 from serinette.names import queue_name
@@ -178,7 +178,7 @@ class Sweeper:
         released = self._jobs(
             calls.release(entry.id, attempt_id, entry.lost(last=False), charged=True, if_overdue=True)
         )
-        return plan.action if released is Standing.RELEASED else None
+        return plan.action if released is AttemptState.RELEASED else None
 
     # -- jobs that have ended
 

@@ -1,4 +1,4 @@
-"""Serinette: serverless music generation. This package is the language that gateway, workers and clients share.
+"""Serinette: serverless music generation. This package is the contract that gateway, workers and clients share.
 
     import serinette
 
@@ -6,12 +6,12 @@
         job = client.wait(client.submit("jazz piano", duration_s=15).id)
         client.download(job, "song.mp3")
 
-Importing it costs next to nothing: each name below is loaded when it is first used.
+Importing it is cheap: each name below is loaded when it is first used.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # type checkers know this name; `typing` alone would take longer than all of this
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` would take longer than the rest of this file
 if TYPE_CHECKING:
     from serinette import errors
     from serinette.client import AsyncClient, BatchOptions, Client, Event, Page, Retry

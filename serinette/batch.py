@@ -1,6 +1,6 @@
-"""Batches: many songs under one name, released into the lowest lane at a pace (docs/batches.md).
+"""Batches: many songs under one name, released gradually into the lowest lane (docs/batches.md).
 
-Statuses and counts are OpenAI's where they fit. Nothing is ever `validating`: a batch that is answered is valid.
+Statuses and counts are OpenAI's where they fit. There is no `validating`: a batch is validated before it is accepted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from serinette.spec import BoundedInput, GenerationSpec
 from serinette.webhook import Delivery, WebhookUrl
 
 MAX_LINES = 100_000
-# Lines that lie together in the store: what is in memory at a time of a batch, whatever its size.
+# Lines in one object of the store: the most lines of a batch in memory at a time.
 PART_LINES = 250
 # The lane that batches are released into.
 LANE = Lane.LOW
-# Labels that each of a batch's jobs gets from us.
+# Labels that the gateway sets on each job of a batch.
 BATCH_LABEL, LINE_LABEL = "batch", "line"
 
 
@@ -40,7 +40,7 @@ class BatchStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen, unless it is retried."""
+        """Whether it has ended, unless it is retried."""
         return self in {BatchStatus.COMPLETED, BatchStatus.CANCELED}
 
 
@@ -56,12 +56,12 @@ class LineStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether it stays so in this round."""
+        """Whether the status is final in this round."""
         return self in {LineStatus.SUCCEEDED, LineStatus.FAILED, LineStatus.CANCELED}
 
 
 class _Model(BaseModel):
-    # Records outlive versions: an older reader drops what it does not know.
+    # Records outlive versions: an older reader ignores unknown fields.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -75,7 +75,7 @@ class BatchSpec(GenerationSpec):
 
 
 class BatchOptions(BoundedInput):
-    """Of the batch and not of its songs."""
+    """Options of the batch as a whole."""
 
     name: LabelText | None = Field(None, description="Yours, for lists.")
     labels: dict[LabelText, LabelText] = Field(
@@ -88,14 +88,16 @@ class BatchOptions(BoundedInput):
 
     @field_validator("labels")
     @classmethod
-    def _ours_are_ours(cls, labels: dict[str, str]) -> dict[str, str]:
+    def _reserved_labels(cls, labels: dict[str, str]) -> dict[str, str]:
         if taken := {BATCH_LABEL, LINE_LABEL} & labels.keys():
-            raise ValueError(f"must not hold {', '.join(sorted(taken))}: every job of a batch gets those from us")
+            raise ValueError(
+                f"must not hold {', '.join(sorted(taken))}: the gateway sets those on every job of a batch"
+            )
         return labels
 
 
 class Span(BoundedInput):
-    """So many whole numbers from the first on."""
+    """`count` whole numbers from `first`."""
 
     first: int = Field(ge=0)
     count: int = Field(ge=1, le=MAX_LINES)
@@ -107,16 +109,16 @@ class BatchRequest(BatchOptions):
     specs: list[BatchSpec] = Field(min_length=1, max_length=MAX_LINES)
     sweep: dict[str, list[Any] | Span] = Field(
         {},
-        description="Fields of a spec to go through, each by a list of values or `{first, count}`, e.g. "
-        '`{"seed": {"first": 0, "count": 100}}`. The last one named turns fastest.',
+        description="Fields of a spec to vary, each by a list of values or `{first, count}`, e.g. "
+        '`{"seed": {"first": 0, "count": 100}}`. The last one named varies fastest.',
     )
 
 
 class BatchCounts(_Model):
-    """How many of a batch's lines are where; `total`, `completed` and `failed` as OpenAI counts them."""
+    """Numbers of a batch's lines by status; `total`, `completed` and `failed` as OpenAI counts them."""
 
     total: int
-    released: int = Field(0, description="Given to the queue, or ended.")
+    released: int = Field(0, description="Submitted to the queue, or ended.")
     queued: int = Field(0, description="Of those, waiting in the lane.")
     running: int = Field(0, description="Of those, being generated.")
     completed: int = Field(0, description="Succeeded.")
@@ -125,12 +127,12 @@ class BatchCounts(_Model):
 
     @property
     def ended(self) -> int:
-        """Lines of which nothing more will come."""
+        """Lines that have ended."""
         return self.completed + self.failed + self.canceled
 
 
 class Batch(_Model):
-    """A batch as its owner sees it. The counts are a few seconds old while it goes on, and exact once it has ended."""
+    """A batch as its owner sees it. The counts are a few seconds old while it runs, and exact once it has ended."""
 
     id: str
     tenant: str
@@ -142,7 +144,7 @@ class Batch(_Model):
     timeout_s: int | None = None
     webhook: str | None = None
     deliveries: tuple[Delivery, ...] = ()
-    waiting_for: str | None = Field(None, description="In words, why no more lines are released now; null: they are.")
+    waiting_for: str | None = Field(None, description="In words, why no lines are released now; null while they are.")
     created_at: AwareDatetime
     ended_at: AwareDatetime | None = None
 
@@ -154,7 +156,7 @@ class Batch(_Model):
 
 
 class BatchLine(_Model):
-    """What became of one line; a line of output.jsonl (songs) or errors.jsonl (the others)."""
+    """Result of one line; a line of output.jsonl (succeeded) or errors.jsonl (the others)."""
 
     line: int = Field(description="From 1, as in the upload.")
     custom_id: str | None = None
@@ -167,7 +169,7 @@ class BatchLine(_Model):
 
 
 class LineOrder(_Model):
-    """One line as it lies in the store, checked: all that its job is made of."""
+    """One validated line as it is in the store: all that its job needs."""
 
     custom_id: str | None = None
     pool: str
@@ -177,7 +179,7 @@ class LineOrder(_Model):
 
 
 class BatchHeader(_Model):
-    """`batch.json`: a batch's unchanging part. Its existence in the store makes the batch."""
+    """`batch.json`: the immutable part of a batch. The batch exists once it is in the store."""
 
     version: int = 1
     id: str
@@ -191,12 +193,12 @@ class BatchHeader(_Model):
     part_lines: int = PART_LINES
     digest: str = Field(description="Of all lines and options as the client wrote them; also names the input.")
     limits: Limits | None = Field(None, description="The tenant's, where a file declared them when the batch was made.")
-    sources: tuple[str, ...] = Field((), description="Uploads and jobs whose audio its lines start from.")
+    sources: tuple[str, ...] = Field((), description="Uploads and jobs whose audio its lines use.")
     created_at: AwareDatetime
 
     @property
     def parts(self) -> int:
-        """Into how many parts its lines are cut."""
+        """Number of parts that its lines are split into."""
         return -(-self.total // self.part_lines)
 
     def span(self, part: int) -> range:
@@ -206,29 +208,29 @@ class BatchHeader(_Model):
 
 
 def keyed_batch_id(tenant: str, idempotency_key: str | None, secret: str | None = None) -> str:
-    """The id that an Idempotency-Key of a tenant stands for; a new one without a key.
+    """The batch id of a tenant's Idempotency-Key; a new one without a key.
 
     With the deployment's `secret` no other tenant can compute it (docs/decisions/0013).
     """
     if idempotency_key is None:
         return f"batch-{uuid.uuid4().hex}"
-    key, said = f"batch:{tenant}", idempotency_key
+    key, message = f"batch:{tenant}", idempotency_key
     if secret is not None:
-        key, said = secret, f"{key}\n{idempotency_key}"
-    return f"batch-{hmac.digest(key.encode(), said.encode(), hashlib.sha256).hex()[:32]}"
+        key, message = secret, f"{key}\n{idempotency_key}"
+    return f"batch-{hmac.digest(key.encode(), message.encode(), hashlib.sha256).hex()[:32]}"
 
 
 def is_batch_id(name: str) -> bool:
-    """Whether an id is a batch's and not a job's."""
+    """Whether an id is that of a batch."""
     return name.startswith("batch-")
 
 
 def line_job_id(batch_id: str, line: int, round: int) -> str:
-    """The job of a line (from 0) in a round: however often it is released, it is one job."""
+    """The job id of a line (from 0) in a round, so that a line released twice is one job."""
     digest = hashlib.sha256(f"{batch_id}/{line}/{round}".encode()).digest()
     return str(uuid.UUID(bytes=digest[:16], version=5))
 
 
 def line_seed(batch_id: str, line: int) -> int:
-    """The seed of a line that names none: drawn once, for every gateway and every retry the same."""
+    """The seed of a line that names none: the same on every gateway and in every retry."""
     return int.from_bytes(hashlib.sha256(f"{batch_id}/{line}/seed".encode()).digest()[:4])

@@ -1,7 +1,7 @@
-"""The brake: why starting more of a pool's workers would be waste, and what workers tell of loads that failed.
+"""The scale-up brake: reasons not to start more workers of a pool, and the failed loads that workers report.
 
-The controller decides (controller/autoscaling.py) and writes a set of reasons, each `{code}: {words}`, that it keeps
-from expiring. KEDA reads no more than its size; people read the words.
+The controller decides (controller/autoscaling.py) and writes a set of reasons, each `{code}: {words}`, which it renews
+before it expires. KEDA reads only the size of the set; users see the words.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from redis import Redis
 
 from serinette.names import Keys, host_of
 
-# Kept no longer than this without being renewed: a brake that nobody watches must not hold a pool for ever.
+# A brake expires without a controller that renews it, so that it cannot stop a pool for ever.
 BRAKE_TTL_S = 60
-# Stands among the busy workers of a braked pool for the one that is still let try: it shows when loads pass again.
+# Member of a braked pool's busy set that admits one probing worker, which shows when loads succeed again.
 PROBE = "probe"
 
 _FAILURES_KEPT = 100
 _FAILURES_TTL_S = 86_400
 
-# By Redis's clock: those of workers differ. KEYS: failures. ARGV: worker, message, kept, TTL.
+# Uses Redis's clock, because the workers' clocks differ. KEYS: failures. ARGV: worker, message, most entries, TTL.
 _FAIL = """
 local at = tonumber(redis.call('TIME')[1])
 redis.call('LPUSH', KEYS[1], cjson.encode({worker = ARGV[1], message = ARGV[2], at_s = at}))
@@ -35,14 +35,14 @@ redis.call('EXPIRE', KEYS[1], ARGV[4])
 class Cause(StrEnum):
     """Codes of reasons."""
 
-    STORE = "store"  # songs could not be kept
-    LOAD = "load"  # workers do not get their model loaded
+    STORE = "store"  # songs cannot be stored
+    LOAD = "load"  # workers fail to load their model
     POD = "pod"  # the cluster cannot start their containers
     SUSPENDED = "suspended"  # an operator ran `rq suspend`
 
 
 class Failure(BaseModel):
-    """One load that failed."""
+    """One failed load of a model."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -52,28 +52,28 @@ class Failure(BaseModel):
 
     @property
     def pod(self) -> str:
-        """A container that starts again is another worker on the same host."""
+        """The pod's name; a restarted container is a new worker of the same pod."""
         return host_of(self.worker)
 
 
 def load_failed(redis: Redis, keys: Keys, pool: str, worker: str, message: str) -> None:
-    """A worker's engine ended before it was ready."""
+    """Report that a worker's engine ended before it was ready."""
     redis.eval(_FAIL, 1, keys.failures(pool), worker, message, str(_FAILURES_KEPT), str(_FAILURES_TTL_S))
 
 
 def load_passed(redis: Redis, keys: Keys, pool: str) -> None:
-    """A worker's engine became ready: what failed before is forgotten."""
+    """Report that a worker's engine became ready, which clears earlier failures."""
     redis.delete(keys.failures(pool))
 
 
 def failures(redis: Redis, keys: Keys, pool: str) -> list[Failure]:
-    """Loads that failed since one last passed, newest first."""
+    """Failed loads since the last successful one, newest first."""
     found: Any = redis.lrange(keys.failures(pool), 0, -1)
     return [Failure.model_validate_json(text) for text in found]
 
 
-def pull(redis: Redis, keys: Keys, pool: str, reasons: Collection[str]) -> None:
-    """Put exactly these reasons in force, until BRAKE_TTL_S from now; none releases the brake."""
+def set_reasons(redis: Redis, keys: Keys, pool: str, reasons: Collection[str]) -> None:
+    """Replace the reasons, valid for BRAKE_TTL_S; no reasons release the brake."""
     with redis.pipeline(transaction=True) as pipe:
         pipe.delete(keys.brake(pool))
         if reasons:
@@ -83,10 +83,10 @@ def pull(redis: Redis, keys: Keys, pool: str, reasons: Collection[str]) -> None:
 
 
 def in_force(members: Collection[bytes | str]) -> tuple[str, ...]:
-    """A brake's reasons, as Redis gives them, in one order."""
+    """A brake's reasons as Redis returns them, sorted."""
     return tuple(sorted(member.decode() if isinstance(member, bytes) else member for member in members))
 
 
-def words(reasons: Sequence[str]) -> str:
-    """Why nothing is started, without the codes."""
+def describe(reasons: Sequence[str]) -> str:
+    """The reasons as text, without their codes."""
     return "; ".join(reason.partition(": ")[2] for reason in reasons)

@@ -1,4 +1,4 @@
-"""Any container as a job: what a client may ask for, what an operator allows, and what became of it."""
+"""Any container as a job: its spec, the operator's ceilings, and its result."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pydantic import (
 from serinette.errors import InvalidSpec
 from serinette.spec import AudioId, BoundedInput, PublishedName, invalid_spec, without_control_characters
 
-# The pool whose lanes containers wait in: no worker serves it, the controller does.
+# The pool whose lanes containers wait in; the controller serves it, not workers.
 CONTAINERS_POOL = "containers"
 
 MAX_INPUTS = 32
-# Of command, args and env together. Kubernetes takes no object of 1.5 MiB, and Linux no program with more than 2.
+# Most bytes of command, args and env: Kubernetes accepts objects below 1.5 MiB, and Linux arguments below 2 MiB.
 MAX_WORDS_BYTES = 256 * 1024
 _JOB_ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
-# Written in full, so that no default registry is asked: host/repository, a tag, a digest.
+# Fully qualified, so that no default registry is used: host/repository, a tag, a digest.
 _REPOSITORY = r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)"
 _TAG = r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 _IMAGE_CHARACTERS = 400
@@ -46,7 +46,7 @@ def _in_full(image: object) -> object:
     return image
 
 
-# The validator says in words what the pattern says in the document.
+# The validator gives a readable error; the pattern is for the OpenAPI document.
 Image = Annotated[
     str, StringConstraints(pattern=rf"^{_REPOSITORY}+{_TAG}$", max_length=_IMAGE_CHARACTERS), BeforeValidator(_in_full)
 ]
@@ -54,7 +54,7 @@ Image = Annotated[
 AllowedImage = Annotated[str, StringConstraints(pattern=rf"^{_REPOSITORY}*(?:/|{_TAG})$", max_length=400)]
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
-# Below /inputs and /outputs: plain segments, none of which begins with a dot.
+# Path below /inputs or /outputs: plain segments, none of which begins with a dot.
 _FILE = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}"
 _FILE_NAME = re.compile(_FILE)
 FileName = Annotated[str, StringConstraints(pattern=f"^{_FILE}$")]
@@ -62,7 +62,7 @@ Word = Annotated[str, StringConstraints(max_length=8_192)]
 
 
 class Input(BoundedInput):
-    """Something of one's own that lies below `/inputs` before the command starts."""
+    """A file or prefix of the tenant that is downloaded below `/inputs` before the command starts."""
 
     path: FileName = Field(description="Its name below /inputs; of a prefix, the directory.", examples=["song.mp3"])
     artifact: AudioId | None = Field(None, description="`{job_id}/{index}`: a song of an earlier job.")
@@ -70,7 +70,7 @@ class Input(BoundedInput):
     prefix: str | None = Field(
         None,
         pattern=rf"^(songs/{_JOB_ID}|uploads/upload-[0-9a-f]{{32}})/$",
-        description="All that one's own job, or upload, has in the store: `songs/{job_id}/` or `uploads/{upload_id}/`.",
+        description="All objects of a job or upload of yours: `songs/{job_id}/` or `uploads/{upload_id}/`.",
     )
 
     @model_validator(mode="after")
@@ -83,23 +83,25 @@ class Input(BoundedInput):
 
 
 class ContainerSpec(BoundedInput):
-    """An image and a command, and what they need."""
+    """An image, a command, and the resources they need."""
 
-    image: Image = Field(description="In full, of those that the operator allows.", examples=["registry.example/a/b:1"])
+    image: Image = Field(
+        description="Fully qualified, one that the operator allows.", examples=["registry.example/a/b:1"]
+    )
     command: tuple[Word, ...] = Field((), max_length=64, description="In place of the image's entrypoint.")
     args: tuple[Word, ...] = Field((), max_length=256, description="In place of the image's arguments.")
     env: dict[EnvName, Word] = Field({}, max_length=64, description="Environment.")
     secrets: dict[EnvName, PublishedName] = Field(
-        {}, max_length=16, description="Environment from secrets that the operator published, by their names."
+        {}, max_length=16, description="Environment from secrets that the operator published, by name."
     )
     gpus: int = Field(0, ge=0, le=64)
     cpu: float = Field(1.0, ge=0.1, le=256, description="Cores.")
     memory_mib: int = Field(2048, ge=64, le=4_194_304)
     disk_mib: int = Field(4096, ge=64, le=16_777_216, description="Ephemeral: inputs, outputs and /tmp together.")
-    retries: int = Field(0, ge=0, le=9, description="Further attempts after a failure that may pass.")
-    pool: PublishedName | None = Field(None, description="Kind of machines, as the operator named them.")
+    retries: int = Field(0, ge=0, le=9, description="Further attempts after a retryable failure.")
+    pool: PublishedName | None = Field(None, description="Kind of machines, by the operator's name.")
     inputs: tuple[Input, ...] = Field((), max_length=MAX_INPUTS)
-    writable_root: bool = Field(False, description="Write outside /outputs and /tmp; only for images allowed to.")
+    writable_root: bool = Field(False, description="Write outside /outputs and /tmp; only for images that may.")
 
     @field_validator("command", "args")
     @classmethod
@@ -132,7 +134,7 @@ class ContainerSpec(BoundedInput):
         return self
 
     def digest(self) -> str:
-        """SHA-256 of all that is not at its default: decides whether a repeated key means the same."""
+        """SHA-256 of all fields that differ from their defaults: compares specs of a repeated Idempotency-Key."""
         wire = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(b"container\n" + wire.encode()).hexdigest()
 
@@ -142,7 +144,7 @@ class ContainerSpec(BoundedInput):
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> ContainerSpec:
-        """Read what `to_wire` wrote, perhaps in another version.
+        """Parse the JSON of `to_wire`, possibly of another version.
 
         Raises:
             InvalidSpec: it does not hold a valid spec.
@@ -154,7 +156,7 @@ class ContainerSpec(BoundedInput):
 
 
 class Ceilings(BoundedInput):
-    """Most that one container of a tenant may take."""
+    """Most resources of one container of a tenant."""
 
     gpus: int = Field(1, ge=0, le=64)
     cpu: float = Field(8.0, ge=0.1, le=256)
@@ -163,19 +165,19 @@ class Ceilings(BoundedInput):
     timeout_s: int = Field(6 * 3600, ge=10, le=6 * 3600)
 
     def check(self, spec: ContainerSpec, timeout_s: int | None) -> None:
-        """See that a container stays below.
+        """Check that a container stays below the ceilings.
 
         Raises:
-            InvalidSpec: `field` names what does not.
+            InvalidSpec: `field` names the resource that does not.
         """
-        asked = {name: getattr(spec, name) for name in ("gpus", "cpu", "memory_mib", "disk_mib")}
-        for name, value in (*asked.items(), ("timeout_s", timeout_s or 0)):
+        requested = {name: getattr(spec, name) for name in ("gpus", "cpu", "memory_mib", "disk_mib")}
+        for name, value in (*requested.items(), ("timeout_s", timeout_s or 0)):
             if value > getattr(self, name):
                 raise InvalidSpec(f"{name}: must be at most {getattr(self, name)} here, not {value}", field=name)
 
 
 class Output(BaseModel):
-    """One file that was written below /outputs."""
+    """One file that the container wrote below /outputs."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -186,17 +188,17 @@ class Output(BaseModel):
 
     @property
     def etag(self) -> str:
-        """Another one for other bytes: it is put once, and never again under its key."""
+        """Changes with the bytes; an object is never overwritten under its key."""
         return self.sha256
 
     @property
     def content_type(self) -> str:
-        """Nothing is guessed of a stranger's bytes."""
+        """Always binary: the type of untrusted bytes is not guessed."""
         return "application/octet-stream"
 
 
 class Run(BaseModel):
-    """What became of a container, whether it succeeded or not."""
+    """Result of a container, whether or not it succeeded."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -204,26 +206,26 @@ class Run(BaseModel):
     outputs: tuple[Output, ...] = ()
     log_key: str | None = Field(None, description="Object key of its whole log.")
     log_size_bytes: int = 0
-    warnings: tuple[str, ...] = Field((), description="What of its outputs or log was left out, and why.")
+    warnings: tuple[str, ...] = Field((), description="Outputs or parts of the log that were left out, and why.")
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Everything of it in the store."""
+        """Object keys of its outputs and log."""
         return (*(output.key for output in self.outputs), *([self.log_key] if self.log_key else []))
 
     @property
     def size_bytes(self) -> int:
-        """Of all its outputs and its log."""
+        """Size of all its outputs and its log."""
         return sum(output.size_bytes for output in self.outputs) + self.log_size_bytes
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file below /outputs may be called so: no `..`, nothing that a URL or a file system reads otherwise."""
+    """Whether a name is allowed below /inputs and /outputs: no `..`, no special characters of URLs or file systems."""
     return _FILE_NAME.fullmatch(name) is not None
 
 
 def allowed_by(image: str, entries: Iterable[str]) -> bool:
-    """Whether one entry of a list allows an image."""
+    """Whether an entry of an allow-list allows the image."""
     repository, tag, digest = _parts(image)
     for entry in entries:
         if entry.endswith("/") or "/" not in entry:

@@ -1,4 +1,4 @@
-"""Settings of containers as jobs: part of the gateway's and of the controller's."""
+"""Settings of containers as jobs, shared by gateway and controller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serinette.spec import PublishedName
 
 _NAME = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 ObjectName = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$")]
-# As Kubernetes has them: a key with an optional domain, a value of 63 letters at most.
+# As in Kubernetes: a key with an optional domain, a value of at most 63 characters.
 LabelKey = Annotated[str, StringConstraints(pattern=rf"^({_NAME}/)?[A-Za-z0-9]([A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?$")]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
 
@@ -29,7 +29,7 @@ class SecretKey(BaseModel):
 
 
 class Machines(BaseModel):
-    """Where containers that ask for a pool run."""
+    """Nodes that containers of a pool run on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +49,7 @@ class ContainerSettings(SharedSettings):
         "with its tag or digest. None by default.",
     )
     containers_writable_images: tuple[AllowedImage, ...] = Field(
-        (), description="Those of them that may ask to write to their root file system (JSON)."
+        (), description="Those of them that may request a writable root file system (JSON)."
     )
     containers_secrets: dict[PublishedName, SecretKey] = Field(
         {}, description='What containers may name under `secrets` (JSON): `{"hub": {"secret": "hub", "key": "token"}}`.'
@@ -57,7 +57,7 @@ class ContainerSettings(SharedSettings):
     containers_machines: dict[PublishedName, Machines] = Field(
         {}, description="What containers may name as their `pool` (JSON); `default` is where the others run."
     )
-    containers_ceilings: Ceilings = Field(Ceilings(), description="Most that one container may take (JSON).")
+    containers_ceilings: Ceilings = Field(Ceilings(), description="Most resources of one container (JSON).")
     containers_tenants: dict[TenantName, Ceilings] = Field({}, description="The same for single tenants (JSON).")
     containers_max_gpus: int = Field(0, ge=0, description="GPUs that all containers together may hold at once.")
     containers_max_jobs: int = Field(50, ge=1, description="Containers that may run at once.")
@@ -69,8 +69,8 @@ class ContainerSettings(SharedSettings):
     )
     containers_service_account: ObjectName | None = Field(
         None,
-        description="Service account of their pods, in that namespace, of which they get no token. Its image pull "
-        "secrets are theirs, and Jobs go when it goes. None: the namespace's `default`, and Jobs stay.",
+        description="Service account of their pods, in that namespace; its token is not mounted. Its image pull "
+        "secrets are used, and Jobs are deleted with it. None: the namespace's `default`, and Jobs stay.",
     )
     containers_steps_image: Image | None = Field(
         None, description="Image of the steps that fetch inputs and upload outputs: the gateway's."
@@ -84,16 +84,19 @@ class ContainerSettings(SharedSettings):
     containers_priority_classes: dict[Lane, ObjectName] = Field({}, description="Priority class of each lane (JSON).")
     containers_start_s: int = Field(900, ge=30, description="How long a pod may wait for a node and its image.")
     containers_grace_s: int = Field(
-        120, ge=10, le=3600, description="From a container's end, or the request to end it, until its outputs are lost."
+        120, ge=10, le=3600, description="Time for a container to end and its outputs to be uploaded."
     )
     containers_log_bytes: int = Field(
-        4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Longest log kept; it lies in Redis while it runs."
+        4 * 1024 * 1024,
+        ge=1024,
+        le=64 * 1024 * 1024,
+        description="Longest log kept; in Redis while the container runs.",
     )
     containers_output_files: int = Field(64, ge=1, le=150, description="Most files one container may leave.")
     containers_output_bytes: int = Field(10 * 1024**3, ge=1024, description="Most bytes one container may leave.")
 
     @model_validator(mode="after")
-    def _all_there_or_off(self) -> Self:
+    def _complete_if_enabled(self) -> Self:
         wanted = {
             "containers_namespace": self.containers_namespace,
             "containers_steps_image": self.containers_steps_image,
@@ -104,5 +107,5 @@ class ContainerSettings(SharedSettings):
         return self
 
     def ceilings_of(self, tenant: str) -> Ceilings:
-        """Most that one container of a tenant may take."""
+        """Most resources of one container of a tenant."""
         return self.containers_tenants.get(tenant, self.containers_ceilings)

@@ -1,10 +1,10 @@
-"""`python -m serinette.container_steps fetch|upload`: the steps around a container, in its pod, without credentials.
+"""`python -m serinette.container_steps fetch|upload`: the steps around a container in its pod, without credentials.
 
 fetch   reads SERINETTE_STEP, a list of {path, url}, and writes each below /inputs.
-upload  waits for SIGTERM, which comes when the command beside it has ended, then puts the files below /outputs to the
-        URLs of SERINETTE_STEP, {urls, manifest_url, max_bytes}, and last of all a manifest of what it put where.
+upload  waits for SIGTERM, which comes when the command beside it has ended, then PUTs the files below /outputs to the
+        URLs of SERINETTE_STEP, {urls, manifest_url, max_bytes}, and last a manifest of these files.
 
-Names never become keys or URLs: the n-th file goes to the n-th URL, and the manifest says what it was called.
+File names never become keys or URLs: the n-th file goes to the n-th URL, and the manifest has its name.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from serinette.container import is_file_name
 _CHUNK_BYTES = 1024 * 1024
 _TIMEOUT = httpx.Timeout(60, connect=10)
 _TRIES = 4
-# What no further try changes: the object is gone, or the URL's time is over.
+# Statuses that are not retried: the object is gone, or the URL has expired.
 _FINAL = frozenset({400, 403, 404})
 _MOST_LEFT_OUT = 20
-GONE = 3  # exit code: an input is not there any more
+GONE = 3  # exit status: an input no longer exists
 
 Answer = TypeVar("Answer")
 
@@ -70,10 +70,10 @@ def _download(url: str, path: Path) -> None:
 
 
 def upload(where: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Put what lies below `root`; the manifest, which was put last.
+    """Upload the files below `root`, and the manifest last; returns the manifest.
 
     Raises:
-        httpx.HTTPError: something could not be put.
+        httpx.HTTPError: an upload failed.
     """
     found, left_out = survey(root, len(where["urls"]), where["max_bytes"])
     outputs = []
@@ -86,7 +86,7 @@ def upload(where: Mapping[str, Any], root: Path) -> dict[str, Any]:
 
 
 def survey(root: Path, most: int, max_bytes: int) -> tuple[list[Found], list[str]]:
-    """The files to put, and in words what is left out. Links are not followed: they lead to this step's own files."""
+    """The files to upload, and in words those left out. Links are not followed: they lead to files of this step."""
     found: list[Found] = []
     left_out: list[str] = []
     total = 0
@@ -119,7 +119,7 @@ def _put_file(url: str, file: Found) -> str:
     digest = hashlib.sha256()
 
     def chunks() -> Iterator[bytes]:
-        left = file.size_bytes  # of the Content-Length below, however the file has grown since
+        left = file.size_bytes  # as the Content-Length below, even if the file has grown since
         descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as opened:
             while left and (chunk := opened.read(min(_CHUNK_BYTES, left))):
@@ -154,13 +154,13 @@ def main() -> int:
             fetch(given, Path(root or "/inputs"))
             return 0
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        # Never called. Its pod's startup probe looks for it: from here on no SIGTERM is missed.
+        # Never called. The pod's startup probe checks for this handler: from here on no SIGTERM is missed.
         signal.signal(signal.SIGTERM, lambda *_: None)
         sys.stderr.write("waiting for the command to end\n")
         signal.sigwait({signal.SIGTERM})
         manifest = upload(given, Path(root or "/outputs"))
         sys.stderr.write(f"{len(manifest['outputs'])} files put, {len(manifest['left_out'])} left out\n")
-    except httpx.HTTPStatusError as error:  # not its text: that holds the URL, which is a key to the object
+    except httpx.HTTPStatusError as error:  # its text is not logged: it contains the presigned URL
         sys.stderr.write(f"{step}: the store answered {error.response.status_code}\n")
         return GONE if error.response.status_code in _FINAL and step == "fetch" else 1
     except (httpx.HTTPError, OSError, ValueError) as error:

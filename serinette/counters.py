@@ -1,7 +1,7 @@
-"""What has happened, counted in Redis: pods come and go between two scrapes, and their counts must not go with them.
+"""Counters of events, kept in Redis because pods come and go between two scrapes and would lose theirs.
 
-One hash of small numbers, of a size bounded by the vocabularies in it (pools, outcomes, error codes; never a job or a
-tenant). Counts ride in the transactions that decide what they count: a job that ends once is counted once.
+One hash of small numbers, whose size is bounded by the label values in it (pools, outcomes, error codes; never a job or
+a tenant). Counts are written in the transaction of the event, so that a job that ends once is counted once.
 The controller exposes them (controller/metrics.py).
 """
 
@@ -86,10 +86,10 @@ MEASURES: tuple[Counter | Histogram, ...] = (
     REAL_TIME_FACTOR,
 )
 
-# Fields of the hash, and what is to be added to each.
+# Fields of the hash and their increments.
 Additions = Sequence[tuple[str, float]]
 
-# Between the parts of a field's name: the measure, then the values of its labels.
+# Separates the parts of a field's name: the measure, then the values of its labels.
 SEPARATOR = "|"
 _SUM = "sum"
 
@@ -112,18 +112,18 @@ class Distribution:
 
 
 def count(to: Redis | Pipeline, keys: Keys, counter: Counter, *labels: str) -> None:
-    """Count one event; rides in `to` if that is a pipeline. Raises RedisError if it is not."""
+    """Count one event on a client or in a pipeline. Raises RedisError on a client."""
     to.hincrby(keys.counters, _field(counter, labels), 1)
 
 
 def observe(to: Redis | Pipeline, keys: Keys, histogram: Histogram, value: float, *labels: str) -> None:
-    """Take in one value; rides in `to` if that is a pipeline. Raises RedisError if it is not."""
+    """Observe one value on a client or in a pipeline. Raises RedisError on a client."""
     for name, amount in additions(histogram, value, *labels):
         to.hincrbyfloat(keys.counters, name, amount)
 
 
 def additions(histogram: Histogram, value: float, *labels: str) -> Additions:
-    """What one value adds, for a transition that counts as it decides (serinette/jobs/)."""
+    """Increments of one value, to be applied by a transition (serinette/jobs/)."""
     bucket = _buckets(histogram)[bisect_left(histogram.bounds, value)]
     return [
         (_field(histogram, (*labels, bucket), extra=1), 1),
@@ -132,7 +132,7 @@ def additions(histogram: Histogram, value: float, *labels: str) -> Additions:
 
 
 def _buckets(histogram: Histogram) -> tuple[str, ...]:
-    # Named by their bounds: should a version have others, it leaves out what does not fit.
+    # Named by their bounds: a version with other bounds ignores buckets that it does not know.
     return (*(f"{bound:g}" for bound in histogram.bounds), "inf")
 
 
@@ -144,13 +144,13 @@ def _field(measure: Counter | Histogram, labels: tuple[str, ...], extra: int = 0
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """All that was counted, at one moment."""
+    """All counters at one moment."""
 
     fields: Mapping[str, tuple[tuple[tuple[str, ...], float], ...]]
 
     @classmethod
     def parse(cls, raw: Mapping[Any, Any]) -> Counters:
-        """Read the hash as `HGETALL` gives it."""
+        """Parse the hash as `HGETALL` returns it."""
         fields: dict[str, list[tuple[tuple[str, ...], float]]] = {}
         for name, value in raw.items():
             measure, *labels = name.decode().split(SEPARATOR)
@@ -158,7 +158,7 @@ class Counters:
         return cls({name: tuple(sorted(found)) for name, found in fields.items()})
 
     def counts(self, counter: Counter) -> Iterator[Count]:
-        """The series of a counter. What another version counted by other labels is left out."""
+        """The series of a counter. Series of another version with other labels are left out."""
         for labels, value in self.fields.get(counter.name, ()):
             if len(labels) == len(counter.labels):
                 yield Count(labels, value)

@@ -1,8 +1,8 @@
 """Tenants' API keys and what each tenant may use: made by the CLI, checked by the gateway.
 
-A key is `srn_{id}_{secret}`: the id is public and names the key in lists and logs, the secret is 256 random bits. At
-rest lies the SHA-256 of the whole. A slow hash (bcrypt, Argon2) protects secrets that people choose, because those can
-be guessed; 2^256 cannot be, so a slow hash would only let strangers spend our CPU, at each request.
+A key is `srn_{id}_{secret}`: the id is public and names the key in lists and logs, the secret is 256 random bits. Only
+the SHA-256 of the whole key is stored. A slow hash (bcrypt, Argon2) protects secrets that people choose, because those
+can be guessed; 256 random bits cannot, and a slow hash would let unknown clients use up CPU at each request.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from serinette.names import Keys, Lane
 
 _KEY = re.compile(r"srn_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
-# It is part of Redis keys and of object keys: no colon, no slash, no dots.
+# Part of Redis keys and object keys: no colon, no slash, no dots.
 TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 
 
 class Limits(BaseModel):
-    """What a tenant may use; null is without bound."""
+    """Limits of a tenant; null is unlimited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,12 +40,12 @@ class Limits(BaseModel):
         None, ge=1, description="Requests of any kind; all of them may come at once."
     )
     gpu_seconds_per_day: float | None = Field(
-        None, ge=0, description="Of jobs that ended on this UTC day; what runs when it is reached is still finished."
+        None, ge=0, description="Of jobs that ended on this UTC day; jobs that run when it is reached are finished."
     )
 
 
 class Credential(BaseModel):
-    """One key as it lies in Redis or in a declared file: never the key itself."""
+    """One key as it is stored in Redis or in a declared file: its digest, never the key itself."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -57,17 +57,17 @@ class Credential(BaseModel):
     expires_at: AwareDatetime | None = Field(None, description="From then on it is refused.")
 
     def admits(self, key: str, at: datetime) -> bool:
-        """Whether `key` is the one, and not expired. Takes the same time wherever they differ."""
+        """Whether `key` matches and is not expired. Compares in constant time."""
         same = hmac.compare_digest(self.sha256, digest_of(key))
         return same and not self.expired(at)
 
     def expired(self, at: datetime) -> bool:
-        """Whether its time is over."""
+        """Whether it has expired."""
         return self.expires_at is not None and at >= self.expires_at
 
 
 class Declared(BaseModel):
-    """Tenants and keys in a file, such as a mounted Secret. It wins over what Redis says of the same id or tenant."""
+    """Tenants and keys in a file, such as a mounted Secret. The file overrides the same id or tenant in Redis."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,23 +82,23 @@ def id_of(key: str) -> str | None:
 
 
 def digest_of(key: str) -> str:
-    """What is kept of a key."""
+    """SHA-256 of a key, hex."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def new_key(tenant: str, *, note: str = "", expires_at: datetime | None = None) -> tuple[str, Credential]:
-    """A new key, to be shown once, and what is kept of it."""
+    """A new key, to be shown once, and its credential."""
     key_id = secrets.token_hex(6)
     key = f"srn_{key_id}_{secrets.token_urlsafe(32)}"
     return key, Credential(id=key_id, tenant=tenant, sha256=digest_of(key), note=note, expires_at=expires_at)
 
 
-def keep(redis: Redis, keys: Keys, credential: Credential) -> None:
-    """Enter a key, or change the one of its id."""
+def save(redis: Redis, keys: Keys, credential: Credential) -> None:
+    """Add a key, or replace the one with its id."""
     redis.hset(keys.credentials, credential.id, credential.model_dump_json())
 
 
-def listed(redis: Redis, keys: Keys) -> list[Credential]:
+def list_credentials(redis: Redis, keys: Keys) -> list[Credential]:
     """All keys in Redis, by tenant and age."""
     found = [Credential.model_validate_json(text) for text in redis.hgetall(keys.credentials).values()]
     return sorted(found, key=lambda credential: (credential.tenant, credential.created_at))
@@ -117,7 +117,7 @@ def find(redis: Redis, keys: Keys, key_id: str) -> Credential:
 
 
 def revoke(redis: Redis, keys: Keys, key_id: str) -> None:
-    """Forget a key: within seconds no gateway takes it, nor a link that was signed with it.
+    """Delete a key: within seconds no gateway accepts it, nor a link that was signed with it.
 
     Raises:
         NotFound: there is none of this id.
@@ -127,11 +127,11 @@ def revoke(redis: Redis, keys: Keys, key_id: str) -> None:
 
 
 def limits(redis: Redis, keys: Keys) -> dict[str, Limits]:
-    """What Redis says that each tenant may use."""
+    """Limits of all tenants in Redis."""
     raw: dict[Any, Any] = redis.hgetall(keys.tenants)
     return {name.decode(): Limits.model_validate_json(text) for name, text in sorted(raw.items())}
 
 
-def limit(redis: Redis, keys: Keys, tenant: str, allowed: Limits) -> None:
-    """Say what a tenant may use, from its next request on."""
+def set_limits(redis: Redis, keys: Keys, tenant: str, allowed: Limits) -> None:
+    """Set the limits of a tenant, from its next request on."""
     redis.hset(keys.tenants, tenant, allowed.model_dump_json())

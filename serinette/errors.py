@@ -3,12 +3,12 @@
 SerinetteError
 ├── ConfigurationError   the process refuses to start
 ├── RequestError         the caller can correct it; nothing was stored
-├── Limited              a bound is reached; nothing was stored; `retry_after_s` says when to try again
+├── Limited              a limit is reached; nothing was stored; `retry_after_s` says when to try again
 ├── Unavailable          try again; nothing was accepted
-├── GenerationError            an attempt failed; `retryable` says whether another may pass
+├── GenerationError      an attempt failed; `retryable` says whether another may succeed
 └── Interruption         not a failure: the attempt ends and does not count against the job
 
-`code` is a closed vocabulary: it is what clients switch on, in HTTP problems, job records and events alike.
+`code` is a closed vocabulary that clients can switch on, in HTTP problems, job records and events.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class InvalidSpec(RequestError):
 
 
 class InvalidBatch(InvalidSpec):
-    """Lines of a batch are wrong; nothing of it was kept."""
+    """Lines of a batch are wrong; nothing was stored."""
 
     code = "invalid_batch"
     lines: tuple[tuple[int, str | None, str], ...] = ()  # line from 1, field, message
@@ -64,7 +64,7 @@ class TooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """The body is not of a kind that is read here."""
+    """The body's media type is not supported."""
 
     code = "unsupported_media_type"
 
@@ -76,7 +76,7 @@ class NotFound(RequestError):
 
 
 class Conflict(RequestError):
-    """The present state forbids it."""
+    """The current state does not allow it."""
 
     code = "conflict"
 
@@ -100,13 +100,13 @@ class Gone(RequestError):
 
 
 class Unsupported(RequestError):
-    """Not something that the deployment or checkpoint can do."""
+    """The deployment or checkpoint does not support it."""
 
     code = "unsupported"
 
 
 class Unauthorized(RequestError):
-    """A key is needed, and none came that is valid."""
+    """A valid key is required."""
 
     code = "unauthorized"
 
@@ -118,7 +118,7 @@ class LaneNotAllowed(RequestError):
 
 
 class Limited(SerinetteError):
-    """A bound is reached; nothing was stored. `retry_after_s` is when to try again, where that is known."""
+    """A limit is reached; nothing was stored. `retry_after_s` says when to try again, if known."""
 
     code = "limited"
     retryable = True
@@ -135,19 +135,19 @@ class RateLimited(Limited):
 
 
 class LaneFull(Limited):
-    """As many jobs wait in the lane as may."""
+    """The lane has reached its limit of waiting jobs."""
 
     code = "lane_full"
 
 
 class TooManyQueued(Limited):
-    """As many of the tenant's jobs wait as may."""
+    """The tenant has reached its limit of waiting jobs."""
 
     code = "too_many_queued"
 
 
 class TooManyInFlight(Limited):
-    """The tenant has as many unfinished jobs, or batches, as it may."""
+    """The tenant has reached its limit of unfinished jobs or batches."""
 
     code = "too_many_in_flight"
 
@@ -159,7 +159,7 @@ class GpuTimeSpent(Limited):
 
 
 class Unavailable(SerinetteError):
-    """A part the request needs does not answer; nothing was accepted."""
+    """A service that the request needs does not answer; nothing was accepted."""
 
     code = "unavailable"
     retryable = True
@@ -178,7 +178,7 @@ class StoreUnavailable(Unavailable):
 
 
 class ClusterUnavailable(Unavailable):
-    """The cluster's API server does not answer as asked. `status` is that of its answer, 0 without one."""
+    """The cluster's API server does not answer as expected. `status` is its HTTP status, 0 without a response."""
 
     code = "cluster_unavailable"
 
@@ -194,7 +194,7 @@ class GenerationError(SerinetteError):
 
 
 class EngineCrashed(GenerationError):
-    """The engine process died mid-song."""
+    """The engine process ended during a song."""
 
     code = "engine_crashed"
     retryable = True
@@ -264,7 +264,7 @@ class Unschedulable(GenerationError):
 
 
 class Interruption(SerinetteError):
-    """The attempt ends without being charged."""
+    """The attempt ends and does not count against the job."""
 
     code = "interrupted"
 
@@ -276,7 +276,7 @@ class Canceled(Interruption):
 
 
 class HandBack(Interruption):
-    """The worker gives the job back to the front of its lane."""
+    """The worker returns the job to the front of its lane."""
 
     code = "handed_back"
     retryable = True

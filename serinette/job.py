@@ -1,4 +1,4 @@
-"""What became of a spec: the record that the gateway answers with and that lies in the store as `job.json`."""
+"""Jobs: the model that the gateway answers with, and the record in the store, `job.json`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JobStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the status is final."""
         return self in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED}
 
 
@@ -55,23 +55,23 @@ class AttemptOutcome(StrEnum):
 
 
 class _Model(BaseModel):
-    # Records outlive versions: an older reader drops what it does not know.
+    # Records outlive versions: an older reader ignores unknown fields.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Progress(_Model):
-    """Where a running job is."""
+    """Progress of a running job."""
 
     stage: Stage
     step: int | None = Field(None, description="Denoising steps done.")
     steps: int | None = Field(None, description="Denoising steps in all.")
-    engine_s: float | None = Field(None, description="What the engine has given it so far, its waits left out.")
+    engine_s: float | None = Field(None, description="Seconds in the engine so far, without waits for it.")
     at: AwareDatetime
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented order; mypy knows no decorated property
     @property
     def fraction(self) -> float:
-        """Share of the work done, 0 to 1, for a bar: denoising is taken for 80 % of it."""
+        """Share of the work done, 0 to 1, for a progress bar: denoising counts as 80 %."""
         before, share = _SHARE[self.stage]
         return round(before + (share * self.step / self.steps if self.step and self.steps else 0.0), 3)
 
@@ -125,12 +125,12 @@ class Artifact(_Model):
 
     @property
     def etag(self) -> str:
-        """Another one for other bytes."""
+        """Changes with the bytes."""
         return self.sha256
 
 
 class Sampling(_Model):
-    """What was used after the checkpoint's defaults were filled in."""
+    """Sampling parameters after the checkpoint's defaults were filled in."""
 
     steps: int
     guidance_scale: float
@@ -142,7 +142,7 @@ class Timings(_Model):
     """Seconds spent."""
 
     queue_s: float = Field(description="From submit to the start of the winning attempt.")
-    # Records of before this name called it `sing_s`.
+    # Older records have the name `sing_s`.
     generate_s: float = Field(
         validation_alias=AliasChoices("generate_s", "sing_s"), description="In the engine, generating."
     )
@@ -152,7 +152,7 @@ class Timings(_Model):
 
 
 class Result(_Model):
-    """What a succeeded job holds. Keys and numbers, never bytes."""
+    """Result of a succeeded job: keys and numbers, never bytes of audio."""
 
     artifacts: tuple[Artifact, ...]
     model: str
@@ -163,21 +163,21 @@ class Result(_Model):
 
     @property
     def size_bytes(self) -> int:
-        """Of all songs."""
+        """Size of all songs."""
         return sum(artifact.size_bytes for artifact in self.artifacts)
 
 
 class Usage(_Model):
-    """What a job took, reported once it has ended."""
+    """Usage of a job, reported once it has ended."""
 
-    gpu_s: float = Field(0.0, description="Seconds in the engine: of the attempt that counts, and of failed ones.")
+    gpu_s: float = Field(0.0, description="Seconds in the engine: of the last attempt and of failed ones.")
     queue_s: float = Field(0.0, description="From submit to the start of the last attempt, or to the end without one.")
     size_bytes: int = Field(0, description="Of its songs.")
 
 
 class Record(_Model):
-    """`job.json`: all that must survive Redis. Written once: by the attempt that wins, or by whoever ends a job without
-    a song that an earlier, vanished attempt might still sing.
+    """`job.json`: all that must survive Redis. Written once: by the attempt that succeeds, or by the process that ends
+    the job without a song, so that an earlier attempt that is still running can no longer succeed.
     """
 
     version: int = 1
@@ -186,11 +186,11 @@ class Record(_Model):
     pool: str = DEFAULT_POOL
     lane: Lane = Lane.NORMAL
     labels: dict[str, str] = {}
-    dialect: dict[str, str] = Field(default={}, description="What a dialect needs to answer in its own words later.")
-    digest: str = Field("", description="Of what the client wrote: whether a repeated Idempotency-Key means the same.")
+    dialect: dict[str, str] = Field(default={}, description="Fields that a dialect needs for its later answers.")
+    digest: str = Field("", description="Of the client's request: whether a repeated Idempotency-Key has the same.")
     spec: GenerationSpec
     attempt: Attempt | None = Field(None, description="The last one; null when no worker began the job.")
-    attempts: tuple[Attempt, ...] = Field((), description="The last ones, oldest first, that one among them.")
+    attempts: tuple[Attempt, ...] = Field((), description="The last ten, oldest first, including `attempt`.")
     timeout_s: int | None = None
     webhook: str | None = None
     created_at: AwareDatetime
@@ -200,12 +200,12 @@ class Record(_Model):
     error: JobError | None = None
     usage: Usage | None = None
     result: Result | None = Field(None, description="Of a succeeded job.")
-    container: ContainerSpec | None = Field(None, description="Of a container; `spec` says nothing then.")
-    run: Run | None = Field(None, description="What became of a container.")
+    container: ContainerSpec | None = Field(None, description="Spec of a container; `spec` is then empty.")
+    run: Run | None = Field(None, description="Result of a container.")
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Everything of it in the store that is not the record itself."""
+        """Object keys of its files, without the record itself."""
         return (*(artifact.key for artifact in self.artifacts), *(self.run.keys if self.run else ()))
 
     @property
@@ -218,13 +218,13 @@ LabelText = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,63}$")]
 
 
 class JobOptions(BoundedInput):
-    """Of the job and not of the song."""
+    """Options of a job that do not change its song."""
 
     lane: Lane = Field(Lane.NORMAL, description="Priority inside the pool.")
     timeout_s: int | None = Field(None, ge=10, le=6 * 3600, description="Longest run; null means the default.")
     labels: dict[LabelText, LabelText] = Field({}, max_length=16, description="Yours; jobs can be listed by them.")
     start_deadline_s: int | None = Field(
-        None, ge=1, le=30 * 86_400, description="A job that no worker began within so many seconds fails as `expired`."
+        None, ge=1, le=30 * 86_400, description="A job that no worker starts within so many seconds fails as `expired`."
     )
     webhook: WebhookUrl | None = Field(
         None, description="Gets a signed POST (Standard Webhooks) when the job ends; must lead to a public address."
@@ -246,7 +246,7 @@ class Job(_Model):
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = None
     timeout_s: int | None = None
-    start_by: AwareDatetime | None = Field(None, description="When it fails as `expired` unless a worker began it.")
+    start_by: AwareDatetime | None = Field(None, description="When it fails as `expired` unless a worker starts it.")
     webhook: str | None = Field(None, description="URL that gets a POST when it ends.")
     deliveries: tuple[Delivery, ...] = Field((), description="Delivery attempts so far.")
     cancel_requested: bool = False
@@ -254,12 +254,12 @@ class Job(_Model):
     attempts: tuple[Attempt, ...] = ()
     position: int | None = Field(None, description="Place in the lane from 1; null when running, ended or far back.")
     eta_s: float | None = Field(None, description="Seconds until the song is likely ready; null when unknown.")
-    waiting_for: str | None = Field(None, description="In words, what holds the job; null when nothing does.")
+    waiting_for: str | None = Field(None, description="In words, what the job waits for; null when it does not wait.")
     result: Result | None = None
-    container: ContainerSpec | None = Field(None, description="Of a container; `spec` says nothing then.")
-    run: Run | None = Field(None, description="What became of a container, once it has ended.")
+    container: ContainerSpec | None = Field(None, description="Spec of a container; `spec` is then empty.")
+    run: Run | None = Field(None, description="Result of a container, once it has ended.")
     error: JobError | None = None
-    usage: Usage | None = Field(None, description="What it took; null until it has ended.")
+    usage: Usage | None = Field(None, description="Usage of the job; null until it has ended.")
 
 
 def now() -> datetime:
@@ -268,7 +268,7 @@ def now() -> datetime:
 
 
 class Upload(BaseModel):
-    """`upload.json`: written once the bytes are proved to be audio; without it an upload cannot be used."""
+    """`upload.json`: written once the bytes were decoded as audio; without it an upload cannot be used."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -284,7 +284,7 @@ class Upload(BaseModel):
 
 
 class UploadedFile(BaseModel):
-    """`file.json`: of any file, which nothing but a container reads."""
+    """`file.json`: record of an uploaded file of any type, which only containers can use."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,8 +1,8 @@
 """Processes that die with their parent, also when the parent is killed outright (`kill -9`).
 
-A process is started by `Popen(leashed(command))`. On Linux the kernel holds the leash (PR_SET_PDEATHSIG, see
-prctl(2)): it is set before `command` takes the process over, so the process id is the command's own, and it holds
-however busy or hung the process is. Elsewhere a small process stays between the two and watches.
+A process is started by `Popen(leashed(command))`. On Linux the kernel kills it (PR_SET_PDEATHSIG, see prctl(2)): this
+is set before `command` is executed, so that the process id is the command's own, and works even if the process hangs.
+On other systems a small process between the two watches the parent.
 
 The kernel watches the *thread* that started the child: start children from a thread that lives as long as they should.
 """
@@ -23,15 +23,15 @@ _POLL_S = 0.2
 
 
 def leashed(command: Sequence[str]) -> list[str]:
-    """The command to start so that `command` runs and dies with the calling process."""
+    """The command to start, so that `command` runs and dies with the calling process."""
     return [sys.executable, "-m", "serinette.leash", str(os.getpid()), "--", *command]
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
     """Kill the calling process when its parent ends.
 
-    `parent_pid` is the parent's own word for itself. It may have died before this call, and then the process ends here;
-    left out, a parent that is gone already is not noticed: prefer `leashed`, which always knows.
+    `parent_pid` is the parent's process id: if it has ended before this call, the process ends here. Without it, a
+    parent that has already ended is not noticed: prefer `leashed`, which always passes it.
     """
     expected = parent_pid or os.getppid()
     if sys.platform == "linux":
@@ -50,8 +50,8 @@ def _watch_parent(parent_pid: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stand_between(parent_pid: int, command: Sequence[str]) -> int:
-    """Run `command` as a child, pass signals on, kill it when the parent is gone; answers its exit status."""
+def run_watched(parent_pid: int, command: Sequence[str]) -> int:
+    """Run `command` as a child, forward signals, kill it when the parent has ended; returns its exit status."""
     child = subprocess.Popen(command)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: child.send_signal(received))
@@ -66,7 +66,7 @@ def stand_between(parent_pid: int, command: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m serinette.leash PARENT_PID -- COMMAND...`; does not return on Linux, where the command takes over."""
+    """`python -m serinette.leash PARENT_PID -- COMMAND...`; on Linux it does not return but executes the command."""
     match arguments:
         case [pid, "--", program, *rest] if pid.isdecimal():
             parent_pid = int(pid)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write("usage: python -m serinette.leash PARENT_PID -- COMMAND [ARGUMENT...]\n")
             return 2
     if sys.platform != "linux":
-        return stand_between(parent_pid, [program, *rest])
+        return run_watched(parent_pid, [program, *rest])
     die_with_parent(parent_pid)
     try:
         os.execvp(program, [program, *rest])

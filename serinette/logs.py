@@ -1,4 +1,4 @@
-"""One way to log for every process: lines for people, or an object a line for a log store, each with its job's id."""
+"""Logging of every process: text lines for people, or JSON lines for a log store, each with its job's id."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from types import MappingProxyType, TracebackType
 
 from serinette.settings import SharedSettings
 
-# What the work at hand is about: `job`, `attempt`, `trace_id`. Threads that work for a job are started in its context.
+# Fields of all log lines in this context: `job`, `attempt`, `trace_id`. Threads of a job are started in its context.
 _about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
 
-# A path or a header may hold what looks like the next line of the log, or what moves the cursor of a terminal.
+# Escapes control characters, which a client could use to forge log lines or to move a terminal's cursor.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
 @contextmanager
 def about(**fields: str) -> Iterator[None]:
-    """Name what the lines inside are about, e.g. `about(job=job_id)`."""
+    """Add fields to all log lines inside, e.g. `about(job=job_id)`."""
     token = _about.set({**_about.get(), **fields})
     try:
         yield
@@ -33,7 +33,7 @@ def about(**fields: str) -> Iterator[None]:
 
 
 def configure(settings: SharedSettings, part: str) -> None:
-    """Log to stderr from now on, as `log_format` and `log_level` say, also what nobody catches. Once, in `main()`.
+    """Log to stderr by `log_format` and `log_level`, including uncaught exceptions. Call it once, in `main()`.
 
     `part` names the process: gateway, controller, worker, slot, engine.
     """
@@ -42,7 +42,7 @@ def configure(settings: SharedSettings, part: str) -> None:
     handler.addFilter(_with_context)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for name in ("httpx", "httpcore", "urllib3"):  # a line for each request that we make would drown our own
+    for name in ("httpx", "httpcore", "urllib3"):  # they log a line for each of our requests
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     if settings.log_format == "json":
         sys.excepthook = _log_uncaught
@@ -50,27 +50,26 @@ def configure(settings: SharedSettings, part: str) -> None:
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-31 12:00:00,000 WARNING api.problems: what happened job=...`, one line a record but for tracebacks."""
+    """`2026-01-31 12:00:00,000 WARNING api.problems: message job=...`, one line per record except for tracebacks."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
-        """The line, without what would break out of it; the job's id at its end unless it is in it."""
+        """The line with control characters escaped, and the fields that it does not contain at its end."""
         line = super().formatMessage(record).translate(_CONTROL)
-        told = (f" {name}={value}" for name, value in _fields(record).items() if value not in line)
-        return line + "".join(told)
+        return line + "".join(f" {name}={value}" for name, value in _fields(record).items() if value not in line)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, part, logger, message, what it is about, exception."""
+    """One JSON object per line: time (RFC 3339, UTC), level, part, logger, message, context fields, exception."""
 
     def __init__(self, part: str) -> None:
         super().__init__()
         self._part = part
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line. Never raises: a log line that cannot be written must not end a job."""
+        """The line. Never raises: a failed log line must not fail a job."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -81,7 +80,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        # ASCII only, so that a lone surrogate of a client's is no error, and no line separator is a line's end.
+        # ASCII only, so that a lone surrogate is no error and a Unicode line separator does not end the line.
         return json.dumps(line)
 
 
@@ -90,9 +89,9 @@ _SECRET = re.compile(r"(srn_[0-9a-f]{12}_|[?&]token=)[^\s&/\"']+")
 
 
 def _with_context(record: logging.LogRecord) -> bool:
-    # Taken in where the line is logged: whoever formats it may be another thread.
+    # The fields are read here, in the thread that logs; the line may be formatted in another.
     record.about = _about.get()
-    with suppress(TypeError, ValueError):  # of a line that cannot be put together; whoever writes it tells so
+    with suppress(TypeError, ValueError):  # wrong arguments of a log call, which the handler reports
         message = record.getMessage()
         if _SECRET.search(message):  # servers log headers and URLs at DEBUG, and WebSockets' URLs always
             record.msg, record.args = _SECRET.sub(r"\1***", message), ()

@@ -1,4 +1,4 @@
-"""Every name that two processes must agree on: queues, Redis keys, task paths, object keys."""
+"""Names that processes must agree on: queues, Redis keys, object keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def queue_name(pool: str, lane: Lane) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Redis keys of our own, under the prefix that RQ uses too (`RQ_KEY_PREFIX`), so that one prefix parts releases."""
+    """Our Redis keys, under RQ's prefix (`RQ_KEY_PREFIX`), so that one prefix separates releases on one Redis."""
 
     prefix: str = "rq"
 
@@ -34,7 +34,7 @@ class Keys:
 
     @property
     def live(self) -> str:
-        """Sorted set of unfinished job ids by submit time (Unix seconds): what the sweep checks for orphans."""
+        """Sorted set of unfinished job ids by submit time (Unix seconds), which the sweeper checks."""
         return self._key("live")
 
     def job(self, job_id: str) -> str:
@@ -42,16 +42,16 @@ class Keys:
         return self._key("job", job_id)
 
     def ended_job(self, job_id: str) -> str:
-        """String: what is left of a record some minutes after its end (serinette/jobs/calls.py, Shrunk); expiring."""
+        """String, expiring: a job's Shrunk form, some minutes after its end (serinette/jobs/calls.py)."""
         return self._key("ended", job_id)
 
     def erased_job(self, job_id: str) -> str:
-        """String, for hours: the job had attempts and was erased, should one of them be heard of again."""
+        """String, expiring after hours: the job was erased, for attempts of it that report later."""
         return self._key("erased", job_id)
 
     @property
     def ended(self) -> str:
-        """Sorted set of ended jobs whose record is whole, by when they ended (Unix seconds)."""
+        """Sorted set of ended jobs that are not yet shrunk, by their end (Unix seconds)."""
         return self._key("ended")
 
     def events(self, job_id: str) -> str:
@@ -63,20 +63,20 @@ class Keys:
         return self._key("jobs", tenant)
 
     def in_flight(self, tenant: str) -> str:
-        """Sorted set of a tenant's unfinished job ids by submit time (Unix seconds): what its quotas count."""
+        """Sorted set of a tenant's unfinished job ids by submit time (Unix seconds), counted by its limits."""
         return self._key("in-flight", tenant)
 
     def running(self, tenant: str) -> str:
-        """Sorted set of those of a tenant's unfinished jobs that an attempt holds, by its start (Unix seconds)."""
+        """Sorted set of a tenant's running job ids, by the start of the attempt (Unix seconds)."""
         return self._key("running", tenant)
 
     def usage(self, tenant: str, day: int) -> str:
-        """Hash of what a tenant's jobs that ended on a UTC day (days since 1970) took (serinette/usage.py)."""
+        """Hash: usage of a tenant's jobs that ended on a UTC day (days since 1970; serinette/usage.py)."""
         return self._key("usage", tenant, str(day))
 
     @property
     def credentials(self) -> str:
-        """Hash of API keys' ids to JSON Credential (serinette/credentials.py): digests, never keys."""
+        """Hash of ids of API keys to JSON Credential (serinette/credentials.py): digests, never keys."""
         return self._key("credentials")
 
     @property
@@ -85,38 +85,38 @@ class Keys:
         return self._key("tenants")
 
     def rate(self, tenant: str) -> str:
-        """String: when a tenant's allowance of requests is full again, Unix milliseconds; expiring."""
+        """String, expiring: when a tenant's rate limit is fully replenished, Unix milliseconds."""
         return self._key("rate", tenant)
 
     def log(self, job_id: str) -> str:
-        """String: a container's log, as far as it was seen."""
+        """String: a container's log, as far as it was read."""
         return self._key("log", job_id)
 
     @property
     def link_secret(self) -> str:
-        """String: what all gateways sign links with."""
+        """String: the secret that all gateways sign links with."""
         return self._key("link-secret")
 
     @property
     def deadlines(self) -> str:
-        """Sorted set of jobs that nobody has begun, by the Unix second by which a worker must have."""
+        """Sorted set of queued jobs without an attempt, by their start deadline (Unix seconds)."""
         return self._key("deadlines")
 
     @property
     def webhooks(self) -> str:
-        """Sorted set, the outbox: ids of ended jobs by the Unix second at which their end is next told."""
+        """Sorted set, the outbox: ids of ended jobs by the time of their next delivery (Unix seconds)."""
         return self._key("webhooks")
 
     @property
     def unrecorded(self) -> str:
-        """Sorted set of ended jobs that the store may not tell truly of yet, by when they ended (Unix seconds): no
-        `job.json` says that there is no song, or songs lie there of attempts that did not win.
+        """Sorted set of ended jobs whose objects in the store are not final, by their end (Unix seconds): their
+        `job.json` is missing, or songs of attempts that did not win are left.
         """
         return self._key("unrecorded")
 
     @property
     def cancels(self) -> str:
-        """Pub/sub channel of canceled job ids. It hastens; the record's `cancel` decides."""
+        """Pub/sub channel of canceled job ids. It only speeds up the cancel; the record's `cancel` decides."""
         return self._key("cancels")
 
     @property
@@ -125,7 +125,7 @@ class Keys:
         return self._key("workers")
 
     def worker(self, name: str) -> str:
-        """String, JSON of one worker's presence (serinette/presence.py), expiring."""
+        """String, expiring: JSON of a worker's presence (serinette/presence.py)."""
         return self._key("worker", name)
 
     def pace(self, pool: str) -> str:
@@ -133,20 +133,20 @@ class Keys:
         return self._key("pace", pool)
 
     def waiting(self, pool: str, lane: Lane) -> str:
-        """Sorted set of the jobs that wait in a lane, in their order: the first thing that KEDA reads."""
+        """Sorted set of the queued jobs of a lane, in their order; KEDA reads its size."""
         return self._key("waiting", queue_name(pool, lane))
 
     def started(self, pool: str, lane: Lane) -> str:
-        """RQ's sorted set of the attempts that run, `job:attempt`, of jobs of a lane."""
+        """RQ's sorted set of running attempts, `job:attempt`, of a lane."""
         return ":".join((self.prefix, "wip", queue_name(pool, lane)))
 
     @property
     def synced(self) -> str:
-        """String that is written where a submit changes nothing and yet waits for the server's disk."""
+        """String that a repeated submit writes, so that WAITAOF has a write to wait for."""
         return self._key("synced")
 
     def unknown_jobs(self, queue: str) -> str:
-        """List of ids without a record that claims found in a lane: of before an upgrade, or of another program."""
+        """List of ids without a record that claims found in a lane: from before an upgrade, or of another program."""
         return self._key("unknown", queue)
 
     def wake(self, pool: str) -> str:
@@ -155,45 +155,45 @@ class Keys:
 
     @property
     def leases(self) -> str:
-        """Sorted set of attempts, `job:attempt`, by when their lease runs out (Unix seconds)."""
+        """Sorted set of attempts, `job:attempt`, by the end of their lease (Unix seconds)."""
         return self._key("leases")
 
     def busy(self, pool: str) -> str:
-        """Set of the names of a pool's workers that hold work: KEDA lets the pool have as many."""
+        """Set of the names of a pool's workers that hold jobs; KEDA keeps at least as many workers."""
         return self._key("busy", pool)
 
     def held(self, worker: str) -> str:
-        """Set of the attempts that a worker holds: with the last of them it leaves its pool's busy ones."""
+        """Set of the attempts that a worker holds; when it is empty, the worker leaves its pool's busy set."""
         return self._key("held", worker)
 
     @property
     def suspended(self) -> str:
-        """RQ's: there while `rq suspend` holds."""
+        """RQ's key, present while `rq suspend` is in effect."""
         return f"{self.prefix}:suspended"
 
     def brake(self, pool: str) -> str:
-        """Set of reasons why starting more of a pool's workers would be waste, expiring: while it has any, KEDA lets
-        the pool have its busy workers and no others.
+        """Set, expiring: reasons not to start more workers of a pool (serinette/brake.py). While it has any, KEDA keeps
+        only the busy workers.
         """
         return self._key("brake", pool)
 
     def failures(self, pool: str) -> str:
-        """List, newest first, of the loads that failed since a worker of the pool last became ready; expiring."""
+        """List, expiring, newest first: failed loads since a worker of the pool last became ready."""
         return self._key("failures", pool)
 
     @property
     def holdups(self) -> str:
-        """Hash of pools to JSON Holdup (serinette/presence.py), expiring: why workers are not ready."""
+        """Hash, expiring, of pools to JSON Holdup (serinette/presence.py): what keeps their pods from starting."""
         return self._key("holdups")
 
     @property
     def counters(self) -> str:
-        """Hash of what has been counted since Redis began (serinette/counters.py)."""
+        """Hash of all counters since Redis began (serinette/counters.py)."""
         return self._key("counters")
 
     @property
     def batches(self) -> str:
-        """Sorted set of unfinished batches' ids by creation (Unix seconds): what the controller works on."""
+        """Sorted set of ids of unfinished batches by creation (Unix seconds), which the controller works on."""
         return self._key("batches")
 
     def tenant_batches(self, tenant: str) -> str:
@@ -201,54 +201,54 @@ class Keys:
         return self._key("tenant-batches", tenant)
 
     def batch(self, batch_id: str) -> str:
-        """Hash: status, cursor and counts of one batch (serinette/batches/repository.py). Never its lines."""
+        """Hash: status, cursor and counts of one batch (serinette/batches/repository.py), never its lines."""
         return self._key("batch", batch_id)
 
     def batch_running(self, batch_id: str) -> str:
-        """Set of the ids of a batch's jobs that an attempt holds."""
+        """Set of ids of a batch's running jobs."""
         return self._key("batch-running", batch_id)
 
     def batch_live(self, batch_id: str) -> str:
-        """Sorted set of the ids of a batch's jobs that have not ended, by their line from 0."""
+        """Sorted set of ids of a batch's unfinished jobs, by line from 0."""
         return self._key("batch-live", batch_id)
 
     def batch_open(self, batch_id: str) -> str:
-        """Set of the numbers of those of a batch's parts that are released and not yet written to the store."""
+        """Set of numbers of a batch's parts that are released and whose results are not yet in the store."""
         return self._key("batch-open", batch_id)
 
     @property
     def doctor(self) -> str:
-        """String that `serinette doctor` writes, to see that it may, and takes away."""
+        """String that `serinette doctor` writes and deletes, to check its permissions."""
         return self._key("doctor")
 
     @property
     def leader(self) -> str:
-        """String that the leader among the controller's replicas keeps from expiring."""
+        """String, expiring: the leader among the controller's replicas, which renews it."""
         return self._key("leader")
 
 
 def song_prefix(tenant: str, job_id: str) -> str:
-    """Everything that one job leaves in the store."""
+    """Prefix of all objects of one job."""
     return f"songs/{tenant}/{job_id}/"
 
 
 def record_key(tenant: str, job_id: str) -> str:
-    """The record whose creation ends a job (put if absent)."""
+    """The record, put if absent, which ends a job."""
     return f"{song_prefix(tenant, job_id)}job.json"
 
 
 def artifact_key(tenant: str, job_id: str, attempt_id: str, index: int, extension: str) -> str:
-    """One song. The attempt is in the name so that a late attempt never overwrites the winner's bytes."""
+    """One song. The attempt is in the key so that a late attempt never overwrites the winner's bytes."""
     return f"{song_prefix(tenant, job_id)}{attempt_id}-{index}.{extension}"
 
 
 def output_key(tenant: str, job_id: str, attempt_id: str, index: int) -> str:
-    """One file that a container left. Its own name is in the record: no key is made of what a container chose."""
+    """One output of a container. Its file name is in the record, because keys never contain names from containers."""
     return f"{song_prefix(tenant, job_id)}{attempt_id}-output-{index:03}"
 
 
 def manifest_key(tenant: str, job_id: str, attempt_id: str) -> str:
-    """What the step that uploads a container's outputs says of them."""
+    """Manifest by the step that uploads a container's outputs."""
     return f"{song_prefix(tenant, job_id)}{attempt_id}-outputs.json"
 
 
@@ -258,52 +258,52 @@ def log_key(tenant: str, job_id: str, attempt_id: str) -> str:
 
 
 def doctor_key(look: str) -> str:
-    """What `serinette doctor` writes, to see that it may, and erases."""
+    """Object that `serinette doctor` writes and deletes, to check its permissions."""
     return f"doctor/{look}"
 
 
 def upload_prefix(tenant: str, upload_id: str) -> str:
-    """Everything of one upload."""
+    """Prefix of all objects of one upload."""
     return f"uploads/{tenant}/{upload_id}/"
 
 
 def upload_audio_key(tenant: str, upload_id: str) -> str:
-    """The uploaded bytes as they came."""
+    """The uploaded bytes."""
     return f"{upload_prefix(tenant, upload_id)}audio"
 
 
 def upload_record_key(tenant: str, upload_id: str) -> str:
-    """What the probe found; an upload without it is not usable."""
+    """The probe's result; an upload without it is not usable as audio."""
     return f"{upload_prefix(tenant, upload_id)}upload.json"
 
 
 def upload_file_key(tenant: str, upload_id: str) -> str:
-    """Of an upload that need not be audio, in place of what the probe found: songs cannot be made from it."""
+    """Record of an upload that need not be audio, in place of the probe's result; only containers can use it."""
     return f"{upload_prefix(tenant, upload_id)}file.json"
 
 
 def batch_prefix(tenant: str, batch_id: str) -> str:
-    """Everything that one batch leaves in the store, but the songs of its jobs."""
+    """Prefix of all objects of one batch, without the songs of its jobs."""
     return f"batches/{tenant}/{batch_id}/"
 
 
 def batch_header_key(tenant: str, batch_id: str) -> str:
-    """The header whose creation makes a batch (put if absent)."""
+    """The header, put if absent, which creates a batch."""
     return f"{batch_prefix(tenant, batch_id)}batch.json"
 
 
 def batch_end_key(tenant: str, batch_id: str) -> str:
-    """What the batch ended as, for when Redis has forgotten it."""
+    """Final state of a batch, for when Redis has expired it."""
     return f"{batch_prefix(tenant, batch_id)}end.json"
 
 
 def batch_input_key(tenant: str, batch_id: str, digest: str, part: int) -> str:
-    """One part of the checked lines. The digest parts two submits that race for one key."""
+    """One part of the validated lines. The digest separates two submits that race for one key."""
     return f"{batch_prefix(tenant, batch_id)}input/{digest[:32]}-{part:05}.jsonl"
 
 
 def batch_results_key(tenant: str, batch_id: str, round: int, part: int) -> str:
-    """What became of the lines of one part in one round."""
+    """Results of the lines of one part in one round."""
     return f"{batch_prefix(tenant, batch_id)}results/{round:04}-{part:05}.jsonl"
 
 
@@ -313,7 +313,7 @@ def batch_output_key(tenant: str, batch_id: str, round: int) -> str:
 
 
 def batch_errors_key(tenant: str, batch_id: str, round: int) -> str:
-    """The other lines, as the round ended."""
+    """Lines that did not succeed, as the round ended."""
     return f"{batch_prefix(tenant, batch_id)}errors-{round:04}.jsonl"
 
 
@@ -323,5 +323,5 @@ def worker_of(slot: str) -> str:
 
 
 def host_of(worker: str) -> str:
-    """The host, and so the pod, of a worker: its supervisor's name is `{host}-{random}`, anew at each start."""
+    """The host, and so the pod, of a worker, whose name is `{host}-{random}` with a new random part at each start."""
     return worker.rpartition("-")[0] or worker

@@ -1,4 +1,4 @@
-"""What is known of the worker pools without any of their workers: the chart's `pools`, as our processes get it."""
+"""Configuration of the worker pools: the chart's `pools`, known even when no worker runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$"
 
 
 class PoolFacts(BaseModel):
-    """One pool. Unknown fields are left out: a newer chart may tell more."""
+    """Configuration of one pool. Unknown fields, which a newer chart may have, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -39,13 +39,13 @@ class PoolFacts(BaseModel):
     longest_s: int | None = Field(
         None,
         ge=0,
-        description="Longest job that a worker which is asked to leave can finish; none: given back instead.",
+        description="Longest job that a draining worker can finish; null: its jobs are returned to the queue.",
     )
-    gpu_resource: str = Field("", description="The extended resource that each worker takes one of; empty: a CPU.")
+    gpu_resource: str = Field("", description="Extended resource of which each worker takes one; empty: none, a CPU.")
 
     @property
     def published(self) -> str:
-        """The name that jobs ask for its model by."""
+        """The name by which jobs select its model."""
         return self.model_name or published_name(self.model)
 
     @property
@@ -60,8 +60,8 @@ class PoolSettings(SharedSettings):
     pools: tuple[PoolFacts, ...] = Field(
         (),
         description="The pools, as the chart writes them (JSON): name, model, model_name, min_workers, max_workers, "
-        "slots, max_batch, longest_s, gpu_resource. Jobs are then routed by model also while no worker is up. Empty: "
-        "pools and models are known only from workers that are up.",
+        "slots, max_batch, longest_s, gpu_resource. Jobs are then routed by model even while no worker runs. Empty: "
+        "pools and models are known only from running workers.",
     )
 
     @field_validator("pools")
@@ -74,18 +74,18 @@ class PoolSettings(SharedSettings):
 
 
 def published_name(model: str) -> str:
-    """The name under which a worker publishes the checkpoint `model` when it is given none: the end of it."""
+    """The default name under which a worker publishes the checkpoint `model`: its last path segment."""
     if hub := _HUB_ID.fullmatch(model):
         return hub["name"]
     return PurePosixPath(model).name
 
 
 def of_name(pools: Sequence[PoolFacts], name: str) -> PoolFacts | None:
-    """The pool of this name, if it is told of."""
+    """The pool of this name, if it is configured."""
     return next((pool for pool in pools if pool.name == name), None)
 
 
 def serving(pools: Sequence[PoolFacts], model: str, default: str) -> str | None:
-    """The pool for jobs that ask for `model`: the default pool if it holds it, else the first that does."""
+    """The pool that serves `model`: the default pool if it does, else the first."""
     holding = [pool.name for pool in pools if pool.published == model]
     return default if default in holding else next(iter(holding), None)

@@ -1,4 +1,4 @@
-"""What workers report of themselves, and the controller of their pods: so that a user knows what a job waits for."""
+"""Presence: what workers report of themselves and the controller of their pods, to explain what a job waits for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from redis import Redis
 from serinette.job import now
 from serinette.names import Keys
 
-# Presence is renewed every 5 s; four missed beats and the worker counts as gone.
+# Presence is renewed every 5 s; after four missed renewals the worker counts as gone.
 BEAT_S = 5.0
 PRESENCE_TTL_S = 20
 
-# Weight of the newest song in the moving average: about the last ten count.
+# Weight of the newest value in the moving average, which covers about the last ten.
 _PACE_WEIGHT = 0.2
 
 
@@ -30,7 +30,7 @@ class WorkerStage(StrEnum):
 
 
 class Model(BaseModel):
-    """The checkpoint that a worker holds."""
+    """The checkpoint that a worker has loaded."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -64,9 +64,9 @@ class Presence(BaseModel):
 
 
 def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
-    """Report where a worker stands; holds for PRESENCE_TTL_S seconds.
+    """Report a worker's presence, valid for PRESENCE_TTL_S seconds.
 
-    A draining worker is not counted as busy, whatever it still generates: KEDA would start another in its place.
+    A draining worker is removed from the busy set even while it generates: otherwise KEDA would start a replacement.
     """
     with redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.worker(presence.name), presence.model_dump_json(), ex=PRESENCE_TTL_S)
@@ -77,7 +77,7 @@ def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
 
 
 def withdraw(redis: Redis, keys: Keys, name: str) -> None:
-    """Take a worker's presence back when it leaves in order."""
+    """Delete a worker's presence when it shuts down."""
     with redis.pipeline(transaction=True) as pipe:
         pipe.delete(keys.worker(name))
         pipe.zrem(keys.workers, name)
@@ -85,7 +85,7 @@ def withdraw(redis: Redis, keys: Keys, name: str) -> None:
 
 
 def present(redis: Redis, keys: Keys) -> list[Presence]:
-    """All workers that have reported lately, by name."""
+    """Presence of all running workers, by name."""
     raw: list[Any] = redis.zrangebyscore(keys.workers, now().timestamp(), "+inf")
     names = [name.decode() for name in raw]
     texts = redis.mget([keys.worker(name) for name in sorted(names)]) if names else []
@@ -95,12 +95,12 @@ def present(redis: Redis, keys: Keys) -> list[Presence]:
 class Pace(StrEnum):
     """A pool's moving averages, in seconds."""
 
-    RUN = "run_s"  # of the attempt that made a job's songs
-    COLD_START = "cold_start_s"  # from a worker's first process to its model
+    RUN = "run_s"  # of the attempt that succeeded
+    COLD_START = "cold_start_s"  # from the start of a worker to its loaded model
 
 
 def record_pace(redis: Redis, keys: Keys, pool: str, seconds: float, of: Pace = Pace.RUN) -> None:
-    """Fold one more into a pool's moving average. Racing writers lose a sample, no more."""
+    """Add a value to a pool's moving average. A race between two writers loses one value."""
     before = redis.hget(keys.pace(pool), of)
     average = seconds if before is None else float(before) + _PACE_WEIGHT * (seconds - float(before))
     redis.hset(keys.pace(pool), of, average)
@@ -112,23 +112,23 @@ def pace(redis: Redis, keys: Keys, pool: str, of: Pace = Pace.RUN) -> float | No
     return None if value is None else float(value)
 
 
-# Reported anew every few seconds; what is older is not known.
+# Reported again every few seconds; an older report is stale.
 HOLDUP_TTL_S = 60
 
 
 class Holdup(BaseModel):
-    """One pool."""
+    """What keeps a pool's pods from starting."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    pods: int = Field(0, description="Its worker pods, but for those that leave.")
-    words: str = Field("", description="What holds the pod that is furthest along; empty when nothing does.")
-    stuck: int = Field(0, description="Pods whose containers the cluster fails to start, again and again.")
-    stuck_words: str = Field("", description="Why.")
+    pods: int = Field(0, description="Its worker pods, without those that terminate.")
+    words: str = Field("", description="What the pod that is furthest along waits for; empty when it runs.")
+    stuck: int = Field(0, description="Pods whose containers the cluster repeatedly fails to start.")
+    stuck_words: str = Field("", description="Why they are stuck.")
 
 
 def report_holdups(redis: Redis, keys: Keys, holdups: Mapping[str, Holdup]) -> None:
-    """Replace what was reported before."""
+    """Replace the report of all pools."""
     with redis.pipeline(transaction=True) as pipe:
         pipe.delete(keys.holdups)
         if holdups:
@@ -138,5 +138,5 @@ def report_holdups(redis: Redis, keys: Keys, holdups: Mapping[str, Holdup]) -> N
 
 
 def parse_holdups(raw: Mapping[Any, Any]) -> dict[str, Holdup]:
-    """The hash as `HGETALL` gives it; empty without a cluster."""
+    """Parse the hash as `HGETALL` returns it; empty without a cluster."""
     return {pool.decode(): Holdup.model_validate_json(text) for pool, text in raw.items()}

@@ -1,4 +1,4 @@
-"""The proof that an upload is audio: it is decoded once, in a process that holds nothing and may do nothing.
+"""The check that an upload is audio: it is decoded once, in a process without secrets and privileges.
 
 That process is `python -I` with FILE, MAX_DURATION_S and CPU_S; it answers with one line of JSON.
 """
@@ -16,9 +16,9 @@ from serinette import media
 from serinette.errors import InvalidAudio, TooLarge, Unavailable
 from serinette.media import AudioInfo
 
-# The interpreter, numpy and FFmpeg take 0.3 GB of it before the file is opened.
+# The interpreter, numpy and FFmpeg use 0.3 GB of it before the file is opened.
 _ADDRESS_SPACE_BYTES = 2 * 1024**3
-# An isolated interpreter heeds no PYTHONPATH, by which our images have this package.
+# An isolated interpreter ignores PYTHONPATH, by which our images find this package.
 _OWN = str(Path(__file__).resolve().parents[1])
 _PROGRAM = f"import sys; sys.path.insert(0, {_OWN!r}); from serinette.probe import main; main(*sys.argv[1:])"
 _MAX_ANSWER_BYTES = 64 * 1024
@@ -27,12 +27,12 @@ _MAX_ANSWER_BYTES = 64 * 1024
 def prove_audio(
     path: Path, *, max_duration_s: float, max_size_bytes: int | None = None, timeout_s: float = 60
 ) -> AudioInfo:
-    """Decode a stranger's file to its end. Blocks for up to `timeout_s`: call it from a thread.
+    """Decode an untrusted file to its end. Blocks for up to `timeout_s`: call it from a thread.
 
     Raises:
-        InvalidAudio: it is not audio, too long, or takes more memory or time than any honest file does.
+        InvalidAudio: it is not audio, too long, or needs more memory or time than valid files do.
         TooLarge: it has more than `max_size_bytes`.
-        Unavailable: the proof itself could not be run.
+        Unavailable: the check itself could not be run.
     """
     if max_size_bytes is not None and (size_bytes := path.stat().st_size) > max_size_bytes:
         raise TooLarge(f"the file has {size_bytes} bytes; {max_size_bytes} are allowed")
@@ -52,26 +52,26 @@ def prove_audio(
             answer = process.stdout.read(_MAX_ANSWER_BYTES) if process.stdout else b""
         finally:
             watch.cancel()
-            process.kill()  # it has ended, unless it says more than it should
-    return _verdict(answer.decode(errors="replace"), process.returncode)
+            process.kill()  # in case it wrote more than the limit and still runs
+    return _parse_answer(answer.decode(errors="replace"), process.returncode)
 
 
-def _verdict(answer: str, returncode: int) -> AudioInfo:
+def _parse_answer(answer: str, returncode: int) -> AudioInfo:
     if returncode < 0:
         raise InvalidAudio("the file takes more time or memory to decode than is allowed, or breaks the decoder")
     try:
-        said = json.loads(answer.splitlines()[-1])
-        if "refused" in said:
-            raise InvalidAudio(str(said["refused"]))
-        return AudioInfo.model_validate(said)
+        result = json.loads(answer.splitlines()[-1])
+        if "refused" in result:
+            raise InvalidAudio(str(result["refused"]))
+        return AudioInfo.model_validate(result)
     except (ValueError, TypeError, IndexError) as error:
         error.add_note(answer)
         raise Unavailable("uploads cannot be checked at the moment; try again later") from error
 
 
 def main(path: str, max_duration_s: str, cpu_s: str) -> None:
-    """Decode one file under limits, and say what it holds or why it is refused."""
-    probe = media.probe  # loaded while it still may be
+    """Decode one file under resource limits, and print its AudioInfo or the reason why it is refused."""
+    probe = media.probe  # imported before the limits forbid it
     _confine(int(cpu_s))
     try:
         answer = probe(Path(path), float(max_duration_s)).model_dump_json()
@@ -87,7 +87,7 @@ def _confine(cpu_s: int) -> None:
         resource.RLIMIT_NOFILE: 8,
         resource.RLIMIT_CORE: 0,
     }
-    if sys.platform == "linux":  # macOS knows these two and refuses to set them
+    if sys.platform == "linux":  # macOS defines these two but refuses to set them
         limits |= {resource.RLIMIT_AS: _ADDRESS_SPACE_BYTES, resource.RLIMIT_NPROC: 0}
     for limit, value in limits.items():
         _, most = resource.getrlimit(limit)

@@ -1,7 +1,7 @@
-"""Clients of the primary that Redis's sentinels know, wherever it is by now; serinette/settings.py makes them.
+"""Redis clients that find the current primary by sentinels; serinette/settings.py makes them.
 
-redis-py asks the sentinels when it takes a connection from the pool, but not when one that broke is mended in the midst
-of a command: that goes on talking to what was the primary. Our connections ask each time.
+redis-py asks the sentinels when it takes a connection from the pool, but not when it reconnects during a command, which
+would then go to the former primary. Our connections ask at each connect.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _SENTINEL_ASYNC: Any = sentinel_asyncio.Sentinel
 
 @dataclass(frozen=True, slots=True)
 class Sentinels:
-    """Where they are (host, port), what they call the primary, and redis-py's options of connections to themselves."""
+    """Addresses of sentinels (host, port), their name of the primary, and redis-py's options of connections to them."""
 
     addresses: Sequence[tuple[str, int]]
     primary: str
     options: Mapping[str, Any]
 
     def client(self, **options: object) -> Redis:
-        """A blocking client of the primary; `options` are redis-py's of connections to it."""
-        own = {**self.options, "retry": Retry(NoBackoff(), 0)}  # one that is away is not waited for: there are others
+        """A blocking client of the primary; `options` are redis-py's for connections to it."""
+        own = {**self.options, "retry": Retry(NoBackoff(), 0)}  # without retries, because the next sentinel is asked
         kind = _TlsConnection if options.get("ssl") else _Connection
         sentinels = _SENTINEL(self.addresses, sentinel_kwargs=own)
         made: Redis = sentinels.master_for(self.primary, connection_class=kind, **options)
@@ -49,7 +49,7 @@ class Sentinels:
 
 
 class _Connection(SentinelManagedConnection):
-    """To the primary of the moment."""
+    """A connection to the current primary."""
 
     def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
         if not self.is_connected:
@@ -62,7 +62,7 @@ class _TlsConnection(_Connection, SentinelManagedSSLConnection):
 
 
 class _AsyncConnection(sentinel_asyncio.SentinelManagedConnection):
-    """To the primary of the moment."""
+    """A connection to the current primary."""
 
     async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
         if not self.is_connected:
@@ -75,10 +75,10 @@ class _AsyncTlsConnection(_AsyncConnection, sentinel_asyncio.SentinelManagedSSLC
 
 
 class _BlockingSentinelPool(sentinel_asyncio.SentinelConnectionPool, redis_asyncio.BlockingConnectionPool):
-    """Few connections, for which callers wait, all to the primary; redis-py has the two only apart."""
+    """A blocking connection pool of sentinels; redis-py has only separate classes for the two."""
 
     async def aclose(self) -> None:
-        """Close them, and those to the sentinels."""
+        """Close all connections, including those to the sentinels."""
         await super().aclose()
         for client in self.sentinel_manager.sentinels:
             await client.aclose()

@@ -1,4 +1,4 @@
-"""Settings that gateway, controller and worker must agree on."""
+"""Settings shared by gateway, controller and worker, and their Redis clients."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class SharedSettings(BaseSettings):
         "database, credentials and options are then used.",
     )
     redis_primary: str = Field("mymaster", min_length=1, description="Name under which sentinels know the primary.")
-    redis_sentinel_username: str | None = Field(None, description="User that sentinels themselves ask for.")
-    redis_sentinel_password: SecretStr | None = Field(None, description="Password that sentinels themselves ask for.")
+    redis_sentinel_username: str | None = Field(None, description="User of the sentinels themselves.")
+    redis_sentinel_password: SecretStr | None = Field(None, description="Password of the sentinels themselves.")
     redis_prefix: str = Field(
         "rq",
         validation_alias="RQ_KEY_PREFIX",
@@ -64,7 +64,7 @@ class SharedSettings(BaseSettings):
     )
     heartbeat_s: float = Field(5.0, gt=0, le=30, description="Pause between two heartbeats of a slot that holds a job.")
     heartbeat_ttl_s: int = Field(
-        20, ge=2, le=300, description="A slot silent for this long has lost its job. At least three heartbeats."
+        20, ge=2, le=300, description="A slot without a heartbeat for this long loses its job. At least 3 heartbeats."
     )
     loras: dict[PublishedName, str] = Field(
         default_factory=dict,
@@ -102,14 +102,14 @@ class SharedSettings(BaseSettings):
     def _redis_can_be_found(cls, url: SecretStr) -> SecretStr:
         try:
             parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
-        except ValueError:  # which would cite the URL, a password in it
+        except ValueError:  # not chained, because it contains the URL with its password
             raise ValueError(
                 "must be a redis://, rediss:// or unix:// URL, its password's special letters escaped"
             ) from None
         return url
 
     @model_validator(mode="after")
-    def _a_late_heartbeat_is_no_death(self) -> Self:
+    def _ttl_spans_three_heartbeats(self) -> Self:
         if self.heartbeat_ttl_s < 3 * self.heartbeat_s:
             raise ValueError(
                 f"SERINETTE_HEARTBEAT_TTL_S: must be at least 3 * SERINETTE_HEARTBEAT_S ({3 * self.heartbeat_s:g})"
@@ -126,7 +126,7 @@ Settings = TypeVar("Settings", bound=SharedSettings)
 
 
 def read(settings: type[Settings], **given: object) -> Settings:
-    """Settings of this process from its environment, `given` before it.
+    """Settings of this process from its environment; `given` overrides it.
 
     Raises:
         ConfigurationError: some are wrong; the message names their variables, and no secret.
@@ -134,8 +134,8 @@ def read(settings: type[Settings], **given: object) -> Settings:
     try:
         return settings(**given)  # type: ignore[arg-type]  # validated; pydantic-settings' own options are typed
     except ValidationError as error:
-        told = "; ".join(_told(settings, dict(each)) for each in error.errors())
-        raise ConfigurationError(told) from None  # the cause would cite secrets
+        message = "; ".join(_message_of(settings, dict(each)) for each in error.errors())
+        raise ConfigurationError(message) from None  # not chained, because it may contain secrets
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
 
@@ -145,9 +145,9 @@ def variable(name: str, field: FieldInfo) -> str:
     return field.validation_alias if isinstance(field.validation_alias, str) else f"SERINETTE_{name.upper()}"
 
 
-def _told(settings: type[SharedSettings], error: dict[str, Any]) -> str:
+def _message_of(settings: type[SharedSettings], error: dict[str, Any]) -> str:
     what = error["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
-    if not error["loc"]:  # a contradiction of two settings, which it names itself
+    if not error["loc"]:  # two settings contradict each other; the message names them
         return str(what)
     by_place = {
         place: (name, field) for name, field in settings.model_fields.items() for place in (name, variable(name, field))
@@ -157,16 +157,16 @@ def _told(settings: type[SharedSettings], error: dict[str, Any]) -> str:
     return f"{variable(name, field)}: {what}" + ("" if secret else f"; got {str(error['input'])[:100]!r}")
 
 
-# A Redis that hangs is not asked again: redis-py retries the command and the connection under it, and waits multiply.
+# Timeouts are not retried: redis-py retries both the command and its connection, which would multiply the wait.
 _RETRIED = (RedisConnectionError,)
 _ASYNC_CONNECTIONS = 16
-# Below what a socket's buffer holds: such a command is taken at once.
+# Commands below this fit into a socket's buffer and are written at once.
 _SMALL_BYTES = 32_768
 _BACKOFF = ExponentialBackoff(cap=0.5, base=0.05)
 
 
 def connect_redis(settings: SharedSettings) -> Redis:
-    """A blocking client: short timeouts, two quick retries of a lost connection, bytes in and out (as RQ wants it)."""
+    """A blocking client: short timeouts, two quick retries of a lost connection, responses as bytes, which RQ needs."""
     options = {**_timeouts(settings), "retry": Retry(_BACKOFF, 2, _RETRIED)}
     if sentinels := _sentinels(settings):
         return sentinels.client(**_of_primary(settings), **options)
@@ -174,8 +174,8 @@ def connect_redis(settings: SharedSettings) -> Redis:
 
 
 class BriskConnection:
-    """A connection of the event loop that packs commands in C, as redis-py's blocking one does, and needs no task of
-    its own to write a small one: `asyncio.wait_for` makes one for each, which took a quarter of a poll.
+    """An asyncio connection that packs commands in C, as redis-py's blocking one does, and writes small ones without
+    `asyncio.wait_for`, which makes a task for each command and took a quarter of a poll.
     """
 
     _serializer = HiredisRespSerializer()
@@ -183,12 +183,12 @@ class BriskConnection:
     is_connected: bool
 
     def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401  # redis-py's own signature
-        """In the protocol's words."""
+        """Encode a command."""
         packed: list[bytes] = self._serializer.pack(*args)
         return packed
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401  # likewise
-        """Write a command; one that the socket may not take at once is redis-py's to wait for."""
+        """Write a command; a large one, or one behind unsent data, is written by redis-py."""
         small = isinstance(command, list) and sum(map(len, command)) < _SMALL_BYTES
         if not small or not self.is_connected or self._writer.transport.get_write_buffer_size():
             await super().send_packed_command(command, check_health)  # type: ignore[misc]  # mixed in
@@ -216,7 +216,7 @@ _BRISK = {"unix": _BriskUnix, "rediss": _BriskTls}
 
 
 def connect_redis_async(settings: SharedSettings, connections: int = _ASYNC_CONNECTIONS) -> redis_asyncio.Redis:
-    """A client for the event loop; text in and out. Callers beyond its connections wait for one of them."""
+    """An asyncio client with decoded responses. Callers wait for a connection when all are in use."""
     options = {
         **_timeouts(settings),
         "max_connections": connections,
@@ -238,21 +238,21 @@ def _timeouts(settings: SharedSettings) -> dict[str, Any]:
 
 
 def _credentials(settings: SharedSettings) -> dict[str, Any]:
-    """What redis-py takes beside a URL; what the URL itself names wins."""
+    """Credentials for redis-py; those in the URL override them."""
     password = settings.redis_password.get_secret_value() if settings.redis_password else None
     return {"username": settings.redis_username, "password": password}
 
 
 def _of_primary(settings: SharedSettings) -> dict[str, Any]:
-    """What the URL says, but for where the primary is: the sentinels know that."""
-    told: dict[str, Any] = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
+    """Options in the URL without the address, which the sentinels report."""
+    options: dict[str, Any] = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
     where = ("host", "port", "path", "connection_class")
-    tls = {"ssl": True} if told.get("connection_class") is SSLConnection else {}
-    return {**_credentials(settings), **tls, **{name: value for name, value in told.items() if name not in where}}
+    tls = {"ssl": True} if options.get("connection_class") is SSLConnection else {}
+    return {**_credentials(settings), **tls, **{name: value for name, value in options.items() if name not in where}}
 
 
 def _sentinels(settings: SharedSettings) -> Sentinels | None:
-    """They have TLS as the primary has it, which is how KEDA asks them, too; and credentials of their own."""
+    """Sentinels use TLS if the primary does, as KEDA assumes, too; they have their own credentials."""
     if settings.redis_sentinels is None:
         return None
     pairs = (address.rpartition(":") for address in settings.redis_sentinels.split(","))

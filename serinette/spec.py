@@ -1,4 +1,4 @@
-"""What to sing: the one vocabulary of HTTP, Python, CLI, the queue and the file's own tags."""
+"""The spec of a song: one vocabulary for HTTP, Python, CLI, the queue and the tags of files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pydantic_core import PydanticCustomError
 
 from serinette.errors import HandBack, InvalidSpec
 
-# Raised whenever ignoring a field that this version added would change the song.
+# Incremented when a version adds a field that older workers must not ignore.
 SCHEMA = 1
 
 MAX_SEED = 2**63 - 1
 MAX_VARIATIONS = 8
 MAX_LORA_SCALE = 4.0
-# The schedule is counted in thousandths as float32, where steps that lie closer are one.
+# The schedule is scaled by 1000 as float32, where closer steps would be equal.
 MIN_TIMESTEP_FALL = 1e-6
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-# No code book has so many, and Python reads no number of thousands of digits.
+# No codebook is that large, and Python refuses to parse numbers of thousands of digits.
 _ENDLESS_NUMBER = re.compile(r"\d{19}")
 
 
@@ -50,7 +50,7 @@ class AudioFormat(StrEnum):
     M4A = "m4a"
 
 
-# Ids that we handed out; never paths or URLs.
+# Ids that the gateway issued; never paths or URLs.
 AudioId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}(/[0-7])?$")]
 Track = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_ ]{0,40}$")]
 PublishedName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
@@ -70,8 +70,8 @@ Part = TypeVar("Part", bound=BaseModel)
 
 
 class BoundedInput(BaseModel):
-    """What clients write. Numbers of names and of items are checked before any item is: pydantic makes an error of each
-    wrong item and each unknown name, which takes seconds of a list that fills a body.
+    """Input of clients. The numbers of fields and of items are checked before their values: pydantic makes an error for
+    each wrong item and each unknown field, which takes seconds for a list that fills a body.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -101,13 +101,13 @@ class BoundedInput(BaseModel):
 
 
 def _refusal(kind: Literal["extra_forbidden", "too_long"], name: object, message: str) -> PydanticCustomError:
-    # A name that a client made up may be long, and half of a surrogate pair can be read but not be answered.
+    # A client's field name may be long, or contain a lone surrogate, which cannot be encoded in a response.
     shown = str(name)[:80].encode(errors="replace").decode()
     return PydanticCustomError(kind, "{name}: {message}", {"name": shown, "message": message})
 
 
 class GenerationSpec(BoundedInput):
-    """One job's song. `None` means: the checkpoint's own default, or the model chooses."""
+    """Spec of a job's songs. `None` means the checkpoint's default, or that the model chooses."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -123,7 +123,7 @@ class GenerationSpec(BoundedInput):
     key_scale: str | None = Field(None, pattern=KEY_SCALE, description="For example `C major` or `F# minor`.")
     time_signature: str | None = Field(None, pattern=r"^([2-9]|1[0-2])(/(2|4|8|16))?$", description="Beats per bar.")
 
-    task: Task = Field(Task.TEXT2MUSIC, description="What to do; all but text2music work on `source_audio`.")
+    task: Task = Field(Task.TEXT2MUSIC, description="Task; all but text2music work on `source_audio`.")
     source_audio: AudioId | None = Field(None, description="Upload id, or `{job_id}/{index}` of an earlier song.")
     reference_audio: AudioId | None = Field(None, description="Upload or song id whose timbre to follow.")
     repaint_start_s: float | None = Field(None, ge=0, le=600, description="Start of the window to generate again.")
@@ -163,7 +163,7 @@ class GenerationSpec(BoundedInput):
 
     @field_validator("audio_codes")
     @classmethod
-    def _countable(cls, codes: str | None) -> str | None:
+    def _codes_are_short(cls, codes: str | None) -> str | None:
         if codes and _ENDLESS_NUMBER.search(codes):
             raise ValueError("a code has at most 18 digits")
         return codes
@@ -193,13 +193,13 @@ class GenerationSpec(BoundedInput):
         return self
 
     def seeded(self) -> GenerationSpec:
-        """The same spec with a seed drawn, so that a retry sings the same song."""
+        """The same spec with a seed drawn, so that a retry generates the same song."""
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**32)})
 
     def digest(self) -> str:
-        """SHA-256 of all that is not at its default: decides whether a repeated key means the same.
+        """SHA-256 of all fields that differ from their defaults: compares specs of a repeated Idempotency-Key.
 
-        Taken before the seed is drawn. A field that the client wrote with its default value changes nothing.
+        Computed before the seed is drawn. A field that the client set to its default value changes nothing.
         """
         wire = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(wire.encode()).hexdigest()
@@ -210,10 +210,10 @@ class GenerationSpec(BoundedInput):
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> GenerationSpec:
-        """Read what `to_wire` wrote, perhaps in another version.
+        """Parse the JSON of `to_wire`, possibly of another version.
 
         Raises:
-            HandBack: a newer gateway wrote it; a newer worker must sing it.
+            HandBack: a newer gateway wrote it; a newer worker must generate it.
             InvalidSpec: it does not hold a valid spec.
         """
         if wire.get("schema", 0) > SCHEMA:
@@ -228,7 +228,7 @@ class GenerationSpec(BoundedInput):
 
 
 def invalid_spec(error: ValidationError) -> InvalidSpec:
-    """One InvalidSpec for pydantic's first complaint, the field named."""
+    """InvalidSpec for pydantic's first error, with its field."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     field = ".".join(str(part) for part in first["loc"]) or message.partition(":")[0]

@@ -1,4 +1,4 @@
-"""Artifacts: one way in, one way out, over a directory, S3, GCS or Azure (obstore)."""
+"""The object store of artifacts: a directory, S3, GCS or Azure, by obstore."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 CHUNK_BYTES = 1024 * 1024
-# S3 refuses parts below 5 MiB; two in flight bound what one transfer keeps in memory.
+# S3 refuses parts below 5 MiB; two in flight bound the memory of one transfer.
 PART_BYTES = 5 * 1024 * 1024
 PARTS_IN_FLIGHT = 2
 
-# An endpoint that refuses, cannot be reached or says nothing is given up within about ten seconds.
+# An endpoint that refuses, cannot be reached or does not answer fails within about ten seconds.
 _RETRY: RetryConfig = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=6),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
-# `timeout` spans a whole body, and a slow listener's takes long; silence is what `read_timeout` bounds.
+# `timeout` covers a whole body, which takes long for a slow client; `read_timeout` bounds a silent server.
 _CLIENT: ClientConfig = {"connect_timeout": "3s", "read_timeout": "10s", "timeout": "1h"}
 _ABORT_TIMEOUT_S = 10
 
-# What serinette/names.py writes, and nothing that a file system or a URL could read otherwise.
+# Segments of keys from serinette/names.py, without special characters of file systems or URLs.
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _SIGNING = (S3Store, GCSStore, AzureStore)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What the store knows of one object without reading it."""
+    """Metadata of one object."""
 
     key: str
     size_bytes: int
@@ -56,8 +56,8 @@ class StoredObject:
 class Store:
     """One bucket or directory, under one prefix.
 
-    Every method raises RequestError for a key that serinette/names.py could not have made, and StoreUnavailable
-    (retryable) when the store does not answer within about ten seconds, has no such bucket or refuses our credentials.
+    Every method raises RequestError for a key that serinette/names.py cannot make, and StoreUnavailable (retryable)
+    when the store does not answer within about ten seconds, has no such bucket or refuses our credentials.
     """
 
     def __init__(self, store: ObjectStore, public: S3Store | GCSStore | AzureStore | None = None) -> None:
@@ -66,10 +66,10 @@ class Store:
 
     @classmethod
     def open(cls, settings: SharedSettings) -> Store:
-        """Open the store of `settings`; a directory is created, a bucket is not. Credentials are obstore's own.
+        """Open the store of `settings`; a directory is created, a bucket is not. obstore finds the credentials.
 
         Raises:
-            ConfigurationError: the URL is not one that obstore knows, or the directory cannot be created.
+            ConfigurationError: the URL is not supported, or the directory cannot be created.
         """
         store = _connect(settings.store_url, settings.store_endpoint)
         if settings.store_public_endpoint is None or not isinstance(store, _SIGNING):
@@ -78,13 +78,13 @@ class Store:
         return cls(store, public if isinstance(public, _SIGNING) else None)
 
     def ping(self) -> None:
-        """Ask the store for one short listing."""
+        """Check that the store answers, by one short listing."""
         with _own_errors("a ping", missing=StoreUnavailable):
             next(iter(obstore.list(self._store, "ping", chunk_size=1)), None)
 
     def put(self, key: str, data: bytes | Path, content_type: str | None = None) -> None:
         """Write an object, whole or not at all; an older one of this key is replaced."""
-        # A directory has nowhere to keep a content type, and says so by an error.
+        # A directory cannot store a content type, and obstore raises an error for it.
         attributes = {"Content-Type": content_type} if content_type and isinstance(self._store, _SIGNING) else None
         with _own_errors(key, missing=StoreUnavailable):
             obstore.put(
@@ -126,7 +126,7 @@ class Store:
             found = obstore.get(self._store, _checked(key), options={"range": span} if span else None)
             if max_bytes is not None and found.meta["size"] > max_bytes:
                 raise TooLarge(f"{key} has {found.meta['size']} bytes, more than {max_bytes}")
-            chunks = found.stream(CHUNK_BYTES)  # of as many bytes as it told
+            chunks = found.stream(CHUNK_BYTES)
         with path.open("r+b" if span else "wb") as file:
             file.seek(span[0] if span else 0)
             while chunk := self._next(key, chunks):
@@ -138,13 +138,13 @@ class Store:
             return next(chunks, None)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object under `prefix`, in no order."""
+        """All objects under `prefix`, unordered."""
         with _own_errors(prefix, missing=StoreUnavailable):
             for found in obstore.list(self._store, _checked(prefix.rstrip("/"))):
                 yield from map(_stored, found)
 
     def delete(self, key: str) -> None:
-        """Erase an object; one that is not there is erased already."""
+        """Delete an object if it exists."""
         with _own_errors(key):
             try:
                 obstore.delete(self._store, _checked(key))
@@ -152,7 +152,7 @@ class Store:
                 return
 
     def delete_prefix(self, prefix: str) -> int:
-        """Erase everything under `prefix`; how many objects there were."""
+        """Delete all objects under `prefix`; returns their number."""
         count = 0
         with _own_errors(prefix):
             for found in obstore.list(self._store, _checked(prefix.rstrip("/"))):
@@ -160,20 +160,20 @@ class Store:
                 count += len(keys)
                 try:
                     obstore.delete(self._store, keys)
-                except FileNotFoundError:  # another sweep was here in between; the rest is still ours
+                except FileNotFoundError:  # another process deleted one meanwhile; delete the rest one by one
                     for key in keys:
                         self.delete(key)
         return count
 
     def sign_get(self, key: str, expires_s: int) -> str | None:
-        """URL that anyone may GET (not HEAD) the object by for `expires_s`; None when this store has none to give.
+        """Presigned URL to GET (not HEAD) the object for `expires_s`; None if this store gives none.
 
-        It answers with the content type given to `put`: obstore cannot sign another, nor a file name.
+        It answers with the content type given to `put`: obstore can sign neither another one nor a file name.
         """
         return self._sign("GET", key, expires_s)
 
     def sign_put(self, key: str, expires_s: int) -> str | None:
-        """URL that anyone may PUT the object by for `expires_s`; None when this store has none to give."""
+        """Presigned URL to PUT the object for `expires_s`; None if this store gives none."""
         return self._sign("PUT", key, expires_s)
 
     def _sign(self, method: Literal["GET", "PUT"], key: str, expires_s: int) -> str | None:
@@ -185,7 +185,7 @@ class Store:
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Bytes `start` to `end` (exclusive; None means the end) in chunks of about 1 MiB.
 
-        The span must begin inside the object: compare with `head().size_bytes` first.
+        The range must begin inside the object: compare with `head().size_bytes` first.
 
         Raises:
             NotFound: at the first chunk.
@@ -199,12 +199,12 @@ class Store:
                 yield bytes(chunk)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], max_bytes: int) -> int:
-        """Write an object of unknown length, a part at a time; its size in bytes.
+        """Write an object of unknown length, a part at a time; returns its size in bytes.
 
-        Whatever ends it early (an error of `chunks`, a cancellation) leaves nothing in the store.
+        An error of `chunks` or a cancellation leaves nothing in the store.
 
         Raises:
-            TooLarge: more than `max_bytes` came.
+            TooLarge: there were more than `max_bytes`.
         """
         body = _Body(chunks, max_bytes)
         with _own_errors(key, missing=StoreUnavailable):
@@ -216,7 +216,7 @@ class Store:
             try:
                 await asyncio.shield(upload)
             except asyncio.CancelledError:
-                # obstore aborts a multipart upload when its body fails, and forgets one that is canceled.
+                # obstore aborts a multipart upload when its body fails, but not when its task is canceled.
                 body.stop()
                 upload.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
                 await asyncio.wait({upload}, timeout=_ABORT_TIMEOUT_S)
@@ -225,7 +225,7 @@ class Store:
 
 
 class _Body:
-    """An upload's chunks, counted, bounded, and ended by an error once nobody wants them."""
+    """An upload's chunks, counted and bounded; `stop` ends them with an error."""
 
     def __init__(self, chunks: AsyncIterator[bytes], max_bytes: int) -> None:
         self.size_bytes = 0

@@ -1,7 +1,7 @@
-"""Child processes that are started, watched, restarted when they die, and ended in order.
+"""Supervision of child processes: started, watched, restarted when they die, and ended in order.
 
-`serinette up` and a worker pod are supervised alike. `next_step` decides over what became of a child so far; `Child` is
-one process, `Supervisor` several.
+Used by `serinette up` and by worker pods. `next_step` decides from a child's history; `Child` is one process,
+`Supervisor` several.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 LAST_LINES = 20
-# Of a socket between children: 108 bytes on Linux and 104 on macOS, the ending zero among them.
+# Longest path of a socket between children: 108 bytes on Linux and 104 on macOS, with the terminating zero.
 LONGEST_SOCKET_PATH_BYTES = 103
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
@@ -41,10 +41,10 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What became of one child so far. Times are of the monotonic clock.
+    """History of one child. Times are of the monotonic clock.
 
-    `deaths` counts those in a row since it was last healthy: an engine that worked and was killed for a job that hung
-    is back at once, an engine that cannot load its model, ever more slowly.
+    `deaths` counts deaths in a row since it was last healthy: an engine that was healthy and was killed because a job
+    hung restarts at once, an engine that cannot load its model with growing pauses.
     """
 
     deaths: int = 0
@@ -53,21 +53,21 @@ class History:
     died_at_s: float | None = None
 
     def started(self, at_s: float) -> History:
-        """It runs."""
+        """The child was started."""
         return replace(self, started_at_s=at_s, died_at_s=None, healthy=False)
 
     def became_healthy(self) -> History:
-        """It does what it is for."""
+        """The child is healthy."""
         return replace(self, healthy=True, deaths=0)
 
     def died(self, at_s: float) -> History:
-        """It ended unasked."""
+        """The child ended unexpectedly."""
         deaths = 0 if self.healthy else self.deaths + 1
         return replace(self, deaths=deaths, died_at_s=at_s, started_at_s=None, healthy=False)
 
     @property
     def pause_s(self) -> float:
-        """Seconds between this death and the next start: none after it was healthy, then doubling up to a bound."""
+        """Seconds between a death and the next start: 0 after it was healthy, then doubling up to a bound."""
         if self.deaths == 0:
             return 0.0
         doublings = min(self.deaths - 1, 10)
@@ -75,7 +75,7 @@ class History:
 
 
 def next_step(history: History, at_s: float, start_timeout_s: float) -> Step:
-    """What to do with a child that is to run, and to be healthy within `start_timeout_s` of its start."""
+    """What to do with a child that must run, and be healthy within `start_timeout_s` of its start."""
     if history.started_at_s is None:
         due_at_s = 0.0 if history.died_at_s is None else history.died_at_s + history.pause_s
         return Step.START if at_s >= due_at_s else Step.NOTHING
@@ -85,11 +85,11 @@ def next_step(history: History, at_s: float, start_timeout_s: float) -> Step:
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What one child is. `environment` is added to the supervisor's own.
+    """Configuration of one child. `environment` is added to the supervisor's own.
 
-    `pending` answers what it still waits for, None once it is ready, and has `ready_timeout_s` to become that.
-    It is healthy once it has run for `healthy_after_s`, or when its owner says so, and `Supervisor.tick` kills it if it
-    is not by `start_timeout_s`.
+    `pending` returns what it still waits for, None once it is ready, for which it has `ready_timeout_s`.
+    It is healthy once it has run for `healthy_after_s`, or by `mark_healthy`; `Supervisor.tick` kills it if it is not
+    healthy by `start_timeout_s`.
     """
 
     name: str
@@ -103,7 +103,7 @@ class ChildSpec:
 
 
 class ChildLog:
-    """What a child writes, in a file that is appended to from run to run."""
+    """A child's output, in a file that all its runs append to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,12 +112,12 @@ class ChildLog:
 
     @contextmanager
     def writer(self) -> Iterator[BinaryIO]:
-        """The file to hand to a new process."""
+        """The open file for a new process."""
         with self.path.open("ab") as file:
             yield file
 
     def new_lines(self) -> list[str]:
-        """Whole lines written since the last call."""
+        """Complete lines written since the last call."""
         with self.path.open("rb") as file:
             file.seek(self._read_bytes)
             text = file.read()
@@ -133,7 +133,7 @@ class ChildLog:
 
 
 class Child:
-    """One child through all its restarts. It writes to `output`, or where the supervisor itself writes."""
+    """One child through all its restarts. It writes to `output`, or to the supervisor's own output."""
 
     def __init__(self, spec: ChildSpec, output: ChildLog | None = None) -> None:
         self.spec = spec
@@ -145,20 +145,20 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs, or has ended unnoticed."""
+        """Process id while it runs, or has ended since the last `poll`."""
         return self._process.pid if self._process else None
 
     @property
     def running(self) -> bool:
-        """Whether it runs at this moment."""
+        """Whether it runs now."""
         return self._process is not None and self._process.poll() is None
 
     def command(self) -> Sequence[str]:
-        """What the next start runs."""
+        """Command of the next start."""
         return self.spec.command
 
     def start(self) -> None:
-        """Start it in a process group of its own: Ctrl-C in a terminal is for the supervisor. It dies with that."""
+        """Start it in its own process group, so that Ctrl-C reaches only the supervisor. It dies with that."""
         with self.output.writer() if self.output else nullcontext() as output:
             self._process = subprocess.Popen(
                 leashed(self.command()),
@@ -172,7 +172,7 @@ class Child:
         log.info("%s started, process %d", self.spec.name, self._process.pid)
 
     def poll(self) -> bool:
-        """Whether it has died since the last call; then what it left in its process group is killed, too."""
+        """Whether it has died since the last call; if so, the rest of its process group is killed, too."""
         if self._process is None or self._process.poll() is None:
             return False
         self.exit_status = self._process.returncode
@@ -181,23 +181,23 @@ class Child:
         return True
 
     def next_step(self, at_s: float) -> Step:
-        """As the function; a child that has run for `healthy_after_s` is healthy."""
+        """As the function `next_step`; a child that has run for `healthy_after_s` becomes healthy."""
         history = self.history
         if history.started_at_s is not None and at_s > history.started_at_s + self.spec.healthy_after_s:
             self.mark_healthy()
         return next_step(self.history, at_s, self.spec.start_timeout_s) if self.restarts else Step.NOTHING
 
     def mark_healthy(self) -> None:
-        """It does what it is for: its earlier deaths no longer count."""
+        """Mark it as healthy: its earlier deaths no longer count."""
         self.history = self.history.became_healthy()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
+        """Send a signal if it runs."""
         if self._process:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it and all of its process group, and wait for it."""
+        """Kill it with its process group, and wait for it."""
         if self._process:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -205,7 +205,7 @@ class Child:
             self._process = None
 
     def how_it_ended(self) -> str:
-        """Its last end, in words."""
+        """How it last ended, in words."""
         status = self.exit_status
         if status is None:
             return "has not ended"
@@ -213,7 +213,7 @@ class Child:
 
 
 class Phase(StrEnum):
-    """What a notice says of a child."""
+    """What a notice reports of a child."""
 
     WAITING = "waiting"
     READY = "ready"
@@ -225,7 +225,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something a person may want to know of the child `name`."""
+    """A report to the user about the child `name`."""
 
     name: str
     phase: Phase
@@ -234,10 +234,10 @@ class Notice:
 
 
 class Supervisor:
-    """Children in the order in which they were added; they end in the opposite order."""
+    """Supervises children, which are ended in the reverse order of their addition."""
 
     def __init__(self, report: Callable[[Notice], None], echo: Callable[[str, str], None] | None = None) -> None:
-        """`report` takes notices; `echo`, when given, takes every line that a child writes, with the child's name."""
+        """`report` receives notices; `echo`, if given, receives each child's name and each line that it writes."""
         self._report = report
         self._echo = echo
         self._children: list[Child] = []
@@ -249,7 +249,7 @@ class Supervisor:
         self._waiting.append(child)
 
     def wait_ready(self) -> None:
-        """Start what was added since the last call, and wait until it is ready.
+        """Start the children added since the last call, and wait until they are ready.
 
         Raises:
             Unavailable: a child ended, or was not ready in time; the message holds its last lines.
@@ -265,7 +265,7 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def tick(self) -> None:
-        """Report what has died, and start it again after its pause. To be called a few times a second."""
+        """Report children that died, and restart them after their pause. To be called a few times a second."""
         at_s = time.monotonic()
         for child in self._children:
             if child.poll():
@@ -283,7 +283,7 @@ class Supervisor:
         self._echo_lines()
 
     def stop(self, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
-        """End all children, last added first, each within its `stop_timeout_s` unless `in_a_hurry`. None is left."""
+        """End all children, last added first, each within its `stop_timeout_s`, or at once if `in_a_hurry`."""
         for child in reversed(self._children):
             if child.running and not in_a_hurry():
                 self._notify(child, Phase.STOPPING)

@@ -1,8 +1,8 @@
-"""Traces: from an HTTP request through the queue into the stages of its song, as spans sent by OTLP.
+"""Traces by OTLP, from an HTTP request through the queue to the stages of its song; Prometheus registries.
 
-Off unless `otlp_endpoint` is set: then nothing of OpenTelemetry is imported here, and every call does nothing. Like
-logging it is one for the process, set up in `main()`. A W3C `traceparent` joins the processes: it comes with a request,
-travels in the job's entry, and is the parent of each attempt.
+Unless `otlp_endpoint` is set, OpenTelemetry is not imported and every call does nothing. Like logging, tracing is set
+up once per process, in `main()`. A W3C `traceparent` joins the processes: it comes with a request, is stored in the
+job's entry, and is the parent of each attempt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
     from prometheus_client import CollectorRegistry
 
-# What a span may be told beside its name.
+# Values of a span's attributes.
 Value = str | int | float
 
 _EXPORT_TIMEOUT_S = 5
@@ -31,10 +31,10 @@ _tracer: Tracer | None = None
 
 
 def configure(settings: SharedSettings, part: str) -> None:
-    """Send spans from now on if there is an endpoint. `part` names the process: gateway, slot.
+    """Send spans from now on if an endpoint is set. `part` names the process: gateway, slot.
 
     Raises:
-        ConfigurationError: there is one, but OpenTelemetry is not installed.
+        ConfigurationError: an endpoint is set, but OpenTelemetry is not installed.
     """
     if settings.otlp_endpoint is None:
         return
@@ -50,12 +50,12 @@ def configure(settings: SharedSettings, part: str) -> None:
 
 
 def install(processor: SpanProcessor | None, part: str, sample_ratio: float = 1.0) -> None:
-    """Hand spans to `processor` from now on; None switches traces off."""
-    global _tracer  # noqa: PLW0603  # as logging's root: one for the process
+    """Send spans to `processor` from now on; None turns tracing off."""
+    global _tracer  # noqa: PLW0603  # one per process, like logging's root
     if processor is None:
         _tracer = None
         return
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415  # not paid for while traces are off
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415  # not imported while tracing is off
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
 
@@ -66,41 +66,44 @@ def install(processor: SpanProcessor | None, part: str, sample_ratio: float = 1.
 
 
 def span(
-    name: str, parent: str | None = None, began_s: float | None = None, told: Mapping[str, Value] = MappingProxyType({})
+    name: str,
+    parent: str | None = None,
+    began_s: float | None = None,
+    attributes: Mapping[str, Value] = MappingProxyType({}),
 ) -> AbstractContextManager[None]:
-    """What happens inside, below the span around it or below `parent`, a traceparent. `began_s` is in Unix seconds."""
-    return nullcontext() if _tracer is None else _span(_tracer, name, parent, began_s, told)
+    """A span of the block, below the current span or below `parent`, a traceparent. `began_s` is in Unix seconds."""
+    return nullcontext() if _tracer is None else _span(_tracer, name, parent, began_s, attributes)
 
 
 @contextmanager
 def _span(
-    tracer: Tracer, name: str, parent: str | None, began_s: float | None, told: Mapping[str, Value]
+    tracer: Tracer, name: str, parent: str | None, began_s: float | None, attributes: Mapping[str, Value]
 ) -> Iterator[None]:
     with tracer.start_as_current_span(
-        name, _below(parent), attributes=_named(told), start_time=_nanoseconds(began_s)
+        name, _below(parent), attributes=_named(attributes), start_time=_nanoseconds(began_s)
     ) as started:
         trace_id = started.get_span_context().trace_id
         with logs.about(trace_id=f"{trace_id:032x}") if trace_id else nullcontext():
             yield
 
 
-def record(name: str, began_s: float, ended_s: float, parent: str | None = None, **told: Value) -> None:
-    """What has happened already, from and until Unix seconds."""
+def record(name: str, began_s: float, ended_s: float, parent: str | None = None, **attributes: Value) -> None:
+    """Record a span of the past, with its start and end in Unix seconds."""
     if _tracer is not None:
-        past = _tracer.start_span(name, _below(parent), attributes=_named(told), start_time=_nanoseconds(began_s))
+        past = _tracer.start_span(name, _below(parent), attributes=_named(attributes), start_time=_nanoseconds(began_s))
         past.end(_nanoseconds(max(began_s, ended_s)))
 
 
-def note(**told: Value) -> None:
-    """Tell the span around this something more."""
+def note(**attributes: Value) -> None:
+    """Add attributes to the current span."""
     if _tracer is not None:
         from opentelemetry.trace import get_current_span  # noqa: PLC0415
 
-        get_current_span().set_attributes(_named(told))
+        get_current_span().set_attributes(_named(attributes))
 
 
 def carried() -> dict[str, str]:
-    """What takes the span around this to another process: `{"traceparent": ...}`, or nothing."""
+    """Context of the current span for another process: `{"traceparent": ...}`, or empty."""
     if _tracer is None:
         return {}
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
@@ -114,7 +117,7 @@ Answered = Callable[[str, int], None]
 
 
 def serving(method: str, traceparent: str | None) -> AbstractContextManager[Answered]:
-    """A request. What it gives is to be told the route's template and the status once they are known."""
+    """A span of a request. Call the yielded function with the route's template and the status once they are known."""
     return nullcontext(_ignore) if _tracer is None else _serving(_tracer, method, traceparent)
 
 
@@ -137,11 +140,11 @@ def _serving(tracer: Tracer, method: str, traceparent: str | None) -> Iterator[A
 
 
 def _ignore(_route: str, _status: int) -> None:
-    """Nobody telemetry."""
+    """Used while tracing is off."""
 
 
 def _below(traceparent: str | None) -> Context | None:
-    """The context of a traceparent; one that is malformed begins a trace of its own. None: what is around."""
+    """The context of a traceparent; a malformed one starts a new trace. None: the current context."""
     if traceparent is None:
         return None
     from opentelemetry.context import Context  # noqa: PLC0415
@@ -150,8 +153,8 @@ def _below(traceparent: str | None) -> Context | None:
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
 
 
-def _named(told: Mapping[str, Value]) -> dict[str, Value]:
-    return {f"serinette.{name}": value for name, value in told.items()}
+def _named(attributes: Mapping[str, Value]) -> dict[str, Value]:
+    return {f"serinette.{name}": value for name, value in attributes.items()}
 
 
 def _nanoseconds(at_s: float | None) -> int:
@@ -159,8 +162,8 @@ def _nanoseconds(at_s: float | None) -> int:
 
 
 def new_registry() -> CollectorRegistry:
-    """A Prometheus registry of this process: its CPU seconds, memory and open files are in it already."""
-    from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector  # noqa: PLC0415  # who serves
+    """A new Prometheus registry with the CPU seconds, memory and open files of this process."""
+    from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector  # noqa: PLC0415  # optional
 
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
@@ -169,14 +172,14 @@ def new_registry() -> CollectorRegistry:
 
 
 def serve_metrics(registry: CollectorRegistry, settings: SharedSettings) -> int | None:
-    """Serve the registry from threads of this process if `metrics_port` is set; the port, None if not.
+    """Serve the registry from threads of this process if `metrics_port` is set; returns the port, None if not set.
 
     Raises:
-        ConfigurationError: the port cannot be had.
+        ConfigurationError: the port cannot be bound.
     """
     if settings.metrics_port is None:
         return None
-    from prometheus_client import start_http_server  # noqa: PLC0415  # who serves
+    from prometheus_client import start_http_server  # noqa: PLC0415  # optional
 
     try:
         server, _ = start_http_server(settings.metrics_port, settings.metrics_host, registry)

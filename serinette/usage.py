@@ -1,4 +1,4 @@
-"""What tenants' jobs took, per UTC day. Written by the transition that ends a job, once (serinette/jobs/)."""
+"""Usage of tenants per UTC day. Written by the transition that ends a job, once (serinette/jobs/)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from redis import Redis
 from serinette.names import Keys
 
 _EPOCH = date(1970, 1, 1)
-# As transitions.lua has it.
+# The same as in transitions.lua.
 DAYS_KEPT = 400
 
 
 class Sums(BaseModel):
-    """Sums over jobs that ended."""
+    """Usage summed over ended jobs."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -35,24 +35,24 @@ class Sums(BaseModel):
         return self.succeeded + self.failed + self.canceled
 
     def plus(self, other: Sums) -> Sums:
-        """Both together."""
+        """The sum of both."""
         names = Sums.model_fields
         return Sums(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class Day(Sums):
-    """One UTC day of one tenant."""
+    """Usage of one tenant on one UTC day."""
 
     day: date
 
 
 def day_number(day: date) -> int:
-    """Days since 1970-01-01, as a key names one."""
+    """Days since 1970-01-01, as in the key."""
     return (day - _EPOCH).days
 
 
 def day_of(day: date, raw: Mapping[Any, Any]) -> Day:
-    """Read the hash as `HGETALL` gives it, as bytes or as text; a day without jobs is all zeros."""
+    """Parse the hash as `HGETALL` returns it, as bytes or text; a day without jobs is all zeros."""
     return Day(day=day, **{_text(name): _text(value) for name, value in raw.items()})
 
 
@@ -61,7 +61,7 @@ def _text(value: bytes | str) -> str:
 
 
 def read_days(redis: Redis, keys: Keys, tenant: str, days: Sequence[date]) -> list[Day]:
-    """A tenant's days, in the order asked for."""
+    """Usage of a tenant on each of `days`."""
     with redis.pipeline(transaction=False) as pipe:
         for day in days:
             pipe.hgetall(keys.usage(tenant, day_number(day)))

@@ -1,6 +1,6 @@
-"""Webhooks: which targets a job may name, what is told of its end, and how each try is logged.
+"""Webhooks: which URLs and addresses are allowed, the names of events, and the record of each delivery.
 
-The wire is that of Standard Webhooks (webhook-id, webhook-timestamp, webhook-signature); controller/ delivers.
+The format is Standard Webhooks (webhook-id, webhook-timestamp, webhook-signature); controller/ delivers.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# Azure answers its machines' own questions here, on an address that is public by every registry.
+# Azure's platform services for its machines, on an address that counts as public.
 _AZURE = IPv4Network("168.63.129.16/32")
-# IETF's own, Oracle's metadata among it: what `is_global` says of it differs from one Python to another.
+# IETF protocol assignments, with Oracle's metadata: `is_global` differs between Python versions.
 _PROTOCOLS = IPv4Network("192.0.0.0/24")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
-# How long after its writing an end is told. A Valkey whose machine died may have lost the last second of what it wrote;
-# then a job that was canceled in it is sung after all. What has been told must not be among the lost: the second, one
-# for Redis's clock being read in whole ones, and one to spare (docs/durability.md).
-TELL_AFTER_S = 3
+# Delay from the end of a job to its first delivery. A Valkey whose machine fails may lose its last second of writes,
+# and a job canceled in that second is then generated after all. A delivered end must not be lost: the delay is this
+# second, one for the rounding of Redis's clock, and one in reserve (docs/durability.md).
+DELIVERY_DELAY_S = 3
 
 
 def check_url(url: str) -> str:
-    """The URL, if a webhook may have it: http or https, a host, and neither user nor fragment.
+    """The URL, if it is valid for a webhook: http or https, a host, and neither user nor fragment.
 
-    Where its host leads is another question, asked at submit and again at every connection (`is_public`).
+    The addresses of its host are checked separately, at submit and at every connection (`is_public`).
 
     Raises:
-        ValueError: it may not.
+        ValueError: it is not valid.
     """
     try:
         parts = urlsplit(url)
@@ -55,10 +55,10 @@ WebhookUrl = Annotated[str, StringConstraints(min_length=8, max_length=2_048), A
 
 
 def is_public(address: Address, allowed: Iterable[Network] = ()) -> bool:
-    """Whether deliveries may go to an address: one of the open internet, or of a network that the operator allows.
+    """Whether deliveries may go to an address: a public one, or one in a network that the operator allows.
 
-    So neither private, loopback, link-local (most clouds' metadata) nor any other special one, and no IPv6 address
-    that stands for such an IPv4 one.
+    Private, loopback, link-local (metadata services of most clouds) and other special addresses are not public, nor are
+    IPv6 addresses that embed one of them.
     """
     if any(address in network for network in allowed):
         return True
@@ -77,17 +77,17 @@ def _embedded(address: IPv6Address) -> IPv4Address | None:
 
 
 def parse_address(text: str) -> Address:
-    """An address as the resolver gives it, the zone of a link-local one dropped."""
+    """Parse an address from the resolver, without the zone of a link-local one."""
     return ip_address(text.partition("%")[0])
 
 
 def event_type(status: str) -> str:
-    """What a delivery's `type` says of a JobStatus: `job.succeeded`, `job.failed` or `job.canceled`."""
+    """The `type` of a delivery for a JobStatus: `job.succeeded`, `job.failed` or `job.canceled`."""
     return f"job.{status}"
 
 
 def event_id(job_id: str, status: str) -> str:
-    """The `webhook-id` of one job's one end: the same for every try, also after a restore, so receivers can dedupe."""
+    """The `webhook-id` of a job's end: the same for every try, also after a restore, so that receivers can dedupe."""
     return f"msg_{job_id}_{status}"
 
 

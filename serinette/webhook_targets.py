@@ -1,4 +1,4 @@
-"""Webhooks on the server: their settings, and which addresses they may go to, at submit and at every connection."""
+"""Webhook settings, and the check of target addresses at submit and at every connection."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from serinette.webhook import Address, Network, is_public, parse_address
 
 
 class WebhookSettings(SharedSettings):
-    """What gateway and controller must agree on about webhooks."""
+    """Webhook settings shared by gateway and controller."""
 
     webhook_secret: SecretStr | None = Field(
         None,
-        description="Signs webhooks: `whsec_` and base64 of 24 to 64 bytes. Several, parted by spaces, all sign, so "
-        "that it can be changed. None: no webhooks, but of tenants in `webhook_secrets`.",
+        description="Signs webhooks: `whsec_` and base64 of 24 to 64 bytes. Several, separated by spaces, all sign, "
+        "for rotation. None: no webhooks, except for tenants in `webhook_secrets`.",
     )
     webhook_secrets: Mapping[str, SecretStr] = Field(
         {}, description="Secrets of tenants that have their own, by tenant (JSON object in the environment)."
     )
     webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         (),
-        description='Networks that webhooks may lead to though they are not public, e.g. `["10.20.0.0/16"]`. Any '
+        description='Networks that webhooks may go to although they are not public, e.g. `["10.20.0.0/16"]`. Any '
         "client that may submit can then make this server POST there.",
     )
 
     @model_validator(mode="after")
-    def _secrets_can_sign(self) -> Self:
-        told = dict(self.webhook_secrets)
+    def _secrets_are_valid(self) -> Self:
+        configured = dict(self.webhook_secrets)
         if self.webhook_secret is not None:
-            told["webhook_secret"] = self.webhook_secret
-        for name, secrets in told.items():
+            configured["webhook_secret"] = self.webhook_secret
+        for name, secrets in configured.items():
             if not secrets.get_secret_value().split() or not all(map(_can_sign, secrets.get_secret_value().split())):
                 raise ValueError(
                     f"{name}: must be whsec_ and base64 of 24 to 64 bytes, e.g. from `openssl rand -base64 32`"
@@ -49,9 +49,9 @@ class WebhookSettings(SharedSettings):
         return self
 
     def signs_for(self, tenant: str | None) -> list[SecretStr]:
-        """The secrets that sign a tenant's webhooks; none, and it has no webhooks."""
-        told = self.webhook_secrets.get(tenant or "", self.webhook_secret)
-        return [SecretStr(secret) for secret in told.get_secret_value().split()] if told else []
+        """The secrets that sign a tenant's webhooks; empty if it has no webhooks."""
+        secrets = self.webhook_secrets.get(tenant or "", self.webhook_secret)
+        return [SecretStr(secret) for secret in secrets.get_secret_value().split()] if secrets else []
 
 
 def _can_sign(secret: str) -> bool:
@@ -61,14 +61,14 @@ def _can_sign(secret: str) -> bool:
         return False
 
 
-# A resolver that hangs may keep so many threads, and a submit waits no longer than this.
+# Most threads that a hanging resolver occupies, and the longest wait of a submit for it.
 _LOOKUPS = 4
 _LOOKUP_TIMEOUT_S = 5.0
 
 
 class Targets:
-    """The rule of one deployment. `allowed`: networks of the operator's own that deliveries may go to all the same.
-    `look_up` answers as `socket.getaddrinfo` does.
+    """Checks hosts of webhooks. `allowed`: networks that are not public and that the operator allows. `look_up` has the
+    interface of `socket.getaddrinfo`.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Targets:
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
 
     def check(self, url: str) -> None:
-        """See, at submit, that a webhook leads to public addresses only.
+        """Check at submit that all addresses of a webhook's host are allowed.
 
         Raises:
-            InvalidSpec: it does not, or its host has no address.
+            InvalidSpec: one is not, or the host has no address.
             Unavailable: the resolver does not answer.
         """
         parts = urlsplit(url)
@@ -95,17 +95,17 @@ class Targets:
             raise Unavailable("webhook: the host could not be looked up in time; try again", field="webhook") from error
         except OSError as error:
             if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-                message = "webhook: the host cannot be looked up just now; try again"
+                message = "webhook: the host cannot be looked up at the moment; try again"
                 raise Unavailable(message, field="webhook") from error
             raise InvalidSpec(
                 f"webhook: there is no host {host}; use a host that can be reached", field="webhook"
             ) from error
 
     def addresses(self, host: str, port: int) -> list[Address]:
-        """The addresses of a host, each of which deliveries may go to.
+        """The addresses of a host, all of which are allowed.
 
         Raises:
-            PermissionError: one of them is none of those; says what is allowed.
+            PermissionError: one of them is not allowed.
             OSError: there is no such host, or the resolver does not answer in time.
         """
         lookup = self._lookups.submit(self._look_up, host, port, type=socket.SOCK_STREAM)
@@ -114,6 +114,6 @@ class Targets:
         except UnicodeError as error:  # a label that is too long, or empty
             raise OSError(f"{host} is not a name that can be looked up") from error
         if not all(is_public(address, self._allowed) for address in found):
-            # Which address it is would tell a stranger about this network.
+            # The message does not contain the address, which would reveal the internal network.
             raise PermissionError("the host must lead to public addresses only: no private, local or metadata ones")
         return list(dict.fromkeys(found))

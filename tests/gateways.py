@@ -17,7 +17,7 @@ import httpx
 from redis import Redis
 
 from serinette.job import Artifact, JobError, JobStatus, Progress, Result, Sampling, Stage, Timings, Upload, now
-from serinette.jobs import Claimed, Jobs, Lease, Outcome, Standing, calls
+from serinette.jobs import AttemptState, Claimed, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import put_record, record_of
 from serinette.names import Keys, artifact_key, upload_record_key
 from serinette.spec import AudioFormat
@@ -84,14 +84,14 @@ class HandSlot:
         claimed = self.jobs(calls.take(job_id, attempt_id, LEASE))
         return claimed.number if isinstance(claimed, Claimed) else 0
 
-    def step(self, job_id: str, step: int, attempt_id: str = "attempt1") -> Standing:
+    def step(self, job_id: str, step: int, attempt_id: str = "attempt1") -> AttemptState:
         """Report step `step` of 8."""
         progress = Progress(stage=Stage.DENOISING, step=step, steps=8, at=now())
         return self.jobs(calls.beat(job_id, attempt_id, LEASE, progress.model_dump_json()))
 
     def end_attempt(self, job_id: str, error: JobError, attempt_id: str = "attempt1") -> None:
         """Fail one attempt while the job goes on."""
-        assert self.jobs(calls.release(job_id, attempt_id, error, charged=True)) is Standing.RELEASED
+        assert self.jobs(calls.release(job_id, attempt_id, error, charged=True)) is AttemptState.RELEASED
 
     def succeed(self, job_id: str, songs: list[bytes], tenant: str = "default", attempt_id: str = "attempt1") -> Result:
         """Put songs into the store and end the job; no job.json is put beside them."""

@@ -14,7 +14,7 @@ from rq.serializers import JSONSerializer
 
 from serinette.container import ContainerSpec
 from serinette.job import AttemptOutcome, JobOptions, JobStatus
-from serinette.jobs import Claimed, Entry, Jobs, Lease, Outcome, Standing, Submission, calls
+from serinette.jobs import AttemptState, Claimed, Entry, Jobs, Lease, Outcome, Submission, calls
 from serinette.names import DEFAULT_POOL, Keys, Lane
 from serinette.spec import AudioFormat, GenerationSpec
 
@@ -72,7 +72,7 @@ class Board:
         """How a claimed job is held."""
         return Lease(claimed.entry.attempts[-1].worker, lease_s)
 
-    def beat(self, claimed: Claimed, progress: str = "") -> Standing:
+    def beat(self, claimed: Claimed, progress: str = "") -> AttemptState:
         """Keep a claimed job, and report progress (JSON)."""
         attempt_id = claimed.entry.owner or ""
         return self.jobs(calls.beat(claimed.entry.id, attempt_id, self.lease_of(claimed), progress))

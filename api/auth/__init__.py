@@ -1,1 +1,1 @@
-"""Who a request is from, and what that tenant may use."""
+"""Authentication of callers, and limits and usage of their tenants."""

@@ -1,4 +1,4 @@
-"""Which tenant a key is of: from a declared file or from Redis, remembered for a moment."""
+"""Keys and limits of tenants: from a declared file or from Redis, cached for seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serinette.job import now
 log = logging.getLogger(__name__)
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
-# The id that stands for no key, where none is asked for.
+# Key id of callers without a key, where authentication is off.
 NO_KEY = "0" * 12
 
 _NO_KEY = "send a key: `Authorization: Bearer srn_...`; the operator makes one with `serinette keys create`"
@@ -29,7 +29,7 @@ _BAD_KEY = "this key is not known, expired or revoked; ask the operator for anot
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is."""
+    """The tenant and key that a request is from, with the tenant's limits."""
 
     tenant: str
     key_id: str
@@ -37,7 +37,7 @@ class Caller:
 
 
 class DeclaredFile:
-    """The file of tenants and keys, read again as it changes. One that cannot be read any more stays as it was."""
+    """The file of tenants and keys, read again when it changes. If it becomes unreadable, the last content stays."""
 
     def __init__(self, path: Path | None, look_every_s: float) -> None:
         """Raises ConfigurationError when the file is missing or wrong."""
@@ -56,7 +56,7 @@ class DeclaredFile:
         return self._credentials.get(key_id)
 
     def limits(self, tenant: str) -> Limits | None:
-        """What the file says that a tenant may use."""
+        """A tenant's limits that the file declares."""
         self._look()
         return self._limits.get(tenant)
 
@@ -78,7 +78,7 @@ class DeclaredFile:
         except OSError as error:
             raise ConfigurationError(f"keys_file: {path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]  # the input may hold a secret
+            first = error.errors(include_input=False, include_url=False)[0]  # the input may contain a secret
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigurationError(f"keys_file: {path}: {where}: {first['msg']}") from None
         self._seen = found.st_mtime, found.st_ino
@@ -87,22 +87,22 @@ class DeclaredFile:
 
 
 class Keyring:
-    """Keys and limits of all tenants, as one gateway sees them: as they were `key_cache_s` ago, or later."""
+    """Keys and limits of all tenants, cached for `key_cache_s`."""
 
     def __init__(self, redis: redis_asyncio.Redis, settings: TenancySettings, declared: DeclaredFile) -> None:
-        """`redis` answers text."""
+        """`redis` must decode responses."""
         self._redis = redis
         self._keys = settings.keys
         self._cache_s = settings.key_cache_s
         self._declared = declared
-        self._known: dict[str, tuple[float, Credential, Limits]] = {}  # only keys that exist: strangers add nothing
+        self._known: dict[str, tuple[float, Credential, Limits]] = {}  # valid keys only, so that guesses take no memory
 
     async def caller(self, key: str | None) -> Caller:
-        """Who holds a key.
+        """The caller of a key.
 
         Raises:
-            Unauthorized: none came, or it is not valid.
-            QueueUnavailable: Redis does not answer, and has to be asked.
+            Unauthorized: there is no key, or it is not valid.
+            QueueUnavailable: the key is not cached, and Redis does not answer.
         """
         if key is None:
             raise Unauthorized(_NO_KEY, field="Authorization")
@@ -113,10 +113,10 @@ class Keyring:
         return Caller(found[0].tenant, found[0].id, found[1])
 
     async def holder(self, key_id: str) -> Caller | None:
-        """Who holds the key of this id; None once it is revoked or expired.
+        """The caller of a key id; None once the key is revoked or expired.
 
         Raises:
-            QueueUnavailable: Redis does not answer, and has to be asked.
+            QueueUnavailable: the key is not cached, and Redis does not answer.
         """
         found = await self._find(key_id)
         if found is None or found[0].expired(now()):
@@ -141,25 +141,25 @@ class Keyring:
         try:
             text: Any = await self._redis.hget(name, field)
         except RedisError as error:
-            raise QueueUnavailable("keys cannot be checked, for the queue does not answer; try again") from error
+            raise QueueUnavailable("keys cannot be checked, because the queue does not answer; try again") from error
         return None if text is None else kind.model_validate_json(text)
 
 
 @dataclass(frozen=True, slots=True)
 class CallerCheck:
-    """Whether a caller is still let in, while its request goes on."""
+    """Checks that a caller's key is still valid during a long request."""
 
     keyring: Keyring
     caller: Caller
 
     async def holds(self) -> bool:
-        """Whether its key is neither revoked nor expired. Raises QueueUnavailable when that cannot be told."""
+        """Whether its key is neither revoked nor expired. Raises QueueUnavailable when that cannot be checked."""
         if self.caller.key_id == NO_KEY:
             return True
         holder = await self.keyring.holder(self.caller.key_id)
         return holder is not None and holder.tenant == self.caller.tenant
 
     async def require(self) -> None:
-        """Raises Unauthorized when it no longer holds."""
+        """Raises Unauthorized when the key is no longer valid."""
         if not await self.holds():
             raise Unauthorized(_BAD_KEY, field="Authorization")

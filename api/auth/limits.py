@@ -1,4 +1,4 @@
-"""What tenants may use and what they have used: requests a minute over all gateways, usage, limits."""
+"""Limits and usage of tenants, and the rate limit of requests over all gateways."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
-from api.outages import answering
+from api.outages import queue_errors
 from serinette.credentials import Limits
 from serinette.errors import QueueUnavailable, RateLimited
 from serinette.names import Keys
 from serinette.usage import Day, day_number, day_of
 
-# A gateway takes a tenth of a second's requests at a time, and uses them within a second: of an allowance of a thousand
-# a minute that is one, of one that no client reaches it is seldom that Redis is asked.
+# A gateway reserves a tenth of a second's share of requests at a time, valid for a second: that is one request of a
+# limit of a thousand a minute, and saves most calls of Redis where the limit is high.
 _SHARES_A_MINUTE = 600
 _SHARE_LIFE_S = 1.0
 
 # The generic cell rate algorithm (ITU-T I.371) with a burst of a whole minute: one number says when the allowance is
-# full again. Redis's own clock, since the gateways' differ. ARGV: requests per minute, how many to take, or one if
-# these are too many. Answers how many were taken, or negative milliseconds to wait.
+# full again. Uses Redis's clock, because the gateways' clocks differ. ARGV: requests per minute, how many to reserve
+# (one is, if these are too many). Answers how many were reserved, or negative milliseconds to wait.
 _SCRIPT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -40,18 +40,18 @@ return count
 
 
 class RequestRate:
-    """Counts requests on one Redis."""
+    """Rate limit of requests, shared by all gateways."""
 
     def __init__(self, redis: redis_asyncio.Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
-        self._taken: dict[str, tuple[int, float]] = {}  # what is left of a tenant's last share, and until when
+        self._taken: dict[str, tuple[int, float]] = {}  # rest of a tenant's reserved share, and its expiry
 
     async def count(self, tenant: str, per_minute: int | None) -> None:
         """Count one request.
 
         Raises:
-            RateLimited: it is one too many; it counts for nothing.
+            RateLimited: the limit is reached; the request is not counted.
             QueueUnavailable: Redis does not answer.
         """
         if per_minute is None:
@@ -62,10 +62,12 @@ class RequestRate:
             return
         share = max(1, per_minute // _SHARES_A_MINUTE)
         try:
-            # redis-py annotates an answer or an awaitable alike.
+            # Any, because redis-py annotates replies and awaitables alike.
             taken: Any = await self._redis.eval(_SCRIPT, 1, self._keys.rate(tenant), str(per_minute), str(share))
         except RedisError as error:
-            raise QueueUnavailable("requests cannot be counted, for the queue does not answer; try again") from error
+            raise QueueUnavailable(
+                "requests cannot be counted, because the queue does not answer; try again"
+            ) from error
         if taken < 0:
             raise RateLimited(
                 f"tenant {tenant} may send {per_minute} requests a minute; wait as long as Retry-After says",
@@ -77,15 +79,15 @@ class RequestRate:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Usage and limits on one Redis. `declared` has a tenant's limits where a file does; Redis has the others'."""
+    """Usage and limits of tenants. `declared` returns the limits of tenants in the declared file; Redis has others'."""
 
     redis: redis_asyncio.Redis
     keys: Keys
     declared: Callable[[str], Limits | None]
 
     async def days(self, tenant: str, days: Sequence[date]) -> list[Day]:
-        """What a tenant's jobs took on those UTC days. Raises QueueUnavailable."""
-        with answering():
+        """Usage of a tenant on each of these UTC days. Raises QueueUnavailable."""
+        with queue_errors():
             async with self.redis.pipeline(transaction=False) as pipe:
                 for day in days:
                     pipe.hgetall(self.keys.usage(tenant, day_number(day)))
@@ -93,7 +95,7 @@ class Accounts:
         return [day_of(day, raw) for day, raw in zip(days, found, strict=True)]
 
     async def limits(self, tenant: str) -> Limits:
-        """What a tenant may use. Raises QueueUnavailable."""
-        with answering():
+        """Limits of a tenant. Raises QueueUnavailable."""
+        with queue_errors():
             found: Any = await self.redis.hget(self.keys.tenants, tenant)
         return self.declared(tenant) or (Limits.model_validate_json(found) if found else Limits())

@@ -1,4 +1,4 @@
-"""Short-lived signed links, for the parts of a browser that send no header: WebSocket, EventSource and <audio>."""
+"""Short-lived signed links, for browser APIs that cannot send headers: WebSocket, EventSource and <audio>."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from api.auth.keyring import Caller, Keyring
 from serinette.errors import QueueUnavailable, Unauthorized
 from serinette.names import Keys
 
-# What a link opens, and nothing else.
+# The only paths that links open.
 _OPENS = re.compile(r"/v1/jobs/([0-9a-f-]{36})/(?:audio|events)")
 _TOKEN = re.compile(r"([0-9a-f]{12})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 _SECRET_CACHE_S = 2.0
 
 
 def job_opened_by_link(method: str, path: str) -> str | None:
-    """The job that a link may open by this request; None where links open nothing."""
+    """The job whose link may authorize this request; None on other paths."""
     match = _OPENS.fullmatch(path)
     return match[1] if match and method in {"GET", "HEAD"} else None
 
 
 def token_of(secret: bytes, caller: Caller, job_id: str, expires_s: int) -> str:
-    """What stands in the link: key id, expiry in Unix seconds, and a MAC that binds both to tenant and job."""
+    """The token of a link: key id, expiry in Unix seconds, and a MAC over both, the tenant and the job."""
     return f"{caller.key_id}.{expires_s}.{_mac(secret, caller, job_id, expires_s)}"
 
 
 def _mac(secret: bytes, caller: Caller, job_id: str, expires_s: int) -> str:
-    said = "\n".join(("link", caller.tenant, caller.key_id, job_id, str(expires_s)))
-    return base64.urlsafe_b64encode(hmac.digest(secret, said.encode(), "sha256")).decode().rstrip("=")
+    message = "\n".join(("link", caller.tenant, caller.key_id, job_id, str(expires_s)))
+    return base64.urlsafe_b64encode(hmac.digest(secret, message.encode(), "sha256")).decode().rstrip("=")
 
 
 class Links:
-    """Signs and checks links. All gateways share one secret, which the first of them puts into Redis."""
+    """Signs and verifies links. All gateways share one secret, which the first one writes to Redis."""
 
     def __init__(self, redis: redis_asyncio.Redis, keys: Keys, keyring: Keyring) -> None:
-        """`redis` answers text."""
+        """`redis` must decode responses."""
         self._redis = redis
         self._keys = keys
         self._keyring = keyring
@@ -54,11 +54,11 @@ class Links:
         return token_of(await self._shared_secret(), caller, job_id, expires_s), expires_s
 
     async def caller(self, token: str, job_id: str) -> Caller:
-        """Whose link it is. A link ends with the key that it was asked for with.
+        """The caller that a link was signed for. A link is valid only as long as that caller's key.
 
         Raises:
-            Unauthorized: it was not signed by us for this job, is over, or its key is.
-            QueueUnavailable: Redis does not answer, and has to be asked.
+            Unauthorized: the signature is not for this job, or the link or its key is expired or revoked.
+            QueueUnavailable: key or secret are not cached, and Redis does not answer.
         """
         match = _TOKEN.fullmatch(token)
         caller = await self._keyring.holder(match[1]) if match else None
@@ -77,14 +77,14 @@ class Links:
             fresh = secrets.token_hex(32)
             found: Any = await self._redis.set(self._keys.link_secret, fresh, nx=True, get=True)
         except RedisError as error:
-            raise QueueUnavailable("links cannot be checked, for the queue does not answer; try again") from error
+            raise QueueUnavailable("links cannot be checked, because the queue does not answer; try again") from error
         secret = (found or fresh).encode()
-        # Not for ever: a Redis that came back empty has another one.
+        # Cached for a short time, because an emptied Redis gets a new secret.
         self._secret = time.monotonic() + _SECRET_CACHE_S, secret
         return secret
 
 
 def _bad_link() -> Unauthorized:
     return Unauthorized(
-        "this link is over, or not for this; ask for another with POST /v1/jobs/{id}/links", field="token"
+        "this link has expired or is for another job; make a new one with POST /v1/jobs/{id}/links", field="token"
     )

@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from api.batches.validation import Check, Checked, Line, LineChecker
-from api.outages import answering
-from api.queue.admission import check_audio, check_webhook, check_words, pool_for, timeout_for
+from api.outages import queue_errors
+from api.queue.admission import check_audio, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.settings import GatewaySettings
 from serinette.batch import (
     LANE,
@@ -78,7 +78,7 @@ class BatchService:
             LaneNotAllowed: the tenant may not use the lane of batches.
             TooManyInFlight: too many of its batches are unfinished.
         """
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             limits = self.limits(tenant)
             if limits.lanes is not None and LANE not in limits.lanes:
                 allowed = ", ".join(limits.lanes)
@@ -101,7 +101,7 @@ class BatchService:
 
     def known(self, tenant: str, batch_id: str) -> Batch | None:
         """One batch, as far as Redis alone knows it."""
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             return record.batch() if (record := self._record(tenant, batch_id)) else None
 
     def get(self, tenant: str, batch_id: str) -> Batch:
@@ -113,7 +113,7 @@ class BatchService:
 
     def newest(self, tenant: str, limit: int) -> Sequence[Batch]:
         """A tenant's batches, newest first."""
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             return [record.batch() for record in self.repository.newest(tenant, limit)]
 
     def pause(self, tenant: str, batch_id: str) -> Batch:
@@ -133,7 +133,7 @@ class BatchService:
 
     def retry(self, tenant: str, batch_id: str) -> Batch:
         """Another round for the lines of an ended batch that have no songs. Raises NotFound, Conflict."""
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             record = self._record(tenant, batch_id)
             if record is None:
                 raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
@@ -150,12 +150,12 @@ class BatchService:
         if not batch.status.ended:
             raise NotFinished(f"batch {batch_id} is {batch.status}: cancel it, or wait for its end, then erase it")
         self.files.erase(tenant, batch_id)
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             self.repository.forget(batch_id)
 
     def lines(self, tenant: str, batch_id: str, first: int, count: int) -> list[BatchLine]:
         """What became of some lines, from 0, of one part at most. Raises NotFound."""
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             record = self._record(tenant, batch_id)
             if record is None:
                 raise NotFound(f"the lines of batch {batch_id} are not known; its files may be kept still")
@@ -178,7 +178,7 @@ class BatchService:
             check_audio(tenant, task, self.files.store, find)
 
         def check(spec: GenerationSpec) -> tuple[str, int]:
-            check_words(spec, self.settings.loras)
+            check_lora_and_codes(spec, self.settings.loras)
             if spec.source_audio or spec.reference_audio:
                 check_sources(_only_audio(spec))
             pool = pool_for(spec.model, self.settings, workers)
@@ -233,7 +233,7 @@ class BatchService:
         return record if record and record.header.tenant == tenant else None
 
     def _moved(self, tenant: str, batch_id: str, to: BatchStatus, *allowed: BatchStatus) -> Batch:
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             while (record := self._record(tenant, batch_id)) and record.status is not to:
                 if record.status not in allowed:
                     message = f"batch {batch_id} is {record.status}: only {' or '.join(allowed)} batches can be {to}"

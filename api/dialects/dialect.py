@@ -20,8 +20,8 @@ from starlette.routing import BaseRoute
 
 from api.dependencies import RequestContext, context_of
 from api.dialects.fields import Conversion
-from api.downloads import Asked
-from api.events import held
+from api.downloads import FileRequest
+from api.events import wait_for_job
 from api.problems import Responses
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
@@ -122,7 +122,7 @@ class JobAccess:
             TooLarge, InvalidAudio, InvalidSpec: it is not kept.
         """
         try:
-            return (await self.context.parts.intake.take_file(self.context.tenant, file)).id
+            return (await self.context.parts.uploads.take_file(self.context.tenant, file)).id
         except (InvalidAudio, InvalidSpec) as error:  # it knows no field but its own
             raise type(error)(f"{name}: {error.message.removeprefix('file: ')}", field=name) from error
 
@@ -154,7 +154,9 @@ class JobAccess:
     async def wait(self, job: Job, wait_s: float) -> Job:
         """The job at its end, or after `wait_s`, at most the server's bound."""
         parts = self.context.parts
-        return await held(parts.queue, parts.events, self.context.standing, job, min(wait_s, self.max_wait_s))
+        return await wait_for_job(
+            parts.queue, parts.events, self.context.caller_check, job, min(wait_s, self.max_wait_s)
+        )
 
     async def cancel(self, job_id: str) -> tuple[Job, bool]:
         """The job after a short wait for its end, and whether it was canceled by this call."""
@@ -174,7 +176,7 @@ class JobAccess:
 
     async def song(self, http: Request, song: Artifact, file_name: str, *, download: bool) -> Response:
         """The song's file or the part of it that is asked for, never as a redirect. Raises Gone."""
-        return await self.context.parts.songs.serve(song, Asked.by(http), file_name, download=download)
+        return await self.context.parts.downloads.serve(song, FileRequest.of(http), file_name, download=download)
 
 
 async def _job_access(request: Request) -> JobAccess:

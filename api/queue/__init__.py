@@ -1,4 +1,4 @@
-"""Jobs, as routes use them: submit, get, list, cancel, erase, counts. A job's state changes in serinette/jobs alone."""
+"""Operations on jobs for routes: submit, get, list, cancel, erase, counts. State changes are in serinette/jobs."""
 
 from api.queue.explanations import Pool
 from api.queue.lookup import Page, no_such_job

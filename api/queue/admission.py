@@ -1,4 +1,4 @@
-"""What is checked of a spec before it may enter the queue, beyond its own bounds."""
+"""Checks of a spec before it is queued, beyond its own validation."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from serinette.store import Store
 from serinette.webhook_targets import Targets
 
 _AUDIO_CODE = re.compile(r"<\|audio_code_\d+\|>")
-# Not worth asking the workers: one that sings less is for trying things out, and refuses what it cannot sing itself.
+# Shorter songs are not checked here; a worker that cannot generate them refuses them itself.
 _ALWAYS_FITS_S = 60.0
 _WINDOWED = {Task.REPAINT, Task.LEGO}
 
 
 def pool_for(model: str | None, settings: GatewaySettings, workers: Iterable[Presence]) -> str:
-    """The pool for a job: of those that are told of the one that holds `model`, also while it has no worker; else that
-    of a worker which is up and holds it. Without a model, the default pool.
+    """The pool for a job: the published pool that serves `model`, even without workers; if no pools are published, that
+    of a running worker which has loaded it. Without a model, the default pool.
 
     Raises:
-        InvalidSpec: nobody holds it.
+        InvalidSpec: no pool and no worker serves the model.
     """
     if model is None:
         return settings.pool
@@ -41,30 +41,30 @@ def pool_for(model: str | None, settings: GatewaySettings, workers: Iterable[Pre
     raise InvalidSpec(f"model: {model} is not known; {published}; leave it out for the default", field="model")
 
 
-def timeout_for(asked_s: int | None, pool: str, settings: GatewaySettings) -> int:
-    """How long a job of this pool may run, in seconds: what it asks for, or the default as far as the pool allows.
+def timeout_for(requested_s: int | None, pool: str, settings: GatewaySettings) -> int:
+    """Timeout of a job in this pool, in seconds: the requested one, or the default capped by the pool's longest job.
 
     Raises:
-        InvalidSpec: a worker of this pool that is asked to leave could not finish a job so long.
+        InvalidSpec: it is longer than a draining worker of this pool may run.
     """
     facts = of_name(settings.pools, pool)
     longest_s = facts.longest_s if facts else None
     if longest_s is None:
-        return asked_s or settings.job_timeout_s
-    if asked_s is not None and asked_s > longest_s:
+        return requested_s or settings.job_timeout_s
+    if requested_s is not None and requested_s > longest_s:
         raise InvalidSpec(
-            f"timeout_s: pool {pool} lets a job run for {longest_s} s at most, since a worker that is asked to leave "
+            f"timeout_s: pool {pool} lets a job run for {longest_s} s at most, since a draining worker "
             f"gets no longer; ask for {longest_s} or less, or leave it out",
             field="timeout_s",
         )
-    return asked_s or min(settings.job_timeout_s, longest_s)
+    return requested_s or min(settings.job_timeout_s, longest_s)
 
 
 def check_length(spec: GenerationSpec, pool: str, workers: Iterable[Presence]) -> None:
-    """See that a long song fits on what its pool's workers run on, as far as one of them is up to tell.
+    """Check that a running worker of the pool can generate a long song; without running workers it is accepted.
 
     Raises:
-        InvalidSpec: none of them has the memory for it.
+        InvalidSpec: it is longer than every running worker can generate.
     """
     if spec.duration_s <= _ALWAYS_FITS_S or spec.source_audio:
         return
@@ -78,11 +78,11 @@ def check_length(spec: GenerationSpec, pool: str, workers: Iterable[Presence]) -
         )
 
 
-def check_words(spec: GenerationSpec, loras: Collection[str] = ()) -> None:
-    """See that names and codes in the spec stand for something.
+def check_lora_and_codes(spec: GenerationSpec, loras: Collection[str] = ()) -> None:
+    """Check the LoRA and the audio codes of a spec.
 
     Raises:
-        InvalidSpec: a LoRA that is not published, or audio codes without a code; `field` names it.
+        InvalidSpec: the LoRA is not published, or the audio codes contain no code; `field` names it.
     """
     if spec.lora is not None and spec.lora not in loras:
         known = f"published here are {', '.join(sorted(loras))}" if loras else "none is published here"
@@ -94,10 +94,10 @@ def check_words(spec: GenerationSpec, loras: Collection[str] = ()) -> None:
 
 
 def check_audio(tenant: str, spec: GenerationSpec, store: Store, find_job: Callable[[str], Job]) -> None:
-    """See that what the spec works on exists, and is long enough for its window.
+    """Check that the source and reference audio exist, and that the source is long enough for the repaint window.
 
     Raises:
-        InvalidSpec: an upload that was never completed, a song that does not exist, or a window behind the source's
+        InvalidSpec: the upload was never completed, the song does not exist, or the window begins after the source's
             end; `field` names it.
     """
     for field, audio_id in (("source_audio", spec.source_audio), ("reference_audio", spec.reference_audio)):
@@ -116,7 +116,7 @@ def check_audio(tenant: str, spec: GenerationSpec, store: Store, find_job: Calla
 
 
 def check_webhook(tenant: str, url: str | None, settings: GatewaySettings, targets: Targets) -> None:
-    """See that the job's end can be told where it asks for.
+    """Check that the job's end can be delivered to its webhook.
 
     Raises:
         InvalidSpec, Unavailable: see Targets.check.

@@ -1,4 +1,4 @@
-"""What an unfinished job waits for, in words, and how long yet. Pure."""
+"""What an unfinished job waits for, in words, and its ETA. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from serinette.names import Lane
 from serinette.pools import PoolFacts
 from serinette.presence import Holdup, Presence, WorkerStage
 
-# Below this share of the work, what is left cannot be told from what is done.
-_TELLING_FRACTION = 0.1
+# Least fraction of the work from which the rest can be extrapolated.
+_LEAST_FRACTION = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One pool at one moment. `succeeded` and `unsuccessful` (failed and canceled) count jobs that ended since Redis
-    began; `told` is what is known of it without its workers, `holdup` what the cluster says of them.
+    """Status of one pool. `succeeded` and `unsuccessful` (failed and canceled) count jobs that ended since Redis began;
+    `facts` is the pool's published configuration, `holdup` the controller's report of its pods.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Pool:
     cold_start_s: float | None = None
     brake: tuple[str, ...] = ()
     holdup: Holdup | None = None
-    told: PoolFacts | None = None
+    facts: PoolFacts | None = None
 
     @property
     def active(self) -> tuple[Presence, ...]:
@@ -64,7 +64,7 @@ class Pool:
 
 def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = None) -> str | None:
     """In words, what an unfinished job waits for; None while its song is generated. `ahead`: jobs before it in its
-    lane, None when it is in none.
+    lane, None when it is not queued.
     """
     if job.status is JobStatus.RUNNING:
         return _running_waits_for(job, pool, at)
@@ -78,20 +78,20 @@ def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = N
 
 
 def no_worker(pool: Pool) -> str:
-    """Why a pool has no worker, as far as anything tells: the brake, the cluster, or that it begins at zero."""
+    """Why a pool has no worker: the brake, the cluster, or scaling from zero."""
     none = f"a worker: none is up in pool {pool.name}"
     if pool.brake:
-        return f"{none}, and no more are started: {brake.words(pool.brake)}"
+        return f"{none}, and no more are started: {brake.describe(pool.brake)}"
     if pool.holdup and pool.holdup.words:
         return f"{none}; {pool.holdup.words}"
-    if pool.told and pool.told.min_workers == 0 and not (pool.holdup and pool.holdup.pods):
+    if pool.facts and pool.facts.min_workers == 0 and not (pool.holdup and pool.holdup.pods):
         usually = f"; from start to model it takes about {pool.cold_start_s:.0f} s" if pool.cold_start_s else ""
         return f"{none}, which scales from zero{usually}"
     return none
 
 
 def coming(pool: Pool, at: datetime | None) -> str:
-    """How far the worker that comes first is, by what a cold start usually takes here."""
+    """How far the oldest starting worker is, by the pool's average cold start."""
     words = "the model, which is loading"
     failing = [worker.message for worker in pool.active if worker.message]
     if len(failing) == len(pool.active) and failing:
@@ -125,12 +125,12 @@ def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | No
         return f"{_jobs(above)} in the lanes above {job.lane}"
     if pool.free_slots:
         return "the worker that is taking it"
-    braked = f"; no more are started: {brake.words(pool.brake)}" if pool.brake else ""
+    braked = f"; no more are started: {brake.describe(pool.brake)}" if pool.brake else ""
     return f"a free worker: it is next in its lane{braked}"
 
 
 def eta_s(job: Job, ahead: int | None, pool: Pool, at: datetime) -> float | None:
-    """Seconds until the song is likely ready; None when unknown. A running job is taken to go on at its pace."""
+    """Seconds until the song is likely ready; None when unknown. A running job is extrapolated from its progress."""
     if job.status is JobStatus.RUNNING:
         return _remaining_s(job, pool, at)
     if job.status is not JobStatus.QUEUED:
@@ -141,7 +141,7 @@ def eta_s(job: Job, ahead: int | None, pool: Pool, at: datetime) -> float | None
 def expected_s(lane: Lane, ahead: int, pool: Pool) -> float | None:
     """Seconds until a job with `ahead` others before it in its lane is likely ready; None without workers or pace.
 
-    It waits for as many rounds as the slots need for all that come before it, and half a round more while all are busy.
+    It waits for as many rounds as the slots need for all jobs before it, and half a round more while all are busy.
     """
     if pool.pace_s is None or not pool.slots:
         return None
@@ -152,13 +152,13 @@ def expected_s(lane: Lane, ahead: int, pool: Pool) -> float | None:
 def _remaining_s(job: Job, pool: Pool, at: datetime) -> float | None:
     elapsed_s = max((at - job.started_at).total_seconds(), 0.0) if job.started_at else 0.0
     fraction = job.progress.fraction if job.progress else 0.0
-    if fraction >= _TELLING_FRACTION:
+    if fraction >= _LEAST_FRACTION:
         return round(_worked_s(job, elapsed_s, at) * (1 - fraction) / fraction, 1)
     return None if pool.pace_s is None else round(max(pool.pace_s - elapsed_s, 0.0), 1)
 
 
 def _worked_s(job: Job, elapsed_s: float, at: datetime) -> float:
-    """What was worked on a running job: while it waited for the engine, it came no nearer to its end."""
+    """Seconds that the engine has worked on a running job, without its waits for the engine."""
     if job.progress is None or job.progress.engine_s is None:
         return elapsed_s
     return job.progress.engine_s + max((at - job.progress.at).total_seconds(), 0.0)

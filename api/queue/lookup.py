@@ -1,4 +1,4 @@
-"""Jobs as their owner may know them: out of Redis, or of the store once that has forgotten them. Changes nothing."""
+"""Reads jobs: from Redis, or from the store once Redis has expired them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from api.outages import Threads
 from api.queue.explanations import eta_s, waiting_for
-from api.queue.pool_status import PoolFigures
+from api.queue.pool_status import PoolStatusReader
 from serinette.errors import InvalidSpec, NotFound, StoreUnavailable, Unavailable
 from serinette.job import Job, JobError, JobStatus, now
 from serinette.jobs import AsyncJobs, Seen, Shrunk, calls, job_of_record
@@ -22,31 +22,31 @@ from serinette.names import Keys
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 
-# A filtered list looks at so many jobs in one request, at most so many at a time, before it hands out a cursor instead.
+# Most jobs that a filtered list examines in one request before it returns a cursor, and most that it reads at a time.
 SCAN_LIMIT = 2_000
 SCAN_CHUNK = 200
 
-# Threads that ask the store for jobs that Redis has forgotten.
+# Threads that read jobs from the store which Redis has expired.
 _RECALLS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last job looked at, and its submit time in Unix seconds should that job be erased meanwhile."""
+    """The last job examined, and its submit time in Unix seconds in case that job is erased meanwhile."""
 
     job_id: str
     score: float
 
     def encode(self) -> str:
-        """As the client gets it: URL-safe, to be handed back as it is."""
+        """The opaque, URL-safe text that the client sends back."""
         return base64.urlsafe_b64encode(json.dumps([self.job_id, self.score]).encode()).decode().rstrip("=")
 
     @classmethod
     def decode(cls, encoded: str) -> Cursor:
-        """Read what `encode` wrote.
+        """Parse the text of `encode`.
 
         Raises:
-            InvalidSpec: it is not a cursor that we gave.
+            InvalidSpec: it is not a valid cursor.
         """
         try:
             job_id, score = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
@@ -54,13 +54,13 @@ class Cursor:
                 raise TypeError("the id is not text")
             return cls(job_id, float(score))
         except (binascii.Error, ValueError, TypeError, RecursionError) as error:
-            message = "cursor: not one that we gave; use `next_cursor` of the page before as it is, or leave it out"
+            message = "cursor: not valid; send `next_cursor` of the page before unchanged, or leave it out"
             raise InvalidSpec(message, field="cursor") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Jobs, newest first. With a cursor there may be more, even if this page is short."""
+    """Jobs, newest first. If there is a cursor, more may follow, even if this page is short."""
 
     jobs: tuple[Job, ...]
     next_cursor: str | None
@@ -69,11 +69,11 @@ class Page:
 class Lookup:
     """Reads jobs. Raises RedisError when Redis does not answer, and StoreUnavailable when the store is needed."""
 
-    def __init__(self, jobs: AsyncJobs, keys: Keys, store: Store, figures: PoolFigures) -> None:
+    def __init__(self, jobs: AsyncJobs, keys: Keys, store: Store, pool_status: PoolStatusReader) -> None:
         self._jobs = jobs
         self._keys = keys
         self._store = store
-        self._figures = figures
+        self._pool_status = pool_status
         self.recalls = Threads(_RECALLS, _slow_store)
 
     async def see(self, job_ids: Sequence[str]) -> list[Seen]:
@@ -86,7 +86,7 @@ class Lookup:
         return await self.loaded(tenant, job_id, seen)
 
     async def loaded(self, tenant: str, job_id: str, seen: Seen) -> Job:
-        """What was seen, or what the store says. Raises NotFound."""
+        """The job as Redis has it, or as the store has it. Raises NotFound."""
         job = None
         if not _is_hidden(tenant, seen):
             job = await self.explained(seen) if seen.entry else (await self._recalled(tenant, [job_id]))[0]
@@ -124,14 +124,14 @@ class Lookup:
         return Page(tuple(found), last.encode() if last and more else None)
 
     async def explained(self, seen: Seen) -> Job | None:
-        """The job, and while it has not ended its place, ETA and what it waits for; None where Redis has no record."""
+        """The job, with place, ETA and `waiting_for` until it ends; None if Redis has no entry."""
         return await self.with_place(seen.entry.job(), seen.place) if seen.entry else None
 
     async def with_place(self, job: Job, ahead: int | None) -> Job:
-        """The job with what it waits for. `ahead`: the jobs before it in its lane, of one that waits there."""
+        """The job with place, ETA and `waiting_for`. `ahead`: jobs before it in its lane, None if it is not queued."""
         if job.status.ended:
             return job
-        pool = (await self._figures.read((job.pool,))).pools[job.pool]
+        pool = (await self._pool_status.read((job.pool,))).pools[job.pool]
         at = now()
         return job.model_copy(
             update={
@@ -142,7 +142,7 @@ class Lookup:
         )
 
     async def whole_or_brief(self, job_id: str, shrunk: Shrunk) -> Job:
-        """A job that Redis knows in brief: whole where the store answers, since that must hide no end."""
+        """A shrunk job: whole from the store, or brief if the store does not answer."""
         try:
             (job,) = await self._recalled(shrunk.tenant, [job_id])
         except StoreUnavailable:
@@ -157,7 +157,7 @@ class Lookup:
         return await self.recalls.run(read)
 
     async def _scan(self, tenant: str, after: Cursor | None, limit: int) -> AsyncIterator[tuple[Cursor, Seen]]:
-        """The tenant's jobs behind a cursor, newest first, no more than SCAN_LIMIT of them; `limit` will likely do."""
+        """The tenant's jobs after a cursor, newest first, at most SCAN_LIMIT; `limit` is the expected number."""
         start = 0 if after is None else await self._start(tenant, after)
         first, chunk = start, min(limit, SCAN_CHUNK)
         while first < start + SCAN_LIMIT:
@@ -175,14 +175,14 @@ class Lookup:
     async def _start(self, tenant: str, after: Cursor) -> int:
         index = self._keys.jobs(tenant)
         rank: Any = await self._jobs.redis.zrevrank(index, after.job_id)
-        if rank is None:  # erased since: go on behind all that are newer
+        if rank is None:  # it was erased: continue after all newer jobs
             return int(await self._jobs.redis.zcount(index, f"({after.score}", "+inf"))
         return int(rank) + 1
 
 
 def brief(job_id: str, shrunk: Shrunk) -> Job:
-    """A job by what Redis keeps of it some minutes after its end: no song, and of its prompt the beginning. What is not
-    known is left unset, so that answers leave it out (api/v1/answers.py).
+    """A job from its Shrunk form: without songs, with the start of its prompt. Unknown fields are left unset, so that
+    responses omit them (api/v1/answers.py).
     """
     error = JobError(code=shrunk.error_code, message=f"GET /v1/jobs/{job_id} says what went wrong")
     return Job(
@@ -200,12 +200,12 @@ def brief(job_id: str, shrunk: Shrunk) -> Job:
 
 
 def no_such_job(job_id: str) -> NotFound:
-    """The answer to a request for it."""
+    """The error for an unknown job."""
     return NotFound(f"there is no job {job_id}; ended jobs are kept for a limited time")
 
 
 def _is_hidden(tenant: str, seen: Seen) -> bool:
-    """Whether Redis knows that the tenant has no such job: it is another's, or never was one."""
+    """Whether Redis knows that the tenant has no such job: it belongs to another tenant, or was called off."""
     if seen.entry is not None:
         return seen.entry.called_off or seen.entry.tenant != tenant
     return seen.shrunk is not None and seen.shrunk.tenant != tenant

@@ -1,4 +1,4 @@
-"""What is the same for every poller: the pools' counts and workers, read a few times a second and shared."""
+"""Status of the pools, read from Redis a few times a second and shared by all requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from redis import asyncio as redis_asyncio
 
-from api.outages import answering
+from api.outages import queue_errors
 from api.queue.explanations import Pool
 from serinette.brake import in_force
 from serinette.counters import JOBS_ENDED, SEPARATOR
@@ -26,52 +26,52 @@ Ended = Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """All pools that were asked for, of one reading. `read_s`: when it began, by the monotonic clock."""
+class PoolStatuses:
+    """Status of the pools by one read. `read_s`: its start, by the monotonic clock."""
 
     pools: Mapping[str, Pool]
     workers: Sequence[Presence]
     read_s: float
 
 
-class PoolFigures:
-    """The figures of all pools on one Redis, of this process.
+class PoolStatusReader:
+    """Reads the status of all pools, cached in this process.
 
-    One reading is under way at most, and whoever needs younger figures waits for it, or for the next.
+    At most one read is in progress; callers that need a newer status wait for it, or for the next one.
     """
 
     def __init__(self, redis: redis_asyncio.Redis, keys: Keys, published: Sequence[PoolFacts] = ()) -> None:
-        """`published`: the pools that are known without their workers."""
+        """`published`: configuration of the pools, known without their workers."""
         self._redis = redis
         self._keys = keys
         self._published = published
         self._names = {pool.name for pool in published}
-        self._last = Figures({}, (), -1e9)
+        self._last = PoolStatuses({}, (), -1e9)
         self._reading: asyncio.Task[None] | None = None
 
-    async def read(self, names: Collection[str] = (), *, fresh: bool = False) -> Figures:
-        """The figures of these pools and of every other that is known, no older than MAX_AGE_S; `fresh`, than now.
+    async def read(self, names: Collection[str] = (), *, fresh: bool = False) -> PoolStatuses:
+        """Status of these and all other known pools, no older than MAX_AGE_S; with `fresh`, no older than this call.
 
         Raises:
             QueueUnavailable: Redis does not answer.
         """
-        asked_s = time.monotonic()
-        oldest_s = asked_s if fresh else asked_s - MAX_AGE_S
+        started_s = time.monotonic()
+        oldest_s = started_s if fresh else started_s - MAX_AGE_S
         last = self._last
         if last.read_s >= oldest_s and all(name in last.pools for name in names):
             return last
         self._names.update(names)
-        with answering():
+        with queue_errors():
             while self._last.read_s < oldest_s or any(name not in self._last.pools for name in names):
                 await self._next_reading()
         return self._last
 
     async def _next_reading(self) -> None:
-        # Done is not None: to await a reading that is over would give no other task, and so no new reading, a turn.
+        # done() is checked because awaiting a finished task does not yield, so that no other caller could start a read.
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
-            self._reading.add_done_callback(_heard)
-        # A caller that leaves must not take the reading from the others.
+            self._reading.add_done_callback(_retrieve_exception)
+        # shield(), because a canceled caller must not cancel the read for the others.
         await asyncio.shield(self._reading)
 
     async def _read(self) -> None:
@@ -95,10 +95,10 @@ class PoolFigures:
             name: self._pool(name, counts[i * size : (i + 1) * size], workers, ended, words.get(name))
             for i, name in enumerate(names)
         }
-        self._last = Figures(pools, workers, began_s)
+        self._last = PoolStatuses(pools, workers, began_s)
 
     async def _workers(self) -> tuple[Presence, ...]:
-        """All that have reported lately, by name."""
+        """Presence of all running workers, by name."""
         found: Any = await self._redis.zrangebyscore(self._keys.workers, now().timestamp(), "+inf")
         names = sorted(map(text, found))
         texts = await self._redis.mget([self._keys.worker(name) for name in names]) if names else []
@@ -119,17 +119,17 @@ class PoolFigures:
             cold_start_s=None if cold_start_s is None else float(cold_start_s),
             brake=in_force(reasons),
             holdup=holdup,
-            told=of_name(self._published, name),
+            facts=of_name(self._published, name),
         )
 
 
-def _heard(reading: asyncio.Task[None]) -> None:
+def _retrieve_exception(reading: asyncio.Task[None]) -> None:
     if not reading.cancelled():
-        reading.exception()  # its callers have it, unless all of them left
+        reading.exception()  # avoids asyncio's warning if all callers were canceled
 
 
 def _ended(counted: Mapping[Any, Any]) -> Ended:
-    """Jobs that ended since Redis began, by pool and outcome; of a hash with other counts."""
+    """Jobs that ended since Redis began, by pool and outcome, from the counters' hash."""
     sums: dict[tuple[str, str], int] = {}
     for field, value in counted.items():
         name, *labels = text(field).split(SEPARATOR)

@@ -1,4 +1,4 @@
-"""A bound that is reached, as an error, and when to try again: by how fast the pool was measured to work. Pure."""
+"""Errors of reached limits, with Retry-After estimated from the pool's measured pace. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from serinette.job import now
 from serinette.jobs import Refusal
 from serinette.names import Lane
 
-# Told where nothing was measured: before the first song, or while no worker is up.
+# Retry-After without a measurement: before the first song, or while no worker runs.
 UNKNOWN_S = 30.0
 _SHORTEST_S = 1.0
 _LONGEST_S = 3600.0
 
 
 def error_of(refusal: Refusal, tenant: str, lane: Lane, pool: Pool) -> SerinetteError:
-    """The error that a submit is refused with."""
+    """The error of a refused submit."""
     count, bound = f"{refusal.count:g}", refusal.bound
     mine_s = room_for_tenant_s(pool, int(refusal.count))
     match refusal.what:
@@ -38,21 +38,21 @@ def error_of(refusal: Refusal, tenant: str, lane: Lane, pool: Pool) -> Serinette
 
 
 def interval_s(pool: Pool) -> float | None:
-    """Seconds between two jobs' ends: each of the ready slots ends one in the moving average of a job's run."""
+    """Mean seconds between two jobs' ends: the moving average of a job's run, divided by the ready slots."""
     if pool.pace_s is None or not pool.slots:
         return None
     return pool.pace_s / pool.slots
 
 
 def room_in_lane_s(pool: Pool, lane: Lane) -> float:
-    """Seconds until a job of a full lane begins: after all that wait in the lanes above it."""
+    """Seconds until a job of a full lane starts: after all jobs in the lanes above it."""
     return _bounded(interval_s(pool), pool.waiting_above(lane) + 1)
 
 
 def room_for_tenant_s(pool: Pool, mine: int) -> float:
-    """Seconds until one of a tenant's `mine` jobs is served, if they lie evenly among all of the pool's."""
-    everybody = sum(pool.waiting.values()) + pool.running
-    return _bounded(interval_s(pool), max(1.0, everybody / max(mine, 1)))
+    """Seconds until one of a tenant's `mine` jobs ends, if they are spread evenly among all jobs of the pool."""
+    unfinished = sum(pool.waiting.values()) + pool.running
+    return _bounded(interval_s(pool), max(1.0, unfinished / max(mine, 1)))
 
 
 def until_midnight_s(at: datetime) -> float:

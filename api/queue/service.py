@@ -1,4 +1,4 @@
-"""JobQueue: what may be done with jobs."""
+"""JobQueue: all operations on jobs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import anyio
 from anyio import CapacityLimiter
 from redis.exceptions import ResponseError
 
-from api.outages import Threads, answering
+from api.outages import Threads, queue_errors
 from api.queue.explanations import Pool
 from api.queue.lookup import Lookup, Page, no_such_job
-from api.queue.pool_status import PoolFigures
-from api.queue.submission import Submits, Work
+from api.queue.pool_status import PoolStatusReader
+from api.queue.submission import Submitter, Work
 from api.settings import GatewaySettings
 from serinette.batch import BATCH_LABEL
 from serinette.container import ContainerSpec
@@ -28,7 +28,7 @@ from serinette.webhook_targets import Targets
 
 _ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
 
-# Threads for what is asked of the store, by the queue and by whoever hands songs over.
+# Threads for blocking calls of the store, by the queue and by downloads and uploads.
 _STORE_THREADS = 16
 
 
@@ -36,7 +36,7 @@ class JobQueue:
     """Jobs of all tenants on one Redis.
 
     Every method raises QueueUnavailable when Redis does not answer, and those that need the store StoreUnavailable. A
-    store or a resolver that hangs holds up its own callers alone: they wait in threads of their own.
+    hanging store or resolver delays only the calls that need it: they wait in separate threads.
     """
 
     def __init__(
@@ -48,22 +48,22 @@ class JobQueue:
         declared: Callable[[str], Limits | None] = lambda _: None,
         submits: AsyncJobs | None = None,
     ) -> None:
-        """`declared` knows what a tenant may use, where something else than Redis does. `submits`: connections of
-        their own for submits, since waiting for a disk holds one for up to a second.
+        """`declared` returns the limits of tenants in the declared file. `submits`: separate connections for submits,
+        because waiting for the disk holds one for up to a second.
         """
         self._jobs = jobs
         self._store = store
         self._settings = settings
         self._keys = settings.keys
         self.store_threads = CapacityLimiter(_STORE_THREADS)
-        self._figures = PoolFigures(jobs.redis, settings.keys, settings.pools)
-        self._lookup = Lookup(jobs, settings.keys, store, self._figures)
-        self._submits = Submits(
+        self._pool_status = PoolStatusReader(jobs.redis, settings.keys, settings.pools)
+        self._lookup = Lookup(jobs, settings.keys, store, self._pool_status)
+        self._submitter = Submitter(
             jobs=submits or jobs,
             store=store,
             settings=settings,
             lookup=self._lookup,
-            figures=self._figures,
+            pool_status=self._pool_status,
             declared=declared,
             store_threads=self.store_threads,
             targets=Targets(settings.webhook_networks),
@@ -71,13 +71,13 @@ class JobQueue:
 
     @property
     def recalls(self) -> Threads:
-        """Those that ask the store for jobs that Redis has forgotten."""
+        """Threads that read jobs from the store which Redis has expired."""
         return self._lookup.recalls
 
     @property
     def webhook_threads(self) -> Threads:
-        """Those that look up the hosts of webhooks."""
-        return self._submits.webhook_threads
+        """Threads that resolve the hosts of webhooks."""
+        return self._submitter.webhook_threads
 
     async def submit(
         self,
@@ -88,42 +88,42 @@ class JobQueue:
         idempotency_key: str | None = None,
         dialect: Mapping[str, str] | None = None,
     ) -> tuple[Job, bool]:
-        """Put a job into its lane, its seed drawn; True if it is new, False if the key named one that exists.
+        """Queue a job, its seed drawn; True if it is new, False if the Idempotency-Key named an existing one.
 
         Raises:
-            InvalidSpec: the model or the audio it names is not there, its timeout is longer than its pool's workers may
-                take, or its webhook leads where it may not.
+            InvalidSpec: its model or audio does not exist, its timeout is longer than its pool allows, or its webhook's
+                address is not allowed.
             Unsupported: it names a webhook, and this deployment delivers none.
             IdempotencyConflict: the key was used with another spec.
-            LaneNotAllowed, Limited: its lane or its tenant has no room; nothing was stored.
+            LaneNotAllowed, Limited: a limit of its lane or tenant is reached; nothing was stored.
         """
-        with answering(_ADVICE):
-            return await self._submits.song(Work(tenant, spec, options, idempotency_key, dialect or {}), spec)
+        with queue_errors(_ADVICE):
+            return await self._submitter.song(Work(tenant, spec, options, idempotency_key, dialect or {}), spec)
 
     async def submit_container(
         self, tenant: str, spec: ContainerSpec, options: JobOptions, *, idempotency_key: str | None = None
     ) -> tuple[Job, bool]:
-        """As `submit`, of a container.
+        """As `submit`, for a container.
 
         Raises:
-            Unsupported: none are taken here.
-            InvalidSpec: the operator does not allow it, or an input is not the tenant's.
+            Unsupported: this deployment runs no containers.
+            InvalidSpec: the operator does not allow it, or an input does not exist.
         """
-        with answering(_ADVICE):
-            return await self._submits.container(Work(tenant, spec, options, idempotency_key), spec)
+        with queue_errors(_ADVICE):
+            return await self._submitter.container(Work(tenant, spec, options, idempotency_key), spec)
 
     async def get(self, tenant: str, job_id: str) -> Job:
-        """One job, from Redis or, when that has forgotten it, from the store.
+        """One job, from Redis or, once expired there, from the store.
 
         Raises:
             NotFound: this tenant has no such job.
         """
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             return await self._lookup.load(tenant, job_id)
 
     async def find(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Job | None]:
         """Each of many jobs; None for those that this tenant does not have."""
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             return await self._lookup.find(tenant, job_ids)
 
     async def list(
@@ -135,12 +135,12 @@ class JobQueue:
         cursor: str | None = None,
         limit: int = 20,
     ) -> Page:
-        """A page of the tenant's jobs, newest first. A filter looks at no more than SCAN_LIMIT jobs.
+        """A page of the tenant's jobs, newest first. A filter examines no more than SCAN_LIMIT jobs.
 
         Raises:
-            InvalidSpec: the cursor is not one of ours.
+            InvalidSpec: the cursor is not valid.
         """
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             return await self._lookup.page(tenant, status, label, cursor, limit)
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
@@ -148,15 +148,15 @@ class JobQueue:
 
         Raises:
             NotFound: this tenant has no such job.
-            Conflict: it has succeeded or failed already. One that is canceled already is simply answered.
+            Conflict: it has succeeded or failed already. A job that is canceled already is returned.
         """
         look = calls.look([job_id])
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             _, (raw,) = await self._jobs.together(calls.cancel(job_id, tenant), look.command(self._keys.prefix))
             if isinstance(raw, ResponseError):
                 raise raw
             (seen,) = look.parse(raw)
-            if seen.shrunk and seen.shrunk.tenant == tenant:  # its end is known, also while the store is away
+            if seen.shrunk and seen.shrunk.tenant == tenant:  # its end is known even if the store does not answer
                 _require_cancelable(job_id, seen.shrunk.status)
                 return await self._lookup.whole_or_brief(job_id, seen.shrunk)
             job = await self._lookup.loaded(tenant, job_id, seen)
@@ -170,7 +170,7 @@ class JobQueue:
             NotFound: this tenant has no such job.
             NotFinished: it, or its batch, has not ended; cancel it first.
         """
-        with answering(_ADVICE):
+        with queue_errors(_ADVICE):
             (seen,) = await self._lookup.see([job_id])
             job = seen.entry or seen.shrunk or await self._lookup.loaded(tenant, job_id, seen)
             if job.tenant != tenant or (seen.entry and seen.entry.called_off):
@@ -180,24 +180,24 @@ class JobQueue:
             batch_id = job.labels.get(BATCH_LABEL, "")
             if await self._jobs.redis.zscore(self._keys.batches, batch_id) is not None:
                 raise NotFinished(f"job {job_id} is a line of batch {batch_id}: erase it when that has ended")
-            # The store first: what fails half way is still there, and can be erased again.
+            # The store first: after a failure the job is still there, and can be erased again.
             erase_songs = partial(self._store.delete_prefix, song_prefix(tenant, job_id))
             await anyio.to_thread.run_sync(erase_songs, limiter=self.store_threads)
             await self._jobs(calls.erase(job_id, tenant))
-            if job.status is not JobStatus.SUCCEEDED:  # a controller may have recorded its end just now
+            if job.status is not JobStatus.SUCCEEDED:  # a controller may have written its record meanwhile
                 await anyio.to_thread.run_sync(erase_songs, limiter=self.store_threads)
 
     async def pools(self) -> tuple[Pool, ...]:
-        """The default pool, every pool that is published and every pool that has a worker, as they are now."""
-        with answering(_ADVICE):
-            figures = await self._figures.read((self._settings.pool,), fresh=True)
+        """Current status of the default pool, every published pool and every pool with a worker."""
+        with queue_errors(_ADVICE):
+            pool_status = await self._pool_status.read((self._settings.pool,), fresh=True)
         published = (pool.name for pool in self._settings.pools)
-        names = {self._settings.pool, *published, *(worker.pool for worker in figures.workers)}
-        return tuple(figures.pools[name] for name in sorted(names))
+        names = {self._settings.pool, *published, *(worker.pool for worker in pool_status.workers)}
+        return tuple(pool_status.pools[name] for name in sorted(names))
 
     async def ping(self) -> None:
-        """Ask Redis for a sign of life."""
-        with answering(_ADVICE):
+        """Check that Redis answers."""
+        with queue_errors(_ADVICE):
             await self._jobs.redis.ping()
 
 

@@ -1,4 +1,4 @@
-"""Submits: what is checked first, then one call of the transition, with the wait for the disk in its round trip."""
+"""Submits: the checks, then one call of the transition, which includes the wait for the disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from anyio import CapacityLimiter, from_thread
 
 from api.containers import check_container, check_inputs, check_taken
 from api.outages import Threads
-from api.queue.admission import check_audio, check_length, check_webhook, check_words, pool_for, timeout_for
+from api.queue.admission import check_audio, check_length, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.queue.lookup import Lookup
-from api.queue.pool_status import PoolFigures
+from api.queue.pool_status import PoolStatusReader
 from api.queue.retry_after import error_of
 from api.settings import GatewaySettings
 from serinette import logs, telemetry
@@ -36,19 +36,19 @@ from serinette.webhook_targets import Targets
 
 log = logging.getLogger(__name__)
 
-# Threads that look up the hosts of webhooks.
+# Threads that resolve the hosts of webhooks.
 _WEBHOOK_THREADS = 8
-# Of the longest wait for one answer of Redis: what is left is for the answer's way.
+# Share of the Redis timeout that WAITAOF may take; the rest is for the network.
 _DISK_SHARE = 0.8
 
 Command = tuple[Argument, ...]
-# Answers the pool and the timeout in seconds, or raises.
+# Returns the pool and the timeout in seconds, or raises.
 Check = Callable[[], Awaitable[tuple[str, int]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is submitted."""
+    """A song or container to submit, with its options."""
 
     tenant: str
     what: GenerationSpec | ContainerSpec
@@ -58,18 +58,18 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Submits:
-    """Puts jobs into their lanes. Raises RedisError when Redis does not answer.
+class Submitter:
+    """Checks and queues jobs. Raises RedisError when Redis does not answer.
 
-    A store or a resolver that hangs holds up its own callers alone: they wait in threads of their own. `declared` knows
-    what a tenant may use, where something else than Redis does.
+    A hanging store or resolver delays only the submits that need it: they wait in separate threads. `declared` returns
+    the limits of tenants in the declared file.
     """
 
     jobs: AsyncJobs
     store: Store
     settings: GatewaySettings
     lookup: Lookup
-    figures: PoolFigures
+    pool_status: PoolStatusReader
     declared: Callable[[str], Limits | None]
     store_threads: CapacityLimiter
     targets: Targets
@@ -79,7 +79,7 @@ class Submits:
         """See JobQueue.submit."""
 
         async def check() -> tuple[str, int]:
-            check_words(spec, self.settings.loras)
+            check_lora_and_codes(spec, self.settings.loras)
             pool, workers = await self._pool_for(spec.model)
             timeout_s = timeout_for(work.options.timeout_s, pool, self.settings)
             check_length(spec, pool, workers)
@@ -110,23 +110,23 @@ class Submits:
         try:
             pool, timeout_s = await check()
         except SerinetteError:
-            # What the job was accepted with may be gone when its submit is repeated.
+            # A repeated submit must find its job even if, for instance, its upload was erased meanwhile.
             if key is None or (known := await self._known(job_id)) is None:
                 raise
             return await self._replayed(work, job_id, known), False
-        with telemetry.span("submit", told={"job": job_id, "pool": pool, "lane": work.options.lane}):
+        with telemetry.span("submit", attributes={"job": job_id, "pool": pool, "lane": work.options.lane}):
             submission = self._submission(job_id, work, pool, timeout_s)
             limits, most = self.declared(work.tenant), self.settings.max_waiting
             call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(self._wait_ms))
             found, disk = await self.jobs.together(call, wait_ms=self._wait_ms)
         if found.refused is not None:
-            seen = (await self.figures.read((pool,))).pools[pool]
+            seen = (await self.pool_status.read((pool,))).pools[pool]
             raise error_of(found.refused, work.tenant, work.options.lane, seen)
         if found.no_disk:
             raise _no_disk()
         _require_on_disk(disk)
         if found.known or found.ended:
-            # Without a key it is ourselves: Redis did as it was asked, and its answer was lost on the way.
+            # Without a key this is our own submit, sent twice because Redis's first answer was lost.
             return await self._replayed(work, job_id, found), key is None
         with logs.about(job=job_id):
             log.info("job %s submitted to %s.%s", job_id, pool, work.options.lane)
@@ -134,7 +134,7 @@ class Submits:
 
     def _submission(self, job_id: str, work: Work, pool: str, timeout_s: int) -> Submission:
         what = work.what
-        # A song is tried as often as the operator wants it, a container as often as its client does.
+        # The operator sets the attempts of a song, the client those of a container.
         max_attempts = what.retries + 1 if isinstance(what, ContainerSpec) else self.settings.max_attempts
         return Submission(
             id=job_id,
@@ -151,11 +151,11 @@ class Submits:
         )
 
     async def _pool_for(self, model: str | None) -> tuple[str, Sequence[Presence]]:
-        workers = (await self.figures.read()).workers
+        workers = (await self.pool_status.read()).workers
         try:
             return pool_for(model, self.settings, workers), workers
-        except InvalidSpec:  # perhaps of a worker that is up since a moment ago
-            workers = (await self.figures.read(fresh=True)).workers
+        except InvalidSpec:  # the cached status may lack a worker that has just started
+            workers = (await self.pool_status.read(fresh=True)).workers
             return pool_for(model, self.settings, workers), workers
 
     async def _check_webhook(self, work: Work) -> None:
@@ -170,12 +170,12 @@ class Submits:
 
     @property
     def _wait_ms(self) -> int:
-        """How long a submit waits for the disk, in its round trip; 0 where that is not promised."""
+        """How long a submit waits for the disk, in milliseconds; 0 unless durability is fsync."""
         return int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE) if self.settings.durability == "fsync" else 0
 
     async def _known(self, job_id: str) -> Submitted | None:
-        """What a submit of this id would answer if there is such a job; on disk, where that is promised."""
-        # There must be something to wait for.
+        """The answer to a submit of this id if the job exists; waits for the disk if durability is fsync."""
+        # WAITAOF needs a write to wait for.
         writes: Sequence[Command] = [("SET", self.settings.keys.synced, job_id)] if self._wait_ms else []
         (seen,), disk = await self.jobs.together(calls.look([job_id]), *writes, wait_ms=self._wait_ms)
         if seen.entry is None and seen.shrunk is None:
@@ -185,7 +185,7 @@ class Submits:
 
     async def _replayed(self, work: Work, job_id: str, found: Submitted) -> Job:
         known = found.known or found.ended
-        # "": restored from a record that says nothing of it.
+        # "": restored from a record without a digest.
         if known is not None and known.digest not in {"", work.what.digest()}:
             raise IdempotencyConflict(
                 "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
@@ -193,7 +193,7 @@ class Submits:
         if found.ended:
             return await self.lookup.whole_or_brief(job_id, found.ended)
         if found.known is None or found.known.called_off:
-            raise QueueUnavailable("the job of this Idempotency-Key was being erased just now; try again")
+            raise QueueUnavailable("the job of this Idempotency-Key is being erased; try again")
         return await self.lookup.with_place(found.known.job(), found.place)
 
     def _keyed(self, tenant: str, idempotency_key: str) -> str:
@@ -202,17 +202,17 @@ class Submits:
 
 
 def keyed_job_id(tenant: str, idempotency_key: str, secret: str | None = None) -> str:
-    """The job id that an Idempotency-Key stands for: the same key of the same tenant is the same job.
+    """The job id of an Idempotency-Key: the same key of the same tenant is the same job.
 
-    With the deployment's `secret` nobody else can compute it (docs/decisions/0013).
+    With the deployment's `secret` other parties cannot compute it (docs/decisions/0013).
     """
-    key, said = (tenant, idempotency_key) if secret is None else (secret, f"{tenant}\n{idempotency_key}")
-    digest = hmac.digest(key.encode(), said.encode(), hashlib.sha256)
+    key, message = (tenant, idempotency_key) if secret is None else (secret, f"{tenant}\n{idempotency_key}")
+    digest = hmac.digest(key.encode(), message.encode(), hashlib.sha256)
     return str(uuid.UUID(bytes=digest[:16], version=5))
 
 
 def _fresh(submission: Submission, created_at_s: float) -> Job:
-    """A job that was put into its lane just now."""
+    """The job of a submission that has just been queued."""
     options, work = submission.options, submission.work
     created_at, deadline_s = datetime.fromtimestamp(created_at_s, UTC), options.start_deadline_s
     is_container = isinstance(work, ContainerSpec)
@@ -234,32 +234,31 @@ def _fresh(submission: Submission, created_at_s: float) -> Job:
 
 
 def _require_on_disk(answers: Sequence[Any]) -> None:
-    """Judge WAITAOF's answer, where it was asked.
+    """Check WAITAOF's answer, if there is one.
 
     Raises:
-        QueueUnavailable: it was not on disk within the time for one answer. What was written stays.
+        QueueUnavailable: the write was not on disk within the Redis timeout; it is not undone.
     """
     for answer in answers:
         if isinstance(answer, Exception):
             raise _not_on_disk(str(answer)) from answer
         if int(answer[0]) < 1:
-            raise _not_on_disk("not within the time for one answer")
+            raise _not_on_disk("not within the Redis timeout")
 
 
 def _not_on_disk(why: str) -> QueueUnavailable:
     return QueueUnavailable(
-        f"the queue's server did not say that the job is on its disk ({why}); it may be generated all the same: send "
-        "the submit again with its Idempotency-Key, or look for the job in the list"
+        f"the queue's server did not confirm that the job is on its disk ({why}); it may still be generated: send the "
+        "submit again with its Idempotency-Key, or look for the job in the list"
     )
 
 
 def _no_disk() -> QueueUnavailable:
     return QueueUnavailable(
-        "this gateway promises that accepted jobs are on disk (durability: fsync), and the queue's server keeps no "
-        "append-only file: nothing was accepted; its operator must set appendonly yes there, or durability: process "
-        "here"
+        "this gateway must write accepted jobs to disk (durability: fsync), but the queue's server has no append-only "
+        "file: nothing was accepted; its operator must set appendonly yes there, or durability: process here"
     )
 
 
 def _slow_resolver() -> Unavailable:
-    return Unavailable("webhook: too many hosts are being looked up just now; try again", field="webhook")
+    return Unavailable("webhook: too many hosts are being looked up at the moment; try again", field="webhook")

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.responses import RedirectResponse, Response
 
-from api.dependencies import CallerPart, LinksPart, QueuePart, SettingsPart, SongsPart, TenantPart
-from api.downloads import Asked, song_of
+from api.dependencies import CallerPart, DownloadsPart, LinksPart, QueuePart, SettingsPart, TenantPart
+from api.downloads import FileRequest, song_of
 from api.problems import problems
 from api.v1 import examples
 from api.v1.answers import JobId
@@ -44,7 +44,7 @@ async def audio(
     request: Request,
     job_id: JobId,
     queue: QueuePart,
-    songs: SongsPart,
+    downloads: DownloadsPart,
     settings: SettingsPart,
     tenant: TenantPart,
     index: Annotated[int, Query(ge=0, le=7, description="Which variation.")] = 0,
@@ -55,12 +55,12 @@ async def audio(
 ) -> Response:
     """The encoded song, whole or in part, or a redirect to the store."""
     song = song_of(await queue.get(tenant, job_id), index)
-    asked = Asked(request.scope, range_, if_range, if_none_match)
-    if request.method == "GET" and not download and not asked.has(song):
-        url = await songs.url(song, settings.presign_s)
+    file_request = FileRequest(request.scope, range_, if_range, if_none_match)
+    if request.method == "GET" and not download and not file_request.is_cached(song):
+        url = await downloads.url(song, settings.presign_s)
         if url is not None:
             return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
-    return await songs.serve(song, asked, f"{job_id}-{song.index}.{song.format}", download=download)
+    return await downloads.serve(song, file_request, f"{job_id}-{song.index}.{song.format}", download=download)
 
 
 @router.post(

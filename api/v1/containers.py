@@ -10,15 +10,15 @@ from starlette.responses import RedirectResponse
 
 from api.containers import LOG_POSITION, LogPosition
 from api.dependencies import (
+    DownloadsPart,
     LogsPart,
     QueuePart,
     SettingsPart,
-    SongsPart,
     TenantPart,
     containers_only,
     context_of,
 )
-from api.downloads import Asked
+from api.downloads import FileRequest
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.v1 import examples
@@ -75,16 +75,16 @@ async def output(
     name: Annotated[str, Path(max_length=1_100, description="As in the job's `run.outputs`.")],
     request: Request,
     queue: QueuePart,
-    songs: SongsPart,
+    downloads: DownloadsPart,
     settings: SettingsPart,
     tenant: TenantPart,
 ) -> Response:
     """A file that the container wrote below /outputs, or a redirect to the store."""
     found = _output_of(await queue.get(tenant, job_id), name)
-    asked = Asked.by(request)
-    if not asked.has(found) and (url := await songs.url(found, settings.presign_s)) is not None:
+    file_request = FileRequest.of(request)
+    if not file_request.is_cached(found) and (url := await downloads.url(found, settings.presign_s)) is not None:
         return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
-    return await songs.serve(found, asked, name.rpartition("/")[2], download=True)
+    return await downloads.serve(found, file_request, name.rpartition("/")[2], download=True)
 
 
 def _output_of(job: Job, name: str) -> Output:
@@ -127,4 +127,4 @@ async def log(
 ) -> Response:
     """Plain text: as far as it is while the container runs, whole when it has ended. Each attempt has its own."""
     job = await queue.get(tenant, job_id)
-    return await logs.serve(job, Asked.by(request), LogPosition.parse(after) if after else None)
+    return await logs.serve(job, FileRequest.of(request), LogPosition.parse(after) if after else None)

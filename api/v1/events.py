@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from api.auth.keyring import CallerCheck
-from api.dependencies import EventsPart, QueuePart, SettingsPart, StandingPart, TenantPart
+from api.dependencies import CallerCheckPart, EventsPart, QueuePart, SettingsPart, TenantPart
 from api.events import JobEvent, JobEvents, checked_event_id
 from api.problems import answer, problems
 from api.queue import JobQueue
@@ -52,7 +52,7 @@ async def stream(
     queue: QueuePart,
     events: EventsPart,
     tenant: TenantPart,
-    standing: StandingPart,
+    caller_check: CallerCheckPart,
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> Response:
@@ -61,7 +61,7 @@ async def stream(
     job, after = await _snapshot(queue, events, tenant, job_id, seen)
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
         return Response(status_code=204)
-    return EventSourceResponse(_sse(events, job, after, standing), ping=KEEPALIVE_S)
+    return EventSourceResponse(_sse(events, job, after, caller_check), ping=KEEPALIVE_S)
 
 
 @router.websocket("/jobs/{job_id}/events")
@@ -72,7 +72,7 @@ async def socket(
     events: EventsPart,
     settings: SettingsPart,
     tenant: TenantPart,
-    standing: StandingPart,
+    caller_check: CallerCheckPart,
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> None:
@@ -86,21 +86,21 @@ async def socket(
     async with anyio.create_task_group() as group:
         group.start_soon(_until_gone, websocket, group.cancel_scope)
         try:
-            async with aclosing(messages(events, job, after, standing)) as following:
+            async with aclosing(messages(events, job, after, caller_check)) as following:
                 async for message in following:
                     await websocket.send_text(message.model_dump_json())
-            await websocket.close(await _why(events, standing))
+            await websocket.close(await _why(events, caller_check))
         except WebSocketDisconnect:
             log.debug("listener to job %s left", job_id)
         group.cancel_scope.cancel()
 
 
-async def messages(events: JobEvents, job: Job, after: str, standing: CallerCheck) -> AsyncGenerator[JobEvent]:
+async def messages(events: JobEvents, job: Job, after: str, caller_check: CallerCheck) -> AsyncGenerator[JobEvent]:
     """The job as it stands, then its events behind `after`; ends early when Redis is lost: the client resumes."""
     yield JobEvent(id=after, type="status", data=job.model_dump(mode="json"))
     last = None
     try:
-        async with aclosing(events.follow(job.id, after, standing)) as following:
+        async with aclosing(events.follow(job.id, after, caller_check)) as following:
             async for last in following:
                 yield last
         if job.status.ended and last is None:  # its stream is forgotten, or was read to the end before
@@ -120,17 +120,17 @@ async def _snapshot(
     return job, before_last if job.status.ended else last
 
 
-async def _sse(events: JobEvents, job: Job, after: str, standing: CallerCheck) -> AsyncGenerator[ServerSentEvent]:
-    async with aclosing(messages(events, job, after, standing)) as following:
+async def _sse(events: JobEvents, job: Job, after: str, caller_check: CallerCheck) -> AsyncGenerator[ServerSentEvent]:
+    async with aclosing(messages(events, job, after, caller_check)) as following:
         async for message in following:
             yield ServerSentEvent(message.model_dump_json(), event=message.type, id=message.id, retry=RETRY_MS)
 
 
-async def _why(events: JobEvents, standing: CallerCheck) -> int:
+async def _why(events: JobEvents, caller_check: CallerCheck) -> int:
     """The code to close with: reconnect elsewhere, the key is no longer valid, or the job has ended."""
     if events.closing:
         return 1012
-    return 1000 if await standing.holds() else 1008
+    return 1000 if await caller_check.holds() else 1008
 
 
 async def _until_gone(websocket: WebSocket, scope: anyio.CancelScope) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.dependencies import QueuePart, RequestContext, TenantPart, context_of
-from api.events import held, preferred_wait_s
+from api.events import preferred_wait_s, wait_for_job
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.v1 import examples
@@ -102,7 +102,7 @@ async def _held(context: RequestContext, job: Job, prefer: str | None, headers: 
     wait_s = preferred_wait_s(prefer, context.parts.settings.max_wait_s)
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s:g}"
-    return await held(context.parts.queue, context.parts.events, context.standing, job, wait_s)
+    return await wait_for_job(context.parts.queue, context.parts.events, context.caller_check, job, wait_s)
 
 
 @router.get(

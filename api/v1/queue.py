@@ -208,9 +208,9 @@ def _worker_pool(pool: Pool) -> WorkerPoolView:
     waiting = sum(pool.waiting.values())
     return WorkerPoolView(
         name=pool.name,
-        model=pool.told.published if pool.told else held,
-        min_workers=pool.told.min_workers if pool.told else None,
-        max_workers=pool.told.max_workers if pool.told else None,
+        model=pool.facts.published if pool.facts else held,
+        min_workers=pool.facts.min_workers if pool.facts else None,
+        max_workers=pool.facts.max_workers if pool.facts else None,
         pods=pool.holdup.pods if pool.holdup else None,
         waiting=waiting,
         brake=pool.brake,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.datastructures import UploadFile
 
-from api.dependencies import IntakePart, TenantPart, containers_only
+from api.dependencies import TenantPart, UploadsPart, containers_only
 from api.problems import problems
 from api.v1 import examples
 from serinette.errors import InvalidSpec, NotFound
@@ -52,22 +52,22 @@ UploadId = Annotated[str, Depends(_checked_upload_id)]
 async def upload(
     request: Request,
     response: Response,
-    intake: IntakePart,
+    uploads: UploadsPart,
     tenant: TenantPart,
     presign: Annotated[bool, Query(description="Answer an URL of the store to PUT the bytes to, instead.")] = False,
 ) -> Upload | PresignedUpload:
     """Audio as the body, whatever its Content-Type, or as the field `file` of a form. Decoded once, to prove it."""
     if presign:
-        slip = await intake.open_slip(tenant)
-        return PresignedUpload(id=slip.id, put_url=slip.put_url, expires_at=slip.expires_at)
+        presigned = await uploads.presign(tenant)
+        return PresignedUpload(id=presigned.id, put_url=presigned.put_url, expires_at=presigned.expires_at)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        kept = await intake.take(tenant, request.stream())
+        kept = await uploads.take(tenant, request.stream())
     else:
         async with request.form(max_files=1, max_fields=8) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise InvalidSpec("file: the form must hold the audio in a field of this name", field="file")
-            kept = await intake.take_file(tenant, file)
+            kept = await uploads.take_file(tenant, file)
     response.headers["Location"] = f"/v1/uploads/{kept.id}"
     return kept
 
@@ -80,9 +80,9 @@ async def upload(
     openapi_extra={"requestBody": {"content": {"application/octet-stream": {"schema": _BYTES}}, "required": True}},
     responses=problems("too_large", "unsupported", "store_unavailable"),
 )
-async def upload_file(request: Request, response: Response, intake: IntakePart, tenant: TenantPart) -> UploadedFile:
+async def upload_file(request: Request, response: Response, uploads: UploadsPart, tenant: TenantPart) -> UploadedFile:
     """Any bytes as the body, for a container's `inputs` alone: no song can be made from them. 501 where none runs."""
-    kept = await intake.take_any(tenant, request.stream())
+    kept = await uploads.take_any(tenant, request.stream())
     response.headers["Location"] = f"/v1/uploads/{kept.id}"
     return kept
 
@@ -92,15 +92,15 @@ async def upload_file(request: Request, response: Response, intake: IntakePart, 
     summary="Prove a presigned upload",
     responses=problems("not_found", "invalid_audio", "too_large", "store_unavailable"),
 )
-async def complete(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> Upload:
+async def complete(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> Upload:
     """After the PUT to `put_url`. What is no audio, or too long, is erased."""
-    return await intake.complete(tenant, upload_id)
+    return await uploads.complete(tenant, upload_id)
 
 
 @router.get("/uploads/{upload_id}", summary="One upload", responses=problems("not_found", "store_unavailable"))
-async def look(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> Upload | UploadedFile:
+async def look(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> Upload | UploadedFile:
     """What the proof found."""
-    return await intake.look(tenant, upload_id)
+    return await uploads.look(tenant, upload_id)
 
 
 @router.delete(
@@ -109,6 +109,6 @@ async def look(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> U
     summary="Erase an upload",
     responses=problems("not_found", "store_unavailable"),
 )
-async def erase(upload_id: UploadId, intake: IntakePart, tenant: TenantPart) -> None:
+async def erase(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> None:
     """Jobs that still wait to work on it will fail."""
-    await intake.erase(tenant, upload_id)
+    await uploads.erase(tenant, upload_id)

@@ -59,7 +59,7 @@ class Encoders:
 
     def _encode(self, samples: Samples, sample_rate: int, spec: GenerationSpec, tags: Mapping[str, str]) -> Encoded:
         warnings: tuple[str, ...] = ()
-        with place(self._directory, self._most), telemetry.span("encode", told={"format": spec.format}):
+        with place(self._directory, self._most), telemetry.span("encode", attributes={"format": spec.format}):
             began_s = time.monotonic()
             if spec.loudness_lufs is not None:
                 samples, complaint = to_loudness(samples, sample_rate, spec.loudness_lufs)

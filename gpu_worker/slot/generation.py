@@ -166,7 +166,7 @@ class Generation:
         key = artifact_key(held.entry.tenant, held.job_id, held.attempt.id, index, EXTENSIONS[format_])
         if index == len(generated.songs) - 1:
             held.report(Stage.UPLOADING)
-        with telemetry.span("upload", told={"song": index, "size_bytes": len(data)}):
+        with telemetry.span("upload", attributes={"song": index, "size_bytes": len(data)}):
             self._put_song(index, key, data, CONTENT_TYPES[format_])
         self._upload_s += time.monotonic() - encoded_at_s
         return Artifact(

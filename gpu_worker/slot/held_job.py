@@ -19,7 +19,7 @@ from gpu_worker.slot.stage_timing import StageTimes
 from serinette import telemetry
 from serinette.errors import Canceled, HandBack, JobTimeout, Superseded
 from serinette.job import JobStatus, Progress, Record, Stage, now
-from serinette.jobs import Entry, Jobs, Lease, Outcome, Standing, calls, rq_fields_of
+from serinette.jobs import AttemptState, Entry, Jobs, Lease, Outcome, calls, rq_fields_of
 from serinette.jobs.finishing import finish_as
 from serinette.names import Keys
 from serinette.presence import record_pace
@@ -115,14 +115,14 @@ class HeldJob:
         """
         self._heartbeat.beat_and_wait(_LAST_LOOK_S)
 
-    def beat(self, progress: str = "") -> Standing:
+    def beat(self, progress: str = "") -> AttemptState:
         """Keep the lease, once. Raises RedisError."""
-        standing = self._jobs(calls.beat(self.job_id, self.attempt.id, self._lease, progress))
-        if standing is Standing.UNKNOWN:
-            standing = self._resume()
-        self.canceled = self.canceled or standing is Standing.CANCEL
-        self.superseded = standing is Standing.LOST
-        return standing
+        state = self._jobs(calls.beat(self.job_id, self.attempt.id, self._lease, progress))
+        if state is AttemptState.UNKNOWN:
+            state = self._resume()
+        self.canceled = self.canceled or state is AttemptState.CANCEL
+        self.superseded = state is AttemptState.LOST
+        return state
 
     def _beat(self, progress: Progress | None) -> None:
         if not self._concluding and time.monotonic() > self.deadline_s + _STUCK_AFTER_S:
@@ -131,15 +131,15 @@ class HeldJob:
             os._exit(CRASHED_EXIT_CODE)
         self.beat(progress.model_dump_json() if progress and not self._concluding else "")
 
-    def _resume(self) -> Standing:
+    def _resume(self) -> AttemptState:
         """Give the record back to a Redis that came back without it."""
         entry = self.entry
         limits = (entry.timeout_s, int(entry.fields["ttl_s"]), entry.retries_left + 1)
         rq_fields = rq_fields_of(entry.id, entry.pool, entry.lane, "song", limits)
-        standing = self._jobs(calls.resume(entry, self.attempt.id, self._lease, rq_fields))
-        if standing is Standing.MINE:
+        state = self._jobs(calls.resume(entry, self.attempt.id, self._lease, rq_fields))
+        if state is AttemptState.MINE:
             log.warning("job %s: Redis had lost it, and knows it again", entry.id)
-        return standing
+        return state
 
     # -- its end
 
@@ -175,7 +175,7 @@ class HeldJob:
         while True:
             try:
                 written = write()
-                if written is None and self._resume() is Standing.MINE:
+                if written is None and self._resume() is AttemptState.MINE:
                     written = write()
             except ResponseError as error:
                 if self.drain.must_leave or time.monotonic() > until_s:
@@ -189,8 +189,8 @@ class HeldJob:
         """None: Redis does not know the job."""
         charged = decision.ending is Ending.RETRIED
         gpu_s = self.unrecorded_gpu_s if charged else 0.0
-        standing = self._jobs(calls.release(self.job_id, self.attempt.id, decision.error, charged=charged, gpu_s=gpu_s))
-        return None if standing is Standing.UNKNOWN else standing in {Standing.RELEASED, Standing.WAITS}
+        state = self._jobs(calls.release(self.job_id, self.attempt.id, decision.error, charged=charged, gpu_s=gpu_s))
+        return None if state is AttemptState.UNKNOWN else state in {AttemptState.RELEASED, AttemptState.WAITS}
 
     def _finish(self, decision: Decision, record: Record | None) -> bool | None:
         """None: Redis does not know the job, or no more than that it ended."""

@@ -70,7 +70,7 @@ def create(
         errors.print_json(kept.model_dump_json())
     else:
         with _place(redis_url, data_dir) as place:
-            credentials.keep(place.redis, place.keys, kept)
+            credentials.save(place.redis, place.keys, kept)
     _show(key, kept, as_json=as_json)
 
 
@@ -80,7 +80,7 @@ def list_(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir
     from serinette import credentials  # noqa: PLC0415  # as in `create`
 
     with _place(redis_url, data_dir) as place:
-        found = credentials.listed(place.redis, place.keys)
+        found = credentials.list_credentials(place.redis, place.keys)
     if as_json:
         shown = [credential.model_dump(mode="json", exclude={"sha256"}) for credential in found]
         output.print_json(json.dumps(shown))
@@ -116,10 +116,10 @@ def rotate(
     with _place(redis_url, data_dir) as place:
         old = credentials.find(place.redis, place.keys, key_id)
         key, kept = credentials.new_key(old.tenant, note=old.note)
-        credentials.keep(place.redis, place.keys, kept)
+        credentials.save(place.redis, place.keys, kept)
         end = _later(_seconds(overlap, "--overlap"))
         ends = [at for at in (end, old.expires_at) if at is not None]
-        credentials.keep(place.redis, place.keys, old.model_copy(update={"expires_at": min(ends)}))
+        credentials.save(place.redis, place.keys, old.model_copy(update={"expires_at": min(ends)}))
     _show(key, kept, as_json=as_json)
 
 
@@ -146,7 +146,7 @@ def limit(
         gpu_seconds_per_day=gpu_seconds,
     )
     with _place(redis_url, data_dir) as place:
-        credentials.limit(place.redis, place.keys, _tenant(tenant), allowed)
+        credentials.set_limits(place.redis, place.keys, _tenant(tenant), allowed)
     if as_json:
         output.print_json(json.dumps({tenant: allowed.model_dump(mode="json")}))
     else:

@@ -1,17 +1,18 @@
-"""A job's life. Its state changes by the transitions of transitions.lua and nowhere else.
+"""The life cycle of a job. Its state changes only by the transitions in transitions.lua.
 
-`calls` has them typed, `script` runs them, `entry` reads a job's record, `submission` makes one, `finishing` ends a job
-by what the store decides. RQ's hash, lists, registries and workers say the same in every state (docs/decisions/0001).
+`calls` types them, `script` runs them, `entry` reads a job's record, `submission` builds a new one, `finishing` ends a
+job as the store decides. RQ's hash, lists, registries and workers agree with every state (docs/decisions/0001).
 """
 
 from serinette.jobs import calls, finishing
-from serinette.jobs.calls import Claimed, Finished, Lease, Outcome, Refusal, Seen, Shrunk, Standing, Submitted
+from serinette.jobs.calls import AttemptState, Claimed, Finished, Lease, Outcome, Refusal, Seen, Shrunk, Submitted
 from serinette.jobs.entry import Entry, job_of_record
 from serinette.jobs.script import AsyncJobs, Call, Jobs
 from serinette.jobs.submission import Submission, rq_fields_of
 
 __all__ = [
     "AsyncJobs",
+    "AttemptState",
     "Call",
     "Claimed",
     "Entry",
@@ -22,7 +23,6 @@ __all__ = [
     "Refusal",
     "Seen",
     "Shrunk",
-    "Standing",
     "Submission",
     "Submitted",
     "calls",

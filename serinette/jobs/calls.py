@@ -1,4 +1,4 @@
-"""The transitions, each with its arguments and its answer: what transitions.lua takes and says, typed. Without I/O."""
+"""Typed calls of the transitions in transitions.lua: arguments and parsed answers. No I/O."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from serinette.jobs.submission import Submission
 from serinette.names import Lane
 from serinette.spec import SCHEMA
 
-# A dead slot's last words may still be on their way to the server; whatever comes later is found by its lease.
+# Commands that a dead slot sent may still arrive for this long; a later claim is found by its expired lease.
 _DEAD_SLOT_KEPT_S = 600
-# Of jobs in a lane: the largest number that a transition takes.
+# "No bound" on the jobs in a lane: the largest number that a transition accepts.
 _ANY_NUMBER = 10**12
-# Of a shrunk job's prompt: a hundred thousand of them lie in memory for a week.
+# Kept of a shrunk job's prompt: a hundred thousand shrunk jobs stay in Redis's memory for a week.
 _PROMPT_BYTES = 60
 
 
-class Standing(StrEnum):
-    """What an attempt hears of its job."""
+class AttemptState(StrEnum):
+    """State of a job from the view of one attempt."""
 
-    MINE = "mine"
-    CANCEL = "cancel"  # mine, and its owner wants it to end
-    WAITS = "waits"  # it is in its lane: the lease ran out, or the server came back without the claim
-    LOST = "lost"  # another attempt has it, or it has ended
-    UNKNOWN = "unknown"  # the server came back without it
-    RELEASED = "released"  # by this very call
+    MINE = "mine"  # the attempt holds the job
+    CANCEL = "cancel"  # the attempt holds the job, and a cancel was requested
+    WAITS = "waits"  # the job is queued again: its lease expired, or Redis was restored without the claim
+    LOST = "lost"  # another attempt holds the job, or the job has ended
+    UNKNOWN = "unknown"  # Redis was restored without the job
+    RELEASED = "released"  # this call released the job
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What became of a submit: a new job with its place, or one of `known`, `ended`, `refused` and `no_disk`."""
+    """Answer to a submit: a new job with its place, or one of `known`, `ended`, `refused` and `no_disk`."""
 
-    place: int | None = None  # in its lane, from 0, of a job that waits
+    place: int | None = None  # place of a queued job in its lane, from 0
     created_at: float = 0.0
     known: Entry | None = None
     ended: Shrunk | None = None
@@ -52,7 +52,7 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A bound that is reached. `what` is one of lane, gpu, in_flight, queued, waiting."""
+    """A limit that was reached. `what` is one of lane, gpu, in_flight, queued, waiting."""
 
     what: str
     count: float
@@ -61,7 +61,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job that an attempt holds now. `number` is the attempt's, from 1."""
+    """A claimed job. `number` counts its attempts from 1."""
 
     number: int
     entry: Entry
@@ -69,7 +69,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ends. `gpu_s` is what its last attempt took of the engine, should it have no result that says so."""
+    """How a job ends. `gpu_s`: engine time of its last attempt, where no result reports it."""
 
     status: JobStatus
     error: JobError | None = None
@@ -79,12 +79,12 @@ class Outcome:
 
     @classmethod
     def of(cls, record: Record) -> Outcome:
-        """What a record says."""
+        """The outcome in a record of the store."""
         return cls(record.status, record.error, record.result, run=record.run)
 
     @property
     def usage(self) -> Usage:
-        """Of the attempt that counts."""
+        """Usage of the last attempt."""
         if self.result is None:
             return Usage(gpu_s=self.gpu_s, size_bytes=self.run.size_bytes if self.run else 0)
         return Usage(gpu_s=self.result.timings.generate_s, size_bytes=self.result.size_bytes)
@@ -102,7 +102,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Shrunk:
-    """What Redis still knows of a job that ended a while ago; the rest lies in the store."""
+    """The part of an ended job that Redis keeps after some minutes; the store keeps the whole record."""
 
     tenant: str
     digest: str
@@ -118,7 +118,7 @@ class Shrunk:
 
     @classmethod
     def of(cls, entry: Entry) -> Shrunk:
-        """The beginning of its prompt, and what lists and filters ask for."""
+        """Keep the start of the prompt and the fields that lists and filters need."""
         usage = entry.usage
         return cls(
             tenant=entry.tenant,
@@ -147,7 +147,7 @@ class Shrunk:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One job as Redis has it: whole, with its place in its lane from 0 while it waits, or shrunk; or not at all."""
+    """One job as Redis has it: the whole entry (with its place in its lane from 0 while queued), shrunk, or absent."""
 
     entry: Entry | None = None
     place: int | None = None
@@ -156,16 +156,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a job has ended as; None where it is not known. `decided`: by this call."""
+    """The status that a job ended with; None when it is unknown. `decided`: this call ended it."""
 
     status: JobStatus | None
     decided: bool = False
-    held: bool = False  # it has not: another attempt is in charge, or its lease has not run out
+    held: bool = False  # the job has not ended: another attempt holds it, or its lease has not expired
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """How a slot holds a job; `lease_s` 0: for ever. `worker_s`: how long RQ knows the slot without another word."""
+    """Lease of a slot on a job; `lease_s` 0 never expires. `worker_s`: TTL of RQ's worker key for the slot."""
 
     slot: str
     lease_s: float
@@ -175,7 +175,7 @@ class Lease:
 def submit(
     submission: Submission, *, limits: Limits | None = None, max_waiting: int | None = None, fsync: bool = False
 ) -> Call[Submitted]:
-    """Put a job into its lane, unless a bound forbids it or it is there. `limits`: where Redis does not know them."""
+    """Queue a job unless a limit is reached or it exists. `limits`: the tenant's, if Redis does not have them."""
     rq_fields, record = _flat(submission.rq_fields), _flat(submission.fields)
     arguments: list[Argument] = [submission.id, limits.model_dump_json() if limits else ""]
     arguments += [_ANY_NUMBER if max_waiting is None else max_waiting, "1" if fsync else "", len(rq_fields)]
@@ -201,7 +201,9 @@ def submit(
 def claim(  # noqa: PLR0913  # all that the transition takes
     attempt_id: str, lease: Lease, pool: str, lanes: Sequence[Lane], *, woken: bool = False, schema: int = SCHEMA
 ) -> Call[Claimed | bool]:
-    """Take the next job. Without one, whether to ask again at once. The same attempt is answered the same job."""
+    """Claim the next job; without one, the answer is whether to ask again at once. A repeated call of the same attempt
+    returns the same job.
+    """
     bounds = " ".join(f"{bound:g}" for bound in WAIT.bounds)
     arguments: list[Argument] = [
         attempt_id,
@@ -217,43 +219,41 @@ def claim(  # noqa: PLR0913  # all that the transition takes
 
 
 def take(job_id: str, attempt_id: str, lease: Lease) -> Call[Claimed | bool]:
-    """Take this job, if it waits."""
+    """Claim this job if it is queued."""
     arguments: list[Argument] = [job_id, attempt_id, lease.slot, lease.lease_s]
     return Call("take", arguments, _claimed)
 
 
-def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call[Standing]:
-    """Keep the lease, and report progress (JSON) if there is any."""
+def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call[AttemptState]:
+    """Renew the lease and report progress (JSON, may be empty)."""
     arguments: list[Argument] = [job_id, attempt_id, lease.slot, lease.lease_s, lease.worker_s, progress]
-    return Call("beat", arguments, _standing)
+    return Call("beat", arguments, _attempt_state)
 
 
-def note(job_id: str, attempt_id: str, field: Literal["placed", "ran_s"], value: Argument) -> Call[Standing]:
-    """Keep something of the attempt in charge, a container's."""
-    return Call("note", [job_id, attempt_id, field, value], _standing)
+def note(job_id: str, attempt_id: str, field: Literal["placed", "ran_s"], value: Argument) -> Call[AttemptState]:
+    """Store a field of a container's current attempt."""
+    return Call("note", [job_id, attempt_id, field, value], _attempt_state)
 
 
-def log(job_id: str, attempt_id: str, after: str, lines: tuple[str, str], event: str) -> Call[Standing]:
-    """Add `lines`, text and the time of the last, to a container's log, unless another has added to it since it was
-    read up to `after`.
-    """
-    return Call("log", [job_id, attempt_id, after, *lines, event], _standing)
+def log(job_id: str, attempt_id: str, after: str, lines: tuple[str, str], event: str) -> Call[AttemptState]:
+    """Append `lines` (text, time of the last line) to a container's log if its last line is still at `after`."""
+    return Call("log", [job_id, attempt_id, after, *lines, event], _attempt_state)
 
 
-def resume(entry: Entry, attempt_id: str, lease: Lease, rq_fields: Mapping[str, Argument]) -> Call[Standing]:
-    """Give the whole record back to a server that came back without it."""
+def resume(entry: Entry, attempt_id: str, lease: Lease, rq_fields: Mapping[str, Argument]) -> Call[AttemptState]:
+    """Restore the whole record of a running job on a server that lost it."""
     flat, record = _flat(rq_fields), _flat(entry.fields)
     arguments: list[Argument] = [entry.id, attempt_id, lease.slot, lease.lease_s, len(flat)]
-    return Call("resume", [*arguments, *flat, *record], _standing)
+    return Call("resume", [*arguments, *flat, *record], _attempt_state)
 
 
 def release(  # noqa: PLR0913  # all that the transition takes
     job_id: str, attempt_id: str, error: JobError | None, *, charged: bool, gpu_s: float = 0.0, if_overdue: bool = False
-) -> Call[Standing]:
-    """End an attempt and put its job to the front of its lane; a charged one has failed."""
+) -> Call[AttemptState]:
+    """End an attempt and put its job at the front of its lane. `charged`: the attempt failed and counts."""
     outcome = "failed" if charged else "returned"
     arguments: list[Argument] = [job_id, attempt_id, outcome, *_reason(error), gpu_s, "1" if if_overdue else ""]
-    return Call("release", arguments, _standing)
+    return Call("release", arguments, _attempt_state)
 
 
 def finish(  # noqa: PLR0913  # all that the transition takes
@@ -266,8 +266,8 @@ def finish(  # noqa: PLR0913  # all that the transition takes
     additions: Additions = (),
     by: str = "",
 ) -> Call[Finished]:
-    """End a job. `attempt_id`: of the attempt that the outcome is of, or ''. `recorded`: job.json lies in the store.
-    `by`: of the attempt that asks, which holds the job no more.
+    """End a job. `attempt_id`: the attempt that produced the outcome, or ''. `recorded`: job.json is in the store.
+    `by`: the attempt that calls, whose marks are removed.
     """
     usage = outcome.usage
     arguments: list[Argument] = [job_id, attempt_id, outcome.status, *_reason(outcome.error)]
@@ -287,26 +287,26 @@ def finish(  # noqa: PLR0913  # all that the transition takes
 
 
 def recorded(job_id: str, status: JobStatus) -> Call[str]:
-    """Note that the store says how the job ended. Answers `marked`, `shrunk`, `other` where it has not ended so, or
-    `gone`: it was erased.
+    """Mark that the job's record in the store has this status. Answers `marked`, `shrunk`, `gone` (erased), or `other`:
+    the job has another state.
     """
     return Call("recorded", [job_id, status], text)
 
 
 def cancel(job_id: str, tenant: str) -> Call[str]:
-    """End a job that waits; have one that runs end. Answers its state, `unknown`, or `ended` of one that has shrunk."""
+    """Cancel a queued job, or request it of a running one. Answers the job's state, `unknown`, or `ended` if shrunk."""
     return Call("cancel", [job_id, tenant, Outcome(JobStatus.CANCELED).event()], text)
 
 
 def call_off(job_id: str, tenant: str, error: JobError, ttl_s: int) -> Call[bool]:
-    """See that a job which has not been submitted never is; False, and it is canceled, if it has been."""
+    """Prevent a job id from being submitted later; if it already was, cancel that job and answer False."""
     arguments: list[Argument] = [job_id, tenant, Outcome(JobStatus.CANCELED).event(), error.model_dump_json()]
     arguments += ["ttl_s", ttl_s]
     return Call("cancel", arguments, lambda answer: text(answer) == "called_off")
 
 
 def overdue(lease_s: float, most: int = 100) -> Call[list[tuple[str, str]]]:
-    """Jobs, and the attempts in charge of them, whose lease ran out while it was watched."""
+    """Jobs whose lease expired, with their current attempts."""
 
     def parse(answer: Reply) -> list[tuple[str, str]]:
         return [(job_id, attempt) for job_id, _, attempt in (text(each).rpartition(":") for each in answer)]
@@ -315,22 +315,22 @@ def overdue(lease_s: float, most: int = 100) -> Call[list[tuple[str, str]]]:
 
 
 def lapse(slot: str) -> Call[int]:
-    """A slot's process was seen to end: its leases run out now."""
+    """Expire the leases of a slot whose process has ended."""
     return Call("lapse", [slot, _DEAD_SLOT_KEPT_S], int)
 
 
 def heal(queue: str, most: int = 10) -> Call[int]:
-    """Put the oldest that wait in a lane back into RQ's list where they are not in it; how many."""
+    """Put the oldest queued jobs of a lane back into RQ's list if they are missing there; answers how many."""
     return Call("heal", [queue, most], int)
 
 
 def move(job_id: str, from_pool: str, to_pool: str) -> Call[bool]:
-    """Have a job wait in another pool; False if it does not wait any more."""
+    """Move a queued job to another pool; False if it is no longer queued."""
     return Call("move", [job_id, from_pool, to_pool], bool)
 
 
 def restore(record: Record, left_s: int) -> Call[bool]:
-    """Enter an ended job that the store alone remembers, for `left_s` more; False if it is known."""
+    """Restore an ended job from its record in the store, kept for `left_s`; False if Redis knows it."""
     made = Submission(
         id=record.job_id,
         tenant=record.tenant,
@@ -351,17 +351,17 @@ def restore(record: Record, left_s: int) -> Call[bool]:
 
 
 def shrink(entry: Entry) -> Call[bool]:
-    """Forget most of an ended job that the store remembers; False if it is still needed whole."""
+    """Replace the entry of an ended, recorded job by its Shrunk form; False if the whole entry is still needed."""
     return Call("shrink", [entry.id, str(Shrunk.of(entry))], bool)
 
 
 def erase(job_id: str, tenant: str) -> Call[bool]:
-    """Forget all of an ended job; False if it has not ended."""
+    """Delete all of an ended job; False if it has not ended."""
     return Call("erase", [job_id, tenant], bool)
 
 
 def look(job_ids: Sequence[str]) -> Call[list[Seen]]:
-    """Each of several jobs."""
+    """Read several jobs."""
 
     def parse(answer: Reply) -> list[Seen]:
         return [_seen(job_id, *each) for job_id, each in zip(job_ids, answer, strict=True)]
@@ -372,7 +372,7 @@ def look(job_ids: Sequence[str]) -> Call[list[Seen]]:
 def enter_batch(
     batch_id: str, tenant: str, created_at: float, max_unfinished: int, fields: Mapping[str, Argument]
 ) -> Call[bool | None]:
-    """Begin a batch. False: it is there; None: its tenant has as many unfinished ones as it may."""
+    """Create a batch. False: it exists; None: its tenant has reached `max_unfinished`."""
     answers = {"new": True, "known": False}
     arguments: list[Argument] = [batch_id, tenant, created_at, max_unfinished, *_flat(fields)]
     return Call("enter_batch", arguments, lambda answer: answers.get(text(answer)))
@@ -382,7 +382,7 @@ Command: TypeAlias = Sequence[object]
 
 
 def guarded(guards: Sequence[tuple[Command, object]], commands: Sequence[Command]) -> Call[bool]:
-    """Run commands if each guard, a command that reads, gives the answer beside it ('' for none); whether they ran."""
+    """Run `commands` if each guard (a reading command and the expected answer, '' for nil) holds; whether they ran."""
     given = [[list(map(str, command)), str(answer)] for command, answer in guards]
     wanted = [list(map(str, command)) for command in commands]
     return Call("guarded", [json.dumps(given), json.dumps(wanted)], bool)
@@ -400,8 +400,8 @@ def _claimed(answer: Reply) -> Claimed | bool:
     return entry is not None and Claimed(int(answer[2]), entry)
 
 
-def _standing(answer: Reply) -> Standing:
-    return Standing(text(answer))
+def _attempt_state(answer: Reply) -> AttemptState:
+    return AttemptState(text(answer))
 
 
 def _reason(error: JobError | None) -> tuple[str, str]:

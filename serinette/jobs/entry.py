@@ -1,12 +1,12 @@
 """The record of one job, as Redis holds it: the fields of one hash, typed.
 
-Written at submit and never again: `schema`, `tenant`, `pool` (but for a move), `lane`, `spec` and `container` (JSON as
+Written once, at submit: `schema`, `tenant`, `pool` (changed by a move), `lane`, `spec` and `container` (JSON as
 queued), `labels`, `dialect` (JSON), `digest`, `timeout_s`, `max_attempts`, `ttl_s` (kept after its end), `webhook`,
 `webhook_after_s`, `batch` and `line` (of a batch's job), `traceparent`, `created_at`, `start_by`. By transitions:
-`state`, `attempts` (count), `attempt:N` (JSON Attempt, the last ten), `owner` (id of the attempt in charge), `began`,
+`state`, `attempts` (count), `attempt:N` (JSON Attempt, the last ten), `owner` (id of the current attempt), `began`,
 `charged`, `gpu_s` (of failed attempts), `cancel`, `progress`, `error`, `result`, `run` (JSON), `usage`, `ended_at`,
-`recorded` (job.json lies in the store), `called_off`; of a container `placed` (the attempt that got a Kubernetes Job),
-`ran_s`, `log_at` (time of the last line that was read). By the outbox: `deliveries`, `delivery:N`.
+`recorded` (job.json is in the store), `called_off`; of a container `placed` (the attempt that has a Kubernetes Job),
+`ran_s`, `log_at` (time of the last line read). By the outbox: `deliveries`, `delivery:N`.
 All times are Unix seconds of the server's clock.
 """
 
@@ -27,39 +27,39 @@ from serinette.names import Lane
 from serinette.spec import SCHEMA, GenerationSpec
 from serinette.webhook import Delivery
 
-# Longest spec, as queued, that is kept as read: 512 of them are a few megabytes.
+# Longest queued spec whose parsed form is cached: 512 of them take a few megabytes.
 _CACHED_CHARACTERS = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One job. `fields` is the hash as it was read: what an attempt gives back to a server that has forgotten it."""
+    """One job. `fields` is the hash as it was read, which an attempt writes back to a server that lost it."""
 
     id: str
     fields: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def parse(cls, job_id: str, flat: Sequence[Any]) -> Entry | None:
-        """Read fields and values in turn, as the server answers them; None when there are none."""
+        """Parse alternating fields and values as HGETALL returns them; None when there are none."""
         if not flat:
             return None
-        if not isinstance(flat[0], str):  # a client that answers bytes
+        if not isinstance(flat[0], str):  # a client without decode_responses returns bytes
             flat = [text(each) for each in flat]
         return cls(job_id, dict(zip(flat[::2], flat[1::2], strict=True)))
 
     @property
     def tenant(self) -> str:
-        """Whose it is."""
+        """The tenant that owns the job."""
         return self.fields["tenant"]
 
     @property
     def pool(self) -> str:
-        """Where it waits, or waited."""
+        """The pool whose lane the job is or was queued in."""
         return self.fields["pool"]
 
     @property
     def lane(self) -> Lane:
-        """Its priority there."""
+        """Its priority in the pool."""
         return Lane(self.fields["lane"])
 
     @property
@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def wire(self) -> dict[str, Any]:
-        """Its spec as queued, perhaps by another version.
+        """The spec as queued, possibly by another version.
 
         Raises:
             InvalidSpec: it cannot be read.
@@ -78,31 +78,31 @@ class Entry:
 
     @property
     def spec(self) -> GenerationSpec:
-        """Its spec, as far as this version knows its fields."""
+        """The spec, without fields that this version does not know."""
         raw = self.fields.get("spec", "")
         return _cached_spec(raw) if len(raw) <= _CACHED_CHARACTERS else _spec_of(raw)
 
     @property
     def container(self) -> ContainerSpec | None:
-        """Of a container."""
+        """The container's spec; None for a song."""
         found = self.fields.get("container")
         return None if found is None else ContainerSpec.from_wire(json.loads(found))
 
     @property
     def labels(self) -> dict[str, str]:
-        """Its owner's."""
+        """Labels that its owner gave it."""
         found: dict[str, str] = json.loads(self.fields.get("labels", "{}"))
         return found
 
     @property
     def dialect(self) -> dict[str, str]:
-        """What a dialect needs to answer in its own words later."""
+        """Fields that a dialect needs for its later answers."""
         found: dict[str, str] = json.loads(self.fields.get("dialect", "{}"))
         return found
 
     @property
     def digest(self) -> str:
-        """Of what the client wrote."""
+        """Digest of the client's request."""
         return self.fields.get("digest", "")
 
     @property
@@ -117,12 +117,12 @@ class Entry:
 
     @property
     def start_by(self) -> datetime | None:
-        """When it fails unless a worker has begun it."""
+        """When it fails as expired unless a worker has claimed it."""
         return self._time("start_by")
 
     @property
     def timeout_s(self) -> int:
-        """Longest run."""
+        """Longest run, in seconds."""
         return int(self.fields["timeout_s"])
 
     @property
@@ -132,24 +132,24 @@ class Entry:
 
     @property
     def owner(self) -> str | None:
-        """Id of the attempt in charge."""
+        """Id of the current attempt."""
         return self.fields.get("owner")
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """The last ten, oldest first."""
+        """The last ten attempts, oldest first."""
         count = int(self.fields.get("attempts", 0))
         names = (f"attempt:{number}" for number in range(1, count + 1))
         return tuple(Attempt.model_validate_json(self.fields[name]) for name in names if name in self.fields)
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether its owner wants it to end."""
+        """Whether a cancel was requested."""
         return "cancel" in self.fields
 
     @property
     def progress(self) -> Progress | None:
-        """Where the attempt in charge is."""
+        """Progress of the current attempt."""
         found = self.fields.get("progress")
         return None if found is None else Progress.model_validate_json(found)
 
@@ -161,57 +161,57 @@ class Entry:
 
     @property
     def result(self) -> Result | None:
-        """Of a job that succeeded."""
+        """The result of a job that succeeded."""
         found = self.fields.get("result")
         return None if found is None else Result.model_validate_json(found)
 
     @property
     def run(self) -> Run | None:
-        """What became of a container."""
+        """The result of a container."""
         found = self.fields.get("run")
         return None if found is None else Run.model_validate_json(found)
 
     @property
     def usage(self) -> Usage | None:
-        """What it took."""
+        """Usage of the ended job."""
         found = self.fields.get("usage")
         return None if found is None else Usage.model_validate_json(found)
 
     @property
     def webhook(self) -> str | None:
-        """Where its end is reported."""
+        """URL that its end is reported to."""
         return self.fields.get("webhook")
 
     @property
     def deliveries(self) -> tuple[Delivery, ...]:
-        """Tries to report it."""
+        """Delivery attempts of its webhook."""
         numbers = range(1, int(self.fields.get("deliveries", 0)) + 1)
         found = (self.fields.get(f"delivery:{number}") for number in numbers)
         return tuple(Delivery.model_validate_json(each) for each in found if each)
 
     @property
     def placed(self) -> str | None:
-        """Of a container, the attempt that got a Kubernetes Job."""
+        """Id of the attempt for which a container's Kubernetes Job was created."""
         return self.fields.get("placed")
 
     @property
     def ran_s(self) -> float:
-        """Of a canceled container, how long its command had run when its pod was last seen."""
+        """Run time of a canceled container's command when its pod was last observed."""
         return float(self.fields.get("ran_s", 0))
 
     @property
     def log_at(self) -> str:
-        """Of a container, the time of the last line of its log that was read; '' before the first."""
+        """Time of the last line read from a container's log; '' before the first."""
         return self.fields.get("log_at", "")
 
     @property
     def called_off(self) -> bool:
-        """Whether it was canceled before it was submitted: it never was a job."""
+        """Whether its id was canceled before a submit, so that no job ever existed."""
         return "called_off" in self.fields
 
     @property
     def traceparent(self) -> str | None:
-        """The submit's place in its trace."""
+        """W3C traceparent of the submit."""
         return self.fields.get("traceparent")
 
     def _time(self, name: str) -> datetime | None:
@@ -219,9 +219,9 @@ class Entry:
         return None if found is None else _time(found)
 
     def job(self) -> Job:
-        """The job as its owner sees it, without its place, ETA and what it waits for."""
+        """The job as its owner sees it, without its place, ETA and `waiting_for`."""
         status, attempts = self.status, self.attempts
-        return Job.model_construct(  # of values that are typed already: a poll is asked a thousand times a second
+        return Job.model_construct(  # skips validation: the values are typed, and polls come a thousand times a second
             id=self.id,
             tenant=self.tenant,
             status=status,
@@ -248,13 +248,13 @@ class Entry:
         )
 
     def expiry(self) -> JobError:
-        """Why it failed when no worker began it in time."""
+        """The error of a job that no worker claimed in time."""
         by = f" by {self.start_by:%Y-%m-%d %H:%M:%S} UTC" if self.start_by else ""
         message = f"no worker began the job{by}: give a longer start_deadline_s, or submit again when workers are free"
         return JobError(code=Expired.code, message=message)
 
     def lost(self, *, last: bool) -> JobError:
-        """Why the attempt in charge ended when its worker stopped answering."""
+        """The error of the current attempt when its worker's lease expired."""
         worker, number = (self.attempts[-1].worker, self.attempts[-1].number) if self.attempts else ("unknown", 0)
         what = "no attempts are left; submit the job again" if last else "another attempt follows"
         return JobError(
@@ -278,7 +278,7 @@ def _spec_of(raw: str) -> GenerationSpec:
     return GenerationSpec.from_wire({**_wire_of(raw), "schema": SCHEMA})
 
 
-# A client that polls has the same spec read again and again, and to check one takes a fifth of a poll.
+# Polls read the same spec repeatedly, and validating it takes a fifth of a poll.
 _cached_spec = lru_cache(maxsize=512)(_spec_of)
 
 
@@ -287,11 +287,11 @@ def _time(value: str) -> datetime:
 
 
 def job_of_record(record: Record) -> Job:
-    """A job that only the store remembers."""
+    """The job of a record in the store."""
     attempt = record.attempt
-    if attempt and attempt.outcome is AttemptOutcome.RUNNING:  # the record is written by the attempt that it is of
+    if attempt and attempt.outcome is AttemptOutcome.RUNNING:  # the attempt itself wrote the record before it ended
         attempt = attempt.model_copy(update={"outcome": AttemptOutcome.SUCCEEDED, "ended_at": record.ended_at})
-    # Records of before had neither all attempts nor, of a song, its usage.
+    # Older records have neither `attempts` nor the usage of a song.
     attempts = record.attempts or ((attempt,) if attempt else ())
     return Job(
         id=record.job_id,

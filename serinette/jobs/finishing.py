@@ -1,7 +1,7 @@
-"""The one way in which jobs end: the store decides an end with a song, and the record says the same.
+"""How jobs end: the record in the store decides, and the entry in Redis follows it.
 
-`job.json` is put if absent: the first record of a job counts, whoever comes later ends the job as that one says. An end
-without a song may be decided by the record alone; it is unrecorded until the sweeper has put its `job.json`.
+`job.json` is put if absent: the first record of a job counts, and every later writer ends the job as that record says.
+An end without a song may be decided in Redis alone; the sweeper then writes its `job.json`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from serinette.names import record_key
 
 
 class RecordStore(Protocol):
-    """The store, or one that waits for it to answer. Every method raises StoreUnavailable."""
+    """The store, or a wrapper that retries it. Every method raises StoreUnavailable."""
 
     def get(self, key: str) -> bytes:
         """Read a small object. Raises NotFound."""
@@ -30,7 +30,7 @@ class RecordStore(Protocol):
 
 
 def record_of(entry: Entry, attempt: Attempt | None, outcome: Outcome, ended_at: datetime | None = None) -> Record:
-    """What `job.json` says of a job that ends now, or ended at `ended_at`."""
+    """The `job.json` of a job that ends now, or ended at `ended_at`."""
     ended_at = ended_at or now()
     if attempt is not None:
         how = AttemptOutcome(outcome.status)
@@ -69,7 +69,7 @@ def _usage(entry: Entry, attempt: Attempt | None, outcome: Outcome, ended_at: da
 
 
 def find_record(store: RecordStore, tenant: str, job_id: str) -> Record | None:
-    """What the store says of a job."""
+    """The record of a job in the store, if there is one."""
     try:
         return Record.model_validate_json(store.get(record_key(tenant, job_id)))
     except NotFound:
@@ -77,7 +77,7 @@ def find_record(store: RecordStore, tenant: str, job_id: str) -> Record | None:
 
 
 def put_record(store: RecordStore, record: Record) -> Record:
-    """Record an end, unless there is a record; the one that counts."""
+    """Write a record unless there is one; returns the record in the store."""
     key = record_key(record.tenant, record.job_id)
     if store.put_if_absent(key, record.model_dump_json().encode()):
         return record
@@ -93,8 +93,8 @@ def finish_as(  # noqa: PLR0913  # all that the transition takes
     if_overdue: bool = False,
     by: str = "",
 ) -> Finished:
-    """End a job as its record in the store says. `gpu_s`: what its attempt took, where no result says so. `by`: of the
-    attempt that asks.
+    """End a job as its record in the store says. `gpu_s`: engine time of its attempt, where no result reports it.
+    `by`: the attempt that calls.
     """
     outcome = Outcome.of(record)
     if outcome.result is None:

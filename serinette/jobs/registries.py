@@ -1,4 +1,4 @@
-"""The lanes that exist, and what stays behind in RQ's lists and registries: none of it changes a job."""
+"""The known lanes, and the cleanup of RQ's lists and registries. Nothing here changes a job's state."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from serinette.names import Keys, Lane, queue_name
 _LANES = frozenset(Lane)
 _ENDED = ("finished", "failed", "canceled")
 
-# Take ids of jobs that do not wait out of a part of RQ's list. One step, as a job that is canceled and submitted again
-# under its key may wait at any moment. Those of which nothing is known go aside, as they do when a claim meets them.
-# Removed by one LREM from the nearer end: each by its own would look through all that is before it once more.
-# KEYS: list, waiting, ids without a record. ARGV: keys of a record and of a shrunk one without the id, first place,
-# how many. Answers how many were looked at and removed.
+# Removes ids of jobs that are not queued from a part of RQ's list. It is one script because a canceled job may be
+# submitted again under its Idempotency-Key at any moment. Ids without a record are set aside, as a claim does.
+# All are removed by one LREM from the nearer end, because one LREM for each would scan the list each time.
+# KEYS: list, waiting, ids without a record. ARGV: key prefixes of a record and of a shrunk one, first index, count.
+# Answers how many ids were examined and removed.
 _PRUNE = """#!lua flags=allow-oom
 local first, most, dead = tonumber(ARGV[3]), tonumber(ARGV[4]), 0
 local ids = redis.call('LRANGE', KEYS[1], first, first + most - 1)
@@ -35,35 +35,35 @@ return {#ids, dead}
 
 
 def parse_lane(queue: str) -> tuple[str, Lane] | None:
-    """Pool and lane of an RQ queue by its name; None of one that is not ours."""
+    """Pool and lane of an RQ queue by its name; None if it is not a lane."""
     pool, _, lane = queue.rpartition(".")
     return (pool, Lane(lane)) if pool and lane in _LANES else None
 
 
 def known_lanes(redis: Redis, keys: Keys) -> list[tuple[str, Lane]]:
-    """All lanes that ever got a job, pool by pool. Raises RedisError."""
+    """All lanes that ever received a job, pool by pool. Raises RedisError."""
     found: Any = redis.smembers(f"{keys.prefix}:queues")
     names = (text(each).removeprefix(f"{keys.prefix}:queue:") for each in found)
     return sorted(lane for name in names if (lane := parse_lane(name)))
 
 
 def started_key(keys: Keys, pool: str, lane: Lane) -> str:
-    """RQ's registry of a lane's attempts that run, which the transitions keep."""
+    """RQ's registry of a lane's running attempts, which the transitions keep."""
     return f"{keys.prefix}:wip:{queue_name(pool, lane)}"
 
 
 class ListPruner:
-    """Keeps RQ's lists, which RQ's own tools count, from growing by ids of jobs that were canceled deep in them."""
+    """Removes ids of canceled jobs from the middle of RQ's lists, which RQ's own tools count."""
 
     def __init__(self, redis: Redis, keys: Keys, most: int = 1_000) -> None:
-        """`most`: ids looked at in a list at a time: a millisecond of the server, some in a list of 100,000."""
+        """`most`: ids examined per list and call; takes about a millisecond of the server."""
         self._redis = redis
         self._keys = keys
         self._most = most
         self._places: dict[str, int] = {}
 
     def __call__(self, lanes: Sequence[tuple[str, Lane]]) -> int:
-        """Look at the next part of each list that is longer than what waits; how many ids went. Raises RedisError."""
+        """Prune the next part of each list that has more ids than queued jobs; how many went. Raises RedisError."""
         with self._redis.pipeline(transaction=False) as pipe:
             for pool, lane in lanes:
                 pipe.llen(f"{self._keys.prefix}:queue:{queue_name(pool, lane)}")
@@ -78,16 +78,16 @@ class ListPruner:
         named = (f"{keys.prefix}:queue:{queue}", keys.waiting(pool, lane), keys.unknown_jobs(queue))
         answer: Any = self._redis.eval(_PRUNE, 3, *named, keys.job(""), keys.ended_job(""), place, self._most)
         looked_at, dead = int(answer[0]), int(answer[1])
-        # Claims shorten the list meanwhile: what was passed over is looked at the next time round.
+        # Claims shorten the list meanwhile: ids that this skips are examined in the next round.
         self._places[queue] = place + looked_at - dead if looked_at == self._most else 0
         return dead
 
 
 def trim_registries(redis: Redis, keys: Keys, retention_s: int) -> None:
-    """Forget jobs whose time in a registry of ended ones is over, and workers whose hash has expired.
+    """Remove expired jobs from RQ's registries of ended jobs, and workers whose hash has expired.
 
-    RQ does both in its workers and whenever somebody counts. Ids without a record that claims put aside go, too, after
-    `retention_s`. Raises RedisError.
+    RQ does both only in its own workers and when a registry is counted. Ids without a record, which claims set aside,
+    expire after `retention_s`. Raises RedisError.
     """
     at_s, _ = redis.time()
     queues = [queue_name(pool, lane) for pool, lane in known_lanes(redis, keys)]
@@ -95,7 +95,7 @@ def trim_registries(redis: Redis, keys: Keys, retention_s: int) -> None:
         for queue in queues:
             for registry in _ENDED:
                 pipe.zremrangebyscore(f"{keys.prefix}:{registry}:{queue}", "-inf", at_s)
-            # A stray `rq worker` of one queue keeps there what it took; the transitions know that it waits.
+            # An `rq worker` that was started by mistake keeps ids here; their jobs are still in the waiting set.
             pipe.delete(f"{keys.prefix}:queue:{queue}:intermediate")
             pipe.expire(keys.unknown_jobs(queue), retention_s, nx=True)
         pipe.execute()

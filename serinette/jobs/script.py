@@ -1,7 +1,7 @@
-"""Runs transitions.lua: one round trip a call, however the server knows the script.
+"""Runs transitions.lua by EVALSHA, one round trip per call.
 
-EVALSHA alone: after a restart of the server the script is loaded and the same commands are sent again. EVAL would be
-evicted after some hundred others, and inside MULTI an unknown script would let its neighbors happen.
+When the server does not know the script, it is loaded and the same commands are sent again. Scripts sent by EVAL are
+evicted after some hundred others; and inside MULTI an unknown script would not stop the commands around it.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
-Reply: TypeAlias = Any  # as redis-py gives it: bytes, text, numbers and lists of them
+Reply: TypeAlias = Any  # as redis-py returns it: bytes, text, numbers and lists of them
 
-# Transitions that a full server refuses: they let work in.
+# Transitions that accept new work, which a server without free memory must refuse.
 _REFUSED_WHEN_FULL = frozenset({"submit", "enter_batch"})
 _BODY = (Path(__file__).parent / "transitions.lua").read_text()
-# A full server must be able to end jobs, and takes no new ones: it refuses those before their first write.
+# With allow-oom a full server can still end jobs; without it the server refuses before the first write.
 _TEXTS = {True: f"#!lua flags=allow-oom\n{_BODY}", False: f"#!lua\n{_BODY}"}
 _SHAS = {flag: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for flag, text in _TEXTS.items()}
 
 
-# Callers of one round trip at most: each of them waits for all of it.
+# Most callers that share a round trip: each of them waits for all of it.
 _MOST_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Answer]):
-    """One transition: its name and arguments, and how its answer is read."""
+    """One transition: its name, its arguments and the parser of its answer."""
 
     name: str
     arguments: Sequence[Argument]
     parse: Callable[[Reply], Answer]
 
     def command(self, prefix: str) -> tuple[Argument, ...]:
-        """As the server takes it."""
+        """The Redis command."""
         return ("EVALSHA", _SHAS[self.name not in _REFUSED_WHEN_FULL], 1, prefix, self.name, *self.arguments)
 
 
 def text(value: Reply) -> str:
-    """What the server answered, whether its client decodes or not."""
+    """A reply as text, whether or not the client decodes."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -59,16 +59,16 @@ class Jobs:
         self.prefix = prefix
 
     def __call__(self, call: Call[Answer]) -> Answer:
-        """One transition."""
+        """Run one transition."""
         return self.many([call])[0]
 
     def many(self, calls: Sequence[Call[Answer]]) -> list[Answer]:
-        """Several transitions in one round trip, each isolated, not all together."""
+        """Run several transitions in one round trip; each is atomic, not all together."""
         found = self._send(calls)
         if any(isinstance(each, NoScriptError) for each in found):
             for body in _TEXTS.values():
                 self.redis.script_load(body)
-            # Those that were run are run again: every transition may be.
+            # Calls that succeeded run twice, which every transition allows.
             found = self._send(calls)
         return [_answer(call, each) for call, each in zip(calls, found, strict=True)]
 
@@ -80,8 +80,8 @@ class Jobs:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """Commands of one caller, and where their answers go; `wait_ms` 0: it does not wait for the disk."""
+class _Request:
+    """Commands of one caller and the future of their answers; `wait_ms` 0: do not wait for the disk."""
 
     commands: Sequence[Sequence[Argument]]
     wait_ms: int
@@ -91,73 +91,73 @@ class _Asked:
 class AsyncJobs:
     """Transitions over a client of the event loop. Raises RedisError when the server does not answer.
 
-    What is asked for in one turn of the loop shares a round trip, and one wait for the disk: under load most of what a
-    transition costs is its way through the client.
+    Calls of one turn of the event loop share a round trip and one wait for the disk: under load most of a transition's
+    cost is in the client.
     """
 
     def __init__(self, redis: redis_asyncio.Redis, prefix: str) -> None:
         self.redis = redis
         self.prefix = prefix
-        self._asked: list[_Asked] = []
+        self._pending: list[_Request] = []
         self._sending: set[asyncio.Task[None]] = set()
 
     async def __call__(self, call: Call[Answer]) -> Answer:
-        """One transition."""
+        """Run one transition."""
         return (await self.together(call))[0]
 
     async def together(
         self, call: Call[Answer], *commands: Sequence[Argument], wait_ms: int = 0
     ) -> tuple[Answer, list[Any]]:
-        """One transition and commands behind it in one round trip; errors of those are among their answers. With
-        `wait_ms` the last answer is that of WAITAOF: all that was written lies on the server's disk, or not within it.
+        """Run one transition and then `commands` in one round trip; errors of `commands` are among their answers. With
+        `wait_ms` the last answer is WAITAOF's: whether all writes reached the server's disk within that time.
         """
         loop = asyncio.get_running_loop()
-        asked = _Asked([call.command(self.prefix), *commands], wait_ms, loop.create_future())
-        if not self._asked:
+        requests = _Request([call.command(self.prefix), *commands], wait_ms, loop.create_future())
+        if not self._pending:
             loop.call_soon(self._start)
-        self._asked.append(asked)
-        found = await asked.answers
+        self._pending.append(requests)
+        found = await requests.answers
         return _answer(call, found[0]), found[1:]
 
     def _start(self) -> None:
-        asked, self._asked = self._asked, []
-        for first in range(0, len(asked), _MOST_TOGETHER):
-            task = asyncio.create_task(self._send(asked[first : first + _MOST_TOGETHER]))
+        requests, self._pending = self._pending, []
+        for first in range(0, len(requests), _MOST_TOGETHER):
+            task = asyncio.create_task(self._send(requests[first : first + _MOST_TOGETHER]))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
 
-    async def _send(self, asked: Sequence[_Asked]) -> None:
+    async def _send(self, requests: Sequence[_Request]) -> None:
         try:
-            found = await self._round_trip(asked)
+            found = await self._round_trip(requests)
             unknown = [i for i, answers in enumerate(found) if isinstance(answers[0], NoScriptError)]
             if unknown:
                 for body in _TEXTS.values():
                     await self.redis.script_load(body)
-                again = await self._round_trip([asked[i] for i in unknown])
+                again = await self._round_trip([requests[i] for i in unknown])
                 for i, answers in zip(unknown, again, strict=True):
                     found[i] = answers
         except BaseException as error:
-            for each in asked:
-                if not each.answers.done():  # its caller may have left
+            for each in requests:
+                if not each.answers.done():  # its caller may have been canceled
                     each.answers.set_exception(error) if isinstance(error, Exception) else each.answers.cancel()
             if not isinstance(error, Exception):
                 raise
             return
-        for each, answers in zip(asked, found, strict=True):
+        for each, answers in zip(requests, found, strict=True):
             if not each.answers.done():
                 each.answers.set_result(answers)
 
-    async def _round_trip(self, asked: Sequence[_Asked]) -> list[list[Any]]:
-        commands = [command for each in asked for command in each.commands]
-        if wait_ms := max(each.wait_ms for each in asked):
+    async def _round_trip(self, requests: Sequence[_Request]) -> list[list[Any]]:
+        commands = [command for each in requests for command in each.commands]
+        if wait_ms := max(each.wait_ms for each in requests):
             commands.append(("WAITAOF", 1, 0, wait_ms))
         found = iter(await self._execute(commands))
-        answers = [[next(found) for _ in each.commands] for each in asked]
+        answers = [[next(found) for _ in each.commands] for each in requests]
         disk = list(found)
-        return [[*own, *disk] if each.wait_ms else own for each, own in zip(asked, answers, strict=True)]
+        return [[*own, *disk] if each.wait_ms else own for each, own in zip(requests, answers, strict=True)]
 
     async def _execute(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        if len(commands) == 1:  # a pipeline takes as long to make as a command to send
+        if len(commands) == 1:  # building a pipeline takes as long as sending one command
             try:
                 return [await self.redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]  # redis-py's
             except ResponseError as error:

@@ -1,4 +1,4 @@
-"""A job as it is submitted: the fields of its record, and those of RQ's hash, which RQ's own `Job` makes."""
+"""A job to be submitted: the fields of its record, and those of RQ's hash as RQ's own `Job` builds them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from serinette.container import ContainerSpec
 from serinette.job import JobOptions
 from serinette.names import Lane, queue_name
 from serinette.spec import SCHEMA, GenerationSpec
-from serinette.webhook import TELL_AFTER_S
+from serinette.webhook import DELIVERY_DELAY_S
 
 
 def generate(job_id: str) -> None:
-    """What RQ's hash names as the function of a job, for RQ's own tools to show.
+    """The function that RQ's hash names, shown by RQ's own tools.
 
     Raises:
-        RuntimeError: always. A stray `rq worker` has taken the job; it goes back to its lane.
+        RuntimeError: always. An `rq worker` was started by mistake and took the job, which goes back to its lane.
     """
     raise RuntimeError(f"job {job_id} is for python -m gpu_worker, not for rq worker; it is put back")
 
@@ -35,8 +35,8 @@ _FUNCTION = f"{__name__}.{generate.__name__}"
 
 @dataclass(frozen=True)
 class Submission:
-    """One job. `digest` is of what the client wrote; `carried` is where its trace began; `batch` is the batch that it
-    belongs to, and which of its lines it is, from 0.
+    """One job. `digest`: digest of the client's request. `carried`: trace context. `batch`: id of its batch and its
+    line there, from 0.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Submission:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """Of the record, but for what the transition writes."""
+        """Fields of the record, without those that the transition writes."""
         container = self.work if isinstance(self.work, ContainerSpec) else None
         spec = GenerationSpec() if isinstance(self.work, ContainerSpec) else self.work
         options = self.options
@@ -75,7 +75,7 @@ class Submission:
         if self.dialect:
             fields["dialect"] = _json(dict(self.dialect))
         if options.webhook:
-            fields |= {"webhook": options.webhook, "webhook_after_s": TELL_AFTER_S}
+            fields |= {"webhook": options.webhook, "webhook_after_s": DELIVERY_DELAY_S}
         if options.start_deadline_s is not None:
             fields["start_in_s"] = options.start_deadline_s
         if self.batch is not None:
@@ -86,7 +86,7 @@ class Submission:
 
     @cached_property
     def rq_fields(self) -> dict[str, Any]:
-        """Of RQ's hash: enough for RQ's own tools. The spec stands in the record alone."""
+        """Fields of RQ's hash, enough for RQ's own tools. Only the record holds the spec."""
         kind = "container" if isinstance(self.work, ContainerSpec) else "song"
         return rq_fields_of(
             self.id, self.pool, self.options.lane, kind, (self.timeout_s, self.ttl_s, self.max_attempts)
@@ -94,29 +94,29 @@ class Submission:
 
 
 def rq_fields_of(job_id: str, pool: str, lane: Lane, kind: str, limits: tuple[int, int, int]) -> dict[str, Any]:
-    """RQ's hash of a job. `limits`: longest run and life after its end in seconds, and most attempts."""
+    """RQ's hash of a job. `limits`: longest run in seconds, retention after its end in seconds, most attempts."""
     fields = dict(_rq_template(pool, lane, kind, limits))
     call = (_FUNCTION, None, (), {"job_id": job_id})
-    # As RQ packs a call; a test compares it with what RQ's own Job makes.
+    # Packed as RQ does it; a test compares it with RQ's own Job.
     fields["data"] = zlib.compress(JSONSerializer.dumps(call))  # type: ignore[no-untyped-call]  # RQ ships it untyped
     return fields
 
 
 @lru_cache(256)
 def _rq_template(pool: str, lane: Lane, kind: str, limits: tuple[int, int, int]) -> tuple[tuple[str, Any], ...]:
-    """What RQ's own Job writes of such a job, whatever its id: making one takes a tenth of a submit."""
+    """The fields of RQ's own Job that do not depend on the id, cached: building a Job takes a tenth of a submit."""
     timeout_s, ttl_s, max_attempts = limits
     job = RqJob.create(
         _FUNCTION,
         id="any",
-        connection=Redis(),  # which is never asked
+        connection=Redis(),  # required by RQ, never used
         serializer=JSONSerializer,
         origin=queue_name(pool, lane),
         status=RqStatus.QUEUED,
         timeout=timeout_s,
         result_ttl=ttl_s,
         failure_ttl=ttl_s,
-        description=f"a {kind}",  # RQ's own would be the whole call
+        description=f"a {kind}",  # RQ's default is the whole call
     )
     if max_attempts > 1:
         job.retries_left = max_attempts - 1

@@ -1,25 +1,25 @@
--- A job's life: every change of a job's state is one call of this script (docs/decisions/0001).
+-- The life cycle of a job: every change of a job's state is one call of this script (docs/decisions/0001).
 --
--- KEYS[1]: the prefix of all keys, RQ's among them. ARGV[1]: the transition; its other arguments are named where it
--- begins. A script is isolated but not rolled back: a transition reads and checks everything before its first write.
--- Specs, results, progress and errors are strings that are stored as they came: cjson would round large numbers.
+-- KEYS[1]: the prefix of all keys, RQ's among them. ARGV[1]: the transition; its other arguments are named in its
+-- comment. A script is isolated but not rolled back: a transition reads and checks everything before its first write.
+-- Specs, results, progress and errors are stored as the strings that came in: cjson would round large numbers.
 
 local prefix = KEYS[1]
 local own = prefix .. ':serinette:'
 
--- No call looks at more entries of a lane than this: the server answers nobody else meanwhile.
+-- Most entries of a lane that one call examines: the server answers no other client meanwhile.
 local MOST_LOOKED_AT = 100
 local MOST_EVENTS = 100
 local MOST_ATTEMPTS_KEPT = 10
 local MOST_TOKENS = 1000
--- The terminal event of a job that is canceled when its attempt is given up.
+-- Terminal event of a job that is canceled when its attempt is released.
 local CANCELED = '{"status":"canceled","usage":{"gpu_s":%.3f,"size_bytes":0}}'
--- Of every number that comes in: what is larger cannot be written as a time, a count or a number of bytes.
+-- Largest number accepted: more is no valid time, count or number of bytes.
 local LARGEST = 1e12
--- An attempt that was frozen for no longer hears that its job was erased, rather than bringing it back.
+-- For this long an attempt that was frozen learns that its job was erased, and does not restore it.
 local ERASED_KEPT_S = 6 * 3600
 local USAGE_KEPT_S = 400 * 86400
--- An attempt that is left behind by everybody is forgotten after this; none is as long.
+-- TTL of the sets of held attempts, longer than any attempt runs.
 local HELD_KEPT_S = 2 * 86400
 
 local function number(text, name)
@@ -133,10 +133,10 @@ local function attempt_json(text, outcome, at, reason)
     return head .. ',"outcome":"' .. outcome .. '","ended_at":' .. seconds(at) .. why .. '}'
 end
 
--- A lease of 0 seconds never runs out: of an attempt that lives on where nobody renews it, as a container does.
+-- A lease of 0 seconds never expires: a container runs on while no process renews its lease.
 local function lease_end(at, lease_s) return lease_s == 0 and '+inf' or at + lease_s end
 
--- What says that an attempt runs: its lease, its worker's mark, RQ's execution and started registry.
+-- Marks of a running attempt: its lease, its worker's busy mark, RQ's execution and started registry.
 local function mark(id, job, attempt, slot, lease_until, at)
     local member, queue, worker = id .. ':' .. attempt, queue_of(job), worker_of(slot)
     redis.call('ZADD', own .. 'leases', lease_until, member)
@@ -181,7 +181,7 @@ local function unmark(member)
     end
 end
 
--- The attempt in charge ends, whatever becomes of its job.
+-- Ends the current attempt, not its job.
 local function close_attempt(id, job, outcome, at, reason, code)
     local name = 'attempt:' .. job.attempts
     local text = attempt_json(job[name], outcome, at, reason)
@@ -211,7 +211,7 @@ local function start(id, job, attempt, slot, lease_s, at)
     return attempts
 end
 
--- Puts a job into its lane: RQ's list, the set of what truly waits, and a token that wakes one idle slot.
+-- Queues a job: RQ's list, the waiting set (which decides), and a token that wakes one idle slot.
 local function wait(id, job, front, at)
     local queue = queue_of(job)
     redis.call('SADD', prefix .. ':queues', list_key(queue))
@@ -221,7 +221,7 @@ local function wait(id, job, front, at)
     if redis.call('LLEN', wake_key(job.pool)) > MOST_TOKENS then redis.call('LPOP', wake_key(job.pool)) end
 end
 
--- Out of RQ's list where that is cheap: near its ends. Deeper, the id stays and is skipped when it comes to the head.
+-- Removes an id near the ends of RQ's list, where that is cheap. A deeper id is skipped when it reaches the head.
 local function leave_list(queue, id)
     local key = list_key(queue)
     if redis.call('LPOS', key, id, 'MAXLEN', MOST_LOOKED_AT) then
@@ -231,7 +231,7 @@ local function leave_list(queue, id)
     end
 end
 
--- A stray `rq worker` took the job out of RQ's list, and RQ's own hash and registries say how it fared there.
+-- Resets RQ's hash and registries of a job that an `rq worker`, started by mistake, took out of RQ's list.
 local function rq_waits(id, queue)
     redis.call('HSET', rq_key(id), 'status', 'queued', 'started_at', '', 'ended_at', '', 'worker_name', '')
     redis.call('PERSIST', rq_key(id))
@@ -240,7 +240,7 @@ local function rq_waits(id, queue)
     end
 end
 
--- A job ends, once. `last`: gpu_s and size_bytes of what counts, the terminal event, JSON of the error and its code.
+-- Ends a job, once. `last`: gpu_s and size_bytes of the last attempt, the terminal event, JSON of the error, its code.
 local function end_job(id, job, outcome, at, last)
     local queue, began = queue_of(job), tonumber(job.began or at)
     local queue_s = math.max(0, began - tonumber(job.created_at))
@@ -274,7 +274,7 @@ local function end_job(id, job, outcome, at, last)
     end
 end
 
--- What an end will read as a number, in the midst of its writes.
+-- Checks the fields that end_job reads as numbers between its writes.
 local function check_kept(job)
     whole(job.ttl_s, 'ttl_s')
     if job.webhook then number(job.webhook_after_s, 'webhook_after_s') end
@@ -282,8 +282,8 @@ end
 
 local transitions = {}
 
--- submit: id, limits of the tenant (JSON, or '' for those that Redis knows), most jobs in the lane, '1' for a disk that
--- must have it, number of RQ's fields and values, these, then the record's fields and values.
+-- submit: id, limits of the tenant (JSON, or '' to read them from Redis), most jobs in the lane, '1' if the write must
+-- reach the disk, number of RQ's fields and values, these, then the record's fields and values.
 -- Answers {'new', place in the lane, created_at} | {'known', place in the lane from 0 or '', record...} | {'ended', text} | {'refused', what, count,
 -- bound} | {'no_aof'}.
 function transitions.submit()
@@ -352,8 +352,8 @@ function transitions.submit()
     return {'new', redis.call('ZCARD', waiting_key(queue)), seconds(at)}
 end
 
--- Whether a slot may begin the job now, as one of this queue; what stands in its way otherwise. A job that was moved
--- from the midst of a list stays there as well.
+-- Whether a slot may claim the job from this queue now, or the reason why not. A job that was moved to another pool
+-- may still be in the middle of its old list.
 local function claimable(job, queue, schema, at)
     if not job then return 'unknown' end
     if job.state ~= 'queued' or queue_of(job) ~= queue then return 'gone' end
@@ -362,9 +362,9 @@ local function claimable(job, queue, schema, at)
     return 'yes'
 end
 
--- The first job of a lane that may begin, and whether there is more to look at. Ids whose job is gone are dropped, as
--- are those too late to begin, which the sweeper ends; those of jobs that are not known go aside. Newer jobs go back to
--- where they were, or behind all others where they would keep every call from seeing any other.
+-- The first claimable job of a lane, and whether more entries are to be examined. Ids of jobs that are not queued, or
+-- whose deadline is over (the sweeper ends those), are dropped; unknown ids are set aside. Jobs of a newer schema go
+-- back to where they were, or to the tail if a whole call saw no others.
 local function first_of(queue, schema, at)
     local list, put_back, found = list_key(queue), {}, nil
     local looked_at = 0
@@ -386,7 +386,7 @@ local function first_of(queue, schema, at)
     for i = #put_back, 1, -1 do
         if full then redis.call('RPUSH', list, put_back[#put_back + 1 - i]) else redis.call('LPUSH', list, put_back[i]) end
     end
-    -- RQ's list was emptied by somebody: the set knows what waits.
+    -- RQ's list was emptied by another program: the waiting set decides.
     if not found and redis.call('LLEN', list) == 0 then
         for _, id in ipairs(redis.call('ZRANGE', waiting_key(queue), 0, MOST_LOOKED_AT - 1)) do
             local job = read(id)
@@ -401,7 +401,7 @@ local function first_of(queue, schema, at)
     return found, not found and looked_at == MOST_LOOKED_AT and not full
 end
 
--- Whether `rq suspend` holds: no attempt begins.
+-- Whether `rq suspend` is in effect: then no attempt starts.
 local function suspended() return redis.call('EXISTS', prefix .. ':suspended') == 1 end
 
 -- claim: attempt id, slot, seconds of a lease, highest schema that it can read, pool, '1' if it came by a token, bounds
@@ -420,7 +420,7 @@ function transitions.claim()
         table.insert(flat, 3, job.attempts)
         return flat
     end
-    -- Asked again because the answer was lost: it holds what it took.
+    -- The call is repeated because its answer was lost: return the same job.
     for _, member in ipairs(redis.call('SMEMBERS', prefix .. ':worker:' .. slot .. ':executions')) do
         local id, of = string.match(member, '^(.*):([^:]*)$')
         if of == attempt and redis.call('HGET', record_key(id), 'owner') == attempt then return answer(id) end
@@ -445,8 +445,8 @@ function transitions.claim()
     return {'none'}
 end
 
--- take: id, attempt id, slot, seconds of a lease (0: for ever). As claim, of one job that waits: for whoever decides the order itself.
--- Answers as claim.
+-- take: id, attempt id, slot, seconds of a lease (0: never expires). Claims one given job, for the runner of
+-- containers, which decides the order itself. Answers as claim.
 function transitions.take()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
     local lease_s, at = number(given(5, 'lease_s'), 'lease_s'), clock()
@@ -466,9 +466,9 @@ function transitions.take()
     return flat
 end
 
--- What an attempt is told of its job: mine, cancel (mine, and to end), waits (nobody's), lost (another's, or ended),
--- unknown. One that is lost has no marks any more.
-local function standing(id, attempt)
+-- State of a job from the view of one attempt: mine, cancel (mine, cancel requested), waits (queued), lost (held by
+-- another attempt, or ended), unknown (not in Redis).
+local function attempt_state(id, attempt)
     local known = redis.call('HMGET', record_key(id), 'state', 'owner', 'cancel')
     if not known[1] then
         return redis.call('EXISTS', ended_key(id), erased_key(id)) > 0 and 'lost' or 'unknown'
@@ -477,15 +477,15 @@ local function standing(id, attempt)
     return known[1] == 'queued' and 'waits' or 'lost'
 end
 
--- beat: id, attempt id, slot, seconds of a lease (0: for ever), seconds that RQ keeps the worker, progress JSON or ''.
--- Answers as `standing`.
+-- beat: id, attempt id, slot, seconds of a lease (0: never expires), TTL of RQ's worker key, progress JSON or ''.
+-- Answers as `attempt_state`.
 function transitions.beat()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
     local lease_s, worker_s = number(given(5, 'lease_s'), 'lease_s'), number(given(6, 'worker_s'), 'worker_s')
     local progress, at = given(7, 'progress'), clock()
-    local answer, member = standing(id, attempt), id .. ':' .. attempt
+    local answer, member = attempt_state(id, attempt), id .. ':' .. attempt
     if answer == 'mine' or answer == 'cancel' then
-        -- One that was on its way when its slot was seen to die brings no lease back.
+        -- A heartbeat that arrives after its slot was declared dead must not renew the lease.
         if not redis.call('ZSCORE', own .. 'dead-slots', slot) then
             redis.call('ZADD', own .. 'leases', lease_end(at, lease_s), member)
         end
@@ -506,21 +506,21 @@ function transitions.beat()
     return answer
 end
 
--- note: id, attempt id, field, value. What the runner of containers keeps of its attempt. Answers as `standing`.
+-- note: id, attempt id, field, value. Stores a field of a container's attempt. Answers as `attempt_state`.
 function transitions.note()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local field, value = one_of(given(4, 'field'), 'field', {'placed', 'ran_s'}), given(5, 'value')
-    local answer = standing(id, attempt)
+    local answer = attempt_state(id, attempt)
     if answer == 'mine' or answer == 'cancel' then set(id, field, value) end
     return answer
 end
 
 -- log: id, attempt id, time of the line up to which the log was read, lines to add, time of the last of them, JSON of
--- the event. Added only if nobody went on from there. Answers as `standing`.
+-- the event. Appended only if the log still ends there. Answers as `attempt_state`.
 function transitions.log()
     local id, attempt, after = given(2, 'id'), given(3, 'attempt'), given(4, 'after')
     local lines, last, data = given(5, 'lines'), given(6, 'last'), given(7, 'event')
-    local answer = standing(id, attempt)
+    local answer = attempt_state(id, attempt)
     if answer ~= 'mine' and answer ~= 'cancel' then return answer end
     if (redis.call('HGET', record_key(id), 'log_at') or '') == after then
         redis.call('APPEND', own .. 'log:' .. id, lines)
@@ -531,7 +531,7 @@ function transitions.log()
 end
 
 -- resume: id, attempt id, slot, seconds of a lease, number of RQ's fields and values, these, then the record as the
--- attempt knows it. Redis came back without the job: what its slot holds is all there is. Answers as `standing`.
+-- attempt knows it. Redis lost the job, and the slot has the only copy. Answers as `attempt_state`.
 function transitions.resume()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
     local lease_s, rq_count = number(given(5, 'lease_s'), 'lease_s'), number(given(6, 'rq_count'), 'rq_count')
@@ -541,7 +541,7 @@ function transitions.resume()
     for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'attempts', 'created_at'}) do
         if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
     end
-    local answer = standing(id, attempt)
+    local answer = attempt_state(id, attempt)
     if answer ~= 'unknown' then return answer end
     local created_at = number(job.created_at, 'created_at')
     check_kept(job)
@@ -564,14 +564,14 @@ function transitions.resume()
 end
 
 -- release: id, attempt id, failed or returned, error JSON or '', its code, gpu seconds, '1': only if its lease ran out.
--- The attempt ends and its job goes to the front of its lane, or ends if its owner wants that. Answers 'released', or
--- as `standing`.
+-- Ends the attempt and puts its job at the front of its lane, or ends the job if a cancel was requested. Answers
+-- 'released', or as `attempt_state`.
 function transitions.release()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'failed', 'returned'})
     local reason, code, gpu_s = given(5, 'error'), given(6, 'code'), number(given(7, 'gpu_s'), 'gpu_s')
     local if_overdue, at = given(8, 'if_overdue') == '1', clock()
-    local answer, member = standing(id, attempt), id .. ':' .. attempt
+    local answer, member = attempt_state(id, attempt), id .. ':' .. attempt
     if answer == 'lost' then unmark(member) end
     if answer ~= 'mine' and answer ~= 'cancel' then return answer end
     local lease = redis.call('ZSCORE', own .. 'leases', member)
@@ -601,11 +601,11 @@ function transitions.release()
     return 'released'
 end
 
--- finish: id, id of the attempt that the outcome is of ('': of none), outcome, error JSON or '', its code, result JSON
--- or '', terminal event, gpu seconds, bytes, '1' if job.json lies in the store, '1': only if the lease ran out, run JSON
--- or '', id of the attempt that asks or '', then fields of the counters and what to add. Answers {'ended', state that it
--- has} once it has ended, by this call or before, {'unknown'}, or {'held'} where another attempt is in charge, or the
--- lease of this one has not run out.
+-- finish: id, id of the attempt that produced the outcome or '', outcome, error JSON or '', its code, result JSON or '',
+-- terminal event, gpu seconds, bytes, '1' if job.json is in the store, '1': only if the lease expired, run JSON or '',
+-- id of the attempt that calls or '', then fields of the counters and their increments. Answers {'ended', its state} if
+-- the job has ended, by this call or before, {'unknown'}, or {'held'} if another attempt holds it or the lease has not
+-- expired.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
@@ -623,7 +623,7 @@ function transitions.finish()
     end
     local lease = job.owner and redis.call('ZSCORE', own .. 'leases', id .. ':' .. job.owner)
     if if_overdue and lease and tonumber(lease) > at then return {'held', job.state} end
-    -- What the store does not say, only the attempt in charge may; or, of a job that no attempt holds, whoever ends it.
+    -- An end that is not in the store may be decided only by the current attempt, or by any caller if there is none.
     if not recorded and (job.owner or '') ~= attempt then
         if by ~= '' then unmark(id .. ':' .. by) end
         return {'held', job.state}
@@ -637,7 +637,7 @@ function transitions.finish()
                 redis.call('HINCRBY', prefix .. ':worker:' .. slot, counter, 1)
             end
             unmark(id .. ':' .. attempt)
-        else  -- it may run on until it hears of this; then, or when its lease runs out, its marks go
+        else  -- it may run on until its next heartbeat; its marks are removed then, or when its lease expires
             close_attempt(id, job, 'superseded', at, '', '')
         end
     end
@@ -645,15 +645,15 @@ function transitions.finish()
     if result ~= '' then set(id, 'result', result) end
     if run ~= '' then set(id, 'run', run) end
     if recorded then set(id, 'recorded', '1') end
-    -- Until the store says what was decided here, or where an attempt that did not win may have left a song there.
+    -- The sweeper still has to write this end to the store, or to remove songs of attempts that did not win.
     if not recorded or tonumber(job.attempts or 0) > 1 then redis.call('ZADD', own .. 'unrecorded', at, id) end
     end_job(id, job, outcome, at, last)
     for i = 1, #counted, 2 do redis.call('HINCRBYFLOAT', own .. 'counters', counted[i], counted[i + 1]) end
     return {'ended', outcome, '1'}
 end
 
--- recorded: id, outcome. The store says that the job ended so. Answers 'marked', 'other' where it has not ended so (any
--- more: it was erased, and submitted anew), 'shrunk', or 'gone': it was erased.
+-- recorded: id, outcome. The record in the store has this outcome. Answers 'marked', 'shrunk', 'gone' (erased), or
+-- 'other': the job has another state, for instance because it was erased and submitted anew.
 function transitions.recorded()
     local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
     local state = redis.call('HGET', record_key(id), 'state')
@@ -666,8 +666,8 @@ function transitions.recorded()
     return redis.call('EXISTS', ended_key(id)) == 1 and 'shrunk' or 'gone'
 end
 
--- cancel: id, tenant, terminal event, then, for a job that may never have been submitted and then never shall be,
--- error JSON and the record's fields and values. Answers the state that the job has, or 'unknown'.
+-- cancel: id, tenant, terminal event; to prevent a job that is not yet submitted from being so, also error JSON and the
+-- record's fields and values. Answers the state of the job, or 'unknown'.
 function transitions.cancel()
     local id, tenant, terminal, at = given(2, 'id'), given(3, 'tenant'), given(4, 'event'), clock()
     local job = read(id)
@@ -694,15 +694,15 @@ function transitions.cancel()
     return 'running'
 end
 
--- overdue: seconds of a lease, most. Attempts whose lease ran out and that are in charge, as `job:attempt`; those that
--- are not lose their marks here. After a gap in the watch, or a step of the clock backward, every lease gets another
--- life: nobody could have renewed it, or its time means nothing.
+-- overdue: seconds of a lease, most. Current attempts whose lease expired, as `job:attempt`; marks of other attempts
+-- are removed. After a gap between two calls, or a step of the clock backward, every lease is extended once: the server
+-- may have been down, so that no slot could renew it, or its time means nothing.
 function transitions.overdue()
     local lease_s, most, at = number(given(2, 'lease_s'), 'lease_s'), number(given(3, 'most'), 'most'), clock()
     local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
     redis.call('SET', own .. 'watched', seconds(at))
     if at < watched or at - watched > lease_s / 2 then
-        -- But neither those of slots that were seen to die, which lapse has set to 0, nor those that never run out.
+        -- Neither leases of dead slots, which lapse has set to 0, nor leases that never expire.
         for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '(0', '(+inf', 'BYSCORE')) do
             redis.call('ZADD', own .. 'leases', at + lease_s, member)
         end
@@ -710,14 +710,14 @@ function transitions.overdue()
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
         local id, attempt = string.match(member, '^(.*):([^:]*)$')
-        local answer = standing(id, attempt)
+        local answer = attempt_state(id, attempt)
         if answer == 'mine' or answer == 'cancel' then due[#due + 1] = member else unmark(member) end
     end
     return due
 end
 
--- lapse: slot, seconds. A slot's process was seen to end: its leases run out now, and it claims nothing any more,
--- should a claim that it sent before come late.
+-- lapse: slot, seconds. A slot's process has ended: its leases expire now, and a claim that it sent before and that
+-- arrives late gets no job.
 function transitions.lapse()
     local slot, kept_s, at = given(2, 'slot'), number(given(3, 'kept_s'), 'kept_s'), clock()
     redis.call('ZREMRANGEBYSCORE', own .. 'dead-slots', '-inf', at)
@@ -729,8 +729,8 @@ function transitions.lapse()
     return 1
 end
 
--- heal: queue, how many. The oldest of those that wait are put back into RQ's list if they are not in it: somebody
--- emptied it, or took them. Answers how many.
+-- heal: queue, most. Puts the oldest queued jobs back into RQ's list if another program removed them from it. Answers
+-- how many.
 function transitions.heal()
     local queue, most = given(2, 'queue'), number(given(3, 'most'), 'most')
     local missing = {}
@@ -751,8 +751,8 @@ function transitions.heal()
     return healed
 end
 
--- move: id, the pool that it waits in, another pool. To the back of the lane there. Answers 1, or 0: it waits there no
--- more.
+-- move: id, its pool, another pool. Moves a queued job to the back of its lane there. Answers 1, or 0: it is no longer
+-- queued in its pool.
 function transitions.move()
     local id, from, to, at = given(2, 'id'), given(3, 'from'), given(4, 'to'), clock()
     local job = read(id)
@@ -766,9 +766,9 @@ function transitions.move()
     return 1
 end
 
--- restore: id, outcome, seconds that it is still kept, terminal event, number of RQ's fields and values, these, then
--- the record's fields and values. An ended job that the store alone remembers: nothing is counted or reported again.
--- Answers 1, or 0: it is known.
+-- restore: id, outcome, seconds of retention left, terminal event, number of RQ's fields and values, these, then the
+-- record's fields and values. Restores an ended job from the store; nothing is counted or reported again. Answers 1, or
+-- 0: it exists.
 function transitions.restore()
     local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
     local left_s, terminal, rq_count = number(given(4, 'left_s'), 'left_s'), given(5, 'event'), number(given(6, 'rq_count'), 'rq_count')
@@ -796,7 +796,7 @@ end
 
 local function forget(id, job)
     local queue = job and job.pool and queue_of(job)
-    -- Of attempts that were not heard of again.
+    -- Marks of attempts that never reported again.
     for _, attempt in ipairs(redis.call('ZRANGE', prefix .. ':executions:' .. id, 0, -1)) do unmark(id .. ':' .. attempt) end
     redis.call('DEL', record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id), prefix .. ':executions:' .. id)
     for _, index in ipairs({'live', 'ended', 'deadlines', 'unrecorded', 'webhooks'}) do redis.call('ZREM', own .. index, id) end
@@ -806,7 +806,7 @@ local function forget(id, job)
     end
 end
 
--- shrink: id, text that stands for it from now on. Answers 1, or 0: it has not ended, or something still needs it whole.
+-- shrink: id, text that replaces its record. Answers 1, or 0: it has not ended, or its whole record is still needed.
 function transitions.shrink()
     local id, text = given(2, 'id'), given(3, 'text')
     local job = read(id)
@@ -819,7 +819,7 @@ function transitions.shrink()
     return 1
 end
 
--- erase: id, tenant. All that Redis knows of an ended job. Answers 1, or 0: it has not ended.
+-- erase: id, tenant. Deletes all of an ended job. Answers 1, or 0: it has not ended.
 function transitions.erase()
     local id, tenant = given(2, 'id'), given(3, 'tenant')
     local job = read(id)
@@ -831,7 +831,7 @@ function transitions.erase()
     return 1
 end
 
--- look: ids. Of each {record..., place in its lane from 0 or '', text of one that has shrunk or ''}.
+-- look: ids. Answers for each {record..., place in its lane from 0 or '', text of a shrunk job or ''}.
 function transitions.look()
     local found = {}
     for i = 2, #ARGV do
@@ -844,7 +844,7 @@ function transitions.look()
 end
 
 -- enter_batch: id, tenant, created_at, most unfinished batches of the tenant, then fields and values of its hash.
--- Answers 'new', 'known', or 'full': the tenant has as many as it may.
+-- Answers 'new', 'known', or 'full': the tenant has reached that bound.
 function transitions.enter_batch()
     local id, tenant, created_at = given(2, 'id'), given(3, 'tenant'), number(given(4, 'created_at'), 'created_at')
     local most, fields, unfinished = number(given(5, 'most'), 'most'), pairs_from(6, 'batch'), 0
@@ -858,8 +858,8 @@ function transitions.enter_batch()
     return 'new'
 end
 
--- guarded: JSON list of {command, the answer that it must give, '' for none}, JSON list of commands that are then run.
--- A MULTI under conditions, for what is decided elsewhere of what was read a moment ago. Answers 1, or 0: nothing is run.
+-- guarded: JSON list of {command, expected answer, '' for nil}, JSON list of commands to run if all match. A compare and
+-- set for decisions made elsewhere from values read before. Answers 1, or 0: nothing was run.
 function transitions.guarded()
     local guards, commands = cjson.decode(given(2, 'guards')), cjson.decode(given(3, 'commands'))
     for _, guard in ipairs(guards) do

@@ -1,4 +1,4 @@
-"""Audio in and out, by PyAV alone and in memory: probe, decode, encode, tag."""
+"""Audio files by PyAV, in memory: probe, decode, encode, tag."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "to_loudness",
 ]
 
-# The gateway names formats and proves uploads in another process: it is not to load 30 MB for PyAV and numpy.
+# Imported on first use: the gateway needs only the formats, and not 30 MB for PyAV and numpy.
 _LATER = {
     "decode": "decoding",
     "probe": "decoding",

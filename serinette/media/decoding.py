@@ -1,4 +1,4 @@
-"""Reading audio that strangers made: bounded in time and memory, opening nothing else, never a raw FFmpeg error."""
+"""Decoding of untrusted audio: bounded in time and memory, no other files opened, no raw FFmpeg errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serinette.media.formats import AudioInfo
 
 Samples = npt.NDArray[np.float32]
 
-# Playlists (hls, concat, dash, sdp ...) would make FFmpeg open what a stranger names: only these containers are read.
+# Playlists (hls, concat, dash, sdp ...) would make FFmpeg open other files or URLs: only these containers are read.
 _CONTAINERS = "wav,w64,aiff,caf,flac,mp3,aac,ogg,mov,matroska"
 _CODECS = (
     "mp3float,mp3,aac,alac,flac,opus,libopus,vorbis,pcm_u8,pcm_alaw,pcm_mulaw,"
@@ -27,25 +27,25 @@ _CODECS = (
 )
 _OPTIONS = {"format_whitelist": _CONTAINERS, "codec_whitelist": _CODECS, "protocol_whitelist": "file"}
 
-# Beyond these a resampler's filter takes gigabytes, and no honest recording lies there.
+# Outside of these ranges a resampler's filter takes gigabytes, and there are no real recordings.
 _RATES = range(4_000, 384_001)
 _CHANNELS = range(1, 9)
-# Codecs fill up their last block: a song of the longest length, sent back to us, is not too long.
+# Codecs pad their last block: a generated song of the longest duration must be accepted as an upload.
 _PADDING_S = 0.1
-# Below it a model hears nothing, and a resampler may give nothing.
+# Shorter audio is useless to a model, and a resampler may return no samples.
 _SHORTEST_S = 0.01
-# 40 dB beyond full scale, which floats can say: what is louder is no recording.
+# 40 dB above full scale, which float formats can express: louder samples are not a recording.
 _LOUDEST = 100.0
-# As far into a WAV as its format stands, chunks of an editor's before it included.
+# The format chunk of a WAV is within these bytes, even with an editor's chunks before it.
 _HEAD_BYTES = 64 * 1024
 _EXTENSIBLE = 0xFFFE
 
 
 def probe(file: Path | BinaryIO, max_duration_s: float) -> AudioInfo:
-    """Decode a file to its end, keeping nothing.
+    """Decode a file to its end without keeping its samples.
 
     Raises:
-        InvalidAudio: it is not audio, holds no samples or some that are no numbers, is shorter than 0.01 s, or longer
+        InvalidAudio: it is not audio, has no samples or some are not finite, is shorter than 0.01 s, or longer
             than `max_duration_s`.
     """
     with opened(file) as container:
@@ -98,7 +98,7 @@ def _samples(frame: av.AudioFrame) -> Samples:
 
 @contextmanager
 def opened(file: Path | BinaryIO) -> Iterator[InputContainer]:
-    """A container with at least one audio track; FFmpeg's complaints, also later ones, become InvalidAudio."""
+    """A container with at least one audio track; FFmpeg's errors, also later ones, become InvalidAudio."""
     try:
         with ExitStack() as stack:
             source = _readable(file, stack)
@@ -114,7 +114,7 @@ def opened(file: Path | BinaryIO) -> Iterator[InputContainer]:
 
 
 def _frames(container: InputContainer, max_duration_s: float) -> Iterator[av.AudioFrame]:
-    """The first track's frames, all of one kind."""
+    """Frames of the first audio track, all with the same format."""
     frames, kind = 0, None
     stream = container.streams.audio[0]
     floats = stream.codec.canonical_name.startswith("pcm_f")
@@ -128,7 +128,7 @@ def _frames(container: InputContainer, max_duration_s: float) -> Iterator[av.Aud
         frames += frame.samples
         if frames > (max_duration_s + _PADDING_S) * rate:
             raise InvalidAudio(f"the audio is longer than the {max_duration_s:g} s allowed; send a shorter piece")
-        # Not a number is not less either.
+        # `not ... <=` is also true for NaN.
         if floats and frame.samples and not float(np.abs(frame.to_ndarray()).max()) <= _LOUDEST:
             raise InvalidAudio(
                 f"the file holds samples that are no numbers, or beyond {_LOUDEST:g} times full scale; write it anew"
@@ -143,22 +143,22 @@ def _check_length(frames: int, sample_rate: int) -> None:
 
 
 def _readable(file: Path | BinaryIO, stack: ExitStack) -> str | BinaryIO:
-    """What FFmpeg reads: the file itself, or a WAV with its count of valid bits made that of its samples.
+    """The input for FFmpeg: the file itself, or a WAV whose number of valid bits is set to the size of its samples.
 
-    Of a sample of 32 bits with 24 valid ones, which WASAPI records, FFmpeg takes the 24 for the sample's size and reads
-    floats where there are none. The bits that are not valid are zero.
+    In WAVs with 24 valid bits in samples of 32, as WASAPI records them, FFmpeg takes 24 for the sample's size and then
+    decodes wrong values. The bits that are not valid are zero.
     """
     stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
     stream.seek(0)
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
     if (patch := _valid_bits(head)) is not None:
-        return _Patched(stream, *patch)  # type: ignore[return-value]  # as much of one as FFmpeg reads
+        return _Patched(stream, *patch)  # type: ignore[return-value]  # has the methods that FFmpeg uses
     return f"file:{file.absolute()}" if isinstance(file, Path) else file
 
 
 def _valid_bits(head: bytes) -> tuple[int, bytes] | None:
-    """Where a WAV says a sample's valid bits, and how many it has: None if they are the same, or it is no such WAV."""
+    """Offset of a WAV's number of valid bits and the bytes to write there; None if no patch is needed."""
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     at = 12

@@ -1,4 +1,4 @@
-"""Writing a song: its loudness by EBU R128 (ITU-R BS.1770-4), then the same samples and tags give the same bytes."""
+"""Encoding of songs, deterministic for equal samples and tags; loudness by EBU R128 (ITU-R BS.1770-4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Samples = npt.NDArray[np.float32]
 
 # BS.1770-4 measures in blocks of 400 ms: a shorter clip has no loudness.
 _BLOCK_S = 0.4
-# Streaming platforms and EBU R128 ask for 1 dB of room below full scale.
+# Streaming platforms and EBU R128 require 1 dB of headroom below full scale.
 PEAK = 10.0 ** (-1.0 / 20.0)
 
 
@@ -34,8 +34,8 @@ def encode(
 ) -> bytes:
     """Encode float32 [channels, frames] of -1 to 1, 1 or 2 channels; louder samples are clipped.
 
-    The file's rate is `encoded_rate(format, sample_rate)`. `bitrate_kbps` is for mp3, ogg and m4a, and bounded by what
-    the codec can do. FFmpeg's version, and nothing else, is part of the bytes.
+    The file's rate is `encoded_rate(format, sample_rate)`. `bitrate_kbps` is for mp3, ogg and m4a, and capped at the
+    codec's maximum. Besides the arguments, only FFmpeg's version determines the bytes.
 
     Raises:
         InvalidOutput: there are no samples, or some are not finite.
@@ -50,7 +50,7 @@ def encode(
         stream = container.add_stream(
             coding.codec, encoded_rate(format, sample_rate), options=dict(coding.codec_options)
         )
-        assert isinstance(stream, AudioStream)  # noqa: S101  # every codec of CODINGS is one of audio
+        assert isinstance(stream, AudioStream)  # noqa: S101  # all codecs of CODINGS are audio codecs
         stream.layout = "mono" if channels == 1 else "stereo"
         stream.format = coding.sample_format
         if coding.bitrate_kbps:
@@ -67,21 +67,21 @@ def _bitrate_kbps(coding: Coding, wanted: int | None, channels: int) -> int:
 
 
 def _frames(samples: Samples, sample_rate: int) -> Iterator[av.AudioFrame]:
-    """A second at a time, so that a long song is not copied whole once more."""
+    """Frames of one second, so that a long song is not copied as a whole."""
     layout = "mono" if samples.shape[0] == 1 else "stereo"
     for start in range(0, samples.shape[1], sample_rate):
         part = np.clip(samples[:, start : start + sample_rate], -1.0, 1.0).astype(np.float32, order="C")
         frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
         frame.sample_rate = sample_rate
         frame.time_base = Fraction(1, sample_rate)
-        frame.pts = start  # m4a's edit list, which hides the codec's delay, counts from here
+        frame.pts = start  # needed for m4a's edit list, which hides the codec's delay
         yield frame
 
 
 def to_loudness(samples: Samples, sample_rate: int, target_lufs: float) -> tuple[Samples, str | None]:
-    """Bring samples [channels, frames] to `target_lufs` by one gain, their peak at most -1 dBFS.
+    """Scale samples [channels, frames] to `target_lufs` by one gain, with peaks of at most -1 dBFS.
 
-    Answers the samples and, when the target is not met, why: silence, shorter than 0.4 s, or peaks in the way.
+    Returns the samples and, if the target is not reached, why: silence, shorter than 0.4 s, or peaks.
     """
     if samples.shape[-1] < _BLOCK_S * sample_rate:
         return samples, f"loudness_lufs: left alone, a song shorter than {_BLOCK_S} s has no loudness"
@@ -101,6 +101,6 @@ def to_loudness(samples: Samples, sample_rate: int, target_lufs: float) -> tuple
 
 def measured_lufs(samples: Samples, sample_rate: int) -> float:
     """Integrated loudness in LUFS of samples [channels, frames] of at least 0.4 s; -inf for silence."""
-    import pyloudnorm  # noqa: PLC0415  # brings scipy, 40 MB that slots whose jobs ask for no loudness shall not pay
+    import pyloudnorm  # noqa: PLC0415  # imports scipy, 40 MB that only jobs with a loudness need
 
     return float(pyloudnorm.Meter(sample_rate).integrated_loudness(samples.T.astype(np.float64)))

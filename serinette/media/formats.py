@@ -1,4 +1,4 @@
-"""What each format of a spec is made of."""
+"""Codecs and containers of the spec's formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serinette.spec import AudioFormat
 
 
 class AudioInfo(BaseModel):
-    """What a file turned out to hold once decoded to its end."""
+    """Properties of an audio file after it was decoded to its end."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -25,7 +25,7 @@ class AudioInfo(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """FFmpeg's names for one format. `rates`: sample rates the codec takes, empty meaning any."""
+    """FFmpeg's names for one format. `rates`: sample rates that the codec supports; empty means any."""
 
     content_type: str
     container: str
@@ -38,8 +38,8 @@ class Coding:
     container_options: Mapping[str, str] = field(default_factory=dict)
 
 
-# mp3's compression level 7 takes 0.6 of the default's time; Ogg draws its serial number at random unless bitexact;
-# libopus refuses more than 256 kbit/s per channel.
+# mp3's compression level 7 takes 0.6 of the default's time; Ogg has a random serial number unless bitexact; libopus
+# refuses more than 256 kbit/s per channel.
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 CODINGS: Mapping[AudioFormat, Coding] = MappingProxyType(
     {
@@ -60,7 +60,7 @@ EXTENSIONS: Mapping[AudioFormat, str] = MappingProxyType({name: name.value for n
 
 
 def encoded_rate(format: AudioFormat, sample_rate: int) -> int:
-    """Sample rate in Hz of a file of this format: `sample_rate`, or the codec's nearest one not below it."""
+    """Sample rate in Hz of a file of this format: `sample_rate`, or the codec's next higher one, or its highest."""
     rates = CODINGS[format].rates
     if not rates or sample_rate in rates:
         return sample_rate

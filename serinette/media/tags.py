@@ -1,4 +1,4 @@
-"""Tags that say how to make a song again: one JSON document in `comment`, which all five formats keep."""
+"""Tags with which a song can be generated again: one JSON document in `comment`, which all five formats support."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARK = "serinette"
 
 
 class SongTags(BaseModel):
-    """What a song says of itself. `seed` is this song's own; the spec's is that of the job's first."""
+    """Parsed tags of a song. `seed` is this song's own; the spec's seed is that of the job's first song."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -41,14 +41,14 @@ def song_tags(spec: GenerationSpec, seed: int, model: str, model_revision: str, 
 
 
 def read_song_tags(file: Path | BinaryIO) -> SongTags | None:
-    """What `song_tags` wrote; None for a file that is not a song of ours.
+    """Tags that `song_tags` wrote; None for a file without them.
 
     Raises:
         InvalidAudio: not an audio file.
         Unsupported: a newer Serinette wrote it.
     """
     with opened(file) as container:
-        # Ogg keeps its tags with the stream, the others with the file.
+        # Ogg has its tags in the stream, the others in the container.
         tags = {**container.metadata, **container.streams.audio[0].metadata}
     comment = next((text for name, text in tags.items() if name.lower() == "comment"), "")
     try:

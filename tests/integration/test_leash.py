@@ -23,12 +23,12 @@ print(child.pid, flush=True)
 time.sleep(60)
 """
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
-BETWEEN = f"import os, sys; from serinette import leash; sys.exit(leash.stand_between(int(sys.argv[1]), {SLEEP!r}))"
+BETWEEN = f"import os, sys; from serinette import leash; sys.exit(leash.run_watched(int(sys.argv[1]), {SLEEP!r}))"
 CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); "
 CALLED += "print('called', flush=True); time.sleep(60)"
 STARTS = {
     "leashed": f"leash.leashed({SLEEP!r})",
-    "stand_between": f"[sys.executable, '-c', {BETWEEN!r}, str(os.getpid())]",
+    "run_watched": f"[sys.executable, '-c', {BETWEEN!r}, str(os.getpid())]",
     "die_with_parent": f"[sys.executable, '-c', {CALLED!r}]",
 }
 
@@ -42,7 +42,7 @@ def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
     assert parent.stdout
     lines = [parent.stdout.readline() for _ in range(2 if request.param == "die_with_parent" else 1)]
     child = next(int(line) for line in lines if line.strip().isdecimal())
-    assert eventually(lambda: len(below(child)) == (2 if request.param == "stand_between" else 1))
+    assert eventually(lambda: len(below(child)) == (2 if request.param == "run_watched" else 1))
     children = below(child)
     try:
         yield parent, children
@@ -82,7 +82,7 @@ def test_the_leash_is_transparent() -> None:
 
 
 def test_whoever_stands_between_passes_signals_and_the_status_on() -> None:
-    code = "import os, sys; from serinette import leash; sys.exit(leash.stand_between(os.getppid(), sys.argv[1:]))"
+    code = "import os, sys; from serinette import leash; sys.exit(leash.run_watched(os.getppid(), sys.argv[1:]))"
     child = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); "
     child += "print(1, flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, sys.executable, "-c", child]

@@ -17,7 +17,7 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from serinette.job import JobError, JobStatus
-from serinette.jobs import Call, Claimed, Entry, Jobs, Lease, Outcome, Standing, calls
+from serinette.jobs import AttemptState, Call, Claimed, Entry, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import record_of
 from serinette.jobs.submission import rq_fields_of
 from serinette.names import Keys, Lane
@@ -205,9 +205,9 @@ def test_a_full_server_takes_no_job_and_ends_those_that_it_has(board: Board, ful
     assert board.state() == before, "it was refused before its first write"
     assert all(claimed)
     beating, released, finished, canceled = (each for each in claimed if each)
-    assert board.beat(beating, '{"stage": "denoising"}') is Standing.MINE
+    assert board.beat(beating, '{"stage": "denoising"}') is AttemptState.MINE
     release = calls.release(released.entry.id, released.entry.owner or "", FAILURE, charged=True)
-    assert board.jobs(release) is Standing.RELEASED
+    assert board.jobs(release) is AttemptState.RELEASED
     board.finish(finished, Outcome(JobStatus.SUCCEEDED, result=a_result(finished.entry.id)), recorded=True)
     assert board.cancel(canceled.entry.id) == "running"
     assert board.cancel(ids[5]) == "canceled"
@@ -326,7 +326,7 @@ def test_a_server_with_another_clock_takes_no_job_from_a_slot_that_is_well(board
     [lease] = board.leases().values()
     at = board.redis.time()[0]
     assert 18 < lease - at < 22, "one life from now on, neither longer nor shorter"
-    assert board.beat(claimed) is Standing.MINE
+    assert board.beat(claimed) is AttemptState.MINE
     board.lapse_leases()
     assert board.jobs(calls.overdue(20)) == [(claimed.entry.id, claimed.entry.owner)]
 

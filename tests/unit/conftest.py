@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from api.queue import pool_status
-from tests.unit.queue_desk import Desk, open_desk
+from tests.unit.queue_harness import QueueHarness, open_queue
 
 
 @pytest.fixture
-async def desk(redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+async def harness(redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QueueHarness]:
     """A queue on this test's Valkey and store."""
     monkeypatch.setattr(pool_status, "MAX_AGE_S", 0)  # what is announced here is looked for at once
-    desk = open_desk(redis_url, file_store_url)
-    yield desk
-    desk.redis.close()
-    await desk.jobs.redis.aclose()
+    harness = open_queue(redis_url, file_store_url)
+    yield harness
+    harness.redis.close()
+    await harness.jobs.redis.aclose()

@@ -30,9 +30,9 @@ def settings_of(redis_url: str, store_url: str, **settings: Any) -> GatewaySetti
 def key_of(redis: Redis, tenant: str, limits: Limits | None = None, **credential: Any) -> str:
     """A new key in Redis, for a tenant with these limits."""
     key, kept = credentials.new_key(tenant, **credential)
-    credentials.keep(redis, Keys(), kept)
+    credentials.save(redis, Keys(), kept)
     if limits:
-        credentials.limit(redis, Keys(), tenant, limits)
+        credentials.set_limits(redis, Keys(), tenant, limits)
     return key
 
 

@@ -289,8 +289,8 @@ def test_an_earlier_song_is_a_source_by_its_url(client: TestClient, slot: HandSl
     ("files", "form", "status", "words"),
     [
         ({"src_audio": ("song.mp3", b"only words " * 100)}, {"task_type": "cover"}, 400, "src_audio: the file"),
-        ({"ctx_audio": ("song.mp3", b"")}, {"task_type": "cover"}, 400, "ctx_audio: no bytes"),
-        ({"ref_audio": ("song.mp3", b"")}, {}, 400, "ref_audio: no bytes"),
+        ({"ctx_audio": ("song.mp3", b"")}, {"task_type": "cover"}, 400, "ctx_audio: it is empty"),
+        ({"ref_audio": ("song.mp3", b"")}, {}, 400, "ref_audio: it is empty"),
         ({"src_audio": ("song.wav", b"x" * 1_000_001)}, {"task_type": "cover"}, 413, "1000000"),
         ({"src_audio": ("song.wav", silence())}, {"task_type": "cover", "bpm": "9"}, 400, "bpm"),
         ({name: ("song.wav", silence()) for name in ("a", "b", "c")}, {}, 400, "files"),

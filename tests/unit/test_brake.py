@@ -18,7 +18,7 @@ from serinette.pools import PoolFacts
 from serinette.presence import Holdup, Presence, WorkerStage, announce, report_holdups
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from tests.unit.queue_desk import model
+from tests.unit.queue_harness import model
 
 RULES = BrakeRules()
 
@@ -76,11 +76,11 @@ def test_failures_are_counted_until_a_load_passes(redis: Redis, keys: Keys) -> N
 
 
 def test_a_brake_that_is_not_renewed_lets_go(redis: Redis, keys: Keys) -> None:
-    brake.pull(redis, keys, "turbo", ("load: a", "pod: b"))
+    brake.set_reasons(redis, keys, "turbo", ("load: a", "pod: b"))
     assert 0 < int(redis.ttl(keys.brake("turbo"))) <= brake.BRAKE_TTL_S
     assert brake.in_force(redis.smembers(keys.brake("turbo"))) == ("load: a", "pod: b")
-    assert brake.words(("load: a", "pod: b")) == "a; b"
-    brake.pull(redis, keys, "turbo", ())
+    assert brake.describe(("load: a", "pod: b")) == "a; b"
+    brake.set_reasons(redis, keys, "turbo", ())
     assert not redis.exists(keys.brake("turbo"))
 
 

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from serinette.job import JobStatus, now
-from serinette.jobs import Outcome, Standing, calls
+from serinette.jobs import AttemptState, Outcome, calls
 from serinette.jobs.submission import rq_fields_of
 from serinette.names import Keys, worker_of
 from serinette.presence import Presence, WorkerStage, announce
@@ -52,7 +52,7 @@ def test_a_worker_is_busy_from_its_first_claim_to_its_last_end(board: Board) -> 
 
 
 @pytest.mark.parametrize("end", ["release", "cancel and hear of it", "lease"])
-def test_a_job_that_its_worker_holds_no_more_leaves_nobody_busy(board: Board, end: str) -> None:
+def test_a_job_that_its_worker_holds_no_more_leaves_no_worker_busy(board: Board, end: str) -> None:
     job_id = board.submit()
     claimed = board.claim("pod-a1.0.x")
     assert claimed
@@ -65,11 +65,11 @@ def test_a_job_that_its_worker_holds_no_more_leaves_nobody_busy(board: Board, en
     else:  # by the store, for another attempt; it is busy until it hears
         board.jobs(calls.finish(job_id, "", Outcome(JobStatus.CANCELED), recorded=True))
         assert counted(board.redis, board.keys) == {"pod-a1"}
-        assert board.beat(claimed) is Standing.LOST
+        assert board.beat(claimed) is AttemptState.LOST
     assert counted(board.redis, board.keys) == set()
 
 
-def test_a_superseded_attempt_that_hears_of_nothing_is_not_busy_for_ever(board: Board) -> None:
+def test_a_superseded_attempt_that_reports_nothing_is_not_busy_for_ever(board: Board) -> None:
     job_id = board.submit()
     assert board.claim("pod-a1.0.x")
     board.jobs(calls.finish(job_id, "", Outcome(JobStatus.CANCELED), recorded=True))
@@ -84,7 +84,7 @@ def test_a_job_that_redis_lost_makes_its_worker_busy_again(board: Board) -> None
     claimed = board.claim("pod-a1.0.x")
     assert claimed
     board.redis.flushdb()
-    assert board.beat(claimed) is Standing.UNKNOWN
+    assert board.beat(claimed) is AttemptState.UNKNOWN
     entry = claimed.entry
     rq_fields = rq_fields_of(entry.id, entry.pool, entry.lane, "song", (60, 60, 3))
     board.jobs(calls.resume(entry, entry.owner or "", board.lease_of(claimed), rq_fields))

@@ -22,7 +22,7 @@ from tests.unit.tenants import bearing, key_of, serving, settings_of
 DIGEST = "@sha256:" + "a" * 64
 IMAGE = "registry.example/audio/stems:1"
 UPLOAD = "upload-" + "0" * 32
-NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+UNKNOWN_JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 ON = {
     "auth": False,
     "containers": True,
@@ -90,7 +90,7 @@ def test_the_allow_list(entry: str, image: str, allowed: bool) -> None:
         ({"inputs": [{"path": "../etc/passwd", "upload": UPLOAD}]}, "inputs"),
         ({"inputs": [{"path": "/etc/passwd", "upload": UPLOAD}]}, "inputs"),
         ({"inputs": [{"path": "a"}]}, "inputs"),
-        ({"inputs": [{"path": "a", "upload": UPLOAD, "artifact": f"{NOBODY}/0"}]}, "inputs"),
+        ({"inputs": [{"path": "a", "upload": UPLOAD, "artifact": f"{UNKNOWN_JOB}/0"}]}, "inputs"),
         ({"inputs": [{"path": "a", "upload": UPLOAD}, {"path": "a/b", "upload": UPLOAD}]}, "inputs"),
         ({"inputs": [{"path": "a", "prefix": "songs/../"}]}, "inputs"),
         ({"inputs": [{"path": "a", "prefix": "songs/other-tenant/"}]}, "inputs"),
@@ -155,8 +155,8 @@ async def test_a_container_is_a_job(http: httpx.AsyncClient, redis: Redis) -> No
         ({"gpus": 2}, "gpus"),
         ({"memory_mib": 40_000}, "memory_mib"),
         ({"inputs": [{"path": "a", "upload": UPLOAD}]}, "inputs"),
-        ({"inputs": [{"path": "a", "artifact": f"{NOBODY}/0"}]}, "inputs"),
-        ({"inputs": [{"path": "a", "prefix": f"songs/{NOBODY}/"}]}, "inputs"),
+        ({"inputs": [{"path": "a", "artifact": f"{UNKNOWN_JOB}/0"}]}, "inputs"),
+        ({"inputs": [{"path": "a", "prefix": f"songs/{UNKNOWN_JOB}/"}]}, "inputs"),
         ({"labels": {"a": "b\nserinette.dev/role: admin"}}, "labels"),
         ({"labels": {"a\nb": "c"}}, "labels"),
     ],

@@ -17,7 +17,7 @@ from controller.sweep_plan import Action
 from controller.unrecorded import StoreCalls
 from serinette.errors import StoreUnavailable
 from serinette.job import AttemptOutcome, JobStatus
-from serinette.jobs import Outcome, Standing, calls
+from serinette.jobs import AttemptState, Outcome, calls
 from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts
 from serinette.settings import SharedSettings
@@ -106,7 +106,7 @@ def test_a_cancel_that_comes_with_the_release_ends_the_job_also_while_no_worker_
     job_id = bench.submit()
     owner = bench.begin(job_id).entry.owner or ""
     bench.board.cancel(job_id)
-    assert bench.board.jobs(calls.release(job_id, owner, None, charged=False)) is Standing.LOST
+    assert bench.board.jobs(calls.release(job_id, owner, None, charged=False)) is AttemptState.LOST
     assert bench.sweep() == [Action.RECORD]
     bench.assert_over(job_id, JobStatus.CANCELED)
     assert bench.board.waiting() == []
@@ -118,7 +118,7 @@ def test_a_beat_in_the_last_moment_saves_the_job(bench: Bench) -> None:
     bench.pass_leases()
     due = bench.board.jobs(calls.overdue(20))
     assert due == [(job_id, claimed.entry.owner)]
-    assert bench.board.beat(claimed) is Standing.MINE
+    assert bench.board.beat(claimed) is AttemptState.MINE
     assert bench.sweep() == []
     assert bench.entry(job_id).status is JobStatus.RUNNING
 
@@ -128,9 +128,9 @@ def test_a_late_worker_changes_nothing_after_its_job_was_taken(bench: Bench) -> 
     late = bench.begin(job_id)
     bench.pass_leases()
     assert bench.sweep() == [Action.RETRY]
-    assert bench.board.beat(late) is Standing.WAITS
+    assert bench.board.beat(late) is AttemptState.WAITS
     current = bench.begin(job_id, "pod-2.0.def")
-    assert bench.board.beat(late) is Standing.LOST
+    assert bench.board.beat(late) is AttemptState.LOST
     bench.board.finish(late, Outcome(JobStatus.FAILED))
     assert bench.entry(job_id).owner == current.entry.owner
 

@@ -11,7 +11,7 @@ from rq.suspension import resume, suspend
 
 from serinette.credentials import Limits
 from serinette.job import AttemptOutcome, JobError, JobStatus
-from serinette.jobs import Claimed, Entry, Outcome, Shrunk, Standing, calls, rq_fields_of
+from serinette.jobs import AttemptState, Claimed, Entry, Outcome, Shrunk, calls, rq_fields_of
 from serinette.names import DEFAULT_POOL, Keys, Lane
 from serinette.spec import GenerationSpec
 from tests.jobs import TENANT, Board, assert_ended, charged_attempts, submission
@@ -39,8 +39,8 @@ def attempt_of(claimed: Any) -> str:
 def test_a_job_from_submit_to_end(board: Board) -> None:
     job_id = board.submit(labels={"album": "blue"})
     first = held(board)
-    assert (first.number, board.beat(first, STEP)) == (1, Standing.MINE)
-    assert board.jobs(calls.release(job_id, attempt_of(first), LOST, charged=True, gpu_s=1.5)) is Standing.RELEASED
+    assert (first.number, board.beat(first, STEP)) == (1, AttemptState.MINE)
+    assert board.jobs(calls.release(job_id, attempt_of(first), LOST, charged=True, gpu_s=1.5)) is AttemptState.RELEASED
     second = held(board)
     board.finish(second, Outcome(FAILED, LOST, gpu_s=2.0))
 
@@ -62,7 +62,7 @@ def test_no_attempt_begins_while_rq_is_suspended_and_a_claim_that_was_lost_is_an
     again = board.jobs(calls.claim(attempt_of(first), lease, DEFAULT_POOL, list(Lane)))
     assert isinstance(again, Claimed)
     assert again.entry.id == running
-    assert board.beat(first) is Standing.MINE
+    assert board.beat(first) is AttemptState.MINE
     resume(board.redis)
     assert held(board).entry.id == waiting
 
@@ -88,10 +88,10 @@ def test_a_late_attempt_changes_nothing(board: Board) -> None:
     job_id = board.submit()
     late = held(board)
     board.jobs(calls.release(job_id, attempt_of(late), LOST, charged=True))
-    assert board.beat(late, STEP) is Standing.WAITS
+    assert board.beat(late, STEP) is AttemptState.WAITS
     current = held(board)
-    assert board.beat(late, STEP) is Standing.LOST
-    assert board.jobs(calls.release(job_id, attempt_of(late), LOST, charged=True)) is Standing.LOST
+    assert board.beat(late, STEP) is AttemptState.LOST
+    assert board.jobs(calls.release(job_id, attempt_of(late), LOST, charged=True)) is AttemptState.LOST
     board.finish(late, Outcome(FAILED, LOST))
     assert board.entry(job_id).owner == attempt_of(current)
     board.finish(current, Outcome(CANCELED))
@@ -101,7 +101,7 @@ def test_a_late_attempt_changes_nothing(board: Board) -> None:
 
 
 def test_what_the_store_recorded_counts_and_the_attempt_in_charge_is_superseded(board: Board) -> None:
-    """A song of an earlier attempt came to the store: its record ends the job, whoever holds it now."""
+    """A song of an earlier attempt came to the store: its record ends the job, whichever attempt holds it now."""
     job_id = board.submit()
     early = held(board, "pod-1.0.early")
     board.jobs(calls.release(job_id, attempt_of(early), LOST, charged=True))
@@ -111,7 +111,7 @@ def test_what_the_store_recorded_counts_and_the_attempt_in_charge_is_superseded(
     assert board.entry(job_id).attempts[1].outcome is AttemptOutcome.SUPERSEDED
     # The worker is busy until it hears of it.
     assert board.redis.smembers(board.keys.busy("default")) == {b"pod-2"}
-    assert board.beat(current) is Standing.LOST
+    assert board.beat(current) is AttemptState.LOST
     assert board.redis.smembers(board.keys.busy("default")) == set()
     assert_ended(board, job_id, SUCCEEDED)
 
@@ -121,14 +121,14 @@ def test_an_end_that_the_store_does_not_hold_is_for_the_attempt_in_charge_alone(
     claimed = held(board)
     for attempt in ("", "another"):
         assert board.jobs(calls.finish(job_id, attempt, Outcome(FAILED, LOST), recorded=False)).held
-    assert board.beat(claimed) is Standing.MINE
+    assert board.beat(claimed) is AttemptState.MINE
 
 
 def test_a_cancel_outlives_its_message_and_a_queued_job_ends_at_once(board: Board) -> None:
     running, waiting = board.submit(), board.submit()
     claimed = held(board)
     assert [board.cancel(running), board.cancel(waiting)] == ["running", "canceled"]
-    assert board.beat(claimed) is Standing.CANCEL
+    assert board.beat(claimed) is AttemptState.CANCEL
     assert board.claim() is None
     assert_ended(board, waiting, CANCELED)
     board.finish(claimed, Outcome(CANCELED))
@@ -167,7 +167,7 @@ def test_a_dead_slot_claims_nothing_any_more_and_its_leases_run_out(board: Board
     assert [found for found, _ in board.jobs(calls.overdue(20))] == [job_id]
 
 
-def test_a_gap_in_the_watch_gives_every_lease_another_life(board: Board) -> None:
+def test_a_gap_between_two_watches_extends_every_lease(board: Board) -> None:
     job_id = board.submit()
     held(board)
     board.redis.zadd(board.keys.leases, dict.fromkeys(board.leases(), 1))
@@ -185,7 +185,9 @@ def test_a_gap_in_the_watch_gives_every_lease_another_life(board: Board) -> None
 def test_a_lease_that_was_renewed_meanwhile_is_not_taken(board: Board) -> None:
     job_id = board.submit()
     claimed = held(board)
-    assert board.jobs(calls.release(job_id, attempt_of(claimed), LOST, charged=True, if_overdue=True)) is Standing.MINE
+    assert (
+        board.jobs(calls.release(job_id, attempt_of(claimed), LOST, charged=True, if_overdue=True)) is AttemptState.MINE
+    )
     ended = board.jobs(calls.finish(job_id, attempt_of(claimed), Outcome(FAILED), recorded=True, if_overdue=True))
     assert ended.held
     assert board.entry(job_id).owner == attempt_of(claimed)
@@ -196,10 +198,10 @@ def test_a_slot_gives_the_record_back_to_a_redis_that_lost_it(board: Board) -> N
     claimed = held(board)
     before = claimed.entry
     board.redis.flushdb()  # this test's own server
-    assert board.beat(claimed) is Standing.UNKNOWN
+    assert board.beat(claimed) is AttemptState.UNKNOWN
     rq_fields = rq_fields_of(job_id, "default", Lane.NORMAL, "song", (60, 3600, 3))
     resume = calls.resume(before, attempt_of(claimed), board.lease_of(claimed), rq_fields)
-    assert [board.jobs(resume), board.jobs(resume)] == [Standing.MINE] * 2
+    assert [board.jobs(resume), board.jobs(resume)] == [AttemptState.MINE] * 2
     after = board.entry(job_id)
     assert (after.labels, after.owner, after.attempts) == (before.labels, before.owner, before.attempts)
     board.finish(claimed, Outcome(CANCELED))
@@ -277,7 +279,7 @@ def test_an_ended_job_shrinks_and_is_still_known(board: Board) -> None:
     assert seen.shrunk and (seen.shrunk.prompt, seen.shrunk.labels) == ("a long jazz piano", {"album": "blue"})
     ended = board.jobs(calls.submit(submission(job_id))).ended
     assert ended and ended.digest == "d"
-    assert board.beat(claimed) is Standing.LOST
+    assert board.beat(claimed) is AttemptState.LOST
     assert 0 < board.redis.ttl(board.keys.ended_job(job_id)) <= 3600
     left = [key for key in board.redis.scan_iter() if job_id.encode() in key]
     assert left == [board.keys.ended_job(job_id).encode()]
@@ -294,15 +296,15 @@ def test_an_erased_job_never_comes_back(board: Board) -> None:
     board.jobs(calls.finish(job_id, "", Outcome(FAILED, LOST), recorded=True))
     assert board.jobs(calls.erase(job_id, TENANT))
     rq_fields = rq_fields_of(job_id, "default", Lane.NORMAL, "song", (60, 3600, 3))
-    assert board.beat(frozen) is Standing.LOST
-    assert board.jobs(calls.resume(frozen.entry, attempt_id, board.lease_of(frozen), rq_fields)) is Standing.LOST
-    assert board.jobs(calls.release(job_id, attempt_id, LOST, charged=True)) is Standing.LOST
+    assert board.beat(frozen) is AttemptState.LOST
+    assert board.jobs(calls.resume(frozen.entry, attempt_id, board.lease_of(frozen), rq_fields)) is AttemptState.LOST
+    assert board.jobs(calls.release(job_id, attempt_id, LOST, charged=True)) is AttemptState.LOST
     board.finish(frozen, Outcome(FAILED, LOST))
     assert board.jobs(calls.look([job_id]))[0].entry is None
     left = {key for key in board.redis.scan_iter() if job_id.encode() in key}
     assert {key for key in left if board.redis.ttl(key) < 0} == set()
     assert board.submit(job_id) == job_id, "its owner may submit it again"
-    assert board.beat(frozen) is Standing.WAITS
+    assert board.beat(frozen) is AttemptState.WAITS
     assert held(board).entry.id == job_id
 
 
@@ -336,7 +338,7 @@ def test_a_hundred_jobs_that_cannot_begin_do_not_block_their_lane(board: Board, 
         assert held(board).entry.id == stuck[0]
 
 
-def test_a_beat_on_its_way_brings_no_dead_slot_back(board: Board) -> None:
+def test_a_late_heartbeat_revives_no_dead_slot(board: Board) -> None:
     board.submit()
     claimed = held(board, "pod-1.0.dead")
     board.jobs(calls.lapse("pod-1.0.dead"))
@@ -344,7 +346,7 @@ def test_a_beat_on_its_way_brings_no_dead_slot_back(board: Board) -> None:
     assert set(board.leases().values()) == {0}
 
 
-def test_a_job_that_is_canceled_when_its_attempt_fails_tells_what_it_took(board: Board) -> None:
+def test_a_job_that_is_canceled_when_its_attempt_fails_reports_its_usage(board: Board) -> None:
     job_id = board.submit()
     claimed = held(board)
     board.cancel(job_id)

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from serinette.job import JobStatus
-from serinette.jobs import Claimed, Lease, Outcome, Standing, calls
+from serinette.jobs import AttemptState, Claimed, Lease, Outcome, calls
 from serinette.names import Keys
 from tests.jobs import TENANT, Board, submission
 
@@ -40,7 +40,7 @@ def test_a_lease_for_ever_is_never_overdue_nor_shortened(board: Board) -> None:
     found = jobs(calls.overdue(1000))
     assert [job_id for job_id, _ in found] == [song]
     assert board.leases()[f"{container}:{owner}"] == float("inf")
-    assert jobs(calls.release(container, owner, None, charged=False, if_overdue=True)) is Standing.MINE
+    assert jobs(calls.release(container, owner, None, charged=False, if_overdue=True)) is AttemptState.MINE
     assert jobs(calls.finish(container, "", Outcome(JobStatus.FAILED), recorded=True, if_overdue=True)).held
 
 
@@ -77,11 +77,11 @@ def test_only_the_attempt_in_charge_adds_to_its_log(board: Board) -> None:
     jobs = board.jobs
     job_id, owner = take(board, 0)
     for after, lines, last in (("", "one\n", "1"), ("", "twice\n", "9"), ("1", "two\n", "2")):
-        assert jobs(calls.log(job_id, owner, after, (lines, last), "{}")) is Standing.MINE
-    assert jobs(calls.log(job_id, "another", "2", ("three\n", "3"), "{}")) is Standing.LOST
+        assert jobs(calls.log(job_id, owner, after, (lines, last), "{}")) is AttemptState.MINE
+    assert jobs(calls.log(job_id, "another", "2", ("three\n", "3"), "{}")) is AttemptState.LOST
     assert jobs.redis.get(KEYS.log(job_id)) == b"one\ntwo\n"
-    assert jobs(calls.note(job_id, "another", "placed", "another")) is Standing.LOST
-    assert jobs(calls.note(job_id, owner, "placed", owner)) is Standing.MINE
+    assert jobs(calls.note(job_id, "another", "placed", "another")) is AttemptState.LOST
+    assert jobs(calls.note(job_id, owner, "placed", owner)) is AttemptState.MINE
     assert board.entry(job_id).placed == owner
-    assert jobs(calls.note("nowhere", "a", "placed", "a")) is Standing.UNKNOWN
+    assert jobs(calls.note("nowhere", "a", "placed", "a")) is AttemptState.UNKNOWN
     assert not jobs.redis.exists(KEYS.job("nowhere"))

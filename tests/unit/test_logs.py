@@ -1,4 +1,4 @@
-"""Log lines: for people, for a log store, and never forged by what they tell of."""
+"""Log lines: for people, for a log store, and never forged by what a client sends."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_a_json_line_says_when_where_what_and_about_which_job(capsys: pytest.Cap
     with logs.about(job="j1"), logs.about(attempt="a1"):
         log.warning("encoded in %g s", 1.5)
     log.info("over")
-    told, after = (json.loads(line) for line in lines(capsys))
-    assert told.pop("time").endswith("+00:00")
-    assert told == {
+    inside, after = (json.loads(line) for line in lines(capsys))
+    assert inside.pop("time").endswith("+00:00")
+    assert inside == {
         "level": "warning",
         "part": "gateway",
         "logger": "api.test",
@@ -77,7 +77,7 @@ def test_what_a_client_sends_begins_no_line_of_its_own(log_format: str, capsys: 
 
 
 @pytest.mark.parametrize("formatter", [TextLines(), JsonLines("slot")])
-def test_text_that_is_no_unicode_can_be_told(formatter: logging.Formatter) -> None:
+def test_text_that_is_no_unicode_can_be_logged(formatter: logging.Formatter) -> None:
     record = logging.LogRecord("api", logging.INFO, "file", 1, "%s", ("\udcff",), None)
     assert "udcff" in ascii(formatter.format(record))
 
@@ -110,7 +110,7 @@ def test_less_severe_lines_are_left_out(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("where", ["raise ValueError('x')", "Thread(target=int, args=('x',)).start()"])
-def test_what_nobody_catches_is_a_json_line_too(where: str) -> None:
+def test_an_uncaught_exception_is_a_json_line_too(where: str) -> None:
     code = (
         "from threading import Thread; from serinette import logs; from serinette.settings import SharedSettings; "
         f"logs.configure(SharedSettings(log_format='json'), 'worker'); {where}"

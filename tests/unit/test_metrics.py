@@ -1,4 +1,4 @@
-"""What is counted, by what labels, and the page that tells people of it."""
+"""What is counted, by what labels, and the page that documents it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PRESENCE = Presence(name="w", pool="default", stage=WorkerStage.READY, slots=2, 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def told(registry: CollectorRegistry) -> Series:
+def series_of(registry: CollectorRegistry) -> Series:
     families = text_string_to_metric_families(generate_latest(registry).decode())
     return {(it.name, frozenset(it.labels.items())): it.value for family in families for it in family.samples}
 
@@ -93,7 +93,7 @@ def test_the_queue_is_reported_by_its_lanes(redis: Redis, keys: Keys) -> None:
     board.cancel(canceled)
     claimed = board.claim()
     assert claimed and claimed.entry.id == first
-    series = told(registry)
+    series = series_of(registry)
     assert value(series, "queue_depth", pool="default", lane="normal") == 1
     assert value(series, "queue_depth", pool="default", lane="low") == 1
     assert value(series, "queue_depth", pool="default", lane="high") == 0
@@ -102,7 +102,7 @@ def test_the_queue_is_reported_by_its_lanes(redis: Redis, keys: Keys) -> None:
     assert 50 <= (value(series, "queue_oldest_seconds", pool="default", lane="normal") or 0) < 60
     assert value(series, "workers_busy", pool="default") == 1
     board.jobs(calls.release(first, claimed.entry.owner or "", None, charged=False))
-    assert 100 <= (value(told(registry), "queue_oldest_seconds", pool="default", lane="normal") or 0) < 110
+    assert 100 <= (value(series_of(registry), "queue_oldest_seconds", pool="default", lane="normal") or 0) < 110
 
 
 def test_a_replica_that_does_not_lead_reports_of_itself_alone(redis: Redis, keys: Keys) -> None:
@@ -110,7 +110,7 @@ def test_a_replica_that_does_not_lead_reports_of_itself_alone(redis: Redis, keys
     metrics = ControllerMetrics(registry, redis, keys, lambda: False)
     Board(redis, keys).submit()
     metrics.reconciled("retry", 3)
-    series = told(registry)
+    series = series_of(registry)
     assert {name for name, _ in series if "queue" in name} == set()
     assert value(series, "controller_reconciled_jobs_total", action="retry") == 3
 
@@ -130,23 +130,23 @@ def test_the_wrong_labels_are_refused(redis: Redis, keys: Keys) -> None:
         counters.observe(redis, keys, counters.WAIT, 1.0, "default")
 
 
-def test_what_was_counted_is_told_cumulatively(redis: Redis, keys: Keys) -> None:
+def test_what_was_counted_is_reported_cumulatively(redis: Redis, keys: Keys) -> None:
     registry = CollectorRegistry()
     ControllerMetrics(registry, redis, keys, lambda: True)
     for rate in (0.3, 3, 1e6):
         counters.observe(redis, keys, counters.STEP_RATE, rate, "default")
-    series = told(registry)
+    series = series_of(registry)
     assert value(series, "steps_per_second_bucket", pool="default", le="0.5") == 1
     assert value(series, "steps_per_second_bucket", pool="default", le="5.0") == 2
     assert value(series, "steps_per_second_bucket", pool="default", le="+Inf") == 3
     assert value(series, "steps_per_second_count", pool="default") == 3
 
 
-def test_a_scrape_while_redis_is_away_tells_of_the_replica_alone() -> None:
+def test_a_scrape_while_redis_is_away_reports_the_replica_alone() -> None:
     registry = CollectorRegistry()
     away = Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
     ControllerMetrics(registry, away, Keys(), lambda: True)
-    series = told(registry)
+    series = series_of(registry)
     assert {name for name, _ in series if "queue" in name} == set()
     assert value(series, "controller_leading") == 1
 
@@ -183,7 +183,7 @@ async def test_labels_are_of_our_own_making_whatever_a_client_sends(app: FastAPI
             await http.request(f"METHOD{number}", "/v1/queue")
             await http.post("/v1/jobs", content=b" " * 2_000_000)
         await http.get("/breaks")
-    series = told(app.state.metrics.registry)
+    series = series_of(app.state.metrics.registry)
     requests = {labels: count for (name, labels), count in series.items() if name == "serinette_http_requests_total"}
     assert sum(requests.values()) == 121
     assert len(requests) == 5, requests
@@ -204,7 +204,7 @@ async def test_a_websocket_is_counted_when_it_is_accepted(app: FastAPI) -> None:
 
     await app(scope, receive, send)  # type: ignore[arg-type]  # a scope is any mapping
     assert sent[0] == "websocket.accept"
-    series = told(app.state.metrics.registry)
+    series = series_of(app.state.metrics.registry)
     assert value(series, "http_requests_total", route="/live", method="WEBSOCKET", status="101") == 1
 
 
@@ -228,14 +228,14 @@ async def test_metrics_are_on_the_public_port_only_where_it_is_not_public(
 # -- worker
 
 
-def test_a_worker_tells_of_its_engine_and_gpu_what_they_tell() -> None:
+def test_a_worker_reports_what_its_engine_and_gpu_report() -> None:
     metrics = WorkerMetrics(PRESENCE)
     registry = CollectorRegistry()
     registry.register(metrics)
-    assert value(told(registry), "worker_engine_steps_total") is None
+    assert value(series_of(registry), "worker_engine_steps_total") is None
     vitals = Vitals(busy_s=2, audio_s=30, steps=8, gpu_memory_used_bytes=5, gpu_memory_total_bytes=10)
     metrics.pod = Pod(PRESENCE, vitals, cold_start_s=12)
-    series = told(registry)
+    series = series_of(registry)
     assert value(series, "worker_engine_audio_seconds_total") == 30
     assert value(series, "worker_gpu_memory_used_bytes") == 5
     assert value(series, "worker_gpu_utilization_ratio") is None  # a GPU that does not say
@@ -247,7 +247,7 @@ def test_work_counts_each_step_of_each_song_once() -> None:
     work = WorkCounters()
     with work.generating():
         work.reached(Stage.CONDITIONING, None, 2)
-        for step in (1, 2, 2, 3):  # told again as a sign of life
+        for step in (1, 2, 2, 3):  # series_of again as a sign of life
             work.reached(Stage.DENOISING, step, 2)
         assert work.vitals("cpu").busy_s > 0
     work.generated(15.0)
@@ -257,7 +257,7 @@ def test_work_counts_each_step_of_each_song_once() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_tells_of_its_memory_to_a_process_that_uses_it() -> None:
+def test_a_gpu_reports_its_memory_to_a_process_that_uses_it() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
@@ -290,7 +290,7 @@ def test_stages_follow_each_other_without_a_gap() -> None:
 
 
 def families(redis: Redis, keys: Keys) -> Iterator[Metric]:
-    """All that the three kinds of process may tell, each once."""
+    """All metrics that the three kinds of process may report, each once."""
     gateway, controller = CollectorRegistry(), CollectorRegistry()
     HttpMetrics(gateway)
     ControllerMetrics(controller, redis, keys, lambda: True)

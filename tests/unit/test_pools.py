@@ -1,4 +1,4 @@
-"""Which pool a job goes to, and how long it may run there, by what is told of the pools."""
+"""Which pool a job goes to, and how long it may run there, by what is published of the pools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 from pydantic import ValidationError
 
-from api.queue.admission import check_length, check_words, pool_for, timeout_for
+from api.queue.admission import check_length, check_lora_and_codes, pool_for, timeout_for
 from api.settings import GatewaySettings
 from controller.settings import ControllerSettings
 from gpu_worker.settings import WorkerSettings
@@ -18,7 +18,7 @@ from serinette.pools import PoolFacts, published_name, serving
 from serinette.presence import Presence, WorkerStage
 from serinette.settings import SharedSettings, read
 from serinette.spec import GenerationSpec
-from tests.unit.queue_desk import model
+from tests.unit.queue_harness import model
 
 TURBO = PoolFacts(name="turbo", model="s3://models/turbo", longest_s=540)
 BASE = PoolFacts(name="base", model="ACE-Step/base@v1", slots=4, max_workers=3)
@@ -57,7 +57,7 @@ def test_of_pools_with_one_model_the_default_goes_first(asked: str, default: str
 
 
 @pytest.mark.parametrize(
-    ("told", "workers", "asked", "pool"),
+    ("published", "workers", "asked", "pool"),
     [
         ((TURBO, BASE), [], None, "base"),
         ((TURBO, BASE), [], "turbo", "turbo"),  # at zero
@@ -67,22 +67,24 @@ def test_of_pools_with_one_model_the_default_goes_first(asked: str, default: str
     ],
 )
 def test_a_job_goes_to_the_pool_of_its_model(
-    told: Sequence[PoolFacts], workers: list[Presence], asked: str | None, pool: str
+    published: Sequence[PoolFacts], workers: list[Presence], asked: str | None, pool: str
 ) -> None:
-    assert pool_for(asked, settings(*told), workers) == pool
+    assert pool_for(asked, settings(*published), workers) == pool
 
 
 @pytest.mark.parametrize(
-    ("told", "workers", "words"),
+    ("published", "workers", "words"),
     [
         ((TURBO, BASE), [worker("gone", "old")], "old is not known; published here are base, turbo"),
         ((), [worker("turbo", "big")], "old is not known; published here are big"),
         ((), [], "old is not known; no worker is up"),
     ],
 )
-def test_a_model_that_no_pool_holds_is_refused(told: Sequence[PoolFacts], workers: list[Presence], words: str) -> None:
+def test_a_model_that_no_pool_holds_is_refused(
+    published: Sequence[PoolFacts], workers: list[Presence], words: str
+) -> None:
     with pytest.raises(InvalidSpec, match=words) as refusal:
-        pool_for("old", settings(*told), workers)
+        pool_for("old", settings(*published), workers)
     assert refusal.value.field == "model"
 
 
@@ -135,7 +137,7 @@ def test_no_pool_takes_the_lanes_of_containers(
         ({"duration_s": 600}, (476,), False),
         ({"duration_s": 476}, (476,), True),
         ({"duration_s": 600}, (476, 600), True),  # the larger card takes it
-        ({"duration_s": 600}, (), True),  # nobody is up to tell
+        ({"duration_s": 600}, (), True),  # no worker is up
         ({"duration_s": 60}, (16,), True),
         ({"duration_s": 600, "task": "cover", "source_audio": "upload"}, (476,), True),  # as long as its source
     ],
@@ -154,6 +156,6 @@ def test_a_song_is_no_longer_than_the_workers_memory_allows(
 
 
 def test_a_lora_is_one_that_the_operator_published() -> None:
-    check_words(GenerationSpec(lora="choir"), {"choir", "brass"})
+    check_lora_and_codes(GenerationSpec(lora="choir"), {"choir", "brass"})
     with pytest.raises(InvalidSpec, match="published here are brass, choir"):
-        check_words(GenerationSpec(lora="strings"), {"choir", "brass"})
+        check_lora_and_codes(GenerationSpec(lora="strings"), {"choir", "brass"})

@@ -59,14 +59,14 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(60):
-        while not server.started:  # noqa: ASYNC110  # uvicorn tells nobody
+        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
             await asyncio.sleep(0.01)
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     await serving
 
 
-async def told(port: int, *parts: bytes) -> bytes:
+async def response_to(port: int, *parts: bytes) -> bytes:
     """What is answered, until the server closes or the answer is whole."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -87,21 +87,21 @@ async def told(port: int, *parts: bytes) -> bytes:
     ids=["nothing", "half a word", "half a head", "half a body", "an empty line"],
 )
 async def test_what_never_comes_whole_is_ended(port: int, parts: tuple[bytes, ...]) -> None:
-    assert await told(port, *parts) == b""
+    assert await response_to(port, *parts) == b""
 
 
 async def test_a_head_without_an_end_is_refused(port: int) -> None:
-    assert (await told(port, HEAD, b"a: ", *[b"x" * 16_384] * 5)).startswith(b"HTTP/1.1 431 ")
+    assert (await response_to(port, HEAD, b"a: ", *[b"x" * 16_384] * 5)).startswith(b"HTTP/1.1 431 ")
 
 
 async def test_whole_requests_come_through(port: int) -> None:
     once = HEAD + b"content-length: 4\r\n\r\n"
-    assert (await told(port, once, b"12", b"34")).endswith(b"\r\n\r\n4")
-    assert (await told(port, once + b"1234" + once + b"1234")).count(b"HTTP/1.1 200") >= 1
+    assert (await response_to(port, once, b"12", b"34")).endswith(b"\r\n\r\n4")
+    assert (await response_to(port, once + b"1234" + once + b"1234")).count(b"HTTP/1.1 200") >= 1
     slow = [once, *(b"%d" % number for number in range(4))]
-    assert (await told(port, *slow)).endswith(b"\r\n\r\n4")
+    assert (await response_to(port, *slow)).endswith(b"\r\n\r\n4")
     big = HEAD + b"content-length: 300000\r\n\r\n"
-    assert (await told(port, big + b"x" * 300_000)).endswith(b"300000")
+    assert (await response_to(port, big + b"x" * 300_000)).endswith(b"300000")
 
 
 def flood(port: int, start: bytes, piece: bytes) -> tuple[int, bytes]:
@@ -110,7 +110,7 @@ def flood(port: int, start: bytes, piece: bytes) -> tuple[int, bytes]:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
         connection.settimeout(30)
         connection.connect(("127.0.0.1", port))
-        sent, told = len(start), b""
+        sent, received = len(start), b""
         with suppress(ConnectionError):
             connection.sendall(start)
             while sent < ENDLESS_BYTES:
@@ -118,8 +118,8 @@ def flood(port: int, start: bytes, piece: bytes) -> tuple[int, bytes]:
                 sent += len(piece)
         with suppress(ConnectionError):
             while sent < ENDLESS_BYTES and (more := connection.recv(65_536)):
-                told += more
-        return sent, told
+                received += more
+        return sent, received
 
 
 def trailers() -> bytes:
@@ -140,7 +140,7 @@ def trailers() -> bytes:
 async def test_what_never_ends_behind_a_head_is_refused(port: int, start: bytes, piece: bytes) -> None:
     sent, _ = await asyncio.to_thread(flood, port, start, piece)
     assert sent < GONE_BYTES
-    assert [len(scope["headers"]) for scope in scopes] == [2], "trailers are no headers, and nobody keeps them"
+    assert [len(scope["headers"]) for scope in scopes] == [2], "trailers are no headers, and are not kept"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ async def test_what_never_ends_behind_a_head_is_refused(port: int, start: bytes,
     ],
     ids=["trailers", "chunks", "a length"],
 )
-async def test_a_body_that_nobody_reads_is_not_read_for_ever(port: int, head: bytes, piece: bytes) -> None:
+async def test_an_unused_body_is_not_read_for_ever(port: int, head: bytes, piece: bytes) -> None:
     sent, _ = await asyncio.to_thread(flood, port, HEAD.replace(b"/ ", b"/refused ") + head, piece)
     assert sent < GONE_BYTES
 
@@ -172,6 +172,6 @@ async def test_an_answer_before_the_body_reaches_its_client(port: int) -> None:
 
 
 async def test_a_trailer_is_no_header(port: int) -> None:
-    told_ = await told(port, CHUNKED + b"0\r\nauthorization: Bearer x\r\n\r\n")
-    assert told_.endswith(b"\r\n\r\n2")
+    answer = await response_to(port, CHUNKED + b"0\r\nauthorization: Bearer x\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\n2")
     assert [name for name, _ in scopes[0]["headers"]] == [b"host", b"transfer-encoding"]

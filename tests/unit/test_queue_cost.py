@@ -11,7 +11,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.queue import pool_status as figures
+from api.queue import pool_status
 from api.settings import GatewaySettings
 from serinette.credentials import Limits
 from serinette.settings import BriskConnection
@@ -21,9 +21,9 @@ from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
 
 
 @pytest.fixture(autouse=True)
-def _figures_that_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def _cached_pool_status(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of the pools' figures, which all pollers share, are read in the midst of a count."""
-    monkeypatch.setattr(figures, "MAX_AGE_S", 1e6)
+    monkeypatch.setattr(pool_status, "MAX_AGE_S", 1e6)
 
 
 class Sent:
@@ -106,13 +106,13 @@ async def test_a_submit_that_waits_for_the_disk_is_one_round_trip_too(tmp_path: 
                 assert (sent.commands, sent.round_trips) == (["EVALSHA", "WAITAOF"], 1)
 
 
-async def test_figures_are_read_once_for_all_who_ask_at_once(http: httpx.AsyncClient) -> None:
+async def test_the_pool_status_is_read_once_for_concurrent_requests(http: httpx.AsyncClient) -> None:
     url = f"/v1/jobs/{(await http.post('/v1/jobs', json=SONG)).json()['id']}"
     await http.get(url)
-    reader = http._transport.app.state.parts.queue._figures  # type: ignore[attr-defined]  # httpx's ASGI transport
+    reader = http._transport.app.state.parts.queue._pool_status  # type: ignore[attr-defined]  # httpx's ASGI transport
     with counted() as alone:
         await reader.read(fresh=True)
-    reader._last = figures.Figures({}, (), -1e9)
+    reader._last = pool_status.PoolStatuses({}, (), -1e9)
     with counted() as together:
         answers = await asyncio.gather(*(http.get(url) for _ in range(20)))
     assert {answer.json()["position"] for answer in answers} == {1}
@@ -144,9 +144,9 @@ async def test_a_page_reads_few_jobs_at_first(
     assert looked[: len(expected)] == expected
 
 
-async def test_who_comes_as_a_reading_ends_begins_the_next(http: httpx.AsyncClient) -> None:
+async def test_a_request_as_a_read_ends_starts_the_next(http: httpx.AsyncClient) -> None:
     """The event loop would turn for ever if a reading that is over were waited for."""
-    reader = http._transport.app.state.parts.queue._figures  # type: ignore[attr-defined]  # httpx's ASGI transport
+    reader = http._transport.app.state.parts.queue._pool_status  # type: ignore[attr-defined]  # httpx's ASGI transport
     reader._reading = over = asyncio.get_running_loop().create_future()
     over.set_result(None)
     assert (await reader.read(("default",), fresh=True)).pools

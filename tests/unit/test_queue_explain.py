@@ -1,4 +1,4 @@
-"""What people are told of jobs that have not ended, in tables."""
+"""Explanations of jobs that have not ended, in tables."""
 
 from __future__ import annotations
 
@@ -71,17 +71,17 @@ FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1;
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
-        (replace(pool(), told=ZERO), f"{NONE}, which scales from zero"),
+        (replace(pool(), facts=ZERO), f"{NONE}, which scales from zero"),
         (
-            replace(pool(), told=ZERO, cold_start_s=94.6),
+            replace(pool(), facts=ZERO, cold_start_s=94.6),
             f"{NONE}, which scales from zero; from start to model it takes about 95 s",
         ),
-        (replace(pool(), told=WARM), NONE),
-        (replace(pool(), told=ZERO, holdup=Holdup()), f"{NONE}, which scales from zero"),
-        (replace(pool(), told=ZERO, holdup=Holdup(pods=1)), NONE),  # it is there, and tells nothing yet
-        (replace(pool(), told=ZERO, holdup=FULL), f"{NONE}; no node has a free nvidia.com/gpu: all 4 are taken"),
+        (replace(pool(), facts=WARM), NONE),
+        (replace(pool(), facts=ZERO, holdup=Holdup()), f"{NONE}, which scales from zero"),
+        (replace(pool(), facts=ZERO, holdup=Holdup(pods=1)), NONE),  # it is there, and reports nothing yet
+        (replace(pool(), facts=ZERO, holdup=FULL), f"{NONE}; no node has a free nvidia.com/gpu: all 4 are taken"),
         (
-            replace(pool(), told=ZERO, holdup=FULL, brake=("load: a", "store: b")),
+            replace(pool(), facts=ZERO, holdup=FULL, brake=("load: a", "store: b")),
             f"{NONE}, and no more are started: a; b",
         ),
         (replace(pool(BUSY), brake=("load: a",)), "a free worker: it is next in its lane; no more are started: a"),

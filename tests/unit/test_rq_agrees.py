@@ -18,7 +18,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
 from serinette.job import JobError, JobStatus
-from serinette.jobs import Claimed, Outcome, Standing, calls
+from serinette.jobs import AttemptState, Claimed, Outcome, calls
 from serinette.jobs.finishing import finish_as, record_of
 from serinette.jobs.submission import rq_fields_of
 from serinette.names import Keys, Lane
@@ -128,7 +128,7 @@ def test_a_song_from_its_submit_to_its_shrinking(view: View) -> None:
     view.assert_agrees(job_id)
     claimed = view.claim()
     view.assert_agrees(job_id)
-    assert board.beat(claimed, '{"stage": "denoising"}') is Standing.MINE
+    assert board.beat(claimed, '{"stage": "denoising"}') is AttemptState.MINE
     view.assert_agrees(job_id)
     outcome = Outcome(JobStatus.SUCCEEDED, result=a_result(job_id))
     finish_as(board.jobs, record_of(claimed.entry, claimed.entry.attempts[-1], outcome))
@@ -167,7 +167,7 @@ def test_a_job_that_runs_is_canceled(view: View) -> None:
     claimed = view.claim()
     assert view.board.cancel(job_id) == "running"
     view.assert_agrees(job_id)
-    assert view.board.beat(claimed) is Standing.CANCEL
+    assert view.board.beat(claimed) is AttemptState.CANCEL
     view.board.finish(claimed, Outcome(JobStatus.CANCELED))
     view.assert_agrees(job_id)
 
@@ -183,7 +183,7 @@ def test_a_job_whose_worker_is_lost(view: View) -> None:
     view.assert_agrees(job_id)
 
 
-def test_a_job_that_an_empty_server_hears_of_again(view: View) -> None:
+def test_a_job_that_is_restored_to_an_empty_server(view: View) -> None:
     board = view.board
     job_id = board.submit()
     claimed = view.claim()
@@ -191,7 +191,7 @@ def test_a_job_that_an_empty_server_hears_of_again(view: View) -> None:
     view.worker.register_birth()  # type: ignore[no-untyped-call]  # RQ's
     rq_fields = rq_fields_of(job_id, "default", claimed.entry.lane, "song", (60, 3600, 3))
     board.jobs(calls.resume(claimed.entry, claimed.entry.owner or "", board.lease_of(claimed), rq_fields))
-    board.redis.hset(f"rq:job:{job_id}", "enqueued_at", "2026-01-01T00:00:00.000000Z")  # nobody knows it any more
+    board.redis.hset(f"rq:job:{job_id}", "enqueued_at", "2026-01-01T00:00:00.000000Z")  # the true time is lost
     view.assert_agrees(job_id)
     board.finish(claimed, Outcome(JobStatus.FAILED, FAILURE))
     view.assert_agrees(job_id)

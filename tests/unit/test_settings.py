@@ -1,4 +1,4 @@
-"""Wrong settings are told by the variable that holds them, and secrets not at all."""
+"""Wrong settings are written by the variable that holds them, and secrets not at all."""
 
 from __future__ import annotations
 
@@ -84,6 +84,6 @@ def test_every_process_tells_it_in_one_line(
     monkeypatch.setattr("signal.signal", lambda *_: None)
     main = process.main  # type: ignore[attr-defined]  # a module
     assert main() == status
-    told = capsys.readouterr().err
-    assert told.startswith("SERINETTE_RETENTION_S: must be a valid integer")
-    assert told.count("\n") == 1
+    written = capsys.readouterr().err
+    assert written.startswith("SERINETTE_RETENTION_S: must be a valid integer")
+    assert written.count("\n") == 1

@@ -99,16 +99,16 @@ async def test_both_clients_follow_the_primary(watched: SharedSettings, redis: R
         stranger.ping()
     async with connect_redis_async(watched) as client_async:
         with connect_redis(watched) as client, Redis(port=sentinel, password=PASSWORD_OF_SENTINEL) as guard:
-            assert client.set("sung", 1) and await client_async.incr("sung") == 2
+            assert client.set("counter", 1) and await client_async.incr("counter") == 2
             assert client.config_get("port")["port"] == first
-            assert eventually(lambda: replica.get("sung") == b"2")
+            assert eventually(lambda: replica.get("counter") == b"2")
             guard.sentinel_failover("mymaster")
             assert eventually(lambda: guard.sentinel_get_master_addr_by_name("mymaster")[1] == int(second), 60)
             assert eventually(lambda: demoted(redis), 60)
             # What was the primary refuses, and the same command goes to the new one.
-            assert client.incr("sung") == 3
+            assert client.incr("counter") == 3
             assert client.config_get("port")["port"] == second
-            assert await client_async.incr("sung") == 4
+            assert await client_async.incr("counter") == 4
             assert (await client_async.config_get("port"))["port"] == second
 
 

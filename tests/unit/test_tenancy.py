@@ -30,7 +30,7 @@ from serinette.names import Keys
 from tests.gateways import problem
 from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, settings_of
 
-NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+UNKNOWN_JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 
 
 pytestmark = pytest.mark.shared_valkey
@@ -54,7 +54,7 @@ def http(served: tuple[FastAPI, httpx.AsyncClient]) -> httpx.AsyncClient:
 
 def routes_of(routes: list[BaseRoute]) -> list[tuple[str, str]]:
     found = [
-        (method, re.sub(r"\{[^}]*\}", NOBODY, route.path))
+        (method, re.sub(r"\{[^}]*\}", UNKNOWN_JOB, route.path))
         for route in routes
         if isinstance(route, APIRoute)
         for method in sorted(route.methods or ())
@@ -68,7 +68,9 @@ async def test_every_route_but_the_public_ones_asks_for_a_key(served: tuple[Fast
     app, http = served
     paths = app.openapi()["paths"]
     asked = [
-        (method.upper(), re.sub(r"\{[^}]*\}", NOBODY, path)) for path, methods in paths.items() for method in methods
+        (method.upper(), re.sub(r"\{[^}]*\}", UNKNOWN_JOB, path))
+        for path, methods in paths.items()
+        for method in methods
     ]
     assert len(asked) > 20
     for method, path in [*asked, *routes_of(app.router.routes), ("GET", "/nothing/here")]:
@@ -285,7 +287,7 @@ async def test_a_link_opens_its_job_alone_for_a_while(http: httpx.AsyncClient, r
     key = key_of(redis, "acme")
     mine, other = [(await http.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"] for _ in range(2)]
     links = (await http.post(f"/v1/jobs/{mine}/links", headers=bearing(key))).json()
-    assert (await http.get(links["audio"])).status_code == 409  # open, and not sung yet
+    assert (await http.get(links["audio"])).status_code == 409  # open, and not generated yet
     await http.post(f"/v1/jobs/{mine}/cancel", headers=bearing(key))
     assert "event: canceled" in (await http.get(links["events"])).text
     assert key not in json.dumps(links)
@@ -334,12 +336,12 @@ async def test_gateways_share_one_secret(settings: GatewaySettings, redis: Redis
 @pytest.mark.parametrize(
     ("method", "path", "opened"),
     [
-        ("GET", f"/v1/jobs/{NOBODY}/audio", NOBODY),
-        ("HEAD", f"/v1/jobs/{NOBODY}/audio", NOBODY),
-        ("GET", f"/v1/jobs/{NOBODY}/events", NOBODY),
-        ("POST", f"/v1/jobs/{NOBODY}/audio", None),
-        ("GET", f"/v1/jobs/{NOBODY}", None),
-        ("GET", f"/v1/jobs/{NOBODY}/audio/", None),
+        ("GET", f"/v1/jobs/{UNKNOWN_JOB}/audio", UNKNOWN_JOB),
+        ("HEAD", f"/v1/jobs/{UNKNOWN_JOB}/audio", UNKNOWN_JOB),
+        ("GET", f"/v1/jobs/{UNKNOWN_JOB}/events", UNKNOWN_JOB),
+        ("POST", f"/v1/jobs/{UNKNOWN_JOB}/audio", None),
+        ("GET", f"/v1/jobs/{UNKNOWN_JOB}", None),
+        ("GET", f"/v1/jobs/{UNKNOWN_JOB}/audio/", None),
         ("GET", "/v1/jobs", None),
     ],
 )

@@ -51,8 +51,8 @@ async def submit(http: httpx.AsyncClient, key: str, **song: Any) -> httpx.Respon
 
 def refused(answer: httpx.Response, code: str, status: int = 429) -> None:
     assert answer.status_code == status, answer.text
-    told = problem(answer)
-    assert (told["code"], told["retryable"]) == (code, status == 429)
+    found = problem(answer)
+    assert (found["code"], found["retryable"]) == (code, status == 429)
     assert ("Retry-After" in answer.headers) == (status == 429)
 
 
@@ -101,9 +101,9 @@ async def test_a_full_lane_refuses_and_others_do_not(http: httpx.AsyncClient, re
 @pytest.mark.parametrize("path", ["/v1/jobs", "/release_task", "/generate_music_async"])
 async def test_every_dialect_says_when_to_come_again(http: httpx.AsyncClient, redis: Redis, path: str) -> None:
     key = key_of(redis, "acme", Limits(jobs_in_flight=1))
-    told = [await http.post(path, json={"prompt": "jazz"}, headers=bearing(key)) for _ in range(2)]
-    assert [answer.status_code < 300 for answer in told] == [True, False], told[0].text
-    assert (told[1].status_code, told[1].headers["Retry-After"]) == (429, str(round(UNKNOWN_S)))
+    answers = [await http.post(path, json={"prompt": "jazz"}, headers=bearing(key)) for _ in range(2)]
+    assert [answer.status_code < 300 for answer in answers] == [True, False], answers[0].text
+    assert (answers[1].status_code, answers[1].headers["Retry-After"]) == (429, str(round(UNKNOWN_S)))
 
 
 async def test_a_repeated_key_is_answered_however_full_it_is(http: httpx.AsyncClient, redis: Redis) -> None:
@@ -157,21 +157,21 @@ async def test_requests_per_minute_over_all_gateways(settings: GatewaySettings, 
 
 async def test_usage_of_a_job_and_of_a_day(http: httpx.AsyncClient, redis: Redis, slot: HandSlot) -> None:
     key, limits = key_of(redis, "acme", Limits(queued_jobs=9)), {"queued_jobs": 9}
-    sung, failed, canceled = [(await submit(http, key)).json()["id"] for _ in range(3)]
-    slot.claim(sung)
-    slot.succeed(sung, [b"song", b"another"], tenant="acme")
+    succeeded, failed, canceled = [(await submit(http, key)).json()["id"] for _ in range(3)]
+    slot.claim(succeeded)
+    slot.succeed(succeeded, [b"song", b"another"], tenant="acme")
     slot.claim(failed)
     slot.fail(failed, JobError(code="out_of_memory", message="too long"))
     await http.post(f"/v1/jobs/{canceled}/cancel", headers=bearing(key))
-    told = (await http.get("/v1/usage", headers=bearing(key))).json()
-    assert len(told["days"]) == 30
-    today = told["days"][-1]
+    usage = (await http.get("/v1/usage", headers=bearing(key))).json()
+    assert len(usage["days"]) == 30
+    today = usage["days"][-1]
     assert (today["succeeded"], today["failed"], today["canceled"], today["jobs"]) == (1, 1, 1, 3)
     assert (today["gpu_s"], today["size_bytes"]) == (1.0, 11)
     assert today["queue_s"] > 0
-    assert told["total"] == {name: value for name, value in today.items() if name != "day"}
-    assert {name: told["limits"][name] for name in limits} == limits
-    job = (await http.get(f"/v1/jobs/{sung}", headers=bearing(key))).json()
+    assert usage["total"] == {name: value for name, value in today.items() if name != "day"}
+    assert {name: usage["limits"][name] for name in limits} == limits
+    job = (await http.get(f"/v1/jobs/{succeeded}", headers=bearing(key))).json()
     assert (job["usage"]["gpu_s"], job["usage"]["size_bytes"]) == (1.0, 11)
     assert (await submit(http, key)).json()["usage"] is None
     other = (await http.get("/v1/usage", headers=bearing(key_of(redis, "other")))).json()

@@ -26,7 +26,7 @@ def serinette(
 
 
 def kept(redis: Redis) -> list[Credential]:
-    return credentials.listed(redis, Keys())
+    return credentials.list_credentials(redis, Keys())
 
 
 def test_create_list_revoke(serinette: Shell, redis: Redis) -> None:

@@ -92,14 +92,14 @@ async def test_a_song_is_one_trace_from_its_request_to_its_record(
         "conclude",
     }
     assert parents == dict.fromkeys(parts, attempt)
-    told = dict(spans["attempt"].attributes or {})
-    assert told["serinette.job"] == answer.json()["id"]
-    assert told["serinette.outcome"] == "succeeded"
+    attributes = dict(spans["attempt"].attributes or {})
+    assert attributes["serinette.job"] == answer.json()["id"]
+    assert attributes["serinette.outcome"] == "succeeded"
     assert dict(spans["POST /v1/jobs"].attributes or {})["http.response.status_code"] == 202
     assert all(span.end_time >= span.start_time for span in spans.values() if span.end_time and span.start_time)
 
 
-async def test_each_attempt_is_told_with_its_end_and_waits_from_when_it_was_put_back(
+async def test_each_attempt_is_traced_with_its_end_and_waits_from_when_it_was_put_back(
     exporter: InMemorySpanExporter, bench: SlotBench, redis_url: str, file_store_url: str
 ) -> None:
     await post(redis_url, file_store_url)
@@ -112,13 +112,13 @@ async def test_each_attempt_is_told_with_its_end_and_waits_from_when_it_was_put_
     slot.run_one()
     bench.engine.meanwhile = lambda _: None
     slot.run_one()
-    told = [span for span in exporter.get_finished_spans() if span.name in {"attempt", "queue.wait"}]
-    waits, attempts = ([span for span in told if span.name == name] for name in ("queue.wait", "attempt"))
-    told_of = [dict(span.attributes or {}) for span in attempts]
-    assert [told["serinette.attempt"] for told in told_of] == [1, 2]
-    assert [told["serinette.outcome"] for told in told_of] == ["retried", "succeeded"]
-    assert told_of[0]["serinette.code"] == "engine_crashed"
-    assert len({span.context.trace_id for span in told}) == 1
+    spans = [span for span in exporter.get_finished_spans() if span.name in {"attempt", "queue.wait"}]
+    waits, attempts = ([span for span in spans if span.name == name] for name in ("queue.wait", "attempt"))
+    attributes = [dict(span.attributes or {}) for span in attempts]
+    assert [each["serinette.attempt"] for each in attributes] == [1, 2]
+    assert [each["serinette.outcome"] for each in attributes] == ["retried", "succeeded"]
+    assert attributes[0]["serinette.code"] == "engine_crashed"
+    assert len({span.context.trace_id for span in spans}) == 1
     assert (waits[1].start_time or 0) >= (attempts[0].start_time or 0)
 
 

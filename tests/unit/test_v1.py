@@ -22,7 +22,7 @@ from serinette.names import Keys
 from serinette.presence import Presence, WorkerStage, announce, record_pace
 from serinette.store import Store
 from tests.gateways import HandSlot, problem
-from tests.unit.queue_desk import model
+from tests.unit.queue_harness import model
 from tests.unit.tenants import bearing, key_of, serving
 
 SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}

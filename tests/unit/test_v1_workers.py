@@ -18,7 +18,7 @@ from serinette.names import Keys
 from serinette.pools import PoolFacts
 from serinette.presence import Holdup, Pace, Presence, WorkerStage, announce, record_pace, report_holdups
 from tests.gateways import problem
-from tests.unit.queue_desk import model
+from tests.unit.queue_harness import model
 
 TURBO = PoolFacts(name="turbo", model="s3://models/turbo", max_workers=4, longest_s=540)
 BASE = PoolFacts(name="base", model="s3://models/base", min_workers=1, max_workers=1)
@@ -63,10 +63,10 @@ async def test_a_pool_is_followed_from_zero_to_a_ready_worker(
     report_holdups(redis, keys, {"turbo": Holdup(pods=1, words="its node pulls the image")})
     assert await both() == {f"{NONE}; its node pulls the image"}
     assert (await turbo(http))["pods"] == 1
-    brake.pull(redis, keys, "turbo", ["load: no checkpoint"])
+    brake.set_reasons(redis, keys, "turbo", ["load: no checkpoint"])
     assert await both() == {f"{NONE}, and no more are started: no checkpoint"}
     assert (await turbo(http))["brake"] == ["load: no checkpoint"]
-    brake.pull(redis, keys, "turbo", [])
+    brake.set_reasons(redis, keys, "turbo", [])
 
     record_pace(redis, keys, "turbo", 1000, of=Pace.COLD_START)
     started_at = now() - timedelta(seconds=500)

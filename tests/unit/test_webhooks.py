@@ -26,7 +26,7 @@ from serinette.names import Keys
 from serinette.settings import connect_redis_async
 from serinette.spec import GenerationSpec
 from serinette.store import Store
-from serinette.webhook import TELL_AFTER_S
+from serinette.webhook import DELIVERY_DELAY_S
 from tests.gateways import HandSlot
 from tests.jobs import Board
 from tests.receivers import SECRET, Receiver, receiver
@@ -74,7 +74,7 @@ class House:
     def webhooks(self, **settings: object) -> Webhooks:
         """Some that need not wait for what has just ended; later tries have longer pauses."""
         at_s = int(self.redis.time()[0])
-        fresh: Any = self.redis.zrangebyscore(self.keys.webhooks, at_s, at_s + TELL_AFTER_S + 1)
+        fresh: Any = self.redis.zrangebyscore(self.keys.webhooks, at_s, at_s + DELIVERY_DELAY_S + 1)
         for job_id in fresh:
             self.redis.zadd(self.keys.webhooks, {job_id: at_s})
         return Webhooks(self.redis, ControllerSettings.model_validate({**self.settings, **settings}))

@@ -28,7 +28,7 @@ from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, se
 async def served(
     redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-    monkeypatch.setattr(events, "_LOOK_S", 0.1)
+    monkeypatch.setattr(events, "_RECHECK_S", 0.1)
     async with serving(settings_of(redis_url, file_store_url, max_wait_s=120)) as both:
         yield both
 
@@ -107,9 +107,11 @@ async def test_jobs_that_redis_forgot_wait_for_a_hanging_store_in_threads_of_the
         assert not all(request.done() for request in hanging)
     finally:
         answers.set()
-    told = await asyncio.gather(*hanging)
-    assert {answer.status_code for answer in told} == {503}
-    assert any("slow to answer" in problem(answer)["detail"] for answer in told if answer.url.path.startswith("/v1/"))
+    responses = await asyncio.gather(*hanging)
+    assert {answer.status_code for answer in responses} == {503}
+    assert any(
+        "slow to answer" in problem(answer)["detail"] for answer in responses if answer.url.path.startswith("/v1/")
+    )
 
 
 async def test_batches_wait_for_a_hanging_store_in_threads_of_their_own(

@@ -1,4 +1,4 @@
-"""A queue on a Valkey and a store, for tests of it: jobs are submitted as routes do, and moved on by hand."""
+"""A queue on a Valkey and a store: tests submit jobs as routes do, and drive them by hand."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OPTIONS = JobOptions()
 
 
 @dataclass
-class Desk:
-    """A queue and what lies under it."""
+class QueueHarness:
+    """A queue, its Redis and its store."""
 
     queue: JobQueue
     slot: HandSlot
@@ -39,12 +39,12 @@ class Desk:
         return (await self.queue.submit(tenant, spec, JobOptions.model_validate(options), idempotency_key=key))[0]
 
 
-def open_desk(redis_url: str, store_url: str, **settings: object) -> Desk:
+def open_queue(redis_url: str, store_url: str, **settings: object) -> QueueHarness:
     given = GatewaySettings.model_validate({"redis_url": redis_url, "store_url": store_url, **settings})
     redis, store = connect_redis(given), Store.open(given)
     jobs = AsyncJobs(connect_redis_async(given), given.redis_prefix)
     queue = JobQueue(jobs, store, given)
-    return Desk(queue, HandSlot(redis, store, given.keys), redis, jobs, store, given.keys)
+    return QueueHarness(queue, HandSlot(redis, store, given.keys), redis, jobs, store, given.keys)
 
 
 def model(name: str) -> Model:
@@ -62,11 +62,13 @@ def model(name: str) -> Model:
     )
 
 
-def come_up(desk: Desk, name: str = "w", pool: str = "default", model_name: str = "tiny", busy: int = 0) -> None:
+def report_worker(
+    harness: QueueHarness, name: str = "w", pool: str = "default", model_name: str = "tiny", busy: int = 0
+) -> None:
     stage = WorkerStage.READY
     announce(
-        desk.redis,
-        desk.keys,
+        harness.redis,
+        harness.keys,
         Presence(
             name=name, pool=pool, stage=stage, slots=1, busy_slots=busy, model=model(model_name), started_at=now()
         ),
