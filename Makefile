@@ -15,7 +15,7 @@ BROWSER := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Processes that make started end with make, however it ends.
 LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
-CODE := serinette api controller gpu_worker tests scripts benchmarks tools
+CODE := serinette api controller gpu_worker tests scripts benchmarks tools examples
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test verify chaos lint format bench bench-gpu load scaling openapi settings client clean music-box music-box-eval chart manifests lock release

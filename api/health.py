@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.dependencies import EventsPart, ProbesPart, StorePart
 from api.lean_route import LeanRoute
-from api.v1.answers import problems
+from api.problems import problems
 from serinette.errors import Unavailable
 
 router = APIRouter(tags=["health"], route_class=LeanRoute)

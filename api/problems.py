@@ -61,6 +61,11 @@ _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _UNREADABLE = "There was an error parsing the body"
 _UNREADABLE_HERE = "the body cannot be read as JSON: send UTF-8, not compressed, no deep nesting, no endless numbers"
 MEDIA_TYPE = "application/problem+json"
+_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+# What every route may answer, beside 500: keys are checked before all of them.
+_EVERYWHERE = ("unauthorized", "rate_limited")
+
+Responses = dict[int | str, dict[str, Any]]
 
 
 def _tree(root: type[SerinetteError]) -> Iterator[type[SerinetteError]]:
@@ -118,6 +123,21 @@ def problem_of(error: SerinetteError, path: str, status: int | None = None) -> P
         if isinstance(error, InvalidBatch)
         else None,
     )
+
+
+def problems(*codes: str) -> Responses:
+    """The problems that a route may answer, for its entry in the OpenAPI document, an example each."""
+    found: Responses = {}
+    for code in (*codes, *_EVERYWHERE, "internal"):
+        title = (CODES[code].__doc__ or code).partition("\n")[0]
+        error = CODES[code](title)
+        status, example = status_of(error), problem_of(error, "/v1/...").model_dump(exclude_none=True)
+        entry = found.setdefault(
+            status, {"description": "", "content": {MEDIA_TYPE: {"schema": _SCHEMA, "examples": {}}}}
+        )
+        entry["description"] = f"{entry['description']} {title}".strip()
+        entry["content"][MEDIA_TYPE]["examples"][code] = {"value": example}
+    return found
 
 
 def speaks_problems(path: str, app: Starlette) -> bool:

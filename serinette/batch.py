@@ -73,12 +73,6 @@ class BatchSpec(GenerationSpec):
 
     custom_id: CustomId | None = Field(None, description="Yours, repeated in every result; each at most once.")
 
-    def song(self) -> GenerationSpec:
-        """The spec without `custom_id`, with only those fields set that the client wrote."""
-        names = GenerationSpec.model_fields.keys()
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return GenerationSpec.model_construct(_fields_set=self.model_fields_set & names, **values)
-
 
 class BatchOptions(BoundedInput):
     """Options of the batch as a whole."""

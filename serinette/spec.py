@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -66,6 +66,9 @@ def without_control_characters(text: str) -> str:
     return text
 
 
+Part = TypeVar("Part", bound=BaseModel)
+
+
 class BoundedInput(BaseModel):
     """Input of clients. The numbers of fields and of items are checked before their values: pydantic makes an error for
     each wrong item and each unknown field, which takes seconds for a list that fills a body.
@@ -89,6 +92,12 @@ class BoundedInput(BaseModel):
                             "too_long", name, f"must have at most {bound.max_length} items, not {len(value)}"
                         )
         return given
+
+    def only(self, model: type[Part]) -> Part:
+        """The fields that are `model`'s, not checked again; of them those count as set that the client wrote."""
+        names = model.model_fields.keys()
+        values = {name: value for name, value in self.__dict__.items() if name in names}
+        return model.model_construct(_fields_set=self.model_fields_set & values.keys(), **values)
 
 
 def _refusal(kind: Literal["extra_forbidden", "too_long"], name: object, message: str) -> PydanticCustomError:

@@ -32,8 +32,14 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    """URL of a fresh Valkey that only this test uses."""
+def redis_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a fresh Valkey that only this test uses; with the mark `shared_valkey` of its module's, emptied."""
+    if request.node.get_closest_marker("shared_valkey"):
+        url: str = request.getfixturevalue("valkey_url")
+        with Redis.from_url(url) as client:
+            client.flushdb()
+        yield url
+        return
     with servers.valkey(tmp_path / "valkey") as server:
         yield server.connection_url
 

@@ -163,7 +163,7 @@ class LineChecker:
         if read.custom_id is not None and (first := self._custom_ids.setdefault(read.custom_id, number)) != number:
             self._errors.append((number, "custom_id", f"is that of line {first} already; give each its own"))
             return None
-        song = read.song()
+        song = read.only(GenerationSpec)
         try:
             pool, timeout_s = self._check(song)
         except InvalidSpec as error:

@@ -22,6 +22,7 @@ from api.dependencies import RequestContext, context_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.events import wait_for_job
+from api.problems import Responses
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
 from serinette.job import Artifact, Job, JobOptions, JobStatus
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 # An error in the dialect's shape; None: as the gateway answers it everywhere, `{"detail": ...}`.
 Refuse = Callable[[Exception], Response | None]
-Responses = dict[int | str, dict[str, Any]]
 
 # A canceled worker stops within a step; a client that asks for the status right after should see the end.
 _CANCEL_WAIT_S: Final = 10.0

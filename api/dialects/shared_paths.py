@@ -12,8 +12,8 @@ from starlette.routing import BaseRoute
 
 from api.dependencies import QueuePart, SettingsPart
 from api.dialects.dialect import Dialect, example
+from api.problems import problems
 from api.queue import Pool
-from api.v1.answers import problems
 from api.v1.queue import ModelList, model_views
 from serinette.errors import QueueUnavailable
 

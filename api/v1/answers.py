@@ -1,4 +1,4 @@
-"""What routes share in the OpenAPI document: job ids and the problems that each may answer."""
+"""What routes of jobs share: the id in the path, and the job as the answer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ from fastapi import Path
 from pydantic import AfterValidator
 from starlette.responses import Response
 
-from api.problems import CODES, MEDIA_TYPE, STATUS, Problem, problem_of
-from serinette.errors import NotFound, SerinetteError
+from serinette.errors import NotFound
 from serinette.job import Job
 from serinette.spec import GenerationSpec
 
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
-
-Responses = dict[int | str, dict[str, Any]]
-
-# Where keys are asked for.
-_ANYWHERE = ("unauthorized", "rate_limited")
 
 
 def checked_job_id(job_id: str) -> str:
@@ -32,22 +26,6 @@ def checked_job_id(job_id: str) -> str:
 
 
 JobId = Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID]), AfterValidator(checked_job_id)]
-
-
-def problems(*codes: str) -> Responses:
-    """The problems that a route may answer, for the document, an example each."""
-    found: Responses = {}
-    for code in (*codes, *_ANYWHERE, "internal"):
-        kind = CODES[code]
-        status = next(STATUS[ancestor] for ancestor in kind.__mro__ if ancestor in STATUS)
-        title = (kind.__doc__ or code).partition("\n")[0]
-        example = problem_of(kind(title), "/v1/...").model_dump(exclude_none=True)
-        entry = found.setdefault(
-            status, {"description": "", "content": {MEDIA_TYPE: {"schema": _PROBLEM, "examples": {}}}}
-        )
-        entry["description"] = f"{entry['description']} {title}".strip()
-        entry["content"][MEDIA_TYPE]["examples"][code] = {"value": example}
-    return found
 
 
 def job_answer(job: Job, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -62,17 +40,3 @@ def unknown_fields(job: Job) -> dict[str, Any] | None:
         return None
     unset = dict.fromkeys(Job.model_fields.keys() - job.model_fields_set, True)
     return {**unset, "spec": set(GenerationSpec.model_fields) - job.spec.model_fields_set}
-
-
-_PROBLEM = {"$ref": "#/components/schemas/Problem"}
-__all__ = [
-    "JOB_ID",
-    "JobId",
-    "Problem",
-    "Responses",
-    "SerinetteError",
-    "checked_job_id",
-    "job_answer",
-    "problems",
-    "unknown_fields",
-]

@@ -11,8 +11,9 @@ from starlette.responses import RedirectResponse, Response
 
 from api.dependencies import CallerPart, DownloadsPart, LinksPart, QueuePart, SettingsPart, TenantPart
 from api.downloads import FileRequest, song_of
+from api.problems import problems
 from api.v1 import examples
-from api.v1.answers import JobId, problems
+from api.v1.answers import JobId
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 

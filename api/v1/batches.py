@@ -19,8 +19,8 @@ from api.batches.service import BatchService
 from api.batches.validation import options_of, read_json, read_jsonl
 from api.batches.zipping import zipped
 from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, StorePart, TenantPart
+from api.problems import problems
 from api.v1 import examples
-from api.v1.answers import problems
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
 from serinette.batches.files import JSONL
 from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import ConfigDict
@@ -20,8 +20,9 @@ from api.dependencies import (
 )
 from api.downloads import FileRequest
 from api.lean_route import LeanRoute
+from api.problems import Responses, problems
 from api.v1 import examples
-from api.v1.answers import JobId, Responses, problems
+from api.v1.answers import JobId
 from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, submit_answer
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound
@@ -29,22 +30,11 @@ from serinette.job import Job, JobOptions
 
 router = APIRouter(prefix="/v1", tags=["containers"], route_class=LeanRoute)
 
-_SPEC_FIELDS = ContainerSpec.model_fields.keys()
-
 
 class ContainerRequest(ContainerSpec, JobOptions):
     """A container to run, and how to treat its job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": examples.CONTAINERS})
-
-    def spec(self) -> ContainerSpec:
-        """The container alone, with only those fields set that the client wrote."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in _SPEC_FIELDS}
-        return ContainerSpec.model_construct(_fields_set=self.model_fields_set & _SPEC_FIELDS, **values)
-
-    def options(self) -> JobOptions:
-        """All but the container."""
-        return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
 
 
 @router.post(
@@ -64,7 +54,7 @@ async def submit(
     """Queue a container in its lane, as a job like any other. 501 if no cluster is configured."""
     context = context_of(http)
     submitted = await context.parts.queue.submit_container(
-        context.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+        context.tenant, request.only(ContainerSpec), request.only(JobOptions), idempotency_key=idempotency_key
     )
     return await submit_answer(context, submitted, prefer)
 

@@ -17,10 +17,10 @@ from starlette.websockets import WebSocketDisconnect
 from api.auth.keyring import CallerCheck
 from api.dependencies import CallerCheckPart, EventsPart, QueuePart, SettingsPart, TenantPart
 from api.events import JobEvent, JobEvents, checked_event_id
-from api.problems import answer
+from api.problems import answer, problems
 from api.queue import JobQueue
 from api.v1 import examples
-from api.v1.answers import JobId, problems
+from api.v1.answers import JobId
 from serinette.errors import RequestError, SerinetteError
 from serinette.job import Job
 

@@ -10,21 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.dependencies import QueuePart, RequestContext, TenantPart, context_of
 from api.events import preferred_wait_s, wait_for_job
 from api.lean_route import LeanRoute
+from api.problems import Responses, problems
 from api.v1 import examples
-from api.v1.answers import (
-    JobId,
-    Responses,
-    job_answer,
-    problems,
-    unknown_fields,
-)
+from api.v1.answers import JobId, job_answer, unknown_fields
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=LeanRoute)
-
-_SPEC_FIELDS = GenerationSpec.model_fields.keys()
 
 PreferHeader = Annotated[
     str | None,
@@ -44,16 +37,6 @@ class JobRequest(GenerationSpec, JobOptions):
     """A song to generate, and options of its job. All but a few fields are optional."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": examples.REQUESTS})
-
-    def spec(self) -> GenerationSpec:
-        """The song alone, with only those fields set that the client wrote."""
-        values = {name: value for name, value in self.__dict__.items() if name in _SPEC_FIELDS}
-        return GenerationSpec.model_construct(_fields_set=self.model_fields_set & _SPEC_FIELDS, **values)
-
-    def options(self) -> JobOptions:
-        """All but the song."""
-        values = {name: value for name, value in self.__dict__.items() if name not in _SPEC_FIELDS}
-        return JobOptions.model_construct(**values)
 
 
 SUBMITTED: Responses = {
@@ -100,7 +83,7 @@ async def submit(
     """Queue a song in its lane. `Location` is the job's URL; a seed that is left out is drawn and reported."""
     context = context_of(http)
     submitted = await context.parts.queue.submit(
-        context.tenant, request.spec(), request.options(), idempotency_key=idempotency_key
+        context.tenant, request.only(GenerationSpec), request.only(JobOptions), idempotency_key=idempotency_key
     )
     return await submit_answer(context, submitted, prefer)
 

@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.dependencies import QueuePart
+from api.problems import problems
 from api.queue import Pool
 from api.queue.explanations import coming, expected_s, no_worker
 from api.settings import GatewaySettings
-from api.v1.answers import problems
 from serinette.job import now
 from serinette.names import Lane
 from serinette.presence import Model, Presence, WorkerStage

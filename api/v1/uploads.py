@@ -10,8 +10,8 @@ from pydantic import AwareDatetime, BaseModel, Field
 from starlette.datastructures import UploadFile
 
 from api.dependencies import TenantPart, UploadsPart, containers_only
+from api.problems import problems
 from api.v1 import examples
-from api.v1.answers import problems
 from serinette.errors import InvalidSpec, NotFound
 from serinette.job import Upload, UploadedFile
 

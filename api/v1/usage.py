@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, BeforeValidator, Field
 
 from api.dependencies import AccountsPart, TenantPart
+from api.problems import problems
 from api.v1 import examples
-from api.v1.answers import problems
 from serinette.credentials import Limits
 from serinette.errors import InvalidSpec
 from serinette.job import now

@@ -13,10 +13,10 @@ from rq.exceptions import StopRequested
 
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.slot.claiming import CYCLE
 from gpu_worker.slot.drain import Drain, connect_patiently
 from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.generation import SlotResources
+from gpu_worker.slot.lane_order import CYCLE
 from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
 from serinette import logs, telemetry

@@ -56,6 +56,21 @@ class _Lost:
     in_company: bool = False
 
 
+def _lost(error: EngineStalled | OSError, stage: Stage | None, jobs: int) -> _Lost:
+    """What the loss of the engine means for a song that was last heard of in `stage`, with `jobs` in its batch.
+
+    Raises:
+        EngineCrashed, EngineStalled: it was generated alone, so the engine was lost to it.
+    """
+    if stage is None or stage is Stage.WAITING_FOR_ENGINE:
+        return _Lost(unheard=stage is None)
+    if jobs > 1:
+        return _Lost(in_company=True)
+    if isinstance(error, EngineStalled):
+        raise error
+    raise EngineCrashed("the engine ended while it generated this song") from error
+
+
 class EngineClient(EngineLink):
     """One connection, one job at a time. Not for several threads."""
 
@@ -147,13 +162,7 @@ class EngineClient(EngineLink):
             raise
         except (EngineStalled, OSError) as error:
             self.close()
-            if stage is None or stage is Stage.WAITING_FOR_ENGINE:
-                return _Lost(unheard=stage is None)
-            if jobs > 1:
-                return _Lost(in_company=True)
-            if isinstance(error, EngineStalled):
-                raise
-            raise EngineCrashed("the engine ended while it generated this song") from error
+            return _lost(error, stage, jobs)
         return self._answered(answer)
 
     def _send(self, request: Generate, audio: Sequence[Samples]) -> None:

@@ -19,10 +19,10 @@ from rq.suspension import is_suspended
 from rq.worker import WorkerStatus
 
 from gpu_worker.process_setup import busy_file
-from gpu_worker.slot.claiming import Claimer
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.generation import Generation, SlotResources
 from gpu_worker.slot.held_job import HeldJob
+from gpu_worker.slot.lane_order import Claimer
 from gpu_worker.slot.retry_policy import Decision, Ending, decide, ending_of
 from gpu_worker.slot.spool import Parcel, SpooledJobs
 from gpu_worker.slot.stage_timing import traced

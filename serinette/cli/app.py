@@ -63,6 +63,21 @@ def version() -> None:
     typer.echo(f"serinette {__version__}")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of `serinette` itself."""
+
+
 @app.command()
 def completion(shell: Annotated[Shell, typer.Argument(show_default=False)]) -> None:
     """Print what makes a shell complete our commands: `eval "$(serinette completion bash)"`."""

@@ -21,12 +21,7 @@ SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
 JSONL = {"Content-Type": "application/jsonl"}
 
 
-@pytest.fixture
-def redis_url(valkey_url: str) -> str:
-    """This module's own Valkey, emptied."""
-    with Redis.from_url(valkey_url) as client:
-        client.flushdb()
-    return valkey_url
+pytestmark = pytest.mark.shared_valkey
 
 
 @pytest.fixture

@@ -67,7 +67,8 @@ def denoising(step: int) -> Progress:
 
 
 def test_the_version(serinette: Shell) -> None:
-    assert serinette("version") == (0, f"serinette {__version__}\n", "")
+    for words in ("version", "--version", "-V"):
+        assert serinette(words) == (0, f"serinette {__version__}\n", ""), words
 
 
 def test_help_names_every_command(serinette: Shell) -> None:

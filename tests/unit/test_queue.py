@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 
 import pytest
-from redis import Redis
 
-from api.queue import keyed_job_id, pool_status
+from api.queue import keyed_job_id
 from serinette import names
 from serinette.errors import (
     Conflict,
@@ -27,22 +25,7 @@ from serinette.spec import GenerationSpec, Task
 from tests import servers
 from tests.unit.queue_harness import ME, OPTIONS, SPEC, QueueHarness, open_queue, report_worker
 
-
-@pytest.fixture
-def redis_url(valkey_url: str) -> str:
-    """This module's own Valkey, emptied: starting one for each test would take most of the time."""
-    with Redis.from_url(valkey_url) as client:
-        client.flushdb()
-    return valkey_url
-
-
-@pytest.fixture
-async def harness(redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QueueHarness]:
-    monkeypatch.setattr(pool_status, "MAX_AGE_S", 0)  # what is announced here is looked for at once
-    harness = open_queue(redis_url, file_store_url)
-    yield harness
-    harness.redis.close()
-    await harness.jobs.redis.aclose()
+pytestmark = pytest.mark.shared_valkey
 
 
 async def test_many_jobs_are_found_at_once_in_the_order_asked_for(harness: QueueHarness) -> None:

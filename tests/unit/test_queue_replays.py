@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-from redis import Redis
 
-from api.queue import pool_status
 from serinette import names
 from serinette.errors import (
     Conflict,
@@ -19,24 +15,9 @@ from serinette.errors import (
 from serinette.job import JobError, JobStatus
 from serinette.spec import GenerationSpec, Task
 from serinette.store import Store
-from tests.unit.queue_harness import ME, OPTIONS, SPEC, QueueHarness, open_queue
+from tests.unit.queue_harness import ME, OPTIONS, SPEC, QueueHarness
 
-
-@pytest.fixture
-def redis_url(valkey_url: str) -> str:
-    """This module's own Valkey, emptied: starting one for each test would take most of the time."""
-    with Redis.from_url(valkey_url) as client:
-        client.flushdb()
-    return valkey_url
-
-
-@pytest.fixture
-async def harness(redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QueueHarness]:
-    monkeypatch.setattr(pool_status, "MAX_AGE_S", 0)  # what is announced here is looked for at once
-    harness = open_queue(redis_url, file_store_url)
-    yield harness
-    harness.redis.close()
-    await harness.jobs.redis.aclose()
+pytestmark = pytest.mark.shared_valkey
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.exceptions import StopRequested
 
-from gpu_worker.slot.claiming import lane_order
 from gpu_worker.slot.drain import Drain, Patience
+from gpu_worker.slot.lane_order import lane_order
 from gpu_worker.slot.retry_policy import Ending, decide
 from serinette import errors
 from serinette.names import Lane

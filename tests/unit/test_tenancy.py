@@ -33,12 +33,7 @@ from tests.unit.tenants import SONG, bearing, credential_of, key_of, serving, se
 UNKNOWN_JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 
 
-@pytest.fixture
-def redis_url(valkey_url: str) -> str:
-    """This module's own Valkey, emptied."""
-    with Redis.from_url(valkey_url) as client:
-        client.flushdb()
-    return valkey_url
+pytestmark = pytest.mark.shared_valkey
 
 
 @pytest.fixture

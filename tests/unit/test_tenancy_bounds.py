@@ -25,13 +25,7 @@ from tests.gateways import HandSlot, problem
 from tests.jobs import Board
 from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
 
-
-@pytest.fixture
-def redis_url(valkey_url: str) -> str:
-    """This module's own Valkey, emptied."""
-    with Redis.from_url(valkey_url) as client:
-        client.flushdb()
-    return valkey_url
+pytestmark = pytest.mark.shared_valkey
 
 
 @pytest.fixture

@@ -29,12 +29,7 @@ SONG = {"prompt": "jazz piano, smooth", "duration_s": 15}
 NO_JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 
 
-@pytest.fixture
-def redis_url(valkey_url: str) -> str:
-    """This module's own Valkey, emptied: starting one for each test would take most of the time."""
-    with Redis.from_url(valkey_url) as client:
-        client.flushdb()
-    return valkey_url
+pytestmark = pytest.mark.shared_valkey
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any, Final
 from api.dialects.acestep.answers import wrapped
 from api.dialects.acestep.request import ReleaseTask
 from api.dialects.acestep.samples import CUSTOM
-from api.dialects.dialect import Responses, example
+from api.dialects.dialect import example
+from api.problems import Responses
 
 TAG: Final = "ACE-Step 1.5 dialect"
 TASK_ID: Final = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"

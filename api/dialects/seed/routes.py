@@ -11,10 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from api.dependencies import QueuePart
-from api.dialects.dialect import JobAccess, JobAccessPart, Responses, example, refusing
+from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
 from api.dialects.seed import answers
 from api.dialects.seed.request import GenerateMusicRequest
 from api.dialects.seed.table import convert, record_of
+from api.problems import Responses
 from serinette.job import Job, JobStatus
 
 TAG: Final = "ACE-Step v1 dialect"

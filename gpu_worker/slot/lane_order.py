@@ -1,4 +1,4 @@
-"""Which lane a slot looks into first, and the claim of the next job."""
+"""In which order a slot serves its pool's lanes, and its claim of the next job."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from gpu_worker.slot.held_job import HeldJob
 from serinette.jobs import Claimed, Jobs, Lease, calls
 from serinette.names import Lane
 
-CYCLE = 20
-# Every tenth claim goes to a lower lane that has work, so that a busy one above slows it down and never stops it; where
-# both have work, to each in turn. The entry with `high` first gives `low` its tenth of `normal`, while `high` is empty.
+# Every tenth claim goes to a lower lane that has work, so that a busy one above slows it down and never stops it.
+LOWER_LANE_EVERY = 10
+# Of claims: in one turn of ten a lower lane is `low`, in the next `normal`, where both have work.
+CYCLE = 2 * LOWER_LANE_EVERY
 _EXCEPTIONS = {
-    9: (Lane.LOW, Lane.NORMAL, Lane.HIGH),
-    19: (Lane.NORMAL, Lane.LOW, Lane.HIGH),
-    18: (Lane.HIGH, Lane.LOW, Lane.NORMAL),
+    LOWER_LANE_EVERY - 1: (Lane.LOW, Lane.NORMAL, Lane.HIGH),
+    CYCLE - 1: (Lane.NORMAL, Lane.LOW, Lane.HIGH),
+    # While `high` is empty, the two above give `normal` one of its own: this one gives `low` its tenth of it.
+    CYCLE - 2: (Lane.HIGH, Lane.LOW, Lane.NORMAL),
 }
 
 
