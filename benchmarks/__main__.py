@@ -42,7 +42,7 @@ LONG = {
     "forgetting": forgetting.measure,
     "recovery": recovery.measure,
 }
-# Likewise, and they sing in this process.
+# Likewise, and they generate in this process.
 ENGINE = {
     "engine": lambda: engine_figures(on_cpu()),
     "gpu-cold-start": lambda: cold_start.measure(on_gpu("turbo")),

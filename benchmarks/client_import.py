@@ -36,10 +36,10 @@ def measure() -> Figures:
         for name, statement in STATEMENTS.items():
             probe = PROBE.format(statement=statement)
             ended = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True)
-            told = json.loads(ended.stdout)
-            took[name].append(told["took_ms"])
+            reported = json.loads(ended.stdout)
+            took[name].append(reported["took_ms"])
             if name == "import_serinette_ms":
-                heavy |= set(told["heavy"])
+                heavy |= set(reported["heavy"])
     counted = {name: values[1:] for name, values in took.items()}
     ratios = [
         ours / theirs for ours, theirs in zip(counted["import_serinette_ms"], counted["import_httpx_ms"], strict=True)

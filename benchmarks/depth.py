@@ -95,8 +95,8 @@ def _places(redis: Redis, key: str, job_id: str) -> Iterator[tuple[str, str]]:
 
 
 def _memory(redis: Redis) -> int:
-    told: Any = redis.info("memory")
-    return int(told["used_memory"])
+    reported: Any = redis.info("memory")
+    return int(reported["used_memory"])
 
 
 def bytes_of(redis: Redis, job_id: str, directory: Path) -> Figures:
@@ -177,8 +177,8 @@ def _settle(redis: Redis, depth: int) -> None:
         raise RuntimeError(f"{waiting} jobs wait in {url_of(redis)} and {depth} should")
 
     def written() -> bool:
-        told: Any = redis.info("persistence")
-        return not told["aof_rewrite_in_progress"] and not told["aof_rewrite_scheduled"]
+        reported: Any = redis.info("persistence")
+        return not reported["aof_rewrite_in_progress"] and not reported["aof_rewrite_scheduled"]
 
     if not eventually(written, 600):
         raise RuntimeError("Valkey is still rewriting its file after ten minutes")

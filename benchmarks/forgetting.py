@@ -24,9 +24,9 @@ def measure() -> Figures:
     with (
         tempfile.TemporaryDirectory() as directory,
         valkey(Path(directory) / "valkey") as server,
-        receiver() as told,
+        receiver() as target,
     ):
-        crowd = Crowd(Path(directory), server.connection_url, told, RETENTION_S)
+        crowd = Crowd(Path(directory), server.connection_url, target, RETENTION_S)
         crowd.wave(WAVE)  # what is kept once is there from now on
         before, began_s, most = crowd.settle(timeout_s=600), time.monotonic(), 0
         first = crowd.ended.copy()
@@ -37,10 +37,10 @@ def measure() -> Figures:
         return {
             "jobs": crowd.ended.total() - first.total(),
             "ended": dict(crowd.ended - first),
-            "told_by_usage": dict(crowd.told() - first),
+            "told_by_usage": dict(crowd.reported() - first),
             "ways": {way: WAYS.count(way) for way in WAYS},
             "tenants": TENANTS,
-            "webhooks": len(set(told.ids)),
+            "webhooks": len(set(target.ids)),
             "wall_s": round(wall_s, 1),
             "before": _figures(before),
             "most_memory_bytes": most,

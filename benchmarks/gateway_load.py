@@ -40,7 +40,7 @@ def gateway(directory: Path) -> Iterator[int]:
             "SERINETTE_STORE_URL": f"file://{directory}/store",
             "SERINETTE_PORT": str(port),
             "SERINETTE_LOG_LEVEL": "WARNING",
-            "SERINETTE_MAX_WAITING": "1000000",  # nobody sings them
+            "SERINETTE_MAX_WAITING": "1000000",  # they are not generated
         }
         (directory / "store").mkdir()
         process = subprocess.Popen(leashed([sys.executable, "-m", "api"]), env={**os.environ, **environment})

@@ -1,4 +1,4 @@
-"""From the kill of whoever held a job until it waits again, or another begins it: with the settings we ship.
+"""From the kill of a job's holder until it waits again, or another begins it: with the settings we ship.
 
 Each case has processes of its own: a worker pod or two, one or two controller replicas, a Valkey, a directory store.
 The engine is a fast one of the tests' that takes a minute over this song; nothing is sped up, so heartbeats, rounds and
@@ -36,12 +36,12 @@ def kill_slot(home: Pod, workers: Processes, _keepers: Processes) -> None:
 
 
 def kill_worker(_home: Pod, workers: Processes, _keepers: Processes) -> None:
-    """The pod that sings, whole: it takes its children along."""
+    """The pod that generates, whole: it takes its children along."""
     workers[0].kill()
 
 
 def kill_worker_and_controller(home: Pod, workers: Processes, keepers: Processes) -> None:
-    """The pod that sings, and the replica at work: the first to start has the lease."""
+    """The pod that generates, and the replica at work: the first to start has the lease."""
     keepers[0].kill()
     kill_worker(home, workers, keepers)
 

@@ -25,7 +25,7 @@ def measure() -> Figures:
         try:
             with Client(up.url) as client:
                 up_s = time.perf_counter() - began
-                first = _song(client, SONG_S)[0]  # the first call in a process is slower, and told apart
+                first = _song(client, SONG_S)[0]  # the first call in a process is slower, and reported apart
                 starts_ms = [_start_ms(client) for _ in range(STARTS)]
                 songs = [_song(client, SONG_S) for _ in range(SONGS)]
             up.end()

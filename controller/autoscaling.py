@@ -37,7 +37,7 @@ class BrakeRules:
     """How patient the brake is."""
 
     failures: int = 3  # loads that failed in a row
-    memory_s: float = 1800.0  # after the last of them, when nothing was heard since
+    memory_s: float = 1800.0  # after the last of them, when no worker has reported since
     store_s: float = 60.0  # of a store that does not answer
 
 
@@ -92,7 +92,7 @@ def _failing_loads(seen: PoolSeen, rules: BrakeRules) -> str | None:
 
 # Hints: a ReplicaSet prefers to end pods of a lower deletion cost, cluster-autoscaler and Karpenter leave nodes of
 # marked pods alone. What they do not keep away, the drain and the records bear. Pods without the first cost 0. The API
-# forbids frequent changes of it, so it tells busy from idle and no more.
+# forbids frequent changes of it, so it distinguishes busy from idle only.
 MARKS: Mapping[str, str] = {
     "controller.kubernetes.io/pod-deletion-cost": "100",
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
@@ -113,7 +113,7 @@ def plan_marks(
 ) -> list[Patch]:
     """The next patches, no more than `most`: marks for busy pods first, then none for those long idle.
 
-    `busy` and `idle` are names of pods. One that is in neither was busy a moment ago and may be again in the next: it
+    `busy` and `idle` are names of pods. A pod in neither was busy a moment ago and may be again in the next: it
     keeps what it has. Marks of another value are not ours and stay.
     """
     mark, clear = [], []

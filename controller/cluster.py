@@ -41,7 +41,7 @@ def connect(kubeconfig: Path | None = None) -> ApiClient | None:
     try:
         from kubernetes import client, config  # noqa: PLC0415  # half a second, 40 MB: only where there is a cluster
     except ImportError:
-        log.warning("the cluster is not looked at: pip install 'serinette[cluster]'")
+        log.warning("Kubernetes is not used, as its client is missing: pip install 'serinette[cluster]'")
         return None
     configuration = client.Configuration()
     try:
@@ -50,7 +50,7 @@ def connect(kubeconfig: Path | None = None) -> ApiClient | None:
         else:
             config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException as error:
-        log.warning("the cluster is not looked at: %s", error)
+        log.warning("Kubernetes is not used: %s", error)
         return None
     configuration.retries = False
     return client.ApiClient(configuration)

@@ -111,7 +111,7 @@ def expired(
 ) -> Iterator[list[StoredObject]]:
     """Songs and uploads whose newest object is older than `cutoff` and that are not in use, their records last.
 
-    A listing keeps what lies in one directory together; were it torn, each part would be looked at by itself. `in_use`
+    A listing returns a directory's objects together; otherwise each part would be judged by itself. `in_use`
     is called once, and only if something is old enough.
     """
     used: set[str] | None = None

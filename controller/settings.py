@@ -30,7 +30,9 @@ class ControllerSettings(WebhookSettings, PoolSettings, ContainerSettings):
         3, ge=1, description="Loads of a model that failed in a row, after which no more of the pool's workers start."
     )
     brake_memory_s: float = Field(
-        1800, gt=0, description="How long after the last of them they are let try again, when nothing else was heard."
+        1800,
+        gt=0,
+        description="How long after the last failure workers may start again, when no worker has reported since.",
     )
     brake_store_s: float = Field(60, gt=0, description="How long the store may be silent before no more workers start.")
     rehome_after_s: float = Field(

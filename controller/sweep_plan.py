@@ -27,7 +27,7 @@ class Action(StrEnum):
     EXPIRE = "expire"  # no worker began it in time
     MOVE = "move"  # its pool was removed: to the lane of another that holds its model
     STRAND = "strand"  # its pool was removed and no other holds its model: failed
-    HEAL = "heal"  # it waited and was not in RQ's list: it is there again
+    REQUEUE = "requeue"  # it waited and was not in RQ's list: it is there again
     RECORD = "record"  # it had ended, and the store says so now
     SHRINK = "shrink"  # it ended a while ago: most of its record goes
 

@@ -114,8 +114,8 @@ class Sweeper:
 
     def _lanes(self) -> None:
         lanes = known_lanes(self._redis, self._keys)
-        healed = self._jobs.many([calls.heal(queue_name(pool, lane)) for pool, lane in lanes]) if lanes else []
-        self._count(Action.HEAL, sum(healed))
+        requeued = self._jobs.many([calls.heal(queue_name(pool, lane)) for pool, lane in lanes]) if lanes else []
+        self._count(Action.REQUEUE, sum(requeued))
         self._prune_lists(lanes)
         foreign = any(self._removed.foreign(pool) for pool, _ in lanes)
         up = {worker.pool for worker in present(self._redis, self._keys)} if foreign else set()

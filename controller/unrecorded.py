@@ -1,7 +1,7 @@
 """Puts the `job.json` of each job that ended without one, and erases the songs of attempts that did not win.
 
 When the store could not be asked, or need not be, Redis alone has decided an end without a song; then the job is among
-the unrecorded until its `job.json` lies in the store. A song that got in between is taken back, as clients have heard
+the unrecorded until its `job.json` is in the store. A song that was stored meanwhile is deleted, as clients have seen
 otherwise. And a slot that died between its song and its record has left a song that belongs to no record.
 """
 
@@ -123,7 +123,7 @@ def _put(entry: Entry, store: Store) -> Record | None:
     known = put_record(store, ours)
     if known.status is entry.status:
         return known
-    log.warning("job=%s is %s; a record of %s came later and goes", entry.id, entry.status, known.status)
+    log.warning("job=%s is %s; a later record that says %s is replaced", entry.id, entry.status, known.status)
     store.put(record_key(entry.tenant, entry.id), ours.model_dump_json().encode())
     for lost in known.keys:
         store.delete(lost)

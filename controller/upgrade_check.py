@@ -1,7 +1,7 @@
 """Whether an older version left unfinished work: this one does not know its layout in Redis and would lose it.
 
 Versions before one record per job kept a hash per job, `PREFIX:serinette:ledger:ID`, which this version never writes.
-Both keep batches and the outbox under the same keys; what tells them apart is that hash, and of a batch the field
+Both keep batches and the outbox under the same keys; what distinguishes them is that hash, and of a batch the field
 `running`, which older versions wrote when it was entered (serinette/batches/repository.py counts a set instead).
 """
 

@@ -39,7 +39,7 @@ _SOCKET = "engine.sock"
 
 
 def engine_environment(work_dir: Path) -> dict[str, str]:
-    """What an engine with this work_dir is started with. What torch compiles lies among the checkpoints, where pods
+    """What an engine with this work_dir is started with. What torch compiles is kept among the checkpoints, where pods
     mount the cache that they share: none compiles what another one has.
     """
     compiled = work_dir / "checkpoints" / "compiled"
@@ -80,7 +80,7 @@ def private_run_dir(work_dir: Path) -> Iterator[Path]:
 
 
 def lock_directory(directory: Path) -> int | None:
-    """Hold a directory, as long as this process lives; None if another one holds it."""
+    """Hold a directory, as long as this process lives; None if another process holds it."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -42,7 +42,7 @@ class EngineMonitor(EngineLink):
     _ask_at_s = 0.0
 
     def poll(self) -> Hello | None:
-        """What the engine said of itself last; None while there is none, or it has not spoken."""
+        """The engine's last report of itself; None while there is no engine, or no report yet."""
         self.listen()
         at_s = time.monotonic()
         if self.hello and at_s >= self._ask_at_s:

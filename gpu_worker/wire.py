@@ -1,6 +1,6 @@
 """The local socket between slots and engine: one connection a slot, one job at a time on it.
 
-Each message is one line of JSON. Samples never travel in it: they lie in an unlinked file whose descriptor rides along
+Each message is one line of JSON. Samples never travel in it: they are in an unlinked file whose descriptor comes along
 (SCM_RIGHTS), float32 little-endian, channel after channel, so that a crash on either side leaves nothing behind.
 
     engine -> slot   Hello at connect and whenever its stage changes
@@ -57,7 +57,7 @@ class Hello(_Message):
 
 
 class Audio(_Message):
-    """Samples in a descriptor that rides along, in the order of the list they stand in."""
+    """Samples in a descriptor that comes with the message, in the order of its list."""
 
     role: Literal["source", "reference", "song"]
     channels: int
@@ -66,7 +66,7 @@ class Audio(_Message):
 
 
 class Generate(_Message):
-    """Ask for all variations of one job; `alone`: with no other job's songs, as one of them may be poison."""
+    """Ask for all variations of one job; `alone`: in a batch of its own, as it may crash the engine."""
 
     type: Literal["generate"] = "generate"
     job_id: str
@@ -82,7 +82,7 @@ class Cancel(_Message):
 
 
 class Report(_Message):
-    """Progress. `jobs`: how many are generated together; should the engine die now, any of them may be to blame."""
+    """Progress. `jobs`: how many are generated together; if the engine dies now, any of them may be the cause."""
 
     type: Literal["report"] = "report"
     stage: Stage
@@ -155,7 +155,7 @@ class Connection:
     """One end of the socket. Not for several threads at once in the same direction.
 
     Raises:
-        ConnectionError: the other side is gone, or spoke out of turn.
+        ConnectionError: the other side is gone, or broke the protocol.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -187,7 +187,7 @@ class Connection:
         self._socket.close()
 
     def hang_up(self) -> None:
-        """End the conversation from any thread: `receive` in another one raises ConnectionError."""
+        """Shut the connection down from any thread: `receive` in another one raises ConnectionError."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -237,7 +237,7 @@ class Connection:
 class EngineLink:
     """A client's connection to the engine, made anew once it is lost. Not for several threads.
 
-    `hello`: what the engine said last of itself; None while there is none, or it has not spoken.
+    `hello`: the engine's last report of itself; None while there is no engine, or no report yet.
     """
 
     def __init__(self, socket_path: Path) -> None:
@@ -246,7 +246,7 @@ class EngineLink:
         self.hello: Hello | None = None
 
     def listen(self, wait_s: float = _LISTEN_S) -> None:
-        """Take in what the engine says, waiting up to `wait_s` for it to begin; without an engine, that long too."""
+        """Read the engine's messages, waiting up to `wait_s` for it to begin; without an engine, that long too."""
         until_s = time.monotonic() + wait_s
         try:
             if self._connection is None:
@@ -271,7 +271,7 @@ class EngineLink:
         return self._connection
 
     def close(self) -> None:
-        """Hang up, which cancels a job that was asked for."""
+        """Close the connection, which cancels the running request."""
         if self._connection:
             self._connection.close()
         self._connection = self.hello = None

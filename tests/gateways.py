@@ -172,9 +172,9 @@ def _result(artifacts: tuple[Artifact, ...]) -> Result:
 
 
 def problem(answer: httpx.Response) -> dict[str, Any]:
-    """The problem that an answer tells; its shape is checked."""
+    """The problem that an answer reports; its shape is checked."""
     assert answer.headers["content-type"] == "application/problem+json", answer.text
-    told: dict[str, Any] = answer.json()
-    assert {"type", "title", "status", "detail", "code", "retryable", "instance"} <= told.keys()
-    assert told["status"] == answer.status_code
-    return told
+    answered: dict[str, Any] = answer.json()
+    assert {"type", "title", "status", "detail", "code", "retryable", "instance"} <= answered.keys()
+    assert answered["status"] == answer.status_code
+    return answered

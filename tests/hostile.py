@@ -12,7 +12,7 @@ from random import Random
 import av
 
 _NOISE = Random(7).randbytes(4_000)
-NOBODY = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+UNKNOWN_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 
 # JSON bodies, the prompt and lyrics in every dialect.
 BODIES: dict[str, bytes] = {
@@ -68,7 +68,7 @@ _IDS = (
     "x" * 10_000,
     "%0d%0aSet-Cookie:%20a",
     "${jndi:ldap:x}",
-    NOBODY.upper(),
+    UNKNOWN_ID.upper(),
     "{}",
 )
 _PLACES = (
@@ -100,7 +100,10 @@ def heads(job_id: str, theirs: str) -> Iterator[tuple[str, list[bytes]]]:
         yield "POST /release_task", [b"idempotency-key: " + value]
         yield f"GET /v1/jobs/{job_id}/events", [b"last-event-id: " + value]
         yield "GET /v1/jobs", [b"traceparent: 00-" + value, b"baggage: " + value]
-        yield f"GET /v1/jobs/{NOBODY}", [b"prefer: wait=" + value, b"accept-encoding: " + value, b"cookie: " + value]
+        yield (
+            f"GET /v1/jobs/{UNKNOWN_ID}",
+            [b"prefer: wait=" + value, b"accept-encoding: " + value, b"cookie: " + value],
+        )
         yield "GET /v1/queue", [b"origin: " + value, b"content-type: " + value, b"x-forwarded-for: " + value]
     yield "GET /v1/queue", [b"x-%d: y" % number for number in range(1_000)]
 
@@ -130,7 +133,7 @@ def raw(key: str) -> list[bytes]:
         start + b"authorization: Bearer other\r\ncontent-length: 2\r\n\r\n{}",
         start + b"a\x00b: c\r\ncontent-length: 2\r\n\r\n{}",
         start + b"idempotency-key: a\r\n b\r\ncontent-length: 2\r\n\r\n{}",
-        start.replace(b"POST /v1/jobs ", f"GET /v1/jobs/{NOBODY}/events ".encode())
+        start.replace(b"POST /v1/jobs ", f"GET /v1/jobs/{UNKNOWN_ID}/events ".encode())
         + b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
         + b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         + _NOISE,

@@ -107,7 +107,7 @@ class Board:
         return [fields[b"type"].decode() for _, fields in found]
 
     def lapse_leases(self) -> None:
-        """As if a whole lease had passed without a heartbeat, and somebody had watched."""
+        """As if a whole lease had passed without a heartbeat, and a controller had watched."""
         for member in self.leases():
             self.redis.zadd(self.keys.leases, {member: 0})
 

@@ -149,7 +149,7 @@ class Kube:
         """Answer requests whose path holds `path` with this status; `times` of them, or all. Status 0: hang up."""
         self._troubles.append(_Trouble(method, path, status, message, times))
 
-    def heal(self) -> None:
+    def recover(self) -> None:
         """Forget all `fail`."""
         self._troubles.clear()
 
@@ -162,7 +162,7 @@ class Kube:
         """A file for KUBECONFIG."""
         cluster = {"name": "test", "cluster": {"server": self.url}}
         context = {"name": self.context, "context": {"cluster": "test", "user": "test", "namespace": "default"}}
-        told = {
+        kubeconfig = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": self.context,
@@ -171,7 +171,7 @@ class Kube:
             "users": [{"name": "test", "user": {"token": "test"}}],
         }
         path = directory / "kubeconfig"
-        path.write_text(json.dumps(told))  # JSON is YAML
+        path.write_text(json.dumps(kubeconfig))  # JSON is YAML
         return path
 
     def answer(self, asked: Asked) -> tuple[int, Object | str]:
@@ -343,13 +343,13 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             parts = urlsplit(self.path)
             query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-            status, told = kube.answer(Asked(self.command, parts.path, query, json.loads(body) if body else None))
+            status, reported = kube.answer(Asked(self.command, parts.path, query, json.loads(body) if body else None))
             if not status:
                 self.close_connection = True
                 return
-            data = told.encode() if isinstance(told, str) else json.dumps(told).encode()
+            data = reported.encode() if isinstance(reported, str) else json.dumps(reported).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(told, str) else "application/json")
+            self.send_header("Content-Type", "text/plain" if isinstance(reported, str) else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

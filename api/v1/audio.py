@@ -19,11 +19,11 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 
 
 class JobLinks(BaseModel):
-    """Paths that open this job alone, without a key."""
+    """Signed paths that give access to this job alone, without a key."""
 
     audio: str = Field(description="For `<audio>`; add `&index=N` for another variation.")
     events: str = Field(description="For EventSource, and with ws: or wss: for a WebSocket.")
-    expires_at: AwareDatetime = Field(description="What is open by then stays open.")
+    expires_at: AwareDatetime = Field(description="A response that has begun by then is not cut off.")
 
 
 @router.head("/jobs/{job_id}/audio", include_in_schema=False)
@@ -71,7 +71,7 @@ async def audio(
 async def links(
     job_id: JobId, queue: QueuePart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
 ) -> JobLinks:
-    """Signed for a short while: a client that has one may hear this job. Revoking the key ends them too."""
+    """Signed URLs that give access to this job alone until they expire. Revoking the key revokes them too."""
     await queue.get(caller.tenant, job_id)
     token, expires_s = await signer.sign(caller, job_id, settings.link_s)
     path = f"/v1/jobs/{job_id}"

@@ -42,7 +42,9 @@ KeyHeader = Annotated[
 ]
 
 
-async def _checked_batch_id(batch_id: Annotated[str, Path(description="As the batch was answered.")]) -> str:
+async def _checked_batch_id(
+    batch_id: Annotated[str, Path(description="The `id` that the batch was created with.")],
+) -> str:
     if not _BATCH_ID.fullmatch(batch_id):
         raise NotFound(f"there is no batch {batch_id[:80]}")
     return batch_id
@@ -79,7 +81,10 @@ class BatchLines(BaseModel):
     summary="Submit many songs",
     openapi_extra={"requestBody": examples.BATCH_BODY},
     responses={
-        202: {"description": "The batch is kept; its songs follow.", "headers": examples.BATCH_HEADERS},
+        202: {
+            "description": "The batch is stored; its songs are queued bit by bit.",
+            "headers": examples.BATCH_HEADERS,
+        },
         **problems(
             "invalid_batch",
             "invalid_spec",
@@ -181,7 +186,7 @@ async def look(batch: BatchPart) -> Batch:
 
 @router.get(
     "/batches/{batch_id}/lines",
-    summary="What became of some lines",
+    summary="Lines of a batch",
     responses={**_LOOK, **problems("invalid_spec")},
 )
 async def lines(
@@ -202,7 +207,7 @@ def pause(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     return batches.pause(tenant, batch_id)
 
 
-@router.post("/batches/{batch_id}/resume", summary="Go on with a paused batch", responses=_MOVE)
+@router.post("/batches/{batch_id}/resume", summary="Resume a paused batch", responses=_MOVE)
 def resume(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
     """Lines are released again."""
     return batches.resume(tenant, batch_id)

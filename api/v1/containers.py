@@ -1,4 +1,4 @@
-"""Containers as jobs: submit one, and fetch what it left."""
+"""Containers as jobs: submit one, and fetch its outputs and log."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def submit(
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Response:
-    """Put a container into its lane: a job like any other. 501 where no cluster is."""
+    """Queue a container in its lane, as a job like any other. 501 if no cluster is configured."""
     context = context_of(http)
     submitted = await context.parts.queue.submit_container(
         context.tenant, request.only(ContainerSpec), request.only(JobOptions), idempotency_key=idempotency_key
@@ -120,11 +120,11 @@ async def log(
         str | None,
         Query(
             pattern=LOG_POSITION,
-            description="ETag of an earlier answer: only what came since.",
+            description="ETag of an earlier response: return only what was logged since.",
             examples=["1-2048"],
         ),
     ] = None,
 ) -> Response:
-    """Plain text: as far as it is while the container runs, whole when it has ended. Each attempt has its own."""
+    """Plain text: what was logged so far while the container runs, all of it once it has ended. One log per attempt."""
     job = await queue.get(tenant, job_id)
     return await logs.serve(job, FileRequest.of(request), LogPosition.parse(after) if after else None)

@@ -31,7 +31,7 @@ KEEPALIVE_S = 15
 RETRY_MS = 2_000
 
 ResumeQuery = Annotated[
-    str | None, Query(description="Go on behind this event, as `Last-Event-ID` does.", examples=["1760000000000-0"])
+    str | None, Query(description="Resume after this event, as `Last-Event-ID` does.", examples=["1760000000000-0"])
 ]
 
 ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]

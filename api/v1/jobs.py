@@ -34,7 +34,7 @@ KeyHeader = Annotated[
 
 
 class JobRequest(GenerationSpec, JobOptions):
-    """A song to generate, and how to treat its job. Leave out what you do not care for."""
+    """A song to generate, and options of its job. All but a few fields are optional."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": examples.REQUESTS})
 
@@ -64,7 +64,7 @@ class JobList(BaseModel):
     """A page of jobs, newest first."""
 
     jobs: tuple[Job, ...]
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null: there is none.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
 
 
 @router.post(
@@ -80,7 +80,7 @@ async def submit(
     prefer: PreferHeader = None,
     idempotency_key: KeyHeader = None,
 ) -> Response:
-    """Put a song into its lane. The answer's `Location` is where to look; the seed is drawn and reported."""
+    """Queue a song in its lane. `Location` is the job's URL; a seed that is left out is drawn and reported."""
     context = context_of(http)
     submitted = await context.parts.queue.submit(
         context.tenant, request.only(GenerationSpec), request.only(JobOptions), idempotency_key=idempotency_key
@@ -112,7 +112,7 @@ async def _held(context: RequestContext, job: Job, prefer: str | None, headers: 
     responses={200: {"content": examples.JOB}, **problems("not_found", "queue_unavailable", "store_unavailable")},
 )
 async def look(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
-    """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and in words what it waits for."""
+    """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and why it waits."""
     context, headers = context_of(http), dict[str, str]()
     job = await _held(context, await context.parts.queue.get(context.tenant, job_id), prefer, headers)
     return job_answer(job, headers=headers)
@@ -168,5 +168,5 @@ async def cancel(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> Respons
     responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
 )
 async def erase(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> None:
-    """Its songs and every trace of it go. Cancel it first if it has not ended."""
+    """Erases its songs and its record. A job that has not ended must be canceled first."""
     await queue.erase(tenant, job_id)

@@ -29,7 +29,7 @@ class PresignedUpload(BaseModel):
     expires_at: AwareDatetime
 
 
-async def _checked_upload_id(upload_id: Annotated[str, Path(description="As the upload was answered.")]) -> str:
+async def _checked_upload_id(upload_id: Annotated[str, Path(description="The `id` that the upload returned.")]) -> str:
     if not _UPLOAD_ID.fullmatch(upload_id):
         raise NotFound(f"there is no upload {upload_id[:80]}")
     return upload_id
@@ -42,10 +42,13 @@ UploadId = Annotated[str, Depends(_checked_upload_id)]
     "/uploads",
     status_code=201,
     response_model=Upload | PresignedUpload,
-    summary="Bring audio",
+    summary="Upload audio",
     openapi_extra={"requestBody": examples.UPLOAD_BODY},
     responses={
-        201: {"content": examples.UPLOAD, "description": "It is audio, and kept; or where to PUT it (`presign`)."},
+        201: {
+            "content": examples.UPLOAD,
+            "description": "The stored upload; with `presign`, the URL to PUT the audio to.",
+        },
         **problems("invalid_spec", "invalid_audio", "too_large", "unsupported", "store_unavailable"),
     },
 )
@@ -54,9 +57,11 @@ async def upload(
     response: Response,
     uploads: UploadsPart,
     tenant: TenantPart,
-    presign: Annotated[bool, Query(description="Answer an URL of the store to PUT the bytes to, instead.")] = False,
+    presign: Annotated[
+        bool, Query(description="Return a URL of the object store to PUT the bytes to, instead of taking a body.")
+    ] = False,
 ) -> Upload | PresignedUpload:
-    """Audio as the body, whatever its Content-Type, or as the field `file` of a form. Decoded once, to prove it."""
+    """Audio as the body, whatever its Content-Type, or as the field `file` of a form. Decoded once to verify it."""
     if presign:
         presigned = await uploads.presign(tenant)
         return PresignedUpload(id=presigned.id, put_url=presigned.put_url, expires_at=presigned.expires_at)
@@ -75,13 +80,13 @@ async def upload(
 @router.post(
     "/files",
     status_code=201,
-    summary="Bring a file for a container",
+    summary="Upload a file for a container",
     dependencies=[Depends(containers_only)],
     openapi_extra={"requestBody": {"content": {"application/octet-stream": {"schema": _BYTES}}, "required": True}},
     responses=problems("too_large", "unsupported", "store_unavailable"),
 )
 async def upload_file(request: Request, response: Response, uploads: UploadsPart, tenant: TenantPart) -> UploadedFile:
-    """Any bytes as the body, for a container's `inputs` alone: no song can be made from them. 501 where none runs."""
+    """Any bytes as the body, for a container's `inputs` alone, not for songs. 501 if no cluster is configured."""
     kept = await uploads.take_any(tenant, request.stream())
     response.headers["Location"] = f"/v1/uploads/{kept.id}"
     return kept
@@ -89,17 +94,17 @@ async def upload_file(request: Request, response: Response, uploads: UploadsPart
 
 @router.post(
     "/uploads/{upload_id}/complete",
-    summary="Prove a presigned upload",
+    summary="Verify a presigned upload",
     responses=problems("not_found", "invalid_audio", "too_large", "store_unavailable"),
 )
 async def complete(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> Upload:
-    """After the PUT to `put_url`. What is no audio, or too long, is erased."""
+    """Call it after the PUT to `put_url`. An upload that is not audio, or is too long, is erased."""
     return await uploads.complete(tenant, upload_id)
 
 
 @router.get("/uploads/{upload_id}", summary="One upload", responses=problems("not_found", "store_unavailable"))
 async def look(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> Upload | UploadedFile:
-    """What the proof found."""
+    """What is known of the upload: size, and of audio its format and duration."""
     return await uploads.look(tenant, upload_id)
 
 
@@ -110,5 +115,5 @@ async def look(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) ->
     responses=problems("not_found", "store_unavailable"),
 )
 async def erase(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> None:
-    """Jobs that still wait to work on it will fail."""
+    """Queued jobs that refer to it will fail."""
     await uploads.erase(tenant, upload_id)

@@ -110,5 +110,5 @@ def _generate(made: Pod, songs: int, duration_s: float) -> None:
 def _busy_s(metrics: str) -> float:
     found = _BUSY.search(httpx.get(metrics, timeout=30).text)
     if found is None:
-        raise RuntimeError(f"{metrics} tells nothing of the engine's busy seconds")
+        raise RuntimeError(f"{metrics} has no busy seconds of the engine")
     return float(found[1])

@@ -33,7 +33,7 @@ class Case:
     compile: bool
     runs: int = 3
     directory: Path = BETWEEN_RUNS
-    # A worker's metrics tell what its engine said up to five seconds ago, which is much of a fast card's run.
+    # A worker's metrics report what its engine said up to five seconds ago, which is much of a fast card's run.
     metrics_settle_s: float = 10
     first_song_s: float = 30.0
 

@@ -28,13 +28,13 @@ def measure(case: Case) -> list[Figures]:
     rows = []
     for duration_s in case.backlog_durations_s:
         for batch in case.batches:
-            song_s = _median_s(case, partial(_sing_plainly, pipe, duration_s, batch))
+            song_s = _median_s(case, partial(_generate_plainly, pipe, duration_s, batch))
             rows.append({"duration_s": duration_s, "batch": batch, "songs_per_min": round(60 * batch / song_s, 1)})
             print("    plain", rows[-1], flush=True)
     return rows
 
 
-def _sing_plainly(pipe: Any, duration_s: float, batch: int) -> None:  # noqa: ANN401  # diffusers ships no types
+def _generate_plainly(pipe: Any, duration_s: float, batch: int) -> None:  # noqa: ANN401  # diffusers ships no types
     specs = [spec_of(index, duration_s) for index in range(batch)]
     audios = pipe(
         prompt=[spec.prompt for spec in specs],

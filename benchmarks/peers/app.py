@@ -43,7 +43,7 @@ def celery(redis_url: str) -> tuple[Submit, State]:
 
 
 def plain_rq(redis_url: str) -> tuple[Submit, State]:
-    """RQ by itself; JSON, as pickles are not taken in this house."""
+    """RQ by itself; JSON, as this project takes no pickles."""
     redis = Redis.from_url(redis_url)
     queue = Queue(QUEUE, connection=redis, serializer=JSONSerializer)
     return (

@@ -113,5 +113,5 @@ class Client:
         text = answer.read()
         if not 200 <= answer.status < 300:
             raise RuntimeError(f"{method} {path} was answered {answer.status} {text.decode()[:2000]}")
-        told: dict[str, Any] = json.loads(text)
-        return told
+        reported: dict[str, Any] = json.loads(text)
+        return reported

@@ -54,8 +54,8 @@ def url_of(redis: Redis) -> str:
 
 def durability_of(redis: Redis) -> dict[str, str]:
     """How it keeps what is written, as it says itself."""
-    told: Any = redis.config_get("append*")
-    return {name: told[name] for name in ("appendonly", "appendfsync")}
+    reported: Any = redis.config_get("append*")
+    return {name: reported[name] for name in ("appendonly", "appendfsync")}
 
 
 def environment_of(redis_url: str, directory: Path, **settings: object) -> dict[str, str]:

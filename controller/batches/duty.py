@@ -78,7 +78,7 @@ class Batches:
             raise
         except Exception:
             if batch_id not in self._unreadable:
-                log.exception("cannot go on with batch=%s", batch_id)
+                log.exception("batch=%s cannot be processed", batch_id)
             self._unreadable.add(batch_id)
             return None
 
@@ -124,7 +124,7 @@ class Batches:
                 job_id = line_job_id(record.id, number, record.round)
                 self._repository.settle(record, number, job_id, LineStatus.CANCELED)
         elif lost:
-            log.warning("batch=%s: jobs of %d lines are nowhere and are released again", record.id, len(lost))
+            log.warning("batch=%s: jobs of %d lines are missing and are submitted again", record.id, len(lost))
             self._releaser.again(record, lost)
 
     def _write(self, record: BatchRecord, part: int) -> None:

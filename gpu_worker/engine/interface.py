@@ -45,7 +45,7 @@ class StepObserver(Protocol):
     """Is reported every stage and step; answers which requests (by place in the batch) are no longer wanted."""
 
     def __call__(self, stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-        """Take one stage or step; the same one may be reported again as a sign of life."""
+        """Take one stage or step; the same may be reported again as a sign of life."""
 
 
 class BatchProgress:
@@ -78,7 +78,7 @@ class Engine(Protocol):
 
     @property
     def device(self) -> str:
-        """What it runs on, for people: `cpu, 2 threads`, `cuda:0, NVIDIA H100`."""
+        """What it runs on, human-readable: `cpu, 2 threads`, `cuda:0, NVIDIA H100`."""
 
     @property
     def audio_s(self) -> float:
@@ -112,7 +112,7 @@ class Engine(Protocol):
         """
 
 
-# Makes the engine; given to the server so that tests can run one that needs no torch.
+# Makes the engine; given to the server so that tests can run an engine without torch.
 EngineFactory = Callable[[], Engine]
 
 

@@ -40,7 +40,7 @@ def load(settings: WorkerSettings) -> Engine:
 
 
 def device_of(settings: WorkerSettings) -> torch.device:
-    """The device that `settings` mean. Raises ConfigurationError for one that is not there."""
+    """The device that `settings` mean. Raises ConfigurationError if it does not exist."""
     cuda = torch.cuda.is_available()
     try:
         device = torch.device(("cuda" if cuda else "cpu") if settings.device == "auto" else settings.device)

@@ -110,7 +110,7 @@ def output_weight(model: PreTrainedModel) -> Tensor:
 
 @torch.inference_mode()
 def decode(model: PreTrainedModel, head: Head, rows: Sequence[Row], observe: Observe, total: int | None) -> None:
-    """Write every row to its end, or until it is given up: that is heard before each token.
+    """Write every row to its end, or until it is given up, which is checked before each token.
 
     Raises:
         InvalidSpec: a row is longer than the model can read.

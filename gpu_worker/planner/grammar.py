@@ -127,7 +127,7 @@ class Walk:
         return passed
 
     def advance(self, token: int) -> None:
-        """Pass a token. One that is not allowed raises KeyError or ValueError."""
+        """Accept a token. Raises KeyError or ValueError if it is not allowed."""
         state = self._state
         if isinstance(state, _Caption) and state.ends_before(token):
             self._end(state)
@@ -177,7 +177,7 @@ class _Line:
 
 
 class _Text:
-    """Free text: whole characters, and the bytes of one that is cut between tokens."""
+    """Free text: whole characters, and the bytes of a character that is cut between tokens."""
 
     done = False
 

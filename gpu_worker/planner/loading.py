@@ -1,4 +1,4 @@
-"""From a directory to a planner's parts: where one lies, whether it is one, and what it will need of memory."""
+"""From a directory to a planner's parts: finding it, checking it, and how much memory it will need."""
 
 from __future__ import annotations
 

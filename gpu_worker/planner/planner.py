@@ -24,7 +24,7 @@ LONGEST_S = 600
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was written for a song. One that was given up has fewer codes than it asked for, or no metadata."""
+    """What was written for a song. A song that was given up has fewer codes than asked for, or no metadata."""
 
     metadata: Metadata | None
     codes: tuple[int, ...] = ()
@@ -92,7 +92,7 @@ class Planner:
 
     @property
     def codebook(self) -> int:
-        """How many audio codes it knows; 0 for one that writes metadata alone."""
+        """How many audio codes it knows; 0 for a planner that writes metadata alone."""
         return len(self._vocabulary.code_ids)
 
     def plan(self, songs: Sequence[Song], observe: Observe) -> list[Plan]:
@@ -144,7 +144,7 @@ class Planner:
 
     def _check(self, codes: Sequence[int]) -> None:
         if not self.codebook:
-            raise Unsupported("this planner writes metadata alone; use one that knows audio codes")
+            raise Unsupported("this planner writes metadata alone; use a planner that knows audio codes")
         if strange := [code for code in codes if not 0 <= code < self.codebook]:
             raise InvalidSpec(
                 f"audio_codes: {strange[0]} is not one of this planner's codes, 0 to {self.codebook - 1}",

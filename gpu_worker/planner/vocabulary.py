@@ -132,7 +132,7 @@ class Vocabulary:
 
 
 def _decoded(spelled: bytes) -> tuple[str, bytes] | None:
-    """The characters that are whole, and the bytes of one that is cut; None where no text goes so."""
+    """The characters that are whole, and the bytes of a character that is cut; None where no text begins so."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         text = decoder.decode(spelled)

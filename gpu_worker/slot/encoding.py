@@ -1,4 +1,4 @@
-"""Encoding beside the engine: on threads that give way to it, and no more at once in a pod than its encoders."""
+"""Encoding beside the engine: on threads of lower priority, bounded by the pod's number of encoders."""
 
 from __future__ import annotations
 

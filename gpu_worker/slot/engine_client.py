@@ -108,7 +108,7 @@ class EngineClient(EngineLink):
         return self.model
 
     def generate(self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep) -> Generated:
-        """All variations of a job, each given to `keep` as it comes; of one that comes twice the last counts.
+        """All variations of a job, each given to `keep` as it comes; of a variation that comes twice the last counts.
 
         An engine that is lost while it generates several jobs is lost to one of them: each is asked for again, alone,
         and only the one that ends the engine once more is charged for it.

@@ -33,7 +33,7 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class SlotResources:
-    """What a slot works with, all its life."""
+    """What a slot needs for all its jobs."""
 
     engine: EngineClient
     store: Store

@@ -81,5 +81,5 @@ class Heartbeat:
         try:
             self._beat(self._latest.pop() if self._latest else None)
         except RedisError as error:  # not an outage, which the client waits out; the next beat tries again
-            log.warning("a heartbeat was not taken: %s", error)
+            log.warning("a heartbeat failed: %s", error)
         answered.set()

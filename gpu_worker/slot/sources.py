@@ -21,7 +21,7 @@ Role = Literal["source", "reference"]
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where the bytes lie, and which bytes they are: what lies at a key may be replaced by a presigned PUT."""
+    """Where the bytes are stored, and their digest: a presigned PUT may replace what a key holds."""
 
     key: str
     size_bytes: int
@@ -42,7 +42,7 @@ class Sources:
 
         Raises:
             NotFound: there is no such upload or song, or its upload was not finished.
-            InvalidAudio: it is longer than the model takes, or no longer what was proved to be audio.
+            InvalidAudio: it is longer than the model takes, or no longer the audio that was verified.
         """
         field = f"{role}_audio"
         with tempfile.TemporaryDirectory(dir=self.scratch_dir) as directory:
@@ -76,6 +76,6 @@ class Sources:
             record = Record.model_validate_json(self.store.get(record_key(self.tenant, job_id)))
             artifact = record.artifacts[int(index)]
             return Located(artifact.key, artifact.size_bytes, artifact.sha256)
-        # Written once the upload proved to be audio; a presigned URL may still replace the audio, but not this.
+        # Written once the upload was verified to be audio; a presigned URL may still replace the audio, but not this.
         upload = Upload.model_validate_json(self.store.get(upload_record_key(self.tenant, audio_id)))
         return Located(upload_audio_key(self.tenant, audio_id), upload.size_bytes, upload.sha256)

@@ -215,7 +215,7 @@ class SpooledJobs:
 
     def give_back(self) -> None:
         """The slot leaves: the jobs return to their lanes, their songs stay on disk for the pod's next slot."""
-        error = JobError(code=HandBack.code, message="the worker leaves; the song lies on its disk", retryable=True)
+        error = JobError(code=HandBack.code, message="the worker is draining; the song is on its disk", retryable=True)
         for held, parcel in list(self.held):
             self._conclude(held, parcel, Decision(Ending.RETURNED, error))
             parcel.release()
@@ -243,7 +243,7 @@ class SpooledJobs:
                 parcel.discard()
             else:
                 finish_as(self._jobs, parcel.send(self._store, record))
-                log.info("job %s: its song came to the store, though its slot had died", record.job_id)
+                log.info("job %s: its song was uploaded, though its slot had died", record.job_id)
         finally:
             parcel.release()
 

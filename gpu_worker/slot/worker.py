@@ -109,7 +109,7 @@ class SlotWorker(SimpleWorker):
         if isinstance(exc, StopRequested):  # the slot leaves while Redis is away
             pubsub_thread.stop()
             return
-        log.warning("cancels come with the heartbeat only, for now: %s", exc)
+        log.warning("cancels are noticed at heartbeats only, for now: %s", exc)
         time.sleep(_IDLE_S)
 
     # -- taking jobs
@@ -221,7 +221,7 @@ class SlotWorker(SimpleWorker):
         return None
 
     def _fail(self, held: HeldJob, decision: Decision) -> None:
-        """An attempt after the first may have a frozen predecessor: from the record on that one comes too late."""
+        """A retry may have a frozen predecessor, which changes nothing once the record exists."""
         record = None
         if decision.ending in {Ending.FAILED, Ending.CANCELED} and held.attempt.number > 1:
             outcome = Outcome(JobStatus(decision.ending), decision.error, gpu_s=held.unrecorded_gpu_s)

@@ -19,7 +19,7 @@ RedisUrl = Annotated[
     str | None,
     typer.Option(envvar="SERINETTE_REDIS_URL", help="Of Valkey or Redis. None: only the cluster is looked at."),
 ]
-StoreUrl = Annotated[str | None, typer.Option(envvar="SERINETTE_STORE_URL", help="Of the store. None: not looked at.")]
+StoreUrl = Annotated[str | None, typer.Option(envvar="SERINETTE_STORE_URL", help="Of the store. None: not checked.")]
 Endpoint = Annotated[str | None, typer.Option("--store-endpoint", envvar="SERINETTE_STORE_ENDPOINT")]
 Context = Annotated[str | None, typer.Option(help="Of the kubeconfig; else its current one.")]
 Kubeconfig = Annotated[str | None, typer.Option(envvar="KUBECONFIG", help="Else ~/.kube/config.")]
@@ -61,7 +61,7 @@ def doctor(
 
         place = Place(namespace, context, kubeconfig, keda_namespace, release)
     if not (redis_url or store_url or place):
-        raise typer.BadParameter("there is nothing to look at: give --redis-url, --store-url or a cluster's --context")
+        raise typer.BadParameter("nothing to check: give --redis-url, --store-url or a cluster's --context")
     settings = read(SharedSettings, **given)
     findings = diagnose(settings, queue=redis_url is not None, store=store_url is not None, place=place)
     well = healthy(findings, strict=strict)

@@ -78,11 +78,11 @@ export async function generate(page, { prompt, seconds = 5, ...rest }) {
   return page.url().split("#/song/")[1];
 }
 
-/** Waits until the song can be heard: its waveform is drawn. */
+/** Waits until the song can be played: its waveform is drawn. */
 export const drawn = (page) => page.locator("canvas[data-drawn]").first().waitFor();
 
 /** The root mean square of what the page's first `<audio>` would play, decoded in the page, and its length. */
-export async function heard(page) {
+export async function playable(page) {
   await page.getByRole("button", { name: /^Play/ }).first().click();
   await page.waitForFunction(() => document.querySelector("audio").currentTime > 0.2);
   return page.evaluate(async () => {

@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 
 import english from "../../api/studio/text_en.js";
 import japanese from "../../api/studio/text_ja.js";
-import { below, drawn, generate, heard, open, tone } from "./harness.mjs";
+import { below, drawn, generate, open, playable, tone } from "./harness.mjs";
 
 const { GATEWAY = "", KEY = "", OUT = "." } = process.env;
 const FIRST_LOAD_BYTES = 60_000;
@@ -29,7 +29,7 @@ async function song() {
   await generate(page, { prompt: "happy music box, fast", seconds: 4, Variations: "2" });
   await drawn(page);
   assert.equal(await page.locator("article.player").count(), 2);
-  const { rms, seconds } = await heard(page);
+  const { rms, seconds } = await playable(page);
   assert.ok(rms > 0.003, `silent: ${rms}`);
   assert.ok(Math.abs(seconds - 4) < 0.5, `${seconds} s`);
 
@@ -79,7 +79,7 @@ async function cover() {
   await words(page, "tone.wav (0:03)");
   await generate(page, { prompt: "calm music box", seconds: null });
   await drawn(page);
-  const { rms, seconds } = await heard(page);
+  const { rms, seconds } = await playable(page);
   assert.ok(rms > 0.003 && Math.abs(seconds - 3) < 0.3, `${rms}, ${seconds} s`);
   await page.getByRole("button", { name: "Use as source" }).click();
   await words(page, "calm music box (1)");
@@ -113,7 +113,7 @@ async function killed() {
   await generate(page, { prompt: "slow 3 crash once studio" });
   await words(page, english.attempt_failed);
   await drawn(page);
-  assert.ok((await heard(page)).rms > 0.1);
+  assert.ok((await playable(page)).rms > 0.1);
   await close();
 }
 
@@ -145,7 +145,7 @@ async function closed() {
   await page.getByRole("button", { name: "Forget key" }).waitFor();
   await generate(page, { prompt: "a sine", seconds: 3 });
   await drawn(page);
-  assert.ok((await heard(page)).rms > 0.1);
+  assert.ok((await playable(page)).rms > 0.1);
   assert.equal(requests.filter((request) => request.url().includes(KEY)).length, 0);
   assert.ok(requests.every((request) => request.url().startsWith(proxy.url)), "all below the path");
   assert.deepEqual(faults, []);

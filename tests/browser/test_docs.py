@@ -26,7 +26,7 @@ ALONE = (
 )
 
 
-def test_the_api_page_needs_nobody_else(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
+def test_the_api_page_needs_no_other_host(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs Chromium: apt-get install chromium")

@@ -74,5 +74,5 @@ def test_with_keys(journey: str, closed: Closed, tmp_path: Path) -> None:
     travel(journey, closed.url, tmp_path, closed.key(journey))
 
 
-def test_failures_are_put_into_words(closed: Closed, tmp_path: Path) -> None:
+def test_failures_are_explained(closed: Closed, tmp_path: Path) -> None:
     travel("failures", closed.url, tmp_path, closed.key("failures", Limits(queued_jobs=1)))

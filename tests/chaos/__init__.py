@@ -1,1 +1,1 @@
-"""`make chaos`: every part killed at random while it holds work, and every accepted job ended, once."""
+"""`make chaos`: every part killed at random while it holds work, and every accepted job ended exactly once."""

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.record import write
-from tests.chaos.house import Shape
+from tests.chaos.cluster import Shape
 from tests.chaos.plan import Part, Scale, plan
 from tests.chaos.run import Run
 

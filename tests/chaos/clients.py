@@ -1,4 +1,4 @@
-"""Clients that hold on: they submit with an Idempotency-Key until they are answered, and look until their job ends."""
+"""Persistent clients: they submit with an Idempotency-Key until they are answered, and poll until their job ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.chaos.plan import Cancel, Order
 _PAUSE_S = 0.3
 _WAIT_S = 5
 _TIMEOUT = httpx.Timeout(30, connect=5)
-# What a client may be told to try again; anything else is an answer.
+# What a client may be asked to retry; anything else is an answer.
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 
 
@@ -78,7 +78,7 @@ class Client:
                 raise AssertionError(f"order {order.number} is refused: {answer.status_code} {answer.text}")
 
     async def _look(self, promise: Promise) -> None:
-        """See where the job stands; a house that does not know it is given it again, by the same key."""
+        """Read the job's status; a gateway that does not know it gets it again, by the same key."""
         path = f"/v1/jobs/{promise.job_id}"
         canceling = promise.order.cancel is Cancel.RUNNING
         headers = {} if canceling else {"Prefer": f"wait={_WAIT_S}"}

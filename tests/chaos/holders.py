@@ -13,14 +13,14 @@ from redis import Redis
 from serinette.job import AttemptOutcome
 from serinette.jobs import Entry, Jobs, calls
 from serinette.names import Keys
-from tests.chaos.house import House, Process
+from tests.chaos.cluster import Cluster, Process
 
 _IN_ENGINE = frozenset({"conditioning", "denoising", "decoding"})
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A job in a slot's hands: its attempt, the slot's process, and what it is doing."""
+    """A job that a slot holds: its attempt, the slot's process, and what it is doing."""
 
     job_id: str
     attempt_id: str
@@ -55,38 +55,38 @@ def _entry(redis: Redis, job_id: str) -> Entry | None:
 
 
 def released(redis: Redis, job_id: str, attempt_id: str) -> bool:
-    """Whether this attempt has the job no more: it waits, another has it, or it has ended."""
+    """Whether this attempt no longer holds the job: it waits, another has it, or it has ended."""
     entry = _entry(redis, job_id)
     return entry is None or entry.owner != attempt_id
 
 
-def sang(redis: Redis, job_id: str, attempt_id: str) -> bool:
+def generated(redis: Redis, job_id: str, attempt_id: str) -> bool:
     """Whether an attempt has ended with its song."""
     entry = _entry(redis, job_id)
     attempts = entry.attempts if entry else ()
     return any(attempt.id == attempt_id and attempt.outcome is AttemptOutcome.SUCCEEDED for attempt in attempts)
 
 
-def slot_victims(house: House) -> Iterator[Victim]:
-    for holding in held(house.redis):
-        if _worker_of(house, holding.slot_pid):
+def slot_victims(cluster: Cluster) -> Iterator[Victim]:
+    for holding in held(cluster.redis):
+        if _worker_of(cluster, holding.slot_pid):
             jobs = tuple(
-                (each.job_id, each.attempt_id) for each in held(house.redis) if each.slot_pid == holding.slot_pid
+                (each.job_id, each.attempt_id) for each in held(cluster.redis) if each.slot_pid == holding.slot_pid
             )
             yield Victim(holding.slot_pid, None, jobs)
 
 
-def supervisor_victims(house: House) -> Iterator[Victim]:
-    held_now = list(held(house.redis))
-    for worker in house.workers:
-        jobs = tuple((it.job_id, it.attempt_id) for it in held_now if _worker_of(house, it.slot_pid) is worker)
+def supervisor_victims(cluster: Cluster) -> Iterator[Victim]:
+    held_now = list(held(cluster.redis))
+    for worker in cluster.workers:
+        jobs = tuple((it.job_id, it.attempt_id) for it in held_now if _worker_of(cluster, it.slot_pid) is worker)
         if jobs and worker.running:
             yield Victim(worker.running.pid, worker, jobs)
 
 
-def engine_victims(house: House) -> Iterator[Victim]:
-    for holding in held(house.redis):
-        worker = _worker_of(house, holding.slot_pid)
+def engine_victims(cluster: Cluster) -> Iterator[Victim]:
+    for holding in held(cluster.redis):
+        worker = _worker_of(cluster, holding.slot_pid)
         if worker is None or worker.running is None or holding.stage not in _IN_ENGINE:
             continue
         for child in psutil.Process(worker.running.pid).children():
@@ -94,37 +94,37 @@ def engine_victims(house: House) -> Iterator[Victim]:
                 yield Victim(child.pid, None, ((holding.job_id, holding.attempt_id),))
 
 
-def gateway_victims(house: House, open_requests: dict[str, int]) -> Iterator[Victim]:
+def gateway_victims(cluster: Cluster, open_requests: dict[str, int]) -> Iterator[Victim]:
     """Gateways with requests under way."""
-    for gateway, url in zip(house.gateways, house.urls, strict=True):
+    for gateway, url in zip(cluster.gateways, cluster.urls, strict=True):
         if open_requests.get(url) and gateway.running:
             yield Victim(gateway.running.pid, gateway, ())
 
 
-def controller_victims(house: House, lost: set[tuple[str, str]]) -> Iterator[Victim]:
+def controller_victims(cluster: Cluster, lost: set[tuple[str, str]]) -> Iterator[Victim]:
     """The replica that leads, while a lost job waits to be found or an end to be reported."""
-    waiting = [each for each in lost if not released(house.redis, *each)]
-    if not waiting and not house.redis.zcard(Keys().webhooks):
+    waiting = [each for each in lost if not released(cluster.redis, *each)]
+    if not waiting and not cluster.redis.zcard(Keys().webhooks):
         return
-    for controller, url in zip(house.controllers, house.metrics, strict=True):
+    for controller, url in zip(cluster.controllers, cluster.metrics, strict=True):
         if controller.running and _leads(url):
             yield Victim(controller.running.pid, controller, tuple(waiting))
 
 
-def valkey_victims(house: House) -> Iterator[Victim]:
-    if house.valkey.running and any(held(house.redis)) and house.redis.zcard(Keys().live) > 1:
-        yield Victim(house.valkey.running.pid, house.valkey, ())
+def valkey_victims(cluster: Cluster) -> Iterator[Victim]:
+    if cluster.valkey.running and any(held(cluster.redis)) and cluster.redis.zcard(Keys().live) > 1:
+        yield Victim(cluster.valkey.running.pid, cluster.valkey, ())
 
 
-def store_victims(house: House) -> Iterator[Victim]:
-    """While songs are sung that it must take."""
-    if house.store.running and any(_worker_of(house, each.slot_pid) for each in held(house.redis)):
-        yield Victim(house.store.running.pid, house.store, ())
+def store_victims(cluster: Cluster) -> Iterator[Victim]:
+    """While songs are generated that it must take."""
+    if cluster.store.running and any(_worker_of(cluster, each.slot_pid) for each in held(cluster.redis)):
+        yield Victim(cluster.store.running.pid, cluster.store, ())
 
 
-def leads(house: House) -> bool:
+def leads(cluster: Cluster) -> bool:
     """Whether some replica of the controller leads."""
-    return any(it.running and _leads(url) for it, url in zip(house.controllers, house.metrics, strict=True))
+    return any(it.running and _leads(url) for it, url in zip(cluster.controllers, cluster.metrics, strict=True))
 
 
 def _leads(url: str) -> bool:
@@ -134,10 +134,10 @@ def _leads(url: str) -> bool:
         return False
 
 
-def _worker_of(house: House, slot_pid: int) -> Process | None:
+def _worker_of(cluster: Cluster, slot_pid: int) -> Process | None:
     """The worker whose living slot has this process id."""
     try:
         parent = psutil.Process(slot_pid).ppid()
     except (psutil.Error, ValueError):
         return None
-    return next((worker for worker in house.workers if worker.running and worker.running.pid == parent), None)
+    return next((worker for worker in cluster.workers if worker.running and worker.running.pid == parent), None)

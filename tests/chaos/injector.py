@@ -1,4 +1,4 @@
-"""Carries out the faults of a plan, and watches what they held come back."""
+"""Carries out the faults of a plan, and waits until the jobs they held are recovered."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from redis import RedisError
 
 from serinette.errors import StoreUnavailable
 from tests.chaos import holders
+from tests.chaos.cluster import Cluster
 from tests.chaos.holders import Victim
-from tests.chaos.house import House
 from tests.chaos.ledger import ClientLedger
 from tests.chaos.plan import Fault, Part
 
@@ -36,7 +36,7 @@ class Strike:
     at_s: float
     down_s: float
     forgot_s: float
-    jobs: int  # in its hands
+    jobs: int  # that it held
     recovered_s: float | None = None  # since the kill; for what was kept down, since it was started again
 
 
@@ -45,18 +45,18 @@ class Injector:
 
     def __init__(
         self,
-        house: House,
+        cluster: Cluster,
         ledger: ClientLedger,
         open_requests: Callable[[], Counter[str]],
         seed: int,
-        tell: Callable[[str], None],
+        report_kill: Callable[[str], None],
     ) -> None:
         self.strikes: list[Strike] = []
-        self._house = house
+        self._cluster = cluster
         self._ledger = ledger
         self._open_requests = open_requests
         self._chance = Random(seed)
-        self._tell = tell
+        self._report_kill = report_kill
         self._lost: set[tuple[str, str]] = set()
         self._one_at_a_time = asyncio.Lock()
         self._began_s = time.monotonic()
@@ -75,7 +75,7 @@ class Injector:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _struck(self, fault: Fault) -> bool:
-        """Kill and start again; False if there was nobody to kill, or what it held had just ended."""
+        """Kill and start again; False if there was no process to kill, or what it held had just ended."""
         async with self._one_at_a_time:
             victim = await self._find(fault.part)
             if victim is None:
@@ -93,13 +93,13 @@ class Injector:
         if not orphaned or await self._in_vain(fault.part, victim):
             return False
         self.strikes.append(strike)
-        self._tell(
+        self._report_kill(
             f"{strike.at_s:7.1f} s: {strike.part} killed with {strike.jobs} jobs, back in {strike.recovered_s} s"
         )
         return True
 
     async def _orphaned(self, part: Part, victim: Victim) -> bool:
-        """Whether the dead has left jobs behind: one that ended as the blow fell has not."""
+        """Whether the killed process left unfinished jobs; a job that ended at the moment of the kill is not."""
         if part not in {Part.SLOT, Part.SUPERVISOR}:
             return True
         while True:
@@ -108,11 +108,11 @@ class Injector:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _in_vain(self, part: Part, victim: Victim) -> bool:
-        """Whether an engine had done with the song before it died."""
-        return part is Part.ENGINE and await asyncio.to_thread(holders.sang, self._house.redis, *victim.jobs[0])
+        """Whether an engine had finished the song before it died."""
+        return part is Part.ENGINE and await asyncio.to_thread(holders.generated, self._cluster.redis, *victim.jobs[0])
 
     def _all_released(self, victim: Victim) -> bool:
-        return all(holders.released(self._house.redis, *job) for job in victim.jobs)
+        return all(holders.released(self._cluster.redis, *job) for job in victim.jobs)
 
     async def _find(self, part: Part) -> Victim | None:
         with suppress(RedisError, psutil.Error):
@@ -121,22 +121,22 @@ class Injector:
         return None
 
     def _victims(self, part: Part) -> Iterable[Victim]:
-        house = self._house
+        cluster = self._cluster
         match part:
             case Part.GATEWAY:
-                return holders.gateway_victims(house, self._open_requests())
+                return holders.gateway_victims(cluster, self._open_requests())
             case Part.CONTROLLER:
-                return holders.controller_victims(house, self._lost)
+                return holders.controller_victims(cluster, self._lost)
             case Part.SLOT:
-                return holders.slot_victims(house)
+                return holders.slot_victims(cluster)
             case Part.SUPERVISOR:
-                return holders.supervisor_victims(house)
+                return holders.supervisor_victims(cluster)
             case Part.ENGINE:
-                return holders.engine_victims(house)
+                return holders.engine_victims(cluster)
             case Part.VALKEY:
-                return holders.valkey_victims(house)
+                return holders.valkey_victims(cluster)
             case Part.STORE:
-                return holders.store_victims(house)
+                return holders.store_victims(cluster)
 
     async def _kill(self, fault: Fault, victim: Victim) -> Strike:
         if victim.process:
@@ -147,11 +147,11 @@ class Injector:
         forgot_s = 0.0
         if fault.forgets:
             died_at = time.time()
-            if self._house.fsync:  # a 202 may be on its way
+            if self._cluster.fsync:  # a 202 may be on its way
                 await asyncio.sleep(_ON_ITS_WAY_S)
-            on_disk = {promise.job_id for promise in self._ledger} if self._house.fsync else ()
-            self._house.forget_last_second(died_at, on_disk)
-            forgot_s = round(died_at - self._house.forgotten[-1][0], 2)
+            on_disk = {promise.job_id for promise in self._ledger} if self._cluster.fsync else ()
+            self._cluster.forget_last_second(died_at, on_disk)
+            forgot_s = round(died_at - self._cluster.forgotten[-1][0], 2)
         if fault.part in {Part.SLOT, Part.SUPERVISOR}:
             self._lost.update(victim.jobs)
         at_s = round(time.monotonic() - self._began_s, 2)
@@ -170,11 +170,11 @@ class Injector:
                 return await asyncio.to_thread(self._all_released, victim)
             match part:
                 case Part.CONTROLLER:
-                    return await asyncio.to_thread(holders.leads, self._house)
+                    return await asyncio.to_thread(holders.leads, self._cluster)
                 case Part.VALKEY:
-                    return bool(await asyncio.to_thread(self._house.redis.ping))
+                    return bool(await asyncio.to_thread(self._cluster.redis.ping))
                 case Part.STORE:
-                    await asyncio.to_thread(self._house.songs.ping)
+                    await asyncio.to_thread(self._cluster.songs.ping)
                     return True
                 case _:
                     return bool(victim.process and await victim.process.serves())

@@ -1,4 +1,4 @@
-"""What the clients know: every 202 they were given, and what became of it. It is the truth that a run is judged by."""
+"""What the clients know: every 202 they got, and how its job ended. A run is judged by it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Promise:
     order: Order
     job_id: str
     accepted_at: float
-    forgotten: list[float] = field(default_factory=list)  # when the 202 came of which the house knew nothing later
-    ends: list[tuple[str, float]] = field(default_factory=list)  # each end that was told, as it changed
+    forgotten: list[float] = field(default_factory=list)  # when the 202 came that the gateway did not know later
+    ends: list[tuple[str, float]] = field(default_factory=list)  # each end that was reported, as it changed
     terminal_events: list[str] = field(default_factory=list)  # that came by Server-Sent Events
     last_event_id: str = ""
 
@@ -34,7 +34,7 @@ class ClientLedger:
 
     def __init__(self) -> None:
         self.promises: dict[int, Promise] = {}
-        self.changed_at_s = time.monotonic()  # when the clients last got on
+        self.changed_at_s = time.monotonic()  # when the clients last made progress
         self._grown = asyncio.Condition()
 
     async def accept(self, order: Order, job_id: str) -> Promise:
@@ -51,13 +51,13 @@ class ClientLedger:
             await self._grown.wait_for(lambda: self.accepted >= count)
 
     def accept_again(self, promise: Promise) -> None:
-        """The house did not know the job any more, and was given it again."""
+        """The gateway did not know the job any more; it was submitted again."""
         self.changed_at_s = time.monotonic()
         promise.forgotten.append(promise.accepted_at)
         promise.accepted_at = time.time()
 
     def end(self, promise: Promise, status: str) -> None:
-        """A job's end was told; a repetition of the same adds nothing."""
+        """A job's end was reported; a repetition of the same adds nothing."""
         self.changed_at_s = time.monotonic()
         if not promise.ends or promise.ends[-1][0] != status:
             promise.ends.append((status, time.time()))

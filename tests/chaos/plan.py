@@ -35,7 +35,7 @@ class Nature(StrEnum):
     KILLER = "crash"  # kills every engine it meets
 
     @property
-    def sings(self) -> bool:
+    def succeeds(self) -> bool:
         """Whether it is meant to end with a song."""
         return self not in {Nature.POISON, Nature.KILLER}
 
@@ -93,7 +93,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run, before it begins."""
+    """The plan of a run."""
 
     orders: tuple[Order, ...]
     faults: tuple[Fault, ...]

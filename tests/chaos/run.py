@@ -14,12 +14,12 @@ from typing import Any
 from redis import RedisError
 
 from tests.chaos.clients import Client
+from tests.chaos.cluster import Cluster, Shape, cluster
 from tests.chaos.evidence import collect, residue
-from tests.chaos.house import House, Shape, house
 from tests.chaos.injector import Injector, Strike
 from tests.chaos.ledger import ClientLedger
 from tests.chaos.plan import Part, Plan, Scale
-from tests.chaos.verdict import Fault, Finding, Found, judge
+from tests.chaos.promises import Fault, Finding, Found, judge
 from tests.receivers import Receiver, receiver
 
 
@@ -43,9 +43,9 @@ class Report:
     def counts(self) -> dict[str, int]:
         ends = Counter(each.status for each in self.found)
         wrong = Counter(finding.fault for finding in self.findings)
-        told = {"submitted": len(self.found)}
-        told |= {status: ends[status] for status in ("succeeded", "failed", "canceled")}
-        return told | {fault.value: wrong[fault] for fault in Fault}
+        figures = {"submitted": len(self.found)}
+        figures |= {status: ends[status] for status in ("succeeded", "failed", "canceled")}
+        return figures | {fault.value: wrong[fault] for fault in Fault}
 
     @property
     def kills(self) -> dict[str, int]:
@@ -57,16 +57,16 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report, in the order that people read it; the last lines say it all."""
-        told = [f"{finding.fault}: job {finding.order}: {finding.why}" for finding in self.findings]
-        told += [f"left in the books: {name} {count}" for name, count in self.residue.items() if count]
-        told += [f"internal errors: {self.internal_errors}"] if self.internal_errors else []
-        told += ["the clients gave up waiting"] if self.gave_up else []
-        told += [f"{name}: {count}" for name, count in self.counts.items()]
+        lines = [f"{finding.fault}: job {finding.order}: {finding.why}" for finding in self.findings]
+        lines += [f"left over: {name} {count}" for name, count in self.residue.items() if count]
+        lines += [f"internal errors: {self.internal_errors}"] if self.internal_errors else []
+        lines += ["the clients gave up waiting"] if self.gave_up else []
+        lines += [f"{name}: {count}" for name, count in self.counts.items()]
         slowest = self.slowest
         if slowest:
-            told.append(f"recoveries: {len(self.strikes)}, the slowest {slowest.recovered_s} s ({slowest.part})")
-        told.append("killed while it held work: " + ", ".join(f"{part} {self.kills.get(part, 0)}" for part in Part))
-        return told
+            lines.append(f"recoveries: {len(self.strikes)}, the slowest {slowest.recovered_s} s ({slowest.part})")
+        lines.append("killed while it held work: " + ", ".join(f"{part} {self.kills.get(part, 0)}" for part in Part))
+        return lines
 
     def raw(self) -> dict[str, Any]:
         recoveries: dict[str, list[float]] = {}
@@ -89,7 +89,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is to be done, with what. `patience_s`: how long nothing may come of any job before the clients give up."""
+    """The options of a run. `patience_s`: how long nothing may come of any job before the clients give up."""
 
     plan: Plan
     scale: Scale
@@ -97,15 +97,15 @@ class Run:
     seed: int
     patience_s: float
 
-    async def carry_out(self, directory: Path, tell: Callable[[str], None] = print) -> Report:
-        """Run in `directory`, telling of each kill as its work has come back."""
+    async def carry_out(self, directory: Path, report_kill: Callable[[str], None] = print) -> Report:
+        """Run in `directory`, reporting each kill once its work has come back."""
         began_s = time.monotonic()
-        with receiver() as received, house(directory, self.shape) as made:
+        with receiver() as received, cluster(directory, self.shape) as made:
             await made.start()
             ledger = ClientLedger()
             clients = self._clients(made, ledger, received)
             injector = Injector(
-                made, ledger, lambda: sum((client.open for client in clients), Counter()), self.seed, tell
+                made, ledger, lambda: sum((client.open for client in clients), Counter()), self.seed, report_kill
             )
             working = asyncio.gather(*self._work(clients), injector.run(self.plan.faults))
             gave_up = not await _finished(working, ledger, self.patience_s + self.scale.outage_s)
@@ -121,7 +121,7 @@ class Run:
                 round(time.monotonic() - began_s, 1),
             )
 
-    def _clients(self, made: House, ledger: ClientLedger, received: Receiver) -> list[Client]:
+    def _clients(self, made: Cluster, ledger: ClientLedger, received: Receiver) -> list[Client]:
         webhook = f"http://127.0.0.1:{received.port}"
         seeds = range(self.seed * 1000, self.seed * 1000 + self.scale.clients)
         return [Client(made.urls, made.keys, ledger, webhook=webhook, seed=seed) for seed in seeds]
@@ -144,8 +144,8 @@ async def _finished(working: asyncio.Future[Any], ledger: ClientLedger, patience
     return True
 
 
-async def _at_rest(made: House, patience_s: float) -> dict[str, int]:
-    """Wait until nothing is left to be done, and not for ever; what is left."""
+async def _at_rest(made: Cluster, patience_s: float) -> dict[str, int]:
+    """Wait, for a bounded time, until no work is left; what is left."""
     until_s = time.monotonic() + patience_s
     left = {"unknown": 1}
     while any(left.values()) and time.monotonic() < until_s:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.house import Shape
+from tests.chaos.cluster import Shape
 from tests.chaos.plan import Part, Scale, plan
 from tests.chaos.run import Run
 
@@ -31,9 +31,9 @@ SHAPE = Shape(
 def test_no_job_is_lost_stuck_or_doubled_whatever_is_killed(tmp_path: Path) -> None:
     planned = plan(SEED, 45, SCALE)
     report = asyncio.run(Run(planned, SCALE, SHAPE, SEED, patience_s=240).carry_out(tmp_path))
-    told = "\n".join(report.lines())
-    print(told)
-    assert report.clean, told
+    printed = "\n".join(report.lines())
+    print(printed)
+    assert report.clean, printed
     assert len(report.found) == 45
     assert report.kills == dict(SCALE.kills), "each while it held work"
     [forgot_s] = [strike.forgot_s for strike in report.strikes if strike.forgot_s]

@@ -47,7 +47,7 @@ def test_orders_are_of_all_kinds_and_keys_collide_between_tenants_only(seed: int
     orders = plan(seed, 500, scale_of(500, 150)).orders
     assert {order.nature for order in orders} == set(Nature)
     assert {order.cancel for order in orders} == set(Cancel)
-    assert all(order.cancel is Cancel.NEVER for order in orders if not order.nature.sings)
+    assert all(order.cancel is Cancel.NEVER for order in orders if not order.nature.succeeds)
     assert {order.lane for order in orders} == {"high", "normal", "low"}
     assert any(order.webhook for order in orders)
     assert any(order.listens for order in orders)

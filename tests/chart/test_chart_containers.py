@@ -183,7 +183,7 @@ def test_their_pods_have_an_account_without_rights_that_they_go_with(
 STORE_TO = ('containers.network.storeTo=[{"ipBlock": {"cidr": "0.0.0.0/0"}}]',)
 
 
-def test_a_pod_reaches_the_store_and_nobody_reaches_it(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_reaches_the_store_and_is_reached_by_none(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = render("default", *ON)
     labels = job_of(read(objects, monkeypatch))["spec"]["template"]["metadata"]["labels"]
     policies = of_kind(objects, "NetworkPolicy")
@@ -203,7 +203,7 @@ def test_a_pod_reaches_the_store_and_nobody_reaches_it(render: Render, monkeypat
     assert len(elsewhere["from"]) == len(rule["from"]) - 1
 
 
-def test_a_store_of_ones_own_is_reached_where_it_was_said_to_be(render: Render) -> None:
+def test_an_external_store_is_reached_at_its_configured_endpoint(render: Render) -> None:
     objects = render("containers")
     policy = find(objects, "NetworkPolicy", "-container")
     assert policy["metadata"]["namespace"] == "strangers"

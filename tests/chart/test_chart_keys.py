@@ -21,7 +21,7 @@ def mounted(objects: tuple[Manifest, ...]) -> dict[str, Any]:
     return {volume["name"]: volume for volume in pod["volumes"]}
 
 
-def test_the_gateway_knows_the_key_that_the_test_sings_with(render: Render) -> None:
+def test_the_gateway_knows_the_key_that_the_test_uses(render: Render) -> None:
     objects = render("default")
     key = secret(objects, "-test", "key")
     (credential,) = Declared.model_validate_json(secret(objects, "-keys", "keys.json")).keys
@@ -51,7 +51,7 @@ def test_declared_keys_and_tenants_stand_beside_the_tests(render: Render) -> Non
     assert declared.tenants["helm-test"].jobs_in_flight is not None
 
 
-def test_a_file_of_ones_own_takes_their_place(render: Render) -> None:
+def test_an_existing_secret_replaces_them(render: Render) -> None:
     objects = render("sentinel")
     assert mounted(objects)["keys"]["secret"] == {"secretName": "keys-of-tenants"}
     env = find(objects, "Deployment", "-gateway").env

@@ -81,7 +81,7 @@ def test_a_cluster_without_the_operator_is_refused(part: str) -> None:
         command(without)
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do_and_stands_in_the_docs() -> None:
+def test_every_alert_has_a_severity_a_remedy_and_an_entry_in_the_docs() -> None:
     listed = re.findall(r"^\| `(Serinette\w+)` \|", (ROOT / "docs/observability.md").read_text(), re.MULTILINE)
     assert listed == [rule["alert"] for rule in ALERTS]
     for rule in ALERTS:

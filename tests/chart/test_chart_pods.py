@@ -69,7 +69,7 @@ def test_no_service_of_ours_can_set_our_settings(render: Render, values: str) ->
     ("part", "settings"),
     [("-gateway", GatewaySettings), ("-controller", ControllerSettings), ("-worker-", WorkerSettings)],
 )
-def test_our_processes_take_what_they_are_told(
+def test_our_processes_take_what_they_are_given(
     render: Render, values: str, part: str, settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {f"SERINETTE_{name.upper()}" for name in settings.model_fields}

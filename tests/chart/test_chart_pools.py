@@ -38,7 +38,7 @@ def test_they_know_the_pools_that_workers_serve(
         assert pool.longest_s == drain_s
 
 
-def test_pools_of_a_fixed_size_are_told_as_such(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pools_of_a_fixed_size_are_published_as_such(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = render("fixed", keda=False)
     monkeypatch.setenv("SERINETTE_POOLS", find(objects, "Deployment", "-gateway").env["SERINETTE_POOLS"])
     (pool, *_) = read(GatewaySettings).pools
@@ -83,7 +83,7 @@ def test_a_cpus_worker_encodes_one_song_at_a_time(render: Render) -> None:
     assert find(render(), "Deployment", "-worker-default").env["SERINETTE_ENCODERS"] == "1"
 
 
-def test_memory_is_planned_by_the_engine_unless_it_is_told(render: Render) -> None:
+def test_memory_is_planned_by_the_engine_unless_it_is_set(render: Render) -> None:
     env = find(render(), "Deployment", "-worker-default").env
     assert "SERINETTE_CPU_OFFLOAD" not in env
     asked = [{"name": "default", "cpuOffload": True}]

@@ -86,7 +86,7 @@ def test_keda_and_our_processes_ask_the_same_sentinels(render: Render) -> None:
         assert ports >= {6379, 26379}, "the primary and the sentinels"
 
 
-def test_tls_without_a_ca_of_ones_own_is_the_triggers(render: Render) -> None:
+def test_tls_without_a_custom_ca_is_set_on_the_trigger(render: Render) -> None:
     objects = render("external", 'redis.tls.caSecret=""', 'redis.auth={"existingSecret": ""}')
     assert all(
         trigger["metadata"]["enableTLS"] == "true" and "authenticationRef" not in trigger

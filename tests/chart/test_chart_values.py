@@ -79,7 +79,7 @@ def test_valkey_forgets_no_job(render: Render) -> None:
     assert options["--requirepass"] == "$(VALKEY_PASSWORD)"
 
 
-def test_keda_and_nobody_else_from_outside_reaches_valkey(render: Render) -> None:
+def test_only_keda_reaches_valkey_from_outside(render: Render) -> None:
     policy = find(render("default"), "NetworkPolicy", "-valkey")["spec"]
     (rule,) = policy["ingress"]
     assert rule["ports"] == [{"port": 6379, "protocol": "TCP"}]
@@ -101,7 +101,7 @@ def test_every_pod_has_a_network_policy(render: Render) -> None:
                 assert any(selector.items() <= labels.items() for selector in selectors), item.name
 
 
-def test_secrets_of_ones_own_are_used_and_none_is_made(render: Render) -> None:
+def test_existing_secrets_are_used_and_none_is_made(render: Render) -> None:
     assert not of_kind(render("k8s"), "Secret")
     made = {item.name: item["data"].keys() for item in of_kind(render("default"), "Secret")}
     assert made == {

@@ -57,7 +57,7 @@ def worker_image(podman: Podman) -> str:
     return f"localhost/serinette-worker:{TAG}"
 
 
-def test_a_container_is_nobody_and_writes_nothing(podman: Podman, gateway_image: str) -> None:
+def test_a_container_is_unprivileged_and_writes_nothing(podman: Podman, gateway_image: str) -> None:
     script = "import os; print(os.getuid(), os.access('/app', os.W_OK), os.access('/opt/venv', os.W_OK))"
     confined = ["--network", "none", "--read-only", "--cap-drop", "all"]
     assert podman("run", "--rm", *confined, gateway_image, "python", "-c", script) == "10001 False False"

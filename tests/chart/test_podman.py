@@ -20,7 +20,7 @@ from tests.chart.podman import ASKED, BASE, Podman, may_start_from_nothing
         ({"CI": "true", ASKED: "1"}, True),
     ],
 )
-def test_who_may_build_from_nothing(environment: dict[str, str], may: bool) -> None:
+def test_which_runs_may_build_images_from_scratch(environment: dict[str, str], may: bool) -> None:
     assert may_start_from_nothing(environment) is may
 
 

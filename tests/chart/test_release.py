@@ -36,7 +36,7 @@ def test_a_registry_must_be_named() -> None:
 
 
 @pytest.mark.parametrize("dockerfile", sorted({image.dockerfile for image in IMAGES}))
-def test_images_run_as_nobody_by_number(dockerfile: str) -> None:
+def test_images_run_unprivileged_by_numeric_uid(dockerfile: str) -> None:
     text = (ROOT / dockerfile).read_text()
     stages = [stage for stage in re.split(r"^(?=FROM )", text, flags=re.MULTILINE) if "CMD [" in stage]
     assert stages and all("\nUSER 10001:10001\n" in stage for stage in stages)

@@ -158,7 +158,7 @@ class Release:
         return answer
 
     def pop_one(self) -> str:
-        """Take a waiting job out of its list and let it fall; its id."""
+        """Take a waiting job out of RQ's list and drop it; its id."""
         return self.inside("python", "-c", _POP).strip()
 
     def replicas(self) -> int:

@@ -1,4 +1,4 @@
-"""Two releases on one Redis, what is wrong named in words, and nothing left behind."""
+"""Two releases on one Redis, faults explained by the doctor, and nothing left behind."""
 
 from __future__ import annotations
 

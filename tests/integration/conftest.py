@@ -24,6 +24,6 @@ def two_gateways(
 
 @pytest.fixture
 def slot(valkey_url: str, store_url: str) -> Iterator[HandSlot]:
-    """Claims and ends jobs as it is told to."""
+    """Claims and ends jobs as the test asks."""
     with Redis.from_url(valkey_url) as redis:
         yield HandSlot(redis, Store.open(SharedSettings.model_validate({"store_url": store_url})))

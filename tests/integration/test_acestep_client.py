@@ -169,8 +169,8 @@ def silence(seconds: int) -> bytes:
 def test_a_file_is_repainted_and_the_song_covered_in_turn(client: Client) -> None:
     """The document's upload, and what a workstation does with its answer."""
     form = {"prompt": "remix this song", "task_type": "repaint", "batch_size": "1", "audio_format": "wav"}
-    told = client.data(client.post("/release_task", data=form, files={"src_audio": ("song.wav", silence(3))}))
-    [repainted] = client.songs(told["task_id"])
+    task = client.data(client.post("/release_task", data=form, files={"src_audio": ("song.wav", silence(3))}))
+    [repainted] = client.songs(task["task_id"])
     assert_audio(client.download(repainted["file"]), "wav", 3.0)
     [covered] = client.songs(
         client.release(
@@ -184,7 +184,7 @@ def test_a_file_is_repainted_and_the_song_covered_in_turn(client: Client) -> Non
     assert_audio(client.download(covered["file"]), "wav", 3.0)
 
 
-def test_what_is_sung_differently_is_told_with_the_song(client: Client) -> None:
+def test_what_is_generated_differently_is_reported_with_the_song(client: Client) -> None:
     body = {"prompt": "electronic dance music", "model": "acestep-v15-turbo", "thinking": True, "guidance_scale": 7.0}
     record = client.songs(client.release(**body, audio_duration=1))[0]
     words = " ".join(record["warnings"])
@@ -206,13 +206,13 @@ def test_tasks_outlive_the_gateway(fast: Stack, client: Client) -> None:
 
 
 def test_statistics_and_models(client: Client) -> None:
-    def told(path: str) -> Any:
+    def data_at(path: str) -> Any:
         return client.data(requests.get(f"{client.url}{path}", headers=client.headers, timeout=30))
 
-    before = told("/v1/stats")["jobs"]
+    before = data_at("/v1/stats")["jobs"]
     client.songs(client.release(prompt="x", audio_duration=1))
-    after = told("/v1/stats")
+    after = data_at("/v1/stats")
     assert after["jobs"] == before | {"total": before["total"] + 1, "succeeded": before["succeeded"] + 1}
     assert after["avg_job_seconds"] > 0
-    assert told("/v1/models")["default_model"] == told("/v1/model_inventory")["default_model"] == "sine"
-    assert told("/health")["loaded_model"] == "sine"
+    assert data_at("/v1/models")["default_model"] == data_at("/v1/model_inventory")["default_model"] == "sine"
+    assert data_at("/health")["loaded_model"] == "sine"

@@ -40,14 +40,14 @@ _REPOSITORY = str(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True)
-class House:
+class Deployment:
     url: str
     bench: ContainerBench
 
 
 @pytest.fixture(scope="module")
-def house(s3: servers.S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    directory = tmp_path_factory.mktemp("house")
+def deployment(s3: servers.S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    directory = tmp_path_factory.mktemp("deployment")
     with (
         pytest.MonkeyPatch.context() as patch,
         servers.valkey(directory / "valkey") as valkey,
@@ -64,16 +64,16 @@ def house(s3: servers.S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         ):
             bench = ContainerBench(redis, kube, settings, kube.kubeconfig(directory))
             with node(bench, directory):
-                yield House(running.url, bench)
+                yield Deployment(running.url, bench)
 
 
 @pytest.fixture(params=["sync", "async"])
-def client(request: pytest.FixtureRequest, house: House) -> Iterator[Any]:
+def client(request: pytest.FixtureRequest, deployment: Deployment) -> Iterator[Any]:
     if request.param == "sync":
-        with Client(house.url) as made:
+        with Client(deployment.url) as made:
             yield made
     else:
-        with awaited(house.url, Retry()) as made:
+        with awaited(deployment.url, Retry()) as made:
             yield made
 
 
@@ -111,8 +111,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(house: House, tmp_path: Path) -> Shell:
-    return Shell(house.url, tmp_path)
+def shell(deployment: Deployment, tmp_path: Path) -> Shell:
+    return Shell(deployment.url, tmp_path)
 
 
 def test_files_go_in_and_come_out_and_the_log_is_printed(shell: Shell) -> None:
@@ -161,7 +161,7 @@ def test_the_log_is_followed_as_it_runs(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("option", [(), ("--cancel-on-interrupt",)])
-def test_ctrl_c(shell: Shell, house: House, option: tuple[str, ...]) -> None:
+def test_ctrl_c(shell: Shell, deployment: Deployment, option: tuple[str, ...]) -> None:
     go = shell.directory / "go"
     with shell.start("run", IMAGE, *option, "--", "sh", "-c", until(go)) as process:
         assert process.stdout
@@ -169,7 +169,7 @@ def test_ctrl_c(shell: Shell, house: House, option: tuple[str, ...]) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    with Client(house.url) as client:
+    with Client(deployment.url) as client:
         job = client.list(limit=1).jobs[0]
         assert (f"Canceled job {job.id}" if option else f"watch {job.id}") in errors
         if not option:
@@ -188,13 +188,13 @@ def test_what_was_detached_is_watched_later(shell: Shell) -> None:
     assert IMAGE in shell.run("jobs")[1]
 
 
-def test_what_is_refused_leaves_no_upload_behind(shell: Shell, house: House) -> None:
+def test_what_is_refused_leaves_no_upload_behind(shell: Shell, deployment: Deployment) -> None:
     (shell.directory / "a").write_text("a")
-    before = {found.key for found in house.bench.store.list("uploads/")}
+    before = {found.key for found in deployment.bench.store.list("uploads/")}
     status, _, errors = shell.run("run", "docker.io/library/alpine", "-i", "a", "--", "true")
     assert status == 1
     assert "allowed here are registry.example/audio/" in errors
-    assert {found.key for found in house.bench.store.list("uploads/")} == before
+    assert {found.key for found in deployment.bench.store.list("uploads/")} == before
 
 
 def test_without_a_cluster_it_says_what_to_do(redis_url: str, file_store_url: str, tmp_path: Path) -> None:
@@ -230,10 +230,10 @@ def test_a_client_follows_and_fetches(client: Any, tmp_path: Path) -> None:
         client.containers.log(job.id)
 
 
-def test_an_attempt_that_is_tried_again_has_a_log_of_its_own(house: House, tmp_path: Path) -> None:
+def test_an_attempt_that_is_tried_again_has_a_log_of_its_own(deployment: Deployment, tmp_path: Path) -> None:
     seen, go = tmp_path / "seen", tmp_path / "go"
     command = f"if [ -e {seen} ]; then echo second; else touch {seen}; {until(go)}; exit 1; fi"
-    with Client(house.url) as client:
+    with Client(deployment.url) as client:
         job = client.containers.submit(IMAGE, ["sh", "-c", command], retries=1)
         lines = client.containers.follow(job.id)
         assert next(lines) == "ready"  # its log goes when the next attempt begins
@@ -242,10 +242,10 @@ def test_an_attempt_that_is_tried_again_has_a_log_of_its_own(house: House, tmp_p
         assert client.containers.log(job.id) == "second\n"
 
 
-def test_uploads_songs_and_whole_jobs_arrive_as_files(house: House, tmp_path: Path) -> None:
+def test_uploads_songs_and_whole_jobs_arrive_as_files(deployment: Deployment, tmp_path: Path) -> None:
     """Through the presigned URLs of the manifest and serinette/container_steps.py, against a real S3."""
-    keep_song(house.bench.store, TENANT, SONG_JOB, b"a song")
-    with Client(house.url) as client:
+    keep_song(deployment.bench.store, TENANT, SONG_JOB, b"a song")
+    with Client(deployment.url) as client:
         upload = client.containers.upload(b"brought")
         with pytest.raises(InvalidSpec, match="there is no"):
             client.submit("jazz", task="cover", source_audio=upload.id)
@@ -266,9 +266,9 @@ def test_uploads_songs_and_whole_jobs_arrive_as_files(house: House, tmp_path: Pa
             client.containers.submit(IMAGE, inputs=[{"path": "a", "upload": gone.id}])
 
 
-def test_a_log_over_http_in_pieces(house: House, tmp_path: Path) -> None:
+def test_a_log_over_http_in_pieces(deployment: Deployment, tmp_path: Path) -> None:
     go = tmp_path / "go"
-    with Client(house.url) as client, httpx.Client(base_url=house.url, timeout=60) as http:
+    with Client(deployment.url) as client, httpx.Client(base_url=deployment.url, timeout=60) as http:
         job = client.containers.submit(IMAGE, ["sh", "-c", until(go)])
         path = f"/v1/jobs/{job.id}/log"
         assert eventually(lambda: http.get(path).text == "ready\n", 120)
@@ -298,10 +298,10 @@ def test_a_log_over_http_in_pieces(house: House, tmp_path: Path) -> None:
             client.cancel(job.id)
 
 
-def test_the_blocks_about_containers(house: House, shell: Shell) -> None:
+def test_the_blocks_about_containers(deployment: Deployment, shell: Shell) -> None:
     (block,) = blocks("python.md", "python", "Containers")
     status, said, errors = shell.end(
-        shell.spawn(sys.executable, "-c", block.replace("http://127.0.0.1:8019", house.url))
+        shell.spawn(sys.executable, "-c", block.replace("http://127.0.0.1:8019", deployment.url))
     )
     assert (status, "succeeded 0" in said) == (0, True), said + errors
     assert (shell.directory / "out/copy.txt").is_file()

@@ -46,7 +46,7 @@ class Terminal:
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.written.decode(errors="replace"))
 
     def close(self) -> str:
-        """The text, once nobody writes any more."""
+        """The text, once the writers have closed it."""
         os.close(self.theirs)
         self._reader.join(timeout=10)
         os.close(self._ours)
@@ -77,14 +77,14 @@ def test_a_song_from_one_command(data_dir: Path, tmp_path: Path) -> None:
         assert eventually(lambda: len(below(demo.pid)) >= 8, 120), terminal.text()
         family = below(demo.pid)
         output, _ = demo.communicate(timeout=240)
-    told = terminal.close()
-    assert demo.returncode == 0, told
+    shown = terminal.close()
+    assert demo.returncode == 0, shown
     assert output == f"{tmp_path / 'demo.mp3'}\n"
     song = probe(tmp_path / "demo.mp3", max_duration_s=60)
     assert song.duration_s == pytest.approx(15, abs=0.2)
     for words in ("jazz piano, smooth", "━", "succeeded", "15.0 s of mp3", "to generate", "in all", "serinette", " up"):
-        assert words in told
-    assert max(len(line) for line in re.split(r"[\r\n]+", told)) <= COLUMNS
+        assert words in shown
+    assert max(len(line) for line in re.split(r"[\r\n]+", shown)) <= COLUMNS
     assert eventually_gone(family)
 
 

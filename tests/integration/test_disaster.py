@@ -1,4 +1,4 @@
-"""Redis is lost: what job.json or a singing worker knows is not. And what `durability: fsync` asks of Redis."""
+"""Redis is lost: what job.json or a generating worker knows is not. And what `durability: fsync` asks of Redis."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def restore(redis_url: str, store_url: str) -> str:
     return done.stdout
 
 
-def sing(house: RunningGateway, key: str) -> str:
+def generate(running: RunningGateway, key: str) -> str:
     headers = {"Idempotency-Key": key, "Prefer": "wait=50"}
-    answer = httpx.post(f"{house.url}/v1/jobs", json=SPEC, headers=headers, timeout=60)
+    answer = httpx.post(f"{running.url}/v1/jobs", json=SPEC, headers=headers, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["status"] == "succeeded", answer.text
     return str(answer.json()["id"])
@@ -45,17 +45,17 @@ def test_all_jobs_are_restored_from_the_store_alone(tmp_path: Path) -> None:
     store_url = f"file://{tmp_path / 'store'}"
     with servers.valkey(tmp_path / "valkey") as first, pod(tmp_path, first.connection_url) as worker:
         worker.start()
-        with gateway(tmp_path, first.connection_url, store_url) as house:
-            ids = [sing(house, key) for key in ("one", "two", "three")]
-            before = {job_id: httpx.get(f"{house.url}/v1/jobs/{job_id}").json() for job_id in ids}
-    with servers.valkey(tmp_path / "empty") as second, gateway(tmp_path, second.connection_url, store_url) as house:
+        with gateway(tmp_path, first.connection_url, store_url) as running:
+            ids = [generate(running, key) for key in ("one", "two", "three")]
+            before = {job_id: httpx.get(f"{running.url}/v1/jobs/{job_id}").json() for job_id in ids}
+    with servers.valkey(tmp_path / "empty") as second, gateway(tmp_path, second.connection_url, store_url) as running:
         for job_id in ids:  # even before it is restored
-            assert httpx.get(f"{house.url}/v1/jobs/{job_id}").json()["result"] == before[job_id]["result"]
-        assert httpx.get(f"{house.url}/v1/jobs").json()["jobs"] == []
+            assert httpx.get(f"{running.url}/v1/jobs/{job_id}").json()["result"] == before[job_id]["result"]
+        assert httpx.get(f"{running.url}/v1/jobs").json()["jobs"] == []
 
         assert restore(second.connection_url, store_url) == "3 jobs restored\n"
         assert restore(second.connection_url, store_url) == "0 jobs restored\n"
-        listed = httpx.get(f"{house.url}/v1/jobs", params={"label": "album=blue"}).json()["jobs"]
+        listed = httpx.get(f"{running.url}/v1/jobs", params={"label": "album=blue"}).json()["jobs"]
         assert [job["id"] for job in listed] == ids[::-1]
         for job in listed:
             old = before[job["id"]]
@@ -63,15 +63,15 @@ def test_all_jobs_are_restored_from_the_store_alone(tmp_path: Path) -> None:
             assert {**job, **dict.fromkeys(by_another_clock)} == {**old, **dict.fromkeys(by_another_clock)}
             assert job["usage"]["size_bytes"] == old["usage"]["size_bytes"]
             assert [attempt["id"] for attempt in job["attempts"]] == [attempt["id"] for attempt in old["attempts"]]
-            audio = httpx.get(f"{house.url}/v1/jobs/{job['id']}/audio", follow_redirects=True)
+            audio = httpx.get(f"{running.url}/v1/jobs/{job['id']}/audio", follow_redirects=True)
             assert hashlib.sha256(audio.content).hexdigest() == old["result"]["artifacts"][0]["sha256"]
 
-        again = httpx.post(f"{house.url}/v1/jobs", json=SPEC, headers={"Idempotency-Key": "one"})
+        again = httpx.post(f"{running.url}/v1/jobs", json=SPEC, headers={"Idempotency-Key": "one"})
         assert (again.status_code, again.json()["id"]) == (200, ids[0])
-        other = httpx.post(f"{house.url}/v1/jobs", json={"prompt": "polka"}, headers={"Idempotency-Key": "one"})
+        other = httpx.post(f"{running.url}/v1/jobs", json={"prompt": "polka"}, headers={"Idempotency-Key": "one"})
         assert problem(other)["code"] == "idempotency_conflict"
-        assert httpx.delete(f"{house.url}/v1/jobs/{ids[0]}").status_code == 204
-        assert httpx.get(f"{house.url}/v1/jobs/{ids[0]}").status_code == 404
+        assert httpx.delete(f"{running.url}/v1/jobs/{ids[0]}").status_code == 204
+        assert httpx.get(f"{running.url}/v1/jobs/{ids[0]}").status_code == 404
         with Redis.from_url(second.connection_url) as redis:
             forever = [key for key in redis.keys("*") if redis.ttl(key) == -1]
             names = {key.decode().split(":")[1] for key in forever}
@@ -109,13 +109,13 @@ def worker_pod(tmp_path: Path, forgetful: Forgetful) -> Iterator[Pod]:
         yield made
 
 
-def test_a_singing_worker_brings_its_job_through_an_empty_redis(
+def test_a_generating_worker_brings_its_job_through_an_empty_redis(
     tmp_path: Path, worker_pod: Pod, forgetful: Forgetful
 ) -> None:
     worker_pod.start()
     store_url = worker_pod.settings.store_url
-    with gateway(tmp_path, forgetful.url, store_url) as house:
-        submitted = httpx.post(f"{house.url}/v1/jobs", json={**SPEC, "prompt": "slow 4"})
+    with gateway(tmp_path, forgetful.url, store_url) as running:
+        submitted = httpx.post(f"{running.url}/v1/jobs", json={**SPEC, "prompt": "slow 4"})
         job_id = submitted.json()["id"]
         worker_pod.wait_step(job_id)
         forgetful.stop()
@@ -123,37 +123,37 @@ def test_a_singing_worker_brings_its_job_through_an_empty_redis(
         assert not worker_pod.redis.keys("*:serinette:job:*")
 
         def knows_it_running() -> bool:
-            answer = httpx.get(f"{house.url}/v1/jobs/{job_id}")
+            answer = httpx.get(f"{running.url}/v1/jobs/{job_id}")
             return answer.status_code == 200 and answer.json()["status"] in {"running", "succeeded"}
 
         assert eventually(knows_it_running), worker_pod.log()
         worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
-        job = httpx.get(f"{house.url}/v1/jobs/{job_id}").json()
+        job = httpx.get(f"{running.url}/v1/jobs/{job_id}").json()
         assert job["status"] == "succeeded"
         assert job["labels"] == {"album": "blue"}
-        assert [listed["id"] for listed in httpx.get(f"{house.url}/v1/jobs").json()["jobs"]] == [job_id]
+        assert [listed["id"] for listed in httpx.get(f"{running.url}/v1/jobs").json()["jobs"]] == [job_id]
         assert worker_pod.record(job_id).artifacts
-        assert len(list(worker_pod.store.list("songs"))) == 2, "sung once"
+        assert len(list(worker_pod.store.list("songs"))) == 2, "generated once"
 
 
 def test_fsync_waits_for_the_disk_and_refuses_without_one(tmp_path: Path) -> None:
     store_url = f"file://{tmp_path / 'store'}"
     with (
         servers.valkey(tmp_path / "durable", append_only=True) as durable,
-        gateway(tmp_path, durable.connection_url, store_url, durability="fsync") as house,
+        gateway(tmp_path, durable.connection_url, store_url, durability="fsync") as running,
         Redis.from_url(durable.connection_url) as redis,
     ):
 
         def waits() -> int:
-            told = redis.info("commandstats")["cmdstat_waitaof"]
-            assert told["failed_calls"] == 0
-            return int(told["calls"])
+            reported = redis.info("commandstats")["cmdstat_waitaof"]
+            assert reported["failed_calls"] == 0
+            return int(reported["calls"])
 
         # The first submit also brings the functions to the server, and sends itself again.
-        assert httpx.post(f"{house.url}/v1/jobs", json=SPEC).status_code == 202
+        assert httpx.post(f"{running.url}/v1/jobs", json=SPEC).status_code == 202
         counts = [waits()]
         for _ in range(2):
-            answer = httpx.post(f"{house.url}/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"})
+            answer = httpx.post(f"{running.url}/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k"})
             assert answer.status_code == 202, answer.text
             counts.append(waits())
         # One call asks, inside the transition, whether there is a file at all; the other one waits.
@@ -161,7 +161,7 @@ def test_fsync_waits_for_the_disk_and_refuses_without_one(tmp_path: Path) -> Non
         assert counts[2] - counts[1] == 2, "a repeated promise is one too"
         for _ in range(2):
             batch = httpx.post(
-                f"{house.url}/v1/batches", json={"specs": [{"prompt": "x"}]}, headers={"Idempotency-Key": "k"}
+                f"{running.url}/v1/batches", json={"specs": [{"prompt": "x"}]}, headers={"Idempotency-Key": "k"}
             )
             assert batch.status_code == 202, batch.text
             counts.append(waits())
@@ -169,10 +169,10 @@ def test_fsync_waits_for_the_disk_and_refuses_without_one(tmp_path: Path) -> Non
         assert counts[4] > counts[3]
 
         redis.config_set("appendonly", "no")
-        refused = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "polka"}))
+        refused = problem(httpx.post(f"{running.url}/v1/jobs", json={"prompt": "polka"}))
         assert (refused["status"], refused["code"]) == (503, "queue_unavailable")
         assert "appendonly" in refused["detail"]
-        assert len(httpx.get(f"{house.url}/v1/jobs").json()["jobs"]) == 2, "nothing was accepted"
+        assert len(httpx.get(f"{running.url}/v1/jobs").json()["jobs"]) == 2, "nothing was accepted"
 
 
 def test_what_fsync_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_what_fsync_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
     port = servers.free_ports(1)[0]
     store_url = f"file://{tmp_path / 'store'}"
     with servers.valkey(tmp_path / "durable", port=port, append_only=True) as durable:
-        with gateway(tmp_path, durable.connection_url, store_url, durability="fsync") as house:
-            ids = {httpx.post(f"{house.url}/v1/jobs", json=SPEC).json()["id"] for _ in range(5)}
+        with gateway(tmp_path, durable.connection_url, store_url, durability="fsync") as running:
+            ids = {httpx.post(f"{running.url}/v1/jobs", json=SPEC).json()["id"] for _ in range(5)}
         with Redis.from_url(durable.connection_url) as redis:
             redis.set("not on disk", "for all that is known")
             os.kill(int(redis.info("server")["process_id"]), 9)
@@ -192,9 +192,9 @@ def test_what_fsync_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
     os.truncate(file, kept)
     with (
         servers.valkey(tmp_path / "durable", port=port, append_only=True) as durable,
-        gateway(tmp_path, durable.connection_url, store_url) as house,
+        gateway(tmp_path, durable.connection_url, store_url) as running,
         Redis.from_url(durable.connection_url) as redis,
     ):
-        assert {job["id"] for job in httpx.get(f"{house.url}/v1/jobs").json()["jobs"]} == ids
+        assert {job["id"] for job in httpx.get(f"{running.url}/v1/jobs").json()["jobs"]} == ids
         assert redis.llen("rq:queue:default.normal") == 5
         assert not redis.exists("not on disk")

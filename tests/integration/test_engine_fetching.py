@@ -69,7 +69,7 @@ def test_it_is_brought_once_and_again_when_it_changes(settings: WorkerSettings, 
     assert not (first / "README.md").exists()
 
 
-def test_what_a_dead_process_left_half_done_is_thrown_away(settings: WorkerSettings, tmp_path: Path) -> None:
+def test_what_a_dead_process_left_half_done_is_deleted(settings: WorkerSettings, tmp_path: Path) -> None:
     whole = fetch(settings, settings.model, tmp_path / "first")
     partial = tmp_path / "second" / f".{whole.name}.partial"
     partial.mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_checksums_beside_it_are_checked(
     if right:
         assert fetch(settings, settings.model, tmp_path / "checkpoints").is_dir()
         return
-    with pytest.raises(ConfigurationError, match=r"vae/config\.json: its SHA-256 is not the one in SHA256SUMS"):
+    with pytest.raises(ConfigurationError, match=r"vae/config\.json: its SHA-256 differs from SHA256SUMS"):
         fetch(settings, settings.model, tmp_path / "checkpoints")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if not path.name.startswith(".")] == []
 

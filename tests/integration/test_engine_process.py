@@ -39,7 +39,7 @@ from tests.processes import eventually
 PATIENCE_S = 60
 # The real one reads torch and a model, beside all that a busy machine does.
 LOADING_PATIENCE_S = 240
-# Half a second a step, and longer than anybody waits: an answer proves that it was stopped.
+# Half a second a step, and longer than any test waits: an answer proves that it was stopped.
 ENDLESS: dict[str, Any] = {"prompt": "slow 200", "steps": 200}
 SECOND = {"duration_s": 1.0}
 
@@ -53,14 +53,14 @@ class Slot:
     songs: list[Samples] = field(default_factory=list)
     decoded: list[int] = field(default_factory=list)
 
-    def hear(self, patience_s: float = PATIENCE_S) -> Message:
+    def receive(self, patience_s: float = PATIENCE_S) -> Message:
         message = self.connection.receive(patience_s)
         assert message is not None, f"the engine said nothing for {patience_s:g} s"
         return message
 
     def ready(self, patience_s: float = PATIENCE_S) -> Hello:
         while True:
-            hello = self.hear(patience_s)
+            hello = self.receive(patience_s)
             assert isinstance(hello, Hello)
             if hello.stage == "ready":
                 return hello
@@ -82,7 +82,7 @@ class Slot:
 
     def answer(self) -> Generated | Failed | Stopped:
         while True:
-            message = self.hear()
+            message = self.receive()
             if isinstance(message, Report):
                 self.reports.append(message)
                 continue
@@ -94,7 +94,7 @@ class Slot:
             return message
 
     def until(self, stage: Stage) -> None:
-        while (message := self.hear()) and not (isinstance(message, Report) and message.stage is stage):
+        while (message := self.receive()) and not (isinstance(message, Report) and message.stage is stage):
             pass
 
     def generated(self, **asked: Any) -> Generated:
@@ -161,7 +161,7 @@ def slot(engine: EngineProcess) -> Iterator[Slot]:
 class TestGeneration:
     def test_it_says_loading_then_ready_and_generates_what_was_asked_meanwhile(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, model="slow 1") as engine, engine.slot() as slot:
-            assert slot.hear() == Hello(pid=engine.process.pid, stage="loading")
+            assert slot.receive() == Hello(pid=engine.process.pid, stage="loading")
             slot.ask()
             hello = slot.ready()
             assert hello.pid == engine.process.pid
@@ -228,7 +228,7 @@ class TestBatch:
             assert isinstance(answer, Generated)
             assert answer.batch_size == 2  # it was tried together, and then alone
 
-    def test_a_canceled_member_leaves_the_others_singing(self, tmp_path: Path) -> None:
+    def test_a_canceled_member_leaves_the_others_generating(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, max_batch="4") as engine, contextlib.ExitStack() as stack:
             first, canceled, other = (stack.enter_context(engine.slot()) for _ in range(3))
             first.ready()
@@ -291,7 +291,7 @@ class TestTrouble:
             ({"lora": "warm"}, "unsupported", "a sine has none"),
         ],
     )
-    def test_a_failure_is_told_and_the_engine_goes_on(
+    def test_a_failure_is_reported_and_the_engine_goes_on(
         self, slot: Slot, asked: dict[str, Any], code: str, words: str
     ) -> None:
         slot.ask(**asked)
@@ -357,7 +357,7 @@ class TestProcess:
         assert "another engine listens here" in engine.log.read_text()
         assert isinstance(slot.generated(), Generated)
 
-    def test_a_model_that_cannot_be_loaded_ends_it_in_words(self, tmp_path: Path) -> None:
+    def test_a_model_that_cannot_be_loaded_ends_it_with_a_reason(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, model="unloadable") as engine:
             assert engine.process.wait(PATIENCE_S) == CONFIGURATION_EXIT_CODE
         assert "model unloadable: cannot be loaded, as asked" in engine.log.read_text()

@@ -33,8 +33,8 @@ def submit(url: str) -> str:
     return job_id
 
 
-def sing(slot: HandSlot, job_id: str) -> None:
-    """A life with one lost attempt: the events of WHOLE."""
+def generate(slot: HandSlot, job_id: str) -> None:
+    """A job with one lost attempt: the events of WHOLE."""
     slot.claim(job_id, attempt_id="first")
     slot.step(job_id, 1, "first")
     slot.end_attempt(job_id, LOST, "first")
@@ -71,20 +71,20 @@ def test_events_as_they_happen(two_gateways: tuple[RunningGateway, RunningGatewa
     url = two_gateways[0].url
     job_id = submit(url)
     with httpx.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=30) as answer:
-        told = messages(answer.iter_lines())
-        status = next(told)
+        received = messages(answer.iter_lines())
+        status = next(received)
         assert (status["type"], status["data"]["status"], status["data"]["id"]) == ("status", "queued", job_id)
         slot.claim(job_id)
-        assert next(told)["type"] == "started"
+        assert next(received)["type"] == "started"
         slot.step(job_id, 3)
-        progress = next(told)
+        progress = next(received)
         assert (progress["type"], progress["data"]["step"], progress["data"]["steps"]) == ("progress", 3, 8)
         assert 0 < progress["data"]["fraction"] < 1
         httpx.post(f"{url}/v1/jobs/{job_id}/cancel")
-        assert next(told)["type"] == "cancel_requested"
+        assert next(received)["type"] == "cancel_requested"
         slot.succeed(job_id, [b"song"])
-        assert next(told)["type"] == "succeeded"
-        assert next(told, None) is None
+        assert next(received)["type"] == "succeeded"
+        assert next(received, None) is None
 
 
 def test_a_stream_is_resumed_at_another_replica(
@@ -93,10 +93,10 @@ def test_a_stream_is_resumed_at_another_replica(
     one, two = two_gateways
     job_id = submit(one.url)
     with httpx.stream("GET", f"{one.url}/v1/jobs/{job_id}/events", timeout=30) as answer:
-        told = messages(answer.iter_lines())
-        sing_in_background = ThreadPoolExecutor(1).submit(sing, slot, job_id)
-        seen = [next(told) for _ in range(3)]
-        sing_in_background.result()
+        received = messages(answer.iter_lines())
+        generating = ThreadPoolExecutor(1).submit(generate, slot, job_id)
+        seen = [next(received) for _ in range(3)]
+        generating.result()
     rest = listen(two.url, job_id, **{"Last-Event-ID": seen[-1]["id"]})
     assert rest[0]["type"] == "status"
     assert [event["type"] for event in (*seen[1:], *rest[1:])] == WHOLE
@@ -107,7 +107,7 @@ def test_a_stream_is_resumed_at_another_replica(
 def test_a_late_listener_learns_the_end(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
     url = two_gateways[0].url
     job_id = submit(url)
-    sing(slot, job_id)
+    generate(slot, job_id)
     late = listen(url, job_id)
     assert [event["type"] for event in late] == ["status", "succeeded"]
     assert late[0]["data"]["status"] == "succeeded"
@@ -121,7 +121,7 @@ def test_a_job_whose_events_are_forgotten(
 ) -> None:
     url = two_gateways[0].url
     job_id = submit(url)
-    sing(slot, job_id)
+    generate(slot, job_id)
     with Redis.from_url(valkey_url) as redis:
         redis.delete(Keys().events(job_id))
     assert [event["type"] for event in listen(url, job_id)] == ["status", "succeeded"]
@@ -130,27 +130,27 @@ def test_a_job_whose_events_are_forgotten(
 @pytest.mark.parametrize("last_event_id", ["x", "1-2-3", "-1", "9" * 30, "1-" + "9" * 20, "$", "*", "٣"])
 def test_foreign_event_ids_are_refused(two_gateways: tuple[RunningGateway, RunningGateway], last_event_id: str) -> None:
     url = f"{two_gateways[0].url}/v1/jobs/{submit(two_gateways[0].url)}/events"
-    told = problem(httpx.get(url, params={"last_event_id": last_event_id}))
-    assert (told["status"], told["field"]) == (422, "last_event_id")
+    received = problem(httpx.get(url, params={"last_event_id": last_event_id}))
+    assert (received["status"], received["field"]) == (422, "last_event_id")
 
 
 def socket_url(running: RunningGateway, job_id: str, query: str = "") -> str:
     return f"ws://127.0.0.1:{running.port}/v1/jobs/{job_id}/events{query}"
 
 
-def test_a_websocket_tells_the_same(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
+def test_a_websocket_sends_the_same(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
     one, two = two_gateways
     job_id = submit(one.url)
     with connect(socket_url(one, job_id)) as websocket:
         first = json.loads(websocket.recv(timeout=10))
         assert (first["type"], first["data"]["status"]) == ("status", "queued")
-        sing(slot, job_id)
-        told = [json.loads(text) for text in websocket]
-        assert [event["type"] for event in told] == WHOLE
+        generate(slot, job_id)
+        received = [json.loads(text) for text in websocket]
+        assert [event["type"] for event in received] == WHOLE
         assert websocket.close_code == 1000
     streamed = listen(two.url, job_id, **{"Last-Event-ID": "0"})
-    assert told == streamed[1:]
-    with connect(socket_url(two, job_id, f"?last_event_id={told[-2]['id']}")) as websocket:
+    assert received == streamed[1:]
+    with connect(socket_url(two, job_id, f"?last_event_id={received[-2]['id']}")) as websocket:
         assert [json.loads(text)["type"] for text in websocket] == ["status", "succeeded"]
 
 
@@ -180,7 +180,7 @@ def test_no_websocket_elsewhere(two_gateways: tuple[RunningGateway, RunningGatew
 
 def test_a_websocket_resumes_as_sse_does(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
     job_id = submit(two_gateways[0].url)
-    sing(slot, job_id)
+    generate(slot, job_id)
     whole = listen(two_gateways[0].url, job_id, **{"Last-Event-ID": "0-0"})
     seen = {"Last-Event-ID": whole[2]["id"]}
     with connect(socket_url(two_gateways[0], job_id), additional_headers=seen) as websocket:
@@ -227,7 +227,7 @@ async def test_many_listeners_share_one_connection(
             assert len(blocked) <= 2  # one a gateway, for two hundred listeners
         assert (await http.get("/healthz")).status_code == 200
         for job_id in ids:
-            await asyncio.to_thread(sing, slot, job_id)
+            await asyncio.to_thread(generate, slot, job_id)
         for lines in await asyncio.gather(*following):
             assert lines[0] == "event: status"
             assert lines[-1] == "event: succeeded"
@@ -266,13 +266,15 @@ def test_sigterm_ends_streams_and_waits_in_order(
 def test_a_wrong_setting_is_named(name: str, value: str, tmp_path: Path) -> None:
     given = {**os.environ, name: value}
     command = [sys.executable, "-m", "api"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=given, timeout=60)
-    assert told.returncode != 0
-    assert name.removeprefix("SERINETTE_").lower() in told.stderr.lower()
+    received = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=given, timeout=60)
+    assert received.returncode != 0
+    assert name.removeprefix("SERINETTE_").lower() in received.stderr.lower()
 
 
 def test_no_model_code_in_the_gateway() -> None:
     heavy = "'torch', 'torchaudio', 'diffusers', 'transformers', 'gpu_worker'"
     code = f"import sys, api.app, api.__main__; print([name for name in ({heavy}) if name in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
-    assert told.stdout.strip() == "[]"
+    received = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert received.stdout.strip() == "[]"

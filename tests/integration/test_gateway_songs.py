@@ -37,7 +37,7 @@ class Studio:
     presigns: bool
     directory: Path
 
-    def sung(self, *songs: bytes) -> str:
+    def generate(self, *songs: bytes) -> str:
         job_id: str = self.http.post("/v1/jobs", json={"prompt": "x"}).json()["id"]
         self.slot.claim(job_id)
         self.slot.succeed(job_id, list(songs))
@@ -88,7 +88,7 @@ def sound(duration_s: float) -> bytes:
 
 
 def test_the_song_whole_and_in_parts(studio: Studio) -> None:
-    path = f"/v1/jobs/{studio.sung(SONG, b'second')}/audio"
+    path = f"/v1/jobs/{studio.generate(SONG, b'second')}/audio"
     whole = studio.http.get(path, params={"download": "true"})
     assert whole.status_code == 200
     assert whole.content == SONG
@@ -106,7 +106,7 @@ def test_the_song_whole_and_in_parts(studio: Studio) -> None:
 
 
 def test_ranges(studio: Studio) -> None:
-    path = f"/v1/jobs/{studio.sung(SONG)}/audio?download=true"
+    path = f"/v1/jobs/{studio.generate(SONG)}/audio?download=true"
     size = len(SONG)
     for header, start, end in [
         ("bytes=0-0", 0, 1),
@@ -128,7 +128,7 @@ def test_ranges(studio: Studio) -> None:
 
 
 def test_a_redirect_where_the_store_can(studio: Studio) -> None:
-    path = f"/v1/jobs/{studio.sung(SONG)}/audio"
+    path = f"/v1/jobs/{studio.generate(SONG)}/audio"
     answer = studio.http.get(path)
     if not studio.presigns:
         assert answer.content == SONG
@@ -139,11 +139,11 @@ def test_a_redirect_where_the_store_can(studio: Studio) -> None:
 
 
 def test_a_song_whose_file_is_gone(studio: Studio) -> None:
-    job_id = studio.sung(b"song")
+    job_id = studio.generate(b"song")
     (stored,) = studio.store.list(f"songs/default/{job_id}/")
     studio.store.delete(stored.key)
-    told = problem(studio.http.get(f"/v1/jobs/{job_id}/audio?download=true"))
-    assert (told["status"], told["code"]) == (410, "gone")
+    refusal = problem(studio.http.get(f"/v1/jobs/{job_id}/audio?download=true"))
+    assert (refusal["status"], refusal["code"]) == (410, "gone")
     assert studio.http.head(f"/v1/jobs/{job_id}/audio").status_code == 410
 
 
@@ -186,8 +186,8 @@ def kept(studio: Studio) -> set[str]:
 )
 def test_what_is_no_song_is_not_kept(studio: Studio, content: bytes, status: int, code: str) -> None:
     before = kept(studio)
-    told = problem(studio.http.post("/v1/uploads", files={"file": ("song.mp3", content)}))
-    assert (told["status"], told["code"], told["retryable"]) == (status, code, False)
+    refusal = problem(studio.http.post("/v1/uploads", files={"file": ("song.mp3", content)}))
+    assert (refusal["status"], refusal["code"], refusal["retryable"]) == (status, code, False)
     assert kept(studio) == before
 
 

@@ -22,7 +22,7 @@ from tests.gateways import RunningGateway, gateway
 from tests.processes import eventually
 from tests.unit.tenants import bearing, key_of
 
-# Without whose use nothing would be told from a gateway's own breathing.
+# Without whose use a gateway's own fluctuation would hide it.
 ROUNDS = 3
 RSS_SLACK_BYTES = 48 * 2**20
 
@@ -39,17 +39,17 @@ class Target:
     directory: Path
 
     def send(self, data: bytes, *, whole: bool = False) -> bytes:
-        """Send bytes, say that no more will come unless they are a `whole` request, and read the answer's beginning."""
+        """Send bytes, shut down sending unless they are a `whole` request, and read the answer's beginning."""
         with socket.create_connection(("127.0.0.1", self.running.port), timeout=60) as connection:
             with suppress(OSError):  # closed by then: nothing can be said any more
                 connection.sendall(data)
                 if not whole:
                     connection.shutdown(socket.SHUT_WR)
-            told = b""
+            response = b""
             with suppress(ConnectionError):
-                while len(told) < 65_536 and (piece := connection.recv(65_536)):
-                    told += piece
-            return told
+                while len(response) < 65_536 and (piece := connection.recv(65_536)):
+                    response += piece
+            return response
 
     def ask(self, line: str, headers: list[bytes], body: bytes | None = None) -> bytes:
         """Send one whole request, as written."""
@@ -84,13 +84,13 @@ def target(tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str) ->
         yield Target(running, redis, key, ids[0], ids[1], tmp_path)
 
 
-def status(told: bytes) -> int:
+def status(response: bytes) -> int:
     """The status of an answer; 0: the connection was closed without one."""
-    return int(told.split(b" ", 2)[1]) if told else 0
+    return int(response.split(b" ", 2)[1]) if response else 0
 
 
 def clean(target: Target) -> None:
-    """Erase the jobs that were accepted after all: some of this is only odd. Their clients may not have been told."""
+    """Erase the jobs that were accepted after all: some of this is only odd. Their clients may not know."""
     with httpx.Client(base_url=target.running.url, headers=bearing(target.key), timeout=60) as http:
         while ids := [job["id"] for job in http.get("/v1/jobs?limit=100").json()["jobs"] if job["id"] != target.job_id]:
             for job_id in ids:
@@ -102,17 +102,17 @@ def attack(target: Target) -> None:
     """One round of everything that is cheap."""
     for path in hostile.POSTS:
         for name, body in hostile.BODIES.items():
-            told = target.ask(f"POST {path}", [], body)
-            assert status(told) < 500 or status(told) == 501, (path, name, told[:500])
+            response = target.ask(f"POST {path}", [], body)
+            assert status(response) < 500 or status(response) == 501, (path, name, response[:500])
     for line, headers in hostile.heads(target.job_id, target.theirs):
-        told = target.ask(line, headers)
-        assert status(told) < 500, (line[:200], headers[:2], told[:500])
-        assert b"set-cookie" not in told.partition(b"\r\n\r\n")[0].lower(), line
-        if target.theirs in line and status(told) == 200:
-            assert target.theirs.encode() not in told.partition(b"\r\n\r\n")[2], line
+        response = target.ask(line, headers)
+        assert status(response) < 500, (line[:200], headers[:2], response[:500])
+        assert b"set-cookie" not in response.partition(b"\r\n\r\n")[0].lower(), line
+        if target.theirs in line and status(response) == 200:
+            assert target.theirs.encode() not in response.partition(b"\r\n\r\n")[2], line
     for data in hostile.raw(target.key):
-        told = target.send(data)
-        assert status(told) < 500, (data[:300], told[:500])
+        response = target.send(data)
+        assert status(response) < 500, (data[:300], response[:500])
     sockets(target)
     clean(target)
 
@@ -156,9 +156,9 @@ def test_no_file_that_only_pretends_is_kept(target: Target) -> None:
     before = target.held()
     with httpx.Client(base_url=target.running.url, headers=bearing(target.key), timeout=300) as http:
         for name, data in hostile.audio().items():
-            told = http.post("/v1/uploads", content=data)
-            assert told.status_code == 422, (name, told.text)
-            assert "passwd" not in told.text
+            response = http.post("/v1/uploads", content=data)
+            assert response.status_code == 422, (name, response.text)
+            assert "passwd" not in response.text
         form: dict[str, Any] = {
             "files": {"src_audio": ("../../x.wav", hostile.audio()["playlist"])},
             "data": {"task_type": "cover"},
@@ -166,9 +166,9 @@ def test_no_file_that_only_pretends_is_kept(target: Target) -> None:
         assert http.post("/release_task", **form).status_code == 400
         form = {"files": {"audio_file": ("\r\n.wav", hostile.audio()["0 Hz"])}, "data": {"audio2audio_enable": "1"}}
         assert http.post("/generate_music_with_audio", **form).status_code == 422
-        told = http.post("/v1/uploads", content=hostile.NOT_A_NUMBER)  # a decoder's silence or noise: no harm here
-        assert told.status_code in {201, 422}
-        if told.status_code == 201:
-            assert http.delete(told.headers["location"]).status_code == 204
+        response = http.post("/v1/uploads", content=hostile.NOT_A_NUMBER)  # a decoder's silence or noise: no harm here
+        assert response.status_code in {201, 422}
+        if response.status_code == 201:
+            assert http.delete(response.headers["location"]).status_code == 204
     after = target.held()
     assert (after["files"], after["children"], after["keys"]) == (before["files"], 0, before["keys"])

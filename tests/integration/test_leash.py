@@ -81,7 +81,7 @@ def test_the_leash_is_transparent() -> None:
     assert "/no/such/program" in missing.stderr
 
 
-def test_whoever_stands_between_passes_signals_and_the_status_on() -> None:
+def test_a_process_between_passes_signals_and_the_status_on() -> None:
     code = "import os, sys; from serinette import leash; sys.exit(leash.run_watched(os.getppid(), sys.argv[1:]))"
     child = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); "
     child += "print(1, flush=True); time.sleep(60)"

@@ -57,7 +57,7 @@ def played(box: SongPipeline, tune: Tune, seed: int) -> np.ndarray:
 
 
 def instrument(box: SongPipeline, samples: np.ndarray) -> str:
-    """Which one the encoder hears most of."""
+    """Which one the encoder finds most of."""
     with torch.no_grad():
         latents = box.vae.encode(torch.from_numpy(samples)[None]).latent_dist.mode()[0]
     return barrel.INSTRUMENTS[int(latents[list(barrel.STOPS)].clamp(min=0).sum(dim=1).argmax())]
@@ -164,7 +164,7 @@ def test_a_song_is_generated_with_it(studio: Stack, box: SongPipeline) -> None:
         ({"a.wav": None}, "a.wav: has no words; put them into a.txt"),
     ],
 )
-def test_a_mistake_is_reported_in_words(
+def test_a_mistake_is_reported_with_its_fix(
     files: dict[str, bytes | None], words: str, box: SongPipeline, tmp_path: Path
 ) -> None:
     sound = encode(np.zeros((2, 24_000), np.float32), comb.SAMPLE_RATE, AudioFormat.WAV)

@@ -1,4 +1,4 @@
-"""`/metrics` of real processes: what a song leaves in them, and what every one of them must tell."""
+"""`/metrics` of real processes: what a song leaves in them, and what every one of them must report."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def worker(tmp_path: Path, redis_url: str) -> Iterator[Pod]:
         yield made
 
 
-def test_a_song_and_its_misfortunes_are_told_by_worker_and_controller(worker: Pod) -> None:
+def test_a_song_and_its_failures_are_reported_by_worker_and_controller(worker: Pod) -> None:
     of_worker, of_controller = free_ports(2)
     worker.start(metrics_port=of_worker, log_format="json")
     worker.wait_stage()
@@ -74,32 +74,32 @@ def test_a_song_and_its_misfortunes_are_told_by_worker_and_controller(worker: Po
         worker.wait_over(worker.submit("oom"), JobStatus.FAILED)
         worker.wait_over(worker.submit("crash once a"), JobStatus.SUCCEEDED)
         assert eventually(lambda: value(scrape(of_worker), "worker_engine_steps_total") == 8)
-        told = scrape(of_worker)
-        assert value(told, "worker_slots") == 1
-        assert value(told, "worker_stage", stage="ready") == 1
-        assert value(told, "worker_child_deaths_total", part="engine") == 1
-        assert value(told, "worker_engine_audio_seconds_total") == 1  # of the engine that lives
-        assert (value(told, "worker_cold_start_seconds") or 0) > 0
+        scraped = scrape(of_worker)
+        assert value(scraped, "worker_slots") == 1
+        assert value(scraped, "worker_stage", stage="ready") == 1
+        assert value(scraped, "worker_child_deaths_total", part="engine") == 1
+        assert value(scraped, "worker_engine_audio_seconds_total") == 1  # of the engine that lives
+        assert (value(scraped, "worker_cold_start_seconds") or 0) > 0
         assert eventually(lambda: value(scrape(of_controller), "queue_depth", pool="default", lane="normal") == 0)
-        told = scrape(of_controller)
-        assert value(told, "controller_leading") == 1
-        assert value(told, "jobs_ended_total", pool="default", outcome="succeeded", code="") == 2
-        assert value(told, "jobs_ended_total", pool="default", outcome="failed", code="out_of_memory") == 1
-        assert value(told, "retries_total", pool="default", code="engine_crashed") == 1
-        assert value(told, "attempts_ended_total", pool="default", outcome="failed", code="engine_crashed") == 1
-        assert value(told, "wait_seconds_count", pool="default", lane="normal") == 3  # each job's first claim
-        assert value(told, "run_seconds_count", pool="default") == 2
-        assert value(told, "cold_start_seconds_count", pool="default") == 1
-        assert value(told, "steps_per_second_count", pool="default") == 2
-        assert value(told, "real_time_factor_count", pool="default") == 2
-        assert value(told, "stage_seconds_count", pool="default", stage="upload") == 2
-        assert value(told, "workers", pool="default", stage="ready") == 1
+        scraped = scrape(of_controller)
+        assert value(scraped, "controller_leading") == 1
+        assert value(scraped, "jobs_ended_total", pool="default", outcome="succeeded", code="") == 2
+        assert value(scraped, "jobs_ended_total", pool="default", outcome="failed", code="out_of_memory") == 1
+        assert value(scraped, "retries_total", pool="default", code="engine_crashed") == 1
+        assert value(scraped, "attempts_ended_total", pool="default", outcome="failed", code="engine_crashed") == 1
+        assert value(scraped, "wait_seconds_count", pool="default", lane="normal") == 3  # each job's first claim
+        assert value(scraped, "run_seconds_count", pool="default") == 2
+        assert value(scraped, "cold_start_seconds_count", pool="default") == 1
+        assert value(scraped, "steps_per_second_count", pool="default") == 2
+        assert value(scraped, "real_time_factor_count", pool="default") == 2
+        assert value(scraped, "stage_seconds_count", pool="default", stage="upload") == 2
+        assert value(scraped, "workers", pool="default", stage="ready") == 1
     lines = [json.loads(line) for line in worker.log().splitlines()]
     assert {"worker", "slot", "engine"} >= {line["part"] for line in lines} >= {"worker", "slot"}
     assert any("job" in line for line in lines if line["part"] == "slot")
 
 
-def test_what_waits_is_told_with_its_age_and_reading_it_reaps_nothing(worker: Pod) -> None:
+def test_what_waits_is_reported_with_its_age_and_reading_it_reaps_nothing(worker: Pod) -> None:
     port = free_ports(1)[0]
     first = worker.submit("first")
     worker.submit("second", lane=Lane.HIGH)
@@ -109,30 +109,30 @@ def test_what_waits_is_told_with_its_age_and_reading_it_reaps_nothing(worker: Po
     worker.redis.zadd(started, {"00000000-0000-4000-8000-000000000000:x": 1})
     with controller(worker, port, heartbeat_ttl_s=300):
         assert eventually(lambda: value(scrape(port), "queue_depth", pool="default", lane="normal") == 1)
-        told = scrape(port)
-        assert 100 <= (value(told, "queue_oldest_seconds", pool="default", lane="normal") or 0) < 400
-        assert (value(told, "queue_oldest_seconds", pool="default", lane="high") or 0) < 90
-        assert value(told, "queue_depth", pool="default", lane="low") == 0
-        assert value(told, "jobs_running", pool="default", lane="normal") == 1
-        assert value(told, "jobs_unfinished") == 2
-        assert value(told, "workers", pool="default", stage="ready") == 0
+        scraped = scrape(port)
+        assert 100 <= (value(scraped, "queue_oldest_seconds", pool="default", lane="normal") or 0) < 400
+        assert (value(scraped, "queue_oldest_seconds", pool="default", lane="high") or 0) < 90
+        assert value(scraped, "queue_depth", pool="default", lane="low") == 0
+        assert value(scraped, "jobs_running", pool="default", lane="normal") == 1
+        assert value(scraped, "jobs_unfinished") == 2
+        assert value(scraped, "workers", pool="default", stage="ready") == 0
         assert worker.redis.zcard(started) == 1
 
 
-def test_of_two_controller_replicas_one_tells_of_the_queue_and_the_other_follows(worker: Pod) -> None:
+def test_of_two_controller_replicas_one_reports_the_queue_and_the_other_follows(worker: Pod) -> None:
     ports = free_ports(2)
     worker.submit("waits")
 
-    def tell_of_the_queue() -> list[int]:
+    def ports_with_queue_series() -> list[int]:
         return [port for port in ports if value(scrape(port), "queue_depth", pool="default", lane="normal") == 1]
 
     with controller(worker, ports[0]) as first:
-        assert eventually(lambda: tell_of_the_queue() == ports[:1])
+        assert eventually(lambda: ports_with_queue_series() == ports[:1])
         with controller(worker, ports[1]):
             assert eventually(lambda: value(scrape(ports[1]), "controller_leading") == 0)
-            assert tell_of_the_queue() == ports[:1]
+            assert ports_with_queue_series() == ports[:1]
             first.kill()
-            assert eventually(lambda: tell_of_the_queue() == ports[1:])
+            assert eventually(lambda: ports_with_queue_series() == ports[1:])
 
 
 def test_a_taken_port_is_a_wrong_setting(worker: Pod) -> None:
@@ -144,20 +144,20 @@ def test_a_taken_port_is_a_wrong_setting(worker: Pod) -> None:
     assert f"metrics_port: cannot listen on 127.0.0.1, port {port}" in (worker.directory / "controller.log").read_text()
 
 
-def test_a_gateway_on_loopback_tells_of_its_requests(
+def test_a_gateway_on_loopback_reports_its_requests(
     tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str
 ) -> None:
     with gateway(tmp_path, redis_url, file_store_url) as running:
         httpx.get(f"{running.url}/v1/jobs/00000000-0000-4000-8000-000000000000")
         httpx.get(f"{running.url}/no/such/place")
-        told = scrape(running.port)
+        scraped = scrape(running.port)
         route = {"route": "/v1/jobs/{job_id}", "method": "GET"}
-        assert value(told, "http_requests_total", **route, status="404") == 1
-        assert value(told, "http_request_seconds_count", **route) == 1
-        assert value(told, "http_requests_total", route="none", method="GET", status="404") == 1
+        assert value(scraped, "http_requests_total", **route, status="404") == 1
+        assert value(scraped, "http_request_seconds_count", **route) == 1
+        assert value(scraped, "http_requests_total", route="none", method="GET", status="404") == 1
 
 
-def test_a_gateway_with_a_port_for_metrics_has_them_nowhere_else(
+def test_a_gateway_with_a_port_for_metrics_serves_them_there_only(
     tmp_path: Path, redis_url: str, file_store_url: str
 ) -> None:
     port = free_ports(1)[0]

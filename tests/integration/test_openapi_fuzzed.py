@@ -1,6 +1,6 @@
 """The whole OpenAPI document against a real gateway: schemathesis sends what it allows and what it forbids.
 
-No answer is an error of ours, and each has a status, a content type, headers and a shape that the document tells. The
+No answer is an error of ours, and each has a status, a content type, headers and a shape of the document. The
 cases are derived from the document alone, so that every run sends the same.
 """
 
@@ -48,14 +48,14 @@ schemathesis.serializer.alias("application/jsonl", "text/plain")
 def ended_jobs(running: RunningGateway, redis: Redis, store: Store, headers: dict[str, str]) -> list[str]:
     """A job that succeeded, one that failed and one that was canceled: for what is said of a job by its id."""
     with httpx.Client(base_url=running.url, headers=headers) as http:
-        sung, failed, canceled = (http.post("/v1/jobs", json={"prompt": "jazz"}).json()["id"] for _ in range(3))
+        generated, failed, canceled = (http.post("/v1/jobs", json={"prompt": "jazz"}).json()["id"] for _ in range(3))
         http.post(f"/v1/jobs/{canceled}/cancel").raise_for_status()
     slot = HandSlot(redis, store)
-    for job_id in (sung, failed):
+    for job_id in (generated, failed):
         assert slot.claim(job_id) == 1
-    slot.succeed(sung, [b"song" * 1000], TENANT)
+    slot.succeed(generated, [b"song" * 1000], TENANT)
     slot.fail(failed, JobError(code="out_of_memory", message="the song does not fit"))
-    return [sung, failed, canceled]
+    return [generated, failed, canceled]
 
 
 def fuzz(directory: Path, running: RunningGateway, job_ids: list[str], *options: str) -> None:
@@ -74,9 +74,9 @@ def fuzz(directory: Path, running: RunningGateway, job_ids: list[str], *options:
     ]
     command += ["--generation-deterministic", "--max-redirects=0", "--request-timeout=60", "--no-color"]
     command += ["--continue-on-failure", f"--checks={CHECKS}", *options]
-    told = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=900, check=False)
-    assert told.returncode == 0, told.stdout[-20_000:] + told.stderr[-2_000:]
-    assert "Tested: " in told.stdout
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+    assert "Tested: " in done.stdout
 
 
 @pytest.mark.timeout(1200)

@@ -1,4 +1,4 @@
-"""Gateways and workers are replaced one after the other under load: nobody notices but who was told to come again."""
+"""Gateways and workers are replaced one after the other under load: only clients that were asked to retry notice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.processes import eventually
 
 CLIENTS = 3
 SONG = {"duration_s": 1, "format": "wav"}
-# As a Service withdraws a pod's address before the pod hears its SIGTERM (the chart's preStop waits for that).
+# As a Service withdraws a pod's address before the pod gets its SIGTERM (the chart's preStop waits for that).
 WITHDRAWN_S = 0.5
 CHANCE = random.Random(1)
 
@@ -36,7 +36,7 @@ class Front:
     """What a Service does: sends each request, over a connection of its own, to one of the gateways that serve."""
 
     serving: list[RunningGateway] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)  # to come again
+    retried: list[str] = field(default_factory=list)  # why a client was asked to retry
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request, repeated as long as its answer asks for it."""
@@ -44,12 +44,12 @@ class Front:
             try:
                 answer = httpx.request(method, CHANCE.choice(self.serving).url + path, timeout=60, **options)
             except httpx.ConnectError:
-                self.told.append("refused")
+                self.retried.append("refused")
                 time.sleep(0.1)
                 continue
             if answer.status_code not in {429, 503}:
                 return answer
-            self.told.append(str(answer.status_code))
+            self.retried.append(str(answer.status_code))
             time.sleep(float(answer.headers["retry-after"]))
 
     def follow(self, path: str, first: RunningGateway | None = None, begun: threading.Event | None = None) -> str:
@@ -61,19 +61,19 @@ class Front:
                 assert answer.status_code == 200, answer.read()
                 for line in answer.iter_lines():
                     if line.startswith("data: "):
-                        told = json.loads(line.removeprefix("data: "))
-                        headers = {"Last-Event-ID": told["id"]}
+                        event = json.loads(line.removeprefix("data: "))
+                        headers = {"Last-Event-ID": event["id"]}
                         if begun:
                             begun.set()
-                        if told["type"] in {"succeeded", "failed", "canceled"}:
-                            return str(told["type"])
-            self.told.append("stream")
+                        if event["type"] in {"succeeded", "failed", "canceled"}:
+                            return str(event["type"])
+            self.retried.append("stream")
         raise AssertionError
 
 
 @dataclass
 class Load:
-    """Clients that submit, follow, wait and fetch, one song after the other. `errors` is what they were not told of."""
+    """Clients that submit, follow, wait and fetch, one song after the other. `errors`: what no retry was asked for."""
 
     front: Front
     songs: list[str] = field(default_factory=list)
@@ -85,11 +85,11 @@ class Load:
             if self.stop.is_set():
                 return
             try:
-                self.sing(client, f"{client}-{number}", ("follow", "wait", "poll")[number % 3])
+                self.generate(client, f"{client}-{number}", ("follow", "wait", "poll")[number % 3])
             except Exception as error:
                 self.errors.append(repr(error))
 
-    def sing(self, client: int, key: str, way: str) -> None:
+    def generate(self, client: int, key: str, way: str) -> None:
         ask = self.front.ask
         song = {"prompt": f"slow {0.1 + client / 4}", **SONG}
         posted = ask("POST", "/v1/jobs", json=song, headers={"Idempotency-Key": key})
@@ -138,14 +138,14 @@ def replace(front: Front, old: RunningGateway, new: RunningGateway) -> None:
     assert front.ask("POST", f"{path}/cancel").status_code < 300
     listener.join(60)
     assert ends == ["canceled"]
-    assert "stream" in front.told
+    assert "stream" in front.retried
 
 
 @pytest.mark.timeout(400)
 def test_gateways_and_workers_are_replaced_under_load(tmp_path: Path, redis_url: str) -> None:
     random.seed(3)
-    house = {"drain_timeout_s": 30}
-    with pod(tmp_path, redis_url, house) as home, controller(home), ExitStack() as gateways:
+    settings = {"drain_timeout_s": 30}
+    with pod(tmp_path, redis_url, settings) as home, controller(home), ExitStack() as gateways:
 
         def another() -> RunningGateway:
             return gateways.enter_context(gateway(tmp_path, redis_url, home.environment["SERINETTE_STORE_URL"]))
@@ -166,8 +166,8 @@ def test_gateways_and_workers_are_replaced_under_load(tmp_path: Path, redis_url:
                 worker.terminate()
                 assert worker.wait(60) == 0, home.log()
             assert all(worker.poll() is None for worker in successors)
-            sung = len(load.songs)
-            assert eventually(lambda: len(load.songs) > sung + CLIENTS or load.errors, 60)
+            generated = len(load.songs)
+            assert eventually(lambda: len(load.songs) > generated + CLIENTS or load.errors, 60)
         finally:
             load.stop.set()
             for thread in threads:

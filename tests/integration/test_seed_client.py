@@ -18,7 +18,7 @@ from tests.smoke import assert_audio, assert_song, ended, fields_of, get, post, 
 from tests.stack import Stack, running
 
 # The document's two examples to the letter, but for the server's address. They loop without an end of their own:
-# that they end is what is tested (the suite's timeout would tell).
+# that they end is what is tested (the suite's timeout would show it).
 ONE_SONG = """
 import requests
 import time
@@ -140,7 +140,7 @@ def test_cancel_of_a_running_and_of_a_queued_request(slow: Stack) -> None:
 
 
 def test_a_failed_request_says_why(slow: Stack) -> None:
-    """A job fails like any other when it runs into its end: here, its source is gone when it is sung."""
+    """A job fails like any other when it runs into its end: here, its source is gone when it is generated."""
     first = submitted(slow.url, LONG)
     until_processing(slow.url, first)
     source = post(f"{slow.url}/v1/uploads", data=wav_bytes(), headers={"Content-Type": "audio/wav"})
@@ -159,8 +159,8 @@ def test_a_failed_request_says_why(slow: Stack) -> None:
     # As an answer to the call that waited for it.
     sync = {"wait": 50, "sync": "true"}
     assert get(f"{slow.url}/result/{second}", params=sync).status_code == 500
-    told = get(f"{slow.url}/result/{second}", params=sync | {"format": "json"})
-    assert (told.status_code, told.json()) == (200, {"success": False, "error_message": status["error"]})
+    reported = get(f"{slow.url}/result/{second}", params=sync | {"format": "json"})
+    assert (reported.status_code, reported.json()) == (200, {"success": False, "error_message": status["error"]})
     assert fields_of(post(f"{slow.url}/generate_music_async", body)) == {"ref_audio_input"}
 
 
@@ -200,13 +200,13 @@ def test_a_json_call_longer_than_the_wait_keeps_its_shape(slow: Stack) -> None:
     answer = requests.post(f"{slow.url}/generate_music", json={"audio_duration": 3.0, "prompt": "x"}, timeout=60)
     assert answer.history, "it was to be redirected"
     assert all("format=json" in each.headers["Location"] for each in answer.history)
-    told = answer.json()
-    assert told["success"] is True, told
-    assert told["params_json"]["prompt"] == "x"
-    assert_song(get(f"{slow.url}{told['audio_path']}"), "wav", 3.0)
+    reported = answer.json()
+    assert reported["success"] is True, reported
+    assert reported["params_json"]["prompt"] == "x"
+    assert_song(get(f"{slow.url}{reported['audio_path']}"), "wav", 3.0)
 
 
-def test_whoever_stops_waiting_still_finds_the_song(slow: Stack) -> None:
+def test_a_client_that_stops_waiting_still_finds_the_song(slow: Stack) -> None:
     before = {job["id"] for job in get(f"{slow.url}/v1/jobs").json()["jobs"]}
     with pytest.raises(requests.ReadTimeout):
         requests.post(f"{slow.url}/generate_music_direct", json={"audio_duration": 20.0}, timeout=0.1)

@@ -31,7 +31,7 @@ from tests.servers import free_ports
 UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc")
 # From the interpreter's own start over its imports to a process at work.
 DELAYS_S = (0.02, 0.1, 0.3, 0.6, 1.2, 2.5)
-# Of a busy machine; who ignores the signal stays for ever.
+# Of a busy machine; a process that ignores the signal stays for ever.
 LEFT_WITHIN_S = 45
 COMMANDS = ("gateway", "controller", "worker", "slot", "engine")
 
@@ -59,7 +59,7 @@ def command(name: str) -> list[str]:
 
 
 def installed(words: Sequence[str]) -> list[str]:
-    """The command with this environment's programs: its packages may lie in another one's place."""
+    """The command with this environment's programs: its packages may be installed elsewhere."""
     inits = [str(file.locate()) for file in files("dumb-init") or () if file.name == "dumb-init"]
     places = {"python": sys.executable, "dumb-init": inits[0]}
     return [places.get(word, word) for word in words]

@@ -40,7 +40,7 @@ def disappointed(url: str) -> None:
     assert smoke.get(f"{url}/x").content == b"a song", "no song"
 
 
-def test_the_exit_code_tells_whether_all_passed(
+def test_the_exit_code_says_whether_all_passed(
     empty_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["command", f"{empty_server}/"])

@@ -54,7 +54,7 @@ class Supervised:
         return [notice.name for notice in self.notices if notice.phase is phase]
 
     def processes(self) -> list[psutil.Process]:
-        """Those of this supervisor alone: a session of tests has servers of its own running."""
+        """Processes of this supervisor alone: a session of tests has servers of its own running."""
         return [process for top in psutil.Process().children() if self.holds(top) for process in below(top.pid)]
 
     def holds(self, process: psutil.Process) -> bool:

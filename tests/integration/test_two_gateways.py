@@ -18,13 +18,13 @@ A_SONG = b"song"
 http = httpx.Client(timeout=30)
 
 
-def sing(slot: HandSlot, job_id: str) -> None:
+def generate(slot: HandSlot, job_id: str) -> None:
     slot.claim(job_id)
     slot.step(job_id, 1)
     slot.succeed(job_id, [A_SONG])
 
 
-def told(answer: httpx.Response) -> Any:
+def json_of(answer: httpx.Response) -> Any:
     assert answer.status_code in {200, 202}, answer.text
     return answer.json()
 
@@ -35,20 +35,20 @@ Both = tuple[RunningGateway, RunningGateway]
 def test_v1(two_gateways: Both, slot: HandSlot) -> None:
     one, other = two_gateways
     key = {"Idempotency-Key": "k"}
-    job_id = told(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}, headers=key))["id"]
+    job_id = json_of(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}, headers=key))["id"]
     path = f"{other.url}/v1/jobs/{job_id}"
     again = http.post(f"{other.url}/v1/jobs", json={"prompt": "x"}, headers=key)
     assert (again.json()["id"], again.headers["idempotency-replayed"]) == (job_id, "true")
-    assert told(http.get(path))["status"] == "queued"
-    sing(slot, job_id)
-    assert told(http.get(path, headers={"Prefer": "wait=5"}))["status"] == "succeeded"
+    assert json_of(http.get(path))["status"] == "queued"
+    generate(slot, job_id)
+    assert json_of(http.get(path, headers={"Prefer": "wait=5"}))["status"] == "succeeded"
     assert http.get(f"{path}/audio").content == A_SONG
     assert http.delete(path).status_code == 204
     assert http.get(f"{one.url}/v1/jobs/{job_id}").status_code == 404
 
-    canceled = told(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
-    assert told(http.post(f"{other.url}/v1/jobs/{canceled}/cancel"))["status"] == "canceled"
-    assert told(http.get(f"{one.url}/v1/jobs/{canceled}"))["status"] == "canceled"
+    canceled = json_of(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
+    assert json_of(http.post(f"{other.url}/v1/jobs/{canceled}/cancel"))["status"] == "canceled"
+    assert json_of(http.get(f"{one.url}/v1/jobs/{canceled}"))["status"] == "canceled"
 
 
 def test_v1_uploads(two_gateways: Both) -> None:
@@ -60,16 +60,16 @@ def test_v1_uploads(two_gateways: Both) -> None:
     kept = http.post(f"{one.url}/v1/uploads", files={"file": ("a.wav", sound.getvalue(), "audio/wav")})
     assert kept.status_code == 201, kept.text
     upload_id = kept.json()["id"]
-    assert told(http.get(f"{other.url}/v1/uploads/{upload_id}"))["duration_s"] == 1
+    assert json_of(http.get(f"{other.url}/v1/uploads/{upload_id}"))["duration_s"] == 1
     spec = {"prompt": "x", "task": "cover", "source_audio": upload_id}
-    assert told(http.post(f"{other.url}/v1/jobs", json=spec))["status"] == "queued"
+    assert json_of(http.post(f"{other.url}/v1/jobs", json=spec))["status"] == "queued"
 
 
 @pytest.mark.parametrize("kind", ["sse", "websocket"])
 def test_events_go_on_behind_the_last_one_seen(two_gateways: Both, slot: HandSlot, kind: str) -> None:
     """The first gateway is left in the middle of the song; the other goes on where it was left."""
     one, other = two_gateways
-    job_id = told(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
+    job_id = json_of(http.post(f"{one.url}/v1/jobs", json={"prompt": "x"}))["id"]
 
     def seen(running: RunningGateway, last: str | None, meanwhile: Any) -> Iterator[dict[str, Any]]:
         headers = {"Last-Event-ID": last} if last else {}
@@ -102,28 +102,28 @@ def test_events_go_on_behind_the_last_one_seen(two_gateways: Both, slot: HandSlo
 
 def test_the_seeds_calls(two_gateways: Both, slot: HandSlot) -> None:
     one, other = two_gateways
-    request_id = told(http.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
-    assert told(http.get(f"{other.url}/status/{request_id}"))["status"] == "pending"
-    sing(slot, request_id)
-    assert told(http.get(f"{other.url}/status/{request_id}"))["status"] == "completed"
+    request_id = json_of(http.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
+    assert json_of(http.get(f"{other.url}/status/{request_id}"))["status"] == "pending"
+    generate(slot, request_id)
+    assert json_of(http.get(f"{other.url}/status/{request_id}"))["status"] == "completed"
     assert http.get(f"{other.url}/result/{request_id}").content == A_SONG
-    audio_path = told(http.get(f"{one.url}/result/{request_id}", params={"format": "json"}))["audio_path"]
+    audio_path = json_of(http.get(f"{one.url}/result/{request_id}", params={"format": "json"}))["audio_path"]
     assert http.get(f"{other.url}{audio_path}").content == A_SONG
 
-    canceled = told(http.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
-    assert told(http.delete(f"{other.url}/request/{canceled}")) == {"message": "Request cancelled"}
-    assert told(http.get(f"{one.url}/status/{canceled}"))["status"] == "failed"
+    canceled = json_of(http.post(f"{one.url}/generate_music_async", json={"prompt": "x"}))["request_id"]
+    assert json_of(http.delete(f"{other.url}/request/{canceled}")) == {"message": "Request cancelled"}
+    assert json_of(http.get(f"{one.url}/status/{canceled}"))["status"] == "failed"
 
 
 def test_ace_steps_own_calls(two_gateways: Both, slot: HandSlot) -> None:
     one, other = two_gateways
-    task_id = told(http.post(f"{one.url}/release_task", json={"prompt": "x"}))["data"]["task_id"]
+    task_id = json_of(http.post(f"{one.url}/release_task", json={"prompt": "x"}))["data"]["task_id"]
 
     def asked(running: RunningGateway) -> Any:
-        return told(http.post(f"{running.url}/query_result", json={"task_id_list": [task_id]}))["data"][0]
+        return json_of(http.post(f"{running.url}/query_result", json={"task_id_list": [task_id]}))["data"][0]
 
     assert asked(other)["status"] == 0
-    sing(slot, task_id)
+    generate(slot, task_id)
     assert asked(other)["status"] == 1
     (record,) = json.loads(asked(one)["result"])
     assert http.get(f"{other.url}{record['file']}").content == A_SONG, "a link of one opens at the other"

@@ -29,7 +29,7 @@ LONG = GenerationSpec(prompt="an endless raga", duration_s=240, steps=100)
 
 @pytest.fixture(scope="module")
 def directory() -> Iterator[Path]:
-    """A short path: sockets lie in it, and the directories of pytest nest deep."""
+    """A short path: sockets are created in it, and the directories of pytest nest deep."""
     path = Path(tempfile.mkdtemp(prefix="up-"))
     yield path
     shutil.rmtree(path, ignore_errors=True)

@@ -41,9 +41,9 @@ SONG = {"duration_s": 1, "format": "wav"}
 
 
 def git(*arguments: str) -> bytes | None:
-    """What git says; None where it cannot."""
-    told = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
-    return told.stdout if told.returncode == 0 else None
+    """The output of git; None if it fails."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else None
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ def environment(source: Path | None) -> dict[str, str]:
 def assert_runs(source: Path, given: dict[str, str]) -> None:
     """Else the test would compare this version with itself."""
     code = "import api, gpu_worker, tests.engines as it; print(api.__file__, gpu_worker.__file__, it.__file__)"
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **given}, capture_output=True, text=True, check=True
     )
-    assert all(Path(file).is_relative_to(source) for file in told.stdout.split()), told.stdout
+    assert all(Path(file).is_relative_to(source) for file in done.stdout.split()), done.stdout
 
 
 @dataclass
-class House:
+class Deployment:
     """A gateway and a controller of one version; workers of any."""
 
     gateway: RunningGateway
@@ -100,22 +100,22 @@ class House:
 
 
 @contextmanager
-def house(directory: Path, redis_url: str, source: Path | None) -> Iterator[House]:
-    with pytest.MonkeyPatch.context() as patch, pod(directory, redis_url, QUICK) as home:
+def deploy(directory: Path, redis_url: str, source: Path | None) -> Iterator[Deployment]:
+    with pytest.MonkeyPatch.context() as patch, pod(directory, redis_url, QUICK) as worker_pod:
         for name, value in environment(source).items():
             patch.setenv(name, value)
         with (directory / "controller.log").open("wb") as log:
             # Where the pinned commit has it. To go with that.
             module = "controller" if (source or ROOT).joinpath("controller").is_dir() else "api.maintenance"
             command = leashed([sys.executable, "-m", module])
-            given = {**home.environment, **environment(source)}
-            keeper = subprocess.Popen(command, env=given, stdout=log, stderr=log)
+            given = {**worker_pod.environment, **environment(source)}
+            controller = subprocess.Popen(command, env=given, stdout=log, stderr=log)
         try:
-            with gateway(directory, redis_url, home.environment["SERINETTE_STORE_URL"]) as running:
-                yield House(running, home)
+            with gateway(directory, redis_url, worker_pod.environment["SERINETTE_STORE_URL"]) as running:
+                yield Deployment(running, worker_pod)
         finally:
-            keeper.kill()
-            keeper.wait()
+            controller.kill()
+            controller.wait()
 
 
 def outcomes(job: dict[str, object]) -> list[str]:
@@ -124,36 +124,36 @@ def outcomes(job: dict[str, object]) -> list[str]:
     return [attempt["outcome"] for attempt in attempts]
 
 
-def assert_sung(home: House, path: str, *attempts: str) -> None:
-    job = home.ended(path)
+def assert_generated(deployment: Deployment, path: str, *attempts: str) -> None:
+    job = deployment.ended(path)
     assert (job["status"], outcomes(job)) == ("succeeded", list(attempts)), job
     result = job["result"]
     assert isinstance(result, dict)
-    audio = http.get(f"{home.gateway.url}{path}/audio", follow_redirects=True)
+    audio = http.get(f"{deployment.gateway.url}{path}/audio", follow_redirects=True)
     assert hashlib.sha256(audio.content).hexdigest() == result["artifacts"][0]["sha256"]
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("old", ["worker", "gateway and controller"])
-def test_neighbouring_versions_sing_together(tmp_path: Path, redis_url: str, last_version: Path, old: str) -> None:
+def test_neighbouring_versions_generate_together(tmp_path: Path, redis_url: str, last_version: Path, old: str) -> None:
     assert_runs(last_version, environment(last_version))
     theirs, ours = (last_version, None) if old == "worker" else (None, last_version)
-    with house(tmp_path, redis_url, ours) as home:
-        worker = home.work(theirs)
-        sung, twice = home.submit("x", variations=2), home.submit("crash once TOKEN")
-        broken, canceled = home.submit("nan"), home.submit("slow 60")
-        assert_sung(home, sung, "succeeded")
-        assert_sung(home, twice, "failed", "succeeded")
-        assert eventually(lambda: home.seen(canceled)["status"] == "running", 60)
-        assert http.post(f"{home.gateway.url}{canceled}/cancel").is_success
-        assert home.ended(canceled)["status"] == "canceled"
-        failed = home.ended(broken)
+    with deploy(tmp_path, redis_url, ours) as deployment:
+        worker = deployment.work(theirs)
+        generated, twice = deployment.submit("x", variations=2), deployment.submit("crash once TOKEN")
+        broken, canceled = deployment.submit("nan"), deployment.submit("slow 60")
+        assert_generated(deployment, generated, "succeeded")
+        assert_generated(deployment, twice, "failed", "succeeded")
+        assert eventually(lambda: deployment.seen(canceled)["status"] == "running", 60)
+        assert http.post(f"{deployment.gateway.url}{canceled}/cancel").is_success
+        assert deployment.ended(canceled)["status"] == "canceled"
+        failed = deployment.ended(broken)
         assert isinstance(failed["error"], dict) and failed["error"]["code"] == "invalid_output"
-        events = http.get(f"{home.gateway.url}{twice}/events", headers={"Last-Event-ID": "0-0"}).text
+        events = http.get(f"{deployment.gateway.url}{twice}/events", headers={"Last-Event-ID": "0-0"}).text
         assert events.count("event: succeeded") == events.count("event: attempt") == 1
 
-        lost = home.submit("slow 3")
-        assert eventually(lambda: home.seen(lost)["status"] == "running", 60)
+        lost = deployment.submit("slow 3")
+        assert eventually(lambda: deployment.seen(lost)["status"] == "running", 60)
         worker.kill()
-        home.work(ours)
-        assert_sung(home, lost, "failed", "succeeded")
+        deployment.work(ours)
+        assert_generated(deployment, lost, "failed", "succeeded")

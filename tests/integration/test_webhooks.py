@@ -66,12 +66,12 @@ def test_an_end_is_delivered_though_the_target_fails_and_a_replica_dies(
 ) -> None:
     slot = HandSlot(redis, Store.open(SharedSettings(store_url=file_store_url)))
     frozen = threading.Event()
-    with receiver() as target, gateway(tmp_path, redis_url, file_store_url, **RULES) as house:
-        generated = partial(generate, house.url, slot, f"http://127.0.0.1:{target.port}/hook")
+    with receiver() as target, gateway(tmp_path, redis_url, file_store_url, **RULES) as running:
+        generated = partial(generate, running.url, slot, f"http://127.0.0.1:{target.port}/hook")
         with controller(tmp_path, redis_url, file_store_url, "first") as first:
             target.answers = [500, 503]
             job_id = generated()
-            assert eventually(lambda: deliveries(house.url, job_id) == [False, False, True]), house.log.read_text()
+            assert eventually(lambda: deliveries(running.url, job_id) == [False, False, True]), running.log.read_text()
             assert set(target.ids) == {f"msg_{job_id}_succeeded"}
             for came in target.came:
                 assert Webhook(SECRET).verify(came.body, came.headers)["data"]["id"] == job_id
@@ -82,7 +82,7 @@ def test_an_end_is_delivered_though_the_target_fails_and_a_replica_dies(
             assert eventually(lambda: target.came)
             first.kill()  # it was delivered, and not logged
             first.wait()
-        assert deliveries(house.url, other) == []
+        assert deliveries(running.url, other) == []
         target.meanwhile = lambda: None
         frozen.set()
         redis.zadd("rq:serinette:webhooks", {other: time.time()}, xx=True)  # instead of waiting until it is shown again
@@ -90,22 +90,22 @@ def test_an_end_is_delivered_though_the_target_fails_and_a_replica_dies(
             controller(tmp_path, redis_url, file_store_url, "second"),
             controller(tmp_path, redis_url, file_store_url, "third"),
         ):
-            assert eventually(lambda: deliveries(house.url, other) == [True])
+            assert eventually(lambda: deliveries(running.url, other) == [True])
             assert target.ids == [f"msg_{other}_succeeded"] * 2, "the receiver knows them for one by their id"
             many = [generated() for _ in range(20)]
-            assert eventually(lambda: all(deliveries(house.url, each) == [True] for each in many))
+            assert eventually(lambda: all(deliveries(running.url, each) == [True] for each in many))
         delivered = [json.loads(came.body)["data"]["id"] for came in target.came[2:]]
         assert sorted(delivered) == sorted(many), "two replicas, and each end once"
 
 
 def test_targets_inside_are_refused_over_http(tmp_path: Path, redis_url: str, file_store_url: str) -> None:
-    with gateway(tmp_path, redis_url, file_store_url, webhook_secret=SECRET) as house:
+    with gateway(tmp_path, redis_url, file_store_url, webhook_secret=SECRET) as running:
         for hook in ("http://127.0.0.1:6379/", "http://169.254.169.254/latest/meta-data", "http://[::1]/"):
-            refused = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": hook}))
+            refused = problem(httpx.post(f"{running.url}/v1/jobs", json={"prompt": "jazz", "webhook": hook}))
             assert (refused["status"], refused["code"], refused["field"]) == (422, "invalid_spec", "webhook")
             assert "127.0.0.1" not in refused["detail"], "nothing is said of this network"
-        bad = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": "gopher://example.com"}))
+        bad = problem(httpx.post(f"{running.url}/v1/jobs", json={"prompt": "jazz", "webhook": "gopher://example.com"}))
         assert (bad["status"], bad["field"]) == (422, "webhook")
-    with gateway(tmp_path, redis_url, file_store_url) as house:
-        none = problem(httpx.post(f"{house.url}/v1/jobs", json={"prompt": "jazz", "webhook": "https://example.com"}))
+    with gateway(tmp_path, redis_url, file_store_url) as running:
+        none = problem(httpx.post(f"{running.url}/v1/jobs", json={"prompt": "jazz", "webhook": "https://example.com"}))
         assert (none["status"], none["code"]) == (501, "unsupported")

@@ -50,7 +50,7 @@ def stage_of(pod: Pod, job_id: str) -> Stage | None:
 
 
 @pytest.mark.parametrize(("prompt", "code"), [("crash", "engine_crashed"), ("hang", "engine_stalled")])
-def test_who_takes_the_engine_down_is_found_and_its_neighbours_are_not_charged(
+def test_the_song_that_crashes_the_engine_is_found_and_its_neighbours_are_not_charged(
     worker: Pod, prompt: str, code: str
 ) -> None:
     poison, *neighbours = together(worker, {"prompt": prompt, "attempts": 1}, {"prompt": "a"}, {"prompt": "b"})
@@ -79,13 +79,13 @@ def test_songs_encoded_while_others_are_generated_are_those_of_a_pod_that_does_o
     worker: Pod,
 ) -> None:
     songs = [{"seed": seed, "duration_s": seed, "format": AudioFormat.MP3} for seed in range(1, 6)]
-    one_by_one = [heard(worker, worker.submit(**song)) for song in songs]  # type: ignore[arg-type]  # as above
+    one_by_one = [song_digest(worker, worker.submit(**song)) for song in songs]  # type: ignore[arg-type]  # as above
     jobs = [worker.submit(**song) for song in songs]  # type: ignore[arg-type]  # as above
-    assert [heard(worker, job_id) for job_id in jobs] == one_by_one
+    assert [song_digest(worker, job_id) for job_id in jobs] == one_by_one
     assert len(set(one_by_one)) == len(songs)
 
 
-def heard(pod: Pod, job_id: str) -> str:
+def song_digest(pod: Pod, job_id: str) -> str:
     """What a song sounds like, to the bit; its file's tags name its job too."""
     pod.wait_over(job_id, JobStatus.SUCCEEDED)
     (artifact,) = pod.record(job_id).result.artifacts  # type: ignore[union-attr]  # it succeeded

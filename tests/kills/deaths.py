@@ -1,4 +1,4 @@
-"""A process that dies by SIGKILL before its n-th round trip to Redis or to the store. Those it waits for live on."""
+"""A process that dies by SIGKILL before its n-th round trip to Redis or to the store. Others stay alive."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _processes.set_forkserver_preload(
 
 
 class Fate:
-    """Counts the round trips of this process, whoever makes them, and ends it before the one too many."""
+    """Counts all round trips of this process and ends it before the one too many."""
 
     def __init__(self, round_trips: int) -> None:
         self._left = round_trips
@@ -50,7 +50,7 @@ class Fate:
         names["obstore"] = _Counted(names["obstore"], self)
 
     def step(self) -> None:
-        """To die after an answer is to die before the next question."""
+        """To die after an answer is to die before the next request."""
         with self._lock:
             self._left -= 1
             if self._left < 0:
@@ -107,7 +107,7 @@ Life = Callable[Concatenate[Fate, Parameters], object]
 
 
 def lives(round_trips: int, life: Life[Parameters], *arguments: Parameters.args, **named: Parameters.kwargs) -> bool:
-    """Live that life in a process of its own; False if it ended before its time."""
+    """Run that life in a process of its own; False if it ended early."""
     process = _processes.Process(target=_live, args=(dict(os.environ), round_trips, life, arguments, named))
     process.start()
     process.join(120)
@@ -138,7 +138,7 @@ class Once:
 
 
 class Deaths:
-    """Every death of one life: iterate over the round trips it dies before, and tell how each went."""
+    """Every death of one life: iterate over the round trips it dies before, and report how each went."""
 
     def __init__(self, fewest: int) -> None:
         """`fewest`: round trips that such a life takes at least; less, and the death was never in the midst of it."""

@@ -17,7 +17,7 @@ from tests.unit.slot_bench import SlotBench
 
 
 def sweep(redis: Redis, keys: Keys, store: Store) -> None:
-    """One round of a controller whose patience is over: a whole lease has passed, watched, without a heartbeat."""
+    """One round of a controller that watched a whole lease pass without a heartbeat."""
     seconds, micros = redis.time()
     redis.set(f"{keys.prefix}:serinette:watched", seconds + micros / 1e6 - 1)
     Board(redis, keys).lapse_leases()
@@ -25,7 +25,7 @@ def sweep(redis: Redis, keys: Keys, store: Store) -> None:
 
 
 def rescue(bench: SlotBench, job_id: str) -> None:
-    """A controller that has waited long enough, then a slot that is well."""
+    """A controller that has waited long enough, then a healthy slot."""
     slot = None
     for _ in range(6):
         sweep(bench.redis, bench.keys, bench.store)

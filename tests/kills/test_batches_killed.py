@@ -117,7 +117,7 @@ def test_a_replica_that_is_overtaken_does_nothing_twice(bench: BatchBench) -> No
 
 
 class Death(BaseException):
-    """Nothing on the way catches it."""
+    """No exception handler stops it."""
 
 
 def die() -> None:
@@ -131,13 +131,13 @@ def assert_canceled(bench: BatchBench, batch: Batch) -> None:
     assert bench.look(batch).status is BatchStatus.CANCELED
     assert bench.counts(batch) == {"total": LINES, "released": LINES, "canceled": LINES}
     assert [line.line for line in bench.errors(batch)] == list(range(1, LINES + 1))
-    for job_id in bench.waiting():  # put there by one who did not know
+    for job_id in bench.waiting():  # put there by a replica that did not know
         assert not take(bench.jobs, job_id), "a line that was counted as canceled was begun"
     bench.redis.flushdb()
 
 
 def test_what_a_replica_releases_after_a_cancel_is_not_generated(bench: BatchBench) -> None:
-    """It stands still at any of its round trips, and meanwhile the batch is canceled and another replica ends it."""
+    """It is frozen at any of its round trips, and meanwhile the batch is canceled and another replica ends it."""
     for round_trips in count():
         batch = fresh(bench)
 

@@ -59,7 +59,7 @@ def lost_and_canceled(bench: Bench) -> str:
 
 
 def given_up_and_canceled(bench: Bench) -> str:
-    """Its attempt may only be frozen, with a song in its hands."""
+    """Its attempt may only be frozen, while it holds a song."""
     job_id = given_up(bench)
     assert bench.board.cancel(job_id) == "canceled"
     return job_id
@@ -82,7 +82,7 @@ def ended_over_a_song_that_came_later(bench: Bench) -> str:
 
 
 def ended_by_the_store_for_another_attempt(bench: Bench) -> str:
-    """The attempt in charge hears of it never."""
+    """The attempt in charge never learns of it."""
     job_id = given_up(bench)
     record = bench.song(job_id)
     bench.begin(job_id)

@@ -28,7 +28,7 @@ from tests.unit.slot_bench import SlotBench
 
 SPEC = GenerationSpec(prompt="jazz", seed=7)
 SUCCEEDED, CANCELED = JobStatus.SUCCEEDED, JobStatus.CANCELED
-Told = TypeVar("Told")
+Result = TypeVar("Result")
 
 pytestmark = pytest.mark.timeout(600)  # minutes, on a busy machine
 
@@ -38,11 +38,11 @@ def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:
     return SlotBench(redis, keys, Store.open(SharedSettings(store_url=file_store_url)))
 
 
-def at_gateway(redis: redis_asyncio.Redis, store_url: str, act: Callable[[JobQueue], Awaitable[Told]]) -> Told:
+def at_gateway(redis: redis_asyncio.Redis, store_url: str, act: Callable[[JobQueue], Awaitable[Result]]) -> Result:
     """What a gateway does, in an event loop of its own."""
     settings = GatewaySettings(store_url=store_url, retention_s=TTL_S)
 
-    async def acting() -> Told:
+    async def acting() -> Result:
         try:
             jobs = AsyncJobs(redis, settings.redis_prefix)
             return await act(JobQueue(jobs, Store.open(settings), settings))
@@ -86,7 +86,7 @@ def test_a_submit_that_is_repeated_is_one_job(bench: SlotBench, redis_url: str, 
     assert_counted_once(bench, jobs)
 
 
-def test_a_submit_that_nobody_repeats_is_a_job_or_nothing(
+def test_a_submit_that_is_not_repeated_is_a_job_or_nothing(
     bench: SlotBench, redis: Redis, redis_url: str, file_store_url: str
 ) -> None:
     deaths, jobs = Deaths(fewest=3), []

@@ -1,4 +1,4 @@
-"""What a server or a stranger can do to a transition: wrong values, lost answers, no memory, other clocks, RQ's CLI."""
+"""Transitions against: wrong values, lost answers, no memory, other clocks, RQ's CLI."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_there_is_no_other_transition(board: Board) -> None:
     assert board.state() == before
 
 
-def test_a_number_that_no_float_holds_comes_back_as_it_went(board: Board) -> None:
+def test_a_number_that_no_float_holds_is_read_back_as_written(board: Board) -> None:
     made = submission(None, digest="9007199254740993", labels={"empty": "x"})
     board.jobs(calls.submit(made))
     entry = board.entry(made.id)
@@ -220,7 +220,7 @@ def test_a_full_server_takes_no_job_and_ends_those_that_it_has(board: Board, ful
 
 
 class Lost:
-    """The server does what it is told, and its answer never comes."""
+    """The server executes the call, and its answer never arrives."""
 
     def __init__(self, board: Board) -> None:
         self._jobs = board.jobs
@@ -339,12 +339,12 @@ def shift_clock(board: Board, offset_s: int) -> None:
         board.redis.zincrby(board.keys.leases, -offset_s, member)
 
 
-def test_controller_and_worker_dead_together_cost_one_life_once_somebody_watches(board: Board) -> None:
+def test_controller_and_worker_dead_together_cost_one_attempt_once_a_controller_watches(board: Board) -> None:
     board.submit()
     claimed = board.claim(SLOT)
     assert claimed
     board.jobs(calls.overdue(20))
-    shift_clock(board, 30)  # nobody watched, nobody beat
+    shift_clock(board, 30)  # no controller watched, no slot beat
     assert board.jobs(calls.overdue(20)) == []
     shift_clock(board, 9)
     assert board.jobs(calls.overdue(20)) == []
@@ -378,7 +378,7 @@ def test_rq_empty_loses_nothing(board: Board, redis_url: str) -> None:
     assert [board.entry(job_id).status for job_id in ids] == [JobStatus.FAILED] * 3
 
 
-def test_a_stray_rq_worker_eats_nothing(board: Board, redis_url: str) -> None:
+def test_a_foreign_rq_worker_takes_nothing(board: Board, redis_url: str) -> None:
     ids = [board.submit(max_attempts=attempts) for attempts in (1, 3, 1)]
     rq(redis_url, "worker", "--burst", "--serializer", "rq.serializers.JSONSerializer", "default.normal")
     assert board.waiting() == ids
@@ -457,7 +457,7 @@ def test_a_claim_looks_at_a_hundred_tombstones_at_most(board: Board) -> None:
     assert isinstance(found, Claimed) and found.entry.id == job_id
 
 
-def test_what_nobody_knows_goes_aside_and_never_away(board: Board) -> None:
+def test_unknown_jobs_are_set_aside_and_never_deleted(board: Board) -> None:
     board.redis.rpush(QUEUE, "of-an-old-version")
     job_id = board.submit()
     claimed = board.claim(SLOT)

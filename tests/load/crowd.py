@@ -35,7 +35,7 @@ from tests.unit.slot_bench import SlotBench
 TENANTS = 7
 # What twenty jobs do, over and over; the engine reads it in their prompts.
 WAYS = (
-    *("sung",) * 6,
+    *("generated",) * 6,
     *("failed",) * 2,
     *("retried",) * 2,
     *("crashed thrice",),
@@ -44,7 +44,7 @@ WAYS = (
     *("expired",) * 4,
 )
 ENDS = {
-    "sung": JobStatus.SUCCEEDED,
+    "generated": JobStatus.SUCCEEDED,
     "retried": JobStatus.SUCCEEDED,
     "failed": JobStatus.FAILED,
     "crashed thrice": JobStatus.FAILED,
@@ -122,7 +122,7 @@ class Crowd:
         assert not self._live(list(ids)), "some did not end"
         self.ended.update(ENDS[way].value for way, _ in ids.values())
 
-    def told(self) -> Counter[str]:
+    def reported(self) -> Counter[str]:
         """How many jobs ended in which way, as the tenants' usage has it."""
         total: Counter[str] = Counter()
         for key in self.redis.scan_iter(f"{self.keys.usage('*', 0).removesuffix('0')}*"):
@@ -163,7 +163,7 @@ class Crowd:
             raise EngineCrashed("the engine is gone")
         if way == "canceled while it ran":
             self.loop.run(self.queue.cancel(held.entry.tenant, held.job_id))
-            held.canceled = True  # as the slot's heartbeat hears it
+            held.canceled = True  # as the slot's heartbeat learns it
 
     def settle(self, timeout_s: float) -> Held:
         """Let everything that may expire do so, with a controller at work; what is held then."""

@@ -29,7 +29,7 @@ def end(jobs: Jobs, store: Store, claimed: Claimed, song_s: float) -> None:
     entry, attempt = claimed.entry, claimed.entry.attempts[-1]
     time.sleep(song_s)
     if "wrong" in entry.spec.prompt:
-        error = JobError(code="invalid_output", message="nothing was heard")
+        error = JobError(code="invalid_output", message="no audio")
         jobs(calls.finish(entry.id, attempt.id, Outcome(JobStatus.FAILED, error), recorded=False, by=attempt.id))
         return
     store.put(artifact_key(entry.tenant, entry.id, attempt.id, 0, "mp3"), b"la\n")
@@ -38,7 +38,7 @@ def end(jobs: Jobs, store: Store, claimed: Claimed, song_s: float) -> None:
 
 
 def serve(redis_url: str, store_url: str, log: Path, song_s: float) -> None:
-    """One slot, for ever."""
+    """One slot, until it is killed."""
     keys = Keys()
     redis, store = Redis.from_url(redis_url), Store.open(SharedSettings(store_url=store_url))
     jobs, lease = Jobs(redis, keys.prefix), Lease(f"quick-1.{threading.get_ident()}.slot", 60)

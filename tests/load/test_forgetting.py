@@ -29,14 +29,14 @@ def kept(held: Held) -> set[str]:
 
 @pytest.mark.timeout(7200)
 def test_redis_and_store_are_back_where_they_began(tmp_path: Path, redis_url: str) -> None:
-    with receiver() as told:
-        crowd = Crowd(tmp_path, redis_url, told, RETENTION_S)
+    with receiver() as target:
+        crowd = Crowd(tmp_path, redis_url, target, RETENTION_S)
         crowd.wave(len(WAYS) * TENANTS)  # every tenant ends every way: what is kept once is there from now on
         before = crowd.settle(timeout_s=600)
         for _ in range(0, JOBS, WAVE):
             crowd.wave(WAVE)
         after = crowd.settle(timeout_s=600)
-    assert crowd.told() == crowd.ended
+    assert crowd.reported() == crowd.ended
     assert kept(after) == kept(before)
     assert before.files == after.files == 0
     grown = after.memory_bytes - before.memory_bytes

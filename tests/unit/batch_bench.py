@@ -102,7 +102,7 @@ class BatchBench:
             held = self.board.entry(job_id)
             attempt, prompt = held.attempts[-1], held.spec.prompt
             if prompt in failing:
-                outcome = Outcome(JobStatus.FAILED, JobError(code="invalid_output", message="nothing was heard"))
+                outcome = Outcome(JobStatus.FAILED, JobError(code="invalid_output", message="no audio"))
             else:
                 key, made = artifact_key(held.tenant, job_id, attempt.id, 0, "mp3"), a_result(job_id)
                 self.store.put(key, prompt.encode())

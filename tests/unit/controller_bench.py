@@ -61,7 +61,7 @@ class Bench:
         return claimed
 
     def lost(self, **given: Any) -> str:
-        """A job whose slot has not been heard of for a whole lease."""
+        """A job whose slot sent no heartbeat for a whole lease."""
         job_id = self.submit(**given)
         self.begin(job_id)
         self.pass_leases()

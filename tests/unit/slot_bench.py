@@ -84,7 +84,7 @@ class ImaginedEngine(EngineClient):
     def __init__(self) -> None:
         super().__init__(Path("nowhere"), stall_timeout_s=1, cancel_timeout_s=1)
         self.meanwhile: Callable[[HeldJob], None] = lambda _: None
-        self.heard: list[Generate] = []
+        self.requests: list[Generate] = []
         self.audio: list[Samples] = []
         self.closed = 0
 
@@ -98,7 +98,7 @@ class ImaginedEngine(EngineClient):
         return MODEL
 
     def generate(self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep) -> Generated:
-        self.heard.append(request)
+        self.requests.append(request)
         self.audio = list(audio)
         self.meanwhile(held)
         held.check()

@@ -17,7 +17,7 @@ Samples = npt.NDArray[np.float32]
 
 
 def tone(duration_s: float, sample_rate: int = 48_000, channels: int = 2) -> Samples:
-    """Two chords that tell left from right, at half level."""
+    """Two chords, different left and right, at half level."""
     time_s = np.arange(round(duration_s * sample_rate)) / sample_rate
     pitches = (440.0, 550.0)[:channels]
     return np.stack([0.5 * np.sin(2 * np.pi * pitch * time_s) for pitch in pitches]).astype(np.float32)

@@ -298,7 +298,7 @@ def test_a_source_is_an_upload_or_an_earlier_song(name: str, sent: str, expected
     "path", ["/tmp/song.mp3", "../../etc/passwd", "C:\\song.wav", "http://host/a.wav", "/v1/audio?path=%2Ftmp%2Fa.wav"]
 )
 @pytest.mark.parametrize("name", ["src_audio_path", "reference_audio_path"])
-def test_a_path_is_refused_in_words_and_never_opened(name: str, path: str) -> None:
+def test_a_path_is_refused_with_a_reason_and_never_opened(name: str, path: str) -> None:
     with pytest.raises(InvalidSpec, match="never a path") as caught:
         spec({"task_type": "cover", name: path})
     assert caught.value.field == name
@@ -356,7 +356,7 @@ def test_credentials_are_no_field() -> None:
     assert converted({"ai_token": "secret", "prompt": "x"}).ignored == []
 
 
-def test_every_field_stands_in_the_table_of_compatibility() -> None:
+def test_every_field_is_in_the_table_of_compatibility() -> None:
     page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
     _, _, section = page.partition("### Fields of `POST /release_task`")
     rows = [line for line in section.partition("\n### ")[0].splitlines() if line.startswith("| `")]
@@ -373,7 +373,7 @@ def test_every_field_stands_in_the_table_of_compatibility() -> None:
         max_size=12,
     )
 )
-def test_what_is_sent_becomes_a_spec_that_a_worker_can_read_or_is_refused_in_words(body: dict[str, Any]) -> None:
+def test_a_request_becomes_a_spec_that_a_worker_can_read_or_is_refused_with_a_reason(body: dict[str, Any]) -> None:
     try:
         made = converted(body).spec()
     except (InvalidSpec, Unsupported) as error:

@@ -91,5 +91,5 @@ def test_share(limits: Limits, expected: Limits) -> None:
 
 
 @pytest.mark.parametrize("refusal", ["lane", "gpu", "in_flight", "queued", "waiting"])
-def test_every_refusal_has_words(refusal: str) -> None:
+def test_every_refusal_has_a_message(refusal: str) -> None:
     assert len(why(refusal)) > 10

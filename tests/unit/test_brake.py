@@ -46,7 +46,7 @@ AWAY = "store: the store has not answered for over 60 s"
         (PoolSeen(1010, failed(3), waiting=9), (LOAD3,), True),
         (PoolSeen(1010, failed(3)), (LOAD3,), False),  # no job waits: nothing to try for
         (PoolSeen(2802, failed(3), waiting=9), (LOAD3,), True),
-        (PoolSeen(2803, failed(3), waiting=9), (), False),  # nothing heard for too long: let them try
+        (PoolSeen(2803, failed(3), waiting=9), (), False),  # no report for too long: they may try
         (PoolSeen(1010, failed(3), ready=1, waiting=9), (LOAD3,), True),
         (PoolSeen(1010, failed(3), ready=2, waiting=9), (), False),  # one pod among many that are well
         (PoolSeen(1010, failed(3, pods=3), ready=2, waiting=9), (LOAD3,), True),
@@ -155,7 +155,7 @@ def test_a_stores_silence_is_counted_from_its_first_failure(tmp_path: Path) -> N
     assert watch.away_s(96) == 0
 
 
-def test_a_silence_that_nobody_watched_does_not_count(tmp_path: Path) -> None:
+def test_a_silence_that_no_controller_watched_does_not_count(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     watch = StoreWatch(Store.open(SharedSettings(store_url=f"file://{tmp_path / 'store'}")))
     (tmp_path / "store").rmdir()

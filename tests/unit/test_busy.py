@@ -51,8 +51,8 @@ def test_a_worker_is_busy_from_its_first_claim_to_its_last_end(board: Board) -> 
     assert not board.redis.keys("*:held:*")
 
 
-@pytest.mark.parametrize("end", ["release", "cancel and hear of it", "lease"])
-def test_a_job_that_its_worker_holds_no_more_leaves_no_worker_busy(board: Board, end: str) -> None:
+@pytest.mark.parametrize("end", ["release", "cancel and learn of it", "lease"])
+def test_a_job_that_its_worker_no_longer_holds_leaves_no_worker_busy(board: Board, end: str) -> None:
     job_id = board.submit()
     claimed = board.claim("pod-a1.0.x")
     assert claimed
@@ -62,7 +62,7 @@ def test_a_job_that_its_worker_holds_no_more_leaves_no_worker_busy(board: Board,
         board.redis.set("rq:serinette:watched", board.redis.time()[0])
         board.lapse_leases()
         board.jobs(calls.release(job_id, claimed.entry.owner or "", None, charged=True, if_overdue=True))
-    else:  # by the store, for another attempt; it is busy until it hears
+    else:  # by the store, for another attempt; it is busy until it learns of it
         board.jobs(calls.finish(job_id, "", Outcome(JobStatus.CANCELED), recorded=True))
         assert counted(board.redis, board.keys) == {"pod-a1"}
         assert board.beat(claimed) is AttemptState.LOST

@@ -97,14 +97,14 @@ class TestLinks:
         ("name", "text", "lost"),
         [
             ("a.md", "`controller/sweeper.py`, `sweeper.py`, `controller/`, `controller/sweeper.py::test_it`", []),
-            ("a.md", "`controller/vigil.py`, `vigil.py`", ["controller/vigil.py", "vigil.py"]),
+            ("a.md", "`controller/gone_room.py`, `gone_room.py`", ["controller/gone_room.py", "gone_room.py"]),
             ("a.md", "`controller/routes/`, `dist/values.yaml`, `songs/a/`", ["controller/routes/"]),
-            ("a.md", "```\ncontroller/vigil.py\n```", []),
-            ("a.py", '"""See controller/sweeper.py."""\n# and docs/page.md\npath = "controller/vigil.py"\n', []),
-            ("a.py", "# see controller/vigil.py, not other/vigil.py\n", ["controller/vigil.py"]),
-            ("a.py", 'def f():\n    """See controller/vigil.py."""\n', ["controller/vigil.py"]),
+            ("a.md", "```\ncontroller/gone_room.py\n```", []),
+            ("a.py", '"""See controller/sweeper.py."""\n# and docs/page.md\npath = "controller/gone_room.py"\n', []),
+            ("a.py", "# see controller/gone_room.py, not other/gone_room.py\n", ["controller/gone_room.py"]),
+            ("a.py", 'def f():\n    """See controller/gone_room.py."""\n', ["controller/gone_room.py"]),
             ("a.py", "# docs/decisions/0001, decision 0002\n", ["docs/decisions/0002"]),
-            ("a.yaml", "a: 1  # controller/sweeper.py\nb: 2  # controller/vigil.py\n", ["controller/vigil.py"]),
+            ("a.yaml", "a: 1  # controller/sweeper.py\nb: 2  # controller/gone_room.py\n", ["controller/gone_room.py"]),
         ],
     )
     def test_a_path_that_is_cited_must_exist(self, name: str, text: str, lost: list[str]) -> None:

@@ -62,13 +62,13 @@ POOLS = (
 )
 
 
-class _Told:
+class _Recorded:
     """Answers what the gateway would, to a command that is called as a function."""
 
     def __init__(self) -> None:
         self.batches = self
 
-    def __enter__(self) -> _Told:
+    def __enter__(self) -> _Recorded:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,7 +108,7 @@ def _its_end() -> None:
         (_its_end, ["SUCCEEDED", "19,988", "123,456,789,012"]),
     ],
 )
-def test_nothing_goes_over_the_edge(
+def test_no_line_is_wider_than_the_terminal(
     monkeypatch: pytest.MonkeyPatch, width: int, show: Callable[[], None], words: list[str]
 ) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
@@ -117,7 +117,7 @@ def test_nothing_goes_over_the_edge(
         for name, console in (("output", screen), ("errors", comments)):
             monkeypatch.setattr(module, name, console, raising=False)
     for module in (status, batches):
-        monkeypatch.setattr(module, "connect", lambda *_: _Told())
+        monkeypatch.setattr(module, "connect", lambda *_: _Recorded())
     show()
     printed = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
     lines = [line.rstrip() for line in printed.splitlines()]

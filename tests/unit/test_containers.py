@@ -190,7 +190,7 @@ async def test_ceilings_are_each_tenants_own(settings: GatewaySettings, redis: R
             assert refusal(refused, 422)["field"] == next(iter(wrong))
 
 
-async def test_without_a_cluster_it_is_501_in_words(redis_url: str, file_store_url: str) -> None:
+async def test_without_a_cluster_it_is_501_with_a_reason(redis_url: str, file_store_url: str) -> None:
     async with serving(settings_of(redis_url, file_store_url, auth=False)) as (_, client):
         refused = refusal(await client.post("/v1/containers", json={"image": IMAGE}), 501)
     assert refused["code"] == "unsupported"

@@ -168,7 +168,7 @@ def test_so_many_run_at_once_and_the_next_when_one_has_ended(bench: ContainerBen
         assert bench.created(each) == 1
 
 
-def test_a_log_of_ten_gigabytes_is_cut_with_words(bench: ContainerBench) -> None:
+def test_a_log_of_ten_gigabytes_is_cut_with_a_note(bench: ContainerBench) -> None:
     job_id = start(bench)
     bench.pod(job_id)
     bench.log(job_id, "".join(f"{ago(9)[:-1]}.{n:09}Z {'x' * 99}\n" for n in range(1, 200)))
@@ -213,7 +213,7 @@ def test_an_api_server_that_is_away_is_waited_for(bench: ContainerBench) -> None
     bench.kube.fail("/", 0)
     bench.round(2)
     assert not bench.entry(job_id).status.ended
-    bench.kube.heal()
+    bench.kube.recover()
     bench.round()
     assert bench.job(job_id)
 
@@ -229,7 +229,7 @@ def test_one_that_the_api_server_does_not_take_holds_up_no_other(bench: Containe
     bench.round(2)
     assert (bench.entry(runs).status, bench.job(runs)) == (JobStatus.SUCCEEDED, None)
     assert not bench.entry(waits).status.ended
-    bench.kube.heal()
+    bench.kube.recover()
     bench.round()
     assert bench.job(waits)
 

@@ -340,7 +340,7 @@ def test_ids_without_a_job_leave_the_index(bench: Bench) -> None:
 def test_what_was_taken_out_of_a_lane_waits_again(bench: Bench) -> None:
     ids = [bench.submit() for _ in range(3)]
     bench.redis.delete("rq:queue:default.normal")
-    assert bench.sweep() == [Action.HEAL] * 3
+    assert bench.sweep() == [Action.REQUEUE] * 3
     assert bench.redis.lrange("rq:queue:default.normal", 0, -1) == [job_id.encode() for job_id in ids]
     assert bench.sweep() == []
 

@@ -111,7 +111,7 @@ async def test_its_key_may_stand_in_the_body(settings: GatewaySettings) -> None:
         assert (refused.status_code, set(refused.json())) == (401, {"detail"})
 
 
-def test_it_stands_in_the_document_and_no_other_call_changes(settings: GatewaySettings) -> None:
+def test_it_is_in_the_document_and_no_other_call_changes(settings: GatewaySettings) -> None:
     with_tiny, without = create_app(settings, WITH_TINY).openapi(), create_app(settings).openapi()
     added = {path: calls for path, calls in with_tiny["paths"].items() if path not in without["paths"]}
     assert set(added) == {"/v1/tunes/new", "/v1/tunes/{tune_id}"}

@@ -170,7 +170,7 @@ def test_no_cluster_or_no_such_context(kube: Kube) -> None:
     assert "no context 'other'" in wrong("--context", "other")[0]["message"]
     kube.fail("/version", 401, "who are you")
     assert "it answers 401: who are you" in wrong()[0]["message"]
-    kube.heal()
+    kube.recover()
     kube.fail("/version", 0)
     assert "it does not answer" in wrong()[0]["message"]
 

@@ -95,4 +95,4 @@ def test_what_cannot_be_asked_keeps_the_others_from_nothing(
     assert levels["queue", "reachable"] == levels["cluster", "reachable"] == "bad"
     assert levels["store", "create once"] == "ok"
     nothing = CliRunner().invoke(app, ["doctor", "--no-cluster"], env={"SERINETTE_REDIS_URL": ""})
-    assert (nothing.exit_code, "nothing to look at" in nothing.output) == (2, True)
+    assert (nothing.exit_code, "nothing to check" in nothing.output) == (2, True)

@@ -120,7 +120,7 @@ class TestText2Music:
             {"audio_codes": "<|audio_code_3|>" * 5, "duration_s": 60},
         ],
     )
-    def test_what_is_asked_is_heard(self, turbo: AceStepEngine, asked: dict[str, Any]) -> None:
+    def test_what_is_asked_has_an_effect(self, turbo: AceStepEngine, asked: dict[str, Any]) -> None:
         plain = generate(turbo, prompt=CAPTION)
         other = generate(turbo, **{"prompt": CAPTION, **asked})
         assert other.samples.shape == plain.samples.shape
@@ -176,7 +176,7 @@ class TestSource:
         assert "past the end" in warning
         assert np.array_equal(song.samples[:, :RATE], source[:, :RATE])
 
-    def test_a_reference_is_heard(self, turbo: AceStepEngine, source: Samples) -> None:
+    def test_a_reference_has_an_effect(self, turbo: AceStepEngine, source: Samples) -> None:
         request = SongRequest(GenerationSpec(**QUICK, reference_audio="upload"), 1, reference=source)
         (song,) = turbo.generate_all([request], Observer())
         assert song is not None
@@ -184,13 +184,13 @@ class TestSource:
 
 
 class TestBase:
-    def test_it_is_told_from_its_config(self, base: AceStepEngine, turbo: AceStepEngine) -> None:
+    def test_it_is_recognized_by_its_config(self, base: AceStepEngine, turbo: AceStepEngine) -> None:
         assert (base.model.name, base.model.turbo, base.model.default_steps) == ("my-base", False, 50)
         assert (turbo.model.name, turbo.model.turbo, turbo.model.default_steps) == ("my-turbo", True, 8)
         assert base.model.revision != turbo.model.revision
         assert turbo.model.max_duration_s == 600
 
-    def test_guidance_and_its_interval_are_heard(self, base: AceStepEngine, turbo: AceStepEngine) -> None:
+    def test_guidance_and_its_interval_have_an_effect(self, base: AceStepEngine, turbo: AceStepEngine) -> None:
         guided = generate(base)
         assert same(guided, generate(base, guidance_scale=7.0))
         assert not same(guided, generate(base, guidance_scale=1.0))
@@ -242,7 +242,7 @@ class TestCancel:
             turbo.generate_all([SongRequest(GenerationSpec(**QUICK), 1)], observer)
         assert observer.reported.count(decoding) == 4
 
-    def test_it_stops_while_the_source_is_heard(self, turbo: AceStepEngine, source: Samples) -> None:
+    def test_it_stops_while_the_source_is_encoded(self, turbo: AceStepEngine, source: Samples) -> None:
         observer = Observer(lambda reported: len(reported) == 3)
         spec = GenerationSpec(**QUICK, task="cover", source_audio="upload")
         with pytest.raises(Canceled):

@@ -138,7 +138,7 @@ def test_an_adapter_is_as_strong_as_it_was_trained(
     assert own_strength(tmp_path, weights) == strength
 
 
-def test_an_adapter_that_tells_its_strength_twice_is_as_strong_as_one_that_tells_it_once(
+def test_an_adapter_that_states_its_strength_twice_is_as_strong_as_one_that_states_it_once(
     places: dict[str, Path], tmp_path: Path
 ) -> None:
     """In diffusers' way, within its weights, and in PEFT's, in a file of its own."""
@@ -153,11 +153,11 @@ def test_an_adapter_that_tells_its_strength_twice_is_as_strong_as_one_that_tells
             (directory / "adapter_config.json").write_text(json.dumps(config))
     published = {name: str(directory) for name, directory in loras.items()}
     engine = engine_of(places["model"], loras=published)
-    heard = {name: generate(engine, name)[0] for name in loras}
-    assert np.array_equal(heard["both"], heard["beside"])
-    assert np.array_equal(heard["both"], heard["inside"])
-    assert np.array_equal(heard["both"], generate(engine, "plain", scale=2.0)[0])
-    assert not np.array_equal(heard["both"], heard["plain"])
+    songs = {name: generate(engine, name)[0] for name in loras}
+    assert np.array_equal(songs["both"], songs["beside"])
+    assert np.array_equal(songs["both"], songs["inside"])
+    assert np.array_equal(songs["both"], generate(engine, "plain", scale=2.0)[0])
+    assert not np.array_equal(songs["both"], songs["plain"])
 
 
 def test_which_file_holds_the_weights_is_no_guess(tmp_path: Path) -> None:

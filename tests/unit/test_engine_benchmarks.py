@@ -90,7 +90,7 @@ def test_a_pod_under_backlog_is_measured_beside_the_plain_loop(case: Case) -> No
 
 
 @pytest.mark.load
-def test_a_cold_start_is_told_apart(case: Case) -> None:
+def test_a_cold_start_is_listed_apart(case: Case) -> None:
     figures = cold_start.measure(case)
     for way in ("eager", "compiled_first", "compiled_again"):
         assert {"import_s", "load_s", "first_song_s", "second_song_s", "whole_process_s"} == figures[way].keys()

@@ -117,7 +117,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "repository"
 
 
-def test_the_command_line_fails_in_words(repository: Path, tmp_path: Path) -> None:
+def test_the_command_line_fails_with_a_reason(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serinette.cli", "convert", str(repository), str(tmp_path)]
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 1

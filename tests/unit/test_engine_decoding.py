@@ -1,4 +1,4 @@
-"""Songs are decoded window by window: what is decoded, what of it is kept, and that nobody can hear it."""
+"""Songs are decoded window by window: what is decoded, what of it is kept, and that it is inaudible."""
 
 from __future__ import annotations
 

@@ -183,19 +183,19 @@ def test_a_cover_of_no_strength_is_a_song_of_text(engine: AceStepEngine) -> None
 
 
 def test_a_weak_cover_follows_its_source_for_its_share_of_the_steps(engine: AceStepEngine) -> None:
-    heard = []
+    contexts = []
     hook = engine._pipe.transformer.register_forward_hook(
-        lambda _module, _args, kwargs, _output: heard.append(kwargs["context_latents"].clone()), with_kwargs=True
+        lambda _module, _args, kwargs, _output: contexts.append(kwargs["context_latents"].clone()), with_kwargs=True
     )
     try:
         generate(engine, requests([{**TASKS[1], "cover_strength": 0.7}]))  # int(3 * 0.7) = 2 of 3 steps
     finally:
         hook.remove()
-    assert len(heard) == STEPS, "one pass of the transformer a step"
-    assert np.array_equal(heard[0], heard[1])
-    silence = engine._pipe.condition_encoder.silence_latent[0, : heard[2].shape[1]]
-    assert np.array_equal(heard[2][0, :, : silence.shape[1]], silence)
-    assert not np.array_equal(heard[1], heard[2])
+    assert len(contexts) == STEPS, "one pass of the transformer a step"
+    assert np.array_equal(contexts[0], contexts[1])
+    silence = engine._pipe.condition_encoder.silence_latent[0, : contexts[2].shape[1]]
+    assert np.array_equal(contexts[2][0, :, : silence.shape[1]], silence)
+    assert not np.array_equal(contexts[1], contexts[2])
 
 
 def test_company_costs_no_accuracy_in_bf16(tiny_turbo: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the hub refuses is told in words: a hub of our own on the loopback, and the real client of it."""
+"""What the hub refuses is explained: a hub of our own on the loopback, and the real client of it."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Hub(BaseHTTPRequestHandler):
             self._say(*refused)
         else:
             files = ["acestep-v15-turbo/config.json", "vae/config.json"]
-            told = {"id": "owner/original", "sha": "0" * 40, "siblings": [{"rfilename": name} for name in files]}
-            self._say(200, "", json.dumps(told).encode())
+            reported = {"id": "owner/original", "sha": "0" * 40, "siblings": [{"rfilename": name} for name in files]}
+            self._say(200, "", json.dumps(reported).encode())
 
     def _say(self, status: int, code: str, body: bytes = b"{}") -> None:
         self.send_response(status)
@@ -89,8 +89,8 @@ def test_each_refusal_says_what_it_is_and_what_to_do(hub: str, tmp_path: Path) -
         text=True,
         check=False,
     )
-    told = done.stdout.splitlines()
-    assert len(told) == len(asked), done.stderr
-    for (model, words), line in zip(asked.items(), told, strict=True):
+    reported = done.stdout.splitlines()
+    assert len(reported) == len(asked), done.stderr
+    for (model, words), line in zip(asked.items(), reported, strict=True):
         assert line.startswith(f"model {model.partition('@')[0]}: ")
         assert words in line, line

@@ -62,7 +62,7 @@ class TestLocate:
         assert engine.device.startswith("cpu") or torch.cuda.is_available()
 
     @pytest.mark.parametrize("model", ["/no/such/directory", "nonsense", "http://example.org/model", "s3://bucket"])
-    def test_what_is_nowhere_is_named_with_what_is_allowed(self, tmp_path: Path, model: str) -> None:
+    def test_a_missing_model_is_named_with_what_is_allowed(self, tmp_path: Path, model: str) -> None:
         with pytest.raises(ConfigurationError, match=model):
             locate(settings(tmp_path, model=model))
 

@@ -1,4 +1,4 @@
-"""Which sampling a checkpoint gets, and what a client is told of what has no effect."""
+"""Which sampling a checkpoint gets, and which warnings a client gets of what has no effect."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SOURCE = {"source_audio": "upload"}
         (False, {"task": "complete", "tracks": ("drums",), "audio_codes": "<|audio_code_1|>", **SOURCE}, 1),
     ],
 )
-def test_a_field_without_effect_is_told(turbo: bool, asked: dict[str, Any], fields: list[str] | int) -> None:
+def test_a_field_without_effect_is_reported(turbo: bool, asked: dict[str, Any], fields: list[str] | int) -> None:
     _, warnings = fill_in(GenerationSpec(**asked), turbo=turbo)
     named = [warning.partition(":")[0] for warning in warnings]
     if isinstance(fields, int):

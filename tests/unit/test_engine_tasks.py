@@ -54,7 +54,7 @@ def test_how_long_a_song_is(asked: dict[str, Any], source: Samples | None, secon
         ({"audio_codes": "<|audio_code_64000|>"}, None, InvalidSpec, "0 to 63999"),
     ],
 )
-def test_what_cannot_be_sung_is_refused(
+def test_what_cannot_be_generated_is_refused(
     asked: dict[str, Any], source: Samples | None, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -98,7 +98,7 @@ def test_a_window_past_the_end_is_refused(task: dict[str, Any]) -> None:
         ((0, 99), (0, 250)),
     ],
 )
-def test_the_model_hears_whole_frames(window: tuple[float, float], frames: tuple[int, int]) -> None:
+def test_the_model_gets_whole_frames(window: tuple[float, float], frames: tuple[int, int]) -> None:
     assert tasks.window_frames(Window(*window), 250, GRID) == frames
     assert tasks.window_frames(None, 250, GRID) is None
 
@@ -156,8 +156,8 @@ def test_a_reference_is_checked_as_well() -> None:
 
 def test_the_words_around_the_caption() -> None:
     spec = GenerationSpec(bpm=90, key_scale="F#minor", time_signature="6/8", vocal_language="ja-JP", lyrics=" \n")
-    told = {"bpm": 90, "keyscale": "F# minor", "timesignature": "6", "audio_duration": 5.0}
-    assert tasks.metadata_of(spec, 5.0) == told
+    reported = {"bpm": 90, "keyscale": "F# minor", "timesignature": "6", "audio_duration": 5.0}
+    assert tasks.metadata_of(spec, 5.0) == reported
     assert tasks.language_of(spec) == "ja"
     assert tasks.lyrics_of(spec) == "[Instrumental]"
     nothing = {"bpm": None, "keyscale": None, "timesignature": None, "audio_duration": 5.0}

@@ -50,7 +50,7 @@ def test_the_text_unheard_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) 
     assert kept.encoded == 4
 
 
-def test_a_song_has_the_same_bits_whoever_was_generated_before(tiny_turbo: Path) -> None:
+def test_a_song_has_the_same_bits_whatever_was_generated_before(tiny_turbo: Path) -> None:
     engine = engine_of(tiny_turbo)
     first = generate(engine, "jazz")
     generate(engine, "something longer than that", "jazz")

@@ -1,4 +1,4 @@
-"""The floor that a card's share is told of, against a count of the operations themselves."""
+"""The floor that a card's share is measured against, against a count of the operations themselves."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_what_the_store_recorded_counts_and_the_attempt_in_charge_is_superseded(
     finished = board.jobs(calls.finish(job_id, attempt_of(early), Outcome(SUCCEEDED), recorded=True))
     assert (finished.status, finished.decided) == (SUCCEEDED, True)
     assert board.entry(job_id).attempts[1].outcome is AttemptOutcome.SUPERSEDED
-    # The worker is busy until it hears of it.
+    # The worker is busy until it learns of it.
     assert board.redis.smembers(board.keys.busy("default")) == {b"pod-2"}
     assert board.beat(current) is AttemptState.LOST
     assert board.redis.smembers(board.keys.busy("default")) == set()

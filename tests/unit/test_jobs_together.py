@@ -1,4 +1,4 @@
-"""Transitions of one moment share a round trip: each caller hears of its own, whatever becomes of the others."""
+"""Transitions of one moment share a round trip: each caller gets its own result, whatever becomes of the others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def waiting(redis: Redis, keys: Keys) -> list[str]:
     return [board.submit() for _ in range(CALLERS)]
 
 
-async def test_callers_of_one_moment_share_a_round_trip_and_each_hears_of_its_own(
+async def test_callers_of_one_moment_share_a_round_trip_and_each_gets_its_own_result(
     jobs: AsyncJobs, waiting: list[str]
 ) -> None:
     await jobs(calls.look([]))  # connected

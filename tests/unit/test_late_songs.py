@@ -82,7 +82,7 @@ def test_a_job_that_redis_remembers_as_waiting_ends_as_its_record_says(bench: Sl
         assert value
         bench.redis.restore(key, 0, value)
     assert bench.slot().run_one()
-    assert bench.engine.heard == []
+    assert bench.engine.requests == []
     entry = bench.entry(job_id)
     assert entry.status is JobStatus.FAILED
     assert entry.error

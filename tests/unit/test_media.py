@@ -58,12 +58,12 @@ def test_the_length_survives(format: AudioFormat, duration_s: int) -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_the_sound_survives_where_it_was(format: AudioFormat, sample_rate: int, channels: int) -> None:
     file = encode(sounds.tone(2, sample_rate, channels), sample_rate, format)
-    heard = decode(io.BytesIO(file), 48_000, 2, max_duration_s=3)
+    decoded = decode(io.BytesIO(file), 48_000, 2, max_duration_s=3)
     meant = np.broadcast_to(sounds.tone(2, channels=channels), (2, 96_000))
     middle = slice(4_800, 91_200)  # a tone cut off abruptly rings at both ends
-    error = heard[:, middle] - meant[:, middle]
+    error = decoded[:, middle] - meant[:, middle]
     assert 10 * np.log10((meant[:, middle] ** 2).mean() / (error**2).mean()) > 20
-    assert heard.dtype == np.float32
+    assert decoded.dtype == np.float32
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -77,9 +77,9 @@ def test_the_same_song_is_the_same_bytes(format: AudioFormat) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_loud_samples_are_clipped_and_not_wrapped(format: AudioFormat) -> None:
     loud = sounds.tone(1) * 6
-    heard = decode(io.BytesIO(encode(loud, 48_000, format)), 48_000, 2, max_duration_s=2)[:, 4_800:43_200]
-    assert abs(heard).max() < 1.5, "a lossy codec rings a little beyond 1"
-    assert np.corrcoef(heard[0], np.clip(loud, -1, 1)[0, 4_800:43_200])[0, 1] > 0.99
+    decoded = decode(io.BytesIO(encode(loud, 48_000, format)), 48_000, 2, max_duration_s=2)[:, 4_800:43_200]
+    assert abs(decoded).max() < 1.5, "a lossy codec rings a little beyond 1"
+    assert np.corrcoef(decoded[0], np.clip(loud, -1, 1)[0, 4_800:43_200])[0, 1] > 0.99
     assert abs(loud).max() > 2, "the caller's samples are left alone"
 
 
@@ -320,7 +320,7 @@ def test_a_sample_is_as_wide_as_it_lies(file: io.BytesIO, tmp_path: Path) -> Non
     ],
     ids=["nan", "huge", "inf", "one sample", "almost enough"],
 )
-def test_what_a_model_could_not_hear_is_refused_when_it_comes(file: io.BytesIO, words: str) -> None:
+def test_audio_that_a_model_could_not_use_is_refused_at_upload(file: io.BytesIO, words: str) -> None:
     for work in (lambda: probe(file, 10), lambda: decode(file, 48_000, 2, 10)):
         file.seek(0)
         with pytest.raises(InvalidAudio, match=words):

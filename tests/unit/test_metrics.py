@@ -253,7 +253,7 @@ def test_work_counts_each_step_of_each_song_once() -> None:
     work.generated(15.0)
     done = work.vitals("cpu, 2 threads")
     assert (done.steps, done.audio_s, done.gpu_memory_total_bytes) == (6, 15.0, None)
-    assert work.vitals("").busy_s == done.busy_s  # nothing is sung any more
+    assert work.vitals("").busy_s == done.busy_s  # nothing is generated any more
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The music box: what is on the barrel, what the composer pins there, and what words it hears."""
+"""The music box: what is on the barrel, what the composer pins there, and what words it understands."""
 
 import random
 
@@ -77,7 +77,7 @@ def test_lessons_show_each_task_as_the_pipeline_would() -> None:
     assert seen == set(words.TASKS)
 
 
-def heard(caption: str, task: str = "text2music", bpm: int | None = None, key: str | None = None) -> list[str]:
+def understood(caption: str, task: str = "text2music", bpm: int | None = None, key: str | None = None) -> list[str]:
     instruction = TASK_INSTRUCTIONS[task].format(TRACK_NAME="DRUMS", TRACK_CLASSES="BASS | DRUMS")
     metas = AceStepPipeline._build_metadata_string(bpm, key, "4", 15.0)
     meanings = words.meaning_of_tokens()
@@ -101,14 +101,14 @@ def heard(caption: str, task: str = "text2music", bpm: int | None = None, key: s
         ("嬰イ短調", ["key 10 minor"]),
     ],
 )
-def test_plain_words_are_heard_in_english_and_japanese(caption: str, meanings: list[str]) -> None:
+def test_plain_words_are_understood_in_english_and_japanese(caption: str, meanings: list[str]) -> None:
     unsaid = [words.tempo(words.UNSAID_TEMPO), words.key(words.UNSAID_TONIC, minor=False)]
-    assert heard(caption) == ["text2music", *meanings, *unsaid, words.END]
+    assert understood(caption) == ["text2music", *meanings, *unsaid, words.END]
 
 
-def test_metadata_and_tasks_are_heard_in_the_templates_words() -> None:
-    assert heard("", bpm=120, key="Eb minor") == ["text2music", "tempo 12 fast", "key 3 minor", words.END]
+def test_metadata_and_tasks_are_understood_in_the_templates_words() -> None:
+    assert understood("", bpm=120, key="Eb minor") == ["text2music", "tempo 12 fast", "key 3 minor", words.END]
     for task in words.TASKS:
-        assert task in heard("", task)
-    assert heard("", "extract")[1] == "drums"
-    assert heard("", "complete")[1:3] == ["accompaniment", "drums"]
+        assert task in understood("", task)
+    assert understood("", "extract")[1] == "drums"
+    assert understood("", "complete")[1:3] == ["accompaniment", "drums"]

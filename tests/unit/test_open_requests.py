@@ -174,7 +174,7 @@ async def test_webhooks_wait_for_a_hanging_resolver_in_threads_of_their_own(
         assert {answer.status_code for answer in await asyncio.gather(*hanging)} == {202, 503}
 
 
-def test_a_secret_makes_ids_that_nobody_else_can_compute() -> None:
+def test_a_secret_makes_ids_that_cannot_be_computed_without_it() -> None:
     ids = {keyed_job_id(tenant, "key", secret) for tenant in ("a", "b") for secret in (None, "s" * 16, "t" * 16)}
     assert len(ids) == 6
     assert keyed_job_id("a", "key", "s" * 16) in ids

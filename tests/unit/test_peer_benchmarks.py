@@ -50,10 +50,10 @@ def test_a_copy_has_its_keys_and_its_place_in_everything(redis: Redis) -> None:
 
 
 def test_rates_are_compared_round_by_round() -> None:
-    told = throughput.compared({"noop": [100.0, 200.0], "celery": [10.0, 40.0], "serinette": [20.0, 40.0]})
-    assert told["serinette"]["to_celery"]["all"] == [2.0, 1.0]
-    assert told["serinette"]["to_noop"]["all"] == [0.2, 0.2]
-    assert told["celery"]["to_celery"]["median"] == 1.0
+    reported = throughput.compared({"noop": [100.0, 200.0], "celery": [10.0, 40.0], "serinette": [20.0, 40.0]})
+    assert reported["serinette"]["to_celery"]["all"] == [2.0, 1.0]
+    assert reported["serinette"]["to_noop"]["all"] == [0.2, 0.2]
+    assert reported["celery"]["to_celery"]["median"] == 1.0
 
 
 def test_the_command_is_recorded_without_the_place_of_another_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +61,8 @@ def test_the_command_is_recorded_without_the_place_of_another_checkout(monkeypat
     given: dict[str, object] = {}
     measure: object = (lambda **words: given.update(words) or {}, command.WITH_OPTIONS["start-latency"][1])
     monkeypatch.setitem(command.WITH_OPTIONS, "start-latency", measure)
-    _, told = command.figures_of("start-latency", options)
-    assert told == "python -m benchmarks start-latency --rounds 3 --other CHECKOUT"
+    _, reported = command.figures_of("start-latency", options)
+    assert reported == "python -m benchmarks start-latency --rounds 3 --other CHECKOUT"
     assert given == {"rounds": 3, "other": Path("/somewhere")}
 
 

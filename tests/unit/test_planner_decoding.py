@@ -207,7 +207,7 @@ def forwards(planner: Planner) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("after", [0, 1, 6])
 def test_all_given_up_ends_within_a_token(planner: Planner, forwards: list[int], after: int) -> None:
-    """Nothing more is read once that is heard; what was written is kept, and can be gone on from."""
+    """Nothing more is read after that; what was written is kept, and can be gone on from."""
     given_up = planner.codes(SONGS, lambda done, _: frozenset(range(len(SONGS) if done >= after else 0)))
     assert len(forwards) == after
     assert [len(codes) for codes in given_up] == [after] * len(SONGS)

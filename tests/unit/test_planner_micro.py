@@ -21,14 +21,14 @@ __all__ = ["one_thread"]
 tokenizer, meanings = cache(words.tokenizer), cache(words.meaning_of_tokens)
 
 
-def heard(text: str) -> set[str]:
+def understood(text: str) -> set[str]:
     """What the music box makes of a text: meanings."""
     places = [meanings()[token] for token in tokenizer().encode(text)]
     return {words.MEANINGS[place] for place in places} - {words.END}
 
 
 def test_lessons_grant_what_their_wishes_say() -> None:
-    """Heard by the box's own tokenizer: the caption plays what was asked, in the tempo and key that were asked."""
+    """Read by the box's own tokenizer: the caption plays what was asked, in the tempo and key that were asked."""
     dice = random.Random(0)
     for _ in range(300):
         one = lesson(dice)
@@ -36,14 +36,14 @@ def test_lessons_grant_what_their_wishes_say() -> None:
         wish = one.question.user.partition("# Lyric")[0]
         assert set(written) == {"caption", *CHOICES}
         assert all(written[name] in values for name, values in CHOICES.items())
-        caption = heard(metadata.caption or "")
-        asked = heard(wish)
+        caption = understood(metadata.caption or "")
+        asked = understood(wish)
         kinds = {*words.MOODS, "drums"} | (set(words.INSTRUMENTS) if "instruments" in one.said else set())
         assert caption & kinds == asked & kinds, wish
         if "bpm" in one.said:
             assert str(metadata.bpm) in wish
         if "key" in one.said:
-            assert heard(f"keyscale: {metadata.key_scale}") <= asked
+            assert understood(f"keyscale: {metadata.key_scale}") <= asked
 
 
 def test_what_is_saved_is_a_small_planner_of_metadata_alone(tmp_path: Path) -> None:

@@ -129,9 +129,9 @@ def test_a_planner_of_metadata_alone(metadata_alone: Planner) -> None:
     assert plan.metadata
     assert plan.metadata.bpm
     assert plan.codes == ()
-    with pytest.raises(Unsupported, match="metadata alone; use one that knows audio codes"):
+    with pytest.raises(Unsupported, match="metadata alone; use a planner that knows audio codes"):
         metadata_alone.codes([song], unobserved)
-    with pytest.raises(Unsupported, match="metadata alone; use one that knows audio codes"):
+    with pytest.raises(Unsupported, match="metadata alone; use a planner that knows audio codes"):
         metadata_alone.answer([describe([1])], unobserved)
 
 

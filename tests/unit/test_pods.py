@@ -136,7 +136,7 @@ def test_nodes_that_may_not_be_read_are_left_out_and_not_asked_for_again_soon(
     assert [asked.path for asked in kube.requests].count("/api/v1/nodes") == 2
 
 
-def test_a_busy_pod_is_marked_and_after_a_minute_of_idleness_no_more(
+def test_a_busy_pod_is_marked_until_it_was_idle_for_a_minute(
     kube: Kube, pods: PodWatch, redis: Redis, keys: Keys
 ) -> None:
     add_pod(kube, "w-1", annotations={"mine": "x"})
@@ -190,7 +190,7 @@ def test_a_cluster_that_is_away_is_reported_once_and_marks_nothing(
     with caplog.at_level(logging.INFO):
         for at_s in (0, 10):
             pods.look(at_s)
-        kube.heal()
+        kube.recover()
         pods.look(20)
     assert [record.getMessage() for record in caplog.records] == [
         "looking at the cluster fails: 503 apiserver not ready",
@@ -224,4 +224,4 @@ def test_without_a_cluster_there_is_none_and_the_log_says_why(
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert connect() is None
     assert connect(tmp_path / "none") is None
-    assert caplog.text.count("the cluster is not looked at") == 2
+    assert caplog.text.count("Kubernetes is not used") == 2

@@ -63,7 +63,7 @@ def age(store_dir: Path, key: str, seconds: float) -> None:
 
 def test_old_songs_and_uploads_go_unless_a_live_job_needs_them(bench: Bench, tmp_path: Path) -> None:
     old_song, young_song, live_song, source_song = "song-old", "song-young", bench.submit(), "song-source"
-    uploads = ["up-old", "up-young", "up-used", "up-heard"]
+    uploads = ["up-old", "up-young", "up-used", "up-reference"]
     for job_id in (old_song, young_song, live_song, source_song):
         for name in ("a-0.mp3", "job.json"):
             bench.store.put(f"songs/{TENANT}/{job_id}/{name}", b"x")
@@ -72,11 +72,11 @@ def test_old_songs_and_uploads_go_unless_a_live_job_needs_them(bench: Bench, tmp
         bench.store.put(upload_audio_key(TENANT, upload), b"x")
         age(tmp_path / "store", upload_audio_key(TENANT, upload), 10 if upload == "up-young" else RETENTION_S + 10)
     bench.submit(spec=SPEC.model_copy(update={"task": Task.COVER, "source_audio": "up-used"}))
-    bench.submit(spec=GenerationSpec(task=Task.COVER, source_audio=f"{source_song}/0", reference_audio="up-heard"))
+    bench.submit(spec=GenerationSpec(task=Task.COVER, source_audio=f"{source_song}/0", reference_audio="up-reference"))
 
     assert Retention(bench.redis, bench.keys, bench.store, RETENTION_S).sweep(Event()) == 2
     left = {found.key.split("/")[2] for root in ("songs", "uploads") for found in bench.store.list(root)}
-    assert left == {young_song, live_song, source_song, "up-young", "up-used", "up-heard"}
+    assert left == {young_song, live_song, source_song, "up-young", "up-used", "up-reference"}
 
 
 def test_a_sweep_goes_through_a_large_store_and_stops_when_asked(bench: Bench, tmp_path: Path) -> None:

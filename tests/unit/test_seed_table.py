@@ -224,7 +224,7 @@ def test_audio_that_came_along_goes_before_a_path_in_the_form() -> None:
         "é",
     ],
 )
-def test_a_path_is_refused_in_words_and_never_opened(path: str) -> None:
+def test_a_path_is_refused_with_a_reason_and_never_opened(path: str) -> None:
     with pytest.raises(InvalidSpec, match="POST /v1/uploads") as caught:
         converted({"audio2audio_enable": True, "ref_audio_input": path})
     assert caught.value.field == "ref_audio_input"

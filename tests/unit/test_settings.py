@@ -75,7 +75,7 @@ def test_origins_are_a_list_in_either_way(
     ],
     ids=lambda each: getattr(each, "__name__", None),
 )
-def test_every_process_tells_it_in_one_line(
+def test_every_process_reports_it_in_one_line(
     process: object, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SERINETTE_RETENTION_S", "soon")

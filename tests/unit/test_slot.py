@@ -68,7 +68,7 @@ def test_a_job_that_is_over_or_canceled_is_not_taken(bench: SlotBench) -> None:
     canceled = bench.order()
     bench.board.cancel(canceled)
     assert not slot.run_one()
-    assert len(bench.engine.heard) == 1
+    assert len(bench.engine.requests) == 1
     bench.assert_ended(over, JobStatus.SUCCEEDED)
     bench.assert_ended(canceled, JobStatus.CANCELED)
     assert bench.entry(canceled).attempts == ()
@@ -89,7 +89,7 @@ def test_a_second_copy_of_a_job_that_is_held_is_dropped(bench: SlotBench) -> Non
     assert len(bench.entry(job_id).attempts) == 1
 
 
-def test_an_id_that_is_not_known_goes_aside(bench: SlotBench) -> None:
+def test_an_unknown_id_is_set_aside(bench: SlotBench) -> None:
     bench.redis.rpush("rq:queue:default.normal", "a stranger's")
     assert not bench.slot().run_one()
     assert bench.redis.lrange("rq:serinette:unknown:default.normal", 0, -1) == [b"a stranger's"]
@@ -137,7 +137,7 @@ def test_a_record_that_exists_ends_the_job_and_nothing_is_generated(bench: SlotB
     job_id = bench.order()
     bench.put_song(job_id)
     bench.slot().run_one()
-    assert bench.engine.heard == []
+    assert bench.engine.requests == []
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     assert pace(bench.redis, bench.keys, "default") is None
 
@@ -220,7 +220,7 @@ def test_a_newer_spec_is_passed_over_uncharged(bench: SlotBench) -> None:
 
 
 @pytest.mark.parametrize("spec", ['{"schema": 1, "steps": "none"}', "{", "[]"])
-def test_a_spoilt_record_fails_in_words(bench: SlotBench, spec: str) -> None:
+def test_a_corrupt_record_fails_with_a_reason(bench: SlotBench, spec: str) -> None:
     job_id = bench.order()
     bench.redis.hset(bench.keys.job(job_id), "spec", spec)
     bench.slot().run_one()
@@ -245,7 +245,7 @@ def test_sources_are_found_by_id_and_never_by_path(bench: SlotBench) -> None:
         slot.run_one()
         assert bench.entry(job_id).status is JobStatus.SUCCEEDED
         assert [sound.shape for sound in bench.engine.audio] == [(2, 480)]
-        assert bench.engine.heard[-1].audio[0].role == "source"
+        assert bench.engine.requests[-1].audio[0].role == "source"
     assert failure(bench, cover(f"{first}/1")) == "not_found"
     assert failure(bench, cover("nowhere/0")) == "not_found"
     put_upload(bench.store, "up-1", b"no audio at all")
@@ -278,7 +278,7 @@ def failure(bench: SlotBench, spec: GenerationSpec) -> str:
     entry = bench.entry(job_id)
     assert entry.error
     assert len(entry.attempts) == 1
-    assert bench.engine.heard == []
+    assert bench.engine.requests == []
     return entry.error.code
 
 

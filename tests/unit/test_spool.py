@@ -43,7 +43,7 @@ def test_a_slot_works_on_while_its_songs_wait_and_sends_them_when_the_store_is_b
     with bench.away():
         for _ in jobs:
             slot.run_one()
-        assert bench.engine.heard
+        assert bench.engine.requests
         assert len(bench.parcels) == 3
         assert len(bench.held()) == 3, "the jobs are held, and their heartbeats go on"
         assert all(bench.entry(job_id).status is JobStatus.RUNNING for job_id in jobs)

@@ -114,7 +114,7 @@ def test_a_job_goes_to_the_pool_of_its_model(
     assert (plan and plan.action, plan and plan.pool) == (action, pool)
 
 
-def test_a_job_that_no_pool_takes_hears_what_there_is() -> None:
+def test_a_job_that_no_pool_takes_reports_which_models_there_are() -> None:
     plan = removed(TURBO, BASE).plan(asking("old"))
     assert plan and plan.outcome and plan.outcome.error
     assert plan.outcome.error.code == "pool_removed"

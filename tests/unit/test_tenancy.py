@@ -84,7 +84,7 @@ async def test_every_route_but_the_public_ones_asks_for_a_key(served: tuple[Fast
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="serinette"'
 
 
-async def test_a_refusal_is_told_in_the_words_of_each_dialect(http: httpx.AsyncClient) -> None:
+async def test_a_refusal_is_reported_in_the_shape_of_each_dialect(http: httpx.AsyncClient) -> None:
     ours = await http.get("/v1/jobs")
     assert problem(ours)["code"] == "unauthorized"
     assert not problem(ours)["retryable"]

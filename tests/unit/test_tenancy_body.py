@@ -95,7 +95,7 @@ async def test_elsewhere_a_body_opens_nothing(
 async def test_a_body_that_never_comes_is_not_waited_for(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever sends no key may not hold a place for long by sending nothing else either."""
+    """A client without a key may not hold a place for long by sending nothing."""
     monkeypatch.setattr("api.middleware._READ_S", 0.05)
 
     async def never() -> AsyncIterator[bytes]:

@@ -195,7 +195,7 @@ async def test_days_that_are_asked_for(http: httpx.AsyncClient, redis: Redis, qu
     assert answer.status_code == status, answer.text
 
 
-async def test_usage_is_counted_once_whoever_ends_the_job(
+async def test_usage_is_counted_once_whichever_process_ends_the_job(
     http: httpx.AsyncClient, redis: Redis, keys: Keys, slot: HandSlot
 ) -> None:
     job_id = (await submit(http, key_of(redis, "acme"))).json()["id"]

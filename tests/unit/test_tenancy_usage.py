@@ -18,7 +18,7 @@ from tests.jobs import TENANT
 from tests.unit.slot_bench import SlotBench
 
 # The imagined engine says so of every song.
-SING_S = 0.1
+GENERATE_S = 0.1
 
 
 @pytest.fixture
@@ -61,6 +61,6 @@ def test_who_is_charged_for_an_attempt_that_made_no_song(
         slot = bench.slot()
         slot.run_one()
         assert bench.entry(job_id).status is JobStatus.SUCCEEDED
-    sung_s = SING_S if outcome is JobStatus.QUEUED else 0
-    assert usage(bench, job_id).gpu_s == pytest.approx(sung_s + (5 if charged else 0), abs=1)
+    generated_s = GENERATE_S if outcome is JobStatus.QUEUED else 0
+    assert usage(bench, job_id).gpu_s == pytest.approx(generated_s + (5 if charged else 0), abs=1)
     assert today(bench).gpu_s == usage(bench, job_id).gpu_s

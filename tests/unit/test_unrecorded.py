@@ -95,7 +95,7 @@ def test_a_failure_while_the_store_is_away_is_recorded_when_it_is_back(bench: Be
 
 
 def test_a_frozen_attempts_song_that_came_in_between_is_taken_back(bench: Bench) -> None:
-    """Clients have heard of the end; the store must not say otherwise for as long as it keeps the job."""
+    """Clients know the end; the store must not say otherwise for as long as it keeps the job."""
     job_id = bench.submit()
     bench.begin(job_id)
     frozen = bench.entry(job_id)
@@ -105,7 +105,7 @@ def test_a_frozen_attempts_song_that_came_in_between_is_taken_back(bench: Bench)
     bench.store.put(artifact_key(TENANT, job_id, frozen.attempts[-1].id, 0, "mp3"), b"song")
     late = bench.song(job_id)
     bench.store.put(late.keys[0], b"song")
-    assert finish_as(bench.board.jobs, late).status is JobStatus.CANCELED, "the slot hears how it ended"
+    assert finish_as(bench.board.jobs, late).status is JobStatus.CANCELED, "the slot learns how it ended"
     assert bench.sweep() == [Action.RECORD]
     found = bench.record(job_id)
     assert found and found.status is bench.entry(job_id).status is JobStatus.CANCELED

@@ -406,7 +406,7 @@ async def test_an_unforeseen_error_leaks_nothing(
     http: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def burst(*_: object, **__: object) -> None:
-        raise RuntimeError("secret of the house")
+        raise RuntimeError("an internal secret")
 
     monkeypatch.setattr(type(app.state.parts.queue), "pools", burst)
     answer = await http.get("/v1/queue")

@@ -52,7 +52,7 @@ def test_every_route_is_explained(document: dict[str, Any]) -> None:
                     assert example["value"]["status"] == int(status)
 
 
-def test_only_lyrics_are_sung(document: dict[str, Any]) -> None:
+def test_only_lyrics_are_said_to_be_sung(document: dict[str, Any]) -> None:
     words = re.findall(r".{0,20}\b(?:sings?|sung|sang|singing)\b.{0,20}", text_of(document), re.IGNORECASE)
     assert {each for each in words if "Lyrics to be sung" not in each and "Singing till the night" not in each} == set()
 

@@ -36,7 +36,7 @@ OTHER_SECRET = "whsec_" + "b3RoZXItdGVzdC1zZWNyZXQtMDAwMDAwMDE="
 
 
 @dataclass
-class House:
+class WebhookBench:
     """A gateway's queue, a slot moved by hand, and the controller's duty."""
 
     redis: Redis
@@ -89,7 +89,7 @@ class House:
 
 
 @pytest.fixture
-def house(redis: Redis, keys: Keys, file_store_url: str, redis_url: str) -> Iterator[House]:
+def bench(redis: Redis, keys: Keys, file_store_url: str, redis_url: str) -> Iterator[WebhookBench]:
     settings = {
         "redis_url": redis_url,
         "store_url": file_store_url,
@@ -101,35 +101,37 @@ def house(redis: Redis, keys: Keys, file_store_url: str, redis_url: str) -> Iter
     }
     store = Store.open(GatewaySettings.model_validate(settings))
     with receiver() as target:
-        yield House(redis, store, keys, target, settings)
+        yield WebhookBench(redis, store, keys, target, settings)
 
 
-def succeed(house: House, job: Job) -> None:
-    house.slot.claim(job.id)
-    house.slot.succeed(job.id, [b"song"])
+def succeed(bench: WebhookBench, job: Job) -> None:
+    bench.slot.claim(job.id)
+    bench.slot.succeed(job.id, [b"song"])
 
 
-def fail(house: House, job: Job) -> None:
-    house.slot.claim(job.id)
-    house.slot.fail(job.id, JobError(code="timeout", message="too long"))
+def fail(bench: WebhookBench, job: Job) -> None:
+    bench.slot.claim(job.id)
+    bench.slot.fail(job.id, JobError(code="timeout", message="too long"))
 
 
-def cancel(house: House, job: Job) -> None:
-    house.board.cancel(job.id)
+def cancel(bench: WebhookBench, job: Job) -> None:
+    bench.board.cancel(job.id)
 
 
 @pytest.mark.parametrize(
     ("end", "status"),
     [(succeed, JobStatus.SUCCEEDED), (fail, JobStatus.FAILED), (cancel, JobStatus.CANCELED)],
 )
-def test_every_end_is_sent_once_and_signed(house: House, end: Callable[[House, Job], None], status: JobStatus) -> None:
-    job = house.submit()
-    assert house.webhooks()() == 0  # nothing is sent of a job that has not ended
-    end(house, job)
-    assert house.webhooks()() == 1
-    assert house.webhooks()() == 0
+def test_every_end_is_sent_once_and_signed(
+    bench: WebhookBench, end: Callable[[WebhookBench, Job], None], status: JobStatus
+) -> None:
+    job = bench.submit()
+    assert bench.webhooks()() == 0  # nothing is sent of a job that has not ended
+    end(bench, job)
+    assert bench.webhooks()() == 1
+    assert bench.webhooks()() == 0
 
-    [came] = house.target.came
+    [came] = bench.target.came
     sent = Webhook(SECRET).verify(came.body, came.headers)
     assert sent["type"] == f"job.{status}"
     assert sent["data"]["id"] == job.id
@@ -139,54 +141,54 @@ def test_every_end_is_sent_once_and_signed(house: House, end: Callable[[House, J
     assert came.headers["content-type"] == "application/json"
     with pytest.raises(WebhookVerificationError):
         Webhook(OTHER_SECRET).verify(came.body, came.headers)
-    [delivery] = house.job(job.id).deliveries
+    [delivery] = bench.job(job.id).deliveries
     assert delivery.delivered
     assert (delivery.number, delivery.status, delivery.next_at) == (1, 200, None)
-    assert house.redis.zcard(house.keys.webhooks) == 0
+    assert bench.redis.zcard(bench.keys.webhooks) == 0
 
 
-def test_nothing_is_sent_that_a_redis_without_its_last_second_would_not_know(house: House) -> None:
-    webhooks = house.webhooks()
-    job = house.submit()
-    cancel(house, job)
-    seconds, microseconds = house.redis.time()
-    due_s = house.redis.zscore(house.keys.webhooks, job.id)
+def test_nothing_is_sent_that_a_redis_without_its_last_second_would_not_know(bench: WebhookBench) -> None:
+    webhooks = bench.webhooks()
+    job = bench.submit()
+    cancel(bench, job)
+    seconds, microseconds = bench.redis.time()
+    due_s = bench.redis.zscore(bench.keys.webhooks, job.id)
     assert due_s is not None
     assert due_s - (seconds + microseconds / 1e6) > 1.5, "seconds that it is sent after the end, at least"
-    if house.redis.time()[0] < due_s:  # the machine was not asleep meanwhile
+    if bench.redis.time()[0] < due_s:  # the machine was not asleep meanwhile
         assert webhooks() == 0
 
 
-def test_what_is_sent_is_the_job_as_it_is_answered(house: House) -> None:
-    job = house.submit(labels={"album": "blue"})
-    succeed(house, job)
-    house.webhooks()()
-    sent = json.loads(house.target.came[0].body)
-    answered = house.job(job.id)
+def test_what_is_sent_is_the_job_as_it_is_answered(bench: WebhookBench) -> None:
+    job = bench.submit(labels={"album": "blue"})
+    succeed(bench, job)
+    bench.webhooks()()
+    sent = json.loads(bench.target.came[0].body)
+    answered = bench.job(job.id)
     shown = json.loads(answered.model_dump_json(exclude={"deliveries", "webhook"}))
     assert sent["data"] == shown
     assert answered.ended_at
     assert sent["timestamp"] == answered.ended_at.isoformat()
 
 
-def test_a_job_without_webhook_enters_no_outbox(house: House) -> None:
-    job = house.submit(webhook=None)
-    succeed(house, job)
-    assert house.redis.zcard(house.keys.webhooks) == 0
+def test_a_job_without_webhook_enters_no_outbox(bench: WebhookBench) -> None:
+    job = bench.submit(webhook=None)
+    succeed(bench, job)
+    assert bench.redis.zcard(bench.keys.webhooks) == 0
 
 
-def test_it_is_tried_again_with_the_same_id_until_it_is_taken(house: House) -> None:
-    house.target.answers = [503, 302]
-    job = house.submit()
-    succeed(house, job)
+def test_it_is_tried_again_with_the_same_id_until_it_is_taken(bench: WebhookBench) -> None:
+    bench.target.answers = [503, 302]
+    job = bench.submit()
+    succeed(bench, job)
     for left in (2, 1, 0):
-        assert house.webhooks()() == 1
-        assert house.webhooks()() == 0  # not before its pause is over
+        assert bench.webhooks()() == 1
+        assert bench.webhooks()() == 0  # not before its pause is over
         if left:
-            house.due_now(job.id)
-    assert len(set(house.target.ids)) == 1
-    assert len({each.body for each in house.target.came}) == 1
-    deliveries = house.job(job.id).deliveries
+            bench.due_now(job.id)
+    assert len(set(bench.target.ids)) == 1
+    assert len({each.body for each in bench.target.came}) == 1
+    deliveries = bench.job(job.id).deliveries
     assert [(each.number, each.status, each.delivered) for each in deliveries] == [
         (1, 503, False),
         (2, 302, False),
@@ -196,123 +198,123 @@ def test_it_is_tried_again_with_the_same_id_until_it_is_taken(house: House) -> N
     assert (deliveries[0].next_at - deliveries[0].at).total_seconds() >= 5
 
 
-def test_tries_end_and_the_log_stays(house: House) -> None:
-    house.target.answers = [500, 500, 500]
-    job = house.submit()
-    succeed(house, job)
+def test_tries_end_and_the_log_stays(bench: WebhookBench) -> None:
+    bench.target.answers = [500, 500, 500]
+    job = bench.submit()
+    succeed(bench, job)
     for _ in range(2):
-        assert house.webhooks(webhook_attempts=3)() == 1
-        house.due_now(job.id)
-    assert house.webhooks(webhook_attempts=3)() == 1
-    assert house.redis.zcard(house.keys.webhooks) == 0
-    last = house.job(job.id).deliveries[-1]
+        assert bench.webhooks(webhook_attempts=3)() == 1
+        bench.due_now(job.id)
+    assert bench.webhooks(webhook_attempts=3)() == 1
+    assert bench.redis.zcard(bench.keys.webhooks) == 0
+    last = bench.job(job.id).deliveries[-1]
     assert (last.number, last.delivered, last.next_at) == (3, False, None)
     assert last.error == "the target answered 500"
 
 
-def test_a_target_that_is_gone_is_left_alone(house: House) -> None:
-    house.target.answers = [410]
-    succeed(house, house.submit())
-    house.webhooks()()
-    assert house.redis.zcard(house.keys.webhooks) == 0
+def test_a_target_that_is_gone_is_left_alone(bench: WebhookBench) -> None:
+    bench.target.answers = [410]
+    succeed(bench, bench.submit())
+    bench.webhooks()()
+    assert bench.redis.zcard(bench.keys.webhooks) == 0
 
 
-def test_two_replicas_deliver_one_event_once(house: House) -> None:
-    jobs = [house.submit() for _ in range(10)]
+def test_two_replicas_deliver_one_event_once(bench: WebhookBench) -> None:
+    jobs = [bench.submit() for _ in range(10)]
     for job in jobs:
-        succeed(house, job)
-    replicas = [house.webhooks() for _ in range(4)]
+        succeed(bench, job)
+    replicas = [bench.webhooks() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         counts = list(pool.map(lambda each: each(), replicas))
     assert sum(counts) == 10
-    assert len(house.target.came) == len(set(house.target.ids)) == 10
+    assert len(bench.target.came) == len(set(bench.target.ids)) == 10
 
 
-def test_a_replica_that_dies_in_the_middle_leaves_the_event_to_another(house: House) -> None:
-    job = house.submit()
-    succeed(house, job)
-    house.due_now(job.id)
-    assert Outbox(house.redis, house.keys).take(30, 10) == [job.id]  # and then it dies
-    assert house.webhooks()() == 0  # hidden as long as the try may take
-    house.due_now(job.id)
-    assert house.webhooks()() == 1
-    assert house.target.ids == [f"msg_{job.id}_succeeded"]
+def test_a_replica_that_dies_in_the_middle_leaves_the_event_to_another(bench: WebhookBench) -> None:
+    job = bench.submit()
+    succeed(bench, job)
+    bench.due_now(job.id)
+    assert Outbox(bench.redis, bench.keys).take(30, 10) == [job.id]  # and then it dies
+    assert bench.webhooks()() == 0  # hidden as long as the try may take
+    bench.due_now(job.id)
+    assert bench.webhooks()() == 1
+    assert bench.target.ids == [f"msg_{job.id}_succeeded"]
 
 
-def test_each_tenant_may_have_its_own_secret_and_secrets_overlap(house: House) -> None:
-    house.settings["webhook_secrets"] = {"acme": f"{OTHER_SECRET} {SECRET}"}
-    job = house.submit("acme")
-    house.slot.claim(job.id)
-    house.slot.succeed(job.id, [b"song"], tenant="acme")
-    house.webhooks()()
-    [came] = house.target.came
+def test_each_tenant_may_have_its_own_secret_and_secrets_overlap(bench: WebhookBench) -> None:
+    bench.settings["webhook_secrets"] = {"acme": f"{OTHER_SECRET} {SECRET}"}
+    job = bench.submit("acme")
+    bench.slot.claim(job.id)
+    bench.slot.succeed(job.id, [b"song"], tenant="acme")
+    bench.webhooks()()
+    [came] = bench.target.came
     for secret in (OTHER_SECRET, SECRET):  # a receiver with the old one, and one with the new one
         assert Webhook(secret).verify(came.body, came.headers)
 
 
-def test_a_target_inside_is_refused_at_submit_and_nothing_is_kept(house: House) -> None:
-    house.settings["webhook_networks"] = ()
+def test_a_target_inside_is_refused_at_submit_and_nothing_is_kept(bench: WebhookBench) -> None:
+    bench.settings["webhook_networks"] = ()
     with pytest.raises(InvalidSpec, match="public addresses only") as refused:
-        house.submit()
+        bench.submit()
     assert refused.value.field == "webhook"
-    assert house.redis.dbsize() == 0
+    assert bench.redis.dbsize() == 0
 
 
-def test_a_target_that_is_inside_by_the_time_of_the_delivery_gets_nothing(house: House) -> None:
-    job = house.submit()
-    succeed(house, job)
-    house.webhooks(webhook_networks=())()
-    assert not house.target.came
-    error = house.job(job.id).deliveries[0].error
+def test_a_target_that_is_inside_by_the_time_of_the_delivery_gets_nothing(bench: WebhookBench) -> None:
+    job = bench.submit()
+    succeed(bench, job)
+    bench.webhooks(webhook_networks=())()
+    assert not bench.target.came
+    error = bench.job(job.id).deliveries[0].error
     assert error and "public addresses only" in error
 
 
-def test_without_a_secret_there_are_no_webhooks(house: House) -> None:
-    del house.settings["webhook_secret"]
+def test_without_a_secret_there_are_no_webhooks(bench: WebhookBench) -> None:
+    del bench.settings["webhook_secret"]
     with pytest.raises(Unsupported, match="SERINETTE_WEBHOOK_SECRET"):
-        house.submit()
-    house.settings["webhook_secrets"] = {"acme": SecretStr(OTHER_SECRET)}
-    assert house.submit("acme").webhook == house.url
+        bench.submit()
+    bench.settings["webhook_secrets"] = {"acme": SecretStr(OTHER_SECRET)}
+    assert bench.submit("acme").webhook == bench.url
 
 
-def test_an_end_that_cannot_be_signed_is_looked_at_once(house: House) -> None:
-    job = house.submit()
-    succeed(house, job)
-    assert house.webhooks(webhook_secret=None)() == 1
-    assert house.redis.zcard(house.keys.webhooks) == 0
-    assert not house.target.came
+def test_an_end_that_cannot_be_signed_is_looked_at_once(bench: WebhookBench) -> None:
+    job = bench.submit()
+    succeed(bench, job)
+    assert bench.webhooks(webhook_secret=None)() == 1
+    assert bench.redis.zcard(bench.keys.webhooks) == 0
+    assert not bench.target.came
 
 
-def test_an_erased_job_is_not_sent(house: House) -> None:
-    job = house.submit()
-    succeed(house, job)
-    assert house.board.jobs(calls.erase(job.id, ME))
-    house.webhooks()()
-    assert not house.target.came
-    assert not house.redis.exists(house.keys.job(job.id))
-    assert house.redis.zcard(house.keys.webhooks) == 0
+def test_an_erased_job_is_not_sent(bench: WebhookBench) -> None:
+    job = bench.submit()
+    succeed(bench, job)
+    assert bench.board.jobs(calls.erase(job.id, ME))
+    bench.webhooks()()
+    assert not bench.target.came
+    assert not bench.redis.exists(bench.keys.job(job.id))
+    assert bench.redis.zcard(bench.keys.webhooks) == 0
 
 
-def test_of_two_submits_with_one_key_the_first_says_where_the_end_is_reported(house: House) -> None:
-    first = house.submit(key="k")
-    again = house.submit(key="k", webhook=None)
+def test_of_two_submits_with_one_key_the_first_says_where_the_end_is_reported(bench: WebhookBench) -> None:
+    first = bench.submit(key="k")
+    again = bench.submit(key="k", webhook=None)
     assert again.id == first.id
-    assert again.webhook == house.url
+    assert again.webhook == bench.url
 
 
-def test_a_record_that_cannot_be_read_holds_up_no_other_end(house: House) -> None:
-    spoilt, well = house.submit(), house.submit()
+def test_a_record_that_cannot_be_read_holds_up_no_other_end(bench: WebhookBench) -> None:
+    spoilt, well = bench.submit(), bench.submit()
     for job in (spoilt, well):
-        succeed(house, job)
-    house.redis.hset(house.keys.job(spoilt.id), "result", "not JSON")
-    assert house.webhooks()() == 2
-    assert house.target.ids == [f"msg_{well.id}_succeeded"]
-    assert house.redis.zcard(house.keys.webhooks) == 0
+        succeed(bench, job)
+    bench.redis.hset(bench.keys.job(spoilt.id), "result", "not JSON")
+    assert bench.webhooks()() == 2
+    assert bench.target.ids == [f"msg_{well.id}_succeeded"]
+    assert bench.redis.zcard(bench.keys.webhooks) == 0
 
 
-def test_a_job_stays_whole_until_its_end_is_reported(house: House) -> None:
-    job = house.submit()
-    succeed(house, job)
-    assert not house.board.jobs(calls.shrink(house.board.entry(job.id)))
-    house.webhooks()()
-    assert house.board.jobs(calls.shrink(house.board.entry(job.id)))
+def test_a_job_stays_whole_until_its_end_is_reported(bench: WebhookBench) -> None:
+    job = bench.submit()
+    succeed(bench, job)
+    assert not bench.board.jobs(calls.shrink(bench.board.entry(job.id)))
+    bench.webhooks()()
+    assert bench.board.jobs(calls.shrink(bench.board.entry(job.id)))

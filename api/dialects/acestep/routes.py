@@ -59,18 +59,18 @@ KeyHeader = Annotated[
     ),
 )
 async def release_task(body: BodyPart, access: JobAccessPart, idempotency_key: KeyHeader = None) -> dict[str, Any]:
-    """Put songs into the queue. `warnings` says in sentences what will not be done as asked."""
+    """Queue songs. `warnings` has a sentence for each field that is not used as sent."""
     return wrapped(answers.released(await _release(body, access, idempotency_key)))
 
 
 @tasks.post(
     "/query_result",
-    summary="Ask for tasks",
+    summary="Query tasks",
     openapi_extra=documented.QUERY_BODY,
     responses=documented.answers([answers.answer(documented.TASK_ID, None)], documented.WRONG),
 )
 async def query_result(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
-    """0 waits or runs, 1 succeeded, 2 failed; `result` is JSON in a string, a record for each song."""
+    """`status`: 0 queued or running, 1 succeeded, 2 failed; `result` is JSON in a string, a record for each song."""
     task_ids = task_ids_of(body)
     jobs = await access.find(task_ids)
     return wrapped([answers.answer(task_id, job) for task_id, job in zip(task_ids, jobs, strict=True)])
@@ -96,13 +96,13 @@ async def audio(
     responses=documented.answers(documented.SAMPLE),
 )
 async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
-    """One of a handful of examples, drawn."""
+    """One of several examples, picked at random."""
     return wrapped(random_sample(str(body.fields.get("sample_type") or "simple_mode")))
 
 
 @tasks.post(
     "/format_input",
-    summary="Not here: better words",
+    summary="Unsupported: rewriting prompt and lyrics",
     openapi_extra=documented.WORDS_BODY,
     responses=documented.NO_LM,
 )
@@ -113,7 +113,7 @@ async def format_input(_: BodyPart, __: TenantPart) -> dict[str, Any]:
 
 @tasks.post(
     "/v1/create_sample",
-    summary="Not here: a song from a description",
+    summary="Unsupported: writing a song from a description",
     openapi_extra=documented.WORDS_BODY,
     responses=documented.NO_LM,
 )
@@ -148,13 +148,13 @@ class ToggleLora(BaseModel):
 
 @server.get("/model_inventory", summary="The models", responses=documented.AWAY)
 async def model_inventory(held: HeldPart) -> Envelope[Inventory]:
-    """What the workers that are up hold."""
+    """The models that running workers hold."""
     return Envelope(data=held)
 
 
 @server.get(
     "/stats",
-    summary="Counts",
+    summary="Task counts",
     responses=documented.answers(inventory.stats([], "default", 10_000), documented.AWAY),
 )
 async def stats(queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:
@@ -195,9 +195,11 @@ async def unload_lora() -> dict[str, Any]:
     return wrapped({"message": LORA_STATUS["message"]})
 
 
-@server.post("/lora/toggle", summary="Off is as it is", responses=documented.answers({"message": "..."}))
+@server.post(
+    "/lora/toggle", summary="Turn a LoRA on or off for all requests", responses=documented.answers({"message": "..."})
+)
 async def toggle_lora(body: Annotated[ToggleLora, BodyParameter()]) -> dict[str, Any]:
-    """Off is answered as done; on with 400 in the envelope."""
+    """Off succeeds, as no LoRA is loaded for all requests; on is refused with 400 in the envelope."""
     if body.use_lora:
         return wrapped(code=400, error=LORA_REFUSAL)
     return wrapped({"message": LORA_STATUS["message"], "use_lora": False})

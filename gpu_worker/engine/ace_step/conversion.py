@@ -83,7 +83,7 @@ def convert(source: Path, out: Path, *, variant: str | None = None, parts: Path 
 
 
 def is_original(directory: Path) -> bool:
-    """Whether a checkpoint in ACE-Step's own layout lies here, or in a directory below."""
+    """Whether a checkpoint in ACE-Step's own layout is here, or in a directory below."""
     return bool(_found(directory))
 
 

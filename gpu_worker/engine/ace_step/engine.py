@@ -42,7 +42,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is loaded, to the bit, and on what it runs, for people."""
+    """What is loaded, to the bit, and its human-readable device."""
 
     name: str
     revision: str
@@ -197,7 +197,7 @@ class AceStepEngine:
         if request.spec.task is Task.REPAINT and part.window is not None and request.source is not None:
             samples = tasks.paste(torch.from_numpy(request.source), samples, part.window, sample_rate)
         else:
-            samples = tasks.to_peak(samples[:, : round(part.duration_s * sample_rate)])  # of what is heard
+            samples = tasks.to_peak(samples[:, : round(part.duration_s * sample_rate)])  # of the audible part
         return Song(samples.contiguous().numpy(), sample_rate, request.seed, part.warnings)
 
     def _repeat_progress(self, _module: object, _inputs: object) -> None:
@@ -236,7 +236,7 @@ def _describe(pipe: SongPipeline, grid: tasks.Grid, identity: Identity) -> Model
 
 
 def _explain(error: MemoryError | RuntimeError, batch: Sequence[SongRequest], device: str) -> GenerationError | None:
-    """What torch's error means for the song; None for one that says nothing of the device."""
+    """What torch's error means for the song; None for an error that is not about the device."""
     if isinstance(error, torch.AcceleratorError):
         return EngineCrashed(f"{device} failed and is lost to this process: {str(error).partition(chr(10))[0]}")
     full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _FULL)

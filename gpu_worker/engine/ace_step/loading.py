@@ -62,7 +62,7 @@ def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
 
 
 def _fits(directory: Path, dtype: torch.dtype, settings: WorkerSettings, device: torch.device) -> Plan:
-    """What fits on the device. A CPU's memory is the system's to part: no bounds."""
+    """What fits on the device. No bounds on a CPU, whose memory the operating system manages."""
     if device.type != "cuda":
         return Plan(False, CPU_WINDOWS, math.inf, math.inf)
     free_bytes, _ = torch.cuda.mem_get_info(device)
@@ -141,9 +141,7 @@ def _in_words(device: torch.device) -> str:
 def _advice(directory: Path) -> str | None:
     if not is_original(directory):
         return None
-    return (
-        f"is in ACE-Step's own layout; make one that is loaded here of it: serinette convert {directory} NEW_DIRECTORY"
-    )
+    return f"is in ACE-Step's own layout; convert it first: serinette convert {directory} NEW_DIRECTORY"
 
 
 ACE_STEP = ModelFamily(frozenset({"AceStepPipeline", SongPipeline.__name__}), load, _advice)

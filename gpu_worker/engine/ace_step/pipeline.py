@@ -1,4 +1,4 @@
-"""diffusers' AceStepPipeline, bent so that songs of several jobs share one call, whatever each asks.
+"""diffusers' AceStepPipeline, changed so that songs of several jobs, with different options, share one call.
 
 Each has its own text, metadata, task, source, reference and length. Alone, a song of text is bit for bit the stock
 pipeline's.
@@ -46,7 +46,7 @@ class SongInput:
     reference: Tensor | None = None
     window: tuple[int, int] | None = None  # latent frames that are generated; None: all
     silent_window: bool = False  # the source is silence there
-    # After so many steps the source gives way to silence, and this to the other instruction; None: never.
+    # After so many steps the source is replaced by silence, and the instruction by the other one; None: never.
     source_steps: int | None = None
     later_instruction: str = ""
 
@@ -201,8 +201,8 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
 
     def _encode_audio(self, audio: Tensor, draw: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
         """[1, frames, dims] of audio [channels, samples]. The stock pipeline draws from the process's one generator."""
-        heard = self.vae.encode(audio[None].to(device, self.vae.dtype)).latent_dist.sample(draw)
-        latents: Tensor = heard.transpose(1, 2).to(dtype)
+        encoded = self.vae.encode(audio[None].to(device, self.vae.dtype)).latent_dist.sample(draw)
+        latents: Tensor = encoded.transpose(1, 2).to(dtype)
         return latents
 
     def _excerpts(self, audio: Tensor) -> Tensor:
@@ -215,8 +215,8 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
     def _timbres_of_songs(self, packed: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """[texts, 1, dims], and that each is there. Silence, which most songs have for a reference, is encoded once."""
         if not self._songs:
-            heard: tuple[Tensor, Tensor] = self._encode_timbre(packed, order)
-            return heard
+            timbre: tuple[Tensor, Tensor] = self._encode_timbre(packed, order)
+            return timbre
         alone = torch.zeros(1, dtype=torch.long, device=packed.device)
         if self._silent_timbre is None and None in self._timbres:
             frames = math.ceil(_EXCERPTS * _EXCERPT_S * self.latents_per_second)
@@ -273,9 +273,9 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         return encoded
 
     def _format_prompt(self, **fields: object) -> tuple[str, str]:
-        told = self._spoken[self._place] if self._spoken else {}
+        metadata = self._spoken[self._place] if self._spoken else {}
         self._place += 1
-        formatted: tuple[str, str] = super()._format_prompt(**{**fields, **told})
+        formatted: tuple[str, str] = super()._format_prompt(**{**fields, **metadata})
         return formatted
 
 

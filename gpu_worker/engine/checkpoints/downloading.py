@@ -124,7 +124,7 @@ def _check_sums(directory: Path) -> None:
         path = directory / name.strip().removeprefix("*").removeprefix("./")
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                raise ConfigurationError(f"{name.strip()}: its SHA-256 is not the one in {_CHECKSUMS}; upload it again")
+                raise ConfigurationError(f"{name.strip()}: its SHA-256 differs from {_CHECKSUMS}; upload it again")
 
 
 def _hidden(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where a checkpoint or an adapter lies on this machine's disk: found, unpacked or downloaded, and its revision."""
+"""Where a checkpoint or an adapter is on the local disk: found, unpacked or downloaded, and its revision."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _from_hub(model: str, revision: str | None) -> Checkpoint:
 
 
 def refusal(error: Exception) -> str:
-    """What the hub's error, or what it was made of, means for the operator who named the model, and what to do."""
+    """What the hub's error, or its cause, means for the operator of this model, and what to do."""
     chain: list[BaseException] = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from serinette.job import Sampling
 from serinette.spec import GenerationSpec
 
-# Of two 10 s songs on a CPU, company takes about 0.7 of the time that both take alone, and about 0.9 when a tenth of
+# Of two 10 s songs on a CPU, sharing takes about 0.7 of the time that both take alone, and about 0.9 when a tenth of
 # the batch is filled up: little is left to win. A GPU may bear more, which was not measured (docs/engine.md).
 MOST_PADDING = 0.1
 

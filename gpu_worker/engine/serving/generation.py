@@ -1,4 +1,4 @@
-"""One job inside the engine: its variations, where they are, and the one answer that its slot gets."""
+"""One job inside the engine: its variations, their progress, and the single answer to its slot."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Generation:
         self._report_place()
 
     def report_waiting(self) -> None:
-        """Report that other jobs' songs are generated: the engine lives."""
+        """Report that other jobs' songs are being generated: the engine is alive."""
         self._report(Report(stage=Stage.WAITING_FOR_ENGINE), _WAITING_S)
 
     def hand_over(self, index: int, song: Song) -> None:

@@ -198,7 +198,7 @@ class EngineServer:
 
 
 def bind(path: Path) -> socket.socket:
-    """Listen on a Unix socket that only this user may open; one that a dead engine left is replaced.
+    """Listen on a Unix socket that only this user may open; a socket that a dead engine left is replaced.
 
     Raises:
         ConfigurationError: the path cannot be bound, or another engine listens there.
@@ -226,5 +226,5 @@ def _failed(job_id: str, error: Exception) -> Failed:
     if isinstance(error, SerinetteError):
         log.warning("job %s: %s: %s", job_id, error.code, error.message)
         return Failed(error=JobError(code=error.code, message=error.message, retryable=error.retryable))
-    log.error("job %s: failed on a mistake of ours", job_id, exc_info=error)
+    log.error("job %s: failed on an internal error", job_id, exc_info=error)
     return Failed(error=JobError(code=SerinetteError.code, message=f"{type(error).__name__}: {error}"))

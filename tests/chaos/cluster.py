@@ -1,4 +1,4 @@
-"""Everything that can be killed, as real processes on one machine, each started again by whoever killed it."""
+"""All that can be killed, as real processes on one machine; the injector starts each again after it killed it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Process:
             )
 
     def kill(self) -> None:
-        """SIGKILL, and nothing of it is left: what it started dies with it, by its leash."""
+        """SIGKILL; its children die with it, by their leash."""
         if self.running is None:
             return
         children = psutil.Process(self.running.pid).children(recursive=True)
@@ -101,7 +101,7 @@ class Process:
 
 
 @dataclass(slots=True)
-class House:
+class Cluster:
     """All processes of a run."""
 
     directory: Path
@@ -151,8 +151,8 @@ class House:
 
 
 @contextmanager
-def house(directory: Path, shape: Shape) -> Iterator[House]:
-    """A house that is not started yet; on the way out nothing of it is left running."""
+def cluster(directory: Path, shape: Shape) -> Iterator[Cluster]:
+    """A cluster that is not started yet; on exit none of its processes is left running."""
     made = _build(directory, shape)
     try:
         yield made
@@ -160,7 +160,7 @@ def house(directory: Path, shape: Shape) -> Iterator[House]:
         made.stop()
 
 
-def _build(directory: Path, shape: Shape) -> House:
+def _build(directory: Path, shape: Shape) -> Cluster:
     valkey_port, *weed_ports = free_ports(6)
     gateway_ports, metrics_ports = free_ports(shape.gateways), free_ports(shape.controllers)
     shared = {
@@ -181,7 +181,7 @@ def _build(directory: Path, shape: Shape) -> House:
     weed = weed_command(directory / "weed", weed_ports)
     urls = [f"http://127.0.0.1:{port}" for port in gateway_ports]
     metrics = [f"http://127.0.0.1:{port}/metrics" for port in metrics_ports]
-    return House(
+    return Cluster(
         directory=directory,
         valkey=Process("valkey", valkey, inherited, directory),
         store=Process("store", weed, inherited, directory, f"{shared['store_endpoint']}/healthz"),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.ledger import Promise
 from tests.chaos.plan import Cancel, Nature, Order
-from tests.chaos.verdict import Fault, Found, judge
+from tests.chaos.promises import Fault, Found, judge
 
 ORDER = Order(number=3, client=0, tenant="acme", key="song-1", prompt="", nature=Nature.GOOD)
 SONG = {"songs/a-0.mp3": "digest"}
@@ -46,7 +46,7 @@ CASES = {
     "all is well": (found(), set()),
     "a song is stored without a word": (found(stored={}), {Fault.LOST}),
     "it succeeded without a song": (found(answered={}, recorded={}, stored={}), {Fault.LOST}),
-    "nobody knows it": (replace(silent("failed", POISON), status=None), {Fault.LOST}),
+    "the gateway does not know it": (replace(silent("failed", POISON), status=None), {Fault.LOST}),
     "forgotten with its end": (
         replace(
             silent("canceled", CANCELED), status=None, promise=promise(CANCELED, 100.5, ends=[("canceled", 101.0)])
@@ -72,10 +72,10 @@ CASES = {
     "a cancel comes too late": (found(CANCELED), set()),
     "canceled unasked": (silent("canceled"), {Fault.WRONG}),
     "two terminal events": (found(terminal_events=("succeeded", "failed")), {Fault.DUPLICATED}),
-    "heard to end twice": (found(promise=promise(terminal_events=["succeeded"] * 2)), {Fault.DUPLICATED}),
+    "reported to end twice": (found(promise=promise(terminal_events=["succeeded"] * 2)), {Fault.DUPLICATED}),
     "two webhooks": (found(webhook_ids=frozenset({"msg_job_succeeded", "msg_job_canceled"})), {Fault.DUPLICATED}),
-    "another end was told": (found(CANCELED, [("canceled", 90.0)]), {Fault.DUPLICATED}),
-    "another end was told, and forgotten": (found(CANCELED, [("canceled", 101.0)]), set()),
+    "another end was reported": (found(CANCELED, [("canceled", 90.0)]), {Fault.DUPLICATED}),
+    "another end was reported, and forgotten": (found(CANCELED, [("canceled", 101.0)]), set()),
     "a second artifact": (found(stored=SONG | OTHER), {Fault.DUPLICATED}),
     "a song of a job that failed": (silent("failed", POISON, stored=OTHER), {Fault.DUPLICATED}),
     "other bytes than recorded": (found(stored={"songs/a-0.mp3": "other"}), {Fault.DUPLICATED}),

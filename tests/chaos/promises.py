@@ -1,4 +1,4 @@
-"""What became of every promise: a pure judgment over what was found after a run."""
+"""Whether every promise was kept: a pure judgment over what was found after a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from enum import StrEnum
 from tests.chaos.ledger import ENDED, Promise
 from tests.chaos.plan import Cancel
 
-# A 202 that was on its way as Valkey died came this late at most.
+# A 202 in flight when Valkey died arrives at most this late.
 _LATE_S = 10.0
 
 
 class Fault(StrEnum):
-    """What must not be found."""
+    """Kinds of broken promises."""
 
     LOST = "lost"
     STUCK = "stuck"
@@ -24,13 +24,13 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One job as it lies before us: what the gateway answers, what Redis tells of it, what the store holds.
+    """One job after the run: what the gateway answers, what Redis has of it, what the store holds.
 
     Artifacts are SHA-256 digests by object key.
     """
 
     promise: Promise
-    status: str | None = None  # None: the house does not know it
+    status: str | None = None  # None: the gateway does not know it
     answered: Mapping[str, str] = field(default_factory=dict)
     recorded: Mapping[str, str] | None = None  # None: no job.json
     stored: Mapping[str, str] = field(default_factory=dict)  # of the bytes themselves
@@ -40,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that must not be."""
+    """One broken promise."""
 
     fault: Fault
     order: int
@@ -66,12 +66,12 @@ def judge(found: Found, forgotten: Sequence[Span], *, fsync: bool = False) -> It
 
 def _lost(found: Found, forgotten: Sequence[Span]) -> Iterator[str]:
     promise = found.promise
-    # Submitted and ended without a song in one span that Valkey forgot: its client was told, and nobody else.
-    unsung = {_span(promise.accepted_at, forgotten)} & {
+    # Submitted and ended without a song in one span that Valkey forgot: only its client knows of it.
+    ended = {_span(promise.accepted_at, forgotten)} & {
         _span(at, forgotten) for status, at in promise.ends if status != "succeeded"
     }
-    if found.status is None and not unsung - {None}:
-        yield "the house does not know it"
+    if found.status is None and not ended - {None}:
+        yield "the gateway does not know it"
     for at in promise.forgotten:
         if _span(at, forgotten) is None:
             yield "it was accepted, and unknown later, though Valkey had forgotten nothing of that time"
@@ -87,15 +87,15 @@ def _stuck(found: Found, _forgotten: Sequence[Span]) -> Iterator[str]:
 
 
 def _duplicated(found: Found, forgotten: Sequence[Span]) -> Iterator[str]:
-    for events, where in ((found.terminal_events, "in its stream"), (found.promise.terminal_events, "heard")):
+    for events, where in ((found.terminal_events, "in its stream"), (found.promise.terminal_events, "received")):
         if len(events) > 1:
             yield f"{len(events)} terminal events {where}: {', '.join(events)}"
     if len(found.webhook_ids) > 1:
         yield f"{len(found.webhook_ids)} webhook ids: {', '.join(sorted(found.webhook_ids))}"
-    # An end told in a span that Valkey forgot may be told otherwise; no other.
+    # Only an end reported in a span that Valkey forgot may be reported differently later.
     for status, at in found.promise.ends:
         if found.status not in {status, None} and _span(at, forgotten) is None:
-            yield f"it was told to have {status}, and has {found.status}"
+            yield f"it was reported to have {status}, and has {found.status}"
     recorded = found.recorded or {}
     yield from (f"a second artifact: {key}" for key in found.stored if key not in recorded)
     yield from (
@@ -104,12 +104,12 @@ def _duplicated(found: Found, forgotten: Sequence[Span]) -> Iterator[str]:
         if key in found.stored and found.stored[key] != digest
     )
     if found.status == "succeeded" and dict(found.answered) != dict(recorded):
-        yield "the record and the gateway tell of other songs"
+        yield "the record and the gateway name different songs"
 
 
 def _wrong(found: Found, _forgotten: Sequence[Span]) -> Iterator[str]:
     order = found.promise.order
-    meant = {"succeeded"} if order.nature.sings else {"failed"}
+    meant = {"succeeded"} if order.nature.succeeds else {"failed"}
     if order.cancel is not Cancel.NEVER:
         meant |= {"canceled"}
     if found.status in ENDED and found.status not in meant:
