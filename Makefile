@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PORT ?= 8019
 ARGS ?=
 # Test files that run in parallel: much of their time is waiting.
-TESTERS ?= 2
+TESTERS ?= 3
 
 BIN := $(VENV)/bin
 BROWSER := tests/browser/node_modules/.package-lock.json

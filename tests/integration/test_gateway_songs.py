@@ -243,7 +243,7 @@ def test_endless_chunks_are_refused_on_the_way(studio: Studio, path: str) -> Non
             sent += 65_536
             yield b"x" * 65_536
 
-    answer = studio.http.post(path, content=chunks())
+    answer = studio.http.post(path, content=chunks(), headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
     assert sent < 50_000_000
     assert studio.http.get("/healthz").status_code == 200

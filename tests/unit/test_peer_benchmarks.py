@@ -19,7 +19,7 @@ def test_an_answer_that_was_not_expected_ends_the_measure(tmp_path: Path, redis_
     with gateway(tmp_path, redis_url, f"file://{tmp_path}/store") as server:
         answers, took_s = load(server.port, Request("GET", "/healthz", 200, '"status"'), 0.1)
         assert answers > 0
-        assert took_s >= 0.1
+        assert took_s >= 0.099  # a clock that is read in other places
         with pytest.raises(RuntimeError, match="404"):
             load(server.port, Request("GET", "/healthy", 200, ""), 0.1)
         with pytest.raises(RuntimeError, match="200 OK"):
