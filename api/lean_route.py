@@ -116,7 +116,8 @@ def _json_only(app: ASGIApp) -> ASGIApp:
 
 def _require_json(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    family, _, name = kind.partition("/")
+    if family != "application" or "/" in name or not (name == "json" or name.endswith("+json")):
         raise UnsupportedMediaType("Content-Type: send Content-Type: application/json", field="Content-Type")
 
 

@@ -83,10 +83,16 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     return bytes(chunks)
 
 
+def read_json(text: str | bytes) -> Any:  # noqa: ANN401  # whatever JSON holds
+    """What a body, or a text in it, holds as JSON. Raises ValueError or RecursionError: it is none that can be kept."""
+    found = json.loads(text)
+    json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read, but neither stored nor answered
+    return found
+
+
 def _from_json(raw: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw)
-        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair can be read, but never be answered
+        body = read_json(raw)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"Invalid JSON body: {error}") from error
     if not isinstance(body, dict):

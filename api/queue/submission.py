@@ -180,7 +180,7 @@ class Submitter:
         (seen,), disk = await self.jobs.together(calls.look([job_id]), *writes, wait_ms=self._wait_ms)
         if seen.entry is None and seen.shrunk is None:
             return None
-        _require_on_disk(disk[1:])
+        _require_on_disk(disk)
         return Submitted(seen.place, known=seen.entry, ended=seen.shrunk)
 
     async def _replayed(self, work: Work, job_id: str, found: Submitted) -> Job:
@@ -239,11 +239,11 @@ def _require_on_disk(answers: Sequence[Any]) -> None:
     Raises:
         QueueUnavailable: the write was not on disk within the Redis timeout; it is not undone.
     """
-    for answer in answers:
+    for answer in answers:  # the write that WAITAOF waits for may be refused, too
         if isinstance(answer, Exception):
             raise _not_on_disk(str(answer)) from answer
-        if int(answer[0]) < 1:
-            raise _not_on_disk("not within the Redis timeout")
+    if answers and int(answers[-1][0]) < 1:
+        raise _not_on_disk("not within the Redis timeout")
 
 
 def _not_on_disk(why: str) -> QueueUnavailable:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from redis import Redis
 from redis import asyncio as redis_asyncio
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
 
 Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
@@ -128,15 +128,11 @@ class AsyncJobs:
 
     async def _send(self, requests: Sequence[_Request]) -> None:
         try:
-            found = await self._round_trip(requests)
-            unknown = [i for i, answers in enumerate(found) if isinstance(answers[0], NoScriptError)]
-            if unknown:
-                for body in _TEXTS.values():
-                    await self.redis.script_load(body)
-                again = await self._round_trip([requests[i] for i in unknown])
-                for i, answers in zip(unknown, again, strict=True):
-                    found[i] = answers
+            found = await self._answers(requests)
         except BaseException as error:
+            if len(requests) > 1 and _is_of_one_caller(error):
+                await asyncio.gather(*(self._send([each]) for each in requests))
+                return
             for each in requests:
                 if not each.answers.done():  # its caller may have been canceled
                     each.answers.set_exception(error) if isinstance(error, Exception) else each.answers.cancel()
@@ -146,6 +142,16 @@ class AsyncJobs:
         for each, answers in zip(requests, found, strict=True):
             if not each.answers.done():
                 each.answers.set_result(answers)
+
+    async def _answers(self, requests: Sequence[_Request]) -> list[list[Any]]:
+        found = await self._round_trip(requests)
+        if unknown := [i for i, answers in enumerate(found) if isinstance(answers[0], NoScriptError)]:
+            for body in _TEXTS.values():
+                await self.redis.script_load(body)
+            again = await self._round_trip([requests[i] for i in unknown])
+            for i, answers in zip(unknown, again, strict=True):
+                found[i] = answers
+        return found
 
     async def _round_trip(self, requests: Sequence[_Request]) -> list[list[Any]]:
         commands = [command for each in requests for command in each.commands]
@@ -167,6 +173,11 @@ class AsyncJobs:
                 pipe.execute_command(*command)
             found: list[Any] = await pipe.execute(raise_on_error=False)
             return found
+
+
+def _is_of_one_caller(error: BaseException) -> bool:
+    """Whether an argument could not be encoded, which is found out before anything is sent."""
+    return isinstance(error, Exception) and (isinstance(error, DataError) or not isinstance(error, RedisError))
 
 
 def _answer(call: Call[Answer], found: Reply) -> Answer:

@@ -779,7 +779,7 @@ function transitions.restore()
         if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
     end
     local created_at, ended_at = number(job.created_at, 'created_at'), number(job.ended_at, 'ended_at')
-    if redis.call('EXISTS', record_key(id), ended_key(id)) > 0 then return 0 end
+    if redis.call('EXISTS', record_key(id), ended_key(id), erased_key(id)) > 0 then return 0 end
     set(id, 'state', outcome, 'recorded', '1', unpack(fields))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'created_at', iso(created_at), 'ended_at', iso(ended_at))

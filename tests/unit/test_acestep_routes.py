@@ -112,6 +112,13 @@ def test_a_task_by_every_kind_of_body(client: TestClient, sent: dict[str, Any]) 
     assert job["spec"]["seed"] >= 0
 
 
+@pytest.mark.parametrize("field", ["param_obj", "metas", "track_classes", "task_type"])
+def test_half_a_surrogate_pair_in_a_text_of_json_is_no_mistake_of_ours(client: TestClient, field: str) -> None:
+    sent = {"prompt": "a", field: '{"\\ud800": 1}' if field != "track_classes" else '["\\ud800"]'}
+    assert client.post("/release_task", json=sent).status_code < 500
+    assert client.post("/query_result", json={"task_id_list": '["\\ud800"]'}).status_code < 500
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "words"),
     [

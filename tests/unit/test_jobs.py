@@ -12,6 +12,7 @@ from rq.suspension import resume, suspend
 from serinette.credentials import Limits
 from serinette.job import AttemptOutcome, JobError, JobStatus
 from serinette.jobs import AttemptState, Claimed, Entry, Outcome, Shrunk, calls, rq_fields_of
+from serinette.jobs.finishing import record_of
 from serinette.names import DEFAULT_POOL, Keys, Lane
 from serinette.spec import GenerationSpec
 from tests.jobs import TENANT, Board, assert_ended, charged_attempts, submission
@@ -293,8 +294,11 @@ def test_an_erased_job_never_comes_back(board: Board) -> None:
     job_id = board.submit()
     frozen = held(board)
     attempt_id = attempt_of(frozen)
-    board.jobs(calls.finish(job_id, "", Outcome(FAILED, LOST), recorded=True))
+    outcome = Outcome(FAILED, LOST)
+    record = record_of(frozen.entry, frozen.entry.attempts[-1], outcome)
+    board.jobs(calls.finish(job_id, "", outcome, recorded=True))
     assert board.jobs(calls.erase(job_id, TENANT))
+    assert not board.jobs(calls.restore(record, 60)), "a restore read the record before it was erased"
     rq_fields = rq_fields_of(job_id, "default", Lane.NORMAL, "song", (60, 3600, 3))
     assert board.beat(frozen) is AttemptState.LOST
     assert board.jobs(calls.resume(frozen.entry, attempt_id, board.lease_of(frozen), rq_fields)) is AttemptState.LOST

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import DataError, RedisError
 
 from api.settings import GatewaySettings
 from serinette.jobs import AsyncJobs, calls
@@ -62,6 +62,13 @@ async def test_one_refused_and_one_gone_take_nothing_from_the_others(jobs: Async
     assert all(seen.entry for (seen,) in await asyncio.gather(*good))
     _, (error,) = await refused
     assert isinstance(error, RedisError)
+
+
+async def test_arguments_that_cannot_be_sent_fail_their_own_caller_alone(jobs: AsyncJobs, waiting: list[str]) -> None:
+    wrong: list[Any] = ["half a surrogate pair: \ud800", {"no": "argument"}]
+    found = await asyncio.gather(*(jobs(calls.look([job_id])) for job_id in [*wrong, *waiting]), return_exceptions=True)
+    assert [type(each) for each in found[:2]] == [UnicodeEncodeError, DataError]
+    assert [each[0].entry.id for each in found[2:]] == waiting  # type: ignore[index, union-attr]  # none is an error
 
 
 async def test_the_disk_is_waited_for_once_and_by_those_alone_who_asked(tmp_path: Any, keys: Keys) -> None:

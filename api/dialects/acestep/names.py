@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -10,6 +9,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
+from api.dialects.body import read_json
 from serinette.errors import InvalidSpec, NotFound
 from serinette.job import Artifact
 from serinette.spec import AudioFormat, AudioId
@@ -85,7 +85,7 @@ def _nested(body: Mapping[str, Any], names: tuple[str, ...]) -> Mapping[str, Any
 
 def _object(value: object) -> dict[str, Any] | None:
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        found = read_json(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from api.dialects.body import read_json
 from serinette.spec import MAX_SEED, MAX_VARIATIONS, PublishedName, Task
 
 DEFAULT_BATCH_SIZE: Final = 2
@@ -22,7 +22,7 @@ def _track_names(value: object) -> object:
     """`drums,bass`, `DRUMS | BASS`, `["drums"]` as JSON text, or a list."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except (ValueError, RecursionError):
             return value
     if isinstance(value, str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
@@ -18,7 +17,7 @@ from api.dialects.acestep.inventory import LORA_REFUSAL, LORA_STATUS, NO_LM, Inv
 from api.dialects.acestep.names import song_named
 from api.dialects.acestep.samples import random_sample
 from api.dialects.acestep.table import convert, record_of
-from api.dialects.body import Body, BodyPart
+from api.dialects.body import Body, BodyPart, read_json
 from api.dialects.dialect import JobAccess, JobAccessPart, refusing
 from api.downloads import song_of
 from serinette.errors import InvalidSpec, RequestError, Unsupported
@@ -238,7 +237,7 @@ def task_ids_of(body: Body) -> list[str]:
     value: Any = next((body.fields[name] for name in ("task_id_list", "taskIdList") if name in body.fields), None)
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
-            value = json.loads(value)
+            value = read_json(value)
     if value in (None, ""):
         return []
     if not isinstance(value, list):
