@@ -161,6 +161,8 @@ def measure(rounds: int = 200, jobs: int = 1_000_000, ended_after_s: float = 0, 
             if depth > SHALLOW:
                 bytes_of_job["waiting"] = _sized(redis, ids[0], fill(redis, ids[0], depth - SHALLOW))
                 _settle(redis, depth)
+        for client in clients.values():  # idle for as long as the filling took
+            client.close()
         taken = [{name: timed_ms(client) for name, client in clients.items()} for _ in range(rounds)]
         figures: Figures = {"valkey": durability_of(redis), "jobs": {"shallow": SHALLOW, "deep": jobs}}
     for step in ("submit", "poll", "cancel"):
