@@ -66,7 +66,7 @@ class BatchThreads:
     bodies: Turns = field(default_factory=lambda: Turns(32, 8, _busy, most_waiting=0))
     queue: Threads = field(default_factory=lambda: Threads(8, 4, _busy))
     store: Threads = field(default_factory=lambda: Threads(8, 4, _busy))
-    checks: Threads = field(default_factory=lambda: Threads(2, 1, _busy))
+    checks: Threads = field(default_factory=lambda: Threads(4, 1, _busy))
 
 
 @dataclass(frozen=True, slots=True)
