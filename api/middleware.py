@@ -76,34 +76,6 @@ def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")
 
 
-_MOVED = 307
-
-
-class RelativeRedirects:
-    """Makes the router's own redirects relative to the host (RFC 9110, 10.2.2)."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-
-        async def hostless(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == _MOVED:
-                here = scope["scheme"].encode() + b"://" + dict(scope["headers"]).get(b"host", b"")
-                headers = [(name, _without(here, name, value)) for name, value in message["headers"]]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        return await self._app(scope, receive, hostless)
-
-
-def _without(here: bytes, name: bytes, value: bytes) -> bytes:
-    return value.removeprefix(here) if name.lower() == b"location" and value.startswith(here + b"/") else value
-
-
 KEY_IN_PATH = "serinette.key"
 _PREFIX = "/k/"
 
@@ -217,9 +189,7 @@ def _headers(scope: Scope) -> Mapping[bytes, bytes]:
 
 
 # Probes, metrics (which name no job and no tenant), and the API's documentation.
-PUBLIC = frozenset(
-    {"/", "/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
-)
+PUBLIC = frozenset({"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
 # Static files of the API's documentation and of the studio.
 _PAGES = ("/static-offline-docs/", "/studio/")
 CALLER = "serinette.caller"

@@ -40,7 +40,7 @@ def store(app: FastAPI) -> Store:
 @pytest.fixture
 async def client(app: FastAPI) -> Any:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as opened:
         yield opened
 
 
