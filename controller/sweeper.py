@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from controller.metrics import ControllerMetrics
 from controller.settings import ControllerSettings
@@ -24,8 +24,9 @@ from serinette import logs
 from serinette.errors import StoreUnavailable
 from serinette.job import Record
 from serinette.jobs import AttemptState, Call, Entry, Jobs, Seen, calls
-from serinette.jobs.finishing import find_record, finish_as, put_record
+from serinette.jobs.finishing import find_end, finish_as, put_record
 from serinette.jobs.registries import ListPruner, known_lanes, trim_registries
+from serinette.jobs.script import is_of_one_job
 from serinette.names import queue_name
 from serinette.presence import present
 from serinette.store import Store
@@ -66,7 +67,7 @@ class Sweeper:
         self._record_ends = UnrecordedEnds(self._jobs, settings.keys, self._store_calls)
         self._removed = RemovedPools(settings.pools, settings.pool, settings.rehome_after_s)
         self._prune_lists = ListPruner(redis, settings.keys)
-        self._unreadable: set[str] = set()
+        self._left: set[str] = set()
         self._shrink_from: str | float = "-inf"
         self._shrink_at_s = self._tidy_at_s = 0.0
         self._cursor = 0
@@ -84,9 +85,9 @@ class Sweeper:
         ):
             try:
                 part()
-            except RedisError:
-                raise
-            except Exception:
+            except Exception as error:
+                if isinstance(error, RedisError) and not is_of_one_job(error):
+                    raise
                 log.exception("%s failed; the rest goes on", part.__name__.lstrip("_"))
         if self._metrics:
             self._metrics.round_ended()
@@ -100,6 +101,7 @@ class Sweeper:
         self._carry_out(
             self._planned((job_id, partial(plan_lost, one.entry, attempt)) for (job_id, attempt), one in cases)
         )
+        self._to_the_end(self._keys.leases, [f"{job}:{attempt}" for job, attempt in due if job in self._left])
 
     def _due(self) -> None:
         at = datetime.fromtimestamp(self._redis_time(), UTC)
@@ -108,9 +110,15 @@ class Sweeper:
         seen = self._look(ids)
         cases = zip(ids, seen, strict=True)
         plans = self._planned((job_id, partial(plan_due, one.entry, at)) for job_id, one in cases)
-        if settled := set(ids) - {plan.entry.id for plan in plans} - self._unreadable:
+        if settled := set(ids) - {plan.entry.id for plan in plans} - self._left:
             self._redis.zrem(self._keys.deadlines, *settled)
         self._carry_out(plans)
+        self._to_the_end(self._keys.deadlines, self._left.intersection(ids))
+
+    def _to_the_end(self, index: str, left: Collection[str]) -> None:
+        """Of what is due: jobs that are left as they are hide no others. A lease that was renewed stays so."""
+        if left:
+            self._redis.zadd(index, dict.fromkeys(left, self._redis_time()), xx=True, gt=True)
 
     def _lanes(self) -> None:
         lanes = known_lanes(self._redis, self._keys)
@@ -120,7 +128,7 @@ class Sweeper:
         foreign = any(self._removed.foreign(pool) for pool, _ in lanes)
         up = {worker.pool for worker in present(self._redis, self._keys)} if foreign else set()
         for pool, lane in self._removed.lanes(lanes, up, time.monotonic()):
-            found: Any = self._redis.zrange(self._keys.waiting(pool, lane), 0, _STRANDED - 1)
+            found: Any = self._redis.zrange(self._keys.waiting(pool, lane), 0, _STRANDED + len(self._left) - 1)
             ids = [job_id.decode() for job_id in found]
             cases = zip(ids, self._look(ids), strict=True)
             self._carry_out(self._planned((job_id, partial(self._removed.plan, one.entry)) for job_id, one in cases))
@@ -141,9 +149,10 @@ class Sweeper:
         return plans
 
     def _leave(self, job_id: str, error: Exception) -> None:
-        if job_id not in self._unreadable:
-            log.error("job=%s cannot be read and is left as it is", job_id, exc_info=error)
-        self._unreadable.add(job_id)
+        if job_id not in self._left:
+            log.error("job=%s cannot be read or changed, and is left as it is", job_id, exc_info=error)
+            self._count(Action.LEAVE, 1)
+        self._left.add(job_id)
 
     def _carry_out(self, plans: Sequence[Plan]) -> None:
         asking = [plan for plan in plans if plan.asks_store]
@@ -151,7 +160,13 @@ class Sweeper:
         records = dict(zip((plan.entry.id for plan in asking), answers, strict=True))
         for plan in plans:
             with logs.about(job=plan.entry.id):
-                action = self._act(plan, records.get(plan.entry.id))
+                try:
+                    action = self._act(plan, records.get(plan.entry.id))
+                except ResponseError as error:
+                    if not is_of_one_job(error):
+                        raise
+                    self._leave(plan.entry.id, error)
+                    continue
                 if action is not None:
                     log.info("%s attempts=%d", action, len(plan.entry.attempts))
                     self._count(action, 1)
@@ -248,6 +263,6 @@ class Sweeper:
 
 def _find_or_put(plan: Plan, store: Store) -> Record | None:
     """The record of one job that has ended, put now where it is to end; None: it has not ended."""
-    if found := find_record(store, plan.entry.tenant, plan.entry.id):
+    if found := find_end(store, plan.entry):
         return found
-    return put_record(store, plan.record) if plan.record else None
+    return put_record(store, plan.record, plan.entry) if plan.record else None

@@ -57,7 +57,7 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
         "submit": calls.submit(submission("new", **given), max_waiting=10),
         "claim": calls.claim("attempt-new", LIVE, "default", [Lane.NORMAL]),
         "take": calls.take(waiting, "attempt-new", LIVE),
-        "recorded": calls.recorded(ended, JobStatus.CANCELED),
+        "recorded": calls.recorded(board.entry(ended)),
         "beat": calls.beat(running, "attempt-running", LIVE, '{"stage": "denoising"}'),
         "resume": calls.resume(forgotten, "attempt-unknown", LIVE, rq_fields),
         "release": calls.release(running, "attempt-running", FAILURE, charged=True, gpu_s=1.5),
@@ -71,8 +71,6 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
         "cancel": calls.cancel(running, TENANT),
         "overdue": calls.overdue(20),
         "lapse": calls.lapse(SLOT),
-        "note": calls.note(running, "attempt-running", "placed", "attempt-running"),
-        "log": calls.log(running, "attempt-running", "", ("a line", "2026-01-01T00:00:00Z"), "{}"),
         "heal": calls.heal("default.normal"),
         "move": calls.move(waiting, "default", "turbo"),
         "restore": calls.restore(gone, 60),
@@ -85,14 +83,14 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
 
 NAMES = (
     *("submit", "claim", "take", "beat", "resume", "release", "finish", "cancel", "overdue", "lapse", "heal", "move"),
-    *("restore", "shrink", "erase", "note", "log", "recorded", "enter_batch", "guarded"),
+    *("restore", "shrink", "erase", "recorded", "enter_batch", "guarded"),
 )
 
 
 def missing_ends(call: Call[Any]) -> Iterator[list[Any]]:
     """Its arguments, cut short before each of those that it cannot do without."""
     optional = {"claim": 1, "cancel": 0}.get(call.name, 0)
-    least = {"submit": 5, "resume": 5, "restore": 5, "finish": 13, "enter_batch": 4}
+    least = {"submit": 5, "resume": 5, "restore": 5, "finish": 15, "enter_batch": 4}
     most = least.get(call.name, len(call.arguments) - optional)
     for length in range(min(most, len(call.arguments))):
         yield list(call.arguments[:length])
@@ -138,7 +136,7 @@ def test_a_wrong_value_changes_nothing(board: Board, name: str) -> None:
 
 def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
     """Words of a closed vocabulary replaced by another."""
-    places = {"release": 2, "finish": 2, "restore": 1, "note": 2, "recorded": 1}
+    places = {"release": 2, "finish": 2, "restore": 1, "recorded": 1}
     if call.name in places:
         at = places[call.name]
         yield [*call.arguments[:at], "sung", *call.arguments[at + 1 :]]
@@ -147,7 +145,7 @@ def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
 def torn(call: Call[Any]) -> Iterator[list[Any]]:
     """A field without its value."""
     with_fields = {"submit", "resume", "restore", "enter_batch"}
-    if call.name in with_fields or (call.name == "finish" and len(call.arguments) > 14):
+    if call.name in with_fields or (call.name == "finish" and len(call.arguments) > 16):
         yield list(call.arguments[:-1])
 
 
