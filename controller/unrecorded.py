@@ -75,16 +75,18 @@ class StoreCalls:
 class UnrecordedEnds:
     """Works off the index of unrecorded ends, some at a time, in any number of replicas."""
 
-    def __init__(self, jobs: Jobs, keys: Keys, store_calls: StoreCalls) -> None:
+    def __init__(self, jobs: Jobs, keys: Keys, store_calls: StoreCalls, most: int = _CHUNK) -> None:
+        """`most`: looked at in one round."""
         self._jobs = jobs
         self._keys = keys
         self._store_calls = store_calls
+        self._most = most
 
     def __call__(self) -> int:
         """Record some ends; how many. Raises RedisError; what a store that is away does not answer waits."""
         seconds, micros = self._jobs.redis.time()
         found: Any = self._jobs.redis.zrange(
-            self._keys.unrecorded, "-inf", seconds + micros / 1e6, byscore=True, offset=0, num=_CHUNK
+            self._keys.unrecorded, "-inf", seconds + micros / 1e6, byscore=True, offset=0, num=self._most
         )
         if not found:
             return 0
