@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from controller.outbox import Outbox
 from serinette.job import JobError, JobStatus
 from serinette.jobs import AttemptState, Call, Claimed, Entry, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import record_of
@@ -196,6 +197,8 @@ def full(board: Board) -> Iterator[Callable[[], None]]:
 def test_a_full_server_takes_no_job_and_ends_those_that_it_has(board: Board, full: Callable[[], None]) -> None:
     ids = [board.submit() for _ in range(6)]
     claimed = [board.claim(f"pod-1.{number}.abc") for number in range(4)]
+    board.redis.zadd(board.keys.webhooks, {"an end to report": 1})
+    outbox = Outbox(board.redis, board.keys)
     full()
     before = board.state()
     with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
@@ -212,6 +215,9 @@ def test_a_full_server_takes_no_job_and_ends_those_that_it_has(board: Board, ful
     assert board.claim("pod-2.0.abc"), "what waits can be generated"
     board.jobs(calls.overdue(20))
     assert board.jobs(calls.shrink(board.entry(finished.entry.id))), "which makes room"
+    assert outbox.take(30, 10) == ["an end to report"]
+    outbox.drop("an end to report")
+    assert board.redis.zcard(board.keys.webhooks) == 0
 
 
 # -- answers that are lost
