@@ -7,7 +7,6 @@ One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,28 +40,26 @@ class Outbox:
         due: Any = self.redis.register_script(_TAKE)([self.keys.webhooks], [hidden_s, count])
         return [job_id.decode() for job_id in due]
 
-    def log(self, job_id: str, delivery: Delivery, again_s: float | None) -> None:
-        """Log one try on its job; the next follows after `again_s`, or never."""
+    def log(self, job_id: str, ended_at: str, delivery: Delivery, again_s: float | None) -> None:
+        """Log one try on its job, unless that has another end by now; the next follows after `again_s`, or never."""
         outcome = "delivered" if delivery.delivered else "given_up" if again_s is None else "failed"
-        counted = ("HINCRBY", self.keys.counters, counters.field_of(counters.WEBHOOKS, (outcome,)), 1)
-        logged = ("deliveries", delivery.number, f"delivery:{delivery.number}", delivery.model_dump_json())
-        over: calls.Command = ("ZREM", self.keys.webhooks, job_id)
-        again = over
+        counters.count(self.redis, self.keys, counters.WEBHOOKS, outcome)
+        record, number = self._record_of(job_id), delivery.number
+        logged = ("HSET", record, "deliveries", number, f"delivery:{number}", delivery.model_dump_json())
+        over = ("ZREM", self.keys.webhooks, job_id)
+        again: calls.Command = over
         if again_s is not None:
             again = ("ZADD", self.keys.webhooks, "XX", int(self.redis.time()[0]) + math.ceil(again_s), job_id)
-        record = self._record_of(job_id)
-        self._change(record, [("HSET", record, *logged), again, counted], [over, counted])
+        jobs = Jobs(self.redis, self.keys.prefix)
+        if not jobs(calls.guarded([(("HGET", record, "ended_at"), ended_at)], [logged, again])):
+            jobs(calls.guarded([(("EXISTS", record), 0)], [over]))
 
     def drop(self, job_id: str) -> None:
         """Never send this one."""
         over, record = ("ZREM", self.keys.webhooks, job_id), self._record_of(job_id)
-        self._change(record, [over, ("HSETNX", record, "deliveries", 0)], [over])
-
-    def _change(self, record: str, commands: Sequence[calls.Command], without: Sequence[calls.Command]) -> None:
-        """Run `commands` if there is such a record, or else those `without` it."""
         jobs = Jobs(self.redis, self.keys.prefix)
-        if not jobs(calls.guarded([(("EXISTS", record), 1)], commands)):
-            jobs(calls.guarded([], without))
+        if not jobs(calls.guarded([(("EXISTS", record), 1)], [over, ("HSETNX", record, "deliveries", 0)])):
+            jobs(calls.guarded([], [over]))
 
     def _record_of(self, name: str) -> str:
         """The hash in which the tries of a job or batch are logged."""

@@ -113,7 +113,7 @@ class Distribution:
 
 def count(to: Redis | Pipeline, keys: Keys, counter: Counter, *labels: str) -> None:
     """Count one event on a client or in a pipeline. Raises RedisError on a client."""
-    to.hincrby(keys.counters, field_of(counter, labels), 1)
+    to.hincrby(keys.counters, _field(counter, labels), 1)
 
 
 def observe(to: Redis | Pipeline, keys: Keys, histogram: Histogram, value: float, *labels: str) -> None:
@@ -126,8 +126,8 @@ def additions(histogram: Histogram, value: float, *labels: str) -> Additions:
     """Increments of one value, to be applied by a transition (serinette/jobs/)."""
     bucket = _buckets(histogram)[bisect_left(histogram.bounds, value)]
     return [
-        (field_of(histogram, (*labels, bucket), extra=1), 1),
-        (field_of(histogram, (*labels, _SUM), extra=1), value),
+        (_field(histogram, (*labels, bucket), extra=1), 1),
+        (_field(histogram, (*labels, _SUM), extra=1), value),
     ]
 
 
@@ -136,8 +136,7 @@ def _buckets(histogram: Histogram) -> tuple[str, ...]:
     return (*(f"{bound:g}" for bound in histogram.bounds), "inf")
 
 
-def field_of(measure: Counter | Histogram, labels: tuple[str, ...], extra: int = 0) -> str:
-    """The field of the hash that counts these labels, and `extra` parts behind them."""
+def _field(measure: Counter | Histogram, labels: tuple[str, ...], extra: int = 0) -> str:
     if len(labels) != len(measure.labels) + extra:
         raise ValueError(f"{measure.name} is counted by {measure.labels}, not by {labels}")
     return SEPARATOR.join((measure.name, *(label.replace(SEPARATOR, "_") for label in labels)))

@@ -258,17 +258,17 @@ def finish(  # noqa: PLR0913  # all that the transition takes
     if_overdue: bool = False,
     additions: Additions = (),
     by: str = "",
-    record: Record | None = None,
+    of: Record | Entry | None = None,
 ) -> Call[Finished]:
     """End a job. `attempt_id`: the attempt that produced the outcome, or ''. `recorded`: job.json is in the store.
-    `by`: the attempt that calls, whose marks are removed. `record`: that job.json, which may be of an erased job.
+    `by`: the attempt that calls, whose marks are removed. `of`: what the caller knows of the job, which may be erased.
     """
     usage = outcome.usage
     arguments: list[Argument] = [job_id, attempt_id, outcome.status, *_reason(outcome.error)]
     arguments += [outcome.result.model_dump_json() if outcome.result else "", outcome.event()]
     arguments += [usage.gpu_s, usage.size_bytes, "1" if recorded else "", "1" if if_overdue else ""]
     arguments += [outcome.run.model_dump_json() if outcome.run else "", by]
-    arguments += [_unix(record.created_at), record.digest] if record else ["", ""]
+    arguments += [_unix(of.created_at), of.digest] if of else ["", ""]
     for name, amount in additions:
         arguments += [name, amount]
 
@@ -347,7 +347,7 @@ def restore(record: Record, left_s: int) -> Call[bool]:
 
 def shrink(entry: Entry) -> Call[bool]:
     """Replace the entry of an ended, recorded job by its Shrunk form; False if the whole entry is still needed."""
-    return Call("shrink", [entry.id, str(Shrunk.of(entry))], bool)
+    return Call("shrink", [entry.id, str(Shrunk.of(entry)), entry.fields["created_at"]], bool)
 
 
 def erase(job_id: str, tenant: str) -> Call[bool]:

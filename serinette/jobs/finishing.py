@@ -128,6 +128,6 @@ def finish_as(  # noqa: PLR0913  # all that the transition takes
         if_overdue=if_overdue,
         additions=additions,
         by=by,
-        record=record,
+        of=record,
     )
     return jobs(finish)

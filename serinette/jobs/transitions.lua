@@ -607,7 +607,7 @@ end
 
 -- finish: id, id of the attempt that produced the outcome or '', outcome, error JSON or '', its code, result JSON or '',
 -- terminal event, gpu seconds, bytes, '1' if job.json is in the store, '1': only if the lease expired, run JSON or '',
--- id of the attempt that calls or '', of an end by job.json its created_at and digest or '' and '', then fields of the
+-- id of the attempt that calls or '', created_at and digest of the job that is to end or '' and '', then fields of the
 -- counters and their increments. Answers {'ended', its state} if the job has ended, by this call or before, {'unknown'},
 -- {'held'} if another attempt holds it or the lease has not expired, or {'erased'}: this end is of an erased job, or of
 -- another request with the same id.
@@ -723,8 +723,14 @@ function transitions.overdue()
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
         local id, attempt = string.match(member, '^(.*):([^:]*)$')
-        local answer = attempt_state(id, attempt)
-        if answer == 'mine' or answer == 'cancel' then due[#due + 1] = member else unmark(member) end
+        local answer = id and attempt_state(id, attempt)
+        if answer == 'mine' or answer == 'cancel' then
+            due[#due + 1] = member
+        elseif id then
+            unmark(member)
+        else
+            redis.call('ZREM', own .. 'leases', member)
+        end
     end
     return due
 end
@@ -815,13 +821,12 @@ local function forget(id, job)
     end
 end
 
--- shrink: id, text that replaces its record. Answers 1, or 0: it has not ended, or its whole record is still needed.
+-- shrink: id, text that replaces its record, created_at as in the record. Answers 1, or 0: it has not ended, or its
+-- whole record is still needed, or it is another job.
 function transitions.shrink()
-    local id, text = given(2, 'id'), given(3, 'text')
-    local job = read(id)
-    if not job then return 0 end
-    local left_s = redis.call('TTL', record_key(id))
-    if not ENDED[job.state] or not job.recorded or left_s < 1 or redis.call('ZSCORE', own .. 'unrecorded', id)
+    local id, text, created_at = given(2, 'id'), given(3, 'text'), given(4, 'created_at')
+    local job, left_s = read(id), redis.call('TTL', record_key(id))
+    if not job or job.created_at ~= created_at or not ENDED[job.state] or not job.recorded or left_s < 1 or redis.call('ZSCORE', own .. 'unrecorded', id)
         or redis.call('ZSCORE', own .. 'webhooks', id) then return 0 end
     redis.call('SET', ended_key(id), text, 'EX', left_s)
     forget(id, job)
