@@ -138,6 +138,7 @@ class _Event:
     type: str
     body: str
     tries: int
+    ended_at: str  # as in Redis
 
 
 def event_body(job: Job) -> str:
@@ -203,9 +204,8 @@ class Webhooks:
         except (KeyError, ValueError, TypeError):  # a record that cannot be read; its end is reported by GET only
             log.exception("job=%s cannot be read", job_id)
             return None
-        return _Event(
-            entry.tenant, entry.webhook, event_id(job_id, entry.status), event_type(entry.status), body, tries
-        )
+        name, ended_at = event_id(job_id, entry.status), entry.fields["ended_at"]
+        return _Event(entry.tenant, entry.webhook, name, event_type(entry.status), body, tries, ended_at)
 
     def _batch_end(self, batch_id: str) -> _Event | None:
         record = self._batches.read(batch_id)
@@ -215,7 +215,8 @@ class Webhooks:
         data = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
         body = _body(kind, batch.ended_at or batch.created_at, data)
         name = f"{event_id(batch_id, record.status)}_{record.round}"
-        return _Event(batch.tenant, record.header.webhook, name, kind, body, len(record.tries))
+        ended_at = record.ended_at.isoformat() if record.ended_at else ""
+        return _Event(batch.tenant, record.header.webhook, name, kind, body, len(record.tries), ended_at)
 
     def _log(self, job_id: str, event: _Event, at: datetime, answer: Answer) -> None:
         number = event.tries + 1
@@ -232,6 +233,6 @@ class Webhooks:
             error=answer.error,
             next_at=None if again_s is None else now() + timedelta(seconds=again_s),
         )
-        self._outbox.log(job_id, delivery, again_s)
+        self._outbox.log(job_id, event.ended_at, delivery, again_s)
         how = "delivered" if answer.delivered else f"not delivered: {answer.error}"
         log.info("webhook of=%s try=%d %s", job_id, number, how)
