@@ -158,7 +158,7 @@ class PodSupervisor:
         if self._signals == 0:
             return False
         if self._services.gone:
-            log.error("Redis and the store are gone by name, as after an uninstall: nothing can be kept, leaving at once")
+            log.error("Redis and the store are gone by name, as after an uninstall: nothing can be kept")
             return True
         return all(slot.pid is None for slot in self._slots)
 
