@@ -19,21 +19,24 @@ ACCOUNT = {"kind": "ServiceAccount", "name": "serinette-controller", "namespace"
 USER = "system:serviceaccount:serinette:serinette-controller"
 NAMED = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding", "ValidatingAdmissionPolicy")
 
+LISTED = {("pods", "list"), ("events", "list"), ("scaledobjects", "list")}
+
 
 def rules(objects: tuple[Manifest, ...]) -> set[tuple[str, str]]:
     """Resources and verbs of all roles."""
     found = [*of_kind(objects, "Role"), *of_kind(objects, "ClusterRole")]
     granted = [rule for role in found for rule in role["rules"]]
-    assert all(rule["apiGroups"] == [""] for rule in granted)
+    assert all((rule["apiGroups"] == ["keda.sh"]) is (rule["resources"] == ["scaledobjects"]) for rule in granted)
     return {(resource, verb) for rule in granted for resource in rule["resources"] for verb in rule["verbs"]}
 
 
 @pytest.mark.parametrize(
     ("settings", "granted"),
     [
-        ((), {("pods", "list"), ("events", "list"), ("nodes", "list"), ("pods", "patch")}),
-        (("cluster.readNodes=false",), {("pods", "list"), ("events", "list"), ("pods", "patch")}),
-        (("cluster.protect=false",), {("pods", "list"), ("events", "list"), ("nodes", "list")}),
+        ((), LISTED),
+        (("keda.enabled=false",), LISTED - {("scaledobjects", "list")}),
+        (("cluster.readNodes=true",), LISTED | {("nodes", "list")}),
+        (("cluster.protect=true",), LISTED | {("pods", "patch")}),
         (("cluster.explain=false",), set()),
     ],
 )
