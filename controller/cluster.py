@@ -105,9 +105,7 @@ class WorkerPods(_Namespace):
         from kubernetes import client  # noqa: PLC0415  # as above
 
         ask = client.CustomObjectsApi(self._connection).list_namespaced_custom_object
-        return self._items(
-            ask, "keda.sh", "v1alpha1", self._namespace, "scaledobjects", label_selector=self._selector
-        )
+        return self._items(ask, "keda.sh", "v1alpha1", self._namespace, "scaledobjects", label_selector=self._selector)
 
     def annotate(self, pod: str, annotations: Mapping[str, str | None]) -> None:
         """Set annotations of a pod; None removes one."""

@@ -127,7 +127,12 @@ def test_a_pool_that_nothing_scales_is_reported_once_jobs_have_waited(
     kube: Kube, pods: PodWatch, redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     meta = {"name": "w", "labels": {"app.kubernetes.io/component": "worker", "serinette.dev/pool": "turbo"}}
-    scaled = {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": meta, "spec": {"pollingInterval": 5}}
+    scaled = {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": meta,
+        "spec": {"pollingInterval": 5},
+    }
     kube.add(scaled, namespace="music")
     pods.look(0)
     assert [asked.path for asked in kube.requests] == ["/api/v1/namespaces/music/pods"], "no job waits"
