@@ -150,7 +150,7 @@ class Kube:
     def fail(
         self, path: str, status: int, message: str = "broken on purpose", *, method: str = "*", times: int | None = None
     ) -> None:
-        """Answer requests whose path holds `path` with this status; `times` of them, or all. Status 0: hang up; HANG."""
+        """Answer requests whose path holds `path` with this status, `times` of them or all. 0: hang up; or HANG."""
         self._troubles.append(_Trouble(method, path, status, message, times))
 
     def recover(self) -> None:

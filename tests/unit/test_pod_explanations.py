@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from controller.pod_explanations import holdup, unscaled
-from serinette.presence import Holdup
 
 AT = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 GPU = "nvidia.com/gpu"
