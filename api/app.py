@@ -32,6 +32,7 @@ from api.middleware import (
     CallerLookup,
     KeyInBodyMiddleware,
     KeyInPathMiddleware,
+    PathPrefixMiddleware,
     RelativeRedirects,
 )
 from api.outages import Threads
@@ -202,4 +203,6 @@ def _add_middleware(
     )  # outside of the others, so that their errors are counted, too
     app.add_middleware(
         KeyInPathMiddleware, allowed=settings.key_in_path
-    )  # outermost, so that no other middleware sees a key in a path
+    )  # outside of them, so that no other middleware sees a key in a path
+    if settings.root_path:
+        app.add_middleware(PathPrefixMiddleware, prefix=settings.root_path)

@@ -21,6 +21,12 @@ class TenancySettings(SharedSettings):
     """Read from the environment, once, in `main()`."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path prefix below which proxies serve the gateway, for example /music: with it in the path, or in "
+        "X-Forwarded-Prefix where they strip it. Without it everything is served as before.",
+    )
     auth: bool = Field(False, description="Require a key on every request; made with `serinette keys create`.")
     allow_anyone: bool = Field(
         False,
@@ -37,6 +43,13 @@ class TenancySettings(SharedSettings):
     )
     link_s: int = Field(900, ge=10, le=86_400, description="Lifetime of a signed link to a job's audio and events.")
     max_waiting: int = Field(10_000, ge=1, description="Jobs that may wait in one lane; a submit above is 429.")
+
+    @field_validator("root_path")
+    @classmethod
+    def _not_a_path_of_ours(cls, prefix: str) -> str:
+        if prefix.split("/")[1:2] in (["v1"], ["k"]):  # the router would take it off those paths once more
+            raise ValueError("must not begin as the gateway's own paths do, /v1 or /k")
+        return prefix
 
     @model_validator(mode="after")
     def _open_only_on_purpose(self) -> Self:
