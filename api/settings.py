@@ -74,6 +74,11 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
         "(docs/decisions/0013).",
     )
     max_wait_s: float = Field(50, gt=0, le=300, description="Longest that one request waits for its song.")
+    generate_music_waits: bool = Field(
+        True,
+        description="Whether POST /generate_music waits for its song, as documented. false: it answers the request's "
+        "id at once, as ACE-Step-directAPI's own server did; /status and /result then have the song.",
+    )
     presign_s: int = Field(3600, ge=60, le=604_800, description="Lifetime of a presigned URL.")
     drain_timeout_s: int = Field(30, ge=0, description="On SIGTERM, how long open requests may still finish.")
     durability: Literal["process", "fsync"] = Field(
