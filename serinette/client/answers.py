@@ -195,7 +195,7 @@ class BatchLine(_Answer):
     status: str
     custom_id: str | None = None
     job_id: str | None = None
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
     artifacts: tuple[LineSong, ...] = ()
     error: LineError | None = None
 

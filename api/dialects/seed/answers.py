@@ -133,7 +133,7 @@ def params(job: Job) -> dict[str, Any]:
         "audio_duration": job.spec.duration_s,
         "cfg_start": job.spec.cfg_start,
         "cfg_end": job.spec.cfg_end,
-        "actual_seeds": [job.spec.seed],
+        "actual_seeds": list(job.spec.seeds),
     }
     if job.spec.task is Task.COVER:
         used |= {"source_audio": job.spec.source_audio, "ref_audio_strength": job.spec.cover_strength}
