@@ -58,6 +58,17 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PublishedName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 KEY_SCALE = r"^[A-G](#|b|♯|♭)? ?(major|minor)$"
 
+# What ACE-Step 1.5 reads for lyrics where there are none.
+INSTRUMENTAL = "[Instrumental]"
+
+# ACE-Step 1.5's languages of lyrics, and its word for any other.
+UNKNOWN_LANGUAGE = "unknown"
+_TRAINED = (
+    "ar az bg bn ca cs da de el en es fa fi fr he hi hr ht hu id is it ja ko la lt ms ne nl no pa pl pt ro ru sa sk sr "
+    "sv sw ta te th tl tr uk ur vi yue zh"
+)
+LANGUAGES = (*_TRAINED.split(), UNKNOWN_LANGUAGE)
+
 _NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE}
 
 

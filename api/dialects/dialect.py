@@ -45,11 +45,13 @@ _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedAnswers:
-    """What a dialect adds to paths that several APIs have. Each takes the pools and the default pool's name."""
+    """What a dialect adds to paths that several APIs have: `health` of the pools and the default pool's name, `models`
+    of their names, the default first.
+    """
 
     health: Callable[[Sequence[Pool], str], dict[str, Any]]
     unhealthy: Callable[[SerinetteError], dict[str, Any]]
-    models: Callable[[Sequence[Pool], str], dict[str, Any]] = lambda _, __: {}
+    models: Callable[[Sequence[str]], dict[str, Any]] = lambda _: {}
     models_schema: type[BaseModel] | None = None
     # What stands in the document's examples for values that change with time.
     fixed: Mapping[str, Any] = field(default_factory=dict)

@@ -18,10 +18,8 @@ from gpu_worker.engine.interface import SongRequest
 from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, InvalidSpec
 from serinette.job import Sampling
-from serinette.spec import GenerationSpec, Task
+from serinette.spec import INSTRUMENTAL, GenerationSpec, Task
 
-# What ACE-Step 1.5's own server sends for a song without words.
-INSTRUMENTAL = "[Instrumental]"
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 # 40 dB beyond full scale: what is louder is no recording, and makes the encoder's numbers infinite.
 _LOUDEST = 100.0
