@@ -189,10 +189,13 @@ def _add_middleware(
     if settings.auth:
         app.add_middleware(AuthMiddleware, callers=callers)
         app.add_middleware(KeyInBodyMiddleware, paths={path for dialect in dialects for path in dialect.key_paths})
-    if settings.cors_origins:  # outside of the two above, so that pages can read their errors, too
+    if (
+        settings.cors_origins or settings.cors_origin_regex
+    ):  # outside of the two above, so that pages can read their errors, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
+            allow_origin_regex=settings.cors_origin_regex,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=_SENDABLE,
             expose_headers=(*_READABLE, *_OUR_OWN),
