@@ -186,6 +186,7 @@ class LineSong(_Answer):
     seed: int
     size_bytes: int
     sha256: str
+    url: str = ""
 
 
 class BatchLine(_Answer):
