@@ -25,6 +25,7 @@ from api.dependencies import RequestContext, context_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.events import wait_for_job
+from api.forms import FormRequest
 from api.problems import Responses
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
@@ -88,8 +89,9 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def handler(request: Request) -> Response:
+                most_bytes = context_of(request).parts.settings.max_body_bytes
                 try:
-                    return await handle(request)
+                    return await handle(FormRequest(request.scope, request.receive, most_bytes))
                 except (RequestValidationError, HTTPException, SerinetteError) as error:
                     refusal = refuse(error)
                     if refusal is None:

@@ -77,7 +77,8 @@ def erased(bench: Bench, job_id: str) -> None:
 
 def a_minute_passes(bench: Bench, job_id: str) -> None:
     """Since the job was erased."""
-    at, _, tenant = (bench.redis.get(bench.keys.erased_job(job_id)) or b"").decode().partition(" ")
+    marker: Any = bench.redis.get(bench.keys.erased_job(job_id))
+    at, _, tenant = marker.decode().partition(" ")
     bench.redis.set(bench.keys.erased_job(job_id), f"{float(at) - 61} {tenant}")
     bench.redis.zincrby(bench.keys.unrecorded, -61, job_id)
 
