@@ -283,14 +283,13 @@ local function end_job(id, job, outcome, at, last)
     event(id, outcome, last.event)
     if job.webhook then redis.call('ZADD', own .. 'webhooks', at + number(job.webhook_after_s, 'webhook_after_s'), id) end
     redis.call('ZADD', own .. 'ended', at, id)
-    local ttl_s = job.ttl_s
     if job.batch and redis.call('ZREM', batch_key('live', job), id) == 1 then
         redis.call('HINCRBY', own .. 'batch:' .. job.batch, BATCH_COUNTS[outcome], 1)
     end
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(at))
-    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue, at + ttl_s, id)
+    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue, at + job.ttl_s, id)
     for _, key in ipairs({record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id)}) do
-        redis.call('EXPIRE', key, ttl_s)
+        redis.call('EXPIRE', key, job.ttl_s)
     end
 end
 
@@ -332,8 +331,7 @@ function transitions.submit()
         if fsync then redis.call('HINCRBY', record_key(id), 'synced', 1) end
         if job.batch and not ENDED[known.state] then redis.call('ZADD', batch_key('live', job), job.line, id) end
         local place = known.state == 'queued' and redis.call('ZRANK', waiting_key(queue_of(known)), id)
-        table.insert(flat, 1, place and tostring(place) or '')
-        table.insert(flat, 1, 'known')
+        for at, part in ipairs({'known', place and tostring(place) or ''}) do table.insert(flat, at, part) end
         return flat
     end
     local ended = redis.call('GET', ended_key(id))
@@ -341,8 +339,8 @@ function transitions.submit()
         if fsync then redis.call('SET', own .. 'synced', id) end
         return {'ended', ended}
     end
-    local at, erased, queue = clock(), erased_at(id), queue_of(job)
-    if erased then at = math.max(at, erased + 0.00001) end  -- of another server's clock, perhaps
+    local erased, queue = erased_at(id), queue_of(job)
+    local at = math.max(clock(), (erased or 0) + 0.00001)  -- it was erased by another server's clock, perhaps
     local in_flight, running = own .. 'in-flight:' .. job.tenant, own .. 'running:' .. job.tenant
     if limits_text == '' then limits_text = redis.call('HGET', own .. 'tenants', job.tenant) or '{}' end
     local limits = cjson.decode(limits_text)
@@ -401,11 +399,9 @@ local function first_of(queue, schema, at)
         looked_at = looked_at + 1
         local job = read(id)
         local why = claimable(job, queue, schema, at)
-        if why == 'yes' then
-            found = {id, job}
-        elseif why == 'newer' then
-            put_back[#put_back + 1] = id
-        elseif why == 'unknown' then
+        if why == 'yes' then found = {id, job} end
+        if why == 'newer' then put_back[#put_back + 1] = id end
+        if why == 'unknown' then
             redis.call('RPUSH', own .. 'unknown:' .. queue, id)
             redis.call('ZREM', waiting_key(queue), id)
         end
@@ -434,9 +430,7 @@ local function suspended() return redis.call('EXISTS', prefix .. ':suspended') =
 
 local function claimed(id)
     local job, flat = read(id)
-    table.insert(flat, 1, 'job')
-    table.insert(flat, 2, id)
-    table.insert(flat, 3, job.attempts)
+    for place, part in ipairs({'job', id, job.attempts}) do table.insert(flat, place, part) end
     return flat
 end
 
@@ -594,8 +588,9 @@ function transitions.release()
     if outcome == 'failed' then
         redis.call('HINCRBY', record_key(id), 'charged', 1)
         redis.call('HINCRBYFLOAT', record_key(id), 'gpu_s', gpu_s)
-        local left = tonumber(redis.call('HGET', rq_key(id), 'retries_left') or 0)
-        if left > 0 then redis.call('HINCRBY', rq_key(id), 'retries_left', -1) end
+        if tonumber(redis.call('HGET', rq_key(id), 'retries_left') or 0) > 0 then
+            redis.call('HINCRBY', rq_key(id), 'retries_left', -1)
+        end
         count('retries', job.pool, code)
     end
     set(id, 'state', 'queued')
@@ -724,13 +719,8 @@ function transitions.overdue()
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
         local id, attempt = string.match(member, '^(.*):([^:]*)$')
         local answer = id and attempt_state(id, attempt)
-        if answer == 'mine' or answer == 'cancel' then
-            due[#due + 1] = member
-        elseif id then
-            unmark(member)
-        else
-            redis.call('ZREM', own .. 'leases', member)
-        end
+        if answer == 'mine' or answer == 'cancel' then due[#due + 1] = member
+        elseif id then unmark(member) else redis.call('ZREM', own .. 'leases', member) end
     end
     return due
 end
@@ -792,14 +782,13 @@ function transitions.restore()
     local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
     local left_s, terminal, rq_count = number(given(4, 'left_s'), 'left_s'), given(5, 'event'), number(given(6, 'rq_count'), 'rq_count')
     local job, fields = record_from(7 + rq_count, {'tenant', 'pool', 'lane', 'created_at', 'ended_at'})
-    local at = clock()
     local created_at, ended_at = number(job.created_at, 'created_at'), number(job.ended_at, 'ended_at')
     if redis.call('EXISTS', record_key(id), ended_key(id), erased_key(id)) > 0 then return 0 end
     set(id, 'state', outcome, 'recorded', '1', unpack(fields))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'created_at', iso(created_at), 'ended_at', iso(ended_at))
     redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
-    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue_of(job), at + left_s, id)
+    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue_of(job), clock() + left_s, id)
     redis.call('ZADD', own .. 'jobs:' .. job.tenant, created_at, id)
     redis.call('ZADD', own .. 'ended', ended_at, id)
     event(id, outcome, terminal)
