@@ -21,7 +21,7 @@ from api.batches.service import BatchService, BatchThreads
 from api.containers import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
-from api.dialects.dialect import Dialect
+from api.dialects.dialect import MAX_BASE64_BODY_BYTES, Dialect
 from api.downloads import Downloads
 from api.events import JobEvents
 from api.metrics import HttpMetrics, MetricsMiddleware, expose
@@ -190,18 +190,24 @@ def _add_middleware(
     app: FastAPI, settings: GatewaySettings, callers: CallerLookup, dialects: Sequence[Dialect]
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
+    in_base64 = min(MAX_BASE64_BODY_BYTES, settings.max_upload_bytes)
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,
-        others={**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
+        others={path: in_base64 for dialect in dialects for path in dialect.base64_paths}  # before shorter prefixes
+        | {**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
+        text_paths={path for dialect in dialects for path in dialect.base64_paths},
     )
     if settings.auth:
         app.add_middleware(AuthMiddleware, callers=callers)
         app.add_middleware(KeyInBodyMiddleware, paths={path for dialect in dialects for path in dialect.key_paths})
-    if settings.cors_origins:  # outside of the two above, so that pages can read their errors, too
+    if (
+        settings.cors_origins or settings.cors_origin_regex
+    ):  # outside of the two above, so that pages can read their errors, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
+            allow_origin_regex=settings.cors_origin_regex,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=("*",),  # whatever libraries add; none of them lets a page do more
             expose_headers=(*_READABLE, *_OUR_OWN),

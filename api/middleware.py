@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth.keyring import Caller, Keyring
 from api.auth.limits import RequestRate
 from api.auth.links import Links, job_opened_by_link
+from api.forms import TEXT_BYTES
 from api.problems import answer
 from serinette.errors import NotFound, RequestError, SerinetteError, TooLarge, Unauthorized
 
@@ -33,12 +34,16 @@ _ENVELOPE_BYTES = 65_536
 class BodyLimit:
     """Refuses bodies above the limit of their path with 413.
 
-    `others`: limits of paths that take files, by prefix; all other paths have `body_bytes`.
+    `others`: limits of paths that take files, by prefix; all other paths have `body_bytes`. On `text_paths` the whole
+    body may be text, which is held in memory.
     """
 
-    def __init__(self, app: ASGIApp, body_bytes: int, others: Mapping[str, int]) -> None:
+    def __init__(
+        self, app: ASGIApp, body_bytes: int, others: Mapping[str, int], text_paths: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._body_bytes = body_bytes
+        self._text_paths = frozenset(text_paths)
         self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +53,8 @@ class BodyLimit:
         path = scope["path"]
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), None)
         limit = self._limit_of(path)
+        if path in self._text_paths:
+            scope[TEXT_BYTES] = limit
         if declared is not None:  # the server reads no more than the declared length
             if not declared.isdigit() or len(declared) > 20:
                 malformed = RequestError("Content-Length: not a number", field="Content-Length")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import answer
@@ -44,7 +45,7 @@ class RequestChecks:
         self._keyless = not settings.auth
         self._own_names_only = self._keyless and not settings.allow_anyone and is_loopback(settings.host)
         self._names = settings.hosts
-        self._origins = settings.cors_origins
+        self._settings = settings
         self._prefix = settings.root_path
         self._proxies = settings.trusted_proxies
 
@@ -59,6 +60,9 @@ class RequestChecks:
                 if name in sent and name in _ONCE:
                     twice = name
                 sent[name] = value
+        if scope["path"] == self._prefix and self._prefix:  # the studio's relative addresses need the slash
+            scope[PREFIX] = self._prefix
+            return await RedirectResponse("/", 307)(scope, receive, send)
         self._take_prefix(scope, sent)
         refusal = _malformed(scope, sent, twice) or (self._foreign(scope, sent) if self._keyless else None)
         if refusal is not None:
@@ -99,7 +103,7 @@ class RequestChecks:
                 field="Host",
             )
         origin = sent.get(b"origin", b"").decode("latin-1")
-        if not origin or sent.get(b"sec-fetch-site") == b"same-origin" or self.allows(origin):
+        if not origin or sent.get(b"sec-fetch-site") == b"same-origin" or self._settings.allows_origin(origin):
             return None
         if self._is_proxy(scope):
             host = sent.get(b"x-forwarded-host", host.encode()).decode("latin-1")
@@ -110,10 +114,6 @@ class RequestChecks:
             "allow them with SERINETTE_CORS_ORIGINS",
             field="Origin",
         )
-
-    def allows(self, origin: str) -> bool:
-        """Whether the operator allows pages from there."""
-        return "*" in self._origins or origin.lower() in self._origins
 
     def _is_own_name(self, host: str) -> bool:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".") if host.isascii() else ""

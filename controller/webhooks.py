@@ -159,6 +159,7 @@ class _Event:
     type: str
     body: str
     tries: int
+    ended_at: str  # as in Redis
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +182,15 @@ def _job_event(entry: Entry) -> _Event | None:
     except (KeyError, ValueError, TypeError):  # its end is reported by GET only
         log.exception("job=%s cannot be read", entry.id)
         return None
-    return _Event(event_id(entry.id, entry.status), event_type(entry.status), body, tries)
+    return _Event(event_id(entry.id, entry.status), event_type(entry.status), body, tries, entry.fields["ended_at"])
 
 
 def _batch_event(record: BatchRecord) -> _Event:
     batch, kind = record.batch(), f"batch.{record.status}"
     data = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
     body = _body(kind, batch.ended_at or batch.created_at, data)
-    return _Event(f"{event_id(batch.id, record.status)}_{record.round}", kind, body, len(record.tries))
+    ended_at = record.ended_at.isoformat() if record.ended_at else ""
+    return _Event(f"{event_id(batch.id, record.status)}_{record.round}", kind, body, len(record.tries), ended_at)
 
 
 def event_body(job: Job) -> str:
@@ -344,6 +346,6 @@ class Webhooks:
             error=answer.error,
             next_at=None if again_s is None else now() + timedelta(seconds=again_s),
         )
-        self._outbox.log(job_id, delivery, again_s)
+        self._outbox.log(job_id, event.ended_at, delivery, again_s)
         how = "delivered" if answer.delivered else f"not delivered: {answer.error}"
         log.info("webhook of=%s try=%d %s", job_id, number, how)

@@ -42,7 +42,7 @@ class RequestRate:
     """Rate limit of requests, shared by all gateways."""
 
     def __init__(self, redis: redis_asyncio.Redis, keys: Keys) -> None:
-        self._redis = redis
+        self._script = redis.register_script(_SCRIPT)
         self._keys = keys
         self._taken: dict[str, tuple[int, float]] = {}  # rest of a tenant's reserved share, and its expiry
 
@@ -62,7 +62,7 @@ class RequestRate:
         share = max(1, per_minute // _SHARES_A_MINUTE)
         with queue_errors("requests cannot be counted meanwhile; try again"):
             # Any, because redis-py annotates replies and awaitables alike.
-            taken: Any = await self._redis.eval(_SCRIPT, 1, self._keys.rate(tenant), str(per_minute), str(share))
+            taken: Any = await self._script([self._keys.rate(tenant)], [per_minute, share])
         if taken < 0:
             raise RateLimited(
                 f"tenant {tenant} may send {per_minute} requests a minute; wait as long as Retry-After says",

@@ -20,6 +20,7 @@ from api.dependencies import CallerCheckPart, EventsPart, QueuePart, SettingsPar
 from api.events import JobEvent, JobEvents, checked_event_id
 from api.problems import answer, problems
 from api.queue import JobQueue
+from api.settings import GatewaySettings
 from api.turns import Turns
 from api.v1 import examples
 from api.v1.answers import JobId
@@ -94,7 +95,7 @@ async def socket(
     last_event_id_header: ResumeHeader = None,
 ) -> None:
     """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
-    if not _origin_allowed(websocket, settings.cors_origins):
+    if not _origin_allowed(websocket, settings):
         error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
         await websocket.send_denial_response(answer(websocket.scope, error, 403))
         return
@@ -161,9 +162,9 @@ async def _until_gone(websocket: WebSocket, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _origin_allowed(websocket: WebSocket, allowed: tuple[str, ...]) -> bool:
+def _origin_allowed(websocket: WebSocket, settings: GatewaySettings) -> bool:
     """Browsers let any page open a WebSocket anywhere, and only say where the page is from."""
     origin = websocket.headers.get("origin")
-    if origin is None or origin in allowed or "*" in allowed:
+    if origin is None or settings.allows_origin(origin):
         return True
     return urlsplit(origin).netloc == websocket.headers.get("host")

@@ -443,11 +443,31 @@ async def test_cors_is_an_allow_list(http: httpx.AsyncClient) -> None:
         assert name in exposed
 
 
-async def test_cors_is_off_by_default(settings: GatewaySettings) -> None:
-    app = create_app(settings.model_copy(update={"cors_origins": ()}))
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("127.0.0.1", "http://localhost:5173", True),
+        ("127.0.0.1", "http://127.0.0.1:8080", True),
+        ("localhost", "http://localhost", True),
+        ("127.0.0.1", "https://studio.example", False),
+        ("127.0.0.1", "http://localhost.evil.example", False),
+        ("127.0.0.1", "http://localhost:80@evil.example", False),
+        ("127.0.0.1", "http://127x0.0.1:8080", False),
+        ("127.0.0.1", "null", False),
+        ("0.0.0.0", "http://localhost:5173", False),
+    ],
+)
+async def test_on_loopback_pages_of_this_machine_may_call_and_no_others(
+    settings: GatewaySettings, host: str, origin: str, allowed: bool
+) -> None:
+    app = create_app(settings.model_copy(update={"cors_origins": (), "host": host}))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
-        answer = await http.get("/healthz", headers={"Origin": "https://studio.example"})
-    assert "access-control-allow-origin" not in answer.headers
+        answer = await http.get("/healthz", headers={"Origin": origin})
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        before = await http.options("/release_task", headers=asked)
+    assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
+    assert before.headers.get("access-control-allow-origin") == (origin if allowed else None)
+    assert "access-control-allow-credentials" not in answer.headers
 
 
 async def test_another_tenants_job_is_not_found(settings: GatewaySettings, redis: Redis) -> None:
