@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
+from urllib.parse import quote
 
 import typer
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Column
 
@@ -215,12 +216,11 @@ def _later(seconds: float | None) -> datetime | None:
 def _place(redis_url: str | None, data_dir: Path) -> Iterator[Place]:
     from redis import RedisError  # noqa: PLC0415  # as in `create`
 
-    from serinette.settings import SharedSettings, connect_redis  # noqa: PLC0415  # as in `create`
+    from serinette.settings import SharedSettings, connect_redis, read  # noqa: PLC0415  # as in `create`
 
-    settings, socket = SharedSettings(), data_dir.absolute() / "valkey.sock"
-    url = redis_url or (f"unix://{socket}" if socket.exists() else None)
-    if url:
-        settings = settings.model_copy(update={"redis_url": SecretStr(url)})
+    socket = data_dir.absolute() / "valkey.sock"
+    url = redis_url or (f"unix://{quote(str(socket))}" if socket.exists() else None)
+    settings = read(SharedSettings, **({"redis_url": url} if url else {}))
     try:
         with connect_redis(settings) as redis:
             yield Place(redis, settings.keys)
