@@ -12,7 +12,7 @@ from rq.suspension import resume, suspend
 
 from serinette.credentials import Limits
 from serinette.job import AttemptOutcome, JobError, JobStatus
-from serinette.jobs import AttemptState, Claimed, Entry, Lease, Outcome, Shrunk, calls, rq_fields_of
+from serinette.jobs import AttemptState, Call, Claimed, Entry, Lease, Outcome, Shrunk, calls, rq_fields_of
 from serinette.jobs.finishing import record_of
 from serinette.names import DEFAULT_POOL, Keys, Lane
 from serinette.spec import GenerationSpec
@@ -400,12 +400,13 @@ def test_what_a_foreign_hand_left_of_a_record_is_refused_as_a_whole(board: Board
     for each in (waiting, job_id):
         board.redis.hdel(board.keys.job(each), field)
     before = board.state()
-    for call in (
+    refused: list[Call[Any]] = [
         calls.finish(job_id, "a", Outcome(FAILED, LOST), recorded=False),
         calls.release(job_id, "a", LOST, charged=True),
         *([] if field == "tenant" else [calls.cancel(job_id, TENANT)]),
         *([] if field in {"tenant", "attempt:1"} else [calls.cancel(waiting, TENANT)]),
-    ):
+    ]
+    for call in refused:
         with pytest.raises(ResponseError, match=field):
             board.jobs(call)
     assert board.state() == before

@@ -17,6 +17,7 @@ from serinette.errors import StoreUnavailable
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as, put_record, record_of
+from serinette.jobs.script import text
 from serinette.names import Keys, artifact_key, record_key, song_prefix
 from serinette.settings import SharedSettings
 from serinette.store import Store
@@ -77,7 +78,7 @@ def erased(bench: Bench, job_id: str) -> None:
 
 def a_minute_passes(bench: Bench, job_id: str) -> None:
     """Since the job was erased."""
-    at, _, tenant = (bench.redis.get(bench.keys.erased_job(job_id)) or b"").decode().partition(" ")
+    at, _, tenant = text(bench.redis.get(bench.keys.erased_job(job_id))).partition(" ")
     bench.redis.set(bench.keys.erased_job(job_id), f"{float(at) - 61} {tenant}")
     bench.redis.zincrby(bench.keys.unrecorded, -61, job_id)
 
@@ -194,6 +195,33 @@ def test_a_record_that_comes_late_to_the_store_does_not_outlive_an_erasure(bench
     thawed.set()
     assert over.wait(10)
     assert eventually(lambda: bench.sweep() == [] and stored(bench, job_id) == set())
+
+
+def test_an_end_that_comes_late_to_the_store_ends_its_job_or_is_deleted_with_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, of a lost job's last attempt: its job ends otherwise, and is erased, while the store hangs."""
+    monkeypatch.setattr("controller.sweeper.StoreCalls", partial(StoreCalls, wait_s=0.05))
+    thawed = Event()
+
+    class Frozen(Overtaken):
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            thawed.wait(10)
+            return super().put_if_absent(key, data)
+
+    gone, kept = bench.lost(attempts=1), bench.lost(attempts=1)
+    over = Event()
+    bench.store, store = Frozen(bench.store, over.set), bench.store
+    assert bench.sweep() == []
+    bench.store = store
+    bench.board.cancel(gone)
+    bench.board.jobs(calls.release(gone, bench.entry(gone).owner or "", None, charged=False))
+    erased(bench, gone)
+    thawed.set()
+    assert over.wait(10)
+    assert eventually(lambda: bench.entry(kept).status is JobStatus.FAILED)
+    assert eventually(lambda: bench.sweep() == [] and stored(bench, gone) == set())
+    bench.assert_over(kept, JobStatus.FAILED)
 
 
 def test_what_a_killed_process_wrote_of_an_erased_job_goes_after_a_minute(bench: Bench) -> None:
