@@ -376,7 +376,11 @@ def test_a_late_recording_ends_no_job_that_was_submitted_again(board: Board) -> 
     assert board.entry(job_id).status is JobStatus.QUEUED
     board.finish(held(board), Outcome(FAILED, LOST))
     assert board.jobs(calls.recorded(first)) == "other", "it ended as the first did, and the store says so of the first"
-    assert "recorded" not in board.entry(job_id).fields
+    second = board.entry(job_id)
+    assert "recorded" not in second.fields
+    assert board.jobs(calls.recorded(second)) == "marked"
+    assert not board.jobs(calls.shrink(first))
+    assert board.jobs(calls.shrink(second))
 
 
 def test_a_claim_that_arrives_again_when_its_attempt_is_over_gets_no_job(board: Board) -> None:
