@@ -605,7 +605,7 @@ end
 -- id of the attempt that calls or '', created_at and digest of the job that is to end or '' and '', then fields of the
 -- counters and their increments. Answers {'ended', its state} if the job has ended, by this call or before, {'unknown'},
 -- {'held'} if another attempt holds it or the lease has not expired, or {'erased'}: this end is of an erased job, or of
--- another request with the same id.
+-- an earlier request with the same id.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
@@ -617,6 +617,7 @@ function transitions.finish()
     for i = 2, #counted, 2 do number(counted[i], 'counters') end
     if job and not ENDED[job.state] then check_record(job) end
     local other = digest ~= '' and job and (job.digest or '') ~= '' and job.digest ~= digest
+        and number(created_at, 'created_at') < tonumber(job.created_at)
     if other or erased and created_at ~= '' and number(created_at, 'created_at') <= erased then
         if by ~= '' then unmark(id .. ':' .. by) end
         if not job then redis.call('ZADD', own .. 'unrecorded', at, id) end  -- what it put into the store must go

@@ -268,6 +268,19 @@ def test_a_job_that_was_submitted_again_replaces_what_is_left_of_the_erased_one(
     assert found and (found.status, found.created_at) == (JobStatus.CANCELED, entry.created_at)
 
 
+def test_a_frozen_slot_replaces_no_record_of_the_job_that_has_its_id_now(bench: Bench) -> None:
+    job_id = bench.lost(digest="d")
+    frozen = bench.entry(job_id)
+    assert bench.sweep() == [Action.RETRY]
+    bench.board.cancel(job_id)
+    erased(bench, job_id)
+    bench.board.submit(job_id, digest="e")
+    bench.begin(job_id)
+    ours = bench.song(job_id)
+    late = record_of(frozen, frozen.attempts[-1], Outcome(JobStatus.SUCCEEDED))
+    assert put_record(bench.store, late, frozen) == ours == bench.record(job_id)
+
+
 def test_ends_that_the_store_does_not_answer_hide_no_others(bench: Bench) -> None:
     *stuck, good = (bench.submit() for _ in range(3))
 
