@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import anyio
 from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.keyring import Caller, Keyring
@@ -102,6 +103,44 @@ class RelativeRedirects:
 
 def _without(here: bytes, name: bytes, value: bytes) -> bytes:
     return value.removeprefix(here) if name.lower() == b"location" and value.startswith(here + b"/") else value
+
+
+class PathPrefixMiddleware:
+    """Serves everything below a path prefix too: of an Ingress that passes it on, or of a proxy that strips it and says
+    so in `X-Forwarded-Prefix`. Requests without it (probes, pods of the cluster) are served as they are.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with the path below the prefix, and put the prefix before a `Location` of this host."""
+        if scope["type"] not in {"http", "websocket"}:
+            return await self._app(scope, receive, send)
+        path, prefix = scope["path"], self._prefix
+        if path == prefix:  # the studio's relative addresses need the slash
+            return await RedirectResponse(f"{prefix}/", _MOVED)(scope, receive, send)
+        if path.startswith(f"{prefix}/"):
+            below = path.removeprefix(prefix)
+            scope.update({"path": below, "raw_path": quote(below).encode()})
+        elif dict(scope["headers"]).get(b"x-forwarded-prefix", b"").decode("latin-1").rstrip("/") != prefix:
+            return await self._app(scope, receive, send)
+        scope["root_path"] = prefix
+
+        async def prefixed(message: Message) -> None:
+            if message["type"] in {"http.response.start", "websocket.http.response.start"}:
+                headers = [(name, _prefixed(prefix, name, value)) for name, value in message.get("headers", ())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return await self._app(scope, receive, prefixed)
+
+
+def _prefixed(prefix: str, name: bytes, value: bytes) -> bytes:
+    root = prefix.encode()
+    ours = value.startswith(b"/") and not value.startswith((b"//", root + b"/"))
+    return root + value if name.lower() == b"location" and ours else value
 
 
 KEY_IN_PATH = "serinette.key"

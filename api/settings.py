@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,6 +22,12 @@ class TenancySettings(SharedSettings):
     """Read from the environment, once, in `main()`."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path prefix below which proxies serve the gateway, for example /music: with it in the path, or in "
+        "X-Forwarded-Prefix where they strip it. Without it everything is served as before.",
+    )
     auth: bool = Field(False, description="Require a key on every request; made with `serinette keys create`.")
     allow_anyone: bool = Field(
         False,
@@ -37,6 +44,13 @@ class TenancySettings(SharedSettings):
     )
     link_s: int = Field(900, ge=10, le=86_400, description="Lifetime of a signed link to a job's audio and events.")
     max_waiting: int = Field(10_000, ge=1, description="Jobs that may wait in one lane; a submit above is 429.")
+
+    @field_validator("root_path")
+    @classmethod
+    def _not_a_path_of_ours(cls, prefix: str) -> str:
+        if prefix.split("/")[1:2] in (["v1"], ["k"]):  # the router would take it off those paths once more
+            raise ValueError("must not begin as the gateway's own paths do, /v1 or /k")
+        return prefix
 
     @model_validator(mode="after")
     def _open_only_on_purpose(self) -> Self:
@@ -55,7 +69,10 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
     pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
     # NoDecode, because values in charts and shells are seldom JSON.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins that browsers may call from, with commas between them or as JSON; none by default."
+        (),
+        description="Origins that browsers may call from, with commas between them or as JSON, beside pages of this "
+        "machine (http://localhost:*, http://127.0.0.1:*) where the gateway listens on loopback. `*` and `null`, which "
+        "files have, are the whole web: only with SERINETTE_AUTH.",
     )
     job_timeout_s: int = Field(1800, ge=10, le=6 * 3600, description="Longest run of a job that sets none.")
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts before a job fails for good.")
@@ -74,6 +91,11 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
         "(docs/decisions/0013).",
     )
     max_wait_s: float = Field(50, gt=0, le=300, description="Longest that one request waits for its song.")
+    generate_music_waits: bool = Field(
+        True,
+        description="Whether POST /generate_music waits for its song, as documented. false: it answers the request's "
+        "id at once, as ACE-Step-directAPI's own server did; /status and /result then have the song.",
+    )
     presign_s: int = Field(3600, ge=60, le=604_800, description="Lifetime of a presigned URL.")
     drain_timeout_s: int = Field(30, ge=0, description="On SIGTERM, how long open requests may still finish.")
     durability: Literal["process", "fsync"] = Field(
@@ -81,6 +103,27 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
         description="fsync: a submit is answered once it is on the disk of the queue's server (WAITAOF, up to a second "
         "more). process: once it is in the server's memory. docs/durability.md says what each survives.",
     )
+
+    @property
+    def cors_origin_regex(self) -> str | None:
+        """Further origins: on loopback, pages that this machine serves."""
+        return r"http://(localhost|127\.0\.0\.1)(:\d{1,5})?" if is_loopback(self.host) else None
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether pages from there may call."""
+        if "*" in self.cors_origins or origin in self.cors_origins:
+            return True
+        return self.cors_origin_regex is not None and re.fullmatch(self.cors_origin_regex, origin) is not None
+
+    @model_validator(mode="after")
+    def _the_web_has_a_key(self) -> Self:
+        everywhere = [origin for origin in self.cors_origins if origin in {"*", "null"}]
+        if everywhere and not self.auth:
+            raise ValueError(
+                f"cors_origins: {everywhere[0]} lets any page of the web call. Require keys (SERINETTE_AUTH=true), or "
+                "name the origins"
+            )
+        return self
 
     @field_validator("cors_origins", mode="before")
     @classmethod

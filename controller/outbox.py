@@ -7,6 +7,7 @@ One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,13 @@ class Outbox:
         jobs = Jobs(self.redis, self.keys.prefix)
         if not jobs(calls.guarded([(("HGET", record, "ended_at"), ended_at)], [logged, again])):
             jobs(calls.guarded([(("EXISTS", record), 0)], [over]))
+
+    def put_back(self, delays_s: Mapping[str, float]) -> None:
+        """Have entries that were taken due again after so many seconds; that is no try."""
+        if delays_s:
+            at: Any = self.redis.time()
+            due = {name: at[0] + math.ceil(delay_s) for name, delay_s in delays_s.items()}
+            self.redis.zadd(self.keys.webhooks, due, xx=True)
 
     def drop(self, job_id: str) -> None:
         """Never send this one."""

@@ -16,6 +16,7 @@ from types import FrameType
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment
+from gpu_worker.service_watch import ServiceWatch, service_names
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
 from serinette.job import now
@@ -127,6 +128,7 @@ class PodSupervisor:
         self._signals_passed_on = 0
         self._drain_ends_at_s = float("inf")
         self._exit_status = 0
+        self._services = ServiceWatch(service_names(settings), settings.services_gone_s)
         self._presence = Presence(
             name=self.name, pool=settings.pool, stage=WorkerStage.STARTING, slots=settings.slots, started_at=now()
         )
@@ -144,7 +146,7 @@ class PodSupervisor:
             self._tick(time.monotonic())
             time.sleep(POLL_S)
         self._monitor.close()
-        self._children.stop()
+        self._children.stop(in_a_hurry=lambda: self._services.gone)
         self._reporter.stop()
         log.info("worker %s left", self.name)
         return self._exit_status
@@ -153,7 +155,12 @@ class PodSupervisor:
         self._signals += 1
 
     def _drained(self) -> bool:
-        return self._signals > 0 and all(slot.pid is None for slot in self._slots)
+        if self._signals == 0:
+            return False
+        if self._services.gone:
+            log.error("Redis and the store are gone by name, as after an uninstall: nothing can be kept")
+            return True
+        return all(slot.pid is None for slot in self._slots)
 
     def _tick(self, at_s: float) -> None:
         self._children.tick()
@@ -191,6 +198,7 @@ class PodSupervisor:
         if self._signals_passed_on == 0:
             log.info("asked to leave: %d slots are busy", sum(slot.busy for slot in self._slots))
             settings = self._settings
+            self._services.start()
             self._drain_ends_at_s = at_s + settings.drain_timeout_s + settings.cancel_timeout_s + _DRAIN_MARGIN_S
         self._signals_passed_on = self._signals
         for slot in self._slots:

@@ -52,6 +52,11 @@ WRONG = (
     'containers.machines={"big": {"gpu": 1}}',
     'containers.priorityClasses.names={"urgent": "a"}',
     "containers.ceilings.gpu=1",
+    "gateway.autoscaling.minReplicas=2",
+    'gateway.ingress.path="/a/../b c"',
+    "gateway.service.nodePort=70000",
+    'gateway.service.loadBalancerSourceRanges=["inside"]',
+    'valkey.persistence.claim="x"',
 )
 
 

@@ -125,6 +125,7 @@ class Holdup(BaseModel):
     words: str = Field("", description="What the pod that is furthest along waits for; empty when it runs.")
     stuck: int = Field(0, description="Pods whose containers the cluster repeatedly fails to start.")
     stuck_words: str = Field("", description="Why they are stuck.")
+    detail: str = Field("", description="The cluster's own sentences, for operators.")
 
 
 def report_holdups(redis: Redis, keys: Keys, holdups: Mapping[str, Holdup]) -> None:

@@ -9,11 +9,10 @@ from datetime import date
 from typing import Any
 
 from redis import asyncio as redis_asyncio
-from redis.exceptions import RedisError
 
 from api.outages import queue_errors
 from serinette.credentials import Limits
-from serinette.errors import QueueUnavailable, RateLimited
+from serinette.errors import RateLimited
 from serinette.names import Keys
 from serinette.usage import Day, day_number, day_of
 
@@ -61,13 +60,9 @@ class RequestRate:
             self._taken[tenant] = left - 1, until_s
             return
         share = max(1, per_minute // _SHARES_A_MINUTE)
-        try:
+        with queue_errors("requests cannot be counted meanwhile; try again"):
             # Any, because redis-py annotates replies and awaitables alike.
             taken: Any = await self._script([self._keys.rate(tenant)], [per_minute, share])
-        except RedisError as error:
-            raise QueueUnavailable(
-                "requests cannot be counted, because the queue does not answer; try again"
-            ) from error
         if taken < 0:
             raise RateLimited(
                 f"tenant {tenant} may send {per_minute} requests a minute; wait as long as Retry-After says",

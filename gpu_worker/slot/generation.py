@@ -129,7 +129,7 @@ class Generation:
         return {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
 
     def _seed(self, song: Audio, index: int) -> int:
-        return song.seed if song.seed is not None else (self._spec.seed or 0) + index
+        return song.seed if song.seed is not None else self._spec.seeds[index]
 
     # -- its songs
 
