@@ -18,8 +18,6 @@ local CANCELED = '{"status":"canceled","usage":{"gpu_s":%.3f,"size_bytes":0}}'
 local LARGEST = 1e12
 -- For this long an attempt that was frozen learns that its job was erased, and does not restore it.
 local ERASED_KEPT_S = 6 * 3600
--- So long after an erasure the sweeper looks for what a process had still put into the store, and died.
-local ERASED_AGAIN_S = 60
 -- Characters of the ids of a slot's last claims: about ten.
 local CLAIMS_KEPT = 340
 local USAGE_KEPT_S = 400 * 86400
@@ -832,7 +830,7 @@ function transitions.erase()
     redis.call('DEL', ended_key(id))
     local at = clock()
     redis.call('SET', erased_key(id), seconds(at) .. ' ' .. tenant, 'EX', ERASED_KEPT_S)
-    redis.call('ZADD', own .. 'unrecorded', at + ERASED_AGAIN_S, id)
+    redis.call('ZADD', own .. 'unrecorded', at, id)  -- for the sweeper to delete its objects, should the caller die
     for _, index in ipairs({'jobs:', 'in-flight:', 'running:'}) do redis.call('ZREM', own .. index .. tenant, id) end
     return 1
 end

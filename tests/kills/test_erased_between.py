@@ -65,7 +65,6 @@ def replaced(bench: Bench, job_id: str) -> None:
         bench.board.cancel(job_id)
         if entry.owner:
             bench.board.jobs(calls.release(job_id, entry.owner, None, charged=False))
-    bench.store.delete_prefix(song_prefix(TENANT, job_id))
     assert bench.board.jobs(calls.erase(job_id, TENANT))
     bench.store.delete_prefix(song_prefix(TENANT, job_id))
     bench.board.submit(job_id, start_deadline_s=3600)
