@@ -121,7 +121,16 @@ def umbrella(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("enabled", [True, False])
 def test_in_an_umbrella_chart_it_can_be_switched(render: Render, umbrella: Path, enabled: bool) -> None:
     render()
-    command = [helm(), "template", "shop", umbrella, "--namespace", "shop", "--api-versions", KEDA_API]
+    command: list[str | Path] = [
+        helm(),
+        "template",
+        "shop",
+        umbrella,
+        "--namespace",
+        "shop",
+        "--api-versions",
+        KEDA_API,
+    ]
     objects = manifests(run([*command, "--set", f"serinette.enabled={str(enabled).lower()}"]))
     assert bool(objects) is enabled
     if enabled:
