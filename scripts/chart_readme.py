@@ -24,7 +24,7 @@ from scripts.chart_tools import CHART, CommandFailed, run, template_command
 PAGE = CHART / "README.md"
 _VALUES = CHART / "ci" / "default-values.yaml"
 _KEY = re.compile(r"^( *)([A-Za-z]+):(.*)$")
-_UNITS = {"m": Decimal("0.001"), "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "": 1}
+_UNITS = {"m": Decimal("0.001"), **{f"{name}i": Decimal(1024**power) for power, name in enumerate("KMG", 1)}}
 _CLUSTERED = {"ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 
 _HEAD = """# The chart serinette
@@ -99,16 +99,11 @@ def table(values: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
             for part in value.path:
                 default = default[part]
             meaning = value.words.replace("|", "\\|")
-            lines.append(
-                f"| `{name}` | `{json.dumps(default)}` | {type_of(schema_of(value.path, schema))} | {meaning} |"
-            )
+            kind = type_of(schema_of(value.path, schema))
+            lines.append(f"| `{name}` | `{json.dumps(default)}` | {kind} | {meaning} |")
         elif len(value.path) > 1 and value.words:
             lines.append(f"| **`{name}`** | | | {value.words} |")
-    # A section of its own without values in it has no table.
-    text = "\n".join(lines)
-    return (
-        re.sub(r"\| value \| default \| type \| meaning \|\n\|---\|---\|---\|---\|\n(?=\n|$)", "", text).strip() + "\n"
-    )
+    return "\n".join(lines).strip() + "\n"
 
 
 def number(quantity: object) -> Decimal:
@@ -116,7 +111,7 @@ def number(quantity: object) -> Decimal:
     found = re.fullmatch(r"([\d.]+)(m|Ki|Mi|Gi|)", str(quantity))
     if found is None:
         raise ValueError(f"{quantity!r}: a unit that is not read here")
-    return Decimal(found[1]) * _UNITS[found[2]]
+    return Decimal(found[1]) * _UNITS.get(found[2], Decimal(1))
 
 
 def _asked(objects: list[dict[str, Any]], resource: str) -> Decimal:
@@ -138,22 +133,18 @@ def asks() -> str:
     claims = [claim for each in workloads for claim in each["spec"].get("volumeClaimTemplates", [])]
     volumes = sum(number(claim["spec"]["resources"]["requests"]["storage"]) for claim in claims)
     clustered = sorted(_CLUSTERED & kinds.keys())
+    at_rest = sum(int(each["spec"].get("replicas", 1)) for each in always)
+    needed = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"]
     gib = Decimal(1024**3)
     rows = [
         ("objects", f"{len(installed)}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))),
         ("cluster-wide objects", ", ".join(clustered) or "none (`cluster.readNodes` and `cluster.protect` add some)"),
-        (
-            "pods at rest",
-            str(sum(int(each["spec"].get("replicas", 1)) for each in always)) + ", and `min` of each pool",
-        ),
+        ("pods at rest", f"{at_rest}, and `min` of each pool"),
         ("requests at rest", f"{_asked(always, 'cpu') * 1000:.0f}m CPU, {_asked(always, 'memory') / gib:.2f} GiB"),
         ("requests of each worker", f"{_asked(workers, 'cpu'):f} CPU, {_asked(workers, 'memory') / gib:.0f} GiB"),
         ("volumes", f"{len(claims)} claims, {volumes / gib:.0f} GiB (`valkey.persistence`, `seaweedfs.persistence`)"),
         ("images", "3, all from `global.imageRegistry`"),
-        (
-            "needs",
-            f"Kubernetes {yaml.safe_load((CHART / 'Chart.yaml').read_text())['kubeVersion']}, KEDA 2.20 or later",
-        ),
+        ("needs", f"Kubernetes {needed}, KEDA 2.20 or later"),
     ]
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in rows)
 
