@@ -18,11 +18,11 @@ from api import health, openapi, problems, v1
 from api.auth.keyring import DeclaredFile, Keyring
 from api.auth.limits import Accounts, RequestRate
 from api.auth.links import Links
-from api.batches.service import BatchService
+from api.batches.service import BatchService, BatchThreads
 from api.containers import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
-from api.dialects.dialect import Dialect
+from api.dialects.dialect import MAX_BASE64_BODY_BYTES, Dialect
 from api.downloads import Downloads
 from api.events import JobEvents
 from api.metrics import HttpMetrics, MetricsMiddleware, expose
@@ -35,7 +35,6 @@ from api.middleware import (
     PathPrefixMiddleware,
     RelativeRedirects,
 )
-from api.outages import Threads
 from api.queue import JobQueue
 from api.settings import GatewaySettings
 from api.studio import routes as studio
@@ -43,7 +42,7 @@ from api.uploads import Uploads
 from serinette import __version__
 from serinette.batches.files import BatchFiles
 from serinette.batches.repository import BatchRepository
-from serinette.errors import NotFound, Unavailable
+from serinette.errors import NotFound
 from serinette.jobs import AsyncJobs, Jobs
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
@@ -56,8 +55,7 @@ UPLOAD_PATHS = ("/v1/uploads", "/v1/files")
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
 
-# Threads for the store accesses of batches, and of /readyz, beside those of the queue.
-_BATCH_THREADS = 8
+# Threads for the store accesses of /readyz, beside those of the queue.
 _PROBE_THREADS = 2
 
 # Submits that may wait for the disk of the queue's server at once: each holds a connection for up to a second.
@@ -163,12 +161,8 @@ def _parts(
             declared=declared.limits,
             limits=lambda tenant: from_thread.run(accounts.limits, tenant),  # batches are made in threads
         ),
-        batch_threads=Threads(_BATCH_THREADS, _busy_with_batches),
+        batch_threads=BatchThreads(),
     )
-
-
-def _busy_with_batches() -> Unavailable:
-    return Unavailable("too many batches are being read and written at the moment; try again")
 
 
 async def _no_socket(websocket: WebSocket) -> None:
@@ -180,18 +174,23 @@ def _add_middleware(
     app: FastAPI, settings: GatewaySettings, callers: CallerLookup, dialects: Sequence[Dialect]
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
+    in_base64 = min(MAX_BASE64_BODY_BYTES, settings.max_upload_bytes)
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,
-        others={**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
+        others={path: in_base64 for dialect in dialects for path in dialect.base64_paths}  # before shorter prefixes
+        | {**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
     )
     if settings.auth:
         app.add_middleware(AuthMiddleware, callers=callers)
         app.add_middleware(KeyInBodyMiddleware, paths={path for dialect in dialects for path in dialect.key_paths})
-    if settings.cors_origins:  # outside of the two above, so that pages can read their errors, too
+    if (
+        settings.cors_origins or settings.cors_origin_regex
+    ):  # outside of the two above, so that pages can read their errors, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
+            allow_origin_regex=settings.cors_origin_regex,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=_SENDABLE,
             expose_headers=(*_READABLE, *_OUR_OWN),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -68,7 +69,10 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
     pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
     # NoDecode, because values in charts and shells are seldom JSON.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins that browsers may call from, with commas between them or as JSON; none by default."
+        (),
+        description="Origins that browsers may call from, with commas between them or as JSON, beside pages of this "
+        "machine (http://localhost:*, http://127.0.0.1:*) where the gateway listens on loopback. `*` and `null`, which "
+        "files have, are the whole web: only with SERINETTE_AUTH.",
     )
     job_timeout_s: int = Field(1800, ge=10, le=6 * 3600, description="Longest run of a job that sets none.")
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts before a job fails for good.")
@@ -87,6 +91,11 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
         "(docs/decisions/0013).",
     )
     max_wait_s: float = Field(50, gt=0, le=300, description="Longest that one request waits for its song.")
+    generate_music_waits: bool = Field(
+        True,
+        description="Whether POST /generate_music waits for its song, as documented. false: it answers the request's "
+        "id at once, as ACE-Step-directAPI's own server did; /status and /result then have the song.",
+    )
     presign_s: int = Field(3600, ge=60, le=604_800, description="Lifetime of a presigned URL.")
     drain_timeout_s: int = Field(30, ge=0, description="On SIGTERM, how long open requests may still finish.")
     durability: Literal["process", "fsync"] = Field(
@@ -94,6 +103,27 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
         description="fsync: a submit is answered once it is on the disk of the queue's server (WAITAOF, up to a second "
         "more). process: once it is in the server's memory. docs/durability.md says what each survives.",
     )
+
+    @property
+    def cors_origin_regex(self) -> str | None:
+        """Further origins: on loopback, pages that this machine serves."""
+        return r"http://(localhost|127\.0\.0\.1)(:\d{1,5})?" if is_loopback(self.host) else None
+
+    def allows_origin(self, origin: str) -> bool:
+        """Whether pages from there may call."""
+        if "*" in self.cors_origins or origin in self.cors_origins:
+            return True
+        return self.cors_origin_regex is not None and re.fullmatch(self.cors_origin_regex, origin) is not None
+
+    @model_validator(mode="after")
+    def _the_web_has_a_key(self) -> Self:
+        everywhere = [origin for origin in self.cors_origins if origin in {"*", "null"}]
+        if everywhere and not self.auth:
+            raise ValueError(
+                f"cors_origins: {everywhere[0]} lets any page of the web call. Require keys (SERINETTE_AUTH=true), or "
+                "name the origins"
+            )
+        return self
 
     @field_validator("cors_origins", mode="before")
     @classmethod

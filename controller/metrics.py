@@ -33,8 +33,15 @@ _HEAD = 10
 class ControllerMetrics:
     """What a replica exposes of itself, and of the queue while it leads."""
 
-    def __init__(self, registry: CollectorRegistry, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
-        """`leading`: whether this replica does."""
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        redis: Redis,
+        keys: Keys,
+        leading: Callable[[], bool],
+        stalled: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`leading`: whether this replica does. `stalled`: how many of its duties hang."""
         self._reconciled = Counter(
             "serinette_controller_reconciled_jobs",
             "Jobs that the sweeper moved on, by what it did.",
@@ -46,6 +53,12 @@ class ControllerMetrics:
         )
         leads = Gauge("serinette_controller_leading", "Whether this replica leads.", registry=registry)
         leads.set_function(lambda: float(leading()))
+        hang = Gauge(
+            "serinette_controller_stalled_duties",
+            "Duties of this replica that hang in a round: another replica leads, if there is one.",
+            registry=registry,
+        )
+        hang.set_function(stalled)
         registry.register(QueueCollector(redis, keys, leading))
 
     def reconciled(self, action: str, number: int = 1) -> None:

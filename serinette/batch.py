@@ -162,7 +162,7 @@ class BatchLine(_Model):
     custom_id: str | None = None
     status: LineStatus
     job_id: str | None = Field(None, description="Its job, at /v1/jobs/{job_id}; null while it is pending.")
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
     artifacts: tuple[Artifact, ...] = Field((), description="Its songs, at /v1/jobs/{job_id}/audio?index=...")
     error: JobError | None = None
     usage: Usage | None = None

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 
 class SerinetteError(Exception):
-    """Root of the tree. The message says what was wrong, what is allowed and what to do."""
+    """Something went wrong in Serinette itself.
+
+    Root of the tree. The message says what was wrong, what is allowed and what to do.
+    """
 
     code = "internal"
     retryable = False
@@ -73,6 +76,12 @@ class NotFound(RequestError):
     """No such thing for this tenant."""
 
     code = "not_found"
+
+
+class UnknownPath(NotFound):
+    """There is no such path."""
+
+    code = "unknown_path"
 
 
 class Conflict(RequestError):
@@ -169,6 +178,12 @@ class QueueUnavailable(Unavailable):
     """Redis/Valkey does not answer."""
 
     code = "queue_unavailable"
+
+
+class QueueFull(QueueUnavailable):
+    """The queue's server has no room for new jobs."""
+
+    code = "queue_full"
 
 
 class StoreUnavailable(Unavailable):

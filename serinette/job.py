@@ -6,7 +6,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    computed_field,
+)
 
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
@@ -122,6 +130,13 @@ class Artifact(_Model):
     duration_s: float
     sample_rate: int
     channels: int
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @property
+    def url(self) -> str:
+        """Where the gateway serves it, seen from the gateway's own URL."""
+        job_id = self.key.rpartition("/")[0].rpartition("/")[2]
+        return f"/v1/jobs/{job_id}/audio?index={self.index}"
 
     @property
     def etag(self) -> str:

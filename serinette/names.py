@@ -231,6 +231,11 @@ class Keys:
         return self._key("leader")
 
 
+def tenant_of(key: str) -> str:
+    """The tenant that an object of the store belongs to, by its key."""
+    return key.split("/")[1]
+
+
 def song_prefix(tenant: str, job_id: str) -> str:
     """Prefix of all objects of one job."""
     return f"songs/{tenant}/{job_id}/"
