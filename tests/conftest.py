@@ -47,6 +47,7 @@ class _Together(LoadFileScheduling):
         return next((name for name, files in _TOGETHER.items() if files.match(nodeid)), super()._split_scope(nodeid))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
     """For `--dist loadfile`."""
     return _Together(config, log)
