@@ -79,7 +79,7 @@ class EngineServer:
         """The model is loaded: say so to every slot."""
         with self._changed:
             self._engine = engine
-            self._room = replace(self._room, audio_s=engine.audio_s)
+            self._room = replace(self._room, fits=engine.songs_together)
             for session in self._sessions:
                 session.send(self._hello())
 
