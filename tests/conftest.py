@@ -40,7 +40,7 @@ _TOGETHER = {
 }
 
 
-class _Together(LoadFileScheduling):
+class _Together(LoadFileScheduling):  # type: ignore[misc]  # it ships no types
     """A file, or files that belong together, to one of the processes that test at once."""
 
     def _split_scope(self, nodeid: str) -> str:
