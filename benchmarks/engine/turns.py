@@ -37,7 +37,7 @@ class Engine:
 
     def __init__(self, process: subprocess.Popen[str], checkout: Path) -> None:
         self._process = process
-        if not Path(self._answer()).is_relative_to(checkout):
+        if not Path(json.loads(self._answer())).is_relative_to(checkout):
             raise RuntimeError(f"{checkout}: another checkout's engine was loaded")
 
     def took_s(self, duration_s: float, songs: int) -> tuple[float, float]:
@@ -46,14 +46,14 @@ class Engine:
             raise RuntimeError("it was started without a way to ask")
         self._process.stdin.write(json.dumps([duration_s, songs]) + "\n")
         self._process.stdin.flush()
-        wall_s, cpu_s = self._answer()
+        wall_s, cpu_s = json.loads(self._answer())
         return wall_s, cpu_s
 
-    def _answer(self) -> Any:
+    def _answer(self) -> str:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             raise RuntimeError(f"the engine ended with {self._process.wait()}")
-        return json.loads(line)
+        return line
 
 
 @contextmanager
