@@ -169,9 +169,7 @@ def _gauges() -> dict[str, GaugeMetricFamily]:
         "running": _gauge("jobs_running", "Jobs that a slot holds.", lane),
         "unfinished": _gauge("jobs_unfinished", "Jobs that were accepted and have not ended, of all pools.", []),
         "memory": _gauge("queue_memory_used_bytes", "Memory that Redis uses.", []),
-        "memory_max": _gauge(
-            "queue_memory_max_bytes", "Redis's maxmemory, at which new jobs are refused; 0: none.", []
-        ),
+        "memory_max": _gauge("queue_memory_max_bytes", "Redis's maxmemory, where new jobs are refused; 0: none.", []),
         "webhooks": _gauge("webhooks_waiting", "Ended jobs whose webhook has not been delivered yet.", []),
         "workers": _gauge("workers", "Workers that are up, by stage.", ["pool", "stage"]),
         "slots": _gauge("slots", "Slots of the workers that are up.", pool),

@@ -76,6 +76,18 @@ def holdup(
     )
 
 
+def pod_start(pod: Object) -> dict[str, float] | None:
+    """Seconds from a pod's creation to its node, and from there to its container's start; None before that."""
+    first = [each for each in pod.get("status", {}).get("containerStatuses", []) if not each.get("restartCount")]
+    states = [each.get("state", {}).get("running") for each in first]
+    created = _time(pod["metadata"].get("creationTimestamp"))
+    scheduled = _time(_condition(pod, "PodScheduled").get("lastTransitionTime"))
+    started = _time(states[0].get("startedAt")) if states and states[0] else None
+    if created is None or scheduled is None or started is None:
+        return None
+    return {"node_s": (scheduled - created).total_seconds(), "image_s": (started - scheduled).total_seconds()}
+
+
 def unscaled(scaled_object: Object | None, for_s: float) -> Explanation | None:
     """Why a pool without pods has got none, although jobs have waited for a worker for `for_s` seconds; None while that
     is no sign of anything. `scaled_object` is None where it cannot be read, or nothing scales the pool.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from redis import Redis
 from controller.autoscaling import plan_marks
 from controller.cluster import WorkerPods
 from controller.leader_election import FailureLog
-from controller.pod_explanations import POOL_LABEL, holdup, unscaled
+from controller.pod_explanations import POOL_LABEL, holdup, pod_start, unscaled
 from controller.settings import ControllerSettings
 from serinette.errors import ClusterUnavailable
 from serinette.job import now
@@ -29,6 +30,8 @@ _MOST_PATCHES = 50
 # What we may not do is tried again after so long; an operator may have allowed it.
 _FORBIDDEN_S = 600.0
 _GONE = {404, 410}
+# Its worker reads it within seconds.
+_START_KNOWN_S = 3600
 _NOT_NOW = {409}
 
 
@@ -43,6 +46,7 @@ class PodWatch:
         self._idle_since_s: dict[str, float] = {}
         self._unscaled_since_s: dict[str, float] = {}
         self._words: dict[str, str] = {}
+        self._started: set[str] = set()
         self._failures = FailureLog(log, "looking at the cluster")
         self._not_before_s: dict[str, float] = {}
 
@@ -62,6 +66,7 @@ class PodWatch:
         found |= self._unscaled(found, at_s)
         report_holdups(self._redis, self._keys, found)
         self._log(found)
+        self._report_starts(pods)
         self._mark(pods, at_s)
 
     def _explained(self, pods: Sequence[dict[str, Any]], at_s: float) -> dict[str, Holdup]:
@@ -90,6 +95,14 @@ class PodWatch:
     def _wants_a_worker(self, pool: str) -> bool:
         waiting = sum(int(self._redis.zcard(self._keys.waiting(pool, lane))) for lane in Lane)
         return waiting > 0 and not self._redis.exists(self._keys.brake(pool))
+
+    def _report_starts(self, pods: Sequence[Mapping[str, Any]]) -> None:
+        """What each pod's start took, once: a worker cannot see what came before its process."""
+        starts = {pod["metadata"]["name"]: pod_start(pod) for pod in pods}
+        for pod, start in starts.items():
+            if start and pod not in self._started:
+                self._redis.set(self._keys.pod_start(pod), json.dumps(start), ex=_START_KNOWN_S)
+        self._started = {pod for pod, start in starts.items() if start}
 
     def _log(self, found: Mapping[str, Holdup]) -> None:
         """For the operator, in the cluster's own sentences: once for each cause."""

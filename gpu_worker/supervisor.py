@@ -20,7 +20,7 @@ from gpu_worker.service_watch import ServiceWatch, service_names
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
 from serinette.job import now
-from serinette.presence import Presence, WorkerStage
+from serinette.presence import ColdStart, Presence, WorkerStage
 from serinette.settings import connect_redis
 from serinette.supervisor import POLL_S, Child, ChildSpec, Notice, Phase, Supervisor
 
@@ -134,6 +134,7 @@ class PodSupervisor:
         )
         self._reporter = PresenceReporter(connect_redis(settings), settings.keys, self._presence)
         self._deaths: Counter[str] = Counter()
+        self._cold_start: dict[str, float] = {}
         self.metrics = WorkerMetrics(self._presence)
 
     def run(self) -> int:
@@ -224,10 +225,19 @@ class PodSupervisor:
                 "device": hello.device if hello else "",
                 "model": hello.model if hello else None,
                 "message": self._message(),
+                "cold_start": self._seen_of_start(hello),
             }
         )
         self._reporter.update(self._presence)
         self.metrics.pod = Pod(self._presence, self._monitor.vitals, self._reporter.cold_start_s, self._deaths.copy())
+
+    def _seen_of_start(self, hello: Hello | None) -> ColdStart:
+        """What is known of this worker's start: an engine that was restarted later is no part of it."""
+        first = self._monitor.vitals.first_song_s if self._monitor.vitals else None
+        times = {**(hello.load_times if hello else {}), **({} if first is None else {"first_song_s": first})}
+        if self._deaths["engine"] == 0:
+            self._cold_start = {name: round(seconds, 3) for name, seconds in times.items()}
+        return ColdStart(**self._reporter.pod_start, **self._cold_start)
 
     def _stage(self, hello: Hello | None) -> WorkerStage:
         if self._signals:

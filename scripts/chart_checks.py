@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts import alerts, manifests
+from scripts import alerts, chart_readme, manifests
 from scripts.chart_tools import (
     CHART,
     ROOT,
@@ -125,6 +125,7 @@ def main() -> int:
             ("promtool", alerts.check),
             ("hadolint", dockerfiles),
             ("k8s/", plain),
+            ("README.md of the chart", chart_readme.check),
         ]
         for name, step in steps:
             try:

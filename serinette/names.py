@@ -181,6 +181,10 @@ class Keys:
         """List, expiring, newest first: failed loads since a worker of the pool last became ready."""
         return self._key("failures", pool)
 
+    def pod_start(self, pod: str) -> str:
+        """String, expiring: JSON of what a pod's start took in the cluster, which its worker cannot see."""
+        return self._key("pod-start", pod)
+
     @property
     def holdups(self) -> str:
         """Hash, expiring, of pools to JSON Holdup (serinette/presence.py): what keeps their pods from starting."""

@@ -177,6 +177,7 @@ def test_a_list_of_seeds_that_does_not_fit_is_refused(seed: list[Any]) -> None:
     [(JobRequest, "duration_s"), (JobRequest, "bpm"), (BatchSpec, "seed"), (JobRequest, "timeout_s"), (Span, "first")],
 )
 def test_a_number_is_a_number_and_no_text_or_truth(model: type[BaseModel], name: str, value: object) -> None:
-    for check in (model.model_validate, lambda body: model.model_validate_json(json.dumps(body))):
-        with pytest.raises(ValidationError, match=f"{name}: must be a number"):
-            check({name: value})
+    with pytest.raises(ValidationError, match=f"{name}: must be a number"):
+        model.model_validate({name: value})
+    with pytest.raises(ValidationError, match=f"{name}: must be a number"):
+        model.model_validate_json(json.dumps({name: value}))

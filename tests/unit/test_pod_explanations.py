@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.pod_explanations import holdup, unscaled
+from controller.pod_explanations import holdup, pod_start, unscaled
 
 AT = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 GPU = "nvidia.com/gpu"
@@ -290,3 +290,25 @@ def test_a_pool_that_nothing_scales(seen: dict[str, Any] | None, for_s: float, w
     assert not found or "valkey.music" not in found.text
     if found and "fails" in found.text:
         assert "WRONGPASS" in found.detail
+
+
+def started(seconds_ago: float, **container: Any) -> dict[str, Any]:
+    """A pod that was made 100 s ago and had a node 70 s ago."""
+    made = placed(phase="Running", state={"running": {"startedAt": ago(seconds_ago)}}, **container)
+    made["metadata"]["creationTimestamp"] = ago(100)
+    made["status"]["conditions"].append({"type": "PodScheduled", "status": "True", "lastTransitionTime": ago(70)})
+    made["status"]["conditions"] = made["status"]["conditions"][::-1]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("seen", "start"),
+    [
+        (started(20), {"node_s": 30, "image_s": 50}),
+        (started(20, restartCount=1), None),  # the second container's start is no cold one
+        (unscheduled(NO_GPU), None),
+        (waiting("ContainerCreating"), None),
+    ],
+)
+def test_what_a_pods_start_took_before_its_first_process(seen: dict[str, Any], start: dict[str, float] | None) -> None:
+    assert pod_start(seen) == start

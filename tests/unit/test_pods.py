@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts
 from serinette.presence import HOLDUP_TTL_S, parse_holdups
 from tests.kube import Kube, kubernetes_api
-from tests.unit.test_pod_explanations import GPU, NO_GPU, NODES, event, unscheduled
+from tests.unit.test_pod_explanations import GPU, NO_GPU, NODES, event, started, unscheduled
 
 SELECTOR = "app.kubernetes.io/component=worker"
 CLEARED = dict.fromkeys(MARKS)
@@ -155,6 +156,21 @@ def test_a_pool_that_nothing_scales_is_reported_once_jobs_have_waited(
     pods.look(110)
     pods.look(145)
     assert reported(redis, keys)["turbo"] == (0, "nothing has scaled this pool for over 30 s"), "without the right too"
+
+
+def test_what_a_pods_start_took_is_reported_once(kube: Kube, pods: PodWatch, redis: Redis, keys: Keys) -> None:
+    seen = started(20)
+    labels = {"app.kubernetes.io/component": "worker", "serinette.dev/pool": "turbo"}
+    kube.add(
+        {"apiVersion": "v1", "kind": "Pod", **seen, "metadata": {**seen["metadata"], "labels": labels}},
+        namespace="music",
+    )
+    pods.look(0)
+    found: Any = redis.get(keys.pod_start("w-1"))
+    assert json.loads(found) == {"node_s": 30, "image_s": 50}
+    redis.delete(keys.pod_start("w-1"))
+    pods.look(10)
+    assert not redis.exists(keys.pod_start("w-1"))
 
 
 def test_nodes_that_may_not_be_read_are_left_out_and_not_asked_for_again_soon(
