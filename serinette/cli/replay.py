@@ -56,6 +56,8 @@ def replay(
     tags = read_song_tags(song)
     if tags is None:
         raise RequestError(f"{song} has no tags of ours: only songs that a Serinette made can be made again")
+    if not tags.texts:
+        raise RequestError(f"{song} was written without its prompt and lyrics (SERINETTE_TAG_TEXTS=false)")
     with connect(server, api_key) as client, tempfile.TemporaryDirectory() as directory:
         job = client.submit(spec_of(tags))
         job = follow_or_leave(client, job, cancel_on_interrupt=cancel_on_interrupt)

@@ -48,6 +48,7 @@ CALLS: dict[str, list[str]] = {
     "keys rotate": ["0" * 12],
     "keys limit": ["acme"],
     "keys limits": [],
+    "tenants erase": ["acme", "--yes"],
 }
 
 
@@ -115,7 +116,7 @@ def answers() -> Iterator[tuple[type[Answers], str]]:
 
 
 def of_a_server(name: str) -> bool:
-    return not name.startswith("keys") and name != "replay"
+    return not name.startswith(("keys", "tenants")) and name != "replay"
 
 
 @pytest.mark.parametrize("name", CALLS)
