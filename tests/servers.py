@@ -54,11 +54,17 @@ def valkey(directory: Path, *, port: int | None = None, append_only: bool = Fals
         config={"appendonly": "yes", "appendfsync": "always"} if append_only else {"save": ""},
     )
     server.start()
+    process = server._process  # its own `stop` leaves a server that does not answer just then
+    assert process
     try:
         yield server
     finally:
-        if server.is_running():
-            server.stop()
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @dataclass(frozen=True, slots=True)
