@@ -40,7 +40,7 @@ from api.settings import GatewaySettings
 from api.studio import routes as studio
 from api.uploads import Uploads
 from serinette import __version__
-from serinette.batches.files import BatchFiles
+from serinette.batches.lines import BatchFiles
 from serinette.batches.repository import BatchRepository
 from serinette.errors import NotFound, Unavailable
 from serinette.jobs import AsyncJobs, Jobs

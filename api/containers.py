@@ -11,10 +11,10 @@ from starlette.responses import Response
 from api.downloads import Downloads, FileRequest, names_etag
 from api.outages import queue_errors
 from serinette.container import ContainerSpec, Input, allowed_by
-from serinette.container_settings import ContainerSettings
 from serinette.errors import InvalidSpec, NotFound, Unsupported
 from serinette.job import Job, JobOptions
 from serinette.names import Keys, upload_file_key, upload_record_key
+from serinette.settings import ContainerSettings
 from serinette.store import Store
 
 

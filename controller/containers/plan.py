@@ -14,9 +14,8 @@ from enum import StrEnum
 from typing import Any
 
 from controller.containers.manifest import ATTEMPT_LABEL, FETCH, JOB_LABEL, MAIN, UPLOAD
+from controller.containers.steps import GONE
 from serinette.container import ContainerSpec
-from serinette.container_settings import ContainerSettings
-from serinette.container_steps import GONE
 from serinette.errors import (
     ContainerFailed,
     EngineOutOfMemory,
@@ -28,6 +27,7 @@ from serinette.errors import (
 )
 from serinette.job import Attempt, JobError, JobStatus, Stage
 from serinette.jobs import Entry
+from serinette.settings import ContainerSettings
 
 Object = Mapping[str, Any]
 
