@@ -130,8 +130,9 @@ BUILD ?=
 chart: $(VENV)/dev.stamp  ## Check the chart: lint, schemas, KEDA, security, Dockerfiles, k8s/.
 	$(BIN)/python -m scripts.chart_checks
 
-manifests: $(VENV)/dev.stamp  ## Render the chart into k8s/.
+manifests: $(VENV)/dev.stamp  ## Render the chart into k8s/, and its README from its values.
 	$(BIN)/python -m scripts.manifests
+	$(BIN)/python -m scripts.chart_readme
 
 lock: $(VENV)/dev.stamp  ## Update the pinned packages of the images (ARGS=--keep: only what must change).
 	$(BIN)/python -m scripts.lock $(ARGS)

@@ -8,7 +8,6 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import Redis
@@ -41,17 +40,17 @@ _TOGETHER = {
 }
 
 
+class _Together(LoadFileScheduling):  # type: ignore[misc]  # it ships no types
+    """A file, or files that belong together, to one of the processes that test at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((name for name, files in _TOGETHER.items() if files.match(nodeid)), super()._split_scope(nodeid))
+
+
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Any:
-    """For `--dist loadfile`: a file, or files that belong together, to one of the processes that test at once."""
-    scheduler: Any = LoadFileScheduling(config, log)
-    file_of = scheduler._split_scope
-
-    def scope_of(nodeid: str) -> str:
-        return next((name for name, files in _TOGETHER.items() if files.match(nodeid)), None) or str(file_of(nodeid))
-
-    scheduler._split_scope = scope_of
-    return scheduler
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
+    """For `--dist loadfile`."""
+    return _Together(config, log)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import httpx
 from redis import Redis
@@ -150,7 +151,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, t
     raise AssertionError(f"SeaweedFS was not ready within {timeout_s} s:\n{log.read_text()[-2000:]}")
 
 
-def _quickened(sentinel: Redis) -> bool:
+def _quickened(sentinel: Any) -> bool:
     """Have it look at its servers every half second, in place of every ten; False while it is not up."""
     with suppress(RedisConnectionError):
         sentinel.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", "500", "PUBLISH-PERIOD", "200")

@@ -61,7 +61,7 @@ def requests(mix: list[dict[str, Any]]) -> list[SongRequest]:
     return [
         SongRequest(
             spec,
-            spec.seed or 0,
+            spec.seeds[0],
             wave(spec.source_audio) if spec.source_audio else None,
             wave(spec.reference_audio) if spec.reference_audio else None,
         )
