@@ -37,7 +37,7 @@ def test_two_releases_on_one_redis_by_prefix(release: Release) -> None:
 WRONG = (
     ("redis", "0", "wrong", "refuses this user or password"),
     ("redis", "99", None, "has no such database"),
-    ("redis", "5", None, "but in database 0"),
+    ("redis", "5", None, "of database 0"),
     ("rediss", "0", None, "we speak TLS and the server does not"),
 )
 
