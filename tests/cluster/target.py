@@ -91,6 +91,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "settings": {"heartbeatS": 2, "heartbeatTtlS": 8},
         "pools": [{"name": "default", "max": 3, "jobsPerWorker": 1}],
     },
+    "at-min": {"keda": {"startAtMin": True}},
+    "at-min-upgraded": {"keda": {"startAtMin": True}, "settings": {"retentionS": 7200}},
     "shared": {"networkPolicy": {"enabled": False}},
     "guest": {
         "valkey": {"enabled": False},

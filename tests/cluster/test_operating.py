@@ -112,6 +112,7 @@ def test_uninstall_leaves_nothing_after_keda_was_removed(release: Release) -> No
 @needs(MAY_STOP_KEDA)
 def test_keda_is_away_and_comes_back(release: Release) -> None:
     release.install()
+    until("KEDA has looked", lambda: release.replicas() == 0, 180)
     release.keda(0)
     try:
         ids = release.submit(3)
