@@ -122,6 +122,7 @@ def _config(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # api/request_checks.py reads what is needed of them
         timeout_graceful_shutdown=settings.drain_timeout_s,
     )
 

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 
 from anyio import CapacityLimiter, from_thread
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from starlette.middleware.cors import CORSMiddleware
@@ -32,17 +31,17 @@ from api.middleware import (
     CallerLookup,
     KeyInBodyMiddleware,
     KeyInPathMiddleware,
-    PathPrefixMiddleware,
-    RelativeRedirects,
 )
 from api.queue import JobQueue
+from api.request_checks import RequestChecks
+from api.response_headers import ResponseHeaders
 from api.settings import GatewaySettings
 from api.studio import routes as studio
 from api.uploads import Uploads
 from serinette import __version__
 from serinette.batches.files import BatchFiles
 from serinette.batches.repository import BatchRepository
-from serinette.errors import NotFound
+from serinette.errors import ConfigurationError, NotFound
 from serinette.jobs import AsyncJobs, Jobs
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
@@ -61,9 +60,17 @@ _PROBE_THREADS = 2
 # Submits that may wait for the disk of the queue's server at once: each holds a connection for up to a second.
 _FSYNC_CONNECTIONS = 256
 
-_READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
+_READABLE = (
+    "Location",
+    "ETag",
+    "Retry-After",
+    "Allow",
+    "Content-Range",
+    "Content-Disposition",
+    "Accept-Ranges",
+    "X-Request-Id",
+)
 _OUR_OWN = ("Idempotency-Replayed", "Preference-Applied")
-_SENDABLE = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID", "Range", "If-None-Match")
 
 
 def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS) -> FastAPI:
@@ -90,8 +97,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
             await for_submits.aclose()
         redis.close()
 
-    # The offline variant serves the scripts of its pages itself: a cluster may not reach a CDN.
-    app = FastAPIOffline(
+    app = FastAPI(
         # Not by include_router: FastAPI matches a path twice for every nested router.
         routes=[
             *health.router.routes,
@@ -99,7 +105,9 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
             *shared_paths.routes(dialects),
             *(route for dialect in dialects for route in dialect.routes),
             *studio.router.routes,
+            *openapi.page_routes(),
         ],
+        docs_url=None,
         redoc_url=None,
         title="Serinette",
         version=__version__,
@@ -108,6 +116,8 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
     )
+    _refuse_prefix_of_ours(settings.root_path, app)
+    openapi.add_heads(app)
     app.state.parts = parts
     problems.install(app, (path for dialect in dialects for path in dialect.paths))
     app.add_api_websocket_route("/{path:path}", _no_socket)
@@ -116,6 +126,12 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
     expose(app, app.state.metrics, settings)
     _add_middleware(app, settings, parts.callers, dialects)
     return app
+
+
+def _refuse_prefix_of_ours(prefix: str, app: FastAPI) -> None:
+    for route in app.routes if prefix else ():
+        if f"{getattr(route, 'path', '')}/".startswith(f"{prefix}/"):
+            raise ConfigurationError(f"root_path: {prefix} begins a path of the API itself; choose another")
 
 
 def _for_submits(settings: GatewaySettings) -> redis_asyncio.Redis | None:
@@ -180,6 +196,7 @@ def _add_middleware(
         body_bytes=settings.max_body_bytes,
         others={path: in_base64 for dialect in dialects for path in dialect.base64_paths}  # before shorter prefixes
         | {**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
+        text_paths={path for dialect in dialects for path in dialect.base64_paths},
     )
     if settings.auth:
         app.add_middleware(AuthMiddleware, callers=callers)
@@ -192,16 +209,15 @@ def _add_middleware(
             allow_origins=settings.cors_origins,
             allow_origin_regex=settings.cors_origin_regex,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
-            allow_headers=_SENDABLE,
+            allow_headers=("*",),  # whatever libraries add; none of them lets a page do more
             expose_headers=(*_READABLE, *_OUR_OWN),
             max_age=600,
         )
-    app.add_middleware(RelativeRedirects)
     app.add_middleware(
         MetricsMiddleware, metrics=app.state.metrics
     )  # outside of the others, so that their errors are counted, too
     app.add_middleware(
         KeyInPathMiddleware, allowed=settings.key_in_path
-    )  # outside of them, so that no other middleware sees a key in a path
-    if settings.root_path:
-        app.add_middleware(PathPrefixMiddleware, prefix=settings.root_path)
+    )  # outside of the others, so that none of them sees a key in a path
+    app.add_middleware(RequestChecks, settings=settings)
+    app.add_middleware(ResponseHeaders)

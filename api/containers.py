@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from redis import asyncio as redis_asyncio
 from starlette.responses import Response
 
-from api.downloads import Downloads, FileRequest, names_etag
+from api.downloads import SANDBOX, Downloads, FileRequest, names_etag
 from api.outages import queue_errors
 from api.turns import Turns
 from serinette.container import ContainerSpec, Input, allowed_by
@@ -117,7 +117,7 @@ class LogPosition:
     @property
     def headers(self) -> dict[str, str]:
         """Headers of a response that ends at this position."""
-        return {"ETag": f'"{self}"', "Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
+        return {"ETag": f'"{self}"', "Cache-Control": "private, no-cache", "Content-Security-Policy": SANDBOX}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Logs:
                 return Response(status_code=204, headers=end.headers)
             file_request = replace(file_request, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
         return await self.downloads.serve(
-            _StoredLog(key, size_bytes, str(end)), file_request, f"{job.id}.log", download=False
+            _StoredLog(key, size_bytes, str(end)), file_request, f"{job.id}.log", download=True
         )
 
     async def _read(self, job_id: str, start: int) -> tuple[int, bytes]:

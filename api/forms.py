@@ -10,13 +10,16 @@ from starlette.formparsers import FormParser, MultiPartException, MultiPartParse
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
+# Set in the scope: how long the text of this request's body may be, where that is longer than other bodies.
+TEXT_BYTES = "serinette.text_bytes"
+
 
 class FormRequest(Request):
     """A request whose form may hold `fields_bytes` beside its files; it is refused with 413 above."""
 
     def __init__(self, scope: Scope, receive: Receive, fields_bytes: int) -> None:
         super().__init__(scope, receive)
-        self._fields_bytes = fields_bytes
+        self._fields_bytes = scope.get(TEXT_BYTES, fields_bytes)
 
     async def _get_form(
         self, *, max_files: float = 1000, max_fields: float = 1000, max_part_size: int = 1024 * 1024

@@ -25,14 +25,12 @@ class Health(BaseModel):
     status: str
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health, summary="Alive")
 async def alive() -> Response:
     """The process answers. Queue and store are not checked, because a restart would not repair them."""
     return JSONResponse({"status": "alive"})
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Ready",

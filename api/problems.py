@@ -52,6 +52,7 @@ STATUS: dict[type[SerinetteError], int] = {
     errors.Gone: 410,
     errors.Unsupported: 501,
     errors.Unauthorized: 401,
+    errors.Forbidden: 403,
     errors.LaneNotAllowed: 403,
     errors.Limited: 429,
     errors.Unavailable: 503,
@@ -259,5 +260,6 @@ async def _on_machine(connection: HTTPConnection, error: OSError) -> Response:
 
 async def _on_unexpected(connection: HTTPConnection, error: Exception) -> Response:
     # Starlette raises it again after the response, so that the log has the traceback and the client does not.
-    own = SerinetteError("something went wrong here; the server's log says what")
-    return answer(connection.scope, own, detail="Internal Server Error")
+    request_id = connection.scope.get("serinette.request_id", "")
+    own = SerinetteError(f"something went wrong here; the server's log says what, of request {request_id}")
+    return answer(connection.scope, own, headers={"X-Request-Id": request_id}, detail="Internal Server Error")

@@ -34,6 +34,8 @@ _CHECKS = 3
 # Uploads of one tenant that are under way, each of which may fill the disk with a whole file; and of all tenants.
 UPLOADS_OF_TENANT = 32
 _UPLOADS = 128
+# Bodies with audio in base64, which take several times their size in memory; of one tenant at most half.
+_IN_MEMORY = 4
 # The directory of an upload under way.
 PREFIX = "serinette-upload-"
 
@@ -55,6 +57,7 @@ class Uploads:
         self._store_threads = store_threads
         self._settings = settings
         self._checks = Threads(_CHECKS, _CHECKS - 1, _many_checks)
+        self.in_memory = Turns(_IN_MEMORY, _IN_MEMORY // 2, _many_checks)
         self._open = Turns(_UPLOADS, UPLOADS_OF_TENANT, _many_uploads, most_waiting=0)
 
     async def take(self, tenant: str, chunks: AsyncIterator[bytes]) -> Upload:

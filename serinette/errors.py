@@ -120,6 +120,12 @@ class Unauthorized(RequestError):
     code = "unauthorized"
 
 
+class Forbidden(RequestError):
+    """A page or a name that this gateway does not answer to."""
+
+    code = "forbidden"
+
+
 class LaneNotAllowed(RequestError):
     """The tenant may not use this lane."""
 

@@ -69,8 +69,7 @@ class SineEngine:
     def device(self) -> str:
         return "an imagined one"
 
-    @property
-    def audio_s(self) -> float:
+    def songs_together(self, longest_s: float) -> float:
         return math.inf
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:

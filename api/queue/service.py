@@ -20,7 +20,7 @@ from serinette.credentials import Limits
 from serinette.errors import Conflict, Limited, NotFinished, StoreUnavailable, Unavailable
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.jobs import AsyncJobs, calls
-from serinette.names import song_prefix
+from serinette.names import record_key, song_prefix
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 from serinette.webhook_targets import Targets
@@ -191,12 +191,16 @@ class JobQueue:
             batch_id = job.labels.get(BATCH_LABEL, "")
             if await self._jobs.redis.zscore(self._keys.batches, batch_id) is not None:
                 raise NotFinished(f"job {job_id} is a line of batch {batch_id}: erase it when that has ended")
-            # The store first: after a failure the job is still there, and can be erased again.
-            erase_songs = partial(self._store.delete_prefix, song_prefix(tenant, job_id))
-            await self.store_threads.run(tenant, erase_songs)
-            await self._jobs(calls.erase(job_id, tenant))
-            if job.status is not JobStatus.SUCCEEDED:  # a controller may have written its record meanwhile
-                await self.store_threads.run(tenant, erase_songs)
+            # Listed before: none of these belongs to a job that is submitted with this id afterwards.
+            prefix = song_prefix(tenant, job_id)
+            found = await self.store_threads.run(tenant, lambda: [each.key for each in self._store.list(prefix)])
+            if not await self._jobs(calls.erase(job_id, tenant)):
+                raise NotFinished(f"job {job_id} was submitted again just now: cancel it, or wait for its end")
+            # If this process dies from here on, or the store does, the controller deletes them.
+            # Its record is the last, so that a repetition finds the rest; a controller may have written it meanwhile.
+            last = record_key(tenant, job_id)
+            doomed = [*(key for key in found if key != last), last]
+            await self.store_threads.run(tenant, partial(_delete_all, self._store, doomed))
 
     async def pools(self) -> tuple[Pool, ...]:
         """Current status of the default pool, every published pool and every pool with a worker."""
@@ -218,6 +222,11 @@ def _slow_store() -> Unavailable:
 
 def _too_many_lists() -> Limited:
     return Limited("too many lists of this tenant are being read at once; wait for them", retry_after_s=1)
+
+
+def _delete_all(store: Store, keys: Sequence[str]) -> None:
+    for key in keys:
+        store.delete(key)
 
 
 def _require_cancelable(job_id: str, status: JobStatus) -> None:

@@ -29,7 +29,7 @@ from serinette.store import Store
 router = APIRouter(prefix="/v1", tags=["batches"])
 
 _BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
-_JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines"}
+_JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines", "text/plain"}
 
 KeyHeader = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import anyio
-from fastapi import APIRouter, Header, Query, WebSocket
+from fastapi import APIRouter, Header, Query, Request, WebSocket
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -52,6 +52,7 @@ ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]
 )
 async def stream(
     job_id: JobId,
+    request: Request,
     queue: QueuePart,
     events: EventsPart,
     tenant: TenantPart,
@@ -64,6 +65,8 @@ async def stream(
     job, after = await _snapshot(queue, events, tenant, job_id, seen)
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
         return Response(status_code=204)
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream")
     return _Stream(events.streams, tenant, _sse(events, job, after, caller_check))
 
 

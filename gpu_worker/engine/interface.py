@@ -83,9 +83,8 @@ class Engine(Protocol):
     def device(self) -> str:
         """What it runs on, human-readable: `cpu, 2 threads`, `cuda:0, NVIDIA H100`."""
 
-    @property
-    def audio_s(self) -> float:
-        """Seconds of audio that may be generated at once: a batch of more does not fit."""
+    def songs_together(self, longest_s: float) -> float:
+        """How many songs fit into a batch, the longest of so many seconds; infinity: any number."""
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in, and warnings on what was ignored or bounded.

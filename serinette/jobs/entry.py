@@ -211,10 +211,10 @@ class Entry:
         return "called_off" in self.fields
 
     def is_anothers(self, record: Record) -> bool:
-        """Whether a record under this id is of an erased job that had it before, or of another request."""
+        """Whether a record under this id is of an erased job that had it before, or of another request before this."""
         erased_at = float(self.fields.get("erased_at", 0))
         other = bool(record.digest and self.digest) and record.digest != self.digest
-        return other or record.created_at.timestamp() <= erased_at
+        return (other and record.created_at < self.created_at) or record.created_at.timestamp() <= erased_at
 
     @property
     def traceparent(self) -> str | None:

@@ -18,8 +18,6 @@ local CANCELED = '{"status":"canceled","usage":{"gpu_s":%.3f,"size_bytes":0}}'
 local LARGEST = 1e12
 -- For this long an attempt that was frozen learns that its job was erased, and does not restore it.
 local ERASED_KEPT_S = 6 * 3600
--- So long after an erasure the sweeper looks for what a process had still put into the store, and died.
-local ERASED_AGAIN_S = 60
 -- Characters of the ids of a slot's last claims: about ten.
 local CLAIMS_KEPT = 340
 local USAGE_KEPT_S = 400 * 86400
@@ -605,7 +603,7 @@ end
 -- id of the attempt that calls or '', created_at and digest of the job that is to end or '' and '', then fields of the
 -- counters and their increments. Answers {'ended', its state} if the job has ended, by this call or before, {'unknown'},
 -- {'held'} if another attempt holds it or the lease has not expired, or {'erased'}: this end is of an erased job, or of
--- another request with the same id.
+-- an earlier request with the same id.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
@@ -617,6 +615,7 @@ function transitions.finish()
     for i = 2, #counted, 2 do number(counted[i], 'counters') end
     if job and not ENDED[job.state] then check_record(job) end
     local other = digest ~= '' and job and (job.digest or '') ~= '' and job.digest ~= digest
+        and number(created_at, 'created_at') < tonumber(job.created_at)
     if other or erased and created_at ~= '' and number(created_at, 'created_at') <= erased then
         if by ~= '' then unmark(id .. ':' .. by) end
         if not job then redis.call('ZADD', own .. 'unrecorded', at, id) end  -- what it put into the store must go
@@ -831,7 +830,7 @@ function transitions.erase()
     redis.call('DEL', ended_key(id))
     local at = clock()
     redis.call('SET', erased_key(id), seconds(at) .. ' ' .. tenant, 'EX', ERASED_KEPT_S)
-    redis.call('ZADD', own .. 'unrecorded', at + ERASED_AGAIN_S, id)
+    redis.call('ZADD', own .. 'unrecorded', at, id)  -- for the sweeper to delete its objects, should the caller die
     for _, index in ipairs({'jobs:', 'in-flight:', 'running:'}) do redis.call('ZREM', own .. index .. tenant, id) end
     return 1
 end

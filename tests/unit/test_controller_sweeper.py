@@ -301,6 +301,9 @@ def test_jobs_that_are_left_as_they_are_hide_no_others(bench: Bench, monkeypatch
         bench.begin(jobs[0], f"pod-1.{number}.abc")
         past_deadline(bench, jobs[1])
     bench.pass_leases()
+    behind = next(member for member in bench.board.leases() if member.startswith(well[0]))
+    bench.redis.zadd(bench.keys.leases, {behind: 1})
+    bench.redis.zadd(bench.keys.deadlines, {well[1]: 2})
     bench.redis.hdel(bench.keys.job(spoilt[0]), "created_at")
     for job_id in spoilt[1:]:
         bench.redis.hset(bench.keys.job(job_id), "lane", "none of ours" if job_id is spoilt[1] else "low")

@@ -376,7 +376,11 @@ def test_a_late_recording_ends_no_job_that_was_submitted_again(board: Board) -> 
     assert board.entry(job_id).status is JobStatus.QUEUED
     board.finish(held(board), Outcome(FAILED, LOST))
     assert board.jobs(calls.recorded(first)) == "other", "it ended as the first did, and the store says so of the first"
-    assert "recorded" not in board.entry(job_id).fields
+    second = board.entry(job_id)
+    assert "recorded" not in second.fields
+    assert board.jobs(calls.recorded(second)) == "marked"
+    assert not board.jobs(calls.shrink(first))
+    assert board.jobs(calls.shrink(second))
 
 
 def test_a_claim_that_arrives_again_when_its_attempt_is_over_gets_no_job(board: Board) -> None:
@@ -400,13 +404,13 @@ def test_what_a_foreign_hand_left_of_a_record_is_refused_as_a_whole(board: Board
     for each in (waiting, job_id):
         board.redis.hdel(board.keys.job(each), field)
     before = board.state()
-    changes: list[Call[Any]] = [
+    refused: list[Call[Any]] = [
         calls.finish(job_id, "a", Outcome(FAILED, LOST), recorded=False),
         calls.release(job_id, "a", LOST, charged=True),
         *([] if field == "tenant" else [calls.cancel(job_id, TENANT)]),
         *([] if field in {"tenant", "attempt:1"} else [calls.cancel(waiting, TENANT)]),
     ]
-    for call in changes:
+    for call in refused:
         with pytest.raises(ResponseError, match=field):
             board.jobs(call)
     assert board.state() == before

@@ -17,6 +17,7 @@ from serinette.errors import StoreUnavailable
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as, put_record, record_of
+from serinette.jobs.script import text
 from serinette.names import Keys, artifact_key, record_key, song_prefix
 from serinette.settings import SharedSettings
 from serinette.store import Store
@@ -69,17 +70,16 @@ def overtaken(bench: Bench, meanwhile: Callable[[], object]) -> None:
 
 
 def erased(bench: Bench, job_id: str) -> None:
-    """As the gateway does it: the store, Redis, and the store again."""
-    bench.store.delete_prefix(song_prefix(TENANT, job_id))
+    """As the gateway does it."""
     assert bench.board.jobs(calls.erase(job_id, TENANT))
     bench.store.delete_prefix(song_prefix(TENANT, job_id))
 
 
 def a_minute_passes(bench: Bench, job_id: str) -> None:
     """Since the job was erased."""
-    marker: Any = bench.redis.get(bench.keys.erased_job(job_id))
-    at, _, tenant = marker.decode().partition(" ")
+    at, _, tenant = text(bench.redis.get(bench.keys.erased_job(job_id))).partition(" ")
     bench.redis.set(bench.keys.erased_job(job_id), f"{float(at) - 61} {tenant}")
+    assert job_id in unrecorded(bench), "it is to be looked at again"
     bench.redis.zincrby(bench.keys.unrecorded, -61, job_id)
 
 
@@ -197,10 +197,38 @@ def test_a_record_that_comes_late_to_the_store_does_not_outlive_an_erasure(bench
     assert eventually(lambda: bench.sweep() == [] and stored(bench, job_id) == set())
 
 
+def test_an_end_that_comes_late_to_the_store_ends_its_job_or_is_deleted_with_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, of a lost job's last attempt: its job ends otherwise, and is erased, while the store hangs."""
+    monkeypatch.setattr("controller.sweeper.StoreCalls", partial(StoreCalls, wait_s=0.05))
+    thawed = Event()
+
+    class Frozen(Overtaken):
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            thawed.wait(10)
+            return super().put_if_absent(key, data)
+
+    gone, kept = bench.lost(attempts=1), bench.lost(attempts=1)
+    over = Event()
+    bench.store, store = Frozen(bench.store, over.set), bench.store
+    assert bench.sweep() == []
+    bench.store = store
+    bench.board.cancel(gone)
+    bench.board.jobs(calls.release(gone, bench.entry(gone).owner or "", None, charged=False))
+    erased(bench, gone)
+    thawed.set()
+    assert over.wait(10)
+    assert eventually(lambda: bench.entry(kept).status is JobStatus.FAILED)
+    assert eventually(lambda: bench.sweep() == [] and stored(bench, gone) == set())
+    bench.assert_over(kept, JobStatus.FAILED)
+
+
 def test_what_a_killed_process_wrote_of_an_erased_job_goes_after_a_minute(bench: Bench) -> None:
     job_id = canceled_retry(bench)
     late = record_of(bench.entry(job_id), None, Outcome(JobStatus.CANCELED))
     erased(bench, job_id)
+    bench.sweep()
     bench.store.put(record_key(TENANT, job_id), late.model_dump_json().encode())
     bench.sweep()
     assert stored(bench, job_id), "not before"
@@ -238,6 +266,19 @@ def test_a_job_that_was_submitted_again_replaces_what_is_left_of_the_erased_one(
     assert bench.sweep() == [Action.RECORD]
     found, entry = bench.record(job_id), bench.entry(job_id)
     assert found and (found.status, found.created_at) == (JobStatus.CANCELED, entry.created_at)
+
+
+def test_a_frozen_slot_replaces_no_record_of_the_job_that_has_its_id_now(bench: Bench) -> None:
+    job_id = bench.lost(digest="d")
+    frozen = bench.entry(job_id)
+    assert bench.sweep() == [Action.RETRY]
+    bench.board.cancel(job_id)
+    erased(bench, job_id)
+    bench.board.submit(job_id, digest="e")
+    bench.begin(job_id)
+    ours = bench.song(job_id)
+    late = record_of(frozen, frozen.attempts[-1], Outcome(JobStatus.SUCCEEDED))
+    assert put_record(bench.store, late, frozen) == ours == bench.record(job_id)
 
 
 def test_ends_that_the_store_does_not_answer_hide_no_others(bench: Bench) -> None:

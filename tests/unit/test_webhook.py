@@ -17,6 +17,7 @@ from api.settings import GatewaySettings
 from controller.delivery_window import Window
 from controller.webhooks import Answer, open_client, pause_s, send
 from serinette import webhook_targets
+from serinette.batch import BatchOptions
 from serinette.errors import InvalidSpec, Unavailable
 from serinette.job import JobOptions, JobStatus
 from serinette.webhook import event_id, is_public, parse_address
@@ -51,6 +52,20 @@ def test_a_url_of_the_web_is_taken_as_it_is(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("http://h.example/é?a=ü&b=%20", "http://h.example/%C3%A9?a=%C3%BC&b=%20"),
+        ("https://exämple.com:8443/", "https://xn--exmple-cua.com:8443/"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_other_letters_are_encoded_and_nothing_is_no_webhook(url: str | None, kept: str | None) -> None:
+    assert JobOptions(webhook=url).webhook == kept
+    assert BatchOptions(webhook=url).webhook == kept
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "ftp://example.com/x",
@@ -65,7 +80,8 @@ def test_a_url_of_the_web_is_taken_as_it_is(url: str) -> None:
         "https://[::1/",
         "https://exa mple.com/",
         "https://example.com/\r\nHost: other",
-        "https://exämple.com/",
+        "https://exämple.com\uff0f@127.0.0.1/",
+        "https://" + "ü" * 70 + ".com/",
         "https://example.com/" + "a" * 2_048,
     ],
 )

@@ -22,13 +22,13 @@ from controller.outbox import Outbox
 from controller.settings import ControllerSettings
 from controller.webhooks import Webhooks
 from serinette.errors import InvalidSpec, Unsupported
-from serinette.job import Job, JobError, JobOptions, JobStatus
+from serinette.job import Job, JobError, JobOptions, JobStatus, now
 from serinette.jobs import AsyncJobs, calls
 from serinette.names import Keys
 from serinette.settings import connect_redis_async
 from serinette.spec import GenerationSpec
 from serinette.store import Store
-from serinette.webhook import DELIVERY_DELAY_S, event_id
+from serinette.webhook import DELIVERY_DELAY_S, Delivery, event_id
 from serinette.webhook_targets import NotLookedUp, Targets
 from tests.gateways import HandSlot
 from tests.jobs import Board
@@ -297,6 +297,23 @@ def test_an_erased_job_is_not_sent(bench: WebhookBench) -> None:
     assert not bench.target.came
     assert not bench.redis.exists(bench.keys.job(job.id))
     assert bench.redis.zcard(bench.keys.webhooks) == 0
+
+
+def test_a_try_that_outlasts_its_job_takes_no_end_of_the_next_with_its_id(bench: WebhookBench) -> None:
+    outbox = Outbox(bench.redis, bench.keys)
+    delivery = Delivery(id="w", event="job.canceled", number=1, at=now(), delivered=True)
+    job_id, ends = bench.submit(key="k").id, []
+    for _ in range(2):
+        bench.board.cancel(job_id)
+        ends.append(bench.board.entry(job_id).fields["ended_at"])
+        if len(ends) == 1:
+            assert bench.board.jobs(calls.erase(job_id, ME))
+            assert bench.submit(key="k").id == job_id
+    outbox.log(job_id, ends[0], delivery, None)
+    assert bench.redis.zscore(bench.keys.webhooks, job_id) and not bench.board.entry(job_id).deliveries
+    outbox.log(job_id, ends[1], delivery, None)
+    assert not bench.redis.exists(bench.keys.webhooks)
+    assert bench.board.entry(job_id).deliveries == (delivery,)
 
 
 def test_of_two_submits_with_one_key_the_first_says_where_the_end_is_reported(bench: WebhookBench) -> None:

@@ -80,10 +80,9 @@ class AceStepEngine:
         """What it runs on."""
         return self._device
 
-    @property
-    def audio_s(self) -> float:
-        """Seconds of audio that may be generated at once."""
-        return self._fits.audio_s
+    def songs_together(self, longest_s: float) -> float:
+        """How many songs fit into a batch, the longest of so many seconds; see Engine."""
+        return self._fits.songs(longest_s)
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in; see Engine."""

@@ -67,9 +67,9 @@ def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
 def _fits(directory: Path, dtype: torch.dtype, settings: WorkerSettings, device: torch.device) -> Plan:
     """What fits on the device. No bounds on a CPU, whose memory the operating system manages."""
     if device.type != "cuda":
-        return Plan(False, CPU_WINDOWS, math.inf, math.inf)
+        return Plan(False, CPU_WINDOWS, math.inf)
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    made = plan(need_of(directory, dtype), free_bytes, max_batch=settings.max_batch, offload=settings.cpu_offload)
+    made = plan(need_of(directory, dtype), free_bytes, offload=settings.cpu_offload)
     log.info("with %.1f GiB free: %s", free_bytes / 1024**3, made)
     return made
 

@@ -84,7 +84,7 @@ class EngineServer:
         with self._changed:
             self._engine = engine
             self._load_times = {**engine.load_times, "load_s": load_s}
-            self._room = replace(self._room, audio_s=engine.audio_s)
+            self._room = replace(self._room, fits=engine.songs_together)
             for session in self._sessions:
                 session.send(self._hello())
 
