@@ -62,6 +62,7 @@ def target_of(environment: Mapping[str, str], current_context: str | None) -> Ta
 # Every release's own: small, quick to scale, gone with its namespace. Keys are asked for in tests of their own.
 BASE: dict[str, Any] = {
     "auth": {"enabled": False},
+    "cluster": {"readNodes": True, "protect": True},
     "gateway": {"replicas": 1, "jobTimeoutS": 1200, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
     "controller": {"replicas": 1},
     "valkey": {"persistence": {"size": "1Gi", "onUninstall": "Delete"}},
