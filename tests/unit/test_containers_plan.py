@@ -103,7 +103,7 @@ def test_what_goes_on(pod: dict[str, Any]) -> None:
          "image_unavailable", False, "pulled"),
         (pod_of("Pending", waits("CreateContainerConfigError", 'secret "hub" not found'), age_s=130), "failed",
          "container_failed", False, 'secret "hub" not found'),
-        (pod_of("Pending", conditions=[NO_NODE], age_s=901), "failed", "unschedulable", False, "Insufficient gpu"),
+        (pod_of("Pending", conditions=[NO_NODE], age_s=901), "failed", "unschedulable", False, "too little free gpu"),
         (pod_of("Running", {"running": {}}, startTime=ago(961)), "lost", "worker_lost", True, "in time"),
     ],
 )  # fmt: skip
