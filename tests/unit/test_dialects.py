@@ -34,7 +34,7 @@ async def http(settings: GatewaySettings) -> AsyncIterator[httpx.AsyncClient]:
 
 def test_only_the_list_names_a_dialects_folder() -> None:
     folders = {path.parent.name for path in (API / "dialects").glob("*/__init__.py")}
-    assert folders == {"acestep", "seed"}
+    assert folders == {"acestep", "chat", "seed"}
     for folder in folders:
         naming = {
             str(path.relative_to(API))

@@ -14,8 +14,6 @@ DIALECT = Dialect(
     shared=SharedAnswers(
         health=lambda pools, default: answers.wrapped(inventory.health(inventory.inventory(pools, default))),
         unhealthy=lambda error: answers.wrapped({"status": "unhealthy"}, code=503, error=error.message),
-        models=inventory.listed,
-        models_schema=inventory.ModelList,
         fixed=TIMESTAMP,
     ),
 )

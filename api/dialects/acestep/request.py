@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from api.dialects.body import read_json
-from serinette.spec import MAX_SEED, MAX_VARIATIONS, PublishedName, Task
+from api.dialects.musical_fields import parsed_seeds
+from serinette.spec import PublishedName, Task
 
 DEFAULT_BATCH_SIZE: Final = 2
 FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
@@ -48,14 +49,6 @@ def _is_zero(value: object) -> bool:
         return float(str(value)) == 0
     except ValueError:
         return False
-
-
-def _whole(text: str) -> int:
-    """`42`, or `42.0` of clients that know one kind of number; through a float alone big seeds would change."""
-    number, _, fraction = text.partition(".")
-    if fraction.strip("0 "):
-        raise ValueError(f"{text} is not whole")
-    return int(number)
 
 
 _Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
@@ -127,19 +120,7 @@ class ReleaseTask(BaseModel):
             raise ValueError(f"must be one of {', '.join(FORMATS)}")
         return name
 
-    @field_validator("seed", mode="before")
-    @classmethod
-    def _seeds(cls, value: object) -> tuple[int, ...]:
-        parts: list[Any] = value if isinstance(value, list) else str(value).split(",")
-        if len(parts) > MAX_VARIATIONS:
-            raise ValueError(f"must be at most {MAX_VARIATIONS} numbers, one for each song")
-        try:
-            seeds = [_whole(str(part)) for part in parts if str(part).strip()]
-        except (ValueError, OverflowError) as error:
-            raise ValueError("must be whole numbers, with commas between them") from error
-        if any(seed > MAX_SEED for seed in seeds):
-            raise ValueError(f"must not be above {MAX_SEED}")
-        return tuple(seeds)
+    _seeds = field_validator("seed", mode="before")(parsed_seeds)
 
     @field_validator("audio_code_string", mode="before")
     @classmethod
