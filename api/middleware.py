@@ -221,7 +221,7 @@ PUBLIC = frozenset(
     {"/", "/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )
 # Static files of the API's documentation and of the studio.
-_PAGES = ("/static-offline-docs/", "/studio/")
+_PAGES = ("/static-offline-docs/", "/studio/", "/openapi/")
 CALLER = "serinette.caller"
 _REALM = 'Bearer realm="serinette"'
 

@@ -61,12 +61,15 @@ class SharedAnswers:
 class Dialect:
     """Another server's API.
 
-    `tag` heads it in the OpenAPI document. On `file_paths` (prefixes) a body may be as long as an upload, on
-    `base64_paths` it may hold audio within its text (MAX_BASE64_BODY_BYTES), on `key_paths` the key as `ai_token`.
-    `answers_422`: a wrong parameter is 422, as FastAPI documents it.
+    `tag` heads it in the OpenAPI document, with `about` below; its own is /openapi/NAME.json. On `file_paths`
+    (prefixes) a body may be as long as an upload, on `base64_paths` it may hold audio within its text
+    (MAX_BASE64_BODY_BYTES), on `key_paths` the key as `ai_token`. `answers_422`: a wrong parameter is 422, as
+    FastAPI documents it.
     """
 
+    name: str
     tag: str
+    about: str
     routes: Sequence[BaseRoute]
     file_paths: tuple[str, ...] = ()
     base64_paths: tuple[str, ...] = ()

@@ -5,7 +5,9 @@ from api.dialects.acestep.documented import TAG, TIMESTAMP
 from api.dialects.dialect import Dialect, SharedAnswers
 
 DIALECT = Dialect(
+    name="acestep",
     tag=TAG,
+    about="Clients of ACE-Step 1.5's own HTTP API.",
     routes=[*routes.tasks.routes, *routes.server.routes],
     file_paths=("/release_task",),
     key_paths=frozenset(
