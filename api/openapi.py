@@ -1,22 +1,29 @@
-"""Completes FastAPI's OpenAPI document: our problems and events in place of FastAPI's errors, ids of operations that
-clients can be generated from, and a document for each API beside the one of all.
-"""
+"""Completes FastAPI's OpenAPI document: our problems and events in place of FastAPI's errors."""
 
 from __future__ import annotations
 
-import json
+import base64
+import copy
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import fastapi_offline
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 
 from api.dialects.dialect import Dialect
 from api.events import JobEvent
+from api.openapi_parts import TAGS, describe_defaults, documents, operation_id
 from api.problems import Problem, speaks_problems
 from serinette.batch import BatchRequest
 from serinette.errors import NotFound
@@ -40,100 +47,42 @@ _REFUSAL = {
 }
 
 
-# Names that generated clients give to our calls. A dialect's calls have those of their functions.
-_OPERATIONS = {
-    "GET /health": "getHealth",
-    "GET /healthz": "isAlive",
-    "GET /readyz": "isReady",
-    "POST /v1/jobs": "submitJob",
-    "GET /v1/jobs": "listJobs",
-    "GET /v1/jobs/{job_id}": "getJob",
-    "DELETE /v1/jobs/{job_id}": "eraseJob",
-    "GET /v1/jobs/{job_id}/audio": "getJobAudio",
-    "POST /v1/jobs/{job_id}/cancel": "cancelJob",
-    "GET /v1/jobs/{job_id}/events": "followJob",
-    "POST /v1/jobs/{job_id}/links": "linkJob",
-    "GET /v1/jobs/{job_id}/log": "getJobLog",
-    "GET /v1/jobs/{job_id}/outputs/{name}": "getJobOutput",
-    "POST /v1/batches": "submitBatch",
-    "GET /v1/batches": "listBatches",
-    "GET /v1/batches/{batch_id}": "getBatch",
-    "DELETE /v1/batches/{batch_id}": "eraseBatch",
-    "POST /v1/batches/{batch_id}/cancel": "cancelBatch",
-    "POST /v1/batches/{batch_id}/pause": "pauseBatch",
-    "POST /v1/batches/{batch_id}/resume": "resumeBatch",
-    "POST /v1/batches/{batch_id}/retry": "retryBatch",
-    "GET /v1/batches/{batch_id}/lines": "listBatchLines",
-    "GET /v1/batches/{batch_id}/output.jsonl": "getBatchOutput",
-    "GET /v1/batches/{batch_id}/errors.jsonl": "getBatchErrors",
-    "GET /v1/batches/{batch_id}/songs.zip": "getBatchSongs",
-    "POST /v1/containers": "submitContainer",
-    "POST /v1/files": "uploadFile",
-    "POST /v1/uploads": "uploadAudio",
-    "GET /v1/uploads/{upload_id}": "getUpload",
-    "DELETE /v1/uploads/{upload_id}": "eraseUpload",
-    "POST /v1/uploads/{upload_id}/complete": "completeUpload",
-    "GET /v1/models": "listModels",
-    "GET /v1/queue": "getQueue",
-    "GET /v1/workers": "listWorkers",
-    "GET /v1/usage": "getUsage",
-}
-_TAGS = {
-    "jobs": "Songs: submit, follow, download, cancel, erase.",
-    "batches": "Many songs in one request, released as the queue has room.",
-    "uploads": "Audio to work on, and files for containers.",
-    "containers": "An image and a command as a job, where the operator enables them.",
-    "queue": "Lanes, workers and models.",
-    "usage": "What the key's tenant used, and may.",
-    "health": "Whether the gateway lives, is ready, and has workers.",
-}
-OURS = "v1"
+_STATIC = "static-offline-docs"
 
 
-def documents(whole: dict[str, Any], dialects: Sequence[Dialect]) -> dict[str, dict[str, Any]]:
-    """A document for each API, by its name: ours is `v1`, a dialect's that of its folder. Pure."""
-    theirs = {dialect.tag: dialect.name for dialect in dialects}
-    found: dict[str, dict[str, Any]] = {}
-    for name in (OURS, *theirs.values()):
-        paths = {
-            path: own
-            for path, calls in whole["paths"].items()
-            if (own := {method: call for method, call in calls.items() if theirs.get(call["tags"][0], OURS) == name})
-        }
-        tags = {call["tags"][0] for calls in paths.values() for call in calls.values()}
-        found[name] = {
-            **whole,
-            "info": {**whole["info"], "title": f"{whole['info']['title']}: {name}"},
-            "tags": [tag for tag in whole["tags"] if tag["name"] in tags],
-            "paths": paths,
-            "components": _used(whole["components"], paths),
-        }
-    return found
+def page_routes() -> list[BaseRoute]:
+    """`/docs` and what it loads: served here, because a cluster may not reach a CDN. Its URLs are relative, so that it
+    works below any proxy's prefix.
+    """
+    html = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="Serinette: the API",
+        swagger_js_url=f"{_STATIC}/swagger-ui-bundle.js",
+        swagger_css_url=f"{_STATIC}/swagger-ui.css",
+        swagger_favicon_url=f"{_STATIC}/favicon.png",
+    ).body
+    (script,) = re.findall(rb"<script>(.*?)</script>", bytes(html), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+    async def page(_: Request) -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"})
+
+    files = StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static")
+    return [Route("/docs", page, include_in_schema=False), Mount(f"/{_STATIC}", files, name=_STATIC)]
 
 
-def _used(components: dict[str, Any], paths: object) -> dict[str, Any]:
-    """The components that paths refer to, and those that these refer to."""
-    used: dict[str, Any] = {"securitySchemes": components.get("securitySchemes", {})}
-    left = _references(paths)
-    while left:
-        kind, name = left.pop().split("/")[2:]
-        if name not in used.setdefault(kind, {}):
-            used[kind][name] = components[kind][name]
-            left |= _references(used[kind][name])
-    return used
-
-
-def _references(part: object) -> set[str]:
-    if isinstance(part, dict):
-        own = {part["$ref"]} if isinstance(part.get("$ref"), str) else set()
-        return own.union(*map(_references, part.values()))
-    return set().union(*map(_references, part)) if isinstance(part, list) else set()
-
-
-def _named(method: str, path: str, operation: dict[str, Any]) -> str:
-    function = operation["operationId"].removesuffix(re.sub(r"\W", "_", f"{path}_{method}"))  # FastAPI's
-    first, *rest = function.split("_")
-    return _OPERATIONS.get(f"{method.upper()} {path}") or first + "".join(word.capitalize() for word in rest)
+def add_heads(app: FastAPI) -> None:
+    """HEAD wherever GET is, which FastAPI leaves out; the server sends no body with it. Behind all others, so that
+    none of them is found later.
+    """
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and "GET" in (route.methods or ())]:
+        head = copy.copy(route)
+        head.methods, head.include_in_schema = {"HEAD"}, False
+        app.router.routes.append(head)
 
 
 def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
@@ -141,18 +90,18 @@ def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
     generate = app.openapi
     app.openapi_tags = [
         {"name": name, "description": about}
-        for name, about in (_TAGS | {dialect.tag: dialect.about for dialect in dialects}).items()
+        for name, about in (TAGS | {dialect.tag: dialect.about for dialect in dialects}).items()
     ]
     never_422 = {dialect.tag for dialect in dialects if not dialect.answers_422}
 
     def openapi() -> dict[str, Any]:
         document = generate()
         _add_components(document["components"])
-        _describe_defaults(document)
+        describe_defaults(document)
         document["security"] = [{"key": []}, {}]  # a key is optional: the operator decides
         for path, methods in document["paths"].items():
             for method, operation in methods.items():
-                operation["operationId"] = _named(method, path, operation)
+                operation["operationId"] = operation_id(method, path, operation)
                 answers = operation["responses"]
                 if speaks_problems(path, app) or never_422.intersection(operation["tags"]):
                     _drop_foreign_errors(answers)
@@ -174,21 +123,6 @@ def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
         return JSONResponse(parts()[name])
 
     app.add_route("/openapi/{name}.json", part, include_in_schema=False)
-
-
-def _describe_defaults(document: dict[str, Any]) -> None:
-    """Say in words what is used for a field that is left out, where only requests have it: openapi-typescript takes a
-    field with a default for one that is always there, and would demand it of clients.
-    """
-    calls = [call for calls in document["paths"].values() for call in calls.values()]
-    components = document["components"]
-    asked = _used(components, [call.get("requestBody", {}) for call in calls]).get("schemas", {})
-    answered = _used(components, [call["responses"] for call in calls]).get("schemas", {})
-    for schema in (asked[name] for name in asked.keys() - answered.keys()):
-        for part in schema.get("properties", {}).values():
-            default = part.pop("default", None)
-            if default not in (None, "", [], {}):
-                part["description"] = f"{part.get('description', '')} Default: {json.dumps(default)}.".lstrip()
 
 
 def _add_components(components: dict[str, Any]) -> None:

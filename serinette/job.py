@@ -19,7 +19,7 @@ from pydantic import (
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
 from serinette.spec import AudioFormat, BoundedInput, GenerationSpec
-from serinette.webhook import Delivery, WebhookUrl
+from serinette.webhook import Delivery, OptionalWebhookUrl
 
 
 class JobStatus(StrEnum):
@@ -241,7 +241,7 @@ class JobOptions(BoundedInput):
     start_deadline_s: int | None = Field(
         None, ge=1, le=30 * 86_400, description="A job that no worker starts within so many seconds fails as `expired`."
     )
-    webhook: WebhookUrl | None = Field(
+    webhook: OptionalWebhookUrl = Field(
         None, description="Gets a signed POST (Standard Webhooks) when the job ends; must lead to a public address."
     )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
 import re
 import secrets
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self, TypeVar
+from functools import cache
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -94,17 +96,31 @@ class BoundedInput(BaseModel):
     def _few_enough(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
-        if len(given) > len(cls.model_fields):
-            unknown = next(name for name in given if name not in cls.model_fields)
-            raise _refusal("extra_forbidden", unknown, "Extra inputs are not permitted")
         for name, value in given.items():
-            if isinstance(value, list | tuple | dict) and name in cls.model_fields:
+            if name not in cls.model_fields:
+                meant = difflib.get_close_matches(str(name)[:40], cls.model_fields, 1)
+                raise _refusal(
+                    "extra_forbidden",
+                    name,
+                    f"is no field here; did you mean {meant[0]}?" if meant else "is no field here",
+                )
+            if isinstance(value, bool | str) and name in cls._numbers():
+                raise _refusal("number_type", name, f"must be a number, not {json.dumps(value)[:40]}")
+            if isinstance(value, list | tuple | dict):
                 for bound in cls.model_fields[name].metadata:
                     if isinstance(bound, MaxLen) and len(value) > bound.max_length:
                         raise _refusal(
                             "too_long", name, f"must have at most {bound.max_length} items, not {len(value)}"
                         )
+                if name in cls._numbers() and any(isinstance(item, bool | str) for item in value):
+                    raise _refusal("number_type", name, "must hold numbers only")
         return given
+
+    @classmethod
+    @cache
+    def _numbers(cls) -> frozenset[str]:
+        """Fields whose value is a number: pydantic would read true as 1, and the text 1_0 as 10."""
+        return frozenset(name for name, field in cls.model_fields.items() if _is_number(field.annotation))
 
     def only(self, model: type[Part]) -> Part:
         """The fields that are `model`'s, not checked again; of them those count as set that the client wrote."""
@@ -113,7 +129,13 @@ class BoundedInput(BaseModel):
         return model.model_construct(_fields_set=self.model_fields_set & values.keys(), **values)
 
 
-def _refusal(kind: Literal["extra_forbidden", "too_long"], name: object, message: str) -> PydanticCustomError:
+def _is_number(annotation: object) -> bool:
+    return annotation in {int, float} or any(_is_number(each) for each in get_args(annotation) if each is not str)
+
+
+def _refusal(
+    kind: Literal["extra_forbidden", "number_type", "too_long"], name: object, message: str
+) -> PydanticCustomError:
     # A client's field name may be long, or contain a lone surrogate, which cannot be encoded in a response.
     shown = str(name)[:80].encode(errors="replace").decode()
     return PydanticCustomError(kind, "{name}: {message}", {"name": shown, "message": message})

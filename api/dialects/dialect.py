@@ -25,6 +25,7 @@ from api.dependencies import RequestContext, context_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.events import wait_for_job
+from api.forms import TEXT_BYTES, FormRequest
 from api.problems import Responses
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
@@ -91,8 +92,13 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def handler(request: Request) -> Response:
+                context = context_of(request)
+                form = FormRequest(request.scope, request.receive, context.parts.settings.max_body_bytes)
                 try:
-                    return await handle(request)
+                    if TEXT_BYTES not in request.scope:
+                        return await handle(form)
+                    async with context.parts.uploads.in_memory.of(context.tenant):
+                        return await handle(form)
                 except (RequestValidationError, HTTPException, SerinetteError) as error:
                     refusal = refuse(error)
                     if refusal is None:

@@ -128,7 +128,7 @@ def check_webhook(tenant: str, url: str | None, settings: GatewaySettings, targe
         raise Unsupported(
             "webhook: this deployment delivers none; its operator must set SERINETTE_WEBHOOK_SECRET", field="webhook"
         )
-    targets.check(url)
+    targets.check(url, tenant)
 
 
 def _check_window(spec: GenerationSpec, duration_s: float) -> None:

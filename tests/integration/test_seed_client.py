@@ -97,13 +97,13 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with running(
         tmp_path_factory.mktemp("slow"),
         gateway={"SERINETTE_MAX_WAIT_S": "1"},
-        worker={"SERINETTE_SLOTS": "1"},
+        worker={"SERINETTE_ENGINE_MODULE": "tests.engines", "SERINETTE_SLOTS": "1"},
     ) as stack:
         yield stack
 
 
-# On the bundled checkpoint: tens of seconds, canceled long before.
-LONG = {"audio_duration": 240.0, "infer_step": 200, "prompt": "long"}
+# To the engine of sines: it goes on until it is canceled.
+LONG = {"audio_duration": 3.0, "prompt": "until never"}
 
 
 def canceled(url: str, request_id: str) -> None:

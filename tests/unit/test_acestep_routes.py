@@ -39,7 +39,7 @@ def settings(valkey_url: str, store_url: str) -> GatewaySettings:
 
 @pytest.fixture(scope="module")
 def client(settings: GatewaySettings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), follow_redirects=False) as client:
+    with TestClient(create_app(settings), "http://localhost", follow_redirects=False) as client:
         yield client
 
 
@@ -447,7 +447,7 @@ def test_without_redis_everything_says_so(tmp_path: Path) -> None:
     settings = GatewaySettings(
         redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
     )
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), "http://localhost") as client:
         health = client.get("/health")
         assert (health.status_code, health.json()["code"]) == (503, 503)
         assert (health.json()["status"], health.json()["data"]["status"]) == ("unhealthy", "unhealthy")

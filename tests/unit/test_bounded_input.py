@@ -88,11 +88,13 @@ def test_a_length_is_checked_before_the_items(model: type[BaseModel], field: str
 
 
 def test_an_unknown_name_is_named_and_cannot_break_the_answer() -> None:
-    for name, shown in (("promt", "promt"), ("x" * 1_000, "x" * 80), ("\ud800", "?")):
+    for name, shown in (("xyz", "xyz"), ("x" * 1_000, "x" * 80), ("\ud800", "?")):
         with pytest.raises(ValidationError) as answered:
             Span.model_validate({name: 1, "first": 0, "count": 1})
         (error,) = answered.value.errors()
-        assert error["msg"] == f"{shown}: Extra inputs are not permitted"
+        assert error["msg"] == f"{shown}: is no field here"
+    with pytest.raises(ValidationError, match=r"promt: is no field here; did you mean prompt\?"):
+        GenerationSpec.model_validate({"promt": "jazz"})
 
 
 @pytest.fixture
@@ -167,3 +169,15 @@ def test_a_list_of_seeds_that_does_not_fit_is_refused(seed: list[Any]) -> None:
         GenerationSpec.model_validate({"seed": seed, "variations": 3})
     assert refused.value.error_count() <= 2
     assert "seed" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [True, False, "1_0", " 5 ", "5", "1e1", ""])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(JobRequest, "duration_s"), (JobRequest, "bpm"), (BatchSpec, "seed"), (JobRequest, "timeout_s"), (Span, "first")],
+)
+def test_a_number_is_a_number_and_no_text_or_truth(model: type[BaseModel], name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=f"{name}: must be a number"):
+        model.model_validate({name: value})
+    with pytest.raises(ValidationError, match=f"{name}: must be a number"):
+        model.model_validate_json(json.dumps({name: value}))

@@ -354,7 +354,7 @@ async def test_no_redis_is_reported_as_such(file_store_url: str) -> None:
         harness.queue.cancel(ME, "x"),
         harness.queue.erase(ME, "x"),
         harness.queue.pools(),
-        harness.queue.ping(),
+        harness.queue.require_room(),
     ):
         with pytest.raises(QueueUnavailable) as refused:
             await act

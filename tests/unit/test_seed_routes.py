@@ -36,7 +36,7 @@ def settings(valkey_url: str, store_url: str) -> GatewaySettings:
 
 @pytest.fixture(scope="module")
 def client(settings: GatewaySettings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), follow_redirects=False) as client:
+    with TestClient(create_app(settings), "http://localhost", follow_redirects=False) as client:
         yield client
 
 
@@ -254,7 +254,7 @@ def test_without_redis_everything_says_so(tmp_path: Any) -> None:
     settings = GatewaySettings(
         redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
     )
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), "http://localhost") as client:
         health = client.get("/health")
         assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
         answer = client.post("/generate_music_async", json={})
@@ -279,7 +279,8 @@ def waiting_or_not(settings: GatewaySettings) -> Iterator[dict[bool, TestClient]
                         slot.succeed(job_id, [SONG])
 
     def app(*, waits: bool) -> TestClient:
-        return TestClient(create_app(settings.model_copy(update={"generate_music_waits": waits, "max_wait_s": 1})))
+        again = settings.model_copy(update={"generate_music_waits": waits, "max_wait_s": 1})
+        return TestClient(create_app(again), "http://localhost")
 
     thread = Thread(target=generate)
     thread.start()

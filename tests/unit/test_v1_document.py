@@ -11,7 +11,7 @@ import pytest
 from api import health
 from api.dialects import DIALECTS
 from api.lean_route import LeanRoute
-from api.openapi import documents
+from api.openapi_parts import documents
 from api.problems import CODES
 from api.v1 import ROUTES
 from api.v1.jobs import JobRequest

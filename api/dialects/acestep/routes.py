@@ -75,7 +75,6 @@ async def query_result(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     return wrapped([answers.answer(task_id, job) for task_id, job in zip(task_ids, jobs, strict=True)])
 
 
-@tasks.head("/v1/audio", include_in_schema=False)
 @tasks.get("/v1/audio", summary="A song", response_class=Response, responses=documented.SONG)
 async def audio(
     request: Request,

@@ -238,8 +238,7 @@ async def _answer(http: Request, access: JobAccess, job: Job, wanted: ResultQuer
         query = {"wait": f"{min(wanted.wait, access.max_wait_s):g}"}
         query |= {"format": "json"} if as_json else {}
         query |= {"sync": "true"} if wanted.sync else {}
-        path = f"{http.scope.get('root_path', '')}{answers.audio_path(job)}"
-        return RedirectResponse(f"{path}?{urlencode(query)}", 303)
+        return RedirectResponse(f"{answers.audio_path(job)}?{urlencode(query)}", 303)
     if not (wanted.sync and job.status.ended):
         return JSONResponse(answers.not_completed(job), 400)
     if as_json:

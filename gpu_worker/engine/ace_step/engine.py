@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,7 @@ class AceStepEngine:
         self._grid = _grid(pipe, fits.longest_s)
         self._progress: BatchProgress | None = None
         self._model = _describe(pipe, self._grid, identity)
+        self.load_times: Mapping[str, float] = {}
         pipe.prepare_to_share()
         TextCache.on(pipe.text_encoder)
         for coder in (pipe.vae.encoder, pipe.vae.decoder):
@@ -79,10 +80,9 @@ class AceStepEngine:
         """What it runs on."""
         return self._device
 
-    @property
-    def audio_s(self) -> float:
-        """Seconds of audio that may be generated at once."""
-        return self._fits.audio_s
+    def songs_together(self, longest_s: float) -> float:
+        """How many songs fit into a batch, the longest of so many seconds; see Engine."""
+        return self._fits.songs(longest_s)
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in; see Engine."""
