@@ -55,7 +55,7 @@ def client(settings: GatewaySettings) -> Iterator[TestClient]:
         announce(redis, settings.keys, worker("w", "acestep-v15-turbo", started_at=now()))
     thread = Thread(target=generate)
     thread.start()
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), "http://localhost") as client:
         yield client
     stop.set()
     thread.join()
@@ -222,7 +222,7 @@ def test_audio_of_a_message_is_covered_and_its_second_gives_the_timbre(client: T
 
 def test_a_song_that_takes_long_is_found_behind_a_redirect(client: TestClient, settings: GatewaySettings) -> None:
     quick = create_app(settings.model_copy(update={"max_wait_s": 0.05}))
-    with TestClient(quick, follow_redirects=False) as impatient:
+    with TestClient(quick, "http://localhost", follow_redirects=False) as impatient:
         answer = impatient.post("/v1/chat/completions", json=asking("<prompt>wait</prompt>"))
         assert answer.status_code == 303
         again = impatient.get(answer.headers["Location"])
