@@ -52,7 +52,12 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
-    messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
+    messages: list[Message] = Field(
+        min_length=1,
+        max_length=_MAX_MESSAGES,
+        description="The last one of the user says what to generate: `<prompt>` and `<lyrics>` tags, lyrics, or a "
+        "wish. Its `input_audio` is the source (of text2music the timbre), a second one the timbre.",
+    )
     model: _Text | None = Field(None, description="An id of GET /v1/models; for another one the default generates.")
     stream: bool = Field(False, description="Server-Sent Events: signs of life, then the song.")
     lyrics: str = Field("", description="Lyrics; the message is then the prompt.")
@@ -62,18 +67,20 @@ class ChatRequest(BaseModel):
     task_type: Annotated[Task, _Lowered] = Field(
         Task.TEXT2MUSIC, description="All but text2music work on the message's audio."
     )
-    repainting_start: float | None = None
-    repainting_end: float | None = None
-    audio_cover_strength: float | None = None
+    repainting_start: float | None = Field(None, description="Seconds; below 0 continues the song.")
+    repainting_end: float | None = Field(None, description="Seconds; beyond the source continues the song.")
+    audio_cover_strength: float | None = Field(None, description="How closely a cover follows its source.")
     sample_mode: bool = Field(False, description="The message is a wish, also if it looks like lyrics.")
 
     duration: float | None = Field(None, description="Seconds, 1 to 600; 60 if left out.")
-    bpm: float | None = None
-    vocal_language: _Text = "en"
-    instrumental: bool | None = None
+    bpm: float | None = Field(None, description="Beats per minute.")
+    vocal_language: _Text = Field("en", description="A tag or a name; what the model does not know is reported.")
+    instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
     format: Annotated[_Text, _Lowered] = Field("mp3", description="mp3, wav, flac, ogg or m4a.")
-    key_scale: _Text | None = None
-    time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = None
+    key_scale: _Text | None = Field(None, description="As people write it; what is none is left to the model.")
+    time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(
+        None, description="As people write it; what is none is left to the model."
+    )
 
     temperature: Any = Field(None, description=_NO_LM)
     top_p: Any = Field(None, description=_NO_LM)
