@@ -120,8 +120,8 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
     openapi.add_heads(app)
     app.state.parts = parts
     problems.install(app, (path for dialect in dialects for path in dialect.paths))
-    app.add_api_websocket_route("/{path:path}", _no_socket)
     openapi.complete(app, dialects)
+    app.add_api_websocket_route("/{path:path}", _no_socket)
     app.state.metrics = HttpMetrics(new_registry())
     expose(app, app.state.metrics, settings)
     _add_middleware(app, settings, parts.callers, dialects)
