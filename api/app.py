@@ -28,6 +28,7 @@ from api.metrics import HttpMetrics, MetricsMiddleware, expose
 from api.middleware import (
     AuthMiddleware,
     BodyLimit,
+    BodyTurns,
     CallerLookup,
     KeyInBodyMiddleware,
     KeyInPathMiddleware,
@@ -191,6 +192,7 @@ def _add_middleware(
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     in_base64 = min(MAX_BASE64_BODY_BYTES, settings.max_upload_bytes)
+    app.add_middleware(BodyTurns, streamed=(*UPLOAD_PATHS, BATCH_PATH))
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,

@@ -26,8 +26,9 @@ from redis import Redis, SSLConnection
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
-from redis.connection import HiredisRespSerializer, parse_url
+from redis.connection import Connection, HiredisRespSerializer, parse_url
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from serinette.container import AllowedImage, Ceilings, Image
@@ -117,11 +118,15 @@ class SharedSettings(BaseSettings):
     @classmethod
     def _redis_can_be_found(cls, url: SecretStr) -> SecretStr:
         try:
-            parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
+            options = parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
         except ValueError:  # not chained, because it contains the URL with its password
             raise ValueError(
                 "must be a redis://, rediss:// or unix:// URL, its password's special letters escaped"
             ) from None
+        try:
+            options.pop("connection_class", Connection)(**options)  # connects to nothing yet
+        except (TypeError, ValueError, RedisError) as error:  # its words are of the options, which are no secrets
+            raise ValueError(f"has options that are not of its kind ({error}); ssl_... are for rediss://") from None
         return url
 
     @model_validator(mode="after")
