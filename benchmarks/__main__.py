@@ -14,6 +14,7 @@ from benchmarks import (
     client_import,
     demo,
     depth,
+    fleet,
     forgetting,
     gateway_import,
     gateway_load,
@@ -53,6 +54,7 @@ ENGINE = {
 WITH_OPTIONS: dict[str, tuple[Callable[..., Figures], tuple[str, ...]]] = {
     "peers": (throughput.measure, ("rounds", "round_s", "appendfsync")),
     "depth": (depth.measure, ("rounds", "jobs", "ended_after_s", "appendfsync")),
+    "fleet": (fleet.measure, ("workers", "jobs", "round_s", "appendfsync")),
     "start-latency": (start_latency.measure, ("rounds", "other")),
     "engine": (lambda **given: engine_figures(on_cpu(), **given), ("rounds", "other")),
 }
@@ -81,9 +83,10 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", argument_default=argparse.SUPPRESS, description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(known)}; none: the short ones")
     parser.add_argument("--rounds", type=int, help="peers, depth, start-latency, engine: how often each has its turn")
-    parser.add_argument("--round-s", type=float, help="peers: seconds of a turn")
-    parser.add_argument("--appendfsync", choices=("always", "everysec"), help="peers, depth: of Valkey")
-    parser.add_argument("--jobs", type=int, help="depth: how many wait")
+    parser.add_argument("--round-s", type=float, help="peers, fleet: seconds of a turn")
+    parser.add_argument("--appendfsync", choices=("always", "everysec"), help="peers, depth, fleet: of Valkey")
+    parser.add_argument("--jobs", type=int, help="depth, fleet: how many wait")
+    parser.add_argument("--workers", type=int, help="fleet: how many are simulated")
     parser.add_argument("--ended-after-s", type=float, help="depth: measure an ended job again after so long")
     parser.add_argument("--other", type=Path, help="start-latency, engine: a checkout to measure in turns with this one")
     options = parser.parse_args(arguments)

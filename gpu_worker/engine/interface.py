@@ -5,7 +5,7 @@ A family of models is registered in `loading.FAMILIES`; everything else here is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -71,6 +71,9 @@ class BatchProgress:
 
 class Engine(Protocol):
     """One loaded model. Called from one thread, one batch at a time."""
+
+    # Seconds that parts of loading took, as fields of ColdStart: weights_s, compile_s. The rest is load_s.
+    load_times: Mapping[str, float]
 
     @property
     def model(self) -> Model:

@@ -35,11 +35,14 @@ _MOST_TOGETHER = 64
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Answer]):
-    """One transition: its name, its arguments and the parser of its answer."""
+    """One transition: its name, its arguments and the parser of its answer. `alone`: it takes the server long enough
+    that other callers should not wait for it in the same round trip.
+    """
 
     name: str
     arguments: Sequence[Argument]
     parse: Callable[[Reply], Answer]
+    alone: bool = False
 
     def command(self, prefix: str) -> tuple[Argument, ...]:
         """The Redis command."""
@@ -112,19 +115,25 @@ class AsyncJobs:
         `wait_ms` the last answer is WAITAOF's: whether all writes reached the server's disk within that time.
         """
         loop = asyncio.get_running_loop()
-        requests = _Request([call.command(self.prefix), *commands], wait_ms, loop.create_future())
-        if not self._pending:
-            loop.call_soon(self._start)
-        self._pending.append(requests)
-        found = await requests.answers
+        request = _Request([call.command(self.prefix), *commands], wait_ms, loop.create_future())
+        if call.alone:
+            self._send_soon([request])
+        else:
+            if not self._pending:
+                loop.call_soon(self._start)
+            self._pending.append(request)
+        found = await request.answers
         return _answer(call, found[0]), found[1:]
 
     def _start(self) -> None:
         requests, self._pending = self._pending, []
         for first in range(0, len(requests), _MOST_TOGETHER):
-            task = asyncio.create_task(self._send(requests[first : first + _MOST_TOGETHER]))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            self._send_soon(requests[first : first + _MOST_TOGETHER])
+
+    def _send_soon(self, requests: Sequence[_Request]) -> None:
+        task = asyncio.create_task(self._send(requests))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     async def _send(self, requests: Sequence[_Request]) -> None:
         try:
@@ -173,6 +182,13 @@ class AsyncJobs:
                 pipe.execute_command(*command)
             found: list[Any] = await pipe.execute(raise_on_error=False)
             return found
+
+
+def is_of_one_job(error: Exception) -> bool:
+    """Whether a transition refused the job's record or its arguments: of a server that is read-only, full or loading,
+    redis-py raises a subclass.
+    """
+    return type(error) is ResponseError
 
 
 def _is_of_one_caller(error: BaseException) -> bool:

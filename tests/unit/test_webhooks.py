@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from api.queue import JobQueue
 from api.settings import GatewaySettings
+from controller.delivery_window import OF_HOST, OF_TENANT
 from controller.outbox import Outbox
 from controller.settings import ControllerSettings
 from controller.webhooks import Webhooks
@@ -26,9 +28,11 @@ from serinette.names import Keys
 from serinette.settings import connect_redis_async
 from serinette.spec import GenerationSpec
 from serinette.store import Store
-from serinette.webhook import DELIVERY_DELAY_S
+from serinette.webhook import DELIVERY_DELAY_S, event_id
+from serinette.webhook_targets import NotLookedUp, Targets
 from tests.gateways import HandSlot
 from tests.jobs import Board
+from tests.processes import eventually
 from tests.receivers import SECRET, Receiver, receiver
 
 ME = "default"
@@ -318,3 +322,42 @@ def test_a_job_stays_whole_until_its_end_is_reported(bench: WebhookBench) -> Non
     assert not bench.board.jobs(calls.shrink(bench.board.entry(job.id)))
     bench.webhooks()()
     assert bench.board.jobs(calls.shrink(bench.board.entry(job.id)))
+
+
+def test_a_target_that_says_nothing_holds_up_no_other_tenants_end(bench: WebhookBench) -> None:
+    said = threading.Event()
+    with receiver() as silent, ThreadPoolExecutor(1) as duty:
+        silent.meanwhile = lambda: said.wait(60)
+        greedy = [bench.submit("greedy", webhook=f"http://127.1:{silent.port}/") for _ in range(70)]
+        for job in greedy:
+            bench.board.cancel(job.id)
+        last = bench.submit()  # due behind all of them
+        bench.board.cancel(last.id)
+        webhooks = bench.webhooks()
+        round_ = duty.submit(webhooks)
+        try:
+            assert eventually(lambda: bench.target.came)
+            assert len(silent.came) <= OF_HOST < OF_TENANT
+            assert not any(bench.job(job.id).deliveries for job in greedy), "it waited for none of them"
+        finally:
+            said.set()
+        round_.result()
+    assert bench.target.came[0].headers["webhook-id"] == event_id(last.id, "canceled")
+
+
+def test_a_host_that_cannot_be_looked_up_at_the_moment_costs_no_try(
+    bench: WebhookBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submit()
+    bench.board.cancel(job.id)
+
+    def later(*_: object) -> None:
+        raise NotLookedUp("the host could not be looked up in time")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Targets, "addresses", later)
+        bench.webhooks()()
+    assert bench.job(job.id).deliveries == ()
+    bench.due_now(job.id)
+    bench.webhooks()()
+    assert [delivery.delivered for delivery in bench.job(job.id).deliveries] == [True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
     identity = Identity(settings.model_name or checkpoint.name, checkpoint.revision, _in_words(device))
     engine = AceStepEngine(pipe, adapters, fits, identity)
     if settings.compile:
+        began_s = time.monotonic()
         warm_up(engine, settings.max_batch)
+        engine.load_times = {"compile_s": time.monotonic() - began_s}
     return engine
 
 
