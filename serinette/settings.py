@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
+import hiredis
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -12,8 +13,9 @@ from redis import Redis, SSLConnection
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
-from redis.connection import HiredisRespSerializer, parse_url
+from redis.connection import parse_url
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import DataError
 from redis.retry import Retry
 
 from serinette.errors import ConfigurationError
@@ -178,14 +180,15 @@ class BriskConnection:
     `asyncio.wait_for`, which makes a task for each command and took a quarter of a poll.
     """
 
-    _serializer = HiredisRespSerializer()
     _writer: Any
     is_connected: bool
 
     def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401  # redis-py's own signature
         """Encode a command."""
-        packed: list[bytes] = self._serializer.pack(*args)
-        return packed
+        try:
+            return [hiredis.pack_command((*args[0].split(), *args[1:]))]
+        except TypeError as error:
+            raise DataError(f"an argument of {args[0]} cannot be sent: {error}") from error
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401  # likewise
         """Write a command; a large one, or one behind unsent data, is written by redis-py."""
