@@ -108,6 +108,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are of serinette.telemetry
     )
     app.state.parts = parts
     problems.install(app, (path for dialect in dialects for path in dialect.paths))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from fastapi import Depends
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -22,15 +20,13 @@ from api.dependencies import RequestContext, context_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.events import wait_for_job
+from api.lean_route import LeanRoute, Refuse
 from api.problems import Responses
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
 from serinette.job import Artifact, Job, JobOptions, JobStatus
 
 log = logging.getLogger(__name__)
-
-# An error in the dialect's shape; None: as the gateway answers it everywhere, `{"detail": ...}`.
-Refuse = Callable[[Exception], Response | None]
 
 # A canceled worker stops within a step; a client that asks for the status right after should see the end.
 _CANCEL_WAIT_S: Final = 10.0
@@ -73,22 +69,14 @@ class Dialect:
 def refusing(refuse: Refuse) -> type[APIRoute]:
     """A class of routes whose errors are answered in the dialect's shape."""
 
-    class DialectRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle = super().get_route_handler()
+    class DialectRoute(LeanRoute):
+        refuses_other_media = False
 
-            async def handler(request: Request) -> Response:
-                try:
-                    return await handle(request)
-                except (RequestValidationError, HTTPException, SerinetteError) as error:
-                    refusal = refuse(error)
-                    if refusal is None:
-                        raise
-                    if isinstance(error, SerinetteError) and not isinstance(error, RequestError):
-                        log.warning("%s: %s (%r)", request.url.path, error, error.__cause__)
-                    return refusal
-
-            return handler
+        def refuse(self, error: Exception) -> Response | None:
+            refusal = refuse(error)
+            if refusal is not None and isinstance(error, SerinetteError) and not isinstance(error, RequestError):
+                log.warning("%s: %s (%r)", self.path, error, error.__cause__)
+            return refusal
 
     return DialectRoute
 
