@@ -34,15 +34,15 @@ def waiting(redis: Redis, keys: Keys) -> list[str]:
     return [board.submit() for _ in range(CALLERS)]
 
 
-async def test_callers_of_one_moment_share_a_round_trip_and_each_gets_its_own_result(
+async def test_callers_of_one_moment_share_two_round_trips_and_each_gets_its_own_result(
     jobs: AsyncJobs, waiting: list[str]
 ) -> None:
-    await jobs(calls.look([]))  # connected
+    await asyncio.gather(*(jobs(calls.look([])) for _ in waiting))  # both are connected
     with counted() as sent:
         found = await asyncio.gather(*(jobs(calls.look([job_id])) for job_id in waiting))
     assert [seen.entry and seen.entry.id for (seen,) in found] == waiting
     assert [seen.place for (seen,) in found] == list(range(CALLERS))
-    assert (sent.commands.count("EVALSHA"), sent.round_trips) == (CALLERS, 1)
+    assert (sent.commands.count("EVALSHA"), sent.round_trips) == (CALLERS, 2)
 
 
 async def test_a_server_that_forgot_the_script_gets_it_once_for_all_of_them(
