@@ -25,6 +25,7 @@ from api.dialects import DIALECTS, shared_paths
 from api.dialects.dialect import Dialect
 from api.downloads import Downloads
 from api.events import JobEvents
+from api.lean_route import RouteIndex
 from api.metrics import HttpMetrics, MetricsMiddleware, expose
 from api.middleware import (
     AuthMiddleware,
@@ -91,16 +92,17 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
             await for_submits.aclose()
         redis.close()
 
+    # Not by include_router: FastAPI matches a path twice for every nested router.
+    routes = [
+        *health.router.routes,
+        *v1.ROUTES,
+        *shared_paths.routes(dialects),
+        *(route for dialect in dialects for route in dialect.routes),
+        *studio.router.routes,
+    ]
     # The offline variant serves the scripts of its pages itself: a cluster may not reach a CDN.
     app = FastAPIOffline(
-        # Not by include_router: FastAPI matches a path twice for every nested router.
-        routes=[
-            *health.router.routes,
-            *v1.ROUTES,
-            *shared_paths.routes(dialects),
-            *(route for dialect in dialects for route in dialect.routes),
-            *studio.router.routes,
-        ],
+        routes=[RouteIndex(routes), *routes],
         redoc_url=None,
         title="Serinette",
         version=__version__,

@@ -9,7 +9,7 @@ validate is passed to FastAPI, which answers with its error.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from fastapi import params
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serinette.errors import SerinetteError, UnsupportedMediaType
@@ -145,6 +146,34 @@ class _Lean:
             return {name: read(request, headers, body) for name, read in self._reads.items()}
         except ValidationError:
             return None
+
+
+class RouteIndex(BaseRoute):
+    """Finds a route without path parameters by its path. As the first of all routes it spares the others' patterns, of
+    which a request is otherwise compared with up to fifty.
+    """
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._found: dict[tuple[str, str], APIRoute] = {}
+        for route in routes:
+            if isinstance(route, APIRoute) and "{" not in route.path:
+                for method in route.methods or ():
+                    if _first_match(routes, method, route.path) is route:
+                        self._found[method, route.path] = route
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As the route itself matches; no match without one."""
+        route = self._found.get((scope.get("method", ""), scope.get("path", "")))
+        return route.matches(scope) if route else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on to the route."""
+        await scope["route"].handle(scope, receive, send)
+
+
+def _first_match(routes: Sequence[BaseRoute], method: str, path: str) -> BaseRoute | None:
+    scope: Scope = {"type": "http", "method": method, "path": path}
+    return next((route for route in routes if route.matches(scope)[0] is Match.FULL), None)
 
 
 def headers_of(scope: Scope) -> Headers:
