@@ -9,6 +9,8 @@ PORT ?= 8019
 ARGS ?=
 # Test files that run in parallel: much of their time is waiting.
 TESTERS ?= 3
+# Tests start processes by the hundred; where the shell forbids it, each of them would compile its modules anew.
+TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 BIN := $(VENV)/bin
 BROWSER := tests/browser/node_modules/.package-lock.json
@@ -30,7 +32,7 @@ up: $(VENV)/local.stamp  ## Start the server (PORT=8019).
 	@$(LEASH) $(BIN)/serinette up --port $(PORT)
 
 test: $(VENV)/dev.stamp $(BROWSER)  ## Run all tests but the longest on real Valkey, SeaweedFS and processes (ARGS=-k word).
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not load" --junitxml=build/tests.xml $(ARGS)
+	$(TESTED) -n $(TESTERS) --dist loadfile -m "not load" --junitxml=build/tests.xml $(ARGS)
 
 verify: $(VENV)/dev.stamp $(BROWSER)  ## Run what takes too long for every change, into docs/verification.md (ARGS=chaos: some).
 	$(BIN)/python -m scripts.verify $(ARGS)
@@ -128,8 +130,9 @@ BUILD ?=
 chart: $(VENV)/dev.stamp  ## Check the chart: lint, schemas, KEDA, security, Dockerfiles, k8s/.
 	$(BIN)/python -m scripts.chart_checks
 
-manifests: $(VENV)/dev.stamp  ## Render the chart into k8s/.
+manifests: $(VENV)/dev.stamp  ## Render the chart into k8s/, and its README from its values.
 	$(BIN)/python -m scripts.manifests
+	$(BIN)/python -m scripts.chart_readme
 
 lock: $(VENV)/dev.stamp  ## Update the pinned packages of the images (ARGS=--keep: only what must change).
 	$(BIN)/python -m scripts.lock $(ARGS)

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, suppress
 
 from anyio import CapacityLimiter, from_thread
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from starlette.middleware.cors import CORSMiddleware
@@ -18,11 +17,11 @@ from api import health, openapi, problems, v1
 from api.auth.keyring import DeclaredFile, Keyring
 from api.auth.limits import Accounts, RequestRate
 from api.auth.links import Links
-from api.batches.service import BatchService
+from api.batches.service import BatchService, BatchThreads
 from api.containers import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
-from api.dialects.dialect import Dialect
+from api.dialects.dialect import MAX_BASE64_BODY_BYTES, Dialect
 from api.downloads import Downloads
 from api.events import JobEvents
 from api.lean_route import RouteIndex
@@ -33,17 +32,17 @@ from api.middleware import (
     CallerLookup,
     KeyInBodyMiddleware,
     KeyInPathMiddleware,
-    RelativeRedirects,
 )
-from api.outages import Threads
 from api.queue import JobQueue
+from api.request_checks import RequestChecks
+from api.response_headers import ResponseHeaders
 from api.settings import GatewaySettings
 from api.studio import routes as studio
 from api.uploads import Uploads
 from serinette import __version__
 from serinette.batches.files import BatchFiles
 from serinette.batches.repository import BatchRepository
-from serinette.errors import NotFound, Unavailable
+from serinette.errors import ConfigurationError, NotFound
 from serinette.jobs import AsyncJobs, Jobs
 from serinette.settings import connect_redis, connect_redis_async
 from serinette.store import Store
@@ -56,16 +55,23 @@ UPLOAD_PATHS = ("/v1/uploads", "/v1/files")
 # The path that takes JSON Lines, and all paths below it.
 BATCH_PATH = "/v1/batches"
 
-# Threads for the store accesses of batches, and of /readyz, beside those of the queue.
-_BATCH_THREADS = 8
+# Threads for the store accesses of /readyz, beside those of the queue.
 _PROBE_THREADS = 2
 
 # Submits that may wait for the disk of the queue's server at once: each holds a connection for up to a second.
 _FSYNC_CONNECTIONS = 256
 
-_READABLE = ("Location", "ETag", "Retry-After", "Allow", "Content-Range", "Content-Disposition", "Accept-Ranges")
+_READABLE = (
+    "Location",
+    "ETag",
+    "Retry-After",
+    "Allow",
+    "Content-Range",
+    "Content-Disposition",
+    "Accept-Ranges",
+    "X-Request-Id",
+)
 _OUR_OWN = ("Idempotency-Replayed", "Preference-Applied")
-_SENDABLE = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID", "Range", "If-None-Match")
 
 
 def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS) -> FastAPI:
@@ -92,17 +98,18 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
             await for_submits.aclose()
         redis.close()
 
-    # Not by include_router: FastAPI matches a path twice for every nested router.
     routes = [
+        # Not by include_router: FastAPI matches a path twice for every nested router.
         *health.router.routes,
         *v1.ROUTES,
         *shared_paths.routes(dialects),
         *(route for dialect in dialects for route in dialect.routes),
         *studio.router.routes,
+        *openapi.page_routes(),
     ]
-    # The offline variant serves the scripts of its pages itself: a cluster may not reach a CDN.
-    app = FastAPIOffline(
+    app = FastAPI(
         routes=[RouteIndex(routes), *routes],
+        docs_url=None,
         redoc_url=None,
         title="Serinette",
         version=__version__,
@@ -112,6 +119,8 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
         separate_input_output_schemas=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are of serinette.telemetry
     )
+    _refuse_prefix_of_ours(settings.root_path, app)
+    openapi.add_heads(app)
     app.state.parts = parts
     problems.install(app, (path for dialect in dialects for path in dialect.paths))
     app.add_api_websocket_route("/{path:path}", _no_socket)
@@ -120,6 +129,12 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
     expose(app, app.state.metrics, settings)
     _add_middleware(app, settings, parts.callers, dialects)
     return app
+
+
+def _refuse_prefix_of_ours(prefix: str, app: FastAPI) -> None:
+    for route in app.routes if prefix else ():
+        if f"{getattr(route, 'path', '')}/".startswith(f"{prefix}/"):
+            raise ConfigurationError(f"root_path: {prefix} begins a path of the API itself; choose another")
 
 
 def _for_submits(settings: GatewaySettings) -> redis_asyncio.Redis | None:
@@ -165,12 +180,8 @@ def _parts(
             declared=declared.limits,
             limits=lambda tenant: from_thread.run(accounts.limits, tenant),  # batches are made in threads
         ),
-        batch_threads=Threads(_BATCH_THREADS, _busy_with_batches),
+        batch_threads=BatchThreads(),
     )
-
-
-def _busy_with_batches() -> Unavailable:
-    return Unavailable("too many batches are being read and written at the moment; try again")
 
 
 async def _no_socket(websocket: WebSocket) -> None:
@@ -182,27 +193,34 @@ def _add_middleware(
     app: FastAPI, settings: GatewaySettings, callers: CallerLookup, dialects: Sequence[Dialect]
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
+    in_base64 = min(MAX_BASE64_BODY_BYTES, settings.max_upload_bytes)
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,
-        others={**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
+        others={path: in_base64 for dialect in dialects for path in dialect.base64_paths}  # before shorter prefixes
+        | {**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
+        text_paths={path for dialect in dialects for path in dialect.base64_paths},
     )
     if settings.auth:
         app.add_middleware(AuthMiddleware, callers=callers)
         app.add_middleware(KeyInBodyMiddleware, paths={path for dialect in dialects for path in dialect.key_paths})
-    if settings.cors_origins:  # outside of the two above, so that pages can read their errors, too
+    if (
+        settings.cors_origins or settings.cors_origin_regex
+    ):  # outside of the two above, so that pages can read their errors, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
+            allow_origin_regex=settings.cors_origin_regex,
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
-            allow_headers=_SENDABLE,
+            allow_headers=("*",),  # whatever libraries add; none of them lets a page do more
             expose_headers=(*_READABLE, *_OUR_OWN),
             max_age=600,
         )
-    app.add_middleware(RelativeRedirects)
     app.add_middleware(
         MetricsMiddleware, metrics=app.state.metrics
     )  # outside of the others, so that their errors are counted, too
     app.add_middleware(
         KeyInPathMiddleware, allowed=settings.key_in_path
-    )  # outermost, so that no other middleware sees a key in a path
+    )  # outside of the others, so that none of them sees a key in a path
+    app.add_middleware(RequestChecks, settings=settings)
+    app.add_middleware(ResponseHeaders)

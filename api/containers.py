@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from redis import asyncio as redis_asyncio
 from starlette.responses import Response
 
-from api.downloads import Downloads, FileRequest, names_etag
+from api.downloads import SANDBOX, Downloads, FileRequest, names_etag
 from api.outages import queue_errors
+from api.turns import Turns
 from serinette.container import ContainerSpec, Input, allowed_by
 from serinette.container_settings import ContainerSettings
-from serinette.errors import InvalidSpec, NotFound, Unsupported
+from serinette.errors import InvalidSpec, Limited, NotFound, Unsupported
 from serinette.job import Job, JobOptions
 from serinette.names import Keys, upload_file_key, upload_record_key
 from serinette.store import Store
@@ -116,7 +117,7 @@ class LogPosition:
     @property
     def headers(self) -> dict[str, str]:
         """Headers of a response that ends at this position."""
-        return {"ETag": f'"{self}"', "Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
+        return {"ETag": f'"{self}"', "Cache-Control": "private, no-cache", "Content-Security-Policy": SANDBOX}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,14 @@ class _StoredLog:
     content_type: str = _TEXT
 
 
+# Logs read from Redis at once, each up to its bound of some MiB; of one tenant at most half.
+_LOG_READS = 8
+
+
+def _many_reads() -> Limited:
+    return Limited("too many logs of this tenant are being read at once; wait for them", retry_after_s=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Logs:
     """Containers' logs: from Redis while they grow, from the store when the job has ended."""
@@ -134,6 +143,7 @@ class Logs:
     redis: redis_asyncio.Redis
     keys: Keys
     downloads: Downloads
+    reads: Turns = field(default_factory=lambda: Turns(_LOG_READS, _LOG_READS // 2, _many_reads))
 
     async def serve(self, job: Job, file_request: FileRequest, after: LogPosition | None) -> Response:
         """The log so far (200), or the part after `after`: 206, or 204 when there is no more. The whole log of the
@@ -148,11 +158,12 @@ class Logs:
         if job.status.ended and job.run and job.run.log_key:
             return await self._stored(job, job.run.log_key, job.run.log_size_bytes, file_request, after)
         start = after.size_bytes if after else 0
-        with queue_errors():
-            attempt, text = await self._read(job.id, start)
-            if after and after.attempt != attempt:
-                start = 0
+        async with self.reads.of(job.tenant):
+            with queue_errors():
                 attempt, text = await self._read(job.id, start)
+                if after and after.attempt != attempt:
+                    start = 0
+                    attempt, text = await self._read(job.id, start)
         return _live(text, start, LogPosition(attempt, start + len(text)), file_request)
 
     async def _stored(
@@ -164,7 +175,7 @@ class Logs:
                 return Response(status_code=204, headers=end.headers)
             file_request = replace(file_request, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
         return await self.downloads.serve(
-            _StoredLog(key, size_bytes, str(end)), file_request, f"{job.id}.log", download=False
+            _StoredLog(key, size_bytes, str(end)), file_request, f"{job.id}.log", download=True
         )
 
     async def _read(self, job_id: str, start: int) -> tuple[int, bytes]:

@@ -15,12 +15,11 @@ from starlette.requests import HTTPConnection
 from api.auth.keyring import NO_KEY, Caller, CallerCheck
 from api.auth.limits import Accounts
 from api.auth.links import Links
-from api.batches.service import BatchService
+from api.batches.service import BatchService, BatchThreads
 from api.containers import Logs, check_taken
 from api.downloads import Downloads
 from api.events import JobEvents
 from api.middleware import CALLER, CallerLookup
-from api.outages import Threads
 from api.queue import JobQueue
 from api.settings import GatewaySettings
 from api.uploads import Uploads
@@ -45,7 +44,7 @@ class Parts:
     callers: CallerLookup
     accounts: Accounts
     batches: BatchService
-    batch_threads: Threads  # bounds the threads that batches on a hanging store occupy
+    batch_threads: BatchThreads
 
 
 def _parts(connection: HTTPConnection) -> Parts:
@@ -93,7 +92,7 @@ async def _batches(connection: HTTPConnection) -> BatchService:
     return _parts(connection).batches
 
 
-async def _batch_threads(connection: HTTPConnection) -> Threads:
+async def _batch_threads(connection: HTTPConnection) -> BatchThreads:
     return _parts(connection).batch_threads
 
 
@@ -174,7 +173,7 @@ LogsPart = Annotated[Logs, Depends(_logs)]
 ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
 AccountsPart = Annotated[Accounts, Depends(_accounts)]
 BatchesPart = Annotated[BatchService, Depends(_batches)]
-BatchThreadsPart = Annotated[Threads, Depends(_batch_threads)]
+BatchThreadsPart = Annotated[BatchThreads, Depends(_batch_threads)]
 LinksPart = Annotated[Links, Depends(_links)]
 CallerCheckPart = Annotated[CallerCheck, Depends(_caller_check)]
 TenantPart = Annotated[str, Depends(tenant)]

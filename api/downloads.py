@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-import anyio
-from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Scope
 
 from api.problems import answer
+from api.turns import Threads
 from serinette.errors import Gone, NotFinished, NotFound, RequestError
 from serinette.job import Artifact, Job, JobStatus
+from serinette.names import tenant_of
 from serinette.store import Store
 
+# Of what others made: nothing of it runs, whatever a browser takes it for.
+SANDBOX = "sandbox; default-src 'none'"
 _SINGLE = re.compile(r"bytes\s*=\s*(\d{0,20})\s*-\s*(\d{0,20})", re.IGNORECASE | re.ASCII)
 
 
@@ -129,11 +133,11 @@ class Downloads:
     """Serves files of the store; blocking calls run in `threads`."""
 
     store: Store
-    threads: CapacityLimiter
+    threads: Threads
 
     async def url(self, song: StoredFile, expires_s: int) -> str | None:
         """A presigned URL of the file; None if the store gives none. May fetch the store's credentials first."""
-        return await anyio.to_thread.run_sync(self.store.sign_get, song.key, expires_s, limiter=self.threads)
+        return await self.threads.run(tenant_of(song.key), partial(self.store.sign_get, song.key, expires_s))
 
     async def serve(self, song: StoredFile, file_request: FileRequest, file_name: str, *, download: bool) -> Response:
         """The file or the requested range of it, 304 or 416.
@@ -141,7 +145,8 @@ class Downloads:
         Raises:
             Gone: its file was erased.
         """
-        headers = _headers(song, file_name, "attachment" if download else "inline")
+        is_audio = song.content_type.startswith("audio/")
+        headers = _headers(song, file_name, "inline" if is_audio and not download else "attachment")
         if file_request.is_cached(song):
             return Response(status_code=304, headers=headers)
         try:
@@ -158,13 +163,40 @@ class Downloads:
         except NotFound as error:
             raise Gone("the song's file was erased from the store") from error
 
+    async def in_base64(self, parts: Sequence[bytes | StoredFile], media_type: str) -> Response:
+        """A text with files in it in base64, never more than a chunk of it in memory.
+
+        Raises:
+            Gone: a file was erased.
+        """
+        for part in parts:
+            if not isinstance(part, bytes):
+                try:
+                    await self.threads.run(tenant_of(part.key), partial(self.store.head, part.key))
+                except NotFound as error:
+                    raise Gone("the song's file was erased from the store") from error
+        return StreamingResponse(self._texts(parts), headers={"Content-Type": media_type})
+
+    async def _texts(self, parts: Sequence[bytes | StoredFile]) -> AsyncIterator[bytes]:
+        for part in parts:
+            if isinstance(part, bytes):
+                yield part
+                continue
+            left = b""
+            async for chunk in self.store.stream(part.key):
+                data = left + chunk
+                whole = len(data) - len(data) % 3  # only at the end may base64 be padded
+                left = data[whole:]
+                yield base64.b64encode(data[:whole])
+            yield base64.b64encode(left)
+
     async def _bytes(self, method: str, song: StoredFile, span: Span | None, headers: dict[str, str]) -> Response:
         status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
         if span:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
         headers["Content-Length"] = str(end - start)
         if method == "HEAD":
-            await anyio.to_thread.run_sync(self.store.head, song.key, limiter=self.threads)
+            await self.threads.run(tenant_of(song.key), partial(self.store.head, song.key))
             return Response(status_code=status, headers=headers)
         chunks = self.store.stream(song.key, start, end)
         first = await anext(chunks)  # a missing file must be noticed before the status is sent
@@ -183,7 +215,7 @@ def _headers(song: StoredFile, file_name: str, disposition: str) -> dict[str, st
         "Content-Disposition": f'{disposition}; filename="{file_name}"',
         # The file never changes but can be erased, so a cache must revalidate, which answers 304.
         "Cache-Control": "private, no-cache",
-        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": SANDBOX,
     }
 
 

@@ -7,7 +7,8 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,8 @@ from redis.exceptions import RedisError
 from api.auth.keyring import CallerCheck
 from api.outages import queue_errors
 from api.queue import JobQueue
-from serinette.errors import InvalidSpec
+from api.turns import Turns
+from serinette.errors import InvalidSpec, Limited
 from serinette.job import Job, JobStatus
 from serinette.names import Keys
 
@@ -38,6 +40,11 @@ _RECHECK_S = 5.0
 _WAITS_A_LOOK = 3
 _AFTER_TROUBLE_S = 0.5
 _READ_COUNT = 100
+# Events of one job that are kept for its listeners; one further behind reads for itself.
+_KEPT_EVENTS = 256
+# Event streams of one tenant that are open at once, and of all; each step of a job wakes all that follow it.
+STREAMS_OF_TENANT = 200
+_STREAMS = 2_000
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 
 
@@ -70,18 +77,54 @@ def checked_event_id(text: str) -> str:
 
 @dataclass(slots=True)
 class _Watch:
-    """One watched stream: the position of the blocking read, and the listeners to wake."""
+    """One watched stream, read once for all of its listeners: its last events, and the listeners to wake."""
 
+    since: str  # all events after this one are in `events`, or were pushed out of it, or are still to come
     cursor: str
     listeners: set[asyncio.Event] = field(default_factory=set)
-    ended: bool = False  # the terminal event was read
+    events: deque[JobEvent] = field(default_factory=lambda: deque(maxlen=_KEPT_EVENTS))
+    ended: bool = False  # the terminal event was read, or the record is over
+    looked_s: float = 0.0  # when the record was last looked at
+
+    def add(self, entries: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+        """Take events that were read behind the cursor."""
+        for event_id, fields in entries:
+            if _order(event_id) <= _order(self.cursor):
+                continue
+            if len(self.events) == _KEPT_EVENTS:
+                self.since = self.events[0].id
+            self.cursor = event_id
+            self.events.append(_event(event_id, fields))
+            self.ended = self.ended or fields["type"] in TERMINAL
+
+    def after(self, place: str) -> list[JobEvent] | None:
+        """Events after `place`; None if some of them are no longer kept here."""
+        if _order(place) < _order(self.since):
+            return None
+        return [event for event in self.events if _order(event.id) > _order(place)]
+
+
+def _order(event_id: str) -> tuple[int, int]:
+    left, _, right = event_id.partition("-")
+    return int(left), int(right or 0)
+
+
+def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
+    return JobEvent(id=event_id, type=fields["type"], data=json.loads(fields["data"]))
+
+
+def _too_many_streams() -> Limited:
+    return Limited(
+        f"too many event streams are open, of one tenant {STREAMS_OF_TENANT} at most; end some, or poll",
+        retry_after_s=_RECHECK_S,
+    )
 
 
 class JobEvents:
     """Events of jobs. `run` must be running for listeners to be woken in time.
 
-    A wake-up carries no data: each listener reads on from its own position, so that a slow listener delays no other and
-    misses no event. Methods raise QueueUnavailable when Redis does not answer.
+    Each listener goes on from its own position, so that a slow one delays no other and misses no event. Methods raise
+    QueueUnavailable when Redis does not answer.
     """
 
     def __init__(self, redis: redis_asyncio.Redis, keys: Keys) -> None:
@@ -90,9 +133,10 @@ class JobEvents:
         self._watches: dict[str, _Watch] = {}
         self._wanted = asyncio.Event()
         self._closing = False
+        self.streams = Turns(_STREAMS, STREAMS_OF_TENANT, _too_many_streams, most_waiting=0)
 
     async def run(self) -> None:
-        """Wake listeners as their streams grow; runs until `close`, or canceled."""
+        """Read what is watched, and wake its listeners; runs until `close`, or canceled."""
         # `_closing` is checked too, because redis-py may swallow a cancellation during its blocking read.
         while not self._closing:
             if not self._watches:
@@ -101,7 +145,7 @@ class JobEvents:
                 continue
             cursors: dict[Any, Any] = {stream: watch.cursor for stream, watch in self._watches.items()}
             try:
-                grown: Any = await self._redis.xread(cursors, block=_BLOCK_MS)
+                grown: Any = await self._redis.xread(cursors, block=_BLOCK_MS, count=_READ_COUNT)
             except RedisError as error:
                 log.warning("cannot read events, trying again: %s", error)
                 self._wake(self._watches)
@@ -109,8 +153,7 @@ class JobEvents:
                 continue
             for stream, entries in grown:
                 if watch := self._watches.get(stream):
-                    watch.cursor = entries[-1][0]
-                    watch.ended = watch.ended or any(fields["type"] in TERMINAL for _, fields in entries)
+                    watch.add(entries)
             self._wake(stream for stream, _ in grown)
 
     def close(self) -> None:
@@ -124,11 +167,6 @@ class JobEvents:
         """Whether the gateway is draining."""
         return self._closing
 
-    async def ping(self) -> None:
-        """Check that Redis answers."""
-        with queue_errors():
-            await self._redis.ping()
-
     async def last_ids(self, job_id: str) -> tuple[str, str]:
         """Ids of the last event and of the one before it; START where there is no event."""
         with queue_errors():
@@ -141,17 +179,16 @@ class JobEvents:
         caller's key is revoked.
         """
         place = after
-        with self._watching(job_id, after) as (_, changed):
+        with self._watching(job_id, after) as (watch, changed):
             while not self._closing and await caller_check.holds():
                 changed.clear()
-                over, entries = await self._read(job_id, place)
-                for place, fields in entries:
-                    yield JobEvent(id=place, type=fields["type"], data=json.loads(fields["data"]))
-                if over and not entries:
+                over, found = await self._next(job_id, watch, place)
+                for event in found:
+                    place = event.id
+                    yield event
+                if (found and found[-1].type in TERMINAL) or (over and not found):
                     return
-                if entries and entries[-1][1]["type"] in TERMINAL:
-                    return
-                if not entries:
+                if not found:
                     await _pause(changed, _RECHECK_S)
 
     async def wait_for_end(self, job_id: str, timeout_s: float, caller_check: CallerCheck) -> bool:
@@ -174,6 +211,24 @@ class JobEvents:
                     over, _ = await self._over(job_id)
         return False
 
+    async def _next(self, job_id: str, watch: _Watch, place: str) -> tuple[bool, list[JobEvent]]:
+        """Whether the job has ended (or is unknown), and events after `place`: from what was read for all listeners,
+        or else from Redis.
+        """
+        found = watch.after(place)
+        if found is None:  # this listener is behind all others
+            over, entries = await self._read(job_id, place)
+            return over, [_event(event_id, fields) for event_id, fields in entries]
+        now_s = asyncio.get_running_loop().time()
+        if found or watch.ended or now_s < watch.looked_s + _RECHECK_S:
+            return watch.ended, found
+        watch.looked_s = now_s  # the first listener's read, or one in case no wake-up comes
+        over, entries = await self._read(job_id, watch.cursor)
+        watch.add(entries)
+        watch.ended = watch.ended or (over and len(entries) < _READ_COUNT)
+        self._wake([self._keys.events(job_id)])
+        return watch.ended, watch.after(place) or []
+
     async def _read(self, job_id: str, after: str) -> tuple[bool, list[tuple[str, dict[str, str]]]]:
         """Whether the job has ended (or is unknown), and its events after `after`, read atomically."""
         with queue_errors():
@@ -195,7 +250,7 @@ class JobEvents:
     @contextmanager
     def _watching(self, job_id: str, after: str) -> Iterator[tuple[_Watch, asyncio.Event]]:
         stream, changed = self._keys.events(job_id), asyncio.Event()
-        watch = self._watches.setdefault(stream, _Watch(after))
+        watch = self._watches.setdefault(stream, _Watch(after, after))
         watch.listeners.add(changed)
         self._wanted.set()
         try:

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from api.dependencies import EventsPart, ProbesPart, StorePart
+from api.dependencies import ProbesPart, QueuePart, StorePart
 from api.lean_route import LeanRoute
 from api.problems import problems
 from serinette.errors import Unavailable
@@ -25,20 +25,22 @@ class Health(BaseModel):
     status: str
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Health, summary="Alive")
 async def alive() -> Response:
     """The process answers. Queue and store are not checked, because a restart would not repair them."""
     return JSONResponse({"status": "alive"})
 
 
-@router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", summary="Ready", responses=problems("unavailable", "queue_unavailable", "store_unavailable"))
-async def ready(events: EventsPart, store: StorePart, probes: ProbesPart) -> Health:
-    """Queue and store answer, within three seconds."""
+@router.get(
+    "/readyz",
+    summary="Ready",
+    responses=problems("unavailable", "queue_unavailable", "queue_full", "store_unavailable"),
+)
+async def ready(queue: QueuePart, store: StorePart, probes: ProbesPart) -> Health:
+    """A job would be taken: queue and store answer within three seconds, and have room."""
     try:
         async with asyncio.timeout(READY_WITHIN_S):
-            await events.ping()
+            await queue.require_room()
             await anyio.to_thread.run_sync(store.ping, abandon_on_cancel=True, limiter=probes)
     except TimeoutError as error:
         raise Unavailable(f"the queue or the store did not answer within {READY_WITHIN_S:g} s") from error

@@ -16,6 +16,8 @@ HEAD_BYTES = 65_536
 # HEAD_S: from a new connection, or a request's first byte, to the end of its head. BODY_S: between two parts of a body.
 HEAD_S = 30.0
 BODY_S = 60.0
+# Least mean rate of a body after its first BODY_S, without the time in which the application did not read.
+BODY_BYTES_A_SECOND = 4_096
 # Bounds on the rest of a body that is read and discarded after its response, so that a client that is still sending
 # receives the response instead of a reset. A shorter rest keeps the connection alive.
 DISCARD_BYTES = 1_048_576
@@ -32,6 +34,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     # Bytes since the request's first byte, or since the last byte of its body that was used.
     _unwanted_bytes = 0
     _heard_s = 0.0
+    # Since when the client could send its body, and how much of it came.
+    _body_since_s = 0.0
+    _body_bytes = 0
     _watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -74,12 +79,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete."""
         self._in_head = False
+        self._body_since_s, self._body_bytes = self.loop.time(), 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         if not self._discards:
             self._unwanted_bytes = 0
+            self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -114,9 +121,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._in_head:
             self.transport.close()
             return
-        # While reading is paused the application is slow, not the client.
-        left_s = BODY_S if self.flow.read_paused else self._heard_s + BODY_S - self.loop.time()
+        left_s = self._body_left_s(self.loop.time())
         if left_s <= 0:
             self.transport.close()
         else:
             self._watch = self.loop.call_later(left_s, self._look)
+
+    def _body_left_s(self, at_s: float) -> float:
+        """Seconds until the body may have been too slow; none are left when it was."""
+        if self.flow.read_paused:  # then the application is slow, not the client
+            self._body_since_s = at_s - self._body_bytes / BODY_BYTES_A_SECOND
+            return BODY_S
+        late_s = self._body_since_s + BODY_S + self._body_bytes / BODY_BYTES_A_SECOND
+        return min(self._heard_s + BODY_S, late_s) - at_s

@@ -9,7 +9,7 @@ validate is passed to FastAPI, which answers with its error.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from fastapi import params
@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.forms import TEXT_BYTES
 from serinette.errors import SerinetteError, UnsupportedMediaType
 
 Endpoint = Callable[..., Awaitable[Response]]
@@ -30,7 +31,8 @@ Refuse = Callable[[Exception], Response | None]
 # Reads one parameter from a request, its headers and its body. Raises ValidationError.
 Read = Callable[[Request, Headers, bytes], object]
 
-_REFUSALS = (RequestValidationError, HTTPException, SerinetteError)
+# What a route's API may answer in its own shape.
+REFUSALS = (RequestValidationError, HTTPException, SerinetteError)
 
 
 class LeanRoute(APIRoute):
@@ -52,20 +54,6 @@ class LeanRoute(APIRoute):
     def refuse(self, error: Exception) -> Response | None:  # dialects have their own
         """An error in the shape of the route's API; None: as the gateway answers it everywhere."""
         return None
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, its errors in the shape of the route's API."""
-        handle = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except _REFUSALS as error:
-                if (refusal := self.refuse(error)) is None:
-                    raise
-                return refusal
-
-        return handler
 
 
 def _reads(endpoint: Endpoint) -> dict[str, Read] | None:
@@ -123,7 +111,7 @@ class _Lean:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        if self._takes_json and not _is_json(headers):
+        if self._takes_json and (TEXT_BYTES in scope or not _is_json(headers)):
             return await self._otherwise(scope, receive, send)
         body, response = b"", None
         try:
@@ -132,7 +120,7 @@ class _Lean:
             values = self._values(Request(scope, receive, send), headers, body)
             if values is not None:
                 response = await self._endpoint(**values)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             response = self._refuse(error)
             if response is None:
                 raise

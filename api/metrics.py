@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.response_headers import REQUEST_ID
 from api.settings import GatewaySettings
 from serinette import logs, telemetry
 from serinette.webhook import is_loopback
@@ -88,7 +89,7 @@ class MetricsMiddleware:
                 answered(status)
             await send(message)
 
-        with self._metrics.open.track_inprogress(), _about_job(scope["path"]), _traced(scope) as traced:
+        with self._metrics.open.track_inprogress(), _about(scope), _traced(scope) as traced:
             fate = 499  # the client disconnected before the response; nginx's status
             try:
                 return await self._app(scope, receive, watched)
@@ -130,9 +131,10 @@ def _traced(scope: Scope) -> AbstractContextManager[telemetry.Answered]:
     return telemetry.serving(_method(scope), sent.decode("latin-1") if sent else None)
 
 
-def _about_job(path: str) -> AbstractContextManager[None]:
-    found = _JOB_ID.search(path)
-    return logs.about(job=found[0]) if found else nullcontext()
+def _about(scope: Scope) -> AbstractContextManager[None]:
+    found = _JOB_ID.search(scope["path"])
+    request_id = scope.get(REQUEST_ID, "")
+    return logs.about(request=request_id, job=found[0]) if found else logs.about(request=request_id)
 
 
 def expose(app: FastAPI, metrics: HttpMetrics, settings: GatewaySettings) -> None:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth.keyring import Caller, Keyring
 from api.auth.limits import RequestRate
 from api.auth.links import Links, job_opened_by_link
+from api.forms import TEXT_BYTES
 from api.problems import answer
 from serinette.errors import NotFound, RequestError, SerinetteError, TooLarge, Unauthorized
 
@@ -33,12 +34,16 @@ _ENVELOPE_BYTES = 65_536
 class BodyLimit:
     """Refuses bodies above the limit of their path with 413.
 
-    `others`: limits of paths that take files, by prefix; all other paths have `body_bytes`.
+    `others`: limits of paths that take files, by prefix; all other paths have `body_bytes`. On `text_paths` the whole
+    body may be text, which is held in memory.
     """
 
-    def __init__(self, app: ASGIApp, body_bytes: int, others: Mapping[str, int]) -> None:
+    def __init__(
+        self, app: ASGIApp, body_bytes: int, others: Mapping[str, int], text_paths: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._body_bytes = body_bytes
+        self._text_paths = frozenset(text_paths)
         self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +53,8 @@ class BodyLimit:
         path = scope["path"]
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), None)
         limit = self._limit_of(path)
+        if path in self._text_paths:
+            scope[TEXT_BYTES] = limit
         if declared is not None:  # the server reads no more than the declared length
             if not declared.isdigit() or len(declared) > 20:
                 malformed = RequestError("Content-Length: not a number", field="Content-Length")
@@ -74,34 +81,6 @@ class BodyLimit:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")
-
-
-_MOVED = 307
-
-
-class RelativeRedirects:
-    """Makes the router's own redirects relative to the host (RFC 9110, 10.2.2)."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-
-        async def hostless(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == _MOVED:
-                here = scope["scheme"].encode() + b"://" + dict(scope["headers"]).get(b"host", b"")
-                headers = [(name, _without(here, name, value)) for name, value in message["headers"]]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        return await self._app(scope, receive, hostless)
-
-
-def _without(here: bytes, name: bytes, value: bytes) -> bytes:
-    return value.removeprefix(here) if name.lower() == b"location" and value.startswith(here + b"/") else value
 
 
 KEY_IN_PATH = "serinette.key"
@@ -217,9 +196,7 @@ def _headers(scope: Scope) -> Mapping[bytes, bytes]:
 
 
 # Probes, metrics (which name no job and no tenant), and the API's documentation.
-PUBLIC = frozenset(
-    {"/", "/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
-)
+PUBLIC = frozenset({"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
 # Static files of the API's documentation and of the studio.
 _PAGES = ("/static-offline-docs/", "/studio/")
 CALLER = "serinette.caller"

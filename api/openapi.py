@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import hashlib
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import fastapi_offline
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+from starlette.routing import BaseRoute, Mount, Route
 
 from api.dialects.dialect import Dialect
 from api.events import JobEvent
@@ -30,6 +42,44 @@ _REFUSAL = {
     "required": ["detail"],
     "properties": {"detail": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}},
 }
+
+
+_STATIC = "static-offline-docs"
+
+
+def page_routes() -> list[BaseRoute]:
+    """`/docs` and what it loads: served here, because a cluster may not reach a CDN. Its URLs are relative, so that it
+    works below any proxy's prefix.
+    """
+    html = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="Serinette: the API",
+        swagger_js_url=f"{_STATIC}/swagger-ui-bundle.js",
+        swagger_css_url=f"{_STATIC}/swagger-ui.css",
+        swagger_favicon_url=f"{_STATIC}/favicon.png",
+    ).body
+    (script,) = re.findall(rb"<script>(.*?)</script>", bytes(html), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+    async def page(_: Request) -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"})
+
+    files = StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static")
+    return [Route("/docs", page, include_in_schema=False), Mount(f"/{_STATIC}", files, name=_STATIC)]
+
+
+def add_heads(app: FastAPI) -> None:
+    """HEAD wherever GET is, which FastAPI leaves out; the server sends no body with it. Behind all others, so that
+    none of them is found later.
+    """
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and "GET" in (route.methods or ())]:
+        head = copy.copy(route)
+        head.methods, head.include_in_schema = {"HEAD"}, False
+        app.router.routes.append(head)
 
 
 def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:

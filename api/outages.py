@@ -1,16 +1,15 @@
-"""Outages of the queue, the store or a resolver: errors for callers, and bounded threads for blocking calls."""
+"""Outages of the queue, and of this machine: errors for callers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import errno
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
-import anyio
-from anyio import CapacityLimiter
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
-from serinette.errors import QueueUnavailable, Unavailable
+from serinette.errors import QueueFull, QueueUnavailable, Unavailable
 
 
 @contextmanager
@@ -19,29 +18,33 @@ def queue_errors(advice: str = "try again") -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        raise QueueUnavailable(f"the queue does not answer; {advice}") from error
+        raise queue_error(error, advice) from error
 
 
-_Answer = TypeVar("_Answer")
+def queue_error(error: RedisError, advice: str = "try again") -> QueueUnavailable:
+    """What an error of Redis's client means for callers."""
+    if isinstance(error, OutOfMemoryError):
+        return QueueFull(
+            "the queue's memory is full: no job is taken until jobs end and are forgotten, or its operator raises "
+            f"maxmemory; {advice}"
+        )
+    if str(error).startswith("MISCONF"):  # its own first word of an error while it cannot write to its disk
+        return QueueFull(
+            f"the queue's server cannot write to its disk, probably a full one: free space there; {advice}"
+        )
+    return QueueUnavailable(f"the queue does not answer; {advice}")
 
-# Most requests that wait for a thread: with more, the server behind them does not answer.
-_MAX_WAITING = 64
+
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+_FULL_TABLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
-class Threads:
-    """A bounded number of threads. `refuse` makes the error that is raised when too many requests wait for one."""
-
-    def __init__(self, count: int, refuse: Callable[[], Unavailable]) -> None:
-        self._limiter = CapacityLimiter(count)
-        self._refuse = refuse
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for a thread."""
-        return self._limiter.statistics().tasks_waiting
-
-    async def run(self, act: Callable[[], _Answer]) -> _Answer:
-        """The result of `act`, run in a thread. Raises its errors, or that of `refuse`."""
-        if self.waiting >= _MAX_WAITING:
-            raise self._refuse()
-        return await anyio.to_thread.run_sync(act, limiter=self._limiter)
+def machine_error(error: BaseException | None) -> Unavailable | None:
+    """What an error of this machine's means for callers: no room on its disk, or for more open files. None: a fault."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in _FULL_DISK:
+        return Unavailable(f"the disk of this gateway's temporary files ({tempfile.gettempdir()}) is full; try again")
+    if error.errno in _FULL_TABLE:
+        return Unavailable("this gateway has as many files and connections open as its machine allows; try again")
+    return None

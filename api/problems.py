@@ -23,17 +23,18 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from api.outages import machine_error
 from serinette import errors
 from serinette.errors import (
     InvalidBatch,
     InvalidSpec,
     Limited,
-    NotFound,
     RequestError,
     SerinetteError,
     TooLarge,
     Unauthorized,
     Unavailable,
+    UnknownPath,
 )
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ STATUS: dict[type[SerinetteError], int] = {
     errors.Gone: 410,
     errors.Unsupported: 501,
     errors.Unauthorized: 401,
+    errors.Forbidden: 403,
     errors.LaneNotAllowed: 403,
     errors.Limited: 429,
     errors.Unavailable: 503,
@@ -185,6 +187,7 @@ def install(app: FastAPI, dialect_paths: Iterable[str]) -> None:
     app.exception_handler(WebSocketRequestValidationError)(_on_invalid)
     app.exception_handler(HTTPException)(_on_http)
     app.exception_handler(ClientDisconnect)(_on_gone)
+    app.exception_handler(OSError)(_on_machine)
     app.exception_handler(Exception)(_on_unexpected)
 
 
@@ -217,9 +220,11 @@ def invalid(complaint: Mapping[str, Any]) -> RequestError:
 
 async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response:
     path = connection.scope["path"]
+    if (full := machine_error(error.__cause__)) is not None:  # while a body was read
+        return await _on_own(connection, full)
     if error.detail == _UNREADABLE:
         return answer(connection.scope, RequestError(_UNREADABLE_HERE))
-    kinds: dict[int, type[SerinetteError]] = {404: NotFound, 413: TooLarge}
+    kinds: dict[int, type[SerinetteError]] = {404: UnknownPath, 413: TooLarge}
     own = kinds.get(error.status_code, RequestError if error.status_code < 500 else SerinetteError)
     messages = {
         404: f"there is nothing at {path}; /docs lists what there is",
@@ -245,7 +250,16 @@ async def _on_gone(connection: HTTPConnection, error: ClientDisconnect) -> Respo
     return answer(connection.scope, RequestError("the request broke off before its end"))
 
 
+async def _on_machine(connection: HTTPConnection, error: OSError) -> Response:
+    full = machine_error(error)
+    if full is None:
+        raise error  # answered, and logged, as unexpected
+    full.__cause__ = error
+    return await _on_own(connection, full)
+
+
 async def _on_unexpected(connection: HTTPConnection, error: Exception) -> Response:
     # Starlette raises it again after the response, so that the log has the traceback and the client does not.
-    own = SerinetteError("something went wrong here; the server's log says what")
-    return answer(connection.scope, own, detail="Internal Server Error")
+    request_id = connection.scope.get("serinette.request_id", "")
+    own = SerinetteError(f"something went wrong here; the server's log says what, of request {request_id}")
+    return answer(connection.scope, own, headers={"X-Request-Id": request_id}, detail="Internal Server Error")

@@ -6,18 +6,20 @@ import hashlib
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import anyio
-from anyio import CapacityLimiter
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 
 from api.settings import GatewaySettings
-from serinette.errors import InvalidAudio, InvalidSpec, NotFound, TooLarge, Unsupported
+from api.turns import Threads, Turns
+from serinette.errors import InvalidAudio, InvalidSpec, Limited, NotFound, TooLarge, Unavailable, Unsupported
 from serinette.job import Upload, UploadedFile, now
 from serinette.names import upload_audio_key, upload_file_key, upload_prefix, upload_record_key
 from serinette.probe import prove_audio
@@ -27,8 +29,15 @@ _T = TypeVar("_T")
 _Given = TypeVarTuple("_Given")
 
 _CHUNK_BYTES = 1024 * 1024
-# A check decodes the whole file: more of them at once would only slow each other down.
-_CHECKS = 2
+# A check decodes the whole file: more of them at once would only slow each other down. One tenant's leave a place free.
+_CHECKS = 3
+# Uploads of one tenant that are under way, each of which may fill the disk with a whole file; and of all tenants.
+UPLOADS_OF_TENANT = 32
+_UPLOADS = 128
+# Bodies with audio in base64, which take several times their size in memory; of one tenant at most half.
+_IN_MEMORY = 4
+# The directory of an upload under way.
+PREFIX = "serinette-upload-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +52,13 @@ class PresignedUpload:
 class Uploads:
     """Uploads of all tenants. Every method raises StoreUnavailable when the store does not answer."""
 
-    def __init__(self, store: Store, settings: GatewaySettings, store_threads: CapacityLimiter) -> None:
+    def __init__(self, store: Store, settings: GatewaySettings, store_threads: Threads) -> None:
         self._store = store
         self._store_threads = store_threads
         self._settings = settings
-        self._checks = CapacityLimiter(_CHECKS)
+        self._checks = Threads(_CHECKS, _CHECKS - 1, _many_checks)
+        self.in_memory = Turns(_IN_MEMORY, _IN_MEMORY // 2, _many_checks)
+        self._open = Turns(_UPLOADS, UPLOADS_OF_TENANT, _many_uploads, most_waiting=0)
 
     async def take(self, tenant: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Store the body of a request if it is audio.
@@ -56,12 +67,11 @@ class Uploads:
             TooLarge, InvalidAudio: it is not stored.
         """
         upload_id = _new_id()
-        with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
-            path = Path(directory) / "audio"
+        async with self._file(tenant) as path:
             size_bytes, sha256 = await self._spool(chunks, path)
-            upload = await self._checked(upload_id, path, size_bytes, sha256)
+            upload = await self._checked(tenant, upload_id, path, size_bytes, sha256)
             await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), upload.size_bytes)
-        await self._record(upload_record_key(tenant, upload_id), upload)
+        await self._record(tenant, upload_record_key(tenant, upload_id), upload)
         return upload
 
     async def take_file(self, tenant: str, file: UploadFile) -> Upload:
@@ -75,12 +85,11 @@ class Uploads:
             TooLarge: it is not stored.
         """
         upload_id = _new_id()
-        with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
-            path = Path(directory) / "file"
+        async with self._file(tenant) as path:
             size_bytes, sha256 = await self._spool(chunks, path)
             await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), size_bytes)
         kept = UploadedFile(id=upload_id, size_bytes=size_bytes, sha256=sha256, created_at=now())
-        await self._record(upload_file_key(tenant, upload_id), kept)
+        await self._record(tenant, upload_file_key(tenant, upload_id), kept)
         return kept
 
     async def presign(self, tenant: str) -> PresignedUpload:
@@ -91,7 +100,7 @@ class Uploads:
         """
         upload_id = _new_id()
         key = upload_audio_key(tenant, upload_id)
-        url = await self._in_thread(self._store.sign_put, key, self._settings.presign_s)
+        url = await self._in_thread(tenant, self._store.sign_put, key, self._settings.presign_s)
         if url is None:
             raise Unsupported("this deployment's store gives no presigned URLs; send the bytes with POST /v1/uploads")
         return PresignedUpload(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
@@ -112,14 +121,13 @@ class Uploads:
                 raise TooLarge(
                     f"the upload has {stored.size_bytes} bytes; {self._settings.max_upload_bytes} are allowed"
                 )
-            with tempfile.TemporaryDirectory(prefix="serinette-upload-") as directory:
-                path = Path(directory) / "audio"
+            async with self._file(tenant) as path:
                 size_bytes, sha256 = await self._spool(self._store.stream(stored.key), path)
-                upload = await self._checked(upload_id, path, size_bytes, sha256)
+                upload = await self._checked(tenant, upload_id, path, size_bytes, sha256)
         except (TooLarge, InvalidAudio):
-            await self._in_thread(self._store.delete_prefix, upload_prefix(tenant, upload_id))
+            await self._in_thread(tenant, self._store.delete_prefix, upload_prefix(tenant, upload_id))
             raise
-        await self._record(upload_record_key(tenant, upload_id), upload)
+        await self._record(tenant, upload_record_key(tenant, upload_id), upload)
         return upload
 
     async def get(self, tenant: str, upload_id: str) -> Upload:
@@ -129,7 +137,7 @@ class Uploads:
             NotFound: this tenant has no such upload, or it was never completed.
         """
         try:
-            raw = await self._in_thread(self._store.get, upload_record_key(tenant, upload_id))
+            raw = await self._in_thread(tenant, self._store.get, upload_record_key(tenant, upload_id))
         except NotFound as error:
             raise NotFound(f"there is no upload {upload_id}, or it was never completed") from error
         return Upload.model_validate_json(raw)
@@ -140,7 +148,7 @@ class Uploads:
             return await self.get(tenant, upload_id)
         except NotFound:
             try:
-                raw = await self._in_thread(self._store.get, upload_file_key(tenant, upload_id))
+                raw = await self._in_thread(tenant, self._store.get, upload_file_key(tenant, upload_id))
             except NotFound:
                 pass
             else:
@@ -153,17 +161,24 @@ class Uploads:
         Raises:
             NotFound: this tenant has no such upload.
         """
-        if not await self._in_thread(self._store.delete_prefix, upload_prefix(tenant, upload_id)):
+        if not await self._in_thread(tenant, self._store.delete_prefix, upload_prefix(tenant, upload_id)):
             raise NotFound(f"there is no upload {upload_id}")
 
     async def _put_by_client(self, tenant: str, upload_id: str) -> StoredObject:
         try:
-            return await self._in_thread(self._store.head, upload_audio_key(tenant, upload_id))
+            return await self._in_thread(tenant, self._store.head, upload_audio_key(tenant, upload_id))
         except NotFound as error:
             raise NotFound(f"upload {upload_id}: nothing was PUT to its put_url yet") from error
 
-    async def _in_thread(self, act: Callable[[*_Given], _T], *given: *_Given) -> _T:
-        return await anyio.to_thread.run_sync(act, *given, limiter=self._store_threads)
+    @asynccontextmanager
+    async def _file(self, tenant: str) -> AsyncIterator[Path]:
+        """A path for an upload's bytes, which are gone afterwards."""
+        async with self._open.of(tenant):
+            with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
+                yield Path(directory) / "file"
+
+    async def _in_thread(self, tenant: str, act: Callable[[*_Given], _T], *given: *_Given) -> _T:
+        return await self._store_threads.run(tenant, partial(act, *given))
 
     async def _spool(self, chunks: AsyncIterator[bytes], path: Path) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
@@ -176,11 +191,11 @@ class Uploads:
                 await file.write(chunk)
         return size, digest.hexdigest()
 
-    async def _checked(self, upload_id: str, path: Path, size_bytes: int, sha256: str) -> Upload:
+    async def _checked(self, tenant: str, upload_id: str, path: Path, size_bytes: int, sha256: str) -> Upload:
         if size_bytes == 0:
             raise InvalidSpec("file: it is empty; send the bytes of the audio", field="file")
-        info = await anyio.to_thread.run_sync(
-            lambda: prove_audio(path, max_duration_s=self._settings.max_upload_duration_s), limiter=self._checks
+        info = await self._checks.run(
+            tenant, partial(prove_audio, path, max_duration_s=self._settings.max_upload_duration_s)
         )
         return Upload(
             id=upload_id,
@@ -194,8 +209,8 @@ class Uploads:
             created_at=now(),
         )
 
-    async def _record(self, key: str, upload: BaseModel) -> None:
-        await self._in_thread(self._store.put, key, upload.model_dump_json().encode(), "application/json")
+    async def _record(self, tenant: str, key: str, upload: BaseModel) -> None:
+        await self._in_thread(tenant, self._store.put, key, upload.model_dump_json().encode(), "application/json")
 
 
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
@@ -207,6 +222,16 @@ async def _read(path: Path) -> AsyncIterator[bytes]:
     async with await anyio.open_file(path, "rb") as file:
         while chunk := await file.read(_CHUNK_BYTES):
             yield chunk
+
+
+def _many_checks() -> Unavailable:
+    return Unavailable("too many of this tenant's uploads wait to be decoded; try again")
+
+
+def _many_uploads() -> Limited:
+    return Limited(
+        f"uploads: {UPLOADS_OF_TENANT} of one tenant may be under way at once; wait for some to end", retry_after_s=5
+    )
 
 
 def _new_id() -> str:

@@ -14,6 +14,7 @@ from benchmarks import (
     client_import,
     demo,
     depth,
+    fleet,
     forgetting,
     gateway_import,
     gateway_load,
@@ -22,7 +23,7 @@ from benchmarks import (
     songs,
     start_latency,
 )
-from benchmarks.engine import backlog, cold_start, feeding, speed
+from benchmarks.engine import backlog, cold_start, feeding, speed, turns
 from benchmarks.engine.cases import Case, on_cpu, on_gpu
 from benchmarks.peers import throughput
 from benchmarks.record import Figures, write
@@ -44,7 +45,6 @@ LONG = {
 }
 # Likewise, and they generate in this process.
 ENGINE = {
-    "engine": lambda: engine_figures(on_cpu()),
     "gpu-cold-start": lambda: cold_start.measure(on_gpu("turbo")),
     "gpu-engine": lambda: speed.measure(on_gpu("turbo")),
     "gpu-engine-xl": lambda: speed.measure(on_gpu("xl")),
@@ -54,13 +54,20 @@ ENGINE = {
 WITH_OPTIONS: dict[str, tuple[Callable[..., Figures], tuple[str, ...]]] = {
     "peers": (throughput.measure, ("rounds", "round_s", "appendfsync")),
     "depth": (depth.measure, ("rounds", "jobs", "ended_after_s", "appendfsync")),
+    "fleet": (fleet.measure, ("workers", "jobs", "round_s", "appendfsync")),
     "start-latency": (start_latency.measure, ("rounds", "other")),
+    "engine": (lambda **given: engine_figures(on_cpu(), **given), ("rounds", "other")),
 }
 
 
-def engine_figures(case: Case) -> Figures:
+def engine_figures(case: Case, other: Path | None = None, rounds: int = 7) -> Figures:
     """All of the engine's benchmarks in one run: a CPU takes minutes for them."""
-    return {"speed": speed.measure(case), "backlog": backlog.measure(case), "cold_start": cold_start.measure(case)}
+    return {
+        **({"turns": turns.measure(case, other, rounds)} if other else {}),
+        "speed": speed.measure(case),
+        "backlog": backlog.measure(case),
+        "cold_start": cold_start.measure(case),
+    }
 
 
 def as_engine(names: list[str]) -> None:
@@ -75,12 +82,13 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     known = [*BENCHMARKS, *LONG, *ENGINE, *WITH_OPTIONS]
     parser = argparse.ArgumentParser("python -m benchmarks", argument_default=argparse.SUPPRESS, description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(known)}; none: the short ones")
-    parser.add_argument("--rounds", type=int, help="peers, depth, start-latency: how often each has its turn")
-    parser.add_argument("--round-s", type=float, help="peers: seconds of a turn")
-    parser.add_argument("--appendfsync", choices=("always", "everysec"), help="peers, depth: of Valkey")
-    parser.add_argument("--jobs", type=int, help="depth: how many wait")
+    parser.add_argument("--rounds", type=int, help="peers, depth, start-latency, engine: how often each has its turn")
+    parser.add_argument("--round-s", type=float, help="peers, fleet: seconds of a turn")
+    parser.add_argument("--appendfsync", choices=("always", "everysec"), help="peers, depth, fleet: of Valkey")
+    parser.add_argument("--jobs", type=int, help="depth, fleet: how many wait")
+    parser.add_argument("--workers", type=int, help="fleet: how many are simulated")
     parser.add_argument("--ended-after-s", type=float, help="depth: measure an ended job again after so long")
-    parser.add_argument("--other", type=Path, help="start-latency: a checkout to measure in turns with this one")
+    parser.add_argument("--other", type=Path, help="start-latency, engine: a checkout that takes turns with this one")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"no benchmark {', '.join(unknown)}: there are {', '.join(known)}")
@@ -103,7 +111,7 @@ def figures_of(name: str, options: argparse.Namespace) -> tuple[Figures, str]:
 def main(arguments: list[str]) -> int:
     """Run the named benchmarks, or all but the long ones."""
     options = parsed(arguments)
-    if any(name in ENGINE for name in options.names):
+    if any(name in {*ENGINE, "engine"} for name in options.names):
         as_engine(arguments)
     for name in options.names or BENCHMARKS:
         print(f"{name}...", flush=True)

@@ -72,6 +72,16 @@ ROWS = (
             ("ended some minutes ago", "ended_later", "at most 500"),
         )
     ),
+    *(
+        Row(f"One Valkey and a fleet, 100,000 jobs waiting: {what}", "fleet", f"figures.{figure}", digits, unit)
+        for what, figure, digits, unit in (
+            ("simulated workers", "steps.2.workers", 0, ""),
+            ("Valkey's share of a core for 100 workers", "cpu_share_per_100_workers", 4, ""),
+            ("its commands a second for 100 workers", "commands_per_s_per_100_workers", 0, ""),
+            ("workers until it has seven tenths of a core", "workers_until_full", 0, ""),
+            ("claims at twice the fleet's rate, share of those wanted", "claims_kept_up", 2, ""),
+        )
+    ),
     Row(
         "Submit to start of an idle slot, ratio to another checkout's",
         "start-latency",

@@ -25,11 +25,11 @@ LONGEST_S = 60.0
 
 
 @contextmanager
-def idle_worker(checkout: Path, directory: Path) -> Iterator[Client]:
-    """A client of a gateway with one worker that is ready, both of `checkout`."""
+def idle_worker(checkout: Path, directory: Path, **given: object) -> Iterator[Client]:
+    """A client of a gateway with one worker that is ready, both of `checkout`; `given` among their settings."""
     port = free_ports(1)[0]
     with valkey(directory / "valkey") as server:
-        settings = {"port": port, "engine_module": "tests.engines", "slots": 1, "log_level": "WARNING"}
+        settings = {"port": port, "engine_module": "tests.engines", "slots": 1, "log_level": "WARNING", **given}
         environment = environment_of(server.connection_url, directory, **settings)
         with started(["api"], environment, checkout) as process, started(["gpu_worker"], environment, checkout):
             wait_until(port, "/health", "pipeline_loaded", process)

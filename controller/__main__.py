@@ -51,7 +51,9 @@ def run(settings: ControllerSettings, stop: Event) -> None:
     redis, store = connect_redis(settings), Store.open(settings)
     leader = LeaderElection(redis, settings.keys, settings.lease_s)
     registry = new_registry()
-    metrics = ControllerMetrics(registry, connect_redis(settings), settings.keys, lambda: leader.leading)
+    metrics = ControllerMetrics(
+        registry, connect_redis(settings), settings.keys, lambda: leader.leading, lambda: len(leader.stalled)
+    )
     serve_metrics(registry, settings)
     if left := _old_work(settings, redis, stop):
         raise ConfigurationError(str(left))

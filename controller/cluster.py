@@ -100,6 +100,13 @@ class WorkerPods(_Namespace):
         """All nodes."""
         return self._items(self._core.list_node, resource_version="0")
 
+    def scaled_objects(self) -> list[Object]:
+        """KEDA's objects of the pools."""
+        from kubernetes import client  # noqa: PLC0415  # as above
+
+        ask = client.CustomObjectsApi(self._connection).list_namespaced_custom_object
+        return self._items(ask, "keda.sh", "v1alpha1", self._namespace, "scaledobjects", label_selector=self._selector)
+
     def annotate(self, pod: str, annotations: Mapping[str, str | None]) -> None:
         """Set annotations of a pod; None removes one."""
         patch = {"metadata": {"annotations": dict(annotations)}}

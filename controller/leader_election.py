@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from threading import Event
 
 from redis import Redis
@@ -16,6 +17,9 @@ from serinette.names import Keys
 log = logging.getLogger(__name__)
 
 _LONGEST_BACKOFF_S = 5.0
+# A round of a leader's duty that lasts longer than so many pauses, and at least this long, has stalled.
+_PATIENCE_PAUSES = 300
+_PATIENCE_S = 60.0
 
 
 class LeaderElection:
@@ -23,17 +27,29 @@ class LeaderElection:
 
     It saves double work and no more: every write of the controller is safe beside another replica that believes it
     leads. So a duty that outlasts the lease, or a replica that was frozen, does no harm.
+
+    A leader with a duty that has stalled steps aside for two leases, once for each such round: another replica leads
+    from then on, if there is one.
     """
 
     def __init__(self, redis: Redis, keys: Keys, lease_s: float) -> None:
         self._lock = redis.lock(keys.leader, timeout=lease_s, blocking=False, thread_local=False)
         self._lease_s = lease_s
-        self._leads_until_s = 0.0
+        self._leads_until_s = self._aside_until_s = 0.0
+        self._rounds: dict[str, float] = {}  # until when each duty's round is expected to end; monotonic
+        self._stepped_aside_for: dict[str, float] = {}
         self.renew_every_s = lease_s / 5
 
     def __call__(self) -> bool:
         """Take the lead or keep it; False while another replica leads. Raises RedisError."""
         asked_s = time.monotonic()
+        if self._leads_until_s and (stalled := self.stalled - self._stepped_aside_for.items()):
+            log.critical("another replica is to lead: stalled here: %s", ", ".join(sorted(name for name, _ in stalled)))
+            self._stepped_aside_for = dict(self.stalled)
+            self._aside_until_s = asked_s + 2 * self._lease_s
+            self.resign()
+        if asked_s < self._aside_until_s:
+            return False
         try:
             leads = bool(self._lock.reacquire())
         except LockError:  # never held, or lost to expiry or to a restart of Redis
@@ -45,6 +61,21 @@ class LeaderElection:
     def leading(self) -> bool:
         """Whether this replica leads, as far as can be known without asking Redis."""
         return time.monotonic() < self._leads_until_s
+
+    @property
+    def stalled(self) -> set[tuple[str, float]]:
+        """Duties of this replica whose round should have ended long ago, and when."""
+        now_s = time.monotonic()
+        return {(name, until_s) for name, until_s in self._rounds.copy().items() if now_s > until_s}
+
+    @contextmanager
+    def round_of(self, name: str, pause_s: float) -> Iterator[None]:
+        """A round of a duty that follows another after `pause_s`."""
+        self._rounds[name] = time.monotonic() + max(_PATIENCE_S, _PATIENCE_PAUSES * pause_s)
+        try:
+            yield
+        finally:
+            del self._rounds[name]
 
     def resign(self) -> None:
         """Let the next replica begin at once. Raises RedisError."""
@@ -91,7 +122,8 @@ def loop(
             continue
         try:
             duty = duty or make_duty()
-            duty()
+            with leader.round_of(name, pause_s) if leader else nullcontext():
+                duty()
         except (RedisError, StoreUnavailable) as error:
             failures.note(error)
             duty, wait_s = None, min(2 * wait_s, max(_LONGEST_BACKOFF_S, pause_s))

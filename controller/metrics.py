@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from serinette import counters
 from serinette.brake import Cause, in_force
@@ -32,8 +33,15 @@ _HEAD = 10
 class ControllerMetrics:
     """What a replica exposes of itself, and of the queue while it leads."""
 
-    def __init__(self, registry: CollectorRegistry, redis: Redis, keys: Keys, leading: Callable[[], bool]) -> None:
-        """`leading`: whether this replica does."""
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        redis: Redis,
+        keys: Keys,
+        leading: Callable[[], bool],
+        stalled: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`leading`: whether this replica does. `stalled`: how many of its duties hang."""
         self._reconciled = Counter(
             "serinette_controller_reconciled_jobs",
             "Jobs that the sweeper moved on, by what it did.",
@@ -45,6 +53,12 @@ class ControllerMetrics:
         )
         leads = Gauge("serinette_controller_leading", "Whether this replica leads.", registry=registry)
         leads.set_function(lambda: float(leading()))
+        hang = Gauge(
+            "serinette_controller_stalled_duties",
+            "Duties of this replica that hang in a round: another replica leads, if there is one.",
+            registry=registry,
+        )
+        hang.set_function(stalled)
         registry.register(QueueCollector(redis, keys, leading))
 
     def reconciled(self, action: str, number: int = 1) -> None:
@@ -103,7 +117,16 @@ class QueueCollector(Collector):
                 gauges["brake"].add_metric([pool, cause], any(reason.startswith(f"{cause}: ") for reason in reasons))
         gauges["unfinished"].add_metric([], self._redis.zcard(self._keys.live))
         gauges["webhooks"].add_metric([], self._redis.zcard(self._keys.webhooks))
+        for name, number in self._memory().items():
+            gauges[name].add_metric([], number)
         return list(gauges.values())
+
+    def _memory(self) -> dict[str, int]:
+        """What Redis holds, and may; nothing where its user may not ask."""
+        with suppress(NoPermissionError):
+            seen = self._redis.info("memory")
+            return {"memory": int(seen["used_memory"]), "memory_max": int(seen.get("maxmemory", 0))}
+        return {}
 
     def _scaling(self, pools: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
         """What KEDA reads beside the lanes: how many workers are busy, and why no more are started."""
@@ -145,6 +168,8 @@ def _gauges() -> dict[str, GaugeMetricFamily]:
         "oldest": _gauge("queue_oldest_seconds", "Age of the oldest job in a lane, 0 when empty.", lane),
         "running": _gauge("jobs_running", "Jobs that a slot holds.", lane),
         "unfinished": _gauge("jobs_unfinished", "Jobs that were accepted and have not ended, of all pools.", []),
+        "memory": _gauge("queue_memory_used_bytes", "Memory that Redis uses.", []),
+        "memory_max": _gauge("queue_memory_max_bytes", "Redis's maxmemory, where new jobs are refused; 0: none.", []),
         "webhooks": _gauge("webhooks_waiting", "Ended jobs whose webhook has not been delivered yet.", []),
         "workers": _gauge("workers", "Workers that are up, by stage.", ["pool", "stage"]),
         "slots": _gauge("slots", "Slots of the workers that are up.", pool),

@@ -7,6 +7,7 @@ One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,35 +15,17 @@ from redis import Redis
 
 from serinette import counters
 from serinette.batch import is_batch_id
+from serinette.jobs import Jobs, calls
 from serinette.names import Keys
 from serinette.webhook import Delivery
 
 # Take what is due, out of every other replica's sight until it should have been sent.
 # KEYS: webhooks. ARGV: seconds until others may take it, most jobs.
-_TAKE = """
+_TAKE = """#!lua flags=allow-oom
 local at = tonumber(redis.call('TIME')[1])
 local due = redis.call('ZRANGE', KEYS[1], '-inf', at, 'BYSCORE', 'LIMIT', 0, ARGV[2])
 for _, job in ipairs(due) do redis.call('ZADD', KEYS[1], at + ARGV[1], job) end
 return due
-"""
-
-# KEYS: record, webhooks. ARGV: job id, number, Delivery JSON, seconds until the next try or '' for none.
-_LOG = """
-if redis.call('EXISTS', KEYS[1]) == 0 or ARGV[4] == '' then
-    redis.call('ZREM', KEYS[2], ARGV[1])
-else
-    redis.call('ZADD', KEYS[2], 'XX', redis.call('TIME')[1] + ARGV[4], ARGV[1])
-end
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'deliveries', ARGV[2], 'delivery:' .. ARGV[2], ARGV[3])
-return 1
-"""
-
-# KEYS: record, webhooks. ARGV: job id.
-_DROP = """
-redis.call('ZREM', KEYS[2], ARGV[1])
-if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSETNX', KEYS[1], 'deliveries', 0) end
-return 1
 """
 
 
@@ -55,22 +38,36 @@ class Outbox:
 
     def take(self, hidden_s: int, count: int) -> list[str]:
         """Up to `count` jobs and batches that are due; no other replica gets them within `hidden_s`."""
-        due: Any = self.redis.eval(_TAKE, 1, self.keys.webhooks, hidden_s, count)
+        due: Any = self.redis.register_script(_TAKE)([self.keys.webhooks], [hidden_s, count])
         return [job_id.decode() for job_id in due]
 
-    def log(self, job_id: str, delivery: Delivery, again_s: float | None) -> None:
-        """Log one try on its job; the next follows after `again_s`, or never."""
-        keys = [self._record_of(job_id), self.keys.webhooks]
-        again = "" if again_s is None else math.ceil(again_s)
+    def log(self, job_id: str, ended_at: str, delivery: Delivery, again_s: float | None) -> None:
+        """Log one try on its job, unless that has another end by now; the next follows after `again_s`, or never."""
         outcome = "delivered" if delivery.delivered else "given_up" if again_s is None else "failed"
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.eval(_LOG, 2, *keys, job_id, delivery.number, delivery.model_dump_json(), again)
-            counters.count(pipe, self.keys, counters.WEBHOOKS, outcome)
-            pipe.execute()
+        counters.count(self.redis, self.keys, counters.WEBHOOKS, outcome)
+        record, number = self._record_of(job_id), delivery.number
+        logged = ("HSET", record, "deliveries", number, f"delivery:{number}", delivery.model_dump_json())
+        over = ("ZREM", self.keys.webhooks, job_id)
+        again: calls.Command = over
+        if again_s is not None:
+            again = ("ZADD", self.keys.webhooks, "XX", int(self.redis.time()[0]) + math.ceil(again_s), job_id)
+        jobs = Jobs(self.redis, self.keys.prefix)
+        if not jobs(calls.guarded([(("HGET", record, "ended_at"), ended_at)], [logged, again])):
+            jobs(calls.guarded([(("EXISTS", record), 0)], [over]))
+
+    def put_back(self, delays_s: Mapping[str, float]) -> None:
+        """Have entries that were taken due again after so many seconds; that is no try."""
+        if delays_s:
+            at: Any = self.redis.time()
+            due = {name: at[0] + math.ceil(delay_s) for name, delay_s in delays_s.items()}
+            self.redis.zadd(self.keys.webhooks, due, xx=True)
 
     def drop(self, job_id: str) -> None:
         """Never send this one."""
-        self.redis.eval(_DROP, 2, self._record_of(job_id), self.keys.webhooks, job_id)
+        over, record = ("ZREM", self.keys.webhooks, job_id), self._record_of(job_id)
+        jobs = Jobs(self.redis, self.keys.prefix)
+        if not jobs(calls.guarded([(("EXISTS", record), 1)], [over, ("HSETNX", record, "deliveries", 0)])):
+            jobs(calls.guarded([], [over]))
 
     def _record_of(self, name: str) -> str:
         """The hash in which the tries of a job or batch are logged."""

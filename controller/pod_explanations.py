@@ -1,4 +1,8 @@
-"""Why a pool's pods are not ready, in words: a pure reading of pods, events and nodes as Kubernetes reports them."""
+"""Why a pool's pods are not ready, in words: a pure reading of what Kubernetes and KEDA report of them.
+
+Words are for tenants: they name no Secret, image, node or address of the cluster, and stay the same while the cause
+does. The cluster's own sentences are the `detail`, for the operator's log.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,23 @@ _ADDS_NONE = {"NotTriggerScaleUp", "FailedScaleUp"}
 _RESTARTS = 3
 _LATELY_S = 900.0
 
-_LONGEST = 200
+# What the scheduler says of nodes that do not take a pod (k8s.io/kubernetes pkg/scheduler/framework/plugins), and ours.
+_NO_NODE = (
+    (r"Insufficient ([\w./-]+)", r"too little free \1"),
+    (r"untolerated taint", "taints that its pool does not tolerate"),
+    (r"node affinity/selector|pod affinity|anti-affinity", "none that its pool's placement allows"),
+    (r"topology spread", "none that its pool's spread allows"),
+    (r"volume|persistentvolumeclaim", "a volume that is not there"),
+    (r"cannot allocate all claims|resourceclaim", "no free device"),
+    (r"unschedulable", "cordoned nodes"),
+    (r"Too many pods", "full nodes"),
+)
+# KEDA asks for the first worker at its next poll. So many without one, or so long, and it is not at work.
+_POLLS = 6
+_LEAST_UNSCALED_S = 30.0
+_PAUSED = "autoscaling.keda.sh/paused"
+
+_LONGEST = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +56,7 @@ class Explanation:
     stage: int
     text: str
     stuck: bool = False
+    detail: str = ""
 
 
 def holdup(
@@ -48,16 +69,52 @@ def holdup(
     why = [explain(pod, of_pod[pod["metadata"]["name"]], gpus, at) for pod in there if not _ready(pod)]
     stuck = [each for each in why if each.stuck]
     best = max(why, key=lambda each: each.stage, default=Explanation(0, ""))
-    return Holdup(pods=len(there), words=best.text, stuck=len(stuck), stuck_words=stuck[0].text if stuck else "")
+    details = dict.fromkeys(each.detail for each in (*stuck[:1], best) if each.detail)
+    stuck_words = stuck[0].text if stuck else ""
+    return Holdup(
+        pods=len(there), words=best.text, stuck=len(stuck), stuck_words=stuck_words, detail="; ".join(details)
+    )
+
+
+def pod_start(pod: Object) -> dict[str, float] | None:
+    """Seconds from a pod's creation to its node, and from there to its container's start; None before that."""
+    first = [each for each in pod.get("status", {}).get("containerStatuses", []) if not each.get("restartCount")]
+    states = [each.get("state", {}).get("running") for each in first]
+    created = _time(pod["metadata"].get("creationTimestamp"))
+    scheduled = _time(_condition(pod, "PodScheduled").get("lastTransitionTime"))
+    started = _time(states[0].get("startedAt")) if states and states[0] else None
+    if created is None or scheduled is None or started is None:
+        return None
+    return {"node_s": (scheduled - created).total_seconds(), "image_s": (started - scheduled).total_seconds()}
+
+
+def unscaled(scaled_object: Object | None, for_s: float) -> Explanation | None:
+    """Why a pool without pods has got none, although jobs have waited for a worker for `for_s` seconds; None while that
+    is no sign of anything. `scaled_object` is None where it cannot be read, or nothing scales the pool.
+    """
+    least_s = _LEAST_UNSCALED_S
+    if scaled_object:
+        least_s = max(least_s, float(_POLLS * scaled_object["spec"].get("pollingInterval", 30)))
+        annotations = scaled_object["metadata"].get("annotations") or {}
+        paused = [name for name, value in annotations.items() if name.startswith(_PAUSED) and value != "false"]
+        if set(paused) - {f"{_PAUSED}-scale-in"}:
+            return Explanation(0, "an operator has paused its scaling", detail=", ".join(sorted(paused)))
+        ready = _condition(scaled_object, "Ready")
+        if ready.get("status") == "False":
+            message = _short(str(ready.get("message", "")))
+            return Explanation(0, "its scaling fails, and the operator's log says why", detail=message)
+    if for_s < least_s:
+        return None
+    detail = "is KEDA's operator running? `serinette doctor` looks" if scaled_object else ""
+    return Explanation(0, f"nothing has scaled this pool for over {least_s:.0f} s", detail=detail)
 
 
 def explain(pod: Object, events: Sequence[Object], gpus: str, at: datetime) -> Explanation:
     """What holds up one pod that is not ready. Events: oldest first; `gpus`: its resource, and how many exist."""
     status = pod.get("status", {})
     if status.get("phase") == "Failed":
-        return Explanation(
-            0, f"a pod failed: {_short(status.get('message') or status.get('reason') or 'no reason given')}"
-        )
+        detail = _short(str(status.get("message") or ""))
+        return Explanation(0, f"a pod failed: {status.get('reason') or 'no reason given'}", detail=detail)
     scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _unscheduled(scheduled, events, gpus)
@@ -71,22 +128,24 @@ def explain(pod: Object, events: Sequence[Object], gpus: str, at: datetime) -> E
 def _unscheduled(scheduled: Object, events: Sequence[Object], gpus: str) -> Explanation:
     if scheduled.get("reason") == "SchedulingGated":
         return Explanation(1, "its pod is gated: the cluster's queue (Kueue, say) has not admitted it")
-    why = _why_no_node(str(scheduled.get("message", "")), gpus)
+    message = str(scheduled.get("message", ""))
+    why, detail = _why_no_node(message, gpus), _short(message)
     scaling = next((event for event in reversed(events) if event.get("reason") in _ADDS | _ADDS_NONE), None)
     if scaling is None:
-        return Explanation(1, why)
+        return Explanation(1, why, detail=detail)
     if scaling["reason"] in _ADDS:
-        return Explanation(2, f"{why}, and the autoscaler is adding a node")
-    because = re.sub(r"^pod didn't trigger scale-up:?\s*", "", str(scaling.get("message", "")))
-    return Explanation(1, f"{why}, and the autoscaler adds none: {_short(because)}")
+        return Explanation(2, f"{why}, and the autoscaler is adding a node", detail=detail)
+    because = _short(str(scaling.get("message", "")))
+    return Explanation(1, f"{why}, and the autoscaler adds none", detail=f"{detail}; {because}")
 
 
 def _why_no_node(message: str, gpus: str) -> str:
     gpu = gpus.partition(":")[0]
     if gpu and (f"Insufficient {gpu}" in message or not message):
         return f"no node has a free {gpus}"
-    detail = re.sub(r"^\d+/\d+ nodes are available:\s*", "", message).partition(". preemption:")[0]
-    return f"no node takes its pod: {_short(detail) or 'the scheduler has not said why'}"
+    detail = message.partition(". preemption:")[0]
+    why = [match.expand(words) for pattern, words in _NO_NODE if (match := re.search(pattern, detail))]
+    return f"no node takes its pod: {', '.join(why)}" if why else "no node takes its pod"
 
 
 def _existing(nodes: Sequence[Object] | None, gpu: str) -> str:
@@ -117,13 +176,12 @@ def _container(container: Object, at: datetime) -> Explanation | None:
     waiting = state.get("waiting", {})
     reason, message = waiting.get("reason"), _short(str(waiting.get("message", "")))
     if reason in _NO_IMAGE:
-        return Explanation(
-            0, f"the image {container.get('image', '')} cannot be pulled: {message or reason}", stuck=True
-        )
+        detail = f"{container.get('image', '')}: {message or reason}"
+        return Explanation(0, "its image cannot be pulled", stuck=True, detail=detail)
     if reason in _NO_START:
-        return Explanation(0, f"its container cannot be started: {message or reason}", stuck=True)
+        return Explanation(0, "its container cannot be started", stuck=True, detail=message or str(reason))
     if reason == _CRASH or _loops(container, at):
-        return Explanation(0, _crashes(container), stuck=True)
+        return Explanation(0, "its container ends soon after each start", stuck=True, detail=_crashes(container))
     if "running" in state and not container.get("ready"):
         return Explanation(4, "its container is up and has not loaded its model yet")
     if "terminated" in state and state["terminated"].get("exitCode") != 0:
@@ -154,7 +212,7 @@ def _creating(events: Sequence[Object]) -> Explanation:
         ("FailedCreatePodSandBox", "its sandbox cannot be made"),
     ):
         if failed in last:
-            return Explanation(2, f"{what}: {_short(str(last[failed].get('message', '')))}")
+            return Explanation(2, what, detail=_short(str(last[failed].get("message", ""))))
     pulls = [event.get("reason") for event in events if event.get("reason") in {"Pulling", "Pulled"}]
     if pulls and pulls[-1] == "Pulling":
         return Explanation(3, "its node pulls the image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,11 @@ from redis import Redis
 from controller.autoscaling import plan_marks
 from controller.cluster import WorkerPods
 from controller.leader_election import FailureLog
-from controller.pod_explanations import POOL_LABEL, holdup
+from controller.pod_explanations import POOL_LABEL, holdup, pod_start, unscaled
 from controller.settings import ControllerSettings
 from serinette.errors import ClusterUnavailable
 from serinette.job import now
-from serinette.names import host_of
+from serinette.names import Lane, host_of
 from serinette.pools import of_name
 from serinette.presence import Holdup, report_holdups
 
@@ -29,6 +30,8 @@ _MOST_PATCHES = 50
 # What we may not do is tried again after so long; an operator may have allowed it.
 _FORBIDDEN_S = 600.0
 _GONE = {404, 410}
+# Its worker reads it within seconds.
+_START_KNOWN_S = 3600
 _NOT_NOW = {409}
 
 
@@ -41,6 +44,9 @@ class PodWatch:
         self._settings = settings
         self._keys = settings.keys
         self._idle_since_s: dict[str, float] = {}
+        self._unscaled_since_s: dict[str, float] = {}
+        self._words: dict[str, str] = {}
+        self._started: set[str] = set()
         self._failures = FailureLog(log, "looking at the cluster")
         self._not_before_s: dict[str, float] = {}
 
@@ -56,7 +62,11 @@ class PodWatch:
             self._failures.note(error)
             return
         self._failures.note(None)
-        report_holdups(self._redis, self._keys, self._explained(pods, at_s))
+        found = self._explained(pods, at_s)
+        found |= self._unscaled(found, at_s)
+        report_holdups(self._redis, self._keys, found)
+        self._log(found)
+        self._report_starts(pods)
         self._mark(pods, at_s)
 
     def _explained(self, pods: Sequence[dict[str, Any]], at_s: float) -> dict[str, Holdup]:
@@ -73,12 +83,42 @@ class PodWatch:
             found[pool] = holdup(ours, events or [], nodes, facts.gpu_resource if facts else "", now())
         return found
 
+    def _unscaled(self, found: Mapping[str, Holdup], at_s: float) -> dict[str, Holdup]:
+        """Of pools that should have a pod and have none: that nothing scales them."""
+        wanting = {pool for pool, seen in found.items() if not seen.pods and self._wants_a_worker(pool)}
+        self._unscaled_since_s = {pool: self._unscaled_since_s.get(pool, at_s) for pool in wanting}
+        objects = self._asked("scaled_objects", at_s) if wanting else None
+        by_pool = {each["metadata"].get("labels", {}).get(POOL_LABEL): each for each in objects or []}
+        why = {pool: unscaled(by_pool.get(pool), at_s - self._unscaled_since_s[pool]) for pool in wanting}
+        return {pool: Holdup(words=each.text, detail=each.detail) for pool, each in why.items() if each}
+
+    def _wants_a_worker(self, pool: str) -> bool:
+        waiting = sum(int(self._redis.zcard(self._keys.waiting(pool, lane))) for lane in Lane)
+        return waiting > 0 and not self._redis.exists(self._keys.brake(pool))
+
+    def _report_starts(self, pods: Sequence[Mapping[str, Any]]) -> None:
+        """What each pod's start took, once: a worker cannot see what came before its process."""
+        starts = {pod["metadata"]["name"]: pod_start(pod) for pod in pods}
+        for pod, start in starts.items():
+            if start and pod not in self._started:
+                self._redis.set(self._keys.pod_start(pod), json.dumps(start), ex=_START_KNOWN_S)
+        self._started = {pod for pod, start in starts.items() if start}
+
+    def _log(self, found: Mapping[str, Holdup]) -> None:
+        """For the operator, in the cluster's own sentences: once for each cause."""
+        for pool, seen in found.items():
+            words = seen.stuck_words or seen.words
+            if words and words != self._words.get(pool):
+                log.warning("pool %s waits: %s%s", pool, words, f" ({seen.detail})" if seen.detail else "")
+            self._words[pool] = words
+
     def _asked(self, what: str, at_s: float) -> list[dict[str, Any]] | None:
-        """Events or nodes; None when they may not be read, or are not answered."""
+        """Events, nodes or scaled objects; None when they may not be read, or are not answered."""
         if at_s < self._not_before_s.get(what, 0.0):
             return None
         try:
-            return self._cluster.events() if what == "events" else self._cluster.nodes()
+            found: list[dict[str, Any]] = getattr(self._cluster, what)()
+            return found
         except ClusterUnavailable as error:
             self._pause(what, error, at_s)
             return None

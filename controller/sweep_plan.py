@@ -30,6 +30,7 @@ class Action(StrEnum):
     REQUEUE = "requeue"  # it waited and was not in RQ's list: it is there again
     RECORD = "record"  # it had ended, and the store says so now
     SHRINK = "shrink"  # it ended a while ago: most of its record goes
+    LEAVE = "leave"  # it cannot be read or changed: it is left as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def plan_due(entry: Entry | None, at: datetime) -> Plan | None:
 
 
 def shrinks(entry: Entry) -> bool:
-    """Whether an ended job may be forgotten but for a line; the transition looks at webhook and batch itself."""
+    """Whether an ended job may be forgotten but for a line; the transition checks its webhook itself."""
     return entry.status.ended and "recorded" in entry.fields
 
 

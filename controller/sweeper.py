@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -22,10 +22,11 @@ from controller.sweep_plan import Action, Plan, RemovedPools, plan_due, plan_los
 from controller.unrecorded import StoreCalls, UnrecordedEnds
 from serinette import logs
 from serinette.errors import StoreUnavailable
-from serinette.job import Record
+from serinette.job import JobStatus
 from serinette.jobs import AttemptState, Call, Entry, Jobs, Seen, calls
-from serinette.jobs.finishing import find_record, finish_as, put_record
+from serinette.jobs.finishing import find_end, finish_as, put_record
 from serinette.jobs.registries import ListPruner, known_lanes, trim_registries
+from serinette.jobs.script import is_of_one_job
 from serinette.names import queue_name
 from serinette.presence import present
 from serinette.store import Store
@@ -66,7 +67,7 @@ class Sweeper:
         self._record_ends = UnrecordedEnds(self._jobs, settings.keys, self._store_calls)
         self._removed = RemovedPools(settings.pools, settings.pool, settings.rehome_after_s)
         self._prune_lists = ListPruner(redis, settings.keys)
-        self._unreadable: set[str] = set()
+        self._left: set[str] = set()
         self._shrink_from: str | float = "-inf"
         self._shrink_at_s = self._tidy_at_s = 0.0
         self._cursor = 0
@@ -84,9 +85,9 @@ class Sweeper:
         ):
             try:
                 part()
-            except RedisError:
-                raise
-            except Exception:
+            except Exception as error:
+                if isinstance(error, RedisError) and not is_of_one_job(error):
+                    raise
                 log.exception("%s failed; the rest goes on", part.__name__.lstrip("_"))
         if self._metrics:
             self._metrics.round_ended()
@@ -100,6 +101,7 @@ class Sweeper:
         self._carry_out(
             self._planned((job_id, partial(plan_lost, one.entry, attempt)) for (job_id, attempt), one in cases)
         )
+        self._to_the_end(self._keys.leases, [f"{job}:{attempt}" for job, attempt in due if job in self._left])
 
     def _due(self) -> None:
         at = datetime.fromtimestamp(self._redis_time(), UTC)
@@ -108,9 +110,22 @@ class Sweeper:
         seen = self._look(ids)
         cases = zip(ids, seen, strict=True)
         plans = self._planned((job_id, partial(plan_due, one.entry, at)) for job_id, one in cases)
-        if settled := set(ids) - {plan.entry.id for plan in plans} - self._unreadable:
-            self._redis.zrem(self._keys.deadlines, *settled)
+        over = [call for job_id, one in zip(ids, seen, strict=True) if (call := self._over(job_id, one.entry))]
+        self._jobs.many(over)
         self._carry_out(plans)
+        self._to_the_end(self._keys.deadlines, self._left.intersection(ids))
+
+    def _over(self, job_id: str, entry: Entry | None) -> Call[bool] | None:
+        """Its deadline does not count any more, unless it is another job by then."""
+        if job_id in self._left or (entry and entry.status is JobStatus.QUEUED and not entry.attempts):
+            return None
+        guard = (("HGET", self._keys.job(job_id), "created_at"), entry.fields.get("created_at", "") if entry else "")
+        return calls.guarded([guard], [("ZREM", self._keys.deadlines, job_id)])
+
+    def _to_the_end(self, index: str, left: Collection[str]) -> None:
+        """Of what is due: jobs that are left as they are hide no others. A lease that was renewed stays so."""
+        if left:
+            self._redis.zadd(index, dict.fromkeys(left, self._redis_time()), xx=True, gt=True)
 
     def _lanes(self) -> None:
         lanes = known_lanes(self._redis, self._keys)
@@ -120,7 +135,7 @@ class Sweeper:
         foreign = any(self._removed.foreign(pool) for pool, _ in lanes)
         up = {worker.pool for worker in present(self._redis, self._keys)} if foreign else set()
         for pool, lane in self._removed.lanes(lanes, up, time.monotonic()):
-            found: Any = self._redis.zrange(self._keys.waiting(pool, lane), 0, _STRANDED - 1)
+            found: Any = self._redis.zrange(self._keys.waiting(pool, lane), 0, _STRANDED + len(self._left) - 1)
             ids = [job_id.decode() for job_id in found]
             cases = zip(ids, self._look(ids), strict=True)
             self._carry_out(self._planned((job_id, partial(self._removed.plan, one.entry)) for job_id, one in cases))
@@ -141,37 +156,46 @@ class Sweeper:
         return plans
 
     def _leave(self, job_id: str, error: Exception) -> None:
-        if job_id not in self._unreadable:
-            log.error("job=%s cannot be read and is left as it is", job_id, exc_info=error)
-        self._unreadable.add(job_id)
+        if job_id not in self._left:
+            log.error("job=%s cannot be read or changed, and is left as it is", job_id, exc_info=error)
+            self._count(Action.LEAVE, 1)
+        self._left.add(job_id)
 
     def _carry_out(self, plans: Sequence[Plan]) -> None:
         asking = [plan for plan in plans if plan.asks_store]
-        answers = self._store_calls.run([partial(_find_or_put, plan) for plan in asking])
-        records = dict(zip((plan.entry.id for plan in asking), answers, strict=True))
+        answers = self._store_calls.run([partial(self._settle, plan) for plan in asking])
+        settled = dict(zip((plan.entry.id for plan in asking), answers, strict=True))
         for plan in plans:
             with logs.about(job=plan.entry.id):
-                action = self._act(plan, records.get(plan.entry.id))
+                try:
+                    action = self._act(plan, settled.get(plan.entry.id, False))
+                except Exception as error:
+                    if isinstance(error, RedisError) and not is_of_one_job(error):
+                        raise
+                    self._leave(plan.entry.id, error)
+                    continue
                 if action is not None:
                     log.info("%s attempts=%d", action, len(plan.entry.attempts))
                     self._count(action, 1)
 
-    def _act(self, plan: Plan, record: Record | Exception | None) -> Action | None:
-        """What was done; None where the job had moved by itself, or must wait for the store."""
+    def _act(self, plan: Plan, settled: Action | bool | Exception | None) -> Action | None:
+        """What was done; None where the job had moved by itself, or must wait for the store. `settled`: what came of
+        asking the store.
+        """
         entry = plan.entry
-        if isinstance(record, Record):
-            ours = record is plan.record
-            done = finish_as(self._jobs, record, by=entry.owner or "").decided
-            return (plan.action if ours else Action.FINISH) if done else None
-        if isinstance(record, Exception):
-            if not isinstance(record, StoreUnavailable):
-                self._leave(entry.id, record)
+        if isinstance(settled, RedisError):
+            raise settled
+        if isinstance(settled, Exception):
+            if not isinstance(settled, StoreUnavailable):
+                self._leave(entry.id, settled)
                 return None
             if plan.outcome:  # a retry need not wait: the next attempt finds what the store has
                 return None
+        elif settled is not False:
+            return settled if isinstance(settled, Action) else None
         attempt_id = plan.attempt.id if plan.attempt and entry.owner else ""
         if plan.outcome:
-            call = calls.finish(entry.id, attempt_id, plan.outcome, recorded=False, if_overdue=True)
+            call = calls.finish(entry.id, attempt_id, plan.outcome, recorded=False, if_overdue=True, of=entry)
             return plan.action if self._jobs(call).decided else None
         if plan.pool:
             return plan.action if self._jobs(calls.move(entry.id, entry.pool, plan.pool)) else None
@@ -179,6 +203,19 @@ class Sweeper:
             calls.release(entry.id, attempt_id, entry.lost(last=False), charged=True, if_overdue=True)
         )
         return plan.action if released is AttemptState.RELEASED else None
+
+    def _settle(self, plan: Plan, store: Store) -> Action | bool:
+        """End a job as its `job.json` says, which is put now where the job is to end. What was done; True: the job had
+        moved by itself; False: there is no `job.json`. In a thread that may outlive its round: what it puts late must
+        still end its job, or be deleted with it.
+        """
+        record = find_end(store, plan.entry)
+        if record is None and plan.record:
+            record = put_record(store, plan.record, plan.entry)
+        if record is None:
+            return False
+        done = finish_as(self._jobs, record, by=plan.entry.owner or "").decided
+        return not done or (plan.action if record is plan.record else Action.FINISH)
 
     # -- jobs that have ended
 
@@ -244,10 +281,3 @@ class Sweeper:
     def _count(self, action: Action, number: int) -> None:
         if self._metrics and number:
             self._metrics.reconciled(action, number)
-
-
-def _find_or_put(plan: Plan, store: Store) -> Record | None:
-    """The record of one job that has ended, put now where it is to end; None: it has not ended."""
-    if found := find_record(store, plan.entry.tenant, plan.entry.id):
-        return found
-    return put_record(store, plan.record) if plan.record else None

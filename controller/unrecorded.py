@@ -3,6 +3,8 @@
 When the store could not be asked, or need not be, Redis alone has decided an end without a song; then the job is among
 the unrecorded until its `job.json` is in the store. A song that was stored meanwhile is deleted, as clients have seen
 otherwise. And a slot that died between its song and its record has left a song that belongs to no record.
+
+Erased jobs are among them for a minute: what was being written as they were erased is deleted.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
 
+from redis.exceptions import RedisError
+
 from controller.leader_election import FailureLog
 from serinette.errors import StoreUnavailable
 from serinette.job import JobStatus, Record
-from serinette.jobs import Entry, Jobs, Outcome, calls
-from serinette.jobs.finishing import find_record, put_record, record_of
+from serinette.jobs import Entry, Jobs, Outcome, Seen, calls
+from serinette.jobs.finishing import find_end, put_record, record_of
+from serinette.jobs.script import text
 from serinette.names import Keys, record_key, song_prefix
 from serinette.store import Store
 
@@ -27,6 +32,8 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 _CHUNK = 50
+# So long after its erasure a job is deleted once more, for a process that died as it wrote.
+_AGAIN_S = 60.0
 _TOGETHER = 8
 # A store that hangs needs ten seconds to say so. The watch over leases must not wait for it: a gap in the watch gives
 # every lease another life.
@@ -68,39 +75,63 @@ class StoreCalls:
 class UnrecordedEnds:
     """Works off the index of unrecorded ends, some at a time, in any number of replicas."""
 
-    def __init__(self, jobs: Jobs, keys: Keys, store_calls: StoreCalls) -> None:
+    def __init__(self, jobs: Jobs, keys: Keys, store_calls: StoreCalls, most: int = _CHUNK) -> None:
+        """`most`: looked at in one round."""
         self._jobs = jobs
         self._keys = keys
         self._store_calls = store_calls
+        self._most = most
 
     def __call__(self) -> int:
         """Record some ends; how many. Raises RedisError; what a store that is away does not answer waits."""
-        found: Any = self._jobs.redis.zrange(self._keys.unrecorded, 0, _CHUNK - 1)
+        seconds, micros = self._jobs.redis.time()
+        found: Any = self._jobs.redis.zrange(
+            self._keys.unrecorded, "-inf", seconds + micros / 1e6, byscore=True, offset=0, num=self._most
+        )
+        if not found:
+            return 0
         ids = [job_id.decode() for job_id in found]
-        entries: dict[str, Entry] = {}
-        for job_id, seen in zip(ids, self._jobs(calls.look(ids)) if ids else (), strict=True):
+        # To the end of what is due: those that the store does not answer hide no others.
+        self._jobs.redis.zadd(self._keys.unrecorded, dict.fromkeys(ids, seconds), xx=True)
+        requests: dict[str, Callable[[Store], bool]] = {}
+        found_jobs: list[Seen] = self._jobs(calls.look(ids))
+        for job_id, seen in zip(ids, found_jobs, strict=True):
             if seen.entry is not None and seen.entry.status.ended:
-                entries[job_id] = seen.entry
-            else:  # erased, or forgotten
-                self._jobs.redis.zrem(self._keys.unrecorded, job_id)
-        answers = self._store_calls.run([partial(record_end, entry) for entry in entries.values()])
-        count = 0
-        for entry, answer in zip(entries.values(), answers, strict=True):
-            if isinstance(answer, StoreUnavailable):
-                continue
-            if isinstance(answer, Exception):
-                log.error("job=%s ended, and stays without a record", entry.id, exc_info=answer)
-            count += self._settle(entry, recorded=answer is True)
-        return count
+                requests[job_id] = partial(self._record, seen.entry, seconds)
+            elif seen == Seen() and (erased := self._jobs.redis.get(self._keys.erased_job(job_id))):
+                requests[job_id] = partial(self._delete_again, job_id, text(erased), seconds)
+            else:  # forgotten, or submitted anew
+                self._drop(job_id, seconds)
+        answers = self._store_calls.run(list(requests.values()))
+        for job_id, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Exception) and not isinstance(answer, StoreUnavailable | RedisError):
+                log.error("job=%s ended, and stays without a record", job_id, exc_info=answer)
+                self._drop(job_id, seconds)
+        return sum(answer is True for answer in answers)
 
-    def _settle(self, entry: Entry, *, recorded: bool) -> bool:
-        if not recorded:
-            self._jobs.redis.zrem(self._keys.unrecorded, entry.id)
-            return False
-        known = self._jobs(calls.recorded(entry.id, entry.status))
-        if known == "gone" and entry.status is not JobStatus.SUCCEEDED:  # erased meanwhile: what was put then goes
-            self._store_calls.run([lambda store: store.delete(record_key(entry.tenant, entry.id))])
-        return known == "marked"
+    def _record(self, entry: Entry, at: int, store: Store) -> bool:
+        """In a thread that may outlive its round: so the thread itself asks whether the job was erased meanwhile."""
+        if record_end(entry, store):
+            return self._jobs(calls.recorded(entry)) == "marked"
+        self._drop(entry.id, at)
+        return False
+
+    def _delete_again(self, job_id: str, erased: str, at: int, store: Store) -> bool:
+        """Delete what was written as, or after, the job was erased: now, and once more after a minute."""
+        erased_at, tenant = erased.split(" ")
+        found = [each.key for each in store.list(song_prefix(tenant, job_id))]
+        if self._jobs(calls.look([job_id])) == [Seen()]:
+            for key in found:
+                store.delete(key)
+        again_at = float(erased_at) + _AGAIN_S
+        self._drop(job_id, at, again_at if again_at > at else None)
+        return False
+
+    def _drop(self, job_id: str, at: int, again_at: float | None = None) -> None:
+        """Take an id out of the index, or until `again_at`, unless it was entered anew since `at`."""
+        index = self._keys.unrecorded
+        change = ("ZREM", index, job_id) if again_at is None else ("ZADD", index, again_at, job_id)
+        self._jobs(calls.guarded([(("ZSCORE", index, job_id), at)], [change]))
 
 
 def record_end(entry: Entry, store: Store) -> bool:
@@ -117,10 +148,10 @@ def record_end(entry: Entry, store: Store) -> bool:
 
 def _put(entry: Entry, store: Store) -> Record | None:
     if entry.status is JobStatus.SUCCEEDED:
-        return find_record(store, entry.tenant, entry.id)
+        return find_end(store, entry)
     last = entry.attempts[-1] if entry.attempts else None
     ours = record_of(entry, last, Outcome(entry.status, entry.error, run=entry.run), entry.ended_at)
-    known = put_record(store, ours)
+    known = put_record(store, ours, entry)
     if known.status is entry.status:
         return known
     log.warning("job=%s is %s; a later record that says %s is replaced", entry.id, entry.status, known.status)

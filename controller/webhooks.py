@@ -5,29 +5,45 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
 from redis import Redis
 from standardwebhooks import Webhook
 
+from controller.delivery_window import Sender, Window
 from controller.outbox import Outbox
 from controller.settings import ControllerSettings
 from serinette import __version__
 from serinette.batch import is_batch_id
-from serinette.batches.repository import BatchRepository
+from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.job import Job, now
-from serinette.jobs import Jobs, calls
+from serinette.jobs import Entry, Jobs, calls
 from serinette.webhook import Delivery, event_id, event_type
-from serinette.webhook_targets import Targets
+from serinette.webhook_targets import NotLookedUp, Targets
 
 log = logging.getLogger(__name__)
 
-_TOGETHER = 64
+# Entries of the outbox that are looked at together.
+_TAKEN = 256
+# Longest that one round watches what is under way, which goes on in the next; and between two looks at the outbox.
+_ROUND_S = 10.0
+_LOOK_S = 0.5
+# Ends that are kept here for a turn that comes soon: how long, how many of a tenant, and how many until none are taken.
+_KEPT_S = 5.0
+_KEPT_OF_TENANT = 64
+_KEPT = 512
+# A host that the resolver does not find at the moment costs no try.
+_NO_ANSWER_S = 10.0
 # Beyond the time one try may take: a replica that dies meanwhile leaves its entries to be taken again after this.
 _MARGIN_S = 20
 _LONGEST_PAUSE_S = 6 * 3600.0
@@ -49,6 +65,7 @@ class Answer:
 
     status: int | None = None
     error: str | None = None
+    counts: bool = True  # as one of the tries
 
     @property
     def delivered(self) -> bool:
@@ -79,7 +96,8 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         """
         url, host = request.url, request.url.raw_host.decode("ascii")
         port = url.port or (443 if url.scheme == "https" else 80)
-        addresses = await asyncio.to_thread(self._targets.addresses, host, port)
+        tenant = str(request.extensions.get("tenant", ""))
+        addresses = await asyncio.to_thread(self._targets.addresses, host, port, tenant)
         request.extensions = {**request.extensions, "sni_hostname": host}
         for address in addresses:
             request.url = url.copy_with(host=str(address))
@@ -105,17 +123,22 @@ def signatures(secrets: Sequence[SecretStr], event_id: str, at: datetime, body: 
     return " ".join(Webhook(secret.get_secret_value()).sign(event_id, at, body) for secret in secrets)
 
 
-async def send(client: httpx.AsyncClient, url: str, body: str, headers: dict[str, str], timeout_s: float) -> Answer:
-    """POST once, all in `timeout_s`; the answer's body is not read. Raises nothing of the network's."""
+async def send(client: httpx.AsyncClient, url: str, body: str, headers: dict[str, str], tenant: str = "") -> Answer:
+    """POST once, all in the client's timeout; the answer's body is not read. Raises nothing of the network's."""
+    timeout_s = client.timeout.read
     head = {"Content-Type": "application/json", "User-Agent": f"serinette/{__version__}", **headers}
     try:
         async with (
             asyncio.timeout(timeout_s),
-            client.stream("POST", url, content=body.encode(), headers=head, follow_redirects=False) as response,
+            client.stream(
+                "POST", url, content=body.encode(), headers=head, follow_redirects=False, extensions={"tenant": tenant}
+            ) as response,
         ):
             status = response.status_code
+    except NotLookedUp as error:
+        return Answer(error=str(error), counts=False)
     except TimeoutError:
-        return Answer(error=f"the target did not answer within {timeout_s:g} s")
+        return Answer(error=f"the target did not answer within {timeout_s or 0:g} s")
     except PermissionError as error:
         return Answer(error=str(error))
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
@@ -130,14 +153,44 @@ async def send(client: httpx.AsyncClient, url: str, body: str, headers: dict[str
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """The end of one job or batch, and where and how often it was sent."""
+    """The end of one job or batch, and how often it was sent."""
 
-    tenant: str | None
-    webhook: str
     id: str
     type: str
     body: str
     tries: int
+    ended_at: str  # as in Redis
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where the end of one job or batch is to be reported. `event`: what is sent; None: its record cannot be read."""
+
+    tenant: str
+    webhook: str
+    event: Callable[[], _Event | None]
+
+    @property
+    def host(self) -> str:
+        """The target's host."""
+        return urlsplit(self.webhook).hostname or ""
+
+
+def _job_event(entry: Entry) -> _Event | None:
+    try:
+        body, tries = event_body(entry.job()), len(entry.deliveries)
+    except (KeyError, ValueError, TypeError):  # its end is reported by GET only
+        log.exception("job=%s cannot be read", entry.id)
+        return None
+    return _Event(event_id(entry.id, entry.status), event_type(entry.status), body, tries, entry.fields["ended_at"])
+
+
+def _batch_event(record: BatchRecord) -> _Event:
+    batch, kind = record.batch(), f"batch.{record.status}"
+    data = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
+    body = _body(kind, batch.ended_at or batch.created_at, data)
+    ended_at = record.ended_at.isoformat() if record.ended_at else ""
+    return _Event(f"{event_id(batch.id, record.status)}_{record.round}", kind, body, len(record.tries), ended_at)
 
 
 def event_body(job: Job) -> str:
@@ -154,8 +207,9 @@ def _body(kind: str, ended_at: datetime, data: dict[str, Any]) -> str:
 
 
 class Webhooks:
-    """One round over the outbox at a time. Any number of replicas may do so at once: an entry is one replica's for as
-    long as a try may take, and is another's only if that replica did not log how it went.
+    """Sends what is due in the outbox, in a rolling window: a target that is slow, or of which there are many, holds up
+    no other tenant's. Any number of replicas may do so at once: an entry is one replica's for as long as a try may
+    take, and is another's only if that replica did not log how it went.
     """
 
     def __init__(self, redis: Redis, settings: ControllerSettings) -> None:
@@ -164,58 +218,118 @@ class Webhooks:
         self._outbox = Outbox(redis, settings.keys)
         self._batches = BatchRepository(self._jobs, settings.keys, settings.retention_s)
         self._targets = Targets(settings.webhook_networks)
+        self._window = Window()
+        self._sender: Sender | None = None
+        self._sending: set[Future[None]] = set()
+        self._kept: dict[str, tuple[float, _End]] = {}  # since when, by name
 
     def __call__(self) -> int:
-        """Send what is due; how many tries there were. Raises RedisError when Redis does not answer."""
-        count = 0
+        """Send what is due; how many tries began. Returns when none is under way, or after a while.
+
+        Raises:
+            RedisError: Redis does not answer.
+        """
+        until_s, count = time.monotonic() + _ROUND_S, 0
         hidden_s = int(self._settings.webhook_timeout_s) + _MARGIN_S
-        while due := self._outbox.take(hidden_s, _TOGETHER):
-            asyncio.run(self._send_all(due))
-            count += len(due)
+        while True:
+            while len(self._kept) < _KEPT and (due := self._outbox.take(hidden_s, _TAKEN)):
+                self._keep(due)
+                count += self._begin()
+            if self._sending and time.monotonic() < until_s:
+                wait(self._sending, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
+            self._reap()
+            count += self._begin()
+            if not self._sending or time.monotonic() >= until_s:
+                break
+        if self._sender is not None and not self._sending:
+            self._sender.close()
+            self._sender = None
         return count
 
-    async def _send_all(self, job_ids: list[str]) -> None:
-        async with open_client(self._targets, self._settings.webhook_timeout_s) as client:
-            await asyncio.gather(*(self._send(client, job_id) for job_id in job_ids))
+    def _reap(self) -> None:
+        ended = {one for one in self._sending if one.done()}
+        self._sending -= ended
+        for one in ended:
+            one.result()  # raises what it raised
 
-    async def _send(self, client: httpx.AsyncClient, job_id: str) -> None:
-        event = await asyncio.to_thread(self._batch_end if is_batch_id(job_id) else self._job_end, job_id)
-        secrets = self._settings.signs_for(event.tenant) if event else []
+    def _keep(self, names: Sequence[str]) -> None:
+        for name, end in self._ends(names).items():
+            if end is None:
+                self._drop(name)
+            else:
+                self._kept[name] = time.monotonic(), end
+
+    def _begin(self) -> int:
+        """Begin what the window allows, and put back what would wait for long; how many began."""
+        later: dict[str, float] = {}
+        of_tenant, begun, at_s = Counter[str](), 0, time.monotonic()
+        self._window.begin_round()
+        for name, (since_s, end) in list(self._kept.items()):
+            wait_s = self._window.begin(end.tenant, end.host, at_s)
+            of_tenant[end.tenant] += 1
+            if wait_s is None:
+                self._sender = self._sender or Sender(self._open_client)
+                self._sending.add(self._sender.send(partial(self._send, name, end)))
+                begun += 1
+            elif max(wait_s, at_s - since_s) > _KEPT_S or of_tenant[end.tenant] > _KEPT_OF_TENANT:
+                later[name] = wait_s
+            else:
+                continue
+            del self._kept[name]
+        self._outbox.put_back(later)
+        return begun
+
+    def _open_client(self) -> httpx.AsyncClient:
+        return open_client(self._targets, self._settings.webhook_timeout_s)
+
+    def _drop(self, name: str) -> None:
+        log.warning("%s: its end is not delivered: it was erased, or there is no secret to sign with", name)
+        self._outbox.drop(name)
+
+    async def _send(self, name: str, end: _End, client: httpx.AsyncClient) -> None:
+        began_s, answer = time.monotonic(), Answer(error="it was not sent")
+        try:
+            answer = await self._try(name, end, client)
+        finally:
+            at_s = time.monotonic()
+            self._window.end(end.tenant, end.host, answered=answer.status is not None, took_s=at_s - began_s, at_s=at_s)
+
+    async def _try(self, name: str, end: _End, client: httpx.AsyncClient) -> Answer:
+        event = await asyncio.to_thread(end.event)
+        secrets = self._settings.signs_for(end.tenant)
         if event is None or not secrets:
-            log.warning("%s: its end is not delivered: it was erased, or there is no secret to sign with", job_id)
-            await asyncio.to_thread(self._outbox.drop, job_id)
-            return
+            await asyncio.to_thread(self._drop, name)
+            return Answer(status=0)  # which says nothing against the host
         at = now()
         headers = {
             "webhook-id": event.id,
             "webhook-timestamp": str(int(at.timestamp())),
             "webhook-signature": signatures(secrets, event.id, at, event.body),
         }
-        answer = await send(client, event.webhook, event.body, headers, self._settings.webhook_timeout_s)
-        await asyncio.to_thread(self._log, job_id, event, at, answer)
+        answer = await send(client, end.webhook, event.body, headers, end.tenant)
+        if answer.counts:
+            await asyncio.to_thread(self._log, name, event, at, answer)
+        else:
+            log.info("webhook of=%s not sent yet: %s", name, answer.error)
+            await asyncio.to_thread(self._outbox.put_back, {name: _NO_ANSWER_S})
+        return answer
 
-    def _job_end(self, job_id: str) -> _Event | None:
-        entry = self._jobs(calls.look([job_id]))[0].entry
-        if entry is None or entry.webhook is None or not entry.status.ended:
-            return None
-        try:
-            body, tries = event_body(entry.job()), len(entry.deliveries)
-        except (KeyError, ValueError, TypeError):  # a record that cannot be read; its end is reported by GET only
-            log.exception("job=%s cannot be read", job_id)
-            return None
-        return _Event(
-            entry.tenant, entry.webhook, event_id(job_id, entry.status), event_type(entry.status), body, tries
-        )
+    def _ends(self, names: Sequence[str]) -> dict[str, _End | None]:
+        """Of each entry where its end is to be reported; None if nowhere any more."""
+        jobs = [name for name in names if not is_batch_id(name)]
+        ends: dict[str, _End | None] = {name: self._batch_end(name) for name in names if is_batch_id(name)}
+        for name, seen in zip(jobs, self._jobs(calls.look(jobs)) if jobs else (), strict=True):
+            entry = seen.entry
+            ends[name] = None
+            if entry is not None and entry.webhook is not None and entry.status.ended:
+                ends[name] = _End(entry.tenant, entry.webhook, partial(_job_event, entry))
+        return ends
 
-    def _batch_end(self, batch_id: str) -> _Event | None:
+    def _batch_end(self, batch_id: str) -> _End | None:
         record = self._batches.read(batch_id)
         if record is None or record.header.webhook is None or not record.status.ended:  # erased, or retried meanwhile
             return None
-        batch, kind = record.batch(), f"batch.{record.status}"
-        data = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
-        body = _body(kind, batch.ended_at or batch.created_at, data)
-        name = f"{event_id(batch_id, record.status)}_{record.round}"
-        return _Event(batch.tenant, record.header.webhook, name, kind, body, len(record.tries))
+        return _End(record.header.tenant, record.header.webhook, partial(_batch_event, record))
 
     def _log(self, job_id: str, event: _Event, at: datetime, answer: Answer) -> None:
         number = event.tries + 1
@@ -232,6 +346,6 @@ class Webhooks:
             error=answer.error,
             next_at=None if again_s is None else now() + timedelta(seconds=again_s),
         )
-        self._outbox.log(job_id, delivery, again_s)
+        self._outbox.log(job_id, event.ended_at, delivery, again_s)
         how = "delivered" if answer.delivered else f"not delivered: {answer.error}"
         log.info("webhook of=%s try=%d %s", job_id, number, how)

@@ -51,7 +51,9 @@ class WorkerMetrics(Collector):
             found["deaths"].add_metric([part], pod.deaths[part])
         if pod.cold_start_s is not None:
             found["cold_start"].add_metric([], pod.cold_start_s)
-        for name, value in (pod.vitals.model_dump(exclude={"type"}) if pod.vitals else {}).items():
+        for part, seconds in presence.cold_start.parts().items():
+            found["cold_start_part"].add_metric([part], seconds)
+        for name, value in (pod.vitals.model_dump(exclude={"type", "first_song_s"}) if pod.vitals else {}).items():
             if value is not None:
                 found[name].add_metric([], value)
         yield from found.values()
@@ -69,6 +71,7 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
         "slots": _gauge("slots", "Jobs that this worker holds at most."),
         "busy": _gauge("slots_busy", "Jobs that this worker holds."),
         "cold_start": _gauge("cold_start_seconds", "From this worker's first process to a model that was ready."),
+        "cold_start_part": _gauge("cold_start_part_seconds", "Parts of this worker's start.", ["part"]),
         "deaths": _counter("child_deaths", "Processes of this worker that ended unasked.", ["part"]),
         "busy_s": _counter("engine_busy_seconds", "Time that the engine has spent generating since it started."),
         "audio_s": _counter("engine_audio_seconds", "Audio that the engine has generated since it started."),

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from redis import Redis, RedisError
 
 from serinette import brake, counters
 from serinette.job import now
 from serinette.jobs import Jobs, calls
-from serinette.names import Keys
+from serinette.names import Keys, host_of
 from serinette.presence import BEAT_S, Pace, Presence, WorkerStage, announce, record_pace, withdraw
 
 log = logging.getLogger(__name__)
 
 # Enough for an outage of hours; beyond it, leases run out by themselves and the brake forgets failures anyhow.
 _MOST_EVENTS = 1000
+# The controller looks at the cluster every few seconds; one that has not seen this pod after so many beats will not.
+_MOST_LOOKS = 60
 
 
 class PresenceReporter:
@@ -37,6 +41,8 @@ class PresenceReporter:
         self._away = False
         self._events: deque[Callable[[], object]] = deque()
         self.cold_start_s: float | None = None
+        self.pod_start: dict[str, float] = {}
+        self._looks = 0
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
     def start(self) -> None:
@@ -48,6 +54,9 @@ class PresenceReporter:
         before, self._presence = self._presence, presence
         if presence.stage is WorkerStage.READY and before.stage is not WorkerStage.READY:
             self._report_load(presence)
+        for part, seconds in presence.cold_start.parts().items():
+            if part not in before.cold_start.parts():
+                self._observe(counters.COLD_START_PART, seconds, presence.pool, part)
         if presence != before:
             self._wake.set()
 
@@ -79,8 +88,11 @@ class PresenceReporter:
         self._report(partial(brake.load_passed, self._redis, self._keys, pool))
         if self.cold_start_s is None:
             cold_start_s = self.cold_start_s = (now() - presence.started_at).total_seconds()
-            self._report(partial(counters.observe, self._redis, self._keys, counters.COLD_START, cold_start_s, pool))
+            self._observe(counters.COLD_START, cold_start_s, pool)
             self._report(partial(record_pace, self._redis, self._keys, pool, cold_start_s, of=Pace.COLD_START))
+
+    def _observe(self, histogram: counters.Histogram, seconds: float, *labels: str) -> None:
+        self._report(partial(counters.observe, self._redis, self._keys, histogram, seconds, *labels))
 
     def _report(self, event: Callable[[], object]) -> None:
         if len(self._events) < _MOST_EVENTS:
@@ -92,6 +104,7 @@ class PresenceReporter:
             try:
                 self._send_events()
                 announce(self._redis, self._keys, self._presence.model_copy(update={"at": now()}))
+                self._look_for_pod_start()
                 if self._away:
                     log.info("Redis is back")
                 self._away = False
@@ -101,6 +114,13 @@ class PresenceReporter:
                 self._away = True
             self._wake.wait(BEAT_S)
             self._wake.clear()
+
+    def _look_for_pod_start(self) -> None:
+        """What the controller saw of this pod's start; outside a cluster nobody did."""
+        if not self.pod_start and self._looks < _MOST_LOOKS:
+            self._looks += 1
+            found: Any = self._redis.get(self._keys.pod_start(host_of(self._presence.name)))
+            self.pod_start = json.loads(found) if found else {}
 
     def _send_events(self) -> None:
         while self._events:

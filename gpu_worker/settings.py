@@ -51,6 +51,12 @@ class WorkerSettings(SharedSettings):
         "works on the cores.",
     )
     drain_timeout_s: float = Field(3600, ge=0, description="On SIGTERM, how long running jobs may still finish.")
+    services_gone_s: float = Field(
+        15,
+        gt=0,
+        description="A draining worker whose Redis and store have both had no address, by name, for this long leaves "
+        "at once: their release is uninstalled.",
+    )
     work_dir: Path = Field(
         default_factory=lambda: Path(tempfile.gettempdir()) / "serinette",
         description="For checkpoints, and each worker's run directory. When left out: `serinette` below the "

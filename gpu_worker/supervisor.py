@@ -16,10 +16,11 @@ from types import FrameType
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment
+from gpu_worker.service_watch import ServiceWatch, service_names
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
 from serinette.job import now
-from serinette.presence import Presence, WorkerStage
+from serinette.presence import ColdStart, Presence, WorkerStage
 from serinette.settings import connect_redis
 from serinette.supervisor import POLL_S, Child, ChildSpec, Notice, Phase, Supervisor
 
@@ -127,11 +128,13 @@ class PodSupervisor:
         self._signals_passed_on = 0
         self._drain_ends_at_s = float("inf")
         self._exit_status = 0
+        self._services = ServiceWatch(service_names(settings), settings.services_gone_s)
         self._presence = Presence(
             name=self.name, pool=settings.pool, stage=WorkerStage.STARTING, slots=settings.slots, started_at=now()
         )
         self._reporter = PresenceReporter(connect_redis(settings), settings.keys, self._presence)
         self._deaths: Counter[str] = Counter()
+        self._cold_start: dict[str, float] = {}
         self.metrics = WorkerMetrics(self._presence)
 
     def run(self) -> int:
@@ -144,7 +147,7 @@ class PodSupervisor:
             self._tick(time.monotonic())
             time.sleep(POLL_S)
         self._monitor.close()
-        self._children.stop()
+        self._children.stop(in_a_hurry=lambda: self._services.gone)
         self._reporter.stop()
         log.info("worker %s left", self.name)
         return self._exit_status
@@ -153,7 +156,12 @@ class PodSupervisor:
         self._signals += 1
 
     def _drained(self) -> bool:
-        return self._signals > 0 and all(slot.pid is None for slot in self._slots)
+        if self._signals == 0:
+            return False
+        if self._services.gone:
+            log.error("Redis and the store are gone by name, as after an uninstall: nothing can be kept")
+            return True
+        return all(slot.pid is None for slot in self._slots)
 
     def _tick(self, at_s: float) -> None:
         self._children.tick()
@@ -191,6 +199,7 @@ class PodSupervisor:
         if self._signals_passed_on == 0:
             log.info("asked to leave: %d slots are busy", sum(slot.busy for slot in self._slots))
             settings = self._settings
+            self._services.start()
             self._drain_ends_at_s = at_s + settings.drain_timeout_s + settings.cancel_timeout_s + _DRAIN_MARGIN_S
         self._signals_passed_on = self._signals
         for slot in self._slots:
@@ -216,10 +225,19 @@ class PodSupervisor:
                 "device": hello.device if hello else "",
                 "model": hello.model if hello else None,
                 "message": self._message(),
+                "cold_start": self._seen_of_start(hello),
             }
         )
         self._reporter.update(self._presence)
         self.metrics.pod = Pod(self._presence, self._monitor.vitals, self._reporter.cold_start_s, self._deaths.copy())
+
+    def _seen_of_start(self, hello: Hello | None) -> ColdStart:
+        """What is known of this worker's start: an engine that was restarted later is no part of it."""
+        first = self._monitor.vitals.first_song_s if self._monitor.vitals else None
+        times = {**(hello.load_times if hello else {}), **({} if first is None else {"first_song_s": first})}
+        if self._deaths["engine"] == 0:
+            self._cold_start = {name: round(seconds, 3) for name, seconds in times.items()}
+        return ColdStart(**self._reporter.pod_start, **self._cold_start)
 
     def _stage(self, hello: Hello | None) -> WorkerStage:
         if self._signals:

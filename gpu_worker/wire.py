@@ -54,6 +54,7 @@ class Hello(_Message):
     stage: Literal["loading", "ready"]
     model: Model | None = None
     device: str = ""
+    load_times: dict[str, float] = Field(default_factory=dict)  # fields of ColdStart (serinette/presence.py)
 
 
 class Audio(_Message):
@@ -142,6 +143,7 @@ class Vitals(_Message):
     gpu_memory_used_bytes: int | None = None
     gpu_memory_total_bytes: int | None = None
     gpu_utilization: float | None = None
+    first_song_s: float | None = None
 
 
 Message = Annotated[

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts import alerts, manifests
+from scripts import alerts, chart_readme, manifests
 from scripts.chart_tools import (
     CHART,
     ROOT,
@@ -52,6 +52,11 @@ WRONG = (
     'containers.machines={"big": {"gpu": 1}}',
     'containers.priorityClasses.names={"urgent": "a"}',
     "containers.ceilings.gpu=1",
+    "gateway.autoscaling.minReplicas=2",
+    'gateway.ingress.path="/a/../b c"',
+    "gateway.service.nodePort=70000",
+    'gateway.service.loadBalancerSourceRanges=["inside"]',
+    'valkey.persistence.claim="x"',
 )
 
 
@@ -120,6 +125,7 @@ def main() -> int:
             ("promtool", alerts.check),
             ("hadolint", dockerfiles),
             ("k8s/", plain),
+            ("README.md of the chart", chart_readme.check),
         ]
         for name, step in steps:
             try:

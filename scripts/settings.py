@@ -1,6 +1,6 @@
 """Write the page of all settings from the classes that read them, or check that it is current.
 
-python scripts/settings.py            writes docs/settings.md
+python scripts/settings.py            writes docs/settings.md and serinette/setting_names.txt
 python scripts/settings.py --check    compares with it
 """
 
@@ -18,6 +18,9 @@ from gpu_worker.settings import WorkerSettings
 from serinette.settings import SharedSettings, variable
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+NAMES = Path(__file__).parent.parent / "serinette" / "setting_names.txt"
+# Read by the command line, by containers of jobs, and by our own tests.
+OTHER_NAMES = ("SERINETTE_URL", "SERINETTE_API_KEY", "SERINETTE_DATA_DIR", "SERINETTE_STEP", "SERINETTE_STEP_ROOT")
 
 # Where each variable is read, and what it is there for.
 SECTIONS: tuple[tuple[str, type[SharedSettings]], ...] = (
@@ -45,10 +48,19 @@ def main() -> int:
     """0 when all is well."""
     if "--check" not in sys.argv:
         PAGE.write_text(page())
-    elif not PAGE.exists() or PAGE.read_text() != page():
-        print("docs/settings.md is not what the processes read: run `make settings` and commit it", file=sys.stderr)
-        return 1
+        NAMES.write_text(names())
+        return 0
+    for path, current in ((PAGE, page()), (NAMES, names())):
+        if not path.exists() or path.read_text() != current:
+            print(f"{path.name} is not what the processes read: run `make settings` and commit it", file=sys.stderr)
+            return 1
     return 0
+
+
+def names() -> str:
+    """All variables that some process reads, a line each."""
+    read = {variable(name, field) for _, settings in SECTIONS for name, field in settings.model_fields.items()}
+    return "".join(f"{name}\n" for name in sorted(read | set(OTHER_NAMES)) if name.startswith("SERINETTE_"))
 
 
 def page() -> str:

@@ -2,9 +2,7 @@
 
     import serinette
 
-    with serinette.Client() as client:
-        job = client.wait(client.submit("jazz piano", duration_s=15).id)
-        client.download(job, "song.mp3")
+    serinette.generate("jazz piano", duration_s=15).save("song.mp3")
 
 Importing it is cheap: each name below is loaded when it is first used.
 """
@@ -14,7 +12,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers know this name; importing `typing` would take longer than the rest of this file
 if TYPE_CHECKING:
     from serinette import errors
-    from serinette.client import AsyncClient, BatchOptions, Client, Event, Page, Retry
+    from serinette.client import AsyncClient, BatchOptions, Client, Event, Page, Retry, generate, generate_async
     from serinette.errors import SerinetteError
     from serinette.job import Job, JobOptions, JobStatus
     from serinette.names import Lane
@@ -39,10 +37,13 @@ __all__ = [
     "Task",
     "__version__",
     "errors",
+    "generate",
+    "generate_async",
 ]
 
 _PLACES = {
     **dict.fromkeys(("AsyncClient", "BatchOptions", "Client", "Event", "Page", "Retry"), "client"),
+    **dict.fromkeys(("generate", "generate_async"), "client"),
     "SerinetteError": "errors",
     **dict.fromkeys(("Job", "JobOptions", "JobStatus"), "job"),
     "Lane": "names",

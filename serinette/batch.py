@@ -17,7 +17,7 @@ from serinette.credentials import Limits
 from serinette.job import Artifact, JobError, LabelText, Usage
 from serinette.names import Lane
 from serinette.spec import BoundedInput, GenerationSpec
-from serinette.webhook import Delivery, WebhookUrl
+from serinette.webhook import Delivery, OptionalWebhookUrl
 
 MAX_LINES = 100_000
 # Lines in one object of the store: the most lines of a batch in memory at a time.
@@ -82,7 +82,7 @@ class BatchOptions(BoundedInput):
         {}, max_length=14, description="Yours; each job of the batch gets them, and `batch` and `line` beside them."
     )
     timeout_s: int | None = Field(None, ge=10, le=6 * 3600, description="Longest run of each song.")
-    webhook: WebhookUrl | None = Field(
+    webhook: OptionalWebhookUrl = Field(
         None, description="Gets a signed POST (Standard Webhooks) when the batch ends; must lead to a public address."
     )
 
@@ -162,7 +162,7 @@ class BatchLine(_Model):
     custom_id: str | None = None
     status: LineStatus
     job_id: str | None = Field(None, description="Its job, at /v1/jobs/{job_id}; null while it is pending.")
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
     artifacts: tuple[Artifact, ...] = Field((), description="Its songs, at /v1/jobs/{job_id}/audio?index=...")
     error: JobError | None = None
     usage: Usage | None = None

@@ -23,14 +23,6 @@ PROBE = "probe"
 _FAILURES_KEPT = 100
 _FAILURES_TTL_S = 86_400
 
-# Uses Redis's clock, because the workers' clocks differ. KEYS: failures. ARGV: worker, message, most entries, TTL.
-_FAIL = """
-local at = tonumber(redis.call('TIME')[1])
-redis.call('LPUSH', KEYS[1], cjson.encode({worker = ARGV[1], message = ARGV[2], at_s = at}))
-redis.call('LTRIM', KEYS[1], 0, ARGV[3] - 1)
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-"""
-
 
 class Cause(StrEnum):
     """Codes of reasons."""
@@ -58,7 +50,12 @@ class Failure(BaseModel):
 
 def load_failed(redis: Redis, keys: Keys, pool: str, worker: str, message: str) -> None:
     """Report that a worker's engine ended before it was ready."""
-    redis.eval(_FAIL, 1, keys.failures(pool), worker, message, str(_FAILURES_KEPT), str(_FAILURES_TTL_S))
+    at_s, _ = redis.time()  # the workers' clocks differ
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.lpush(keys.failures(pool), Failure(worker=worker, message=message, at_s=at_s).model_dump_json())
+        pipe.ltrim(keys.failures(pool), 0, _FAILURES_KEPT - 1)
+        pipe.expire(keys.failures(pool), _FAILURES_TTL_S)
+        pipe.execute()
 
 
 def load_passed(redis: Redis, keys: Keys, pool: str) -> None:

@@ -60,6 +60,12 @@ STAGE = Histogram("stage_seconds", "Parts of that: generate, encode, upload.", (
 COLD_START = Histogram(
     "cold_start_seconds", "From the start of a worker's first process to a model that is ready.", ("pool",), _SECONDS
 )
+COLD_START_PART = Histogram(
+    "cold_start_part_seconds",
+    "Parts of a cold start: node, image, weights, load, compile, first_song.",
+    ("pool", "part"),
+    _SECONDS,
+)
 STEP_RATE = Histogram(
     "steps_per_second",
     "Denoising steps a second of one job, between its first and its last step.",
@@ -82,6 +88,7 @@ MEASURES: tuple[Counter | Histogram, ...] = (
     RUN,
     STAGE,
     COLD_START,
+    COLD_START_PART,
     STEP_RATE,
     REAL_TIME_FACTOR,
 )

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 
 class SerinetteError(Exception):
-    """Root of the tree. The message says what was wrong, what is allowed and what to do."""
+    """Something went wrong in Serinette itself.
+
+    Root of the tree. The message says what was wrong, what is allowed and what to do.
+    """
 
     code = "internal"
     retryable = False
@@ -75,6 +78,12 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class UnknownPath(NotFound):
+    """There is no such path."""
+
+    code = "unknown_path"
+
+
 class Conflict(RequestError):
     """The current state does not allow it."""
 
@@ -109,6 +118,12 @@ class Unauthorized(RequestError):
     """A valid key is required."""
 
     code = "unauthorized"
+
+
+class Forbidden(RequestError):
+    """A page or a name that this gateway does not answer to."""
+
+    code = "forbidden"
 
 
 class LaneNotAllowed(RequestError):
@@ -169,6 +184,12 @@ class QueueUnavailable(Unavailable):
     """Redis/Valkey does not answer."""
 
     code = "queue_unavailable"
+
+
+class QueueFull(QueueUnavailable):
+    """The queue's server has no room for new jobs."""
+
+    code = "queue_full"
 
 
 class StoreUnavailable(Unavailable):

@@ -6,12 +6,20 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    computed_field,
+)
 
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
 from serinette.spec import AudioFormat, BoundedInput, GenerationSpec
-from serinette.webhook import Delivery, WebhookUrl
+from serinette.webhook import Delivery, OptionalWebhookUrl
 
 
 class JobStatus(StrEnum):
@@ -123,6 +131,13 @@ class Artifact(_Model):
     sample_rate: int
     channels: int
 
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @property
+    def url(self) -> str:
+        """Where the gateway serves it, seen from the gateway's own URL."""
+        job_id = self.key.rpartition("/")[0].rpartition("/")[2]
+        return f"/v1/jobs/{job_id}/audio?index={self.index}"
+
     @property
     def etag(self) -> str:
         """Changes with the bytes."""
@@ -226,7 +241,7 @@ class JobOptions(BoundedInput):
     start_deadline_s: int | None = Field(
         None, ge=1, le=30 * 86_400, description="A job that no worker starts within so many seconds fails as `expired`."
     )
-    webhook: WebhookUrl | None = Field(
+    webhook: OptionalWebhookUrl = Field(
         None, description="Gets a signed POST (Standard Webhooks) when the job ends; must lead to a public address."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -13,13 +14,17 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
 
-from serinette.settings import SharedSettings
+from serinette.settings import SharedSettings, unknown_variables
 
 # Fields of all log lines in this context: `job`, `attempt`, `trace_id`. Threads of a job are started in its context.
 _about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
 
 # Escapes control characters, which a client could use to forge log lines or to move a terminal's cursor.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+
+
+# Processes that others are started by: those have the same environment, and say nothing of it again.
+_FIRST = {"gateway", "controller", "worker"}
 
 
 @contextmanager
@@ -47,6 +52,9 @@ def configure(settings: SharedSettings, part: str) -> None:
     if settings.log_format == "json":
         sys.excepthook = _log_uncaught
         threading.excepthook = _log_uncaught_in_thread
+    if part in _FIRST:
+        for sentence in unknown_variables(os.environ):
+            logging.getLogger("serinette").warning("%s", sentence)
 
 
 class TextLines(logging.Formatter):

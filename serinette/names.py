@@ -181,6 +181,10 @@ class Keys:
         """List, expiring, newest first: failed loads since a worker of the pool last became ready."""
         return self._key("failures", pool)
 
+    def pod_start(self, pod: str) -> str:
+        """String, expiring: JSON of what a pod's start took in the cluster, which its worker cannot see."""
+        return self._key("pod-start", pod)
+
     @property
     def holdups(self) -> str:
         """Hash, expiring, of pools to JSON Holdup (serinette/presence.py): what keeps their pods from starting."""
@@ -225,6 +229,11 @@ class Keys:
     def leader(self) -> str:
         """String, expiring: the leader among the controller's replicas, which renews it."""
         return self._key("leader")
+
+
+def tenant_of(key: str) -> str:
+    """The tenant that an object of the store belongs to, by its key."""
+    return key.split("/")[1]
 
 
 def song_prefix(tenant: str, job_id: str) -> str:

@@ -46,6 +46,25 @@ class Model(BaseModel):
     tasks: tuple[str, ...]
 
 
+class ColdStart(BaseModel):
+    """Seconds of a worker's start, part by part in their order; null before a part is over, or where nobody sees it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    node_s: float | None = Field(None, description="From the pod's creation to a node for it. Known to a cluster only.")
+    image_s: float | None = Field(
+        None, description="From there to its container's start: image pull and volumes. Known to a cluster only."
+    )
+    weights_s: float | None = Field(None, description="Finding or fetching the checkpoint.")
+    load_s: float | None = Field(None, description="Starting the engine and loading the model into memory.")
+    compile_s: float | None = Field(None, description="Compiling it; null where a pool does not compile.")
+    first_song_s: float | None = Field(None, description="Generating the first song, which may be slower than others.")
+
+    def parts(self) -> dict[str, float]:
+        """Those that are known, by their names without `_s`."""
+        return {name.removesuffix("_s"): seconds for name, seconds in self.model_dump(exclude_none=True).items()}
+
+
 class Presence(BaseModel):
     """One worker pod, as of `at`."""
 
@@ -59,6 +78,7 @@ class Presence(BaseModel):
     device: str = ""
     model: Model | None = None
     message: str = ""
+    cold_start: ColdStart = ColdStart()
     started_at: AwareDatetime
     at: AwareDatetime = Field(default_factory=now)
 
@@ -125,6 +145,7 @@ class Holdup(BaseModel):
     words: str = Field("", description="What the pod that is furthest along waits for; empty when it runs.")
     stuck: int = Field(0, description="Pods whose containers the cluster repeatedly fails to start.")
     stuck_words: str = Field("", description="Why they are stuck.")
+    detail: str = Field("", description="The cluster's own sentences, for operators.")
 
 
 def report_holdups(redis: Redis, keys: Keys, holdups: Mapping[str, Holdup]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
@@ -9,7 +10,7 @@ import re
 import secrets
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -17,8 +18,9 @@ from pydantic_core import PydanticCustomError
 
 from serinette.errors import HandBack, InvalidSpec
 
-# Incremented when a version adds a field that older workers must not ignore.
-SCHEMA = 1
+# The highest that this version reads; incremented when it adds what older workers must not ignore. A spec has the
+# lowest that does for it (`needs_schema`), so that workers of both versions share the others.
+SCHEMA = 2
 
 MAX_SEED = 2**63 - 1
 MAX_VARIATIONS = 8
@@ -55,8 +57,20 @@ class AudioFormat(StrEnum):
 # Ids that the gateway issued; never paths or URLs.
 AudioId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}(/[0-7])?$")]
 Track = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_ ]{0,40}$")]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PublishedName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 KEY_SCALE = r"^[A-G](#|b|♯|♭)? ?(major|minor)$"
+
+# What ACE-Step 1.5 reads for lyrics where there are none.
+INSTRUMENTAL = "[Instrumental]"
+
+# ACE-Step 1.5's languages of lyrics, and its word for any other.
+UNKNOWN_LANGUAGE = "unknown"
+_TRAINED = (
+    "ar az bg bn ca cs da de el en es fa fi fr he hi hr ht hu id is it ja ko la lt ms ne nl no pa pl pt ro ru sa sk sr "
+    "sv sw ta te th tl tr uk ur vi yue zh"
+)
+LANGUAGES = (*_TRAINED.split(), UNKNOWN_LANGUAGE)
 
 _NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE}
 
@@ -83,17 +97,31 @@ class BoundedInput(BaseModel):
     def _few_enough(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
-        if len(given) > len(cls.model_fields):
-            unknown = next(name for name in given if name not in cls.model_fields)
-            raise _refusal("extra_forbidden", unknown, "Extra inputs are not permitted")
         for name, value in given.items():
-            if isinstance(value, list | tuple | dict) and name in cls.model_fields:
+            if name not in cls.model_fields:
+                meant = difflib.get_close_matches(str(name)[:40], cls.model_fields, 1)
+                raise _refusal(
+                    "extra_forbidden",
+                    name,
+                    f"is no field here; did you mean {meant[0]}?" if meant else "is no field here",
+                )
+            if isinstance(value, bool | str) and name in cls._numbers():
+                raise _refusal("number_type", name, f"must be a number, not {json.dumps(value)[:40]}")
+            if isinstance(value, list | tuple | dict):
                 for bound in cls.model_fields[name].metadata:
                     if isinstance(bound, MaxLen) and len(value) > bound.max_length:
                         raise _refusal(
                             "too_long", name, f"must have at most {bound.max_length} items, not {len(value)}"
                         )
+                if name in cls._numbers() and any(isinstance(item, bool | str) for item in value):
+                    raise _refusal("number_type", name, "must hold numbers only")
         return given
+
+    @classmethod
+    @cache
+    def _numbers(cls) -> frozenset[str]:
+        """Fields whose value is a number: pydantic would read true as 1, and the text 1_0 as 10."""
+        return frozenset(name for name, field in cls.model_fields.items() if _is_number(field.annotation))
 
     def only(self, model: type[Part]) -> Part:
         """The fields that are `model`'s, not checked again; of them those count as set that the client wrote."""
@@ -107,7 +135,13 @@ def _defaults_of(model: type[Part]) -> Part:
     return model.model_construct()  # takes several times as long as a copy
 
 
-def _refusal(kind: Literal["extra_forbidden", "too_long"], name: object, message: str) -> PydanticCustomError:
+def _is_number(annotation: object) -> bool:
+    return annotation in {int, float} or any(_is_number(each) for each in get_args(annotation) if each is not str)
+
+
+def _refusal(
+    kind: Literal["extra_forbidden", "number_type", "too_long"], name: object, message: str
+) -> PydanticCustomError:
     # A client's field name may be long, or contain a lone surrogate, which cannot be encoded in a response.
     shown = str(name)[:80].encode(errors="replace").decode()
     return PydanticCustomError(kind, "{name}: {message}", {"name": shown, "message": message})
@@ -133,8 +167,19 @@ class GenerationSpec(BoundedInput):
     task: Task = Field(Task.TEXT2MUSIC, description="Task; all but text2music work on `source_audio`.")
     source_audio: AudioId | None = Field(None, description="Upload id, or `{job_id}/{index}` of an earlier song.")
     reference_audio: AudioId | None = Field(None, description="Upload or song id whose timbre to follow.")
-    repaint_start_s: float | None = Field(None, ge=0, le=600, description="Start of the window to generate again.")
-    repaint_end_s: float | None = Field(None, ge=0, le=600, description="End of the window to generate again.")
+    repaint_start_s: float | None = Field(
+        None,
+        ge=-600,
+        le=600,
+        description="Start of the window to generate again. Of repaint, a negative one continues the song before its "
+        "beginning.",
+    )
+    repaint_end_s: float | None = Field(
+        None,
+        ge=0,
+        le=600,
+        description="End of the window to generate again. Of repaint, one beyond the source's end continues the song.",
+    )
     track: Track | None = Field(None, description="Track for extract and lego, e.g. `vocals`.")
     tracks: tuple[Track, ...] | None = Field(None, min_length=1, max_length=12, description="Tracks for complete.")
     cover_strength: float = Field(1.0, ge=0, le=1, description="How closely a cover follows its source.")
@@ -148,8 +193,12 @@ class GenerationSpec(BoundedInput):
     timesteps: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
         None, min_length=1, max_length=200, description="Custom schedule, falling from at most 1."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Drawn and reported when left out.")
-    variations: int = Field(1, ge=1, le=MAX_VARIATIONS, description="Songs in this job; number i uses seed + i.")
+    seed: Seed | tuple[Seed, ...] | None = Field(
+        None, description="Drawn and reported when left out. A list has one for each variation."
+    )
+    variations: int = Field(
+        1, ge=1, le=MAX_VARIATIONS, description="Songs in this job; of one seed, number i uses seed + i."
+    )
 
     model: PublishedName | None = Field(None, description="A model that the operator published.")
     lora: PublishedName | None = Field(None, description="A LoRA that the operator published.")
@@ -160,6 +209,13 @@ class GenerationSpec(BoundedInput):
     loudness_lufs: float | None = Field(None, ge=-40, le=-5, description="EBU R128 target; left alone when null.")
 
     _plain = field_validator("prompt", "lyrics")(without_control_characters)
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _few_seeds(cls, seed: object) -> object:
+        if isinstance(seed, list | tuple) and len(seed) > MAX_VARIATIONS:
+            raise ValueError(f"must have at most {MAX_VARIATIONS} items, one for each variation, not {len(seed)}")
+        return seed
 
     @field_validator("timesteps")
     @classmethod
@@ -188,12 +244,18 @@ class GenerationSpec(BoundedInput):
         start, end = self.repaint_start_s, self.repaint_end_s
         if start is not None and end is not None and end <= start:
             raise ValueError(f"repaint_end_s: must be greater than repaint_start_s ({start})")
+        if self.task is Task.LEGO and start is not None and start < 0:
+            raise ValueError("repaint_start_s: must not be negative for task lego; only repaint continues a song")
         if self.cfg_end < self.cfg_start:
             raise ValueError(f"cfg_end: must not be less than cfg_start ({self.cfg_start})")
         return self
 
     @model_validator(mode="after")
     def _every_variation_has_a_seed(self) -> Self:
+        if isinstance(self.seed, tuple):
+            if len(self.seed) != self.variations:
+                raise ValueError(f"seed: has {len(self.seed)} items; send one for each of {self.variations} variations")
+            return self
         last = MAX_SEED - self.variations + 1
         if self.seed is not None and self.seed > last:
             raise ValueError(f"seed: must be at most {last} with {self.variations} variations, each having its own")
@@ -202,6 +264,19 @@ class GenerationSpec(BoundedInput):
     def seeded(self) -> GenerationSpec:
         """The same spec with a seed drawn, so that a retry generates the same song."""
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbelow(2**32)})
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each variation, of a spec that was `seeded`."""
+        if isinstance(self.seed, tuple):
+            return self.seed
+        return tuple((self.seed or 0) + index for index in range(self.variations))
+
+    @property
+    def needs_schema(self) -> int:
+        """The lowest schema of a worker that reads this spec."""
+        continues = self.repaint_start_s is not None and self.repaint_start_s < 0
+        return 2 if isinstance(self.seed, tuple) or continues else 1
 
     def digest(self) -> str:
         """SHA-256 of all fields that differ from their defaults: compares specs of a repeated Idempotency-Key.
@@ -213,7 +288,7 @@ class GenerationSpec(BoundedInput):
 
     def to_wire(self) -> dict[str, Any]:
         """JSON for the queue: defaults left out, `schema` added."""
-        return {"schema": SCHEMA, **self.model_dump(mode="json", exclude_defaults=True)}
+        return {"schema": self.needs_schema, **self.model_dump(mode="json", exclude_defaults=True)}
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> GenerationSpec:

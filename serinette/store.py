@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ _RETRY: RetryConfig = {
 # `timeout` covers a whole body, which takes long for a slow client; `read_timeout` bounds a silent server.
 _CLIENT: ClientConfig = {"connect_timeout": "3s", "read_timeout": "10s", "timeout": "1h"}
 _ABORT_TIMEOUT_S = 10
+# Of a directory's disk: a song or two. With less, no job that is taken could be kept.
+_LEAST_FREE_BYTES = 64 * 1024**2
+# The system's words for ENOSPC, which obstore passes on.
+_NO_SPACE = "No space left on device"
 
 # Segments of keys from serinette/names.py, without special characters of file systems or URLs.
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -78,7 +83,9 @@ class Store:
         return cls(store, public if isinstance(public, _SIGNING) else None)
 
     def ping(self) -> None:
-        """Check that the store answers, by one short listing."""
+        """Check that the store answers, by one short listing, and that a directory's disk has room."""
+        if isinstance(self._store, LocalStore) and shutil.disk_usage(str(self._store.prefix)).free < _LEAST_FREE_BYTES:
+            raise StoreUnavailable(_disk_full("the store's directory", self._store.prefix))
         with _own_errors("a ping", missing=StoreUnavailable):
             next(iter(obstore.list(self._store, "ping", chunk_size=1)), None)
 
@@ -296,4 +303,10 @@ def _own_errors(what: str, *, missing: type[NotFound] | type[StoreUnavailable] =
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise StoreUnavailable(f"the store refuses our credentials for {what}; its operator must fix them") from error
     except BaseError as error:
+        if _NO_SPACE in str(error):
+            raise StoreUnavailable(_disk_full(what, "the store")) from error
         raise StoreUnavailable(f"the store does not answer for {what}; try again later") from error
+
+
+def _disk_full(what: str, where: object) -> str:
+    return f"{what} cannot be written: the disk of {where} is full; free space there"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -23,6 +23,8 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
+# Characters of a URL's path and query that are not encoded, those of what is encoded already among them.
+_AS_IT_IS = "%/:?#[]@!$&'()*+,;=~-._"
 # Delay from the end of a job to its first delivery. A Valkey whose machine fails may lose its last second of writes,
 # and a job canceled in that second is then generated after all. A delivered end must not be lost: the delay is this
 # second, one for the rounding of Redis's clock, and one in reserve (docs/durability.md).
@@ -30,7 +32,7 @@ DELIVERY_DELAY_S = 3
 
 
 def check_url(url: str) -> str:
-    """The URL, if it is valid for a webhook: http or https, a host, and neither user nor fragment.
+    """The URL in ASCII, if it is valid for a webhook: http or https, a host, and neither user nor fragment.
 
     The addresses of its host are checked separately, at submit and at every connection (`is_public`).
 
@@ -42,16 +44,28 @@ def check_url(url: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise ValueError(f"is not a URL: {error}") from error
-    if not url.isascii() or any(char <= " " or char == "\\" for char in url):
-        raise ValueError("must be a URL in ASCII, without spaces and backslashes; write other characters as %XX")
+    if any(char <= " " or char == "\\" for char in url):
+        raise ValueError("must be a URL without spaces and backslashes; write them as %XX")
     if parts.scheme not in {"http", "https"} or not host:
         raise ValueError("must be an http or https URL with a host")
     if "@" in parts.netloc or parts.fragment:
         raise ValueError("must hold neither user, password nor fragment; deliveries are signed, see the documentation")
-    return url
+    if url.isascii():
+        return url
+    try:
+        netloc = parts.netloc.encode("idna").decode()
+    except UnicodeError as error:
+        raise ValueError(f"has a host that is no name: {error}") from error
+    path, query = quote(parts.path, _AS_IT_IS), quote(parts.query, _AS_IT_IS)
+    return check_url(urlunsplit((parts.scheme, netloc, path, query, "")))
 
 
-WebhookUrl = Annotated[str, StringConstraints(min_length=8, max_length=2_048), AfterValidator(check_url)]
+def _none_if_empty(url: object) -> object:
+    return None if url == "" else url  # as forms and scripts say that there is none
+
+
+_Url = Annotated[str, StringConstraints(min_length=8, max_length=2_048), AfterValidator(check_url)]
+OptionalWebhookUrl = Annotated[_Url | None, BeforeValidator(_none_if_empty)]
 
 
 def is_public(address: Address, allowed: Iterable[Network] = ()) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 from serinette.names import Keys
 from tests import servers
@@ -29,6 +31,26 @@ def pytest_configure() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+# Files that share what is made once a session: apart, they would start a stack each, and a fork server.
+_TOGETHER = {
+    "stack": re.compile(r"tests/(browser/test_studio|integration/test_seed_client|test_\w+)\.py"),
+    "kills": re.compile(r"tests/kills/"),
+}
+
+
+class _Together(LoadFileScheduling):  # type: ignore[misc]  # it ships no types
+    """A file, or files that belong together, to one of the processes that test at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((name for name, files in _TOGETHER.items() if files.match(nodeid)), super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
+    """For `--dist loadfile`."""
+    return _Together(config, log)
 
 
 @pytest.fixture

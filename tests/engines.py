@@ -21,7 +21,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +56,8 @@ MODEL = Model(
 class SineEngine:
     """Generates one sine per seed."""
 
+    load_times: Mapping[str, float] = {"weights_s": 0.25}
+
     def __init__(self, tokens: Path) -> None:
         self._tokens = tokens
 
@@ -67,8 +69,7 @@ class SineEngine:
     def device(self) -> str:
         return "an imagined one"
 
-    @property
-    def audio_s(self) -> float:
+    def songs_together(self, longest_s: float) -> float:
         return math.inf
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:

@@ -22,6 +22,9 @@ from urllib.parse import parse_qs, urlsplit
 
 Object = dict[str, Any]
 
+# For `fail`: hold the request until the server ends.
+HANG = -1
+
 _PLURALS = {
     "NetworkPolicy": "networkpolicies",
     "StorageClass": "storageclasses",
@@ -117,6 +120,7 @@ class Kube:
     _troubles: list[_Trouble] = field(default_factory=list)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _counter: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def add(self, *objects: Object, namespace: str = "default") -> None:
         """Have these objects, in place of older ones of their names."""
@@ -146,7 +150,7 @@ class Kube:
     def fail(
         self, path: str, status: int, message: str = "broken on purpose", *, method: str = "*", times: int | None = None
     ) -> None:
-        """Answer requests whose path holds `path` with this status; `times` of them, or all. Status 0: hang up."""
+        """Answer requests whose path holds `path` with this status, `times` of them or all. 0: hang up; or HANG."""
         self._troubles.append(_Trouble(method, path, status, message, times))
 
     def recover(self) -> None:
@@ -344,7 +348,9 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
             status, reported = kube.answer(Asked(self.command, parts.path, query, json.loads(body) if body else None))
-            if not status:
+            if status == HANG:
+                kube.ended.wait()
+            if status in {0, HANG}:
                 self.close_connection = True
                 return
             data = reported.encode() if isinstance(reported, str) else json.dumps(reported).encode()
@@ -379,6 +385,7 @@ def kubernetes_api(*objects: Object) -> Iterator[Kube]:
     try:
         yield kube
     finally:
+        kube.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

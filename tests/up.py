@@ -18,6 +18,8 @@ from tests.processes import below, eventually
 CLI = (sys.executable, "-m", "serinette.cli")
 # What a developer has set must not steer a test.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("SERINETTE_", "RQ_"))}
+# An engine of sines in place of the bundled model, which takes seconds to load; wherever it is started.
+SINES = {"SERINETTE_ENGINE_MODULE": "tests.engines", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def run_cli(*arguments: str, timeout_s: float = 120, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,7 @@ from gpu_worker.planner.decoding import Sampling
 from gpu_worker.planner.loading import METADATA_ALONE
 from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import Metadata
+from serinette.spec import UNKNOWN_LANGUAGE
 from tools.music_box import words
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def lesson(dice: random.Random) -> Lesson:
         duration_s=float(dice.choice(range(15, 121, 5))),
         key_scale=f"{TONICS[tonic]} {'minor' if minor else 'major'}",
         time_signature="4",
-        vocal_language=language or prompts.UNKNOWN_LANGUAGE,
+        vocal_language=language or UNKNOWN_LANGUAGE,
     )
     return Lesson(_question(dice, text, language), metadata, frozenset(said))
 

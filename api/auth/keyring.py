@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from redis import asyncio as redis_asyncio
-from redis.exceptions import RedisError
 
+from api.outages import queue_errors
 from api.settings import TenancySettings
 from serinette.credentials import Credential, Declared, Limits, id_of
-from serinette.errors import ConfigurationError, QueueUnavailable, Unauthorized
+from serinette.errors import ConfigurationError, Unauthorized
 from serinette.job import now
 
 log = logging.getLogger(__name__)
@@ -138,10 +138,8 @@ class Keyring:
         return credential, limits
 
     async def _read(self, name: str, field: str, kind: type[_Kind]) -> _Kind | None:
-        try:
+        with queue_errors("keys cannot be checked meanwhile; try again"):
             text: Any = await self._redis.hget(name, field)
-        except RedisError as error:
-            raise QueueUnavailable("keys cannot be checked, because the queue does not answer; try again") from error
         return None if text is None else kind.model_validate_json(text)
 
 

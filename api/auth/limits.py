@@ -9,11 +9,10 @@ from datetime import date
 from typing import Any
 
 from redis import asyncio as redis_asyncio
-from redis.exceptions import RedisError
 
 from api.outages import queue_errors
 from serinette.credentials import Limits
-from serinette.errors import QueueUnavailable, RateLimited
+from serinette.errors import RateLimited
 from serinette.names import Keys
 from serinette.usage import Day, day_number, day_of
 
@@ -25,7 +24,7 @@ _SHARE_LIFE_S = 1.0
 # The generic cell rate algorithm (ITU-T I.371) with a burst of a whole minute: one number says when the allowance is
 # full again. Uses Redis's clock, because the gateways' clocks differ. ARGV: requests per minute, how many to reserve
 # (one is, if these are too many). Answers how many were reserved, or negative milliseconds to wait.
-_SCRIPT = """
+_SCRIPT = """#!lua flags=allow-oom
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local full = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
@@ -43,7 +42,7 @@ class RequestRate:
     """Rate limit of requests, shared by all gateways."""
 
     def __init__(self, redis: redis_asyncio.Redis, keys: Keys) -> None:
-        self._redis = redis
+        self._script = redis.register_script(_SCRIPT)
         self._keys = keys
         self._taken: dict[str, tuple[int, float]] = {}  # rest of a tenant's reserved share, and its expiry
 
@@ -61,13 +60,9 @@ class RequestRate:
             self._taken[tenant] = left - 1, until_s
             return
         share = max(1, per_minute // _SHARES_A_MINUTE)
-        try:
+        with queue_errors("requests cannot be counted meanwhile; try again"):
             # Any, because redis-py annotates replies and awaitables alike.
-            taken: Any = await self._redis.eval(_SCRIPT, 1, self._keys.rate(tenant), str(per_minute), str(share))
-        except RedisError as error:
-            raise QueueUnavailable(
-                "requests cannot be counted, because the queue does not answer; try again"
-            ) from error
+            taken: Any = await self._script([self._keys.rate(tenant)], [per_minute, share])
         if taken < 0:
             raise RateLimited(
                 f"tenant {tenant} may send {per_minute} requests a minute; wait as long as Retry-After says",

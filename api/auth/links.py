@@ -10,10 +10,10 @@ import time
 from typing import Any
 
 from redis import asyncio as redis_asyncio
-from redis.exceptions import RedisError
 
 from api.auth.keyring import Caller, Keyring
-from serinette.errors import QueueUnavailable, Unauthorized
+from api.outages import queue_errors
+from serinette.errors import Unauthorized
 from serinette.names import Keys
 
 # The only paths that links open.
@@ -73,11 +73,10 @@ class Links:
         until_s, secret = self._secret
         if time.monotonic() < until_s:
             return secret
-        try:
-            fresh = secrets.token_hex(32)
-            found: Any = await self._redis.set(self._keys.link_secret, fresh, nx=True, get=True)
-        except RedisError as error:
-            raise QueueUnavailable("links cannot be checked, because the queue does not answer; try again") from error
+        fresh = secrets.token_hex(32)
+        with queue_errors("links cannot be checked meanwhile; try again"):
+            found: Any = await self._redis.get(self._keys.link_secret)  # also where its memory is full
+            found = found or await self._redis.set(self._keys.link_secret, fresh, nx=True, get=True)
         secret = (found or fresh).encode()
         # Cached for a short time, because an emptied Redis gets a new secret.
         self._secret = time.monotonic() + _SECRET_CACHE_S, secret

@@ -1,12 +1,10 @@
-"""What a tenant may do with its batches. Blocking; routes call it from threads, `Parts.batch_threads` where it may need
-the store or a resolver.
-"""
+"""What a tenant may do with its batches. Blocking; routes call it from BatchThreads."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from api.batches.validation import Check, Checked, Line, LineChecker
 from api.outages import queue_errors
 from api.queue.admission import check_audio, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.settings import GatewaySettings
+from api.turns import Threads, Turns
 from serinette.batch import (
     LANE,
     PART_LINES,
@@ -36,6 +35,7 @@ from serinette.errors import (
     NotFound,
     QueueUnavailable,
     TooManyInFlight,
+    Unavailable,
 )
 from serinette.job import Job, now
 from serinette.presence import present
@@ -48,6 +48,25 @@ _RETRY_S = 60.0
 # Of the longest wait for one answer of Redis, what the disk may take: the rest is for the answer's way.
 _DISK_SHARE = 0.8
 _ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one"
+
+
+def _busy() -> Unavailable:
+    return Unavailable("too many batches are being read and written at the moment; try again")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchThreads:
+    """Threads for calls of BatchService, apart by what may hold them up; tenants take turns.
+
+    `bodies`: batches that are being sent, each of which may fill the disk with a whole file.
+    `queue`: for calls that need Redis alone. `store`: the store too. `checks`: creating one, which reads up to 100,000
+    lines and competes with the event loop for the interpreter.
+    """
+
+    bodies: Turns = field(default_factory=lambda: Turns(32, 8, _busy, most_waiting=0))
+    queue: Threads = field(default_factory=lambda: Threads(8, 4, _busy))
+    store: Threads = field(default_factory=lambda: Threads(8, 4, _busy))
+    checks: Threads = field(default_factory=lambda: Threads(4, 1, _busy))
 
 
 @dataclass(frozen=True, slots=True)

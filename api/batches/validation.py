@@ -43,7 +43,7 @@ class Checked:
 
 
 def read_jsonl(path: Path) -> Iterator[bytes]:
-    """The lines of a JSONL file, an empty last one left out.
+    """The lines of a JSONL file. Blank ones are left out, and are not counted.
 
     Raises:
         InvalidBatch: a line is too long to be read, or there are too many of them.
@@ -59,7 +59,9 @@ def read_jsonl(path: Path) -> Iterator[bytes]:
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
             if len(line) > MAX_LINE_BYTES:
                 raise _invalid([(number, None, f"is longer than {MAX_LINE_BYTES} bytes")])
-            yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if content.strip():
+                yield content
 
 
 def read_json(path: Path) -> tuple[BatchOptions, Iterator[dict[str, Any]]]:
@@ -180,15 +182,15 @@ class LineChecker:
 def _parse(line: Line) -> BatchSpec:
     if isinstance(line, dict):
         return BatchSpec.model_validate(line)
-    if not line.strip():
-        raise InvalidSpec("is empty: a line is a JSON object")
     return BatchSpec.model_validate_json(line)
 
 
 def _complaint(error: dict[str, Any]) -> tuple[str | None, str]:
     message = error["msg"].removeprefix("Value error, ")
     field = ".".join(str(part) for part in error["loc"]) or None
-    if error["type"] in {"too_long", "extra_forbidden"} and field is None:  # of the whole; it names the field itself
+    if (
+        error["type"] in {"too_long", "extra_forbidden", "number_type"} and field is None
+    ):  # of the whole; it names the field itself
         field, _, message = message.partition(": ")
     return field, message
 

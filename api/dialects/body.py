@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from api.dependencies import SettingsPart
+from api.forms import FormRequest
 from serinette.errors import RequestError, TooLarge
 
 _MAX_FILES = 2
@@ -35,7 +36,7 @@ async def _body(request: Request, settings: SettingsPart) -> AsyncIterator[Body]
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         ending = _Ending(request.receive)
-        whole = Request(request.scope, ending.receive)
+        whole = FormRequest(request.scope, ending.receive, settings.max_body_bytes)
         async with whole.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
             if not ending.seen.rstrip().endswith(b"--"):  # the parser drops what was cut off, and reports nothing
                 raise RequestError("the form breaks off before its last boundary; send it whole")

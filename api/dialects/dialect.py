@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
+from anyio import to_thread
 from fastapi import Depends
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -20,13 +23,17 @@ from api.dependencies import RequestContext, context_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.events import wait_for_job
-from api.lean_route import LeanRoute, Refuse
+from api.forms import TEXT_BYTES, FormRequest
+from api.lean_route import REFUSALS, LeanRoute, Refuse
 from api.problems import Responses
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
 from serinette.job import Artifact, Job, JobOptions, JobStatus
 
 log = logging.getLogger(__name__)
+
+# Longest body with audio in its text. All of it is held in memory several times over.
+MAX_BASE64_BODY_BYTES: Final = 8 * 1024 * 1024
 
 # A canceled worker stops within a step; a client that asks for the status right after should see the end.
 _CANCEL_WAIT_S: Final = 10.0
@@ -35,11 +42,13 @@ _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedAnswers:
-    """What a dialect adds to paths that several APIs have. Each takes the pools and the default pool's name."""
+    """What a dialect adds to paths that several APIs have: `health` of the pools and the default pool's name, `models`
+    of their names, the default first.
+    """
 
     health: Callable[[Sequence[Pool], str], dict[str, Any]]
     unhealthy: Callable[[SerinetteError], dict[str, Any]]
-    models: Callable[[Sequence[Pool], str], dict[str, Any]] = lambda _, __: {}
+    models: Callable[[Sequence[str]], dict[str, Any]] = lambda _: {}
     models_schema: type[BaseModel] | None = None
     # What stands in the document's examples for values that change with time.
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -50,12 +59,14 @@ class Dialect:
     """Another server's API.
 
     `tag` heads it in the OpenAPI document. On `file_paths` (prefixes) a body may be as long as an upload, on
-    `key_paths` it may hold the key as `ai_token`. `answers_422`: a wrong parameter is 422, as FastAPI documents it.
+    `base64_paths` it may hold audio within its text (MAX_BASE64_BODY_BYTES), on `key_paths` the key as `ai_token`.
+    `answers_422`: a wrong parameter is 422, as FastAPI documents it.
     """
 
     tag: str
     routes: Sequence[BaseRoute]
     file_paths: tuple[str, ...] = ()
+    base64_paths: tuple[str, ...] = ()
     key_paths: frozenset[str] = frozenset()
     answers_422: bool = False
     shared: SharedAnswers | None = None
@@ -77,6 +88,24 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
             if refusal is not None and isinstance(error, SerinetteError) and not isinstance(error, RequestError):
                 log.warning("%s: %s (%r)", self.path, error, error.__cause__)
             return refusal
+
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handler(request: Request) -> Response:
+                context = context_of(request)
+                form = FormRequest(request.scope, request.receive, context.parts.settings.max_body_bytes)
+                try:
+                    if TEXT_BYTES not in request.scope:
+                        return await handle(form)
+                    async with context.parts.uploads.in_memory.of(context.tenant):
+                        return await handle(form)
+                except REFUSALS as error:
+                    if (refusal := self.refuse(error)) is None:
+                        raise
+                    return refusal
+
+            return handler
 
     return DialectRoute
 
@@ -113,6 +142,18 @@ class JobAccess:
             return (await self.context.parts.uploads.take_file(self.context.tenant, file)).id
         except (InvalidAudio, InvalidSpec) as error:  # it knows no field but its own
             raise type(error)(f"{name}: {error.message.removeprefix('file: ')}", field=name) from error
+
+    async def keep_base64(self, name: str, text: str) -> str:
+        """Keep audio that came along in base64, or as a data URL, as the body's field `name`; its upload id.
+
+        Raises:
+            TooLarge, InvalidAudio, InvalidSpec: it is not kept.
+        """
+        try:
+            audio = await to_thread.run_sync(_from_base64, text)
+        except ValueError as error:
+            raise InvalidAudio(f"{name}: it is no base64 ({error})", field=name) from error
+        return await self.keep(name, UploadFile(io.BytesIO(audio)))
 
     async def submit(
         self, conversion: Conversion[Any], dialect: Mapping[str, str], idempotency_key: str | None = None
@@ -158,13 +199,18 @@ class JobAccess:
         job = await self.wait(job, _CANCEL_WAIT_S)
         return job, job.status is not JobStatus.SUCCEEDED  # its song may have been recorded as the flag was set
 
-    async def audio_of(self, song: Artifact) -> bytes:
-        """The whole file, for answers that hold it: mind its size."""
-        return b"".join([chunk async for chunk in self.context.parts.store.stream(song.key)])
+    async def with_songs(self, parts: Sequence[bytes | Artifact], media_type: str) -> Response:
+        """A text that holds songs in base64, streamed. Raises Gone."""
+        return await self.context.parts.downloads.in_base64(parts, media_type)
 
     async def song(self, http: Request, song: Artifact, file_name: str, *, download: bool) -> Response:
         """The song's file or the part of it that is asked for, never as a redirect. Raises Gone."""
         return await self.context.parts.downloads.serve(song, FileRequest.of(http), file_name, download=download)
+
+
+def _from_base64(text: str) -> bytes:
+    data = text.partition(",")[2] if text[:5] == "data:" else text
+    return base64.b64decode("".join(data.split()), validate=True)
 
 
 async def _job_access(request: Request) -> JobAccess:

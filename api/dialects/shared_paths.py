@@ -57,9 +57,9 @@ def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
         Empty where the gateway has no pools configured and no worker is up; jobs without `model` are accepted all the
         same.
         """
-        pools = await queue.pools()
-        theirs = _merged(part.models(pools, settings.pool) for part in parts)
-        return theirs | {"models": model_views(pools, settings)}
+        views = model_views(await queue.pools(), settings)
+        names = dict.fromkeys(view.name for view in sorted(views, key=lambda view: not view.default))
+        return _merged(part.models(list(names)) for part in parts) | {"models": views}
 
     return router.routes
 

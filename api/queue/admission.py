@@ -128,14 +128,19 @@ def check_webhook(tenant: str, url: str | None, settings: GatewaySettings, targe
         raise Unsupported(
             "webhook: this deployment delivers none; its operator must set SERINETTE_WEBHOOK_SECRET", field="webhook"
         )
-    targets.check(url)
+    targets.check(url, tenant)
 
 
 def _check_window(spec: GenerationSpec, duration_s: float) -> None:
-    if spec.task in _WINDOWED and spec.repaint_start_s is not None and spec.repaint_start_s >= duration_s:
-        raise InvalidSpec(
-            f"repaint_start_s: must be less than the source's length, {duration_s:.2f} s", field="repaint_start_s"
-        )
+    start_s, end_s = spec.repaint_start_s, spec.repaint_end_s
+    if spec.task not in _WINDOWED or start_s is None or start_s < duration_s:
+        return
+    if spec.task is Task.REPAINT and end_s is not None and end_s > duration_s:
+        return  # it continues the song
+    also = "; with a repaint_end_s beyond it the song is continued" if spec.task is Task.REPAINT else ""
+    raise InvalidSpec(
+        f"repaint_start_s: must be less than the source's length, {duration_s:.2f} s{also}", field="repaint_start_s"
+    )
 
 
 def _song_duration_s(field: str, audio_id: str, find_job: Callable[[str], Job]) -> float:

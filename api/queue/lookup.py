@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from api.outages import Threads
 from api.queue.explanations import eta_s, waiting_for
 from api.queue.pool_status import PoolStatusReader
+from api.turns import Threads
 from serinette.errors import InvalidSpec, NotFound, StoreUnavailable, Unavailable
 from serinette.job import Job, JobError, JobStatus, now
 from serinette.jobs import AsyncJobs, Seen, Shrunk, calls, job_of_record
@@ -26,7 +26,7 @@ from serinette.store import Store
 SCAN_LIMIT = 2_000
 SCAN_CHUNK = 200
 
-# Threads that read jobs from the store which Redis has expired.
+# Threads that read jobs from the store which Redis has expired; of one tenant at most half.
 _RECALLS = 8
 
 
@@ -74,7 +74,7 @@ class Lookup:
         self._keys = keys
         self._store = store
         self._pool_status = pool_status
-        self.recalls = Threads(_RECALLS, _slow_store)
+        self.recalls = Threads(_RECALLS, _RECALLS // 2, _slow_store)
 
     async def see(self, job_ids: Sequence[str]) -> list[Seen]:
         """Each job as Redis holds it, in one round trip."""
@@ -154,7 +154,7 @@ class Lookup:
             records = (find_record(self._store, tenant, job_id) for job_id in job_ids)
             return [job_of_record(record) if record else None for record in records]
 
-        return await self.recalls.run(read)
+        return await self.recalls.run(tenant, read)
 
     async def _scan(self, tenant: str, after: Cursor | None, limit: int) -> AsyncIterator[tuple[Cursor, Seen]]:
         """The tenant's jobs after a cursor, newest first, at most SCAN_LIMIT; `limit` is the expected number."""

@@ -5,31 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import anyio
-from anyio import CapacityLimiter
 from redis.exceptions import ResponseError
 
-from api.outages import Threads, queue_errors
+from api.outages import queue_errors
 from api.queue.explanations import Pool
 from api.queue.lookup import Lookup, Page, no_such_job
 from api.queue.pool_status import PoolStatusReader
 from api.queue.submission import Submitter, Work
 from api.settings import GatewaySettings
+from api.turns import Threads, Turns
 from serinette.batch import BATCH_LABEL
 from serinette.container import ContainerSpec
 from serinette.credentials import Limits
-from serinette.errors import Conflict, NotFinished
+from serinette.errors import Conflict, Limited, NotFinished, StoreUnavailable, Unavailable
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.jobs import AsyncJobs, calls
-from serinette.names import song_prefix
+from serinette.names import record_key, song_prefix
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 from serinette.webhook_targets import Targets
 
 _ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
 
-# Threads for blocking calls of the store, by the queue and by downloads and uploads.
+# Threads for blocking calls of the store, by the queue and by downloads and uploads; of one tenant at most half.
 _STORE_THREADS = 16
+# Lists that are read at once, each up to 2,000 jobs long; of one tenant at most half.
+_LISTS = 8
+_LONG_LIST = 20
+# A script that does nothing, but that Redis refuses when it would refuse a write.
+_WRITES = "#!lua\nreturn 1"
+# Short calls: many may wait, since their turn comes soon.
+_MANY_WAITING = 1_000
 
 
 class JobQueue:
@@ -55,7 +61,8 @@ class JobQueue:
         self._store = store
         self._settings = settings
         self._keys = settings.keys
-        self.store_threads = CapacityLimiter(_STORE_THREADS)
+        self.store_threads = Threads(_STORE_THREADS, _STORE_THREADS // 2, _slow_store, _MANY_WAITING)
+        self._lists = Turns(_LISTS, _LISTS // 2, _too_many_lists, _MANY_WAITING)
         self._pool_status = PoolStatusReader(jobs.redis, settings.keys, settings.pools)
         self._lookup = Lookup(jobs, settings.keys, store, self._pool_status)
         self._submitter = Submitter(
@@ -124,7 +131,10 @@ class JobQueue:
     async def find(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Job | None]:
         """Each of many jobs; None for those that this tenant does not have."""
         with queue_errors(_ADVICE):
-            return await self._lookup.find(tenant, job_ids)
+            if len(job_ids) <= _LONG_LIST:
+                return await self._lookup.find(tenant, job_ids)
+            async with self._lists.of(tenant):
+                return await self._lookup.find(tenant, job_ids)
 
     async def list(
         self,
@@ -141,7 +151,8 @@ class JobQueue:
             InvalidSpec: the cursor is not valid.
         """
         with queue_errors(_ADVICE):
-            return await self._lookup.page(tenant, status, label, cursor, limit)
+            async with self._lists.of(tenant):
+                return await self._lookup.page(tenant, status, label, cursor, limit)
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
         """Ask for the job's end: a queued one is canceled at once, a running one stops within a step.
@@ -180,12 +191,16 @@ class JobQueue:
             batch_id = job.labels.get(BATCH_LABEL, "")
             if await self._jobs.redis.zscore(self._keys.batches, batch_id) is not None:
                 raise NotFinished(f"job {job_id} is a line of batch {batch_id}: erase it when that has ended")
-            # The store first: after a failure the job is still there, and can be erased again.
-            erase_songs = partial(self._store.delete_prefix, song_prefix(tenant, job_id))
-            await anyio.to_thread.run_sync(erase_songs, limiter=self.store_threads)
-            await self._jobs(calls.erase(job_id, tenant))
-            if job.status is not JobStatus.SUCCEEDED:  # a controller may have written its record meanwhile
-                await anyio.to_thread.run_sync(erase_songs, limiter=self.store_threads)
+            # Listed before: none of these belongs to a job that is submitted with this id afterwards.
+            prefix = song_prefix(tenant, job_id)
+            found = await self.store_threads.run(tenant, lambda: [each.key for each in self._store.list(prefix)])
+            if not await self._jobs(calls.erase(job_id, tenant)):
+                raise NotFinished(f"job {job_id} was submitted again just now: cancel it, or wait for its end")
+            # If this process dies from here on, or the store does, the controller deletes them.
+            # Its record is the last, so that a repetition finds the rest; a controller may have written it meanwhile.
+            last = record_key(tenant, job_id)
+            doomed = [*(key for key in found if key != last), last]
+            await self.store_threads.run(tenant, partial(_delete_all, self._store, doomed))
 
     async def pools(self) -> tuple[Pool, ...]:
         """Current status of the default pool, every published pool and every pool with a worker."""
@@ -195,10 +210,23 @@ class JobQueue:
         names = {self._settings.pool, *published, *(worker.pool for worker in pool_status.workers)}
         return tuple(pool_status.pools[name] for name in sorted(names))
 
-    async def ping(self) -> None:
-        """Check that Redis answers."""
-        with queue_errors(_ADVICE):
-            await self._jobs.redis.ping()
+    async def require_room(self) -> None:
+        """Check that Redis answers, and takes writes. Raises QueueFull where it is out of memory or disk."""
+        with queue_errors():
+            await self._jobs.redis.eval(_WRITES, 0)
+
+
+def _slow_store() -> Unavailable:
+    return StoreUnavailable("the store is slow to answer; try again")
+
+
+def _too_many_lists() -> Limited:
+    return Limited("too many lists of this tenant are being read at once; wait for them", retry_after_s=1)
+
+
+def _delete_all(store: Store, keys: Sequence[str]) -> None:
+    for key in keys:
+        store.delete(key)
 
 
 def _require_cancelable(job_id: str, status: JobStatus) -> None:

@@ -12,16 +12,15 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-import anyio
-from anyio import CapacityLimiter, from_thread
+from anyio import from_thread
 
 from api.containers import check_container, check_inputs, check_taken
-from api.outages import Threads
 from api.queue.admission import check_audio, check_length, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.queue.lookup import Lookup
 from api.queue.pool_status import PoolStatusReader
 from api.queue.retry_after import error_of
 from api.settings import GatewaySettings
+from api.turns import Threads
 from serinette import logs, telemetry
 from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.credentials import Limits
@@ -36,8 +35,8 @@ from serinette.webhook_targets import Targets
 
 log = logging.getLogger(__name__)
 
-# Threads that resolve the hosts of webhooks.
-_WEBHOOK_THREADS = 8
+# Threads in which submits wait for look-ups of webhooks' hosts; of one tenant at most a quarter.
+_WEBHOOK_THREADS = 16
 # Share of the Redis timeout that WAITAOF may take; the rest is for the network.
 _DISK_SHARE = 0.8
 
@@ -71,9 +70,11 @@ class Submitter:
     lookup: Lookup
     pool_status: PoolStatusReader
     declared: Callable[[str], Limits | None]
-    store_threads: CapacityLimiter
+    store_threads: Threads
     targets: Targets
-    webhook_threads: Threads = field(default_factory=lambda: Threads(_WEBHOOK_THREADS, _slow_resolver))
+    webhook_threads: Threads = field(
+        default_factory=lambda: Threads(_WEBHOOK_THREADS, _WEBHOOK_THREADS // 4, _slow_resolver)
+    )
 
     async def song(self, work: Work, spec: GenerationSpec) -> tuple[Job, bool]:
         """See JobQueue.submit."""
@@ -160,13 +161,14 @@ class Submitter:
 
     async def _check_webhook(self, work: Work) -> None:
         if (url := work.options.webhook) is not None:
-            await self.webhook_threads.run(partial(check_webhook, work.tenant, url, self.settings, self.targets))
+            check = partial(check_webhook, work.tenant, url, self.settings, self.targets)
+            await self.webhook_threads.run(work.tenant, check)
 
     async def _ask_store(self, check: Callable[..., None], tenant: str, spec: GenerationSpec | ContainerSpec) -> None:
         def find_job(job_id: str) -> Job:
             return from_thread.run(self.lookup.load, tenant, job_id)
 
-        await anyio.to_thread.run_sync(check, tenant, spec, self.store, find_job, limiter=self.store_threads)
+        await self.store_threads.run(tenant, partial(check, tenant, spec, self.store, find_job))
 
     @property
     def _wait_ms(self) -> int:

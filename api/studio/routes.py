@@ -46,7 +46,6 @@ def _files() -> dict[str, _File]:
                 "ETag": f'W/"{hashlib.sha256(plain).hexdigest()[:32]}"',  # weak: the same for both encodings
                 "Cache-Control": "no-cache",
                 "Vary": "Accept-Encoding",
-                "X-Content-Type-Options": "nosniff",
                 "Referrer-Policy": "no-referrer",
                 "Content-Security-Policy": _POLICY,
             }
@@ -54,8 +53,8 @@ def _files() -> dict[str, _File]:
     return found
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
-@router.api_route("/studio/{name}", methods=["GET", "HEAD"])
+@router.get("/")
+@router.get("/studio/{name}")
 async def serve(
     name: str = PAGE,
     if_none_match: Annotated[str | None, Header()] = None,

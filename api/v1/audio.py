@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from api.dependencies import CallerPart, DownloadsPart, LinksPart, QueuePart, SettingsPart, TenantPart
 from api.downloads import FileRequest, song_of
 from api.problems import problems
+from api.request_checks import prefix_of
 from api.v1 import examples
 from api.v1.answers import JobId
 
@@ -26,7 +27,6 @@ class JobLinks(BaseModel):
     expires_at: AwareDatetime = Field(description="A response that has begun by then is not cut off.")
 
 
-@router.head("/jobs/{job_id}/audio", include_in_schema=False)
 @router.get(
     "/jobs/{job_id}/audio",
     response_class=Response,
@@ -69,12 +69,12 @@ async def audio(
     responses={200: {"content": examples.LINKS}, **problems("not_found", "queue_unavailable", "store_unavailable")},
 )
 async def links(
-    job_id: JobId, queue: QueuePart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
+    job_id: JobId, request: Request, queue: QueuePart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
 ) -> JobLinks:
     """Signed URLs that give access to this job alone until they expire. Revoking the key revokes them too."""
     await queue.get(caller.tenant, job_id)
     token, expires_s = await signer.sign(caller, job_id, settings.link_s)
-    path = f"/v1/jobs/{job_id}"
+    path = f"{prefix_of(request.scope)}/v1/jobs/{job_id}"
     return JobLinks(
         audio=f"{path}/audio?token={token}",
         events=f"{path}/events?token={token}",

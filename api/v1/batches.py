@@ -12,7 +12,6 @@ from typing import Annotated
 import anyio
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from api.batches.service import BatchService
@@ -30,7 +29,7 @@ from serinette.store import Store
 router = APIRouter(prefix="/v1", tags=["batches"])
 
 _BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
-_JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines"}
+_JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines", "text/plain"}
 
 KeyHeader = Annotated[
     str | None,
@@ -54,9 +53,9 @@ BatchId = Annotated[str, Depends(_checked_batch_id)]
 
 
 async def _found(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
-    if known := await run_in_threadpool(batches.known, tenant, batch_id):
+    if known := await threads.queue.run(tenant, partial(batches.known, tenant, batch_id)):
         return known
-    return await threads.run(partial(batches.get, tenant, batch_id))
+    return await threads.store.run(tenant, partial(batches.get, tenant, batch_id))
 
 
 BatchPart = Annotated[Batch, Depends(_found)]
@@ -125,10 +124,12 @@ async def create(
             "Content-Type: send JSON Lines as application/jsonl, or JSON as application/json", field="Content-Type"
         )
     options = None if is_json else _options(name, label or [], timeout_s, webhook)
-    with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
-        path = File(directory) / "body"
-        await _spool(request, path, settings.max_body_bytes if is_json else settings.max_batch_bytes)
-        batch, created = await threads.run(partial(_create, batches, tenant, path, options, idempotency_key))
+    async with threads.bodies.of(tenant):
+        with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
+            path = File(directory) / "body"
+            await _spool(request, path, settings.max_body_bytes if is_json else settings.max_batch_bytes)
+            read = partial(_create, batches, tenant, path, options, idempotency_key)
+            batch, created = await threads.checks.run(tenant, read)
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
@@ -165,13 +166,14 @@ async def _spool(request: Request, path: File, most: int) -> None:
 
 
 @router.get("/batches", summary="Batches, newest first", responses=problems("invalid_spec", "queue_unavailable"))
-def list_batches(
+async def list_batches(
     batches: BatchesPart,
+    threads: BatchThreadsPart,
     tenant: TenantPart,
     limit: Annotated[int, Query(ge=1, le=100, description="Batches at most.")] = 20,
 ) -> BatchList:
     """The newest batches, unfinished and ended, as long as they are kept."""
-    return BatchList(batches=tuple(batches.newest(tenant, limit)))
+    return BatchList(batches=tuple(await threads.queue.run(tenant, partial(batches.newest, tenant, limit))))
 
 
 _LOOK = problems("not_found", "queue_unavailable", "store_unavailable")
@@ -198,31 +200,33 @@ async def lines(
     limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most.")] = 100,
 ) -> BatchLines:
     """Each line with its job and songs, as they are now. Continue with `first` behind the last line returned."""
-    return BatchLines(lines=tuple(await threads.run(partial(batches.lines, tenant, batch_id, first - 1, limit))))
+    return BatchLines(
+        lines=tuple(await threads.store.run(tenant, partial(batches.lines, tenant, batch_id, first - 1, limit)))
+    )
 
 
 @router.post("/batches/{batch_id}/pause", summary="Pause a batch", responses=_MOVE)
-def pause(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
+async def pause(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
     """No more lines are released. What waits in the lane or is being generated goes on."""
-    return batches.pause(tenant, batch_id)
+    return await threads.queue.run(tenant, partial(batches.pause, tenant, batch_id))
 
 
 @router.post("/batches/{batch_id}/resume", summary="Resume a paused batch", responses=_MOVE)
-def resume(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
+async def resume(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
     """Lines are released again."""
-    return batches.resume(tenant, batch_id)
+    return await threads.queue.run(tenant, partial(batches.resume, tenant, batch_id))
 
 
 @router.post("/batches/{batch_id}/cancel", summary="Cancel a batch", responses=_MOVE)
-def cancel(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
+async def cancel(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
     """All of its jobs are canceled; it is `canceling` until the last has ended. What was generated is kept."""
-    return batches.cancel(tenant, batch_id)
+    return await threads.queue.run(tenant, partial(batches.cancel, tenant, batch_id))
 
 
 @router.post("/batches/{batch_id}/retry", status_code=202, summary="Retry what was not generated", responses=_MOVE)
-def retry(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
+async def retry(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
     """Of an ended batch the failed and the canceled lines are released once more, as new jobs with the same seeds."""
-    return batches.retry(tenant, batch_id)
+    return await threads.store.run(tenant, partial(batches.retry, tenant, batch_id))
 
 
 @router.delete(
@@ -233,7 +237,7 @@ def retry(batch_id: BatchId, batches: BatchesPart, tenant: TenantPart) -> Batch:
 )
 async def erase(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
     """Its lines and files go; its jobs and their songs stay until they are erased or too old."""
-    await threads.run(partial(batches.erase, tenant, batch_id))
+    await threads.store.run(tenant, partial(batches.erase, tenant, batch_id))
 
 
 async def _ended(batch: BatchPart) -> Batch:

@@ -82,7 +82,11 @@ async def output(
     """A file that the container wrote below /outputs, or a redirect to the store."""
     found = _output_of(await queue.get(tenant, job_id), name)
     file_request = FileRequest.of(request)
-    if not file_request.is_cached(found) and (url := await downloads.url(found, settings.presign_s)) is not None:
+    if (
+        request.method == "GET"
+        and not file_request.is_cached(found)
+        and (url := await downloads.url(found, settings.presign_s)) is not None
+    ):
         return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
     return await downloads.serve(found, file_request, name.rpartition("/")[2], download=True)
 

@@ -9,9 +9,10 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import anyio
-from fastapi import APIRouter, Header, Query, WebSocket
+from fastapi import APIRouter, Header, Query, Request, WebSocket
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from api.auth.keyring import CallerCheck
@@ -19,6 +20,8 @@ from api.dependencies import CallerCheckPart, EventsPart, QueuePart, SettingsPar
 from api.events import JobEvent, JobEvents, checked_event_id
 from api.problems import answer, problems
 from api.queue import JobQueue
+from api.settings import GatewaySettings
+from api.turns import Turns
 from api.v1 import examples
 from api.v1.answers import JobId
 from serinette.errors import RequestError, SerinetteError
@@ -44,11 +47,12 @@ ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]
     responses={
         200: {"content": examples.EVENTS, "description": "A `status` event with the whole job, then what happens."},
         204: {"description": "The job is over and `Last-Event-ID` is its last event: do not reconnect."},
-        **problems("not_found", "invalid_spec", "queue_unavailable", "store_unavailable"),
+        **problems("not_found", "invalid_spec", "limited", "queue_unavailable", "store_unavailable"),
     },
 )
 async def stream(
     job_id: JobId,
+    request: Request,
     queue: QueuePart,
     events: EventsPart,
     tenant: TenantPart,
@@ -61,7 +65,21 @@ async def stream(
     job, after = await _snapshot(queue, events, tenant, job_id, seen)
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
         return Response(status_code=204)
-    return EventSourceResponse(_sse(events, job, after, caller_check), ping=KEEPALIVE_S)
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream")
+    return _Stream(events.streams, tenant, _sse(events, job, after, caller_check))
+
+
+class _Stream(EventSourceResponse):
+    """Counts as one of its tenant's streams for as long as it is open. Raises Limited before anything is sent."""
+
+    def __init__(self, streams: Turns, tenant: str, content: AsyncGenerator[ServerSentEvent]) -> None:
+        super().__init__(content, ping=KEEPALIVE_S)
+        self._turn = streams.of(tenant)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._turn:
+            await super().__call__(scope, receive, send)
 
 
 @router.websocket("/jobs/{job_id}/events")
@@ -77,12 +95,17 @@ async def socket(
     last_event_id_header: ResumeHeader = None,
 ) -> None:
     """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
-    if not _origin_allowed(websocket, settings.cors_origins):
+    if not _origin_allowed(websocket, settings):
         error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
         await websocket.send_denial_response(answer(websocket.scope, error, 403))
         return
     job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
-    await websocket.accept()
+    async with events.streams.of(tenant):
+        await websocket.accept()
+        await _send_all(websocket, events, job, after, caller_check)
+
+
+async def _send_all(websocket: WebSocket, events: JobEvents, job: Job, after: str, caller_check: CallerCheck) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(_until_gone, websocket, group.cancel_scope)
         try:
@@ -91,7 +114,7 @@ async def socket(
                     await websocket.send_text(message.model_dump_json())
             await websocket.close(await _why(events, caller_check))
         except WebSocketDisconnect:
-            log.debug("listener to job %s left", job_id)
+            log.debug("listener to job %s left", job.id)
         group.cancel_scope.cancel()
 
 
@@ -139,9 +162,9 @@ async def _until_gone(websocket: WebSocket, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _origin_allowed(websocket: WebSocket, allowed: tuple[str, ...]) -> bool:
+def _origin_allowed(websocket: WebSocket, settings: GatewaySettings) -> bool:
     """Browsers let any page open a WebSocket anywhere, and only say where the page is from."""
     origin = websocket.headers.get("origin")
-    if origin is None or origin in allowed or "*" in allowed:
+    if origin is None or settings.allows_origin(origin):
         return True
     return urlsplit(origin).netloc == websocket.headers.get("host")

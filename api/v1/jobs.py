@@ -55,6 +55,7 @@ REFUSALS = (
     "too_many_queued",
     "too_many_in_flight",
     "gpu_time_spent",
+    "queue_full",
     "queue_unavailable",
     "store_unavailable",
 )

@@ -14,7 +14,7 @@ from api.queue.explanations import coming, expected_s, no_worker
 from api.settings import GatewaySettings
 from serinette.job import now
 from serinette.names import Lane
-from serinette.presence import Model, Presence, WorkerStage
+from serinette.presence import ColdStart, Model, Presence, WorkerStage
 from serinette.spec import MAX_VARIATIONS
 
 router = APIRouter(prefix="/v1", tags=["queue"])
@@ -38,6 +38,7 @@ class WorkerView(BaseModel):
     device: str
     model: str | None
     message: str
+    cold_start: ColdStart
     started_at: AwareDatetime
 
 
@@ -166,6 +167,7 @@ def worker_view(worker: Presence) -> WorkerView:
         device=worker.device,
         model=worker.model.name if worker.model else None,
         message=worker.message,
+        cold_start=worker.cold_start,
         started_at=worker.started_at,
     )
 

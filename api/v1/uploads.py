@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.datastructures import UploadFile
 
-from api.dependencies import TenantPart, UploadsPart, containers_only
+from api.dependencies import SettingsPart, TenantPart, UploadsPart, containers_only
+from api.forms import FormRequest
 from api.problems import problems
 from api.v1 import examples
 from serinette.errors import InvalidSpec, NotFound
@@ -49,13 +50,14 @@ UploadId = Annotated[str, Depends(_checked_upload_id)]
             "content": examples.UPLOAD,
             "description": "The stored upload; with `presign`, the URL to PUT the audio to.",
         },
-        **problems("invalid_spec", "invalid_audio", "too_large", "unsupported", "store_unavailable"),
+        **problems("invalid_spec", "invalid_audio", "too_large", "unsupported", "limited", "store_unavailable"),
     },
 )
 async def upload(
     request: Request,
     response: Response,
     uploads: UploadsPart,
+    settings: SettingsPart,
     tenant: TenantPart,
     presign: Annotated[
         bool, Query(description="Return a URL of the object store to PUT the bytes to, instead of taking a body.")
@@ -68,7 +70,8 @@ async def upload(
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         kept = await uploads.take(tenant, request.stream())
     else:
-        async with request.form(max_files=1, max_fields=8) as form:
+        whole = FormRequest(request.scope, request.receive, settings.max_body_bytes)
+        async with whole.form(max_files=1, max_fields=8) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise InvalidSpec("file: the form must hold the audio in a field of this name", field="file")
@@ -83,7 +86,7 @@ async def upload(
     summary="Upload a file for a container",
     dependencies=[Depends(containers_only)],
     openapi_extra={"requestBody": {"content": {"application/octet-stream": {"schema": _BYTES}}, "required": True}},
-    responses=problems("too_large", "unsupported", "store_unavailable"),
+    responses=problems("too_large", "unsupported", "limited", "store_unavailable"),
 )
 async def upload_file(request: Request, response: Response, uploads: UploadsPart, tenant: TenantPart) -> UploadedFile:
     """Any bytes as the body, for a container's `inputs` alone, not for songs. 501 if no cluster is configured."""

@@ -36,6 +36,8 @@ class Case:
     # A worker's metrics report what its engine said up to five seconds ago, which is much of a fast card's run.
     metrics_settle_s: float = 10
     first_song_s: float = 30.0
+    # Seconds of a song and songs together, which two checkouts generate in turns.
+    turns: tuple[tuple[float, int], ...] = ((5.0, 1), (15.0, 1), (15.0, 2), (60.0, 1))
 
     @property
     def device_name(self) -> str:

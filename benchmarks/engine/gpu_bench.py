@@ -20,7 +20,7 @@ import torch
 from benchmarks.engine import floor
 from benchmarks.engine.full_size import SIZES, Sizes
 from benchmarks.engine.speed import Clock
-from gpu_worker.engine.ace_step.footprint import decoder_line, text_bytes, transformer_line
+from gpu_worker.engine.ace_step.footprint import decoder_line, transformer_curves
 from gpu_worker.engine.interface import SongRequest
 from gpu_worker.engine.memory.plan import CPU_WINDOWS, Need, Plan, plan
 from serinette.job import Stage
@@ -153,20 +153,19 @@ class Bench:
     def planned(self) -> Plan:
         """What fits on this card beside the weights, which are there already."""
         if not self.gpu:
-            return Plan(False, CPU_WINDOWS, math.inf, math.inf)
+            return Plan(False, CPU_WINDOWS, math.inf)
         transformer, vae = self.pipe.transformer, self.pipe.vae
         free_bytes, _ = torch.cuda.mem_get_info()
         need = Need(
             weights_bytes=0,  # they are there already
             largest_part_bytes=0,
-            transformer=transformer_line(transformer.config, torch.bfloat16),
+            steps=transformer_curves(transformer.config, torch.bfloat16),
             decoder=decoder_line(vae.config, torch.bfloat16),
-            text_bytes=text_bytes(transformer.config, torch.bfloat16),
             frames_per_s=self.pipe.latents_per_second,
             max_duration_s=600.0,
             guidance=False,
         )
-        return plan(need, free_bytes, max_batch=8, offload=False)
+        return plan(need, free_bytes, offload=False)
 
     def with_floor(self, songs: int, row: Figures) -> Figures:
         """A row with the denoiser's share of the least time that the card's arithmetic allows."""

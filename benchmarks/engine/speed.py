@@ -54,7 +54,7 @@ def _sweep(case: Case, engine: AceStepEngine) -> list[Figures]:
     rows = []
     for duration_s in case.durations_s:
         for batch in case.batches:
-            if batch * duration_s <= min(engine.audio_s, 960.0):
+            if batch * duration_s <= 960.0 and batch <= engine.songs_together(duration_s):
                 rows.append(_row(case, engine, duration_s, batch))
                 print("   ", rows[-1], flush=True)
     return rows

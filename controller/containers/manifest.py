@@ -34,6 +34,9 @@ MAX_STEP_BYTES = 120_000
 # The last step has a handler of SIGTERM. Linux drops a signal that a container's first process has none for, and a
 # command may be over before a Python has started.
 READY = ("grep", "-q", "^SigCgt:.*[4-7c-f]...$", "/proc/1/status")
+# An init, so that a pod that is deleted while its inputs come does not stay for its whole grace. Not for the last step:
+# its own handler is what the probe above looks for.
+_INIT = ("dumb-init", "--single-child", "--")
 _STEP_RESOURCES = {
     "requests": {"cpu": "50m", "memory": "96Mi", "ephemeral-storage": "16Mi"},
     "limits": {"cpu": "1", "memory": "256Mi", "ephemeral-storage": "64Mi"},
@@ -172,7 +175,7 @@ def _step(name: str, settings: ContainerSettings, given: object, mount: Object) 
     return {
         "name": name,
         "image": settings.containers_steps_image,
-        "command": ["python", "-m", "serinette.container_steps", name],
+        "command": [*(_INIT if name == FETCH else ()), "python", "-m", "serinette.container_steps", name],
         "env": [{"name": "SERINETTE_STEP", "value": _literal(json.dumps(given))}],
         "resources": _STEP_RESOURCES,
         "securityContext": _confined(read_only=True),

@@ -55,6 +55,7 @@ _LEASE = Lease("controller-containers", 0)
 _CHUNK = 100
 # Of what is added to a log, as much is in its event; the whole is in the log.
 _EVENT_CHARACTERS = 64 * 1024
+_MOST_EVENTS = 100  # as the transitions keep
 
 
 class Containers:
@@ -155,7 +156,7 @@ class Containers:
         if pod is not None and has_log(pod) and step.status is not JobStatus.CANCELED:
             self._read_log(held, pod, ended=step.action is not Action.WAIT)
         if pod is not None and canceled:  # its pod is gone when the job ends
-            self._jobs(calls.note(held.entry.id, held.attempt.id, "ran_s", run_s_of(pod, now())))
+            self._note(held, "ran_s", run_s_of(pod, now()))
         self._act(held, step, job, stage_of(pod))
 
     def _act(self, held: Held, step: Step, job: Object | None, stage: Stage) -> None:
@@ -200,7 +201,17 @@ class Containers:
 
     def _note_placed(self, held: Held) -> None:
         """Its Kubernetes Job was made: from now on one that is not there was deleted."""
-        self._jobs(calls.note(held.entry.id, held.attempt.id, "placed", held.attempt.id))
+        self._note(held, "placed", held.attempt.id)
+
+    def _note(self, held: Held, field: str, value: object, *commands: calls.Command, before: str | None = None) -> None:
+        """Set a field of the record, and run `commands`, if this attempt still holds the job and the field is as
+        `before`, where that is given.
+        """
+        record = self._keys.job(held.entry.id)
+        guards = [(("HGET", record, "owner"), held.attempt.id)]
+        if before is not None:
+            guards.append((("HGET", record, field), before))
+        self._jobs(calls.guarded(guards, [("HSET", record, field, value), *commands]))
 
     def _read_log(self, held: Held, pod: Object, *, ended: bool) -> None:
         job_id, after, most = held.entry.id, held.entry.log_at, self._settings.containers_log_bytes
@@ -218,7 +229,9 @@ class Containers:
             chunk = cut_chunk("", most)
         if chunk:
             event = json.dumps({"text": chunk.text[-_EVENT_CHARACTERS:]})
-            self._jobs(calls.log(job_id, held.attempt.id, after, (chunk.text, chunk.last), event))
+            append = ("APPEND", self._keys.log(job_id), chunk.text)
+            report = ("XADD", self._keys.events(job_id), "MAXLEN", "~", _MOST_EVENTS, "*", "type", "log", "data", event)
+            self._note(held, "log_at", chunk.last, append, report, before=after)
 
     def _finish(self, held: Held, outcome: Outcome, exit_code: int | None) -> None:
         """The record in the store first: it decides. A controller that is killed behind it finds it, and goes on."""
@@ -227,7 +240,7 @@ class Containers:
             kept: Any = self._jobs.redis.get(self._keys.log(entry.id))
             run = self._run_of(held, exit_code, kept or b"")
             ended = Outcome(outcome.status, outcome.error, gpu_s=outcome.gpu_s, run=run)
-            record = put_record(self._store, record_of(entry, held.attempt, ended))
+            record = put_record(self._store, record_of(entry, held.attempt, ended), entry)
             self._store.delete(manifest_key(entry.tenant, entry.id, attempt_id))  # its record says all of it
         except StoreUnavailable as error:
             log.warning("the container has ended, and the store is away: %s", error)

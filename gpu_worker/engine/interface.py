@@ -5,7 +5,7 @@ A family of models is registered in `loading.FAMILIES`; everything else here is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -72,6 +72,9 @@ class BatchProgress:
 class Engine(Protocol):
     """One loaded model. Called from one thread, one batch at a time."""
 
+    # Seconds that parts of loading took, as fields of ColdStart: weights_s, compile_s. The rest is load_s.
+    load_times: Mapping[str, float]
+
     @property
     def model(self) -> Model:
         """What is loaded."""
@@ -80,9 +83,8 @@ class Engine(Protocol):
     def device(self) -> str:
         """What it runs on, human-readable: `cpu, 2 threads`, `cuda:0, NVIDIA H100`."""
 
-    @property
-    def audio_s(self) -> float:
-        """Seconds of audio that may be generated at once: a batch of more does not fit."""
+    def songs_together(self, longest_s: float) -> float:
+        """How many songs fit into a batch, the longest of so many seconds; infinity: any number."""
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in, and warnings on what was ignored or bounded.

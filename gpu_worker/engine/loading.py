@@ -33,8 +33,11 @@ def load(settings: WorkerSettings) -> Engine:
     device = device_of(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    began = time.monotonic()
     checkpoint = locate(settings)
+    weights_s = time.monotonic() - began
     engine = family_of(checkpoint.directory).load(checkpoint, device, settings)
+    engine.load_times = {**engine.load_times, "weights_s": weights_s}
     log.info("loaded %s in %.1f s: %s on %s", engine.model.name, time.monotonic() - started, checkpoint, device)
     return engine
 

@@ -12,19 +12,14 @@ from dataclasses import dataclass, fields
 
 import yaml
 
+from serinette.spec import INSTRUMENTAL, LANGUAGES, UNKNOWN_LANGUAGE
+
 GENERATE = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND = "Understand the given musical conditions and describe the audio semantics accordingly:"
 EXPAND = "Expand the user's input into a more detailed and specific musical description:"
 FORMAT = "Format the user's input into a more detailed and specific musical description:"
 
-INSTRUMENTAL = "[Instrumental]"
 THINK, END_OF_THINK = "<think>\n", "</think>"
-UNKNOWN_LANGUAGE = "unknown"
-_LANGUAGES = (
-    "ar az bg bn ca cs da de el en es fa fi fr he hi hr ht hu id is it ja ko la lt ms ne nl no pa pl pt ro ru sa sk sr "
-    "sv sw ta te th tl tr uk ur vi yue zh"
-)
-LANGUAGES = (*_LANGUAGES.split(), UNKNOWN_LANGUAGE)
 # Every value of the fields that have finitely many, in the order that the model writes the fields in (YAML's: sorted).
 # The caption, which is free, stands between bpm and duration.
 CHOICES: Mapping[str, tuple[int | str, ...]] = {

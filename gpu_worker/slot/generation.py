@@ -20,7 +20,7 @@ from serinette import telemetry
 from serinette.errors import InvalidOutput, StoreUnavailable
 from serinette.job import Artifact, JobStatus, Record, Result, Stage, Timings, now
 from serinette.jobs import Outcome
-from serinette.jobs.finishing import find_record, record_of
+from serinette.jobs.finishing import find_end, record_of
 from serinette.media import CONTENT_TYPES, EXTENSIONS, encoded_rate, song_tags
 from serinette.names import artifact_key
 from serinette.presence import Model
@@ -95,7 +95,7 @@ class Generation:
         entry = self._held.entry
         patient = self._spool is None or self._held.attempt.number > 1
         try:
-            return find_record(self._store if patient else self._store.impatient(), entry.tenant, entry.id)
+            return find_end(self._store if patient else self._store.impatient(), entry)
         except StoreUnavailable:
             if patient:
                 raise
@@ -129,7 +129,7 @@ class Generation:
         return {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
 
     def _seed(self, song: Audio, index: int) -> int:
-        return song.seed if song.seed is not None else (self._spec.seed or 0) + index
+        return song.seed if song.seed is not None else self._spec.seeds[index]
 
     # -- its songs
 
@@ -200,14 +200,15 @@ class Generation:
     def _put_record(self, record: Record) -> Record | Parcel:
         """The record that counts, or the parcel in which it waits."""
         found: list[Record] = []
-        if self._in_store(lambda store: found.append(put_record_or_erase(store, record))):
+        entry = self._held.entry
+        if self._in_store(lambda store: found.append(put_record_or_erase(store, record, entry))):
             return found[0]
         if self._parcel is None:
-            return put_record_or_erase(self._store, record)
+            return put_record_or_erase(self._store, record, entry)
         if self._parcel.seal(record):
             return self._parcel
         try:
-            return self._parcel.send(self._store, record)
+            return self._parcel.send(self._store, record, entry)
         except StoreUnavailable:
             self._parcel.discard()
             raise

@@ -203,6 +203,6 @@ class HeldJob:
             additions = self.times.additions(self.entry.pool, record.result) if won and record.result else ()
             gpu_s = self.unrecorded_gpu_s if won else 0.0
             finished = finish_as(self._jobs, record, gpu_s=gpu_s, additions=additions, by=mine)
-        if finished.status is None and not finished.held:
+        if finished.status is None and not finished.held and not finished.erased:
             return None
         return finished.status is JobStatus(decision.ending)

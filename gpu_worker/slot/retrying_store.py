@@ -44,7 +44,7 @@ class RetryingStore:
         """Copy an object to a file. Raises NotFound, or TooLarge beyond `max_bytes`."""
         self._ask(lambda: self._store.download(key, path, max_bytes))
 
-    def put(self, key: str, data: bytes | Path, content_type: str) -> None:
+    def put(self, key: str, data: bytes | Path, content_type: str | None = None) -> None:
         """Write an object."""
         self._ask(lambda: self._store.put(key, data, content_type))
 

@@ -26,7 +26,7 @@ from gpu_worker.slot.retry_policy import Decision, Ending, ending_of
 from gpu_worker.slot.retrying_store import RetryingStore
 from serinette.errors import HandBack, StoreUnavailable
 from serinette.job import JobError, Record
-from serinette.jobs import Jobs, calls
+from serinette.jobs import Entry, Jobs, calls
 from serinette.jobs.finishing import finish_as, put_record
 from serinette.store import Store
 
@@ -39,9 +39,9 @@ _LONGEST_PAUSE_S = 60.0
 _SCAN_EVERY_S = 5.0
 
 
-def put_record_or_erase(store: Store | RetryingStore, record: Record) -> Record:
+def put_record_or_erase(store: Store | RetryingStore, record: Record, entry: Entry | None = None) -> Record:
     """Record a job with songs; where another attempt's record counts, which is the answer, these songs are erased."""
-    winner = put_record(store, record)
+    winner = put_record(store, record, entry)
     if winner.attempt is None or record.attempt is None or winner.attempt.id != record.attempt.id:
         for artifact in record.artifacts:
             store.delete(artifact.key)
@@ -77,7 +77,7 @@ class Parcel:
         except (FileNotFoundError, ValidationError):
             return None
 
-    def send(self, store: Store | RetryingStore, record: Record) -> Record:
+    def send(self, store: Store | RetryingStore, record: Record, entry: Entry | None = None) -> Record:
         """Bring it to the store and discard it; the record that counts, which may be another attempt's.
 
         Raises:
@@ -86,7 +86,7 @@ class Parcel:
         for artifact in record.artifacts:
             if (song := self.directory / str(artifact.index)).exists():
                 store.put(artifact.key, song, artifact.content_type)
-        winner = put_record_or_erase(store, record)
+        winner = put_record_or_erase(store, record, entry)
         self.discard()
         return winner
 
@@ -226,7 +226,7 @@ class SpooledJobs:
             parcel.discard()
             self._conclude(held, parcel, Decision(Ending.CANCELED))  # where another attempt has it, nothing is written
             return
-        winner = parcel.send(self._store, record)
+        winner = parcel.send(self._store, record, held.entry)
         self._conclude(held, parcel, ending_of(winner), winner)
 
     def _conclude(self, held: HeldJob, parcel: Parcel, decision: Decision, record: Record | None = None) -> None:
@@ -239,7 +239,7 @@ class SpooledJobs:
     def _send_abandoned(self, parcel: Parcel) -> None:
         try:
             record = parcel.record
-            if record is None or self._is_unwanted(record.job_id):
+            if record is None or self._is_unwanted(record):
                 parcel.discard()
             else:
                 finish_as(self._jobs, parcel.send(self._store, record))
@@ -247,7 +247,8 @@ class SpooledJobs:
         finally:
             parcel.release()
 
-    def _is_unwanted(self, job_id: str) -> bool:
-        seen = self._jobs(calls.look([job_id]))[0]
-        entry = seen.entry
-        return seen.shrunk is not None or (entry is not None and (entry.status.ended or entry.cancel_requested))
+    def _is_unwanted(self, record: Record) -> bool:
+        (seen,) = self._jobs(calls.look([record.job_id]))
+        if (entry := seen.entry) is None:
+            return seen.shrunk is not None
+        return entry.status.ended or entry.cancel_requested or entry.is_anothers(record)

@@ -226,7 +226,7 @@ class SlotWorker(SimpleWorker):
         if decision.ending in {Ending.FAILED, Ending.CANCELED} and held.attempt.number > 1:
             outcome = Outcome(JobStatus(decision.ending), decision.error, gpu_s=held.unrecorded_gpu_s)
             try:
-                record = put_record(self._resources.store, record_of(held.entry, held.attempt, outcome))
+                record = put_record(self._resources.store, record_of(held.entry, held.attempt, outcome), held.entry)
                 decision = ending_of(record)
             except (StoreUnavailable, NotFound, InvalidSpec, LookupError, TypeError, ValueError) as error:
                 log.warning("job %s ends without a record: %s", held.job_id, error)

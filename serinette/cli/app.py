@@ -91,8 +91,9 @@ def run() -> None:
         app()
     except SerinetteError as error:
         errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
-        for line, _, message in error.lines if isinstance(error, InvalidBatch) else ():
-            errors.print(f"  line {line}: {message}", markup=False, soft_wrap=True)
+        for line, field, message in error.lines if isinstance(error, InvalidBatch) else ():
+            where = f"{field}: " if field else ""
+            errors.print(f"  line {line}: {where}{message}", markup=False, soft_wrap=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILED)
     except ModuleNotFoundError as error:
         if (extra := _EXTRAS.get(error.name or "")) is None:

@@ -97,9 +97,13 @@ Strength = Annotated[
     float | None, typer.Option("--strength", help="How closely a cover follows, 0 to 1.", rich_help_panel=_AUDIO)
 ]
 RepaintFrom = Annotated[
-    float | None, typer.Option("--from", help="Second from which to repaint.", rich_help_panel=_AUDIO)
+    float | None,
+    typer.Option("--from", help="Second from which to repaint; below 0 continues before it.", rich_help_panel=_AUDIO),
 ]
-RepaintTo = Annotated[float | None, typer.Option("--to", help="Second up to which to repaint.", rich_help_panel=_AUDIO)]
+RepaintTo = Annotated[
+    float | None,
+    typer.Option("--to", help="Second up to which to repaint; past the end continues.", rich_help_panel=_AUDIO),
+]
 Track = Annotated[
     str | None, typer.Option("--track", help="For extract and lego, e.g. vocals.", rich_help_panel=_AUDIO)
 ]

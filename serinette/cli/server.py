@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -84,6 +85,7 @@ def up(
     """Run everything on this machine: queue, gateway and a worker. Ctrl-C ends it all."""
     require_server("`serinette up`")
     from serinette.local import LocalOptions  # noqa: PLC0415  # as heavy as a server, which the other commands are not
+    from serinette.settings import unknown_variables  # noqa: PLC0415  # as above
 
     worker = {"SERINETTE_MODEL": model, "SERINETTE_DEVICE": device}
     given = {name: value for name, value in worker.items() if value is not None}
@@ -95,6 +97,8 @@ def up(
     gateway = {"SERINETTE_AUTH": str(auth), "SERINETTE_ALLOW_ANYONE": str(allow_anyone)}
     options = LocalOptions(data_dir, host, port, drain_timeout_s, redis_url, given, gateway)
     errors.print(f"Serinette {__version__}")
+    for sentence in unknown_variables(os.environ):
+        errors.print(f"[yellow]{escape(sentence)}[/]", soft_wrap=True)
     try:
         with _running(options, verbose=verbose) as local:
             errors.print(f"[bold]Listening on {local.url}[/]", soft_wrap=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from serinette.client.answers import Batch, BatchLine, Event, Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.asynchronous import AsyncClient
+from serinette.client.asynchronous_songs import AsyncSong, generate_async
 from serinette.client.batch_calls import BatchOptions, Fetched
 from serinette.client.retries import Retry
+from serinette.client.songs import Song, generate
 from serinette.client.sync import Client
 from serinette.client.wire import DEFAULT_URL
 
 __all__ = [
     "DEFAULT_URL",
     "AsyncClient",
+    "AsyncSong",
     "Batch",
     "BatchLine",
     "BatchOptions",
@@ -22,6 +25,9 @@ __all__ = [
     "Page",
     "QueueState",
     "Retry",
+    "Song",
     "TenantUsage",
     "Workers",
+    "generate",
+    "generate_async",
 ]

@@ -186,6 +186,7 @@ class LineSong(_Answer):
     seed: int
     size_bytes: int
     sha256: str
+    url: str = ""
 
 
 class BatchLine(_Answer):
@@ -195,7 +196,7 @@ class BatchLine(_Answer):
     status: str
     custom_id: str | None = None
     job_id: str | None = None
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
     artifacts: tuple[LineSong, ...] = ()
     error: LineError | None = None
 

@@ -20,7 +20,7 @@ from serinette.client.calls import HOLD_S, Call, JobFields
 from serinette.client.container_calls import ContainerFields, LogReader, outputs_of, place_of
 from serinette.client.files import async_chunks, async_created, id_of, incoming, made, sha256_of, size_of
 from serinette.client.retries import Retry, RetryBudget, TransientError
-from serinette.client.wire import CHUNK_BYTES, DEFAULT_URL
+from serinette.client.wire import CHUNK_BYTES
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished
 from serinette.job import Job, JobOptions, JobStatus, Upload, UploadedFile
@@ -41,15 +41,18 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         timeout_s: float = 30.0,
         retry: Retry | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`timeout_s` bounds each wait for the gateway, not a song; `transport` is for tests and odd networks."""
-        self.url = url.rstrip("/")
+        """Without `url` and `api_key` those of SERINETTE_URL and SERINETTE_API_KEY count, or this machine's gateway.
+
+        `timeout_s` bounds each wait for the gateway, not a song; `transport` is for tests and odd networks.
+        """
+        self.url, api_key = wire.address(url, api_key)
         self._retry = retry or Retry()
         self._answered = False
         self.batches = AsyncBatches(self)

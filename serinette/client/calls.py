@@ -64,7 +64,7 @@ class JobFields(TypedDict, total=False):
     cfg_start: float
     cfg_end: float
     timesteps: Sequence[float] | None
-    seed: int | None
+    seed: int | Sequence[int] | None
     variations: int
     model: str | None
     lora: str | None

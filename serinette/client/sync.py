@@ -1,4 +1,4 @@
-"""The client that waits: generated from asynchronous.py by `make client`, so change that one."""
+"""What waits: generated from asynchronous.py by `make client`, so change that one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serinette.client.calls import HOLD_S, Call, JobFields
 from serinette.client.container_calls import ContainerFields, LogReader, outputs_of, place_of
 from serinette.client.files import chunks, created, id_of, incoming, made, sha256_of, size_of
 from serinette.client.retries import Retry, RetryBudget, TransientError
-from serinette.client.wire import CHUNK_BYTES, DEFAULT_URL
+from serinette.client.wire import CHUNK_BYTES
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished
 from serinette.job import Job, JobOptions, JobStatus, Upload, UploadedFile
@@ -40,15 +40,18 @@ class Client:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         timeout_s: float = 30.0,
         retry: Retry | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout_s` bounds each wait for the gateway, not a song; `transport` is for tests and odd networks."""
-        self.url = url.rstrip("/")
+        """Without `url` and `api_key` those of SERINETTE_URL and SERINETTE_API_KEY count, or this machine's gateway.
+
+        `timeout_s` bounds each wait for the gateway, not a song; `transport` is for tests and odd networks.
+        """
+        self.url, api_key = wire.address(url, api_key)
         self._retry = retry or Retry()
         self._answered = False
         self.batches = Batches(self)

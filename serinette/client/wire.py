@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterable, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +32,15 @@ T = TypeVar("T")
 # Of a gateway, or of a proxy before it: nothing was accepted. 502 and 504 leave that open.
 _REFUSED = {429, 503}
 _LOST = {502, 504}
+
+
+def address(url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """The gateway and the key to call it with: as given, else those of SERINETTE_URL and SERINETTE_API_KEY."""
+    if url is None:
+        url = os.environ.get("SERINETTE_URL") or DEFAULT_URL
+    if api_key is None:
+        api_key = os.environ.get("SERINETTE_API_KEY") or None
+    return url.rstrip("/"), api_key
 
 
 def arguments(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
@@ -117,7 +127,7 @@ def events_interrupted(job_id: str) -> TransientError:
 def _unreachable(url: str, error: httpx.TransportError) -> Unavailable:
     return Unavailable(
         f"no Serinette answers at {url} ({_reason(error)}): start one with `serinette up`, or name another, "
-        "in Python with Client(url), on the command line with --server or SERINETTE_URL"
+        "in Python with Client(url), on the command line with --server, in both with SERINETTE_URL"
     )
 
 

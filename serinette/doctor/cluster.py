@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -19,8 +19,7 @@ from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 Object = Mapping[str, Any]
 
-_TIMEOUT_S = 10  # of each question
-_AT_ONCE = 8
+_TIMEOUT_S = 5.0  # of each question
 _NO_ANSWER = 0
 _API_SERVICES = "/apis/apiregistration.k8s.io/v1/apiservices"
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -66,6 +65,7 @@ class ClusterSeen:
     clock_within_s: float = 0.0  # how exactly that could be measured, beside the whole seconds of a Date
     answers: Mapping[str, Answer] = field(default_factory=dict)
     metrics: Mapping[str, Answer] = field(default_factory=dict)  # of each ScaledObject, what KEDA gives to HPA
+    keda_namespace: str = "keda"
 
     def __getitem__(self, question: str) -> Answer:
         return self.answers[question]
@@ -137,13 +137,18 @@ def look_at_cluster(place: Place) -> ClusterSeen:
     words = str(version.body.get("gitVersion", "?"))
     if words.startswith("v0."):  # a build that does not know its own
         words = f"v{version.body.get('major')}.{version.body.get('minor')}"
-    return ClusterSeen(name, server, place.namespace, "", words, ahead_s, took_s / 2, answers, metrics)
+    seen = (name, server, place.namespace, "", words, ahead_s, took_s / 2, answers, metrics)
+    return ClusterSeen(*seen, place.keda_namespace)
 
 
 def _answers(api: client.ApiClient, questions: Mapping[str, str]) -> dict[str, Answer]:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        answers: Iterable[tuple[Answer, str]] = pool.map(lambda path: _get(api, path), questions.values())
-        return {name: answer for name, (answer, _) in zip(questions, answers, strict=True)}
+    """All at once; one that hangs (KEDA's metrics do while its operator is down) keeps no other from its answer."""
+    pool = ThreadPoolExecutor(len(questions) or 1)
+    asked = {name: pool.submit(_get, api, path) for name, path in questions.items()}
+    wait(asked.values(), timeout=_TIMEOUT_S + 1)
+    pool.shutdown(wait=False)
+    late = Answer(_NO_ANSWER, {"message": f"within {_TIMEOUT_S:g} s"})
+    return {name: future.result()[0] if future.done() else late for name, future in asked.items()}
 
 
 def configured(kubeconfig: str | None = None) -> bool:

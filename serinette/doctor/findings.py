@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -51,13 +52,33 @@ def unknown(part: str, check: str, message: str, remedy: str) -> Finding:
     return Finding(part, check, Level.UNKNOWN, message, remedy)
 
 
-def answered(part: str, check: str, remedy: str, question: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What a question finds; when it fails, that it could not be looked at, and what would let it."""
-    try:
-        return list(question())
-    except Exception as error:  # a doctor that ends at one question leaves all the others open
-        words = f"{type(error).__name__}: {error}"
-        return [unknown(part, check, f"could not be looked at ({words[:300]})", remedy)]
+# Of one question. Each has shorter timeouts of its own on the network; a resolver, say, has none.
+_QUESTION_TIMEOUT_S = 30.0
+
+
+def answered(
+    part: str,
+    check: str,
+    remedy: str,
+    question: Callable[[], Iterable[Finding]],
+    timeout_s: float = _QUESTION_TIMEOUT_S,
+) -> list[Finding]:
+    """What a question finds. When it fails or hangs: what it found until then, and that the rest is not known."""
+    found: list[Finding] = []
+    failures: list[str] = []
+
+    def ask() -> None:
+        try:
+            found.extend(question())
+        except Exception as error:  # a doctor that ends at one question leaves all the others open
+            failures.append(f"{type(error).__name__}: {error}"[:300])
+
+    thread = threading.Thread(target=ask, name=f"doctor {part} {check}", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        failures.append(f"no answer within {timeout_s:g} s")
+    return [*found, *(unknown(part, check, f"could not be looked at ({why})", remedy) for why in failures)]
 
 
 def healthy(findings: Iterable[Finding], *, strict: bool = False) -> bool:

@@ -17,8 +17,6 @@ from serinette.settings import SharedSettings, connect_redis
 
 LEAST_KEDA = (2, 20)
 _LANES = tuple(lane.value for lane in Lane)
-_OPERATOR_LOG = "kubectl -n keda logs deploy/keda-operator"
-_METRICS_LOG = "kubectl -n keda logs deploy/keda-operator-metrics-apiserver"
 _COUNTS = {b"list": "llen", b"set": "scard", b"zset": "zcard", b"hash": "hlen"}
 
 # Entries of a key in Redis.
@@ -35,8 +33,8 @@ def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
     ]
     if len(served) == len(crds) and "v1alpha1" in set.intersection(*served):
         yield ok("keda", "installed", "its kinds are here")
-        yield from _operator(seen["deployments of keda"])
-        yield from _external_metrics(seen["apiservice of external metrics"])
+        yield from _operator(seen, seen["deployments of keda"])
+        yield from _external_metrics(seen, seen["apiservice of external metrics"])
     elif seen.installed and not seen["scaledobjects"].items:
         yield ok("keda", "installed", "not here, and not used: the pools have fixed sizes")
     else:
@@ -47,7 +45,15 @@ def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
         yield bad("keda", "installed", message, f"{remedy}or set keda.enabled=false")
 
 
-def _operator(answer: Answer) -> Iterator[Finding]:
+def _log(seen: ClusterSeen, *, metrics: bool) -> str:
+    """How to read the log of the operator, or of its metrics server: KEDA's chart and its manifests name it apart."""
+    names = [str(each["metadata"]["name"]) for each in seen["deployments of keda"].items]
+    ours = [name for name in names if "keda" in name and ("metrics" in name) is metrics and "webhook" not in name]
+    default = "keda-operator-metrics-apiserver" if metrics else "keda-operator"
+    return f"kubectl -n {seen.keda_namespace} logs deploy/{next(iter(ours), default)}"
+
+
+def _operator(seen: ClusterSeen, answer: Answer) -> Iterator[Finding]:
     if answer.trouble:
         return
     found = {str(each["metadata"]["name"]): each for each in answer.items if "keda" in each["metadata"]["name"]}
@@ -60,7 +66,7 @@ def _operator(answer: Answer) -> Iterator[Finding]:
         return
     idle = [name for name, each in found.items() if not each.get("status", {}).get("readyReplicas")]
     for name in idle:
-        remedy = f"kubectl -n {found[name]['metadata'].get('namespace', 'keda')} describe deployment {name}"
+        remedy = f"kubectl -n {seen.keda_namespace} describe deployment {name}"
         yield bad("keda", "operator", f"{name} has no ready pod: nothing is scaled", remedy)
     if not idle:
         yield ok("keda", "operator", f"{', '.join(found)} ready")
@@ -72,7 +78,7 @@ def _operator(answer: Answer) -> Iterator[Finding]:
         yield ok("keda", "version", f"KEDA {version}")
 
 
-def _external_metrics(answer: Answer) -> Iterator[Finding]:
+def _external_metrics(seen: ClusterSeen, answer: Answer) -> Iterator[Finding]:
     service = (answer.body.get("spec") or {}).get("service") or {}
     available = conditions_of(answer.body).get("Available")
     if answer.trouble:
@@ -85,7 +91,7 @@ def _external_metrics(answer: Answer) -> Iterator[Finding]:
         yield bad("keda", "metrics", message, "a cluster has one such server: take the other away, or scale by hand")
     elif available and available["status"] != "True":
         message = f"KEDA's metrics cannot be read: {available.get('message', '')}"
-        yield bad("keda", "metrics", message, f"{_METRICS_LOG}; is the API server admitted to it?")
+        yield bad("keda", "metrics", message, f"{_log(seen, metrics=True)}; is the API server admitted to it?")
     else:
         yield ok("keda", "metrics", "HPA can read its numbers")
 
@@ -94,30 +100,30 @@ def judge_scaling(seen: ClusterSeen, count: Count | None) -> Iterator[Finding]:
     """Each ScaledObject: ready, looking at the workers' keys, and not blind. `count`: of Redis; None: not asked."""
     for each in seen["scaledobjects"].items:
         name = str(each["metadata"]["name"])
-        yield from _state(each, name, seen.namespace)
+        yield from _state(seen, each, name)
         yield from _keys(seen, each, name)
         if count is None:
             remedy = "give --redis-url (through `kubectl port-forward`), or run the doctor where Redis is reached"
             yield unknown("scaling", name, "KEDA's number is not compared: Redis was not asked", remedy)
         else:
-            yield _number(seen.metrics.get(name), each, name, count)
+            yield _number(seen, each, name, count)
 
 
-def _state(scaled_object: Object, name: str, namespace: str) -> Iterator[Finding]:
+def _state(seen: ClusterSeen, scaled_object: Object, name: str) -> Iterator[Finding]:
     """What KEDA says of it itself."""
     annotations = scaled_object["metadata"].get("annotations") or {}
     if paused := sorted(key for key in annotations if key.startswith("autoscaling.keda.sh/paused")):
-        remedy = f"take the annotation away: kubectl -n {namespace} annotate scaledobject {name} {paused[0]}-"
+        remedy = f"take the annotation away: kubectl -n {seen.namespace} annotate scaledobject {name} {paused[0]}-"
         yield warning("scaling", name, f"paused by {', '.join(paused)}", remedy)
     if scaled_object["spec"].get("fallback", {}).get("replicas") == 0:
         remedy = "take spec.fallback away: without one a failing trigger freezes the pool, and with it ends it"
         yield bad("scaling", name, "falls back to 0 replicas when Redis cannot be asked", remedy)
     ready = conditions_of(scaled_object).get("Ready")
     if ready is None:
-        yield warning("scaling", name, "KEDA has not looked at it yet", _OPERATOR_LOG)
+        yield warning("scaling", name, "KEDA has not looked at it yet", _log(seen, metrics=False))
     elif ready["status"] != "True":
         message = f"KEDA says: {ready.get('reason', '')} {ready.get('message', '')}".strip()
-        remedy = f"{_OPERATOR_LOG}: a wrong password, TLS or a NetworkPolicy keeps it from Redis"
+        remedy = f"{_log(seen, metrics=False)}: a wrong password, TLS or a NetworkPolicy keeps it from Redis"
         yield bad("scaling", name, message, remedy)
     else:
         yield ok("scaling", name, "KEDA is at work on it")
@@ -153,16 +159,18 @@ def _environment(seen: ClusterSeen, pool: str) -> dict[str, str]:
     return {}
 
 
-def _number(answer: Answer | None, scaled_object: Object, name: str, count: Count) -> Finding:
+def _number(seen: ClusterSeen, scaled_object: Object, name: str, count: Count) -> Finding:
     """KEDA's number of workers: never 0 while jobs wait or run, but for those that the brake holds back."""
     try:
         counts = {each["name"]: count(each["metadata"]["listName"]) for each in scaled_object["spec"]["triggers"]}
     except (RedisError, OSError) as error:
         return unknown("scaling", name, f"the keys of its triggers cannot be counted: {error}", "see the queue's lines")
     read = ", ".join(f"{trigger} {number:g}" for trigger, number in counts.items())
+    answer = seen.metrics.get(name)
     if answer is None or not answer.found or not answer.items:
-        why = "" if answer is None else f": {answer.body.get('message', answer.status)}"
-        return warning("scaling", name, f"KEDA's number cannot be read{why}; in Redis: {read}", _METRICS_LOG)
+        why = "" if answer is None else f": {answer.trouble or answer.body.get('message', answer.status)}"
+        remedy = _log(seen, metrics=True)
+        return warning("scaling", name, f"KEDA's number cannot be read{why}; in Redis: {read}", remedy)
     number = str(answer.items[0].get("value", "0"))
     waiting = 0 if counts.get("brake") else sum(counts.get(lane, 0) for lane in _LANES)
     if number == "0" and waiting + counts.get("busy", 0):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from serinette.container import Run
 from serinette.counters import WAIT, Additions
@@ -23,6 +23,8 @@ from serinette.spec import SCHEMA
 _DEAD_SLOT_KEPT_S = 600
 # "No bound" on the jobs in a lane: the largest number that a transition accepts.
 _ANY_NUMBER = 10**12
+# Most jobs that a look reads beside other calls in their round trip: more would hold them up.
+_FEW = 8
 # Kept of a shrunk job's prompt: a hundred thousand shrunk jobs stay in Redis's memory for a week.
 _PROMPT_BYTES = 60
 
@@ -161,6 +163,7 @@ class Finished:
     status: JobStatus | None
     decided: bool = False
     held: bool = False  # the job has not ended: another attempt holds it, or its lease has not expired
+    erased: bool = False  # the job was erased; if there is one of its id, it was submitted later and is another
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,16 +233,6 @@ def beat(job_id: str, attempt_id: str, lease: Lease, progress: str = "") -> Call
     return Call("beat", arguments, _attempt_state)
 
 
-def note(job_id: str, attempt_id: str, field: Literal["placed", "ran_s"], value: Argument) -> Call[AttemptState]:
-    """Store a field of a container's current attempt."""
-    return Call("note", [job_id, attempt_id, field, value], _attempt_state)
-
-
-def log(job_id: str, attempt_id: str, after: str, lines: tuple[str, str], event: str) -> Call[AttemptState]:
-    """Append `lines` (text, time of the last line) to a container's log if its last line is still at `after`."""
-    return Call("log", [job_id, attempt_id, after, *lines, event], _attempt_state)
-
-
 def resume(entry: Entry, attempt_id: str, lease: Lease, rq_fields: Mapping[str, Argument]) -> Call[AttemptState]:
     """Restore the whole record of a running job on a server that lost it."""
     flat, record = _flat(rq_fields), _flat(entry.fields)
@@ -265,32 +258,34 @@ def finish(  # noqa: PLR0913  # all that the transition takes
     if_overdue: bool = False,
     additions: Additions = (),
     by: str = "",
+    of: Record | Entry | None = None,
 ) -> Call[Finished]:
     """End a job. `attempt_id`: the attempt that produced the outcome, or ''. `recorded`: job.json is in the store.
-    `by`: the attempt that calls, whose marks are removed.
+    `by`: the attempt that calls, whose marks are removed. `of`: what the caller knows of the job, which may be erased.
     """
     usage = outcome.usage
     arguments: list[Argument] = [job_id, attempt_id, outcome.status, *_reason(outcome.error)]
     arguments += [outcome.result.model_dump_json() if outcome.result else "", outcome.event()]
     arguments += [usage.gpu_s, usage.size_bytes, "1" if recorded else "", "1" if if_overdue else ""]
     arguments += [outcome.run.model_dump_json() if outcome.run else "", by]
+    arguments += [_unix(of.created_at), of.digest] if of else ["", ""]
     for name, amount in additions:
         arguments += [name, amount]
 
     def parse(answer: Reply) -> Finished:
         kind, state = text(answer[0]), text(answer[1])
-        if kind == "held":
-            return Finished(None, held=True)
+        if kind in {"held", "erased"}:
+            return Finished(None, held=kind == "held", erased=kind == "erased")
         return Finished(JobStatus(state) if state else None, len(answer) > 2 and int(answer[2]) == 1)
 
     return Call("finish", arguments, parse)
 
 
-def recorded(job_id: str, status: JobStatus) -> Call[str]:
-    """Mark that the job's record in the store has this status. Answers `marked`, `shrunk`, `gone` (erased), or `other`:
-    the job has another state.
+def recorded(entry: Entry) -> Call[str]:
+    """Mark that the store has the record of this ended job. Answers `marked`, `shrunk`, `gone` (erased: the sweeper
+    deletes what was put), or `other`: it was erased, and submitted anew.
     """
-    return Call("recorded", [job_id, status], text)
+    return Call("recorded", [entry.id, entry.status, entry.fields["created_at"]], text)
 
 
 def cancel(job_id: str, tenant: str) -> Call[str]:
@@ -352,7 +347,7 @@ def restore(record: Record, left_s: int) -> Call[bool]:
 
 def shrink(entry: Entry) -> Call[bool]:
     """Replace the entry of an ended, recorded job by its Shrunk form; False if the whole entry is still needed."""
-    return Call("shrink", [entry.id, str(Shrunk.of(entry))], bool)
+    return Call("shrink", [entry.id, str(Shrunk.of(entry)), entry.fields["created_at"]], bool)
 
 
 def erase(job_id: str, tenant: str) -> Call[bool]:
@@ -366,7 +361,7 @@ def look(job_ids: Sequence[str]) -> Call[list[Seen]]:
     def parse(answer: Reply) -> list[Seen]:
         return [_seen(job_id, *each) for job_id, each in zip(job_ids, answer, strict=True)]
 
-    return Call("look", list(job_ids), parse)
+    return Call("look", list(job_ids), parse, alone=len(job_ids) > _FEW)
 
 
 def enter_batch(

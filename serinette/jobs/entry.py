@@ -5,8 +5,9 @@ queued), `labels`, `dialect` (JSON), `digest`, `timeout_s`, `max_attempts`, `ttl
 `webhook_after_s`, `batch` and `line` (of a batch's job), `traceparent`, `created_at`, `start_by`. By transitions:
 `state`, `attempts` (count), `attempt:N` (JSON Attempt, the last ten), `owner` (id of the current attempt), `began`,
 `charged`, `gpu_s` (of failed attempts), `cancel`, `progress`, `error`, `result`, `run` (JSON), `usage`, `ended_at`,
-`recorded` (job.json is in the store), `called_off`; of a container `placed` (the attempt that has a Kubernetes Job),
-`ran_s`, `log_at` (time of the last line read). By the outbox: `deliveries`, `delivery:N`.
+`recorded` (job.json is in the store), `called_off`, `erased_at` (when an earlier job with this id was erased); of a
+container `placed` (the attempt that has a Kubernetes Job), `ran_s`, `log_at` (time of the last line read). By the
+outbox: `deliveries`, `delivery:N`.
 All times are Unix seconds of the server's clock.
 """
 
@@ -208,6 +209,12 @@ class Entry:
     def called_off(self) -> bool:
         """Whether its id was canceled before a submit, so that no job ever existed."""
         return "called_off" in self.fields
+
+    def is_anothers(self, record: Record) -> bool:
+        """Whether a record under this id is of an erased job that had it before, or of another request before this."""
+        erased_at = float(self.fields.get("erased_at", 0))
+        other = bool(record.digest and self.digest) and record.digest != self.digest
+        return (other and record.created_at < self.created_at) or record.created_at.timestamp() <= erased_at
 
     @property
     def traceparent(self) -> str | None:

@@ -28,6 +28,12 @@ class RecordStore(Protocol):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless there is one."""
 
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object."""
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+
 
 def record_of(entry: Entry, attempt: Attempt | None, outcome: Outcome, ended_at: datetime | None = None) -> Record:
     """The `job.json` of a job that ends now, or ended at `ended_at`."""
@@ -76,12 +82,26 @@ def find_record(store: RecordStore, tenant: str, job_id: str) -> Record | None:
         return None
 
 
-def put_record(store: RecordStore, record: Record) -> Record:
-    """Write a record unless there is one; returns the record in the store."""
-    key = record_key(record.tenant, record.job_id)
-    if store.put_if_absent(key, record.model_dump_json().encode()):
+def find_end(store: RecordStore, entry: Entry) -> Record | None:
+    """The record of this very job in the store, if there is one."""
+    found = find_record(store, entry.tenant, entry.id)
+    return None if found is None or entry.is_anothers(found) else found
+
+
+def put_record(store: RecordStore, record: Record, entry: Entry | None = None) -> Record:
+    """Write a record unless there is one; returns the record in the store. `entry`: its job; the record and songs of an
+    erased job that had the same id before are replaced.
+    """
+    key, data = record_key(record.tenant, record.job_id), record.model_dump_json().encode()
+    if store.put_if_absent(key, data):
         return record
-    return Record.model_validate_json(store.get(key))
+    known = Record.model_validate_json(store.get(key))
+    if entry is None or not entry.is_anothers(known):
+        return known
+    store.put(key, data)
+    for left in known.keys:
+        store.delete(left)
+    return record
 
 
 def finish_as(  # noqa: PLR0913  # all that the transition takes
@@ -101,6 +121,13 @@ def finish_as(  # noqa: PLR0913  # all that the transition takes
         outcome = Outcome(outcome.status, outcome.error, gpu_s=gpu_s, run=outcome.run)
     attempt_id = record.attempt.id if record.attempt else ""
     finish = calls.finish(
-        record.job_id, attempt_id, outcome, recorded=True, if_overdue=if_overdue, additions=additions, by=by
+        record.job_id,
+        attempt_id,
+        outcome,
+        recorded=True,
+        if_overdue=if_overdue,
+        additions=additions,
+        by=by,
+        of=record,
     )
     return jobs(finish)

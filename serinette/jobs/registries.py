@@ -60,6 +60,7 @@ class ListPruner:
         self._redis = redis
         self._keys = keys
         self._most = most
+        self._script = redis.register_script(_PRUNE)
         self._places: dict[str, int] = {}
 
     def __call__(self, lanes: Sequence[tuple[str, Lane]]) -> int:
@@ -76,7 +77,7 @@ class ListPruner:
         queue, keys = queue_name(pool, lane), self._keys
         place = self._places.get(queue, 0)
         named = (f"{keys.prefix}:queue:{queue}", keys.waiting(pool, lane), keys.unknown_jobs(queue))
-        answer: Any = self._redis.eval(_PRUNE, 3, *named, keys.job(""), keys.ended_job(""), place, self._most)
+        answer: Any = self._script(named, [keys.job(""), keys.ended_job(""), place, self._most])
         looked_at, dead = int(answer[0]), int(answer[1])
         # Claims shorten the list meanwhile: ids that this skips are examined in the next round.
         self._places[queue] = place + looked_at - dead if looked_at == self._most else 0

@@ -38,11 +38,14 @@ _FEWEST_TOGETHER, _MOST_TOGETHER = 4, 64
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Answer]):
-    """One transition: its name, its arguments and the parser of its answer."""
+    """One transition: its name, its arguments and the parser of its answer. `alone`: it takes the server long enough
+    that other callers should not wait for it in the same round trip.
+    """
 
     name: str
     arguments: Sequence[Argument]
     parse: Callable[[Reply], Answer]
+    alone: bool = False
 
     def command(self, prefix: str) -> tuple[Argument, ...]:
         """The Redis command."""
@@ -115,20 +118,26 @@ class AsyncJobs:
         `wait_ms` the last answer is WAITAOF's: whether all writes reached the server's disk within that time.
         """
         loop = asyncio.get_running_loop()
-        requests = _Request([call.command(self.prefix), *commands], wait_ms, loop.create_future())
-        if not self._pending:
-            loop.call_soon(self._start)
-        self._pending.append(requests)
-        found = await requests.answers
+        request = _Request([call.command(self.prefix), *commands], wait_ms, loop.create_future())
+        if call.alone:
+            self._send_soon([request])
+        else:
+            if not self._pending:
+                loop.call_soon(self._start)
+            self._pending.append(request)
+        found = await request.answers
         return _answer(call, found[0]), found[1:]
 
     def _start(self) -> None:
         requests, self._pending = self._pending, []
         together = min(_MOST_TOGETHER, max(_FEWEST_TOGETHER, math.ceil(len(requests) / 2)))
         for first in range(0, len(requests), together):
-            task = asyncio.create_task(self._send(requests[first : first + together]))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            self._send_soon(requests[first : first + together])
+
+    def _send_soon(self, requests: Sequence[_Request]) -> None:
+        task = asyncio.create_task(self._send(requests))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     async def _send(self, requests: Sequence[_Request]) -> None:
         try:
@@ -192,6 +201,13 @@ async def _exchange(connection: Any, commands: Sequence[Sequence[Argument]]) -> 
     except TimeoutError as error:
         raise RedisTimeoutError("the server did not answer in time") from error
     return found
+
+
+def is_of_one_job(error: Exception) -> bool:
+    """Whether a transition refused the job's record or its arguments: of a server that is read-only, full or loading,
+    redis-py raises a subclass.
+    """
+    return type(error) is ResponseError
 
 
 def _is_of_one_caller(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 from serinette.container import ContainerSpec
 from serinette.job import JobOptions
 from serinette.names import Lane, queue_name
-from serinette.spec import SCHEMA, GenerationSpec
+from serinette.spec import GenerationSpec
 from serinette.webhook import DELIVERY_DELAY_S
 
 
@@ -59,7 +59,7 @@ class Submission:
         spec = GenerationSpec() if isinstance(self.work, ContainerSpec) else self.work
         options = self.options
         fields: dict[str, Any] = {
-            "schema": SCHEMA,
+            "schema": spec.needs_schema,
             "tenant": self.tenant,
             "pool": self.pool,
             "lane": options.lane.value,

@@ -18,6 +18,8 @@ local CANCELED = '{"status":"canceled","usage":{"gpu_s":%.3f,"size_bytes":0}}'
 local LARGEST = 1e12
 -- For this long an attempt that was frozen learns that its job was erased, and does not restore it.
 local ERASED_KEPT_S = 6 * 3600
+-- Characters of the ids of a slot's last claims: about ten.
+local CLAIMS_KEPT = 340
 local USAGE_KEPT_S = 400 * 86400
 -- TTL of the sets of held attempts, longer than any attempt runs.
 local HELD_KEPT_S = 2 * 86400
@@ -56,6 +58,16 @@ local function pairs_from(first, name)
     return flat
 end
 
+-- The record's fields from an argument on, by name and flat.
+local function record_from(first, required)
+    local flat, job = pairs_from(first, 'record'), {}
+    for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
+    for _, name in ipairs(required) do
+        if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
+    end
+    return job, flat
+end
+
 local function clock()
     local time = redis.call('TIME')
     return tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -92,6 +104,12 @@ local function started_key(queue) return prefix .. ':wip:' .. queue end
 local function batch_key(of, job) return own .. 'batch-' .. of .. ':' .. job.batch end
 local function wake_key(pool) return own .. 'wake:' .. pool end
 local function worker_of(slot) return string.match(slot, '^(.+)%.[^.]+%.[^.]+$') end
+
+-- Unix time at which a job of this id was erased last, nil if none was within hours.
+local function erased_at(id)
+    local found = redis.call('GET', erased_key(id))
+    return found and tonumber(string.match(found, '^%S+'))
+end
 
 local ENDED = {succeeded = 'finished', failed = 'failed', canceled = 'canceled'}
 -- Fields of a batch's hash that count its ended lines.
@@ -173,7 +191,7 @@ local function unmark(member)
         redis.call('HDEL', rq_worker, 'current_job')
         redis.call('HSET', rq_worker, 'state', 'idle')
     end
-    if worker then
+    if worker and pool then
         redis.call('SREM', own .. 'held:' .. worker, member)
         if redis.call('SCARD', own .. 'held:' .. worker) == 0 then
             redis.call('SREM', own .. 'busy:' .. pool, worker)
@@ -262,14 +280,13 @@ local function end_job(id, job, outcome, at, last)
     event(id, outcome, last.event)
     if job.webhook then redis.call('ZADD', own .. 'webhooks', at + number(job.webhook_after_s, 'webhook_after_s'), id) end
     redis.call('ZADD', own .. 'ended', at, id)
-    local ttl_s = job.ttl_s
     if job.batch and redis.call('ZREM', batch_key('live', job), id) == 1 then
         redis.call('HINCRBY', own .. 'batch:' .. job.batch, BATCH_COUNTS[outcome], 1)
     end
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(at))
-    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue, at + ttl_s, id)
+    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue, at + job.ttl_s, id)
     for _, key in ipairs({record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id)}) do
-        redis.call('EXPIRE', key, ttl_s)
+        redis.call('EXPIRE', key, job.ttl_s)
     end
 end
 
@@ -277,6 +294,15 @@ end
 local function check_kept(job)
     whole(job.ttl_s, 'ttl_s')
     if job.webhook then number(job.webhook_after_s, 'webhook_after_s') end
+end
+
+-- The same of a job whose attempt or whole life is to end now, and all else that is read for that between writes.
+local function check_record(job)
+    for _, name in ipairs({'tenant', 'pool', 'lane', 'created_at', job.owner and 'attempt:' .. job.attempts}) do
+        if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
+    end
+    for _, name in ipairs({'created_at', 'began', 'gpu_s'}) do if job[name] then number(job[name], name) end end
+    check_kept(job)
 end
 
 local transitions = {}
@@ -288,11 +314,7 @@ local transitions = {}
 function transitions.submit()
     local id, limits_text, most_waiting = given(2, 'id'), given(3, 'limits'), number(given(4, 'most'), 'most')
     local fsync, rq_count = given(5, 'fsync') == '1', number(given(6, 'rq_count'), 'rq_count')
-    local fields = pairs_from(7 + rq_count, 'record')
-    local job = {}
-    for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
-    for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'schema'}) do given(1, name) if not job[name] then
-        error({err = 'ERR the record lacks ' .. name}) end end
+    local job, fields = record_from(7 + rq_count, {'tenant', 'pool', 'lane', 'ttl_s', 'schema'})
     check_kept(job)
     number(job.schema, 'schema')
     if job.start_in_s then number(job.start_in_s, 'start_in_s') end
@@ -306,8 +328,7 @@ function transitions.submit()
         if fsync then redis.call('HINCRBY', record_key(id), 'synced', 1) end
         if job.batch and not ENDED[known.state] then redis.call('ZADD', batch_key('live', job), job.line, id) end
         local place = known.state == 'queued' and redis.call('ZRANK', waiting_key(queue_of(known)), id)
-        table.insert(flat, 1, place and tostring(place) or '')
-        table.insert(flat, 1, 'known')
+        for at, part in ipairs({'known', place and tostring(place) or ''}) do table.insert(flat, at, part) end
         return flat
     end
     local ended = redis.call('GET', ended_key(id))
@@ -315,7 +336,8 @@ function transitions.submit()
         if fsync then redis.call('SET', own .. 'synced', id) end
         return {'ended', ended}
     end
-    local at, queue = clock(), queue_of(job)
+    local erased, queue = erased_at(id), queue_of(job)
+    local at = math.max(clock(), (erased or 0) + 0.00001)  -- it was erased by another server's clock, perhaps
     local in_flight, running = own .. 'in-flight:' .. job.tenant, own .. 'running:' .. job.tenant
     if limits_text == '' then limits_text = redis.call('HGET', own .. 'tenants', job.tenant) or '{}' end
     local limits = cjson.decode(limits_text)
@@ -336,6 +358,7 @@ function transitions.submit()
         if bound[3] and bound[2] >= bound[3] then return {'refused', bound[1], tostring(bound[2]), tostring(bound[3])} end
     end
     set(id, 'state', 'queued', 'created_at', seconds(at), unpack(fields))
+    if erased then set(id, 'erased_at', seconds(erased)) end
     if job.start_in_s then
         set(id, 'start_by', seconds(at + job.start_in_s))
         redis.call('ZADD', own .. 'deadlines', at + job.start_in_s, id)
@@ -354,7 +377,7 @@ end
 -- Whether a slot may claim the job from this queue now, or the reason why not. A job that was moved to another pool
 -- may still be in the middle of its old list.
 local function claimable(job, queue, schema, at)
-    if not job then return 'unknown' end
+    if not job or not pcall(check_record, job) then return 'unknown' end
     if job.state ~= 'queued' or queue_of(job) ~= queue then return 'gone' end
     if (tonumber(job.schema) or math.huge) > schema then return 'newer' end
     if job.start_by and (job.attempts or '0') == '0' and at >= tonumber(job.start_by) then return 'expired' end
@@ -373,12 +396,11 @@ local function first_of(queue, schema, at)
         looked_at = looked_at + 1
         local job = read(id)
         local why = claimable(job, queue, schema, at)
-        if why == 'yes' then
-            found = {id, job}
-        elseif why == 'newer' then
-            put_back[#put_back + 1] = id
-        elseif why == 'unknown' then
+        if why == 'yes' then found = {id, job} end
+        if why == 'newer' then put_back[#put_back + 1] = id end
+        if why == 'unknown' then
             redis.call('RPUSH', own .. 'unknown:' .. queue, id)
+            redis.call('ZREM', waiting_key(queue), id)
         end
     end
     local full = #put_back == MOST_LOOKED_AT
@@ -403,6 +425,12 @@ end
 -- Whether `rq suspend` is in effect: then no attempt starts.
 local function suspended() return redis.call('EXISTS', prefix .. ':suspended') == 1 end
 
+local function claimed(id)
+    local job, flat = read(id)
+    for place, part in ipairs({'job', id, job.attempts}) do table.insert(flat, place, part) end
+    return flat
+end
+
 -- claim: attempt id, slot, seconds of a lease, highest schema that it can read, pool, '1' if it came by a token, bounds
 -- of the histogram of waits, then lanes in the order to look at them.
 -- Answers {'job', id, number of the attempt, record...} | {'none'} | {'more'}: nothing yet, ask again.
@@ -412,18 +440,15 @@ function transitions.claim()
     given(9, 'lanes')
     local at = clock()
     if redis.call('ZSCORE', own .. 'dead-slots', slot) then return {'none'} end
-    local function answer(id)
-        local job, flat = read(id)
-        table.insert(flat, 1, 'job')
-        table.insert(flat, 2, id)
-        table.insert(flat, 3, job.attempts)
-        return flat
-    end
     -- The call is repeated because its answer was lost: return the same job.
     for _, member in ipairs(redis.call('SMEMBERS', prefix .. ':worker:' .. slot .. ':executions')) do
         local id, of = string.match(member, '^(.*):([^:]*)$')
-        if of == attempt and redis.call('HGET', record_key(id), 'owner') == attempt then return answer(id) end
+        if of == attempt and redis.call('HGET', record_key(id), 'owner') == attempt then return claimed(id) end
     end
+    -- A duplicate that arrives when its attempt is over gets no job: no process would work on it.
+    local claims_key = own .. 'claims:' .. slot
+    local claims = redis.call('GET', claims_key) or ''
+    if string.find(claims, attempt, 1, true) then return {'none'} end
     if suspended() then return {'none'} end
     local more = false
     for i = 9, #ARGV do
@@ -435,8 +460,9 @@ function transitions.claim()
                 observe('wait_seconds', pool .. '|' .. job.lane, bounds, math.max(0, at - tonumber(job.created_at)))
             end
             start(id, job, attempt, slot, lease_s, at)
+            redis.call('SET', claims_key, string.sub(attempt .. ' ' .. claims, 1, CLAIMS_KEPT), 'EX', HELD_KEPT_S)
             if woken ~= '1' then redis.call('LPOP', wake_key(pool)) end
-            return answer(id)
+            return claimed(id)
         end
     end
     if more then return {'more'} end
@@ -458,22 +484,19 @@ function transitions.take()
         redis.call('DEL', own .. 'log:' .. id)
         start(id, job, attempt, slot, lease_s, at)
     end
-    local _, flat = read(id)
-    table.insert(flat, 1, 'job')
-    table.insert(flat, 2, id)
-    table.insert(flat, 3, redis.call('HGET', record_key(id), 'attempts'))
-    return flat
+    return claimed(id)
 end
 
 -- State of a job from the view of one attempt: mine, cancel (mine, cancel requested), waits (queued), lost (held by
 -- another attempt, or ended), unknown (not in Redis).
 local function attempt_state(id, attempt)
-    local known = redis.call('HMGET', record_key(id), 'state', 'owner', 'cancel')
+    local known = redis.call('HMGET', record_key(id), 'state', 'owner', 'cancel', 'erased_at')
     if not known[1] then
         return redis.call('EXISTS', ended_key(id), erased_key(id)) > 0 and 'lost' or 'unknown'
     end
     if known[2] == attempt and known[1] == 'running' then return known[3] and 'cancel' or 'mine' end
-    return known[1] == 'queued' and 'waits' or 'lost'
+    -- The attempt may be one of the erased job that had this id.
+    return known[1] == 'queued' and not known[4] and 'waits' or 'lost'
 end
 
 -- beat: id, attempt id, slot, seconds of a lease (0: never expires), TTL of RQ's worker key, progress JSON or ''.
@@ -505,41 +528,13 @@ function transitions.beat()
     return answer
 end
 
--- note: id, attempt id, field, value. Stores a field of a container's attempt. Answers as `attempt_state`.
-function transitions.note()
-    local id, attempt = given(2, 'id'), given(3, 'attempt')
-    local field, value = one_of(given(4, 'field'), 'field', {'placed', 'ran_s'}), given(5, 'value')
-    local answer = attempt_state(id, attempt)
-    if answer == 'mine' or answer == 'cancel' then set(id, field, value) end
-    return answer
-end
-
--- log: id, attempt id, time of the line up to which the log was read, lines to add, time of the last of them, JSON of
--- the event. Appended only if the log still ends there. Answers as `attempt_state`.
-function transitions.log()
-    local id, attempt, after = given(2, 'id'), given(3, 'attempt'), given(4, 'after')
-    local lines, last, data = given(5, 'lines'), given(6, 'last'), given(7, 'event')
-    local answer = attempt_state(id, attempt)
-    if answer ~= 'mine' and answer ~= 'cancel' then return answer end
-    if (redis.call('HGET', record_key(id), 'log_at') or '') == after then
-        redis.call('APPEND', own .. 'log:' .. id, lines)
-        set(id, 'log_at', last)
-        event(id, 'log', data)
-    end
-    return answer
-end
-
 -- resume: id, attempt id, slot, seconds of a lease, number of RQ's fields and values, these, then the record as the
 -- attempt knows it. Redis lost the job, and the slot has the only copy. Answers as `attempt_state`.
 function transitions.resume()
     local id, attempt, slot = given(2, 'id'), given(3, 'attempt'), given(4, 'slot')
     local lease_s, rq_count = number(given(5, 'lease_s'), 'lease_s'), number(given(6, 'rq_count'), 'rq_count')
-    local fields, at = pairs_from(7 + rq_count, 'record'), clock()
-    local job = {}
-    for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
-    for _, name in ipairs({'tenant', 'pool', 'lane', 'ttl_s', 'attempts', 'created_at'}) do
-        if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
-    end
+    local job, fields = record_from(7 + rq_count, {'tenant', 'pool', 'lane', 'ttl_s', 'attempts', 'created_at'})
+    local at = clock()
     local answer = attempt_state(id, attempt)
     if answer ~= 'unknown' then return answer end
     local created_at = number(job.created_at, 'created_at')
@@ -576,6 +571,7 @@ function transitions.release()
     local lease = redis.call('ZSCORE', own .. 'leases', member)
     if if_overdue and lease and tonumber(lease) > at then return answer end
     local job = read(id)
+    check_record(job)
     if job.cancel then
         close_attempt(id, job, 'canceled', at, '', '')
         unmark(member)
@@ -589,8 +585,9 @@ function transitions.release()
     if outcome == 'failed' then
         redis.call('HINCRBY', record_key(id), 'charged', 1)
         redis.call('HINCRBYFLOAT', record_key(id), 'gpu_s', gpu_s)
-        local left = tonumber(redis.call('HGET', rq_key(id), 'retries_left') or 0)
-        if left > 0 then redis.call('HINCRBY', rq_key(id), 'retries_left', -1) end
+        if tonumber(redis.call('HGET', rq_key(id), 'retries_left') or 0) > 0 then
+            redis.call('HINCRBY', rq_key(id), 'retries_left', -1)
+        end
         count('retries', job.pool, code)
     end
     set(id, 'state', 'queued')
@@ -602,19 +599,28 @@ end
 
 -- finish: id, id of the attempt that produced the outcome or '', outcome, error JSON or '', its code, result JSON or '',
 -- terminal event, gpu seconds, bytes, '1' if job.json is in the store, '1': only if the lease expired, run JSON or '',
--- id of the attempt that calls or '', then fields of the counters and their increments. Answers {'ended', its state} if
--- the job has ended, by this call or before, {'unknown'}, or {'held'} if another attempt holds it or the lease has not
--- expired.
+-- id of the attempt that calls or '', created_at and digest of the job that is to end or '' and '', then fields of the
+-- counters and their increments. Answers {'ended', its state} if the job has ended, by this call or before, {'unknown'},
+-- {'held'} if another attempt holds it or the lease has not expired, or {'erased'}: this end is of an erased job, or of
+-- an earlier request with the same id.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
     local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
     local last = {reason = given(5, 'error'), code = given(6, 'code'), event = given(8, 'event'),
         gpu_s = number(given(9, 'gpu_s'), 'gpu_s'), size_bytes = number(given(10, 'size_bytes'), 'size_bytes')}
     local result, recorded, if_overdue, run = given(7, 'result'), given(11, 'recorded') == '1', given(12, 'if_overdue') == '1', given(13, 'run')
-    local by, counted, at = given(14, 'by'), pairs_from(15, 'counters'), clock()
+    local by, created_at, digest = given(14, 'by'), given(15, 'created_at'), given(16, 'digest')
+    local counted, at, job, erased = pairs_from(17, 'counters'), clock(), read(id), erased_at(id)
     for i = 2, #counted, 2 do number(counted[i], 'counters') end
-    local job = read(id)
-    if not job then return {redis.call('EXISTS', ended_key(id), erased_key(id)) > 0 and 'ended' or 'unknown', ''} end
+    if job and not ENDED[job.state] then check_record(job) end
+    local other = digest ~= '' and job and (job.digest or '') ~= '' and job.digest ~= digest
+        and number(created_at, 'created_at') < tonumber(job.created_at)
+    if other or erased and created_at ~= '' and number(created_at, 'created_at') <= erased then
+        if by ~= '' then unmark(id .. ':' .. by) end
+        if not job then redis.call('ZADD', own .. 'unrecorded', at, id) end  -- what it put into the store must go
+        return {'erased', ''}
+    end
+    if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or erased and 'erased' or 'unknown', ''} end
     if ENDED[job.state] then
         if by ~= '' then unmark(id .. ':' .. by) end
         if recorded then set(id, 'recorded', '1') end
@@ -651,18 +657,19 @@ function transitions.finish()
     return {'ended', outcome, '1'}
 end
 
--- recorded: id, outcome. The record in the store has this outcome. Answers 'marked', 'shrunk', 'gone' (erased), or
--- 'other': the job has another state, for instance because it was erased and submitted anew.
+-- recorded: id, outcome, created_at as in the record. The store says that this job ended so. Answers 'marked', 'shrunk',
+-- 'gone' (erased: what was put must go), or 'other': the job was erased and submitted anew.
 function transitions.recorded()
     local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
-    local state = redis.call('HGET', record_key(id), 'state')
-    if state and state ~= outcome then return 'other' end
-    redis.call('ZREM', own .. 'unrecorded', id)
-    if state then
+    local created_at, known = given(4, 'created_at'), redis.call('HMGET', record_key(id), 'state', 'created_at')
+    if known[1] == outcome and known[2] == created_at then
+        redis.call('ZREM', own .. 'unrecorded', id)
         set(id, 'recorded', '1')
         return 'marked'
     end
-    return redis.call('EXISTS', ended_key(id)) == 1 and 'shrunk' or 'gone'
+    local shrunk = redis.call('EXISTS', ended_key(id)) == 1
+    if known[1] and ENDED[known[1]] or not known[1] and not shrunk then redis.call('ZADD', own .. 'unrecorded', clock(), id) end
+    return known[1] and 'other' or shrunk and 'shrunk' or 'gone'
 end
 
 -- cancel: id, tenant, terminal event; to prevent a job that is not yet submitted from being so, also error JSON and the
@@ -673,8 +680,7 @@ function transitions.cancel()
     if not job and redis.call('EXISTS', ended_key(id)) == 1 then return 'ended' end
     if not job then
         if not ARGV[5] then return 'unknown' end
-        local fields, called_off = pairs_from(6, 'record'), {}
-        for i = 1, #fields, 2 do called_off[fields[i]] = fields[i + 1] end
+        local called_off, fields = record_from(6, {})
         local ttl_s = whole(called_off.ttl_s, 'ttl_s')
         set(id, 'state', 'canceled', 'tenant', tenant, 'error', ARGV[5], 'created_at', seconds(at), 'ended_at', seconds(at),
             'called_off', '1', unpack(fields))
@@ -683,6 +689,7 @@ function transitions.cancel()
     end
     if job.tenant ~= tenant then return 'unknown' end
     if ENDED[job.state] then return job.called_off and 'called_off' or job.state end
+    check_record(job)
     if redis.call('HSETNX', record_key(id), 'cancel', seconds(at)) == 1 then event(id, 'cancel_requested', '{}') end
     if job.state == 'queued' then
         redis.call('ZADD', own .. 'unrecorded', at, id)
@@ -709,8 +716,9 @@ function transitions.overdue()
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
         local id, attempt = string.match(member, '^(.*):([^:]*)$')
-        local answer = attempt_state(id, attempt)
-        if answer == 'mine' or answer == 'cancel' then due[#due + 1] = member else unmark(member) end
+        local answer = id and attempt_state(id, attempt)
+        if answer == 'mine' or answer == 'cancel' then due[#due + 1] = member
+        elseif id then unmark(member) else redis.call('ZREM', own .. 'leases', member) end
     end
     return due
 end
@@ -771,19 +779,14 @@ end
 function transitions.restore()
     local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
     local left_s, terminal, rq_count = number(given(4, 'left_s'), 'left_s'), given(5, 'event'), number(given(6, 'rq_count'), 'rq_count')
-    local fields, at = pairs_from(7 + rq_count, 'record'), clock()
-    local job = {}
-    for i = 1, #fields, 2 do job[fields[i]] = fields[i + 1] end
-    for _, name in ipairs({'tenant', 'pool', 'lane', 'created_at', 'ended_at'}) do
-        if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
-    end
+    local job, fields = record_from(7 + rq_count, {'tenant', 'pool', 'lane', 'created_at', 'ended_at'})
     local created_at, ended_at = number(job.created_at, 'created_at'), number(job.ended_at, 'ended_at')
     if redis.call('EXISTS', record_key(id), ended_key(id), erased_key(id)) > 0 then return 0 end
     set(id, 'state', outcome, 'recorded', '1', unpack(fields))
     redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'created_at', iso(created_at), 'ended_at', iso(ended_at))
     redis.call('SADD', prefix .. ':queues', list_key(queue_of(job)))
-    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue_of(job), at + left_s, id)
+    redis.call('ZADD', prefix .. ':' .. ENDED[outcome] .. ':' .. queue_of(job), clock() + left_s, id)
     redis.call('ZADD', own .. 'jobs:' .. job.tenant, created_at, id)
     redis.call('ZADD', own .. 'ended', ended_at, id)
     event(id, outcome, terminal)
@@ -805,13 +808,12 @@ local function forget(id, job)
     end
 end
 
--- shrink: id, text that replaces its record. Answers 1, or 0: it has not ended, or its whole record is still needed.
+-- shrink: id, text that replaces its record, created_at as in the record. Answers 1, or 0: it has not ended, or its
+-- whole record is still needed, or it is another job.
 function transitions.shrink()
-    local id, text = given(2, 'id'), given(3, 'text')
-    local job = read(id)
-    if not job then return 0 end
-    local left_s = redis.call('TTL', record_key(id))
-    if not ENDED[job.state] or not job.recorded or left_s < 1 or redis.call('ZSCORE', own .. 'unrecorded', id)
+    local id, text, created_at = given(2, 'id'), given(3, 'text'), given(4, 'created_at')
+    local job, left_s = read(id), redis.call('TTL', record_key(id))
+    if not job or job.created_at ~= created_at or not ENDED[job.state] or not job.recorded or left_s < 1 or redis.call('ZSCORE', own .. 'unrecorded', id)
         or redis.call('ZSCORE', own .. 'webhooks', id) then return 0 end
     redis.call('SET', ended_key(id), text, 'EX', left_s)
     forget(id, job)
@@ -825,7 +827,9 @@ function transitions.erase()
     if job and (job.tenant ~= tenant or not ENDED[job.state]) then return 0 end
     forget(id, job)
     redis.call('DEL', ended_key(id))
-    if not job or (job.attempts or '0') ~= '0' then redis.call('SET', erased_key(id), '1', 'EX', ERASED_KEPT_S) end
+    local at = clock()
+    redis.call('SET', erased_key(id), seconds(at) .. ' ' .. tenant, 'EX', ERASED_KEPT_S)
+    redis.call('ZADD', own .. 'unrecorded', at, id)  -- for the sweeper to delete its objects, should the caller die
     for _, index in ipairs({'jobs:', 'in-flight:', 'running:'}) do redis.call('ZREM', own .. index .. tenant, id) end
     return 1
 end
@@ -846,12 +850,9 @@ end
 -- Answers 'new', 'known', or 'full': the tenant has reached that bound.
 function transitions.enter_batch()
     local id, tenant, created_at = given(2, 'id'), given(3, 'tenant'), number(given(4, 'created_at'), 'created_at')
-    local most, fields, unfinished = number(given(5, 'most'), 'most'), pairs_from(6, 'batch'), 0
+    local most, fields = number(given(5, 'most'), 'most'), pairs_from(6, 'batch')
     if redis.call('EXISTS', own .. 'batch:' .. id) == 1 then return 'known' end
-    for _, other in ipairs(redis.call('ZRANGE', own .. 'tenant-batches:' .. tenant, 0, -1)) do
-        if redis.call('ZSCORE', own .. 'batches', other) then unfinished = unfinished + 1 end
-    end
-    if unfinished >= most then return 'full' end
+    if redis.call('ZINTERCARD', 2, own .. 'tenant-batches:' .. tenant, own .. 'batches') >= most then return 'full' end
     redis.call('HSET', own .. 'batch:' .. id, unpack(fields))
     for _, index in ipairs({'batches', 'tenant-batches:' .. tenant}) do redis.call('ZADD', own .. index, created_at, id) end
     return 'new'

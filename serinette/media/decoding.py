@@ -32,6 +32,9 @@ _RATES = range(4_000, 384_001)
 _CHANNELS = range(1, 9)
 # Codecs pad their last block: a generated song of the longest duration must be accepted as an upload.
 _PADDING_S = 0.1
+# Samples of all channels that a file may have for each second that it may last: stereo at 192 kHz, or eight channels at
+# 48 kHz, for the whole length. A file of a few kB can hold a thousand times as many samples.
+_SAMPLES_A_SECOND = 384_000
 # Shorter audio is useless to a model, and a resampler may return no samples.
 _SHORTEST_S = 0.01
 # 40 dB above full scale, which float formats can express: louder samples are not a recording.
@@ -128,6 +131,12 @@ def _frames(container: InputContainer, max_duration_s: float) -> Iterator[av.Aud
         frames += frame.samples
         if frames > (max_duration_s + _PADDING_S) * rate:
             raise InvalidAudio(f"the audio is longer than the {max_duration_s:g} s allowed; send a shorter piece")
+        if frames * channels > _SAMPLES_A_SECOND * (max_duration_s + _PADDING_S):
+            longest_s = _SAMPLES_A_SECOND * max_duration_s / channels / rate
+            raise InvalidAudio(
+                f"{channels} channels at {rate} Hz may last {longest_s:.0f} s at most; send fewer channels, a lower "
+                "rate or a shorter piece"
+            )
         # `not ... <=` is also true for NaN.
         if floats and frame.samples and not float(np.abs(frame.to_ndarray()).max()) <= _LOUDEST:
             raise InvalidAudio(

@@ -57,7 +57,8 @@ def main() -> int:
         **report.raw(),
     }
     how = f"N={arguments.jobs} SEED={arguments.seed}" + (" ARGS=--fsync" if shape.fsync else "")
-    path = write("chaos", raw, command=f"make chaos {how}")
+    name = "chaos" + (f"-seed-{arguments.seed}" if arguments.seed != 1 else "") + ("-fsync" if shape.fsync else "")
+    path = write(name, raw, command=f"make chaos {how}")
     print(f"raw result: {path}")
     print("\n".join(report.lines()), flush=True)
     return 0 if report.clean else 1

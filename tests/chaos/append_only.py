@@ -15,18 +15,18 @@ port {port}
 dir {directory}
 save ""
 appendonly yes
-appendfsync everysec
+appendfsync {appendfsync}
 aof-timestamp-enabled yes
 auto-aof-rewrite-percentage 0
 maxmemory-policy noeviction
 """
 
 
-def write_config(directory: Path, port: int) -> Path:
+def write_config(directory: Path, port: int, appendfsync: str) -> Path:
     """The configuration of a Valkey that keeps such a file, in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "valkey.conf"
-    path.write_text(CONFIG.format(port=port, directory=directory))
+    path.write_text(CONFIG.format(port=port, directory=directory, appendfsync=appendfsync))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -162,5 +163,5 @@ def _take(promise: Promise, event: dict[str, str]) -> None:
     """Remember one event. A `status` comes first in each stream, also in one that was resumed: it is no event."""
     promise.last_event_id = event.get("id", promise.last_event_id)
     if event.get("event") in ENDED:
-        promise.terminal_events.append(event["event"])
+        promise.terminal_events.append((event["event"], time.time()))
     json.loads(event["data"])

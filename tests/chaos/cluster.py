@@ -29,6 +29,8 @@ from tests.receivers import SECRET
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, free_ports, weed_command
 
 _UP_TIMEOUT_S = 120.0
+# For so long a Valkey with `appendfsync everysec` holds back a write while a sync is under way (its aof.c).
+_HELD_BACK_S = 2.0
 _ROOT = Path(__file__).parents[2]
 ACCESS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_REGION": "us-east-1"}
 
@@ -144,6 +146,11 @@ class Cluster:
         since = append_only.forget(self.directory / "valkey", died_at, on_disk)
         self.forgotten.append((since, died_at))
 
+    def held_back_writes(self, died_at: float) -> None:
+        """Valkey died. With `everysec` it answers, while its disk is busy, up to two seconds before it writes."""
+        if self.fsync:
+            self.forgotten.append((died_at - _HELD_BACK_S, died_at))
+
     def stop(self) -> None:
         for process in reversed(self.processes):
             process.kill()
@@ -177,7 +184,8 @@ def _build(directory: Path, shape: Shape) -> Cluster:
         return Process(name, command, environment | _variables(**own), directory, health)
 
     (directory / "weed").mkdir()
-    valkey = [str(get_binary_path()), str(append_only.write_config(directory / "valkey", valkey_port))]
+    appendfsync = "everysec" if shape.fsync else "always"
+    valkey = [str(get_binary_path()), str(append_only.write_config(directory / "valkey", valkey_port, appendfsync))]
     weed = weed_command(directory / "weed", weed_ports)
     urls = [f"http://127.0.0.1:{port}" for port in gateway_ports]
     metrics = [f"http://127.0.0.1:{port}/metrics" for port in metrics_ports]

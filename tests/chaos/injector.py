@@ -152,6 +152,8 @@ class Injector:
             on_disk = {promise.job_id for promise in self._ledger} if self._cluster.fsync else ()
             self._cluster.forget_last_second(died_at, on_disk)
             forgot_s = round(died_at - self._cluster.forgotten[-1][0], 2)
+        elif fault.part is Part.VALKEY:
+            self._cluster.held_back_writes(time.time())
         if fault.part in {Part.SLOT, Part.SUPERVISOR}:
             self._lost.update(victim.jobs)
         at_s = round(time.monotonic() - self._began_s, 2)

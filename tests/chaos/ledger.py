@@ -21,7 +21,7 @@ class Promise:
     accepted_at: float
     forgotten: list[float] = field(default_factory=list)  # when the 202 came that the gateway did not know later
     ends: list[tuple[str, float]] = field(default_factory=list)  # each end that was reported, as it changed
-    terminal_events: list[str] = field(default_factory=list)  # that came by Server-Sent Events
+    terminal_events: list[tuple[str, float]] = field(default_factory=list)  # that came by Server-Sent Events, and when
     last_event_id: str = ""
 
     @property

@@ -19,7 +19,7 @@ from tests.chaos.evidence import collect, residue
 from tests.chaos.injector import Injector, Strike
 from tests.chaos.ledger import ClientLedger
 from tests.chaos.plan import Part, Plan, Scale
-from tests.chaos.promises import Fault, Finding, Found, judge
+from tests.chaos.promises import Fault, Finding, Found, Span, judge
 from tests.receivers import Receiver, receiver
 
 
@@ -34,6 +34,8 @@ class Report:
     internal_errors: int
     gave_up: bool  # the clients waited for too long
     seconds: float
+    forgotten: list[Span]  # Unix seconds that Valkey lost
+    postponed_writes: int  # times that Valkey answered before it wrote, since the disk was busy
 
     @property
     def clean(self) -> bool:
@@ -83,8 +85,15 @@ class Report:
             "internal_errors": self.internal_errors,
             "wall_s": self.seconds,
             "strikes": [asdict(strike) for strike in self.strikes],
-            "findings": [asdict(finding) for finding in self.findings],
+            "forgotten": self.forgotten,
+            "postponed_writes": self.postponed_writes,
+            "findings": [self._explained(finding) for finding in self.findings],
         }
+
+    def _explained(self, finding: Finding) -> dict[str, Any]:
+        """A finding with all that the client of the job saw."""
+        (promise,) = (each.promise for each in self.found if each.promise.order.number == finding.order)
+        return asdict(finding) | {"promise": asdict(promise)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,8 @@ class Run:
                 sum(client.internal_errors for client in clients),
                 gave_up,
                 round(time.monotonic() - began_s, 1),
+                made.forgotten,
+                made.valkey.log().count("AOF fsync is taking too long"),
             )
 
     def _clients(self, made: Cluster, ledger: ClientLedger, received: Receiver) -> list[Client]:

@@ -72,7 +72,14 @@ CASES = {
     "a cancel comes too late": (found(CANCELED), set()),
     "canceled unasked": (silent("canceled"), {Fault.WRONG}),
     "two terminal events": (found(terminal_events=("succeeded", "failed")), {Fault.DUPLICATED}),
-    "reported to end twice": (found(promise=promise(terminal_events=["succeeded"] * 2)), {Fault.DUPLICATED}),
+    "reported to end twice": (
+        found(promise=promise(terminal_events=[("succeeded", 98.0), ("succeeded", 99.0)])),
+        {Fault.DUPLICATED},
+    ),
+    "reported to end, forgotten, and reported again": (
+        found(promise=promise(terminal_events=[("succeeded", 101.0), ("succeeded", 120.0)])),
+        set(),
+    ),
     "two webhooks": (found(webhook_ids=frozenset({"msg_job_succeeded", "msg_job_canceled"})), {Fault.DUPLICATED}),
     "another end was reported": (found(CANCELED, [("canceled", 90.0)]), {Fault.DUPLICATED}),
     "another end was reported, and forgotten": (found(CANCELED, [("canceled", 101.0)]), set()),

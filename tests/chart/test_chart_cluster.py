@@ -19,21 +19,25 @@ ACCOUNT = {"kind": "ServiceAccount", "name": "serinette-controller", "namespace"
 USER = "system:serviceaccount:serinette:serinette-controller"
 NAMED = ("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding", "ValidatingAdmissionPolicy")
 
+CLUSTER_WIDE = ("cluster.readNodes=true", "cluster.protect=true")
+LISTED = {("pods", "list"), ("events", "list"), ("scaledobjects", "list")}
+
 
 def rules(objects: tuple[Manifest, ...]) -> set[tuple[str, str]]:
     """Resources and verbs of all roles."""
     found = [*of_kind(objects, "Role"), *of_kind(objects, "ClusterRole")]
     granted = [rule for role in found for rule in role["rules"]]
-    assert all(rule["apiGroups"] == [""] for rule in granted)
+    assert all((rule["apiGroups"] == ["keda.sh"]) is (rule["resources"] == ["scaledobjects"]) for rule in granted)
     return {(resource, verb) for rule in granted for resource in rule["resources"] for verb in rule["verbs"]}
 
 
 @pytest.mark.parametrize(
     ("settings", "granted"),
     [
-        ((), {("pods", "list"), ("events", "list"), ("nodes", "list"), ("pods", "patch")}),
-        (("cluster.readNodes=false",), {("pods", "list"), ("events", "list"), ("pods", "patch")}),
-        (("cluster.protect=false",), {("pods", "list"), ("events", "list"), ("nodes", "list")}),
+        ((), LISTED),
+        (("keda.enabled=false",), LISTED - {("scaledobjects", "list")}),
+        (("cluster.readNodes=true",), LISTED | {("nodes", "list")}),
+        (("cluster.protect=true",), LISTED | {("pods", "patch")}),
         (("cluster.explain=false",), set()),
     ],
 )
@@ -67,8 +71,14 @@ def test_it_looks_at_the_pods_that_the_chart_makes(render: Render) -> None:
         assert (POOL_LABEL in labels) == ("-worker-" in item.name)
 
 
+def test_by_default_nothing_is_the_whole_clusters(render: Render) -> None:
+    for values in ("default", "gpu", "external", "k8s"):
+        kinds = {item.kind for item in render(values)}
+        assert not {kind for kind in kinds if kind.startswith(("Cluster", "Validating", "PriorityClass"))}, values
+
+
 def test_two_releases_do_not_share_what_is_the_clusters(render: Render) -> None:
-    objects = render("default")
+    objects = render("default", *CLUSTER_WIDE)
     clustered = [item for kind in NAMED for item in of_kind(objects, kind) if "Cluster" in kind or "Policy" in kind]
     assert {item.name for item in clustered} == {"serinette-serinette-controller"}  # namespace and release
 
@@ -153,7 +163,7 @@ def test_the_policy_lets_marks_pass_and_nothing_else(
     change: Callable[[dict[str, Any]], None],
     refused: str | None,
 ) -> None:
-    (policy,) = of_kind(render("default"), "ValidatingAdmissionPolicy")
+    (policy,) = of_kind(render("default", *CLUSTER_WIDE), "ValidatingAdmissionPolicy")
     old = copy.deepcopy(POD)
     before(old)
     new = copy.deepcopy(old)
@@ -163,7 +173,7 @@ def test_the_policy_lets_marks_pass_and_nothing_else(
 
 
 def test_the_policy_binds_only_the_controller_in_its_own_namespace(render: Render) -> None:
-    objects = render("default")
+    objects = render("default", *CLUSTER_WIDE)
     (policy,) = of_kind(objects, "ValidatingAdmissionPolicy")
     (condition,) = policy["spec"]["matchConditions"]
     for user, meant in ((USER, True), ("system:node:a", False)):

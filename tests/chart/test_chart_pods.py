@@ -197,12 +197,11 @@ def test_every_kind_of_cache_is_where_checkpoints_go(render: Render) -> None:
 @pytest.mark.parametrize(
     ("settings", "policy"),
     [
-        ((), "everysec"),
-        (('gateway.durability="fsync"',), "always"),
+        ((), "always"),
         (('gateway.durability="fsync"', 'valkey.appendfsync="everysec"'), "everysec"),
     ],
 )
-def test_valkey_syncs_as_the_gateway_promises(render: Render, settings: tuple[str, ...], policy: str) -> None:
+def test_valkey_syncs_before_it_answers(render: Render, settings: tuple[str, ...], policy: str) -> None:
     objects = render("default", *settings)
     pod = find(objects, "StatefulSet", "-valkey").pod
     assert pod

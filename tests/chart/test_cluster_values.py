@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import re
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis import Redis
 
-from scripts.chart_tools import template_command
+from scripts.chart_tools import ROOT, template_command
 from serinette.container import allowed_by
+from serinette.names import Keys, Lane
+from serinette.spec import GenerationSpec
 from tests.chart.rendering import Manifest, Render, find, manifests, of_kind
-from tests.cluster.release import Release, until
+from tests.cluster import needs, observations
+from tests.cluster.release import COUNT, POP, Release, until
 from tests.cluster.target import CONTEXTS, GPU, REGISTRY, SCENARIOS, NotHere, Target, advertised, target_of, values_of
+from tests.jobs import Board
 from tests.kube import merged
 from tools.scaling.rule import read_rules
 
@@ -133,3 +143,102 @@ def test_a_dump_holds_what_was_asked(tmp_path: Path) -> None:
 
 def test_a_merge_patch() -> None:
     assert merged({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": None, "e": [1]}}) == {"a": 1, "b": {"d": 3, "e": [1]}}
+
+
+def inside(script: str, redis_url: str) -> str:
+    """As in a gateway's pod."""
+    environment = {**os.environ, "SERINETTE_REDIS_URL": redis_url}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_the_harness_reads_and_robs_a_real_queue(redis: Redis, redis_url: str, keys: Keys) -> None:
+    board = Board(redis, keys)
+    ids = [board.submit(None, GenerationSpec(prompt="jazz", seed=1)) for _ in range(3)]
+    redis.sadd(keys.busy("default"), "w-1")
+    assert json.loads(inside(COUNT, redis_url)) == {"waiting": 3, "busy": 1, "live": 3}
+    assert inside(POP, redis_url).strip() == ids[0]
+    assert json.loads(inside(COUNT, redis_url))["waiting"] == 3, "the list has lost it, and the lane has not"
+    assert redis.zcard(keys.waiting("default", Lane.NORMAL)) == 3
+
+
+def pods(stay: str = "", leave: str = "") -> list[dict[str, Any]]:
+    """Pods by a letter each."""
+    leaving = [{"metadata": {"name": name, "deletionTimestamp": "2026-01-01T00:00:00Z"}} for name in leave]
+    return [*({"metadata": {"name": name}} for name in stay), *leaving]
+
+
+def attempt(worker: str, outcome: str, number: int = 1) -> dict[str, Any]:
+    return {"number": number, "worker": f"{worker}-abc123", "outcome": outcome}
+
+
+RETURNED, LOST, GOOD = attempt("a", "returned"), attempt("b", "failed"), attempt("c", "succeeded", 2)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "asked", "cut", "charged"),
+    [
+        ([GOOD], "", 0, 0),
+        ([RETURNED, GOOD], "a", 0, 0),
+        ([RETURNED, GOOD], "", 1, 0),  # KEDA took a busy pod
+        ([LOST, GOOD], "a", 1, 1),
+        ([LOST, RETURNED, GOOD], "ab", 0, 1),
+    ],
+)
+def test_what_is_concluded_of_jobs(attempts: list[dict[str, Any]], asked: str, cut: int, charged: int) -> None:
+    jobs = {"1": {"attempts": attempts}}
+    assert len(observations.cut_short(jobs, set(asked))) == cut
+    assert sum(observations.charged(jobs).values()) == charged
+
+
+def test_what_is_concluded_of_pods() -> None:
+    """An idle third that KEDA takes away is no fault; a third that stays would be."""
+    assert observations.most_staying([pods("ab"), pods("c", "ab"), pods("cd", "abx")]) == 2
+    assert observations.names(pods("c", "ab"), leaving=True) == {"a", "b"}
+
+
+NODES = [{"metadata": {"name": "n"}, "status": {"allocatable": {"cpu": "2"}}}]
+GPUS = [{"metadata": {"name": "n"}, "status": {"allocatable": {GPU: "1"}}}]
+
+
+@pytest.mark.parametrize(
+    ("need", "target", "nodes", "words"),
+    [
+        (needs.MAY_STOP_KEDA, TARGET, NODES, "set SERINETTE_TEST_MAY_STOP_KEDA=1"),
+        (needs.MAY_STOP_KEDA, Target("c", "r", may_stop_keda=True), NODES, ""),
+        (needs.NO_GPU, TARGET, NODES, ""),
+        (needs.NO_GPU, TARGET, GPUS, "n has GPUs of its own"),
+        (needs.OLD_VERSION, TARGET, NODES, "SERINETTE_TEST_OLD_CHART"),
+        (needs.OLD_VERSION, Target("c", "r", old_chart=Path("x")), NODES, ""),
+        (needs.ENFORCED_POLICIES, TARGET, NODES, ""),
+    ],
+)
+def test_what_a_cluster_lacks(need: str, target: Target, nodes: list[dict[str, Any]], words: str) -> None:
+    found = needs.missing([need], target, nodes)
+    assert (words in found) and bool(words) == bool(found)
+
+
+def stated() -> dict[str, str]:
+    """The suite's tests, each with what it says that it needs."""
+    found = {}
+    for name in ("test_songs", "test_operating", "test_containers"):
+        for node in ast.parse((ROOT / "tests" / "cluster" / f"{name}.py").read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                calls = [each for each in node.decorator_list if isinstance(each, ast.Call)]
+                wanted = [each.args for each in calls if isinstance(each.func, ast.Name) and each.func.id == "needs"]
+                words = [getattr(needs, word.id) for args in wanted for word in args if isinstance(word, ast.Name)]
+                found[f"{name}::{node.name}"] = ", ".join(words)
+    return found
+
+
+def test_the_page_lists_every_test_with_its_needs_and_no_result_without_a_log() -> None:
+    page = ROOT / "docs" / "cluster-tests.md"
+    rows = re.findall(r"^\| `(test_\w+::test_\w+)` \| (.*?) ?\| (.+) \|$", page.read_text(), re.MULTILINE)
+    assert {name: wanted for name, wanted, _ in rows} == stated()
+    for name, _, result in rows:
+        if result != "NOT RUN":
+            log = re.search(r"\((cluster-logs/[^)]+)\)", result)
+            assert log, f"{name}: a result needs its log"
+            text = (page.parent / log[1]).read_text()
+            assert re.search(rf"{name.partition('::')[2]}\S* PASSED", text), f"{name}: {log[1]} does not show it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -15,6 +16,7 @@ from kubernetes.config.config_exception import ConfigException
 
 from scripts.chart_tools import CommandFailed as ToolFailed
 from scripts.chart_tools import ToolMissing, helm, kubectl
+from tests.cluster.needs import missing
 from tests.cluster.release import CommandFailed, Release, run
 from tests.cluster.target import NotHere, Target, target_of
 
@@ -59,6 +61,16 @@ def pytest_runtest_makereport(
         release.dump(directory)
         report.sections.append(("dump of the namespace", str(directory.absolute())))
     return report
+
+
+@pytest.fixture(autouse=True)
+def _has_what_it_needs(request: pytest.FixtureRequest, target: Target) -> None:
+    marker = request.node.get_closest_marker("needs")
+    if marker is None:
+        return
+    answer = run([kubectl(), "--context", target.context, "get", "nodes", "--output", "json"])
+    if why := missing(marker.args, target, json.loads(answer)["items"]):
+        pytest.skip(why)
 
 
 @contextmanager

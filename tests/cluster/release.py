@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -21,19 +22,21 @@ SERVER = ("--server", "http://127.0.0.1:8019")
 KINDS = "deploy,sts,rs,pod,svc,pvc,secret,cm,netpol,pdb,ing,job,sa,role,rolebinding"
 KEDA_KINDS = "scaledobjects.keda.sh,triggerauthentications.keda.sh,hpa"
 
-_COUNT = """
+COUNT = """
 import json, sys
 from serinette.settings import SharedSettings, connect_redis
 from serinette.names import Keys, Lane
 keys, redis = SharedSettings().keys, connect_redis(SharedSettings())
-print(json.dumps({"waiting": sum(redis.llen(keys.waiting("default", lane)) for lane in Lane),
+print(json.dumps({"waiting": sum(redis.zcard(keys.waiting("default", lane)) for lane in Lane),
                   "busy": redis.scard(keys.busy("default")), "live": redis.zcard(keys.live)}))
 """
 # What a worker does that dies between popping a job and claiming it: the list has lost the job, and no slot holds it.
-_POP = """
+POP = """
+from rq import Queue
 from serinette.settings import SharedSettings, connect_redis
-from serinette.names import Keys, Lane
-print((connect_redis(SharedSettings()).rpop(SharedSettings().keys.waiting("default", Lane.NORMAL)) or b"").decode())
+from serinette.names import Lane, queue_name
+queue = Queue(queue_name("default", Lane.NORMAL), connection=connect_redis(SharedSettings()))
+print((queue.connection.lpop(queue.key) or b"").decode())
 """
 
 
@@ -91,21 +94,24 @@ class Release:
         answer = json.loads(self.kubectl("get", *words, "--output", "json"))
         return list(answer["items"]) if "items" in answer else [answer]
 
-    def upgrade_command(self, values: Path) -> list[str | Path]:
+    def upgrade_command(self, values: Path, chart: Path = CHART) -> list[str | Path]:
         """Installs it, or brings it to other values."""
         command: list[str | Path] = [helm(), "--kube-context", self.target.context, "--namespace", self.namespace]
-        command += ["upgrade", "--install", self.name, CHART]
-        for path in self.target.values:
+        command += ["upgrade", "--install", self.name, chart]
+        for path in self.target.values if chart == CHART else self.target.old_values:
             command += ["--values", path]
         return [*command, "--values", values]
 
-    def install(self, scenario: str = "plain") -> None:
-        """Install or upgrade, and wait for its gateway."""
+    def install(self, scenario: str = "plain", chart: Path = CHART) -> None:
+        """Install or upgrade, and wait for its gateway. Another chart than ours has other parts beside that."""
         with tempfile.TemporaryDirectory() as directory:
             values = Path(directory) / "values.yaml"
-            values.write_text(self.target.helm_values(values_of(scenario, self.namespace)))
-            run(self.upgrade_command(values), timeout_s=300)
-        for part in ("gateway", "controller"):
+            own = values_of(scenario, self.namespace)
+            if chart != CHART:
+                own.pop("controller")  # 01f4adc has it by another name
+            values.write_text(self.target.helm_values(own))
+            run(self.upgrade_command(values, chart), timeout_s=300)
+        for part in ("gateway", "controller") if chart == CHART else ("gateway",):
             self.kubectl("rollout", "status", f"deploy/{self.prefix}-{part}", "--timeout=600s", timeout_s=620)
 
     def uninstall(self, timeout_s: float = 300) -> None:
@@ -113,9 +119,9 @@ class Release:
         base: list[str | Path] = [helm(), "--kube-context", self.target.context, "--namespace", self.namespace]
         run([*base, "uninstall", self.name, "--ignore-not-found"], timeout_s=timeout_s)
 
-    def inside(self, *words: str, timeout_s: float = 120) -> str:
+    def inside(self, *words: str, timeout_s: float = 120, part: str = "gateway") -> str:
         """A command in the gateway's pod: no ingress, no name beyond the cluster's."""
-        return self.kubectl("exec", f"deploy/{self.prefix}-gateway", "--", *words, timeout_s=timeout_s)
+        return self.kubectl("exec", f"deploy/{self.prefix}-{part}", "--", *words, timeout_s=timeout_s)
 
     def submit(self, count: int = 1, *, duration_s: int = 5, steps: int | None = None) -> list[str]:
         """Submit songs; their ids."""
@@ -154,12 +160,12 @@ class Release:
 
     def queue(self) -> dict[str, int]:
         """Jobs waiting, workers busy and jobs unfinished, as Redis has them."""
-        answer: dict[str, int] = json.loads(self.inside("python", "-c", _COUNT))
+        answer: dict[str, int] = json.loads(self.inside("python", "-c", COUNT))
         return answer
 
     def pop_one(self) -> str:
         """Take a waiting job out of RQ's list and drop it; its id."""
-        return self.inside("python", "-c", _POP).strip()
+        return self.inside("python", "-c", POP).strip()
 
     def replicas(self) -> int:
         """Workers wanted now."""
@@ -172,11 +178,51 @@ class Release:
         answer = [str(event["message"]) for event in self.get("events", "--field-selector", selector)]
         return max((int(found[1]) for text in answer if (found := re.search(r"\bto (\d+)", text))), default=0)
 
+    def all_workers(self) -> list[dict[str, Any]]:
+        """Its workers' pods."""
+        return self.get(
+            "pod", "--selector", f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=worker"
+        )
+
     def workers(self, *, leaving: bool = False) -> list[dict[str, Any]]:
         """Its workers' pods that stay; or those that leave."""
-        selector = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=worker"
-        found = self.get("pod", "--selector", selector)
-        return [pod for pod in found if ("deletionTimestamp" in pod["metadata"]) == leaving]
+        return [pod for pod in self.all_workers() if ("deletionTimestamp" in pod["metadata"]) == leaving]
+
+    def pool(self) -> dict[str, Any]:
+        """Its one pool, as `GET /v1/workers` answers it."""
+        look = "import httpx; print(httpx.get('http://127.0.0.1:8019/v1/workers').text)"
+        found: dict[str, Any] = json.loads(self.inside("python", "-c", look))["pools"][0]
+        return found
+
+    def image(self) -> str:
+        """Of its gateway."""
+        (found,) = self.get("deploy", f"{self.prefix}-gateway")
+        return str(found["spec"]["template"]["spec"]["containers"][0]["image"])
+
+    def check_drained(self) -> None:
+        """Ask the new version's image whether work in the old layout remains. Raises CommandFailed while it does."""
+        with tempfile.TemporaryDirectory() as directory:
+            values = Path(directory) / "values.yaml"
+            values.write_text(self.target.helm_values(values_of("plain", self.namespace)))
+            paths = [part for path in (*self.target.values, values) for part in ("--values", path)]
+            rendered = run([helm(), "template", self.name, CHART, "--api-versions", "keda.sh/v1alpha1", *paths])
+        image = re.search(r"image: (\S*serinette-gateway\S*)", rendered)
+        assert image
+        (secret,) = self.get("secret", f"{self.prefix}-valkey")
+        password = base64.b64decode(secret["data"]["password"]).decode()
+        # A worker's labels: the NetworkPolicy of Valkey admits those.
+        labels = f"app.kubernetes.io/name=serinette,app.kubernetes.io/instance={self.name},"
+        words = ["run", "check-drained", "--rm", "--attach", "--restart=Never", f"--image={image[1]}"]
+        words += [f"--labels={labels}app.kubernetes.io/component=worker", f"--env=SERINETTE_REDIS_PASSWORD={password}"]
+        words += [f"--env=SERINETTE_REDIS_URL=redis://{self.prefix}-valkey:6379/0"]
+        self.kubectl(*words, "--command", "--", "python", "-m", "controller", "check-drained")
+
+    def keda(self, replicas: int) -> None:
+        """Stop KEDA's operator, or start it again."""
+        base: list[str | Path] = [kubectl(), "--context", self.target.context]
+        base += ["--namespace", self.target.keda_namespace]
+        run([*base, "scale", "deploy/keda-operator", f"--replicas={replicas}"])
+        run([*base, "rollout", "status", "deploy/keda-operator", "--timeout=300s"], timeout_s=320)
 
     def left_over(self) -> list[str]:
         """What of it is still there."""

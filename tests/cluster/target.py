@@ -10,6 +10,8 @@ from typing import Any
 
 CONTEXTS = "SERINETTE_TEST_CONTEXTS"
 REGISTRY = "SERINETTE_TEST_REGISTRY"
+MAY_STOP = "SERINETTE_TEST_MAY_STOP_KEDA"
+OLD_CHART = "SERINETTE_TEST_OLD_CHART"
 
 
 class NotHere(Exception):
@@ -25,6 +27,8 @@ class Target:
     values: tuple[Path, ...] = ()  # more values for every release: tags, pull secrets, a storage class
     keda_namespace: str = "keda"
     may_stop_keda: bool = False
+    old_chart: Path | None = None  # of 01f4adc, with two records per job
+    old_values: tuple[Path, ...] = ()  # its images
 
     def helm_values(self, own: Mapping[str, Any]) -> str:
         """The values of a release, as JSON, which is YAML."""
@@ -49,7 +53,9 @@ def target_of(environment: Mapping[str, str], current_context: str | None) -> Ta
         registry,
         tuple(Path(name) for name in environment.get("SERINETTE_TEST_VALUES", "").split(":") if name),
         environment.get("SERINETTE_TEST_KEDA_NAMESPACE", "keda"),
-        environment.get("SERINETTE_TEST_MAY_STOP_KEDA") == "1",
+        environment.get(MAY_STOP) == "1",
+        Path(environment[OLD_CHART]) if environment.get(OLD_CHART) else None,
+        tuple(Path(name) for name in environment.get("SERINETTE_TEST_OLD_VALUES", "").split(":") if name),
     )
 
 
@@ -79,6 +85,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "upgraded": {
         "settings": {"retentionS": 7200},
         "pools": [{"name": "default", "max": 2, "jobsPerWorker": 1, "threads": 1}],
+    },
+    # Times that a cold start, KEDA's polls and deletes fall into one another.
+    "restless": {
+        "settings": {"heartbeatS": 2, "heartbeatTtlS": 8},
+        "pools": [{"name": "default", "max": 3, "jobsPerWorker": 1}],
     },
     "shared": {"networkPolicy": {"enabled": False}},
     "guest": {

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cluster.conftest import a_namespace, a_release
 from tests.cluster.containers import Containers
+from tests.cluster.needs import PID_LIMIT, needs
 from tests.cluster.release import Release, until
 from tests.cluster.target import Target
 
@@ -213,6 +214,7 @@ while True:
 '"""
 
 
+@needs(PID_LIMIT)
 def test_a_fork_bomb_is_contained(containers: Containers) -> None:
     """By the kubelet's podPidsLimit, or by the container's memory without one."""
     (bomb,) = containers.post(BOMB, timeout_s=40, memory_mib=256)

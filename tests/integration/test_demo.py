@@ -19,7 +19,7 @@ import pytest
 
 from serinette.media import probe
 from tests.processes import below, eventually, eventually_gone
-from tests.up import CLI, ENVIRONMENT
+from tests.up import CLI, ENVIRONMENT, SINES
 
 COLUMNS = 80
 
@@ -59,7 +59,7 @@ def data_dir() -> Iterator[Path]:
         yield Path(directory)
 
 
-def start(data_dir: Path, cwd: Path, terminal: Terminal) -> subprocess.Popen[str]:
+def start(data_dir: Path, cwd: Path, terminal: Terminal, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*CLI, "demo", "--port", "0", "--data-dir", str(data_dir)],
         stdin=subprocess.DEVNULL,
@@ -67,7 +67,7 @@ def start(data_dir: Path, cwd: Path, terminal: Terminal) -> subprocess.Popen[str
         stderr=terminal.theirs,
         text=True,
         cwd=cwd,
-        env={**ENVIRONMENT, "TERM": "xterm-256color"},
+        env={**ENVIRONMENT, **environment, "TERM": "xterm-256color"},
     )
 
 
@@ -91,7 +91,7 @@ def test_a_song_from_one_command(data_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_cut_short_it_leaves_no_process(data_dir: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
     terminal = Terminal()
-    with start(data_dir, tmp_path, terminal) as demo:
+    with start(data_dir, tmp_path, terminal, **SINES, SERINETTE_MODEL="slow 60") as demo:
         assert eventually(lambda: len(below(demo.pid)) >= 8, 120), terminal.text()
         family = below(demo.pid)
         demo.send_signal(number)

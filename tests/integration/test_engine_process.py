@@ -169,6 +169,10 @@ class TestGeneration:
             assert (hello.model.name, hello.device) == ("sine", "an imagined one")
             assert isinstance(slot.answer(), Generated)
 
+    def test_variations_come_with_seeds_of_their_own(self, slot: Slot) -> None:
+        own = slot.generated(seed=[10, 99, 7], variations=3)
+        assert [song.seed for song in own.songs] == [10, 99, 7]
+
     def test_variations_come_with_their_seeds(self, slot: Slot) -> None:
         answer = slot.generated(seed=5, variations=3, guidance_scale=7)
         assert [song.seed for song in answer.songs] == [5, 6, 7]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from tests.gateways import gateway
 from tests.pod import Pod, pod
 from tests.processes import eventually
 from tests.servers import free_ports
+
+PARTS = ("node", "image", "weights", "load", "first_song")  # an engine of sines compiles nothing
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -67,10 +70,14 @@ def worker(tmp_path: Path, redis_url: str) -> Iterator[Pod]:
 
 def test_a_song_and_its_failures_are_reported_by_worker_and_controller(worker: Pod) -> None:
     of_worker, of_controller = free_ports(2)
+    start = json.dumps({"node_s": 30, "image_s": 50})  # as the controller writes it for this pod
+    worker.redis.set(worker.settings.keys.pod_start(socket.gethostname()), start)
     worker.start(metrics_port=of_worker, log_format="json")
     worker.wait_stage()
     with controller(worker, of_controller, log_format="json"):
         worker.wait_over(worker.submit("slow 1"), JobStatus.SUCCEEDED)
+        first = {"name": "worker_cold_start_part_seconds", "part": "first_song"}
+        assert eventually(lambda: (value(scrape(of_worker), **first) or 0) > 0.9)
         worker.wait_over(worker.submit("oom"), JobStatus.FAILED)
         worker.wait_over(worker.submit("crash once a"), JobStatus.SUCCEEDED)
         assert eventually(lambda: value(scrape(of_worker), "worker_engine_steps_total") == 8)
@@ -80,6 +87,11 @@ def test_a_song_and_its_failures_are_reported_by_worker_and_controller(worker: P
         assert value(scraped, "worker_child_deaths_total", part="engine") == 1
         assert value(scraped, "worker_engine_audio_seconds_total") == 1  # of the engine that lives
         assert (value(scraped, "worker_cold_start_seconds") or 0) > 0
+        part = {name: value(scraped, "worker_cold_start_part_seconds", part=name) for name in PARTS}
+        assert (part["node"], part["image"], part["weights"]) == (30, 50, 0.25)
+        assert (part["first_song"] or 0) > 0.9, "of the engine that started cold"
+        seen = worker.presence()
+        assert seen and seen.cold_start.parts() == part, "as GET /v1/workers answers it"
         assert eventually(lambda: value(scrape(of_controller), "queue_depth", pool="default", lane="normal") == 0)
         scraped = scrape(of_controller)
         assert value(scraped, "controller_leading") == 1
@@ -90,6 +102,8 @@ def test_a_song_and_its_failures_are_reported_by_worker_and_controller(worker: P
         assert value(scraped, "wait_seconds_count", pool="default", lane="normal") == 3  # each job's first claim
         assert value(scraped, "run_seconds_count", pool="default") == 2
         assert value(scraped, "cold_start_seconds_count", pool="default") == 1
+        for name in PARTS:
+            assert value(scraped, "cold_start_part_seconds_count", pool="default", part=name) == 1
         assert value(scraped, "steps_per_second_count", pool="default") == 2
         assert value(scraped, "real_time_factor_count", pool="default") == 2
         assert value(scraped, "stage_seconds_count", pool="default", stage="upload") == 2

@@ -97,13 +97,13 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with running(
         tmp_path_factory.mktemp("slow"),
         gateway={"SERINETTE_MAX_WAIT_S": "1"},
-        worker={"SERINETTE_SLOTS": "1"},
+        worker={"SERINETTE_ENGINE_MODULE": "tests.engines", "SERINETTE_SLOTS": "1"},
     ) as stack:
         yield stack
 
 
-# On the bundled checkpoint: tens of seconds, canceled long before.
-LONG = {"audio_duration": 240.0, "infer_step": 200, "prompt": "long"}
+# To the engine of sines: it goes on until it is canceled.
+LONG = {"audio_duration": 3.0, "prompt": "until never"}
 
 
 def canceled(url: str, request_id: str) -> None:
@@ -160,7 +160,8 @@ def test_a_failed_request_says_why(slow: Stack) -> None:
     sync = {"wait": 50, "sync": "true"}
     assert get(f"{slow.url}/result/{second}", params=sync).status_code == 500
     reported = get(f"{slow.url}/result/{second}", params=sync | {"format": "json"})
-    assert (reported.status_code, reported.json()) == (200, {"success": False, "error_message": status["error"]})
+    assert reported.status_code == 200
+    assert reported.json() == {"request_id": second, "success": False, "error_message": status["error"]}
     assert fields_of(post(f"{slow.url}/generate_music_async", body)) == {"ref_audio_input"}
 
 

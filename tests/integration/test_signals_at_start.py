@@ -1,7 +1,7 @@
 """SIGTERM in the first moments of a container: process 1 loses what it has no handler for, and imports take a second.
 
 Each command runs as process 1 of a PID namespace, as the manifests start it; the slot and the engine, which the
-supervisor starts, behind the image's entry point.
+supervisor starts, and `serinette up`, for which there is no image, behind the images' entry point.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc")
 DELAYS_S = (0.02, 0.1, 0.3, 0.6, 1.2, 2.5)
 # Of a busy machine; a process that ignores the signal stays for ever.
 LEFT_WITHIN_S = 45
-COMMANDS = ("gateway", "controller", "worker", "slot", "engine")
+COMMANDS = ("gateway", "controller", "worker", "slot", "engine", "up")
 
 
 def may_unshare() -> bool:
@@ -49,9 +49,9 @@ def entry_point(dockerfile: str) -> list[str]:
 
 def command(name: str) -> list[str]:
     """What the container's first process is started as."""
-    if name in {"slot", "engine"}:
-        module = {"slot": "gpu_worker.slot", "engine": "tests.engines"}[name]
-        return [*entry_point("gpu_worker/Dockerfile"), "python", "-m", module]
+    modules = {"slot": ["gpu_worker.slot"], "engine": ["tests.engines"], "up": ["serinette.cli", "up"]}
+    if name in modules:
+        return [*entry_point("gpu_worker/Dockerfile"), "python", "-m", *modules[name]]
     for manifest in yaml.safe_load_all((ROOT / "k8s" / f"{name}.yaml").read_text()):
         if manifest["kind"] == "Deployment":
             return list(manifest["spec"]["template"]["spec"]["containers"][0]["command"])
@@ -109,6 +109,7 @@ def test_process_1_leaves_whenever_it_is_asked(asked: Pod, tmp_path: Path, name:
         work = tmp_path / f"{delay_s}"
         work.mkdir()
         own = {"SERINETTE_WORK_DIR": str(work), "SERINETTE_PORT": str(free_ports(1)[0]), "PYTHONPATH": str(ROOT)}
+        own["SERINETTE_DATA_DIR"] = str(work / "data")
         return left(words, {**asked.environment, **own}, delay_s, work / "log")
 
     with ThreadPoolExecutor(len(DELAYS_S)) as threads:

@@ -21,10 +21,10 @@ from serinette.spec import AudioFormat, GenerationSpec
 from serinette.supervisor import Notice, Phase
 from tests.processes import eventually, eventually_gone
 from tests.servers import free_ports
-from tests.up import ENVIRONMENT, Up, run_cli
+from tests.up import ENVIRONMENT, SINES, Up, run_cli
 
 SHORT = GenerationSpec(prompt="jazz piano", duration_s=3, format=AudioFormat.FLAC)
-LONG = GenerationSpec(prompt="an endless raga", duration_s=240, steps=100)
+ENDLESS = GenerationSpec(prompt="until never", duration_s=3)  # to an engine of sines
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,15 @@ def test_interrupted_it_ends_everything(up: Up) -> None:
 
 
 @pytest.fixture
-def lonely(directory: Path) -> Iterator[Up]:
+def sines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started loads no model."""
+    for name, value in SINES.items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def lonely(directory: Path, sines: None) -> Iterator[Up]:
     running = Up.start(directory / "lonely")
     yield running
     running.clean_up()
@@ -218,7 +226,7 @@ def lonely(directory: Path) -> Iterator[Up]:
 
 def test_killed_outright_it_leaves_nothing_and_loses_nothing_and_asked_twice_it_ends_at_once(lonely: Up) -> None:
     with Client(lonely.url) as client:
-        job_id = client.submit(LONG).id
+        job_id = client.submit(ENDLESS).id
         assert eventually(lambda: client.get(job_id).status is JobStatus.RUNNING)
         waiting_id = client.submit(SHORT).id
     family = lonely.family()
@@ -232,7 +240,7 @@ def test_killed_outright_it_leaves_nothing_and_loses_nothing_and_asked_twice_it_
             assert client.cancel(job_id).cancel_requested
             assert client.wait(waiting_id, timeout_s=150).status is JobStatus.SUCCEEDED
             assert client.wait(job_id, timeout_s=150).status is JobStatus.CANCELED
-            held_id = client.submit(LONG).id
+            held_id = client.submit(ENDLESS).id
             assert eventually(lambda: client.get(held_id).status is JobStatus.RUNNING)
         family = again.family()
         again.process.send_signal(signal.SIGTERM)
@@ -244,6 +252,7 @@ def test_killed_outright_it_leaves_nothing_and_loses_nothing_and_asked_twice_it_
         again.clean_up()
 
 
+@pytest.mark.usefixtures("sines")
 def test_killed_while_it_starts_it_leaves_nothing(directory: Path) -> None:
     starting = Up.start(directory / "starting")
     try:
@@ -287,6 +296,7 @@ class Reported(Exception):
     """What was waited for was reported: enough seen."""
 
 
+@pytest.mark.usefixtures("sines")
 @pytest.mark.parametrize(
     ("part", "redis_url", "environment", "detail"),
     [
@@ -318,6 +328,7 @@ def test_what_is_not_there_is_what_it_waits_for(
         local.wait_ready()
 
 
+@pytest.mark.usefixtures("sines")
 def test_a_guarded_redis_opens_with_a_password_beside_its_url(
     directory: Path, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

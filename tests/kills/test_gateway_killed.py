@@ -13,10 +13,12 @@ from redis import asyncio as redis_asyncio
 
 from api.queue import JobQueue, keyed_job_id
 from api.settings import GatewaySettings
+from controller.settings import ControllerSettings
+from controller.sweeper import Sweeper
 from serinette.errors import Conflict, EngineCrashed, NotFound
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.jobs import AsyncJobs
-from serinette.names import Keys
+from serinette.names import Keys, song_prefix
 from serinette.settings import SharedSettings
 from serinette.spec import GenerationSpec
 from serinette.store import Store
@@ -147,3 +149,22 @@ def test_an_erasure_that_is_repeated_leaves_nothing(
         left = [found for found in redis.scan_iter() if job_id.encode() in found]
         assert left == [bench.keys.erased_job(job_id).encode()]
         assert not list(bench.store.list("songs"))
+
+
+def test_an_erasure_that_is_not_repeated_leaves_the_job_or_nothing(
+    bench: SlotBench, redis: Redis, redis_url: str, file_store_url: str
+) -> None:
+    sweeper = Sweeper(redis, bench.store, ControllerSettings())
+    deaths, whole = Deaths(fewest=4), 0
+    for round_trips in deaths:
+        job_id = bench.order()
+        bench.slot().run_one()
+        deaths.lives(round_trips, erase, redis_url, file_store_url, job_id)
+        sweeper()
+        if redis.exists(bench.keys.job(job_id)):
+            whole += 1
+            record = recorded(bench, job_id)
+            assert record and all(bench.store.get(key) for key in record.keys)
+            at_gateway(living(redis_url), file_store_url, lambda queue: queue.erase(TENANT, job_id))  # noqa: B023  # called at once
+        assert not list(bench.store.list(song_prefix(TENANT, job_id)))
+    assert whole

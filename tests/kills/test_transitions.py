@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from controller.outbox import Outbox
 from serinette.job import JobError, JobStatus
 from serinette.jobs import AttemptState, Call, Claimed, Entry, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import record_of
@@ -57,7 +58,7 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
         "submit": calls.submit(submission("new", **given), max_waiting=10),
         "claim": calls.claim("attempt-new", LIVE, "default", [Lane.NORMAL]),
         "take": calls.take(waiting, "attempt-new", LIVE),
-        "recorded": calls.recorded(ended, JobStatus.CANCELED),
+        "recorded": calls.recorded(board.entry(ended)),
         "beat": calls.beat(running, "attempt-running", LIVE, '{"stage": "denoising"}'),
         "resume": calls.resume(forgotten, "attempt-unknown", LIVE, rq_fields),
         "release": calls.release(running, "attempt-running", FAILURE, charged=True, gpu_s=1.5),
@@ -71,8 +72,6 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
         "cancel": calls.cancel(running, TENANT),
         "overdue": calls.overdue(20),
         "lapse": calls.lapse(SLOT),
-        "note": calls.note(running, "attempt-running", "placed", "attempt-running"),
-        "log": calls.log(running, "attempt-running", "", ("a line", "2026-01-01T00:00:00Z"), "{}"),
         "heal": calls.heal("default.normal"),
         "move": calls.move(waiting, "default", "turbo"),
         "restore": calls.restore(gone, 60),
@@ -85,14 +84,14 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
 
 NAMES = (
     *("submit", "claim", "take", "beat", "resume", "release", "finish", "cancel", "overdue", "lapse", "heal", "move"),
-    *("restore", "shrink", "erase", "note", "log", "recorded", "enter_batch", "guarded"),
+    *("restore", "shrink", "erase", "recorded", "enter_batch", "guarded"),
 )
 
 
 def missing_ends(call: Call[Any]) -> Iterator[list[Any]]:
     """Its arguments, cut short before each of those that it cannot do without."""
     optional = {"claim": 1, "cancel": 0}.get(call.name, 0)
-    least = {"submit": 5, "resume": 5, "restore": 5, "finish": 13, "enter_batch": 4}
+    least = {"submit": 5, "resume": 5, "restore": 5, "finish": 15, "enter_batch": 4}
     most = least.get(call.name, len(call.arguments) - optional)
     for length in range(min(most, len(call.arguments))):
         yield list(call.arguments[:length])
@@ -138,7 +137,7 @@ def test_a_wrong_value_changes_nothing(board: Board, name: str) -> None:
 
 def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
     """Words of a closed vocabulary replaced by another."""
-    places = {"release": 2, "finish": 2, "restore": 1, "note": 2, "recorded": 1}
+    places = {"release": 2, "finish": 2, "restore": 1, "recorded": 1}
     if call.name in places:
         at = places[call.name]
         yield [*call.arguments[:at], "sung", *call.arguments[at + 1 :]]
@@ -147,7 +146,7 @@ def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
 def torn(call: Call[Any]) -> Iterator[list[Any]]:
     """A field without its value."""
     with_fields = {"submit", "resume", "restore", "enter_batch"}
-    if call.name in with_fields or (call.name == "finish" and len(call.arguments) > 14):
+    if call.name in with_fields or (call.name == "finish" and len(call.arguments) > 16):
         yield list(call.arguments[:-1])
 
 
@@ -198,6 +197,8 @@ def full(board: Board) -> Iterator[Callable[[], None]]:
 def test_a_full_server_takes_no_job_and_ends_those_that_it_has(board: Board, full: Callable[[], None]) -> None:
     ids = [board.submit() for _ in range(6)]
     claimed = [board.claim(f"pod-1.{number}.abc") for number in range(4)]
+    board.redis.zadd(board.keys.webhooks, {"an end to report": 1})
+    outbox = Outbox(board.redis, board.keys)
     full()
     before = board.state()
     with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
@@ -214,6 +215,9 @@ def test_a_full_server_takes_no_job_and_ends_those_that_it_has(board: Board, ful
     assert board.claim("pod-2.0.abc"), "what waits can be generated"
     board.jobs(calls.overdue(20))
     assert board.jobs(calls.shrink(board.entry(finished.entry.id))), "which makes room"
+    assert outbox.take(30, 10) == ["an end to report"]
+    outbox.drop("an end to report")
+    assert board.redis.zcard(board.keys.webhooks) == 0
 
 
 # -- answers that are lost

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.dialects.acestep.request import ReleaseTask
+from api.dialects.acestep.samples import SIMPLE
 from api.dialects.acestep.table import TABLE, convert, record_of, theirs
 from api.dialects.fields import Conversion
 from serinette.errors import InvalidSpec, Unsupported
@@ -141,6 +142,34 @@ def test_a_field_under_all_its_names_and_in_all_its_places(body: dict[str, Any])
         ({"seed": 7, "use_random_seed": True}, {"seed": None}),
         ({"seed": -1, "use_random_seed": False}, {"seed": None}),
         ({"seed": "12,13"}, {"seed": 12}),
+        ({"seed": "10,99,7", "batch_size": 3}, {"seed": (10, 99, 7)}),
+        ({"seed": [10, 99], "batch_size": 2}, {"seed": (10, 99)}),
+        ({"seed": "-1,-1", "batch_size": 2}, {"seed": None}),
+        ({"instrumental": True}, {"lyrics": "[Instrumental]"}),
+        ({"instrumental": True, "lyrics": "[Instrumental]"}, {"lyrics": "[Instrumental]"}),
+        ({"instrumental": False, "lyrics": "la"}, {"lyrics": "la"}),
+        ({"key": "B-flat Major"}, {"key_scale": "Bb major"}),
+        ({"key": "c sharp minor"}, {"key_scale": "C# minor"}),
+        ({"key": " e♭ "}, {"key_scale": "E♭ major"}),
+        ({"key": "A aeolian"}, {"key_scale": "A minor"}),
+        ({"key": "g moll"}, {"key_scale": "G minor"}),
+        ({"key": "   "}, {"key_scale": None}),
+        ({"time_signature": "6/8 "}, {"time_signature": "6/8"}),
+        ({"time_signature": "3 / 4 time"}, {"time_signature": "3/4"}),
+        ({"vocal_language": "Chinese"}, {"vocal_language": "zh"}),
+        ({"vocal_language": "日本語"}, {"vocal_language": "ja"}),
+        ({"vocal_language": "nb"}, {"vocal_language": "no"}),
+        ({"vocal_language": "nn-NO"}, {"vocal_language": "no-NO"}),
+        ({"vocal_language": "auto"}, {"vocal_language": "unknown"}),
+        ({"vocal_language": ""}, {"vocal_language": "en"}),
+        (
+            {"task_type": "repaint", "src_audio_path": "u", "repainting_start": -2, "repainting_end": 0},
+            {"repaint_start_s": -2, "repaint_end_s": 0},
+        ),
+        (
+            {"task_type": "repaint", "src_audio_path": "u", "repainting_start": 3, "repainting_end": 8},
+            {"repaint_start_s": 3, "repaint_end_s": 8},
+        ),
         ({"seed": "12.0", "batch_size": 1}, {"seed": 12}),
         ({"seed": str(MAX_SEED), "batch_size": 1}, {"seed": MAX_SEED}),
         ({"seed": f"{MAX_SEED - 1}.0", "batch_size": 1}, {"seed": MAX_SEED - 1}),
@@ -166,7 +195,16 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"audio_format": "wav32"}, {"format": AudioFormat.WAV}, "audio_format: wav has 16 bits"),
         ({"audio_duration": -1}, {"duration_s": 60.0}, "audio_duration: choosing one needs"),
         ({"bpm": 119.7}, {"bpm": 120}, "bpm: 119.7 is taken for 120"),
-        ({"seed": "12,99"}, {"seed": 12}, "seed: song i is generated with 12 + i"),
+        ({"seed": "12,99,7"}, {"seed": (12, 99)}, "seed: 3 seeds for 2 songs"),
+        ({"seed": "12,-1,7", "batch_size": 3}, {"seed": (12, 13, 7)}, "seed: songs without a seed of their own"),
+        ({"seed": "12,99", "batch_size": 3}, {"seed": (12, 99, 14)}, "generated with 12 + their number"),
+        ({"instrumental": True, "lyrics": "la la"}, {"lyrics": "[Instrumental]"}, "instrumental: is true, so lyrics"),
+        ({"key_scale": "D Dorian"}, {"key_scale": "D minor"}, "key_scale: D Dorian is taken for D minor"),
+        ({"key_scale": "F# mixolydian mode"}, {"key_scale": "F# major"}, "is taken for F# major"),
+        ({"key_scale": "hirajoshi"}, {"key_scale": None}, "key_scale: hirajoshi is no key"),
+        ({"time_signature": "waltz"}, {"time_signature": None}, "time_signature: waltz is no metre"),
+        ({"vocal_language": "xx"}, {"vocal_language": "unknown"}, "vocal_language: xx is not one of the model's"),
+        ({"vocal_language": "Klingon"}, {"vocal_language": "unknown"}, "generated as unknown"),
         ({"model": "acestep-v15-base"}, {"model": None}, "model: acestep-v15-base is not held here"),
         ({"thinking": True}, {"task": Task.TEXT2MUSIC}, "thinking: needs ACE-Step's 5 Hz language model"),
         ({"use_format": True, "prompt": "a"}, {"prompt": "a"}, "use_format: needs ACE-Step's 5 Hz"),
@@ -196,13 +234,28 @@ def test_a_field_without_counterpart_is_reported_only_where_it_asks_for_somethin
 
 
 @pytest.mark.parametrize(
+    ("sent", "prompt", "lyrics", "warned"),
+    [
+        ({"sample_query": "a soft Bengali love song"}, "a soft Bengali love song", "[Instrumental]", "sample_query"),
+        ({"description": "a soft song", "lyrics": "la"}, "a soft song", "la", "sample_query"),
+        ({"desc": "a soft song", "prompt": "jazz"}, "jazz", "", "sample_query"),
+        ({"sample_mode": True}, SIMPLE[0].caption, "[Instrumental]", "sample_mode"),
+        ({"sampleMode": "1", "prompt": "jazz", "lyrics": "la"}, "jazz", "la", "sample_mode"),
+        ({"sample_mode": True, "sample_query": "a waltz"}, "a waltz", "[Instrumental]", "sample_query"),
+    ],
+)
+def test_a_wish_is_a_song_without_the_language_model_and_that_is_reported(
+    sent: dict[str, Any], prompt: str, lyrics: str, warned: str
+) -> None:
+    assert (spec(sent).prompt, spec(sent).lyrics) == (prompt, lyrics)
+    [warning] = warnings(sent)
+    assert warning.startswith(f"{warned}: ")
+    assert "5 Hz language model" in warning
+
+
+@pytest.mark.parametrize(
     ("sent", "field"),
     [
-        ({"sample_query": "a soft Bengali love song for a quiet evening", "thinking": True}, "sample_query"),
-        ({"description": "a soft song"}, "sample_query"),
-        ({"desc": "a soft song"}, "sample_query"),
-        ({"sample_mode": True}, "sample_mode"),
-        ({"sampleMode": "1"}, "sample_mode"),
         ({"analysis_only": True}, "analysis_only"),
         ({"fullAnalysisOnly": True}, "full_analysis_only"),
         ({"extract_codes_only": "true"}, "extract_codes_only"),
@@ -228,9 +281,9 @@ def test_what_is_not_asked_for_is_not_refused(sent: dict[str, Any]) -> None:
         ({"duration": "long"}, "audio_duration"),
         ({"bpm": 301}, "bpm"),
         ({"bpm": 12}, "bpm"),
-        ({"key_scale": "H dur"}, "key_scale"),
-        ({"time_signature": "waltz"}, "time_signature"),
-        ({"vocal_language": "日本語"}, "vocal_language"),
+        ({"key_scale": "a" * 1_001}, "key_scale"),
+        ({"vocal_language": ["en"]}, "vocal_language"),
+        ({"instrumental": "perhaps"}, "instrumental"),
         ({"inference_steps": 0}, "inference_steps"),
         ({"inference_steps": 201}, "inference_steps"),
         ({"inference_steps": "many"}, "inference_steps"),
@@ -260,7 +313,7 @@ def test_what_is_not_asked_for_is_not_refused(sent: dict[str, Any]) -> None:
         ({"task_type": "extract", "src_audio_path": "upload-1"}, "track_name"),
         ({"task_type": "complete", "src_audio_path": "upload-1"}, "track_classes"),
         ({"task_type": "cover", "src_audio_path": "u", "audio_cover_strength": 2}, "audio_cover_strength"),
-        ({"task_type": "repaint", "src_audio_path": "u", "repainting_start": -5}, "repainting_start"),
+        ({"task_type": "repaint", "src_audio_path": "u", "repainting_start": -601}, "repainting_start"),
         (
             {"task_type": "repaint", "src_audio_path": "u", "repainting_start": 9, "repainting_end": 3},
             "repainting_end",

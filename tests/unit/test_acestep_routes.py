@@ -18,6 +18,7 @@ from redis import Redis
 from api.app import create_app
 from api.dialects.acestep.documented import TAG
 from api.dialects.acestep.routes import MAX_TASKS
+from api.dialects.acestep.samples import SIMPLE
 from api.problems import speaks_problems
 from api.settings import GatewaySettings
 from serinette.job import JobError, now
@@ -38,7 +39,7 @@ def settings(valkey_url: str, store_url: str) -> GatewaySettings:
 
 @pytest.fixture(scope="module")
 def client(settings: GatewaySettings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), follow_redirects=False) as client:
+    with TestClient(create_app(settings), "http://localhost", follow_redirects=False) as client:
         yield client
 
 
@@ -139,7 +140,7 @@ def test_half_a_surrogate_pair_in_a_text_of_json_is_no_mistake_of_ours(client: T
         ({"json": {"task_type": "cover"}}, 400, "src_audio_path: "),
         ({"json": {"src_audio_path": "/etc/passwd", "task_type": "cover"}}, 400, "never a path"),
         ({"json": {"src_audio_path": "upload-unknown", "task_type": "cover"}}, 400, "src_audio_path: there is no"),
-        ({"json": {"sample_query": "a soft Bengali love song", "thinking": True}}, 501, "5 Hz language model"),
+        ({"json": {"analysis_only": True}}, 501, "5 Hz language model"),
         ({"json": {}, "headers": {"Idempotency-Key": "é".encode()}}, 400, "Idempotency-Key"),
     ],
 )
@@ -214,7 +215,7 @@ def test_tasks_are_asked_for_by_form_too(client: TestClient, as_text: bool) -> N
 
 def test_too_many_tasks_at_once_are_refused_and_none_is_none(client: TestClient) -> None:
     assert asked(client) == []
-    assert data(client.post("/query_result", json={})) == []
+    assert "task_id_list" in refusal(client.post("/query_result", json={"task_id": NO_JOB}), 400)
     assert len(asked(client, *["x"] * MAX_TASKS)) == MAX_TASKS
     refusal(client.post("/query_result", content=b'{"task_id_list": ["\\ud800"]}'), 400)
     many = {"task_id_list": ["x"] * (MAX_TASKS + 1)}
@@ -317,10 +318,40 @@ def test_a_body_beyond_every_bound_is_refused_before_it_is_read(client: TestClie
     assert (answer.status_code, set(answer.json())) == (413, {"detail"})
 
 
-@pytest.mark.parametrize("path", ["/format_input", "/v1/create_sample"])
-def test_words_are_not_made_up(client: TestClient, path: str) -> None:
-    body = {"prompt": "pop rock", "lyrics": "Walking down the street", "param_obj": '{"duration": 180}'}
-    assert "5 Hz language model is not here" in refusal(client.post(path, json=body), 501)
+# As the clients of each send them: a form's object, a wish alone, an instrumental one.
+@pytest.mark.parametrize(
+    ("path", "sent", "expected", "warned"),
+    [
+        (
+            "/format_input",
+            {"prompt": "pop rock", "lyrics": "Walking", "param_obj": '{"duration": 180, "language": "zh", "bpm": 90}'},
+            {"caption": "pop rock", "lyrics": "Walking", "duration": 180, "vocal_language": "zh", "bpm": 90},
+            "use_format: needs",
+        ),
+        ("/format_input", {"caption": "pop"}, {"caption": "pop", "lyrics": "[Instrumental]"}, "use_format: needs"),
+        (
+            "/v1/create_sample",
+            {"query": "a walk home", "instrumental": False, "vocal_language": "ja", "temperature": 0.85},
+            {"caption": "a walk home", "lyrics": "[Instrumental]", "vocal_language": "ja", "keyscale": ""},
+            "sample_query: writing a song",
+        ),
+        (
+            "/v1/create_sample",
+            {"description": "rain", "instrumental": True},
+            {"caption": "rain", "instrumental": True},
+            "sample_query: writing a song",
+        ),
+        ("/v1/create_sample", {}, {"caption": SIMPLE[0].caption}, "sample_mode: inventing a song"),
+    ],
+)
+def test_what_nobody_writes_comes_back_and_is_marked(
+    client: TestClient, path: str, sent: dict[str, Any], expected: dict[str, Any], warned: str
+) -> None:
+    answered = data(client.post(path, json=sent))
+    assert answered.items() >= (expected | {"degraded": True}).items()
+    assert answered["warnings"][0].startswith(warned)
+    # What clients do next: they release it.
+    assert data(client.post("/release_task", json={"prompt": answered["caption"], "lyrics": answered["lyrics"]}))
     refusal(client.post(path, content=b"{"), 400)
 
 
@@ -341,7 +372,8 @@ def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySe
         "loaded_lm_model": None,
         "llm_initialized": False,
     }
-    assert data(client.get("/v1/models")) == data(client.get("/v1/model_inventory")) == none
+    assert data(client.get("/v1/model_inventory")) == none
+    assert client.get("/v1/models").json() == {"object": "list", "data": [], "models": []}
     unknown = data(client.post("/release_task", json={"model": "acestep-v15-turbo"}))
     assert "no worker is up" in unknown["warnings"][0]
     init = client.post("/v1/init", json={"model": "acestep-v15-turbo"}).json()
@@ -351,9 +383,12 @@ def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySe
     announce(slot.jobs.redis, settings.keys, worker("w", "acestep-v15-turbo", started_at=now()))
     both = client.get("/v1/models")
     assert [model["name"] for model in both.json()["models"]] == ["acestep-v15-turbo"]  # ours, beside theirs
-    assert data(both) == data(client.get("/v1/model_inventory"))
-    assert data(both)["default_model"] == "acestep-v15-turbo"
-    assert data(both)["models"][0].items() >= {"name": "acestep-v15-turbo", "is_default": True}.items()
+    (listed,) = both.json()["data"]  # as OpenAI's clients and Wrangler read it
+    assert (listed["id"], listed["object"], listed["pricing"]["prompt"]) == ("acestep-v15-turbo", "model", "0")
+    assert "audio" in listed["output_modalities"]
+    held = data(client.get("/v1/model_inventory"))
+    assert held["default_model"] == "acestep-v15-turbo"
+    assert held["models"][0].items() >= {"name": "acestep-v15-turbo", "is_default": True}.items()
     assert data(client.post("/release_task", json={"model": "acestep-v15-turbo"}))["warnings"] == []
     assert data(client.post("/v1/init", json={"model": "acestep-v15-turbo"}))["loaded_model"] == "acestep-v15-turbo"
     assert data(client.post("/v1/init"))["slot"] == 1
@@ -411,7 +446,7 @@ def test_without_redis_everything_says_so(tmp_path: Path) -> None:
     settings = GatewaySettings(
         redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
     )
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), "http://localhost") as client:
         health = client.get("/health")
         assert (health.status_code, health.json()["code"]) == (503, 503)
         assert (health.json()["status"], health.json()["data"]["status"]) == ("unhealthy", "unhealthy")

@@ -40,7 +40,7 @@ def store(app: FastAPI) -> Store:
 @pytest.fixture
 async def client(app: FastAPI) -> Any:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as opened:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as opened:
         yield opened
 
 
@@ -80,7 +80,6 @@ WRONG: list[tuple[str, bytes, int, list[tuple[int, str | None]]]] = [
     ("bounds", lines(SONG, {"duration_s": 601, "steps": 0}), 422, [(2, "duration_s"), (2, "steps")]),
     ("unknown fields", lines(SONG, {"promt": "jazz"}), 422, [(2, "promt")]),
     ("not json", lines(b"{\n", SONG, b"[]\n"), 422, [(1, None), (3, None)]),
-    ("an empty line", lines(SONG, b"\n", SONG), 422, [(2, None)]),
     ("a name twice", lines({"custom_id": "a"}, {"custom_id": "b"}, {"custom_id": "a"}), 422, [(3, "custom_id")]),
     ("no such upload", lines(SONG, {"task": "cover", "source_audio": "upload-0"}), 422, [(2, "source_audio")]),
     ("no such model", lines({"model": "unknown"}), 422, [(1, "model")]),
@@ -198,3 +197,11 @@ async def test_no_such_batch(client: httpx.AsyncClient) -> None:
         for way in ("pause", "resume", "cancel", "retry"):
             assert problem(await client.post(f"/v1/batches/{name}/{way}"))["code"] == "not_found"
         assert problem(await client.delete(f"/v1/batches/{name}"))["code"] == "not_found"
+
+
+async def test_blank_lines_are_left_out_and_plain_text_is_lines_too(client: httpx.AsyncClient) -> None:
+    line = json.dumps(SONG).encode()
+    body = b"\n" + line + b"\n \r\n" + line + b"\n\n"
+    for kind in ("text/plain; charset=utf-8", "application/jsonl"):
+        answer = await client.post("/v1/batches", content=body, headers={"Content-Type": kind})
+        assert (answer.status_code, answer.json()["request_counts"]["total"]) == (202, 2), answer.text

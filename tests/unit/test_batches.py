@@ -357,8 +357,8 @@ async def test_files(redis_url: str, file_store_url: str) -> None:
     bench.run(batch, failing=["song 2"])
     erased = bench.output(batch)[3]
     transport = httpx.ASGITransport(create_app(bench.gateway), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url=f"http://test/v1/batches/{batch.id}") as client:
-        assert (await client.delete(f"http://test/v1/jobs/{erased.job_id}")).status_code == 204
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://localhost/v1/batches/{batch.id}") as client:
+        assert (await client.delete(f"http://localhost/v1/jobs/{erased.job_id}")).status_code == 204
         output, errors = (await client.get("/output.jsonl")).text, (await client.get("/errors.jsonl")).text
         zipped = await client.get("/songs.zip")
     assert [json.loads(line)["line"] for line in output.splitlines()] == [1, 3, 4, 5, 6]

@@ -17,6 +17,7 @@ from api.v1.containers import ContainerRequest
 from api.v1.jobs import JobRequest
 from serinette.batch import BatchOptions, BatchSpec, Span
 from serinette.container import Input
+from serinette.spec import GenerationSpec
 from tests.unit.tenants import serving, settings_of
 
 # Errors are counted, not seconds: beyond FEW any number shows it.
@@ -87,11 +88,13 @@ def test_a_length_is_checked_before_the_items(model: type[BaseModel], field: str
 
 
 def test_an_unknown_name_is_named_and_cannot_break_the_answer() -> None:
-    for name, shown in (("promt", "promt"), ("x" * 1_000, "x" * 80), ("\ud800", "?")):
+    for name, shown in (("xyz", "xyz"), ("x" * 1_000, "x" * 80), ("\ud800", "?")):
         with pytest.raises(ValidationError) as answered:
             Span.model_validate({name: 1, "first": 0, "count": 1})
         (error,) = answered.value.errors()
-        assert error["msg"] == f"{shown}: Extra inputs are not permitted"
+        assert error["msg"] == f"{shown}: is no field here"
+    with pytest.raises(ValidationError, match=r"promt: is no field here; did you mean prompt\?"):
+        GenerationSpec.model_validate({"promt": "jazz"})
 
 
 @pytest.fixture
@@ -146,3 +149,35 @@ async def test_the_field_is_named_in_every_dialect(http: httpx.AsyncClient) -> N
     assert refused.json()["error"].startswith("timesteps: ")
     refused = await http.post("/release_task", json=UNKNOWN)
     assert refused.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"),
+    [({"seed": 5, "variations": 3}, (5, 6, 7)), ({"seed": [10, 99, 7], "variations": 3}, (10, 99, 7)), ({}, (0,))],
+)
+def test_each_variation_has_its_seed(given: dict[str, Any], seeds: tuple[int, ...]) -> None:
+    spec = GenerationSpec.model_validate(given)
+    assert spec.seeds == seeds
+    assert GenerationSpec.from_wire(json.loads(json.dumps(spec.to_wire()))) == spec
+    # What an older worker does not read is left to a newer one, and nothing else is.
+    assert spec.to_wire()["schema"] == (2 if isinstance(spec.seed, tuple) else 1)
+
+
+@pytest.mark.parametrize("seed", [[1, 2], [1, -1, 2], [1, 2, 3, 4], [1, 2, "x"], [1] * MANY])
+def test_a_list_of_seeds_that_does_not_fit_is_refused(seed: list[Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        GenerationSpec.model_validate({"seed": seed, "variations": 3})
+    assert refused.value.error_count() <= 2
+    assert "seed" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [True, False, "1_0", " 5 ", "5", "1e1", ""])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(JobRequest, "duration_s"), (JobRequest, "bpm"), (BatchSpec, "seed"), (JobRequest, "timeout_s"), (Span, "first")],
+)
+def test_a_number_is_a_number_and_no_text_or_truth(model: type[BaseModel], name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=f"{name}: must be a number"):
+        model.model_validate({name: value})
+    with pytest.raises(ValidationError, match=f"{name}: must be a number"):
+        model.model_validate_json(json.dumps({name: value}))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from serinette.client.calls import JobFields, submit
 from serinette.client.retries import RetryBudget, TransientError, retry_after_s
 from serinette.errors import (
     ConfigurationError,
+    GenerationError,
     GpuTimeSpent,
     InvalidSpec,
+    JobTimeout,
     NotFinished,
     NotFound,
     SerinetteError,
@@ -35,11 +39,11 @@ SPEC = GenerationSpec(prompt="jazz")
 LOST = Unavailable("lost")
 
 
-def job_json(status: JobStatus = JobStatus.QUEUED) -> str:
+def job_json(status: JobStatus = JobStatus.QUEUED) -> dict[str, Any]:
     job = Job(
         id="a", tenant="t", status=status, spec=SPEC, pool="default", lane=Lane.NORMAL, created_at=now(), timeout_s=60
     )
-    return json.dumps({**job.model_dump(mode="json"), "a_field_of_tomorrow": 1})
+    return {**job.model_dump(mode="json"), "a_field_of_tomorrow": 1}
 
 
 def a_result(sha256: str) -> Result:
@@ -77,7 +81,7 @@ def client(server: Server, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def test_a_submit_says_only_what_was_asked_for(server: Server, client: Any) -> None:
-    server.answers = [Answer(202, job_json())]
+    server.answers = [Answer(202, json.dumps(job_json()))]
     assert client.submit(SPEC, idempotency_key="mine").status is JobStatus.QUEUED
     ((method, path, body, headers),) = server.requests
     assert (method, path, json.loads(body)) == ("POST", "/v1/jobs", {"prompt": "jazz"})
@@ -143,23 +147,23 @@ def test_events_are_read_to_the_end(server: Server, client: Any) -> None:
 
 def test_a_gateway_that_is_away_for_a_while_is_waited_for(server: Server, client: Any) -> None:
     server.answers = [
-        Answer(200, job_json(JobStatus.RUNNING)),
+        Answer(200, json.dumps(job_json(JobStatus.RUNNING))),
         Answer(503),
         Answer(502),
-        Answer(200, job_json(JobStatus.FAILED)),
+        Answer(200, json.dumps(job_json(JobStatus.FAILED))),
     ]
     seen = [job.status for job in client.watch("a", poll_s=0)]
     assert seen == [JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.FAILED]
 
 
 def test_patience_ends(server: Server, client: Any) -> None:
-    server.answers = [Answer(200, job_json(JobStatus.RUNNING)), Answer(503)]
+    server.answers = [Answer(200, json.dumps(job_json(JobStatus.RUNNING))), Answer(503)]
     with pytest.raises(Unavailable):
         list(client.watch("a", poll_s=0.01, patience_s=0.1))
 
 
 def test_a_wait_can_be_bounded(server: Server, client: Any) -> None:
-    server.answers = [Answer(200, job_json())]
+    server.answers = [Answer(200, json.dumps(job_json()))]
     with pytest.raises(NotFinished, match=r"still queued after 0\.1 s"):
         client.wait("a", timeout_s=0.1)
 
@@ -184,17 +188,17 @@ def test_a_song_is_written_whole_or_not_at_all(server: Server, client: Any, tmp_
         Answer(503),
         Answer(502, "<html>Bad gateway</html>"),
         problem(429, code="rate_limited", detail="too many requests"),
-        Answer(202, job_json(), cut_short=True),  # taken, and the answer lost
+        Answer(202, json.dumps(job_json()), cut_short=True),  # taken, and the answer lost
     ],
 )
 def test_a_submit_is_tried_again_under_one_key(server: Server, client: Any, first: Answer) -> None:
-    server.answers = [first, Answer(202, job_json())]
+    server.answers = [first, Answer(202, json.dumps(job_json()))]
     client.submit("jazz", duration_s=15, lane="high", labels={"album": "blue"})
     one, two = server.requests
     assert one[2] == two[2]
     assert json.loads(one[2]) == {"prompt": "jazz", "duration_s": 15, "lane": "high", "labels": {"album": "blue"}}
     assert one[3]["Idempotency-Key"] == two[3]["Idempotency-Key"]
-    server.answers = [Answer(202, job_json())]
+    server.answers = [Answer(202, json.dumps(job_json()))]
     client.submit("jazz")
     assert server.requests[-1][3]["Idempotency-Key"] != one[3]["Idempotency-Key"]
 
@@ -243,7 +247,7 @@ def test_events_that_break_off_go_on_behind_the_last(server: Server, client: Any
 
 
 def test_a_damaged_song_is_not_kept(server: Server, client: Any, tmp_path: Path) -> None:
-    job = Job.model_validate_json(job_json(JobStatus.SUCCEEDED)).model_copy(
+    job = Job.model_validate_json(json.dumps(job_json(JobStatus.SUCCEEDED))).model_copy(
         update={"result": a_result(sha256="0" * 64)}
     )
     server.answers = [Answer(200, "another song")]
@@ -332,3 +336,69 @@ def test_every_public_name_is_there() -> None:
     assert all(getattr(serinette, name) is not None for name in serinette.__all__)
     with pytest.raises(AttributeError):
         serinette.nothing  # noqa: B018
+
+
+def generated(url: str, kind: str, monkeypatch: pytest.MonkeyPatch, path: Path) -> Path:
+    """One call from a prompt to a file, waiting or awaited, of the gateway that the environment names."""
+    monkeypatch.setenv("SERINETTE_URL", f"{url}/")
+    monkeypatch.setenv("SERINETTE_API_KEY", "srn_of_the_environment")
+    if kind == "Client":
+        return serinette.generate("jazz", duration_s=1).save(path)
+
+    async def awaited() -> Path:
+        song = await serinette.generate_async("jazz", duration_s=1)
+        return await song.save(path)
+
+    return asyncio.run(awaited())
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_a_song_in_one_call_by_the_environment(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    song = "a song"
+    done = job_json() | {"status": "succeeded", "result": a_result(sha256(song.encode()).hexdigest()).model_dump()}
+    with answering() as server:
+        server.answers = [Answer(201, json.dumps(job_json())), Answer(200, json.dumps(done)), Answer(200, song)]
+        assert generated(server.url, kind, monkeypatch, tmp_path / "song.mp3").read_text() == song
+        assert [request[1].partition("?")[0] for request in server.requests] == [
+            "/v1/jobs",
+            "/v1/jobs/a",
+            "/v1/jobs/a/audio",
+        ]
+        keys = {request[3]["Authorization"] for request in server.requests}
+        assert keys == {"Bearer srn_of_the_environment"}
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize(
+    ("ended", "error", "words"),
+    [
+        ({"status": "failed", "error": {"code": "timeout", "message": "it ran too long"}}, JobTimeout, "it ran too"),
+        ({"status": "canceled"}, GenerationError, "canceled"),
+    ],
+)
+def test_a_song_in_one_call_raises_on_failure(
+    kind: str,
+    ended: dict[str, Any],
+    error: type[Exception],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with answering() as server:
+        server.answers = [Answer(201, json.dumps(job_json())), Answer(200, json.dumps(job_json() | ended))]
+        with pytest.raises(error, match=words):
+            generated(server.url, kind, monkeypatch, tmp_path / "song.mp3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERINETTE_URL", "http://127.0.0.1:1")
+    with answering() as server, Client(server.url, api_key="srn_given") as client:
+        server.answers = [Answer(200, json.dumps(job_json()))]
+        client.get("a")
+        assert server.requests[0][3]["Authorization"] == "Bearer srn_given"
+
+
+def test_a_song_says_where_it_is() -> None:
+    artifact = a_result("0" * 64).artifacts[0].model_copy(update={"key": "songs/default/the-job/attempt-0.mp3"})
+    assert artifact.model_dump()["url"] == artifact.url == "/v1/jobs/the-job/audio?index=0"

@@ -120,6 +120,7 @@ def test_the_steps_around_it_hold_the_urls_and_the_command_does_not() -> None:
     mounts = {each["name"]: [(m["name"], m["readOnly"]) for m in each["volumeMounts"]] for each in (fetch, upload)}
     assert mounts == {"fetch": [("inputs", False)], "upload": [("outputs", True)]}
     assert upload["startupProbe"]["exec"]["command"] == list(READY), "a command that is short waits until it listens"
+    assert fetch["command"][0] == "dumb-init", "process 1 ignores SIGTERM until it has a handler"
 
 
 def test_kubernetes_own_schemas_take_it(tmp_path: Path) -> None:

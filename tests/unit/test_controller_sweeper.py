@@ -260,11 +260,60 @@ def test_a_job_that_cannot_be_read_holds_up_no_other(bench: Bench, caplog: pytes
     sweeper = bench.sweeper(counted=counted)
     for _ in range(3):
         sweeper()
-    assert sorted(counted.actions) == [Action.FAIL, Action.RETRY]
-    assert caplog.text.count(f"job={spoilt} cannot be read") == 1
+    assert sorted(counted.actions) == [Action.FAIL, Action.LEAVE, Action.RETRY]
+    assert caplog.text.count(f"job={spoilt} cannot be read or changed") == 1
     assert bench.entry(unread).status is JobStatus.FAILED, "it ends without a record in the store"
     assert bench.record(unread) is None
     assert bench.redis.zcard(bench.keys.unrecorded) == 0
+
+
+@pytest.mark.parametrize("field", ["ttl_s", "created_at"])
+def test_a_job_that_cannot_be_changed_holds_up_no_other(bench: Bench, field: str) -> None:
+    """A foreign hand left half a record: transitions refuse it, and the round goes on."""
+    spoilt, last, well = bench.submit(), bench.submit(attempts=1), bench.submit()
+    late, in_time = (bench.submit(start_deadline_s=60) for _ in range(2))
+    for number, job_id in enumerate((spoilt, last, well)):
+        bench.begin(job_id, f"pod-1.{number}.abc")
+    bench.pass_leases()
+    for job_id in (late, in_time):
+        past_deadline(bench, job_id)
+    for job_id in (spoilt, late):
+        bench.redis.hdel(bench.keys.job(job_id), field)
+    counted = Counted()
+    sweeper = bench.sweeper(counted=counted)
+    for _ in range(2):
+        sweeper()
+    moved = [Action.EXPIRE, Action.FAIL, Action.LEAVE, Action.LEAVE, Action.RECORD, Action.RETRY]
+    assert sorted(each for each in counted.actions if each is not Action.REQUEUE) == moved
+    assert counted.rounds == 2
+    assert bench.entry(spoilt).status is JobStatus.RUNNING
+    bench.redis.hset(bench.keys.job(spoilt), field, bench.entry(well).fields[field])
+    assert Action.RETRY in bench.sweep(), "once it is mended it goes on"
+
+
+def test_jobs_that_are_left_as_they_are_hide_no_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("_LOST", "_DUE", "_STRANDED"):
+        monkeypatch.setattr(f"controller.sweeper.{bound}", 1)
+    old = GenerationSpec(prompt="jazz", model="old")
+    spoilt = [bench.submit(), bench.submit(start_deadline_s=60), bench.submit(spec=old, lane=Lane.LOW)]
+    well = [bench.submit(), bench.submit(start_deadline_s=60), bench.submit(spec=old, lane=Lane.LOW)]
+    for number, jobs in enumerate((spoilt, well)):
+        bench.begin(jobs[0], f"pod-1.{number}.abc")
+        past_deadline(bench, jobs[1])
+    bench.pass_leases()
+    behind = next(member for member in bench.board.leases() if member.startswith(well[0]))
+    bench.redis.zadd(bench.keys.leases, {behind: 1})
+    bench.redis.zadd(bench.keys.deadlines, {well[1]: 2})
+    bench.redis.hdel(bench.keys.job(spoilt[0]), "created_at")
+    for job_id in spoilt[1:]:
+        bench.redis.hset(bench.keys.job(job_id), "lane", "none of ours" if job_id is spoilt[1] else "low")
+        bench.redis.hset(bench.keys.job(job_id), "spec", "{")
+        bench.redis.hdel(bench.keys.job(job_id), "ttl_s")
+    counted = Counted()
+    sweeper = bench.sweeper(counted=counted, **REMOVED)
+    for _ in range(4):
+        sweeper()
+    assert {Action.RETRY, Action.EXPIRE, Action.STRAND} <= {*counted.actions}
 
 
 # -- start deadlines

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from serinette.cli.app import app
 from serinette.doctor.cluster import metric_path
 from serinette.names import Keys, Lane
-from tests.kube import Kube, Object, kubernetes_api
+from tests.kube import HANG, Kube, Object, kubernetes_api
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "serinette"
@@ -164,6 +164,41 @@ def test_a_question_without_an_answer_keeps_no_other_from_being_asked(kube: Kube
     assert unanswered.keys() == {"nodes", "apiservice of external metrics", "persistentvolumeclaims"}
     assert all("the API server answers nothing" in message for message in unanswered.values())
     assert {"storage", "pods", "cluster", "clock"} <= {each["part"] for each in found if each["level"] == "ok"}
+
+
+def test_a_question_that_hangs_takes_its_own_time_and_no_other_answer(
+    kube: Kube, monkeypatch: pytest.MonkeyPatch, redis_url: str
+) -> None:
+    """KEDA's metrics hang while its operator is down."""
+    monkeypatch.setattr("serinette.doctor.cluster._TIMEOUT_S", 0.5)
+    kube.add(*release(), *keda(ready=0))
+    kube.fail("external.metrics.k8s.io/v1beta1/namespaces", HANG)
+    kube.fail("storageclasses", HANG)
+    found = ask("--redis-url", redis_url)[1]
+    by_check = {(each["part"], each["check"]): each for each in found}
+    assert by_check["cluster", "storageclasses"]["level"] == "unknown"
+    assert any("keda-operator has no ready pod" in each["message"] for each in found)
+    assert any("KEDA's number cannot be read: the API server answers nothing" in each["message"] for each in found)
+    assert {"queue", "clock", "cluster", "keda", "gpu", "pods"} <= {each["part"] for each in found}
+
+
+@pytest.mark.parametrize(("metrics", "namespace"), [("keda-metrics-apiserver", "scaler"), ("", "scaler")])
+def test_remedies_name_what_is_there(kube: Kube, metrics: str, namespace: str) -> None:
+    """KEDA's own manifests name the metrics server otherwise than its chart does."""
+    for each in keda():
+        if each["kind"] == "Deployment":
+            kube.remove("apps/v1", "Deployment", each["metadata"]["name"], "keda")
+            name = metrics if "metrics" in each["metadata"]["name"] else "keda-operator"
+            if name:  # else none, as in another namespace than was looked in
+                kube.add({**each, "metadata": {**each["metadata"], "name": name, "namespace": namespace}})
+    kube.add(*release(lambda each: each.get("status", {}).pop("conditions", None)))
+    service = {"name": "keda-metrics-apiserver", "namespace": namespace}
+    condition = {"type": "Available", "status": "False", "message": "no endpoints"}
+    kube.add({**keda()[-1], "spec": {"service": service}, "status": {"conditions": [condition]}})
+    remedies = " ".join(each["remedy"] for each in wrong("--keda-namespace", namespace))
+    assert f"kubectl -n {namespace} logs deploy/keda-operator" in remedies
+    assert f"kubectl -n {namespace} logs deploy/{metrics or 'keda-operator-metrics-apiserver'}" in remedies
+    assert "-n keda " not in remedies
 
 
 def test_no_cluster_or_no_such_context(kube: Kube) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from serinette.cli.app import app
-from serinette.doctor.findings import Level
+from serinette.doctor.findings import Finding, Level, answered, ok
 from serinette.doctor.pods import TORCH_CUDA
 from serinette.doctor.store import check_store, judge_store
 from serinette.settings import SharedSettings
@@ -96,3 +98,16 @@ def test_what_cannot_be_asked_keeps_the_others_from_nothing(
     assert levels["store", "create once"] == "ok"
     nothing = CliRunner().invoke(app, ["doctor", "--no-cluster"], env={"SERINETTE_REDIS_URL": ""})
     assert (nothing.exit_code, "nothing to check" in nothing.output) == (2, True)
+
+
+def test_a_question_that_hangs_is_given_up_and_keeps_what_it_found() -> None:
+    hangs = threading.Event()
+
+    def question() -> Iterator[Finding]:
+        yield ok("store", "first", "well")
+        hangs.wait()
+
+    found = answered("store", "second", "look there", question, timeout_s=0.05)
+    hangs.set()
+    assert [(each.check, each.level) for each in found] == [("first", Level.OK), ("second", Level.UNKNOWN)]
+    assert "no answer within 0.05 s" in found[1].message

@@ -170,11 +170,20 @@ class TestSource:
         assert np.array_equal(outside, np.delete(source, window, axis=1))
         assert np.abs(song.samples[:, window] - source[:, window]).mean() > 0.01
 
-    def test_repaint_past_the_end_goes_to_the_end(self, turbo: AceStepEngine, source: Samples) -> None:
-        song = generate(turbo, source=source, source_audio="upload", task="repaint", repaint_start_s=1, repaint_end_s=9)
-        (warning,) = song.warnings
-        assert "past the end" in warning
-        assert np.array_equal(song.samples[:, :RATE], source[:, :RATE])
+    @pytest.mark.parametrize(("start_s", "end_s"), [(None, 3.0), (-1.0, 0.0), (-1.0, 3.0)])
+    def test_repaint_beyond_the_source_continues_it(
+        self, turbo: AceStepEngine, source: Samples, start_s: float | None, end_s: float
+    ) -> None:
+        own_s = source.shape[1] / RATE
+        window: dict[str, Any] = {"repaint_start_s": own_s if start_s is None else start_s, "repaint_end_s": end_s}
+        song = generate(turbo, source=source, source_audio="upload", task="repaint", **window)
+        before = round(max(0, -window["repaint_start_s"]) * RATE)
+        assert song.warnings == ()
+        assert song.samples.shape[1] == before + max(source.shape[1], round(end_s * RATE))
+        if start_s is None or end_s == 0:
+            assert np.array_equal(song.samples[:, before : before + source.shape[1]], source)
+        new = song.samples[:, :before] if before else song.samples[:, source.shape[1] :]
+        assert np.abs(new).mean() > 0.001
 
     def test_a_reference_has_an_effect(self, turbo: AceStepEngine, source: Samples) -> None:
         request = SongRequest(GenerationSpec(**QUICK, reference_audio="upload"), 1, reference=source)

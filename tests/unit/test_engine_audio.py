@@ -52,3 +52,21 @@ class TestMixing:
     def test_a_window_of_nothing_changes_nothing(self) -> None:
         source = tone(440, 1)
         assert torch.equal(paste(source, tone(660, 1), Window(0.5, 0.500001), RATE), source)
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_a_song_that_is_continued_keeps_its_own_and_has_no_jump_at_the_joint(self, before: bool) -> None:
+        own, generated = tone(440, 1, level=0.3), tone(450, 3, level=0.3)
+        first = 2 * RATE if before else 0
+        source = torch.zeros(2, 3 * RATE)
+        source[:, first : first + RATE] = own
+        window = Window(0.0, 2.0) if before else Window(1.0, 3.0)
+        mixed = paste(source, generated, window, RATE, (first, first + RATE))
+        assert torch.equal(mixed[:, first : first + RATE], own)
+        assert float(mixed.diff().abs().max()) <= 1.1 * float(generated.diff().abs().max())
+        far = slice(0, RATE) if before else slice(2 * RATE, 3 * RATE)
+        assert torch.allclose(mixed[:, far], generated[:, far], atol=1e-7)
+
+    def test_a_window_that_ends_in_what_is_kept_is_faded_within_it(self) -> None:
+        source = torch.cat([tone(440, 1), torch.zeros(2, RATE)], dim=1)
+        mixed = paste(source, tone(450, 2), Window(0.999, 2.0), RATE, (0, RATE))
+        assert float(mixed[:, RATE : RATE + 480].abs().max()) > 0.09, "no dip behind the joint"

@@ -41,6 +41,49 @@ def test_how_long_a_song_is(asked: dict[str, Any], source: Samples | None, secon
 
 
 @pytest.mark.parametrize(
+    ("window", "length", "seconds", "kept"),
+    [
+        ((3, 8), 8, (3, 8), (0, 3)),
+        ((2, 8), 8, (2, 8), (0, 3)),
+        ((5, 8), 8, (3, 8), (0, 3)),  # nothing is to be kept between its end and second 5
+        ((None, 8), 8, (0, 8), (0, 3)),
+        ((-2, 0), 5, (0, 2), (2, 5)),
+        ((-2, 1), 5, (0, 3), (2, 5)),
+        ((-2, None), 5, (0, 5), (2, 5)),
+        ((-2, 4.5), 6.5, (0, 6.5), (2, 5)),
+        ((1, 2), 3, (1, 2), None),
+        ((0, 3), 3, (0, 3), None),
+    ],
+)
+def test_a_song_of_three_seconds_is_continued(
+    window: tuple[float | None, float | None],
+    length: float,
+    seconds: tuple[float, float],
+    kept: tuple[float, float] | None,
+) -> None:
+    spec = GenerationSpec(**REPAINT, repaint_start_s=window[0], repaint_end_s=window[1])
+    source = audio(3) + np.float32(0.5)
+    request, own = tasks.continued(SongRequest(spec, 0, source), GRID)
+    assert tasks.length_s(request, GRID) == pytest.approx(length)
+    assert tasks.window_of(request.spec, length) == (Window(*seconds), ())
+    assert own == (kept and tuple(round(second * 48_000) for second in kept))
+    assert request.source is not None
+    first, last = own or (0, source.shape[1])
+    assert np.array_equal(request.source[:, first:last], source)
+    assert not request.source[:, :first].any()
+    assert not request.source[:, last:].any()
+
+
+def test_other_tasks_continue_nothing() -> None:
+    request = SongRequest(GenerationSpec(**LEGO, repaint_end_s=8), 0, audio(3))
+    assert tasks.continued(request, GRID) == (request, None)
+    with pytest.raises(InvalidSpec, match="only repaint continues"):
+        GenerationSpec.from_wire({**LEGO, "repaint_start_s": -1})
+    with pytest.raises(InvalidAudio, match="at most 600 s"):
+        tasks.continued(SongRequest(GenerationSpec(**REPAINT, repaint_start_s=-599), 0, audio(3)), GRID)
+
+
+@pytest.mark.parametrize(
     ("asked", "source", "error", "words"),
     [
         (REPAINT, audio(2, channels=1), InvalidAudio, "1 channels, the model takes 2"),

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq.suspension import resume, suspend
 
 from serinette.credentials import Limits
 from serinette.job import AttemptOutcome, JobError, JobStatus
-from serinette.jobs import AttemptState, Claimed, Entry, Outcome, Shrunk, calls, rq_fields_of
+from serinette.jobs import AttemptState, Call, Claimed, Entry, Lease, Outcome, Shrunk, calls, rq_fields_of
 from serinette.jobs.finishing import record_of
 from serinette.names import DEFAULT_POOL, Keys, Lane
 from serinette.spec import GenerationSpec
@@ -308,7 +309,7 @@ def test_an_erased_job_never_comes_back(board: Board) -> None:
     left = {key for key in board.redis.scan_iter() if job_id.encode() in key}
     assert {key for key in left if board.redis.ttl(key) < 0} == set()
     assert board.submit(job_id) == job_id, "its owner may submit it again"
-    assert board.beat(frozen) is AttemptState.WAITS
+    assert board.beat(frozen) is AttemptState.LOST, "and it is another job"
     assert held(board).entry.id == job_id
 
 
@@ -364,12 +365,56 @@ def test_a_job_that_is_canceled_when_its_attempt_fails_reports_its_usage(board: 
 def test_a_late_recording_ends_no_job_that_was_submitted_again(board: Board) -> None:
     job_id = board.submit()
     board.finish(held(board), Outcome(FAILED, LOST))
-    assert board.jobs(calls.recorded(job_id, CANCELED)) == "other"
-    assert board.jobs(calls.recorded(job_id, FAILED)) == "marked"
-    assert board.jobs(calls.shrink(board.entry(job_id)))
-    assert board.jobs(calls.recorded(job_id, FAILED)) == "shrunk"
+    first = board.entry(job_id)
+    assert board.jobs(calls.recorded(first)) == "marked"
+    assert board.jobs(calls.shrink(first))
+    assert board.jobs(calls.recorded(first)) == "shrunk"
     board.jobs(calls.erase(job_id, TENANT))
-    assert board.jobs(calls.recorded(job_id, FAILED)) == "gone"
+    assert board.jobs(calls.recorded(first)) == "gone"
     board.submit(job_id)
-    assert board.jobs(calls.recorded(job_id, FAILED)) == "other"
+    assert board.jobs(calls.recorded(first)) == "other"
     assert board.entry(job_id).status is JobStatus.QUEUED
+    board.finish(held(board), Outcome(FAILED, LOST))
+    assert board.jobs(calls.recorded(first)) == "other", "it ended as the first did, and the store says so of the first"
+    second = board.entry(job_id)
+    assert "recorded" not in second.fields
+    assert board.jobs(calls.recorded(second)) == "marked"
+    assert not board.jobs(calls.shrink(first))
+    assert board.jobs(calls.shrink(second))
+
+
+def test_a_claim_that_arrives_again_when_its_attempt_is_over_gets_no_job(board: Board) -> None:
+    board.submit()
+    lease = Lease("pod-1.0.abc", 20)
+    claims = [calls.claim(f"attempt-{number}", lease, "default", list(Lane)) for number in range(3)]
+    for number, claim in enumerate(claims[:2]):
+        claimed = board.jobs(claim)
+        assert isinstance(claimed, Claimed)
+        assert board.jobs(claim) == claimed, "sent again"
+        board.jobs(calls.release(claimed.entry.id, f"attempt-{number}", None, charged=False))
+    assert [board.jobs(claim) for claim in claims[:2]] == [False, False]
+    assert board.waiting() and board.leases() == {}
+    assert isinstance(board.jobs(claims[2]), Claimed)
+
+
+@pytest.mark.parametrize("field", ["ttl_s", "created_at", "lane", "tenant", "attempt:1"])
+def test_what_a_foreign_hand_left_of_a_record_is_refused_as_a_whole(board: Board, field: str) -> None:
+    waiting, job_id = board.submit(), board.submit()
+    board.jobs(calls.take(job_id, "a", Lease("pod-1.0.abc", 20)))
+    for each in (waiting, job_id):
+        board.redis.hdel(board.keys.job(each), field)
+    before = board.state()
+    refused: list[Call[Any]] = [
+        calls.finish(job_id, "a", Outcome(FAILED, LOST), recorded=False),
+        calls.release(job_id, "a", LOST, charged=True),
+        *([] if field == "tenant" else [calls.cancel(job_id, TENANT)]),
+        *([] if field in {"tenant", "attempt:1"} else [calls.cancel(waiting, TENANT)]),
+    ]
+    for call in refused:
+        with pytest.raises(ResponseError, match=field):
+            board.jobs(call)
+    assert board.state() == before
+    if field != "attempt:1":
+        good = board.submit()
+        claimed = held(board)
+        assert (claimed.entry.id, board.waiting()) == (good, []), "set aside"

@@ -71,17 +71,3 @@ def test_a_batch_reads_which_of_its_jobs_run_and_live_and_how_many_have_ended(bo
     for job_id, line in ((second, 2), (first, 4)):
         jobs(calls.submit(submission(job_id, batch=("b", line))))
     assert board.redis.zrange(live, 0, -1) == [second.encode()], "one that has ended does not live again"
-
-
-def test_only_the_attempt_in_charge_adds_to_its_log(board: Board) -> None:
-    jobs = board.jobs
-    job_id, owner = take(board, 0)
-    for after, lines, last in (("", "one\n", "1"), ("", "twice\n", "9"), ("1", "two\n", "2")):
-        assert jobs(calls.log(job_id, owner, after, (lines, last), "{}")) is AttemptState.MINE
-    assert jobs(calls.log(job_id, "another", "2", ("three\n", "3"), "{}")) is AttemptState.LOST
-    assert jobs.redis.get(KEYS.log(job_id)) == b"one\ntwo\n"
-    assert jobs(calls.note(job_id, "another", "placed", "another")) is AttemptState.LOST
-    assert jobs(calls.note(job_id, owner, "placed", owner)) is AttemptState.MINE
-    assert board.entry(job_id).placed == owner
-    assert jobs(calls.note("nowhere", "a", "placed", "a")) is AttemptState.UNKNOWN
-    assert not jobs.redis.exists(KEYS.job("nowhere"))

@@ -117,3 +117,42 @@ def test_after_a_failure_the_duty_is_made_anew_and_reported_once(
     assert made == [0, 2, 3, 4]
     logged = [record.getMessage() for record in caplog.records]
     assert logged == ["rounds fails: gone", "rounds goes on"]
+
+
+def test_a_leader_whose_duty_stalls_makes_way_once(
+    redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("controller.leader_election._PATIENCE_S", 0.0)
+    one, other = LeaderElection(redis, keys, 0.3), LeaderElection(redis, keys, 30)
+    assert one()
+    with one.round_of("batches", 0.0):
+        assert eventually(lambda: [name for name, _ in one.stalled] == ["batches"])
+        assert not one() and not one.leading
+        assert other() and other.leading, "at once"
+        other.resign()
+        assert not one(), "not for two leases"
+        assert eventually(one), "no other replica leads: better so than none"
+        assert one() and one(), "it has stepped aside for this round"
+    assert one.stalled == set() and one()
+    assert caplog.text.count("stalled here: batches") == 1
+
+
+def test_a_duty_that_hangs_is_taken_over(redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.leader_election._PATIENCE_S", 0.05)
+    thawed, taken_over = Event(), Event()
+    begun: list[str] = []
+
+    def maker(name: str) -> Callable[[], Callable[[], object]]:
+        def duty() -> None:
+            begun.append(name)
+            if name == begun[0]:
+                thawed.wait(10)
+            else:
+                taken_over.set()
+                thawed.set()
+
+        return lambda: duty
+
+    monkeypatch.setattr("controller.leader_election._PATIENCE_PAUSES", 5)
+    looped([maker("one"), maker("other")], [election(redis, keys) for _ in range(2)], taken_over)
+    assert len({*begun}) == 2

@@ -172,7 +172,9 @@ def app(redis_url: str, file_store_url: str) -> FastAPI:
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://x")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://localhost"
+    )
 
 
 async def test_labels_are_of_our_own_making_whatever_a_client_sends(app: FastAPI) -> None:
@@ -193,7 +195,13 @@ async def test_labels_are_of_our_own_making_whatever_a_client_sends(app: FastAPI
 
 
 async def test_a_websocket_is_counted_when_it_is_accepted(app: FastAPI) -> None:
-    scope = {"type": "websocket", "path": "/live", "headers": [], "query_string": b"", "subprotocols": []}
+    scope = {
+        "type": "websocket",
+        "path": "/live",
+        "headers": [(b"host", b"localhost")],
+        "query_string": b"",
+        "subprotocols": [],
+    }
     sent = []
 
     async def receive() -> dict[str, str]:

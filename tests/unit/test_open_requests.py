@@ -134,7 +134,7 @@ async def test_batches_wait_for_a_hanging_store_in_threads_of_their_own(
     asked = [calls[number % len(calls)].split() for number in range(120)]
     hanging = [asyncio.create_task(http.request(method, path, timeout=120)) for method, path in asked]
     made = [asyncio.create_task(http.post("/v1/batches", json={"specs": [SONG]}, timeout=120)) for _ in range(4)]
-    threads = app.state.parts.batch_threads
+    threads = app.state.parts.batch_threads.store
     async with asyncio.timeout(60):
         while sum(request.done() for request in (*hanging, *made)) + threads.waiting < 100:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -172,13 +172,15 @@ def test_metadata_equals_the_reference(planner: Planner) -> None:
         assert [row.path.values for row in rows] == expected  # type: ignore[attr-defined]
 
 
-DURATIONS_S = [1, 2, 3.3, 7.5, 10, 29.9, 61, 120, 299.96, 600]
+CODES = {1: 5, 2: 10, 3.3: 17, 7.5: 38, 10: 50, 29.9: 150, 61: 305, 120: 600, 299.96: 1500, 600: 3000}
 
 
-def test_exact_counts_at_ten_lengths() -> None:
-    assert [code_count(duration_s) for duration_s in DURATIONS_S] == [5, 10, 17, 38, 50, 150, 305, 600, 1500, 3000]
+@pytest.mark.parametrize("most_s", [61, pytest.param(600, marks=pytest.mark.load)])
+def test_exact_counts_at_ten_lengths(most_s: int) -> None:
+    assert [code_count(duration_s) for duration_s in CODES] == list(CODES.values())
     unguided = Sampling(cfg_scale=1.0)
-    songs = [Song("x", "", Metadata(duration_s=d), place, unguided) for place, d in enumerate(DURATIONS_S)]
+    lengths = {duration_s: codes for duration_s, codes in CODES.items() if duration_s <= most_s}
+    songs = [Song("x", "", Metadata(duration_s=d), place, unguided) for place, d in enumerate(lengths)]
     reported = []
 
     def observe(done: int, total: int | None) -> frozenset[int]:
@@ -186,8 +188,9 @@ def test_exact_counts_at_ten_lengths() -> None:
         return frozenset()
 
     codes = tiny_planner(layers=1).codes(songs, observe)
-    assert [len(each) for each in codes] == [code_count(duration_s) for duration_s in DURATIONS_S]
-    assert reported == [(done, 3000) for done in range(3000)]
+    assert [len(each) for each in codes] == list(lengths.values())
+    most = CODES[most_s]
+    assert reported == [(done, most) for done in range(most)]
 
 
 @pytest.mark.parametrize("duration_s", [0.9, 600.1, float("nan")])

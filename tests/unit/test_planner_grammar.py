@@ -94,10 +94,11 @@ def check(text: str, walk: Walk, given: dict[str, int | str]) -> None:
         assert not found["lyrics"]
 
 
-def test_ten_thousand_random_grammars_parse() -> None:
+@pytest.mark.parametrize("number", [1_000, pytest.param(10_000, marks=pytest.mark.load)])
+def test_random_grammars_parse(number: int) -> None:
     short = Grammars(vocabulary(), most_caption_tokens=8, most_lyrics_tokens=8)
     dice = random.Random(0)
-    for _ in range(10_000):
+    for _ in range(number):
         given = {name: value for name, value in GIVEN.items() if dice.random() < 0.3}
         lyrics = dice.random() < 0.5
         walk = short.walk(given, lyrics=lyrics)

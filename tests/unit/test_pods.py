@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -17,11 +18,11 @@ from controller.cluster import WorkerPods, connect
 from controller.pods import PodWatch
 from controller.settings import ControllerSettings
 from serinette.errors import ClusterUnavailable
-from serinette.names import Keys
+from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts
 from serinette.presence import HOLDUP_TTL_S, parse_holdups
 from tests.kube import Kube, kubernetes_api
-from tests.unit.test_pod_explanations import GPU, NO_GPU, NODES, event, unscheduled
+from tests.unit.test_pod_explanations import GPU, NO_GPU, NODES, event, started, unscheduled
 
 SELECTOR = "app.kubernetes.io/component=worker"
 CLEARED = dict.fromkeys(MARKS)
@@ -121,6 +122,55 @@ def test_without_a_pod_that_waits_only_pods_are_asked_for(kube: Kube, pods: PodW
     (asked,) = kube.requests
     assert asked.path == "/api/v1/namespaces/music/pods"
     assert asked.query == {"labelSelector": SELECTOR, "resourceVersion": "0"}
+
+
+def test_a_pool_that_nothing_scales_is_reported_once_jobs_have_waited(
+    kube: Kube, pods: PodWatch, redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    meta = {"name": "w", "labels": {"app.kubernetes.io/component": "worker", "serinette.dev/pool": "turbo"}}
+    scaled = {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": meta,
+        "spec": {"pollingInterval": 5},
+    }
+    kube.add(scaled, namespace="music")
+    pods.look(0)
+    assert [asked.path for asked in kube.requests] == ["/api/v1/namespaces/music/pods"], "no job waits"
+    redis.zadd(keys.waiting("turbo", Lane.NORMAL), {"job": 1})
+    pods.look(10)
+    assert reported(redis, keys)["turbo"] == (0, "")
+    pods.look(40)
+    assert reported(redis, keys)["turbo"] == (0, "nothing has scaled this pool for over 30 s")
+    pods.look(50)
+    assert caplog.text.count("is KEDA's operator running?") == 1
+    redis.sadd(keys.brake("turbo"), "load: no checkpoint")
+    pods.look(60)
+    assert reported(redis, keys)["turbo"] == (0, ""), "the brake holds it, and says so"
+    redis.delete(keys.brake("turbo"))
+    add_pod(kube, "w-1", pending=True)
+    pods.look(100)
+    assert reported(redis, keys)["turbo"][1].startswith("no node has a free")
+    kube.remove("v1", "Pod", "w-1", "music")
+    kube.fail("scaledobjects", 403)
+    pods.look(110)
+    pods.look(145)
+    assert reported(redis, keys)["turbo"] == (0, "nothing has scaled this pool for over 30 s"), "without the right too"
+
+
+def test_what_a_pods_start_took_is_reported_once(kube: Kube, pods: PodWatch, redis: Redis, keys: Keys) -> None:
+    seen = started(20)
+    labels = {"app.kubernetes.io/component": "worker", "serinette.dev/pool": "turbo"}
+    kube.add(
+        {"apiVersion": "v1", "kind": "Pod", **seen, "metadata": {**seen["metadata"], "labels": labels}},
+        namespace="music",
+    )
+    pods.look(0)
+    found: Any = redis.get(keys.pod_start("w-1"))
+    assert json.loads(found) == {"node_s": 30, "image_s": 50}
+    redis.delete(keys.pod_start("w-1"))
+    pods.look(10)
+    assert not redis.exists(keys.pod_start("w-1"))
 
 
 def test_nodes_that_may_not_be_read_are_left_out_and_not_asked_for_again_soon(

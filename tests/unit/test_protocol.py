@@ -175,3 +175,19 @@ async def test_a_trailer_is_no_header(port: int) -> None:
     answer = await response_to(port, CHUNKED + b"0\r\nauthorization: Bearer x\r\n\r\n")
     assert answer.endswith(b"\r\n\r\n2")
     assert [name for name, _ in scopes[0]["headers"]] == [b"host", b"transfer-encoding"]
+
+
+async def test_a_body_that_trickles_is_ended_though_each_of_its_pauses_is_short(port: int) -> None:
+    once = HEAD + b"content-length: 99999999\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(once)
+    ended = asyncio.create_task(reader.read())
+    with suppress(ConnectionError):
+        for _ in range(100):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.wait({ended}, timeout=0.1)
+            if ended.done():
+                break
+    assert ended.done(), "its pauses are a tenth of what one may last, its rate a four-hundredth"
+    writer.close()

@@ -331,7 +331,9 @@ async def test_audio_must_exist(harness: QueueHarness) -> None:
             await harness.submit(GenerationSpec(task=Task.REPAINT, source_audio=source, repaint_start_s=10))
         assert refused.value.field == "repaint_start_s"
     assert harness.redis.zcard(harness.keys.live) == 2  # what was refused left nothing
-    assert await harness.submit(GenerationSpec(task=Task.REPAINT, source_audio="upload-1", repaint_start_s=9))
+    for start_s, end_s in ((9, None), (10, 12), (-2, 0)):
+        windowed = {"task": Task.REPAINT, "repaint_start_s": start_s, "repaint_end_s": end_s}
+        assert await harness.submit(GenerationSpec(source_audio="upload-1", **windowed))
 
 
 @pytest.mark.parametrize("values", [{"lora": "choir"}, {"audio_codes": "none at all"}])
@@ -352,7 +354,7 @@ async def test_no_redis_is_reported_as_such(file_store_url: str) -> None:
         harness.queue.cancel(ME, "x"),
         harness.queue.erase(ME, "x"),
         harness.queue.pools(),
-        harness.queue.ping(),
+        harness.queue.require_room(),
     ):
         with pytest.raises(QueueUnavailable) as refused:
             await act

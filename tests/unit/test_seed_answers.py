@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from api.dialects.seed import answers
 from api.dialects.seed.request import GenerateMusicRequest
 from api.dialects.seed.table import convert, record_of
+from serinette.errors import InvalidSpec
 from serinette.job import Job, JobError, JobStatus
 from serinette.presence import Presence, WorkerStage
 from serinette.spec import GenerationSpec
@@ -127,12 +129,27 @@ def test_result_before_the_song() -> None:
     assert answers.not_completed(job(JobStatus.RUNNING)) == {"detail": "Request is processing, not completed"}
 
 
-def test_the_json_result_with_the_file_in_it() -> None:
-    done = job(JobStatus.SUCCEEDED, body={"return_file_data": True})
-    answer = answers.song_with_bytes(done, b"RIFF")
-    assert answer["audio"] == "UklGRg=="
-    assert answer["sample_rate"] == 48_000
-    assert "audio" not in answers.song_with_bytes(done, None)
+def test_the_json_result() -> None:
+    answer = answers.song_with_facts(job(JobStatus.SUCCEEDED))
+    assert (answer["request_id"], answer["sample_rate"], answer["success"]) == (ID, 48_000, True)
+
+
+@pytest.mark.parametrize(
+    ("ours", "field", "words"),
+    [
+        ("source_audio: there is no upload x", "ref_audio_input", "there is no upload x"),
+        ("steps: at most 20", "infer_step", "at most 20"),
+        ("duration_s: this model generates at most 240 s", "audio_duration", "this model generates at most 240 s"),
+        ("lora: there is no choir; cover_strength aside", "lora_name_or_path", "there is no choir; ref_audio_strength"),
+        ("prompt: too long", "prompt", "too long"),
+    ],
+)
+def test_a_refusal_names_the_clients_field_not_ours(ours: str, field: str, words: str) -> None:
+    refused = answers.refuse(InvalidSpec(ours, field=ours.partition(":")[0]))
+    assert refused is not None
+    [complaint] = json.loads(bytes(refused.body))["detail"]
+    assert complaint["loc"] == ["body", field]
+    assert complaint["msg"].startswith(words)
 
 
 def test_a_cover_reports_its_source_and_strength() -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import time
 from collections.abc import Iterator
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
+from starlette.routing import Route
 
 from api.app import create_app
+from api.dialects.dialect import MAX_BASE64_BODY_BYTES
+from api.dialects.seed import routes
 from api.settings import GatewaySettings
 from serinette.job import JobError, JobStatus, now
 from serinette.jobs import Jobs, Outcome, calls
 from serinette.names import Keys
 from serinette.presence import WorkerStage, announce
+from serinette.store import Store
 from tests import servers
+from tests.gateways import HandSlot
 from tests.jobs import Board
 from tests.unit.dialect_jobs import silence, worker
 
@@ -28,7 +36,7 @@ def settings(valkey_url: str, store_url: str) -> GatewaySettings:
 
 @pytest.fixture(scope="module")
 def client(settings: GatewaySettings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), follow_redirects=False) as client:
+    with TestClient(create_app(settings), "http://localhost", follow_redirects=False) as client:
         yield client
 
 
@@ -173,7 +181,10 @@ def test_a_failure_is_reported_as_each_call_would(client: TestClient, jobs: Jobs
         "format=json": refused,
         "wait=50": refused,
         "wait=50&sync=true": (500, {"detail": error.message}),
-        "wait=50&format=json&sync=true": (200, {"success": False, "error_message": error.message}),
+        "wait=50&format=json&sync=true": (
+            200,
+            {"request_id": request_id, "success": False, "error_message": error.message},
+        ),
     }
 
 
@@ -243,9 +254,136 @@ def test_without_redis_everything_says_so(tmp_path: Any) -> None:
     settings = GatewaySettings(
         redis_url=f"redis://127.0.0.1:{port}/0", store_url=f"file://{tmp_path}", redis_timeout_s=0.1
     )
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), "http://localhost") as client:
         health = client.get("/health")
         assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
         answer = client.post("/generate_music_async", json={})
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
         assert "try again" in answer.json()["detail"]
+
+
+SONG = b"ID3 a song of seven"
+
+
+@pytest.fixture(scope="module")
+def waiting_or_not(settings: GatewaySettings) -> Iterator[dict[bool, TestClient]]:
+    """Gateways by whether POST /generate_music waits; each job has its song as soon as it is submitted."""
+    stop = Event()
+
+    def generate() -> None:
+        with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
+            board, slot = Board(redis, settings.keys), HandSlot(redis, Store.open(settings), settings.keys)
+            while not stop.wait(0.02):
+                for job_id in board.waiting():
+                    if slot.claim(job_id):
+                        slot.succeed(job_id, [SONG])
+
+    def app(*, waits: bool) -> TestClient:
+        again = settings.model_copy(update={"generate_music_waits": waits, "max_wait_s": 1})
+        return TestClient(create_app(again), "http://localhost")
+
+    thread = Thread(target=generate)
+    thread.start()
+    with app(waits=True) as waiting, app(waits=False) as at_once:
+        yield {True: waiting, False: at_once}
+    stop.set()
+    thread.join()
+
+
+WAV = silence()
+_B64 = base64.b64encode(WAV).decode()
+_FILE: dict[str, Any] = {"files": {"audio_file": ("a.wav", WAV, "audio/wav")}}
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "waits", "gets"),
+    [
+        # Clients of the origin that read `request_id` of whatever is answered, then poll.
+        ("/generate_music", {"json": {"prompt": "x"}}, True, "json with the song"),
+        ("/generate_music", {"json": {"prompt": "x", "genre": "pop", "lyrics": None}}, True, "json with the song"),
+        # Those with a timeout of ten seconds need it at once: the operator's setting.
+        ("/generate_music", {"json": {"prompt": "x"}}, False, "id alone"),
+        ("/generate_music", {"json": {"prompt": "x", "return_file_data": True}}, False, "id alone"),
+        # The one test of the origin that wants bytes.
+        ("/generate_music", {"json": {"prompt": "x", "return_file_data": True}}, True, "bytes"),
+        ("/generate_music_direct", {"json": {"prompt": "x"}}, True, "bytes"),
+        ("/generate_music_direct", {"json": {"prompt": "x"}}, False, "bytes"),
+        # Ten scripts at its root, and the pages that it served: forms.
+        (
+            "/generate_music_form",
+            {"data": {"genre": "pop rock", "audio_duration": "30", "lyrics": "la"}},
+            True,
+            "bytes",
+        ),
+        ("/generate_music_form", {"data": {"genre": "pop", "infer_step": "5", "oss_steps": ""}}, False, "bytes"),
+        ("/generate_music_with_audio", {"data": {"format": "wav"}, **_FILE}, True, "id and message"),
+        ("/generate_music_with_audio_base64", {"data": {"audio_base64": _B64, "prompt": "x"}}, True, "id and message"),
+        ("/generate_music_with_audio_json", {"json": {"audio_base64": _B64, "lyrics": ""}}, True, "id and message"),
+        (
+            "/generate_music_with_audio_json",
+            {"json": {"audio_base64": f"data:audio/wav;base64,{_B64}"}},
+            True,
+            "id and message",
+        ),
+        ("/generate_music_with_audio_mp3", _FILE, True, "id and message"),
+        ("/generate_music_with_audio_json_mp3", {"json": {"audio_base64": _B64}}, True, "id and message"),
+        ("/generate_music_with_audio_direct_mp3", {"data": {"infer_step": "5"}, **_FILE}, True, "bytes"),
+    ],
+)
+def test_which_client_gets_what(
+    waiting_or_not: dict[bool, TestClient], path: str, sent: dict[str, Any], waits: bool, gets: str
+) -> None:
+    client = waiting_or_not[waits]
+    answer = client.post(path, **sent)
+    assert answer.status_code == 200, answer.text
+    if gets == "bytes":
+        assert (answer.content, answer.headers["Content-Type"]) == (SONG, "audio/mpeg")
+        return
+    answered = answer.json()
+    assert answered["success"] is True
+    assert {"json with the song": "audio_path", "id and message": "message"}.get(gets, "success") in answered
+    assert gets != "id alone" or answered.keys() == {"success", "request_id"}
+    deadline = time.monotonic() + 10
+    while client.get(f"/status/{answered['request_id']}").json()["status"] != "completed":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert client.get(f"/result/{answered['request_id']}").content == SONG
+    spec = client.get(f"/v1/jobs/{answered['request_id']}").json()["spec"]
+    assert spec["task"] == ("cover" if "with_audio" in path else "text2music")
+    assert spec["format"] == ("mp3" if path.endswith("mp3") else "wav")
+
+
+def test_the_prompt_of_a_form_is_its_genre(waiting_or_not: dict[bool, TestClient]) -> None:
+    waiting_or_not[True].post("/generate_music_form", data={"genre": "ballad of the form", "prompt": "y"})
+    newest = waiting_or_not[True].get("/v1/jobs").json()["jobs"][0]
+    assert newest["spec"]["prompt"] == "ballad of the form"
+
+
+def test_json_with_the_song_in_it_is_whole(waiting_or_not: dict[bool, TestClient]) -> None:
+    client = waiting_or_not[True]
+    request_id = client.post("/generate_music_with_audio_mp3", **_FILE).json()["request_id"]
+    answered = client.get(f"/result/{request_id}?format=json&wait=5").json()
+    assert base64.b64decode(answered["audio"]) == SONG
+    assert (answered["request_id"], answered["params_json"]["format"]) == (request_id, "mp3")
+
+
+@pytest.mark.parametrize(
+    ("audio", "status", "words"),
+    [("no base64!", 422, "no base64"), (base64.b64encode(b"words" * 99).decode(), 422, "")],
+)
+def test_base64_that_is_no_audio_is_refused_by_its_name(
+    client: TestClient, audio: str, status: int, words: str
+) -> None:
+    refused = client.post("/generate_music_with_audio_json", json={"audio_base64": audio})
+    assert refused.status_code == status, refused.text
+    [complaint] = refused.json()["detail"]
+    assert complaint["loc"] == ["body", "audio_base64"]
+    assert words in complaint["msg"]
+    too_long = client.post("/generate_music_with_audio_json", content=b"x" * (MAX_BASE64_BODY_BYTES + 100_000))
+    assert too_long.status_code == 413
+
+
+def test_every_call_of_the_origin_with_audio_is_there() -> None:
+    suffixes = {"", "_base64", "_json", "_mp3", "_json_mp3", "_direct_mp3"}
+    paths = {route.path for route in routes.router.routes if isinstance(route, Route)}
+    assert {f"/generate_music_with_audio{suffix}" for suffix in suffixes} | {"/generate_music_form"} <= paths

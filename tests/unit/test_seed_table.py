@@ -98,6 +98,11 @@ def test_what_is_left_out_means_the_checkpoints_own_default() -> None:
         ({"manual_seeds": f" {MAX_SEED} "}, {"seed": MAX_SEED}),
         ({"manual_seeds": ""}, {"seed": 7}),
         ({"manual_seeds": None}, {"seed": 7}),
+        ({"manual_seeds": "-1"}, {"seed": 7}),
+        ({"manual_seeds": -1}, {"seed": 7}),
+        ({"manual_seeds": [12]}, {"seed": 12}),
+        ({"lyrics": None}, {"lyrics": ""}),
+        ({"prompt": None, "format": None, "audio_duration": None}, {"prompt": TAG_DEFAULT, "duration_s": 60.0}),
         ({"lora_name_or_path": "None"}, {"lora": None}),
         ({"lora_name_or_path": ""}, {"lora": None}),
         ({"lora_name_or_path": "choir"}, {"lora": "choir", "lora_scale": 1.0}),
@@ -132,7 +137,8 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"guidance_scale": 31}, "guidance_scale"),
         ({"guidance_interval": 1.1}, "guidance_interval"),
         ({"manual_seeds": "12,x"}, "manual_seeds"),
-        ({"manual_seeds": "-1"}, "manual_seeds"),
+        ({"manual_seeds": "-2"}, "manual_seeds"),
+        ({"manual_seeds": {}}, "manual_seeds"),
         ({"manual_seeds": str(MAX_SEED + 1)}, "manual_seeds"),
         ({"manual_seeds": "²"}, "manual_seeds"),
         ({"ref_audio_strength": 1.5}, "ref_audio_strength"),
@@ -169,11 +175,13 @@ def test_what_v1_alone_has_is_accepted_and_listed_not_hidden() -> None:
         "ref_audio_strength",
     ]
     assert answer["adjusted"] == []
-    assert answer["sent"] == {name: value for name, value in WHOLE_FORM.items() if name not in {"prompt", "lyrics"}}
+    said = {name: value for name, value in WHOLE_FORM.items() if value is not None}
+    assert answer["sent"] == {name: value for name, value in said.items() if name not in {"prompt", "lyrics"}}
+    assert recorded({"oss_steps": [10, 20.5], "lyrics": None})["ignored"] == ["oss_steps"]
 
 
 def test_unknown_fields_are_listed_as_ignored_and_bounded() -> None:
-    assert recorded({"batch_size": 2, "retake_seeds": None})["ignored"] == ["batch_size", "retake_seeds"]
+    assert recorded({"batch_size": 2, "retake_seeds": "1"})["ignored"] == ["batch_size", "retake_seeds"]
     many = recorded({f"{'x' * 100}{number}": number for number in range(100)})["ignored"]
     assert len(many) == 32
     assert max(map(len, many)) == 64

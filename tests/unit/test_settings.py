@@ -15,7 +15,7 @@ from api.settings import GatewaySettings
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
-from serinette.settings import SharedSettings, read
+from serinette.settings import SharedSettings, read, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,8 @@ from serinette.settings import SharedSettings, read
         (SharedSettings, {"RQ_KEY_PREFIX": "a b"}, "RQ_KEY_PREFIX: String should match pattern"),
         (SharedSettings, {"SERINETTE_HEARTBEAT_S": "10"}, "SERINETTE_HEARTBEAT_TTL_S: must be at least 3 * "),
         (GatewaySettings, {"SERINETTE_CORS_ORIGINS": "[https://a"}, "SERINETTE_CORS_ORIGINS: must be like "),
+        (GatewaySettings, {"SERINETTE_CORS_ORIGINS": "null"}, "null lets any page of the web call"),
+        (GatewaySettings, {"SERINETTE_CORS_ORIGINS": "https://a,*"}, "lets any page of the web call"),
         (GatewaySettings, {"SERINETTE_PORT": "x", "SERINETTE_PRESIGN_S": "y"}, "; SERINETTE_PRESIGN_S: must be a "),
     ],
 )
@@ -61,6 +63,7 @@ def test_origins_are_a_list_in_either_way(
     value: str, origins: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERINETTE_CORS_ORIGINS", value)
+    monkeypatch.setenv("SERINETTE_AUTH", "true")
     assert read(GatewaySettings).cors_origins == origins
 
 
@@ -87,3 +90,11 @@ def test_every_process_reports_it_in_one_line(
     written = capsys.readouterr().err
     assert written.startswith("SERINETTE_RETENTION_S: must be a valid integer")
     assert written.count("\n") == 1
+
+
+def test_a_variable_that_is_no_setting_is_named_with_what_was_meant() -> None:
+    kubernetes = ("SERINETTE_SERVICE_HOST", "SERINETTE_GATEWAY_PORT", "SERINETTE_GATEWAY_PORT_8019_TCP_ADDR")
+    assert unknown_variables(["SERINETTE_SLOTS", "SERINETTE_URL", "PATH", *kubernetes]) == []
+    (slots, other) = unknown_variables(["SERINETTE_SLOTZ", "SERINETTE_XYZZY"])
+    assert slots == "SERINETTE_SLOTZ is no setting, and has no effect; did you mean SERINETTE_SLOTS?"
+    assert other == "SERINETTE_XYZZY is no setting, and has no effect"

@@ -20,7 +20,7 @@ FILES = Path(api.studio.__file__).parent
 @pytest.fixture(scope="module")
 def http(valkey_url: str, store_url: str) -> Iterator[TestClient]:
     """Of a gateway that asks for keys."""
-    with TestClient(create_app(settings_of(valkey_url, store_url))) as client:
+    with TestClient(create_app(settings_of(valkey_url, store_url)), "http://localhost") as client:
         yield client
 
 

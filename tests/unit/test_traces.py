@@ -45,7 +45,7 @@ async def post(redis_url: str, store_url: str, traceparent: bytes | None = None)
     settings = GatewaySettings.model_validate({"redis_url": redis_url, "store_url": store_url})
     transport = httpx.ASGITransport(create_app(settings))
     headers = [] if traceparent is None else [(b"traceparent", traceparent)]
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         return await http.post("/v1/jobs", json={"prompt": "jazz", "duration_s": 1}, headers=headers)
 
 
@@ -133,7 +133,9 @@ async def test_a_malformed_traceparent_begins_a_trace_of_its_own(
 
 async def test_probes_are_not_traced(exporter: InMemorySpanExporter, redis_url: str, file_store_url: str) -> None:
     settings = GatewaySettings.model_validate({"redis_url": redis_url, "store_url": file_store_url})
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(settings)), base_url="http://x") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(settings)), base_url="http://localhost"
+    ) as http:
         assert (await http.get("/healthz")).is_success
     assert exporter.get_finished_spans() == ()
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from controller.sweep_plan import Action
-from controller.unrecorded import Answer, StoreCalls, UnrecordedEnds, record_end
+from controller.unrecorded import StoreCalls, UnrecordedEnds, record_end
+from serinette.errors import StoreUnavailable
 from serinette.job import JobError, JobStatus
 from serinette.jobs import Outcome, calls
-from serinette.jobs.finishing import finish_as
+from serinette.jobs.finishing import finish_as, put_record, record_of
+from serinette.jobs.script import text
 from serinette.names import Keys, artifact_key, record_key, song_prefix
 from serinette.settings import SharedSettings
 from serinette.store import Store
+from tests.processes import eventually
 from tests.unit.controller_bench import TENANT, Bench
 
 FAILURE = JobError(code="invalid_output", message="nan")
@@ -45,19 +49,38 @@ def canceled_retry(bench: Bench) -> str:
     return job_id
 
 
+class Overtaken(Store):
+    """A store; something happens when the first record was put, and before anything is made of that."""
+
+    def __init__(self, store: Store, meanwhile: Callable[[], object]) -> None:
+        self.__dict__.update(store.__dict__)
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        done = super().put_if_absent(key, data)
+        if meanwhile := self._meanwhile:
+            self._meanwhile = None
+            meanwhile()
+        return done
+
+
 def overtaken(bench: Bench, meanwhile: Callable[[], object]) -> None:
-    """A round over the unrecorded ends; something happens between the store's answers and what is made of them."""
+    store = Overtaken(bench.store, meanwhile)
+    UnrecordedEnds(bench.board.jobs, bench.keys, StoreCalls(store))()
 
-    class Overtaken(StoreCalls):
-        def run(self, requests: Sequence[Callable[[Store], Answer]]) -> list[Answer | Exception]:
-            answers = super().run(requests)
-            if not done:
-                done.append(meanwhile())
-            return answers
 
-    done: list[object] = []
-    UnrecordedEnds(bench.board.jobs, bench.keys, Overtaken(bench.store))()
-    assert done
+def erased(bench: Bench, job_id: str) -> None:
+    """As the gateway does it."""
+    assert bench.board.jobs(calls.erase(job_id, TENANT))
+    bench.store.delete_prefix(song_prefix(TENANT, job_id))
+
+
+def a_minute_passes(bench: Bench, job_id: str) -> None:
+    """Since the job was erased."""
+    at, _, tenant = text(bench.redis.get(bench.keys.erased_job(job_id))).partition(" ")
+    bench.redis.set(bench.keys.erased_job(job_id), f"{float(at) - 61} {tenant}")
+    assert job_id in unrecorded(bench), "it is to be looked at again"
+    bench.redis.zincrby(bench.keys.unrecorded, -61, job_id)
 
 
 def test_a_canceled_retry_is_recorded(bench: Bench) -> None:
@@ -143,14 +166,139 @@ def test_songs_of_attempts_that_died_before_their_record_are_erased(bench: Bench
 def test_an_erased_job_is_not_recorded(bench: Bench) -> None:
     """Neither when it was erased before, nor when it is while its record is written."""
     before = canceled_retry(bench)
-    assert bench.board.jobs(calls.erase(before, TENANT))
-    assert unrecorded(bench) == []
+    erased(bench, before)
     assert bench.sweep() == []
 
     meanwhile = canceled_retry(bench)
     overtaken(bench, lambda: bench.board.jobs(calls.erase(meanwhile, TENANT)))
+    assert bench.sweep() == []
     assert list(bench.store.list("songs")) == []
+    for job_id in (before, meanwhile):
+        a_minute_passes(bench, job_id)
+    bench.sweep()
     assert unrecorded(bench) == []
+
+
+def test_a_record_that_comes_late_to_the_store_does_not_outlive_an_erasure(bench: Bench) -> None:
+    """The store hangs for longer than a round waits; meanwhile the job is erased."""
+    job_id = canceled_retry(bench)
+    thawed, over = Event(), Event()
+
+    class Frozen(Overtaken):
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            thawed.wait(10)
+            return super().put_if_absent(key, data)
+
+    store_calls = StoreCalls(Frozen(bench.store, over.set), wait_s=0.05)
+    assert UnrecordedEnds(bench.board.jobs, bench.keys, store_calls)() == 0
+    erased(bench, job_id)
+    thawed.set()
+    assert over.wait(10)
+    assert eventually(lambda: bench.sweep() == [] and stored(bench, job_id) == set())
+
+
+def test_an_end_that_comes_late_to_the_store_ends_its_job_or_is_deleted_with_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, of a lost job's last attempt: its job ends otherwise, and is erased, while the store hangs."""
+    monkeypatch.setattr("controller.sweeper.StoreCalls", partial(StoreCalls, wait_s=0.05))
+    thawed = Event()
+
+    class Frozen(Overtaken):
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            thawed.wait(10)
+            return super().put_if_absent(key, data)
+
+    gone, kept = bench.lost(attempts=1), bench.lost(attempts=1)
+    over = Event()
+    bench.store, store = Frozen(bench.store, over.set), bench.store
+    assert bench.sweep() == []
+    bench.store = store
+    bench.board.cancel(gone)
+    bench.board.jobs(calls.release(gone, bench.entry(gone).owner or "", None, charged=False))
+    erased(bench, gone)
+    thawed.set()
+    assert over.wait(10)
+    assert eventually(lambda: bench.entry(kept).status is JobStatus.FAILED)
+    assert eventually(lambda: bench.sweep() == [] and stored(bench, gone) == set())
+    bench.assert_over(kept, JobStatus.FAILED)
+
+
+def test_what_a_killed_process_wrote_of_an_erased_job_goes_after_a_minute(bench: Bench) -> None:
+    job_id = canceled_retry(bench)
+    late = record_of(bench.entry(job_id), None, Outcome(JobStatus.CANCELED))
+    erased(bench, job_id)
+    bench.sweep()
+    bench.store.put(record_key(TENANT, job_id), late.model_dump_json().encode())
+    bench.sweep()
+    assert stored(bench, job_id), "not before"
+    a_minute_passes(bench, job_id)
+    bench.sweep()
+    assert (stored(bench, job_id), unrecorded(bench)) == (set(), [])
+
+
+def test_a_frozen_slots_record_of_an_erased_job_is_deleted(bench: Bench) -> None:
+    job_id = bench.lost()
+    late = record_of(bench.entry(job_id), bench.entry(job_id).attempts[-1], Outcome(JobStatus.SUCCEEDED))
+    assert bench.sweep() == [Action.RETRY]
+    bench.board.cancel(job_id)
+    erased(bench, job_id)
+    finish_as(bench.board.jobs, put_record(bench.store, late))
+    bench.sweep()
+    assert stored(bench, job_id) == set()
+    a_minute_passes(bench, job_id)
+    bench.sweep()
+    assert unrecorded(bench) == []
+
+
+def test_a_job_that_was_submitted_again_replaces_what_is_left_of_the_erased_one(bench: Bench) -> None:
+    job_id = bench.lost()
+    late = record_of(bench.entry(job_id), bench.entry(job_id).attempts[-1], Outcome(JobStatus.SUCCEEDED))
+    assert bench.sweep() == [Action.RETRY]
+    bench.board.cancel(job_id)
+    erased(bench, job_id)
+    put_record(bench.store, late)
+    bench.board.submit(job_id)
+    bench.begin(job_id)
+    bench.pass_leases()
+    assert bench.sweep() == [Action.RETRY], "its own attempt was lost, and the song of the other is none of it"
+    bench.board.cancel(job_id)
+    assert bench.sweep() == [Action.RECORD]
+    found, entry = bench.record(job_id), bench.entry(job_id)
+    assert found and (found.status, found.created_at) == (JobStatus.CANCELED, entry.created_at)
+
+
+def test_a_frozen_slot_replaces_no_record_of_the_job_that_has_its_id_now(bench: Bench) -> None:
+    job_id = bench.lost(digest="d")
+    frozen = bench.entry(job_id)
+    assert bench.sweep() == [Action.RETRY]
+    bench.board.cancel(job_id)
+    erased(bench, job_id)
+    bench.board.submit(job_id, digest="e")
+    bench.begin(job_id)
+    ours = bench.song(job_id)
+    late = record_of(frozen, frozen.attempts[-1], Outcome(JobStatus.SUCCEEDED))
+    assert put_record(bench.store, late, frozen) == ours == bench.record(job_id)
+
+
+def test_ends_that_the_store_does_not_answer_hide_no_others(bench: Bench) -> None:
+    *stuck, good = (bench.submit() for _ in range(3))
+
+    class Poisoned(Store):
+        def __init__(self) -> None:
+            self.__dict__.update(bench.store.__dict__)
+
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            if any(job_id in key for job_id in stuck):
+                raise StoreUnavailable("this key")
+            return super().put_if_absent(key, data)
+
+    for job_id in (*stuck, good):
+        bench.board.cancel(job_id)
+        bench.redis.zincrby(bench.keys.unrecorded, -5, job_id)
+    round_ = UnrecordedEnds(bench.board.jobs, bench.keys, StoreCalls(Poisoned(), pause_s=0), most=2)
+    assert [round_(), round_()] == [0, 1]
+    assert sorted(unrecorded(bench)) == sorted(stuck)
 
 
 def test_an_end_that_was_recorded_already_stays_as_it_is(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from serinette import brake
 from serinette.job import now
 from serinette.names import Keys
 from serinette.pools import PoolFacts
-from serinette.presence import Holdup, Pace, Presence, WorkerStage, announce, record_pace, report_holdups
+from serinette.presence import ColdStart, Holdup, Pace, Presence, WorkerStage, announce, record_pace, report_holdups
 from tests.gateways import problem
 from tests.unit.queue_harness import model
 
@@ -32,7 +32,10 @@ async def http(redis_url: str, file_store_url: str) -> AsyncIterator[httpx.Async
     )
     app = create_app(settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
         yield client
 
 
@@ -74,8 +77,12 @@ async def test_a_pool_is_followed_from_zero_to_a_ready_worker(
     announce(redis, keys, worker)
     (words,) = await both()
     assert words and words.startswith("the model, which is loading: 5")
-    announce(redis, keys, worker.model_copy(update={"stage": WorkerStage.READY, "model": model("turbo")}))
+    start = ColdStart(node_s=30, load_s=12.5)
+    ready = {"stage": WorkerStage.READY, "model": model("turbo"), "cold_start": start}
+    announce(redis, keys, worker.model_copy(update=ready))
     pool = await turbo(http)
+    (start,) = [each["cold_start"] for each in pool["workers"]]
+    assert (start["node_s"], start["load_s"], start["compile_s"]) == (30, 12.5, None)
     assert pool["waiting_for"] is None
     assert [(each["name"], each["stage"]) for each in pool["workers"]] == [("w-1", "ready")]
 

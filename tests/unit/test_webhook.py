@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import pytest
 from pydantic import ValidationError
 
 from api.settings import GatewaySettings
+from controller.delivery_window import Window
 from controller.webhooks import Answer, open_client, pause_s, send
-from serinette.errors import InvalidSpec
+from serinette import webhook_targets
+from serinette.batch import BatchOptions
+from serinette.errors import InvalidSpec, Unavailable
 from serinette.job import JobOptions, JobStatus
 from serinette.webhook import event_id, is_public, parse_address
 from serinette.webhook_targets import Targets
@@ -48,6 +52,20 @@ def test_a_url_of_the_web_is_taken_as_it_is(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("http://h.example/é?a=ü&b=%20", "http://h.example/%C3%A9?a=%C3%BC&b=%20"),
+        ("https://exämple.com:8443/", "https://xn--exmple-cua.com:8443/"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_other_letters_are_encoded_and_nothing_is_no_webhook(url: str | None, kept: str | None) -> None:
+    assert JobOptions(webhook=url).webhook == kept
+    assert BatchOptions(webhook=url).webhook == kept
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "ftp://example.com/x",
@@ -62,7 +80,8 @@ def test_a_url_of_the_web_is_taken_as_it_is(url: str) -> None:
         "https://[::1/",
         "https://exa mple.com/",
         "https://example.com/\r\nHost: other",
-        "https://exämple.com/",
+        "https://exämple.com\uff0f@127.0.0.1/",
+        "https://" + "ü" * 70 + ".com/",
         "https://example.com/" + "a" * 2_048,
     ],
 )
@@ -156,7 +175,7 @@ def test_a_host_that_does_not_exist_is_refused() -> None:
 
 async def post(targets: Targets, url: str, timeout_s: float = 10) -> Answer:
     async with open_client(targets, timeout_s) as client:
-        return await send(client, url, "{}", {"webhook-id": "x"}, timeout_s)
+        return await send(client, url, "{}", {"webhook-id": "x"})
 
 
 @pytest.mark.parametrize(
@@ -164,7 +183,7 @@ async def post(targets: Targets, url: str, timeout_s: float = 10) -> Answer:
 )
 async def test_a_name_that_leads_elsewhere_after_its_check_is_not_followed(later: list[str]) -> None:
     with receiver() as inside:
-        targets = Targets(look_up=answering([PUBLIC], later))
+        targets = Targets(look_up=answering([PUBLIC], later), remembered_s=0)
         url = f"http://rebinding.example:{inside.port}/"
         targets.check(url)
         answer = await post(targets, url)
@@ -251,3 +270,68 @@ def test_an_event_keeps_its_id_and_holds_no_dot() -> None:
 def test_a_secret_that_cannot_sign_is_refused_at_the_start(secret: str) -> None:
     with pytest.raises(ValidationError, match="webhook_secret"):
         GatewaySettings(webhook_secret=secret)
+
+
+def test_one_tenants_hanging_look_ups_leave_threads_for_another() -> None:
+    goes_on = threading.Event()
+    asked: list[str] = []
+
+    def look_up(host: str, port: int, **_: object) -> list[Any]:
+        asked.append(host)
+        if host.startswith("hangs"):
+            assert goes_on.wait(60)
+        found: list[Any] = answering([PUBLIC])(host, port)
+        return found
+
+    targets = Targets(look_up=look_up)
+
+    def refused(number: int) -> str:
+        with pytest.raises(Unavailable) as error:
+            targets.check(f"https://hangs{number}.example/", "greedy")
+        return error.value.message
+
+    try:
+        with ThreadPoolExecutor(12) as callers, pytest.MonkeyPatch.context() as patched:
+            patched.setattr(webhook_targets, "_LOOKUP_TIMEOUT_S", 0.5)
+            same = [callers.submit(refused, 0) for _ in range(4)]
+            others = [callers.submit(refused, number) for number in range(1, 8)]
+            targets.check("https://hooks.example/", "other")
+            messages = [one.result() for one in (*same, *others)]
+        assert len(asked) == len(set(asked)) == 1 + webhook_targets._LOOKUPS_OF_TENANT, "each host once"
+        assert sum("too many" in message for message in messages) >= 4
+    finally:
+        goes_on.set()
+
+
+def test_an_answer_of_the_resolver_serves_for_a_while_and_a_failure_does_not() -> None:
+    asked: list[str] = []
+
+    def look_up(host: str, port: int, **_: object) -> list[Any]:
+        asked.append(host)
+        if len(asked) == 1:
+            raise OSError("no such host")
+        found: list[Any] = answering([PUBLIC])(host, port)
+        return found
+
+    targets = Targets(look_up=look_up)
+    with pytest.raises(InvalidSpec):
+        targets.check("https://hooks.example/")
+    for _ in range(5):
+        targets.check("https://hooks.example/")
+    assert len(asked) == 2
+
+
+def test_the_window_gives_each_tenant_and_host_a_share_and_a_silent_host_pauses() -> None:
+    window = Window(total=6, of_tenant=4, of_host=2)
+    began = [(tenant, host, window.begin(tenant, host, 0.0)) for tenant, host in ("ax", "ax", "ax", "ay", "ay", "az")]
+    assert [tenant + host for tenant, host, delay_s in began if delay_s is None] == ["ax", "ax", "ay", "ay"]
+    assert window.begin("b", "x", 0.0), "the host has its share"
+    assert window.begin("b", "z", 0.0) is None
+    assert window.begin("c", "z", 0.0) is None
+    assert window.begin("d", "w", 0.0), "all are in use"
+    window.end("a", "x", answered=False, took_s=10, at_s=10)
+    window.begin_round()
+    assert window.begin("e", "x", 10.0) == pytest.approx(1 + 2), "it pauses, and then one finds out"
+    assert window.begin("e", "x", 10.0) == pytest.approx(1 + 2 + 10), "the next comes as slowly as the last"
+    window.end("a", "x", answered=True, took_s=0.1, at_s=11)
+    assert window.begin("e", "x", 11.0) is None, "it answers again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,19 +17,22 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from api.queue import JobQueue
 from api.settings import GatewaySettings
+from controller.delivery_window import OF_HOST, OF_TENANT
 from controller.outbox import Outbox
 from controller.settings import ControllerSettings
 from controller.webhooks import Webhooks
 from serinette.errors import InvalidSpec, Unsupported
-from serinette.job import Job, JobError, JobOptions, JobStatus
+from serinette.job import Job, JobError, JobOptions, JobStatus, now
 from serinette.jobs import AsyncJobs, calls
 from serinette.names import Keys
 from serinette.settings import connect_redis_async
 from serinette.spec import GenerationSpec
 from serinette.store import Store
-from serinette.webhook import DELIVERY_DELAY_S
+from serinette.webhook import DELIVERY_DELAY_S, Delivery, event_id
+from serinette.webhook_targets import NotLookedUp, Targets
 from tests.gateways import HandSlot
 from tests.jobs import Board
+from tests.processes import eventually
 from tests.receivers import SECRET, Receiver, receiver
 
 ME = "default"
@@ -295,6 +299,23 @@ def test_an_erased_job_is_not_sent(bench: WebhookBench) -> None:
     assert bench.redis.zcard(bench.keys.webhooks) == 0
 
 
+def test_a_try_that_outlasts_its_job_takes_no_end_of_the_next_with_its_id(bench: WebhookBench) -> None:
+    outbox = Outbox(bench.redis, bench.keys)
+    delivery = Delivery(id="w", event="job.canceled", number=1, at=now(), delivered=True)
+    job_id, ends = bench.submit(key="k").id, []
+    for _ in range(2):
+        bench.board.cancel(job_id)
+        ends.append(bench.board.entry(job_id).fields["ended_at"])
+        if len(ends) == 1:
+            assert bench.board.jobs(calls.erase(job_id, ME))
+            assert bench.submit(key="k").id == job_id
+    outbox.log(job_id, ends[0], delivery, None)
+    assert bench.redis.zscore(bench.keys.webhooks, job_id) and not bench.board.entry(job_id).deliveries
+    outbox.log(job_id, ends[1], delivery, None)
+    assert not bench.redis.exists(bench.keys.webhooks)
+    assert bench.board.entry(job_id).deliveries == (delivery,)
+
+
 def test_of_two_submits_with_one_key_the_first_says_where_the_end_is_reported(bench: WebhookBench) -> None:
     first = bench.submit(key="k")
     again = bench.submit(key="k", webhook=None)
@@ -318,3 +339,42 @@ def test_a_job_stays_whole_until_its_end_is_reported(bench: WebhookBench) -> Non
     assert not bench.board.jobs(calls.shrink(bench.board.entry(job.id)))
     bench.webhooks()()
     assert bench.board.jobs(calls.shrink(bench.board.entry(job.id)))
+
+
+def test_a_target_that_says_nothing_holds_up_no_other_tenants_end(bench: WebhookBench) -> None:
+    said = threading.Event()
+    with receiver() as silent, ThreadPoolExecutor(1) as duty:
+        silent.meanwhile = lambda: said.wait(60)
+        greedy = [bench.submit("greedy", webhook=f"http://127.1:{silent.port}/") for _ in range(70)]
+        for job in greedy:
+            bench.board.cancel(job.id)
+        last = bench.submit()  # due behind all of them
+        bench.board.cancel(last.id)
+        webhooks = bench.webhooks()
+        round_ = duty.submit(webhooks)
+        try:
+            assert eventually(lambda: bench.target.came)
+            assert len(silent.came) <= OF_HOST < OF_TENANT
+            assert not any(bench.job(job.id).deliveries for job in greedy), "it waited for none of them"
+        finally:
+            said.set()
+        round_.result()
+    assert bench.target.came[0].headers["webhook-id"] == event_id(last.id, "canceled")
+
+
+def test_a_host_that_cannot_be_looked_up_at_the_moment_costs_no_try(
+    bench: WebhookBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submit()
+    bench.board.cancel(job.id)
+
+    def later(*_: object) -> None:
+        raise NotLookedUp("the host could not be looked up in time")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Targets, "addresses", later)
+        bench.webhooks()()
+    assert bench.job(job.id).deliveries == ()
+    bench.due_now(job.id)
+    bench.webhooks()()
+    assert [delivery.delivered for delivery in bench.job(job.id).deliveries] == [True]

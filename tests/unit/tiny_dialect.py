@@ -91,7 +91,7 @@ DIALECT = Dialect(
     shared=SharedAnswers(
         health=lambda pools, _: {"tiny": len(pools)},
         unhealthy=lambda error: {"tiny": error.code},
-        models=lambda pools, _: {"names": [pool.name for pool in pools]},
+        models=lambda names: {"names": list(names)},
         models_schema=Names,
     ),
 )

@@ -14,8 +14,8 @@ DIALECT = Dialect(
     shared=SharedAnswers(
         health=lambda pools, default: answers.wrapped(inventory.health(inventory.inventory(pools, default))),
         unhealthy=lambda error: answers.wrapped({"status": "unhealthy"}, code=503, error=error.message),
-        models=lambda pools, default: {"data": inventory.inventory(pools, default)},
-        models_schema=answers.Envelope[inventory.Inventory],
+        models=inventory.listed,
+        models_schema=inventory.ModelList,
         fixed=TIMESTAMP,
     ),
 )

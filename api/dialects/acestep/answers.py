@@ -12,10 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from api.dialects.acestep.names import song_url
-from api.dialects.acestep.table import theirs
+from api.dialects.acestep.request import ReleaseTask
+from api.dialects.acestep.samples import Sample
+from api.dialects.acestep.table import theirs, warnings
+from api.dialects.fields import Conversion
 from api.problems import headers_of, invalid, status_of
 from serinette.errors import InvalidAudio, InvalidSpec, SerinetteError
 from serinette.job import Artifact, Job, JobStatus, Stage
+from serinette.spec import INSTRUMENTAL
 
 Data = TypeVar("Data")
 
@@ -71,6 +75,22 @@ def released(job: Job) -> dict[str, Any]:
         "queue_position": job.position or 0,
         "warnings": _of_conversion(job),
     }
+
+
+def written(conversion: Conversion[ReleaseTask]) -> dict[str, Any]:
+    """To calls that have a language model write: what was sent, and that nothing was written."""
+    spec = conversion.spec()
+    sample = Sample(
+        caption=spec.prompt,
+        lyrics=spec.lyrics or INSTRUMENTAL,
+        bpm=spec.bpm,
+        key_scale=spec.key_scale or "",
+        duration_s=spec.duration_s,
+        language=spec.vocal_language,
+        time_signature=spec.time_signature or "",
+    )
+    instrumental = sample.lyrics == INSTRUMENTAL
+    return sample.documented() | {"instrumental": instrumental, "degraded": True, "warnings": warnings(conversion)}
 
 
 def answer(task_id: str, job: Job | None) -> dict[str, Any]:

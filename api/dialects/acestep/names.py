@@ -22,8 +22,9 @@ _METADATA: Final = ("metas", "meta", "metadata", "user_metadata", "userMetadata"
 _CREDENTIALS: Final = frozenset({"ai_token", "aiToken"})
 
 # What clients write into a field that they leave to the server.
-_LEFT_OUT: Final = frozenset({"", "auto", "n/a", "none", "null", "undefined"})
-_FREE_TEXT: Final = frozenset({"prompt", "lyrics", "instruction", "sample_query"})
+LEFT_OUT: Final = frozenset({"", "auto", "n/a", "none", "null", "undefined"})
+# `auto` is a language: the model's own choice.
+_FREE_TEXT: Final = frozenset({"prompt", "lyrics", "instruction", "sample_query", "vocal_language"})
 
 AUDIO_PATH: Final = "/v1/audio"
 _AUDIO_ID: TypeAdapter[str] = TypeAdapter(AudioId)
@@ -72,7 +73,7 @@ def _spellings(*names: str) -> Iterator[str]:
 def _says_something(field: str, value: object) -> bool:
     if not isinstance(value, str) or field in _FREE_TEXT:
         return value is not None
-    return value.strip().lower() not in _LEFT_OUT
+    return value.strip().lower() not in LEFT_OUT
 
 
 def _is_boolean(value: object) -> bool:

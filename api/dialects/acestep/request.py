@@ -69,7 +69,8 @@ class ReleaseTask(BaseModel):
 
     prompt: str = Field("", description="Style, mood, instruments. Also `caption`.")
     lyrics: str = Field("", description="Lyrics to be sung; empty means instrumental.")
-    vocal_language: _Text = "en"
+    instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
+    vocal_language: _Text = Field("en", description="A tag or a name; what the model does not know is reported.")
     audio_format: Annotated[str, _Lowered] = Field("mp3", description=f"One of {', '.join(FORMATS)}.")
     task_type: Annotated[Task, _Lowered] = Task.TEXT2MUSIC
     model: PublishedName | None = Field(None, description="For a model that is not held here, the default generates.")
@@ -88,13 +89,15 @@ class ReleaseTask(BaseModel):
     cfg_interval_start: float | None = None
     cfg_interval_end: float | None = None
     use_random_seed: bool | None = Field(None, description="True has a seed drawn even if one is sent.")
-    seed: tuple[int, ...] = Field((), description="One, or several with commas: the first counts.")
-    batch_size: int = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; number i is generated with seed + i.")
+    seed: tuple[int, ...] = Field((), description="One, or one for each song with commas; -1 leaves it open.")
+    batch_size: int = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; of one seed, number i has seed + i.")
 
     src_audio_path: _Text | None = Field(None, description="A song's URL as returned here, or an upload's id; no path.")
     reference_audio_path: _Text | None = Field(None, description="The same, for the timbre.")
-    repainting_start: float | None = None
-    repainting_end: float | None = Field(None, description="Not above 0: the end of the source.")
+    repainting_start: float | None = Field(None, description="Below 0 the song is continued before its beginning.")
+    repainting_end: float | None = Field(
+        None, description="Not above 0: the end of the source; beyond it the song is continued."
+    )
     audio_cover_strength: float | None = None
     audio_code_string: str | None = Field(None, description="Semantic codes; of several, the first.")
     track_name: Annotated[str | None, _Lowered] = None
@@ -107,8 +110,12 @@ class ReleaseTask(BaseModel):
         False, description="Without a language model here: generated from the prompt alone, with a warning."
     )
     use_format: bool = Field(False, description="Without a language model here: generated as written, with a warning.")
-    sample_mode: bool = Field(False, description=_NO_LM)
-    sample_query: str = Field("", description=_NO_LM)
+    sample_mode: bool = Field(
+        False, description="Without a language model here: generated from an example, with a warning."
+    )
+    sample_query: str = Field(
+        "", description="Without a language model here: it is the prompt, without lyrics, with a warning."
+    )
     analysis_only: bool = Field(False, description=_NO_LM)
     full_analysis_only: bool = Field(False, description=_NO_LM)
     extract_codes_only: bool = Field(False, description=_NO_LM)
@@ -132,7 +139,7 @@ class ReleaseTask(BaseModel):
             raise ValueError("must be whole numbers, with commas between them") from error
         if any(seed > MAX_SEED for seed in seeds):
             raise ValueError(f"must not be above {MAX_SEED}")
-        return tuple(seed for seed in seeds if seed >= 0)
+        return tuple(seeds)
 
     @field_validator("audio_code_string", mode="before")
     @classmethod

@@ -13,14 +13,14 @@ from starlette.datastructures import UploadFile
 from api.dependencies import QueuePart, SettingsPart, TenantPart, tenant
 from api.dialects.acestep import answers, documented, inventory
 from api.dialects.acestep.answers import Envelope, wrapped
-from api.dialects.acestep.inventory import LORA_REFUSAL, LORA_STATUS, NO_LM, Inventory
+from api.dialects.acestep.inventory import LORA_REFUSAL, LORA_STATUS, Inventory
 from api.dialects.acestep.names import song_named
 from api.dialects.acestep.samples import random_sample
 from api.dialects.acestep.table import convert, record_of
 from api.dialects.body import Body, BodyPart, read_json
 from api.dialects.dialect import JobAccess, JobAccessPart, refusing
 from api.downloads import song_of
-from serinette.errors import InvalidSpec, RequestError, Unsupported
+from serinette.errors import InvalidSpec, RequestError
 from serinette.job import Job
 
 _Route = refusing(answers.refuse)
@@ -75,7 +75,6 @@ async def query_result(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     return wrapped([answers.answer(task_id, job) for task_id, job in zip(task_ids, jobs, strict=True)])
 
 
-@tasks.head("/v1/audio", include_in_schema=False)
 @tasks.get("/v1/audio", summary="A song", response_class=Response, responses=documented.SONG)
 async def audio(
     request: Request,
@@ -101,24 +100,27 @@ async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
 
 @tasks.post(
     "/format_input",
-    summary="Unsupported: rewriting prompt and lyrics",
+    summary="Prompt and lyrics in order",
     openapi_extra=documented.WORDS_BODY,
-    responses=documented.NO_LM,
+    responses=documented.answers(documented.WRITTEN, documented.WRONG),
 )
-async def format_input(_: BodyPart, __: TenantPart) -> dict[str, Any]:
-    """Rewriting prompt and lyrics needs the language model."""
-    raise Unsupported(f"{NO_LM}; prompt and lyrics are used as they are written")
+async def format_input(body: BodyPart, _: TenantPart) -> dict[str, Any]:
+    """Without a language model they come back as they are; `degraded` and `warnings` say so."""
+    return wrapped(answers.written(convert({**body.fields, "use_format": True}, {}, frozenset())))
 
 
 @tasks.post(
     "/v1/create_sample",
-    summary="Unsupported: writing a song from a description",
+    summary="A song from a description",
     openapi_extra=documented.WORDS_BODY,
-    responses=documented.NO_LM,
+    responses=documented.answers(documented.WRITTEN, documented.WRONG),
 )
-async def create_sample(_: BodyPart, __: TenantPart) -> dict[str, Any]:
-    """Writing prompt and lyrics from a description needs the language model."""
-    raise Unsupported(f"{NO_LM}; POST /create_random_sample has examples")
+async def create_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
+    """Without a language model the description is the caption, without lyrics; `degraded` and `warnings` say so."""
+    query, *_others = [body.fields[name] for name in ("query", "sample_query") if body.fields.get(name)] or [""]
+    asked = {name: value for name, value in body.fields.items() if name not in {"query", "sample_query"}}
+    asked |= {"sample_query": query} if query else {"sample_mode": True}
+    return wrapped(answers.written(convert(asked, {}, frozenset())))
 
 
 async def _held(queue: QueuePart, settings: SettingsPart) -> Inventory:
@@ -232,14 +234,14 @@ def task_ids_of(body: Body) -> list[str]:
     """`task_id_list`, a list or its JSON as text; what is neither names one task.
 
     Raises:
-        InvalidSpec: they are too many.
+        InvalidSpec: it is not there, or they are too many.
     """
     value: Any = next((body.fields[name] for name in ("task_id_list", "taskIdList") if name in body.fields), None)
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             value = read_json(value)
     if value in (None, ""):
-        return []
+        raise InvalidSpec('task_id_list: name the tasks to query, like {"task_id_list": ["..."]}', field="task_id_list")
     if not isinstance(value, list):
         return [str(value)]
     if len(value) > MAX_TASKS:

@@ -13,9 +13,9 @@ class Sample:
 
     caption: str
     lyrics: str
-    bpm: int
+    bpm: int | None
     key_scale: str
-    duration_s: int
+    duration_s: float
     language: str = "en"
     time_signature: str = "4"
 

@@ -10,10 +10,12 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from api.dialects import fields
-from api.dialects.acestep.names import audio_id, collect
+from api.dialects.acestep import spelling
+from api.dialects.acestep.names import LEFT_OUT, audio_id, collect
 from api.dialects.acestep.request import ReleaseTask
+from api.dialects.acestep.samples import SIMPLE
 from api.dialects.fields import Conversion, Table, To, listed, renamer
-from serinette.spec import AudioFormat, Task, invalid_spec
+from serinette.spec import INSTRUMENTAL, MAX_SEED, UNKNOWN_LANGUAGE, AudioFormat, Task, invalid_spec
 
 _MAPPED_FORMATS: Final = {
     "opus": (AudioFormat.OGG, "opus comes in an Ogg container"),
@@ -23,7 +25,6 @@ _MAPPED_FORMATS: Final = {
 _LM: Final = "ACE-Step's 5 Hz language model, which is not here"
 # Tasks for which ACE-Step 1.5 asks its language model when `thinking` is true.
 _THOUGHT_OF: Final = frozenset({Task.TEXT2MUSIC, Task.LEGO, Task.COMPLETE})
-_KEY = re.compile(r"([A-G])\s*(#|b|♯|♭)?\s*(m|min|minor|maj|major)?", re.IGNORECASE)
 # As in ACE-Step 1.5's own: `Extract the VOCALS track from the audio:`, `Complete the input track with DRUMS | BASS:`.
 _ONE_TRACK = re.compile(r"\bthe (.{1,40}?) track\b", re.IGNORECASE)
 _TRACK_IN_INSTRUCTION: Final = {
@@ -37,10 +38,6 @@ Converted = Conversion[ReleaseTask]
 
 def _filled(value: str | tuple[object, ...], _: Converted) -> object:
     return value if (value.strip() if isinstance(value, str) else value) else None
-
-
-def _positive(value: float, _: Converted) -> float | None:
-    return value if value > 0 else None
 
 
 def _format(name: str, task: Converted) -> AudioFormat:
@@ -59,12 +56,30 @@ def _bpm(bpm: float, task: Converted) -> int | None:
     return round(bpm)
 
 
-def _key_scale(text: str, task: Converted) -> str:
-    match = _KEY.fullmatch(text.strip())
-    if match is None:
-        raise task.wrong(f"must be a note and major or minor, for example C major or F# minor, not {text[:40]!r}")
-    minor = match[3] == "m" or (match[3] or "").lower() in {"min", "minor"}
-    return f"{match[1].upper()}{match[2] or ''} {'minor' if minor else 'major'}"
+def _key_scale(text: str, task: Converted) -> str | None:
+    known = spelling.key_scale(text)
+    if known is None:
+        task.adjust(f"{text.strip()[:40]} is no key that the model knows; left to the model")
+        return None
+    if known[1]:
+        task.adjust(f"{text.strip()[:40]} is taken for {known[1]}; the model knows major and minor")
+    return known[0]
+
+
+def _time_signature(text: str, task: Converted) -> str | None:
+    known = spelling.time_signature(text)
+    if known is None:
+        task.adjust(f"{text.strip()[:40]} is no metre that the model knows; left to the model")
+    return known
+
+
+def _language(text: str, task: Converted) -> str | None:
+    if text.strip().lower() in LEFT_OUT - {"auto"}:
+        return None
+    known = spelling.language(text)
+    if known is None:
+        task.adjust(f"{text.strip()[:40]} is not one of the model's languages; generated as {UNKNOWN_LANGUAGE}")
+    return known or UNKNOWN_LANGUAGE
 
 
 def _duration_s(seconds: float, task: Converted) -> float | None:
@@ -83,13 +98,22 @@ def _fraction(time: float, task: Converted) -> float:
     return round(1.0 - time, 9)  # so that 1 - 0.9 is 0.1
 
 
-def _seed(seeds: tuple[int, ...], task: Converted) -> int | None:
-    if task.request.use_random_seed or not seeds:
+def _seed(seeds: tuple[int, ...], task: Converted) -> int | tuple[int, ...] | None:
+    """Each song its seed. Songs without one follow the first seed, so that the same request means the same songs."""
+    count = max(task.request.batch_size, 1)
+    given = seeds[:count]
+    first = next((seed for seed in given if seed >= 0), None)
+    if task.request.use_random_seed or first is None:
         return None
-    first, given = seeds[0], seeds[: max(task.request.batch_size, 1)]
-    if given != tuple(range(first, first + len(given))):
-        task.adjust(f"song i is generated with {first} + i; further seeds have no effect")
-    return first
+    if len(seeds) > count:
+        task.adjust(f"{len(seeds)} seeds for {count} {'song' if count == 1 else 'songs'}: the last have no effect")
+    if len(given) == 1:
+        return first
+    own = [seed if seed >= 0 else None for seed in given] + [None] * (count - len(given))
+    if None in own:
+        task.adjust(f"songs without a seed of their own are generated with {first} + their number")
+    filled = tuple((first + index) % (MAX_SEED + 1) if seed is None else seed for index, seed in enumerate(own))
+    return first if filled == tuple(range(first, first + count)) else filled
 
 
 def _source(path: str, task: Converted) -> str | None:
@@ -123,6 +147,46 @@ def _model(name: str, task: Converted) -> str | None:
     return None
 
 
+def _instrumental(wanted: bool, task: Converted) -> None:
+    if wanted and str(task.fields.get("lyrics") or "").strip() not in {"", INSTRUMENTAL}:
+        task.adjust("is true, so lyrics have no effect", used=True)
+    if wanted:
+        task.fields["lyrics"] = INSTRUMENTAL
+
+
+def _described(query: str, task: Converted) -> None:
+    """Without a language model the wish itself is the prompt."""
+    if not query.strip():
+        return
+    if task.fields.get("prompt", "").strip():
+        task.adjust(f"writing a song from a description needs {_LM}; prompt is used instead")
+        return
+    task.adjust(f"writing a song from a description needs {_LM}; the description is the prompt, without lyrics")
+    task.fields["prompt"] = query
+    _without_lyrics(task)
+
+
+def _sampled(wanted: bool, task: Converted) -> None:
+    if not wanted or task.request.sample_query.strip():
+        return
+    if task.fields.get("prompt", "").strip():
+        task.adjust(f"inventing a song needs {_LM}; prompt is used instead")
+        return
+    task.adjust(f"inventing a song needs {_LM}; generated from an example")
+    task.fields["prompt"] = SIMPLE[0].caption
+    _without_lyrics(task)
+
+
+def _without_lyrics(task: Converted) -> None:
+    if not str(task.fields.get("lyrics") or "").strip():
+        task.fields["lyrics"] = INSTRUMENTAL
+
+
+def _repaint_end(end_s: float, task: Converted) -> float | None:
+    before = (task.request.repainting_start or 0) < 0  # what lies before the song may end where it begins
+    return end_s if end_s > 0 or (before and end_s == 0) else None
+
+
 def _thinking(wanted: bool, task: Converted) -> None:
     if wanted and task.request.task_type in _THOUGHT_OF and "audio_codes" not in task.fields:
         task.adjust(f"needs {_LM}; generated from prompt and lyrics alone")
@@ -132,13 +196,16 @@ def _thinking(wanted: bool, task: Converted) -> None:
 TABLE: Final[Table] = {
     "prompt": To("prompt", also=("caption",)),
     "lyrics": To("lyrics"),
-    "vocal_language": To("vocal_language", lambda tag, _: tag.strip().replace("_", "-"), also=("language",)),
+    "instrumental": To(convert=_instrumental, also=("is_instrumental",)),
+    "sample_query": To(convert=_described, also=("description", "desc")),
+    "sample_mode": To(convert=_sampled),
+    "vocal_language": To("vocal_language", _language, also=("language",)),
     "audio_format": To("format", _format),
     "task_type": To("task"),
     "batch_size": To("variations"),
     "bpm": To("bpm", _bpm),
     "key_scale": To("key_scale", _key_scale, also=("keyscale", "key")),
-    "time_signature": To("time_signature", also=("timesignature",)),
+    "time_signature": To("time_signature", _time_signature, also=("timesignature",)),
     "audio_duration": To("duration_s", _duration_s, also=("duration", "target_duration")),
     "inference_steps": To("steps"),
     "guidance_scale": To("guidance_scale"),
@@ -152,7 +219,7 @@ TABLE: Final[Table] = {
     "src_audio_path": To("source_audio", _source, also=("source_audio_path", "ctx_audio_path")),
     "reference_audio_path": To("reference_audio", _audio, also=("ref_audio_path",)),
     "repainting_start": To("repaint_start_s"),
-    "repainting_end": To("repaint_end_s", _positive),
+    "repainting_end": To("repaint_end_s", _repaint_end),
     "audio_cover_strength": To("cover_strength", also=("cover_strength",)),
     "audio_code_string": To("audio_codes", _filled, also=("audio_codes",)),
     "track_name": To("track", _filled),
@@ -163,10 +230,6 @@ TABLE: Final[Table] = {
     "lora_scale": To("lora_scale"),
     "thinking": To(convert=_thinking),
     "use_format": To(warn=f"needs {_LM}; prompt and lyrics are used as written"),
-    "sample_query": To(
-        refused=f"writing a song from a description needs {_LM}; send prompt and lyrics", also=("description", "desc")
-    ),
-    "sample_mode": To(refused=f"inventing a song needs {_LM}; send prompt and lyrics"),
     "analysis_only": To(refused=f"analysis needs {_LM}"),
     "full_analysis_only": To(refused=f"analysis needs {_LM}"),
     "extract_codes_only": To(refused=f"extraction of codes needs {_LM}"),
@@ -203,7 +266,7 @@ def convert(body: Mapping[str, Any], uploads: Mapping[str, str], models: frozens
 
     Raises:
         InvalidSpec: a field means nothing here.
-        Unsupported: it needs a language model.
+        Unsupported: without a language model there is no answer at all.
     """
     sent = collect(body, {name: to.also for name, to in TABLE.items()})
     try:

@@ -7,6 +7,7 @@ DIALECT = Dialect(
     tag=routes.TAG,
     routes=routes.router.routes,
     file_paths=("/generate_music_with_audio",),
+    base64_paths=routes.BASE64_PATHS,
     answers_422=True,
     shared=SharedAnswers(health=answers.health, unhealthy=answers.unhealthy),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import JSONResponse, Response
 
 from api.dialects.seed.request import TAG_DEFAULT
+from api.dialects.seed.table import theirs
 from api.queue import Pool
 from serinette.errors import InvalidAudio, InvalidSpec, NotFound, SerinetteError
 from serinette.job import Artifact, Job, JobStatus
@@ -35,8 +35,8 @@ def refuse(error: Exception) -> Response | None:
             wrong = [{name: each[name] for name in ("loc", "msg", "type")} for each in error.errors()]
             return JSONResponse({"detail": wrong}, 422)
         case InvalidSpec() | InvalidAudio():
-            field = "ref_audio_input" if error.field == "source_audio" else error.field
             message = error.message.removeprefix(f"{error.field}: ")
+            field, _, message = theirs(f"{error.field}: {message}").partition(": ")
             return JSONResponse({"detail": [{"loc": ["body", field], "msg": message, "type": error.code}]}, 422)
         case NotFound():
             return JSONResponse({"detail": "Request not found"}, 404)
@@ -83,10 +83,17 @@ def queued(job: Job) -> dict[str, Any]:
     return {"request_id": job.id, "status": "queued", "message": "Request has been queued for processing"}
 
 
-def queued_with_audio(job: Job, file_name: str | None) -> dict[str, Any]:
-    """To a request that came with a file."""
+def queued_at_once(job: Job) -> dict[str, Any]:
+    """To POST /generate_music where the operator has it answer at once."""
+    return {"success": True, "request_id": job.id}
+
+
+def queued_with_audio(job: Job, file_name: str | None, *, base64: bool = False) -> dict[str, Any]:
+    """To a request that came with a file, or with its bytes in base64."""
     named = f" Original filename: {file_name}" if file_name else ""
     message = f"Audio file uploaded and queued for processing.{named}"
+    if base64:
+        message = "Base64 audio data uploaded and queued for processing"
     return {"success": True, "request_id": job.id, "message": message}
 
 
@@ -111,10 +118,9 @@ def song(job: Job) -> dict[str, Any]:
     return {"success": True, "audio_path": audio_path(job), "params_json": params(job)}
 
 
-def song_with_bytes(job: Job, audio: bytes | None) -> dict[str, Any]:
-    """The same with what is known of the file, and the file itself in base64 if its bytes are given."""
-    answer = song(job) | _file_facts(job) | {"sample_rate": artifact(job).sample_rate}
-    return answer if audio is None else answer | {"audio": base64.b64encode(audio).decode()}
+def song_with_facts(job: Job) -> dict[str, Any]:
+    """The same with the request's id and what is known of the file."""
+    return {"request_id": job.id} | song(job) | _file_facts(job) | {"sample_rate": artifact(job).sample_rate}
 
 
 def params(job: Job) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def params(job: Job) -> dict[str, Any]:
         "audio_duration": job.spec.duration_s,
         "cfg_start": job.spec.cfg_start,
         "cfg_end": job.spec.cfg_end,
-        "actual_seeds": [job.spec.seed],
+        "actual_seeds": list(job.spec.seeds),
     }
     if job.spec.task is Task.COVER:
         used |= {"source_audio": job.spec.source_audio, "ref_audio_strength": job.spec.cover_strength}
@@ -177,6 +183,11 @@ def not_cancelable(job: Job) -> dict[str, Any]:
 def unsuccessful(message: str) -> dict[str, Any]:
     """Where the seed answers a failure with 200."""
     return {"success": False, "error_message": message}
+
+
+def failed(job: Job) -> dict[str, Any]:
+    """A job that has no song, to a call that waited for JSON."""
+    return {"request_id": job.id} | unsuccessful(failure(job))
 
 
 def queue(waiting: int, running: int, completed: int, failed: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
+from fastapi import UploadFile
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -13,6 +14,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from serinette.spec import MAX_LORA_SCALE, MAX_SEED, AudioFormat, PublishedName, without_control_characters
@@ -42,13 +44,26 @@ We will meet it with a song
 _NO_COUNTERPART: Final = "ACE-Step 1.5 has no counterpart: accepted and ignored."
 _LORA: TypeAdapter[str] = TypeAdapter(PublishedName)
 
+_MAX_LISTED: Final = 64
+
+
+def _joined(value: object) -> object:
+    """`[10, 20]` as `10,20`, and 10 as `10`: clients send lists and numbers where v1 took text."""
+    if isinstance(value, list):
+        return ",".join(str(each) for each in value[:_MAX_LISTED])
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 _Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
+_Joined = Annotated[str | None, BeforeValidator(_joined)]
 _Ignored = Field(None, description=_NO_COUNTERPART, json_schema_extra={"deprecated": True})
 _IgnoredText = Field(None, max_length=1_000, description=_NO_COUNTERPART, json_schema_extra={"deprecated": True})
 
 
 class GenerateMusicRequest(BaseModel):
-    """The body of every generating call. Unknown fields are accepted and listed as ignored."""
+    """The body of every generating call. Unknown fields are accepted and listed as ignored; null counts as left out,
+    but for `lyrics`, where it means none.
+    """
 
     model_config = ConfigDict(
         extra="allow",
@@ -80,8 +95,8 @@ class GenerateMusicRequest(BaseModel):
     guidance_interval: float | None = Field(
         None, ge=0, le=1, description="Middle share of the steps to guide: 0.5 guides from 0.25 to 0.75."
     )
-    manual_seeds: Annotated[str | None, Field(coerce_numbers_to_str=True)] = Field(
-        None, max_length=400, description="One seed, or several with commas: the first is used."
+    manual_seeds: _Joined = Field(
+        None, max_length=400, description="One seed, or several with commas: the first is used; -1 draws one."
     )
     audio2audio_enable: bool = Field(False, description="Generate a cover of `ref_audio_input`.")
     ref_audio_input: str | None = Field(
@@ -104,9 +119,17 @@ class GenerateMusicRequest(BaseModel):
     use_erg_tag: bool | None = _Ignored
     use_erg_lyric: bool | None = _Ignored
     use_erg_diffusion: bool | None = _Ignored
-    oss_steps: str | None = _IgnoredText
+    oss_steps: _Joined = _IgnoredText
     guidance_scale_text: float | None = _Ignored
     guidance_scale_lyric: float | None = _Ignored
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, given: object) -> object:
+        if not isinstance(given, dict) or None not in given.values():
+            return given
+        sent = {name: value for name, value in given.items() if value is not None}
+        return {"lyrics": "", **sent} if "lyrics" in given else sent
 
     @field_validator("audio_duration")
     @classmethod
@@ -121,8 +144,8 @@ class GenerateMusicRequest(BaseModel):
     @classmethod
     def _whole_numbers(cls, text: str | None) -> str | None:
         for seed in filter(None, map(str.strip, (text or "").split(","))):
-            if not (seed.isascii() and seed.isdecimal() and int(seed) <= MAX_SEED):
-                raise ValueError(f"must be whole numbers from 0 to {MAX_SEED}, with commas between them")
+            if seed != "-1" and not (seed.isascii() and seed.isdecimal() and int(seed) <= MAX_SEED):
+                raise ValueError(f"must be whole numbers from 0 to {MAX_SEED}, or -1, with commas between them")
         return text
 
     @field_validator("lora_name_or_path")
@@ -140,6 +163,26 @@ class GenerateMusicRequest(BaseModel):
         if weight is not None and not alone and not 0 <= weight <= MAX_LORA_SCALE:
             raise ValueError(f"must be 0 to {MAX_LORA_SCALE:g}")
         return weight
+
+
+class GenerateMusicForm(GenerateMusicRequest):
+    """The same as a form, in which the prompt is called `genre`. Blank fields count as left out."""
+
+    genre: str | None = Field(None, max_length=8_192, description="The prompt; it counts before `prompt`.")
+
+    _plain_genre = field_validator("genre")(without_control_characters)
+
+
+class GenerateMusicWithAudio(GenerateMusicRequest):
+    """The same as a form, with a file to make a cover of. Blank fields count as left out."""
+
+    audio_file: UploadFile = Field(description="Audio of any common format.")
+
+
+class GenerateMusicWithBase64(GenerateMusicRequest):
+    """The same with the audio to make a cover of inside."""
+
+    audio_base64: str = Field(description="The file in base64; a data URL is accepted, too.", repr=False)
 
 
 WITHOUT_COUNTERPART: Final = tuple(

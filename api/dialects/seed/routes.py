@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Body, Form, Path, Query, Request, UploadFile
+from fastapi import APIRouter, Body, Form, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from api.dependencies import QueuePart, context_of
+from api.dependencies import QueuePart, SettingsPart, context_of
 from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
 from api.dialects.seed import answers
-from api.dialects.seed.request import GenerateMusicRequest
+from api.dialects.seed.request import (
+    GenerateMusicForm,
+    GenerateMusicRequest,
+    GenerateMusicWithAudio,
+    GenerateMusicWithBase64,
+)
 from api.dialects.seed.table import convert, record_of
 from api.problems import Responses
 from serinette.job import Job, JobStatus
+from serinette.spec import AudioFormat
 
 TAG: Final = "ACE-Step v1 dialect"
 router = APIRouter(route_class=refusing(answers.refuse), tags=[TAG])
 
-# In base64 and JSON a file takes several times its size in memory.
+# What a client can be expected to read as one JSON text.
 _MAX_INLINE_BYTES = 64 * 1024 * 1024
 _ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 _SONG = {
@@ -35,12 +42,6 @@ _NO_SONG = {"description": "There is no song, or not yet: `Request is pending, n
 _UNKNOWN = {"description": "`Request not found`."}
 _SYNC: Responses = {200: _SONG, 303: _NOT_YET}
 _BY_ID: Responses = {404: _UNKNOWN}
-
-
-class GenerateMusicWithAudio(GenerateMusicRequest):
-    """The same as a form, with a file to make a cover of. Blank fields count as left out."""
-
-    audio_file: UploadFile = Field(description="Audio of any common format.")
 
 
 class InitializeRequest(BaseModel):
@@ -66,9 +67,12 @@ class ResultQuery(BaseModel):
     sync: bool = Field(False, description="Set by the redirects of calls that wait: how to report a failure.")
 
 
-async def _submit(body: GenerateMusicRequest, access: JobAccess, upload_id: str | None = None) -> Job:
-    conversion = convert(body, upload_id)
-    return await access.submit(conversion, record_of(conversion))
+async def _submit(
+    body: GenerateMusicRequest, access: JobAccess, upload_id: str | None = None, only: AudioFormat | None = None
+) -> Job:
+    conversion = convert(body, upload_id, only=only)
+    record = record_of(conversion)
+    return await access.submit(conversion, record if only is None else record | {"return_file_data": "true"})
 
 
 @router.post(
@@ -82,8 +86,14 @@ async def generate_music_async(body: Annotated[GenerateMusicRequest, Body()], ht
 
 
 @router.post("/generate_music", responses=_SYNC, response_class=Response)
-async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http: Request) -> Response:
-    """Generate a song, and answer where it is; with `return_file_data` the song itself."""
+async def generate_music(
+    body: GenerateMusicRequest, access: JobAccessPart, settings: SettingsPart, http: Request
+) -> Response:
+    """Generate a song, and answer where it is; with `return_file_data` the song itself. Where the operator set
+    `SERINETTE_GENERATE_MUSIC_WAITS=false`: answer the request's id at once.
+    """
+    if not settings.generate_music_waits:
+        return JSONResponse(answers.queued_at_once(await _submit(body, access)))
     format: Literal["file", "json"] = "file" if body.return_file_data else "json"
     wanted = ResultQuery(format=format, wait=access.max_wait_s, sync=True)
     return await _answer(http, access, await _submit(body, access), wanted)
@@ -96,18 +106,59 @@ async def generate_music_direct(body: GenerateMusicRequest, access: JobAccessPar
     return await _answer(http, access, await _submit(body, access), wanted)
 
 
-@router.post(
-    "/generate_music_with_audio",
-    responses=example(
-        {"success": True, "request_id": _ID, "message": "Audio file uploaded and queued for processing."}
-    ),
+@router.post("/generate_music_form", responses=_SYNC, response_class=Response)
+async def generate_music_form(
+    body: Annotated[GenerateMusicForm, Form()], access: JobAccessPart, http: Request
+) -> Response:
+    """Generate a song from a form, whose prompt is `genre`, and answer the song itself."""
+    return await _answer(http, access, await _submit(body, access), ResultQuery(wait=access.max_wait_s, sync=True))
+
+
+_FileForm = Annotated[GenerateMusicWithAudio, Form(media_type="multipart/form-data")]
+_Base64Form = Annotated[GenerateMusicWithBase64, Form()]
+
+# Calls with audio to make a cover of: the body, the one format that they answer, and whether they wait for the song.
+_WITH_AUDIO: Final[tuple[tuple[str, Any, AudioFormat | None, bool], ...]] = (
+    ("/generate_music_with_audio", _FileForm, None, False),
+    ("/generate_music_with_audio_base64", _Base64Form, None, False),
+    ("/generate_music_with_audio_json", GenerateMusicWithBase64, None, False),
+    ("/generate_music_with_audio_mp3", _FileForm, AudioFormat.MP3, False),
+    ("/generate_music_with_audio_json_mp3", GenerateMusicWithBase64, AudioFormat.MP3, False),
+    ("/generate_music_with_audio_direct_mp3", _FileForm, AudioFormat.MP3, True),
 )
-async def generate_music_with_audio(
-    body: Annotated[GenerateMusicWithAudio, Form(media_type="multipart/form-data")], access: JobAccessPart
-) -> dict[str, Any]:
-    """Put a cover of the uploaded audio into the queue."""
-    upload_id = await access.keep("audio_file", body.audio_file)
-    return answers.queued_with_audio(await _submit(body, access, upload_id), body.audio_file.filename)
+BASE64_PATHS: Final = tuple(path for path, kind, _, _ in _WITH_AUDIO if kind is not _FileForm)
+
+
+def _with_audio(kind: object, only: AudioFormat | None, *, waits: bool) -> Callable[..., Awaitable[Response]]:
+    async def generate_music_with_audio(
+        body: GenerateMusicWithAudio | GenerateMusicWithBase64, access: JobAccessPart, http: Request
+    ) -> Response:
+        """Put a cover of the audio into the queue."""
+        if isinstance(body, GenerateMusicWithAudio):
+            file_name, upload_id = body.audio_file.filename, await access.keep("audio_file", body.audio_file)
+        else:
+            file_name, upload_id = None, await access.keep_base64("audio_base64", body.audio_base64)
+        job = await _submit(body, access, upload_id, only)
+        if waits:
+            return await _answer(http, access, job, ResultQuery(wait=access.max_wait_s, sync=True))
+        in_base64 = isinstance(body, GenerateMusicWithBase64)
+        return JSONResponse(answers.queued_with_audio(job, file_name, base64=in_base64))
+
+    generate_music_with_audio.__annotations__["body"] = kind
+    return generate_music_with_audio
+
+
+for path, kind, only, waits in _WITH_AUDIO:
+    queued = example({"success": True, "request_id": _ID, "message": "Audio file uploaded and queued for processing."})
+    router.add_api_route(
+        path,
+        _with_audio(kind, only, waits=waits),
+        methods=["POST"],
+        name=path.removeprefix("/"),
+        summary=f"Cover of a file{', as mp3' if only else ''}{', and wait for it' if waits else ''}",
+        responses=_SYNC if waits else queued,
+        response_class=Response,
+    )
 
 
 @router.get(
@@ -189,18 +240,17 @@ async def _answer(http: Request, access: JobAccess, job: Job, wanted: ResultQuer
         query = {"wait": f"{min(wanted.wait, access.max_wait_s):g}"}
         query |= {"format": "json"} if as_json else {}
         query |= {"sync": "true"} if wanted.sync else {}
-        path = f"{http.scope.get('root_path', '')}{answers.audio_path(job)}"
-        return RedirectResponse(f"{path}?{urlencode(query)}", 303)
+        return RedirectResponse(f"{answers.audio_path(job)}?{urlencode(query)}", 303)
     if not (wanted.sync and job.status.ended):
         return JSONResponse(answers.not_completed(job), 400)
-    failure = answers.failure(job)
-    return JSONResponse(answers.unsuccessful(failure)) if as_json else JSONResponse({"detail": failure}, 500)
+    if as_json:
+        return JSONResponse(answers.failed(job))
+    return JSONResponse({"detail": answers.failure(job)}, 500)
 
 
 async def _song_as_json(access: JobAccess, job: Job) -> Response:
-    artifact = answers.artifact(job)
+    artifact, answer = answers.artifact(job), answers.song_with_facts(job)
     if not answers.wants_bytes(job) or artifact.size_bytes > _MAX_INLINE_BYTES:
-        return JSONResponse(answers.song_with_bytes(job, None))
-    audio = await access.audio_of(artifact)
-    # Of a long song, base64 and JSON take longer than the event loop may be held up.
-    return await run_in_threadpool(lambda: JSONResponse(answers.song_with_bytes(job, audio)))
+        return JSONResponse(answer)
+    before, after = json.dumps(answer | {"audio": ""}).encode()[:-2], b'"}'
+    return await access.with_songs([before, artifact, after], "application/json")

@@ -15,10 +15,10 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from api.dialects import fields
-from api.dialects.fields import Conversion, Table, To
+from api.dialects.fields import Conversion, Table, To, renamer
 from api.dialects.seed.request import WITHOUT_COUNTERPART, GenerateMusicRequest
 from serinette.errors import InvalidSpec
-from serinette.spec import AudioId, Task
+from serinette.spec import AudioFormat, AudioId, Task
 
 # What v1 draws for `audio_duration` <= 0, in seconds.
 DRAWN_DURATION_S: Final = (30.0, 240.0)
@@ -29,7 +29,7 @@ def _first_seed(text: str, conversion: Conversion[GenerateMusicRequest]) -> int 
     seeds = [int(seed) for seed in text.split(",") if seed.strip()]
     if len(seeds) > 1:
         conversion.adjust("one song takes one seed: the first", seeds[0])
-    return seeds[0] if seeds else None
+    return seeds[0] if seeds and seeds[0] >= 0 else None
 
 
 def _guided_middle(share: float, conversion: Conversion[GenerateMusicRequest]) -> None:
@@ -56,17 +56,34 @@ TABLE: Final[Table] = {
     "lora_weight": To("lora_scale", _lora_scale),
     **dict.fromkeys(WITHOUT_COUNTERPART, To(neutral=())),
 }
+# Where the request is a form, `genre` is the prompt.
+FORM_TABLE: Final[Table] = {**TABLE, "genre": To("prompt")}
+_TOGETHER: Final[Table] = {
+    "audio_duration": To("duration_s"),
+    "ref_audio_input": To("source_audio"),
+    "ref_audio_strength": To("cover_strength"),
+}
+theirs: Final = renamer({**TABLE, **_TOGETHER})
 
 
 def convert(
-    request: GenerateMusicRequest, upload_id: str | None = None, draw: Callable[[int], int] = secrets.randbelow
+    request: GenerateMusicRequest,
+    upload_id: str | None = None,
+    draw: Callable[[int], int] = secrets.randbelow,
+    *,
+    only: AudioFormat | None = None,
 ) -> Conversion[GenerateMusicRequest]:
-    """What becomes of a request, with audio that came along as `upload_id` if any.
+    """What becomes of a request, with audio that came along as `upload_id` if any. `only`: the one format that the call
+    answers, whatever is asked for.
 
     Raises:
         InvalidSpec: `ref_audio_input` is not an id of ours.
     """
-    conversion = fields.convert(TABLE, request)
+    conversion = fields.convert(FORM_TABLE, request)
+    if only is not None:
+        if "format" in request.model_fields_set and request.format is not only:
+            conversion.adjust(f"this call answers {only}", only, "format")
+        conversion.fields["format"] = only
     if "seed" not in conversion.fields:
         conversion.fields["seed"] = draw(2**32)
     source = upload_id or _reference(conversion)

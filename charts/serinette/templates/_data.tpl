@@ -1,5 +1,17 @@
-{{/* A claim of a StatefulSet. (list persistence) */}}
+{{/* The volume `data` of a StatefulSet's pod, unless the StatefulSet claims it. */}}
+{{- define "serinette.dataPodVolume" -}}
+{{- if .existingClaim }}
+- name: data
+  persistentVolumeClaim: {claimName: {{ .existingClaim }}}
+{{- else if not .enabled }}
+- name: data
+  emptyDir: {sizeLimit: {{ .size }}}
+{{- end }}
+{{- end }}
+
+{{/* The claim of a StatefulSet, if it makes one. */}}
 {{- define "serinette.dataVolume" -}}
+{{- if and .enabled (not .existingClaim) -}}
 persistentVolumeClaimRetentionPolicy: {whenDeleted: {{ .onUninstall }}, whenScaled: Retain}
 volumeClaimTemplates:
   - apiVersion: v1
@@ -10,8 +22,12 @@ volumeClaimTemplates:
       {{- with .storageClass }}
       storageClassName: {{ . }}
       {{- end }}
+      {{- with .volumeName }}
+      volumeName: {{ . }}
+      {{- end }}
       resources:
         requests: {storage: {{ .size }}}
+{{- end -}}
 {{- end }}
 
 {{/* The value that the chart's Secret already has under a key, else a new one; in base64. (list $ secret key new) */}}

@@ -1,5 +1,6 @@
 {{- define "serinette.fullname" -}}
-{{- $default := ternary .Release.Name (printf "%s-serinette" .Release.Name) (contains "serinette" .Release.Name) -}}
+{{- $name := .Values.nameOverride | default "serinette" -}}
+{{- $default := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- .Values.fullnameOverride | default $default | trunc 40 | trimSuffix "-" -}}
 {{- end }}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,7 @@ class _Part:
     song: SongInput
     duration_s: float
     window: tasks.Window | None
+    kept: tuple[int, int] | None
     warnings: tuple[str, ...]
 
 
@@ -60,6 +61,7 @@ class AceStepEngine:
         self._grid = _grid(pipe, fits.longest_s)
         self._progress: BatchProgress | None = None
         self._model = _describe(pipe, self._grid, identity)
+        self.load_times: Mapping[str, float] = {}
         pipe.prepare_to_share()
         TextCache.on(pipe.text_encoder)
         for coder in (pipe.vae.encoder, pipe.vae.decoder):
@@ -78,10 +80,9 @@ class AceStepEngine:
         """What it runs on."""
         return self._device
 
-    @property
-    def audio_s(self) -> float:
-        """Seconds of audio that may be generated at once."""
-        return self._fits.audio_s
+    def songs_together(self, longest_s: float) -> float:
+        """How many songs fit into a batch, the longest of so many seconds; see Engine."""
+        return self._fits.songs(longest_s)
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in; see Engine."""
@@ -98,7 +99,7 @@ class AceStepEngine:
 
     def duration_s(self, request: SongRequest) -> float:
         """Seconds that the song will last; see Engine."""
-        return tasks.length_s(request, self._grid)
+        return tasks.length_s(tasks.continued(request, self._grid)[0], self._grid)
 
     def generate_all(self, batch: Sequence[SongRequest], observe: StepObserver) -> list[Song | None]:
         """All songs of a batch at once; None in the place of those given up."""
@@ -154,7 +155,9 @@ class AceStepEngine:
         return samples
 
     def _prepare(self, request: SongRequest, sampling: Sampling) -> _Part:
-        spec, grid = request.spec, self._grid
+        grid = self._grid
+        request, kept = tasks.continued(request, grid)
+        spec = request.spec
         task = samplings.effective_task(spec)
         duration_s, frames = tasks.length_s(request, grid), tasks.frames_of(request, grid)
         window, warnings = tasks.window_of(spec, duration_s)
@@ -180,7 +183,7 @@ class AceStepEngine:
             source_steps=tasks.source_steps(spec, sampling),
             later_instruction=self._pipe._get_task_instruction(str(Task.TEXT2MUSIC)),
         )
-        return _Part(request, song, duration_s, window, (*warnings, *cuts))
+        return _Part(request, song, duration_s, window, kept, (*warnings, *cuts))
 
     def _whole_frames(self, request: SongRequest) -> Tensor:
         # The encoder drops what does not fill a latent frame; silence fills it up and is cut off again at the end.
@@ -195,7 +198,7 @@ class AceStepEngine:
                 "the model produced samples that are not finite; try another seed, other sampling or float32"
             )
         if request.spec.task is Task.REPAINT and part.window is not None and request.source is not None:
-            samples = tasks.paste(torch.from_numpy(request.source), samples, part.window, sample_rate)
+            samples = tasks.paste(torch.from_numpy(request.source), samples, part.window, sample_rate, part.kept)
         else:
             samples = tasks.to_peak(samples[:, : round(part.duration_s * sample_rate)])  # of the audible part
         return Song(samples.contiguous().numpy(), sample_rate, request.seed, part.warnings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from diffusers import AceStepTransformer1DModel, AutoencoderOobleck
 from safetensors import safe_open
 
 from gpu_worker.engine.ace_step.pipeline import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
-from gpu_worker.engine.memory.measuring import line_of, without_memory
-from gpu_worker.engine.memory.plan import Line, Need
+from gpu_worker.engine.memory.measuring import line_of, square_of, without_memory
+from gpu_worker.engine.memory.plan import Curve, Need
 from serinette.errors import ConfigurationError
 
 # Condition tokens of the longest text; timbre adds one.
@@ -41,9 +42,8 @@ def _need_of(directory: Path, dtype: torch.dtype) -> Need:
     return Need(
         weights_bytes=sum(sizes),
         largest_part_bytes=max(sizes, default=0),
-        transformer=transformer_line(transformer, dtype),
+        steps=transformer_curves(transformer, dtype),
         decoder=decoder_line(vae, dtype),
-        text_bytes=text_bytes(transformer, dtype),
         frames_per_s=frames_per_s,
         max_duration_s=_longest_frames(directory) / frames_per_s,
         guidance=not transformer.get("is_turbo"),
@@ -69,18 +69,16 @@ def _weights_bytes(part: Path, dtype: torch.dtype) -> int:
     return numbers * dtype.itemsize
 
 
-def text_bytes(config: Mapping[str, Any], dtype: torch.dtype) -> int:
-    """Keys and values of the longest text, kept for all layers from a song's first step to its last."""
-    with without_memory(dtype):
-        module = AceStepTransformer1DModel.from_config(config)
-    heads = sum(int(layer.cross_attn.kv_heads * layer.cross_attn.head_dim) for layer in module.layers)
-    return 2 * heads * _TOKENS * dtype.itemsize
+def transformer_curves(config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Curve, ...]:
+    """A song's share of a denoising step, without weights and guidance: in all of it, and in the midst of attention.
 
-
-def transformer_line(config: Mapping[str, Any], dtype: torch.dtype) -> Line:
-    """One song's share of a denoising step, with the keys and values that are kept, without weights and guidance."""
+    Attention is counted as torch does it where no fused kernel takes it: with a matrix of the song's length squared.
+    One block of each kind stands for all, as each gives back what it took, but for the keys and values of the longest
+    text, which are kept for all from a song's first step to its last.
+    """
     with without_memory(dtype):
-        module = AceStepTransformer1DModel.from_config(config).eval()
+        # Of a kind each, as diffusers alternates them.
+        module = AceStepTransformer1DModel.from_config(config, num_hidden_layers=2, layer_types=None).eval()
         latents = module.config.audio_acoustic_hidden_dim
         width = module.condition_embedder.in_features
 
@@ -95,11 +93,13 @@ def transformer_line(config: Mapping[str, Any], dtype: torch.dtype) -> Line:
                 return_dict=False,
             )
 
-        line = line_of(step)
-    return Line(line.fixed + text_bytes(config, dtype), line.per_frame)
+        curves = line_of(step), square_of(step)
+    cross = module.layers[0].cross_attn
+    text_bytes = 2 * int(config["num_hidden_layers"]) * int(cross.kv_heads * cross.head_dim) * _TOKENS * dtype.itemsize
+    return tuple(replace(curve, fixed=curve.fixed + text_bytes) for curve in curves)
 
 
-def decoder_line(config: Mapping[str, Any], dtype: torch.dtype) -> Line:
+def decoder_line(config: Mapping[str, Any], dtype: torch.dtype) -> Curve:
     """Decoding one window of a song, without weights."""
     with without_memory(dtype):
         vae = AutoencoderOobleck.from_config(config).eval()

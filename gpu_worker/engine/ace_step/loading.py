@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
     identity = Identity(settings.model_name or checkpoint.name, checkpoint.revision, _in_words(device))
     engine = AceStepEngine(pipe, adapters, fits, identity)
     if settings.compile:
+        began_s = time.monotonic()
         warm_up(engine, settings.max_batch)
+        engine.load_times = {"compile_s": time.monotonic() - began_s}
     return engine
 
 
@@ -64,9 +67,9 @@ def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
 def _fits(directory: Path, dtype: torch.dtype, settings: WorkerSettings, device: torch.device) -> Plan:
     """What fits on the device. No bounds on a CPU, whose memory the operating system manages."""
     if device.type != "cuda":
-        return Plan(False, CPU_WINDOWS, math.inf, math.inf)
+        return Plan(False, CPU_WINDOWS, math.inf)
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    made = plan(need_of(directory, dtype), free_bytes, max_batch=settings.max_batch, offload=settings.cpu_offload)
+    made = plan(need_of(directory, dtype), free_bytes, offload=settings.cpu_offload)
     log.info("with %.1f GiB free: %s", free_bytes / 1024**3, made)
     return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serinette.job import Sampling
-from serinette.spec import GenerationSpec, Task
+from serinette.spec import LANGUAGES, GenerationSpec, Task
 
 # ACE-Step 1.5's published settings. Turbo: distilled to 8 steps, guidance in the weights. Base and SFT: neither.
 TURBO = Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True)
@@ -76,6 +76,8 @@ def _of_the_task(spec: GenerationSpec, *, turbo: bool) -> list[str]:
         warnings.append("source_audio: ignored, audio_codes decide what is covered")
     if _asked(spec, "duration_s") and (has_codes(spec) or has_source(spec)):
         warnings.append(f"duration_s: ignored, {'audio_codes' if has_codes(spec) else 'the source'} gives the length")
+    if spec.vocal_language.partition("-")[0].lower() not in LANGUAGES:
+        warnings.append(f"vocal_language: the model was not trained on {spec.vocal_language}")
     if turbo and task not in TURBO_TASKS:
         warnings.append(f"task: turbo checkpoints were not trained for {task}; a base checkpoint does it better")
     return warnings

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,8 @@ from gpu_worker.engine.interface import SongRequest
 from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, InvalidSpec
 from serinette.job import Sampling
-from serinette.spec import GenerationSpec, Task
+from serinette.spec import INSTRUMENTAL, GenerationSpec, Task
 
-# What ACE-Step 1.5's own server sends for a song without words.
-INSTRUMENTAL = "[Instrumental]"
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 # 40 dB beyond full scale: what is louder is no recording, and makes the encoder's numbers infinite.
 _LOUDEST = 100.0
@@ -56,6 +54,32 @@ class Window:
     end_s: float
 
 
+def continued(request: SongRequest, grid: Grid) -> tuple[SongRequest, tuple[int, int] | None]:
+    """The request with silence where its window reaches beyond the source, its seconds counted from there; and the
+    samples of the result that are the source's. As it is, and None, where the window lies within.
+
+    Raises:
+        InvalidAudio: the song would become too long.
+    """
+    spec, source = request.spec, request.source
+    if spec.task is not Task.REPAINT or source is None:
+        return request, None
+    own, rate = source.shape[1], grid.sample_rate
+    start_s = spec.repaint_start_s or 0.0
+    end_s = own / rate if spec.repaint_end_s is None else spec.repaint_end_s
+    before, after = (max(0, round(beyond_s * rate)) for beyond_s in (-start_s, end_s - own / rate))
+    if not before and not after:
+        return request, None
+    _check_length((before + own + after) / rate, grid)
+    # What begins after the source's end begins at it: there is nothing to keep in between.
+    window = {
+        "repaint_start_s": (before + min(max(round(start_s * rate), -before), own)) / rate,
+        "repaint_end_s": (before + round(end_s * rate)) / rate,
+    }
+    padded = np.pad(source, ((0, 0), (before, after)))
+    return replace(request, spec=spec.model_copy(update=window), source=padded), (before, before + own)
+
+
 def length_s(request: SongRequest, grid: Grid) -> float:
     """How long the song will be.
 
@@ -73,11 +97,15 @@ def length_s(request: SongRequest, grid: Grid) -> float:
         if request.source is None:
             raise InvalidAudio("the source audio did not come with the request")
         duration_s = request.source.shape[1] / grid.sample_rate
+    _check_length(duration_s, grid)
+    return duration_s
+
+
+def _check_length(duration_s: float, grid: Grid) -> None:
     if duration_s > grid.max_duration_s:
         raise InvalidAudio(
             f"the song would last {duration_s:.1f} s; at most {grid.max_duration_s:g} s can be generated"
         )
-    return duration_s
 
 
 def _check(role: str, samples: Samples, grid: Grid) -> None:
@@ -190,25 +218,36 @@ def to_peak(samples: Tensor) -> Tensor:
     return samples * (PEAK / samples.abs().max().clamp(min=1e-6))
 
 
-def paste(source: Tensor, generated: Tensor, window: Window, sample_rate: int) -> Tensor:
+def paste(
+    source: Tensor, generated: Tensor, window: Window, sample_rate: int, kept: tuple[int, int] | None = None
+) -> Tensor:
     """The source with the window generated anew: sample for sample the source outside it, crossfaded inside its ends.
 
     Both are [channels, frames]; `generated` may be longer and is at the decoder's own level, which is the source's.
+    `kept`: the frames that are the source's own where it was continued. A joint there has nothing to fade from: what
+    the two differ by at it is added to what is generated, and fades.
     """
     frames = source.shape[-1]
+    first, last = kept or (0, frames)
     start = round(window.start_s * sample_rate)
     end = min(round(window.end_s * sample_rate), frames)
     if end <= start:
         return source.clone()
-    fade = min(round(_CROSSFADE_S * sample_rate), (end - start) // 2)
+    generated = generated / generated[:, start:end].abs().max().clamp(min=1.0)
+    longest = min(round(_CROSSFADE_S * sample_rate), (end - start) // 2)
     weight = torch.ones(end - start, device=generated.device)
-    rise = torch.arange(1, fade + 1, device=generated.device) / (fade + 1)
+    new = generated[:, start:end].clone()
+    fall = 1 - torch.arange(1, longest + 1, device=generated.device) / (longest + 1)
     if start > 0:
-        weight[:fade] = rise
+        fade = min(longest, last - start)
+        weight[:fade] = torch.arange(1, fade + 1, device=generated.device) / (fade + 1)
+        if fade == 0:
+            new[:, :longest] += (source[:, start - 1] - generated[:, start - 1])[:, None] * fall
     if end < frames:
-        weight[end - start - fade :] = rise.flip(0)
-    new = generated[:, start:end]
-    new = new / new.abs().max().clamp(min=1.0)
+        fade = min(longest, end - first)
+        weight[end - start - fade :] = torch.arange(fade, 0, -1, device=generated.device) / (fade + 1)
+        if fade == 0:
+            new[:, end - start - longest :] += (source[:, end] - generated[:, end])[:, None] * fall.flip(0)
     mixed = source.clone()
     mixed[:, start:end] = torch.lerp(source[:, start:end], new, weight)
     return mixed

@@ -12,10 +12,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpu_worker.engine.memory.plan import Line
+from gpu_worker.engine.memory.plan import Curve
 
 # Two sizes make a line. Long enough that what does not grow with the song's length is small.
 _SHORT_FRAMES, _LONG_FRAMES = 256, 512
+# Three make a square. So long that what grows with it is more than all else: beyond the longest song (15,000).
+_LONGEST_FRAMES = (8_192, 12_288, 16_384)
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -64,11 +66,21 @@ def without_memory(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def line_of(work: Callable[[int], object]) -> Line:
+def line_of(work: Callable[[int], object]) -> Curve:
     """Bytes over latent frames of `work`, which is called with a number of them, within `without_memory`."""
     short, long = (_peak(work, frames) for frames in (_SHORT_FRAMES, _LONG_FRAMES))
     per_frame = (long - short) / (_LONG_FRAMES - _SHORT_FRAMES)
-    return Line(max(0.0, short - per_frame * _SHORT_FRAMES), per_frame)
+    return Curve(max(0.0, short - per_frame * _SHORT_FRAMES), per_frame)
+
+
+def square_of(work: Callable[[int], object]) -> Curve:
+    """The same of work that takes most for what grows with the square of the frames, in songs that are long."""
+    first, second, third = _LONGEST_FRAMES
+    one, two, three = (_peak(work, frames) for frames in _LONGEST_FRAMES)
+    slope, later_slope = (two - one) / (second - first), (three - two) / (third - second)
+    per_square = max(0.0, (later_slope - slope) / (third - first))
+    per_frame = max(0.0, slope - per_square * (first + second))
+    return Curve(max(0.0, one - (per_frame + per_square * first) * first), per_frame, per_square)
 
 
 def _peak(work: Callable[[int], object], frames: int) -> int:

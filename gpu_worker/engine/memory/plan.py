@@ -22,19 +22,24 @@ _SHORTEST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """Bytes over latent frames: `fixed` + `per_frame` times the frames."""
+class Curve:
+    """Bytes over a song's latent frames: `fixed` + `per_frame` times the frames + `per_square` times their square."""
 
     fixed: float
     per_frame: float
+    per_square: float = 0.0
 
     def bytes_of(self, frames: float) -> float:
-        """Bytes that so many frames take."""
-        return self.fixed + self.per_frame * frames
+        """Bytes that a song of so many frames takes."""
+        return self.fixed + (self.per_frame + self.per_square * frames) * frames
 
     def frames_in(self, size_bytes: float) -> float:
-        """Frames that fit into so many bytes."""
-        return (size_bytes - self.fixed) / self.per_frame
+        """Frames of a song that fits into so many bytes; 0 for none."""
+        left_bytes = size_bytes - self.fixed
+        if left_bytes <= 0:
+            return 0.0
+        # The root of the square that stays exact where `per_square` is 0 or small.
+        return 2 * left_bytes / (self.per_frame + math.sqrt(self.per_frame**2 + 4 * self.per_square * left_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,9 @@ class Need:
 
     weights_bytes: int
     largest_part_bytes: int
-    transformer: Line
-    decoder: Line
-    text_bytes: int  # what each song's longest text takes while it is denoised: keys and values of all layers
+    # A song's denoising step, its longest text's keys and values among it: it takes the largest of these.
+    steps: tuple[Curve, ...]
+    decoder: Curve
     frames_per_s: float
     max_duration_s: float
     guidance: bool  # doubles every song
@@ -53,24 +58,33 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How it is loaded, how songs are decoded, and what may be asked of it."""
+    """How it is loaded, how songs are decoded, and what may be asked of it.
+
+    `room_bytes` are left for the `steps` of the songs of a batch, each of which takes the largest of these.
+    """
 
     offload: bool
     windows: Windows
-    audio_s: float  # of all songs that are generated together
-    longest_s: float  # of one song
+    longest_s: float
+    room_bytes: float = math.inf
+    steps: tuple[Curve, ...] = ()
+    frames_per_s: float = 25.0
+
+    def songs(self, longest_s: float) -> float:
+        """How many songs are generated at once, the longest of so many seconds; at least one, infinity: any number."""
+        song_bytes = max((curve.bytes_of(longest_s * self.frames_per_s) for curve in self.steps), default=0.0)
+        return max(1, self.room_bytes // song_bytes) if song_bytes else math.inf
 
 
-def plan(need: Need, free_bytes: int, *, max_batch: int = 1, offload: bool | None = None) -> Plan:
-    """The plan for a card with so many bytes free, and at most so many songs together. None: the plan chooses.
+def plan(need: Need, free_bytes: int, *, offload: bool | None = None) -> Plan:
+    """The plan for a card with so many bytes free. None: the plan chooses.
 
     Raises:
         ConfigurationError: not even one second of a song would fit.
     """
     if offload is None:
-        whole = _plan(need, free_bytes, max_batch, False)
-        offload = whole.longest_s < min(_SHORTEST_S, need.max_duration_s)
-    made = _plan(need, free_bytes, max_batch, offload)
+        offload = _plan(need, free_bytes, False).longest_s < min(_SHORTEST_S, need.max_duration_s)
+    made = _plan(need, free_bytes, offload)
     if made.longest_s < 1:
         raise ConfigurationError(
             f"the model does not fit: its weights take {_gib(need.weights_bytes)}"
@@ -81,24 +95,21 @@ def plan(need: Need, free_bytes: int, *, max_batch: int = 1, offload: bool | Non
     return made
 
 
-def _plan(need: Need, free_bytes: int, max_batch: int, offload: bool) -> Plan:
+def _plan(need: Need, free_bytes: int, offload: bool) -> Plan:
     held_bytes = need.largest_part_bytes if offload else need.weights_bytes
     room_bytes = free_bytes * _OURS - _WORKSPACE_BYTES - held_bytes
-    guided = 2 if need.guidance else 1
-    # The transformer's line has one text; guidance has one more for each song, a batch one for each of its songs.
-    alone, together = (
-        max(0.0, need.transformer.frames_in(room_bytes - need.text_bytes * (songs * guided - 1)) / guided)
-        for songs in (1, max_batch)
-    )
+    guided_bytes = room_bytes / (2 if need.guidance else 1)
     window = Windows(CARD_FRAMES, 1, fixed=True).frames
     at_once = math.floor(need.decoder.frames_in(room_bytes) / window)
-    longest = min(alone, need.max_duration_s * need.frames_per_s) if at_once >= 1 else 0.0
+    fit = min(curve.frames_in(guided_bytes) for curve in need.steps)
+    longest = min(fit, need.max_duration_s * need.frames_per_s) if at_once >= 1 else 0.0
     return Plan(
         offload=offload,
         windows=Windows(CARD_FRAMES, max(1, min(_MOST_WINDOWS, at_once)), fixed=True),
-        # At the least what one song may have: then songs are generated one by one.
-        audio_s=max(together, longest) / need.frames_per_s,
         longest_s=math.floor(longest / need.frames_per_s),
+        room_bytes=guided_bytes,
+        steps=need.steps,
+        frames_per_s=need.frames_per_s,
     )
 
 

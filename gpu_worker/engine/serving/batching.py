@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from serinette.job import Sampling
 from serinette.spec import GenerationSpec
@@ -74,18 +74,20 @@ def padding(durations_s: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much is generated at once: a count of songs, and the seconds of audio that the device's memory holds.
+    """How much is generated at once: a count of songs, how many of a length the device's memory holds by the plan, and
+    the seconds of audio that it has been found to hold.
 
     Activations grow with the audio of a batch, so that half the audio of one that did not fit is tried next.
     """
 
     max_batch: int
     audio_s: float = math.inf
+    fits: Callable[[float], float] = lambda _longest_s: math.inf
 
     def songs(self, longest_s: float) -> int:
         """How many songs, the longest of this length; at least one."""
-        return max(1, math.floor(min(self.max_batch, self.audio_s / longest_s)))
+        return max(1, math.floor(min(self.max_batch, self.audio_s / longest_s, self.fits(longest_s))))
 
     def after_overflow(self, batch: int, longest_s: float) -> Room:
         """What is left to try after so many songs, the longest of this length, did not fit."""
-        return Room(self.max_batch, min(self.audio_s, batch * longest_s / 2))
+        return replace(self, audio_s=min(self.audio_s, batch * longest_s / 2))

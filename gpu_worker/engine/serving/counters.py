@@ -22,6 +22,7 @@ class WorkCounters:
         self._busy_s = 0.0
         self._audio_s = 0.0
         self._steps = 0
+        self._first_song_s: float | None = None
         self._began_s: float | None = None
         self._last: tuple[Stage, int | None] | None = None
 
@@ -48,13 +49,16 @@ class WorkCounters:
         """One song is done."""
         with self._lock:
             self._audio_s += audio_s
+            if self._first_song_s is None and self._began_s is not None:
+                self._first_song_s = time.monotonic() - self._began_s
 
     def vitals(self, device: str) -> Vitals:
         """All that was counted, the batch at hand included, and how the device is."""
         with self._lock:
             now_s = time.monotonic()
             busy_s = self._busy_s + (now_s - self._began_s if self._began_s is not None else 0.0)
-            counted = Vitals(busy_s=busy_s, audio_s=self._audio_s, steps=self._steps)
+            first_s = self._first_song_s
+            counted = Vitals(busy_s=busy_s, audio_s=self._audio_s, steps=self._steps, first_song_s=first_s)
         return counted.model_copy(update=_gpu(device))
 
 

@@ -38,13 +38,9 @@ class Generation:
     def __init__(
         self, job_id: str, spec: GenerationSpec, audio: dict[str, Samples], send: Send, *, alone: bool = False
     ) -> None:
-        first = spec.seed or 0
         self.job_id = job_id
         self._spec = spec
-        self._requests = [
-            SongRequest(spec, first + index, audio.get("source"), audio.get("reference"))
-            for index in range(spec.variations)
-        ]
+        self._requests = [SongRequest(spec, seed, audio.get("source"), audio.get("reference")) for seed in spec.seeds]
         self._send = send
         self._alone = alone
         self._lock = threading.Lock()

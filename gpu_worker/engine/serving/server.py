@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -43,7 +44,8 @@ def run(settings: WorkerSettings, factory: EngineFactory) -> int:
     try:
         server = EngineServer(settings)
         server.listen()
-        server.open(factory())
+        began_s = time.monotonic()
+        server.open(factory(), began_s)
         while True:
             server.generate_next()
     except ConfigurationError as error:
@@ -69,17 +71,20 @@ class EngineServer:
         self._queue: list[Generation] = []
         self._sessions: set[Session] = set()
         self._counters = WorkCounters()
+        self._load_times: dict[str, float] = {}
 
     def listen(self) -> None:
         """Take connections from now on. Raises ConfigurationError when the socket cannot be bound."""
         receive = partial(accept, bind(self._path), self._connected)
         threading.Thread(target=receive, name="accept", daemon=True).start()
 
-    def open(self, engine: Engine) -> None:
-        """The model is loaded: say so to every slot."""
+    def open(self, engine: Engine, began_s: float) -> None:
+        """The model is loaded, which began at this monotonic time: say so to every slot."""
+        load_s = max(0.0, time.monotonic() - began_s - sum(engine.load_times.values()))
         with self._changed:
             self._engine = engine
-            self._room = replace(self._room, audio_s=engine.audio_s)
+            self._load_times = {**engine.load_times, "load_s": load_s}
+            self._room = replace(self._room, fits=engine.songs_together)
             for session in self._sessions:
                 session.send(self._hello())
 
@@ -109,7 +114,8 @@ class EngineServer:
     def _hello(self) -> Hello:
         if self._engine is None:
             return Hello(pid=os.getpid(), stage="loading")
-        return Hello(pid=os.getpid(), stage="ready", model=self._engine.model, device=self._engine.device)
+        about = {"model": self._engine.model, "device": self._engine.device, "load_times": self._load_times}
+        return Hello(pid=os.getpid(), stage="ready", **about)
 
     def _vitals(self) -> Vitals:
         return self._counters.vitals(self._engine.device if self._engine else "")

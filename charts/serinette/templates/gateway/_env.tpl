@@ -1,3 +1,10 @@
+{{/* Path prefix of the Ingress or the HTTPRoute; empty: none. */}}
+{{- define "serinette.rootPath" -}}
+{{- $gateway := .Values.gateway -}}
+{{- $path := ternary $gateway.ingress.path (ternary $gateway.httpRoute.path "/" $gateway.httpRoute.enabled) $gateway.ingress.enabled -}}
+{{- trimSuffix "/" $path -}}
+{{- end }}
+
 {{- define "serinette.gatewayEnv" -}}
 {{- $gateway := .Values.gateway -}}
 - {name: SERINETTE_HOST, value: "0.0.0.0"}
@@ -10,6 +17,9 @@
 - {name: SERINETTE_KEY_IN_PATH, value: "true"}
 {{- end }}
 - {name: SERINETTE_PORT, value: "8019"}
+{{- with include "serinette.rootPath" . }}
+- {name: SERINETTE_ROOT_PATH, value: {{ . | quote }}}
+{{- end }}
 {{ include "serinette.poolsEnv" . }}
 {{- with include "serinette.webhooksEnv" . }}
 {{ . }}

@@ -6,6 +6,39 @@
 {{- max 0 (sub (int .terminationGraceS) (include "serinette.worker.leaveS" . | int)) -}}
 {{- end }}
 
+{{/*
+Replicas to write; empty: none. A Deployment that is made without them gets one worker, and a GPU with it, until KEDA looks: a
+first install writes `min`. An upgrade writes what KEDA made of it, since a field that Helm wrote and then leaves out is reset
+to 1; but nothing once another manager than Helm's own server-side apply owns the field, as it stays then and cannot conflict.
+extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm that renders without a cluster: that of Argo CD,
+which would write `min` over KEDA's number at each sync. (list $ name pool)
+*/}}
+{{- define "serinette.worker.replicas" -}}
+{{- $top := index . 0 -}}
+{{- $pool := index . 2 -}}
+{{- if not $top.Values.keda.enabled -}}
+{{- max 1 (int $pool.min) -}}
+{{- else if $top.Capabilities.APIVersions.Has "extensions/v1beta1" -}}
+{{- if $top.Values.keda.startAtMin }}{{ int $pool.min }}{{ end -}}
+{{- else -}}
+{{- $live := lookup "apps/v1" "Deployment" $top.Release.Namespace (index . 1) | default dict -}}
+{{- $applied := false -}}
+{{- $another := false -}}
+{{- range dig "metadata" "managedFields" list $live -}}
+{{- if and (eq .manager "helm") (eq .operation "Apply") -}}
+{{- $applied = true -}}
+{{- else if hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas" -}}
+{{- $another = true -}}
+{{- end -}}
+{{- end -}}
+{{- if not $live -}}
+{{- int $pool.min -}}
+{{- else if not (and $applied $another) -}}
+{{- int (dig "spec" "replicas" 1 $live) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "serinette.workerEnv" -}}
 - {name: SERINETTE_POOL, value: {{ .name | quote }}}
 - {name: SERINETTE_SLOTS, value: {{ int .slots | quote }}}

@@ -1,0 +1,120 @@
+"""Bounded concurrency that tenants share in turns, so that one tenant's requests never hold up another's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+from anyio import CapacityLimiter
+
+from serinette.errors import SerinetteError
+
+_Answer = TypeVar("_Answer")
+
+# Most requests of one tenant that wait for a turn: with more, what they wait for does not answer.
+_MOST_WAITING = 64
+
+
+class Turns:
+    """At most `total` holders at once, and at most `each` of one tenant. Waiting tenants take turns, so that a tenant
+    with one request waits for one turn, however many requests others have waiting.
+
+    `refuse` makes the error for a tenant's request beyond those that may wait. Used on one event loop only.
+    """
+
+    def __init__(
+        self, total: int, each: int, refuse: Callable[[], SerinetteError], most_waiting: int = _MOST_WAITING
+    ) -> None:
+        self._free = total
+        self._each = each
+        self._refuse = refuse
+        self._most_waiting = most_waiting
+        self._held: dict[str, int] = {}
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # in the order of the turns
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return sum(map(len, self._waiting.values()))
+
+    def held(self, tenant: str) -> int:
+        """Turns that a tenant holds now."""
+        return self._held.get(tenant, 0)
+
+    @asynccontextmanager
+    async def of(self, tenant: str) -> AsyncIterator[None]:
+        """Wait for a turn of this tenant, and hold it. Raises the error of `refuse`."""
+        if self._free and self.held(tenant) < self._each:  # whoever waits has all that one tenant may have
+            self._take(tenant)
+        else:
+            await self._wait(tenant)
+        try:
+            yield
+        finally:
+            self._give_back(tenant)
+
+    async def _wait(self, tenant: str) -> None:
+        if len(self._waiting.get(tenant, ())) >= self._most_waiting:
+            raise self._refuse()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was given while the request was being canceled
+                self._give_back(tenant)
+            else:
+                self._forget(tenant, turn)
+            raise
+
+    def _take(self, tenant: str) -> None:
+        self._free -= 1
+        self._held[tenant] = self.held(tenant) + 1
+
+    def _give_back(self, tenant: str) -> None:
+        self._free += 1
+        self._held[tenant] -= 1
+        if not self._held[tenant]:
+            del self._held[tenant]
+        for name in [name for name in self._waiting if self.held(name) < self._each]:
+            queue = self._waiting.pop(name)
+            turn = queue.popleft()
+            while turn.done() and queue:  # it is being canceled
+                turn = queue.popleft()
+            if queue:
+                self._waiting[name] = queue  # behind the others
+            if not turn.done():
+                self._take(name)
+                turn.set_result(None)
+                return
+
+    def _forget(self, tenant: str, turn: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(tenant, deque())
+        if turn in queue:
+            queue.remove(turn)
+        if not queue:
+            self._waiting.pop(tenant, None)
+
+
+class Threads:
+    """Threads for blocking calls, in turns of their tenants."""
+
+    def __init__(
+        self, total: int, each: int, refuse: Callable[[], SerinetteError], most_waiting: int = _MOST_WAITING
+    ) -> None:
+        self.turns = Turns(total, each, refuse, most_waiting)
+        self._limiter = CapacityLimiter(total)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a thread."""
+        return self.turns.waiting
+
+    async def run(self, tenant: str, act: Callable[[], _Answer]) -> _Answer:
+        """The result of `act`, run in a thread. Raises its errors, or that of `refuse`."""
+        async with self.turns.of(tenant):
+            return await anyio.to_thread.run_sync(act, limiter=self._limiter)

@@ -1,0 +1,81 @@
+"""A first install starts `min` workers, and nothing of the chart ever sets KEDA's number back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.chart_tools import CHART, helm
+from tests.chart.rendering import Render, find, manifests
+from tests.kube import Kube, kubernetes_api
+
+POOL = 'pools=[{"name": "default", "min": 1, "max": 9}]'
+
+
+def manager(name: str, operation: str, *fields: str) -> dict[str, Any]:
+    return {"manager": name, "operation": operation, "fieldsV1": {"f:spec": {f"f:{field}": {} for field in fields}}}
+
+
+SERVER_SIDE = manager("helm", "Apply", "template", "replicas")
+CLIENT_SIDE = manager("helm", "Update", "template", "replicas")
+HPA = manager("kube-controller-manager", "Update", "replicas")
+
+
+@pytest.fixture
+def kube(render: Render) -> Iterator[Kube]:
+    """A cluster that knows the kinds of the chart, from another release."""
+    with kubernetes_api() as running:
+        running.add(*render("default"), namespace="other")
+        yield running
+
+
+def deployment(name: str, managers: list[dict[str, Any]]) -> dict[str, Any]:
+    metadata = {
+        "name": name,
+        "managedFields": managers,
+        "labels": {"app.kubernetes.io/managed-by": "Helm"},
+        "annotations": {"meta.helm.sh/release-name": "serinette", "meta.helm.sh/release-namespace": "music"},
+    }
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {"replicas": 4}}
+
+
+@pytest.mark.parametrize(
+    ("managers", "replicas"),
+    [
+        (None, 1),  # a first install: `min`
+        ([SERVER_SIDE], 4),  # left out, a field that Helm alone has is reset to 1
+        ([SERVER_SIDE, HPA], None),  # it is the autoscaler's: nothing to conflict with
+        ([CLIENT_SIDE, HPA], 4),  # left out, Helm 3 would reset it to 1
+        ([], 4),
+    ],
+)
+def test_with_a_cluster_to_ask(
+    kube: Kube, tmp_path: Path, managers: list[dict[str, Any]] | None, replicas: int | None
+) -> None:
+    if managers is not None:
+        kube.add(deployment("serinette-worker-default", managers), namespace="music")
+    command = [str(helm()), "template", "serinette", str(CHART), "--dry-run=server", "--namespace", "music"]
+    command += ["--disable-openapi-validation"]
+    command += ["--values", str(CHART / "ci" / "default-values.yaml"), "--set-json", POOL]
+    environment = {**os.environ, "KUBECONFIG": str(kube.kubeconfig(tmp_path))}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    worker = find(manifests(done.stdout), "Deployment", "-worker-default")
+    assert worker["spec"].get("replicas") == replicas
+    assert {asked.method for asked in kube.requests} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "replicas"),
+    [((), None), (("keda.startAtMin=true",), 1), (("keda.enabled=false", "keda.startAtMin=true"), 1)],
+)
+def test_without_one(render: Render, settings: tuple[str, ...], replicas: int | None) -> None:
+    """As Argo CD renders: what it writes it enforces at each sync."""
+    worker = find(render("default", POOL, *settings), "Deployment", "-worker-default")
+    assert worker["spec"].get("replicas") == replicas
+    assert "replicas" not in find(render("k8s"), "Deployment", "-worker-default")["spec"]

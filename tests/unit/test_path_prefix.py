@@ -1,0 +1,71 @@
+"""The gateway below a path prefix: an Ingress passes it on, or a proxy strips it and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from api.settings import GatewaySettings
+from serinette.errors import ConfigurationError
+from serinette.settings import read
+
+JOB = {"prompt": "jazz"}
+STRIPPED = {"X-Forwarded-Prefix": "/music"}
+
+
+@pytest.fixture(scope="module")
+def client(valkey_url: str, store_url: str) -> Iterator[TestClient]:
+    settings = GatewaySettings(redis_url=valkey_url, store_url=store_url, root_path="/music", max_wait_s=0.2)
+    with TestClient(create_app(settings), "http://localhost", follow_redirects=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("before", "headers"),
+    [("/music", {}), ("", STRIPPED), ("", {}), ("", {"X-Forwarded-Prefix": "/evil"})],
+)
+def test_every_address_that_is_answered_has_the_prefix_also_where_a_proxy_says_nothing(
+    client: TestClient, before: str, headers: dict[str, str]
+) -> None:
+    prefix = "/music"
+    made = client.post(f"{before}/v1/jobs", json=JOB, headers=headers)
+    assert made.status_code in {200, 201, 202}, made.text
+    assert made.headers["Location"] == f"{prefix}/v1/jobs/{made.json()['id']}"
+    assert client.get(f"{before}/v1/jobs/{made.json()['id']}", headers=headers).json()["id"] == made.json()["id"]
+    seed = client.post(f"{before}/generate_music_async", json=JOB, headers=headers).json()["request_id"]
+    assert client.get(f"{before}/result/{seed}", params={"wait": 0.1}, headers=headers).status_code in {303, 400}
+    slash = client.get(f"{before}/v1/jobs/", headers=headers)
+    assert slash.headers.get("Location", "").partition("?")[0] in {f"{prefix}/v1/jobs", ""}
+    docs = client.get(f"{before}/docs", headers=headers)
+    assert docs.status_code == 200 and "'openapi.json'" in docs.text, "relative, whatever the prefix"
+    servers = client.get(f"{before}/openapi.json", headers=headers).json().get("servers", [])
+    assert [server["url"] for server in servers] == [prefix]
+
+
+def test_the_long_wait_of_the_seed_is_followed_below_the_prefix(client: TestClient) -> None:
+    answer = client.post("/music/generate_music", json=JOB)
+    assert answer.status_code == 303
+    assert answer.headers["Location"].startswith("/music/result/")
+
+
+def test_the_studio_is_at_the_prefix_with_its_slash(client: TestClient) -> None:
+    bare = client.get("/music")
+    assert (bare.status_code, bare.headers["Location"]) == (307, "/music/")
+    assert client.get("/music/").text == client.get("/").text
+    assert client.get("/music/studio/app.js").status_code == 200
+    assert client.get("/musical/healthz").status_code == 404
+
+
+def test_a_websocket_below_the_prefix(client: TestClient) -> None:
+    job_id = client.post("/v1/jobs", json=JOB).json()["id"]
+    with client.websocket_connect(f"ws://localhost/music/v1/jobs/{job_id}/events") as socket:
+        assert socket.receive_json()["type"] == "status"
+
+
+@pytest.mark.parametrize("wrong", ["music", "/a//b", "/a b", "/v1", "/k/x"])
+def test_a_prefix_that_cannot_be_served_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match="SERINETTE_ROOT_PATH"):
+        read(GatewaySettings, root_path=wrong)

@@ -1,0 +1,201 @@
+"""What one tenant does holds up no other: shares of what is bounded; and what a full machine answers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import tempfile
+import threading
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from redis import Redis
+
+from api import __main__ as program
+from api import events, uploads
+from serinette.credentials import Limits
+from serinette.media import AudioInfo
+from serinette.store import Store
+from tests.gateways import HandSlot, problem
+from tests.unit.sounds import wav
+from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
+
+pytestmark = pytest.mark.shared_valkey
+
+MIB = 2**20
+Served = tuple[FastAPI, httpx.AsyncClient]
+
+
+@pytest.fixture
+async def served(redis_url: str, file_store_url: str) -> AsyncIterator[Served]:
+    async with serving(settings_of(redis_url, file_store_url)) as both:
+        yield both
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # no event says so
+            await asyncio.sleep(0.01)
+
+
+async def test_one_tenants_proofs_leave_room_for_anothers_upload(
+    served: Served, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, http = served
+    goes_on, proving = threading.Event(), []
+
+    def prove(path: Path, **_: object) -> AudioInfo:
+        if path.stat().st_size > 1:
+            proving.append(path)
+            assert goes_on.wait(60)
+        return AudioInfo(duration_s=1, sample_rate=48_000, channels=2, codec="flac", container="flac")
+
+    monkeypatch.setattr(uploads, "prove_audio", prove)
+    greedy, other = key_of(redis, "greedy"), key_of(redis, "other")
+    many = [
+        asyncio.create_task(http.post("/v1/uploads", content=b"xx", headers=bearing(greedy), timeout=60))
+        for _ in range(uploads.UPLOADS_OF_TENANT + 4)
+    ]
+    await until(lambda: sum(request.done() for request in many) == 4 and proving)
+    try:
+        refused = [request.result() for request in many if request.done()]
+        assert {(answer.status_code, problem(answer)["code"]) for answer in refused} == {(429, "limited")}
+        assert all(answer.headers["Retry-After"] for answer in refused)
+        answer = await asyncio.wait_for(http.post("/v1/uploads", content=b"x", headers=bearing(other)), 30)
+        assert answer.status_code == 201, "in the place that one tenant cannot take"
+        assert len(proving) == 2
+    finally:
+        goes_on.set()
+    answers = [answer.status_code for answer in await asyncio.gather(*many)]
+    assert answers.count(201) == uploads.UPLOADS_OF_TENANT
+
+
+async def test_event_streams_of_one_job_share_one_read_and_are_bounded_per_tenant(
+    served: Served, redis: Redis, file_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, http = served
+    key, other = key_of(redis, "acme"), key_of(redis, "other")
+    bound = events.STREAMS_OF_TENANT
+    job_id = (await http.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"]
+    path = f"/v1/jobs/{job_id}/events"
+    reads = []
+    read = events.JobEvents._read
+
+    async def counted(self: events.JobEvents, *given: str) -> Any:
+        reads.append(given)
+        return await read(self, *given)
+
+    monkeypatch.setattr(events.JobEvents, "_read", counted)
+    streams = [asyncio.create_task(http.get(path, headers=bearing(key), timeout=120)) for _ in range(bound + 5)]
+    await until(lambda: sum(stream.done() for stream in streams) == 5)
+    assert {(one.result().status_code, problem(one.result())["code"]) for one in streams if one.done()} == {
+        (429, "limited")
+    }
+    own = (await http.post("/v1/jobs", json=SONG, headers=bearing(other))).json()["id"]
+    others = asyncio.create_task(http.get(f"/v1/jobs/{own}/events", headers=bearing(other), timeout=120))
+    await until(lambda: app.state.parts.events.streams.held("other") == 1)
+    slot = HandSlot(redis, Store.open(settings_of("redis://x", file_store_url)))
+    assert slot.claim(job_id)
+    for step in range(1, 9):
+        slot.step(job_id, step)
+    slot.succeed(job_id, [b"song"], tenant="acme")
+    (await http.post(f"/v1/jobs/{own}/cancel", headers=bearing(other))).raise_for_status()
+    texts = [answer.text for answer in await asyncio.gather(*streams) if answer.status_code == 200]
+    assert len(texts) == bound
+    assert {text.count("event: progress") for text in texts} == {8}
+    assert all("event: succeeded" in text for text in texts)
+    assert "event: canceled" in (await others).text
+    assert len(reads) < 20, "not one for each stream and step"
+    assert app.state.parts.events.streams.held("acme") == 0
+
+
+def form(fields: int, field_bytes: int, file: bool) -> tuple[bytes, str]:
+    """A form of so many text fields, and its media type."""
+    boundary = uuid.uuid4().hex
+    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="f{n}"\r\n\r\n'.encode() for n in range(fields)]
+    body = b"".join(part + b"x" * field_bytes + b"\r\n" for part in parts)
+    if file:
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        body += head.encode() + wav(bytes(48_000)) + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+@pytest.mark.parametrize("path", ["/release_task", "/generate_music_with_audio", "/v1/uploads"])
+async def test_a_forms_fields_are_bounded_together(served: Served, redis: Redis, path: str) -> None:
+    _, http = served
+    headers = bearing(key_of(redis, "acme"))
+    body, kind = form(6, MIB // 4, file=False)
+    answer = await http.post(path, content=body, headers={**headers, "Content-Type": kind})
+    assert (answer.status_code, "together" in answer.text) == (413, True)
+    body, kind = form(6, 100, file=True)
+    answer = await http.post("/v1/uploads", content=body, headers={**headers, "Content-Type": kind})
+    assert answer.status_code == 201, answer.text
+
+
+async def test_a_form_without_files_is_no_longer_than_a_body_may_be(served: Served, redis: Redis) -> None:
+    _, http = served
+    headers = {**bearing(key_of(redis, "acme")), "Content-Type": "application/x-www-form-urlencoded"}
+    for path in ("/release_task", "/generate_music_with_audio"):
+        answer = await http.post(path, content=b"prompt=" + b"x" * 2 * MIB, headers=headers)
+        assert answer.status_code == 413, path
+
+
+async def test_a_full_queue_says_so_and_what_it_holds_can_be_read(served: Served, redis: Redis) -> None:
+    _, http = served
+    headers = bearing(key_of(redis, "acme", Limits(requests_per_minute=1_000)))
+    job = (await http.post("/v1/jobs", json=SONG, headers=headers)).json()
+    assert (await http.get("/readyz")).status_code == 200
+    redis.config_set("maxmemory", 1)
+    try:
+        for answer in (await http.post("/v1/jobs", json=SONG, headers=headers), await http.get("/readyz")):
+            assert (answer.status_code, problem(answer)["code"]) == (503, "queue_full"), answer.text
+            assert "memory is full" in problem(answer)["detail"]
+        assert (await http.get(f"/v1/jobs/{job['id']}", headers=headers)).status_code == 200
+        assert (await http.post(f"/v1/jobs/{job['id']}/cancel", headers=headers)).json()["status"] == "canceled"
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert (await http.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.EMFILE, "files and connections"), (errno.ENOSPC, "disk")])
+async def test_a_machine_that_has_no_room_is_told_apart_from_a_fault(
+    served: Served, redis: Redis, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    _, http = served
+    headers = bearing(key_of(redis, "acme"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, "no room")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    for answer in (
+        await http.post("/v1/uploads", content=b"x", headers=headers),
+        await http.post("/v1/batches", json={"specs": [SONG]}, headers=headers),
+    ):
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2"), answer.text
+        assert words in problem(answer)["detail"]
+    monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", full)
+    body, kind = form(1, 10, file=True)
+    answer = await http.post("/release_task", content=body, headers={**headers, "Content-Type": kind})
+    assert answer.status_code == 503, answer.text
+
+
+def test_what_a_killed_gateway_left_is_removed_and_a_living_ones_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    living = program.use_own_temporary_directory()
+    killed = tmp_path / "serinette-gateway-killed"
+    killed.mkdir()
+    (killed / "lock").touch()
+    (killed / "serinette-upload-1").mkdir()
+    (killed / "serinette-upload-1" / "file").write_bytes(b"half an upload")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = program.use_own_temporary_directory()
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, own.name}
+    assert tempfile.gettempdir() == str(own)
