@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 import pytest
+from starlette.routing import Match
 
 from api import health
 from api.dialects.acestep.documented import TAG
 from api.dialects.seed import DIALECT as SEED
-from api.lean_route import LeanRoute
+from api.lean_route import LeanRoute, RouteIndex
 from api.problems import CODES
 from api.v1 import ROUTES
 from api.v1.jobs import JobRequest
@@ -119,3 +120,18 @@ def test_what_is_asked_for_most_takes_the_short_way() -> None:
     short = {(method, route.path) for route in routes for method in route.methods or ()}
     assert {("POST", "/v1/jobs"), ("GET", "/v1/jobs/{job_id}"), ("GET", "/healthz")} <= short
     assert {("POST", "/generate_music_async"), ("GET", "/status/{request_id}")} <= short
+
+
+def test_the_index_of_static_paths_overtakes_no_earlier_pattern() -> None:
+    async def endpoint() -> None: ...
+
+    routes = [LeanRoute(path, endpoint, methods=["GET"]) for path in ("/songs/{name}", "/songs/all", "/first")]
+    index = RouteIndex(routes)
+
+    def found(method: str, path: str) -> object:
+        match, child = index.matches({"type": "http", "method": method, "path": path})
+        return child.get("route") if match is Match.FULL else None
+
+    assert found("GET", "/first") is routes[2]
+    for missing in (("GET", "/songs/all"), ("GET", "/songs/one"), ("POST", "/first"), ("GET", "/first/")):
+        assert found(*missing) is None
