@@ -93,6 +93,9 @@ class WorkerSettings(SharedSettings):
     max_loras: int = Field(8, ge=1, le=64, description="Most LoRAs kept in memory; the one unused longest goes.")
     max_batch: int = Field(1, ge=1, le=64, description="Most songs generated together.")
 
+    tag_texts: bool = Field(
+        True, description="Write prompt and lyrics into the tags of files; without them a song cannot be replayed."
+    )
     engine_module: str = Field("gpu_worker.engine", description="Module that is run as the engine process.")
     engine_start_timeout_s: float = Field(1800, gt=0, description="Longest load of the model before a restart.")
     stall_timeout_s: float = Field(300, gt=0, description="Longest silence of a generating engine before it is killed.")
