@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
+import hiredis
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -26,9 +27,9 @@ from redis import Redis, SSLConnection
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
-from redis.connection import Connection, HiredisRespSerializer, parse_url
+from redis.connection import Connection, parse_url
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import DataError, RedisError
 from redis.retry import Retry
 
 from serinette.container import AllowedImage, Ceilings, Image
@@ -313,14 +314,15 @@ class BriskConnection:
     `asyncio.wait_for`, which makes a task for each command and took a quarter of a poll.
     """
 
-    _serializer = HiredisRespSerializer()
     _writer: Any
     is_connected: bool
 
     def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401  # redis-py's own signature
         """Encode a command."""
-        packed: list[bytes] = self._serializer.pack(*args)
-        return packed
+        try:
+            return [hiredis.pack_command((*args[0].split(), *args[1:]))]
+        except TypeError as error:
+            raise DataError(f"an argument of {args[0]} cannot be sent: {error}") from error
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401  # likewise
         """Write a command; a large one, or one behind unsent data, is written by redis-py."""
