@@ -260,7 +260,7 @@ def _headers(scope: Scope) -> Mapping[bytes, bytes]:
 # Probes, metrics (which name no job and no tenant), and the API's documentation.
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
 # Static files of the API's documentation and of the studio.
-_PAGES = ("/static-offline-docs/", "/studio/")
+_PAGES = ("/static-offline-docs/", "/studio/", "/openapi/")
 CALLER = "serinette.caller"
 _REALM = 'Bearer realm="serinette"'
 

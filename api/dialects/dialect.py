@@ -6,17 +6,15 @@ import base64
 import io
 import logging
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from anyio import to_thread
 from fastapi import Depends
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -26,15 +24,13 @@ from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.events import wait_for_job
 from api.forms import TEXT_BYTES, FormRequest
+from api.lean_route import REFUSALS, LeanRoute, Refuse
 from api.problems import Responses
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
 from serinette.job import Artifact, Job, JobOptions, JobStatus
 
 log = logging.getLogger(__name__)
-
-# An error in the dialect's shape; None: as the gateway answers it everywhere, `{"detail": ...}`.
-Refuse = Callable[[Exception], Response | None]
 
 # Longest body with audio in its text. All of it is held in memory several times over.
 MAX_BASE64_BODY_BYTES: Final = 8 * 1024 * 1024
@@ -50,8 +46,8 @@ class SharedAnswers:
     of their names, the default first.
     """
 
-    health: Callable[[Sequence[Pool], str], dict[str, Any]]
-    unhealthy: Callable[[SerinetteError], dict[str, Any]]
+    health: Callable[[Sequence[Pool], str], dict[str, Any]] = lambda _, __: {}
+    unhealthy: Callable[[SerinetteError], dict[str, Any]] = lambda _: {}
     models: Callable[[Sequence[str]], dict[str, Any]] = lambda _: {}
     models_schema: type[BaseModel] | None = None
     # What stands in the document's examples for values that change with time.
@@ -62,12 +58,15 @@ class SharedAnswers:
 class Dialect:
     """Another server's API.
 
-    `tag` heads it in the OpenAPI document. On `file_paths` (prefixes) a body may be as long as an upload, on
-    `base64_paths` it may hold audio within its text (MAX_BASE64_BODY_BYTES), on `key_paths` the key as `ai_token`.
-    `answers_422`: a wrong parameter is 422, as FastAPI documents it.
+    `tag` heads it in the OpenAPI document, with `about` below; its own is /openapi/NAME.json. On `file_paths`
+    (prefixes) a body may be as long as an upload, on `base64_paths` it may hold audio within its text
+    (MAX_BASE64_BODY_BYTES), on `key_paths` the key as `ai_token`. `answers_422`: a wrong parameter is 422, as
+    FastAPI documents it.
     """
 
+    name: str
     tag: str
+    about: str
     routes: Sequence[BaseRoute]
     file_paths: tuple[str, ...] = ()
     base64_paths: tuple[str, ...] = ()
@@ -84,7 +83,15 @@ class Dialect:
 def refusing(refuse: Refuse) -> type[APIRoute]:
     """A class of routes whose errors are answered in the dialect's shape."""
 
-    class DialectRoute(APIRoute):
+    class DialectRoute(LeanRoute):
+        refuses_other_media = False
+
+        def refuse(self, error: Exception) -> Response | None:
+            refusal = refuse(error)
+            if refusal is not None and isinstance(error, SerinetteError) and not isinstance(error, RequestError):
+                log.warning("%s: %s (%r)", self.path, error, error.__cause__)
+            return refusal
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
@@ -96,12 +103,9 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
                         return await handle(form)
                     async with context.parts.uploads.in_memory.of(context.tenant):
                         return await handle(form)
-                except (RequestValidationError, HTTPException, SerinetteError) as error:
-                    refusal = refuse(error)
-                    if refusal is None:
+                except REFUSALS as error:
+                    if (refusal := self.refuse(error)) is None:
                         raise
-                    if isinstance(error, SerinetteError) and not isinstance(error, RequestError):
-                        log.warning("%s: %s (%r)", request.url.path, error, error.__cause__)
                     return refusal
 
             return handler
@@ -197,6 +201,15 @@ class JobAccess:
             return await self.get(job_id), False
         job = await self.wait(job, _CANCEL_WAIT_S)
         return job, job.status is not JobStatus.SUCCEEDED  # its song may have been recorded as the flag was set
+
+    @property
+    def closing(self) -> bool:
+        """Whether this gateway leaves, so that nothing should wait on it."""
+        return self.context.parts.events.closing
+
+    def texts(self, parts: Sequence[bytes | Artifact]) -> AsyncIterator[bytes]:
+        """The same as `with_songs`, for answers that have begun."""
+        return self.context.parts.downloads.texts(parts)
 
     async def with_songs(self, parts: Sequence[bytes | Artifact], media_type: str) -> Response:
         """A text that holds songs in base64, streamed. Raises Gone."""
