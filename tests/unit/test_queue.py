@@ -54,7 +54,7 @@ async def test_a_job_from_submit_to_song(harness: QueueHarness) -> None:
     assert running.progress
     assert (running.progress.step, running.progress.steps, running.position) == (4, 8, None)
     assert running.started_at
-    assert running.eta_s is not None
+    assert (running.eta_s or 0.0) < 12.0, "by its own steps, or not known"
 
     result = harness.slot.succeed(job.id, [b"song"])
     ended = await harness.queue.get(ME, job.id)
