@@ -28,6 +28,7 @@ from api.metrics import HttpMetrics, MetricsMiddleware, expose
 from api.middleware import (
     AuthMiddleware,
     BodyLimit,
+    BodyTurns,
     CallerLookup,
     KeyInBodyMiddleware,
     KeyInPathMiddleware,
@@ -39,7 +40,7 @@ from api.settings import GatewaySettings
 from api.studio import routes as studio
 from api.uploads import Uploads
 from serinette import __version__
-from serinette.batches.files import BatchFiles
+from serinette.batches.lines import BatchFiles
 from serinette.batches.repository import BatchRepository
 from serinette.errors import ConfigurationError, NotFound
 from serinette.jobs import AsyncJobs, Jobs
@@ -120,8 +121,8 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
     openapi.add_heads(app)
     app.state.parts = parts
     problems.install(app, (path for dialect in dialects for path in dialect.paths))
-    app.add_api_websocket_route("/{path:path}", _no_socket)
     openapi.complete(app, dialects)
+    app.add_api_websocket_route("/{path:path}", _no_socket)
     app.state.metrics = HttpMetrics(new_registry())
     expose(app, app.state.metrics, settings)
     _add_middleware(app, settings, parts.callers, dialects)
@@ -191,6 +192,7 @@ def _add_middleware(
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     in_base64 = min(MAX_BASE64_BODY_BYTES, settings.max_upload_bytes)
+    app.add_middleware(BodyTurns, streamed=(*UPLOAD_PATHS, BATCH_PATH))
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,

@@ -175,9 +175,10 @@ class Downloads:
                     await self.threads.run(tenant_of(part.key), partial(self.store.head, part.key))
                 except NotFound as error:
                     raise Gone("the song's file was erased from the store") from error
-        return StreamingResponse(self._texts(parts), headers={"Content-Type": media_type})
+        return StreamingResponse(self.texts(parts), headers={"Content-Type": media_type})
 
-    async def _texts(self, parts: Sequence[bytes | StoredFile]) -> AsyncIterator[bytes]:
+    async def texts(self, parts: Sequence[bytes | StoredFile]) -> AsyncIterator[bytes]:
+        """The pieces of such a text."""
         for part in parts:
             if isinstance(part, bytes):
                 yield part

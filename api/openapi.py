@@ -7,6 +7,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from api.dialects.dialect import Dialect
 from api.events import JobEvent
+from api.openapi_parts import TAGS, describe_defaults, documents, operation_id
 from api.problems import Problem, speaks_problems
 from serinette.batch import BatchRequest
+from serinette.errors import NotFound
 
 # Models of responses that routes do not declare to FastAPI.
 _MODELS: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
@@ -83,21 +86,22 @@ def add_heads(app: FastAPI) -> None:
 
 
 def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
-    """Make the application serve the completed document."""
+    """Make the application serve the completed document, and one for each API at /openapi/NAME.json."""
     generate = app.openapi
+    app.openapi_tags = [
+        {"name": name, "description": about}
+        for name, about in (TAGS | {dialect.tag: dialect.about for dialect in dialects}).items()
+    ]
     never_422 = {dialect.tag for dialect in dialects if not dialect.answers_422}
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        for model in _MODELS:
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            document["components"]["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
-        document["components"]["schemas"]["Refusal"] = _REFUSAL
-        document["components"]["responses"] = {f"Refusal{status}": _refusal(why) for status, why in _REFUSALS.items()}
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        _add_components(document["components"])
+        describe_defaults(document)
         document["security"] = [{"key": []}, {}]  # a key is optional: the operator decides
         for path, methods in document["paths"].items():
-            for operation in methods.values():
+            for method, operation in methods.items():
+                operation["operationId"] = operation_id(method, path, operation)
                 answers = operation["responses"]
                 if speaks_problems(path, app) or never_422.intersection(operation["tags"]):
                     _drop_foreign_errors(answers)
@@ -107,6 +111,27 @@ def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
+
+    @cache
+    def parts() -> dict[str, dict[str, Any]]:
+        return documents(openapi(), dialects)
+
+    async def part(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in parts():
+            raise NotFound(f"there is no document {name}; there are {', '.join(parts())}")
+        return JSONResponse(parts()[name])
+
+    app.add_route("/openapi/{name}.json", part, include_in_schema=False)
+
+
+def _add_components(components: dict[str, Any]) -> None:
+    for model in _MODELS:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        components["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
+    components["schemas"]["Refusal"] = _REFUSAL
+    components["responses"] = {f"Refusal{status}": _refusal(why) for status, why in _REFUSALS.items()}
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
 
 
 def _drop_foreign_errors(responses: dict[str, Any]) -> None:

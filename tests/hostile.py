@@ -45,12 +45,23 @@ BODIES: dict[str, bytes] = {
     "ids in JSON in JSON": b'{"task_id_list": "[[[[[[\\"../\\\\u0000\\"]]]]]]"}',
     "webhook inside": b'{"prompt": "x", "webhook": "http://169.254.169.254/latest/meta-data/"}',
     "webhook mapped": b'{"prompt": "x", "webhook": "http://[::ffff:127.0.0.1]/"}',
+    "audio inside": json.dumps(
+        {
+            "audio_base64": "A" * 400_000,
+            "messages": [
+                {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "A" * 400_000}}]},
+            ],
+        }
+    ).encode(),
+    "tags inside": json.dumps({"messages": [{"role": "user", "content": "<prompt>[" * 50_000}]}).encode(),
     "labels": json.dumps({"prompt": "x", "labels": {"a\r\nSet-Cookie: x": "\u0000"}}).encode(),
 }
 POSTS = (
     "/v1/jobs",
     "/v1/batches",
     "/generate_music_async",
+    "/generate_music_with_audio_json",
+    "/v1/chat/completions",
     "/release_task",
     "/query_result",
     "/create_random_sample",

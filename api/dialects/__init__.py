@@ -6,10 +6,12 @@ tests/unit/tiny_dialect.py is the shortest (docs/decisions/0021).
 """
 
 from api.dialects.acestep import DIALECT as ACESTEP
+from api.dialects.chat import DIALECT as CHAT
 from api.dialects.seed import DIALECT as SEED
 
 # In the order in which they add to answers that several have.
 DIALECTS = (
     SEED,
     ACESTEP,
+    CHAT,
 )

@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
@@ -50,8 +50,8 @@ class SharedAnswers:
     of their names, the default first.
     """
 
-    health: Callable[[Sequence[Pool], str], dict[str, Any]]
-    unhealthy: Callable[[SerinetteError], dict[str, Any]]
+    health: Callable[[Sequence[Pool], str], dict[str, Any]] = lambda _, __: {}
+    unhealthy: Callable[[SerinetteError], dict[str, Any]] = lambda _: {}
     models: Callable[[Sequence[str]], dict[str, Any]] = lambda _: {}
     models_schema: type[BaseModel] | None = None
     # What stands in the document's examples for values that change with time.
@@ -62,12 +62,15 @@ class SharedAnswers:
 class Dialect:
     """Another server's API.
 
-    `tag` heads it in the OpenAPI document. On `file_paths` (prefixes) a body may be as long as an upload, on
-    `base64_paths` it may hold audio within its text (MAX_BASE64_BODY_BYTES), on `key_paths` the key as `ai_token`.
-    `answers_422`: a wrong parameter is 422, as FastAPI documents it.
+    `tag` heads it in the OpenAPI document, with `about` below; its own is /openapi/NAME.json. On `file_paths`
+    (prefixes) a body may be as long as an upload, on `base64_paths` it may hold audio within its text
+    (MAX_BASE64_BODY_BYTES), on `key_paths` the key as `ai_token`. `answers_422`: a wrong parameter is 422, as
+    FastAPI documents it.
     """
 
+    name: str
     tag: str
+    about: str
     routes: Sequence[BaseRoute]
     file_paths: tuple[str, ...] = ()
     base64_paths: tuple[str, ...] = ()
@@ -197,6 +200,15 @@ class JobAccess:
             return await self.get(job_id), False
         job = await self.wait(job, _CANCEL_WAIT_S)
         return job, job.status is not JobStatus.SUCCEEDED  # its song may have been recorded as the flag was set
+
+    @property
+    def closing(self) -> bool:
+        """Whether this gateway leaves, so that nothing should wait on it."""
+        return self.context.parts.events.closing
+
+    def texts(self, parts: Sequence[bytes | Artifact]) -> AsyncIterator[bytes]:
+        """The same as `with_songs`, for answers that have begun."""
+        return self.context.parts.downloads.texts(parts)
 
     async def with_songs(self, parts: Sequence[bytes | Artifact], media_type: str) -> Response:
         """A text that holds songs in base64, streamed. Raises Gone."""

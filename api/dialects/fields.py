@@ -7,7 +7,7 @@ A dialect's request is a pydantic model, which has types, bounds and description
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any, Final, Generic, TypeVar
@@ -135,6 +135,16 @@ def _plain(value: object) -> object:
 def listed(names: Iterable[str]) -> list[str]:
     """Names that a client made up, cut to what an answer repeats of them."""
     return [name[:64] for name in names][:_MAX_LISTED_NAMES]
+
+
+def sentences(adjusted: Iterable[Adjusted], ignored: Sequence[str]) -> list[str]:
+    """A sentence for each value that is not used as sent, and one for all fields without effect."""
+    said = [f"{each.field}: {each.reason}" for each in adjusted]
+    if ignored:
+        shown = listed(ignored)
+        more = f" and {len(ignored) - len(shown)} more" if len(ignored) > len(shown) else ""
+        said.append(f"without effect here: {', '.join(shown)}{more}")
+    return said
 
 
 def renamer(table: Table) -> Callable[[str], str]:

@@ -14,10 +14,9 @@ from enum import StrEnum
 from typing import Any
 
 from controller.containers.manifest import ATTEMPT_LABEL, FETCH, JOB_LABEL, MAIN, UPLOAD
+from controller.containers.steps import GONE
 from controller.pod_explanations import wanting_nodes
 from serinette.container import ContainerSpec
-from serinette.container_settings import ContainerSettings
-from serinette.container_steps import GONE
 from serinette.errors import (
     ContainerFailed,
     EngineOutOfMemory,
@@ -29,6 +28,7 @@ from serinette.errors import (
 )
 from serinette.job import Attempt, JobError, JobStatus, Stage
 from serinette.jobs import Entry
+from serinette.settings import ContainerSettings
 
 Object = Mapping[str, Any]
 

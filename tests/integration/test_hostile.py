@@ -17,8 +17,10 @@ from redis import Redis
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
+from serinette.settings import SharedSettings
+from serinette.store import Store
 from tests import hostile
-from tests.gateways import RunningGateway, gateway
+from tests.gateways import HandSlot, RunningGateway, gateway
 from tests.processes import eventually
 from tests.unit.tenants import bearing, key_of
 
@@ -149,6 +151,29 @@ def test_nothing_breaks_hangs_or_grows(target: Target) -> None:
     assert (after["children"], after["files"]) == (0, before["files"])
     assert process.num_threads() <= threads + 8, "threads of pools that were not all started"
     assert process.memory_info().rss - rss_bytes < RSS_SLACK_BYTES
+
+
+def test_answers_with_songs_in_them_are_streamed(target: Target) -> None:
+    """Four at once of 40 MiB, which in base64 and JSON would be 600 MiB if they were held in memory."""
+    slot = HandSlot(target.redis, Store.open(SharedSettings(store_url=f"file://{target.directory / 'store'}")))
+    headers = bearing(target.key)
+    process = psutil.Process(target.running.process.pid)
+    with httpx.Client(base_url=target.running.url, headers=headers, timeout=60) as http:
+        job_id = http.post("/generate_music_async", json={"return_file_data": True}).json()["request_id"]
+        slot.claim(job_id)
+        slot.succeed(job_id, [bytes(40 * 2**20)], tenant="acme")
+        before = process.memory_info().rss
+        paths = (f"/v1/chat/completions/{job_id}", f"/result/{job_id}?format=json") * 2
+        most = 0
+        with ExitStack() as open_ones:
+            answers = [open_ones.enter_context(http.stream("GET", path)) for path in paths]
+            sizes = [0] * len(answers)
+            for number, chunks in enumerate(zip(*(answer.iter_raw(2**20) for answer in answers), strict=False)):
+                sizes = [size + len(chunk) for size, chunk in zip(sizes, chunks, strict=True)]
+                if number % 8 == 0:
+                    most = max(most, process.memory_info().rss)
+        assert min(sizes) > 40 * 2**20
+        assert most - before < RSS_SLACK_BYTES * 2
 
 
 @pytest.mark.timeout(900)

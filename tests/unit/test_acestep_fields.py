@@ -203,6 +203,8 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"key_scale": "F# mixolydian mode"}, {"key_scale": "F# major"}, "is taken for F# major"),
         ({"key_scale": "hirajoshi"}, {"key_scale": None}, "key_scale: hirajoshi is no key"),
         ({"time_signature": "waltz"}, {"time_signature": None}, "time_signature: waltz is no metre"),
+        ({"key_scale": f"A{' ' * 990}x"}, {"key_scale": None}, "key_scale: A"),
+        ({"time_signature": f"4{' ' * 990}x"}, {"time_signature": None}, "time_signature: 4"),
         ({"vocal_language": "xx"}, {"vocal_language": "unknown"}, "vocal_language: xx is not one of the model's"),
         ({"vocal_language": "Klingon"}, {"vocal_language": "unknown"}, "generated as unknown"),
         ({"model": "acestep-v15-base"}, {"model": None}, "model: acestep-v15-base is not held here"),

@@ -22,9 +22,9 @@ from controller.containers.plan import (
     startable,
 )
 from serinette.container import CONTAINERS_POOL, ContainerSpec
-from serinette.container_settings import ContainerSettings
 from serinette.job import Attempt, JobError, JobStatus, Stage
 from serinette.jobs import Entry
+from serinette.settings import ContainerSettings
 from tests.jobs import submission
 from tests.unit.container_bench import IMAGE, ago, pod_of, terminated
 

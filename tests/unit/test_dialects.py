@@ -13,6 +13,7 @@ from redis import Redis
 from api.app import create_app
 from api.dialects import DIALECTS
 from api.settings import GatewaySettings
+from scripts import compatibility
 from tests.unit import tiny_dialect
 from tests.unit.tenants import key_of, serving, settings_of
 
@@ -34,7 +35,7 @@ async def http(settings: GatewaySettings) -> AsyncIterator[httpx.AsyncClient]:
 
 def test_only_the_list_names_a_dialects_folder() -> None:
     folders = {path.parent.name for path in (API / "dialects").glob("*/__init__.py")}
-    assert folders == {"acestep", "seed"}
+    assert folders == {"acestep", "chat", "seed"}
     for folder in folders:
         naming = {
             str(path.relative_to(API))
@@ -43,6 +44,14 @@ def test_only_the_list_names_a_dialects_folder() -> None:
         }
         others = {name for name in naming if not name.startswith(f"dialects/{folder}/")}
         assert others == {"dialects/__init__.py"}
+
+
+def test_the_tables_of_compatibility_are_made_of_the_dialects_own() -> None:
+    page = compatibility.PAGE.read_text()
+    assert compatibility.filled(page) == page, "run `make compatibility`"
+    assert compatibility.filled(page.replace("| `manual_seeds`", "| `seeds`")) == page
+    for table, model in compatibility.TABLES.values():
+        assert set(model.model_fields) <= set(table), "a field that no row reads has no effect, and nothing says so"
 
 
 async def test_its_fields_become_a_job_and_what_is_not_done_as_asked_is_known(http: httpx.AsyncClient) -> None:

@@ -84,7 +84,9 @@ class Names(BaseModel):
 
 
 DIALECT = Dialect(
+    name="tiny",
     tag="Tiny",
+    about="The tests' own.",
     routes=router.routes,
     file_paths=("/v1/tunes/new",),
     key_paths=frozenset({"/v1/tunes/new"}),

@@ -5,7 +5,9 @@ from api.dialects.acestep.documented import TAG, TIMESTAMP
 from api.dialects.dialect import Dialect, SharedAnswers
 
 DIALECT = Dialect(
+    name="acestep",
     tag=TAG,
+    about="Clients of ACE-Step 1.5's own HTTP API.",
     routes=[*routes.tasks.routes, *routes.server.routes],
     file_paths=("/release_task",),
     key_paths=frozenset(
@@ -14,8 +16,6 @@ DIALECT = Dialect(
     shared=SharedAnswers(
         health=lambda pools, default: answers.wrapped(inventory.health(inventory.inventory(pools, default))),
         unhealthy=lambda error: answers.wrapped({"status": "unhealthy"}, code=503, error=error.message),
-        models=inventory.listed,
-        models_schema=inventory.ModelList,
         fixed=TIMESTAMP,
     ),
 )

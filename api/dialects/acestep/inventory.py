@@ -6,7 +6,7 @@ Its server holds the models itself; here workers do, and there may be none just 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,32 +57,6 @@ def inventory(pools: Sequence[Pool], default_pool: str) -> Inventory:
         )
     models = tuple(held[name] for name in sorted(held))
     return Inventory(models=models, default_model=next((model.name for model in models if model.is_default), None))
-
-
-class ListedModel(BaseModel):
-    """A model in OpenAI's list, as ACE-Step 1.5's running server has it at GET /v1/models."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = Field(0, description="Unknown: 0.")
-    owned_by: str = "serinette"
-    name: str
-    input_modalities: tuple[str, ...] = ("text", "audio")
-    output_modalities: tuple[str, ...] = ("audio", "text")
-    pricing: dict[str, str] = Field(default_factory=lambda: dict.fromkeys(("prompt", "completion", "request"), "0"))
-    description: str = "Music generation."
-
-
-class ModelList(BaseModel):
-    """OpenAI's list of models; GET /v1/model_inventory has the documented envelope."""
-
-    object: Literal["list"] = "list"
-    data: tuple[ListedModel, ...]
-
-
-def listed(names: Sequence[str]) -> dict[str, Any]:
-    """All models that can be asked for, the default first."""
-    return ModelList(data=tuple(ListedModel(id=name, name=name) for name in names)).model_dump(mode="json")
 
 
 def stats(pools: Sequence[Pool], default_pool: str, max_waiting: int) -> dict[str, Any]:

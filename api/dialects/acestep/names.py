@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from api.dialects.body import read_json
+from api.dialects.musical_fields import LEFT_OUT
 from serinette.errors import InvalidSpec, NotFound
 from serinette.job import Artifact
 from serinette.spec import AudioFormat, AudioId
@@ -21,8 +22,6 @@ _PARAM_OBJECT: Final = ("param_obj", "paramObj")
 _METADATA: Final = ("metas", "meta", "metadata", "user_metadata", "userMetadata")
 _CREDENTIALS: Final = frozenset({"ai_token", "aiToken"})
 
-# What clients write into a field that they leave to the server.
-LEFT_OUT: Final = frozenset({"", "auto", "n/a", "none", "null", "undefined"})
 # `auto` is a language: the model's own choice.
 _FREE_TEXT: Final = frozenset({"prompt", "lyrics", "instruction", "sample_query", "vocal_language"})
 

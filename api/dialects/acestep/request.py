@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from api.dialects.body import read_json
-from serinette.spec import MAX_SEED, MAX_VARIATIONS, PublishedName, Task
+from api.dialects.musical_fields import parsed_seeds
+from serinette.spec import PublishedName, Task
 
 DEFAULT_BATCH_SIZE: Final = 2
 FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
@@ -50,14 +51,6 @@ def _is_zero(value: object) -> bool:
         return False
 
 
-def _whole(text: str) -> int:
-    """`42`, or `42.0` of clients that know one kind of number; through a float alone big seeds would change."""
-    number, _, fraction = text.partition(".")
-    if fraction.strip("0 "):
-        raise ValueError(f"{text} is not whole")
-    return int(number)
-
-
 _Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
 _Text = Annotated[str, Field(max_length=1_000)]
 
@@ -71,13 +64,22 @@ class ReleaseTask(BaseModel):
     lyrics: str = Field("", description="Lyrics to be sung; empty means instrumental.")
     instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
     vocal_language: _Text = Field("en", description="A tag or a name; what the model does not know is reported.")
-    audio_format: Annotated[str, _Lowered] = Field("mp3", description=f"One of {', '.join(FORMATS)}.")
+    audio_format: Annotated[str, _Lowered] = Field(
+        "mp3", description=f"One of {', '.join(FORMATS)}; opus comes in Ogg, aac in MP4, wav32 with 16 bits: reported."
+    )
     task_type: Annotated[Task, _Lowered] = Task.TEXT2MUSIC
     model: PublishedName | None = Field(None, description="For a model that is not held here, the default generates.")
 
     bpm: float | None = Field(None, description="30 to 300; 0 or less is left to the model.")
-    key_scale: _Text | None = Field(None, examples=["C Major", "Am"])
-    time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(None, examples=["4", "6/8"])
+    key_scale: _Text | None = Field(
+        None,
+        examples=["C Major", "Am"],
+        description="`C Major`, `Am`, `B-flat major`. A mode is taken for major or minor, what is no key is left to "
+        "the model; both reported.",
+    )
+    time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(
+        None, examples=["4", "6/8"], description="`4`, `6/8`. What is none is left to the model, reported."
+    )
     audio_duration: float | None = Field(None, description="1 to 600 s; left out or not above 0: 60 s.")
 
     inference_steps: int | None = Field(None, description="Left out: the checkpoint's own.")
@@ -86,8 +88,10 @@ class ReleaseTask(BaseModel):
     timesteps: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = Field(
         None, description="A falling schedule, as a list or with commas.", examples=["0.97,0.76,0.5,0.28,0"]
     )
-    cfg_interval_start: float | None = None
-    cfg_interval_end: float | None = None
+    cfg_interval_start: float | None = Field(
+        None, description="Bound of the flow's time, which falls from 1 to 0: our end is 1 - start."
+    )
+    cfg_interval_end: float | None = Field(None, description="The same: our start is 1 - end.")
     use_random_seed: bool | None = Field(None, description="True has a seed drawn even if one is sent.")
     seed: tuple[int, ...] = Field((), description="One, or one for each song with commas; -1 leaves it open.")
     batch_size: int = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; of one seed, number i has seed + i.")
@@ -98,10 +102,16 @@ class ReleaseTask(BaseModel):
     repainting_end: float | None = Field(
         None, description="Not above 0: the end of the source; beyond it the song is continued."
     )
-    audio_cover_strength: float | None = None
+    audio_cover_strength: float | None = Field(
+        None, description="The source for the first `int(steps x strength)` steps, then the text alone."
+    )
     audio_code_string: str | None = Field(None, description="Semantic codes; of several, the first.")
-    track_name: Annotated[str | None, _Lowered] = None
-    track_classes: Annotated[tuple[str, ...] | None, BeforeValidator(_track_names)] = None
+    track_name: Annotated[str | None, _Lowered] = Field(
+        None, description="For extract and lego; or read out of `instruction`."
+    )
+    track_classes: Annotated[tuple[str, ...] | None, BeforeValidator(_track_names)] = Field(
+        None, description="For complete; or read out of `instruction`."
+    )
     instruction: _Text | None = Field(None, description="Only the track that it names is heard.")
     lora: PublishedName | None = Field(None, description="Ours: a LoRA of this task alone.")
     lora_scale: float | None = Field(None, description="Ours.")
@@ -127,19 +137,7 @@ class ReleaseTask(BaseModel):
             raise ValueError(f"must be one of {', '.join(FORMATS)}")
         return name
 
-    @field_validator("seed", mode="before")
-    @classmethod
-    def _seeds(cls, value: object) -> tuple[int, ...]:
-        parts: list[Any] = value if isinstance(value, list) else str(value).split(",")
-        if len(parts) > MAX_VARIATIONS:
-            raise ValueError(f"must be at most {MAX_VARIATIONS} numbers, one for each song")
-        try:
-            seeds = [_whole(str(part)) for part in parts if str(part).strip()]
-        except (ValueError, OverflowError) as error:
-            raise ValueError("must be whole numbers, with commas between them") from error
-        if any(seed > MAX_SEED for seed in seeds):
-            raise ValueError(f"must not be above {MAX_SEED}")
-        return tuple(seeds)
+    _seeds = field_validator("seed", mode="before")(parsed_seeds)
 
     @field_validator("audio_code_string", mode="before")
     @classmethod

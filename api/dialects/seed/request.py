@@ -84,10 +84,14 @@ class GenerateMusicRequest(BaseModel):
 
     format: Annotated[AudioFormat, _Lowered] = Field(AudioFormat.WAV, description="wav, mp3, ogg, flac or m4a.")
     audio_duration: float = Field(
-        60.0, le=600, description="Seconds, 1 to 600; 0 or less draws 30 to 240 s. Ignored with reference audio."
+        60.0,
+        le=600,
+        description="Seconds, 1 to 600; 0 or less draws 30 to 240 s by the seed. A cover keeps its source's length.",
     )
     prompt: str = Field(TAG_DEFAULT, max_length=8_192, description="Style, mood, instruments.")
-    lyrics: str = Field(LYRIC_DEFAULT, max_length=16_384, description="Lyrics to be sung; empty means instrumental.")
+    lyrics: str = Field(
+        LYRIC_DEFAULT, max_length=16_384, description="Lyrics to be sung; empty and null mean instrumental."
+    )
     infer_step: int | None = Field(None, ge=1, le=200, description="Denoising steps; the checkpoint's own if left out.")
     guidance_scale: float | None = Field(
         None, ge=0, le=30, description="Guidance; the checkpoint's own if left out. Turbo checkpoints have none."
@@ -100,10 +104,17 @@ class GenerateMusicRequest(BaseModel):
     )
     audio2audio_enable: bool = Field(False, description="Generate a cover of `ref_audio_input`.")
     ref_audio_input: str | None = Field(
-        None, max_length=1_000, description="Id of an upload (POST /v1/uploads) or of an earlier song; never a path."
+        None,
+        max_length=1_000,
+        description="Id of an upload (POST /v1/uploads) or `{request_id}/0`; a path is refused, "
+        "never opened, never erased. Ignored unless `audio2audio_enable` is true.",
     )
     ref_audio_strength: float | None = Field(
-        None, ge=0, le=1, description="How closely the cover follows its source; 1 if left out."
+        None,
+        ge=0,
+        le=1,
+        description="How closely the cover follows its source; 1 if left out. v1 started from the "
+        "noised source, 1.5 follows its semantic codes for that share of the steps.",
     )
     lora_name_or_path: str = Field(
         "none", max_length=1_000, description="Name of a LoRA that the operator published, or `none`; never a path."

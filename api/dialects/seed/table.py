@@ -58,12 +58,15 @@ TABLE: Final[Table] = {
 }
 # Where the request is a form, `genre` is the prompt.
 FORM_TABLE: Final[Table] = {**TABLE, "genre": To("prompt")}
+# What means something together only, and is read in `convert`.
 _TOGETHER: Final[Table] = {
     "audio_duration": To("duration_s"),
     "ref_audio_input": To("source_audio"),
     "ref_audio_strength": To("cover_strength"),
+    **dict.fromkeys(("audio2audio_enable", "return_file_data"), To()),
 }
 theirs: Final = renamer({**TABLE, **_TOGETHER})
+FIELDS: Final[Table] = {**FORM_TABLE, **_TOGETHER}
 
 
 def convert(

@@ -1,0 +1,162 @@
+"""A chat completion as its clients send it: types, and the song that its messages ask for. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from api.dialects.musical_fields import parsed_seeds
+from serinette.spec import Task
+
+_MAX_MESSAGES: Final = 64
+_MAX_PARTS: Final = 16
+_TAG = re.compile(r"<(/?)(prompt|lyrics)>", re.IGNORECASE)
+_SECTION = re.compile(r"^[ \t]*\[[^\]\n]{1,40}\]", re.MULTILINE)
+# As many short lines are words to sing, not a description.
+_FEWEST_LINES, _LONGEST_LINE = 4, 60
+_NO_LM: Final = "Of a language model, which is not here: without effect."
+_CONFIG: Final = ("duration", "bpm", "vocal_language", "instrumental", "format", "key_scale", "time_signature")
+
+_Text = Annotated[str, Field(max_length=1_000)]
+_Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
+
+
+class InputAudio(BaseModel):
+    """Audio inside a message."""
+
+    data: str = Field(description="The file in base64.", repr=False)
+    format: _Text | None = Field(None, description="Not needed: the file says.")
+
+
+class Part(BaseModel):
+    """A part of a message: text, or audio to work on."""
+
+    type: Literal["text", "input_audio"]
+    text: str = ""
+    input_audio: InputAudio | None = None
+
+
+class Message(BaseModel):
+    """One message. The last one of the user asks for the song; the others are not read."""
+
+    role: _Text
+    content: str | Annotated[list[Part], Field(max_length=_MAX_PARTS)] | None = None
+
+
+class ChatRequest(BaseModel):
+    """The body. `audio_config` holds `duration`, `bpm`, `vocal_language`, `instrumental`, `format`, `key_scale` and
+    `time_signature`, which may also stand beside it.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    messages: list[Message] = Field(
+        min_length=1,
+        max_length=_MAX_MESSAGES,
+        description="The last one of the user says what to generate: `<prompt>` and `<lyrics>` tags, lyrics, or a "
+        "wish. Its `input_audio` is the source (of text2music the timbre), a second one the timbre.",
+    )
+    model: _Text | None = Field(None, description="An id of GET /v1/models; for another one the default generates.")
+    stream: bool = Field(False, description="Server-Sent Events: signs of life, then the song.")
+    lyrics: str = Field("", description="Lyrics; the message is then the prompt.")
+    batch_size: int = Field(1, description="Songs, 1 to 8.")
+    seed: tuple[int, ...] = Field((), description="One, or one for each song with commas.")
+    guidance_scale: float | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
+    task_type: Annotated[Task, _Lowered] = Field(
+        Task.TEXT2MUSIC, description="All but text2music work on the message's audio."
+    )
+    repainting_start: float | None = Field(None, description="Seconds; below 0 continues the song.")
+    repainting_end: float | None = Field(None, description="Seconds; beyond the source continues the song.")
+    audio_cover_strength: float | None = Field(None, description="How closely a cover follows its source.")
+    sample_mode: bool = Field(False, description="The message is a wish, also if it looks like lyrics.")
+
+    duration: float | None = Field(None, description="Seconds, 1 to 600; 60 if left out.")
+    bpm: float | None = Field(None, description="Beats per minute.")
+    vocal_language: _Text = Field("en", description="A tag or a name; what the model does not know is reported.")
+    instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
+    format: Annotated[_Text, _Lowered] = Field("mp3", description="mp3, wav, flac, ogg or m4a.")
+    key_scale: _Text | None = Field(None, description="As people write it; what is none is left to the model.")
+    time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(
+        None, description="As people write it; what is none is left to the model."
+    )
+
+    temperature: Any = Field(None, description=_NO_LM)
+    top_p: Any = Field(None, description=_NO_LM)
+    thinking: Any = Field(None, description=_NO_LM)
+    use_format: Any = Field(None, description=_NO_LM)
+    use_cot_caption: Any = Field(None, description=_NO_LM)
+    use_cot_language: Any = Field(None, description=_NO_LM)
+    modalities: Any = Field(None, description="Audio comes whatever is asked for.")
+
+    _seeds = field_validator("seed", mode="before")(parsed_seeds)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        sent = {name: value for name, value in given.items() if value is not None}
+        config = sent.pop("audio_config", {})
+        if not isinstance(config, dict):
+            raise ValueError("audio_config: must be an object")
+        return {**sent, **{name: config[name] for name in _CONFIG if config.get(name) is not None}}
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _few(cls, messages: object) -> object:
+        if isinstance(messages, list) and len(messages) > _MAX_MESSAGES:
+            raise ValueError(f"at most {_MAX_MESSAGES} messages")
+        return messages
+
+    @property
+    def asking(self) -> Message | None:
+        """The message that asks for the song."""
+        return next((message for message in reversed(self.messages) if message.role == "user"), None)
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        content = self.asking.content if self.asking else None
+        if isinstance(content, str):
+            return content
+        return "\n".join(part.text for part in content or () if part.type == "text")
+
+    @property
+    def audio(self) -> list[str]:
+        """Files that came along, in base64."""
+        content = self.asking.content if self.asking else None
+        parts: list[Part] = content if isinstance(content, list) else []
+        return [part.input_audio.data for part in parts if part.input_audio]
+
+
+def words_of(text: str, lyrics: str, *, wish: bool) -> tuple[str, str, bool]:
+    """Prompt, lyrics, and whether the text was a wish that a language model would have made a song of."""
+    tagged = _tagged(text)
+    if tagged:
+        return tagged.get("prompt", ""), tagged.get("lyrics", "") or lyrics, False
+    if lyrics.strip():
+        return text.strip(), lyrics, False
+    if not wish and _are_lyrics(text):
+        return "", text.strip(), False
+    return text.strip(), "", True
+
+
+def _tagged(text: str) -> dict[str, str]:
+    """What stands between tags, in one pass over a stranger's text."""
+    begun: dict[str, int] = {}
+    found: dict[str, str] = {}
+    for tag in _TAG.finditer(text):
+        name = tag[2].lower()
+        if not tag[1]:
+            begun.setdefault(name, tag.end())
+        elif name in begun:
+            found.setdefault(name, text[begun[name] : tag.start()].strip())
+    return found
+
+
+def _are_lyrics(text: str) -> bool:
+    lines = [line for line in text.splitlines() if line.strip()]
+    short = len(lines) >= _FEWEST_LINES and all(len(line) <= _LONGEST_LINE for line in lines)
+    return short or _SECTION.search(text) is not None

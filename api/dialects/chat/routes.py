@@ -1,0 +1,102 @@
+"""POST /v1/chat/completions. What becomes of a request is in table.py, what is answered in answers.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from api.dialects.chat import answers
+from api.dialects.chat.request import ChatRequest
+from api.dialects.chat.table import convert, record_of
+from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
+from serinette.errors import SerinetteError
+from serinette.job import Job, JobStatus
+
+TAG: Final = "Chat completions dialect"
+router = APIRouter(route_class=refusing(answers.refuse), tags=[TAG])
+
+# How often a stream shows that it lives, as ACE-Step 1.5's server does.
+HEARTBEAT_S: Final = 2.0
+_AUDIO: Final = [{"type": "audio_url", "audio_url": {"url": "data:audio/mpeg;base64,SUQzBAAA"}}]
+_EXAMPLE: Final = {
+    "id": "chatcmpl-2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10",
+    "object": "chat.completion",
+    "created": 1_760_000_000,
+    "model": "acestep-v15-turbo",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "## Metadata\n**Caption:** a waltz", "audio": _AUDIO},
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    "warnings": [],
+}
+_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+    **example(_EXAMPLE),
+    303: {"description": "Not generated yet: ask the URL in `Location`; clients that follow redirects end with it."},
+}
+_ANSWERS[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+
+
+@router.post("/v1/chat/completions", responses=_ANSWERS, response_class=Response)
+async def chat_completions(body: ChatRequest, access: JobAccessPart, http: Request) -> Response:
+    """Generate what the last message of the user asks for; the song comes as a data URL, an mp3 unless asked for."""
+    models = await access.models()
+    convert(body, ["upload"] * len(body.audio), models).spec()  # before audio is kept that is of no use
+    uploads = [await access.keep_base64("messages", audio) for audio in body.audio[:2]]
+    conversion = convert(body, uploads, models)
+    job = await access.submit(conversion, record_of(conversion))
+    if body.stream:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_events(access, job), media_type="text/event-stream", headers=headers)
+    return await _answer(http, access, job, access.max_wait_s)
+
+
+@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS, response_class=Response)
+async def chat_completion(
+    job_id: str, access: JobAccessPart, http: Request, wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0
+) -> Response:
+    """The same answer once more, or for the first time: where redirects of a call that waits lead to."""
+    return await _answer(http, access, await access.get(job_id.removeprefix("chatcmpl-")), wait)
+
+
+@router.get("/api/v1/models", responses=example(answers.listed(["acestep-v15-turbo"])))
+async def models(access: JobAccessPart) -> dict[str, Any]:
+    """The models, as at GET /v1/models."""
+    return answers.listed(sorted(await access.models()))
+
+
+async def _answer(http: Request, access: JobAccess, job: Job, wait_s: float) -> Response:
+    job = await access.wait(job, wait_s)
+    if job.status is JobStatus.SUCCEEDED:
+        return await access.with_songs(answers.completion(job), "application/json")
+    if job.status.ended:
+        return JSONResponse(answers.failure(job), 500)
+    path = f"{http.scope.get('root_path', '')}/v1/chat/completions/{job.id}"
+    return RedirectResponse(f"{path}?wait={access.max_wait_s:g}", 303)
+
+
+async def _events(access: JobAccess, job: Job) -> AsyncIterator[bytes]:
+    yield answers.chunk(job, {"role": "assistant", "content": "Generating music"})
+    try:
+        while not job.status.ended:
+            if access.closing:
+                yield _last(f"the server restarts; the song goes on: GET /v1/chat/completions/{job.id}?wait=50")
+                return
+            job = await access.wait(job, HEARTBEAT_S)
+            if not job.status.ended:
+                yield answers.chunk(job, {"content": "."})
+        async for part in access.texts(list(answers.last_chunks(job))):
+            yield part
+    except SerinetteError as error:  # the status is sent already
+        yield _last(error.message, error.code)
+
+
+def _last(message: str, code: str = "unavailable") -> bytes:
+    return f"data: {json.dumps(answers.error_of(message, 'server_error', code))}\n\ndata: [DONE]\n\n".encode()

@@ -1,0 +1,89 @@
+"""What becomes of a chat completion's fields. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from api.dialects import fields
+from api.dialects import musical_fields as musical
+from api.dialects.chat.request import ChatRequest, words_of
+from api.dialects.fields import Conversion, Table, To, renamer, sentences
+from serinette.errors import InvalidSpec
+from serinette.spec import INSTRUMENTAL, AudioFormat, Task
+
+Converted = Conversion[ChatRequest]
+
+
+def _words(_: object, asked: Converted) -> None:
+    prompt, lyrics, wish = words_of(asked.request.text, asked.request.lyrics, wish=asked.request.sample_mode)
+    if not (prompt or lyrics or asked.request.audio):
+        raise InvalidSpec("messages: the last one of the user must say what to generate", field="messages")
+    if wish and not asked.request.instrumental:
+        asked.adjust("writing a song from a wish needs a language model, which is not here; the wish is the prompt")
+    if asked.request.instrumental and lyrics and lyrics != INSTRUMENTAL:
+        asked.adjust("is true, so lyrics have no effect", field="instrumental")
+    silent = wish or asked.request.instrumental
+    asked.fields |= {"prompt": prompt, "lyrics": INSTRUMENTAL if silent else lyrics}
+
+
+def _model(name: str, asked: Converted) -> str | None:
+    """`acestep/NAME`, as its own server spells it, is NAME."""
+    return musical.model(name if name in asked.models else name.rpartition("/")[2], asked)
+
+
+def _format(name: str, asked: Converted) -> AudioFormat:
+    if name not in set(AudioFormat):
+        raise asked.wrong(f"must be one of {', '.join(AudioFormat)}")
+    return AudioFormat(name)
+
+
+def _positive(end_s: float, asked: Converted) -> float | None:
+    return end_s if end_s > 0 or (asked.request.repainting_start or 0) < 0 <= end_s else None
+
+
+TABLE: Final[Table] = {
+    "messages": To(convert=_words),
+    "model": To("model", _model),
+    "batch_size": To("variations"),
+    "seed": To("seed", musical.seed),
+    "task_type": To("task"),
+    "guidance_scale": To("guidance_scale"),
+    "repainting_start": To("repaint_start_s"),
+    "repainting_end": To("repaint_end_s", _positive),
+    "audio_cover_strength": To("cover_strength"),
+    "duration": To("duration_s", lambda seconds, _: seconds if seconds > 0 else None),
+    "bpm": To("bpm", musical.bpm),
+    "vocal_language": To("vocal_language", musical.language),
+    "format": To("format", _format),
+    "key_scale": To("key_scale", musical.key_scale),
+    "time_signature": To("time_signature", musical.time_signature),
+    # Read with the messages.
+    **dict.fromkeys(("lyrics", "sample_mode", "instrumental", "stream"), To()),
+    # They steer the language model, or say what is so anyway.
+    **dict.fromkeys(("temperature", "top_p"), To(neutral=())),
+    **dict.fromkeys(("thinking", "use_format"), To(neutral=(False,))),
+    **dict.fromkeys(("use_cot_caption", "use_cot_language", "modalities"), To()),
+}
+_AUDIO: Final[Table] = {"messages": To("source_audio")}
+theirs: Final = renamer({**TABLE, **_AUDIO})
+
+
+def convert(request: ChatRequest, uploads: list[str], models: frozenset[str]) -> Converted:
+    """What becomes of a request; `uploads` are the ids of the message's audio, in its order.
+
+    Raises:
+        InvalidSpec: it asks for nothing, or a field means nothing here.
+    """
+    conversion = fields.convert(TABLE, request, models=models)
+    places = ["reference_audio"] if request.task_type is Task.TEXT2MUSIC else ["source_audio", "reference_audio"]
+    conversion.fields |= dict(zip(places, uploads, strict=False))
+    if len(uploads) > len(places):
+        conversion.adjust(f"audio beyond the first {len(places)} has no effect", field="messages")
+    return conversion
+
+
+def record_of(conversion: Converted) -> dict[str, str]:
+    """What travels with the job for the answers."""
+    said = sentences(conversion.adjusted, conversion.ignored)
+    return {"api": "chat", "warnings": json.dumps(said, ensure_ascii=False)}

@@ -1,0 +1,161 @@
+"""Fields that several dialects have: keys, metres, languages, tempi, seeds and models as people write them. Pure.
+
+Each converter is for a row of a table (fields.py).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from api.dialects.fields import Conversion
+from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE
+
+# What clients write into a field that they leave to the server.
+LEFT_OUT: Final = frozenset({"", "auto", "n/a", "none", "null", "undefined"})
+_SHOWN: Final = 40
+# Patterns with several gaps take long of a long one.
+_LONGEST: Final = 64
+
+_KEY = re.compile(
+    r"([A-G])[\s-]*(#|b|♯|♭|sharp|flat)?[\s-]*"
+    r"(m|min|minor|moll|maj|major|dur|ionian|dorian|phrygian|lydian|mixolydian|aeolian|locrian)?(?:\s+(?:key|mode|scale))?",
+    re.IGNORECASE,
+)
+_SIGNS: Final = {"sharp": "#", "flat": "b"}
+_MINOR: Final = frozenset({"min", "minor", "moll", "dorian", "phrygian", "aeolian", "locrian"})
+# Modes by another name than their key's: minor and major are what the model knows.
+_MODES: Final = frozenset({"dorian", "phrygian", "lydian", "mixolydian", "locrian"})
+_METRE = re.compile(r"([2-9]|1[0-2])(?:\s*[/:-]\s*(2|4|8|16))?(?:\s+time)?", re.IGNORECASE)
+# Names of languages, and tags that stand for one of the model's.
+_SAID: Final = (
+    "arabic=ar azerbaijani=az bulgarian=bg bengali=bn bangla=bn catalan=ca czech=cs danish=da german=de greek=el "
+    "english=en spanish=es persian=fa farsi=fa finnish=fi french=fr hebrew=he hindi=hi croatian=hr haitian=ht "
+    "hungarian=hu indonesian=id icelandic=is italian=it japanese=ja korean=ko latin=la lithuanian=lt malay=ms "
+    "nepali=ne dutch=nl norwegian=no punjabi=pa polish=pl portuguese=pt romanian=ro russian=ru sanskrit=sa "
+    "slovak=sk serbian=sr swedish=sv swahili=sw tamil=ta telugu=te thai=th tagalog=tl filipino=tl turkish=tr "
+    "ukrainian=uk urdu=ur vietnamese=vi cantonese=yue chinese=zh mandarin=zh 中文=zh 普通话=zh 粤语=yue 日本語=ja "
+    "한국어=ko español=es français=fr deutsch=de italiano=it português=pt русский=ru auto=unknown cmn=zh fil=tl "
+    "in=id iw=he jp=ja kr=ko cn=zh nb=no nn=no eng=en jpn=ja kor=ko zho=zh spa=es fra=fr deu=de rus=ru"
+)
+_NAMES: Final[dict[str, str]] = dict(entry.split("=") for entry in _SAID.split())
+
+
+def known_key_scale(text: str) -> tuple[str, str | None] | None:
+    """The key in a spec's words, and what it was taken for where it is another's; None for what is no key."""
+    match = _KEY.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if match is None:
+        return None
+    note, sign, mode = match[1].upper(), match[2] or "", match[3] or ""
+    minor = mode == "m" or mode.lower() in _MINOR
+    key = f"{note}{_SIGNS.get(sign.lower(), sign)} {'minor' if minor else 'major'}"
+    return key, key if mode.lower() in _MODES else None
+
+
+def known_time_signature(text: str) -> str | None:
+    """Beats per bar in a spec's words; None for what is none."""
+    match = _METRE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if match is None:
+        return None
+    return f"{match[1]}/{match[2]}" if match[2] else match[1]
+
+
+def known_language(text: str) -> str | None:
+    """A BCP-47 tag of a language that the model knows; None for one that it does not."""
+    tag = text.strip().replace("_", "-")
+    first, _, rest = tag.partition("-")
+    if first.lower() in LANGUAGES:
+        return tag
+    known = _NAMES.get(tag.lower()) or _NAMES.get(first.lower())
+    if known is None or known == UNKNOWN_LANGUAGE:
+        return known
+    return f"{known}-{rest}" if rest and rest.isascii() and rest.isalnum() else known
+
+
+def key_scale(text: str, asked: Conversion[Any]) -> str | None:
+    """A key, or a mode by the nearest one; what is none is left to the model."""
+    known = known_key_scale(text)
+    if known is None:
+        asked.adjust(f"{text.strip()[:_SHOWN]} is no key that the model knows; left to the model")
+        return None
+    if known[1]:
+        asked.adjust(f"{text.strip()[:_SHOWN]} is taken for {known[1]}; the model knows major and minor")
+    return known[0]
+
+
+def time_signature(text: str, asked: Conversion[Any]) -> str | None:
+    """Beats per bar; what is none is left to the model."""
+    known = known_time_signature(text)
+    if known is None:
+        asked.adjust(f"{text.strip()[:_SHOWN]} is no metre that the model knows; left to the model")
+    return known
+
+
+def language(text: str, asked: Conversion[Any]) -> str | None:
+    """A language by its tag or name; what the model does not know is its word for that."""
+    if text.strip().lower() in LEFT_OUT - {"auto"}:
+        return None
+    known = known_language(text)
+    if known is None:
+        asked.adjust(f"{text.strip()[:_SHOWN]} is not one of the model's languages; generated as {UNKNOWN_LANGUAGE}")
+    return known or UNKNOWN_LANGUAGE
+
+
+def bpm(tempo: float, asked: Conversion[Any]) -> int | None:
+    """Whole beats a minute; not above 0 leaves them to the model."""
+    if tempo <= 0:
+        return None
+    if round(tempo) != tempo:
+        asked.adjust(f"{tempo:g} is taken for {round(tempo)}")
+    return round(tempo)
+
+
+def parsed_seeds(value: object) -> tuple[int, ...]:
+    """`7`, `"10,99"` or `[10, 99]`. Raises ValueError."""
+    parts: list[Any] = value if isinstance(value, list) else str(value).split(",")
+    if len(parts) > MAX_VARIATIONS:
+        raise ValueError(f"must be at most {MAX_VARIATIONS} numbers, one for each song")
+    try:
+        seeds = tuple(_whole(str(part)) for part in parts if str(part).strip())
+    except (ValueError, OverflowError) as error:
+        raise ValueError("must be whole numbers, with commas between them") from error
+    if any(seed > MAX_SEED for seed in seeds):
+        raise ValueError(f"must not be above {MAX_SEED}")
+    return seeds
+
+
+def _whole(text: str) -> int:
+    """`42`, or `42.0` of clients that know one kind of number; through a float alone big seeds would change."""
+    number, _, fraction = text.partition(".")
+    if fraction.strip("0 "):
+        raise ValueError(f"{text} is not whole")
+    return int(number)
+
+
+def seed(seeds: tuple[int, ...], asked: Conversion[Any]) -> int | tuple[int, ...] | None:
+    """Each of `batch_size` songs its seed, -1 being none. Songs without one follow the first seed, so that the same
+    request means the same songs.
+    """
+    count = max(asked.request.batch_size, 1)
+    given = seeds[:count]
+    first = next((seed for seed in given if seed >= 0), None)
+    if first is None:
+        return None
+    if len(seeds) > count:
+        asked.adjust(f"{len(seeds)} seeds for {count} {'song' if count == 1 else 'songs'}: the last have no effect")
+    if len(given) == 1:
+        return first
+    own = [seed if seed >= 0 else None for seed in given] + [None] * (count - len(given))
+    if None in own:
+        asked.adjust(f"songs without a seed of their own are generated with {first} + their number")
+    filled = tuple((first + index) % (MAX_SEED + 1) if seed is None else seed for index, seed in enumerate(own))
+    return first if filled == tuple(range(first, first + count)) else filled
+
+
+def model(name: str, asked: Conversion[Any]) -> str | None:
+    """A model that is held here; another one is replaced by the default."""
+    if name in asked.models:
+        return name
+    here = f"held here: {', '.join(sorted(asked.models))}" if asked.models else "no worker is up"
+    asked.adjust(f"{name} is not held here ({here}); generated by the default")
+    return None
