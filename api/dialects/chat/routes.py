@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from api.dialects.chat import answers
 from api.dialects.chat.request import ChatRequest
@@ -49,13 +51,28 @@ async def chat_completions(body: ChatRequest, access: JobAccessPart, http: Reque
     """Generate what the last message of the user asks for; the song comes as a data URL, an mp3 unless asked for."""
     models = await access.models()
     convert(body, ["upload"] * len(body.audio), models).spec()  # before audio is kept that is of no use
-    uploads = [await access.keep_base64("messages", audio) for audio in body.audio[:2]]
-    conversion = convert(body, uploads, models)
-    job = await access.submit(conversion, record_of(conversion))
-    if body.stream:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(access, job), media_type="text/event-stream", headers=headers)
+    async with AsyncExitStack() as held:
+        if body.stream:  # refused before anything is submitted
+            await held.enter_async_context(access.turn_to_stream())
+        uploads = [await access.keep_base64("messages", audio) for audio in body.audio[:2]]
+        conversion = convert(body, uploads, models)
+        job = await access.submit(conversion, record_of(conversion))
+        if body.stream:
+            return _Stream(_events(access, job), held.pop_all())
     return await _answer(http, access, job, access.max_wait_s)
+
+
+class _Stream(StreamingResponse):
+    """Server-Sent Events that hold their turn until they end."""
+
+    def __init__(self, content: AsyncIterator[bytes], turn: AsyncExitStack) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._turn = turn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._turn:
+            await super().__call__(scope, receive, send)
 
 
 @router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS, response_class=Response)
