@@ -44,9 +44,14 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     303: {"description": "Not generated yet: ask the URL in `Location`; clients that follow redirects end with it."},
 }
 _ANSWERS[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+_REFUSED: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "The tenant may not use the lane `normal`."}}
+_BY_ID: Final[dict[int | str, dict[str, Any]]] = {
+    404: {"description": "There is no such song."},
+    410: {"description": "Its file was erased."},
+}
 
 
-@router.post("/v1/chat/completions", responses=_ANSWERS, response_class=Response)
+@router.post("/v1/chat/completions", responses=_ANSWERS | _REFUSED, response_class=Response)
 async def chat_completions(body: ChatRequest, access: JobAccessPart, http: Request) -> Response:
     """Generate what the last message of the user asks for; the song comes as a data URL, an mp3 unless asked for."""
     models = await access.models()
@@ -75,7 +80,7 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS, response_class=Response)
+@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS | _BY_ID, response_class=Response)
 async def chat_completion(
     job_id: str, access: JobAccessPart, http: Request, wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0
 ) -> Response:
