@@ -24,10 +24,12 @@ from api.dialects import DIALECTS, shared_paths
 from api.dialects.dialect import MAX_BASE64_BODY_BYTES, Dialect
 from api.downloads import Downloads
 from api.events import JobEvents
+from api.lean_route import RouteIndex
 from api.metrics import HttpMetrics, MetricsMiddleware, expose
 from api.middleware import (
     AuthMiddleware,
     BodyLimit,
+    BodyTurns,
     CallerLookup,
     KeyInBodyMiddleware,
     KeyInPathMiddleware,
@@ -39,7 +41,7 @@ from api.settings import GatewaySettings
 from api.studio import routes as studio
 from api.uploads import Uploads
 from serinette import __version__
-from serinette.batches.files import BatchFiles
+from serinette.batches.lines import BatchFiles
 from serinette.batches.repository import BatchRepository
 from serinette.errors import ConfigurationError, NotFound
 from serinette.jobs import AsyncJobs, Jobs
@@ -97,16 +99,17 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
             await for_submits.aclose()
         redis.close()
 
-    app = FastAPI(
+    routes = [
         # Not by include_router: FastAPI matches a path twice for every nested router.
-        routes=[
-            *health.router.routes,
-            *v1.ROUTES,
-            *shared_paths.routes(dialects),
-            *(route for dialect in dialects for route in dialect.routes),
-            *studio.router.routes,
-            *openapi.page_routes(),
-        ],
+        *health.router.routes,
+        *v1.ROUTES,
+        *shared_paths.routes(dialects),
+        *(route for dialect in dialects for route in dialect.routes),
+        *studio.router.routes,
+        *openapi.page_routes(),
+    ]
+    app = FastAPI(
+        routes=[RouteIndex(routes), *routes],
         docs_url=None,
         redoc_url=None,
         title="Serinette",
@@ -115,6 +118,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         separate_input_output_schemas=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are of serinette.telemetry
     )
     _refuse_prefix_of_ours(settings.root_path, app)
     openapi.add_heads(app)
@@ -191,6 +195,7 @@ def _add_middleware(
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     in_base64 = min(MAX_BASE64_BODY_BYTES, settings.max_upload_bytes)
+    app.add_middleware(BodyTurns, streamed=(*UPLOAD_PATHS, BATCH_PATH))
     app.add_middleware(
         BodyLimit,
         body_bytes=settings.max_body_bytes,

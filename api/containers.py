@@ -12,10 +12,10 @@ from api.downloads import SANDBOX, Downloads, FileRequest, names_etag
 from api.outages import queue_errors
 from api.turns import Turns
 from serinette.container import ContainerSpec, Input, allowed_by
-from serinette.container_settings import ContainerSettings
 from serinette.errors import InvalidSpec, Limited, NotFound, Unsupported
 from serinette.job import Job, JobOptions
 from serinette.names import Keys, upload_file_key, upload_record_key
+from serinette.settings import ContainerSettings
 from serinette.store import Store
 
 

@@ -9,6 +9,7 @@ small length, as JSON or a form without files, and within a timeout. The body is
 
 from __future__ import annotations
 
+import asyncio
 import json
 import posixpath
 from collections.abc import Collection, Mapping
@@ -25,10 +26,71 @@ from api.auth.limits import RequestRate
 from api.auth.links import Links, job_opened_by_link
 from api.forms import TEXT_BYTES
 from api.problems import answer
-from serinette.errors import NotFound, RequestError, SerinetteError, TooLarge, Unauthorized
+from api.turns import Turns
+from serinette.errors import Limited, NotFound, RequestError, SerinetteError, TooLarge, Unauthorized
+from serinette.names import DEFAULT_TENANT
 
 # Overhead of multipart around a file.
 _ENVELOPE_BYTES = 65_536
+
+
+# Bodies longer than this take turns; and how many are read at once, of one tenant and of all.
+_LONG_BYTES = 65_536
+_LONG_BODIES_OF_TENANT = 2
+_LONG_BODIES = 16
+
+
+def _too_many_bodies() -> Limited:
+    return Limited("too many long bodies of this tenant are being read at once; wait for them", retry_after_s=1)
+
+
+class BodyTurns:
+    """Long bodies that are held in memory are read in turns of their tenants: reading and parsing one takes
+    milliseconds of the event loop, which all tenants share. `streamed`: paths whose bodies go to the disk instead.
+    """
+
+    def __init__(self, app: ASGIApp, streamed: Collection[str]) -> None:
+        self._app = app
+        self._streamed = tuple(streamed)
+        self._turns = Turns(_LONG_BODIES, _LONG_BODIES_OF_TENANT, _too_many_bodies)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; its turn ends when its body is read and parsed."""
+        if scope["type"] != "http" or not _is_long(scope) or scope["path"].startswith(self._streamed):
+            return await self._app(scope, receive, send)
+        caller: Caller | None = scope.get(CALLER)
+        tenant = caller.tenant if caller else DEFAULT_TENANT
+        try:
+            await self._turns.take(tenant)
+        except SerinetteError as error:
+            return await answer(scope, error, headers={"Connection": "close"})(scope, receive, send)
+        holds = True
+
+        def end() -> None:
+            nonlocal holds
+            if holds:
+                holds = False
+                self._turns.give_back(tenant)
+
+        async def noticed() -> Message:
+            message = await receive()
+            if not message.get("more_body"):
+                asyncio.get_running_loop().call_soon(end)  # the body is parsed before the loop comes to that
+            return message
+
+        try:
+            return await self._app(scope, noticed, send)
+        finally:
+            end()
+
+
+def _is_long(scope: Scope) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return value.isdigit() and int(value[:20]) > _LONG_BYTES
+        if name == b"transfer-encoding":
+            return True
+    return False
 
 
 class BodyLimit:

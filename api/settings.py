@@ -12,10 +12,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from serinette.container_settings import ContainerSettings
 from serinette.names import DEFAULT_POOL
 from serinette.pools import PoolName, PoolSettings
-from serinette.settings import SharedSettings
+from serinette.settings import ContainerSettings, SharedSettings
 from serinette.webhook import is_loopback
 from serinette.webhook_targets import WebhookSettings
 

@@ -48,14 +48,18 @@ class Turns:
     @asynccontextmanager
     async def of(self, tenant: str) -> AsyncIterator[None]:
         """Wait for a turn of this tenant, and hold it. Raises the error of `refuse`."""
+        await self.take(tenant)
+        try:
+            yield
+        finally:
+            self.give_back(tenant)
+
+    async def take(self, tenant: str) -> None:
+        """Wait for a turn of this tenant, which ends with `give_back`. Raises the error of `refuse`."""
         if self._free and self.held(tenant) < self._each:  # whoever waits has all that one tenant may have
             self._take(tenant)
         else:
             await self._wait(tenant)
-        try:
-            yield
-        finally:
-            self._give_back(tenant)
 
     async def _wait(self, tenant: str) -> None:
         if len(self._waiting.get(tenant, ())) >= self._most_waiting:
@@ -66,7 +70,7 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # it was given while the request was being canceled
-                self._give_back(tenant)
+                self.give_back(tenant)
             else:
                 self._forget(tenant, turn)
             raise
@@ -75,7 +79,8 @@ class Turns:
         self._free -= 1
         self._held[tenant] = self.held(tenant) + 1
 
-    def _give_back(self, tenant: str) -> None:
+    def give_back(self, tenant: str) -> None:
+        """A turn of this tenant ends; the next begins."""
         self._free += 1
         self._held[tenant] -= 1
         if not self._held[tenant]:

@@ -18,6 +18,7 @@ from benchmarks import (
     forgetting,
     gateway_import,
     gateway_load,
+    interference,
     page,
     recovery,
     songs,
@@ -55,6 +56,7 @@ WITH_OPTIONS: dict[str, tuple[Callable[..., Figures], tuple[str, ...]]] = {
     "peers": (throughput.measure, ("rounds", "round_s", "appendfsync")),
     "depth": (depth.measure, ("rounds", "jobs", "ended_after_s", "appendfsync")),
     "fleet": (fleet.measure, ("workers", "jobs", "round_s", "appendfsync")),
+    "interference": (interference.measure, ("rounds", "round_s")),
     "start-latency": (start_latency.measure, ("rounds", "other")),
     "engine": (lambda **given: engine_figures(on_cpu(), **given), ("rounds", "other")),
 }
@@ -82,8 +84,10 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     known = [*BENCHMARKS, *LONG, *ENGINE, *WITH_OPTIONS]
     parser = argparse.ArgumentParser("python -m benchmarks", argument_default=argparse.SUPPRESS, description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(known)}; none: the short ones")
-    parser.add_argument("--rounds", type=int, help="peers, depth, start-latency, engine: how often each has its turn")
-    parser.add_argument("--round-s", type=float, help="peers, fleet: seconds of a turn")
+    parser.add_argument(
+        "--rounds", type=int, help="peers, depth, interference, start-latency, engine: how often each has its turn"
+    )
+    parser.add_argument("--round-s", type=float, help="peers, fleet, interference: seconds of a turn")
     parser.add_argument("--appendfsync", choices=("always", "everysec"), help="peers, depth, fleet: of Valkey")
     parser.add_argument("--jobs", type=int, help="depth, fleet: how many wait")
     parser.add_argument("--workers", type=int, help="fleet: how many are simulated")

@@ -31,8 +31,8 @@ ROUND_S = 3.0
 
 
 @contextmanager
-def gateway(directory: Path) -> Iterator[int]:
-    """A gateway on a Valkey of its own; its port."""
+def gateway(directory: Path, **environment_too: str) -> Iterator[tuple[int, str]]:
+    """A gateway on a Valkey of its own, with environment beyond what all have; its port, and the URL of the Valkey."""
     port = free_ports(1)[0]
     with valkey(directory / "valkey", append_only=True) as server:
         environment = {
@@ -43,10 +43,11 @@ def gateway(directory: Path) -> Iterator[int]:
             "SERINETTE_MAX_WAITING": "1000000",  # they are not generated
         }
         (directory / "store").mkdir()
+        environment |= environment_too
         process = subprocess.Popen(leashed([sys.executable, "-m", "api"]), env={**os.environ, **environment})
         try:
             _wait_until_healthy(port)
-            yield port
+            yield port, server.connection_url
         finally:
             process.terminate()
             process.wait()
@@ -103,7 +104,7 @@ def per_second(port: int, message: bytes, status: bytes) -> float:
 def measure() -> Figures:
     """Rounds of healthz, polls and submits in turn."""
     rates: dict[str, list[float]] = {"healthz": [], "polls": [], "submits": []}
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory, gateway(Path(directory)) as port:
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory, gateway(Path(directory)) as (port, _):
         job = httpx.post(f"http://127.0.0.1:{port}/v1/jobs", json={"prompt": "jazz"}, trust_env=False).json()
         turns = {
             "healthz": (request("GET", "/healthz"), b"200"),

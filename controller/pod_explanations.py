@@ -33,9 +33,9 @@ _LATELY_S = 900.0
 # What the scheduler says of nodes that do not take a pod (k8s.io/kubernetes pkg/scheduler/framework/plugins), and ours.
 _NO_NODE = (
     (r"Insufficient ([\w./-]+)", r"too little free \1"),
-    (r"untolerated taint", "taints that its pool does not tolerate"),
-    (r"node affinity/selector|pod affinity|anti-affinity", "none that its pool's placement allows"),
-    (r"topology spread", "none that its pool's spread allows"),
+    (r"untolerated taint", "taints that it does not tolerate"),
+    (r"node affinity/selector|pod affinity|anti-affinity", "none where it may be placed"),
+    (r"topology spread", "none that its spread allows"),
     (r"volume|persistentvolumeclaim", "a volume that is not there"),
     (r"cannot allocate all claims|resourceclaim", "no free device"),
     (r"unschedulable", "cordoned nodes"),
@@ -143,9 +143,15 @@ def _why_no_node(message: str, gpus: str) -> str:
     gpu = gpus.partition(":")[0]
     if gpu and (f"Insufficient {gpu}" in message or not message):
         return f"no node has a free {gpus}"
+    why = wanting_nodes(message)
+    return f"no node takes its pod: {why}" if why else "no node takes its pod"
+
+
+def wanting_nodes(message: str) -> str:
+    """What the nodes lack for a pod, from the scheduler's message, in words for tenants; empty for a cause unknown."""
     detail = message.partition(". preemption:")[0]
-    why = [match.expand(words) for pattern, words in _NO_NODE if (match := re.search(pattern, detail))]
-    return f"no node takes its pod: {', '.join(why)}" if why else "no node takes its pod"
+    found = (match.expand(words) for pattern, words in _NO_NODE if (match := re.search(pattern, detail)))
+    return ", ".join(found)
 
 
 def _existing(nodes: Sequence[Object] | None, gpu: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from redis import Redis
 
 from serinette.batch import BatchHeader, LineStatus
-from serinette.batches.files import BatchFiles
+from serinette.batches.lines import BatchFiles
 from serinette.batches.repository import BatchRepository
 from serinette.errors import NotFound
 from serinette.job import Record, now

@@ -13,7 +13,7 @@ from typing import Any
 
 from redis import Redis
 
-from serinette.batches.files import BatchFiles
+from serinette.batches.lines import BatchFiles
 from serinette.batches.repository import BatchRepository
 from serinette.errors import NotFound
 from serinette.job import now

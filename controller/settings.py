@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field
 
-from serinette.container_settings import ContainerSettings
 from serinette.names import DEFAULT_POOL
 from serinette.pools import PoolName, PoolSettings
+from serinette.settings import ContainerSettings
 from serinette.webhook_targets import WebhookSettings
 
 

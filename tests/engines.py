@@ -7,6 +7,7 @@ Words of the prompt make it misbehave; the rest of the prompt is ignored.
     crash             die by SIGKILL
     crash once TOKEN  die the first time that TOKEN is asked for in this work_dir, also across restarts
     until TOKEN       go on until a test makes the file `tokens/TOKEN` in its work_dir
+    then TOKEN        hand the first song of a batch over, and go on once a test makes the file `tokens/TOKEN`
     room for N        fail as a full device when more than N are generated together
     oom, nan, bug     fail as a full device, a broken model, a mistake of ours
 
@@ -97,7 +98,10 @@ class SineEngine:
         for step in range(1, steps + 1):
             time.sleep((float(slow[1]) if slow else QUICK_S) / steps)
             progress.report(Stage.DENOISING, step, steps)
+        then = re.search(r"\bthen (\w+)", prompts)
         for place, request in enumerate(batch):
+            while place and then and not (self._tokens / then[1]).exists():
+                time.sleep(QUICK_S)
             progress.report(Stage.DECODING)
             if place not in progress.given_up:
                 yield place, sine(request)

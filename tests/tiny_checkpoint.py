@@ -36,15 +36,15 @@ _LATENTS = 4
 _STRIDES = (2, 4, 4, 6, 10)
 
 
-def build(directory: Path, *, turbo: bool, strides: Sequence[int] = _STRIDES) -> None:
+def build(directory: Path, *, turbo: bool, strides: Sequence[int] = _STRIDES, blocks: int = 2) -> None:
     """Write a checkpoint with random weights, the same bytes each time; `turbo`, or a base that takes guidance.
 
-    `strides` are of the decoder's blocks; their product is the samples of a latent frame.
+    `strides` are of the decoder's blocks; their product is the samples of a latent frame. `blocks` are the transformer's.
     """
     parts: dict[str, Callable[[], Any]] = {
         "vae": partial(_decoder, strides),
         "text_encoder": _text_encoder,
-        "transformer": partial(_transformer, turbo=turbo),
+        "transformer": partial(_transformer, turbo=turbo, blocks=blocks),
         "condition_encoder": _condition_encoder,
         "audio_tokenizer": _audio_tokenizer,
         "audio_token_detokenizer": _audio_token_detokenizer,
@@ -90,9 +90,9 @@ def _text_encoder() -> Qwen3Model:
     )
 
 
-def _transformer(*, turbo: bool) -> Any:  # diffusers ships no types
+def _transformer(*, turbo: bool, blocks: int) -> Any:  # diffusers ships no types
     return AceStepTransformer1DModel(
-        num_hidden_layers=2,
+        num_hidden_layers=blocks,
         in_channels=3 * _LATENTS,
         audio_acoustic_hidden_dim=_LATENTS,
         is_turbo=turbo,

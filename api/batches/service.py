@@ -23,8 +23,7 @@ from serinette.batch import (
     BatchStatus,
     keyed_batch_id,
 )
-from serinette.batches.files import BatchFiles
-from serinette.batches.lines import Lines
+from serinette.batches.lines import BatchFiles, Lines
 from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.credentials import Limits
 from serinette.errors import (

@@ -13,11 +13,9 @@ from typing import Annotated, Any, Final
 
 from anyio import to_thread
 from fastapi import Depends
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -27,15 +25,13 @@ from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.events import wait_for_job
 from api.forms import TEXT_BYTES, FormRequest
+from api.lean_route import REFUSALS, LeanRoute, Refuse
 from api.problems import Responses
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
 from serinette.job import Artifact, Job, JobOptions, JobStatus
 
 log = logging.getLogger(__name__)
-
-# An error in the dialect's shape; None: as the gateway answers it everywhere, `{"detail": ...}`.
-Refuse = Callable[[Exception], Response | None]
 
 # Longest body with audio in its text. All of it is held in memory several times over.
 MAX_BASE64_BODY_BYTES: Final = 8 * 1024 * 1024
@@ -88,7 +84,15 @@ class Dialect:
 def refusing(refuse: Refuse) -> type[APIRoute]:
     """A class of routes whose errors are answered in the dialect's shape."""
 
-    class DialectRoute(APIRoute):
+    class DialectRoute(LeanRoute):
+        refuses_other_media = False
+
+        def refuse(self, error: Exception) -> Response | None:
+            refusal = refuse(error)
+            if refusal is not None and isinstance(error, SerinetteError) and not isinstance(error, RequestError):
+                log.warning("%s: %s (%r)", self.path, error, error.__cause__)
+            return refusal
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
@@ -100,12 +104,9 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
                         return await handle(form)
                     async with context.parts.uploads.in_memory.of(context.tenant):
                         return await handle(form)
-                except (RequestValidationError, HTTPException, SerinetteError) as error:
-                    refusal = refuse(error)
-                    if refusal is None:
+                except REFUSALS as error:
+                    if (refusal := self.refuse(error)) is None:
                         raise
-                    if isinstance(error, SerinetteError) and not isinstance(error, RequestError):
-                        log.warning("%s: %s (%r)", request.url.path, error, error.__cause__)
                     return refusal
 
             return handler

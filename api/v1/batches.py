@@ -21,7 +21,7 @@ from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, StoreP
 from api.problems import problems
 from api.v1 import examples
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
-from serinette.batches.files import JSONL
+from serinette.batches.lines import JSONL
 from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
 from serinette.names import batch_errors_key, batch_output_key
 from serinette.store import Store

@@ -12,7 +12,7 @@ import torch
 from benchmarks.engine.full_size import SIZES, build
 from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.loading import load
-from gpu_worker.settings import WorkerSettings
+from gpu_worker.settings import WorkerSettings, sizing_for, usable_cores
 
 # Where checkpoints lie between two runs.
 BETWEEN_RUNS = Path(tempfile.gettempdir()) / "serinette-benchmarks"
@@ -84,7 +84,7 @@ def on_gpu(size: str) -> Case:
         batches=(1, 2, 4, 8, 16),
         backlog_durations_s=(30.0, 60.0),
         backlog_songs=96,
-        backlog_ways=((1, 1), (2, 1), (16, 8)),
+        backlog_ways=((1, 1), (2, 1), (sizing_for(gpu=True, cores=usable_cores()).slots, 8)),
         compile=True,
     )
 
@@ -98,6 +98,6 @@ def on_cpu() -> Case:
         batches=(1, 2),
         backlog_durations_s=(10.0,),
         backlog_songs=8,
-        backlog_ways=((1, 1), (2, 1), (4, 2)),
+        backlog_ways=((1, 1), *((sizing_for(gpu=False, cores=1, max_batch=songs).slots, songs) for songs in (1, 2))),
         compile=False,
     )

@@ -20,7 +20,7 @@ from benchmarks.record import Figures
 from gpu_worker.engine.ace_step.sampling import TURBO
 from gpu_worker.engine.interface import BatchProgress, Song, SongRequest, StepObserver
 from gpu_worker.engine.serving.server import run
-from gpu_worker.settings import WorkerSettings, slots_for
+from gpu_worker.settings import WorkerSettings, sizing_for
 from gpu_worker.slot import __main__ as slot
 from gpu_worker.slot import encoding
 from gpu_worker.wire import AskVitals, Connection, Vitals
@@ -77,9 +77,14 @@ def measure() -> Figures:
     """Each feed's busy share of the engine, under a backlog; one of them with too few slots, to see that it shows."""
     return {
         "seconds": _SECONDS,
-        "feeds": [_measured(feed, slots_for(feed.max_batch, feed.encoders)) for feed in FEEDS],
+        "feeds": [_measured(feed, slots_of(feed)) for feed in FEEDS],
         "starved": _measured(STARVED, 2),
     }
+
+
+def slots_of(feed: Feed) -> int:
+    """As many as a pod of so many cores would have."""
+    return sizing_for(gpu=True, cores=feed.encoders, max_batch=feed.max_batch).slots
 
 
 def _measured(feed: Feed, slots: int) -> Figures:

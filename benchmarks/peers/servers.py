@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from redis import Redis
 
 from serinette.leash import leashed
@@ -78,6 +80,18 @@ def started(
     finally:
         process.terminate()
         process.wait()
+
+
+@cache
+def _listener(port: int) -> psutil.Process:
+    processes = psutil.Process().children(recursive=True)
+    return next(each for each in processes if any(it.laddr.port == port for it in each.net_connections("tcp")))
+
+
+def cpu_s(port: int) -> float:
+    """CPU seconds so far of the process of ours that listens on a port."""
+    used = _listener(port).cpu_times()
+    return float(used.user + used.system)
 
 
 def wait_until(port: int, path: str, field: str, process: subprocess.Popen[bytes]) -> None:

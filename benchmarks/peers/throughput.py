@@ -8,7 +8,7 @@ have none of them.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from benchmarks.peers.servers import (
     LOAD_CORE,
     SERVER_CORE,
     append_only,
+    cpu_s,
     durability_of,
     gateway,
     make_key,
@@ -43,13 +44,18 @@ class Turn:
     request: Request
     queued: Queued | None = None
 
-    def per_second(self, seconds: float) -> float:
-        """Answers a second; for submits each must have become a job."""
+    def measured(self, seconds: float, others: Mapping[str, int]) -> dict[str, float]:
+        """Answers a second, and microseconds of CPU that an answer took of the server and of `others`, by their ports;
+        for submits each answer must have become a job.
+        """
         before = self.queued() if self.queued else 0
+        ports = {"server": self.port, **others}
+        used_s = {name: -cpu_s(port) for name, port in ports.items()}
         answers, took_s = load(self.port, self.request, seconds)
         if self.queued and self.queued() - before != answers:
             raise RuntimeError(f"{answers} answers to {self.request.path}, and {self.queued() - before} jobs more")
-        return answers / took_s
+        cpu_us = {f"{name}_cpu_us": (used_s[name] + cpu_s(port)) / answers * 1e6 for name, port in ports.items()}
+        return {"per_s": answers / took_s, **cpu_us}
 
 
 Turns = dict[str, dict[str, Turn]]
@@ -93,15 +99,16 @@ def turns_of_ours(ports: dict[str, int], key: str, redis: Redis) -> Turns:
     }
 
 
-def compared(rates: dict[str, list[float]]) -> Figures:
-    """Each server's rate, and its ratios to those that had their turn in the same rounds."""
+def compared(rounds: dict[str, list[dict[str, float]]]) -> Figures:
+    """What was measured of each server, and the ratios of its rate to those that had their turn in the same rounds."""
+    rates = {name: [each["per_s"] for each in own] for name, own in rounds.items()}
     bases = {f"to_{base}": rates[base] for base in ("noop", "celery") if base in rates}
     return {
         name: {
-            "per_s": spread(own, 1),
-            **{to: spread([a / b for a, b in zip(own, base, strict=True)]) for to, base in bases.items()},
+            **{figure: spread([each[figure] for each in own], 1) for figure in own[0]},
+            **{to: spread([a / b for a, b in zip(rates[name], base, strict=True)]) for to, base in bases.items()},
         }
-        for name, own in rates.items()
+        for name, own in rounds.items()
     }
 
 
@@ -117,17 +124,20 @@ def measure(rounds: int = 5, round_s: float = 3.0, appendfsync: str = "always") 
         turns = turns_of_peers(peers, redis)
         for kind, more in turns_of_ours(ours, key, redis).items():
             turns[kind] |= more
-        rates: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in turns[kind]} for kind in turns}
+        others = {"valkey": int(redis.connection_pool.connection_kwargs["port"])}
+        found: dict[str, dict[str, list[dict[str, float]]]] = {
+            kind: {name: [] for name in turns[kind]} for kind in turns
+        }
         for number in range(rounds + 1):  # the first one warms up, uncounted
             for kind, servers in turns.items():
                 for name, turn in servers.items():
-                    rate = turn.per_second(round_s if number else WARM_UP_S)
-                    rates[kind][name] += [rate] if number else []
+                    figures = turn.measured(round_s if number else WARM_UP_S, others)
+                    found[kind][name] += [figures] if number else []
         return {
             "rounds": rounds,
             "round_s": round_s,
             "connections": CONNECTIONS,
             "cores": {"server": SERVER_CORE, "valkey_and_load": LOAD_CORE},
             "valkey": durability_of(redis),
-            **{kind: compared(each) for kind, each in rates.items()},
+            **{kind: compared(each) for kind, each in found.items()},
         }

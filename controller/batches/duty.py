@@ -17,8 +17,7 @@ from controller.batches.plan import LaneRoom, Step, backlog, ended_parts, next_l
 from controller.batches.release import Releaser
 from controller.settings import ControllerSettings
 from serinette.batch import BatchStatus, LineOrder, LineStatus, line_job_id
-from serinette.batches.files import BatchFiles
-from serinette.batches.lines import Lines
+from serinette.batches.lines import BatchFiles, Lines
 from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.errors import Gone, NotFound, StoreUnavailable
 from serinette.job import JobError, now

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from controller.batches.plan import MOST_UNDECIDED, LaneRoom, Step, share, why
 from serinette.batch import BATCH_LABEL, LANE, LINE_LABEL, BatchHeader, LineOrder, LineStatus, line_job_id
-from serinette.batches.files import BatchFiles
-from serinette.batches.lines import CANCELED
+from serinette.batches.lines import CANCELED, BatchFiles
 from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.credentials import Limits
 from serinette.job import JobOptions

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 
 from controller.containers.manifest import MAX_STEP_BYTES, Order
 from serinette.container import ContainerSpec, Input, Output, is_file_name
-from serinette.container_settings import ContainerSettings
 from serinette.errors import InvalidSpec, NotFound
 from serinette.job import Record
 from serinette.jobs import Entry
@@ -21,6 +20,7 @@ from serinette.names import (
     upload_audio_key,
     upload_prefix,
 )
+from serinette.settings import ContainerSettings
 from serinette.store import Store
 
 _MOST_WARNINGS = 21
@@ -33,7 +33,7 @@ class _ListedOutput(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """As serinette/container_steps.py writes it."""
+    """As controller/containers/steps.py writes it."""
 
     outputs: list[_ListedOutput] = []
     left_out: list[str] = []

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from serinette.container import ContainerSpec
-from serinette.container_settings import ContainerSettings, Machines
 from serinette.names import Lane
+from serinette.settings import ContainerSettings, Machines
 
 JOB_LABEL = "serinette.dev/job"
 ATTEMPT_LABEL = "serinette.dev/attempt"
 TENANT_LABEL = "serinette.dev/tenant"
 
-# Containers of the pod. The two beside the command run serinette/container_steps.py.
+# Containers of the pod. The two beside the command run controller/containers/steps.py.
 MAIN, FETCH, UPLOAD = "main", "fetch", "upload"
 
 # A container that is taken from its node loses its work: autoscalers are to take another node.
@@ -47,7 +47,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One attempt. `fetch` and `upload` are what serinette/container_steps.py reads."""
+    """One attempt. `fetch` and `upload` are what controller/containers/steps.py reads."""
 
     job_id: str
     tenant: str
@@ -175,7 +175,7 @@ def _step(name: str, settings: ContainerSettings, given: object, mount: Object) 
     return {
         "name": name,
         "image": settings.containers_steps_image,
-        "command": [*(_INIT if name == FETCH else ()), "python", "-m", "serinette.container_steps", name],
+        "command": [*(_INIT if name == FETCH else ()), "python", "-m", "controller.containers.steps", name],
         "env": [{"name": "SERINETTE_STEP", "value": _literal(json.dumps(given))}],
         "resources": _STEP_RESOURCES,
         "securityContext": _confined(read_only=True),

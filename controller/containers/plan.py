@@ -14,9 +14,9 @@ from enum import StrEnum
 from typing import Any
 
 from controller.containers.manifest import ATTEMPT_LABEL, FETCH, JOB_LABEL, MAIN, UPLOAD
+from controller.containers.steps import GONE
+from controller.pod_explanations import wanting_nodes
 from serinette.container import ContainerSpec
-from serinette.container_settings import ContainerSettings
-from serinette.container_steps import GONE
 from serinette.errors import (
     ContainerFailed,
     EngineOutOfMemory,
@@ -28,6 +28,7 @@ from serinette.errors import (
 )
 from serinette.job import Attempt, JobError, JobStatus, Stage
 from serinette.jobs import Entry
+from serinette.settings import ContainerSettings
 
 Object = Mapping[str, Any]
 
@@ -265,7 +266,7 @@ def _never_begins(pod: Object, settings: ContainerSettings, at: datetime) -> End
         return Ending(_error(ContainerFailed, text, retryable=False))
     unplaced = _condition(pod, "PodScheduled", "False")
     if unplaced is not None and _seconds(created, None, at) > start_s:
-        why = str(unplaced.get("message", ""))[:300] or "the scheduler gave no reason"
+        why = wanting_nodes(str(unplaced.get("message", ""))) or "the operator can see why"
         return Ending(_error(Unschedulable, f"no node took the container within {start_s:g} s: {why}"))
     return None
 

@@ -37,12 +37,12 @@ from controller.containers.plan import (
 from controller.leader_election import FailureLog
 from serinette import logs
 from serinette.container import CONTAINERS_POOL, ContainerSpec, Run
-from serinette.container_settings import ContainerSettings
 from serinette.errors import ClusterUnavailable, InvalidSpec, StoreUnavailable
 from serinette.job import JobStatus, Progress, Stage, now
 from serinette.jobs import Entry, Jobs, Lease, Outcome, Seen, calls
 from serinette.jobs.finishing import finish_as, put_record, record_of
 from serinette.names import Lane, log_key, manifest_key
+from serinette.settings import ContainerSettings
 from serinette.store import Store
 
 log = logging.getLogger(__name__)

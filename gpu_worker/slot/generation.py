@@ -52,6 +52,7 @@ class Generation:
         self._store = RetryingStore(resources.store, settings.store_patience_s, held.check)
         self._spool = resources.spool
         self._run_dir = settings.run_dir
+        self._tag_texts = settings.tag_texts
         self._encoders = Encoders(settings.run_dir, settings.encoders)
         self._encoding: dict[int, Future[Encoded]] = {}
         self._parcel: Parcel | None = None
@@ -112,7 +113,8 @@ class Generation:
         request = Generate(job_id=held.job_id, spec=spec.to_wire(), audio=audio, alone=held.suspect)
 
         def keep(index: int, song: Audio, decoded: Samples) -> None:
-            tags = song_tags(spec, self._seed(song, index), model.name, model.revision, held.job_id)
+            seed = self._seed(song, index)
+            tags = song_tags(spec, seed, model.name, model.revision, held.job_id, texts=self._tag_texts)
             self._encoding[index] = self._encoders.submit(decoded, model.sample_rate, spec, tags)
 
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from enum import StrEnum
@@ -10,10 +11,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from serinette.cli import batches, containers, jobs, keys, server, status
+from serinette.cli import batches, containers, jobs, keys, server, status, tenants
 from serinette.cli.doctor import doctor
 from serinette.cli.replay import replay
-from serinette.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, errors
+from serinette.cli.terminal import EXIT_CLOSED_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, errors
 from serinette.errors import InvalidBatch, SerinetteError, Unavailable
 
 app = typer.Typer(
@@ -32,15 +33,18 @@ app.command("submit")(jobs.submit)
 app.command("run")(containers.run)
 app.command("watch")(jobs.watch)
 app.command("jobs")(jobs.jobs)
+app.command("show")(jobs.show)
 app.command("cancel")(jobs.cancel)
 app.command("queue")(status.queue)
 app.command("workers")(status.workers)
+app.command("models")(status.models)
 app.command("usage")(status.usage)
 app.command("replay")(replay)
 app.add_typer(batches.app, name="batch", no_args_is_help=True)
 app.command("doctor")(doctor)
 app.command("convert")(server.convert)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
+app.add_typer(tenants.app, name="tenants", no_args_is_help=True)
 
 
 # Of which of our extras a package is that a command may miss.
@@ -85,8 +89,18 @@ def completion(shell: Annotated[Shell, typer.Argument(show_default=False)]) -> N
     app(args=[], prog_name="serinette")
 
 
+def _words(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return f"a file or the terminal holds what is no text in its encoding: {error}"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
 def run() -> None:
-    """Run a command; every error on purpose is one message and an exit status."""
+    """Run a command; whatever it is given, a failure is one message and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters of prompts
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SerinetteError as error:
@@ -99,6 +113,12 @@ def run() -> None:
         if (extra := _EXTRAS.get(error.name or "")) is None:
             raise
         errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[{extra}]'", soft_wrap=True)
+        sys.exit(EXIT_FAILED)
+    except BrokenPipeError:  # the program that reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit goes nowhere
+        sys.exit(EXIT_CLOSED_PIPE)
+    except (OSError, UnicodeError) as error:
+        errors.print(f"[bold red]Error:[/] {escape(_words(error))}", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         errors.print("Interrupted.")

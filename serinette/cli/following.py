@@ -99,8 +99,20 @@ def write_songs(client: Client, job: Job, path: Path | None) -> list[Path]:
     songs = job.result.artifacts if job.result else ()
     written = [path_of(path or Path(f"{job.id}.{song.format}"), song.index, len(songs)) for song in songs]
     for song, to in zip(songs, written, strict=True):
-        client.download(job, to, song.index)
+        with kept(job, to):
+            client.download(job, to, song.index)
     return written
+
+
+@contextmanager
+def kept(job: Job, to: Path) -> Iterator[None]:
+    """An error while a song is written, with how to fetch it: it stays where it was generated."""
+    try:
+        yield
+    except OSError as error:
+        raise SerinetteError(
+            f"cannot write {to}: {error.strerror or error}. The song is kept: {program()} watch {job.id} --output FILE"
+        ) from error
 
 
 def path_of(path: Path, index: int, count: int) -> Path:

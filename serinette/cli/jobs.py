@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,17 @@ from rich.table import Column
 from serinette.cli import containers, following
 from serinette.cli import options as option
 from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, JobId, Output, Server, connect, format_of, label_of
-from serinette.cli.terminal import STATUS_STYLES, age, errors, output, print_submitted, program, show_table
+from serinette.cli.terminal import (
+    STATUS_STYLES,
+    age,
+    errors,
+    output,
+    print_submitted,
+    program,
+    seconds,
+    show_table,
+    state,
+)
 from serinette.client import DEFAULT_URL, Client
 from serinette.errors import SerinetteError
 from serinette.job import Job, JobOptions, JobStatus
@@ -67,6 +77,8 @@ def submit(
 ) -> None:
     """Queue a song, watch its progress and write it to a file."""
     params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
+    if wait:
+        option.check_output(output_path)
     _check(params, output_path)
     with connect(server, api_key) as client:
         spec, options = _spec_of({**params, **_uploaded(client, params)}, output_path)
@@ -120,6 +132,8 @@ def _audio_id(client: Client, value: str) -> str:
 def _text(value: str) -> str:
     """A text, or for @FILE what the file holds."""
     if not value.startswith("@"):
+        if "\n" not in value and value.endswith((".txt", ".lrc")) and Path(value).is_file():
+            raise typer.BadParameter(f"{value} is a file: to sing what is in it, write @{value}", param_hint="--lyrics")
         return value
     try:
         return Path(value[1:]).read_text()
@@ -138,6 +152,8 @@ def watch(
     """Watch a job that was submitted before, and write its song to a file; a container's outputs to a directory."""
     with connect(server, api_key) as client:
         job = client.get(job_id)
+        if not job.container:
+            option.check_output(output_path)
         to_the_end = containers.finish if job.container else following.finish
         to_the_end(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
 
@@ -159,6 +175,46 @@ def jobs(
     show_jobs(page.jobs)
     if page.next_cursor:
         errors.print(f"There are more: {program()} jobs -n {min(100, 2 * limit)}", style="dim")
+
+
+def show(
+    job_id: JobId,
+    as_json: AsJson = False,
+    server: Server = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Show one job: where it is, what it waits for, how its attempts went, and its songs."""
+    with connect(server, api_key) as client:
+        job = client.get(job_id)
+    if as_json:
+        output.print_json(job.model_dump_json())
+        return
+    rows = [(name, escape(" ".join(value.split()))) for name, value in _facts(job) if value]
+    show_table((Column("FIELD", no_wrap=True), Column("VALUE", overflow="fold")), rows)
+
+
+def _facts(job: Job) -> Iterator[tuple[str, str]]:
+    yield "job", job.id
+    yield "status", state(job) + (f", {seconds(job.eta_s)} left" if job.eta_s is not None else "")
+    yield "waits for", job.waiting_for or ""
+    yield "prompt", job.container.image if job.container else job.spec.prompt
+    yield "pool, lane", f"{job.pool}, {job.lane}"
+    yield "created", f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    yield "ended", f"{job.ended_at:%Y-%m-%d %H:%M:%S} UTC" if job.ended_at else ""
+    yield "labels", ", ".join(f"{name}={value}" for name, value in job.labels.items())
+    for attempt in job.attempts:
+        yield (
+            f"attempt {attempt.number}",
+            f"on {attempt.worker}" + (f": {attempt.error.message}" if attempt.error else ""),
+        )
+    yield "error", f"{job.error.code}: {job.error.message}" if job.error else ""
+    for song in job.result.artifacts if job.result else ():
+        yield (
+            f"song {song.index}",
+            f"{song.duration_s:.1f} s of {song.format}, {song.size_bytes:,} bytes, seed {song.seed}",
+        )
+    for warning in job.result.warnings if job.result else ():
+        yield "warning", warning
 
 
 def cancel(

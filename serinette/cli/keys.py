@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
+from urllib.parse import quote
 
 import typer
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Column
 
@@ -64,12 +65,12 @@ def create(
     from serinette import credentials  # noqa: PLC0415  # as heavy as a server, which other commands are not
 
     life_s = _seconds(expires, "--expires") if expires else None
-    key, kept = credentials.new_key(_tenant(tenant), note=note, expires_at=_later(life_s))
+    key, kept = credentials.new_key(checked_tenant(tenant), note=note, expires_at=_later(life_s))
     if declare:
         errors.print('For the "keys" of the file; the key itself is below.')
         errors.print_json(kept.model_dump_json())
     else:
-        with _place(redis_url, data_dir) as place:
+        with opened(redis_url, data_dir) as place:
             credentials.save(place.redis, place.keys, kept)
     _show(key, kept, as_json=as_json)
 
@@ -79,7 +80,7 @@ def list_(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir
     """List the keys in Redis. Those that a file declares stand there."""
     from serinette import credentials  # noqa: PLC0415  # as in `create`
 
-    with _place(redis_url, data_dir) as place:
+    with opened(redis_url, data_dir) as place:
         found = credentials.list_credentials(place.redis, place.keys)
     if as_json:
         shown = [credential.model_dump(mode="json", exclude={"sha256"}) for credential in found]
@@ -95,7 +96,7 @@ def revoke(key_id: KeyId, as_json: AsJson = False, redis_url: RedisUrl = None, d
     """End a key, and the links that were signed with it, within seconds."""
     from serinette import credentials  # noqa: PLC0415  # as in `create`
 
-    with _place(redis_url, data_dir) as place:
+    with opened(redis_url, data_dir) as place:
         credentials.revoke(place.redis, place.keys, key_id)
     if as_json:
         output.print_json(json.dumps({"id": key_id, "revoked": True}))
@@ -113,7 +114,7 @@ def rotate(
     """Make a new key for the same tenant; the old one ends after the overlap."""
     from serinette import credentials  # noqa: PLC0415  # as in `create`
 
-    with _place(redis_url, data_dir) as place:
+    with opened(redis_url, data_dir) as place:
         old = credentials.find(place.redis, place.keys, key_id)
         key, kept = credentials.new_key(old.tenant, note=old.note)
         credentials.save(place.redis, place.keys, kept)
@@ -145,8 +146,8 @@ def limit(
         requests_per_minute=per_minute,
         gpu_seconds_per_day=gpu_seconds,
     )
-    with _place(redis_url, data_dir) as place:
-        credentials.set_limits(place.redis, place.keys, _tenant(tenant), allowed)
+    with opened(redis_url, data_dir) as place:
+        credentials.set_limits(place.redis, place.keys, checked_tenant(tenant), allowed)
     if as_json:
         output.print_json(json.dumps({tenant: allowed.model_dump(mode="json")}))
     else:
@@ -158,7 +159,7 @@ def limits(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDi
     """List what tenants may use; those that are not listed may use all."""
     from serinette import credentials  # noqa: PLC0415  # as in `create`
 
-    with _place(redis_url, data_dir) as place:
+    with opened(redis_url, data_dir) as place:
         found = credentials.limits(place.redis, place.keys)
     if as_json:
         output.print_json(json.dumps({name: allowed.model_dump(mode="json") for name, allowed in found.items()}))
@@ -189,7 +190,8 @@ def _words(allowed: Limits) -> str:
     )
 
 
-def _tenant(name: str) -> str:
+def checked_tenant(name: str) -> str:
+    """A tenant's name. Raises typer.BadParameter."""
     from serinette.credentials import TenantName  # noqa: PLC0415  # as in `create`
 
     try:
@@ -212,15 +214,15 @@ def _later(seconds: float | None) -> datetime | None:
 
 
 @contextmanager
-def _place(redis_url: str | None, data_dir: Path) -> Iterator[Place]:
+def opened(redis_url: str | None, data_dir: Path) -> Iterator[Place]:
+    """The gateways' Redis, or that of `serinette up`. Raises QueueUnavailable."""
     from redis import RedisError  # noqa: PLC0415  # as in `create`
 
-    from serinette.settings import SharedSettings, connect_redis  # noqa: PLC0415  # as in `create`
+    from serinette.settings import SharedSettings, connect_redis, read  # noqa: PLC0415  # as in `create`
 
-    settings, socket = SharedSettings(), data_dir.absolute() / "valkey.sock"
-    url = redis_url or (f"unix://{socket}" if socket.exists() else None)
-    if url:
-        settings = settings.model_copy(update={"redis_url": SecretStr(url)})
+    socket = data_dir.absolute() / "valkey.sock"
+    url = redis_url or (f"unix://{quote(str(socket))}" if socket.exists() else None)
+    settings = read(SharedSettings, **({"redis_url": url} if url else {}))
     try:
         with connect_redis(settings) as redis:
             yield Place(redis, settings.keys)

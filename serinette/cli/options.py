@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,16 @@ CancelOnInterrupt = Annotated[
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False)]
 
 
+# Other names of the formats.
+_OTHER_ENDINGS = {"opus": AudioFormat.OGG, "oga": AudioFormat.OGG, "aac": AudioFormat.M4A, "mp4": AudioFormat.M4A}
+# Of a file that is written beside its place, and numbered.
+_LONGEST_NAME_BYTES = 240
+
+
 def connect(server: str, api_key: str | None) -> Client:
     """A client that waits for a gateway that goes away, but says at once when there was none."""
+    if "://" not in server:
+        server = f"http://{server}"  # as people write it
     return Client(server, api_key=api_key, retry=Retry(unanswered=False))
 
 
@@ -51,17 +60,41 @@ def label_of(text: str) -> tuple[str, str]:
     return name, value
 
 
+def check_output(path: Path | None) -> None:
+    """Check that a song can be written there, before it is ordered.
+
+    Raises:
+        typer.BadParameter: it cannot.
+    """
+    if path is None or path == Path("-"):
+        path = Path("song")  # in the current directory, or nowhere
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise _not_written(f"the directory {path.absolute().parent} cannot be written to")
+        return
+    if path.is_dir() or str(path).endswith(("/", os.sep)):
+        raise _not_written(f"{path} is a directory: name a file in it, e.g. {path / 'song.mp3'}")
+    if not path.absolute().parent.is_dir():
+        raise _not_written(f"the directory {path.absolute().parent} does not exist")
+    if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
+        raise _not_written(f"the file's name is longer than {_LONGEST_NAME_BYTES} bytes")
+    # It is written beside its place first.
+    if not os.access(path.absolute().parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise _not_written(f"{path} cannot be written")
+
+
+def _not_written(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="--output")
+
+
 def format_of(path: Path | None) -> AudioFormat:
     """The format that the ending of a path names; mp3 when there is none."""
     if path is None or path == Path("-"):
         return AudioFormat.MP3
-    if not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"the directory {path.absolute().parent} does not exist", param_hint="--output")
     ending = path.suffix.lower().removeprefix(".") or AudioFormat.MP3
     try:
-        return AudioFormat(ending)
+        return AudioFormat(_OTHER_ENDINGS.get(ending, ending))
     except ValueError:
-        allowed = ", ".join(AudioFormat)
+        allowed = ", ".join([*AudioFormat, *_OTHER_ENDINGS])
         raise typer.BadParameter(
             f"{path} ends in no format that can be written ({allowed}): add --format", param_hint="--output"
         ) from None

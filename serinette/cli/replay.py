@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from serinette.cli.following import follow_or_leave
-from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, Server, connect
+from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, Server, check_output, connect
 from serinette.cli.terminal import EXIT_PARTLY, errors, output
 from serinette.client import DEFAULT_URL
 from serinette.errors import GenerationError, RequestError
@@ -51,9 +51,13 @@ def replay(
     """Make a song again from its own tags, and say whether it has the same bits. Exit status 4: it has not."""
     from serinette.media import read_song_tags  # noqa: PLC0415  # PyAV and numpy, which other commands need not
 
+    if output_path is not None:
+        check_output(output_path)
     tags = read_song_tags(song)
     if tags is None:
         raise RequestError(f"{song} has no tags of ours: only songs that a Serinette made can be made again")
+    if not tags.texts:
+        raise RequestError(f"{song} was written without its prompt and lyrics (SERINETTE_TAG_TEXTS=false)")
     with connect(server, api_key) as client, tempfile.TemporaryDirectory() as directory:
         job = client.submit(spec_of(tags))
         job = follow_or_leave(client, job, cancel_on_interrupt=cancel_on_interrupt)

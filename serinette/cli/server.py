@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from serinette import __version__
 from serinette.cli.following import follow
+from serinette.cli.options import check_output
 from serinette.cli.terminal import ProcessView, errors, output, program, seconds
 from serinette.client import DEFAULT_URL, Client
 from serinette.errors import ConfigurationError, GenerationError
@@ -123,6 +124,7 @@ def demo(
 ) -> None:
     """Start everything, generate one song of 15 s on the bundled checkpoint, and end everything."""
     require_server("`serinette demo`")
+    check_output(output_path)
     from serinette.local import LocalOptions  # noqa: PLC0415  # as in `up`
 
     options = LocalOptions(

@@ -31,6 +31,7 @@ EXIT_UNREACHABLE = 3  # no server answers
 EXIT_PARTLY = 4  # done, but not all is well: some songs of a batch failed, or a replay has other bits
 EXIT_NO_CODE = 125  # a container ended without an exit code of its own
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141  # as a program that SIGPIPE ends
 
 
 class Bar:

@@ -139,13 +139,15 @@ def _error(response: httpx.Response) -> SerinetteError:
     """The error that a problem+json answer names; for any other answer, by its status code."""
     try:
         problem = response.json()
+        if not isinstance(problem["detail"], str):
+            raise TypeError("the detail is no text")
         error = of_code(problem["code"], problem["detail"])
         error.field = problem.get("field")
         if isinstance(error, InvalidBatch):
             error.lines = tuple(
                 (each["line"], each.get("field"), each["message"]) for each in problem.get("errors", ())
             )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         kind = Unavailable if response.status_code in _REFUSED | _LOST else SerinetteError
         error = kind(f"{response.request.url} answered {response.status_code} {response.reason_phrase}")
     return error

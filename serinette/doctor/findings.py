@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 
 
 class Level(StrEnum):
@@ -23,33 +24,19 @@ class Finding:
 
     part: str  # queue, store, clock, cluster, keda, gpu, storage, pods, scaling
     check: str
-    level: Level
     message: str
     remedy: str = ""  # what to do; of all but OK
+    level: Level = Level.OK
 
     def as_json(self) -> dict[str, str]:
         """For --json."""
         return {name: str(value) for name, value in asdict(self).items()}
 
 
-def ok(part: str, check: str, message: str) -> Finding:
-    """All is well."""
-    return Finding(part, check, Level.OK, message)
-
-
-def bad(part: str, check: str, message: str, remedy: str) -> Finding:
-    """It does not work so."""
-    return Finding(part, check, Level.BAD, message, remedy)
-
-
-def warning(part: str, check: str, message: str, remedy: str) -> Finding:
-    """It works, until it does not."""
-    return Finding(part, check, Level.WARNING, message, remedy)
-
-
-def unknown(part: str, check: str, message: str, remedy: str) -> Finding:
-    """It could not be looked at."""
-    return Finding(part, check, Level.UNKNOWN, message, remedy)
+ok = Finding
+bad = partial(Finding, level=Level.BAD)
+warning = partial(Finding, level=Level.WARNING)
+unknown = partial(Finding, level=Level.UNKNOWN)
 
 
 # Of one question. Each has shorter timeouts of its own on the network; a resolver, say, has none.
@@ -100,4 +87,4 @@ def judge_clock(whose: str, ahead_s: float, resolution_s: float = 0.0) -> Findin
     side = "ahead of" if ahead_s > 0 else "behind"
     level = Level.BAD if off_s >= _SKEW_BAD_S else Level.WARNING
     message = f"{whose}'s clock is {abs(ahead_s):.1f} s {side} this machine's"
-    return Finding("clock", whose, level, message, "let both machines keep time by NTP (chronyc tracking; timedatectl)")
+    return Finding("clock", whose, message, "let both machines keep time by NTP (chronyc tracking; timedatectl)", level)

@@ -1,4 +1,4 @@
-"""KEDA: whether it is at work in a cluster, and whether each pool's ScaledObject looks where the workers look."""
+"""KEDA: whether it is at work in a cluster, and whether it reads of each pool what is in Redis."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from contextlib import closing
 from typing import Any
 
 from redis import Redis, RedisError
-from redis.connection import parse_url
 
 from serinette.doctor.cluster import Answer, ClusterSeen, Object
 from serinette.doctor.findings import Finding, bad, ok, unknown, warning
-from serinette.names import Keys, Lane
+from serinette.names import Lane
 from serinette.settings import SharedSettings, connect_redis
 
 LEAST_KEDA = (2, 20)
@@ -97,11 +96,10 @@ def _external_metrics(seen: ClusterSeen, answer: Answer) -> Iterator[Finding]:
 
 
 def judge_scaling(seen: ClusterSeen, count: Count | None) -> Iterator[Finding]:
-    """Each ScaledObject: ready, looking at the workers' keys, and not blind. `count`: of Redis; None: not asked."""
+    """Each ScaledObject: ready, and reading what is in Redis. `count`: of Redis; None: it was not asked."""
     for each in seen["scaledobjects"].items:
         name = str(each["metadata"]["name"])
         yield from _state(seen, each, name)
-        yield from _keys(seen, each, name)
         if count is None:
             remedy = "give --redis-url (through `kubectl port-forward`), or run the doctor where Redis is reached"
             yield unknown("scaling", name, "KEDA's number is not compared: Redis was not asked", remedy)
@@ -127,36 +125,6 @@ def _state(seen: ClusterSeen, scaled_object: Object, name: str) -> Iterator[Find
         yield bad("scaling", name, message, remedy)
     else:
         yield ok("scaling", name, "KEDA is at work on it")
-
-
-def _keys(seen: ClusterSeen, scaled_object: Object, name: str) -> Iterator[Finding]:
-    """Whether KEDA's triggers name the database and the keys that the pool's workers use."""
-    pool = str(scaled_object["metadata"].get("labels", {}).get("serinette.dev/pool", name))
-    environment = _environment(seen, pool)
-    if "SERINETTE_REDIS_URL" not in environment:
-        return
-    url: dict[str, Any] = parse_url(environment["SERINETTE_REDIS_URL"])  # type: ignore[no-untyped-call]  # redis-py's
-    keys, database = Keys(environment.get("RQ_KEY_PREFIX", "rq")), int(url.get("db") or 0)
-    remedy = "render both from one chart: redis.db, redis.prefix and the pool's name feed workers and triggers alike"
-    triggers = [each["metadata"] for each in scaled_object["spec"]["triggers"]]
-    other = {int(each.get("databaseIndex", 0)) for each in triggers} - {database}
-    for number in sorted(other):
-        message = f"KEDA looks at database {number}, the workers use {database}: it reads 0 in silence"
-        yield bad("scaling", name, message, remedy)
-    pool = environment.get("SERINETTE_POOL", pool)
-    expected = {keys.waiting(pool, lane) for lane in Lane} | {keys.busy(pool), keys.brake(pool)}
-    if unlike := sorted({str(each.get("listName")) for each in triggers} ^ expected):
-        yield bad("scaling", name, f"KEDA and the workers name other keys: {', '.join(unlike)}", remedy)
-    elif not other:
-        yield ok("scaling", name, "its triggers name the workers' own database and keys")
-
-
-def _environment(seen: ClusterSeen, pool: str) -> dict[str, str]:
-    for each in seen["deployments"].items:
-        if each["metadata"].get("labels", {}).get("serinette.dev/pool") == pool:
-            entries = each["spec"]["template"]["spec"]["containers"][0].get("env") or []
-            return {entry["name"]: entry["value"] for entry in entries if "value" in entry}
-    return {}
 
 
 def _number(seen: ClusterSeen, scaled_object: Object, name: str, count: Count) -> Finding:

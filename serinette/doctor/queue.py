@@ -170,36 +170,33 @@ def judge_info(info: Mapping[str, Any]) -> Iterator[Finding]:
         yield bad("queue", "role", "this is a replica, which takes no writes", f"name the primary, {primary}")
     else:
         yield ok("queue", "role", "a primary, by itself")
-    yield from (_eviction(info), _append_only(info), _memory(info))
+    yield from _losses(info)
 
 
-def _eviction(info: Mapping[str, Any]) -> Finding:
-    policy = info.get("maxmemory_policy", "?")
-    if policy == "noeviction":
-        return ok("queue", "eviction", "maxmemory-policy is noeviction")
+def _losses(info: Mapping[str, Any]) -> Iterator[Finding]:
+    """What erases or refuses jobs."""
+    policy, most, used = (info.get(name) for name in ("maxmemory_policy", "maxmemory", "used_memory"))
     remedy = "CONFIG SET maxmemory-policy noeviction, and in its configuration; else full memory erases jobs in silence"
-    if info.get("maxmemory"):
-        return bad("queue", "eviction", f"maxmemory-policy is {policy}", remedy)
-    return warning("queue", "eviction", f"maxmemory-policy is {policy}, harmless while there is no maxmemory", remedy)
-
-
-def _append_only(info: Mapping[str, Any]) -> Finding:
+    if policy == "noeviction":
+        yield ok("queue", "eviction", "maxmemory-policy is noeviction")
+    elif most:
+        yield bad("queue", "eviction", f"maxmemory-policy is {policy}", remedy)
+    else:
+        words = f"maxmemory-policy is {policy}, harmless while there is no maxmemory"
+        yield warning("queue", "eviction", words, remedy)
     if not info.get("aof_enabled"):
-        remedy = (
-            "CONFIG SET appendonly yes, and in its configuration: without it a restart of Redis loses accepted jobs"
-        )
-        return warning("queue", "append-only file", "appendonly is no", remedy)
-    if "err" in (info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status")):
-        return bad("queue", "append-only file", "its last write failed", "give Redis's disk room; see its log")
-    return ok("queue", "append-only file", "kept, and written without error")
-
-
-def _memory(info: Mapping[str, Any]) -> Finding:
-    most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
-    if most and used > 0.9 * most:
-        remedy = "raise maxmemory (chart: valkey.maxmemory and its resources): at the bound every write is refused"
-        return bad("queue", "memory", f"{used / most:.0%} of maxmemory is used", remedy)
-    return ok("queue", "memory", f"{used / 2**20:.0f} MiB used" + (f" of {most / 2**20:.0f}" if most else ", no bound"))
+        remedy = "CONFIG SET appendonly yes, and in its configuration: without it a restart loses accepted jobs"
+        yield warning("queue", "append-only file", "appendonly is no", remedy)
+    elif "err" in (info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status")):
+        yield bad("queue", "append-only file", "its last write failed", "give Redis's disk room; see its log")
+    else:
+        yield ok("queue", "append-only file", "kept, and written without error")
+    if most and used and used > 0.9 * most:
+        remedy = "raise maxmemory (chart: valkey.maxmemory and its resources): at the bound new jobs are refused"
+        yield bad("queue", "memory", f"{used / most:.0%} of maxmemory is used", remedy)
+    else:
+        bound = f" of {most / 2**20:.0f}" if most else ", no bound"
+        yield ok("queue", "memory", f"{(used or 0) / 2**20:.0f} MiB used{bound}")
 
 
 def _writable(redis: Redis, keys: Keys) -> Finding:
@@ -227,40 +224,26 @@ def _clock(redis: Redis) -> Finding:
 
 def _place(redis: Redis, keys: Keys, database: int, prefix: str) -> Finding:
     here = f"database {database}, prefix {prefix!r}"
-    if _is_ours(redis, keys):
+    if redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials):
         return ok("queue", "place", f"a Serinette works here ({here})")
-    if elsewhere := [*_other_prefixes(redis), *_other_databases(redis, keys, database)]:
+    if elsewhere := list(_elsewhere(redis, database)):
         remedy = "if it is yours, correct the end of SERINETTE_REDIS_URL and RQ_KEY_PREFIX "
         remedy += "(chart: redis.db, redis.prefix)"
         return warning("queue", "place", f"no Serinette in {here}, but in {', '.join(elsewhere)}", remedy)
     return ok("queue", "place", f"no Serinette has worked here yet ({here})")
 
 
-def _is_ours(redis: Redis, keys: Keys) -> bool:
-    return bool(redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials))
-
-
-def _other_prefixes(redis: Redis) -> list[str]:
-    found: set[str] = set()
-    ending, scanned, cursor = ":serinette:counters", 0, -1
-    with suppress(RedisError):
-        while cursor != 0 and scanned < _MOST_KEYS_SCANNED:
-            cursor, names = redis.scan(max(0, cursor), match=f"*{ending}", count=1000)
-            texts = (name.decode() if isinstance(name, bytes) else name for name in names)
-            found |= {f"prefix {name.removesuffix(ending)!r} of this database" for name in texts}
-            scanned += 1000
-    return sorted(found)
-
-
-def _other_databases(redis: Redis, keys: Keys, database: int) -> Iterator[str]:
-    with suppress(RedisError):
+def _elsewhere(redis: Redis, database: int) -> Iterator[str]:
+    """Databases and prefixes of this server that a Serinette has worked in, among the first keys of each database."""
+    ending = ":serinette:counters"
+    lone: Redis = redis.client()  # type: ignore[no-untyped-call]  # redis-py's; a connection of its own
+    with suppress(RedisError), lone as connection:
         for name in redis.info("keyspace"):
-            lone: Redis = redis.client()  # type: ignore[no-untyped-call]  # redis-py's; a connection of its own
-            if (other := int(name.removeprefix("db"))) == database:
-                continue
-            with lone as connection:
-                connection.execute_command("SELECT", other)
-                ours = _is_ours(connection, keys)
-                connection.execute_command("SELECT", database)
-            if ours:
-                yield f"database {other}"
+            other, cursor, scanned = int(name.removeprefix("db")), -1, 0
+            connection.execute_command("SELECT", other)
+            while cursor != 0 and scanned < _MOST_KEYS_SCANNED:
+                cursor, found = connection.scan(max(0, cursor), match=f"*{ending}", count=1000)
+                scanned += 1000
+                where = "this database" if other == database else f"database {other}"
+                yield from (f"prefix {key.decode().removesuffix(ending)!r} of {where}" for key in found)
+        connection.execute_command("SELECT", database)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
@@ -29,8 +31,9 @@ _TEXTS = {True: f"#!lua flags=allow-oom\n{_BODY}", False: f"#!lua\n{_BODY}"}
 _SHAS = {flag: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for flag, text in _TEXTS.items()}
 
 
-# Most callers that share a round trip: each of them waits for all of it.
-_MOST_TOGETHER = 64
+# Callers that share a round trip: each of them waits for all of it. More than the fewest go in two halves, so that this
+# process works on one while the server works on the other.
+_FEWEST_TOGETHER, _MOST_TOGETHER = 4, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,8 @@ class _Request:
 class AsyncJobs:
     """Transitions over a client of the event loop. Raises RedisError when the server does not answer.
 
-    Calls of one turn of the event loop share a round trip and one wait for the disk: under load most of a transition's
-    cost is in the client.
+    Calls of one turn of the event loop share one or two round trips, and in each one wait for the disk: under load most
+    of a transition's cost is in the client.
     """
 
     def __init__(self, redis: redis_asyncio.Redis, prefix: str) -> None:
@@ -127,8 +130,9 @@ class AsyncJobs:
 
     def _start(self) -> None:
         requests, self._pending = self._pending, []
-        for first in range(0, len(requests), _MOST_TOGETHER):
-            self._send_soon(requests[first : first + _MOST_TOGETHER])
+        together = min(_MOST_TOGETHER, max(_FEWEST_TOGETHER, math.ceil(len(requests) / 2)))
+        for first in range(0, len(requests), together):
+            self._send_soon(requests[first : first + together])
 
     def _send_soon(self, requests: Sequence[_Request]) -> None:
         task = asyncio.create_task(self._send(requests))
@@ -172,16 +176,31 @@ class AsyncJobs:
         return [[*own, *disk] if each.wait_ms else own for each, own in zip(requests, answers, strict=True)]
 
     async def _execute(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        if len(commands) == 1:  # building a pipeline takes as long as sending one command
-            try:
-                return [await self.redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]  # redis-py's
-            except ResponseError as error:
-                return [error]
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            found: list[Any] = await pipe.execute(raise_on_error=False)
+        pool: Any = self.redis.connection_pool  # Any, because redis-py types blocking and asynchronous pools alike
+        connection = await pool.get_connection()
+        try:
+            found: list[Any] = await connection.retry.call_with_retry(
+                lambda: _exchange(connection, commands), lambda _: connection.disconnect()
+            )
             return found
+        finally:
+            await pool.release(connection)
+
+
+async def _exchange(connection: Any, commands: Sequence[Sequence[Argument]]) -> list[Any]:  # noqa: ANN401  # redis-py's
+    """The replies to commands, errors among them. A redis-py pipeline costs twice as much, for a timeout per reply."""
+    await connection.send_packed_command([part for each in commands for part in connection.pack_command(*each)])
+    found: list[Any] = []
+    try:
+        async with asyncio.timeout(connection.socket_timeout):
+            for _ in commands:
+                try:
+                    found.append(await connection.read_response(timeout=math.inf))  # the timeout is that around
+                except ResponseError as error:
+                    found.append(error)
+    except TimeoutError as error:
+        raise RedisTimeoutError("the server did not answer in time") from error
+    return found
 
 
 def is_of_one_job(error: Exception) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -30,6 +29,7 @@ def generate(job_id: str) -> None:
     raise RuntimeError(f"job {job_id} is for python -m gpu_worker, not for rq worker; it is put back")
 
 
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _FUNCTION = f"{__name__}.{generate.__name__}"
 
 
@@ -97,8 +97,8 @@ def rq_fields_of(job_id: str, pool: str, lane: Lane, kind: str, limits: tuple[in
     """RQ's hash of a job. `limits`: longest run in seconds, retention after its end in seconds, most attempts."""
     fields = dict(_rq_template(pool, lane, kind, limits))
     call = (_FUNCTION, None, (), {"job_id": job_id})
-    # Packed as RQ does it; a test compares it with RQ's own Job.
-    fields["data"] = zlib.compress(JSONSerializer.dumps(call))  # type: ignore[no-untyped-call]  # RQ ships it untyped
+    # Not compressed, which RQ reads as well: it would not become shorter.
+    fields["data"] = JSONSerializer.dumps(call)  # type: ignore[no-untyped-call]  # RQ ships it untyped
     return fields
 
 
@@ -123,10 +123,6 @@ def _rq_template(pool: str, lane: Lane, kind: str, limits: tuple[int, int, int])
     fields: dict[str, Any] = job.to_dict()
     # The transition writes its own times.
     return tuple((name, value) for name, value in fields.items() if value not in ("", None) and name != "created_at")
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 __all__ = ["Submission", "generate", "rq_fields_of"]

@@ -235,8 +235,7 @@ local function wait(id, job, front, at)
     redis.call('SADD', prefix .. ':queues', list_key(queue))
     redis.call(front and 'LPUSH' or 'RPUSH', list_key(queue), id)
     redis.call('ZADD', waiting_key(queue), string.format('%.0f', (front and -at or at) * 1000000), id)
-    redis.call('RPUSH', wake_key(job.pool), '1')
-    if redis.call('LLEN', wake_key(job.pool)) > MOST_TOKENS then redis.call('LPOP', wake_key(job.pool)) end
+    if redis.call('RPUSH', wake_key(job.pool), '1') > MOST_TOKENS then redis.call('LPOP', wake_key(job.pool)) end
 end
 
 -- Removes an id near the ends of RQ's list, where that is cheap. A deeper id is skipped when it reaches the head.
@@ -350,16 +349,15 @@ function transitions.submit()
         if not allowed then return {'refused', 'lane', '0', table.concat(lanes, ', ')} end
     end
     local spent = redis.call('HGET', own .. 'usage:' .. job.tenant .. ':' .. math.floor(at / 86400), 'gpu_s') or '0'
-    local unfinished = redis.call('ZCARD', in_flight)
+    local unfinished, waiting = redis.call('ZCARD', in_flight), redis.call('ZCARD', waiting_key(queue))
     for _, bound in ipairs({
         {'gpu', tonumber(spent), limit('gpu_seconds_per_day')}, {'in_flight', unfinished, limit('jobs_in_flight')},
         {'queued', unfinished - redis.call('ZCARD', running), limit('queued_jobs')},
-        {'waiting', redis.call('ZCARD', waiting_key(queue)), most_waiting},
+        {'waiting', waiting, most_waiting},
     }) do
         if bound[3] and bound[2] >= bound[3] then return {'refused', bound[1], tostring(bound[2]), tostring(bound[3])} end
     end
-    set(id, unpack(fields))
-    set(id, 'state', 'queued', 'created_at', seconds(at))
+    set(id, 'state', 'queued', 'created_at', seconds(at), unpack(fields))
     if erased then set(id, 'erased_at', seconds(erased)) end
     if job.start_in_s then
         set(id, 'start_by', seconds(at + job.start_in_s))
@@ -369,10 +367,11 @@ function transitions.submit()
         redis.call('ZADD', index, at, id)
     end
     if job.batch then redis.call('ZADD', batch_key('live', job), job.line, id) end
-    redis.call('HSET', rq_key(id), unpack(ARGV, 7, 6 + rq_count))
-    redis.call('HSET', rq_key(id), 'status', 'queued', 'created_at', iso(at), 'enqueued_at', iso(at))
+    local written = iso(at)
+    redis.call('HSET', rq_key(id), 'status', 'queued', 'created_at', written, 'enqueued_at', written,
+        unpack(ARGV, 7, 6 + rq_count))
     wait(id, job, false, at)
-    return {'new', redis.call('ZCARD', waiting_key(queue)), seconds(at)}
+    return {'new', waiting + 1, seconds(at)}
 end
 
 -- Whether a slot may claim the job from this queue now, or the reason why not. A job that was moved to another pool

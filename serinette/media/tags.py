@@ -13,10 +13,14 @@ from serinette.media.decoding import opened
 from serinette.spec import GenerationSpec
 
 _MARK = "serinette"
+# What clients write in their own words.
+_TEXTS = frozenset({"prompt", "lyrics"})
 
 
 class SongTags(BaseModel):
-    """Parsed tags of a song. `seed` is this song's own; the spec's seed is that of the job's first song."""
+    """Parsed tags of a song. `seed` is this song's own; the spec's seed is that of the job's first. `texts`: whether
+    prompt and lyrics are in the spec, or were kept out of the file.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -25,19 +29,25 @@ class SongTags(BaseModel):
     model: str
     model_revision: str
     job_id: str
+    texts: bool = True
 
 
-def song_tags(spec: GenerationSpec, seed: int, model: str, model_revision: str, job_id: str) -> dict[str, str]:
-    """Tags for `encode`: the document, and the prompt as title for players."""
+def song_tags(  # noqa: PLR0913  # all that the document holds
+    spec: GenerationSpec, seed: int, model: str, model_revision: str, job_id: str, *, texts: bool = True
+) -> dict[str, str]:
+    """Tags for `encode`: the document, and the prompt as title; without `texts` neither prompt nor lyrics."""
+    wire = {name: value for name, value in spec.to_wire().items() if texts or name not in _TEXTS}
     document = {
-        _MARK: spec.to_wire(),
+        _MARK: wire,
         "seed": seed,
         "model": model,
         "model_revision": model_revision,
         "job_id": job_id,
+        **({} if texts else {"texts": False}),
     }
     # WAV's tags have no character set, so the document is ASCII.
-    return {"title": " ".join(spec.prompt.split()), "comment": json.dumps(document)}
+    comment = {"comment": json.dumps(document)}
+    return {"title": " ".join(spec.prompt.split()), **comment} if texts else comment
 
 
 def read_song_tags(file: Path | BinaryIO) -> SongTags | None:

@@ -15,9 +15,8 @@ from controller.containers.manifest import MAIN, Order, manifest, selector
 from controller.settings import ControllerSettings
 from scripts.chart_tools import CHART
 from serinette.container import Ceilings, ContainerSpec
-from serinette.container_settings import ContainerSettings, Machines
 from serinette.names import Lane
-from serinette.settings import SharedSettings
+from serinette.settings import ContainerSettings, Machines, SharedSettings
 from tests.chart.rendering import Manifest, Render, find, of_kind
 from tests.kube import kubernetes_api
 

@@ -90,6 +90,16 @@ def test_where_the_data_is(render: Render, part: str) -> None:
     assert kept("monitoring") == ([{"name": "data", "emptyDir": {"sizeLimit": size}}], [])
 
 
+def test_the_alert_of_full_volumes_names_the_claims_that_hold_the_data(render: Render) -> None:
+    for values, claims in (
+        ("default", "data-serinette-valkey-0|data-serinette-seaweedfs-0"),
+        ("edge", "claim-of-valkey|claim-of-seaweedfs"),
+    ):
+        (rules,) = of_kind(render(values, "metrics.rules.enabled=true"), "PrometheusRule")
+        (alert,) = [each for each in rules["spec"]["groups"][0]["rules"] if each["alert"] == "SerinetteVolumeFills"]
+        assert f'persistentvolumeclaim=~"{claims}"' in alert["expr"]
+
+
 def test_the_gpu_values_keep_their_checkpoint(render: Render) -> None:
     objects = manifests(run(template_command([CHART / "ci" / "default-values.yaml", CHART / "values-gpu.yaml"])))
     worker = find(objects, "Deployment", "-worker-turbo")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from api.settings import GatewaySettings
 from controller.settings import ControllerSettings
 from gpu_worker.process_setup import engine_environment
-from gpu_worker.settings import slots_for
+from gpu_worker.settings import CPU_CORES, GPU_CORES, Sizing, sizing_for
 from serinette.settings import SharedSettings, read
 from tests.chart.rendering import Render, find, of_kind
 
@@ -67,20 +69,36 @@ GPU = {"resource": "nvidia.com/gpu", "count": 1}
 
 
 @pytest.mark.parametrize(
-    ("cpu", "max_batch", "encoders"),
-    [("16", 8, 16), (16, 8, 16), ("1500m", 2, 1), ("4000m", 2, 4), ("0.5", 1, 1), ("250m", 1, 1), ("2.5", 16, 2)],
+    ("asked", "gpu", "cores"),
+    [
+        ({}, False, CPU_CORES),
+        ({"maxBatch": 4}, False, CPU_CORES),
+        ({"resources": {"requests": {"cpu": "8"}}}, False, 8),
+        ({"gpu": GPU}, True, GPU_CORES),
+        ({"gpu": GPU, "maxBatch": None}, True, GPU_CORES),
+        ({"gpu": GPU, "maxBatch": 16, "resources": {"requests": {"cpu": 4}}}, True, 4),
+        ({"gpu": GPU, "maxBatch": 1, "resources": {"requests": {"cpu": "2.5"}}}, True, 2),
+        ({"gpu": GPU, "resources": {"requests": {"cpu": "1500m"}}}, True, 1),
+        ({"gpu": GPU, "resources": {"requests": {"cpu": "250m"}}}, True, 1),
+        ({"device": "cuda:0"}, True, GPU_CORES),
+        ({"runtimeClassName": "nvidia"}, True, GPU_CORES),
+        ({"runtimeClassName": "gvisor"}, False, CPU_CORES),
+    ],
 )
-def test_a_gpus_encoders_are_its_cores_and_slots_follow_the_workers_own_rule(
-    render: Render, cpu: object, max_batch: int, encoders: int
+def test_a_pool_is_sized_by_the_workers_own_rule(
+    render: Render, asked: dict[str, Any], gpu: bool, cores: int
 ) -> None:
-    pool = {"name": "default", "gpu": GPU, "maxBatch": max_batch, "resources": {"requests": {"cpu": cpu}}}
-    env = find(render("default", f"pools={json.dumps([pool])}"), "Deployment", "-worker-default").env
-    assert env["SERINETTE_ENCODERS"] == str(encoders)
-    assert env["SERINETTE_SLOTS"] == str(slots_for(max_batch, encoders))
+    worker = find(render("default", f"pools={json.dumps([{'name': 'default', **asked}])}"), "Deployment", "-worker-default")
+    names = ("SERINETTE_MAX_BATCH", "SERINETTE_ENCODERS", "SERINETTE_SLOTS")
+    expected = sizing_for(gpu=gpu, cores=cores, max_batch=asked.get("maxBatch") or 0)
+    assert Sizing(*(int(worker.env[name]) for name in names)) == expected
+    requested = worker.container["resources"]["requests"]["cpu"]
+    assert requested == asked.get("resources", {"requests": {"cpu": str(cores)}})["requests"]["cpu"]
 
 
-def test_a_cpus_worker_encodes_one_song_at_a_time(render: Render) -> None:
-    assert find(render(), "Deployment", "-worker-default").env["SERINETTE_ENCODERS"] == "1"
+def test_the_values_for_gpus_leave_it_to_the_rule(render: Render) -> None:
+    values = yaml.safe_load(Path("charts/serinette/values-gpu.yaml").read_text())["pools"][1]
+    assert "maxBatch" not in values and "cpu" not in values["resources"]["requests"]
 
 
 def test_memory_is_planned_by_the_engine_unless_it_is_set(render: Render) -> None:

@@ -12,8 +12,8 @@ from celpy.adapter import json_to_cel
 from controller.containers.manifest import Order, manifest
 from controller.settings import ControllerSettings
 from serinette.container import ContainerSpec, allowed_by
-from serinette.container_settings import ContainerSettings
 from serinette.names import Lane
+from serinette.settings import ContainerSettings
 from tests.chart.policies import denied, evaluated
 from tests.chart.rendering import Render, find, of_kind
 

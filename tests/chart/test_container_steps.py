@@ -20,8 +20,8 @@ import pytest
 
 from controller.containers.manifest import FETCH, MAIN, UPLOAD, Order, manifest
 from serinette.container import ContainerSpec
-from serinette.container_settings import ContainerSettings
 from serinette.names import Lane, manifest_key, output_key, song_prefix
+from serinette.settings import ContainerSettings
 from serinette.store import Store
 from tests import servers
 from tests.chart.podman import BASE, Podman

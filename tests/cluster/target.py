@@ -62,6 +62,7 @@ def target_of(environment: Mapping[str, str], current_context: str | None) -> Ta
 # Every release's own: small, quick to scale, gone with its namespace. Keys are asked for in tests of their own.
 BASE: dict[str, Any] = {
     "auth": {"enabled": False},
+    "cluster": {"readNodes": True, "protect": True},
     "gateway": {"replicas": 1, "jobTimeoutS": 1200, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
     "controller": {"replicas": 1},
     "valkey": {"persistence": {"size": "1Gi", "onUninstall": "Delete"}},
@@ -91,6 +92,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "settings": {"heartbeatS": 2, "heartbeatTtlS": 8},
         "pools": [{"name": "default", "max": 3, "jobsPerWorker": 1}],
     },
+    "at-min": {"keda": {"startAtMin": True}},
+    "at-min-upgraded": {"keda": {"startAtMin": True}, "settings": {"retentionS": 7200}},
     "shared": {"networkPolicy": {"enabled": False}},
     "guest": {
         "valkey": {"enabled": False},

@@ -37,7 +37,7 @@ def test_two_releases_on_one_redis_by_prefix(release: Release) -> None:
 WRONG = (
     ("redis", "0", "wrong", "refuses this user or password"),
     ("redis", "99", None, "has no such database"),
-    ("redis", "5", None, "but in database 0"),
+    ("redis", "5", None, "of database 0"),
     ("rediss", "0", None, "we speak TLS and the server does not"),
 )
 
@@ -112,6 +112,7 @@ def test_uninstall_leaves_nothing_after_keda_was_removed(release: Release) -> No
 @needs(MAY_STOP_KEDA)
 def test_keda_is_away_and_comes_back(release: Release) -> None:
     release.install()
+    until("KEDA has looked", lambda: release.replicas() == 0, 180)
     release.keda(0)
     try:
         ids = release.submit(3)

@@ -27,7 +27,7 @@ def test_helm_test_generates_a_song(release: Release) -> None:
 
 def test_from_zero_to_many_and_back_with_no_job_lost(release: Release) -> None:
     release.install()
-    assert release.replicas() == 0
+    until("KEDA has looked", lambda: release.replicas() == 0, 180)
     ids = release.submit(3, **MEDIUM)  # more than the first worker has slots for, should it be there already
     popped = release.pop_one()
     ids += release.submit(3, **MEDIUM)
@@ -99,6 +99,17 @@ def test_an_upgrade_with_jobs_in_flight(release: Release) -> None:
         time.sleep(2)
     assert most <= 2, "a rollout adds no pod"
     release.wait_for(ids, 1800)
+
+
+def test_a_first_install_may_start_at_min_and_no_upgrade_sets_the_number_back(release: Release) -> None:
+    release.install("at-min")
+    assert release.most_workers() == 0 and not release.all_workers(), "no GPU is asked for before a song is"
+    ids = release.submit(4, **LONG)
+    until("both at work", lambda: release.queue()["busy"] == 2, 600)
+    release.install("at-min-upgraded")
+    assert release.replicas() == 2
+    release.wait_for(ids, 1800)
+    assert charged(release.jobs()) == {}
 
 
 def test_a_pod_killed_mid_song(release: Release) -> None:

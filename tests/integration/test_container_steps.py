@@ -28,7 +28,7 @@ def step(name: str, plan: Any, root: Path) -> subprocess.Popen[str]:
     """A step as its container starts it, without credentials of the store."""
     given = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
     environment = {**given, "SERINETTE_STEP": json.dumps(plan), "SERINETTE_STEP_ROOT": str(root)}
-    command = [sys.executable, "-m", "serinette.container_steps", name]
+    command = [sys.executable, "-m", "controller.containers.steps", name]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -118,7 +118,7 @@ def test_three_steps_that_are_given_nothing_else_keep_what_a_failed_command_left
     def start(name: str, root: Path) -> subprocess.Popen[str]:
         only = {"SERINETTE_STEP": json.dumps(plans[name]), "SERINETTE_STEP_ROOT": str(root)}
         return subprocess.Popen(
-            [sys.executable, "-m", "serinette.container_steps", name], env=only, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "controller.containers.steps", name], env=only, stderr=subprocess.PIPE, text=True
         )
 
     with start("fetch", inputs) as fetch:

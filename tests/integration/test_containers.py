@@ -243,7 +243,7 @@ def test_an_attempt_that_is_tried_again_has_a_log_of_its_own(deployment: Deploym
 
 
 def test_uploads_songs_and_whole_jobs_arrive_as_files(deployment: Deployment, tmp_path: Path) -> None:
-    """Through the presigned URLs of the manifest and serinette/container_steps.py, against a real S3."""
+    """Through the presigned URLs of the manifest and controller/containers/steps.py, against a real S3."""
     keep_song(deployment.bench.store, TENANT, SONG_JOB, b"a song")
     with Client(deployment.url) as client:
         upload = client.containers.upload(b"brought")

@@ -215,6 +215,20 @@ class TestBatch:
             slot.ready()
             assert slot.generated(variations=6).batch_size == 4
             assert [report.step for report in slot.reports if report.step][-1] == 48
+            assert slot.decoded == [0, 1, 2, 3, 4, 5]
+
+    def test_a_song_is_handed_over_while_its_batch_goes_on(self, tmp_path: Path) -> None:
+        with engine_process(tmp_path, max_batch="4") as engine, engine.slot() as slot:
+            slot.ready()
+            slot.ask(prompt="then more", variations=3)
+            while not isinstance(message := slot.receive(), Decoded):
+                assert isinstance(message, Report)
+            assert message.index == 0
+            slot.connection.take_samples(message.song)
+            (tmp_path / "tokens").mkdir()
+            (tmp_path / "tokens" / "more").touch()
+            assert isinstance(slot.answer(), Generated)
+            assert slot.decoded == [1, 2]
 
     def test_a_bad_song_does_not_spoil_its_neighbours(self, tmp_path: Path) -> None:
         with engine_process(tmp_path, max_batch="4") as engine, contextlib.ExitStack() as stack:

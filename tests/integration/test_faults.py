@@ -139,7 +139,7 @@ def test_a_killed_slots_job_waits_for_no_heartbeat(tmp_path: Path, redis_url: st
     with deploy(tmp_path, redis_url, heartbeat_s=30, heartbeat_ttl_s=300) as deployment:
         deployment.start_controller()
         worker = deployment.pod.start(slots=2)
-        job_id, neighbour = deployment.pod.submit("slow 8"), deployment.pod.submit("slow 8")
+        job_id, neighbour = deployment.pod.submit("slow 3"), deployment.pod.submit("slow 3")
         deployment.pod.wait_step(job_id)
         assert eventually(lambda: deployment.pod.entry(neighbour).owner)
         kill(deployment.pod.child(worker, deployment.pod.entry(job_id).attempts[0].worker))

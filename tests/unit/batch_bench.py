@@ -16,7 +16,7 @@ from api.settings import GatewaySettings
 from controller.batches import Batches
 from controller.settings import ControllerSettings
 from serinette.batch import Batch, BatchLine, BatchOptions
-from serinette.batches.files import BatchFiles
+from serinette.batches.lines import BatchFiles
 from serinette.batches.repository import BatchRepository
 from serinette.credentials import Limits
 from serinette.job import JobError, JobStatus

@@ -1,8 +1,8 @@
 """The controller and one node of a cluster, in threads of the test's own: what a Kubernetes Job asks for is done.
 
-The steps around the command are serinette/container_steps.py's, over the presigned URLs of the manifest; the command is
-a real process, in whose words and environment /inputs and /outputs stand for directories of the test. Images are not
-looked at.
+The steps around the command are controller/containers/steps.py's, over the presigned URLs of the manifest; the command
+is a real process, in whose words and environment /inputs and /outputs stand for directories of the test. Images are
+not looked at.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 import httpx
 
+from controller.containers import steps as container_steps
 from controller.containers.manifest import FETCH, JOB_LABEL, MAIN, UPLOAD
-from serinette import container_steps
 from tests.unit.container_bench import NAMESPACE, ContainerBench, duty, terminated
 
 Object = dict[str, Any]

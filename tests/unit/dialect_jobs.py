@@ -10,8 +10,9 @@ from typing import Any
 from api.queue import Pool
 from serinette.job import Artifact, Job, JobStatus, Result, Sampling, Timings
 from serinette.names import Lane
-from serinette.presence import Model, Presence, WorkerStage
+from serinette.presence import Presence, WorkerStage
 from serinette.spec import AudioFormat
+from tests.unit.queue_harness import model as turbo_model
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 500_000, tzinfo=UTC)
 ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
@@ -66,19 +67,8 @@ def worker(
     name: str, model: str | None, pool: str = "default", stage: WorkerStage = WorkerStage.READY, **changes: Any
 ) -> Presence:
     """A worker that holds a turbo model, or none yet."""
-    held = model and Model(
-        name=model,
-        revision="r1",
-        turbo=True,
-        sample_rate=48_000,
-        channels=2,
-        default_steps=8,
-        default_guidance_scale=1.0,
-        default_shift=3.0,
-        max_duration_s=600,
-        tasks=("text2music", "cover"),
-    )
-    facts: dict[str, Any] = {"slots": 1, "model": held or None, "started_at": AT}
+    held = turbo_model(model).model_copy(update={"tasks": ("text2music", "cover")}) if model else None
+    facts: dict[str, Any] = {"slots": 1, "model": held, "started_at": AT}
     return Presence(name=name, pool=pool, stage=stage, **(facts | changes))
 
 

@@ -12,8 +12,8 @@ import pytest
 from controller.containers.manifest import READY, Order, job_name, manifest
 from scripts.chart_tools import TOOLS
 from serinette.container import ContainerSpec
-from serinette.container_settings import ContainerSettings
 from serinette.names import Lane
+from serinette.settings import ContainerSettings
 from tests.unit.container_bench import IMAGE, ON
 
 JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"

@@ -22,9 +22,9 @@ from controller.containers.plan import (
     startable,
 )
 from serinette.container import CONTAINERS_POOL, ContainerSpec
-from serinette.container_settings import ContainerSettings
 from serinette.job import Attempt, JobError, JobStatus, Stage
 from serinette.jobs import Entry
+from serinette.settings import ContainerSettings
 from tests.jobs import submission
 from tests.unit.container_bench import IMAGE, ago, pod_of, terminated
 
@@ -103,7 +103,7 @@ def test_what_goes_on(pod: dict[str, Any]) -> None:
          "image_unavailable", False, "pulled"),
         (pod_of("Pending", waits("CreateContainerConfigError", 'secret "hub" not found'), age_s=130), "failed",
          "container_failed", False, 'secret "hub" not found'),
-        (pod_of("Pending", conditions=[NO_NODE], age_s=901), "failed", "unschedulable", False, "Insufficient gpu"),
+        (pod_of("Pending", conditions=[NO_NODE], age_s=901), "failed", "unschedulable", False, "too little free gpu"),
         (pod_of("Running", {"running": {}}, startTime=ago(961)), "lost", "worker_lost", True, "in time"),
     ],
 )  # fmt: skip

@@ -250,18 +250,6 @@ class TestScaling:
         found = [each for each in ask("--redis-url", redis_url)[1] if "normal 5" in each["message"]]
         assert [(each["level"], words in each["message"]) for each in found] == [(level, True)]
 
-    def test_a_pool_that_looks_elsewhere(self, kube: Kube) -> None:
-        def change(each: Object) -> None:
-            if each["kind"] == "ScaledObject":
-                for trigger in each["spec"]["triggers"]:
-                    trigger["metadata"]["databaseIndex"] = "4"
-                each["spec"]["triggers"][0]["metadata"]["listName"] = "other:serinette:waiting:default.high"
-
-        kube.add(*release(change))
-        messages = [each["message"] for each in wrong() if each["level"] == "bad"]
-        assert messages[0].startswith("KEDA looks at database 4, the workers use 0")
-        assert "other:serinette:waiting:default.high, rq:serinette:waiting:default.high" in messages[1]
-
     def test_what_keda_says_itself(self, kube: Kube) -> None:
         def change(each: Object) -> None:
             if each["kind"] == "ScaledObject":

@@ -204,7 +204,23 @@ class TestBase:
         assert same(guided, generate(base, guidance_scale=7.0))
         assert not same(guided, generate(base, guidance_scale=1.0))
         assert not same(guided, generate(base, cfg_start=0.5))
+        # The share of the schedule that has run: 0 is noise, 1 the song.
+        for interval, guided_steps in (((0, 0.5), [2, 2, 2, 1, 1]), ((0.5, 1), [1, 1, 1, 2, 2]), ((0, 1), [2] * 5)):
+            assert self.rows_of_steps(base, *interval) == guided_steps
         assert same(generate(turbo), generate(turbo, guidance_scale=15.0))
+
+
+    def rows_of_steps(self, base: AceStepEngine, cfg_start: float, cfg_end: float) -> list[int]:
+        """Two for a step with guidance, one for a step without."""
+        rows: list[int] = []
+        hook = base._pipe.transformer.register_forward_pre_hook(
+            lambda _module, _args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+        )
+        try:
+            generate(base, steps=5, cfg_start=cfg_start, cfg_end=cfg_end)
+        finally:
+            hook.remove()
+        return rows
 
 
 class TestBatch:
@@ -221,6 +237,30 @@ class TestBatch:
             alone = generate(engine, seed=seed, **asked[seed])
             assert song is not None
             assert np.abs(song.samples - alone.samples).max() < 1e-4
+
+    def test_each_song_is_handed_over_before_the_next_is_decoded(self, turbo: AceStepEngine) -> None:
+        decoded: list[int] = []
+        hook = turbo._pipe.vae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
+        try:
+            batch = [SongRequest(GenerationSpec(**QUICK), seed) for seed in range(3)]
+            calls = [(place, len(decoded)) for place, _ in turbo.generate(batch, Observer())]
+        finally:
+            hook.remove()
+        assert calls == [(0, 1), (1, 2), (2, 3)]
+
+    def test_what_is_constant_is_computed_once(self, tiny_turbo: Path) -> None:
+        """Keys and values of a song's text, from its first step to its last; the timbre of silence, in a process."""
+        engine = engine_of(tiny_turbo)
+        projected, timbres = [], []
+        for layer in engine._pipe.transformer.layers:
+            layer.cross_attn.to_k.register_forward_hook(lambda *_: projected.append(1))
+        timbre_encoder = engine._pipe.condition_encoder.timbre_encoder
+        next(timbre_encoder.children()).register_forward_hook(lambda *_: timbres.append(1))
+        generate(engine, steps=5)
+        assert (len(projected), len(timbres)) == (len(engine._pipe.transformer.layers), 1)
+        generate(engine, seed=2, steps=5)
+        engine.generate_all([SongRequest(GenerationSpec(**QUICK), seed) for seed in (3, 4)], Observer())
+        assert (len(projected), len(timbres)) == (3 * len(engine._pipe.transformer.layers), 1)
 
     def test_one_given_up_leaves_its_place_empty(self, turbo: AceStepEngine) -> None:
         batch = [SongRequest(GenerationSpec(**QUICK), seed) for seed in (1, 2)]

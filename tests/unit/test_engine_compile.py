@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from gpu_worker.engine.ace_step import loading
 from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.interface import SongRequest
 from gpu_worker.wire import Samples
@@ -72,6 +73,25 @@ def generate(engine: AceStepEngine, songs: Songs, lora: str | None = None) -> li
 
 def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
+
+
+def test_all_blocks_share_their_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many, and as large, for six blocks as for four: a graph of the whole forward would grow with them."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(loading, "warm_up", lambda *_: None)
+    made, operators = [], []
+    for blocks in (4, 6):
+        torch.compiler.reset()
+        build(tmp_path / str(blocks), turbo=True, strides=(48, 40), blocks=blocks)
+        engine = engine_of(tmp_path / str(blocks), compile=True)
+        engine._pipe.vae.decoder.forward = lambda given: torch.ones(len(given), 2, 1920 * given.shape[-1])
+        before = graphs(), int(counters["stats"]["calls_captured"])
+        generate(engine, SHORT[0])
+        made.append(graphs() - before[0])
+        operators.append(int(counters["stats"]["calls_captured"]) - before[1])
+    torch.compiler.reset()
+    assert made[0] == made[1] > 0
+    assert operators[0] == operators[1] > 0
 
 
 def test_no_job_waits_for_a_compiler(compiled: AceStepEngine) -> None:

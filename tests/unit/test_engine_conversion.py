@@ -117,12 +117,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "repository"
 
 
-def test_the_command_line_fails_with_a_reason(repository: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "serinette.cli", "convert", str(repository), str(tmp_path)]
-    failed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert "is there already" in failed.stderr
-    assert "Traceback" not in failed.stderr
+def test_the_command_line_converts(repository: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    command = [sys.executable, "-m", "serinette.cli", "convert", str(repository), str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(f"SERINETTE_MODEL={made}")
+    assert loading.family_of(made) is loading.ACE_STEP
+
+
+def test_it_fails_with_a_reason(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(repository), str(tmp_path)]) == 1
+    assert "is there already" in capsys.readouterr().err
 
 
 class TestRefused:

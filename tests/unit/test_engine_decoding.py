@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderOobleck
 
 from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from gpu_worker.engine.memory.windows import OVERLAP_FRAMES, Windows, calls_of, decode, windows_of
@@ -62,6 +63,25 @@ def test_windows_give_what_the_whole_gives(pipe: SongPipeline) -> None:
             for song, whole in enumerate(wholes):
                 assert given[song].shape == whole.shape
                 assert float((given[song] - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
+
+
+def test_windows_in_half_precision_are_as_far_from_the_truth_as_the_whole(
+    pipe: SongPipeline, tiny_turbo: Path
+) -> None:
+    latents = torch.randn(1, 100, 4, generator=torch.Generator().manual_seed(1))
+    exact = pipe.vae.decoder
+    coarse = AutoencoderOobleck.from_pretrained(tiny_turbo / "vae", dtype=torch.bfloat16).decoder
+    with torch.no_grad():
+        truth = exact(latents.transpose(1, 2))[0]
+        whole = coarse(latents.bfloat16().transpose(1, 2))[0].float()
+        parted = dict(decode(coarse, latents.bfloat16(), [100], Windows(40, 2, fixed=True), lambda _: True))[0]
+    rms = float(truth.square().mean().sqrt())
+    whole_error, parted_error, apart = (
+        float((one - other).square().mean().sqrt()) / rms
+        for one, other in ((whole, truth), (parted, truth), (parted, whole))
+    )
+    assert apart <= 0.01
+    assert parted_error <= 1.1 * whole_error
 
 
 def test_songs_come_in_order_and_the_unwanted_not_at_all(pipe: SongPipeline) -> None:

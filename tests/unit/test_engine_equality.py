@@ -17,7 +17,7 @@ from gpu_worker.engine.interface import SongRequest, StepObserver
 from gpu_worker.wire import Samples
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
-from tests.tiny_checkpoint import engine_of
+from tests.tiny_checkpoint import build, engine_of
 
 # In fp32 what is left is the order of sums, which the size of a matrix decides.
 FP32_TOLERANCE = 1e-5
@@ -140,6 +140,7 @@ TASKS: list[dict[str, Any]] = [
     },
     {"prompt": "one", "task": "extract", "track": "vocals", "source_audio": "tone-143000", "seed": 20},
     {"prompt": "all", "task": "complete", "tracks": ("bass", "drums"), "source_audio": "tone-144000", "seed": 21},
+    {"prompt": "a sample", "task": "cover", "source_audio": "tone-1", "seed": 23},
     {"prompt": "both", "task": "cover", "source_audio": "tone-144000", "reference_audio": "tone-1", "seed": 22},
 ]
 
@@ -158,15 +159,18 @@ def test_every_task_is_the_same_in_any_company(engine: AceStepEngine) -> None:
             assert np.abs(song - own).max() <= FP32_TOLERANCE, batch[place].spec.prompt
 
 
-def test_a_tokenizer_that_pads_in_front_changes_nothing(tiny_turbo: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(tiny_turbo, tmp_path / "copy"))
+@pytest.mark.parametrize("kind", ["turbo", "base"])
+def test_a_tokenizer_that_pads_in_front_changes_nothing(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    copy = Path(shutil.copytree(request.getfixturevalue(f"tiny_{kind}"), tmp_path / "copy"))
     config = copy / "tokenizer" / "tokenizer_config.json"
     given = json.loads(config.read_text())
     config.write_text(json.dumps({**given, "padding_side": "left", "truncation_side": "left"}))
     engine = engine_of(copy)
     batch = requests([PLAIN, LONG])
-    for request, song in zip(batch, generate(engine, batch), strict=True):
-        (alone,) = generate(engine, [request])
+    for each, song in zip(batch, generate(engine, batch), strict=True):
+        (alone,) = generate(engine, [each])
         assert song is not None
         assert alone is not None
         assert np.abs(song - alone).max() <= FP32_TOLERANCE
@@ -198,15 +202,30 @@ def test_a_weak_cover_follows_its_source_for_its_share_of_the_steps(engine: AceS
     assert not np.array_equal(contexts[1], contexts[2])
 
 
-def test_company_costs_no_accuracy_in_bf16(tiny_turbo: Path) -> None:
-    exact, coarse = (engine_of(tiny_turbo, dtype=dtype) for dtype in ("float32", "bfloat16"))
-    batch = requests([PLAIN, LONG, {**PLAIN, "seed": 3}, {**LONG, "seed": 4, "duration_s": 1.48}])
-    together = generate(coarse, batch)
-    for request, song in zip(batch, together, strict=True):
-        (alone,), (truth,) = generate(coarse, [request]), generate(exact, [request])
-        assert error(song, truth) <= BF16_FACTOR * error(alone, truth)
+# A second each, of every kind.
+HALF: list[dict[str, Any]] = [
+    PLAIN,
+    {**LONG, "duration_s": 1.48},
+    {"prompt": "a cover", "task": "cover", "source_audio": "tone-48000", "cover_strength": 0.4, "seed": 12},
+    {"prompt": "codes", "audio_codes": CODES[: len(CODES) // 3], "seed": 15},
+    {**TASKS[6], "source_audio": "tone-50001"},
+    {**TASKS[8], "source_audio": "tone-48000", "repaint_end_s": 0.5},
+]
+
+
+@pytest.mark.parametrize(("turbo", "dtype"), [(True, "bfloat16"), (False, "bfloat16"), (True, "float16")])
+def test_company_costs_no_accuracy_in_half_precision(turbo: bool, dtype: str, tmp_path: Path) -> None:
+    build(tmp_path, turbo=turbo, strides=(48, 40))  # a CPU's convolutions in half precision are slow
+    exact, coarse = (engine_of(tmp_path, dtype=dtype) for dtype in ("float32", dtype))
+    batch = requests(HALF[:2] if dtype == "float16" else HALF)
+    for request, song in zip(batch, generate(coarse, batch), strict=True):
+        (alone,), (truth,) = (generate(engine, [request]) for engine in (coarse, exact))
         assert alone is not None
-        assert error(song, alone) <= BF16_SHARE * float(np.sqrt(np.mean(alone**2)))
+        assert np.isfinite(alone).all()
+        assert error(song, truth) <= BF16_FACTOR * error(alone, truth)
+        assert error(song, alone) <= BF16_SHARE * float(np.sqrt(np.mean(alone**2))), request.spec.prompt
+    (again,) = generate(coarse, [batch[-1]])
+    assert np.array_equal(alone, again), "alone, the same bits in any dtype"
 
 
 def error(song: Samples | None, truth: Samples | None) -> float:

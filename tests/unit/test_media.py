@@ -370,3 +370,13 @@ def test_what_has_no_loudness_is_left_alone(samples: npt.NDArray[np.float32], wh
     assert np.array_equal(same, samples)
     assert complaint is not None
     assert why in complaint
+
+
+@pytest.mark.parametrize("format", AudioFormat)
+def test_prompt_and_lyrics_may_be_kept_out_of_a_file(format: AudioFormat) -> None:
+    spec = GenerationSpec(prompt="a secret prompt", lyrics="secret words", duration_s=7)
+    file = encode(QUIET, 48_000, format, tags=song_tags(spec, 1, "tiny", "abc", "job-1", texts=False))
+    assert b"secret" not in file
+    tags = read_song_tags(io.BytesIO(file))
+    assert tags is not None
+    assert (tags.texts, tags.spec) == (False, GenerationSpec(duration_s=7))

@@ -30,7 +30,7 @@ def test_submits_that_leave_no_job_end_the_measure(tmp_path: Path, redis_url: st
     with gateway(tmp_path, redis_url, f"file://{tmp_path}/store") as server:
         turn = throughput.Turn(server.port, Request("GET", "/healthz", 200, ""), queued=lambda: 0)
         with pytest.raises(RuntimeError, match="0 jobs more"):
-            turn.per_second(0.1)
+            turn.measured(0.1, {})
 
 
 def test_a_copy_has_its_keys_and_its_place_in_everything(redis: Redis) -> None:
@@ -50,7 +50,8 @@ def test_a_copy_has_its_keys_and_its_place_in_everything(redis: Redis) -> None:
 
 
 def test_rates_are_compared_round_by_round() -> None:
-    reported = throughput.compared({"noop": [100.0, 200.0], "celery": [10.0, 40.0], "serinette": [20.0, 40.0]})
+    rates = {"noop": [100.0, 200.0], "celery": [10.0, 40.0], "serinette": [20.0, 40.0]}
+    reported = throughput.compared({name: [{"per_s": rate} for rate in own] for name, own in rates.items()})
     assert reported["serinette"]["to_celery"]["all"] == [2.0, 1.0]
     assert reported["serinette"]["to_noop"]["all"] == [0.2, 0.2]
     assert reported["celery"]["to_celery"]["median"] == 1.0

@@ -125,7 +125,7 @@ LONG_AGO = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": ago(8
             [unscheduled(NO_TOLERATION)],
             [],
             NODES,
-            "no node takes its pod: taints that its pool does not tolerate",
+            "no node takes its pod: taints that it does not tolerate",
         ),
         (
             [unscheduled("Scheduling is blocked due to non-empty scheduling gates", reason="SchedulingGated")],

@@ -199,3 +199,32 @@ def test_what_a_killed_gateway_left_is_removed_and_a_living_ones_is_not(
     own = program.use_own_temporary_directory()
     assert {path.name for path in tmp_path.iterdir()} == {living.name, own.name}
     assert tempfile.gettempdir() == str(own)
+
+
+async def test_long_bodies_of_one_tenant_are_read_by_turns_and_short_ones_are_not(served: Served, redis: Redis) -> None:
+    _, http = served
+    greedy, other = key_of(redis, "greedy"), key_of(redis, "other")
+    goes_on, reading = asyncio.Event(), []
+
+    async def slowly(number: int) -> AsyncIterator[bytes]:
+        reading.append(number)
+        yield b'{"prompt": "' + b"x" * 100
+        await goes_on.wait()
+        yield b'"}'
+
+    many = [
+        asyncio.create_task(http.post("/v1/jobs", content=slowly(number), headers=json_of(greedy), timeout=60))
+        for number in range(6)
+    ]
+    await until(lambda: len(reading) == 2)
+    assert (await http.post("/v1/jobs", json=SONG, headers=bearing(greedy))).status_code == 202, "a short one"
+    long = b'{"prompt": "' + b"x" * 70_000 + b'"}'
+    assert (await http.post("/v1/jobs", content=long, headers=json_of(other))).status_code == 422
+    assert len(reading) == 2
+    goes_on.set()
+    assert {answer.status_code for answer in await asyncio.gather(*many)} == {202}
+
+
+def json_of(key: str) -> dict[str, str]:
+    """Headers of a JSON body."""
+    return {**bearing(key), "Content-Type": "application/json"}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import pytest
 from redis import Redis
 
+from gpu_worker.slot import encoding
 from gpu_worker.slot.held_job import HeldJob
 from gpu_worker.slot.retrying_store import RetryingStore
+from gpu_worker.wire import Generated
 from serinette.errors import EngineCrashed, InvalidOutput
 from serinette.job import AttemptOutcome, JobStatus, Result
 from serinette.names import Keys, record_key, upload_audio_key
@@ -41,6 +46,27 @@ def test_a_song_is_written_in_the_record_and_in_the_store(bench: SlotBench) -> N
     assert attempt.outcome is AttemptOutcome.SUCCEEDED
     assert all(attempt.id in artifact.key for artifact in result.artifacts)
     assert pace(bench.redis, bench.keys, "default") == pytest.approx(result.timings.run_s)
+
+
+def test_a_song_is_encoded_while_the_next_one_is_generated(bench: SlotBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = bench.order(GenerationSpec(prompt="jazz", seed=7, variations=2))
+    slot, both_generated, while_encoding = bench.slot(), threading.Event(), []
+    generate = bench.engine.generate
+
+    def generate_both(*arguments: Any) -> Generated:
+        generated = generate(*arguments)  # hands both over
+        both_generated.set()
+        return generated
+
+    def encode(*_: object, **__: object) -> bytes:
+        while_encoding.append(both_generated.wait(5))
+        return b"a file"
+
+    monkeypatch.setattr(bench.engine, "generate", generate_both)
+    monkeypatch.setattr(encoding, "encode", encode)
+    slot.run_one()
+    assert while_encoding == [True, True]
+    bench.assert_ended(job_id, JobStatus.SUCCEEDED)
 
 
 def test_the_attempt_is_rqs_execution_and_has_a_lease(bench: SlotBench) -> None:

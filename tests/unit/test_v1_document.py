@@ -7,10 +7,12 @@ import re
 from typing import Any
 
 import pytest
+from starlette.routing import Match
 
 from api import health
 from api.dialects import DIALECTS
-from api.lean_route import LeanRoute
+from api.dialects.seed import DIALECT as SEED
+from api.lean_route import LeanRoute, RouteIndex
 from api.openapi_parts import documents
 from api.problems import CODES
 from api.v1 import ROUTES
@@ -117,9 +119,26 @@ def test_gains_are_no_losses(document: dict[str, Any]) -> None:
 
 def test_what_is_asked_for_most_takes_the_short_way() -> None:
     """What takes more than LeanRoute reads goes FastAPI's way, at twice the cost, and no answer would show it."""
-    routes = [route for route in (*health.router.routes, *ROUTES) if isinstance(route, LeanRoute) and route.is_lean]
+    all_routes = (*health.router.routes, *ROUTES, *SEED.routes)
+    routes = [route for route in all_routes if isinstance(route, LeanRoute) and route.is_lean]
     short = {(method, route.path) for route in routes for method in route.methods or ()}
     assert {("POST", "/v1/jobs"), ("GET", "/v1/jobs/{job_id}"), ("GET", "/healthz")} <= short
+    assert {("POST", "/generate_music_async"), ("GET", "/status/{request_id}")} <= short
+
+
+def test_the_index_of_static_paths_overtakes_no_earlier_pattern() -> None:
+    async def endpoint() -> None: ...
+
+    routes = [LeanRoute(path, endpoint, methods=["GET"]) for path in ("/songs/{name}", "/songs/all", "/first")]
+    index = RouteIndex(routes)
+
+    def found(method: str, path: str) -> object:
+        match, child = index.matches({"type": "http", "method": method, "path": path})
+        return child.get("route") if match is Match.FULL else None
+
+    assert found("GET", "/first") is routes[2]
+    for missing in (("GET", "/songs/all"), ("GET", "/songs/one"), ("POST", "/first"), ("GET", "/first/")):
+        assert found(*missing) is None
 
 
 def test_generators_find_a_name_for_every_call_and_a_word_on_every_tag(document: dict[str, Any]) -> None:

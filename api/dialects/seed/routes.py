@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Form, Query, Request
+from fastapi import APIRouter, Body, Form, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from api.dependencies import QueuePart, SettingsPart
+from api.dependencies import QueuePart, SettingsPart, context_of
 from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
 from api.dialects.seed import answers
 from api.dialects.seed.request import (
@@ -77,11 +77,12 @@ async def _submit(
 
 @router.post(
     "/generate_music_async",
+    response_model=dict[str, Any],
     responses=example({"request_id": _ID, "status": "queued", "message": "Request has been queued for processing"}),
 )
-async def generate_music_async(body: GenerateMusicRequest, access: JobAccessPart) -> dict[str, Any]:
+async def generate_music_async(body: Annotated[GenerateMusicRequest, Body()], http: Request) -> Response:
     """Put a song into the queue and answer at once, with the id to ask by."""
-    return answers.queued(await _submit(body, access))
+    return JSONResponse(answers.queued(await _submit(body, JobAccess(context_of(http)))))
 
 
 @router.post("/generate_music", responses=_SYNC, response_class=Response)
@@ -162,6 +163,7 @@ for path, kind, only, waits in _WITH_AUDIO:
 
 @router.get(
     "/status/{request_id}",
+    response_model=dict[str, Any],
     responses=_BY_ID
     | example(
         {
@@ -174,9 +176,9 @@ for path, kind, only, waits in _WITH_AUDIO:
         }
     ),
 )
-async def status(request_id: str, access: JobAccessPart) -> dict[str, Any]:
+async def status(request_id: Annotated[str, Path()], http: Request) -> Response:
     """pending, processing, completed or failed; times are Unix seconds."""
-    return answers.status(await access.get(request_id))
+    return JSONResponse(answers.status(await JobAccess(context_of(http)).get(request_id)))
 
 
 @router.get("/result/{request_id}", responses=_BY_ID | _SYNC | {400: _NO_SONG}, response_class=Response)

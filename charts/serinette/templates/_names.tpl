@@ -52,11 +52,21 @@ helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+
 {{- end -}}
 {{- end }}
 
-{{/* A pool with its defaults, as YAML. Encoders and slots: the rule of gpu_worker/settings.py (docs/engine.md). (list $ pool) */}}
+{{/* A pool with its defaults, as YAML. Batch, cores, encoders, slots: the rule of gpu_worker/settings.py (docs/engine.md). (list $ pool) */}}
 {{- define "serinette.pool" -}}
 {{- $top := index . 0 -}}
 {{- $pool := mustMergeOverwrite (deepCopy $top.Values.poolDefaults) (index . 1) -}}
-{{- $encoders := ternary (include "serinette.pool.cores" $pool | int) 1 (ne $pool.gpu.resource "") -}}
+{{- $gpu := or (ne $pool.gpu.resource "") (hasPrefix "cuda" $pool.device) (contains "nvidia" $pool.runtimeClassName) -}}
+{{- $resources := default dict $pool.resources -}}
+{{- $requests := default dict $resources.requests -}}
+{{- if kindIs "invalid" $requests.cpu -}}
+{{- $_ := set $requests "cpu" (ternary "16" "1" $gpu) -}}
+{{- end -}}
+{{- $_ := set $pool "resources" (set $resources "requests" $requests) -}}
+{{- if kindIs "invalid" $pool.maxBatch -}}
+{{- $_ := set $pool "maxBatch" (ternary 8 1 $gpu) -}}
+{{- end -}}
+{{- $encoders := ternary (include "serinette.pool.cores" $pool | int) 1 $gpu -}}
 {{- $_ := set $pool "encoders" (min 256 $encoders) -}}
 {{- if kindIs "invalid" $pool.slots -}}
 {{- $_ := set $pool "slots" (min 64 (add (mul 2 (int $pool.maxBatch)) (div (mul 5 (sub $pool.encoders 1)) 4))) -}}

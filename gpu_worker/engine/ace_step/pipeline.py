@@ -1,7 +1,7 @@
 """diffusers' AceStepPipeline, changed so that songs of several jobs, with different options, share one call.
 
-Each has its own text, metadata, task, source, reference and length. Alone, a song of text is bit for bit the stock
-pipeline's.
+Each has its own text, metadata, task, source, reference and length. Alone, a song of text is the stock pipeline's, but
+for the order of sums (1e-5 in float32).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -43,6 +44,12 @@ _REFUSALS: tuple[tuple[type[Exception], str], ...] = (
     (HfHubHTTPError, "the hub answers with an error; try again later"),
 )
 _NO_HUB = "the hub does not give it, and it is not in the local cache whole; check the network"
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE = "the disk is full; free space in the hub's cache (HF_HOME), or give it a larger disk"
+_NO_PIPELINE = (
+    "its model_index.json names a pipeline that diffusers does not have, so no worker can load it; name a checkpoint of "
+    "ACE-Step 1.5 in diffusers' layout"
+)
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
 
 
@@ -98,7 +105,12 @@ def refusal(error: Exception) -> str:
     chain: list[BaseException] = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
-    said = next((words for kind, words in _REFUSALS for link in chain if isinstance(link, kind)), _NO_HUB)
+    if any(getattr(link, "errno", None) in _FULL_DISK for link in chain):
+        said = _NO_SPACE
+    elif isinstance(error, AttributeError):
+        said = _NO_PIPELINE
+    else:
+        said = next((words for kind, words in _REFUSALS for link in chain if isinstance(link, kind)), _NO_HUB)
     return f"{said} ({_first_line(error)[:300]})"
 
 

@@ -34,7 +34,7 @@
 {{- dict "gpus" (int $most.gpus) "cpu" $most.cpu "memory_mib" (int64 $most.memoryMib) "disk_mib" (int64 $most.diskMib) "timeout_s" (int $most.timeoutS) | toJson -}}
 {{- end }}
 
-{{/* Gateway and controller must agree on these (serinette/container_settings.py). */}}
+{{/* Gateway and controller must agree on these (serinette/settings.py). */}}
 {{- define "serinette.containersEnv" -}}
 {{- $containers := .Values.containers -}}
 {{- if $containers.enabled -}}

@@ -7,20 +7,20 @@
 {{- end }}
 
 {{/*
-Replicas to write; empty: none. A Deployment that is made without them gets one worker, and a GPU with it, until KEDA looks: a
-first install writes `min`. An upgrade writes what KEDA made of it, since a field that Helm wrote and then leaves out is reset
-to 1; but nothing once another manager than Helm's own server-side apply owns the field, as it stays then and cannot conflict.
-extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm that renders without a cluster: that of Argo CD,
-which would write `min` over KEDA's number at each sync. (list $ name pool)
+Replicas to write; empty: none, and Kubernetes makes one worker, until KEDA looks. keda.startAtMin writes `min` at first. An upgrade
+then writes what KEDA made of it, since a field that Helm wrote and then leaves out is reset to 1; but nothing once another manager
+than Helm's own server-side apply owns the field: it stays then, and cannot conflict. A rollback to the first revision does, with
+Helm 4, which is why this is no default. (list $ name pool)
+extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm that renders without a cluster: that of Argo CD.
 */}}
 {{- define "serinette.worker.replicas" -}}
 {{- $top := index . 0 -}}
 {{- $pool := index . 2 -}}
 {{- if not $top.Values.keda.enabled -}}
 {{- max 1 (int $pool.min) -}}
-{{- else if $top.Capabilities.APIVersions.Has "extensions/v1beta1" -}}
-{{- if $top.Values.keda.startAtMin }}{{ int $pool.min }}{{ end -}}
-{{- else -}}
+{{- else if and $top.Values.keda.startAtMin ($top.Capabilities.APIVersions.Has "extensions/v1beta1") -}}
+{{- int $pool.min -}}
+{{- else if $top.Values.keda.startAtMin -}}
 {{- $live := lookup "apps/v1" "Deployment" $top.Release.Namespace (index . 1) | default dict -}}
 {{- $applied := false -}}
 {{- $another := false -}}

@@ -1,4 +1,4 @@
-"""`python -m serinette.container_steps fetch|upload`: the steps around a container in its pod, without credentials.
+"""`python -m controller.containers.steps fetch|upload`: the steps around a container in its pod, without credentials.
 
 fetch   reads SERINETTE_STEP, a list of {path, url}, and writes each below /inputs.
 upload  waits for SIGTERM, which comes when the command beside it has ended, then PUTs the files below /outputs to the
