@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import httpx
 from redis import Redis, RedisError
@@ -146,11 +147,11 @@ class Local:
     def _shared_settings(self) -> SharedSettings:
         redis_url = self._options.redis_url
         # Our own Valkey has no users: credentials in the environment are for another server.
-        own = {"redis_url": f"unix://{self._socket}", "redis_username": None, "redis_password": None}
+        own = {"redis_url": f"unix://{quote(str(self._socket))}", "redis_username": None, "redis_password": None}
         settings = read(SharedSettings, **({"redis_url": redis_url} if redis_url else own))
         if "store_url" in settings.model_fields_set:
             return settings
-        return settings.model_copy(update={"store_url": f"file://{self._data_dir / 'store'}"})
+        return settings.model_copy(update={"store_url": (self._data_dir / "store").as_uri()})
 
     def _catch_signals(self) -> None:
         def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -191,7 +192,8 @@ class Local:
         data = self._data_dir / "valkey"
         configuration = {
             "port": "0",  # only this user can open the socket below; a port would be open to all users of the machine
-            "unixsocket": str(self._socket),
+            # Relative to `dir`: Valkey reports it in CLIENT INFO, which clients split at spaces.
+            "unixsocket": os.path.relpath(self._socket, data),
             "unixsocketperm": "700",
             "dir": str(data),
             "appendonly": "yes",

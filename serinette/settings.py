@@ -70,9 +70,9 @@ class SharedSettings(BaseSettings):
     )
     redis_timeout_s: float = Field(5.0, gt=0, le=60, description="Longest wait for one answer of Redis.")
     store_url: str = Field(
-        default_factory=lambda: "file://" + str(Path("serinette-data/store").absolute()),
-        description="file:///dir, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. When left out: "
-        "`serinette-data/store` below the directory the process starts in.",
+        default_factory=lambda: Path("serinette-data/store").absolute().as_uri(),
+        description="file:///dir (# ? % in it as %23 %3F %25), s3://bucket/prefix, gs://bucket/prefix or "
+        "az://container/prefix. When left out: `serinette-data/store` below the directory the process starts in.",
     )
     store_endpoint: str | None = Field(
         None, description="Endpoint of an S3-compatible store, e.g. http://seaweedfs:8333."

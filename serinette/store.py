@@ -261,11 +261,14 @@ class _Body:
 
 
 def _connect(url: str, endpoint: str | None) -> ObjectStore:
-    scheme = urlsplit(url).scheme
+    parts = urlsplit(url)
+    scheme = parts.scheme
     client: ClientConfig = {**_CLIENT, "allow_http": True} if (endpoint or "").startswith("http://") else _CLIENT
     try:
         if scheme == "file":
-            return LocalStore(Path(unquote(urlsplit(url).path)), mkdir=True, automatic_cleanup=True)
+            if parts.netloc not in {"", "localhost"} or "#" in url or "?" in url:
+                raise ValueError("must be file:// and an absolute path, with # ? % in it written as %23 %3F %25")
+            return LocalStore(Path(unquote(parts.path)), mkdir=True, automatic_cleanup=True)
         if scheme == "s3":
             return S3Store.from_url(
                 url, config={"endpoint": endpoint} if endpoint else {}, client_options=client, retry_config=_RETRY

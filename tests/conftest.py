@@ -6,9 +6,12 @@ import ctypes
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from redis import Redis
 from xdist.scheduler.loadfile import LoadFileScheduling
@@ -51,6 +54,37 @@ class _Together(LoadFileScheduling):  # type: ignore[misc]  # it ships no types
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
     """For `--dist loadfile`."""
     return _Together(config, log)
+
+
+_SERVERS = ("valkey-server", "redis-server", "weed")
+_left: list[str] = []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a test started is ended by it: a server that is still there fails the run, and is ended."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name() in _SERVERS and process.status() != psutil.STATUS_ZOMBIE and _is_ours(process, output):
+                _left.append(" ".join(process.cmdline())[:200])
+                process.kill()
+    if output is not None:
+        output["left"] = _left
+    elif _left:
+        print("\nstarted by tests, and left:", *_left, sep="\n  ", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _is_ours(process: psutil.Process, output: object) -> bool:
+    """Whether this process's own tests started it: those of other test processes are below those."""
+    return output is not None or not any("execnet" in " ".join(above.cmdline()) for above in process.parents())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """What the tests of another process left."""
+    output: dict[str, list[str]] = getattr(node, "workeroutput", {})
+    _left.extend(output.get("left", []))
 
 
 @pytest.fixture

@@ -62,11 +62,17 @@ def valkey(directory: Path, *, port: int | None = None, append_only: bool = Fals
         },
     )
     server.start()
+    process = server._process  # its own `stop` leaves a server that does not answer just then
+    assert process
     try:
         yield server
     finally:
-        if server.is_running():
-            server.stop()
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @dataclass(frozen=True, slots=True)

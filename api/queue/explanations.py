@@ -150,18 +150,16 @@ def expected_s(lane: Lane, ahead: int, pool: Pool) -> float | None:
 
 
 def _remaining_s(job: Job, pool: Pool, at: datetime) -> float | None:
-    elapsed_s = max((at - job.started_at).total_seconds(), 0.0) if job.started_at else 0.0
-    fraction = job.progress.fraction if job.progress else 0.0
-    if fraction >= _LEAST_FRACTION:
-        return round(_worked_s(job, elapsed_s, at) * (1 - fraction) / fraction, 1)
-    return None if pool.pace_s is None else round(max(pool.pace_s - elapsed_s, 0.0), 1)
-
-
-def _worked_s(job: Job, elapsed_s: float, at: datetime) -> float:
-    """Seconds that the engine has worked on a running job, without its waits for the engine."""
-    if job.progress is None or job.progress.engine_s is None:
-        return elapsed_s
-    return job.progress.engine_s + max((at - job.progress.at).total_seconds(), 0.0)
+    """None, too, once the job has taken longer than was expected: nothing says how much longer."""
+    progress, began = job.progress, job.started_at or at
+    if progress is None or progress.fraction < _LEAST_FRACTION:
+        left_s = None if pool.pace_s is None else pool.pace_s - max((at - began).total_seconds(), 0.0)
+    else:
+        # By what it took until its last step, without its waits for the engine; while that step stands, less is left.
+        worked_s = max((progress.at - began).total_seconds(), 0.0) if progress.engine_s is None else progress.engine_s
+        rest_s = worked_s * (1 - progress.fraction) / progress.fraction
+        left_s = rest_s - max((at - progress.at).total_seconds(), 0.0)
+    return None if left_s is None or left_s <= 0 else round(left_s, 1)
 
 
 def _jobs(count: int) -> str:

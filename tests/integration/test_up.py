@@ -37,7 +37,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def up(directory: Path) -> Iterator[Up]:
-    running = Up.start(directory / "data")
+    running = Up.start(directory / "ü my C#%41?='")  # any path is a path
     yield running
     running.clean_up()
 
@@ -49,13 +49,13 @@ def client(up: Up) -> Iterator[Client]:
 
 
 def test_a_song_from_the_command_line(up: Up, tmp_path: Path) -> None:
-    song = tmp_path / "song.mp3"
+    song = tmp_path / "a song #1, 50%41 é?.mp3"
     ended = run_cli("submit", "jazz piano", "-d", "3", "-o", str(song), "--label", "album=blue", "--server", up.url)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"{song}\n"
     assert "jazz piano: succeeded" in ended.stderr
     assert song.read_bytes()[:3] == b"ID3"
-    assert [path.name for path in tmp_path.iterdir()] == ["song.mp3"]
+    assert [path.name for path in tmp_path.iterdir()] == [song.name]
 
 
 def test_a_song_in_a_pipe_is_json(up: Up, tmp_path: Path) -> None:

@@ -140,12 +140,13 @@ def test_eta_of_queued(lane: Lane, ahead: int, state: Pool, expected: float | No
     ("elapsed_s", "progress", "pace_s", "expected"),
     [
         (4, None, 10.0, 6.0),
-        (40, None, 10.0, 0.0),
+        (40, None, 10.0, None),
         (4, None, None, None),
         (9, Progress(stage=Stage.DENOISING, step=4, steps=8, at=AT), None, 11.0),
         (1, Progress(stage=Stage.FETCHING, at=AT), 10.0, 9.0),
         (29, Progress(stage=Stage.DENOISING, step=4, steps=8, engine_s=9, at=AT), 10.0, 11.0),
-        (31, Progress(stage=Stage.DENOISING, step=4, steps=8, engine_s=9, at=AT - timedelta(seconds=9)), 10.0, 22.0),
+        (31, Progress(stage=Stage.DENOISING, step=4, steps=8, engine_s=9, at=AT - timedelta(seconds=9)), 10.0, 2.0),
+        (50, Progress(stage=Stage.DENOISING, step=4, steps=8, engine_s=9, at=AT - timedelta(seconds=28)), 10.0, None),
     ],
 )
 def test_eta_of_running(elapsed_s: float, progress: Progress | None, pace_s: float | None, expected: float) -> None:

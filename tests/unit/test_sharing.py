@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import tempfile
 import threading
@@ -228,3 +229,27 @@ async def test_long_bodies_of_one_tenant_are_read_by_turns_and_short_ones_are_no
 def json_of(key: str) -> dict[str, str]:
     """Headers of a JSON body."""
     return {**bearing(key), "Content-Type": "application/json"}
+
+
+async def test_bodies_with_audio_in_base64_take_turns(
+    served: Served, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, http = served
+    goes_on = threading.Event()
+
+    def prove(*_: object, **__: object) -> AudioInfo:
+        assert goes_on.wait(60)
+        return AudioInfo(duration_s=1, sample_rate=48_000, channels=2, codec="flac", container="flac")
+
+    monkeypatch.setattr(uploads, "prove_audio", prove)
+    key = key_of(redis, "greedy")
+    body = {"audio_base64": base64.b64encode(b"sound").decode(), "prompt": "x"}
+    path = "/generate_music_with_audio_json"
+    many = [asyncio.create_task(http.post(path, json=body, headers=bearing(key), timeout=60)) for _ in range(6)]
+    turns = app.state.parts.uploads.in_memory
+    try:
+        await until(lambda: turns.waiting == 4)
+        assert turns.held("greedy") == 2
+    finally:
+        goes_on.set()
+    assert {answer.status_code for answer in await asyncio.gather(*many)} == {200}

@@ -234,7 +234,9 @@ def test_without_a_public_endpoint_nothing_is_signed(store: Store) -> None:
     assert store.sign_put(KEY, 60) is None
 
 
-@pytest.mark.parametrize("url", ["ftp://host/dir", "songs", "s3://", "file:///proc/no/such"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/dir", "songs", "s3://", "file:///proc/no/such", "file:///a#b", "file:///a?b", "file://host/a"]
+)
 def test_a_store_that_cannot_be_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigurationError, match="store_url"):
         Store.open(SharedSettings(store_url=url))
@@ -245,3 +247,10 @@ def test_a_directory_gone_read_only_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "store" / "songs").write_text("a file where a directory must be")
     with pytest.raises(StoreUnavailable):
         store.put(KEY, b"x")
+
+
+@pytest.mark.parametrize("name", ["a b", "C#lab", "100%", "a%20b", "what?", "x=y", 'it\'s "so"', "静か", "é" * 80])
+def test_a_directory_of_any_name_is_the_store(tmp_path: Path, name: str) -> None:
+    Store.open(SharedSettings(store_url=(tmp_path / name).as_uri())).put(KEY, b"x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / KEY).read_bytes() == b"x"
