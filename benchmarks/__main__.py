@@ -88,7 +88,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, help="depth, fleet: how many wait")
     parser.add_argument("--workers", type=int, help="fleet: how many are simulated")
     parser.add_argument("--ended-after-s", type=float, help="depth: measure an ended job again after so long")
-    parser.add_argument("--other", type=Path, help="start-latency, engine: a checkout to measure in turns with this one")
+    parser.add_argument(
+        "--other", type=Path, help="start-latency, engine: a checkout to measure in turns with this one"
+    )
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"no benchmark {', '.join(unknown)}: there are {', '.join(known)}")
