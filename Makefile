@@ -67,8 +67,12 @@ bench: $(VENV)/dev.stamp  ## Measure, into benchmarks/results/.
 load: $(VENV)/dev.stamp  ## Check that nothing is left of 100,000 jobs after retention (JOBS=100000).
 	JOBS=$(or $(JOBS),100000) $(BIN)/python -m benchmarks forgetting
 
-bench-gpu: $(VENV)/dev.stamp  ## Measure the full-size model on a GPU in ten minutes, into benchmarks/results/.
-	$(BIN)/python -m benchmarks.engine.gpu $(ARGS)
+# With PYTHON, that one's torch, diffusers and transformers are measured, whatever is pinned here.
+ifeq ($(origin PYTHON),file)
+bench-gpu: $(VENV)/dev.stamp
+endif
+bench-gpu:  ## Measure the full-size model on a GPU in ten minutes (PYTHON=python3: with its torch, nothing installed).
+	$(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON)) -m benchmarks.engine.gpu $(ARGS)
 
 scaling: $(VENV)/dev.stamp  ## Simulate a trace under the chart's scaling; recommends J (ARGS="k8s --trace burst").
 	$(BIN)/python -m tools.scaling $(or $(ARGS),k8s)

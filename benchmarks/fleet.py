@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import multiprocessing
 import os
 import resource
 import socket
@@ -161,26 +162,31 @@ def listeners(redis: Redis, keys: Keys, number: int) -> Iterator[None]:
             each.close()
 
 
-@contextmanager
-def gateways(redis_url: str, keys: Keys) -> Iterator[None]:
-    """What gateways under load read of the pools: as often as they may."""
-    stop = threading.Event()
+def _read_pools(redis_url: str, prefix: str) -> None:
+    """What a gateway under load reads of the pools: as often as it may."""
 
     async def read() -> None:
-        reader = PoolStatusReader(redis_asyncio.Redis.from_url(redis_url, decode_responses=True), keys)
-        while not stop.is_set():
+        reader = PoolStatusReader(redis_asyncio.Redis.from_url(redis_url, decode_responses=True), Keys(prefix))
+        while True:
             await reader.read([DEFAULT_POOL], fresh=True)
             await asyncio.sleep(MAX_AGE_S / RATE)
 
-    threads = [threading.Thread(target=lambda: asyncio.run(read()), daemon=True) for _ in range(GATEWAYS)]
-    for thread in threads:
-        thread.start()
+    asyncio.run(read())
+
+
+@contextmanager
+def gateways(redis_url: str, keys: Keys) -> Iterator[None]:
+    """Each in a process of its own, as it parses what every worker reports."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_read_pools, args=(redis_url, keys.prefix), daemon=True) for _ in range(GATEWAYS)]
+    for process in processes:
+        process.start()
     try:
         yield
     finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
 def others(redis: Redis, settings: ControllerSettings, store: Store, rhythm: Rhythm) -> None:

@@ -183,6 +183,15 @@ ROWS = (
             ("5", "1.3 s, two slots", "figures.starved.engine_busy_share", ""),
         )
     ),
+    *(
+        Row(
+            f"Songs a second that the engine of `{rate}` generated meanwhile",
+            "feeding",
+            f"figures.feeds.{place}.{name}",
+            1,
+        )
+        for place, (rate, name) in enumerate((rate, "songs_per_s_generated") for rate in ("2", "8", "16"))
+    ),
     Row("Load of the machine as it ended, one-minute average", "feeding", "machine.load_average_1m", 1),
     *(
         Row(f"On a GPU: {what}", "gpu", f"figures.{figure}", digits, unit, target)
@@ -221,6 +230,17 @@ def cell(row: Row) -> str:
         command = "make bench-gpu" if row.benchmark == "gpu" else f"make bench ARGS={row.benchmark}"
         return f"NOT MEASURED: `{command}`" if row.benchmark else "NOT MEASURED"
     return f"[{value:.{row.digits}f}](../{path}#{row.figure}) {row.unit}".rstrip()
+
+
+def results_of(benchmark: str, raw: object) -> str:
+    """The rows of one benchmark, in plain text, from its raw result."""
+    lines = []
+    for row in ROWS:
+        if row.benchmark == benchmark:
+            value = lookup(raw, row.figure)
+            shown = "NOT MEASURED" if value is None else f"{value:.{row.digits}f} {row.unit}"
+            lines.append(f"{row.what:<75} {shown:<22} {row.target}".rstrip())
+    return "\n".join(lines)
 
 
 def table() -> str:

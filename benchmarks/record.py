@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from serinette.job import now
 
 RESULTS = Path("benchmarks/results")
@@ -74,6 +72,8 @@ def commit() -> str:
 
 def machine() -> Figures:
     """What is measured on."""
+    import psutil  # noqa: PLC0415  # a GPU's machine may not have it
+
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
@@ -206,6 +207,10 @@ class JobAccess:
     def closing(self) -> bool:
         """Whether this gateway leaves, so that nothing should wait on it."""
         return self.context.parts.events.closing
+
+    def turn_to_stream(self) -> AbstractAsyncContextManager[None]:
+        """Counts as one of the tenant's event streams while it is held. Raises Limited as it is entered."""
+        return self.context.parts.events.streams.of(self.context.tenant)
 
     def texts(self, parts: Sequence[bytes | Artifact]) -> AsyncIterator[bytes]:
         """The same as `with_songs`, for answers that have begun."""

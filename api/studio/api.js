@@ -77,7 +77,8 @@ export async function send(path, { method = "GET", json, body, headers = {}, sig
  */
 async function ask(path, options) {
   const text = await (await send(path, options)).text();
-  return JSON.parse(text.replace(/"seed":\s*(\d{16,})/g, '"seed":"$1"'));
+  const quoted = text.replace(/"seed":\s*(\d{16,})/g, '"seed":"$1"');
+  return JSON.parse(quoted.replace(/"seed":\s*\[[\d,\s]+\]/g, (list) => list.replace(/\d+/g, '"$&"')));
 }
 
 /**

@@ -54,6 +54,7 @@ function valueOf(kind, typed) {
   const items = () => typed.split(/[,、\s]+/).filter(Boolean);
   if (kind === "number" || kind === "share") return numberOf(typed);
   if (kind === "words") return items();
+  if (kind === "seeds" && items().length > 1) return items(); // one for each variation
   if (kind === "numbers") return items().map(numberOf);
   return typed;
 }

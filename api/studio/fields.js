@@ -4,7 +4,7 @@
  *
  * `standard` is what an empty field stands for; `tasks` are those that read the field (all, where it is missing).
  *
- * @typedef {{name: string, kind: "number" | "text" | "words" | "numbers" | "choice" | "share", group: string,
+ * @typedef {{name: string, kind: "number" | "text" | "seeds" | "words" | "numbers" | "choice" | "share", group: string,
  *   standard?: string, choices?: readonly string[], tasks?: readonly string[], example?: string}} Field
  */
 
@@ -32,7 +32,7 @@ export const FIELDS = [
   { name: "bitrate_kbps", kind: "number", group: "file" },
   { name: "loudness_lufs", kind: "number", group: "file", example: "-14" },
   { name: "model", kind: "text", group: "sampling" },
-  { name: "seed", kind: "text", group: "sampling" },
+  { name: "seed", kind: "seeds", group: "sampling" },
   { name: "steps", kind: "number", group: "sampling" },
   { name: "guidance_scale", kind: "number", group: "sampling" },
   { name: "shift", kind: "number", group: "sampling" },

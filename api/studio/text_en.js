@@ -27,7 +27,7 @@ export default {
   "help.task.lego": "A new track, made to fit the recording.",
   "help.task.complete": "The tracks that the recording lacks.",
   "help.prompt": "Style, mood, instruments.", "help.lyrics": "Leave empty for an instrumental.",
-  "help.seed": "Empty: a new one is drawn.",
+  "help.seed": "Empty: a new one is drawn. Several with commas: one for each variation.",
   "prompt.example": "city pop, female voice, bright synths", sections: "Insert a section",
   drop: "Drop an audio file here, or choose one:", uploading: "Uploading {name} ({size})…", uploaded: "{name} is uploaded.",
   "earlier audio": "The same recording as before",

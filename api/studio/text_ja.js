@@ -27,7 +27,7 @@ export default {
   "help.task.lego": "音源に合う新しいトラックを作ります。",
   "help.task.complete": "音源に足りないトラックを作ります。",
   "help.prompt": "スタイル、雰囲気、楽器など。", "help.lyrics": "空のままならインストゥルメンタルになります。",
-  "help.seed": "空なら新しく決められます。",
+  "help.seed": "空なら新しく決められます。カンマ区切りなら曲ごとに一つずつ使います。",
   "prompt.example": "シティポップ、女性ボーカル、明るいシンセ", sections: "セクションを挿入",
   drop: "音声ファイルをここにドロップするか、選択してください:", uploading: "{name}({size})をアップロード中…", uploaded: "{name} をアップロードしました。",
   "earlier audio": "前と同じ音源",

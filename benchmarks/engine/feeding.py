@@ -74,11 +74,11 @@ class KnownSpeed(SineEngine):
 
 
 def measure() -> Figures:
-    """Each feed's busy share of the engine, under a backlog; one of them with too few slots, to see that it shows."""
+    """Each feed's share of what the engine could do, under a backlog; one with too few slots, to see that it shows."""
     return {
         "seconds": _SECONDS,
-        "feeds": [_measured(feed, slots_of(feed)) for feed in FEEDS],
-        "starved": _measured(STARVED, 2),
+        "feeds": [measured(feed, slots_of(feed), _SECONDS) for feed in FEEDS],
+        "starved": measured(STARVED, 2, _SECONDS),
     }
 
 
@@ -87,7 +87,8 @@ def slots_of(feed: Feed) -> int:
     return sizing_for(gpu=True, cores=feed.encoders, max_batch=feed.max_batch).slots
 
 
-def _measured(feed: Feed, slots: int) -> Figures:
+def measured(feed: Feed, slots: int, seconds: float) -> Figures:
+    """A pod of so many slots before an engine of that speed, with work for so many seconds."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as place,
         servers.valkey(Path(place) / "valkey") as server,
@@ -106,10 +107,10 @@ def _measured(feed: Feed, slots: int) -> Figures:
             _start(processes, made, "engine", feed.songs_per_s)
             for _ in range(slots):
                 _start(processes, made, "slot", feed.encode_s)
-            songs = round(_SECONDS * feed.songs_per_s) + 2 * slots
+            songs = round(seconds * feed.songs_per_s) + 2 * slots
             for number in range(songs):
                 made.submit("silence", seed=number, duration_s=_SONG_S, timeout_s=3600)
-            figures = _watched(made.settings.engine_socket, songs, slots, made)
+            figures = _watched(made.settings.engine_socket, songs, slots, made, feed.songs_per_s)
     row = {**{name: getattr(feed, name) for name in Feed.__slots__}, "slots": slots, **figures}
     print("   ", row, flush=True)
     return row
@@ -123,7 +124,7 @@ def _start(processes: ExitStack, made: Pod, role: str, number: float) -> None:
     processes.callback(process.kill)
 
 
-def _watched(socket: Path, songs: int, slots: int, made: Pod) -> Figures:
+def _watched(socket: Path, songs: int, slots: int, made: Pod, songs_per_s: float) -> Figures:
     """From the time that every slot has had a job until none waits for one any more."""
     until_s = time.monotonic() + _TIMEOUT_S
     connection = None
@@ -146,9 +147,12 @@ def _watched(socket: Path, songs: int, slots: int, made: Pod) -> Figures:
         _patiently(until_s, made)
     connection.close()
     wall_s, first = at_s - began[0], began[1]
+    generated = (message.audio_s - first.audio_s) / _SONG_S
     return {
         "wall_s": round(wall_s, 2),
-        "songs_per_s_generated": round((message.audio_s - first.audio_s) / _SONG_S / wall_s, 2),
+        "songs_per_s_generated": round(generated / wall_s, 2),
+        # Of what the engine would have generated in that time, had it never waited for anything.
+        "generated_to_nominal": round(generated / wall_s / songs_per_s, 3),
         "engine_busy_share": round((message.busy_s - first.busy_s) / wall_s, 3),
     }
 

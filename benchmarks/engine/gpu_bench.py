@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import itertools
 import json
 import math
 import os
 import platform
+import signal
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ import torch
 from benchmarks.engine import floor
 from benchmarks.engine.full_size import SIZES, Sizes
 from benchmarks.engine.speed import Clock
+from benchmarks.record import commit
 from gpu_worker.engine.ace_step.footprint import decoder_line, transformer_curves
 from gpu_worker.engine.interface import SongRequest
 from gpu_worker.engine.memory.plan import CPU_WINDOWS, Need, Plan, plan
@@ -29,6 +34,7 @@ from serinette.spec import GenerationSpec
 Figures = dict[str, Any]
 
 BUDGET_S = 570.0
+GRACE_S = 15.0  # from the end of the time until a call that never comes back is ended
 CAPTIONS = (
     "jazz piano, smooth",
     "lofi hip hop with a warm bass and vinyl noise",
@@ -73,6 +79,8 @@ class Bench:
         self.pipe: Any = None
         self.engine: Any = None
         self.novel = itertools.count()
+        self.doing = ""
+        self._commit = commit()
 
     @property
     def left_s(self) -> float:
@@ -93,8 +101,11 @@ class Bench:
         """Everything up to now."""
         written = {
             "name": "gpu",
+            "command": "python -m benchmarks.engine.gpu",
+            "commit": self._commit,
             "size": "full" if self.gpu else "tiny",
             "failed": self.failed,
+            "doing": self.doing,  # what hung, where the process was ended
             "figures": self.figures,
         }
         self._out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,15 +119,19 @@ class Bench:
                 f"left out: {self.left_s:.0f} s are left of {self._budget_s:.0f}, it may take {needs_s:.0f}"
             )
         else:
+            self.doing = name
+            self.write()
             try:
-                work(self)
+                with ended_after(self.left_s):
+                    work(self)
+                    if self.gpu:
+                        torch.cuda.empty_cache()
             except Exception as error:
                 self.failed[name] = repr(error)[:500]
+            self.doing = ""
         if name in self.failed:
             print(f"        {name}: {self.failed[name]}", flush=True)
             self.write()
-        if self.gpu:
-            torch.cuda.empty_cache()
 
     # -- what parts are made of
 
@@ -189,6 +204,24 @@ class Bench:
             "decode_ms": decoded,
             "songs_per_min": round(60_000 / whole, 1),
         }
+
+
+@contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError within after so long; a call into a driver that never comes back ends the process."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"not done when the time was over, after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    others_s, _ = signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+    faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, others_s)
 
 
 def synchronize() -> None:

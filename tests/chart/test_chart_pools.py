@@ -85,10 +85,10 @@ GPU = {"resource": "nvidia.com/gpu", "count": 1}
         ({"runtimeClassName": "gvisor"}, False, CPU_CORES),
     ],
 )
-def test_a_pool_is_sized_by_the_workers_own_rule(
-    render: Render, asked: dict[str, Any], gpu: bool, cores: int
-) -> None:
-    worker = find(render("default", f"pools={json.dumps([{'name': 'default', **asked}])}"), "Deployment", "-worker-default")
+def test_a_pool_is_sized_by_the_workers_own_rule(render: Render, asked: dict[str, Any], gpu: bool, cores: int) -> None:
+    worker = find(
+        render("default", f"pools={json.dumps([{'name': 'default', **asked}])}"), "Deployment", "-worker-default"
+    )
     names = ("SERINETTE_MAX_BATCH", "SERINETTE_ENCODERS", "SERINETTE_SLOTS")
     expected = sizing_for(gpu=gpu, cores=cores, max_batch=asked.get("maxBatch") or 0)
     assert Sizing(*(int(worker.env[name]) for name in names)) == expected

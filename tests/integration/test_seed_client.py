@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
 import uuid
@@ -13,9 +14,12 @@ from typing import Any
 
 import pytest
 import requests
+from redis import Redis
 
+from tests.gateways import gateway
 from tests.smoke import assert_audio, assert_song, ended, fields_of, get, post, submitted
 from tests.stack import Stack, running
+from tests.unit.tenants import key_of
 
 # The document's two examples to the letter, but for the server's address. They loop without an end of their own:
 # that they end is what is tested (the suite's timeout would show it).
@@ -89,6 +93,33 @@ def test_the_documents_second_example_ends_with_three_songs(server_url: str) -> 
         assert status["status"] == "completed", status
         assert status["result"]["params_json"]["prompt"] == f"music style {number}"
         assert_song(get(f"{server_url}/result/{request_id}"), "wav", 10.0)
+
+
+# The Japanese page for those who move here: its last block needs a gateway that asks for keys.
+*BLOCKS, KEY_IN_PATH = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "migration.ja.md").read_text(), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_a_block_of_the_migration_page(
+    server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_example(BLOCKS[number], server_url)
+    assert names["BASE_URL"] == server_url
+    for song in tmp_path.glob("*.mp3"):
+        assert_audio(song.read_bytes(), "mp3", 5.0)
+
+
+def test_the_migration_page_on_keys_in_a_path(
+    tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str
+) -> None:
+    key = key_of(redis, "acme")
+    with gateway(tmp_path, redis_url, file_store_url, auth=True, key_in_path=True) as running:
+        run_example(KEY_IN_PATH.replace("srn_your_key", key), running.url)
+        with pytest.raises(requests.HTTPError, match="401"):
+            run_example(KEY_IN_PATH, running.url)
 
 
 @pytest.fixture(scope="module")

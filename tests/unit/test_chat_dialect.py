@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from threading import Event, Thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from fastapi.testclient import TestClient
@@ -170,6 +171,20 @@ def test_a_stream_shows_that_it_lives_and_ends_with_the_song(
     assert [audio_of(item) for delta in deltas for item in delta.get("audio", [])] == [SONG, b"second"]
     assert "## Metadata" in "".join(delta.get("content", "") for delta in deltas)
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "stop"]
+
+
+def test_streams_are_bounded_and_nothing_is_submitted_beyond(client: TestClient, settings: GatewaySettings) -> None:
+    app = create_app(settings)
+    with TestClient(app, "http://localhost") as other:
+        streams = app.state.parts.events.streams
+        before = len(other.get("/v1/jobs?limit=100").json()["jobs"])
+        with patch.object(streams, "_each", 0):
+            refused = other.post("/v1/chat/completions", json=asking("<prompt>x</prompt>", stream=True))
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "server_error")
+        assert len(other.get("/v1/jobs?limit=100").json()["jobs"]) == before
+        other.post("/v1/chat/completions", json=asking("<prompt>x</prompt>", stream=True))
+        other.post("/v1/chat/completions", json=asking("<prompt>x</prompt>", stream=True, batch_size=9))
+        assert streams.held("default") == 0
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,6 @@ class TestBase:
             assert self.rows_of_steps(base, *interval) == guided_steps
         assert same(generate(turbo), generate(turbo, guidance_scale=15.0))
 
-
     def rows_of_steps(self, base: AceStepEngine, cfg_start: float, cfg_end: float) -> list[int]:
         """Two for a step with guidance, one for a step without."""
         rows: list[int] = []

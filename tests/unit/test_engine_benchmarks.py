@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.engine import backlog, cold_start, floor, gpu, speed
+from benchmarks.engine import backlog, cold_start, feeding, floor, gpu, speed, turns
 from benchmarks.engine.cases import Case
 from benchmarks.engine.full_size import SIZES, assemble, build
 from benchmarks.engine.gpu_bench import SMALL, Bench
+from benchmarks.record import commit
+from tests.engines import SineEngine
 
 # Several processes load torch: a machine that is busy takes minutes for them.
 pytestmark = pytest.mark.timeout(1200)
@@ -128,3 +135,104 @@ def test_parts_without_time_are_left_out_and_said(tmp_path: Path, monkeypatch: p
     assert written["figures"] == {}
     assert all(why.startswith("left out: ") for why in written["failed"].values())
     assert len(written["failed"]) == len(gpu.PARTS)
+
+
+def test_a_part_that_hangs_is_ended_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(bench: Bench) -> None:
+        bench.note("before", 1)
+        time.sleep(600)
+
+    monkeypatch.setattr(gpu, "PARTS", (("hangs", 0.0, hang), ("later", 0.0, hang)))
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--out", str(out), "--budget", "0.5"]) == 1
+    written = json.loads(out.read_text())
+    assert written["figures"] == {"before": 1}
+    assert "TimeoutError" in written["failed"]["hangs"]
+    assert written["failed"]["later"].startswith("left out: ")
+    assert (written["doing"], written["commit"]) == ("", commit())
+
+
+@pytest.mark.load
+def test_a_call_that_never_comes_back_ends_the_process_and_is_named(tmp_path: Path) -> None:
+    script = (
+        "import ctypes, sys; from benchmarks.engine import gpu_bench; gpu_bench.GRACE_S = 0.2\n"
+        "bench = gpu_bench.Bench(gpu_bench.Path(sys.argv[1]), 'turbo', 0.2)\n"
+        "bench.part('stuck', 0.0, lambda _: ctypes.PyDLL(None).sleep(600))"
+    )
+    # A handler of the alarm would wait for the call: it is blocked, as a driver that does not heed signals has it.
+    block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", block + script, str(tmp_path / "out.json")],
+        check=False,
+        timeout=300,
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert json.loads((tmp_path / "out.json").read_text())["doing"] == "stuck"
+
+
+def test_a_gpus_result_is_shown_and_put_into_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    updated: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu.page, "update", lambda: updated.append(True))
+    figures = {"backlog_flac_songs_per_min": 812.4, "backlog_busy_share": 0.97}
+    monkeypatch.setattr(gpu, "PARTS", (("one", 0.0, lambda bench: [bench.note(*each) for each in figures.items()]),))
+    assert gpu.main(["--out", str(tmp_path / "2026-01-01-gpu.json")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"60 s songs with flac under backlog +812 a minute +at least 640", shown)
+    assert re.search(r"a novel length and text, ratio to a known one +NOT MEASURED +at most 1.2", shown)
+    assert updated == [True]
+
+
+def test_without_pyav_the_backlog_is_measured_without_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "ENCODES", False)
+    monkeypatch.setattr(gpu, "_encoded", None)
+    bench = Bench(tmp_path / "gpu.json", "turbo", 60)
+    bench.engine = SineEngine(tmp_path)
+    bench.figures["stock_songs_per_min"] = 10
+    gpu.backlog(bench)
+    assert bench.figures["backlog_encoded"].startswith("nothing")
+    assert bench.figures["backlog_songs_per_min_without_encoding"] > 0
+    assert {"backlog_busy_share", "backlog_to_stock_songs_per_min"} <= bench.figures.keys()
+    assert "backlog_flac_songs_per_min" not in bench.figures
+
+
+@pytest.mark.parametrize(
+    ("path", "missing"), [("gpu_worker/engine/ace_step/adapters.py", "peft"), ("benchmarks/record.py", "psutil")]
+)
+def test_a_gpus_machine_needs_neither_peft_nor_psutil(path: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    spec = importlib.util.spec_from_file_location("alone", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "alone", module)
+    spec.loader.exec_module(module)
+
+
+def test_another_pythons_torch_is_measured_without_installing_ours() -> None:
+    plan = subprocess.run(["make", "-n", "bench-gpu", "PYTHON=another"], check=True, capture_output=True, text=True)
+    assert plan.stdout.strip() == "another -m benchmarks.engine.gpu"
+
+
+@pytest.mark.load
+def test_two_checkouts_engines_generate_in_turns(case: Case) -> None:
+    """This one twice: what answers is a process of each."""
+    checkouts = {"this": turns.ROOT, "other": turns.ROOT}
+    rows = turns.alone(replace(case, turns=((1.0, 1),)), checkouts, case.model, rounds=1)
+    assert [(row["duration_s"], row["batch"]) for row in rows] == [(1.0, 1)]
+    assert rows[0]["speed_this_to_other"]["count"] == rows[0]["cpu_other_to_this"]["count"] == 1
+
+
+@pytest.mark.load
+def test_an_engine_of_known_speed_is_fed_by_real_slots() -> None:
+    fed = feeding.Feed(songs_per_s=4, max_batch=2, encoders=2, encode_s=0.2)
+    figures = feeding.measured(fed, feeding.slots_of(fed), seconds=3)
+    assert 0 < figures["engine_busy_share"] <= 1.01
+    assert 0 < figures["generated_to_nominal"] <= 1.1  # a batch may end just after the first look, and before the last
+    # Two slots that sleep 1.3 s a song hold 1.4 songs a second, however quick all else is.
+    assert feeding.measured(feeding.STARVED, 2, seconds=2)["generated_to_nominal"] < 0.5

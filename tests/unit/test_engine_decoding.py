@@ -65,9 +65,7 @@ def test_windows_give_what_the_whole_gives(pipe: SongPipeline) -> None:
                 assert float((given[song] - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
 
 
-def test_windows_in_half_precision_are_as_far_from_the_truth_as_the_whole(
-    pipe: SongPipeline, tiny_turbo: Path
-) -> None:
+def test_windows_in_half_precision_are_as_far_from_the_truth_as_the_whole(pipe: SongPipeline, tiny_turbo: Path) -> None:
     latents = torch.randn(1, 100, 4, generator=torch.Generator().manual_seed(1))
     exact = pipe.vae.decoder
     coarse = AutoencoderOobleck.from_pretrained(tiny_turbo / "vae", dtype=torch.bfloat16).decoder

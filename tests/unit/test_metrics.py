@@ -264,6 +264,15 @@ def test_work_counts_each_step_of_each_song_once() -> None:
     assert work.vitals("").busy_s == done.busy_s  # nothing is generated any more
 
 
+def test_an_engine_that_waits_for_a_slot_to_take_its_song_is_not_busy() -> None:
+    work = WorkCounters()
+    with work.generating(), work.handing_over():
+        before = work.vitals("").busy_s
+        time.sleep(0.05)
+        assert work.vitals("").busy_s == before < 0.05
+    assert work.vitals("").busy_s < 0.05
+
+
 @pytest.mark.gpu
 def test_a_gpu_reports_its_memory_to_a_process_that_uses_it() -> None:
     torch = pytest.importorskip("torch")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from api.dialects.chat import answers
 from api.dialects.chat.request import ChatRequest
@@ -42,23 +44,43 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     303: {"description": "Not generated yet: ask the URL in `Location`; clients that follow redirects end with it."},
 }
 _ANSWERS[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+_REFUSED: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "The tenant may not use the lane `normal`."}}
+_BY_ID: Final[dict[int | str, dict[str, Any]]] = {
+    404: {"description": "There is no such song."},
+    410: {"description": "Its file was erased."},
+}
 
 
-@router.post("/v1/chat/completions", responses=_ANSWERS, response_class=Response)
+@router.post("/v1/chat/completions", responses=_ANSWERS | _REFUSED, response_class=Response)
 async def chat_completions(body: ChatRequest, access: JobAccessPart, http: Request) -> Response:
     """Generate what the last message of the user asks for; the song comes as a data URL, an mp3 unless asked for."""
     models = await access.models()
     convert(body, ["upload"] * len(body.audio), models).spec()  # before audio is kept that is of no use
-    uploads = [await access.keep_base64("messages", audio) for audio in body.audio[:2]]
-    conversion = convert(body, uploads, models)
-    job = await access.submit(conversion, record_of(conversion))
-    if body.stream:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(access, job), media_type="text/event-stream", headers=headers)
+    async with AsyncExitStack() as held:
+        if body.stream:  # refused before anything is submitted
+            await held.enter_async_context(access.turn_to_stream())
+        uploads = [await access.keep_base64("messages", audio) for audio in body.audio[:2]]
+        conversion = convert(body, uploads, models)
+        job = await access.submit(conversion, record_of(conversion))
+        if body.stream:
+            return _Stream(_events(access, job), held.pop_all())
     return await _answer(http, access, job, access.max_wait_s)
 
 
-@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS, response_class=Response)
+class _Stream(StreamingResponse):
+    """Server-Sent Events that hold their turn until they end."""
+
+    def __init__(self, content: AsyncIterator[bytes], turn: AsyncExitStack) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._turn = turn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._turn:
+            await super().__call__(scope, receive, send)
+
+
+@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS | _BY_ID, response_class=Response)
 async def chat_completion(
     job_id: str, access: JobAccessPart, http: Request, wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0
 ) -> Response:

@@ -8,15 +8,17 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import AceStepPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from serinette.errors import ConfigurationError, Unsupported
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Adapters:
 
     def _take_away(self) -> None:
         """Put the checkpoint's own layers where PEFT put its: graphs that were compiled of them are good again."""
+        from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415  # without a LoRA no PEFT is needed
+
         self._away = [
             (parent, name, layer)
             for parent in self._pipe.transformer.modules()

@@ -38,6 +38,18 @@ class WorkCounters:
                 self._busy_s += time.monotonic() - (self._began_s or time.monotonic())
                 self._began_s = None
 
+    @contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """Around what keeps the model waiting within a batch: it is not busy meanwhile."""
+        with self._lock:
+            self._busy_s += time.monotonic() - (self._began_s or time.monotonic())
+            self._began_s = None
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._began_s = time.monotonic()
+
     def reached(self, stage: Stage, step: int | None, songs: int) -> None:
         """A batch of so many songs is there; the same place reported again, as a sign of life, counts once."""
         with self._lock:

@@ -165,7 +165,8 @@ class EngineServer:
                 for place, song in engine.generate(requests, partial(self._observe, batch)):
                     self._counters.generated(song.samples.shape[1] / song.sample_rate)
                     job, index = batch[place]
-                    job.hand_over(index, song)
+                    with self._counters.handing_over():
+                        job.hand_over(index, song)
         except EngineCrashed:
             raise
         except Canceled:
