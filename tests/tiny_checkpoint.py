@@ -39,7 +39,8 @@ _STRIDES = (2, 4, 4, 6, 10)
 def build(directory: Path, *, turbo: bool, strides: Sequence[int] = _STRIDES, blocks: int = 2) -> None:
     """Write a checkpoint with random weights, the same bytes each time; `turbo`, or a base that takes guidance.
 
-    `strides` are of the decoder's blocks; their product is the samples of a latent frame. `blocks` are the transformer's.
+    `strides` are of the decoder's blocks; their product is the samples of a latent frame. `blocks` are of the
+    transformer.
     """
     parts: dict[str, Callable[[], Any]] = {
         "vae": partial(_decoder, strides),

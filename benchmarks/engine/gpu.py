@@ -215,7 +215,7 @@ def compiled(bench: Bench) -> None:
 
 
 def backlog(bench: Bench) -> None:
-    """Batches of texts that differ, flac of each song on the other cores (where PyAV is): songs a minute, busy share."""
+    """Batches of texts that differ, flac of each song on the other cores (where PyAV is): songs a minute, busy."""
     songs, seconds = bench.batches[-1], 25.0 if bench.gpu else 1.0
     cores = max(1, (os.cpu_count() or 2) - 2)
     with ThreadPoolExecutor(cores) as pool:

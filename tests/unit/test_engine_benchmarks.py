@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import page
 from benchmarks.engine import backlog, cold_start, feeding, floor, gpu, speed, turns
 from benchmarks.engine.cases import Case
 from benchmarks.engine.full_size import SIZES, assemble, build
 from benchmarks.engine.gpu_bench import SMALL, Bench
+from benchmarks.peers.servers import ROOT
 from benchmarks.record import commit
 from tests.engines import SineEngine
 
@@ -179,7 +181,7 @@ def test_a_gpus_result_is_shown_and_put_into_the_page(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
-    monkeypatch.setattr(gpu.page, "update", lambda: updated.append(True))
+    monkeypatch.setattr(page, "update", lambda: updated.append(True))
     figures = {"backlog_flac_songs_per_min": 812.4, "backlog_busy_share": 0.97}
     monkeypatch.setattr(gpu, "PARTS", (("one", 0.0, lambda bench: [bench.note(*each) for each in figures.items()]),))
     assert gpu.main(["--out", str(tmp_path / "2026-01-01-gpu.json")]) == 0
@@ -222,7 +224,7 @@ def test_another_pythons_torch_is_measured_without_installing_ours() -> None:
 @pytest.mark.load
 def test_two_checkouts_engines_generate_in_turns(case: Case) -> None:
     """This one twice: what answers is a process of each."""
-    checkouts = {"this": turns.ROOT, "other": turns.ROOT}
+    checkouts = {"this": ROOT, "other": ROOT}
     rows = turns.alone(replace(case, turns=((1.0, 1),)), checkouts, case.model, rounds=1)
     assert [(row["duration_s"], row["batch"]) for row in rows] == [(1.0, 1)]
     assert rows[0]["speed_this_to_other"]["count"] == rows[0]["cpu_other_to_this"]["count"] == 1

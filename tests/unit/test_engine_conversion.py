@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from gpu_worker.engine import loading
 from gpu_worker.engine.ace_step.conversion import DECODER, SILENCE, TEXT_ENCODER, convert, main, renamed
 from gpu_worker.engine.ace_step.engine import AceStepEngine
+from gpu_worker.engine.ace_step.loading import ACE_STEP
 from gpu_worker.engine.interface import SongRequest
 from serinette.errors import ConfigurationError
 from serinette.spec import GenerationSpec
@@ -123,7 +124,7 @@ def test_the_command_line_converts(repository: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith(f"SERINETTE_MODEL={made}")
-    assert loading.family_of(made) is loading.ACE_STEP
+    assert loading.family_of(made) is ACE_STEP
 
 
 def test_it_fails_with_a_reason(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -225,6 +225,8 @@ def test_company_costs_no_accuracy_in_half_precision(turbo: bool, dtype: str, tm
         assert error(song, truth) <= BF16_FACTOR * error(alone, truth)
         assert error(song, alone) <= BF16_SHARE * float(np.sqrt(np.mean(alone**2))), request.spec.prompt
     (again,) = generate(coarse, [batch[-1]])
+    assert alone is not None
+    assert again is not None
     assert np.array_equal(alone, again), "alone, the same bits in any dtype"
 
 

@@ -47,8 +47,8 @@ _NO_HUB = "the hub does not give it, and it is not in the local cache whole; che
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE = "the disk is full; free space in the hub's cache (HF_HOME), or give it a larger disk"
 _NO_PIPELINE = (
-    "its model_index.json names a pipeline that diffusers does not have, so no worker can load it; name a checkpoint of "
-    "ACE-Step 1.5 in diffusers' layout"
+    "its model_index.json names a pipeline that diffusers does not have, so no worker can load it; name a checkpoint "
+    "of ACE-Step 1.5 in diffusers' layout"
 )
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
 
