@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PORT ?= 8019
 ARGS ?=
 # Test files that run in parallel: much of their time is waiting.
-TESTERS ?= 3
+TESTERS ?= 4
 # Tests start processes by the hundred; where the shell forbids it, each of them would compile its modules anew.
 TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
