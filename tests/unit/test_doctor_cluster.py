@@ -12,6 +12,7 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from serinette.cli.app import app
+from serinette.doctor import cluster
 from serinette.doctor.cluster import metric_path
 from serinette.names import Keys, Lane
 from tests.kube import HANG, Kube, Object, kubernetes_api
@@ -170,7 +171,7 @@ def test_a_question_that_hangs_takes_its_own_time_and_no_other_answer(
     kube: Kube, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
     """KEDA's metrics hang while its operator is down."""
-    monkeypatch.setattr("serinette.doctor.cluster._TIMEOUT_S", 0.5)
+    monkeypatch.setattr(cluster, "_TIMEOUT_S", 0.5)
     kube.add(*release(), *keda(ready=0))
     kube.fail("external.metrics.k8s.io/v1beta1/namespaces", HANG)
     kube.fail("storageclasses", HANG)

@@ -217,7 +217,8 @@ def test_a_gpus_machine_needs_neither_peft_nor_psutil(path: str, missing: str, m
 
 
 def test_another_pythons_torch_is_measured_without_installing_ours() -> None:
-    plan = subprocess.run(["make", "-n", "bench-gpu", "PYTHON=another"], check=True, capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "-n", "bench-gpu", "PYTHON=another"]
+    plan = subprocess.run(command, check=True, capture_output=True, text=True)
     assert plan.stdout.strip() == "another -m benchmarks.engine.gpu"
 
 
