@@ -128,7 +128,7 @@ def _number(seen: ClusterSeen, scaled_object: Object, name: str, redis: Redis) -
     """KEDA's number of workers: never 0 while jobs wait or run, but for those that the brake holds back."""
     try:
         counts = {
-            each["name"]: _count(redis, each["metadata"]["listName"]) for each in scaled_object["spec"]["triggers"]
+            each["name"]: entries(redis, each["metadata"]["listName"]) for each in scaled_object["spec"]["triggers"]
         }
     except (RedisError, OSError) as error:
         return unknown("scaling", name, f"the keys of its triggers cannot be counted: {error}", "see the queue's lines")
@@ -149,7 +149,7 @@ def _number(seen: ClusterSeen, scaled_object: Object, name: str, redis: Redis) -
     )
 
 
-def _count(redis: Redis, key: str) -> float:
+def entries(redis: Redis, key: str) -> float:
     """Entries of a key as KEDA's redis scaler counts them, by its type."""
     kind: Any = redis.type(key)
     command = _COUNTS.get(kind)
