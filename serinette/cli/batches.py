@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
@@ -19,6 +19,7 @@ from serinette.cli.options import ApiKey, AsJson, Server, connect, label_of
 from serinette.cli.terminal import EXIT_PARTLY, Bar, age, errors, output, program, seconds, show_table
 from serinette.client import DEFAULT_URL, Batch, BatchLine, BatchOptions, Client, Fetched
 from serinette.errors import ConfigurationError, NotFound, RequestError
+from serinette.spec import RecordModel
 
 app = typer.Typer(help="Many songs at once: `run` submits them from a file and fetches them.")
 
@@ -96,10 +97,8 @@ def show_end(lines: list[BatchLine], files: int, size_bytes: int, batch: Batch) 
         errors.print(f"  and {len(lines) - _REASONS:,} more, in errors.jsonl", style="dim")
 
 
-class RunState(BaseModel):
+class RunState(RecordModel):
     """What is remembered in the directory between two runs."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     key: str  # the same batch, however often it is sent
     sha256: str  # of the prompts
