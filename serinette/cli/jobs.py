@@ -126,7 +126,7 @@ def _text(value: str) -> str:
     """A text, or for @FILE what the file holds."""
     if not value.startswith("@"):
         if "\n" not in value and value.endswith((".txt", ".lrc")) and Path(value).is_file():
-            raise typer.BadParameter(f"{value} is a file: to sing what is in it, write @{value}", param_hint="--lyrics")
+            raise typer.BadParameter(f"{value} is a file: to use its text, write @{value}", param_hint="--lyrics")
         return value
     try:
         return Path(value[1:]).read_text()
