@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -84,7 +83,7 @@ def list_(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir
         found = credentials.list_credentials(place.redis, place.keys)
     if as_json:
         shown = [credential.model_dump(mode="json", exclude={"sha256"}) for credential in found]
-        output.print_json(json.dumps(shown))
+        output.print_json(data=shown)
         return
     columns = (Column("KEY"), Column("TENANT"), Column("AGE", justify="right"), Column("EXPIRES"), Column("NOTE"))
     rows = [(one.id, one.tenant, age(one.created_at), _expiry(one), escape(one.note)) for one in found]
@@ -99,7 +98,7 @@ def revoke(key_id: KeyId, as_json: AsJson = False, redis_url: RedisUrl = None, d
     with opened(redis_url, data_dir) as place:
         credentials.revoke(place.redis, place.keys, key_id)
     if as_json:
-        output.print_json(json.dumps({"id": key_id, "revoked": True}))
+        output.print_json(data={"id": key_id, "revoked": True})
     errors.print("revoked; gateways that have just seen it take it for some seconds more")
 
 
@@ -149,7 +148,7 @@ def limit(
     with opened(redis_url, data_dir) as place:
         credentials.set_limits(place.redis, place.keys, checked_tenant(tenant), allowed)
     if as_json:
-        output.print_json(json.dumps({tenant: allowed.model_dump(mode="json")}))
+        output.print_json(data={tenant: allowed.model_dump(mode="json")})
     else:
         errors.print(f"{tenant}: {_words(allowed)}")
 
@@ -162,7 +161,7 @@ def limits(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDi
     with opened(redis_url, data_dir) as place:
         found = credentials.limits(place.redis, place.keys)
     if as_json:
-        output.print_json(json.dumps({name: allowed.model_dump(mode="json") for name, allowed in found.items()}))
+        output.print_json(data={name: allowed.model_dump(mode="json") for name, allowed in found.items()})
         return
     show_table((Column("TENANT"), Column("MAY USE")), [(name, _words(allowed)) for name, allowed in found.items()])
 
@@ -170,7 +169,7 @@ def limits(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDi
 def _show(key: str, kept: Credential, *, as_json: bool) -> None:
     if as_json:
         shown = kept.model_dump(mode="json", exclude={"sha256"})
-        output.print_json(json.dumps({"key": key, **shown}))
+        output.print_json(data={"key": key, **shown})
         return
     errors.print(f"A key of tenant {kept.tenant}, id {kept.id}, valid {_expiry(kept)}. It is not shown again:")
     output.print(key, soft_wrap=True, markup=False, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -49,7 +48,7 @@ def erase(
         settings = read(SharedSettings, **({"store_url": url} if url else {}))
         erased = erase_tenant(place.redis, Store.open(settings), settings, name, wait_s)
     if as_json:
-        output.print_json(json.dumps({"tenant": name, **asdict(erased)}))
+        output.print_json(data={"tenant": name, **asdict(erased)})
         return
     errors.print(
         f"{name}: {erased.keys} keys, {erased.jobs} jobs, {erased.batches} batches, {erased.objects} objects erased; "
