@@ -15,7 +15,7 @@ from typing import Any
 
 from controller.containers.manifest import ATTEMPT_LABEL, FETCH, JOB_LABEL, MAIN, UPLOAD
 from controller.containers.steps import GONE
-from controller.pod_explanations import wanting_nodes
+from controller.pod_explanations import condition, wanting_nodes
 from serinette.container import ContainerSpec
 from serinette.errors import (
     ContainerFailed,
@@ -160,8 +160,7 @@ def _ended(held: Held, ending: Ending) -> Step:
 
 
 def _podless(job: Object, settings: ContainerSettings, at: datetime) -> Ending | None:
-    conditions = {each.get("type"): each for each in job.get("status", {}).get("conditions") or ()}
-    if each := conditions.get("Failed") or conditions.get("Complete"):
+    if each := condition(job, "Failed") or condition(job, "Complete"):
         return _lost(str(each.get("message") or "its pod was deleted")[:300])
     if job.get("spec", {}).get("suspend"):  # Kueue decides when it may begin
         return None
@@ -231,7 +230,7 @@ def _over(pod: Object, at: datetime) -> Ending:
         (how in {"StartError", "ContainerCannotRun"}, ContainerFailed, unstarted, False),
         (bool(reason), WorkerLost, f"{_ENDED}: {reason}", None),
         (
-            _condition(pod, "DisruptionTarget", "True") is not None,
+            condition(pod, "DisruptionTarget").get("status") == "True",
             WorkerLost,
             f"{_ENDED}: its node was taken away",
             None,
@@ -260,9 +259,9 @@ def _never_begins(pod: Object, settings: ContainerSettings, at: datetime) -> End
     if reason in _UNSTARTABLE and tried_long:
         text = f"the container cannot be started: {_reason(blocked)}"
         return Ending(_error(ContainerFailed, text, retryable=False))
-    unplaced = _condition(pod, "PodScheduled", "False")
-    if unplaced is not None and _seconds(created, None, at) > start_s:
-        why = wanting_nodes(str(unplaced.get("message", ""))) or "the operator can see why"
+    placed = condition(pod, "PodScheduled")
+    if placed.get("status") == "False" and _seconds(created, None, at) > start_s:
+        why = wanting_nodes(str(placed.get("message", ""))) or "the operator can see why"
         return Ending(_error(Unschedulable, f"no node took the container within {start_s:g} s: {why}"))
     return None
 
@@ -340,11 +339,6 @@ def _state(pod: Object, container: str) -> Object:
             state: Object = each.get("state") or {}
             return state
     return {}
-
-
-def _condition(pod: Object, kind: str, value: str) -> Object | None:
-    conditions = pod.get("status", {}).get("conditions") or ()
-    return next((each for each in conditions if each.get("type") == kind and each.get("status") == value), None)
 
 
 def _seconds(begin: str | None, end: str | None, at: datetime) -> float:
