@@ -1,4 +1,4 @@
-"""`serinette keys` and `serinette tenants`, for operators: keys, limits and the erasure of a tenant. They need Redis."""
+"""`serinette keys` and `serinette tenants`, for operators: keys, limits, erasing a tenant. They need Redis."""
 
 from __future__ import annotations
 
