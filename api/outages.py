@@ -35,6 +35,15 @@ def queue_error(error: RedisError, advice: str = "try again") -> QueueUnavailabl
     return QueueUnavailable(f"the queue does not answer; {advice}")
 
 
+def no_disk() -> QueueUnavailable:
+    """What was to be on disk before the answer cannot be."""
+    return QueueUnavailable(
+        "this gateway must write what it accepts to disk (durability: fsync), but the queue's server has no "
+        "append-only file: nothing was accepted; its operator must set appendonly yes there, or durability: process "
+        "here"
+    )
+
+
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 _FULL_TABLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 

@@ -17,6 +17,7 @@ from serinette.batches.repository import BatchRepository
 from serinette.errors import NotFound
 from serinette.job import Record, now
 from serinette.jobs import Call, Jobs, calls
+from serinette.jobs.calls import BatchEntry
 from serinette.names import Keys
 from serinette.store import Store
 
@@ -71,7 +72,8 @@ class Restore:
         before = (line for part in range(header.parts) for line in self._files.results(header, round - 1, part))
         completed = sum(line.status is LineStatus.SUCCEEDED for line in before) if round else 0
         repository = BatchRepository(self._jobs, self._keys, self._retention_s)
-        if repository.enter(header, header.total + 2**31, round=round, completed=completed, restored=1):
+        entered = repository.enter(header, header.total + 2**31, round=round, completed=completed, restored=1)
+        if entered is BatchEntry.NEW:
             log.info("restored batch=%s round=%d", header.id, round)
 
     def _record(self, key: str) -> Record | None:

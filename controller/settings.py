@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 
 from serinette.names import DEFAULT_POOL
 from serinette.pools import PoolName, PoolSettings
@@ -14,6 +15,15 @@ from serinette.webhook_targets import WebhookSettings
 
 class ControllerSettings(WebhookSettings, PoolSettings, ContainerSettings):
     """Read from the environment, once, in `main()`."""
+
+    @model_validator(mode="after")
+    def _a_lost_lease_is_found(self) -> Self:
+        if self.interval_s > self.heartbeat_ttl_s / 2:
+            raise ValueError(
+                "SERINETTE_INTERVAL_S: must be at most half of SERINETTE_HEARTBEAT_TTL_S "
+                f"({self.heartbeat_ttl_s / 2:g}): a job whose worker died waits for the next round after its lease"
+            )
+        return self
 
     pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model: the gateway's.")
     interval_s: float = Field(2.0, gt=0, le=60, description="Pause between two rounds.")

@@ -200,6 +200,7 @@ class Local:
             "appendfsync": "always",  # an accepted job must survive a crash of Valkey
             "save": "",
             "maxmemory-policy": "noeviction",
+            "stream-node-max-bytes": "512",  # a stream's first entry takes a whole node's memory; jobs have few events
             "daemonize": "no",
         }
         command = [valkey_program()]

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from api.batches.validation import Check, Checked, Line, LineChecker
-from api.outages import queue_errors
+from api.outages import no_disk, queue_errors
 from api.queue.admission import check_audio, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.settings import GatewaySettings
 from api.turns import Threads, Turns
@@ -37,6 +37,7 @@ from serinette.errors import (
     Unavailable,
 )
 from serinette.job import Job, now
+from serinette.jobs.calls import BatchEntry
 from serinette.presence import present
 from serinette.spec import GenerationSpec
 from serinette.webhook_targets import Targets
@@ -110,6 +111,7 @@ class BatchService:
                 known = self.repository.read(batch_id)
                 if known and not known.status.ended:
                     self._sync(batch_id)
+                    known = self.repository.read(batch_id)  # a server that restarted meanwhile may have lost it
                 ours = self._header(tenant, batch_id, options, checked)
                 header = known.header if known else self.files.begin(ours, checked.parts)
             if header.digest != checked.digest:
@@ -156,7 +158,7 @@ class BatchService:
             if record is None:
                 raise NotFound(f"batch {batch_id} is not known, or kept no longer where it could be retried")
             left = record.status.ended and record.failed + record.canceled
-            if not left or not self.repository.retry(record):
+            if not left or not (self.repository.retry(record) or self._in_round(record.round + 1, tenant, batch_id)):
                 raise Conflict(
                     f"batch {batch_id} has not ended, or all of its lines have songs: there is nothing to retry"
                 )
@@ -229,22 +231,30 @@ class BatchService:
         )
 
     def _entered(self, header: BatchHeader, *, keyed: bool) -> tuple[Batch, bool]:
-        new = self.repository.enter(header, self.settings.max_batches)
-        if new is None:
-            if not keyed:  # else another request may be using it; it goes with age
-                self.files.erase(header.tenant, header.id)
+        entered = self.repository.enter(header, self.settings.max_batches, fsync=self.settings.durability == "fsync")
+        if entered in {BatchEntry.FULL, BatchEntry.NO_AOF} and not keyed:
+            # With a key another request may be using it; it goes with age.
+            self.files.erase(header.tenant, header.id)
+        if entered is BatchEntry.NO_AOF:
+            raise no_disk()
+        if entered is BatchEntry.FULL:
             most = self.settings.max_batches
             message = f"tenant {header.tenant} has {most} unfinished batches and may have {most}; wait for one to end"
             raise TooManyInFlight(message, retry_after_s=_RETRY_S)
         self._sync(header.id)
         record = self.repository.read(header.id)
         if record is None:
-            raise QueueUnavailable("the batch was being erased just now; try again")
-        return record.batch(), new
+            raise QueueUnavailable("the batch was erased just now, or the queue's server lost it; send it again")
+        return record.batch(), entered is BatchEntry.NEW
 
     def _sync(self, batch_id: str) -> None:
         if self.settings.durability == "fsync":
             self.repository.sync(batch_id, int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE))
+
+    def _in_round(self, round_: int, tenant: str, batch_id: str) -> bool:
+        """Whether a round has begun: by this call, whose answer was lost and which was then sent again, or another."""
+        record = self._record(tenant, batch_id)
+        return record is not None and record.round == round_ and not record.status.ended
 
     def _record(self, tenant: str, batch_id: str) -> BatchRecord | None:
         record = self.repository.read(batch_id)

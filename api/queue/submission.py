@@ -15,6 +15,7 @@ from typing import Any
 from anyio import from_thread
 
 from api.containers import check_container, check_inputs, check_taken
+from api.outages import no_disk
 from api.queue.admission import check_audio, check_length, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.queue.lookup import Lookup
 from api.queue.pool_status import PoolStatusReader
@@ -124,7 +125,7 @@ class Submitter:
             seen = (await self.pool_status.read((pool,))).pools[pool]
             raise error_of(found.refused, work.tenant, work.options.lane, seen)
         if found.no_disk:
-            raise _no_disk()
+            raise no_disk()
         _require_on_disk(disk)
         if found.known or found.ended:
             # Without a key this is our own submit, sent twice because Redis's first answer was lost.
@@ -252,13 +253,6 @@ def _not_on_disk(why: str) -> QueueUnavailable:
     return QueueUnavailable(
         f"the queue's server did not confirm that the job is on its disk ({why}); it may still be generated: send the "
         "submit again with its Idempotency-Key, or look for the job in the list"
-    )
-
-
-def _no_disk() -> QueueUnavailable:
-    return QueueUnavailable(
-        "this gateway must write accepted jobs to disk (durability: fsync), but the queue's server has no append-only "
-        "file: nothing was accepted; its operator must set appendonly yes there, or durability: process here"
     )
 
 

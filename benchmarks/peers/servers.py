@@ -46,6 +46,7 @@ def append_only(directory: Path, appendfsync: str) -> Iterator[Redis]:
     with on_core(LOAD_CORE), valkey(directory, append_only=True) as server:
         redis = Redis.from_url(server.connection_url)
         redis.config_set("appendfsync", appendfsync)
+        redis.config_set("stream-node-max-bytes", 512)  # as shipped
         yield redis
 
 

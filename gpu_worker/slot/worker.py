@@ -88,6 +88,10 @@ class SlotWorker(SimpleWorker):
         """Keep this worker known for one lease, whatever RQ asks for, and no more often than that takes."""
         if time.monotonic() >= self._known_until_s:
             self._known_until_s = time.monotonic() + self._settings.heartbeat_s
+            if not self.connection.hexists(self.key, "birth"):  # Redis lost it, or it expired in an outage
+                self.connection.delete(self.key)
+                self.register_birth()  # type: ignore[no-untyped-call]  # RQ's own
+                self.set_state(WorkerStatus.IDLE)
             super().heartbeat(self._settings.heartbeat_ttl_s, pipeline)
 
     def subscribe(self) -> None:

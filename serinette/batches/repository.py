@@ -3,7 +3,7 @@
 Fields of a batch's hash: `header` (JSON BatchHeader without its sources), `status`, `round`, `released` (the cursor:
 lines gone over in this round), `completed`, `failed`, `canceled`, `waiting_for`, `ended_at`, `ends_as` (while
 finalizing), `canceled_from` (once canceled: no line from this one on has a job), `restored` (Redis had lost it: parts
-of its round may be written), `webhook`, `deliveries`, `delivery:N` (as in a job's record), `synced`.
+of its round may be written), `webhook`, `deliveries`, `delivery:N` (as in a job's record).
 
 The transitions keep, in the step that changes a job (serinette/jobs/transitions.lua): the jobs that have not ended, by
 line; those that run; and the counts, which the controller sets once more, from the results, when the batch ends.
@@ -109,23 +109,20 @@ class BatchRepository:
     keys: Keys
     ttl_s: int
 
-    def enter(self, header: BatchHeader, most: int, **restored: int) -> bool | None:
-        """Begin a batch; False if it was there already, None if its tenant has `most` unfinished ones.
-
-        `restored`: fields of one that Redis had lost.
-        """
+    def enter(self, header: BatchHeader, most: int, *, fsync: bool = False, **restored: int) -> calls.BatchEntry:
+        """Begin a batch, unless its tenant has `most` unfinished ones. `restored`: fields of one that Redis lost."""
         fields: dict[str, Argument] = dict.fromkeys(("round", "released", "completed", "failed", "canceled"), 0)
         fields |= {"header": header.model_dump_json(exclude={"sources"}), "status": BatchStatus.IN_PROGRESS.value}
         fields |= restored
         if header.webhook:
             fields["webhook"] = header.webhook
-        return self.jobs(calls.enter_batch(header.id, header.tenant, header.created_at.timestamp(), most, fields))
+        return self.jobs(calls.enter_batch(header, most, fields, fsync=fsync))
 
     def sync(self, batch_id: str, wait_ms: int) -> None:
         """Wait until a batch is on the server's disk. Raises QueueUnavailable: it is not yet."""
         # WAITAOF waits for its own connection's writes alone. The file is written in order: this one stands for all.
         with self.jobs.redis.pipeline(transaction=False) as pipe:
-            pipe.hincrby(self.keys.batch(batch_id), "synced", 1)
+            pipe.set(self.keys.synced, batch_id)
             pipe.waitaof(1, 0, wait_ms)
             _, disk = pipe.execute(raise_on_error=False)
         if isinstance(disk, ResponseError) or int(disk[0]) < 1:

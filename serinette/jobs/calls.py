@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from serinette.batch import BatchHeader
 from serinette.container import Run
 from serinette.counters import WAIT, Additions
 from serinette.credentials import Limits
@@ -364,13 +365,22 @@ def look(job_ids: Sequence[str]) -> Call[list[Seen]]:
     return Call("look", list(job_ids), parse, alone=len(job_ids) > _FEW)
 
 
+class BatchEntry(StrEnum):
+    """What came of creating a batch: `full`: its tenant has as many unfinished ones as it may; `no_aof`: no disk."""
+
+    NEW = "new"
+    KNOWN = "known"
+    FULL = "full"
+    NO_AOF = "no_aof"
+
+
 def enter_batch(
-    batch_id: str, tenant: str, created_at: float, max_unfinished: int, fields: Mapping[str, Argument]
-) -> Call[bool | None]:
-    """Create a batch. False: it exists; None: its tenant has reached `max_unfinished`."""
-    answers = {"new": True, "known": False}
-    arguments: list[Argument] = [batch_id, tenant, created_at, max_unfinished, *_flat(fields)]
-    return Call("enter_batch", arguments, lambda answer: answers.get(text(answer)))
+    header: BatchHeader, max_unfinished: int, fields: Mapping[str, Argument], *, fsync: bool
+) -> Call[BatchEntry]:
+    """Create a batch."""
+    arguments: list[Argument] = [header.id, header.tenant, header.created_at.timestamp(), max_unfinished]
+    arguments += ["1" if fsync else "", *_flat(fields)]
+    return Call("enter_batch", arguments, lambda answer: BatchEntry(text(answer)))
 
 
 Command: TypeAlias = Sequence[object]

@@ -214,7 +214,10 @@ class Entry:
         """Whether a record under this id is of an erased job that had it before, or of another request before this."""
         erased_at = float(self.fields.get("erased_at", 0))
         other = bool(record.digest and self.digest) and record.digest != self.digest
-        return (other and record.created_at < self.created_at) or record.created_at.timestamp() <= erased_at
+        # Retention, which has not come to it yet, would delete its songs under this job.
+        outlived = record.ended_at.timestamp() + int(self.fields["ttl_s"]) <= self.created_at.timestamp()
+        earlier = (other and record.created_at < self.created_at) or outlived
+        return earlier or record.created_at.timestamp() <= erased_at
 
     @property
     def traceparent(self) -> str | None:

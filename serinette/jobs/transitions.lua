@@ -105,6 +105,9 @@ local function batch_key(of, job) return own .. 'batch-' .. of .. ':' .. job.bat
 local function wake_key(pool) return own .. 'wake:' .. pool end
 local function worker_of(slot) return string.match(slot, '^(.+)%.[^.]+%.[^.]+$') end
 
+-- Whether the server has this batch, not only counts that a line's end left after the server lost it.
+local function batch_known(batch) return redis.call('HEXISTS', own .. 'batch:' .. batch, 'header') == 1 end
+
 -- Unix time at which a job of this id was erased last, nil if none was within hours.
 local function erased_at(id)
     local found = redis.call('GET', erased_key(id))
@@ -280,7 +283,7 @@ local function end_job(id, job, outcome, at, last)
     event(id, outcome, last.event)
     if job.webhook then redis.call('ZADD', own .. 'webhooks', at + number(job.webhook_after_s, 'webhook_after_s'), id) end
     redis.call('ZADD', own .. 'ended', at, id)
-    if job.batch and redis.call('ZREM', batch_key('live', job), id) == 1 then
+    if job.batch and redis.call('ZREM', batch_key('live', job), id) == 1 and batch_known(job.batch) then
         redis.call('HINCRBY', own .. 'batch:' .. job.batch, BATCH_COUNTS[outcome], 1)
     end
     redis.call('HSET', rq_key(id), 'status', ENDED[outcome], 'ended_at', iso(at))
@@ -301,7 +304,8 @@ local function check_record(job)
     for _, name in ipairs({'tenant', 'pool', 'lane', 'created_at', job.owner and 'attempt:' .. job.attempts}) do
         if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
     end
-    for _, name in ipairs({'created_at', 'began', 'gpu_s'}) do if job[name] then number(job[name], name) end end
+    for _, name in ipairs({'created_at', 'began', 'gpu_s', 'start_by'}) do if job[name] then number(job[name], name) end end
+    for _, name in ipairs({'attempts', 'charged'}) do if job[name] then whole(job[name], name) end end
     check_kept(job)
 end
 
@@ -319,10 +323,7 @@ function transitions.submit()
     number(job.schema, 'schema')
     if job.start_in_s then number(job.start_in_s, 'start_in_s') end
     if job.batch then whole(job.line, 'line') end
-    if fsync then
-        local disk = redis.pcall('WAITAOF', 1, 0, 0)
-        if disk.err then return {'no_aof'} end
-    end
+    if fsync and redis.pcall('WAITAOF', 1, 0, 0).err then return {'no_aof'} end
     local known, flat = read(id)
     if known then
         if fsync then redis.call('HINCRBY', record_key(id), 'synced', 1) end
@@ -585,7 +586,7 @@ function transitions.release()
     if outcome == 'failed' then
         redis.call('HINCRBY', record_key(id), 'charged', 1)
         redis.call('HINCRBYFLOAT', record_key(id), 'gpu_s', gpu_s)
-        if tonumber(redis.call('HGET', rq_key(id), 'retries_left') or 0) > 0 then
+        if (tonumber(redis.call('HGET', rq_key(id), 'retries_left')) or 0) > 0 then
             redis.call('HINCRBY', rq_key(id), 'retries_left', -1)
         end
         count('retries', job.pool, code)
@@ -701,17 +702,23 @@ function transitions.cancel()
 end
 
 -- overdue: seconds of a lease, most. Current attempts whose lease expired, as `job:attempt`; marks of other attempts
--- are removed. After a gap between two calls, or a step of the clock backward, every lease is extended once: the server
--- may have been down, so that no slot could renew it, or its time means nothing.
+-- are removed. After a gap between two calls, or a step of the clock backward, every lease is extended: the server may
+-- have been down, so that no slot could renew it, or its time means nothing. Not one that was extended before and has
+-- had no heartbeat since: where calls always come late, no lease would expire.
 function transitions.overdue()
     local lease_s, most, at = number(given(2, 'lease_s'), 'lease_s'), number(given(3, 'most'), 'most'), clock()
-    local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
+    local watched = tonumber(redis.call('GET', own .. 'watched') or at)
     redis.call('SET', own .. 'watched', seconds(at))
     if at < watched or at - watched > lease_s / 2 then
+        local extended, lease_until = tonumber(redis.call('GET', own .. 'extended') or -1), string.format('%.17g', at + lease_s)
         -- Neither leases of dead slots, which lapse has set to 0, nor leases that never expire.
-        for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '(0', '(+inf', 'BYSCORE')) do
-            redis.call('ZADD', own .. 'leases', at + lease_s, member)
+        local leases = redis.call('ZRANGE', own .. 'leases', '(0', '(+inf', 'BYSCORE', 'WITHSCORES')
+        for i = 1, #leases, 2 do
+            if tonumber(leases[i + 1]) ~= extended then
+                redis.call('ZADD', own .. 'leases', lease_until, leases[i])
+            end
         end
+        redis.call('SET', own .. 'extended', lease_until)
     end
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
@@ -797,7 +804,7 @@ function transitions.restore()
 end
 
 local function forget(id, job)
-    local queue = job and job.pool and queue_of(job)
+    local queue = job and job.pool and job.lane and queue_of(job)
     -- Marks of attempts that never reported again.
     for _, attempt in ipairs(redis.call('ZRANGE', prefix .. ':executions:' .. id, 0, -1)) do unmark(id .. ':' .. attempt) end
     redis.call('DEL', record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id), prefix .. ':executions:' .. id)
@@ -846,12 +853,13 @@ function transitions.look()
     return found
 end
 
--- enter_batch: id, tenant, created_at, most unfinished batches of the tenant, then fields and values of its hash.
--- Answers 'new', 'known', or 'full': the tenant has reached that bound.
+-- enter_batch: id, tenant, created_at, most unfinished batches of the tenant, '1' if the write must reach the disk, then
+-- fields and values of its hash. Answers 'new', 'known', 'full': the tenant has reached that bound, or 'no_aof'.
 function transitions.enter_batch()
     local id, tenant, created_at = given(2, 'id'), given(3, 'tenant'), number(given(4, 'created_at'), 'created_at')
-    local most, fields = number(given(5, 'most'), 'most'), pairs_from(6, 'batch')
-    if redis.call('EXISTS', own .. 'batch:' .. id) == 1 then return 'known' end
+    local most, fsync, fields = number(given(5, 'most'), 'most'), given(6, 'fsync') == '1', pairs_from(7, 'batch')
+    if fsync and redis.pcall('WAITAOF', 1, 0, 0).err then return 'no_aof' end
+    if batch_known(id) then return 'known' end
     if redis.call('ZINTERCARD', 2, own .. 'tenant-batches:' .. tenant, own .. 'batches') >= most then return 'full' end
     redis.call('HSET', own .. 'batch:' .. id, unpack(fields))
     for _, index in ipairs({'batches', 'tenant-batches:' .. tenant}) do redis.call('ZADD', own .. index, created_at, id) end

@@ -19,6 +19,7 @@ appendfsync {appendfsync}
 aof-timestamp-enabled yes
 auto-aof-rewrite-percentage 0
 maxmemory-policy noeviction
+stream-node-max-bytes 512
 """
 
 

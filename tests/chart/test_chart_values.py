@@ -76,6 +76,7 @@ def test_valkey_forgets_no_job(render: Render) -> None:
     arguments = find(render("default"), "StatefulSet", "-valkey").container["args"]
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")
+    assert options["--stream-node-max-bytes"] == "512", "else each job's first event takes 4 KiB"
     assert options["--requirepass"] == "$(VALKEY_PASSWORD)"
 
 

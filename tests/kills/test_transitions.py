@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from controller.outbox import Outbox
-from serinette.job import JobError, JobStatus
+from serinette.batch import BatchHeader
+from serinette.job import JobError, JobStatus, now
 from serinette.jobs import AttemptState, Call, Claimed, Entry, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import record_of
 from serinette.jobs.submission import rq_fields_of
@@ -29,6 +31,7 @@ from tests.unit.slot_bench import a_result
 
 QUEUE = "rq:queue:default.normal"
 SLOT, LIVE = "pod-1.0.abc", Lease("pod-1.0.abc", 20)
+BATCH = BatchHeader(id="batch-1", tenant=TENANT, attempts=1, total=1, part_lines=1, digest="", created_at=now())
 FAILURE = JobError(code="timeout", message="too long")
 
 
@@ -77,7 +80,7 @@ def every_call(board: Board) -> dict[str, Call[Any]]:
         "restore": calls.restore(gone, 60),
         "shrink": calls.shrink(board.entry(done)),
         "erase": calls.erase(ended, TENANT),
-        "enter_batch": calls.enter_batch("batch-1", TENANT, 1_700_000_000.5, 10, {"status": "in_progress"}),
+        "enter_batch": calls.enter_batch(BATCH, 10, {"header": "{}"}, fsync=False),
         "guarded": calls.guarded([(["HGET", board.keys.job(waiting), "state"], "queued")], [["SET", "changed", 1]]),
     }
 
@@ -337,8 +340,8 @@ def test_a_server_with_another_clock_takes_no_job_from_a_slot_that_is_well(board
 
 def shift_clock(board: Board, offset_s: int) -> None:
     """The clock goes by so much: whatever was written before is that much younger or older."""
-    watched = float(board.redis.get("rq:serinette:watched") or 0)
-    board.redis.set("rq:serinette:watched", watched - offset_s)
+    for key in ("rq:serinette:watched", "rq:serinette:extended"):
+        board.redis.set(key, float(board.redis.get(key) or 0) - offset_s)
     for member in board.leases():
         board.redis.zincrby(board.keys.leases, -offset_s, member)
 
@@ -355,6 +358,45 @@ def test_controller_and_worker_dead_together_cost_one_attempt_once_a_controller_
     board.redis.set("rq:serinette:watched", board.redis.time()[0] - 2)
     board.lapse_leases()
     assert board.jobs(calls.overdue(20)) == [(claimed.entry.id, claimed.entry.owner)]
+
+
+def test_a_dead_workers_job_is_found_also_where_every_round_comes_late(board: Board) -> None:
+    """A lease is extended for one gap; after another without a heartbeat it expires."""
+    board.submit()
+    claimed, living = board.claim(SLOT), None
+    board.submit()
+    living = board.claim("pod-1.1.abc")
+    assert claimed and living
+    board.jobs(calls.overdue(20))
+    for _ in range(2):
+        shift_clock(board, 30)
+        board.beat(living, "pod-1.1.abc")
+        found = board.jobs(calls.overdue(20))
+    assert found == [(claimed.entry.id, claimed.entry.owner)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("attempts", "x"), ("attempts", ""), ("start_by", "x"), ("charged", "1.5"), ("began", "nan")]
+)
+def test_a_field_of_another_hand_stops_a_transition_before_its_first_write(
+    board: Board, field: str, value: str
+) -> None:
+    job_id = board.submit()
+    released = board.claim(SLOT)
+    assert released
+    board.jobs(calls.release(job_id, released.entry.owner or "", FAILURE, charged=True))
+    board.redis.hset(board.keys.job(job_id), field, value)
+    before = board.state()
+    attempts: list[Call[Any]] = [
+        calls.take(job_id, "att-2", Lease(SLOT, 20)),
+        calls.finish(job_id, "", Outcome(JobStatus.FAILED, FAILURE), recorded=True),
+        calls.cancel(job_id, TENANT),
+    ]
+    for call in attempts:
+        with suppress(ResponseError):
+            board.jobs(call)
+        assert board.state() == before
+    assert board.claim(SLOT) is None, "it is set aside, and holds up no other"
 
 
 # -- RQ's own command line

@@ -19,6 +19,7 @@ from controller.restore import Restore
 from controller.settings import ControllerSettings
 from controller.webhooks import Webhooks
 from serinette.batch import BatchStatus, LineStatus, line_job_id
+from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.credentials import Limits
 from serinette.errors import NotFinished, NotFound, QueueUnavailable
 from serinette.jobs import calls
@@ -296,6 +297,35 @@ def test_a_batch_goes_on_where_only_its_jobs_were_restored(bench: BatchBench) ->
     assert set(bench.begun.values()) == {1}
 
 
+def test_what_ends_after_redis_lost_its_batch_keeps_no_batch_from_coming_back(bench: BatchBench) -> None:
+    """A server comes up empty while the controller has lines to release: they end before their batch is known again."""
+    batch = bench.create(3, key="mine")
+    bench.duty()
+    orders = bench.begin(2)
+    bench.redis.delete(bench.keys.batch(batch.id))
+    bench.redis.zrem(bench.keys.batches, batch.id)
+    bench.end(orders)
+    assert not bench.redis.exists(bench.keys.batch(batch.id))
+    bench.redis.hset(bench.keys.batch(batch.id), "failed", 2)  # as an older version left it
+    assert bench.create(3, key="mine").id == batch.id
+    assert bench.run(batch).status is BatchStatus.COMPLETED
+
+
+def test_a_retry_whose_answer_was_lost_is_answered_when_sent_again(
+    bench: BatchBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = bench.create(2)
+    bench.run(batch, failing=["song 2"])
+    change = type(bench.batches.repository).retry
+
+    def sent_twice(repository: BatchRepository, record: BatchRecord) -> bool:
+        change(repository, record)
+        return change(repository, record)
+
+    monkeypatch.setattr(BatchRepository, "retry", sent_twice)
+    assert bench.batches.retry(TENANT, batch.id).round == 1
+
+
 def test_a_part_is_written_as_soon_as_it_is_through(bench: BatchBench) -> None:
     batch = bench.create(30)
     bench.duty()
@@ -323,9 +353,11 @@ def test_fsync_answers_once_the_batch_is_on_the_disk(tmp_path: Path, redis_url: 
         bench = BatchBench(server.connection_url, file_store_url, settings=settings)
         batch = bench.create(3, key="mine")
         assert bench.create(3, key="mine") == batch, "a replay waits as the first did"
-        assert bench.redis.hget(bench.keys.batch(batch.id), "synced") == b"2"
-    with pytest.raises(QueueUnavailable, match="on its disk"):  # this server keeps no append-only file
-        BatchBench(redis_url, file_store_url, settings=settings).create(3)
+        assert bench.redis.get(bench.keys.synced) == batch.id.encode()
+    bench = BatchBench(redis_url, file_store_url, settings=settings)
+    with pytest.raises(QueueUnavailable, match="nothing was accepted"):  # this server keeps no append-only file
+        bench.create(3)
+    assert bench.batches.newest(TENANT, 10) == []
 
 
 def test_the_end_is_reported_once_for_each_round(redis_url: str, file_store_url: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from redis import Redis
 
-from serinette.job import JobError, JobStatus
+from serinette.job import JobError, JobStatus, now
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as, record_of
 from serinette.names import Keys
@@ -63,6 +64,19 @@ def test_an_end_of_another_request_with_the_same_id_does_not_count(board: Board)
     board.redis.flushdb()
     board.submit(job_id, digest="d")
     assert finish_as(board.jobs, late).decided, "the same request: its song is there"
+
+
+def test_an_end_that_retention_is_about_to_delete_does_not_count(board: Board) -> None:
+    """The same request again, once Redis has forgotten the first and before the sweep of the store."""
+    job_id = board.submit(digest="d", ttl_s=60)
+    first = held(board)
+    late = record_of(first.entry, first.entry.attempts[-1], Outcome(SUCCEEDED))
+    board.redis.flushdb()
+    board.submit(job_id, digest="d", ttl_s=60)
+    entry = board.entry(job_id)
+    assert not entry.is_anothers(late)
+    for ago_s, another in ((59, False), (61, True)):
+        assert entry.is_anothers(late.model_copy(update={"ended_at": now() - timedelta(seconds=ago_s)})) is another
 
 
 def test_a_job_that_was_erased_by_a_faster_clock_can_be_submitted_again(board: Board) -> None:

@@ -27,6 +27,7 @@ from gpu_worker.slot.drain import Patience
 from gpu_worker.slot.held_job import HeldJob
 from serinette.errors import EngineCrashed
 from serinette.job import JobStatus, Record
+from serinette.jobs.registries import trim_registries
 from serinette.names import Keys, record_key
 from serinette.settings import SharedSettings
 from serinette.spec import AudioFormat, GenerationSpec
@@ -256,3 +257,19 @@ def test_a_pickle_in_a_lane_is_never_opened(bench: SlotBench, tmp_path: Path) ->
     assert bench.slot().run_one()
     bench.assert_ended(job_id, JobStatus.SUCCEEDED)
     assert not opened.exists()
+
+
+@pytest.mark.parametrize("lost", ["its key expired", "all of Redis"])
+def test_a_slot_that_redis_forgot_registers_again(bench: SlotBench, lost: str) -> None:
+    slot = bench.slot()
+    slot.register_birth()  # type: ignore[no-untyped-call]  # RQ's own
+    if lost == "all of Redis":
+        bench.redis.flushdb()
+    else:
+        bench.redis.delete(slot.key)
+        trim_registries(bench.redis, bench.keys, 3600)
+    assert Worker.all(bench.redis) == []
+    slot.heartbeat()
+    [found] = Worker.all(bench.redis)
+    assert (found.name, found.get_state()) == (slot.name, WorkerStatus.IDLE)
+    assert found.birth_date
