@@ -39,6 +39,20 @@ extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm th
 {{- end -}}
 {{- end }}
 
+{{/* Services that an uninstall takes away with the workers, which then have nothing to finish for. */}}
+{{- define "serinette.ownServicesEnv" -}}
+{{- $names := list -}}
+{{- if .Values.valkey.enabled -}}
+{{- $names = append $names (include "serinette.redis" . | fromYaml).host -}}
+{{- end -}}
+{{- if .Values.seaweedfs.enabled -}}
+{{- $names = append $names (include "serinette.store" . | fromYaml).endpoint -}}
+{{- end -}}
+{{- with $names }}
+- {name: SERINETTE_OWN_SERVICES, value: {{ join "," . | replace "http://" "" | replace ":8333" "" | quote }}}
+{{- end }}
+{{- end }}
+
 {{- define "serinette.workerEnv" -}}
 - {name: SERINETTE_POOL, value: {{ .name | quote }}}
 - {name: SERINETTE_SLOTS, value: {{ int .slots | quote }}}
