@@ -142,6 +142,11 @@ class WorkerSettings(SharedSettings):
     model_endpoint: str | None = Field(
         None, description="Endpoint of the S3-compatible store that holds `model`; that of the songs when left out."
     )
+    model_credentials_dir: Path | None = Field(
+        None,
+        description="Directory of files that are the credentials for the store that holds `model`, each named as the "
+        "variable (AWS_ACCESS_KEY_ID, ...) that it stands for; those of the songs' store when left out.",
+    )
     model_name: str | None = Field(None, description="Name that jobs ask for; the end of `model` when left out.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -67,6 +67,9 @@ extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm th
 {{- with .modelEndpoint }}
 - {name: SERINETTE_MODEL_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
+{{- if .modelSecret }}
+- {name: SERINETTE_MODEL_CREDENTIALS_DIR, value: /etc/serinette/model-store}
+{{- end }}
 - {name: SERINETTE_DEVICE, value: {{ .device | quote }}}
 - {name: SERINETTE_DTYPE, value: {{ .dtype | quote }}}
 - {name: SERINETTE_THREADS, value: {{ int .threads | quote }}}
