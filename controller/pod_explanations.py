@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from serinette.pools import pauses
 from serinette.presence import Holdup
 
 Object = Mapping[str, Any]
@@ -44,7 +45,6 @@ _NO_NODE = (
 # KEDA asks for the first worker at its next poll. So many without one, or so long, and it is not at work.
 _POLLS = 6
 _LEAST_UNSCALED_S = 30.0
-_PAUSED = "autoscaling.keda.sh/paused"
 
 _LONGEST = 1_000
 
@@ -95,10 +95,9 @@ def unscaled(scaled_object: Object | None, for_s: float) -> Explanation | None:
     least_s = _LEAST_UNSCALED_S
     if scaled_object:
         least_s = max(least_s, float(_POLLS * scaled_object["spec"].get("pollingInterval", 30)))
-        annotations = scaled_object["metadata"].get("annotations") or {}
-        paused = [name for name, value in annotations.items() if name.startswith(_PAUSED) and value != "false"]
-        if set(paused) - {f"{_PAUSED}-scale-in"}:
-            return Explanation(0, "an operator has paused its scaling", detail=", ".join(sorted(paused)))
+        paused = pauses(scaled_object["metadata"].get("annotations"))
+        if any(not name.endswith("-scale-in") for name in paused):
+            return Explanation(0, "an operator has paused its scaling", detail=", ".join(paused))
         ready = _condition(scaled_object, "Ready")
         if ready.get("status") == "False":
             message = _short(str(ready.get("message", "")))

@@ -156,6 +156,14 @@ def test_what_we_may_not_see_is_said_and_is_not_bad(kube: Kube) -> None:
     assert {each["remedy"].rpartition(" read ")[2] for each in found if each["level"] == "unknown"} == set(hidden)
 
 
+def test_keda_is_judged_also_by_who_may_not_read_its_definitions(kube: Kube) -> None:
+    """Definitions are the cluster's, and an admin of one namespace may not read them."""
+    kube.fail("customresourcedefinitions", 403)
+    kube.add(*keda(ready=0)[2:], *release())
+    levels = {each["check"]: each["level"] for each in ask()[1] if each["part"] == "keda"}
+    assert (levels["operator"], levels["metrics"]) == ("bad", "ok")
+
+
 def test_a_question_without_an_answer_keeps_no_other_from_being_asked(kube: Kube) -> None:
     for path in ("/nodes", "apiservices", "persistentvolumeclaims"):
         kube.fail(path, 0)
@@ -266,6 +274,14 @@ class TestScaling:
             "falls back to 0 replicas when Redis cannot be asked",
         } <= messages
         assert "paused by autoscaling.keda.sh/paused-replicas" in messages
+
+    def test_what_says_false_pauses_nothing(self, kube: Kube) -> None:
+        def change(each: Object) -> None:
+            if each["kind"] == "ScaledObject":
+                each["metadata"]["annotations"] = {"autoscaling.keda.sh/paused": "false"}
+
+        kube.add(*release(change))
+        assert not [each for each in wrong() if "paused" in each["message"]]
 
 
 def pod(name: str, message: str = "", waiting: dict[str, str] | None = None) -> Object:

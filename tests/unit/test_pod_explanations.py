@@ -281,6 +281,9 @@ PAUSED = "an operator has paused its scaling"
         (scaled_object(WELL, paused_scale_out="true"), 0, PAUSED),
         (scaled_object(WELL, paused_scale_in="true"), 0, None),
         (scaled_object(WELL, paused="false"), 0, None),
+        (scaled_object(WELL, paused="False"), 0, None),
+        (scaled_object(WELL, paused="yes"), 0, PAUSED),  # no word of Go's for true or false: KEDA pauses
+        (scaled_object(WELL, paused_scale_out="f"), 0, None),
         (scaled_object(BROKEN, IDLE), 0, "its scaling fails, and the operator's log says why"),
     ],
 )
