@@ -96,6 +96,12 @@ class WorkerPods(_Namespace):
         pods = "involvedObject.kind=Pod"
         return self._items(self._core.list_namespaced_event, self._namespace, field_selector=pods, limit=_MOST_EVENTS)
 
+    def refusals(self) -> list[Object]:
+        """Events of pods that the API server refused to their ReplicaSets, the last hour's as a rule."""
+        refused = "involvedObject.kind=ReplicaSet,reason=FailedCreate"
+        ask = self._core.list_namespaced_event
+        return self._items(ask, self._namespace, field_selector=refused, limit=_MOST_EVENTS)
+
     def nodes(self) -> list[Object]:
         """All nodes."""
         return self._items(self._core.list_node, resource_version="0")

@@ -53,6 +53,9 @@ class ControllerSettings(WebhookSettings, PoolSettings, ContainerSettings):
     cluster_selector: str = Field(
         "app.kubernetes.io/component=worker", description="Labels that find the worker pods there."
     )
+    cluster_deployments: str = Field(
+        "serinette-worker-", description="Start of the names of the pools' Deployments there, before the pool's own."
+    )
     cluster_protect: bool = Field(True, description="Mark pods that hold work, so that others are taken away first.")
     cluster_interval_s: float = Field(10.0, gt=0, le=30, description="Pause between two looks at the cluster.")
     retention_interval_s: float = Field(300, gt=0, description="Pause between two sweeps of the store.")

@@ -37,6 +37,7 @@ class PoolFacts(BaseModel):
     model_name: str = Field("", description="Name that jobs ask for; the end of `model` when empty.")
     min_workers: int = Field(0, ge=0)
     max_workers: int = Field(1, ge=0)
+    jobs_per_worker: int = Field(4, ge=1, description="Waiting jobs for which KEDA adds a worker.")
     slots: int = Field(2, ge=1, description="Jobs that one worker holds at a time.")
     max_batch: int = Field(1, ge=1, description="Songs that one worker generates together.")
     longest_s: int | None = Field(

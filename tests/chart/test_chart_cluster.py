@@ -69,6 +69,8 @@ def test_it_looks_at_the_pods_that_the_chart_makes(render: Render) -> None:
         labels = item["spec"]["template"]["metadata"]["labels"]
         assert (wanted.items() <= labels.items()) == ("-worker-" in item.name)
         assert (POOL_LABEL in labels) == ("-worker-" in item.name)
+        if "-worker-" in item.name:
+            assert item.name == env["SERINETTE_CLUSTER_DEPLOYMENTS"] + labels[POOL_LABEL]
 
 
 def test_by_default_nothing_is_the_whole_clusters(render: Render) -> None:

@@ -328,6 +328,19 @@ class TestPods:
         (finding,) = (each for each in wrong() if each["check"] == "w")
         assert (finding["level"], finding["message"], remedy in finding["remedy"]) == ("bad", f"{reason}: why", True)
 
+    def test_pods_that_the_cluster_refuses(self, kube: Kube) -> None:
+        """A worker is never bad for not being there; one that cannot be made is."""
+        why = 'pods "w-x" is forbidden: exceeded quota: gpus'
+
+        def change(each: Object) -> None:
+            if each["kind"] == "Deployment" and "worker" in each["metadata"]["name"]:
+                failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": why}
+                each["status"] = {"conditions": [failure]}
+
+        kube.add(*release(change))
+        (finding,) = (each for each in wrong() if each["part"] == "pods")
+        assert (finding["level"], finding["message"]) == ("bad", f"the cluster refuses its pods: {why}")
+
     def test_a_part_that_is_not_ready_and_a_claim_that_waits(self, kube: Kube) -> None:
         def change(each: Object) -> None:
             if each["kind"] == "StatefulSet":

@@ -8,6 +8,7 @@
 {{- if .Values.cluster.explain }}
 - {name: SERINETTE_CLUSTER_NAMESPACE, value: {{ .Release.Namespace }}}
 - {name: SERINETTE_CLUSTER_SELECTOR, value: "app.kubernetes.io/instance={{ .Release.Name }},app.kubernetes.io/component=worker"}
+- {name: SERINETTE_CLUSTER_DEPLOYMENTS, value: {{ include "serinette.workerName" (list . "") | quote }}}
 - {name: SERINETTE_CLUSTER_PROTECT, value: {{ .Values.cluster.protect | quote }}}
 {{- end }}
 {{- end }}
