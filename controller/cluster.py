@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
+# Who has set a field, in an object's managedFields.
+FIELD_MANAGER = "serinette-controller"
 # To connect, and for each read of an answer, in seconds.
 _TIMEOUT_S = (3.0, 10.0)
 # Of events; those of pods that come and go by the hundred are cut off.
@@ -116,7 +118,7 @@ class WorkerPods(_Namespace):
     def annotate(self, pod: str, annotations: Mapping[str, str | None]) -> None:
         """Set annotations of a pod; None removes one."""
         patch = {"metadata": {"annotations": dict(annotations)}}
-        self._ask(self._core.patch_namespaced_pod, pod, self._namespace, patch)
+        self._ask(self._core.patch_namespaced_pod, pod, self._namespace, patch, field_manager=FIELD_MANAGER)
 
 
 class ContainerJobs(_Namespace):

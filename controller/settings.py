@@ -51,7 +51,8 @@ class ControllerSettings(WebhookSettings, PoolSettings, ContainerSettings):
         description="How to reach it from outside; None: a pod's own service account.",
     )
     cluster_selector: str = Field(
-        "app.kubernetes.io/component=worker", description="Labels that find the worker pods there."
+        "app.kubernetes.io/name=serinette,app.kubernetes.io/component=worker",
+        description="Labels that find the worker pods there.",
     )
     cluster_deployments: str = Field(
         "serinette-worker-", description="Start of the names of the pools' Deployments there, before the pool's own."

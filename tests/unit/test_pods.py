@@ -14,7 +14,7 @@ from kubernetes import client
 from redis import Redis
 
 from controller.autoscaling import MARKS, Patch, plan_marks
-from controller.cluster import WorkerPods, connect
+from controller.cluster import FIELD_MANAGER, WorkerPods, connect
 from controller.pods import PodWatch
 from controller.settings import ControllerSettings
 from serinette.errors import ClusterUnavailable
@@ -37,6 +37,14 @@ def bare(name: str, annotations: dict[str, str] | None = None, *, leaving: bool 
     return {"metadata": metadata | ({"deletionTimestamp": "2026-05-01T12:00:00Z"} if leaving else {})}
 
 
+def managed(manager: str, *annotations: str) -> dict[str, Any]:
+    return {"manager": manager, "fieldsV1": {"f:metadata": {"f:annotations": {f"f:{name}": {} for name in annotations}}}}
+
+
+# A pod whose pool's own podAnnotations have one of the marks.
+MANAGED = [managed("kube-controller-manager", ".", "karpenter.sh/do-not-disrupt"), managed(FIELD_MANAGER, *MARKS)]
+
+
 @pytest.mark.parametrize(
     ("pods", "busy", "idle", "patches"),
     [
@@ -48,6 +56,12 @@ def bare(name: str, annotations: dict[str, str] | None = None, *, leaving: bool 
         ([bare("a", {"mine": "x"})], set(), {"a"}, []),
         (
             [bare("a", {**MARKS, "karpenter.sh/do-not-disrupt": "false"})],  # not ours
+            set(),
+            {"a"},
+            [Patch("a", {name: None for name in MARKS if not name.startswith("karpenter")})],
+        ),
+        (
+            [{"metadata": {**bare("a", dict(MARKS))["metadata"], "managedFields": MANAGED}}],
             set(),
             {"a"},
             [Patch("a", {name: None for name in MARKS if not name.startswith("karpenter")})],
@@ -230,7 +244,7 @@ def test_a_busy_pod_is_marked_until_it_was_idle_for_a_minute(
     assert marks(kube, "w-1") == {"mine": "x", **MARKS}
     pods.look(71)
     assert marks(kube, "w-1") == {"mine": "x"}
-    assert len(kube.patches) == 2
+    assert [each.query["fieldManager"] for each in kube.patches] == [FIELD_MANAGER] * 2
 
 
 @pytest.mark.parametrize(
