@@ -186,5 +186,11 @@ def test_the_notes_say_what_is_missing_without_rights_in_the_cluster(render: Ren
     assert "Nothing of this release is cluster-wide." in plain
     assert "cluster.readNodes=true" in plain and "cluster.protect=true" in plain
     assert "cluster.readNodes=true" not in notes("cluster.readNodes=true")
-    assert "cluster-wide" not in notes("cluster.readNodes=true", "cluster.protect=true")
+    both = notes("cluster.readNodes=true", "cluster.protect=true")
+    assert "a ClusterRole (cluster.readNodes), an admission policy (cluster.protect)." in both
+    assert "What is missing" not in both
+    assert "cluster.explain=true" in notes("cluster.explain=false")
+    lanes = ("containers.enabled=true", "containers.images={a/b}", "containers.priorityClasses.values.high=1")
+    wide = "Cluster-wide objects of this release: an admission policy (containers.confine), PriorityClasses"
+    assert wide in notes(*lanes)
     assert "accepted jobs are lost with its pod" in notes("valkey.persistence.enabled=false")
