@@ -128,7 +128,9 @@ class PodSupervisor:
         self._signals_passed_on = 0
         self._drain_ends_at_s = float("inf")
         self._exit_status = 0
-        self._services = ServiceWatch([name for name in settings.own_services.split(",") if name], settings.services_gone_s)
+        self._services = ServiceWatch(
+            [name for name in settings.own_services.split(",") if name], settings.services_gone_s
+        )
         self._presence = Presence(
             name=self.name, pool=settings.pool, stage=WorkerStage.STARTING, slots=settings.slots, started_at=now()
         )

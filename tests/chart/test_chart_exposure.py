@@ -56,7 +56,12 @@ def test_a_load_balancer_of_ones_own_class(render: Render) -> None:
     assert spec["ports"][0]["nodePort"] == 30819
     plain = find(render("default"), "Service", "-gateway")["spec"]
     assert plain.keys() == {"type", "selector", "ports"} and "nodePort" not in plain["ports"][0]
-    inside = render("edge", 'gateway.service.type="ClusterIP"', "gateway.service.nodePort=null", 'gateway.service.externalTrafficPolicy=""')
+    inside = render(
+        "edge",
+        'gateway.service.type="ClusterIP"',
+        "gateway.service.nodePort=null",
+        'gateway.service.externalTrafficPolicy=""',
+    )
     assert "loadBalancerClass" not in find(inside, "Service", "-gateway")["spec"]
 
 

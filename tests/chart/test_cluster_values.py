@@ -85,7 +85,11 @@ def test_a_cluster_that_is_not_allowed_is_left_alone(
 
 def test_a_kubeconfig_and_images_on_its_nodes_are_enough() -> None:
     """What stays in namespaces of its own then runs; what changes nodes wants the cluster named."""
-    names = ["registry.k8s.io/pause:3", "docker.io/you/serinette-gateway@sha256:1", "docker.io/you/serinette-gateway:dev"]
+    names = [
+        "registry.k8s.io/pause:3",
+        "docker.io/you/serinette-gateway@sha256:1",
+        "docker.io/you/serinette-gateway:dev",
+    ]
     found = target_of({}, "kind-a", lambda: names)
     assert (found.context, found.registry, found.tag) == ("kind-a", "docker.io/you", "dev")
     assert json.loads(found.helm_values({}))["images"]["worker"] == {"tag": "dev"}

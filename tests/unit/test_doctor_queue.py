@@ -37,9 +37,18 @@ def test_all_is_well(tmp_path: Path) -> None:
     with servers.valkey(tmp_path, append_only=True) as server:
         found = check_queue(settings(server.connection_url))
     assert {each.level for each in found} == {Level.OK}, found
-    assert {"reachable", "version", "role", "eviction", "append-only file", "memory", "synced", "writable", "place", "Redis"} == {
-        each.check for each in found
-    }
+    assert {
+        "reachable",
+        "version",
+        "role",
+        "eviction",
+        "append-only file",
+        "memory",
+        "synced",
+        "writable",
+        "place",
+        "Redis",
+    } == {each.check for each in found}
 
 
 def test_a_file_that_is_synced_late_needs_submits_that_wait(tmp_path: Path) -> None:

@@ -351,9 +351,7 @@ TEN = PoolFacts(name="turbo", max_workers=10, jobs_per_worker=4)
         (12, 20, 20, PoolFacts(name="turbo", max_workers=100), True),
     ],
 )
-def test_when_a_pool_lacks_workers(
-    waiting: int, busy: int, pods: int, facts: PoolFacts | None, lacking: bool
-) -> None:
+def test_when_a_pool_lacks_workers(waiting: int, busy: int, pods: int, facts: PoolFacts | None, lacking: bool) -> None:
     assert lacks_workers(waiting, busy, pods, facts) is lacking
 
 

@@ -38,7 +38,10 @@ def bare(name: str, annotations: dict[str, str] | None = None, *, leaving: bool 
 
 
 def managed(manager: str, *annotations: str) -> dict[str, Any]:
-    return {"manager": manager, "fieldsV1": {"f:metadata": {"f:annotations": {f"f:{name}": {} for name in annotations}}}}
+    return {
+        "manager": manager,
+        "fieldsV1": {"f:metadata": {"f:annotations": {f"f:{name}": {} for name in annotations}}},
+    }
 
 
 # A pod whose pool's own podAnnotations have one of the marks.
