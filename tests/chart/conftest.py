@@ -16,7 +16,7 @@ CI = CHART / "ci"
 
 @pytest.fixture(scope="session")
 def render() -> Render:
-    """`render("gpu", 'pools[0].max=3')`: the objects of a ci/ values file, or one by its path, and --set-json settings."""
+    """`render("gpu", 'pools[0].max=3')`: the objects of a ci/ values file (or one's path) and --set-json settings."""
     try:
         helm()
     except (CommandFailed, ToolMissing, OSError) as error:
