@@ -16,6 +16,7 @@ from typing import Any
 
 from redis import Redis
 
+from controller.cluster import FIELD_MANAGER
 from controller.settings import ControllerSettings
 from serinette import brake
 from serinette.brake import Cause, Failure
@@ -114,7 +115,7 @@ def plan_marks(
     """The next patches, no more than `most`: marks for busy pods first, then none for those long idle.
 
     `busy` and `idle` are names of pods. A pod in neither was busy a moment ago and may be again in the next: it
-    keeps what it has. Marks of another value are not ours and stay.
+    keeps what it has. Marks of another value are not ours and stay, as do those that it was made with.
     """
     mark, clear = [], []
     for pod in pods:
@@ -126,9 +127,18 @@ def plan_marks(
             missing = {name: value for name, value in MARKS.items() if has.get(name) != value}
             mark += [Patch(metadata["name"], missing)] if missing else []
         elif metadata["name"] in idle:
-            ours = [name for name, value in MARKS.items() if has.get(name) == value]
+            theirs = _set_by_others(metadata.get("managedFields") or [])
+            ours = [name for name, value in MARKS.items() if has.get(name) == value and name not in theirs]
             clear += [Patch(metadata["name"], dict.fromkeys(ours))] if ours else []
     return [*mark, *clear][:most]
+
+
+def _set_by_others(managed: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The annotations that another than us has set: the pool's template, say."""
+    ours = {FIELD_MANAGER, "OpenAPI-Generator"}  # the second: the Kubernetes client, unless it is named
+    others = [each for each in managed if each.get("manager") not in ours]
+    fields = [each.get("fieldsV1", {}).get("f:metadata", {}).get("f:annotations", {}) for each in others]
+    return {name.removeprefix("f:") for each in fields for name in each}
 
 
 # -- the duty

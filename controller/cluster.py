@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
+# Who has set a field, in an object's managedFields.
+FIELD_MANAGER = "serinette-controller"
 # To connect, and for each read of an answer, in seconds.
 _TIMEOUT_S = (3.0, 10.0)
 # Of events; those of pods that come and go by the hundred are cut off.
@@ -96,6 +98,12 @@ class WorkerPods(_Namespace):
         pods = "involvedObject.kind=Pod"
         return self._items(self._core.list_namespaced_event, self._namespace, field_selector=pods, limit=_MOST_EVENTS)
 
+    def refusals(self) -> list[Object]:
+        """Events of pods that the API server refused to their ReplicaSets, the last hour's as a rule."""
+        refused = "involvedObject.kind=ReplicaSet,reason=FailedCreate"
+        ask = self._core.list_namespaced_event
+        return self._items(ask, self._namespace, field_selector=refused, limit=_MOST_EVENTS)
+
     def nodes(self) -> list[Object]:
         """All nodes."""
         return self._items(self._core.list_node, resource_version="0")
@@ -110,7 +118,7 @@ class WorkerPods(_Namespace):
     def annotate(self, pod: str, annotations: Mapping[str, str | None]) -> None:
         """Set annotations of a pod; None removes one."""
         patch = {"metadata": {"annotations": dict(annotations)}}
-        self._ask(self._core.patch_namespaced_pod, pod, self._namespace, patch)
+        self._ask(self._core.patch_namespaced_pod, pod, self._namespace, patch, field_manager=FIELD_MANAGER)
 
 
 class ContainerJobs(_Namespace):

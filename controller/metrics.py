@@ -48,6 +48,7 @@ class ControllerMetrics:
             ["action"],
             registry=registry,
         )
+        self._reconciled.labels("leave")  # from 0 on, or an alert on its increase would miss the first
         self._round = Gauge(
             "serinette_controller_round_timestamp_seconds", "When this replica last ended a round.", registry=registry
         )

@@ -6,6 +6,7 @@ does. The cluster's own sentences are the `detail`, for the operator's log.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from serinette.pools import PoolFacts, pauses
 from serinette.presence import Holdup
 
 Object = Mapping[str, Any]
@@ -41,10 +43,20 @@ _NO_NODE = (
     (r"unschedulable", "cordoned nodes"),
     (r"Too many pods", "full nodes"),
 )
+# Why the API server makes no pod (k8s.io/kubernetes, plugin/pkg/admission; staging/src/k8s.io/pod-security-admission).
+_REFUSED = (
+    (r"exceeded quota|failed quota", "a quota is used up"),
+    (r"violates PodSecurity", "the namespace's Pod Security forbids them"),
+    (r"RuntimeClass", "their RuntimeClass is not there"),
+    (r"PriorityClass", "their PriorityClass is not there"),
+    (r"LimitRange|maximum .* usage per|minimum .* usage per", "they ask for more or less than its limits allow"),
+    (r"admission webhook|ValidatingAdmissionPolicy", "an admission policy forbids them"),
+)
+# A ReplicaSet tries again after 16 minutes at most.
+_REFUSED_LATELY_S = 1_200.0
 # KEDA asks for the first worker at its next poll. So many without one, or so long, and it is not at work.
 _POLLS = 6
 _LEAST_UNSCALED_S = 30.0
-_PAUSED = "autoscaling.keda.sh/paused"
 
 _LONGEST = 1_000
 
@@ -88,21 +100,46 @@ def pod_start(pod: Object) -> dict[str, float] | None:
     return {"node_s": (scheduled - created).total_seconds(), "image_s": (started - scheduled).total_seconds()}
 
 
-def unscaled(scaled_object: Object | None, for_s: float) -> Explanation | None:
-    """Why a pool without pods has got none, although jobs have waited for a worker for `for_s` seconds; None while that
+def refused(events: Sequence[Object], deployment: str, at: datetime) -> Explanation | None:
+    """Why the API server makes no pods of a Deployment, by the events of its ReplicaSets; None when it made them."""
+    ours = [event for event in events if event["involvedObject"].get("name", "").rpartition("-")[0] == deployment]
+    latest = max(ours, key=_seen_at, default=None)
+    seen = _time(_seen_at(latest)) if latest else None
+    if latest is None or seen is None or (at - seen).total_seconds() > _REFUSED_LATELY_S:
+        return None
+    message = str(latest.get("message", ""))
+    why = next((f": {words}" for pattern, words in _REFUSED if re.search(pattern, message)), "")
+    return Explanation(0, f"the cluster refuses its pods{why}", detail=_short(message))
+
+
+def wanted_workers(waiting: int, busy: int, facts: PoolFacts | None) -> int:
+    """How many workers KEDA's formula asks of a pool without a brake (the chart's scaledobjects.yaml)."""
+    if facts is None:
+        return max(busy, min(waiting, 1))
+    return max(busy, min(busy + math.ceil(waiting / facts.jobs_per_worker), facts.max_workers))
+
+
+def lacks_workers(waiting: int, busy: int, pods: int, facts: PoolFacts | None) -> bool:
+    """Whether the HPA should have made another pod; it tolerates a tenth."""
+    return wanted_workers(waiting, busy, facts) > 1.1 * pods
+
+
+def unscaled(scaled_object: Object | None, for_s: float, refusal: Explanation | None = None) -> Explanation | None:
+    """Why a pool has fewer pods than its waiting jobs ask for, for `for_s` seconds with as many as now; None while that
     is no sign of anything. `scaled_object` is None where it cannot be read, or nothing scales the pool.
     """
     least_s = _LEAST_UNSCALED_S
     if scaled_object:
         least_s = max(least_s, float(_POLLS * scaled_object["spec"].get("pollingInterval", 30)))
-        annotations = scaled_object["metadata"].get("annotations") or {}
-        paused = [name for name, value in annotations.items() if name.startswith(_PAUSED) and value != "false"]
-        if set(paused) - {f"{_PAUSED}-scale-in"}:
-            return Explanation(0, "an operator has paused its scaling", detail=", ".join(sorted(paused)))
+        paused = pauses(scaled_object["metadata"].get("annotations"))
+        if any(not name.endswith("-scale-in") for name in paused):
+            return Explanation(0, "an operator has paused its scaling", detail=", ".join(paused))
         ready = condition(scaled_object, "Ready")
         if ready.get("status") == "False":
             message = _short(str(ready.get("message", "")))
             return Explanation(0, "its scaling fails, and the operator's log says why", detail=message)
+    if refusal:
+        return refusal
     if for_s < least_s:
         return None
     detail = "is KEDA's operator running? `serinette doctor` looks" if scaled_object else ""

@@ -13,7 +13,7 @@ from redis import Redis
 from controller.autoscaling import plan_marks
 from controller.cluster import WorkerPods
 from controller.leader_election import FailureLog
-from controller.pod_explanations import POOL_LABEL, holdup, pod_start, unscaled
+from controller.pod_explanations import POOL_LABEL, holdup, lacks_workers, pod_start, refused, unscaled
 from controller.settings import ControllerSettings
 from serinette.errors import ClusterUnavailable
 from serinette.job import now
@@ -44,7 +44,7 @@ class PodWatch:
         self._settings = settings
         self._keys = settings.keys
         self._idle_since_s: dict[str, float] = {}
-        self._unscaled_since_s: dict[str, float] = {}
+        self._lacking_since_s: dict[tuple[str, int], float] = {}  # by pool and its pods
         self._words: dict[str, str] = {}
         self._started: set[str] = set()
         self._failures = FailureLog(log, "looking at the cluster")
@@ -63,7 +63,7 @@ class PodWatch:
             return
         self._failures.note(None)
         found = self._explained(pods, at_s)
-        found |= self._unscaled(found, at_s)
+        found |= self._lacking(found, at_s)
         report_holdups(self._redis, self._keys, found)
         self._log(found)
         self._report_starts(pods)
@@ -83,18 +83,27 @@ class PodWatch:
             found[pool] = holdup(ours, events or [], nodes, facts.gpu_resource if facts else "", now())
         return found
 
-    def _unscaled(self, found: Mapping[str, Holdup], at_s: float) -> dict[str, Holdup]:
-        """Of pools that should have a pod and have none: that nothing scales them."""
-        wanting = {pool for pool, seen in found.items() if not seen.pods and self._wants_a_worker(pool)}
-        self._unscaled_since_s = {pool: self._unscaled_since_s.get(pool, at_s) for pool in wanting}
-        objects = self._asked("scaled_objects", at_s) if wanting else None
+    def _lacking(self, found: Mapping[str, Holdup], at_s: float) -> dict[str, Holdup]:
+        """Of pools that should have a pod more: that nothing scales them, or that the cluster refuses it."""
+        lacking = {pool: seen.pods for pool, seen in found.items() if self._lacks_workers(pool, seen.pods)}
+        since_s = {each: self._lacking_since_s.get(each, at_s) for each in lacking.items()}
+        self._lacking_since_s = since_s
+        objects = self._asked("scaled_objects", at_s) if lacking else None
+        refusals = self._asked("refusals", at_s) if lacking else None
         by_pool = {each["metadata"].get("labels", {}).get(POOL_LABEL): each for each in objects or []}
-        why = {pool: unscaled(by_pool.get(pool), at_s - self._unscaled_since_s[pool]) for pool in wanting}
-        return {pool: Holdup(words=each.text, detail=each.detail) for pool, each in why.items() if each}
+        why = {}
+        for pool, pods in lacking.items():
+            refusal = refused(refusals or [], f"{self._settings.cluster_deployments}{pool}", now())
+            if each := unscaled(by_pool.get(pool), at_s - since_s[pool, pods], refusal):
+                why[pool] = found[pool].model_copy(update={"words": each.text, "detail": each.detail})
+        return why
 
-    def _wants_a_worker(self, pool: str) -> bool:
+    def _lacks_workers(self, pool: str, pods: int) -> bool:
         waiting = sum(int(self._redis.zcard(self._keys.waiting(pool, lane))) for lane in Lane)
-        return waiting > 0 and not self._redis.exists(self._keys.brake(pool))
+        if not waiting or self._redis.exists(self._keys.brake(pool)):
+            return False
+        busy = int(self._redis.scard(self._keys.busy(pool)))
+        return lacks_workers(waiting, busy, pods, of_name(self._settings.pools, pool))
 
     def _report_starts(self, pods: Sequence[Mapping[str, Any]]) -> None:
         """What each pod's start took, once: a worker cannot see what came before its process."""

@@ -61,7 +61,11 @@ class ControllerSettings(WebhookSettings, PoolSettings, ContainerSettings):
         description="How to reach it from outside; None: a pod's own service account.",
     )
     cluster_selector: str = Field(
-        "app.kubernetes.io/component=worker", description="Labels that find the worker pods there."
+        "app.kubernetes.io/name=serinette,app.kubernetes.io/component=worker",
+        description="Labels that find the worker pods there.",
+    )
+    cluster_deployments: str = Field(
+        "serinette-worker-", description="Start of the names of the pools' Deployments there, before the pool's own."
     )
     cluster_protect: bool = Field(True, description="Mark pods that hold work, so that others are taken away first.")
     cluster_interval_s: float = Field(10.0, gt=0, le=30, description="Pause between two looks at the cluster.")

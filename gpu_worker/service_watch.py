@@ -1,7 +1,7 @@
 """Whether a draining worker still has something to finish for: it is not kept from leaving by an uninstalled release.
 
-When a release goes, its Services go, and with them the names of Redis and the store. A server that restarts, or whose
-node died, keeps its Service and its name: only an answer that there is no such name counts, and only of all of them.
+When a release goes, its Services go, and with them the names of its Redis and its store. A server that restarts, or
+whose node died, keeps its Service and its name.
 """
 
 from __future__ import annotations
@@ -11,43 +11,27 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection
-from urllib.parse import urlsplit
-
-from redis.connection import parse_url
-
-from serinette.settings import SharedSettings
 
 log = logging.getLogger(__name__)
 
 _ASK_EVERY_S = 2.0
-# EAI_NODATA: a name without an address. glibc has it; other systems answer EAI_NONAME.
-_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
-
-
-def service_names(settings: SharedSettings) -> frozenset[str]:
-    """Host names of Redis and the store; none where one of the two has no name that could go away."""
-    if settings.redis_sentinels:
-        redis = {address.rpartition(":")[0] for address in settings.redis_sentinels.split(",")}
-    else:
-        found = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]  # redis-py's
-        redis = {str(found["host"])} if "host" in found else set()
-    store = urlsplit(settings.store_endpoint or "").hostname
-    return frozenset({*redis, store}) if redis and store else frozenset()
+# A name that every cluster has. While it has an address the cluster's DNS works, and a name without one is gone: the
+# resolver's error does not say so, since it passes on an unknown name to the DNS beyond the cluster, which may be away.
+_ALWAYS_THERE = "kubernetes.default.svc"
 
 
 def has_address(name: str) -> bool:
-    """Whether a name resolves; also true when it cannot be asked, which says nothing of the name."""
+    """Whether a name resolves."""
     try:
-        socket.getaddrinfo(name, None)
-    except socket.gaierror as error:
-        return error.errno not in _NO_SUCH_NAME
+        return bool(socket.getaddrinfo(name, None))
     except (OSError, UnicodeError):
-        return True
-    return True
+        return False
 
 
 class ServiceWatch:
-    """Asks in a thread of its own, as a resolver may take seconds. `gone_after_s`: how long no name may resolve."""
+    """Asks in a thread of its own, as a resolver may take seconds. `names`: the Services that go with the release;
+    `gone_after_s`: how long none of them may resolve.
+    """
 
     def __init__(
         self, names: Collection[str], gone_after_s: float, resolves: Callable[[str], bool] = has_address
@@ -65,14 +49,14 @@ class ServiceWatch:
 
     @property
     def gone(self) -> bool:
-        """Whether Redis and the store have had no address for so long that they will not come back."""
+        """Whether all of them have had no address for so long that they will not come back."""
         since_s = self._gone_since_s
         return since_s is not None and time.monotonic() - since_s >= self._gone_after_s
 
     def look(self) -> None:
         """Ask for every name once."""
         began_s = time.monotonic()
-        if any(self._resolves(name) for name in self._names):
+        if any(self._resolves(name) for name in self._names) or not self._resolves(_ALWAYS_THERE):
             self._gone_since_s = None
         elif self._gone_since_s is None:
             self._gone_since_s = began_s

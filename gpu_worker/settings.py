@@ -107,11 +107,17 @@ class WorkerSettings(SharedSettings):
         "one where the engine itself works on the cores.",
     )
     drain_timeout_s: float = Field(3600, ge=0, description="On SIGTERM, how long running jobs may still finish.")
+    own_services: str = Field(
+        "",
+        pattern=r"^([A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*)?$",
+        description="Host names, with commas between, of the Services of Redis and store that an uninstall takes away "
+        "with the workers.",
+    )
     services_gone_s: float = Field(
         15,
         gt=0,
-        description="A draining worker whose Redis and store have both had no address, by name, for this long leaves "
-        "at once: their release is uninstalled.",
+        description="A draining worker leaves at once when none of `own_services` has had an address for this long: "
+        "its release is uninstalled.",
     )
     work_dir: Path = Field(
         default_factory=lambda: Path(tempfile.gettempdir()) / "serinette",
@@ -135,6 +141,11 @@ class WorkerSettings(SharedSettings):
     model: str = Field("bundled", description="A directory, hub id or object-store URL of a checkpoint, or `bundled`.")
     model_endpoint: str | None = Field(
         None, description="Endpoint of the S3-compatible store that holds `model`; that of the songs when left out."
+    )
+    model_credentials_dir: Path | None = Field(
+        None,
+        description="Directory of files that are the credentials for the store that holds `model`, each named as the "
+        "variable (AWS_ACCESS_KEY_ID, ...) that it stands for; those of the songs' store when left out.",
     )
     model_name: str | None = Field(None, description="Name that jobs ask for; the end of `model` when left out.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")

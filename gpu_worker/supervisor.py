@@ -16,7 +16,7 @@ from types import FrameType
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment
-from gpu_worker.service_watch import ServiceWatch, service_names
+from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
 from serinette.job import now
@@ -128,7 +128,9 @@ class PodSupervisor:
         self._signals_passed_on = 0
         self._drain_ends_at_s = float("inf")
         self._exit_status = 0
-        self._services = ServiceWatch(service_names(settings), settings.services_gone_s)
+        self._services = ServiceWatch(
+            [name for name in settings.own_services.split(",") if name], settings.services_gone_s
+        )
         self._presence = Presence(
             name=self.name, pool=settings.pool, stage=WorkerStage.STARTING, slots=settings.slots, started_at=now()
         )
@@ -159,7 +161,7 @@ class PodSupervisor:
         if self._signals == 0:
             return False
         if self._services.gone:
-            log.error("Redis and the store are gone by name, as after an uninstall: nothing can be kept")
+            log.error("the release's own Services are gone, as after an uninstall: nothing is left to finish for")
             return True
         return all(slot.pid is None for slot in self._slots)
 

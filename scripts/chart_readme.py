@@ -25,7 +25,10 @@ PAGE = CHART / "README.md"
 _VALUES = CHART / "ci" / "default-values.yaml"
 _KEY = re.compile(r"^( *)([A-Za-z]+):(.*)$")
 _UNITS = {"m": Decimal("0.001"), **{f"{name}i": Decimal(1024**power) for power, name in enumerate("KMG", 1)}}
-_CLUSTERED = {"ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+_CLUSTERED = {
+    *("ClusterRole", "ClusterRoleBinding", "PriorityClass"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+}
 
 _HEAD = """# The chart serinette
 
@@ -138,7 +141,10 @@ def asks() -> str:
     gib = Decimal(1024**3)
     rows = [
         ("objects", f"{len(installed)}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))),
-        ("cluster-wide objects", ", ".join(clustered) or "none (`cluster.readNodes` and `cluster.protect` add some)"),
+        (
+            "cluster-wide objects",
+            ", ".join(clustered) or "none (`cluster.readNodes`, `cluster.protect` and `containers` add some)",
+        ),
         ("pods at rest", f"{at_rest}, and `min` of each pool"),
         ("requests at rest", f"{_asked(always, 'cpu') * 1000:.0f}m CPU, {_asked(always, 'memory') / gib:.2f} GiB"),
         ("requests of each worker", f"{_asked(workers, 'cpu'):f} CPU, {_asked(workers, 'memory') / gib:.0f} GiB"),

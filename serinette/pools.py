@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -11,6 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from serinette.container import CONTAINERS_POOL
 from serinette.settings import SharedSettings
+
+# KEDA's annotations (apis/keda/v1alpha1/scaledobject_types.go), and what Go's strconv.ParseBool takes for false.
+_PAUSED, _FALSE = "autoscaling.keda.sh/paused", {"0", "f", "F", "false", "False", "FALSE"}
 
 _HUB_ID = re.compile(r"[\w.-]+/(?P<name>[\w.-]+)@[\w.-]+")
 
@@ -34,6 +37,7 @@ class PoolFacts(BaseModel):
     model_name: str = Field("", description="Name that jobs ask for; the end of `model` when empty.")
     min_workers: int = Field(0, ge=0)
     max_workers: int = Field(1, ge=0)
+    jobs_per_worker: int = Field(4, ge=1, description="Waiting jobs for which KEDA adds a worker.")
     slots: int = Field(2, ge=1, description="Jobs that one worker holds at a time.")
     max_batch: int = Field(1, ge=1, description="Songs that one worker generates together.")
     longest_s: int | None = Field(
@@ -84,3 +88,11 @@ def serving(pools: Sequence[PoolFacts], model: str, default: str) -> str | None:
     """The pool that serves `model`: the default pool if it does, else the first."""
     holding = [pool.name for pool in pools if pool.published == model]
     return default if default in holding else next(iter(holding), None)
+
+
+def pauses(annotations: Mapping[str, str] | None) -> list[str]:
+    """The annotations by which a ScaledObject is paused, as KEDA reads them: any number of replicas pauses, and any
+    value of a switch that does not say false.
+    """
+    given = {name: value for name, value in (annotations or {}).items() if name.startswith(_PAUSED)}
+    return sorted(name for name, value in given.items() if name.endswith("-replicas") or value not in _FALSE)

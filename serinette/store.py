@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -70,16 +70,17 @@ class Store:
         self._public = public
 
     @classmethod
-    def open(cls, settings: SharedSettings) -> Store:
-        """Open the store of `settings`; a directory is created, a bucket is not. obstore finds the credentials.
+    def open(cls, settings: SharedSettings, credentials: Mapping[str, str] | None = None) -> Store:
+        """Open the store of `settings`; a directory is created, a bucket is not. obstore finds the credentials in the
+        environment; `credentials` are such variables (AWS_ACCESS_KEY_ID, ...) that win over it.
 
         Raises:
             ConfigurationError: the URL is not supported, or the directory cannot be created.
         """
-        store = _connect(settings.store_url, settings.store_endpoint)
+        store = _connect(settings.store_url, settings.store_endpoint, credentials or {})
         if settings.store_public_endpoint is None or not isinstance(store, _SIGNING):
             return cls(store)
-        public = _connect(settings.store_url, settings.store_public_endpoint)
+        public = _connect(settings.store_url, settings.store_public_endpoint, credentials or {})
         return cls(store, public if isinstance(public, _SIGNING) else None)
 
     def ping(self) -> None:
@@ -260,27 +261,22 @@ class _Body:
             self._reading.cancel()
 
 
-def _connect(url: str, endpoint: str | None) -> ObjectStore:
+def _connect(url: str, endpoint: str | None, credentials: Mapping[str, str]) -> ObjectStore:
     parts = urlsplit(url)
     scheme = parts.scheme
     client: ClientConfig = {**_CLIENT, "allow_http": True} if (endpoint or "").startswith("http://") else _CLIENT
+    config: Any = {**credentials, **({"base_url" if scheme == "gs" else "endpoint": endpoint} if endpoint else {})}
     try:
         if scheme == "file":
             if parts.netloc not in {"", "localhost"} or "#" in url or "?" in url:
                 raise ValueError("must be file:// and an absolute path, with # ? % in it written as %23 %3F %25")
             return LocalStore(Path(unquote(parts.path)), mkdir=True, automatic_cleanup=True)
         if scheme == "s3":
-            return S3Store.from_url(
-                url, config={"endpoint": endpoint} if endpoint else {}, client_options=client, retry_config=_RETRY
-            )
+            return S3Store.from_url(url, config=config, client_options=client, retry_config=_RETRY)
         if scheme == "gs":
-            return GCSStore.from_url(
-                url, config={"base_url": endpoint} if endpoint else {}, client_options=client, retry_config=_RETRY
-            )
+            return GCSStore.from_url(url, config=config, client_options=client, retry_config=_RETRY)
         if scheme == "az":
-            return AzureStore.from_url(
-                url, config={"endpoint": endpoint} if endpoint else {}, client_options=client, retry_config=_RETRY
-            )
+            return AzureStore.from_url(url, config=config, client_options=client, retry_config=_RETRY)
     except (BaseError, OSError, ValueError) as error:
         raise ConfigurationError(f"store_url {url}: {str(error).partition(chr(10))[0]}") from error
     raise ConfigurationError(f"store_url {url}: its scheme must be file, s3, gs or az")

@@ -71,10 +71,10 @@ def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = N
     if job.status is not JobStatus.QUEUED:
         return None
     if pool.name == CONTAINERS_POOL:
-        return _lane_ahead(job, ahead) or "room: containers begin in their order, as GPUs for them come free"
+        return _lane_ahead(job, ahead, pool) or "room: containers begin in their order, as GPUs for them come free"
     if not pool.active:
         return no_worker(pool)
-    return _lane_ahead(job, ahead) or _worker_waits_for(job, ahead, pool, at)
+    return _lane_ahead(job, ahead, pool) or _worker_waits_for(job, ahead, pool, at)
 
 
 def no_worker(pool: Pool) -> str:
@@ -112,8 +112,17 @@ def _running_waits_for(job: Job, pool: Pool, at: datetime | None) -> str | None:
     return "the engine, which generates for another job" if pool.ready or not pool.active else coming(pool, at)
 
 
-def _lane_ahead(job: Job, ahead: int | None) -> str | None:
-    return f"{_jobs(ahead)} ahead of it in lane {job.lane}" if ahead else None
+def _lane_ahead(job: Job, ahead: int | None, pool: Pool) -> str | None:
+    return f"{_jobs(ahead)} ahead of it in lane {job.lane}{no_more(pool)}" if ahead else None
+
+
+def no_more(pool: Pool) -> str:
+    """Why no worker comes to help those that are up; empty when one may."""
+    if not pool.ready:
+        return ""
+    if pool.brake:
+        return f"; no more workers are started: {brake.describe(pool.brake)}"
+    return f"; no more workers yet: {pool.holdup.words}" if pool.holdup and pool.holdup.words else ""
 
 
 def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None) -> str:
@@ -122,11 +131,10 @@ def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | No
     if ahead is None:
         return "the worker that is taking it"
     if above := pool.waiting_above(job.lane):
-        return f"{_jobs(above)} in the lanes above {job.lane}"
+        return f"{_jobs(above)} in the lanes above {job.lane}{no_more(pool)}"
     if pool.free_slots:
         return "the worker that is taking it"
-    braked = f"; no more are started: {brake.describe(pool.brake)}" if pool.brake else ""
-    return f"a free worker: it is next in its lane{braked}"
+    return f"a free worker: it is next in its lane{no_more(pool)}"
 
 
 def eta_s(job: Job, ahead: int | None, pool: Pool, at: datetime) -> float | None:

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from api.dependencies import QueuePart
 from api.problems import problems
 from api.queue import Pool
-from api.queue.explanations import coming, expected_s, no_worker
+from api.queue.explanations import coming, expected_s, no_more, no_worker
 from api.settings import GatewaySettings
 from serinette.job import now
 from serinette.names import Lane
@@ -227,7 +227,7 @@ def _worker_pool(pool: Pool) -> WorkerPoolView:
 
 def _waiting_for(pool: Pool, *, needed: bool) -> str | None:
     if pool.ready:
-        return None
+        return f"a free worker{no_more(pool)}" if needed and not pool.free_slots and no_more(pool) else None
     if pool.active:
         return coming(pool, now())
     return no_worker(pool) if needed or (pool.holdup and pool.holdup.pods) else None

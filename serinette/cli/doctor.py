@@ -50,7 +50,8 @@ def doctor(
     what the store's cloud reads. In a pod of the release all of it is there already.
     """
     from serinette.doctor import diagnose, healthy  # noqa: PLC0415  # of the server extra
-    from serinette.settings import SharedSettings, read  # noqa: PLC0415  # as above
+    from serinette.doctor.queue import DoctorSettings  # noqa: PLC0415  # as above
+    from serinette.settings import read  # noqa: PLC0415  # as above
 
     urls = {"redis_url": redis_url, "store_url": store_url, "store_endpoint": store_endpoint}
     given = {name: url for name, url in urls.items() if url is not None}
@@ -61,7 +62,7 @@ def doctor(
         place = Place(namespace, context, kubeconfig, keda_namespace, release)
     if not (redis_url or store_url or place):
         raise typer.BadParameter("nothing to check: give --redis-url, --store-url or a cluster's --context")
-    settings = read(SharedSettings, **given)
+    settings = read(DoctorSettings, **given)
     findings = diagnose(settings, queue=redis_url is not None, store=store_url is not None, place=place)
     well = healthy(findings, strict=strict)
     if as_json:

@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from serinette.doctor.findings import Finding, Level, answered, healthy
-from serinette.settings import SharedSettings
 
 if TYPE_CHECKING:
     from serinette.doctor.cluster import Place
+    from serinette.doctor.queue import DoctorSettings
+    from serinette.settings import SharedSettings
 
 __all__ = ["Finding", "Level", "diagnose", "healthy"]
 
 _REPORT = "a fault of the doctor itself: report it, with this line"
 
 
-def diagnose(settings: SharedSettings, *, queue: bool, store: bool, place: Place | None) -> list[Finding]:
+def diagnose(settings: DoctorSettings, *, queue: bool, store: bool, place: Place | None) -> list[Finding]:
     """Ask queue, store and cluster, as far as wanted. What fails in one of them keeps no other from being asked."""
     from serinette.doctor.queue import check_queue  # noqa: PLC0415  # each needs an extra that the others do without
     from serinette.doctor.store import check_store  # noqa: PLC0415  # as above
 
     found: list[Finding] = []
     if queue:
-        found += answered("queue", "reachable", _REPORT, lambda: check_queue(settings))
+        found += answered("queue", "reachable", _REPORT, lambda: check_queue(settings, settings.durability))
     reached = queue and any(each.check == "reachable" and each.level is Level.OK for each in found)
     if store:
         found += answered("store", "writable", _REPORT, lambda: check_store(settings))

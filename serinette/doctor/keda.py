@@ -11,6 +11,7 @@ from redis import Redis, RedisError
 from serinette.doctor.cluster import ClusterSeen, Object
 from serinette.doctor.findings import Finding, bad, first_of, ok, unknown, version_of, warning
 from serinette.names import Lane
+from serinette.pools import pauses
 from serinette.settings import SharedSettings, connect_redis
 
 LEAST_KEDA = (2, 20)
@@ -21,7 +22,11 @@ _COUNTS = {b"list": "llen", b"set": "scard", b"zset": "zcard", b"hash": "hlen"}
 def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
     """Its kinds, its operator, its metrics."""
     crds = [seen["definition of scaledobjects"], seen["definition of triggerauthentications"]]
-    if any(crd.trouble for crd in crds):
+    unused = seen.installed and not seen["scaledobjects"].items
+    if any(crd.trouble for crd in crds):  # as for who has rights in one namespace; the rest may well be answered
+        if not unused:
+            yield from _operator(seen)
+            yield from _external_metrics(seen)
         return
     versions = [crd.body["spec"]["versions"] if crd.found else () for crd in crds]
     served = [{each["name"] for each in named if each.get("served", True)} for named in versions]
@@ -33,7 +38,6 @@ def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
     message = "KEDA's kinds ScaledObject and TriggerAuthentication are not served as keda.sh/v1alpha1 in this cluster"
     remedy = "install KEDA 2.20 or later (helm install keda kedacore/keda -n keda --create-namespace), "
     remedy += "or set keda.enabled=false"
-    unused = seen.installed and not seen["scaledobjects"].items
     words = "not here, and not used: the pools have fixed sizes"
     yield first_of("keda", "installed", (not unused, bad, message, remedy), otherwise=words)
 
@@ -103,8 +107,7 @@ def check_scaling(seen: ClusterSeen, settings: SharedSettings | None) -> Iterato
 
 def _state(seen: ClusterSeen, scaled_object: Object, name: str) -> Iterator[Finding]:
     """What KEDA says of it itself."""
-    annotations = scaled_object["metadata"].get("annotations") or {}
-    if paused := sorted(key for key in annotations if key.startswith("autoscaling.keda.sh/paused")):
+    if paused := pauses(scaled_object["metadata"].get("annotations")):
         remedy = (
             f"take the annotation away: kubectl -n {seen.place.namespace} annotate scaledobject {name} {paused[0]}-"
         )

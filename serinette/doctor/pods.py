@@ -146,9 +146,12 @@ def judge_pods(seen: ClusterSeen) -> Iterator[Finding]:
         wanted = int(workload["spec"].get("replicas") or 0)
         ready = int(workload.get("status", {}).get("readyReplicas") or 0)
         remedy = f"kubectl -n {seen.place.namespace} describe pods -l app.kubernetes.io/component={component}"
+        refused = conditions_of(workload).get("ReplicaFailure") or {"status": "False"}
+        message = f"the cluster refuses its pods: {refused.get('message', '')}"
+        grant = "raise the quota, make the class that it names, or give the namespace the Pod Security that it needs"
         down = (component != "worker" and wanted and not ready, bad, f"none of {wanted} is ready", remedy)
         words = f"{ready} of {wanted} {'workers ' if component == 'worker' else ''}ready"
-        yield first_of("pods", name, down, otherwise=words)
+        yield first_of("pods", name, (refused["status"] == "True", bad, message, grant), down, otherwise=words)
 
 
 def _pod(seen: ClusterSeen, pod: Object) -> Iterator[Finding]:

@@ -7,14 +7,15 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
 from redis import Redis, RedisError
 from redis.connection import parse_url
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from serinette.doctor.findings import Finding, answered, bad, first_of, judge_clock, ok, version_of, warning
+from serinette.doctor.findings import Finding, answered, bad, first_of, judge_clock, ok, unknown, version_of, warning
 from serinette.names import Keys
 from serinette.settings import SharedSettings, connect_redis
 
@@ -89,8 +90,14 @@ _TROUBLES = (
 )
 
 
-def check_queue(settings: SharedSettings) -> list[Finding]:
-    """Ask Redis. Writes one key that expires, and erases it."""
+class DoctorSettings(SharedSettings):
+    """What the doctor looks at."""
+
+    durability: Literal["process", "fsync"] = Field("process", description="That of the gateways.")
+
+
+def check_queue(settings: SharedSettings, durability: str = "process") -> list[Finding]:
+    """Ask Redis. Writes one key that expires, and erases it. `durability`: that of the gateways."""
     url, database, address = _address(settings)
     keys = settings.keys
     try:
@@ -98,6 +105,7 @@ def check_queue(settings: SharedSettings) -> list[Finding]:
             redis.ping()
             questions = {
                 "server": lambda: judge_info(redis.info("all")),
+                "synced": lambda: [_synced(redis, durability)],
                 "writable": lambda: [_writable(redis, keys)],
                 "place": lambda: [_place(redis, keys, database, settings.redis_prefix)],
                 "Redis": lambda: [_clock(redis)],
@@ -181,6 +189,22 @@ def judge_info(info: Mapping[str, Any]) -> Iterator[Finding]:
     bound = f" of {most / 2**20:.0f}" if most else ", no bound"
     full = (share > 0.9, bad, f"{share:.0%} of maxmemory is used", more)
     yield first_of("queue", "memory", full, otherwise=f"{used / 2**20:.0f} MiB used{bound}")
+
+
+def _synced(redis: Redis, durability: str) -> Finding:
+    """Whether what was accepted is on the disk when it was answered (docs/decisions/0023)."""
+    either = "CONFIG SET appendfsync always, and in its configuration; or gateway.durability=fsync "
+    either += "(SERINETTE_DURABILITY here), by which submits wait for the disk"
+    try:
+        policy = redis.config_get("append*")
+    except RedisError:  # as managed servers do
+        refused = "CONFIG GET appendfsync is refused"
+        hidden = (durability == "process", unknown, refused, f"if it is not always: {either}")
+        return first_of("queue", "synced", hidden, otherwise=f"submits wait for the disk: durability {durability}")
+    late = policy.get("appendonly") == "yes" and policy.get("appendfsync") != "always" and durability == "process"
+    words = f"appendfsync is {policy.get('appendfsync')}, gateway.durability {durability}"
+    message = f"{words}: up to two seconds of accepted jobs are lost when Redis or its node dies"
+    return first_of("queue", "synced", (late, warning, message, either), otherwise=words)
 
 
 def _writable(redis: Redis, keys: Keys) -> Finding:

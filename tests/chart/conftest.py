@@ -16,7 +16,7 @@ CI = CHART / "ci"
 
 @pytest.fixture(scope="session")
 def render() -> Render:
-    """`render("gpu", 'pools[0].max=3')`: the objects that a ci/ values file and --set-json settings render."""
+    """`render("gpu", 'pools[0].max=3')`: the objects of a ci/ values file (or one's path) and --set-json settings."""
     try:
         helm()
     except (CommandFailed, ToolMissing, OSError) as error:
@@ -34,4 +34,6 @@ def render() -> Render:
 
 
 def _path(values: str) -> Path:
-    return CHART / "values-gpu.yaml" if values == "values-gpu" else CI / f"{values}-values.yaml"
+    if values == "values-gpu":
+        return CHART / "values-gpu.yaml"
+    return Path(values) if values.endswith(".yaml") else CI / f"{values}-values.yaml"

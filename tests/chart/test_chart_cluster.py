@@ -65,10 +65,13 @@ def test_it_looks_at_the_pods_that_the_chart_makes(render: Render) -> None:
     env = find(objects, "Deployment", "-controller").env
     assert env["SERINETTE_CLUSTER_NAMESPACE"] == "serinette"
     wanted = dict(term.split("=") for term in env["SERINETTE_CLUSTER_SELECTOR"].split(","))
+    assert wanted["app.kubernetes.io/name"] == "serinette", "other charts have workers, too"
     for item in of_kind(objects, "Deployment"):
         labels = item["spec"]["template"]["metadata"]["labels"]
         assert (wanted.items() <= labels.items()) == ("-worker-" in item.name)
         assert (POOL_LABEL in labels) == ("-worker-" in item.name)
+        if "-worker-" in item.name:
+            assert item.name == env["SERINETTE_CLUSTER_DEPLOYMENTS"] + labels[POOL_LABEL]
 
 
 def test_by_default_nothing_is_the_whole_clusters(render: Render) -> None:
@@ -86,7 +89,11 @@ def test_two_releases_do_not_share_what_is_the_clusters(render: Render) -> None:
 POD: dict[str, Any] = {
     "metadata": {
         "name": "w-1",
-        "labels": {"app.kubernetes.io/instance": "serinette", "app.kubernetes.io/component": "worker"},
+        "labels": {
+            "app.kubernetes.io/name": "serinette",
+            "app.kubernetes.io/instance": "serinette",
+            "app.kubernetes.io/component": "worker",
+        },
         "annotations": {"theirs": "x"},
         "ownerReferences": [{"kind": "ReplicaSet", "name": "w"}],
     },
@@ -134,6 +141,11 @@ def of_the_gateway(pod: dict[str, Any]) -> None:
     pod["metadata"]["labels"]["app.kubernetes.io/component"] = "gateway"
 
 
+def of_another_chart(pod: dict[str, Any]) -> None:
+    """Of the same umbrella chart, whose release is the instance of all."""
+    pod["metadata"]["labels"]["app.kubernetes.io/name"] = "authentik"
+
+
 def unlabeled(pod: dict[str, Any]) -> None:
     del pod["metadata"]["labels"]
 
@@ -154,6 +166,7 @@ def unlabeled(pod: dict[str, Any]) -> None:
         (nothing, an_orphan, "only annotations of a pod"),
         (of_another_release, marked, "only worker pods of its own release"),
         (of_the_gateway, marked, "only worker pods of its own release"),
+        (of_another_chart, marked, "only worker pods of its own release"),
         (unlabeled, marked, "only worker pods of its own release"),
     ],
 )

@@ -56,7 +56,12 @@ def test_a_load_balancer_of_ones_own_class(render: Render) -> None:
     assert spec["ports"][0]["nodePort"] == 30819
     plain = find(render("default"), "Service", "-gateway")["spec"]
     assert plain.keys() == {"type", "selector", "ports"} and "nodePort" not in plain["ports"][0]
-    inside = render("edge", 'gateway.service.type="ClusterIP"', "gateway.service.nodePort=null")
+    inside = render(
+        "edge",
+        'gateway.service.type="ClusterIP"',
+        "gateway.service.nodePort=null",
+        'gateway.service.externalTrafficPolicy=""',
+    )
     assert "loadBalancerClass" not in find(inside, "Service", "-gateway")["spec"]
 
 
@@ -151,6 +156,28 @@ def test_in_an_umbrella_chart_it_can_be_switched(render: Render, umbrella: Path,
         assert images == {f"registry.example.com/music/serinette-{name}:" for name in ("gateway", "worker", "data")}
 
 
+def test_two_copies_in_an_umbrella_chart_are_apart(render: Render, tmp_path: Path) -> None:
+    """An umbrella's parts have one release: no Service, policy or budget of one may select the other's pods."""
+    render()
+    copies = [{"name": "serinette", "version": "0.1.0", "alias": alias} for alias in ("one", "two")]
+    chart = {"apiVersion": "v2", "name": "studio", "version": "1.0.0", "dependencies": copies}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "serinette").symlink_to(CHART)
+    shared = {"imageRegistry": "registry.example.com/music", "imagePullSecrets": ["regcred"]}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump({"global": shared}))
+    objects = manifests(run([helm(), "template", "one-two", tmp_path, "--api-versions", KEDA_API]))
+    assert len({(item.kind, item.name) for item in objects}) == len(objects)
+    templates = [item["spec"]["template"] for item in objects if item.kind in {"Deployment", "StatefulSet"}]
+    assert all(template["spec"]["imagePullSecrets"] == [{"name": "regcred"}] for template in templates)
+    for item in objects:
+        spec = item.get("spec", {})
+        selector = spec.get("podSelector", spec.get("selector", {}))
+        labels = selector.get("matchLabels", selector)
+        chosen = [each for each in templates if labels and labels.items() <= each["metadata"]["labels"].items()]
+        assert len({each["metadata"]["labels"]["app.kubernetes.io/instance"] for each in chosen}) <= 1, item.name
+
+
 def test_the_notes_say_what_is_missing_without_rights_in_the_cluster(render: Render) -> None:
     render()
 
@@ -164,5 +191,11 @@ def test_the_notes_say_what_is_missing_without_rights_in_the_cluster(render: Ren
     assert "Nothing of this release is cluster-wide." in plain
     assert "cluster.readNodes=true" in plain and "cluster.protect=true" in plain
     assert "cluster.readNodes=true" not in notes("cluster.readNodes=true")
-    assert "cluster-wide" not in notes("cluster.readNodes=true", "cluster.protect=true")
+    both = notes("cluster.readNodes=true", "cluster.protect=true")
+    assert "a ClusterRole (cluster.readNodes), an admission policy (cluster.protect)." in both
+    assert "What is missing" not in both
+    assert "cluster.explain=true" in notes("cluster.explain=false")
+    lanes = ("containers.enabled=true", "containers.images={a/b}", "containers.priorityClasses.values.high=1")
+    wide = "Cluster-wide objects of this release: an admission policy (containers.confine), PriorityClasses"
+    assert wide in notes(*lanes)
     assert "accepted jobs are lost with its pod" in notes("valkey.persistence.enabled=false")

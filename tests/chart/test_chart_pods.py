@@ -209,3 +209,21 @@ def test_valkey_syncs_before_it_answers(render: Render, settings: tuple[str, ...
     assert args[args.index("--appendfsync") + 1] == policy
     durability = find(objects, "Deployment", "-gateway").env["SERINETTE_DURABILITY"]
     assert durability == ("fsync" if settings else "process")
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "names"),
+    [
+        ("default", (), "{}-valkey.serinette.svc,{}-seaweedfs.serinette.svc"),
+        ("default", ("seaweedfs.enabled=false", 'store.url="gs://songs"'), "{}-valkey.serinette.svc"),
+        ("default", ("valkey.enabled=false", 'redis.host="redis.example.com"'), "{}-seaweedfs.serinette.svc"),
+        ("external", (), None),
+    ],
+)
+def test_workers_know_which_services_go_with_the_release(
+    render: Render, values: str, settings: tuple[str, ...], names: str | None
+) -> None:
+    """Those, and not a cloud's own store or a Redis that stays, tell a draining worker of an uninstall."""
+    worker = next(item for item in of_kind(render(values, *settings), "Deployment") if "-worker-" in item.name)
+    given = worker.env.get("SERINETTE_OWN_SERVICES")
+    assert given == (names and names.replace("{}", worker.name.partition("-worker-")[0]))

@@ -159,6 +159,7 @@ def test_what_is_set_is_found_in_what_is_rendered(render: Render) -> None:
     assert lost == []
     env = find(render("every"), "Deployment", "-worker-default").env
     assert (env["SERINETTE_CPU_OFFLOAD"], env["SERINETTE_COMPILE"]) == ("true", "true")
+    assert find(render("every"), "Deployment", "-gateway").env["SERINETTE_GENERATE_MUSIC_WAITS"] == "false"
 
 
 def words(value: object) -> list[str]:

@@ -70,24 +70,38 @@ def _images(objects: list[Manifest]) -> list[str]:
     ("environment", "context", "words"),
     [
         ({}, None, "set KUBECONFIG"),
-        ({}, "production", f"{CONTEXTS} allows none"),
         ({CONTEXTS: "kind-a, kind-b"}, "production", "'production', and SERINETTE_TEST_CONTEXTS allows kind-a, kind-b"),
         ({CONTEXTS: "kind-a"}, "kind", "name there the contexts"),
         ({CONTEXTS: "kind-a"}, "kind-a", f"set {REGISTRY}"),
+        ({}, "kind-a", f"set {REGISTRY}"),
     ],
 )
 def test_a_cluster_that_is_not_allowed_is_left_alone(
     environment: dict[str, str], context: str | None, words: str
 ) -> None:
     with pytest.raises(NotHere, match=words):
-        target_of(environment, context)
+        target_of(environment, context, lambda: ["docker.io/library/postgres:17"])
+
+
+def test_a_kubeconfig_and_images_on_its_nodes_are_enough() -> None:
+    """What stays in namespaces of its own then runs; what changes nodes wants the cluster named."""
+    names = [
+        "registry.k8s.io/pause:3",
+        "docker.io/you/serinette-gateway@sha256:1",
+        "docker.io/you/serinette-gateway:dev",
+    ]
+    found = target_of({}, "kind-a", lambda: names)
+    assert (found.context, found.registry, found.tag) == ("kind-a", "docker.io/you", "dev")
+    assert json.loads(found.helm_values({}))["images"]["worker"] == {"tag": "dev"}
+    assert needs.missing([needs.MAY_CHANGE_NODES], found, []).endswith(f"name the context in {CONTEXTS}")
 
 
 def test_a_cluster_that_is_allowed() -> None:
     environment = {CONTEXTS: "a, b", REGISTRY: "r", "SERINETTE_TEST_VALUES": "x.yaml:y.yaml", "OTHER": "z"}
-    found = target_of(environment, "b")
-    assert found == Target("b", "r", (Path("x.yaml"), Path("y.yaml")), "keda", may_stop_keda=False)
-    assert target_of({**environment, "SERINETTE_TEST_MAY_STOP_KEDA": "1"}, "a").may_stop_keda
+    found = target_of(environment, "b", list)
+    values = (Path("x.yaml"), Path("y.yaml"))
+    assert found == Target("b", "r", values, "keda", may_stop_keda=False, may_change_nodes=True)
+    assert target_of({**environment, "SERINETTE_TEST_MAY_STOP_KEDA": "1"}, "a", list).may_stop_keda
 
 
 def test_an_advertised_gpu() -> None:

@@ -1,4 +1,4 @@
-"""A namespace and a release for each test; nothing is asked of a cluster that is not allowed by name."""
+"""A namespace and a release for each test; only the cluster of KUBECONFIG is asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.chart_tools import CommandFailed as ToolFailed
 from scripts.chart_tools import ToolMissing, helm, kubectl
 from tests.cluster.needs import missing
 from tests.cluster.release import CommandFailed, Release, run
-from tests.cluster.target import NotHere, Target, target_of
+from tests.cluster.target import CONTEXTS, NotHere, Target, target_of
 
 DUMPS = Path("build/cluster")
 
@@ -33,10 +33,18 @@ def _current_context() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def target() -> Target:
+def target(pytestconfig: pytest.Config) -> Target:
     """The cluster, or a skip that says what to set."""
+    if "cluster" not in pytestconfig.getoption("markexpr") and not os.environ.get(CONTEXTS):
+        pytest.skip("no cluster is touched unless it is asked for: pytest -m cluster")
+    context = _current_context()
+
+    def images() -> list[str]:
+        nodes = json.loads(run([kubectl(), "--context", str(context), "get", "nodes", "--output", "json"]))["items"]
+        return [name for node in nodes for image in node["status"].get("images", []) for name in image.get("names", [])]
+
     try:
-        found = target_of(os.environ, _current_context())
+        found = target_of(os.environ, context, images)
     except NotHere as error:
         pytest.skip(str(error))
     try:

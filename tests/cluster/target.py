@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ CONTEXTS = "SERINETTE_TEST_CONTEXTS"
 REGISTRY = "SERINETTE_TEST_REGISTRY"
 MAY_STOP = "SERINETTE_TEST_MAY_STOP_KEDA"
 OLD_CHART = "SERINETTE_TEST_OLD_CHART"
+
+# As a node reports it.
+_GATEWAY = re.compile(r"(\S+)/serinette-gateway:([\w.-]+)")
 
 
 class NotHere(Exception):
@@ -29,25 +33,38 @@ class Target:
     may_stop_keda: bool = False
     old_chart: Path | None = None  # of 01f4adc, with two records per job
     old_values: tuple[Path, ...] = ()  # its images
+    may_change_nodes: bool = False
+    tag: str = ""  # of our images; empty: the chart's appVersion
 
     def helm_values(self, own: Mapping[str, Any]) -> str:
         """The values of a release, as JSON, which is YAML."""
         values = {**own, "global": {"imageRegistry": self.registry, **own.get("global", {})}}
+        if self.tag:
+            values["images"] = {name: {"tag": self.tag} for name in ("gateway", "worker", "data")}
         return json.dumps(values).replace("REGISTRY", self.registry)
 
 
-def target_of(environment: Mapping[str, str], current_context: str | None) -> Target:
-    """The cluster that the environment names. Raises NotHere, saying what to set."""
+def target_of(
+    environment: Mapping[str, str], current_context: str | None, images: Callable[[], Iterable[str]]
+) -> Target:
+    """The cluster that KUBECONFIG names, within what the environment allows. `images`: names of those on its nodes.
+
+    Raises NotHere, saying what to set.
+    """
     if current_context is None:
         raise NotHere("no cluster: set KUBECONFIG")
     allowed = [name.strip() for name in environment.get(CONTEXTS, "").split(",") if name.strip()]
-    if current_context not in allowed:
+    if allowed and current_context not in allowed:
         raise NotHere(
-            f"no cluster: the current context is {current_context!r}, and {CONTEXTS} allows "
-            f"{', '.join(allowed) or 'none'}; name there the contexts that may be tested on"
+            f"no cluster: the current context is {current_context!r}, and {CONTEXTS} allows {', '.join(allowed)}; name "
+            "there the contexts that may be tested on"
         )
-    if not (registry := environment.get(REGISTRY, "")):
-        raise NotHere(f"no cluster: set {REGISTRY} to the registry that its nodes find our images in")
+    registry, tag = environment.get(REGISTRY, ""), ""
+    if not registry:
+        found = [match for name in images() if (match := _GATEWAY.fullmatch(name))]
+        if not found:
+            raise NotHere(f"no cluster: its nodes have no image of ours; set {REGISTRY} to where they find them")
+        registry, tag = found[0].groups()
     return Target(
         current_context,
         registry,
@@ -56,6 +73,8 @@ def target_of(environment: Mapping[str, str], current_context: str | None) -> Ta
         environment.get(MAY_STOP) == "1",
         Path(environment[OLD_CHART]) if environment.get(OLD_CHART) else None,
         tuple(Path(name) for name in environment.get("SERINETTE_TEST_OLD_VALUES", "").split(":") if name),
+        may_change_nodes=bool(allowed),
+        tag=tag,
     )
 
 

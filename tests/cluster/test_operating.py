@@ -10,7 +10,7 @@ import pytest
 from serinette.doctor.cluster import Place, look_at_cluster
 from serinette.doctor.keda import judge_keda
 from serinette.doctor.pods import judge_pods
-from tests.cluster.needs import ENFORCED_POLICIES, MAY_STOP_KEDA, NO_GPU, OLD_VERSION, needs
+from tests.cluster.needs import ENFORCED_POLICIES, MAY_CHANGE_NODES, MAY_STOP_KEDA, NO_GPU, OLD_VERSION, needs
 from tests.cluster.release import CommandFailed, Release, until
 from tests.cluster.target import GPU, advertised
 from tests.cluster.test_songs import LONG
@@ -56,7 +56,7 @@ def test_the_doctor_reports_it(release: Release) -> None:
     assert {"queue", "store", "clock"} <= {finding["part"] for finding in findings}
 
 
-@needs(NO_GPU)
+@needs(MAY_CHANGE_NODES, NO_GPU)
 def test_a_gpu_that_is_not_free_is_explained(release: Release) -> None:
     """No GPU is needed: a node advertises one, and two workers on CPUs ask for it."""
     node = release.get("nodes")[0]["metadata"]["name"]

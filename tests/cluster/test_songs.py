@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from scripts.chart_tools import helm
+from tests.cluster.needs import MAY_CHANGE_NODES, needs
 from tests.cluster.observations import charged, cut_short, most_staying, names
 from tests.cluster.release import Release, run, until
 
@@ -122,6 +123,7 @@ def test_a_pod_killed_mid_song(release: Release) -> None:
     assert len(release.jobs()[song]["attempts"]) == 2
 
 
+@needs(MAY_CHANGE_NODES)
 def test_a_drained_node(release: Release) -> None:
     release.install()
     ids = release.submit(2, **LONG)

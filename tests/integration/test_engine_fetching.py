@@ -162,3 +162,18 @@ def test_a_store_that_is_away(settings: WorkerSettings, tmp_path: Path) -> None:
     away = settings.model_copy(update={"model_endpoint": f"http://127.0.0.1:{port}"})
     with pytest.raises(StoreUnavailable):
         fetch(away, away.model, tmp_path)
+
+
+def test_a_model_s_store_has_credentials_of_its_own(
+    settings: WorkerSettings, s3: servers.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in the environment are the songs' store's, as a chart's own SeaweedFS has them."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-another-store")
+    with pytest.raises(StoreUnavailable):
+        fetch(settings, settings.model, tmp_path)
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    for name, value in s3.environment.items():
+        (directory / name).write_text(f"{value}\n")
+    given = settings.model_copy(update={"model_credentials_dir": directory})
+    assert fetch(given, given.model, tmp_path).is_dir()

@@ -14,11 +14,10 @@ import pytest
 from rq import Worker
 
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
-from gpu_worker.service_watch import ServiceWatch, has_address, service_names
+from gpu_worker.service_watch import ServiceWatch
 from serinette import brake
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.presence import WorkerStage
-from serinette.settings import SharedSettings
 from tests.jobs import charged_attempts
 from tests.pod import Pod, pod
 from tests.processes import below, eventually, eventually_gone
@@ -120,14 +119,14 @@ def test_an_engine_that_never_gets_ready_is_reported_and_restarted(worker_pod: P
     assert worker_pod.board.waiting() == [job_id]
 
 
-# What a cluster's DNS is to a pod: names in a file, and no others of this kind.
+# What a cluster's DNS is to a pod behind an air gap: names in a file, and for others the error of the DNS beyond it.
 DNS = """
 import os, pathlib, socket
 ask = socket.getaddrinfo
 def getaddrinfo(host, *rest, **options):
-    if str(host).endswith(".test"):
+    if str(host).endswith((".test", ".svc")):
         if host not in pathlib.Path(os.environ["NAMES"]).read_text().split():
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         host = "127.0.0.1"
     return ask(host, *rest, **options)
 socket.getaddrinfo = getaddrinfo
@@ -138,41 +137,28 @@ def test_an_uninstalled_release_keeps_no_worker(worker_pod: Pod) -> None:
     """Without its Services nothing can be kept: its node goes back at once, and not after its time to drain."""
     (worker_pod.directory / "sitecustomize.py").write_text(DNS)
     names = worker_pod.directory / "names"
-    names.write_text("valkey.test store.test")
+    names.write_text("kubernetes.default.svc valkey.test store.test")
     path = os.pathsep.join(filter(None, (str(worker_pod.directory), worker_pod.environment.get("PYTHONPATH"))))
     worker_pod.environment |= {"NAMES": str(names), "PYTHONPATH": path}
     port = worker_pod.redis_url.rpartition(":")[2]
-    there = {"redis_url": f"redis://valkey.test:{port}", "store_endpoint": "http://store.test:1"}
+    there = {"redis_url": f"redis://valkey.test:{port}", "own_services": "valkey.test,store.test"}
     process = worker_pod.start(services_gone_s=0.5, **there)
     job_id = worker_pod.submit("slow 60")
     worker_pod.wait_step(job_id)
     processes = below(process.pid)
     process.terminate()
     worker_pod.wait_stage(WorkerStage.DRAINING)
-    names.write_text("valkey.test")
+    names.write_text("kubernetes.default.svc valkey.test")
     time.sleep(2.2)  # a look, and far longer than services_gone_s
     assert process.poll() is None, "a store that is away alone, or for a while, loses no song"
-    names.write_text("")
+    names.write_text("kubernetes.default.svc")
     assert process.wait(15) == 0, worker_pod.log()
-    assert "gone by name" in worker_pod.log()
+    assert "nothing is left to finish for" in worker_pod.log()
     assert eventually_gone(processes)
 
 
-@pytest.mark.parametrize(
-    ("given", "names"),
-    [
-        ({"redis_url": "redis://v.music.svc:6379/0", "store_endpoint": "http://s.music.svc:8333"}, {"v", "s"}),
-        ({"redis_sentinels": "a.music.svc:1,b.music.svc:1", "store_endpoint": "https://s.music.svc"}, {"a", "b", "s"}),
-        ({"redis_url": "redis://v.music.svc:6379/0", "store_url": "s3://a-cloud's-own"}, set()),
-        ({"redis_url": "unix:///tmp/socket", "store_endpoint": "http://s.music.svc:8333"}, set()),
-    ],
-)
-def test_whose_names_are_watched(given: dict[str, str], names: set[str]) -> None:
-    assert service_names(SharedSettings(**given)) == {f"{name}.music.svc" for name in names}  # type: ignore[arg-type]
-
-
 def test_a_name_that_comes_back_begins_anew() -> None:
-    there: set[str] = set()
+    there = {"kubernetes.default.svc"}
     watch = ServiceWatch({"a", "b"}, 0, there.__contains__)
     assert not watch.gone, "nothing was asked yet"
     watch.look()
@@ -180,7 +166,6 @@ def test_a_name_that_comes_back_begins_anew() -> None:
     there.add("b")
     watch.look()
     assert not watch.gone
-
-
-def test_an_address_is_never_gone() -> None:
-    assert has_address("127.0.0.1") and has_address("localhost")
+    there.clear()
+    watch.look()
+    assert not watch.gone, "the cluster's DNS itself is away"

@@ -156,6 +156,14 @@ def test_what_we_may_not_see_is_said_and_is_not_bad(kube: Kube) -> None:
     assert {each["remedy"].rpartition(" read ")[2] for each in found if each["level"] == "unknown"} == set(hidden)
 
 
+def test_keda_is_judged_also_by_who_may_not_read_its_definitions(kube: Kube) -> None:
+    """Definitions are the cluster's, and an admin of one namespace may not read them."""
+    kube.fail("customresourcedefinitions", 403)
+    kube.add(*keda(ready=0)[2:], *release())
+    levels = {each["check"]: each["level"] for each in ask()[1] if each["part"] == "keda"}
+    assert (levels["operator"], levels["metrics"]) == ("bad", "ok")
+
+
 def test_a_question_without_an_answer_keeps_no_other_from_being_asked(kube: Kube) -> None:
     for path in ("/nodes", "apiservices", "persistentvolumeclaims"):
         kube.fail(path, 0)
@@ -267,6 +275,14 @@ class TestScaling:
         } <= messages
         assert "paused by autoscaling.keda.sh/paused-replicas" in messages
 
+    def test_what_says_false_pauses_nothing(self, kube: Kube) -> None:
+        def change(each: Object) -> None:
+            if each["kind"] == "ScaledObject":
+                each["metadata"]["annotations"] = {"autoscaling.keda.sh/paused": "false"}
+
+        kube.add(*release(change))
+        assert not [each for each in wrong() if "paused" in each["message"]]
+
 
 def pod(name: str, message: str = "", waiting: dict[str, str] | None = None) -> Object:
     conditions = [{"type": "PodScheduled", "status": "False" if message else "True", "message": message}]
@@ -311,6 +327,19 @@ class TestPods:
         kube.add(pod("w", waiting={"reason": reason, "message": "why"}), *release())
         (finding,) = (each for each in wrong() if each["check"] == "w")
         assert (finding["level"], finding["message"], remedy in finding["remedy"]) == ("bad", f"{reason}: why", True)
+
+    def test_pods_that_the_cluster_refuses(self, kube: Kube) -> None:
+        """A worker is never bad for not being there; one that cannot be made is."""
+        why = 'pods "w-x" is forbidden: exceeded quota: gpus'
+
+        def change(each: Object) -> None:
+            if each["kind"] == "Deployment" and "worker" in each["metadata"]["name"]:
+                failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": why}
+                each["status"] = {"conditions": [failure]}
+
+        kube.add(*release(change))
+        (finding,) = (each for each in wrong() if each["part"] == "pods")
+        assert (finding["level"], finding["message"]) == ("bad", f"the cluster refuses its pods: {why}")
 
     def test_a_part_that_is_not_ready_and_a_claim_that_waits(self, kube: Kube) -> None:
         def change(each: Object) -> None:

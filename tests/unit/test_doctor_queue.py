@@ -13,7 +13,7 @@ from redis import Redis
 from serinette.doctor.findings import Finding, Level, healthy, judge_clock
 from serinette.doctor.queue import check_queue, judge_info
 from serinette.names import Keys
-from serinette.settings import SharedSettings
+from serinette.settings import SharedSettings, connect_redis
 from tests import servers
 from tests.tls import certificate, relay
 
@@ -37,9 +37,32 @@ def test_all_is_well(tmp_path: Path) -> None:
     with servers.valkey(tmp_path, append_only=True) as server:
         found = check_queue(settings(server.connection_url))
     assert {each.level for each in found} == {Level.OK}, found
-    assert {"reachable", "version", "role", "eviction", "append-only file", "memory", "writable", "place", "Redis"} == {
-        each.check for each in found
-    }
+    assert {
+        "reachable",
+        "version",
+        "role",
+        "eviction",
+        "append-only file",
+        "memory",
+        "synced",
+        "writable",
+        "place",
+        "Redis",
+    } == {each.check for each in found}
+
+
+def test_a_file_that_is_synced_late_needs_submits_that_wait(tmp_path: Path) -> None:
+    with servers.valkey(tmp_path, append_only=True) as server:
+        given = settings(server.connection_url)
+        with connect_redis(given) as redis:
+            redis.config_set("appendfsync", "everysec")
+            late = by_check(given)["synced"]
+            assert (late.level, "everysec, gateway.durability process" in late.message) == (Level.WARNING, True)
+            (waited,) = (each for each in check_queue(given, "fsync") if each.check == "synced")
+            assert waited.level is Level.OK
+            redis.execute_command("ACL", "SETUSER", "default", "-config")
+            hidden = by_check(given)["synced"]
+            assert (hidden.level, "CONFIG GET" in hidden.message) == (Level.UNKNOWN, True)
 
 
 def test_passwords(redis: Redis, redis_url: str) -> None:

@@ -113,6 +113,7 @@ def test_a_replica_that_does_not_lead_reports_of_itself_alone(redis: Redis, keys
     series = series_of(registry)
     assert {name for name, _ in series if "queue" in name} == set()
     assert value(series, "controller_reconciled_jobs_total", action="retry") == 3
+    assert value(series, "controller_reconciled_jobs_total", action="leave") == 0, "there before the first"
 
 
 def test_a_value_falls_into_the_first_bucket_that_holds_it(redis: Redis, keys: Keys) -> None:

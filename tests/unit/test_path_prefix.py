@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,6 +14,7 @@ from api.settings import GatewaySettings
 from serinette.errors import ConfigurationError
 from serinette.settings import read
 
+CHECKS = Path(__file__).parents[2] / "charts" / "serinette" / "templates" / "checks.yaml"
 JOB = {"prompt": "jazz"}
 STRIPPED = {"X-Forwarded-Prefix": "/music"}
 
@@ -21,6 +24,16 @@ def client(valkey_url: str, store_url: str) -> Iterator[TestClient]:
     settings = GatewaySettings(redis_url=valkey_url, store_url=store_url, root_path="/music", max_wait_s=0.2)
     with TestClient(create_app(settings), "http://localhost", follow_redirects=False) as client:
         yield client
+
+
+def test_the_chart_refuses_every_prefix_that_the_gateway_refuses(client: TestClient) -> None:
+    """A gateway that does not start would be the first sign of it."""
+    paths = [getattr(route, "path", "") for route in client.app.routes]  # type: ignore[attr-defined]
+    ways = [path.strip("/").split("/") for path in paths]
+    starts = {"/" + "/".join(way[:length]) for way in ways for length in range(1, len(way) + 1)}
+    (listed,) = re.findall(r"\$taken := list (.*) -}}", CHECKS.read_text())
+    taken = {start for start in starts if "{" not in start and start != "/" and not re.match(r"/(v1|k)(/|$)", start)}
+    assert sorted(taken) == re.findall(r'"([^"]+)"', listed)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from controller.pod_explanations import holdup, pod_start, unscaled
+from controller.pod_explanations import Explanation, holdup, lacks_workers, pod_start, refused, unscaled
+from serinette.pools import PoolFacts
 
 AT = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 GPU = "nvidia.com/gpu"
@@ -281,6 +282,9 @@ PAUSED = "an operator has paused its scaling"
         (scaled_object(WELL, paused_scale_out="true"), 0, PAUSED),
         (scaled_object(WELL, paused_scale_in="true"), 0, None),
         (scaled_object(WELL, paused="false"), 0, None),
+        (scaled_object(WELL, paused="False"), 0, None),
+        (scaled_object(WELL, paused="yes"), 0, PAUSED),  # no word of Go's for true or false: KEDA pauses
+        (scaled_object(WELL, paused_scale_out="f"), 0, None),
         (scaled_object(BROKEN, IDLE), 0, "its scaling fails, and the operator's log says why"),
     ],
 )
@@ -290,6 +294,65 @@ def test_a_pool_that_nothing_scales(seen: dict[str, Any] | None, for_s: float, w
     assert not found or "valkey.music" not in found.text
     if found and "fails" in found.text:
         assert "WRONGPASS" in found.detail
+
+
+QUOTA = 'pods "s-worker-turbo-5f9-" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: 8'
+SECURITY = 'pods "s-worker-turbo-5f9-x" is forbidden: violates PodSecurity "restricted:latest": hostPath volumes'
+CLASS = 'pods "s-worker-turbo-5f9-x" is forbidden: pod rejected: RuntimeClass "nvidia" not found'
+REFUSES = "the cluster refuses its pods"
+
+
+def refusal(message: str, seconds_ago: float = 5, name: str = "s-worker-turbo-5f9") -> dict[str, Any]:
+    made = event("FailedCreate", message, seconds_ago, name)
+    return {**made, "involvedObject": {"kind": "ReplicaSet", "name": name}}
+
+
+@pytest.mark.parametrize(
+    ("events", "words", "detail"),
+    [
+        ([], None, ""),
+        ([refusal(QUOTA)], f"{REFUSES}: a quota is used up", QUOTA),
+        ([refusal(SECURITY)], f"{REFUSES}: the namespace's Pod Security forbids them", SECURITY),
+        ([refusal(CLASS)], f"{REFUSES}: their RuntimeClass is not there", CLASS),
+        ([refusal("Internal error at 10.0.0.7")], REFUSES, "Internal error at 10.0.0.7"),
+        ([refusal(QUOTA, 60), refusal(CLASS, 5)], f"{REFUSES}: their RuntimeClass is not there", CLASS),
+        ([refusal(QUOTA, 3000)], None, ""),  # it was retried since, and was not refused
+        ([refusal(QUOTA, name="s-worker-turbo-xl-5f9")], None, ""),
+        ([refusal(QUOTA, name="other-s-worker-turbo-5f9")], None, ""),
+    ],
+)
+def test_pods_that_the_api_server_refuses(events: list[Any], words: str | None, detail: str) -> None:
+    found = refused(events, "s-worker-turbo", AT)
+    assert (found.text if found else None, found.detail if found else "") == (words, detail)
+
+
+def test_a_refusal_is_named_before_keda_is_accused_and_after_what_keda_says() -> None:
+    no = Explanation(0, REFUSES)
+    assert unscaled(scaled_object(WELL), 0, no) == no == unscaled(None, 999, no)
+    for said in (scaled_object(WELL, paused="true"), scaled_object(BROKEN)):
+        assert unscaled(said, 999, no) != no
+
+
+TEN = PoolFacts(name="turbo", max_workers=10, jobs_per_worker=4)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "busy", "pods", "facts", "lacking"),
+    [
+        (1, 0, 0, TEN, True),
+        (1, 0, 0, None, True),
+        (1, 1, 1, None, False),
+        (4, 1, 1, TEN, True),
+        (4, 1, 2, TEN, False),  # another is on its way
+        (4, 0, 1, TEN, False),  # the one that is up takes them
+        (99, 9, 10, TEN, False),  # its max
+        (1, 9, 9, TEN, True),
+        (1, 20, 20, PoolFacts(name="turbo", max_workers=100), False),  # within the HPA's tolerance
+        (12, 20, 20, PoolFacts(name="turbo", max_workers=100), True),
+    ],
+)
+def test_when_a_pool_lacks_workers(waiting: int, busy: int, pods: int, facts: PoolFacts | None, lacking: bool) -> None:
+    assert lacks_workers(waiting, busy, pods, facts) is lacking
 
 
 def started(seconds_ago: float, **container: Any) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from kubernetes import client
 from redis import Redis
 
 from controller.autoscaling import MARKS, Patch, plan_marks
-from controller.cluster import WorkerPods, connect
+from controller.cluster import FIELD_MANAGER, WorkerPods, connect
 from controller.pods import PodWatch
 from controller.settings import ControllerSettings
 from serinette.errors import ClusterUnavailable
+from serinette.job import now
 from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts
 from serinette.presence import HOLDUP_TTL_S, parse_holdups
@@ -36,6 +37,17 @@ def bare(name: str, annotations: dict[str, str] | None = None, *, leaving: bool 
     return {"metadata": metadata | ({"deletionTimestamp": "2026-05-01T12:00:00Z"} if leaving else {})}
 
 
+def managed(manager: str, *annotations: str) -> dict[str, Any]:
+    return {
+        "manager": manager,
+        "fieldsV1": {"f:metadata": {"f:annotations": {f"f:{name}": {} for name in annotations}}},
+    }
+
+
+# A pod whose pool's own podAnnotations have one of the marks.
+MANAGED = [managed("kube-controller-manager", ".", "karpenter.sh/do-not-disrupt"), managed(FIELD_MANAGER, *MARKS)]
+
+
 @pytest.mark.parametrize(
     ("pods", "busy", "idle", "patches"),
     [
@@ -47,6 +59,12 @@ def bare(name: str, annotations: dict[str, str] | None = None, *, leaving: bool 
         ([bare("a", {"mine": "x"})], set(), {"a"}, []),
         (
             [bare("a", {**MARKS, "karpenter.sh/do-not-disrupt": "false"})],  # not ours
+            set(),
+            {"a"},
+            [Patch("a", {name: None for name in MARKS if not name.startswith("karpenter")})],
+        ),
+        (
+            [{"metadata": {**bare("a", dict(MARKS))["metadata"], "managedFields": MANAGED}}],
             set(),
             {"a"},
             [Patch("a", {name: None for name in MARKS if not name.startswith("karpenter")})],
@@ -158,6 +176,34 @@ def test_a_pool_that_nothing_scales_is_reported_once_jobs_have_waited(
     assert reported(redis, keys)["turbo"] == (0, "nothing has scaled this pool for over 30 s"), "without the right too"
 
 
+def test_a_pool_below_its_max_is_watched_also_with_workers_up(
+    kube: Kube, cluster: WorkerPods, redis_url: str, redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dead KEDA leaves one worker with the jobs of four; a quota leaves it so too, and is told apart."""
+    facts = PoolFacts(name="turbo", max_workers=4)
+    settings = ControllerSettings.model_validate({"redis_url": redis_url, "pools": (facts,)})
+    pods = PodWatch(redis, cluster, settings)
+    add_pod(kube, "w-1")
+    redis.sadd(keys.busy("turbo"), "w-1-abc123")
+    redis.zadd(keys.waiting("turbo", Lane.NORMAL), {"job": 1})
+    pods.look(0)
+    assert reported(redis, keys)["turbo"] == (1, "")
+    pods.look(31)
+    assert reported(redis, keys)["turbo"] == (1, "nothing has scaled this pool for over 30 s")
+    add_pod(kube, "w-2")
+    redis.sadd(keys.busy("turbo"), "w-2-abc123")
+    pods.look(41)
+    assert reported(redis, keys)["turbo"] == (2, ""), "it was scaled since"
+    refused = event("FailedCreate", "is forbidden: exceeded quota: gpus", name="serinette-worker-turbo-5f9")
+    at = {"involvedObject": {"kind": "ReplicaSet", "name": "serinette-worker-turbo-5f9"}, "lastTimestamp": str(now())}
+    kube.add({"apiVersion": "v1", "kind": "Event", **refused, **at}, namespace="music")
+    pods.look(51)
+    assert reported(redis, keys)["turbo"] == (2, "the cluster refuses its pods: a quota is used up")
+    assert "is forbidden: exceeded quota: gpus" in caplog.text
+    asked = [each.query["fieldSelector"] for each in kube.requests if each.path.endswith("/events")]
+    assert set(asked) == {"involvedObject.kind=ReplicaSet,reason=FailedCreate"}
+
+
 def test_what_a_pods_start_took_is_reported_once(kube: Kube, pods: PodWatch, redis: Redis, keys: Keys) -> None:
     seen = started(20)
     labels = {"app.kubernetes.io/component": "worker", "serinette.dev/pool": "turbo"}
@@ -201,7 +247,7 @@ def test_a_busy_pod_is_marked_until_it_was_idle_for_a_minute(
     assert marks(kube, "w-1") == {"mine": "x", **MARKS}
     pods.look(71)
     assert marks(kube, "w-1") == {"mine": "x"}
-    assert len(kube.patches) == 2
+    assert [each.query["fieldManager"] for each in kube.patches] == [FIELD_MANAGER] * 2
 
 
 @pytest.mark.parametrize(

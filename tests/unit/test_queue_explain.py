@@ -56,6 +56,7 @@ LOADING = worker(WorkerStage.LOADING)
         (0, pool(worker()), "the worker that is taking it"),
         (None, pool(BUSY), "the worker that is taking it"),
         (1_000_000, pool(BUSY), "1000000 jobs ahead of it in lane normal"),
+        (1, replace(pool(BUSY), holdup=Holdup(words="x")), "1 job ahead of it in lane normal; no more workers yet: x"),
     ],
 )
 def test_queued_waits_for(ahead: int | None, state: Pool, expected: str) -> None:
@@ -65,6 +66,7 @@ def test_queued_waits_for(ahead: int | None, state: Pool, expected: str) -> None
 NONE = "a worker: none is up in pool default"
 ZERO, WARM = PoolFacts(name="default"), PoolFacts(name="default", min_workers=1)
 FULL = Holdup(pods=1, words="no node has a free nvidia.com/gpu: all 4 are taken")
+PAUSED = Holdup(pods=1, words="an operator has paused its scaling")
 FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1; see its log"})
 
 
@@ -84,7 +86,19 @@ FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1;
             replace(pool(), facts=ZERO, holdup=FULL, brake=("load: a", "store: b")),
             f"{NONE}, and no more are started: a; b",
         ),
-        (replace(pool(BUSY), brake=("load: a",)), "a free worker: it is next in its lane; no more are started: a"),
+        (
+            replace(pool(BUSY), brake=("load: a",), holdup=FULL),
+            "a free worker: it is next in its lane; no more workers are started: a",
+        ),
+        (
+            replace(pool(BUSY), holdup=PAUSED),
+            "a free worker: it is next in its lane; no more workers yet: an operator has paused its scaling",
+        ),
+        (
+            replace(pool(BUSY, high=2), holdup=PAUSED),
+            "2 jobs in the lanes above normal; no more workers yet: an operator has paused its scaling",
+        ),
+        (replace(pool(worker()), holdup=PAUSED), "the worker that is taking it"),
         (replace(pool(LOADING), cold_start_s=40), "the model, which is loading: 50 % of the usual 40 s have passed"),
         (
             replace(pool(LOADING), cold_start_s=10),

@@ -1,14 +1,21 @@
+{{/* .Chart.Name is the alias that an umbrella chart gives to a copy of this one. */}}
 {{- define "serinette.fullname" -}}
-{{- $name := .Values.nameOverride | default "serinette" -}}
-{{- $default := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- $name := .Values.nameOverride | default .Chart.Name -}}
+{{- $short := and (contains $name .Release.Name) (eq .Chart.Name "serinette") -}}
+{{- $default := ternary .Release.Name (printf "%s-%s" .Release.Name $name) $short -}}
 {{- .Values.fullnameOverride | default $default | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* The release, and which of its copies where an umbrella chart has several. */}}
+{{- define "serinette.instance" -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (eq .Chart.Name "serinette") | trunc 63 | trimSuffix "-" -}}
 {{- end }}
 
 {{/* Selector of a component's pods. (list $ "gateway") */}}
 {{- define "serinette.selector" -}}
 {{- $top := index . 0 -}}
 app.kubernetes.io/name: serinette
-app.kubernetes.io/instance: {{ $top.Release.Name }}
+app.kubernetes.io/instance: {{ include "serinette.instance" $top }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 

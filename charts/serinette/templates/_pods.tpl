@@ -52,8 +52,17 @@ securityContext:
   seccompProfile: {type: RuntimeDefault}
 {{- with .Values.global.imagePullSecrets }}
 imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
+  {{- include "serinette.pullSecrets" . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* As objects. An umbrella's global may have names alone. */}}
+{{- define "serinette.pullSecrets" -}}
+{{- $named := list -}}
+{{- range . -}}
+{{- $named = append $named (kindIs "string" . | ternary (dict "name" .) .) -}}
+{{- end -}}
+{{- uniq $named | toYaml -}}
 {{- end }}
 
 {{- define "serinette.containerSecurity" -}}

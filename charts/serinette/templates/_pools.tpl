@@ -9,7 +9,7 @@
 {{- $min = max 1 $min -}}
 {{- $max = $min -}}
 {{- end -}}
-{{- $facts := dict "name" $pool.name "model" $pool.model "model_name" $pool.modelName "min_workers" $min "max_workers" $max "slots" (int $pool.slots) "max_batch" (int $pool.maxBatch) "gpu_resource" $pool.gpu.resource -}}
+{{- $facts := dict "name" $pool.name "model" $pool.model "model_name" $pool.modelName "min_workers" $min "max_workers" $max "jobs_per_worker" (int $pool.jobsPerWorker) "slots" (int $pool.slots) "max_batch" (int $pool.maxBatch) "gpu_resource" $pool.gpu.resource -}}
 {{- if not $pool.spot -}}
 {{- $_ := set $facts "longest_s" (include "serinette.worker.drainS" $pool | int) -}}
 {{- end -}}

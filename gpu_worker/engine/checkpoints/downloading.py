@@ -74,7 +74,10 @@ def _open(settings: WorkerSettings, root: str) -> Store:
     if endpoint is None and urlsplit(settings.store_url).scheme == urlsplit(root).scheme:
         endpoint = settings.store_endpoint
     update = {"store_url": root, "store_endpoint": endpoint, "store_public_endpoint": None}
-    return Store.open(settings.model_copy(update=update))
+    directory = settings.model_credentials_dir
+    files = [path for path in directory.iterdir() if path.is_file()] if directory else []
+    credentials = {path.name: path.read_text().strip() for path in files}
+    return Store.open(settings.model_copy(update=update), credentials)
 
 
 def _download(store: Store, files: dict[str, StoredObject], alive: Callable[[], object], target: Path) -> None:

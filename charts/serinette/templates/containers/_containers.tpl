@@ -54,7 +54,7 @@
 {{- end -}}
 - {name: SERINETTE_CONTAINERS, value: "true"}
 - {name: SERINETTE_CONTAINERS_NAMESPACE, value: {{ include "serinette.containersNamespace" . | quote }}}
-- {name: SERINETTE_CONTAINERS_INSTANCE, value: {{ .Release.Name | quote }}}
+- {name: SERINETTE_CONTAINERS_INSTANCE, value: {{ include "serinette.instance" . | quote }}}
 - {name: SERINETTE_CONTAINERS_SERVICE_ACCOUNT, value: {{ include "serinette.containersAccount" . | quote }}}
 - {name: SERINETTE_CONTAINERS_STEPS_IMAGE, value: {{ include "serinette.image" (list . "gateway") | quote }}}
 - {name: SERINETTE_CONTAINERS_IMAGES, value: {{ toJson $containers.images | quote }}}

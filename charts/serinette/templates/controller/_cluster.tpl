@@ -3,11 +3,21 @@
 {{- if or .Values.cluster.explain .Values.containers.enabled }}yes{{ end -}}
 {{- end }}
 
+{{/* The workers of this copy. Other charts of an umbrella have its instance, too, and may have such a component. */}}
+{{- define "serinette.workerSelector" -}}
+{{- $labels := list -}}
+{{- range $name, $value := include "serinette.selector" (list . "worker") | fromYaml -}}
+{{- $labels = append $labels (printf "%s=%s" $name $value) -}}
+{{- end -}}
+{{- join "," $labels -}}
+{{- end }}
+
 {{/* What the controller needs to read the cluster (controller/): settings, and a token that no other component has. */}}
 {{- define "serinette.clusterEnv" -}}
 {{- if .Values.cluster.explain }}
 - {name: SERINETTE_CLUSTER_NAMESPACE, value: {{ .Release.Namespace }}}
-- {name: SERINETTE_CLUSTER_SELECTOR, value: "app.kubernetes.io/instance={{ .Release.Name }},app.kubernetes.io/component=worker"}
+- {name: SERINETTE_CLUSTER_SELECTOR, value: {{ include "serinette.workerSelector" . | quote }}}
+- {name: SERINETTE_CLUSTER_DEPLOYMENTS, value: {{ include "serinette.workerName" (list . "") | quote }}}
 - {name: SERINETTE_CLUSTER_PROTECT, value: {{ .Values.cluster.protect | quote }}}
 {{- end }}
 {{- end }}

@@ -33,6 +33,7 @@
 - {name: SERINETTE_MAX_BODY_BYTES, value: {{ int64 $gateway.maxBodyBytes | quote }}}
 - {name: SERINETTE_MAX_UPLOAD_BYTES, value: {{ int64 $gateway.maxUploadBytes | quote }}}
 - {name: SERINETTE_MAX_UPLOAD_DURATION_S, value: {{ $gateway.maxUploadDurationS | quote }}}
+- {name: SERINETTE_GENERATE_MUSIC_WAITS, value: {{ $gateway.generateMusicWaits | quote }}}
 - {name: SERINETTE_MAX_WAIT_S, value: {{ $gateway.maxWaitS | quote }}}
 - {name: SERINETTE_PRESIGN_S, value: {{ int $gateway.presignS | quote }}}
 - {name: SERINETTE_DRAIN_TIMEOUT_S, value: {{ int $gateway.drainTimeoutS | quote }}}

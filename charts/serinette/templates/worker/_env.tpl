@@ -7,10 +7,8 @@
 {{- end }}
 
 {{/*
-Replicas to write; empty: none, and Kubernetes makes one worker, until KEDA looks. keda.startAtMin writes `min` at first. An upgrade
-then writes what KEDA made of it, since a field that Helm wrote and then leaves out is reset to 1; but nothing once another manager
-than Helm's own server-side apply owns the field: it stays then, and cannot conflict. A rollback to the first revision does, with
-Helm 4, which is why this is no default. (list $ name pool)
+Replicas to write; empty: none, and Kubernetes makes one worker, until KEDA looks. keda.startAtMin writes `min` at first, and then what
+KEDA made of it. A rollback to the first revision conflicts, with Helm 4, which is why this is no default. (list $ name pool)
 extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm that renders without a cluster: that of Argo CD.
 */}}
 {{- define "serinette.worker.replicas" -}}
@@ -21,7 +19,21 @@ extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm th
 {{- else if and $top.Values.keda.startAtMin ($top.Capabilities.APIVersions.Has "extensions/v1beta1") -}}
 {{- int $pool.min -}}
 {{- else if $top.Values.keda.startAtMin -}}
-{{- $live := lookup "apps/v1" "Deployment" $top.Release.Namespace (index . 1) | default dict -}}
+{{- if lookup "apps/v1" "Deployment" $top.Release.Namespace (index . 1) -}}
+{{- include "serinette.leftReplicas" . -}}
+{{- else -}}
+{{- int $pool.min -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+Replicas to write of a Deployment that an autoscaler scales, so that an upgrade leaves as many as there are: a field that Helm wrote and
+then leaves out is reset to 1. Empty where there is none, and once another manager than Helm's own server-side apply owns the field: it
+stays then, and cannot conflict. (list $ name)
+*/}}
+{{- define "serinette.leftReplicas" -}}
+{{- $live := lookup "apps/v1" "Deployment" (index . 0).Release.Namespace (index . 1) | default dict -}}
 {{- $applied := false -}}
 {{- $another := false -}}
 {{- range dig "metadata" "managedFields" list $live -}}
@@ -31,12 +43,23 @@ extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm th
 {{- $another = true -}}
 {{- end -}}
 {{- end -}}
-{{- if not $live -}}
-{{- int $pool.min -}}
-{{- else if not (and $applied $another) -}}
+{{- if and $live (not (and $applied $another)) -}}
 {{- int (dig "spec" "replicas" 1 $live) -}}
 {{- end -}}
+{{- end }}
+
+{{/* Services that an uninstall takes away with the workers, which then have nothing to finish for. */}}
+{{- define "serinette.ownServicesEnv" -}}
+{{- $names := list -}}
+{{- if .Values.valkey.enabled -}}
+{{- $names = append $names (include "serinette.redis" . | fromYaml).host -}}
 {{- end -}}
+{{- if .Values.seaweedfs.enabled -}}
+{{- $names = append $names (include "serinette.store" . | fromYaml).endpoint -}}
+{{- end -}}
+{{- with $names }}
+- {name: SERINETTE_OWN_SERVICES, value: {{ join "," . | replace "http://" "" | replace ":8333" "" | quote }}}
+{{- end }}
 {{- end }}
 
 {{- define "serinette.workerEnv" -}}
@@ -52,6 +75,9 @@ extensions/v1beta1 is served by no Kubernetes since 1.22, and known to a helm th
 {{- end }}
 {{- with .modelEndpoint }}
 - {name: SERINETTE_MODEL_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+{{- if .modelSecret }}
+- {name: SERINETTE_MODEL_CREDENTIALS_DIR, value: /etc/serinette/model-store}
 {{- end }}
 - {name: SERINETTE_DEVICE, value: {{ .device | quote }}}
 - {name: SERINETTE_DTYPE, value: {{ .dtype | quote }}}
