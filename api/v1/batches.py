@@ -24,6 +24,7 @@ from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOption
 from serinette.batches.lines import JSONL
 from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
 from serinette.names import batch_errors_key, batch_output_key
+from serinette.spec import PlainNumber
 from serinette.store import Store
 
 router = APIRouter(prefix="/v1", tags=["batches"])
@@ -110,7 +111,9 @@ async def create(
         list[str] | None,
         Query(max_length=14, description="JSON Lines only: `name=value`, as often as there are labels."),
     ] = None,
-    timeout_s: Annotated[int | None, Query(description="JSON Lines only: as `timeout_s` of a JSON body.")] = None,
+    timeout_s: Annotated[
+        int | None, Query(description="JSON Lines only: as `timeout_s` of a JSON body."), PlainNumber
+    ] = None,
     webhook: Annotated[str | None, Query(description="JSON Lines only: as `webhook` of a JSON body.")] = None,
     idempotency_key: KeyHeader = None,
 ) -> Batch:
@@ -170,7 +173,7 @@ async def list_batches(
     batches: BatchesPart,
     threads: BatchThreadsPart,
     tenant: TenantPart,
-    limit: Annotated[int, Query(ge=1, le=100, description="Batches at most.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Batches at most."), PlainNumber] = 20,
 ) -> BatchList:
     """The newest batches, unfinished and ended, as long as they are kept."""
     return BatchList(batches=tuple(await threads.queue.run(tenant, partial(batches.newest, tenant, limit))))
@@ -196,8 +199,8 @@ async def lines(
     batches: BatchesPart,
     threads: BatchThreadsPart,
     tenant: TenantPart,
-    first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1.")] = 1,
-    limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most.")] = 100,
+    first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1."), PlainNumber] = 1,
+    limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most."), PlainNumber] = 100,
 ) -> BatchLines:
     """Each line with its job and songs, as they are now. Continue with `first` behind the last line returned."""
     return BatchLines(

@@ -15,7 +15,7 @@ from api.v1 import examples
 from api.v1.answers import JobId, job_answer, unknown_fields
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobOptions, JobStatus
-from serinette.spec import GenerationSpec
+from serinette.spec import GenerationSpec, PlainNumber
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=LeanRoute)
 
@@ -134,7 +134,7 @@ async def list_jobs(
         Query(max_length=127, description="Only jobs with this label: `name=value`.", examples=["album=blue"]),
     ] = None,
     cursor: Annotated[str | None, Query(max_length=300, description="`next_cursor` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page."), PlainNumber] = 20,
 ) -> Response:
     """A page of jobs. With a filter a page may be short and still have a next one. Of jobs that ended more than ten
     minutes ago it has the state, times, pool, lane, labels and error code, and of `spec` the first 60 bytes of the
