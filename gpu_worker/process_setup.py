@@ -101,6 +101,11 @@ def _erase_abandoned(parent: Path) -> None:
             os.close(lock)
 
 
+def up_file(run_dir: Path, slot: str) -> Path:
+    """There while the slot of this name can claim jobs: the supervisor sees it without asking."""
+    return run_dir / f"{slot}.up"
+
+
 def busy_file(run_dir: Path, slot: str) -> Path:
     """There while the slot of this name holds a job: the supervisor sees it without asking."""
     return run_dir / f"{slot}.busy"

@@ -10,12 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment, up_file
 from gpu_worker.service_watch import ServiceWatch, service_names
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
@@ -94,10 +95,16 @@ class SlotChild(Child):
         """Whether it holds a job."""
         return self.pid is not None and busy_file(self._run_dir, self.rq_name).exists()
 
+    @property
+    def up(self) -> bool:
+        """Whether it can claim jobs: it is registered, and in its loop."""
+        return self.pid is not None and up_file(self._run_dir, self.rq_name).exists()
+
     def kill(self) -> None:
         """What it left in the run directory goes, too."""
         super().kill()
-        busy_file(self._run_dir, self.rq_name).unlink(missing_ok=True)
+        for file in (busy_file, up_file):
+            file(self._run_dir, self.rq_name).unlink(missing_ok=True)
 
 
 class PodSupervisor:
@@ -133,6 +140,7 @@ class PodSupervisor:
             name=self.name, pool=settings.pool, stage=WorkerStage.STARTING, slots=settings.slots, started_at=now()
         )
         self._reporter = PresenceReporter(connect_redis(settings), settings.keys, self._presence)
+        self._loading_since: datetime | None = None
         self._deaths: Counter[str] = Counter()
         self._cold_start: dict[str, float] = {}
         self.metrics = WorkerMetrics(self._presence)
@@ -214,6 +222,8 @@ class PodSupervisor:
 
     def _report(self, hello: Hello | None) -> None:
         stage = self._stage(hello)
+        if self._presence.stage is WorkerStage.READY is not stage:
+            self._loading_since = now()
         if stage is not WorkerStage.READY:
             self._ready_file.unlink(missing_ok=True)
         elif not self._ready_file.exists():
@@ -224,6 +234,7 @@ class PodSupervisor:
                 "busy_slots": sum(slot.busy for slot in self._slots),
                 "device": hello.device if hello else "",
                 "model": hello.model if hello else None,
+                "loading_since": self._loading_since,
                 "message": self._message(),
                 "cold_start": self._seen_of_start(hello),
             }
@@ -244,11 +255,21 @@ class PodSupervisor:
             return WorkerStage.DRAINING
         if hello is None:
             return WorkerStage.STARTING
-        return WorkerStage.READY if hello.stage == "ready" else WorkerStage.LOADING
+        return WorkerStage.READY if hello.stage == "ready" and self._slots_up else WorkerStage.LOADING
+
+    @property
+    def _slots_up(self) -> bool:
+        return any(slot.up for slot in self._slots)
 
     def _message(self) -> str:
-        deaths = self._engine.history.deaths
-        if deaths == 0:
-            return ""
-        what = f"the engine {self._engine.how_it_ended()} before it was ready"
-        return f"{what}, {deaths} times in a row; see its log" if deaths > 1 else f"{what}; see its log"
+        """Why no job can be claimed, if something ended that is needed for it."""
+        if self._engine.history.deaths:
+            return _ended_early(self._engine)
+        failing = max(self._slots, key=lambda slot: slot.history.deaths)
+        return _ended_early(failing) if failing.history.deaths and not self._slots_up else ""
+
+
+def _ended_early(child: Child) -> str:
+    deaths = child.history.deaths
+    what = f"the {child.spec.name} {child.how_it_ended()} before it was ready"
+    return f"{what}, {deaths} times in a row; see its log" if deaths > 1 else f"{what}; see its log"

@@ -20,8 +20,7 @@ import httpx
 from redis import Redis, RedisError
 
 from serinette.errors import ConfigurationError
-from serinette.job import now
-from serinette.presence import WorkerStage, present
+from serinette.presence import WorkerStage, present, redis_time
 from serinette.settings import SharedSettings, connect_redis, read
 from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES, Child, ChildLog, ChildSpec, Notice, Supervisor
 
@@ -249,7 +248,7 @@ class Local:
             "SERINETTE_WORK_DIR": str(self._data_dir / "work"),
             "SERINETTE_DRAIN_TIMEOUT_S": str(drain_timeout_s),
         }
-        self._worker_since = now()
+        self._worker_since = redis_time(self._redis)
         command = (sys.executable, "-m", "gpu_worker")
         # A first load may fetch the checkpoint: the worker itself bounds it (engine_start_timeout_s).
         return ChildSpec(
