@@ -10,17 +10,26 @@ from pathlib import Path as File
 from typing import Annotated
 
 import anyio
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
 from api.batches.service import BatchService
 from api.batches.validation import options_of, read_json, read_jsonl
 from api.batches.zipping import MOST_MEASURED, Archive, BatchFile, Member, members_of, zipped
-from api.dependencies import BatchesPart, BatchThreadsPart, DownloadsPart, SettingsPart, StorePart, TenantPart
+from api.dependencies import (
+    BatchesPart,
+    BatchThreadsPart,
+    DownloadsPart,
+    SettingsPart,
+    StorePart,
+    TenantPart,
+    idempotency_key_header,
+)
 from api.downloads import FileRequest
-from api.problems import Responses, problems
+from api.problems import problems
 from api.v1 import examples
+from api.v1.answers import PARTS
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
 from serinette.batches.lines import JSONL
 from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
@@ -35,11 +44,7 @@ _JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "ap
 
 KeyHeader = Annotated[
     str | None,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[\x20-\x7e]{1,255}$",
-        description="Printable ASCII: the same key with the same batch is the same batch, however often sent.",
-    ),
+    idempotency_key_header("Printable ASCII: the same key with the same batch is the same batch, however often sent."),
 ]
 
 
@@ -257,11 +262,6 @@ EndedPart = Annotated[Batch, Depends(_ended)]
 
 _FILE = problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable")
 _JSONL_BODY = {"content": {JSONL: {"schema": {"type": "string", "description": "A BatchLine as JSON on each line."}}}}
-_PARTS: Responses = {
-    206: {"description": "The bytes asked for by `Range`."},
-    304: {"description": "`If-None-Match` names its ETag."},
-    416: {"description": "No byte of it is in the `Range`."},
-}
 _ZIP_BODY = {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -269,7 +269,7 @@ _ZIP_BODY = {"content": {"application/zip": {"schema": {"type": "string", "forma
     "/batches/{batch_id}/output.jsonl",
     response_class=Response,
     summary="The lines that were generated",
-    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **_PARTS, **_FILE},
+    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **PARTS, **_FILE},
 )
 async def output(batch: EndedPart, request: Request, downloads: DownloadsPart, tenant: TenantPart) -> Response:
     """Each line's job, seed and songs. Written when the batch ends, and again when it was retried."""
@@ -280,7 +280,7 @@ async def output(batch: EndedPart, request: Request, downloads: DownloadsPart, t
     "/batches/{batch_id}/errors.jsonl",
     response_class=Response,
     summary="The lines that were not generated",
-    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **_PARTS, **_FILE},
+    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **PARTS, **_FILE},
 )
 async def errors(batch: EndedPart, request: Request, downloads: DownloadsPart, tenant: TenantPart) -> Response:
     """Each failed line's error, and the canceled ones."""
@@ -291,7 +291,7 @@ async def errors(batch: EndedPart, request: Request, downloads: DownloadsPart, t
     "/batches/{batch_id}/songs.zip",
     response_class=Response,
     summary="The songs",
-    responses={200: {**_ZIP_BODY, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **_PARTS, **_FILE},
+    responses={200: {**_ZIP_BODY, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **PARTS, **_FILE},
 )
 async def songs(
     batch: EndedPart, request: Request, downloads: DownloadsPart, store: StorePart, tenant: TenantPart
