@@ -20,6 +20,7 @@ from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_
 from gpu_worker.service_watch import ServiceWatch, service_names
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
+from serinette.housekeeping import HousekeepingRedis
 from serinette.job import now
 from serinette.presence import ColdStart, Presence, WorkerStage
 from serinette.settings import connect_redis
@@ -139,7 +140,8 @@ class PodSupervisor:
         self._presence = Presence(
             name=self.name, pool=settings.pool, stage=WorkerStage.STARTING, slots=settings.slots, started_at=now()
         )
-        self._reporter = PresenceReporter(connect_redis(settings), settings.keys, self._presence)
+        redis = HousekeepingRedis(connection_pool=connect_redis(settings).connection_pool)
+        self._reporter = PresenceReporter(redis, settings.keys, self._presence)
         self._loading_since: datetime | None = None
         self._deaths: Counter[str] = Counter()
         self._cold_start: dict[str, float] = {}

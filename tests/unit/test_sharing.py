@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import shutil
+import subprocess
 import tempfile
 import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,61 @@ async def test_a_full_queue_says_so_and_what_it_holds_can_be_read(served: Served
     finally:
         redis.config_set("maxmemory", 0)
     assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_a_queue_whose_disk_refuses_says_so(served: Served, redis: Redis) -> None:
+    _, http = served
+    headers = bearing(key_of(redis, "acme", Limits(requests_per_minute=1_000)))
+    job = (await http.post("/v1/jobs", json=SONG, headers=headers)).json()
+    file = Path(redis.config_get("dir")["dir"]) / redis.config_get("dbfilename")["dbfilename"]
+    file.unlink(missing_ok=True)
+    (file / "in the way").mkdir(parents=True)  # of the snapshot: its rename fails
+    redis.config_set("save", "3600 1")
+    try:
+        redis.bgsave()
+        await until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+        for answer in (await http.post("/v1/jobs", json=SONG, headers=headers), await http.get("/readyz")):
+            assert (answer.status_code, problem(answer)["code"]) == (503, "queue_full"), answer.text
+            assert "disk" in problem(answer)["detail"]
+            assert answer.headers["Retry-After"]
+        assert (await http.get(f"/v1/jobs/{job['id']}", headers=headers)).status_code == 200
+    finally:
+        shutil.rmtree(file)
+        redis.config_set("save", "")
+    assert (await http.post("/v1/jobs", json=SONG, headers=headers)).status_code == 202
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a mebibyte."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+async def test_a_store_whose_disk_is_full_says_so_and_what_it_holds_can_be_read(
+    small_disk: Path, redis_url: str, redis: Redis
+) -> None:
+    settings = settings_of(redis_url, f"file://{small_disk}/store")
+    headers = bearing(key_of(redis, "acme", Limits(requests_per_minute=1_000)))
+    song = {**headers, "Content-Type": "audio/wav"}
+    async with serving(settings) as (_, http):
+        kept = (await http.post("/v1/uploads", content=wav(bytes(48_000)), headers=song)).json()["id"]
+        (small_disk / "other").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        full = await http.post("/v1/uploads", content=wav(bytes(48_000)), headers=song)
+        ready = await http.get("/readyz")
+        for answer in (full, ready):
+            assert answer.status_code == 503, answer.text
+            assert "is full" in problem(answer)["detail"]
+            assert answer.headers["Retry-After"]
+        assert problem(full)["code"] == "store_unavailable"
+        assert (await http.get(f"/v1/uploads/{kept}", headers=headers)).status_code == 200
+        (small_disk / "other").unlink()
+        assert (await http.post("/v1/uploads", content=wav(bytes(48_000)), headers=song)).status_code == 201
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.EMFILE, "files and connections"), (errno.ENOSPC, "disk")])
