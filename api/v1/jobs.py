@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.dependencies import QueuePart, RequestContext, TenantPart, context_of, idempotency_key_header
-from api.events import preferred_wait_s, wait_for_job
+from api.events import hold, preferred_wait_s
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.v1 import examples
@@ -21,7 +21,11 @@ router = APIRouter(prefix="/v1", tags=["jobs"], route_class=LeanRoute)
 
 PreferHeader = Annotated[
     str | None,
-    Header(description="`wait=N`: hold the answer until the job ends, N seconds at most.", examples=["wait=30"]),
+    Header(
+        description="`wait=N`: hold the answer until the job ends, N seconds at most; it was not held if it is without "
+        "`Preference-Applied`.",
+        examples=["wait=30"],
+    ),
 ]
 KeyHeader = Annotated[
     str | None,
@@ -96,10 +100,11 @@ async def submit_answer(context: RequestContext, submitted: tuple[Job, bool], pr
 
 
 async def _held(context: RequestContext, job: Job, prefer: str | None, headers: dict[str, str]) -> Job:
-    wait_s = preferred_wait_s(prefer, context.parts.settings.max_wait_s)
-    if wait_s is not None:
+    parts = context.parts
+    wait_s = preferred_wait_s(prefer, parts.settings.max_wait_s)
+    if wait_s is not None and parts.events.waits.has_turn(context.tenant):
         headers["Preference-Applied"] = f"wait={wait_s:g}"
-    return await wait_for_job(context.parts.queue, context.parts.events, context.caller_check, job, wait_s)
+    return await hold(parts.queue, parts.events, context.caller_check, job, wait_s, refuse=False)
 
 
 @router.get(

@@ -117,6 +117,36 @@ async def test_event_streams_of_one_job_share_one_read_and_are_bounded_per_tenan
     assert app.state.parts.events.streams.held("acme") == 0
 
 
+async def test_waits_are_bounded_per_tenant(served: Served, redis: Redis) -> None:
+    app, http = served
+    waits = app.state.parts.events.waits
+    key, other = bearing(key_of(redis, "acme")), bearing(key_of(redis, "other"))
+    job_id, own = [(await http.post("/v1/jobs", json=SONG, headers=each)).json()["id"] for each in (key, other)]
+    wait = {"Prefer": "wait=50"}
+    held = [
+        asyncio.create_task(http.get(f"/v1/jobs/{job_id}", headers={**key, **wait}, timeout=120))
+        for _ in range(events.WAITS_OF_TENANT)
+    ]
+    await until(lambda: waits.held("acme") == events.WAITS_OF_TENANT)
+    for answer in (
+        await http.get(f"/v1/jobs/{job_id}", headers={**key, **wait}),
+        await http.post("/v1/jobs", json=SONG, headers={**key, **wait}),
+    ):
+        assert answer.is_success
+        assert answer.json()["status"] == "queued"
+        assert "Preference-Applied" not in answer.headers
+    for path in (f"/result/{job_id}?wait=50", f"/v1/chat/completions/{job_id}?wait=50"):
+        refused = await http.get(path, headers=key)
+        assert (refused.status_code, "Retry-After" in refused.headers) == (429, True), refused.text
+    assert (await http.post("/generate_music", json={}, headers=key)).status_code == 303, "it was submitted"
+    theirs = asyncio.create_task(http.get(f"/v1/jobs/{own}", headers={**other, **wait}, timeout=120))
+    await until(lambda: waits.held("other") == 1)
+    for mine, by in ((job_id, key), (own, other)):
+        (await http.post(f"/v1/jobs/{mine}/cancel", headers=by)).raise_for_status()
+    assert {answer.json()["status"] for answer in await asyncio.gather(theirs, *held)} == {"canceled"}
+    assert (waits.held("acme"), waits.held("other")) == (0, 0)
+
+
 def form(fields: int, field_bytes: int, file: bool) -> tuple[bytes, str]:
     """A form of so many text fields, and its media type."""
     boundary = uuid.uuid4().hex
@@ -169,7 +199,7 @@ async def test_a_queue_whose_disk_refuses_says_so(served: Served, redis: Redis) 
     _, http = served
     headers = bearing(key_of(redis, "acme", Limits(requests_per_minute=1_000)))
     job = (await http.post("/v1/jobs", json=SONG, headers=headers)).json()
-    file = Path(redis.config_get("dir")["dir"]) / redis.config_get("dbfilename")["dbfilename"]
+    file = Path(str(redis.config_get("dir")["dir"])) / str(redis.config_get("dbfilename")["dbfilename"])
     file.unlink(missing_ok=True)
     (file / "in the way").mkdir(parents=True)  # of the snapshot: its rename fails
     redis.config_set("save", "3600 1")

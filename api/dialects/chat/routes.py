@@ -99,7 +99,7 @@ async def models(access: JobAccessPart) -> dict[str, Any]:
 
 
 async def _answer(http: Request, access: JobAccess, job: Job, wait_s: float) -> Response:
-    job = await access.wait(job, wait_s)
+    job = await access.hold(job, wait_s, refuse=http.method != "POST")  # what was submitted is not refused
     if job.status is JobStatus.SUCCEEDED:
         return await access.with_songs(answers.completion(job), "application/json")
     if job.status.ended:

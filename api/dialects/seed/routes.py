@@ -233,7 +233,7 @@ async def initialize(
 async def _answer(http: Request, access: JobAccess, job: Job, wanted: ResultQuery) -> Response:
     """The song as it is wanted, or why there is none, or where to ask again."""
     as_json = wanted.format == "json"
-    job = await access.wait(job, wanted.wait)
+    job = await access.hold(job, wanted.wait, refuse=http.method != "POST")  # what was submitted is not refused
     if job.status is JobStatus.SUCCEEDED and as_json:
         return await _song_as_json(access, job)
     if job.status is JobStatus.SUCCEEDED:
