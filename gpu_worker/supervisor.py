@@ -16,7 +16,7 @@ from types import FrameType
 
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment, up_file
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment, fetched_bytes, up_file
 from gpu_worker.service_watch import ServiceWatch, service_names
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
@@ -34,6 +34,7 @@ _DRAIN_MARGIN_S = 15.0
 _STOP_TIMEOUT_S = 10.0
 # Between two questions for the engine's vitals: more often than metrics are scraped.
 _ASK_VITALS_EVERY_S = 5.0
+_LOOK_AT_FILES_EVERY_S = 2.0
 # In the run directory while the model is loaded: a look at a file is all that the platform's probe costs.
 READY_FILE = "ready"
 
@@ -143,6 +144,8 @@ class PodSupervisor:
         redis = HousekeepingRedis(connection_pool=connect_redis(settings).connection_pool)
         self._reporter = PresenceReporter(redis, settings.keys, self._presence)
         self._loading_since: datetime | None = None
+        self._look_at_files_s = 0.0
+        self._seen_bytes = 0
         self._deaths: Counter[str] = Counter()
         self._cold_start: dict[str, float] = {}
         self.metrics = WorkerMetrics(self._presence)
@@ -237,12 +240,21 @@ class PodSupervisor:
                 "device": hello.device if hello else "",
                 "model": hello.model if hello else None,
                 "loading_since": self._loading_since,
+                "fetched_bytes": self._fetched_bytes(hello),
                 "message": self._message(),
                 "cold_start": self._seen_of_start(hello),
             }
         )
         self._reporter.update(self._presence)
         self.metrics.pod = Pod(self._presence, self._monitor.vitals, self._reporter.cold_start_s, self._deaths.copy())
+
+    def _fetched_bytes(self, hello: Hello | None) -> int:
+        if hello is None or hello.stage == "ready":
+            return 0
+        if time.monotonic() >= self._look_at_files_s:
+            self._look_at_files_s = time.monotonic() + _LOOK_AT_FILES_EVERY_S
+            self._seen_bytes = fetched_bytes(self._settings.work_dir)
+        return self._seen_bytes
 
     def _seen_of_start(self, hello: Hello | None) -> ColdStart:
         """What is known of this worker's start: an engine that was restarted later is no part of it."""
