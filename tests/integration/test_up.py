@@ -202,6 +202,7 @@ def _answers(client: Client) -> bool:
 
 
 def test_interrupted_it_ends_everything(up: Up) -> None:
+    assert up.url
     family = up.family()
     assert len(family) >= 8  # itself, Valkey, gateway, controller, worker, engine, two slots
     assert up.end(signal.SIGINT) == 0

@@ -21,6 +21,7 @@ from redis import Redis
 
 from api import __main__ as program
 from api import events, uploads
+from api.app import create_app
 from serinette.credentials import Limits
 from serinette.media import AudioInfo
 from serinette.store import Store
@@ -248,6 +249,17 @@ async def test_a_store_whose_disk_is_full_says_so_and_what_it_holds_can_be_read(
         assert (await http.get(f"/v1/uploads/{kept}", headers=headers)).status_code == 200
         (small_disk / "other").unlink()
         assert (await http.post("/v1/uploads", content=wav(bytes(48_000)), headers=song)).status_code == 201
+
+
+async def test_a_queue_that_ended_on_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(settings_of(f"unix://{tmp_path}/valkey.sock", f"file://{tmp_path}/store", auth=False))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        monkeypatch.setattr("serinette.store._LEAST_FREE_BYTES", 0)
+        assert problem(await http.post("/v1/jobs", json=SONG))["code"] == "queue_unavailable"
+        monkeypatch.setattr("serinette.store._LEAST_FREE_BYTES", 2**60)
+        answer = await http.post("/v1/jobs", json=SONG)
+    assert (answer.status_code, problem(answer)["code"]) == (503, "queue_full")
+    assert f"the disk of {tmp_path}/store is full" in problem(answer)["detail"]
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.EMFILE, "files and connections"), (errno.ENOSPC, "disk")])
