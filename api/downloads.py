@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -150,8 +150,17 @@ class Downloads:
                 return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
         return await self.serve(song, file_request, file_name, download=download)
 
-    async def serve(self, song: StoredFile, file_request: FileRequest, file_name: str, *, download: bool) -> Response:
-        """The file or the requested range of it, 304 or 416.
+    async def serve(
+        self,
+        song: StoredFile,
+        file_request: FileRequest,
+        file_name: str,
+        *,
+        download: bool,
+        made: Callable[[int, int], AsyncIterator[bytes]] | None = None,
+    ) -> Response:
+        """The file or the requested range of it, 304 or 416. `made` returns the bytes between two offsets of a file
+        that is made of others while it is sent; `song.key` is then the object without which there is none.
 
         Raises:
             Gone: its file was erased.
@@ -167,10 +176,10 @@ class Downloads:
                 else None
             )
         except Unsatisfiable:
-            error = RequestError(f"Range: the song has {song.size_bytes} bytes", field="Range")
+            error = RequestError(f"Range: the file has {song.size_bytes} bytes", field="Range")
             return answer(file_request.scope, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
         try:
-            return await self._bytes(file_request.scope["method"], song, span, headers)
+            return await self._bytes(file_request.scope["method"], song, span, headers, made)
         except NotFound as error:
             raise Gone("the song's file was erased from the store") from error
 
@@ -202,7 +211,14 @@ class Downloads:
                 yield base64.b64encode(data[:whole])
             yield base64.b64encode(left)
 
-    async def _bytes(self, method: str, song: StoredFile, span: Span | None, headers: dict[str, str]) -> Response:
+    async def _bytes(
+        self,
+        method: str,
+        song: StoredFile,
+        span: Span | None,
+        headers: dict[str, str],
+        made: Callable[[int, int], AsyncIterator[bytes]] | None,
+    ) -> Response:
         status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
         if span:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
@@ -210,8 +226,8 @@ class Downloads:
         if method == "HEAD":
             await self.threads.run(tenant_of(song.key), partial(self.store.head, song.key))
             return Response(status_code=status, headers=headers)
-        chunks = self.store.stream(song.key, start, end)
-        first = await anext(chunks)  # a missing file must be noticed before the status is sent
+        chunks = (made or partial(self.store.stream, song.key))(start, end)
+        first = await anext(chunks, b"")  # a missing file must be noticed before the status is sent
         return StreamingResponse(_with_first(first, chunks), status, headers)
 
 

@@ -45,6 +45,9 @@ _KEPT_EVENTS = 256
 # Event streams of one tenant that are open at once, and of all; each step of a job wakes all that follow it.
 STREAMS_OF_TENANT = 200
 _STREAMS = 2_000
+# Requests of one tenant that wait for a job's end at once, and of all; each is a connection and a listener.
+WAITS_OF_TENANT = 200
+_WAITS = 2_000
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 
 
@@ -120,6 +123,13 @@ def _too_many_streams() -> Limited:
     )
 
 
+def _too_many_waits() -> Limited:
+    return Limited(
+        f"too many requests wait for jobs, of one tenant {WAITS_OF_TENANT} at most; ask without `wait`, or later",
+        retry_after_s=_RECHECK_S,
+    )
+
+
 class JobEvents:
     """Events of jobs. `run` must be running for listeners to be woken in time.
 
@@ -134,6 +144,7 @@ class JobEvents:
         self._wanted = asyncio.Event()
         self._closing = False
         self.streams = Turns(_STREAMS, STREAMS_OF_TENANT, _too_many_streams, most_waiting=0)
+        self.waits = Turns(_WAITS, WAITS_OF_TENANT, _too_many_waits, most_waiting=0)
 
     async def run(self) -> None:
         """Read what is watched, and wake its listeners; runs until `close`, or canceled."""
@@ -295,3 +306,17 @@ async def wait_for_job(
     await events.wait_for_end(job.id, wait_s, caller_check)
     await caller_check.require()
     return await queue.get(job.tenant, job.id)
+
+
+async def hold(  # noqa: PLR0913  # as `wait_for_job`
+    queue: JobQueue, events: JobEvents, caller_check: CallerCheck, job: Job, wait_s: float | None, *, refuse: bool
+) -> Job:
+    """As `wait_for_job`, for a request that only waits: beyond those that a tenant may have, it is answered at once.
+
+    Raises:
+        Limited: that, with `refuse`.
+    """
+    if not wait_s or job.status.ended or not (refuse or events.waits.has_turn(job.tenant)):
+        return job
+    async with events.waits.of(job.tenant):
+        return await wait_for_job(queue, events, caller_check, job, wait_s)

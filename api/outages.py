@@ -11,6 +11,9 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from serinette.errors import QueueFull, QueueUnavailable, Unavailable
 
+# A server's first word of a refusal while it cannot write to its disk.
+NO_DISK = "MISCONF"
+
 
 @contextmanager
 def queue_errors(advice: str = "try again") -> Iterator[None]:
@@ -28,7 +31,7 @@ def queue_error(error: RedisError, advice: str = "try again") -> QueueUnavailabl
             "the queue's memory is full: no job is taken until jobs end and are forgotten, or its operator raises "
             f"maxmemory; {advice}"
         )
-    if str(error).startswith("MISCONF"):  # its own first word of an error while it cannot write to its disk
+    if str(error).startswith(NO_DISK):
         return QueueFull(
             f"the queue's server cannot write to its disk, probably a full one: free space there; {advice}"
         )

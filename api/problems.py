@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
@@ -29,6 +30,8 @@ from serinette.errors import (
     InvalidBatch,
     InvalidSpec,
     Limited,
+    QueueFull,
+    QueueUnavailable,
     RequestError,
     SerinetteError,
     TooLarge,
@@ -192,6 +195,11 @@ def install(app: FastAPI, dialect_paths: Iterable[str]) -> None:
 
 
 async def _on_own(connection: HTTPConnection, error: SerinetteError) -> Response:
+    if type(error) is QueueUnavailable and (parts := getattr(connection.app.state, "parts", None)) is not None:
+        # Under `serinette up` queue and store share a disk, and Valkey ends when it is full.
+        shares = parts.settings.redis_url.get_secret_value().startswith("unix:")
+        if shares and (full := await to_thread.run_sync(parts.store.full_disk)):
+            error = QueueFull(f"the queue does not answer, probably because {full}")
     if status_of(error) >= 500:
         log.warning("%s: %s: %s (%r)", connection.scope["path"], error.code, error.message, error.__cause__)
     return answer(connection.scope, error)

@@ -45,6 +45,10 @@ class Turns:
         """Turns that a tenant holds now."""
         return self._held.get(tenant, 0)
 
+    def has_turn(self, tenant: str) -> bool:
+        """Whether a turn of this tenant would begin at once."""
+        return self._free > 0 and self.held(tenant) < self._each
+
     @asynccontextmanager
     async def of(self, tenant: str) -> AsyncIterator[None]:
         """Wait for a turn of this tenant, and hold it. Raises the error of `refuse`."""
@@ -56,7 +60,7 @@ class Turns:
 
     async def take(self, tenant: str) -> None:
         """Wait for a turn of this tenant, which ends with `give_back`. Raises the error of `refuse`."""
-        if self._free and self.held(tenant) < self._each:  # whoever waits has all that one tenant may have
+        if self.has_turn(tenant):  # whoever waits has all that one tenant may have
             self._take(tenant)
         else:
             await self._wait(tenant)

@@ -118,6 +118,15 @@ ROWS = (
     Row("The first song of a process", "songs", "figures.first_song_wall_s", 2, "s"),
     Row("`serinette up` until a song can be generated", "songs", "figures.up_s", 1, "s"),
     Row("Load of the machine meanwhile, one-minute average", "songs", "machine.load_average_1m", 1),
+    Row(
+        "A quiet tenant's submits and polls beside a greedy one, 95th percentile above `2` times those alone and "
+        "`20 ms`, the worst (below `0`: less)",
+        "interference",
+        "figures.worst_above_bound_ms",
+        1,
+        "ms",
+        "at most 0",
+    ),
     Row("Jobs that ended in every way and were deleted by age", "forgetting", "figures.jobs"),
     Row("Redis's memory after them, more than before", "forgetting", "figures.grown_bytes", 0, "bytes", "0 a job"),
     Row("Redis's keys after them, more than before", "forgetting", "figures.grown_keys", 0, "", "0"),
@@ -126,7 +135,7 @@ ROWS = (
     Row("Of them lost", "chaos", "figures.counts.lost", 0, "", "0"),
     Row("Of them stuck", "chaos", "figures.counts.stuck", 0, "", "0"),
     Row("Of them doubled", "chaos", "figures.counts.duplicated", 0, "", "0"),
-    Row("Kills, each of a process that held work", "chaos", "figures.kills_in_all"),
+    Row("Kills, and times without memory or disk, each of a process that held work", "chaos", "figures.kills_in_all"),
     Row("Seconds that the store was away meanwhile", "chaos", "figures.outage_s"),
     Row(
         "From the kill of a whole worker until its jobs waited again, slowest",

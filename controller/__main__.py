@@ -33,6 +33,7 @@ from controller.upgrade_check import OldWork, old_work
 from controller.webhooks import Webhooks
 from serinette import logs
 from serinette.errors import ConfigurationError, StoreUnavailable
+from serinette.housekeeping import HousekeepingRedis
 from serinette.settings import connect_redis, read
 from serinette.store import Store
 from serinette.telemetry import new_registry, serve_metrics
@@ -48,7 +49,7 @@ def run(settings: ControllerSettings, stop: Event) -> None:
     Raises:
         ConfigurationError: the store's URL is wrong, or work in an older version's layout remains.
     """
-    redis, store = connect_redis(settings), Store.open(settings)
+    redis, store = HousekeepingRedis(connection_pool=connect_redis(settings).connection_pool), Store.open(settings)
     leader = LeaderElection(redis, settings.keys, settings.lease_s)
     registry = new_registry()
     metrics = ControllerMetrics(

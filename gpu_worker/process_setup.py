@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -99,6 +99,23 @@ def _erase_abandoned(parent: Path) -> None:
         if lock is not None:
             shutil.rmtree(directory, ignore_errors=True)
             os.close(lock)
+
+
+def fetched_bytes(work_dir: Path) -> int:
+    """Bytes on the disk of checkpoints that are not whole yet: of ours (downloading.py) and of the hub's cache."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    files = [*(work_dir / "checkpoints").glob(".*.partial/**/*"), *hub.glob("models--*/blobs/*.incomplete")]
+    total = 0
+    for file in files:
+        with suppress(OSError):  # renamed meanwhile
+            total += file.stat().st_blocks * 512 if file.is_file() else 0
+    return total
+
+
+def up_file(run_dir: Path, slot: str) -> Path:
+    """There while the slot of this name can claim jobs: the supervisor sees it without asking."""
+    return run_dir / f"{slot}.up"
 
 
 def busy_file(run_dir: Path, slot: str) -> Path:

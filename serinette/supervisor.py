@@ -89,7 +89,7 @@ class ChildSpec:
 
     `pending` returns what it still waits for, None once it is ready, for which it has `ready_timeout_s`.
     It is healthy once it has run for `healthy_after_s`, or by `mark_healthy`; `Supervisor.tick` kills it if it is not
-    healthy by `start_timeout_s`.
+    healthy by `start_timeout_s`. Without one that is not `essential` the others go on: it is started again.
     """
 
     name: str
@@ -100,6 +100,7 @@ class ChildSpec:
     healthy_after_s: float = 60.0
     start_timeout_s: float = float("inf")
     stop_timeout_s: float = 5.0
+    essential: bool = True
 
 
 class ChildLog:
@@ -249,18 +250,19 @@ class Supervisor:
         self._waiting.append(child)
 
     def wait_ready(self) -> None:
-        """Start the children added since the last call, and wait until they are ready.
+        """Start the children added since the last call, and wait until they are ready, or failed where the others can
+        do without; `tick` starts those again.
 
         Raises:
-            Unavailable: a child ended, or was not ready in time; the message holds its last lines.
+            Unavailable: an essential child ended, or was not ready in time; the message holds its last lines.
         """
         for child in self._waiting:
             child.start()
         while self._waiting:
             for child in self._children:
                 if child.poll():
-                    raise _not_started(child, f"{child.how_it_ended()} before it was ready")
-            self._waiting = [child for child in self._waiting if not self._is_ready(child)]
+                    self._report_early_end(child)
+            self._waiting = [child for child in self._waiting if child.pid and not self._is_ready(child)]
             self._echo_lines()
             time.sleep(POLL_S)
 
@@ -297,6 +299,13 @@ class Supervisor:
             child.kill()
         self._echo_lines()
         self._children.clear()
+
+    def _report_early_end(self, child: Child) -> None:
+        """Raises Unavailable: the child is essential."""
+        how = f"{child.how_it_ended()} before it was ready"
+        if child.spec.essential:
+            raise _not_started(child, how)
+        self._notify(child, Phase.DIED, f"{how}; starts again in {child.history.pause_s:g} s")
 
     def _is_ready(self, child: Child) -> bool:
         pending = child.spec.pending()

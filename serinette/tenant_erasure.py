@@ -16,10 +16,10 @@ from serinette import credentials
 from serinette.batch import BatchStatus
 from serinette.batches.repository import BatchRepository
 from serinette.errors import Conflict
-from serinette.job import now
 from serinette.jobs import Jobs, calls
 from serinette.jobs.script import text
 from serinette.names import Keys
+from serinette.presence import redis_time
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from serinette.usage import DAYS_KEPT, day_number
@@ -89,7 +89,7 @@ def _erase_objects(store: Store, tenant: str) -> int:
 
 def _erase_rest(redis: Redis, keys: Keys, tenant: str, names: Sequence[str]) -> None:
     """What is indexed by the tenant, and entries of its jobs and batches elsewhere."""
-    today = day_number(now().date())
+    today = day_number(redis_time(redis).date())
     usage = [keys.usage(tenant, day) for day in range(today - DAYS_KEPT - 1, today + 2)]
     with redis.pipeline(transaction=False) as pipe:
         for first in range(0, len(names), _CHUNK):

@@ -9,11 +9,13 @@ from datetime import date
 from typing import Any
 
 from redis import asyncio as redis_asyncio
+from redis.exceptions import ResponseError
 
-from api.outages import queue_errors
+from api.outages import NO_DISK, queue_errors
 from serinette.credentials import Limits
 from serinette.errors import RateLimited
 from serinette.names import Keys
+from serinette.presence import from_redis_time
 from serinette.usage import Day, day_number, day_of
 
 # A gateway reserves a tenth of a second's share of requests at a time, valid for a second: that is one request of a
@@ -62,7 +64,12 @@ class RequestRate:
         share = max(1, per_minute // _SHARES_A_MINUTE)
         with queue_errors("requests cannot be counted meanwhile; try again"):
             # Any, because redis-py annotates replies and awaitables alike.
-            taken: Any = await self._script([self._keys.rate(tenant)], [per_minute, share])
+            try:
+                taken: Any = await self._script([self._keys.rate(tenant)], [per_minute, share])
+            except ResponseError as error:
+                if not str(error).startswith(NO_DISK):
+                    raise
+                return  # nothing can be counted, and what the queue holds can still be read
         if taken < 0:
             raise RateLimited(
                 f"tenant {tenant} may send {per_minute} requests a minute; wait as long as Retry-After says",
@@ -79,6 +86,12 @@ class Accounts:
     redis: redis_asyncio.Redis
     keys: Keys
     declared: Callable[[str], Limits | None]
+
+    async def today(self) -> date:
+        """The UTC day to which jobs that end now are counted: Redis's. Raises QueueUnavailable."""
+        with queue_errors():
+            answer: Any = await self.redis.time()
+        return from_redis_time(answer).date()
 
     async def days(self, tenant: str, days: Sequence[date]) -> list[Day]:
         """Usage of a tenant on each of these UTC days. Raises QueueUnavailable."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import cast
 
 from serinette.batch import BatchLine
@@ -13,6 +16,11 @@ from serinette.store import Store
 
 # The earliest that a zip can hold: the same songs make the same zip.
 _AT = (1980, 1, 1, 0, 0, 0)
+_MISSING = "missing.txt"
+# Reads of the store at a time.
+_READERS = 16
+# Songs whose presence is looked up before their zip is sent.
+MOST_MEASURED = 2_000
 
 
 class _Drain:
@@ -40,25 +48,114 @@ def member_name(line: BatchLine, song: Artifact) -> str:
     return f"{'-'.join(parts)}.{song.format}"
 
 
-async def zipped(store: Store, lines: AsyncIterator[BatchLine]) -> AsyncIterator[bytes]:
-    """The zip's bytes. Songs that were erased meanwhile are left out, and named in `missing.txt`."""
-    drain, missing = _Drain(), []
+Member = tuple[str, Artifact]
+
+
+def members_of(line: BatchLine) -> list[Member]:
+    """Each song of a line with its file's name."""
+    return [(member_name(line, song), song) for song in line.artifacts]
+
+
+async def zipped(
+    store: Store, members: AsyncIterator[Member], missing: Sequence[str] | None = None
+) -> AsyncIterator[bytes]:
+    """The zip's bytes. Songs that were erased meanwhile are left out, and named in `missing.txt`: those of `missing` if
+    that is given, and then every other one must be there.
+
+    Raises:
+        NotFound: one of them was erased since.
+    """
+    drain, left_out = _Drain(), list(missing or ())
     with zipfile.ZipFile(cast("zipfile._ZipWritable", drain), "w", zipfile.ZIP_STORED) as archive:
-        async for line in lines:
-            for song in line.artifacts:
-                name = member_name(line, song)
-                try:
-                    chunks = store.stream(song.key)
-                    first = await anext(chunks)
-                except NotFound:
-                    missing.append(name)
-                    continue
-                with archive.open(zipfile.ZipInfo(name, _AT), "w") as member:
-                    member.write(first)
-                    async for chunk in chunks:
-                        member.write(chunk)
-                        yield drain.empty()
-                yield drain.empty()
-        if missing:
-            archive.writestr("missing.txt", "\n".join(missing) + "\n")
+        async for name, song in members:
+            try:
+                chunks = store.stream(song.key)
+                first = await anext(chunks)
+            except NotFound:
+                if missing is not None:
+                    raise
+                left_out.append(name)
+                continue
+            with archive.open(zipfile.ZipInfo(name, _AT), "w") as member:
+                member.write(first)
+                async for chunk in chunks:
+                    member.write(chunk)
+                    yield drain.empty()
+            yield drain.empty()
+        if left_out:
+            archive.writestr(zipfile.ZipInfo(_MISSING, _AT), _listed(left_out))
     yield drain.empty()
+
+
+def _listed(names: Sequence[str]) -> bytes:
+    return "".join(f"{name}\n" for name in names).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFile:
+    """A file of a batch in the store, as downloads.py serves it."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Archive(BatchFile):
+    """The zip of few enough songs to see before it is made which of them are there: its length is known."""
+
+    store: Store
+    members: Sequence[Member]
+    missing: Sequence[str]
+
+    @classmethod
+    def of(cls, store: Store, members: Sequence[Member], output: BatchFile) -> Archive:
+        """The zip of the songs of an output file."""
+        with ThreadPoolExecutor(_READERS) as readers:
+            there = list(readers.map(lambda member: _is_there(store, member[1].key), members))
+        missing = [name for (name, _), found in zip(members, there, strict=True) if not found]
+        kept = [member for member, found in zip(members, there, strict=True) if found]
+        sizes = [(name, song.size_bytes) for name, song in kept]
+        sizes += [(_MISSING, len(_listed(missing)))] if missing else []
+        etag = hashlib.sha256("\n".join([output.etag, *missing]).encode()).hexdigest()[:32]
+        return cls(output.key, _zip_bytes(sizes), etag, "application/zip", store, kept, missing)
+
+    async def between(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """Its bytes from `start` to `end`, exclusive. What is before is made too: a zip ends with its files' checksums.
+
+        Raises:
+            NotFound: a song was erased since.
+        """
+
+        async def kept() -> AsyncIterator[Member]:
+            for member in self.members:
+                yield member
+
+        at = 0
+        async for chunk in zipped(self.store, kept(), self.missing):
+            if part := chunk[max(start - at, 0) : max(end - at, 0)]:
+                yield part
+            at += len(chunk)
+
+
+def _is_there(store: Store, key: str) -> bool:
+    try:
+        store.head(key)
+    except NotFound:
+        return False
+    return True
+
+
+def _zip_bytes(members: Sequence[tuple[str, int]]) -> int:
+    """Length of what `zipped` writes of files by name and size: for each a local header, the data, a descriptor and an
+    entry in the directory, then the directory's end (APPNOTE.TXT 4.3), with the 64-bit forms where zipfile takes them.
+    """
+    before = directory = 0
+    for name, size_bytes in members:
+        name_bytes = len(name.encode())
+        directory += 46 + name_bytes + (12 if before > zipfile.ZIP64_LIMIT else 0)
+        before += 30 + name_bytes + size_bytes + 16
+    many = len(members) > zipfile.ZIP_FILECOUNT_LIMIT
+    wide = many or before > zipfile.ZIP64_LIMIT or directory > zipfile.ZIP64_LIMIT
+    return before + directory + 22 + (76 if wide else 0)

@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute
 from api.dependencies import RequestContext, context_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
-from api.events import wait_for_job
+from api.events import hold, wait_for_job
 from api.forms import TEXT_BYTES, FormRequest
 from api.lean_route import REFUSALS, LeanRoute, Refuse
 from api.problems import Responses
@@ -191,6 +191,15 @@ class JobAccess:
             parts.queue, parts.events, self.context.caller_check, job, min(wait_s, self.max_wait_s)
         )
 
+    async def hold(self, job: Job, wait_s: float, *, refuse: bool) -> Job:
+        """As `wait`, for a request that does nothing else: beyond what a tenant may have it is answered at once.
+
+        Raises:
+            Limited: that, with `refuse`.
+        """
+        parts, most_s = self.context.parts, min(wait_s, self.max_wait_s)
+        return await hold(parts.queue, parts.events, self.context.caller_check, job, most_s, refuse=refuse)
+
     async def cancel(self, job_id: str) -> tuple[Job, bool]:
         """The job after a short wait for its end, and whether it was canceled by this call."""
         job = await self.get(job_id)
@@ -200,7 +209,7 @@ class JobAccess:
             job = await self.context.parts.queue.cancel(self.context.tenant, job_id)
         except Conflict:
             return await self.get(job_id), False
-        job = await self.wait(job, _CANCEL_WAIT_S)
+        job = await self.hold(job, _CANCEL_WAIT_S, refuse=False)
         return job, job.status is not JobStatus.SUCCEEDED  # its song may have been recorded as the flag was set
 
     @property

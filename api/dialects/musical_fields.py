@@ -26,6 +26,7 @@ _SIGNS: Final = {"sharp": "#", "flat": "b"}
 _MINOR: Final = frozenset({"min", "minor", "moll", "dorian", "phrygian", "aeolian", "locrian"})
 # Modes by another name than their key's: minor and major are what the model knows.
 _MODES: Final = frozenset({"dorian", "phrygian", "lydian", "mixolydian", "locrian"})
+_WHOLE = re.compile(r"(-?\d{1,40})(?:\.0*)?", re.ASCII)
 _METRE = re.compile(r"([2-9]|1[0-2])(?:\s*[/:-]\s*(2|4|8|16))?(?:\s+time)?", re.IGNORECASE)
 # Names of languages, and tags that stand for one of the model's.
 _SAID: Final = (
@@ -116,7 +117,7 @@ def parsed_seeds(value: object) -> tuple[int, ...]:
     if len(parts) > MAX_VARIATIONS:
         raise ValueError(f"must be at most {MAX_VARIATIONS} numbers, one for each song")
     try:
-        seeds = tuple(_whole(str(part)) for part in parts if str(part).strip())
+        seeds = tuple(_whole(str(part).strip()) for part in parts if str(part).strip())
     except (ValueError, OverflowError) as error:
         raise ValueError("must be whole numbers, with commas between them") from error
     if any(seed > MAX_SEED for seed in seeds):
@@ -126,10 +127,10 @@ def parsed_seeds(value: object) -> tuple[int, ...]:
 
 def _whole(text: str) -> int:
     """`42`, or `42.0` of clients that know one kind of number; through a float alone big seeds would change."""
-    number, _, fraction = text.partition(".")
-    if fraction.strip("0 "):
-        raise ValueError(f"{text} is not whole")
-    return int(number)
+    match = _WHOLE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:_SHOWN]} is not whole")
+    return int(match[1])
 
 
 def seed(seeds: tuple[int, ...], asked: Conversion[Any]) -> int | tuple[int, ...] | None:

@@ -21,7 +21,8 @@ _LEAST_FRACTION = 0.1
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Status of one pool. `succeeded` and `unsuccessful` (failed and canceled) count jobs that ended since Redis began;
-    `facts` is the pool's published configuration, `holdup` the controller's report of its pods.
+    `facts` is the pool's published configuration, `holdup` the controller's report of its pods, `at` when this was
+    read, by Redis's clock as all times of jobs and workers are.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Pool:
     brake: tuple[str, ...] = ()
     holdup: Holdup | None = None
     facts: PoolFacts | None = None
+    at: datetime | None = None
 
     @property
     def active(self) -> tuple[Presence, ...]:
@@ -95,10 +97,13 @@ def coming(pool: Pool, at: datetime | None) -> str:
     words = "the model, which is loading"
     failing = [worker.message for worker in pool.active if worker.message]
     if len(failing) == len(pool.active) and failing:
-        return f"{words} again: {failing[0]}"
+        return f"the worker, which starts again: {failing[0]}"
+    if fetched_bytes := max((worker.fetched_bytes for worker in pool.active), default=0):
+        words = f"{words} ({fetched_bytes / 1e6:,.0f} MB have come)"
     if at is None or not pool.cold_start_s:
         return words
-    since_s = max((at - worker.started_at).total_seconds() for worker in pool.active if not worker.message)
+    loading = [worker for worker in pool.active if not worker.message]
+    since_s = max((at - (worker.loading_since or worker.started_at)).total_seconds() for worker in loading)
     if since_s > pool.cold_start_s:
         return f"{words}: for {since_s:.0f} s so far, where about {pool.cold_start_s:.0f} s are usual"
     return f"{words}: {100 * since_s / pool.cold_start_s:.0f} % of the usual {pool.cold_start_s:.0f} s have passed"

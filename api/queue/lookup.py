@@ -132,7 +132,7 @@ class Lookup:
         if job.status.ended:
             return job
         pool = (await self._pool_status.read((job.pool,))).pools[job.pool]
-        at = now()
+        at = pool.at or now()
         return job.model_copy(
             update={
                 "position": None if ahead is None else ahead + 1,

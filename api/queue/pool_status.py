@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from redis import asyncio as redis_asyncio
@@ -14,11 +15,11 @@ from api.outages import queue_errors
 from api.queue.explanations import Pool
 from serinette.brake import in_force
 from serinette.counters import JOBS_ENDED, SEPARATOR
-from serinette.job import JobStatus, now
+from serinette.job import JobStatus
 from serinette.jobs.script import text
 from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts, of_name
-from serinette.presence import Holdup, Pace, Presence
+from serinette.presence import Holdup, Pace, Presence, from_redis_time
 
 MAX_AGE_S = 0.25
 
@@ -76,7 +77,7 @@ class PoolStatusReader:
 
     async def _read(self) -> None:
         began_s, names = time.monotonic(), set(self._names)
-        workers = await self._workers()
+        at, workers = await self._workers()
         names.update(worker.pool for worker in workers)
         async with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
@@ -95,14 +96,19 @@ class PoolStatusReader:
             name: self._pool(name, counts[i * size : (i + 1) * size], workers, ended, words.get(name))
             for i, name in enumerate(names)
         }
+        pools = {name: replace(pool, at=at) for name, pool in pools.items()}
         self._last = PoolStatuses(pools, workers, began_s)
 
-    async def _workers(self) -> tuple[Presence, ...]:
-        """Presence of all running workers, by name."""
-        found: Any = await self._redis.zrangebyscore(self._keys.workers, now().timestamp(), "+inf")
-        names = sorted(map(text, found))
+    async def _workers(self) -> tuple[datetime, tuple[Presence, ...]]:
+        """Redis's time, and presence of all running workers by name."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(self._keys.workers, 0, -1, withscores=True)
+            seconds, found = await pipe.execute()
+        at = from_redis_time(seconds)
+        names = sorted(text(name) for name, until_s in found if until_s >= at.timestamp())
         texts = await self._redis.mget([self._keys.worker(name) for name in names]) if names else []
-        return tuple(Presence.model_validate_json(found) for found in texts if found)
+        return at, tuple(Presence.model_validate_json(found) for found in texts if found)
 
     def _pool(
         self, name: str, raw: Sequence[Any], workers: Iterable[Presence], ended: Ended, holdup: Holdup | None

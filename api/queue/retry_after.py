@@ -25,7 +25,7 @@ def error_of(refusal: Refusal, tenant: str, lane: Lane, pool: Pool) -> Serinette
             return LaneNotAllowed(f"lane: tenant {tenant} may use {bound}, not {lane}", field="lane")
         case "gpu":
             message = f"tenant {tenant} has used {count} of its {bound} GPU-seconds of this UTC day; go on tomorrow"
-            return GpuTimeSpent(message, retry_after_s=until_midnight_s(now()))
+            return GpuTimeSpent(message, retry_after_s=until_midnight_s(pool.at or now()))
         case "in_flight":
             message = f"tenant {tenant} has {count} unfinished jobs and may have {bound}; wait for one to end"
             return TooManyInFlight(message, retry_after_s=mine_s)

@@ -15,6 +15,7 @@ from api.problems import problems
 from api.request_checks import prefix_of
 from api.v1 import examples
 from api.v1.answers import PARTS, REDIRECT, JobId
+from serinette.spec import PlainNumber
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -46,7 +47,7 @@ async def audio(
     downloads: DownloadsPart,
     settings: SettingsPart,
     tenant: TenantPart,
-    index: Annotated[int, Query(ge=0, le=7, description="Which variation.")] = 0,
+    index: Annotated[int, Query(ge=0, le=7, description="Which variation."), PlainNumber] = 0,
     download: Annotated[bool, Query(description="As an attachment with a name, never as a redirect.")] = False,
     range_: Annotated[str | None, Header(alias="Range")] = None,
     if_range: Annotated[str | None, Header()] = None,

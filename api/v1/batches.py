@@ -16,14 +16,25 @@ from starlette.responses import StreamingResponse
 
 from api.batches.service import BatchService
 from api.batches.validation import options_of, read_json, read_jsonl
-from api.batches.zipping import zipped
-from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, StorePart, TenantPart, idempotency_key_header
+from api.batches.zipping import MOST_MEASURED, Archive, BatchFile, Member, members_of, zipped
+from api.dependencies import (
+    BatchesPart,
+    BatchThreadsPart,
+    DownloadsPart,
+    SettingsPart,
+    StorePart,
+    TenantPart,
+    idempotency_key_header,
+)
+from api.downloads import FileRequest
 from api.problems import problems
 from api.v1 import examples
+from api.v1.answers import PARTS
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
 from serinette.batches.lines import JSONL
 from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
-from serinette.names import batch_errors_key, batch_output_key
+from serinette.names import batch_errors_key, batch_output_key, tenant_of
+from serinette.spec import PlainNumber
 from serinette.store import Store
 
 router = APIRouter(prefix="/v1", tags=["batches"])
@@ -106,7 +117,9 @@ async def create(
         list[str] | None,
         Query(max_length=14, description="JSON Lines only: `name=value`, as often as there are labels."),
     ] = None,
-    timeout_s: Annotated[int | None, Query(description="JSON Lines only: as `timeout_s` of a JSON body.")] = None,
+    timeout_s: Annotated[
+        int | None, Query(description="JSON Lines only: as `timeout_s` of a JSON body."), PlainNumber
+    ] = None,
     webhook: Annotated[str | None, Query(description="JSON Lines only: as `webhook` of a JSON body.")] = None,
     idempotency_key: KeyHeader = None,
 ) -> Batch:
@@ -166,7 +179,7 @@ async def list_batches(
     batches: BatchesPart,
     threads: BatchThreadsPart,
     tenant: TenantPart,
-    limit: Annotated[int, Query(ge=1, le=100, description="Batches at most.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Batches at most."), PlainNumber] = 20,
 ) -> BatchList:
     """The newest batches, unfinished and ended, as long as they are kept."""
     return BatchList(batches=tuple(await threads.queue.run(tenant, partial(batches.newest, tenant, limit))))
@@ -192,8 +205,8 @@ async def lines(
     batches: BatchesPart,
     threads: BatchThreadsPart,
     tenant: TenantPart,
-    first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1.")] = 1,
-    limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most.")] = 100,
+    first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1."), PlainNumber] = 1,
+    limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most."), PlainNumber] = 100,
 ) -> BatchLines:
     """Each line with its job and songs, as they are now. Continue with `first` behind the last line returned."""
     return BatchLines(
@@ -256,63 +269,69 @@ _ZIP_BODY = {"content": {"application/zip": {"schema": {"type": "string", "forma
     "/batches/{batch_id}/output.jsonl",
     response_class=Response,
     summary="The lines that were generated",
-    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **_FILE},
+    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **PARTS, **_FILE},
 )
-async def output(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
+async def output(batch: EndedPart, request: Request, downloads: DownloadsPart, tenant: TenantPart) -> Response:
     """Each line's job, seed and songs. Written when the batch ends, and again when it was retried."""
-    return await _file(store, batch_output_key(tenant, batch.id, batch.round), f"{batch.id}-output.jsonl")
+    return await _file(downloads, request, batch_output_key(tenant, batch.id, batch.round), f"{batch.id}-output.jsonl")
 
 
 @router.get(
     "/batches/{batch_id}/errors.jsonl",
     response_class=Response,
     summary="The lines that were not generated",
-    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **_FILE},
+    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **PARTS, **_FILE},
 )
-async def errors(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
+async def errors(batch: EndedPart, request: Request, downloads: DownloadsPart, tenant: TenantPart) -> Response:
     """Each failed line's error, and the canceled ones."""
-    return await _file(store, batch_errors_key(tenant, batch.id, batch.round), f"{batch.id}-errors.jsonl")
+    return await _file(downloads, request, batch_errors_key(tenant, batch.id, batch.round), f"{batch.id}-errors.jsonl")
 
 
 @router.get(
     "/batches/{batch_id}/songs.zip",
     response_class=Response,
     summary="The songs",
-    responses={200: {**_ZIP_BODY, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **_FILE},
+    responses={200: {**_ZIP_BODY, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **PARTS, **_FILE},
 )
-async def songs(batch: EndedPart, store: StorePart, tenant: TenantPart) -> Response:
-    """All songs in one file, uncompressed, made while it is sent. Those erased meanwhile are named in missing.txt."""
-    lines = _lines(await _opened(store, batch_output_key(tenant, batch.id, batch.round)))
-    return StreamingResponse(zipped(store, lines), 200, _headers(f"{batch.id}.zip"), "application/zip")
+async def songs(
+    batch: EndedPart, request: Request, downloads: DownloadsPart, store: StorePart, tenant: TenantPart
+) -> Response:
+    """All songs in one file, uncompressed, made while it is sent. Those erased meanwhile are named in missing.txt. Of
+    more than 2,000 songs it has no length and no ranges.
+    """
+    output = await _found_file(downloads, batch_output_key(tenant, batch.id, batch.round))
+    name, members = f"{batch.id}.zip", partial(_members, store, output.key)
+    few: list[Member] = []
+    async for member in members():
+        few.append(member)
+        if len(few) > MOST_MEASURED:
+            break
+    else:
+        archive = await downloads.threads.run(tenant, partial(Archive.of, store, few, output))
+        file_request = FileRequest.of(request)
+        return await downloads.serve(archive, file_request, name, download=True, made=archive.between)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-cache"}
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type="application/zip")
+    return StreamingResponse(zipped(store, members()), 200, headers, "application/zip")
 
 
-async def _file(store: Store, key: str, name: str) -> Response:
-    return StreamingResponse(await _opened(store, key), 200, _headers(name), JSONL)
+async def _file(downloads: DownloadsPart, request: Request, key: str, name: str) -> Response:
+    return await downloads.serve(await _found_file(downloads, key), FileRequest.of(request), name, download=True)
 
 
-async def _opened(store: Store, key: str) -> AsyncIterator[bytes]:
-    """The file's chunks; whether the store has it is known before an answer begins."""
-    chunks = store.stream(key)
+async def _found_file(downloads: DownloadsPart, key: str) -> BatchFile:
     try:
-        first = await anext(chunks, b"")
+        found = await downloads.threads.run(tenant_of(key), partial(downloads.store.head, key))
     except NotFound as error:
         raise Gone("the batch's files were erased from the store") from error
-
-    async def all_of_it() -> AsyncIterator[bytes]:
-        yield first
-        async for chunk in chunks:
-            yield chunk
-
-    return all_of_it()
+    return BatchFile(key, found.size_bytes, (found.etag or str(found.size_bytes)).strip('"'), JSONL)
 
 
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[BatchLine]:
+async def _members(store: Store, key: str) -> AsyncIterator[Member]:
     rest = b""
-    async for chunk in chunks:
+    async for chunk in store.stream(key):
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
-            yield BatchLine.model_validate_json(line)
-
-
-def _headers(name: str) -> dict[str, str]:
-    return {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-cache"}
+            for member in members_of(BatchLine.model_validate_json(line)):
+                yield member

@@ -8,20 +8,24 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.dependencies import QueuePart, RequestContext, TenantPart, context_of, idempotency_key_header
-from api.events import preferred_wait_s, wait_for_job
+from api.events import hold, preferred_wait_s
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.v1 import examples
 from api.v1.answers import JobId, job_answer, unknown_fields
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobOptions, JobStatus
-from serinette.spec import GenerationSpec
+from serinette.spec import GenerationSpec, PlainNumber
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=LeanRoute)
 
 PreferHeader = Annotated[
     str | None,
-    Header(description="`wait=N`: hold the answer until the job ends, N seconds at most.", examples=["wait=30"]),
+    Header(
+        description="`wait=N`: hold the answer until the job ends, N seconds at most; it was not held if it is without "
+        "`Preference-Applied`.",
+        examples=["wait=30"],
+    ),
 ]
 KeyHeader = Annotated[
     str | None,
@@ -96,10 +100,11 @@ async def submit_answer(context: RequestContext, submitted: tuple[Job, bool], pr
 
 
 async def _held(context: RequestContext, job: Job, prefer: str | None, headers: dict[str, str]) -> Job:
-    wait_s = preferred_wait_s(prefer, context.parts.settings.max_wait_s)
-    if wait_s is not None:
+    parts = context.parts
+    wait_s = preferred_wait_s(prefer, parts.settings.max_wait_s)
+    if wait_s is not None and parts.events.waits.has_turn(context.tenant):
         headers["Preference-Applied"] = f"wait={wait_s:g}"
-    return await wait_for_job(context.parts.queue, context.parts.events, context.caller_check, job, wait_s)
+    return await hold(parts.queue, parts.events, context.caller_check, job, wait_s, refuse=False)
 
 
 @router.get(
@@ -130,7 +135,7 @@ async def list_jobs(
         Query(max_length=127, description="Only jobs with this label: `name=value`.", examples=["album=blue"]),
     ] = None,
     cursor: Annotated[str | None, Query(max_length=300, description="`next_cursor` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page."), PlainNumber] = 20,
 ) -> Response:
     """A page of jobs. With a filter a page may be short and still have a next one. Of jobs that ended more than ten
     minutes ago it has the state, times, pool, lane, labels and error code, and of `spec` the first 60 bytes of the

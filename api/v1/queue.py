@@ -12,7 +12,6 @@ from api.problems import problems
 from api.queue import Pool
 from api.queue.explanations import coming, expected_s, no_more, no_worker
 from api.settings import GatewaySettings
-from serinette.job import now
 from serinette.names import Lane
 from serinette.presence import ColdStart, Model, Presence, WorkerStage
 from serinette.spec import MAX_VARIATIONS
@@ -229,5 +228,5 @@ def _waiting_for(pool: Pool, *, needed: bool) -> str | None:
     if pool.ready:
         return f"a free worker{no_more(pool)}" if needed and not pool.free_slots and no_more(pool) else None
     if pool.active:
-        return coming(pool, now())
+        return coming(pool, pool.at)
     return no_worker(pool) if needed or (pool.holdup and pool.holdup.pods) else None

@@ -14,7 +14,6 @@ from api.problems import problems
 from api.v1 import examples
 from serinette.credentials import Limits
 from serinette.errors import InvalidSpec
-from serinette.job import now
 from serinette.usage import DAYS_KEPT, Day, Sums
 
 router = APIRouter(prefix="/v1", tags=["usage"])
@@ -53,7 +52,7 @@ async def usage(
     until: Annotated[QueryDay, Query(description="Last UTC day; else today.")] = None,
 ) -> UsageView:
     """GPU-seconds, queue seconds, bytes and jobs of each day. A job counts on the day it ends, once."""
-    last = until or now().date()
+    last = until or await accounts.today()
     first = since or last - timedelta(days=min(DEFAULT_DAYS - 1, (last - date.min).days))
     count = (last - first).days + 1
     if not 1 <= count <= DAYS_KEPT:

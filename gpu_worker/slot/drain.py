@@ -11,6 +11,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from rq.exceptions import StopRequested
 
+from serinette.housekeeping import HousekeepingRedis
 from serinette.settings import SharedSettings, connect_redis
 
 # A signal that a process group and its parent both pass on arrives twice at once, and means the same.
@@ -86,6 +87,6 @@ def connect_patiently(settings: SharedSettings, drain: Drain) -> Redis:
     RQ's worker ends on a Redis that is away for seconds, wherever that hits it, and takes a finished song with it. Here
     the model stays warm and the song is recorded when Redis is back.
     """
-    redis = connect_redis(settings)
+    redis = HousekeepingRedis(connection_pool=connect_redis(settings).connection_pool)
     redis.set_retry(Retry(Patience(lambda: drain.must_leave), retries=-1))
     return redis

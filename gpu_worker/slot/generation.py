@@ -18,7 +18,7 @@ from gpu_worker.slot.spool import Parcel, Spool, put_record_or_erase
 from gpu_worker.wire import Audio, Generate, Generated, Samples
 from serinette import telemetry
 from serinette.errors import InvalidOutput, StoreUnavailable
-from serinette.job import Artifact, JobStatus, Record, Result, Stage, Timings, now
+from serinette.job import Artifact, JobStatus, Record, Result, Stage, Timings
 from serinette.jobs import Outcome
 from serinette.jobs.finishing import find_end, record_of
 from serinette.media import CONTENT_TYPES, EXTENSIONS, encoded_rate, song_tags
@@ -88,7 +88,7 @@ class Generation:
             self._encoders.close()
         # From now on neither cancel nor deadline ends the attempt.
         held.recording = True
-        record = record_of(held.entry, held.attempt, Outcome(JobStatus.SUCCEEDED, result=result))
+        record = record_of(held.entry, held.attempt, Outcome(JobStatus.SUCCEEDED, result=result), held.now())
         with telemetry.span("record"):
             return self._put_record(record)
 
@@ -152,7 +152,7 @@ class Generation:
                 generate_s=generated.generate_s,
                 encode_s=self._encode_s,
                 upload_s=self._upload_s,
-                run_s=(now() - started_at).total_seconds(),
+                run_s=(self._held.now() - started_at).total_seconds(),
             ),
             warnings=tuple(dict.fromkeys([*generated.warnings, *self._warnings])),
         )

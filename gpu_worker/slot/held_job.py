@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from contextlib import suppress
+from datetime import datetime, timedelta
 from functools import partial
 
 from redis import RedisError
@@ -18,7 +19,7 @@ from gpu_worker.slot.retry_policy import Decision, Ending, is_suspect
 from gpu_worker.slot.stage_timing import StageTimes
 from serinette import telemetry
 from serinette.errors import Canceled, HandBack, JobTimeout, Superseded
-from serinette.job import JobStatus, Progress, Record, Stage, now
+from serinette.job import JobStatus, Progress, Record, Stage
 from serinette.jobs import AttemptState, Entry, Jobs, Lease, Outcome, calls, rq_fields_of
 from serinette.jobs.finishing import finish_as
 from serinette.names import Keys
@@ -44,6 +45,7 @@ class HeldJob:
         self.entry = entry
         self.drain = drain
         self.claim_began_s = time.time()  # Unix
+        self._claimed_at_s = time.monotonic()
         self.deadline_s = time.monotonic() + entry.timeout_s
         self.suspect = is_suspect(earlier)
         self.canceled = False
@@ -60,6 +62,10 @@ class HeldJob:
     def job_id(self) -> str:
         """Of the job."""
         return self.entry.id
+
+    def now(self) -> datetime:
+        """The present by Redis's clock, which began the attempt: this machine's own may be another, or be set back."""
+        return self.attempt.started_at + timedelta(seconds=time.monotonic() - self._claimed_at_s)
 
     def start(self) -> None:
         """Keep its lease from now on."""
@@ -102,7 +108,7 @@ class HeldJob:
         """Report a stage, and the denoising steps done and in all. Never waits, never raises."""
         self.times.reached(stage, step)
         engine_s = round(self.times.engine_s(), 3)
-        self._heartbeat.report(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=now()))
+        self._heartbeat.report(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=self.now()))
 
     def on_cancel(self, job_id: str) -> None:
         """A cancel was published: look for the flag at once if it is for this job."""

@@ -86,6 +86,7 @@ def traced(entry: Entry, attempt: Attempt, claim_began_s: float) -> Iterator[Non
     before = [each.ended_at for each in entry.attempts[:-1] if each.ended_at]
     waits_since = before[-1] if before else entry.created_at  # after the first attempt, since it was put back
     wait_began_s = waits_since.timestamp()
+    wait_began_s = min(wait_began_s, claim_began_s)  # by Redis's clock, which may be ahead of this machine's
     telemetry.record("queue.wait", wait_began_s, claim_began_s, parent, job=entry.id, pool=pool, lane=entry.lane)
     about: dict[str, telemetry.Value] = {"job": entry.id, "attempt": attempt.number, "worker": attempt.worker}
     with telemetry.span("attempt", parent, claim_began_s, {**about, "pool": pool}):

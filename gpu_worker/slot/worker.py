@@ -18,7 +18,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import WorkerStatus
 
-from gpu_worker.process_setup import busy_file
+from gpu_worker.process_setup import busy_file, up_file
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.generation import Generation, SlotResources
 from gpu_worker.slot.held_job import HeldJob
@@ -59,6 +59,7 @@ class SlotWorker(SimpleWorker):
         self._resources = resources
         self._drain = drain
         self._busy_file = busy_file(settings.run_dir, name) if settings.run_dir else None
+        self._up_file = up_file(settings.run_dir, name) if settings.run_dir else None
         self._lanes = dict(zip(Lane, self.queues, strict=True))
         jobs = Jobs(connection, settings.redis_prefix)
         lease = Lease(name, settings.heartbeat_ttl_s, settings.heartbeat_ttl_s)
@@ -127,6 +128,8 @@ class SlotWorker(SimpleWorker):
         have no place), or while RQ is suspended.
         """
         woken = False
+        if self._up_file:
+            self._up_file.touch()
         while not self._drain.requested:
             self.spooled.send()
             self.heartbeat()
@@ -230,7 +233,8 @@ class SlotWorker(SimpleWorker):
         if decision.ending in {Ending.FAILED, Ending.CANCELED} and held.attempt.number > 1:
             outcome = Outcome(JobStatus(decision.ending), decision.error, gpu_s=held.unrecorded_gpu_s)
             try:
-                record = put_record(self._resources.store, record_of(held.entry, held.attempt, outcome), held.entry)
+                ours = record_of(held.entry, held.attempt, outcome, held.now())
+                record = put_record(self._resources.store, ours, held.entry)
                 decision = ending_of(record)
             except (StoreUnavailable, NotFound, InvalidSpec, LookupError, TypeError, ValueError) as error:
                 log.warning("job %s ends without a record: %s", held.job_id, error)

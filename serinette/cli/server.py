@@ -40,7 +40,10 @@ Model = Annotated[
     str | None,
     typer.Option(envvar="SERINETTE_MODEL", help="Directory, hub id or URL of a checkpoint; else the bundled one."),
 ]
-Device = Annotated[str | None, typer.Option(envvar="SERINETTE_DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str | None,
+    typer.Option(envvar="SERINETTE_DEVICE", help="auto, cpu, cuda or cuda:N; cuda:0,cuda:1 or all: a worker for each."),
+]
 RedisUrl = Annotated[
     str | None,
     typer.Option(envvar="SERINETTE_REDIS_URL", help="A running Valkey or Redis >= 7.2, instead of our own."),
@@ -85,18 +88,17 @@ def up(
 ) -> None:
     """Run everything on this machine: queue, gateway and a worker. Ctrl-C ends it all."""
     require_server("`serinette up`")
-    from serinette.local import LocalOptions  # noqa: PLC0415  # as heavy as a server, which the other commands are not
+    from serinette.local import LocalOptions, devices_of  # noqa: PLC0415  # as heavy as a server, which others are not
     from serinette.settings import unknown_variables  # noqa: PLC0415  # as above
 
-    worker = {"SERINETTE_MODEL": model, "SERINETTE_DEVICE": device}
-    given = {name: value for name, value in worker.items() if value is not None}
+    given = {} if model is None else {"SERINETTE_MODEL": model}
     if not (auth or allow_anyone or is_loopback(host)):
         raise ConfigurationError(
             f"--host {host} would let anyone in who reaches this machine: add --auth, and make keys with "
             f"`{program()} keys create`; or --allow-anyone, where the network keeps strangers out"
         )
     gateway = {"SERINETTE_AUTH": str(auth), "SERINETTE_ALLOW_ANYONE": str(allow_anyone)}
-    options = LocalOptions(data_dir, host, port, drain_timeout_s, redis_url, given, gateway)
+    options = LocalOptions(data_dir, host, port, drain_timeout_s, redis_url, given, gateway, devices_of(device))
     errors.print(f"Serinette {__version__}")
     for sentence in unknown_variables(os.environ):
         errors.print(f"[yellow]{escape(sentence)}[/]", soft_wrap=True)
@@ -133,6 +135,7 @@ def demo(
         drain_timeout_s=0,
         worker={"SERINETTE_MODEL": "bundled"},
         gateway={"SERINETTE_AUTH": "false"},
+        needs_worker=True,
     )
     started_s = time.monotonic()
     with _running(options, verbose=verbose) as local:

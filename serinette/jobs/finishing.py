@@ -36,8 +36,10 @@ class RecordStore(Protocol):
 
 
 def record_of(entry: Entry, attempt: Attempt | None, outcome: Outcome, ended_at: datetime | None = None) -> Record:
-    """The `job.json` of a job that ends now, or ended at `ended_at`."""
-    ended_at = ended_at or now()
+    """The `job.json` of a job that ends now, or ended at `ended_at`. It ends no earlier than it began: whose clock
+    says so is behind.
+    """
+    ended_at = max(ended_at or now(), attempt.started_at if attempt else entry.created_at)
     if attempt is not None:
         how = AttemptOutcome(outcome.status)
         attempt = attempt.model_copy(update={"outcome": how, "ended_at": ended_at, "error": outcome.error})

@@ -23,12 +23,13 @@ Answer = TypeVar("Answer")
 Argument = str | bytes | int | float
 Reply: TypeAlias = Any  # as redis-py returns it: bytes, text, numbers and lists of them
 
-# Transitions that accept new work, which a server without free memory must refuse.
-_REFUSED_WHEN_FULL = frozenset({"submit", "enter_batch"})
+# Transitions that accept new work are refused by a server without free memory before their first write; with allow-oom
+# all others pass, to end jobs. What only reads passes on a server that cannot write to its disk, too.
+_FLAGS = {"submit": "", "enter_batch": "", "look": " flags=no-writes"}
+_OTHERS = " flags=allow-oom"
 _BODY = (Path(__file__).parent / "transitions.lua").read_text()
-# With allow-oom a full server can still end jobs; without it the server refuses before the first write.
-_TEXTS = {True: f"#!lua flags=allow-oom\n{_BODY}", False: f"#!lua\n{_BODY}"}
-_SHAS = {flag: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for flag, text in _TEXTS.items()}
+_TEXTS = {flags: f"#!lua{flags}\n{_BODY}" for flags in {*_FLAGS.values(), _OTHERS}}
+_SHAS = {flags: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for flags, text in _TEXTS.items()}
 
 
 # Callers that share a round trip: each of them waits for all of it. More than the fewest go in two halves, so that this
@@ -49,7 +50,7 @@ class Call(Generic[Answer]):
 
     def command(self, prefix: str) -> tuple[Argument, ...]:
         """The Redis command."""
-        return ("EVALSHA", _SHAS[self.name not in _REFUSED_WHEN_FULL], 1, prefix, self.name, *self.arguments)
+        return ("EVALSHA", _SHAS[_FLAGS.get(self.name, _OTHERS)], 1, prefix, self.name, *self.arguments)
 
 
 def text(value: Reply) -> str:

@@ -22,6 +22,8 @@ KILLS = {
     Part.CONTROLLER: 5,
     Part.VALKEY: 6,
     Part.STORE: 3,
+    Part.FULL_VALKEY: 3,
+    Part.FULL_STORE: 3,
 }
 FORGETS = 3
 

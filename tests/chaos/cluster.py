@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from serinette.credentials import Declared
 from serinette.leash import leashed
 from serinette.store import Store
 from tests.chaos import append_only
-from tests.chaos.plan import TENANTS
+from tests.chaos.plan import TENANTS, Part
 from tests.receivers import SECRET
 from tests.servers import ACCESS_KEY, BUCKET, SECRET_KEY, free_ports, weed_command
 
@@ -141,6 +142,23 @@ class Cluster:
             except RedisError:
                 assert time.monotonic() < until_s, self.valkey.log()[-3000:]
                 await asyncio.sleep(0.05)
+
+    def fill(self, part: Part, *, full: bool) -> None:
+        """Leave Valkey without memory or the store without disk, or give it back. Raises RedisError, OSError."""
+        if part is Part.FULL_VALKEY:
+            self.redis.config_set("maxmemory", 1 if full else 0)
+        elif self.store.running:
+            store = psutil.Process(self.store.running.pid)
+            for process in (store, *store.children(recursive=True)):
+                most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0 if full else most, most))
+
+    def takes_more(self, part: Part) -> bool:
+        """Whether it has room again. Raises RedisError, StoreUnavailable."""
+        if part is Part.FULL_VALKEY:
+            return int(self.redis.info("memory")["maxmemory"]) == 0
+        self.songs.put("ping/chaos", b"there is room")
+        return True
 
     def forget_last_second(self, died_at: float, on_disk: Collection[str]) -> None:
         since = append_only.forget(self.directory / "valkey", died_at, on_disk)

@@ -17,7 +17,7 @@ from redis import RedisError
 
 from serinette.errors import StoreUnavailable
 from tests.chaos import holders
-from tests.chaos.cluster import Cluster
+from tests.chaos.cluster import Cluster, Process
 from tests.chaos.holders import Victim
 from tests.chaos.ledger import ClientLedger
 from tests.chaos.plan import Fault, Part
@@ -85,7 +85,7 @@ class Injector:
         orphaned = await self._orphaned(fault.part, victim)
         if victim.process:
             await asyncio.sleep(fault.down_s)
-            victim.process.start()
+            await self._start_again(fault.part, victim.process)
             if fault.part is not Part.SUPERVISOR:
                 since_s = time.monotonic()
         await self._until_recovered(fault.part, victim)
@@ -93,10 +93,21 @@ class Injector:
         if not orphaned or await self._in_vain(fault.part, victim):
             return False
         self.strikes.append(strike)
+        how = "struck" if fault.part.is_full else "killed"
         self._report_kill(
-            f"{strike.at_s:7.1f} s: {strike.part} killed with {strike.jobs} jobs, back in {strike.recovered_s} s"
+            f"{strike.at_s:7.1f} s: {strike.part} {how} with {strike.jobs} jobs, back in {strike.recovered_s} s"
         )
         return True
+
+    async def _start_again(self, part: Part, process: Process) -> None:
+        while part.is_full:
+            try:  # it may have been killed meanwhile, and then has room again
+                await asyncio.to_thread(self._cluster.fill, part, full=False)
+            except (RedisError, psutil.Error, ProcessLookupError):
+                await asyncio.sleep(_LOOK_EVERY_S)
+            else:
+                return
+        process.start()
 
     async def _orphaned(self, part: Part, victim: Victim) -> bool:
         """Whether the killed process left unfinished jobs; a job that ended at the moment of the kill is not."""
@@ -133,13 +144,16 @@ class Injector:
                 return holders.supervisor_victims(cluster)
             case Part.ENGINE:
                 return holders.engine_victims(cluster)
-            case Part.VALKEY:
+            case Part.VALKEY | Part.FULL_VALKEY:
                 return holders.valkey_victims(cluster)
-            case Part.STORE:
+            case Part.STORE | Part.FULL_STORE:
                 return holders.store_victims(cluster)
 
     async def _kill(self, fault: Fault, victim: Victim) -> Strike:
-        if victim.process:
+        if fault.part.is_full:
+            with suppress(RedisError, psutil.Error, ProcessLookupError):
+                await asyncio.to_thread(self._cluster.fill, fault.part, full=True)
+        elif victim.process:
             victim.process.kill()
         else:
             with suppress(ProcessLookupError):
@@ -175,6 +189,8 @@ class Injector:
                     return await asyncio.to_thread(holders.leads, self._cluster)
                 case Part.VALKEY:
                     return bool(await asyncio.to_thread(self._cluster.redis.ping))
+                case Part.FULL_VALKEY | Part.FULL_STORE:
+                    return await asyncio.to_thread(self._cluster.takes_more, part)
                 case Part.STORE:
                     await asyncio.to_thread(self._cluster.songs.ping)
                     return True

@@ -14,7 +14,7 @@ TENANTS = ("acme", "blue", "coda")
 
 
 class Part(StrEnum):
-    """What is killed."""
+    """What is killed, or has no room for a while."""
 
     GATEWAY = "gateway"
     SUPERVISOR = "supervisor"
@@ -23,6 +23,13 @@ class Part(StrEnum):
     CONTROLLER = "controller"
     VALKEY = "valkey"
     STORE = "store"
+    FULL_VALKEY = "full valkey"
+    FULL_STORE = "full store"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its process lives, and takes nothing more."""
+        return self in {Part.FULL_VALKEY, Part.FULL_STORE}
 
 
 class Nature(StrEnum):
@@ -66,7 +73,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One part killed outright, and started again after `down_s`.
+    """One part killed outright, and started again after `down_s`; or without room for so long.
 
     It strikes as soon as `after` jobs are accepted and the part holds work. `forgets`: the Valkey comes back without
     the last second of what it had written.
@@ -142,7 +149,7 @@ def _faults(count: int, scale: Scale, chance: Random) -> tuple[Fault, ...]:
     faults, seen = [], dict.fromkeys(Part, 0)
     for place, part in enumerate(parts):
         after = first + (last - first) * place // max(1, len(parts) - 1)
-        down_s = chance.uniform(0, scale.down_s)
+        down_s = chance.uniform(scale.down_s / 2 if part.is_full else 0, scale.down_s)
         if part is Part.STORE and seen[part] == 0:
             down_s = scale.outage_s
         forgets = part is Part.VALKEY and seen[part] >= scale.kills[part] - scale.forgets

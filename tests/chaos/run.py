@@ -67,7 +67,7 @@ class Report:
         slowest = self.slowest
         if slowest:
             lines.append(f"recoveries: {len(self.strikes)}, the slowest {slowest.recovered_s} s ({slowest.part})")
-        lines.append("killed while it held work: " + ", ".join(f"{part} {self.kills.get(part, 0)}" for part in Part))
+        lines.append("struck while it held work: " + ", ".join(f"{part} {self.kills.get(part, 0)}" for part in Part))
         return lines
 
     def raw(self) -> dict[str, Any]:

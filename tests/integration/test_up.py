@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from redis import Redis
 
@@ -200,6 +202,7 @@ def _answers(client: Client) -> bool:
 
 
 def test_interrupted_it_ends_everything(up: Up) -> None:
+    assert up.url
     family = up.family()
     assert len(family) >= 8  # itself, Valkey, gateway, controller, worker, engine, two slots
     assert up.end(signal.SIGINT) == 0
@@ -264,11 +267,32 @@ def test_killed_while_it_starts_it_leaves_nothing(directory: Path) -> None:
         starting.clean_up()
 
 
-def test_a_process_that_cannot_start_shows_why(directory: Path) -> None:
-    ended = run_cli("up", "--port", "0", "--data-dir", str(directory / "bad"), "--device", "abacus")
-    assert ended.returncode == 3
-    assert "abacus" in ended.stderr
-    assert str(directory / "bad/logs/worker.log") in ended.stderr
+def test_a_model_that_is_not_there_shows_why_and_leaves_the_others_up(directory: Path) -> None:
+    lacking = Up.start(directory / "lacking", "--model", str(directory / "nowhere"))
+    try:
+        assert httpx.get(f"{lacking.url}/readyz").status_code == 200
+        assert "nowhere: no such directory" in lacking.output, "the worker's last lines"
+        assert re.search(r"worker +ended with status 78 before it was ready; starts again in", lacking.output)
+        with Client(lacking.url) as client:
+            job = client.submit(SHORT)
+            assert client.get(job.id).waiting_for
+        assert lacking.end() == 0
+    finally:
+        lacking.clean_up()
+
+
+@pytest.mark.usefixtures("sines")
+def test_each_device_has_a_worker(directory: Path) -> None:
+    two = Up.start(directory / "two", "--device", "cpu, cpu")
+    try:
+        (pool,) = httpx.get(f"{two.url}/v1/workers").json()["pools"]
+        assert [worker["stage"] for worker in pool["workers"]] == ["ready", "ready"]
+        assert "worker-0" in two.output
+        assert "worker-1" in two.output
+    finally:
+        two.clean_up()
+    refused = run_cli("up", "--port", "0", "--data-dir", str(directory / "none"), "--device", "all")
+    assert (refused.returncode, "nvidia-smi lists no GPU" in refused.stderr) == (1, True)
 
 
 def test_a_directory_that_cannot_be_used_is_named(directory: Path) -> None:

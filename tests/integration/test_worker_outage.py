@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from serinette.job import JobStatus
+from serinette.presence import WorkerStage
 from tests import servers
 from tests.pod import Pod, pod
 from tests.processes import eventually
@@ -88,3 +89,15 @@ def test_a_worker_leaves_while_redis_is_away(worker_pod: Pod, valkey: Outage) ->
     time.sleep(0.3)  # its slots notice
     process.terminate()
     assert process.wait(30) == 0, worker_pod.log()
+
+
+def test_a_full_redis_is_emptied_by_a_worker_that_starts_then(worker_pod: Pod, valkey: Outage) -> None:
+    job_id = worker_pod.submit()
+    worker_pod.redis.config_set("maxmemory", 1)
+    worker_pod.start()
+    worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
+    seen = worker_pod.presence()
+    assert seen
+    assert seen.stage is WorkerStage.READY
+    assert "Traceback" not in worker_pod.log()
+    worker_pod.redis.config_set("maxmemory", 0)

@@ -236,7 +236,7 @@ def test_a_song_is_fetched_by_its_token(client: TestClient, slot: HandSlot) -> N
     # As clients send it that take `file` for the path alone.
     assert client.get("/v1/audio", params={"path": first["file"]}).content == b"the first song"
     late = client.get(first["file"], headers={"Range": "bytes=99-"})
-    assert (late.status_code, late.json()["detail"]) == (416, "Range: the song has 14 bytes")
+    assert (late.status_code, late.json()["detail"]) == (416, "Range: the file has 14 bytes")
 
     client.delete(f"/v1/jobs/{task_id}")
     refusal(client.get(first["file"]), 404)

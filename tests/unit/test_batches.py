@@ -403,3 +403,46 @@ async def test_files(redis_url: str, file_store_url: str) -> None:
         **{f"00000{n}-id_{n}.mp3": f"song {n}".encode() for n in (1, 3, 4, 6)},
         "missing.txt": b"000005-id_5.mp3\n",
     }
+
+
+@pytest.mark.parametrize("erase", [False, True])
+async def test_files_have_a_length_ranges_and_an_etag(redis_url: str, file_store_url: str, erase: bool) -> None:
+    bench = BatchBench(redis_url, file_store_url)
+    batch = bench.create(4)
+    bench.run(batch, failing=["song 2"])
+    if erase:
+        bench.store.delete(bench.output(batch)[1].artifacts[0].key)
+    transport = httpx.ASGITransport(create_app(bench.gateway), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://localhost/v1/batches/{batch.id}") as client:
+        for name in ("/output.jsonl", "/errors.jsonl", "/songs.zip"):
+            whole, head = await client.get(name), await client.head(name)
+            assert (head.status_code, head.content) == (200, b"")
+            for header in ("content-length", "etag", "accept-ranges", "content-type", "content-disposition"):
+                assert head.headers[header] == whole.headers[header], (name, header)
+            assert int(whole.headers["content-length"]) == len(whole.content)
+            etag = whole.headers["etag"]
+            for first in (0, 1, 31, len(whole.content) - 1):
+                part = await client.get(name, headers={"Range": f"bytes={first}-{first + 40}", "If-Range": etag})
+                assert part.status_code == 206
+                assert part.content == whole.content[first : first + 41]
+            assert (await client.get(name, headers={"If-None-Match": etag})).status_code == 304
+            assert (await client.get(name, headers={"Range": "bytes=99999-"})).status_code == 416
+        etag = (await client.head("/songs.zip")).headers["etag"]
+        bench.store.delete(bench.output(batch)[0].artifacts[0].key)
+        changed = await client.get("/songs.zip", headers={"Range": "bytes=5-", "If-Range": etag})
+        assert changed.status_code == 200, "the rest of another file"
+        assert zipfile.ZipFile(io.BytesIO(changed.content)).testzip() is None
+
+
+async def test_a_zip_of_very_many_songs_is_sent_without_looking_them_up(
+    redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.v1.batches.MOST_MEASURED", 2)
+    bench = BatchBench(redis_url, file_store_url)
+    batch = bench.create(3)
+    bench.run(batch)
+    transport = httpx.ASGITransport(create_app(bench.gateway), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://localhost/v1/batches/{batch.id}") as client:
+        found, head = await client.get("/songs.zip"), await client.head("/songs.zip")
+    assert len(zipfile.ZipFile(io.BytesIO(found.content)).namelist()) == 3
+    assert (head.status_code, head.content, "content-length" in found.headers) == (200, b"", False)

@@ -8,11 +8,16 @@ from threading import Event, Thread
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
 
 from controller.leader_election import LeaderElection, loop
 from controller.settings import ControllerSettings
 from controller.sweeper import Sweeper
+from serinette import brake
+from serinette.housekeeping import HousekeepingRedis
+from serinette.job import now
 from serinette.names import Keys
+from serinette.presence import Presence, WorkerStage, announce, pace, present, record_pace
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.processes import eventually
@@ -156,3 +161,25 @@ def test_a_duty_that_hangs_is_taken_over(redis: Redis, keys: Keys, monkeypatch: 
     monkeypatch.setattr("controller.leader_election._PATIENCE_PAUSES", 5)
     looped([maker("one"), maker("other")], [election(redis, keys) for _ in range(2)], taken_over)
     assert len({*begun}) == 2
+
+
+def test_a_full_server_has_a_leader_and_knows_its_workers(redis: Redis, keys: Keys) -> None:
+    client = HousekeepingRedis(connection_pool=redis.connection_pool)
+    leader, other = election(client, keys), election(client, keys)
+    worker = Presence(name="pod-1", pool="default", stage=WorkerStage.READY, slots=1, started_at=now())
+    redis.config_set("maxmemory", 1)
+    try:
+        assert leader() and leader() and not other()
+        announce(client, keys, worker)
+        assert [each.name for each in present(client, keys)] == ["pod-1"]
+        brake.set_reasons(client, keys, "default", ["load: it fails"])
+        record_pace(client, keys, "default", 3.0)
+        record_pace(client, keys, "default", 3.0)
+        with pytest.raises(OutOfMemoryError):
+            redis.set("of anybody else", "refused")
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert brake.in_force(redis.smembers(keys.brake("default"))) == ("load: it fails",)
+    assert pace(redis, keys, "default") == 3.0
+    leader.resign()
+    assert other()

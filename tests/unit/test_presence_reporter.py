@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from redis import Redis
+from redis import asyncio as redis_asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from api.queue.pool_status import PoolStatusReader
 from gpu_worker.presence_reporter import PresenceReporter
 from serinette import brake
 from serinette.job import now
 from serinette.jobs import Jobs, Lease, calls
 from serinette.names import Keys, Lane
-from serinette.presence import Pace, Presence, WorkerStage, pace, present
+from serinette.presence import Pace, Presence, WorkerStage, announce, pace, present
 from serinette.spec import GenerationSpec
 from tests.jobs import Board
 from tests.kills.deaths import interrupted
@@ -80,3 +83,25 @@ def test_a_worker_that_leaves_is_gone_at_once(line: Line, redis: Redis, keys: Ke
     assert eventually(lambda: present(redis, keys))
     reporter.stop()
     assert present(redis, keys) == []
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_worker_whose_clock_is_wrong_is_present_at_its_true_times(
+    redis: Redis, redis_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    wrong = timedelta(hours=hours)
+    monkeypatch.setattr("serinette.presence.now", lambda: now() + wrong)
+    skewed = now() + wrong
+    times = {"started_at": skewed, "loading_since": skewed, "at": skewed}
+    told = presence(WorkerStage.LOADING).model_copy(update=times)
+    announce(redis, keys, told)
+    (seen,) = present(redis, keys)
+    for at in (seen.started_at, seen.loading_since, seen.at):
+        assert at
+        assert abs(at - now()) < timedelta(seconds=30)
+    asking = redis_asyncio.Redis.from_url(redis_url)
+    pool = (await PoolStatusReader(asking, keys).read(["default"])).pools["default"]
+    await asking.aclose()
+    assert pool.workers == (seen,)
+    assert pool.at
+    assert abs(pool.at - now()) < timedelta(seconds=30)

@@ -39,6 +39,7 @@ def job(status: JobStatus = JobStatus.QUEUED, lane: Lane = Lane.NORMAL, **fields
     return Job.model_validate({**given, **fields})
 
 
+HOUR = timedelta(hours=1)
 BUSY = worker(busy=1)
 LOADING = worker(WorkerStage.LOADING)
 
@@ -67,6 +68,9 @@ NONE = "a worker: none is up in pool default"
 ZERO, WARM = PoolFacts(name="default"), PoolFacts(name="default", min_workers=1)
 FULL = Holdup(pods=1, words="no node has a free nvidia.com/gpu: all 4 are taken")
 PAUSED = Holdup(pods=1, words="an operator has paused its scaling")
+RELOADING = LOADING.model_copy(
+    update={"loading_since": AT + timedelta(seconds=10), "started_at": AT - HOUR, "fetched_bytes": 1_200_000_000}
+)
 FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1; see its log"})
 
 
@@ -105,8 +109,12 @@ FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1;
             "the model, which is loading: for 20 s so far, where about 10 s are usual",
         ),
         (
+            replace(pool(RELOADING), cold_start_s=40),
+            "the model, which is loading (1,200 MB have come): 25 % of the usual 40 s have passed",
+        ),
+        (
             replace(pool(FAILING), cold_start_s=40),
-            "the model, which is loading again: the engine ended with status 1; see its log",
+            "the worker, which starts again: the engine ended with status 1; see its log",
         ),
     ],
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import shutil
+import subprocess
 import tempfile
 import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from redis import Redis
 
 from api import __main__ as program
 from api import events, uploads
+from api.app import create_app
 from serinette.credentials import Limits
 from serinette.media import AudioInfo
 from serinette.store import Store
@@ -115,6 +118,36 @@ async def test_event_streams_of_one_job_share_one_read_and_are_bounded_per_tenan
     assert app.state.parts.events.streams.held("acme") == 0
 
 
+async def test_waits_are_bounded_per_tenant(served: Served, redis: Redis) -> None:
+    app, http = served
+    waits = app.state.parts.events.waits
+    key, other = bearing(key_of(redis, "acme")), bearing(key_of(redis, "other"))
+    job_id, own = [(await http.post("/v1/jobs", json=SONG, headers=each)).json()["id"] for each in (key, other)]
+    wait = {"Prefer": "wait=50"}
+    held = [
+        asyncio.create_task(http.get(f"/v1/jobs/{job_id}", headers={**key, **wait}, timeout=120))
+        for _ in range(events.WAITS_OF_TENANT)
+    ]
+    await until(lambda: waits.held("acme") == events.WAITS_OF_TENANT)
+    for answer in (
+        await http.get(f"/v1/jobs/{job_id}", headers={**key, **wait}),
+        await http.post("/v1/jobs", json=SONG, headers={**key, **wait}),
+    ):
+        assert answer.is_success
+        assert answer.json()["status"] == "queued"
+        assert "Preference-Applied" not in answer.headers
+    for path in (f"/result/{job_id}?wait=50", f"/v1/chat/completions/{job_id}?wait=50"):
+        refused = await http.get(path, headers=key)
+        assert (refused.status_code, "Retry-After" in refused.headers) == (429, True), refused.text
+    assert (await http.post("/generate_music", json={}, headers=key)).status_code == 303, "it was submitted"
+    theirs = asyncio.create_task(http.get(f"/v1/jobs/{own}", headers={**other, **wait}, timeout=120))
+    await until(lambda: waits.held("other") == 1)
+    for mine, by in ((job_id, key), (own, other)):
+        (await http.post(f"/v1/jobs/{mine}/cancel", headers=by)).raise_for_status()
+    assert {answer.json()["status"] for answer in await asyncio.gather(theirs, *held)} == {"canceled"}
+    assert (waits.held("acme"), waits.held("other")) == (0, 0)
+
+
 def form(fields: int, field_bytes: int, file: bool) -> tuple[bytes, str]:
     """A form of so many text fields, and its media type."""
     boundary = uuid.uuid4().hex
@@ -161,6 +194,72 @@ async def test_a_full_queue_says_so_and_what_it_holds_can_be_read(served: Served
     finally:
         redis.config_set("maxmemory", 0)
     assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_a_queue_whose_disk_refuses_says_so(served: Served, redis: Redis) -> None:
+    _, http = served
+    headers = bearing(key_of(redis, "acme", Limits(requests_per_minute=1_000)))
+    job = (await http.post("/v1/jobs", json=SONG, headers=headers)).json()
+    file = Path(str(redis.config_get("dir")["dir"])) / str(redis.config_get("dbfilename")["dbfilename"])
+    file.unlink(missing_ok=True)
+    (file / "in the way").mkdir(parents=True)  # of the snapshot: its rename fails
+    redis.config_set("save", "3600 1")
+    try:
+        redis.bgsave()
+        await until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+        for answer in (await http.post("/v1/jobs", json=SONG, headers=headers), await http.get("/readyz")):
+            assert (answer.status_code, problem(answer)["code"]) == (503, "queue_full"), answer.text
+            assert "disk" in problem(answer)["detail"]
+            assert answer.headers["Retry-After"]
+        assert (await http.get(f"/v1/jobs/{job['id']}", headers=headers)).status_code == 200
+    finally:
+        shutil.rmtree(file)
+        redis.config_set("save", "")
+    assert (await http.post("/v1/jobs", json=SONG, headers=headers)).status_code == 202
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a mebibyte."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+async def test_a_store_whose_disk_is_full_says_so_and_what_it_holds_can_be_read(
+    small_disk: Path, redis_url: str, redis: Redis
+) -> None:
+    settings = settings_of(redis_url, f"file://{small_disk}/store")
+    headers = bearing(key_of(redis, "acme", Limits(requests_per_minute=1_000)))
+    song = {**headers, "Content-Type": "audio/wav"}
+    async with serving(settings) as (_, http):
+        kept = (await http.post("/v1/uploads", content=wav(bytes(48_000)), headers=song)).json()["id"]
+        (small_disk / "other").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        full = await http.post("/v1/uploads", content=wav(bytes(48_000)), headers=song)
+        ready = await http.get("/readyz")
+        for answer in (full, ready):
+            assert answer.status_code == 503, answer.text
+            assert "is full" in problem(answer)["detail"]
+            assert answer.headers["Retry-After"]
+        assert problem(full)["code"] == "store_unavailable"
+        assert (await http.get(f"/v1/uploads/{kept}", headers=headers)).status_code == 200
+        (small_disk / "other").unlink()
+        assert (await http.post("/v1/uploads", content=wav(bytes(48_000)), headers=song)).status_code == 201
+
+
+async def test_a_queue_that_ended_on_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(settings_of(f"unix://{tmp_path}/valkey.sock", f"file://{tmp_path}/store", auth=False))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        monkeypatch.setattr("serinette.store._LEAST_FREE_BYTES", 0)
+        assert problem(await http.post("/v1/jobs", json=SONG))["code"] == "queue_unavailable"
+        monkeypatch.setattr("serinette.store._LEAST_FREE_BYTES", 2**60)
+        answer = await http.post("/v1/jobs", json=SONG)
+    assert (answer.status_code, problem(answer)["code"]) == (503, "queue_full")
+    assert f"the disk of {tmp_path}/store is full" in problem(answer)["detail"]
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.EMFILE, "files and connections"), (errno.ENOSPC, "disk")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -83,6 +84,22 @@ def test_the_attempt_is_rqs_execution_and_has_a_lease(bench: SlotBench) -> None:
     assert seen[0] is not None
     assert seen[1] is True
     assert bench.held() == []
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_wrong_leaves_the_times_in_their_order(
+    bench: SlotBench, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    monkeypatch.setattr("serinette.jobs.finishing.now", lambda: datetime.now(UTC) + timedelta(hours=hours))
+    job_id = bench.order()
+    bench.slot().run_one()
+    record = bench.record(job_id)
+    assert record
+    assert record.started_at
+    assert record.result
+    assert record.created_at <= record.started_at <= record.ended_at
+    assert record.ended_at - record.started_at < timedelta(minutes=1)
+    assert 0 <= record.result.timings.run_s < 60
 
 
 def test_a_job_that_is_over_or_canceled_is_not_taken(bench: SlotBench) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from serinette.credentials import Limits
 from serinette.job import JobError, JobStatus, now
 from serinette.jobs import Outcome, calls
 from serinette.names import Keys, Lane
-from serinette.presence import Presence, WorkerStage
+from serinette.presence import Presence, WorkerStage, redis_time
 from serinette.store import Store
 from serinette.usage import day_number
 from tests.gateways import HandSlot, problem
@@ -136,6 +136,21 @@ async def test_gpu_seconds_of_a_day(http: httpx.AsyncClient, redis: Redis, slot:
     assert 1 <= int(answer.headers["Retry-After"]) <= 86_400
     redis.delete(Keys().usage("acme", day_number(now().date())))  # midnight
     assert (await submit(http, key)).status_code == 202
+
+
+async def test_the_day_is_that_of_the_clock_that_counts(
+    http: httpx.AsyncClient, redis: Redis, slot: HandSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("api.queue.retry_after", "api.v1.usage"):
+        monkeypatch.setattr(f"{module}.now", lambda: now() + timedelta(days=1, hours=3), raising=False)
+    key = key_of(redis, "acme", Limits(gpu_seconds_per_day=1.0))
+    job_id = (await submit(http, key)).json()["id"]
+    slot.claim(job_id)
+    slot.succeed(job_id, [b"song"], tenant="acme")
+    left_s = until_midnight_s(redis_time(redis))
+    assert int((await submit(http, key)).headers["Retry-After"]) == pytest.approx(left_s, abs=30)
+    today = (await http.get("/v1/usage", headers=bearing(key))).json()["days"][-1]
+    assert (today["day"], today["gpu_s"]) == (f"{redis_time(redis):%Y-%m-%d}", 1.0)
 
 
 async def test_requests_per_minute_over_all_gateways(settings: GatewaySettings, redis: Redis) -> None:

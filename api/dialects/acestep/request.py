@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from api.dialects.body import read_json
 from api.dialects.musical_fields import parsed_seeds
-from serinette.spec import PublishedName, Task
+from serinette.spec import PublishedName, Task, TextFloat, TextInt
 
 DEFAULT_BATCH_SIZE: Final = 2
 FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
@@ -70,7 +70,7 @@ class ReleaseTask(BaseModel):
     task_type: Annotated[Task, _Lowered] = Task.TEXT2MUSIC
     model: PublishedName | None = Field(None, description="For a model that is not held here, the default generates.")
 
-    bpm: float | None = Field(None, description="30 to 300; 0 or less is left to the model.")
+    bpm: TextFloat | None = Field(None, description="30 to 300; 0 or less is left to the model.")
     key_scale: _Text | None = Field(
         None,
         examples=["C Major", "Am"],
@@ -80,29 +80,29 @@ class ReleaseTask(BaseModel):
     time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(
         None, examples=["4", "6/8"], description="`4`, `6/8`. What is none is left to the model, reported."
     )
-    audio_duration: float | None = Field(None, description="1 to 600 s; left out or not above 0: 60 s.")
+    audio_duration: TextFloat | None = Field(None, description="1 to 600 s; left out or not above 0: 60 s.")
 
-    inference_steps: int | None = Field(None, description="Left out: the checkpoint's own.")
-    guidance_scale: float | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
-    shift: float | None = Field(None, description="Left out: the checkpoint's own.")
-    timesteps: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = Field(
+    inference_steps: TextInt | None = Field(None, description="Left out: the checkpoint's own.")
+    guidance_scale: TextFloat | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
+    shift: TextFloat | None = Field(None, description="Left out: the checkpoint's own.")
+    timesteps: Annotated[tuple[TextFloat, ...] | None, BeforeValidator(_numbers)] = Field(
         None, description="A falling schedule, as a list or with commas.", examples=["0.97,0.76,0.5,0.28,0"]
     )
-    cfg_interval_start: float | None = Field(
+    cfg_interval_start: TextFloat | None = Field(
         None, description="Bound of the flow's time, which falls from 1 to 0: our end is 1 - start."
     )
-    cfg_interval_end: float | None = Field(None, description="The same: our start is 1 - end.")
+    cfg_interval_end: TextFloat | None = Field(None, description="The same: our start is 1 - end.")
     use_random_seed: bool | None = Field(None, description="True has a seed drawn even if one is sent.")
     seed: tuple[int, ...] = Field((), description="One, or one for each song with commas; -1 leaves it open.")
-    batch_size: int = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; of one seed, number i has seed + i.")
+    batch_size: TextInt = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; of one seed, number i has seed + i.")
 
     src_audio_path: _Text | None = Field(None, description="A song's URL as returned here, or an upload's id; no path.")
     reference_audio_path: _Text | None = Field(None, description="The same, for the timbre.")
-    repainting_start: float | None = Field(None, description="Below 0 the song is continued before its beginning.")
-    repainting_end: float | None = Field(
+    repainting_start: TextFloat | None = Field(None, description="Below 0 the song is continued before its beginning.")
+    repainting_end: TextFloat | None = Field(
         None, description="Not above 0: the end of the source; beyond it the song is continued."
     )
-    audio_cover_strength: float | None = Field(
+    audio_cover_strength: TextFloat | None = Field(
         None, description="The source for the first `int(steps x strength)` steps, then the text alone."
     )
     audio_code_string: str | None = Field(None, description="Semantic codes; of several, the first.")
@@ -114,7 +114,7 @@ class ReleaseTask(BaseModel):
     )
     instruction: _Text | None = Field(None, description="Only the track that it names is heard.")
     lora: PublishedName | None = Field(None, description="Ours: a LoRA of this task alone.")
-    lora_scale: float | None = Field(None, description="Ours.")
+    lora_scale: TextFloat | None = Field(None, description="Ours.")
 
     thinking: bool = Field(
         False, description="Without a language model here: generated from the prompt alone, with a warning."

@@ -22,6 +22,7 @@ from api.dialects.dialect import JobAccess, JobAccessPart, refusing
 from api.downloads import song_of
 from serinette.errors import InvalidSpec, RequestError
 from serinette.job import Job
+from serinette.spec import PlainNumber
 
 _Route = refusing(answers.refuse)
 tasks = APIRouter(route_class=_Route, tags=[documented.TAG])
@@ -132,7 +133,7 @@ class InitModel(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     model: str | None = Field(None, max_length=200)
-    slot: int | None = Field(None, ge=1, le=3)
+    slot: Annotated[int, Field(ge=1, le=3), PlainNumber] | None = None
     init_llm: bool = False
     lm_model_path: str | None = Field(None, max_length=1_000)
 

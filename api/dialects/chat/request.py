@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from api.dialects.musical_fields import parsed_seeds
-from serinette.spec import Task
+from serinette.spec import Task, TextFloat, TextInt
 
 _MAX_MESSAGES: Final = 64
 _MAX_PARTS: Final = 16
@@ -61,19 +61,19 @@ class ChatRequest(BaseModel):
     model: _Text | None = Field(None, description="An id of GET /v1/models; for another one the default generates.")
     stream: bool = Field(False, description="Server-Sent Events: signs of life, then the song.")
     lyrics: str = Field("", description="Lyrics; the message is then the prompt.")
-    batch_size: int = Field(1, description="Songs, 1 to 8.")
+    batch_size: TextInt = Field(1, description="Songs, 1 to 8.")
     seed: tuple[int, ...] = Field((), description="One, or one for each song with commas.")
-    guidance_scale: float | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
+    guidance_scale: TextFloat | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
     task_type: Annotated[Task, _Lowered] = Field(
         Task.TEXT2MUSIC, description="All but text2music work on the message's audio."
     )
-    repainting_start: float | None = Field(None, description="Seconds; below 0 continues the song.")
-    repainting_end: float | None = Field(None, description="Seconds; beyond the source continues the song.")
-    audio_cover_strength: float | None = Field(None, description="How closely a cover follows its source.")
+    repainting_start: TextFloat | None = Field(None, description="Seconds; below 0 continues the song.")
+    repainting_end: TextFloat | None = Field(None, description="Seconds; beyond the source continues the song.")
+    audio_cover_strength: TextFloat | None = Field(None, description="How closely a cover follows its source.")
     sample_mode: bool = Field(False, description="The message is a wish, also if it looks like lyrics.")
 
-    duration: float | None = Field(None, description="Seconds, 1 to 600; 60 if left out.")
-    bpm: float | None = Field(None, description="Beats per minute.")
+    duration: TextFloat | None = Field(None, description="Seconds, 1 to 600; 60 if left out.")
+    bpm: TextFloat | None = Field(None, description="Beats per minute.")
     vocal_language: _Text = Field("en", description="A tag or a name; what the model does not know is reported.")
     instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
     format: Annotated[_Text, _Lowered] = Field("mp3", description="mp3, wav, flac, ogg or m4a.")

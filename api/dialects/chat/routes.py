@@ -17,6 +17,7 @@ from api.dialects.chat.table import convert, record_of
 from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
 from serinette.errors import SerinetteError
 from serinette.job import Job, JobStatus
+from serinette.spec import PlainNumber
 
 TAG: Final = "Chat completions dialect"
 router = APIRouter(route_class=refusing(answers.refuse), tags=[TAG])
@@ -82,7 +83,10 @@ class _Stream(StreamingResponse):
 
 @router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS | _BY_ID, response_class=Response)
 async def chat_completion(
-    job_id: str, access: JobAccessPart, http: Request, wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0
+    job_id: str,
+    access: JobAccessPart,
+    http: Request,
+    wait: Annotated[float, Query(ge=0, allow_inf_nan=False), PlainNumber] = 0,
 ) -> Response:
     """The same answer once more, or for the first time: where redirects of a call that waits lead to."""
     return await _answer(http, access, await access.get(job_id.removeprefix("chatcmpl-")), wait)
@@ -95,7 +99,7 @@ async def models(access: JobAccessPart) -> dict[str, Any]:
 
 
 async def _answer(http: Request, access: JobAccess, job: Job, wait_s: float) -> Response:
-    job = await access.wait(job, wait_s)
+    job = await access.hold(job, wait_s, refuse=http.method != "POST")  # what was submitted is not refused
     if job.status is JobStatus.SUCCEEDED:
         return await access.with_songs(answers.completion(job), "application/json")
     if job.status.ended:

@@ -17,7 +17,15 @@ from pydantic import (
     model_validator,
 )
 
-from serinette.spec import MAX_LORA_SCALE, MAX_SEED, AudioFormat, PublishedName, without_control_characters
+from serinette.spec import (
+    MAX_LORA_SCALE,
+    MAX_SEED,
+    AudioFormat,
+    PlainNumber,
+    PublishedName,
+    TextFloat,
+    without_control_characters,
+)
 
 TAG_DEFAULT: Final = (
     "funk, pop, soul, melodic, electric guitar, tight drums, warm bass, keyboard, 105 BPM, groovy, upbeat, bright"
@@ -83,21 +91,22 @@ class GenerateMusicRequest(BaseModel):
     )
 
     format: Annotated[AudioFormat, _Lowered] = Field(AudioFormat.WAV, description="wav, mp3, ogg, flac or m4a.")
-    audio_duration: float = Field(
+    audio_duration: Annotated[float, Field(le=600), PlainNumber] = Field(
         60.0,
-        le=600,
         description="Seconds, 1 to 600; 0 or less draws 30 to 240 s by the seed. A cover keeps its source's length.",
     )
     prompt: str = Field(TAG_DEFAULT, max_length=8_192, description="Style, mood, instruments.")
     lyrics: str = Field(
         LYRIC_DEFAULT, max_length=16_384, description="Lyrics to be sung; empty and null mean instrumental."
     )
-    infer_step: int | None = Field(None, ge=1, le=200, description="Denoising steps; the checkpoint's own if left out.")
-    guidance_scale: float | None = Field(
-        None, ge=0, le=30, description="Guidance; the checkpoint's own if left out. Turbo checkpoints have none."
+    infer_step: Annotated[int, Field(ge=1, le=200), PlainNumber] | None = Field(
+        None, description="Denoising steps; the checkpoint's own if left out."
     )
-    guidance_interval: float | None = Field(
-        None, ge=0, le=1, description="Middle share of the steps to guide: 0.5 guides from 0.25 to 0.75."
+    guidance_scale: Annotated[float, Field(ge=0, le=30), PlainNumber] | None = Field(
+        None, description="Guidance; the checkpoint's own if left out. Turbo checkpoints have none."
+    )
+    guidance_interval: Annotated[float, Field(ge=0, le=1), PlainNumber] | None = Field(
+        None, description="Middle share of the steps to guide: 0.5 guides from 0.25 to 0.75."
     )
     manual_seeds: _Joined = Field(
         None, max_length=400, description="One seed, or several with commas: the first is used; -1 draws one."
@@ -109,30 +118,28 @@ class GenerateMusicRequest(BaseModel):
         description="Id of an upload (POST /v1/uploads) or `{request_id}/0`; a path is refused, "
         "never opened, never erased. Ignored unless `audio2audio_enable` is true.",
     )
-    ref_audio_strength: float | None = Field(
+    ref_audio_strength: Annotated[float, Field(ge=0, le=1), PlainNumber] | None = Field(
         None,
-        ge=0,
-        le=1,
         description="How closely the cover follows its source; 1 if left out. v1 started from the "
         "noised source, 1.5 follows its semantic codes for that share of the steps.",
     )
     lora_name_or_path: str = Field(
         "none", max_length=1_000, description="Name of a LoRA that the operator published, or `none`; never a path."
     )
-    lora_weight: float | None = Field(None, description="0 to 4; without a LoRA it is accepted and ignored.")
+    lora_weight: TextFloat | None = Field(None, description="0 to 4; without a LoRA it is accepted and ignored.")
     return_file_data: bool = Field(False, description="Answer audio bytes where the call would answer JSON.")
 
     scheduler_type: str | None = _IgnoredText
     cfg_type: str | None = _IgnoredText
-    omega_scale: float | None = _Ignored
-    guidance_interval_decay: float | None = _Ignored
-    min_guidance_scale: float | None = _Ignored
+    omega_scale: TextFloat | None = _Ignored
+    guidance_interval_decay: TextFloat | None = _Ignored
+    min_guidance_scale: TextFloat | None = _Ignored
     use_erg_tag: bool | None = _Ignored
     use_erg_lyric: bool | None = _Ignored
     use_erg_diffusion: bool | None = _Ignored
     oss_steps: _Joined = _IgnoredText
-    guidance_scale_text: float | None = _Ignored
-    guidance_scale_lyric: float | None = _Ignored
+    guidance_scale_text: TextFloat | None = _Ignored
+    guidance_scale_lyric: TextFloat | None = _Ignored
 
     @model_validator(mode="before")
     @classmethod

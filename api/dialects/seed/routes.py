@@ -23,7 +23,7 @@ from api.dialects.seed.request import (
 from api.dialects.seed.table import convert, record_of
 from api.problems import Responses
 from serinette.job import Job, JobStatus
-from serinette.spec import AudioFormat
+from serinette.spec import AudioFormat, PlainNumber, TextInt
 
 TAG: Final = "ACE-Step v1 dialect"
 router = APIRouter(route_class=refusing(answers.refuse), tags=[TAG])
@@ -50,7 +50,7 @@ class InitializeRequest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     checkpoint_path: str = ""
-    device_id: int = 0
+    device_id: TextInt = 0
     bf16: bool = True
     torch_compile: bool = False
     cpu_offload: bool = False
@@ -63,7 +63,9 @@ class ResultQuery(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     format: Literal["file", "json"] = Field("file", description="What to answer.")
-    wait: float = Field(0, ge=0, description="Seconds to wait for the song, bounded by the server; then 303.")
+    wait: Annotated[float, Field(ge=0), PlainNumber] = Field(
+        0, description="Seconds to wait for the song, bounded by the server; then 303."
+    )
     sync: bool = Field(False, description="Set by the redirects of calls that wait: how to report a failure.")
 
 
@@ -231,7 +233,7 @@ async def initialize(
 async def _answer(http: Request, access: JobAccess, job: Job, wanted: ResultQuery) -> Response:
     """The song as it is wanted, or why there is none, or where to ask again."""
     as_json = wanted.format == "json"
-    job = await access.wait(job, wanted.wait)
+    job = await access.hold(job, wanted.wait, refuse=http.method != "POST")  # what was submitted is not refused
     if job.status is JobStatus.SUCCEEDED and as_json:
         return await _song_as_json(access, job)
     if job.status is JobStatus.SUCCEEDED:
