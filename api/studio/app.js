@@ -9,6 +9,8 @@ import { createView } from "./create.js";
 import { button, fill, h } from "./dom.js";
 import { chooseLanguage, language, languages, loadWords, t } from "./text.js";
 
+const VIEWS = ["create", "queue"];
+
 const main = h("main", { id: "main" });
 const header = h("header");
 const keyBar = h("div", { class: "key-bar", hidden: true });
@@ -18,7 +20,9 @@ let view = null;
 /** @returns {Promise<View>} */
 async function viewAt() {
   const id = /^#\/song\/([0-9a-f-]{36})$/.exec(location.hash)?.[1];
-  return id ? (await import("./song.js")).songView(id) : createView();
+  if (id) return (await import("./song.js")).songView(id);
+  if (location.hash === "#/queue") return (await import("./queue.js")).queueView();
+  return createView();
 }
 
 /** @param {boolean} focus whether a person came here from another view, and a screen reader should say where that is */
@@ -64,7 +68,7 @@ function frame() {
       main.querySelector("h1")?.focus();
     } }, t("skip")),
     h("a", { class: "name", href: "#/create" }, h("img", { src: "studio/icon.svg", alt: "", width: 28, height: 28 }), "Serinette"),
-    h("nav", { "aria-label": t("views") }, h("a", { href: "#/create" }, t("create"))),
+    h("nav", { "aria-label": t("views") }, VIEWS.map((name) => h("a", { href: `#/${name}` }, t(name)))),
     h("div", { class: "row" },
       key.get() ? button(t("key.forget"), () => (key.forget(), location.reload())) : null,
       h("a", { href: "docs" }, t("api")), choice));

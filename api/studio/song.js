@@ -2,8 +2,8 @@
 
 import { cancel, look, send } from "./api.js";
 import { announce, button, fill, h } from "./dom.js";
-import { fromSpec, keepDraft } from "./draft.js";
-import { follow } from "./events.js";
+import { again } from "./draft.js";
+import { after, ended, follow } from "./events.js";
 import { failureBox } from "./failure.js";
 import { FIELDS, FORMATS } from "./fields.js";
 import { livePanel } from "./live.js";
@@ -14,13 +14,6 @@ import { t } from "./text.js";
 
 const LOOK_S = 4;
 const keptSpec = (/** @type {string} */ id) => `serinette.spec.${id}`;
-const ended = (/** @type {Job} */ job) => job.status !== "queued" && job.status !== "running";
-
-/** @param {Record<string, any>} spec @param {{seed?: boolean, change?: Record<string, string>}} [how] */
-function again(spec, { seed = false, change = {} } = {}) {
-  keepDraft({ ...fromSpec(spec, { seed }), ...change });
-  location.hash = "#/create";
-}
 
 /**
  * @param {string} id of a job
@@ -167,35 +160,6 @@ export function songView(id) {
     element: h("section", {}, heading, status, trouble, main),
     close: () => closing.forEach((each) => each()),
   };
-}
-
-/**
- * A job after one of its events.
- *
- * @param {Job} job
- * @param {import("./events.js").JobEvent} event
- * @returns {Job}
- */
-export function after(job, event) {
-  const data = /** @type {any} */ (event.data);
-  switch (event.type) {
-    case "status":
-      return data;
-    case "started":
-      return { ...job, status: "running", progress: null, position: null, waiting_for: null };
-    case "progress":
-      return { ...job, status: "running", progress: data, waiting_for: null };
-    case "attempt":
-      return { ...job, status: "queued", progress: null, attempts: [...job.attempts.filter((each) => each.number !== data.number), data] };
-    case "cancel_requested":
-      return { ...job, cancel_requested: true };
-    case "succeeded":
-    case "failed":
-    case "canceled":
-      return { ...job, status: event.type };
-    default:
-      return job;
-  }
 }
 
 /** @param {Job} job */
