@@ -16,6 +16,7 @@ import { t } from "./text.js";
 const LOOK_S = 4;
 // A browser holds six connections to a server without HTTP/2; the rest is for requests, and for other tabs.
 const STREAMS = 3;
+const LANES = ["high", "normal", "low"];
 const WATCHED = "serinette.watched";
 const MOST_WATCHED = 30;
 const overBatch = (/** @type {Batch} */ batch) => batch.status === "completed" || batch.status === "canceled";
@@ -125,7 +126,7 @@ export function queueView() {
     const open = batches.batches.filter((/** @type {Batch} */ batch) => !overBatch(batch) || rows.has(batch.id));
     const inBatch = new Set(batches.batches.map((/** @type {Batch} */ batch) => batch.id));
     // In the order in which they will be ready; the server lists the newest first.
-    const current = [...running.jobs.reverse(), ...queued.jobs.reverse()].filter((job) => !inBatch.has(job.labels?.["batch"] ?? ""));
+    const current = [...running.jobs.reverse(), ...queued.jobs.sort(soonest)].filter((job) => !inBatch.has(job.labels?.["batch"] ?? ""));
     for (const job of current) showJob(newer(known.get(job.id), job));
     open.forEach(showBatch);
     const ids = current.map((job) => job.id);
@@ -179,6 +180,9 @@ export function queueView() {
     },
   };
 }
+
+/** @param {Job} a @param {Job} b */
+const soonest = (a, b) => LANES.indexOf(a.lane) - LANES.indexOf(b.lane) || (a.position ?? Infinity) - (b.position ?? Infinity);
 
 /**
  * A job as it was listed, unless its events have said more meanwhile.

@@ -79,9 +79,8 @@ export function jobRow(first, acts) {
     show(job) {
       row.element.dataset["status"] = job.status;
       fill(row.state, t(`status.${job.status}`));
-      row.bar.hidden = ended(job);
-      if (job.status === "running" && job.progress) row.bar.value = job.progress.fraction;
-      else row.bar.removeAttribute("value");
+      row.bar.hidden = job.status !== "running";
+      row.bar.value = job.progress?.fraction ?? 0;
       const place = job.position && job.status === "queued" ? t("place", { place: job.position, lane: job.lane }) : null;
       const left = job.eta_s === null || job.eta_s === undefined || ended(job) ? null : t("left", { span: span(job.eta_s) });
       const retried = !ended(job) && job.attempts?.some((attempt) => attempt.outcome === "failed") ? t("attempt_failed.short") : null;

@@ -5,7 +5,7 @@ import http from "node:http";
 import { chromium } from "playwright-core";
 
 /** Patience with a machine that does other things too; nothing waits for it that comes sooner. */
-export const PATIENCE_MS = 60_000;
+export const PATIENCE_MS = Number(process.env.PATIENCE_MS ?? 60_000);
 
 /**
  * A page of its own. `faults` are uncaught errors and violations of the policy; `requests` all that it asked for.
@@ -103,3 +103,17 @@ export function tone(seconds) {
   for (let i = 0; i < frames; i += 1) wav.writeInt16LE(Math.round(9000 * Math.sin((i * 220 * 2 * Math.PI) / rate)), 44 + i * 2);
   return wav;
 }
+
+/** Waits until the page says so. */
+export const words = (page, text) => page.getByText(text).first().waitFor();
+
+/** The API beside the page, as another program of the same tenant calls it. */
+export const call = (gateway, key) => async (method, path, json) => {
+  const response = await fetch(`${gateway}/${path}`, {
+    method, body: json ? JSON.stringify(json) : undefined,
+    headers: { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(json ? { "Content-Type": "application/json" } : {}) },
+  });
+  assert.ok(response.ok, `${method} ${path}: ${response.status}`);
+  const text = await response.text();
+  return text ? JSON.parse(text) : null;
+};
