@@ -97,6 +97,10 @@ class Keys:
         """String: the secret that all gateways sign links with."""
         return self._key("link-secret")
 
+    def share(self, job_id: str) -> str:
+        """String, expiring: the token of the link that a job's songs are shared by (api/auth/links.py)."""
+        return self._key("share", job_id)
+
     @property
     def deadlines(self) -> str:
         """Sorted set of queued jobs without an attempt, by their start deadline (Unix seconds)."""

@@ -95,6 +95,8 @@ LINKS = _json(
     }
 )
 
+SHARE = _json({"audio": f"/v1/jobs/{_JOB_ID}/audio?token={_TOKEN}", "expires_at": "2026-01-03T03:04:05Z"})
+
 _SUMS = {"succeeded": 3, "failed": 0, "canceled": 1, "gpu_s": 12.5, "queue_s": 4.2, "size_bytes": 2_041_000, "jobs": 4}
 USAGE = _json(
     {
