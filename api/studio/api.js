@@ -73,6 +73,13 @@ export async function send(path, { method = "GET", json, body, headers = {}, sig
 }
 
 /**
+ * A path of an answer as seen from this page: the answer's begins with the prefix that a proxy announced, if any.
+ *
+ * @param {string} path
+ */
+export const relative = (path) => path.slice(path.lastIndexOf("/v1/jobs/") + 1);
+
+/**
  * Sends a request; answers with the JSON that came back. Seeds beyond what a number can hold come as text.
  *
  * @param {string} path

@@ -9,7 +9,7 @@ import { createView } from "./create.js";
 import { button, fill, h } from "./dom.js";
 import { chooseLanguage, language, languages, loadWords, t } from "./text.js";
 
-const VIEWS = ["create", "queue"];
+const VIEWS = ["create", "queue", "history"];
 
 const main = h("main", { id: "main" });
 const header = h("header");
@@ -21,7 +21,9 @@ let view = null;
 async function viewAt() {
   const id = /^#\/song\/([0-9a-f-]{36})$/.exec(location.hash)?.[1];
   if (id) return (await import("./song.js")).songView(id);
-  if (location.hash === "#/queue") return (await import("./queue.js")).queueView();
+  const [path, query] = location.hash.slice(2).split("?");
+  if (path === "queue") return (await import("./queue.js")).queueView();
+  if (path === "history") return (await import("./history.js")).historyView(new URLSearchParams(query));
   return createView();
 }
 

@@ -49,7 +49,8 @@ export async function below(gateway) {
   let whole = true;
   const server = http.createServer((request, response) => {
     if (!whole || !request.url.startsWith("/music/")) return response.destroy();
-    const options = { host: to.hostname, port: to.port, method: request.method, headers: request.headers,
+    const options = { host: to.hostname, port: to.port, method: request.method,
+      headers: { ...request.headers, "x-forwarded-prefix": "/music" },
       path: request.url.slice("/music".length) };
     const onward = http.request(options, (answer) => {
       response.writeHead(answer.statusCode, answer.headers);

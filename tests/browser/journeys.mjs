@@ -7,9 +7,10 @@ import { readFileSync, writeFileSync } from "node:fs";
 import english from "../../api/studio/text_en.js";
 import japanese from "../../api/studio/text_ja.js";
 import { below, call, drawn, generate, open, playable, tone, words } from "./harness.mjs";
+import { history, parts, shared } from "./history.mjs";
 import { queue } from "./queue.mjs";
 
-const { GATEWAY = "", KEY = "", OUT = ".", WORKER = "" } = process.env;
+const { GATEWAY = "", KEY = "", OUT = ".", WORKER = "", OTHER_KEY = "" } = process.env;
 const FIRST_LOAD_BYTES = 60_000;
 const asWav = (name, seconds) => ({ name, mimeType: "audio/wav", buffer: tone(seconds) });
 
@@ -227,17 +228,27 @@ async function accessible() {
     await words(page, text["stage.denoising"]);
     assert.deepEqual(await grave(), []);
     await shot("live");
-    const song = page.url();
+    const address = page.url();
     await page.goto(`${GATEWAY}/#/queue`);
     await page.locator(".queue-row progress").waitFor();
     assert.deepEqual(await grave(), []);
     await fits();
     await shot("queue");
-    await page.goto(song);
+    await page.goto(`${GATEWAY}/#/history`);
+    await page.locator("li.card").first().waitFor();
+    assert.deepEqual(await grave(), []);
+    await fits();
+    await shot("history");
+    await page.goto(address);
     await drawn(page);
     assert.deepEqual(await grave(), []);
     await fits();
+    await page.getByRole("button", { name: text["region.select"] }).first().click();
     await shot("song");
+    await page.getByRole("button", { name: text.share }).first().click();
+    await page.getByRole("button", { name: text["share.make"] }).waitFor();
+    assert.deepEqual(await grave(), []);
+    await page.keyboard.press("Escape");
     await page.goto(`${GATEWAY}/#/song/00000000-0000-0000-0000-000000000000`);
     await words(page, text["failure.not_found"]);
     assert.deepEqual(await grave(), []);
@@ -247,5 +258,5 @@ async function accessible() {
   }
 }
 
-const journeys = { song, cover, resumed, killed, canceled, closed, failures, accessible, queue };
-await journeys[process.argv[2]]({ GATEWAY, KEY, OUT });
+const journeys = { song, cover, resumed, killed, canceled, closed, failures, accessible, queue, history, parts, shared };
+await journeys[process.argv[2]]({ GATEWAY, KEY, OTHER_KEY });

@@ -29,6 +29,7 @@ POOLS = '[{"name": "default", "model_name": "sine"}, {"name": "far", "model_name
 QUICK = {"SERINETTE_HEARTBEAT_S": "0.3", "SERINETTE_HEARTBEAT_TTL_S": "2", "SERINETTE_INTERVAL_S": "0.5"}
 SINES = {"SERINETTE_ENGINE_MODULE": "tests.engines"}
 LONGEST_S = 240
+LONGER = ("accessible", "queue", "history", "parts", "shared")
 
 
 def driver() -> tuple[str, str]:
@@ -69,7 +70,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
         yield Closed(stack)
 
 
-def begin(name: str, url: str, out: Path, key: str = "", worker: int = 0) -> subprocess.Popen[str]:
+def begin(name: str, url: str, out: Path, key: str = "", other_key: str = "", worker: int = 0) -> subprocess.Popen[str]:
     """Set out on a journey."""
     node, chromium = driver()
     environment = {
@@ -77,6 +78,7 @@ def begin(name: str, url: str, out: Path, key: str = "", worker: int = 0) -> sub
         "CHROMIUM": chromium,
         "GATEWAY": url,
         "KEY": key,
+        "OTHER_KEY": other_key,
         "OUT": str(out),
         "WORKER": str(worker),
     }
@@ -86,9 +88,9 @@ def begin(name: str, url: str, out: Path, key: str = "", worker: int = 0) -> sub
     )
 
 
-def travel(name: str, url: str, out: Path, key: str = "") -> None:
+def travel(name: str, url: str, out: Path, key: str = "", other_key: str = "") -> None:
     """Go one journey."""
-    arrive(begin(name, url, out, key))
+    arrive(begin(name, url, out, key, other_key))
 
 
 def arrive(journey: subprocess.Popen[str]) -> None:
@@ -112,14 +114,14 @@ def test_with_the_bundled_model(journey: str, request: pytest.FixtureRequest, tm
 
 @pytest.mark.parametrize(
     "journey",
-    ["resumed", "canceled", "closed", *(pytest.param(each, marks=pytest.mark.load) for each in ("accessible", "queue"))],
+    ["resumed", "canceled", "closed", *(pytest.param(each, marks=pytest.mark.load) for each in LONGER)],
 )
 def test_with_keys(journey: str, closed: Closed, tmp_path: Path) -> None:
-    travel(journey, closed.stack.url, tmp_path, closed.key(journey))
+    travel(journey, closed.stack.url, tmp_path, closed.key(journey), closed.key("other"))
 
 
 def test_a_killed_worker(closed: Closed, tmp_path: Path) -> None:
-    journey = begin("killed", closed.stack.url, tmp_path, closed.key("killed"), closed.worker())
+    journey = begin("killed", closed.stack.url, tmp_path, closed.key("killed"), worker=closed.worker())
     while journey.poll() is None and not (tmp_path / "killed").exists():
         time.sleep(0.1)
     if journey.poll() is None:
