@@ -136,7 +136,7 @@ export function historyView(query) {
         labels.map((label) => h("a", { class: "chip", href: `#/history?${new URLSearchParams({ label })}` }, label)),
         job.error ? h("span", {}, t(`failure.${job.error.code}`) === `failure.${job.error.code}` ? job.error.code : t(`failure.${job.error.code}`)) : null),
       outcome);
-    rows.set(job.id, { element, text: `${job.spec.prompt ?? ""} ${labels.join(" ")} ${job.id}`.toLowerCase() });
+    rows.set(job.id, { element, text: `${job.spec.prompt ?? ""} ${labels.join(" ")}`.toLowerCase() });
     list.append(element);
   }
 

@@ -5,10 +5,10 @@ import assert from "node:assert/strict";
 import english from "../../api/studio/text_en.js";
 import { below, call, drawn, open, words } from "./harness.mjs";
 
-const succeeded = async (api, id) => {
+const ended = async (api, id, as = "succeeded") => {
   for (;;) {
     const job = await api("GET", `v1/jobs/${id}`);
-    if (job.status === "succeeded") return job;
+    if (job.status === as) return job;
     assert.ok(["queued", "running"].includes(job.status), job.status);
     await new Promise((resolve) => { setTimeout(resolve, 200); });
   }
@@ -23,9 +23,10 @@ export async function history({ GATEWAY, KEY, OTHER_KEY }) {
     ids.push((await api("POST", "v1/jobs", { prompt: `number ${i}`, duration_s: 1, seed: 7, labels })).id);
   }
   await call(GATEWAY, OTHER_KEY)("POST", "v1/jobs", { prompt: "of another tenant", duration_s: 1 });
-  await Promise.all(ids.map((id) => succeeded(api, id)));
+  await Promise.all(ids.map((id) => ended(api, id)));
   const canceled = (await api("POST", "v1/jobs", { prompt: "slow 60 canceled", duration_s: 1 })).id;
   await api("POST", `v1/jobs/${canceled}/cancel`);
+  await ended(api, canceled, "canceled");
 
   const { page, requests, close } = await open({ url: `${GATEWAY}/#/history`, key: KEY });
   const rows = page.locator(".queue-row:visible");
@@ -65,7 +66,7 @@ export async function history({ GATEWAY, KEY, OTHER_KEY }) {
   assert.equal((await fetch(`${GATEWAY}/v1/jobs/${ids[10]}`, { headers })).status, 404);
   await page.getByRole("button", { name: /^Replay: number 20/ }).click();
   await page.waitForURL(/#\/song\//);
-  const again = await succeeded(api, page.url().split("#/song/")[1]);
+  const again = await ended(api, page.url().split("#/song/")[1]);
   assert.deepEqual([again.spec.seed, again.labels, again.id === ids[20]], [7, { album: "blue" }, false]);
   await close();
 }
@@ -74,7 +75,7 @@ export async function history({ GATEWAY, KEY, OTHER_KEY }) {
 export async function parts({ GATEWAY, KEY }) {
   const api = call(GATEWAY, KEY);
   const { id } = await api("POST", "v1/jobs", { prompt: "a sine", duration_s: 30, variations: 2 });
-  await succeeded(api, id);
+  await ended(api, id);
   const { page, close } = await open({ url: `${GATEWAY}/#/song/${id}`, key: KEY });
   await drawn(page);
   const playing = () => page.evaluate(() => [...document.querySelectorAll("audio")].map((each) => [each.paused, each.currentTime]));
@@ -118,7 +119,7 @@ export async function parts({ GATEWAY, KEY }) {
   assert.ok(await page.getByRole("radio", { name: "Repaint" }).isChecked());
   await page.getByRole("button", { name: "Generate" }).click();
   await page.waitForURL(new RegExp(`#/song/(?!${id})`));
-  const repainted = await succeeded(api, page.url().split("#/song/")[1]);
+  const repainted = await ended(api, page.url().split("#/song/")[1]);
   const { task, source_audio, repaint_start_s, repaint_end_s } = repainted.spec;
   assert.deepEqual([task, source_audio, repaint_start_s, repaint_end_s], ["repaint", `${id}/0`, 2, 4]);
   await compare.getByRole("button", { name: "Source" }).waitFor();
@@ -134,7 +135,7 @@ export async function parts({ GATEWAY, KEY }) {
 export async function shared({ GATEWAY, KEY }) {
   const api = call(GATEWAY, KEY);
   const { id } = await api("POST", "v1/jobs", { prompt: "a sine", duration_s: 2, variations: 2 });
-  await succeeded(api, id);
+  await ended(api, id);
   const proxy = await below(GATEWAY);
   const { page, close } = await open({ url: `${proxy.url}#/song/${id}`, key: KEY });
   await page.getByRole("button", { name: "Share" }).nth(1).click();
