@@ -55,6 +55,7 @@ TAGS = {
     "uploads": "Audio to work on, and files for containers.",
     "containers": "An image and a command as a job, where the operator enables them.",
     "queue": "Lanes, workers and models.",
+    "operator": "All pools and tenants, for keys with a right to see them.",
     "usage": "What the key's tenant used, and may.",
     "health": "Whether the gateway lives, is ready, and has workers.",
 }

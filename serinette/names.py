@@ -14,6 +14,12 @@ class Lane(StrEnum):
     LOW = "low"
 
 
+class Right(StrEnum):
+    """What a key may do beside what all keys of its tenant may."""
+
+    OPERATOR_READ = "operator:read"  # GET /v1/operator: all pools, and all tenants' usage
+
+
 DEFAULT_POOL = "default"
 DEFAULT_TENANT = "default"
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from redis import asyncio as redis_asyncio
 
+from api.auth.keyring import DeclaredFile
 from api.outages import queue_errors
-from serinette.credentials import Limits
+from serinette.credentials import Credential, Limits
 from serinette.errors import RateLimited
-from serinette.names import Keys
+from serinette.names import DEFAULT_TENANT, Keys
 from serinette.usage import Day, day_number, day_of
 
 # A gateway reserves a tenth of a second's share of requests at a time, valid for a second: that is one request of a
@@ -74,11 +75,11 @@ class RequestRate:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Usage and limits of tenants. `declared` returns the limits of tenants in the declared file; Redis has others'."""
+    """Usage and limits of tenants: of the declared file, and of Redis for others."""
 
     redis: redis_asyncio.Redis
     keys: Keys
-    declared: Callable[[str], Limits | None]
+    declared: DeclaredFile
 
     async def days(self, tenant: str, days: Sequence[date]) -> list[Day]:
         """Usage of a tenant on each of these UTC days. Raises QueueUnavailable."""
@@ -89,8 +90,19 @@ class Accounts:
                 found = await pipe.execute()
         return [day_of(day, raw) for day, raw in zip(days, found, strict=True)]
 
+    async def everyone(self, days: Sequence[date]) -> dict[str, list[Day]]:
+        """Usage on each of these UTC days of every tenant that has a key or limits, and of the default one, by name.
+        Raises QueueUnavailable.
+        """
+        with queue_errors():
+            credentials: Any = await self.redis.hvals(self.keys.credentials)
+            limited: Any = await self.redis.hkeys(self.keys.tenants)
+        keyed = {Credential.model_validate_json(each).tenant for each in credentials}
+        names = sorted({DEFAULT_TENANT, *self.declared.tenants(), *limited, *keyed})
+        return {name: await self.days(name, days) for name in names}
+
     async def limits(self, tenant: str) -> Limits:
         """Limits of a tenant. Raises QueueUnavailable."""
         with queue_errors():
             found: Any = await self.redis.hget(self.keys.tenants, tenant)
-        return self.declared(tenant) or (Limits.model_validate_json(found) if found else Limits())
+        return self.declared.limits(tenant) or (Limits.model_validate_json(found) if found else Limits())
