@@ -82,6 +82,19 @@ export default {
   "share.copied": "コピーしました。", "share.revoke": "リンクを取り消す", "share.revoked": "リンクを取り消しました。",
   "share.open": "このサーバーはキーを求めません。URL を知る人は誰でもこのページを開けるので、リンクを取り消すことはできません。",
 
+  operator: "運用", "operator.days": "直近 {n} 日", "operator.period": "期間", "operator.price": "GPU 1 時間の単価",
+  "operator.price.note": "単価はこのブラウザーにだけ保存されます。日付は UTC で、ジョブは終わった日に数えます。",
+  "operator.usage": "テナント別の使用量", "operator.pool": "プール {name}", "operator.most": "{min} ~ {max} 台まで",
+  "operator.running": "実行中 {n} 件", "operator.brake": "新しいワーカーは起動されません。",
+  "operator.lanes": "プール {name} のレーン", "operator.waiting": "待ち", "operator.oldest": "最長",
+  "operator.failures": "プール {name} の失敗", "operator.failure": "失敗", "operator.jobs": "件数",
+  "operator.no_failures": "{n} 件成功、失敗はありません。", "operator.workers": "プール {name} のワーカー",
+  "operator.worker": "ワーカー", "operator.stage": "段階", "operator.slots": "使用中の枠", "operator.device": "デバイス",
+  "operator.since": "開始", "operator.holds": "妨げているもの", "operator.tenant": "テナント",
+  "operator.gpu_hours": "GPU 時間", "operator.cost": "費用", "operator.succeeded": "成功", "operator.failed": "失敗",
+  "operator.canceled": "キャンセル", "operator.megabytes": "曲(MB)", "operator.all": "合計", "worker.starting": "起動中",
+  "worker.loading": "モデルを読み込み中", "worker.ready": "準備完了", "worker.draining": "終了待ち",
+
   retry_after: "{span}後には通るかもしれません。",
   "failure.gateway_gone": "ゲートウェイが応答しません。",
   "next.gateway_gone": "入力した内容は失われません。接続を確かめてもう一度試してください。二重に作られることはありません。",
@@ -113,6 +126,7 @@ export default {
   "failure.lane_not_allowed": "このキーではこのレーンを使えません。", "next.lane_not_allowed": "別のレーンを選んでください。",
   "failure.queue_full": "キューのメモリがいっぱいです。", "next.queue_full": "入力した内容は失われません。運用者に知らせるか、後で試してください。",
   "failure.not_finished": "まだ終わっていません。", "next.not_finished": "先にキャンセルするか、終わるのを待ってください。バッチの曲は、バッチが終わってから消去できます。",
+  "failure.forbidden": "このキーでは表示できません。", "next.forbidden": "運用者は、表示する権限のあるキーを作れます。",
   "failure.server": "サーバーがいま処理できません。", "next.server": "入力した内容は失われません。少し待ってから試してください。",
   "failure.other": "うまくいきませんでした。", "next.other": "示された点を直して、もう一度試してください。",
 };

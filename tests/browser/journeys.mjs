@@ -8,6 +8,7 @@ import english from "../../api/studio/text_en.js";
 import japanese from "../../api/studio/text_ja.js";
 import { below, call, drawn, generate, open, playable, tone, words } from "./harness.mjs";
 import { history, parts, shared } from "./history.mjs";
+import { operator } from "./operator.mjs";
 import { queue } from "./queue.mjs";
 
 const { GATEWAY = "", KEY = "", OUT = ".", WORKER = "", OTHER_KEY = "" } = process.env;
@@ -239,6 +240,11 @@ async function accessible() {
     assert.deepEqual(await grave(), []);
     await fits();
     await shot("history");
+    await page.goto(`${GATEWAY}/#/operator`);
+    await page.getByRole("row").first().waitFor();
+    assert.deepEqual(await grave(), []);
+    await fits();
+    await shot("operator");
     await page.goto(address);
     await drawn(page);
     assert.deepEqual(await grave(), []);
@@ -258,5 +264,5 @@ async function accessible() {
   }
 }
 
-const journeys = { song, cover, resumed, killed, canceled, closed, failures, accessible, queue, history, parts, shared };
+const journeys = { song, cover, resumed, killed, canceled, closed, failures, accessible, queue, history, parts, shared, operator };
 await journeys[process.argv[2]]({ GATEWAY, KEY, OTHER_KEY });

@@ -17,6 +17,7 @@ import pytest
 from redis import Redis
 
 from serinette.credentials import Limits
+from serinette.names import Right
 from tests.stack import Stack, running
 from tests.unit.tenants import key_of
 
@@ -46,9 +47,9 @@ class Closed:
 
     stack: Stack
 
-    def key(self, tenant: str, limits: Limits | None = None) -> str:
+    def key(self, tenant: str, limits: Limits | None = None, rights: tuple[Right, ...] = ()) -> str:
         with Redis.from_url(self.stack.redis_url) as redis:
-            return key_of(redis, tenant, limits)
+            return key_of(redis, tenant, limits, rights=rights)
 
     def worker(self) -> int:
         """Process group of the worker."""
@@ -117,7 +118,7 @@ def test_with_the_bundled_model(journey: str, request: pytest.FixtureRequest, tm
     ["resumed", "canceled", "closed", *(pytest.param(each, marks=pytest.mark.load) for each in LONGER)],
 )
 def test_with_keys(journey: str, closed: Closed, tmp_path: Path) -> None:
-    travel(journey, closed.stack.url, tmp_path, closed.key(journey), closed.key("other"))
+    travel(journey, closed.stack.url, tmp_path, closed.key(journey, rights=tuple(Right)), closed.key("other"))
 
 
 def test_a_killed_worker(closed: Closed, tmp_path: Path) -> None:
@@ -132,3 +133,16 @@ def test_a_killed_worker(closed: Closed, tmp_path: Path) -> None:
 @pytest.mark.load
 def test_failures_are_explained(closed: Closed, tmp_path: Path) -> None:
     travel("failures", closed.stack.url, tmp_path, closed.key("failures", Limits(queued_jobs=1)))
+
+
+@pytest.mark.load
+def test_an_operator_sees_two_workers(closed: Closed, tmp_path: Path) -> None:
+    stack = closed.stack
+    first = stack.processes.pop("worker")
+    stack.start("worker", {**SINES, "SERINETTE_WORK_DIR": str(tmp_path / "work")})
+    try:
+        operator = closed.key("ops", rights=tuple(Right))
+        travel("operator", stack.url, tmp_path, closed.key("operator"), operator)
+    finally:
+        stack.stop("worker")
+        stack.processes["worker"] = first
