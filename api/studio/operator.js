@@ -103,7 +103,7 @@ function poolCard(pool) {
     h("div", { class: "row head" }, h("h2", {}, t("operator.pool", { name: pool.name })),
       h("span", { class: "state" }, pool.model ?? "–"),
       h("span", { class: "note pool", "data-ready": String(ready > 0) },
-        `${t("pool.workers", { ready, all: pool.workers.length })}${most} · ${t("operator.running", { n: pool.running })}`)),
+        `${pool.workers.length ? t("pool.workers", { ready, all: pool.workers.length }) : t("pool.none")}${most} · ${t("operator.running", { n: pool.running })}`)),
     pool.brake.map((reason) => h("p", { class: "failure" }, h("strong", {}, t("operator.brake")), h("span", { lang: "en" }, reason))),
     pool.waiting_for ? h("p", {}, t("waiting_for"), " ", h("span", { lang: "en" }, pool.waiting_for)) : null,
     h("div", { class: "beside-tables" },

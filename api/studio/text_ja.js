@@ -88,7 +88,7 @@ export default {
   "operator.running": "実行中 {n} 件", "operator.brake": "新しいワーカーは起動されません。",
   "operator.lanes": "プール {name} のレーン", "operator.waiting": "待ち", "operator.oldest": "最長",
   "operator.failures": "プール {name} の失敗", "operator.failure": "失敗", "operator.jobs": "件数",
-  "operator.no_failures": "{n} 件成功、失敗はありません。", "operator.workers": "プール {name} のワーカー",
+  "operator.no_failures": "成功 {n} 件、失敗 0 件。", "operator.workers": "プール {name} のワーカー",
   "operator.worker": "ワーカー", "operator.stage": "段階", "operator.slots": "使用中の枠", "operator.device": "デバイス",
   "operator.since": "開始", "operator.holds": "妨げているもの", "operator.tenant": "テナント",
   "operator.gpu_hours": "GPU 時間", "operator.cost": "費用", "operator.succeeded": "成功", "operator.failed": "失敗",
