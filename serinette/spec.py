@@ -85,6 +85,12 @@ def without_control_characters(text: str) -> str:
 Part = TypeVar("Part", bound=BaseModel)
 
 
+class RecordModel(BaseModel):
+    """What is stored, or sent to processes of another version: an older reader ignores fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
 class BoundedInput(BaseModel):
     """Input of clients. The numbers of fields and of items are checked before their values: pydantic makes an error for
     each wrong item and each unknown field, which takes seconds for a list that fills a body.
