@@ -24,6 +24,9 @@ _OPERATIONS = {
     "POST /v1/jobs/{job_id}/cancel": "cancelJob",
     "GET /v1/jobs/{job_id}/events": "followJob",
     "POST /v1/jobs/{job_id}/links": "linkJob",
+    "POST /v1/jobs/{job_id}/share": "shareJob",
+    "GET /v1/jobs/{job_id}/share": "getShare",
+    "DELETE /v1/jobs/{job_id}/share": "revokeShare",
     "GET /v1/jobs/{job_id}/log": "getJobLog",
     "GET /v1/jobs/{job_id}/outputs/{name}": "getJobOutput",
     "POST /v1/batches": "submitBatch",
@@ -48,6 +51,7 @@ _OPERATIONS = {
     "GET /v1/queue": "getQueue",
     "GET /v1/workers": "listWorkers",
     "GET /v1/usage": "getUsage",
+    "GET /v1/operator": "getOperatorView",
 }
 TAGS = {
     "jobs": "Songs: submit, follow, download, cancel, erase.",
