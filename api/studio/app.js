@@ -87,7 +87,7 @@ function frame() {
       event.preventDefault();
       main.querySelector("h1")?.focus();
     } }, t("skip")),
-    h("a", { class: "name", href: "#/create" }, h("img", { src: "studio/icon.svg", alt: "", width: 28, height: 28 }), "Serinette"),
+    h("a", { class: "name", href: "#/create" }, h("img", { src: "studio/icon.svg", alt: "", width: 28, height: 28 }), h("span", {}, "Serinette")),
     h("nav", { "aria-label": t("views") }, [...VIEWS, ...(operator ? ["operator"] : [])].map((name) => h("a", { href: `#/${name}` }, t(name)))),
     h("div", { class: "row" },
       key.get() ? button(t("key.forget"), () => (key.forget(), location.reload())) : null,

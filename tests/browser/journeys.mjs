@@ -51,6 +51,9 @@ async function song() {
   assert.ok(file.suggestedFilename().endsWith(".mp3"));
   assert.ok(readFileSync(await file.path()).length > 10_000);
 
+  await page.getByRole("button", { name: "Share" }).first().click();
+  await words(page, english["share.open"]);
+  await page.keyboard.press("Escape");
   await page.getByRole("button", { name: "Again with these settings" }).click();
   assert.equal(await page.getByLabel("Prompt").inputValue(), "happy music box, fast");
   assert.equal(await page.getByLabel("Variations").inputValue(), "2");
@@ -195,8 +198,17 @@ async function failures() {
   await page.getByRole("link", { name: "Create" }).first().click();
   await page.getByRole("button", { name: "Generate" }).click(); // the tenant may have one job that waits
   await words(page, english["failure.too_many_queued"]);
+  await page.goto(`${proxy.url}#/queue`);
+  await words(page, english["pool.none"]);
   await close();
   proxy.close();
+
+  const spent = await open({ url: `${GATEWAY}/`, key: OTHER_KEY });
+  await spent.page.getByLabel("Prompt").fill("beyond the quota");
+  await spent.page.getByRole("button", { name: "Generate" }).click();
+  await words(spent.page, english["failure.gpu_time_spent"]);
+  assert.equal(await spent.page.getByLabel("Prompt").inputValue(), "beyond the quota");
+  await spent.close();
 }
 
 /** axe finds nothing serious, in either color scheme and language; and it would find something. */

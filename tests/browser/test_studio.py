@@ -132,7 +132,8 @@ def test_a_killed_worker(closed: Closed, tmp_path: Path) -> None:
 
 @pytest.mark.load
 def test_failures_are_explained(closed: Closed, tmp_path: Path) -> None:
-    travel("failures", closed.stack.url, tmp_path, closed.key("failures", Limits(queued_jobs=1)))
+    spent = closed.key("spent", Limits(gpu_seconds_per_day=0))
+    travel("failures", closed.stack.url, tmp_path, closed.key("failures", Limits(queued_jobs=1)), spent)
 
 
 @pytest.mark.load
