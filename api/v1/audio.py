@@ -13,6 +13,7 @@ from api.dependencies import CallerPart, DownloadsPart, LinksPart, QueuePart, Se
 from api.downloads import FileRequest, song_of
 from api.problems import problems
 from api.request_checks import prefix_of
+from api.settings import GatewaySettings
 from api.v1 import examples
 from api.v1.answers import PARTS, REDIRECT, JobId
 from serinette.errors import NotFound, Unsupported
@@ -102,8 +103,7 @@ async def share(
     """A link that needs no key, for a day; the same one for as long as it is valid. Whoever has it can hear and keep
     the songs, whose tags may hold prompt and lyrics. It ends early when it is revoked, or the key that made it.
     """
-    if not settings.auth:
-        raise Unsupported("this gateway asks for no key: all who reach it can hear every song at its own address")
+    _require_keys(settings)
     await queue.get(caller.tenant, job_id)
     return _share(request, job_id, *await links_.share(caller, job_id, settings.share_s))
 
@@ -113,11 +113,14 @@ async def share(
     summary="The link a job is shared by",
     responses={
         200: {"content": examples.SHARE},
-        **problems("not_found", "queue_unavailable", "store_unavailable"),
+        **problems("not_found", "unsupported", "queue_unavailable", "store_unavailable"),
     },
 )
-async def shared(job_id: JobId, request: Request, queue: QueuePart, tenant: TenantPart, links_: LinksPart) -> JobShare:
+async def shared(
+    job_id: JobId, request: Request, queue: QueuePart, tenant: TenantPart, links_: LinksPart, settings: SettingsPart
+) -> JobShare:
     """The link that is valid now; 404 without one."""
+    _require_keys(settings)
     await queue.get(tenant, job_id)
     found = await links_.shared(job_id)
     if found is None:
@@ -135,6 +138,11 @@ async def revoke(job_id: JobId, queue: QueuePart, tenant: TenantPart, links_: Li
     """The link opens nothing any more, from now on. A job that is not shared stays so."""
     await queue.get(tenant, job_id)
     await links_.revoke(job_id)
+
+
+def _require_keys(settings: GatewaySettings) -> None:
+    if not settings.auth:
+        raise Unsupported("this gateway asks for no key: all who reach it can hear every song at its own address")
 
 
 def _share(request: Request, job_id: str, token: str, expires_s: int) -> JobShare:

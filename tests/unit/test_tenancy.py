@@ -398,8 +398,9 @@ async def test_a_share_ends_with_its_job(http: httpx.AsyncClient, redis: Redis) 
 async def test_without_keys_nothing_is_shared(settings: GatewaySettings) -> None:
     async with serving(settings.model_copy(update={"auth": False})) as (_, http):
         job_id = (await http.post("/v1/jobs", json=SONG)).json()["id"]
-        refused = await http.post(f"/v1/jobs/{job_id}/share")
-        assert (refused.status_code, refused.json()["code"]) == (501, "unsupported")
+        for method in ("GET", "POST"):
+            refused = await http.request(method, f"/v1/jobs/{job_id}/share")
+            assert (refused.status_code, refused.json()["code"]) == (501, "unsupported")
 
 
 @pytest.mark.parametrize(
