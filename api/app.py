@@ -159,7 +159,7 @@ def _parts(
         submits=AsyncJobs(for_submits, settings.redis_prefix) if for_submits is not None else None,
     )
     downloads = Downloads(store, queue.store_threads)
-    accounts = Accounts(redis_async, settings.keys, declared.limits)
+    accounts = Accounts(redis_async, settings.keys, declared)
     return Parts(
         settings=settings,
         queue=queue,

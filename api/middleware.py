@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.keyring import Caller, Keyring
 from api.auth.limits import RequestRate
-from api.auth.links import Links, job_opened_by_link
+from api.auth.links import Links, opened_by_link
 from api.forms import TEXT_BYTES
 from api.problems import answer
 from api.turns import Turns
@@ -302,9 +302,9 @@ class AuthMiddleware:
 
     async def _caller(self, scope: Scope, key: str | None, token: str | None) -> Caller:
         # A WebSocket begins as a GET request.
-        job_id = job_opened_by_link(scope.get("method", "GET"), scope["path"])
-        if key is None and token is not None and job_id is not None:
-            return await self._callers.links.caller(token, job_id)
+        opened = opened_by_link(scope.get("method", "GET"), scope["path"])
+        if key is None and token is not None and opened is not None:
+            return await self._callers.links.caller(token, *opened)
         return await self._callers.keyring.caller(key)
 
 

@@ -24,6 +24,9 @@ _OPERATIONS = {
     "POST /v1/jobs/{job_id}/cancel": "cancelJob",
     "GET /v1/jobs/{job_id}/events": "followJob",
     "POST /v1/jobs/{job_id}/links": "linkJob",
+    "POST /v1/jobs/{job_id}/share": "shareJob",
+    "GET /v1/jobs/{job_id}/share": "getShare",
+    "DELETE /v1/jobs/{job_id}/share": "revokeShare",
     "GET /v1/jobs/{job_id}/log": "getJobLog",
     "GET /v1/jobs/{job_id}/outputs/{name}": "getJobOutput",
     "POST /v1/batches": "submitBatch",
@@ -48,6 +51,7 @@ _OPERATIONS = {
     "GET /v1/queue": "getQueue",
     "GET /v1/workers": "listWorkers",
     "GET /v1/usage": "getUsage",
+    "GET /v1/operator": "getOperatorView",
 }
 TAGS = {
     "jobs": "Songs: submit, follow, download, cancel, erase.",
@@ -55,6 +59,7 @@ TAGS = {
     "uploads": "Audio to work on, and files for containers.",
     "containers": "An image and a command as a job, where the operator enables them.",
     "queue": "Lanes, workers and models.",
+    "operator": "All pools and tenants, for keys with a right to see them.",
     "usage": "What the key's tenant used, and may.",
     "health": "Whether the gateway lives, is ready, and has workers.",
 }

@@ -51,6 +51,7 @@ class TenancySettings(SharedSettings):
         2.0, ge=0, le=10, description="How long a gateway caches a key: a revoked one may be accepted for so long."
     )
     link_s: int = Field(900, ge=10, le=86_400, description="Lifetime of a signed link to a job's audio and events.")
+    share_s: int = Field(86_400, ge=10, le=30 * 86_400, description="Lifetime of a link that shares a job's songs.")
     hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Names, with commas between them, that a gateway without keys on loopback answers to beside "

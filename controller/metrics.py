@@ -20,14 +20,11 @@ from redis.exceptions import NoPermissionError, RedisError
 from serinette import counters
 from serinette.brake import Cause, in_force
 from serinette.counters import MEASURES, Counters
-from serinette.jobs.registries import known_lanes, started_key
+from serinette.jobs.registries import ask_heads, known_lanes, oldest_s, started_key
 from serinette.names import Keys, Lane
 from serinette.presence import Presence, WorkerStage, present
 
 log = logging.getLogger(__name__)
-
-# Jobs that were given back stand at the head of their lane, in no order of their submits.
-_HEAD = 10
 
 
 class ControllerMetrics:
@@ -145,8 +142,7 @@ class QueueCollector(Collector):
                 waiting = self._keys.waiting(pool, lane)
                 pipe.zcard(waiting)
                 pipe.zcard(started_key(self._keys, pool, lane))
-                pipe.zrange(waiting, 0, _HEAD - 1)
-                pipe.zrange(waiting, 0, "+inf", byscore=True, offset=0, num=1)  # of those that never ran
+                ask_heads(pipe, waiting)
             found = pipe.execute()
         rows = [found[4 * i : 4 * i + 4] for i in range(len(places))]
         oldest = self._oldest([[*head, *first] for _, _, head, first in rows])
@@ -158,8 +154,7 @@ class QueueCollector(Collector):
                 pipe.zmscore(self._keys.live, lane or [""])
             pipe.time()
             *scores, (at_s, _) = pipe.execute()
-        submitted = [[score for score in lane if score is not None] for lane in scores]
-        return [max(0.0, at_s - min(lane)) if lane else 0.0 for lane in submitted]
+        return [oldest_s(lane, at_s) or 0.0 for lane in scores]
 
 
 def _gauges() -> dict[str, GaugeMetricFamily]:

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from redis import Redis
 
 from serinette.errors import NotFound
 from serinette.job import now
-from serinette.names import Keys, Lane
+from serinette.names import Keys, Lane, Right
 from serinette.spec import RecordModel
 
 _KEY = re.compile(r"srn_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
@@ -54,6 +55,7 @@ class Credential(RecordModel):
     note: str = Field("", max_length=200, description="Whose it is, for lists.")
     created_at: AwareDatetime = Field(default_factory=now)
     expires_at: AwareDatetime | None = Field(None, description="From then on it is refused.")
+    rights: tuple[Right, ...] = Field((), description="What it may do beside what all keys may.")
 
     def admits(self, key: str, at: datetime) -> bool:
         """Whether `key` matches and is not expired. Compares in constant time."""
@@ -85,11 +87,14 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def new_key(tenant: str, *, note: str = "", expires_at: datetime | None = None) -> tuple[str, Credential]:
+def new_key(
+    tenant: str, *, note: str = "", expires_at: datetime | None = None, rights: Sequence[Right] = ()
+) -> tuple[str, Credential]:
     """A new key, to be shown once, and its credential."""
     key_id = secrets.token_hex(6)
     key = f"srn_{key_id}_{secrets.token_urlsafe(32)}"
-    return key, Credential(id=key_id, tenant=tenant, sha256=digest_of(key), note=note, expires_at=expires_at)
+    kept = {"note": note, "expires_at": expires_at, "rights": tuple(rights)}
+    return key, Credential(id=key_id, tenant=tenant, sha256=digest_of(key), **kept)
 
 
 def save(redis: Redis, keys: Keys, credential: Credential) -> None:

@@ -14,6 +14,12 @@ class Lane(StrEnum):
     LOW = "low"
 
 
+class Right(StrEnum):
+    """What a key may do beside what all keys of its tenant may."""
+
+    OPERATOR_READ = "operator:read"  # GET /v1/operator: all pools, and all tenants' usage
+
+
 DEFAULT_POOL = "default"
 DEFAULT_TENANT = "default"
 
@@ -96,6 +102,10 @@ class Keys:
     def link_secret(self) -> str:
         """String: the secret that all gateways sign links with."""
         return self._key("link-secret")
+
+    def share(self, job_id: str) -> str:
+        """String, expiring: the token of the link that a job's songs are shared by (api/auth/links.py)."""
+        return self._key("share", job_id)
 
     @property
     def deadlines(self) -> str:

@@ -16,6 +16,7 @@ from api.settings import TenancySettings
 from serinette.credentials import Credential, Declared, Limits, id_of
 from serinette.errors import ConfigurationError, Unauthorized
 from serinette.job import now
+from serinette.names import Right
 
 log = logging.getLogger(__name__)
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -34,6 +35,7 @@ class Caller:
     tenant: str
     key_id: str
     limits: Limits
+    rights: tuple[Right, ...] = ()
 
 
 class DeclaredFile:
@@ -59,6 +61,11 @@ class DeclaredFile:
         """A tenant's limits that the file declares."""
         self._look()
         return self._limits.get(tenant)
+
+    def tenants(self) -> set[str]:
+        """Tenants that the file has limits or keys of."""
+        self._look()
+        return {*self._limits, *(credential.tenant for credential in self._credentials.values())}
 
     def _look(self) -> None:
         if self._path is None or time.monotonic() < self._next_s:
@@ -110,7 +117,7 @@ class Keyring:
         found = await self._find(key_id) if key_id else None
         if found is None or not found[0].admits(key, now()):
             raise Unauthorized(_BAD_KEY, field="Authorization")
-        return Caller(found[0].tenant, found[0].id, found[1])
+        return Caller(found[0].tenant, found[0].id, found[1], found[0].rights)
 
     async def holder(self, key_id: str) -> Caller | None:
         """The caller of a key id; None once the key is revoked or expired.
@@ -121,7 +128,7 @@ class Keyring:
         found = await self._find(key_id)
         if found is None or found[0].expired(now()):
             return None
-        return Caller(found[0].tenant, key_id, found[1])
+        return Caller(found[0].tenant, key_id, found[1], found[0].rights)
 
     async def _find(self, key_id: str) -> tuple[Credential, Limits] | None:
         known = self._known.get(key_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 from redis import asyncio as redis_asyncio
 from redis.exceptions import ResponseError
 
+from api.auth.keyring import DeclaredFile
 from api.outages import NO_DISK, queue_errors
-from serinette.credentials import Limits
+from serinette.credentials import Credential, Limits
 from serinette.errors import RateLimited
-from serinette.names import Keys
+from serinette.names import DEFAULT_TENANT, Keys
 from serinette.presence import from_redis_time
 from serinette.usage import Day, day_number, day_of
 
@@ -81,11 +82,11 @@ class RequestRate:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Usage and limits of tenants. `declared` returns the limits of tenants in the declared file; Redis has others'."""
+    """Usage and limits of tenants: of the declared file, and of Redis for others."""
 
     redis: redis_asyncio.Redis
     keys: Keys
-    declared: Callable[[str], Limits | None]
+    declared: DeclaredFile
 
     async def today(self) -> date:
         """The UTC day to which jobs that end now are counted: Redis's. Raises QueueUnavailable."""
@@ -102,8 +103,19 @@ class Accounts:
                 found = await pipe.execute()
         return [day_of(day, raw) for day, raw in zip(days, found, strict=True)]
 
+    async def everyone(self, days: Sequence[date]) -> dict[str, list[Day]]:
+        """Usage on each of these UTC days of every tenant that has a key or limits, and of the default one, by name.
+        Raises QueueUnavailable.
+        """
+        with queue_errors():
+            credentials: Any = await self.redis.hvals(self.keys.credentials)
+            limited: Any = await self.redis.hkeys(self.keys.tenants)
+        keyed = {Credential.model_validate_json(each).tenant for each in credentials}
+        names = sorted({DEFAULT_TENANT, *self.declared.tenants(), *limited, *keyed})
+        return {name: await self.days(name, days) for name in names}
+
     async def limits(self, tenant: str) -> Limits:
         """Limits of a tenant. Raises QueueUnavailable."""
         with queue_errors():
             found: Any = await self.redis.hget(self.keys.tenants, tenant)
-        return self.declared(tenant) or (Limits.model_validate_json(found) if found else Limits())
+        return self.declared.limits(tenant) or (Limits.model_validate_json(found) if found else Limits())

@@ -1,4 +1,9 @@
-"""Short-lived signed links, for browser APIs that cannot send headers: WebSocket, EventSource and <audio>."""
+"""Links to one job without a key: signed ones that live for minutes, for browser APIs that cannot send headers
+(WebSocket, EventSource, <audio>), and one that shares its songs for a day and can be revoked.
+
+A signed link is recorded nowhere, and so cannot be revoked apart from its key. The token of a shared one is random, and
+is valid as long as Redis holds it.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +22,15 @@ from serinette.errors import Unauthorized
 from serinette.names import Keys
 
 # The only paths that links open.
-_OPENS = re.compile(r"/v1/jobs/([0-9a-f-]{36})/(?:audio|events)")
+_OPENS = re.compile(r"/v1/jobs/([0-9a-f-]{36})/(audio|events)")
 _TOKEN = re.compile(r"([0-9a-f]{12})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 _SECRET_CACHE_S = 2.0
 
 
-def job_opened_by_link(method: str, path: str) -> str | None:
-    """The job whose link may authorize this request; None on other paths."""
+def opened_by_link(method: str, path: str) -> tuple[str, str] | None:
+    """The job whose link may authorize this request, and which of `audio` and `events`; None on other paths."""
     match = _OPENS.fullmatch(path)
-    return match[1] if match and method in {"GET", "HEAD"} else None
+    return (match[1], match[2]) if match and method in {"GET", "HEAD"} else None
 
 
 def token_of(secret: bytes, caller: Caller, job_id: str, expires_s: int) -> str:
@@ -53,8 +58,35 @@ class Links:
         expires_s = int(time.time()) + life_s
         return token_of(await self._shared_secret(), caller, job_id, expires_s), expires_s
 
-    async def caller(self, token: str, job_id: str) -> Caller:
-        """The caller that a link was signed for. A link is valid only as long as that caller's key.
+    async def share(self, caller: Caller, job_id: str, life_s: int) -> tuple[str, int]:
+        """The token that shares a job's songs, and its expiry in Unix seconds: the one that is valid already, or a new
+        one. Raises QueueUnavailable.
+        """
+        if found := await self.shared(job_id):
+            return found
+        expires_s = int(time.time()) + life_s
+        token = f"{caller.key_id}.{expires_s}.{secrets.token_urlsafe(32)}"
+        with queue_errors():
+            await self._redis.set(self._keys.share(job_id), token, ex=life_s)
+        return token, expires_s
+
+    async def shared(self, job_id: str) -> tuple[str, int] | None:
+        """The token that a job is shared by now, and its expiry; None without one. Raises QueueUnavailable."""
+        with queue_errors():
+            token: Any = await self._redis.get(self._keys.share(job_id))
+        match = _TOKEN.fullmatch(token or "")
+        if match is None or await self._keyring.holder(match[1]) is None:
+            return None
+        return token, int(match[2])
+
+    async def revoke(self, job_id: str) -> None:
+        """End the sharing of a job, from the next request on. Raises QueueUnavailable."""
+        with queue_errors():
+            await self._redis.delete(self._keys.share(job_id))
+
+    async def caller(self, token: str, job_id: str, opened: str) -> Caller:
+        """The caller that a link was made for. A link is valid only as long as that caller's key; a shared one opens
+        `audio` alone.
 
         Raises:
             Unauthorized: the signature is not for this job, or the link or its key is expired or revoked.
@@ -65,7 +97,10 @@ class Links:
         if match is None or caller is None or int(match[2]) < time.time():
             raise _bad_link()
         expected = _mac(await self._shared_secret(), caller, job_id, int(match[2]))
-        if not hmac.compare_digest(expected, match[3]):
+        if hmac.compare_digest(expected, match[3]):
+            return caller
+        found = await self.shared(job_id) if opened == "audio" else None
+        if found is None or not hmac.compare_digest(found[0], token):
             raise _bad_link()
         return caller
 

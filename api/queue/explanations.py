@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from serinette import brake
@@ -20,7 +20,7 @@ _LEAST_FRACTION = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Status of one pool. `succeeded` and `unsuccessful` (failed and canceled) count jobs that ended since Redis began;
+    """Status of one pool. `ended` counts jobs that ended since Redis began, by outcome and error code;
     `facts` is the pool's published configuration, `holdup` the controller's report of its pods, `at` when this was
     read, by Redis's clock as all times of jobs and workers are.
     """
@@ -28,8 +28,7 @@ class Pool:
     name: str
     waiting: Mapping[Lane, int]
     running: int = 0
-    succeeded: int = 0
-    unsuccessful: int = 0
+    ended: Mapping[tuple[str, str], int] = field(default_factory=dict)
     workers: tuple[Presence, ...] = ()
     pace_s: float | None = None
     cold_start_s: float | None = None
@@ -37,6 +36,16 @@ class Pool:
     holdup: Holdup | None = None
     facts: PoolFacts | None = None
     at: datetime | None = None
+
+    @property
+    def succeeded(self) -> int:
+        """Jobs that succeeded since Redis began."""
+        return sum(jobs for (outcome, _), jobs in self.ended.items() if outcome == JobStatus.SUCCEEDED)
+
+    @property
+    def unsuccessful(self) -> int:
+        """Jobs that failed or were canceled since Redis began."""
+        return sum(self.ended.values()) - self.succeeded
 
     @property
     def active(self) -> tuple[Presence, ...]:

@@ -15,7 +15,7 @@ from api.queue.pool_status import PoolStatusReader
 from api.turns import Threads
 from serinette.errors import InvalidSpec, NotFound, StoreUnavailable, Unavailable
 from serinette.job import Job, JobError, JobStatus, now
-from serinette.jobs import AsyncJobs, Seen, Shrunk, calls, job_of_record
+from serinette.jobs import AsyncJobs, Entry, Seen, Shrunk, calls, job_of_record
 from serinette.jobs.finishing import find_record
 from serinette.jobs.script import text
 from serinette.names import Keys
@@ -56,6 +56,30 @@ class Cursor:
         except (binascii.Error, ValueError, TypeError, RecursionError) as error:
             message = "cursor: not valid; send `next_cursor` of the page before unchanged, or leave it out"
             raise InvalidSpec(message, field="cursor") from error
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a list shows. `created_after` is inclusive, `created_before` is not."""
+
+    status: JobStatus | None = None
+    label: tuple[str, str] | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+    @property
+    def first_score(self) -> str | float:
+        """Least score of such a job in the index of jobs."""
+        return self.created_after.timestamp() if self.created_after else "-inf"
+
+    def admits(self, found: Entry | Shrunk) -> bool:
+        """Whether status and label are those asked for."""
+        return (self.status is None or found.status is self.status) and (
+            self.label is None or found.labels.get(self.label[0]) == self.label[1]
+        )
+
+
+EVERY_JOB = JobFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +130,18 @@ class Lookup:
             jobs |= zip(forgotten, await self._recalled(tenant, forgotten), strict=True)
         return [jobs.get(job_id) for job_id in job_ids]
 
-    async def page(
-        self, tenant: str, status: JobStatus | None, label: tuple[str, str] | None, cursor: str | None, limit: int
-    ) -> Page:
+    async def page(self, tenant: str, wanted: JobFilter, cursor: str | None, limit: int) -> Page:
         """A page of the tenant's jobs, newest first, out of Redis alone. Raises InvalidSpec: a cursor not of ours."""
         last = after = Cursor.decode(cursor) if cursor else None
         found: list[Job] = []
-        async for last, seen in self._scan(tenant, after, limit):  # where the page ended
-            if _matches(seen, tenant, status, label):
+        async for last, seen in self._scan(tenant, wanted, after, limit):  # where the page ended
+            if _matches(seen, tenant, wanted):
                 job = await self.explained(seen)
                 found.append(job or brief(last.job_id, seen.shrunk))  # type: ignore[arg-type]  # one of them is there
             if len(found) == limit:
                 break
         more = last is not None and await self._start(tenant, last) < int(
-            await self._jobs.redis.zcard(self._keys.jobs(tenant))
+            await self._jobs.redis.zcount(self._keys.jobs(tenant), wanted.first_score, "+inf")
         )
         return Page(tuple(found), last.encode() if last and more else None)
 
@@ -156,17 +178,22 @@ class Lookup:
 
         return await self.recalls.run(tenant, read)
 
-    async def _scan(self, tenant: str, after: Cursor | None, limit: int) -> AsyncIterator[tuple[Cursor, Seen]]:
-        """The tenant's jobs after a cursor, newest first, at most SCAN_LIMIT; `limit` is the expected number."""
-        start = 0 if after is None else await self._start(tenant, after)
+    async def _scan(
+        self, tenant: str, wanted: JobFilter, after: Cursor | None, limit: int
+    ) -> AsyncIterator[tuple[Cursor, Seen]]:
+        """The tenant's jobs of that time after a cursor, newest first, at most SCAN_LIMIT; `limit`: expected number."""
+        index, start = self._keys.jobs(tenant), 0 if after is None else await self._start(tenant, after)
+        if wanted.created_before:
+            later: Any = await self._jobs.redis.zcount(index, wanted.created_before.timestamp(), "+inf")
+            start = max(start, int(later))
         first, chunk = start, min(limit, SCAN_CHUNK)
         while first < start + SCAN_LIMIT:
             chunk = min(chunk, start + SCAN_LIMIT - first)
-            rows: Any = await self._jobs.redis.zrange(
-                self._keys.jobs(tenant), first, first + chunk - 1, desc=True, withscores=True
-            )
+            rows: Any = await self._jobs.redis.zrange(index, first, first + chunk - 1, desc=True, withscores=True)
             ids = [text(job_id) for job_id, _ in rows]
             for job_id, (_, score), seen in zip(ids, rows, await self.see(ids), strict=True):
+                if wanted.created_after and score < wanted.created_after.timestamp():
+                    return
                 yield Cursor(job_id, score), seen
             if len(rows) < chunk:
                 return
@@ -211,15 +238,10 @@ def _is_hidden(tenant: str, seen: Seen) -> bool:
     return seen.shrunk is not None and seen.shrunk.tenant != tenant
 
 
-def _matches(seen: Seen, tenant: str, status: JobStatus | None, label: tuple[str, str] | None) -> bool:
+def _matches(seen: Seen, tenant: str, wanted: JobFilter) -> bool:
     """Whether a list with these filters shows the job."""
     found = seen.entry or seen.shrunk
-    return (
-        found is not None
-        and not _is_hidden(tenant, seen)
-        and (status is None or found.status is status)
-        and (label is None or found.labels.get(label[0]) == label[1])
-    )
+    return found is not None and not _is_hidden(tenant, seen) and wanted.admits(found)
 
 
 def _time(unix_s: float) -> datetime:
@@ -230,4 +252,4 @@ def _slow_store() -> Unavailable:
     return StoreUnavailable("the store is slow to answer for jobs that ended a while ago; try again")
 
 
-__all__ = ["Cursor", "Lookup", "Page", "brief", "no_such_job"]
+__all__ = ["EVERY_JOB", "Cursor", "JobFilter", "Lookup", "Page", "brief", "no_such_job"]

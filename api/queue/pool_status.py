@@ -15,7 +15,6 @@ from api.outages import queue_errors
 from api.queue.explanations import Pool
 from serinette.brake import in_force
 from serinette.counters import JOBS_ENDED, SEPARATOR
-from serinette.job import JobStatus
 from serinette.jobs.script import text
 from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts, of_name
@@ -23,7 +22,8 @@ from serinette.presence import Holdup, Pace, Presence, from_redis_time
 
 MAX_AGE_S = 0.25
 
-Ended = Mapping[tuple[str, str], int]
+# Jobs that ended, by pool, then by outcome and error code.
+Ended = Mapping[str, Mapping[tuple[str, str], int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,7 @@ class PoolStatusReader:
             name=name,
             waiting=dict(zip(Lane, counts[::2], strict=True)),
             running=sum(counts[1::2]),
-            succeeded=ended.get((name, JobStatus.SUCCEEDED), 0),
-            unsuccessful=ended.get((name, JobStatus.FAILED), 0) + ended.get((name, JobStatus.CANCELED), 0),
+            ended=ended.get(name, {}),
             workers=tuple(worker for worker in workers if worker.pool == name),
             pace_s=None if pace_s is None else float(pace_s),
             cold_start_s=None if cold_start_s is None else float(cold_start_s),
@@ -135,10 +134,10 @@ def _retrieve_exception(reading: asyncio.Task[None]) -> None:
 
 
 def _ended(counted: Mapping[Any, Any]) -> Ended:
-    """Jobs that ended since Redis began, by pool and outcome, from the counters' hash."""
-    sums: dict[tuple[str, str], int] = {}
+    """Jobs that ended since Redis began, from the counters' hash."""
+    found: dict[str, dict[tuple[str, str], int]] = {}
     for field, value in counted.items():
         name, *labels = text(field).split(SEPARATOR)
         if name == JOBS_ENDED.name and len(labels) == len(JOBS_ENDED.labels):
-            sums[labels[0], labels[1]] = sums.get((labels[0], labels[1]), 0) + int(value)
-    return sums
+            found.setdefault(labels[0], {})[labels[1], labels[2]] = int(value)
+    return found

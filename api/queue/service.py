@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from api.outages import queue_errors
 from api.queue.explanations import Pool
-from api.queue.lookup import Lookup, Page, no_such_job
+from api.queue.lookup import EVERY_JOB, JobFilter, Lookup, Page, no_such_job
 from api.queue.pool_status import PoolStatusReader
 from api.queue.submission import Submitter, Work
 from api.settings import GatewaySettings
@@ -139,9 +139,8 @@ class JobQueue:
     async def list(
         self,
         tenant: str,
+        wanted: JobFilter = EVERY_JOB,
         *,
-        status: JobStatus | None = None,
-        label: tuple[str, str] | None = None,
         cursor: str | None = None,
         limit: int = 20,
     ) -> Page:
@@ -152,7 +151,7 @@ class JobQueue:
         """
         with queue_errors(_ADVICE):
             async with self._lists.of(tenant):
-                return await self._lookup.page(tenant, status, label, cursor, limit)
+                return await self._lookup.page(tenant, wanted, cursor, limit)
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
         """Ask for the job's end: a queued one is canceled at once, a running one stops within a step.

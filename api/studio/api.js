@@ -8,6 +8,9 @@
  * @typedef {Schemas["Upload"]} Upload
  * @typedef {Schemas["ModelView"]} Model
  * @typedef {Schemas["JobLinks"]} Links
+ * @typedef {Schemas["JobList"]} JobList
+ * @typedef {Schemas["Batch"]} Batch
+ * @typedef {Schemas["WorkerPoolView"]} WorkerPool
  * @typedef {{method?: string, json?: unknown, body?: BodyInit, headers?: Record<string, string>, signal?: AbortSignal}} Options
  */
 
@@ -70,12 +73,19 @@ export async function send(path, { method = "GET", json, body, headers = {}, sig
 }
 
 /**
+ * A path of an answer as seen from this page: the answer's begins with the prefix that a proxy announced, if any.
+ *
+ * @param {string} path
+ */
+export const relative = (path) => path.slice(path.lastIndexOf("/v1/jobs/") + 1);
+
+/**
  * Sends a request; answers with the JSON that came back. Seeds beyond what a number can hold come as text.
  *
  * @param {string} path
  * @param {Options} [options]
  */
-async function ask(path, options) {
+export async function ask(path, options) {
   const text = await (await send(path, options)).text();
   const quoted = text.replace(/"seed":\s*(\d{16,})/g, '"seed":"$1"');
   return JSON.parse(quoted.replace(/"seed":\s*\[[\d,\s]+\]/g, (list) => list.replace(/\d+/g, '"$&"')));
@@ -107,6 +117,18 @@ export const cancel = (id) => ask(`v1/jobs/${id}/cancel`, { method: "POST" });
  * @returns {Promise<Links>}
  */
 export const links = (id) => ask(`v1/jobs/${id}/links`, { method: "POST" });
+
+/**
+ * A page of jobs, newest first.
+ *
+ * @param {Record<string, string | number | undefined>} filters what the server knows of them; empty ones are left out
+ * @param {AbortSignal} signal
+ * @returns {Promise<JobList>}
+ */
+export function jobs(filters, signal) {
+  const query = Object.entries(filters).filter(([, value]) => value).map(([name, value]) => [name, String(value)]);
+  return ask(`v1/jobs?${new URLSearchParams(query)}`, { signal });
+}
 
 /** @returns {Promise<Model[]>} */
 export const models = async () => (await ask("v1/models")).models;

@@ -4,21 +4,37 @@
  * @typedef {{title: string, element: HTMLElement, close: () => void}} View
  */
 
-import { key } from "./api.js";
+import { ask, key } from "./api.js";
 import { createView } from "./create.js";
 import { button, fill, h } from "./dom.js";
 import { chooseLanguage, language, languages, loadWords, t } from "./text.js";
+
+const VIEWS = ["create", "queue", "history"];
 
 const main = h("main", { id: "main" });
 const header = h("header");
 const keyBar = h("div", { class: "key-bar", hidden: true });
 /** @type {View | null} */
 let view = null;
+let operator = false;
 
 /** @returns {Promise<View>} */
 async function viewAt() {
   const id = /^#\/song\/([0-9a-f-]{36})$/.exec(location.hash)?.[1];
-  return id ? (await import("./song.js")).songView(id) : createView();
+  if (id) return (await import("./song.js")).songView(id);
+  const [path, query] = location.hash.slice(2).split("?");
+  if (path === "queue") return (await import("./queue.js")).queueView();
+  if (path === "operator") return (await import("./operator.js")).operatorView(new URLSearchParams(query));
+  if (path === "history") return (await import("./history.js")).historyView(new URLSearchParams(query));
+  return createView();
+}
+
+/** Marks the entry of the menu whose view is shown. */
+function mark() {
+  for (const link of header.querySelectorAll("nav a")) {
+    if (view?.title === link.textContent) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
 }
 
 /** @param {boolean} focus whether a person came here from another view, and a screen reader should say where that is */
@@ -27,14 +43,21 @@ async function show(focus) {
   view = await viewAt();
   document.title = `${view.title} · Serinette`;
   fill(main, view.element);
-  for (const link of header.querySelectorAll("nav a")) {
-    if (view.title === link.textContent) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
+  mark();
   if (focus) main.querySelector("h1")?.focus();
 }
 
+/** Offers what the key may see beside what all keys may. */
+async function offerRights() {
+  const today = new Date().toISOString().slice(0, 10);
+  const { rights } = await ask(`v1/usage?since=${today}`).catch(() => ({ rights: [] })); // the view itself says what is wrong
+  operator = rights.includes("operator:read");
+  if (operator) frame();
+  mark();
+}
+
 function askForKey() {
+  if (!keyBar.hidden) return;
   const input = h("input", { type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true });
   const form = h("form", {
     class: "row", onsubmit: (/** @type {Event} */ event) => {
@@ -42,6 +65,7 @@ function askForKey() {
       key.set(input.value.trim());
       frame();
       void show(false);
+      void offerRights();
     },
   }, h("label", { for: "key" }, t(key.get() ? "key.wrong" : "key.needed")), input,
     h("button", { type: "submit", class: "primary" }, t("key.use")), h("p", { class: "note" }, t("key.kept")));
@@ -63,8 +87,8 @@ function frame() {
       event.preventDefault();
       main.querySelector("h1")?.focus();
     } }, t("skip")),
-    h("a", { class: "name", href: "#/create" }, h("img", { src: "studio/icon.svg", alt: "", width: 28, height: 28 }), "Serinette"),
-    h("nav", { "aria-label": t("views") }, h("a", { href: "#/create" }, t("create"))),
+    h("a", { class: "name", href: "#/create" }, h("img", { src: "studio/icon.svg", alt: "", width: 28, height: 28 }), h("span", {}, "Serinette")),
+    h("nav", { "aria-label": t("views") }, [...VIEWS, ...(operator ? ["operator"] : [])].map((name) => h("a", { href: `#/${name}` }, t(name)))),
     h("div", { class: "row" },
       key.get() ? button(t("key.forget"), () => (key.forget(), location.reload())) : null,
       h("a", { href: "docs" }, t("api")), choice));
@@ -80,3 +104,4 @@ document.body.replaceChildren(header, keyBar, main,
   h("div", { id: "announcements", class: "unseen", role: "status", "aria-live": "polite" }));
 frame();
 await show(false);
+await offerRights();

@@ -54,7 +54,11 @@ export function createView() {
       inputmode: field.kind === "number" ? "decimal" : null, autocomplete: "off", list: list ? list.id : null,
     });
     const made = labelled(field.name, input, list);
-    if (field.kind === "share" && !draft[field.name]) input.value = field.standard ?? "1";
+    if (field.kind !== "share") return made;
+    if (!draft[field.name]) input.value = field.standard ?? "1";
+    const value = h("output", { for: field.name }, input.value);
+    input.addEventListener("input", () => fill(value, input.value));
+    input.after(value);
     return made;
   };
 

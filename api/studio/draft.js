@@ -87,6 +87,17 @@ export function fromSpec(spec, keep) {
 }
 
 /**
+ * Opens the form, filled in for a spec.
+ *
+ * @param {Record<string, any>} spec
+ * @param {{seed?: boolean, change?: Record<string, string>}} [how]
+ */
+export function again(spec, { seed = false, change = {} } = {}) {
+  keepDraft({ ...fromSpec(spec, { seed }), ...change });
+  location.hash = "#/create";
+}
+
+/**
  * The Idempotency-Key for a spec: the same one until that was accepted, so that a submit whose answer was lost makes
  * no second song.
  *

@@ -3,6 +3,9 @@
 import { Refusal, send } from "./api.js";
 
 const ENDS = new Set(["succeeded", "failed", "canceled"]);
+/** @param {import("./api.js").Job} job */
+export const ended = (job) => ENDS.has(job.status);
+
 const PAUSES_S = [0.5, 1, 2, 4, 8];
 
 /**
@@ -70,4 +73,33 @@ function pause(seconds, signal) {
     const timer = setTimeout(resolve, seconds * 1000);
     signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
   });
+}
+
+/**
+ * A job after one of its events.
+ *
+ * @param {import("./api.js").Job} job
+ * @param {JobEvent} event
+ * @returns {import("./api.js").Job}
+ */
+export function after(job, event) {
+  const data = /** @type {any} */ (event.data);
+  switch (event.type) {
+    case "status":
+      return data;
+    case "started":
+      return { ...job, status: "running", progress: null, position: null, waiting_for: null };
+    case "progress":
+      return { ...job, status: "running", progress: data, waiting_for: null };
+    case "attempt":
+      return { ...job, status: "queued", progress: null, attempts: [...job.attempts.filter((each) => each.number !== data.number), data] };
+    case "cancel_requested":
+      return { ...job, cancel_requested: true };
+    case "succeeded":
+    case "failed":
+    case "canceled":
+      return { ...job, status: event.type };
+    default:
+      return job;
+  }
 }

@@ -3,13 +3,24 @@
 import { announce, button, fill, h } from "./dom.js";
 import { span, t } from "./text.js";
 
-/** @param {import("./api.js").Job} job */
-const stageWords = (job) => {
+/**
+ * What a running job does, with its step.
+ *
+ * @param {import("./api.js").Job} job
+ */
+export const stageWords = (job) => {
   const progress = job.progress;
   if (!progress) return t("stage.starting");
   const words = t(`stage.${progress.stage}`);
   return progress.steps ? `${words} ${t("step", { step: progress.step ?? 0, steps: progress.steps })}` : words;
 };
+
+/**
+ * What a job waits for: the server's own words.
+ *
+ * @param {string | null | undefined} words
+ */
+export const waitsFor = (words) => words && h("span", {}, t("waiting_for"), " ", h("span", { lang: "en" }, words));
 
 /** @param {() => void} onCancel */
 export function livePanel(onCancel) {
@@ -39,8 +50,7 @@ export function livePanel(onCancel) {
       if (running && job.progress) bar.value = job.progress.fraction;
       else bar.removeAttribute("value");
       const place = job.position && !running ? t("place", { place: job.position, lane: job.lane }) : "";
-      fill(waits, place, place && job.waiting_for ? " · " : "", job.waiting_for
-        ? h("span", {}, t("waiting_for"), " ", h("span", { lang: "en" }, job.waiting_for)) : null);
+      fill(waits, place, place && job.waiting_for ? " · " : "", waitsFor(job.waiting_for));
       const retried = job.attempts.filter((attempt) => attempt.outcome === "failed").at(-1)?.error;
       fill(left, job.eta_s === null || job.eta_s === undefined ? "" : t("left", { span: span(job.eta_s) }),
         retried ? h("span", { lang: "en" }, ` ${t("attempt_failed")} ${retried.message}`) : null);

@@ -1,8 +1,9 @@
 /** One variation: its waveform, play, seek, loop, download. */
 
-import { links, send } from "./api.js";
+import { links, relative, send } from "./api.js";
 import { button, fill, h } from "./dom.js";
 import { failureBox } from "./failure.js";
+import { regionField } from "./region.js";
 import { clock, size, t } from "./text.js";
 import { draw, peaksOf } from "./waveform.js";
 
@@ -26,7 +27,7 @@ export function signedSongs(jobId) {
       throw error;
     });
     // `download` is never a redirect: the store may be where this page may not fetch from.
-    return `${(await asked).audio.slice(1)}&index=${index}&download=true`;
+    return `${relative((await asked).audio)}&index=${index}&download=true`;
   };
 }
 
@@ -34,9 +35,10 @@ export function signedSongs(jobId) {
  * @param {import("./api.js").Artifact} artifact
  * @param {string} label
  * @param {(index: number) => Promise<string>} address
- * @param {(index: number) => void} useAsSource
+ * @param {{useAsSource: (index: number) => void, repaint: (index: number, region: import("./region.js").Region) => void,
+ *   share: (index: number) => void}} acts
  */
-export function player(artifact, label, address, useAsSource) {
+export function player(artifact, label, address, acts) {
   const duration = artifact.duration_s;
   const audio = h("audio", { preload: "none" });
   const time = h("span", { class: "time" });
@@ -85,9 +87,13 @@ export function player(artifact, label, address, useAsSource) {
     audio.currentTime = at;
   }
 
+  const ready = async () => {
+    if (!audio.src || audio.error) await open();
+  };
+
   const toggle = () => attempt(async () => {
     if (!audio.paused) return audio.pause();
-    if (!audio.src || audio.error) await open();
+    await ready();
     for (const other of document.querySelectorAll("audio")) if (other !== audio) other.pause();
     return audio.play().catch(async (/** @type {unknown} */ error) => {
       await send(await address(artifact.index), { method: "HEAD" }); // a song that is gone is refused in words
@@ -103,13 +109,9 @@ export function player(artifact, label, address, useAsSource) {
     paint();
   });
 
-  /** @param {PointerEvent} event */
-  const point = (event) => {
-    const box = canvas.getBoundingClientRect();
-    void seek(((event.clientX - box.left) / box.width) * duration);
-  };
-  canvas.addEventListener("pointerdown", (event) => (canvas.setPointerCapture(event.pointerId), point(event)));
-  canvas.addEventListener("pointermove", (event) => event.buttons && point(event));
+  const region = regionField(canvas, duration, label, {
+    now: () => audio.currentTime, seek, use: (chosen) => acts.repaint(artifact.index, chosen),
+  });
   canvas.addEventListener("keydown", (event) => {
     const now = audio.currentTime;
     const to = /** @type {Record<string, number>} */ ({
@@ -136,9 +138,9 @@ export function player(artifact, label, address, useAsSource) {
     paint();
   });
   const element = h("article", { class: "card player", "aria-label": label },
-    h("h2", {}, label), h("div", { class: "deck" }, play, canvas, time),
-    h("div", { class: "row" }, loop, download, button(t("use_as_source"), () => useAsSource(artifact.index)),
-      h("span", { class: "note" }, t("seed", { seed: String(artifact.seed) }))),
+    h("h2", {}, label), h("div", { class: "deck" }, play, region.box, time), region.form,
+    h("div", { class: "row" }, loop, ...region.buttons, button(t("use_as_source"), () => acts.useAsSource(artifact.index)), download,
+      button(t("share"), () => acts.share(artifact.index)), h("span", { class: "note" }, t("seed", { seed: String(artifact.seed) }))),
     trouble, audio);
-  return { element, close: () => (resized.disconnect(), audio.pause(), audio.removeAttribute("src")) };
+  return { element, audio, label, ready, close: () => (resized.disconnect(), audio.pause(), audio.removeAttribute("src")) };
 }

@@ -1,26 +1,21 @@
 /** The view Song: one job, live until it ends, then to be heard. */
 
 import { cancel, look, send } from "./api.js";
+import { compareBar } from "./compare.js";
 import { announce, button, fill, h } from "./dom.js";
-import { fromSpec, keepDraft } from "./draft.js";
-import { follow } from "./events.js";
+import { again } from "./draft.js";
+import { after, ended, follow } from "./events.js";
 import { failureBox } from "./failure.js";
 import { FIELDS, FORMATS } from "./fields.js";
 import { livePanel } from "./live.js";
 import { player, signedSongs } from "./player.js";
+import { shareDialog } from "./share.js";
 import { t } from "./text.js";
 
 /** @typedef {import("./api.js").Job} Job */
 
 const LOOK_S = 4;
 const keptSpec = (/** @type {string} */ id) => `serinette.spec.${id}`;
-const ended = (/** @type {Job} */ job) => job.status !== "queued" && job.status !== "running";
-
-/** @param {Record<string, any>} spec @param {{seed?: boolean, change?: Record<string, string>}} [how] */
-function again(spec, { seed = false, change = {} } = {}) {
-  keepDraft({ ...fromSpec(spec, { seed }), ...change });
-  location.hash = "#/create";
-}
 
 /**
  * @param {string} id of a job
@@ -122,22 +117,45 @@ export function songView(id) {
     const address = signedSongs(id);
     const artifacts = job.result?.artifacts ?? [];
     const warnings = job.result?.warnings ?? [];
+    /** @type {ReturnType<typeof player>[]} */
+    const decks = [];
+    const grid = h("div", { class: "decks" });
+    const comparing = h("div");
+    /** @param {string} of @param {import("./api.js").Artifact} artifact @param {string} label @param {Job} from */
+    const add = (of, artifact, label, from) => {
+      const deck = player(artifact, label, of === id ? address : signedSongs(of), {
+        useAsSource: (index) => useAsSource(from, index),
+        repaint: (index, region) => useAsSource(from, index, region),
+        share: (index) => shareDialog(of, index),
+      });
+      closing.push(deck.close);
+      decks.push(deck);
+      grid.append(deck.element);
+      grid.classList.toggle("beside", decks.length > 1);
+      if (decks.length > 1) fill(comparing, compareBar(decks));
+    };
+    for (const artifact of artifacts) add(id, artifact, artifacts.length > 1 ? t("variation", { n: artifact.index + 1 }) : t("song"), job);
+    const [, source, index] = /^([0-9a-f-]{36})\/(\d)$/.exec(job.spec.source_audio ?? "") ?? [];
+    if (source) {
+      look(source, stop.signal).then((from) => {
+        const artifact = from.result?.artifacts[Number(index)];
+        if (artifact) add(source, artifact, t("source"), from);
+      }, () => {}); // it may be gone: its songs are kept for no longer than others
+    }
     return [
       warnings.length ? h("ul", { class: "warnings", lang: "en" }, warnings.map((words) => h("li", {}, words))) : null,
-      ...artifacts.map((artifact) => {
-        const label = artifacts.length > 1 ? t("variation", { n: artifact.index + 1 }) : t("song");
-        const deck = player(artifact, label, address, (index) => useAsSource(job, index));
-        closing.push(deck.close);
-        return deck.element;
-      }),
+      comparing, grid,
     ];
   }
 
-  /** @param {Job} job @param {number} index */
-  function useAsSource(job, index) {
+  /** @param {Job} job @param {number} index @param {import("./region.js").Region} [region] */
+  function useAsSource(job, index, region) {
     const name = `${job.spec.prompt.slice(0, 60) || t("song")} (${index + 1})`;
-    again({ prompt: job.spec.prompt, lyrics: job.spec.lyrics, vocal_language: job.spec.vocal_language, task: "cover" },
-      { change: { source_audio: `${id}/${index}`, source_audio_name: name } });
+    again({ prompt: job.spec.prompt, lyrics: job.spec.lyrics, vocal_language: job.spec.vocal_language, task: region ? "repaint" : "cover" },
+      { change: {
+        source_audio: `${job.id}/${index}`, source_audio_name: name,
+        ...(region ? { repaint_start_s: String(region.start), repaint_end_s: String(region.end) } : {}),
+      } });
   }
 
   /** @param {Job} job */
@@ -167,35 +185,6 @@ export function songView(id) {
     element: h("section", {}, heading, status, trouble, main),
     close: () => closing.forEach((each) => each()),
   };
-}
-
-/**
- * A job after one of its events.
- *
- * @param {Job} job
- * @param {import("./events.js").JobEvent} event
- * @returns {Job}
- */
-export function after(job, event) {
-  const data = /** @type {any} */ (event.data);
-  switch (event.type) {
-    case "status":
-      return data;
-    case "started":
-      return { ...job, status: "running", progress: null, position: null, waiting_for: null };
-    case "progress":
-      return { ...job, status: "running", progress: data, waiting_for: null };
-    case "attempt":
-      return { ...job, status: "queued", progress: null, attempts: [...job.attempts.filter((each) => each.number !== data.number), data] };
-    case "cancel_requested":
-      return { ...job, cancel_requested: true };
-    case "succeeded":
-    case "failed":
-    case "canceled":
-      return { ...job, status: event.type };
-    default:
-      return job;
-  }
 }
 
 /** @param {Job} job */

@@ -13,8 +13,10 @@ from api.dependencies import CallerPart, DownloadsPart, LinksPart, QueuePart, Se
 from api.downloads import FileRequest, song_of
 from api.problems import problems
 from api.request_checks import prefix_of
+from api.settings import GatewaySettings
 from api.v1 import examples
 from api.v1.answers import PARTS, REDIRECT, JobId
+from serinette.errors import NotFound, Unsupported
 from serinette.spec import PlainNumber
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -26,6 +28,13 @@ class JobLinks(BaseModel):
     audio: str = Field(description="For `<audio>`; add `&index=N` for another variation.")
     events: str = Field(description="For EventSource, and with ws: or wss: for a WebSocket.")
     expires_at: AwareDatetime = Field(description="A response that has begun by then is not cut off.")
+
+
+class JobShare(BaseModel):
+    """A link by which anyone can hear the songs of one job."""
+
+    audio: str = Field(description="Path of the first song; add `&index=N` for another variation.")
+    expires_at: AwareDatetime = Field(description="A download that has begun by then is not cut off.")
 
 
 @router.get(
@@ -79,3 +88,64 @@ async def links(
         events=f"{path}/events?token={token}",
         expires_at=datetime.fromtimestamp(expires_s, UTC),
     )
+
+
+@router.post(
+    "/jobs/{job_id}/share",
+    summary="Share a job's songs",
+    responses={
+        200: {"content": examples.SHARE},
+        **problems("not_found", "unsupported", "queue_unavailable", "store_unavailable"),
+    },
+)
+async def share(
+    job_id: JobId, request: Request, queue: QueuePart, caller: CallerPart, links_: LinksPart, settings: SettingsPart
+) -> JobShare:
+    """A link that needs no key, for a day; the same one for as long as it is valid. Whoever has it can hear and keep
+    the songs, whose tags may hold prompt and lyrics. It ends early when it is revoked, or the key that made it.
+    """
+    _require_keys(settings)
+    await queue.get(caller.tenant, job_id)
+    return _share(request, job_id, *await links_.share(caller, job_id, settings.share_s))
+
+
+@router.get(
+    "/jobs/{job_id}/share",
+    summary="The link a job is shared by",
+    responses={
+        200: {"content": examples.SHARE},
+        **problems("not_found", "unsupported", "queue_unavailable", "store_unavailable"),
+    },
+)
+async def shared(
+    job_id: JobId, request: Request, queue: QueuePart, tenant: TenantPart, links_: LinksPart, settings: SettingsPart
+) -> JobShare:
+    """The link that is valid now; 404 without one."""
+    _require_keys(settings)
+    await queue.get(tenant, job_id)
+    found = await links_.shared(job_id)
+    if found is None:
+        raise NotFound(f"job {job_id} is not shared; POST to this path to share it")
+    return _share(request, job_id, *found)
+
+
+@router.delete(
+    "/jobs/{job_id}/share",
+    status_code=204,
+    summary="Revoke the link",
+    responses=problems("not_found", "queue_unavailable", "store_unavailable"),
+)
+async def revoke(job_id: JobId, queue: QueuePart, tenant: TenantPart, links_: LinksPart) -> None:
+    """The link opens nothing any more, from now on. A job that is not shared stays so."""
+    await queue.get(tenant, job_id)
+    await links_.revoke(job_id)
+
+
+def _require_keys(settings: GatewaySettings) -> None:
+    if not settings.auth:
+        raise Unsupported("this gateway asks for no key: all who reach it can hear every song at its own address")
+
+
+def _share(request: Request, job_id: str, token: str, expires_s: int) -> JobShare:
+    path = f"{prefix_of(request.scope)}/v1/jobs/{job_id}/audio?token={token}"
+    return JobShare(audio=path, expires_at=datetime.fromtimestamp(expires_s, UTC))

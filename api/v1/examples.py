@@ -95,6 +95,8 @@ LINKS = _json(
     }
 )
 
+SHARE = _json({"audio": f"/v1/jobs/{_JOB_ID}/audio?token={_TOKEN}", "expires_at": "2026-01-03T03:04:05Z"})
+
 _SUMS = {"succeeded": 3, "failed": 0, "canceled": 1, "gpu_s": 12.5, "queue_s": 4.2, "size_bytes": 2_041_000, "jobs": 4}
 USAGE = _json(
     {
@@ -108,6 +110,32 @@ USAGE = _json(
             "requests_per_minute": 600,
             "gpu_seconds_per_day": 7_200,
         },
+        "rights": [],
+    }
+)
+OPERATOR = _json(
+    {
+        "pools": [
+            {
+                "name": "default",
+                "model": "acestep-v15-turbo",
+                "min_workers": 0,
+                "max_workers": 4,
+                "pods": 1,
+                "waiting": 3,
+                "brake": [],
+                "waiting_for": None,
+                "workers": [],
+                "lanes": [{"lane": "normal", "waiting": 3, "oldest_s": 41.5}],
+                "running": 1,
+                "pace_s": 18.2,
+                "succeeded": 1_204,
+                "failures": [{"code": "worker_lost", "jobs": 2}],
+            }
+        ],
+        "since": "2025-12-04",
+        "until": "2026-01-02",
+        "tenants": [{"tenant": "acme", "total": _SUMS, "limits": {}}],
     }
 )
 

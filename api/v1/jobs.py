@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.dependencies import QueuePart, RequestContext, TenantPart, context_of, idempotency_key_header
 from api.events import hold, preferred_wait_s
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
+from api.queue.lookup import JobFilter
 from api.v1 import examples
 from api.v1.answers import JobId, job_answer, unknown_fields
 from serinette.errors import InvalidSpec
@@ -134,6 +135,8 @@ async def list_jobs(
         str | None,
         Query(max_length=127, description="Only jobs with this label: `name=value`.", examples=["album=blue"]),
     ] = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Only jobs submitted then or later.")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Only jobs submitted before then.")] = None,
     cursor: Annotated[str | None, Query(max_length=300, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page."), PlainNumber] = 20,
 ) -> Response:
@@ -144,7 +147,8 @@ async def list_jobs(
     name, equals, value = (label or "").partition("=")
     if label is not None and not (name and equals):
         raise InvalidSpec("label: must be name=value", field="label")
-    page = await queue.list(tenant, status=status, label=(name, value) if label else None, cursor=cursor, limit=limit)
+    wanted = JobFilter(status, (name, value) if label else None, created_after, created_before)
+    page = await queue.list(tenant, wanted, cursor=cursor, limit=limit)
     listed = JobList(jobs=page.jobs, next_cursor=page.next_cursor)
     left_out = {place: unknown for place, job in enumerate(page.jobs) if (unknown := unknown_fields(job))}
     return Response(

@@ -139,7 +139,7 @@ async def workers(queue: QueuePart) -> WorkersView:
     a node without a free GPU, an image, a model that loads, the brake. What only a cluster can report is up to half a
     minute old, and missing outside of one.
     """
-    return WorkersView(pools=tuple(_worker_pool(pool) for pool in await queue.pools()))
+    return WorkersView(pools=tuple(worker_pool_view(pool) for pool in await queue.pools()))
 
 
 def _pool(pool: Pool) -> PoolView:
@@ -208,7 +208,8 @@ def _model(pool: str, model: Model, workers: int, default_pool: str) -> ModelVie
     )
 
 
-def _worker_pool(pool: Pool) -> WorkerPoolView:
+def worker_pool_view(pool: Pool) -> WorkerPoolView:
+    """A pool and its workers, as clients see them."""
     held = next((worker.model.name for worker in pool.workers if worker.model), None)
     waiting = sum(pool.waiting.values())
     return WorkerPoolView(

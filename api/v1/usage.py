@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import date, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, BeforeValidator, Field
 
-from api.dependencies import AccountsPart, TenantPart
+from api.dependencies import AccountsPart, CallerPart
 from api.problems import problems
 from api.v1 import examples
 from serinette.credentials import Limits
 from serinette.errors import InvalidSpec
+from serinette.names import Right
 from serinette.usage import DAYS_KEPT, Day, Sums
 
 router = APIRouter(prefix="/v1", tags=["usage"])
@@ -38,6 +40,7 @@ class UsageView(BaseModel):
     days: tuple[Day, ...] = Field(description="Oldest first; days without jobs are zeros.")
     total: Sums
     limits: Limits = Field(description="What the tenant may use; null is without bound.")
+    rights: tuple[Right, ...] = Field(description="What this key may do beside what all keys may.")
 
 
 @router.get(
@@ -47,20 +50,29 @@ class UsageView(BaseModel):
 )
 async def usage(
     accounts: AccountsPart,
-    tenant: TenantPart,
+    caller: CallerPart,
     since: Annotated[QueryDay, Query(description="First UTC day; else 29 days before `until`.")] = None,
     until: Annotated[QueryDay, Query(description="Last UTC day; else today.")] = None,
 ) -> UsageView:
     """GPU-seconds, queue seconds, bytes and jobs of each day. A job counts on the day it ends, once."""
-    last = until or await accounts.today()
+    days = await accounts.days(caller.tenant, span_of(since, until, await accounts.today(), DAYS_KEPT))
+    limits = await accounts.limits(caller.tenant)
+    return UsageView(tenant=caller.tenant, days=tuple(days), total=total_of(days), limits=limits, rights=caller.rights)
+
+
+def span_of(since: date | None, until: date | None, today: date, most: int) -> list[date]:
+    """The days of a query. Raises InvalidSpec: there are none of them, or too many."""
+    last = until or today
     first = since or last - timedelta(days=min(DEFAULT_DAYS - 1, (last - date.min).days))
     count = (last - first).days + 1
-    if not 1 <= count <= DAYS_KEPT:
-        raise InvalidSpec(
-            f"since: must be at most {DAYS_KEPT - 1} days before until ({last}), not after", field="since"
-        )
-    days = await accounts.days(tenant, [first + timedelta(days=number) for number in range(count)])
+    if not 1 <= count <= most:
+        raise InvalidSpec(f"since: must be at most {most - 1} days before until ({last}), not after", field="since")
+    return [first + timedelta(days=number) for number in range(count)]
+
+
+def total_of(days: Iterable[Day]) -> Sums:
+    """The sum of all."""
     total = Sums()
     for day in days:
         total = total.plus(day)
-    return UsageView(tenant=tenant, days=tuple(days), total=total, limits=await accounts.limits(tenant))
+    return total

@@ -18,7 +18,7 @@ from rich.table import Column
 from serinette.cli.terminal import age, errors, output, show_table
 from serinette.errors import QueueUnavailable
 from serinette.job import now
-from serinette.names import Keys, Lane
+from serinette.names import Keys, Lane, Right
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -59,6 +59,10 @@ def create(
     tenant: Tenant,
     note: Annotated[str, typer.Option(help="Whose it is, for lists.")] = "",
     expires: Annotated[str | None, typer.Option(metavar="TIME", help="How long it is valid: 90d, 12h.")] = None,
+    right: Annotated[
+        list[Right] | None,
+        typer.Option(help="What it may do beside what all keys may; operator:read: see all pools and tenants."),
+    ] = None,
     declare: Annotated[
         bool, typer.Option("--declare", help="Keep nothing; print what the gateways' SERINETTE_KEYS_FILE needs too.")
     ] = False,
@@ -70,7 +74,7 @@ def create(
     from serinette import credentials  # noqa: PLC0415  # as heavy as a server, which other commands are not
 
     life_s = _seconds(expires, "--expires") if expires else None
-    key, kept = credentials.new_key(checked_tenant(tenant), note=note, expires_at=_later(life_s))
+    key, kept = credentials.new_key(checked_tenant(tenant), note=note, expires_at=_later(life_s), rights=right or ())
     if declare:
         errors.print('For the "keys" of the file; the key itself is below.')
         errors.print_json(kept.model_dump_json())
@@ -91,8 +95,12 @@ def list_(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir
         shown = [credential.model_dump(mode="json", exclude={"sha256"}) for credential in found]
         output.print_json(data=shown)
         return
-    columns = (Column("KEY"), Column("TENANT"), Column("AGE", justify="right"), Column("EXPIRES"), Column("NOTE"))
-    rows = [(one.id, one.tenant, age(one.created_at), _expiry(one), escape(one.note)) for one in found]
+    aged = Column("AGE", justify="right")
+    columns = (Column("KEY"), Column("TENANT"), aged, Column("EXPIRES"), Column("RIGHTS"), Column("NOTE"))
+    rows = [
+        (one.id, one.tenant, age(one.created_at), _expiry(one), ", ".join(one.rights), escape(one.note))
+        for one in found
+    ]
     show_table(columns, rows)
 
 
@@ -121,7 +129,7 @@ def rotate(
 
     with opened(redis_url, data_dir) as place:
         old = credentials.find(place.redis, place.keys, key_id)
-        key, kept = credentials.new_key(old.tenant, note=old.note)
+        key, kept = credentials.new_key(old.tenant, note=old.note, rights=old.rights)
         credentials.save(place.redis, place.keys, kept)
         end = _later(_seconds(overlap, "--overlap"))
         ends = [at for at in (end, old.expires_at) if at is not None]

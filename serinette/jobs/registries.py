@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
+from redis.asyncio.client import Pipeline as AsyncPipeline
+from redis.client import Pipeline
 
 from serinette.jobs.script import text
 from serinette.names import Keys, Lane, queue_name
 
 _LANES = frozenset(Lane)
+_HEAD = 10
 _ENDED = ("finished", "failed", "canceled")
 
 # Removes ids of jobs that are not queued from a part of RQ's list. It is one script because a canceled job may be
@@ -50,6 +53,20 @@ def known_lanes(redis: Redis, keys: Keys) -> list[tuple[str, Lane]]:
 def started_key(keys: Keys, pool: str, lane: Lane) -> str:
     """RQ's registry of a lane's running attempts, which the transitions keep."""
     return f"{keys.prefix}:wip:{queue_name(pool, lane)}"
+
+
+def ask_heads(pipe: Pipeline | AsyncPipeline, waiting: str) -> None:
+    """Ask a pipeline, of either kind, for the ids among which a lane's oldest job is: its head, where jobs that were
+    given back stand in no order of their submits, and the first that never ran.
+    """
+    pipe.zrange(waiting, 0, _HEAD - 1)
+    pipe.zrange(waiting, 0, "+inf", byscore=True, offset=0, num=1)
+
+
+def oldest_s(submitted: Sequence[float | None], at_s: float) -> float | None:
+    """Seconds since the earliest submit; None without one."""
+    known = [each for each in submitted if each is not None]
+    return max(0.0, at_s - min(known)) if known else None
 
 
 class ListPruner:

@@ -833,7 +833,7 @@ function transitions.erase()
     local job = read(id)
     if job and (job.tenant ~= tenant or not ENDED[job.state]) then return 0 end
     forget(id, job)
-    redis.call('DEL', ended_key(id))
+    redis.call('DEL', ended_key(id), own .. 'share:' .. id)
     local at = clock()
     redis.call('SET', erased_key(id), seconds(at) .. ' ' .. tenant, 'EX', ERASED_KEPT_S)
     redis.call('ZADD', own .. 'unrecorded', at, id)  -- for the sweeper to delete its objects, should the caller die

@@ -5,7 +5,7 @@ import http from "node:http";
 import { chromium } from "playwright-core";
 
 /** Patience with a machine that does other things too; nothing waits for it that comes sooner. */
-export const PATIENCE_MS = 60_000;
+export const PATIENCE_MS = Number(process.env.PATIENCE_MS ?? 60_000);
 
 /**
  * A page of its own. `faults` are uncaught errors and violations of the policy; `requests` all that it asked for.
@@ -49,7 +49,8 @@ export async function below(gateway) {
   let whole = true;
   const server = http.createServer((request, response) => {
     if (!whole || !request.url.startsWith("/music/")) return response.destroy();
-    const options = { host: to.hostname, port: to.port, method: request.method, headers: request.headers,
+    const options = { host: to.hostname, port: to.port, method: request.method,
+      headers: { ...request.headers, "x-forwarded-prefix": "/music" },
       path: request.url.slice("/music".length) };
     const onward = http.request(options, (answer) => {
       response.writeHead(answer.statusCode, answer.headers);
@@ -103,3 +104,17 @@ export function tone(seconds) {
   for (let i = 0; i < frames; i += 1) wav.writeInt16LE(Math.round(9000 * Math.sin((i * 220 * 2 * Math.PI) / rate)), 44 + i * 2);
   return wav;
 }
+
+/** Waits until the page says so. */
+export const words = (page, text) => page.getByText(text).first().waitFor();
+
+/** The API beside the page, as another program of the same tenant calls it. */
+export const call = (gateway, key) => async (method, path, json) => {
+  const response = await fetch(`${gateway}/${path}`, {
+    method, body: json ? JSON.stringify(json) : undefined,
+    headers: { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(json ? { "Content-Type": "application/json" } : {}) },
+  });
+  assert.ok(response.ok, `${method} ${path}: ${response.status}`);
+  const text = await response.text();
+  return text ? JSON.parse(text) : null;
+};

@@ -2,15 +2,17 @@
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 
 import english from "../../api/studio/text_en.js";
 import japanese from "../../api/studio/text_ja.js";
-import { below, drawn, generate, open, playable, tone } from "./harness.mjs";
+import { below, call, drawn, generate, open, playable, tone, words } from "./harness.mjs";
+import { history, parts, shared } from "./history.mjs";
+import { operator } from "./operator.mjs";
+import { queue } from "./queue.mjs";
 
-const { GATEWAY = "", KEY = "", OUT = "." } = process.env;
+const { GATEWAY = "", KEY = "", OUT = ".", WORKER = "", OTHER_KEY = "" } = process.env;
 const FIRST_LOAD_BYTES = 60_000;
-const words = (page, text) => page.getByText(text).first().waitFor();
 const asWav = (name, seconds) => ({ name, mimeType: "audio/wav", buffer: tone(seconds) });
 
 /** Without keys, the bundled model. */
@@ -49,6 +51,9 @@ async function song() {
   assert.ok(file.suggestedFilename().endsWith(".mp3"));
   assert.ok(readFileSync(await file.path()).length > 10_000);
 
+  await page.getByRole("button", { name: "Share" }).first().click();
+  await words(page, english["share.open"]);
+  await page.keyboard.press("Escape");
   await page.getByRole("button", { name: "Again with these settings" }).click();
   assert.equal(await page.getByLabel("Prompt").inputValue(), "happy music box, fast");
   assert.equal(await page.getByLabel("Variations").inputValue(), "2");
@@ -107,11 +112,14 @@ async function resumed() {
   proxy.close();
 }
 
-/** The engine is killed in the middle of the song: the page says so, and the song comes all the same. */
+/** The worker is killed in the middle of the song: the page says so, and the song comes all the same. */
 async function killed() {
   const { page, close } = await open({ url: `${GATEWAY}/`, key: KEY });
-  await generate(page, { prompt: "slow 3 crash once studio" });
+  await generate(page, { prompt: "slow 3" });
+  await words(page, /step [1-8] of 8/);
+  process.kill(-Number(WORKER), "SIGKILL");
   await words(page, english.attempt_failed);
+  writeFileSync(`${OUT}/killed`, ""); // whoever drives this starts another
   await drawn(page);
   assert.ok((await playable(page)).rms > 0.1);
   await close();
@@ -128,8 +136,7 @@ async function canceled() {
   assert.equal(await page.getByLabel("Prompt").inputValue(), "slow 16");
   const id = await generate(page, { prompt: "slow 16" });
   await words(page, /step \d of 8/);
-  const headers = { Authorization: `Bearer ${KEY}` };
-  assert.ok((await fetch(`${GATEWAY}/v1/jobs/${id}/cancel`, { method: "POST", headers })).ok);
+  await call(GATEWAY, KEY)("POST", `v1/jobs/${id}/cancel`);
   await words(page, english["failure.canceled"]);
   await close();
 }
@@ -179,7 +186,7 @@ async function failures() {
   await page.getByRole("button", { name: "Generate" }).click();
   await words(page, english["failure.out_of_memory"]);
   const id = page.url().split("#/song/")[1];
-  assert.ok((await fetch(`${GATEWAY}/v1/jobs/${id}`, { method: "DELETE", headers: { Authorization: `Bearer ${KEY}` } })).ok);
+  await call(GATEWAY, KEY)("DELETE", `v1/jobs/${id}`);
   await page.reload();
   await words(page, english["failure.not_found"]);
   await page.getByRole("button", { name: "Again with these settings" }).click();
@@ -191,8 +198,17 @@ async function failures() {
   await page.getByRole("link", { name: "Create" }).first().click();
   await page.getByRole("button", { name: "Generate" }).click(); // the tenant may have one job that waits
   await words(page, english["failure.too_many_queued"]);
+  await page.goto(`${proxy.url}#/queue`);
+  await words(page, english["pool.none"]);
   await close();
   proxy.close();
+
+  const spent = await open({ url: `${GATEWAY}/`, key: OTHER_KEY });
+  await spent.page.getByLabel("Prompt").fill("beyond the quota");
+  await spent.page.getByRole("button", { name: "Generate" }).click();
+  await words(spent.page, english["failure.gpu_time_spent"]);
+  assert.equal(await spent.page.getByLabel("Prompt").inputValue(), "beyond the quota");
+  await spent.close();
 }
 
 /** axe finds nothing serious, in either color scheme and language; and it would find something. */
@@ -225,10 +241,32 @@ async function accessible() {
     await words(page, text["stage.denoising"]);
     assert.deepEqual(await grave(), []);
     await shot("live");
+    const address = page.url();
+    await page.goto(`${GATEWAY}/#/queue`);
+    await page.locator(".queue-row progress").waitFor();
+    assert.deepEqual(await grave(), []);
+    await fits();
+    await shot("queue");
+    await page.goto(`${GATEWAY}/#/history`);
+    await page.locator("li.card").first().waitFor();
+    assert.deepEqual(await grave(), []);
+    await fits();
+    await shot("history");
+    await page.goto(`${GATEWAY}/#/operator`);
+    await page.getByRole("row").first().waitFor();
+    assert.deepEqual(await grave(), []);
+    await fits();
+    await shot("operator");
+    await page.goto(address);
     await drawn(page);
     assert.deepEqual(await grave(), []);
     await fits();
+    await page.getByRole("button", { name: text["region.select"] }).first().click();
     await shot("song");
+    await page.getByRole("button", { name: text.share }).first().click();
+    await page.getByRole("button", { name: text["share.make"] }).waitFor();
+    assert.deepEqual(await grave(), []);
+    await page.keyboard.press("Escape");
     await page.goto(`${GATEWAY}/#/song/00000000-0000-0000-0000-000000000000`);
     await words(page, text["failure.not_found"]);
     assert.deepEqual(await grave(), []);
@@ -238,6 +276,5 @@ async function accessible() {
   }
 }
 
-const journeys = { song, cover, resumed, killed, canceled, closed, failures, accessible };
-const name = process.argv[2];
-await journeys[name]();
+const journeys = { song, cover, resumed, killed, canceled, closed, failures, accessible, queue, history, parts, shared, operator };
+await journeys[process.argv[2]]({ GATEWAY, KEY, OTHER_KEY });

@@ -188,7 +188,13 @@ def test_the_tasks_that_a_request_names(sent: dict[str, Any], expected: list[str
 
 POOLS = (
     pool("default", worker("a", "turbo"), worker("b", None, stage=WorkerStage.LOADING), waiting=5, pace_s=8.456),
-    pool("slow", worker("c", "base", "slow"), worker("d", "turbo", "slow"), running=1, succeeded=90, unsuccessful=4),
+    pool(
+        "slow",
+        worker("c", "base", "slow"),
+        worker("d", "turbo", "slow"),
+        running=1,
+        ended={("succeeded", ""): 90, ("failed", "timeout"): 4},
+    ),
 )
 
 

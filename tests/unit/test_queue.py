@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import timedelta
 
 import pytest
 
 from api.queue import keyed_job_id
+from api.queue.lookup import JobFilter
 from serinette import names
 from serinette.errors import (
     Conflict,
@@ -167,10 +169,23 @@ async def test_list_by_status_and_label(harness: QueueHarness) -> None:
     blue = [(await harness.submit(labels={"album": "blue"})).id for _ in range(2)]
     red = (await harness.submit(labels={"album": "red"})).id
     await harness.queue.cancel(ME, blue[0])
-    assert [job.id for job in (await harness.queue.list(ME, label=("album", "blue"))).jobs] == blue[::-1]
-    assert [job.id for job in (await harness.queue.list(ME, status=JobStatus.QUEUED)).jobs] == [red, blue[1]]
-    both = await harness.queue.list(ME, status=JobStatus.CANCELED, label=("album", "blue"))
+    assert [job.id for job in (await harness.queue.list(ME, JobFilter(label=("album", "blue")))).jobs] == blue[::-1]
+    assert [job.id for job in (await harness.queue.list(ME, JobFilter(JobStatus.QUEUED))).jobs] == [red, blue[1]]
+    both = await harness.queue.list(ME, JobFilter(JobStatus.CANCELED, ("album", "blue")))
     assert [job.id for job in both.jobs] == [blue[0]]
+
+
+async def test_list_by_time_of_submit(harness: QueueHarness) -> None:
+    jobs = [await harness.submit() for _ in range(5)]
+    at = [job.created_at for job in jobs]
+    middle = JobFilter(created_after=at[1], created_before=at[4])
+    assert [job.id for job in (await harness.queue.list(ME, middle)).jobs] == [jobs[3].id, jobs[2].id, jobs[1].id]
+    first = await harness.queue.list(ME, middle, limit=2)
+    assert [job.id for job in first.jobs] == [jobs[3].id, jobs[2].id]
+    second = await harness.queue.list(ME, middle, limit=2, cursor=first.next_cursor)
+    assert ([job.id for job in second.jobs], second.next_cursor) == ([jobs[1].id], None)
+    assert (await harness.queue.list(ME, JobFilter(created_after=at[4] + timedelta(seconds=1)))).jobs == ()
+    assert (await harness.queue.list(ME, JobFilter(created_before=at[0]))).jobs == ()
 
 
 async def test_list_with_a_filter_looks_at_a_bounded_number(
@@ -183,7 +198,7 @@ async def test_list_with_a_filter_looks_at_a_bounded_number(
     monkeypatch.setattr("api.queue.lookup.SCAN_CHUNK", 2)
     cursor, pages = None, []
     while True:
-        page = await harness.queue.list(ME, label=("rare", "yes"), cursor=cursor)
+        page = await harness.queue.list(ME, JobFilter(label=("rare", "yes")), cursor=cursor)
         pages.append([job.id for job in page.jobs])
         cursor = page.next_cursor
         if cursor is None:

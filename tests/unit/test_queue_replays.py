@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from api.queue.lookup import JobFilter
 from serinette import names
 from serinette.errors import (
     Conflict,
@@ -81,8 +82,8 @@ async def test_a_job_that_redis_knows_in_brief(harness: QueueHarness, monkeypatc
         assert listed[0].error
         assert listed[0].error.code == "out_of_memory"
         assert (listed[1].spec.prompt, listed[1].labels, listed[1].ended_at is None) == ("jazz", job.labels, False)
-        for filters in ({"label": ("album", "blue")}, {"status": JobStatus.SUCCEEDED}):
-            assert [found.id for found in (await harness.queue.list(ME, **filters)).jobs] == [job.id]
+        for wanted in (JobFilter(label=("album", "blue")), JobFilter(JobStatus.SUCCEEDED)):
+            assert [found.id for found in (await harness.queue.list(ME, wanted)).jobs] == [job.id]
         assert (await harness.queue.list("other")).jobs == ()
         again, created = await harness.queue.submit(ME, SPEC, OPTIONS, idempotency_key="k")
         assert (again.id, again.status, created) == (job.id, JobStatus.SUCCEEDED, False)

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from redis import Redis
 from starlette.routing import BaseRoute
 
 from api.auth.keyring import Caller, DeclaredFile
-from api.auth.links import job_opened_by_link, token_of
+from api.auth.links import opened_by_link, token_of
 from api.middleware import PUBLIC, relative_location
 from api.settings import GatewaySettings
 from serinette import credentials, logs
@@ -336,17 +336,71 @@ async def test_gateways_share_one_secret(settings: GatewaySettings, redis: Redis
 @pytest.mark.parametrize(
     ("method", "path", "opened"),
     [
-        ("GET", f"/v1/jobs/{UNKNOWN_JOB}/audio", UNKNOWN_JOB),
-        ("HEAD", f"/v1/jobs/{UNKNOWN_JOB}/audio", UNKNOWN_JOB),
-        ("GET", f"/v1/jobs/{UNKNOWN_JOB}/events", UNKNOWN_JOB),
+        ("GET", f"/v1/jobs/{UNKNOWN_JOB}/audio", (UNKNOWN_JOB, "audio")),
+        ("HEAD", f"/v1/jobs/{UNKNOWN_JOB}/audio", (UNKNOWN_JOB, "audio")),
+        ("GET", f"/v1/jobs/{UNKNOWN_JOB}/events", (UNKNOWN_JOB, "events")),
         ("POST", f"/v1/jobs/{UNKNOWN_JOB}/audio", None),
         ("GET", f"/v1/jobs/{UNKNOWN_JOB}", None),
         ("GET", f"/v1/jobs/{UNKNOWN_JOB}/audio/", None),
         ("GET", "/v1/jobs", None),
     ],
 )
-def test_what_links_open(method: str, path: str, opened: str | None) -> None:
-    assert job_opened_by_link(method, path) == opened
+def test_what_links_open(method: str, path: str, opened: tuple[str, str] | None) -> None:
+    assert opened_by_link(method, path) == opened
+
+
+async def test_a_share_opens_the_songs_alone_until_it_is_revoked(http: httpx.AsyncClient, redis: Redis) -> None:
+    key, friend = key_of(redis, "acme"), key_of(redis, "acme")
+    mine, other = [(await http.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"] for _ in range(2)]
+    path = f"/v1/jobs/{mine}/share"
+    assert (await http.get(path, headers=bearing(key))).status_code == 404
+    shared = (await http.post(path, headers=bearing(key))).json()
+    left_s = (datetime.fromisoformat(shared["expires_at"]) - now()).total_seconds()
+    assert 86_000 < left_s <= 86_400
+    ttl: Any = redis.ttl(Keys().share(mine))
+    assert 86_000 < ttl <= 86_400
+    assert (await http.post(path, headers=bearing(friend))).json() == shared, "one link, whichever key asks"
+    assert (await http.get(path, headers=bearing(friend))).json() == shared
+    stranger = bearing(key_of(redis, "evil"))
+    for method in ("GET", "POST", "DELETE"):
+        assert (await http.request(method, path, headers=stranger)).status_code == 404
+
+    assert (await http.get(shared["audio"])).status_code == 409  # open, and not generated yet
+    token = shared["audio"].partition("token=")[2]
+    for method, closed in [
+        ("GET", f"/v1/jobs/{mine}/events?token={token}"),
+        ("GET", f"/v1/jobs/{other}/audio?token={token}"),
+        ("GET", f"{path}?token={token}"),
+        ("DELETE", f"{path}?token={token}"),
+        ("GET", f"/v1/jobs/{mine}/audio?token={token[:-1]}"),
+    ]:
+        assert (await http.request(method, closed)).status_code == 401, closed
+    assert (await http.delete(path, headers=bearing(friend))).status_code == 204
+    assert (await http.get(shared["audio"])).status_code == 401
+    again = (await http.post(path, headers=bearing(key))).json()
+    assert again["audio"] != shared["audio"]
+    assert (await http.get(shared["audio"])).status_code == 401, "a revoked link stays closed"
+    credentials.revoke(redis, Keys(), credential_of(key, redis).id)
+    assert (await http.get(again["audio"])).status_code == 401
+    assert (await http.get(path, headers=bearing(friend))).status_code == 404, "its key has ended"
+
+
+async def test_a_share_ends_with_its_job(http: httpx.AsyncClient, redis: Redis) -> None:
+    headers = {**bearing(key_of(redis, "acme")), "Idempotency-Key": "one"}
+    job_id = (await http.post("/v1/jobs", json=SONG, headers=headers)).json()["id"]
+    shared = (await http.post(f"/v1/jobs/{job_id}/share", headers=headers)).json()
+    await http.post(f"/v1/jobs/{job_id}/cancel", headers=headers)
+    await http.delete(f"/v1/jobs/{job_id}", headers=headers)
+    assert (await http.post("/v1/jobs", json=SONG, headers=headers)).json()["id"] == job_id
+    assert (await http.get(shared["audio"])).status_code == 401, "another job of the same id"
+
+
+async def test_without_keys_nothing_is_shared(settings: GatewaySettings) -> None:
+    async with serving(settings.model_copy(update={"auth": False})) as (_, http):
+        job_id = (await http.post("/v1/jobs", json=SONG)).json()["id"]
+        for method in ("GET", "POST"):
+            refused = await http.request(method, f"/v1/jobs/{job_id}/share")
+            assert (refused.status_code, refused.json()["code"]) == (501, "unsupported")
 
 
 @pytest.mark.parametrize(

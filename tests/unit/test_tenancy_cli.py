@@ -12,7 +12,7 @@ from redis import Redis
 from serinette import credentials
 from serinette.credentials import Credential, Limits
 from serinette.job import now
-from serinette.names import Keys, Lane
+from serinette.names import Keys, Lane, Right
 from tests.unit.test_cli import Shell
 
 
@@ -48,6 +48,14 @@ def test_create_list_revoke(serinette: Shell, redis: Redis) -> None:
     unknown = serinette("keys", "revoke", credential.id)
     assert unknown.status == 1
     assert f"there is no key {credential.id}" in unknown.errors
+
+
+def test_a_right_is_kept_by_rotation(serinette: Shell, redis: Redis) -> None:
+    key = serinette("keys", "create", "ops", "--right", "operator:read").output.strip()
+    assert "operator:read" in serinette("keys", "list").output
+    serinette("keys", "rotate", str(credentials.id_of(key)))
+    assert [credential.rights for credential in kept(redis)] == [(Right.OPERATOR_READ,)] * 2
+    assert serinette("keys", "create", "ops", "--right", "operator:write").status == 2
 
 
 def test_rotate_with_overlap(serinette: Shell, redis: Redis) -> None:
