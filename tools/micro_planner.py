@@ -67,7 +67,7 @@ def lesson(dice: random.Random) -> Lesson:
     drums = dice.random() < 0.2
     tonic, minor = dice.randrange(12), dice.random() < MINOR[mood]
     bpm = dice.randint(*BPM[mood])
-    said = {name for name, chance in (("bpm", 0.35), ("key", 0.35), ("instruments", 0.8)) if dice.random() < chance}
+    said = {name for name, chance in (("bpm", 0.35), ("key", 0.75), ("instruments", 0.8)) if dice.random() < chance}
     if "bpm" in said:
         bpm = dice.randint(60, 160)
     if "key" in said:

@@ -147,7 +147,7 @@ def _songs(job: Job) -> list[dict[str, Any]]:
 
 
 def _metas(job: Job, song: Artifact) -> dict[str, Any]:
-    spec = job.spec
+    spec = song.plan.applied_to(job.spec, None) if song.plan else job.spec
     return {
         "bpm": spec.bpm,
         "duration": round(song.duration_s, 2),
@@ -160,9 +160,9 @@ def _metas(job: Job, song: Artifact) -> dict[str, Any]:
 
 
 def _generation_info(job: Job, warnings: list[str]) -> str:
-    if job.result is None:
+    if job.result is None or (used := job.result.sampling) is None:
         return ""
-    used, took = job.result.sampling, job.result.timings
+    took = job.result.timings
     lines = [
         f"{job.result.model}: {used.steps} steps, shift {used.shift:g}, guidance {used.guidance_scale:g}",
         f"{took.generate_s:.1f} s generated, {took.encode_s:.1f} s encoded, {took.queue_s:.1f} s waited",

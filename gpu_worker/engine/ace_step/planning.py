@@ -1,0 +1,142 @@
+"""The planner beside the pipeline: what it writes for a song before it is generated, and text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from gpu_worker.engine.ace_step.sampling import has_codes
+from gpu_worker.engine.interface import BatchProgress, SongRequest
+from gpu_worker.planner import questions
+from gpu_worker.planner.decoding import Observe, Sampling
+from gpu_worker.planner.planner import Answer, Planner
+from gpu_worker.planner.prompts import Metadata, codes_text
+from serinette.job import Stage
+from serinette.spec import INSTRUMENTAL, LEFT_TO_TEXT, GenerationSpec, Planned, Task
+
+# Tokens between two reports that differ: each would be a message to the slot.
+_REPORTED_TOKENS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """A request as it is generated, and what was written for it; None of a song that is not planned."""
+
+    request: SongRequest
+    plan: Planned | None = None
+    audio_codes: str | None = None
+
+
+class SongPlanner:
+    """A planner for songs; `name` is shown to people."""
+
+    def __init__(self, planner: Planner, name: str) -> None:
+        self._planner = planner
+        self.name = name
+
+    def warnings(self, spec: GenerationSpec) -> tuple[str, ...]:
+        """What it will not do of a spec."""
+        wanted = spec.task is Task.WRITE and spec.lyrics.strip() != INSTRUMENTAL
+        wanted = wanted or (spec.task is Task.FORMAT and bool(_lyrics(spec)))
+        return () if self._planner.writes_lyrics or not wanted else (f"lyrics: planner {self.name} writes none",)
+
+    def plan(
+        self, batch: Sequence[SongRequest], lengths_s: Sequence[float], progress: BatchProgress
+    ) -> list[PlannedRequest]:
+        """Each request of a batch with its plan, planned together. A song that was given up has none.
+
+        Raises:
+            Canceled: every song was given up.
+            InvalidSpec: a text is longer than the planner can read.
+        """
+        songs = [_song(request, length_s) for request, length_s in zip(batch, lengths_s, strict=True)]
+        written = self._planner.metadata(songs, _observer(progress, range(len(batch))))
+        planned = {place: metadata for place, metadata in enumerate(written) if metadata}
+        coded = [place for place in planned if self._planner.codebook and _takes_codes(batch[place].spec)]
+        asked = [replace(songs[place], given=planned[place]) for place in coded]
+        codes = dict(zip(coded, self._planner.codes(asked, _observer(progress, coded)), strict=True))
+        return [
+            _planned(request, planned[place], codes.get(place, [])) if place in planned else PlannedRequest(request)
+            for place, request in enumerate(batch)
+        ]
+
+    def write(self, batch: Sequence[SongRequest], progress: BatchProgress) -> Iterator[tuple[int, Planned]]:
+        """The text of each request that is not given up, by its place. Raises as `plan`."""
+        asked = [self._question(request) for request in batch]
+        answers = self._planner.answer(asked, _observer(progress, range(len(batch))))
+        for place, (request, answer) in enumerate(zip(batch, answers, strict=True)):
+            if answer:
+                yield place, _text(request.spec, answer)
+
+    def _question(self, request: SongRequest) -> questions.Question:
+        spec = request.spec
+        kept = LEFT_TO_TEXT & spec.model_fields_set
+        given = replace(_given(spec), **{name: getattr(spec, name) for name in kept})
+        if spec.task is Task.WRITE:
+            asked = questions.write(spec.prompt, instrumental=spec.lyrics.strip() == INSTRUMENTAL)
+        else:
+            asked = questions.put_in_order(spec.prompt, _lyrics(spec))
+        lyrics = asked.lyrics and self._planner.writes_lyrics
+        return replace(asked, lyrics=lyrics, given=given, seed=request.lm_seed, sampling=_sampling(spec))
+
+
+def _song(request: SongRequest, length_s: float) -> questions.Song:
+    spec = request.spec
+    given = replace(_given(spec), duration_s=length_s, vocal_language=spec.vocal_language if _lyrics(spec) else None)
+    return questions.Song(spec.prompt, _lyrics(spec), given, request.lm_seed, _sampling(spec))
+
+
+def _given(spec: GenerationSpec) -> Metadata:
+    return Metadata(bpm=spec.bpm, key_scale=spec.key_scale, time_signature=spec.time_signature)
+
+
+def _lyrics(spec: GenerationSpec) -> str:
+    return "" if spec.lyrics.strip() == INSTRUMENTAL else spec.lyrics
+
+
+def _sampling(spec: GenerationSpec) -> Sampling:
+    asked = {"temperature": spec.lm_temperature, "top_p": spec.lm_top_p, "cfg_scale": spec.lm_cfg_scale}
+    return Sampling(**{name: value for name, value in asked.items() if value is not None})
+
+
+def _takes_codes(spec: GenerationSpec) -> bool:
+    return spec.task is Task.TEXT2MUSIC and not has_codes(spec)
+
+
+def _planned(request: SongRequest, metadata: Metadata, codes: Sequence[int]) -> PlannedRequest:
+    plan = Planned(
+        caption=metadata.caption,
+        bpm=metadata.bpm,
+        key_scale=metadata.key_scale,
+        time_signature=metadata.time_signature,
+        codes=len(codes),
+    )
+    audio_codes = codes_text(codes) or None
+    return PlannedRequest(replace(request, spec=plan.applied_to(request.spec, audio_codes)), plan, audio_codes)
+
+
+def _text(spec: GenerationSpec, answer: Answer) -> Planned:
+    lyrics = answer.lyrics
+    if lyrics is None:
+        silent = spec.task is Task.WRITE or not _lyrics(spec)
+        lyrics = spec.lyrics if not silent else INSTRUMENTAL if spec.lyrics.strip() else None
+    written = answer.metadata
+    return Planned(
+        caption=written.caption,
+        lyrics=lyrics,
+        bpm=written.bpm,
+        duration_s=written.duration_s,
+        key_scale=written.key_scale,
+        time_signature=written.time_signature,
+        vocal_language=written.vocal_language,
+    )
+
+
+def _observer(progress: BatchProgress, places: Sequence[int]) -> Observe:
+    """Reports tokens, and answers which of the songs at `places` of the batch were given up."""
+
+    def observe(done: int, total: int | None) -> frozenset[int]:
+        progress.report(Stage.PLANNING, done - done % _REPORTED_TOKENS, total)
+        return frozenset(at for at, place in enumerate(places) if place in progress.given_up)
+
+    return observe
