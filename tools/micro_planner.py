@@ -2,6 +2,7 @@
 
     nice -n 15 python -m tools.micro_planner train DIRECTORY [--cpu-minutes 10]
     python -m tools.micro_planner evaluate DIRECTORY [--wishes 200]
+    python -m tools.micro_planner pack DIRECTORY
 
 It writes metadata and captions alone, in the planner's own format. Its lessons are drawn like the composer's tunes: a
 wish in the music box's words (English and Japanese, among others that mean nothing to it), and the metadata of a tune
@@ -14,6 +15,7 @@ import argparse
 import logging
 import random
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +24,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from gpu_worker.bundled import PLANNER_ARCHIVE
 from gpu_worker.planner import prompts, questions
 from gpu_worker.planner.decoding import Sampling
-from gpu_worker.planner.loading import METADATA_ALONE
+from gpu_worker.planner.loading import METADATA_ALONE, TEMPERATURE
 from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import Metadata
 from serinette.spec import UNKNOWN_LANGUAGE
@@ -168,6 +171,7 @@ def make_model(tokens: int) -> Qwen3ForCausalLM:
         max_position_embeddings=8192,
     )
     setattr(config, METADATA_ALONE, True)
+    setattr(config, TEMPERATURE, 0.5)  # at more, instruments that were not asked for appear
     torch.manual_seed(0)
     return Qwen3ForCausalLM(config)
 
@@ -245,10 +249,18 @@ def evaluate(directory: Path, wishes: int) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in hits.items()}
 
 
+def pack(directory: Path) -> None:
+    """Write the archive that the worker brings: the same bytes for the same files."""
+    with zipfile.ZipFile(PLANNER_ARCHIVE, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(path for path in directory.iterdir() if path.is_file()):
+            archive.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    log.info("%s: %.2f MB", PLANNER_ARCHIVE, PLANNER_ARCHIVE.stat().st_size / 1e6)
+
+
 def main() -> None:
-    """Train or evaluate."""
+    """Train, evaluate or pack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "evaluate"])
+    parser.add_argument("what", choices=["train", "evaluate", "pack"])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--cpu-minutes", type=float, default=10.0)
     parser.add_argument("--wishes", type=int, default=200)
@@ -256,6 +268,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if given.what == "train":
         train(given.directory, given.cpu_minutes)
+    elif given.what == "pack":
+        pack(given.directory)
     else:
         log.info("%s", evaluate(given.directory, given.wishes))
 

@@ -49,7 +49,8 @@ class SongPlanner:
             Canceled: every song was given up.
             InvalidSpec: a text is longer than the planner can read.
         """
-        songs = [_song(request, length_s) for request, length_s in zip(batch, lengths_s, strict=True)]
+        own = self._planner.sampling
+        songs = [_song(request, length_s, own) for request, length_s in zip(batch, lengths_s, strict=True)]
         written = self._planner.metadata(songs, _observer(progress, range(len(batch))))
         planned = {place: metadata for place, metadata in enumerate(written) if metadata}
         coded = [place for place in planned if self._planner.codebook and _takes_codes(batch[place].spec)]
@@ -77,13 +78,15 @@ class SongPlanner:
         else:
             asked = questions.put_in_order(spec.prompt, _lyrics(spec))
         lyrics = asked.lyrics and self._planner.writes_lyrics
-        return replace(asked, lyrics=lyrics, given=given, seed=request.lm_seed, sampling=_sampling(spec))
+        return replace(
+            asked, lyrics=lyrics, given=given, seed=request.lm_seed, sampling=_sampling(spec, self._planner.sampling)
+        )
 
 
-def _song(request: SongRequest, length_s: float) -> questions.Song:
+def _song(request: SongRequest, length_s: float, own: Sampling) -> questions.Song:
     spec = request.spec
     given = replace(_given(spec), duration_s=length_s, vocal_language=spec.vocal_language if _lyrics(spec) else None)
-    return questions.Song(spec.prompt, _lyrics(spec), given, request.lm_seed, _sampling(spec))
+    return questions.Song(spec.prompt, _lyrics(spec), given, request.lm_seed, _sampling(spec, own))
 
 
 def _given(spec: GenerationSpec) -> Metadata:
@@ -94,9 +97,9 @@ def _lyrics(spec: GenerationSpec) -> str:
     return "" if spec.lyrics.strip() == INSTRUMENTAL else spec.lyrics
 
 
-def _sampling(spec: GenerationSpec) -> Sampling:
+def _sampling(spec: GenerationSpec, own: Sampling) -> Sampling:
     asked = {"temperature": spec.lm_temperature, "top_p": spec.lm_top_p, "cfg_scale": spec.lm_cfg_scale}
-    return Sampling(**{name: value for name, value in asked.items() if value is not None})
+    return replace(own, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _takes_codes(spec: GenerationSpec) -> bool:
