@@ -221,6 +221,11 @@ class GenerationSpec(BoundedInput):
         "knows them, audio codes, which the song follows; see the song's `plan`. Without a planner ignored, with a "
         "warning.",
     )
+    rewrite: Literal["write", "format"] | None = Field(
+        None,
+        description="A planner first writes prompt and lyrics anew, as the tasks of these names do, and the song is "
+        "generated from what it wrote; see the song's `plan`. Without a planner ignored, with a warning.",
+    )
     lm_seed: Seed | None = Field(
         None, description="Of the planner; variation number i uses lm_seed + i. Left out: the song's own."
     )
@@ -277,8 +282,8 @@ class GenerationSpec(BoundedInput):
             raise ValueError(f"repaint_end_s: must be greater than repaint_start_s ({start})")
         if self.task is Task.LEGO and start is not None and start < 0:
             raise ValueError("repaint_start_s: must not be negative for task lego; only repaint continues a song")
-        if self.task is Task.WRITE and self.lyrics.strip() not in {"", INSTRUMENTAL}:
-            raise ValueError(f"lyrics: task write writes them; leave them out, or send {INSTRUMENTAL} for none")
+        if "write" in {self.task, self.rewrite} and self.lyrics.strip() not in {"", INSTRUMENTAL}:
+            raise ValueError(f"lyrics: write writes them; leave them out, or send {INSTRUMENTAL} for none")
         if self.task.text_alone and not (self.prompt.strip() or self.lyrics.strip()):
             raise ValueError(f"prompt: task {self.task} needs words to start from")
         if self.cfg_end < self.cfg_start:
@@ -308,6 +313,11 @@ class GenerationSpec(BoundedInput):
         return tuple((self.seed or 0) + index for index in range(self.variations))
 
     @property
+    def planned(self) -> bool:
+        """Whether a planner is asked before the song is generated."""
+        return (self.thinking or self.rewrite is not None) and not self.task.text_alone
+
+    @property
     def lm_seeds(self) -> tuple[int, ...]:
         """The planner's seed of each variation, of a spec that was `seeded`."""
         if self.lm_seed is None:
@@ -317,7 +327,7 @@ class GenerationSpec(BoundedInput):
     @property
     def needs_schema(self) -> int:
         """The lowest schema of a worker that reads this spec."""
-        if self.thinking or self.task.text_alone:
+        if self.planned or self.task.text_alone:
             return 3
         continues = self.repaint_start_s is not None and self.repaint_start_s < 0
         return 2 if isinstance(self.seed, tuple) or continues else 1
@@ -338,7 +348,7 @@ class GenerationSpec(BoundedInput):
         those that are left out are written.
         """
         asked = self.model_dump(mode="json", exclude_defaults=True)
-        if self.task.text_alone:
+        if self.task.text_alone or self.rewrite:
             asked |= self.model_dump(mode="json", include=set(LEFT_TO_TEXT & self.model_fields_set))
         return asked
 
@@ -367,12 +377,12 @@ class Planned(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     caption: str | None = Field(None, description="In detail, made of the prompt; the song is generated from it.")
-    lyrics: str | None = Field(None, description="Of text alone; those of a song are the spec's.")
+    lyrics: str | None = Field(None, description="Those of a song that is not rewritten are the spec's.")
     bpm: int | None = None
     duration_s: float | None = Field(None, description="Of text alone; that of a song is the spec's.")
     key_scale: str | None = None
     time_signature: str | None = None
-    vocal_language: str | None = Field(None, description="Of text alone; that of a song is the spec's.")
+    vocal_language: str | None = Field(None, description="That of a song that is not rewritten is the spec's.")
     codes: int = Field(0, description="Audio codes that the song follows; they stand in the tags of its file.")
 
     def filled_into(self, spec: GenerationSpec) -> GenerationSpec:
@@ -382,11 +392,13 @@ class Planned(BaseModel):
 
     def applied_to(self, spec: GenerationSpec, audio_codes: str | None) -> GenerationSpec:
         """The spec that generates the planned song without a planner: all that it has is kept but for the prompt, in
-        whose place the caption stands.
+        whose place the caption stands, and for lyrics that were written anew.
         """
-        filled = self.filled_into(spec)
-        update = {"prompt": self.caption or spec.prompt, "audio_codes": audio_codes or spec.audio_codes}
-        return filled.model_copy(update={**update, "thinking": False})
+        written = {"prompt": self.caption, "lyrics": self.lyrics, "audio_codes": audio_codes}
+        if "vocal_language" not in spec.model_fields_set:
+            written["vocal_language"] = self.vocal_language
+        known = {name: value for name, value in written.items() if value is not None}
+        return self.filled_into(spec).model_copy(update={**known, "thinking": False, "rewrite": None})
 
 
 def invalid_spec(error: ValidationError) -> InvalidSpec:

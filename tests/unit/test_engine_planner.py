@@ -146,6 +146,21 @@ def test_planning_is_reported_and_canceled_within_a_token(engine: AceStepEngine)
     assert plan_of(made[1]).codes == 60
 
 
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_song_from_a_wish(engine: AceStepEngine, unplanned: AceStepEngine, thinking: bool) -> None:
+    asked = request(rewrite="write", thinking=thinking)
+    (song,) = songs(engine, asked)
+    plan = plan_of(song)
+    assert plan.caption
+    assert plan.lyrics
+    assert plan.codes == (5 if thinking else 0)
+    (repeated,) = songs(unplanned, replace(asked, spec=plan.applied_to(asked.spec, song.audio_codes)))
+    assert np.array_equal(repeated.samples, song.samples)
+    (kept,) = songs(engine, request(rewrite="format", lyrics="la la", vocal_language="ja", **GIVEN))
+    assert plan_of(kept).vocal_language == "ja"
+    assert {name: getattr(plan_of(kept), name) for name in GIVEN} == GIVEN
+
+
 class TestText:
     def test_a_wish_becomes_a_caption_lyrics_and_metadata(self, engine: AceStepEngine) -> None:
         written, silent = texts(engine, request(task="write"), request(task="write", lyrics=INSTRUMENTAL))

@@ -113,9 +113,13 @@ class AceStepEngine:
                 field="task",
             )
         sampling, warnings = samplings.fill_in(spec, turbo=self._model.turbo)
-        if spec.thinking and self._planner is None:
-            warnings += ("thinking: ignored, this worker has no planner",)
-        return sampling, warnings
+        if self._planner:
+            return sampling, (*warnings, *self._planner.warnings(spec))
+        asked = {"thinking": spec.thinking, "rewrite": spec.rewrite}
+        return sampling, (
+            *warnings,
+            *(f"{name}: ignored, this worker has no planner" for name, wanted in asked.items() if wanted),
+        )
 
     def duration_s(self, request: SongRequest) -> float:
         """Seconds that the song will last; see Engine. Text lasts no time: each counts as a second."""
@@ -178,7 +182,7 @@ class AceStepEngine:
             yield place, replace(song, plan=planned_.plan, audio_codes=planned_.audio_codes)
 
     def _plan(self, batch: Sequence[SongRequest], progress: BatchProgress) -> list[PlannedRequest]:
-        if self._planner is None or not batch[0].spec.thinking:
+        if self._planner is None or not batch[0].spec.planned:
             return [PlannedRequest(request) for request in batch]
         return self._planner.plan(batch, [self.duration_s(request) for request in batch], progress)
 

@@ -36,8 +36,9 @@ class SongPlanner:
 
     def warnings(self, spec: GenerationSpec) -> tuple[str, ...]:
         """What it will not do of a spec."""
-        wanted = spec.task is Task.WRITE and spec.lyrics.strip() != INSTRUMENTAL
-        wanted = wanted or (spec.task is Task.FORMAT and bool(_lyrics(spec)))
+        way = _way(spec)
+        wanted = way == "write" and spec.lyrics.strip() != INSTRUMENTAL
+        wanted = wanted or (way == "format" and bool(_lyrics(spec)))
         return () if self._planner.writes_lyrics or not wanted else (f"lyrics: planner {self.name} writes none",)
 
     def plan(
@@ -51,29 +52,35 @@ class SongPlanner:
         """
         own = self._planner.sampling
         songs = [_song(request, length_s, own) for request, length_s in zip(batch, lengths_s, strict=True)]
-        written = self._planner.metadata(songs, _observer(progress, range(len(batch))))
-        planned = {place: metadata for place, metadata in enumerate(written) if metadata}
-        coded = [place for place in planned if self._planner.codebook and _takes_codes(batch[place].spec)]
-        asked = [replace(songs[place], given=planned[place]) for place in coded]
-        codes = dict(zip(coded, self._planner.codes(asked, _observer(progress, coded)), strict=True))
+        asked = [
+            self._question(request, song.given) if request.spec.rewrite else questions.metadata_of(song)
+            for request, song in zip(batch, songs, strict=True)
+        ]
+        answers = self._planner.answer(asked, _observer(progress, range(len(batch))))
+        known = {place: answer for place, answer in enumerate(answers) if answer}
+        plans = {
+            place: _text(batch[place].spec, answer) if batch[place].spec.rewrite else _metadata(answer)
+            for place, answer in known.items()
+        }
+        coded = [place for place in plans if self._planner.codebook and _takes_codes(batch[place].spec)]
+        rest = [_continued(songs[place], known[place], plans[place], batch[place].spec) for place in coded]
+        codes = dict(zip(coded, self._planner.codes(rest, _observer(progress, coded)), strict=True))
         return [
-            _planned(request, planned[place], codes.get(place, [])) if place in planned else PlannedRequest(request)
+            _planned(request, plans[place], codes.get(place, [])) if place in plans else PlannedRequest(request)
             for place, request in enumerate(batch)
         ]
 
     def write(self, batch: Sequence[SongRequest], progress: BatchProgress) -> Iterator[tuple[int, Planned]]:
         """The text of each request that is not given up, by its place. Raises as `plan`."""
-        asked = [self._question(request) for request in batch]
+        asked = [self._question(request, _given_of_text(request.spec)) for request in batch]
         answers = self._planner.answer(asked, _observer(progress, range(len(batch))))
         for place, (request, answer) in enumerate(zip(batch, answers, strict=True)):
             if answer:
                 yield place, _text(request.spec, answer)
 
-    def _question(self, request: SongRequest) -> questions.Question:
+    def _question(self, request: SongRequest, given: Metadata) -> questions.Question:
         spec = request.spec
-        kept = LEFT_TO_TEXT & spec.model_fields_set
-        given = replace(_given(spec), **{name: getattr(spec, name) for name in kept})
-        if spec.task is Task.WRITE:
+        if _way(spec) == "write":
             asked = questions.write(spec.prompt, instrumental=spec.lyrics.strip() == INSTRUMENTAL)
         else:
             asked = questions.put_in_order(spec.prompt, _lyrics(spec))
@@ -83,9 +90,20 @@ class SongPlanner:
         )
 
 
+def _way(spec: GenerationSpec) -> str | None:
+    return spec.task if spec.task.text_alone else spec.rewrite
+
+
+def _given_of_text(spec: GenerationSpec) -> Metadata:
+    return replace(_given(spec), **{name: getattr(spec, name) for name in LEFT_TO_TEXT & spec.model_fields_set})
+
+
 def _song(request: SongRequest, length_s: float, own: Sampling) -> questions.Song:
     spec = request.spec
-    given = replace(_given(spec), duration_s=length_s, vocal_language=spec.vocal_language if _lyrics(spec) else None)
+    language = spec.vocal_language if "vocal_language" in spec.model_fields_set or not spec.rewrite else None
+    if not (_lyrics(spec) or spec.rewrite == "write"):
+        language = None
+    given = replace(_given(spec), duration_s=length_s, vocal_language=language)
     return questions.Song(spec.prompt, _lyrics(spec), given, request.lm_seed, _sampling(spec, own))
 
 
@@ -94,7 +112,11 @@ def _given(spec: GenerationSpec) -> Metadata:
 
 
 def _lyrics(spec: GenerationSpec) -> str:
-    return "" if spec.lyrics.strip() == INSTRUMENTAL else spec.lyrics
+    return _sung(spec.lyrics)
+
+
+def _sung(lyrics: str | None) -> str:
+    return "" if lyrics is None or lyrics.strip() == INSTRUMENTAL else lyrics
 
 
 def _sampling(spec: GenerationSpec, own: Sampling) -> Sampling:
@@ -103,17 +125,29 @@ def _sampling(spec: GenerationSpec, own: Sampling) -> Sampling:
 
 
 def _takes_codes(spec: GenerationSpec) -> bool:
-    return spec.task is Task.TEXT2MUSIC and not has_codes(spec)
+    return spec.thinking and spec.task is Task.TEXT2MUSIC and not has_codes(spec)
 
 
-def _planned(request: SongRequest, metadata: Metadata, codes: Sequence[int]) -> PlannedRequest:
-    plan = Planned(
-        caption=metadata.caption,
-        bpm=metadata.bpm,
-        key_scale=metadata.key_scale,
-        time_signature=metadata.time_signature,
-        codes=len(codes),
+def _metadata(answer: Answer) -> Planned:
+    written = answer.metadata
+    return Planned(
+        caption=written.caption,
+        bpm=written.bpm,
+        key_scale=written.key_scale,
+        time_signature=written.time_signature,
     )
+
+
+def _continued(song: questions.Song, answer: Answer, plan: Planned, spec: GenerationSpec) -> questions.Song:
+    """The song with its plan, for its codes: from the prompt that the user gave, or what was written in its place."""
+    song = replace(song, given=answer.metadata)
+    if not spec.rewrite:
+        return song
+    return replace(song, caption=plan.caption or song.caption, lyrics=_sung(plan.lyrics))
+
+
+def _planned(request: SongRequest, plan: Planned, codes: Sequence[int]) -> PlannedRequest:
+    plan = plan.model_copy(update={"duration_s": None, "codes": len(codes)})
     audio_codes = codes_text(codes) or None
     return PlannedRequest(replace(request, spec=plan.applied_to(request.spec, audio_codes)), plan, audio_codes)
 
@@ -121,7 +155,7 @@ def _planned(request: SongRequest, metadata: Metadata, codes: Sequence[int]) -> 
 def _text(spec: GenerationSpec, answer: Answer) -> Planned:
     lyrics = answer.lyrics
     if lyrics is None:
-        silent = spec.task is Task.WRITE or not _lyrics(spec)
+        silent = _way(spec) == "write" or not _lyrics(spec)
         lyrics = spec.lyrics if not silent else INSTRUMENTAL if spec.lyrics.strip() else None
     written = answer.metadata
     return Planned(

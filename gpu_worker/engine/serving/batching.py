@@ -37,7 +37,7 @@ def kind_of(spec: GenerationSpec, sampling: Sampling, duration_s: float) -> Kind
     """The kind of a spec whose song lasts so long."""
     return Kind(
         duration_s=duration_s,
-        task="text" if spec.task.text_alone else "planned song" if spec.thinking else "song",
+        task="text" if spec.task.text_alone else "planned song" if spec.planned else "song",
         sampling=sampling,
         timesteps=spec.timesteps,
         cfg_start=spec.cfg_start,

@@ -61,7 +61,7 @@ class Generation:
         self._texts: dict[int, Planned] = {}
         self._warnings: list[str] = []
         self._sample_rate = 0
-        planned = spec.thinking or spec.task.text_alone
+        planned = spec.planned or spec.task.text_alone
         self._places = [Place(Stage.PLANNING if planned else Stage.CONDITIONING)] * spec.variations
         self._started: float | None = None
         self._batch_size = 1
