@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from api.dialects.acestep.samples import SIMPLE
 from api.problems import speaks_problems
 from api.settings import GatewaySettings
 from serinette.job import JobError, now
-from serinette.presence import announce
+from serinette.presence import announce, withdraw
+from serinette.spec import Planned
 from serinette.store import Store
 from tests import servers
 from tests.gateways import HandSlot
 from tests.unit.dialect_jobs import silence, worker
 
+UNWRITTEN = "nothing was written: no worker with a planner is up"
 NO_JOB = "5b0e1a4c-0f5c-4b55-8a54-6f4bb0a2a111"
 
 
@@ -140,7 +143,7 @@ def test_half_a_surrogate_pair_in_a_text_of_json_is_no_mistake_of_ours(client: T
         ({"json": {"task_type": "cover"}}, 400, "src_audio_path: "),
         ({"json": {"src_audio_path": "/etc/passwd", "task_type": "cover"}}, 400, "never a path"),
         ({"json": {"src_audio_path": "upload-unknown", "task_type": "cover"}}, 400, "src_audio_path: there is no"),
-        ({"json": {"analysis_only": True}}, 501, "5 Hz language model"),
+        ({"json": {"analysis_only": True}}, 501, "audio is not analyzed here"),
         ({"json": {}, "headers": {"Idempotency-Key": "é".encode()}}, 400, "Idempotency-Key"),
     ],
 )
@@ -326,22 +329,32 @@ def test_a_body_beyond_every_bound_is_refused_before_it_is_read(client: TestClie
             "/format_input",
             {"prompt": "pop rock", "lyrics": "Walking", "param_obj": '{"duration": 180, "language": "zh", "bpm": 90}'},
             {"caption": "pop rock", "lyrics": "Walking", "duration": 180, "vocal_language": "zh", "bpm": 90},
-            "use_format: needs",
+            UNWRITTEN,
         ),
-        ("/format_input", {"caption": "pop"}, {"caption": "pop", "lyrics": "[Instrumental]"}, "use_format: needs"),
+        (
+            "/format_input",
+            {"caption": "pop"},
+            {"caption": "pop", "lyrics": "[Instrumental]"},
+            UNWRITTEN,
+        ),
         (
             "/v1/create_sample",
             {"query": "a walk home", "instrumental": False, "vocal_language": "ja", "temperature": 0.85},
             {"caption": "a walk home", "lyrics": "[Instrumental]", "vocal_language": "ja", "keyscale": ""},
-            "sample_query: writing a song",
+            UNWRITTEN,
         ),
         (
             "/v1/create_sample",
             {"description": "rain", "instrumental": True},
             {"caption": "rain", "instrumental": True},
-            "sample_query: writing a song",
+            UNWRITTEN,
         ),
-        ("/v1/create_sample", {}, {"caption": SIMPLE[0].caption}, "sample_mode: inventing a song"),
+        (
+            "/v1/create_sample",
+            {},
+            {"caption": SIMPLE[0].caption},
+            UNWRITTEN,
+        ),
     ],
 )
 def test_what_nobody_writes_comes_back_and_is_marked(
@@ -394,6 +407,61 @@ def test_models_before_and_with_a_worker(client: TestClient, settings: GatewaySe
     assert data(client.post("/v1/init"))["slot"] == 1
     refusal(client.post("/v1/init", json={"slot": 9}), 400)
     assert "acestep-v15-turbo" in data(client.post("/v1/reinitialize"))["message"]
+
+
+@pytest.fixture
+def planner(settings: GatewaySettings, slot: HandSlot) -> Iterator[None]:
+    """A worker with one is up."""
+    up = worker("w", "acestep-v15-turbo", started_at=now())
+    assert up.model
+    held = up.model.model_copy(update={"planner": "acestep-5Hz-lm"})
+    announce(slot.jobs.redis, settings.keys, up.model_copy(update={"model": held}))
+    yield
+    withdraw(slot.jobs.redis, settings.keys, "w")
+
+
+def worked_on(client: TestClient, slot: HandSlot, end: Callable[[str], object], call: Callable[[], Any]) -> Any:
+    """The answer to a call that waits for its job, whose end a slot decides meanwhile."""
+    newest = client.get("/v1/jobs", params={"limit": 1}).json()["jobs"]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(call)
+        while (jobs := client.get("/v1/jobs", params={"limit": 1}).json()["jobs"]) == newest:
+            assert not answer.done() or answer.result() is None
+            time.sleep(0.01)
+        assert slot.claim(jobs[0]["id"])
+        end(jobs[0]["id"])
+        return answer.result(timeout=30)
+
+
+@pytest.mark.usefixtures("planner")
+def test_what_a_planner_writes_is_answered(client: TestClient, slot: HandSlot) -> None:
+    assert data(client.get("/v1/model_inventory"))["loaded_lm_model"] == "acestep-5Hz-lm"
+    assert data(client.post("/v1/init", json={"init_llm": True}))["llm_initialized"]
+    written = Planned(caption="A waltz.", lyrics="[Verse]\nla", bpm=92, duration_s=120, vocal_language="fr")
+    wish = {"query": "a waltz", "key_scale": "C", "temperature": 0.5}
+    ended = worked_on(
+        client, slot, lambda job_id: slot.write(job_id, written), lambda: client.post("/v1/create_sample", json=wish)
+    )
+    answered = data(ended)
+    assert (answered["caption"], answered["lyrics"], answered["bpm"]) == ("A waltz.", "[Verse]\nla", 92)
+    assert (answered["duration"], answered["vocal_language"], answered["degraded"]) == (120, "fr", False)
+    (job,) = client.get("/v1/jobs", params={"limit": 1}).json()["jobs"]
+    asked = client.get(f"/v1/jobs/{job['id']}").json()
+    assert asked["spec"].items() >= {"task": "write", "key_scale": "C major", "lm_temperature": 0.5}.items()
+    assert asked["result"]["texts"][0]["caption"] == "A waltz."
+    refused = client.get(f"/v1/jobs/{job['id']}/audio")
+    assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+
+    refusal_of_worker = JobError(code="unsupported", message="task: format needs a planner")
+    failed = worked_on(
+        client,
+        slot,
+        lambda job_id: slot.fail(job_id, refusal_of_worker),
+        lambda: client.post("/format_input", json={"prompt": "pop", "lyrics": "la"}),
+    )
+    answered = data(failed)
+    assert (answered["caption"], answered["lyrics"], answered["degraded"]) == ("pop", "la", True)
+    assert "format needs a planner" in answered["warnings"][0]
 
 
 def test_health_satisfies_both_dialects(client: TestClient) -> None:
