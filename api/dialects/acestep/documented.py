@@ -35,6 +35,7 @@ TAKEN: Final = _refusal(409, "this Idempotency-Key was used with another spec")
 NOT_ALLOWED: Final = _refusal(403, "the tenant may not use this lane")
 NO_ANALYSIS: Final = _refusal(501, "audio is not analyzed here")
 AWAY: Final = _refusal(503, "the queue or the store does not answer; nothing was accepted")
+AS_TEXT: Final = (WRONG, NOT_ALLOWED, NO_ANALYSIS, AWAY)
 
 _SONG: Final = {"schema": {"type": "string", "format": "binary"}}
 SONG: Final[Responses] = {

@@ -102,7 +102,7 @@ async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
     "/format_input",
     summary="Prompt and lyrics in order",
     openapi_extra=documented.WORDS_BODY,
-    responses=documented.answers(documented.WRITTEN, documented.WRONG),
+    responses=documented.answers(documented.WRITTEN, *documented.AS_TEXT),
 )
 async def format_input(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     """A planner puts them in order. Where none is up they come back as they are; `degraded` and `warnings` say so."""
@@ -114,7 +114,7 @@ async def format_input(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     "/v1/create_sample",
     summary="A song from a description",
     openapi_extra=documented.WORDS_BODY,
-    responses=documented.answers(documented.WRITTEN, documented.WRONG),
+    responses=documented.answers(documented.WRITTEN, *documented.AS_TEXT),
 )
 async def create_sample(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     """A planner writes it. Where none is up the description comes back as the caption, without lyrics, which `degraded`

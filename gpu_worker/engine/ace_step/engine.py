@@ -112,14 +112,8 @@ class AceStepEngine:
                 f"task: the checkpoint {self._model.name!r} has no audio tokenizer, so it cannot cover or use codes",
                 field="task",
             )
-        sampling, warnings = samplings.fill_in(spec, turbo=self._model.turbo)
-        if self._planner:
-            return sampling, (*warnings, *self._planner.warnings(spec))
-        asked = {"thinking": spec.thinking, "rewrite": spec.rewrite}
-        return sampling, (
-            *warnings,
-            *(f"{name}: ignored, this worker has no planner" for name, wanted in asked.items() if wanted),
-        )
+        sampling, warnings = samplings.fill_in(spec, turbo=self._model.turbo, planner=self._planner is not None)
+        return sampling, (*warnings, *(self._planner.warnings(spec) if self._planner else ()))
 
     def duration_s(self, request: SongRequest) -> float:
         """Seconds that the song will last; see Engine. Text lasts no time: each counts as a second."""

@@ -48,7 +48,7 @@ def has_source(spec: GenerationSpec) -> bool:
     return spec.source_audio is not None and spec.task is not Task.TEXT2MUSIC and not has_codes(spec)
 
 
-def fill_in(spec: GenerationSpec, *, turbo: bool) -> tuple[Sampling, tuple[str, ...]]:
+def fill_in(spec: GenerationSpec, *, turbo: bool, planner: bool = False) -> tuple[Sampling, tuple[str, ...]]:
     """The spec's sampling with the checkpoint's defaults filled in, and a warning for each field without effect."""
     own = own_of(turbo=turbo)
     guidance_scale = own.guidance_scale if spec.guidance_scale is None or turbo else spec.guidance_scale
@@ -59,7 +59,13 @@ def fill_in(spec: GenerationSpec, *, turbo: bool) -> tuple[Sampling, tuple[str, 
         shift=own.shift if spec.shift is None else spec.shift,
         turbo=turbo,
     )
-    return sampling, (*_without_effect(spec, sampling), *_of_the_task(spec, turbo=turbo))
+    asked = {"thinking": spec.thinking, "rewrite": spec.rewrite}
+    unplanned = [name for name, wanted in asked.items() if wanted and not planner]
+    return sampling, (
+        *_without_effect(spec, sampling),
+        *_of_the_task(spec, turbo=turbo),
+        *(f"{name}: ignored, this worker has no planner" for name in unplanned),
+    )
 
 
 def _without_effect(spec: GenerationSpec, sampling: Sampling) -> list[str]:
