@@ -6,10 +6,10 @@ All dependencies are coroutines: FastAPI runs others in threads, all of which ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import CapacityLimiter
-from fastapi import Depends
+from fastapi import Depends, Header
 from starlette.requests import HTTPConnection
 
 from api.auth.keyring import NO_KEY, Caller, CallerCheck
@@ -45,6 +45,11 @@ class Parts:
     accounts: Accounts
     batches: BatchService
     batch_threads: BatchThreads
+
+
+def idempotency_key_header(description: str) -> Any:  # noqa: ANN401  # FastAPI's own declaration
+    """The parameter of a call that may be sent again."""
+    return Header(alias="Idempotency-Key", pattern=r"^[\x20-\x7e]{1,255}$", description=description)
 
 
 def _parts(connection: HTTPConnection) -> Parts:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Scope
 
 from api.problems import answer
@@ -135,9 +135,20 @@ class Downloads:
     store: Store
     threads: Threads
 
-    async def url(self, song: StoredFile, expires_s: int) -> str | None:
-        """A presigned URL of the file; None if the store gives none. May fetch the store's credentials first."""
-        return await self.threads.run(tenant_of(song.key), partial(self.store.sign_get, song.key, expires_s))
+    async def redirect_or_serve(
+        self, song: StoredFile, file_request: FileRequest, file_name: str, presign_s: int, *, download: bool
+    ) -> Response:
+        """A redirect to the file's presigned URL, where the store gives one and the client may follow it; else `serve`.
+
+        Raises:
+            Gone: its file was erased.
+        """
+        if file_request.scope["method"] == "GET" and not file_request.is_cached(song):
+            # May fetch the store's credentials first.
+            url = await self.threads.run(tenant_of(song.key), partial(self.store.sign_get, song.key, presign_s))
+            if url is not None:
+                return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
+        return await self.serve(song, file_request, file_name, download=download)
 
     async def serve(self, song: StoredFile, file_request: FileRequest, file_name: str, *, download: bool) -> Response:
         """The file or the requested range of it, 304 or 416.

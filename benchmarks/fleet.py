@@ -35,7 +35,7 @@ from controller.autoscaling import Brakes
 from controller.metrics import QueueCollector
 from controller.settings import ControllerSettings
 from controller.sweeper import Sweeper
-from serinette.doctor.keda import counter
+from serinette.doctor.keda import entries
 from serinette.job import JobStatus, Progress, Stage, now
 from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
 from serinette.names import DEFAULT_POOL, Keys, Lane
@@ -191,7 +191,7 @@ def gateways(redis_url: str, keys: Keys) -> Iterator[None]:
 
 def others(redis: Redis, settings: ControllerSettings, store: Store, rhythm: Rhythm) -> None:
     """Sweepers, brake, KEDA and Prometheus."""
-    keys, numbers = settings.keys, counter(redis)
+    keys = settings.keys
     read = [keys.waiting(DEFAULT_POOL, lane) for lane in Lane] + [keys.busy(DEFAULT_POOL), keys.brake(DEFAULT_POOL)]
     brakes, collector = Brakes(redis, store, settings), QueueCollector(redis, keys, lambda: True)
 
@@ -205,7 +205,7 @@ def others(redis: Redis, settings: ControllerSettings, store: Store, rhythm: Rhy
     for sweeper in [Sweeper(redis, store, settings) for _ in range(REPLICAS)]:
         rhythm.add("sweep", every(settings.interval_s, sweeper), 0.0)
     rhythm.add("brake", every(settings.interval_s, brakes), 0.0)
-    rhythm.add("keda", every(KEDA_S, lambda: [numbers(key) for key in read]), 0.0)
+    rhythm.add("keda", every(KEDA_S, lambda: [entries(redis, key) for key in read]), 0.0)
     rhythm.add("scrape", every(SCRAPE_S, lambda: list(collector.collect())), 0.0)
 
 

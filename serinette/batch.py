@@ -11,12 +11,12 @@ import uuid
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, computed_field, field_validator
+from pydantic import AwareDatetime, Field, StringConstraints, computed_field, field_validator
 
 from serinette.credentials import Limits
 from serinette.job import Artifact, JobError, LabelText, Usage
 from serinette.names import Lane
-from serinette.spec import BoundedInput, GenerationSpec, Task
+from serinette.spec import BoundedInput, GenerationSpec, RecordModel, Task
 from serinette.webhook import Delivery, OptionalWebhookUrl
 
 MAX_LINES = 100_000
@@ -58,11 +58,6 @@ class LineStatus(StrEnum):
     def ended(self) -> bool:
         """Whether the status is final in this round."""
         return self in {LineStatus.SUCCEEDED, LineStatus.FAILED, LineStatus.CANCELED}
-
-
-class _Model(BaseModel):
-    # Records outlive versions: an older reader ignores unknown fields.
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 CustomId = Annotated[str, StringConstraints(pattern=r"^[\w .:/@+-]{1,64}$")]
@@ -121,7 +116,7 @@ class BatchRequest(BatchOptions):
     )
 
 
-class BatchCounts(_Model):
+class BatchCounts(RecordModel):
     """Numbers of a batch's lines by status; `total`, `completed` and `failed` as OpenAI counts them."""
 
     total: int
@@ -138,7 +133,7 @@ class BatchCounts(_Model):
         return self.completed + self.failed + self.canceled
 
 
-class Batch(_Model):
+class Batch(RecordModel):
     """A batch as its owner sees it. The counts are a few seconds old while it runs, and exact once it has ended."""
 
     id: str
@@ -147,7 +142,7 @@ class Batch(_Model):
     status: BatchStatus
     request_counts: BatchCounts
     round: int = Field(0, description="How often it was retried.")
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({})
     timeout_s: int | None = None
     webhook: str | None = None
     deliveries: tuple[Delivery, ...] = ()
@@ -162,7 +157,7 @@ class Batch(_Model):
         return round(self.request_counts.ended / self.request_counts.total, 4)
 
 
-class BatchLine(_Model):
+class BatchLine(RecordModel):
     """Result of one line; a line of output.jsonl (succeeded) or errors.jsonl (the others)."""
 
     line: int = Field(description="From 1, as in the upload.")
@@ -175,7 +170,7 @@ class BatchLine(_Model):
     usage: Usage | None = None
 
 
-class LineOrder(_Model):
+class LineOrder(RecordModel):
     """One validated line as it is in the store: all that its job needs."""
 
     custom_id: str | None = None
@@ -185,14 +180,14 @@ class LineOrder(_Model):
     spec: dict[str, Any]  # GenerationSpec.to_wire
 
 
-class BatchHeader(_Model):
+class BatchHeader(RecordModel):
     """`batch.json`: the immutable part of a batch. The batch exists once it is in the store."""
 
     version: int = 1
     id: str
     tenant: str
     name: str | None = None
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({})
     timeout_s: int | None = None
     attempts: int = Field(description="Most attempts of each job.")
     webhook: str | None = None

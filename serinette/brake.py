@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from redis import Redis
 
 from serinette.names import Keys, host_of
+from serinette.spec import RecordModel
 
 # A brake expires without a controller that renews it, so that it cannot stop a pool for ever.
 BRAKE_TTL_S = 60
@@ -33,10 +33,8 @@ class Cause(StrEnum):
     SUSPENDED = "suspended"  # an operator ran `rq suspend`
 
 
-class Failure(BaseModel):
+class Failure(RecordModel):
     """One failed load of a model."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     worker: str
     message: str

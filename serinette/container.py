@@ -9,9 +9,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -20,7 +18,7 @@ from pydantic import (
 )
 
 from serinette.errors import InvalidSpec
-from serinette.spec import AudioId, BoundedInput, PublishedName, invalid_spec, without_control_characters
+from serinette.spec import AudioId, BoundedInput, PublishedName, RecordModel, invalid_spec, without_control_characters
 
 # The pool whose lanes containers wait in; the controller serves it, not workers.
 CONTAINERS_POOL = "containers"
@@ -176,10 +174,8 @@ class Ceilings(BoundedInput):
                 raise InvalidSpec(f"{name}: must be at most {getattr(self, name)} here, not {value}", field=name)
 
 
-class Output(BaseModel):
+class Output(RecordModel):
     """One file that the container wrote below /outputs."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str = Field(description="Below /outputs.")
     key: str = Field(description="Object key in the store.")
@@ -197,10 +193,8 @@ class Output(BaseModel):
         return "application/octet-stream"
 
 
-class Run(BaseModel):
+class Run(RecordModel):
     """Result of a container, whether or not it succeeded."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     exit_code: int | None = Field(None, description="Null when it never ran, or its end was not observed.")
     outputs: tuple[Output, ...] = ()

@@ -20,6 +20,7 @@ from redis import Redis
 from serinette.errors import NotFound
 from serinette.job import now
 from serinette.names import Keys, Lane
+from serinette.spec import RecordModel
 
 _KEY = re.compile(r"srn_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
@@ -44,10 +45,8 @@ class Limits(BaseModel):
     )
 
 
-class Credential(BaseModel):
+class Credential(RecordModel):
     """One key as it is stored in Redis or in a declared file: its digest, never the key itself."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: KeyId
     tenant: TenantName

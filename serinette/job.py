@@ -9,8 +9,6 @@ from typing import Annotated
 from pydantic import (
     AliasChoices,
     AwareDatetime,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     computed_field,
@@ -18,7 +16,7 @@ from pydantic import (
 
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
-from serinette.spec import AudioFormat, BoundedInput, GenerationSpec, Planned
+from serinette.spec import AudioFormat, BoundedInput, GenerationSpec, Planned, RecordModel
 from serinette.webhook import Delivery, OptionalWebhookUrl
 
 
@@ -63,12 +61,7 @@ class AttemptOutcome(StrEnum):
     SUPERSEDED = "superseded"
 
 
-class _Model(BaseModel):
-    # Records outlive versions: an older reader ignores unknown fields.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Progress(_Model):
+class Progress(RecordModel):
     """Progress of a running job."""
 
     stage: Stage
@@ -99,7 +92,7 @@ _SHARE = {
 }
 
 
-class JobError(_Model):
+class JobError(RecordModel):
     """Why a job or an attempt failed."""
 
     code: str = Field(description="A `code` of serinette.errors.")
@@ -107,7 +100,7 @@ class JobError(_Model):
     retryable: bool = False
 
 
-class Attempt(_Model):
+class Attempt(RecordModel):
     """One claim of the job by one slot."""
 
     number: int = Field(description="From 1.")
@@ -119,7 +112,7 @@ class Attempt(_Model):
     error: JobError | None = None
 
 
-class Artifact(_Model):
+class Artifact(RecordModel):
     """One song in the store."""
 
     index: int
@@ -147,7 +140,7 @@ class Artifact(_Model):
         return self.sha256
 
 
-class Sampling(_Model):
+class Sampling(RecordModel):
     """Sampling parameters after the checkpoint's defaults were filled in."""
 
     steps: int
@@ -156,7 +149,7 @@ class Sampling(_Model):
     turbo: bool
 
 
-class Timings(_Model):
+class Timings(RecordModel):
     """Seconds spent."""
 
     queue_s: float = Field(description="From submit to the start of the winning attempt.")
@@ -169,7 +162,7 @@ class Timings(_Model):
     run_s: float = Field(description="From the start of the winning attempt to its end.")
 
 
-class Result(_Model):
+class Result(RecordModel):
     """Result of a succeeded job: keys and numbers, never bytes of audio."""
 
     artifacts: tuple[Artifact, ...] = Field(description="The songs; none of a task whose result is text.")
@@ -186,7 +179,7 @@ class Result(_Model):
         return sum(artifact.size_bytes for artifact in self.artifacts)
 
 
-class Usage(_Model):
+class Usage(RecordModel):
     """Usage of a job, reported once it has ended."""
 
     gpu_s: float = Field(0.0, description="Seconds in the engine: of the last attempt and of failed ones.")
@@ -194,7 +187,7 @@ class Usage(_Model):
     size_bytes: int = Field(0, description="Of its songs.")
 
 
-class Record(_Model):
+class Record(RecordModel):
     """`job.json`: all that must survive Redis. Written once: by the attempt that succeeds, or by the process that ends
     the job without a song, so that an earlier attempt that is still running can no longer succeed.
     """
@@ -204,7 +197,7 @@ class Record(_Model):
     tenant: str
     pool: str = DEFAULT_POOL
     lane: Lane = Lane.NORMAL
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({})
     dialect: dict[str, str] = Field(default={}, description="Fields that a dialect needs for its later answers.")
     digest: str = Field("", description="Of the client's request: whether a repeated Idempotency-Key has the same.")
     spec: GenerationSpec
@@ -250,7 +243,7 @@ class JobOptions(BoundedInput):
     )
 
 
-class Job(_Model):
+class Job(RecordModel):
     """A job as its owner sees it."""
 
     id: str
@@ -259,7 +252,7 @@ class Job(_Model):
     spec: GenerationSpec
     pool: str
     lane: Lane
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({})
     dialect: dict[str, str] = Field(default={}, exclude=True)
     created_at: AwareDatetime
     started_at: AwareDatetime | None = None
@@ -286,10 +279,8 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-class Upload(BaseModel):
+class Upload(RecordModel):
     """`upload.json`: written once the bytes were decoded as audio; without it an upload cannot be used."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str = Field(description="Give it as `source_audio` or `reference_audio`.")
     duration_s: float
@@ -302,10 +293,8 @@ class Upload(BaseModel):
     created_at: AwareDatetime
 
 
-class UploadedFile(BaseModel):
+class UploadedFile(RecordModel):
     """`file.json`: record of an uploaded file of any type, which only containers can use."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str = Field(description="Give it as `upload` of one of a container's `inputs`.")
     size_bytes: int

@@ -11,6 +11,7 @@ from redis import Redis
 
 from serinette.job import now
 from serinette.names import Keys
+from serinette.spec import RecordModel
 
 # Presence is renewed every 5 s; after four missed renewals the worker counts as gone.
 BEAT_S = 5.0
@@ -47,10 +48,8 @@ class Model(BaseModel):
     planner: str | None = Field(None, description="Name of the planner beside it; null where there is none.")
 
 
-class ColdStart(BaseModel):
+class ColdStart(RecordModel):
     """Seconds of a worker's start, part by part in their order; null before a part is over, or where nobody sees it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     node_s: float | None = Field(None, description="From the pod's creation to a node for it. Known to a cluster only.")
     image_s: float | None = Field(
@@ -66,10 +65,8 @@ class ColdStart(BaseModel):
         return {name.removesuffix("_s"): seconds for name, seconds in self.model_dump(exclude_none=True).items()}
 
 
-class Presence(BaseModel):
+class Presence(RecordModel):
     """One worker pod, as of `at`."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     pool: str
@@ -137,10 +134,8 @@ def pace(redis: Redis, keys: Keys, pool: str, of: Pace = Pace.RUN) -> float | No
 HOLDUP_TTL_S = 60
 
 
-class Holdup(BaseModel):
+class Holdup(RecordModel):
     """What keeps a pool's pods from starting."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     pods: int = Field(0, description="Its worker pods, without those that terminate.")
     words: str = Field("", description="What the pod that is furthest along waits for; empty when it runs.")

@@ -98,6 +98,12 @@ def without_control_characters(text: str) -> str:
 Part = TypeVar("Part", bound=BaseModel)
 
 
+class RecordModel(BaseModel):
+    """What is stored, or sent to processes of another version: an older reader ignores fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
 class BoundedInput(BaseModel):
     """Input of clients. The numbers of fields and of items are checked before their values: pydantic makes an error for
     each wrong item and each unknown field, which takes seconds for a list that fills a body.
@@ -371,10 +377,8 @@ class GenerationSpec(BoundedInput):
             raise invalid_spec(error) from error
 
 
-class Planned(BaseModel):
+class Planned(RecordModel):
     """What a planner wrote, for a song or as text. `None`: nothing was written of it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     caption: str | None = Field(None, description="In detail, made of the prompt; the song is generated from it.")
     lyrics: str | None = Field(None, description="Those of a song that is not rewritten are the spec's.")

@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import Field, computed_field
 from redis import Redis
 
 from serinette.names import Keys
+from serinette.spec import RecordModel
 
 _EPOCH = date(1970, 1, 1)
 # The same as in transitions.lua.
 DAYS_KEPT = 400
 
 
-class Sums(BaseModel):
+class Sums(RecordModel):
     """Usage summed over ended jobs."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     succeeded: int = 0
     failed: int = 0

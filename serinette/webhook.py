@@ -10,7 +10,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Annotated
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints
+
+from serinette.spec import RecordModel
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -105,10 +107,8 @@ def event_id(job_id: str, status: str) -> str:
     return f"msg_{job_id}_{status}"
 
 
-class Delivery(BaseModel):
+class Delivery(RecordModel):
     """One try to deliver the end of a job."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str = Field(description="The `webhook-id`: the same for every try of one event.")
     event: str = Field(description="job.succeeded, job.failed or job.canceled.")

@@ -63,11 +63,11 @@ _left: list[str] = []
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """What a test started is ended by it: a server that is still there fails the run, and is ended."""
     output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
-    for process in psutil.Process().children(recursive=True):
+    servers = [each for each in psutil.Process().children(recursive=True) if _is_our_server(each, output)]
+    for process in psutil.wait_procs(servers, timeout=10)[1]:  # one whose owner was killed ends a moment later
         with suppress(psutil.Error):
-            if process.name() in _SERVERS and process.status() != psutil.STATUS_ZOMBIE and _is_ours(process, output):
-                _left.append(" ".join(process.cmdline())[:200])
-                process.kill()
+            _left.append(f"{' '.join(process.cmdline())[:200].strip()} in {process.cwd()}")
+            process.kill()
     if output is not None:
         output["left"] = _left
     elif _left:
@@ -75,9 +75,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _is_ours(process: psutil.Process, output: object) -> bool:
-    """Whether this process's own tests started it: those of other test processes are below those."""
-    return output is not None or not any("execnet" in " ".join(above.cmdline()) for above in process.parents())
+def _is_our_server(process: psutil.Process, output: object) -> bool:
+    """Whether it is a server that this process's own tests started: those of other test processes are below those."""
+    with suppress(psutil.Error):
+        if process.name() in _SERVERS and process.status() != psutil.STATUS_ZOMBIE:
+            return output is not None or not any("execnet" in " ".join(above.cmdline()) for above in process.parents())
+    return False
 
 
 @pytest.hookimpl(optionalhook=True)

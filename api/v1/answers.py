@@ -1,4 +1,4 @@
-"""What routes of jobs share: the id in the path, and the job as the answer."""
+"""What routes of jobs share: the id in the path, the job as the answer, and how answers with files are documented."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from fastapi import Path
 from pydantic import AfterValidator
 from starlette.responses import Response
 
+from api.problems import Responses
 from serinette.errors import NotFound
 from serinette.job import Job
 from serinette.spec import GenerationSpec
 
 _JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
+
+
+# Answers where a file is asked for: a part of it, none of it, or where to fetch it.
+PARTS: Responses = {
+    206: {"description": "The bytes asked for by `Range`."},
+    304: {"description": "`If-None-Match` names its ETag."},
+    416: {"description": "No byte of it is in the `Range`."},
+}
+REDIRECT = {"description": "The store serves it itself: a presigned URL in `Location`."}
 
 
 def checked_job_id(job_id: str) -> str:

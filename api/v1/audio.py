@@ -7,14 +7,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import AwareDatetime, BaseModel, Field
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from api.dependencies import CallerPart, DownloadsPart, LinksPart, QueuePart, SettingsPart, TenantPart
 from api.downloads import FileRequest, song_of
 from api.problems import problems
 from api.request_checks import prefix_of
 from api.v1 import examples
-from api.v1.answers import JobId
+from api.v1.answers import PARTS, REDIRECT, JobId
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
 
@@ -33,10 +33,9 @@ class JobLinks(BaseModel):
     summary="The song",
     responses={
         200: {"content": examples.AUDIO, "headers": examples.AUDIO_HEADERS, "description": "The song."},
+        **PARTS,
         206: {"content": examples.AUDIO, "description": "The bytes asked for by `Range`."},
-        304: {"description": "`If-None-Match` names the song's ETag."},
-        307: {"description": "The store serves it itself: a presigned URL in `Location`."},
-        416: {"description": "No byte of the song is in the `Range`."},
+        307: REDIRECT,
         **problems("not_found", "not_finished", "gone", "invalid_spec", "queue_unavailable", "store_unavailable"),
     },
 )
@@ -56,11 +55,10 @@ async def audio(
     """The encoded song, whole or in part, or a redirect to the store."""
     song = song_of(await queue.get(tenant, job_id), index)
     file_request = FileRequest(request.scope, range_, if_range, if_none_match)
-    if request.method == "GET" and not download and not file_request.is_cached(song):
-        url = await downloads.url(song, settings.presign_s)
-        if url is not None:
-            return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
-    return await downloads.serve(song, file_request, f"{job_id}-{song.index}.{song.format}", download=download)
+    name = f"{job_id}-{song.index}.{song.format}"
+    if download:
+        return await downloads.serve(song, file_request, name, download=True)
+    return await downloads.redirect_or_serve(song, file_request, name, settings.presign_s, download=False)
 
 
 @router.post(

@@ -10,14 +10,14 @@ from pathlib import Path as File
 from typing import Annotated
 
 import anyio
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
 from api.batches.service import BatchService
 from api.batches.validation import options_of, read_json, read_jsonl
 from api.batches.zipping import zipped
-from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, StorePart, TenantPart
+from api.dependencies import BatchesPart, BatchThreadsPart, SettingsPart, StorePart, TenantPart, idempotency_key_header
 from api.problems import problems
 from api.v1 import examples
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
@@ -33,11 +33,7 @@ _JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "ap
 
 KeyHeader = Annotated[
     str | None,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[\x20-\x7e]{1,255}$",
-        description="Printable ASCII: the same key with the same batch is the same batch, however often sent.",
-    ),
+    idempotency_key_header("Printable ASCII: the same key with the same batch is the same batch, however often sent."),
 ]
 
 

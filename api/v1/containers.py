@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import ConfigDict
-from starlette.responses import RedirectResponse
 
 from api.containers import LOG_POSITION, LogPosition
 from api.dependencies import (
@@ -22,7 +21,7 @@ from api.downloads import FileRequest
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.v1 import examples
-from api.v1.answers import JobId
+from api.v1.answers import PARTS, REDIRECT, JobId
 from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, submit_answer
 from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished, NotFound
@@ -61,10 +60,8 @@ async def submit(
 
 _FILE: Responses = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file."},
-    206: {"description": "The bytes asked for by `Range`."},
-    304: {"description": "`If-None-Match` names its ETag."},
-    307: {"description": "The store serves it itself: a presigned URL in `Location`."},
-    416: {"description": "No byte of it is in the `Range`."},
+    307: REDIRECT,
+    **PARTS,
     **problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable"),
 }
 
@@ -81,14 +78,10 @@ async def output(
 ) -> Response:
     """A file that the container wrote below /outputs, or a redirect to the store."""
     found = _output_of(await queue.get(tenant, job_id), name)
-    file_request = FileRequest.of(request)
-    if (
-        request.method == "GET"
-        and not file_request.is_cached(found)
-        and (url := await downloads.url(found, settings.presign_s)) is not None
-    ):
-        return RedirectResponse(url, 307, {"Cache-Control": "no-store"})
-    return await downloads.serve(found, file_request, name.rpartition("/")[2], download=True)
+    file_name = name.rpartition("/")[2]
+    return await downloads.redirect_or_serve(
+        found, FileRequest.of(request), file_name, settings.presign_s, download=True
+    )
 
 
 def _output_of(job: Job, name: str) -> Output:
@@ -104,11 +97,10 @@ def _output_of(job: Job, name: str) -> Output:
 
 
 _LOG: Responses = {
+    **PARTS,
     200: {"content": {"text/plain": {}}, "description": "All of it so far; its ETag is how far that is."},
     204: {"description": "Nothing was written behind `after`."},
     206: {"description": "What was written behind `after`; or, once the job has ended, the bytes of the `Range`."},
-    304: {"description": "`If-None-Match` names its ETag."},
-    416: {"description": "No byte of it is in the `Range`."},
     **problems("not_found", "gone", "invalid_spec", "queue_unavailable", "store_unavailable"),
 }
 

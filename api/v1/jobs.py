@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.dependencies import QueuePart, RequestContext, TenantPart, context_of
+from api.dependencies import QueuePart, RequestContext, TenantPart, context_of, idempotency_key_header
 from api.events import preferred_wait_s, wait_for_job
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
@@ -25,11 +25,7 @@ PreferHeader = Annotated[
 ]
 KeyHeader = Annotated[
     str | None,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[\x20-\x7e]{1,255}$",
-        description="Printable ASCII: the same key with the same song is the same job, however often sent.",
-    ),
+    idempotency_key_header("Printable ASCII: the same key with the same song is the same job, however often sent."),
 ]
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Json
+from pydantic import AwareDatetime, Json
 from redis.exceptions import ResponseError
 
 from serinette.batch import Batch, BatchCounts, BatchHeader, BatchStatus, LineStatus
@@ -26,17 +26,16 @@ from serinette.job import JobStatus
 from serinette.jobs import Jobs, calls
 from serinette.jobs.script import Argument, text
 from serinette.names import Keys
+from serinette.spec import RecordModel
 from serinette.webhook import Delivery
 
 _COUNTED_AS = {LineStatus.SUCCEEDED: "completed", LineStatus.FAILED: "failed", LineStatus.CANCELED: "canceled"}
 
 
-class BatchRecord(BaseModel):
+class BatchRecord(RecordModel):
     """One batch as Redis holds it. `live`: its jobs that have not ended; `running`: those that an attempt holds;
     `open_parts`: those that are released and not in the store yet.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     header: Json[BatchHeader]
     status: BatchStatus

@@ -6,12 +6,14 @@ import hashlib
 import json
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
@@ -19,6 +21,7 @@ from serinette.cli.options import ApiKey, AsJson, Server, connect, label_of
 from serinette.cli.terminal import EXIT_PARTLY, Bar, age, errors, output, program, seconds, show_table
 from serinette.client import DEFAULT_URL, Batch, BatchLine, BatchOptions, Client, Fetched
 from serinette.errors import ConfigurationError, NotFound, RequestError
+from serinette.spec import RecordModel
 
 app = typer.Typer(help="Many songs at once: `run` submits them from a file and fetches them.")
 
@@ -96,10 +99,8 @@ def show_end(lines: list[BatchLine], files: int, size_bytes: int, batch: Batch) 
         errors.print(f"  and {len(lines) - _REASONS:,} more, in errors.jsonl", style="dim")
 
 
-class RunState(BaseModel):
+class RunState(RecordModel):
     """What is remembered in the directory between two runs."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     key: str  # the same batch, however often it is sent
     sha256: str  # of the prompts
@@ -256,39 +257,28 @@ def _row(batch: Batch) -> tuple[str, ...]:
     return batch.id, status, age(batch.created_at), f"{counts.completed:,}/{counts.total:,}", escape(batch.name or "")
 
 
-@app.command()
-def show(batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Show one batch."""
-    with connect(server, api_key) as client:
-        _print(client.batches.get(batch_id), as_json=as_json)
+# Commands that take a batch's id and print the batch: the call of each, and its help.
+_CALLS = {
+    "show": ("get", "Show one batch."),
+    "pause": ("pause", "Release no more songs; what was released goes on."),
+    "resume": ("resume", "Go on with a paused batch."),
+    "cancel": ("cancel", "Cancel all that is left of a batch; what was generated is kept."),
+    "retry": ("retry", "Retry what an ended batch did not generate, with the same seeds."),
+}
 
 
-@app.command()
-def pause(batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Release no more songs; what was released goes on."""
-    with connect(server, api_key) as client:
-        _print(client.batches.pause(batch_id), as_json=as_json)
+def _command(call: str) -> Callable[..., None]:
+    def command(
+        batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None
+    ) -> None:
+        with connect(server, api_key) as client:
+            _print(methodcaller(call, batch_id)(client.batches), as_json=as_json)
+
+    return command
 
 
-@app.command()
-def resume(batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Go on with a paused batch."""
-    with connect(server, api_key) as client:
-        _print(client.batches.resume(batch_id), as_json=as_json)
-
-
-@app.command()
-def cancel(batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Cancel all that is left of a batch; what was generated is kept."""
-    with connect(server, api_key) as client:
-        _print(client.batches.cancel(batch_id), as_json=as_json)
-
-
-@app.command()
-def retry(batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Retry what an ended batch did not generate, with the same seeds."""
-    with connect(server, api_key) as client:
-        _print(client.batches.retry(batch_id), as_json=as_json)
+for _name, (_call, _help) in _CALLS.items():
+    app.command(_name, help=_help)(_command(_call))
 
 
 def _print(batch: Batch, *, as_json: bool) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
 from serinette.cli import options as option
@@ -23,7 +22,6 @@ from serinette.container import MAX_INPUTS, ContainerSpec, is_file_name
 from serinette.errors import RequestError, SerinetteError
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.names import Lane
-from serinette.spec import invalid_spec
 
 _SIZE, _FILES = "What it may take", "What goes in and out"
 
@@ -137,13 +135,7 @@ def spec_of(
     given |= {name: mib_of(params[name], name) for name in ("memory_mib", "disk_mib") if params[name]}
     given |= {"labels": dict(label_of(text) for text in params["labels"] or ()), "inputs": inputs}
     given["args" if params["as_args"] else "command"] = command
-    try:
-        return (
-            ContainerSpec(**{name: given[name] for name in ContainerSpec.model_fields.keys() & given.keys()}),
-            JobOptions(**{name: given[name] for name in JobOptions.model_fields.keys() & given.keys()}),
-        )
-    except ValidationError as error:
-        raise typer.BadParameter(invalid_spec(error).message) from error
+    return option.built(ContainerSpec, given)
 
 
 def pairs_of(texts: Sequence[str] | None, option: str) -> dict[str, str]:

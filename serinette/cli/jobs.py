@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
@@ -31,7 +30,7 @@ from serinette.client import DEFAULT_URL, Client
 from serinette.errors import SerinetteError
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.names import Lane
-from serinette.spec import GenerationSpec, Task, invalid_spec
+from serinette.spec import GenerationSpec, Task
 
 _AUDIO = ("source_audio", "reference_audio")
 
@@ -111,13 +110,7 @@ def _spec_of(params: Mapping[str, Any], path: Path | None) -> tuple[GenerationSp
     }
     if params["source_audio"] and not params["task"]:
         given["task"] = Task.COVER
-    try:
-        return (
-            GenerationSpec(**{name: given[name] for name in GenerationSpec.model_fields.keys() & given.keys()}),
-            JobOptions(**{name: given[name] for name in JobOptions.model_fields.keys() & given.keys()}),
-        )
-    except ValidationError as error:
-        raise typer.BadParameter(invalid_spec(error).message) from error
+    return option.built(GenerationSpec, given)
 
 
 def _uploaded(client: Client, params: Mapping[str, Any]) -> dict[str, str]:

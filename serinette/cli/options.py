@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import ValidationError
 
 from serinette.client import DEFAULT_URL, Client, Retry
+from serinette.job import JobOptions
 from serinette.names import Lane
-from serinette.spec import AudioFormat, Task
+from serinette.spec import AudioFormat, BoundedInput, Task, invalid_spec
+
+Spec = TypeVar("Spec", bound=BoundedInput)
 
 Server = Annotated[
     str, typer.Option(envvar="SERINETTE_URL", help=f"URL of the gateway; {DEFAULT_URL}.", show_default=False)
@@ -50,6 +55,21 @@ def connect(server: str, api_key: str | None) -> Client:
     if "://" not in server:
         server = f"http://{server}"  # as people write it
     return Client(server, api_key=api_key, retry=Retry(unanswered=False))
+
+
+def built(kind: type[Spec], given: Mapping[str, Any]) -> tuple[Spec, JobOptions]:
+    """The spec of what was given, and the options of its job.
+
+    Raises:
+        typer.BadParameter: something is out of bounds.
+    """
+    try:
+        spec, options = (
+            {name: given[name] for name in each.model_fields.keys() & given.keys()} for each in (kind, JobOptions)
+        )
+        return kind(**spec), JobOptions(**options)
+    except ValidationError as error:
+        raise typer.BadParameter(invalid_spec(error).message) from error
 
 
 def label_of(text: str) -> tuple[str, str]:

@@ -21,8 +21,24 @@ Object = Mapping[str, Any]
 
 _TIMEOUT_S = 5.0  # of each question
 _NO_ANSWER = 0
-_API_SERVICES = "/apis/apiregistration.k8s.io/v1/apiservices"
-_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+# A name for each path. {inside}: a namespace; {ours}: the labels of a release.
+_QUESTIONS = {
+    "definition of scaledobjects": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/scaledobjects.keda.sh",
+    "definition of triggerauthentications": (
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/triggerauthentications.keda.sh"
+    ),
+    "deployments of keda": "/apis/apps/v1/namespaces/{keda}/deployments",
+    "apiservice of external metrics": "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.external.metrics.k8s.io",
+    "nodes": "/api/v1/nodes",
+    "storageclasses": "/apis/storage.k8s.io/v1/storageclasses",
+    "deployments": "/apis/apps/v1/{inside}/deployments?{ours}",
+    "statefulsets": "/apis/apps/v1/{inside}/statefulsets?{ours}",
+    "pods": "/api/v1/{inside}/pods?{ours}",
+    "persistentvolumeclaims": "/api/v1/{inside}/persistentvolumeclaims",
+    "events": "/api/v1/{inside}/events?fieldSelector=type%3DWarning",
+    "scaledobjects": "/apis/keda.sh/v1alpha1/{inside}/scaledobjects?{ours}",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +69,6 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSeen:
-    """What a cluster said; each answer by the name of its question."""
-
-    context: str
-    server: str
-    namespace: str
-    trouble: str = ""  # why nothing could be asked
-    version: str = ""
-    ahead_s: float = 0.0
-    clock_within_s: float = 0.0  # how exactly that could be measured, beside the whole seconds of a Date
-    answers: Mapping[str, Answer] = field(default_factory=dict)
-    metrics: Mapping[str, Answer] = field(default_factory=dict)  # of each ScaledObject, what KEDA gives to HPA
-    keda_namespace: str = "keda"
-
-    def __getitem__(self, question: str) -> Answer:
-        return self.answers[question]
-
-    @property
-    def installed(self) -> bool:
-        """Whether a release of ours is in the namespace."""
-        return bool(self["deployments"].items)
-
-
-@dataclass(frozen=True, slots=True)
 class Place:
     """Which cluster, and where in it."""
 
@@ -86,26 +78,28 @@ class Place:
     keda_namespace: str = "keda"
     release: str | None = None
 
+
+@dataclass(frozen=True, slots=True)
+class ClusterSeen:
+    """What a cluster said; each answer by the name of its question."""
+
+    place: Place
+    context: str
+    server: str = ""
+    trouble: str = ""  # why nothing could be asked
+    version: str = ""
+    ahead_s: float = 0.0
+    clock_within_s: float = 0.0  # how exactly that could be measured, beside the whole seconds of a Date
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    metrics: Mapping[str, Answer] = field(default_factory=dict)  # of each ScaledObject, what KEDA gives to HPA
+
+    def __getitem__(self, question: str) -> Answer:
+        return self.answers[question]
+
     @property
-    def questions(self) -> dict[str, str]:
-        """What is asked: a name for each path."""
-        ours = "labelSelector=app.kubernetes.io/name%3Dserinette"
-        ours += f",app.kubernetes.io/instance%3D{self.release}" if self.release else ""
-        inside = f"namespaces/{self.namespace}"
-        return {
-            "definition of scaledobjects": f"{_CRDS}/scaledobjects.keda.sh",
-            "definition of triggerauthentications": f"{_CRDS}/triggerauthentications.keda.sh",
-            "deployments of keda": f"/apis/apps/v1/namespaces/{self.keda_namespace}/deployments",
-            "apiservice of external metrics": f"{_API_SERVICES}/v1beta1.external.metrics.k8s.io",
-            "nodes": "/api/v1/nodes",
-            "storageclasses": "/apis/storage.k8s.io/v1/storageclasses",
-            "deployments": f"/apis/apps/v1/{inside}/deployments?{ours}",
-            "statefulsets": f"/apis/apps/v1/{inside}/statefulsets?{ours}",
-            "pods": f"/api/v1/{inside}/pods?{ours}",
-            "persistentvolumeclaims": f"/api/v1/{inside}/persistentvolumeclaims",
-            "events": f"/api/v1/{inside}/events?fieldSelector=type%3DWarning",
-            "scaledobjects": f"/apis/keda.sh/v1alpha1/{inside}/scaledobjects?{ours}",
-        }
+    def installed(self) -> bool:
+        """Whether a release of ours is in the namespace."""
+        return bool(self["deployments"].items)
 
 
 def metric_path(namespace: str, scaled_object: str) -> str:
@@ -119,7 +113,7 @@ def look_at_cluster(place: Place) -> ClusterSeen:
     try:
         name, api = _connect(place)
     except (ConfigException, OSError, ValueError) as error:
-        return ClusterSeen(place.context or "", "", place.namespace, trouble=f"no cluster is configured: {error}")
+        return ClusterSeen(place, place.context or "", trouble=f"no cluster is configured: {error}")
     with api, warnings.catch_warnings():
         warnings.simplefilter("ignore", InsecureRequestWarning)  # the kubeconfig's author chose so
         server = str(api.configuration.host)
@@ -127,18 +121,19 @@ def look_at_cluster(place: Place) -> ClusterSeen:
         version, date = _get(api, "/version")
         took_s = time.time() - sent_s
         if not version.found:
-            message = version.body.get("message", "")
-            trouble = f"it answers {version.status}: {message}" if version.status else f"it does not answer: {message}"
-            return ClusterSeen(name, server, place.namespace, trouble=trouble)
-        answers = _answers(api, place.questions)
-        names = [str(each["metadata"]["name"]) for each in answers["scaledobjects"].items]
+            answers = f"answers {version.status}" if version.status else "does not answer"
+            return ClusterSeen(place, name, server, trouble=f"it {answers}: {version.body.get('message', '')}")
+        ours = "labelSelector=app.kubernetes.io/name%3Dserinette"
+        ours += f",app.kubernetes.io/instance%3D{place.release}" if place.release else ""
+        given = {"inside": f"namespaces/{place.namespace}", "ours": ours, "keda": place.keda_namespace}
+        found = _answers(api, {question: path.format_map(given) for question, path in _QUESTIONS.items()})
+        names = [str(each["metadata"]["name"]) for each in found["scaledobjects"].items]
         metrics = _answers(api, {each: metric_path(place.namespace, each) for each in names})
     ahead_s = parsedate_to_datetime(date).timestamp() + 0.5 - (sent_s + took_s / 2) if date else 0.0
     words = str(version.body.get("gitVersion", "?"))
     if words.startswith("v0."):  # a build that does not know its own
         words = f"v{version.body.get('major')}.{version.body.get('minor')}"
-    seen = (name, server, place.namespace, "", words, ahead_s, took_s / 2, answers, metrics)
-    return ClusterSeen(*seen, place.keda_namespace)
+    return ClusterSeen(place, name, server, "", words, ahead_s, took_s / 2, found, metrics)
 
 
 def _answers(api: client.ApiClient, questions: Mapping[str, str]) -> dict[str, Answer]:

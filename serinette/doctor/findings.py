@@ -1,7 +1,8 @@
-"""What a check says. A question that fails is a finding too, and keeps no other from being asked."""
+"""What a check reports: findings, each the first case of a table that holds. A question that fails is a finding too."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -37,6 +38,17 @@ ok = Finding
 bad = partial(Finding, level=Level.BAD)
 warning = partial(Finding, level=Level.WARNING)
 unknown = partial(Finding, level=Level.UNKNOWN)
+
+# Whether it holds, and the level, message and remedy if it does. What makes the message must not fail if it does not.
+Case = tuple[object, Callable[..., Finding], str, str]
+
+
+def first_of(part: str, check: str, *cases: Case, otherwise: str) -> Finding:
+    """The finding of the first case that holds; OK with the message `otherwise` when none does."""
+    for holds, finding, message, remedy in cases:
+        if holds:
+            return finding(part, check, message, remedy)
+    return ok(part, check, otherwise)
 
 
 # Of one question. Each has shorter timeouts of its own on the network; a resolver, say, has none.
@@ -82,9 +94,19 @@ _SKEW_BAD_S = 30.0
 def judge_clock(whose: str, ahead_s: float, resolution_s: float = 0.0) -> Finding:
     """How far a clock is ahead of ours, which was measured to `resolution_s`."""
     off_s = max(0.0, abs(ahead_s) - resolution_s)
-    if off_s < _SKEW_WARNING_S:
-        return ok("clock", whose, f"{whose}'s clock agrees with this machine's")
-    side = "ahead of" if ahead_s > 0 else "behind"
-    level = Level.BAD if off_s >= _SKEW_BAD_S else Level.WARNING
-    message = f"{whose}'s clock is {abs(ahead_s):.1f} s {side} this machine's"
-    return Finding("clock", whose, message, "let both machines keep time by NTP (chronyc tracking; timedatectl)", level)
+    message = f"{whose}'s clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
+    remedy = "let both machines keep time by NTP (chronyc tracking; timedatectl)"
+    return first_of(
+        "clock",
+        whose,
+        (off_s >= _SKEW_BAD_S, bad, message, remedy),
+        (off_s >= _SKEW_WARNING_S, warning, message, remedy),
+        otherwise=f"{whose}'s clock agrees with this machine's",
+    )
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """Major and minor; nothing for a build that does not know its version and says v0.0.0."""
+    found = re.match(r"v?(\d+)\.(\d+)", text)
+    numbers = tuple(int(part) for part in found.groups()) if found else ()
+    return numbers if any(numbers) else ()

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from serinette.doctor.cluster import ClusterSeen, Object
-from serinette.doctor.findings import Finding, bad, judge_clock, ok, unknown, warning
-from serinette.doctor.keda import conditions_of, version_of
+from serinette.doctor.findings import Finding, bad, first_of, judge_clock, ok, unknown, version_of, warning
+from serinette.doctor.keda import conditions_of
 
 LEAST_KUBERNETES = (1, 30)
 # CUDA of the torch that workers are built with (gpu_worker/Dockerfile), and its oldest driver
@@ -18,9 +18,10 @@ _DRIVER_LABELS = ("nvidia.com/cuda.driver-version.major", "nvidia.com/cuda.drive
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 # Reasons of a container that waits, and what to do. Kubernetes: pkg/kubelet/images and container.
+_PULL = "correct global.imageRegistry, the tag or digest, and global.imagePullSecrets"
 _WAITING = {
-    "ImagePullBackOff": "correct global.imageRegistry, the tag or digest, and global.imagePullSecrets",
-    "ErrImagePull": "correct global.imageRegistry, the tag or digest, and global.imagePullSecrets",
+    "ImagePullBackOff": _PULL,
+    "ErrImagePull": _PULL,
     "InvalidImageName": "correct global.imageRegistry and images.*",
     "CreateContainerConfigError": "a Secret or ConfigMap that it names is missing: make it, in this namespace",
     "CrashLoopBackOff": "kubectl logs POD --previous",
@@ -30,15 +31,15 @@ _WAITING = {
 
 def judge_cluster(seen: ClusterSeen) -> Iterator[Finding]:
     """Reached, recent, in time."""
+    there = f"context {seen.context}, {seen.server}, namespace {seen.place.namespace}"
+    remedy = "name a context (`kubectl config get-contexts`, --context), renew its login; or leave the cluster out "
+    gone = (seen.trouble, bad, f"{seen.context or 'cluster'}: {seen.trouble}", f"{remedy}(--no-cluster)")
+    yield first_of("cluster", "reachable", gone, otherwise=there)
     if seen.trouble:
-        remedy = "name a context (`kubectl config get-contexts`, --context), renew its login; or leave the cluster out "
-        yield bad("cluster", "reachable", f"{seen.context or 'cluster'}: {seen.trouble}", f"{remedy}(--no-cluster)")
         return
-    yield ok("cluster", "reachable", f"context {seen.context}, {seen.server}, namespace {seen.namespace}")
-    if (version := version_of(seen.version)) and version < LEAST_KUBERNETES:
-        yield bad("cluster", "version", f"Kubernetes {seen.version}", "1.30 or later is needed")
-    else:
-        yield ok("cluster", "version", f"Kubernetes {seen.version}")
+    words = f"Kubernetes {seen.version}"
+    old = (() < version_of(seen.version) < LEAST_KUBERNETES, bad, words, "1.30 or later is needed")
+    yield first_of("cluster", "version", old, otherwise=words)
     yield judge_clock("the API server", seen.ahead_s, 1.0 + seen.clock_within_s)
     for name, answer in seen.answers.items():
         if answer.trouble:
@@ -50,27 +51,28 @@ def judge_gpus(seen: ClusterSeen) -> Iterator[Finding]:
     """What GPUs there are, and whether their driver is new enough."""
     if seen["nodes"].trouble:
         return
-    wanted = {name for each in seen["deployments"].items for name in gpus_of(each["spec"]["template"]["spec"])}
+    wanted = {name for each in seen["deployments"].items for name in _gpus_of(each["spec"]["template"]["spec"])}
     nodes = seen["nodes"].items
     offered = {name for node in nodes for name in _capacity(node) if _GPU.match(name)}
     for resource in sorted(offered | wanted):
         count, total = sum(resource in _capacity(node) for node in nodes), _allocatable(seen, resource)
-        if not count:
-            remedy = "add nodes that have it, install the vendor's device plugin, or correct the pool's gpu.resource; "
-            remedy += f"`kubectl describe nodes | grep {resource}`"
-            yield bad("gpu", resource, f"a pool asks for {resource}, and no node offers it", remedy)
-        elif not total:
-            remedy = "kubectl -n kube-system logs -l name=nvidia-device-plugin-ds; look for XID errors (dmesg)"
-            message = f"{count} nodes have {resource}, and none is allocatable: broken devices?"
-            yield bad("gpu", resource, message, remedy)
-        else:
-            yield ok("gpu", resource, f"{count} nodes, {total} allocatable")
+        none = f"a pool asks for {resource}, and no node offers it"
+        add = "add nodes that have it, install the vendor's device plugin, or correct the pool's gpu.resource; "
+        broken = f"{count} nodes have {resource}, and none is allocatable: broken devices?"
+        look = "kubectl -n kube-system logs -l name=nvidia-device-plugin-ds; look for XID errors (dmesg)"
+        yield first_of(
+            "gpu",
+            resource,
+            (not count, bad, none, f"{add}`kubectl describe nodes | grep {resource}`"),
+            (not total, bad, broken, look),
+            otherwise=f"{count} nodes, {total} allocatable",
+        )
     if offered:
         yield _drivers([node for node in nodes if offered & set(_capacity(node))])
     elif not wanted:
         message = "no node has a GPU; the chart's default pool generates on CPUs, slowly"
         remedy = "for GPUs: nodes with one, their driver, and the vendor's device plugin"
-        yield ok("gpu", "nodes", message) if seen.installed else warning("gpu", "nodes", message, remedy)
+        yield first_of("gpu", "nodes", (not seen.installed, warning, message, remedy), otherwise=message)
 
 
 def _drivers(nodes: list[Object]) -> Finding:
@@ -80,16 +82,17 @@ def _drivers(nodes: list[Object]) -> Finding:
         labels = node["metadata"].get("labels") or {}
         if (major := str(next((labels[name] for name in _DRIVER_LABELS if name in labels), ""))).isdecimal():
             majors[node["metadata"]["name"]] = int(major)
-    if not majors:
-        remedy = f"`nvidia-smi` on a node must show a driver of {LEAST_DRIVER} or later"
-        return unknown("gpu", "driver", "no node reports its driver (GPU feature discovery would)", remedy)
-    if old := sorted(name for name, major in majors.items() if major < LEAST_DRIVER):
-        message = (
-            f"driver {majors[old[0]]} on {', '.join(old[:5])}; torch's CUDA {TORCH_CUDA} needs {LEAST_DRIVER} or later"
-        )
-        remedy = "renew the driver there, or build the worker with a torch for an older CUDA"
-        return bad("gpu", "driver", message, remedy)
-    return ok("gpu", "driver", f"{min(majors.values())} or later on {len(majors)} nodes, enough for CUDA {TORCH_CUDA}")
+    old = sorted(name for name, major in majors.items() if major < LEAST_DRIVER)
+    least, needed = min(majors.values(), default=0), f"torch's CUDA {TORCH_CUDA} needs {LEAST_DRIVER} or later"
+    see = f"`nvidia-smi` on a node must show a driver of {LEAST_DRIVER} or later"
+    renew = "renew the driver there, or build the worker with a torch for an older CUDA"
+    return first_of(
+        "gpu",
+        "driver",
+        (not majors, unknown, "no node reports its driver (GPU feature discovery would)", see),
+        (old, bad, f"driver {least} on {', '.join(old[:5])}; {needed}", renew),
+        otherwise=f"{least} or later on {len(majors)} nodes, enough for CUDA {TORCH_CUDA}",
+    )
 
 
 def _capacity(node: Object) -> Object:
@@ -100,7 +103,7 @@ def _allocatable(seen: ClusterSeen, resource: str) -> int:
     return sum(int(node.get("status", {}).get("allocatable", {}).get(resource, 0)) for node in seen["nodes"].items)
 
 
-def gpus_of(pod: Object) -> set[str]:
+def _gpus_of(pod: Object) -> set[str]:
     """The GPU resources that a pod's spec asks for."""
     limits = [container.get("resources", {}).get("limits") or {} for container in pod.get("containers", [])]
     return {name for each in limits for name in each if _GPU.match(name)}
@@ -116,15 +119,16 @@ def judge_storage(seen: ClusterSeen) -> Iterator[Finding]:
             remedy = "name a class that exists (`kubectl get storageclass`): valkey.persistence.storageClass, "
             remedy += "seaweedfs.persistence.storageClass, or the pool's cache.storageClass"
             yield bad("storage", "claims", f"{name} waits for {wanted}{why}", remedy)
-    answer = seen["storageclasses"]
-    classes = {each["metadata"]["name"]: each["metadata"].get("annotations") or {} for each in answer.items}
+    if seen["storageclasses"].trouble:
+        return
+    classes = {
+        each["metadata"]["name"]: each["metadata"].get("annotations") or {} for each in seen["storageclasses"].items
+    }
     default = next((name for name, annotations in classes.items() if annotations.get(_DEFAULT_CLASS) == "true"), None)
-    if default:
-        yield ok("storage", "class", f"{default} is the default class")
-    elif not answer.trouble:
-        remedy = "name one in valkey.persistence.storageClass and seaweedfs.persistence.storageClass, or use a Redis "
-        message = f"there is no default StorageClass ({', '.join(classes) or 'none at all'})"
-        yield warning("storage", "class", message, f"{remedy}and a store of your own")
+    message = f"there is no default StorageClass ({', '.join(classes) or 'none at all'})"
+    remedy = "name one in valkey.persistence.storageClass and seaweedfs.persistence.storageClass, or use a Redis "
+    missing = (not default, warning, message, f"{remedy}and a store of your own")
+    yield first_of("storage", "class", missing, otherwise=f"{default} is the default class")
 
 
 def judge_pods(seen: ClusterSeen) -> Iterator[Finding]:
@@ -132,7 +136,7 @@ def judge_pods(seen: ClusterSeen) -> Iterator[Finding]:
     if seen["deployments"].trouble:
         return
     if not seen.installed:
-        yield ok("pods", "release", f"nothing of ours is in namespace {seen.namespace} yet")
+        yield ok("pods", "release", f"nothing of ours is in namespace {seen.place.namespace} yet")
         return
     for pod in seen["pods"].items:
         yield from _pod(seen, pod)
@@ -141,11 +145,10 @@ def judge_pods(seen: ClusterSeen) -> Iterator[Finding]:
         component = workload["metadata"]["labels"].get("app.kubernetes.io/component")
         wanted = int(workload["spec"].get("replicas") or 0)
         ready = int(workload.get("status", {}).get("readyReplicas") or 0)
-        if component != "worker" and wanted and not ready:
-            remedy = f"kubectl -n {seen.namespace} describe pods -l app.kubernetes.io/component={component}"
-            yield bad("pods", name, f"none of {wanted} is ready", remedy)
-        else:
-            yield ok("pods", name, f"{ready} of {wanted} {'workers ' if component == 'worker' else ''}ready")
+        remedy = f"kubectl -n {seen.place.namespace} describe pods -l app.kubernetes.io/component={component}"
+        down = (component != "worker" and wanted and not ready, bad, f"none of {wanted} is ready", remedy)
+        words = f"{ready} of {wanted} {'workers ' if component == 'worker' else ''}ready"
+        yield first_of("pods", name, down, otherwise=words)
 
 
 def _pod(seen: ClusterSeen, pod: Object) -> Iterator[Finding]:
@@ -159,13 +162,13 @@ def _pod(seen: ClusterSeen, pod: Object) -> Iterator[Finding]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if (reason := waiting.get("reason")) in _WAITING:
             message = f"{reason}: {waiting.get('message', '')}".rstrip(": ")
-            yield bad("pods", name, message, _WAITING[reason].replace("POD", f"-n {seen.namespace} {name}"))
+            yield bad("pods", name, message, _WAITING[reason].replace("POD", f"-n {seen.place.namespace} {name}"))
             return
 
 
 def _unscheduled(seen: ClusterSeen, pod: Object, message: str) -> Finding:
     """A pod without a node: for a GPU, with how many there are."""
-    name, wanted = pod["metadata"]["name"], sorted(gpus_of(pod["spec"]))
+    name, wanted = pod["metadata"]["name"], sorted(_gpus_of(pod["spec"]))
     if not any(resource in message for resource in wanted):
         remedy = "give nodes what it asks for, or ask for less (resources, nodeSelector, tolerations)"
         return bad("pods", name, f"no node takes it: {message}", remedy)

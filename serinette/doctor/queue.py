@@ -7,15 +7,14 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Redis, RedisError
 from redis.connection import parse_url
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from serinette.doctor.findings import Finding, answered, bad, judge_clock, ok, warning
+from serinette.doctor.findings import Finding, answered, bad, first_of, judge_clock, ok, version_of, warning
 from serinette.names import Keys
 from serinette.settings import SharedSettings, connect_redis
 
@@ -23,21 +22,13 @@ _LEAST_VERSION = (7, 2)
 _MOST_KEYS_SCANNED = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why Redis could not be asked: known by the type of the error, or by redis-py's and the server's words for it."""
+class Trouble(NamedTuple):
+    """Why Redis could not be asked: known by redis-py's and the server's words, in lower case, or the error's type."""
 
     what: str
     remedy: str
     phrases: tuple[str, ...] = ()
-    kind: type[BaseException] | None = None
-
-    def explains(self, error: BaseException) -> bool:
-        """Whether the error is of this kind."""
-        text = str(error).lower()
-        return any(phrase in text for phrase in self.phrases) or (
-            self.kind is not None and isinstance(error, self.kind)
-        )
+    kind: type[BaseException] | tuple[()] = ()
 
 
 _NEEDS_TLS = Trouble("the server speaks TLS and we do not", "use rediss:// (chart: redis.tls.enabled=true)")
@@ -100,7 +91,7 @@ _TROUBLES = (
 
 def check_queue(settings: SharedSettings) -> list[Finding]:
     """Ask Redis. Writes one key that expires, and erases it."""
-    url, database = _address(settings)
+    url, database, address = _address(settings)
     keys = settings.keys
     try:
         with closing(connect_redis(settings)) as redis:
@@ -116,102 +107,93 @@ def check_queue(settings: SharedSettings) -> list[Finding]:
                 found += answered("queue", check, _PERMISSION.remedy, question)
             return found
     except (RedisError, OSError) as error:
-        trouble = next((each for each in _TROUBLES if each.explains(error)), _OTHER)
-        if trouble in {_OTHER, _TIMEOUT}:
-            trouble = _tls_mismatch(url, settings.redis_timeout_s) or trouble
-        detail = str(error).splitlines()[0][:300] if str(error) else repr(error)
+        text = str(error).lower()
+        explaining = (
+            each for each in _TROUBLES if any(map(text.__contains__, each.phrases)) or isinstance(error, each.kind)
+        )
+        trouble = next(explaining, _OTHER)
+        if trouble in {_OTHER, _TIMEOUT} and address:
+            trouble = _tls_mismatch(url, address, settings.redis_timeout_s) or trouble
+        detail = str(error).splitlines()[0][:300] if text else repr(error)
         return [bad("queue", "reachable", f"{url}: {trouble.what} ({detail})", trouble.remedy)]
 
 
-def _address(settings: SharedSettings) -> tuple[str, int]:
-    """URL without user and password, and the database."""
+def _address(settings: SharedSettings) -> tuple[str, int, tuple[str, int] | None]:
+    """URL without user and password, the database, and host and port, where it is no Unix socket."""
     url = settings.redis_url.get_secret_value()
     parts: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
-    database = int(parts.get("db") or 0)
+    database, host, port = int(parts.get("db") or 0), parts.get("host", "localhost"), parts.get("port", 6379)
     if "path" in parts:
-        return f"unix://{parts['path']}", database
-    return f"{url.partition(':')[0]}://{parts.get('host', 'localhost')}:{parts.get('port', 6379)}/{database}", database
+        return f"unix://{parts['path']}", database, None
+    return f"{url.partition(':')[0]}://{host}:{port}/{database}", database, (host, port)
 
 
-def _tls_mismatch(url: str, timeout_s: float) -> Trouble | None:
+def _tls_mismatch(url: str, address: tuple[str, int], timeout_s: float) -> Trouble | None:
     """Whether the server speaks TLS and we do not, or the other way round; neither side says so by itself."""
-    parts: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py's
-    with suppress(OSError, KeyError):  # no host: a Unix socket
-        place = (parts["host"], parts.get("port", 6379))
-        if url.startswith("redis://"):
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # any certificate shows that it is TLS
-            with (
-                socket.create_connection(place, timeout_s) as plain,
-                context.wrap_socket(plain, server_hostname=parts["host"]),
-            ):
-                return _NEEDS_TLS
-        elif url.startswith("rediss://"):
-            with socket.create_connection(place, timeout_s) as plain:
-                plain.sendall(b"PING\r\n")
-                return _NO_TLS if plain.recv(1) in {b"+", b"-"} else None
+    with suppress(OSError), socket.create_connection(address, timeout_s) as plain:
+        if url.startswith("rediss://"):
+            plain.sendall(b"PING\r\n")
+            return _NO_TLS if plain.recv(1) in {b"+", b"-"} else None
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # any certificate shows that it is TLS
+        with context.wrap_socket(plain, server_hostname=address[0]):
+            return _NEEDS_TLS
     return None
 
 
 def judge_info(info: Mapping[str, Any]) -> Iterator[Finding]:
-    """Version, role and what may lose jobs, by Redis's INFO."""
-    version = str(info.get("valkey_version", info.get("redis_version", "?")))
+    """Version, role and what may lose or refuse jobs, by Redis's INFO."""
     name = "Valkey" if "valkey_version" in info else "Redis"
-    parts = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    if name == "Redis" and parts < _LEAST_VERSION:
-        yield bad("queue", "version", f"Redis {version}", "7.2 or later is needed, or any Valkey")
-    else:
-        yield ok("queue", "version", f"{name} {version}")
-    if info.get("cluster_enabled"):
-        remedy = "a job's keys would lie on several servers of it: use one primary"
-        yield bad("queue", "role", "this is a Redis Cluster", remedy)
-    elif info.get("role") != "master":
-        primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
-        yield bad("queue", "role", "this is a replica, which takes no writes", f"name the primary, {primary}")
-    else:
-        yield ok("queue", "role", "a primary, by itself")
-    yield from _losses(info)
-
-
-def _losses(info: Mapping[str, Any]) -> Iterator[Finding]:
-    """What erases or refuses jobs."""
-    policy, most, used = (info.get(name) for name in ("maxmemory_policy", "maxmemory", "used_memory"))
-    remedy = "CONFIG SET maxmemory-policy noeviction, and in its configuration; else full memory erases jobs in silence"
-    if policy == "noeviction":
-        yield ok("queue", "eviction", "maxmemory-policy is noeviction")
-    elif most:
-        yield bad("queue", "eviction", f"maxmemory-policy is {policy}", remedy)
-    else:
-        words = f"maxmemory-policy is {policy}, harmless while there is no maxmemory"
-        yield warning("queue", "eviction", words, remedy)
-    if not info.get("aof_enabled"):
-        remedy = "CONFIG SET appendonly yes, and in its configuration: without it a restart loses accepted jobs"
-        yield warning("queue", "append-only file", "appendonly is no", remedy)
-    elif "err" in (info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status")):
-        yield bad("queue", "append-only file", "its last write failed", "give Redis's disk room; see its log")
-    else:
-        yield ok("queue", "append-only file", "kept, and written without error")
-    if most and used and used > 0.9 * most:
-        remedy = "raise maxmemory (chart: valkey.maxmemory and its resources): at the bound new jobs are refused"
-        yield bad("queue", "memory", f"{used / most:.0%} of maxmemory is used", remedy)
-    else:
-        bound = f" of {most / 2**20:.0f}" if most else ", no bound"
-        yield ok("queue", "memory", f"{(used or 0) / 2**20:.0f} MiB used{bound}")
+    version = str(info.get("valkey_version", info.get("redis_version", "?")))
+    old = name == "Redis" and version_of(version) < _LEAST_VERSION
+    needed = "7.2 or later is needed, or any Valkey"
+    yield first_of("queue", "version", (old, bad, f"Redis {version}", needed), otherwise=f"{name} {version}")
+    primary = f"name the primary, {info.get('master_host', '?')}:{info.get('master_port', '?')}"
+    several = "a job's keys would lie on several servers of it: use one primary"
+    yield first_of(
+        "queue",
+        "role",
+        (info.get("cluster_enabled"), bad, "this is a Redis Cluster", several),
+        (info.get("role") != "master", bad, "this is a replica, which takes no writes", primary),
+        otherwise="a primary, by itself",
+    )
+    policy, most, used = info.get("maxmemory_policy"), info.get("maxmemory") or 0, info.get("used_memory") or 0
+    evicts, words = policy != "noeviction", f"maxmemory-policy is {policy}"
+    keep = "CONFIG SET maxmemory-policy noeviction, and in its configuration; else full memory erases jobs in silence"
+    yield first_of(
+        "queue",
+        "eviction",
+        (evicts and most, bad, words, keep),
+        (evicts, warning, f"{words}, harmless while there is no maxmemory", keep),
+        otherwise=words,
+    )
+    failed = "err" in (info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status"))
+    append = "CONFIG SET appendonly yes, and in its configuration: without it a restart loses accepted jobs"
+    yield first_of(
+        "queue",
+        "append-only file",
+        (not info.get("aof_enabled"), warning, "appendonly is no", append),
+        (failed, bad, "its last write failed", "give Redis's disk room; see its log"),
+        otherwise="kept, and written without error",
+    )
+    share = used / most if most else 0.0
+    more = "raise maxmemory (chart: valkey.maxmemory and its resources): at the bound new jobs are refused"
+    bound = f" of {most / 2**20:.0f}" if most else ", no bound"
+    full = (share > 0.9, bad, f"{share:.0%} of maxmemory is used", more)
+    yield first_of("queue", "memory", full, otherwise=f"{used / 2**20:.0f} MiB used{bound}")
 
 
 def _writable(redis: Redis, keys: Keys) -> Finding:
+    refused, remedy = "a write is refused", "see what it says; give the user `~PREFIX:*`"
     try:
         redis.set(keys.doctor, "1", px=10_000)
         redis.delete(keys.doctor)
-    except RedisError as error:
-        remedy = "see what it says; give the user `~PREFIX:*`"
-        return bad("queue", "writable", f"a write is refused: {error}", remedy)
-    try:
+        refused = "scripts are refused"
+        remedy = "allow +eval +evalsha +script to this user: we and KEDA's redis scaler run scripts"
         redis.eval("return 1", 0)  # as KEDA does
         redis.evalsha(str(redis.script_load("return 1")), 0)  # as we do
     except RedisError as error:
-        remedy = "allow +eval +evalsha +script to this user: we and KEDA's redis scaler run scripts"
-        return bad("queue", "writable", f"scripts are refused: {error}", remedy)
+        return bad("queue", "writable", f"{refused}: {error}", remedy)
     return ok("queue", "writable", "takes writes and scripts")
 
 
@@ -224,13 +206,12 @@ def _clock(redis: Redis) -> Finding:
 
 def _place(redis: Redis, keys: Keys, database: int, prefix: str) -> Finding:
     here = f"database {database}, prefix {prefix!r}"
-    if redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials):
-        return ok("queue", "place", f"a Serinette works here ({here})")
-    if elsewhere := list(_elsewhere(redis, database)):
-        remedy = "if it is yours, correct the end of SERINETTE_REDIS_URL and RQ_KEY_PREFIX "
-        remedy += "(chart: redis.db, redis.prefix)"
-        return warning("queue", "place", f"no Serinette in {here}, but in {', '.join(elsewhere)}", remedy)
-    return ok("queue", "place", f"no Serinette has worked here yet ({here})")
+    used = redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials)
+    elsewhere = [] if used else list(_elsewhere(redis, database))
+    message = f"no Serinette in {here}, but in {', '.join(elsewhere)}"
+    remedy = "if it is yours, correct the end of SERINETTE_REDIS_URL and RQ_KEY_PREFIX (chart: redis.db, redis.prefix)"
+    words = f"a Serinette works here ({here})" if used else f"no Serinette has worked here yet ({here})"
+    return first_of("queue", "place", (elsewhere, warning, message, remedy), otherwise=words)
 
 
 def _elsewhere(redis: Redis, database: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import httpx
 from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
-from serinette.doctor.findings import Finding, bad, ok, warning
+from serinette.doctor.findings import Finding, bad, first_of, ok, warning
 from serinette.errors import ConfigurationError, SerinetteError
 from serinette.names import doctor_key
 from serinette.settings import SharedSettings
@@ -46,15 +46,18 @@ def check_store(settings: SharedSettings) -> list[Finding]:
 
 def judge_store(where: str, *, one_winner: bool, same_bytes: bool) -> list[Finding]:
     """`one_winner`: of two that create one key, one was refused. `same_bytes`: what was written was read."""
-    if same_bytes:
-        found = [ok("store", "writable", f"{where} lists, writes, reads and erases")]
-    else:
-        message = f"{where} gave other bytes than were written"
-        found = [bad("store", "writable", message, "find what lies between: a proxy, a cache")]
-    if one_winner:
-        return [*found, ok("store", "create once", "of two that create one object, one is refused")]
+    other, between = f"{where} gave other bytes than were written", "find what lies between: a proxy, a cache"
     remedy = "use a store that honours `If-None-Match: *` (S3, GCS, Azure, SeaweedFS): a job's one end relies on it"
-    return [*found, bad("store", "create once", "an object could be created twice", remedy)]
+    twice = (not one_winner, bad, "an object could be created twice", remedy)
+    return [
+        first_of(
+            "store",
+            "writable",
+            (not same_bytes, bad, other, between),
+            otherwise=f"{where} lists, writes, reads and erases",
+        ),
+        first_of("store", "create once", twice, otherwise="of two that create one object, one is refused"),
+    ]
 
 
 def _public(store: Store, key: str, endpoint: str | None) -> list[Finding]:
@@ -70,11 +73,10 @@ def _public(store: Store, key: str, endpoint: str | None) -> list[Finding]:
             error = "" if answer.is_success else f"status {answer.status_code}: {answer.text[:200]}"
         except httpx.HTTPError as failure:
             error = f"{type(failure).__name__}: {failure}"
-    if not error:
-        return [ok("store", "public endpoint", f"a presigned URL of {endpoint} was fetched")]
     remedy = "make SERINETTE_STORE_PUBLIC_ENDPOINT reachable, or leave it empty: the gateway then passes songs on"
     message = f"a presigned URL of {endpoint} cannot be fetched from here: {error}"
-    return [warning("store", "public endpoint", message, remedy)]
+    fetched = f"a presigned URL of {endpoint} was fetched"
+    return [first_of("store", "public endpoint", (error, warning, message, remedy), otherwise=fetched)]
 
 
 def _trouble(error: BaseException) -> tuple[str, str]:

@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pydantic import BaseModel, ConfigDict
-
-from serinette.spec import AudioFormat
+from serinette.spec import AudioFormat, RecordModel
 
 
-class AudioInfo(BaseModel):
+class AudioInfo(RecordModel):
     """Properties of an audio file after it was decoded to its end."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     duration_s: float
     sample_rate: int

@@ -6,23 +6,19 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import BaseModel, ConfigDict
-
 from serinette.errors import HandBack, InvalidSpec, Unsupported
 from serinette.media.decoding import opened
-from serinette.spec import GenerationSpec, Planned
+from serinette.spec import GenerationSpec, Planned, RecordModel
 
 _MARK = "serinette"
 # What clients write in their own words.
 _TEXTS = frozenset({"prompt", "lyrics"})
 
 
-class SongTags(BaseModel):
+class SongTags(RecordModel):
     """Parsed tags of a song. `seed` is this song's own; the spec's seed is that of the job's first. `texts`: whether
     prompt and lyrics are in the spec, or were kept out of the file. `audio_codes` are those of the `plan`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     spec: GenerationSpec
     seed: int

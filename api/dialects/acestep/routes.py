@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi import Body as BodyParameter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
-from api.dependencies import QueuePart, SettingsPart, TenantPart, tenant
+from api.dependencies import QueuePart, SettingsPart, TenantPart, idempotency_key_header, tenant
 from api.dialects.acestep import answers, documented, inventory
 from api.dialects.acestep.answers import Envelope, wrapped
 from api.dialects.acestep.inventory import LORA_REFUSAL, LORA_STATUS, Inventory
@@ -36,11 +36,7 @@ _FILES: Final = {
 
 KeyHeader = Annotated[
     str | None,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[\x20-\x7e]{1,255}$",
-        description="Ours: the same key with the same task is the same task.",
-    ),
+    idempotency_key_header("Ours: the same key with the same task is the same task."),
 ]
 
 
