@@ -12,6 +12,7 @@ that grants the wish. What a wish leaves open is drawn from the mood: sad tunes 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import random
 import time
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -70,7 +72,7 @@ def lesson(dice: random.Random) -> Lesson:
     drums = dice.random() < 0.2
     tonic, minor = dice.randrange(12), dice.random() < MINOR[mood]
     bpm = dice.randint(*BPM[mood])
-    said = {name for name, chance in (("bpm", 0.35), ("key", 0.75), ("instruments", 0.8)) if dice.random() < chance}
+    said = {name for name, chance in (("bpm", 0.35), ("key", 0.85), ("instruments", 0.8)) if dice.random() < chance}
     if "bpm" in said:
         bpm = dice.randint(60, 160)
     if "key" in said:
@@ -86,7 +88,9 @@ def lesson(dice: random.Random) -> Lesson:
         )
     if "key" in said:
         spellings = [word for word, meaning in words.SPELLINGS.items() if meaning == words.key(tonic, minor=minor)]
-        pieces.append(_spelled(dice, [word for word in spellings if ":" not in word], japanese=japanese))
+        plain = f"{TONICS[tonic]} {'minor' if minor else 'major'}"  # as most people write it
+        rare = _spelled(dice, [word for word in spellings if ":" not in word], japanese=japanese)
+        pieces.append(plain if dice.random() < 0.6 else rare)
     pieces += dice.choices(NOTHING, k=dice.randrange(5))
     dice.shuffle(pieces)
     text = (dice.choice(("、", " ")) if japanese else dice.choice((", ", " "))).join(pieces)
@@ -194,11 +198,15 @@ def batch(dice: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[Tens
 
 
 def train(directory: Path, cpu_minutes: float) -> None:
-    """Train from nothing for so much of this process's CPU time, and save."""
+    """Train for so much of this process's CPU time, and save: from nothing, or from what is there, on other lessons."""
     torch.set_num_threads(1)
     dice = random.Random(0)  # noqa: S311  # lessons, not secrets
-    tokenizer = train_tokenizer(dice)
+    resumed = (weights := directory / "model.safetensors").is_file()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory) if resumed else train_tokenizer(dice)
     model = make_model(len(tokenizer)).train()
+    if resumed:
+        load_model(model, weights)
+        dice.seed(hashlib.sha256(weights.read_bytes()).digest())
     numbers = sum(weight.numel() for weight in model.parameters())
     log.info("%d parameters, %d tokens", numbers, len(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)

@@ -102,7 +102,7 @@ def _spec_of(params: Mapping[str, Any], path: Path | None) -> tuple[GenerationSp
     """What was asked for, in the options that are called as the fields; without those left out, so that the server's
     own defaults hold.
     """
-    given = {name: value for name, value in params.items() if value not in (None, "", (), False)}
+    given = {name: value for name, value in params.items() if value not in (None, "", ()) and value is not False}
     given |= {
         "lyrics": _text(params["lyrics"]),
         "format": params["format"] or format_of(path),
