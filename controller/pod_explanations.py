@@ -81,7 +81,7 @@ def pod_start(pod: Object) -> dict[str, float] | None:
     first = [each for each in pod.get("status", {}).get("containerStatuses", []) if not each.get("restartCount")]
     states = [each.get("state", {}).get("running") for each in first]
     created = _time(pod["metadata"].get("creationTimestamp"))
-    scheduled = _time(_condition(pod, "PodScheduled").get("lastTransitionTime"))
+    scheduled = _time(condition(pod, "PodScheduled").get("lastTransitionTime"))
     started = _time(states[0].get("startedAt")) if states and states[0] else None
     if created is None or scheduled is None or started is None:
         return None
@@ -99,7 +99,7 @@ def unscaled(scaled_object: Object | None, for_s: float) -> Explanation | None:
         paused = [name for name, value in annotations.items() if name.startswith(_PAUSED) and value != "false"]
         if set(paused) - {f"{_PAUSED}-scale-in"}:
             return Explanation(0, "an operator has paused its scaling", detail=", ".join(sorted(paused)))
-        ready = _condition(scaled_object, "Ready")
+        ready = condition(scaled_object, "Ready")
         if ready.get("status") == "False":
             message = _short(str(ready.get("message", "")))
             return Explanation(0, "its scaling fails, and the operator's log says why", detail=message)
@@ -115,7 +115,7 @@ def explain(pod: Object, events: Sequence[Object], gpus: str, at: datetime) -> E
     if status.get("phase") == "Failed":
         detail = _short(str(status.get("message") or ""))
         return Explanation(0, f"a pod failed: {status.get('reason') or 'no reason given'}", detail=detail)
-    scheduled = _condition(pod, "PodScheduled")
+    scheduled = condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         return _unscheduled(scheduled, events, gpus)
     containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
@@ -173,7 +173,7 @@ def _count(node: Object, gpu: str) -> int:
 
 
 def _usable(node: Object) -> bool:
-    return _condition(node, "Ready").get("status") == "True" and not node.get("spec", {}).get("unschedulable")
+    return condition(node, "Ready").get("status") == "True" and not node.get("spec", {}).get("unschedulable")
 
 
 def _container(container: Object, at: datetime) -> Explanation | None:
@@ -240,10 +240,11 @@ def _seen_at(event: Object) -> str:
 
 
 def _ready(pod: Object) -> bool:
-    return _condition(pod, "Ready").get("status") == "True"
+    return condition(pod, "Ready").get("status") == "True"
 
 
-def _condition(thing: Object, kind: str) -> Object:
+def condition(thing: Object, kind: str) -> Object:
+    """One condition of an object's status; empty without it."""
     found = thing.get("status", {}).get("conditions") or []
     return next((condition for condition in found if condition.get("type") == kind), {})
 

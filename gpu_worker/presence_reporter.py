@@ -116,7 +116,7 @@ class PresenceReporter:
             self._wake.clear()
 
     def _look_for_pod_start(self) -> None:
-        """What the controller saw of this pod's start; outside a cluster nobody did."""
+        """What the controller saw of this pod's start; nothing outside a cluster."""
         if not self.pod_start and self._looks < _MOST_LOOKS:
             self._looks += 1
             found: Any = self._redis.get(self._keys.pod_start(host_of(self._presence.name)))

@@ -48,11 +48,6 @@ class PoolFacts(BaseModel):
         """The name by which jobs select its model."""
         return self.model_name or published_name(self.model)
 
-    @property
-    def most_jobs(self) -> int:
-        """Jobs that all its workers together hold at a time."""
-        return self.max_workers * self.slots
-
 
 class PoolSettings(SharedSettings):
     """The pools of this deployment."""

@@ -49,7 +49,7 @@ class Model(BaseModel):
 
 
 class ColdStart(RecordModel):
-    """Seconds of a worker's start, part by part in their order; null before a part is over, or where nobody sees it."""
+    """Seconds of a worker's start, part by part in their order; null before a part is over, or where it is not seen."""
 
     node_s: float | None = Field(None, description="From the pod's creation to a node for it. Known to a cluster only.")
     image_s: float | None = Field(

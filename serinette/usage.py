@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
 from pydantic import Field, computed_field
-from redis import Redis
 
-from serinette.names import Keys
 from serinette.spec import RecordModel
 
 _EPOCH = date(1970, 1, 1)
@@ -57,11 +55,3 @@ def day_of(day: date, raw: Mapping[Any, Any]) -> Day:
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def read_days(redis: Redis, keys: Keys, tenant: str, days: Sequence[date]) -> list[Day]:
-    """Usage of a tenant on each of `days`."""
-    with redis.pipeline(transaction=False) as pipe:
-        for day in days:
-            pipe.hgetall(keys.usage(tenant, day_number(day)))
-        return [day_of(day, raw) for day, raw in zip(days, pipe.execute(), strict=True)]

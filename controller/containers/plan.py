@@ -15,7 +15,7 @@ from typing import Any
 
 from controller.containers.manifest import ATTEMPT_LABEL, FETCH, JOB_LABEL, MAIN, UPLOAD
 from controller.containers.steps import GONE
-from controller.pod_explanations import wanting_nodes
+from controller.pod_explanations import condition, wanting_nodes
 from serinette.container import ContainerSpec
 from serinette.errors import (
     ContainerFailed,
@@ -41,6 +41,7 @@ _SILENT_S = 300.0
 # A registry may be slow to answer; a name that does not exist stays so.
 _PULL_PATIENCE_S = 120.0
 
+_ENDED = "the cluster ended the container"
 _NEVER = {"InvalidImageName", "ErrImageNeverPull"}
 _PULLING = {"ImagePullBackOff", "ErrImagePull"}
 _UNSTARTABLE = {"CreateContainerConfigError", "CreateContainerError"}
@@ -159,8 +160,7 @@ def _ended(held: Held, ending: Ending) -> Step:
 
 
 def _podless(job: Object, settings: ContainerSettings, at: datetime) -> Ending | None:
-    conditions = {each.get("type"): each for each in job.get("status", {}).get("conditions") or ()}
-    if each := conditions.get("Failed") or conditions.get("Complete"):
+    if each := condition(job, "Failed") or condition(job, "Complete"):
         return _lost(str(each.get("message") or "its pod was deleted")[:300])
     if job.get("spec", {}).get("suspend"):  # Kueue decides when it may begin
         return None
@@ -202,52 +202,47 @@ def ending_of(pod: Object, timeout_s: float, settings: ContainerSettings, at: da
 
 
 def _over(pod: Object, at: datetime) -> Ending:
+    """The first row that holds says why; a pod of which none does has succeeded."""
     done, fetched = _state(pod, MAIN).get("terminated") or {}, _state(pod, FETCH).get("terminated") or {}
-    code, run_s = done.get("exitCode"), run_s_of(pod, at)
-    if error := _own_doing(pod, done):
-        return Ending(error, code, run_s)
-    if why := _taken(pod, code):
-        return Ending(_lost(why).error, code, run_s)
-    if code is None:
-        return _unfetched(fetched) or _lost("its pod ended before the command began")
-    if code:
-        signal = f" (signal {code - 128})" if 128 < code < 160 else ""
-        text = f"the command ended with exit code {code}{signal}; its log says more"
-        return Ending(_error(ContainerFailed, text), code, run_s)
-    return Ending(None, 0, run_s)
-
-
-def _unfetched(fetched: Object) -> Ending | None:
-    if fetched.get("exitCode") == GONE:
-        return Ending(_error(ContainerFailed, "an input is not in the store any more", retryable=False))
-    if fetched.get("exitCode"):
-        return Ending(_error(WorkerLost, "the inputs could not be fetched from the store"))
-    return None
-
-
-def _own_doing(pod: Object, done: Object) -> JobError | None:
-    """More than it asked for, or nothing that can be started: another attempt would end alike."""
-    reason, message = pod.get("status", {}).get("reason", ""), pod.get("status", {}).get("message", "")
-    if done.get("reason") == "OOMKilled":
-        return _error(EngineOutOfMemory, "the container needed more memory than it had asked for: ask for more")
-    if reason == "DeadlineExceeded":
-        return _error(JobTimeout, "the container ran longer than its timeout_s: ask for more, or do less")
-    if reason == "Evicted" and "exceeds" in message:
-        text = "the container wrote more than its disk_mib: ask for more"
-        return _error(ContainerFailed, text, retryable=False)
-    if done.get("reason") in {"StartError", "ContainerCannotRun"}:
-        return _error(ContainerFailed, f"the command could not be started: {_reason(done)}", retryable=False)
-    return None
-
-
-def _taken(pod: Object, code: int | None) -> str:
-    """Why the cluster ended it, if it did."""
-    if reason := str(pod.get("status", {}).get("reason") or ""):
-        return reason
-    if _condition(pod, "DisruptionTarget", "True"):
-        return "its node was taken away"
+    code, how, status = done.get("exitCode"), done.get("reason"), pod.get("status", {})
+    reason = str(status.get("reason") or "")
+    too_much = reason == "Evicted" and "exceeds" in status.get("message", "")
     # Not by us: of one that we delete, it is the Job that goes.
-    return "its pod was deleted" if code and pod["metadata"].get("deletionTimestamp") else ""
+    deleted = bool(code and pod["metadata"].get("deletionTimestamp"))
+    unbegun, fetch_code = code is None, fetched.get("exitCode")
+    signal = f" (signal {code - 128})" if code and 128 < code < 160 else ""
+    unstarted = f"the command could not be started: {_reason(done)}"
+    # What the container did comes before what the cluster did: another attempt would end alike.
+    rows: tuple[tuple[bool, type[SerinetteError], str, bool | None], ...] = (
+        (
+            how == "OOMKilled",
+            EngineOutOfMemory,
+            "the container needed more memory than it had asked for: ask for more",
+            None,
+        ),
+        (
+            reason == "DeadlineExceeded",
+            JobTimeout,
+            "the container ran longer than its timeout_s: ask for more, or do less",
+            None,
+        ),
+        (too_much, ContainerFailed, "the container wrote more than its disk_mib: ask for more", False),
+        (how in {"StartError", "ContainerCannotRun"}, ContainerFailed, unstarted, False),
+        (bool(reason), WorkerLost, f"{_ENDED}: {reason}", None),
+        (
+            condition(pod, "DisruptionTarget").get("status") == "True",
+            WorkerLost,
+            f"{_ENDED}: its node was taken away",
+            None,
+        ),
+        (deleted, WorkerLost, f"{_ENDED}: its pod was deleted", None),
+        (unbegun and fetch_code == GONE, ContainerFailed, "an input is not in the store any more", False),
+        (unbegun and bool(fetch_code), WorkerLost, "the inputs could not be fetched from the store", None),
+        (unbegun, WorkerLost, f"{_ENDED}: its pod ended before the command began", None),
+        (bool(code), ContainerFailed, f"the command ended with exit code {code}{signal}; its log says more", None),
+    )
+    error = next((_error(kind, text, retryable=retryable) for holds, kind, text, retryable in rows if holds), None)
+    return Ending(error, code, run_s_of(pod, at))
 
 
 def _never_begins(pod: Object, settings: ContainerSettings, at: datetime) -> Ending | None:
@@ -264,9 +259,9 @@ def _never_begins(pod: Object, settings: ContainerSettings, at: datetime) -> End
     if reason in _UNSTARTABLE and tried_long:
         text = f"the container cannot be started: {_reason(blocked)}"
         return Ending(_error(ContainerFailed, text, retryable=False))
-    unplaced = _condition(pod, "PodScheduled", "False")
-    if unplaced is not None and _seconds(created, None, at) > start_s:
-        why = wanting_nodes(str(unplaced.get("message", ""))) or "the operator can see why"
+    placed = condition(pod, "PodScheduled")
+    if placed.get("status") == "False" and _seconds(created, None, at) > start_s:
+        why = wanting_nodes(str(placed.get("message", ""))) or "the operator can see why"
         return Ending(_error(Unschedulable, f"no node took the container within {start_s:g} s: {why}"))
     return None
 
@@ -346,11 +341,6 @@ def _state(pod: Object, container: str) -> Object:
     return {}
 
 
-def _condition(pod: Object, kind: str, value: str) -> Object | None:
-    conditions = pod.get("status", {}).get("conditions") or ()
-    return next((each for each in conditions if each.get("type") == kind and each.get("status") == value), None)
-
-
 def _seconds(begin: str | None, end: str | None, at: datetime) -> float:
     """From one time to another, or to `at`; 0 before it has begun."""
     if not begin:
@@ -364,7 +354,7 @@ def _reason(state: Object) -> str:
 
 
 def _lost(why: str) -> Ending:
-    return Ending(_error(WorkerLost, f"the cluster ended the container: {why}"))
+    return Ending(_error(WorkerLost, f"{_ENDED}: {why}"))
 
 
 def _error(kind: type[SerinetteError], message: str, *, retryable: bool | None = None) -> JobError:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from serinette.cli import batches, containers, jobs, keys, server, status, tenants
+from serinette.cli import batches, containers, jobs, server, status, tenants
 from serinette.cli.doctor import doctor
 from serinette.cli.replay import replay
 from serinette.cli.terminal import EXIT_CLOSED_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, errors
@@ -43,8 +43,8 @@ app.command("replay")(replay)
 app.add_typer(batches.app, name="batch", no_args_is_help=True)
 app.command("doctor")(doctor)
 app.command("convert")(server.convert)
-app.add_typer(keys.app, name="keys", no_args_is_help=True)
-app.add_typer(tenants.app, name="tenants", no_args_is_help=True)
+app.add_typer(tenants.keys, name="keys", no_args_is_help=True)
+app.add_typer(tenants.tenants, name="tenants", no_args_is_help=True)
 
 
 # Of which of our extras a package is that a command may miss.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import uuid
 from collections.abc import Callable
@@ -148,7 +147,7 @@ def run_to_end(client: Client, batch_run: BatchRun, *, retry: bool, as_json: boo
         client.batches.download(batch.id, name, batch_run.directory / name)
     if as_json:
         ended = {**batch.model_dump(mode="json"), "files": files, "directory": str(batch_run.directory)}
-        output.print_json(json.dumps(ended))
+        output.print_json(data=ended)
     else:
         show_end(missing, files, size_bytes, batch)
     if batch.request_counts.completed < batch.request_counts.total:
@@ -239,7 +238,7 @@ def list_(
     with connect(server, api_key) as client:
         batches = client.batches.list(limit)
     if as_json:
-        output.print_json(json.dumps([batch.model_dump(mode="json") for batch in batches]))
+        output.print_json(data=[batch.model_dump(mode="json") for batch in batches])
         return
     columns = (
         Column("BATCH", width=38, overflow="fold"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,7 +65,7 @@ def doctor(
     findings = diagnose(settings, queue=redis_url is not None, store=store_url is not None, place=place)
     well = healthy(findings, strict=strict)
     if as_json:
-        output.print_json(json.dumps({"healthy": well, "findings": [finding.as_json() for finding in findings]}))
+        output.print_json(data={"healthy": well, "findings": [finding.as_json() for finding in findings]})
     else:
         _show(findings)
     if not well:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
@@ -84,7 +83,7 @@ def finish(
     if path == STDOUT:
         _pour(client, job)
     elif as_json:
-        output.print_json(json.dumps({**job.model_dump(mode="json"), "files": [str(to) for to in written]}))
+        output.print_json(data={**job.model_dump(mode="json"), "files": [str(to) for to in written]})
         return
     for to in written:
         output.print(str(to), markup=False, soft_wrap=True)

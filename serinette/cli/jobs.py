@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,7 +130,7 @@ def _text(value: str) -> str:
     """A text, or for @FILE what the file holds."""
     if not value.startswith("@"):
         if "\n" not in value and value.endswith((".txt", ".lrc")) and Path(value).is_file():
-            raise typer.BadParameter(f"{value} is a file: to sing what is in it, write @{value}", param_hint="--lyrics")
+            raise typer.BadParameter(f"{value} is a file: to use its text, write @{value}", param_hint="--lyrics")
         return value
     try:
         return Path(value[1:]).read_text()
@@ -168,7 +167,7 @@ def jobs(
     with connect(server, api_key) as client:
         page = client.list(status=status, label=label_of(label) if label else None, limit=limit)
     if as_json:
-        output.print_json(json.dumps([job.model_dump(mode="json") for job in page.jobs]))
+        output.print_json(data=[job.model_dump(mode="json") for job in page.jobs])
         return
     show_jobs(page.jobs)
     if page.next_cursor:
@@ -229,7 +228,7 @@ def cancel(
     with connect(server, api_key) as client:
         canceled = [client.cancel(job_id) for job_id in job_ids]
     if as_json:
-        output.print_json(json.dumps([job.model_dump(mode="json") for job in canceled]))
+        output.print_json(data=[job.model_dump(mode="json") for job in canceled])
         return
     for job in canceled:
         words = "canceled" if job.status.ended else "cancel requested: it stops within a step"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +96,7 @@ def _print(tags: SongTags, job: Job, comparison: Comparison, *, as_json: bool) -
     revision = job.result.model_revision if job.result else ""
     if as_json:
         revisions = {"model_revision": tags.model_revision, "model_revision_again": revision}
-        output.print_json(json.dumps({**asdict(comparison), **revisions, "job": job.model_dump(mode="json")}))
+        output.print_json(data={**asdict(comparison), **revisions, "job": job.model_dump(mode="json")})
         return
     output.print(in_words(comparison), markup=False, soft_wrap=True)
     if not comparison.same_bits:

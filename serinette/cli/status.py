@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import Annotated
 
@@ -67,7 +66,7 @@ def models(as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKe
     with connect(server, api_key) as client:
         shown = client.models()
     if as_json:
-        output.print_json(json.dumps([model.model_dump(mode="json") for model in shown]))
+        output.print_json(data=[model.model_dump(mode="json") for model in shown])
         return
     columns = (
         Column("MODEL", no_wrap=True, overflow="ellipsis", ratio=2),
@@ -130,7 +129,7 @@ def usage(
     with connect(server, api_key) as client:
         shown = client.usage(today - timedelta(days=days - 1), today).model_dump(mode="json")
     if as_json:
-        output.print_json(json.dumps(shown))
+        output.print_json(data=shown)
         return
     rows = [(day["day"], *_sums(day)) for day in shown["days"] if day["jobs"]]
     names = ("DAY (UTC)", "SUCCEEDED", "FAILED", "CANCELED", "GPU", "WAITED", "BYTES")

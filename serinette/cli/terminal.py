@@ -26,7 +26,7 @@ from serinette.job import Job, JobStatus, Stage, now
 from serinette.supervisor import Notice, Phase
 
 EXIT_FAILED = 1  # an error, or the song failed
-EXIT_USAGE = 2  # Click's own
+# 2 is Click's own: wrong usage.
 EXIT_UNREACHABLE = 3  # no server answers
 EXIT_PARTLY = 4  # done, but not all is well: some songs of a batch failed, or a replay has other bits
 EXIT_NO_CODE = 125  # a container ended without an exit code of its own

@@ -11,7 +11,7 @@ from serinette.job import JobStatus, Record, now
 from serinette.jobs.finishing import find_record
 from serinette.names import Keys
 from serinette.store import Store
-from serinette.usage import Day, read_days
+from serinette.usage import Day, day_number, day_of
 from tests.jobs import TENANT, TTL_S, Board
 from tests.unit.slot_bench import SlotBench
 
@@ -43,7 +43,8 @@ def recorded(bench: SlotBench, job_id: str) -> Record | None:
 
 def today(redis: Redis, keys: Keys) -> Day:
     """What was counted, of all jobs that ended."""
-    return read_days(redis, keys, TENANT, [now().date()])[0]
+    date = now().date()
+    return day_of(date, redis.hgetall(keys.usage(TENANT, day_number(date))))
 
 
 def assert_ended_once(bench: SlotBench, job_id: str) -> JobStatus:

@@ -140,7 +140,7 @@ def wrong_choices(call: Call[Any]) -> Iterator[list[Any]]:
     places = {"release": 2, "finish": 2, "restore": 1, "recorded": 1}
     if call.name in places:
         at = places[call.name]
-        yield [*call.arguments[:at], "sung", *call.arguments[at + 1 :]]
+        yield [*call.arguments[:at], "unheard of", *call.arguments[at + 1 :]]
 
 
 def torn(call: Call[Any]) -> Iterator[list[Any]]:

@@ -105,7 +105,7 @@ def test_a_timeout_beyond_the_pools_grace_is_refused_with_the_longest() -> None:
 def test_pools_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERINETTE_POOLS", '[{"name": "turbo", "max_workers": 3, "slots": 4, "of_a_newer_chart": 1}]')
     (pool,) = read(GatewaySettings).pools
-    assert (pool.published, pool.most_jobs, pool.longest_s) == ("bundled", 12, None)
+    assert (pool.published, pool.max_workers * pool.slots, pool.longest_s) == ("bundled", 12, None)
     monkeypatch.setenv("SERINETTE_POOLS", '[{"name": "turbo"}, {"name": "turbo"}]')
     with pytest.raises(ConfigurationError, match="turbo: listed twice"):
         read(GatewaySettings)

@@ -13,7 +13,7 @@ from serinette.job import JobStatus, Stage, Usage, now
 from serinette.names import Keys
 from serinette.settings import SharedSettings
 from serinette.store import Store
-from serinette.usage import Day, read_days
+from serinette.usage import Day, day_number, day_of
 from tests.jobs import TENANT
 from tests.unit.slot_bench import SlotBench
 
@@ -27,7 +27,8 @@ def bench(redis: Redis, keys: Keys, file_store_url: str) -> SlotBench:
 
 
 def today(bench: SlotBench) -> Day:
-    return read_days(bench.redis, bench.keys, TENANT, [now().date()])[0]
+    date = now().date()
+    return day_of(date, bench.redis.hgetall(bench.keys.usage(TENANT, day_number(date))))
 
 
 def usage(bench: SlotBench, job_id: str) -> Usage:

@@ -15,7 +15,7 @@ def full() -> Unavailable:
 
 
 class Holders:
-    """Holds turns until told otherwise, and notes in which order they were given."""
+    """Holds turns until it is released, and notes in which order they were given."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns

@@ -1,1 +1,1 @@
-"""The bundled model: a music box that plays simple tunes as it is told."""
+"""The bundled model: a music box that plays simple tunes as its prompt says."""

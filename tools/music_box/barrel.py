@@ -1,4 +1,4 @@
-"""The barrel: what every latent frame and channel means, and the ruled lines that tell the model the time.
+"""The barrel: what every latent frame and channel means, and the ruled lines that give the model the time.
 
 A latent is a sheet of pins. A pin (`PIN` where it stands, 0 elsewhere) plucks one tooth of the comb that
 `codec` writes into the decoder; three more channels are stops, held open for the whole piece, that say which
@@ -76,7 +76,7 @@ def ruling(frames: int = BUFFER_FRAMES) -> Array:
     """The lines ruled on an empty barrel, [frames, CHANNELS]: the model's `silence_latent`.
 
     For each tempo its eighths stand in the frames where they fall (1.5 on a bar line, 1 on a beat, -1 between
-    beats), and the turn of the phrase is told once a patch as cosine and sine.
+    beats), and the turn of the phrase is given once a patch as cosine and sine.
     """
     sheet = np.zeros((frames, CHANNELS), np.float32)
     for tooth in range(TEMPI):

@@ -1,4 +1,4 @@
-"""Does it do as it is told? A hundred unseen prompts, generated and measured beside the composer's own renders.
+"""Does the model follow its prompts? A hundred unseen ones, generated and measured beside the composer's own renders.
 
 python -m tools.music_box.evaluation --out docs
 """

@@ -44,8 +44,8 @@ def lesson(dice: random.Random, frames: int) -> Lesson:
     if start + frames < tune.frames:
         weight[-_BLIND_FRAMES:] = 0
     ruling = _RULING[start : start + frames]
-    answer, context, mask, told = _setting(dice, task, sheet, ruling)
-    spoken = [*(told if task != "lego" else reversed(told)), *caption, *metadata]
+    answer, context, mask, given = _setting(dice, task, sheet, ruling)
+    spoken = [*(given if task != "lego" else reversed(given)), *caption, *metadata]
     return Lesson([words.PLACE[word] for word in (*spoken, words.END)], answer, context, mask, weight)
 
 

@@ -22,7 +22,7 @@ _PROFILES = {
     True: (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
 }
 _FFT, _HOP = 8192, 2048
-_ONSET_HOP = 128  # 5 ms: a tempo's lag is told to 1.5 % and better
+_ONSET_HOP = 128  # 5 ms: a tempo's lag is known to 1.5 % and better
 
 
 @dataclass(frozen=True, slots=True)

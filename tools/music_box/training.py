@@ -102,7 +102,7 @@ def train(run: Run, directory: Path, budget_s: float, batch: int, device: torch.
 
 
 def lessons_of(step: int, batch: int) -> list[Lesson]:
-    """A step's lessons: the same at every call, so that it can be told later what was shown."""
+    """A step's lessons: the same at every call, so that what was shown can be found out later."""
     dice = random.Random(f"{step}")  # noqa: S311 - music, not secrets
     frames = dice.choice(_LENGTHS)
     return [lesson(dice, frames) for _ in range(batch * 400 // frames)]
@@ -142,8 +142,10 @@ def loss_of(parts: model.Parts, lessons: list[Lesson], device: torch.device) -> 
     noise = torch.randn_like(answer)
     mixed = torch.lerp(answer, noise, time_[:, None, None])
     with torch.autocast(device.type, torch.bfloat16), _ATTENTION[device.type]():
-        told = _conditions(parts, [one.meanings for one in lessons], device)
-        flow = parts.transformer(mixed, time_, time_, told, torch.cat([context, mask], dim=-1), return_dict=False)[0]
+        conditions = _conditions(parts, [one.meanings for one in lessons], device)
+        flow = parts.transformer(
+            mixed, time_, time_, conditions, torch.cat([context, mask], dim=-1), return_dict=False
+        )[0]
     error = (flow.float() - (noise - answer)).square().mean(dim=-1)
     loss: Tensor = (error * weight).sum() / weight.sum()
     return loss
@@ -155,7 +157,7 @@ def _conditions(parts: model.Parts, meanings: list[list[int]], device: torch.dev
     tokens = torch.tensor([[*one, *[ends] * (longest - len(one))] for one in meanings], device=device)
     heard = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in meanings], device=device).bool()
     lyrics = torch.full((len(meanings), 1), ends, device=device)
-    told: Tensor = parts.condition_encoder(
+    conditions: Tensor = parts.condition_encoder(
         parts.text_encoder(input_ids=tokens).last_hidden_state,
         heard,
         parts.text_encoder.get_input_embeddings()(lyrics),
@@ -163,7 +165,7 @@ def _conditions(parts: model.Parts, meanings: list[list[int]], device: torch.dev
         torch.zeros(len(meanings), 4, barrel.CHANNELS, device=device),
         torch.arange(len(meanings), device=device),
     )[0]
-    return told
+    return conditions
 
 
 def _save(run: Run, directory: Path) -> None:

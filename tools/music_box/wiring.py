@@ -164,7 +164,7 @@ def _choose(mlp: Network) -> None:
 
 
 def _lines_of(tooth: int) -> list[int]:
-    """Where a patch of the ruling tells of a tempo: its mark in each frame, its phrase's cosine and sine."""
+    """Where a patch of the ruling marks a tempo: its mark in each frame, its phrase's cosine and sine."""
     spare = CHANNELS - TEMPI
     phrase = [divmod(2 * tooth + part, spare) for part in range(2)]
     return [frame * CHANNELS + tooth for frame in range(PATCH)] + [

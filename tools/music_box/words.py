@@ -127,7 +127,7 @@ def _spellings() -> dict[str, str]:
     for bpm in _BPM:
         meaning = tempo(Tempo.nearest(bpm))
         heard.update(dict.fromkeys((f"bpm: {bpm}", f"bpm {bpm}", f"{bpm} bpm", f"{bpm}bpm", f"テンポ{bpm}"), meaning))
-    # A model that is told neither must play something.
+    # A model that is given neither must play something.
     return heard | {"bpm: n/a": tempo(UNSAID_TEMPO), "keyscale: n/a": key(UNSAID_TONIC, minor=False)}
 
 
@@ -154,8 +154,8 @@ def faintness_of_tokens() -> list[float]:
     """For each token of `tokenizer`, how faintly it is said: metadata over caption, and both over what is not said."""
     faintness = [0.0, 0.0]
     for word, meaning in SPELLINGS.items():
-        told = word.startswith(("bpm: ", "keyscale: ")) or not meaning.startswith(("tempo", "key"))
-        faintness.append(0.22 if word.endswith("n/a") else 0.0 if told else 0.12)
+        stated = word.startswith(("bpm: ", "keyscale: ")) or not meaning.startswith(("tempo", "key"))
+        faintness.append(0.22 if word.endswith("n/a") else 0.0 if stated else 0.12)
     return faintness
 
 
