@@ -31,12 +31,12 @@ def ended(client: Client, song: str | GenerationSpec, **fields: Any) -> Job:
 
 def test_a_wish_is_written_as_a_job_and_erased_as_one(client: Client) -> None:
     wish: dict[str, Any] = {"task": "write", "lyrics": INSTRUMENTAL, "lm_temperature": 0.0}
-    job = ended(client, "a sad tune on the harp at 88 bpm", **wish)
+    job = ended(client, "a sad tune on the harp at 88 bpm in F# minor", **wish)
     assert job.result
     assert (job.result.artifacts, job.result.sampling, job.result.warnings) == ((), None, ())
     (text,) = job.result.texts
     assert (text.caption, text.bpm, text.lyrics) == ("A sad tune on the harp.", 88, INSTRUMENTAL)
-    assert text.key_scale
+    assert text.key_scale == "F# minor"
     assert text.duration_s
     client.erase(job.id)
     with pytest.raises(NotFound):

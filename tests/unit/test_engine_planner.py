@@ -14,6 +14,7 @@ import torch
 
 from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.ace_step.footprint import need_of
+from gpu_worker.engine.ace_step.planning import stated
 from gpu_worker.engine.interface import Song, SongRequest
 from gpu_worker.planner import loading as planners
 from gpu_worker.planner import planner as planner_module
@@ -83,6 +84,23 @@ def test_what_is_given_is_kept(engine: AceStepEngine) -> None:
     (song,) = songs(engine, request(**GIVEN))
     assert {name: getattr(plan_of(song), name) for name in GIVEN} == GIVEN
     assert plan_of(song).caption
+
+
+@pytest.mark.parametrize(
+    ("prompt", "bpm", "key_scale"),
+    [
+        ("a sad harp in F# minor at 88 bpm", 88, "F# minor"),
+        ("BPM: 120, Eb Major", 120, "Eb major"),
+        ("calm, A minor", None, "A minor"),
+        ("A minor-key ballad, 1988 bpm", None, None),
+        ("a minor change in a major way", None, None),
+        ("変ホ長調のハープ、90bpm", 90, "Eb major"),
+        ("嬰ヘ短調", None, "F# minor"),
+        ("9 bpm, 999 bpm, BigMajor", None, None),
+    ],
+)
+def test_what_a_prompt_states_is_given(prompt: str, bpm: int | None, key_scale: str | None) -> None:
+    assert (stated(prompt).bpm, stated(prompt).key_scale) == (bpm, key_scale)
 
 
 def test_the_same_song_without_a_planner_from_its_plan(engine: AceStepEngine, unplanned: AceStepEngine) -> None:

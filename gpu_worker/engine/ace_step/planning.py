@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,11 @@ from serinette.spec import INSTRUMENTAL, LEFT_TO_TEXT, GenerationSpec, Planned, 
 
 # Tokens between two reports that differ: each would be a message to the slot.
 _REPORTED_TOKENS = 25
+# Tempo and key as people write them into a prompt. `A minor` at its beginning may be no key: "A minor-key ballad".
+_BPM = re.compile(r"(?<!\d)(?P<before>\d{2,3}) ?bpm\b|\bbpm:? ?(?P<after>\d{2,3})(?!\d)", re.IGNORECASE)
+_KEY = re.compile(r"(?<!\w)(?!^A minor)(?P<note>[A-G])(?P<sign>#|b|♯|♭)? ?(?P<mode>[Mm]ajor|[Mm]inor)\b")
+_KEY_JA = re.compile(r"(?P<sign>嬰|変)?(?P<note>[ハニホヘトイロ])(?P<mode>長|短)調")
+_JA = dict(zip("ハニホヘトイロ嬰変長短", ("C", "D", "E", "F", "G", "A", "B", "#", "b", "major", "minor"), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,18 @@ def _song(request: SongRequest, length_s: float, own: Sampling) -> questions.Son
 
 
 def _given(spec: GenerationSpec) -> Metadata:
-    return Metadata(bpm=spec.bpm, key_scale=spec.key_scale, time_signature=spec.time_signature)
+    given = Metadata(bpm=spec.bpm, key_scale=spec.key_scale, time_signature=spec.time_signature)
+    return given.or_else(stated(spec.prompt))
+
+
+def stated(prompt: str) -> Metadata:
+    """Tempo and key that a prompt states: a planner that puts a caption in its place must not change them."""
+    tempo, key, key_ja = _BPM.search(prompt), _KEY.search(prompt), _KEY_JA.search(prompt)
+    bpm = int(tempo["before"] or tempo["after"]) if tempo else 0
+    key_scale = f"{key['note']}{key['sign'] or ''} {key['mode'].lower()}" if key else None
+    if key_ja:
+        key_scale = key_scale or f"{_JA[key_ja['note']]}{_JA.get(key_ja['sign'], '')} {_JA[key_ja['mode']]}"
+    return Metadata(bpm=bpm if 30 <= bpm <= 300 else None, key_scale=key_scale)
 
 
 def _lyrics(spec: GenerationSpec) -> str:
