@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,11 +16,16 @@ import torch
 from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.ace_step.footprint import need_of
 from gpu_worker.engine.ace_step.planning import stated
-from gpu_worker.engine.interface import Song, SongRequest
+from gpu_worker.engine.checkpoints.locating import planner_directory
+from gpu_worker.engine.interface import Checkpoint, Song, SongRequest
+from gpu_worker.engine.serving.generation import Place, summarize
 from gpu_worker.planner import loading as planners
 from gpu_worker.planner import planner as planner_module
 from gpu_worker.planner.grammar import Grammars
-from serinette.errors import Canceled, Unsupported
+from gpu_worker.settings import WorkerSettings
+from gpu_worker.wire import Report
+from serinette.batch import BatchSpec
+from serinette.errors import Canceled, ConfigurationError, Unsupported
 from serinette.job import Stage
 from serinette.spec import INSTRUMENTAL, GenerationSpec, Planned
 from tests.tiny_checkpoint import engine_of, unobserved
@@ -211,6 +217,51 @@ class TestText:
         assert warnings == ("thinking: ignored, this worker has no planner",)
         (song,) = songs(unplanned, request())
         assert song.plan is None
+
+
+@pytest.mark.parametrize(
+    ("places", "report"),
+    [
+        (
+            [Place(Stage.PLANNING, 25, 60), Place(Stage.PLANNING, 50, 60)],
+            Report(stage=Stage.PLANNING, step=50, steps=60),
+        ),
+        ([Place(Stage.PLANNING, 25), Place(Stage.CONDITIONING)], Report(stage=Stage.PLANNING, step=25)),
+        ([Place(Stage.DECODING, 8), Place(Stage.PLANNING, 50, 60)], Report(stage=Stage.DENOISING, step=8, steps=16)),
+    ],
+)
+def test_progress_never_runs_backwards(places: list[Place], report: Report) -> None:
+    assert summarize(places, 8) == report
+
+
+def test_specs_that_older_workers_must_not_take() -> None:
+    asked: list[dict[str, Any]] = [{"thinking": True}, {"rewrite": "format"}, {"task": "write", "prompt": "x"}, {}]
+    assert [GenerationSpec(**fields).needs_schema for fields in asked] == [3, 3, 3, 1]
+    wish = {"task": "write", "prompt": "x"}
+    assert GenerationSpec(**wish).digest() != GenerationSpec(**wish, duration_s=60).digest()
+    assert GenerationSpec(prompt="x").digest() == GenerationSpec(prompt="x", duration_s=60).digest()
+    for refused in ({"task": "write", "prompt": "x", "lyrics": "la"}, {"task": "format"}, {"lm_top_p": 0}):
+        with pytest.raises(ValueError, match=r"lyrics|prompt|lm_top_p"):
+            GenerationSpec(**refused)
+    with pytest.raises(ValueError, match="a batch is of songs"):
+        BatchSpec(**wish)
+
+
+def test_which_planner_a_worker_has(tiny_turbo: Path, directory: Path, tmp_path: Path) -> None:
+    def found(checkpoint: Path, **given: Any) -> Path | None:
+        settings = WorkerSettings(work_dir=tmp_path, model=str(checkpoint), **given)
+        return planner_directory(settings, Checkpoint(checkpoint, "x", "0"))
+
+    assert found(tiny_turbo) is None
+    assert found(tiny_turbo, planner_model=directory.as_uri()) == directory
+    with pytest.raises(ConfigurationError, match="planner_model nonsense: no such directory"):
+        found(tiny_turbo, planner_model="nonsense")
+    bringing = tmp_path / "bringing"
+    shutil.copytree(tiny_turbo, bringing)
+    brought = Path(shutil.copytree(directory, bringing / "lm"))
+    assert found(bringing) == brought
+    assert found(bringing, planner_model="none") is None
+    assert found(bringing, planner_model="bundled") == found(Path("bundled"))
 
 
 def test_the_planner_is_in_the_memory_plan(tiny_base: Path, directory: Path) -> None:
