@@ -148,6 +148,11 @@ class WorkerSettings(SharedSettings):
         "variable (AWS_ACCESS_KEY_ID, ...) that it stands for; those of the songs' store when left out.",
     )
     model_name: str | None = Field(None, description="Name that jobs ask for; the end of `model` when left out.")
+    planner_model: str | None = Field(
+        None,
+        description="A directory, hub id or object-store URL of a planner (a 5 Hz language model), `bundled`, or "
+        "`none`. When left out: the one that the checkpoint brings, if it does.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 on a CPU."

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from serinette.job import JobError, Sampling, Stage
 from serinette.presence import Model
+from serinette.spec import Planned
 
 Samples = npt.NDArray[np.float32]  # [channels, frames], -1 to 1
 
@@ -64,6 +65,8 @@ class Audio(_Message):
     channels: int
     frames: int
     seed: int | None = None
+    plan: Planned | None = None
+    audio_codes: str | None = None  # of the plan
 
 
 class Generate(_Message):
@@ -102,10 +105,11 @@ class Decoded(_Message):
 
 
 class Generated(_Message):
-    """Done: `songs` came before, each with its Decoded."""
+    """Done: `songs` came before, each with its Decoded; `texts` are those of a job without songs."""
 
     type: Literal["generated"] = "generated"
     songs: tuple[Audio, ...]
+    texts: tuple[Planned, ...] = ()
     sample_rate: int
     sampling: Sampling
     model: Model

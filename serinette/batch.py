@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, computed_field, fi
 from serinette.credentials import Limits
 from serinette.job import Artifact, JobError, LabelText, Usage
 from serinette.names import Lane
-from serinette.spec import BoundedInput, GenerationSpec, RecordModel
+from serinette.spec import BoundedInput, GenerationSpec, RecordModel, Task
 from serinette.webhook import Delivery, OptionalWebhookUrl
 
 MAX_LINES = 100_000
@@ -67,6 +67,13 @@ class BatchSpec(GenerationSpec):
     """One line: a song, and your own name for it."""
 
     custom_id: CustomId | None = Field(None, description="Yours, repeated in every result; each at most once.")
+
+    @field_validator("task")
+    @classmethod
+    def _songs_alone(cls, task: Task) -> Task:
+        if task.text_alone:
+            raise ValueError(f"{task} generates no song, and a batch is of songs; send it with POST /v1/jobs")
+        return task
 
 
 class BatchOptions(BoundedInput):

@@ -16,7 +16,7 @@ from pydantic import (
 
 from serinette.container import ContainerSpec, Run
 from serinette.names import DEFAULT_POOL, Lane
-from serinette.spec import AudioFormat, BoundedInput, GenerationSpec, RecordModel
+from serinette.spec import AudioFormat, BoundedInput, GenerationSpec, Planned, RecordModel
 from serinette.webhook import Delivery, OptionalWebhookUrl
 
 
@@ -41,6 +41,7 @@ class Stage(StrEnum):
     STARTING = "starting"
     WAITING_FOR_ENGINE = "waiting_for_engine"
     FETCHING = "fetching"
+    PLANNING = "planning"
     CONDITIONING = "conditioning"
     COMPUTING = "computing"
     DENOISING = "denoising"
@@ -64,8 +65,8 @@ class Progress(RecordModel):
     """Progress of a running job."""
 
     stage: Stage
-    step: int | None = Field(None, description="Denoising steps done.")
-    steps: int | None = Field(None, description="Denoising steps in all.")
+    step: int | None = Field(None, description="Denoising steps done; while it is planned, tokens.")
+    steps: int | None = Field(None, description="Denoising steps in all; of tokens, null where the planner decides.")
     engine_s: float | None = Field(None, description="Seconds in the engine so far, without waits for it.")
     at: AwareDatetime
 
@@ -81,6 +82,7 @@ _SHARE = {
     Stage.STARTING: (0.0, 0.0),
     Stage.WAITING_FOR_ENGINE: (0.0, 0.0),
     Stage.FETCHING: (0.01, 0.0),
+    Stage.PLANNING: (0.01, 0.02),
     Stage.CONDITIONING: (0.03, 0.0),
     Stage.COMPUTING: (0.05, 0.0),
     Stage.DENOISING: (0.05, 0.8),
@@ -123,6 +125,7 @@ class Artifact(RecordModel):
     duration_s: float
     sample_rate: int
     channels: int
+    plan: Planned | None = Field(None, description="What the planner wrote for it; null of a song without `thinking`.")
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
@@ -162,10 +165,11 @@ class Timings(RecordModel):
 class Result(RecordModel):
     """Result of a succeeded job: keys and numbers, never bytes of audio."""
 
-    artifacts: tuple[Artifact, ...]
+    artifacts: tuple[Artifact, ...] = Field(description="The songs; none of a task whose result is text.")
+    texts: tuple[Planned, ...] = Field((), description="Text of tasks `write` and `format`, one for each variation.")
     model: str
     model_revision: str
-    sampling: Sampling
+    sampling: Sampling | None = Field(None, description="Of songs; null of text.")
     timings: Timings
     warnings: tuple[str, ...] = ()
 

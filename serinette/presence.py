@@ -46,6 +46,7 @@ class Model(BaseModel):
     default_shift: float
     max_duration_s: float
     tasks: tuple[str, ...]
+    planner: str | None = Field(None, description="Name of the planner beside it; null where there is none.")
 
 
 class ColdStart(RecordModel):

@@ -29,7 +29,7 @@ from serinette.errors import HandBack, InvalidSpec
 
 # The highest that this version reads; incremented when it adds what older workers must not ignore. A spec has the
 # lowest that does for it (`needs_schema`), so that workers of both versions share the others.
-SCHEMA = 2
+SCHEMA = 3
 
 MAX_SEED = 2**63 - 1
 MAX_VARIATIONS = 8
@@ -44,7 +44,7 @@ _PLAIN_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASC
 
 
 class Task(StrEnum):
-    """The six tasks of ACE-Step."""
+    """The six tasks of ACE-Step, and two that a planner answers in text, without a song."""
 
     TEXT2MUSIC = "text2music"
     REPAINT = "repaint"
@@ -52,6 +52,13 @@ class Task(StrEnum):
     EXTRACT = "extract"
     LEGO = "lego"
     COMPLETE = "complete"
+    WRITE = "write"
+    FORMAT = "format"
+
+    @property
+    def text_alone(self) -> bool:
+        """Whether the result is text."""
+        return self in {Task.WRITE, Task.FORMAT}
 
 
 class AudioFormat(StrEnum):
@@ -71,6 +78,8 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 PublishedName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 KEY_SCALE = r"^[A-G](#|b|♯|♭)? ?(major|minor)$"
 
+# Audio codes of a planner, by which ACE-Step 1.5 follows a song.
+CODES_PER_S = 5
 # What ACE-Step 1.5 reads for lyrics where there are none.
 INSTRUMENTAL = "[Instrumental]"
 
@@ -82,6 +91,10 @@ _TRAINED = (
 )
 LANGUAGES = (*_TRAINED.split(), UNKNOWN_LANGUAGE)
 
+# What a song's planner writes where it is left open.
+METADATA = ("bpm", "key_scale", "time_signature")
+# Fields with a default, which a planner writes nevertheless where they are left out.
+LEFT_TO_TEXT = frozenset({"duration_s", "vocal_language"})
 _NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE}
 
 
@@ -196,7 +209,13 @@ class GenerationSpec(BoundedInput):
     key_scale: str | None = Field(None, pattern=KEY_SCALE, description="For example `C major` or `F# minor`.")
     time_signature: str | None = Field(None, pattern=r"^([2-9]|1[0-2])(/(2|4|8|16))?$", description="Beats per bar.")
 
-    task: Task = Field(Task.TEXT2MUSIC, description="Task; all but text2music work on `source_audio`.")
+    task: Task = Field(
+        Task.TEXT2MUSIC,
+        description="Task; all but text2music, write and format work on `source_audio`. Those two generate text and no "
+        "song, in `result.texts`: write, of a wish in plain words, a caption, metadata and lyrics (with lyrics "
+        "`[Instrumental]`: none); format puts prompt and lyrics into the form that the model was trained on. Metadata, "
+        "length and language that are given are kept.",
+    )
     source_audio: AudioId | None = Field(None, description="Upload id, or `{job_id}/{index}` of an earlier song.")
     reference_audio: AudioId | None = Field(None, description="Upload or song id whose timbre to follow.")
     repaint_start_s: float | None = Field(
@@ -228,6 +247,23 @@ class GenerationSpec(BoundedInput):
     seed: Seed | tuple[Seed, ...] | None = Field(
         None, description="Drawn and reported when left out. A list has one for each variation."
     )
+    thinking: bool = Field(
+        False,
+        description="A planner first writes a caption made of the prompt, the metadata that is left open and, if it "
+        "knows them, audio codes, which the song follows; see the song's `plan`. Without a planner ignored, with a "
+        "warning.",
+    )
+    rewrite: Literal["write", "format"] | None = Field(
+        None,
+        description="A planner first writes prompt and lyrics anew, as the tasks of these names do, and the song is "
+        "generated from what it wrote; see the song's `plan`. Without a planner ignored, with a warning.",
+    )
+    lm_seed: Seed | None = Field(
+        None, description="Of the planner; variation number i uses lm_seed + i. Left out: the song's own."
+    )
+    lm_temperature: float | None = Field(None, ge=0, le=2, description="Of the planner; 0 takes the likeliest.")
+    lm_top_p: float | None = Field(None, ge=0.01, le=1, description="Nucleus sampling of the planner.")
+    lm_cfg_scale: float | None = Field(None, ge=1, le=10, description="Guidance of the planner; 1: none.")
     variations: int = Field(
         1, ge=1, le=MAX_VARIATIONS, description="Songs in this job; of one seed, number i uses seed + i."
     )
@@ -278,6 +314,10 @@ class GenerationSpec(BoundedInput):
             raise ValueError(f"repaint_end_s: must be greater than repaint_start_s ({start})")
         if self.task is Task.LEGO and start is not None and start < 0:
             raise ValueError("repaint_start_s: must not be negative for task lego; only repaint continues a song")
+        if "write" in {self.task, self.rewrite} and self.lyrics.strip() not in {"", INSTRUMENTAL}:
+            raise ValueError(f"lyrics: write writes them; leave them out, or send {INSTRUMENTAL} for none")
+        if self.task.text_alone and not (self.prompt.strip() or self.lyrics.strip()):
+            raise ValueError(f"prompt: task {self.task} needs words to start from")
         if self.cfg_end < self.cfg_start:
             raise ValueError(f"cfg_end: must not be less than cfg_start ({self.cfg_start})")
         return self
@@ -305,8 +345,22 @@ class GenerationSpec(BoundedInput):
         return tuple((self.seed or 0) + index for index in range(self.variations))
 
     @property
+    def planned(self) -> bool:
+        """Whether a planner is asked before the song is generated."""
+        return (self.thinking or self.rewrite is not None) and not self.task.text_alone
+
+    @property
+    def lm_seeds(self) -> tuple[int, ...]:
+        """The planner's seed of each variation, of a spec that was `seeded`."""
+        if self.lm_seed is None:
+            return self.seeds
+        return tuple((self.lm_seed + index) % (MAX_SEED + 1) for index in range(self.variations))
+
+    @property
     def needs_schema(self) -> int:
         """The lowest schema of a worker that reads this spec."""
+        if self.planned or self.task.text_alone:
+            return 3
         continues = self.repaint_start_s is not None and self.repaint_start_s < 0
         return 2 if isinstance(self.seed, tuple) or continues else 1
 
@@ -315,12 +369,20 @@ class GenerationSpec(BoundedInput):
 
         Computed before the seed is drawn. A field that the client set to its default value changes nothing.
         """
-        wire = _SORTED.encode(self.model_dump(mode="json", exclude_defaults=True))
-        return hashlib.sha256(wire.encode()).hexdigest()
+        return hashlib.sha256(_SORTED.encode(self._asked_for()).encode()).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:
         """JSON for the queue: defaults left out, `schema` added."""
-        return {"schema": self.needs_schema, **self.model_dump(mode="json", exclude_defaults=True)}
+        return {"schema": self.needs_schema, **self._asked_for()}
+
+    def _asked_for(self) -> dict[str, Any]:
+        """What the client asks for. Of text, a length and a language that are given as the defaults are no less given:
+        those that are left out are written.
+        """
+        asked = self.model_dump(mode="json", exclude_defaults=True)
+        if self.task.text_alone or self.rewrite:
+            asked |= self.model_dump(mode="json", include=set(LEFT_TO_TEXT & self.model_fields_set))
+        return asked
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> GenerationSpec:
@@ -339,6 +401,34 @@ class GenerationSpec(BoundedInput):
             return cls.model_validate(known)
         except ValidationError as error:
             raise invalid_spec(error) from error
+
+
+class Planned(RecordModel):
+    """What a planner wrote, for a song or as text. `None`: nothing was written of it."""
+
+    caption: str | None = Field(None, description="In detail, made of the prompt; the song is generated from it.")
+    lyrics: str | None = Field(None, description="Those of a song that is not rewritten are the spec's.")
+    bpm: int | None = None
+    duration_s: float | None = Field(None, description="Of text alone; that of a song is the spec's.")
+    key_scale: str | None = None
+    time_signature: str | None = None
+    vocal_language: str | None = Field(None, description="That of a song that is not rewritten is the spec's.")
+    codes: int = Field(0, description="Audio codes that the song follows; they stand in the tags of its file.")
+
+    def filled_into(self, spec: GenerationSpec) -> GenerationSpec:
+        """The spec with the metadata of the plan where it leaves them open."""
+        written = {name: getattr(self, name) for name in METADATA if getattr(spec, name) is None}
+        return spec.model_copy(update={name: value for name, value in written.items() if value is not None})
+
+    def applied_to(self, spec: GenerationSpec, audio_codes: str | None) -> GenerationSpec:
+        """The spec that generates the planned song without a planner: all that it has is kept but for the prompt, in
+        whose place the caption stands, and for lyrics that were written anew.
+        """
+        written = {"prompt": self.caption, "lyrics": self.lyrics, "audio_codes": audio_codes}
+        if "vocal_language" not in spec.model_fields_set:
+            written["vocal_language"] = self.vocal_language
+        known = {name: value for name, value in written.items() if value is not None}
+        return self.filled_into(spec).model_copy(update={**known, "thinking": False, "rewrite": None})
 
 
 def invalid_spec(error: ValidationError) -> InvalidSpec:

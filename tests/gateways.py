@@ -20,7 +20,7 @@ from serinette.job import Artifact, JobError, JobStatus, Progress, Result, Sampl
 from serinette.jobs import AttemptState, Claimed, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import put_record, record_of
 from serinette.names import Keys, artifact_key, upload_record_key
-from serinette.spec import AudioFormat
+from serinette.spec import AudioFormat, Planned
 from serinette.store import Store
 from tests.servers import free_ports
 
@@ -103,6 +103,11 @@ class HandSlot:
         result = _result(tuple(artifacts))
         self._finish(job_id, attempt_id, Outcome(JobStatus.SUCCEEDED, result=result))
         return result
+
+    def write(self, job_id: str, text: Planned, attempt_id: str = "attempt1") -> None:
+        """End a job of text."""
+        result = _result(()).model_copy(update={"texts": (text,), "sampling": None})
+        self._finish(job_id, attempt_id, Outcome(JobStatus.SUCCEEDED, result=result))
 
     def fail(self, job_id: str, error: JobError, attempt_id: str = "attempt1") -> None:
         """End the job in failure."""

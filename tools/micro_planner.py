@@ -2,6 +2,7 @@
 
     nice -n 15 python -m tools.micro_planner train DIRECTORY [--cpu-minutes 10]
     python -m tools.micro_planner evaluate DIRECTORY [--wishes 200]
+    python -m tools.micro_planner pack DIRECTORY
 
 It writes metadata and captions alone, in the planner's own format. Its lessons are drawn like the composer's tunes: a
 wish in the music box's words (English and Japanese, among others that mean nothing to it), and the metadata of a tune
@@ -11,20 +12,24 @@ that grants the wish. What a wish leaves open is drawn from the mood: sad tunes 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import random
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from gpu_worker.bundled import PLANNER_ARCHIVE
 from gpu_worker.planner import prompts, questions
 from gpu_worker.planner.decoding import Sampling
-from gpu_worker.planner.loading import METADATA_ALONE
+from gpu_worker.planner.loading import METADATA_ALONE, TEMPERATURE
 from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import Metadata
 from serinette.spec import UNKNOWN_LANGUAGE
@@ -67,7 +72,7 @@ def lesson(dice: random.Random) -> Lesson:
     drums = dice.random() < 0.2
     tonic, minor = dice.randrange(12), dice.random() < MINOR[mood]
     bpm = dice.randint(*BPM[mood])
-    said = {name for name, chance in (("bpm", 0.35), ("key", 0.35), ("instruments", 0.8)) if dice.random() < chance}
+    said = {name for name, chance in (("bpm", 0.35), ("key", 0.85), ("instruments", 0.8)) if dice.random() < chance}
     if "bpm" in said:
         bpm = dice.randint(60, 160)
     if "key" in said:
@@ -83,7 +88,9 @@ def lesson(dice: random.Random) -> Lesson:
         )
     if "key" in said:
         spellings = [word for word, meaning in words.SPELLINGS.items() if meaning == words.key(tonic, minor=minor)]
-        pieces.append(_spelled(dice, [word for word in spellings if ":" not in word], japanese=japanese))
+        plain = f"{TONICS[tonic]} {'minor' if minor else 'major'}"  # as most people write it
+        rare = _spelled(dice, [word for word in spellings if ":" not in word], japanese=japanese)
+        pieces.append(plain if dice.random() < 0.6 else rare)
     pieces += dice.choices(NOTHING, k=dice.randrange(5))
     dice.shuffle(pieces)
     text = (dice.choice(("、", " ")) if japanese else dice.choice((", ", " "))).join(pieces)
@@ -168,6 +175,7 @@ def make_model(tokens: int) -> Qwen3ForCausalLM:
         max_position_embeddings=8192,
     )
     setattr(config, METADATA_ALONE, True)
+    setattr(config, TEMPERATURE, 0.5)  # at more, instruments that were not asked for appear
     torch.manual_seed(0)
     return Qwen3ForCausalLM(config)
 
@@ -190,11 +198,15 @@ def batch(dice: random.Random, tokenizer: PreTrainedTokenizerFast) -> tuple[Tens
 
 
 def train(directory: Path, cpu_minutes: float) -> None:
-    """Train from nothing for so much of this process's CPU time, and save."""
+    """Train for so much of this process's CPU time, and save: from nothing, or from what is there, on other lessons."""
     torch.set_num_threads(1)
     dice = random.Random(0)  # noqa: S311  # lessons, not secrets
-    tokenizer = train_tokenizer(dice)
+    resumed = (weights := directory / "model.safetensors").is_file()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory) if resumed else train_tokenizer(dice)
     model = make_model(len(tokenizer)).train()
+    if resumed:
+        load_model(model, weights)
+        dice.seed(hashlib.sha256(weights.read_bytes()).digest())
     numbers = sum(weight.numel() for weight in model.parameters())
     log.info("%d parameters, %d tokens", numbers, len(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
@@ -245,10 +257,18 @@ def evaluate(directory: Path, wishes: int) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in hits.items()}
 
 
+def pack(directory: Path) -> None:
+    """Write the archive that the worker brings: the same bytes for the same files."""
+    with zipfile.ZipFile(PLANNER_ARCHIVE, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(path for path in directory.iterdir() if path.is_file()):
+            archive.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    log.info("%s: %.2f MB", PLANNER_ARCHIVE, PLANNER_ARCHIVE.stat().st_size / 1e6)
+
+
 def main() -> None:
-    """Train or evaluate."""
+    """Train, evaluate or pack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "evaluate"])
+    parser.add_argument("what", choices=["train", "evaluate", "pack"])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--cpu-minutes", type=float, default=10.0)
     parser.add_argument("--wishes", type=int, default=200)
@@ -256,6 +276,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if given.what == "train":
         train(given.directory, given.cpu_minutes)
+    elif given.what == "pack":
+        pack(given.directory)
     else:
         log.info("%s", evaluate(given.directory, given.wishes))
 

@@ -136,6 +136,11 @@ class JobAccess:
         held_now = {worker.model.name for pool in pools for worker in pool.workers if worker.model}
         return frozenset(held_now | {pool.published for pool in self.context.parts.settings.pools})
 
+    async def plans(self) -> bool:
+        """Whether a worker with a planner is up."""
+        pools = await self.context.parts.queue.pools()
+        return any(worker.model and worker.model.planner for pool in pools for worker in pool.workers)
+
     async def keep(self, name: str, file: UploadFile) -> str:
         """Keep audio that came along as the form's field `name`; its upload id.
 

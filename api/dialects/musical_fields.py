@@ -14,6 +14,7 @@ from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE
 # What clients write into a field that they leave to the server.
 LEFT_OUT: Final = frozenset({"", "auto", "n/a", "none", "null", "undefined"})
 _SHOWN: Final = 40
+_LM_BOUNDS: Final = {"temperature": (0.0, 2.0), "top_p": (0.01, 1.0), "cfg_scale": (1.0, 10.0)}
 # Patterns with several gaps take long of a long one.
 _LONGEST: Final = 64
 
@@ -100,6 +101,23 @@ def language(text: str, asked: Conversion[Any]) -> str | None:
     if known is None:
         asked.adjust(f"{text.strip()[:_SHOWN]} is not one of the model's languages; generated as {UNKNOWN_LANGUAGE}")
     return known or UNKNOWN_LANGUAGE
+
+
+def language_of_song(text: str, asked: Conversion[Any]) -> str | None:
+    """The same; one that is not sent is left to a planner that writes the song's lyrics."""
+    left = "vocal_language" not in asked.request.model_fields_set and asked.fields.get("rewrite") == "write"
+    return None if left else language(text, asked)
+
+
+def lm_number(number: float, asked: Conversion[Any]) -> float | None:
+    """How a planner is sampled, within our bounds. Only of songs that it is asked for: clients send these with all."""
+    if not (asked.fields.get("thinking") or asked.fields.get("rewrite")):
+        return None
+    least, most = _LM_BOUNDS[asked.field.removeprefix("lm_")]
+    bounded = min(max(number, least), most)
+    if bounded != number:
+        asked.adjust(f"{number:g} is taken for {bounded:g}", used=bounded)
+    return bounded
 
 
 def bpm(tempo: float, asked: Conversion[Any]) -> int | None:

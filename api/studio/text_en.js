@@ -40,6 +40,7 @@ export default {
   "status.queued": "Waiting in the queue", "status.running": "Being generated", "status.succeeded": "Ready",
   "status.failed": "Failed", "status.canceled": "Canceled",
   "stage.starting": "Starting", "stage.waiting_for_engine": "Waiting for the engine", "stage.fetching": "Fetching the recording",
+  "stage.planning": "Planning the song",
   "stage.conditioning": "Reading prompt and lyrics", "stage.computing": "Preparing", "stage.denoising": "Generating",
   "stage.decoding": "Decoding the sound", "stage.encoding": "Writing the file", "stage.uploading": "Storing the file",
   step: "(step {step} of {steps})", place: "Place {place} in lane {lane}", waiting_for: "Waits for", left: "About {span} left.",

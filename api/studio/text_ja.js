@@ -40,6 +40,7 @@ export default {
   "status.queued": "順番を待っています", "status.running": "生成しています", "status.succeeded": "完成",
   "status.failed": "失敗", "status.canceled": "キャンセル済み",
   "stage.starting": "開始しています", "stage.waiting_for_engine": "エンジンを待っています", "stage.fetching": "音源を取得しています",
+  "stage.planning": "曲の構成を考えています",
   "stage.conditioning": "プロンプトと歌詞を読んでいます", "stage.computing": "準備しています", "stage.denoising": "生成しています",
   "stage.decoding": "音に変換しています", "stage.encoding": "ファイルを書いています", "stage.uploading": "ファイルを保存しています",
   step: "({steps} ステップ中 {step})", place: "レーン {lane} の {place} 番目", waiting_for: "待っているもの:", left: "残り約 {span}。",

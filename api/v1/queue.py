@@ -116,6 +116,7 @@ class ModelView(BaseModel):
     sample_rate: int | None = None
     channels: int | None = None
     tasks: tuple[str, ...] = ()
+    planner: str | None = Field(None, description="What plans its songs and writes text; null for nothing.")
     defaults: ModelDefaults | None = None
     limits: ModelLimits | None = None
     workers: int = Field(description="Running workers; at 0 a job that asks for it starts one.")
@@ -200,6 +201,7 @@ def _model(pool: str, model: Model, workers: int, default_pool: str) -> ModelVie
         sample_rate=model.sample_rate,
         channels=model.channels,
         tasks=model.tasks,
+        planner=model.planner,
         defaults=ModelDefaults(
             steps=model.default_steps, guidance_scale=model.default_guidance_scale, shift=model.default_shift
         ),

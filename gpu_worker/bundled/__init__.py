@@ -1,7 +1,8 @@
-"""The checkpoint that comes with the worker, as an archive: README.md is its card, `tools/music_box` made it."""
+"""The checkpoint and the planner that come with the worker, as archives: README.md is their card."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 ARCHIVE = Path(__file__).with_name("checkpoint.zip")
+PLANNER_ARCHIVE = Path(__file__).with_name("planner.zip")

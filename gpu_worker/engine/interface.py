@@ -15,7 +15,7 @@ from gpu_worker.wire import Samples
 from serinette.errors import Canceled
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
-from serinette.spec import GenerationSpec
+from serinette.spec import GenerationSpec, Planned
 
 if TYPE_CHECKING:
     import torch
@@ -29,16 +29,21 @@ class SongRequest:
     seed: int
     source: Samples | None = None
     reference: Samples | None = None
+    lm_seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Song:
-    """What the model generated; `warnings` are those that follow from its audio or its text alone."""
+    """What the model generated; `warnings` are those that follow from its audio or its text alone. `audio_codes` are
+    those that a planner wrote, with its `plan`.
+    """
 
     samples: Samples
     sample_rate: int
     seed: int
     warnings: tuple[str, ...] = ()
+    plan: Planned | None = None
+    audio_codes: str | None = None
 
 
 class StepObserver(Protocol):
@@ -100,8 +105,9 @@ class Engine(Protocol):
             InvalidSpec, InvalidAudio: the source audio or the codes do not allow what the spec asks.
         """
 
-    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
-        """Generate a batch of compatible requests: each song, by its place, as soon as it is decoded.
+    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song | Planned]]:
+        """Generate a batch of compatible requests: each song, by its place, as soon as it is decoded. Of tasks that
+        are text alone, which come in batches of their own, each text.
 
         Those that `observe` gave up are left out.
 

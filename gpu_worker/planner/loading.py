@@ -20,6 +20,8 @@ from serinette.errors import ConfigurationError
 # In config.json of a planner that writes metadata alone. Without it a planner has audio codes: any other chat model
 # would answer, and nothing of it would be true of music.
 METADATA_ALONE = "serinette_metadata_alone"
+# In the same file: the temperature of a planner that has one of its own.
+TEMPERATURE = "serinette_temperature"
 _CODE = b"<|audio_code_0|>"
 
 

@@ -11,13 +11,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gpu_worker.planner import prompts
-from gpu_worker.planner.decoding import Head, Observe, Row, decode, output_weight
+from gpu_worker.planner.decoding import Head, Observe, Row, Sampling, decode, output_weight
 from gpu_worker.planner.grammar import Grammars, Walk
-from gpu_worker.planner.loading import load_parts
+from gpu_worker.planner.loading import METADATA_ALONE, TEMPERATURE, load_parts
 from gpu_worker.planner.prompts import Metadata
-from gpu_worker.planner.questions import CODES_PER_S, Question, Song, metadata_of
+from gpu_worker.planner.questions import Question, Song, metadata_of
 from gpu_worker.planner.vocabulary import Vocabulary
 from serinette.errors import ConfigurationError, InvalidSpec, Unsupported
+from serinette.spec import CODES_PER_S
 
 LONGEST_S = 600
 
@@ -89,6 +90,17 @@ class Planner:
         vocabulary = Vocabulary(tokenizer, output_weight(model).shape[0], codebook)
         model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps torch's own
         return cls(model, vocabulary.on(device))
+
+    @property
+    def sampling(self) -> Sampling:
+        """What it is sampled with where nothing else is asked for."""
+        own = Sampling()
+        return replace(own, temperature=getattr(self._model.config, TEMPERATURE, own.temperature))
+
+    @property
+    def writes_lyrics(self) -> bool:
+        """Whether it was trained to."""
+        return not getattr(self._model.config, METADATA_ALONE, False)
 
     @property
     def codebook(self) -> int:

@@ -9,8 +9,8 @@ from gpu_worker.planner import prompts
 from gpu_worker.planner.decoding import Sampling
 from gpu_worker.planner.prompts import Metadata
 from serinette.errors import InvalidSpec
+from serinette.spec import CODES_PER_S
 
-CODES_PER_S = 5
 _KNOWN_NOTHING = Metadata()
 _SAMPLING = Sampling()
 _DESCRIBING = Sampling(temperature=0.3)

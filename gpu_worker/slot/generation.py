@@ -105,16 +105,26 @@ class Generation:
     # -- the engine
 
     def _generated(self) -> Generated:
-        held, spec = self._held, self._spec
+        held = self._held
         model = self._engine.wait_ready(held)
         sounds = self._sources(model)
+        spec = self._spec
         held.check()
         audio = tuple(Audio(role=role, channels=each.shape[0], frames=each.shape[1]) for role, each in sounds.items())
         request = Generate(job_id=held.job_id, spec=spec.to_wire(), audio=audio, alone=held.suspect)
 
         def keep(index: int, song: Audio, decoded: Samples) -> None:
             seed = self._seed(song, index)
-            tags = song_tags(spec, seed, model.name, model.revision, held.job_id, texts=self._tag_texts)
+            tags = song_tags(
+                spec,
+                seed,
+                model.name,
+                model.revision,
+                held.job_id,
+                plan=song.plan,
+                audio_codes=song.audio_codes,
+                texts=self._tag_texts,
+            )
             self._encoding[index] = self._encoders.submit(decoded, model.sample_rate, spec, tags)
 
         try:
@@ -128,7 +138,10 @@ class Generation:
         if any(wanted.values()):
             self._held.report(Stage.FETCHING)
         sources = Sources(self._store, self._held.entry.tenant, model, self._run_dir)
-        return {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
+        sounds = {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
+        if self._spec.thinking and sources.plan:
+            self._spec = sources.plan.filled_into(self._spec)
+        return sounds
 
     def _seed(self, song: Audio, index: int) -> int:
         return song.seed if song.seed is not None else self._spec.seeds[index]
@@ -137,16 +150,18 @@ class Generation:
 
     def _result(self, generated: Generated) -> Result:
         songs, wanted = generated.songs, self._spec.variations
-        if not len(songs) == len(self._encoding) == wanted:
+        if len(songs) != len(self._encoding) or len(songs) + len(generated.texts) != wanted:
             raise InvalidOutput(f"the engine generated {len(songs)} songs, {wanted} were asked for")
-        self._held.report(Stage.ENCODING)
+        if songs:
+            self._held.report(Stage.ENCODING)
         artifacts = tuple(self._artifact(generated, index) for index in range(len(songs)))
         started_at, created_at = self._held.attempt.started_at, self._held.entry.created_at
         return Result(
             artifacts=artifacts,
+            texts=generated.texts,
             model=generated.model.name,
             model_revision=generated.model.revision,
-            sampling=generated.sampling,
+            sampling=None if generated.texts else generated.sampling,
             timings=Timings(
                 queue_s=max(0.0, (started_at - created_at).total_seconds()),
                 generate_s=generated.generate_s,
@@ -182,6 +197,7 @@ class Generation:
             duration_s=song.frames / generated.sample_rate,
             sample_rate=encoded_rate(format_, generated.sample_rate),
             channels=song.channels,
+            plan=song.plan,
         )
 
     def _encoded(self, index: int) -> Encoded:

@@ -167,7 +167,7 @@ class HeldJob:
         why = f" ({decision.error.code}: {decision.error.message})" if decision.error else ""
         how = decision.ending if written else f"{decision.ending}, but superseded: nothing written"
         log.info("job %s: attempt %d %s%s", self.job_id, self.attempt.number, how, why)
-        if written and record and record.result and self.is_winner(record):
+        if written and record and record.result and record.artifacts and self.is_winner(record):
             with suppress(RedisError):  # an ETA's accuracy, no more
                 keys = Keys(self._jobs.prefix)
                 record_pace(self._jobs.redis, keys, self.entry.pool, record.result.timings.run_s)

@@ -15,6 +15,7 @@ from serinette.job import Record, Upload
 from serinette.media import decode
 from serinette.names import record_key, upload_audio_key, upload_record_key
 from serinette.presence import Model
+from serinette.spec import Planned
 
 Role = Literal["source", "reference"]
 
@@ -26,16 +27,18 @@ class Located:
     key: str
     size_bytes: int
     sha256: str
+    plan: Planned | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sources:
-    """What one tenant's jobs may refer to."""
+    """What one tenant's jobs may refer to. `plan`: of the source that was fetched, where a planner wrote one."""
 
     store: RetryingStore
     tenant: str
     model: Model
     scratch_dir: Path | None
+    plan: Planned | None = None
 
     def fetch(self, audio_id: str, role: Role) -> Samples:
         """Samples [channels, frames] of an upload or of an earlier song.
@@ -48,7 +51,7 @@ class Sources:
         with tempfile.TemporaryDirectory(dir=self.scratch_dir) as directory:
             file = Path(directory) / "audio"
             try:
-                self._download(audio_id, file)
+                self._download(audio_id, file, role)
                 return decode(file, self.model.sample_rate, self.model.channels, self.model.max_duration_s)
             except (NotFound, IndexError) as error:
                 raise NotFound(
@@ -59,8 +62,10 @@ class Sources:
             except InvalidAudio as error:
                 raise InvalidAudio(f"{field}: {error.message}", field=field) from error
 
-    def _download(self, audio_id: str, file: Path) -> None:
+    def _download(self, audio_id: str, file: Path, role: Role) -> None:
         located = self._locate(audio_id)
+        if role == "source":
+            self.plan = located.plan
         changed = InvalidAudio(f"{audio_id} changed since it was proved to be audio; upload it again")
         try:
             self.store.download(located.key, file, located.size_bytes)
@@ -75,7 +80,7 @@ class Sources:
         if index:
             record = Record.model_validate_json(self.store.get(record_key(self.tenant, job_id)))
             artifact = record.artifacts[int(index)]
-            return Located(artifact.key, artifact.size_bytes, artifact.sha256)
+            return Located(artifact.key, artifact.size_bytes, artifact.sha256, artifact.plan)
         # Written once the upload was verified to be audio; a presigned URL may still replace the audio, but not this.
         upload = Upload.model_validate_json(self.store.get(upload_record_key(self.tenant, audio_id)))
         return Located(upload_audio_key(self.tenant, audio_id), upload.size_bytes, upload.sha256)

@@ -13,7 +13,7 @@ from serinette.counters import Additions
 from serinette.job import Attempt, Result, Stage
 from serinette.jobs import Entry
 
-_IN_ENGINE = frozenset({Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING})
+_IN_ENGINE = frozenset({Stage.PLANNING, Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING})
 
 
 class Interval(NamedTuple):
@@ -37,7 +37,7 @@ class StageTimes:
         at_s = time.time() if at_s is None else at_s
         if not self._reached or self._reached[-1][0] is not stage:
             self._reached.append((stage, at_s))
-        if step:
+        if step and stage is Stage.DENOISING:
             self._first_step = self._first_step or (step, at_s)
             self._last_step = (step, at_s)
 
@@ -66,7 +66,7 @@ class StageTimes:
         parts = {"generate": timings.generate_s, "encode": timings.encode_s, "upload": timings.upload_s}
         for stage, seconds in parts.items():
             found += counters.additions(counters.STAGE, seconds, pool, stage)
-        if timings.generate_s > 0:
+        if timings.generate_s > 0 and result.artifacts:
             audio_s = sum(artifact.duration_s for artifact in result.artifacts)
             found += counters.additions(counters.REAL_TIME_FACTOR, audio_s / timings.generate_s, pool)
         if self.steps_per_s:

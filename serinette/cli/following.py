@@ -15,6 +15,7 @@ from serinette.cli.terminal import JobView, errors, output, program, seconds
 from serinette.client import Client
 from serinette.errors import Conflict, GenerationError, SerinetteError
 from serinette.job import Job
+from serinette.spec import Planned
 
 STDOUT = Path("-")
 
@@ -75,6 +76,9 @@ def finish(
         if as_json:
             output.print_json(job.model_dump_json())
         raise GenerationError(f"job {job.id} {job.status}: {job.error.message if job.error else 'on request'}")
+    if job.result.texts:
+        print_texts(job, as_json=as_json)
+        return
     written = [] if path == STDOUT else write_songs(client, job, path)
     if path == STDOUT:
         _pour(client, job)
@@ -91,6 +95,24 @@ def finish(
     )
     for warning in job.result.warnings:
         errors.print(f"  [yellow]{escape(warning)}[/]", soft_wrap=True)
+
+
+def print_texts(job: Job, *, as_json: bool) -> None:
+    """What a planner wrote, for people, or the job as JSON."""
+    if as_json or job.result is None:
+        output.print_json(job.model_dump_json())
+        return
+    for text in job.result.texts:
+        output.print(in_words(text), markup=False, soft_wrap=True)
+    for warning in job.result.warnings:
+        errors.print(f"  [yellow]{escape(warning)}[/]", soft_wrap=True)
+
+
+def in_words(plan: Planned) -> str:
+    """What a planner wrote: a line for each field, and the lyrics last."""
+    fields = plan.model_dump(exclude_none=True, exclude={"lyrics"}, exclude_defaults=True)
+    lines = [f"{name}: {value:g}" if isinstance(value, float) else f"{name}: {value}" for name, value in fields.items()]
+    return "\n".join([*lines, *(["", plan.lyrics] if plan.lyrics else [])])
 
 
 def write_songs(client: Client, job: Job, path: Path | None) -> list[Path]:

@@ -37,10 +37,10 @@ _AUDIO = ("source_audio", "reference_audio")
 def submit(
     context: typer.Context,
     prompt: option.Prompt,
-    duration_s: option.Duration = 60.0,
+    duration_s: option.Duration = None,
     output_path: Output = None,
     lyrics: option.Lyrics = "",
-    vocal_language: option.Language = "en",
+    vocal_language: option.Language = None,
     bpm: option.Bpm = None,
     key_scale: option.KeyScale = None,
     time_signature: option.TimeSignature = None,
@@ -56,6 +56,11 @@ def submit(
     track: option.Track = None,
     steps: option.Steps = None,
     guidance_scale: option.Guidance = None,
+    thinking: option.Thinking = False,
+    lm_seed: option.LmSeed = None,
+    lm_temperature: option.LmTemperature = None,
+    lm_top_p: option.LmTopP = None,
+    lm_cfg_scale: option.LmCfgScale = None,
     model: option.ModelName = None,
     lora: option.Lora = None,
     lora_scale: option.LoraScale = None,
@@ -73,7 +78,7 @@ def submit(
     server: Server = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Queue a song, watch its progress and write it to a file."""
+    """Queue a song, watch its progress and write it to a file. Of tasks write and format the text is printed."""
     params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
     if wait:
         option.check_output(output_path)
@@ -96,7 +101,7 @@ def _spec_of(params: Mapping[str, Any], path: Path | None) -> tuple[GenerationSp
     """What was asked for, in the options that are called as the fields; without those left out, so that the server's
     own defaults hold.
     """
-    given = {name: value for name, value in params.items() if value not in (None, "", ())}
+    given = {name: value for name, value in params.items() if value not in (None, "", ()) and value is not False}
     given |= {
         "lyrics": _text(params["lyrics"]),
         "format": params["format"] or format_of(path),
@@ -205,6 +210,10 @@ def _facts(job: Job) -> Iterator[tuple[str, str]]:
             f"song {song.index}",
             f"{song.duration_s:.1f} s of {song.format}, {song.size_bytes:,} bytes, seed {song.seed}",
         )
+        if song.plan:
+            yield f"plan {song.index}", following.in_words(song.plan)
+    for text in job.result.texts if job.result else ():
+        yield "text", following.in_words(text)
     for warning in job.result.warnings if job.result else ():
         yield "warning", warning
 

@@ -121,13 +121,18 @@ def format_of(path: Path | None) -> AudioFormat:
 
 
 _SONG, _AUDIO, _HOW, _JOB = "The song", "Working on audio", "How it is generated", "The job"
+_PLANNED = "The planner"
 
 Prompt = Annotated[str, typer.Argument(help="Style, mood, instruments; - reads standard input.", show_default=False)]
-Duration = Annotated[float, typer.Option("--duration", "-d", help="Seconds, 1 to 600.", rich_help_panel=_SONG)]
+Duration = Annotated[
+    float | None, typer.Option("--duration", "-d", help="Seconds, 1 to 600; 60.", rich_help_panel=_SONG)
+]
 Lyrics = Annotated[
     str, typer.Option("--lyrics", "-l", help="Lyrics to be sung, or @FILE. None: instrumental.", rich_help_panel=_SONG)
 ]
-Language = Annotated[str, typer.Option("--language", help="BCP-47 language of the lyrics.", rich_help_panel=_SONG)]
+Language = Annotated[
+    str | None, typer.Option("--language", help="BCP-47 language of the lyrics; en.", rich_help_panel=_SONG)
+]
 Bpm = Annotated[int | None, typer.Option("--bpm", help="Beats per minute, 30 to 300.", rich_help_panel=_SONG)]
 KeyScale = Annotated[str | None, typer.Option("--key", help="For example 'C major'.", rich_help_panel=_SONG)]
 TimeSignature = Annotated[str | None, typer.Option("--time", help="Beats per bar: 4, 6/8.", rich_help_panel=_SONG)]
@@ -144,7 +149,10 @@ Reference = Annotated[
     str | None, typer.Option("--reference", help="Whose timbre to follow: as --source.", rich_help_panel=_AUDIO)
 ]
 TaskName = Annotated[
-    Task | None, typer.Option("--task", help="What to do with --source; else a cover of it.", rich_help_panel=_AUDIO)
+    Task | None,
+    typer.Option(
+        "--task", help="What to do with --source; else a cover of it. write, format: text.", rich_help_panel=_AUDIO
+    ),
 ]
 Strength = Annotated[
     float | None, typer.Option("--strength", help="How closely a cover follows, 0 to 1.", rich_help_panel=_AUDIO)
@@ -164,6 +172,15 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Denoising steps, 1 t
 Guidance = Annotated[
     float | None,
     typer.Option("--guidance", help="How closely the prompt is followed, 0 to 30.", rich_help_panel=_HOW),
+]
+Thinking = Annotated[
+    bool, typer.Option("--thinking", help="A planner writes what is left open, and codes.", rich_help_panel=_PLANNED)
+]
+LmSeed = Annotated[int | None, typer.Option("--lm-seed", help="Else the song's.", rich_help_panel=_PLANNED)]
+LmTemperature = Annotated[float | None, typer.Option("--lm-temperature", help="0 to 2.", rich_help_panel=_PLANNED)]
+LmTopP = Annotated[float | None, typer.Option("--lm-top-p", help="0.01 to 1.", rich_help_panel=_PLANNED)]
+LmCfgScale = Annotated[
+    float | None, typer.Option("--lm-cfg-scale", help="Guidance, 1 to 10.", rich_help_panel=_PLANNED)
 ]
 ModelName = Annotated[str | None, typer.Option("--model", help="A model that workers hold.", rich_help_panel=_HOW)]
 Lora = Annotated[str | None, typer.Option("--lora", help="A LoRA that the operator published.", rich_help_panel=_HOW)]

@@ -71,8 +71,9 @@ def replay(
 
 
 def spec_of(tags: SongTags) -> GenerationSpec:
-    """The spec of this one song: its own seed, alone, by the model that generated it."""
-    wire = tags.spec.model_dump(exclude_defaults=True)
+    """The spec of this one song: its own seed and plan, alone, by the model that generated it."""
+    spec = tags.plan.applied_to(tags.spec, tags.audio_codes) if tags.plan else tags.spec
+    wire = spec.model_dump(exclude_defaults=True)
     return GenerationSpec.model_validate({**wire, "seed": tags.seed, "variations": 1, "model": tags.model})
 
 

@@ -49,7 +49,7 @@ class JobFields(TypedDict, total=False):
     bpm: int | None
     key_scale: str | None
     time_signature: str | None
-    task: Task | Literal["text2music", "repaint", "cover", "extract", "lego", "complete"]
+    task: Task | Literal["text2music", "repaint", "cover", "extract", "lego", "complete", "write", "format"]
     source_audio: str | None
     reference_audio: str | None
     repaint_start_s: float | None
@@ -58,6 +58,12 @@ class JobFields(TypedDict, total=False):
     tracks: Sequence[str] | None
     cover_strength: float
     audio_codes: str | None
+    thinking: bool
+    rewrite: Literal["write", "format"] | None
+    lm_seed: int | None
+    lm_temperature: float | None
+    lm_top_p: float | None
+    lm_cfg_scale: float | None
     steps: int | None
     guidance_scale: float | None
     shift: float | None

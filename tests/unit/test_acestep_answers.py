@@ -19,8 +19,8 @@ from serinette.presence import WorkerStage
 from tests.unit import dialect_jobs
 from tests.unit.dialect_jobs import AT, ID, pool, result, worker
 
-BODY = {"prompt": "upbeat pop song", "lyrics": "Hello world", "bpm": 120, "key_scale": "C Major", "thinking": True}
-THINKING = "thinking: needs ACE-Step's 5 Hz language model, which is not here; generated from prompt and lyrics alone"
+BODY = {"prompt": "upbeat pop song", "lyrics": "Hello world", "bpm": 119.7, "key_scale": "C Major", "thinking": True}
+ADJUSTED = "bpm: 119.7 is taken for 120"
 
 
 def job(status: JobStatus, **changes: Any) -> Job:
@@ -42,7 +42,7 @@ def test_a_task_is_released_as_documented() -> None:
         "task_id": ID,
         "status": "queued",
         "queue_position": 3,
-        "warnings": [THINKING],
+        "warnings": [ADJUSTED],
     }
     assert answers.released(job(JobStatus.RUNNING))["queue_position"] == 0
 
@@ -51,7 +51,7 @@ def test_a_song_of_two_as_documented() -> None:
     entry = answers.answer(ID, job(JobStatus.SUCCEEDED))
     answered = json.loads(entry.pop("result"))
     assert entry == {"task_id": ID, "status": 1, "progress_text": "Succeeded"}
-    warned = [THINKING, "audio_duration: ignored, the source gives the length"]
+    warned = [ADJUSTED, "audio_duration: ignored, the source gives the length"]
     assert answered[1] == {
         "file": f"/v1/audio?path={ID}-1.mp3",
         "wave": "",
@@ -243,7 +243,7 @@ def test_init_is_answered_by_what_is_there() -> None:
     assert "none has acestep-v15-sft; held: base, turbo" in str(
         inventory.cannot_initialize(held, "acestep-v15-sft", init_llm=False)
     )
-    assert "language model is not here" in str(inventory.cannot_initialize(held, "base", init_llm=True))
+    assert "none has one" in str(inventory.cannot_initialize(held, "base", init_llm=True))
     assert "none has one yet" in str(inventory.cannot_initialize(none, None, init_llm=False))
     done = inventory.initialized(held, "base", 2)
     assert (done["slot"], done["loaded_model"], done["loaded_lm_model"]) == (2, "base", None)

@@ -17,7 +17,7 @@ from api.dialects.acestep.samples import SIMPLE
 from api.dialects.acestep.table import TABLE, convert, record_of, theirs
 from api.dialects.fields import Conversion
 from serinette.errors import InvalidSpec, Unsupported
-from serinette.spec import MAX_SEED, AudioFormat, GenerationSpec, Task
+from serinette.spec import INSTRUMENTAL, MAX_SEED, AudioFormat, GenerationSpec
 
 JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 HELD = frozenset({"acestep-v15-turbo"})
@@ -179,7 +179,13 @@ def test_a_field_under_all_its_names_and_in_all_its_places(body: dict[str, Any])
         ({"dit_model": "acestep-v15-turbo"}, {"model": "acestep-v15-turbo"}),
         ({"lora": "choir", "lora_scale": 0.5}, {"lora": "choir", "lora_scale": 0.5}),
         ({"audio_code_string": ["<|audio_code_1|>"]}, {"audio_codes": "<|audio_code_1|>"}),
-        ({"audioCodeString": "<|audio_code_1|>", "thinking": True}, {"audio_codes": "<|audio_code_1|>"}),
+        ({"audioCodeString": "<|audio_code_1|>", "thinking": True}, {"thinking": False}),
+        ({"thinking": True, "lm_temperature": 0.7, "cot_caption": True}, {"thinking": True, "lm_temperature": 0.7}),
+        ({"thinking": True, "lm_cfg_scale": 2.5, "lm_top_p": 0.9}, {"lm_cfg_scale": 2.5, "lm_top_p": 0.9}),
+        ({"lm_temperature": 0.7, "lm_cfg_scale": 0.0}, {"lm_temperature": None, "lm_cfg_scale": None}),
+        ({"use_format": True, "prompt": "a"}, {"prompt": "a", "rewrite": "format"}),
+        ({"useFormat": "yes"}, {"rewrite": "format"}),
+        ({"format": True}, {"rewrite": "format"}),
     ],
 )
 def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -193,7 +199,7 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"audio_format": "opus"}, {"format": AudioFormat.OGG}, "audio_format: opus"),
         ({"audio_format": "aac"}, {"format": AudioFormat.M4A}, "audio_format: aac"),
         ({"audio_format": "wav32"}, {"format": AudioFormat.WAV}, "audio_format: wav has 16 bits"),
-        ({"audio_duration": -1}, {"duration_s": 60.0}, "audio_duration: choosing one needs"),
+        ({"audio_duration": -1}, {"duration_s": 60.0}, "audio_duration: is not chosen"),
         ({"bpm": 119.7}, {"bpm": 120}, "bpm: 119.7 is taken for 120"),
         ({"seed": "12,99,7"}, {"seed": (12, 99)}, "seed: 3 seeds for 2 songs"),
         ({"seed": "12,-1,7", "batch_size": 3}, {"seed": (12, 13, 7)}, "seed: songs without a seed of their own"),
@@ -208,10 +214,10 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"vocal_language": "xx"}, {"vocal_language": "unknown"}, "vocal_language: xx is not one of the model's"),
         ({"vocal_language": "Klingon"}, {"vocal_language": "unknown"}, "generated as unknown"),
         ({"model": "acestep-v15-base"}, {"model": None}, "model: acestep-v15-base is not held here"),
-        ({"thinking": True}, {"task": Task.TEXT2MUSIC}, "thinking: needs ACE-Step's 5 Hz language model"),
-        ({"use_format": True, "prompt": "a"}, {"prompt": "a"}, "use_format: needs ACE-Step's 5 Hz"),
-        ({"useFormat": "yes"}, {}, "use_format: needs"),
-        ({"format": True}, {}, "use_format: needs"),
+        ({"sample_mode": True}, {"prompt": SIMPLE[0].caption, "rewrite": "write"}, "sample_mode: has no wish"),
+        ({"thinking": True, "lm_top_p": 0}, {"lm_top_p": 0.01}, "lm_top_p: 0 is taken for 0.01"),
+        ({"thinking": True, "cot_caption": False}, {"thinking": True}, "use_cot_caption: a planned song"),
+        ({"use_cot_caption": True}, {"thinking": False}, "without effect here: use_cot_caption"),
         ({"format": "wav"}, {"format": AudioFormat.MP3}, "format: stands for use_format"),
         ({"instruction": "Sing it louder:"}, {}, "instruction: has no effect"),
         ({"src_audio_path": "upload-1"}, {"source_audio": None}, "src_audio_path: ignored"),
@@ -236,23 +242,26 @@ def test_a_field_without_counterpart_is_reported_only_where_it_asks_for_somethin
 
 
 @pytest.mark.parametrize(
-    ("sent", "prompt", "lyrics", "warned"),
+    ("sent", "expected"),
     [
-        ({"sample_query": "a soft Bengali love song"}, "a soft Bengali love song", "[Instrumental]", "sample_query"),
-        ({"description": "a soft song", "lyrics": "la"}, "a soft song", "la", "sample_query"),
-        ({"desc": "a soft song", "prompt": "jazz"}, "jazz", "", "sample_query"),
-        ({"sample_mode": True}, SIMPLE[0].caption, "[Instrumental]", "sample_mode"),
-        ({"sampleMode": "1", "prompt": "jazz", "lyrics": "la"}, "jazz", "la", "sample_mode"),
-        ({"sample_mode": True, "sample_query": "a waltz"}, "a waltz", "[Instrumental]", "sample_query"),
+        ({"sample_query": "a soft Bengali love song"}, ("a soft Bengali love song", "", "write")),
+        ({"description": "a soft song", "lyrics": "la"}, ("a soft song", "la", None)),
+        ({"desc": "a soft song", "prompt": "jazz"}, ("a soft song", "", "write")),
+        ({"sampleMode": "1", "prompt": "jazz", "lyrics": "la"}, ("jazz", "la", None)),
+        ({"sample_mode": True, "sample_query": "a waltz", "use_format": True}, ("a waltz", "", "write")),
+        ({"sample_query": "a waltz", "instrumental": True}, ("a waltz", INSTRUMENTAL, "write")),
     ],
 )
-def test_a_wish_is_a_song_without_the_language_model_and_that_is_reported(
-    sent: dict[str, Any], prompt: str, lyrics: str, warned: str
+def test_a_wish_is_written_by_a_planner_and_lyrics_that_are_sent_are_kept(
+    sent: dict[str, Any], expected: tuple[str, str, str | None]
 ) -> None:
-    assert (spec(sent).prompt, spec(sent).lyrics) == (prompt, lyrics)
-    [warning] = warnings(sent)
-    assert warning.startswith(f"{warned}: ")
-    assert "5 Hz language model" in warning
+    asked = spec(sent)
+    assert (asked.prompt, asked.lyrics, asked.rewrite) == expected
+    assert asked.thinking
+    assert warnings(sent) == []
+    left = asked.rewrite == "write"  # a language that is not sent is the planner's to choose
+    assert ("vocal_language" in asked.model_fields_set) is not left
+    assert spec({**sent, "language": "en"}).model_fields_set >= {"vocal_language"}
 
 
 @pytest.mark.parametrize(
@@ -263,8 +272,8 @@ def test_a_wish_is_a_song_without_the_language_model_and_that_is_reported(
         ({"extract_codes_only": "true"}, "extract_codes_only"),
     ],
 )
-def test_what_cannot_be_done_without_the_language_model_is_refused(sent: dict[str, Any], field: str) -> None:
-    with pytest.raises(Unsupported, match="5 Hz language model") as caught:
+def test_an_analysis_is_refused(sent: dict[str, Any], field: str) -> None:
+    with pytest.raises(Unsupported, match="audio is not analyzed here") as caught:
         spec(sent)
     assert caught.value.field == field
 

@@ -95,8 +95,8 @@ def audio_of(item: dict[str, Any]) -> bytes:
         ),
         (
             asking("Generate an upbeat pop song about summer", sample_mode=True),
-            {"prompt": "Generate an upbeat pop song about summer", "lyrics": "[Instrumental]"},
-            ["messages: writing a song from a wish needs a language model"],
+            {"prompt": "Generate an upbeat pop song about summer", "rewrite": "write", "thinking": True},
+            [],
         ),
         (
             asking("[Verse 1]\nWalking\n\n[Chorus]\nDance"),
@@ -122,8 +122,14 @@ def audio_of(item: dict[str, Any]) -> bytes:
                 "top_p": 0.9,
                 "instrumental": True,
             },
-            {"prompt": "a dance track", "lyrics": "[Instrumental]", "model": None, "format": "mp3", "variations": 1},
-            ["model: acestep-v1.5-turbo is not held here", "without effect here: temperature, top_p"],
+            {
+                "prompt": "a dance track",
+                "lyrics": "[Instrumental]",
+                "model": None,
+                "lm_temperature": 0.85,
+                "lm_top_p": 0.9,
+            },
+            ["model: acestep-v1.5-turbo is not held here"],
         ),
         (
             asking("<prompt>x</prompt>", model="acestep/acestep-v15-turbo", seed="42,123", batch_size=2, n=1),

@@ -86,6 +86,14 @@ def tiny_planner(codes: Sequence[int] = range(CODES), *, layers: int = 2, codebo
     return Planner(model, vocabulary, Grammars(vocabulary, most_caption_tokens=20, most_lyrics_tokens=30))
 
 
+def save_tiny_planner(directory: Path) -> Path:
+    """Write one as a planner's directory, which is answered."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(directory)
+    tiny_model(len(tokenizer)).save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """So small a model is slower on several, and far slower where the machine is shared."""
@@ -102,11 +110,7 @@ def unobserved(_done: int, _total: int | None) -> frozenset[int]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("planner")
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(directory)
-    tiny_model(len(tokenizer)).save_pretrained(directory)
-    return directory
+    return save_tiny_planner(tmp_path_factory.mktemp("planner"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from api.dialects.fields import Conversion
 from api.problems import headers_of, invalid, status_of
 from serinette.errors import InvalidAudio, InvalidSpec, SerinetteError
 from serinette.job import Artifact, Job, JobStatus, Stage
-from serinette.spec import INSTRUMENTAL
+from serinette.spec import INSTRUMENTAL, UNKNOWN_LANGUAGE, Planned
 
 Data = TypeVar("Data")
 
@@ -77,20 +77,33 @@ def released(job: Job) -> dict[str, Any]:
     }
 
 
-def written(conversion: Conversion[ReleaseTask]) -> dict[str, Any]:
-    """To calls that have a language model write: what was sent, and that nothing was written."""
-    spec = conversion.spec()
+def written(conversion: Conversion[ReleaseTask], job: Job | None) -> dict[str, Any]:
+    """To calls that have a planner write: what it wrote, or where it did not what was sent, and why."""
+    spec, result = conversion.spec(), job.result if job else None
+    text = result.texts[0] if result and result.texts else None
+    said = warnings(conversion) + [theirs(warning) for warning in (result.warnings if result else ())]
+    if text is None:
+        text = Planned.model_validate(spec.model_dump(include=set(Planned.model_fields)) | {"caption": spec.prompt})
+        said.insert(0, _unwritten(job))
     sample = Sample(
-        caption=spec.prompt,
-        lyrics=spec.lyrics or INSTRUMENTAL,
-        bpm=spec.bpm,
-        key_scale=spec.key_scale or "",
-        duration_s=spec.duration_s,
-        language=spec.vocal_language,
-        time_signature=spec.time_signature or "",
+        caption=text.caption or "",
+        lyrics=text.lyrics or INSTRUMENTAL,
+        bpm=text.bpm,
+        key_scale=text.key_scale or "",
+        duration_s=text.duration_s or spec.duration_s,
+        language=text.vocal_language or UNKNOWN_LANGUAGE,
+        time_signature=text.time_signature or "",
     )
+    degraded = result is None or not result.texts
     instrumental = sample.lyrics == INSTRUMENTAL
-    return sample.documented() | {"instrumental": instrumental, "degraded": True, "warnings": warnings(conversion)}
+    return sample.documented() | {"instrumental": instrumental, "degraded": degraded, "warnings": said}
+
+
+def _unwritten(job: Job | None) -> str:
+    if job is None:
+        return "nothing was written: no worker with a planner is up"
+    why = _failure(job) if job.status is JobStatus.FAILED else "the planner was not done in time"
+    return f"nothing was written: {why}"
 
 
 def answer(task_id: str, job: Job | None) -> dict[str, Any]:
@@ -147,7 +160,7 @@ def _songs(job: Job) -> list[dict[str, Any]]:
 
 
 def _metas(job: Job, song: Artifact) -> dict[str, Any]:
-    spec = job.spec
+    spec = song.plan.applied_to(job.spec, None) if song.plan else job.spec
     return {
         "bpm": spec.bpm,
         "duration": round(song.duration_s, 2),
@@ -160,9 +173,9 @@ def _metas(job: Job, song: Artifact) -> dict[str, Any]:
 
 
 def _generation_info(job: Job, warnings: list[str]) -> str:
-    if job.result is None:
+    if job.result is None or (used := job.result.sampling) is None:
         return ""
-    used, took = job.result.sampling, job.result.timings
+    took = job.result.timings
     lines = [
         f"{job.result.model}: {used.steps} steps, shift {used.shift:g}, guidance {used.guidance_scale:g}",
         f"{took.generate_s:.1f} s generated, {took.encode_s:.1f} s encoded, {took.queue_s:.1f} s waited",

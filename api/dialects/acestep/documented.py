@@ -33,8 +33,9 @@ WRONG: Final = _refusal(400, "a field is wrong; it is named")
 UNKNOWN: Final = _refusal(404, "Audio file not found")
 TAKEN: Final = _refusal(409, "this Idempotency-Key was used with another spec")
 NOT_ALLOWED: Final = _refusal(403, "the tenant may not use this lane")
-NO_LM: Final = _refusal(501, "analysis needs ACE-Step's 5 Hz language model, which is not here")
+NO_ANALYSIS: Final = _refusal(501, "audio is not analyzed here")
 AWAY: Final = _refusal(503, "the queue or the store does not answer; nothing was accepted")
+AS_TEXT: Final = (WRONG, NOT_ALLOWED, NO_ANALYSIS, AWAY)
 
 _SONG: Final = {"schema": {"type": "string", "format": "binary"}}
 SONG: Final[Responses] = {
@@ -74,4 +75,4 @@ QUERY_BODY: Final = _body(
 SAMPLE_BODY: Final = _body(_object(sample_type=_TEXT), {"sample_type": "simple_mode"})
 WORDS_BODY: Final = _body(_object(prompt=_TEXT, lyrics=_TEXT, query=_TEXT), {"prompt": "pop rock"})
 SAMPLE: Final = CUSTOM[0].documented()
-WRITTEN: Final = SAMPLE | {"instrumental": False, "degraded": True, "warnings": ["..."]}
+WRITTEN: Final = SAMPLE | {"instrumental": False, "degraded": False, "warnings": []}

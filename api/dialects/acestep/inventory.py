@@ -15,7 +15,7 @@ from serinette import __version__
 from serinette.presence import WorkerStage
 
 SERVICE: Final = "ACE-Step API"
-NO_LM: Final = "ACE-Step's 5 Hz language model is not here: this server generates from prompt and lyrics alone"
+NO_LM: Final = "workers load language models, not this call, and none has one"
 _LOADED = frozenset({WorkerStage.READY, WorkerStage.DRAINING})
 
 
@@ -37,8 +37,8 @@ class Inventory(BaseModel):
 
     models: tuple[InventoryModel, ...]
     default_model: str | None
-    lm_models: tuple[str, ...] = Field((), description="None: the 5 Hz language model is not here.")
-    loaded_lm_model: None = None
+    lm_models: tuple[str, ...] = Field((), description="The planners that workers hold.")
+    loaded_lm_model: str | None = None
     llm_initialized: bool = False
 
 
@@ -56,7 +56,15 @@ def inventory(pools: Sequence[Pool], default_pool: str) -> Inventory:
             supported_task_types=worker.model.tasks,
         )
     models = tuple(held[name] for name in sorted(held))
-    return Inventory(models=models, default_model=next((model.name for model in models if model.is_default), None))
+    workers = [worker for pool in pools for worker in pool.workers]
+    planners = tuple(sorted({worker.model.planner for worker in workers if worker.model and worker.model.planner}))
+    return Inventory(
+        models=models,
+        default_model=next((model.name for model in models if model.is_default), None),
+        lm_models=planners,
+        loaded_lm_model=next(iter(planners), None),
+        llm_initialized=bool(planners),
+    )
 
 
 def stats(pools: Sequence[Pool], default_pool: str, max_waiting: int) -> dict[str, Any]:
@@ -85,16 +93,16 @@ def health(held: Inventory) -> dict[str, Any]:
         "service": SERVICE,
         "version": __version__,
         "models_initialized": bool(loaded),
-        "llm_initialized": False,
+        "llm_initialized": held.llm_initialized,
         "loaded_model": held.default_model if held.default_model in loaded else next(iter(loaded), None),
-        "loaded_lm_model": None,
+        "loaded_lm_model": held.loaded_lm_model,
     }
 
 
 def cannot_initialize(held: Inventory, model: str | None, *, init_llm: bool) -> str | None:
     """Why POST /v1/init cannot be done; None when what it asks for is so already."""
     loaded = [each.name for each in held.models if each.is_loaded]
-    if init_llm:
+    if init_llm and not held.llm_initialized:
         return f"Model initialization failed: {NO_LM}"
     if model is not None and model not in loaded:
         here = ", ".join(loaded) or "nothing yet"
@@ -107,8 +115,8 @@ def cannot_initialize(held: Inventory, model: str | None, *, init_llm: bool) -> 
 def initialized(held: Inventory, model: str | None, slot: int) -> dict[str, Any]:
     """POST /v1/init of what is there."""
     name = model or health(held)["loaded_model"]
-    done = {"message": f"{name} is held by a worker", "slot": slot, "loaded_model": name, "loaded_lm_model": None}
-    return done | held.model_dump(mode="json", include={"models", "lm_models", "llm_initialized"})
+    done = {"message": f"{name} is held by a worker", "slot": slot, "loaded_model": name}
+    return done | held.model_dump(mode="json", include={"models", "lm_models", "loaded_lm_model", "llm_initialized"})
 
 
 def reinitialized(held: Inventory) -> dict[str, Any]:

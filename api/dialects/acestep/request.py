@@ -16,7 +16,7 @@ FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
 # More than any list here may have: what is beyond is not looked at, and the spec's bound refuses the rest.
 _MAX_PARTS: Final = 256
 
-_NO_LM: Final = "Needs ACE-Step's 5 Hz language model, which is not here: refused when asked for."
+_NO_ANALYSIS: Final = "Audio is not analyzed here: refused when asked for."
 
 
 def _track_names(value: object) -> object:
@@ -117,18 +117,18 @@ class ReleaseTask(BaseModel):
     lora_scale: TextFloat | None = Field(None, description="Ours.")
 
     thinking: bool = Field(
-        False, description="Without a language model here: generated from the prompt alone, with a warning."
+        False, description="The worker's planner thinks first; where there is none, the song has a warning instead."
     )
-    use_format: bool = Field(False, description="Without a language model here: generated as written, with a warning.")
-    sample_mode: bool = Field(
-        False, description="Without a language model here: generated from an example, with a warning."
-    )
-    sample_query: str = Field(
-        "", description="Without a language model here: it is the prompt, without lyrics, with a warning."
-    )
-    analysis_only: bool = Field(False, description=_NO_LM)
-    full_analysis_only: bool = Field(False, description=_NO_LM)
-    extract_codes_only: bool = Field(False, description=_NO_LM)
+    use_format: bool = Field(False, description="The planner puts prompt and lyrics in order first; likewise.")
+    sample_mode: bool = Field(False, description="The prompt is a wish, of which the planner writes all; likewise.")
+    sample_query: str = Field("", description="The wish, in place of the prompt; likewise.")
+    use_cot_caption: bool | None = Field(None, description="Whether the planner's caption is used: it always is.")
+    lm_temperature: float | None = Field(None, description="Of the planner, 0 to 2.")
+    lm_top_p: float | None = Field(None, description="Of the planner, 0.01 to 1.")
+    lm_cfg_scale: float | None = Field(None, description="Guidance of the planner, 1 to 10.")
+    analysis_only: bool = Field(False, description=_NO_ANALYSIS)
+    full_analysis_only: bool = Field(False, description=_NO_ANALYSIS)
+    extract_codes_only: bool = Field(False, description=_NO_ANALYSIS)
 
     @field_validator("audio_format")
     @classmethod

@@ -16,7 +16,7 @@ from api.dialects.acestep.answers import Envelope, wrapped
 from api.dialects.acestep.inventory import LORA_REFUSAL, LORA_STATUS, Inventory
 from api.dialects.acestep.names import song_named
 from api.dialects.acestep.samples import random_sample
-from api.dialects.acestep.table import convert, record_of
+from api.dialects.acestep.table import convert, convert_text, record_of
 from api.dialects.body import Body, BodyPart, read_json
 from api.dialects.dialect import JobAccess, JobAccessPart, refusing
 from api.downloads import song_of
@@ -50,7 +50,7 @@ KeyHeader = Annotated[
         documented.WRONG,
         documented.NOT_ALLOWED,
         documented.TAKEN,
-        documented.NO_LM,
+        documented.NO_ANALYSIS,
         documented.AWAY,
     ),
 )
@@ -99,25 +99,28 @@ async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
     "/format_input",
     summary="Prompt and lyrics in order",
     openapi_extra=documented.WORDS_BODY,
-    responses=documented.answers(documented.WRITTEN, documented.WRONG),
+    responses=documented.answers(documented.WRITTEN, *documented.AS_TEXT),
 )
-async def format_input(body: BodyPart, _: TenantPart) -> dict[str, Any]:
-    """Without a language model they come back as they are; `degraded` and `warnings` say so."""
-    return wrapped(answers.written(convert({**body.fields, "use_format": True}, {}, frozenset())))
+async def format_input(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
+    """A planner puts them in order. Where none is up they come back as they are; `degraded` and `warnings` say so."""
+    asked = {name: value for name, value in body.fields.items() if name not in {"sample_query", "sample_mode"}}
+    return wrapped(await _written({**asked, "use_format": True}, access))
 
 
 @tasks.post(
     "/v1/create_sample",
     summary="A song from a description",
     openapi_extra=documented.WORDS_BODY,
-    responses=documented.answers(documented.WRITTEN, documented.WRONG),
+    responses=documented.answers(documented.WRITTEN, *documented.AS_TEXT),
 )
-async def create_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
-    """Without a language model the description is the caption, without lyrics; `degraded` and `warnings` say so."""
+async def create_sample(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
+    """A planner writes it. Where none is up the description comes back as the caption, without lyrics, which `degraded`
+    and `warnings` say.
+    """
     query, *_others = [body.fields[name] for name in ("query", "sample_query") if body.fields.get(name)] or [""]
     asked = {name: value for name, value in body.fields.items() if name not in {"query", "sample_query"}}
     asked |= {"sample_query": query} if query else {"sample_mode": True}
-    return wrapped(answers.written(convert(asked, {}, frozenset())))
+    return wrapped(await _written(asked, access))
 
 
 async def _held(queue: QueuePart, settings: SettingsPart) -> Inventory:
@@ -207,6 +210,19 @@ async def toggle_lora(body: Annotated[ToggleLora, BodyParameter()]) -> dict[str,
 async def scale_lora() -> dict[str, Any]:
     """400 in the envelope: send `lora_scale` with the task."""
     return wrapped(code=400, error=LORA_REFUSAL)
+
+
+async def _written(fields: dict[str, Any], access: JobAccess) -> dict[str, Any]:
+    """What a planner writes of the fields of a task: a job, waited for as long as one request may."""
+    sent = {"temperature": "lm_temperature", "top_p": "lm_top_p"}  # as these two calls name them
+    conversion = convert_text({sent.get(name, name): value for name, value in fields.items()})
+    conversion.spec()
+    job: Job | None = None
+    if await access.plans():
+        job = await access.wait(await access.submit(conversion, record_of(conversion)), access.max_wait_s)
+        if not job.status.ended:
+            job, _ = await access.cancel(job.id)
+    return answers.written(conversion, job)
 
 
 async def _release(body: Body, access: JobAccess, idempotency_key: str | None) -> Job:

@@ -22,7 +22,7 @@ _MAPPED_FORMATS: Final = {
     "aac": (AudioFormat.M4A, "aac comes in an MP4 container (m4a)"),
     "wav32": (AudioFormat.WAV, "wav has 16 bits here, not 32"),
 }
-_LM: Final = "ACE-Step's 5 Hz language model, which is not here"
+_NO_ANALYSIS: Final = "audio is not analyzed here"
 # Tasks for which ACE-Step 1.5 asks its language model when `thinking` is true.
 _THOUGHT_OF: Final = frozenset({Task.TEXT2MUSIC, Task.LEGO, Task.COMPLETE})
 # As in ACE-Step 1.5's own: `Extract the VOCALS track from the audio:`, `Complete the input track with DRUMS | BASS:`.
@@ -51,7 +51,7 @@ def _format(name: str, task: Converted) -> AudioFormat:
 def _duration_s(seconds: float, task: Converted) -> float | None:
     if seconds > 0:
         return seconds
-    task.adjust(f"choosing one needs {_LM}: 60 s")
+    task.adjust("is not chosen by a language model here: 60 s")
     return None
 
 
@@ -99,31 +99,28 @@ def _instrumental(wanted: bool, task: Converted) -> None:
 
 
 def _described(query: str, task: Converted) -> None:
-    """Without a language model the wish itself is the prompt."""
-    if not query.strip():
-        return
-    if task.fields.get("prompt", "").strip():
-        task.adjust(f"writing a song from a description needs {_LM}; prompt is used instead")
-        return
-    task.adjust(f"writing a song from a description needs {_LM}; the description is the prompt, without lyrics")
-    task.fields["prompt"] = query
-    _without_lyrics(task)
+    """A wish: as upstream, what is written of it stands in the place of prompt and lyrics, and is thought of."""
+    if query.strip():
+        _from_wish(query, task)
 
 
 def _sampled(wanted: bool, task: Converted) -> None:
-    if not wanted or task.request.sample_query.strip():
-        return
-    if task.fields.get("prompt", "").strip():
-        task.adjust(f"inventing a song needs {_LM}; prompt is used instead")
-        return
-    task.adjust(f"inventing a song needs {_LM}; generated from an example")
-    task.fields["prompt"] = SIMPLE[0].caption
-    _without_lyrics(task)
+    if wanted and not task.request.sample_query.strip():
+        wish = str(task.fields.get("prompt") or "").strip()
+        if not wish:
+            task.adjust("has no wish to start from; written from an example")
+        _from_wish(wish or SIMPLE[0].caption, task)
 
 
-def _without_lyrics(task: Converted) -> None:
-    if not str(task.fields.get("lyrics") or "").strip():
-        task.fields["lyrics"] = INSTRUMENTAL
+def _from_wish(wish: str, task: Converted) -> None:
+    task.fields |= {"prompt": wish, "thinking": task.request.task_type in _THOUGHT_OF}
+    if str(task.fields.get("lyrics") or "").strip() in {"", INSTRUMENTAL}:  # lyrics that are sent are kept
+        task.fields["rewrite"] = "write"
+
+
+def _formatted(wanted: bool, task: Converted) -> None:
+    if wanted and "rewrite" not in task.fields:
+        task.fields["rewrite"] = "format"
 
 
 def _repaint_end(end_s: float, task: Converted) -> float | None:
@@ -131,9 +128,17 @@ def _repaint_end(end_s: float, task: Converted) -> float | None:
     return end_s if end_s > 0 or (before and end_s == 0) else None
 
 
-def _thinking(wanted: bool, task: Converted) -> None:
-    if wanted and task.request.task_type in _THOUGHT_OF and "audio_codes" not in task.fields:
-        task.adjust(f"needs {_LM}; generated from prompt and lyrics alone")
+def _thinking(wanted: bool, task: Converted) -> bool | None:
+    asked = wanted and task.request.task_type in _THOUGHT_OF and "audio_codes" not in task.fields
+    return True if asked else None
+
+
+def _cot_caption(wanted: bool, task: Converted) -> None:
+    thought = task.fields.get("thinking")
+    if thought and not wanted:
+        task.adjust("a planned song is generated from the planner's caption", used=True)
+    elif wanted and not thought:
+        task.ignored.append("use_cot_caption")
 
 
 # In this order they are converted; names beside the field's own are those that ACE-Step 1.5's server takes.
@@ -143,7 +148,7 @@ TABLE: Final[Table] = {
     "instrumental": To(convert=_instrumental, also=("is_instrumental",)),
     "sample_query": To(convert=_described, also=("description", "desc")),
     "sample_mode": To(convert=_sampled),
-    "vocal_language": To("vocal_language", musical.language, also=("language",)),
+    "vocal_language": To("vocal_language", musical.language_of_song, also=("language",)),
     "audio_format": To("format", _format),
     "task_type": To("task"),
     "batch_size": To("variations"),
@@ -172,13 +177,16 @@ TABLE: Final[Table] = {
     "model": To("model", musical.model, also=("model_name", "dit_model")),
     "lora": To("lora", also=("lora_name",)),
     "lora_scale": To("lora_scale"),
-    "thinking": To(convert=_thinking),
-    "use_format": To(warn=f"needs {_LM}; prompt and lyrics are used as written"),
-    "analysis_only": To(refused=f"analysis needs {_LM}"),
-    "full_analysis_only": To(refused=f"analysis needs {_LM}"),
-    "extract_codes_only": To(refused=f"extraction of codes needs {_LM}"),
+    "use_format": To(convert=_formatted),
+    "thinking": To("thinking", _thinking),
+    "lm_temperature": To("lm_temperature", musical.lm_number),
+    "lm_top_p": To("lm_top_p", musical.lm_number),
+    "lm_cfg_scale": To("lm_cfg_scale", musical.lm_number),
+    "analysis_only": To(refused=_NO_ANALYSIS),
+    "full_analysis_only": To(refused=_NO_ANALYSIS),
+    "extract_codes_only": To(refused=_NO_ANALYSIS),
     # Without effect: they steer the language model, are the server's own business, or have no counterpart in diffusers.
-    "use_cot_caption": To(neutral=(False,), also=("cot_caption", "cot-caption")),
+    "use_cot_caption": To(convert=_cot_caption, also=("cot_caption", "cot-caption")),
     "use_cot_language": To(neutral=(False,), also=("cot_language", "cot-language")),
     "constrained_decoding": To(neutral=(True, False), also=("constrained",)),
     "constrained_decoding_debug": To(neutral=(False,)),
@@ -197,8 +205,8 @@ TABLE: Final[Table] = {
     "chunk_mask_mode": To(neutral=("auto",)),
     "dcw_enabled": To(neutral=(False,)),
     **dict.fromkeys(("dcw_mode", "dcw_scaler", "dcw_high_scaler", "dcw_wavelet", "eta", "momentum"), To(neutral=())),
-    **dict.fromkeys(("lm_model_path", "lm_backend", "lm_temperature", "lm_cfg_scale"), To(neutral=())),
-    **dict.fromkeys(("lm_top_k", "lm_top_p", "lm_repetition_penalty", "lm_negative_prompt"), To(neutral=())),
+    **dict.fromkeys(("lm_model_path", "lm_backend"), To(neutral=())),
+    **dict.fromkeys(("lm_top_k", "lm_repetition_penalty", "lm_negative_prompt"), To(neutral=())),
     **dict.fromkeys(("guidance_params", "global_caption", "repaint_mode", "repaint_strength"), To(neutral=())),
     **dict.fromkeys(("repaint_latent_crossfade_frames", "repaint_wav_crossfade_sec"), To(neutral=())),
 }
@@ -210,7 +218,7 @@ def convert(body: Mapping[str, Any], uploads: Mapping[str, str], models: frozens
 
     Raises:
         InvalidSpec: a field means nothing here.
-        Unsupported: without a language model there is no answer at all.
+        Unsupported: it asks for an analysis of audio.
     """
     sent = collect(body, {name: to.also for name, to in TABLE.items()})
     try:
@@ -219,6 +227,23 @@ def convert(body: Mapping[str, Any], uploads: Mapping[str, str], models: frozens
         raise invalid_spec(error) from error
     conversion = fields.convert(TABLE, task, sent.values, models)
     conversion.ignored += sent.unknown
+    return conversion
+
+
+# What text has of a task.
+_OF_TEXT: Final = frozenset(
+    {"prompt", "lyrics", "vocal_language", "duration_s", "bpm", "key_scale", "time_signature", "seed", "model"}
+    | {"lm_seed", "lm_temperature", "lm_top_p", "lm_cfg_scale"}
+)
+
+
+def convert_text(body: Mapping[str, Any]) -> Conversion[ReleaseTask]:
+    """What becomes of the body of a call that has text written of what would be a song. Raises InvalidSpec."""
+    conversion = convert(body, {}, frozenset())
+    task = Task(conversion.fields.get("rewrite", Task.FORMAT))
+    conversion.fields = {name: value for name, value in conversion.fields.items() if name in _OF_TEXT} | {"task": task}
+    if "vocal_language" not in conversion.request.model_fields_set:
+        conversion.fields.pop("vocal_language", None)
     return conversion
 
 

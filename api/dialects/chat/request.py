@@ -16,7 +16,6 @@ _TAG = re.compile(r"<(/?)(prompt|lyrics)>", re.IGNORECASE)
 _SECTION = re.compile(r"^[ \t]*\[[^\]\n]{1,40}\]", re.MULTILINE)
 # As many short lines are words to sing, not a description.
 _FEWEST_LINES, _LONGEST_LINE = 4, 60
-_NO_LM: Final = "Of a language model, which is not here: without effect."
 _CONFIG: Final = ("duration", "bpm", "vocal_language", "instrumental", "format", "key_scale", "time_signature")
 
 _Text = Annotated[str, Field(max_length=1_000)]
@@ -82,12 +81,12 @@ class ChatRequest(BaseModel):
         None, description="As people write it; what is none is left to the model."
     )
 
-    temperature: Any = Field(None, description=_NO_LM)
-    top_p: Any = Field(None, description=_NO_LM)
-    thinking: Any = Field(None, description=_NO_LM)
-    use_format: Any = Field(None, description=_NO_LM)
-    use_cot_caption: Any = Field(None, description=_NO_LM)
-    use_cot_language: Any = Field(None, description=_NO_LM)
+    temperature: float | None = Field(None, description="Of the planner, 0 to 2.")
+    top_p: float | None = Field(None, description="Of the planner, 0.01 to 1.")
+    thinking: bool | None = Field(None, description="The planner thinks first; where there is none, with a warning.")
+    use_format: bool | None = Field(None, description="The planner puts prompt and lyrics in order first; likewise.")
+    use_cot_caption: Any = Field(None, description="Of a planned song the planner's caption is used.")
+    use_cot_language: Any = Field(None, description="The language is the one that is sent.")
     modalities: Any = Field(None, description="Audio comes whatever is asked for.")
 
     _seeds = field_validator("seed", mode="before")(parsed_seeds)
@@ -132,7 +131,7 @@ class ChatRequest(BaseModel):
 
 
 def words_of(text: str, lyrics: str, *, wish: bool) -> tuple[str, str, bool]:
-    """Prompt, lyrics, and whether the text was a wish that a language model would have made a song of."""
+    """Prompt, lyrics, and whether the text was a wish, of which a planner writes both."""
     tagged = _tagged(text)
     if tagged:
         return tagged.get("prompt", ""), tagged.get("lyrics", "") or lyrics, False

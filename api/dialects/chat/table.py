@@ -19,12 +19,19 @@ def _words(_: object, asked: Converted) -> None:
     prompt, lyrics, wish = words_of(asked.request.text, asked.request.lyrics, wish=asked.request.sample_mode)
     if not (prompt or lyrics or asked.request.audio):
         raise InvalidSpec("messages: the last one of the user must say what to generate", field="messages")
-    if wish and not asked.request.instrumental:
-        asked.adjust("writing a song from a wish needs a language model, which is not here; the wish is the prompt")
     if asked.request.instrumental and lyrics and lyrics != INSTRUMENTAL:
         asked.adjust("is true, so lyrics have no effect", field="instrumental")
-    silent = wish or asked.request.instrumental
-    asked.fields |= {"prompt": prompt, "lyrics": INSTRUMENTAL if silent else lyrics}
+    asked.fields |= {"prompt": prompt, "lyrics": INSTRUMENTAL if asked.request.instrumental else lyrics}
+    if wish and prompt and asked.request.task_type is Task.TEXT2MUSIC:
+        asked.fields |= {"rewrite": "write", "thinking": True}
+
+
+def _formatted(wanted: bool, asked: Converted) -> str | None:
+    return "format" if wanted and "rewrite" not in asked.fields else None
+
+
+def _thinking(wanted: bool, _: Converted) -> bool | None:
+    return wanted or None
 
 
 def _model(name: str, asked: Converted) -> str | None:
@@ -54,15 +61,17 @@ TABLE: Final[Table] = {
     "audio_cover_strength": To("cover_strength"),
     "duration": To("duration_s", lambda seconds, _: seconds if seconds > 0 else None),
     "bpm": To("bpm", musical.bpm),
-    "vocal_language": To("vocal_language", musical.language),
+    "vocal_language": To("vocal_language", musical.language_of_song),
     "format": To("format", _format),
     "key_scale": To("key_scale", musical.key_scale),
     "time_signature": To("time_signature", musical.time_signature),
     # Read with the messages.
     **dict.fromkeys(("lyrics", "sample_mode", "instrumental", "stream"), To()),
-    # They steer the language model, or say what is so anyway.
-    **dict.fromkeys(("temperature", "top_p"), To(neutral=())),
-    **dict.fromkeys(("thinking", "use_format"), To(neutral=(False,))),
+    "use_format": To("rewrite", _formatted),
+    "thinking": To("thinking", _thinking),
+    "temperature": To("lm_temperature", musical.lm_number),
+    "top_p": To("lm_top_p", musical.lm_number),
+    # They say what is so anyway.
     **dict.fromkeys(("use_cot_caption", "use_cot_language", "modalities"), To()),
 }
 _AUDIO: Final[Table] = {"messages": To("source_audio")}

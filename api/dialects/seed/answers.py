@@ -137,8 +137,8 @@ def params(job: Job) -> dict[str, Any]:
     }
     if job.spec.task is Task.COVER:
         used |= {"source_audio": job.spec.source_audio, "ref_audio_strength": job.spec.cover_strength}
-    if job.result:
-        sampling, first = job.result.sampling, artifact(job)
+    if job.result and (sampling := job.result.sampling):
+        first = artifact(job)
         used |= {
             "audio_duration": first.duration_s,
             "actual_seeds": [each.seed for each in job.result.artifacts],

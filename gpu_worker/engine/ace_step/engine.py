@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,13 +16,14 @@ from gpu_worker.engine.ace_step import tasks
 from gpu_worker.engine.ace_step.adapters import Adapters
 from gpu_worker.engine.ace_step.conditions import TextCache
 from gpu_worker.engine.ace_step.pipeline import SongInput, SongPipeline
+from gpu_worker.engine.ace_step.planning import PlannedRequest, SongPlanner
 from gpu_worker.engine.interface import BatchProgress, Song, SongRequest, StepObserver
 from gpu_worker.engine.memory.plan import Plan
 from gpu_worker.engine.memory.windows import decode
 from serinette.errors import EngineCrashed, EngineOutOfMemory, GenerationError, InvalidOutput, Unsupported
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
-from serinette.spec import GenerationSpec, Task
+from serinette.spec import GenerationSpec, Planned, Task
 
 # torch has an error of its own for CUDA's memory; for the CPU's and cuBLAS's there are only these words.
 _FULL = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
@@ -34,6 +34,7 @@ class _Part:
     """One request, and what the pipeline gets for it."""
 
     request: SongRequest
+    planned: PlannedRequest
     song: SongInput
     duration_s: float
     window: tasks.Window | None
@@ -51,16 +52,24 @@ class Identity:
 
 
 class AceStepEngine:
-    """One loaded pipeline."""
+    """One loaded pipeline, and the planner beside it where there is one."""
 
-    def __init__(self, pipe: SongPipeline, adapters: Adapters, fits: Plan, identity: Identity) -> None:
+    def __init__(
+        self,
+        pipe: SongPipeline,
+        adapters: Adapters,
+        fits: Plan,
+        identity: Identity,
+        planner: SongPlanner | None = None,
+    ) -> None:
         self._pipe = pipe
         self._fits = fits
         self._adapters = adapters
         self._device = identity.device
-        self._grid = _grid(pipe, fits.longest_s)
+        self._planner = planner
+        self._grid = tasks.grid_of(pipe, fits.longest_s)
         self._progress: BatchProgress | None = None
-        self._model = _describe(pipe, self._grid, identity)
+        self._model = _describe(pipe, self._grid, identity, planner.name if planner else None)
         self.load_times: Mapping[str, float] = {}
         pipe.prepare_to_share()
         TextCache.on(pipe.text_encoder)
@@ -90,23 +99,34 @@ class AceStepEngine:
             raise Unsupported(f"model: this worker holds {self._model.name!r}, not {spec.model!r}", field="model")
         if spec.lora is not None:
             self._adapters.check(spec.lora)
+        if spec.task.text_alone:
+            if self._planner is None:
+                raise Unsupported(
+                    f"task: {spec.task} needs a planner, which this worker has not; the operator can set "
+                    "SERINETTE_PLANNER_MODEL",
+                    field="task",
+                )
+            return samplings.own_of(turbo=self._model.turbo), self._planner.warnings(spec)
         if samplings.effective_task(spec) not in self._model.tasks:
             raise Unsupported(
                 f"task: the checkpoint {self._model.name!r} has no audio tokenizer, so it cannot cover or use codes",
                 field="task",
             )
-        return samplings.fill_in(spec, turbo=self._model.turbo)
+        sampling, warnings = samplings.fill_in(spec, turbo=self._model.turbo, planner=self._planner is not None)
+        return sampling, (*warnings, *(self._planner.warnings(spec) if self._planner else ()))
 
     def duration_s(self, request: SongRequest) -> float:
-        """Seconds that the song will last; see Engine."""
+        """Seconds that the song will last; see Engine. Text lasts no time: each counts as a second."""
+        if request.spec.task.text_alone:
+            return 1.0
         return tasks.length_s(tasks.continued(request, self._grid)[0], self._grid)
 
     def generate_all(self, batch: Sequence[SongRequest], observe: StepObserver) -> list[Song | None]:
         """All songs of a batch at once; None in the place of those given up."""
-        songs = dict(self.generate(batch, observe))
+        songs = {place: made for place, made in self.generate(batch, observe) if isinstance(made, Song)}
         return [songs.get(place) for place in range(len(batch))]
 
-    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song]]:
+    def generate(self, batch: Sequence[SongRequest], observe: StepObserver) -> Iterator[tuple[int, Song | Planned]]:
         """Each song as soon as it is decoded; see Engine."""
         self._progress = BatchProgress(observe, len(batch))
         try:
@@ -126,12 +146,16 @@ class AceStepEngine:
         raise failure
 
     @torch.no_grad()
-    def _generate(self, batch: Sequence[SongRequest], progress: BatchProgress) -> Iterator[tuple[int, Song]]:
+    def _generate(self, batch: Sequence[SongRequest], progress: BatchProgress) -> Iterator[tuple[int, Song | Planned]]:
+        if self._planner and batch[0].spec.task.text_alone:
+            yield from self._planner.write(batch, progress)
+            return
+        planned = self._plan(batch, progress)
         progress.report(Stage.CONDITIONING)
         spec = batch[0].spec
         self._adapters.use(spec.lora, spec.lora_scale, progress.repeat)
         sampling, _ = self.sampling(spec)
-        parts = [self._prepare(request, sampling) for request in batch]
+        parts = [self._prepare(each, sampling) for each in planned]
 
         def on_step(_pipe: object, step: int, _time: float, _tensors: object) -> None:
             progress.report(Stage.DENOISING, step + 1, sampling.steps)
@@ -148,15 +172,21 @@ class AceStepEngine:
 
         frames = [part.song.frames for part in parts]
         for place, samples in decode(self._decoded, latents, frames, self._fits.windows, wanted):
-            yield place, self._finish(parts[place], samples)
+            song, planned_ = self._finish(parts[place], samples), parts[place].planned
+            yield place, replace(song, plan=planned_.plan, audio_codes=planned_.audio_codes)
+
+    def _plan(self, batch: Sequence[SongRequest], progress: BatchProgress) -> list[PlannedRequest]:
+        if self._planner is None or not batch[0].spec.planned:
+            return [PlannedRequest(request) for request in batch]
+        return self._planner.plan(batch, [self.duration_s(request) for request in batch], progress)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         samples: Tensor = self._pipe.vae.decode(latents).sample
         return samples
 
-    def _prepare(self, request: SongRequest, sampling: Sampling) -> _Part:
+    def _prepare(self, planned: PlannedRequest, sampling: Sampling) -> _Part:
         grid = self._grid
-        request, kept = tasks.continued(request, grid)
+        request, kept = tasks.continued(planned.request, grid)
         spec = request.spec
         task = samplings.effective_task(spec)
         duration_s, frames = tasks.length_s(request, grid), tasks.frames_of(request, grid)
@@ -183,7 +213,7 @@ class AceStepEngine:
             source_steps=tasks.source_steps(spec, sampling),
             later_instruction=self._pipe._get_task_instruction(str(Task.TEXT2MUSIC)),
         )
-        return _Part(request, song, duration_s, window, kept, (*warnings, *cuts))
+        return _Part(request, planned, song, duration_s, window, kept, (*warnings, *cuts))
 
     def _whole_frames(self, request: SongRequest) -> Tensor:
         # The encoder drops what does not fill a latent frame; silence fills it up and is cut off again at the end.
@@ -208,22 +238,8 @@ class AceStepEngine:
             self._progress.repeat()
 
 
-def _grid(pipe: SongPipeline, longest_s: float) -> tasks.Grid:
-    coded = pipe.audio_tokenizer is not None and pipe.audio_token_detokenizer is not None
-    return tasks.Grid(
-        sample_rate=pipe.sample_rate,
-        channels=pipe.vae.config.audio_channels,
-        latents_per_s=pipe.latents_per_second,
-        latents_per_code=pipe.audio_token_detokenizer.config.pool_window_size if coded else 0,
-        code_count=pipe.audio_tokenizer.quantizer.codebook_size if coded else 0,
-        max_duration_s=min(
-            longest_s, math.floor(pipe.condition_encoder.silence_latent.shape[1] / pipe.latents_per_second)
-        ),
-    )
-
-
-def _describe(pipe: SongPipeline, grid: tasks.Grid, identity: Identity) -> Model:
-    own = samplings.TURBO if pipe.is_turbo else samplings.BASE
+def _describe(pipe: SongPipeline, grid: tasks.Grid, identity: Identity, planner: str | None) -> Model:
+    own = samplings.own_of(turbo=pipe.is_turbo)
     return Model(
         name=identity.name,
         revision=identity.revision,
@@ -234,7 +250,12 @@ def _describe(pipe: SongPipeline, grid: tasks.Grid, identity: Identity) -> Model
         default_guidance_scale=own.guidance_scale,
         default_shift=own.shift,
         max_duration_s=grid.max_duration_s,
-        tasks=tuple(str(task) for task in Task if grid.code_count or task is not Task.COVER),
+        tasks=tuple(
+            str(task)
+            for task in Task
+            if (grid.code_count or task is not Task.COVER) and (planner or not task.text_alone)
+        ),
+        planner=planner,
     )
 
 

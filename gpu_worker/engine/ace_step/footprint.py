@@ -16,26 +16,46 @@ from safetensors import safe_open
 from gpu_worker.engine.ace_step.pipeline import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from gpu_worker.engine.memory.measuring import line_of, square_of, without_memory
 from gpu_worker.engine.memory.plan import Curve, Need
+from gpu_worker.planner import loading as planners
+from gpu_worker.planner.grammar import CAPTION_TOKENS, LYRICS_TOKENS
 from serinette.errors import ConfigurationError
+from serinette.spec import CODES_PER_S
 
 # Condition tokens of the longest text; timbre adds one.
+_PLANNED_PROMPT_TOKENS = 2_048  # longer lyrics are rare, and a batch that they make overflow is halved
+_PLANNED_TOKENS = CAPTION_TOKENS + LYRICS_TOKENS
 _TOKENS = MAX_TEXT_TOKENS + MAX_LYRIC_TOKENS + 1
 
 
-def need_of(directory: Path, dtype: torch.dtype) -> Need:
-    """What the checkpoint in `directory` needs when it is loaded as `dtype`.
+def need_of(directory: Path, dtype: torch.dtype, planner: Path | None = None) -> Need:
+    """What the checkpoint in `directory`, and a planner beside it, need when they are loaded as `dtype`.
 
     Raises:
         ConfigurationError: a part of it is missing.
     """
     try:
-        return _need_of(directory, dtype)
+        need = _need_of(directory, dtype, planner)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(f"{directory}: is not whole ({error!r}); fetch it again") from error
+    return need if planner is None else _beside(need, planners.need_of(planner, dtype))
 
 
-def _need_of(directory: Path, dtype: torch.dtype) -> Need:
+def _beside(need: Need, planner: planners.Need) -> Need:
+    """With a planner that stays on the device, and that works before the denoising: the larger of the two counts."""
+    halved = 2 if need.guidance else 1  # what a song takes is doubled for guidance, which the planner's has already
+    alone = planner.working_bytes(1, _PLANNED_PROMPT_TOKENS, _PLANNED_TOKENS)
+    per_frame = 2 * planner.cache_bytes_per_token * CODES_PER_S / need.frames_per_s
+    return replace(
+        need,
+        weights_bytes=need.weights_bytes + planner.weights_bytes,
+        largest_part_bytes=need.largest_part_bytes + planner.weights_bytes,
+        steps=(*need.steps, Curve(alone / halved, per_frame / halved)),
+    )
+
+
+def _need_of(directory: Path, dtype: torch.dtype, planner: Path | None) -> Need:
     parts = [path for path in directory.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    parts = [path for path in parts if path != planner]
     sizes = [_weights_bytes(part, dtype) for part in parts]
     transformer, vae = (json.loads((directory / part / "config.json").read_text()) for part in ("transformer", "vae"))
     frames_per_s = vae["sampling_rate"] / math.prod(vae["downsampling_ratios"])

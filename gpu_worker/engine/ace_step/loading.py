@@ -19,10 +19,13 @@ from gpu_worker.engine.ace_step.conversion import is_original
 from gpu_worker.engine.ace_step.engine import AceStepEngine, Identity
 from gpu_worker.engine.ace_step.footprint import need_of
 from gpu_worker.engine.ace_step.pipeline import SongPipeline
-from gpu_worker.engine.checkpoints.locating import adapter_directory
+from gpu_worker.engine.ace_step.planning import SongPlanner
+from gpu_worker.engine.ace_step.tasks import grid_of
+from gpu_worker.engine.checkpoints.locating import adapter_directory, planner_directory
 from gpu_worker.engine.interface import Checkpoint, ModelFamily, SongRequest
 from gpu_worker.engine.memory.plan import CPU_WINDOWS, Plan, plan
 from gpu_worker.engine.memory.windows import OVERLAP_FRAMES
+from gpu_worker.planner.planner import Planner
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
 from serinette.spec import GenerationSpec
@@ -35,12 +38,14 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ships no types for it
     dtype = _dtype(settings, device)
-    fits = _fits(checkpoint.directory, dtype, settings, device)
+    planner = planner_directory(settings, checkpoint)
+    fits = _fits(checkpoint.directory, planner, dtype, settings, device)
     pipe = _pipeline(checkpoint.directory, dtype)
     _place(pipe, fits, settings, device)
     adapters = Adapters(pipe, settings.loras, partial(adapter_directory, settings), settings.max_loras)
     identity = Identity(settings.model_name or checkpoint.name, checkpoint.revision, _in_words(device))
-    engine = AceStepEngine(pipe, adapters, fits, identity)
+    beside = _planner(planner, grid_of(pipe, fits.longest_s).codebook, dtype, device) if planner else None
+    engine = AceStepEngine(pipe, adapters, fits, identity, beside)
     if settings.compile:
         began_s = time.monotonic()
         warm_up(engine, settings.max_batch)
@@ -64,12 +69,20 @@ def _pipeline(directory: Path, dtype: torch.dtype) -> SongPipeline:
     return pipe
 
 
-def _fits(directory: Path, dtype: torch.dtype, settings: WorkerSettings, device: torch.device) -> Plan:
+def _planner(directory: Path, codebook: int, dtype: torch.dtype, device: torch.device) -> SongPlanner:
+    planner = Planner.load(directory, device=device, dtype=dtype, codebook=codebook)
+    log.info("planner %s: %s", directory, f"{planner.codebook} codes" if planner.codebook else "metadata alone")
+    return SongPlanner(planner, directory.name)
+
+
+def _fits(
+    directory: Path, planner: Path | None, dtype: torch.dtype, settings: WorkerSettings, device: torch.device
+) -> Plan:
     """What fits on the device. No bounds on a CPU, whose memory the operating system manages."""
     if device.type != "cuda":
         return Plan(False, CPU_WINDOWS, math.inf)
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    made = plan(need_of(directory, dtype), free_bytes, offload=settings.cpu_offload)
+    made = plan(need_of(directory, dtype, planner), free_bytes, offload=settings.cpu_offload)
     log.info("with %.1f GiB free: %s", free_bytes / 1024**3, made)
     return made
 

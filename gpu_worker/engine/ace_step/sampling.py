@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 from serinette.job import Sampling
-from serinette.spec import LANGUAGES, GenerationSpec, Task
+from serinette.spec import CODES_PER_S, LANGUAGES, GenerationSpec, Task
+
+AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 # ACE-Step 1.5's published settings. Turbo: distilled to 8 steps, guidance in the weights. Base and SFT: neither.
 TURBO = Sampling(steps=8, guidance_scale=1.0, shift=3.0, turbo=True)
@@ -23,6 +28,11 @@ _USED_BY = {
 }
 
 
+def own_of(*, turbo: bool) -> Sampling:
+    """A checkpoint's own settings."""
+    return TURBO if turbo else BASE
+
+
 def effective_task(spec: GenerationSpec) -> Task:
     """The task that is generated: text2music with semantic codes is a cover of them."""
     return Task.COVER if spec.task is Task.TEXT2MUSIC and has_codes(spec) else spec.task
@@ -38,9 +48,9 @@ def has_source(spec: GenerationSpec) -> bool:
     return spec.source_audio is not None and spec.task is not Task.TEXT2MUSIC and not has_codes(spec)
 
 
-def fill_in(spec: GenerationSpec, *, turbo: bool) -> tuple[Sampling, tuple[str, ...]]:
+def fill_in(spec: GenerationSpec, *, turbo: bool, planner: bool = False) -> tuple[Sampling, tuple[str, ...]]:
     """The spec's sampling with the checkpoint's defaults filled in, and a warning for each field without effect."""
-    own = TURBO if turbo else BASE
+    own = own_of(turbo=turbo)
     guidance_scale = own.guidance_scale if spec.guidance_scale is None or turbo else spec.guidance_scale
     steps = len(spec.timesteps) if spec.timesteps else spec.steps or own.steps
     sampling = Sampling(
@@ -49,7 +59,13 @@ def fill_in(spec: GenerationSpec, *, turbo: bool) -> tuple[Sampling, tuple[str, 
         shift=own.shift if spec.shift is None else spec.shift,
         turbo=turbo,
     )
-    return sampling, (*_without_effect(spec, sampling), *_of_the_task(spec, turbo=turbo))
+    asked = {"thinking": spec.thinking, "rewrite": spec.rewrite}
+    unplanned = [name for name, wanted in asked.items() if wanted and not planner]
+    return sampling, (
+        *_without_effect(spec, sampling),
+        *_of_the_task(spec, turbo=turbo),
+        *(f"{name}: ignored, this worker has no planner" for name in unplanned),
+    )
 
 
 def _without_effect(spec: GenerationSpec, sampling: Sampling) -> list[str]:
@@ -74,13 +90,18 @@ def _of_the_task(spec: GenerationSpec, *, turbo: bool) -> list[str]:
     ]
     if has_codes(spec) and spec.source_audio is not None and spec.task is Task.COVER:
         warnings.append("source_audio: ignored, audio_codes decide what is covered")
-    if _asked(spec, "duration_s") and (has_codes(spec) or has_source(spec)):
+    if _asked(spec, "duration_s") and (has_source(spec) or (has_codes(spec) and not _fill(spec))):
         warnings.append(f"duration_s: ignored, {'audio_codes' if has_codes(spec) else 'the source'} gives the length")
     if spec.vocal_language.partition("-")[0].lower() not in LANGUAGES:
         warnings.append(f"vocal_language: the model was not trained on {spec.vocal_language}")
     if turbo and task not in TURBO_TASKS:
         warnings.append(f"task: turbo checkpoints were not trained for {task}; a base checkpoint does it better")
     return warnings
+
+
+def _fill(spec: GenerationSpec) -> bool:
+    """Whether the codes are as many as fill the song, the last of them perhaps in part."""
+    return len(AUDIO_CODE.findall(spec.audio_codes or "")) == math.ceil(round(spec.duration_s * CODES_PER_S, 6))
 
 
 def _asked(spec: GenerationSpec, name: str) -> bool:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu_worker.engine.ace_step.sampling import effective_task, has_codes, has_source
+from gpu_worker.engine.ace_step.pipeline import SongPipeline
+from gpu_worker.engine.ace_step.sampling import AUDIO_CODE, effective_task, has_codes, has_source
 from gpu_worker.engine.interface import SongRequest
 from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, InvalidSpec
 from serinette.job import Sampling
-from serinette.spec import INSTRUMENTAL, GenerationSpec, Task
+from serinette.spec import CODES_PER_S, INSTRUMENTAL, GenerationSpec, Task
 
-AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 # 40 dB beyond full scale: what is louder is no recording, and makes the encoder's numbers infinite.
 _LOUDEST = 100.0
 # Streaming platforms and EBU R128 ask for 1 dB of room below full scale.
@@ -45,6 +45,11 @@ class Grid:
         """Samples of one latent frame."""
         return round(self.sample_rate / self.latents_per_s)
 
+    @property
+    def codebook(self) -> int:
+        """The codes that a planner may write, which are for five a second."""
+        return self.code_count if self.latents_per_code * CODES_PER_S == self.latents_per_s else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -52,6 +57,21 @@ class Window:
 
     start_s: float
     end_s: float
+
+
+def grid_of(pipe: SongPipeline, longest_s: float) -> Grid:
+    """The measures of a checkpoint, of which no song may be longer than `longest_s`."""
+    coded = pipe.audio_tokenizer is not None and pipe.audio_token_detokenizer is not None
+    return Grid(
+        sample_rate=pipe.sample_rate,
+        channels=pipe.vae.config.audio_channels,
+        latents_per_s=pipe.latents_per_second,
+        latents_per_code=pipe.audio_token_detokenizer.config.pool_window_size if coded else 0,
+        code_count=pipe.audio_tokenizer.quantizer.codebook_size if coded else 0,
+        max_duration_s=min(
+            longest_s, math.floor(pipe.condition_encoder.silence_latent.shape[1] / pipe.latents_per_second)
+        ),
+    )
 
 
 def continued(request: SongRequest, grid: Grid) -> tuple[SongRequest, tuple[int, int] | None]:
@@ -92,7 +112,10 @@ def length_s(request: SongRequest, grid: Grid) -> float:
             _check(role, samples, grid)
     duration_s = request.spec.duration_s
     if has_codes(request.spec):
-        duration_s = _code_count(request.spec, grid) * grid.latents_per_code / grid.latents_per_s
+        code_s = grid.latents_per_code / grid.latents_per_s
+        coded_s = _code_count(request.spec, grid) * code_s
+        if not 0 <= coded_s - duration_s < code_s:  # else the song ends within its last code
+            duration_s = coded_s
     elif has_source(request.spec):
         if request.source is None:
             raise InvalidAudio("the source audio did not come with the request")

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,9 +23,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from gpu_worker.bundled import ARCHIVE
+from gpu_worker.bundled import ARCHIVE, PLANNER_ARCHIVE
 from gpu_worker.engine.checkpoints.downloading import fetch, publish
 from gpu_worker.engine.interface import Checkpoint
+from gpu_worker.planner.loading import planner_in
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
 
@@ -50,6 +52,7 @@ _NO_PIPELINE = (
     "its model_index.json names a pipeline that diffusers does not have, so no worker can load it; name a checkpoint "
     "of ACE-Step 1.5 in diffusers' layout"
 )
+_PLANNER_FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
 
 
@@ -72,6 +75,39 @@ def locate(settings: WorkerSettings) -> Checkpoint:
         raise ConfigurationError(f"model {settings.model}: cannot be fetched: {_first_line(error)}") from error
     raise ConfigurationError(
         f"model {settings.model}: no such directory, and neither `bundled`, a hub id (owner/name) nor a URL "
+        "(s3://, gs://, az://, file://)"
+    )
+
+
+def planner_directory(settings: WorkerSettings, checkpoint: Checkpoint) -> Path | None:
+    """Where the planner of `settings` is on this machine's disk, or that of the checkpoint; None for no planner.
+
+    Raises:
+        ConfigurationError: there is none where there should be one.
+        StoreUnavailable: the object store that holds it does not answer.
+    """
+    place = settings.planner_model or ("bundled" if settings.model == "bundled" else None)
+    if place is None:
+        return planner_in(checkpoint.directory)
+    if place == "none":
+        return None
+    url, below = urlsplit(place), settings.work_dir / "checkpoints"
+    directory = Path(unquote(url.path)) if url.scheme == "file" else Path(place).expanduser()
+    try:
+        if place == "bundled":
+            return _unpacked(PLANNER_ARCHIVE, below, "bundled-planner")
+        if url.scheme in {"s3", "gs", "az"}:
+            return fetch(settings, place, below)
+        if directory.is_dir():
+            return directory
+        if hub := _HUB_ID.fullmatch(place):
+            return Path(snapshot_download(hub["id"], revision=hub["revision"], allow_patterns=_PLANNER_FILES))
+    except HfHubHTTPError as error:
+        raise ConfigurationError(f"planner_model {place}: {refusal(error)}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"planner_model {place}: cannot be fetched: {_first_line(error)}") from error
+    raise ConfigurationError(
+        f"planner_model {place}: no such directory, and neither `bundled`, `none`, a hub id (owner/name) nor a URL "
         "(s3://, gs://, az://, file://)"
     )
 
@@ -120,10 +156,12 @@ def bundled_checkpoint(directory: Path) -> Checkpoint:
     Raises:
         OSError: the directory cannot be written.
     """
-    revision = _digest(ARCHIVE)
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        unpacked = publish(directory / f"bundled-{revision[:16]}", archive.extractall)
-    return Checkpoint(unpacked, "bundled", revision)
+    return Checkpoint(_unpacked(ARCHIVE, directory, "bundled"), "bundled", _digest(ARCHIVE))
+
+
+def _unpacked(path: Path, directory: Path, name: str) -> Path:
+    with zipfile.ZipFile(path) as archive:
+        return publish(directory / f"{name}-{_digest(path)[:16]}", archive.extractall)
 
 
 def revision_of(directory: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from serinette.job import Sampling
 from serinette.spec import GenerationSpec
@@ -23,6 +24,7 @@ class Kind:
     """
 
     duration_s: float = field(compare=False)
+    task: Literal["song", "planned song", "text"]
     sampling: Sampling
     timesteps: tuple[float, ...] | None
     cfg_start: float
@@ -35,6 +37,7 @@ def kind_of(spec: GenerationSpec, sampling: Sampling, duration_s: float) -> Kind
     """The kind of a spec whose song lasts so long."""
     return Kind(
         duration_s=duration_s,
+        task="text" if spec.task.text_alone else "planned song" if spec.planned else "song",
         sampling=sampling,
         timesteps=spec.timesteps,
         cfg_start=spec.cfg_start,

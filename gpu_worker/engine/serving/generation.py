@@ -13,7 +13,7 @@ from gpu_worker.engine.serving.batching import Kind, kind_of
 from gpu_worker.wire import Audio, Decoded, Failed, Generated, Message, Report, Samples, Stopped, share_samples
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
-from serinette.spec import GenerationSpec
+from serinette.spec import GenerationSpec, Planned
 
 # A report that says nothing new is sent this often, to slots whose songs are generated and to those that wait.
 _SIGN_OF_LIFE_S = 1.0
@@ -32,6 +32,15 @@ class _Terms:
     kind: Kind | None
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one variation is; `steps` in all, as far as the stage says."""
+
+    stage: Stage
+    step: int = 0
+    steps: int | None = None
+
+
 class Generation:
     """A job from its request to its answer. `cancel` may come from any thread, all else from the model's."""
 
@@ -40,15 +49,20 @@ class Generation:
     ) -> None:
         self.job_id = job_id
         self._spec = spec
-        self._requests = [SongRequest(spec, seed, audio.get("source"), audio.get("reference")) for seed in spec.seeds]
+        self._requests = [
+            SongRequest(spec, seed, audio.get("source"), audio.get("reference"), lm_seed)
+            for seed, lm_seed in zip(spec.seeds, spec.lm_seeds, strict=True)
+        ]
         self._send = send
         self._alone = alone
         self._lock = threading.Lock()
         self._terms: _Terms | None = None
         self._songs: dict[int, Audio] = {}
+        self._texts: dict[int, Planned] = {}
         self._warnings: list[str] = []
         self._sample_rate = 0
-        self._places: list[tuple[Stage, int]] = [(Stage.CONDITIONING, 0)] * spec.variations
+        planned = spec.planned or spec.task.text_alone
+        self._places = [Place(Stage.PLANNING if planned else Stage.CONDITIONING)] * spec.variations
         self._started: float | None = None
         self._batch_size = 1
         self._jobs = 1
@@ -66,7 +80,7 @@ class Generation:
         """Variations still to be generated."""
         if self.answered:
             return []
-        return [index for index in range(self._spec.variations) if index not in self._songs]
+        return [index for index in range(self._spec.variations) if index not in {*self._songs, *self._texts}]
 
     def request(self, index: int) -> SongRequest:
         """One variation, for the engine."""
@@ -102,22 +116,38 @@ class Generation:
         self._report_place()
         return not self.answered
 
-    def report(self, index: int, stage: Stage, step: int | None) -> None:
+    def report(self, index: int, stage: Stage, step: int | None, steps: int | None) -> None:
         """Report where one variation is."""
-        reached = self._steps if stage is Stage.DECODING else step or 0
-        self._places[index] = (stage, reached)
+        self._places[index] = Place(stage, self._steps if stage is Stage.DECODING else step or 0, steps)
         self._report_place()
 
     def report_waiting(self) -> None:
         """Report that other jobs' songs are being generated: the engine is alive."""
         self._report(Report(stage=Stage.WAITING_FOR_ENGINE), _WAITING_S)
 
-    def hand_over(self, index: int, song: Song) -> None:
-        """Hand one variation's song over, and keep none of its samples; the last one answers the job."""
+    def hand_over(self, index: int, made: Song | Planned) -> None:
+        """Hand one variation's song over, and keep none of its samples, or keep its text; the last one answers the
+        job.
+        """
         if self.answered:
             return
+        if isinstance(made, Song):
+            self._hand_over_song(index, made)
+        else:
+            self._texts[index] = made
+        if not self.remaining:
+            self._answer_generated()
+
+    def _hand_over_song(self, index: int, song: Song) -> None:
         channels, frames = song.samples.shape
-        audio = Audio(role="song", channels=channels, frames=frames, seed=song.seed)
+        audio = Audio(
+            role="song",
+            channels=channels,
+            frames=frames,
+            seed=song.seed,
+            plan=song.plan,
+            audio_codes=song.audio_codes,
+        )
         descriptor = share_samples(song.samples)
         try:
             self._send(Decoded(index=index, song=audio, sample_rate=song.sample_rate), [descriptor])
@@ -125,8 +155,6 @@ class Generation:
             os.close(descriptor)
         self._songs[index], self._sample_rate = audio, song.sample_rate
         self._warnings += song.warnings
-        if not self.remaining:
-            self._answer_generated()
 
     def answer(self, message: Generated | Failed | Stopped) -> None:
         """Send the job's answer, unless it has had one."""
@@ -163,6 +191,7 @@ class Generation:
         self.answer(
             Generated(
                 songs=tuple(audio for _, audio in sorted(self._songs.items())),
+                texts=tuple(text for _, text in sorted(self._texts.items())),
                 sample_rate=self._sample_rate,
                 sampling=terms.sampling,
                 model=terms.model,
@@ -173,11 +202,14 @@ class Generation:
         )
 
 
-def summarize(places: Sequence[tuple[Stage, int]], steps: int) -> Report:
+def summarize(places: Sequence[Place], steps: int) -> Report:
     """A job's progress from that of its variations, which may come one after the other: it never runs backwards."""
-    done = sum(step for _, step in places)
-    if all(stage is Stage.DECODING for stage, _ in places):
+    done = sum(place.step for place in places if place.stage is not Stage.PLANNING)
+    if all(place.stage is Stage.DECODING for place in places):
         return Report(stage=Stage.DECODING)
-    if done == 0:
-        return Report(stage=Stage.CONDITIONING)
-    return Report(stage=Stage.DENOISING, step=done, steps=steps * len(places))
+    if done:
+        return Report(stage=Stage.DENOISING, step=done, steps=steps * len(places))
+    if planned := [place for place in places if place.stage is Stage.PLANNING]:
+        farthest = max(planned, key=lambda place: place.step)
+        return Report(stage=Stage.PLANNING, step=farthest.step, steps=farthest.steps)
+    return Report(stage=Stage.CONDITIONING)

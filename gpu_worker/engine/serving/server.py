@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gpu_worker.engine.interface import Engine, EngineFactory
+from gpu_worker.engine.interface import Engine, EngineFactory, Song
 from gpu_worker.engine.serving.batching import Room, plan
 from gpu_worker.engine.serving.counters import WorkCounters
 from gpu_worker.engine.serving.generation import Generation
@@ -162,11 +162,12 @@ class EngineServer:
         try:
             with self._counters.generating():
                 requests = [job.request(index) for job, index in batch]
-                for place, song in engine.generate(requests, partial(self._observe, batch)):
-                    self._counters.generated(song.samples.shape[1] / song.sample_rate)
+                for place, made in engine.generate(requests, partial(self._observe, batch)):
+                    if isinstance(made, Song):
+                        self._counters.generated(made.samples.shape[1] / made.sample_rate)
                     job, index = batch[place]
                     with self._counters.handing_over():
-                        job.hand_over(index, song)
+                        job.hand_over(index, made)
         except EngineCrashed:
             raise
         except Canceled:
@@ -190,12 +191,12 @@ class EngineServer:
         log.warning("a batch of %d failed (%s): each song is generated alone", len(batch), error)
         return [[member] for member in batch]
 
-    def _observe(self, batch: Sequence[Member], stage: Stage, step: int | None, _steps: int | None) -> frozenset[int]:
+    def _observe(self, batch: Sequence[Member], stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
         self._counters.reached(stage, step, len(batch))
         for job, index in batch:
             if job.canceled:
                 job.answer(Stopped())
-            job.report(index, stage, step)
+            job.report(index, stage, step, steps)
         at_work = {id(job) for job, _ in batch}
         with self._changed:
             waiting = [job for job in self._queue if id(job) not in at_work]

@@ -1,0 +1,81 @@
+"""The bundled planner through a whole server: text as jobs, planned songs made again from their tags, a 1.5 client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from serinette.cli.replay import spec_of
+from serinette.client import Client
+from serinette.errors import NotFound
+from serinette.job import Job
+from serinette.media import decode, read_song_tags
+from serinette.spec import INSTRUMENTAL, GenerationSpec
+from tests.stack import Stack
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(stack.url) as client:
+        yield client
+
+
+def ended(client: Client, song: str | GenerationSpec, **fields: Any) -> Job:
+    return client.wait(client.submit(song, **fields).id)
+
+
+def test_a_wish_is_written_as_a_job_and_erased_as_one(client: Client) -> None:
+    wish: dict[str, Any] = {"task": "write", "lyrics": INSTRUMENTAL, "lm_temperature": 0.0}
+    job = ended(client, "a sad tune on the harp at 88 bpm in F# minor", **wish)
+    assert job.result
+    assert (job.result.artifacts, job.result.sampling, job.result.warnings) == ((), None, ())
+    (text,) = job.result.texts
+    assert (text.caption, text.bpm, text.lyrics) == ("A sad tune on the harp.", 88, INSTRUMENTAL)
+    assert text.key_scale == "F# minor"
+    assert text.duration_s
+    client.erase(job.id)
+    with pytest.raises(NotFound):
+        client.get(job.id)
+
+
+def test_a_planned_song_is_made_again_from_its_tags(client: Client, tmp_path: Path) -> None:
+    job = ended(client, "a happy flute", thinking=True, duration_s=1, seed=3, bpm=140, format="wav")
+    assert job.result
+    plan = job.result.artifacts[0].plan
+    assert plan
+    assert (plan.bpm, plan.codes, job.spec.prompt) == (140, 0, "a happy flute")
+    assert plan.caption
+    assert plan.caption.startswith("A happy tune")
+    assert plan.key_scale
+    song = tmp_path / "song.wav"
+    client.download(job, song)
+    tags = read_song_tags(song)
+    assert tags
+    assert (tags.plan, tags.spec.thinking) == (plan, True)
+    again = ended(client, spec_of(tags))
+    assert again.spec.prompt == plan.caption
+    assert again.spec.key_scale == plan.key_scale
+    client.download(again, tmp_path / "again.wav")
+    one, other = (decode(path, 24_000, 2, 10) for path in (song, tmp_path / "again.wav"))
+    assert np.array_equal(one, other)
+    # A repaint follows the plan of its source where it leaves metadata open.
+    repaint = {"task": "repaint", "source_audio": f"{job.id}/0", "repaint_end_s": 0.5}
+    repainted = ended(client, "a happy flute", thinking=True, **repaint)
+    assert repainted.result
+    kept = repainted.result.artifacts[0].plan
+    assert kept
+    assert (kept.bpm, kept.key_scale) == (plan.bpm, plan.key_scale)
+
+
+def test_a_client_of_acestep_is_answered_what_was_written(stack: Stack) -> None:
+    answer = httpx.post(f"{stack.url}/v1/create_sample", json={"query": "a calm music box", "instrumental": True})
+    written = answer.json()["data"]
+    assert written["degraded"] is False, written
+    assert written["caption"].startswith("A ")
+    assert 60 <= written["bpm"] <= 160
+    assert written["instrumental"]
