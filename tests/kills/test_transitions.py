@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -373,30 +372,6 @@ def test_a_dead_workers_job_is_found_also_where_every_round_comes_late(board: Bo
         board.beat(living, "pod-1.1.abc")
         found = board.jobs(calls.overdue(20))
     assert found == [(claimed.entry.id, claimed.entry.owner)]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("attempts", "x"), ("attempts", ""), ("start_by", "x"), ("charged", "1.5"), ("began", "nan")]
-)
-def test_a_field_of_another_hand_stops_a_transition_before_its_first_write(
-    board: Board, field: str, value: str
-) -> None:
-    job_id = board.submit()
-    released = board.claim(SLOT)
-    assert released
-    board.jobs(calls.release(job_id, released.entry.owner or "", FAILURE, charged=True))
-    board.redis.hset(board.keys.job(job_id), field, value)
-    before = board.state()
-    attempts: list[Call[Any]] = [
-        calls.take(job_id, "att-2", Lease(SLOT, 20)),
-        calls.finish(job_id, "", Outcome(JobStatus.FAILED, FAILURE), recorded=True),
-        calls.cancel(job_id, TENANT),
-    ]
-    for call in attempts:
-        with suppress(ResponseError):
-            board.jobs(call)
-        assert board.state() == before
-    assert board.claim(SLOT) is None, "it is set aside, and holds up no other"
 
 
 # -- RQ's own command line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -418,3 +419,26 @@ def test_what_a_foreign_hand_left_of_a_record_is_refused_as_a_whole(board: Board
         good = board.submit()
         claimed = held(board)
         assert (claimed.entry.id, board.waiting()) == (good, []), "set aside"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("attempts", "x"), ("attempts", ""), ("start_by", "x"), ("charged", "1.5"), ("began", "nan")]
+)
+def test_a_field_of_another_hand_stops_a_transition_before_its_first_write(
+    board: Board, field: str, value: str
+) -> None:
+    job_id = board.submit()
+    released = held(board)
+    board.jobs(calls.release(job_id, released.entry.owner or "", LOST, charged=True))
+    board.redis.hset(board.keys.job(job_id), field, value)
+    before = board.state()
+    attempts: list[Call[Any]] = [
+        calls.take(job_id, "att-2", Lease("pod-1.0.abc", 20)),
+        calls.finish(job_id, "", Outcome(FAILED, LOST), recorded=True),
+        calls.cancel(job_id, TENANT),
+    ]
+    for call in attempts:
+        with suppress(ResponseError):
+            board.jobs(call)
+        assert board.state() == before
+    assert board.claim() is None, "it is set aside, and holds up no other"
