@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -152,6 +154,23 @@ def test_a_websocket_sends_the_same(two_gateways: tuple[RunningGateway, RunningG
     assert received == streamed[1:]
     with connect(socket_url(two, job_id, f"?last_event_id={received[-2]['id']}")) as websocket:
         assert [json.loads(text)["type"] for text in websocket] == ["status", "succeeded"]
+
+
+def test_websockets_that_break_off_while_they_are_sent_to_are_no_error(
+    two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot
+) -> None:
+    job_id = submit(two_gateways[0].url)
+    opened = [connect(socket_url(two_gateways[0], job_id)) for _ in range(20)]
+    slot.claim(job_id)
+    for number, websocket in enumerate(opened):
+        slot.step(job_id, number % 8 + 1)
+        linger = struct.pack("ii", 1, 0)  # closed by a reset, without a word
+        websocket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        websocket.socket.shutdown(socket.SHUT_RD)
+        websocket.socket.close()
+    slot.succeed(job_id, [b"song"])  # and the gateway's log has no traceback, which its fixture checks
+    with connect(socket_url(two_gateways[0], job_id)) as websocket:
+        assert json.loads(websocket.recv(timeout=10))["data"]["status"] == "succeeded"
 
 
 @pytest.mark.parametrize(

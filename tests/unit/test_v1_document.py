@@ -185,3 +185,14 @@ async def test_the_documents_are_served_to_everyone(redis_url: str, file_store_u
     async with serving(settings_of(redis_url, file_store_url)) as (_, http):
         assert set((await http.get("/openapi/seed.json")).json()["paths"]) >= {"/generate_music_async"}
         assert (await http.get("/openapi/other.json")).status_code == 404
+
+
+def test_whatever_is_named_in_a_path_may_be_missing(document: dict[str, Any]) -> None:
+    named = [
+        (method, path, operation["responses"])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if "{" in path
+    ]
+    assert len(named) > 15
+    assert [(method, path) for method, path, responses in named if "404" not in responses] == []
