@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from api.dependencies import QueuePart, RequestContext, TenantPart, context_of, idempotency_key_header
 from api.events import hold, preferred_wait_s
@@ -32,6 +33,16 @@ KeyHeader = Annotated[
     str | None,
     idempotency_key_header("Printable ASCII: the same key with the same song is the same job, however often sent."),
 ]
+
+
+def _written_out(text: object) -> object:
+    # pydantic would read a number as seconds since 1970.
+    if isinstance(text, str) and not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T", text):
+        raise ValueError("must be a time like 2026-01-31T12:00:00Z")
+    return text
+
+
+QueryTime = Annotated[AwareDatetime | None, BeforeValidator(_written_out)]
 
 
 class JobRequest(GenerationSpec, JobOptions):
@@ -135,8 +146,8 @@ async def list_jobs(
         str | None,
         Query(max_length=127, description="Only jobs with this label: `name=value`.", examples=["album=blue"]),
     ] = None,
-    created_after: Annotated[AwareDatetime | None, Query(description="Only jobs submitted then or later.")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Only jobs submitted before then.")] = None,
+    created_after: Annotated[QueryTime, Query(description="Only jobs submitted then or later.")] = None,
+    created_before: Annotated[QueryTime, Query(description="Only jobs submitted before then.")] = None,
     cursor: Annotated[str | None, Query(max_length=300, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page."), PlainNumber] = 20,
 ) -> Response:

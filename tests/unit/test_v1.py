@@ -82,6 +82,8 @@ async def test_submit_look_cancel_erase(http: httpx.AsyncClient) -> None:
     listed = (await http.get("/v1/jobs", params={"label": "album=blue", "status": "queued"})).json()
     assert [found["id"] for found in listed["jobs"]] == [job["id"]]
     assert listed["next_cursor"] is None
+    for edge in ("created_before=0001-01-01T00:00:00%2B14:00", "created_after=9999-12-31T23:59:59-14:00"):
+        assert (await http.get(f"/v1/jobs?{edge}")).json()["jobs"] == []
 
     assert problem(await http.delete(f"/v1/jobs/{job['id']}"))["code"] == "not_finished"
     assert (await http.post(f"/v1/jobs/{job['id']}/cancel")).json()["status"] == "canceled"
@@ -204,6 +206,9 @@ async def test_health(http: httpx.AsyncClient) -> None:
         ("GET", "/v1/jobs?limit=1e9", 422, "invalid_spec"),
         ("GET", "/v1/jobs?status=pending", 422, "invalid_spec"),
         ("GET", "/v1/jobs?cursor=x", 422, "invalid_spec"),
+        ("GET", "/v1/jobs?created_after=5", 422, "invalid_spec"),
+        ("GET", "/v1/jobs?created_after=2026-01-31", 422, "invalid_spec"),
+        ("GET", "/v1/jobs?created_before=2026-01-31T12:00:00", 422, "invalid_spec"),
         ("GET", "/v1/jobs?label=novalue", 422, "invalid_spec"),
         ("GET", "/v1/jobs?label==x", 422, "invalid_spec"),
         ("GET", "/v1/uploads/nothing", 404, "not_found"),
