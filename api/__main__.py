@@ -30,7 +30,7 @@ from serinette.settings import read
 KEEP_ALIVE_S = 75
 # How long a thread that computes, for instance checks a batch, may keep the interpreter from the event loop each time:
 # beside a thread that parses JSON, a loop that sleeps 2 ms and exchanges a byte had 520 to 660 turns in 3 s instead of
-# 230 to 350 with Python's own 5 ms, and the thread did as much.
+# 230 to 350 with Python's own 5 ms (three rounds each on two busy cores; what the thread did varied too much to tell).
 _SWITCH_S = 0.0005
 
 

@@ -94,6 +94,7 @@ _STAGE_WORDS = {
     Stage.STARTING: "starting",
     Stage.WAITING_FOR_ENGINE: "waiting for the engine",
     Stage.FETCHING: "fetching audio",
+    Stage.PLANNING: "planning",
     Stage.CONDITIONING: "reading the prompt",
     Stage.COMPUTING: "running",
     Stage.DENOISING: "denoising",

@@ -187,6 +187,7 @@ def test_a_song_out_of_a_pipe_into_a_pipe(shell: Shell) -> None:
 def test_every_option_of_a_song_reaches_the_job(shell: Shell, client: Client) -> None:
     (shell.directory / "hum.wav").write_bytes(_song(seed=3))
     options = "--from 0.2 --to 0.8 --task repaint --lane high --label album=blue --start-deadline 600 --timeout 60"
+    options += " --thinking --lm-seed 0 --lm-temperature 0 --lm-top-p 0.5 --lm-cfg-scale 3"
     ended = shell.serinette(
         "submit", "jazz", "--source", "hum.wav", *options.split(), "--seed", "5", "--no-wait", "--json"
     )
@@ -194,6 +195,8 @@ def test_every_option_of_a_song_reaches_the_job(shell: Shell, client: Client) ->
     job = client.wait(json.loads(ended.stdout)["id"], timeout_s=120)
     assert (job.lane, job.labels, job.timeout_s, job.start_by is not None) == ("high", {"album": "blue"}, 60, True)
     assert (job.spec.task, job.spec.repaint_start_s, job.spec.repaint_end_s, job.spec.seed) == ("repaint", 0.2, 0.8, 5)
+    assert (job.spec.thinking, job.spec.lm_seed, job.spec.lm_temperature) == (True, 0, 0)
+    assert (job.spec.lm_top_p, job.spec.lm_cfg_scale) == (0.5, 3)
     assert job.spec.source_audio
     assert job.spec.source_audio.startswith("upload-")
     missing = shell.serinette("submit", "jazz", "--source", "gone.wav")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from serinette.job import Job
 from serinette.media import decode, read_song_tags
 from serinette.spec import INSTRUMENTAL, GenerationSpec
 from tests.stack import Stack
+from tests.up import CLI
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,16 @@ def test_a_wish_is_written_as_a_job_and_erased_as_one(client: Client) -> None:
     client.erase(job.id)
     with pytest.raises(NotFound):
         client.get(job.id)
+
+
+def test_text_is_printed(stack: Stack, tmp_path: Path) -> None:
+    command = [*CLI, "submit", "a sad tune at 88 bpm", "--task", "write", "--server", stack.url]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "caption: A " in ended.stdout
+    assert "bpm: 88" in ended.stdout
+    assert "writes none" in ended.stderr  # lyrics were asked for
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_planned_song_is_made_again_from_its_tags(client: Client, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from serinette.client.answers import (
     Workers,
 )
 from serinette.errors import ConfigurationError
-from serinette.job import now
+from serinette.job import Stage, now
 
 LONG = "a name that goes on and on, as names of machines and batches do where programs choose them " * 2
 ID = "batch-0123456789abcdef0123456789abcdef"
@@ -145,3 +145,7 @@ def test_a_state_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     wanted = batches.BatchRun(prompts, tmp_path, BatchOptions())
     with pytest.raises(ConfigurationError, match="erase it to begin again"):
         batches.run_to_end(Client(), wanted, retry=False, as_json=False)
+
+
+def test_every_stage_has_words() -> None:
+    assert set(terminal._STAGE_WORDS) == set(Stage)
