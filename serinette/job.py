@@ -127,6 +127,10 @@ class Artifact(RecordModel):
     channels: int
     plan: Planned | None = Field(None, description="What the planner wrote for it; null of a song without `thinking`.")
 
+    def generated_from(self, spec: GenerationSpec) -> GenerationSpec:
+        """A job's spec, with what the planner wrote for this song."""
+        return self.plan.applied_to(spec, None) if self.plan else spec
+
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
     def url(self) -> str:

@@ -6,11 +6,13 @@ Each converter is for a row of a table (fields.py).
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from api.dialects.fields import Conversion
-from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE
+from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE, Task
 
+# Tasks whose result is a song: calls that answer with one have no place for text.
+SongTask: TypeAlias = Literal[Task.TEXT2MUSIC, Task.REPAINT, Task.COVER, Task.EXTRACT, Task.LEGO, Task.COMPLETE]
 # What clients write into a field that they leave to the server.
 LEFT_OUT: Final = frozenset({"", "auto", "n/a", "none", "null", "undefined"})
 _SHOWN: Final = 40

@@ -319,6 +319,7 @@ def test_what_is_not_asked_for_is_not_refused(sent: dict[str, Any]) -> None:
         ({"seed": 1e400}, "seed"),
         ({"thinking": "perhaps"}, "thinking"),
         ({"task_type": "remix"}, "task_type"),
+        ({"task_type": "write"}, "task_type"),  # text has calls of its own
         ({"task_type": "cover"}, "src_audio_path"),
         ({"task_type": "repaint"}, "src_audio_path"),
         ({"task_type": "extract", "src_audio_path": "upload-1"}, "track_name"),

@@ -18,11 +18,13 @@ from api.dialects.chat import answers
 from api.dialects.chat.request import words_of
 from api.dialects.dialect import MAX_BASE64_BODY_BYTES
 from api.settings import GatewaySettings
-from serinette.job import JobError, now
+from serinette.job import JobError, JobStatus, now
 from serinette.presence import announce
+from serinette.spec import GenerationSpec, Planned
 from serinette.store import Store
 from tests.gateways import HandSlot
 from tests.jobs import Board
+from tests.unit import dialect_jobs
 from tests.unit.dialect_jobs import silence, worker
 
 SONG = b"ID3" + bytes(range(256)) * 5_000  # more than one chunk of the store's
@@ -42,6 +44,7 @@ def client(settings: GatewaySettings) -> Iterator[TestClient]:
         with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
             board, slot = Board(redis, settings.keys), HandSlot(redis, Store.open(settings), settings.keys)
             while not stop.wait(0.02):
+                announce(redis, settings.keys, worker("w", "acestep-v15-turbo", started_at=now()))
                 for job_id in board.waiting():
                     spec = board.entry(job_id).spec
                     prompt = spec.prompt
@@ -52,8 +55,6 @@ def client(settings: GatewaySettings) -> Iterator[TestClient]:
                     else:
                         slot.succeed(job_id, [SONG, b"second"][: spec.variations])
 
-    with Redis.from_url(settings.redis_url.get_secret_value()) as redis:
-        announce(redis, settings.keys, worker("w", "acestep-v15-turbo", started_at=now()))
     thread = Thread(target=generate)
     thread.start()
     with TestClient(create_app(settings), "http://localhost") as client:
@@ -205,6 +206,7 @@ def test_streams_are_bounded_and_nothing_is_submitted_beyond(client: TestClient,
         (asking("<prompt>x</prompt>", audio_config={"format": "aiff"}), 400, "format: must be one of"),
         (asking("<prompt>x</prompt>", audio_config=[]), 400, "audio_config"),
         (asking("<prompt>x</prompt>", task_type="cover"), 400, "messages: task cover needs it"),
+        (asking("<prompt>x</prompt>", task_type="write"), 400, "task_type: "),  # no place for text without a song
         (asking("<prompt>x</prompt>", batch_size=9), 400, "batch_size: "),
         (asking("<prompt>fail</prompt>"), 500, "duration: too long to fit"),
         (
@@ -287,3 +289,11 @@ def test_a_body_beyond_its_bound_is_refused(client: TestClient) -> None:
 )
 def test_what_a_text_says(text: str, lyrics: str, wish: bool, found: tuple[str, str, bool]) -> None:
     assert words_of(text, lyrics, wish=wish) == found
+
+
+def test_what_the_planner_wrote_stands_in_the_content() -> None:
+    song = dialect_jobs.artifact(0, 7, 30.0)
+    plan = Planned(caption="slow harp", bpm=90, lyrics="la la")
+    done = dialect_jobs.result(song.model_copy(update={"plan": plan}), model="m", warning="w")
+    said = answers.content(dialect_jobs.job(JobStatus.SUCCEEDED, done, spec=GenerationSpec(prompt="a sad harp tune")))
+    assert all(words in said for words in ("**Caption:** slow harp", "**BPM:** 90", "la la"))

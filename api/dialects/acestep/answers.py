@@ -160,7 +160,7 @@ def _songs(job: Job) -> list[dict[str, Any]]:
 
 
 def _metas(job: Job, song: Artifact) -> dict[str, Any]:
-    spec = song.plan.applied_to(job.spec, None) if song.plan else job.spec
+    spec = song.generated_from(job.spec)
     return {
         "bpm": spec.bpm,
         "duration": round(song.duration_s, 2),

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from api.dialects.body import read_json
-from api.dialects.musical_fields import parsed_seeds
+from api.dialects.musical_fields import SongTask, parsed_seeds
 from serinette.spec import PublishedName, Task, TextFloat, TextInt
 
 DEFAULT_BATCH_SIZE: Final = 2
@@ -67,7 +67,7 @@ class ReleaseTask(BaseModel):
     audio_format: Annotated[str, _Lowered] = Field(
         "mp3", description=f"One of {', '.join(FORMATS)}; opus comes in Ogg, aac in MP4, wav32 with 16 bits: reported."
     )
-    task_type: Annotated[Task, _Lowered] = Task.TEXT2MUSIC
+    task_type: Annotated[SongTask, _Lowered] = Task.TEXT2MUSIC
     model: PublishedName | None = Field(None, description="For a model that is not held here, the default generates.")
 
     bpm: TextFloat | None = Field(None, description="30 to 300; 0 or less is left to the model.")

@@ -117,7 +117,8 @@ async def create_sample(body: BodyPart, access: JobAccessPart) -> dict[str, Any]
     """A planner writes it. Where none is up the description comes back as the caption, without lyrics, which `degraded`
     and `warnings` say.
     """
-    query, *_others = [body.fields[name] for name in ("query", "sample_query") if body.fields.get(name)] or [""]
+    said = [body.fields.get(name) for name in ("query", "sample_query")]
+    query = next((each for each in said if each and str(each).strip()), "")
     asked = {name: value for name, value in body.fields.items() if name not in {"query", "sample_query"}}
     asked |= {"sample_query": query} if query else {"sample_mode": True}
     return wrapped(await _written(asked, access))

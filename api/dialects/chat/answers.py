@@ -115,7 +115,8 @@ def warnings(job: Job) -> list[str]:
 
 def content(job: Job) -> str:
     """What was generated, and what was not done as asked, for people to read."""
-    spec, songs = job.spec, songs_of(job)
+    songs = songs_of(job)
+    spec = songs[0].generated_from(job.spec) if songs else job.spec
     metadata = {
         "Caption": spec.prompt,
         "BPM": spec.bpm,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from api.dialects.musical_fields import parsed_seeds
+from api.dialects.musical_fields import SongTask, parsed_seeds
 from serinette.spec import Task, TextFloat, TextInt
 
 _MAX_MESSAGES: Final = 64
@@ -63,7 +63,7 @@ class ChatRequest(BaseModel):
     batch_size: TextInt = Field(1, description="Songs, 1 to 8.")
     seed: tuple[int, ...] = Field((), description="One, or one for each song with commas.")
     guidance_scale: TextFloat | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
-    task_type: Annotated[Task, _Lowered] = Field(
+    task_type: Annotated[SongTask, _Lowered] = Field(
         Task.TEXT2MUSIC, description="All but text2music work on the message's audio."
     )
     repainting_start: TextFloat | None = Field(None, description="Seconds; below 0 continues the song.")

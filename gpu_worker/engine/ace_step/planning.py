@@ -43,9 +43,12 @@ class SongPlanner:
     def warnings(self, spec: GenerationSpec) -> tuple[str, ...]:
         """What it will not do of a spec."""
         way = _way(spec)
+        if self._planner.writes_lyrics:
+            return ()
+        if way == "format" and _lyrics(spec):
+            return (f"lyrics: planner {self.name} writes none; they are kept as they were sent",)
         wanted = way == "write" and spec.lyrics.strip() != INSTRUMENTAL
-        wanted = wanted or (way == "format" and bool(_lyrics(spec)))
-        return () if self._planner.writes_lyrics or not wanted else (f"lyrics: planner {self.name} writes none",)
+        return (f"lyrics: planner {self.name} writes none",) if wanted else ()
 
     def plan(
         self, batch: Sequence[SongRequest], lengths_s: Sequence[float], progress: BatchProgress
