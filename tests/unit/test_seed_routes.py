@@ -367,6 +367,21 @@ def test_json_with_the_song_in_it_is_whole(waiting_or_not: dict[bool, TestClient
     assert (answered["request_id"], answered["params_json"]["format"]) == (request_id, "mp3")
 
 
+# 4.6 MB, of which a form escapes many characters.
+_LONG_B64 = base64.b64encode(silence(18)[:44] + bytes(range(256)) * 13_500).decode()
+
+
+@pytest.mark.parametrize(
+    "sent", [{"data": {"audio_base64": _LONG_B64}}, {"files": {"audio_base64": (None, _LONG_B64)}}]
+)
+def test_base64_in_a_form_may_be_long(client: TestClient, sent: dict[str, Any]) -> None:
+    answer = client.post("/generate_music_with_audio_base64", **sent)
+    assert answer.status_code == 200, answer.text
+    spec = client.get(f"/v1/jobs/{answer.json()['request_id']}").json()["spec"]
+    upload = client.get(f"/v1/uploads/{spec['source_audio']}").json()
+    assert (upload["duration_s"], upload["size_bytes"]) == (18.0, 44 + 256 * 13_500)
+
+
 @pytest.mark.parametrize(
     ("audio", "status", "words"),
     [("no base64!", 422, "no base64"), (base64.b64encode(b"words" * 99).decode(), 422, "")],
