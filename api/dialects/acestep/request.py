@@ -124,7 +124,8 @@ class ReleaseTask(BaseModel):
         False, description="Without a language model here: generated from an example, with a warning."
     )
     sample_query: str = Field(
-        "", description="Without a language model here: it is the prompt, without lyrics, with a warning."
+        "", description="Without a language model here: it is the prompt, before one that is sent, with a warning."
+        " Lyrics are those that are sent."
     )
     analysis_only: bool = Field(False, description=_NO_LM)
     full_analysis_only: bool = Field(False, description=_NO_LM)

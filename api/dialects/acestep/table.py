@@ -102,12 +102,11 @@ def _described(query: str, task: Converted) -> None:
     """Without a language model the wish itself is the prompt."""
     if not query.strip():
         return
-    if task.fields.get("prompt", "").strip():
-        task.adjust(f"writing a song from a description needs {_LM}; prompt is used instead")
-        return
-    task.adjust(f"writing a song from a description needs {_LM}; the description is the prompt, without lyrics")
-    task.fields["prompt"] = query
-    _without_lyrics(task)
+    prompt = task.fields.get("prompt", "").strip()
+    task.fields["prompt"] = f"{query.strip(' .')}, {prompt}" if prompt else query
+    done = f"the description is the prompt{', with prompt behind it' if prompt else ''}"
+    done += "" if _has_lyrics(task) else ", without lyrics"
+    task.adjust(f"writing a song from a description needs {_LM}; {done}")
 
 
 def _sampled(wanted: bool, task: Converted) -> None:
@@ -118,12 +117,15 @@ def _sampled(wanted: bool, task: Converted) -> None:
         return
     task.adjust(f"inventing a song needs {_LM}; generated from an example")
     task.fields["prompt"] = SIMPLE[0].caption
-    _without_lyrics(task)
+    _has_lyrics(task)
 
 
-def _without_lyrics(task: Converted) -> None:
-    if not str(task.fields.get("lyrics") or "").strip():
+def _has_lyrics(task: Converted) -> bool:
+    """Whether any were sent; otherwise there shall be none."""
+    sent = bool(str(task.fields.get("lyrics") or "").strip())
+    if not sent:
         task.fields["lyrics"] = INSTRUMENTAL
+    return sent
 
 
 def _repaint_end(end_s: float, task: Converted) -> float | None:
