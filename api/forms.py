@@ -40,6 +40,10 @@ class FormRequest(Request):
                 self._form = await parser.parse()
             except MultiPartException as error:
                 raise HTTPException(400, error.message) from error
+        if parser is None:
+            async for chunk in self.stream():
+                if chunk:  # else a form of defaults would be read
+                    raise HTTPException(415, "send the fields as a form: application/x-www-form-urlencoded or multipart")
         return await super()._get_form(max_files=max_files, max_fields=max_fields, max_part_size=max_part_size)
 
     async def _bounded(self) -> AsyncGenerator[bytes, None]:

@@ -353,6 +353,13 @@ def test_which_client_gets_what(
     assert spec["format"] == ("mp3" if path.endswith("mp3") else "wav")
 
 
+@pytest.mark.parametrize("path", ["/generate_music_form", "/generate_music_with_audio"])
+def test_json_where_a_form_goes_is_refused(client: TestClient, path: str) -> None:
+    for headers in ({"Content-Type": "application/json"}, {}):
+        answer = client.post(path, content=b'{"genre": "metal"}', headers=headers)
+        assert (answer.status_code, answer.json()["detail"][:15]) == (415, "send the fields")
+
+
 def test_the_prompt_of_a_form_is_its_genre(waiting_or_not: dict[bool, TestClient]) -> None:
     waiting_or_not[True].post("/generate_music_form", data={"genre": "ballad of the form", "prompt": "y"})
     newest = waiting_or_not[True].get("/v1/jobs").json()["jobs"][0]
