@@ -43,7 +43,9 @@ class FormRequest(Request):
         if parser is None:
             async for chunk in self.stream():
                 if chunk:  # else a form of defaults would be read
-                    raise HTTPException(415, "send the fields as a form: application/x-www-form-urlencoded or multipart")
+                    raise HTTPException(
+                        415, "send the fields as a form: application/x-www-form-urlencoded or multipart"
+                    )
         return await super()._get_form(max_files=max_files, max_fields=max_fields, max_part_size=max_part_size)
 
     async def _bounded(self) -> AsyncGenerator[bytes, None]:

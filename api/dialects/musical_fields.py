@@ -11,10 +11,16 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from api.dialects.fields import Conversion
-from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE
+from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE, AudioFormat
 
 # What clients write into a field that they leave to the server.
 LEFT_OUT: Final = frozenset({"", "auto", "n/a", "none", "null", "undefined"})
+FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
+_MAPPED_FORMATS: Final = {
+    "opus": (AudioFormat.OGG, "opus comes in an Ogg container"),
+    "aac": (AudioFormat.M4A, "aac comes in an MP4 container (m4a)"),
+    "wav32": (AudioFormat.WAV, "wav has 16 bits here, not 32"),
+}
 _SHOWN: Final = 40
 # Patterns with several gaps take long of a long one.
 _LONGEST: Final = 64
@@ -74,6 +80,16 @@ def known_language(text: str) -> str | None:
     if known is None or known == UNKNOWN_LANGUAGE:
         return known
     return f"{known}-{rest}" if rest and rest.isascii() and rest.isalnum() else known
+
+
+def audio_format(name: str, asked: Conversion[Any]) -> AudioFormat:
+    """The file's format, or the nearest one. Raises InvalidSpec."""
+    if name not in FORMATS:
+        raise asked.wrong(f"must be one of {', '.join(FORMATS)}")
+    used, reason = _MAPPED_FORMATS.get(name) or (AudioFormat(name), None)
+    if reason:
+        asked.adjust(reason)
+    return used
 
 
 def key_scale(text: str, asked: Conversion[Any]) -> str | None:

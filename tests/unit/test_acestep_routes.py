@@ -264,7 +264,10 @@ def test_a_song_that_is_not_there(client: TestClient, settings: GatewaySettings)
 def test_files_that_no_field_reads_are_reported(client: TestClient) -> None:
     files = {name: ("song.wav", silence(), "audio/wav") for name in ("audio", "ctx_audio")}
     answer = data(client.post("/release_task", data={"prompt": "x"}, files=files))
-    assert answer["warnings"] == ["src_audio_path: ignored, task text2music does not use it", "without effect here: audio"]
+    assert answer["warnings"] == [
+        "src_audio_path: ignored, task text2music does not use it",
+        "without effect here: audio",
+    ]
 
 
 @pytest.mark.parametrize(("source", "reference"), [("src_audio", "reference_audio"), ("ctx_audio", "ref_audio")])

@@ -7,11 +7,10 @@ from typing import Annotated, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from api.dialects.body import read_json
-from api.dialects.musical_fields import parsed_seeds
+from api.dialects.musical_fields import FORMATS, parsed_seeds
 from serinette.spec import PublishedName, Task
 
 DEFAULT_BATCH_SIZE: Final = 2
-FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
 
 # More than any list here may have: what is beyond is not looked at, and the spec's bound refuses the rest.
 _MAX_PARTS: Final = 256
@@ -124,19 +123,13 @@ class ReleaseTask(BaseModel):
         False, description="Without a language model here: generated from an example, with a warning."
     )
     sample_query: str = Field(
-        "", description="Without a language model here: it is the prompt, before one that is sent, with a warning."
-        " Lyrics are those that are sent."
+        "",
+        description="Without a language model here: it is the prompt, before one that is sent, with a warning."
+        " Lyrics are those that are sent.",
     )
     analysis_only: bool = Field(False, description=_NO_LM)
     full_analysis_only: bool = Field(False, description=_NO_LM)
     extract_codes_only: bool = Field(False, description=_NO_LM)
-
-    @field_validator("audio_format")
-    @classmethod
-    def _known_format(cls, name: str) -> str:
-        if name not in FORMATS:
-            raise ValueError(f"must be one of {', '.join(FORMATS)}")
-        return name
 
     _seeds = field_validator("seed", mode="before")(parsed_seeds)
 

@@ -238,7 +238,9 @@ def task_ids_of(body: Body) -> list[str]:
         with suppress(ValueError, RecursionError):
             value = read_json(value)
     task_ids = [value] if isinstance(value, str) else value
-    if not (isinstance(task_ids, list) and task_ids and all(isinstance(each, str) and each.strip() for each in task_ids)):
+    if not (
+        isinstance(task_ids, list) and task_ids and all(isinstance(each, str) and each.strip() for each in task_ids)
+    ):
         raise InvalidSpec('task_id_list: name the tasks to query, like {"task_id_list": ["..."]}', field="task_id_list")
     if len(task_ids) > MAX_TASKS:
         raise InvalidSpec(f"task_id_list: at most {MAX_TASKS} tasks an answer", field="task_id_list")

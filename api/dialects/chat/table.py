@@ -7,10 +7,10 @@ from typing import Final
 
 from api.dialects import fields
 from api.dialects import musical_fields as musical
-from api.dialects.chat.request import ChatRequest, words_of
+from api.dialects.chat.request import ChatRequest, outside_tags, words_of
 from api.dialects.fields import Conversion, Table, To, renamer, sentences
 from serinette.errors import InvalidSpec
-from serinette.spec import INSTRUMENTAL, AudioFormat, Task
+from serinette.spec import INSTRUMENTAL, Task
 
 Converted = Conversion[ChatRequest]
 
@@ -19,6 +19,12 @@ def _words(_: object, asked: Converted) -> None:
     prompt, lyrics, wish = words_of(asked.request.text, asked.request.lyrics, wish=asked.request.sample_mode)
     if not (prompt or lyrics or asked.request.audio):
         raise InvalidSpec("messages: the last one of the user must say what to generate", field="messages")
+    if asked.request.unread_messages:
+        asked.adjust("only the last one of the user is read")
+    if asked.request.unread_parts:
+        asked.adjust(f"parts that are not read: {', '.join(asked.request.unread_parts)}")
+    if outside_tags(asked.request.text):
+        asked.adjust("text outside of the tags has no effect")
     if wish and not asked.request.instrumental:
         asked.adjust("writing a song from a wish needs a language model, which is not here; the wish is the prompt")
     if asked.request.instrumental and lyrics and lyrics != INSTRUMENTAL:
@@ -30,12 +36,6 @@ def _words(_: object, asked: Converted) -> None:
 def _model(name: str, asked: Converted) -> str | None:
     """`acestep/NAME`, as its own server spells it, is NAME."""
     return musical.model(name if name in asked.models else name.rpartition("/")[2], asked)
-
-
-def _format(name: str, asked: Converted) -> AudioFormat:
-    if name not in set(AudioFormat):
-        raise asked.wrong(f"must be one of {', '.join(AudioFormat)}")
-    return AudioFormat(name)
 
 
 def _positive(end_s: float, asked: Converted) -> float | None:
@@ -55,7 +55,7 @@ TABLE: Final[Table] = {
     "duration": To("duration_s", lambda seconds, _: seconds if seconds > 0 else None),
     "bpm": To("bpm", musical.bpm),
     "vocal_language": To("vocal_language", musical.language),
-    "format": To("format", _format),
+    "format": To("format", musical.audio_format),
     "key_scale": To("key_scale", musical.key_scale),
     "time_signature": To("time_signature", musical.time_signature),
     # Read with the messages.
