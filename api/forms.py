@@ -75,7 +75,7 @@ def _unquoted(quoted: bytearray) -> str:
     while start < len(quoted):
         end = start + _PIECE_BYTES
         escape = quoted.find(b"%", end - 2, end)  # one that the piece would cut
-        end = escape if 0 < escape and end < len(quoted) else end
+        end = escape if escape > 0 and end < len(quoted) else end
         parts.append(unquote_to_bytes(bytes(quoted[start:end].replace(b"+", b" "))))
         start = end
     return b"".join(parts).decode(errors="replace")

@@ -56,8 +56,15 @@ def test_the_tables_of_compatibility_are_made_of_the_dialects_own() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/generate_music_async", "/generate_music_with_audio_json", "/initialize", "/release_task", "/v1/lora/toggle"]
-    + ["/v1/chat/completions", "/v1/tunes/new"],
+    [
+        "/generate_music_async",
+        "/generate_music_with_audio_json",
+        "/initialize",
+        "/release_task",
+        "/v1/lora/toggle",
+        "/v1/chat/completions",
+        "/v1/tunes/new",
+    ],
 )
 async def test_json_is_read_without_its_content_type(http: httpx.AsyncClient, path: str) -> None:
     """As `requests.post(url, data=json.dumps(...))` sends it: each answers what it answers to JSON under its name."""

@@ -14,7 +14,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from typing_extensions import Self
 
 from api.dialects.musical_fields import FORMATS, LEFT_OUT, parsed_seeds
 from serinette.spec import Task
