@@ -87,6 +87,10 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
     class DialectRoute(LeanRoute):
         refuses_other_media = False
 
+        def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # FastAPI's
+            # The servers that clients were written for read JSON without a Content-Type.
+            super().__init__(path, endpoint, **options | {"strict_content_type": False})
+
         def refuse(self, error: Exception) -> Response | None:
             refusal = refuse(error)
             if refusal is not None and isinstance(error, SerinetteError) and not isinstance(error, RequestError):

@@ -5,24 +5,32 @@ Each converter is for a row of a table (fields.py).
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from typing import Any, Final, Literal, TypeAlias
 
 from api.dialects.fields import Conversion
-from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE, Task
+from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE, AudioFormat, Task
 
 # Tasks whose result is a song: calls that answer with one have no place for text.
 SongTask: TypeAlias = Literal[Task.TEXT2MUSIC, Task.REPAINT, Task.COVER, Task.EXTRACT, Task.LEGO, Task.COMPLETE]
 # What clients write into a field that they leave to the server.
 LEFT_OUT: Final = frozenset({"", "auto", "n/a", "none", "null", "undefined"})
+FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
+_MAPPED_FORMATS: Final = {
+    "opus": (AudioFormat.OGG, "opus comes in an Ogg container"),
+    "aac": (AudioFormat.M4A, "aac comes in an MP4 container (m4a)"),
+    "wav32": (AudioFormat.WAV, "wav has 16 bits here, not 32"),
+}
 _SHOWN: Final = 40
 _LM_BOUNDS: Final = {"temperature": (0.0, 2.0), "top_p": (0.01, 1.0), "cfg_scale": (1.0, 10.0)}
 # Patterns with several gaps take long of a long one.
 _LONGEST: Final = 64
 
 _KEY = re.compile(
-    r"([A-G])[\s-]*(#|b|♯|♭|sharp|flat)?[\s-]*"
-    r"(m|min|minor|moll|maj|major|dur|ionian|dorian|phrygian|lydian|mixolydian|aeolian|locrian)?(?:\s+(?:key|mode|scale))?",
+    r"(?:(?:in\s+(?:the\s+)?)?key\s+of\s+)?([A-G])[\s-]*(#|b|♯|♭|sharp|flat)?[\s-]*"
+    r"(?:(natural|harmonic|melodic)\s+(?=min))?(m|min|minor|moll|maj|major|dur|ionian|dorian|phrygian|lydian|mixolydian|aeolian|locrian)?(?:\s+(?:key|mode|scale))?",
     re.IGNORECASE,
 )
 _SIGNS: Final = {"sharp": "#", "flat": "b"}
@@ -30,7 +38,7 @@ _MINOR: Final = frozenset({"min", "minor", "moll", "dorian", "phrygian", "aeolia
 # Modes by another name than their key's: minor and major are what the model knows.
 _MODES: Final = frozenset({"dorian", "phrygian", "lydian", "mixolydian", "locrian"})
 _WHOLE = re.compile(r"(-?\d{1,40})(?:\.0*)?", re.ASCII)
-_METRE = re.compile(r"([2-9]|1[0-2])(?:\s*[/:-]\s*(2|4|8|16))?(?:\s+time)?", re.IGNORECASE)
+_METRE = re.compile(r"([2-9]|1[0-2])(?:\.0+)?(?:\s*[/:-]\s*(2|4|8|16))?(?:\s+time)?", re.IGNORECASE)
 # Names of languages, and tags that stand for one of the model's.
 _SAID: Final = (
     "arabic=ar azerbaijani=az bulgarian=bg bengali=bn bangla=bn catalan=ca czech=cs danish=da german=de greek=el "
@@ -47,13 +55,15 @@ _NAMES: Final[dict[str, str]] = dict(entry.split("=") for entry in _SAID.split()
 
 def known_key_scale(text: str) -> tuple[str, str | None] | None:
     """The key in a spec's words, and what it was taken for where it is another's; None for what is no key."""
-    match = _KEY.fullmatch(text.strip()) if len(text) <= _LONGEST else None
-    if match is None:
+    first, _, other = text.partition("/")
+    match = _KEY.fullmatch(first.strip()) if len(text) <= _LONGEST else None
+    if match is None or (other and _KEY.fullmatch(other.strip()) is None):
         return None
-    note, sign, mode = match[1].upper(), match[2] or "", match[3] or ""
+    note, sign, mode = match[1].upper(), match[2] or "", match[4] or ""
     minor = mode == "m" or mode.lower() in _MINOR
     key = f"{note}{_SIGNS.get(sign.lower(), sign)} {'minor' if minor else 'major'}"
-    return key, key if mode.lower() in _MODES else None
+    another = other or mode.lower() in _MODES or (match[3] or "natural").lower() != "natural"
+    return key, key if another else None
 
 
 def known_time_signature(text: str) -> str | None:
@@ -76,6 +86,16 @@ def known_language(text: str) -> str | None:
     return f"{known}-{rest}" if rest and rest.isascii() and rest.isalnum() else known
 
 
+def audio_format(name: str, asked: Conversion[Any]) -> AudioFormat:
+    """The file's format, or the nearest one. Raises InvalidSpec."""
+    if name not in FORMATS:
+        raise asked.wrong(f"must be one of {', '.join(FORMATS)}")
+    used, reason = _MAPPED_FORMATS.get(name) or (AudioFormat(name), None)
+    if reason:
+        asked.adjust(reason)
+    return used
+
+
 def key_scale(text: str, asked: Conversion[Any]) -> str | None:
     """A key, or a mode by the nearest one; what is none is left to the model."""
     known = known_key_scale(text)
@@ -83,7 +103,7 @@ def key_scale(text: str, asked: Conversion[Any]) -> str | None:
         asked.adjust(f"{text.strip()[:_SHOWN]} is no key that the model knows; left to the model")
         return None
     if known[1]:
-        asked.adjust(f"{text.strip()[:_SHOWN]} is taken for {known[1]}; the model knows major and minor")
+        asked.adjust(f"{text.strip()[:_SHOWN]} is taken for {known[1]}; the model knows major and minor, one at a time")
     return known[0]
 
 
@@ -166,11 +186,18 @@ def seed(seeds: tuple[int, ...], asked: Conversion[Any]) -> int | tuple[int, ...
         asked.adjust(f"{len(seeds)} seeds for {count} {'song' if count == 1 else 'songs'}: the last have no effect")
     if len(given) == 1:
         return first
-    own = [seed if seed >= 0 else None for seed in given] + [None] * (count - len(given))
-    if None in own:
-        asked.adjust(f"songs without a seed of their own are generated with {first} + their number")
-    filled = tuple((first + index) % (MAX_SEED + 1) if seed is None else seed for index, seed in enumerate(own))
+    own = [*given, *[-1] * (count - len(given))]
+    if min(own) < 0:
+        asked.adjust(f"songs without a seed of their own are generated with {first} + their number, or the next unused")
+    for index, seed in enumerate(own):
+        if seed < 0:
+            own[index] = next(free for free in _from(first + index) if free not in own)
+    filled = tuple(own)
     return first if filled == tuple(range(first, first + count)) else filled
+
+
+def _from(seed: int) -> Iterator[int]:
+    return (number % (MAX_SEED + 1) for number in itertools.count(seed))
 
 
 def model(name: str, asked: Conversion[Any]) -> str | None:

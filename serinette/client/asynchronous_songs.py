@@ -7,8 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Unpack
 
+from serinette.client import wire
 from serinette.client.asynchronous import AsyncClient
 from serinette.client.calls import JobFields
+from serinette.client.files import check_suffix
 from serinette.errors import GenerationError, of_code
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec
@@ -21,12 +23,19 @@ class AsyncSong:
         self.job = job
         self._client = client
 
+    def url(self, index: int = 0) -> str:
+        """Where the gateway serves the song, of several the one with this index; it asks for a key there, too."""
+        base = wire.address(None, None)[0] if self._client is None else self._client.url
+        return f"{base}/v1/jobs/{self.job.id}/audio?index={index}"
+
     async def save(self, path: str | PathLike[str], index: int = 0) -> Path:
         """Write the song, of several the one with this index, to `path`, whole or not at all.
 
         Raises:
+            InvalidSpec: `path` ends like a file of another format than the song's.
             Gone: its file was erased.
         """
+        check_suffix(path, self.job)
         async with AsyncExitStack() as stack:
             client = self._client
             if client is None:

@@ -12,8 +12,23 @@ from typing import BinaryIO
 import anyio
 
 from serinette.client.wire import CHUNK_BYTES
-from serinette.errors import SerinetteError
+from serinette.errors import InvalidSpec, SerinetteError
 from serinette.job import Job
+from serinette.spec import AudioFormat
+
+
+def check_suffix(path: str | PathLike[str], job: Job) -> None:
+    """Refuse a name by which a program would take the job's songs for something else.
+
+    Raises:
+        InvalidSpec: it ends like a file of another format.
+    """
+    suffix, made = Path(path).suffix.lower().removeprefix("."), job.spec.format
+    if suffix in set(AudioFormat) - {made}:
+        raise InvalidSpec(
+            f"path: the song is {made}, so save it as .{made}; for .{suffix} generate with format={suffix!r}",
+            field="path",
+        )
 
 
 class Incoming:

@@ -7,7 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Unpack
 
+from serinette.client import wire
 from serinette.client.calls import JobFields
+from serinette.client.files import check_suffix
 from serinette.client.sync import Client
 from serinette.errors import GenerationError, of_code
 from serinette.job import Job, JobOptions, JobStatus
@@ -21,12 +23,19 @@ class Song:
         self.job = job
         self._client = client
 
+    def url(self, index: int = 0) -> str:
+        """Where the gateway serves the song, of several the one with this index; it asks for a key there, too."""
+        base = wire.address(None, None)[0] if self._client is None else self._client.url
+        return f"{base}/v1/jobs/{self.job.id}/audio?index={index}"
+
     def save(self, path: str | PathLike[str], index: int = 0) -> Path:
         """Write the song, of several the one with this index, to `path`, whole or not at all.
 
         Raises:
+            InvalidSpec: `path` ends like a file of another format than the song's.
             Gone: its file was erased.
         """
+        check_suffix(path, self.job)
         with ExitStack() as stack:
             client = self._client
             if client is None:

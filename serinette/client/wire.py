@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterable, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +29,7 @@ ENDS = frozenset(status.value for status in JobStatus if status.ended)
 LOG_EVENTS = frozenset({"status", "log"}) | ENDS
 
 T = TypeVar("T")
+_KEY = re.compile(r"[\x21-\x7e]+")
 
 # Of a gateway, or of a proxy before it: nothing was accepted. 502 and 504 leave that open.
 _REFUSED = {429, 503}
@@ -39,16 +41,18 @@ def address(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     if url is None:
         url = os.environ.get("SERINETTE_URL") or DEFAULT_URL
     if api_key is None:
-        api_key = os.environ.get("SERINETTE_API_KEY") or None
-    return url.rstrip("/"), api_key
+        api_key = os.environ.get("SERINETTE_API_KEY", "")
+    return url.strip().rstrip("/"), api_key.strip() or None  # keys out of files end with a line break
 
 
 def arguments(url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
     """What httpx.Client and httpx.AsyncClient are made with.
 
     Raises:
-        ConfigurationError: `url` is not one.
+        ConfigurationError: `url` or `api_key` is not one.
     """
+    if api_key is not None and not _KEY.fullmatch(api_key):
+        raise ConfigurationError("the API key has characters that no key has: give it alone, as it was issued")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:

@@ -77,12 +77,12 @@ def pool(name: str, *workers: Presence, **counts: Any) -> Pool:
     return Pool(name=name, waiting={Lane.NORMAL: counts.pop("waiting", 0)}, workers=workers, **counts)
 
 
-def silence() -> bytes:
-    """A second of it, as wav."""
+def silence(seconds: int = 1) -> bytes:
+    """As wav."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(2)
         writer.setsampwidth(2)
         writer.setframerate(48_000)
-        writer.writeframes(bytes(48_000 * 4))
+        writer.writeframes(bytes(48_000 * 4 * seconds))
     return file.getvalue()

@@ -38,6 +38,8 @@ thinking time_signature timesteps track_classes track_name use_adg use_cot_capti
 use_random_seed use_tiled_decode velocity_ema_factor velocity_norm_threshold vocal_language
 """,
 )
+_LM = "ACE-Step's 5 Hz language model, which is not here"
+_DESCRIBED = f"writing a song from a description needs {_LM}"
 WITHOUT_EFFECT = {name: to.neutral for name, to in TABLE.items() if to.neutral is not None}
 
 
@@ -153,6 +155,9 @@ def test_a_field_under_all_its_names_and_in_all_its_places(body: dict[str, Any])
         ({"key": " e♭ "}, {"key_scale": "E♭ major"}),
         ({"key": "A aeolian"}, {"key_scale": "A minor"}),
         ({"key": "g moll"}, {"key_scale": "G minor"}),
+        ({"key": "A natural minor"}, {"key_scale": "A minor"}),
+        ({"key": "Key of C"}, {"key_scale": "C major"}),
+        ({"time_signature": 4.0}, {"time_signature": "4"}),
         ({"key": "   "}, {"key_scale": None}),
         ({"time_signature": "6/8 "}, {"time_signature": "6/8"}),
         ({"time_signature": "3 / 4 time"}, {"time_signature": "3/4"}),
@@ -202,10 +207,21 @@ def test_a_field_that_is_honoured(sent: dict[str, Any], expected: dict[str, Any]
         ({"audio_duration": -1}, {"duration_s": 60.0}, "audio_duration: is not chosen"),
         ({"bpm": 119.7}, {"bpm": 120}, "bpm: 119.7 is taken for 120"),
         ({"seed": "12,99,7"}, {"seed": (12, 99)}, "seed: 3 seeds for 2 songs"),
+        ({"seed": "-1,-1,7", "batch_size": 3}, {"seed": (8, 9, 7)}, "seed: songs without a seed of their own"),
+        ({"seed": "10,-1,11", "batch_size": 3}, {"seed": (10, 12, 11)}, "seed: songs without a seed of their own"),
+        ({"seed": "10,12", "batch_size": 3}, {"seed": (10, 12, 13)}, "seed: songs without a seed of their own"),
+        (
+            {"seed": f"{MAX_SEED},0", "batch_size": 3},
+            {"seed": (MAX_SEED, 0, 1)},
+            "seed: songs without a seed of their own",
+        ),
         ({"seed": "12,-1,7", "batch_size": 3}, {"seed": (12, 13, 7)}, "seed: songs without a seed of their own"),
         ({"seed": "12,99", "batch_size": 3}, {"seed": (12, 99, 14)}, "generated with 12 + their number"),
         ({"instrumental": True, "lyrics": "la la"}, {"lyrics": "[Instrumental]"}, "instrumental: is true, so lyrics"),
         ({"key_scale": "D Dorian"}, {"key_scale": "D minor"}, "key_scale: D Dorian is taken for D minor"),
+        ({"key_scale": "A harmonic minor"}, {"key_scale": "A minor"}, "A harmonic minor is taken for A minor"),
+        ({"key_scale": "C major/A minor"}, {"key_scale": "C major"}, "C major/A minor is taken for C major"),
+        ({"key_scale": "C major/loud"}, {"key_scale": None}, "key_scale: C major/loud is no key"),
         ({"key_scale": "F# mixolydian mode"}, {"key_scale": "F# major"}, "is taken for F# major"),
         ({"key_scale": "hirajoshi"}, {"key_scale": None}, "key_scale: hirajoshi is no key"),
         ({"time_signature": "waltz"}, {"time_signature": None}, "time_signature: waltz is no metre"),
@@ -246,10 +262,14 @@ def test_a_field_without_counterpart_is_reported_only_where_it_asks_for_somethin
     [
         ({"sample_query": "a soft Bengali love song"}, ("a soft Bengali love song", "", "write")),
         ({"description": "a soft song", "lyrics": "la"}, ("a soft song", "la", None)),
-        ({"desc": "a soft song", "prompt": "jazz"}, ("a soft song", "", "write")),
+        ({"desc": "a soft song", "prompt": "jazz"}, ("a soft song, jazz", "", "write")),
         ({"sampleMode": "1", "prompt": "jazz", "lyrics": "la"}, ("jazz", "la", None)),
         ({"sample_mode": True, "sample_query": "a waltz", "use_format": True}, ("a waltz", "", "write")),
         ({"sample_query": "a waltz", "instrumental": True}, ("a waltz", INSTRUMENTAL, "write")),
+        (  # as Wrangler sends it, whose prompt is never empty
+            {"prompt": "C Major, 120 BPM", "lyrics": "", "sample_query": "a sad song about rain. "},
+            ("a sad song about rain, C Major, 120 BPM", "", "write"),
+        ),
     ],
 )
 def test_a_wish_is_written_by_a_planner_and_lyrics_that_are_sent_are_kept(

@@ -89,8 +89,10 @@ def song(client: TestClient, slot: HandSlot, *songs: bytes) -> str:
         {"json": {"prompt": "upbeat pop song", "inference_steps": 8, "batch_size": 1}},
         {"data": {"prompt": "upbeat pop song", "inferenceSteps": "8", "batchSize": "1"}},
         {
-            "data": {"caption": "upbeat pop song", "param_obj": '{"inference_steps": 8, "batch_size": 1}'},
-            "files": {"unused": ("x.txt", b"")},
+            "files": {
+                "caption": (None, "upbeat pop song"),
+                "param_obj": (None, '{"inference_steps": 8, "batch_size": 1}'),
+            },
         },
         {
             "content": '{"prompt": "upbeat pop song", "inference_steps": 8, "batch_size": 1}',
@@ -214,8 +216,13 @@ def test_tasks_are_asked_for_by_form_too(client: TestClient, as_text: bool) -> N
     assert data(client.post("/query_result", **sent))[0]["task_id"] == task_id
 
 
-def test_too_many_tasks_at_once_are_refused_and_none_is_none(client: TestClient) -> None:
-    assert asked(client) == []
+@pytest.mark.parametrize("ids", [[], "[]", "null", " ", [None], [""], [["x"]], {"a": 1}, '{"a": 1}', 7])
+def test_a_query_that_names_no_task_is_refused(client: TestClient, ids: Any) -> None:
+    assert "task_id_list" in refusal(client.post("/query_result", json={"task_id_list": ids}), 400)
+
+
+def test_too_many_tasks_at_once_are_refused(client: TestClient) -> None:
+    assert asked(client, "x")[0]["task_id"] == "x"
     assert "task_id_list" in refusal(client.post("/query_result", json={"task_id": NO_JOB}), 400)
     assert len(asked(client, *["x"] * MAX_TASKS)) == MAX_TASKS
     refusal(client.post("/query_result", content=b'{"task_id_list": ["\\ud800"]}'), 400)
@@ -253,6 +260,15 @@ def test_a_song_that_is_not_there(client: TestClient, settings: GatewaySettings)
     refusal(client.get("/v1/audio"), 404)
     waits = released(client)
     assert "not ready" in refusal(client.get("/v1/audio", params={"path": f"{waits}-0.mp3"}), 409)
+
+
+def test_files_that_no_field_reads_are_reported(client: TestClient) -> None:
+    files = {name: ("song.wav", silence(), "audio/wav") for name in ("audio", "ctx_audio")}
+    answer = data(client.post("/release_task", data={"prompt": "x"}, files=files))
+    assert answer["warnings"] == [
+        "src_audio_path: ignored, task text2music does not use it",
+        "without effect here: audio",
+    ]
 
 
 @pytest.mark.parametrize(("source", "reference"), [("src_audio", "reference_audio"), ("ctx_audio", "ref_audio")])

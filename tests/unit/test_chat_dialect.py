@@ -130,7 +130,7 @@ def audio_of(item: dict[str, Any]) -> bytes:
                 "lm_temperature": 0.85,
                 "lm_top_p": 0.9,
             },
-            ["model: acestep-v1.5-turbo is not held here"],
+            ["messages: only the last one of the user is read", "model: acestep-v1.5-turbo is not held here"],
         ),
         (
             asking("<prompt>x</prompt>", model="acestep/acestep-v15-turbo", seed="42,123", batch_size=2, n=1),
@@ -138,6 +138,43 @@ def audio_of(item: dict[str, Any]) -> bytes:
             ["without effect here: n"],
         ),
         (asking("<prompt>x</prompt>", seed=7, guidance_scale=7.0), {"seed": 7, "guidance_scale": 7.0}, []),
+        # A history, with what other servers answered in it.
+        (
+            {
+                "messages": [
+                    *[{"role": "user", "content": "jazz"}] * 70,
+                    {"role": "assistant", "content": [{"type": "output_text", "text": None}], "audio": {"id": "x"}},
+                    "nonsense",
+                    {"role": "user", "content": "<prompt>more</prompt>"},
+                    {"role": "tool", "content": None},
+                ]
+            },
+            {"prompt": "more"},
+            ["messages: only the last one of the user is read"],
+        ),
+        (
+            asking([{"type": "audio_url", "audio_url": {"url": "data:,x"}}, {"type": "text", "text": "a walk"}]),
+            {"prompt": "a walk"},
+            ["messages: parts that are not read: audio_url"],
+        ),
+        (
+            asking("Please <prompt>jazz</prompt> with <lyrics>la</lyrics> horns"),
+            {"prompt": "jazz", "lyrics": "la"},
+            ["messages: text outside of the tags has no effect"],
+        ),
+        (
+            asking("<prompt>x</prompt>", seed="auto", guidance_scale="", model="none")
+            | {
+                "audio_config": {"bpm": "", "duration": "auto", "key_scale": " ", "time_signature": "N/A", "format": ""}
+            },
+            {"bpm": None, "duration_s": 60, "key_scale": None, "time_signature": None, "format": "mp3", "model": None},
+            [],
+        ),
+        (
+            asking("<prompt>x</prompt>", audio_config={"format": "AAC"}),
+            {"format": "m4a"},
+            ["format: aac comes in an MP4 container"],
+        ),
     ],
 )
 def test_a_message_becomes_a_song(client: TestClient, body: dict[str, Any], expected: Any, noted: list[str]) -> None:
@@ -199,7 +236,8 @@ def test_streams_are_bounded_and_nothing_is_submitted_beyond(client: TestClient,
     [
         ({}, 400, "messages"),
         ({"messages": []}, 400, "messages"),
-        ({"messages": [{"role": "user", "content": "x"}] * 65}, 400, "at most 64 messages"),
+        (asking([{"type": "text", "text": 7}]), 400, "messages.0.content.0.text: Input should be a valid string"),
+        (asking(7), 400, "messages.0.content: Input should be a valid list"),
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "must say what to generate"),
         (asking("  "), 400, "must say what to generate"),
         (asking("<prompt>x</prompt>", audio_config={"duration": 9_999}), 400, "duration: "),
@@ -254,13 +292,25 @@ def test_a_song_that_takes_long_is_found_behind_a_redirect(client: TestClient, s
         impatient.post(f"/v1/jobs/{job_id}/cancel")
         canceled = impatient.get(answer.headers["Location"])
         assert (canceled.status_code, canceled.json()["error"]["code"]) == (500, "canceled")
+        assert canceled.headers["x-should-retry"] == "false"  # as OpenAI's SDKs read it
     assert client.get("/v1/chat/completions/nothing").status_code == 404
+
+
+def test_the_same_key_is_the_same_song(client: TestClient) -> None:
+    first, again = (
+        client.post("/v1/chat/completions", json=asking("<prompt>x</prompt>"), headers={"Idempotency-Key": "chat-1"})
+        for _ in range(2)
+    )
+    assert first.json()["id"] == again.json()["id"]
+    other = client.post("/v1/chat/completions", json=asking("y"), headers={"Idempotency-Key": "chat-1"})
+    assert (other.status_code, other.json()["error"]["type"]) == (409, "invalid_request_error")
 
 
 def test_songs_that_are_too_long_for_an_answer_are_named(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "MAX_INLINE_BYTES", 1_000)
     answered = client.post("/v1/chat/completions", json=asking("<prompt>x</prompt>")).json()
     url = answered["choices"][0]["message"]["audio"][0]["audio_url"]["url"]
+    assert url.startswith("http://localhost/v1/jobs/")
     assert client.get(url).content == SONG
 
 

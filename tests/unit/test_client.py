@@ -16,8 +16,10 @@ import pytest
 
 import serinette
 from serinette.client import AsyncClient, Client, Retry
+from serinette.client.asynchronous_songs import AsyncSong
 from serinette.client.calls import JobFields, submit
 from serinette.client.retries import RetryBudget, TransientError, retry_after_s
+from serinette.client.songs import Song
 from serinette.errors import (
     ConfigurationError,
     GenerationError,
@@ -341,7 +343,7 @@ def test_every_public_name_is_there() -> None:
 def generated(url: str, kind: str, monkeypatch: pytest.MonkeyPatch, path: Path) -> Path:
     """One call from a prompt to a file, waiting or awaited, of the gateway that the environment names."""
     monkeypatch.setenv("SERINETTE_URL", f"{url}/")
-    monkeypatch.setenv("SERINETTE_API_KEY", "srn_of_the_environment")
+    monkeypatch.setenv("SERINETTE_API_KEY", " srn_of_the_environment\n")  # as `cat` has it out of a file
     if kind == "Client":
         return serinette.generate("jazz", duration_s=1).save(path)
 
@@ -359,6 +361,9 @@ def test_a_song_in_one_call_by_the_environment(kind: str, monkeypatch: pytest.Mo
     with answering() as server:
         server.answers = [Answer(201, json.dumps(job_json())), Answer(200, json.dumps(done)), Answer(200, song)]
         assert generated(server.url, kind, monkeypatch, tmp_path / "song.mp3").read_text() == song
+        finished = Job.model_validate(done)
+        for named in (Song(finished), AsyncSong(finished)):
+            assert named.url() == f"{server.url}/v1/jobs/a/audio?index=0"
         assert [request[1].partition("?")[0] for request in server.requests] == [
             "/v1/jobs",
             "/v1/jobs/a",
@@ -366,6 +371,26 @@ def test_a_song_in_one_call_by_the_environment(kind: str, monkeypatch: pytest.Mo
         ]
         keys = {request[3]["Authorization"] for request in server.requests}
         assert keys == {"Bearer srn_of_the_environment"}
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_a_song_is_not_saved_under_another_formats_name(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = job_json() | {"status": "succeeded", "result": a_result("0" * 64).model_dump()}
+    with answering() as server:
+        server.answers = [Answer(201, json.dumps(job_json())), Answer(200, json.dumps(done))]
+        with pytest.raises(InvalidSpec, match=r"the song is mp3, so save it as \.mp3"):
+            generated(server.url, kind, monkeypatch, tmp_path / "song.FLAC")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [Client, AsyncClient])
+def test_a_key_that_is_none_is_refused_at_once_and_not_repeated(make: Any) -> None:
+    for key in ("srn_a\nb", "srn_ключ", "Bearer srn_x"):
+        with pytest.raises(ConfigurationError, match="the API key has characters") as refused:
+            make("http://localhost:1", api_key=key)
+        assert key not in str(refused.value)
 
 
 @pytest.mark.parametrize("kind", CLIENTS)

@@ -54,6 +54,29 @@ def test_the_tables_of_compatibility_are_made_of_the_dialects_own() -> None:
         assert set(model.model_fields) <= set(table), "a field that no row reads has no effect, and nothing says so"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/generate_music_async",
+        "/generate_music_with_audio_json",
+        "/initialize",
+        "/release_task",
+        "/v1/lora/toggle",
+        "/v1/chat/completions",
+        "/v1/tunes/new",
+    ],
+)
+async def test_json_is_read_without_its_content_type(http: httpx.AsyncClient, path: str) -> None:
+    """As `requests.post(url, data=json.dumps(...))` sends it: each answers what it answers to JSON under its name."""
+    sent = b'{"infer_step": 0, "bf16": "?", "seed": "x", "use_lora": "?", "seconds": 0, "messages": 1}'
+    nameless = await http.post(path, content=sent)
+    named = await http.post(path, content=sent, headers={"Content-Type": "application/json"})
+    assert "Content-Type" not in nameless.request.headers
+    assert 400 <= named.status_code < 500
+    shown = [re.sub(r'"timestamp":\d+', "", answer.text) for answer in (nameless, named)]
+    assert (nameless.status_code, shown[0]) == (named.status_code, shown[1])
+
+
 async def test_its_fields_become_a_job_and_what_is_not_done_as_asked_is_known(http: httpx.AsyncClient) -> None:
     sent = {"text": "a waltz", "seconds": "30", "tempo": 91.6, "reverb": True, "colour": "blue"}
     answer = (await http.post("/v1/tunes/new", json=sent)).json()

@@ -353,6 +353,13 @@ def test_which_client_gets_what(
     assert spec["format"] == ("mp3" if path.endswith("mp3") else "wav")
 
 
+@pytest.mark.parametrize("path", ["/generate_music_form", "/generate_music_with_audio"])
+def test_json_where_a_form_goes_is_refused(client: TestClient, path: str) -> None:
+    for headers in ({"Content-Type": "application/json"}, {}):
+        answer = client.post(path, content=b'{"genre": "metal"}', headers=headers)
+        assert (answer.status_code, answer.json()["detail"][:15]) == (415, "send the fields")
+
+
 def test_the_prompt_of_a_form_is_its_genre(waiting_or_not: dict[bool, TestClient]) -> None:
     waiting_or_not[True].post("/generate_music_form", data={"genre": "ballad of the form", "prompt": "y"})
     newest = waiting_or_not[True].get("/v1/jobs").json()["jobs"][0]
@@ -365,6 +372,21 @@ def test_json_with_the_song_in_it_is_whole(waiting_or_not: dict[bool, TestClient
     answered = client.get(f"/result/{request_id}?format=json&wait=5").json()
     assert base64.b64decode(answered["audio"]) == SONG
     assert (answered["request_id"], answered["params_json"]["format"]) == (request_id, "mp3")
+
+
+# 4.6 MB, of which a form escapes many characters.
+_LONG_B64 = base64.b64encode(silence(18)[:44] + bytes(range(256)) * 13_500).decode()
+
+
+@pytest.mark.parametrize(
+    "sent", [{"data": {"audio_base64": _LONG_B64}}, {"files": {"audio_base64": (None, _LONG_B64)}}]
+)
+def test_base64_in_a_form_may_be_long(client: TestClient, sent: dict[str, Any]) -> None:
+    answer = client.post("/generate_music_with_audio_base64", **sent)
+    assert answer.status_code == 200, answer.text
+    spec = client.get(f"/v1/jobs/{answer.json()['request_id']}").json()["spec"]
+    upload = client.get(f"/v1/uploads/{spec['source_audio']}").json()
+    assert (upload["duration_s"], upload["size_bytes"]) == (18.0, 44 + 256 * 13_500)
 
 
 @pytest.mark.parametrize(

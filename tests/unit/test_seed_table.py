@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from api.dialects.fields import Conversion
-from api.dialects.seed.request import LYRIC_DEFAULT, TAG_DEFAULT, GenerateMusicRequest
+from api.dialects.seed.request import LYRIC_DEFAULT, TAG_DEFAULT, GenerateMusicForm, GenerateMusicRequest
 from api.dialects.seed.table import DRAWN_DURATION_S, convert, record_of
 from serinette.errors import InvalidSpec
 from serinette.spec import MAX_SEED, AudioFormat, GenerationSpec, Task
@@ -178,6 +178,13 @@ def test_what_v1_alone_has_is_accepted_and_listed_not_hidden() -> None:
     said = {name: value for name, value in WHOLE_FORM.items() if value is not None}
     assert answer["sent"] == {name: value for name, value in said.items() if name not in {"prompt", "lyrics"}}
     assert recorded({"oss_steps": [10, 20.5], "lyrics": None})["ignored"] == ["oss_steps"]
+
+
+def test_a_genre_is_the_prompt_of_forms_alone() -> None:
+    sent = {"genre": "heavy metal", "prompt": "jazz"}
+    assert (spec(sent).prompt, recorded(sent)["ignored"]) == ("jazz", ["genre"])
+    form = convert(GenerateMusicForm.model_validate(sent))
+    assert (form.spec().prompt, form.ignored) == ("heavy metal", [])
 
 
 def test_unknown_fields_are_listed_as_ignored_and_bounded() -> None:

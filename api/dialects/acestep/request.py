@@ -7,11 +7,10 @@ from typing import Annotated, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from api.dialects.body import read_json
-from api.dialects.musical_fields import SongTask, parsed_seeds
+from api.dialects.musical_fields import FORMATS, SongTask, parsed_seeds
 from serinette.spec import PublishedName, Task, TextFloat, TextInt
 
 DEFAULT_BATCH_SIZE: Final = 2
-FORMATS: Final = ("mp3", "wav", "wav32", "flac", "opus", "aac", "ogg", "m4a")
 
 # More than any list here may have: what is beyond is not looked at, and the spec's bound refuses the rest.
 _MAX_PARTS: Final = 256
@@ -129,13 +128,6 @@ class ReleaseTask(BaseModel):
     analysis_only: bool = Field(False, description=_NO_ANALYSIS)
     full_analysis_only: bool = Field(False, description=_NO_ANALYSIS)
     extract_codes_only: bool = Field(False, description=_NO_ANALYSIS)
-
-    @field_validator("audio_format")
-    @classmethod
-    def _known_format(cls, name: str) -> str:
-        if name not in FORMATS:
-            raise ValueError(f"must be one of {', '.join(FORMATS)}")
-        return name
 
     _seeds = field_validator("seed", mode="before")(parsed_seeds)
 

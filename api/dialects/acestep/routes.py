@@ -236,6 +236,7 @@ async def _release(body: Body, access: JobAccess, idempotency_key: str | None) -
         if field in files and ours is not None:
             uploads[field] = await access.keep(*files[field])
     conversion = convert(body.fields, uploads, models)
+    conversion.ignored += body.files.keys() - {name for name, _ in files.values()}
     return await access.submit(conversion, record_of(conversion), idempotency_key)
 
 
@@ -245,19 +246,20 @@ def _files(body: Body) -> dict[str, tuple[str, UploadFile]]:
 
 
 def task_ids_of(body: Body) -> list[str]:
-    """`task_id_list`, a list or its JSON as text; what is neither names one task.
+    """`task_id_list`, a list or its JSON as text; other text names one task.
 
     Raises:
-        InvalidSpec: it is not there, or they are too many.
+        InvalidSpec: it names none, or too many.
     """
     value: Any = next((body.fields[name] for name in ("task_id_list", "taskIdList") if name in body.fields), None)
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             value = read_json(value)
-    if value in (None, ""):
+    task_ids = [value] if isinstance(value, str) else value
+    if not (
+        isinstance(task_ids, list) and task_ids and all(isinstance(each, str) and each.strip() for each in task_ids)
+    ):
         raise InvalidSpec('task_id_list: name the tasks to query, like {"task_id_list": ["..."]}', field="task_id_list")
-    if not isinstance(value, list):
-        return [str(value)]
-    if len(value) > MAX_TASKS:
+    if len(task_ids) > MAX_TASKS:
         raise InvalidSpec(f"task_id_list: at most {MAX_TASKS} tasks an answer", field="task_id_list")
-    return [str(task_id) for task_id in value]
+    return task_ids

@@ -15,13 +15,8 @@ from api.dialects.acestep.names import audio_id, collect
 from api.dialects.acestep.request import ReleaseTask
 from api.dialects.acestep.samples import SIMPLE
 from api.dialects.fields import Conversion, Table, To, renamer, sentences
-from serinette.spec import INSTRUMENTAL, AudioFormat, Task, invalid_spec
+from serinette.spec import INSTRUMENTAL, Task, invalid_spec
 
-_MAPPED_FORMATS: Final = {
-    "opus": (AudioFormat.OGG, "opus comes in an Ogg container"),
-    "aac": (AudioFormat.M4A, "aac comes in an MP4 container (m4a)"),
-    "wav32": (AudioFormat.WAV, "wav has 16 bits here, not 32"),
-}
 _NO_ANALYSIS: Final = "audio is not analyzed here"
 # Tasks for which ACE-Step 1.5 asks its language model when `thinking` is true.
 _THOUGHT_OF: Final = frozenset({Task.TEXT2MUSIC, Task.LEGO, Task.COMPLETE})
@@ -38,14 +33,6 @@ Converted = Conversion[ReleaseTask]
 
 def _filled(value: str | tuple[object, ...], _: Converted) -> object:
     return value if (value.strip() if isinstance(value, str) else value) else None
-
-
-def _format(name: str, task: Converted) -> AudioFormat:
-    mapped = _MAPPED_FORMATS.get(name)
-    if mapped is None:
-        return AudioFormat(name)
-    task.adjust(mapped[1])
-    return mapped[0]
 
 
 def _duration_s(seconds: float, task: Converted) -> float | None:
@@ -99,9 +86,12 @@ def _instrumental(wanted: bool, task: Converted) -> None:
 
 
 def _described(query: str, task: Converted) -> None:
-    """A wish: as upstream, what is written of it stands in the place of prompt and lyrics, and is thought of."""
+    """A wish: as upstream, what is written of it, and of a prompt behind it,
+    stands in the place of prompt and lyrics, and is thought of.
+    """
     if query.strip():
-        _from_wish(query, task)
+        prompt = str(task.fields.get("prompt") or "").strip()  # key and tempo, as some clients send them
+        _from_wish(f"{query.strip(' .')}, {prompt}" if prompt else query, task)
 
 
 def _sampled(wanted: bool, task: Converted) -> None:
@@ -149,7 +139,7 @@ TABLE: Final[Table] = {
     "sample_query": To(convert=_described, also=("description", "desc")),
     "sample_mode": To(convert=_sampled),
     "vocal_language": To("vocal_language", musical.language_of_song, also=("language",)),
-    "audio_format": To("format", _format),
+    "audio_format": To("format", musical.audio_format),
     "task_type": To("task"),
     "batch_size": To("variations"),
     "bpm": To("bpm", musical.bpm),

@@ -77,9 +77,9 @@ def failure(job: Job) -> dict[str, Any]:
     return error_of(theirs(job.error.message), "server_error", job.error.code)
 
 
-def completion(job: Job) -> list[bytes | Artifact]:
+def completion(job: Job, base_url: str) -> list[bytes | Artifact]:
     """The whole answer to a call that does not stream, with songs where their data goes."""
-    message = {"role": "assistant", "content": content(job), "audio": _audio(job)}
+    message = {"role": "assistant", "content": content(job), "audio": _audio(job, base_url)}
     answer = {
         **_head(job, "chat.completion"),
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
@@ -96,13 +96,13 @@ def chunk(job: Job, delta: dict[str, Any], finish: str | None = None) -> bytes:
     return f"data: {json.dumps({**_head(job, 'chat.completion.chunk'), 'choices': [choice]})}\n\n".encode()
 
 
-def last_chunks(job: Job) -> Iterator[bytes | Artifact]:
+def last_chunks(job: Job, base_url: str) -> Iterator[bytes | Artifact]:
     """The events of a stream from the end of its job, with songs where their data goes."""
     if job.status is not JobStatus.SUCCEEDED:
         yield f"data: {json.dumps(failure(job))}\n\n".encode()
     else:
         yield chunk(job, {"content": f"\n\n{content(job)}"})
-        yield from _with_songs(chunk(job, {"audio": _audio(job)}).decode(), job)
+        yield from _with_songs(chunk(job, {"audio": _audio(job, base_url)}).decode(), job)
         yield chunk(job, {}, "stop")
     yield b"data: [DONE]\n\n"
 
@@ -148,8 +148,9 @@ def _inline(job: Job) -> bool:
     return sum(song.size_bytes for song in songs_of(job)) <= MAX_INLINE_BYTES
 
 
-def _audio(job: Job) -> list[dict[str, Any]]:
-    urls = [f"data:{song.content_type};base64,{_HERE}" if _inline(job) else song.url for song in songs_of(job)]
+def _audio(job: Job, base_url: str) -> list[dict[str, Any]]:
+    data = "data:{0.content_type};base64," + _HERE if _inline(job) else f"{base_url}{{0.url}}"
+    urls = [data.format(song) for song in songs_of(job)]
     return [{"type": "audio_url", "audio_url": {"url": url}} for url in urls]
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    field_validator,
+    model_validator,
+)
 
-from api.dialects.musical_fields import SongTask, parsed_seeds
+from api.dialects.musical_fields import FORMATS, LEFT_OUT, SongTask, parsed_seeds
 from serinette.spec import Task, TextFloat, TextInt
 
-_MAX_MESSAGES: Final = 64
 _MAX_PARTS: Final = 16
+_SHOWN: Final = 40
+_READ: Final = frozenset({"text", "input_audio"})
 _TAG = re.compile(r"<(/?)(prompt|lyrics)>", re.IGNORECASE)
 _SECTION = re.compile(r"^[ \t]*\[[^\]\n]{1,40}\]", re.MULTILINE)
 # As many short lines are words to sing, not a description.
@@ -30,18 +39,33 @@ class InputAudio(BaseModel):
 
 
 class Part(BaseModel):
-    """A part of a message: text, or audio to work on."""
+    """A part of a message: text, or audio to work on; one of another `type` is not read, and reported."""
 
-    type: Literal["text", "input_audio"]
+    type: _Text
     text: str = ""
     input_audio: InputAudio | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unread(cls, given: object) -> object:
+        other = isinstance(given, dict) and isinstance(given.get("type"), str) and given["type"] not in _READ
+        return {"type": given["type"]} if isinstance(given, dict) and other else given
+
+
+def _parts(content: object) -> object:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [] if content is None else content
+
+
+_Content = BeforeValidator(_parts, json_schema_input_type=str | list[Part] | None)
 
 
 class Message(BaseModel):
     """One message. The last one of the user asks for the song; the others are not read."""
 
     role: _Text
-    content: str | Annotated[list[Part], Field(max_length=_MAX_PARTS)] | None = None
+    content: Annotated[list[Part], Field(max_length=_MAX_PARTS), _Content] = Field(default_factory=list)
 
 
 class ChatRequest(BaseModel):
@@ -53,7 +77,6 @@ class ChatRequest(BaseModel):
 
     messages: list[Message] = Field(
         min_length=1,
-        max_length=_MAX_MESSAGES,
         description="The last one of the user says what to generate: `<prompt>` and `<lyrics>` tags, lyrics, or a "
         "wish. Its `input_audio` is the source (of text2music the timbre), a second one the timbre.",
     )
@@ -75,7 +98,9 @@ class ChatRequest(BaseModel):
     bpm: TextFloat | None = Field(None, description="Beats per minute.")
     vocal_language: _Text = Field("en", description="A tag or a name; what the model does not know is reported.")
     instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
-    format: Annotated[_Text, _Lowered] = Field("mp3", description="mp3, wav, flac, ogg or m4a.")
+    format: Annotated[_Text, _Lowered] = Field(
+        "mp3", description=f"One of {', '.join(FORMATS)}; opus comes in Ogg, aac in MP4, wav32 with 16 bits: reported."
+    )
     key_scale: _Text | None = Field(None, description="As people write it; what is none is left to the model.")
     time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(
         None, description="As people write it; what is none is left to the model."
@@ -89,50 +114,63 @@ class ChatRequest(BaseModel):
     use_cot_language: Any = Field(None, description="The language is the one that is sent.")
     modalities: Any = Field(None, description="Audio comes whatever is asked for.")
 
+    _unread_messages: bool = False
     _seeds = field_validator("seed", mode="before")(parsed_seeds)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _flat(cls, given: object) -> object:
+    def _flat(cls, given: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(given, dict):
-            return given
-        sent = {name: value for name, value in given.items() if value is not None}
-        config = sent.pop("audio_config", {})
+            return validate(given)
+        config = {} if given.get("audio_config") is None else given["audio_config"]
         if not isinstance(config, dict):
             raise ValueError("audio_config: must be an object")
-        return {**sent, **{name: config[name] for name in _CONFIG if config.get(name) is not None}}
-
-    @field_validator("messages", mode="before")
-    @classmethod
-    def _few(cls, messages: object) -> object:
-        if isinstance(messages, list) and len(messages) > _MAX_MESSAGES:
-            raise ValueError(f"at most {_MAX_MESSAGES} messages")
-        return messages
+        both = {**given, **{name: config[name] for name in _CONFIG if config.get(name) is not None}}
+        sent = {name: value for name, value in both.items() if name != "audio_config" and _says_something(name, value)}
+        messages = sent.get("messages")
+        if not isinstance(messages, list) or not messages:
+            return validate(sent)
+        asking = next((each for each in reversed(messages) if _is_of_the_user(each)), {"role": "user"})
+        request = validate(sent | {"messages": [asking]})  # a history has whatever other servers answered
+        request._unread_messages = any(
+            isinstance(each, dict) and each.get("content") for each in messages if each is not asking
+        )
+        return request
 
     @property
-    def asking(self) -> Message | None:
-        """The message that asks for the song."""
-        return next((message for message in reversed(self.messages) if message.role == "user"), None)
+    def unread_messages(self) -> bool:
+        """Whether others than the last one of the user said something."""
+        return self._unread_messages
+
+    @property
+    def unread_parts(self) -> list[str]:
+        """Kinds of the message's parts that are neither text nor audio."""
+        return sorted({part.type[:_SHOWN] for part in self.messages[0].content if part.type not in _READ})
 
     @property
     def text(self) -> str:
-        """What it says."""
-        content = self.asking.content if self.asking else None
-        if isinstance(content, str):
-            return content
-        return "\n".join(part.text for part in content or () if part.type == "text")
+        """What the message says."""
+        return "\n".join(part.text for part in self.messages[0].content if part.type == "text")
 
     @property
     def audio(self) -> list[str]:
         """Files that came along, in base64."""
-        content = self.asking.content if self.asking else None
-        parts: list[Part] = content if isinstance(content, list) else []
-        return [part.input_audio.data for part in parts if part.input_audio]
+        return [part.input_audio.data for part in self.messages[0].content if part.input_audio]
+
+
+def _says_something(name: str, value: object) -> bool:
+    if not isinstance(value, str) or name in {"lyrics", "vocal_language"}:
+        return value is not None
+    return value.strip().lower() not in LEFT_OUT
+
+
+def _is_of_the_user(message: object) -> bool:
+    return isinstance(message, dict) and message.get("role") == "user"
 
 
 def words_of(text: str, lyrics: str, *, wish: bool) -> tuple[str, str, bool]:
     """Prompt, lyrics, and whether the text was a wish, of which a planner writes both."""
-    tagged = _tagged(text)
+    tagged, _ = _tagged(text)
     if tagged:
         return tagged.get("prompt", ""), tagged.get("lyrics", "") or lyrics, False
     if lyrics.strip():
@@ -142,17 +180,26 @@ def words_of(text: str, lyrics: str, *, wish: bool) -> tuple[str, str, bool]:
     return text.strip(), "", True
 
 
-def _tagged(text: str) -> dict[str, str]:
-    """What stands between tags, in one pass over a stranger's text."""
-    begun: dict[str, int] = {}
+def outside_tags(text: str) -> str:
+    """What a text with tags says beside them."""
+    tagged, outside = _tagged(text)
+    return outside if tagged else ""
+
+
+def _tagged(text: str) -> tuple[dict[str, str], str]:
+    """What stands between tags, and outside, in one pass over a stranger's text."""
+    begun: dict[str, re.Match[str]] = {}
     found: dict[str, str] = {}
+    outside, end = "", 0
     for tag in _TAG.finditer(text):
         name = tag[2].lower()
         if not tag[1]:
-            begun.setdefault(name, tag.end())
-        elif name in begun:
-            found.setdefault(name, text[begun[name] : tag.start()].strip())
-    return found
+            begun.setdefault(name, tag)
+        elif name in begun and name not in found:
+            found[name] = text[begun[name].end() : tag.start()].strip()
+            outside += text[end : begun[name].start()]
+            end = tag.end()
+    return found, (outside + text[end:]).strip()
 
 
 def _are_lyrics(text: str) -> bool:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.dependencies import idempotency_key_header
 from api.dialects.chat import answers
 from api.dialects.chat.request import ChatRequest
 from api.dialects.chat.table import convert, record_of
@@ -45,6 +46,7 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     303: {"description": "Not generated yet: ask the URL in `Location`; clients that follow redirects end with it."},
 }
 _ANSWERS[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+_KeyHeader = Annotated[str | None, idempotency_key_header("The same key with the same body is the same song.")]
 _REFUSED: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "The tenant may not use the lane `normal`."}}
 _BY_ID: Final[dict[int | str, dict[str, Any]]] = {
     404: {"description": "There is no such song."},
@@ -53,7 +55,9 @@ _BY_ID: Final[dict[int | str, dict[str, Any]]] = {
 
 
 @router.post("/v1/chat/completions", responses=_ANSWERS | _REFUSED, response_class=Response)
-async def chat_completions(body: ChatRequest, access: JobAccessPart, http: Request) -> Response:
+async def chat_completions(
+    body: ChatRequest, access: JobAccessPart, http: Request, idempotency_key: _KeyHeader = None
+) -> Response:
     """Generate what the last message of the user asks for; the song comes as a data URL, an mp3 unless asked for."""
     models = await access.models()
     convert(body, ["upload"] * len(body.audio), models).spec()  # before audio is kept that is of no use
@@ -62,9 +66,9 @@ async def chat_completions(body: ChatRequest, access: JobAccessPart, http: Reque
             await held.enter_async_context(access.turn_to_stream())
         uploads = [await access.keep_base64("messages", audio) for audio in body.audio[:2]]
         conversion = convert(body, uploads, models)
-        job = await access.submit(conversion, record_of(conversion))
+        job = await access.submit(conversion, record_of(conversion), idempotency_key)
         if body.stream:
-            return _Stream(_events(access, job), held.pop_all())
+            return _Stream(_events(http, access, job), held.pop_all())
     return await _answer(http, access, job, access.max_wait_s)
 
 
@@ -101,14 +105,15 @@ async def models(access: JobAccessPart) -> dict[str, Any]:
 async def _answer(http: Request, access: JobAccess, job: Job, wait_s: float) -> Response:
     job = await access.hold(job, wait_s, refuse=http.method != "POST")  # what was submitted is not refused
     if job.status is JobStatus.SUCCEEDED:
-        return await access.with_songs(answers.completion(job), "application/json")
+        return await access.with_songs(answers.completion(job, _base_url(http)), "application/json")
     if job.status.ended:
-        return JSONResponse(answers.failure(job), 500)
+        # OpenAI's SDKs repeat a 500 twice, and each would generate a song.
+        return JSONResponse(answers.failure(job), 500, {"x-should-retry": "false"})
     path = f"{http.scope.get('root_path', '')}/v1/chat/completions/{job.id}"
     return RedirectResponse(f"{path}?wait={access.max_wait_s:g}", 303)
 
 
-async def _events(access: JobAccess, job: Job) -> AsyncIterator[bytes]:
+async def _events(http: Request, access: JobAccess, job: Job) -> AsyncIterator[bytes]:
     yield answers.chunk(job, {"role": "assistant", "content": "Generating music"})
     try:
         while not job.status.ended:
@@ -118,10 +123,14 @@ async def _events(access: JobAccess, job: Job) -> AsyncIterator[bytes]:
             job = await access.wait(job, HEARTBEAT_S)
             if not job.status.ended:
                 yield answers.chunk(job, {"content": "."})
-        async for part in access.texts(list(answers.last_chunks(job))):
+        async for part in access.texts(list(answers.last_chunks(job, _base_url(http)))):
             yield part
     except SerinetteError as error:  # the status is sent already
         yield _last(error.message, error.code)
+
+
+def _base_url(http: Request) -> str:
+    return str(http.base_url).rstrip("/")
 
 
 def _last(message: str, code: str = "unavailable") -> bytes:

@@ -7,10 +7,10 @@ from typing import Final
 
 from api.dialects import fields
 from api.dialects import musical_fields as musical
-from api.dialects.chat.request import ChatRequest, words_of
+from api.dialects.chat.request import ChatRequest, outside_tags, words_of
 from api.dialects.fields import Conversion, Table, To, renamer, sentences
 from serinette.errors import InvalidSpec
-from serinette.spec import INSTRUMENTAL, AudioFormat, Task
+from serinette.spec import INSTRUMENTAL, Task
 
 Converted = Conversion[ChatRequest]
 
@@ -19,6 +19,12 @@ def _words(_: object, asked: Converted) -> None:
     prompt, lyrics, wish = words_of(asked.request.text, asked.request.lyrics, wish=asked.request.sample_mode)
     if not (prompt or lyrics or asked.request.audio):
         raise InvalidSpec("messages: the last one of the user must say what to generate", field="messages")
+    if asked.request.unread_messages:
+        asked.adjust("only the last one of the user is read")
+    if asked.request.unread_parts:
+        asked.adjust(f"parts that are not read: {', '.join(asked.request.unread_parts)}")
+    if outside_tags(asked.request.text):
+        asked.adjust("text outside of the tags has no effect")
     if asked.request.instrumental and lyrics and lyrics != INSTRUMENTAL:
         asked.adjust("is true, so lyrics have no effect", field="instrumental")
     asked.fields |= {"prompt": prompt, "lyrics": INSTRUMENTAL if asked.request.instrumental else lyrics}
@@ -39,12 +45,6 @@ def _model(name: str, asked: Converted) -> str | None:
     return musical.model(name if name in asked.models else name.rpartition("/")[2], asked)
 
 
-def _format(name: str, asked: Converted) -> AudioFormat:
-    if name not in set(AudioFormat):
-        raise asked.wrong(f"must be one of {', '.join(AudioFormat)}")
-    return AudioFormat(name)
-
-
 def _positive(end_s: float, asked: Converted) -> float | None:
     return end_s if end_s > 0 or (asked.request.repainting_start or 0) < 0 <= end_s else None
 
@@ -62,7 +62,7 @@ TABLE: Final[Table] = {
     "duration": To("duration_s", lambda seconds, _: seconds if seconds > 0 else None),
     "bpm": To("bpm", musical.bpm),
     "vocal_language": To("vocal_language", musical.language_of_song),
-    "format": To("format", _format),
+    "format": To("format", musical.audio_format),
     "key_scale": To("key_scale", musical.key_scale),
     "time_signature": To("time_signature", musical.time_signature),
     # Read with the messages.

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from api.dialects import fields
 from api.dialects.fields import Conversion, Table, To, renamer
-from api.dialects.seed.request import WITHOUT_COUNTERPART, GenerateMusicRequest
+from api.dialects.seed.request import WITHOUT_COUNTERPART, GenerateMusicForm, GenerateMusicRequest
 from serinette.errors import InvalidSpec
 from serinette.spec import AudioFormat, AudioId, Task
 
@@ -82,7 +82,7 @@ def convert(
     Raises:
         InvalidSpec: `ref_audio_input` is not an id of ours.
     """
-    conversion = fields.convert(FORM_TABLE, request)
+    conversion = fields.convert(FORM_TABLE if isinstance(request, GenerateMusicForm) else TABLE, request)
     if only is not None:
         if "format" in request.model_fields_set and request.format is not only:
             conversion.adjust(f"this call answers {only}", only, "format")
