@@ -42,9 +42,9 @@ export function createView() {
   /** @param {import("./fields.js").Field} field */
   const fieldOf = (field) => {
     const placeholder = field.example ?? field.standard ?? (field.group === "sampling" && field.kind === "number" ? t("automatic") : "");
-    if (field.kind === "choice") {
+    if (field.kind === "choice" || field.kind === "yes") {
       const options = [h("option", { value: "" }, field.standard ?? ""), ...(field.choices ?? [])
-        .filter((choice) => choice !== field.standard).map((choice) => h("option", { value: choice }, choice))];
+        .filter((choice) => choice !== field.standard).map((choice) => h("option", { value: choice }, has(`choice.${choice}`) ? t(`choice.${choice}`) : choice))];
       return labelled(field.name, h("select", {}, options));
     }
     const list = field.choices && h("datalist", { id: `${field.name}-list` },

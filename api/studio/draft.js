@@ -54,9 +54,15 @@ function valueOf(kind, typed) {
   const items = () => typed.split(/[,、\s]+/).filter(Boolean);
   if (kind === "number" || kind === "share") return numberOf(typed);
   if (kind === "words") return items();
-  if (kind === "seeds" && items().length > 1) return items(); // one for each variation
+  if (kind === "yes") return typed === "true";
+  if (kind === "seeds") return items().length > 1 ? items().map(seedOf) : seedOf(typed); // one for each variation
   if (kind === "numbers") return items().map(numberOf);
   return typed;
+}
+
+/** @param {string} typed */
+function seedOf(typed) {
+  return Number.isSafeInteger(Number(typed)) ? Number(typed) : typed; // another number would be sent
 }
 
 /** @param {string} typed */
@@ -79,7 +85,7 @@ export function fromSpec(spec, keep) {
   }
   for (const field of FIELDS) {
     const value = spec[field.name];
-    if (value === null || value === undefined || (field.name === "seed" && !keep.seed)) continue;
+    if (value === null || value === undefined || value === false || (field.name === "seed" && !keep.seed)) continue;
     const text = Array.isArray(value) ? value.join(", ") : String(value);
     draft[field.name] = text === field.standard && field.group !== "main" ? "" : text;
   }
@@ -142,6 +148,7 @@ export function hints(draft, models) {
   if (model?.tasks?.length && !model.tasks.includes(draft["task"] ?? "")) {
     found["task"] = t("hint.task", { tasks: model.tasks.map((task) => t(`task.${task}`)).join(", ") });
   }
+  for (const name of ["rewrite", "thinking"]) if (draft[name] && model && !model.planner) found[name] = t("hint.planner");
   if (model?.turbo && (draft["guidance_scale"] ?? "") !== "") found["guidance_scale"] = t("hint.guidance_scale");
   return found;
 }

@@ -4,7 +4,7 @@
  *
  * `standard` is what an empty field stands for; `tasks` are those that read the field (all, where it is missing).
  *
- * @typedef {{name: string, kind: "number" | "text" | "seeds" | "words" | "numbers" | "choice" | "share", group: string,
+ * @typedef {{name: string, kind: "number" | "text" | "seeds" | "words" | "numbers" | "choice" | "yes" | "share", group: string,
  *   standard?: string, choices?: readonly string[], tasks?: readonly string[], example?: string}} Field
  */
 
@@ -42,11 +42,17 @@ export const FIELDS = [
   { name: "lora", kind: "text", group: "sampling" },
   { name: "lora_scale", kind: "number", group: "sampling", standard: "1" },
   { name: "audio_codes", kind: "text", group: "sampling", tasks: ["text2music", "cover"] },
+  { name: "rewrite", kind: "choice", group: "planner", choices: ["write", "format"], tasks: ["text2music"] },
+  { name: "thinking", kind: "yes", group: "planner", choices: ["true"] },
+  { name: "lm_seed", kind: "seeds", group: "planner" },
+  { name: "lm_temperature", kind: "number", group: "planner" },
+  { name: "lm_top_p", kind: "number", group: "planner" },
+  { name: "lm_cfg_scale", kind: "number", group: "planner" },
   { name: "lane", kind: "choice", group: "job", standard: "normal", choices: ["high", "normal", "low"] },
 ];
 
 /** The folds of the form, in order. */
-export const GROUPS = ["music", "file", "sampling", "job"];
+export const GROUPS = ["planner", "music", "file", "sampling", "job"];
 
 /**
  * Whether a task reads a field.

@@ -109,7 +109,18 @@ export function songView(id) {
     if (job.status === "failed") fill(main, failureBox(job.error, retry), settings(job));
     else if (job.status === "canceled") {
       fill(main, failureBox({ code: canceledHere ? "canceled_here" : "canceled" }, retry), settings(job));
-    } else fill(main, ...songs(job), actions(job), settings(job));
+    } else fill(main, ...(job.result?.texts ?? []).map(text), ...songs(job), job.result?.texts.length ? null : actions(job), settings(job));
+  }
+
+  /** @param {import("./api.js").Schemas["Planned"]} written */
+  function text(written) {
+    const { caption, lyrics, ...rest } = written;
+    const known = Object.entries(rest).filter(([name, value]) => name !== "codes" && value !== null && value !== undefined);
+    const spec = { ...Object.fromEntries(known), prompt: caption ?? "", lyrics: lyrics ?? "" };
+    return h("article", { class: "card" }, h("p", {}, caption ?? ""),
+      h("dl", {}, known.flatMap(([name, value]) => [h("dt", {}, t(`field.${name}`)), h("dd", {}, String(value))])),
+      lyrics ? h("pre", { class: "lyrics" }, lyrics) : null,
+      button(t("song_of_it"), () => again(spec), { class: "primary" }));
   }
 
   /** @param {Job} job */

@@ -99,6 +99,8 @@ def test_what_is_given_is_kept(engine: AceStepEngine) -> None:
         ("BPM: 120, Eb Major", 120, "Eb major"),
         ("calm, A minor", None, "A minor"),
         ("A minor-key ballad, 1988 bpm", None, None),
+        ("C majorのハープ、BPM90で", 90, "C major"),
+        ("ハープ １２０ＢＰＭ", 120, None),
         ("a minor change in a major way", None, None),
         ("変ホ長調のハープ、90bpm", 90, "Eb major"),
         ("嬰ヘ短調", None, "F# minor"),

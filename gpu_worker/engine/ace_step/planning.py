@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,11 @@ from serinette.spec import INSTRUMENTAL, LEFT_TO_TEXT, GenerationSpec, Planned, 
 # Tokens between two reports that differ: each would be a message to the slot.
 _REPORTED_TOKENS = 25
 # Tempo and key as people write them into a prompt. `A minor` at its beginning may be no key: "A minor-key ballad".
-_BPM = re.compile(r"(?<!\d)(?P<before>\d{2,3}) ?bpm\b|\bbpm:? ?(?P<after>\d{2,3})(?!\d)", re.IGNORECASE)
-_KEY = re.compile(r"(?<!\w)(?!^A minor)(?P<note>[A-G])(?P<sign>#|b|♯|♭)? ?(?P<mode>[Mm]ajor|[Mm]inor)\b")
+# Beside them may stand a Japanese letter, which is one of a word to `\b`.
+_BPM = re.compile(r"(?<!\d)(?P<before>\d{2,3}) ?bpm(?![a-z])|(?<![a-z])bpm:? ?(?P<after>\d{2,3})(?!\d)", re.IGNORECASE)
+_KEY = re.compile(
+    r"(?<![A-Za-z0-9])(?!^A minor)(?P<note>[A-G])(?P<sign>#|b|♯|♭)? ?(?P<mode>[Mm]ajor|[Mm]inor)(?![A-Za-z0-9])"
+)
 _KEY_JA = re.compile(r"(?P<sign>嬰|変)?(?P<note>[ハニホヘトイロ])(?P<mode>長|短)調")
 _JA = dict(zip("ハニホヘトイロ嬰変長短", ("C", "D", "E", "F", "G", "A", "B", "#", "b", "major", "minor"), strict=True))
 
@@ -123,6 +127,7 @@ def _given(spec: GenerationSpec) -> Metadata:
 
 def stated(prompt: str) -> Metadata:
     """Tempo and key that a prompt states: a planner that puts a caption in its place must not change them."""
+    prompt = unicodedata.normalize("NFKC", prompt)  # full-width letters and digits
     tempo, key, key_ja = _BPM.search(prompt), _KEY.search(prompt), _KEY_JA.search(prompt)
     bpm = int(tempo["before"] or tempo["after"]) if tempo else 0
     key_scale = f"{key['note']}{key['sign'] or ''} {key['mode'].lower()}" if key else None
