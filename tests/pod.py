@@ -181,6 +181,7 @@ def pod(directory: Path, redis_url: str, settings: Mapping[str, Any] | None = No
         "slots": 1,
         "heartbeat_s": 0.5,
         "heartbeat_ttl_s": 2,
+        "interval_s": 0.5,
         "cancel_timeout_s": 2,
         **(settings or {}),
     }

@@ -707,7 +707,7 @@ end
 -- had no heartbeat since: where calls always come late, no lease would expire.
 function transitions.overdue()
     local lease_s, most, at = number(given(2, 'lease_s'), 'lease_s'), number(given(3, 'most'), 'most'), clock()
-    local watched = tonumber(redis.call('GET', own .. 'watched') or at)
+    local watched = tonumber(redis.call('GET', own .. 'watched') or 0)
     redis.call('SET', own .. 'watched', seconds(at))
     if at < watched or at - watched > lease_s / 2 then
         local extended, lease_until = tonumber(redis.call('GET', own .. 'extended') or -1), string.format('%.17g', at + lease_s)
@@ -718,7 +718,7 @@ function transitions.overdue()
                 redis.call('ZADD', own .. 'leases', lease_until, leases[i])
             end
         end
-        redis.call('SET', own .. 'extended', lease_until)
+        if watched > 0 then redis.call('SET', own .. 'extended', lease_until) end  -- not at the first call of all
     end
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do

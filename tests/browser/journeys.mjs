@@ -64,9 +64,9 @@ async function song() {
   const draft = JSON.parse(await page.evaluate(() => sessionStorage.getItem("serinette.draft")));
   assert.equal(draft.format, "flac");
   assert.match(draft.seed, /^\d+$/);
-  const song = page.url();
+  const before = page.url();
   await page.getByRole("button", { name: english["generate"], exact: true }).click();
-  await page.waitForURL((url) => url.href !== song && url.hash.startsWith("#/song/")); // the server takes its numbers
+  await page.waitForURL((url) => url.href !== before && url.hash.startsWith("#/song/")); // the server takes its numbers
   await close();
 }
 

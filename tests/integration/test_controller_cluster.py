@@ -24,7 +24,11 @@ POD = {
     "kind": "Pod",
     "metadata": {
         "name": "w-1",
-        "labels": {"app.kubernetes.io/component": "worker", "serinette.dev/pool": "turbo"},
+        "labels": {
+            "app.kubernetes.io/name": "serinette",
+            "app.kubernetes.io/component": "worker",
+            "serinette.dev/pool": "turbo",
+        },
     },
     "status": {
         "phase": "Pending",

@@ -51,6 +51,7 @@ def members(redis: Redis, key: str) -> set[str]:
 
 def test_a_batch_reads_which_of_its_jobs_run_and_live_and_how_many_have_ended(board: Board) -> None:
     jobs, running, live = board.jobs, KEYS.batch_running("b"), KEYS.batch_live("b")
+    board.redis.hset(KEYS.batch("b"), "header", "{}")
     first, first_owner = take(board, batch=("b", 4))
     second, second_owner = take(board, batch=("b", 2))
     third = board.submit(batch=("b", 3))
@@ -67,7 +68,7 @@ def test_a_batch_reads_which_of_its_jobs_run_and_live_and_how_many_have_ended(bo
     counted_before = board.submit(batch=("b", 5))
     board.redis.zrem(live, counted_before)
     jobs(calls.cancel(counted_before, TENANT))
-    assert board.redis.hgetall(KEYS.batch("b")) == {b"failed": b"1", b"canceled": b"1"}
+    assert board.redis.hgetall(KEYS.batch("b")) == {b"header": b"{}", b"failed": b"1", b"canceled": b"1"}
     for job_id, line in ((second, 2), (first, 4)):
         jobs(calls.submit(submission(job_id, batch=("b", line))))
     assert board.redis.zrange(live, 0, -1) == [second.encode()], "one that has ended does not live again"

@@ -106,8 +106,8 @@ class ChatRequest(BaseModel):
         None, description="As people write it; what is none is left to the model."
     )
 
-    temperature: float | None = Field(None, description="Of the planner, 0 to 2.")
-    top_p: float | None = Field(None, description="Of the planner, 0.01 to 1.")
+    temperature: TextFloat | None = Field(None, description="Of the planner, 0 to 2.")
+    top_p: TextFloat | None = Field(None, description="Of the planner, 0.01 to 1.")
     thinking: bool | None = Field(None, description="The planner thinks first; where there is none, with a warning.")
     use_format: bool | None = Field(None, description="The planner puts prompt and lyrics in order first; likewise.")
     use_cot_caption: Any = Field(None, description="Of a planned song the planner's caption is used.")
