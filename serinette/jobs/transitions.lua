@@ -53,9 +53,7 @@ end
 
 local function pairs_from(first, name)
     if (#ARGV - first + 1) % 2 ~= 0 then error({err = 'ERR ' .. name .. ' must be fields and values'}) end
-    local flat = {}
-    for i = first, #ARGV do flat[#flat + 1] = ARGV[i] end
-    return flat
+    return {unpack(ARGV, first)}
 end
 
 -- The record's fields from an argument on, by name and flat.
@@ -714,9 +712,7 @@ function transitions.overdue()
         -- Neither leases of dead slots, which lapse has set to 0, nor leases that never expire.
         local leases = redis.call('ZRANGE', own .. 'leases', '(0', '(+inf', 'BYSCORE', 'WITHSCORES')
         for i = 1, #leases, 2 do
-            if tonumber(leases[i + 1]) ~= extended then
-                redis.call('ZADD', own .. 'leases', lease_until, leases[i])
-            end
+            if tonumber(leases[i + 1]) ~= extended then redis.call('ZADD', own .. 'leases', lease_until, leases[i]) end
         end
         if watched > 0 then redis.call('SET', own .. 'extended', lease_until) end  -- not at the first call of all
     end
