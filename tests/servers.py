@@ -62,17 +62,18 @@ def valkey(directory: Path, *, port: int | None = None, append_only: bool = Fals
         },
     )
     server.start()
-    process = server._process  # its own `stop` leaves a server that does not answer just then
-    assert process
     try:
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # The process of now: a test may have ended one and started another. Its own `stop` leaves a server that does
+        # not answer just then.
+        if process := server._process:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @dataclass(frozen=True, slots=True)
