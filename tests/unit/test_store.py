@@ -125,19 +125,20 @@ def test_two_sweeps_at_once_erase_everything(store: Store) -> None:
 def test_of_sixteen_who_create_exactly_one_wins(settings: SharedSettings, round_number: int) -> None:
     key = record_key("default", f"job-{round_number}")
     stores = [Store.open(settings) for _ in range(16)]
+    unsure = set()  # whose first call was not answered: it may have won all the same
 
-    def create(number: int) -> bool | None:
-        try:
-            return stores[number].put_if_absent(key, b"%d" % number)
-        except StoreUnavailable:  # SeaweedFS lets racers wait a second each, now and then beyond our patience
-            return None
+    def create(number: int) -> bool:
+        while True:
+            try:
+                return stores[number].put_if_absent(key, b"%d" % number)
+            except StoreUnavailable:  # SeaweedFS lets racers wait a second each, now and then beyond our patience
+                unsure.add(number)
 
     with ThreadPoolExecutor(16) as pool:
         created = list(pool.map(create, range(16)))
     stored = int(stores[0].get(key))
     winners = [number for number, won in enumerate(created) if won]
-    assert winners == [stored] or (not winners and created[stored] is None)
-    assert created.count(None) < 4
+    assert winners == [stored] or (not winners and stored in unsure)
     assert not stores[0].put_if_absent(key, b"late")
 
 
