@@ -60,23 +60,23 @@ class Uploads:
         self.in_memory = Turns(_IN_MEMORY, _IN_MEMORY // 2, _many_checks)
         self._open = Turns(_UPLOADS, UPLOADS_OF_TENANT, _many_uploads, most_waiting=0)
 
-    async def take(self, tenant: str, chunks: AsyncIterator[bytes]) -> Upload:
-        """Store the body of a request if it is audio.
+    async def take(self, tenant: str, chunks: AsyncIterator[bytes], key: str | None = None) -> Upload:
+        """Store the body of a request if it is audio; with an Idempotency-Key the same audio gets the same id.
 
         Raises:
             TooLarge, InvalidAudio: it is not stored.
         """
-        upload_id = _new_id()
         async with self._file(tenant) as path:
             size_bytes, sha256 = await self._spool(chunks, path)
+            upload_id = _new_id(key and f"{key} {sha256}")
             upload = await self._checked(tenant, upload_id, path, size_bytes, sha256)
             await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), upload.size_bytes)
         await self._record(tenant, upload_record_key(tenant, upload_id), upload)
         return upload
 
-    async def take_file(self, tenant: str, file: UploadFile) -> Upload:
+    async def take_file(self, tenant: str, file: UploadFile, key: str | None = None) -> Upload:
         """Store a file of a form; see `take`."""
-        return await self.take(tenant, _chunks(file))
+        return await self.take(tenant, _chunks(file), key)
 
     async def take_any(self, tenant: str, chunks: AsyncIterator[bytes]) -> UploadedFile:
         """Store the body of a request, of any type: only containers can use it.
@@ -234,5 +234,5 @@ def _many_uploads() -> Limited:
     )
 
 
-def _new_id() -> str:
-    return f"upload-{uuid.uuid4().hex}"
+def _new_id(of: str | None = None) -> str:
+    return f"upload-{(uuid.uuid5(uuid.NAMESPACE_URL, of) if of else uuid.uuid4()).hex}"

@@ -44,13 +44,14 @@ _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedAnswers:
     """What a dialect adds to paths that several APIs have: `health` of the pools and the default pool's name, `models`
-    of their names, the default first.
+    of their names, the default first; `model` is its form of one, made of `id` and `name`.
     """
 
     health: Callable[[Sequence[Pool], str], dict[str, Any]] = lambda _, __: {}
     unhealthy: Callable[[SerinetteError], dict[str, Any]] = lambda _: {}
     models: Callable[[Sequence[str]], dict[str, Any]] = lambda _: {}
     models_schema: type[BaseModel] | None = None
+    model: type[BaseModel] | None = None
     # What stands in the document's examples for values that change with time.
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,19 +146,19 @@ class JobAccess:
         pools = await self.context.parts.queue.pools()
         return any(worker.model and worker.model.planner for pool in pools for worker in pool.workers)
 
-    async def keep(self, name: str, file: UploadFile) -> str:
-        """Keep audio that came along as the form's field `name`; its upload id.
+    async def keep(self, name: str, file: UploadFile, idempotency_key: str | None = None) -> str:
+        """Keep audio that came along as the form's field `name`; its upload id, of the same key and audio the same.
 
         Raises:
             TooLarge, InvalidAudio, InvalidSpec: it is not kept.
         """
         try:
-            return (await self.context.parts.uploads.take_file(self.context.tenant, file)).id
+            return (await self.context.parts.uploads.take_file(self.context.tenant, file, idempotency_key)).id
         except (InvalidAudio, InvalidSpec) as error:  # it knows no field but its own
             raise type(error)(f"{name}: {error.message.removeprefix('file: ')}", field=name) from error
 
-    async def keep_base64(self, name: str, text: str) -> str:
-        """Keep audio that came along in base64, or as a data URL, as the body's field `name`; its upload id.
+    async def keep_base64(self, name: str, text: str, idempotency_key: str | None = None) -> str:
+        """Keep audio that came along in base64, or as a data URL, as the body's field `name`; see `keep`.
 
         Raises:
             TooLarge, InvalidAudio, InvalidSpec: it is not kept.
@@ -166,7 +167,7 @@ class JobAccess:
             audio = await to_thread.run_sync(_from_base64, text)
         except ValueError as error:
             raise InvalidAudio(f"{name}: it is no base64 ({error})", field=name) from error
-        return await self.keep(name, UploadFile(io.BytesIO(audio)))
+        return await self.keep(name, UploadFile(io.BytesIO(audio)), idempotency_key)
 
     async def submit(
         self, conversion: Conversion[Any], dialect: Mapping[str, str], idempotency_key: str | None = None

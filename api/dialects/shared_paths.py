@@ -14,8 +14,8 @@ from api.dependencies import QueuePart, SettingsPart
 from api.dialects.dialect import Dialect, example
 from api.problems import problems
 from api.queue import Pool
-from api.v1.queue import ModelList, model_views
-from serinette.errors import QueueUnavailable
+from api.v1.queue import ModelList, ModelView, model_views
+from serinette.errors import NotFound, QueueUnavailable
 
 
 def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
@@ -60,6 +60,23 @@ def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
         views = model_views(await queue.pools(), settings)
         names = dict.fromkeys(view.name for view in sorted(views, key=lambda view: not view.default))
         return _merged(part.models(list(names)) for part in parts) | {"models": views}
+
+    one: Any = (ModelView, *(part.model for part in parts if part.model))
+
+    @router.get(
+        "/v1/models/{name:path}",
+        tags=["queue"],
+        summary="One model",
+        response_model=create_model("OneModel", __base__=one, __doc__="A model, in our form and that of other servers."),
+        responses=problems("not_found", "queue_unavailable"),
+    )
+    async def get_model(name: str, queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:
+        """One of those that can be asked for; `acestep/NAME`, as ACE-Step's own server spells it, is NAME."""
+        held = {view.name: view for view in model_views(await queue.pools(), settings)}
+        view = held.get(name) or held.get(name.rpartition("/")[2])
+        if view is None:
+            raise NotFound(f"there is no model {name[:80]!r}; GET /v1/models lists those that can be asked for")
+        return view.model_dump() | {"id": view.name}
 
     return router.routes
 

@@ -183,6 +183,12 @@ def test_the_same_key_is_the_same_task(client: TestClient) -> None:
     assert first == second
     other = {**sent, "json": {"prompt": "twice"}}
     assert "Idempotency-Key" in refusal(client.post("/release_task", **other), 409)
+    form: dict[str, Any] = {"data": {"task_type": "cover"}, "headers": {"Idempotency-Key": "k2"}}
+    first, second = (
+        data(client.post("/release_task", **form, files={"src_audio": ("a.wav", silence())}))["task_id"]
+        for _ in range(2)
+    )
+    assert first == second
 
 
 def test_many_tasks_are_asked_for_at_once(client: TestClient, slot: HandSlot) -> None:

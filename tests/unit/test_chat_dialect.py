@@ -306,6 +306,17 @@ def test_the_same_key_is_the_same_song(client: TestClient) -> None:
     assert (other.status_code, other.json()["error"]["type"]) == (409, "invalid_request_error")
 
 
+def test_the_same_key_with_the_same_audio_is_the_same_song(client: TestClient) -> None:
+    def cover(sound: bytes) -> Any:
+        part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(sound).decode()}}
+        body = asking([{"type": "text", "text": "x"}, part], task_type="cover")
+        return client.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": "chat-2"})
+
+    first, again, other = cover(silence()), cover(silence()), cover(silence(2))
+    assert (first.status_code, again.status_code, other.status_code) == (200, 200, 409)
+    assert first.json()["id"] == again.json()["id"]
+
+
 def test_songs_that_are_too_long_for_an_answer_are_named(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "MAX_INLINE_BYTES", 1_000)
     answered = client.post("/v1/chat/completions", json=asking("<prompt>x</prompt>")).json()
@@ -319,6 +330,11 @@ def test_the_models_are_listed_as_its_clients_read_them(client: TestClient) -> N
         (model,) = client.get(path).json()["data"]
         assert model.keys() >= {"id", "name", "created", "pricing", "input_modalities", "output_modalities"}
         assert "audio" in model["output_modalities"]
+    for name in ("acestep-v15-turbo", "acestep/acestep-v15-turbo"):
+        assert model.items() <= client.get(f"/v1/models/{name}").json().items()
+    unknown = client.get("/v1/models/gpt-5")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
+    assert "'gpt-5'" in unknown.json()["detail"]
 
 
 def test_a_body_beyond_its_bound_is_refused(client: TestClient) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from redis import Redis
 
 from api.app import create_app
+from api.dialects.chat import answers as chat
 from api.settings import GatewaySettings
 from serinette.errors import ConfigurationError
-from serinette.settings import read
+from serinette.settings import SharedSettings, read
+from serinette.store import Store
+from tests.gateways import HandSlot
 
 CHECKS = Path(__file__).parents[2] / "charts" / "serinette" / "templates" / "checks.yaml"
 JOB = {"prompt": "jazz"}
@@ -62,6 +67,42 @@ def test_the_long_wait_of_the_seed_is_followed_below_the_prefix(client: TestClie
     answer = client.post("/music/generate_music", json=JOB)
     assert answer.status_code == 303
     assert answer.headers["Location"].startswith("/music/result/")
+
+
+@pytest.mark.parametrize(("before", "headers"), [("/music", {}), ("", STRIPPED)])
+def test_every_dialects_addresses_of_a_song_lead_to_it_below_the_prefix(
+    client: TestClient,
+    before: str,
+    headers: dict[str, str],
+    valkey_url: str,
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clients of the seed and of ACE-Step 1.5 put a path behind their base URL; OpenAI's take a URL as it is."""
+    monkeypatch.setattr(chat, "MAX_INLINE_BYTES", 1)
+    slot = HandSlot(Redis.from_url(valkey_url), Store.open(SharedSettings(store_url=store_url)))
+    calls = {
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "jazz"}]},
+        "/release_task": JOB,
+        "/generate_music": JOB,
+    }
+    found = {}
+    for path, body in calls.items():
+        answer = client.post(f"{before}{path}", json=body, headers=headers)
+        job_id = client.get("/v1/jobs?limit=1").json()["jobs"][0]["id"]
+        if answer.status_code == 303:
+            assert answer.headers["Location"].startswith(("/music/v1/chat/completions/", "/music/result/"))
+        slot.claim(job_id)
+        slot.succeed(job_id, [b"a song"])
+        found[path] = job_id
+    completion = client.get(f"{before}/v1/chat/completions/{found['/v1/chat/completions']}", headers=headers).json()
+    (audio,) = completion["choices"][0]["message"]["audio"]
+    assert audio["audio_url"]["url"].startswith("http://localhost/music/v1/jobs/")
+    task = client.post(f"{before}/query_result", json={"task_id_list": [found["/release_task"]]}, headers=headers)
+    (record,) = json.loads(task.json()["data"][0]["result"])
+    song = client.get(f"{before}/result/{found['/generate_music']}?format=json", headers=headers).json()
+    urls = (audio["audio_url"]["url"], f"/music{record['file']}", f"/music{song['audio_path']}")
+    assert [client.get(url).content for url in urls] == [b"a song"] * 3
 
 
 def test_the_studio_is_at_the_prefix_with_its_slash(client: TestClient) -> None:

@@ -234,7 +234,7 @@ async def _release(body: Body, access: JobAccess, idempotency_key: str | None) -
     spec = convert(body.fields, uploads, models).spec()
     for field, ours in (("src_audio_path", spec.source_audio), ("reference_audio_path", spec.reference_audio)):
         if field in files and ours is not None:
-            uploads[field] = await access.keep(*files[field])
+            uploads[field] = await access.keep(*files[field], idempotency_key)
     conversion = convert(body.fields, uploads, models)
     conversion.ignored += body.files.keys() - {name for name, _ in files.values()}
     return await access.submit(conversion, record_of(conversion), idempotency_key)

@@ -9,5 +9,5 @@ DIALECT = Dialect(
     about="OpenAI's clients: music by chat completions, as ACE-Step 1.5's server answers it.",
     routes=routes.router.routes,
     base64_paths=("/v1/chat/completions",),
-    shared=SharedAnswers(models=answers.listed, models_schema=answers.ModelList),
+    shared=SharedAnswers(models=answers.listed, models_schema=answers.ModelList, model=answers.ListedModel),
 )

@@ -16,6 +16,7 @@ from api.dialects.chat import answers
 from api.dialects.chat.request import ChatRequest
 from api.dialects.chat.table import convert, record_of
 from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
+from api.request_checks import prefix_of
 from serinette.errors import SerinetteError
 from serinette.job import Job, JobStatus
 from serinette.spec import PlainNumber
@@ -64,7 +65,7 @@ async def chat_completions(
     async with AsyncExitStack() as held:
         if body.stream:  # refused before anything is submitted
             await held.enter_async_context(access.turn_to_stream())
-        uploads = [await access.keep_base64("messages", audio) for audio in body.audio[:2]]
+        uploads = [await access.keep_base64("messages", audio, idempotency_key) for audio in body.audio[:2]]
         conversion = convert(body, uploads, models)
         job = await access.submit(conversion, record_of(conversion), idempotency_key)
         if body.stream:
@@ -109,8 +110,7 @@ async def _answer(http: Request, access: JobAccess, job: Job, wait_s: float) -> 
     if job.status.ended:
         # OpenAI's SDKs repeat a 500 twice, and each would generate a song.
         return JSONResponse(answers.failure(job), 500, {"x-should-retry": "false"})
-    path = f"{http.scope.get('root_path', '')}/v1/chat/completions/{job.id}"
-    return RedirectResponse(f"{path}?wait={access.max_wait_s:g}", 303)
+    return RedirectResponse(f"/v1/chat/completions/{job.id}?wait={access.max_wait_s:g}", 303)
 
 
 async def _events(http: Request, access: JobAccess, job: Job) -> AsyncIterator[bytes]:
@@ -130,7 +130,7 @@ async def _events(http: Request, access: JobAccess, job: Job) -> AsyncIterator[b
 
 
 def _base_url(http: Request) -> str:
-    return str(http.base_url).rstrip("/")
+    return str(http.base_url).rstrip("/") + prefix_of(http.scope)
 
 
 def _last(message: str, code: str = "unavailable") -> bytes:
