@@ -157,19 +157,33 @@ def test_nothing_breaks_hangs_or_grows(target: Target) -> None:
 
 
 def test_answers_with_songs_in_them_are_streamed(target: Target) -> None:
-    """Four at once of 40 MiB, which in base64 and JSON would be 600 MiB if they were held in memory."""
+    """Four at once of 40 MiB, which in base64 and JSON would be 600 MiB if they were held in memory: by GET, by POST,
+    and as Server-Sent Events.
+    """
     slot = HandSlot(target.redis, Store.open(SharedSettings(store_url=f"file://{target.directory / 'store'}")))
     headers = bearing(target.key)
     process = psutil.Process(target.running.process.pid)
     with httpx.Client(base_url=target.running.url, headers=headers, timeout=60) as http:
-        job_id = http.post("/generate_music_async", json={"return_file_data": True}).json()["request_id"]
-        slot.claim(job_id)
-        slot.succeed(job_id, [bytes(40 * 2**20)], tenant="acme")
+        asked: dict[str, Any] = {"json": {"messages": [{"role": "user", "content": "jazz"}]}}
+        asked["headers"] = {"Idempotency-Key": "the same song"}
+        seed = http.post("/generate_music_async", json={"return_file_data": True}).json()["request_id"]
+        later = http.post("/v1/chat/completions", **asked)
+        assert later.status_code == 303
+        chat = later.headers["location"].rpartition("/")[2].partition("?")[0]
+        for job_id in (seed, chat):
+            slot.claim(job_id)
+            slot.succeed(job_id, [bytes(40 * 2**20)], tenant="acme")
         before = process.memory_info().rss
-        paths = (f"/v1/chat/completions/{job_id}", f"/result/{job_id}?format=json") * 2
+        calls: list[tuple[str, str, dict[str, Any]]] = [
+            ("GET", f"/v1/chat/completions/{chat}", {}),
+            ("GET", f"/result/{seed}?format=json", {}),
+            ("POST", "/v1/chat/completions", asked),
+            ("POST", "/v1/chat/completions", asked | {"json": asked["json"] | {"stream": True}}),
+        ]
         most = 0
         with ExitStack() as open_ones:
-            answers = [open_ones.enter_context(http.stream("GET", path)) for path in paths]
+            answers = [open_ones.enter_context(http.stream(method, path, **sent)) for method, path, sent in calls]
+            assert [answer.status_code for answer in answers] == [200] * 4
             sizes = [0] * len(answers)
             for number, chunks in enumerate(zip(*(answer.iter_raw(2**20) for answer in answers), strict=False)):
                 sizes = [size + len(chunk) for size, chunk in zip(sizes, chunks, strict=True)]
