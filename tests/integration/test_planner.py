@@ -1,4 +1,6 @@
-"""The bundled planner through a whole server: text as jobs, planned songs made again from their tags, a 1.5 client."""
+"""The bundled planner through a whole server: text as jobs, planned songs made again from their tags, a 1.5 client; and an
+mp3 that is continued.
+"""
 
 from __future__ import annotations
 
@@ -82,6 +84,25 @@ def test_a_planned_song_is_made_again_from_its_tags(client: Client, tmp_path: Pa
     kept = repainted.result.artifacts[0].plan
     assert kept
     assert (kept.bpm, kept.key_scale) == (plan.bpm, plan.key_scale)
+
+
+@pytest.mark.parametrize(("window", "before_s"), [((-1.0, 0.0), 1), ((2.0, 3.0), 0)])
+def test_a_song_in_mp3_is_continued_and_sounds_as_before_where_it_was(
+    client: Client, tmp_path: Path, window: tuple[float, float], before_s: int
+) -> None:
+    """Bits are not kept by this codec: what was there is as loud, at the same sample, within the coding's noise."""
+    source = ended(client, "a happy flute", duration_s=2, seed=3)
+    spec = {"task": "repaint", "source_audio": f"{source.id}/0", "repaint_start_s": window[0]}
+    longer = ended(client, "a happy flute", **spec, repaint_end_s=window[1])
+    assert longer.result and longer.result.artifacts[0].content_type == "audio/mpeg"
+    rate = 24_000
+    for job in (source, longer):
+        client.download(job, tmp_path / job.id)
+    was, now = (decode(tmp_path / job.id, rate, 2, 10) for job in (source, longer))
+    assert now.shape[1] == pytest.approx(3 * rate, abs=1_200)
+    again = now[:, before_s * rate :][:, : was.shape[1]]
+    error = np.sqrt(np.mean((again - was[:, : again.shape[1]]) ** 2))
+    assert error < 0.1 * np.sqrt(np.mean(was**2))
 
 
 def test_a_client_of_acestep_is_answered_what_was_written(stack: Stack) -> None:
