@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from redis import asyncio as redis_asyncio
+from redis.asyncio.client import Pipeline
 
 from api.auth.keyring import Caller, Keyring
 from api.outages import queue_errors
@@ -62,13 +63,20 @@ class Links:
         """The token that shares a job's songs, and its expiry in Unix seconds: the one that is valid already, or a new
         one. Raises QueueUnavailable.
         """
-        if found := await self.shared(job_id):
-            return found
-        expires_s = int(time.time()) + life_s
-        token = f"{caller.key_id}.{expires_s}.{secrets.token_urlsafe(32)}"
-        with queue_errors():
-            await self._redis.set(self._keys.share(job_id), token, ex=life_s)
-        return token, expires_s
+        name = self._keys.share(job_id)
+
+        async def make(pipe: Pipeline) -> tuple[str, int]:
+            if found := await self.shared(job_id):
+                return found
+            expires_s = int(time.time()) + life_s
+            token = f"{caller.key_id}.{expires_s}.{secrets.token_urlsafe(32)}"
+            pipe.multi()  # type: ignore[no-untyped-call]  # redis-py's
+            pipe.set(name, token, ex=life_s)
+            return token, expires_s
+
+        with queue_errors():  # made again where another request shared the job meanwhile
+            made: tuple[str, int] = await self._redis.transaction(make, name, value_from_callable=True)
+        return made
 
     async def shared(self, job_id: str) -> tuple[str, int] | None:
         """The token that a job is shared by now, and its expiry; None without one. Raises QueueUnavailable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -19,7 +20,7 @@ from redis import Redis
 from starlette.routing import BaseRoute
 
 from api.auth.keyring import Caller, DeclaredFile
-from api.auth.links import opened_by_link, token_of
+from api.auth.links import Links, opened_by_link, token_of
 from api.middleware import PUBLIC, relative_location
 from api.settings import GatewaySettings
 from serinette import credentials, logs
@@ -383,6 +384,29 @@ async def test_a_share_opens_the_songs_alone_until_it_is_revoked(http: httpx.Asy
     credentials.revoke(redis, Keys(), credential_of(key, redis).id)
     assert (await http.get(again["audio"])).status_code == 401
     assert (await http.get(path, headers=bearing(friend))).status_code == 404, "its key has ended"
+
+
+async def test_two_shares_at_once_are_one_link(
+    settings: GatewaySettings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, gone = key_of(redis, "acme"), key_of(redis, "acme")
+    both, look = asyncio.Barrier(2), Links.shared
+
+    async def look_together(links: Links, job_id: str) -> tuple[str, int] | None:
+        found = await look(links, job_id)
+        if found is None:
+            await both.wait()
+        return found
+
+    async with serving(settings) as (_, one), serving(settings) as (_, two):
+        job_id = (await one.post("/v1/jobs", json=SONG, headers=bearing(key))).json()["id"]
+        path = f"/v1/jobs/{job_id}/share"
+        (await one.post(path, headers=bearing(gone))).raise_for_status()
+        credentials.revoke(redis, Keys(), credential_of(gone, redis).id)  # what it left is not there, yet in the way
+        monkeypatch.setattr(Links, "shared", look_together)
+        first, second = await asyncio.gather(*(http.post(path, headers=bearing(key)) for http in (one, two)))
+        assert first.json() == second.json()
+        assert (await two.get(first.json()["audio"])).status_code == 409
 
 
 async def test_a_share_ends_with_its_job(http: httpx.AsyncClient, redis: Redis) -> None:
