@@ -247,6 +247,24 @@ class JobOptions(BoundedInput):
     )
 
 
+class WaitingCode(StrEnum):
+    """What a job waits for, for programs."""
+
+    WORKER = "worker"  # none is up
+    FROM_ZERO = "from_zero"  # none is up, and the first one starts for the job
+    BRAKE = "brake"  # none is up, and no more are started
+    POD = "pod"  # none is up, and the cluster holds their pods back
+    MODEL = "model"  # which loads
+    RESTART = "restart"  # of a worker that failed
+    ENGINE = "engine"  # which generates for another job
+    AHEAD = "ahead"  # jobs before it in its lane
+    LANES = "lanes"  # jobs in the lanes above
+    SLOT = "slot"  # a free worker
+    TAKEN = "taken"  # a worker is taking it
+    CANCEL = "cancel"  # its worker stops
+    ROOM = "room"  # for a container
+
+
 class Job(RecordModel):
     """A job as its owner sees it."""
 
@@ -271,6 +289,7 @@ class Job(RecordModel):
     position: int | None = Field(None, description="Place in the lane from 1; null when running, ended or far back.")
     eta_s: float | None = Field(None, description="Seconds until the song is likely ready; null when unknown.")
     waiting_for: str | None = Field(None, description="In words, what the job waits for; null when it does not wait.")
+    waiting_code: WaitingCode | None = Field(None, description="The same for programs.")
     result: Result | None = None
     container: ContainerSpec | None = Field(None, description="Spec of a container; `spec` is then empty.")
     run: Run | None = Field(None, description="Result of a container, once it has ended.")

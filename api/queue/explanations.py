@@ -9,10 +9,13 @@ from datetime import datetime
 
 from serinette import brake
 from serinette.container import CONTAINERS_POOL
-from serinette.job import Job, JobStatus, Stage
+from serinette.job import Job, JobStatus, Stage, WaitingCode
 from serinette.names import Lane
 from serinette.pools import PoolFacts
 from serinette.presence import Holdup, Presence, WorkerStage
+
+# What is waited for: a code, and words.
+Waiting = tuple[WaitingCode, str]
 
 # Least fraction of the work from which the rest can be extrapolated.
 _LEAST_FRACTION = 0.1
@@ -73,8 +76,8 @@ class Pool:
         return sum(self.waiting.get(higher, 0) for higher in lanes[: lanes.index(lane)])
 
 
-def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = None) -> str | None:
-    """In words, what an unfinished job waits for; None while its song is generated. `ahead`: jobs before it in its
+def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = None) -> Waiting | None:
+    """What an unfinished job waits for; None while its song is generated. `ahead`: jobs before it in its
     lane, None when it is not queued.
     """
     if job.status is JobStatus.RUNNING:
@@ -82,52 +85,57 @@ def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = N
     if job.status is not JobStatus.QUEUED:
         return None
     if pool.name == CONTAINERS_POOL:
-        return _lane_ahead(job, ahead, pool) or "room: containers begin in their order, as GPUs for them come free"
+        room = WaitingCode.ROOM, "room: containers begin in their order, as GPUs for them come free"
+        return _lane_ahead(job, ahead, pool) or room
     if not pool.active:
         return no_worker(pool)
     return _lane_ahead(job, ahead, pool) or _worker_waits_for(job, ahead, pool, at)
 
 
-def no_worker(pool: Pool) -> str:
+def no_worker(pool: Pool) -> Waiting:
     """Why a pool has no worker: the brake, the cluster, or scaling from zero."""
     none = f"a worker: none is up in pool {pool.name}"
     if pool.brake:
-        return f"{none}, and no more are started: {brake.describe(pool.brake)}"
+        return WaitingCode.BRAKE, f"{none}, and no more are started: {brake.describe(pool.brake)}"
     if pool.holdup and pool.holdup.words:
-        return f"{none}; {pool.holdup.words}"
+        return WaitingCode.POD, f"{none}; {pool.holdup.words}"
     if pool.facts and pool.facts.min_workers == 0 and not (pool.holdup and pool.holdup.pods):
         usually = f"; from start to model it takes about {pool.cold_start_s:.0f} s" if pool.cold_start_s else ""
-        return f"{none}, which scales from zero{usually}"
-    return none
+        return WaitingCode.FROM_ZERO, f"{none}, which scales from zero{usually}"
+    return WaitingCode.WORKER, none
 
 
-def coming(pool: Pool, at: datetime | None) -> str:
+def coming(pool: Pool, at: datetime | None) -> Waiting:
     """How far the oldest starting worker is, by the pool's average cold start."""
     words = "the model, which is loading"
     failing = [worker.message for worker in pool.active if worker.message]
     if len(failing) == len(pool.active) and failing:
-        return f"the worker, which starts again: {failing[0]}"
+        return WaitingCode.RESTART, f"the worker, which starts again: {failing[0]}"
     if fetched_bytes := max((worker.fetched_bytes for worker in pool.active), default=0):
         words = f"{words} ({fetched_bytes / 1e6:,.0f} MB have come)"
     if at is None or not pool.cold_start_s:
-        return words
+        return WaitingCode.MODEL, words
     loading = [worker for worker in pool.active if not worker.message]
     since_s = max((at - (worker.loading_since or worker.started_at)).total_seconds() for worker in loading)
     if since_s > pool.cold_start_s:
-        return f"{words}: for {since_s:.0f} s so far, where about {pool.cold_start_s:.0f} s are usual"
-    return f"{words}: {100 * since_s / pool.cold_start_s:.0f} % of the usual {pool.cold_start_s:.0f} s have passed"
+        passed = f"for {since_s:.0f} s so far, where about {pool.cold_start_s:.0f} s are usual"
+    else:
+        passed = f"{100 * since_s / pool.cold_start_s:.0f} % of the usual {pool.cold_start_s:.0f} s have passed"
+    return WaitingCode.MODEL, f"{words}: {passed}"
 
 
-def _running_waits_for(job: Job, pool: Pool, at: datetime | None) -> str | None:
+def _running_waits_for(job: Job, pool: Pool, at: datetime | None) -> Waiting | None:
     if job.cancel_requested:
-        return "its worker to stop, which takes up to one step"
+        return WaitingCode.CANCEL, "its worker to stop, which takes up to one step"
     if job.progress is None or job.progress.stage is not Stage.WAITING_FOR_ENGINE:
         return None
-    return "the engine, which generates for another job" if pool.ready or not pool.active else coming(pool, at)
+    if pool.active and not pool.ready:
+        return coming(pool, at)
+    return WaitingCode.ENGINE, "the engine, which generates for another job"
 
 
-def _lane_ahead(job: Job, ahead: int | None, pool: Pool) -> str | None:
-    return f"{_jobs(ahead)} ahead of it in lane {job.lane}{no_more(pool)}" if ahead else None
+def _lane_ahead(job: Job, ahead: int | None, pool: Pool) -> Waiting | None:
+    return (WaitingCode.AHEAD, f"{_jobs(ahead)} ahead of it in lane {job.lane}{no_more(pool)}") if ahead else None
 
 
 def no_more(pool: Pool) -> str:
@@ -139,16 +147,15 @@ def no_more(pool: Pool) -> str:
     return f"; no more workers yet: {pool.holdup.words}" if pool.holdup and pool.holdup.words else ""
 
 
-def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None) -> str:
+def _worker_waits_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None) -> Waiting:
     if not pool.ready:
         return coming(pool, at)
-    if ahead is None:
-        return "the worker that is taking it"
-    if above := pool.waiting_above(job.lane):
-        return f"{_jobs(above)} in the lanes above {job.lane}{no_more(pool)}"
-    if pool.free_slots:
-        return "the worker that is taking it"
-    return f"a free worker: it is next in its lane{no_more(pool)}"
+    above = 0 if ahead is None else pool.waiting_above(job.lane)
+    if above:
+        return WaitingCode.LANES, f"{_jobs(above)} in the lanes above {job.lane}{no_more(pool)}"
+    if ahead is None or pool.free_slots:
+        return WaitingCode.TAKEN, "the worker that is taking it"
+    return WaitingCode.SLOT, f"a free worker: it is next in its lane{no_more(pool)}"
 
 
 def eta_s(job: Job, ahead: int | None, pool: Pool, at: datetime) -> float | None:

@@ -155,11 +155,13 @@ class Lookup:
             return job
         pool = (await self._pool_status.read((job.pool,))).pools[job.pool]
         at = pool.at or now()
+        code, words = waiting_for(job, ahead, pool, at) or (None, None)
         return job.model_copy(
             update={
                 "position": None if ahead is None else ahead + 1,
                 "eta_s": eta_s(job, ahead, pool, at),
-                "waiting_for": waiting_for(job, ahead, pool, at),
+                "waiting_for": words,
+                "waiting_code": code,
             }
         )
 

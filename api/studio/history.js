@@ -4,7 +4,7 @@ import { jobs, look, send, submit } from "./api.js";
 import { announce, button, fill, h } from "./dom.js";
 import { accepted, again, submitKey } from "./draft.js";
 import { failureBox } from "./failure.js";
-import { titleOf } from "./queue_row.js";
+import { kindOf, titleOf } from "./queue_row.js";
 import { confirmed } from "./share.js";
 import { t } from "./text.js";
 
@@ -113,6 +113,7 @@ export function historyView(query) {
   /** @param {Job} job */
   function add(job) {
     const title = titleOf(job);
+    const kind = kindOf(job);
     const labels = Object.entries(job.labels ?? {}).map((pair) => pair.join("="));
     const outcome = h("div");
     /** @param {() => Promise<unknown>} act */
@@ -132,11 +133,11 @@ export function historyView(query) {
         h("span", { class: "state" }, t(`status.${job.status}`)),
         h("div", { class: "row" }, ...actions,
           open ? null : button(t("erase"), () => attempt(() => erase(job.id, title)), { "aria-label": `${t("erase")}: ${title}` }))),
-      h("p", { class: "note row" }, h("time", { datetime: job.created_at }, time),
+      h("p", { class: "note row" }, kind ? h("span", { class: "state" }, kind) : null, h("time", { datetime: job.created_at }, time),
         labels.map((label) => h("a", { class: "chip", href: `#/history?${new URLSearchParams({ label })}` }, label)),
         job.error ? h("span", {}, t(`failure.${job.error.code}`) === `failure.${job.error.code}` ? job.error.code : t(`failure.${job.error.code}`)) : null),
       outcome);
-    rows.set(job.id, { element, text: `${job.spec.prompt ?? ""} ${labels.join(" ")}`.toLowerCase() });
+    rows.set(job.id, { element, text: `${job.spec.prompt ?? ""} ${kind} ${labels.join(" ")}`.toLowerCase() });
     list.append(element);
   }
 

@@ -1,7 +1,7 @@
 /** A job that has not ended: its place or step, what it waits for, how long yet, and a way to stop it. */
 
 import { announce, button, fill, h } from "./dom.js";
-import { span, t } from "./text.js";
+import { has, span, t } from "./text.js";
 
 /**
  * What a running job does, with its step.
@@ -15,12 +15,21 @@ export const stageWords = (job) => {
   return progress.steps ? `${words} ${t("step", { step: progress.step ?? 0, steps: progress.steps })}` : words;
 };
 
+// The server's words say more than these codes: which brake, which pod, which failure.
+const DETAILED = ["brake", "pod", "restart"];
+
 /**
- * What a job waits for: the server's own words.
+ * What a job, a batch or a pool waits for: by its code where the page's language has words for it, else in the
+ * server's own, which are English.
  *
- * @param {string | null | undefined} words
+ * @param {{waiting_for?: string | null, waiting_code?: string | null}} waiting
  */
-export const waitsFor = (words) => words && h("span", {}, t("waiting_for"), " ", h("span", { lang: "en" }, words));
+export function waitsFor({ waiting_for: words, waiting_code: code }) {
+  if (!words) return null;
+  const known = has(`waits.${code}`);
+  return h("span", {}, t("waiting_for"), " ", known ? `${t(`waits.${code}`)} ` : "",
+    known && !DETAILED.includes(code ?? "") ? null : h("span", { lang: "en" }, words));
+}
 
 /** @param {() => void} onCancel */
 export function livePanel(onCancel) {
@@ -50,7 +59,7 @@ export function livePanel(onCancel) {
       if (running && job.progress) bar.value = job.progress.fraction;
       else bar.removeAttribute("value");
       const place = job.position && !running ? t("place", { place: job.position, lane: job.lane }) : "";
-      fill(waits, place, place && job.waiting_for ? " · " : "", waitsFor(job.waiting_for));
+      fill(waits, place, place && job.waiting_for ? " · " : "", waitsFor(job));
       const retried = job.attempts.filter((attempt) => attempt.outcome === "failed").at(-1)?.error;
       fill(left, job.eta_s === null || job.eta_s === undefined ? "" : t("left", { span: span(job.eta_s) }),
         retried ? h("span", { lang: "en" }, ` ${t("attempt_failed")} ${retried.message}`) : null);

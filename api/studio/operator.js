@@ -3,6 +3,7 @@
 import { ask, Refusal } from "./api.js";
 import { fill, h } from "./dom.js";
 import { failureBox } from "./failure.js";
+import { waitsFor } from "./live.js";
 import { has, span, t } from "./text.js";
 
 /**
@@ -105,7 +106,7 @@ function poolCard(pool) {
       h("span", { class: "note pool", "data-ready": String(ready > 0) },
         `${pool.workers.length ? t("pool.workers", { ready, all: pool.workers.length }) : t("pool.none")}${most} · ${t("operator.running", { n: pool.running })}`)),
     pool.brake.map((reason) => h("p", { class: "failure" }, h("strong", {}, t("operator.brake")), h("span", { lang: "en" }, reason))),
-    pool.waiting_for ? h("p", {}, t("waiting_for"), " ", h("span", { lang: "en" }, pool.waiting_for)) : null,
+    pool.waiting_for ? h("p", {}, waitsFor(pool)) : null,
     h("div", { class: "beside-tables" },
       table(t("operator.lanes", { name: pool.name }), [t("field.lane"), t("operator.waiting"), t("operator.oldest")],
         pool.lanes.map((lane) => [lane.lane, number(lane.waiting), lane.oldest_s === null ? "–" : span(lane.oldest_s)])),

@@ -4,6 +4,7 @@ import { ask, cancel, jobs, look, Refusal } from "./api.js";
 import { announce, fill, h } from "./dom.js";
 import { after, ended, follow } from "./events.js";
 import { failureBox } from "./failure.js";
+import { waitsFor } from "./live.js";
 import { batchRow, jobRow, titleOf } from "./queue_row.js";
 import { t } from "./text.js";
 
@@ -204,6 +205,6 @@ function poolLine(pool) {
   const words = pool.workers.length ? t("pool.workers", { ready, all: pool.workers.length }) : t("pool.none");
   return h("p", { class: "note pool", "data-ready": String(ready > 0) },
     h("strong", {}, pool.model ?? pool.name), ` ${words} · ${t("pool.waiting", { n: pool.waiting })}`,
-    pool.waiting_for ? h("span", {}, ` · ${t("waiting_for")} `, h("span", { lang: "en" }, pool.waiting_for)) : null,
+    pool.waiting_for ? h("span", {}, " · ", waitsFor(pool)) : null,
     pool.waiting && !pool.workers.length ? h("span", {}, ` ${t("pool.nothing_to_do")}`) : null);
 }

@@ -47,7 +47,13 @@ function cancelButton(act, refused, name) {
 }
 
 /** @param {Job} job */
-export const titleOf = (job) => job.spec.prompt?.slice(0, 120) || (job.container ? t("container") : t(`task.${job.spec.task ?? "text2music"}`));
+const taskOf = (job) => (job.container ? t("container") : t(`task.${job.spec.task ?? "text2music"}`));
+/** @param {Job} job */
+export const titleOf = (job) => job.spec.prompt?.slice(0, 120) || taskOf(job);
+/** What its title does not say: the task, where it is not a new song. @param {Job} job */
+export const kindOf = (job) => ((job.spec.task ?? "text2music") === "text2music" || !job.spec.prompt ? "" : taskOf(job));
+/** @param {Job} job */
+const writes = (job) => job.spec.task === "write" || job.spec.task === "format";
 
 /**
  * @param {Job} first
@@ -68,7 +74,7 @@ export function jobRow(first, acts) {
 
   /** @param {Job} job @returns {(HTMLElement | null)[]} the next step after an end */
   const next = (job) => [
-    job.status === "succeeded" ? h("a", { class: "button primary", href: `#/song/${job.id}` }, t("listen"))
+    job.status === "succeeded" ? h("a", { class: "button primary", href: `#/song/${job.id}` }, t(writes(job) ? "read" : "listen"))
       : "attempts" in job && !job.container ? button(t("again"), () => again(job.spec)) : null,
     button(t("dismiss"), () => acts.drop(job.id), { "aria-label": t("dismiss.what", { name: title }) }),
   ];
@@ -84,7 +90,7 @@ export function jobRow(first, acts) {
       const place = job.position && job.status === "queued" ? t("place", { place: job.position, lane: job.lane }) : null;
       const left = job.eta_s === null || job.eta_s === undefined || ended(job) ? null : t("left", { span: span(job.eta_s) });
       const retried = !ended(job) && job.attempts?.some((attempt) => attempt.outcome === "failed") ? t("attempt_failed.short") : null;
-      const parts = [job.status === "running" ? stageWords(job) : place, waitsFor(job.waiting_for), left, retried].filter(Boolean);
+      const parts = [kindOf(job), job.status === "running" ? stageWords(job) : place, waitsFor(job), left, retried].filter(Boolean);
       fill(row.details, parts.flatMap((part, index) => (index ? [" · ", part] : [part])));
       if (job.cancel_requested) cancel.disabled = true;
       if (offered === job.status) return;
@@ -140,7 +146,7 @@ export function batchRow(first, acts) {
         counts.running ? t("batch.running", { n: counts.running }) : null,
         counts.queued ? t("batch.queued", { n: counts.queued }) : null,
         counts.failed ? t("batch.failed", { n: counts.failed }) : null,
-        waitsFor(batch.waiting_for),
+        waitsFor(batch),
       ].filter(Boolean);
       fill(row.details, parts.flatMap((part, index) => (index ? [" · ", part] : [part])));
       if (offered === batch.status) return;

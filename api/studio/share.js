@@ -40,16 +40,16 @@ export function confirmed(question, consequence, yes) {
 export function shareDialog(jobId, index) {
   const path = `v1/jobs/${jobId}/share`;
   const body = h("div", { class: "stack" });
-  const shown = dialog(t("share.title"), h("p", {}, t("share.what")), h("p", { class: "warnings" }, t("share.tags")), body,
-    h("div", { class: "row" }, button(t("close"), () => shown.close())));
+  const about = [h("p", {}, t("share.what")), h("p", { class: "warnings" }, t("share.tags"))];
+  const shown = dialog(t("share.title"), body, h("div", { class: "row" }, button(t("close"), () => shown.close())));
 
   /** @param {{audio: string, expires_at: string} | null} link @returns {void} */
   function show(link) {
-    if (!link) return fill(body, h("div", { class: "row" }, button(t("share.make"), () => attempt("POST"), { class: "primary" })));
+    if (!link) return fill(body, ...about, h("div", { class: "row" }, button(t("share.make"), () => attempt("POST"), { class: "primary" })));
     const address = new URL(`${relative(link.audio)}&index=${index}`, document.baseURI).href;
     const field = h("input", { readonly: true, value: address, "aria-label": t("share.link"), onfocus: () => field.select() });
     const until = new Date(link.expires_at).toLocaleString(document.documentElement.lang);
-    fill(body, field, h("p", { class: "note" }, t("share.until", { until })), h("div", { class: "row" },
+    fill(body, ...about, field, h("p", { class: "note" }, t("share.until", { until })), h("div", { class: "row" },
       button(t("share.copy"), async () => {
         field.select();
         await navigator.clipboard?.writeText(address).then(() => announce(t("share.copied")), () => {});

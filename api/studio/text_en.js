@@ -57,7 +57,7 @@ export default {
   again: "Again with these settings", same_seed: "with the same seed", again_as: "Again in another format:", settings: "Settings",
 
   queue: "Queue", "queue.empty": "Nothing waits and nothing is being generated.",
-  "queue.more": "More songs wait than are shown here.", listen: "Listen", dismiss: "Dismiss",
+  "queue.more": "More songs wait than are shown here.", listen: "Listen", read: "Read", dismiss: "Dismiss",
   "dismiss.what": "Dismiss {name}", "cancel.what": "Cancel {name}", "progress.of": "Progress of {name}",
   container: "Container", "attempt_failed.short": "an attempt failed and is repeated", batch: "Batch",
   "batch.counts": "{done} of {total} songs are ready", "batch.running": "{n} being generated",

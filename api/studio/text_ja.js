@@ -48,7 +48,13 @@ export default {
   "stage.planning": "曲の構成を考えています",
   "stage.conditioning": "プロンプトと歌詞を読んでいます", "stage.computing": "準備しています", "stage.denoising": "生成しています",
   "stage.decoding": "音に変換しています", "stage.encoding": "ファイルを書いています", "stage.uploading": "ファイルを保存しています",
-  step: "({steps} ステップ中 {step})", place: "レーン {lane} の {place} 番目", waiting_for: "待っているもの:", left: "残り約 {span}。",
+  step: "({steps} ステップ中 {step})", place: "レーン {lane} の {place} 番目", waiting_for: "待っているもの:",
+  "waits.worker": "ワーカー（起動しているものがありません）", "waits.from_zero": "ワーカー（この曲のために起動します）",
+  "waits.brake": "ワーカー（新しい起動が止められています）", "waits.pod": "ワーカー（クラスターで起動を待っています）",
+  "waits.model": "モデルの読み込み", "waits.restart": "ワーカーの再起動", "waits.engine": "エンジン（ほかの曲を生成中です）",
+  "waits.ahead": "同じレーンで先に並んでいる曲", "waits.lanes": "優先順位の高いレーンの曲", "waits.slot": "空いたワーカー（レーンの先頭です）",
+  "waits.taken": "ワーカーの受け取り", "waits.cancel": "ワーカーの停止（長くて 1 ステップ）", "waits.room": "コンテナの順番と空いた GPU",
+  left: "残り約 {span}。",
   progress: "進み具合", attempt_failed: "一度失敗し、やり直しています:", cancel: "キャンセル",
   leave: "このページを閉じても生成は続き、URL もそのまま使えます。", reconnecting: "再接続しています。ジョブは続いています。",
 
@@ -57,7 +63,7 @@ export default {
   again: "この設定でもう一度", same_seed: "同じシードで", again_as: "別の形式でもう一度:", settings: "設定",
 
   queue: "キュー", "queue.empty": "待っている曲も、生成中の曲もありません。",
-  "queue.more": "ここに表示しきれない曲も待っています。", listen: "聴く", dismiss: "閉じる",
+  "queue.more": "ここに表示しきれない曲も待っています。", listen: "聴く", read: "読む", dismiss: "閉じる",
   "dismiss.what": "{name}を一覧から外す", "cancel.what": "{name}をキャンセル", "progress.of": "{name}の進み具合",
   container: "コンテナ", "attempt_failed.short": "一度失敗し、やり直しています", batch: "バッチ",
   "batch.counts": "{total} 曲中 {done} 曲完成", "batch.running": "{n} 曲を生成中", "batch.queued": "{n} 曲が順番待ち",

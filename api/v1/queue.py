@@ -10,8 +10,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from api.dependencies import QueuePart
 from api.problems import problems
 from api.queue import Pool
-from api.queue.explanations import coming, expected_s, no_more, no_worker
+from api.queue.explanations import Waiting, coming, expected_s, no_more, no_worker
 from api.settings import GatewaySettings
+from serinette.job import WaitingCode
 from serinette.names import Lane
 from serinette.presence import ColdStart, Model, Presence, WorkerStage
 from serinette.spec import MAX_VARIATIONS
@@ -79,6 +80,7 @@ class WorkerPoolView(BaseModel):
     waiting_for: str | None = Field(
         description="What it takes until a worker is ready, in words; null while one is, or none is needed."
     )
+    waiting_code: WaitingCode | None = Field(description="The same for programs.")
     workers: tuple[WorkerView, ...]
 
 
@@ -214,6 +216,7 @@ def worker_pool_view(pool: Pool) -> WorkerPoolView:
     """A pool and its workers, as clients see them."""
     held = next((worker.model.name for worker in pool.workers if worker.model), None)
     waiting = sum(pool.waiting.values())
+    code, words = _waiting_for(pool, needed=waiting > 0) or (None, None)
     return WorkerPoolView(
         name=pool.name,
         model=pool.facts.published if pool.facts else held,
@@ -222,14 +225,16 @@ def worker_pool_view(pool: Pool) -> WorkerPoolView:
         pods=pool.holdup.pods if pool.holdup else None,
         waiting=waiting,
         brake=pool.brake,
-        waiting_for=_waiting_for(pool, needed=waiting > 0),
+        waiting_for=words,
+        waiting_code=code,
         workers=tuple(worker_view(worker) for worker in pool.workers),
     )
 
 
-def _waiting_for(pool: Pool, *, needed: bool) -> str | None:
+def _waiting_for(pool: Pool, *, needed: bool) -> Waiting | None:
     if pool.ready:
-        return f"a free worker{no_more(pool)}" if needed and not pool.free_slots and no_more(pool) else None
+        stuck = needed and not pool.free_slots and no_more(pool)
+        return (WaitingCode.SLOT, f"a free worker{no_more(pool)}") if stuck else None
     if pool.active:
         return coming(pool, pool.at)
     return no_worker(pool) if needed or (pool.holdup and pool.holdup.pods) else None

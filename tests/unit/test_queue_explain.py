@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from api.queue.explanations import Pool, eta_s, expected_s, waiting_for
-from serinette.job import Job, JobStatus, Progress, Stage, now
+from api.queue.explanations import Pool, Waiting, eta_s, expected_s, waiting_for
+from serinette.job import Job, JobStatus, Progress, Stage, WaitingCode, now
 from serinette.names import Lane
 from serinette.pools import PoolFacts
 from serinette.presence import Holdup, Presence, WorkerStage
@@ -39,6 +40,29 @@ def job(status: JobStatus = JobStatus.QUEUED, lane: Lane = Lane.NORMAL, **fields
     return Job.model_validate({**given, **fields})
 
 
+def words(waiting: Waiting | None) -> str | None:
+    """They begin as their code has it: what a program reads and what a person reads is the same."""
+    if waiting is None:
+        return None
+    code, said = waiting
+    assert re.match(BEGINNINGS[code], said), (code, said)
+    return said
+
+
+BEGINNINGS = {
+    WaitingCode.WORKER: r"a worker: none is up in pool \w+$",
+    WaitingCode.FROM_ZERO: "a worker: .*, which scales from zero",
+    WaitingCode.BRAKE: "a worker: .*, and no more are started: ",
+    WaitingCode.POD: "a worker: none is up in pool [^;]*; ",
+    WaitingCode.MODEL: "the model, which is loading",
+    WaitingCode.RESTART: "the worker, which starts again: ",
+    WaitingCode.ENGINE: "the engine, which generates",
+    WaitingCode.AHEAD: r"\d+ jobs? ahead",
+    WaitingCode.LANES: r"\d+ jobs? in the lanes above",
+    WaitingCode.SLOT: "a free worker",
+    WaitingCode.TAKEN: "the worker that is taking it",
+    WaitingCode.CANCEL: "its worker to stop",
+}
 HOUR = timedelta(hours=1)
 BUSY = worker(busy=1)
 LOADING = worker(WorkerStage.LOADING)
@@ -61,7 +85,7 @@ LOADING = worker(WorkerStage.LOADING)
     ],
 )
 def test_queued_waits_for(ahead: int | None, state: Pool, expected: str) -> None:
-    assert waiting_for(job(), ahead, state) == expected
+    assert words(waiting_for(job(), ahead, state)) == expected
 
 
 NONE = "a worker: none is up in pool default"
@@ -119,7 +143,7 @@ FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1;
     ],
 )
 def test_words_for_a_pool_without_a_ready_worker(state: Pool, expected: str) -> None:
-    assert waiting_for(job(), 0, state, AT + timedelta(seconds=20)) == expected
+    assert words(waiting_for(job(), 0, state, AT + timedelta(seconds=20))) == expected
 
 
 @pytest.mark.parametrize(
@@ -133,7 +157,7 @@ def test_words_for_a_pool_without_a_ready_worker(state: Pool, expected: str) -> 
 )
 def test_running_waits_for(stage: Stage, cancel: bool, state: Pool, expected: str | None) -> None:
     running = job(JobStatus.RUNNING, progress=Progress(stage=stage, at=AT), cancel_requested=cancel)
-    assert waiting_for(running, None, state) == expected
+    assert words(waiting_for(running, None, state)) == expected
 
 
 def test_ended_waits_for_nothing() -> None:

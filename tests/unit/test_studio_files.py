@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 import api.studio
 from api.app import create_app
+from serinette.job import WaitingCode
 from tests.unit.tenants import settings_of
 
 FIRST_LOAD_BYTES = 60_000
@@ -51,6 +52,11 @@ def test_they_are_sent_compressed_to_clients_that_ask_for_it(http: TestClient) -
 def test_all_of_them_together_are_a_short_load(http: TestClient) -> None:
     names = ["/", *(f"/studio/{file.name}" for file in FILES.iterdir() if file.suffix in {".js", ".css", ".svg"})]
     assert sum(int(http.get(name).headers["Content-Length"]) for name in names) < FIRST_LOAD_BYTES
+
+
+def test_whatever_is_waited_for_has_words_in_japanese() -> None:
+    codes = re.findall(r'"waits\.(\w+)"', (FILES / "text_ja.js").read_text())
+    assert sorted(codes) == sorted(WaitingCode)
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "nothing.js", "..%2Fapp.py", "%2Fetc%2Fpasswd"])
