@@ -4,9 +4,10 @@
  * @typedef {{title: string, element: HTMLElement, close: () => void}} View
  */
 
-import { ask, key } from "./api.js";
+import { ask, key, Refusal, send } from "./api.js";
 import { createView } from "./create.js";
 import { button, fill, h } from "./dom.js";
+import { failureBox } from "./failure.js";
 import { chooseLanguage, language, languages, loadWords, t } from "./text.js";
 
 const VIEWS = ["create", "queue", "history"];
@@ -29,6 +30,13 @@ async function viewAt() {
   return createView();
 }
 
+/** In place of a view whose file did not come. @returns {View} */
+function nothing() {
+  const again = button(t("try_again"), () => send("healthz").then(() => location.reload(), () => {}));
+  const element = h("section", {}, h("h1", { class: "unseen", tabindex: -1 }, t("failure.gateway_gone")), failureBox(new Refusal(0, {}), again));
+  return { title: t("failure.gateway_gone"), element, close: () => {} };
+}
+
 /** Marks the entry of the menu whose view is shown. */
 function mark() {
   for (const link of header.querySelectorAll("nav a")) {
@@ -39,8 +47,11 @@ function mark() {
 
 /** @param {boolean} focus whether a person came here from another view, and a screen reader should say where that is */
 async function show(focus) {
+  const { hash } = location;
   view?.close();
-  view = await viewAt();
+  const next = await viewAt().catch(nothing);
+  if (location.hash !== hash) return next.close(); // another was asked for meanwhile
+  view = next;
   document.title = `${view.title} · Serinette`;
   fill(main, view.element);
   mark();

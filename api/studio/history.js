@@ -78,7 +78,8 @@ export function historyView(query) {
     }
     fill(state, sought.length ? t("history.found", { n: found, all: rows.size })
       : rows.size ? t(more.hidden ? "history.all" : "history.loaded", { n: rows.size })
-        : t(FILTERS.some((name) => query.get(name)) ? "history.none" : "history.empty"));
+        : FILTERS.some((name) => query.get(name)) ? [t("history.none"), " ", h("a", { href: "#/history" }, t("history.clear"))]
+          : [t("history.empty"), " ", h("a", { href: "#/create" }, t("create.title"))]);
   }
 
   /** @param {boolean} anew */

@@ -9,6 +9,7 @@ import { failureBox } from "./failure.js";
 import { FIELDS, FORMATS } from "./fields.js";
 import { livePanel } from "./live.js";
 import { player, signedSongs } from "./player.js";
+import { kindOf } from "./queue_row.js";
 import { shareDialog } from "./share.js";
 import { t } from "./text.js";
 
@@ -49,7 +50,7 @@ export function songView(id) {
     const title = job.spec.prompt || t(`task.${job.spec.task}`);
     fill(heading, title);
     document.title = `${title.slice(0, 60)} · Serinette`;
-    fill(status, `${t(`status.${job.status}`)} · ${new Date(job.created_at).toLocaleString(document.documentElement.lang)}`);
+    fill(status, kindOf(job) && `${kindOf(job)} · `, `${t(`status.${job.status}`)} · ${new Date(job.created_at).toLocaleString(document.documentElement.lang)}`);
     try {
       sessionStorage.setItem(keptSpec(id), JSON.stringify(job.spec));
     } catch {
@@ -117,7 +118,7 @@ export function songView(id) {
     const { caption, lyrics, ...rest } = written;
     const known = Object.entries(rest).filter(([name, value]) => name !== "codes" && value !== null && value !== undefined);
     const spec = { ...Object.fromEntries(known), prompt: caption ?? "", lyrics: lyrics ?? "" };
-    return h("article", { class: "card" }, h("p", {}, caption ?? ""),
+    return h("article", { class: "card stack" }, h("p", {}, caption ?? ""),
       h("dl", {}, known.flatMap(([name, value]) => [h("dt", {}, t(`field.${name}`)), h("dd", {}, String(value))])),
       lyrics ? h("pre", { class: "lyrics" }, lyrics) : null,
       button(t("song_of_it"), () => again(spec), { class: "primary" }));

@@ -70,7 +70,7 @@ export default {
   history: "History", "history.status": "State", "history.label": "Label", "history.from": "From", "history.to": "To",
   "history.words": "Search the loaded", "history.any": "Any", "history.more": "Load more",
   "history.found": "{n} of {all} loaded songs have these words.", "history.loaded": "The newest {n} are loaded.",
-  "history.all": "{n} in all.", "history.none": "No song is like that.", "history.empty": "No song yet.",
+  "history.all": "{n} in all.", "history.none": "No song is like that.", "history.clear": "Show all", "history.empty": "No song yet.",
   "again.short": "Again", replay: "Replay", "replay.what": "The same settings and seed at once", erase: "Erase",
   "erase.ask": "Erase “{name}”?",
   "erase.consequence": "Its files and its settings are deleted from the server. This cannot be undone.",

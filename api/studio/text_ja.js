@@ -64,7 +64,7 @@ export default {
 
   queue: "キュー", "queue.empty": "待っている曲も、生成中の曲もありません。",
   "queue.more": "ここに表示しきれない曲も待っています。", listen: "聴く", read: "読む", dismiss: "閉じる",
-  "dismiss.what": "{name}を一覧から外す", "cancel.what": "{name}をキャンセル", "progress.of": "{name}の進み具合",
+  "dismiss.what": "{name}を閉じる", "cancel.what": "{name}をキャンセル", "progress.of": "{name}の進み具合",
   container: "コンテナ", "attempt_failed.short": "一度失敗し、やり直しています", batch: "バッチ",
   "batch.counts": "{total} 曲中 {done} 曲完成", "batch.running": "{n} 曲を生成中", "batch.queued": "{n} 曲が順番待ち",
   "batch.failed": "{n} 曲が失敗", "batch.pause": "一時停止", "batch.resume": "再開",
@@ -77,7 +77,7 @@ export default {
   "history.words": "読み込んだ曲から検索", "history.any": "すべて", "history.more": "さらに読み込む",
   "history.found": "読み込んだ {all} 曲のうち {n} 曲が一致しました。",
   "history.loaded": "新しい順に {n} 曲を読み込みました。", "history.all": "全部で {n} 曲です。",
-  "history.none": "該当する曲はありません。", "history.empty": "まだ曲がありません。", "again.short": "もう一度",
+  "history.none": "該当する曲はありません。", "history.clear": "すべて表示", "history.empty": "まだ曲がありません。", "again.short": "もう一度",
   replay: "再現", "replay.what": "同じ設定と同じシードですぐに生成します", erase: "消去",
   "erase.ask": "「{name}」を消去しますか?",
   "erase.consequence": "ファイルと設定がサーバーから削除されます。元には戻せません。", erased: "{name}を消去しました。",

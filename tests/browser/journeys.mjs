@@ -68,6 +68,12 @@ async function song() {
   const before = page.url();
   await page.getByRole("button", { name: english["generate"], exact: true }).click();
   await page.waitForURL((url) => url.href !== before && url.hash.startsWith("#/song/")); // the server takes its numbers
+  const { id } = await call(GATEWAY, "")("POST", "v1/jobs", { task: "write", prompt: "a sad harp" });
+  await page.goto(`${GATEWAY}/#/history?label=no%3Dsuch`);
+  await page.getByRole("link", { name: english["history.clear"] }).click();
+  await page.locator(`[data-id="${id}"]`).getByText(english["task.write"]).waitFor();
+  await page.getByRole("link", { name: "a sad harp" }).click();
+  await page.getByRole("button", { name: english["song_of_it"] }).waitFor();
   await close();
 }
 
@@ -184,8 +190,12 @@ async function failures() {
   proxy.cut();
   await page.getByRole("button", { name: "Generate" }).click();
   await words(page, english["failure.gateway_gone"]);
+  await page.getByRole("link", { name: "Queue" }).click(); // a view whose file has not come yet
+  await page.getByRole("button", { name: english.try_again }).waitFor();
   proxy.mend();
-  await page.reload();
+  await page.getByRole("button", { name: english.try_again }).click();
+  await words(page, english["queue.empty"]);
+  await page.goBack();
   assert.equal(await page.getByLabel("Prompt").inputValue(), "oom");
   await page.getByRole("button", { name: "Generate" }).click();
   await words(page, english["failure.out_of_memory"]);
@@ -219,6 +229,7 @@ async function failures() {
 async function accessible() {
   // What is waited for the server says in English itself.
   assert.deepEqual(Object.keys(japanese).filter((key) => !key.startsWith("waits.")).sort(), Object.keys(english).sort());
+  const api = call(GATEWAY, KEY);
   const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
   for (const [dark, locale, width] of [[false, "en-US", 1280], [true, "ja-JP", 390], [false, "ja-JP", 820]]) {
     const { page, close } = await open({ url: `${GATEWAY}/`, key: KEY, dark, locale, width });
@@ -248,10 +259,13 @@ async function accessible() {
     await shot("live");
     const address = page.url();
     await page.goto(`${GATEWAY}/#/queue`);
-    await page.locator(".queue-row progress").waitFor();
+    await page.locator(".queue-row progress").first().waitFor();
+    const far = await api("POST", "v1/jobs", { prompt: "far", model: "elsewhere" });
+    await page.locator(`[data-id="${far.id}"]`).getByText(text === japanese ? japanese["waits.from_zero"] : "which scales from zero").waitFor();
     assert.deepEqual(await grave(), []);
     await fits();
     await shot("queue");
+    await api("POST", `v1/jobs/${far.id}/cancel`);
     await page.goto(`${GATEWAY}/#/history`);
     await page.locator("li.card").first().waitFor();
     assert.deepEqual(await grave(), []);
