@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import FastAPI
@@ -40,6 +40,7 @@ from serinette.errors import (
     UnknownPath,
 )
 
+_Error = TypeVar("_Error", bound=Exception)
 log = logging.getLogger(__name__)
 
 # The entry of the nearest base class counts.
@@ -194,12 +195,18 @@ def install(app: FastAPI, dialect_paths: Iterable[str]) -> None:
     app.exception_handler(Exception)(_on_unexpected)
 
 
-async def _on_own(connection: HTTPConnection, error: SerinetteError) -> Response:
-    if type(error) is QueueUnavailable and (parts := getattr(connection.app.state, "parts", None)) is not None:
+async def explained(app: Starlette, error: _Error) -> _Error | QueueFull:
+    """The error, of a queue that is away with the likely reason if there is one."""
+    if type(error) is QueueUnavailable and (parts := getattr(app.state, "parts", None)) is not None:
         # Under `serinette up` queue and store share a disk, and Valkey ends when it is full.
         shares = parts.settings.redis_url.get_secret_value().startswith("unix:")
         if shares and (full := await to_thread.run_sync(parts.store.full_disk)):
-            error = QueueFull(f"the queue does not answer, probably because {full}")
+            return QueueFull(f"the queue does not answer, probably because {full}")
+    return error
+
+
+async def _on_own(connection: HTTPConnection, error: SerinetteError) -> Response:
+    error = await explained(connection.app, error)
     if status_of(error) >= 500:
         log.warning("%s: %s: %s (%r)", connection.scope["path"], error.code, error.message, error.__cause__)
     return answer(connection.scope, error)

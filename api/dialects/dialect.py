@@ -26,7 +26,7 @@ from api.downloads import FileRequest
 from api.events import hold, wait_for_job
 from api.forms import TEXT_BYTES, FormRequest
 from api.lean_route import REFUSALS, LeanRoute, Refuse
-from api.problems import Responses
+from api.problems import Responses, explained
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
 from serinette.job import Artifact, Job, JobOptions, JobStatus
@@ -110,7 +110,7 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
                     async with context.parts.uploads.in_memory.of(context.tenant):
                         return await handle(form)
                 except REFUSALS as error:
-                    if (refusal := self.refuse(error)) is None:
+                    if (refusal := self.refuse(await explained(request.app, error))) is None:
                         raise
                     return refusal
 

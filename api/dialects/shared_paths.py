@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import APIRouter
 from pydantic import create_model
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from api.dependencies import QueuePart, SettingsPart
 from api.dialects.dialect import Dialect, example
-from api.problems import problems
+from api.problems import explained, problems
 from api.queue import Pool
 from api.v1.queue import ModelList, ModelView, model_views
 from serinette.errors import NotFound, QueueUnavailable
@@ -34,12 +35,13 @@ def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
         summary="Health, models and counts",
         responses={**example(in_the_document), 503: {"description": "The queue does not answer."}},
     )
-    async def health(queue: QueuePart, settings: SettingsPart) -> Response:
+    async def health(request: Request, queue: QueuePart, settings: SettingsPart) -> Response:
         """Whether workers have their models, in the form of each dialect, beside those of the others."""
         try:
             return JSONResponse(healthy(await queue.pools(), settings.pool))
         except QueueUnavailable as error:
-            return JSONResponse(_merged(part.unhealthy(error) for part in parts), 503)
+            why = await explained(request.app, error)
+            return JSONResponse(_merged(part.unhealthy(why) for part in parts), 503)
 
     bases: Any = (ModelList, *(part.models_schema for part in parts if part.models_schema))
     description = "All models: `models` for our clients; the rest is other servers' form of them at this path."
@@ -67,7 +69,7 @@ def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
         "/v1/models/{name:path}",
         tags=["queue"],
         summary="One model",
-        response_model=create_model("OneModel", __base__=one, __doc__="A model, in our form and that of other servers."),
+        response_model=create_model("OneModel", __base__=one, __doc__="A model, in all APIs' forms."),
         responses=problems("not_found", "queue_unavailable"),
     )
     async def get_model(name: str, queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:

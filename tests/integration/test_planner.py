@@ -1,5 +1,6 @@
-"""The bundled planner through a whole server: text as jobs, planned songs made again from their tags, a 1.5 client; and an
-mp3 that is continued.
+"""The bundled planner through a whole server: text as jobs, planned songs made again from their tags, a 1.5 client.
+
+And an mp3 that is continued.
 """
 
 from __future__ import annotations

@@ -257,9 +257,17 @@ async def test_a_queue_that_ended_on_a_full_disk_is_explained(tmp_path: Path, mo
         monkeypatch.setattr("serinette.store._LEAST_FREE_BYTES", 0)
         assert problem(await http.post("/v1/jobs", json=SONG))["code"] == "queue_unavailable"
         monkeypatch.setattr("serinette.store._LEAST_FREE_BYTES", 2**60)
-        answer = await http.post("/v1/jobs", json=SONG)
-    assert (answer.status_code, problem(answer)["code"]) == (503, "queue_full")
-    assert f"the disk of {tmp_path}/store is full" in problem(answer)["detail"]
+        answers = [
+            await http.post("/v1/jobs", json=SONG),
+            await http.post("/generate_music", json=SONG),
+            await http.post("/release_task", json=SONG),
+            await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "jazz"}]}),
+            await http.get("/health"),
+        ]
+    assert problem(answers[0])["code"] == "queue_full"
+    for answer in answers:
+        assert answer.status_code == 503
+        assert f"the disk of {tmp_path}/store is full" in answer.text, answer.url
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.EMFILE, "files and connections"), (errno.ENOSPC, "disk")])
