@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread, Timer
 
+import httpx
 import numpy as np
 import pytest
 from standardwebhooks import Webhook
@@ -262,15 +263,23 @@ def test_workers_and_queue_are_shown(shell: Shell, client: Client) -> None:
     assert json.loads(shell.serinette("workers", "--json").stdout)["pools"][0]["workers"][0]["stage"] == "ready"
 
 
-def test_a_batch_is_generated_into_a_directory_and_goes_on_where_it_was(shell: Shell) -> None:
+def test_a_batch_is_generated_into_a_directory_and_goes_on_where_it_was(shell: Shell, client: Client) -> None:
     lines: list[dict[str, object]] = [
         {"prompt": "jazz", "custom_id": "a/b"},
         {"prompt": "nan"},
-        {"prompt": "cello", "variations": 2},
+        {"prompt": "slow 3", "variations": 2},
     ]
     prompts = shell.directory / "prompts.jsonl"
     prompts.write_text("".join(f"{json.dumps({**line, 'duration_s': 1})}\n" for line in lines))
     run = ("batch", "run", "prompts.jsonl", "-o", "songs")
+    begun = subprocess.Popen([*CLI, *run], env=shell.environment, cwd=shell.directory, stderr=subprocess.PIPE)
+    assert eventually((shell.directory / "songs/000001-a_b.mp3").exists, 60)
+    begun.send_signal(signal.SIGINT)
+    _, said = begun.communicate(timeout=60)
+    assert (begun.returncode, b"the same command again" in said) == (130, True), said
+    (batch,) = client.batches.list(1)
+    named = httpx.get(f"{shell.environment['URL']}/v1/batches/{batch.id}/lines").json()["lines"]
+    assert (batch.status, [line["custom_id"] for line in named]) == ("in_progress", ["a/b", None, None])
     first = shell.serinette(*run)
     assert first.returncode == 4, first.stderr.decode()
     assert first.stdout.startswith(b"2\t1\t0\t3\t")

@@ -273,6 +273,14 @@ class TestAdvice:
         comparison = compare(own, own.rule, [Arrival(0, 30)], (95, 1))
         assert "no J keeps within 1 s" in comparison.sentence
 
+    @pytest.mark.parametrize("target_s", [1, 900])
+    def test_a_change_that_changes_nothing_is_not_advised(self, target_s: int) -> None:
+        own = pool()
+        assert own.rule
+        comparison = compare(own, own.rule.with_jobs_per_worker(4), [Arrival(0, 30)], (95, target_s))
+        assert comparison.chosen.jobs_per_worker == 4
+        assert "it is" not in comparison.sentence
+
     def test_a_trace_that_never_rests_is_cheaper_with_a_fixed_pool(self) -> None:
         own = pool()
         assert own.rule

@@ -95,7 +95,9 @@ def compare(
     # Of those that meet the target, the cheapest or as good as.
     bound_s = _AS_CHEAP * min((row.outcome.gpu_s for row in meeting), default=0.0)
     cheap = [row for row in meeting if row.outcome.gpu_s <= bound_s]
-    chosen = min(cheap or rows, key=lambda row: (row.outcome.wait_s(target[0]), row.outcome.gpu_s))
+    chosen = min(  # of equals the one in use: a change that changes nothing is no advice
+        cheap or rows, key=lambda row: (row.outcome.wait_s(target[0]), row.outcome.gpu_s, row.jobs_per_worker != own)
+    )
     fixed = [_fixed(pool, size, arrivals, horizon_s, seed) for size in _sizes(rule.max_workers)]
     return Comparison((*rows, *fixed), chosen, *target, own)
 
