@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serinette.errors import ConfigurationError, NotFound, RequestError, StoreUnavailable, TooLarge
 from serinette.names import artifact_key, record_key, song_prefix
@@ -250,8 +254,16 @@ def test_a_directory_gone_read_only_is_unavailable(tmp_path: Path) -> None:
         store.put(KEY, b"x")
 
 
-@pytest.mark.parametrize("name", ["a b", "C#lab", "100%", "a%20b", "what?", "x=y", 'it\'s "so"', "静か", "é" * 80])
-def test_a_directory_of_any_name_is_the_store(tmp_path: Path, name: str) -> None:
-    Store.open(SharedSettings(store_url=(tmp_path / name).as_uri())).put(KEY, b"x")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert (tmp_path / name / KEY).read_bytes() == b"x"
+_NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=60)
+
+
+@given(_NAMES.filter(lambda name: name not in {".", ".."}))
+@hypothesis.example('C#lab a%20b 100% what? x=y it\'s "so" 静か')
+@hypothesis.example("é" * 80)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_a_directory_of_any_name_is_the_store(name: str) -> None:
+    with TemporaryDirectory() as empty:
+        directory = Path(empty) / name
+        Store.open(SharedSettings(store_url=directory.as_uri())).put(KEY, b"x")
+        assert [each.name for each in Path(empty).iterdir()] == [name]
+        assert (directory / KEY).read_bytes() == b"x"

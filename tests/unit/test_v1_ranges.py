@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.downloads import Span, Unsatisfiable, names_etag, requested_span
 from api.events import preferred_wait_s
@@ -35,6 +37,15 @@ from api.events import preferred_wait_s
 )
 def test_spans(header: str | None, expected: Span | None) -> None:
     assert requested_span(header, 100) == expected
+
+
+@given(st.text() | st.from_regex(r"bytes ?= ?\d{0,3} ?- ?\d{0,3}", fullmatch=True), st.integers(0, 200))
+def test_whatever_is_asked_for_lies_within_the_file(header: str, size_bytes: int) -> None:
+    try:
+        span = requested_span(header, size_bytes)
+    except Unsatisfiable:
+        return
+    assert span is None or 0 <= span.start < span.end <= size_bytes
 
 
 @pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=" + "9" * 20 + "-"])

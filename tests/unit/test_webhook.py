@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from api.settings import GatewaySettings
@@ -20,7 +22,7 @@ from serinette import webhook_targets
 from serinette.batch import BatchOptions
 from serinette.errors import InvalidSpec, Unavailable
 from serinette.job import JobOptions, JobStatus
-from serinette.webhook import event_id, is_public, parse_address
+from serinette.webhook import check_url, event_id, is_public, parse_address
 from serinette.webhook_targets import Targets
 from tests.receivers import SECRET, receiver
 
@@ -63,6 +65,16 @@ def test_a_url_of_the_web_is_taken_as_it_is(url: str) -> None:
 def test_other_letters_are_encoded_and_nothing_is_no_webhook(url: str | None, kept: str | None) -> None:
     assert JobOptions(webhook=url).webhook == kept
     assert BatchOptions(webhook=url).webhook == kept
+
+
+@given(st.text() | st.from_regex(r"https?://[\w.:@-]{1,12}(/.{0,12})?", fullmatch=True))
+def test_any_text_is_a_url_in_ascii_that_stays_one_or_is_refused(text: str) -> None:
+    try:
+        kept = check_url(text)
+    except ValueError:
+        return
+    assert kept.isascii()
+    assert check_url(kept) == kept
 
 
 @pytest.mark.parametrize(
