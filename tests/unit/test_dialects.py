@@ -54,6 +54,19 @@ def test_the_tables_of_compatibility_are_made_of_the_dialects_own() -> None:
         assert set(model.model_fields) <= set(table), "a field that no row reads has no effect, and nothing says so"
 
 
+def test_the_calls_of_compatibility_are_those_that_are_there() -> None:
+    theirs, _, _ = re.sub(r"{\w+}", "{id}", compatibility.PAGE.read_text()).partition("## Who can and who cannot")
+    calls = {re.sub(r"{[^}]+}", "{id}", path) for dialect in DIALECTS for path in dialect.paths}
+    assert {path for path in calls if f"{path}`" not in theirs and f"{path}?" not in theirs} == set()
+    named = {
+        path
+        for call in re.findall(r"^\| (`[A-Z]+[` ][^|]*)\|", theirs, re.M)
+        for path in re.findall(r"/[\w/{}]+", call)
+    }
+    assert len(named) > 30
+    assert named - calls == {"/health", "/v1/models", "/v1/models/{id}"}  # every API's, and ours
+
+
 @pytest.mark.parametrize(
     "path",
     [
