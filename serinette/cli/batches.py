@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
-from serinette.cli.options import ApiKey, AsJson, Server, connect, label_of
+from serinette.cli.options import ApiKey, AsJson, Server, checked, connect, label_of
 from serinette.cli.terminal import EXIT_PARTLY, Bar, age, errors, output, program, seconds, show_table
 from serinette.client import DEFAULT_URL, Batch, BatchLine, BatchOptions, Client, Fetched
 from serinette.errors import ConfigurationError, NotFound, RequestError
@@ -222,7 +222,8 @@ def run(
     Exit status 4: it is done, and some were not generated; errors.jsonl in the directory says why.
     """
     labels = dict(label_of(text) for text in label or [])
-    options = BatchOptions(name or prompts.stem[:63], labels, timeout_s, webhook)
+    given = {"name": name or prompts.stem[:63], "labels": labels, "timeout_s": timeout_s, "webhook": webhook}
+    options = checked(BatchOptions, given)
     with connect(server, api_key) as client:
         run_to_end(client, BatchRun(prompts, directory, options), retry=retry, as_json=as_json)
 

@@ -17,7 +17,7 @@ from serinette.cli.following import leaving
 from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, Server, connect, label_of
 from serinette.cli.terminal import EXIT_INTERRUPTED, EXIT_NO_CODE, JobView, errors, output, print_submitted, program
 from serinette.client import DEFAULT_URL, Client
-from serinette.client.container_calls import LogReader
+from serinette.client.containers import LogReader
 from serinette.container import MAX_INPUTS, ContainerSpec, is_file_name
 from serinette.errors import RequestError, SerinetteError
 from serinette.job import Job, JobOptions, JobStatus

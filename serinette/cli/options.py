@@ -58,16 +58,14 @@ def connect(server: str, api_key: str | None) -> Client:
 
 
 def built(kind: type[Spec], given: Mapping[str, Any]) -> tuple[Spec, JobOptions]:
-    """The spec of what was given, and the options of its job.
+    """The spec of what was given, and the options of its job. Raises typer.BadParameter."""
+    return checked(kind, given), checked(JobOptions, given)
 
-    Raises:
-        typer.BadParameter: something is out of bounds.
-    """
+
+def checked(kind: type[Spec], given: Mapping[str, Any]) -> Spec:
+    """What was given of a model's fields. Raises typer.BadParameter: something is out of bounds."""
     try:
-        spec, options = (
-            {name: given[name] for name in each.model_fields.keys() & given.keys()} for each in (kind, JobOptions)
-        )
-        return kind(**spec), JobOptions(**options)
+        return kind(**{name: given[name] for name in kind.model_fields.keys() & given.keys()})
     except ValidationError as error:
         raise typer.BadParameter(invalid_spec(error).message) from error
 
