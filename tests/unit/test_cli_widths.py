@@ -108,8 +108,7 @@ def test_no_line_is_wider_than_the_terminal(
     for module in (status, batches, terminal):
         for name, console in (("output", screen), ("errors", comments)):
             monkeypatch.setattr(module, name, console, raising=False)
-    for module in (status, batches):
-        monkeypatch.setattr(module, "connect", lambda *_: _Recorded())
+    monkeypatch.setattr(options, "connect", lambda *_: _Recorded())
     show()
     printed = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
     lines = [line.rstrip() for line in printed.splitlines()]
