@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
-from serinette.cli.options import AsJson, checked, label_of, on_gateway
+from serinette.cli.options import AsJson, checked, connect, label_of, within
 from serinette.cli.terminal import EXIT_PARTLY, Bar, age, errors, output, program, seconds, show_table
 from serinette.client import Batch, BatchLine, BatchOptions, Client, Fetched
 from serinette.errors import ConfigurationError, NotFound, RequestError
@@ -200,7 +200,7 @@ def _size(fetched: Fetched) -> int:
 
 
 @app.command()
-@on_gateway
+@within(connect)
 def run(
     client: Client,
     prompts: Annotated[
@@ -228,7 +228,7 @@ def run(
 
 
 @app.command("ls")
-@on_gateway
+@within(connect)
 def list_(
     client: Client,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="At most so many.")] = 20,
@@ -266,7 +266,7 @@ _CALLS = {
 
 
 def _command(call: str) -> Callable[..., None]:
-    @on_gateway
+    @within(connect)
     def command(client: Client, batch_id: BatchId, as_json: AsJson = False) -> None:
         _print(methodcaller(call, batch_id)(client.batches), as_json=as_json)
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from serinette.cli import options as option
 from serinette.cli.following import leaving
-from serinette.cli.options import AsJson, CancelOnInterrupt, label_of, on_gateway
+from serinette.cli.options import AsJson, CancelOnInterrupt, connect, label_of, within
 from serinette.cli.terminal import EXIT_INTERRUPTED, EXIT_NO_CODE, JobView, errors, output, print_submitted, program
 from serinette.client import Client
 from serinette.client.containers import LogReader
@@ -159,7 +159,7 @@ _POLL_S = 0.5
 
 
 @option.with_fields(_PANELS, ContainerSpec, JobOptions)
-@on_gateway
+@within(connect)
 def run(
     client: Client,
     context: typer.Context,

@@ -13,7 +13,7 @@ from rich.table import Column
 
 from serinette.cli import containers, following
 from serinette.cli import options as option
-from serinette.cli.options import AsJson, CancelOnInterrupt, JobId, Output, format_of, label_of, on_gateway
+from serinette.cli.options import AsJson, CancelOnInterrupt, JobId, Output, connect, format_of, label_of, within
 from serinette.cli.terminal import (
     STATUS_STYLES,
     age,
@@ -34,7 +34,7 @@ _AUDIO = ("source_audio", "reference_audio")
 
 
 @option.with_fields(option.SONG, GenerationSpec, JobOptions)
-@on_gateway
+@within(connect)
 def submit(
     client: Client,
     context: typer.Context,
@@ -106,7 +106,7 @@ def _text(value: str) -> str:
         raise typer.BadParameter(f"cannot read {value[1:]}: {error}", param_hint="--lyrics") from error
 
 
-@on_gateway
+@within(connect)
 def watch(
     client: Client,
     job_id: JobId,
@@ -122,7 +122,7 @@ def watch(
     to_the_end(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
 
 
-@on_gateway
+@within(connect)
 def jobs(
     client: Client,
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
@@ -140,7 +140,7 @@ def jobs(
         errors.print(f"There are more: {program()} jobs -n {min(100, 2 * limit)}", style="dim")
 
 
-@on_gateway
+@within(connect)
 def show(
     client: Client,
     job_id: JobId,
@@ -183,7 +183,7 @@ def _facts(job: Job) -> Iterator[tuple[str, str]]:
         yield "warning", warning
 
 
-@on_gateway
+@within(connect)
 def cancel(
     client: Client,
     job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...", show_default=False)],

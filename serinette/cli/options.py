@@ -6,20 +6,21 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from annotated_types import Ge, Le
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from serinette.client import DEFAULT_URL, Client, Retry
 from serinette.job import JobOptions
-from serinette.spec import AudioFormat, BoundedInput, invalid_spec
+from serinette.spec import AudioFormat, invalid_spec
 
-Spec = TypeVar("Spec", bound=BoundedInput)
+Spec = TypeVar("Spec", bound=BaseModel)
 Command = TypeVar("Command", bound=Callable[..., None])
 
 Server = Annotated[
@@ -55,7 +56,7 @@ _OTHER_ENDINGS = {"opus": AudioFormat.OGG, "oga": AudioFormat.OGG, "aac": AudioF
 _LONGEST_NAME_BYTES = 240
 
 
-def connect(server: str, api_key: str | None) -> Client:
+def connect(server: Server = DEFAULT_URL, api_key: ApiKey = None) -> Client:
     """A client that waits for a gateway that goes away, but says at once when there was none."""
     if "://" not in server:
         server = f"http://{server}"  # as people write it
@@ -158,6 +159,10 @@ _FLAGS = {
     "repaint_start_s": "--from",
     "repaint_end_s": "--to",
     "guidance_scale": "--guidance",
+    "jobs_in_flight": "--in-flight",
+    "queued_jobs": "--queued",
+    "requests_per_minute": "--per-minute",
+    "gpu_seconds_per_day": "--gpu-seconds",
 }
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 _UNIT = re.compile("_(s|kbps|lufs)$")
@@ -174,7 +179,7 @@ _HELP = {
 }
 
 
-def with_fields(panels: Panels, *kinds: type[BoundedInput]) -> Callable[[Command], Command]:
+def with_fields(panels: Panels, *kinds: type[BaseModel]) -> Callable[[Command], Command]:
     """Gives a command an option for each field of the panels, called as the field: None where it is left out, so that
     the server's own default holds.
     """
@@ -192,19 +197,22 @@ def with_fields(panels: Panels, *kinds: type[BoundedInput]) -> Callable[[Command
     return decorate
 
 
-def on_gateway(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that is given a client first, with options that lead to its gateway."""
-    _, *others = inspect.signature(command, eval_str=True).parameters.values()
+def within(opener: Callable[..., AbstractContextManager[Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command, as its first argument, what `opener` opens; and the opener's own options."""
+    where = inspect.signature(opener, eval_str=True).parameters
 
-    @wraps(command)
-    def connected(*given: Any, server: str = DEFAULT_URL, api_key: str | None = None, **named: Any) -> None:  # noqa: ANN401  # the command's own
-        with connect(server, api_key) as client:
-            command(client, *given, **named)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
 
-    where = {"server": (DEFAULT_URL, Server), "api_key": (None, ApiKey)}
-    added = [inspect.Parameter(name, _KEYWORD, default=each[0], annotation=each[1]) for name, each in where.items()]
-    _sign(connected, others, added)
-    return connected
+        @wraps(command)
+        def opened(*given: Any, **named: Any) -> None:  # noqa: ANN401  # the command's own
+            with opener(**{name: named.pop(name) for name in where.keys() & named.keys()}) as place:
+                command(place, *given, **named)
+
+        _sign(opened, own, [each.replace(kind=_KEYWORD) for each in where.values()])
+        return opened
+
+    return decorate
 
 
 def _sign(command: Callable[..., None], own: Iterable[inspect.Parameter], added: Iterable[inspect.Parameter]) -> None:

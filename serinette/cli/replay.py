@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from serinette.cli.following import follow_or_leave
-from serinette.cli.options import AsJson, CancelOnInterrupt, check_output, on_gateway
+from serinette.cli.options import AsJson, CancelOnInterrupt, check_output, connect, within
 from serinette.cli.terminal import EXIT_PARTLY, errors, output
 from serinette.client import Client
 from serinette.errors import GenerationError, RequestError
@@ -37,7 +37,7 @@ class Comparison:
     largest_difference: float | None  # of full scale; None where the lengths differ
 
 
-@on_gateway
+@within(connect)
 def replay(
     client: Client,
     song: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A song that a Serinette made.")],

@@ -90,18 +90,6 @@ class Bar:
 output = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-_STAGE_WORDS = {
-    Stage.STARTING: "starting",
-    Stage.WAITING_FOR_ENGINE: "waiting for the engine",
-    Stage.FETCHING: "fetching audio",
-    Stage.PLANNING: "planning",
-    Stage.CONDITIONING: "reading the prompt",
-    Stage.COMPUTING: "running",
-    Stage.DENOISING: "denoising",
-    Stage.DECODING: "decoding",
-    Stage.ENCODING: "encoding",
-    Stage.UPLOADING: "storing",
-}
 STATUS_STYLES = {
     JobStatus.QUEUED: "yellow",
     JobStatus.RUNNING: "cyan",
@@ -148,7 +136,7 @@ def state(job: Job) -> str:
         return "queued" if job.position is None else f"queued, {_ordinal(job.position)} in its lane"
     if job.status is not JobStatus.RUNNING or job.progress is None:
         return job.status
-    words = _STAGE_WORDS[job.progress.stage]
+    words = job.progress.stage.replace("_", " ")
     if job.progress.stage is Stage.DENOISING and job.progress.steps:
         return f"{words}, step {job.progress.step or 0} of {job.progress.steps}"
     return words

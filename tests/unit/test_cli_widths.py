@@ -15,7 +15,7 @@ from serinette.cli import batches, options, status, terminal
 from serinette.client import BatchOptions, Client
 from serinette.client.answers import Pool, QueueState, Worker, WorkerPool, Workers
 from serinette.errors import ConfigurationError
-from serinette.job import JobError, Stage, now
+from serinette.job import JobError, now
 
 LONG = "a name that goes on and on, as names of machines and batches do where programs choose them " * 2
 ID = "batch-0123456789abcdef0123456789abcdef"
@@ -108,7 +108,7 @@ def test_no_line_is_wider_than_the_terminal(
     for module in (status, batches, terminal):
         for name, console in (("output", screen), ("errors", comments)):
             monkeypatch.setattr(module, name, console, raising=False)
-    monkeypatch.setattr(options, "connect", lambda *_: _Recorded())
+    monkeypatch.setattr(options, "Client", lambda *_, **__: _Recorded())
     show()
     printed = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
     lines = [line.rstrip() for line in printed.splitlines()]
@@ -136,7 +136,3 @@ def test_a_state_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     wanted = batches.BatchRun(prompts, tmp_path, BatchOptions())
     with pytest.raises(ConfigurationError, match="erase it to begin again"):
         batches.run_to_end(Client(), wanted, retry=False, as_json=False)
-
-
-def test_every_stage_has_words() -> None:
-    assert set(terminal._STAGE_WORDS) == set(Stage)
