@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from serinette.job import Job
+from serinette.usage import Day, Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +101,12 @@ class Model(_Answer):
     tasks: tuple[str, ...]
 
 
-class UsageSums(_Answer):
-    """What jobs took together."""
-
-    jobs: int
-    succeeded: int
-    failed: int
-    canceled: int
-    gpu_s: float
-    queue_s: float
-    size_bytes: int
-
-
-class UsageDay(UsageSums):
-    """Of one UTC day."""
-
-    day: date
-
-
 class TenantUsage(_Answer):
     """What the key's tenant used, and may: `limits` by name, None being without bound."""
 
     tenant: str
-    days: tuple[UsageDay, ...]
-    total: UsageSums
+    days: tuple[Day, ...]
+    total: Sums
     limits: dict[str, Any]
 
 

@@ -236,4 +236,6 @@ def _clock(redis: Redis) -> Finding:
 def _place(redis: Redis, keys: Keys, database: int, prefix: str) -> Finding:
     here = f"(database {database}, prefix {prefix!r})"
     used = redis.exists(keys.workers, keys.counters, keys.live, keys.leader, keys.credentials)
-    return ok("queue", "place", f"a Serinette works here {here}" if used else f"no Serinette has worked here yet {here}")
+    return ok(
+        "queue", "place", f"a Serinette works here {here}" if used else f"no Serinette has worked here yet {here}"
+    )

@@ -214,7 +214,7 @@ def test_in_a_terminal_a_bar_moves_within_its_width(monkeypatch: pytest.MonkeyPa
             view.show(job)
             frame = Console(file=io.StringIO(), width=width)
             with frame.capture() as captured:
-                frame.print(view.render())
+                frame.print(view.get_renderable())
             frames.append(captured.get())
     assert all(len(line) <= width for frame in frames for line in frame.splitlines())
     assert "waits for a worker to load its model" in " ".join(frames[0].split())

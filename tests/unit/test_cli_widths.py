@@ -80,7 +80,7 @@ def _a_batch_on_its_way() -> None:
     with batches.BatchView(LONG) as view:
         view.show(a_batch())
         view.show(a_batch(completed=600))
-        terminal.output.print(view.render())
+        terminal.output.print(view.get_renderable())
 
 
 def _its_end() -> None:
