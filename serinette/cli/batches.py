@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
-from serinette.cli.options import ApiKey, AsJson, Server, connect, label_of
+from serinette.cli.options import AsJson, checked, connect, label_of, within
 from serinette.cli.terminal import EXIT_PARTLY, Bar, age, errors, output, program, seconds, show_table
-from serinette.client import DEFAULT_URL, Batch, BatchLine, BatchOptions, Client, Fetched
+from serinette.client import Batch, BatchLine, BatchOptions, Client, Fetched
 from serinette.errors import ConfigurationError, NotFound, RequestError
 from serinette.spec import RecordModel
 
@@ -200,7 +200,9 @@ def _size(fetched: Fetched) -> int:
 
 
 @app.command()
+@within(connect)
 def run(
+    client: Client,
     prompts: Annotated[
         Path,
         typer.Argument(
@@ -214,29 +216,26 @@ def run(
     webhook: Annotated[str | None, typer.Option(help="URL that gets a signed POST when it ends.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="If it has ended, retry what was not generated.")] = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """Generate a file of prompts into a directory. Run it again after whatever happened, and it goes on where it was.
 
     Exit status 4: it is done, and some were not generated; errors.jsonl in the directory says why.
     """
     labels = dict(label_of(text) for text in label or [])
-    options = BatchOptions(name or prompts.stem[:63], labels, timeout_s, webhook)
-    with connect(server, api_key) as client:
-        run_to_end(client, BatchRun(prompts, directory, options), retry=retry, as_json=as_json)
+    given = {"name": name or prompts.stem[:63], "labels": labels, "timeout_s": timeout_s, "webhook": webhook}
+    options = checked(BatchOptions, given)
+    run_to_end(client, BatchRun(prompts, directory, options), retry=retry, as_json=as_json)
 
 
 @app.command("ls")
+@within(connect)
 def list_(
+    client: Client,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="At most so many.")] = 20,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """List the newest batches."""
-    with connect(server, api_key) as client:
-        batches = client.batches.list(limit)
+    batches = client.batches.list(limit)
     if as_json:
         output.print_json(data=[batch.model_dump(mode="json") for batch in batches])
         return
@@ -267,11 +266,9 @@ _CALLS = {
 
 
 def _command(call: str) -> Callable[..., None]:
-    def command(
-        batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None
-    ) -> None:
-        with connect(server, api_key) as client:
-            _print(methodcaller(call, batch_id)(client.batches), as_json=as_json)
+    @within(connect)
+    def command(client: Client, batch_id: BatchId, as_json: AsJson = False) -> None:
+        _print(methodcaller(call, batch_id)(client.batches), as_json=as_json)
 
     return command
 
