@@ -7,14 +7,13 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import anyio
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, Field
 from starlette.datastructures import UploadFile
 
 from api.settings import GatewaySettings
@@ -40,13 +39,12 @@ _IN_MEMORY = 4
 PREFIX = "serinette-upload-"
 
 
-@dataclass(frozen=True, slots=True)
-class PresignedUpload:
-    """A presigned URL that a client uploads its bytes to, and its expiry."""
+class PresignedUpload(BaseModel):
+    """Where to PUT the bytes; then POST `/v1/uploads/{id}/complete`."""
 
     id: str
-    put_url: str
-    expires_at: datetime
+    put_url: str = Field(description="Takes one HTTP PUT of the audio's bytes.")
+    expires_at: AwareDatetime
 
 
 class Uploads:
@@ -103,7 +101,8 @@ class Uploads:
         url = await self._in_thread(tenant, self._store.sign_put, key, self._settings.presign_s)
         if url is None:
             raise Unsupported("this deployment's store gives no presigned URLs; send the bytes with POST /v1/uploads")
-        return PresignedUpload(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
+        expires_at = now() + timedelta(seconds=self._settings.presign_s)
+        return PresignedUpload(id=upload_id, put_url=url, expires_at=expires_at)
 
     async def complete(self, tenant: str, upload_id: str) -> Upload:
         """Check the bytes that the client PUT into the store. Idempotent.

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from api.dependencies import RequestContext, context_of
+from api.dependencies import ContextPart, RequestContext, context_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.events import hold, wait_for_job
@@ -248,8 +248,8 @@ def _from_base64(text: str) -> bytes:
     return base64.b64decode("".join(data.split()), validate=True)
 
 
-async def _job_access(request: Request) -> JobAccess:
-    return JobAccess(context_of(request))
+async def _job_access(context: ContextPart) -> JobAccess:
+    return JobAccess(context)
 
 
 JobAccessPart = Annotated[JobAccess, Depends(_job_access)]

@@ -16,10 +16,9 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from api.auth.keyring import CallerCheck
-from api.dependencies import CallerCheckPart, EventsPart, QueuePart, SettingsPart, TenantPart
+from api.dependencies import ContextPart, RequestContext
 from api.events import JobEvent, JobEvents, checked_event_id
 from api.problems import answer, problems
-from api.queue import JobQueue
 from api.settings import GatewaySettings
 from api.turns import Turns
 from api.v1 import examples
@@ -47,27 +46,24 @@ ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]
     responses={
         200: {"content": examples.EVENTS, "description": "A `status` event with the whole job, then what happens."},
         204: {"description": "The job is over and `Last-Event-ID` is its last event: do not reconnect."},
-        **problems("not_found", "invalid_spec", "limited", "queue_unavailable", "store_unavailable"),
+        **problems("limited"),
     },
 )
-async def stream(
+async def follow_job(
     job_id: JobId,
     request: Request,
-    queue: QueuePart,
-    events: EventsPart,
-    tenant: TenantPart,
-    caller_check: CallerCheckPart,
+    context: ContextPart,
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> Response:
     """Server-Sent Events; closes behind the terminal event. A WebSocket at the same path sends the same messages."""
-    seen = last_event_id_header or last_event_id
-    job, after = await _snapshot(queue, events, tenant, job_id, seen)
+    seen, events = last_event_id_header or last_event_id, context.parts.events
+    job, after = await _snapshot(context, job_id, seen)
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
         return Response(status_code=204)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    return _Stream(events.streams, tenant, _sse(events, job, after, caller_check))
+    return _Stream(events.streams, context.tenant, _sse(events, job, after, context.caller_check))
 
 
 class _Stream(EventSourceResponse):
@@ -86,23 +82,20 @@ class _Stream(EventSourceResponse):
 async def socket(
     websocket: WebSocket,
     job_id: JobId,
-    queue: QueuePart,
-    events: EventsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
-    caller_check: CallerCheckPart,
+    context: ContextPart,
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> None:
-    """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
-    if not _origin_allowed(websocket, settings):
+    """The same messages, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
+    events = context.parts.events
+    if not _origin_allowed(websocket, context.settings):
         error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
         await websocket.send_denial_response(answer(websocket.scope, error, 403))
         return
-    job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
-    async with events.streams.of(tenant):
+    job, after = await _snapshot(context, job_id, last_event_id_header or last_event_id)
+    async with events.streams.of(context.tenant):
         await websocket.accept()
-        await _send_all(websocket, events, job, after, caller_check)
+        await _send_all(websocket, events, job, after, context.caller_check)
 
 
 async def _send_all(websocket: WebSocket, events: JobEvents, job: Job, after: str, caller_check: CallerCheck) -> None:
@@ -132,12 +125,10 @@ async def messages(events: JobEvents, job: Job, after: str, caller_check: Caller
         log.warning("the events of job %s break off: %s (%r)", job.id, error.message, error.__cause__)
 
 
-async def _snapshot(
-    queue: JobQueue, events: JobEvents, tenant: str, job_id: str, last_event_id: str | None
-) -> tuple[Job, str]:
+async def _snapshot(context: RequestContext, job_id: str, last_event_id: str | None) -> tuple[Job, str]:
     """The job, and the event behind which to go on. What happens between the two reads is sent twice, never lost."""
-    last, before_last = await events.last_ids(job_id)
-    job = await queue.get(tenant, job_id)
+    last, before_last = await context.parts.events.last_ids(job_id)
+    job = await context.queue.get(context.tenant, job_id)
     if last_event_id is not None:
         return job, checked_event_id(last_event_id)
     return job, before_last if job.status.ended else last

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from api.dependencies import QueuePart, RequestContext, TenantPart, context_of, idempotency_key_header
+from api.dependencies import ContextPart, RequestContext, context_of, idempotency_key_header
 from api.events import hold, preferred_wait_s
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
@@ -57,10 +57,6 @@ SUBMITTED: Responses = {
 }
 # Why a submit may be refused.
 REFUSALS = (
-    "bad_request",
-    "invalid_spec",
-    "too_large",
-    "unsupported_media_type",
     "idempotency_conflict",
     "lane_not_allowed",
     "lane_full",
@@ -68,7 +64,6 @@ REFUSALS = (
     "too_many_in_flight",
     "gpu_time_spent",
     "queue_full",
-    "queue_unavailable",
     "store_unavailable",
 )
 
@@ -87,7 +82,7 @@ class JobList(BaseModel):
     summary="Submit a song",
     responses={**SUBMITTED, **problems(*REFUSALS)},
 )
-async def submit(
+async def submit_job(
     request: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
     http: Request,
     prefer: PreferHeader = None,
@@ -119,28 +114,17 @@ async def _held(context: RequestContext, job: Job, prefer: str | None, headers: 
     return await hold(parts.queue, parts.events, context.caller_check, job, wait_s, refuse=False)
 
 
-@router.get(
-    "/jobs/{job_id}",
-    response_model=Job,
-    summary="One job",
-    responses={200: {"content": examples.JOB}, **problems("not_found", "queue_unavailable", "store_unavailable")},
-)
-async def look(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
+@router.get("/jobs/{job_id}", response_model=Job, summary="One job", responses={200: {"content": examples.JOB}})
+async def get_job(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
     """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and why it waits."""
     context, headers = context_of(http), dict[str, str]()
     job = await _held(context, await context.parts.queue.get(context.tenant, job_id), prefer, headers)
     return job_answer(job, headers=headers)
 
 
-@router.get(
-    "/jobs",
-    response_model=JobList,
-    summary="Jobs, newest first",
-    responses=problems("invalid_spec", "queue_unavailable"),
-)
+@router.get("/jobs", response_model=JobList, summary="Jobs, newest first")
 async def list_jobs(
-    queue: QueuePart,
-    tenant: TenantPart,
+    context: ContextPart,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
     label: Annotated[
         str | None,
@@ -159,7 +143,7 @@ async def list_jobs(
     if label is not None and not (name and equals):
         raise InvalidSpec("label: must be name=value", field="label")
     wanted = JobFilter(status, (name, value) if label else None, created_after, created_before)
-    page = await queue.list(tenant, wanted, cursor=cursor, limit=limit)
+    page = await context.queue.list(context.tenant, wanted, cursor=cursor, limit=limit)
     listed = JobList(jobs=page.jobs, next_cursor=page.next_cursor)
     left_out = {place: unknown for place, job in enumerate(page.jobs) if (unknown := unknown_fields(job))}
     return Response(
@@ -171,19 +155,14 @@ async def list_jobs(
     "/jobs/{job_id}/cancel",
     response_model=Job,
     summary="Cancel a job",
-    responses={200: {"content": examples.JOB}, **problems("not_found", "conflict", "queue_unavailable")},
+    responses={200: {"content": examples.JOB}, **problems("conflict")},
 )
-async def cancel(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> Response:
+async def cancel_job(job_id: JobId, context: ContextPart) -> Response:
     """A queued job ends at once, a running one within a step: then `cancel_requested` is true meanwhile."""
-    return job_answer(await queue.cancel(tenant, job_id))
+    return job_answer(await context.queue.cancel(context.tenant, job_id))
 
 
-@router.delete(
-    "/jobs/{job_id}",
-    status_code=204,
-    summary="Erase an ended job",
-    responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
-)
-async def erase(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> None:
+@router.delete("/jobs/{job_id}", status_code=204, summary="Erase an ended job", responses=problems("not_finished"))
+async def erase_job(job_id: JobId, context: ContextPart) -> None:
     """Erases its songs and its record. A job that has not ended must be canceled first."""
-    await queue.erase(tenant, job_id)
+    await context.queue.erase(context.tenant, job_id)

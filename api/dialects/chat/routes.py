@@ -16,6 +16,7 @@ from api.dialects.chat import answers
 from api.dialects.chat.request import ChatRequest
 from api.dialects.chat.table import convert, record_of
 from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
+from api.problems import Responses
 from serinette.errors import SerinetteError
 from serinette.job import Job, JobStatus
 from serinette.spec import PlainNumber
@@ -41,20 +42,16 @@ _EXAMPLE: Final = {
     "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
     "warnings": [],
 }
-_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+_ANSWERS: Final[Responses] = {
     **example(_EXAMPLE),
     303: {"description": "Not generated yet: ask the URL in `Location`; clients that follow redirects end with it."},
 }
 _ANSWERS[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
 _KeyHeader = Annotated[str | None, idempotency_key_header("The same key with the same body is the same song.")]
-_REFUSED: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "The tenant may not use the lane `normal`."}}
-_BY_ID: Final[dict[int | str, dict[str, Any]]] = {
-    404: {"description": "There is no such song."},
-    410: {"description": "Its file was erased."},
-}
+_ERASED: Final[Responses] = {410: {"description": "Its file was erased."}}
 
 
-@router.post("/v1/chat/completions", responses=_ANSWERS | _REFUSED, response_class=Response)
+@router.post("/v1/chat/completions", responses=_ANSWERS, response_class=Response)
 async def chat_completions(
     body: ChatRequest, access: JobAccessPart, http: Request, idempotency_key: _KeyHeader = None
 ) -> Response:
@@ -85,7 +82,7 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS | _BY_ID, response_class=Response)
+@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS | _ERASED, response_class=Response)
 async def chat_completion(
     job_id: str,
     access: JobAccessPart,

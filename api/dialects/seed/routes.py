@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Form, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from api.dependencies import QueuePart, SettingsPart, context_of
+from api.dependencies import ContextPart, context_of
 from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
 from api.dialects.seed import answers
 from api.dialects.seed.request import (
@@ -39,9 +39,7 @@ _NOT_YET = {
     "description": "Not generated yet: ask the URL in `Location`. HTTP clients that follow redirects end with the song."
 }
 _NO_SONG = {"description": "There is no song, or not yet: `Request is pending, not completed`."}
-_UNKNOWN = {"description": "`Request not found`."}
 _SYNC: Responses = {200: _SONG, 303: _NOT_YET}
-_BY_ID: Responses = {404: _UNKNOWN}
 
 
 class InitializeRequest(BaseModel):
@@ -88,13 +86,11 @@ async def generate_music_async(body: Annotated[GenerateMusicRequest, Body()], ht
 
 
 @router.post("/generate_music", responses=_SYNC, response_class=Response)
-async def generate_music(
-    body: GenerateMusicRequest, access: JobAccessPart, settings: SettingsPart, http: Request
-) -> Response:
+async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http: Request) -> Response:
     """Generate a song, and answer where it is; with `return_file_data` the song itself. Where the operator set
     `SERINETTE_GENERATE_MUSIC_WAITS=false`: answer the request's id at once.
     """
-    if not settings.generate_music_waits:
+    if not access.context.settings.generate_music_waits:
         return JSONResponse(answers.queued_at_once(await _submit(body, access)))
     format: Literal["file", "json"] = "file" if body.return_file_data else "json"
     wanted = ResultQuery(format=format, wait=access.max_wait_s, sync=True)
@@ -166,8 +162,7 @@ for path, kind, only, waits in _WITH_AUDIO:
 @router.get(
     "/status/{request_id}",
     response_model=dict[str, Any],
-    responses=_BY_ID
-    | example(
+    responses=example(
         {
             "request_id": _ID,
             "status": "completed",
@@ -183,7 +178,7 @@ async def status(request_id: Annotated[str, Path()], http: Request) -> Response:
     return JSONResponse(answers.status(await JobAccess(context_of(http)).get(request_id)))
 
 
-@router.get("/result/{request_id}", responses=_BY_ID | _SYNC | {400: _NO_SONG}, response_class=Response)
+@router.get("/result/{request_id}", responses=_SYNC | {400: _NO_SONG}, response_class=Response)
 async def result(
     request_id: str, wanted: Annotated[ResultQuery, Query()], access: JobAccessPart, http: Request
 ) -> Response:
@@ -193,7 +188,7 @@ async def result(
 
 @router.delete(
     "/request/{request_id}",
-    responses=_BY_ID | example({"message": "Request cancelled"}) | {400: {"description": "It has ended already."}},
+    responses=example({"message": "Request cancelled"}) | {400: {"description": "It has ended already."}},
 )
 async def cancel(request_id: str, access: JobAccessPart) -> Response:
     """Cancel a request, whether it waits or is being generated."""
@@ -204,9 +199,9 @@ async def cancel(request_id: str, access: JobAccessPart) -> Response:
 
 
 @router.get("/queue/status", responses=example(answers.queue(waiting=1, running=1, completed=5, failed=0)))
-async def queue_status(queue: QueuePart) -> dict[str, Any]:
+async def queue_status(context: ContextPart) -> dict[str, Any]:
     """How many requests there are, by status."""
-    pools = await queue.pools()
+    pools = await context.queue.pools()
     return answers.queue(
         waiting=sum(sum(pool.waiting.values()) for pool in pools),
         running=sum(pool.running for pool in pools),
@@ -223,11 +218,11 @@ async def sample_data() -> dict[str, Any]:
 
 @router.post("/initialize", responses=example(answers.initialized([])))
 async def initialize(
-    queue: QueuePart, query: Annotated[InitializeRequest, Query()], body: InitializeRequest | None = None
+    context: ContextPart, query: Annotated[InitializeRequest, Query()], body: InitializeRequest | None = None
 ) -> dict[str, Any]:
     """Whether a worker has its model. Nothing is loaded by this call."""
     sent = sorted(query.model_fields_set | (body.model_fields_set if body else set()))
-    return answers.initialized(await queue.pools()) | {"ignored": sent}
+    return answers.initialized(await context.queue.pools()) | {"ignored": sent}
 
 
 async def _answer(http: Request, access: JobAccess, job: Job, wanted: ResultQuery) -> Response:
