@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from api.queue.explanations import eta_s, waiting_for
 from api.queue.pool_status import PoolStatusReader
 from api.turns import Threads
@@ -79,15 +81,11 @@ class JobFilter:
         )
 
 
-EVERY_JOB = JobFilter()
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Jobs, newest first. If there is a cursor, more may follow, even if this page is short."""
+class JobList(BaseModel):
+    """A page of jobs, newest first."""
 
     jobs: tuple[Job, ...]
-    next_cursor: str | None
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
 
 
 class Lookup:
@@ -130,7 +128,7 @@ class Lookup:
             jobs |= zip(forgotten, await self._recalled(tenant, forgotten), strict=True)
         return [jobs.get(job_id) for job_id in job_ids]
 
-    async def page(self, tenant: str, wanted: JobFilter, cursor: str | None, limit: int) -> Page:
+    async def page(self, tenant: str, wanted: JobFilter, cursor: str | None, limit: int) -> JobList:
         """A page of the tenant's jobs, newest first, out of Redis alone. Raises InvalidSpec: a cursor not of ours."""
         last = after = Cursor.decode(cursor) if cursor else None
         found: list[Job] = []
@@ -143,7 +141,7 @@ class Lookup:
         more = last is not None and await self._start(tenant, last) < int(
             await self._jobs.redis.zcount(self._keys.jobs(tenant), wanted.first_score, "+inf")
         )
-        return Page(tuple(found), last.encode() if last and more else None)
+        return JobList(jobs=tuple(found), next_cursor=last.encode() if last and more else None)
 
     async def explained(self, seen: Seen) -> Job | None:
         """The job, with place, ETA and `waiting_for` until it ends; None if Redis has no entry."""
@@ -250,6 +248,3 @@ def _time(unix_s: float) -> datetime:
 
 def _slow_store() -> Unavailable:
     return StoreUnavailable("the store is slow to answer for jobs that ended a while ago; try again")
-
-
-__all__ = ["EVERY_JOB", "Cursor", "JobFilter", "Lookup", "Page", "brief", "no_such_job"]

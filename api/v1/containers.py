@@ -44,7 +44,7 @@ async def submit_container(
 ) -> Response:
     """Queue a container in its lane, as a job like any other. 501 if no cluster is configured."""
     context = context_of(http)
-    submitted = await context.parts.queue.submit_container(
+    submitted = await context.queue.submit(
         context.tenant, request.only(ContainerSpec), request.only(JobOptions), idempotency_key=idempotency_key
     )
     return await submit_answer(context, submitted, prefer)

@@ -6,13 +6,13 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict
 
 from api.dependencies import ContextPart, RequestContext, context_of, idempotency_key_header
 from api.events import hold, preferred_wait_s
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
-from api.queue.lookup import JobFilter
+from api.queue.lookup import JobFilter, JobList
 from api.v1 import examples
 from api.v1.answers import JobId, job_answer, unknown_fields
 from serinette.errors import InvalidSpec
@@ -66,13 +66,6 @@ REFUSALS = (
     "queue_full",
     "store_unavailable",
 )
-
-
-class JobList(BaseModel):
-    """A page of jobs, newest first."""
-
-    jobs: tuple[Job, ...]
-    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
 
 
 @router.post(
@@ -144,10 +137,9 @@ async def list_jobs(
         raise InvalidSpec("label: must be name=value", field="label")
     wanted = JobFilter(status, (name, value) if label else None, created_after, created_before)
     page = await context.queue.list(context.tenant, wanted, cursor=cursor, limit=limit)
-    listed = JobList(jobs=page.jobs, next_cursor=page.next_cursor)
     left_out = {place: unknown for place, job in enumerate(page.jobs) if (unknown := unknown_fields(job))}
     return Response(
-        listed.model_dump_json(exclude={"jobs": left_out} if left_out else None), media_type="application/json"
+        page.model_dump_json(exclude={"jobs": left_out} if left_out else None), media_type="application/json"
     )
 
 
