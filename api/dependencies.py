@@ -24,6 +24,7 @@ from api.settings import GatewaySettings
 from api.uploads import Uploads
 from serinette.credentials import Limits
 from serinette.errors import Unauthorized
+from serinette.job import Job
 from serinette.names import DEFAULT_TENANT, Right
 from serinette.store import Store
 from serinette.webhook import is_loopback
@@ -103,6 +104,30 @@ class RequestContext:
     def caller_check(self) -> CallerCheck:
         """Check of the caller's key while the request goes on."""
         return CallerCheck(self.parts.callers.keyring, self.caller)
+
+    async def wait(self, job: Job, wait_s: float | None) -> Job:
+        """The job as it is when it ends, or after `wait_s`, at most the server's bound, whichever comes first.
+
+        Raises:
+            Unauthorized: the caller's key was revoked meanwhile.
+        """
+        if not wait_s or job.status.ended:
+            return job
+        await self.parts.events.wait_for_end(job.id, min(wait_s, self.settings.max_wait_s), self.caller_check)
+        await self.caller_check.require()
+        return await self.queue.get(self.tenant, job.id)
+
+    async def hold(self, job: Job, wait_s: float | None, *, refuse: bool) -> Job:
+        """As `wait`, for a request that does nothing else: beyond those that a tenant may have, it is answered at once.
+
+        Raises:
+            Limited: that, with `refuse`.
+        """
+        waits = self.parts.events.waits
+        if not wait_s or job.status.ended or not (refuse or waits.has_turn(self.tenant)):
+            return job
+        async with waits.of(self.tenant):
+            return await self.wait(job, wait_s)
 
 
 def context_of(connection: HTTPConnection) -> RequestContext:

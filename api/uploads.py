@@ -35,6 +35,12 @@ UPLOADS_OF_TENANT = 32
 _UPLOADS = 128
 # Bodies with audio in base64, which take several times their size in memory; of one tenant at most half.
 _IN_MEMORY = 4
+_MANY_CHECKS = partial(Unavailable, "too many of this tenant's uploads wait to be decoded; try again")
+_MANY_UPLOADS = partial(
+    Limited,
+    f"uploads: {UPLOADS_OF_TENANT} of one tenant may be under way at once; wait for some to end",
+    retry_after_s=5,
+)
 # The directory of an upload under way.
 PREFIX = "serinette-upload-"
 
@@ -54,9 +60,9 @@ class Uploads:
         self._store = store
         self._store_threads = store_threads
         self._settings = settings
-        self._checks = Threads(_CHECKS, _CHECKS - 1, _many_checks)
-        self.in_memory = Turns(_IN_MEMORY, _IN_MEMORY // 2, _many_checks)
-        self._open = Turns(_UPLOADS, UPLOADS_OF_TENANT, _many_uploads, most_waiting=0)
+        self._checks = Threads(_CHECKS, _CHECKS - 1, _MANY_CHECKS)
+        self.in_memory = Turns(_IN_MEMORY, _IN_MEMORY // 2, _MANY_CHECKS)
+        self._open = Turns(_UPLOADS, UPLOADS_OF_TENANT, _MANY_UPLOADS, most_waiting=0)
 
     async def take(self, tenant: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Store the body of a request if it is audio.
@@ -221,16 +227,6 @@ async def _read(path: Path) -> AsyncIterator[bytes]:
     async with await anyio.open_file(path, "rb") as file:
         while chunk := await file.read(_CHUNK_BYTES):
             yield chunk
-
-
-def _many_checks() -> Unavailable:
-    return Unavailable("too many of this tenant's uploads wait to be decoded; try again")
-
-
-def _many_uploads() -> Limited:
-    return Limited(
-        f"uploads: {UPLOADS_OF_TENANT} of one tenant may be under way at once; wait for some to end", retry_after_s=5
-    )
 
 
 def _new_id() -> str:

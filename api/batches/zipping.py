@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
+from api.downloads import OtherFile
 from serinette.batch import BatchLine
 from serinette.errors import NotFound
 from serinette.job import Artifact
@@ -99,17 +100,7 @@ def _listed(names: Sequence[str]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchFile:
-    """A file of a batch in the store, as downloads.py serves it."""
-
-    key: str
-    size_bytes: int
-    etag: str
-    content_type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Archive(BatchFile):
+class Archive(OtherFile):
     """The zip of few enough songs to see before it is made which of them are there: its length is known."""
 
     store: Store
@@ -117,7 +108,7 @@ class Archive(BatchFile):
     missing: Sequence[str]
 
     @classmethod
-    def of(cls, store: Store, members: Sequence[Member], output: BatchFile) -> Archive:
+    def of(cls, store: Store, members: Sequence[Member], output: OtherFile) -> Archive:
         """The zip of the songs of an output file."""
         with ThreadPoolExecutor(_READERS) as readers:
             there = list(readers.map(lambda member: _is_there(store, member[1].key), members))
@@ -150,7 +141,7 @@ def _tag(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def archive_held(output: BatchFile, if_none_match: str | None) -> str | None:
+def archive_held(output: OtherFile, if_none_match: str | None) -> str | None:
     """The ETag by which a client has a zip of this output; None if it has none. Its zip holds what a new one would,
     and songs that were erased since, so that no song needs to be looked up to tell.
     """

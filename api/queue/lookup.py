@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -15,7 +16,7 @@ from pydantic import BaseModel, Field
 from api.queue.explanations import eta_s, waiting_for
 from api.queue.pool_status import PoolStatusReader
 from api.turns import Threads
-from serinette.errors import InvalidSpec, NotFound, StoreUnavailable, Unavailable
+from serinette.errors import InvalidSpec, NotFound, StoreUnavailable
 from serinette.job import Job, JobError, JobStatus, now
 from serinette.jobs import AsyncJobs, Entry, Seen, Shrunk, calls, job_of_record
 from serinette.jobs.finishing import find_record
@@ -30,6 +31,7 @@ SCAN_CHUNK = 200
 
 # Threads that read jobs from the store which Redis has expired; of one tenant at most half.
 _RECALLS = 8
+_SLOW_STORE = partial(StoreUnavailable, "the store is slow to answer for jobs that ended a while ago; try again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Lookup:
         self._keys = keys
         self._store = store
         self._pool_status = pool_status
-        self.recalls = Threads(_RECALLS, _RECALLS // 2, _slow_store)
+        self.recalls = Threads(_RECALLS, _RECALLS // 2, _SLOW_STORE)
 
     async def see(self, job_ids: Sequence[str]) -> list[Seen]:
         """Each job as Redis holds it, in one round trip."""
@@ -244,7 +246,3 @@ def _matches(seen: Seen, tenant: str, wanted: JobFilter) -> bool:
 
 def _time(unix_s: float) -> datetime:
     return datetime.fromtimestamp(unix_s, UTC)
-
-
-def _slow_store() -> Unavailable:
-    return StoreUnavailable("the store is slow to answer for jobs that ended a while ago; try again")

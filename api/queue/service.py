@@ -57,6 +57,11 @@ _STORE_THREADS = 16
 # Lists that are read at once, each up to 2,000 jobs long; of one tenant at most half.
 _LISTS = 8
 _LONG_LIST = 20
+_SLOW_STORE = partial(StoreUnavailable, "the store is slow to answer; try again")
+_SLOW_RESOLVER = partial(
+    Unavailable, "webhook: too many hosts are being looked up at the moment; try again", field="webhook"
+)
+_MANY_LISTS = partial(Limited, "too many lists of this tenant are being read at once; wait for them", retry_after_s=1)
 # A script that does nothing, but that Redis refuses when it would refuse a write.
 _WRITES = "#!lua\nreturn 1"
 # Short calls: many may wait, since their turn comes soon.
@@ -89,9 +94,9 @@ class JobQueue:
         self._keys = settings.keys
         self._declared = declared
         self._targets = Targets(settings.webhook_networks)
-        self.store_threads = Threads(_STORE_THREADS, _STORE_THREADS // 2, _slow_store, _MANY_WAITING)
-        self.webhook_threads = Threads(_WEBHOOK_THREADS, _WEBHOOK_THREADS // 4, _slow_resolver)
-        self._lists = Turns(_LISTS, _LISTS // 2, _too_many_lists, _MANY_WAITING)
+        self.store_threads = Threads(_STORE_THREADS, _STORE_THREADS // 2, _SLOW_STORE, _MANY_WAITING)
+        self.webhook_threads = Threads(_WEBHOOK_THREADS, _WEBHOOK_THREADS // 4, _SLOW_RESOLVER)
+        self._lists = Turns(_LISTS, _LISTS // 2, _MANY_LISTS, _MANY_WAITING)
         self._pool_status = PoolStatusReader(jobs.redis, settings.keys, settings.pools)
         self._lookup = Lookup(jobs, settings.keys, store, self._pool_status)
 
@@ -319,18 +324,6 @@ class JobQueue:
     def _keyed(self, tenant: str, idempotency_key: str) -> str:
         secret = self._settings.idempotency_secret
         return keyed_job_id(tenant, idempotency_key, secret.get_secret_value() if secret else None)
-
-
-def _slow_resolver() -> Unavailable:
-    return Unavailable("webhook: too many hosts are being looked up at the moment; try again", field="webhook")
-
-
-def _slow_store() -> Unavailable:
-    return StoreUnavailable("the store is slow to answer; try again")
-
-
-def _too_many_lists() -> Limited:
-    return Limited("too many lists of this tenant are being read at once; wait for them", retry_after_s=1)
 
 
 def _delete_all(store: Store, keys: Sequence[str]) -> None:

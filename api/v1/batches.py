@@ -20,14 +20,13 @@ from api.batches.zipping import (
     MOST_MEASURED,
     ZIP,
     Archive,
-    BatchFile,
     Member,
     archive_held,
     members_of_file,
     zipped,
 )
 from api.dependencies import ContextPart, RequestContext, idempotency_key_header
-from api.downloads import FileRequest
+from api.downloads import FileRequest, OtherFile
 from api.problems import problems
 from api.v1 import examples
 from api.v1.answers import PARTS
@@ -315,9 +314,9 @@ async def _file(context: RequestContext, request: Request, key: str, name: str) 
     return await context.parts.downloads.serve(found, asked, f"{name}.jsonl", download=True)
 
 
-async def _found_file(context: RequestContext, key: str) -> BatchFile:
+async def _found_file(context: RequestContext, key: str) -> OtherFile:
     try:
         found = await context.parts.downloads.threads.run(tenant_of(key), partial(context.parts.store.head, key))
     except NotFound as error:
         raise Gone("the batch's files were erased from the store") from error
-    return BatchFile(key, found.size_bytes, (found.etag or str(found.size_bytes)).strip('"'), JSONL)
+    return OtherFile(key, found.size_bytes, (found.etag or str(found.size_bytes)).strip('"'), JSONL)

@@ -6,24 +6,21 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import anyio
 from fastapi import APIRouter, Header, Query, Request, WebSocket
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from api.auth.keyring import CallerCheck
 from api.dependencies import ContextPart, RequestContext
 from api.events import JobEvent, JobEvents, checked_event_id
-from api.problems import answer, problems
-from api.settings import GatewaySettings
-from api.turns import Turns
+from api.problems import problems
+from api.turns import HeldResponse
 from api.v1 import examples
 from api.v1.answers import JobId
-from serinette.errors import RequestError, SerinetteError
+from serinette.errors import SerinetteError
 from serinette.job import Job
 
 log = logging.getLogger(__name__)
@@ -63,19 +60,8 @@ async def follow_job(
         return Response(status_code=204)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    return _Stream(events.streams, context.tenant, _sse(events, job, after, context.caller_check))
-
-
-class _Stream(EventSourceResponse):
-    """Counts as one of its tenant's streams for as long as it is open. Raises Limited before anything is sent."""
-
-    def __init__(self, streams: Turns, tenant: str, content: AsyncGenerator[ServerSentEvent]) -> None:
-        super().__init__(content, ping=KEEPALIVE_S)
-        self._turn = streams.of(tenant)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._turn:
-            await super().__call__(scope, receive, send)
+    response = EventSourceResponse(_sse(events, job, after, context.caller_check), ping=KEEPALIVE_S)
+    return HeldResponse(response, events.streams.of(context.tenant))
 
 
 @router.websocket("/jobs/{job_id}/events")
@@ -88,10 +74,6 @@ async def socket(
 ) -> None:
     """The same messages, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
     events = context.parts.events
-    if not _origin_allowed(websocket, context.settings):
-        error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
-        await websocket.send_denial_response(answer(websocket.scope, error, 403))
-        return
     job, after = await _snapshot(context, job_id, last_event_id_header or last_event_id)
     async with events.streams.of(context.tenant):
         await websocket.accept()
@@ -151,11 +133,3 @@ async def _until_gone(websocket: WebSocket, scope: anyio.CancelScope) -> None:
     while (await websocket.receive())["type"] != "websocket.disconnect":
         pass
     scope.cancel()
-
-
-def _origin_allowed(websocket: WebSocket, settings: GatewaySettings) -> bool:
-    """Browsers let any page open a WebSocket anywhere, and only say where the page is from."""
-    origin = websocket.headers.get("origin")
-    if origin is None or settings.allows_origin(origin):
-        return True
-    return urlsplit(origin).netloc == websocket.headers.get("host")

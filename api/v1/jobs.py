@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from pydantic import AwareDatetime, BeforeValidator, ConfigDict
 
 from api.dependencies import ContextPart, RequestContext, context_of, idempotency_key_header
-from api.events import hold, preferred_wait_s
+from api.events import preferred_wait_s
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.queue.lookup import JobFilter, JobList
@@ -83,7 +83,7 @@ async def submit_job(
 ) -> Response:
     """Queue a song in its lane. `Location` is the job's URL; a seed that is left out is drawn and reported."""
     context = context_of(http)
-    submitted = await context.parts.queue.submit(
+    submitted = await context.queue.submit(
         context.tenant, request.only(GenerationSpec), request.only(JobOptions), idempotency_key=idempotency_key
     )
     return await submit_answer(context, submitted, prefer)
@@ -100,18 +100,17 @@ async def submit_answer(context: RequestContext, submitted: tuple[Job, bool], pr
 
 
 async def _held(context: RequestContext, job: Job, prefer: str | None, headers: dict[str, str]) -> Job:
-    parts = context.parts
-    wait_s = preferred_wait_s(prefer, parts.settings.max_wait_s)
-    if wait_s is not None and parts.events.waits.has_turn(context.tenant):
+    wait_s = preferred_wait_s(prefer, context.settings.max_wait_s)
+    if wait_s is not None and context.parts.events.waits.has_turn(context.tenant):
         headers["Preference-Applied"] = f"wait={wait_s:g}"
-    return await hold(parts.queue, parts.events, context.caller_check, job, wait_s, refuse=False)
+    return await context.hold(job, wait_s, refuse=False)
 
 
 @router.get("/jobs/{job_id}", response_model=Job, summary="One job", responses={200: {"content": examples.JOB}})
 async def get_job(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
     """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and why it waits."""
     context, headers = context_of(http), dict[str, str]()
-    job = await _held(context, await context.parts.queue.get(context.tenant, job_id), prefer, headers)
+    job = await _held(context, await context.queue.get(context.tenant, job_id), prefer, headers)
     return job_answer(job, headers=headers)
 
 

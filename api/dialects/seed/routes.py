@@ -11,8 +11,8 @@ from fastapi import APIRouter, Body, Form, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from api.dependencies import ContextPart, context_of
-from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
+from api.dependencies import ContextPart
+from api.dialects.dialect import JobAccess, JobAccessPart, example, job_access_of, refusing
 from api.dialects.seed import answers
 from api.dialects.seed.request import (
     GenerateMusicForm,
@@ -78,11 +78,12 @@ async def _submit(
 @router.post(
     "/generate_music_async",
     response_model=dict[str, Any],
-    responses=example({"request_id": _ID, "status": "queued", "message": "Request has been queued for processing"}),
+    responses=example({"request_id": _ID} | answers.QUEUED),
 )
 async def generate_music_async(body: Annotated[GenerateMusicRequest, Body()], http: Request) -> Response:
     """Put a song into the queue and answer at once, with the id to ask by."""
-    return JSONResponse(answers.queued(await _submit(body, JobAccess(context_of(http)))))
+    job = await _submit(body, job_access_of(http))
+    return JSONResponse({"request_id": job.id} | answers.QUEUED)
 
 
 @router.post("/generate_music", responses=_SYNC, response_class=Response)
@@ -90,8 +91,8 @@ async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http
     """Generate a song, and answer where it is; with `return_file_data` the song itself. Where the operator set
     `SERINETTE_GENERATE_MUSIC_WAITS=false`: answer the request's id at once.
     """
-    if not access.context.settings.generate_music_waits:
-        return JSONResponse(answers.queued_at_once(await _submit(body, access)))
+    if not access.settings.generate_music_waits:
+        return JSONResponse({"success": True, "request_id": (await _submit(body, access)).id})
     format: Literal["file", "json"] = "file" if body.return_file_data else "json"
     wanted = ResultQuery(format=format, wait=access.max_wait_s, sync=True)
     return await _answer(http, access, await _submit(body, access), wanted)
@@ -175,7 +176,7 @@ for path, kind, only, waits in _WITH_AUDIO:
 )
 async def status(request_id: Annotated[str, Path()], http: Request) -> Response:
     """pending, processing, completed or failed; times are Unix seconds."""
-    return JSONResponse(answers.status(await JobAccess(context_of(http)).get(request_id)))
+    return JSONResponse(answers.status(await job_access_of(http).get(request_id)))
 
 
 @router.get("/result/{request_id}", responses=_SYNC | {400: _NO_SONG}, response_class=Response)
@@ -193,21 +194,15 @@ async def result(
 async def cancel(request_id: str, access: JobAccessPart) -> Response:
     """Cancel a request, whether it waits or is being generated."""
     job, canceled = await access.cancel(request_id)
-    return JSONResponse(
-        {"message": "Request cancelled"} if canceled else answers.not_cancelable(job), 200 if canceled else 400
-    )
+    if canceled:
+        return JSONResponse({"message": "Request cancelled"})
+    return JSONResponse({"detail": f"Cannot cancel request in {answers.status_word(job)} status"}, 400)
 
 
-@router.get("/queue/status", responses=example(answers.queue(waiting=1, running=1, completed=5, failed=0)))
+@router.get("/queue/status", responses=example(answers.queue([])))
 async def queue_status(context: ContextPart) -> dict[str, Any]:
     """How many requests there are, by status."""
-    pools = await context.queue.pools()
-    return answers.queue(
-        waiting=sum(sum(pool.waiting.values()) for pool in pools),
-        running=sum(pool.running for pool in pools),
-        completed=sum(pool.succeeded for pool in pools),
-        failed=sum(pool.unsuccessful for pool in pools),
-    )
+    return answers.queue(await context.queue.pools())
 
 
 @router.get("/sample_data", responses=example(answers.sample()))
@@ -250,4 +245,4 @@ async def _song_as_json(access: JobAccess, job: Job) -> Response:
     if not answers.wants_bytes(job) or artifact.size_bytes > _MAX_INLINE_BYTES:
         return JSONResponse(answer)
     before, after = json.dumps(answer | {"audio": ""}).encode()[:-2], b'"}'
-    return await access.with_songs([before, artifact, after], "application/json")
+    return await access.parts.downloads.in_base64([before, artifact, after], "application/json")
