@@ -121,6 +121,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are of serinette.telemetry
     )
     _refuse_prefix_of_ours(settings.root_path, app)
+    openapi.name_operations(app)
     openapi.add_heads(app)
     app.state.parts = parts
     problems.install(app, (path for dialect in dialects for path in dialect.paths))

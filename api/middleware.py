@@ -14,6 +14,7 @@ import json
 import posixpath
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -38,10 +39,9 @@ _ENVELOPE_BYTES = 65_536
 _LONG_BYTES = 65_536
 _LONG_BODIES_OF_TENANT = 2
 _LONG_BODIES = 16
-
-
-def _too_many_bodies() -> Limited:
-    return Limited("too many long bodies of this tenant are being read at once; wait for them", retry_after_s=1)
+_TOO_MANY_BODIES = partial(
+    Limited, "too many long bodies of this tenant are being read at once; wait for them", retry_after_s=1
+)
 
 
 class BodyTurns:
@@ -52,7 +52,7 @@ class BodyTurns:
     def __init__(self, app: ASGIApp, streamed: Collection[str]) -> None:
         self._app = app
         self._streamed = tuple(streamed)
-        self._turns = Turns(_LONG_BODIES, _LONG_BODIES_OF_TENANT, _too_many_bodies)
+        self._turns = Turns(_LONG_BODIES, _LONG_BODIES_OF_TENANT, _TOO_MANY_BODIES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; its turn ends when its body is read and parsed."""

@@ -24,28 +24,31 @@ from starlette.routing import BaseRoute, Mount, Route
 from api.dialects.dialect import Dialect
 from api.events import JobEvent
 from api.openapi_parts import TAGS, describe_defaults, documents, operation_id
-from api.problems import Problem, speaks_problems
+from api.problems import Problem, add_implied, speaks_problems
 from serinette.batch import BatchRequest
 from serinette.errors import NotFound
 
 # Models of responses that routes do not declare to FastAPI.
 _MODELS: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
 
-# Errors that paths of the dialects may answer beside those that their routes document.
+# Errors that calls of the dialects may answer beside those that their routes document, and which calls each belongs to.
 _REFUSALS = {
-    "400": "The body cannot be read, or a field is wrong.",
-    "401": "The key is missing, unknown, expired or revoked.",
-    "413": "The body is longer than is allowed.",
-    "429": "A limit is reached; `Retry-After` says when to try again.",
-    "500": "Internal error.",
-    "503": "The queue or the store does not answer; nothing was accepted.",
+    "400": ("The body cannot be read, or a field is wrong.", "every"),
+    "401": ("The key is missing, unknown, expired or revoked.", "every"),
+    "403": ("The tenant may not use this lane, or this page not this gateway.", "every"),
+    "404": ("There is nothing of this id.", "by_id"),
+    "409": ("The Idempotency-Key was used with another spec.", "keyed"),
+    "413": ("The body is longer than is allowed.", "every"),
+    "429": ("A limit is reached; `Retry-After` says when to try again.", "every"),
+    "500": ("Internal error.", "every"),
+    "503": ("The queue or the store does not answer; nothing was accepted.", "every"),
 }
 _REFUSAL = {
     "type": "object",
     "required": ["detail"],
     "properties": {"detail": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}},
 }
-
+_REFUSAL_BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
 
 _STATIC = "static-offline-docs"
 
@@ -75,6 +78,13 @@ def page_routes() -> list[BaseRoute]:
     return [Route("/docs", page, include_in_schema=False), Mount(f"/{_STATIC}", files, name=_STATIC)]
 
 
+def name_operations(app: FastAPI) -> None:
+    """Give generated clients a name for each call."""
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            route.operation_id = operation_id(route.name)
+
+
 def add_heads(app: FastAPI) -> None:
     """HEAD wherever GET is, which FastAPI leaves out; the server sends no body with it. Behind all others, so that
     none of them is found later.
@@ -100,14 +110,14 @@ def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
         describe_defaults(document)
         document["security"] = [{"key": []}, {}]  # a key is optional: the operator decides
         for path, methods in document["paths"].items():
-            for method, operation in methods.items():
-                operation["operationId"] = operation_id(method, path, operation)
-                answers = operation["responses"]
-                if speaks_problems(path, app) or never_422.intersection(operation["tags"]):
-                    _drop_foreign_errors(answers)
-                if not speaks_problems(path, app):
-                    for status in _REFUSALS:
-                        answers.setdefault(status, {"$ref": f"#/components/responses/Refusal{status}"})
+            for operation in methods.values():
+                is_ours = speaks_problems(path, app)
+                if is_ours or never_422.intersection(operation["tags"]):
+                    _drop_foreign_errors(operation["responses"])
+                if not is_ours:
+                    _add_refusals(path, operation)
+                elif path.startswith("/v1/"):
+                    add_implied(path, operation)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
@@ -130,15 +140,24 @@ def _add_components(components: dict[str, Any]) -> None:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         components["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
     components["schemas"]["Refusal"] = _REFUSAL
-    components["responses"] = {f"Refusal{status}": _refusal(why) for status, why in _REFUSALS.items()}
+    components["responses"] = {
+        f"Refusal{status}": {"description": why, "content": _REFUSAL_BODY} for status, (why, _) in _REFUSALS.items()
+    }
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+
+
+def _add_refusals(path: str, operation: dict[str, Any]) -> None:
+    for status, answer in operation["responses"].items():
+        if status >= "400" and "$ref" not in answer:
+            answer.setdefault("content", _REFUSAL_BODY)
+    kinds = {"every"} | ({"by_id"} if "{" in path else set())
+    kinds |= {"keyed" for parameter in operation.get("parameters", ()) if parameter["name"] == "Idempotency-Key"}
+    for status, (_, kind) in _REFUSALS.items():
+        if kind in kinds:
+            operation["responses"].setdefault(status, {"$ref": f"#/components/responses/Refusal{status}"})
 
 
 def _drop_foreign_errors(responses: dict[str, Any]) -> None:
     # FastAPI documents its own 422 on each route with parameters; ours that can answer 422 document it themselves.
     if "application/json" in responses.get("422", {}).get("content", {}):
         del responses["422"]
-
-
-def _refusal(why: str) -> dict[str, Any]:
-    return {"description": why, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}}

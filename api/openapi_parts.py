@@ -5,54 +5,11 @@ API. Pure.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from api.dialects.dialect import Dialect
 
-# Names that generated clients give to our calls. A dialect's calls have those of their functions.
-_OPERATIONS = {
-    "GET /health": "getHealth",
-    "GET /healthz": "isAlive",
-    "GET /readyz": "isReady",
-    "POST /v1/jobs": "submitJob",
-    "GET /v1/jobs": "listJobs",
-    "GET /v1/jobs/{job_id}": "getJob",
-    "DELETE /v1/jobs/{job_id}": "eraseJob",
-    "GET /v1/jobs/{job_id}/audio": "getJobAudio",
-    "POST /v1/jobs/{job_id}/cancel": "cancelJob",
-    "GET /v1/jobs/{job_id}/events": "followJob",
-    "POST /v1/jobs/{job_id}/links": "linkJob",
-    "POST /v1/jobs/{job_id}/share": "shareJob",
-    "GET /v1/jobs/{job_id}/share": "getShare",
-    "DELETE /v1/jobs/{job_id}/share": "revokeShare",
-    "GET /v1/jobs/{job_id}/log": "getJobLog",
-    "GET /v1/jobs/{job_id}/outputs/{name}": "getJobOutput",
-    "POST /v1/batches": "submitBatch",
-    "GET /v1/batches": "listBatches",
-    "GET /v1/batches/{batch_id}": "getBatch",
-    "DELETE /v1/batches/{batch_id}": "eraseBatch",
-    "POST /v1/batches/{batch_id}/cancel": "cancelBatch",
-    "POST /v1/batches/{batch_id}/pause": "pauseBatch",
-    "POST /v1/batches/{batch_id}/resume": "resumeBatch",
-    "POST /v1/batches/{batch_id}/retry": "retryBatch",
-    "GET /v1/batches/{batch_id}/lines": "listBatchLines",
-    "GET /v1/batches/{batch_id}/output.jsonl": "getBatchOutput",
-    "GET /v1/batches/{batch_id}/errors.jsonl": "getBatchErrors",
-    "GET /v1/batches/{batch_id}/songs.zip": "getBatchSongs",
-    "POST /v1/containers": "submitContainer",
-    "POST /v1/files": "uploadFile",
-    "POST /v1/uploads": "uploadAudio",
-    "GET /v1/uploads/{upload_id}": "getUpload",
-    "DELETE /v1/uploads/{upload_id}": "eraseUpload",
-    "POST /v1/uploads/{upload_id}/complete": "completeUpload",
-    "GET /v1/models": "listModels",
-    "GET /v1/queue": "getQueue",
-    "GET /v1/workers": "listWorkers",
-    "GET /v1/usage": "getUsage",
-    "GET /v1/operator": "getOperatorView",
-}
 TAGS = {
     "jobs": "Songs: submit, follow, download, cancel, erase.",
     "batches": "Many songs in one request, released as the queue has room.",
@@ -106,11 +63,10 @@ def _references(part: object) -> set[str]:
     return set().union(*map(_references, part)) if isinstance(part, list) else set()
 
 
-def operation_id(method: str, path: str, operation: dict[str, Any]) -> str:
-    """The name that generated clients give to a call. Pure, and the same of what it made."""
-    function = operation["operationId"].removesuffix(re.sub(r"\W", "_", f"{path}_{method}"))  # FastAPI's
+def operation_id(function: str) -> str:
+    """The name that generated clients give to a call, by that of its function: `submitJob` of `submit_job`. Pure."""
     first, *rest = function.split("_")
-    return _OPERATIONS.get(f"{method.upper()} {path}") or first + "".join(word.capitalize() for word in rest)
+    return first + "".join(word.capitalize() for word in rest)
 
 
 def describe_defaults(document: dict[str, Any]) -> None:

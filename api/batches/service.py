@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from api.batches.validation import Check, Checked, Line, LineChecker
@@ -47,11 +47,8 @@ _REMEMBERED = 4_096
 _RETRY_S = 60.0
 # Of the longest wait for one answer of Redis, what the disk may take: the rest is for the answer's way.
 _DISK_SHARE = 0.8
+_BUSY = partial(Unavailable, "too many batches are being read and written at the moment; try again")
 _ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one"
-
-
-def _busy() -> Unavailable:
-    return Unavailable("too many batches are being read and written at the moment; try again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +60,10 @@ class BatchThreads:
     lines and competes with the event loop for the interpreter.
     """
 
-    bodies: Turns = field(default_factory=lambda: Turns(32, 8, _busy, most_waiting=0))
-    queue: Threads = field(default_factory=lambda: Threads(8, 4, _busy))
-    store: Threads = field(default_factory=lambda: Threads(8, 4, _busy))
-    checks: Threads = field(default_factory=lambda: Threads(4, 1, _busy))
+    bodies: Turns = field(default_factory=lambda: Turns(32, 8, _BUSY, most_waiting=0))
+    queue: Threads = field(default_factory=lambda: Threads(8, 4, _BUSY))
+    store: Threads = field(default_factory=lambda: Threads(8, 4, _BUSY))
+    checks: Threads = field(default_factory=lambda: Threads(4, 1, _BUSY))
 
 
 @dataclass(frozen=True, slots=True)

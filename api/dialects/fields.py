@@ -6,6 +6,7 @@ A dialect's request is a pydantic model, which has types, bounds and description
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from serinette.errors import InvalidSpec, Unsupported
+from serinette.job import Job
 from serinette.spec import GenerationSpec, invalid_spec
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -144,6 +146,17 @@ def sentences(adjusted: Iterable[Adjusted], ignored: Sequence[str]) -> list[str]
         shown = listed(ignored)
         more = f" and {len(ignored) - len(shown)} more" if len(ignored) > len(shown) else ""
         said.append(f"without effect here: {', '.join(shown)}{more}")
+    return said
+
+
+def recorded(api: str, warnings: Sequence[str]) -> dict[str, str]:
+    """What travels with a job for the answers: the dialect that it came by, and what was not done as asked."""
+    return {"api": api, "warnings": json.dumps(warnings, ensure_ascii=False)}
+
+
+def warnings_of(job: Job, api: str) -> list[str]:
+    """What `recorded` said of a job that came by this dialect."""
+    said: list[str] = json.loads(job.dialect.get("warnings", "[]")) if job.dialect.get("api") == api else []
     return said
 
 

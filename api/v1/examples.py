@@ -86,59 +86,6 @@ _FORM = {
 }
 UPLOAD_BODY = {"content": {"application/octet-stream": _BINARY, "audio/*": _BINARY, "multipart/form-data": _FORM}}
 
-_TOKEN = f"3f9c2a7be014.1767323945.{'m' * 43}"
-LINKS = _json(
-    {
-        "audio": f"/v1/jobs/{_JOB_ID}/audio?token={_TOKEN}",
-        "events": f"/v1/jobs/{_JOB_ID}/events?token={_TOKEN}",
-        "expires_at": "2026-01-02T03:19:05Z",
-    }
-)
-
-SHARE = _json({"audio": f"/v1/jobs/{_JOB_ID}/audio?token={_TOKEN}", "expires_at": "2026-01-03T03:04:05Z"})
-
-_SUMS = {"succeeded": 3, "failed": 0, "canceled": 1, "gpu_s": 12.5, "queue_s": 4.2, "size_bytes": 2_041_000, "jobs": 4}
-USAGE = _json(
-    {
-        "tenant": "acme",
-        "days": [{**_SUMS, "day": "2026-01-02"}],
-        "total": _SUMS,
-        "limits": {
-            "lanes": ["normal", "low"],
-            "jobs_in_flight": 50,
-            "queued_jobs": 40,
-            "requests_per_minute": 600,
-            "gpu_seconds_per_day": 7_200,
-        },
-        "rights": [],
-    }
-)
-OPERATOR = _json(
-    {
-        "pools": [
-            {
-                "name": "default",
-                "model": "acestep-v15-turbo",
-                "min_workers": 0,
-                "max_workers": 4,
-                "pods": 1,
-                "waiting": 3,
-                "brake": [],
-                "waiting_for": None,
-                "workers": [],
-                "lanes": [{"lane": "normal", "waiting": 3, "oldest_s": 41.5}],
-                "running": 1,
-                "pace_s": 18.2,
-                "succeeded": 1_204,
-                "failures": [{"code": "worker_lost", "jobs": 2}],
-            }
-        ],
-        "since": "2025-12-04",
-        "until": "2026-01-02",
-        "tenants": [{"tenant": "acme", "total": _SUMS, "limits": {}}],
-    }
-)
-
 AUDIO = dict.fromkeys(("audio/mpeg", "audio/wav", "audio/flac", "audio/ogg", "audio/mp4"), _BINARY)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,9 +13,10 @@ from api.dialects import musical_fields as musical
 from api.dialects.acestep.names import audio_id, collect
 from api.dialects.acestep.request import ReleaseTask
 from api.dialects.acestep.samples import SIMPLE
-from api.dialects.fields import Conversion, Table, To, renamer, sentences
+from api.dialects.fields import Conversion, Table, To, recorded, renamer, sentences
 from serinette.spec import INSTRUMENTAL, Task, invalid_spec
 
+API: Final = "acestep-1.5"
 _NO_ANALYSIS: Final = "audio is not analyzed here"
 # Tasks for which ACE-Step 1.5 asks its language model when `thinking` is true.
 _THOUGHT_OF: Final = frozenset({Task.TEXT2MUSIC, Task.LEGO, Task.COMPLETE})
@@ -247,4 +247,4 @@ def warnings(conversion: Conversion[ReleaseTask]) -> list[str]:
 
 def record_of(conversion: Conversion[ReleaseTask]) -> dict[str, str]:
     """What travels with the job for the answers."""
-    return {"api": "acestep-1.5", "warnings": json.dumps(warnings(conversion), ensure_ascii=False)}
+    return recorded(API, warnings(conversion))

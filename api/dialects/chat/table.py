@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from api.dialects import fields
 from api.dialects import musical_fields as musical
 from api.dialects.chat.request import ChatRequest, outside_tags, words_of
-from api.dialects.fields import Conversion, Table, To, renamer, sentences
+from api.dialects.fields import Conversion, Table, To, recorded, renamer, sentences
 from serinette.errors import InvalidSpec
 from serinette.spec import INSTRUMENTAL, Task
 
+API: Final = "chat"
 Converted = Conversion[ChatRequest]
 
 
@@ -94,5 +94,4 @@ def convert(request: ChatRequest, uploads: list[str], models: frozenset[str]) ->
 
 def record_of(conversion: Converted) -> dict[str, str]:
     """What travels with the job for the answers."""
-    said = sentences(conversion.adjusted, conversion.ignored)
-    return {"api": "chat", "warnings": json.dumps(said, ensure_ascii=False)}
+    return recorded(API, sentences(conversion.adjusted, conversion.ignored))
