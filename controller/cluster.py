@@ -67,7 +67,7 @@ class _Namespace:
         self._selector = selector
         self._timeout_s = timeout_s
 
-    def _ask(self, method: str, path: str, body: Object | None = None, **query: object) -> bytes:
+    def _ask(self, method: str, path: str, query: Object | None = None, body: Object | None = None) -> bytes:
         """The body of an answer as it comes: the client's own models refuse what they do not know."""
         from kubernetes.client.exceptions import ApiException  # noqa: PLC0415  # as above
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
@@ -76,7 +76,7 @@ class _Namespace:
         request = self._connection.param_serialize(
             method,
             path,
-            query_params=list(query.items()),
+            query_params=list((query or {}).items()),
             header_params={"Content-Type": kind},
             body=body,
             auth_settings=["BearerToken"],
@@ -90,9 +90,9 @@ class _Namespace:
             raise ClusterUnavailable(f"{answer.status} {_reason(data) or answer.reason}", status=answer.status)
         return data
 
-    def _items(self, path: str, **query: object) -> list[Object]:
+    def _items(self, path: str, query: Object) -> list[Object]:
         try:
-            items: list[Object] = json.loads(self._ask("GET", path, **query)).get("items") or []
+            items: list[Object] = json.loads(self._ask("GET", path, query)).get("items") or []
         except ValueError as error:
             raise ClusterUnavailable(f"the API server does not answer: {error}") from error
         return items
@@ -103,7 +103,7 @@ class WorkerPods(_Namespace):
 
     def pods(self) -> list[Object]:
         """All of them, from the API server's memory: it may be a second behind."""
-        return self._items(f"/api/v1/{self._here}/pods", labelSelector=self._selector, resourceVersion=0)
+        return self._items(f"/api/v1/{self._here}/pods", {"labelSelector": self._selector, "resourceVersion": 0})
 
     def events(self) -> list[Object]:
         """Of pods, the last hour's as a rule."""
@@ -114,20 +114,20 @@ class WorkerPods(_Namespace):
         return self._events("involvedObject.kind=ReplicaSet,reason=FailedCreate")
 
     def _events(self, of: str) -> list[Object]:
-        return self._items(f"/api/v1/{self._here}/events", fieldSelector=of, limit=_MOST_EVENTS)
+        return self._items(f"/api/v1/{self._here}/events", {"fieldSelector": of, "limit": _MOST_EVENTS})
 
     def nodes(self) -> list[Object]:
         """All nodes."""
-        return self._items("/api/v1/nodes", resourceVersion=0)
+        return self._items("/api/v1/nodes", {"resourceVersion": 0})
 
     def scaled_objects(self) -> list[Object]:
         """KEDA's objects of the pools."""
-        return self._items(f"/apis/keda.sh/v1alpha1/{self._here}/scaledobjects", labelSelector=self._selector)
+        return self._items(f"/apis/keda.sh/v1alpha1/{self._here}/scaledobjects", {"labelSelector": self._selector})
 
     def annotate(self, pod: str, annotations: Mapping[str, str | None]) -> None:
         """Set annotations of a pod; None removes one."""
         patch = {"metadata": {"annotations": dict(annotations)}}
-        self._ask("PATCH", f"/api/v1/{self._here}/pods/{pod}", patch, fieldManager=FIELD_MANAGER)
+        self._ask("PATCH", f"/api/v1/{self._here}/pods/{pod}", {"fieldManager": FIELD_MANAGER}, patch)
 
 
 class ContainerJobs(_Namespace):
@@ -135,11 +135,11 @@ class ContainerJobs(_Namespace):
 
     def jobs(self) -> list[Object]:
         """All Jobs, as they are now and not from the API server's memory."""
-        return self._items(f"/apis/batch/v1/{self._here}/jobs", labelSelector=self._selector)
+        return self._items(f"/apis/batch/v1/{self._here}/jobs", {"labelSelector": self._selector})
 
     def pods(self) -> list[Object]:
         """All their pods."""
-        return self._items(f"/api/v1/{self._here}/pods", labelSelector=self._selector)
+        return self._items(f"/api/v1/{self._here}/pods", {"labelSelector": self._selector})
 
     def account(self, name: str) -> Object:
         """A service account as it is now: its uid is another when it was made anew."""
@@ -149,7 +149,7 @@ class ContainerJobs(_Namespace):
     def create(self, job: Object) -> bool:
         """Make a Job; False if there is one of its name."""
         try:
-            self._ask("POST", f"/apis/batch/v1/{self._here}/jobs", job)
+            self._ask("POST", f"/apis/batch/v1/{self._here}/jobs", body=job)
         except ClusterUnavailable as error:
             if error.status == _CONFLICT:
                 return False
@@ -159,7 +159,7 @@ class ContainerJobs(_Namespace):
     def delete(self, name: str) -> None:
         """Have a Job's pod end, and delete it then. One that is gone counts as deleted."""
         try:
-            self._ask("DELETE", f"/apis/batch/v1/{self._here}/jobs/{name}", propagationPolicy="Foreground")
+            self._ask("DELETE", f"/apis/batch/v1/{self._here}/jobs/{name}", {"propagationPolicy": "Foreground"})
         except ClusterUnavailable as error:
             if error.status != _NOT_FOUND:
                 raise
@@ -170,7 +170,7 @@ class ContainerJobs(_Namespace):
         if since:  # as the kubelet writes it, nanoseconds and all
             age_s = (now() - datetime.fromisoformat(f"{since[:19]}+00:00")).total_seconds()
             query["sinceSeconds"] = max(0, int(age_s)) + _SKEW_S
-        return self._ask("GET", f"/api/v1/{self._here}/pods/{pod}/log", **query).decode(errors="replace")
+        return self._ask("GET", f"/api/v1/{self._here}/pods/{pod}/log", query).decode(errors="replace")
 
 
 def _reason(body: bytes) -> str:

@@ -19,7 +19,7 @@ from gpu_worker.presence_reporter import PresenceReporter
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment, fetched_bytes, up_file
 from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
+from gpu_worker.wire import AskVitals, EngineLink, Hello
 from serinette.housekeeping import HousekeepingRedis
 from serinette.job import now
 from serinette.presence import ColdStart, Presence, WorkerStage
@@ -42,7 +42,6 @@ READY_FILE = "ready"
 class EngineMonitor(EngineLink):
     """Follows the engine's stage and its vitals, without ever waiting for a busy engine."""
 
-    vitals: Vitals | None = None
     _ask_at_s = 0.0
 
     def poll(self) -> Hello | None:
@@ -56,17 +55,6 @@ class EngineMonitor(EngineLink):
             except OSError:
                 self.close()
         return self.hello
-
-    def take(self, message: Message) -> None:
-        """Remember vitals, too."""
-        super().take(message)
-        if isinstance(message, Vitals):
-            self.vitals = message
-
-    def close(self) -> None:
-        """Forget the vitals, too."""
-        super().close()
-        self.vitals, self._ask_at_s = None, 0.0
 
 
 class SlotChild(Child):

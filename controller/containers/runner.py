@@ -23,8 +23,7 @@ from controller.containers.plan import (
     Action,
     Held,
     Step,
-    cut_chunk,
-    has_log,
+    cut,
     label,
     new_lines,
     next_step,
@@ -152,12 +151,12 @@ class Containers:
         return None
 
     def _bring_on(self, held: Held, job: Object | None, pod: Object | None) -> None:
-        step, canceled = next_step(held, job, pod, self._settings, now()), held.entry.cancel_requested
-        if pod is not None and has_log(pod) and step.status is not JobStatus.CANCELED:
+        step, stage = next_step(held, job, pod, self._settings, now()), stage_of(pod)
+        if pod is not None and stage in {Stage.COMPUTING, Stage.UPLOADING} and step.status is not JobStatus.CANCELED:
             self._read_log(held, pod, ended=step.action is not Action.WAIT)
-        if pod is not None and canceled:  # its pod is gone when the job ends
+        if pod is not None and held.entry.cancel_requested:  # its pod is gone when the job ends
             self._note(held, "ran_s", run_s_of(pod, now()))
-        self._act(held, step, job, stage_of(pod))
+        self._act(held, step, job, stage)
 
     def _act(self, held: Held, step: Step, job: Object | None, stage: Stage) -> None:
         job_id, attempt_id, ending = held.entry.id, held.attempt.id, step.ending
@@ -169,7 +168,7 @@ class Containers:
             case Action.CREATE:
                 self._create(held)
             case Action.ADOPT:
-                self._note_placed(held)
+                self._note(held, "placed", attempt_id)
             case Action.DELETE if job is not None:
                 self._cluster.delete(job["metadata"]["name"])
             case Action.RETRY | Action.RETURN:
@@ -197,11 +196,7 @@ class Containers:
         else:
             if made:
                 log.info("created the Kubernetes Job of attempt %d", held.attempt.number)
-                self._note_placed(held)
-
-    def _note_placed(self, held: Held) -> None:
-        """Its Kubernetes Job was made: from now on one that is not there was deleted."""
-        self._note(held, "placed", held.attempt.id)
+                self._note(held, "placed", held.attempt.id)  # from now on one that is not there was deleted
 
     def _note(self, held: Held, field: str, value: object, *commands: calls.Command, before: str | None = None) -> None:
         """Set a field of the record, and run `commands`, if this attempt still holds the job and the field is as
@@ -224,14 +219,15 @@ class Containers:
         except ClusterUnavailable as error:  # a node that is away must not hold up the other containers
             log.warning("its log cannot be read: %s", error)
             return
-        chunk = new_lines(read, after, size_bytes, most, ended=ended)
-        if chunk is None and len(read) >= asked - 4:
-            chunk = cut_chunk("", most)
-        if chunk:
-            event = json.dumps({"text": chunk.text[-_EVENT_CHARACTERS:]})
-            append = ("APPEND", self._keys.log(job_id), chunk.text)
+        lines = new_lines(read, after, size_bytes, most, ended=ended)
+        if lines is None and len(read) >= asked - 4:
+            lines = cut(most), CUT
+        if lines:
+            text, last = lines
+            event = json.dumps({"text": text[-_EVENT_CHARACTERS:]})
+            append = ("APPEND", self._keys.log(job_id), text)
             report = ("XADD", self._keys.events(job_id), "MAXLEN", "~", _MOST_EVENTS, "*", "type", "log", "data", event)
-            self._note(held, "log_at", chunk.last, append, report, before=after)
+            self._note(held, "log_at", last, append, report, before=after)
 
     def _finish(self, held: Held, outcome: Outcome, exit_code: int | None) -> None:
         """The record in the store first: it decides. A controller that is killed behind it finds it, and goes on."""

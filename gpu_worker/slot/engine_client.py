@@ -125,6 +125,10 @@ class EngineClient(EngineLink):
             answer = self._ask(request, audio, held, keep)
             if isinstance(answer, Generated):
                 return answer
+            if isinstance(answer, Failed):
+                raise of_code(answer.error.code, answer.error.message)
+            if isinstance(answer, Stopped):
+                raise EngineCrashed("the engine stopped a song that was not canceled")
             unheard = unheard + 1 if answer.unheard else 0
             if unheard == _UNHEARD_TRIES:
                 raise EngineCrashed("the engine ended whenever it was asked for this song")
@@ -133,7 +137,9 @@ class EngineClient(EngineLink):
             whose = "one of several songs, this among them" if answer.in_company else "another song"
             log.info("job %s: the engine was lost to %s; waiting for the next one", held.job_id, whose)
 
-    def _ask(self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep) -> Generated | _Lost:
+    def _ask(
+        self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep
+    ) -> Generated | Failed | Stopped | _Lost:
         answer: Message | None = None
         stage: Stage | None = None
         jobs = 1
@@ -163,7 +169,7 @@ class EngineClient(EngineLink):
         except (EngineStalled, OSError) as error:
             self.close()
             return _lost(error, stage, jobs)
-        return self._answered(answer)
+        return answer
 
     def _send(self, request: Generate, audio: Sequence[Samples]) -> None:
         descriptors: list[int] = []
@@ -173,13 +179,6 @@ class EngineClient(EngineLink):
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-
-    def _answered(self, answer: Message | None) -> Generated:
-        if isinstance(answer, Generated):
-            return answer
-        if isinstance(answer, Failed):
-            raise of_code(answer.error.code, answer.error.message)
-        raise EngineCrashed("the engine stopped a song that was not canceled")
 
     def _end_if_silent(self, silent_s: float, stage: Stage | None) -> None:
         longest_s = self._stall_timeout_s

@@ -56,7 +56,7 @@ class HeldJob:
         self._lease = lease
         self._jobs = jobs
         self._concluding = False
-        self._heartbeat = Heartbeat(self._beat, beat_every_s)
+        self.heartbeat = Heartbeat(self._beat, beat_every_s)
 
     @property
     def job_id(self) -> str:
@@ -66,14 +66,6 @@ class HeldJob:
     def now(self) -> datetime:
         """The present by Redis's clock, which began the attempt: this machine's own may be another, or be set back."""
         return self.attempt.started_at + timedelta(seconds=time.monotonic() - self._claimed_at_s)
-
-    def start(self) -> None:
-        """Keep its lease from now on."""
-        self._heartbeat.start()
-
-    def stop(self) -> None:
-        """Keep its lease no more."""
-        self._heartbeat.stop()
 
     # -- while it runs
 
@@ -108,18 +100,18 @@ class HeldJob:
         """Report a stage, and the denoising steps done and in all. Never waits, never raises."""
         self.times.reached(stage, step)
         engine_s = round(self.times.engine_s(), 3)
-        self._heartbeat.report(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=self.now()))
+        self.heartbeat.report(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=self.now()))
 
     def on_cancel(self, job_id: str) -> None:
         """A cancel was published: look for the flag at once if it is for this job."""
         if job_id == self.job_id:
-            self._heartbeat.beat_soon()
+            self.heartbeat.beat_soon()
 
     def look_for_cancel(self) -> None:
         """Look for the flag at once, and wait for that, though not for long: a cancel that was never published, or is
         not heard yet, still comes before the record.
         """
-        self._heartbeat.beat_and_wait(_LAST_LOOK_S)
+        self.heartbeat.beat_and_wait(_LAST_LOOK_S)
 
     def beat(self, progress: str = "") -> AttemptState:
         """Keep the lease, once. Raises RedisError."""

@@ -234,7 +234,7 @@ class SpooledJobs:
         try:
             held.conclude(decision, record)
         finally:
-            held.stop()
+            held.heartbeat.stop()
 
     def _send_abandoned(self, parcel: Parcel) -> None:
         try:

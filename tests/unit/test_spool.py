@@ -33,7 +33,7 @@ def die(slot: Slot) -> None:
     """What a kill leaves: no lock, no heartbeat, no word."""
     for held, parcel in slot.spooled.held:
         parcel.release()
-        held.stop()
+        held.heartbeat.stop()
     slot.spooled.held.clear()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import urlsplit
 
 from gpu_worker.settings import WorkerSettings
@@ -66,7 +66,11 @@ def files_under(prefix: str, found: Sequence[StoredObject]) -> dict[str, StoredO
     """
     names = {stored.key.removeprefix(f"{prefix}/"): stored for stored in found if stored.key.strip("/") != prefix}
     folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
-    return {name: stored for name, stored in names.items() if not _hidden(name) and name.strip("/") not in folders}
+    return {
+        name: stored
+        for name, stored in names.items()
+        if not hidden(PurePosixPath(name)) and name.strip("/") not in folders
+    }
 
 
 def _open(settings: WorkerSettings, root: str) -> Store:
@@ -124,14 +128,19 @@ def _check_sums(directory: Path) -> None:
         return
     for line in sums.read_text().splitlines():
         expected, _, name = line.partition(" ")
-        path = directory / name.strip().removeprefix("*").removeprefix("./")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                raise ConfigurationError(f"{name.strip()}: its SHA-256 differs from {_CHECKSUMS}; upload it again")
+        if digest(directory / name.strip().removeprefix("*").removeprefix("./")) != expected:
+            raise ConfigurationError(f"{name.strip()}: its SHA-256 differs from {_CHECKSUMS}; upload it again")
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def digest(path: Path) -> str:
+    """A file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hidden(path: PurePath) -> bool:
+    """Whether a part of a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def publish(directory: Path, build: Callable[[Path], None]) -> Path:
