@@ -112,16 +112,12 @@ def refused(events: Sequence[Object], deployment: str, at: datetime) -> Explanat
     return Explanation(0, f"the cluster refuses its pods{why}", detail=_short(message))
 
 
-def wanted_workers(waiting: int, busy: int, facts: PoolFacts | None) -> int:
-    """How many workers KEDA's formula asks of a pool without a brake (the chart's scaledobjects.yaml)."""
-    if facts is None:
-        return max(busy, min(waiting, 1))
-    return max(busy, min(busy + math.ceil(waiting / facts.jobs_per_worker), facts.max_workers))
-
-
 def lacks_workers(waiting: int, busy: int, pods: int, facts: PoolFacts | None) -> bool:
-    """Whether the HPA should have made another pod; it tolerates a tenth."""
-    return wanted_workers(waiting, busy, facts) > 1.1 * pods
+    """Whether the HPA should have made another pod; it tolerates a tenth. As KEDA's formula asks of a pool without a
+    brake (the chart's scaledobjects.yaml).
+    """
+    wanted = min(busy + math.ceil(waiting / facts.jobs_per_worker), facts.max_workers) if facts else min(waiting, 1)
+    return max(busy, wanted) > 1.1 * pods
 
 
 def unscaled(scaled_object: Object | None, for_s: float, refusal: Explanation | None = None) -> Explanation | None:
