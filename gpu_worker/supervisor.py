@@ -175,7 +175,10 @@ class PodSupervisor:
         if self._signals > self._signals_passed_on:
             self._drain(at_s)
         elif at_s > self._drain_ends_at_s:
-            self._kill_slots()
+            for slot in self._slots:
+                if slot.running:
+                    log.error("%s did not leave in time and is killed; its job returns to its lane", slot.spec.name)
+                    slot.signal(signal.SIGKILL)
         self._report(hello)
 
     def _on_notice(self, notice: Notice) -> None:
@@ -208,12 +211,6 @@ class PodSupervisor:
         for slot in self._slots:
             slot.restarts = False
             slot.signal(signal.SIGTERM)
-
-    def _kill_slots(self) -> None:
-        for slot in self._slots:
-            if slot.running:
-                log.error("%s did not leave in time and is killed; its job returns to its lane", slot.spec.name)
-                slot.signal(signal.SIGKILL)
 
     def _report(self, hello: Hello | None) -> None:
         stage = self._stage(hello)

@@ -101,7 +101,6 @@ class Decoded(_Message):
     type: Literal["decoded"] = "decoded"
     index: int
     song: Audio
-    sample_rate: int
 
 
 class Generated(_Message):

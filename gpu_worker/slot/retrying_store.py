@@ -69,11 +69,8 @@ class RetryingStore:
                 if time.monotonic() + pause_s > until_s:
                     raise
                 log.warning("the store is away, asking again in %g s: %s", pause_s, error)
-            self._pause(pause_s)
+            again_s = time.monotonic() + pause_s
+            while time.monotonic() < again_s:
+                self._check()
+                time.sleep(min(_CHECK_EVERY_S, pause_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    def _pause(self, seconds: float) -> None:
-        until_s = time.monotonic() + seconds
-        while time.monotonic() < until_s:
-            self._check()
-            time.sleep(min(_CHECK_EVERY_S, seconds))

@@ -18,9 +18,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from api.queue import JobQueue
 from api.settings import GatewaySettings
 from controller.delivery_window import OF_HOST, OF_TENANT
-from controller.outbox import Outbox
 from controller.settings import ControllerSettings
-from controller.webhooks import Webhooks
+from controller.webhooks import Outbox, Webhooks
 from serinette.errors import InvalidSpec, Unsupported
 from serinette.job import Job, JobError, JobOptions, JobStatus, now
 from serinette.jobs import AsyncJobs, calls

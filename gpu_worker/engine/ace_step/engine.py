@@ -140,7 +140,9 @@ class AceStepEngine:
         if self._planner and batch[0].spec.task.text_alone:
             yield from self._planner.write(batch, progress)
             return
-        planned = self._plan(batch, progress)
+        planned = [PlannedRequest(request) for request in batch]
+        if self._planner and batch[0].spec.planned:
+            planned = self._planner.plan(batch, [self.duration_s(request) for request in batch], progress)
         progress.report(Stage.CONDITIONING)
         spec = batch[0].spec
         self._adapters.use(spec.lora, spec.lora_scale, progress.repeat)
@@ -166,11 +168,6 @@ class AceStepEngine:
         ):
             song, planned_ = self._finish(parts[place], samples), parts[place].planned
             yield place, replace(song, plan=planned_.plan, audio_codes=planned_.audio_codes)
-
-    def _plan(self, batch: Sequence[SongRequest], progress: BatchProgress) -> list[PlannedRequest]:
-        if self._planner is None or not batch[0].spec.planned:
-            return [PlannedRequest(request) for request in batch]
-        return self._planner.plan(batch, [self.duration_s(request) for request in batch], progress)
 
     def _prepare(self, planned: PlannedRequest, sampling: Sampling) -> _Part:
         grid = self._grid

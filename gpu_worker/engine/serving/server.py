@@ -157,16 +157,14 @@ class EngineServer:
 
     def _wait(self) -> list[Generation]:
         with self._changed:
-            while not self._unanswered():
+            while True:
+                for job in self._queue:
+                    if job.canceled:
+                        job.answer(Stopped())
+                self._queue = [job for job in self._queue if not job.answered]
+                if self._queue:
+                    return list(self._queue)
                 self._changed.wait()
-            return list(self._queue)
-
-    def _unanswered(self) -> bool:
-        for job in self._queue:
-            if job.canceled:
-                job.answer(Stopped())
-        self._queue = [job for job in self._queue if not job.answered]
-        return bool(self._queue)
 
     def _prepare(self, job: Generation, engine: Engine) -> bool:
         with logs.about(job=job.job_id):
