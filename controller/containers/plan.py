@@ -82,11 +82,6 @@ class Ending:
     exit_code: int | None = None
     run_s: float = 0.0
 
-    @property
-    def lost(self) -> bool:
-        """Whether it was the cluster's doing."""
-        return self.error is not None and self.error.code == WorkerLost.code
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -152,7 +147,7 @@ def refused(why: str) -> Step:
 def _ended(held: Held, ending: Ending) -> Step:
     if ending.error is None:
         return Step(Action.FINISH, ending, JobStatus.SUCCEEDED)
-    if ending.lost and held.attempt.number < held.entry.retries_left + FREE_ATTEMPTS:
+    if ending.error.code == WorkerLost.code and held.attempt.number < held.entry.retries_left + FREE_ATTEMPTS:
         return Step(Action.RETURN, ending)
     if ending.error.retryable and held.entry.retries_left > 0:
         return Step(Action.RETRY, ending)

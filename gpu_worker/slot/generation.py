@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.slot.drain import RetryingStore
 from gpu_worker.slot.encoding import Encoded, Encoders
 from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.held_job import HeldJob
-from gpu_worker.slot.retrying_store import RetryingStore
 from gpu_worker.slot.sources import Role, Sources
 from gpu_worker.slot.spool import Parcel, Spool, put_record_or_erase
 from gpu_worker.wire import Audio, Generate, Generated, Samples

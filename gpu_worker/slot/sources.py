@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpu_worker.slot.retrying_store import RetryingStore
+from gpu_worker.slot.drain import RetryingStore
 from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, NotFound, TooLarge
 from serinette.job import Artifact, Record, Upload

@@ -19,7 +19,7 @@ from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import WorkerStatus
 
-from gpu_worker.process_setup import busy_file, up_file
+from gpu_worker.process_setup import slot_file
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.generation import Generation, SlotResources
 from gpu_worker.slot.held_job import HeldJob
@@ -59,8 +59,8 @@ class SlotWorker(SimpleWorker):
         )
         self._resources = resources
         self._drain = drain
-        self._busy_file = busy_file(settings.run_dir, name) if settings.run_dir else None
-        self._up_file = up_file(settings.run_dir, name) if settings.run_dir else None
+        self._busy_file = slot_file(settings.run_dir, name, "busy") if settings.run_dir else None
+        self._up_file = slot_file(settings.run_dir, name, "up") if settings.run_dir else None
         self._lanes = dict(zip(Lane, self.queues, strict=True))
         self._jobs = Jobs(connection, settings.redis_prefix)
         self._lease = Lease(name, settings.heartbeat_ttl_s, settings.heartbeat_ttl_s)

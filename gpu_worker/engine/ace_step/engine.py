@@ -63,7 +63,8 @@ class AceStepEngine:
         planner: SongPlanner | None = None,
     ) -> None:
         self._pipe = pipe
-        self._fits = fits
+        self._windows = fits.windows
+        self.songs_together = fits.songs
         self._adapters = adapters
         self.device = identity.device
         self._planner = planner
@@ -78,10 +79,6 @@ class AceStepEngine:
             # Hooks inside a compiled forward would be traced away.
             for block in [] if hasattr(coder.forward, "_torchdynamo_orig_callable") else coder.block:
                 block.register_forward_pre_hook(self._repeat_progress)
-
-    def songs_together(self, longest_s: float) -> float:
-        """How many songs fit into a batch, the longest of so many seconds; see Engine."""
-        return self._fits.songs(longest_s)
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in; see Engine."""
@@ -164,7 +161,7 @@ class AceStepEngine:
 
         frames = [part.song.frames for part in parts]
         for place, samples in decode(
-            lambda given: self._pipe.vae.decode(given).sample, latents, frames, self._fits.windows, wanted
+            lambda given: self._pipe.vae.decode(given).sample, latents, frames, self._windows, wanted
         ):
             song, planned_ = self._finish(parts[place], samples), parts[place].planned
             yield place, replace(song, plan=planned_.plan, audio_codes=planned_.audio_codes)

@@ -8,7 +8,6 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import urlsplit
@@ -23,15 +22,6 @@ log = logging.getLogger(__name__)
 _CHECKSUMS = "SHA256SUMS"
 _DOWNLOADS_AT_ONCE = 8
 _SPAN_BYTES = 64 * 1024**2
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes `start` to `end` (exclusive) of one file."""
-
-    name: str
-    start: int
-    end: int
 
 
 def fetch(settings: WorkerSettings, place: str, directory: Path, alive: Callable[[], object] = lambda: None) -> Path:
@@ -92,8 +82,9 @@ def _download(store: Store, files: dict[str, StoredObject], alive: Callable[[], 
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).touch()
 
-    def one(span: Span) -> None:
-        store.download(files[span.name].key, target / span.name, span=(span.start, span.end))
+    def one(span: tuple[str, int, int]) -> None:
+        name, start, end = span
+        store.download(files[name].key, target / name, span=(start, end))
 
     with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
         for _ in pool.map(one, spans({name: stored.size_bytes for name, stored in files.items()})):
@@ -103,10 +94,12 @@ def _download(store: Store, files: dict[str, StoredObject], alive: Callable[[], 
     _check_sums(target)
 
 
-def spans(sizes: Mapping[str, int], span_bytes: int = _SPAN_BYTES) -> list[Span]:
-    """What to ask for at a time: a large file comes in many spans at once, as one connection fills no fast network."""
+def spans(sizes: Mapping[str, int], span_bytes: int = _SPAN_BYTES) -> list[tuple[str, int, int]]:
+    """What to ask for at a time, a file's bytes from the first number to before the second: a large file comes in many
+    spans at once, as one connection fills no fast network.
+    """
     return [
-        Span(name, start, min(start + span_bytes, size))
+        (name, start, min(start + span_bytes, size))
         for name, size in sizes.items()
         for start in range(0, size, span_bytes)
     ]
