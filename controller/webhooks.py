@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,9 +23,9 @@ from standardwebhooks import Webhook
 from controller.delivery_window import Sender, Window
 from controller.settings import ControllerSettings
 from serinette import __version__, counters
-from serinette.batch import is_batch_id
+from serinette.batch import Batch, is_batch_id
 from serinette.batches.repository import BatchRecord, BatchRepository
-from serinette.job import now
+from serinette.job import Job, now
 from serinette.jobs import Entry, Jobs, calls
 from serinette.names import Keys
 from serinette.webhook import Delivery, event_id, event_type
@@ -209,23 +209,16 @@ class Outbox:
 
 
 @dataclass(frozen=True, slots=True)
-class _Event:
-    """The end of one job or batch, and how often it was sent."""
+class _End:
+    """The end of one job or batch, where it is to be reported, and how often it was sent."""
 
+    tenant: str
+    webhook: str
     id: str
     type: str
     body: str
     tries: int
     ended_at: str  # as in Redis
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Where the end of one job or batch is to be reported. `event`: what is sent; None: its record cannot be read."""
-
-    tenant: str
-    webhook: str
-    event: Callable[[], _Event | None]
 
     @property
     def host(self) -> str:
@@ -233,29 +226,32 @@ class _End:
         return urlsplit(self.webhook).hostname or ""
 
 
-def _job_event(entry: Entry) -> _Event | None:
+def _job_end(entry: Entry | None) -> _End | None:
+    """None where it is reported nowhere any more, or by GET only."""
+    if entry is None or entry.webhook is None or not entry.status.ended:
+        return None
     try:
         job, tries = entry.job(), len(entry.deliveries)
-    except (KeyError, ValueError, TypeError):  # its end is reported by GET only
+    except (KeyError, ValueError, TypeError):
         log.exception("job=%s cannot be read", entry.id)
         return None
-    # As GET answers it, without the log of these very tries: the same bytes at every try.
-    data: dict[str, Any] = job.model_dump(mode="json", exclude={"deliveries", "webhook"})
-    kind = event_type(job.status)
-    body = _body(kind, job.ended_at or job.created_at, data)
-    return _Event(event_id(job.id, job.status), kind, body, tries, entry.fields["ended_at"])
+    kind, ended_at = event_type(job.status), entry.fields["ended_at"]
+    return _End(entry.tenant, entry.webhook, event_id(job.id, job.status), kind, _body(kind, job), tries, ended_at)
 
 
-def _batch_event(record: BatchRecord) -> _Event:
-    batch, kind = record.batch(), f"batch.{record.status}"
-    data = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
-    body = _body(kind, batch.ended_at or batch.created_at, data)
-    ended_at = record.ended_at.isoformat() if record.ended_at else ""
-    return _Event(f"{event_id(batch.id, record.status)}_{record.round}", kind, body, len(record.tries), ended_at)
+def _batch_end(record: BatchRecord | None) -> _End | None:
+    if record is None or record.header.webhook is None or not record.status.ended:  # erased, or retried meanwhile
+        return None
+    kind, id = f"batch.{record.status}", f"{event_id(record.id, record.status)}_{record.round}"
+    body, ended_at = _body(kind, record.batch()), record.ended_at.isoformat() if record.ended_at else ""
+    return _End(record.header.tenant, record.header.webhook, id, kind, body, len(record.tries), ended_at)
 
 
-def _body(kind: str, ended_at: datetime, data: dict[str, Any]) -> str:
-    return json.dumps({"type": kind, "timestamp": ended_at.isoformat(), "data": data}, ensure_ascii=False)
+def _body(kind: str, ended: Job | Batch) -> str:
+    """As GET answers it, without the log of these very tries: the same bytes at every try."""
+    data: dict[str, Any] = ended.model_dump(mode="json", exclude={"deliveries", "webhook"})
+    at = ended.ended_at or ended.created_at
+    return json.dumps({"type": kind, "timestamp": at.isoformat(), "data": data}, ensure_ascii=False)
 
 
 # -- the duty
@@ -305,7 +301,11 @@ class Webhooks:
         return count
 
     def _keep(self, names: Sequence[str]) -> None:
-        for name, end in self._ends(names).items():
+        jobs = [name for name in names if not is_batch_id(name)]
+        ends = {name: _batch_end(self._batches.read(name)) for name in names if is_batch_id(name)}
+        seen = self._jobs(calls.look(jobs)) if jobs else ()
+        ends |= {name: _job_end(one.entry) for name, one in zip(jobs, seen, strict=True)}
+        for name, end in ends.items():
             if end is None:
                 self._drop(name)
             else:
@@ -344,52 +344,34 @@ class Webhooks:
             self._window.end(end.tenant, end.host, answered=answer.status is not None, took_s=at_s - began_s, at_s=at_s)
 
     async def _try(self, name: str, end: _End, client: httpx.AsyncClient) -> Answer:
-        event = await asyncio.to_thread(end.event)
         secrets = self._settings.signs_for(end.tenant)
-        if event is None or not secrets:
+        if not secrets:
             await asyncio.to_thread(self._drop, name)
             return Answer(status=0)  # which says nothing against the host
         at = now()
         # One for each secret: while they change, a receiver may know the old or the new one.
-        signatures = [Webhook(secret.get_secret_value()).sign(event.id, at, event.body) for secret in secrets]
+        signatures = [Webhook(secret.get_secret_value()).sign(end.id, at, end.body) for secret in secrets]
         headers = {
-            "webhook-id": event.id,
+            "webhook-id": end.id,
             "webhook-timestamp": str(int(at.timestamp())),
             "webhook-signature": " ".join(signatures),
         }
-        answer = await send(client, end.webhook, event.body, headers, end.tenant)
+        answer = await send(client, end.webhook, end.body, headers, end.tenant)
         if answer.counts:
-            await asyncio.to_thread(self._log, name, event, at, answer)
+            await asyncio.to_thread(self._log, name, end, at, answer)
         else:
             log.info("webhook of=%s not sent yet: %s", name, answer.error)
             await asyncio.to_thread(self._outbox.put_back, {name: _NO_ANSWER_S})
         return answer
 
-    def _ends(self, names: Sequence[str]) -> dict[str, _End | None]:
-        """Of each entry where its end is to be reported; None if nowhere any more."""
-        jobs = [name for name in names if not is_batch_id(name)]
-        ends: dict[str, _End | None] = {name: self._batch_end(name) for name in names if is_batch_id(name)}
-        for name, seen in zip(jobs, self._jobs(calls.look(jobs)) if jobs else (), strict=True):
-            entry = seen.entry
-            ends[name] = None
-            if entry is not None and entry.webhook is not None and entry.status.ended:
-                ends[name] = _End(entry.tenant, entry.webhook, partial(_job_event, entry))
-        return ends
-
-    def _batch_end(self, batch_id: str) -> _End | None:
-        record = self._batches.read(batch_id)
-        if record is None or record.header.webhook is None or not record.status.ended:  # erased, or retried meanwhile
-            return None
-        return _End(record.header.tenant, record.header.webhook, partial(_batch_event, record))
-
-    def _log(self, job_id: str, event: _Event, at: datetime, answer: Answer) -> None:
-        number = event.tries + 1
+    def _log(self, job_id: str, end: _End, at: datetime, answer: Answer) -> None:
+        number = end.tries + 1
         again_s = (
             None if answer.final else pause_s(number, self._settings.webhook_attempts, self._settings.webhook_backoff_s)
         )
         delivery = Delivery(
-            id=event.id,
-            event=event.type,
+            id=end.id,
+            event=end.type,
             number=number,
             at=at,
             delivered=answer.delivered,
@@ -397,6 +379,6 @@ class Webhooks:
             error=answer.error,
             next_at=None if again_s is None else now() + timedelta(seconds=again_s),
         )
-        self._outbox.log(job_id, event.ended_at, delivery, again_s)
+        self._outbox.log(job_id, end.ended_at, delivery, again_s)
         how = "delivered" if answer.delivered else f"not delivered: {answer.error}"
         log.info("webhook of=%s try=%d %s", job_id, number, how)
