@@ -91,7 +91,7 @@ class PresenceReporter:
             self._observe(counters.COLD_START, cold_start_s, pool)
             self._report(partial(record_pace, self._redis, self._keys, pool, cold_start_s, of=Pace.COLD_START))
 
-    def _observe(self, histogram: counters.Histogram, seconds: float, *labels: str) -> None:
+    def _observe(self, histogram: counters.Measure, seconds: float, *labels: str) -> None:
         self._report(partial(counters.observe, self._redis, self._keys, histogram, seconds, *labels))
 
     def _report(self, event: Callable[[], object]) -> None:
