@@ -133,6 +133,5 @@ def test_a_state_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("{}")
     (tmp_path / batches.STATE_FILE).write_text("{")
-    wanted = batches.BatchRun(prompts, tmp_path, BatchOptions())
     with pytest.raises(ConfigurationError, match="erase it to begin again"):
-        batches.run_to_end(Client(), wanted, retry=False, as_json=False)
+        batches.run_to_end(Client(), prompts, tmp_path, BatchOptions(), retry=False, as_json=False)
