@@ -18,7 +18,6 @@ from serinette.job import Upload, UploadedFile
 
 router = APIRouter(prefix="/v1", tags=["uploads"])
 
-_BYTES = {"type": "string", "format": "binary"}
 _UPLOAD_ID = re.compile(r"upload-[0-9a-f]{32}")
 
 
@@ -75,7 +74,7 @@ async def upload_audio(
     status_code=201,
     summary="Upload a file for a container",
     dependencies=[Depends(containers_only)],
-    openapi_extra={"requestBody": {"content": {"application/octet-stream": {"schema": _BYTES}}, "required": True}},
+    openapi_extra={"requestBody": {"content": {"application/octet-stream": examples.BINARY}, "required": True}},
     responses=problems("unsupported", "limited", "store_unavailable"),
 )
 async def upload_file(request: Request, response: Response, context: ContextPart) -> UploadedFile:
