@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path as File
 from typing import Annotated, TypeVar
 
 import anyio
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
@@ -29,7 +28,7 @@ from api.dependencies import ContextPart, RequestContext, idempotency_key_header
 from api.downloads import FileRequest, OtherFile
 from api.problems import problems
 from api.v1 import examples
-from api.v1.answers import PARTS
+from api.v1.answers import PARTS, BatchId
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
 from serinette.batches.lines import JSONL
 from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
@@ -39,24 +38,12 @@ from serinette.spec import PlainNumber
 router = APIRouter(prefix="/v1", tags=["batches"])
 _T = TypeVar("_T")
 
-_BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
 _JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines", "text/plain"}
 
 KeyHeader = Annotated[
     str | None,
     idempotency_key_header("Printable ASCII: the same key with the same batch is the same batch, however often sent."),
 ]
-
-
-async def _checked_batch_id(
-    batch_id: Annotated[str, Path(description="The `id` that the batch was created with.")],
-) -> str:
-    if not _BATCH_ID.fullmatch(batch_id):
-        raise NotFound(f"there is no batch {batch_id[:80]}")
-    return batch_id
-
-
-BatchId = Annotated[str, Depends(_checked_batch_id)]
 
 
 async def _ask_queue(context: RequestContext, act: Callable[..., _T], *given: object) -> _T:
