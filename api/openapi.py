@@ -1,10 +1,13 @@
-"""Completes FastAPI's OpenAPI document: our problems and events in place of FastAPI's errors."""
+"""Completes FastAPI's OpenAPI document: our problems and events in place of FastAPI's errors, and what generators of
+clients need: names of calls, no defaults to demand, a document for each API.
+"""
 
 from __future__ import annotations
 
 import base64
 import copy
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -23,10 +26,21 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from api.dialects.dialect import Dialect
 from api.events import JobEvent
-from api.openapi_parts import TAGS, describe_defaults, documents, operation_id
 from api.problems import Problem, add_implied, speaks_problems
 from serinette.batch import BatchRequest
 from serinette.errors import NotFound
+
+_TAGS = {
+    "jobs": "Songs: submit, follow, download, cancel, erase.",
+    "batches": "Many songs in one request, released as the queue has room.",
+    "uploads": "Audio to work on, and files for containers.",
+    "containers": "An image and a command as a job, where the operator enables them.",
+    "queue": "Lanes, workers and models.",
+    "operator": "All pools and tenants, for keys with a right to see them.",
+    "usage": "What the key's tenant used, and may.",
+    "health": "Whether the gateway lives, is ready, and has workers.",
+}
+_OURS = "v1"
 
 # Models of responses that routes do not declare to FastAPI.
 _MODELS: tuple[type[BaseModel], ...] = (Problem, JobEvent, BatchRequest)
@@ -79,10 +93,11 @@ def page_routes() -> list[BaseRoute]:
 
 
 def name_operations(app: FastAPI) -> None:
-    """Give generated clients a name for each call."""
+    """Give generated clients a name for each call, by that of its function: `submitJob` of `submit_job`."""
     for route in app.routes:
         if isinstance(route, APIRoute):
-            route.operation_id = operation_id(route.name)
+            first, *others = route.name.split("_")
+            route.operation_id = first + "".join(map(str.capitalize, others))
 
 
 def add_heads(app: FastAPI) -> None:
@@ -100,7 +115,7 @@ def complete(app: FastAPI, dialects: Sequence[Dialect]) -> None:
     generate = app.openapi
     app.openapi_tags = [
         {"name": name, "description": about}
-        for name, about in (TAGS | {dialect.tag: dialect.about for dialect in dialects}).items()
+        for name, about in (_TAGS | {dialect.tag: dialect.about for dialect in dialects}).items()
     ]
     never_422 = {dialect.tag for dialect in dialects if not dialect.answers_422}
 
@@ -161,3 +176,58 @@ def _drop_foreign_errors(responses: dict[str, Any]) -> None:
     # FastAPI documents its own 422 on each route with parameters; ours that can answer 422 document it themselves.
     if "application/json" in responses.get("422", {}).get("content", {}):
         del responses["422"]
+
+
+def documents(whole: dict[str, Any], dialects: Sequence[Dialect]) -> dict[str, dict[str, Any]]:
+    """A document for each API, by its name: ours is `v1`, a dialect's that of its folder. Pure."""
+    theirs = {dialect.tag: dialect.name for dialect in dialects}
+    found: dict[str, dict[str, Any]] = {}
+    for name in (_OURS, *theirs.values()):
+        paths = {
+            path: own
+            for path, calls in whole["paths"].items()
+            if (own := {method: call for method, call in calls.items() if theirs.get(call["tags"][0], _OURS) == name})
+        }
+        tags = {call["tags"][0] for calls in paths.values() for call in calls.values()}
+        found[name] = {
+            **whole,
+            "info": {**whole["info"], "title": f"{whole['info']['title']}: {name}"},
+            "tags": [tag for tag in whole["tags"] if tag["name"] in tags],
+            "paths": paths,
+            "components": _used(whole["components"], paths),
+        }
+    return found
+
+
+def _used(components: dict[str, Any], paths: object) -> dict[str, Any]:
+    """The components that paths refer to, and those that these refer to."""
+    used: dict[str, Any] = {"securitySchemes": components.get("securitySchemes", {})}
+    left = _references(paths)
+    while left:
+        kind, name = left.pop().split("/")[2:]
+        if name not in used.setdefault(kind, {}):
+            used[kind][name] = components[kind][name]
+            left |= _references(used[kind][name])
+    return used
+
+
+def _references(part: object) -> set[str]:
+    if isinstance(part, dict):
+        own = {part["$ref"]} if isinstance(part.get("$ref"), str) else set()
+        return own.union(*map(_references, part.values()))
+    return set().union(*map(_references, part)) if isinstance(part, list) else set()
+
+
+def describe_defaults(document: dict[str, Any]) -> None:
+    """Say in words what is used for a field that is left out, where only requests have it: openapi-typescript takes a
+    field with a default for one that is always there, and would demand it of clients.
+    """
+    calls = [call for calls in document["paths"].values() for call in calls.values()]
+    components = document["components"]
+    asked = _used(components, [call.get("requestBody", {}) for call in calls]).get("schemas", {})
+    answered = _used(components, [call["responses"] for call in calls]).get("schemas", {})
+    for schema in (asked[name] for name in asked.keys() - answered.keys()):
+        for part in schema.get("properties", {}).values():
+            default = part.pop("default", None)
+            if default not in (None, "", [], {}):
+                part["description"] = f"{part.get('description', '')} Default: {json.dumps(default)}.".lstrip()

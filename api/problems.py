@@ -24,6 +24,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from api.lean_route import headers_of as headers_of_scope
+from api.lean_route import is_json
 from api.outages import machine_error
 from serinette import errors
 from serinette.errors import (
@@ -38,6 +40,7 @@ from serinette.errors import (
     Unauthorized,
     Unavailable,
     UnknownPath,
+    UnsupportedMediaType,
 )
 
 log = logging.getLogger(__name__)
@@ -228,7 +231,10 @@ async def _on_invalid(
 ) -> Response:
     complaints = error.errors()
     detail = [{"loc": list(c["loc"]), "msg": c["msg"], "type": c["type"]} for c in complaints]
-    return answer(connection.scope, invalid(complaints[0]), detail=detail)
+    own = invalid(complaints[0])
+    if complaints[0]["loc"] == ("body",) and not is_json(headers_of_scope(connection.scope)):
+        own = UnsupportedMediaType("Content-Type: send Content-Type: application/json", field="Content-Type")
+    return answer(connection.scope, own, detail=detail)
 
 
 def invalid(complaint: Mapping[str, Any]) -> RequestError:

@@ -202,17 +202,7 @@ class Uploads:
         info = await self._checks.run(
             tenant, partial(prove_audio, path, max_duration_s=self._settings.max_upload_duration_s)
         )
-        return Upload(
-            id=upload_id,
-            duration_s=info.duration_s,
-            sample_rate=info.sample_rate,
-            channels=info.channels,
-            codec=info.codec,
-            container=info.container,
-            size_bytes=size_bytes,
-            sha256=sha256,
-            created_at=now(),
-        )
+        return Upload(id=upload_id, size_bytes=size_bytes, sha256=sha256, created_at=now(), **dict(info))
 
     async def _record(self, tenant: str, key: str, upload: BaseModel) -> None:
         await self._in_thread(tenant, self._store.put, key, upload.model_dump_json().encode(), "application/json")

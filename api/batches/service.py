@@ -45,8 +45,6 @@ from serinette.webhook_targets import Targets
 # Checks of audio that are remembered while one batch is read.
 _REMEMBERED = 4_096
 _RETRY_S = 60.0
-# Of the longest wait for one answer of Redis, what the disk may take: the rest is for the answer's way.
-_DISK_SHARE = 0.8
 _BUSY = partial(Unavailable, "too many batches are being read and written at the moment; try again")
 _ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one"
 
@@ -245,8 +243,8 @@ class BatchService:
         return record.batch(), entered is BatchEntry.NEW
 
     def _sync(self, batch_id: str) -> None:
-        if self.settings.durability == "fsync":
-            self.repository.sync(batch_id, int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE))
+        if wait_ms := self.settings.disk_wait_ms:
+            self.repository.sync(batch_id, wait_ms)
 
     def _in_round(self, round_: int, tenant: str, batch_id: str) -> bool:
         """Whether a round has begun: by this call, whose answer was lost and which was then sent again, or another."""

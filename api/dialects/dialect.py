@@ -107,8 +107,6 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
     """A class of routes whose errors are answered in the dialect's shape."""
 
     class DialectRoute(LeanRoute):
-        refuses_other_media = False
-
         def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # FastAPI's
             # The servers that clients were written for read JSON without a Content-Type.
             super().__init__(path, endpoint, **options | {"strict_content_type": False})

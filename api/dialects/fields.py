@@ -30,7 +30,7 @@ class To:
     """What becomes of a field of theirs; one that is null has no effect.
 
     `ours` is the spec's field. `convert` takes the value and the conversion and returns our value, or None to leave it
-    out; it may add to the conversion. `warn` is reported of a field that is asked for, `refused` says why it cannot be.
+    out; it may add to the conversion. `refused` says why a field that is asked for cannot be.
     `neutral` are the values of a field without counterpart that mean what is done anyway: any other is listed as
     ignored. `also` are further names.
     """
@@ -38,7 +38,6 @@ class To:
     ours: str | None = None
     convert: Callable[[Any, Any], object] | None = None
     also: tuple[str, ...] = ()
-    warn: str | None = None
     neutral: tuple[object, ...] | None = None
     refused: str | None = None
 
@@ -110,8 +109,6 @@ def convert(
             raise Unsupported(f"{name}: {to.refused}", field=name)
     for name, to, value in sent:
         conversion.field = name
-        if to.warn and value:
-            conversion.adjust(to.warn)
         if to.neutral is not None and _plain(value) not in to.neutral:
             conversion.ignored.append(name)
         used = to.convert(value, conversion) if to.convert else value

@@ -207,6 +207,12 @@ def lm_number(number: float, asked: Conversion[Any]) -> float | None:
     return bounded
 
 
+def repaint_end(end_s: float, asked: Conversion[Any]) -> float | None:
+    """Not above 0 is the source's end; but what lies before the song may end where it begins."""
+    before = (asked.request.repainting_start or 0) < 0
+    return end_s if end_s > 0 or (before and end_s == 0) else None
+
+
 def bpm(tempo: float, asked: Conversion[Any]) -> int | None:
     """Whole beats a minute; not above 0 leaves them to the model."""
     if tempo <= 0:

@@ -50,8 +50,6 @@ _ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of on
 
 # Threads in which submits wait for look-ups of webhooks' hosts; of one tenant at most a quarter.
 _WEBHOOK_THREADS = 16
-# Share of the Redis timeout that WAITAOF may take; the rest is for the network.
-_DISK_SHARE = 0.8
 # Threads for blocking calls of the store, by the queue and by downloads and uploads; of one tenant at most half.
 _STORE_THREADS = 16
 # Lists that are read at once, each up to 2,000 jobs long; of one tenant at most half.
@@ -170,9 +168,9 @@ class JobQueue:
         tenant, lane = submission.tenant, submission.options.lane
         with telemetry.span("submit", attributes={"job": submission.id, "pool": pool, "lane": lane}):
             submission = replace(submission, pool=pool, timeout_s=timeout_s, carried=telemetry.carried())
-            limits, most = self._declared(tenant), self._settings.max_waiting
-            call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(self._wait_ms))
-            found, disk = await self._submits.together(call, wait_ms=self._wait_ms)
+            limits, most, wait_ms = self._declared(tenant), self._settings.max_waiting, self._settings.disk_wait_ms
+            call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(wait_ms))
+            found, disk = await self._submits.together(call, wait_ms=wait_ms)
         if found.refused is not None:
             raise error_of(found.refused, tenant, lane, (await self._pool_status.read((pool,))).pools[pool])
         if found.no_disk:
@@ -293,16 +291,12 @@ class JobQueue:
 
         await self.store_threads.run(tenant, partial(check, tenant, work, self._store, find_job))
 
-    @property
-    def _wait_ms(self) -> int:
-        """How long a submit waits for the disk, in milliseconds; 0 unless durability is fsync."""
-        return int(self._settings.redis_timeout_s * 1000 * _DISK_SHARE) if self._settings.durability == "fsync" else 0
-
     async def _known(self, job_id: str) -> Submitted | None:
         """The answer to a submit of this id if the job exists; waits for the disk if durability is fsync."""
         # WAITAOF needs a write to wait for.
-        writes = [("SET", self._keys.synced, job_id)] if self._wait_ms else []
-        (seen,), disk = await self._submits.together(calls.look([job_id]), *writes, wait_ms=self._wait_ms)
+        wait_ms = self._settings.disk_wait_ms
+        writes = [("SET", self._keys.synced, job_id)] if wait_ms else []
+        (seen,), disk = await self._submits.together(calls.look([job_id]), *writes, wait_ms=wait_ms)
         if seen.entry is None and seen.shrunk is None:
             return None
         require_on_disk(disk)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path as File
 from typing import Annotated, TypeVar
 
 import anyio
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
@@ -29,7 +28,7 @@ from api.dependencies import ContextPart, RequestContext, idempotency_key_header
 from api.downloads import FileRequest, OtherFile
 from api.problems import problems
 from api.v1 import examples
-from api.v1.answers import PARTS
+from api.v1.answers import PARTS, BatchId
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
 from serinette.batches.lines import JSONL
 from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
@@ -39,24 +38,12 @@ from serinette.spec import PlainNumber
 router = APIRouter(prefix="/v1", tags=["batches"])
 _T = TypeVar("_T")
 
-_BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
 _JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines", "text/plain"}
 
 KeyHeader = Annotated[
     str | None,
     idempotency_key_header("Printable ASCII: the same key with the same batch is the same batch, however often sent."),
 ]
-
-
-async def _checked_batch_id(
-    batch_id: Annotated[str, Path(description="The `id` that the batch was created with.")],
-) -> str:
-    if not _BATCH_ID.fullmatch(batch_id):
-        raise NotFound(f"there is no batch {batch_id[:80]}")
-    return batch_id
-
-
-BatchId = Annotated[str, Depends(_checked_batch_id)]
 
 
 async def _ask_queue(context: RequestContext, act: Callable[..., _T], *given: object) -> _T:
@@ -255,7 +242,9 @@ EndedPart = Annotated[Batch, Depends(_ended)]
 _FILE = {**PARTS, **problems("not_finished", "gone")}
 _LINES = {"type": "string", "description": "A BatchLine as JSON on each line."}
 _JSONL_FILE = {200: {"content": {JSONL: {"schema": _LINES}}, "description": "In the order of the lines."}, **_FILE}
-_ZIP_BODY = {"content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}}
+
+_NAMES = "Named by their lines, e.g. 000017-yourname.mp3."
+_ZIP_FILE = {200: {"content": {ZIP: examples.BINARY}, "description": _NAMES}, **_FILE}
 
 
 @router.get(
@@ -284,7 +273,10 @@ async def get_batch_errors(batch: EndedPart, request: Request, context: ContextP
     "/batches/{batch_id}/songs.zip",
     response_class=Response,
     summary="The songs",
-    responses={200: {**_ZIP_BODY, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **_FILE},
+    responses={
+        200: {"content": {ZIP: examples.BINARY}, "description": "Named by their lines, e.g. 000017-yourname.mp3."},
+        **_FILE,
+    },
 )
 async def get_batch_songs(batch: EndedPart, request: Request, context: ContextPart) -> Response:
     """All songs in one file, uncompressed, made while it is sent. Those erased meanwhile are named in missing.txt. Of

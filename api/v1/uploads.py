@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.datastructures import UploadFile
 
 from api.dependencies import ContextPart, containers_only
@@ -13,22 +12,11 @@ from api.forms import FormRequest
 from api.problems import problems
 from api.uploads import PresignedUpload
 from api.v1 import examples
-from serinette.errors import InvalidSpec, NotFound
+from api.v1.answers import UploadId
+from serinette.errors import InvalidSpec
 from serinette.job import Upload, UploadedFile
 
 router = APIRouter(prefix="/v1", tags=["uploads"])
-
-_BYTES = {"type": "string", "format": "binary"}
-_UPLOAD_ID = re.compile(r"upload-[0-9a-f]{32}")
-
-
-async def _checked_upload_id(upload_id: Annotated[str, Path(description="The `id` that the upload returned.")]) -> str:
-    if not _UPLOAD_ID.fullmatch(upload_id):
-        raise NotFound(f"there is no upload {upload_id[:80]}")
-    return upload_id
-
-
-UploadId = Annotated[str, Depends(_checked_upload_id)]
 
 
 @router.post(
@@ -75,7 +63,7 @@ async def upload_audio(
     status_code=201,
     summary="Upload a file for a container",
     dependencies=[Depends(containers_only)],
-    openapi_extra={"requestBody": {"content": {"application/octet-stream": {"schema": _BYTES}}, "required": True}},
+    openapi_extra={"requestBody": {"content": {"application/octet-stream": examples.BINARY}, "required": True}},
     responses=problems("unsupported", "limited", "store_unavailable"),
 )
 async def upload_file(request: Request, response: Response, context: ContextPart) -> UploadedFile:

@@ -13,7 +13,7 @@ from api import health
 from api.dialects import DIALECTS
 from api.dialects.seed import DIALECT as SEED
 from api.lean_route import LeanRoute, RouteIndex
-from api.openapi_parts import documents
+from api.openapi import documents
 from api.problems import CODES
 from api.v1 import ROUTES
 from api.v1.jobs import JobRequest

@@ -113,11 +113,6 @@ def _formatted(wanted: bool, task: Converted) -> None:
         task.fields["rewrite"] = "format"
 
 
-def _repaint_end(end_s: float, task: Converted) -> float | None:
-    before = (task.request.repainting_start or 0) < 0  # what lies before the song may end where it begins
-    return end_s if end_s > 0 or (before and end_s == 0) else None
-
-
 def _thinking(wanted: bool, task: Converted) -> bool | None:
     asked = wanted and task.request.task_type in _THOUGHT_OF and "audio_codes" not in task.fields
     return True if asked else None
@@ -158,7 +153,7 @@ TABLE: Final[Table] = {
     "src_audio_path": To("source_audio", _source, also=("source_audio_path", "ctx_audio_path")),
     "reference_audio_path": To("reference_audio", _audio, also=("ref_audio_path",)),
     "repainting_start": To("repaint_start_s"),
-    "repainting_end": To("repaint_end_s", _repaint_end),
+    "repainting_end": To("repaint_end_s", musical.repaint_end),
     "audio_cover_strength": To("cover_strength", also=("cover_strength",)),
     "audio_code_string": To("audio_codes", _filled, also=("audio_codes",)),
     "track_name": To("track", _filled),

@@ -45,10 +45,6 @@ def _model(name: str, asked: Converted) -> str | None:
     return musical.model(name if name in asked.models else name.rpartition("/")[2], asked)
 
 
-def _positive(end_s: float, asked: Converted) -> float | None:
-    return end_s if end_s > 0 or (asked.request.repainting_start or 0) < 0 <= end_s else None
-
-
 TABLE: Final[Table] = {
     "messages": To(convert=_words),
     "model": To("model", _model),
@@ -57,7 +53,7 @@ TABLE: Final[Table] = {
     "task_type": To("task"),
     "guidance_scale": To("guidance_scale"),
     "repainting_start": To("repaint_start_s"),
-    "repainting_end": To("repaint_end_s", _positive),
+    "repainting_end": To("repaint_end_s", musical.repaint_end),
     "audio_cover_strength": To("cover_strength"),
     "duration": To("duration_s", lambda seconds, _: seconds if seconds > 0 else None),
     "bpm": To("bpm", musical.bpm),
