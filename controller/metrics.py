@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -144,17 +143,13 @@ class QueueCollector(Collector):
                 pipe.zcard(started_key(self._keys, pool, lane))
                 ask_heads(pipe, waiting)
             found = pipe.execute()
-        rows = [found[4 * i : 4 * i + 4] for i in range(len(places))]
-        oldest = self._oldest([[*head, *first] for _, _, head, first in rows])
-        return [(depth, running, age_s) for (depth, running, _, _), age_s in zip(rows, oldest, strict=True)]
-
-    def _oldest(self, ids: Sequence[list[Any]]) -> list[float]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for lane in ids:
-                pipe.zmscore(self._keys.live, lane or [""])
+            rows = [found[4 * i : 4 * i + 4] for i in range(len(places))]
+            for _, _, head, first in rows:
+                pipe.zmscore(self._keys.live, [*head, *first] or [""])
             pipe.time()
             *scores, (at_s, _) = pipe.execute()
-        return [oldest_s(lane, at_s) or 0.0 for lane in scores]
+        ages_s = (oldest_s(lane, at_s) or 0.0 for lane in scores)
+        return [(depth, running, age_s) for (depth, running, _, _), age_s in zip(rows, ages_s, strict=True)]
 
 
 def _gauges() -> dict[str, GaugeMetricFamily]:
