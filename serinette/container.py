@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from serinette.errors import InvalidSpec
-from serinette.spec import AudioId, BoundedInput, PublishedName, RecordModel, invalid_spec, without_control_characters
+from serinette.spec import AudioId, BoundedInput, PublishedName, RecordModel, without_control_characters
 
 # The pool whose lanes containers wait in; the controller serves it, not workers.
 CONTAINERS_POOL = "containers"
@@ -122,18 +122,6 @@ class ContainerSpec(BoundedInput):
     def to_wire(self) -> dict[str, Any]:
         """JSON for the queue."""
         return self.model_dump(mode="json", exclude_defaults=True)
-
-    @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> ContainerSpec:
-        """Parse the JSON of `to_wire`, possibly of another version.
-
-        Raises:
-            InvalidSpec: it does not hold a valid spec.
-        """
-        try:
-            return cls.model_validate({name: value for name, value in wire.items() if name in cls.model_fields})
-        except ValidationError as error:
-            raise invalid_spec(error) from error
 
 
 class Ceilings(BoundedInput):

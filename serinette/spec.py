@@ -168,6 +168,18 @@ class BoundedInput(BaseModel):
         """Fields whose value is a number: pydantic would read true as 1, and the text 1_0 as 10."""
         return frozenset(name for name, field in cls.model_fields.items() if _is_number(field.annotation))
 
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """Parse the JSON of `to_wire`, possibly of another version.
+
+        Raises:
+            InvalidSpec: it does not hold a valid spec.
+        """
+        try:
+            return cls.model_validate({name: value for name, value in wire.items() if name in cls.model_fields})
+        except ValidationError as error:
+            raise invalid_spec(error) from error
+
     def only(self, model: type[Part]) -> Part:
         """The fields that are `model`'s, not checked again; of them those count as set that the client wrote."""
         written = self.model_fields_set & model.model_fields.keys()
@@ -385,22 +397,13 @@ class GenerationSpec(BoundedInput):
         return asked
 
     @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> GenerationSpec:
-        """Parse the JSON of `to_wire`, possibly of another version.
-
-        Raises:
-            HandBack: a newer gateway wrote it; a newer worker must generate it.
-            InvalidSpec: it does not hold a valid spec.
-        """
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """As for all input; raises HandBack, too: a newer gateway wrote it, and a newer worker must generate it."""
         if wire.get("schema", 0) > SCHEMA:
             raise HandBack(
                 f"the spec has schema {wire['schema']}, this worker knows {SCHEMA}: a newer worker must take it"
             )
-        known = {name: value for name, value in wire.items() if name in cls.model_fields}
-        try:
-            return cls.model_validate(known)
-        except ValidationError as error:
-            raise invalid_spec(error) from error
+        return super().from_wire(wire)
 
 
 class Planned(RecordModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -65,21 +65,18 @@ def install(processor: SpanProcessor | None, part: str, sample_ratio: float = 1.
     _tracer = provider.get_tracer("serinette", __version__)
 
 
+@contextmanager
 def span(
     name: str,
     parent: str | None = None,
     began_s: float | None = None,
     attributes: Mapping[str, Value] = MappingProxyType({}),
-) -> AbstractContextManager[None]:
-    """A span of the block, below the current span or below `parent`, a traceparent. `began_s` is in Unix seconds."""
-    return nullcontext() if _tracer is None else _span(_tracer, name, parent, began_s, attributes)
-
-
-@contextmanager
-def _span(
-    tracer: Tracer, name: str, parent: str | None, began_s: float | None, attributes: Mapping[str, Value]
 ) -> Iterator[None]:
-    with tracer.start_as_current_span(
+    """A span of the block, below the current span or below `parent`, a traceparent. `began_s` is in Unix seconds."""
+    if _tracer is None:
+        yield
+        return
+    with _tracer.start_as_current_span(
         name, _below(parent), attributes=_named(attributes), start_time=_nanoseconds(began_s)
     ) as started:
         trace_id = started.get_span_context().trace_id
@@ -116,16 +113,15 @@ def carried() -> dict[str, str]:
 Answered = Callable[[str, int], None]
 
 
-def serving(method: str, traceparent: str | None) -> AbstractContextManager[Answered]:
-    """A span of a request. Call the yielded function with the route's template and the status once they are known."""
-    return nullcontext(_ignore) if _tracer is None else _serving(_tracer, method, traceparent)
-
-
 @contextmanager
-def _serving(tracer: Tracer, method: str, traceparent: str | None) -> Iterator[Answered]:
+def serving(method: str, traceparent: str | None) -> Iterator[Answered]:
+    """A span of a request. Call the yielded function with the route's template and the status once they are known."""
+    if _tracer is None:
+        yield lambda _route, _status: None
+        return
     from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
 
-    with tracer.start_as_current_span(method, _below(traceparent), SpanKind.SERVER) as started:
+    with _tracer.start_as_current_span(method, _below(traceparent), SpanKind.SERVER) as started:
 
         def answered(route: str, status: int) -> None:
             started.update_name(f"{method} {route}")
@@ -137,10 +133,6 @@ def _serving(tracer: Tracer, method: str, traceparent: str | None) -> Iterator[A
 
         with logs.about(trace_id=f"{started.get_span_context().trace_id:032x}"):
             yield answered
-
-
-def _ignore(_route: str, _status: int) -> None:
-    """Used while tracing is off."""
 
 
 def _below(traceparent: str | None) -> Context | None:

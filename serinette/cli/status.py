@@ -24,7 +24,7 @@ def queue(client: Client, as_json: AsJson = False) -> None:
         output.print_json(shown.model_dump_json())
         return
     for pool in shown.pools:
-        errors.print(f"Pool [bold]{escape(pool.name)}[/]: {pool.running} running; {len(pool.workers)} workers")
+        errors.print(f"Pool [bold]{escape(pool.name)}[/]: {pool.running} running; workers: {len(pool.workers)}")
     lanes = [
         (escape(pool.name), lane.lane, str(lane.waiting), _or_unknown(lane.eta_s))
         for pool in shown.pools

@@ -23,7 +23,6 @@ _NO_ANSWER = 0
 # A name for each path. {inside}: a namespace; {ours}: the labels of a release.
 _QUESTIONS = {
     "deployments of keda": "/apis/apps/v1/namespaces/{keda}/deployments",
-    "apiservice of external metrics": "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.external.metrics.k8s.io",
     "nodes": "/api/v1/nodes",
     "deployments": "/apis/apps/v1/{inside}/deployments?{ours}",
     "statefulsets": "/apis/apps/v1/{inside}/statefulsets?{ours}",

@@ -21,7 +21,7 @@ _COUNTS = {b"list": "llen", b"set": "scard", b"zset": "zcard", b"hash": "hlen"}
 
 
 def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
-    """Its kinds, its operator, its metrics."""
+    """Its kinds and its operator."""
     if seen["scaledobjects"].status == HTTPStatus.NOT_FOUND:
         message = "KEDA's kind ScaledObject is not served as keda.sh/v1alpha1 in this cluster"
         remedy = "install KEDA 2.20 or later (helm install keda kedacore/keda -n keda --create-namespace), "
@@ -30,7 +30,6 @@ def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
         yield first_of("keda", "installed", (not seen.installed, bad, message, remedy), otherwise=words)
         return
     yield from _operator(seen)
-    yield from _external_metrics(seen)
 
 
 def _log(seen: ClusterSeen, *, metrics: bool) -> str:
@@ -62,25 +61,6 @@ def _operator(seen: ClusterSeen) -> Iterator[Finding]:
         old = () < version_of(version) < LEAST_KEDA
         remedy = "2.20 or later is needed: formulas over several triggers"
         yield first_of("keda", "version", (old, bad, f"KEDA {version}", remedy), otherwise=f"KEDA {version}")
-
-
-def _external_metrics(seen: ClusterSeen) -> Iterator[Finding]:
-    answer = seen["apiservice of external metrics"]
-    if answer.trouble:
-        return
-    service = (answer.body.get("spec") or {}).get("service") or {}
-    owner = f"external.metrics.k8s.io belongs to {service.get('namespace')}/{service.get('name')}, not to KEDA"
-    available = conditions_of(answer.body).get("Available") or {"status": "True"}
-    unread, log = f"KEDA's metrics cannot be read: {available.get('message', '')}", _log(seen, metrics=True)
-    alone = "a cluster has one such server: take the other away, or scale by hand"
-    yield first_of(
-        "keda",
-        "metrics",
-        (not answer.found, bad, "no external.metrics.k8s.io is served: pools stay at one worker", "reinstall KEDA"),
-        ("keda" not in str(service.get("name", "")), bad, owner, alone),
-        (available["status"] != "True", bad, unread, f"{log}; is the API server admitted to it?"),
-        otherwise="HPA can read its numbers",
-    )
 
 
 def check_scaling(seen: ClusterSeen, settings: SharedSettings | None) -> Iterator[Finding]:
@@ -133,11 +113,12 @@ def _number(seen: ClusterSeen, scaled_object: Object, name: str, redis: Redis) -
     waiting = 0 if counts.get("brake") else sum(counts.get(lane, 0) for lane in _LANES)
     remedy = "KEDA looks elsewhere: compare its triggers' address, databaseIndex and listName with the workers', "
     remedy += "and whether this doctor asked the same Redis"
+    unread = f"{_log(seen, metrics=True)}; is it KEDA whose is external.metrics.k8s.io (kubectl get apiservice)?"
     idle = number == "0" and waiting + counts.get("busy", 0)
     return first_of(
         "scaling",
         name,
-        (number is None, warning, f"KEDA's number cannot be read: {why}; {read}", _log(seen, metrics=True)),
+        (number is None, warning, f"KEDA's number cannot be read: {why}; {read}", unread),
         (idle, bad, f"jobs wait or run and KEDA reads 0; {read}", remedy),
         otherwise=f"KEDA's number of workers is {number}; {read}",
     )

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import suppress
 
-import httpx
 from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
-from serinette.doctor.findings import Finding, bad, first_of, ok, warning
+from serinette.doctor.findings import Finding, bad, first_of
 from serinette.errors import ConfigurationError, SerinetteError
 from serinette.names import doctor_key
 from serinette.settings import SharedSettings
 from serinette.store import Store
 
 _WRITTEN = b"a doctor's"
-_FETCH_TIMEOUT_S = 10
 
 
 def check_store(settings: SharedSettings) -> list[Finding]:
-    """Write an object, refuse to write it twice, read it, sign it, erase it."""
+    """Write an object, refuse to write it twice, read it, erase it."""
     where = settings.store_url + (f" at {settings.store_endpoint}" if settings.store_endpoint else "")
     step, key = "open", doctor_key(uuid.uuid4().hex)
     try:
@@ -33,7 +30,6 @@ def check_store(settings: SharedSettings) -> list[Finding]:
             second = store.put_if_absent(key, b"another's!")
             step = "read"
             same = store.get(key) == _WRITTEN
-            public = _public(store, key, settings.store_public_endpoint)
         finally:
             step = "erase" if step == "read" else step
             store.delete(key)
@@ -48,27 +44,7 @@ def check_store(settings: SharedSettings) -> list[Finding]:
     return [
         first_of("store", "writable", (not same, bad, other, between), otherwise=well),
         first_of("store", "create once", twice, otherwise="of two that create one object, one is refused"),
-        *public,
     ]
-
-
-def _public(store: Store, key: str, endpoint: str | None) -> list[Finding]:
-    """Whether a presigned URL can be fetched from here, where there is an endpoint for that."""
-    if not endpoint:
-        return []
-    error = "a URL could not be signed"
-    with suppress(SerinetteError):
-        if (url := store.sign_get(key, 60)) is None:
-            return [ok("store", "public endpoint", f"{endpoint} is not used: this store signs no URLs")]
-        try:
-            answer = httpx.get(url, timeout=_FETCH_TIMEOUT_S)
-            error = "" if answer.is_success else f"status {answer.status_code}: {answer.text[:200]}"
-        except httpx.HTTPError as failure:
-            error = f"{type(failure).__name__}: {failure}"
-    remedy = "make SERINETTE_STORE_PUBLIC_ENDPOINT reachable, or leave it empty: the gateway then passes songs on"
-    message = f"a presigned URL of {endpoint} cannot be fetched from here: {error}"
-    fetched = f"a presigned URL of {endpoint} was fetched"
-    return [first_of("store", "public endpoint", (error, warning, message, remedy), otherwise=fetched)]
 
 
 def _trouble(error: BaseException) -> tuple[str, str]:

@@ -101,7 +101,7 @@ def test_the_queue_is_shown(up: Up) -> None:
         ["default", "normal", "0"],
         ["default", "low", "0"],
     ]
-    assert "ready" in plain.stderr
+    assert "workers: 1" in plain.stderr
     shown = json.loads(run_cli("queue", "--json", "--server", up.url).stdout)
     assert shown["pools"][0]["workers"][0]["stage"] == "ready"
 

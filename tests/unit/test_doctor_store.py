@@ -22,15 +22,13 @@ from tests.servers import BUCKET, S3, free_ports
 def s3_settings(s3: S3, monkeypatch: pytest.MonkeyPatch) -> SharedSettings:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    return SharedSettings(
-        store_url=f"s3://{BUCKET}/doctors", store_endpoint=s3.endpoint, store_public_endpoint=s3.endpoint
-    )
+    return SharedSettings(store_url=f"s3://{BUCKET}/doctors", store_endpoint=s3.endpoint)
 
 
 def test_a_store_that_works_is_left_as_it_was(s3_settings: SharedSettings) -> None:
     found = check_store(s3_settings)
     assert {each.level for each in found} == {Level.OK}, found
-    assert [each.check for each in found] == ["writable", "create once", "public endpoint"]
+    assert [each.check for each in found] == ["writable", "create once"]
     assert not list(Store.open(s3_settings).list("doctor"))
 
 
@@ -55,16 +53,10 @@ def test_no_store_there(s3_settings: SharedSettings) -> None:
     assert found.remedy.startswith("correct SERINETTE_STORE_ENDPOINT")
 
 
-def test_a_public_endpoint_that_is_not_reached(s3_settings: SharedSettings) -> None:
-    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
-    found = check_store(s3_settings.model_copy(update={"store_public_endpoint": nowhere}))
-    assert [each.level for each in found] == [Level.OK, Level.OK, Level.WARNING]
-
-
 def test_what_a_store_may_do_wrong(s3_settings: SharedSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "put_if_absent", lambda *_: True)
     monkeypatch.setattr(Store, "get", lambda *_: b"another's")
-    found = check_store(s3_settings.model_copy(update={"store_public_endpoint": None}))
+    found = check_store(s3_settings)
     assert [each.level for each in found] == [Level.BAD, Level.BAD]
 
 
