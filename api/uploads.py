@@ -22,9 +22,10 @@ from serinette.errors import InvalidAudio, InvalidSpec, Limited, NotFound, TooLa
 from serinette.job import Upload, UploadedFile, now
 from serinette.names import upload_audio_key, upload_file_key, upload_prefix, upload_record_key
 from serinette.probe import prove_audio
-from serinette.store import Store, StoredObject
+from serinette.store import Store
 
 _T = TypeVar("_T")
+_Kind = TypeVar("_Kind", Upload, UploadedFile)
 _Given = TypeVarTuple("_Given")
 
 _CHUNK_BYTES = 1024 * 1024
@@ -117,10 +118,12 @@ class Uploads:
             NotFound: nothing was put there.
             TooLarge, InvalidAudio: the object was erased.
         """
+        if known := await self._recorded(Upload, tenant, upload_record_key(tenant, upload_id)):
+            return known
         try:
-            return await self.get(tenant, upload_id)
-        except NotFound:
-            stored = await self._put_by_client(tenant, upload_id)
+            stored = await self._in_thread(tenant, self._store.head, upload_audio_key(tenant, upload_id))
+        except NotFound as error:
+            raise NotFound(f"upload {upload_id}: nothing was PUT to its put_url yet") from error
         try:
             if stored.size_bytes > self._settings.max_upload_bytes:
                 raise TooLarge(
@@ -135,30 +138,23 @@ class Uploads:
         await self._record(tenant, upload_record_key(tenant, upload_id), upload)
         return upload
 
-    async def get(self, tenant: str, upload_id: str) -> Upload:
-        """The record of an upload that is audio.
+    async def look(self, tenant: str, upload_id: str) -> Upload | UploadedFile:
+        """The record of an upload.
 
         Raises:
             NotFound: this tenant has no such upload, or it was never completed.
         """
-        try:
-            raw = await self._in_thread(tenant, self._store.get, upload_record_key(tenant, upload_id))
-        except NotFound as error:
-            raise NotFound(f"there is no upload {upload_id}, or it was never completed") from error
-        return Upload.model_validate_json(raw)
+        found = await self._recorded(Upload, tenant, upload_record_key(tenant, upload_id))
+        found_file = found or await self._recorded(UploadedFile, tenant, upload_file_key(tenant, upload_id))
+        if found_file is None:
+            raise NotFound(f"there is no upload {upload_id}, or it was never completed")
+        return found_file
 
-    async def look(self, tenant: str, upload_id: str) -> Upload | UploadedFile:
-        """The record of any upload; raises as `get` does."""
+    async def _recorded(self, kind: type[_Kind], tenant: str, key: str) -> _Kind | None:
         try:
-            return await self.get(tenant, upload_id)
+            return kind.model_validate_json(await self._in_thread(tenant, self._store.get, key))
         except NotFound:
-            try:
-                raw = await self._in_thread(tenant, self._store.get, upload_file_key(tenant, upload_id))
-            except NotFound:
-                pass
-            else:
-                return UploadedFile.model_validate_json(raw)
-            raise
+            return None
 
     async def erase(self, tenant: str, upload_id: str) -> None:
         """Erase an upload. Jobs that still wait to work on it will fail.
@@ -168,12 +164,6 @@ class Uploads:
         """
         if not await self._in_thread(tenant, self._store.delete_prefix, upload_prefix(tenant, upload_id)):
             raise NotFound(f"there is no upload {upload_id}")
-
-    async def _put_by_client(self, tenant: str, upload_id: str) -> StoredObject:
-        try:
-            return await self._in_thread(tenant, self._store.head, upload_audio_key(tenant, upload_id))
-        except NotFound as error:
-            raise NotFound(f"upload {upload_id}: nothing was PUT to its put_url yet") from error
 
     @asynccontextmanager
     async def _file(self, tenant: str) -> AsyncIterator[Path]:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -13,15 +14,16 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from api.outages import queue_errors
 from api.queue.explanations import eta_s, waiting_for
 from api.queue.pool_status import PoolStatusReader
-from api.turns import Threads
-from serinette.errors import InvalidSpec, NotFound, StoreUnavailable
+from api.settings import GatewaySettings
+from api.turns import Threads, Turns
+from serinette.errors import InvalidSpec, Limited, NotFound, StoreUnavailable
 from serinette.job import Job, JobError, JobStatus, now
 from serinette.jobs import AsyncJobs, Entry, Seen, Shrunk, calls, job_of_record
 from serinette.jobs.finishing import find_record
 from serinette.jobs.script import text
-from serinette.names import Keys
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 
@@ -31,6 +33,13 @@ SCAN_CHUNK = 200
 
 # Threads that read jobs from the store which Redis has expired; of one tenant at most half.
 _RECALLS = 8
+# Lists that are read at once, each up to 2,000 jobs long; of one tenant at most half.
+_LISTS = 8
+_LONG_LIST = 20
+# Short calls: many may wait, since their turn comes soon.
+MANY_WAITING = 1_000
+_MANY_LISTS = partial(Limited, "too many lists of this tenant are being read at once; wait for them", retry_after_s=1)
+ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
 _SLOW_STORE = partial(StoreUnavailable, "the store is slow to answer for jobs that ended a while ago; try again")
 
 
@@ -90,22 +99,30 @@ class JobList(BaseModel):
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
 
 
-class Lookup:
-    """Reads jobs. Raises RedisError when Redis does not answer, and StoreUnavailable when the store is needed."""
+class JobReader:
+    """Reads jobs of all tenants. Every method raises QueueUnavailable when Redis does not answer, and StoreUnavailable
+    when the store is needed.
+    """
 
-    def __init__(self, jobs: AsyncJobs, keys: Keys, store: Store, pool_status: PoolStatusReader) -> None:
+    def __init__(self, jobs: AsyncJobs, store: Store, settings: GatewaySettings) -> None:
         self._jobs = jobs
-        self._keys = keys
+        self._keys = settings.keys
         self._store = store
-        self._pool_status = pool_status
+        self._pool_status = PoolStatusReader(jobs.redis, settings.keys, settings.pools)
         self.recalls = Threads(_RECALLS, _RECALLS // 2, _SLOW_STORE)
+        self._lists = Turns(_LISTS, _LISTS // 2, _MANY_LISTS, MANY_WAITING)
 
     async def see(self, job_ids: Sequence[str]) -> list[Seen]:
         """Each job as Redis holds it, in one round trip."""
-        return await self._jobs(calls.look(job_ids)) if job_ids else []
+        with queue_errors(ADVICE):
+            return await self._jobs(calls.look(job_ids)) if job_ids else []
 
-    async def load(self, tenant: str, job_id: str) -> Job:
-        """One job, whole. Raises NotFound: this tenant has no such job."""
+    async def get(self, tenant: str, job_id: str) -> Job:
+        """One job, from Redis or, once expired there, from the store.
+
+        Raises:
+            NotFound: this tenant has no such job.
+        """
         (seen,) = await self.see([job_id])
         return await self.loaded(tenant, job_id, seen)
 
@@ -120,18 +137,31 @@ class Lookup:
 
     async def find(self, tenant: str, job_ids: Sequence[str]) -> list[Job | None]:
         """Each of many jobs; None for those that this tenant does not have."""
-        seen = dict(zip(job_ids, await self.see(job_ids), strict=True))
-        jobs: dict[str, Job | None] = {
-            job_id: None if _is_hidden(tenant, each) else await self.explained(each)
-            for job_id, each in seen.items()
-            if each.entry
-        }
-        if forgotten := [job_id for job_id, each in seen.items() if not each.entry and not _is_hidden(tenant, each)]:
-            jobs |= zip(forgotten, await self._recalled(tenant, forgotten), strict=True)
+        async with self._lists.of(tenant) if len(job_ids) > _LONG_LIST else nullcontext():
+            seen = dict(zip(job_ids, await self.see(job_ids), strict=True))
+            jobs: dict[str, Job | None] = {
+                job_id: None if _is_hidden(tenant, each) else await self.explained(each)
+                for job_id, each in seen.items()
+                if each.entry
+            }
+            forgotten = [job_id for job_id, each in seen.items() if not each.entry and not _is_hidden(tenant, each)]
+            if forgotten:
+                jobs |= zip(forgotten, await self._recalled(tenant, forgotten), strict=True)
         return [jobs.get(job_id) for job_id in job_ids]
 
-    async def page(self, tenant: str, wanted: JobFilter, cursor: str | None, limit: int) -> JobList:
-        """A page of the tenant's jobs, newest first, out of Redis alone. Raises InvalidSpec: a cursor not of ours."""
+    async def list(
+        self, tenant: str, wanted: JobFilter | None = None, *, cursor: str | None = None, limit: int = 20
+    ) -> JobList:
+        """A page of the tenant's jobs, newest first, by Redis alone. A filter examines no more than SCAN_LIMIT jobs.
+
+        Raises:
+            InvalidSpec: the cursor is not valid.
+        """
+        with queue_errors(ADVICE):
+            async with self._lists.of(tenant):
+                return await self._page(tenant, wanted or JobFilter(), cursor, limit)
+
+    async def _page(self, tenant: str, wanted: JobFilter, cursor: str | None, limit: int) -> JobList:
         last = after = Cursor.decode(cursor) if cursor else None
         found: list[Job] = []
         async for last, seen in self._scan(tenant, wanted, after, limit):  # where the page ended
@@ -173,8 +203,8 @@ class Lookup:
             job = None
         return job or brief(job_id, shrunk)
 
-    async def _recalled(self, tenant: str, job_ids: Sequence[str]) -> list[Job | None]:
-        def read() -> list[Job | None]:
+    async def _recalled(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Job | None]:
+        def read() -> Sequence[Job | None]:
             records = (find_record(self._store, tenant, job_id) for job_id in job_ids)
             return [job_of_record(record) if record else None for record in records]
 

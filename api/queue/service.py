@@ -15,12 +15,11 @@ from api.containers import check_container, check_inputs
 from api.outages import no_disk, queue_errors
 from api.queue.admission import check_audio, check_length, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.queue.explanations import Pool
-from api.queue.lookup import JobFilter, JobList, Lookup, no_such_job
-from api.queue.pool_status import PoolStatusReader
+from api.queue.lookup import ADVICE, MANY_WAITING, JobReader, no_such_job
 from api.queue.retry_after import error_of
 from api.queue.submission import fresh_job, keyed_job_id, require_on_disk
 from api.settings import GatewaySettings
-from api.turns import Threads, Turns
+from api.turns import Threads
 from serinette import logs, telemetry
 from serinette.batch import BATCH_LABEL
 from serinette.container import CONTAINERS_POOL, ContainerSpec
@@ -29,7 +28,6 @@ from serinette.errors import (
     Conflict,
     IdempotencyConflict,
     InvalidSpec,
-    Limited,
     NotFinished,
     QueueUnavailable,
     SerinetteError,
@@ -46,28 +44,20 @@ from serinette.webhook_targets import Targets
 
 log = logging.getLogger(__name__)
 
-_ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
-
 # Threads in which submits wait for look-ups of webhooks' hosts; of one tenant at most a quarter.
 _WEBHOOK_THREADS = 16
 # Threads for blocking calls of the store, by the queue and by downloads and uploads; of one tenant at most half.
 _STORE_THREADS = 16
-# Lists that are read at once, each up to 2,000 jobs long; of one tenant at most half.
-_LISTS = 8
-_LONG_LIST = 20
 _SLOW_STORE = partial(StoreUnavailable, "the store is slow to answer; try again")
 _SLOW_RESOLVER = partial(
     Unavailable, "webhook: too many hosts are being looked up at the moment; try again", field="webhook"
 )
-_MANY_LISTS = partial(Limited, "too many lists of this tenant are being read at once; wait for them", retry_after_s=1)
 # A script that does nothing, but that Redis refuses when it would refuse a write.
 _WRITES = "#!lua\nreturn 1"
-# Short calls: many may wait, since their turn comes soon.
-_MANY_WAITING = 1_000
 
 
-class JobQueue:
-    """Jobs of all tenants on one Redis.
+class JobQueue(JobReader):
+    """Jobs of all tenants on one Redis: what reads them, and what submits, cancels and erases them.
 
     Every method raises QueueUnavailable when Redis does not answer, and those that need the store StoreUnavailable. A
     hanging store or resolver delays only the calls that need it: they wait in separate threads.
@@ -85,23 +75,13 @@ class JobQueue:
         """`declared` returns the limits of tenants in the declared file. `submits`: separate connections for submits,
         because waiting for the disk holds one for up to a second.
         """
-        self._jobs = jobs
+        super().__init__(jobs, store, settings)
         self._submits = submits or jobs
-        self._store = store
         self._settings = settings
-        self._keys = settings.keys
         self._declared = declared
         self._targets = Targets(settings.webhook_networks)
-        self.store_threads = Threads(_STORE_THREADS, _STORE_THREADS // 2, _SLOW_STORE, _MANY_WAITING)
+        self.store_threads = Threads(_STORE_THREADS, _STORE_THREADS // 2, _SLOW_STORE, MANY_WAITING)
         self.webhook_threads = Threads(_WEBHOOK_THREADS, _WEBHOOK_THREADS // 4, _SLOW_RESOLVER)
-        self._lists = Turns(_LISTS, _LISTS // 2, _MANY_LISTS, _MANY_WAITING)
-        self._pool_status = PoolStatusReader(jobs.redis, settings.keys, settings.pools)
-        self._lookup = Lookup(jobs, settings.keys, store, self._pool_status)
-
-    @property
-    def recalls(self) -> Threads:
-        """Threads that read jobs from the store which Redis has expired."""
-        return self._lookup.recalls
 
     async def submit(
         self,
@@ -135,7 +115,7 @@ class JobQueue:
             ttl_s=self._settings.retention_s,
             dialect=dialect or {},
         )
-        with queue_errors(_ADVICE):
+        with queue_errors(ADVICE):
             try:
                 pool, timeout_s = await self._admit(submission)
             except SerinetteError:
@@ -181,36 +161,7 @@ class JobQueue:
             return await self._replayed(submission, found), not keyed
         with logs.about(job=submission.id):
             log.info("job %s submitted to %s.%s", submission.id, pool, lane)
-        return await self._lookup.with_place(fresh_job(submission, found.created_at), found.place), True
-
-    async def get(self, tenant: str, job_id: str) -> Job:
-        """One job, from Redis or, once expired there, from the store.
-
-        Raises:
-            NotFound: this tenant has no such job.
-        """
-        with queue_errors(_ADVICE):
-            return await self._lookup.load(tenant, job_id)
-
-    async def find(self, tenant: str, job_ids: Sequence[str]) -> Sequence[Job | None]:
-        """Each of many jobs; None for those that this tenant does not have."""
-        with queue_errors(_ADVICE):
-            if len(job_ids) <= _LONG_LIST:
-                return await self._lookup.find(tenant, job_ids)
-            async with self._lists.of(tenant):
-                return await self._lookup.find(tenant, job_ids)
-
-    async def list(
-        self, tenant: str, wanted: JobFilter | None = None, *, cursor: str | None = None, limit: int = 20
-    ) -> JobList:
-        """A page of the tenant's jobs, newest first. A filter examines no more than SCAN_LIMIT jobs.
-
-        Raises:
-            InvalidSpec: the cursor is not valid.
-        """
-        with queue_errors(_ADVICE):
-            async with self._lists.of(tenant):
-                return await self._lookup.page(tenant, wanted or JobFilter(), cursor, limit)
+        return await self.with_place(fresh_job(submission, found.created_at), found.place), True
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
         """Ask for the job's end: a queued one is canceled at once, a running one stops within a step.
@@ -220,15 +171,15 @@ class JobQueue:
             Conflict: it has succeeded or failed already. A job that is canceled already is returned.
         """
         look = calls.look([job_id])
-        with queue_errors(_ADVICE):
+        with queue_errors(ADVICE):
             _, (raw,) = await self._jobs.together(calls.cancel(job_id, tenant), look.command(self._keys.prefix))
             if isinstance(raw, ResponseError):
                 raise raw
             (seen,) = look.parse(raw)
             if seen.shrunk and seen.shrunk.tenant == tenant:  # its end is known even if the store does not answer
                 _require_cancelable(job_id, seen.shrunk.status)
-                return await self._lookup.whole_or_brief(job_id, seen.shrunk)
-            job = await self._lookup.loaded(tenant, job_id, seen)
+                return await self.whole_or_brief(job_id, seen.shrunk)
+            job = await self.loaded(tenant, job_id, seen)
             _require_cancelable(job_id, job.status)
             return job
 
@@ -239,9 +190,9 @@ class JobQueue:
             NotFound: this tenant has no such job.
             NotFinished: it, or its batch, has not ended; cancel it first.
         """
-        with queue_errors(_ADVICE):
-            (seen,) = await self._lookup.see([job_id])
-            job = seen.entry or seen.shrunk or await self._lookup.loaded(tenant, job_id, seen)
+        with queue_errors(ADVICE):
+            (seen,) = await self.see([job_id])
+            job = seen.entry or seen.shrunk or await self.loaded(tenant, job_id, seen)
             if job.tenant != tenant or (seen.entry and seen.entry.called_off):
                 raise no_such_job(job_id)
             if not job.status.ended:
@@ -262,7 +213,7 @@ class JobQueue:
 
     async def pools(self) -> tuple[Pool, ...]:
         """Current status of the default pool, every published pool and every pool with a worker."""
-        with queue_errors(_ADVICE):
+        with queue_errors(ADVICE):
             pool_status = await self._pool_status.read((self._settings.pool,), fresh=True)
         published = (pool.name for pool in self._settings.pools)
         names = {self._settings.pool, *published, *(worker.pool for worker in pool_status.workers)}
@@ -287,7 +238,7 @@ class JobQueue:
 
     async def _ask_store(self, check: Callable[..., None], tenant: str, work: GenerationSpec | ContainerSpec) -> None:
         def find_job(job_id: str) -> Job:
-            return from_thread.run(self._lookup.load, tenant, job_id)
+            return from_thread.run(self.get, tenant, job_id)
 
         await self.store_threads.run(tenant, partial(check, tenant, work, self._store, find_job))
 
@@ -310,10 +261,10 @@ class JobQueue:
                 "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
             )
         if found.ended:
-            return await self._lookup.whole_or_brief(submission.id, found.ended)
+            return await self.whole_or_brief(submission.id, found.ended)
         if found.known is None or found.known.called_off:
             raise QueueUnavailable("the job of this Idempotency-Key is being erased; try again")
-        return await self._lookup.with_place(found.known.job(), found.place)
+        return await self.with_place(found.known.job(), found.place)
 
     def _keyed(self, tenant: str, idempotency_key: str) -> str:
         secret = self._settings.idempotency_secret

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Path
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from starlette.responses import Response
 
 from api.problems import Responses
@@ -49,6 +49,17 @@ BatchId = Annotated[
 UploadId = Annotated[
     str, Path(description="The `id` that the upload returned."), _checked("upload", "upload-[0-9a-f]{32}")
 ]
+
+
+def written_as(form: str, example: str) -> BeforeValidator:
+    """Of a time in a query: pydantic would read a number as seconds since 1970."""
+
+    def check(text: object) -> object:
+        if isinstance(text, str) and not re.match(form, text):
+            raise ValueError(f"must be {example}")
+        return text
+
+    return BeforeValidator(check)
 
 
 def job_answer(job: Job, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
-from pydantic import AwareDatetime, BeforeValidator, ConfigDict
+from pydantic import AwareDatetime, ConfigDict
 
 from api.dependencies import ContextPart, RequestContext, context_of, idempotency_key_header
 from api.events import preferred_wait_s
@@ -14,7 +13,7 @@ from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.queue.lookup import JobFilter, JobList
 from api.v1 import examples
-from api.v1.answers import JobId, job_answer, unknown_fields
+from api.v1.answers import JobId, job_answer, unknown_fields, written_as
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec, PlainNumber
@@ -35,14 +34,9 @@ KeyHeader = Annotated[
 ]
 
 
-def _written_out(text: object) -> object:
-    # pydantic would read a number as seconds since 1970.
-    if isinstance(text, str) and not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T", text):
-        raise ValueError("must be a time like 2026-01-31T12:00:00Z")
-    return text
-
-
-QueryTime = Annotated[AwareDatetime | None, BeforeValidator(_written_out)]
+QueryTime = Annotated[
+    AwareDatetime | None, written_as(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T", "a time like 2026-01-31T12:00:00Z")
+]
 
 
 class JobRequest(GenerationSpec, JobOptions):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from datetime import date, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
 from api.dependencies import ContextPart
+from api.v1.answers import written_as
 from serinette.credentials import Limits
 from serinette.errors import InvalidSpec
 from serinette.names import Right
@@ -21,14 +21,7 @@ router = APIRouter(prefix="/v1", tags=["usage"])
 DEFAULT_DAYS = 30
 
 
-def _written_out(text: object) -> object:
-    # pydantic would read a number as seconds since 1970.
-    if isinstance(text, str) and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-        raise ValueError("must be a date like 2026-01-31")
-    return text
-
-
-QueryDay = Annotated[date | None, BeforeValidator(_written_out)]
+QueryDay = Annotated[date | None, written_as(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z", "a date like 2026-01-31")]
 
 
 class UsageView(BaseModel):

@@ -98,26 +98,14 @@ async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http
     return await _answer(http, access, await _submit(body, access), wanted)
 
 
-@router.post("/generate_music_direct", responses=_SYNC, response_class=Response)
-async def generate_music_direct(body: GenerateMusicRequest, access: JobAccessPart, http: Request) -> Response:
-    """Generate a song, and answer the song itself."""
-    wanted = ResultQuery(wait=access.max_wait_s, sync=True)
-    return await _answer(http, access, await _submit(body, access), wanted)
-
-
-@router.post("/generate_music_form", responses=_SYNC, response_class=Response)
-async def generate_music_form(
-    body: Annotated[GenerateMusicForm, Form()], access: JobAccessPart, http: Request
-) -> Response:
-    """Generate a song from a form, whose prompt is `genre`, and answer the song itself."""
-    return await _answer(http, access, await _submit(body, access), ResultQuery(wait=access.max_wait_s, sync=True))
-
-
+_Form = Annotated[GenerateMusicForm, Form()]
 _FileForm = Annotated[GenerateMusicWithAudio, Form(media_type="multipart/form-data")]
 _Base64Form = Annotated[GenerateMusicWithBase64, Form()]
 
-# Calls with audio to make a cover of: the body, the one format that they answer, and whether they wait for the song.
-_WITH_AUDIO: Final[tuple[tuple[str, Any, AudioFormat | None, bool], ...]] = (
+# Calls with one shape of answer: the body, the one format that they answer, and whether they wait for the song.
+_GENERATING: Final[tuple[tuple[str, Any, AudioFormat | None, bool], ...]] = (
+    ("/generate_music_direct", GenerateMusicRequest, None, True),
+    ("/generate_music_form", _Form, None, True),
     ("/generate_music_with_audio", _FileForm, None, False),
     ("/generate_music_with_audio_base64", _Base64Form, None, False),
     ("/generate_music_with_audio_json", GenerateMusicWithBase64, None, False),
@@ -125,36 +113,36 @@ _WITH_AUDIO: Final[tuple[tuple[str, Any, AudioFormat | None, bool], ...]] = (
     ("/generate_music_with_audio_json_mp3", GenerateMusicWithBase64, AudioFormat.MP3, False),
     ("/generate_music_with_audio_direct_mp3", _FileForm, AudioFormat.MP3, True),
 )
-BASE64_PATHS: Final = tuple(path for path, kind, _, _ in _WITH_AUDIO if kind is not _FileForm)
+BASE64_PATHS: Final = tuple(path for path, kind, _, _ in _GENERATING if kind in (_Base64Form, GenerateMusicWithBase64))
 
 
-def _with_audio(kind: object, only: AudioFormat | None, *, waits: bool) -> Callable[..., Awaitable[Response]]:
-    async def generate_music_with_audio(
-        body: GenerateMusicWithAudio | GenerateMusicWithBase64, access: JobAccessPart, http: Request
-    ) -> Response:
-        """Put a cover of the audio into the queue."""
+def _generating(kind: object, only: AudioFormat | None, *, waits: bool) -> Callable[..., Awaitable[Response]]:
+    async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http: Request) -> Response:
+        """A cover, where audio comes with the request."""
+        file_name = upload_id = None
         if isinstance(body, GenerateMusicWithAudio):
             file_name, upload_id = body.audio_file.filename, await access.keep("audio_file", body.audio_file)
-        else:
-            file_name, upload_id = None, await access.keep_base64("audio_base64", body.audio_base64)
+        elif isinstance(body, GenerateMusicWithBase64):
+            upload_id = await access.keep_base64("audio_base64", body.audio_base64)
         job = await _submit(body, access, upload_id, only)
         if waits:
             return await _answer(http, access, job, ResultQuery(wait=access.max_wait_s, sync=True))
         in_base64 = isinstance(body, GenerateMusicWithBase64)
         return JSONResponse(answers.queued_with_audio(job, file_name, base64=in_base64))
 
-    generate_music_with_audio.__annotations__["body"] = kind
-    return generate_music_with_audio
+    generate_music.__annotations__["body"] = kind
+    return generate_music
 
 
-for path, kind, only, waits in _WITH_AUDIO:
+for path, kind, only, waits in _GENERATING:
     queued = example({"success": True, "request_id": _ID, "message": "Audio file uploaded and queued for processing."})
     router.add_api_route(
         path,
-        _with_audio(kind, only, waits=waits),
+        _generating(kind, only, waits=waits),
         methods=["POST"],
         name=path.removeprefix("/"),
-        summary=f"Cover of a file{', as mp3' if only else ''}{', and wait for it' if waits else ''}",
+        summary=f"{'Cover of a file' if 'audio' in path else 'A song'}{', as mp3' if only else ''}"
+        f"{', and wait for it' if waits else ''}",
         responses=_SYNC if waits else queued,
         response_class=Response,
     )
