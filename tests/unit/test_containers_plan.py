@@ -21,6 +21,7 @@ from controller.containers.plan import (
     startable,
 )
 from serinette.container import CONTAINERS_POOL, ContainerSpec
+from serinette.errors import WorkerLost
 from serinette.job import Attempt, JobError, JobStatus, Stage
 from serinette.jobs import Entry
 from serinette.settings import ContainerSettings
@@ -52,7 +53,8 @@ def ended(pod: dict[str, Any]) -> tuple[str, str, bool, str] | None:
     if ending is None:
         return None
     error = ending.error or JobError(code="", message="")
-    how = "lost" if ending.lost else "failed" if ending.error else "succeeded"
+    lost = ending.error is not None and ending.error.code == WorkerLost.code
+    how = "lost" if lost else "failed" if ending.error else "succeeded"
     return how, error.code, error.retryable, error.message
 
 
