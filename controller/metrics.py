@@ -174,18 +174,18 @@ def _gauge(name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"serinette_{name}", text, labels=labels)
 
 
-def _counted(measure: counters.Counter | counters.Histogram, counted: Counters) -> Metric:
+def _counted(measure: counters.Measure, counted: Counters) -> Metric:
     name = f"serinette_{measure.name}"
-    if isinstance(measure, counters.Counter):
+    if not measure.bounds:
         counts = CounterMetricFamily(name, measure.help, labels=measure.labels)
-        for series in counted.counts(measure):
-            counts.add_metric(series.labels, series.value)
+        for labels, value in counted.counts(measure):
+            counts.add_metric(labels, value)
         return counts
     histogram = HistogramMetricFamily(name, measure.help, labels=measure.labels)
-    for spread in counted.distributions(measure):
+    for labels, numbers, summed in counted.distributions(measure):
         total, buckets = 0, []
-        for bound, count in zip((*measure.bounds, float("inf")), spread.counts, strict=True):
+        for bound, count in zip((*measure.bounds, float("inf")), numbers, strict=True):
             total += count
             buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), float(total)))
-        histogram.add_metric(spread.labels, buckets, spread.sum)
+        histogram.add_metric(labels, buckets, summed)
     return histogram

@@ -88,7 +88,7 @@ class PresenceReporter:
         except RedisError as error:
             log.warning("the worker's presence expires by itself: %s", error)
 
-    def _observe(self, histogram: counters.Histogram, seconds: float, *labels: str) -> None:
+    def _observe(self, histogram: counters.Measure, seconds: float, *labels: str) -> None:
         self._report(partial(counters.observe, self._redis, self._keys, histogram, seconds, *labels))
 
     def _report(self, event: Callable[[], object]) -> None:
