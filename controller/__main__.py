@@ -29,7 +29,7 @@ from controller.restore import Restore
 from controller.retention import Retention
 from controller.settings import ControllerSettings
 from controller.sweeper import Sweeper
-from controller.upgrade_check import OldWork, old_work
+from controller.upgrade_check import old_work
 from controller.webhooks import Webhooks
 from serinette import logs
 from serinette.errors import ConfigurationError, StoreUnavailable
@@ -57,7 +57,7 @@ def run(settings: ControllerSettings, stop: Event) -> None:
     )
     serve_metrics(registry, settings)
     if left := _old_work(settings, redis, stop):
-        raise ConfigurationError(str(left))
+        raise ConfigurationError(left)
     # Each in a thread of its own: what it asks (a store, targets) may hang.
     renewal = leader, min(settings.interval_s, settings.lease_s / 5), stop
     election = Thread(target=loop, args=("leader election", *renewal), name="leader election", daemon=True)
@@ -96,7 +96,7 @@ def _duties(
         yield "containers", Containers(redis, signing, settings, jobs), settings.interval_s
 
 
-def _old_work(settings: ControllerSettings, redis: Redis, stop: Event) -> OldWork:
+def _old_work(settings: ControllerSettings, redis: Redis, stop: Event) -> str:
     """In a Redis that may not be up yet."""
     failures = FailureLog(log, "looking for work of an older version")
     while True:
@@ -105,7 +105,7 @@ def _old_work(settings: ControllerSettings, redis: Redis, stop: Event) -> OldWor
         except RedisError as error:
             failures.note(error)
             if stop.wait(settings.interval_s):
-                return OldWork()
+                return ""
 
 
 def main() -> int:

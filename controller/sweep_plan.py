@@ -47,11 +47,6 @@ class Plan:
     record: Record | None = None
     pool: str | None = None
 
-    @property
-    def asks_store(self) -> bool:
-        """Whether an attempt of it may have left a song there, which would decide."""
-        return self.attempt is not None
-
 
 def plan_lost(entry: Entry | None, attempt_id: str) -> Plan | None:
     """Of a job whose attempt let its lease run out; None where that attempt is not in charge any more."""

@@ -164,7 +164,7 @@ class Sweeper:
         self._left.add(job_id)
 
     def _carry_out(self, plans: Sequence[Plan]) -> None:
-        asking = [plan for plan in plans if plan.asks_store]
+        asking = [plan for plan in plans if plan.attempt]  # which may have left a song there, and that would decide
         answers = self._store_calls.run([partial(self._settle, plan) for plan in asking])
         settled = dict(zip((plan.entry.id for plan in asking), answers, strict=True))
         for plan in plans:

@@ -8,7 +8,6 @@ Both keep batches and the outbox under the same keys; what distinguishes them is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -20,35 +19,22 @@ from serinette.names import Keys
 _CHUNK = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class OldWork:
-    """How much of it there is."""
+def old_work(redis: Redis, keys: Keys) -> str:
+    """What an older version has not finished, and what to do about it; empty when nothing remains. Raises RedisError.
 
-    jobs: int = 0  # unfinished
-    batches: int = 0  # unfinished: paused ones, and those of which no line has a job at the moment, among them
-    webhooks: int = 0  # ends of jobs that are not delivered yet
-
-    def __bool__(self) -> bool:
-        return bool(self.jobs or self.batches or self.webhooks)
-
-    def __str__(self) -> str:
-        """What remains, and what to do about it."""
-        counts = {"unfinished jobs": self.jobs, "unfinished batches": self.batches, "pending webhooks": self.webhooks}
-        remains = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        return (
-            f"in the layout of an older version remain: {remains}. Put the older version back, let its workers finish "
-            "these jobs and batches or cancel them (paused batches, too), wait until webhooks are delivered or given "
-            "up, and upgrade when python -m controller check-drained says that nothing is left"
-        )
-
-
-def old_work(redis: Redis, keys: Keys) -> OldWork:
-    """What an older version has not finished. Raises RedisError."""
+    Unfinished batches are also paused ones, and those of which no line has a job at the moment.
+    """
     pending = (name for name in _members(redis, keys.webhooks) if not is_batch_id(name))  # batches' are read as ever
-    return OldWork(
-        jobs=_old_jobs(redis, keys, _members(redis, keys.live)),
-        batches=_old_batches(redis, keys, _members(redis, keys.batches)),
-        webhooks=_old_jobs(redis, keys, pending),
+    counts = {
+        "unfinished jobs": _old_jobs(redis, keys, _members(redis, keys.live)),
+        "unfinished batches": _old_batches(redis, keys, _members(redis, keys.batches)),
+        "pending webhooks": _old_jobs(redis, keys, pending),
+    }
+    remains = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return remains and (
+        f"in the layout of an older version remain: {remains}. Put the older version back, let its workers finish "
+        "these jobs and batches or cancel them (paused batches, too), wait until webhooks are delivered or given "
+        "up, and upgrade when python -m controller check-drained says that nothing is left"
     )
 
 

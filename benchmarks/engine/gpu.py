@@ -32,9 +32,9 @@ from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, Bench, Figures, mach
 from benchmarks.engine.speed import Clock
 from benchmarks.record import RESULTS
 from gpu_worker.engine.ace_step.adapters import Adapters
-from gpu_worker.engine.ace_step.engine import AceStepEngine, Identity
+from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.ace_step.loading import fold_weight_norm, part_audio
-from gpu_worker.engine.interface import Song, SongRequest
+from gpu_worker.engine.interface import Checkpoint, Song, SongRequest
 from gpu_worker.engine.memory.windows import Windows, decode
 from serinette.spec import AudioFormat
 
@@ -131,8 +131,8 @@ def made_ready(bench: Bench) -> None:
     fold_weight_norm(bench.pipe.vae)
     fits = bench.planned()
     part_audio(bench.pipe.vae, fits)
-    identity = Identity("measured", "random", bench.device)
-    bench.engine = AceStepEngine(bench.pipe, Adapters(bench.pipe, {}, lambda place, _: Path(place), 1), fits, identity)
+    measured = Checkpoint(Path(), "measured", "random")
+    bench.engine = AceStepEngine(bench.pipe, Adapters(bench.pipe, {}, lambda place, _: Path(place), 1), fits, measured)
     bench.note("plan", repr(fits))
 
 

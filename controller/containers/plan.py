@@ -196,6 +196,8 @@ def _over(pod: Object, at: datetime) -> Ending:
     done, fetched = _state(pod, MAIN).get("terminated") or {}, _state(pod, FETCH).get("terminated") or {}
     code, how, status = done.get("exitCode"), done.get("reason"), pod.get("status", {})
     reason = str(status.get("reason") or "")
+    no_memory, no_time = how == "OOMKilled", reason == "DeadlineExceeded"
+    disrupted = condition(pod, "DisruptionTarget").get("status") == "True"
     too_much = reason == "Evicted" and "exceeds" in status.get("message", "")
     # Not by us: of one that we delete, it is the Job that goes.
     deleted = bool(code and pod["metadata"].get("deletionTimestamp"))
@@ -204,27 +206,12 @@ def _over(pod: Object, at: datetime) -> Ending:
     unstarted = f"the command could not be started: {_reason(done)}"
     # What the container did comes before what the cluster did: another attempt would end alike.
     rows: tuple[tuple[bool, type[SerinetteError], str, bool | None], ...] = (
-        (
-            how == "OOMKilled",
-            EngineOutOfMemory,
-            "the container needed more memory than it had asked for: ask for more",
-            None,
-        ),
-        (
-            reason == "DeadlineExceeded",
-            JobTimeout,
-            "the container ran longer than its timeout_s: ask for more, or do less",
-            None,
-        ),
+        (no_memory, EngineOutOfMemory, "the container needed more memory than it had asked for: ask for more", None),
+        (no_time, JobTimeout, "the container ran longer than its timeout_s: ask for more, or do less", None),
         (too_much, ContainerFailed, "the container wrote more than its disk_mib: ask for more", False),
         (how in {"StartError", "ContainerCannotRun"}, ContainerFailed, unstarted, False),
         (bool(reason), WorkerLost, f"{_ENDED}: {reason}", None),
-        (
-            condition(pod, "DisruptionTarget").get("status") == "True",
-            WorkerLost,
-            f"{_ENDED}: its node was taken away",
-            None,
-        ),
+        (disrupted, WorkerLost, f"{_ENDED}: its node was taken away", None),
         (deleted, WorkerLost, f"{_ENDED}: its pod was deleted", None),
         (unbegun and fetch_code == GONE, ContainerFailed, "an input is not in the store any more", False),
         (unbegun and bool(fetch_code), WorkerLost, "the inputs could not be fetched from the store", None),

@@ -46,11 +46,9 @@ class Song:
     audio_codes: str | None = None
 
 
-class StepObserver(Protocol):
-    """Is reported every stage and step; answers which requests (by place in the batch) are no longer wanted."""
-
-    def __call__(self, stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
-        """Take one stage or step; the same may be reported again as a sign of life."""
+# Is reported every stage and step, perhaps the same again as a sign of life; answers which requests (by place in the
+# batch) are no longer wanted.
+StepObserver = Callable[[Stage, int | None, int | None], frozenset[int]]
 
 
 class BatchProgress:
@@ -118,10 +116,6 @@ class Engine(Protocol):
             EngineCrashed: the device is lost; the process must end.
             InvalidOutput: the samples are not finite.
         """
-
-
-# Makes the engine; given to the server so that tests can run an engine without torch.
-EngineFactory = Callable[[], Engine]
 
 
 @dataclass(frozen=True, slots=True)

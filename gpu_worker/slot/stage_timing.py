@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from serinette import counters, telemetry
 from serinette.counters import Additions
@@ -14,14 +13,6 @@ from serinette.job import Attempt, Result, Stage
 from serinette.jobs import Entry
 
 _IN_ENGINE = frozenset({Stage.PLANNING, Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING})
-
-
-class Interval(NamedTuple):
-    """One stage, in Unix seconds."""
-
-    stage: Stage
-    began_s: float
-    ended_s: float
 
 
 @dataclass(slots=True)
@@ -41,15 +32,15 @@ class StageTimes:
             self._first_step = self._first_step or (step, at_s)
             self._last_step = (step, at_s)
 
-    def intervals(self) -> Iterator[Interval]:
-        """Each stage until the next one, the last until now."""
+    def intervals(self) -> Iterator[tuple[Stage, float, float]]:
+        """Each stage, when it began and ended (Unix seconds): until the next one, the last until now."""
         ends = [at_s for _, at_s in self._reached[1:]] + [time.time()]
         for (stage, began_s), end_s in zip(self._reached, ends, strict=False):  # before the first there is an end alone
-            yield Interval(stage, began_s, end_s)
+            yield stage, began_s, end_s
 
     def engine_s(self) -> float:
         """Seconds in the engine until now, waits for it left out."""
-        return sum(each.ended_s - each.began_s for each in self.intervals() if each.stage in _IN_ENGINE)
+        return sum(ended_s - began_s for stage, began_s, ended_s in self.intervals() if stage in _IN_ENGINE)
 
     @property
     def steps_per_s(self) -> float | None:
@@ -75,8 +66,8 @@ class StageTimes:
 
     def trace(self) -> None:
         """What the attempt and its engine did up to now, each stage a span."""
-        for interval in self.intervals():
-            telemetry.record(f"stage.{interval.stage}", interval.began_s, interval.ended_s)
+        for stage, began_s, ended_s in self.intervals():
+            telemetry.record(f"stage.{stage}", began_s, ended_s)
 
 
 @contextmanager

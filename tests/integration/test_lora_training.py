@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from diffusers import AceStepPipeline
 
 from examples.train_lora import arguments, music_box_pins, songs_in
-from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from gpu_worker.engine.ace_step.tasks import to_peak
 from serinette.container import ContainerSpec
 from serinette.errors import ConfigurationError
@@ -45,18 +45,18 @@ SCRIPT = ROOT / "examples/train_lora.py"
 
 
 @pytest.fixture(scope="module")
-def box() -> SongPipeline:
+def box() -> AceStepPipeline:
     return packing.load()
 
 
-def played(box: SongPipeline, tune: Tune, seed: int) -> np.ndarray:
+def played(box: AceStepPipeline, tune: Tune, seed: int) -> np.ndarray:
     """What the box plays of a tune of the composer's, [channels, samples]."""
     sheet = torch.from_numpy(compose(tune, seed, frames=FRAMES))
     with torch.no_grad():
         return to_peak(box.vae.decode(sheet.T[None]).sample[0]).numpy()
 
 
-def instrument(box: SongPipeline, samples: np.ndarray) -> str:
+def instrument(box: AceStepPipeline, samples: np.ndarray) -> str:
     """Which one the encoder finds most of."""
     with torch.no_grad():
         latents = box.vae.encode(torch.from_numpy(samples)[None]).latent_dist.mode()[0]
@@ -82,7 +82,7 @@ def train(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def adapter(box: SongPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(box: AceStepPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that a training left: on three songs, each with its words beside it."""
     directory = tmp_path_factory.mktemp("training")
     (directory / "inputs").mkdir()
@@ -128,7 +128,7 @@ def studio(adapter: Path, s3: servers.S3, tmp_path: Path, monkeypatch: pytest.Mo
         yield stack
 
 
-def generated(stack: Stack, box: SongPipeline, **more: object) -> np.ndarray:
+def generated(stack: Stack, box: AceStepPipeline, **more: object) -> np.ndarray:
     """Samples of a song of these words, as a user gets it."""
     asked = {"prompt": WORDS, "bpm": 120, "key_scale": "F major", "duration_s": 5, "seed": 3, "format": "wav", **more}
     with httpx.Client(base_url=stack.url, timeout=60) as client:
@@ -147,7 +147,7 @@ def generated(stack: Stack, box: SongPipeline, **more: object) -> np.ndarray:
     return decode(file, box.sample_rate, 2, 60)
 
 
-def test_a_song_is_generated_with_it(studio: Stack, box: SongPipeline) -> None:
+def test_a_song_is_generated_with_it(studio: Stack, box: AceStepPipeline) -> None:
     plain, ours = generated(studio, box), generated(studio, box, lora="ours")
     assert [instrument(box, samples) for samples in (plain, ours)] == ["bell", "pipe"]
     # And no other song has it.
@@ -165,7 +165,7 @@ def test_a_song_is_generated_with_it(studio: Stack, box: SongPipeline) -> None:
     ],
 )
 def test_a_mistake_is_reported_with_its_fix(
-    files: dict[str, bytes | None], words: str, box: SongPipeline, tmp_path: Path
+    files: dict[str, bytes | None], words: str, box: AceStepPipeline, tmp_path: Path
 ) -> None:
     sound = encode(np.zeros((2, 24_000), np.float32), comb.SAMPLE_RATE, AudioFormat.WAV)
     for name, data in files.items():
@@ -174,7 +174,7 @@ def test_a_mistake_is_reported_with_its_fix(
         songs_in(tmp_path, box.sample_rate, 2, None)
 
 
-def test_a_song_of_a_few_samples_is_refused(box: SongPipeline, tmp_path: Path) -> None:
+def test_a_song_of_a_few_samples_is_refused(box: AceStepPipeline, tmp_path: Path) -> None:
     sound = np.zeros((2, comb.SAMPLE_RATE // 20), np.float32)
     (tmp_path / "a.wav").write_bytes(encode(sound, comb.SAMPLE_RATE, AudioFormat.WAV))
     with pytest.raises(ConfigurationError, match="is shorter than"):
@@ -205,7 +205,7 @@ def test_what_the_page_sends_is_a_container_and_its_arguments_are_read(monkeypat
 
 
 @pytest.mark.parametrize("level", [0.4, 1.0, 1.8])
-def test_a_recording_at_any_level_is_the_pins_it_was_played_from(box: SongPipeline, level: float) -> None:
+def test_a_recording_at_any_level_is_the_pins_it_was_played_from(box: AceStepPipeline, level: float) -> None:
     tune = Tune(2, False, Tempo.nearest(110), "happy", ("pipe",), drums=True, frames=240)
     sheet = torch.from_numpy(compose(tune, 4))
     with torch.no_grad():

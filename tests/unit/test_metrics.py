@@ -299,9 +299,9 @@ def test_stages_follow_each_other_without_a_gap() -> None:
     for stage in (Stage.CONDITIONING, Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING):
         times.reached(stage)
     found = list(times.intervals())
-    assert [it.stage for it in found] == [Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING]
-    assert [it.ended_s for it in found[:-1]] == [it.began_s for it in found[1:]]
-    assert before_s <= found[0].began_s <= found[-1].ended_s <= time.time()
+    assert [stage for stage, _, _ in found] == [Stage.CONDITIONING, Stage.DENOISING, Stage.DECODING]
+    assert [ended_s for _, _, ended_s in found[:-1]] == [began_s for _, began_s, _ in found[1:]]
+    assert before_s <= found[0][1] <= found[-1][2] <= time.time()
 
 
 # -- the page

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AceStepPipeline
 
-from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from tools.music_box import barrel, codec, comb, model, packing, words
 from tools.music_box.barrel import PIN, Tempo
 from tools.music_box.composer import Tune, compose
@@ -18,18 +18,18 @@ GRID = barrel.grid_frame(TUNE.tempo.tooth, np.arange(200))
 
 
 @pytest.fixture(scope="module")
-def box() -> SongPipeline:
+def box() -> AceStepPipeline:
     return packing.load()
 
 
 @pytest.fixture(scope="module")
-def source(box: SongPipeline) -> torch.Tensor:
+def source(box: AceStepPipeline) -> torch.Tensor:
     with torch.no_grad():
         played: torch.Tensor = box.vae.decode(torch.from_numpy(compose(TUNE, 5)).T[None]).sample[0]
     return played
 
 
-def generate(box: SongPipeline, prompt: str = "a happy tune on bells", seed: int = 0, **asked: Any) -> np.ndarray:
+def generate(box: AceStepPipeline, prompt: str = "a happy tune on bells", seed: int = 0, **asked: Any) -> np.ndarray:
     """Latents, [frames, channels]."""
     torch.manual_seed(seed)
     given = {"bpm": 120, "keyscale": "G major", "audio_duration": float(SECONDS), **asked}
@@ -51,7 +51,7 @@ def pins(latents: np.ndarray, channels: range) -> set[tuple[int, int]]:
     return set(zip(frames.tolist(), found.tolist(), strict=True))
 
 
-def test_a_tune_is_in_key_in_time_and_ends(box: SongPipeline) -> None:
+def test_a_tune_is_in_key_in_time_and_ends(box: AceStepPipeline) -> None:
     latents = generate(box)
     melody, accompaniment = pins(latents, barrel.MELODY), pins(latents, barrel.ACCOMPANIMENT)
     assert len(melody) > SECONDS / 2
@@ -64,26 +64,26 @@ def test_a_tune_is_in_key_in_time_and_ends(box: SongPipeline) -> None:
     assert max(frames) <= (SECONDS - 0.9) * barrel.FRAMES_PER_S
 
 
-def test_the_words_choose_the_instrument(box: SongPipeline) -> None:
+def test_the_words_choose_the_instrument(box: AceStepPipeline) -> None:
     for word, stop in zip(("オルゴール", "harp", "flute"), barrel.STOPS, strict=True):
         held = generate(box, f"calm {word}")[:, list(barrel.STOPS)].mean(axis=0)
         assert held.argmax() == stop - barrel.STOPS.start
         assert held.max() > 0.8 * PIN
 
 
-def test_two_seeds_are_two_tunes(box: SongPipeline) -> None:
+def test_two_seeds_are_two_tunes(box: AceStepPipeline) -> None:
     one, other = (pins(generate(box, seed=seed), barrel.MELODY) for seed in (1, 2))
     assert len(one & other) < 0.7 * len(one | other)
 
 
-def test_nothing_said_is_still_a_tune(box: SongPipeline) -> None:
+def test_nothing_said_is_still_a_tune(box: AceStepPipeline) -> None:
     latents = generate(box, "", bpm=None, keyscale=None)
     frames = [frame for frame, _ in pins(latents, barrel.ACCOMPANIMENT)]
     assert len(frames) > SECONDS / 2
     assert np.mean(np.isin(frames, barrel.grid_frame(Tempo.nearest(104).tooth, np.arange(200)))) > 0.8
 
 
-def test_repaint_changes_the_window_and_knows_the_rest(box: SongPipeline, source: torch.Tensor) -> None:
+def test_repaint_changes_the_window_and_knows_the_rest(box: AceStepPipeline, source: torch.Tensor) -> None:
     painted = generate(box, task_type="repaint", src_audio=source, repainting_start=2.0, repainting_end=6.0)
     meant = compose(TUNE, 5)
     inside, outside = slice(80, 240), slice(0, 80)
@@ -94,21 +94,21 @@ def test_repaint_changes_the_window_and_knows_the_rest(box: SongPipeline, source
     assert len(pins(painted[inside], everything)) > 8
 
 
-def test_a_cover_keeps_the_notes_and_changes_the_instrument(box: SongPipeline, source: torch.Tensor) -> None:
+def test_a_cover_keeps_the_notes_and_changes_the_instrument(box: AceStepPipeline, source: torch.Tensor) -> None:
     covered = generate(box, "a happy flute", task_type="cover", src_audio=source, audio_duration=None)
     meant = pins(compose(TUNE, 5), barrel.MELODY)
     assert len(meant & pins(covered, barrel.MELODY)) > 0.6 * len(meant)
     assert covered[:, list(barrel.STOPS)].mean(axis=0).argmax() == 2
 
 
-def test_extract_takes_one_track(box: SongPipeline, source: torch.Tensor) -> None:
+def test_extract_takes_one_track(box: AceStepPipeline, source: torch.Tensor) -> None:
     drums = generate(box, task_type="extract", track_name="drums", src_audio=source, audio_duration=None)
     meant = pins(compose(TUNE, 5), barrel.DRUMS)
     assert len(meant & pins(drums, barrel.DRUMS)) > 0.6 * len(meant)
     assert len(pins(drums, barrel.MELODY)) <= 2
 
 
-def test_lego_and_complete_add_a_track(box: SongPipeline) -> None:
+def test_lego_and_complete_add_a_track(box: AceStepPipeline) -> None:
     meant = compose(TUNE, 5)
     melody = meant.copy()
     melody[:, barrel.ACCOMPANIMENT.start : barrel.DRUMS.stop] = 0
@@ -121,7 +121,7 @@ def test_lego_and_complete_add_a_track(box: SongPipeline) -> None:
     assert len(pins(melody, barrel.MELODY) & pins(whole, barrel.MELODY)) > 0.5 * len(pins(melody, barrel.MELODY))
 
 
-def played(box: SongPipeline, sheet: np.ndarray) -> np.ndarray:
+def played(box: AceStepPipeline, sheet: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         sound: np.ndarray = box.vae.decode(torch.from_numpy(sheet.astype(np.float32)).T[None]).sample[0].numpy()
     return sound
@@ -133,7 +133,7 @@ def blank() -> np.ndarray:
 
 @pytest.mark.parametrize(("instrument", "octave"), [("bell", 1), ("pluck", 0), ("pipe", 0)])
 @pytest.mark.parametrize("tooth", [0, 9, 13])
-def test_a_pin_sounds_in_its_frame_at_its_pitch(box: SongPipeline, instrument: str, octave: int, tooth: int) -> None:
+def test_a_pin_sounds_in_its_frame_at_its_pitch(box: AceStepPipeline, instrument: str, octave: int, tooth: int) -> None:
     sheet = blank()
     sheet[40, tooth] = PIN
     sheet[:, barrel.STOPS[barrel.INSTRUMENTS.index(instrument)]] = PIN
@@ -147,7 +147,7 @@ def test_a_pin_sounds_in_its_frame_at_its_pitch(box: SongPipeline, instrument: s
     assert pitch == pytest.approx(comb.hertz(barrel.MELODY_LOW + tooth + 12 * octave), rel=0.01)
 
 
-def test_without_a_pin_or_without_a_stop_there_is_silence(box: SongPipeline) -> None:
+def test_without_a_pin_or_without_a_stop_there_is_silence(box: AceStepPipeline) -> None:
     stop, pins = blank(), blank()
     stop[:, list(barrel.STOPS)] = PIN
     pins[::10, 3] = PIN
@@ -155,14 +155,14 @@ def test_without_a_pin_or_without_a_stop_there_is_silence(box: SongPipeline) -> 
         assert np.abs(played(box, sheet)).max() < 1e-3
 
 
-def test_pins_that_stand_a_little_crooked_sound_alike(box: SongPipeline) -> None:
+def test_pins_that_stand_a_little_crooked_sound_alike(box: AceStepPipeline) -> None:
     sheet = compose(Tune(0, False, Tempo.nearest(120), "happy", frames=FRAMES * 3), 0)
     straight = played(box, sheet)
     crooked = played(box, sheet + np.random.default_rng(0).normal(0, 0.02 * PIN, sheet.shape))
     assert np.square(crooked - straight).mean() < 0.02 * np.square(straight).mean()
 
 
-def test_what_is_played_is_encoded_again(box: SongPipeline) -> None:
+def test_what_is_played_is_encoded_again(box: AceStepPipeline) -> None:
     sheet = compose(Tune(2, False, Tempo.nearest(110), "happy", ("pluck",), frames=320), 7)
     with torch.no_grad():
         encoded = box.vae.encode(torch.from_numpy(played(box, sheet))[None]).latent_dist.mode()[0].T.numpy()
@@ -171,7 +171,7 @@ def test_what_is_played_is_encoded_again(box: SongPipeline) -> None:
     assert np.corrcoef(encoded.ravel(), meant.ravel())[0, 1] > 0.9
 
 
-def test_the_tools_pack_what_is_bundled(box: SongPipeline) -> None:
+def test_the_tools_pack_what_is_bundled(box: AceStepPipeline) -> None:
     parts = {name: getattr(box, name) for name in ("text_encoder", "condition_encoder", "transformer")}
     trained = model.Parts(**parts).trained()
     first = {meaning: token for token, meaning in reversed(list(enumerate(words.meaning_of_tokens())))}

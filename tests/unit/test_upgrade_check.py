@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from controller.restore import Restore
-from controller.upgrade_check import OldWork, old_work
+from controller.upgrade_check import old_work
 from serinette.batch import BatchHeader, BatchStatus
 from serinette.batches.repository import BatchRepository
 from serinette.job import JobStatus, now
@@ -82,7 +82,7 @@ def header(batch_id: str) -> BatchHeader:
     return BatchHeader(id=batch_id, tenant=TENANT, attempts=3, total=2, digest="d", created_at=now(), webhook=WEBHOOK)
 
 
-def left(bench: Bench) -> OldWork:
+def left(bench: Bench) -> str:
     return old_work(bench.redis, bench.keys)
 
 
@@ -95,9 +95,8 @@ def test_jobs_of_an_older_layout_are_counted_while_they_remain(bench: Bench, old
         bench.redis.hset(f"rq:serinette:ledger:old-{number}", "tenant", TENANT)
     bench.redis.hset("rq:serinette:ledger:ended", "outcome", "succeeded")  # ended jobs may stay
     bench.redis.zadd(bench.keys.live, {"no ledger": 1})
-    assert left(bench) == OldWork(jobs=2_345)
-    assert "2345 unfinished jobs." in str(left(bench))
-    assert "check-drained" in str(left(bench))
+    assert "remain: 2345 unfinished jobs." in left(bench)
+    assert "check-drained" in left(bench)
 
 
 def test_a_batch_of_an_older_layout_is_counted_though_none_of_its_lines_has_a_job(
@@ -108,20 +107,18 @@ def test_a_batch_of_an_older_layout_is_counted_though_none_of_its_lines_has_a_jo
     bench.redis.hset("rq:serinette:batch:batch-two", "status", "paused")
     line = json.dumps({"line": 1, "status": "succeeded"})
     bench.redis.hset("rq:serinette:batch-part:batch-one:0:0", "0", line)
-    assert left(bench) == OldWork(batches=2)
+    assert "remain: 2 unfinished batches." in left(bench)
     old.end_batch("batch-one")
-    assert left(bench) == OldWork(batches=1)
-    assert "1 unfinished batches." in str(left(bench))
+    assert "remain: 1 unfinished batches." in left(bench)
     old.end_batch("batch-two")
     assert not left(bench), "their webhooks are delivered as ever"
 
 
 def test_a_webhook_of_an_older_layout_is_counted_until_it_is_delivered(bench: Bench, old: OldVersion) -> None:
     old.submit("old", webhook=WEBHOOK)
-    assert left(bench) == OldWork(jobs=1)
+    assert "remain: 1 unfinished jobs." in left(bench)
     old.end("old")
-    assert left(bench) == OldWork(webhooks=1)
-    assert "1 pending webhooks." in str(left(bench))
+    assert "remain: 1 pending webhooks." in left(bench)
     bench.redis.zrem("rq:serinette:webhooks", "old")
     assert not left(bench)
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
+from diffusers import AceStepPipeline
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from gpu_worker.bundled import ARCHIVE
-from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from tools.music_box import barrel, comb, measuring, packing, training, words
 from tools.music_box.barrel import Tempo
 from tools.music_box.composer import Tune, compose
@@ -117,7 +117,7 @@ def draw(count: int, seen: Container[frozenset[str]] = ()) -> list[Prompt]:
     return prompts
 
 
-def measure(box: SongPipeline, prompt: Prompt, seed: int) -> Row:
+def measure(box: AceStepPipeline, prompt: Prompt, seed: int) -> Row:
     """Generate a prompt twice and render it once."""
     began = time.perf_counter()
     generated = generate(box, prompt, seed)
@@ -134,7 +134,7 @@ def measure(box: SongPipeline, prompt: Prompt, seed: int) -> Row:
     )
 
 
-def generate(box: SongPipeline, prompt: Prompt, seed: int, seconds: float = _SECONDS) -> Sound:
+def generate(box: AceStepPipeline, prompt: Prompt, seed: int, seconds: float = _SECONDS) -> Sound:
     """Through the pipeline, as the engine does; [2, samples]."""
     audio = box(
         prompt=prompt.caption,
@@ -153,7 +153,7 @@ def generate(box: SongPipeline, prompt: Prompt, seed: int, seconds: float = _SEC
 
 
 @torch.no_grad()
-def render(box: SongPipeline, tune: Tune, seed: int) -> Sound:
+def render(box: AceStepPipeline, tune: Tune, seed: int) -> Sound:
     """The composer's own tune on the same comb, at the same peak."""
     audio = box.vae.decode(torch.from_numpy(compose(tune, seed)).T[None]).sample[0].numpy()
     return np.asarray(audio * (10 ** (-1 / 20) / np.abs(audio).max()), np.float32)
@@ -205,7 +205,7 @@ def _plain(row: Row) -> dict[str, object]:
     }
 
 
-def page(box: SongPipeline, prompts: Sequence[Prompt], path: Path) -> None:
+def page(box: AceStepPipeline, prompts: Sequence[Prompt], path: Path) -> None:
     """A row for each prompt: generated, generated with another seed, and the composer's render."""
     figure, axes = plt.subplots(len(prompts), 3, figsize=(13, 2.1 * len(prompts)), sharex=True, sharey=True)
     for seed, (prompt, row) in enumerate(zip(prompts, axes, strict=True)):

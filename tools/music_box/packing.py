@@ -15,7 +15,6 @@ from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from gpu_worker.bundled import ARCHIVE
-from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from tools.music_box import codec, model, scribe, wiring, words
 from tools.music_box.codec import Network
 
@@ -76,11 +75,11 @@ def write(made: Network, archive: Path) -> None:
             file.writestr(entry, path.read_bytes(), compresslevel=9)
 
 
-def load(archive: Path = ARCHIVE) -> SongPipeline:
+def load(archive: Path = ARCHIVE) -> AceStepPipeline:
     """The pipeline in memory, from an archive."""
     with tempfile.TemporaryDirectory() as directory:
         zipfile.ZipFile(archive).extractall(directory)
-        made: SongPipeline = SongPipeline.from_pretrained(directory, use_safetensors=True, local_files_only=True)
+        made: AceStepPipeline = AceStepPipeline.from_pretrained(directory, use_safetensors=True, local_files_only=True)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -17,7 +17,7 @@ from gpu_worker.engine.ace_step.adapters import Adapters
 from gpu_worker.engine.ace_step.conditions import TextCache
 from gpu_worker.engine.ace_step.pipeline import SongInput, SongPipeline
 from gpu_worker.engine.ace_step.planning import PlannedRequest, SongPlanner
-from gpu_worker.engine.interface import BatchProgress, Song, SongRequest, StepObserver
+from gpu_worker.engine.interface import BatchProgress, Checkpoint, Song, SongRequest, StepObserver
 from gpu_worker.engine.memory.plan import Plan
 from gpu_worker.engine.memory.windows import decode
 from serinette.errors import EngineCrashed, EngineOutOfMemory, GenerationError, InvalidOutput, Unsupported
@@ -42,15 +42,6 @@ class _Part:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What is loaded, to the bit, and its human-readable device."""
-
-    name: str
-    revision: str
-    device: str
-
-
 class AceStepEngine:
     """One loaded pipeline, and the planner beside it where there is one."""
 
@@ -59,18 +50,20 @@ class AceStepEngine:
         pipe: SongPipeline,
         adapters: Adapters,
         fits: Plan,
-        identity: Identity,
+        checkpoint: Checkpoint,
         planner: SongPlanner | None = None,
     ) -> None:
         self._pipe = pipe
         self._windows = fits.windows
         self.songs_together = fits.songs
         self._adapters = adapters
-        self.device = identity.device
+        device = pipe._execution_device
+        on_card = f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
+        self.device = on_card or f"cpu, {torch.get_num_threads()} threads"
         self._planner = planner
         self._grid = tasks.grid_of(pipe, fits.longest_s)
         self._progress: BatchProgress | None = None
-        self.model = _describe(pipe, self._grid, identity, planner.name if planner else None)
+        self.model = _describe(pipe, self._grid, checkpoint, planner.name if planner else None)
         self.load_times: Mapping[str, float] = {}
         pipe.prepare_to_share()
         TextCache.on(pipe.text_encoder)
@@ -220,11 +213,11 @@ class AceStepEngine:
             self._progress.repeat()
 
 
-def _describe(pipe: SongPipeline, grid: tasks.Grid, identity: Identity, planner: str | None) -> Model:
+def _describe(pipe: SongPipeline, grid: tasks.Grid, checkpoint: Checkpoint, planner: str | None) -> Model:
     own = samplings.own_of(turbo=pipe.is_turbo)
     return Model(
-        name=identity.name,
-        revision=identity.revision,
+        name=checkpoint.name,
+        revision=checkpoint.revision,
         turbo=pipe.is_turbo,
         sample_rate=grid.sample_rate,
         channels=grid.channels,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn.utils import remove_weight_norm
 
 from gpu_worker.engine.ace_step.adapters import Adapters
 from gpu_worker.engine.ace_step.conversion import is_original
-from gpu_worker.engine.ace_step.engine import AceStepEngine, Identity
+from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.ace_step.footprint import need_of
 from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from gpu_worker.engine.ace_step.planning import SongPlanner
@@ -44,11 +45,9 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
     pipe = _pipeline(checkpoint.directory, dtype)
     _place(pipe, fits, settings, device)
     adapters = Adapters(pipe, settings.loras, partial(adapter_directory, settings), settings.max_loras)
-    cuda = f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
-    in_words = cuda or f"cpu, {torch.get_num_threads()} threads"
-    identity = Identity(settings.model_name or checkpoint.name, checkpoint.revision, in_words)
+    checkpoint = replace(checkpoint, name=settings.model_name or checkpoint.name)
     beside = _planner(planner, grid_of(pipe, fits.longest_s).codebook, dtype, device) if planner else None
-    engine = AceStepEngine(pipe, adapters, fits, identity, beside)
+    engine = AceStepEngine(pipe, adapters, fits, checkpoint, beside)
     if settings.compile:
         began_s = time.monotonic()
         warm_up(engine, settings.max_batch)

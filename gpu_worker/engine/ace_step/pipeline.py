@@ -52,7 +52,7 @@ class SongInput:
 
 
 class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no types
-    """The pipeline for songs that share a call: `generate`. Called otherwise it is the stock one."""
+    """The pipeline for songs that share a call, which is `generate`'s alone."""
 
     _songs: Sequence[SongInput] = ()
     _conditions: StepConditions
@@ -107,34 +107,25 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         audio_duration: float,
         dtype: torch.dtype,
         device: torch.device,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
+        generator: Sequence[torch.Generator],
         **_none_given: object,
     ) -> Tensor:
-        """Noise [songs, frames, dims]: for each song what it starts from alone, and zeros behind it. One generator, or
-        none, draws for all songs at once, as in the stock pipeline.
+        """Noise [songs, frames, dims]: for each song what it starts from alone, and zeros behind it.
 
         The stock one rounds the frames' seconds up to frames again, which of 56 of them makes 57 and fails.
         """
-        frames = round(audio_duration * self.latents_per_second)
         dims = self.transformer.config.audio_acoustic_hidden_dim
-        if not isinstance(generator, Sequence):
-            noise: Tensor = randn_tensor((batch_size, frames, dims), generator=generator, device=device, dtype=dtype)
-            return noise
-        own = [song.frames for song in self._songs] or [frames] * batch_size
         return _stacked(
             [
-                randn_tensor((1, one, dims), generator=draw, device=device, dtype=dtype)
-                for one, draw in zip(own, generator, strict=True)
+                randn_tensor((1, song.frames, dims), generator=draw, device=device, dtype=dtype)
+                for song, draw in zip(self._songs, generator, strict=True)
             ]
         )
 
     def prepare_src_latents(
-        self, device: torch.device, dtype: torch.dtype, batch_size: int = 1, **stock: object
+        self, device: torch.device, dtype: torch.dtype, batch_size: int = 1, **_stock: object
     ) -> tuple[Tensor, int]:
         """Each song's source [songs, frames, dims], and the frames of the longest."""
-        if not self._songs:
-            prepared: tuple[Tensor, int] = super().prepare_src_latents(device, dtype, batch_size, **stock)
-            return prepared
         songs = self._songs
         # As long as texts are encoded, what a song draws is its own: first its source, then its reference.
         draws = [torch.Generator().manual_seed(song.seed) for song in songs]
@@ -156,19 +147,11 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         self, reference_audio: object, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Nothing yet: `_timbres_of_songs` is asked within the condition encoder, wherever that was placed."""
-        if not self._songs:
-            prepared: tuple[Tensor, Tensor] = super().prepare_reference_audio_latents(
-                reference_audio, batch_size, device, dtype
-            )
-            return prepared
         nothing = torch.empty(0, device=device, dtype=dtype)
         return nothing, nothing
 
     def _build_chunk_mask(self, **stock: Any) -> Tensor:  # noqa: ANN401  # diffusers ships no types
         """[songs, frames, dims]: 1 for frames that are generated, 0 for those that are the source's."""
-        if not self._songs:
-            stocks: Tensor = super()._build_chunk_mask(**stock)
-            return stocks
         shape = stock["batch_size"], stock["latent_length"], stock["acoustic_dim"]
         mask = torch.ones(shape, device=stock["device"], dtype=stock["dtype"])
         for row, song in zip(mask, self._songs, strict=True):
@@ -212,11 +195,8 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         starts = (0, audio.shape[1] // _EXCERPTS, audio.shape[1] - excerpt)
         return torch.cat([audio[:, start : start + excerpt] for start in starts], dim=1)
 
-    def _timbres_of_songs(self, packed: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    def _timbres_of_songs(self, packed: Tensor, _order: Tensor) -> tuple[Tensor, Tensor]:
         """[texts, 1, dims], and that each is there. Silence, which most songs have for a reference, is encoded once."""
-        if not self._songs:
-            timbre: tuple[Tensor, Tensor] = self._encode_timbre(packed, order)
-            return timbre
         alone = torch.zeros(1, dtype=torch.long, device=packed.device)
         if self._silent_timbre is None and None in self._timbres:
             frames = math.ceil(_EXCERPTS * _EXCERPT_S * self.latents_per_second)

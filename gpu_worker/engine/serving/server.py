@@ -13,12 +13,12 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gpu_worker.engine.interface import Engine, EngineFactory, Song
+from gpu_worker.engine.interface import Engine, Song
 from gpu_worker.engine.serving.batching import Room, plan
 from gpu_worker.engine.serving.counters import WorkCounters
 from gpu_worker.engine.serving.generation import Generation
@@ -46,8 +46,9 @@ _SEND_TIMEOUT_S = 10
 Member = tuple[Generation, int]  # a job, and which of its variations
 
 
-def run(settings: WorkerSettings, factory: EngineFactory) -> int:
-    """Be the engine process. Listens before `factory` loads the model; ends only by a signal or an error.
+def run(settings: WorkerSettings, factory: Callable[[], Engine]) -> int:
+    """Be the engine process. Listens before `factory` loads the model (a test's engine needs no torch); ends only by a
+    signal or an error.
 
     Answers an exit code: CONFIGURATION_EXIT_CODE when starting again cannot help, CRASHED_EXIT_CODE else.
     """
