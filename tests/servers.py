@@ -48,10 +48,22 @@ def _is_free(port: int) -> bool:
     return True
 
 
+class _QuickValkey(ValkeyServer):
+    """Looked at every few milliseconds while it starts: most tests have one of their own."""
+
+    def wait_until_ready(self, timeout: float = 10.0) -> None:
+        def ready() -> bool:
+            ended = self._process is None or self._process.poll() is not None
+            assert not ended, f"Valkey has ended:\n{self._read_log()}"
+            return bool(self.is_running())
+
+        assert eventually(ready, timeout, every_s=0.005), f"Valkey was not ready within {timeout:g} s"
+
+
 @contextmanager
 def valkey(directory: Path, *, port: int | None = None, append_only: bool = False) -> Iterator[ValkeyServer]:
     """A Valkey of its own in `directory`."""
-    server = ValkeyServer(
+    server = _QuickValkey(
         port=port or free_ports(1)[0],
         host="127.0.0.1",
         data_dir=directory,
@@ -66,9 +78,9 @@ def valkey(directory: Path, *, port: int | None = None, append_only: bool = Fals
         yield server
     finally:
         # The process of now: a test may have ended one and started another. Its own `stop` leaves a server that does
-        # not answer just then.
+        # not answer just then. One that keeps nothing need not be asked.
         if process := server._process:
-            process.terminate()
+            process.terminate() if append_only else process.kill()
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:

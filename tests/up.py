@@ -45,13 +45,18 @@ class Up:
     log: Path
 
     @classmethod
-    def start(cls, data_dir: Path, *options: str) -> Up:
+    def start(cls, data_dir: Path, *options: str, **environment: str) -> Up:
         """Start one on a free port; `url` waits for it."""
         log = data_dir.with_name(f"{data_dir.name}-{time.monotonic_ns()}.log")
         command = [*CLI, "up", "--port", "0", "--data-dir", str(data_dir), *options]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=ENVIRONMENT, process_group=0
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env={**ENVIRONMENT, **environment},
+                process_group=0,
             )
         return cls(process, data_dir, log)
 

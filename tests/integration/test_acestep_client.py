@@ -196,8 +196,7 @@ def test_tasks_outlive_the_gateway(fast: Stack, client: Client) -> None:
     """There: an in-memory queue, lost at every restart."""
     running_id = client.release(prompt="slow 3", audio_duration=1, batch_size=1)
     queued_id = client.release(prompt="x", audio_duration=1, batch_size=1)
-    fast.processes["gateway"].kill()
-    fast.processes.pop("gateway").wait()
+    fast.kill("gateway")
     fast.start("gateway")
     fast.wait_health()
     for task_id in (running_id, queued_id):

@@ -147,8 +147,7 @@ def test_events_go_on_when_the_gateway_dies(fast: Stack) -> None:
         listening = Thread(target=lambda: seen.extend(event.type for event in client.events(job.id)))
         listening.start()
         assert eventually(lambda: "progress" in seen)
-        fast.processes["gateway"].kill()
-        fast.processes.pop("gateway").wait()
+        fast.kill("gateway")
         fast.start("gateway")
         listening.join(90)
         assert not listening.is_alive()
@@ -159,8 +158,7 @@ def test_events_go_on_when_the_gateway_dies(fast: Stack) -> None:
 def test_a_wait_outlives_the_gateway_and_a_repeated_submit_is_one_job(fast: Stack, client: Client) -> None:
     jobs = {client.submit("slow 2", duration_s=1, idempotency_key="mine").id for _ in range(3)}
     assert len(jobs) == 1
-    fast.processes["gateway"].kill()
-    fast.processes.pop("gateway").wait()
+    fast.kill("gateway")
     starting = Timer(1, fast.start, ["gateway"])
     starting.start()
     job = client.wait(jobs.pop(), timeout_s=120)
