@@ -38,7 +38,9 @@ def pytest_configure() -> None:
 
 # Files that share what is made once a session: apart, they would start a stack each, and a fork server.
 _TOGETHER = {
-    "stack": re.compile(r"tests/(browser/test_studio|integration/test_seed_client|test_\w+)\.py"),
+    "stack": re.compile(
+        r"tests/(browser/test_studio|integration/test_(seed_client|planner|worker_one_model)|test_\w+)\.py"
+    ),
     "kills": re.compile(r"tests/kills/"),
 }
 

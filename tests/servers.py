@@ -48,7 +48,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-class _QuickValkey(ValkeyServer):
+class _QuickValkey(ValkeyServer):  # type: ignore[misc]  # it ships no types
     """Looked at every few milliseconds while it starts: most tests have one of their own."""
 
     def wait_until_ready(self, timeout: float = 10.0) -> None:

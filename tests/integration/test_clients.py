@@ -20,7 +20,6 @@ from standardwebhooks import Webhook
 
 from serinette.batch import BatchLine
 from serinette.client import BatchOptions, Client, Retry
-from serinette.errors import InvalidAudio
 from serinette.job import JobStatus
 from serinette.media import encode, read_song_tags, song_tags
 from serinette.spec import AudioFormat, GenerationSpec
@@ -165,11 +164,6 @@ def test_a_wait_outlives_the_gateway_and_a_repeated_submit_is_one_job(fast: Stac
     starting.join()
     assert job.status is JobStatus.SUCCEEDED
     assert {found.id for found in client.iterate(status=JobStatus.SUCCEEDED)} >= {job.id}
-
-
-def test_what_is_no_audio_is_refused(client: Client) -> None:
-    with pytest.raises(InvalidAudio):
-        client.upload(b"no audio at all")
 
 
 def test_a_song_out_of_a_pipe_into_a_pipe(shell: Shell) -> None:

@@ -17,12 +17,11 @@ from rq.job import JobStatus as RqStatus
 
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.media import decode, read_song_tags
-from serinette.names import record_key
 from serinette.presence import pace
-from serinette.spec import SCHEMA, AudioFormat, Task
+from serinette.spec import AudioFormat
 from tests import servers
 from tests.jobs import TENANT, charged_attempts
-from tests.pod import Pod, pod, put_upload
+from tests.pod import Pod, pod
 from tests.processes import eventually
 
 STALL_TIMEOUT_S = 3
@@ -158,41 +157,6 @@ def test_what_would_fail_again_is_not_tried_again(worker: Worker, prompt: str, c
     assert entry.error
     assert entry.error.code == code
     assert len(entry.attempts) == 1
-
-
-def test_sources_are_uploads_and_earlier_songs(worker: Worker) -> None:
-    pod = worker.pod
-    first = pod.submit(duration_s=2)
-    pod.wait_over(first, JobStatus.SUCCEEDED)
-    put_upload(pod.store, "up", pod.store.get(pod.record(first).artifacts[0].key))
-    for audio_id in ("up", f"{first}/0"):
-        job_id = pod.submit(task=Task.COVER, source_audio=audio_id)
-        pod.wait_over(job_id, JobStatus.SUCCEEDED)
-        assert pod.record(job_id).artifacts[0].duration_s == 2, "as long as its source"
-
-
-def test_a_record_that_exists_ends_the_job_without_generation(worker: Worker) -> None:
-    pod, engine = worker.pod, worker.engine().pid
-    before = pod.submit()
-    pod.wait_over(before, JobStatus.SUCCEEDED)
-    record = pod.record(before).model_copy(update={"job_id": "again"})
-    pod.store.put(record_key(TENANT, "again"), record.model_dump_json().encode())
-    again = pod.submit("crash", job_id="again", attempts=1)
-    pod.wait_over(again, JobStatus.SUCCEEDED)
-    assert pod.entry(again).result == record.result
-    assert worker.engine().pid == engine
-
-
-def test_a_newer_spec_is_passed_over_uncharged_while_others_are_generated(worker: Worker) -> None:
-    pod = worker.pod
-    newer = pod.submit()
-    pod.redis.hset(pod.settings.keys.job(newer), "schema", SCHEMA + 1)
-    pod.wait_over(pod.submit(), JobStatus.SUCCEEDED)
-    time.sleep(1)
-    assert pod.entry(newer).attempts == ()
-    assert pod.rq_job(newer).retries_left == 2
-    assert pod.board.waiting() == [newer]
-    pod.cancel(newer)
 
 
 def test_a_killed_slot_leaves_a_lease_that_runs_out_and_comes_back(worker: Worker) -> None:

@@ -161,15 +161,6 @@ def test_the_same_attempt_claims_the_same_job_however_often_it_asks(board: Board
     assert len(board.entry(first).attempts) == 1
 
 
-def test_a_dead_slot_claims_nothing_any_more_and_its_leases_run_out(board: Board) -> None:
-    job_id, _ = board.submit(), board.submit()
-    held(board, "pod-1.0.dead")
-    board.jobs(calls.overdue(20))
-    board.jobs(calls.lapse("pod-1.0.dead"))
-    assert board.claim("pod-1.0.dead") is None
-    assert [found for found, _ in board.jobs(calls.overdue(20))] == [job_id]
-
-
 def test_a_gap_between_two_watches_extends_every_lease(board: Board) -> None:
     job_id = board.submit()
     held(board)

@@ -60,14 +60,6 @@ PARAMS = {
 }
 
 
-def test_the_answer_to_a_request_that_does_not_wait() -> None:
-    assert answers.queued(job(JobStatus.QUEUED)) == {
-        "request_id": ID,
-        "status": "queued",
-        "message": "Request has been queued for processing",
-    }
-
-
 def test_status_before_the_end() -> None:
     assert answers.status(job(JobStatus.QUEUED)) == {
         "request_id": ID,
@@ -122,11 +114,6 @@ def test_status_of_a_failure(status: JobStatus, error: JobError | None, answered
     assert "result" not in answer
     assert answers.not_completed(failed) == {"detail": "Request is failed, not completed", "error": answered}
     assert answers.not_cancelable(failed) == {"detail": "Cannot cancel request in failed status"}
-
-
-def test_result_before_the_song() -> None:
-    assert answers.not_completed(job(JobStatus.QUEUED)) == {"detail": "Request is pending, not completed"}
-    assert answers.not_completed(job(JobStatus.RUNNING)) == {"detail": "Request is processing, not completed"}
 
 
 def test_the_json_result() -> None:

@@ -132,12 +132,6 @@ def test_a_second_copy_of_a_job_that_is_held_is_dropped(bench: SlotBench) -> Non
     assert len(bench.entry(job_id).attempts) == 1
 
 
-def test_an_unknown_id_is_set_aside(bench: SlotBench) -> None:
-    bench.redis.rpush("rq:queue:default.normal", "a stranger's")
-    assert not bench.slot().run_one()
-    assert bench.redis.lrange("rq:serinette:unknown:default.normal", 0, -1) == [b"a stranger's"]
-
-
 @pytest.mark.parametrize("after", ["requeued", "taken by another", "settled"])
 def test_a_late_attempt_changes_nothing(bench: SlotBench, after: str) -> None:
     job_id = bench.order()

@@ -261,6 +261,7 @@ def test_a_target_inside_is_refused_at_submit_and_nothing_is_kept(bench: Webhook
     with pytest.raises(InvalidSpec, match="public addresses only") as refused:
         bench.submit()
     assert refused.value.field == "webhook"
+    assert "127.0.0.1" not in refused.value.message, "nothing is said of this network"
     assert bench.redis.dbsize() == 0
 
 
