@@ -18,6 +18,7 @@ from xdist.scheduler.loadfile import LoadFileScheduling
 
 from serinette.names import Keys
 from tests import servers
+from tests.jobs import Board
 from tests.stack import Stack, running
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
@@ -129,6 +130,12 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 def keys() -> Keys:
     """Names under RQ's default prefix."""
     return Keys()
+
+
+@pytest.fixture
+def board(redis: Redis, keys: Keys) -> Board:
+    """The jobs on that Valkey."""
+    return Board(redis, keys)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import requests
 
 from tests.smoke import assert_audio
 from tests.stack import Stack, running
+from tests.unit.dialect_jobs import silence
 
 
 @dataclass(frozen=True)
@@ -154,16 +155,6 @@ def test_a_running_task_can_be_canceled_by_our_own_call(client: Client) -> None:
     requests.post(f"{client.url}/v1/jobs/{task_id}/cancel", timeout=30).raise_for_status()
     entry, _ = client.wait(task_id)
     assert (entry["status"], entry["error"]) == (2, "the task was canceled")
-
-
-def silence(seconds: int) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(2)
-        writer.setsampwidth(2)
-        writer.setframerate(48_000)
-        writer.writeframes(bytes(seconds * 48_000 * 4))
-    return file.getvalue()
 
 
 def test_a_file_is_repainted_and_the_song_covered_in_turn(client: Client) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 import threading
 import time
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from redis import Redis
 from tests.gateways import gateway
 from tests.smoke import assert_audio, assert_song, ended, fields_of, get, post, submitted
 from tests.stack import Stack, running
+from tests.unit.dialect_jobs import silence
 from tests.unit.tenants import key_of
 
 # The document's two examples to the letter, but for the server's address. They loop without an end of their own:
@@ -151,17 +150,6 @@ def until_processing(url: str, request_id: str) -> None:
         time.sleep(0.05)
 
 
-def wav_bytes() -> bytes:
-    """Two seconds of silence."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(2)
-        writer.setsampwidth(2)
-        writer.setframerate(48_000)
-        writer.writeframes(bytes(2 * 48_000 * 4))
-    return file.getvalue()
-
-
 def test_a_json_call_longer_than_the_wait_keeps_its_shape(slow: Stack) -> None:
     blocker = submitted(slow.url, LONG)
     until_processing(slow.url, blocker)
@@ -188,10 +176,10 @@ def test_a_client_that_stops_waiting_still_finds_the_song(slow: Stack) -> None:
 
 def test_no_path_of_a_client_is_opened_or_erased(slow: Stack, tmp_path: Path) -> None:
     mine = tmp_path / "mine.wav"
-    mine.write_bytes(wav_bytes())
+    mine.write_bytes(silence())
     for path in (str(mine), f"/tmp/../{mine}", f"file://{mine}"):
         body = {"audio2audio_enable": True, "ref_audio_input": path}
         assert fields_of(post(f"{slow.url}/generate_music_async", body)) == {"ref_audio_input"}
         ignored = post(f"{slow.url}/generate_music", {"audio_duration": 1.0, "ref_audio_input": path}).json()
         assert "ref_audio_input" in ignored["params_json"]["ignored"], ignored
-    assert mine.read_bytes() == wav_bytes()
+    assert mine.read_bytes() == silence()

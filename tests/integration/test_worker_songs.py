@@ -63,8 +63,7 @@ def test_a_song_is_generated_stored_recorded_and_reported(worker: Worker) -> Non
         assert len(data) == artifact.size_bytes
         assert decode(io.BytesIO(data), 48_000, 2, 60).shape[1] >= 48_000
         tags = read_song_tags(io.BytesIO(data))
-        assert tags
-        assert (tags.job_id, tags.seed, tags.model) == (job_id, artifact.seed, "sine")
+        assert tags and (tags.job_id, tags.seed, tags.model) == (job_id, artifact.seed, "sine")
     assert result.timings.run_s >= result.timings.generate_s > 0
     assert pace(pod.redis, pod.settings.keys, "default")
     assert pod.leases() == {}
@@ -80,8 +79,7 @@ def test_presence_reports_the_model_and_the_busy_slots(worker: Worker) -> None:
     pod = worker.pod
     assert eventually(lambda: pod.wait_stage().busy_slots == 0)
     seen = pod.wait_stage()
-    assert seen.model
-    assert (seen.model.name, seen.device, seen.slots) == ("sine", "an imagined one", 2)
+    assert seen.model and (seen.model.name, seen.device, seen.slots) == ("sine", "an imagined one", 2)
     job_id = pod.submit("slow 2")
     assert eventually(lambda: pod.wait_stage().busy_slots == 1)
     pod.wait_over(job_id, JobStatus.SUCCEEDED)
@@ -113,8 +111,7 @@ def test_a_killed_engine_costs_one_attempt_and_a_bystander_none(worker: Worker) 
     engine.kill()
     entry = pod.wait_over(running, JobStatus.SUCCEEDED)
     assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.FAILED, AttemptOutcome.SUCCEEDED]
-    assert entry.attempts[0].error
-    assert entry.attempts[0].error.code == "engine_crashed"
+    assert entry.attempts[0].error and entry.attempts[0].error.code == "engine_crashed"
     assert pod.rq_job(running).retries_left == 1
     assert len(pod.wait_over(bystander, JobStatus.SUCCEEDED).attempts) == 1
 
@@ -123,8 +120,7 @@ def test_a_poison_job_fails_after_its_attempts_and_harms_no_other(worker: Worker
     pod = worker.pod
     poison, neighbor = pod.submit("crash", attempts=2), pod.submit()
     entry = pod.wait_over(poison, JobStatus.FAILED)
-    assert entry.error
-    assert entry.error.code == "engine_crashed"
+    assert entry.error and entry.error.code == "engine_crashed"
     assert charged_attempts(entry) == len(entry.attempts) == 2
     assert pod.rq_job(poison).get_status() is RqStatus.FAILED
     assert charged_attempts(pod.wait_over(neighbor, JobStatus.SUCCEEDED)) == 0
@@ -134,8 +130,7 @@ def test_a_hung_engine_ends_at_the_jobs_timeout_and_the_next_job_is_generated(wo
     pod, engine = worker.pod, worker.engine()
     hung = pod.submit("hang", timeout_s=1)
     entry = pod.wait_over(hung, JobStatus.FAILED)
-    assert entry.error
-    assert entry.error.code == "timeout"
+    assert entry.error and entry.error.code == "timeout"
     assert len(entry.attempts) == 1
     assert len(pod.wait_over(pod.submit(), JobStatus.SUCCEEDED).attempts) == 1
     assert worker.engine().pid != engine.pid
@@ -154,8 +149,7 @@ def test_a_silent_engine_is_killed_and_the_song_generated_again(worker: Worker) 
 @pytest.mark.parametrize(("prompt", "code"), [("oom", "out_of_memory"), ("nan", "invalid_output"), ("bug", "internal")])
 def test_what_would_fail_again_is_not_tried_again(worker: Worker, prompt: str, code: str) -> None:
     entry = worker.pod.wait_over(worker.pod.submit(prompt), JobStatus.FAILED)
-    assert entry.error
-    assert entry.error.code == code
+    assert entry.error and entry.error.code == code
     assert len(entry.attempts) == 1
 
 

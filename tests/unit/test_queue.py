@@ -52,8 +52,7 @@ async def test_a_job_from_submit_to_song(harness: QueueHarness) -> None:
     harness.slot.step(job.id, 4)
     running = await harness.queue.get(ME, job.id)
     assert running.status is JobStatus.RUNNING
-    assert running.progress
-    assert (running.progress.step, running.progress.steps, running.position) == (4, 8, None)
+    assert running.progress and (running.progress.step, running.progress.steps, running.position) == (4, 8, None)
     assert running.started_at
     assert (running.eta_s or 0.0) < 12.0, "by its own steps, or not known"
 

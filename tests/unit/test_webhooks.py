@@ -171,8 +171,7 @@ def test_what_is_sent_is_the_job_as_it_is_answered(bench: WebhookBench) -> None:
     answered = bench.job(job.id)
     shown = json.loads(answered.model_dump_json(exclude={"deliveries", "webhook"}))
     assert sent["data"] == shown
-    assert answered.ended_at
-    assert sent["timestamp"] == answered.ended_at.isoformat()
+    assert answered.ended_at and sent["timestamp"] == answered.ended_at.isoformat()
 
 
 def test_a_job_without_webhook_enters_no_outbox(bench: WebhookBench) -> None:
