@@ -126,9 +126,11 @@ def socket_url(running: RunningGateway, job_id: str, query: str = "") -> str:
 def test_a_websocket_sends_the_same(two_gateways: tuple[RunningGateway, RunningGateway], slot: HandSlot) -> None:
     one, two = two_gateways
     job_id = submit(one.url)
-    with connect(socket_url(one, job_id)) as websocket:
+    with connect(socket_url(one, job_id), additional_headers={"Origin": one.url}) as websocket:
         first = json.loads(websocket.recv(timeout=10))
         assert (first["type"], first["data"]["status"]) == ("status", "queued")
+        websocket.send("whatever")  # what a listener says is not listened to
+        websocket.send(b"\x00")
         generate(slot, job_id)
         received = [json.loads(text) for text in websocket]
         assert [event["type"] for event in received] == WHOLE
