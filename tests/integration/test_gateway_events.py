@@ -137,8 +137,10 @@ def test_a_websocket_sends_the_same(two_gateways: tuple[RunningGateway, RunningG
         assert websocket.close_code == 1000
     streamed = listen(two.url, job_id, **{"Last-Event-ID": "0"})
     assert received == streamed[1:]
-    with connect(socket_url(two, job_id, f"?last_event_id={received[-2]['id']}")) as websocket:
-        assert [json.loads(text)["type"] for text in websocket] == ["status", "succeeded"]
+    seen = received[-2]["id"]
+    for query, headers in ((f"?last_event_id={seen}", {}), ("", {"Last-Event-ID": seen})):
+        with connect(socket_url(two, job_id, query), additional_headers=headers) as websocket:
+            assert [json.loads(text)["type"] for text in websocket] == ["status", "succeeded"]
 
 
 def test_websockets_that_break_off_while_they_are_sent_to_are_no_error(
