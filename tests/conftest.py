@@ -18,6 +18,7 @@ from xdist.scheduler.loadfile import LoadFileScheduling
 
 from serinette.names import Keys
 from tests import servers
+from tests.jobs import Board
 from tests.stack import Stack, running
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
@@ -38,7 +39,9 @@ def pytest_configure() -> None:
 
 # Files that share what is made once a session: apart, they would start a stack each, and a fork server.
 _TOGETHER = {
-    "stack": re.compile(r"tests/(browser/test_studio|integration/test_seed_client|test_\w+)\.py"),
+    "stack": re.compile(
+        r"tests/(browser/test_studio|integration/test_(seed_client|planner|worker_one_model)|test_\w+)\.py"
+    ),
     "kills": re.compile(r"tests/kills/"),
 }
 
@@ -127,6 +130,12 @@ def store_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 def keys() -> Keys:
     """Names under RQ's default prefix."""
     return Keys()
+
+
+@pytest.fixture
+def board(redis: Redis, keys: Keys) -> Board:
+    """The jobs on that Valkey."""
+    return Board(redis, keys)
 
 
 @pytest.fixture

@@ -24,9 +24,7 @@ Work = GenerationSpec | ContainerSpec
 _slots = count(1)
 
 
-def submission(
-    job_id: str | None = None, work: GenerationSpec | ContainerSpec | None = None, **given: Any
-) -> Submission:
+def submission(job_id: str | None = None, work: Work | None = None, **given: Any) -> Submission:
     """A job of the default tenant and pool; `given` are fields of Submission or of JobOptions."""
     options = {name: given.pop(name) for name in list(given) if name in JobOptions.model_fields and name != "timeout_s"}
     fields: dict[str, Any] = {
@@ -54,9 +52,7 @@ class Board:
         """The transitions."""
         return Jobs(self.redis, self.keys.prefix)
 
-    def submit(
-        self, job_id: str | None = None, work: GenerationSpec | ContainerSpec | None = None, **given: Any
-    ) -> str:
+    def submit(self, job_id: str | None = None, work: Work | None = None, **given: Any) -> str:
         """Put a job into its lane; its id."""
         made = submission(job_id, work, **given)
         assert self.jobs(calls.submit(made)).place is not None

@@ -22,13 +22,13 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
-def eventually(condition: Callable[[], object], timeout_s: float = 30) -> bool:
+def eventually(condition: Callable[[], object], timeout_s: float = 30, every_s: float = 0.05) -> bool:
     """Whether it comes true within a generous time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(every_s)
     return True
 
 

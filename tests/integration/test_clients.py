@@ -21,7 +21,6 @@ from standardwebhooks import Webhook
 
 from serinette.batch import BatchLine
 from serinette.client import BatchOptions, Client, Retry
-from serinette.errors import InvalidAudio
 from serinette.job import JobStatus
 from serinette.media import encode, read_song_tags, song_tags
 from serinette.spec import AudioFormat, GenerationSpec
@@ -148,8 +147,7 @@ def test_events_go_on_when_the_gateway_dies(fast: Stack) -> None:
         listening = Thread(target=lambda: seen.extend(event.type for event in client.events(job.id)))
         listening.start()
         assert eventually(lambda: "progress" in seen)
-        fast.processes["gateway"].kill()
-        fast.processes.pop("gateway").wait()
+        fast.kill("gateway")
         fast.start("gateway")
         listening.join(90)
         assert not listening.is_alive()
@@ -160,19 +158,13 @@ def test_events_go_on_when_the_gateway_dies(fast: Stack) -> None:
 def test_a_wait_outlives_the_gateway_and_a_repeated_submit_is_one_job(fast: Stack, client: Client) -> None:
     jobs = {client.submit("slow 2", duration_s=1, idempotency_key="mine").id for _ in range(3)}
     assert len(jobs) == 1
-    fast.processes["gateway"].kill()
-    fast.processes.pop("gateway").wait()
+    fast.kill("gateway")
     starting = Timer(1, fast.start, ["gateway"])
     starting.start()
     job = client.wait(jobs.pop(), timeout_s=120)
     starting.join()
     assert job.status is JobStatus.SUCCEEDED
     assert {found.id for found in client.iterate(status=JobStatus.SUCCEEDED)} >= {job.id}
-
-
-def test_what_is_no_audio_is_refused(client: Client) -> None:
-    with pytest.raises(InvalidAudio):
-        client.upload(b"no audio at all")
 
 
 def test_a_song_out_of_a_pipe_into_a_pipe(shell: Shell) -> None:
@@ -198,8 +190,7 @@ def test_every_option_of_a_song_reaches_the_job(shell: Shell, client: Client) ->
     assert (job.spec.task, job.spec.repaint_start_s, job.spec.repaint_end_s, job.spec.seed) == ("repaint", 0.2, 0.8, 5)
     assert (job.spec.thinking, job.spec.lm_seed, job.spec.lm_temperature) == (True, 0, 0)
     assert (job.spec.lm_top_p, job.spec.lm_cfg_scale) == (0.5, 3)
-    assert job.spec.source_audio
-    assert job.spec.source_audio.startswith("upload-")
+    assert job.spec.source_audio and job.spec.source_audio.startswith("upload-")
     missing = shell.serinette("submit", "jazz", "--source", "gone.wav")
     assert (missing.returncode, b"there is no file gone.wav" in missing.stderr) == (1, True)
 

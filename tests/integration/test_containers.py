@@ -164,8 +164,7 @@ def test_the_log_is_followed_as_it_runs(shell: Shell) -> None:
 def test_ctrl_c(shell: Shell, deployment: Deployment, option: tuple[str, ...]) -> None:
     go = shell.directory / "go"
     with shell.start("run", IMAGE, *option, "--", "sh", "-c", until(go)) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130

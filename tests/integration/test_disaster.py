@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -79,38 +78,21 @@ def test_all_jobs_are_restored_from_the_store_alone(tmp_path: Path) -> None:
         assert not any(b":serinette:job:" in key or b":events:" in key for key in forever)
 
 
-class Forgetful:
-    """A Valkey without a disk: each start is an empty one."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._port = servers.free_ports(1)[0]
-        self._running = ExitStack()
-        self.start()
-
-    def start(self) -> None:
-        server = self._running.enter_context(servers.valkey(self._directory, port=self._port))
-        self.url = server.connection_url
-
-    def stop(self) -> None:
-        self._running.close()
-
-
 @pytest.fixture
-def forgetful(tmp_path: Path) -> Iterator[Forgetful]:
-    made = Forgetful(tmp_path / "forgetful")
+def forgetful(tmp_path: Path) -> Iterator[servers.RestartedValkey]:
+    made = servers.RestartedValkey(tmp_path / "forgetful", append_only=False)
     yield made
     made.stop()
 
 
 @pytest.fixture
-def worker_pod(tmp_path: Path, forgetful: Forgetful) -> Iterator[Pod]:
+def worker_pod(tmp_path: Path, forgetful: servers.RestartedValkey) -> Iterator[Pod]:
     with pod(tmp_path, forgetful.url) as made:
         yield made
 
 
 def test_a_generating_worker_brings_its_job_through_an_empty_redis(
-    tmp_path: Path, worker_pod: Pod, forgetful: Forgetful
+    tmp_path: Path, worker_pod: Pod, forgetful: servers.RestartedValkey
 ) -> None:
     worker_pod.start()
     store_url = worker_pod.settings.store_url

@@ -83,8 +83,7 @@ def test_a_process_between_passes_signals_and_the_status_on() -> None:
     child += "print(1, flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, sys.executable, "-c", child]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as between:
-        assert between.stdout
-        assert between.stdout.readline() == "1\n"
+        assert between.stdout and between.stdout.readline() == "1\n"
         between.terminate()
         assert between.wait(timeout=15) == 5
 

@@ -13,11 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from redis import Redis
 
 from serinette.job import JobStatus
 from serinette.leash import leashed
-from serinette.names import Lane
 from tests.gateways import gateway
 from tests.pod import Pod, pod
 from tests.processes import eventually
@@ -113,26 +111,6 @@ def test_a_song_and_its_failures_are_reported_by_worker_and_controller(worker: P
     assert any("job" in line for line in lines if line["part"] == "slot")
 
 
-def test_what_waits_is_reported_with_its_age_and_reading_it_reaps_nothing(worker: Pod) -> None:
-    port = free_ports(1)[0]
-    first = worker.submit("first")
-    worker.submit("second", lane=Lane.HIGH)
-    worker.redis.zadd(worker.settings.keys.live, {first: worker.redis.time()[0] - 100})
-    # Whose heartbeat is long past: RQ's own counts would take it out, and fail the job.
-    started = worker.lane().started_job_registry.key
-    worker.redis.zadd(started, {"00000000-0000-4000-8000-000000000000:x": 1})
-    with controller(worker, port, heartbeat_ttl_s=300):
-        assert eventually(lambda: value(scrape(port), "queue_depth", pool="default", lane="normal") == 1)
-        scraped = scrape(port)
-        assert 100 <= (value(scraped, "queue_oldest_seconds", pool="default", lane="normal") or 0) < 400
-        assert (value(scraped, "queue_oldest_seconds", pool="default", lane="high") or 0) < 90
-        assert value(scraped, "queue_depth", pool="default", lane="low") == 0
-        assert value(scraped, "jobs_running", pool="default", lane="normal") == 1
-        assert value(scraped, "jobs_unfinished") == 2
-        assert value(scraped, "workers", pool="default", stage="ready") == 0
-        assert worker.redis.zcard(started) == 1
-
-
 def test_of_two_controller_replicas_one_reports_the_queue_and_the_other_follows(worker: Pod) -> None:
     ports = free_ports(2)
     worker.submit("waits")
@@ -158,23 +136,14 @@ def test_a_taken_port_is_a_wrong_setting(worker: Pod) -> None:
     assert f"metrics_port: cannot listen on 127.0.0.1, port {port}" in (worker.directory / "controller.log").read_text()
 
 
-def test_a_gateway_on_loopback_reports_its_requests(
-    tmp_path: Path, redis_url: str, redis: Redis, file_store_url: str
-) -> None:
-    with gateway(tmp_path, redis_url, file_store_url) as running:
-        httpx.get(f"{running.url}/v1/jobs/00000000-0000-4000-8000-000000000000")
-        httpx.get(f"{running.url}/no/such/place")
-        scraped = scrape(running.port)
-        route = {"route": "/v1/jobs/{job_id}", "method": "GET"}
-        assert value(scraped, "http_requests_total", **route, status="404") == 1
-        assert value(scraped, "http_request_seconds_count", **route) == 1
-        assert value(scraped, "http_requests_total", route="none", method="GET", status="404") == 1
-
-
-def test_a_gateway_with_a_port_for_metrics_serves_them_there_only(
+def test_a_gateway_with_a_port_for_metrics_reports_its_requests_there_only(
     tmp_path: Path, redis_url: str, file_store_url: str
 ) -> None:
     port = free_ports(1)[0]
     with gateway(tmp_path, redis_url, file_store_url, metrics_port=port) as running:
         assert httpx.get(f"{running.url}/metrics").status_code == 404
-        assert value(scrape(port), "http_requests_total", route="none", method="GET", status="404") == 1
+        httpx.get(f"{running.url}/v1/jobs/00000000-0000-4000-8000-000000000000")
+        scraped, route = scrape(port), {"route": "/v1/jobs/{job_id}", "method": "GET"}
+        assert value(scraped, "http_requests_total", route="none", method="GET", status="404") == 1
+        assert value(scraped, "http_requests_total", **route, status="404") == 1
+        assert value(scraped, "http_request_seconds_count", **route) == 1

@@ -37,8 +37,7 @@ def ended(client: Client, song: str | GenerationSpec, **fields: Any) -> Job:
 def test_a_wish_is_written_as_a_job_and_erased_as_one(client: Client) -> None:
     wish: dict[str, Any] = {"task": "write", "lyrics": INSTRUMENTAL, "lm_temperature": 0.0}
     job = ended(client, "a sad tune on the harp at 88 bpm in F# minor", **wish)
-    assert job.result
-    assert (job.result.artifacts, job.result.sampling, job.result.warnings) == ((), None, ())
+    assert job.result and (job.result.artifacts, job.result.sampling, job.result.warnings) == ((), None, ())
     (text,) = job.result.texts
     assert (text.caption, text.bpm, text.lyrics) == ("A sad tune on the harp.", 88, INSTRUMENTAL)
     assert text.key_scale == "F# minor"
@@ -62,16 +61,13 @@ def test_a_planned_song_is_made_again_from_its_tags(client: Client, tmp_path: Pa
     job = ended(client, "a happy flute", thinking=True, duration_s=1, seed=3, bpm=140, format="wav")
     assert job.result
     plan = job.result.artifacts[0].plan
-    assert plan
-    assert (plan.bpm, plan.codes, job.spec.prompt) == (140, 0, "a happy flute")
-    assert plan.caption
-    assert plan.caption.startswith("A happy tune")
+    assert plan and (plan.bpm, plan.codes, job.spec.prompt) == (140, 0, "a happy flute")
+    assert plan.caption and plan.caption.startswith("A happy tune")
     assert plan.key_scale
     song = tmp_path / "song.wav"
     client.download(job, song)
     tags = read_song_tags(song)
-    assert tags
-    assert (tags.plan, tags.spec.thinking) == (plan, True)
+    assert tags and (tags.plan, tags.spec.thinking) == (plan, True)
     again = ended(client, spec_of(tags))
     assert again.spec.prompt == plan.caption
     assert again.spec.key_scale == plan.key_scale
@@ -83,8 +79,7 @@ def test_a_planned_song_is_made_again_from_its_tags(client: Client, tmp_path: Pa
     repainted = ended(client, "a happy flute", thinking=True, **repaint)
     assert repainted.result
     kept = repainted.result.artifacts[0].plan
-    assert kept
-    assert (kept.bpm, kept.key_scale) == (plan.bpm, plan.key_scale)
+    assert kept and (kept.bpm, kept.key_scale) == (plan.bpm, plan.key_scale)
 
 
 @pytest.mark.parametrize(("window", "before_s"), [((-1.0, 0.0), 1), ((2.0, 3.0), 0)])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 import threading
 import time
-import uuid
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from redis import Redis
 from tests.gateways import gateway
 from tests.smoke import assert_audio, assert_song, ended, fields_of, get, post, submitted
 from tests.stack import Stack, running
+from tests.unit.dialect_jobs import silence
 from tests.unit.tenants import key_of
 
 # The document's two examples to the letter, but for the server's address. They loop without an end of their own:
@@ -152,79 +150,6 @@ def until_processing(url: str, request_id: str) -> None:
         time.sleep(0.05)
 
 
-def test_cancel_of_a_running_and_of_a_queued_request(slow: Stack) -> None:
-    running_id = submitted(slow.url, LONG)
-    until_processing(slow.url, running_id)
-    queued_id = submitted(slow.url, LONG)
-    next_id = submitted(slow.url, {"audio_duration": 2.0})
-    counts = get(f"{slow.url}/queue/status").json()
-    assert (counts["queue_size"], counts["status_counts"]["processing"]) == (2, 1), counts
-
-    canceled(slow.url, queued_id)
-    assert get(f"{slow.url}/status/{queued_id}").json()["started_at"] is None
-    assert get(f"{slow.url}/status/{running_id}").json()["status"] == "processing"
-    canceled(slow.url, running_id)
-    assert ended(slow.url, next_id)["status"] == "completed"
-    counts = get(f"{slow.url}/queue/status").json()
-    assert counts["queue_size"] == 0
-    assert counts["status_counts"]["failed"] >= 2, counts
-
-
-def test_a_failed_request_says_why(slow: Stack) -> None:
-    """A job fails like any other when it runs into its end: here, its source is gone when it is generated."""
-    first = submitted(slow.url, LONG)
-    until_processing(slow.url, first)
-    source = post(f"{slow.url}/v1/uploads", data=wav_bytes(), headers={"Content-Type": "audio/wav"})
-    assert source.status_code == 201, source.text
-    body = {"audio2audio_enable": True, "ref_audio_input": source.json()["id"]}
-    second = submitted(slow.url, body)
-    assert requests.delete(f"{slow.url}/v1/uploads/{source.json()['id']}", timeout=60).status_code == 204
-    canceled(slow.url, first)
-
-    status = ended(slow.url, second)
-    assert status["status"] == "failed", status
-    assert status["error"] != "Cancelled by user"
-    result = get(f"{slow.url}/result/{second}")
-    assert (result.status_code, result.json()["detail"]) == (400, "Request is failed, not completed")
-    assert result.json()["error"] == status["error"]
-    # As an answer to the call that waited for it.
-    sync = {"wait": 50, "sync": "true"}
-    assert get(f"{slow.url}/result/{second}", params=sync).status_code == 500
-    reported = get(f"{slow.url}/result/{second}", params=sync | {"format": "json"})
-    assert reported.status_code == 200
-    assert reported.json() == {"request_id": second, "success": False, "error_message": status["error"]}
-    assert fields_of(post(f"{slow.url}/generate_music_async", body)) == {"ref_audio_input"}
-
-
-def wav_bytes() -> bytes:
-    """Two seconds of silence."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(2)
-        writer.setsampwidth(2)
-        writer.setframerate(48_000)
-        writer.writeframes(bytes(2 * 48_000 * 4))
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("path", "options"),
-    [("/generate_music_direct", {}), ("/generate_music", {"return_file_data": True})],
-)
-def test_a_call_longer_than_the_wait_ends_with_a_song(slow: Stack, path: str, options: dict[str, Any]) -> None:
-    blocker = submitted(slow.url, LONG)
-    until_processing(slow.url, blocker)
-    threading.Timer(2.5, lambda: requests.delete(f"{slow.url}/request/{blocker}", timeout=60)).start()
-    body = {"audio_duration": 3.0, "format": "mp3", **options}
-    song = requests.post(f"{slow.url}{path}", json=body, timeout=60)
-    assert_song(song, "mp3", 3.0)
-    redirects = [(each.status_code, each.headers["Location"]) for each in song.history]
-    assert len(redirects) >= 2, redirects
-    assert {code for code, _ in redirects} == {303}
-    request_id = redirects[0][1].removeprefix("/result/").partition("?")[0]
-    assert {location for _, location in redirects} == {f"/result/{request_id}?wait=1&sync=true"}
-
-
 def test_a_json_call_longer_than_the_wait_keeps_its_shape(slow: Stack) -> None:
     blocker = submitted(slow.url, LONG)
     until_processing(slow.url, blocker)
@@ -251,24 +176,10 @@ def test_a_client_that_stops_waiting_still_finds_the_song(slow: Stack) -> None:
 
 def test_no_path_of_a_client_is_opened_or_erased(slow: Stack, tmp_path: Path) -> None:
     mine = tmp_path / "mine.wav"
-    mine.write_bytes(wav_bytes())
+    mine.write_bytes(silence())
     for path in (str(mine), f"/tmp/../{mine}", f"file://{mine}"):
         body = {"audio2audio_enable": True, "ref_audio_input": path}
         assert fields_of(post(f"{slow.url}/generate_music_async", body)) == {"ref_audio_input"}
         ignored = post(f"{slow.url}/generate_music", {"audio_duration": 1.0, "ref_audio_input": path}).json()
         assert "ref_audio_input" in ignored["params_json"]["ignored"], ignored
-    assert mine.read_bytes() == wav_bytes()
-
-
-def test_an_unknown_id_or_a_broken_body(slow: Stack) -> None:
-    for method, path in (("GET", "status"), ("GET", "result"), ("DELETE", "request")):
-        answer = requests.request(method, f"{slow.url}/{path}/{uuid.uuid4()}", timeout=60)
-        assert (answer.status_code, answer.json()) == (404, {"detail": "Request not found"})
-    for body in (b"", b"{", b"[]", b'"x"', b'{"audio_duration": NaN}', b'{"prompt": "\\ud800"}', b"\xff\xfe"):
-        answer = requests.post(
-            f"{slow.url}/generate_music_async", data=body, headers={"Content-Type": "application/json"}, timeout=60
-        )
-        assert answer.status_code in {400, 422}, (body, answer.text)
-        assert answer.json()["detail"], body
-    huge = post(f"{slow.url}/generate_music_async", {"prompt": "x" * 2_000_000})
-    assert huge.status_code == 413, huge.text
+    assert mine.read_bytes() == silence()

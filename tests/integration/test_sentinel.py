@@ -60,7 +60,7 @@ def test_a_song_outlives_a_failover(watched: tuple[Stack, Redis], redis: Redis) 
     song = submit(stack, "until failover")
     assert eventually(lambda: job(stack, song)["status"] == "running", 60), stack.log("worker")
     guard.sentinel_failover("mymaster")
-    assert eventually(lambda: demoted(redis), 60)
+    assert eventually(lambda: servers.demoted(redis), 60)
     # What was written to the old primary meanwhile is lost, a heartbeat or two; the end of the song comes after.
     (stack.directory / "work" / "tokens").mkdir(parents=True, exist_ok=True)
     (stack.directory / "work" / "tokens" / "failover").touch()
@@ -70,12 +70,6 @@ def test_a_song_outlives_a_failover(watched: tuple[Stack, Redis], redis: Redis) 
     assert job(stack, song)["attempts"][-1]["outcome"] == "succeeded"
     after = submit(stack, "jazz piano")
     assert eventually(lambda: job(stack, after)["status"] == "succeeded", 60), stack.log("worker")
-
-
-def demoted(client: Redis) -> bool:
-    with suppress(RedisError):  # a server that is demoted ends the connections it has
-        return bool(client.info("replication")["role"] == "slave")
-    return False
 
 
 def promotable(sentinel: Redis) -> bool:

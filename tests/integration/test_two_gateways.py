@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import wave
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.gateways import HandSlot, RunningGateway
+from tests.unit.dialect_jobs import silence
 
 A_SONG = b"song"
 http = httpx.Client(timeout=30)
@@ -53,11 +52,7 @@ def test_v1(two_gateways: Both, slot: HandSlot) -> None:
 
 def test_v1_uploads(two_gateways: Both) -> None:
     one, other = two_gateways
-    sound = io.BytesIO()
-    with wave.open(sound, "wb") as file:
-        file.setparams((1, 2, 8000, 8000, "NONE", ""))
-        file.writeframes(b"\0\0" * 8000)
-    kept = http.post(f"{one.url}/v1/uploads", files={"file": ("a.wav", sound.getvalue(), "audio/wav")})
+    kept = http.post(f"{one.url}/v1/uploads", files={"file": ("a.wav", silence(), "audio/wav")})
     assert kept.status_code == 201, kept.text
     upload_id = kept.json()["id"]
     assert json_of(http.get(f"{other.url}/v1/uploads/{upload_id}"))["duration_s"] == 1

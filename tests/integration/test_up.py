@@ -39,7 +39,7 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def up(directory: Path) -> Iterator[Up]:
-    running = Up.start(directory / "ü my C#%41?='")  # any path is a path
+    running = Up.start(directory / "ü my C#%41?='", environment=SINES)  # any path is a path
     yield running
     running.clean_up()
 
@@ -107,9 +107,7 @@ def test_the_queue_is_shown(up: Up) -> None:
 
 
 def test_a_running_job_is_canceled(up: Up, client: Client) -> None:
-    job_id = run_cli(
-        "submit", "an endless raga", "-d", "240", "--steps", "100", "--no-wait", "--server", up.url
-    ).stdout.strip()
+    job_id = run_cli("submit", ENDLESS.prompt, "--no-wait", "--server", up.url).stdout.strip()
     assert eventually(lambda: client.get(job_id).status is JobStatus.RUNNING)
     ended = run_cli("cancel", job_id, "--server", up.url)
     assert ended.returncode == 0, ended.stderr
@@ -213,16 +211,8 @@ def test_interrupted_it_ends_everything(up: Up) -> None:
 
 
 @pytest.fixture
-def sines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is started loads no model."""
-    for name, value in SINES.items():
-        monkeypatch.setitem(ENVIRONMENT, name, value)
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def lonely(directory: Path, sines: None) -> Iterator[Up]:
-    running = Up.start(directory / "lonely")
+def lonely(directory: Path) -> Iterator[Up]:
+    running = Up.start(directory / "lonely", environment=SINES)
     yield running
     running.clean_up()
 
@@ -237,7 +227,7 @@ def test_killed_outright_it_leaves_nothing_and_loses_nothing_and_asked_twice_it_
     lonely.end(signal.SIGKILL)
     assert eventually_gone(family)
 
-    again = Up.start(lonely.data_dir, "--drain-timeout", "600")
+    again = Up.start(lonely.data_dir, "--drain-timeout", "600", environment=SINES)
     try:
         with Client(again.url) as client:
             assert client.cancel(job_id).cancel_requested
@@ -255,9 +245,8 @@ def test_killed_outright_it_leaves_nothing_and_loses_nothing_and_asked_twice_it_
         again.clean_up()
 
 
-@pytest.mark.usefixtures("sines")
 def test_killed_while_it_starts_it_leaves_nothing(directory: Path) -> None:
-    starting = Up.start(directory / "starting")
+    starting = Up.start(directory / "starting", environment=SINES)
     try:
         assert eventually(lambda: len(starting.family()) >= 5)  # the worker at least has been started
         family = starting.family()
@@ -281,9 +270,8 @@ def test_a_model_that_is_not_there_shows_why_and_leaves_the_others_up(directory:
         lacking.clean_up()
 
 
-@pytest.mark.usefixtures("sines")
 def test_workers_on_this_machine_and_from_another(directory: Path) -> None:
-    two = Up.start(directory / "two", "--device", "cpu", "--workers", "2")
+    two = Up.start(directory / "two", "--device", "cpu", "--workers", "2", environment=SINES)
     try:
         assert _stages(two.url) == ["ready", "ready"]
         assert "worker-0" in two.output
@@ -292,7 +280,7 @@ def test_workers_on_this_machine_and_from_another(directory: Path) -> None:
         refused = run_cli(*command, "--data-dir", str(directory / "joined"))
         assert (refused.returncode, "SERINETTE_STORE_URL" in refused.stderr) == (1, True)
         store = {"SERINETTE_STORE_URL": (two.data_dir / "store").as_uri()}
-        joined = Up.start(directory / "joined", command=command, environment=store)
+        joined = Up.start(directory / "joined", command=command, environment=SINES | store)
         try:
             assert eventually(lambda: "1 worker waits for jobs" in joined.output, 60), joined.output
             assert _stages(two.url) == ["ready"] * 3
@@ -344,6 +332,13 @@ def test_a_wrong_setting_is_named(directory: Path, monkeypatch: pytest.MonkeyPat
     assert ended.returncode == 1
     assert "SERINETTE_HEARTBEAT_S: must be a valid number" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def sines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process starts loads no model."""
+    for name, value in SINES.items():
+        monkeypatch.setenv(name, value)
 
 
 class Reported(Exception):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rq import Worker
 
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.service_watch import ServiceWatch
@@ -71,20 +68,6 @@ def test_a_song_that_cannot_finish_is_given_back(worker_pod: Pod, how: str) -> N
         assert (charged_attempts(entry), len(entry.attempts)) == (0, 2), "the next worker generates it, uncharged"
 
 
-def test_a_suspended_worker_takes_nothing_and_leaves_when_asked(worker_pod: Pod) -> None:
-    process = worker_pod.start()
-    worker_pod.wait_stage()
-    rq = str(Path(sys.executable).parent / "rq")
-    subprocess.run([rq, "suspend", "--url", worker_pod.redis_url], check=True, capture_output=True)
-    assert eventually(lambda: {worker.get_state() for worker in Worker.all(worker_pod.redis)} == {"suspended"})
-    job_id = worker_pod.submit()
-    time.sleep(1.2)  # longer than an idle slot sleeps
-    assert worker_pod.board.waiting() == [job_id]
-    process.terminate()
-    assert process.wait(10) == 0, worker_pod.log()
-    assert worker_pod.board.waiting() == [job_id]
-
-
 def test_nothing_outlives_a_killed_supervisor_and_two_share_a_work_dir(worker_pod: Pod) -> None:
     one, other = worker_pod.start(), worker_pod.start()
     for process in (one, other):
@@ -99,6 +82,34 @@ def test_nothing_outlives_a_killed_supervisor_and_two_share_a_work_dir(worker_po
     assert worker_pod.log().count(ready) == 2, "the other engine was not disturbed"
     other.send_signal(signal.SIGINT)
     assert other.wait(15) == 0, "an idle one leaves at once"
+
+
+def test_a_song_outlives_the_pod_that_generated_it(worker_pod: Pod) -> None:
+    """The store is away, and the pod dies with the song on its disk: the container that comes again brings it."""
+    store, aside = (worker_pod.directory / name for name in ("store", "store-aside"))
+
+    def parcels() -> list[Path]:
+        return list((worker_pod.directory / "work" / "spool").glob("*/*/job.json"))
+
+    process = worker_pod.start()
+    worker_pod.wait_over(worker_pod.submit(), JobStatus.SUCCEEDED)  # its slot has opened the store
+    store.rename(aside)
+    store.touch()  # a plain file where a directory was: it answers nothing but errors
+    job_id = worker_pod.submit()
+    assert eventually(lambda: len(parcels()) == 1), worker_pod.log()
+    attempt_id = worker_pod.entry(job_id).attempts[0].id
+    family = below(process.pid)
+    for member in family:
+        os.kill(member.pid, signal.SIGKILL)
+    assert eventually_gone(family)
+    store.unlink()
+    aside.rename(store)
+    worker_pod.start()
+    assert eventually(lambda: parcels() == []), worker_pod.log()
+    attempt = worker_pod.record(job_id).attempt
+    assert attempt and attempt.id == attempt_id
+    worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
+    assert len(list(worker_pod.store.list("songs"))) == 4, "generated once"
 
 
 def test_a_model_that_cannot_be_configured_ends_the_worker(worker_pod: Pod) -> None:

@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from tests import servers
-from tests.pod import Pod, pod
-
-SLOTS = 3
+from tests.smoke import ended, submitted
+from tests.stack import Stack
 
 
-def holding(process: subprocess.Popen[bytes], words: str) -> list[str]:
-    """Command lines of the pod's processes that have a file of this name mapped or open."""
-    whole = psutil.Process(process.pid)
+def holding(stack: Stack, words: str) -> list[str]:
+    """Modules of the worker's processes that have a file of this name mapped or open, once it has generated."""
+    assert ended(stack.url, submitted(stack.url, {"audio_duration": 2.0}))["status"] == "completed"
+    worker = psutil.Process(stack.processes["worker"].pid)
+    family = (worker, *worker.children(recursive=True))
+    assert sum("gpu_worker.slot" in each.cmdline() for each in family) > 1
     found = []
-    for each in (whole, *whole.children(recursive=True)):
+    for each in family:
         maps = Path(f"/proc/{each.pid}/maps").read_text()
         links = [link.resolve() for link in Path(f"/proc/{each.pid}/fd").iterdir()]
         if words in maps or any(words in str(link) for link in links):
-            found.append(" ".join(each.cmdline()))
+            found.append(each.cmdline()[-1])
     return found
 
 
-def start_and_generate(made: Pod) -> subprocess.Popen[bytes]:
-    process = made.start(engine_module="gpu_worker.engine", slots=SLOTS, threads=1)
-    made.wait_stage(timeout_s=180)
-    made.wait_over(made.submit("jazz"), timeout_s=180)
-    return process
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> Iterator[Pod]:
-    with servers.valkey(tmp_path / "valkey") as server, pod(tmp_path, server.connection_url) as made:
-        yield made
-
-
-def test_torch_is_in_the_engine_alone(made: Pod) -> None:
-    assert [line.split()[-1] for line in holding(start_and_generate(made), "libtorch")] == ["gpu_worker.engine"]
+def test_torch_is_in_the_engine_alone(stack: Stack) -> None:
+    assert holding(stack, "libtorch") == ["gpu_worker.engine"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_has_one_context(made: Pod) -> None:
-    assert [line.split()[-1] for line in holding(start_and_generate(made), "/dev/nvidia")] == ["gpu_worker.engine"]
+def test_a_gpu_has_one_context(stack: Stack) -> None:
+    assert holding(stack, "/dev/nvidia") == ["gpu_worker.engine"]

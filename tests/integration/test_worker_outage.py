@@ -2,68 +2,37 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from serinette.job import JobStatus
 from serinette.presence import WorkerStage
-from tests import servers
 from tests.pod import Pod, pod
 from tests.processes import eventually
+from tests.servers import RestartedValkey
 
 AWAY_S = 2.5  # longer than a heartbeat holds for, and than a slot waits for one answer
 
 
-class Outage:
-    """A Valkey with a durable log, which can be stopped and started again or frozen and thawed."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._port = servers.free_ports(1)[0]
-        self._running = ExitStack()
-        self.start()
-
-    def start(self) -> None:
-        server = servers.valkey(self._directory, port=self._port, append_only=True)
-        self.url = self._running.enter_context(server).connection_url
-        with Redis.from_url(self.url) as redis:
-            self._pid = int(redis.info("server")["process_id"])
-
-    def stop(self) -> None:
-        self._running.close()
-
-    def freeze(self) -> None:
-        os.kill(self._pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        os.kill(self._pid, signal.SIGCONT)
-
-
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Outage]:
-    outage = Outage(tmp_path / "valkey")
+def valkey(tmp_path: Path) -> Iterator[RestartedValkey]:
+    outage = RestartedValkey(tmp_path / "valkey", append_only=True)
     yield outage
-    with suppress(ProcessLookupError):  # a server left frozen would not end
-        outage.thaw()
     outage.stop()
 
 
 @pytest.fixture
-def worker_pod(tmp_path: Path, valkey: Outage) -> Iterator[Pod]:
+def worker_pod(tmp_path: Path, valkey: RestartedValkey) -> Iterator[Pod]:
     settings = {"slots": 2, "redis_timeout_s": 1}
     with pod(tmp_path, valkey.url, settings) as made:
         yield made
 
 
 @pytest.mark.parametrize("how", ["stopped", "frozen"])
-def test_a_song_outlives_redis(worker_pod: Pod, valkey: Outage, how: str) -> None:
+def test_a_song_outlives_redis(worker_pod: Pod, valkey: RestartedValkey, how: str) -> None:
     process = worker_pod.start()
     job_id = worker_pod.submit("slow 2")
     worker_pod.wait_step(job_id)
@@ -82,7 +51,7 @@ def test_a_song_outlives_redis(worker_pod: Pod, valkey: Outage, how: str) -> Non
     assert [worker_pod.child(process, word).pid for word in ("tests.engines", ".0", ".1")] == pids
 
 
-def test_a_worker_leaves_while_redis_is_away(worker_pod: Pod, valkey: Outage) -> None:
+def test_a_worker_leaves_while_redis_is_away(worker_pod: Pod, valkey: RestartedValkey) -> None:
     process = worker_pod.start()
     worker_pod.wait_stage()
     valkey.stop()
@@ -91,13 +60,12 @@ def test_a_worker_leaves_while_redis_is_away(worker_pod: Pod, valkey: Outage) ->
     assert process.wait(30) == 0, worker_pod.log()
 
 
-def test_a_full_redis_is_emptied_by_a_worker_that_starts_then(worker_pod: Pod, valkey: Outage) -> None:
+def test_a_full_redis_is_emptied_by_a_worker_that_starts_then(worker_pod: Pod, valkey: RestartedValkey) -> None:
     job_id = worker_pod.submit()
     worker_pod.redis.config_set("maxmemory", 1)
     worker_pod.start()
     worker_pod.wait_over(job_id, JobStatus.SUCCEEDED)
     seen = worker_pod.presence()
-    assert seen
-    assert seen.stage is WorkerStage.READY
+    assert seen and seen.stage is WorkerStage.READY
     assert "Traceback" not in worker_pod.log()
     worker_pod.redis.config_set("maxmemory", 0)

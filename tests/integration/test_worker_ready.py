@@ -54,8 +54,7 @@ def test_a_worker_whose_slots_cannot_start_is_not_ready_and_says_why(tmp_path: P
             f"{worker.presence()} {worker.log()}"
         )
         seen = worker.presence()
-        assert seen
-        assert (seen.stage, seen.model) == (WorkerStage.LOADING, MODEL), "the engine is ready, and no slot"
+        assert seen and (seen.stage, seen.model) == (WorkerStage.LOADING, MODEL), "the engine is ready, and no slot"
         redis.execute_command("ACL", "SETUSER", "worker", "allkeys")
         assert worker.wait_stage(WorkerStage.READY).message == ""
         # Another load counts from its own beginning, not from the worker's start.
@@ -63,6 +62,5 @@ def test_a_worker_whose_slots_cannot_start_is_not_ready_and_says_why(tmp_path: P
         os.kill(worker.child(worker.processes[0], "tests.engines").pid, signal.SIGKILL)
         assert eventually(lambda: (seen := worker.presence()) and seen.loading_since)
         later = worker.presence()
-        assert later
-        assert later.loading_since
+        assert later and later.loading_since
         assert later.loading_since >= began > later.started_at

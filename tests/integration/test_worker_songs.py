@@ -17,12 +17,11 @@ from rq.job import JobStatus as RqStatus
 
 from serinette.job import AttemptOutcome, JobStatus
 from serinette.media import decode, read_song_tags
-from serinette.names import record_key
 from serinette.presence import pace
-from serinette.spec import SCHEMA, AudioFormat, Task
+from serinette.spec import AudioFormat
 from tests import servers
 from tests.jobs import TENANT, charged_attempts
-from tests.pod import Pod, pod, put_upload
+from tests.pod import Pod, pod
 from tests.processes import eventually
 
 STALL_TIMEOUT_S = 3
@@ -64,8 +63,7 @@ def test_a_song_is_generated_stored_recorded_and_reported(worker: Worker) -> Non
         assert len(data) == artifact.size_bytes
         assert decode(io.BytesIO(data), 48_000, 2, 60).shape[1] >= 48_000
         tags = read_song_tags(io.BytesIO(data))
-        assert tags
-        assert (tags.job_id, tags.seed, tags.model) == (job_id, artifact.seed, "sine")
+        assert tags and (tags.job_id, tags.seed, tags.model) == (job_id, artifact.seed, "sine")
     assert result.timings.run_s >= result.timings.generate_s > 0
     assert pace(pod.redis, pod.settings.keys, "default")
     assert pod.leases() == {}
@@ -81,8 +79,7 @@ def test_presence_reports_the_model_and_the_busy_slots(worker: Worker) -> None:
     pod = worker.pod
     assert eventually(lambda: pod.wait_stage().busy_slots == 0)
     seen = pod.wait_stage()
-    assert seen.model
-    assert (seen.model.name, seen.device, seen.slots) == ("sine", "an imagined one", 2)
+    assert seen.model and (seen.model.name, seen.device, seen.slots) == ("sine", "an imagined one", 2)
     job_id = pod.submit("slow 2")
     assert eventually(lambda: pod.wait_stage().busy_slots == 1)
     pod.wait_over(job_id, JobStatus.SUCCEEDED)
@@ -114,8 +111,7 @@ def test_a_killed_engine_costs_one_attempt_and_a_bystander_none(worker: Worker) 
     engine.kill()
     entry = pod.wait_over(running, JobStatus.SUCCEEDED)
     assert [attempt.outcome for attempt in entry.attempts] == [AttemptOutcome.FAILED, AttemptOutcome.SUCCEEDED]
-    assert entry.attempts[0].error
-    assert entry.attempts[0].error.code == "engine_crashed"
+    assert entry.attempts[0].error and entry.attempts[0].error.code == "engine_crashed"
     assert pod.rq_job(running).retries_left == 1
     assert len(pod.wait_over(bystander, JobStatus.SUCCEEDED).attempts) == 1
 
@@ -124,8 +120,7 @@ def test_a_poison_job_fails_after_its_attempts_and_harms_no_other(worker: Worker
     pod = worker.pod
     poison, neighbor = pod.submit("crash", attempts=2), pod.submit()
     entry = pod.wait_over(poison, JobStatus.FAILED)
-    assert entry.error
-    assert entry.error.code == "engine_crashed"
+    assert entry.error and entry.error.code == "engine_crashed"
     assert charged_attempts(entry) == len(entry.attempts) == 2
     assert pod.rq_job(poison).get_status() is RqStatus.FAILED
     assert charged_attempts(pod.wait_over(neighbor, JobStatus.SUCCEEDED)) == 0
@@ -135,8 +130,7 @@ def test_a_hung_engine_ends_at_the_jobs_timeout_and_the_next_job_is_generated(wo
     pod, engine = worker.pod, worker.engine()
     hung = pod.submit("hang", timeout_s=1)
     entry = pod.wait_over(hung, JobStatus.FAILED)
-    assert entry.error
-    assert entry.error.code == "timeout"
+    assert entry.error and entry.error.code == "timeout"
     assert len(entry.attempts) == 1
     assert len(pod.wait_over(pod.submit(), JobStatus.SUCCEEDED).attempts) == 1
     assert worker.engine().pid != engine.pid
@@ -155,44 +149,8 @@ def test_a_silent_engine_is_killed_and_the_song_generated_again(worker: Worker) 
 @pytest.mark.parametrize(("prompt", "code"), [("oom", "out_of_memory"), ("nan", "invalid_output"), ("bug", "internal")])
 def test_what_would_fail_again_is_not_tried_again(worker: Worker, prompt: str, code: str) -> None:
     entry = worker.pod.wait_over(worker.pod.submit(prompt), JobStatus.FAILED)
-    assert entry.error
-    assert entry.error.code == code
+    assert entry.error and entry.error.code == code
     assert len(entry.attempts) == 1
-
-
-def test_sources_are_uploads_and_earlier_songs(worker: Worker) -> None:
-    pod = worker.pod
-    first = pod.submit(duration_s=2)
-    pod.wait_over(first, JobStatus.SUCCEEDED)
-    put_upload(pod.store, "up", pod.store.get(pod.record(first).artifacts[0].key))
-    for audio_id in ("up", f"{first}/0"):
-        job_id = pod.submit(task=Task.COVER, source_audio=audio_id)
-        pod.wait_over(job_id, JobStatus.SUCCEEDED)
-        assert pod.record(job_id).artifacts[0].duration_s == 2, "as long as its source"
-
-
-def test_a_record_that_exists_ends_the_job_without_generation(worker: Worker) -> None:
-    pod, engine = worker.pod, worker.engine().pid
-    before = pod.submit()
-    pod.wait_over(before, JobStatus.SUCCEEDED)
-    record = pod.record(before).model_copy(update={"job_id": "again"})
-    pod.store.put(record_key(TENANT, "again"), record.model_dump_json().encode())
-    again = pod.submit("crash", job_id="again", attempts=1)
-    pod.wait_over(again, JobStatus.SUCCEEDED)
-    assert pod.entry(again).result == record.result
-    assert worker.engine().pid == engine
-
-
-def test_a_newer_spec_is_passed_over_uncharged_while_others_are_generated(worker: Worker) -> None:
-    pod = worker.pod
-    newer = pod.submit()
-    pod.redis.hset(pod.settings.keys.job(newer), "schema", SCHEMA + 1)
-    pod.wait_over(pod.submit(), JobStatus.SUCCEEDED)
-    time.sleep(1)
-    assert pod.entry(newer).attempts == ()
-    assert pod.rq_job(newer).retries_left == 2
-    assert pod.board.waiting() == [newer]
-    pod.cancel(newer)
 
 
 def test_a_killed_slot_leaves_a_lease_that_runs_out_and_comes_back(worker: Worker) -> None:

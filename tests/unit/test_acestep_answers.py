@@ -13,7 +13,7 @@ from api.dialects.acestep.names import song_named, song_url
 from api.dialects.acestep.routes import task_ids_of
 from api.dialects.acestep.table import convert, record_of, warnings
 from api.dialects.body import Body
-from serinette.errors import InvalidSpec, NotFound
+from serinette.errors import NotFound
 from serinette.job import Job, JobError, JobStatus, Progress, Stage
 from serinette.presence import WorkerStage
 from tests.unit import dialect_jobs
@@ -261,9 +261,3 @@ def test_samples_have_what_each_mode_wants() -> None:
     assert (simple["description"], simple["instrumental"]) == (simple["caption"], True)
     assert custom["lyrics"]
     assert "description" not in custom
-
-
-@pytest.mark.parametrize("sent", [{}, {"task_id_list": None}, {"task_id_list": ""}, {"task_id": ID}])
-def test_a_query_that_names_no_task_is_refused_with_the_field_to_send(sent: dict[str, Any]) -> None:
-    with pytest.raises(InvalidSpec, match="task_id_list: name the tasks"):
-        task_ids_of(Body(sent))

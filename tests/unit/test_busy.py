@@ -17,11 +17,6 @@ from tests.jobs import Board
 POOL = "default"
 
 
-@pytest.fixture
-def board(redis: Redis, keys: Keys) -> Board:
-    return Board(redis, keys)
-
-
 def counted(redis: Redis, keys: Keys) -> set[str]:
     found: Any = redis.smembers(keys.busy(POOL))
     return {member.decode() for member in found}

@@ -14,8 +14,7 @@ from redis import Redis
 from api.app import create_app
 from api.settings import GatewaySettings
 from serinette.container import ContainerSpec, allowed_by, is_file_name
-from serinette.names import Keys, upload_record_key
-from serinette.store import Store
+from serinette.names import Keys
 from tests.gateways import problem
 from tests.unit.tenants import bearing, key_of, serving, settings_of
 
@@ -167,16 +166,6 @@ async def test_what_this_deployment_refuses(
     refused = refusal(await http.post("/v1/containers", json={"image": IMAGE, **wrong}), 422)
     assert (refused["code"], refused["field"].split(".")[0]) == ("invalid_spec", field)
     assert not redis.zcard(Keys().live), "nothing was stored"
-
-
-async def test_another_keys_files_are_not_there(settings: GatewaySettings, redis: Redis) -> None:
-    mine, others = key_of(redis, "mine"), key_of(redis, "others")
-    Store.open(settings).put(upload_record_key("mine", UPLOAD), b"{}")
-    body = {"image": IMAGE, "inputs": [{"path": "a", "upload": UPLOAD}]}
-    async with serving(settings.model_copy(update={"auth": True})) as (_, client):
-        assert (await client.post("/v1/containers", json=body, headers=bearing(mine))).status_code == 202
-        refused = refusal(await client.post("/v1/containers", json=body, headers=bearing(others)), 422)
-        assert refused["detail"] == f"inputs: a: there is no {UPLOAD} of yours"
 
 
 async def test_ceilings_are_each_tenants_own(settings: GatewaySettings, redis: Redis) -> None:

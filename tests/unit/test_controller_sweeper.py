@@ -112,29 +112,6 @@ def test_a_cancel_that_comes_with_the_release_ends_the_job_also_while_no_worker_
     assert bench.board.waiting() == []
 
 
-def test_a_beat_in_the_last_moment_saves_the_job(bench: Bench) -> None:
-    job_id = bench.submit()
-    claimed = bench.begin(job_id)
-    bench.pass_leases()
-    due = bench.board.jobs(calls.overdue(20))
-    assert due == [(job_id, claimed.entry.owner)]
-    assert bench.board.beat(claimed) is AttemptState.MINE
-    assert bench.sweep() == []
-    assert bench.entry(job_id).status is JobStatus.RUNNING
-
-
-def test_a_late_worker_changes_nothing_after_its_job_was_taken(bench: Bench) -> None:
-    job_id = bench.submit()
-    late = bench.begin(job_id)
-    bench.pass_leases()
-    assert bench.sweep() == [Action.RETRY]
-    assert bench.board.beat(late) is AttemptState.WAITS
-    current = bench.begin(job_id, "pod-2.0.def")
-    assert bench.board.beat(late) is AttemptState.LOST
-    bench.board.finish(late, Outcome(JobStatus.FAILED))
-    assert bench.entry(job_id).owner == current.entry.owner
-
-
 def test_what_a_dead_slot_holds_is_found_at_once_and_nothing_else_is(bench: Bench) -> None:
     dead, alive = bench.submit(), bench.submit()
     bench.begin(dead, "pod-1.0.abc")

@@ -81,8 +81,7 @@ def plan_of(song: Song) -> Planned:
 def test_a_planned_song_has_its_codes_and_its_length(engine: AceStepEngine, length_s: float) -> None:
     (song,) = songs(engine, request(duration_s=length_s))
     assert plan_of(song).codes == -(-round(length_s * 5, 6) // 1)
-    assert song.audio_codes
-    assert song.audio_codes.count("<|audio_code_") == plan_of(song).codes
+    assert song.audio_codes and song.audio_codes.count("<|audio_code_") == plan_of(song).codes
     assert song.samples.shape[1] == round(length_s * RATE)
 
 

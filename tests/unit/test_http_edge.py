@@ -14,14 +14,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from redis import Redis
 
 from api.app import create_app
 from api.response_headers import LEAST_BYTES
 from api.settings import GatewaySettings
 from serinette import logs
-from serinette.errors import ConfigurationError
 from serinette.store import Store
 from tests.gateways import HandSlot, problem
 from tests.unit.tenants import SONG, settings_of
@@ -171,28 +169,6 @@ def slot(redis: Redis, settings: GatewaySettings) -> HandSlot:
     return HandSlot(redis, Store.open(settings))
 
 
-async def test_a_prefix_is_taken_off_the_path_and_put_before_all_links(
-    settings: GatewaySettings, slot: HandSlot
-) -> None:
-    below = create_app(settings.model_copy(update={"root_path": "/music"}))
-    async with client(below) as http:
-        for path in ("/music/v1/jobs", "/v1/jobs"):
-            answer = await http.post(path, json=SONG)
-            job_id = answer.json()["id"]
-            assert answer.headers["Location"] == f"/music/v1/jobs/{job_id}"
-        links = (await http.post(f"/music/v1/jobs/{job_id}/links")).json()
-        assert links["audio"].startswith(f"/music/v1/jobs/{job_id}/audio?token=")
-        assert (await http.get("/music/v1/jobs/")).headers["Location"] == "/music/v1/jobs"
-        seed = await http.get(f"/music/result/{job_id}?wait=0.1")
-        assert (seed.status_code, seed.headers["Location"].startswith("/music/result/")) == (303, True)
-        assert (await http.get("/music/openapi.json")).json()["servers"] == [{"url": "/music"}]
-        assert "servers" not in (await client(create_app(settings)).get("/openapi.json")).json()
-        assert (await http.get("/music")).headers["Location"] == "/music/"
-        for page in ("/music/", "/music/docs", "/music/healthz"):
-            assert (await http.get(page)).status_code == 200, page
-        assert (await http.get("/musical/healthz")).status_code == 404
-
-
 @pytest.mark.parametrize(
     ("sent", "peer", "prefix"),
     [
@@ -214,19 +190,6 @@ async def test_a_forwarded_prefix_counts_if_it_is_a_plain_path_of_a_trusted_prox
     async with client(app, peer) as http:
         answer = await http.post("/v1/jobs", json=SONG, headers={"X-Forwarded-Prefix": sent})
     assert answer.headers["Location"] == f"{prefix}/v1/jobs/{answer.json()['id']}"
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"root_path": "music"}, {"root_path": "/a//b"}, {"cors_origins": "https://a.example/path"}, {"cors_origins": "a"}],
-)
-def test_a_prefix_or_origin_that_is_none_is_refused_at_the_start(
-    redis_url: str, file_store_url: str, wrong: dict[str, str]
-) -> None:
-    with pytest.raises(ValidationError):
-        settings_of(redis_url, file_store_url, **wrong)
-    with pytest.raises(ConfigurationError, match="begins a path of the API"):
-        create_app(settings_of(redis_url, file_store_url, root_path="/result"))
 
 
 async def test_head_is_wherever_get_is(http: httpx.AsyncClient, app: FastAPI, slot: HandSlot) -> None:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.exceptions import ResponseError
 from rq.suspension import resume, suspend
 
@@ -15,18 +14,13 @@ from serinette.credentials import Limits
 from serinette.job import AttemptOutcome, JobError, JobStatus
 from serinette.jobs import AttemptState, Call, Claimed, Entry, Lease, Outcome, Shrunk, calls, rq_fields_of
 from serinette.jobs.finishing import record_of
-from serinette.names import DEFAULT_POOL, Keys, Lane
+from serinette.names import DEFAULT_POOL, Lane
 from serinette.spec import GenerationSpec
 from tests.jobs import TENANT, Board, assert_ended, charged_attempts, submission
 
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
 STEP = '{"stage":"denoising","step":1,"steps":8,"at":"2026-01-01T00:00:00Z"}'
 SUCCEEDED, FAILED, CANCELED = JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED
-
-
-@pytest.fixture
-def board(redis: Redis, keys: Keys) -> Board:
-    return Board(redis, keys)
 
 
 def held(board: Board, slot: str | None = None) -> Any:
@@ -161,15 +155,6 @@ def test_the_same_attempt_claims_the_same_job_however_often_it_asks(board: Board
     assert len(board.entry(first).attempts) == 1
 
 
-def test_a_dead_slot_claims_nothing_any_more_and_its_leases_run_out(board: Board) -> None:
-    job_id, _ = board.submit(), board.submit()
-    held(board, "pod-1.0.dead")
-    board.jobs(calls.overdue(20))
-    board.jobs(calls.lapse("pod-1.0.dead"))
-    assert board.claim("pod-1.0.dead") is None
-    assert [found for found, _ in board.jobs(calls.overdue(20))] == [job_id]
-
-
 def test_a_gap_between_two_watches_extends_every_lease(board: Board) -> None:
     job_id = board.submit()
     held(board)
@@ -234,12 +219,6 @@ def test_a_bound_refuses_before_anything_is_written(
     refused = board.jobs(calls.submit(submission(), limits=limits)).refused
     assert refused and (refused.what, refused.count, refused.bound.removesuffix(".0")) == (what, count, bound)
     assert board.state() == before
-
-
-def test_a_full_lane_refuses(board: Board) -> None:
-    board.submit()
-    refused = board.jobs(calls.submit(submission(), max_waiting=1)).refused
-    assert refused and (refused.what, refused.bound) == ("waiting", "1")
 
 
 def test_a_token_for_each_job_wakes_one_slot_and_none_outlives_its_job(board: Board) -> None:
@@ -321,8 +300,7 @@ def test_a_job_that_was_moved_begins_in_its_new_pool_alone(board: Board) -> None
     assert taken == {*jobs} - {jobs[150]}
     assert board.claim() is None
     moved = board.claim(pool="turbo")
-    assert moved
-    assert moved.entry.id == jobs[150]
+    assert moved and moved.entry.id == jobs[150]
 
 
 @pytest.mark.parametrize("why", ["newer", "expired", "unreadable"])
@@ -336,8 +314,7 @@ def test_a_hundred_jobs_that_cannot_begin_do_not_block_their_lane(board: Board, 
             board.redis.hset(record, "schema", "1000000" if why == "newer" else "x")
     good = board.submit()
     taken = board.claim() or board.claim()
-    assert taken
-    assert taken.entry.id == good
+    assert taken and taken.entry.id == good
     assert board.waiting() == stuck, "they wait for the sweeper, or for a slot that can read them"
     if why == "newer":
         board.redis.hset(board.keys.job(stuck[0]), "schema", 1)
@@ -359,8 +336,7 @@ def test_a_job_that_is_canceled_when_its_attempt_fails_reports_its_usage(board: 
     board.jobs(calls.release(job_id, attempt_of(claimed), LOST, charged=True, gpu_s=50.0))
     found: Any = board.redis.xrevrange(board.keys.events(job_id), count=1)
     usage = board.entry(job_id).usage
-    assert usage
-    assert usage.gpu_s == json.loads(found[0][1][b"data"])["usage"]["gpu_s"] == 50
+    assert usage and usage.gpu_s == json.loads(found[0][1][b"data"])["usage"]["gpu_s"] == 50
 
 
 def test_a_late_recording_ends_no_job_that_was_submitted_again(board: Board) -> None:

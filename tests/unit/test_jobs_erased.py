@@ -5,22 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-import pytest
-from redis import Redis
-
 from serinette.job import JobError, JobStatus, now
 from serinette.jobs import Outcome, calls
 from serinette.jobs.finishing import finish_as, record_of
-from serinette.names import Keys
 from tests.jobs import TENANT, Board
 
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
 QUEUED, RUNNING, SUCCEEDED, FAILED = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED, JobStatus.FAILED
-
-
-@pytest.fixture
-def board(redis: Redis, keys: Keys) -> Board:
-    return Board(redis, keys)
 
 
 def held(board: Board) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-import pytest
 from redis import Redis
 
 from serinette.job import JobStatus
@@ -14,11 +13,6 @@ from serinette.names import Keys
 from tests.jobs import TENANT, Board, submission
 
 KEYS = Keys()
-
-
-@pytest.fixture
-def board(redis: Redis) -> Board:
-    return Board(redis, KEYS)
 
 
 def take(board: Board, lease_s: float = 20.0, slot: str = "pod.0.test", **given: Any) -> tuple[str, str]:

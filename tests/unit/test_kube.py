@@ -45,8 +45,7 @@ def test_a_patch_is_recorded_and_kept(kube: Kube, api: client.ApiClient) -> None
     assert patched.metadata.annotations == {"cost": "5"}
     assert [(asked.path, asked.body) for asked in kube.patches] == [("/api/v1/namespaces/default/pods/one", note)]
     kept = kube.get("v1", "Pod", "one", "default")
-    assert kept
-    assert kept["metadata"]["labels"] == {"pool": "a"}
+    assert kept and kept["metadata"]["labels"] == {"pool": "a"}
 
 
 def test_what_is_not_there_and_what_is_broken(kube: Kube, api: client.ApiClient) -> None:

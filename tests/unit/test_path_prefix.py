@@ -53,6 +53,8 @@ def test_every_address_that_is_answered_has_the_prefix_also_where_a_proxy_says_n
     assert made.status_code in {200, 201, 202}, made.text
     assert made.headers["Location"] == f"{prefix}/v1/jobs/{made.json()['id']}"
     assert client.get(f"{before}/v1/jobs/{made.json()['id']}", headers=headers).json()["id"] == made.json()["id"]
+    links = client.post(f"{before}/v1/jobs/{made.json()['id']}/links", headers=headers).json()
+    assert links["audio"].startswith(f"{prefix}/v1/jobs/{made.json()['id']}/audio?token=")
     seed = client.post(f"{before}/generate_music_async", json=JOB, headers=headers).json()["request_id"]
     assert client.get(f"{before}/result/{seed}", params={"wait": 0.1}, headers=headers).status_code in {303, 400}
     slash = client.get(f"{before}/v1/jobs/", headers=headers)
@@ -123,3 +125,11 @@ def test_a_websocket_below_the_prefix(client: TestClient) -> None:
 def test_a_prefix_that_cannot_be_served_is_refused(wrong: str) -> None:
     with pytest.raises(ConfigurationError, match="SERINETTE_ROOT_PATH"):
         read(GatewaySettings, root_path=wrong)
+
+
+def test_a_prefix_that_begins_a_path_of_the_api_is_refused(valkey_url: str, store_url: str) -> None:
+    settings = GatewaySettings(redis_url=valkey_url, store_url=store_url)
+    with TestClient(create_app(settings), "http://localhost") as plain:
+        assert "servers" not in plain.get("/openapi.json").json()
+    with pytest.raises(ConfigurationError, match="begins a path of the API"):
+        create_app(settings.model_copy(update={"root_path": "/result"}))

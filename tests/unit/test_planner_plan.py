@@ -65,8 +65,7 @@ def test_a_song_of_which_nothing_is_known(planner: Planner) -> None:
 
 def test_the_model_may_choose_the_length(planner: Planner) -> None:
     (metadata,) = planner.metadata([Song("calm")], unobserved)
-    assert metadata
-    assert metadata.duration_s in CHOICES["duration"]
+    assert metadata and metadata.duration_s in CHOICES["duration"]
 
 
 @pytest.mark.parametrize("name", ["caption", "bpm", "duration_s", "key_scale", "time_signature", "vocal_language"])
@@ -126,8 +125,7 @@ def test_a_planner_of_metadata_alone(metadata_alone: Planner) -> None:
     song = Song("calm", given=Metadata(caption="x", duration_s=2))
     assert metadata_alone.codebook == 0
     (plan,) = metadata_alone.plan([song], unobserved)
-    assert plan.metadata
-    assert plan.metadata.bpm
+    assert plan.metadata and plan.metadata.bpm
     assert plan.codes == ()
     with pytest.raises(Unsupported, match="metadata alone; use a planner that knows audio codes"):
         metadata_alone.codes([song], unobserved)

@@ -61,6 +61,9 @@ HOSTILE = {
 }
 
 
+SURELY_NO_AUDIO = {"empty", "random", "text", "png", "video", "m4a cut short"}
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused_or_measured(name: str, path: Path) -> None:
     path.write_bytes(HOSTILE[name])
@@ -69,16 +72,11 @@ def test_a_hostile_file_is_refused_or_measured(name: str, path: Path) -> None:
     except InvalidAudio as refused:
         assert str(path) not in refused.message
         assert len(refused.message) < 200
+        assert "the file" in refused.message or name not in SURELY_NO_AUDIO
     else:
         assert isinstance(info, AudioInfo)
         assert 0 < info.duration_s <= 3.1
-
-
-@pytest.mark.parametrize("name", ["empty", "random", "text", "png", "video", "m4a cut short"])
-def test_what_is_surely_no_audio_is_refused(name: str, path: Path) -> None:
-    path.write_bytes(HOSTILE[name])
-    with pytest.raises(InvalidAudio, match="the file"):
-        prove_audio(path, max_duration_s=MAX_DURATION_S)
+        assert name not in SURELY_NO_AUDIO
 
 
 def test_hours_of_silence_in_a_megabyte_end_at_the_limit(path: Path) -> None:

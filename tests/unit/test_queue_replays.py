@@ -79,8 +79,7 @@ async def test_a_job_that_redis_knows_in_brief(harness: QueueHarness, monkeypatc
         patched.setattr(Store, "get", away)
         listed = (await harness.queue.list(ME)).jobs
         assert [(found.id, found.status) for found in listed] == [(failed.id, "failed"), (job.id, "succeeded")]
-        assert listed[0].error
-        assert listed[0].error.code == "out_of_memory"
+        assert listed[0].error and listed[0].error.code == "out_of_memory"
         assert (listed[1].spec.prompt, listed[1].labels, listed[1].ended_at is None) == ("jazz", job.labels, False)
         for wanted in (JobFilter(label=("album", "blue")), JobFilter(JobStatus.SUCCEEDED)):
             assert [found.id for found in (await harness.queue.list(ME, wanted)).jobs] == [job.id]

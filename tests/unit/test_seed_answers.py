@@ -117,11 +117,6 @@ def test_status_of_a_failure(status: JobStatus, error: JobError | None, answered
     assert answers.not_completed(failed) == {"detail": "Request is failed, not completed", "error": answered}
 
 
-def test_result_before_the_song() -> None:
-    assert answers.not_completed(job(JobStatus.QUEUED)) == {"detail": "Request is pending, not completed"}
-    assert answers.not_completed(job(JobStatus.RUNNING)) == {"detail": "Request is processing, not completed"}
-
-
 def test_the_json_result() -> None:
     answer = answers.song_with_facts(job(JobStatus.SUCCEEDED))
     assert (answer["request_id"], answer["sample_rate"], answer["success"]) == (ID, 48_000, True)

@@ -206,10 +206,6 @@ def test_health_and_initialize_without_and_with_a_worker_that_loads(
     assert client.post("/initialize").json()["ignored"] == []
 
 
-def test_the_sample_is_accepted(client: TestClient) -> None:
-    submitted(client, **client.get("/sample_data").json()["sample"])
-
-
 def test_audio_that_comes_along_is_kept_and_covered(client: TestClient) -> None:
     form = {"prompt": "remix", "ref_audio_strength": "0.7", "use_erg_tag": "True", "ref_audio_input": "/etc/passwd"}
     files = {"audio_file": ("my song.wav", silence(), "audio/wav")}

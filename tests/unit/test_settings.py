@@ -26,6 +26,8 @@ from serinette.settings import SharedSettings, read, unknown_variables
         (SharedSettings, {"RQ_KEY_PREFIX": "a b"}, "RQ_KEY_PREFIX: String should match pattern"),
         (SharedSettings, {"SERINETTE_HEARTBEAT_S": "10"}, "SERINETTE_HEARTBEAT_TTL_S: must be at least 3 * "),
         (GatewaySettings, {"SERINETTE_CORS_ORIGINS": "[https://a"}, "SERINETTE_CORS_ORIGINS: must be like "),
+        (GatewaySettings, {"SERINETTE_CORS_ORIGINS": "https://a/path"}, "SERINETTE_CORS_ORIGINS: "),
+        (GatewaySettings, {"SERINETTE_CORS_ORIGINS": "a"}, "SERINETTE_CORS_ORIGINS: "),
         (GatewaySettings, {"SERINETTE_CORS_ORIGINS": "null"}, "null lets any page of the web call"),
         (GatewaySettings, {"SERINETTE_CORS_ORIGINS": "https://a,*"}, "lets any page of the web call"),
         (GatewaySettings, {"SERINETTE_PORT": "x", "SERINETTE_PRESIGN_S": "y"}, "; SERINETTE_PRESIGN_S: must be a "),

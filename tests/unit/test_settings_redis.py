@@ -78,12 +78,6 @@ def watched(redis: Redis, replica: Redis, tmp_path: Path) -> Iterator[SharedSett
 PASSWORD_OF_SENTINEL = "of-the-sentinel"
 
 
-def demoted(client: Redis) -> bool:
-    with suppress(RedisError):  # a server that is demoted ends the connections it has
-        return bool(client.info("replication")["role"] == "slave")
-    return False
-
-
 def knows_a_replica(sentinel: Redis) -> bool:
     with suppress(RedisError):
         found = sentinel.sentinel_slaves("mymaster")
@@ -104,7 +98,7 @@ async def test_both_clients_follow_the_primary(watched: SharedSettings, redis: R
             assert eventually(lambda: replica.get("counter") == b"2")
             guard.sentinel_failover("mymaster")
             assert eventually(lambda: guard.sentinel_get_master_addr_by_name("mymaster")[1] == int(second), 60)
-            assert eventually(lambda: demoted(redis), 60)
+            assert eventually(lambda: servers.demoted(redis), 60)
             # What was the primary refuses, and the same command goes to the new one.
             assert client.incr("counter") == 3
             assert client.config_get("port")["port"] == second

@@ -274,8 +274,7 @@ def test_a_heartbeat_enters_again_what_redis_lost(bench: SpoolBench) -> None:
 
     def lost(_: object) -> None:
         bench.redis.flushdb()
-        assert slot.held
-        assert slot.held.beat() == "mine"
+        assert slot.held and slot.held.beat() == "mine"
         assert bench.entry(job_id).owner == slot.held.attempt.id
         assert bench.held() == [f"{job_id}:{slot.held.attempt.id}"]
         assert bench.redis.zrange(bench.keys.live, 0, -1) == [job_id.encode()]
@@ -296,8 +295,7 @@ def test_a_claim_that_redis_forgot_still_brings_its_song(bench: SpoolBench) -> N
         bench.redis.flushdb()
         for key, value in before.items():
             bench.redis.restore(key, 0, value)
-        assert slot.held
-        assert slot.held.beat() == "waits"
+        assert slot.held and slot.held.beat() == "waits"
 
     bench.engine.meanwhile = restored
     slot.run_one()

@@ -227,8 +227,7 @@ async def test_usage_is_counted_once_whichever_process_ends_the_job(
     day: dict[Any, Any] = redis.hgetall(keys.usage("acme", day_number(now().date())))
     assert (float(day[b"gpu_s"]), day[b"failed"], b"canceled" in day) == (4.0, b"1", False)
     usage = Board(redis, keys).entry(job_id).usage
-    assert usage
-    assert (usage.gpu_s, usage.size_bytes) == (4.0, 0)
+    assert usage and (usage.gpu_s, usage.size_bytes) == (4.0, 0)
     assert redis.zcard(keys.running("acme")) == redis.zcard(keys.in_flight("acme")) == 0
 
 

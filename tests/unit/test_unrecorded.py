@@ -64,6 +64,18 @@ class Overtaken(Store):
         return done
 
 
+class Frozen(Overtaken):
+    """The same, and it takes nothing until it is thawed."""
+
+    def __init__(self, store: Store, thawed: Event, meanwhile: Callable[[], object]) -> None:
+        super().__init__(store, meanwhile)
+        self._thawed = thawed
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self._thawed.wait(10)
+        return super().put_if_absent(key, data)
+
+
 def overtaken(bench: Bench, meanwhile: Callable[[], object]) -> None:
     store = Overtaken(bench.store, meanwhile)
     UnrecordedEnds(bench.board.jobs, bench.keys, StoreCalls(store))()
@@ -184,12 +196,7 @@ def test_a_record_that_comes_late_to_the_store_does_not_outlive_an_erasure(bench
     job_id = canceled_retry(bench)
     thawed, over = Event(), Event()
 
-    class Frozen(Overtaken):
-        def put_if_absent(self, key: str, data: bytes) -> bool:
-            thawed.wait(10)
-            return super().put_if_absent(key, data)
-
-    store_calls = StoreCalls(Frozen(bench.store, over.set), wait_s=0.05)
+    store_calls = StoreCalls(Frozen(bench.store, thawed, over.set), wait_s=0.05)
     assert UnrecordedEnds(bench.board.jobs, bench.keys, store_calls)() == 0
     erased(bench, job_id)
     thawed.set()
@@ -204,14 +211,9 @@ def test_an_end_that_comes_late_to_the_store_ends_its_job_or_is_deleted_with_it(
     monkeypatch.setattr("controller.sweeper.StoreCalls", partial(StoreCalls, wait_s=0.05))
     thawed = Event()
 
-    class Frozen(Overtaken):
-        def put_if_absent(self, key: str, data: bytes) -> bool:
-            thawed.wait(10)
-            return super().put_if_absent(key, data)
-
     gone, kept = bench.lost(attempts=1), bench.lost(attempts=1)
     over = Event()
-    bench.store, store = Frozen(bench.store, over.set), bench.store
+    bench.store, store = Frozen(bench.store, thawed, over.set), bench.store
     assert bench.sweep() == []
     bench.store = store
     bench.board.cancel(gone)
