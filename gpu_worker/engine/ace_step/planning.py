@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gpu_worker.engine.ace_step.sampling import has_codes
@@ -43,6 +43,7 @@ class SongPlanner:
     def __init__(self, planner: Planner, name: str) -> None:
         self._planner = planner
         self.name = name
+        self.codebook = planner.codebook
 
     def warnings(self, spec: GenerationSpec) -> tuple[str, ...]:
         """What it will not do of a spec."""
@@ -75,7 +76,7 @@ class SongPlanner:
             place: _text(batch[place].spec, answer) if batch[place].spec.rewrite else _metadata(answer)
             for place, answer in known.items()
         }
-        coded = [place for place in plans if self._planner.codebook and _takes_codes(batch[place].spec)]
+        coded = [place for place in plans if self.codebook and _takes_codes(batch[place].spec)]
         rest = [_continued(songs[place], known[place], plans[place], batch[place].spec) for place in coded]
         codes = dict(zip(coded, self._planner.codes(rest, _observer(progress, coded)), strict=True))
         return [
@@ -83,9 +84,24 @@ class SongPlanner:
             for place, request in enumerate(batch)
         ]
 
-    def write(self, batch: Sequence[SongRequest], progress: BatchProgress) -> Iterator[tuple[int, Planned]]:
-        """The text of each request that is not given up, by its place. Raises as `plan`."""
-        asked = [self._question(request, _given_of_text(request.spec)) for request in batch]
+    def write(
+        self, batch: Sequence[SongRequest], progress: BatchProgress, codes_of: Callable[[SongRequest], tuple[int, ...]]
+    ) -> Iterator[tuple[int, Planned]]:
+        """The text of each request that is not given up, by its place; `codes_of` a request to describe its source.
+        Raises as `plan`.
+        """
+        progress.report(Stage.PLANNING)
+        asked = [
+            questions.describe(
+                codes_of(request),
+                given=_given_of_text(request.spec),
+                seed=request.lm_seed,
+                sampling=_sampling(request.spec, questions.DESCRIBING),
+            )
+            if request.spec.task is Task.DESCRIBE
+            else self._question(request, _given_of_text(request.spec))
+            for request in batch
+        ]
         answers = self._planner.answer(asked, _observer(progress, range(len(batch))))
         for place, (request, answer) in enumerate(zip(batch, answers, strict=True)):
             if answer:
@@ -108,7 +124,10 @@ def _way(spec: GenerationSpec) -> str | None:
 
 
 def _given_of_text(spec: GenerationSpec) -> Metadata:
-    return replace(_given(spec), **{name: getattr(spec, name) for name in LEFT_TO_TEXT & spec.model_fields_set})
+    given = {name: getattr(spec, name) for name in LEFT_TO_TEXT & spec.model_fields_set}
+    if spec.task is Task.DESCRIBE:  # its prompt is of no use, and the source has a length
+        return replace(_given(spec.model_copy(update={"prompt": ""})), vocal_language=given.get("vocal_language"))
+    return replace(_given(spec), **given)
 
 
 def _song(request: SongRequest, length_s: float, own: Sampling) -> questions.Song:
