@@ -351,6 +351,12 @@ class GenerationSpec(BoundedInput):
         return (self.thinking or self.rewrite is not None) and not self.task.text_alone
 
     @property
+    def left_to_text(self) -> frozenset[str]:
+        """Fields that were left out and that a planner writes, whatever their defaults are."""
+        written = LEFT_TO_TEXT if self.task.text_alone else {"vocal_language"} if self.rewrite else frozenset()
+        return frozenset(written - self.model_fields_set)
+
+    @property
     def lm_seeds(self) -> tuple[int, ...]:
         """The planner's seed of each variation, of a spec that was `seeded`."""
         if self.lm_seed is None:
