@@ -15,6 +15,7 @@ import torch
 
 from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.ace_step.footprint import need_of
+from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from gpu_worker.engine.ace_step.planning import stated
 from gpu_worker.engine.checkpoints.locating import planner_directory
 from gpu_worker.engine.interface import Checkpoint, Song, SongRequest
@@ -337,6 +338,15 @@ def test_which_planner_a_worker_has(tiny_turbo: Path, directory: Path, tmp_path:
     assert found(bringing) == brought
     assert found(bringing, planner_model="none") is None
     assert found(bringing, planner_model="bundled") == found(Path("bundled"))
+
+
+def test_a_planner_that_is_none_is_noticed_before_the_song_model_is_loaded(
+    tiny_turbo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    monkeypatch.setattr(SongPipeline, "from_pretrained", lambda *_, **__: pytest.fail("the song model was loaded"))
+    with pytest.raises(ConfigurationError, match="config.json says None, no causal language model"):
+        engine_of(tiny_turbo, planner_model=str(tmp_path))
 
 
 def test_the_planner_is_in_the_memory_plan(tiny_base: Path, directory: Path) -> None:

@@ -25,6 +25,7 @@ from gpu_worker.engine.checkpoints.locating import adapter_directory, planner_di
 from gpu_worker.engine.interface import Checkpoint, ModelFamily, SongRequest
 from gpu_worker.engine.memory.plan import CPU_WINDOWS, Plan, plan
 from gpu_worker.engine.memory.windows import OVERLAP_FRAMES
+from gpu_worker.planner.loading import check
 from gpu_worker.planner.planner import Planner
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
@@ -39,6 +40,8 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ships no types for it
     dtype = _dtype(settings, device)
     planner = planner_directory(settings, checkpoint)
+    if planner:
+        check(planner)  # before minutes go into the song model
     fits = _fits(checkpoint.directory, planner, dtype, settings, device)
     pipe = _pipeline(checkpoint.directory, dtype)
     _place(pipe, fits, settings, device)

@@ -47,13 +47,15 @@ class SongPlanner:
 
     def warnings(self, spec: GenerationSpec) -> tuple[str, ...]:
         """What it will not do of a spec."""
-        way = _way(spec)
-        if self._planner.writes_lyrics:
-            return ()
-        if way == "format" and _lyrics(spec):
-            return (f"lyrics: planner {self.name} writes none; they are kept as they were sent",)
-        wanted = way == "write" and spec.lyrics.strip() != INSTRUMENTAL
-        return (f"lyrics: planner {self.name} writes none",) if wanted else ()
+        way, warnings = _way(spec), []
+        read, whole = len(self._planner.readable(spec.prompt, "")[0]), len(spec.prompt)
+        if read < whole and (way or spec.thinking):
+            warnings.append(f"prompt: planner {self.name} reads its first {read} of {whole} characters; shorten it")
+        if way == "format" and _lyrics(spec) and not self._planner.writes_lyrics:
+            warnings.append(f"lyrics: planner {self.name} writes none; they are kept as they were sent")
+        if way == "write" and spec.lyrics.strip() != INSTRUMENTAL and not self._planner.writes_lyrics:
+            warnings.append(f"lyrics: planner {self.name} writes none")
+        return tuple(warnings)
 
     def plan(
         self, batch: Sequence[SongRequest], lengths_s: Sequence[float], progress: BatchProgress
@@ -65,7 +67,10 @@ class SongPlanner:
             InvalidSpec: a text is longer than the planner can read.
         """
         own = self._planner.sampling
-        songs = [_song(request, length_s, own) for request, length_s in zip(batch, lengths_s, strict=True)]
+        songs = [
+            _song(request, self._planner.readable(request.spec.prompt, _lyrics(request.spec)), length_s, own)
+            for request, length_s in zip(batch, lengths_s, strict=True)
+        ]
         asked = [
             self._question(request, song.given) if request.spec.rewrite else questions.metadata_of(song)
             for request, song in zip(batch, songs, strict=True)
@@ -109,10 +114,11 @@ class SongPlanner:
 
     def _question(self, request: SongRequest, given: Metadata) -> questions.Question:
         spec = request.spec
+        prompt, words = self._planner.readable(spec.prompt, _lyrics(spec))
         if _way(spec) == "write":
-            asked = questions.write(spec.prompt, instrumental=spec.lyrics.strip() == INSTRUMENTAL)
+            asked = questions.write(prompt, instrumental=spec.lyrics.strip() == INSTRUMENTAL)
         else:
-            asked = questions.put_in_order(spec.prompt, _lyrics(spec))
+            asked = questions.put_in_order(prompt, words)
         lyrics = asked.lyrics and self._planner.writes_lyrics
         return replace(
             asked, lyrics=lyrics, given=given, seed=request.lm_seed, sampling=_sampling(spec, self._planner.sampling)
@@ -130,13 +136,13 @@ def _given_of_text(spec: GenerationSpec) -> Metadata:
     return replace(_given(spec), **given)
 
 
-def _song(request: SongRequest, length_s: float, own: Sampling) -> questions.Song:
-    spec = request.spec
+def _song(request: SongRequest, texts: tuple[str, str], length_s: float, own: Sampling) -> questions.Song:
+    spec, (caption, lyrics) = request.spec, texts
     language = spec.vocal_language if "vocal_language" in spec.model_fields_set or not spec.rewrite else None
     if not (_lyrics(spec) or spec.rewrite == "write"):
         language = None
     given = replace(_given(spec), duration_s=length_s, vocal_language=language)
-    return questions.Song(spec.prompt, _lyrics(spec), given, request.lm_seed, _sampling(spec, own))
+    return questions.Song(caption, lyrics, given, request.lm_seed, _sampling(spec, own))
 
 
 def _given(spec: GenerationSpec) -> Metadata:
