@@ -36,7 +36,7 @@ _AUDIO = ("source_audio", "reference_audio")
 
 def submit(
     context: typer.Context,
-    prompt: option.Prompt,
+    prompt: option.Prompt = None,
     duration_s: option.Duration = None,
     output_path: Output = None,
     lyrics: option.Lyrics = "",
@@ -57,6 +57,7 @@ def submit(
     steps: option.Steps = None,
     guidance_scale: option.Guidance = None,
     thinking: option.Thinking = False,
+    rewrite: option.Rewrite = None,
     lm_seed: option.LmSeed = None,
     lm_temperature: option.LmTemperature = None,
     lm_top_p: option.LmTopP = None,
@@ -78,7 +79,9 @@ def submit(
     server: Server = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Queue a song, watch its progress and write it to a file. Of tasks write and format the text is printed."""
+    """Queue a song, watch its progress and write it to a file. Of tasks write, format, describe the text is printed."""
+    if prompt is None and task is not Task.DESCRIBE:
+        raise typer.BadParameter("say what to generate", param_hint="PROMPT")
     params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
     if wait:
         option.check_output(output_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -123,7 +123,10 @@ def format_of(path: Path | None) -> AudioFormat:
 _SONG, _AUDIO, _HOW, _JOB = "The song", "Working on audio", "How it is generated", "The job"
 _PLANNED = "The planner"
 
-Prompt = Annotated[str, typer.Argument(help="Style, mood, instruments; - reads standard input.", show_default=False)]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(help="Style, mood, instruments; - reads standard input. None to describe.", show_default=False),
+]
 Duration = Annotated[
     float | None, typer.Option("--duration", "-d", help="Seconds, 1 to 600; 60.", rich_help_panel=_SONG)
 ]
@@ -151,7 +154,9 @@ Reference = Annotated[
 TaskName = Annotated[
     Task | None,
     typer.Option(
-        "--task", help="What to do with --source; else a cover of it. write, format: text.", rich_help_panel=_AUDIO
+        "--task",
+        help="What to do with --source; else a cover of it. write, format, describe: text.",
+        rich_help_panel=_AUDIO,
     ),
 ]
 Strength = Annotated[
@@ -175,6 +180,10 @@ Guidance = Annotated[
 ]
 Thinking = Annotated[
     bool, typer.Option("--thinking", help="A planner writes what is left open, and codes.", rich_help_panel=_PLANNED)
+]
+Rewrite = Annotated[
+    Literal["write", "format"] | None,
+    typer.Option("--rewrite", help="A planner writes prompt and lyrics anew, as the task.", rich_help_panel=_PLANNED),
 ]
 LmSeed = Annotated[int | None, typer.Option("--lm-seed", help="Else the song's.", rich_help_panel=_PLANNED)]
 LmTemperature = Annotated[float | None, typer.Option("--lm-temperature", help="0 to 2.", rich_help_panel=_PLANNED)]

@@ -316,7 +316,12 @@ def test_specs_that_older_workers_must_not_take() -> None:
     wish = {"task": "write", "prompt": "x"}
     assert GenerationSpec(**wish).digest() != GenerationSpec(**wish, duration_s=60).digest()
     assert GenerationSpec(prompt="x").digest() == GenerationSpec(prompt="x", duration_s=60).digest()
-    for refused in ({"task": "write", "prompt": "x", "lyrics": "la"}, {"task": "format"}, {"lm_top_p": 0}, {"task": "describe"}):
+    for refused in (
+        {"task": "write", "prompt": "x", "lyrics": "la"},
+        {"task": "format"},
+        {"lm_top_p": 0},
+        {"task": "describe"},
+    ):
         with pytest.raises(ValueError, match=r"lyrics|prompt|lm_top_p|source_audio"):
             GenerationSpec(**refused)
     with pytest.raises(ValueError, match="a batch is of songs"):

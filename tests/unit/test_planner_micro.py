@@ -68,7 +68,12 @@ def test_the_bundled_one_reads_no_more_than_it_was_trained_for(tmp_path: Path) -
     with zipfile.ZipFile(PLANNER_ARCHIVE) as archive:
         archive.extractall(tmp_path)
     planner = SongPlanner(Planner.load(tmp_path, device=CPU, dtype=torch.float32), "box")
-    wishes = ["a sad tune on the harp, in D minor. " * 194, "my cat and the sea, " * 40, "悲しいハープの曲、" * 40, "a sad harp"]
+    wishes = [
+        "a sad tune on the harp, in D minor. " * 194,
+        "my cat and the sea, " * 40,
+        "悲しいハープの曲、" * 40,
+        "a sad harp",
+    ]
     specs = [GenerationSpec(task="write", prompt=wish, lyrics=INSTRUMENTAL) for wish in wishes]
     specs += [GenerationSpec(prompt=wish, lyrics="la di da\n" * 90, thinking=True) for wish in wishes]
     *cut, whole = [planner.warnings(spec) for spec in specs[:4]]
