@@ -35,6 +35,7 @@ from serinette.job import Stage
 from serinette.spec import INSTRUMENTAL, GenerationSpec, Planned
 from tests.tiny_checkpoint import build, engine_of, unobserved
 from tests.unit.test_engine_ace_step import Observer
+from tests.unit.test_planner_decoding import CODES
 from tests.unit.test_planner_loading import one_thread, save_tiny_planner
 
 __all__ = ["one_thread"]
@@ -89,12 +90,14 @@ def plan_of(song: Song) -> Planned:
     return song.plan
 
 
-@pytest.mark.parametrize("length_s", [1.0, 1.3, 2.01])
+@pytest.mark.parametrize(
+    "length_s", [each if each <= 10 else pytest.param(each, marks=pytest.mark.load) for each in CODES]
+)
 def test_a_planned_song_has_its_codes_and_its_length(engine: AceStepEngine, length_s: float) -> None:
     (song,) = songs(engine, request(duration_s=length_s))
-    assert plan_of(song).codes == -(-round(length_s * 5, 6) // 1)
+    assert plan_of(song).codes == CODES[length_s]
     assert song.audio_codes
-    assert song.audio_codes.count("<|audio_code_") == plan_of(song).codes
+    assert song.audio_codes.count("<|audio_code_") == CODES[length_s]
     assert song.samples.shape[1] == round(length_s * RATE)
 
 
@@ -350,7 +353,7 @@ def test_a_planner_that_is_none_is_noticed_before_the_song_model_is_loaded(
 ) -> None:
     (tmp_path / "config.json").write_text('{"a": 1}')
     monkeypatch.setattr(SongPipeline, "from_pretrained", lambda *_, **__: pytest.fail("the song model was loaded"))
-    with pytest.raises(ConfigurationError, match="config.json says None, no causal language model"):
+    with pytest.raises(ConfigurationError, match=r"config.json says None, no causal language model"):
         engine_of(tiny_turbo, planner_model=str(tmp_path))
 
 

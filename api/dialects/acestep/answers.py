@@ -18,7 +18,7 @@ from api.dialects.acestep.table import theirs, warnings
 from api.dialects.fields import Conversion
 from api.problems import headers_of, invalid, status_of
 from serinette.errors import InvalidAudio, InvalidSpec, SerinetteError
-from serinette.job import Artifact, Job, JobStatus, Stage
+from serinette.job import Job, JobStatus, Stage
 from serinette.spec import INSTRUMENTAL, UNKNOWN_LANGUAGE, GenerationSpec, Planned, Task
 
 Data = TypeVar("Data")
