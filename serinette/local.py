@@ -44,7 +44,8 @@ class LocalOptions:
     redis_url: str | None = None  # None: start a Valkey
     worker: dict[str, str] = field(default_factory=dict)  # environment of the worker, beyond the inherited
     gateway: dict[str, str] = field(default_factory=dict)  # environment of the gateway, beyond the inherited
-    devices: tuple[str, ...] = ()  # a worker for each; none: one worker, on the device of its settings
+    devices: tuple[str, ...] = ("",)  # a worker for each; '': the device of its settings
+    workers_only: bool = False  # for the queue and the store of another machine, which the settings name
     needs_worker: bool = False  # whether all ends when a worker cannot start; else it is started again and again
 
 
@@ -70,25 +71,26 @@ def valkey_program() -> str:
     return found
 
 
-def devices_of(text: str | None) -> tuple[str, ...]:
-    """The devices that `--device` names, a worker for each.
-
-    Raises:
-        ConfigurationError: `all` are wanted, and the NVIDIA driver reports none.
+def worker_devices(device: str | None, workers: int | None, gpus: int) -> tuple[str, ...]:
+    """The device of each worker. `device`: those to use, by comma; None or `auto`: all of this machine's `gpus`, or the
+    CPU. `workers`: how many; None: one for each device.
     """
-    if text != "all":
-        return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    devices = [name.strip() for name in (device or "auto").split(",") if name.strip()]
+    if devices == ["auto"] and gpus > 1:
+        devices = [f"cuda:{number}" for number in range(gpus)]
+    return tuple(devices[number % len(devices)] for number in range(workers or len(devices)))
+
+
+def count_gpus(visible: str | None) -> int:
+    """How many GPUs processes of this machine may use. `visible`: CUDA_VISIBLE_DEVICES, where it is set."""
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
     try:
         command = [shutil.which("nvidia-smi") or "nvidia-smi", "-L"]
         listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
-        listed = ""
-    found = tuple(f"cuda:{number}" for number in range(listed.count("GPU ")))
-    if not found:
-        raise ConfigurationError(
-            "--device all: nvidia-smi lists no GPU; name them, e.g. cuda:0,cuda:1, or leave it out"
-        )
-    return found
+        return 0
+    return listed.count("GPU ")
 
 
 class Local:
@@ -122,11 +124,9 @@ class Local:
         self._prepare_data_dir()
         self._lock = _lock(self._data_dir)
         try:
-            port = _free_port(self._options.host, self._options.port)
-            host = "127.0.0.1" if self._options.host in _ANY_HOST else self._options.host
-            self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            _note_holder(self._lock, self.url)
             self._settings = self._shared_settings()
+            port = 0 if self._options.workers_only else self._find_port()
+            _note_holder(self._lock, self.url or "workers alone")
             self._catch_signals()
             self._start(port)
         except BaseException:
@@ -155,6 +155,12 @@ class Local:
         """Restart processes that died; to be called a few times a second."""
         self._supervisor.tick()
 
+    def _find_port(self) -> int:
+        port = _free_port(self._options.host, self._options.port)
+        host = "127.0.0.1" if self._options.host in _ANY_HOST else self._options.host
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return port
+
     def _prepare_data_dir(self) -> None:
         excess = len(os.fsencode(self._socket)) - LONGEST_SOCKET_PATH_BYTES
         if excess > 0:
@@ -177,6 +183,11 @@ class Local:
         settings = read(SharedSettings, **({"redis_url": redis_url} if redis_url else own))
         if "store_url" in settings.model_fields_set:
             return settings
+        if self._options.workers_only:
+            raise ConfigurationError(
+                "a worker writes songs where the gateway reads them: name the gateway's store in SERINETTE_STORE_URL, "
+                "e.g. s3://songs, and its address and keys in SERINETTE_STORE_ENDPOINT and AWS_*"
+            )
         return settings.model_copy(update={"store_url": (self._data_dir / "store").as_uri()})
 
     def _catch_signals(self) -> None:
@@ -204,7 +215,8 @@ class Local:
         self._redis = connect_redis(self._settings)
         metrics_port = self._settings.metrics_port
         self._workers_since_s = time.monotonic()
-        for number, spec in enumerate((self._gateway(shared, port), self._controller(shared), *self._workers(shared))):
+        others = () if self._options.workers_only else (self._gateway(shared, port), self._controller(shared))
+        for number, spec in enumerate((*others, *self._workers(shared))):
             own = {"SERINETTE_METRICS_PORT": str(metrics_port + number)} if metrics_port else {}
             self._add(replace(spec, environment={**spec.environment, **own}))
 
@@ -271,9 +283,10 @@ class Local:
 
     def _workers(self, shared: dict[str, str]) -> Iterator[ChildSpec]:
         devices = self._options.devices
-        for number in range(len(devices) or 1):
-            own = {"SERINETTE_DEVICE": devices[number]} if devices else {}
-            yield self._worker(f"worker-{number}" if len(devices) > 1 else "worker", number, {**shared, **own})
+        for number, device in enumerate(devices):
+            name = f"worker-{number}" if len(devices) > 1 else "worker"
+            own = {"SERINETTE_DEVICE": device} if device else {}
+            yield self._worker(name, number, {**shared, **own})
 
     def _worker(self, name: str, number: int, shared: dict[str, str]) -> ChildSpec:
         drain_timeout_s = self._options.drain_timeout_s

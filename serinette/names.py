@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -254,6 +255,11 @@ def song_prefix(tenant: str, job_id: str) -> str:
 def record_key(tenant: str, job_id: str) -> str:
     """The record, put if absent, which ends a job."""
     return f"{song_prefix(tenant, job_id)}job.json"
+
+
+def replacement_key(tenant: str, job_id: str, created_at: datetime) -> str:
+    """The record that replaces one of an erased job that had the id before, put if absent."""
+    return f"{song_prefix(tenant, job_id)}{created_at.timestamp():.6f}.json"
 
 
 def artifact_key(tenant: str, job_id: str, attempt_id: str, index: int, extension: str) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +46,24 @@ class Up:
     log: Path
 
     @classmethod
-    def start(cls, data_dir: Path, *options: str) -> Up:
+    def start(
+        cls,
+        data_dir: Path,
+        *options: str,
+        command: Sequence[str] = ("up", "--port", "0"),
+        environment: Mapping[str, str] | None = None,
+    ) -> Up:
         """Start one on a free port; `url` waits for it."""
         log = data_dir.with_name(f"{data_dir.name}-{time.monotonic_ns()}.log")
-        command = [*CLI, "up", "--port", "0", "--data-dir", str(data_dir), *options]
+        words = [*CLI, *command, "--data-dir", str(data_dir), *options]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=ENVIRONMENT, process_group=0
+                words,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env={**ENVIRONMENT, **(environment or {})},
+                process_group=0,
             )
         return cls(process, data_dir, log)
 

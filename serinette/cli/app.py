@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("up")(server.up)
+app.command("worker")(server.worker)
 app.command("demo")(server.demo)
 app.command("submit")(jobs.submit)
 app.command("run")(containers.run)

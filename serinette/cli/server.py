@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +43,10 @@ Model = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(envvar="SERINETTE_DEVICE", help="auto, cpu, cuda or cuda:N; cuda:0,cuda:1 or all: a worker for each."),
+    typer.Option(envvar="SERINETTE_DEVICE", help="auto: every GPU, or the CPU; or cpu, cuda:0 or cuda:0,cuda:1."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, max=64, help="How many workers; else one for each device.")
 ]
 RedisUrl = Annotated[
     str | None,
@@ -63,9 +67,9 @@ AllowAnyone = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes write.")]
 
 
-def require_server(what: str) -> None:
-    """Raises ConfigurationError where only the wheel is installed, which holds no server."""
-    if any(find_spec(name) is None for name in ("api", "controller", "gpu_worker")):
+def require_server(what: str, *packages: str) -> None:
+    """Raises ConfigurationError where only the wheel is installed, which holds no server: all of it, or `packages`."""
+    if any(find_spec(name) is None for name in packages or ("api", "controller", "gpu_worker")):
         raise ConfigurationError(
             f"{what} needs the server, and this installation holds the client and the command line alone. The server "
             "is in Serinette's repository: in a checkout of it `make up` starts one, `make demo` generates a song, and "
@@ -80,28 +84,23 @@ def up(
     port: Port = 8019,
     model: Model = None,
     device: Device = None,
+    workers: Workers = None,
     redis_url: RedisUrl = None,
     drain_timeout_s: DrainTimeout = 10.0,
     auth: Auth = False,
     allow_anyone: AllowAnyone = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run everything on this machine: queue, gateway and a worker. Ctrl-C ends it all."""
+    """Run everything on this machine: queue, gateway and workers. Ctrl-C ends it all."""
     require_server("`serinette up`")
-    from serinette.local import LocalOptions, devices_of  # noqa: PLC0415  # as heavy as a server, which others are not
-    from serinette.settings import unknown_variables  # noqa: PLC0415  # as above
-
-    given = {} if model is None else {"SERINETTE_MODEL": model}
     if not (auth or allow_anyone or is_loopback(host)):
         raise ConfigurationError(
             f"--host {host} would let anyone in who reaches this machine: add --auth, and make keys with "
             f"`{program()} keys create`; or --allow-anyone, where the network keeps strangers out"
         )
     gateway = {"SERINETTE_AUTH": str(auth), "SERINETTE_ALLOW_ANYONE": str(allow_anyone)}
-    options = LocalOptions(data_dir, host, port, drain_timeout_s, redis_url, given, gateway, devices_of(device))
-    errors.print(f"Serinette {__version__}")
-    for sentence in unknown_variables(os.environ):
-        errors.print(f"[yellow]{escape(sentence)}[/]", soft_wrap=True)
+    options = _options(data_dir, model, device, workers, redis_url, drain_timeout_s)
+    options = replace(options, host=host, port=port, gateway=gateway)
     try:
         with _running(options, verbose=verbose) as local:
             errors.print(f"[bold]Listening on {local.url}[/]", soft_wrap=True)
@@ -111,11 +110,64 @@ def up(
             )
             errors.print(f"  data in {escape(str(data_dir))}, logs in {escape(str(data_dir / 'logs'))}", soft_wrap=True)
             errors.print("  Ctrl-C ends everything, a second one at once")
-            while True:
-                local.tick()
-                time.sleep(_TICK_S)
+            _keep(local)
     except KeyboardInterrupt:
         errors.print("Ended.")
+
+
+def worker(
+    redis_url: Annotated[
+        str, typer.Option(envvar="SERINETTE_REDIS_URL", help="The queue's Valkey or Redis.", show_default=False)
+    ],
+    data_dir: DataDir = Path("serinette-worker"),
+    model: Model = None,
+    device: Device = None,
+    workers: Workers = None,
+    drain_timeout_s: DrainTimeout = 600.0,
+    verbose: Verbose = False,
+) -> None:
+    """Run workers for the queue of another machine. Ctrl-C finishes the songs they generate, and ends them.
+
+    SERINETTE_STORE_URL names the store of that queue's gateway.
+    """
+    require_server("`serinette worker`", "gpu_worker")
+    options = _options(data_dir, model, device, workers, redis_url, drain_timeout_s)
+    try:
+        with _running(replace(options, workers_only=True), verbose=verbose) as local:
+            count = len(options.devices)
+            errors.print(f"[bold]{count} {'worker waits' if count == 1 else 'workers wait'} for jobs[/]")
+            _keep(local)
+    except KeyboardInterrupt:
+        errors.print("Ended.")
+
+
+def _options(
+    data_dir: Path,
+    model: str | None,
+    device: str | None,
+    workers: int | None,
+    redis_url: str | None,
+    drain_timeout_s: float,
+) -> LocalOptions:
+    from serinette.local import LocalOptions, count_gpus, worker_devices  # noqa: PLC0415  # as heavy as a server
+    from serinette.settings import unknown_variables  # noqa: PLC0415  # as above
+
+    errors.print(f"Serinette {__version__}")
+    for sentence in unknown_variables(os.environ):
+        errors.print(f"[yellow]{escape(sentence)}[/]", soft_wrap=True)
+    return LocalOptions(
+        data_dir,
+        drain_timeout_s=drain_timeout_s,
+        redis_url=redis_url,
+        worker={} if model is None else {"SERINETTE_MODEL": model},
+        devices=worker_devices(device, workers, count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))),
+    )
+
+
+def _keep(local: Local) -> None:
+    while True:
+        local.tick()
+        time.sleep(_TICK_S)
 
 
 def demo(

@@ -16,7 +16,7 @@ from serinette.jobs import calls
 from serinette.jobs.calls import Finished, Outcome
 from serinette.jobs.entry import Entry
 from serinette.jobs.script import Jobs
-from serinette.names import record_key
+from serinette.names import record_key, replacement_key
 
 
 class RecordStore(Protocol):
@@ -100,10 +100,14 @@ def put_record(store: RecordStore, record: Record, entry: Entry | None = None) -
     known = Record.model_validate_json(store.get(key))
     if entry is None or not entry.is_anothers(known):
         return known
+    # Of several attempts at once one replaces it: the first to write its record beside it.
+    beside = replacement_key(entry.tenant, entry.id, entry.created_at)
+    if not store.put_if_absent(beside, data):
+        data = store.get(beside)
     store.put(key, data)
     for left in known.keys:
         store.delete(left)
-    return record
+    return Record.model_validate_json(data)
 
 
 def finish_as(  # noqa: PLR0913  # all that the transition takes

@@ -113,14 +113,21 @@ class Injector:
         """Whether the killed process left unfinished jobs; a job that ended at the moment of the kill is not."""
         if part not in {Part.SLOT, Part.SUPERVISOR}:
             return True
-        while True:
-            with suppress(RedisError):
-                return not await asyncio.to_thread(self._all_released, victim)
-            await asyncio.sleep(_LOOK_EVERY_S)
+        return not await self._answered(self._all_released, victim)
 
     async def _in_vain(self, part: Part, victim: Victim) -> bool:
         """Whether an engine had finished the song before it died."""
-        return part is Part.ENGINE and await asyncio.to_thread(holders.generated, self._cluster.redis, *victim.jobs[0])
+        return part is Part.ENGINE and await self._answered(self._generated, victim)
+
+    async def _answered(self, question: Callable[[Victim], bool], victim: Victim) -> bool:
+        """Ask Redis until it answers: another fault may have it down at this moment."""
+        while True:
+            with suppress(RedisError):
+                return await asyncio.to_thread(question, victim)
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _generated(self, victim: Victim) -> bool:
+        return holders.generated(self._cluster.redis, *victim.jobs[0])
 
     def _all_released(self, victim: Victim) -> bool:
         return all(holders.released(self._cluster.redis, *job) for job in victim.jobs)

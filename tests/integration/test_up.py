@@ -18,7 +18,7 @@ from redis import Redis
 from serinette.client import Client
 from serinette.errors import Conflict, IdempotencyConflict, InvalidSpec, NotFound, Unavailable
 from serinette.job import JobOptions, JobStatus
-from serinette.local import Local, LocalOptions
+from serinette.local import Local, LocalOptions, worker_devices
 from serinette.spec import AudioFormat, GenerationSpec
 from serinette.supervisor import Notice, Phase
 from tests.processes import eventually, eventually_gone
@@ -282,17 +282,47 @@ def test_a_model_that_is_not_there_shows_why_and_leaves_the_others_up(directory:
 
 
 @pytest.mark.usefixtures("sines")
-def test_each_device_has_a_worker(directory: Path) -> None:
-    two = Up.start(directory / "two", "--device", "cpu, cpu")
+def test_workers_on_this_machine_and_from_another(directory: Path) -> None:
+    two = Up.start(directory / "two", "--device", "cpu", "--workers", "2")
     try:
-        (pool,) = httpx.get(f"{two.url}/v1/workers").json()["pools"]
-        assert [worker["stage"] for worker in pool["workers"]] == ["ready", "ready"]
+        assert _stages(two.url) == ["ready", "ready"]
         assert "worker-0" in two.output
         assert "worker-1" in two.output
+        command = ["worker", "--redis-url", f"unix://{two.data_dir}/valkey.sock"]
+        refused = run_cli(*command, "--data-dir", str(directory / "joined"))
+        assert (refused.returncode, "SERINETTE_STORE_URL" in refused.stderr) == (1, True)
+        store = {"SERINETTE_STORE_URL": (two.data_dir / "store").as_uri()}
+        joined = Up.start(directory / "joined", command=command, environment=store)
+        try:
+            assert eventually(lambda: "1 worker waits for jobs" in joined.output, 60), joined.output
+            assert _stages(two.url) == ["ready"] * 3
+            assert joined.end() == 0
+            assert eventually(lambda: _stages(two.url) == ["ready"] * 2, 20)
+        finally:
+            joined.clean_up()
     finally:
         two.clean_up()
-    refused = run_cli("up", "--port", "0", "--data-dir", str(directory / "none"), "--device", "all")
-    assert (refused.returncode, "nvidia-smi lists no GPU" in refused.stderr) == (1, True)
+
+
+def _stages(url: str) -> list[str]:
+    (pool,) = httpx.get(f"{url}/v1/workers").json()["pools"]
+    return [worker["stage"] for worker in pool["workers"]]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "devices"),
+    [
+        (None, None, 0, ("auto",)),
+        (None, None, 1, ("auto",)),
+        (None, None, 3, ("cuda:0", "cuda:1", "cuda:2")),
+        ("auto", 3, 2, ("cuda:0", "cuda:1", "cuda:0")),
+        (None, 2, 0, ("auto", "auto")),
+        ("cpu", None, 2, ("cpu",)),
+        ("cuda:1, cuda:3", None, 4, ("cuda:1", "cuda:3")),
+    ],
+)
+def test_each_device_has_a_worker(device: str | None, workers: int | None, gpus: int, devices: tuple[str, ...]) -> None:
+    assert worker_devices(device, workers, gpus) == devices
 
 
 def test_a_directory_that_cannot_be_used_is_named(directory: Path) -> None:

@@ -281,6 +281,33 @@ def test_a_frozen_slot_replaces_no_record_of_the_job_that_has_its_id_now(bench: 
     assert put_record(bench.store, late, frozen) == ours == bench.record(job_id)
 
 
+def test_of_two_attempts_that_replace_the_record_of_an_erased_job_the_first_wins(bench: Bench) -> None:
+    job_id = bench.lost(digest="d")
+    left = record_of(bench.entry(job_id), bench.entry(job_id).attempts[-1], Outcome(JobStatus.SUCCEEDED))
+    assert bench.sweep() == [Action.RETRY]
+    bench.board.cancel(job_id)
+    erased(bench, job_id)
+    put_record(bench.store, left)
+    bench.board.submit(job_id, digest="e")
+    frozen = bench.begin(job_id).entry
+    bench.pass_leases()
+    assert bench.sweep() == [Action.RETRY]
+    begun = bench.begin(job_id).entry
+    ours, late = (record_of(each, each.attempts[-1], Outcome(JobStatus.SUCCEEDED)) for each in (begun, frozen))
+
+    class Slow(Store):
+        def __init__(self) -> None:
+            self.__dict__.update(bench.store.__dict__)
+
+        def get(self, key: str) -> bytes:
+            found = super().get(key)
+            if found == left.model_dump_json().encode():
+                assert put_record(bench.store, ours, begun) == ours
+            return found
+
+    assert put_record(Slow(), late, frozen) == ours == bench.record(job_id)
+
+
 def test_ends_that_the_store_does_not_answer_hide_no_others(bench: Bench) -> None:
     *stuck, good = (bench.submit() for _ in range(3))
 
