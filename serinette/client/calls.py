@@ -49,7 +49,7 @@ class JobFields(TypedDict, total=False):
     bpm: int | None
     key_scale: str | None
     time_signature: str | None
-    task: Task | Literal["text2music", "repaint", "cover", "extract", "lego", "complete", "write", "format"]
+    task: Task | Literal["text2music", "repaint", "cover", "extract", "lego", "complete", "write", "format", "describe"]
     source_audio: str | None
     reference_audio: str | None
     repaint_start_s: float | None
