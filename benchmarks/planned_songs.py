@@ -14,8 +14,8 @@ from benchmarks.record import Figures
 from gpu_worker.engine.interface import Engine, Song, SongRequest
 from gpu_worker.engine.loading import load
 from gpu_worker.settings import WorkerSettings
-from serinette.job import Stage
 from serinette.spec import METADATA, GenerationSpec
+from tests.tiny_checkpoint import unobserved
 from tools.music_box import words
 
 SONG_S = 15.0
@@ -59,10 +59,7 @@ def _round(engine: Engine, wish: str, seed: int) -> Figures:
 
 
 def _song(engine: Engine, spec: GenerationSpec) -> Song:
-    def observe(_stage: Stage, _step: int | None, _steps: int | None) -> frozenset[int]:
-        return frozenset()
-
-    ((_, song),) = engine.generate([SongRequest(spec, spec.seeds[0], lm_seed=spec.lm_seeds[0])], observe)
+    ((_, song),) = engine.generate([SongRequest(spec, spec.seeds[0], lm_seed=spec.lm_seeds[0])], unobserved)
     if not isinstance(song, Song):
         raise RuntimeError("text is no song")
     return song
