@@ -78,7 +78,7 @@ def test_the_bundled_one_reads_no_more_than_it_was_trained_for(tmp_path: Path) -
     specs += [GenerationSpec(prompt=wish, lyrics="la di da\n" * 90, thinking=True) for wish in wishes]
     *cut, whole = [planner.warnings(spec) for spec in specs[:4]]
     assert whole == ()
-    assert all(re.fullmatch(r"prompt: planner box reads its first \d+ of \d+ characters; shorten it", w) for (w,) in cut)
+    assert all(re.fullmatch(r"prompt: planner box reads its first \d+ of \d+ characters; .*", w) for (w,) in cut)
     assert planner.warnings(GenerationSpec(prompt=wishes[0])) == ()
     requests, progress = [SongRequest(spec, 0) for spec in specs], BatchProgress(unobserved_stage, 4)
     texts = [text for _, text in planner.write(requests[:4], progress, lambda _: ())]
