@@ -20,7 +20,7 @@ LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api controller gpu_worker tests scripts benchmarks tools examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test verify chaos lint format bench bench-gpu load scaling openapi settings compatibility client clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test verify chaos lint format bench bench-gpu load scaling openapi settings compatibility clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,6 @@ lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, 
 	$(BIN)/python scripts/check_links.py
 	$(BIN)/python scripts/openapi.py --check
 	$(BIN)/python scripts/settings.py --check
-	$(BIN)/python scripts/sync_client.py --check
 	$(BIN)/python scripts/compatibility.py --check
 	@if command -v npm >/dev/null; then npm run --prefix tests/browser --silent lint; else echo "The studio is not checked: that needs npm"; fi
 
@@ -85,9 +84,6 @@ settings: $(VENV)/dev.stamp  ## Regenerate the page of all settings.
 
 compatibility: $(VENV)/dev.stamp  ## Regenerate the tables of other servers' fields.
 	$(BIN)/python scripts/compatibility.py
-
-client: $(VENV)/dev.stamp  ## Generate the sync client from the async one.
-	$(BIN)/python scripts/sync_client.py
 
 clean:  ## Remove what the other targets made, except songs and serinette-data.
 	rm -rf $(VENV) tests/browser/node_modules tests/browser/build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -28,10 +28,8 @@ from api.lean_route import RouteIndex
 from api.metrics import HttpMetrics, MetricsMiddleware, expose
 from api.middleware import (
     AuthMiddleware,
-    BodyLimit,
-    BodyTurns,
+    BodyBounds,
     CallerLookup,
-    KeyInBodyMiddleware,
     KeyInPathMiddleware,
 )
 from api.queue import JobQueue
@@ -121,6 +119,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are of serinette.telemetry
     )
     _refuse_prefix_of_ours(settings.root_path, app)
+    openapi.name_operations(app)
     openapi.add_heads(app)
     app.state.parts = parts
     problems.install(app, (path for dialect in dialects for path in dialect.paths))
@@ -195,20 +194,20 @@ def _add_middleware(
 ) -> None:
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     in_base64 = min(MAX_BASE64_BODY_BYTES, settings.max_upload_bytes)
-    app.add_middleware(BodyTurns, streamed=(*UPLOAD_PATHS, BATCH_PATH))
     app.add_middleware(
-        BodyLimit,
+        BodyBounds,
         body_bytes=settings.max_body_bytes,
         others={path: in_base64 for dialect in dialects for path in dialect.base64_paths}  # before shorter prefixes
         | {**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
         text_paths={path for dialect in dialects for path in dialect.base64_paths},
+        streamed=(*UPLOAD_PATHS, BATCH_PATH),
     )
     if settings.auth:
-        app.add_middleware(AuthMiddleware, callers=callers)
-        app.add_middleware(KeyInBodyMiddleware, paths={path for dialect in dialects for path in dialect.key_paths})
+        key_paths = {path for dialect in dialects for path in dialect.key_paths}
+        app.add_middleware(AuthMiddleware, callers=callers, body_paths=key_paths)
     if (
         settings.cors_origins or settings.cors_origin_regex
-    ):  # outside of the two above, so that pages can read their errors, too
+    ):  # outside of authentication, so that pages can read their errors, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,

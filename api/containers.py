@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from redis import asyncio as redis_asyncio
 from starlette.responses import Response
 
-from api.downloads import SANDBOX, Downloads, FileRequest, names_etag
+from api.downloads import SANDBOX, Downloads, FileRequest, OtherFile, names_etag
 from api.outages import queue_errors
 from api.turns import Turns
 from serinette.container import ContainerSpec, Input, allowed_by
@@ -120,20 +121,9 @@ class LogPosition:
         return {"ETag": f'"{self}"', "Cache-Control": "private, no-cache", "Content-Security-Policy": SANDBOX}
 
 
-@dataclass(frozen=True, slots=True)
-class _StoredLog:
-    key: str
-    size_bytes: int
-    etag: str
-    content_type: str = _TEXT
-
-
 # Logs read from Redis at once, each up to its bound of some MiB; of one tenant at most half.
 _LOG_READS = 8
-
-
-def _many_reads() -> Limited:
-    return Limited("too many logs of this tenant are being read at once; wait for them", retry_after_s=1)
+_MANY_READS = partial(Limited, "too many logs of this tenant are being read at once; wait for them", retry_after_s=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +133,7 @@ class Logs:
     redis: redis_asyncio.Redis
     keys: Keys
     downloads: Downloads
-    reads: Turns = field(default_factory=lambda: Turns(_LOG_READS, _LOG_READS // 2, _many_reads))
+    reads: Turns = field(default_factory=lambda: Turns(_LOG_READS, _LOG_READS // 2, _MANY_READS))
 
     async def serve(self, job: Job, file_request: FileRequest, after: LogPosition | None) -> Response:
         """The log so far (200), or the part after `after`: 206, or 204 when there is no more. The whole log of the
@@ -175,7 +165,7 @@ class Logs:
                 return Response(status_code=204, headers=end.headers)
             file_request = replace(file_request, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
         return await self.downloads.serve(
-            _StoredLog(key, size_bytes, str(end)), file_request, f"{job.id}.log", download=True
+            OtherFile(key, size_bytes, str(end), _TEXT), file_request, f"{job.id}.log", download=True
         )
 
     async def _read(self, job_id: str, start: int) -> tuple[int, bytes]:

@@ -14,7 +14,6 @@ from starlette.requests import HTTPConnection
 
 from api.auth.keyring import NO_KEY, Caller, CallerCheck
 from api.auth.limits import Accounts
-from api.auth.links import Links
 from api.batches.service import BatchService, BatchThreads
 from api.containers import Logs, check_taken
 from api.downloads import Downloads
@@ -25,6 +24,7 @@ from api.settings import GatewaySettings
 from api.uploads import Uploads
 from serinette.credentials import Limits
 from serinette.errors import Unauthorized
+from serinette.job import Job
 from serinette.names import DEFAULT_TENANT, Right
 from serinette.store import Store
 from serinette.webhook import is_loopback
@@ -53,62 +53,10 @@ def idempotency_key_header(description: str) -> Any:  # noqa: ANN401  # FastAPI'
     return Header(alias="Idempotency-Key", pattern=r"^[\x20-\x7e]{1,255}$", description=description)
 
 
-def _parts(connection: HTTPConnection) -> Parts:
+def parts_of(connection: HTTPConnection) -> Parts:
+    """The gateway's parts, also for requests without a caller."""
     parts: Parts = connection.app.state.parts
     return parts
-
-
-async def _settings(connection: HTTPConnection) -> GatewaySettings:
-    return _parts(connection).settings
-
-
-async def _queue(connection: HTTPConnection) -> JobQueue:
-    return _parts(connection).queue
-
-
-async def _store(connection: HTTPConnection) -> Store:
-    return _parts(connection).store
-
-
-async def _events(connection: HTTPConnection) -> JobEvents:
-    return _parts(connection).events
-
-
-async def _uploads(connection: HTTPConnection) -> Uploads:
-    return _parts(connection).uploads
-
-
-async def _downloads(connection: HTTPConnection) -> Downloads:
-    return _parts(connection).downloads
-
-
-async def _logs(connection: HTTPConnection) -> Logs:
-    return _parts(connection).logs
-
-
-async def _probes(connection: HTTPConnection) -> CapacityLimiter:
-    return _parts(connection).probes
-
-
-async def _accounts(connection: HTTPConnection) -> Accounts:
-    return _parts(connection).accounts
-
-
-async def _batches(connection: HTTPConnection) -> BatchService:
-    return _parts(connection).batches
-
-
-async def _batch_threads(connection: HTTPConnection) -> BatchThreads:
-    return _parts(connection).batch_threads
-
-
-async def _links(connection: HTTPConnection) -> Links:
-    return _parts(connection).callers.links
-
-
-async def caller(connection: HTTPConnection) -> Caller:
-    """See `caller_of`."""
-    return caller_of(connection)
 
 
 def caller_of(connection: HTTPConnection) -> Caller:
@@ -120,7 +68,7 @@ def caller_of(connection: HTTPConnection) -> Caller:
     found: Caller | None = connection.scope.get(CALLER)
     if found is not None:
         return found
-    settings = _parts(connection).settings
+    settings = parts_of(connection).settings
     if settings.auth:
         raise Unauthorized("this path needs no key and has no tenant")
     # Without keys on this machine alone, who calls runs the server.
@@ -128,12 +76,9 @@ def caller_of(connection: HTTPConnection) -> Caller:
     return Caller(DEFAULT_TENANT, NO_KEY, Limits(), rights)
 
 
-CallerPart = Annotated[Caller, Depends(caller)]
-
-
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """One request's caller and the gateway's parts. Frequent routes take it from the request directly, because
+    """One request's caller and the gateway's parts. Frequent routes take it from the request by `context_of`, because
     FastAPI's dependencies cost them as much as Redis does.
     """
 
@@ -146,45 +91,66 @@ class RequestContext:
         return self.caller.tenant
 
     @property
+    def queue(self) -> JobQueue:
+        """The jobs."""
+        return self.parts.queue
+
+    @property
+    def settings(self) -> GatewaySettings:
+        """Settings of this gateway."""
+        return self.parts.settings
+
+    @property
     def caller_check(self) -> CallerCheck:
         """Check of the caller's key while the request goes on."""
         return CallerCheck(self.parts.callers.keyring, self.caller)
 
+    async def wait(self, job: Job, wait_s: float | None) -> Job:
+        """The job as it is when it ends, or after `wait_s`, at most the server's bound, whichever comes first.
+
+        Raises:
+            Unauthorized: the caller's key was revoked meanwhile.
+        """
+        if not wait_s or job.status.ended:
+            return job
+        await self.parts.events.wait_for_end(job.id, min(wait_s, self.settings.max_wait_s), self.caller_check)
+        await self.caller_check.require()
+        return await self.queue.get(self.tenant, job.id)
+
+    async def hold(self, job: Job, wait_s: float | None, *, refuse: bool) -> Job:
+        """As `wait`, for a request that does nothing else: beyond those that a tenant may have, it is answered at once.
+
+        Raises:
+            Limited: that, with `refuse`.
+        """
+        waits = self.parts.events.waits
+        if not wait_s or job.status.ended or not (refuse or waits.has_turn(self.tenant)):
+            return job
+        async with waits.of(self.tenant):
+            return await self.wait(job, wait_s)
+
 
 def context_of(connection: HTTPConnection) -> RequestContext:
     """Context of a request. Raises Unauthorized: authentication is on, and this path has no caller."""
-    return RequestContext(_parts(connection), caller_of(connection))
+    return RequestContext(parts_of(connection), caller_of(connection))
 
 
-async def _caller_check(connection: HTTPConnection, caller: CallerPart) -> CallerCheck:
-    return CallerCheck(_parts(connection).callers.keyring, caller)
+async def _parts(connection: HTTPConnection) -> Parts:
+    return parts_of(connection)
 
 
-async def tenant(caller: CallerPart) -> str:
-    """Owner of the jobs, uploads and files that a request may access."""
-    return caller.tenant
+async def _context(connection: HTTPConnection) -> RequestContext:
+    return context_of(connection)
 
 
-async def containers_only(connection: HTTPConnection) -> None:
+PartsPart = Annotated[Parts, Depends(_parts)]
+ContextPart = Annotated[RequestContext, Depends(_context)]
+
+
+async def containers_only(context: ContextPart) -> None:
     """Check that this deployment runs containers.
 
     Raises:
         Unsupported: it does not.
     """
-    check_taken(_parts(connection).settings)
-
-
-SettingsPart = Annotated[GatewaySettings, Depends(_settings)]
-QueuePart = Annotated[JobQueue, Depends(_queue)]
-StorePart = Annotated[Store, Depends(_store)]
-EventsPart = Annotated[JobEvents, Depends(_events)]
-UploadsPart = Annotated[Uploads, Depends(_uploads)]
-DownloadsPart = Annotated[Downloads, Depends(_downloads)]
-LogsPart = Annotated[Logs, Depends(_logs)]
-ProbesPart = Annotated[CapacityLimiter, Depends(_probes)]
-AccountsPart = Annotated[Accounts, Depends(_accounts)]
-BatchesPart = Annotated[BatchService, Depends(_batches)]
-BatchThreadsPart = Annotated[BatchThreads, Depends(_batch_threads)]
-LinksPart = Annotated[Links, Depends(_links)]
-CallerCheckPart = Annotated[CallerCheck, Depends(_caller_check)]
-TenantPart = Annotated[str, Depends(tenant)]
+    check_taken(context.settings)

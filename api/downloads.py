@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from api.problems import answer
 from api.turns import Threads
+from serinette.container import Output
 from serinette.errors import Gone, NotFinished, NotFound, RequestError
 from serinette.job import Artifact, Job, JobStatus
 from serinette.names import tenant_of
@@ -65,24 +66,17 @@ def names_etag(header: str | None, etag: str) -> bool:
     return "*" in names or etag in names
 
 
-class StoredFile(Protocol):
-    """A file of a job in the store: a song, or an output or log of a container."""
+@dataclass(frozen=True, slots=True)
+class OtherFile:
+    """A file in the store that is neither a song nor a container's output. `etag` changes with the bytes."""
 
-    @property
-    def key(self) -> str:
-        """Object key in the store."""
+    key: str
+    size_bytes: int
+    etag: str
+    content_type: str
 
-    @property
-    def size_bytes(self) -> int:
-        """Its length."""
 
-    @property
-    def etag(self) -> str:
-        """Changes with the bytes."""
-
-    @property
-    def content_type(self) -> str:
-        """Its media type."""
+StoredFile: TypeAlias = Artifact | Output | OtherFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,10 +20,9 @@ from redis.exceptions import RedisError
 
 from api.auth.keyring import CallerCheck
 from api.outages import queue_errors
-from api.queue import JobQueue
 from api.turns import Turns
 from serinette.errors import InvalidSpec, Limited
-from serinette.job import Job, JobStatus
+from serinette.job import JobStatus
 from serinette.names import Keys
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,16 @@ _STREAMS = 2_000
 # Requests of one tenant that wait for a job's end at once, and of all; each is a connection and a listener.
 WAITS_OF_TENANT = 200
 _WAITS = 2_000
+_TOO_MANY_STREAMS = partial(
+    Limited,
+    f"too many event streams are open, of one tenant {STREAMS_OF_TENANT} at most; end some, or poll",
+    retry_after_s=_RECHECK_S,
+)
+_TOO_MANY_WAITS = partial(
+    Limited,
+    f"too many requests wait for jobs, of one tenant {WAITS_OF_TENANT} at most; ask without `wait`, or later",
+    retry_after_s=_RECHECK_S,
+)
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 
 
@@ -116,20 +126,6 @@ def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
     return JobEvent(id=event_id, type=fields["type"], data=json.loads(fields["data"]))
 
 
-def _too_many_streams() -> Limited:
-    return Limited(
-        f"too many event streams are open, of one tenant {STREAMS_OF_TENANT} at most; end some, or poll",
-        retry_after_s=_RECHECK_S,
-    )
-
-
-def _too_many_waits() -> Limited:
-    return Limited(
-        f"too many requests wait for jobs, of one tenant {WAITS_OF_TENANT} at most; ask without `wait`, or later",
-        retry_after_s=_RECHECK_S,
-    )
-
-
 class JobEvents:
     """Events of jobs. `run` must be running for listeners to be woken in time.
 
@@ -143,8 +139,8 @@ class JobEvents:
         self._watches: dict[str, _Watch] = {}
         self._wanted = asyncio.Event()
         self._closing = False
-        self.streams = Turns(_STREAMS, STREAMS_OF_TENANT, _too_many_streams, most_waiting=0)
-        self.waits = Turns(_WAITS, WAITS_OF_TENANT, _too_many_waits, most_waiting=0)
+        self.streams = Turns(_STREAMS, STREAMS_OF_TENANT, _TOO_MANY_STREAMS, most_waiting=0)
+        self.waits = Turns(_WAITS, WAITS_OF_TENANT, _TOO_MANY_WAITS, most_waiting=0)
 
     async def run(self) -> None:
         """Read what is watched, and wake its listeners; runs until `close`, or canceled."""
@@ -291,32 +287,3 @@ def preferred_wait_s(prefer: str | None, max_wait_s: float) -> float | None:
     """Seconds that the Prefer header asks to wait (RFC 7240), bounded; None without a valid `wait`."""
     match = _WAIT.search(prefer or "")
     return None if match is None else min(float(match[1]), max_wait_s)
-
-
-async def wait_for_job(
-    queue: JobQueue, events: JobEvents, caller_check: CallerCheck, job: Job, wait_s: float | None
-) -> Job:
-    """The job as it is when it ends, or after `wait_s`, whichever comes first.
-
-    Raises:
-        Unauthorized: the caller's key was revoked meanwhile.
-    """
-    if not wait_s or job.status.ended:
-        return job
-    await events.wait_for_end(job.id, wait_s, caller_check)
-    await caller_check.require()
-    return await queue.get(job.tenant, job.id)
-
-
-async def hold(  # noqa: PLR0913  # as `wait_for_job`
-    queue: JobQueue, events: JobEvents, caller_check: CallerCheck, job: Job, wait_s: float | None, *, refuse: bool
-) -> Job:
-    """As `wait_for_job`, for a request that only waits: beyond those that a tenant may have, it is answered at once.
-
-    Raises:
-        Limited: that, with `refuse`.
-    """
-    if not wait_s or job.status.ended or not (refuse or events.waits.has_turn(job.tenant)):
-        return job
-    async with events.waits.of(job.tenant):
-        return await wait_for_job(queue, events, caller_check, job, wait_s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from fastapi import params
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.forms import TEXT_BYTES
-from serinette.errors import SerinetteError, UnsupportedMediaType
+from serinette.errors import SerinetteError
 
 Endpoint = Callable[..., Awaitable[Response]]
 Headers = Mapping[bytes, bytes]
@@ -38,15 +38,10 @@ REFUSALS = (RequestValidationError, HTTPException, SerinetteError)
 class LeanRoute(APIRoute):
     """The class of our routes. `is_lean`: its endpoint is called directly."""
 
-    # A route with a JSON body refuses every other media type with 415; otherwise FastAPI reports it.
-    refuses_other_media: ClassVar[bool] = True
-
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # FastAPI's
         super().__init__(path, endpoint, **options)
         takes_json = self.body_field is not None and type(self.body_field.field_info) is params.Body
         reads = _reads(endpoint) if not self.dependencies else None
-        if takes_json and self.refuses_other_media:
-            self.app = _json_only(self.app)
         self.is_lean = reads is not None
         if reads is not None:
             self.app = _Lean(endpoint, reads, self.app, self.refuse, takes_json=takes_json)
@@ -111,7 +106,7 @@ class _Lean:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        if self._takes_json and (TEXT_BYTES in scope or not _is_json(headers)):
+        if self._takes_json and (TEXT_BYTES in scope or not is_json(headers)):
             return await self._otherwise(scope, receive, send)
         body, response = b"", None
         try:
@@ -180,16 +175,8 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def _json_only(app: ASGIApp) -> ASGIApp:
-    async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
-        if not _is_json(headers_of(scope)):
-            raise UnsupportedMediaType("Content-Type: send Content-Type: application/json", field="Content-Type")
-        await app(scope, receive, send)
-
-    return refusing
-
-
-def _is_json(headers: Headers) -> bool:
+def is_json(headers: Headers) -> bool:
+    """Whether a request says that its body is JSON."""
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     family, _, name = kind.partition(b"/")
     return family == b"application" and b"/" not in name and (name == b"json" or name.endswith(b"+json"))

@@ -14,6 +14,7 @@ import json
 import posixpath
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -38,26 +39,57 @@ _ENVELOPE_BYTES = 65_536
 _LONG_BYTES = 65_536
 _LONG_BODIES_OF_TENANT = 2
 _LONG_BODIES = 16
+_TOO_MANY_BODIES = partial(
+    Limited, "too many long bodies of this tenant are being read at once; wait for them", retry_after_s=1
+)
 
 
-def _too_many_bodies() -> Limited:
-    return Limited("too many long bodies of this tenant are being read at once; wait for them", retry_after_s=1)
+class BodyBounds:
+    """Refuses bodies above the limit of their path with 413. Long ones that are held in memory are read in turns of
+    their tenants: reading and parsing one takes milliseconds of the event loop, which all tenants share.
 
-
-class BodyTurns:
-    """Long bodies that are held in memory are read in turns of their tenants: reading and parsing one takes
-    milliseconds of the event loop, which all tenants share. `streamed`: paths whose bodies go to the disk instead.
+    `others`: limits of paths that take files, by prefix; all other paths have `body_bytes`. On `text_paths` the whole
+    body may be text, which is held in memory; on `streamed` paths (prefixes) bodies go to the disk instead.
     """
 
-    def __init__(self, app: ASGIApp, streamed: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        body_bytes: int,
+        others: Mapping[str, int],
+        text_paths: Collection[str] = (),
+        streamed: Collection[str] = (),
+    ) -> None:
         self._app = app
+        self._body_bytes = body_bytes
+        self._text_paths = frozenset(text_paths)
+        self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
         self._streamed = tuple(streamed)
-        self._turns = Turns(_LONG_BODIES, _LONG_BODIES_OF_TENANT, _too_many_bodies)
+        self._turns = Turns(_LONG_BODIES, _LONG_BODIES_OF_TENANT, _TOO_MANY_BODIES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; its turn ends when its body is read and parsed."""
-        if scope["type"] != "http" or not _is_long(scope) or scope["path"].startswith(self._streamed):
+        """Pass the request on, counting the bytes of its body."""
+        if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        path, headers = scope["path"], dict(scope["headers"])
+        limit = next((most for prefix, most in self._others.items() if path.startswith(prefix)), self._body_bytes)
+        if path in self._text_paths:
+            scope[TEXT_BYTES] = limit
+        declared = headers.get(b"content-length")
+        if declared is None:  # otherwise the server reads no more than the declared length
+            receive = _counted(receive, limit)
+        elif not declared.isdigit() or len(declared) > 20:
+            malformed = RequestError("Content-Length: not a number", field="Content-Length")
+            return await answer(scope, malformed, headers={"Connection": "close"})(scope, receive, send)
+        elif int(declared) > limit:
+            return await answer(scope, _too_large(limit))(scope, receive, send)
+        is_long = int(declared) > _LONG_BYTES if declared is not None else b"transfer-encoding" in headers
+        if is_long and not path.startswith(self._streamed):
+            return await self._in_turn(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on in a turn, which ends when its body is read and parsed."""
         caller: Caller | None = scope.get(CALLER)
         tenant = caller.tenant if caller else DEFAULT_TENANT
         try:
@@ -84,61 +116,19 @@ class BodyTurns:
             end()
 
 
-def _is_long(scope: Scope) -> bool:
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return value.isdigit() and int(value[:20]) > _LONG_BYTES
-        if name == b"transfer-encoding":
-            return True
-    return False
+def _counted(receive: Receive, limit: int) -> Receive:
+    seen = 0
 
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            # HTTPException, because FastAPI turns every other error while reading a body into 400.
+            raise HTTPException(413, _too_large(limit).message)
+        return message
 
-class BodyLimit:
-    """Refuses bodies above the limit of their path with 413.
-
-    `others`: limits of paths that take files, by prefix; all other paths have `body_bytes`. On `text_paths` the whole
-    body may be text, which is held in memory.
-    """
-
-    def __init__(
-        self, app: ASGIApp, body_bytes: int, others: Mapping[str, int], text_paths: Collection[str] = ()
-    ) -> None:
-        self._app = app
-        self._body_bytes = body_bytes
-        self._text_paths = frozenset(text_paths)
-        self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting the bytes of its body."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        path = scope["path"]
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), None)
-        limit = self._limit_of(path)
-        if path in self._text_paths:
-            scope[TEXT_BYTES] = limit
-        if declared is not None:  # the server reads no more than the declared length
-            if not declared.isdigit() or len(declared) > 20:
-                malformed = RequestError("Content-Length: not a number", field="Content-Length")
-                return await answer(scope, malformed, headers={"Connection": "close"})(scope, receive, send)
-            if int(declared) > limit:
-                return await answer(scope, _too_large(limit))(scope, receive, send)
-            return await self._app(scope, receive, send)
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                # HTTPException, because FastAPI turns every other error while reading a body into 400.
-                raise HTTPException(413, _too_large(limit).message)
-            return message
-
-        return await self._app(scope, counted, send)
-
-    def _limit_of(self, path: str) -> int:
-        return next((it for prefix, it in self._others.items() if path.startswith(prefix)), self._body_bytes)
+    return counted
 
 
 def _too_large(limit: int) -> TooLarge:
@@ -202,38 +192,19 @@ _READ_S = 10.0
 _NAMES = ("ai_token", "aiToken")
 
 
-class KeyInBodyMiddleware:
-    """Reads the key from a body and puts it into the scope for AuthMiddleware."""
+async def _key_in_body(scope: Scope, receive: Receive) -> tuple[str | None, Receive]:
+    """The key in a request's body, and what receives that body once more."""
+    messages: list[Message] = []
+    with anyio.move_on_after(_READ_S):
+        while not messages or messages[-1].get("more_body"):
+            messages.append(await receive())
+    body = b"".join(message.get("body", b"") for message in messages)
+    content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
 
-    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
-        self._app = app
-        self._paths = frozenset(paths)
+    async def again() -> Message:
+        return messages.pop(0) if messages else await receive()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its body unchanged."""
-        if not self._looked_into(scope):
-            return await self._app(scope, receive, send)
-        messages: list[Message] = []
-        with anyio.move_on_after(_READ_S):
-            while not messages or messages[-1].get("more_body"):
-                messages.append(await receive())
-        body = b"".join(message.get("body", b"") for message in messages)
-        key = key_of(_headers(scope).get(b"content-type", b"").decode("latin-1"), body)
-        if key is not None:
-            scope[KEY_IN_PATH] = key
-
-        async def again() -> Message:
-            return messages.pop(0) if messages else await receive()
-
-        return await self._app(scope, again, send)
-
-    def _looked_into(self, scope: Scope) -> bool:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._paths:
-            return False
-        headers = _headers(scope)
-        length = headers.get(b"content-length", b"")
-        known = b"authorization" in headers or KEY_IN_PATH in scope
-        return not known and length.isdigit() and 0 < int(length) <= MOST_BYTES
+    return key_of(content_type, body), again
 
 
 def key_of(content_type: str, body: bytes) -> str | None:
@@ -251,10 +222,6 @@ def key_of(content_type: str, body: bytes) -> str | None:
         return None
     found = next((fields[name] for name in _NAMES if name in fields), None)
     return found if isinstance(found, str) and found else None
-
-
-def _headers(scope: Scope) -> Mapping[bytes, bytes]:
-    return dict(scope["headers"])
 
 
 # Probes, metrics (which name no job and no tenant), and the API's documentation.
@@ -275,17 +242,22 @@ class CallerLookup:
 
 
 class AuthMiddleware:
-    """Puts the authenticated caller into the scope; answers 401 without a valid key, 429 above the rate limit."""
+    """Puts the authenticated caller into the scope; answers 401 without a valid key, 429 above the rate limit. On
+    `body_paths` the key may be in the body.
+    """
 
-    def __init__(self, app: ASGIApp, callers: CallerLookup) -> None:
+    def __init__(self, app: ASGIApp, callers: CallerLookup, body_paths: Collection[str] = ()) -> None:
         self._app = app
         self._callers = callers
+        self._body_paths = frozenset(body_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on if its caller is authenticated."""
         if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGES):
             return await self._app(scope, receive, send)
         key = scope.get(KEY_IN_PATH) or _bearer(scope)
+        if key is None and self._may_be_in_body(scope):
+            key, receive = await _key_in_body(scope, receive)
         token = None
         if scope.get("query_string"):
             token = _token(scope)
@@ -299,6 +271,13 @@ class AuthMiddleware:
             return await answer(scope, error, headers=challenge)(scope, receive, send)
         scope[CALLER] = caller  # in place, because outer middleware reads the route from the same scope
         return await self._app(scope, receive, send)
+
+    def _may_be_in_body(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._body_paths:
+            return False
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        return b"authorization" not in headers and length.isdigit() and 0 < int(length[:20]) <= MOST_BYTES
 
     async def _caller(self, scope: Scope, key: str | None, token: str | None) -> Caller:
         # A WebSocket begins as a GET request.

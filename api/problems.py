@@ -24,6 +24,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from api.lean_route import headers_of as headers_of_scope
+from api.lean_route import is_json
 from api.outages import machine_error
 from serinette import errors
 from serinette.errors import (
@@ -38,6 +40,7 @@ from serinette.errors import (
     Unauthorized,
     Unavailable,
     UnknownPath,
+    UnsupportedMediaType,
 )
 
 log = logging.getLogger(__name__)
@@ -67,8 +70,11 @@ _UNREADABLE = "There was an error parsing the body"
 _UNREADABLE_HERE = "the body cannot be read as JSON: send UTF-8, not compressed, no deep nesting, no endless numbers"
 MEDIA_TYPE = "application/problem+json"
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
-# What every route may answer, beside 500: keys are checked before all of them.
-_EVERYWHERE = ("unauthorized", "rate_limited")
+# What every route below /v1 may answer: keys and rates are checked before all of them.
+_EVERYWHERE = frozenset({"unauthorized", "rate_limited", "queue_unavailable", "internal"})
+# What is named in a path may be missing, or be kept in the store alone.
+_OF_PATHS = frozenset({"not_found", "store_unavailable"})
+_OF_JSON = frozenset({"bad_request", "invalid_spec", "unsupported_media_type"})
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -131,9 +137,11 @@ def problem_of(error: SerinetteError, path: str, status: int | None = None) -> P
 
 
 def problems(*codes: str) -> Responses:
-    """The problems that a route may answer, for its entry in the OpenAPI document, an example each."""
+    """The problems that a route may answer, for its entry in the OpenAPI document, an example each. What its path,
+    parameters and body imply need not be named: see `add_implied`.
+    """
     found: Responses = {}
-    for code in (*codes, *_EVERYWHERE, "internal"):
+    for code in codes:
         title = (CODES[code].__doc__ or code).partition("\n")[0]
         error = CODES[code](title)
         status, example = status_of(error), problem_of(error, "/v1/...").model_dump(exclude_none=True)
@@ -143,6 +151,19 @@ def problems(*codes: str) -> Responses:
         entry["description"] = f"{entry['description']} {title}".strip()
         entry["content"][MEDIA_TYPE]["examples"][code] = {"value": example}
     return found
+
+
+def add_implied(path: str, operation: dict[str, Any]) -> None:
+    """Add to a documented call of ours the problems that any call of its shape may answer. Idempotent."""
+    answers, implied = operation["responses"], set(_EVERYWHERE)
+    bodies = operation.get("requestBody", {}).get("content", {})
+    implied |= _OF_PATHS if "{" in path else set()
+    implied |= {"too_large"} if bodies else set()
+    implied |= _OF_JSON if "application/json" in bodies else set()
+    implied |= {"invalid_spec" for parameter in operation.get("parameters", ()) if parameter["in"] == "query"}
+    for answer in answers.values():
+        implied |= answer.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {}).keys()
+    answers |= {str(status): entry for status, entry in problems(*sorted(implied)).items()}
 
 
 def speaks_problems(path: str, app: Starlette) -> bool:
@@ -210,7 +231,10 @@ async def _on_invalid(
 ) -> Response:
     complaints = error.errors()
     detail = [{"loc": list(c["loc"]), "msg": c["msg"], "type": c["type"]} for c in complaints]
-    return answer(connection.scope, invalid(complaints[0]), detail=detail)
+    own = invalid(complaints[0])
+    if complaints[0]["loc"] == ("body",) and not is_json(headers_of_scope(connection.scope)):
+        own = UnsupportedMediaType("Content-Type: send Content-Type: application/json", field="Content-Type")
+    return answer(connection.scope, own, detail=detail)
 
 
 def invalid(complaint: Mapping[str, Any]) -> RequestError:

@@ -64,7 +64,9 @@ class RequestChecks:
             scope[PREFIX] = self._prefix
             return await RedirectResponse("/", 307)(scope, receive, send)
         self._take_prefix(scope, sent)
-        refusal = _malformed(scope, sent, twice) or (self._foreign(scope, sent) if self._keyless else None)
+        # Browsers let any page open a WebSocket anywhere, and only say where the page is from.
+        asks_origin = self._keyless or scope["type"] == "websocket"
+        refusal = _malformed(scope, sent, twice) or (self._foreign(scope, sent) if asks_origin else None)
         if refusal is not None:
             return await answer(scope, refusal, headers={"Connection": "close"})(scope, receive, send)
         return await self._app(scope, receive, send)
@@ -92,7 +94,7 @@ class RequestChecks:
         return peer is not None and any(peer in network for network in self._proxies)
 
     def _foreign(self, scope: Scope, sent: dict[bytes, bytes]) -> RequestError | None:
-        """Why a gateway without keys does not answer to this page or name; None if it does."""
+        """Why the gateway does not answer to this page or name; None if it does."""
         if scope["path"] in PROBES:
             return None
         host = sent.get(b"host", b"").decode("latin-1")
@@ -109,9 +111,10 @@ class RequestChecks:
             host = sent.get(b"x-forwarded-host", host.encode()).decode("latin-1")
         if urlsplit(origin).netloc.lower() == host.lower():
             return None
+        gateway = "this gateway, which asks for no keys" if self._keyless else "this gateway"
         return Forbidden(
-            f"Origin: pages from {origin[:80]} may not use this gateway, which asks for no keys; its operator can "
-            "allow them with SERINETTE_CORS_ORIGINS",
+            f"Origin: pages from {origin[:80]} may not use {gateway}; its operator can allow them with "
+            "SERINETTE_CORS_ORIGINS",
             field="Origin",
         )
 

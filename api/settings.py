@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from serinette.names import DEFAULT_POOL
 from serinette.pools import PoolName, PoolSettings
-from serinette.settings import ContainerSettings, SharedSettings
+from serinette.settings import ContainerSettings
 from serinette.webhook import is_loopback
 from serinette.webhook_targets import WebhookSettings
 
@@ -32,7 +33,21 @@ def _listed(value: str) -> list[str]:
     return found
 
 
-class TenancySettings(SharedSettings):
+def _origin(text: str) -> str:
+    """An origin as browsers write it: no slash at its end, scheme and host in lower case."""
+    if text in {"*", "null"}:
+        return text
+    parts = urlsplit(text.rstrip("/"))
+    if not parts.scheme or not parts.netloc or parts.path or parts.query or parts.fragment:
+        raise ValueError(f"{text} is no origin; write scheme and host, and no path: https://app.example")
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def _listed_with(convert: Callable[[str], str]) -> BeforeValidator:
+    return BeforeValidator(lambda value: tuple(map(convert, _listed(value))) if isinstance(value, str) else value)
+
+
+class GatewaySettings(WebhookSettings, PoolSettings, ContainerSettings):
     """Read from the environment, once, in `main()`."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -52,35 +67,16 @@ class TenancySettings(SharedSettings):
     )
     link_s: int = Field(900, ge=10, le=86_400, description="Lifetime of a signed link to a job's audio and events.")
     share_s: int = Field(86_400, ge=10, le=30 * 86_400, description="Lifetime of a link that shares a job's songs.")
-    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    # NoDecode, here and below, because values in charts and shells are seldom JSON.
+    hosts: Annotated[tuple[str, ...], NoDecode, _listed_with(str.lower)] = Field(
         (),
         description="Names, with commas between them, that a gateway without keys on loopback answers to beside "
         "localhost, e.g. where a proxy on this machine passes its own name on.",
     )
     max_waiting: int = Field(10_000, ge=1, description="Jobs that may wait in one lane; a submit above is 429.")
-
-    @field_validator("hosts", mode="before")
-    @classmethod
-    def _hosts_listed(cls, value: object) -> object:
-        return tuple(name.lower() for name in _listed(value)) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _open_only_on_purpose(self) -> Self:
-        if self.auth or self.allow_anyone or is_loopback(self.host):
-            return self
-        raise ValueError(
-            f"host: listening on {self.host} without keys would let anyone in. Set SERINETTE_AUTH=true and make a key "
-            "with `serinette keys create`, or set SERINETTE_ALLOW_ANYONE=true where the network keeps others out"
-        )
-
-
-class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerSettings):
-    """Read from the environment, once, in `main()`."""
-
     port: int = Field(8019, ge=0, le=65_535, description="Port to listen on; the seed's clients expect 8019.")
     pool: PoolName = Field(DEFAULT_POOL, description="Pool for jobs that name no model.")
-    # NoDecode, because values in charts and shells are seldom JSON.
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    cors_origins: Annotated[tuple[str, ...], NoDecode, _listed_with(_origin)] = Field(
         (),
         description="Origins that browsers may call from, with commas between them or as JSON, beside pages of this "
         "machine (http://localhost:*, http://127.0.0.1:*) where the gateway listens on loopback. `*` and `null`, which "
@@ -90,7 +86,7 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
         "",
         description="Path under which a proxy publishes this gateway, e.g. /music; requests come with or without it.",
     )
-    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, _listed_with(str)] = Field(
         (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
         description="Addresses or networks, with commas between them, of proxies whose X-Forwarded-Prefix and "
         "X-Forwarded-Host are believed.",
@@ -126,6 +122,13 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
     )
 
     @property
+    def disk_wait_ms(self) -> int:
+        """How long a submit waits for the queue's disk; 0 unless durability is fsync. The rest of the longest wait for
+        one answer of Redis is for the answer's way.
+        """
+        return int(self.redis_timeout_s * 1000 * 0.8) if self.durability == "fsync" else 0
+
+    @property
     def cors_origin_regex(self) -> str | None:
         """Further origins: on loopback, pages that this machine serves."""
         return r"http://(localhost|127\.0\.0\.1)(:\d{1,5})?" if is_loopback(self.host) else None
@@ -137,6 +140,15 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
         return self.cors_origin_regex is not None and re.fullmatch(self.cors_origin_regex, origin) is not None
 
     @model_validator(mode="after")
+    def _open_only_on_purpose(self) -> Self:
+        if self.auth or self.allow_anyone or is_loopback(self.host):
+            return self
+        raise ValueError(
+            f"host: listening on {self.host} without keys would let anyone in. Set SERINETTE_AUTH=true and make a key "
+            "with `serinette keys create`, or set SERINETTE_ALLOW_ANYONE=true where the network keeps others out"
+        )
+
+    @model_validator(mode="after")
     def _the_web_has_a_key(self) -> Self:
         everywhere = [origin for origin in self.cors_origins if origin in {"*", "null"}]
         if everywhere and not self.auth:
@@ -145,16 +157,6 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
                 "name the origins"
             )
         return self
-
-    @field_validator("cors_origins", mode="before")
-    @classmethod
-    def _origins_listed(cls, value: object) -> object:
-        return tuple(_origin(item) for item in _listed(value)) if isinstance(value, str) else value
-
-    @field_validator("trusted_proxies", mode="before")
-    @classmethod
-    def _proxies_listed(cls, value: object) -> object:
-        return tuple(_listed(value)) if isinstance(value, str) else value
 
     @field_validator("root_path")
     @classmethod
@@ -165,16 +167,6 @@ class GatewaySettings(TenancySettings, WebhookSettings, PoolSettings, ContainerS
         if prefix.split("/")[1:2] in (["v1"], ["k"]):
             raise ValueError("must not begin as the gateway's own paths do, /v1 or /k")
         return prefix
-
-
-def _origin(text: str) -> str:
-    """An origin as browsers write it: no slash at its end, scheme and host in lower case."""
-    if text in {"*", "null"}:
-        return text
-    parts = urlsplit(text.rstrip("/"))
-    if not parts.scheme or not parts.netloc or parts.path or parts.query or parts.fragment:
-        raise ValueError(f"{text} is no origin; write scheme and host, and no path: https://app.example")
-    return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 _PREFIX = re.compile(r"/[A-Za-z0-9._~/-]{0,200}")

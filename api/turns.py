@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeVar
 
 import anyio
 from anyio import CapacityLimiter
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serinette.errors import SerinetteError
 
@@ -107,6 +109,20 @@ class Turns:
             queue.remove(turn)
         if not queue:
             self._waiting.pop(tenant, None)
+
+
+class HeldResponse(Response):
+    """A response that holds a turn until it is sent. Raises the turn's refusal before anything is sent."""
+
+    def __init__(self, response: Response, turn: AbstractAsyncContextManager[object]) -> None:
+        super().__init__()
+        self._response = response
+        self._turn = turn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        async with self._turn:
+            await self._response(scope, receive, send)
 
 
 class Threads:

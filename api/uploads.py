@@ -7,14 +7,13 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import anyio
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, Field
 from starlette.datastructures import UploadFile
 
 from api.settings import GatewaySettings
@@ -36,17 +35,22 @@ UPLOADS_OF_TENANT = 32
 _UPLOADS = 128
 # Bodies with audio in base64, which take several times their size in memory; of one tenant at most half.
 _IN_MEMORY = 4
+_MANY_CHECKS = partial(Unavailable, "too many of this tenant's uploads wait to be decoded; try again")
+_MANY_UPLOADS = partial(
+    Limited,
+    f"uploads: {UPLOADS_OF_TENANT} of one tenant may be under way at once; wait for some to end",
+    retry_after_s=5,
+)
 # The directory of an upload under way.
 PREFIX = "serinette-upload-"
 
 
-@dataclass(frozen=True, slots=True)
-class PresignedUpload:
-    """A presigned URL that a client uploads its bytes to, and its expiry."""
+class PresignedUpload(BaseModel):
+    """Where to PUT the bytes; then POST `/v1/uploads/{id}/complete`."""
 
     id: str
-    put_url: str
-    expires_at: datetime
+    put_url: str = Field(description="Takes one HTTP PUT of the audio's bytes.")
+    expires_at: AwareDatetime
 
 
 class Uploads:
@@ -56,9 +60,9 @@ class Uploads:
         self._store = store
         self._store_threads = store_threads
         self._settings = settings
-        self._checks = Threads(_CHECKS, _CHECKS - 1, _many_checks)
-        self.in_memory = Turns(_IN_MEMORY, _IN_MEMORY // 2, _many_checks)
-        self._open = Turns(_UPLOADS, UPLOADS_OF_TENANT, _many_uploads, most_waiting=0)
+        self._checks = Threads(_CHECKS, _CHECKS - 1, _MANY_CHECKS)
+        self.in_memory = Turns(_IN_MEMORY, _IN_MEMORY // 2, _MANY_CHECKS)
+        self._open = Turns(_UPLOADS, UPLOADS_OF_TENANT, _MANY_UPLOADS, most_waiting=0)
 
     async def take(self, tenant: str, chunks: AsyncIterator[bytes]) -> Upload:
         """Store the body of a request if it is audio.
@@ -103,7 +107,8 @@ class Uploads:
         url = await self._in_thread(tenant, self._store.sign_put, key, self._settings.presign_s)
         if url is None:
             raise Unsupported("this deployment's store gives no presigned URLs; send the bytes with POST /v1/uploads")
-        return PresignedUpload(upload_id, url, now() + timedelta(seconds=self._settings.presign_s))
+        expires_at = now() + timedelta(seconds=self._settings.presign_s)
+        return PresignedUpload(id=upload_id, put_url=url, expires_at=expires_at)
 
     async def complete(self, tenant: str, upload_id: str) -> Upload:
         """Check the bytes that the client PUT into the store. Idempotent.
@@ -197,17 +202,7 @@ class Uploads:
         info = await self._checks.run(
             tenant, partial(prove_audio, path, max_duration_s=self._settings.max_upload_duration_s)
         )
-        return Upload(
-            id=upload_id,
-            duration_s=info.duration_s,
-            sample_rate=info.sample_rate,
-            channels=info.channels,
-            codec=info.codec,
-            container=info.container,
-            size_bytes=size_bytes,
-            sha256=sha256,
-            created_at=now(),
-        )
+        return Upload(id=upload_id, size_bytes=size_bytes, sha256=sha256, created_at=now(), **dict(info))
 
     async def _record(self, tenant: str, key: str, upload: BaseModel) -> None:
         await self._in_thread(tenant, self._store.put, key, upload.model_dump_json().encode(), "application/json")
@@ -222,16 +217,6 @@ async def _read(path: Path) -> AsyncIterator[bytes]:
     async with await anyio.open_file(path, "rb") as file:
         while chunk := await file.read(_CHUNK_BYTES):
             yield chunk
-
-
-def _many_checks() -> Unavailable:
-    return Unavailable("too many of this tenant's uploads wait to be decoded; try again")
-
-
-def _many_uploads() -> Limited:
-    return Limited(
-        f"uploads: {UPLOADS_OF_TENANT} of one tenant may be under way at once; wait for some to end", retry_after_s=5
-    )
 
 
 def _new_id() -> str:

@@ -58,11 +58,14 @@ def run(settings: ControllerSettings, stop: Event) -> None:
     serve_metrics(registry, settings)
     if left := _old_work(settings, redis, stop):
         raise ConfigurationError(str(left))
-    election = _thread("leader election", lambda: leader, min(settings.interval_s, settings.lease_s / 5), stop)
+    # Each in a thread of its own: what it asks (a store, targets) may hang.
+    renewal = leader, min(settings.interval_s, settings.lease_s / 5), stop
+    election = Thread(target=loop, args=("leader election", *renewal), name="leader election", daemon=True)
+    election.start()
     for name, duty, pause_s in _duties(settings, redis, store, stop):
-        _thread(name, lambda duty=duty: duty, pause_s, stop, leader)  # type: ignore[misc]  # bound at once
+        Thread(target=loop, args=(name, duty, pause_s, stop, leader), name=name, daemon=True).start()
     log.info("started interval_s=%g heartbeat_ttl_s=%d", settings.interval_s, settings.heartbeat_ttl_s)
-    loop("sweeper", partial(Sweeper, redis, store, settings, metrics), settings.interval_s, stop)
+    loop("sweeper", Sweeper(redis, store, settings, metrics), settings.interval_s, stop)
     election.join(_JOIN_S)  # or it might take the lead again
     try:
         leader.resign()
@@ -93,19 +96,6 @@ def _duties(
         yield "containers", Containers(redis, signing, settings, jobs), settings.interval_s
 
 
-def _thread(
-    name: str,
-    make_duty: Callable[[], Callable[[], object]],
-    pause_s: float,
-    stop: Event,
-    leader: LeaderElection | None = None,
-) -> Thread:
-    """Run a duty's loop in a thread of its own: what it asks (a store, targets) may hang."""
-    thread = Thread(target=loop, args=(name, make_duty, pause_s, stop, leader), name=name, daemon=True)
-    thread.start()
-    return thread
-
-
 def _old_work(settings: ControllerSettings, redis: Redis, stop: Event) -> OldWork:
     """In a Redis that may not be up yet."""
     failures = FailureLog(log, "looking for work of an older version")
@@ -116,23 +106,6 @@ def _old_work(settings: ControllerSettings, redis: Redis, stop: Event) -> OldWor
             failures.note(error)
             if stop.wait(settings.interval_s):
                 return OldWork()
-
-
-def restore(settings: ControllerSettings) -> None:
-    """Enter in Redis what only the store remembers.
-
-    Raises:
-        StoreUnavailable, RedisError: it was cut short; to be repeated.
-    """
-    count = Restore(connect_redis(settings), Store.open(settings), settings.keys, settings.retention_s)()
-    sys.stdout.write(f"{count} jobs restored\n")
-
-
-def check_drained(settings: ControllerSettings) -> int:
-    """Say whether work in an older version's layout remains; exit status 1 while it does. Raises RedisError."""
-    left = old_work(connect_redis(settings), settings.keys)
-    sys.stdout.write(f"{left}\n" if left else "nothing remains in an older version's layout\n")
-    return 1 if left else 0
 
 
 def main() -> int:
@@ -147,9 +120,12 @@ def main() -> int:
         settings = read(ControllerSettings)
         logs.configure(settings, "controller")
         if command == "check-drained":
-            return check_drained(settings)
+            left = old_work(connect_redis(settings), settings.keys)
+            sys.stdout.write(f"{left}\n" if left else "nothing remains in an older version's layout\n")
+            return 1 if left else 0
         if command == "restore":
-            restore(settings)
+            count = Restore(connect_redis(settings), Store.open(settings), settings.keys, settings.retention_s)()
+            sys.stdout.write(f"{count} jobs restored\n")
         else:
             run(settings, stop)
     except (RedisError, StoreUnavailable) as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,15 +33,6 @@ _ASK_STORE_EVERY_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class BrakeRules:
-    """How patient the brake is."""
-
-    failures: int = 3  # loads that failed in a row
-    memory_s: float = 1800.0  # after the last of them, when no worker has reported since
-    store_s: float = 60.0  # of a store that does not answer
-
-
-@dataclass(frozen=True, slots=True)
 class PoolSeen:
     """One pool, and the store that it shares with the others, at one moment (Unix seconds of Redis's clock)."""
 
@@ -56,34 +46,29 @@ class PoolSeen:
     suspended: bool = False  # `rq suspend` holds
 
 
-@dataclass(frozen=True, slots=True)
-class Brake:
-    """What to put in force. `probe`: whether one worker may be tried all the same."""
-
-    reasons: tuple[str, ...] = ()
-    probe: bool = False
-
-
-def plan_brake(seen: PoolSeen, rules: BrakeRules) -> Brake:
-    """The reasons that hold now. Where most workers are well, a few that are not brake no others."""
-    reasons = []
-    if seen.store_away_s >= rules.store_s:
-        reasons.append(f"{Cause.STORE}: the store has not answered for over {rules.store_s:g} s")
-    if failing := _failing_loads(seen, rules):
+def plan_brake(seen: PoolSeen, settings: ControllerSettings) -> tuple[tuple[str, ...], bool]:
+    """The reasons that hold now, and whether one worker may be tried all the same. Where most workers are well, a few
+    that are not brake no others.
+    """
+    reasons, store_away = [], seen.store_away_s >= settings.brake_store_s
+    if store_away:
+        reasons.append(f"{Cause.STORE}: the store has not answered for over {settings.brake_store_s:g} s")
+    if failing := _failing_loads(seen, settings):
         reasons.append(f"{Cause.LOAD}: {failing}")
     if seen.stuck and seen.stuck >= seen.ready:
         reasons.append(f"{Cause.POD}: {seen.stuck_words}")
     # While the store is away a worker that comes up shows nothing; the store itself is asked.
-    probe = bool(reasons) and seen.store_away_s < rules.store_s and seen.waiting > 0 and not seen.suspended
+    probe = bool(reasons) and not store_away and seen.waiting > 0 and not seen.suspended
     if seen.suspended:
         reasons.append(f"{Cause.SUSPENDED}: an operator ran `rq suspend`, and no job begins until `rq resume`")
-    return Brake(tuple(reasons), probe)
+    return tuple(reasons), probe
 
 
-def _failing_loads(seen: PoolSeen, rules: BrakeRules) -> str | None:
-    if len(seen.failures) < rules.failures or seen.at_s - seen.failures[0].at_s > rules.memory_s:
+def _failing_loads(seen: PoolSeen, settings: ControllerSettings) -> str | None:
+    memory_s = settings.brake_memory_s
+    if len(seen.failures) < settings.brake_failures or seen.at_s - seen.failures[0].at_s > memory_s:
         return None
-    recent = {failure.pod for failure in seen.failures if seen.at_s - failure.at_s <= rules.memory_s}
+    recent = {failure.pod for failure in seen.failures if seen.at_s - failure.at_s <= memory_s}
     if len(recent) < seen.ready:
         return None
     return f"the last {len(seen.failures)} loads of the model failed: {seen.failures[0].message}"
@@ -101,18 +86,11 @@ MARKS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """Annotations to set on a pod; None removes one."""
-
-    pod: str
-    annotations: Mapping[str, str | None]
-
-
 def plan_marks(
     pods: Sequence[Mapping[str, Any]], busy: Collection[str], idle: Collection[str], most: int
-) -> list[Patch]:
-    """The next patches, no more than `most`: marks for busy pods first, then none for those long idle.
+) -> dict[str, dict[str, str | None]]:
+    """The next patches, by pod, no more than `most`: marks for busy pods first, then none for those long idle. None
+    removes an annotation.
 
     `busy` and `idle` are names of pods. A pod in neither was busy a moment ago and may be again in the next: it
     keeps what it has. Marks of another value are not ours and stay, as do those that it was made with.
@@ -125,12 +103,12 @@ def plan_marks(
         has = metadata.get("annotations") or {}
         if metadata["name"] in busy:
             missing = {name: value for name, value in MARKS.items() if has.get(name) != value}
-            mark += [Patch(metadata["name"], missing)] if missing else []
+            mark += [(metadata["name"], missing)] if missing else []
         elif metadata["name"] in idle:
             theirs = _set_by_others(metadata.get("managedFields") or [])
             ours = [name for name, value in MARKS.items() if has.get(name) == value and name not in theirs]
-            clear += [Patch(metadata["name"], dict.fromkeys(ours))] if ours else []
-    return [*mark, *clear][:most]
+            clear += [(metadata["name"], dict.fromkeys(ours))] if ours else []
+    return dict([*mark, *clear][:most])
 
 
 def _set_by_others(managed: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -172,10 +150,9 @@ class Brakes:
     def __init__(self, redis: Redis, store: Store, settings: ControllerSettings) -> None:
         self._redis = redis
         self._keys = settings.keys
-        self._configured = tuple(pool.name for pool in settings.pools)
-        self._rules = BrakeRules(settings.brake_failures, settings.brake_memory_s, settings.brake_store_s)
+        self._settings = settings
         self._store = StoreWatch(store)
-        self._in_force: dict[str, tuple[str, ...]] = {}
+        self._causes: dict[str, list[str]] = {}  # in force, by pool
 
     def __call__(self) -> None:
         """Raises RedisError when Redis does not answer."""
@@ -183,8 +160,10 @@ class Brakes:
         workers = present(self._redis, self._keys)
         holdups = parse_holdups(self._redis.hgetall(self._keys.holdups))
         used = (pool for pool, _ in known_lanes(self._redis, self._keys))
-        for pool in sorted({*self._configured, *used, *(worker.pool for worker in workers)}):
-            self._put_in_force(pool, plan_brake(self._seen(pool, workers, away_s, holdups), self._rules))
+        configured = (pool.name for pool in self._settings.pools)
+        for pool in sorted({*configured, *used, *(worker.pool for worker in workers)}):
+            seen = self._seen(pool, workers, away_s, holdups)
+            self._put_in_force(pool, *plan_brake(seen, self._settings))
 
     def _seen(self, pool: str, workers: Sequence[Presence], away_s: float, holdups: Mapping[str, Holdup]) -> PoolSeen:
         seconds, micros = self._redis.time()
@@ -200,16 +179,12 @@ class Brakes:
             suspended=bool(self._redis.exists(self._keys.suspended)),
         )
 
-    def _put_in_force(self, pool: str, planned: Brake) -> None:
-        brake.set_reasons(self._redis, self._keys, pool, planned.reasons)
-        change = self._redis.sadd if planned.probe else self._redis.srem
+    def _put_in_force(self, pool: str, reasons: Sequence[str], probe: bool) -> None:
+        brake.set_reasons(self._redis, self._keys, pool, reasons)
+        change = self._redis.sadd if probe else self._redis.srem
         change(self._keys.busy(pool), brake.PROBE)
-        if _causes(planned.reasons) != _causes(self._in_force.get(pool, ())):
-            why = brake.describe(planned.reasons)
+        causes = [reason.partition(":")[0] for reason in reasons]
+        if causes != self._causes.get(pool, []):
+            why = brake.describe(reasons)
             log.warning("pool %s: %s", pool, f"no more workers are started: {why}" if why else "the brake is off")
-        self._in_force[pool] = planned.reasons
-
-
-def _causes(reasons: Collection[str]) -> Counter[str]:
-    """The reasons' codes."""
-    return Counter(reason.partition(":")[0] for reason in reasons)
+        self._causes[pool] = causes

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +18,7 @@ from serinette.errors import ClusterUnavailable
 from serinette.job import now
 
 if TYPE_CHECKING:
-    from kubernetes.client import ApiClient, BatchV1Api
-    from kubernetes.client.exceptions import ApiException
+    from kubernetes.client import ApiClient
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ _TIMEOUT_S = (3.0, 10.0)
 _MOST_EVENTS = 1_000
 # Our clock may be another than the nodes': lines that were read already are known by their times.
 _SKEW_S = 60
-_CONFLICT, _NOT_FOUND = 409, 404
+_BAD_REQUEST, _NOT_FOUND, _CONFLICT = 400, 404, 409
 
 
 def connect(kubeconfig: Path | None = None) -> ApiClient | None:
@@ -65,22 +62,39 @@ class _Namespace:
         self, connection: ApiClient, namespace: str, selector: str, timeout_s: tuple[float, float] = _TIMEOUT_S
     ) -> None:
         """`timeout_s` is to connect, and for each read."""
-        from kubernetes import client  # noqa: PLC0415  # as above
-
         self._connection = connection
-        self._core = client.CoreV1Api(connection)
-        self._namespace = namespace
+        self._here = f"namespaces/{namespace}"
         self._selector = selector
         self._timeout_s = timeout_s
 
-    def _ask(self, ask: Callable[..., Any], *given: object, **options: object) -> bytes:
-        with _as_cluster_unavailable():
-            data: bytes = ask(*given, **options, _request_timeout=self._timeout_s, _preload_content=False).data
+    def _ask(self, method: str, path: str, query: Object | None = None, body: Object | None = None) -> bytes:
+        """The body of an answer as it comes: the client's own models refuse what they do not know."""
+        from kubernetes.client.exceptions import ApiException  # noqa: PLC0415  # as above
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415
+
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        request = self._connection.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Content-Type": kind},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            answer = self._connection.call_api(*request, _request_timeout=self._timeout_s)
+            data: bytes = answer.read()
+        except (ApiException, HTTPError, OSError) as error:
+            raise ClusterUnavailable(f"the API server does not answer: {error}") from error
+        if answer.status >= _BAD_REQUEST:
+            raise ClusterUnavailable(f"{answer.status} {_reason(data) or answer.reason}", status=answer.status)
         return data
 
-    def _items(self, ask: Callable[..., Any], *given: object, **options: object) -> list[Object]:
-        with _as_cluster_unavailable():
-            items: list[Object] = json.loads(self._ask(ask, *given, **options)).get("items") or []
+    def _items(self, path: str, query: Object) -> list[Object]:
+        try:
+            items: list[Object] = json.loads(self._ask("GET", path, query)).get("items") or []
+        except ValueError as error:
+            raise ClusterUnavailable(f"the API server does not answer: {error}") from error
         return items
 
 
@@ -89,64 +103,53 @@ class WorkerPods(_Namespace):
 
     def pods(self) -> list[Object]:
         """All of them, from the API server's memory: it may be a second behind."""
-        return self._items(
-            self._core.list_namespaced_pod, self._namespace, label_selector=self._selector, resource_version="0"
-        )
+        return self._items(f"/api/v1/{self._here}/pods", {"labelSelector": self._selector, "resourceVersion": 0})
 
     def events(self) -> list[Object]:
         """Of pods, the last hour's as a rule."""
-        pods = "involvedObject.kind=Pod"
-        return self._items(self._core.list_namespaced_event, self._namespace, field_selector=pods, limit=_MOST_EVENTS)
+        return self._events("involvedObject.kind=Pod")
 
     def refusals(self) -> list[Object]:
         """Events of pods that the API server refused to their ReplicaSets, the last hour's as a rule."""
-        refused = "involvedObject.kind=ReplicaSet,reason=FailedCreate"
-        ask = self._core.list_namespaced_event
-        return self._items(ask, self._namespace, field_selector=refused, limit=_MOST_EVENTS)
+        return self._events("involvedObject.kind=ReplicaSet,reason=FailedCreate")
+
+    def _events(self, of: str) -> list[Object]:
+        return self._items(f"/api/v1/{self._here}/events", {"fieldSelector": of, "limit": _MOST_EVENTS})
 
     def nodes(self) -> list[Object]:
         """All nodes."""
-        return self._items(self._core.list_node, resource_version="0")
+        return self._items("/api/v1/nodes", {"resourceVersion": 0})
 
     def scaled_objects(self) -> list[Object]:
         """KEDA's objects of the pools."""
-        from kubernetes import client  # noqa: PLC0415  # as above
-
-        ask = client.CustomObjectsApi(self._connection).list_namespaced_custom_object
-        return self._items(ask, "keda.sh", "v1alpha1", self._namespace, "scaledobjects", label_selector=self._selector)
+        return self._items(f"/apis/keda.sh/v1alpha1/{self._here}/scaledobjects", {"labelSelector": self._selector})
 
     def annotate(self, pod: str, annotations: Mapping[str, str | None]) -> None:
         """Set annotations of a pod; None removes one."""
         patch = {"metadata": {"annotations": dict(annotations)}}
-        self._ask(self._core.patch_namespaced_pod, pod, self._namespace, patch, field_manager=FIELD_MANAGER)
+        self._ask("PATCH", f"/api/v1/{self._here}/pods/{pod}", {"fieldManager": FIELD_MANAGER}, patch)
 
 
 class ContainerJobs(_Namespace):
     """The Kubernetes Jobs of containers, their pods and logs."""
 
-    @cached_property
-    def _batch(self) -> BatchV1Api:
-        from kubernetes import client  # noqa: PLC0415  # as above
-
-        return client.BatchV1Api(self._connection)
-
     def jobs(self) -> list[Object]:
         """All Jobs, as they are now and not from the API server's memory."""
-        return self._items(self._batch.list_namespaced_job, self._namespace, label_selector=self._selector)
+        return self._items(f"/apis/batch/v1/{self._here}/jobs", {"labelSelector": self._selector})
 
     def pods(self) -> list[Object]:
         """All their pods."""
-        return self._items(self._core.list_namespaced_pod, self._namespace, label_selector=self._selector)
+        return self._items(f"/api/v1/{self._here}/pods", {"labelSelector": self._selector})
 
     def account(self, name: str) -> Object:
         """A service account as it is now: its uid is another when it was made anew."""
-        found: Object = json.loads(self._ask(self._core.read_namespaced_service_account, name, self._namespace))
+        found: Object = json.loads(self._ask("GET", f"/api/v1/{self._here}/serviceaccounts/{name}"))
         return {"apiVersion": "v1", "kind": "ServiceAccount", **found}
 
     def create(self, job: Object) -> bool:
         """Make a Job; False if there is one of its name."""
         try:
-            self._ask(self._batch.create_namespaced_job, self._namespace, job)
+            self._ask("POST", f"/apis/batch/v1/{self._here}/jobs", body=job)
         except ClusterUnavailable as error:
             if error.status == _CONFLICT:
                 return False
@@ -156,36 +159,22 @@ class ContainerJobs(_Namespace):
     def delete(self, name: str) -> None:
         """Have a Job's pod end, and delete it then. One that is gone counts as deleted."""
         try:
-            self._ask(self._batch.delete_namespaced_job, name, self._namespace, propagation_policy="Foreground")
+            self._ask("DELETE", f"/apis/batch/v1/{self._here}/jobs/{name}", {"propagationPolicy": "Foreground"})
         except ClusterUnavailable as error:
             if error.status != _NOT_FOUND:
                 raise
 
     def log(self, pod: str, container: str, since: str, most_bytes: int) -> str:
         """What a container of a pod wrote, each line behind its time; from about `since` on, if not empty."""
-        options: dict[str, Any] = {"container": container, "timestamps": True, "limit_bytes": most_bytes}
+        query: Object = {"container": container, "timestamps": "true", "limitBytes": most_bytes}
         if since:  # as the kubelet writes it, nanoseconds and all
             age_s = (now() - datetime.fromisoformat(f"{since[:19]}+00:00")).total_seconds()
-            options["since_seconds"] = max(0, int(age_s)) + _SKEW_S
-        return self._ask(self._core.read_namespaced_pod_log, pod, self._namespace, **options).decode(errors="replace")
+            query["sinceSeconds"] = max(0, int(age_s)) + _SKEW_S
+        return self._ask("GET", f"/api/v1/{self._here}/pods/{pod}/log", query).decode(errors="replace")
 
 
-@contextmanager
-def _as_cluster_unavailable() -> Iterator[None]:
-    """The client's errors as ClusterUnavailable."""
-    from kubernetes.client.exceptions import ApiException  # noqa: PLC0415  # as above
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415
-
+def _reason(body: bytes) -> str:
     try:
-        yield
-    except ApiException as error:
-        raise ClusterUnavailable(f"{error.status} {_reason(error)}", status=error.status or 0) from error
-    except (HTTPError, ValueError, OSError) as error:
-        raise ClusterUnavailable(f"the API server does not answer: {error}") from error
-
-
-def _reason(error: ApiException) -> str:
-    try:
-        return str(json.loads(error.body)["message"])
+        return str(json.loads(body)["message"])
     except (TypeError, ValueError, LookupError):
-        return str(error.reason)
+        return ""

@@ -38,7 +38,6 @@ class LeaderElection:
         self._leads_until_s = self._aside_until_s = 0.0
         self._rounds: dict[str, float] = {}  # until when each duty's round is expected to end; monotonic
         self._stepped_aside_for: dict[str, float] = {}
-        self.renew_every_s = lease_s / 5
 
     def __call__(self) -> bool:
         """Take the lead or keep it; False while another replica leads. Raises RedisError."""
@@ -104,32 +103,25 @@ class FailureLog:
 
 
 def loop(
-    name: str,
-    make_duty: Callable[[], Callable[[], object]],
-    pause_s: float,
-    stop: Event,
-    leader: LeaderElection | None = None,
+    name: str, duty: Callable[[], object], pause_s: float, stop: Event, leader: LeaderElection | None = None
 ) -> None:
-    """Do a duty every `pause_s` until `stop`; with `leader`, only while this replica leads.
-
-    The duty is made anew after every failure, and tried again after longer pauses.
+    """Do a duty every `pause_s` until `stop`, after failures with longer pauses; with `leader`, only while this replica
+    leads.
     """
     failures = FailureLog(log, name)
-    duty: Callable[[], object] | None = None
     wait_s = pause_s
     while not stop.wait(wait_s):
         if leader and not leader.leading:
             continue
         try:
-            duty = duty or make_duty()
             with leader.round_of(name, pause_s) if leader else nullcontext():
                 duty()
         except (RedisError, StoreUnavailable) as error:
             failures.note(error)
-            duty, wait_s = None, min(2 * wait_s, max(_LONGEST_BACKOFF_S, pause_s))
+            wait_s = min(2 * wait_s, max(_LONGEST_BACKOFF_S, pause_s))
         except Exception:
             log.exception("%s failed; starting over", name)
-            duty, wait_s = None, max(_LONGEST_BACKOFF_S, pause_s)
+            wait_s = max(_LONGEST_BACKOFF_S, pause_s)
         else:
             failures.note(None)
             wait_s = pause_s

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -144,17 +143,13 @@ class QueueCollector(Collector):
                 pipe.zcard(started_key(self._keys, pool, lane))
                 ask_heads(pipe, waiting)
             found = pipe.execute()
-        rows = [found[4 * i : 4 * i + 4] for i in range(len(places))]
-        oldest = self._oldest([[*head, *first] for _, _, head, first in rows])
-        return [(depth, running, age_s) for (depth, running, _, _), age_s in zip(rows, oldest, strict=True)]
-
-    def _oldest(self, ids: Sequence[list[Any]]) -> list[float]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for lane in ids:
-                pipe.zmscore(self._keys.live, lane or [""])
+            rows = [found[4 * i : 4 * i + 4] for i in range(len(places))]
+            for _, _, head, first in rows:
+                pipe.zmscore(self._keys.live, [*head, *first] or [""])
             pipe.time()
             *scores, (at_s, _) = pipe.execute()
-        return [oldest_s(lane, at_s) or 0.0 for lane in scores]
+        ages_s = (oldest_s(lane, at_s) or 0.0 for lane in scores)
+        return [(depth, running, age_s) for (depth, running, _, _), age_s in zip(rows, ages_s, strict=True)]
 
 
 def _gauges() -> dict[str, GaugeMetricFamily]:
@@ -179,18 +174,18 @@ def _gauge(name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"serinette_{name}", text, labels=labels)
 
 
-def _counted(measure: counters.Counter | counters.Histogram, counted: Counters) -> Metric:
+def _counted(measure: counters.Measure, counted: Counters) -> Metric:
     name = f"serinette_{measure.name}"
-    if isinstance(measure, counters.Counter):
+    if not measure.bounds:
         counts = CounterMetricFamily(name, measure.help, labels=measure.labels)
-        for series in counted.counts(measure):
-            counts.add_metric(series.labels, series.value)
+        for labels, value in counted.counts(measure):
+            counts.add_metric(labels, value)
         return counts
     histogram = HistogramMetricFamily(name, measure.help, labels=measure.labels)
-    for spread in counted.distributions(measure):
+    for labels, numbers, summed in counted.distributions(measure):
         total, buckets = 0, []
-        for bound, count in zip((*measure.bounds, float("inf")), spread.counts, strict=True):
+        for bound, count in zip((*measure.bounds, float("inf")), numbers, strict=True):
             total += count
             buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), float(total)))
-        histogram.add_metric(spread.labels, buckets, spread.sum)
+        histogram.add_metric(labels, buckets, summed)
     return histogram

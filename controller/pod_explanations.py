@@ -75,7 +75,9 @@ def holdup(
     pods: Sequence[Object], events: Sequence[Object], nodes: Sequence[Object] | None, gpu: str, at: datetime
 ) -> Holdup:
     """Of one pool's pods. `nodes` is None when they may not be read; `gpu` is the resource that each pod takes."""
-    of_pod = _by_pod(events)
+    of_pod: defaultdict[str, list[Object]] = defaultdict(list)
+    for event in sorted(events, key=_seen_at):
+        of_pod[event["involvedObject"].get("name", "")].append(event)
     there = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     gpus = f"{gpu}{_existing(nodes, gpu)}" if gpu else ""
     why = [explain(pod, of_pod[pod["metadata"]["name"]], gpus, at) for pod in there if not _ready(pod)]
@@ -112,16 +114,12 @@ def refused(events: Sequence[Object], deployment: str, at: datetime) -> Explanat
     return Explanation(0, f"the cluster refuses its pods{why}", detail=_short(message))
 
 
-def wanted_workers(waiting: int, busy: int, facts: PoolFacts | None) -> int:
-    """How many workers KEDA's formula asks of a pool without a brake (the chart's scaledobjects.yaml)."""
-    if facts is None:
-        return max(busy, min(waiting, 1))
-    return max(busy, min(busy + math.ceil(waiting / facts.jobs_per_worker), facts.max_workers))
-
-
 def lacks_workers(waiting: int, busy: int, pods: int, facts: PoolFacts | None) -> bool:
-    """Whether the HPA should have made another pod; it tolerates a tenth."""
-    return wanted_workers(waiting, busy, facts) > 1.1 * pods
+    """Whether the HPA should have made another pod; it tolerates a tenth. As KEDA's formula asks of a pool without a
+    brake (the chart's scaledobjects.yaml).
+    """
+    wanted = min(busy + math.ceil(waiting / facts.jobs_per_worker), facts.max_workers) if facts else min(waiting, 1)
+    return max(busy, wanted) > 1.1 * pods
 
 
 def unscaled(scaled_object: Object | None, for_s: float, refusal: Explanation | None = None) -> Explanation | None:
@@ -198,7 +196,8 @@ def _existing(nodes: Sequence[Object] | None, gpu: str) -> str:
     having = {node["metadata"]["name"]: _count(node, gpu) for node in nodes if _count(node, gpu)}
     if not having:
         return f": none of the {len(nodes)} nodes has any"
-    out = [node for node in nodes if _count(node, gpu) and not _usable(node)]
+    usable = (node for node in nodes if _ready(node) and not node.get("spec", {}).get("unschedulable"))
+    out = having.keys() - {node["metadata"]["name"] for node in usable}
     total, count = sum(having.values()), len(having)
     existing = f": {total} {'is' if total == 1 else 'are'} on {count} {'node' if count == 1 else 'nodes'}"
     return f"{existing}, {len(out)} of them cordoned or not ready" if out else f"{existing}, none free for it"
@@ -207,10 +206,6 @@ def _existing(nodes: Sequence[Object] | None, gpu: str) -> str:
 def _count(node: Object, gpu: str) -> int:
     count = str(node.get("status", {}).get("allocatable", {}).get(gpu, "0"))
     return int(count) if count.isdigit() else 0
-
-
-def _usable(node: Object) -> bool:
-    return condition(node, "Ready").get("status") == "True" and not node.get("spec", {}).get("unschedulable")
 
 
 def _container(container: Object, at: datetime) -> Explanation | None:
@@ -262,22 +257,14 @@ def _creating(events: Sequence[Object]) -> Explanation:
     return Explanation(3, "its container is being created")
 
 
-def _by_pod(events: Sequence[Object]) -> defaultdict[str, list[Object]]:
-    """Events by their pod, oldest first."""
-    found: defaultdict[str, list[Object]] = defaultdict(list)
-    for event in sorted(events, key=_seen_at):
-        found[event["involvedObject"].get("name", "")].append(event)
-    return found
-
-
 def _seen_at(event: Object) -> str:
     series = event.get("series") or {}
     times = (event.get("lastTimestamp"), series.get("lastObservedTime"), event.get("eventTime"))
     return next((str(time) for time in times if time), str(event["metadata"].get("creationTimestamp", "")))
 
 
-def _ready(pod: Object) -> bool:
-    return condition(pod, "Ready").get("status") == "True"
+def _ready(thing: Object) -> bool:
+    return condition(thing, "Ready").get("status") == "True"
 
 
 def condition(thing: Object, kind: str) -> Object:

@@ -29,10 +29,10 @@ _IDLE_S = 60.0
 _MOST_PATCHES = 50
 # What we may not do is tried again after so long; an operator may have allowed it.
 _FORBIDDEN_S = 600.0
-_GONE = {404, 410}
+# It is gone, or was changed just now: seen anew in the next round.
+_OF_ONE_POD = {404, 409, 410}
 # Its worker reads it within seconds.
 _START_KNOWN_S = 3600
-_NOT_NOW = {409}
 
 
 class PodWatch:
@@ -134,23 +134,20 @@ class PodWatch:
 
     def _mark(self, pods: Sequence[dict[str, Any]], at_s: float) -> None:
         names = [pod["metadata"]["name"] for pod in pods]
-        busy = self._busy(pods)
+        pools = {pod["metadata"].get("labels", {}).get(POOL_LABEL, "") for pod in pods}
+        members: list[Any] = [self._redis.smembers(self._keys.busy(pool)) for pool in pools]
+        busy = {host_of(member.decode()) for found in members for member in found}
         self._idle_since_s = {name: self._idle_since_s.get(name, at_s) for name in names if name not in busy}
         idle = {name for name, since_s in self._idle_since_s.items() if at_s - since_s >= _IDLE_S}
         if not self._settings.cluster_protect or at_s < self._not_before_s.get("patches", 0.0):
             return
-        for patch in plan_marks(pods, busy, idle, _MOST_PATCHES):
+        for pod, marks in plan_marks(pods, busy, idle, _MOST_PATCHES).items():
             try:
-                self._cluster.annotate(patch.pod, patch.annotations)
+                self._cluster.annotate(pod, marks)
             except ClusterUnavailable as error:
-                if error.status not in _GONE | _NOT_NOW:  # those are one pod's, and seen anew in the next round
+                if error.status not in _OF_ONE_POD:
                     self._pause("patches", error, at_s)
                     return
-
-    def _busy(self, pods: Sequence[Mapping[str, Any]]) -> set[str]:
-        pools = {pod["metadata"].get("labels", {}).get(POOL_LABEL, "") for pod in pods}
-        members: list[Any] = [self._redis.smembers(self._keys.busy(pool)) for pool in pools]
-        return {host_of(member.decode()) for found in members for member in found}
 
     def _pause(self, what: str, error: ClusterUnavailable, at_s: float) -> None:
         pause_s = _FORBIDDEN_S if error.status in {401, 403} else 3 * self._settings.cluster_interval_s

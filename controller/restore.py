@@ -48,7 +48,7 @@ class Restore:
         names = (found.key for found in self._store.list("songs") if found.key.endswith("/job.json"))
         with ThreadPoolExecutor(_TOGETHER) as threads:
             while chunk := list(islice(names, _CHUNK)):
-                entering = [call for record in threads.map(self._record, chunk) if (call := self._enter(record))]
+                entering = list(filter(None, threads.map(self._enter, chunk)))
                 count += sum(self._jobs.many(entering)) if entering else 0
         self._enter_batches()  # behind the jobs: a line whose job Redis knows is not released again
         log.info("restored jobs=%d", count)
@@ -76,17 +76,13 @@ class Restore:
         if entered is BatchEntry.NEW:
             log.info("restored batch=%s round=%d", header.id, round)
 
-    def _record(self, key: str) -> Record | None:
+    def _enter(self, key: str) -> Call[bool] | None:
         try:
-            return Record.model_validate_json(self._store.get(key))
+            record = Record.model_validate_json(self._store.get(key))
         except NotFound:  # retention took it just now
             return None
         except ValidationError as error:
             log.warning("%s cannot be read: %s", key, error)
-            return None
-
-    def _enter(self, record: Record | None) -> Call[bool] | None:
-        if record is None:
             return None
         left_s = int((record.ended_at + timedelta(seconds=self._retention_s) - now()).total_seconds())
         return calls.restore(record, left_s) if left_s > 0 else None  # or it is about to be deleted

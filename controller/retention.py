@@ -89,21 +89,15 @@ class Retention:
             used.update(chunk)
             for entry in (seen.entry for seen in self._jobs(calls.look(chunk))):
                 if entry is not None:
-                    used.update(_sources(entry.wire))
-                    used.update(_inputs(json.loads(entry.fields.get("container", "{}"))))
+                    used.update(_sources(entry.wire, json.loads(entry.fields.get("container", "{}"))))
         return used
 
 
-def _sources(spec: dict[str, Any]) -> Iterator[str]:
-    for name in ("source_audio", "reference_audio"):
-        if spec.get(name):
-            yield spec[name].partition("/")[0]  # an upload's id, or a song's: job id and index
-
-
-def _inputs(container: dict[str, Any]) -> Iterator[str]:
-    for each in container.get("inputs", ()):
-        source = each.get("upload") or each.get("artifact") or each["prefix"].split("/")[1]
-        yield source.partition("/")[0]
+def _sources(spec: dict[str, Any], container: dict[str, Any]) -> Iterator[str]:
+    inputs = container.get("inputs", ())
+    given = (each.get("upload") or each.get("artifact") or each["prefix"].split("/")[1] for each in inputs)
+    sources = (spec.get("source_audio"), spec.get("reference_audio"), *given)
+    return (source.partition("/")[0] for source in sources if source)  # an upload's id, or a song's: job id and index
 
 
 def expired(

@@ -123,10 +123,10 @@ class RemovedPools:
         if home is not None:
             return Plan(Action.MOVE, entry, pool=home)
         last = entry.attempts[-1] if entry.attempts else None
-        return _end(Action.STRAND, entry, last, Outcome(JobStatus.FAILED, self._removal(entry.pool, model)))
-
-    def _removal(self, pool: str, model: str | None) -> JobError:
         asked = f"none that is left holds model {model}" if model else "there is no default pool to take its place"
         published = ", ".join(sorted({each.published for each in self._pools}))
-        message = f"pool {pool} was removed, and {asked}; published here are {published}: submit it again with one"
-        return JobError(code=PoolRemoved.code, message=message)
+        message = (
+            f"pool {entry.pool} was removed, and {asked}; published here are {published}: submit it again with one"
+        )
+        error = JobError(code=PoolRemoved.code, message=message)
+        return _end(Action.STRAND, entry, last, Outcome(JobStatus.FAILED, error))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -43,6 +43,8 @@ _WALK_EVERY_S = 30.0
 _TIDY_EVERY_S = 60.0
 # Keys looked at in one step of a walk over all of them: about a millisecond of Redis.
 _KEYS = 1_000
+
+Planned = TypeVar("Planned")
 
 
 class Sweeper:
@@ -144,8 +146,8 @@ class Sweeper:
         looks = [calls.look(ids[first : first + _LOOK]) for first in range(0, len(ids), _LOOK)]
         return [one for found in (self._jobs.many(looks) if looks else ()) for one in found]
 
-    def _planned(self, cases: Iterable[tuple[str, Callable[[], Plan | None]]]) -> list[Plan]:
-        """Plans of those that need something and can be read."""
+    def _planned(self, cases: Iterable[tuple[str, Callable[[], Planned | None]]]) -> list[Planned]:
+        """Of those that need something and can be read."""
         plans = []
         for job_id, plan in cases:
             try:
@@ -234,18 +236,12 @@ class Sweeper:
         seen = self._look(ids)
         if gone := [job_id for job_id, one in zip(ids, seen, strict=True) if one.entry is None]:
             self._redis.zrem(self._keys.ended, *gone)  # its time was over before it could shrink
-        shrinking = [shrink for one in seen if one.entry and (shrink := self._shrinking(one.entry))]
+        entries = [one.entry for one in seen if one.entry]
+        shrinking = self._planned((entry.id, partial(_shrink, entry)) for entry in entries)
         self._count(Action.SHRINK, sum(self._jobs.many(shrinking)) if shrinking else 0)
         self._shrink_from = f"({found[-1][1]!r}" if found else "-inf"
         if len(found) < _SHRUNK:
             self._shrink_from, self._shrink_at_s = "-inf", at_s + _WALK_EVERY_S
-
-    def _shrinking(self, entry: Entry) -> Call[bool] | None:
-        try:
-            return calls.shrink(entry) if shrinks(entry) else None
-        except Exception as error:
-            self._leave(entry.id, error)
-            return None
 
     # -- what stays behind
 
@@ -281,3 +277,7 @@ class Sweeper:
     def _count(self, action: Action, number: int) -> None:
         if self._metrics and number:
             self._metrics.reconciled(action, number)
+
+
+def _shrink(entry: Entry) -> Call[bool] | None:
+    return calls.shrink(entry) if shrinks(entry) else None

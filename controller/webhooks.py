@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,18 +17,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import SecretStr
 from redis import Redis
 from standardwebhooks import Webhook
 
 from controller.delivery_window import Sender, Window
-from controller.outbox import Outbox
 from controller.settings import ControllerSettings
-from serinette import __version__
-from serinette.batch import is_batch_id
+from serinette import __version__, counters
+from serinette.batch import Batch, is_batch_id
 from serinette.batches.repository import BatchRecord, BatchRepository
 from serinette.job import Job, now
 from serinette.jobs import Entry, Jobs, calls
+from serinette.names import Keys
 from serinette.webhook import Delivery, event_id, event_type
 from serinette.webhook_targets import NotLookedUp, Targets
 
@@ -118,11 +118,6 @@ def open_client(targets: Targets, timeout_s: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=CheckedTransport(targets), timeout=timeout_s, trust_env=False)
 
 
-def signatures(secrets: Sequence[SecretStr], event_id: str, at: datetime, body: str) -> str:
-    """`webhook-signature`, one for each secret: while they change, a receiver may know the old or the new one."""
-    return " ".join(Webhook(secret.get_secret_value()).sign(event_id, at, body) for secret in secrets)
-
-
 async def send(client: httpx.AsyncClient, url: str, body: str, headers: dict[str, str], tenant: str = "") -> Answer:
     """POST once, all in the client's timeout; the answer's body is not read. Raises nothing of the network's."""
     timeout_s = client.timeout.read
@@ -148,27 +143,82 @@ async def send(client: httpx.AsyncClient, url: str, body: str, headers: dict[str
     return Answer(status, None if 200 <= status < 300 else f"the target answered {status}")
 
 
+# -- the outbox
+
+# Take what is due, out of every other replica's sight until it should have been sent.
+# KEYS: webhooks. ARGV: seconds until others may take it, most jobs.
+_TAKE = """#!lua flags=allow-oom
+local at = tonumber(redis.call('TIME')[1])
+local due = redis.call('ZRANGE', KEYS[1], '-inf', at, 'BYSCORE', 'LIMIT', 0, ARGV[2])
+for _, job in ipairs(due) do redis.call('ZADD', KEYS[1], at + ARGV[1], job) end
+return due
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """The transactional outbox: ends of jobs and batches whose webhook is to be sent, entered by the step that ends
+    them (serinette/jobs, serinette/batches/repository.py). A replica that takes an entry and dies leaves it to be taken
+    again: at least once.
+
+    One sorted set, `Keys.webhooks`: ids by the Unix second, by Redis's own clock, at which they are due.
+    """
+
+    redis: Redis
+    keys: Keys
+
+    def take(self, hidden_s: int, count: int) -> list[str]:
+        """Up to `count` jobs and batches that are due; no other replica gets them within `hidden_s`."""
+        due: Any = self.redis.register_script(_TAKE)([self.keys.webhooks], [hidden_s, count])
+        return [job_id.decode() for job_id in due]
+
+    def log(self, job_id: str, ended_at: str, delivery: Delivery, again_s: float | None) -> None:
+        """Log one try on its job, unless that has another end by now; the next follows after `again_s`, or never."""
+        outcome = "delivered" if delivery.delivered else "given_up" if again_s is None else "failed"
+        counters.count(self.redis, self.keys, counters.WEBHOOKS, outcome)
+        record, number = self._record_of(job_id), delivery.number
+        logged = ("HSET", record, "deliveries", number, f"delivery:{number}", delivery.model_dump_json())
+        over = ("ZREM", self.keys.webhooks, job_id)
+        again: calls.Command = over
+        if again_s is not None:
+            again = ("ZADD", self.keys.webhooks, "XX", int(self.redis.time()[0]) + math.ceil(again_s), job_id)
+        jobs = Jobs(self.redis, self.keys.prefix)
+        if not jobs(calls.guarded([(("HGET", record, "ended_at"), ended_at)], [logged, again])):
+            jobs(calls.guarded([(("EXISTS", record), 0)], [over]))
+
+    def put_back(self, delays_s: Mapping[str, float]) -> None:
+        """Have entries that were taken due again after so many seconds; that is no try."""
+        if delays_s:
+            at: Any = self.redis.time()
+            due = {name: at[0] + math.ceil(delay_s) for name, delay_s in delays_s.items()}
+            self.redis.zadd(self.keys.webhooks, due, xx=True)
+
+    def drop(self, job_id: str) -> None:
+        """Never send this one."""
+        over, record = ("ZREM", self.keys.webhooks, job_id), self._record_of(job_id)
+        jobs = Jobs(self.redis, self.keys.prefix)
+        if not jobs(calls.guarded([(("EXISTS", record), 1)], [over, ("HSETNX", record, "deliveries", 0)])):
+            jobs(calls.guarded([], [over]))
+
+    def _record_of(self, name: str) -> str:
+        """The hash in which the tries of a job or batch are logged."""
+        return self.keys.batch(name) if is_batch_id(name) else self.keys.job(name)
+
+
 # -- what is sent
 
 
 @dataclass(frozen=True, slots=True)
-class _Event:
-    """The end of one job or batch, and how often it was sent."""
+class _End:
+    """The end of one job or batch, where it is to be reported, and how often it was sent."""
 
+    tenant: str
+    webhook: str
     id: str
     type: str
     body: str
     tries: int
     ended_at: str  # as in Redis
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Where the end of one job or batch is to be reported. `event`: what is sent; None: its record cannot be read."""
-
-    tenant: str
-    webhook: str
-    event: Callable[[], _Event | None]
 
     @property
     def host(self) -> str:
@@ -176,31 +226,32 @@ class _End:
         return urlsplit(self.webhook).hostname or ""
 
 
-def _job_event(entry: Entry) -> _Event | None:
+def _job_end(entry: Entry | None) -> _End | None:
+    """None where it is reported nowhere any more, or by GET only."""
+    if entry is None or entry.webhook is None or not entry.status.ended:
+        return None
     try:
-        body, tries = event_body(entry.job()), len(entry.deliveries)
-    except (KeyError, ValueError, TypeError):  # its end is reported by GET only
+        job, tries = entry.job(), len(entry.deliveries)
+    except (KeyError, ValueError, TypeError):
         log.exception("job=%s cannot be read", entry.id)
         return None
-    return _Event(event_id(entry.id, entry.status), event_type(entry.status), body, tries, entry.fields["ended_at"])
+    kind, ended_at = event_type(job.status), entry.fields["ended_at"]
+    return _End(entry.tenant, entry.webhook, event_id(job.id, job.status), kind, _body(kind, job), tries, ended_at)
 
 
-def _batch_event(record: BatchRecord) -> _Event:
-    batch, kind = record.batch(), f"batch.{record.status}"
-    data = batch.model_dump(mode="json", exclude={"deliveries", "webhook"})
-    body = _body(kind, batch.ended_at or batch.created_at, data)
-    ended_at = record.ended_at.isoformat() if record.ended_at else ""
-    return _Event(f"{event_id(batch.id, record.status)}_{record.round}", kind, body, len(record.tries), ended_at)
+def _batch_end(record: BatchRecord | None) -> _End | None:
+    if record is None or record.header.webhook is None or not record.status.ended:  # erased, or retried meanwhile
+        return None
+    kind, id = f"batch.{record.status}", f"{event_id(record.id, record.status)}_{record.round}"
+    body, ended_at = _body(kind, record.batch()), record.ended_at.isoformat() if record.ended_at else ""
+    return _End(record.header.tenant, record.header.webhook, id, kind, body, len(record.tries), ended_at)
 
 
-def event_body(job: Job) -> str:
-    """The job as GET answers it, without the log of these very tries. The same bytes at every try."""
-    data: dict[str, Any] = job.model_dump(mode="json", exclude={"deliveries", "webhook"})
-    return _body(event_type(job.status), job.ended_at or job.created_at, data)
-
-
-def _body(kind: str, ended_at: datetime, data: dict[str, Any]) -> str:
-    return json.dumps({"type": kind, "timestamp": ended_at.isoformat(), "data": data}, ensure_ascii=False)
+def _body(kind: str, ended: Job | Batch) -> str:
+    """As GET answers it, without the log of these very tries: the same bytes at every try."""
+    data: dict[str, Any] = ended.model_dump(mode="json", exclude={"deliveries", "webhook"})
+    at = ended.ended_at or ended.created_at
+    return json.dumps({"type": kind, "timestamp": at.isoformat(), "data": data}, ensure_ascii=False)
 
 
 # -- the duty
@@ -217,7 +268,7 @@ class Webhooks:
         self._jobs = Jobs(redis, settings.redis_prefix)
         self._outbox = Outbox(redis, settings.keys)
         self._batches = BatchRepository(self._jobs, settings.keys, settings.retention_s)
-        self._targets = Targets(settings.webhook_networks)
+        self._open_client = partial(open_client, Targets(settings.webhook_networks), settings.webhook_timeout_s)
         self._window = Window()
         self._sender: Sender | None = None
         self._sending: set[Future[None]] = set()
@@ -237,7 +288,10 @@ class Webhooks:
                 count += self._begin()
             if self._sending and time.monotonic() < until_s:
                 wait(self._sending, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
-            self._reap()
+            ended = {one for one in self._sending if one.done()}
+            self._sending -= ended
+            for one in ended:
+                one.result()  # raises what it raised
             count += self._begin()
             if not self._sending or time.monotonic() >= until_s:
                 break
@@ -246,14 +300,12 @@ class Webhooks:
             self._sender = None
         return count
 
-    def _reap(self) -> None:
-        ended = {one for one in self._sending if one.done()}
-        self._sending -= ended
-        for one in ended:
-            one.result()  # raises what it raised
-
     def _keep(self, names: Sequence[str]) -> None:
-        for name, end in self._ends(names).items():
+        jobs = [name for name in names if not is_batch_id(name)]
+        ends = {name: _batch_end(self._batches.read(name)) for name in names if is_batch_id(name)}
+        seen = self._jobs(calls.look(jobs)) if jobs else ()
+        ends |= {name: _job_end(one.entry) for name, one in zip(jobs, seen, strict=True)}
+        for name, end in ends.items():
             if end is None:
                 self._drop(name)
             else:
@@ -279,9 +331,6 @@ class Webhooks:
         self._outbox.put_back(later)
         return begun
 
-    def _open_client(self) -> httpx.AsyncClient:
-        return open_client(self._targets, self._settings.webhook_timeout_s)
-
     def _drop(self, name: str) -> None:
         log.warning("%s: its end is not delivered: it was erased, or there is no secret to sign with", name)
         self._outbox.drop(name)
@@ -295,50 +344,34 @@ class Webhooks:
             self._window.end(end.tenant, end.host, answered=answer.status is not None, took_s=at_s - began_s, at_s=at_s)
 
     async def _try(self, name: str, end: _End, client: httpx.AsyncClient) -> Answer:
-        event = await asyncio.to_thread(end.event)
         secrets = self._settings.signs_for(end.tenant)
-        if event is None or not secrets:
+        if not secrets:
             await asyncio.to_thread(self._drop, name)
             return Answer(status=0)  # which says nothing against the host
         at = now()
+        # One for each secret: while they change, a receiver may know the old or the new one.
+        signatures = [Webhook(secret.get_secret_value()).sign(end.id, at, end.body) for secret in secrets]
         headers = {
-            "webhook-id": event.id,
+            "webhook-id": end.id,
             "webhook-timestamp": str(int(at.timestamp())),
-            "webhook-signature": signatures(secrets, event.id, at, event.body),
+            "webhook-signature": " ".join(signatures),
         }
-        answer = await send(client, end.webhook, event.body, headers, end.tenant)
+        answer = await send(client, end.webhook, end.body, headers, end.tenant)
         if answer.counts:
-            await asyncio.to_thread(self._log, name, event, at, answer)
+            await asyncio.to_thread(self._log, name, end, at, answer)
         else:
             log.info("webhook of=%s not sent yet: %s", name, answer.error)
             await asyncio.to_thread(self._outbox.put_back, {name: _NO_ANSWER_S})
         return answer
 
-    def _ends(self, names: Sequence[str]) -> dict[str, _End | None]:
-        """Of each entry where its end is to be reported; None if nowhere any more."""
-        jobs = [name for name in names if not is_batch_id(name)]
-        ends: dict[str, _End | None] = {name: self._batch_end(name) for name in names if is_batch_id(name)}
-        for name, seen in zip(jobs, self._jobs(calls.look(jobs)) if jobs else (), strict=True):
-            entry = seen.entry
-            ends[name] = None
-            if entry is not None and entry.webhook is not None and entry.status.ended:
-                ends[name] = _End(entry.tenant, entry.webhook, partial(_job_event, entry))
-        return ends
-
-    def _batch_end(self, batch_id: str) -> _End | None:
-        record = self._batches.read(batch_id)
-        if record is None or record.header.webhook is None or not record.status.ended:  # erased, or retried meanwhile
-            return None
-        return _End(record.header.tenant, record.header.webhook, partial(_batch_event, record))
-
-    def _log(self, job_id: str, event: _Event, at: datetime, answer: Answer) -> None:
-        number = event.tries + 1
+    def _log(self, job_id: str, end: _End, at: datetime, answer: Answer) -> None:
+        number = end.tries + 1
         again_s = (
             None if answer.final else pause_s(number, self._settings.webhook_attempts, self._settings.webhook_backoff_s)
         )
         delivery = Delivery(
-            id=event.id,
-            event=event.type,
+            id=end.id,
+            event=end.type,
             number=number,
             at=at,
             delivered=answer.delivered,
@@ -346,6 +379,6 @@ class Webhooks:
             error=answer.error,
             next_at=None if again_s is None else now() + timedelta(seconds=again_s),
         )
-        self._outbox.log(job_id, event.ended_at, delivery, again_s)
+        self._outbox.log(job_id, end.ended_at, delivery, again_s)
         how = "delivered" if answer.delivered else f"not delivered: {answer.error}"
         log.info("webhook of=%s try=%d %s", job_id, number, how)

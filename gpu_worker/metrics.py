@@ -42,7 +42,8 @@ class WorkerMetrics(Collector):
         """What is now; an engine that is not there says nothing."""
         pod, found = self.pod, _families()
         presence = pod.presence
-        found["info"].add_metric([presence.pool, presence.name, _model(presence), presence.device, __version__], 1)
+        model = presence.model.name if presence.model else ""
+        found["info"].add_metric([presence.pool, presence.name, model, presence.device, __version__], 1)
         for stage in WorkerStage:
             found["stage"].add_metric([stage], float(presence.stage is stage))
         found["slots"].add_metric([], presence.slots)
@@ -57,10 +58,6 @@ class WorkerMetrics(Collector):
             if value is not None:
                 found[name].add_metric([], value)
         yield from found.values()
-
-
-def _model(presence: Presence) -> str:
-    return presence.model.name if presence.model else ""
 
 
 def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:

@@ -41,7 +41,7 @@ class PresenceReporter:
         self._away = False
         self._events: deque[Callable[[], object]] = deque()
         self.cold_start_s: float | None = None
-        self.pod_start: dict[str, float] = {}
+        self.pod_start: dict[str, float] = {}  # what the controller saw of it
         self._looks = 0
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
@@ -53,7 +53,12 @@ class PresenceReporter:
         """Report this from now on."""
         before, self._presence = self._presence, presence
         if presence.stage is WorkerStage.READY and before.stage is not WorkerStage.READY:
-            self._report_load(presence)
+            self._report(partial(brake.load_passed, self._redis, self._keys, presence.pool))
+            if self.cold_start_s is None:
+                took_s = self.cold_start_s = (now() - presence.started_at).total_seconds()
+                self._observe(counters.COLD_START, took_s, presence.pool)
+                pace = partial(record_pace, self._redis, self._keys, presence.pool, took_s, of=Pace.COLD_START)
+                self._report(pace)
         for part, seconds in presence.cold_start.parts().items():
             if part not in before.cold_start.parts():
                 self._observe(counters.COLD_START_PART, seconds, presence.pool, part)
@@ -83,15 +88,7 @@ class PresenceReporter:
         except RedisError as error:
             log.warning("the worker's presence expires by itself: %s", error)
 
-    def _report_load(self, presence: Presence) -> None:
-        pool = presence.pool
-        self._report(partial(brake.load_passed, self._redis, self._keys, pool))
-        if self.cold_start_s is None:
-            cold_start_s = self.cold_start_s = (now() - presence.started_at).total_seconds()
-            self._observe(counters.COLD_START, cold_start_s, pool)
-            self._report(partial(record_pace, self._redis, self._keys, pool, cold_start_s, of=Pace.COLD_START))
-
-    def _observe(self, histogram: counters.Histogram, seconds: float, *labels: str) -> None:
+    def _observe(self, histogram: counters.Measure, seconds: float, *labels: str) -> None:
         self._report(partial(counters.observe, self._redis, self._keys, histogram, seconds, *labels))
 
     def _report(self, event: Callable[[], object]) -> None:
@@ -104,7 +101,10 @@ class PresenceReporter:
             try:
                 self._send_events()
                 announce(self._redis, self._keys, self._presence.model_copy(update={"at": now()}))
-                self._look_for_pod_start()
+                if not self.pod_start and self._looks < _MOST_LOOKS:  # nothing outside a cluster
+                    self._looks += 1
+                    found: Any = self._redis.get(self._keys.pod_start(host_of(self._presence.name)))
+                    self.pod_start = json.loads(found) if found else {}
                 if self._away:
                     log.info("Redis is back")
                 self._away = False
@@ -114,13 +114,6 @@ class PresenceReporter:
                 self._away = True
             self._wake.wait(BEAT_S)
             self._wake.clear()
-
-    def _look_for_pod_start(self) -> None:
-        """What the controller saw of this pod's start; nothing outside a cluster."""
-        if not self.pod_start and self._looks < _MOST_LOOKS:
-            self._looks += 1
-            found: Any = self._redis.get(self._keys.pod_start(host_of(self._presence.name)))
-            self.pod_start = json.loads(found) if found else {}
 
     def _send_events(self) -> None:
         while self._events:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from serinette.errors import ConfigurationError
 from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES
@@ -113,11 +114,6 @@ def fetched_bytes(work_dir: Path) -> int:
     return total
 
 
-def up_file(run_dir: Path, slot: str) -> Path:
-    """There while the slot of this name can claim jobs: the supervisor sees it without asking."""
-    return run_dir / f"{slot}.up"
-
-
-def busy_file(run_dir: Path, slot: str) -> Path:
-    """There while the slot of this name holds a job: the supervisor sees it without asking."""
-    return run_dir / f"{slot}.busy"
+def slot_file(run_dir: Path, slot: str, while_: Literal["up", "busy"]) -> Path:
+    """There while the slot of this name can claim jobs, or holds one: the supervisor sees it without asking."""
+    return run_dir / f"{slot}.{while_}"

@@ -16,10 +16,10 @@ from types import FrameType
 
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, busy_file, engine_environment, fetched_bytes, up_file
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, engine_environment, fetched_bytes, slot_file
 from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.wire import AskVitals, EngineLink, Hello, Message, Vitals
+from gpu_worker.wire import AskVitals, EngineLink, Hello
 from serinette.housekeeping import HousekeepingRedis
 from serinette.job import now
 from serinette.presence import ColdStart, Presence, WorkerStage
@@ -37,36 +37,6 @@ _ASK_VITALS_EVERY_S = 5.0
 _LOOK_AT_FILES_EVERY_S = 2.0
 # In the run directory while the model is loaded: a look at a file is all that the platform's probe costs.
 READY_FILE = "ready"
-
-
-class EngineMonitor(EngineLink):
-    """Follows the engine's stage and its vitals, without ever waiting for a busy engine."""
-
-    vitals: Vitals | None = None
-    _ask_at_s = 0.0
-
-    def poll(self) -> Hello | None:
-        """The engine's last report of itself; None while there is no engine, or no report yet."""
-        self.listen()
-        at_s = time.monotonic()
-        if self.hello and at_s >= self._ask_at_s:
-            self._ask_at_s = at_s + _ASK_VITALS_EVERY_S
-            try:
-                self.connection.send(AskVitals(), timeout_s=POLL_S)
-            except OSError:
-                self.close()
-        return self.hello
-
-    def take(self, message: Message) -> None:
-        """Remember vitals, too."""
-        super().take(message)
-        if isinstance(message, Vitals):
-            self.vitals = message
-
-    def close(self) -> None:
-        """Forget the vitals, too."""
-        super().close()
-        self.vitals, self._ask_at_s = None, 0.0
 
 
 class SlotChild(Child):
@@ -95,18 +65,18 @@ class SlotChild(Child):
     @property
     def busy(self) -> bool:
         """Whether it holds a job."""
-        return self.pid is not None and busy_file(self._run_dir, self.rq_name).exists()
+        return self.pid is not None and slot_file(self._run_dir, self.rq_name, "busy").exists()
 
     @property
     def up(self) -> bool:
         """Whether it can claim jobs: it is registered, and in its loop."""
-        return self.pid is not None and up_file(self._run_dir, self.rq_name).exists()
+        return self.pid is not None and slot_file(self._run_dir, self.rq_name, "up").exists()
 
     def kill(self) -> None:
         """What it left in the run directory goes, too."""
         super().kill()
-        for file in (busy_file, up_file):
-            file(self._run_dir, self.rq_name).unlink(missing_ok=True)
+        for file in self._run_dir.glob(f"{self.rq_name}.*"):
+            file.unlink(missing_ok=True)
 
 
 class PodSupervisor:
@@ -132,7 +102,8 @@ class PodSupervisor:
         self._children = Supervisor(self._on_notice)
         for child in (self._engine, *self._slots):
             self._children.add(child)
-        self._monitor = EngineMonitor(settings.engine_socket)
+        self._link = EngineLink(settings.engine_socket)
+        self._ask_vitals_at_s = 0.0
         self._signals = 0
         self._signals_passed_on = 0
         self._drain_ends_at_s = float("inf")
@@ -161,7 +132,7 @@ class PodSupervisor:
         while not self._drained() and self._exit_status == 0:
             self._tick(time.monotonic())
             time.sleep(POLL_S)
-        self._monitor.close()
+        self._link.close()
         self._children.stop(in_a_hurry=lambda: self._services.gone)
         self._reporter.stop()
         log.info("worker %s left", self.name)
@@ -180,15 +151,29 @@ class PodSupervisor:
 
     def _tick(self, at_s: float) -> None:
         self._children.tick()
-        hello = self._monitor.poll()
+        hello = self._poll_engine(at_s)
         if hello and hello.stage == "ready" and not self._engine.history.healthy:
             log.info("engine ready on %s", hello.device)
             self._engine.mark_healthy()
         if self._signals > self._signals_passed_on:
             self._drain(at_s)
         elif at_s > self._drain_ends_at_s:
-            self._kill_slots()
+            for slot in self._slots:
+                if slot.running:
+                    log.error("%s did not leave in time and is killed; its job returns to its lane", slot.spec.name)
+                    slot.signal(signal.SIGKILL)
         self._report(hello)
+
+    def _poll_engine(self, at_s: float) -> Hello | None:
+        """Its last report of itself, None while there is none; a busy engine is never waited for."""
+        self._link.listen()
+        if self._link.hello and at_s >= self._ask_vitals_at_s:
+            self._ask_vitals_at_s = at_s + _ASK_VITALS_EVERY_S
+            try:
+                self._link.connection.send(AskVitals(), timeout_s=POLL_S)
+            except OSError:
+                self._link.close()
+        return self._link.hello
 
     def _on_notice(self, notice: Notice) -> None:
         if notice.phase is Phase.LATE:
@@ -221,12 +206,6 @@ class PodSupervisor:
             slot.restarts = False
             slot.signal(signal.SIGTERM)
 
-    def _kill_slots(self) -> None:
-        for slot in self._slots:
-            if slot.running:
-                log.error("%s did not leave in time and is killed; its job returns to its lane", slot.spec.name)
-                slot.signal(signal.SIGKILL)
-
     def _report(self, hello: Hello | None) -> None:
         stage = self._stage(hello)
         if self._presence.stage is WorkerStage.READY is not stage:
@@ -248,7 +227,7 @@ class PodSupervisor:
             }
         )
         self._reporter.update(self._presence)
-        self.metrics.pod = Pod(self._presence, self._monitor.vitals, self._reporter.cold_start_s, self._deaths.copy())
+        self.metrics.pod = Pod(self._presence, self._link.vitals, self._reporter.cold_start_s, self._deaths.copy())
 
     def _fetched_bytes(self, hello: Hello | None) -> int:
         if hello is None or hello.stage == "ready":
@@ -260,7 +239,7 @@ class PodSupervisor:
 
     def _seen_of_start(self, hello: Hello | None) -> ColdStart:
         """What is known of this worker's start: an engine that was restarted later is no part of it."""
-        first = self._monitor.vitals.first_song_s if self._monitor.vitals else None
+        first = self._link.vitals.first_song_s if self._link.vitals else None
         times = {**(hello.load_times if hello else {}), **({} if first is None else {"first_song_s": first})}
         if self._deaths["engine"] == 0:
             self._cold_start = {name: round(seconds, 3) for name, seconds in times.items()}

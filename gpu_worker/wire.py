@@ -101,7 +101,6 @@ class Decoded(_Message):
     type: Literal["decoded"] = "decoded"
     index: int
     song: Audio
-    sample_rate: int
 
 
 class Generated(_Message):
@@ -181,10 +180,6 @@ class Connection:
             raise
         return cls(sock)
 
-    def fileno(self) -> int:
-        """For `selectors`."""
-        return self._socket.fileno()
-
     def close(self) -> None:
         """Close the socket and the descriptors that were not taken."""
         for descriptor in self._descriptors:
@@ -243,13 +238,15 @@ class Connection:
 class EngineLink:
     """A client's connection to the engine, made anew once it is lost. Not for several threads.
 
-    `hello`: the engine's last report of itself; None while there is no engine, or no report yet.
+    `hello` and `vitals`: the engine's last report of itself and, of those who ask, of its work; None while there is no
+    engine, or no report yet.
     """
 
     def __init__(self, socket_path: Path) -> None:
         self._socket_path = socket_path
         self._connection: Connection | None = None
         self.hello: Hello | None = None
+        self.vitals: Vitals | None = None
 
     def listen(self, wait_s: float = _LISTEN_S) -> None:
         """Read the engine's messages, waiting up to `wait_s` for it to begin; without an engine, that long too."""
@@ -258,16 +255,14 @@ class EngineLink:
             if self._connection is None:
                 self._connection = Connection.connect(self._socket_path, _CONNECT_TIMEOUT_S)
             while message := self._connection.receive(wait_s):
-                self.take(message)
+                if isinstance(message, Hello):
+                    self.hello = message
+                elif isinstance(message, Vitals):
+                    self.vitals = message
                 wait_s = _LISTEN_S
         except OSError:  # not there yet, or gone: ConnectionError is one too
             self.close()
             time.sleep(max(0.0, until_s - time.monotonic()))
-
-    def take(self, message: Message) -> None:
-        """One message that came outside of a job."""
-        if isinstance(message, Hello):
-            self.hello = message
 
     @property
     def connection(self) -> Connection:
@@ -280,7 +275,7 @@ class EngineLink:
         """Close the connection, which cancels the running request."""
         if self._connection:
             self._connection.close()
-        self._connection = self.hello = None
+        self._connection = self.hello = self.vitals = None
 
 
 def share_samples(samples: Samples) -> int:

@@ -85,8 +85,8 @@ def _becomes(to: To) -> str:
         return "refused: 501"
     if to.ours:
         return f"`{to.ours}`" + (", converted" if to.convert else "")
-    if to.convert or to.warn:
-        return "as described" if to.convert else "reported"
+    if to.convert:
+        return "as described"
     if to.neutral is None:
         return "read with others"
     if not to.neutral:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +42,11 @@ STEPS = (
     Step("recovery", (PYTHON, "-m", "benchmarks", "recovery")),
     Step("100,000 jobs forgotten", (PYTHON, "-m", "benchmarks", "forgetting")),
     Step("browser", (PYTHON, "-m", "pytest", "-q", "tests/browser"), "chromium"),
-    Step("containers", (PYTHON, "-m", "pytest", "-q", "tests/chart/test_containers.py"), "podman"),
+    Step(
+        "containers",
+        (PYTHON, "-m", "pytest", "-q", "tests/chart/test_containers.py", "tests/chart/test_compose.py"),
+        "podman",
+    ),
     Step("cluster", (PYTHON, "-m", "pytest", "-q", "tests/cluster"), "kubectl"),
 )
 
@@ -56,11 +60,12 @@ class Outcome:
     said: str
     seconds: float = 0.0
 
-    def row(self) -> str:
+    def row(self, at: datetime, revision: str) -> str:
         """For the page."""
         word = "not run" if self.status is None else "passed" if self.status == 0 else f"FAILED ({self.status})"
         command = " ".join(("python", *self.step.command[1:]))
-        return f"| {self.step.name} | {word} | {self.seconds:.0f} s | {self.said.replace('|', '/')} | `{command}` |"
+        said, when = self.said.replace("|", "/"), f"{at:%Y-%m-%d %H:%M}, {revision[:12]}"
+        return f"| {self.step.name} | {word} | {self.seconds:.0f} s | {when} | {said} | `{command}` |"
 
 
 def run(step: Step) -> Outcome:
@@ -77,20 +82,27 @@ def run(step: Step) -> Outcome:
     return Outcome(step, done.returncode, lines[-1] if lines else "", time.monotonic() - began)
 
 
-def page(outcomes: Sequence[Outcome], at: datetime) -> str:
-    """The page of one run."""
+def page(rows: Mapping[str, str]) -> str:
+    """The page, from a row for each step."""
     cpu = machine()
-    rows = "\n".join(outcome.row() for outcome in outcomes)
+    table = "\n".join(rows.get(step.name, f"| {step.name} | not run | | | | |") for step in STEPS)
     return f"""# What `make verify` found
 
-Written by `make verify`: what takes too long for every change. Its whole output was in `{LOG}`.
+Written by `make verify`: what takes too long for every change. Its whole output was in `{LOG}`. A run of some steps
+alone replaces their rows; each names its time (UTC) and commit.
 
-{at:%Y-%m-%d %H:%M} UTC, commit {commit()[:12]}, {cpu["cores"]} cores of {cpu["cpu"]}, {cpu["memory_gib"]} GiB.
+{cpu["cores"]} cores of {cpu["cpu"]}, {cpu["memory_gib"]} GiB.
 
-| step | outcome | took | last line | command |
-|---|---|---|---|---|
-{rows}
+| step | outcome | took | when | last line | command |
+|---|---|---|---|---|---|
+{table}
 """
+
+
+def rows_of(text: str) -> dict[str, str]:
+    """Rows of an earlier page, by step."""
+    rows = (line for line in text.splitlines() if line.startswith("| "))
+    return {row.split("|")[1].strip(): row for row in rows}
 
 
 def main() -> int:
@@ -100,13 +112,15 @@ def main() -> int:
     words = parser.parse_args().words
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
-    at, outcomes = datetime.now(UTC), []
+    outcomes, rows = [], rows_of(PAGE.read_text())
     for step in STEPS:
         if not words or any(word in step.name for word in words):
             print(f"{step.name}...", flush=True)
+            at, revision = datetime.now(UTC), commit()
             outcomes.append(run(step))
-            print(f"  {outcomes[-1].row()}", flush=True)
-    PAGE.write_text(page(outcomes, at))
+            rows[step.name] = outcomes[-1].row(at, revision)
+            print(f"  {rows[step.name]}", flush=True)
+            PAGE.write_text(page(rows))
     return 1 if any(outcome.status for outcome in outcomes) else 0
 
 

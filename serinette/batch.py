@@ -150,6 +150,11 @@ class Batch(RecordModel):
     created_at: AwareDatetime
     ended_at: AwareDatetime | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen, unless it is retried."""
+        return self.status.ended
+
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented order; mypy knows no decorated property
     @property
     def fraction(self) -> float:

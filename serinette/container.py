@@ -8,14 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from serinette.errors import InvalidSpec
 from serinette.spec import AudioId, BoundedInput, PublishedName, RecordModel, invalid_spec, without_control_characters
@@ -56,7 +49,7 @@ EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,12
 _FILE = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}"
 _FILE_NAME = re.compile(_FILE)
 FileName = Annotated[str, StringConstraints(pattern=f"^{_FILE}$")]
-Word = Annotated[str, StringConstraints(max_length=8_192)]
+Word = Annotated[str, StringConstraints(max_length=8_192), AfterValidator(without_control_characters)]
 
 
 class Input(BoundedInput):
@@ -100,16 +93,6 @@ class ContainerSpec(BoundedInput):
     pool: PublishedName | None = Field(None, description="Kind of machines, by the operator's name.")
     inputs: tuple[Input, ...] = Field((), max_length=MAX_INPUTS)
     writable_root: bool = Field(False, description="Write outside /outputs and /tmp; only for images that may.")
-
-    @field_validator("command", "args")
-    @classmethod
-    def _plain_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(without_control_characters, words))
-
-    @field_validator("env")
-    @classmethod
-    def _plain_values(cls, env: dict[str, str]) -> dict[str, str]:
-        return {name: without_control_characters(value) for name, value in env.items()}
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:

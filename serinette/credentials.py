@@ -13,15 +13,17 @@ import re
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
-from redis import Redis
 
 from serinette.errors import NotFound
 from serinette.job import now
 from serinette.names import Keys, Lane, Right
 from serinette.spec import RecordModel
+
+if TYPE_CHECKING:
+    from redis import Redis  # of the server extra, which clients of `Limits` do without
 
 _KEY = re.compile(r"srn_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 

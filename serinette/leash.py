@@ -14,8 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -27,27 +25,13 @@ def leashed(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "serinette.leash", str(os.getpid()), "--", *command]
 
 
-def die_with_parent(parent_pid: int | None = None) -> None:
-    """Kill the calling process when its parent ends.
-
-    `parent_pid` is the parent's process id: if it has ended before this call, the process ends here. Without it, a
-    parent that has already ended is not noticed: prefer `leashed`, which always passes it.
-    """
-    expected = parent_pid or os.getppid()
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    else:
-        threading.Thread(target=_watch_parent, args=(expected,), name="leash", daemon=True).start()
-    if os.getppid() != expected:
+def _die_with_parent(parent_pid: int) -> None:
+    """Linux: kill the calling process when its parent ends, or now if it has ended before this call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _watch_parent(parent_pid: int) -> None:
-    while os.getppid() == parent_pid:
-        time.sleep(_POLL_S)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_watched(parent_pid: int, command: Sequence[str]) -> int:
@@ -75,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             return 2
     if sys.platform != "linux":
         return run_watched(parent_pid, [program, *rest])
-    die_with_parent(parent_pid)
+    _die_with_parent(parent_pid)
     try:
         os.execvp(program, [program, *rest])
     except OSError as error:

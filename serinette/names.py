@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 
 
 class Lane(StrEnum):
@@ -30,216 +32,138 @@ def queue_name(pool: str, lane: Lane) -> str:
     return f"{pool}.{lane}"
 
 
+class _Key:
+    """One key of Keys."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, keys: Keys, _: type[Keys]) -> str:
+        return keys.named(self.name)
+
+
+class _KeyOf:
+    """A key of Keys for each job, worker, tenant...: called with its id or name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, keys: Keys, _: type[Keys]) -> Callable[[str], str]:
+        return partial(keys.named, self.name)
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """Our Redis keys, under RQ's prefix (`RQ_KEY_PREFIX`), so that one prefix separates releases on one Redis."""
 
     prefix: str = "rq"
 
-    def _key(self, *parts: str) -> str:
+    def named(self, *parts: str) -> str:
+        """The key of these parts."""
         return ":".join((self.prefix, "serinette", *parts))
 
-    @property
-    def live(self) -> str:
-        """Sorted set of unfinished job ids by submit time (Unix seconds), which the sweeper checks."""
-        return self._key("live")
+    # Sorted set of unfinished job ids by submit time (Unix seconds), which the sweeper checks.
+    live = _Key("live")
+    # Sorted set of ended jobs that are not yet shrunk, by their end (Unix seconds).
+    ended = _Key("ended")
+    # Hash of ids of API keys to JSON Credential (serinette/credentials.py): digests, never keys.
+    credentials = _Key("credentials")
+    # Hash of tenants to JSON Limits (serinette/credentials.py).
+    tenants = _Key("tenants")
+    # String: the secret that all gateways sign links with.
+    link_secret = _Key("link-secret")
+    # Sorted set of queued jobs without an attempt, by their start deadline (Unix seconds).
+    deadlines = _Key("deadlines")
+    # Sorted set, the outbox: ids of ended jobs by the time of their next delivery (Unix seconds).
+    webhooks = _Key("webhooks")
+    # Sorted set of ended jobs whose objects in the store are not final, by their end (Unix seconds): their
+    # `job.json` is missing, or songs of attempts that did not win are left.
+    unrecorded = _Key("unrecorded")
+    # Pub/sub channel of canceled job ids. It only speeds up the cancel; the record's `cancel` decides.
+    cancels = _Key("cancels")
+    # Sorted set of worker names by the Unix second at which their presence expires.
+    workers = _Key("workers")
+    # String that a repeated submit writes, so that WAITAOF has a write to wait for.
+    synced = _Key("synced")
+    # Sorted set of attempts, `job:attempt`, by the end of their lease (Unix seconds).
+    leases = _Key("leases")
+    # Hash, expiring, of pools to JSON Holdup (serinette/presence.py): what keeps their pods from starting.
+    holdups = _Key("holdups")
+    # Hash of all counters since Redis began (serinette/counters.py).
+    counters = _Key("counters")
+    # Sorted set of ids of unfinished batches by creation (Unix seconds), which the controller works on.
+    batches = _Key("batches")
+    # String that `serinette doctor` writes and deletes, to check its permissions.
+    doctor = _Key("doctor")
+    # String, expiring: the leader among the controller's replicas, which renews it.
+    leader = _Key("leader")
 
-    def job(self, job_id: str) -> str:
-        """Hash: the record of one job (serinette/jobs/entry.py)."""
-        return self._key("job", job_id)
-
-    def ended_job(self, job_id: str) -> str:
-        """String, expiring: a job's Shrunk form, some minutes after its end (serinette/jobs/calls.py)."""
-        return self._key("ended", job_id)
-
-    def erased_job(self, job_id: str) -> str:
-        """String, expiring after hours: the job was erased, for attempts of it that report later."""
-        return self._key("erased", job_id)
-
-    @property
-    def ended(self) -> str:
-        """Sorted set of ended jobs that are not yet shrunk, by their end (Unix seconds)."""
-        return self._key("ended")
-
-    def events(self, job_id: str) -> str:
-        """Stream of one job's events."""
-        return self._key("events", job_id)
-
-    def jobs(self, tenant: str) -> str:
-        """Sorted set of a tenant's job ids by submit time (Unix seconds)."""
-        return self._key("jobs", tenant)
-
-    def in_flight(self, tenant: str) -> str:
-        """Sorted set of a tenant's unfinished job ids by submit time (Unix seconds), counted by its limits."""
-        return self._key("in-flight", tenant)
-
-    def running(self, tenant: str) -> str:
-        """Sorted set of a tenant's running job ids, by the start of the attempt (Unix seconds)."""
-        return self._key("running", tenant)
+    # Hash: the record of one job (serinette/jobs/entry.py).
+    job = _KeyOf("job")
+    # String, expiring: a job's Shrunk form, some minutes after its end (serinette/jobs/calls.py).
+    ended_job = _KeyOf("ended")
+    # String, expiring after hours: the job was erased, for attempts of it that report later.
+    erased_job = _KeyOf("erased")
+    # Stream of one job's events.
+    events = _KeyOf("events")
+    # String: a container's log, as far as it was read.
+    log = _KeyOf("log")
+    # String, expiring: the token of the link that a job's songs are shared by (api/auth/links.py).
+    share = _KeyOf("share")
+    # Sorted set of a tenant's job ids by submit time (Unix seconds).
+    jobs = _KeyOf("jobs")
+    # Sorted set of a tenant's unfinished job ids by submit time (Unix seconds), counted by its limits.
+    in_flight = _KeyOf("in-flight")
+    # Sorted set of a tenant's running job ids, by the start of the attempt (Unix seconds).
+    running = _KeyOf("running")
+    # String, expiring: when a tenant's rate limit is fully replenished, Unix milliseconds.
+    rate = _KeyOf("rate")
+    # Sorted set of a tenant's batch ids by creation (Unix seconds).
+    tenant_batches = _KeyOf("tenant-batches")
+    # Hash of a pool's moving averages (serinette/presence.py), for ETAs.
+    pace = _KeyOf("pace")
+    # List of tokens, each of which wakes one idle slot of a pool.
+    wake = _KeyOf("wake")
+    # Set of the names of a pool's workers that hold jobs; KEDA keeps at least as many workers.
+    busy = _KeyOf("busy")
+    # Set, expiring: reasons not to start more workers of a pool (serinette/brake.py). While it has any, KEDA keeps
+    # only the busy workers.
+    brake = _KeyOf("brake")
+    # List, expiring, newest first: failed loads since a worker of the pool last became ready.
+    failures = _KeyOf("failures")
+    # Set of the attempts that a worker holds; when it is empty, the worker leaves its pool's busy set.
+    held = _KeyOf("held")
+    # String, expiring: JSON of a worker's presence (serinette/presence.py).
+    worker = _KeyOf("worker")
+    # String, expiring: JSON of what a pod's start took in the cluster, which its worker cannot see.
+    pod_start = _KeyOf("pod-start")
+    # Hash: status, cursor and counts of one batch (serinette/batches/repository.py), never its lines.
+    batch = _KeyOf("batch")
+    # Set of ids of a batch's running jobs.
+    batch_running = _KeyOf("batch-running")
+    # Sorted set of ids of a batch's unfinished jobs, by line from 0.
+    batch_live = _KeyOf("batch-live")
+    # Set of numbers of a batch's parts that are released and whose results are not yet in the store.
+    batch_open = _KeyOf("batch-open")
+    # List of ids without a record that claims found in a lane: from before an upgrade, or of another program.
+    unknown_jobs = _KeyOf("unknown")
 
     def usage(self, tenant: str, day: int) -> str:
         """Hash: usage of a tenant's jobs that ended on a UTC day (days since 1970; serinette/usage.py)."""
-        return self._key("usage", tenant, str(day))
-
-    @property
-    def credentials(self) -> str:
-        """Hash of ids of API keys to JSON Credential (serinette/credentials.py): digests, never keys."""
-        return self._key("credentials")
-
-    @property
-    def tenants(self) -> str:
-        """Hash of tenants to JSON Limits (serinette/credentials.py)."""
-        return self._key("tenants")
-
-    def rate(self, tenant: str) -> str:
-        """String, expiring: when a tenant's rate limit is fully replenished, Unix milliseconds."""
-        return self._key("rate", tenant)
-
-    def log(self, job_id: str) -> str:
-        """String: a container's log, as far as it was read."""
-        return self._key("log", job_id)
-
-    @property
-    def link_secret(self) -> str:
-        """String: the secret that all gateways sign links with."""
-        return self._key("link-secret")
-
-    def share(self, job_id: str) -> str:
-        """String, expiring: the token of the link that a job's songs are shared by (api/auth/links.py)."""
-        return self._key("share", job_id)
-
-    @property
-    def deadlines(self) -> str:
-        """Sorted set of queued jobs without an attempt, by their start deadline (Unix seconds)."""
-        return self._key("deadlines")
-
-    @property
-    def webhooks(self) -> str:
-        """Sorted set, the outbox: ids of ended jobs by the time of their next delivery (Unix seconds)."""
-        return self._key("webhooks")
-
-    @property
-    def unrecorded(self) -> str:
-        """Sorted set of ended jobs whose objects in the store are not final, by their end (Unix seconds): their
-        `job.json` is missing, or songs of attempts that did not win are left.
-        """
-        return self._key("unrecorded")
-
-    @property
-    def cancels(self) -> str:
-        """Pub/sub channel of canceled job ids. It only speeds up the cancel; the record's `cancel` decides."""
-        return self._key("cancels")
-
-    @property
-    def workers(self) -> str:
-        """Sorted set of worker names by the Unix second at which their presence expires."""
-        return self._key("workers")
-
-    def worker(self, name: str) -> str:
-        """String, expiring: JSON of a worker's presence (serinette/presence.py)."""
-        return self._key("worker", name)
-
-    def pace(self, pool: str) -> str:
-        """Hash of a pool's moving averages (serinette/presence.py), for ETAs."""
-        return self._key("pace", pool)
+        return self.named("usage", tenant, str(day))
 
     def waiting(self, pool: str, lane: Lane) -> str:
         """Sorted set of the queued jobs of a lane, in their order; KEDA reads its size."""
-        return self._key("waiting", queue_name(pool, lane))
+        return self.named("waiting", queue_name(pool, lane))
 
     def started(self, pool: str, lane: Lane) -> str:
         """RQ's sorted set of running attempts, `job:attempt`, of a lane."""
         return ":".join((self.prefix, "wip", queue_name(pool, lane)))
 
     @property
-    def synced(self) -> str:
-        """String that a repeated submit writes, so that WAITAOF has a write to wait for."""
-        return self._key("synced")
-
-    def unknown_jobs(self, queue: str) -> str:
-        """List of ids without a record that claims found in a lane: from before an upgrade, or of another program."""
-        return self._key("unknown", queue)
-
-    def wake(self, pool: str) -> str:
-        """List of tokens, each of which wakes one idle slot of a pool."""
-        return self._key("wake", pool)
-
-    @property
-    def leases(self) -> str:
-        """Sorted set of attempts, `job:attempt`, by the end of their lease (Unix seconds)."""
-        return self._key("leases")
-
-    def busy(self, pool: str) -> str:
-        """Set of the names of a pool's workers that hold jobs; KEDA keeps at least as many workers."""
-        return self._key("busy", pool)
-
-    def held(self, worker: str) -> str:
-        """Set of the attempts that a worker holds; when it is empty, the worker leaves its pool's busy set."""
-        return self._key("held", worker)
-
-    @property
     def suspended(self) -> str:
         """RQ's key, present while `rq suspend` is in effect."""
         return f"{self.prefix}:suspended"
-
-    def brake(self, pool: str) -> str:
-        """Set, expiring: reasons not to start more workers of a pool (serinette/brake.py). While it has any, KEDA keeps
-        only the busy workers.
-        """
-        return self._key("brake", pool)
-
-    def failures(self, pool: str) -> str:
-        """List, expiring, newest first: failed loads since a worker of the pool last became ready."""
-        return self._key("failures", pool)
-
-    def pod_start(self, pod: str) -> str:
-        """String, expiring: JSON of what a pod's start took in the cluster, which its worker cannot see."""
-        return self._key("pod-start", pod)
-
-    @property
-    def holdups(self) -> str:
-        """Hash, expiring, of pools to JSON Holdup (serinette/presence.py): what keeps their pods from starting."""
-        return self._key("holdups")
-
-    @property
-    def counters(self) -> str:
-        """Hash of all counters since Redis began (serinette/counters.py)."""
-        return self._key("counters")
-
-    @property
-    def batches(self) -> str:
-        """Sorted set of ids of unfinished batches by creation (Unix seconds), which the controller works on."""
-        return self._key("batches")
-
-    def tenant_batches(self, tenant: str) -> str:
-        """Sorted set of a tenant's batch ids by creation (Unix seconds)."""
-        return self._key("tenant-batches", tenant)
-
-    def batch(self, batch_id: str) -> str:
-        """Hash: status, cursor and counts of one batch (serinette/batches/repository.py), never its lines."""
-        return self._key("batch", batch_id)
-
-    def batch_running(self, batch_id: str) -> str:
-        """Set of ids of a batch's running jobs."""
-        return self._key("batch-running", batch_id)
-
-    def batch_live(self, batch_id: str) -> str:
-        """Sorted set of ids of a batch's unfinished jobs, by line from 0."""
-        return self._key("batch-live", batch_id)
-
-    def batch_open(self, batch_id: str) -> str:
-        """Set of numbers of a batch's parts that are released and whose results are not yet in the store."""
-        return self._key("batch-open", batch_id)
-
-    @property
-    def doctor(self) -> str:
-        """String that `serinette doctor` writes and deletes, to check its permissions."""
-        return self._key("doctor")
-
-    @property
-    def leader(self) -> str:
-        """String, expiring: the leader among the controller's replicas, which renews it."""
-        return self._key("leader")
 
 
 def tenant_of(key: str) -> str:

@@ -11,12 +11,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO
 
 from serinette.errors import Unavailable
 from serinette.leash import leashed
@@ -111,12 +110,6 @@ class ChildLog:
         self._read_bytes = path.stat().st_size if path.exists() else 0
         self._start_bytes = self._read_bytes
 
-    @contextmanager
-    def writer(self) -> Iterator[BinaryIO]:
-        """The open file for a new process."""
-        with self.path.open("ab") as file:
-            yield file
-
     def new_lines(self) -> list[str]:
         """Complete lines written since the last call."""
         with self.path.open("rb") as file:
@@ -160,7 +153,7 @@ class Child:
 
     def start(self) -> None:
         """Start it in its own process group, so that Ctrl-C reaches only the supervisor. It dies with that."""
-        with self.output.writer() if self.output else nullcontext() as output:
+        with self.output.path.open("ab") if self.output else nullcontext() as output:
             self._process = subprocess.Popen(
                 leashed(self.command()),
                 env={**os.environ, **self.spec.environment},
@@ -260,8 +253,12 @@ class Supervisor:
             child.start()
         while self._waiting:
             for child in self._children:
-                if child.poll():
-                    self._report_early_end(child)
+                if not child.poll():
+                    continue
+                how = f"{child.how_it_ended()} before it was ready"
+                if child.spec.essential:
+                    raise _not_started(child, how)
+                self._notify(child, Phase.DIED, f"{how}; starts again in {child.history.pause_s:g} s")
             self._waiting = [child for child in self._waiting if child.pid and not self._is_ready(child)]
             self._echo_lines()
             time.sleep(POLL_S)
@@ -299,13 +296,6 @@ class Supervisor:
             child.kill()
         self._echo_lines()
         self._children.clear()
-
-    def _report_early_end(self, child: Child) -> None:
-        """Raises Unavailable: the child is essential."""
-        how = f"{child.how_it_ended()} before it was ready"
-        if child.spec.essential:
-            raise _not_started(child, how)
-        self._notify(child, Phase.DIED, f"{how}; starts again in {child.history.pause_s:g} s")
 
     def _is_ready(self, child: Child) -> bool:
         pending = child.spec.pending()

@@ -13,8 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,6 @@ class Kube:
     url: str = ""
     version: str = "v1.36.0"
     context: str = "kind-test"
-    clock_ahead_s: float = 0.0
     logs: dict[str, str] = field(default_factory=dict)  # by pod, as the API answers them
     answers: dict[str, Object] = field(default_factory=dict)  # path: whole body, e.g. of external.metrics.k8s.io
     requests: list[Asked] = field(default_factory=list)
@@ -361,10 +359,6 @@ def _handler(kube: Kube) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(data)
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815  # names of http.server
-
-        def date_time_string(self, timestamp: float | None = None) -> str:
-            del timestamp
-            return format_datetime(datetime.now(UTC) + timedelta(seconds=kube.clock_ahead_s), usegmt=True)
 
         def log_message(self, format: str, *args: object) -> None:
             del format, args

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from redis import asyncio as redis_asyncio
 
 from api.outages import queue_errors
-from api.settings import TenancySettings
+from api.settings import GatewaySettings
 from serinette.credentials import Credential, Declared, Limits, id_of
 from serinette.errors import ConfigurationError, Unauthorized
 from serinette.job import now
@@ -96,7 +96,7 @@ class DeclaredFile:
 class Keyring:
     """Keys and limits of all tenants, cached for `key_cache_s`."""
 
-    def __init__(self, redis: redis_asyncio.Redis, settings: TenancySettings, declared: DeclaredFile) -> None:
+    def __init__(self, redis: redis_asyncio.Redis, settings: GatewaySettings, declared: DeclaredFile) -> None:
         """`redis` must decode responses."""
         self._redis = redis
         self._keys = settings.keys

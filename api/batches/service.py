@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from api.batches.validation import Check, Checked, Line, LineChecker
@@ -45,13 +45,8 @@ from serinette.webhook_targets import Targets
 # Checks of audio that are remembered while one batch is read.
 _REMEMBERED = 4_096
 _RETRY_S = 60.0
-# Of the longest wait for one answer of Redis, what the disk may take: the rest is for the answer's way.
-_DISK_SHARE = 0.8
+_BUSY = partial(Unavailable, "too many batches are being read and written at the moment; try again")
 _ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one"
-
-
-def _busy() -> Unavailable:
-    return Unavailable("too many batches are being read and written at the moment; try again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +58,10 @@ class BatchThreads:
     lines and competes with the event loop for the interpreter.
     """
 
-    bodies: Turns = field(default_factory=lambda: Turns(32, 8, _busy, most_waiting=0))
-    queue: Threads = field(default_factory=lambda: Threads(8, 4, _busy))
-    store: Threads = field(default_factory=lambda: Threads(8, 4, _busy))
-    checks: Threads = field(default_factory=lambda: Threads(4, 1, _busy))
+    bodies: Turns = field(default_factory=lambda: Turns(32, 8, _BUSY, most_waiting=0))
+    queue: Threads = field(default_factory=lambda: Threads(8, 4, _BUSY))
+    store: Threads = field(default_factory=lambda: Threads(8, 4, _BUSY))
+    checks: Threads = field(default_factory=lambda: Threads(4, 1, _BUSY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +243,8 @@ class BatchService:
         return record.batch(), entered is BatchEntry.NEW
 
     def _sync(self, batch_id: str) -> None:
-        if self.settings.durability == "fsync":
-            self.repository.sync(batch_id, int(self.settings.redis_timeout_s * 1000 * _DISK_SHARE))
+        if wait_ms := self.settings.disk_wait_ms:
+            self.repository.sync(batch_id, wait_ms)
 
     def _in_round(self, round_: int, tenant: str, batch_id: str) -> bool:
         """Whether a round has begun: by this call, whose answer was lost and which was then sent again, or another."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
+from api.downloads import OtherFile
 from serinette.batch import BatchLine
 from serinette.errors import NotFound
 from serinette.job import Artifact
@@ -17,6 +19,7 @@ from serinette.store import Store
 # The earliest that a zip can hold: the same songs make the same zip.
 _AT = (1980, 1, 1, 0, 0, 0)
 _MISSING = "missing.txt"
+ZIP = "application/zip"
 # Reads of the store at a time.
 _READERS = 16
 # Songs whose presence is looked up before their zip is sent.
@@ -51,9 +54,14 @@ def member_name(line: BatchLine, song: Artifact) -> str:
 Member = tuple[str, Artifact]
 
 
-def members_of(line: BatchLine) -> list[Member]:
-    """Each song of a line with its file's name."""
-    return [(member_name(line, song), song) for song in line.artifacts]
+async def members_of_file(store: Store, key: str) -> AsyncIterator[Member]:
+    """Each song of an output file's lines, with its name in the zip."""
+    rest = b""
+    async for chunk in store.stream(key):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in map(BatchLine.model_validate_json, whole):
+            for song in line.artifacts:
+                yield member_name(line, song), song
 
 
 async def zipped(
@@ -92,17 +100,7 @@ def _listed(names: Sequence[str]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchFile:
-    """A file of a batch in the store, as downloads.py serves it."""
-
-    key: str
-    size_bytes: int
-    etag: str
-    content_type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Archive(BatchFile):
+class Archive(OtherFile):
     """The zip of few enough songs to see before it is made which of them are there: its length is known."""
 
     store: Store
@@ -110,7 +108,7 @@ class Archive(BatchFile):
     missing: Sequence[str]
 
     @classmethod
-    def of(cls, store: Store, members: Sequence[Member], output: BatchFile) -> Archive:
+    def of(cls, store: Store, members: Sequence[Member], output: OtherFile) -> Archive:
         """The zip of the songs of an output file."""
         with ThreadPoolExecutor(_READERS) as readers:
             there = list(readers.map(lambda member: _is_there(store, member[1].key), members))
@@ -118,8 +116,8 @@ class Archive(BatchFile):
         kept = [member for member, found in zip(members, there, strict=True) if found]
         sizes = [(name, song.size_bytes) for name, song in kept]
         sizes += [(_MISSING, len(_listed(missing)))] if missing else []
-        etag = hashlib.sha256("\n".join([output.etag, *missing]).encode()).hexdigest()[:32]
-        return cls(output.key, _zip_bytes(sizes), etag, "application/zip", store, kept, missing)
+        etag = f"{_tag(output.etag)}-{_tag(*missing)}"
+        return cls(output.key, _zip_bytes(sizes), etag, ZIP, store, kept, missing)
 
     async def between(self, start: int, end: int) -> AsyncIterator[bytes]:
         """Its bytes from `start` to `end`, exclusive. What is before is made too: a zip ends with its files' checksums.
@@ -137,6 +135,18 @@ class Archive(BatchFile):
             if part := chunk[max(start - at, 0) : max(end - at, 0)]:
                 yield part
             at += len(chunk)
+
+
+def _tag(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def archive_held(output: OtherFile, if_none_match: str | None) -> str | None:
+    """The ETag by which a client has a zip of this output; None if it has none. Its zip holds what a new one would,
+    and songs that were erased since, so that no song needs to be looked up to tell.
+    """
+    found = re.search(rf'"{_tag(output.etag)}-[0-9a-f]{{24}}"', if_none_match or "")
+    return found[0] if found else None
 
 
 def _is_there(store: Store, key: str) -> bool:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from api.dependencies import SettingsPart
+from api.dependencies import PartsPart
 from api.forms import FormRequest
 from serinette.errors import RequestError, TooLarge
 
@@ -32,18 +32,19 @@ class Body:
     files: Mapping[str, UploadFile] = field(default_factory=dict)
 
 
-async def _body(request: Request, settings: SettingsPart) -> AsyncIterator[Body]:
+async def _body(request: Request, parts: PartsPart) -> AsyncIterator[Body]:
+    most_bytes = parts.settings.max_body_bytes
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         ending = _Ending(request.receive)
-        whole = FormRequest(request.scope, ending.receive, settings.max_body_bytes)
+        whole = FormRequest(request.scope, ending.receive, most_bytes)
         async with whole.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS) as form:
             if not ending.seen.rstrip().endswith(b"--"):  # the parser drops what was cut off, and reports nothing
                 raise RequestError("the form breaks off before its last boundary; send it whole")
             files = {name: value for name, value in form.items() if isinstance(value, UploadFile)}
             yield Body({name: value for name, value in form.items() if name not in files}, files)
         return
-    raw = await _read(request, settings.max_body_bytes)
+    raw = await _read(request, most_bytes)
     if kind == "application/json" or kind.endswith("+json") or raw.lstrip()[:1] in {b"{", b"["}:
         yield Body(_from_json(raw))
     elif kind == "application/x-www-form-urlencoded" or b"=" in raw:

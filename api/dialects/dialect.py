@@ -6,27 +6,27 @@ import base64
 import io
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from anyio import to_thread
 from fastapi import Depends
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import UploadFile
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from api.dependencies import RequestContext, context_of
+from api.dependencies import RequestContext, caller_of, context_of, parts_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
-from api.events import hold, wait_for_job
 from api.forms import TEXT_BYTES, FormRequest
 from api.lean_route import REFUSALS, LeanRoute, Refuse
-from api.problems import Responses
+from api.problems import Responses, headers_of, invalid, status_of
 from api.queue import Pool
 from serinette.errors import Conflict, InvalidAudio, InvalidSpec, NotFound, RequestError, SerinetteError
 from serinette.job import Artifact, Job, JobOptions, JobStatus
@@ -81,12 +81,32 @@ class Dialect:
         return [route.path for route in self.routes if isinstance(route, APIRoute)]
 
 
+def refusals(shape: Callable[[int, str, str], dict[str, Any]], theirs: Callable[[str], str]) -> Refuse:
+    """Errors in a dialect's `shape`, made of status, message and code; `theirs` puts a message into its names. What the
+    client can correct is 400, where our own paths answer 422.
+    """
+
+    def refuse(error: Exception) -> Response | None:
+        match error:
+            case RequestValidationError():
+                status, message, code = 400, invalid(error.errors()[0]).message, "invalid"
+            case HTTPException():
+                status, message, code = error.status_code, str(error.detail), "http"
+            case SerinetteError():
+                status = 400 if isinstance(error, InvalidSpec | InvalidAudio) else status_of(error)
+                message, code = theirs(error.message), error.code
+            case _:
+                return None
+        headers = headers_of(error) if isinstance(error, SerinetteError) else getattr(error, "headers", None)
+        return JSONResponse(shape(status, message, code), status, headers)
+
+    return refuse
+
+
 def refusing(refuse: Refuse) -> type[APIRoute]:
     """A class of routes whose errors are answered in the dialect's shape."""
 
     class DialectRoute(LeanRoute):
-        refuses_other_media = False
-
         def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401  # FastAPI's
             # The servers that clients were written for read JSON without a Content-Type.
             super().__init__(path, endpoint, **options | {"strict_content_type": False})
@@ -123,26 +143,23 @@ def example(value: object) -> Responses:
     return {200: {"content": {"application/json": {"example": value}}}}
 
 
-@dataclass(frozen=True, slots=True)
-class JobAccess:
-    """One request's way to jobs: submit, find, wait, cancel, and send the song."""
-
-    context: RequestContext
+class JobAccess(RequestContext):
+    """One request's way to jobs: submit, find, wait, cancel, and what its parts offer for sending the song."""
 
     @property
     def max_wait_s(self) -> float:
         """Longest that one request waits for its job's end."""
-        return self.context.parts.settings.max_wait_s
+        return self.settings.max_wait_s
 
     async def models(self) -> frozenset[str]:
         """Names of the models that workers hold, or that pools at zero would."""
-        pools = await self.context.parts.queue.pools()
+        pools = await self.queue.pools()
         held_now = {worker.model.name for pool in pools for worker in pool.workers if worker.model}
-        return frozenset(held_now | {pool.published for pool in self.context.parts.settings.pools})
+        return frozenset(held_now | {pool.published for pool in self.settings.pools})
 
     async def plans(self) -> bool:
         """Whether a worker with a planner is up."""
-        pools = await self.context.parts.queue.pools()
+        pools = await self.queue.pools()
         return any(worker.model and worker.model.planner for pool in pools for worker in pool.workers)
 
     async def keep(self, name: str, file: UploadFile) -> str:
@@ -152,7 +169,7 @@ class JobAccess:
             TooLarge, InvalidAudio, InvalidSpec: it is not kept.
         """
         try:
-            return (await self.context.parts.uploads.take_file(self.context.tenant, file)).id
+            return (await self.parts.uploads.take_file(self.tenant, file)).id
         except (InvalidAudio, InvalidSpec) as error:  # it knows no field but its own
             raise type(error)(f"{name}: {error.message.removeprefix('file: ')}", field=name) from error
 
@@ -176,38 +193,22 @@ class JobAccess:
         Raises:
             SerinetteError: nothing was submitted.
         """
-        job, _ = await self.context.parts.queue.submit(
-            self.context.tenant, conversion.spec(), JobOptions(), idempotency_key=idempotency_key, dialect=dialect
+        job, _ = await self.queue.submit(
+            self.tenant, conversion.spec(), JobOptions(), idempotency_key=idempotency_key, dialect=dialect
         )
         return job
 
     async def find(self, job_ids: Sequence[str]) -> list[Job | None]:
         """Each of many jobs; None where there is none."""
         sound = [job_id for job_id in job_ids if _JOB_ID.fullmatch(job_id)]
-        jobs = dict(zip(sound, await self.context.parts.queue.find(self.context.tenant, sound), strict=True))
+        jobs = dict(zip(sound, await self.queue.find(self.tenant, sound), strict=True))
         return [jobs.get(job_id) for job_id in job_ids]
 
     async def get(self, job_id: str) -> Job:
         """One job. Raises NotFound."""
         if not _JOB_ID.fullmatch(job_id):
             raise NotFound("there is no such job")
-        return await self.context.parts.queue.get(self.context.tenant, job_id)
-
-    async def wait(self, job: Job, wait_s: float) -> Job:
-        """The job at its end, or after `wait_s`, at most the server's bound."""
-        parts = self.context.parts
-        return await wait_for_job(
-            parts.queue, parts.events, self.context.caller_check, job, min(wait_s, self.max_wait_s)
-        )
-
-    async def hold(self, job: Job, wait_s: float, *, refuse: bool) -> Job:
-        """As `wait`, for a request that does nothing else: beyond what a tenant may have it is answered at once.
-
-        Raises:
-            Limited: that, with `refuse`.
-        """
-        parts, most_s = self.context.parts, min(wait_s, self.max_wait_s)
-        return await hold(parts.queue, parts.events, self.context.caller_check, job, most_s, refuse=refuse)
+        return await self.queue.get(self.tenant, job_id)
 
     async def cancel(self, job_id: str) -> tuple[Job, bool]:
         """The job after a short wait for its end, and whether it was canceled by this call."""
@@ -215,32 +216,15 @@ class JobAccess:
         if job.status.ended:
             return job, False
         try:
-            job = await self.context.parts.queue.cancel(self.context.tenant, job_id)
+            job = await self.queue.cancel(self.tenant, job_id)
         except Conflict:
             return await self.get(job_id), False
         job = await self.hold(job, _CANCEL_WAIT_S, refuse=False)
         return job, job.status is not JobStatus.SUCCEEDED  # its song may have been recorded as the flag was set
 
-    @property
-    def closing(self) -> bool:
-        """Whether this gateway leaves, so that nothing should wait on it."""
-        return self.context.parts.events.closing
-
-    def turn_to_stream(self) -> AbstractAsyncContextManager[None]:
-        """Counts as one of the tenant's event streams while it is held. Raises Limited as it is entered."""
-        return self.context.parts.events.streams.of(self.context.tenant)
-
-    def texts(self, parts: Sequence[bytes | Artifact]) -> AsyncIterator[bytes]:
-        """The same as `with_songs`, for answers that have begun."""
-        return self.context.parts.downloads.texts(parts)
-
-    async def with_songs(self, parts: Sequence[bytes | Artifact], media_type: str) -> Response:
-        """A text that holds songs in base64, streamed. Raises Gone."""
-        return await self.context.parts.downloads.in_base64(parts, media_type)
-
     async def song(self, http: Request, song: Artifact, file_name: str, *, download: bool) -> Response:
         """The song's file or the part of it that is asked for, never as a redirect. Raises Gone."""
-        return await self.context.parts.downloads.serve(song, FileRequest.of(http), file_name, download=download)
+        return await self.parts.downloads.serve(song, FileRequest.of(http), file_name, download=download)
 
 
 def _from_base64(text: str) -> bytes:
@@ -248,8 +232,13 @@ def _from_base64(text: str) -> bytes:
     return base64.b64decode("".join(data.split()), validate=True)
 
 
-async def _job_access(request: Request) -> JobAccess:
-    return JobAccess(context_of(request))
+def job_access_of(connection: HTTPConnection) -> JobAccess:
+    """One request's access, for routes that are called without FastAPI's dependencies."""
+    return JobAccess(parts_of(connection), caller_of(connection))
+
+
+async def _job_access(connection: HTTPConnection) -> JobAccess:
+    return job_access_of(connection)
 
 
 JobAccessPart = Annotated[JobAccess, Depends(_job_access)]

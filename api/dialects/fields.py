@@ -6,6 +6,7 @@ A dialect's request is a pydantic model, which has types, bounds and description
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from serinette.errors import InvalidSpec, Unsupported
+from serinette.job import Job
 from serinette.spec import GenerationSpec, invalid_spec
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -28,7 +30,7 @@ class To:
     """What becomes of a field of theirs; one that is null has no effect.
 
     `ours` is the spec's field. `convert` takes the value and the conversion and returns our value, or None to leave it
-    out; it may add to the conversion. `warn` is reported of a field that is asked for, `refused` says why it cannot be.
+    out; it may add to the conversion. `refused` says why a field that is asked for cannot be.
     `neutral` are the values of a field without counterpart that mean what is done anyway: any other is listed as
     ignored. `also` are further names.
     """
@@ -36,7 +38,6 @@ class To:
     ours: str | None = None
     convert: Callable[[Any, Any], object] | None = None
     also: tuple[str, ...] = ()
-    warn: str | None = None
     neutral: tuple[object, ...] | None = None
     refused: str | None = None
 
@@ -108,8 +109,6 @@ def convert(
             raise Unsupported(f"{name}: {to.refused}", field=name)
     for name, to, value in sent:
         conversion.field = name
-        if to.warn and value:
-            conversion.adjust(to.warn)
         if to.neutral is not None and _plain(value) not in to.neutral:
             conversion.ignored.append(name)
         used = to.convert(value, conversion) if to.convert else value
@@ -144,6 +143,17 @@ def sentences(adjusted: Iterable[Adjusted], ignored: Sequence[str]) -> list[str]
         shown = listed(ignored)
         more = f" and {len(ignored) - len(shown)} more" if len(ignored) > len(shown) else ""
         said.append(f"without effect here: {', '.join(shown)}{more}")
+    return said
+
+
+def recorded(api: str, warnings: Sequence[str]) -> dict[str, str]:
+    """What travels with a job for the answers: the dialect that it came by, and what was not done as asked."""
+    return {"api": api, "warnings": json.dumps(warnings, ensure_ascii=False)}
+
+
+def warnings_of(job: Job, api: str) -> list[str]:
+    """What `recorded` said of a job that came by this dialect."""
+    said: list[str] = json.loads(job.dialect.get("warnings", "[]")) if job.dialect.get("api") == api else []
     return said
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from api.dialects.fields import Conversion
-from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE, AudioFormat, Task
+from serinette.spec import LANGUAGES, MAX_SEED, MAX_VARIATIONS, UNKNOWN_LANGUAGE, AudioFormat, Task, TextFloat
 
 # Tasks whose result is a song: calls that answer with one have no place for text.
 SongTask: TypeAlias = Literal[Task.TEXT2MUSIC, Task.REPAINT, Task.COVER, Task.EXTRACT, Task.LEGO, Task.COMPLETE]
@@ -51,6 +53,69 @@ _SAID: Final = (
     "in=id iw=he jp=ja kr=ko cn=zh nb=no nn=no eng=en jpn=ja kor=ko zho=zh spa=es fra=fr deu=de rus=ru"
 )
 _NAMES: Final[dict[str, str]] = dict(entry.split("=") for entry in _SAID.split())
+
+
+Lowered: Final = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
+ShortText: TypeAlias = Annotated[str, Field(max_length=1_000)]
+FileFormat: TypeAlias = Annotated[
+    str,
+    Lowered,
+    Field(description=f"One of {', '.join(FORMATS)}; opus comes in Ogg, aac in MP4, wav32 with 16 bits: reported."),
+]
+
+
+def says_something(value: object, *, free_text: bool) -> bool:
+    """Whether a client that sent this did not leave the field to the server. Free text may be empty, or `none`."""
+    if not isinstance(value, str) or free_text:
+        return value is not None
+    return value.strip().lower() not in LEFT_OUT
+
+
+def parsed_seeds(value: object) -> tuple[int, ...]:
+    """`7`, `"10,99"` or `[10, 99]`. Raises ValueError."""
+    parts: list[Any] = value if isinstance(value, list) else str(value).split(",")
+    if len(parts) > MAX_VARIATIONS:
+        raise ValueError(f"must be at most {MAX_VARIATIONS} numbers, one for each song")
+    try:
+        seeds = tuple(_whole(str(part).strip()) for part in parts if str(part).strip())
+    except (ValueError, OverflowError) as error:
+        raise ValueError("must be whole numbers, with commas between them") from error
+    if any(seed > MAX_SEED for seed in seeds):
+        raise ValueError(f"must not be above {MAX_SEED}")
+    return seeds
+
+
+class SongFields(BaseModel):
+    """Fields that requests of several dialects have, under the same names."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    task_type: Annotated[SongTask, Lowered] = Field(
+        Task.TEXT2MUSIC, description="All but text2music work on a source; the reference is the timbre."
+    )
+    instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
+    vocal_language: ShortText = Field("en", description="A tag or a name; what the model does not know is reported.")
+    bpm: TextFloat | None = Field(None, description="30 to 300; 0 or less is left to the model.")
+    key_scale: ShortText | None = Field(
+        None,
+        examples=["C Major", "Am"],
+        description="`C Major`, `Am`, `B-flat major`. A mode is taken for major or minor, what is no key is left to "
+        "the model; both reported.",
+    )
+    time_signature: Annotated[ShortText | None, Field(coerce_numbers_to_str=True)] = Field(
+        None, examples=["4", "6/8"], description="`4`, `6/8`. What is none is left to the model, reported."
+    )
+    guidance_scale: TextFloat | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
+    seed: tuple[int, ...] = Field((), description="One, or one for each song with commas; -1 leaves it open.")
+    repainting_start: TextFloat | None = Field(None, description="Below 0 the song is continued before its beginning.")
+    repainting_end: TextFloat | None = Field(
+        None, description="Not above 0: the end of the source; beyond it the song is continued."
+    )
+    audio_cover_strength: TextFloat | None = Field(
+        None, description="The source for the first `int(steps x strength)` steps, then the text alone."
+    )
+
+    _seeds = field_validator("seed", mode="before")(parsed_seeds)
 
 
 def known_key_scale(text: str) -> tuple[str, str | None] | None:
@@ -142,6 +207,12 @@ def lm_number(number: float, asked: Conversion[Any]) -> float | None:
     return bounded
 
 
+def repaint_end(end_s: float, asked: Conversion[Any]) -> float | None:
+    """Not above 0 is the source's end; but what lies before the song may end where it begins."""
+    before = (asked.request.repainting_start or 0) < 0
+    return end_s if end_s > 0 or (before and end_s == 0) else None
+
+
 def bpm(tempo: float, asked: Conversion[Any]) -> int | None:
     """Whole beats a minute; not above 0 leaves them to the model."""
     if tempo <= 0:
@@ -149,20 +220,6 @@ def bpm(tempo: float, asked: Conversion[Any]) -> int | None:
     if round(tempo) != tempo:
         asked.adjust(f"{tempo:g} is taken for {round(tempo)}")
     return round(tempo)
-
-
-def parsed_seeds(value: object) -> tuple[int, ...]:
-    """`7`, `"10,99"` or `[10, 99]`. Raises ValueError."""
-    parts: list[Any] = value if isinstance(value, list) else str(value).split(",")
-    if len(parts) > MAX_VARIATIONS:
-        raise ValueError(f"must be at most {MAX_VARIATIONS} numbers, one for each song")
-    try:
-        seeds = tuple(_whole(str(part).strip()) for part in parts if str(part).strip())
-    except (ValueError, OverflowError) as error:
-        raise ValueError("must be whole numbers, with commas between them") from error
-    if any(seed > MAX_SEED for seed in seeds):
-        raise ValueError(f"must not be above {MAX_SEED}")
-    return seeds
 
 
 def _whole(text: str) -> int:

@@ -10,9 +10,8 @@ from pydantic import create_model
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from api.dependencies import QueuePart, SettingsPart
+from api.dependencies import ContextPart, PartsPart
 from api.dialects.dialect import Dialect, example
-from api.problems import problems
 from api.queue import Pool
 from api.v1.queue import ModelList, model_views
 from serinette.errors import QueueUnavailable
@@ -21,12 +20,12 @@ from serinette.errors import QueueUnavailable
 def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
     """GET /health and GET /v1/models, as these dialects and our own API have them."""
     router = APIRouter()
-    parts = [dialect.shared for dialect in dialects if dialect.shared]
+    shared = [dialect.shared for dialect in dialects if dialect.shared]
 
     def healthy(pools: Sequence[Pool], default_pool: str) -> dict[str, Any]:
-        return _merged(part.health(pools, default_pool) for part in parts)
+        return _merged(each.health(pools, default_pool) for each in shared)
 
-    in_the_document = healthy((), "default") | _merged(part.fixed for part in parts)
+    in_the_document = healthy((), "default") | _merged(each.fixed for each in shared)
 
     @router.get(
         "/health",
@@ -34,14 +33,14 @@ def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
         summary="Health, models and counts",
         responses={**example(in_the_document), 503: {"description": "The queue does not answer."}},
     )
-    async def health(queue: QueuePart, settings: SettingsPart) -> Response:
+    async def get_health(parts: PartsPart) -> Response:
         """Whether workers have their models, in the form of each dialect, beside those of the others."""
         try:
-            return JSONResponse(healthy(await queue.pools(), settings.pool))
+            return JSONResponse(healthy(await parts.queue.pools(), parts.settings.pool))
         except QueueUnavailable as error:
-            return JSONResponse(_merged(part.unhealthy(error) for part in parts), 503)
+            return JSONResponse(_merged(each.unhealthy(error) for each in shared), 503)
 
-    bases: Any = (ModelList, *(part.models_schema for part in parts if part.models_schema))
+    bases: Any = (ModelList, *(each.models_schema for each in shared if each.models_schema))
     description = "All models: `models` for our clients; the rest is other servers' form of them at this path."
 
     @router.get(
@@ -49,17 +48,16 @@ def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
         tags=["queue"],
         summary="The models",
         response_model=create_model("ModelList", __base__=bases, __doc__=description),
-        responses=problems("queue_unavailable"),
     )
-    async def models(queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:
+    async def list_models(context: ContextPart) -> dict[str, Any]:
         """What can be asked for: what workers that are up hold, and what pools at zero would.
 
         Empty where the gateway has no pools configured and no worker is up; jobs without `model` are accepted all the
         same.
         """
-        views = model_views(await queue.pools(), settings)
+        views = model_views(await context.queue.pools(), context.settings)
         names = dict.fromkeys(view.name for view in sorted(views, key=lambda view: not view.default))
-        return _merged(part.models(list(names)) for part in parts) | {"models": views}
+        return _merged(each.models(list(names)) for each in shared) | {"models": views}
 
     return router.routes
 

@@ -8,12 +8,15 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
+
+from pydantic import BaseModel, Field
 
 from api.queue.explanations import eta_s, waiting_for
 from api.queue.pool_status import PoolStatusReader
 from api.turns import Threads
-from serinette.errors import InvalidSpec, NotFound, StoreUnavailable, Unavailable
+from serinette.errors import InvalidSpec, NotFound, StoreUnavailable
 from serinette.job import Job, JobError, JobStatus, now
 from serinette.jobs import AsyncJobs, Entry, Seen, Shrunk, calls, job_of_record
 from serinette.jobs.finishing import find_record
@@ -28,6 +31,7 @@ SCAN_CHUNK = 200
 
 # Threads that read jobs from the store which Redis has expired; of one tenant at most half.
 _RECALLS = 8
+_SLOW_STORE = partial(StoreUnavailable, "the store is slow to answer for jobs that ended a while ago; try again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +83,11 @@ class JobFilter:
         )
 
 
-EVERY_JOB = JobFilter()
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Jobs, newest first. If there is a cursor, more may follow, even if this page is short."""
+class JobList(BaseModel):
+    """A page of jobs, newest first."""
 
     jobs: tuple[Job, ...]
-    next_cursor: str | None
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
 
 
 class Lookup:
@@ -98,7 +98,7 @@ class Lookup:
         self._keys = keys
         self._store = store
         self._pool_status = pool_status
-        self.recalls = Threads(_RECALLS, _RECALLS // 2, _slow_store)
+        self.recalls = Threads(_RECALLS, _RECALLS // 2, _SLOW_STORE)
 
     async def see(self, job_ids: Sequence[str]) -> list[Seen]:
         """Each job as Redis holds it, in one round trip."""
@@ -130,7 +130,7 @@ class Lookup:
             jobs |= zip(forgotten, await self._recalled(tenant, forgotten), strict=True)
         return [jobs.get(job_id) for job_id in job_ids]
 
-    async def page(self, tenant: str, wanted: JobFilter, cursor: str | None, limit: int) -> Page:
+    async def page(self, tenant: str, wanted: JobFilter, cursor: str | None, limit: int) -> JobList:
         """A page of the tenant's jobs, newest first, out of Redis alone. Raises InvalidSpec: a cursor not of ours."""
         last = after = Cursor.decode(cursor) if cursor else None
         found: list[Job] = []
@@ -143,7 +143,7 @@ class Lookup:
         more = last is not None and await self._start(tenant, last) < int(
             await self._jobs.redis.zcount(self._keys.jobs(tenant), wanted.first_score, "+inf")
         )
-        return Page(tuple(found), last.encode() if last and more else None)
+        return JobList(jobs=tuple(found), next_cursor=last.encode() if last and more else None)
 
     async def explained(self, seen: Seen) -> Job | None:
         """The job, with place, ETA and `waiting_for` until it ends; None if Redis has no entry."""
@@ -246,10 +246,3 @@ def _matches(seen: Seen, tenant: str, wanted: JobFilter) -> bool:
 
 def _time(unix_s: float) -> datetime:
     return datetime.fromtimestamp(unix_s, UTC)
-
-
-def _slow_store() -> Unavailable:
-    return StoreUnavailable("the store is slow to answer for jobs that ended a while ago; try again")
-
-
-__all__ = ["EVERY_JOB", "Cursor", "JobFilter", "Lookup", "Page", "brief", "no_such_job"]

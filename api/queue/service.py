@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
+from anyio import from_thread
 from redis.exceptions import ResponseError
 
-from api.outages import queue_errors
+from api.containers import check_container, check_inputs
+from api.outages import no_disk, queue_errors
+from api.queue.admission import check_audio, check_length, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.queue.explanations import Pool
-from api.queue.lookup import EVERY_JOB, JobFilter, Lookup, Page, no_such_job
+from api.queue.lookup import JobFilter, JobList, Lookup, no_such_job
 from api.queue.pool_status import PoolStatusReader
-from api.queue.submission import Submitter, Work
+from api.queue.retry_after import error_of
+from api.queue.submission import fresh_job, keyed_job_id, require_on_disk
 from api.settings import GatewaySettings
 from api.turns import Threads, Turns
+from serinette import logs, telemetry
 from serinette.batch import BATCH_LABEL
-from serinette.container import ContainerSpec
+from serinette.container import CONTAINERS_POOL, ContainerSpec
 from serinette.credentials import Limits
-from serinette.errors import Conflict, Limited, NotFinished, StoreUnavailable, Unavailable
+from serinette.errors import (
+    Conflict,
+    IdempotencyConflict,
+    InvalidSpec,
+    Limited,
+    NotFinished,
+    QueueUnavailable,
+    SerinetteError,
+    StoreUnavailable,
+    Unavailable,
+)
 from serinette.job import Job, JobOptions, JobStatus
-from serinette.jobs import AsyncJobs, calls
+from serinette.jobs import AsyncJobs, Submission, Submitted, calls
 from serinette.names import record_key, song_prefix
+from serinette.presence import Presence
 from serinette.spec import GenerationSpec
 from serinette.store import Store
 from serinette.webhook_targets import Targets
 
+log = logging.getLogger(__name__)
+
 _ADVICE = "try again, and send a submit with an Idempotency-Key to be sure of one job"
 
+# Threads in which submits wait for look-ups of webhooks' hosts; of one tenant at most a quarter.
+_WEBHOOK_THREADS = 16
 # Threads for blocking calls of the store, by the queue and by downloads and uploads; of one tenant at most half.
 _STORE_THREADS = 16
 # Lists that are read at once, each up to 2,000 jobs long; of one tenant at most half.
 _LISTS = 8
 _LONG_LIST = 20
+_SLOW_STORE = partial(StoreUnavailable, "the store is slow to answer; try again")
+_SLOW_RESOLVER = partial(
+    Unavailable, "webhook: too many hosts are being looked up at the moment; try again", field="webhook"
+)
+_MANY_LISTS = partial(Limited, "too many lists of this tenant are being read at once; wait for them", retry_after_s=1)
 # A script that does nothing, but that Redis refuses when it would refuse a write.
 _WRITES = "#!lua\nreturn 1"
 # Short calls: many may wait, since their turn comes soon.
@@ -58,66 +86,102 @@ class JobQueue:
         because waiting for the disk holds one for up to a second.
         """
         self._jobs = jobs
+        self._submits = submits or jobs
         self._store = store
         self._settings = settings
         self._keys = settings.keys
-        self.store_threads = Threads(_STORE_THREADS, _STORE_THREADS // 2, _slow_store, _MANY_WAITING)
-        self._lists = Turns(_LISTS, _LISTS // 2, _too_many_lists, _MANY_WAITING)
+        self._declared = declared
+        self._targets = Targets(settings.webhook_networks)
+        self.store_threads = Threads(_STORE_THREADS, _STORE_THREADS // 2, _SLOW_STORE, _MANY_WAITING)
+        self.webhook_threads = Threads(_WEBHOOK_THREADS, _WEBHOOK_THREADS // 4, _SLOW_RESOLVER)
+        self._lists = Turns(_LISTS, _LISTS // 2, _MANY_LISTS, _MANY_WAITING)
         self._pool_status = PoolStatusReader(jobs.redis, settings.keys, settings.pools)
         self._lookup = Lookup(jobs, settings.keys, store, self._pool_status)
-        self._submitter = Submitter(
-            jobs=submits or jobs,
-            store=store,
-            settings=settings,
-            lookup=self._lookup,
-            pool_status=self._pool_status,
-            declared=declared,
-            store_threads=self.store_threads,
-            targets=Targets(settings.webhook_networks),
-        )
 
     @property
     def recalls(self) -> Threads:
         """Threads that read jobs from the store which Redis has expired."""
         return self._lookup.recalls
 
-    @property
-    def webhook_threads(self) -> Threads:
-        """Threads that resolve the hosts of webhooks."""
-        return self._submitter.webhook_threads
-
     async def submit(
         self,
         tenant: str,
-        spec: GenerationSpec,
+        work: GenerationSpec | ContainerSpec,
         options: JobOptions,
         *,
         idempotency_key: str | None = None,
         dialect: Mapping[str, str] | None = None,
     ) -> tuple[Job, bool]:
-        """Queue a job, its seed drawn; True if it is new, False if the Idempotency-Key named an existing one.
+        """Queue a song, its seed drawn, or a container; True if the job is new, False if the Idempotency-Key named an
+        existing one.
 
         Raises:
-            InvalidSpec: its model or audio does not exist, its timeout is longer than its pool allows, or its webhook's
-                address is not allowed.
+            InvalidSpec: its model, audio or input does not exist, its timeout is longer than its pool allows, its
+                webhook's address is not allowed, or the operator does not allow the container.
             Unsupported: it names a webhook, and this deployment delivers none.
             IdempotencyConflict: the key was used with another spec.
             LaneNotAllowed, Limited: a limit of its lane or tenant is reached; nothing was stored.
         """
+        submission = Submission(
+            id=str(uuid.uuid4()) if idempotency_key is None else self._keyed(tenant, idempotency_key),
+            tenant=tenant,
+            pool="",
+            work=work.seeded() if isinstance(work, GenerationSpec) else work,
+            options=options,
+            digest=work.digest(),
+            timeout_s=0,
+            # The operator sets the attempts of a song, the client those of a container.
+            max_attempts=work.retries + 1 if isinstance(work, ContainerSpec) else self._settings.max_attempts,
+            ttl_s=self._settings.retention_s,
+            dialect=dialect or {},
+        )
         with queue_errors(_ADVICE):
-            return await self._submitter.song(Work(tenant, spec, options, idempotency_key, dialect or {}), spec)
+            try:
+                pool, timeout_s = await self._admit(submission)
+            except SerinetteError:
+                # A repeated submit must find its job even if, for instance, its upload was erased meanwhile.
+                if idempotency_key is None or (known := await self._known(submission.id)) is None:
+                    raise
+                return await self._replayed(submission, known), False
+            return await self._submitted(submission, pool, timeout_s, keyed=idempotency_key is not None)
 
-    async def submit_container(
-        self, tenant: str, spec: ContainerSpec, options: JobOptions, *, idempotency_key: str | None = None
-    ) -> tuple[Job, bool]:
-        """As `submit`, for a container.
+    async def _admit(self, submission: Submission) -> tuple[str, int]:
+        """The pool of a job that may be queued, and its timeout in seconds."""
+        work, options, settings, tenant = submission.work, submission.options, self._settings, submission.tenant
+        if isinstance(work, ContainerSpec):
+            check_container(tenant, work, options, settings)
+            await self._check_webhook(tenant, options.webhook)
+            if work.inputs:
+                await self._ask_store(check_inputs, tenant, work)
+            ceiling_s = settings.ceilings_of(tenant).timeout_s
+            return CONTAINERS_POOL, options.timeout_s or min(settings.job_timeout_s, ceiling_s)
+        check_lora_and_codes(work, settings.loras)
+        pool, workers = await self._pool_for(work.model)
+        timeout_s = timeout_for(options.timeout_s, pool, settings)
+        check_length(work, pool, workers)
+        await self._check_webhook(tenant, options.webhook)
+        if work.source_audio is not None or work.reference_audio is not None:
+            await self._ask_store(check_audio, tenant, work)
+        return pool, timeout_s
 
-        Raises:
-            Unsupported: this deployment runs no containers.
-            InvalidSpec: the operator does not allow it, or an input does not exist.
-        """
-        with queue_errors(_ADVICE):
-            return await self._submitter.container(Work(tenant, spec, options, idempotency_key), spec)
+    async def _submitted(self, submission: Submission, pool: str, timeout_s: int, *, keyed: bool) -> tuple[Job, bool]:
+        tenant, lane = submission.tenant, submission.options.lane
+        with telemetry.span("submit", attributes={"job": submission.id, "pool": pool, "lane": lane}):
+            submission = replace(submission, pool=pool, timeout_s=timeout_s, carried=telemetry.carried())
+            limits, most, wait_ms = self._declared(tenant), self._settings.max_waiting, self._settings.disk_wait_ms
+            call = calls.submit(submission, limits=limits, max_waiting=most, fsync=bool(wait_ms))
+            found, disk = await self._submits.together(call, wait_ms=wait_ms)
+        if found.refused is not None:
+            raise error_of(found.refused, tenant, lane, (await self._pool_status.read((pool,))).pools[pool])
+        if found.no_disk:
+            raise no_disk()
+        require_on_disk(disk)
+        if found.known or found.ended:
+            # Without a key this is our own submit, sent twice because Redis's first answer was lost.
+            return await self._replayed(submission, found), not keyed
+        with logs.about(job=submission.id):
+            log.info("job %s submitted to %s.%s", submission.id, pool, lane)
+        return await self._lookup.with_place(fresh_job(submission, found.created_at), found.place), True
 
     async def get(self, tenant: str, job_id: str) -> Job:
         """One job, from Redis or, once expired there, from the store.
@@ -137,13 +201,8 @@ class JobQueue:
                 return await self._lookup.find(tenant, job_ids)
 
     async def list(
-        self,
-        tenant: str,
-        wanted: JobFilter = EVERY_JOB,
-        *,
-        cursor: str | None = None,
-        limit: int = 20,
-    ) -> Page:
+        self, tenant: str, wanted: JobFilter | None = None, *, cursor: str | None = None, limit: int = 20
+    ) -> JobList:
         """A page of the tenant's jobs, newest first. A filter examines no more than SCAN_LIMIT jobs.
 
         Raises:
@@ -151,7 +210,7 @@ class JobQueue:
         """
         with queue_errors(_ADVICE):
             async with self._lists.of(tenant):
-                return await self._lookup.page(tenant, wanted, cursor, limit)
+                return await self._lookup.page(tenant, wanted or JobFilter(), cursor, limit)
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
         """Ask for the job's end: a queued one is canceled at once, a running one stops within a step.
@@ -214,13 +273,51 @@ class JobQueue:
         with queue_errors():
             await self._jobs.redis.eval(_WRITES, 0)
 
+    async def _pool_for(self, model: str | None) -> tuple[str, Sequence[Presence]]:
+        workers = (await self._pool_status.read()).workers
+        try:
+            return pool_for(model, self._settings, workers), workers
+        except InvalidSpec:  # the cached status may lack a worker that has just started
+            workers = (await self._pool_status.read(fresh=True)).workers
+            return pool_for(model, self._settings, workers), workers
 
-def _slow_store() -> Unavailable:
-    return StoreUnavailable("the store is slow to answer; try again")
+    async def _check_webhook(self, tenant: str, url: str | None) -> None:
+        if url is not None:
+            await self.webhook_threads.run(tenant, partial(check_webhook, tenant, url, self._settings, self._targets))
 
+    async def _ask_store(self, check: Callable[..., None], tenant: str, work: GenerationSpec | ContainerSpec) -> None:
+        def find_job(job_id: str) -> Job:
+            return from_thread.run(self._lookup.load, tenant, job_id)
 
-def _too_many_lists() -> Limited:
-    return Limited("too many lists of this tenant are being read at once; wait for them", retry_after_s=1)
+        await self.store_threads.run(tenant, partial(check, tenant, work, self._store, find_job))
+
+    async def _known(self, job_id: str) -> Submitted | None:
+        """The answer to a submit of this id if the job exists; waits for the disk if durability is fsync."""
+        # WAITAOF needs a write to wait for.
+        wait_ms = self._settings.disk_wait_ms
+        writes = [("SET", self._keys.synced, job_id)] if wait_ms else []
+        (seen,), disk = await self._submits.together(calls.look([job_id]), *writes, wait_ms=wait_ms)
+        if seen.entry is None and seen.shrunk is None:
+            return None
+        require_on_disk(disk)
+        return Submitted(seen.place, known=seen.entry, ended=seen.shrunk)
+
+    async def _replayed(self, submission: Submission, found: Submitted) -> Job:
+        known = found.known or found.ended
+        # "": restored from a record without a digest.
+        if known is not None and known.digest not in {"", submission.digest}:
+            raise IdempotencyConflict(
+                "this Idempotency-Key was used with another spec; use a new key for a new song", field="Idempotency-Key"
+            )
+        if found.ended:
+            return await self._lookup.whole_or_brief(submission.id, found.ended)
+        if found.known is None or found.known.called_off:
+            raise QueueUnavailable("the job of this Idempotency-Key is being erased; try again")
+        return await self._lookup.with_place(found.known.job(), found.place)
+
+    def _keyed(self, tenant: str, idempotency_key: str) -> str:
+        secret = self._settings.idempotency_secret
+        return keyed_job_id(tenant, idempotency_key, secret.get_secret_value() if secret else None)
 
 
 def _delete_all(store: Store, keys: Sequence[str]) -> None:

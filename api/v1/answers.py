@@ -1,4 +1,4 @@
-"""What routes of jobs share: the id in the path, the job as the answer, and how answers with files are documented."""
+"""What our routes share: ids in the path, the job as the answer, and how answers with files are documented."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from serinette.errors import NotFound
 from serinette.job import Job
 from serinette.spec import GenerationSpec
 
-_JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 
 
@@ -28,14 +27,28 @@ PARTS: Responses = {
 REDIRECT = {"description": "The store serves it itself: a presigned URL in `Location`."}
 
 
-def checked_job_id(job_id: str) -> str:
-    """A job id as we make them. Raises NotFound."""
-    if not _JOB_ID.fullmatch(job_id):
-        raise NotFound(f"there is no job {job_id[:80]}: a job id looks like {JOB_ID}")
-    return job_id
+def _checked(kind: str, form: str, advice: str = "") -> AfterValidator:
+    """Of what is named in a path, what has not the form of ours is not there."""
+
+    def check(name: str) -> str:
+        if not re.fullmatch(form, name):
+            raise NotFound(f"there is no {kind} {name[:80]}{advice}")
+        return name
+
+    return AfterValidator(check)
 
 
-JobId = Annotated[str, Path(description="As submit answered it.", examples=[JOB_ID]), AfterValidator(checked_job_id)]
+JobId = Annotated[
+    str,
+    Path(description="As submit answered it.", examples=[JOB_ID]),
+    _checked("job", r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", f": a job id looks like {JOB_ID}"),
+]
+BatchId = Annotated[
+    str, Path(description="The `id` that the batch was created with."), _checked("batch", "batch-[0-9a-f]{32}")
+]
+UploadId = Annotated[
+    str, Path(description="The `id` that the upload returned."), _checked("upload", "upload-[0-9a-f]{32}")
+]
 
 
 def job_answer(job: Job, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.responses import Response
 
-from api.dependencies import CallerPart, DownloadsPart, LinksPart, QueuePart, SettingsPart, TenantPart
+from api.dependencies import ContextPart
 from api.downloads import FileRequest, song_of
 from api.problems import problems
 from api.request_checks import prefix_of
-from api.settings import GatewaySettings
 from api.v1 import examples
 from api.v1.answers import PARTS, REDIRECT, JobId
 from serinette.errors import NotFound, Unsupported
@@ -42,20 +41,17 @@ class JobShare(BaseModel):
     response_class=Response,
     summary="The song",
     responses={
-        200: {"content": examples.AUDIO, "headers": examples.AUDIO_HEADERS, "description": "The song."},
         **PARTS,
+        200: {"content": examples.AUDIO, "headers": examples.AUDIO_HEADERS, "description": "The song."},
         206: {"content": examples.AUDIO, "description": "The bytes asked for by `Range`."},
         307: REDIRECT,
-        **problems("not_found", "not_finished", "gone", "invalid_spec", "queue_unavailable", "store_unavailable"),
+        **problems("not_finished", "gone"),
     },
 )
-async def audio(
+async def get_job_audio(
     request: Request,
     job_id: JobId,
-    queue: QueuePart,
-    downloads: DownloadsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
+    context: ContextPart,
     index: Annotated[int, Query(ge=0, le=7, description="Which variation."), PlainNumber] = 0,
     download: Annotated[bool, Query(description="As an attachment with a name, never as a redirect.")] = False,
     range_: Annotated[str | None, Header(alias="Range")] = None,
@@ -63,25 +59,19 @@ async def audio(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The encoded song, whole or in part, or a redirect to the store."""
-    song = song_of(await queue.get(tenant, job_id), index)
+    song = song_of(await context.queue.get(context.tenant, job_id), index)
     file_request = FileRequest(request.scope, range_, if_range, if_none_match)
-    name = f"{job_id}-{song.index}.{song.format}"
+    name, downloads = f"{job_id}-{song.index}.{song.format}", context.parts.downloads
     if download:
         return await downloads.serve(song, file_request, name, download=True)
-    return await downloads.redirect_or_serve(song, file_request, name, settings.presign_s, download=False)
+    return await downloads.redirect_or_serve(song, file_request, name, context.settings.presign_s, download=False)
 
 
-@router.post(
-    "/jobs/{job_id}/links",
-    summary="Links for a browser",
-    responses={200: {"content": examples.LINKS}, **problems("not_found", "queue_unavailable", "store_unavailable")},
-)
-async def links(
-    job_id: JobId, request: Request, queue: QueuePart, caller: CallerPart, signer: LinksPart, settings: SettingsPart
-) -> JobLinks:
+@router.post("/jobs/{job_id}/links", summary="Links for a browser")
+async def link_job(job_id: JobId, request: Request, context: ContextPart) -> JobLinks:
     """Signed URLs that give access to this job alone until they expire. Revoking the key revokes them too."""
-    await queue.get(caller.tenant, job_id)
-    token, expires_s = await signer.sign(caller, job_id, settings.link_s)
+    await context.queue.get(context.tenant, job_id)
+    token, expires_s = await context.parts.callers.links.sign(context.caller, job_id, context.settings.link_s)
     path = f"{prefix_of(request.scope)}/v1/jobs/{job_id}"
     return JobLinks(
         audio=f"{path}/audio?token={token}",
@@ -90,60 +80,40 @@ async def links(
     )
 
 
-@router.post(
-    "/jobs/{job_id}/share",
-    summary="Share a job's songs",
-    responses={
-        200: {"content": examples.SHARE},
-        **problems("not_found", "unsupported", "queue_unavailable", "store_unavailable"),
-    },
-)
-async def share(
-    job_id: JobId, request: Request, queue: QueuePart, caller: CallerPart, links_: LinksPart, settings: SettingsPart
-) -> JobShare:
+async def _shared_job(job_id: JobId, context: ContextPart) -> str:
+    if not context.settings.auth:
+        raise Unsupported("this gateway asks for no key: all who reach it can hear every song at its own address")
+    await context.queue.get(context.tenant, job_id)
+    return job_id
+
+
+SharedJobId = Annotated[str, Depends(_shared_job)]
+_NO_KEYS = problems("unsupported")
+
+
+@router.post("/jobs/{job_id}/share", summary="Share a job's songs", responses=_NO_KEYS)
+async def share_job(job_id: SharedJobId, request: Request, context: ContextPart) -> JobShare:
     """A link that needs no key, for a day; the same one for as long as it is valid. Whoever has it can hear and keep
     the songs, whose tags may hold prompt and lyrics. It ends early when it is revoked, or the key that made it.
     """
-    _require_keys(settings)
-    await queue.get(caller.tenant, job_id)
-    return _share(request, job_id, *await links_.share(caller, job_id, settings.share_s))
+    shared = await context.parts.callers.links.share(context.caller, job_id, context.settings.share_s)
+    return _share(request, job_id, *shared)
 
 
-@router.get(
-    "/jobs/{job_id}/share",
-    summary="The link a job is shared by",
-    responses={
-        200: {"content": examples.SHARE},
-        **problems("not_found", "unsupported", "queue_unavailable", "store_unavailable"),
-    },
-)
-async def shared(
-    job_id: JobId, request: Request, queue: QueuePart, tenant: TenantPart, links_: LinksPart, settings: SettingsPart
-) -> JobShare:
+@router.get("/jobs/{job_id}/share", summary="The link a job is shared by", responses=_NO_KEYS)
+async def get_share(job_id: SharedJobId, request: Request, context: ContextPart) -> JobShare:
     """The link that is valid now; 404 without one."""
-    _require_keys(settings)
-    await queue.get(tenant, job_id)
-    found = await links_.shared(job_id)
-    if found is None:
+    shared = await context.parts.callers.links.shared(job_id)
+    if shared is None:
         raise NotFound(f"job {job_id} is not shared; POST to this path to share it")
-    return _share(request, job_id, *found)
+    return _share(request, job_id, *shared)
 
 
-@router.delete(
-    "/jobs/{job_id}/share",
-    status_code=204,
-    summary="Revoke the link",
-    responses=problems("not_found", "queue_unavailable", "store_unavailable"),
-)
-async def revoke(job_id: JobId, queue: QueuePart, tenant: TenantPart, links_: LinksPart) -> None:
+@router.delete("/jobs/{job_id}/share", status_code=204, summary="Revoke the link")
+async def revoke_share(job_id: JobId, context: ContextPart) -> None:
     """The link opens nothing any more, from now on. A job that is not shared stays so."""
-    await queue.get(tenant, job_id)
-    await links_.revoke(job_id)
-
-
-def _require_keys(settings: GatewaySettings) -> None:
-    if not settings.auth:
-        raise Unsupported("this gateway asks for no key: all who reach it can hear every song at its own address")
+    await context.queue.get(context.tenant, job_id)
+    await context.parts.callers.links.revoke(job_id)
 
 
 def _share(request: Request, job_id: str, token: str, expires_s: int) -> JobShare:

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path as File
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import anyio
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
 from api.batches.service import BatchService
 from api.batches.validation import options_of, read_json, read_jsonl
-from api.batches.zipping import MOST_MEASURED, Archive, BatchFile, Member, members_of, zipped
-from api.dependencies import (
-    BatchesPart,
-    BatchThreadsPart,
-    DownloadsPart,
-    SettingsPart,
-    StorePart,
-    TenantPart,
-    idempotency_key_header,
+from api.batches.zipping import (
+    MOST_MEASURED,
+    ZIP,
+    Archive,
+    Member,
+    archive_held,
+    members_of_file,
+    zipped,
 )
-from api.downloads import FileRequest
+from api.dependencies import ContextPart, RequestContext, idempotency_key_header
+from api.downloads import FileRequest, OtherFile
 from api.problems import problems
 from api.v1 import examples
-from api.v1.answers import PARTS
+from api.v1.answers import PARTS, BatchId
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
 from serinette.batches.lines import JSONL
 from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
 from serinette.names import batch_errors_key, batch_output_key, tenant_of
 from serinette.spec import PlainNumber
-from serinette.store import Store
 
 router = APIRouter(prefix="/v1", tags=["batches"])
+_T = TypeVar("_T")
 
-_BATCH_ID = re.compile(r"batch-[0-9a-f]{32}")
 _JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines", "text/plain"}
 
 KeyHeader = Annotated[
@@ -48,21 +46,22 @@ KeyHeader = Annotated[
 ]
 
 
-async def _checked_batch_id(
-    batch_id: Annotated[str, Path(description="The `id` that the batch was created with.")],
-) -> str:
-    if not _BATCH_ID.fullmatch(batch_id):
-        raise NotFound(f"there is no batch {batch_id[:80]}")
-    return batch_id
+async def _ask_queue(context: RequestContext, act: Callable[..., _T], *given: object) -> _T:
+    """Call a method of BatchService that needs Redis alone."""
+    threads, batches = context.parts.batch_threads.queue, context.parts.batches
+    return await threads.run(context.tenant, partial(act, batches, context.tenant, *given))
 
 
-BatchId = Annotated[str, Depends(_checked_batch_id)]
+async def _ask_store(context: RequestContext, act: Callable[..., _T], *given: object) -> _T:
+    """Call a method of BatchService that needs the store too."""
+    threads, batches = context.parts.batch_threads.store, context.parts.batches
+    return await threads.run(context.tenant, partial(act, batches, context.tenant, *given))
 
 
-async def _found(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
-    if known := await threads.queue.run(tenant, partial(batches.known, tenant, batch_id)):
+async def _found(batch_id: BatchId, context: ContextPart) -> Batch:
+    if known := await _ask_queue(context, BatchService.known, batch_id):
         return known
-    return await threads.store.run(tenant, partial(batches.get, tenant, batch_id))
+    return await _ask_store(context, BatchService.get, batch_id)
 
 
 BatchPart = Annotated[Batch, Depends(_found)]
@@ -93,25 +92,18 @@ class BatchLines(BaseModel):
         },
         **problems(
             "invalid_batch",
-            "invalid_spec",
             "unsupported",
-            "too_large",
-            "unsupported_media_type",
             "idempotency_conflict",
             "lane_not_allowed",
             "too_many_in_flight",
-            "queue_unavailable",
             "store_unavailable",
         ),
     },
 )
-async def create(
+async def submit_batch(
     request: Request,
     response: Response,
-    batches: BatchesPart,
-    threads: BatchThreadsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
+    context: ContextPart,
     name: Annotated[str | None, Query(description="JSON Lines only: as `name` of a JSON body.")] = None,
     label: Annotated[
         list[str] | None,
@@ -133,11 +125,12 @@ async def create(
             "Content-Type: send JSON Lines as application/jsonl, or JSON as application/json", field="Content-Type"
         )
     options = None if is_json else _options(name, label or [], timeout_s, webhook)
+    tenant, threads, settings = context.tenant, context.parts.batch_threads, context.settings
     async with threads.bodies.of(tenant):
         with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
             path = File(directory) / "body"
             await _spool(request, path, settings.max_body_bytes if is_json else settings.max_batch_bytes)
-            read = partial(_create, batches, tenant, path, options, idempotency_key)
+            read = partial(_create, context.parts.batches, tenant, path, options, idempotency_key)
             batch, created = await threads.checks.run(tenant, read)
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     if not created:
@@ -174,79 +167,65 @@ async def _spool(request: Request, path: File, most: int) -> None:
         raise InvalidBatch("the body is empty; send a spec a line, or JSON with `specs`")
 
 
-@router.get("/batches", summary="Batches, newest first", responses=problems("invalid_spec", "queue_unavailable"))
+@router.get("/batches", summary="Batches, newest first")
 async def list_batches(
-    batches: BatchesPart,
-    threads: BatchThreadsPart,
-    tenant: TenantPart,
+    context: ContextPart,
     limit: Annotated[int, Query(ge=1, le=100, description="Batches at most."), PlainNumber] = 20,
 ) -> BatchList:
     """The newest batches, unfinished and ended, as long as they are kept."""
-    return BatchList(batches=tuple(await threads.queue.run(tenant, partial(batches.newest, tenant, limit))))
+    return BatchList(batches=tuple(await _ask_queue(context, BatchService.newest, limit)))
 
 
-_LOOK = problems("not_found", "queue_unavailable", "store_unavailable")
-_MOVE = problems("not_found", "conflict", "queue_unavailable", "store_unavailable")
-
-
-@router.get("/batches/{batch_id}", summary="One batch", responses=_LOOK)
-async def look(batch: BatchPart) -> Batch:
+@router.get("/batches/{batch_id}", summary="One batch")
+async def get_batch(batch: BatchPart) -> Batch:
     """Status, counts and share done. While it goes on they are a few seconds old; of an ended batch they are exact."""
     return batch
 
 
-@router.get(
-    "/batches/{batch_id}/lines",
-    summary="Lines of a batch",
-    responses={**_LOOK, **problems("invalid_spec")},
-)
-async def lines(
+@router.get("/batches/{batch_id}/lines", summary="Lines of a batch")
+async def list_batch_lines(
     batch_id: BatchId,
-    batches: BatchesPart,
-    threads: BatchThreadsPart,
-    tenant: TenantPart,
+    context: ContextPart,
     first: Annotated[int, Query(ge=1, le=MAX_LINES, description="The first line to return, from 1."), PlainNumber] = 1,
     limit: Annotated[int, Query(ge=1, le=PART_LINES, description="Lines at most."), PlainNumber] = 100,
 ) -> BatchLines:
     """Each line with its job and songs, as they are now. Continue with `first` behind the last line returned."""
-    return BatchLines(
-        lines=tuple(await threads.store.run(tenant, partial(batches.lines, tenant, batch_id, first - 1, limit)))
-    )
+    return BatchLines(lines=tuple(await _ask_store(context, BatchService.lines, batch_id, first - 1, limit)))
+
+
+_MOVE = problems("conflict")
 
 
 @router.post("/batches/{batch_id}/pause", summary="Pause a batch", responses=_MOVE)
-async def pause(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
+async def pause_batch(batch_id: BatchId, context: ContextPart) -> Batch:
     """No more lines are released. What waits in the lane or is being generated goes on."""
-    return await threads.queue.run(tenant, partial(batches.pause, tenant, batch_id))
+    return await _ask_queue(context, BatchService.pause, batch_id)
 
 
 @router.post("/batches/{batch_id}/resume", summary="Resume a paused batch", responses=_MOVE)
-async def resume(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
+async def resume_batch(batch_id: BatchId, context: ContextPart) -> Batch:
     """Lines are released again."""
-    return await threads.queue.run(tenant, partial(batches.resume, tenant, batch_id))
+    return await _ask_queue(context, BatchService.resume, batch_id)
 
 
 @router.post("/batches/{batch_id}/cancel", summary="Cancel a batch", responses=_MOVE)
-async def cancel(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
+async def cancel_batch(batch_id: BatchId, context: ContextPart) -> Batch:
     """All of its jobs are canceled; it is `canceling` until the last has ended. What was generated is kept."""
-    return await threads.queue.run(tenant, partial(batches.cancel, tenant, batch_id))
+    return await _ask_queue(context, BatchService.cancel, batch_id)
 
 
 @router.post("/batches/{batch_id}/retry", status_code=202, summary="Retry what was not generated", responses=_MOVE)
-async def retry(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> Batch:
+async def retry_batch(batch_id: BatchId, context: ContextPart) -> Batch:
     """Of an ended batch the failed and the canceled lines are released once more, as new jobs with the same seeds."""
-    return await threads.store.run(tenant, partial(batches.retry, tenant, batch_id))
+    return await _ask_store(context, BatchService.retry, batch_id)
 
 
 @router.delete(
-    "/batches/{batch_id}",
-    status_code=204,
-    summary="Erase an ended batch",
-    responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
+    "/batches/{batch_id}", status_code=204, summary="Erase an ended batch", responses=problems("not_finished")
 )
-async def erase(batch_id: BatchId, batches: BatchesPart, threads: BatchThreadsPart, tenant: TenantPart) -> None:
+async def erase_batch(batch_id: BatchId, context: ContextPart) -> None:
     """Its lines and files go; its jobs and their songs stay until they are erased or too old."""
-    await threads.store.run(tenant, partial(batches.erase, tenant, batch_id))
+    await _ask_store(context, BatchService.erase, batch_id)
 
 
 async def _ended(batch: BatchPart) -> Batch:
@@ -260,78 +239,76 @@ async def _ended(batch: BatchPart) -> Batch:
 
 EndedPart = Annotated[Batch, Depends(_ended)]
 
-_FILE = problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable")
-_JSONL_BODY = {"content": {JSONL: {"schema": {"type": "string", "description": "A BatchLine as JSON on each line."}}}}
-_ZIP_BODY = {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
+_FILE = {**PARTS, **problems("not_finished", "gone")}
+_LINES = {"type": "string", "description": "A BatchLine as JSON on each line."}
+_JSONL_FILE = {200: {"content": {JSONL: {"schema": _LINES}}, "description": "In the order of the lines."}, **_FILE}
+
+_NAMES = "Named by their lines, e.g. 000017-yourname.mp3."
+_ZIP_FILE = {200: {"content": {ZIP: examples.BINARY}, "description": _NAMES}, **_FILE}
 
 
 @router.get(
     "/batches/{batch_id}/output.jsonl",
     response_class=Response,
     summary="The lines that were generated",
-    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **PARTS, **_FILE},
+    responses=_JSONL_FILE,
 )
-async def output(batch: EndedPart, request: Request, downloads: DownloadsPart, tenant: TenantPart) -> Response:
+async def get_batch_output(batch: EndedPart, request: Request, context: ContextPart) -> Response:
     """Each line's job, seed and songs. Written when the batch ends, and again when it was retried."""
-    return await _file(downloads, request, batch_output_key(tenant, batch.id, batch.round), f"{batch.id}-output.jsonl")
+    return await _file(context, request, batch_output_key(context.tenant, batch.id, batch.round), f"{batch.id}-output")
 
 
 @router.get(
     "/batches/{batch_id}/errors.jsonl",
     response_class=Response,
     summary="The lines that were not generated",
-    responses={200: {**_JSONL_BODY, "description": "In the order of the lines."}, **PARTS, **_FILE},
+    responses=_JSONL_FILE,
 )
-async def errors(batch: EndedPart, request: Request, downloads: DownloadsPart, tenant: TenantPart) -> Response:
+async def get_batch_errors(batch: EndedPart, request: Request, context: ContextPart) -> Response:
     """Each failed line's error, and the canceled ones."""
-    return await _file(downloads, request, batch_errors_key(tenant, batch.id, batch.round), f"{batch.id}-errors.jsonl")
+    return await _file(context, request, batch_errors_key(context.tenant, batch.id, batch.round), f"{batch.id}-errors")
 
 
 @router.get(
     "/batches/{batch_id}/songs.zip",
     response_class=Response,
     summary="The songs",
-    responses={200: {**_ZIP_BODY, "description": "Named by their lines, e.g. 000017-yourname.mp3."}, **PARTS, **_FILE},
+    responses={
+        200: {"content": {ZIP: examples.BINARY}, "description": "Named by their lines, e.g. 000017-yourname.mp3."},
+        **_FILE,
+    },
 )
-async def songs(
-    batch: EndedPart, request: Request, downloads: DownloadsPart, store: StorePart, tenant: TenantPart
-) -> Response:
+async def get_batch_songs(batch: EndedPart, request: Request, context: ContextPart) -> Response:
     """All songs in one file, uncompressed, made while it is sent. Those erased meanwhile are named in missing.txt. Of
     more than 2,000 songs it has no length and no ranges.
     """
-    output = await _found_file(downloads, batch_output_key(tenant, batch.id, batch.round))
-    name, members = f"{batch.id}.zip", partial(_members, store, output.key)
+    downloads, store, file_request = context.parts.downloads, context.parts.store, FileRequest.of(request)
+    output = await _found_file(context, batch_output_key(context.tenant, batch.id, batch.round))
+    name, members = f"{batch.id}.zip", partial(members_of_file, store, output.key)
+    if known := archive_held(output, file_request.if_none_match):
+        return Response(status_code=304, headers={"ETag": known, "Cache-Control": "private, no-cache"})
     few: list[Member] = []
     async for member in members():
         few.append(member)
         if len(few) > MOST_MEASURED:
             break
     else:
-        archive = await downloads.threads.run(tenant, partial(Archive.of, store, few, output))
-        file_request = FileRequest.of(request)
+        archive = await downloads.threads.run(context.tenant, partial(Archive.of, store, few, output))
         return await downloads.serve(archive, file_request, name, download=True, made=archive.between)
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-cache"}
     if request.method == "HEAD":
-        return Response(headers=headers, media_type="application/zip")
-    return StreamingResponse(zipped(store, members()), 200, headers, "application/zip")
+        return Response(headers=headers, media_type=ZIP)
+    return StreamingResponse(zipped(store, members()), 200, headers, ZIP)
 
 
-async def _file(downloads: DownloadsPart, request: Request, key: str, name: str) -> Response:
-    return await downloads.serve(await _found_file(downloads, key), FileRequest.of(request), name, download=True)
+async def _file(context: RequestContext, request: Request, key: str, name: str) -> Response:
+    found, asked = await _found_file(context, key), FileRequest.of(request)
+    return await context.parts.downloads.serve(found, asked, f"{name}.jsonl", download=True)
 
 
-async def _found_file(downloads: DownloadsPart, key: str) -> BatchFile:
+async def _found_file(context: RequestContext, key: str) -> OtherFile:
     try:
-        found = await downloads.threads.run(tenant_of(key), partial(downloads.store.head, key))
+        found = await context.parts.downloads.threads.run(tenant_of(key), partial(context.parts.store.head, key))
     except NotFound as error:
         raise Gone("the batch's files were erased from the store") from error
-    return BatchFile(key, found.size_bytes, (found.etag or str(found.size_bytes)).strip('"'), JSONL)
-
-
-async def _members(store: Store, key: str) -> AsyncIterator[Member]:
-    rest = b""
-    async for chunk in store.stream(key):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            for member in members_of(BatchLine.model_validate_json(line)):
-                yield member
+    return OtherFile(key, found.size_bytes, (found.etag or str(found.size_bytes)).strip('"'), JSONL)

@@ -8,15 +8,7 @@ from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import ConfigDict
 
 from api.containers import LOG_POSITION, LogPosition
-from api.dependencies import (
-    DownloadsPart,
-    LogsPart,
-    QueuePart,
-    SettingsPart,
-    TenantPart,
-    containers_only,
-    context_of,
-)
+from api.dependencies import ContextPart, containers_only, context_of
 from api.downloads import FileRequest
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
@@ -44,7 +36,7 @@ class ContainerRequest(ContainerSpec, JobOptions):
     dependencies=[Depends(containers_only)],
     responses={**SUBMITTED, **problems(*REFUSALS, "unsupported")},
 )
-async def submit(
+async def submit_container(
     request: Annotated[ContainerRequest, Body()],
     http: Request,
     prefer: PreferHeader = None,
@@ -52,7 +44,7 @@ async def submit(
 ) -> Response:
     """Queue a container in its lane, as a job like any other. 501 if no cluster is configured."""
     context = context_of(http)
-    submitted = await context.parts.queue.submit_container(
+    submitted = await context.queue.submit(
         context.tenant, request.only(ContainerSpec), request.only(JobOptions), idempotency_key=idempotency_key
     )
     return await submit_answer(context, submitted, prefer)
@@ -62,25 +54,22 @@ _FILE: Responses = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file."},
     307: REDIRECT,
     **PARTS,
-    **problems("not_found", "not_finished", "gone", "queue_unavailable", "store_unavailable"),
+    **problems("not_finished", "gone"),
 }
 
 
 @router.get("/jobs/{job_id}/outputs/{name:path}", response_class=Response, summary="One output", responses=_FILE)
-async def output(
+async def get_job_output(
     job_id: JobId,
     name: Annotated[str, Path(max_length=1_100, description="As in the job's `run.outputs`.")],
     request: Request,
-    queue: QueuePart,
-    downloads: DownloadsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
+    context: ContextPart,
 ) -> Response:
     """A file that the container wrote below /outputs, or a redirect to the store."""
-    found = _output_of(await queue.get(tenant, job_id), name)
-    file_name = name.rpartition("/")[2]
-    return await downloads.redirect_or_serve(
-        found, FileRequest.of(request), file_name, settings.presign_s, download=True
+    found = _output_of(await context.queue.get(context.tenant, job_id), name)
+    file_name, presign_s = name.rpartition("/")[2], context.settings.presign_s
+    return await context.parts.downloads.redirect_or_serve(
+        found, FileRequest.of(request), file_name, presign_s, download=True
     )
 
 
@@ -101,17 +90,15 @@ _LOG: Responses = {
     200: {"content": {"text/plain": {}}, "description": "All of it so far; its ETag is how far that is."},
     204: {"description": "Nothing was written behind `after`."},
     206: {"description": "What was written behind `after`; or, once the job has ended, the bytes of the `Range`."},
-    **problems("not_found", "gone", "invalid_spec", "queue_unavailable", "store_unavailable"),
+    **problems("gone"),
 }
 
 
 @router.get("/jobs/{job_id}/log", response_class=Response, summary="A container's log", responses=_LOG)
-async def log(
+async def get_job_log(
     job_id: JobId,
     request: Request,
-    queue: QueuePart,
-    logs: LogsPart,
-    tenant: TenantPart,
+    context: ContextPart,
     after: Annotated[
         str | None,
         Query(
@@ -122,5 +109,6 @@ async def log(
     ] = None,
 ) -> Response:
     """Plain text: what was logged so far while the container runs, all of it once it has ended. One log per attempt."""
-    job = await queue.get(tenant, job_id)
-    return await logs.serve(job, FileRequest.of(request), LogPosition.parse(after) if after else None)
+    job = await context.queue.get(context.tenant, job_id)
+    position = LogPosition.parse(after) if after else None
+    return await context.parts.logs.serve(job, FileRequest.of(request), position)

@@ -6,25 +6,21 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import anyio
 from fastapi import APIRouter, Header, Query, Request, WebSocket
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from api.auth.keyring import CallerCheck
-from api.dependencies import CallerCheckPart, EventsPart, QueuePart, SettingsPart, TenantPart
+from api.dependencies import ContextPart, RequestContext
 from api.events import JobEvent, JobEvents, checked_event_id
-from api.problems import answer, problems
-from api.queue import JobQueue
-from api.settings import GatewaySettings
-from api.turns import Turns
+from api.problems import problems
+from api.turns import HeldResponse
 from api.v1 import examples
 from api.v1.answers import JobId
-from serinette.errors import RequestError, SerinetteError
+from serinette.errors import SerinetteError
 from serinette.job import Job
 
 log = logging.getLogger(__name__)
@@ -47,62 +43,41 @@ ResumeHeader = Annotated[str | None, Header(alias="Last-Event-ID")]
     responses={
         200: {"content": examples.EVENTS, "description": "A `status` event with the whole job, then what happens."},
         204: {"description": "The job is over and `Last-Event-ID` is its last event: do not reconnect."},
-        **problems("not_found", "invalid_spec", "limited", "queue_unavailable", "store_unavailable"),
+        **problems("limited"),
     },
 )
-async def stream(
+async def follow_job(
     job_id: JobId,
     request: Request,
-    queue: QueuePart,
-    events: EventsPart,
-    tenant: TenantPart,
-    caller_check: CallerCheckPart,
+    context: ContextPart,
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> Response:
     """Server-Sent Events; closes behind the terminal event. A WebSocket at the same path sends the same messages."""
-    seen = last_event_id_header or last_event_id
-    job, after = await _snapshot(queue, events, tenant, job_id, seen)
+    seen, events = last_event_id_header or last_event_id, context.parts.events
+    job, after = await _snapshot(context, job_id, seen)
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
         return Response(status_code=204)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    return _Stream(events.streams, tenant, _sse(events, job, after, caller_check))
-
-
-class _Stream(EventSourceResponse):
-    """Counts as one of its tenant's streams for as long as it is open. Raises Limited before anything is sent."""
-
-    def __init__(self, streams: Turns, tenant: str, content: AsyncGenerator[ServerSentEvent]) -> None:
-        super().__init__(content, ping=KEEPALIVE_S)
-        self._turn = streams.of(tenant)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._turn:
-            await super().__call__(scope, receive, send)
+    response = EventSourceResponse(_sse(events, job, after, context.caller_check), ping=KEEPALIVE_S)
+    return HeldResponse(response, events.streams.of(context.tenant))
 
 
 @router.websocket("/jobs/{job_id}/events")
 async def socket(
     websocket: WebSocket,
     job_id: JobId,
-    queue: QueuePart,
-    events: EventsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
-    caller_check: CallerCheckPart,
+    context: ContextPart,
     last_event_id: ResumeQuery = None,
     last_event_id_header: ResumeHeader = None,
 ) -> None:
-    """The messages of `stream`, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
-    if not _origin_allowed(websocket, settings):
-        error = RequestError("Origin: pages from there may not listen here; the operator can allow it", field="Origin")
-        await websocket.send_denial_response(answer(websocket.scope, error, 403))
-        return
-    job, after = await _snapshot(queue, events, tenant, job_id, last_event_id_header or last_event_id)
-    async with events.streams.of(tenant):
+    """The same messages, a JSON text each; closes with 1000 behind the terminal one, 1008 as its key ends."""
+    events = context.parts.events
+    job, after = await _snapshot(context, job_id, last_event_id_header or last_event_id)
+    async with events.streams.of(context.tenant):
         await websocket.accept()
-        await _send_all(websocket, events, job, after, caller_check)
+        await _send_all(websocket, events, job, after, context.caller_check)
 
 
 async def _send_all(websocket: WebSocket, events: JobEvents, job: Job, after: str, caller_check: CallerCheck) -> None:
@@ -132,12 +107,10 @@ async def messages(events: JobEvents, job: Job, after: str, caller_check: Caller
         log.warning("the events of job %s break off: %s (%r)", job.id, error.message, error.__cause__)
 
 
-async def _snapshot(
-    queue: JobQueue, events: JobEvents, tenant: str, job_id: str, last_event_id: str | None
-) -> tuple[Job, str]:
+async def _snapshot(context: RequestContext, job_id: str, last_event_id: str | None) -> tuple[Job, str]:
     """The job, and the event behind which to go on. What happens between the two reads is sent twice, never lost."""
-    last, before_last = await events.last_ids(job_id)
-    job = await queue.get(tenant, job_id)
+    last, before_last = await context.parts.events.last_ids(job_id)
+    job = await context.queue.get(context.tenant, job_id)
     if last_event_id is not None:
         return job, checked_event_id(last_event_id)
     return job, before_last if job.status.ended else last
@@ -160,11 +133,3 @@ async def _until_gone(websocket: WebSocket, scope: anyio.CancelScope) -> None:
     while (await websocket.receive())["type"] != "websocket.disconnect":
         pass
     scope.cancel()
-
-
-def _origin_allowed(websocket: WebSocket, settings: GatewaySettings) -> bool:
-    """Browsers let any page open a WebSocket anywhere, and only say where the page is from."""
-    origin = websocket.headers.get("origin")
-    if origin is None or settings.allows_origin(origin):
-        return True
-    return urlsplit(origin).netloc == websocket.headers.get("host")

@@ -7,11 +7,11 @@ from typing import Any
 
 from fastapi.openapi.models import Example
 
+from api.v1.answers import JOB_ID
 from serinette.job import Job, JobStatus, Progress, Stage, Upload
 from serinette.names import DEFAULT_POOL, DEFAULT_TENANT, Lane
 from serinette.spec import GenerationSpec
 
-_JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 _UPLOAD_ID = "upload-5c0c1c3f4d5b4a0e8f3f6c7d8e9f0a1b"
 _AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -46,7 +46,7 @@ SUBMIT: dict[str, Example] = {
 }
 
 _job = Job(
-    id=_JOB_ID,
+    id=JOB_ID,
     tenant=DEFAULT_TENANT,
     status=JobStatus.RUNNING,
     spec=GenerationSpec.model_validate({**REQUESTS[0], "seed": 1_234}),
@@ -80,66 +80,11 @@ UPLOAD = _json(
     ).model_dump(mode="json")
 )
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {
-    "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
-}
-UPLOAD_BODY = {"content": {"application/octet-stream": _BINARY, "audio/*": _BINARY, "multipart/form-data": _FORM}}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {"schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY["schema"]}}}
+UPLOAD_BODY = {"content": {"application/octet-stream": BINARY, "audio/*": BINARY, "multipart/form-data": _FORM}}
 
-_TOKEN = f"3f9c2a7be014.1767323945.{'m' * 43}"
-LINKS = _json(
-    {
-        "audio": f"/v1/jobs/{_JOB_ID}/audio?token={_TOKEN}",
-        "events": f"/v1/jobs/{_JOB_ID}/events?token={_TOKEN}",
-        "expires_at": "2026-01-02T03:19:05Z",
-    }
-)
-
-SHARE = _json({"audio": f"/v1/jobs/{_JOB_ID}/audio?token={_TOKEN}", "expires_at": "2026-01-03T03:04:05Z"})
-
-_SUMS = {"succeeded": 3, "failed": 0, "canceled": 1, "gpu_s": 12.5, "queue_s": 4.2, "size_bytes": 2_041_000, "jobs": 4}
-USAGE = _json(
-    {
-        "tenant": "acme",
-        "days": [{**_SUMS, "day": "2026-01-02"}],
-        "total": _SUMS,
-        "limits": {
-            "lanes": ["normal", "low"],
-            "jobs_in_flight": 50,
-            "queued_jobs": 40,
-            "requests_per_minute": 600,
-            "gpu_seconds_per_day": 7_200,
-        },
-        "rights": [],
-    }
-)
-OPERATOR = _json(
-    {
-        "pools": [
-            {
-                "name": "default",
-                "model": "acestep-v15-turbo",
-                "min_workers": 0,
-                "max_workers": 4,
-                "pods": 1,
-                "waiting": 3,
-                "brake": [],
-                "waiting_for": None,
-                "workers": [],
-                "lanes": [{"lane": "normal", "waiting": 3, "oldest_s": 41.5}],
-                "running": 1,
-                "pace_s": 18.2,
-                "succeeded": 1_204,
-                "failures": [{"code": "worker_lost", "jobs": 2}],
-            }
-        ],
-        "since": "2025-12-04",
-        "until": "2026-01-02",
-        "tenants": [{"tenant": "acme", "total": _SUMS, "limits": {}}],
-    }
-)
-
-AUDIO = dict.fromkeys(("audio/mpeg", "audio/wav", "audio/flac", "audio/ogg", "audio/mp4"), _BINARY)
+AUDIO = dict.fromkeys(("audio/mpeg", "audio/wav", "audio/flac", "audio/ogg", "audio/mp4"), BINARY)
 
 
 def _header(description: str) -> dict[str, Any]:
@@ -179,17 +124,25 @@ EVENTS = {
 }
 
 
-BATCH_REQUEST: dict[str, Any] = {
-    "name": "thirty moods",
-    "specs": [
-        {"prompt": "jazz piano, smooth", "duration_s": 15, "custom_id": "first"},
-        {"prompt": "city pop, bright synths", "duration_s": 15},
-    ],
-    "labels": {"album": "blue"},
-}
-BATCH_SWEEP: dict[str, Any] = {
-    "specs": [{"prompt": "jazz piano, smooth", "duration_s": 15}],
-    "sweep": {"guidance_scale": [3, 5, 7], "seed": {"first": 0, "count": 100}},
+_BATCHES: dict[str, Example] = {
+    "specs": {
+        "summary": "Specs",
+        "value": {
+            "name": "thirty moods",
+            "specs": [
+                {"prompt": "jazz piano, smooth", "duration_s": 15, "custom_id": "first"},
+                {"prompt": "city pop, bright synths", "duration_s": 15},
+            ],
+            "labels": {"album": "blue"},
+        },
+    },
+    "sweep": {
+        "summary": "300 songs of one spec",
+        "value": {
+            "specs": [{"prompt": "jazz piano, smooth", "duration_s": 15}],
+            "sweep": {"guidance_scale": [3, 5, 7], "seed": {"first": 0, "count": 100}},
+        },
+    },
 }
 _BATCH_LINES = '{"prompt": "jazz piano, smooth", "duration_s": 15}\n{"prompt": "city pop", "custom_id": "second"}\n'
 BATCH_BODY = {
@@ -197,10 +150,7 @@ BATCH_BODY = {
     "content": {
         "application/json": {
             "schema": {"$ref": "#/components/schemas/BatchRequest"},
-            "examples": {
-                "specs": {"summary": "Specs", "value": BATCH_REQUEST},
-                "sweep": {"summary": "300 songs of one spec", "value": BATCH_SWEEP},
-            },
+            "examples": _BATCHES,
         },
         "application/jsonl": {
             "schema": {"type": "string", "description": "A BatchSpec as JSON on each line."},
@@ -209,18 +159,15 @@ BATCH_BODY = {
     },
 }
 BATCH_HEADERS = {
-    "Location": {"description": "Path of the batch.", "schema": {"type": "string"}},
-    "Idempotency-Replayed": {
-        "description": "`true` when the key named a batch that exists.",
-        "schema": {"type": "string"},
-    },
+    "Location": _header("Path of the batch."),
+    "Idempotency-Replayed": _header("`true` when the key named a batch that exists."),
 }
 
 CONTAINERS: list[Any] = [
     {
         "image": "registry.example/audio/stems:1",
         "command": ["separate", "/inputs/song.mp3", "--to", "/outputs"],
-        "inputs": [{"path": "song.mp3", "artifact": "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10/0"}],
+        "inputs": [{"path": "song.mp3", "artifact": f"{JOB_ID}/0"}],
         "gpus": 1,
         "timeout_s": 1800,
         "retries": 1,

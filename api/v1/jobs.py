@@ -6,13 +6,13 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict
 
-from api.dependencies import QueuePart, RequestContext, TenantPart, context_of, idempotency_key_header
-from api.events import hold, preferred_wait_s
+from api.dependencies import ContextPart, RequestContext, context_of, idempotency_key_header
+from api.events import preferred_wait_s
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
-from api.queue.lookup import JobFilter
+from api.queue.lookup import JobFilter, JobList
 from api.v1 import examples
 from api.v1.answers import JobId, job_answer, unknown_fields
 from serinette.errors import InvalidSpec
@@ -57,10 +57,6 @@ SUBMITTED: Responses = {
 }
 # Why a submit may be refused.
 REFUSALS = (
-    "bad_request",
-    "invalid_spec",
-    "too_large",
-    "unsupported_media_type",
     "idempotency_conflict",
     "lane_not_allowed",
     "lane_full",
@@ -68,16 +64,8 @@ REFUSALS = (
     "too_many_in_flight",
     "gpu_time_spent",
     "queue_full",
-    "queue_unavailable",
     "store_unavailable",
 )
-
-
-class JobList(BaseModel):
-    """A page of jobs, newest first."""
-
-    jobs: tuple[Job, ...]
-    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
 
 
 @router.post(
@@ -87,7 +75,7 @@ class JobList(BaseModel):
     summary="Submit a song",
     responses={**SUBMITTED, **problems(*REFUSALS)},
 )
-async def submit(
+async def submit_job(
     request: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
     http: Request,
     prefer: PreferHeader = None,
@@ -95,7 +83,7 @@ async def submit(
 ) -> Response:
     """Queue a song in its lane. `Location` is the job's URL; a seed that is left out is drawn and reported."""
     context = context_of(http)
-    submitted = await context.parts.queue.submit(
+    submitted = await context.queue.submit(
         context.tenant, request.only(GenerationSpec), request.only(JobOptions), idempotency_key=idempotency_key
     )
     return await submit_answer(context, submitted, prefer)
@@ -112,35 +100,23 @@ async def submit_answer(context: RequestContext, submitted: tuple[Job, bool], pr
 
 
 async def _held(context: RequestContext, job: Job, prefer: str | None, headers: dict[str, str]) -> Job:
-    parts = context.parts
-    wait_s = preferred_wait_s(prefer, parts.settings.max_wait_s)
-    if wait_s is not None and parts.events.waits.has_turn(context.tenant):
+    wait_s = preferred_wait_s(prefer, context.settings.max_wait_s)
+    if wait_s is not None and context.parts.events.waits.has_turn(context.tenant):
         headers["Preference-Applied"] = f"wait={wait_s:g}"
-    return await hold(parts.queue, parts.events, context.caller_check, job, wait_s, refuse=False)
+    return await context.hold(job, wait_s, refuse=False)
 
 
-@router.get(
-    "/jobs/{job_id}",
-    response_model=Job,
-    summary="One job",
-    responses={200: {"content": examples.JOB}, **problems("not_found", "queue_unavailable", "store_unavailable")},
-)
-async def look(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
+@router.get("/jobs/{job_id}", response_model=Job, summary="One job", responses={200: {"content": examples.JOB}})
+async def get_job(job_id: JobId, http: Request, prefer: PreferHeader = None) -> Response:
     """Status, stage, step k of n, place in its lane, ETA, attempts, timings, and why it waits."""
     context, headers = context_of(http), dict[str, str]()
-    job = await _held(context, await context.parts.queue.get(context.tenant, job_id), prefer, headers)
+    job = await _held(context, await context.queue.get(context.tenant, job_id), prefer, headers)
     return job_answer(job, headers=headers)
 
 
-@router.get(
-    "/jobs",
-    response_model=JobList,
-    summary="Jobs, newest first",
-    responses=problems("invalid_spec", "queue_unavailable"),
-)
+@router.get("/jobs", response_model=JobList, summary="Jobs, newest first")
 async def list_jobs(
-    queue: QueuePart,
-    tenant: TenantPart,
+    context: ContextPart,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
     label: Annotated[
         str | None,
@@ -159,11 +135,10 @@ async def list_jobs(
     if label is not None and not (name and equals):
         raise InvalidSpec("label: must be name=value", field="label")
     wanted = JobFilter(status, (name, value) if label else None, created_after, created_before)
-    page = await queue.list(tenant, wanted, cursor=cursor, limit=limit)
-    listed = JobList(jobs=page.jobs, next_cursor=page.next_cursor)
+    page = await context.queue.list(context.tenant, wanted, cursor=cursor, limit=limit)
     left_out = {place: unknown for place, job in enumerate(page.jobs) if (unknown := unknown_fields(job))}
     return Response(
-        listed.model_dump_json(exclude={"jobs": left_out} if left_out else None), media_type="application/json"
+        page.model_dump_json(exclude={"jobs": left_out} if left_out else None), media_type="application/json"
     )
 
 
@@ -171,19 +146,14 @@ async def list_jobs(
     "/jobs/{job_id}/cancel",
     response_model=Job,
     summary="Cancel a job",
-    responses={200: {"content": examples.JOB}, **problems("not_found", "conflict", "queue_unavailable")},
+    responses={200: {"content": examples.JOB}, **problems("conflict")},
 )
-async def cancel(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> Response:
+async def cancel_job(job_id: JobId, context: ContextPart) -> Response:
     """A queued job ends at once, a running one within a step: then `cancel_requested` is true meanwhile."""
-    return job_answer(await queue.cancel(tenant, job_id))
+    return job_answer(await context.queue.cancel(context.tenant, job_id))
 
 
-@router.delete(
-    "/jobs/{job_id}",
-    status_code=204,
-    summary="Erase an ended job",
-    responses=problems("not_found", "not_finished", "queue_unavailable", "store_unavailable"),
-)
-async def erase(job_id: JobId, queue: QueuePart, tenant: TenantPart) -> None:
+@router.delete("/jobs/{job_id}", status_code=204, summary="Erase an ended job", responses=problems("not_finished"))
+async def erase_job(job_id: JobId, context: ContextPart) -> None:
     """Erases its songs and its record. A job that has not ended must be canceled first."""
-    await queue.erase(tenant, job_id)
+    await context.queue.erase(context.tenant, job_id)

@@ -10,11 +10,10 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
 from api.auth.limits import Accounts
-from api.dependencies import AccountsPart, CallerPart, QueuePart
+from api.dependencies import ContextPart
 from api.outages import queue_errors
 from api.problems import problems
 from api.queue import Pool
-from api.v1 import examples
 from api.v1.queue import WorkerPoolView, worker_pool_view
 from api.v1.usage import QueryDay, span_of, total_of
 from serinette.credentials import Limits
@@ -29,13 +28,13 @@ router = APIRouter(prefix="/v1", tags=["operator"])
 MOST_DAYS = 93
 
 
-async def may_read(caller: CallerPart) -> None:
+async def may_read(context: ContextPart) -> None:
     """Check the right of the caller's key.
 
     Raises:
         Forbidden: it does not have it.
     """
-    if Right.OPERATOR_READ not in caller.rights:
+    if Right.OPERATOR_READ not in context.caller.rights:
         raise Forbidden(
             f"this key has no right {Right.OPERATOR_READ}; `serinette keys create --right` makes one that has"
         )
@@ -86,25 +85,19 @@ class OperatorView(BaseModel):
 
 
 @router.get(
-    "/operator",
-    summary="All pools and tenants",
-    dependencies=[Depends(may_read)],
-    responses={
-        200: {"content": examples.OPERATOR},
-        **problems("forbidden", "invalid_spec", "queue_unavailable"),
-    },
+    "/operator", summary="All pools and tenants", dependencies=[Depends(may_read)], responses=problems("forbidden")
 )
-async def operator(
-    queue: QueuePart,
-    accounts: AccountsPart,
+async def get_operator_view(
+    context: ContextPart,
     since: Annotated[QueryDay, Query(description="First UTC day of the usage; else 29 days before `until`.")] = None,
     until: Annotated[QueryDay, Query(description="Last UTC day of the usage; else today.")] = None,
 ) -> OperatorView:
     """Of every pool the workers and what holds them, the lanes and the age of their oldest job, the scale-up brake, and
     failures by code; of every tenant the usage. Needs a key with the right `operator:read`.
     """
+    accounts = context.parts.accounts
     days = span_of(since, until, await accounts.today(), MOST_DAYS)
-    pools = sorted(await queue.pools(), key=lambda pool: pool.name)
+    pools = sorted(await context.queue.pools(), key=lambda pool: pool.name)
     ages = await _oldest(accounts, pools)
     tenants = await accounts.everyone(days)
     used = [

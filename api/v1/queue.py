@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from api.dependencies import QueuePart
-from api.problems import problems
+from api.dependencies import ContextPart
 from api.queue import Pool
 from api.queue.explanations import coming, expected_s, no_more, no_worker
 from api.settings import GatewaySettings
 from serinette.names import Lane
-from serinette.presence import ColdStart, Model, Presence, WorkerStage
+from serinette.presence import ColdStart, Model, WorkerStage
 from serinette.spec import MAX_VARIATIONS
 
 router = APIRouter(prefix="/v1", tags=["queue"])
@@ -28,14 +28,16 @@ class LaneView(BaseModel):
 
 
 class WorkerView(BaseModel):
-    """One worker."""
+    """One worker, as it reported itself."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     name: str
     stage: WorkerStage
     slots: int
     busy_slots: int
     device: str
-    model: str | None
+    model: Annotated[str | None, BeforeValidator(lambda model: getattr(model, "name", model))]
     message: str
     cold_start: ColdStart
     started_at: AwareDatetime
@@ -128,19 +130,19 @@ class ModelList(BaseModel):
     models: tuple[ModelView, ...]
 
 
-@router.get("/queue", summary="The queue", responses=problems("queue_unavailable"))
-async def look(queue: QueuePart) -> QueueView:
+@router.get("/queue", summary="The queue")
+async def get_queue(context: ContextPart) -> QueueView:
     """Every pool: its lanes, what runs, its workers, and how long a song submitted now would take."""
-    return QueueView(pools=tuple(_pool(pool) for pool in await queue.pools()))
+    return QueueView(pools=tuple(_pool(pool) for pool in await context.queue.pools()))
 
 
-@router.get("/workers", summary="The workers", responses=problems("queue_unavailable"))
-async def workers(queue: QueuePart) -> WorkersView:
+@router.get("/workers", summary="The workers")
+async def list_workers(context: ContextPart) -> WorkersView:
     """Every pool that is known, its workers and, where jobs wait and none is ready, what holds them: a start from zero,
     a node without a free GPU, an image, a model that loads, the brake. What only a cluster can report is up to half a
     minute old, and missing outside of one.
     """
-    return WorkersView(pools=tuple(worker_pool_view(pool) for pool in await queue.pools()))
+    return WorkersView(pools=tuple(worker_pool_view(pool) for pool in await context.queue.pools()))
 
 
 def _pool(pool: Pool) -> PoolView:
@@ -153,22 +155,7 @@ def _pool(pool: Pool) -> PoolView:
         running=pool.running,
         free_slots=pool.free_slots,
         pace_s=pool.pace_s,
-        workers=tuple(worker_view(worker) for worker in pool.workers),
-    )
-
-
-def worker_view(worker: Presence) -> WorkerView:
-    """A worker, as clients see it."""
-    return WorkerView(
-        name=worker.name,
-        stage=worker.stage,
-        slots=worker.slots,
-        busy_slots=worker.busy_slots,
-        device=worker.device,
-        model=worker.model.name if worker.model else None,
-        message=worker.message,
-        cold_start=worker.cold_start,
-        started_at=worker.started_at,
+        workers=tuple(map(WorkerView.model_validate, pool.workers)),
     )
 
 
@@ -193,15 +180,9 @@ def model_views(pools: Sequence[Pool], settings: GatewaySettings) -> tuple[Model
 
 def _model(pool: str, model: Model, workers: int, default_pool: str) -> ModelView:
     return ModelView(
-        name=model.name,
+        **model.model_dump(include=ModelView.model_fields.keys() & Model.model_fields.keys()),
         pool=pool,
         default=pool == default_pool,
-        revision=model.revision,
-        turbo=model.turbo,
-        sample_rate=model.sample_rate,
-        channels=model.channels,
-        tasks=model.tasks,
-        planner=model.planner,
         defaults=ModelDefaults(
             steps=model.default_steps, guidance_scale=model.default_guidance_scale, shift=model.default_shift
         ),
@@ -223,7 +204,7 @@ def worker_pool_view(pool: Pool) -> WorkerPoolView:
         waiting=waiting,
         brake=pool.brake,
         waiting_for=_waiting_for(pool, needed=waiting > 0),
-        workers=tuple(worker_view(worker) for worker in pool.workers),
+        workers=tuple(map(WorkerView.model_validate, pool.workers)),
     )
 
 

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.dependencies import SettingsPart, TenantPart, UploadsPart, containers_only
+from api.dependencies import ContextPart, containers_only
 from api.forms import FormRequest
 from api.problems import problems
+from api.uploads import PresignedUpload
 from api.v1 import examples
-from serinette.errors import InvalidSpec, NotFound
+from api.v1.answers import UploadId
+from serinette.errors import InvalidSpec
 from serinette.job import Upload, UploadedFile
 
 router = APIRouter(prefix="/v1", tags=["uploads"])
-
-_BYTES = {"type": "string", "format": "binary"}
-_UPLOAD_ID = re.compile(r"upload-[0-9a-f]{32}")
-
-
-class PresignedUpload(BaseModel):
-    """Where to PUT the bytes; then POST `/v1/uploads/{id}/complete`."""
-
-    id: str
-    put_url: str = Field(description="Takes one HTTP PUT of the audio's bytes.")
-    expires_at: AwareDatetime
-
-
-async def _checked_upload_id(upload_id: Annotated[str, Path(description="The `id` that the upload returned.")]) -> str:
-    if not _UPLOAD_ID.fullmatch(upload_id):
-        raise NotFound(f"there is no upload {upload_id[:80]}")
-    return upload_id
-
-
-UploadId = Annotated[str, Depends(_checked_upload_id)]
 
 
 @router.post(
@@ -50,27 +30,25 @@ UploadId = Annotated[str, Depends(_checked_upload_id)]
             "content": examples.UPLOAD,
             "description": "The stored upload; with `presign`, the URL to PUT the audio to.",
         },
-        **problems("invalid_spec", "invalid_audio", "too_large", "unsupported", "limited", "store_unavailable"),
+        **problems("invalid_audio", "unsupported", "limited", "store_unavailable"),
     },
 )
-async def upload(
+async def upload_audio(
     request: Request,
     response: Response,
-    uploads: UploadsPart,
-    settings: SettingsPart,
-    tenant: TenantPart,
+    context: ContextPart,
     presign: Annotated[
         bool, Query(description="Return a URL of the object store to PUT the bytes to, instead of taking a body.")
     ] = False,
 ) -> Upload | PresignedUpload:
     """Audio as the body, whatever its Content-Type, or as the field `file` of a form. Decoded once to verify it."""
+    uploads, tenant = context.parts.uploads, context.tenant
     if presign:
-        presigned = await uploads.presign(tenant)
-        return PresignedUpload(id=presigned.id, put_url=presigned.put_url, expires_at=presigned.expires_at)
+        return await uploads.presign(tenant)
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         kept = await uploads.take(tenant, request.stream())
     else:
-        whole = FormRequest(request.scope, request.receive, settings.max_body_bytes)
+        whole = FormRequest(request.scope, request.receive, context.settings.max_body_bytes)
         async with whole.form(max_files=1, max_fields=8) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
@@ -85,12 +63,12 @@ async def upload(
     status_code=201,
     summary="Upload a file for a container",
     dependencies=[Depends(containers_only)],
-    openapi_extra={"requestBody": {"content": {"application/octet-stream": {"schema": _BYTES}}, "required": True}},
-    responses=problems("too_large", "unsupported", "limited", "store_unavailable"),
+    openapi_extra={"requestBody": {"content": {"application/octet-stream": examples.BINARY}, "required": True}},
+    responses=problems("unsupported", "limited", "store_unavailable"),
 )
-async def upload_file(request: Request, response: Response, uploads: UploadsPart, tenant: TenantPart) -> UploadedFile:
+async def upload_file(request: Request, response: Response, context: ContextPart) -> UploadedFile:
     """Any bytes as the body, for a container's `inputs` alone, not for songs. 501 if no cluster is configured."""
-    kept = await uploads.take_any(tenant, request.stream())
+    kept = await context.parts.uploads.take_any(context.tenant, request.stream())
     response.headers["Location"] = f"/v1/uploads/{kept.id}"
     return kept
 
@@ -98,25 +76,20 @@ async def upload_file(request: Request, response: Response, uploads: UploadsPart
 @router.post(
     "/uploads/{upload_id}/complete",
     summary="Verify a presigned upload",
-    responses=problems("not_found", "invalid_audio", "too_large", "store_unavailable"),
+    responses=problems("invalid_audio", "too_large"),
 )
-async def complete(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> Upload:
+async def complete_upload(upload_id: UploadId, context: ContextPart) -> Upload:
     """Call it after the PUT to `put_url`. An upload that is not audio, or is too long, is erased."""
-    return await uploads.complete(tenant, upload_id)
+    return await context.parts.uploads.complete(context.tenant, upload_id)
 
 
-@router.get("/uploads/{upload_id}", summary="One upload", responses=problems("not_found", "store_unavailable"))
-async def look(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> Upload | UploadedFile:
+@router.get("/uploads/{upload_id}", summary="One upload")
+async def get_upload(upload_id: UploadId, context: ContextPart) -> Upload | UploadedFile:
     """What is known of the upload: size, and of audio its format and duration."""
-    return await uploads.look(tenant, upload_id)
+    return await context.parts.uploads.look(context.tenant, upload_id)
 
 
-@router.delete(
-    "/uploads/{upload_id}",
-    status_code=204,
-    summary="Erase an upload",
-    responses=problems("not_found", "store_unavailable"),
-)
-async def erase(upload_id: UploadId, uploads: UploadsPart, tenant: TenantPart) -> None:
+@router.delete("/uploads/{upload_id}", status_code=204, summary="Erase an upload")
+async def erase_upload(upload_id: UploadId, context: ContextPart) -> None:
     """Queued jobs that refer to it will fail."""
-    await uploads.erase(tenant, upload_id)
+    await context.parts.uploads.erase(context.tenant, upload_id)

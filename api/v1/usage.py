@@ -10,9 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, BeforeValidator, Field
 
-from api.dependencies import AccountsPart, CallerPart
-from api.problems import problems
-from api.v1 import examples
+from api.dependencies import ContextPart
 from serinette.credentials import Limits
 from serinette.errors import InvalidSpec
 from serinette.names import Right
@@ -43,21 +41,17 @@ class UsageView(BaseModel):
     rights: tuple[Right, ...] = Field(description="What this key may do beside what all keys may.")
 
 
-@router.get(
-    "/usage",
-    summary="What you used",
-    responses={200: {"content": examples.USAGE}, **problems("invalid_spec", "queue_unavailable")},
-)
-async def usage(
-    accounts: AccountsPart,
-    caller: CallerPart,
+@router.get("/usage", summary="What you used")
+async def get_usage(
+    context: ContextPart,
     since: Annotated[QueryDay, Query(description="First UTC day; else 29 days before `until`.")] = None,
     until: Annotated[QueryDay, Query(description="Last UTC day; else today.")] = None,
 ) -> UsageView:
     """GPU-seconds, queue seconds, bytes and jobs of each day. A job counts on the day it ends, once."""
-    days = await accounts.days(caller.tenant, span_of(since, until, await accounts.today(), DAYS_KEPT))
-    limits = await accounts.limits(caller.tenant)
-    return UsageView(tenant=caller.tenant, days=tuple(days), total=total_of(days), limits=limits, rights=caller.rights)
+    accounts, tenant = context.parts.accounts, context.tenant
+    days = await accounts.days(tenant, span_of(since, until, await accounts.today(), DAYS_KEPT))
+    limits, rights = await accounts.limits(tenant), context.caller.rights
+    return UsageView(tenant=tenant, days=tuple(days), total=total_of(days), limits=limits, rights=rights)
 
 
 def span_of(since: date | None, until: date | None, today: date, most: int) -> list[date]:

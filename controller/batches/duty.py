@@ -158,12 +158,12 @@ class Batches:
         if step is Step.REST:
             return False
         try:
-            turned = self._releaser.turn(record, step, room, lines)
+            moved, held_by = self._releaser.turn(record, step, room, lines)
         except NotFound:
             under_way.held_by = _LOST
             return False
-        under_way.record, under_way.held_by = self._repository.read(record.id) or record, turned.held_by
-        return turned.lines > 0 and turned.held_by is None
+        under_way.record, under_way.held_by = self._repository.read(record.id) or record, held_by
+        return moved > 0 and held_by is None
 
     def _finish(self, under_way: _UnderWay) -> None:
         record = under_way.record

@@ -42,14 +42,6 @@ class LaneRoom:
         """Lines that may still go to a pool whose `waiting` is known."""
         return max(0, backlog(self.pools, pool, self.least) - self.waiting[pool])
 
-    def take(self, pool: str) -> None:
-        """One more waits there."""
-        self.waiting[pool] += 1
-
-    def give_back(self, pool: str) -> None:
-        """It waited there already."""
-        self.waiting[pool] -= 1
-
 
 def turn_lines(batches: int) -> int:
     """Lines of one turn while so many batches take turns."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from controller.batches.plan import MOST_UNDECIDED, LaneRoom, Step, share, why
 from serinette.batch import BATCH_LABEL, LANE, LINE_LABEL, BatchHeader, LineOrder, LineStatus, line_job_id
@@ -20,19 +18,6 @@ from serinette.spec import GenerationSpec
 _REMEMBERED = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What came of one turn: how many lines the cursor went over, and what held it up, in words."""
-
-    lines: int
-    held_by: str | None = None
-
-
-class _Line(NamedTuple):
-    number: int
-    order: LineOrder
-
-
 class Releaser:
     """Moves cursors. Any number of replicas may do so at once: what is submitted twice is one job."""
 
@@ -42,8 +27,9 @@ class Releaser:
         self._files = files
         self._remembered: dict[tuple[str, int], list[LineOrder]] = {}
 
-    def turn(self, record: BatchRecord, step: Step, room: LaneRoom, most: int) -> Turn:
-        """Go over some of the lines behind the cursor, all of one part; at most so many of them become jobs.
+    def turn(self, record: BatchRecord, step: Step, room: LaneRoom, most: int) -> tuple[int, str | None]:
+        """Go over some of the lines behind the cursor, all of one part; at most so many of them become jobs. How many
+        lines the cursor went over, and what held it up, in words.
 
         Raises:
             RedisError, StoreUnavailable: one of them does not answer.
@@ -55,7 +41,7 @@ class Releaser:
         if record.restored and (written := self._files.results(record.header, record.round, part)):
             lines = ((line.line - 1, line.status) for line in written)
             ended = Counter(status for number, status in lines if number in span and number not in before)
-            return Turn(len(span) if self._repository.advance(record, span.stop, ended, written=True) else 0)
+            return len(span) if self._repository.advance(record, span.stop, ended, written=True) else 0, None
         left = [number for number in span if number not in before]
         if step is Step.CANCEL:
             # Another replica that died, or stands still, before it moved the cursor may have submitted so many lines,
@@ -64,15 +50,15 @@ class Releaser:
             near = [number for number in left if number < first]
             canceled = {LineStatus.CANCELED: len(left) - len(near) + len(self.call_off(record, near))}
             moved = self._repository.advance(record, span.stop, canceled, canceled_from=first)
-            return Turn(len(span) if moved else 0)
+            return len(span) if moved else 0, None
         stop, ended, held_by = self._release(record, span[:most], left, room)
         moved = stop > span.start and self._repository.advance(record, stop, ended)
-        return Turn(stop - span.start if moved else 0, held_by)
+        return stop - span.start if moved else 0, held_by
 
     def again(self, record: BatchRecord, numbers: Sequence[int]) -> None:
         """Submit lines once more; those that have a job are live again, as they should be."""
         limits = self._limits(record.header)
-        self._jobs.many([self._submit(record, line, limits) for line in self._lines(record, numbers)])
+        self._jobs.many([self._submit(record, *line, limits) for line in self._lines(record, numbers)])
 
     def call_off(self, record: BatchRecord, numbers: Sequence[int]) -> list[int]:
         """Of lines of a canceled batch those that end without a job; the others have one, and it is canceled."""
@@ -85,34 +71,34 @@ class Releaser:
         self, record: BatchRecord, span: range, left: Sequence[int], room: LaneRoom
     ) -> tuple[int, Counter[LineStatus], str | None]:
         """The line that stays the next one, how many before it have ended uncounted, and what held up the rest."""
-        lines: list[_Line] = []
+        lines: list[tuple[int, LineOrder]] = []
         stop = span.stop
-        for line in self._lines(record, (number for number in left if number in span)):
-            pool = line.order.pool
+        for number, order in self._lines(record, (number for number in left if number in span)):
+            pool = order.pool
             if pool not in room.waiting:
                 room.waiting[pool] = int(self._jobs.redis.zcard(self._repository.keys.waiting(pool, LANE)))
             if not room.free(pool):
-                stop = line.number
+                stop = number
                 break
-            room.take(pool)
-            lines.append(line)
+            room.waiting[pool] += 1
+            lines.append((number, order))
         limits = self._limits(record.header)
-        answers = self._jobs.many([self._submit(record, line, limits) for line in lines])
+        answers = self._jobs.many([self._submit(record, *line, limits) for line in lines])
         ended: Counter[LineStatus] = Counter()
-        for line, answer in zip(lines, answers, strict=True):
+        for (number, order), answer in zip(lines, answers, strict=True):
             if answer.refused:
-                return line.number, ended, why(answer.refused.what)
+                return number, ended, why(answer.refused.what)
             if known := answer.known or answer.ended:  # before a death, by another replica, or restored
-                room.give_back(line.order.pool)
+                room.waiting[order.pool] -= 1
                 if record.restored and known.status.ended:
                     ended[LineStatus(known.status.value)] += 1
         return stop, ended, None
 
-    def _submit(self, record: BatchRecord, line: _Line, limits: Limits | None) -> Call[Submitted]:
-        header, order = record.header, line.order
-        labels = {**header.labels, BATCH_LABEL: header.id, LINE_LABEL: str(line.number + 1)}
+    def _submit(self, record: BatchRecord, number: int, order: LineOrder, limits: Limits | None) -> Call[Submitted]:
+        header = record.header
+        labels = {**header.labels, BATCH_LABEL: header.id, LINE_LABEL: str(number + 1)}
         submission = Submission(
-            id=line_job_id(header.id, line.number, record.round),
+            id=line_job_id(header.id, number, record.round),
             tenant=header.tenant,
             pool=order.pool,
             work=GenerationSpec.from_wire(order.spec),
@@ -121,7 +107,7 @@ class Releaser:
             timeout_s=order.timeout_s,
             max_attempts=header.attempts,
             ttl_s=self._repository.ttl_s,
-            batch=(header.id, line.number),
+            batch=(header.id, number),
         )
         return calls.submit(submission, limits=limits)
 
@@ -131,10 +117,10 @@ class Releaser:
             limits = Limits.model_validate_json(text)
         return share(limits) if limits else None
 
-    def _lines(self, record: BatchRecord, numbers: Iterable[int]) -> Iterator[_Line]:
+    def _lines(self, record: BatchRecord, numbers: Iterable[int]) -> Iterator[tuple[int, LineOrder]]:
         for number in numbers:
             part, place = divmod(number, record.header.part_lines)
-            yield _Line(number, self._orders(record.header, part)[place])
+            yield number, self._orders(record.header, part)[place]
 
     def _orders(self, header: BatchHeader, part: int) -> list[LineOrder]:
         key = (header.id, part)

@@ -82,11 +82,6 @@ class Ending:
     exit_code: int | None = None
     run_s: float = 0.0
 
-    @property
-    def lost(self) -> bool:
-        """Whether it was the cluster's doing."""
-        return self.error is not None and self.error.code == WorkerLost.code
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -152,7 +147,7 @@ def refused(why: str) -> Step:
 def _ended(held: Held, ending: Ending) -> Step:
     if ending.error is None:
         return Step(Action.FINISH, ending, JobStatus.SUCCEEDED)
-    if ending.lost and held.attempt.number < held.entry.retries_left + FREE_ATTEMPTS:
+    if ending.error.code == WorkerLost.code and held.attempt.number < held.entry.retries_left + FREE_ATTEMPTS:
         return Step(Action.RETURN, ending)
     if ending.error.retryable and held.entry.retries_left > 0:
         return Step(Action.RETRY, ending)
@@ -180,11 +175,6 @@ def stage_of(pod: Object | None) -> Stage:
     if _state(pod, MAIN).get("running"):
         return Stage.COMPUTING
     return Stage.FETCHING if _state(pod, FETCH).get("running") else Stage.STARTING
-
-
-def has_log(pod: Object) -> bool:
-    """Whether the command has begun."""
-    return stage_of(pod) in {Stage.COMPUTING, Stage.UPLOADING}
 
 
 def run_s_of(pod: Object, at: datetime) -> float:
@@ -284,24 +274,15 @@ CUT = "~"
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}")
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Lines to add to a log. `last` is the time of the last of them."""
-
-    text: str
-    last: str
+def cut(most_bytes: int) -> str:
+    """The last line of a log that is longer than what is kept."""
+    return f"[serinette: the log is longer than the {most_bytes} bytes that are kept; the rest is cut]\n"
 
 
-def cut_chunk(text: str, most_bytes: int) -> Chunk:
-    """The end of a log that is longer than what is kept."""
-    return Chunk(
-        f"{text}[serinette: the log is longer than the {most_bytes} bytes that are kept; the rest is cut]\n", CUT
-    )
-
-
-def new_lines(read: str, after: str, size_bytes: int, most_bytes: int, *, ended: bool = True) -> Chunk | None:
-    """The lines behind those of time `after`, each line of `read` behind its time; None without any. Until it has
-    `ended`, the last is taken only if it is whole: the rest of it would come under the same time.
+def new_lines(read: str, after: str, size_bytes: int, most_bytes: int, *, ended: bool = True) -> tuple[str, str] | None:
+    """The lines behind those of time `after`, each line of `read` behind its time, and the time of the last of them;
+    None without any. Until it has `ended`, the last is taken only if it is whole: the rest of it would come under the
+    same time.
 
     `size_bytes` of the log are kept already, and `most_bytes` may be, not counting the words that it is cut.
     """
@@ -317,10 +298,10 @@ def new_lines(read: str, after: str, size_bytes: int, most_bytes: int, *, ended:
             continue
         room -= len(text.encode()) + 1
         if room < 0:
-            return cut_chunk("".join(lines), most_bytes)
+            return "".join([*lines, cut(most_bytes)]), CUT
         lines.append(text + "\n")
         last = time
-    return Chunk("".join(lines), last) if lines else None
+    return ("".join(lines), last) if lines else None
 
 
 # -- fields of Kubernetes' objects

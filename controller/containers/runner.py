@@ -12,19 +12,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import BaseModel
 from redis import Redis
 from redis.exceptions import RedisError
 
 from controller.cluster import ContainerJobs
-from controller.containers.inputs_outputs import order_of, outputs_of
-from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, MAIN, Object, manifest
+from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL, MAIN, MAX_STEP_BYTES, Object, Order, manifest
 from controller.containers.plan import (
     CUT,
     Action,
     Held,
     Step,
-    cut_chunk,
-    has_log,
+    cut,
     label,
     new_lines,
     next_step,
@@ -36,12 +35,21 @@ from controller.containers.plan import (
 )
 from controller.leader_election import FailureLog
 from serinette import logs
-from serinette.container import CONTAINERS_POOL, ContainerSpec, Run
-from serinette.errors import ClusterUnavailable, InvalidSpec, StoreUnavailable
-from serinette.job import JobStatus, Progress, Stage, now
+from serinette.container import CONTAINERS_POOL, ContainerSpec, Input, Output, Run, is_file_name
+from serinette.errors import ClusterUnavailable, InvalidSpec, NotFound, StoreUnavailable
+from serinette.job import JobStatus, Progress, Record, Stage, now
 from serinette.jobs import Entry, Jobs, Lease, Outcome, Seen, calls
 from serinette.jobs.finishing import finish_as, put_record, record_of
-from serinette.names import Lane, log_key, manifest_key
+from serinette.names import (
+    Lane,
+    log_key,
+    manifest_key,
+    output_key,
+    record_key,
+    song_prefix,
+    upload_audio_key,
+    upload_prefix,
+)
 from serinette.settings import ContainerSettings
 from serinette.store import Store
 
@@ -56,6 +64,7 @@ _CHUNK = 100
 # Of what is added to a log, as much is in its event; the whole is in the log.
 _EVENT_CHARACTERS = 64 * 1024
 _MOST_EVENTS = 100  # as the transitions keep
+_MOST_WARNINGS = 21
 
 
 class Containers:
@@ -100,7 +109,7 @@ class Containers:
         # First what the cluster has, then the records: a Job that was seen, and whose job no attempt holds then, goes.
         jobs = {label(job, JOB_LABEL): job for job in self._cluster.jobs()}
         # By attempt: pods of an earlier one may still be there.
-        pods = sorted(self._cluster.pods() if jobs else (), key=_created)
+        pods = sorted(self._cluster.pods() if jobs else (), key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
         newest = {label(pod, ATTEMPT_LABEL): pod for pod in pods}
         held, unread = self._held()
         for name in orphans(jobs.values(), {*unread, *(each.entry.id for each in held)}):
@@ -152,12 +161,12 @@ class Containers:
         return None
 
     def _bring_on(self, held: Held, job: Object | None, pod: Object | None) -> None:
-        step, canceled = next_step(held, job, pod, self._settings, now()), held.entry.cancel_requested
-        if pod is not None and has_log(pod) and step.status is not JobStatus.CANCELED:
+        step, stage = next_step(held, job, pod, self._settings, now()), stage_of(pod)
+        if pod is not None and stage in {Stage.COMPUTING, Stage.UPLOADING} and step.status is not JobStatus.CANCELED:
             self._read_log(held, pod, ended=step.action is not Action.WAIT)
-        if pod is not None and canceled:  # its pod is gone when the job ends
+        if pod is not None and held.entry.cancel_requested:  # its pod is gone when the job ends
             self._note(held, "ran_s", run_s_of(pod, now()))
-        self._act(held, step, job, stage_of(pod))
+        self._act(held, step, job, stage)
 
     def _act(self, held: Held, step: Step, job: Object | None, stage: Stage) -> None:
         job_id, attempt_id, ending = held.entry.id, held.attempt.id, step.ending
@@ -169,7 +178,7 @@ class Containers:
             case Action.CREATE:
                 self._create(held)
             case Action.ADOPT:
-                self._note_placed(held)
+                self._note(held, "placed", attempt_id)
             case Action.DELETE if job is not None:
                 self._cluster.delete(job["metadata"]["name"])
             case Action.RETRY | Action.RETURN:
@@ -197,11 +206,7 @@ class Containers:
         else:
             if made:
                 log.info("created the Kubernetes Job of attempt %d", held.attempt.number)
-                self._note_placed(held)
-
-    def _note_placed(self, held: Held) -> None:
-        """Its Kubernetes Job was made: from now on one that is not there was deleted."""
-        self._note(held, "placed", held.attempt.id)
+                self._note(held, "placed", held.attempt.id)  # from now on one that is not there was deleted
 
     def _note(self, held: Held, field: str, value: object, *commands: calls.Command, before: str | None = None) -> None:
         """Set a field of the record, and run `commands`, if this attempt still holds the job and the field is as
@@ -224,21 +229,26 @@ class Containers:
         except ClusterUnavailable as error:  # a node that is away must not hold up the other containers
             log.warning("its log cannot be read: %s", error)
             return
-        chunk = new_lines(read, after, size_bytes, most, ended=ended)
-        if chunk is None and len(read) >= asked - 4:
-            chunk = cut_chunk("", most)
-        if chunk:
-            event = json.dumps({"text": chunk.text[-_EVENT_CHARACTERS:]})
-            append = ("APPEND", self._keys.log(job_id), chunk.text)
+        lines = new_lines(read, after, size_bytes, most, ended=ended)
+        if lines is None and len(read) >= asked - 4:
+            lines = cut(most), CUT
+        if lines:
+            text, last = lines
+            event = json.dumps({"text": text[-_EVENT_CHARACTERS:]})
+            append = ("APPEND", self._keys.log(job_id), text)
             report = ("XADD", self._keys.events(job_id), "MAXLEN", "~", _MOST_EVENTS, "*", "type", "log", "data", event)
-            self._note(held, "log_at", chunk.last, append, report, before=after)
+            self._note(held, "log_at", last, append, report, before=after)
 
     def _finish(self, held: Held, outcome: Outcome, exit_code: int | None) -> None:
         """The record in the store first: it decides. A controller that is killed behind it finds it, and goes on."""
         entry, attempt_id = held.entry, held.attempt.id
         try:
-            kept: Any = self._jobs.redis.get(self._keys.log(entry.id))
-            run = self._run_of(held, exit_code, kept or b"")
+            outputs, warnings = outputs_of(entry, attempt_id, self._store, self._settings.containers_output_files)
+            text: Any = self._jobs.redis.get(self._keys.log(entry.id)) or b""
+            key = log_key(entry.tenant, entry.id, attempt_id) if text else None
+            if key:
+                self._store.put(key, text, "text/plain; charset=utf-8")
+            run = Run(exit_code=exit_code, outputs=outputs, log_key=key, log_size_bytes=len(text), warnings=warnings)
             ended = Outcome(outcome.status, outcome.error, gpu_s=outcome.gpu_s, run=run)
             record = put_record(self._store, record_of(entry, held.attempt, ended), entry)
             self._store.delete(manifest_key(entry.tenant, entry.id, attempt_id))  # its record says all of it
@@ -247,15 +257,110 @@ class Containers:
             return
         finish_as(self._jobs, record, gpu_s=outcome.gpu_s, by=attempt_id)
 
-    def _run_of(self, held: Held, exit_code: int | None, text: bytes) -> Run:
-        """What became of it; its log is put into the store. Raises StoreUnavailable."""
-        entry, attempt_id = held.entry, held.attempt.id
-        outputs, warnings = outputs_of(entry, attempt_id, self._store, self._settings.containers_output_files)
-        key = log_key(entry.tenant, entry.id, attempt_id) if text else None
-        if key:
-            self._store.put(key, text, "text/plain; charset=utf-8")
-        return Run(exit_code=exit_code, outputs=outputs, log_key=key, log_size_bytes=len(text), warnings=warnings)
+
+# -- the presigned URLs that a pod gets for its inputs and outputs, and what it put by them
 
 
-def _created(pod: Object) -> str:
-    return str(pod["metadata"].get("creationTimestamp", ""))
+class _ListedOutput(BaseModel):
+    name: str
+    index: int
+    sha256: str = ""
+
+
+class _Manifest(BaseModel):
+    """As controller/containers/steps.py writes it."""
+
+    outputs: list[_ListedOutput] = []
+    left_out: list[str] = []
+
+
+def order_of(entry: Entry, attempt_id: str, spec: ContainerSpec, store: Store, settings: ContainerSettings) -> Order:
+    """One attempt, its inputs and outputs signed for as long as it may take. `store` signs for where the pods are.
+
+    Raises:
+        InvalidSpec: an input is gone, or there are more than a pod's environment holds.
+        StoreUnavailable: the store does not answer.
+    """
+    tenant, job_id = entry.tenant, entry.id
+    life_s = entry.timeout_s + settings.containers_start_s + 2 * settings.containers_grace_s
+
+    def signed(url: str | None) -> str:
+        if url is None:
+            raise InvalidSpec("this store signs no URLs, which containers need: the operator must take another")
+        return url
+
+    def put(key: str) -> str:
+        return signed(store.sign_put(key, life_s))
+
+    fetch = []
+    for each in spec.inputs:
+        try:
+            files = list(_files_of(store, tenant, each))
+        except NotFound as error:
+            raise InvalidSpec(f"inputs: {each.path} is not in the store any more", field="inputs") from error
+        fetch += [{"path": path, "url": signed(store.sign_get(key, life_s))} for path, key in files]
+    if len(json.dumps(fetch)) > MAX_STEP_BYTES:
+        raise InvalidSpec(f"inputs: {len(fetch)} files are too many for one container: pack them", field="inputs")
+    upload = {
+        "urls": [put(output_key(tenant, job_id, attempt_id, n)) for n in range(settings.containers_output_files)],
+        "manifest_url": put(manifest_key(tenant, job_id, attempt_id)),
+        "max_bytes": settings.containers_output_bytes,
+    }
+    return Order(job_id, tenant, attempt_id, entry.lane, spec, entry.timeout_s, tuple(fetch), upload)
+
+
+def _files_of(store: Store, tenant: str, given: Input) -> Iterator[tuple[str, str]]:
+    """Path below /inputs and object key of each file of an input. Keys are the tenant's own by how they are made."""
+    if given.upload:
+        yield given.path, upload_audio_key(tenant, given.upload)
+    elif given.artifact:
+        job_id, _, index = given.artifact.partition("/")
+        keys = {song.index: song.key for song in _record(store, tenant, job_id).artifacts}
+        if int(index) not in keys:
+            raise NotFound(f"job {job_id} has no song {index}")
+        yield given.path, keys[int(index)]
+    else:
+        root, name, _ = (given.prefix or "").split("/")
+        if root == "songs":  # outputs of a container by the names that it gave them
+            run = _record(store, tenant, name).run
+            yield from ((f"{given.path}/{output.name}", output.key) for output in (run.outputs if run else ()))
+        prefix = song_prefix(tenant, name) if root == "songs" else upload_prefix(tenant, name)
+        for found in store.list(prefix):
+            file = found.key.rpartition("/")[2]
+            if "-output-" not in file:
+                yield f"{given.path}/{file}", found.key
+
+
+def _record(store: Store, tenant: str, job_id: str) -> Record:
+    return Record.model_validate_json(store.get(record_key(tenant, job_id)))
+
+
+def outputs_of(entry: Entry, attempt_id: str, store: Store, most: int) -> tuple[tuple[Output, ...], tuple[str, ...]]:
+    """What an attempt left, at most so many files, and in words what was left out.
+
+    Nothing that its manifest says is believed but names that are allowed and sizes that the store confirms.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    tenant, job_id = entry.tenant, entry.id
+    try:
+        listed = _Manifest.model_validate_json(store.get(manifest_key(tenant, job_id, attempt_id)))
+    except NotFound:
+        return (), ("its outputs were not put into the store in the time that they had",)
+    except ValueError:
+        return (), ("the manifest of its outputs cannot be read",)
+    found: list[Output] = []
+    warnings = [each[:300] for each in listed.left_out[:_MOST_WARNINGS]]
+    for each in listed.outputs[:most]:
+        if not is_file_name(each.name) or not 0 <= each.index < most:
+            warnings.append(f"{ascii(each.name)[:200]} may not be the name of an output")
+            continue
+        key = output_key(tenant, job_id, attempt_id, each.index)
+        try:
+            size_bytes = store.head(key).size_bytes
+        except NotFound:
+            warnings.append(f"{each.name} was not put into the store")
+            continue
+        found.append(Output(name=each.name, key=key, size_bytes=size_bytes, sha256=each.sha256))
+    return tuple(found), tuple(warnings)

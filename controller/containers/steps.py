@@ -17,7 +17,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,15 +34,6 @@ _MOST_LEFT_OUT = 20
 GONE = 3  # exit status: an input no longer exists
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file below /outputs."""
-
-    name: str
-    path: Path
-    size_bytes: int
 
 
 def fetch(inputs: Sequence[Mapping[str, Any]], root: Path) -> None:
@@ -75,59 +65,54 @@ def upload(where: Mapping[str, Any], root: Path) -> dict[str, Any]:
     Raises:
         httpx.HTTPError: an upload failed.
     """
-    found, left_out = survey(root, len(where["urls"]), where["max_bytes"])
+    sizes, left_out = survey(root, len(where["urls"]), where["max_bytes"])
     outputs = []
-    for index, (file, url) in enumerate(zip(found, where["urls"], strict=False)):
-        sha256 = _retried(partial(_put_file, url, file))
-        outputs.append({"name": file.name, "index": index, "size_bytes": file.size_bytes, "sha256": sha256})
+    for index, ((name, size_bytes), url) in enumerate(zip(sizes.items(), where["urls"], strict=False)):
+        sha256 = _retried(partial(_put_file, url, root / name, size_bytes))
+        outputs.append({"name": name, "index": index, "size_bytes": size_bytes, "sha256": sha256})
     manifest = {"outputs": outputs, "left_out": left_out}
     _retried(lambda: httpx.put(where["manifest_url"], json=manifest, timeout=_TIMEOUT).raise_for_status())
     return manifest
 
 
-def survey(root: Path, most: int, max_bytes: int) -> tuple[list[Found], list[str]]:
-    """The files to upload, and in words those left out. Links are not followed: they lead to files of this step."""
-    found: list[Found] = []
+def survey(root: Path, most: int, max_bytes: int) -> tuple[dict[str, int], list[str]]:
+    """Sizes of the files to upload, and in words those left out. Links are not followed: they lead to files of this
+    step.
+    """
+    sizes: dict[str, int] = {}
     left_out: list[str] = []
-    total = 0
-    for path in sorted(_walk(root)):
+    for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         shown, status = ascii(name)[:200], path.lstat()
+        if stat.S_ISDIR(status.st_mode):
+            continue
         if not stat.S_ISREG(status.st_mode):
             left_out.append(f"{shown} is no plain file")
         elif not is_file_name(name):
             left_out.append(f"{shown} may not be called so: letters, digits, . _ and -, not beginning with a dot")
-        elif len(found) == most:
+        elif len(sizes) == most:
             left_out.append(f"{shown} is one file too many: {most} are kept; pack them into an archive")
-        elif total + status.st_size > max_bytes:
+        elif sum(sizes.values()) + status.st_size > max_bytes:
             left_out.append(f"{shown} is too much: {max_bytes} bytes are kept in all")
         else:
-            total += status.st_size
-            found.append(Found(name, path, status.st_size))
+            sizes[name] = status.st_size
     more = len(left_out) - _MOST_LEFT_OUT
-    return found, left_out[:_MOST_LEFT_OUT] + ([f"and {more} more"] if more > 0 else [])
+    return sizes, left_out[:_MOST_LEFT_OUT] + ([f"and {more} more"] if more > 0 else [])
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for directory, directories, files in os.walk(root):
-        here = Path(directory)
-        yield from (here / name for name in files)
-        yield from (here / name for name in directories if (here / name).is_symlink())
-
-
-def _put_file(url: str, file: Found) -> str:
+def _put_file(url: str, path: Path, size_bytes: int) -> str:
     digest = hashlib.sha256()
 
     def chunks() -> Iterator[bytes]:
-        left = file.size_bytes  # as the Content-Length below, even if the file has grown since
-        descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW)
+        left = size_bytes  # as the Content-Length below, even if the file has grown since
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as opened:
             while left and (chunk := opened.read(min(_CHUNK_BYTES, left))):
                 left -= len(chunk)
                 digest.update(chunk)
                 yield chunk
 
-    headers = {"Content-Length": str(file.size_bytes), "Content-Type": "application/octet-stream"}
+    headers = {"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"}
     httpx.put(url, content=chunks(), headers=headers, timeout=_TIMEOUT).raise_for_status()
     return digest.hexdigest()
 

@@ -45,7 +45,7 @@ def run(settings: WorkerSettings, name: str) -> int:
     try:
         worker = SlotWorker(name, connect_patiently(settings, drain), resources, drain)
         # A pod that takes a few jobs and goes must have its turn at the lower lanes too.
-        worker.claimer.claims = secrets.randbelow(CYCLE)
+        worker.claims = secrets.randbelow(CYCLE)
         worker.work(logging_level="WARNING")
     except StopRequested:
         log.warning("left while Redis was away")

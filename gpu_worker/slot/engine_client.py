@@ -8,8 +8,8 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gpu_worker.slot.held_job import HeldJob
 from gpu_worker.wire import (
@@ -48,12 +48,8 @@ Keep = Callable[[int, Audio, Samples], None]
 _UNHEARD_TRIES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """The engine was gone, and this song need not be the cause: it was not begun yet, or not alone."""
-
-    unheard: bool = False
-    in_company: bool = False
+# The engine was gone, and this song need not be the cause: it was not heard of, not begun, or not alone.
+_Lost = Literal["unheard", "waiting", "in company"]
 
 
 def _lost(error: EngineStalled | OSError, stage: Stage | None, jobs: int) -> _Lost:
@@ -63,9 +59,9 @@ def _lost(error: EngineStalled | OSError, stage: Stage | None, jobs: int) -> _Lo
         EngineCrashed, EngineStalled: it was generated alone, so the engine was lost to it.
     """
     if stage is None or stage is Stage.WAITING_FOR_ENGINE:
-        return _Lost(unheard=stage is None)
+        return "unheard" if stage is None else "waiting"
     if jobs > 1:
-        return _Lost(in_company=True)
+        return "in company"
     if isinstance(error, EngineStalled):
         raise error
     raise EngineCrashed("the engine ended while it generated this song") from error
@@ -125,15 +121,22 @@ class EngineClient(EngineLink):
             answer = self._ask(request, audio, held, keep)
             if isinstance(answer, Generated):
                 return answer
-            unheard = unheard + 1 if answer.unheard else 0
+            if isinstance(answer, Failed):
+                raise of_code(answer.error.code, answer.error.message)
+            if isinstance(answer, Stopped):
+                raise EngineCrashed("the engine stopped a song that was not canceled")
+            unheard = unheard + 1 if answer == "unheard" else 0
             if unheard == _UNHEARD_TRIES:
                 raise EngineCrashed("the engine ended whenever it was asked for this song")
-            if answer.in_company:
+            whose = "another song"
+            if answer == "in company":
                 request = request.model_copy(update={"alone": True})
-            whose = "one of several songs, this among them" if answer.in_company else "another song"
+                whose = "one of several songs, this among them"
             log.info("job %s: the engine was lost to %s; waiting for the next one", held.job_id, whose)
 
-    def _ask(self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep) -> Generated | _Lost:
+    def _ask(
+        self, request: Generate, audio: Sequence[Samples], held: HeldJob, keep: Keep
+    ) -> Generated | Failed | Stopped | _Lost:
         answer: Message | None = None
         stage: Stage | None = None
         jobs = 1
@@ -163,7 +166,7 @@ class EngineClient(EngineLink):
         except (EngineStalled, OSError) as error:
             self.close()
             return _lost(error, stage, jobs)
-        return self._answered(answer)
+        return answer
 
     def _send(self, request: Generate, audio: Sequence[Samples]) -> None:
         descriptors: list[int] = []
@@ -173,13 +176,6 @@ class EngineClient(EngineLink):
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-
-    def _answered(self, answer: Message | None) -> Generated:
-        if isinstance(answer, Generated):
-            return answer
-        if isinstance(answer, Failed):
-            raise of_code(answer.error.code, answer.error.message)
-        raise EngineCrashed("the engine stopped a song that was not canceled")
 
     def _end_if_silent(self, silent_s: float, stage: Stage | None) -> None:
         longest_s = self._stall_timeout_s

@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.slot.drain import RetryingStore
 from gpu_worker.slot.encoding import Encoded, Encoders
 from gpu_worker.slot.engine_client import EngineClient
 from gpu_worker.slot.held_job import HeldJob
-from gpu_worker.slot.retrying_store import RetryingStore
 from gpu_worker.slot.sources import Role, Sources
 from gpu_worker.slot.spool import Parcel, Spool, put_record_or_erase
 from gpu_worker.wire import Audio, Generate, Generated, Samples
@@ -29,6 +29,8 @@ from serinette.store import Store
 
 # A cancel, a deadline or a drain is noticed within this while a song is encoded.
 _POLL_S = 0.2
+# So long a finished song waits for a last look at the cancel flag.
+_LAST_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,7 @@ class Generation:
         self._engine = resources.engine
         self._store = RetryingStore(resources.store, settings.store_patience_s, held.check)
         self._spool = resources.spool
-        self._run_dir = settings.run_dir
-        self._tag_texts = settings.tag_texts
+        self._settings = settings
         self._encoders = Encoders(settings.run_dir, settings.encoders)
         self._encoding: dict[int, Future[Encoded]] = {}
         self._parcel: Parcel | None = None
@@ -73,7 +74,9 @@ class Generation:
             if known := self._known_record():
                 return known
             result = self._result(self._generated())
-            held.look_for_cancel()
+            # Once more, though not for long: a cancel that was never published, or is not heard yet, still comes before
+            # the record. With Redis away it is recorded all the same.
+            held.heartbeat.beat_and_wait(_LAST_LOOK_S)
             held.check()
         except BaseException:
             # Songs that were not taken would be the next job's.
@@ -123,7 +126,7 @@ class Generation:
                 held.job_id,
                 plan=song.plan,
                 audio_codes=song.audio_codes,
-                texts=self._tag_texts,
+                texts=self._settings.tag_texts,
             )
             self._encoding[index] = self._encoders.submit(decoded, model.sample_rate, spec, tags)
 
@@ -137,7 +140,7 @@ class Generation:
         wanted: dict[Role, str | None] = {"source": self._spec.source_audio, "reference": self._spec.reference_audio}
         if any(wanted.values()):
             self._held.report(Stage.FETCHING)
-        sources = Sources(self._store, self._held.entry.tenant, model, self._run_dir)
+        sources = Sources(self._store, self._held.entry.tenant, model, self._settings.run_dir)
         sounds = {role: sources.fetch(audio_id, role) for role, audio_id in wanted.items() if audio_id}
         if self._spec.thinking and sources.plan:
             self._spec = sources.plan.filled_into(self._spec)
@@ -184,7 +187,10 @@ class Generation:
         if index == len(generated.songs) - 1:
             held.report(Stage.UPLOADING)
         with telemetry.span("upload", attributes={"song": index, "size_bytes": len(data)}):
-            self._put_song(index, key, data, CONTENT_TYPES[format_])
+            self._uploaded.append(key)
+            stored = self._in_store(lambda store: store.put(key, data, CONTENT_TYPES[format_]))
+            if not stored and not (self._parcel and self._parcel.add(index, data)):
+                self._store.put(key, data, CONTENT_TYPES[format_])
         self._upload_s += time.monotonic() - encoded_at_s
         return Artifact(
             index=index,
@@ -208,12 +214,6 @@ class Generation:
                 self._held.check()
 
     # -- the store, or the spool
-
-    def _put_song(self, index: int, key: str, data: bytes, content_type: str) -> None:
-        self._uploaded.append(key)
-        stored = self._in_store(lambda store: store.put(key, data, content_type))
-        if not stored and not (self._parcel and self._parcel.add(index, data)):
-            self._store.put(key, data, content_type)
 
     def _put_record(self, record: Record) -> Record | Parcel:
         """The record that counts, or the parcel in which it waits."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from functools import partial
 
 from redis import RedisError
 from redis.exceptions import ResponseError
+from rq.exceptions import StopRequested
 
 from gpu_worker.process_setup import CRASHED_EXIT_CODE
 from gpu_worker.slot.drain import Drain
-from gpu_worker.slot.heartbeat import Heartbeat
 from gpu_worker.slot.retry_policy import Decision, Ending, is_suspect
 from gpu_worker.slot.stage_timing import StageTimes
 from serinette import telemetry
@@ -27,14 +31,82 @@ from serinette.presence import record_pace
 
 log = logging.getLogger(__name__)
 
-# So long a finished song waits for a last look at the cancel flag; with Redis away it is recorded all the same.
-_LAST_LOOK_S = 1.0
+# Steps of a short song on a fast GPU come by the hundred a second; no one can read more than this.
+_REPORT_EVERY_S = 0.1
 # A job is given up at its deadline by the main thread, which then encodes or uploads nothing more. A job that has
 # not moved for so long after it is stuck inside a library, where no signal reaches it.
 _STUCK_AFTER_S = 900.0
 # How long a Redis that answers, and refuses to write (a replica during a failover), is asked again.
 _REFUSED_FOR_S = 900.0
 _REFUSED_PAUSE_S = 1.0
+
+
+class Heartbeat:
+    """A thread that keeps a job's lease, reports its progress and hears of its cancel, while the slot works on it.
+
+    Calls `beat` with the latest progress, if any: every `every_s`, soon after progress, and at once when asked.
+
+    It may wait for Redis; the job never waits for it.
+    """
+
+    def __init__(self, beat: Callable[[Progress | None], object], every_s: float) -> None:
+        self._beat = beat
+        self._every_s = every_s
+        self._latest: deque[Progress] = deque(maxlen=1)
+        self._due = threading.Event()
+        self._urgent = threading.Event()
+        self._answered = threading.Event()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to beat. Its log lines are about the same job as the caller's."""
+        context = copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more. With Redis away it may be waiting: then it beats once more for an attempt that is over."""
+        self._stopped = True
+        self.beat_soon()
+        if self._thread:
+            self._thread.join(timeout=_REPORT_EVERY_S * 5)
+
+    def report(self, progress: Progress) -> None:
+        """Have progress reported soon; the last one counts."""
+        self._latest.append(progress)
+        self._due.set()
+
+    def beat_soon(self) -> None:
+        """Beat at once, and wait for nothing."""
+        self._urgent.set()
+        self._due.set()
+
+    def beat_and_wait(self, timeout_s: float) -> None:
+        """Beat at once and wait until that is done, `timeout_s` at most."""
+        self._answered = threading.Event()
+        self.beat_soon()
+        self._answered.wait(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self._due.wait(self._every_s)
+                self._due.clear()
+                self._urgent.clear()
+                if not self._stopped:
+                    self._beat_once()
+                    self._urgent.wait(_REPORT_EVERY_S)
+        except StopRequested:  # the slot leaves while Redis is away
+            return
+
+    def _beat_once(self) -> None:
+        answered = self._answered
+        try:
+            self._beat(self._latest.pop() if self._latest else None)
+        except RedisError as error:  # not an outage, which the client waits out; the next beat tries again
+            log.warning("a heartbeat failed: %s", error)
+        answered.set()
 
 
 class HeldJob:
@@ -56,7 +128,7 @@ class HeldJob:
         self._lease = lease
         self._jobs = jobs
         self._concluding = False
-        self._heartbeat = Heartbeat(self._beat, beat_every_s)
+        self.heartbeat = Heartbeat(self._beat, beat_every_s)
 
     @property
     def job_id(self) -> str:
@@ -66,14 +138,6 @@ class HeldJob:
     def now(self) -> datetime:
         """The present by Redis's clock, which began the attempt: this machine's own may be another, or be set back."""
         return self.attempt.started_at + timedelta(seconds=time.monotonic() - self._claimed_at_s)
-
-    def start(self) -> None:
-        """Keep its lease from now on."""
-        self._heartbeat.start()
-
-    def stop(self) -> None:
-        """Keep its lease no more."""
-        self._heartbeat.stop()
 
     # -- while it runs
 
@@ -108,18 +172,12 @@ class HeldJob:
         """Report a stage, and the denoising steps done and in all. Never waits, never raises."""
         self.times.reached(stage, step)
         engine_s = round(self.times.engine_s(), 3)
-        self._heartbeat.report(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=self.now()))
+        self.heartbeat.report(Progress(stage=stage, step=step, steps=steps, engine_s=engine_s, at=self.now()))
 
     def on_cancel(self, job_id: str) -> None:
         """A cancel was published: look for the flag at once if it is for this job."""
         if job_id == self.job_id:
-            self._heartbeat.beat_soon()
-
-    def look_for_cancel(self) -> None:
-        """Look for the flag at once, and wait for that, though not for long: a cancel that was never published, or is
-        not heard yet, still comes before the record.
-        """
-        self._heartbeat.beat_and_wait(_LAST_LOOK_S)
+            self.heartbeat.beat_soon()
 
     def beat(self, progress: str = "") -> AttemptState:
         """Keep the lease, once. Raises RedisError."""

@@ -8,26 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpu_worker.slot.retrying_store import RetryingStore
+from gpu_worker.slot.drain import RetryingStore
 from gpu_worker.wire import Samples
 from serinette.errors import InvalidAudio, NotFound, TooLarge
-from serinette.job import Record, Upload
+from serinette.job import Artifact, Record, Upload
 from serinette.media import decode
 from serinette.names import record_key, upload_audio_key, upload_record_key
 from serinette.presence import Model
 from serinette.spec import Planned
 
 Role = Literal["source", "reference"]
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """Where the bytes are stored, and their digest: a presigned PUT may replace what a key holds."""
-
-    key: str
-    size_bytes: int
-    sha256: str
-    plan: Planned | None = None
 
 
 @dataclass(slots=True)
@@ -63,24 +53,25 @@ class Sources:
                 raise InvalidAudio(f"{field}: {error.message}", field=field) from error
 
     def _download(self, audio_id: str, file: Path, role: Role) -> None:
-        located = self._locate(audio_id)
-        if role == "source":
+        key, located = self._locate(audio_id)
+        if role == "source" and isinstance(located, Artifact):
             self.plan = located.plan
         changed = InvalidAudio(f"{audio_id} changed since it was proved to be audio; upload it again")
         try:
-            self.store.download(located.key, file, located.size_bytes)
+            self.store.download(key, file, located.size_bytes)
         except TooLarge as error:
             raise changed from error
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != located.sha256:
                 raise changed
 
-    def _locate(self, audio_id: str) -> Located:
+    def _locate(self, audio_id: str) -> tuple[str, Artifact | Upload]:
+        """The key of the bytes, and their digest beside: a presigned PUT may replace what a key holds."""
         job_id, _, index = audio_id.partition("/")
         if index:
             record = Record.model_validate_json(self.store.get(record_key(self.tenant, job_id)))
             artifact = record.artifacts[int(index)]
-            return Located(artifact.key, artifact.size_bytes, artifact.sha256, artifact.plan)
+            return artifact.key, artifact
         # Written once the upload was verified to be audio; a presigned URL may still replace the audio, but not this.
         upload = Upload.model_validate_json(self.store.get(upload_record_key(self.tenant, audio_id)))
-        return Located(upload_audio_key(self.tenant, audio_id), upload.size_bytes, upload.sha256)
+        return upload_audio_key(self.tenant, audio_id), upload

@@ -21,9 +21,9 @@ from pydantic import ValidationError
 
 from gpu_worker.process_setup import lock_directory
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.slot.drain import RetryingStore
 from gpu_worker.slot.held_job import HeldJob
 from gpu_worker.slot.retry_policy import Decision, Ending, ending_of
-from gpu_worker.slot.retrying_store import RetryingStore
 from serinette.errors import HandBack, StoreUnavailable
 from serinette.job import JobError, Record
 from serinette.jobs import Entry, Jobs, calls
@@ -66,16 +66,6 @@ class Parcel:
         if self._write(_RECORD, record.model_dump_json().encode()):
             self.sealed = record
         return self.sealed is not None
-
-    @property
-    def record(self) -> Record | None:
-        """What it is; None as long as it is not whole."""
-        if self.sealed:
-            return self.sealed
-        try:
-            return Record.model_validate_json((self.directory / _RECORD).read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
 
     def send(self, store: Store | RetryingStore, record: Record, entry: Entry | None = None) -> Record:
         """Bring it to the store and discard it; the record that counts, which may be another attempt's.
@@ -155,17 +145,19 @@ class Spool:
             return None
         return None if lock is None else Parcel(directory, lock, self)
 
-    def abandoned(self) -> Iterator[Parcel]:
+    def abandoned(self) -> Iterator[tuple[Parcel, Record]]:
         """Whole parcels of slots that died, locked by us from now on. Others that they left are erased."""
         for directory in sorted(self.directory.glob("*")):
             with suppress(OSError):
                 if (lock := lock_directory(directory)) is None:
                     continue
                 parcel = Parcel(directory, lock, self)
-                if parcel.record is None:
+                try:
+                    record = Record.model_validate_json((directory / _RECORD).read_bytes())
+                except (FileNotFoundError, ValidationError):
                     parcel.discard()
                 else:
-                    yield parcel
+                    yield parcel, record
 
 
 class SpooledJobs:
@@ -203,8 +195,8 @@ class SpooledJobs:
         try:
             for held, parcel in list(self.held):
                 self._send_held(held, parcel)
-            for parcel in self._spool.abandoned():
-                self._send_abandoned(parcel)
+            for parcel, record in self._spool.abandoned():
+                self._send_abandoned(parcel, record)
         except StoreUnavailable as error:
             log.warning("%d songs wait for the store: %s", len(self.held), error)
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
@@ -221,7 +213,7 @@ class SpooledJobs:
             parcel.release()
 
     def _send_held(self, held: HeldJob, parcel: Parcel) -> None:
-        record = parcel.record
+        record = parcel.sealed
         if record is None or held.superseded or held.canceled:
             parcel.discard()
             self._conclude(held, parcel, Decision(Ending.CANCELED))  # where another attempt has it, nothing is written
@@ -234,12 +226,11 @@ class SpooledJobs:
         try:
             held.conclude(decision, record)
         finally:
-            held.stop()
+            held.heartbeat.stop()
 
-    def _send_abandoned(self, parcel: Parcel) -> None:
+    def _send_abandoned(self, parcel: Parcel, record: Record) -> None:
         try:
-            record = parcel.record
-            if record is None or self._is_unwanted(record):
+            if self._is_unwanted(record):
                 parcel.discard()
             else:
                 finish_as(self._jobs, parcel.send(self._store, record))

@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 from redis import Redis, RedisError
 from redis.client import Pipeline, PubSub, PubSubWorkerThread
@@ -18,18 +19,18 @@ from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import WorkerStatus
 
-from gpu_worker.process_setup import busy_file, up_file
+from gpu_worker.process_setup import slot_file
 from gpu_worker.slot.drain import Drain
 from gpu_worker.slot.generation import Generation, SlotResources
 from gpu_worker.slot.held_job import HeldJob
-from gpu_worker.slot.lane_order import Claimer
+from gpu_worker.slot.lane_order import lane_order
 from gpu_worker.slot.retry_policy import Decision, Ending, decide, ending_of
 from gpu_worker.slot.spool import Parcel, SpooledJobs
 from gpu_worker.slot.stage_timing import traced
 from serinette import logs
 from serinette.errors import InvalidSpec, NotFound, SerinetteError, StoreUnavailable
 from serinette.job import JobStatus
-from serinette.jobs import Jobs, Lease, Outcome
+from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import put_record, record_of
 from serinette.names import Lane, queue_name
 
@@ -58,14 +59,14 @@ class SlotWorker(SimpleWorker):
         )
         self._resources = resources
         self._drain = drain
-        self._busy_file = busy_file(settings.run_dir, name) if settings.run_dir else None
-        self._up_file = up_file(settings.run_dir, name) if settings.run_dir else None
+        self._busy_file = slot_file(settings.run_dir, name, "busy") if settings.run_dir else None
+        self._up_file = slot_file(settings.run_dir, name, "up") if settings.run_dir else None
         self._lanes = dict(zip(Lane, self.queues, strict=True))
-        jobs = Jobs(connection, settings.redis_prefix)
-        lease = Lease(name, settings.heartbeat_ttl_s, settings.heartbeat_ttl_s)
-        self.claimer = Claimer(jobs, settings.pool, lease, drain, settings.heartbeat_s)
+        self._jobs = Jobs(connection, settings.redis_prefix)
+        self._lease = Lease(name, settings.heartbeat_ttl_s, settings.heartbeat_ttl_s)
+        self.claims = 0
         self.held: HeldJob | None = None
-        self.spooled = SpooledJobs(resources.spool, resources.store, jobs)
+        self.spooled = SpooledJobs(resources.spool, resources.store, self._jobs)
         self._known_until_s = 0.0
 
     # -- what RQ does otherwise
@@ -147,10 +148,16 @@ class SlotWorker(SimpleWorker):
 
     def take(self, *, woken: bool = False) -> tuple[Job, Queue] | None:
         """Claim the next job, if there is one, for `execute_job`. `woken`: by a token."""
-        held = self.held = self.claimer.claim(woken=woken)
-        if held is None:
+        self.held, attempt_id, lanes, began_s = None, uuid4().hex, lane_order(self.claims), time.time()
+        claimed: Claimed | bool = True
+        while claimed is True and not self._drain.requested:  # there may be more behind what had to be passed over
+            claimed = self._jobs(calls.claim(attempt_id, self._lease, self._settings.pool, lanes, woken=woken))
+        if isinstance(claimed, bool):
             return None
-        return Job(held.job_id, self.connection, JSONSerializer), self._lanes[held.entry.lane]
+        self.claims += 1
+        self.held = HeldJob(claimed.entry, self._lease, self._jobs, self._drain, self._settings.heartbeat_s)
+        self.held.claim_began_s = began_s
+        return Job(claimed.entry.id, self.connection, JSONSerializer), self._lanes[claimed.entry.lane]
 
     def _suspended(self) -> bool:
         """Whether `rq suspend` holds; if so, RQ's tools see it in this worker's state."""
@@ -190,7 +197,7 @@ class SlotWorker(SimpleWorker):
             log.info("job %s: attempt %d begins%s", held.job_id, held.attempt.number, how)
             self._drain.holding = True
             self._report_busy(True)
-            held.start()
+            held.heartbeat.start()
             parcel: Parcel | None = None
             try:
                 parcel = self._work_on(held)
@@ -198,7 +205,7 @@ class SlotWorker(SimpleWorker):
                     self.spooled.add(held, parcel)
             finally:
                 if parcel is None:
-                    held.stop()
+                    held.heartbeat.stop()
                 self.held = None
                 self._drain.holding = bool(self.spooled.held)
                 self._report_busy(False)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from serinette import __version__
 from serinette.cli import batches, containers, jobs, server, status, tenants
 from serinette.cli.doctor import doctor
 from serinette.cli.replay import replay
@@ -60,17 +61,9 @@ class Shell(StrEnum):
     FISH = "fish"
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    from serinette import __version__  # noqa: PLC0415  # as light as the command
-
-    typer.echo(f"serinette {__version__}")
-
-
 def _print_version(asked: bool) -> None:
     if asked:
-        version()
+        typer.echo(f"serinette {__version__}")
         raise typer.Exit
 
 

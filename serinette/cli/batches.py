@@ -6,7 +6,6 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +15,9 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
-from serinette.cli.options import ApiKey, AsJson, Server, connect, label_of
+from serinette.cli.options import AsJson, checked, connect, label_of, within
 from serinette.cli.terminal import EXIT_PARTLY, Bar, age, errors, output, program, seconds, show_table
-from serinette.client import DEFAULT_URL, Batch, BatchLine, BatchOptions, Client, Fetched
+from serinette.client import Batch, BatchLine, BatchOptions, Client, Fetched
 from serinette.errors import ConfigurationError, NotFound, RequestError
 from serinette.spec import RecordModel
 
@@ -107,30 +106,23 @@ class RunState(RecordModel):
     batch_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRun:
-    """What to generate, and where to."""
-
-    prompts: Path
-    directory: Path
-    options: BatchOptions
-
-
-def run_to_end(client: Client, batch_run: BatchRun, *, retry: bool, as_json: bool) -> None:
+def run_to_end(
+    client: Client, prompts: Path, directory: Path, options: BatchOptions, *, retry: bool, as_json: bool
+) -> None:
     """Begin or go on; ends with exit status 4 if songs are missing at the end.
 
     Raises:
         InvalidBatch: a line is wrong, nothing was begun.
         ConfigurationError: the directory holds the songs of something else.
     """
-    batch = _created_or_resumed(client, batch_run)
+    batch = _created_or_resumed(client, prompts, directory, options)
     if retry and batch.ended and batch.request_counts.completed < batch.request_counts.total:
         batch = client.batches.retry(batch.id)
     missing: list[BatchLine] = []
     files = size_bytes = 0
     try:
         with BatchView(batch.name or batch.id) as view:
-            for update in client.batches.results(batch.id, batch_run.directory):
+            for update in client.batches.results(batch.id, directory):
                 if isinstance(update, Fetched):
                     files, size_bytes = files + len(update.files), size_bytes + _size(update)
                     missing += [] if update.files else [update.line]
@@ -144,9 +136,9 @@ def run_to_end(client: Client, batch_run: BatchRun, *, retry: bool, as_json: boo
         errors.print(f"                   To stop it:        {program()} batch cancel {batch.id}", soft_wrap=True)
         raise
     for name in ("output.jsonl", "errors.jsonl"):
-        client.batches.download(batch.id, name, batch_run.directory / name)
+        client.batches.download(batch.id, name, directory / name)
     if as_json:
-        ended = {**batch.model_dump(mode="json"), "files": files, "directory": str(batch_run.directory)}
+        ended = {**batch.model_dump(mode="json"), "files": files, "directory": str(directory)}
         output.print_json(data=ended)
     else:
         show_end(missing, files, size_bytes, batch)
@@ -154,32 +146,30 @@ def run_to_end(client: Client, batch_run: BatchRun, *, retry: bool, as_json: boo
         raise typer.Exit(EXIT_PARTLY)
 
 
-def _created_or_resumed(client: Client, batch_run: BatchRun) -> Batch:
+def _created_or_resumed(client: Client, prompts: Path, directory: Path, options: BatchOptions) -> Batch:
     """The batch of this directory: the one that was begun, or a new one. Saved before it is sent, so that a run that
     dies in between leads to the same one.
     """
-    sha256 = hashlib.sha256(batch_run.prompts.read_bytes()).hexdigest()
-    path = batch_run.directory / STATE_FILE
+    sha256 = hashlib.sha256(prompts.read_bytes()).hexdigest()
+    path = directory / STATE_FILE
     state = _saved_state(path) or RunState(key=uuid.uuid4().hex, sha256=sha256, server=client.url)
     if (state.sha256, state.server) != (sha256, client.url):
         what = "other prompts" if state.sha256 != sha256 else f"the server {state.server}"
-        raise ConfigurationError(
-            f"{batch_run.directory} holds the songs of {what}: give another --output, or erase {path}"
-        )
+        raise ConfigurationError(f"{directory} holds the songs of {what}: give another --output, or erase {path}")
     if state.batch_id is not None:
         try:
             return client.batches.get(state.batch_id)
         except NotFound as error:
             raise ConfigurationError(f"{error.message}: erase {path} to generate it again") from error
-    made_here = not batch_run.directory.exists()
-    batch_run.directory.mkdir(parents=True, exist_ok=True)
+    made_here = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
     path.write_text(state.model_dump_json())
     try:
-        batch = client.batches.create(batch_run.prompts, batch_run.options, idempotency_key=state.key)
+        batch = client.batches.create(prompts, options, idempotency_key=state.key)
     except RequestError:  # nothing was begun; after any other error the next run asks again, under the same key
         path.unlink()
         if made_here:
-            batch_run.directory.rmdir()
+            directory.rmdir()
         raise
     path.write_text(state.model_copy(update={"batch_id": batch.id}).model_dump_json())
     errors.print(f"Batch {batch.id}: {batch.request_counts.total:,} songs", style="dim", soft_wrap=True)
@@ -200,7 +190,9 @@ def _size(fetched: Fetched) -> int:
 
 
 @app.command()
+@within(connect)
 def run(
+    client: Client,
     prompts: Annotated[
         Path,
         typer.Argument(
@@ -214,29 +206,26 @@ def run(
     webhook: Annotated[str | None, typer.Option(help="URL that gets a signed POST when it ends.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="If it has ended, retry what was not generated.")] = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """Generate a file of prompts into a directory. Run it again after whatever happened, and it goes on where it was.
 
     Exit status 4: it is done, and some were not generated; errors.jsonl in the directory says why.
     """
     labels = dict(label_of(text) for text in label or [])
-    options = BatchOptions(name or prompts.stem[:63], labels, timeout_s, webhook)
-    with connect(server, api_key) as client:
-        run_to_end(client, BatchRun(prompts, directory, options), retry=retry, as_json=as_json)
+    given = {"name": name or prompts.stem[:63], "labels": labels, "timeout_s": timeout_s, "webhook": webhook}
+    options = checked(BatchOptions, given)
+    run_to_end(client, prompts, directory, options, retry=retry, as_json=as_json)
 
 
 @app.command("ls")
+@within(connect)
 def list_(
+    client: Client,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="At most so many.")] = 20,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """List the newest batches."""
-    with connect(server, api_key) as client:
-        batches = client.batches.list(limit)
+    batches = client.batches.list(limit)
     if as_json:
         output.print_json(data=[batch.model_dump(mode="json") for batch in batches])
         return
@@ -267,11 +256,9 @@ _CALLS = {
 
 
 def _command(call: str) -> Callable[..., None]:
-    def command(
-        batch_id: BatchId, as_json: AsJson = False, server: Server = DEFAULT_URL, api_key: ApiKey = None
-    ) -> None:
-        with connect(server, api_key) as client:
-            _print(methodcaller(call, batch_id)(client.batches), as_json=as_json)
+    @within(connect)
+    def command(client: Client, batch_id: BatchId, as_json: AsJson = False) -> None:
+        _print(methodcaller(call, batch_id)(client.batches), as_json=as_json)
 
     return command
 

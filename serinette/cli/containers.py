@@ -14,14 +14,13 @@ from rich.markup import escape
 
 from serinette.cli import options as option
 from serinette.cli.following import leaving
-from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, Server, connect, label_of
+from serinette.cli.options import AsJson, CancelOnInterrupt, connect, label_of, within
 from serinette.cli.terminal import EXIT_INTERRUPTED, EXIT_NO_CODE, JobView, errors, output, print_submitted, program
-from serinette.client import DEFAULT_URL, Client
-from serinette.client.container_calls import LogReader
+from serinette.client import Client
+from serinette.client.containers import LogReader
 from serinette.container import MAX_INPUTS, ContainerSpec, is_file_name
 from serinette.errors import RequestError, SerinetteError
 from serinette.job import Job, JobOptions, JobStatus
-from serinette.names import Lane
 
 _SIZE, _FILES = "What it may take", "What goes in and out"
 
@@ -49,19 +48,12 @@ OutputDirectory = Annotated[
     Path | None,
     typer.Option("--output", "-o", file_okay=False, help="Where /outputs goes when it ends.", rich_help_panel=_FILES),
 ]
-Gpus = Annotated[int | None, typer.Option("--gpus", help="None by default.", rich_help_panel=_SIZE)]
-Cpu = Annotated[float | None, typer.Option("--cpu", help="Cores.", rich_help_panel=_SIZE)]
 Memory = Annotated[str | None, typer.Option("--memory", "-m", help="MiB, or as in 16g.", rich_help_panel=_SIZE)]
 Disk = Annotated[
     str | None, typer.Option("--disk", help="Inputs, outputs and /tmp: MiB, or as in 16g.", rich_help_panel=_SIZE)
 ]
-Retries = Annotated[int | None, typer.Option("--retries", help="Further attempts, 0 to 9.", rich_help_panel=_SIZE)]
-PoolName = Annotated[
-    str | None, typer.Option("--pool", help="Machines that the operator named.", rich_help_panel=_SIZE)
-]
-WritableRoot = Annotated[
-    bool, typer.Option("--writable-root", help="Write anywhere; only for images allowed to.", rich_help_panel=_SIZE)
-]
+# Of ContainerSpec and JobOptions.
+_PANELS: option.Panels = {_SIZE: "gpus cpu retries pool writable_root", **option.JOB}
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id, and do not wait.")]
 
 _OF_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([mg]?)i?b?", re.IGNORECASE)
@@ -166,7 +158,10 @@ def _wrong(message: str) -> typer.BadParameter:
 _POLL_S = 0.5
 
 
+@option.with_fields(_PANELS, ContainerSpec, JobOptions)
+@within(connect)
 def run(
+    client: Client,
     context: typer.Context,
     image: Image,
     command: Command = None,
@@ -175,24 +170,14 @@ def run(
     env: Env = None,
     secrets: Secret = None,
     as_args: AsArgs = False,
-    gpus: Gpus = None,
-    cpu: Cpu = None,
     memory_mib: Memory = None,
     disk_mib: Disk = None,
-    timeout_s: option.Timeout = None,
-    retries: Retries = None,
-    pool: PoolName = None,
-    writable_root: WritableRoot = False,
-    lane: option.LaneName = Lane.NORMAL,
     labels: option.Label = None,
-    start_deadline_s: option.StartDeadline = None,
-    webhook: option.Webhook = None,
     idempotency_key: option.IdempotencyKey = None,
     detach: Detach = False,
     cancel_on_interrupt: CancelOnInterrupt = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
+    **_: Any,  # noqa: ANN401  # fields of the spec, read from the context
 ) -> None:
     """Run an image and a command on the cluster, follow its log, and end with its exit code.
 
@@ -201,12 +186,11 @@ def run(
     files = input_files(inputs or ())
     words = tuple(command or ())
     spec_of(context.params, [each.given() for each in files], words)  # what is wrong is said before anything is sent
-    with connect(server, api_key) as client:
-        job = _submitted(client, context.params, files, words)
-        if detach:
-            print_submitted(job, as_json=as_json)
-        else:
-            finish(client, job, output_directory, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
+    job = _submitted(client, context.params, files, words)
+    if detach:
+        print_submitted(job, as_json=as_json)
+    else:
+        finish(client, job, output_directory, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
 
 
 def finish(

@@ -13,7 +13,7 @@ from rich.table import Column
 
 from serinette.cli import containers, following
 from serinette.cli import options as option
-from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, JobId, Output, Server, connect, format_of, label_of
+from serinette.cli.options import AsJson, CancelOnInterrupt, JobId, Output, connect, format_of, label_of, within
 from serinette.cli.terminal import (
     STATUS_STYLES,
     age,
@@ -25,74 +25,41 @@ from serinette.cli.terminal import (
     show_table,
     state,
 )
-from serinette.client import DEFAULT_URL, Client
+from serinette.client import Client
 from serinette.errors import SerinetteError
 from serinette.job import Job, JobOptions, JobStatus
-from serinette.names import Lane
 from serinette.spec import GenerationSpec, Task
 
 _AUDIO = ("source_audio", "reference_audio")
 
 
+@option.with_fields(option.SONG, GenerationSpec, JobOptions)
+@within(connect)
 def submit(
+    client: Client,
     context: typer.Context,
     prompt: option.Prompt = None,
-    duration_s: option.Duration = None,
     output_path: Output = None,
-    lyrics: option.Lyrics = "",
-    vocal_language: option.Language = None,
-    bpm: option.Bpm = None,
-    key_scale: option.KeyScale = None,
-    time_signature: option.TimeSignature = None,
-    seed: option.Seed = None,
-    variations: option.Variations = 1,
-    format: option.Format = None,
-    source_audio: option.Source = None,
-    reference_audio: option.Reference = None,
-    task: option.TaskName = None,
-    cover_strength: option.Strength = None,
-    repaint_start_s: option.RepaintFrom = None,
-    repaint_end_s: option.RepaintTo = None,
-    track: option.Track = None,
-    steps: option.Steps = None,
-    guidance_scale: option.Guidance = None,
-    thinking: option.Thinking = False,
-    rewrite: option.Rewrite = None,
-    lm_seed: option.LmSeed = None,
-    lm_temperature: option.LmTemperature = None,
-    lm_top_p: option.LmTopP = None,
-    lm_cfg_scale: option.LmCfgScale = None,
-    model: option.ModelName = None,
-    lora: option.Lora = None,
-    lora_scale: option.LoraScale = None,
-    bitrate_kbps: option.Bitrate = None,
-    loudness_lufs: option.Loudness = None,
-    lane: option.LaneName = Lane.NORMAL,
     labels: option.Label = None,
-    start_deadline_s: option.StartDeadline = None,
-    timeout_s: option.Timeout = None,
-    webhook: option.Webhook = None,
     idempotency_key: option.IdempotencyKey = None,
     wait: Annotated[bool, typer.Option(help="Wait for the song and write it.")] = True,
     cancel_on_interrupt: CancelOnInterrupt = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
+    **_: Any,  # noqa: ANN401  # fields of the spec, read from the context
 ) -> None:
     """Queue a song, watch its progress and write it to a file. Of tasks write, format, describe the text is printed."""
-    if prompt is None and task is not Task.DESCRIBE:
+    if prompt is None and context.params["task"] is not Task.DESCRIBE:
         raise typer.BadParameter("say what to generate", param_hint="PROMPT")
     params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
     if wait:
         option.check_output(output_path)
     _check(params, output_path)
-    with connect(server, api_key) as client:
-        spec, options = _spec_of({**params, **_uploaded(client, params)}, output_path)
-        job = client.submit(spec, options, idempotency_key=idempotency_key)
-        if wait:
-            following.finish(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
-        else:
-            print_submitted(job, as_json=as_json)
+    spec, options = _spec_of({**params, **_uploaded(client, params)}, output_path)
+    job = client.submit(spec, options, idempotency_key=idempotency_key)
+    if wait:
+        following.finish(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
+    else:
+        print_submitted(job, as_json=as_json)
 
 
 def _check(params: Mapping[str, Any], path: Path | None) -> None:
@@ -106,7 +73,7 @@ def _spec_of(params: Mapping[str, Any], path: Path | None) -> tuple[GenerationSp
     """
     given = {name: value for name, value in params.items() if value not in (None, "", ()) and value is not False}
     given |= {
-        "lyrics": _text(params["lyrics"]),
+        "lyrics": _text(params["lyrics"] or ""),
         "format": params["format"] or format_of(path),
         "labels": dict(label_of(text) for text in params["labels"] or ()),
     }
@@ -141,34 +108,32 @@ def _text(value: str) -> str:
         raise typer.BadParameter(f"cannot read {value[1:]}: {error}", param_hint="--lyrics") from error
 
 
+@within(connect)
 def watch(
+    client: Client,
     job_id: JobId,
     output_path: Output = None,
     cancel_on_interrupt: CancelOnInterrupt = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """Watch a job that was submitted before, and write its song to a file; a container's outputs to a directory."""
-    with connect(server, api_key) as client:
-        job = client.get(job_id)
-        if not job.container:
-            option.check_output(output_path)
-        to_the_end = containers.finish if job.container else following.finish
-        to_the_end(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
+    job = client.get(job_id)
+    if not job.container:
+        option.check_output(output_path)
+    to_the_end = containers.finish if job.container else following.finish
+    to_the_end(client, job, output_path, as_json=as_json, cancel_on_interrupt=cancel_on_interrupt)
 
 
+@within(connect)
 def jobs(
+    client: Client,
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
     label: Annotated[str | None, typer.Option(help="Only jobs with this NAME=VALUE.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="At most so many.")] = 20,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """List jobs, newest first."""
-    with connect(server, api_key) as client:
-        page = client.list(status=status, label=label_of(label) if label else None, limit=limit)
+    page = client.list(status=status, label=label_of(label) if label else None, limit=limit)
     if as_json:
         output.print_json(data=[job.model_dump(mode="json") for job in page.jobs])
         return
@@ -177,15 +142,14 @@ def jobs(
         errors.print(f"There are more: {program()} jobs -n {min(100, 2 * limit)}", style="dim")
 
 
+@within(connect)
 def show(
+    client: Client,
     job_id: JobId,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """Show one job: where it is, what it waits for, how its attempts went, and its songs."""
-    with connect(server, api_key) as client:
-        job = client.get(job_id)
+    job = client.get(job_id)
     if as_json:
         output.print_json(job.model_dump_json())
         return
@@ -221,15 +185,14 @@ def _facts(job: Job) -> Iterator[tuple[str, str]]:
         yield "warning", warning
 
 
+@within(connect)
 def cancel(
+    client: Client,
     job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...", show_default=False)],
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """Cancel jobs: a queued one at once, a running one within a step."""
-    with connect(server, api_key) as client:
-        canceled = [client.cancel(job_id) for job_id in job_ids]
+    canceled = [client.cancel(job_id) for job_id in job_ids]
     if as_json:
         output.print_json(data=[job.model_dump(mode="json") for job in canceled])
         return

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
-from pydantic import ValidationError
+from annotated_types import Ge, Le
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from serinette.client import DEFAULT_URL, Client, Retry
 from serinette.job import JobOptions
-from serinette.names import Lane
-from serinette.spec import AudioFormat, BoundedInput, Task, invalid_spec
+from serinette.spec import AudioFormat, invalid_spec
 
-Spec = TypeVar("Spec", bound=BoundedInput)
+Spec = TypeVar("Spec", bound=BaseModel)
+Command = TypeVar("Command", bound=Callable[..., None])
 
 Server = Annotated[
     str, typer.Option(envvar="SERINETTE_URL", help=f"URL of the gateway; {DEFAULT_URL}.", show_default=False)
@@ -50,7 +56,7 @@ _OTHER_ENDINGS = {"opus": AudioFormat.OGG, "oga": AudioFormat.OGG, "aac": AudioF
 _LONGEST_NAME_BYTES = 240
 
 
-def connect(server: str, api_key: str | None) -> Client:
+def connect(server: Server = DEFAULT_URL, api_key: ApiKey = None) -> Client:
     """A client that waits for a gateway that goes away, but says at once when there was none."""
     if "://" not in server:
         server = f"http://{server}"  # as people write it
@@ -58,16 +64,14 @@ def connect(server: str, api_key: str | None) -> Client:
 
 
 def built(kind: type[Spec], given: Mapping[str, Any]) -> tuple[Spec, JobOptions]:
-    """The spec of what was given, and the options of its job.
+    """The spec of what was given, and the options of its job. Raises typer.BadParameter."""
+    return checked(kind, given), checked(JobOptions, given)
 
-    Raises:
-        typer.BadParameter: something is out of bounds.
-    """
+
+def checked(kind: type[Spec], given: Mapping[str, Any]) -> Spec:
+    """What was given of a model's fields. Raises typer.BadParameter: something is out of bounds."""
     try:
-        spec, options = (
-            {name: given[name] for name in each.model_fields.keys() & given.keys()} for each in (kind, JobOptions)
-        )
-        return kind(**spec), JobOptions(**options)
+        return kind(**{name: given[name] for name in kind.model_fields.keys() & given.keys()})
     except ValidationError as error:
         raise typer.BadParameter(invalid_spec(error).message) from error
 
@@ -120,94 +124,118 @@ def format_of(path: Path | None) -> AudioFormat:
         ) from None
 
 
-_SONG, _AUDIO, _HOW, _JOB = "The song", "Working on audio", "How it is generated", "The job"
-_PLANNED = "The planner"
+_JOB = "The job"
 
 Prompt = Annotated[
     str | None,
     typer.Argument(help="Style, mood, instruments; - reads standard input. None to describe.", show_default=False),
 ]
-Duration = Annotated[
-    float | None, typer.Option("--duration", "-d", help="Seconds, 1 to 600; 60.", rich_help_panel=_SONG)
-]
-Lyrics = Annotated[
-    str, typer.Option("--lyrics", "-l", help="Lyrics to be sung, or @FILE. None: instrumental.", rich_help_panel=_SONG)
-]
-Language = Annotated[
-    str | None, typer.Option("--language", help="BCP-47 language of the lyrics; en.", rich_help_panel=_SONG)
-]
-Bpm = Annotated[int | None, typer.Option("--bpm", help="Beats per minute, 30 to 300.", rich_help_panel=_SONG)]
-KeyScale = Annotated[str | None, typer.Option("--key", help="For example 'C major'.", rich_help_panel=_SONG)]
-TimeSignature = Annotated[str | None, typer.Option("--time", help="Beats per bar: 4, 6/8.", rich_help_panel=_SONG)]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same song.", rich_help_panel=_SONG)]
-Variations = Annotated[int, typer.Option("--variations", "-n", help="Songs, 1 to 8.", rich_help_panel=_SONG)]
-Format = Annotated[
-    AudioFormat | None, typer.Option("--format", help="Else as --output ends, or mp3.", rich_help_panel=_SONG)
-]
-Source = Annotated[
-    str | None,
-    typer.Option("--source", help="A file, which is uploaded; or an upload's id, or JOB_ID/0.", rich_help_panel=_AUDIO),
-]
-Reference = Annotated[
-    str | None, typer.Option("--reference", help="Whose timbre to follow: as --source.", rich_help_panel=_AUDIO)
-]
-TaskName = Annotated[
-    Task | None,
-    typer.Option(
-        "--task",
-        help="What to do with --source; else a cover of it. write, format, describe: text.",
-        rich_help_panel=_AUDIO,
-    ),
-]
-Strength = Annotated[
-    float | None, typer.Option("--strength", help="How closely a cover follows, 0 to 1.", rich_help_panel=_AUDIO)
-]
-RepaintFrom = Annotated[
-    float | None,
-    typer.Option("--from", help="Second from which to repaint; below 0 continues before it.", rich_help_panel=_AUDIO),
-]
-RepaintTo = Annotated[
-    float | None,
-    typer.Option("--to", help="Second up to which to repaint; past the end continues.", rich_help_panel=_AUDIO),
-]
-Track = Annotated[
-    str | None, typer.Option("--track", help="For extract and lego, e.g. vocals.", rich_help_panel=_AUDIO)
-]
-Steps = Annotated[int | None, typer.Option("--steps", help="Denoising steps, 1 to 200.", rich_help_panel=_HOW)]
-Guidance = Annotated[
-    float | None,
-    typer.Option("--guidance", help="How closely the prompt is followed, 0 to 30.", rich_help_panel=_HOW),
-]
-Thinking = Annotated[
-    bool, typer.Option("--thinking", help="A planner writes what is left open, and codes.", rich_help_panel=_PLANNED)
-]
-Rewrite = Annotated[
-    Literal["write", "format"] | None,
-    typer.Option("--rewrite", help="A planner writes prompt and lyrics anew, as the task.", rich_help_panel=_PLANNED),
-]
-LmSeed = Annotated[int | None, typer.Option("--lm-seed", help="Else the song's.", rich_help_panel=_PLANNED)]
-LmTemperature = Annotated[float | None, typer.Option("--lm-temperature", help="0 to 2.", rich_help_panel=_PLANNED)]
-LmTopP = Annotated[float | None, typer.Option("--lm-top-p", help="0.01 to 1.", rich_help_panel=_PLANNED)]
-LmCfgScale = Annotated[
-    float | None, typer.Option("--lm-cfg-scale", help="Guidance, 1 to 10.", rich_help_panel=_PLANNED)
-]
-ModelName = Annotated[str | None, typer.Option("--model", help="A model that workers hold.", rich_help_panel=_HOW)]
-Lora = Annotated[str | None, typer.Option("--lora", help="A LoRA that the operator published.", rich_help_panel=_HOW)]
-LoraScale = Annotated[float | None, typer.Option("--lora-scale", help="Its strength, 0 to 4.", rich_help_panel=_HOW)]
-Bitrate = Annotated[int | None, typer.Option("--bitrate", help="kbit/s, 32 to 320.", rich_help_panel=_HOW)]
-Loudness = Annotated[float | None, typer.Option("--loudness", help="LUFS, -40 to -5.", rich_help_panel=_HOW)]
-LaneName = Annotated[Lane, typer.Option("--lane", help="Priority.", rich_help_panel=_JOB)]
 Label = Annotated[
     list[str] | None,
     typer.Option("--label", help="NAME=VALUE, to list jobs by; may be repeated.", rich_help_panel=_JOB),
 ]
-StartDeadline = Annotated[
-    int | None, typer.Option("--start-deadline", help="Fail if not begun in so many seconds.", rich_help_panel=_JOB)
-]
-Timeout = Annotated[int | None, typer.Option("--timeout", help="Longest run, seconds.", rich_help_panel=_JOB)]
-Webhook = Annotated[
-    str | None, typer.Option("--webhook", help="URL that gets a signed POST when it ends.", rich_help_panel=_JOB)
-]
 IdempotencyKey = Annotated[
     str | None, typer.Option("--idempotency-key", help="A repeated call makes no second song.", rich_help_panel=_JOB)
 ]
+
+# Fields of the spec and of the job, by the panel of `--help`.
+Panels = Mapping[str, str]
+JOB: Panels = {_JOB: "lane start_deadline_s timeout_s webhook"}
+SONG: Panels = {
+    "The song": "duration_s lyrics vocal_language bpm key_scale time_signature seed variations format",
+    "Working on audio": "source_audio reference_audio task cover_strength repaint_start_s repaint_end_s track",
+    "How it is generated": "steps guidance_scale model lora lora_scale bitrate_kbps loudness_lufs",
+    "The planner": "thinking rewrite lm_seed lm_temperature lm_top_p lm_cfg_scale",
+    **JOB,
+}
+# Where it is not the field's name without its unit.
+_FLAGS = {
+    "duration_s": "--duration -d",
+    "lyrics": "--lyrics -l",
+    "variations": "--variations -n",
+    "vocal_language": "--language",
+    "key_scale": "--key",
+    "time_signature": "--time",
+    "source_audio": "--source",
+    "reference_audio": "--reference",
+    "cover_strength": "--strength",
+    "repaint_start_s": "--from",
+    "repaint_end_s": "--to",
+    "guidance_scale": "--guidance",
+    "jobs_in_flight": "--in-flight",
+    "queued_jobs": "--queued",
+    "requests_per_minute": "--per-minute",
+    "gpu_seconds_per_day": "--gpu-seconds",
+}
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_UNIT = re.compile("_(s|kbps|lufs)$")
+# Where the field's own description is not of the command line.
+_HELP = {
+    "lyrics": "Lyrics to be sung, or @FILE. None: instrumental.",
+    "format": "Else as --output ends, or mp3.",
+    "source_audio": "A file, which is uploaded; or an upload's id, or JOB_ID/0.",
+    "reference_audio": "Whose timbre to follow: as --source.",
+    "task": "What to do with --source; else a cover of it. write, format, describe: text.",
+    "thinking": "A planner writes what is left open, and codes.",
+    "rewrite": "A planner writes prompt and lyrics anew, as the tasks.",
+    "seed": "The same seed gives the same song.",
+    "timeout_s": "Longest run, in seconds.",
+}
+
+
+def with_fields(panels: Panels, *kinds: type[BaseModel]) -> Callable[[Command], Command]:
+    """Gives a command an option for each field of the panels, called as the field: None where it is left out, so that
+    the server's own default holds.
+    """
+    fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    added = [
+        inspect.Parameter(name, _KEYWORD, default=None, annotation=_option(name, fields[name], panel))
+        for panel, names in panels.items()
+        for name in names.split()
+    ]
+
+    def decorate(command: Command) -> Command:
+        _sign(command, inspect.signature(command, eval_str=True).parameters.values(), added)
+        return command
+
+    return decorate
+
+
+def within(opener: Callable[..., AbstractContextManager[Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command, as its first argument, what `opener` opens; and the opener's own options."""
+    where = inspect.signature(opener, eval_str=True).parameters
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+        @wraps(command)
+        def opened(*given: Any, **named: Any) -> None:  # noqa: ANN401  # the command's own
+            with opener(**{name: named.pop(name) for name in where.keys() & named.keys()}) as place:
+                command(place, *given, **named)
+
+        _sign(opened, own, [each.replace(kind=_KEYWORD) for each in where.values()])
+        return opened
+
+    return decorate
+
+
+def _sign(command: Callable[..., None], own: Iterable[inspect.Parameter], added: Iterable[inspect.Parameter]) -> None:
+    """Typer reads what a command takes from its signature."""
+    named = [each for each in own if each.kind is not each.VAR_KEYWORD]
+    vars(command)["__signature__"] = inspect.Signature([*named, *added])
+
+
+def _option(name: str, field: FieldInfo, panel: str) -> Any:  # noqa: ANN401  # an annotation
+    flags = _FLAGS.get(name) or f"--{_UNIT.sub('', name).replace('_', '-')}"
+    bounds = {type(each): each for each in field.metadata}
+    low, high = bounds.get(Ge), bounds.get(Le)
+    described = (field.description or "") + (f" {low.ge} to {high.le}." if low and high else "")
+    option = typer.Option(*flags.split(), help=_HELP.get(name) or described, rich_help_panel=panel)
+    return Annotated[_type_of(field.annotation) | None, option]
+
+
+def _type_of(annotation: Any) -> Any:  # noqa: ANN401  # a type, which Python's typing cannot say of all
+    """What a field is on the command line: of an optional or of several types the first."""
+    if isinstance(annotation, type) or get_origin(annotation) is Literal:
+        return annotation
+    return _type_of(get_args(annotation)[0])

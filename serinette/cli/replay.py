@@ -11,9 +11,9 @@ import typer
 from rich.markup import escape
 
 from serinette.cli.following import follow_or_leave
-from serinette.cli.options import ApiKey, AsJson, CancelOnInterrupt, Server, check_output, connect
+from serinette.cli.options import AsJson, CancelOnInterrupt, check_output, connect, within
 from serinette.cli.terminal import EXIT_PARTLY, errors, output
-from serinette.client import DEFAULT_URL
+from serinette.client import Client
 from serinette.errors import GenerationError, RequestError
 from serinette.spec import GenerationSpec
 
@@ -37,15 +37,15 @@ class Comparison:
     largest_difference: float | None  # of full scale; None where the lengths differ
 
 
+@within(connect)
 def replay(
+    client: Client,
     song: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A song that a Serinette made.")],
     output_path: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep the new song here.", show_default=False)
     ] = None,
     cancel_on_interrupt: CancelOnInterrupt = False,
     as_json: AsJson = False,
-    server: Server = DEFAULT_URL,
-    api_key: ApiKey = None,
 ) -> None:
     """Make a song again from its own tags, and say whether it has the same bits. Exit status 4: it has not."""
     from serinette.media import read_song_tags  # noqa: PLC0415  # PyAV and numpy, which other commands need not
@@ -57,7 +57,7 @@ def replay(
         raise RequestError(f"{song} has no tags of ours: only songs that a Serinette made can be made again")
     if not tags.texts:
         raise RequestError(f"{song} was written without its prompt and lyrics (SERINETTE_TAG_TEXTS=false)")
-    with connect(server, api_key) as client, tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory:
         job = client.submit(spec_of(tags))
         job = follow_or_leave(client, job, cancel_on_interrupt=cancel_on_interrupt)
         if job.result is None:

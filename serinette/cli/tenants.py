@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import quote
 
 import typer
@@ -15,15 +15,16 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Column
 
+from serinette import credentials
+from serinette.cli.options import AsJson, checked, with_fields, within
 from serinette.cli.terminal import age, errors, output, show_table
+from serinette.credentials import Credential, Limits, TenantName
 from serinette.errors import QueueUnavailable
 from serinette.job import now
 from serinette.names import Keys, Lane, Right
 
 if TYPE_CHECKING:
     from redis import Redis
-
-    from serinette.credentials import Credential, Limits
 
 keys = typer.Typer(help="Tenants' API keys and limits. Gateways with SERINETTE_AUTH=true ask for them.")
 tenants = typer.Typer(help="Tenants: erase all that is kept of one.")
@@ -43,7 +44,6 @@ StoreUrl = Annotated[
 DataDir = Annotated[Path, typer.Option("--data-dir", envvar="SERINETTE_DATA_DIR", help="Of `serinette up`.")]
 Tenant = Annotated[str, typer.Argument(help="Lower-case letters, digits and dashes.", show_default=False)]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _HERE = Path("serinette-data")
 
 
@@ -54,8 +54,29 @@ class Place(NamedTuple):
     keys: Keys
 
 
+@contextmanager
+def opened(redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> Iterator[Place]:
+    """The gateways' Redis, or that of `serinette up`. Raises QueueUnavailable."""
+    from redis import RedisError  # noqa: PLC0415  # of the server extra
+
+    from serinette.settings import SharedSettings, connect_redis, read  # noqa: PLC0415  # as heavy as a server
+
+    socket = data_dir.absolute() / "valkey.sock"
+    url = redis_url or (f"unix://{quote(str(socket))}" if socket.exists() else None)
+    settings = read(SharedSettings, **({"redis_url": url} if url else {}))
+    try:
+        with connect_redis(settings) as redis:
+            yield Place(redis, settings.keys)
+    except RedisError as error:
+        raise QueueUnavailable(
+            f"no Valkey or Redis answers: name the gateways' with --redis-url, or start `serinette up` ({error})"
+        ) from error
+
+
 @keys.command()
+@within(opened)
 def create(
+    place: Place,
     tenant: Tenant,
     note: Annotated[str, typer.Option(help="Whose it is, for lists.")] = "",
     expires: Annotated[str | None, typer.Option(metavar="TIME", help="How long it is valid: 90d, 12h.")] = None,
@@ -67,30 +88,23 @@ def create(
         bool, typer.Option("--declare", help="Keep nothing; print what the gateways' SERINETTE_KEYS_FILE needs too.")
     ] = False,
     as_json: AsJson = False,
-    redis_url: RedisUrl = None,
-    data_dir: DataDir = _HERE,
 ) -> None:
     """Make a key for a tenant. It is shown this once: what is kept is its SHA-256."""
-    from serinette import credentials  # noqa: PLC0415  # as heavy as a server, which other commands are not
-
     life_s = _seconds(expires, "--expires") if expires else None
     key, kept = credentials.new_key(checked_tenant(tenant), note=note, expires_at=_later(life_s), rights=right or ())
     if declare:
         errors.print('For the "keys" of the file; the key itself is below.')
         errors.print_json(kept.model_dump_json())
     else:
-        with opened(redis_url, data_dir) as place:
-            credentials.save(place.redis, place.keys, kept)
+        credentials.save(place.redis, place.keys, kept)
     _show(key, kept, as_json=as_json)
 
 
 @keys.command("list")
-def list_(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> None:
+@within(opened)
+def list_(place: Place, as_json: AsJson = False) -> None:
     """List the keys in Redis. Those that a file declares stand there."""
-    from serinette import credentials  # noqa: PLC0415  # as in `create`
-
-    with opened(redis_url, data_dir) as place:
-        found = credentials.list_credentials(place.redis, place.keys)
+    found = credentials.list_credentials(place.redis, place.keys)
     if as_json:
         shown = [credential.model_dump(mode="json", exclude={"sha256"}) for credential in found]
         output.print_json(data=shown)
@@ -105,62 +119,46 @@ def list_(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir
 
 
 @keys.command()
-def revoke(key_id: KeyId, as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> None:
+@within(opened)
+def revoke(place: Place, key_id: KeyId, as_json: AsJson = False) -> None:
     """End a key, and the links that were signed with it, within seconds."""
-    from serinette import credentials  # noqa: PLC0415  # as in `create`
-
-    with opened(redis_url, data_dir) as place:
-        credentials.revoke(place.redis, place.keys, key_id)
+    credentials.revoke(place.redis, place.keys, key_id)
     if as_json:
         output.print_json(data={"id": key_id, "revoked": True})
     errors.print("revoked; gateways that have just seen it take it for some seconds more")
 
 
 @keys.command()
+@within(opened)
 def rotate(
+    place: Place,
     key_id: KeyId,
     overlap: Annotated[str, typer.Option(metavar="TIME", help="How long the old one is valid beside it.")] = "24h",
     as_json: AsJson = False,
-    redis_url: RedisUrl = None,
-    data_dir: DataDir = _HERE,
 ) -> None:
     """Make a new key for the same tenant; the old one ends after the overlap."""
-    from serinette import credentials  # noqa: PLC0415  # as in `create`
-
-    with opened(redis_url, data_dir) as place:
-        old = credentials.find(place.redis, place.keys, key_id)
-        key, kept = credentials.new_key(old.tenant, note=old.note, rights=old.rights)
-        credentials.save(place.redis, place.keys, kept)
-        end = _later(_seconds(overlap, "--overlap"))
-        ends = [at for at in (end, old.expires_at) if at is not None]
-        credentials.save(place.redis, place.keys, old.model_copy(update={"expires_at": min(ends)}))
+    old = credentials.find(place.redis, place.keys, key_id)
+    key, kept = credentials.new_key(old.tenant, note=old.note, rights=old.rights)
+    credentials.save(place.redis, place.keys, kept)
+    end = _later(_seconds(overlap, "--overlap"))
+    ends = [at for at in (end, old.expires_at) if at is not None]
+    credentials.save(place.redis, place.keys, old.model_copy(update={"expires_at": min(ends)}))
     _show(key, kept, as_json=as_json)
 
 
 @keys.command("limit")
+@with_fields({"Limits": "jobs_in_flight queued_jobs requests_per_minute gpu_seconds_per_day"}, Limits)
+@within(opened)
 def limit(
+    place: Place,
     tenant: Tenant,
     lane: Annotated[list[Lane] | None, typer.Option(help="A lane it may use; may be repeated. None: all.")] = None,
-    in_flight: Annotated[int | None, typer.Option(min=0, help="Unfinished jobs.")] = None,
-    queued: Annotated[int | None, typer.Option(min=0, help="Jobs that wait.")] = None,
-    per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute.")] = None,
-    gpu_seconds: Annotated[float | None, typer.Option(min=0, help="GPU-seconds a UTC day.")] = None,
     as_json: AsJson = False,
-    redis_url: RedisUrl = None,
-    data_dir: DataDir = _HERE,
+    **bounds: Any,  # noqa: ANN401  # fields of Limits
 ) -> None:
     """Say what a tenant may use. What is left out is without bound."""
-    from serinette import credentials  # noqa: PLC0415  # as in `create`
-
-    allowed = credentials.Limits(
-        lanes=tuple(lane) if lane else None,
-        jobs_in_flight=in_flight,
-        queued_jobs=queued,
-        requests_per_minute=per_minute,
-        gpu_seconds_per_day=gpu_seconds,
-    )
-    with opened(redis_url, data_dir) as place:
-        credentials.set_limits(place.redis, place.keys, checked_tenant(tenant), allowed)
+    allowed = checked(Limits, {**bounds, "lanes": lane or None})
+    credentials.set_limits(place.redis, place.keys, checked_tenant(tenant), allowed)
     if as_json:
         output.print_json(data={tenant: allowed.model_dump(mode="json")})
     else:
@@ -168,12 +166,10 @@ def limit(
 
 
 @keys.command("limits")
-def limits(as_json: AsJson = False, redis_url: RedisUrl = None, data_dir: DataDir = _HERE) -> None:
+@within(opened)
+def limits(place: Place, as_json: AsJson = False) -> None:
     """List what tenants may use; those that are not listed may use all."""
-    from serinette import credentials  # noqa: PLC0415  # as in `create`
-
-    with opened(redis_url, data_dir) as place:
-        found = credentials.limits(place.redis, place.keys)
+    found = credentials.limits(place.redis, place.keys)
     if as_json:
         output.print_json(data={name: allowed.model_dump(mode="json") for name, allowed in found.items()})
         return
@@ -196,9 +192,9 @@ def erase(
     data_dir: DataDir = _HERE,
 ) -> None:
     """Erase a tenant: its keys and limits, jobs, songs, uploads, batches, usage, and webhooks that wait."""
-    from serinette.settings import SharedSettings, read  # noqa: PLC0415  # as in `create`
-    from serinette.store import Store  # noqa: PLC0415  # as in `create`
-    from serinette.tenant_erasure import erase_tenant  # noqa: PLC0415  # as in `create`
+    from serinette.settings import SharedSettings, read  # noqa: PLC0415  # as in `opened`
+    from serinette.store import Store  # noqa: PLC0415  # as in `opened`
+    from serinette.tenant_erasure import erase_tenant  # noqa: PLC0415  # as in `opened`
 
     name = checked_tenant(tenant)
     if not yes:
@@ -244,8 +240,6 @@ def _words(allowed: Limits) -> str:
 
 def checked_tenant(name: str) -> str:
     """A tenant's name. Raises typer.BadParameter."""
-    from serinette.credentials import TenantName  # noqa: PLC0415  # as in `create`
-
     try:
         return TypeAdapter[str](TenantName).validate_python(name)
     except ValidationError:
@@ -263,22 +257,3 @@ def _seconds(text: str, option: str) -> float:
 
 def _later(seconds: float | None) -> datetime | None:
     return None if seconds is None else now() + timedelta(seconds=seconds)
-
-
-@contextmanager
-def opened(redis_url: str | None, data_dir: Path) -> Iterator[Place]:
-    """The gateways' Redis, or that of `serinette up`. Raises QueueUnavailable."""
-    from redis import RedisError  # noqa: PLC0415  # as in `create`
-
-    from serinette.settings import SharedSettings, connect_redis, read  # noqa: PLC0415  # as in `create`
-
-    socket = data_dir.absolute() / "valkey.sock"
-    url = redis_url or (f"unix://{quote(str(socket))}" if socket.exists() else None)
-    settings = read(SharedSettings, **({"redis_url": url} if url else {}))
-    try:
-        with connect_redis(settings) as redis:
-            yield Place(redis, settings.keys)
-    except RedisError as error:
-        raise QueueUnavailable(
-            f"no Valkey or Redis answers: name the gateways' with --redis-url, or start `serinette up` ({error})"
-        ) from error

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import typer
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
@@ -34,17 +31,15 @@ EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # as a program that SIGPIPE ends
 
 
-class Bar:
-    """Shows nothing where the console is no terminal: lines are printed there instead."""
+class Bar(Progress):
+    """One line that moves, and below it what is waited for. Without `moving` lines are printed instead."""
 
-    def __init__(self, title: str, console: Console, *more: ProgressColumn) -> None:
+    def __init__(self, title: str, console: Console, *more: ProgressColumn, moving: bool = True) -> None:
         """`more`: columns behind the state."""
-        self._title = title
-        self._console = console
-        self._moving = console.is_terminal
+        self.title = title
+        self.moving = moving and console.is_terminal
         self._waits = ""
-        self._task: TaskID | None = None
-        self._progress = Progress(
+        super().__init__(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}", table_column=Column(max_width=28, no_wrap=True, overflow="ellipsis")),
             BarColumn(table_column=Column(ratio=1, min_width=8)),
@@ -52,56 +47,32 @@ class Bar:
             *more,
             console=console,
             expand=console.width < 100,
+            refresh_per_second=8,
+            disable=not self.moving,
         )
-        self._live = Live(console=console, get_renderable=self.render, refresh_per_second=8)
-
-    def __enter__(self) -> Self:
-        if self._moving:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._moving:
-            self._live.stop()
 
     def move(self, done: float, total: float | None, state: str, waits: str) -> None:
         """To `done` of `total`, or to and fro without one."""
         self._waits = waits
-        if self._task is None:
-            self._task = self._progress.add_task(escape(self._title), total=total, state=state)
-        self._progress.update(self._task, completed=done, total=total, state=state)
+        if not self.task_ids:
+            self.add_task(escape(self.title), total=total, state=state)
+        self.update(self.task_ids[0], completed=done, total=total, state=state)
 
     def line(self, words: str, waits: str) -> None:
         """The same as a line."""
-        line = f"{self._title}: {words}" + (f" ({waits})" if waits else "")
-        self._console.print(line, markup=False, soft_wrap=True)
+        line = f"{self.title}: {words}" + (f" ({waits})" if waits else "")
+        self.console.print(line, markup=False, soft_wrap=True)
 
-    def render(self) -> Table:
+    def get_renderables(self) -> Iterable[RenderableType]:
         """What the terminal shows now."""
-        table = Table.grid(expand=True)
-        table.add_row(self._progress)
+        yield self.make_tasks_table(self.tasks)
         if self._waits:
-            table.add_row(Text(f"  {self._waits}", style="dim", overflow="fold"))
-        return table
+            yield Text(f"  {self._waits}", style="dim", overflow="fold")
 
 
 output = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-_STAGE_WORDS = {
-    Stage.STARTING: "starting",
-    Stage.WAITING_FOR_ENGINE: "waiting for the engine",
-    Stage.FETCHING: "fetching audio",
-    Stage.PLANNING: "planning",
-    Stage.CONDITIONING: "reading the prompt",
-    Stage.COMPUTING: "running",
-    Stage.DENOISING: "denoising",
-    Stage.DECODING: "decoding",
-    Stage.ENCODING: "encoding",
-    Stage.UPLOADING: "storing",
-}
 STATUS_STYLES = {
     JobStatus.QUEUED: "yellow",
     JobStatus.RUNNING: "cyan",
@@ -148,7 +119,7 @@ def state(job: Job) -> str:
         return "queued" if job.position is None else f"queued, {_ordinal(job.position)} in its lane"
     if job.status is not JobStatus.RUNNING or job.progress is None:
         return job.status
-    words = _STAGE_WORDS[job.progress.stage]
+    words = job.progress.stage.replace("_", " ")
     if job.progress.stage is Stage.DENOISING and job.progress.steps:
         return f"{words}, step {job.progress.step or 0} of {job.progress.steps}"
     return words
@@ -185,15 +156,14 @@ class JobView(Bar):
 
     def __init__(self, title: str, *, moving: bool = True) -> None:
         """`moving`: as a bar, where there is a terminal."""
-        super().__init__(title, errors, TimeElapsedColumn())
-        self._moving = self._moving and moving
+        super().__init__(title, errors, TimeElapsedColumn(), moving=moving)
         self._shown = ("", "")
 
     def show(self, job: Job) -> None:
         """Show the job as it is now."""
         words = state(job)
         waits = f"waits for {job.waiting_for}" if job.waiting_for else ""
-        if not self._moving:
+        if not self.moving:
             line = (words.partition(",")[0], waits)
             if line != self._shown:
                 self.line(*line)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from serinette.client.answers import Batch, BatchLine, Event, Model, Page, QueueState, TenantUsage, Workers
+from serinette.batch import Batch, BatchLine, BatchOptions
+from serinette.client.answers import Event, Model, Page, QueueState, TenantUsage, Workers
 from serinette.client.asynchronous import AsyncClient
-from serinette.client.asynchronous_songs import AsyncSong, generate_async
-from serinette.client.batch_calls import BatchOptions, Fetched
+from serinette.client.batches import Fetched
 from serinette.client.retries import Retry
-from serinette.client.songs import Song, generate
+from serinette.client.songs import AsyncSong, Song, generate, generate_async
 from serinette.client.sync import Client
 from serinette.client.wire import DEFAULT_URL
 

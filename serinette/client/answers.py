@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from serinette.job import Job
+from serinette.usage import Day, Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +101,12 @@ class Model(_Answer):
     tasks: tuple[str, ...]
 
 
-class UsageSums(_Answer):
-    """What jobs took together."""
-
-    jobs: int
-    succeeded: int
-    failed: int
-    canceled: int
-    gpu_s: float
-    queue_s: float
-    size_bytes: int
-
-
-class UsageDay(UsageSums):
-    """Of one UTC day."""
-
-    day: date
-
-
 class TenantUsage(_Answer):
     """What the key's tenant used, and may: `limits` by name, None being without bound."""
 
     tenant: str
-    days: tuple[UsageDay, ...]
-    total: UsageSums
+    days: tuple[Day, ...]
+    total: Sums
     limits: dict[str, Any]
 
 
@@ -141,66 +124,3 @@ class EventLines:
             event = json.loads("\n".join(self._data))
             self._data = []
             yield Event(event["id"], event["type"], event["data"])
-
-
-class BatchCounts(_Answer):
-    """How many of a batch's lines are where."""
-
-    total: int
-    released: int = 0
-    queued: int = 0
-    running: int = 0
-    completed: int = 0
-    failed: int = 0
-    canceled: int = 0
-
-
-class Batch(_Answer):
-    """A batch. Its counts are a few seconds old while it goes on, and exact once it has ended (`docs/batches.md`)."""
-
-    id: str
-    status: str
-    request_counts: BatchCounts
-    name: str | None = None
-    waiting_for: str | None = None
-    created_at: datetime
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen, unless it is retried."""
-        return self.status in {"completed", "canceled"}
-
-
-class LineError(_Answer):
-    """Why a line was not generated."""
-
-    code: str
-    message: str
-
-
-class LineSong(_Answer):
-    """One song of a line."""
-
-    index: int
-    format: str
-    seed: int
-    size_bytes: int
-    sha256: str
-    url: str = ""
-
-
-class BatchLine(_Answer):
-    """What became of one line: pending until its job is released, from then on its job's own status."""
-
-    line: int
-    status: str
-    custom_id: str | None = None
-    job_id: str | None = None
-    seed: int | tuple[int, ...] | None = None
-    artifacts: tuple[LineSong, ...] = ()
-    error: LineError | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.status in {"succeeded", "failed", "canceled"}

@@ -1,34 +1,35 @@
-"""The clients' methods: AsyncClient is written here, and Client is generated from it (scripts/sync_client.py)."""
+"""AsyncClient: its methods are those of Client too (serinette/client/sync.py)."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+import json
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import date
 from os import PathLike
 from pathlib import Path
 from time import monotonic
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, ClassVar, Self, TypeVar, Unpack
+from urllib.parse import quote
 
 import httpx
-from anyio import sleep
 
-from serinette.client import batch_calls, calls, container_calls, wire
-from serinette.client.answers import Batch, BatchLine, Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
-from serinette.client.batch_calls import BatchOptions, Fetched, PendingLines, Specs, is_fetched, jsonl, song_name
-from serinette.client.calls import HOLD_S, Call, JobFields
-from serinette.client.container_calls import ContainerFields, LogReader, outputs_of, place_of
-from serinette.client.files import async_chunks, async_created, id_of, incoming, made, sha256_of, size_of
+from serinette.client import wire
+from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
+from serinette.client.batches import AsyncBatches
+from serinette.client.calls import Call, JobFields, job_path, listed, model, nothing, ordered, uploaded
+from serinette.client.containers import AsyncContainers
+from serinette.client.network import Awaiting, Blocking, incoming
 from serinette.client.retries import Retry, RetryBudget, TransientError
-from serinette.client.wire import CHUNK_BYTES
-from serinette.container import ContainerSpec, Output
 from serinette.errors import NotFinished
-from serinette.job import Job, JobOptions, JobStatus, Upload, UploadedFile
+from serinette.job import Job, JobOptions, JobStatus, Upload
 from serinette.spec import GenerationSpec
 
 T = TypeVar("T")
 
 _POLL_S = 0.25
+# The gateway may be set to hold an answer for less; then it is asked again.
+_HOLD_S = 25
 
 
 class AsyncClient:
@@ -38,6 +39,8 @@ class AsyncClient:
     call has its effect twice by that. Every method raises the error that the gateway's answer names
     (serinette.errors), and Unavailable when no server answers.
     """
+
+    _kind: ClassVar[type[Awaiting | Blocking]] = Awaiting
 
     def __init__(
         self,
@@ -55,9 +58,9 @@ class AsyncClient:
         self.url, api_key = wire.address(url, api_key)
         self._retry = retry or Retry()
         self._answered = False
-        self.batches = AsyncBatches(self)
+        self._network = self._kind(wire.arguments(self.url, api_key, timeout_s), transport)
+        self.batches = AsyncBatches(self, self._network)
         self.containers = AsyncContainers(self)
-        self._http = httpx.AsyncClient(**wire.arguments(self.url, api_key, timeout_s), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -67,7 +70,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._network.close()
 
     async def submit(
         self,
@@ -87,7 +90,8 @@ class AsyncClient:
             IdempotencyConflict: the key was used with another spec.
             Limited: a bound is reached, and was for as long as `retry` says.
         """
-        return await self.perform(calls.submit(song, options, idempotency_key, fields))
+        given = {"prompt": song} if isinstance(song, str) else song.model_dump(exclude_unset=True)
+        return await self.perform(ordered("/v1/jobs", GenerationSpec, given | fields, options, idempotency_key))
 
     async def get(self, job_id: str) -> Job:
         """One job as it is now.
@@ -95,7 +99,7 @@ class AsyncClient:
         Raises:
             NotFound: there is no such job.
         """
-        return await self.perform(calls.get(job_id))
+        return await self.perform(_job(job_id))
 
     async def list(
         self,
@@ -110,7 +114,9 @@ class AsyncClient:
         Of jobs that ended more than ten minutes ago lists know little: `model_fields_set`, of a job and of its `spec`,
         names what they know, the rest are defaults. `get` has all.
         """
-        return await self.perform(calls.list_jobs(status, label, limit, cursor))
+        asked = {"limit": limit, "status": status, "cursor": cursor, "label": "=".join(label) if label else None}
+        query = {name: value for name, value in asked.items() if value}
+        return await self.perform(Call("GET", "/v1/jobs", _page, query))
 
     async def iterate(
         self, *, status: JobStatus | None = None, label: tuple[str, str] | None = None
@@ -131,7 +137,7 @@ class AsyncClient:
             NotFound: there is no such job.
             Conflict: it has succeeded or failed already.
         """
-        return await self.perform(calls.cancel(job_id))
+        return await self.perform(Call("POST", f"{job_path(job_id)}/cancel", model(Job)))
 
     async def erase(self, job_id: str) -> None:
         """Erase an ended job, its songs and every trace of it.
@@ -140,7 +146,7 @@ class AsyncClient:
             NotFound: there is no such job.
             NotFinished: it has not ended; cancel it first.
         """
-        await self.perform(calls.erase(job_id))
+        await self.perform(Call("DELETE", job_path(job_id), nothing, repeatable=False))
 
     async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncIterator[Event]:
         """A job as it stands (`type` is status, `data` the job), then what happens to it until it ends.
@@ -154,11 +160,11 @@ class AsyncClient:
         budget = RetryBudget(self._retry, repeatable=True)
         while True:
             try:
-                async with self._opened(calls.events(job_id, last_event_id)) as response:
+                async with self._opened(_events(job_id, last_event_id)) as response:
                     if response.status_code == httpx.codes.NO_CONTENT:
                         return
                     lines = EventLines()
-                    async for line in response.aiter_lines():
+                    async for line in self._network.lines(response):
                         for event in lines.feed(line):
                             budget.renew()
                             last_event_id = event.id
@@ -167,7 +173,7 @@ class AsyncClient:
                                 return
                 raise wire.events_interrupted(job_id)
             except TransientError as error:
-                await sleep(budget.pause_s(error, answered=self._answered))
+                await self._network.sleep(budget.pause_s(error, answered=self._answered))
 
     async def watch(
         self, job_id: str, *, poll_s: float = _POLL_S, patience_s: float | None = None
@@ -186,7 +192,7 @@ class AsyncClient:
         while job is None or not job.status.ended:
             pause_s = poll_s
             try:
-                job = await self._once(calls.get(job_id))
+                job = await self._once(_job(job_id))
                 answered_at_s = monotonic()
             except TransientError as error:
                 hopeless = not (self._answered or self._retry.unanswered)
@@ -197,7 +203,7 @@ class AsyncClient:
                 yield job
                 if job.status.ended:
                     return
-            await sleep(pause_s)
+            await self._network.sleep(pause_s)
 
     async def wait(self, job_id: str, *, timeout_s: float | None = None) -> Job:
         """The job once it has ended, well or not: the gateway is asked to answer only then.
@@ -208,13 +214,15 @@ class AsyncClient:
         deadline = None if timeout_s is None else monotonic() + timeout_s
         while True:
             began = monotonic()
-            left_s = HOLD_S if deadline is None else max(0.0, deadline - began)
-            job = await self.perform(calls.get(job_id, min(HOLD_S, left_s)), deadline)
+            left_s = _HOLD_S if deadline is None else max(0.0, deadline - began)
+            job = await self.perform(_job(job_id, min(_HOLD_S, left_s)), deadline)
             if job.status.ended:
                 return job
             if deadline is not None and monotonic() >= deadline:
                 raise NotFinished(f"job {job_id} is still {job.status} after {timeout_s:g} s")
-            await sleep(max(0.0, _POLL_S - (monotonic() - began)))  # one that does not hold is not hammered
+            await self._network.sleep(
+                max(0.0, _POLL_S - (monotonic() - began))
+            )  # one that does not hold is not hammered
 
     async def download(self, job: Job | str, path: str | PathLike[str], index: int = 0) -> int:
         """Write one song of a succeeded job to `path`, whole or not at all; answers its size in bytes.
@@ -225,21 +233,24 @@ class AsyncClient:
             NotFinished: the job has not ended yet.
             Gone: it ended without a song, or its files were erased.
         """
-        return await self.fetch(calls.audio(id_of(job), index), Path(path), sha256_of(job, index))
+        job_id, result = (job.id, job.result) if isinstance(job, Job) else (job, None)
+        known = {song.index: song.sha256 for song in result.artifacts} if result else {}
+        return await self.fetch(
+            Call("GET", f"{job_path(job_id)}/audio", nothing, {"index": index}), Path(path), known.get(index)
+        )
 
     async def fetch(self, call: Call[None], path: Path, sha256: str | None) -> int:
         """Write what a call answers to `path`, whole or not at all."""
         budget = RetryBudget(self._retry, repeatable=True)
         while True:
             try:
-                with incoming(path, sha256) as song:
-                    async with self._opened(call) as response, await async_created(song.partial) as file:
-                        async for chunk in response.aiter_bytes(CHUNK_BYTES):
-                            await file.write(chunk)
-                            song.update(chunk)
-                    return song.finish()
+                with incoming(path) as file:
+                    async with self._opened(call) as response:
+                        async for piece in self._network.pieces(response):
+                            await self._network.run(file.write, piece)
+                    return file.finish(sha256)
             except TransientError as error:
-                await sleep(budget.pause_s(error, answered=self._answered))
+                await self._network.sleep(budget.pause_s(error, answered=self._answered))
 
     async def upload(self, audio: str | PathLike[str] | bytes) -> Upload:
         """Bring a file (or its bytes) to work on; its `id` goes into `source_audio` or `reference_audio`.
@@ -248,243 +259,72 @@ class AsyncClient:
             InvalidAudio, TooLarge: it is not kept.
         """
         body = audio if isinstance(audio, bytes) else Path(audio)
-        return await self.perform(calls.upload(size_of(body)), content=lambda: async_chunks(body))
+        return await self.perform(uploaded("/v1/uploads", Upload, body), body=body)
 
     async def erase_upload(self, upload_id: str) -> None:
         """Erase an upload. Jobs that still wait to work on it will fail."""
-        await self.perform(calls.erase_upload(upload_id))
+        await self.perform(Call("DELETE", f"/v1/uploads/{quote(upload_id, safe='')}", nothing, repeatable=False))
 
     async def usage(self, since: date, until: date) -> TenantUsage:
         """What the key's tenant used on those UTC days."""
-        return await self.perform(calls.usage(since, until))
+        query = {"since": since.isoformat(), "until": until.isoformat()}
+        return await self.perform(Call("GET", "/v1/usage", model(TenantUsage), query))
 
     async def queue(self) -> QueueState:
         """What waits in which lane, and the workers."""
-        return await self.perform(calls.queue())
+        return await self.perform(Call("GET", "/v1/queue", model(QueueState)))
 
     async def workers(self) -> Workers:
         """The workers of each pool, and for pools without one, in words, what holds them."""
-        return await self.perform(calls.workers())
+        return await self.perform(Call("GET", "/v1/workers", model(Workers)))
 
     async def models(self) -> tuple[Model, ...]:
         """The models that workers hold."""
-        return await self.perform(calls.models())
+        return await self.perform(Call("GET", "/v1/models", listed(Model, "models")))
 
-    async def perform(
-        self, call: Call[T], deadline: float | None = None, content: Callable[[], AsyncIterable[bytes]] | None = None
-    ) -> T:
-        """Send one call, as patiently as `retry` says; `content` is a body that is not JSON."""
+    async def perform(self, call: Call[T], deadline: float | None = None, body: Path | bytes | None = None) -> T:
+        """Send one call, as patiently as `retry` says; `body` is one that is not JSON."""
         budget = RetryBudget(self._retry, repeatable=call.repeatable, deadline=deadline)
         while True:
             try:
-                return await self._once(call, content() if content else None)
+                return await self._once(call, body)
             except TransientError as error:
-                await sleep(budget.pause_s(error, answered=self._answered))
+                await self._network.sleep(budget.pause_s(error, answered=self._answered))
 
-    async def _once(self, call: Call[T], content: AsyncIterable[bytes] | None = None) -> T:
-        async with self._opened(call, content) as response:
-            raw = await response.aread()
+    async def _once(self, call: Call[T], body: Path | bytes | None = None) -> T:
+        async with self._opened(call, body) as response:
+            raw = await self._network.read(response)
             call.on_headers(response.headers)
         return wire.read(call, raw, self.url)
 
     @asynccontextmanager
-    async def _opened(
-        self, call: Call[Any], content: AsyncIterable[bytes] | None = None
-    ) -> AsyncIterator[httpx.Response]:
+    async def _opened(self, call: Call[Any], body: Path | bytes | None = None) -> AsyncIterator[httpx.Response]:
         with wire.network_errors(self.url):
-            request = wire.request(self._http, call, content)
+            content = None if body is None else self._network.content(body)
+            request = wire.request(self._network.http, call, content)
             # A presigned redirect leads to the store.
-            response = await self._http.send(request, stream=True, follow_redirects=call.method == "GET")
+            response = await self._network.send(request, follow_redirects=call.method == "GET")
             try:
                 self._answered = True
                 if not response.is_success:
-                    await response.aread()
+                    await self._network.read(response)
                     raise wire.failure(response)
                 yield response
             finally:
-                await response.aclose()
+                await self._network.end(response)
 
 
-class AsyncBatches:
-    """`client.batches`: many songs under one name; see docs/batches.md for what their statuses mean."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def create(
-        self,
-        specs: Specs | PathLike[str],
-        options: BatchOptions | None = None,
-        *,
-        idempotency_key: str | None = None,
-    ) -> Batch:
-        """Order many songs: specs, mappings (with `custom_id`, if you like) or prompts; or the path of a JSONL file.
-
-        Raises:
-            InvalidBatch: a line is wrong, and nothing of the batch was kept.
-        """
-        with jsonl(specs) as path:
-            call = batch_calls.create(options or BatchOptions(), idempotency_key, size_of(path))
-            return await self._client.perform(call, content=lambda: async_chunks(path))
-
-    async def get(self, batch_id: str) -> Batch:
-        """One batch as it is now."""
-        return await self._client.perform(batch_calls.get(batch_id))
-
-    async def list(self, limit: int = 20) -> tuple[Batch, ...]:
-        """The newest batches."""
-        return await self._client.perform(batch_calls.newest(limit))
-
-    async def pause(self, batch_id: str) -> Batch:
-        """Release no more lines; what was released goes on."""
-        return await self._client.perform(batch_calls.move(batch_id, "pause"))
-
-    async def resume(self, batch_id: str) -> Batch:
-        """Go on with a paused one."""
-        return await self._client.perform(batch_calls.move(batch_id, "resume"))
-
-    async def cancel(self, batch_id: str) -> Batch:
-        """Cancel all of its jobs; what was generated is kept."""
-        return await self._client.perform(batch_calls.move(batch_id, "cancel"))
-
-    async def retry(self, batch_id: str) -> Batch:
-        """Retry the failed and the canceled lines of an ended batch, with the same seeds."""
-        return await self._client.perform(batch_calls.move(batch_id, "retry"))
-
-    async def erase(self, batch_id: str) -> None:
-        """Erase an ended batch and its files; its jobs and their songs stay."""
-        await self._client.perform(batch_calls.erase(batch_id))
-
-    async def wait(self, batch_id: str, *, timeout_s: float | None = None, poll_s: float = 2.0) -> Batch:
-        """The batch once it has ended.
-
-        Raises:
-            NotFinished: it has not ended within `timeout_s`.
-        """
-        deadline = None if timeout_s is None else monotonic() + timeout_s
-        while not (batch := await self.get(batch_id)).ended:
-            if deadline is not None and monotonic() >= deadline:
-                raise NotFinished(f"batch {batch_id} is still {batch.status} after {timeout_s:g} s")
-            await sleep(poll_s)
-        return batch
-
-    async def lines(self, batch_id: str) -> AsyncIterator[BatchLine]:
-        """All lines as they are now, in their order, page by page."""
-        first = 1
-        while page := await self._client.perform(batch_calls.lines(batch_id, first)):
-            for line in page:
-                yield line
-            first = page[-1].line + 1
-
-    async def results(
-        self, batch_id: str, directory: str | PathLike[str], *, poll_s: float = 1.0
-    ) -> AsyncIterator[Fetched | Batch]:
-        """The lines as they end, their songs in `directory`, and between them the batch, the ended one last.
-
-        A song that lies there already is not fetched again: begin again after a crash, and it goes on.
-        """
-        place = made(directory)
-        batch = await self.get(batch_id)
-        pending = PendingLines(batch.request_counts.total)
-        while True:
-            for first in pending.pages():
-                for line in pending.take(await self._client.perform(batch_calls.lines(batch_id, first))):
-                    yield Fetched(line, await self._fetch(line, place))
-            yield batch
-            if batch.ended:
-                return
-            await sleep(poll_s)
-            batch = await self.get(batch_id)
-
-    async def download(self, batch_id: str, name: str, path: str | PathLike[str]) -> int:
-        """Write a file of an ended batch: `output.jsonl`, `errors.jsonl` or `songs.zip`; its size in bytes.
-
-        Raises:
-            NotFinished: it has not ended.
-        """
-        return await self._client.fetch(batch_calls.file(batch_id, name), Path(path), None)
-
-    async def _fetch(self, line: BatchLine, place: Path) -> tuple[Path, ...]:
-        files = []
-        for song in line.artifacts:
-            path = place / song_name(line, song)
-            if not is_fetched(path, song):
-                await self._client.fetch(calls.audio(line.job_id or "", song.index), path, song.sha256)
-            files.append(path)
-        return tuple(files)
+def _job(job_id: str, hold_s: float = 0) -> Call[Job]:
+    """One job, answered once it has ended, or after `hold_s`."""
+    headers = {"Prefer": f"wait={int(hold_s)}"} if hold_s >= 1 else {}
+    return Call("GET", job_path(job_id), model(Job), headers=headers, hold_s=hold_s)
 
 
-class AsyncContainers:
-    """`client.containers`: containers of the user's own; see docs/containers.md."""
+def _page(raw: bytes) -> Page:
+    answer = json.loads(raw)
+    return Page(tuple(map(Job.model_validate, answer["jobs"])), answer.get("next_cursor"))
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
 
-    async def submit(
-        self,
-        container: ContainerSpec | str,
-        command: Sequence[str] = (),
-        options: JobOptions | None = None,
-        *,
-        idempotency_key: str | None = None,
-        **fields: Unpack[ContainerFields],
-    ) -> Job:
-        """Queue a container: a spec, or its image and further fields, as in `submit(image, ["train"], gpus=1)`.
-
-        Raises:
-            Unsupported: this deployment runs none.
-            InvalidSpec: a field is unknown, out of bounds, or more than the operator allows.
-            IdempotencyConflict: the key was used with another container.
-            Limited: a bound is reached, and was for as long as `retry` says.
-        """
-        return await self._client.perform(container_calls.submit(container, command, options, idempotency_key, fields))
-
-    async def upload(self, file: str | PathLike[str] | bytes) -> UploadedFile:
-        """Bring a file (or its bytes), whatever it is; its `id` is the `upload` of one of a container's `inputs`.
-
-        Raises:
-            Unsupported: this deployment runs no containers.
-            TooLarge: it is not kept.
-        """
-        body = file if isinstance(file, bytes) else Path(file)
-        return await self._client.perform(container_calls.upload(size_of(body)), content=lambda: async_chunks(body))
-
-    async def log(self, job_id: str) -> str:
-        """The log: as far as it is while the container runs, whole when it has ended.
-
-        Raises:
-            NotFound: there is no such job, or it is a song.
-        """
-        return await self._client.perform(container_calls.log(job_id))
-
-    async def follow(self, job_id: str) -> AsyncIterator[str]:
-        """The lines of the log from its beginning, as they come, until the job has ended. Each attempt has its own.
-
-        Raises:
-            NotFound: there is no such job, or it is a song.
-        """
-        reader = LogReader(job_id)
-        async for event in self._client.events(job_id):
-            if event.type in wire.LOG_EVENTS:
-                for line in await self._client.perform(reader.call()):
-                    yield line
-        for line in reader.rest():
-            yield line
-
-    async def outputs(self, job: Job | str) -> tuple[Output, ...]:
-        """What it left below /outputs; nothing until it has ended."""
-        return outputs_of(job if isinstance(job, Job) else await self._client.get(job))
-
-    async def download(self, job: Job | str, directory: str | PathLike[str]) -> tuple[Path, ...]:
-        """Write all outputs below a directory, each whole and with its SHA-256 compared; their paths.
-
-        Raises:
-            Gone: they were erased.
-            SerinetteError: one has a name that leads elsewhere.
-        """
-        job = job if isinstance(job, Job) else await self._client.get(job)
-        place = made(directory)
-        files = [(output, place_of(place, output)) for output in outputs_of(job)]
-        for output, path in files:
-            await self._client.fetch(container_calls.output(job.id, output.name), path, output.sha256 or None)
-        return tuple(path for _, path in files)
+def _events(job_id: str, last_event_id: str | None) -> Call[None]:
+    headers = {"Accept": "text/event-stream"} | ({} if last_event_id is None else {"Last-Event-ID": last_event_id})
+    return Call("GET", f"{job_path(job_id)}/events", nothing, headers=headers, hold_s=30)  # a comment comes every 15 s

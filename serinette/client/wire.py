@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEFAULT_URL = "http://127.0.0.1:8019"
-CHUNK_BYTES = 65_536
 
 # The last event of every job is one of these.
 ENDS = frozenset(status.value for status in JobStatus if status.ended)

@@ -42,8 +42,6 @@ def _check_cluster(place: Place, settings: SharedSettings | None) -> list[Findin
         return found
     questions = {
         "keda": lambda: keda.judge_keda(seen),
-        "gpu": lambda: pods.judge_gpus(seen),
-        "storage": lambda: pods.judge_storage(seen),
         "pods": lambda: pods.judge_pods(seen),
         "scaling": lambda: keda.check_scaling(seen, settings),
     }

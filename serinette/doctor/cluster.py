@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,12 @@ _NO_ANSWER = 0
 
 # A name for each path. {inside}: a namespace; {ours}: the labels of a release.
 _QUESTIONS = {
-    "definition of scaledobjects": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/scaledobjects.keda.sh",
-    "definition of triggerauthentications": (
-        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/triggerauthentications.keda.sh"
-    ),
     "deployments of keda": "/apis/apps/v1/namespaces/{keda}/deployments",
     "apiservice of external metrics": "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.external.metrics.k8s.io",
     "nodes": "/api/v1/nodes",
-    "storageclasses": "/apis/storage.k8s.io/v1/storageclasses",
     "deployments": "/apis/apps/v1/{inside}/deployments?{ours}",
     "statefulsets": "/apis/apps/v1/{inside}/statefulsets?{ours}",
     "pods": "/api/v1/{inside}/pods?{ours}",
-    "persistentvolumeclaims": "/api/v1/{inside}/persistentvolumeclaims",
-    "events": "/api/v1/{inside}/events?fieldSelector=type%3DWarning",
     "scaledobjects": "/apis/keda.sh/v1alpha1/{inside}/scaledobjects?{ours}",
 }
 
@@ -88,8 +79,6 @@ class ClusterSeen:
     server: str = ""
     trouble: str = ""  # why nothing could be asked
     version: str = ""
-    ahead_s: float = 0.0
-    clock_within_s: float = 0.0  # how exactly that could be measured, beside the whole seconds of a Date
     answers: Mapping[str, Answer] = field(default_factory=dict)
     metrics: Mapping[str, Answer] = field(default_factory=dict)  # of each ScaledObject, what KEDA gives to HPA
 
@@ -117,9 +106,7 @@ def look_at_cluster(place: Place) -> ClusterSeen:
     with api, warnings.catch_warnings():
         warnings.simplefilter("ignore", InsecureRequestWarning)  # the kubeconfig's author chose so
         server = str(api.configuration.host)
-        sent_s = time.time()
-        version, date = _get(api, "/version")
-        took_s = time.time() - sent_s
+        version = _get(api, "/version")
         if not version.found:
             answers = f"answers {version.status}" if version.status else "does not answer"
             return ClusterSeen(place, name, server, trouble=f"it {answers}: {version.body.get('message', '')}")
@@ -129,11 +116,7 @@ def look_at_cluster(place: Place) -> ClusterSeen:
         found = _answers(api, {question: path.format_map(given) for question, path in _QUESTIONS.items()})
         names = [str(each["metadata"]["name"]) for each in found["scaledobjects"].items]
         metrics = _answers(api, {each: metric_path(place.namespace, each) for each in names})
-    ahead_s = parsedate_to_datetime(date).timestamp() + 0.5 - (sent_s + took_s / 2) if date else 0.0
-    words = str(version.body.get("gitVersion", "?"))
-    if words.startswith("v0."):  # a build that does not know its own
-        words = f"v{version.body.get('major')}.{version.body.get('minor')}"
-    return ClusterSeen(place, name, server, "", words, ahead_s, took_s / 2, found, metrics)
+    return ClusterSeen(place, name, server, "", str(version.body.get("gitVersion", "?")), found, metrics)
 
 
 def _answers(api: client.ApiClient, questions: Mapping[str, str]) -> dict[str, Answer]:
@@ -143,7 +126,7 @@ def _answers(api: client.ApiClient, questions: Mapping[str, str]) -> dict[str, A
     wait(asked.values(), timeout=_TIMEOUT_S + 1)
     pool.shutdown(wait=False)
     late = Answer(_NO_ANSWER, {"message": f"within {_TIMEOUT_S:g} s"})
-    return {name: future.result()[0] if future.done() else late for name, future in asked.items()}
+    return {name: future.result() if future.done() else late for name, future in asked.items()}
 
 
 def configured(kubeconfig: str | None = None) -> bool:
@@ -171,16 +154,16 @@ def _connect(place: Place) -> tuple[str, client.ApiClient]:
     return name, client.ApiClient(settings)
 
 
-def _get(api: client.ApiClient, path: str) -> tuple[Answer, str]:
-    """A body as it comes (the client's own models refuse what they do not know) and the Date of the answer."""
+def _get(api: client.ApiClient, path: str) -> Answer:
+    """A body as it comes: the client's own models refuse what they do not know."""
     request = api.param_serialize("GET", path, auth_settings=["BearerToken"])
     try:
         answer = api.call_api(*request, _request_timeout=_TIMEOUT_S)
         raw = answer.read()
     except (HTTPError, OSError) as error:
-        return Answer(_NO_ANSWER, {"message": str(error)}), ""
+        return Answer(_NO_ANSWER, {"message": str(error)})
     try:
         body = json.loads(raw)
     except ValueError:
         body = {"message": raw[:200].decode(errors="replace")}
-    return Answer(int(answer.status), body if isinstance(body, dict) else {}), answer.getheader("Date") or ""
+    return Answer(int(answer.status), body if isinstance(body, dict) else {})

@@ -23,7 +23,7 @@ class Level(StrEnum):
 class Finding:
     """One line of the report."""
 
-    part: str  # queue, store, clock, cluster, keda, gpu, storage, pods, scaling
+    part: str  # queue, store, cluster, keda, pods, scaling
     check: str
     message: str
     remedy: str = ""  # what to do; of all but OK
@@ -84,25 +84,6 @@ def healthy(findings: Iterable[Finding], *, strict: bool = False) -> bool:
     """Whether nothing is bad; when strict, nor a warning."""
     wrong = {Level.BAD, Level.WARNING} if strict else {Level.BAD}
     return not any(finding.level in wrong for finding in findings)
-
-
-# Beyond the first, links and leases of two machines disagree in what people see; S3 refuses signatures beyond 15 min.
-_SKEW_WARNING_S = 2.0
-_SKEW_BAD_S = 30.0
-
-
-def judge_clock(whose: str, ahead_s: float, resolution_s: float = 0.0) -> Finding:
-    """How far a clock is ahead of ours, which was measured to `resolution_s`."""
-    off_s = max(0.0, abs(ahead_s) - resolution_s)
-    message = f"{whose}'s clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
-    remedy = "let both machines keep time by NTP (chronyc tracking; timedatectl)"
-    return first_of(
-        "clock",
-        whose,
-        (off_s >= _SKEW_BAD_S, bad, message, remedy),
-        (off_s >= _SKEW_WARNING_S, warning, message, remedy),
-        otherwise=f"{whose}'s clock agrees with this machine's",
-    )
 
 
 def version_of(text: str) -> tuple[int, ...]:

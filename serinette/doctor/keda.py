@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from http import HTTPStatus
 from typing import Any
 
 from redis import Redis, RedisError
@@ -21,25 +22,15 @@ _COUNTS = {b"list": "llen", b"set": "scard", b"zset": "zcard", b"hash": "hlen"}
 
 def judge_keda(seen: ClusterSeen) -> Iterator[Finding]:
     """Its kinds, its operator, its metrics."""
-    crds = [seen["definition of scaledobjects"], seen["definition of triggerauthentications"]]
-    unused = seen.installed and not seen["scaledobjects"].items
-    if any(crd.trouble for crd in crds):  # as for who has rights in one namespace; the rest may well be answered
-        if not unused:
-            yield from _operator(seen)
-            yield from _external_metrics(seen)
+    if seen["scaledobjects"].status == HTTPStatus.NOT_FOUND:
+        message = "KEDA's kind ScaledObject is not served as keda.sh/v1alpha1 in this cluster"
+        remedy = "install KEDA 2.20 or later (helm install keda kedacore/keda -n keda --create-namespace), "
+        remedy += "or set keda.enabled=false"
+        words = "not here, and not used: the pools have fixed sizes"
+        yield first_of("keda", "installed", (not seen.installed, bad, message, remedy), otherwise=words)
         return
-    versions = [crd.body["spec"]["versions"] if crd.found else () for crd in crds]
-    served = [{each["name"] for each in named if each.get("served", True)} for named in versions]
-    if "v1alpha1" in set.intersection(*served):
-        yield ok("keda", "installed", "its kinds are here")
-        yield from _operator(seen)
-        yield from _external_metrics(seen)
-        return
-    message = "KEDA's kinds ScaledObject and TriggerAuthentication are not served as keda.sh/v1alpha1 in this cluster"
-    remedy = "install KEDA 2.20 or later (helm install keda kedacore/keda -n keda --create-namespace), "
-    remedy += "or set keda.enabled=false"
-    words = "not here, and not used: the pools have fixed sizes"
-    yield first_of("keda", "installed", (not unused, bad, message, remedy), otherwise=words)
+    yield from _operator(seen)
+    yield from _external_metrics(seen)
 
 
 def _log(seen: ClusterSeen, *, metrics: bool) -> str:

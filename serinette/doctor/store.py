@@ -41,22 +41,14 @@ def check_store(settings: SharedSettings) -> list[Finding]:
         what, remedy = _trouble(error)
         detail = (str(error.__cause__ or error).splitlines() or [""])[0].strip()[:600]
         return [bad("store", "writable", f"{where}: cannot {step}: {what} ({detail})", remedy)]
-    return [*judge_store(where, one_winner=first and not second, same_bytes=same), *public]
-
-
-def judge_store(where: str, *, one_winner: bool, same_bytes: bool) -> list[Finding]:
-    """`one_winner`: of two that create one key, one was refused. `same_bytes`: what was written was read."""
     other, between = f"{where} gave other bytes than were written", "find what lies between: a proxy, a cache"
     remedy = "use a store that honours `If-None-Match: *` (S3, GCS, Azure, SeaweedFS): a job's one end relies on it"
-    twice = (not one_winner, bad, "an object could be created twice", remedy)
+    twice = (not first or second, bad, "an object could be created twice", remedy)
+    well = f"{where} lists, writes, reads and erases"
     return [
-        first_of(
-            "store",
-            "writable",
-            (not same_bytes, bad, other, between),
-            otherwise=f"{where} lists, writes, reads and erases",
-        ),
+        first_of("store", "writable", (not same, bad, other, between), otherwise=well),
         first_of("store", "create once", twice, otherwise="of two that create one object, one is refused"),
+        *public,
     ]
 
 

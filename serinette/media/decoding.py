@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -159,11 +160,20 @@ def _readable(file: Path | BinaryIO, stack: ExitStack) -> str | BinaryIO:
     """
     stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
     stream.seek(0)
-    head = stream.read(_HEAD_BYTES)
+    patch = _valid_bits(stream.read(_HEAD_BYTES))
     stream.seek(0)
-    if (patch := _valid_bits(head)) is not None:
-        return _Patched(stream, *patch)  # type: ignore[return-value]  # has the methods that FFmpeg uses
-    return f"file:{file.absolute()}" if isinstance(file, Path) else file
+    if patch is None:
+        return f"file:{file.absolute()}" if isinstance(file, Path) else file
+    place, bits = patch
+    if isinstance(file, Path):  # in memory are only the pages that are changed
+        patched: Any = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY))
+    else:
+        patched = io.BytesIO(stream.read())
+    patched.seek(place)
+    patched.write(bits)
+    patched.seek(0)
+    readable: BinaryIO = patched
+    return readable
 
 
 def _valid_bits(head: bytes) -> tuple[int, bytes] | None:
@@ -180,30 +190,3 @@ def _valid_bits(head: bytes) -> tuple[int, bytes] | None:
             return (at + 26, struct.pack("<H", bits)) if tag == _EXTENSIBLE and 0 < valid < bits else None
         at += 8 + size + size % 2
     return None
-
-
-class _Patched(io.RawIOBase):
-    """A file with some of its bytes replaced."""
-
-    def __init__(self, stream: BinaryIO, at: int, data: bytes) -> None:
-        self._stream, self._at, self._data = stream, at, data
-
-    def read(self, size: int = -1, /) -> bytes:
-        begin = self._stream.tell()
-        given = bytearray(self._stream.read(size))
-        for place, value in enumerate(self._data, start=self._at - begin):
-            if 0 <= place < len(given):
-                given[place] = value
-        return bytes(given)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
+from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
@@ -20,7 +22,17 @@ def wanted(extra: str) -> list[Requirement]:
     """The direct requirements of an extra and of those that it names."""
     found = [Requirement(text) for text in PROJECT["optional-dependencies"][extra]]
     nested = [inner for one in found if one.name == PROJECT["name"] for name in one.extras for inner in wanted(name)]
-    return [*nested, *(one for one in found if one.name != PROJECT["name"])]
+    others = [one for one in found if one.name != PROJECT["name"]]
+    return [*nested, *others, *(inner for one in others for inner in drawn_in(one))]
+
+
+def drawn_in(requirement: Requirement) -> Iterator[Requirement]:
+    """What the extras of a requirement bring, as `redis[hiredis]` does."""
+    for extra in requirement.extras:
+        for text in metadata.requires(requirement.name) or ():
+            inner = Requirement(text)
+            if inner.marker and "extra" in text and inner.marker.evaluate({"extra": extra}):
+                yield inner
 
 
 def pinned(path: str) -> dict[str, Version]:

@@ -24,12 +24,9 @@ time.sleep(60)
 """
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 BETWEEN = f"import os, sys; from serinette import leash; sys.exit(leash.run_watched(int(sys.argv[1]), {SLEEP!r}))"
-CALLED = "import time; from serinette.leash import die_with_parent; die_with_parent(); "
-CALLED += "print('called', flush=True); time.sleep(60)"
 STARTS = {
     "leashed": f"leash.leashed({SLEEP!r})",
     "run_watched": f"[sys.executable, '-c', {BETWEEN!r}, str(os.getpid())]",
-    "die_with_parent": f"[sys.executable, '-c', {CALLED!r}]",
 }
 
 
@@ -40,8 +37,7 @@ def family(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[st
         [sys.executable, "-c", PARENT.format(start=STARTS[request.param])], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout
-    lines = [parent.stdout.readline() for _ in range(2 if request.param == "die_with_parent" else 1)]
-    child = next(int(line) for line in lines if line.strip().isdecimal())
+    child = int(parent.stdout.readline())
     assert eventually(lambda: len(below(child)) == (2 if request.param == "run_watched" else 1))
     children = below(child)
     try:

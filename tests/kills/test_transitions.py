@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from controller.outbox import Outbox
+from controller.webhooks import Outbox
 from serinette.batch import BatchHeader
 from serinette.job import JobError, JobStatus, now
 from serinette.jobs import AttemptState, Call, Claimed, Entry, Jobs, Lease, Outcome, calls

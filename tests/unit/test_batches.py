@@ -24,6 +24,7 @@ from serinette.credentials import Limits
 from serinette.errors import NotFinished, NotFound, QueueUnavailable
 from serinette.jobs import calls
 from serinette.names import batch_prefix, batch_results_key, song_prefix
+from serinette.store import Store, StoredObject
 from tests import servers
 from tests.receivers import SECRET, receiver
 from tests.unit.batch_bench import TENANT, BatchBench
@@ -432,6 +433,29 @@ async def test_files_have_a_length_ranges_and_an_etag(redis_url: str, file_store
         changed = await client.get("/songs.zip", headers={"Range": "bytes=5-", "If-Range": etag})
         assert changed.status_code == 200, "the rest of another file"
         assert zipfile.ZipFile(io.BytesIO(changed.content)).testzip() is None
+
+
+async def test_a_zip_that_the_client_has_is_known_without_looking_its_songs_up(
+    redis_url: str, file_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = BatchBench(redis_url, file_store_url)
+    batch = bench.create(4)
+    bench.run(batch)
+    looked_up: list[str] = []
+    head = Store.head
+
+    def counted(store: Store, key: str) -> StoredObject:
+        looked_up.append(key)
+        return head(store, key)
+
+    transport = httpx.ASGITransport(create_app(bench.gateway), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://localhost/v1/batches/{batch.id}") as client:
+        etag = (await client.get("/songs.zip")).headers["etag"]
+        monkeypatch.setattr(Store, "head", counted)
+        known = await client.get("/songs.zip", headers={"If-None-Match": f'"other", W/{etag}'})
+        assert (known.status_code, known.headers["etag"]) == (304, etag)
+        assert len(looked_up) == 1, "its output file alone"
+        assert (await client.get("/songs.zip", headers={"If-None-Match": '"other"'})).status_code == 200
 
 
 async def test_a_zip_of_very_many_songs_is_sent_without_looking_them_up(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from controller.autoscaling import BrakeRules, Brakes, PoolSeen, StoreWatch, plan_brake
+from controller.autoscaling import Brakes, PoolSeen, StoreWatch, plan_brake
 from controller.metrics import QueueCollector
 from controller.settings import ControllerSettings
 from serinette import brake
@@ -19,8 +19,6 @@ from serinette.presence import Holdup, Presence, WorkerStage, announce, report_h
 from serinette.settings import SharedSettings
 from serinette.store import Store
 from tests.unit.queue_harness import model
-
-RULES = BrakeRules()
 
 
 def failed(times: int, *, at_s: float = 1000, pods: int = 1) -> tuple[Failure, ...]:
@@ -60,8 +58,7 @@ AWAY = "store: the store has not answered for over 60 s"
     ],
 )
 def test_the_brake_is_on_for_what_would_be_waste(seen: PoolSeen, reasons: tuple[str, ...], probe: bool) -> None:
-    brake = plan_brake(seen, RULES)
-    assert (brake.reasons, brake.probe) == (reasons, probe)
+    assert plan_brake(seen, ControllerSettings()) == (reasons, probe)
 
 
 def test_failures_are_counted_until_a_load_passes(redis: Redis, keys: Keys) -> None:

@@ -68,14 +68,14 @@ def denoising(step: int) -> Progress:
 
 
 def test_the_version(serinette: Shell) -> None:
-    for words in ("version", "--version", "-V"):
+    for words in ("--version", "-V"):
         assert serinette(words) == (0, f"serinette {__version__}\n", ""), words
 
 
 def test_help_names_every_command(serinette: Shell) -> None:
     said = serinette("--help")
     assert said.status == 0
-    for command in ("up", "demo", "submit", "watch", "jobs", "cancel", "queue", "version"):
+    for command in ("up", "demo", "submit", "watch", "jobs", "cancel", "queue"):
         assert re.search(rf"\b{command}\b", said.output)
 
 
@@ -167,7 +167,7 @@ def test_ages_have_one_unit() -> None:
         (a_job(JobStatus.QUEUED, position=13), "queued, 13th in its lane"),
         (a_job(), "running"),
         (a_job(progress=denoising(4)), "denoising, step 4 of 8"),
-        (a_job(progress=Progress(stage=Stage.UPLOADING, at=now())), "storing"),
+        (a_job(progress=Progress(stage=Stage.UPLOADING, at=now())), "uploading"),
         (a_job(JobStatus.CANCELED), "canceled"),
     ],
 )
@@ -214,7 +214,7 @@ def test_in_a_terminal_a_bar_moves_within_its_width(monkeypatch: pytest.MonkeyPa
             view.show(job)
             frame = Console(file=io.StringIO(), width=width)
             with frame.capture() as captured:
-                frame.print(view.render())
+                frame.print(view.get_renderable())
             frames.append(captured.get())
     assert all(len(line) <= width for frame in frames for line in frame.splitlines())
     assert "waits for a worker to load its model" in " ".join(frames[0].split())

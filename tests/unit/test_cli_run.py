@@ -9,7 +9,8 @@ import pytest
 import typer
 
 from serinette.cli.containers import exit_code, input_files, mib_of, pairs_of, spec_of
-from serinette.client.container_calls import ContainerFields, LogReader, submit
+from serinette.client.calls import ordered
+from serinette.client.containers import ContainerFields, LogReader
 from serinette.container import ContainerSpec, Run
 from serinette.job import Job, JobError, JobOptions, JobStatus, now
 from serinette.names import Lane
@@ -155,8 +156,8 @@ def test_how_it_ends(status: JobStatus, run: Run | None, code: int) -> None:
 def test_every_field_can_be_written_as_an_argument() -> None:
     given = ContainerFields.__annotations__.keys()
     assert given == (ContainerSpec.model_fields.keys() | JobOptions.model_fields.keys()) - {"image", "command"}
-    body = submit(ContainerSpec(image=IMAGE, gpus=1), ["train"], None, "key", {"cpu": 2, "timeout_s": 60}).body
-    assert body == {"image": IMAGE, "gpus": 1, "command": ["train"], "cpu": 2, "timeout_s": 60}
+    fields = {"image": IMAGE, "gpus": 1, "command": ["train"], "cpu": 2, "timeout_s": 60}
+    assert ordered("/v1/containers", ContainerSpec, fields, None, "key").body == fields
 
 
 def test_a_log_comes_in_pieces_and_another_attempts_from_its_start() -> None:

@@ -10,21 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from serinette.batch import Batch, BatchCounts, BatchLine, BatchStatus, LineStatus
 from serinette.cli import batches, options, status, terminal
 from serinette.client import BatchOptions, Client
-from serinette.client.answers import (
-    Batch,
-    BatchCounts,
-    BatchLine,
-    LineError,
-    Pool,
-    QueueState,
-    Worker,
-    WorkerPool,
-    Workers,
-)
+from serinette.client.answers import Pool, QueueState, Worker, WorkerPool, Workers
 from serinette.errors import ConfigurationError
-from serinette.job import Stage, now
+from serinette.job import JobError, now
 
 LONG = "a name that goes on and on, as names of machines and batches do where programs choose them " * 2
 ID = "batch-0123456789abcdef0123456789abcdef"
@@ -34,7 +25,8 @@ def a_batch(status: str = "in_progress", **counts: int) -> Batch:
     given = {"total": 20_000, "released": 500, "completed": 412, "failed": 3, "running": 2, **counts}
     return Batch(
         id=ID,
-        status=status,
+        tenant="t",
+        status=BatchStatus(status),
         name=LONG,
         waiting_for="the lane: 96 songs of yours wait in it already, and so many are released at a time",
         request_counts=BatchCounts(**given),
@@ -88,12 +80,12 @@ def _a_batch_on_its_way() -> None:
     with batches.BatchView(LONG) as view:
         view.show(a_batch())
         view.show(a_batch(completed=600))
-        terminal.output.print(view.render())
+        terminal.output.print(view.get_renderable())
 
 
 def _its_end() -> None:
     missing = [
-        BatchLine(line=7, status="failed", custom_id="x", error=LineError(code="timeout", message="too slow"))
+        BatchLine(line=7, status=LineStatus.FAILED, custom_id="x", error=JobError(code="timeout", message="too slow"))
     ] * 12
     batches.show_end(missing, 19_988, 123_456_789_012, a_batch("completed", completed=19_988))
 
@@ -116,8 +108,7 @@ def test_no_line_is_wider_than_the_terminal(
     for module in (status, batches, terminal):
         for name, console in (("output", screen), ("errors", comments)):
             monkeypatch.setattr(module, name, console, raising=False)
-    for module in (status, batches):
-        monkeypatch.setattr(module, "connect", lambda *_: _Recorded())
+    monkeypatch.setattr(options, "Client", lambda *_, **__: _Recorded())
     show()
     printed = screen.file.getvalue() if isinstance(screen.file, io.StringIO) else ""
     lines = [line.rstrip() for line in printed.splitlines()]
@@ -142,10 +133,5 @@ def test_a_state_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("{}")
     (tmp_path / batches.STATE_FILE).write_text("{")
-    wanted = batches.BatchRun(prompts, tmp_path, BatchOptions())
     with pytest.raises(ConfigurationError, match="erase it to begin again"):
-        batches.run_to_end(Client(), wanted, retry=False, as_json=False)
-
-
-def test_every_stage_has_words() -> None:
-    assert set(terminal._STAGE_WORDS) == set(Stage)
+        batches.run_to_end(Client(), prompts, tmp_path, BatchOptions(), retry=False, as_json=False)

@@ -16,10 +16,12 @@ import pytest
 
 import serinette
 from serinette.client import AsyncClient, Client, Retry
-from serinette.client.asynchronous_songs import AsyncSong
-from serinette.client.calls import JobFields, submit
+from serinette.client.batches import AsyncBatches
+from serinette.client.calls import JobFields, ordered
+from serinette.client.containers import AsyncContainers
 from serinette.client.retries import RetryBudget, TransientError, retry_after_s
-from serinette.client.songs import Song
+from serinette.client.songs import AsyncSong, Song
+from serinette.client.sync import Batches, Containers
 from serinette.errors import (
     ConfigurationError,
     GenerationError,
@@ -35,7 +37,7 @@ from serinette.job import Artifact, Job, JobOptions, JobStatus, Result, Sampling
 from serinette.names import Lane
 from serinette.spec import AudioFormat, GenerationSpec
 from tests.servers import free_ports
-from tests.unit.answering import CLIENTS, Answer, Server, answering, either, problem
+from tests.unit.answering import CLIENTS, QUICK, Answer, Server, answering, either, problem
 
 SPEC = GenerationSpec(prompt="jazz")
 LOST = Unavailable("lost")
@@ -287,7 +289,8 @@ def test_an_url_that_is_none_is_named_at_once(kind: type[Client], url: str) -> N
 def test_every_field_can_be_written_as_an_argument() -> None:
     given = JobFields.__annotations__.keys()
     assert given == (GenerationSpec.model_fields.keys() | JobOptions.model_fields.keys()) - {"prompt"}
-    assert submit(SPEC, None, None, {"bpm": 90}).body == {"prompt": "jazz", "bpm": 90}
+    fields = {"prompt": "jazz", "bpm": 90, "lane": "low"}
+    assert ordered("/v1/jobs", GenerationSpec, fields, JobOptions(lane=Lane.HIGH), None).body == fields
 
 
 @pytest.mark.parametrize(
@@ -325,6 +328,24 @@ def test_patience(retry: Retry, error: TransientError, repeatable: bool, answere
 )
 def test_retry_after(header: str | None, seconds: float | None) -> None:
     assert retry_after_s(header, datetime(2026, 11, 22, 12, tzinfo=UTC)) == seconds
+
+
+def test_what_the_one_client_awaits_the_other_does() -> None:
+    for awaited, waiting in ((AsyncClient, Client), (AsyncBatches, Batches), (AsyncContainers, Containers)):
+        methods = {name for name in vars(awaited) if not name.startswith("_")} - {"fetch"}
+        assert methods == {name for name in vars(waiting) if not name.startswith("_")}
+        for name in methods:
+            assert getattr(waiting, name).__doc__ == getattr(awaited, name).__doc__
+
+
+def test_an_iteration_that_is_left_lets_go_of_its_connection(server: Server) -> None:
+    server.answers = [Answer(200, 'data: {"id": "1-0", "type": "status", "data": {}}\n\n', cut_short=True)]
+    with Client(server.url, retry=QUICK) as client:
+        events: Any = client.events("a")
+        assert next(events).id == "1-0"
+        events.close()
+        server.answers = [Answer(200, json.dumps(job_json()))]
+        assert client.get("a").status is JobStatus.QUEUED
 
 
 def test_importing_the_package_loads_neither_httpx_nor_pydantic() -> None:

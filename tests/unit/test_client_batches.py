@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from serinette.batch import Batch, BatchCounts, BatchStatus
 from serinette.client import BatchOptions, Fetched
 from serinette.errors import InvalidBatch, Unavailable
-from serinette.job import now
-from serinette.spec import GenerationSpec
+from serinette.job import Artifact, now
+from serinette.spec import AudioFormat, GenerationSpec
 from tests.unit.answering import CLIENTS, Answer, Server, answering, either, problem
 
 SPEC = GenerationSpec(prompt="jazz")
@@ -32,12 +33,24 @@ def client(server: Server, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def batch_json(status: str, completed: int) -> str:
-    counts = {"total": 3, "completed": completed}
-    return json.dumps({"id": "batch-1", "status": status, "request_counts": counts, "created_at": now().isoformat()})
+    counts = BatchCounts(total=3, completed=completed)
+    batch = Batch(id="batch-1", tenant="t", status=BatchStatus(status), request_counts=counts, created_at=now())
+    return json.dumps({**batch.model_dump(mode="json"), "a_field_of_tomorrow": 1})
 
 
 def lines_json(*statuses: str, first: int = 1) -> str:
-    song = {"index": 0, "format": "mp3", "seed": 1, "size_bytes": 6, "sha256": hashlib.sha256(b"a song").hexdigest()}
+    song = Artifact(
+        index=0,
+        key="songs/t/job-1/a-0.mp3",
+        seed=1,
+        format=AudioFormat.MP3,
+        content_type="audio/mpeg",
+        size_bytes=6,
+        sha256=hashlib.sha256(b"a song").hexdigest(),
+        duration_s=1,
+        sample_rate=48_000,
+        channels=2,
+    ).model_dump(mode="json")
     lines = [
         {
             "line": number,

@@ -11,9 +11,8 @@ from controller.containers.manifest import ATTEMPT_LABEL, JOB_LABEL
 from controller.containers.plan import (
     CUT,
     Action,
-    Chunk,
     Held,
-    cut_chunk,
+    cut,
     ending_of,
     new_lines,
     next_step,
@@ -22,6 +21,7 @@ from controller.containers.plan import (
     startable,
 )
 from serinette.container import CONTAINERS_POOL, ContainerSpec
+from serinette.errors import WorkerLost
 from serinette.job import Attempt, JobError, JobStatus, Stage
 from serinette.jobs import Entry
 from serinette.settings import ContainerSettings
@@ -53,7 +53,8 @@ def ended(pod: dict[str, Any]) -> tuple[str, str, bool, str] | None:
     if ending is None:
         return None
     error = ending.error or JobError(code="", message="")
-    how = "lost" if ending.lost else "failed" if ending.error else "succeeded"
+    lost = ending.error is not None and ending.error.code == WorkerLost.code
+    how = "lost" if lost else "failed" if ending.error else "succeeded"
     return how, error.code, error.retryable, error.message
 
 
@@ -239,28 +240,28 @@ T = [f"2026-01-01T00:00:00.00000000{n}Z" for n in range(4)]
 
 
 @pytest.mark.parametrize(
-    ("read", "after", "size", "chunk"),
+    ("read", "after", "size", "lines"),
     [
         ("", "", 0, None),
-        (f"{T[1]} a\n{T[2]} b\n", "", 0, Chunk("a\nb\n", T[2])),
-        (f"{T[1]} a\n{T[2]} b\n", T[1], 2, Chunk("b\n", T[2])),
+        (f"{T[1]} a\n{T[2]} b\n", "", 0, ("a\nb\n", T[2])),
+        (f"{T[1]} a\n{T[2]} b\n", T[1], 2, ("b\n", T[2])),
         (f"{T[1]} a\n{T[2]} b\n", T[2], 4, None),
-        (f"{T[1]} a", "", 0, Chunk("a\n", T[1])),
-        (f"{T[1]} a\n{T[2]} too long\n", "", 0, cut_chunk("a\n", 8)),
+        (f"{T[1]} a", "", 0, ("a\n", T[1])),
+        (f"{T[1]} a\n{T[2]} too long\n", "", 0, ("a\n" + cut(8), CUT)),
         (f"{T[3]} x\n", CUT, 2, None),
-        (f"{T[1]} \n{T[2]} b\n", "", 0, Chunk("\nb\n", T[2])),
-        (f"{T[1]} 1\rz 2\n{T[2]} b\n", "", 0, Chunk("1\rz 2\nb\n", T[2])),  # a progress bar
-        (f"{T[1]} 1\u2028z\x0c2\n", "", 0, Chunk("1\u2028z\x0c2\n", T[1])),
+        (f"{T[1]} \n{T[2]} b\n", "", 0, ("\nb\n", T[2])),
+        (f"{T[1]} 1\rz 2\n{T[2]} b\n", "", 0, ("1\rz 2\nb\n", T[2])),  # a progress bar
+        (f"{T[1]} 1\u2028z\x0c2\n", "", 0, ("1\u2028z\x0c2\n", T[1])),
         ("unable to retrieve container logs for containerd://1", "", 0, None),  # a node, in place of a log
-        (f"{T[1]} a\n{T[2][:15]}", "", 0, Chunk("a\n", T[1])),  # cut off where no more was asked for
+        (f"{T[1]} a\n{T[2][:15]}", "", 0, ("a\n", T[1])),  # cut off where no more was asked for
     ],
 )
-def test_which_lines_of_a_log_are_new(read: str, after: str, size: int, chunk: Chunk | None) -> None:
-    assert new_lines(read, after, size, most_bytes=8) == chunk
+def test_which_lines_of_a_log_are_new(read: str, after: str, size: int, lines: tuple[str, str] | None) -> None:
+    assert new_lines(read, after, size, most_bytes=8) == lines
 
 
 def test_a_line_that_still_grows_is_taken_when_it_is_whole() -> None:
     read = f"{T[1]} a\n{T[2]} 10%\r"
-    assert new_lines(read, "", 0, 99, ended=False) == Chunk("a\n", T[1])
+    assert new_lines(read, "", 0, 99, ended=False) == ("a\n", T[1])
     assert new_lines(f"{T[2]} 10%\r", T[1], 2, 99, ended=False) is None
-    assert new_lines(read + "20%\n", T[1], 2, 99, ended=False) == Chunk("10%\r20%\n", T[2])
+    assert new_lines(read + "20%\n", T[1], 2, 99, ended=False) == ("10%\r20%\n", T[2])

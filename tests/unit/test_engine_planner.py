@@ -19,7 +19,7 @@ from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from gpu_worker.engine.ace_step.planning import stated
 from gpu_worker.engine.checkpoints.locating import planner_directory
 from gpu_worker.engine.interface import Checkpoint, Song, SongRequest
-from gpu_worker.engine.serving.generation import Place, summarize
+from gpu_worker.engine.serving.generation import summarize
 from gpu_worker.planner import loading as planners
 from gpu_worker.planner import planner as planner_module
 from gpu_worker.planner.decoding import Observe
@@ -301,14 +301,20 @@ class TestText:
     ("places", "report"),
     [
         (
-            [Place(Stage.PLANNING, 25, 60), Place(Stage.PLANNING, 50, 60)],
+            [Report(stage=Stage.PLANNING, step=25, steps=60), Report(stage=Stage.PLANNING, step=50, steps=60)],
             Report(stage=Stage.PLANNING, step=50, steps=60),
         ),
-        ([Place(Stage.PLANNING, 25), Place(Stage.CONDITIONING)], Report(stage=Stage.PLANNING, step=25)),
-        ([Place(Stage.DECODING, 8), Place(Stage.PLANNING, 50, 60)], Report(stage=Stage.DENOISING, step=8, steps=16)),
+        (
+            [Report(stage=Stage.PLANNING, step=25), Report(stage=Stage.CONDITIONING)],
+            Report(stage=Stage.PLANNING, step=25),
+        ),
+        (
+            [Report(stage=Stage.DECODING, step=8), Report(stage=Stage.PLANNING, step=50, steps=60)],
+            Report(stage=Stage.DENOISING, step=8, steps=16),
+        ),
     ],
 )
-def test_progress_never_runs_backwards(places: list[Place], report: Report) -> None:
+def test_progress_never_runs_backwards(places: list[Report], report: Report) -> None:
     assert summarize(places, 8) == report
 
 

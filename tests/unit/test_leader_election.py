@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from threading import Event, Thread
 
 import pytest
@@ -53,11 +54,11 @@ def test_a_leader_that_does_not_reach_redis_stops_leading(redis: Redis, keys: Ke
     assert eventually(lambda: not leader.leading)
 
 
-def looped(duty_makers: list[Callable[[], Callable[[], object]]], leaders: list[LeaderElection], until: Event) -> None:
+def looped(duties: list[Callable[[], object]], leaders: list[LeaderElection], until: Event) -> None:
     stop = Event()
-    loops = [("rounds", make, 0.01, stop, leader) for make, leader in zip(duty_makers, leaders, strict=True)]
+    loops = [("rounds", duty, 0.01, stop, leader) for duty, leader in zip(duties, leaders, strict=True)]
     threads = [Thread(target=loop, args=each) for each in loops]
-    threads += [Thread(target=loop, args=("election", lambda each=each: each, 0.01, stop)) for each in leaders]
+    threads += [Thread(target=loop, args=("election", each, 0.01, stop)) for each in leaders]
     for thread in threads:
         thread.start()
     try:
@@ -72,15 +73,12 @@ def test_only_the_leader_makes_rounds(redis: Redis, keys: Keys) -> None:
     rounds: list[str] = []
     enough = Event()
 
-    def maker(name: str) -> Callable[[], Callable[[], object]]:
-        def duty() -> None:
-            rounds.append(name)
-            if len(rounds) == 20:
-                enough.set()
+    def duty(name: str) -> None:
+        rounds.append(name)
+        if len(rounds) == 20:
+            enough.set()
 
-        return lambda: duty
-
-    looped([maker("one"), maker("other")], [election(redis, keys) for _ in range(2)], enough)
+    looped([partial(duty, "one"), partial(duty, "other")], [election(redis, keys) for _ in range(2)], enough)
     assert len(set(rounds)) == 1
 
 
@@ -89,7 +87,7 @@ def test_the_sweeper_needs_no_lease(bench: Bench) -> None:
     assert LeaderElection(bench.redis, bench.keys, 30)(), "another replica's"
     job_id = bench.lost()
     settings, stop = ControllerSettings(retention_s=RETENTION_S), Event()
-    sweeping = Thread(target=loop, args=("sweeper", lambda: Sweeper(bench.redis, bench.store, settings), 0.05, stop))
+    sweeping = Thread(target=loop, args=("sweeper", Sweeper(bench.redis, bench.store, settings), 0.05, stop))
     sweeping.start()
     try:
         assert eventually(lambda: bench.board.waiting() == [job_id])
@@ -98,16 +96,11 @@ def test_the_sweeper_needs_no_lease(bench: Bench) -> None:
         sweeping.join()
 
 
-def test_after_a_failure_the_duty_is_made_anew_and_reported_once(
+def test_a_duty_that_fails_is_done_again_and_reported_once(
     redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made: list[int] = []
     calls = 0
     enough = Event()
-
-    def make() -> Callable[[], object]:
-        made.append(calls)
-        return duty
 
     def duty() -> None:
         nonlocal calls
@@ -118,8 +111,7 @@ def test_after_a_failure_the_duty_is_made_anew_and_reported_once(
             enough.set()
 
     with caplog.at_level("INFO"):
-        looped([make], [election(redis, keys)], enough)
-    assert made == [0, 2, 3, 4]
+        looped([duty], [election(redis, keys)], enough)
     logged = [record.getMessage() for record in caplog.records]
     assert logged == ["rounds fails: gone", "rounds goes on"]
 
@@ -147,19 +139,16 @@ def test_a_duty_that_hangs_is_taken_over(redis: Redis, keys: Keys, monkeypatch: 
     thawed, taken_over = Event(), Event()
     begun: list[str] = []
 
-    def maker(name: str) -> Callable[[], Callable[[], object]]:
-        def duty() -> None:
-            begun.append(name)
-            if name == begun[0]:
-                thawed.wait(10)
-            else:
-                taken_over.set()
-                thawed.set()
-
-        return lambda: duty
+    def duty(name: str) -> None:
+        begun.append(name)
+        if name == begun[0]:
+            thawed.wait(10)
+        else:
+            taken_over.set()
+            thawed.set()
 
     monkeypatch.setattr("controller.leader_election._PATIENCE_PAUSES", 5)
-    looped([maker("one"), maker("other")], [election(redis, keys) for _ in range(2)], taken_over)
+    looped([partial(duty, "one"), partial(duty, "other")], [election(redis, keys) for _ in range(2)], taken_over)
     assert len({*begun}) == 2
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.slot.heartbeat import Heartbeat
+from gpu_worker.slot.held_job import Heartbeat
 from serinette import logs
 from serinette.logs import JsonLines, TextLines
 from serinette.settings import SharedSettings

@@ -53,8 +53,8 @@ def value(series: Series, name: str, **labels: str) -> float | None:
 # -- counted in Redis
 
 
-def counted(redis: Redis, keys: Keys, counter: counters.Counter) -> dict[tuple[str, ...], float]:
-    return {it.labels: it.value for it in Counters.parse(redis.hgetall(keys.counters)).counts(counter)}
+def counted(redis: Redis, keys: Keys, counter: counters.Measure) -> dict[tuple[str, ...], float]:
+    return dict(Counters.parse(redis.hgetall(keys.counters)).counts(counter))
 
 
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
@@ -120,10 +120,10 @@ def test_a_value_falls_into_the_first_bucket_that_holds_it(redis: Redis, keys: K
     for seconds in (0.1, 0.11, 7200, 7201):
         counters.observe(redis, keys, counters.RUN, seconds, "default")
     redis.hset(keys.counters, "run_seconds|default|0.007", 5)  # another version's bucket
-    (spread,) = Counters.parse(redis.hgetall(keys.counters)).distributions(counters.RUN)
-    by_bound = dict(zip((*counters.RUN.bounds, None), spread.counts, strict=True))
+    ((_, numbers, summed),) = Counters.parse(redis.hgetall(keys.counters)).distributions(counters.RUN)
+    by_bound = dict(zip((*counters.RUN.bounds, None), numbers, strict=True))
     assert {bound: count for bound, count in by_bound.items() if count} == {0.1: 1, 0.5: 1, 7200: 1, None: 1}
-    assert spread.sum == pytest.approx(14401.21)
+    assert summed == pytest.approx(14401.21)
 
 
 def test_the_wrong_labels_are_refused(redis: Redis, keys: Keys) -> None:
@@ -326,7 +326,7 @@ def test_the_page_lists_every_metric_with_its_type_and_labels(redis: Redis, keys
     assert {name: kind for name, kind, _ in rows} == exposed(families(redis, keys))
     labels = {name: set(re.findall(r"`(\w+)`", cell)) for name, _, cell in rows}
     for measure in MEASURES:
-        suffix = "_total" if isinstance(measure, counters.Counter) else ""
+        suffix = "" if measure.bounds else "_total"
         assert labels[f"serinette_{measure.name}{suffix}"] == set(measure.labels)
 
 

@@ -10,8 +10,10 @@ import pytest
 from api.dialects.seed import answers
 from api.dialects.seed.request import GenerateMusicRequest
 from api.dialects.seed.table import convert, record_of
+from api.queue import Pool
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobError, JobStatus
+from serinette.names import Lane
 from serinette.presence import Presence, WorkerStage
 from serinette.spec import GenerationSpec
 from tests.unit import dialect_jobs
@@ -58,14 +60,6 @@ PARAMS = {
     ],
     "ignored": ["omega_scale"],
 }
-
-
-def test_the_answer_to_a_request_that_does_not_wait() -> None:
-    assert answers.queued(job(JobStatus.QUEUED)) == {
-        "request_id": ID,
-        "status": "queued",
-        "message": "Request has been queued for processing",
-    }
 
 
 def test_status_before_the_end() -> None:
@@ -121,7 +115,6 @@ def test_status_of_a_failure(status: JobStatus, error: JobError | None, answered
     assert answer["completed_at"] == AT.timestamp() + 4
     assert "result" not in answer
     assert answers.not_completed(failed) == {"detail": "Request is failed, not completed", "error": answered}
-    assert answers.not_cancelable(failed) == {"detail": "Cannot cancel request in failed status"}
 
 
 def test_result_before_the_song() -> None:
@@ -184,10 +177,14 @@ def test_the_file_is_named_for_the_second_it_was_made_in() -> None:
 
 
 def test_the_queue() -> None:
-    assert answers.queue(waiting=1, running=1, completed=5, failed=0) == {
-        "queue_size": 1,
-        "status_counts": {"pending": 1, "processing": 1, "completed": 5, "failed": 0},
-        "total_requests": 7,
+    pools = [
+        Pool("a", {Lane.HIGH: 1, Lane.LOW: 2}, running=1, ended={("succeeded", ""): 5, ("failed", "timeout"): 1}),
+        Pool("b", {Lane.NORMAL: 1}, ended={("canceled", ""): 1}),
+    ]
+    assert answers.queue(pools) == {
+        "queue_size": 4,
+        "status_counts": {"pending": 4, "processing": 1, "completed": 5, "failed": 2},
+        "total_requests": 12,
     }
 
 

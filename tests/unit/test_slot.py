@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from gpu_worker.slot import encoding
+from gpu_worker.slot.drain import RetryingStore
 from gpu_worker.slot.held_job import HeldJob
-from gpu_worker.slot.retrying_store import RetryingStore
 from gpu_worker.wire import Generated
 from serinette.errors import EngineCrashed, InvalidOutput
 from serinette.job import AttemptOutcome, JobStatus, Result

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.slot.retrying_store import RetryingStore
+from gpu_worker.slot.drain import RetryingStore
 from gpu_worker.slot.spool import Parcel, Spool
 from serinette.errors import StoreUnavailable
 from serinette.job import JobStatus
@@ -33,7 +33,7 @@ def die(slot: Slot) -> None:
     """What a kill leaves: no lock, no heartbeat, no word."""
     for held, parcel in slot.spooled.held:
         parcel.release()
-        held.stop()
+        held.heartbeat.stop()
     slot.spooled.held.clear()
 
 

@@ -6,18 +6,14 @@ import json
 import time
 from typing import Any, Final, Generic, TypeVar
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
 
 from api.dialects.acestep.names import song_url
 from api.dialects.acestep.request import ReleaseTask
 from api.dialects.acestep.samples import Sample
-from api.dialects.acestep.table import theirs, warnings
-from api.dialects.fields import Conversion
-from api.problems import headers_of, invalid, status_of
-from serinette.errors import InvalidAudio, InvalidSpec, SerinetteError
+from api.dialects.acestep.table import API, theirs, warnings
+from api.dialects.dialect import refusals
+from api.dialects.fields import Conversion, warnings_of
 from serinette.job import Job, JobStatus, Stage
 from serinette.spec import INSTRUMENTAL, UNKNOWN_LANGUAGE, GenerationSpec, Planned, Task
 
@@ -49,22 +45,12 @@ def wrapped(data: object = None, *, code: int = 200, error: str | None = None) -
     return Envelope[Any](data=data, code=code, error=error).model_dump(mode="json")
 
 
-def refuse(error: Exception) -> Response | None:
-    """An error in the dialect's shape; what the client can correct is 400 there, where our own paths answer 422."""
-    match error:
-        case RequestValidationError():
-            return refused(400, invalid(error.errors()[0]).message)
-        case HTTPException():
-            return refused(error.status_code, str(error.detail), dict(error.headers or {}))
-        case SerinetteError():
-            status = 400 if isinstance(error, InvalidSpec | InvalidAudio) else status_of(error)
-            return refused(status, theirs(error.message), headers_of(error))
-    return None
-
-
-def refused(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+def _refusal(status: int, message: str, _: str) -> dict[str, Any]:
     """A refusal, both for clients that read `detail` and for those that read `error`."""
-    return JSONResponse(wrapped(code=status, error=message) | {"detail": message}, status, headers)
+    return wrapped(code=status, error=message) | {"detail": message}
+
+
+refuse = refusals(_refusal, theirs)
 
 
 def released(job: Job) -> dict[str, Any]:
@@ -73,7 +59,7 @@ def released(job: Job) -> dict[str, Any]:
         "task_id": job.id,
         "status": "queued",
         "queue_position": job.position or 0,
-        "warnings": _of_conversion(job),
+        "warnings": warnings_of(job, API),
     }
 
 
@@ -136,7 +122,7 @@ def _unfinished(job: Job, number: int) -> dict[str, Any]:
         progress=running.fraction if running else 0.0,
         stage="failed" if number == 2 else running.stage.value if running else job.status.value,
         error=_failure(job),
-        warnings=_of_conversion(job),
+        warnings=warnings_of(job, API),
     )
 
 
@@ -230,11 +216,6 @@ def _failure(job: Job) -> str | None:
     return theirs(job.error.message) if job.error else "the task failed without saying why"
 
 
-def _of_conversion(job: Job) -> list[str]:
-    warnings: list[str] = json.loads(job.dialect.get("warnings", "[]"))
-    return warnings if job.dialect.get("api") == "acestep-1.5" else []
-
-
 def _all_warnings(job: Job) -> list[str]:
     of_the_worker = job.result.warnings if job.result else ()
-    return [*_of_conversion(job), *(theirs(warning) for warning in of_the_worker)]
+    return [*warnings_of(job, API), *(theirs(warning) for warning in of_the_worker)]

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from api.dialects.body import read_json
-from api.dialects.musical_fields import LEFT_OUT
+from api.dialects.musical_fields import says_something
 from serinette.errors import InvalidSpec, NotFound
 from serinette.job import Artifact
 from serinette.spec import AudioFormat, AudioId
@@ -50,7 +50,8 @@ def collect(body: Mapping[str, Any], known: Mapping[str, tuple[str, ...]]) -> Se
     for field, also in known.items():
         names = tuple(_spellings(field, *also))
         used.update(names)
-        candidates = [place[name] for place in places for name in names if _says_something(field, place.get(name))]
+        sent = (place.get(name) for place in places for name in names)
+        candidates = [value for value in sent if says_something(value, free_text=field in _FREE_TEXT)]
         if candidates:
             values[field] = candidates[0]
     # `format` means `use_format` there, though many who send it mean the file's.
@@ -67,12 +68,6 @@ def _spellings(*names: str) -> Iterator[str]:
         first, *rest = name.split("_")
         if rest:
             yield first + "".join(map(str.capitalize, rest))
-
-
-def _says_something(field: str, value: object) -> bool:
-    if not isinstance(value, str) or field in _FREE_TEXT:
-        return value is not None
-    return value.strip().lower() not in LEFT_OUT
 
 
 def _is_boolean(value: object) -> bool:

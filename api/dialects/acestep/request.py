@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from api.dialects.body import read_json
-from api.dialects.musical_fields import FORMATS, SongTask, parsed_seeds
-from serinette.spec import PublishedName, Task, TextFloat, TextInt
+from api.dialects.musical_fields import FileFormat, Lowered, ShortText, SongFields
+from serinette.spec import PublishedName, TextFloat, TextInt
 
 DEFAULT_BATCH_SIZE: Final = 2
 
@@ -48,39 +48,19 @@ def _is_zero(value: object) -> bool:
         return False
 
 
-_Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
-_Text = Annotated[str, Field(max_length=1_000)]
-
-
-class ReleaseTask(BaseModel):
+class ReleaseTask(SongFields):
     """The fields of POST /release_task that have a meaning here, by their snake_case names."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore")
 
     prompt: str = Field("", description="Style, mood, instruments. Also `caption`.")
     lyrics: str = Field("", description="Lyrics to be sung; empty means instrumental.")
-    instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
-    vocal_language: _Text = Field("en", description="A tag or a name; what the model does not know is reported.")
-    audio_format: Annotated[str, _Lowered] = Field(
-        "mp3", description=f"One of {', '.join(FORMATS)}; opus comes in Ogg, aac in MP4, wav32 with 16 bits: reported."
-    )
-    task_type: Annotated[SongTask, _Lowered] = Task.TEXT2MUSIC
+    audio_format: FileFormat = "mp3"
     model: PublishedName | None = Field(None, description="For a model that is not held here, the default generates.")
 
-    bpm: TextFloat | None = Field(None, description="30 to 300; 0 or less is left to the model.")
-    key_scale: _Text | None = Field(
-        None,
-        examples=["C Major", "Am"],
-        description="`C Major`, `Am`, `B-flat major`. A mode is taken for major or minor, what is no key is left to "
-        "the model; both reported.",
-    )
-    time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(
-        None, examples=["4", "6/8"], description="`4`, `6/8`. What is none is left to the model, reported."
-    )
     audio_duration: TextFloat | None = Field(None, description="1 to 600 s; left out or not above 0: 60 s.")
 
     inference_steps: TextInt | None = Field(None, description="Left out: the checkpoint's own.")
-    guidance_scale: TextFloat | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
     shift: TextFloat | None = Field(None, description="Left out: the checkpoint's own.")
     timesteps: Annotated[tuple[TextFloat, ...] | None, BeforeValidator(_numbers)] = Field(
         None, description="A falling schedule, as a list or with commas.", examples=["0.97,0.76,0.5,0.28,0"]
@@ -90,26 +70,20 @@ class ReleaseTask(BaseModel):
     )
     cfg_interval_end: TextFloat | None = Field(None, description="The same: our start is 1 - end.")
     use_random_seed: bool | None = Field(None, description="True has a seed drawn even if one is sent.")
-    seed: tuple[int, ...] = Field((), description="One, or one for each song with commas; -1 leaves it open.")
     batch_size: TextInt = Field(DEFAULT_BATCH_SIZE, description="Songs, 1 to 8; of one seed, number i has seed + i.")
 
-    src_audio_path: _Text | None = Field(None, description="A song's URL as returned here, or an upload's id; no path.")
-    reference_audio_path: _Text | None = Field(None, description="The same, for the timbre.")
-    repainting_start: TextFloat | None = Field(None, description="Below 0 the song is continued before its beginning.")
-    repainting_end: TextFloat | None = Field(
-        None, description="Not above 0: the end of the source; beyond it the song is continued."
+    src_audio_path: ShortText | None = Field(
+        None, description="A song's URL as returned here, or an upload's id; no path."
     )
-    audio_cover_strength: TextFloat | None = Field(
-        None, description="The source for the first `int(steps x strength)` steps, then the text alone."
-    )
+    reference_audio_path: ShortText | None = Field(None, description="The same, for the timbre.")
     audio_code_string: str | None = Field(None, description="Semantic codes; of several, the first.")
-    track_name: Annotated[str | None, _Lowered] = Field(
+    track_name: Annotated[str | None, Lowered] = Field(
         None, description="For extract and lego; or read out of `instruction`."
     )
     track_classes: Annotated[tuple[str, ...] | None, BeforeValidator(_track_names)] = Field(
         None, description="For complete; or read out of `instruction`."
     )
-    instruction: _Text | None = Field(None, description="Only the track that it names is heard.")
+    instruction: ShortText | None = Field(None, description="Only the track that it names is heard.")
     lora: PublishedName | None = Field(None, description="Ours: a LoRA of this task alone.")
     lora_scale: TextFloat | None = Field(None, description="Ours.")
 
@@ -128,8 +102,6 @@ class ReleaseTask(BaseModel):
     )
     analysis_only: bool = Field(False, description="Text is not analyzed here; see /format_input.")
     extract_codes_only: bool = Field(False, description="Audio codes are not handed out here.")
-
-    _seeds = field_validator("seed", mode="before")(parsed_seeds)
 
     @field_validator("audio_code_string", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from fastapi import Body as BodyParameter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
-from api.dependencies import QueuePart, SettingsPart, TenantPart, idempotency_key_header, tenant
+from api.dependencies import ContextPart, idempotency_key_header
 from api.dialects.acestep import answers, documented, inventory
 from api.dialects.acestep.answers import Envelope, wrapped
 from api.dialects.acestep.inventory import LORA_REFUSAL, LORA_STATUS, Inventory
@@ -26,7 +26,7 @@ from serinette.spec import PlainNumber
 
 _Route = refusing(answers.refuse)
 tasks = APIRouter(route_class=_Route, tags=[documented.TAG])
-server = APIRouter(prefix="/v1", route_class=_Route, tags=[documented.TAG], dependencies=[Depends(tenant)])
+server = APIRouter(prefix="/v1", route_class=_Route, tags=[documented.TAG])
 
 # One answer names no more tasks than these.
 MAX_TASKS: Final = 256
@@ -47,11 +47,7 @@ KeyHeader = Annotated[
     openapi_extra=documented.RELEASE_BODY,
     responses=documented.answers(
         {"task_id": documented.TASK_ID, "status": "queued", "queue_position": 1, "warnings": []},
-        documented.WRONG,
-        documented.NOT_ALLOWED,
-        documented.TAKEN,
         documented.NO_ANALYSIS,
-        documented.AWAY,
     ),
 )
 async def release_task(body: BodyPart, access: JobAccessPart, idempotency_key: KeyHeader = None) -> dict[str, Any]:
@@ -63,7 +59,7 @@ async def release_task(body: BodyPart, access: JobAccessPart, idempotency_key: K
     "/query_result",
     summary="Query tasks",
     openapi_extra=documented.QUERY_BODY,
-    responses=documented.answers([answers.answer(documented.TASK_ID, None)], documented.WRONG),
+    responses=documented.answers([answers.answer(documented.TASK_ID, None)]),
 )
 async def query_result(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     """`status`: 0 queued or running, 1 succeeded, 2 failed; `result` is JSON in a string, a record for each song."""
@@ -90,7 +86,7 @@ async def audio(
     openapi_extra=documented.SAMPLE_BODY,
     responses=documented.answers(documented.SAMPLE),
 )
-async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
+async def create_random_sample(body: BodyPart) -> dict[str, Any]:
     """One of several examples, picked at random."""
     return wrapped(random_sample(str(body.fields.get("sample_type") or "simple_mode")))
 
@@ -99,7 +95,7 @@ async def create_random_sample(body: BodyPart, _: TenantPart) -> dict[str, Any]:
     "/format_input",
     summary="Prompt and lyrics in order",
     openapi_extra=documented.WORDS_BODY,
-    responses=documented.answers(documented.WRITTEN, *documented.AS_TEXT),
+    responses=documented.answers(documented.WRITTEN, documented.NO_ANALYSIS),
 )
 async def format_input(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     """A planner puts them in order. Where none is up they come back as they are; `degraded` and `warnings` say so."""
@@ -111,7 +107,7 @@ async def format_input(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     "/v1/create_sample",
     summary="A song from a description",
     openapi_extra=documented.WORDS_BODY,
-    responses=documented.answers(documented.WRITTEN, *documented.AS_TEXT),
+    responses=documented.answers(documented.WRITTEN, documented.NO_ANALYSIS),
 )
 async def create_sample(body: BodyPart, access: JobAccessPart) -> dict[str, Any]:
     """A planner writes it. Where none is up the description comes back as the caption, without lyrics, which `degraded`
@@ -124,8 +120,8 @@ async def create_sample(body: BodyPart, access: JobAccessPart) -> dict[str, Any]
     return wrapped(await _written(asked, access))
 
 
-async def _held(queue: QueuePart, settings: SettingsPart) -> Inventory:
-    return inventory.inventory(await queue.pools(), settings.pool)
+async def _held(context: ContextPart) -> Inventory:
+    return inventory.inventory(await context.queue.pools(), context.settings.pool)
 
 
 HeldPart = Annotated[Inventory, Depends(_held)]
@@ -148,7 +144,7 @@ class ToggleLora(BaseModel):
     use_lora: bool
 
 
-@server.get("/model_inventory", summary="The models", responses=documented.AWAY)
+@server.get("/model_inventory", summary="The models")
 async def model_inventory(held: HeldPart) -> Envelope[Inventory]:
     """The models that running workers hold."""
     return Envelope(data=held)
@@ -157,14 +153,15 @@ async def model_inventory(held: HeldPart) -> Envelope[Inventory]:
 @server.get(
     "/stats",
     summary="Task counts",
-    responses=documented.answers(inventory.stats([], "default", 10_000), documented.AWAY),
+    responses=documented.answers(inventory.stats([], "default", 10_000)),
 )
-async def stats(queue: QueuePart, settings: SettingsPart) -> dict[str, Any]:
+async def stats(context: ContextPart) -> dict[str, Any]:
     """Tasks by state, of all clients and dialects; `avg_job_seconds` is 0 before the first song."""
-    return wrapped(inventory.stats(await queue.pools(), settings.pool, settings.max_waiting))
+    pools, settings = await context.queue.pools(), context.settings
+    return wrapped(inventory.stats(pools, settings.pool, settings.max_waiting))
 
 
-@server.post("/init", summary="Whether a model is held", responses=documented.answers(None, documented.AWAY))
+@server.post("/init", summary="Whether a model is held", responses=documented.answers(None))
 async def init(held: HeldPart, body: InitModel | None = None) -> dict[str, Any]:
     """Nothing is loaded by this call: 200 in the envelope if a worker holds the model, else why none does."""
     asked = body or InitModel()
@@ -173,7 +170,7 @@ async def init(held: HeldPart, body: InitModel | None = None) -> dict[str, Any]:
     return wrapped(inventory.initialized(held, asked.model, asked.slot or 1))
 
 
-@server.post("/reinitialize", summary="Nothing to reload", responses=documented.answers(None, documented.AWAY))
+@server.post("/reinitialize", summary="Nothing to reload", responses=documented.answers(None))
 async def reinitialize(held: HeldPart) -> dict[str, Any]:
     """Nothing is reloaded by this call: workers restart by themselves."""
     return wrapped(inventory.reinitialized(held))
@@ -185,7 +182,7 @@ async def lora_status() -> dict[str, Any]:
     return wrapped(LORA_STATUS)
 
 
-@server.post("/lora/load", summary="Refused: a LoRA belongs to a task", responses=documented.WRONG)
+@server.post("/lora/load", summary="Refused: a LoRA belongs to a task")
 async def load_lora() -> dict[str, Any]:
     """Send `lora` and `lora_scale` with the task."""
     raise RequestError(LORA_REFUSAL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,9 +13,10 @@ from api.dialects import musical_fields as musical
 from api.dialects.acestep.names import audio_id, collect
 from api.dialects.acestep.request import ReleaseTask
 from api.dialects.acestep.samples import SIMPLE
-from api.dialects.fields import Conversion, Table, To, renamer, sentences
+from api.dialects.fields import Conversion, Table, To, recorded, renamer, sentences
 from serinette.spec import INSTRUMENTAL, Task, invalid_spec
 
+API: Final = "acestep-1.5"
 # Tasks for which ACE-Step 1.5 asks its language model when `thinking` is true.
 _THOUGHT_OF: Final = frozenset({Task.TEXT2MUSIC, Task.LEGO, Task.COMPLETE})
 # As in ACE-Step 1.5's own: `Extract the VOCALS track from the audio:`, `Complete the input track with DRUMS | BASS:`.
@@ -112,11 +112,6 @@ def _formatted(wanted: bool, task: Converted) -> None:
         task.fields["rewrite"] = "format"
 
 
-def _repaint_end(end_s: float, task: Converted) -> float | None:
-    before = (task.request.repainting_start or 0) < 0  # what lies before the song may end where it begins
-    return end_s if end_s > 0 or (before and end_s == 0) else None
-
-
 def _thinking(wanted: bool, task: Converted) -> bool | None:
     asked = wanted and task.request.task_type in _THOUGHT_OF and "audio_codes" not in task.fields
     return True if asked else None
@@ -164,7 +159,7 @@ TABLE: Final[Table] = {
     "src_audio_path": To("source_audio", _source, also=("source_audio_path", "ctx_audio_path")),
     "reference_audio_path": To("reference_audio", _audio, also=("ref_audio_path",)),
     "repainting_start": To("repaint_start_s"),
-    "repainting_end": To("repaint_end_s", _repaint_end),
+    "repainting_end": To("repaint_end_s", musical.repaint_end),
     "audio_cover_strength": To("cover_strength", also=("cover_strength",)),
     "audio_code_string": To("audio_codes", _filled, also=("audio_codes",)),
     "track_name": To("track", _filled),
@@ -253,4 +248,4 @@ def warnings(conversion: Conversion[ReleaseTask]) -> list[str]:
 
 def record_of(conversion: Conversion[ReleaseTask]) -> dict[str, str]:
     """What travels with the job for the answers."""
-    return {"api": "acestep-1.5", "warnings": json.dumps(warnings(conversion), ensure_ascii=False)}
+    return recorded(API, warnings(conversion))

@@ -6,14 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
 
-from api.dialects.chat.table import theirs
-from api.problems import headers_of, invalid, status_of
-from serinette.errors import InvalidAudio, InvalidSpec, SerinetteError
+from api.dialects.chat.table import API, theirs
+from api.dialects.dialect import refusals
+from api.dialects.fields import warnings_of
 from serinette.job import Artifact, Job, JobStatus
 
 # All songs of an answer together; longer ones are named by their URL in place of the data.
@@ -53,19 +50,12 @@ def error_of(message: str, kind: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}, "detail": message}
 
 
-def refuse(error: Exception) -> Response | None:
-    """An error in OpenAI's shape; what the client can correct is 400."""
-    match error:
-        case RequestValidationError():
-            return JSONResponse(error_of(invalid(error.errors()[0]).message, "invalid_request_error", "invalid"), 400)
-        case HTTPException():
-            kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-            return JSONResponse(error_of(str(error.detail), kind, "http"), error.status_code, error.headers)
-        case SerinetteError():
-            status = 400 if isinstance(error, InvalidSpec | InvalidAudio) else status_of(error)
-            kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-            return JSONResponse(error_of(theirs(error.message), kind, error.code), status, headers_of(error))
-    return None
+def _refusal(status: int, message: str, code: str) -> dict[str, Any]:
+    is_theirs = status < 500 and status != 429
+    return error_of(message, "invalid_request_error" if is_theirs else "server_error", code)
+
+
+refuse = refusals(_refusal, theirs)
 
 
 def failure(job: Job) -> dict[str, Any]:
@@ -109,8 +99,7 @@ def last_chunks(job: Job, base_url: str) -> Iterator[bytes | Artifact]:
 
 def warnings(job: Job) -> list[str]:
     """All that was not done as asked."""
-    of_conversion: list[str] = json.loads(job.dialect.get("warnings", "[]")) if job.dialect.get("api") == "chat" else []
-    return [*of_conversion, *(theirs(warning) for warning in (job.result.warnings if job.result else ()))]
+    return [*warnings_of(job, API), *(theirs(warning) for warning in (job.result.warnings if job.result else ()))]
 
 
 def content(job: Job) -> str:

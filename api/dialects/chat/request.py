@@ -11,15 +11,15 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    field_validator,
     model_validator,
 )
 
-from api.dialects.musical_fields import FORMATS, LEFT_OUT, SongTask, parsed_seeds
-from serinette.spec import Task, TextFloat, TextInt
+from api.dialects.musical_fields import FileFormat, ShortText, SongFields, says_something
+from serinette.spec import TextFloat, TextInt
 
 _MAX_PARTS: Final = 16
 _SHOWN: Final = 40
+_FREE_TEXT: Final = frozenset({"lyrics", "vocal_language"})
 _READ: Final = frozenset({"text", "input_audio"})
 _TAG = re.compile(r"<(/?)(prompt|lyrics)>", re.IGNORECASE)
 _SECTION = re.compile(r"^[ \t]*\[[^\]\n]{1,40}\]", re.MULTILINE)
@@ -27,21 +27,18 @@ _SECTION = re.compile(r"^[ \t]*\[[^\]\n]{1,40}\]", re.MULTILINE)
 _FEWEST_LINES, _LONGEST_LINE = 4, 60
 _CONFIG: Final = ("duration", "bpm", "vocal_language", "instrumental", "format", "key_scale", "time_signature")
 
-_Text = Annotated[str, Field(max_length=1_000)]
-_Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
-
 
 class InputAudio(BaseModel):
     """Audio inside a message."""
 
     data: str = Field(description="The file in base64.", repr=False)
-    format: _Text | None = Field(None, description="Not needed: the file says.")
+    format: ShortText | None = Field(None, description="Not needed: the file says.")
 
 
 class Part(BaseModel):
     """A part of a message: text, or audio to work on; one of another `type` is not read, and reported."""
 
-    type: _Text
+    type: ShortText
     text: str = ""
     input_audio: InputAudio | None = None
 
@@ -64,47 +61,30 @@ _Content = BeforeValidator(_parts, json_schema_input_type=str | list[Part] | Non
 class Message(BaseModel):
     """One message. The last one of the user asks for the song; the others are not read."""
 
-    role: _Text
+    role: ShortText
     content: Annotated[list[Part], Field(max_length=_MAX_PARTS), _Content] = Field(default_factory=list)
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(SongFields):
     """The body. `audio_config` holds `duration`, `bpm`, `vocal_language`, `instrumental`, `format`, `key_scale` and
     `time_signature`, which may also stand beside it.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     messages: list[Message] = Field(
         min_length=1,
         description="The last one of the user says what to generate: `<prompt>` and `<lyrics>` tags, lyrics, or a "
         "wish. Its `input_audio` is the source (of text2music the timbre), a second one the timbre.",
     )
-    model: _Text | None = Field(None, description="An id of GET /v1/models; for another one the default generates.")
+    model: ShortText | None = Field(None, description="An id of GET /v1/models; for another one the default generates.")
     stream: bool = Field(False, description="Server-Sent Events: signs of life, then the song.")
     lyrics: str = Field("", description="Lyrics; the message is then the prompt.")
     batch_size: TextInt = Field(1, description="Songs, 1 to 8.")
-    seed: tuple[int, ...] = Field((), description="One, or one for each song with commas.")
-    guidance_scale: TextFloat | None = Field(None, description="Left out: the checkpoint's own. Turbo has none.")
-    task_type: Annotated[SongTask, _Lowered] = Field(
-        Task.TEXT2MUSIC, description="All but text2music work on the message's audio."
-    )
-    repainting_start: TextFloat | None = Field(None, description="Seconds; below 0 continues the song.")
-    repainting_end: TextFloat | None = Field(None, description="Seconds; beyond the source continues the song.")
-    audio_cover_strength: TextFloat | None = Field(None, description="How closely a cover follows its source.")
     sample_mode: bool = Field(False, description="The message is a wish, also if it looks like lyrics.")
 
     duration: TextFloat | None = Field(None, description="Seconds, 1 to 600; 60 if left out.")
-    bpm: TextFloat | None = Field(None, description="Beats per minute.")
-    vocal_language: _Text = Field("en", description="A tag or a name; what the model does not know is reported.")
-    instrumental: bool | None = Field(None, description="True: lyrics have no effect.")
-    format: Annotated[_Text, _Lowered] = Field(
-        "mp3", description=f"One of {', '.join(FORMATS)}; opus comes in Ogg, aac in MP4, wav32 with 16 bits: reported."
-    )
-    key_scale: _Text | None = Field(None, description="As people write it; what is none is left to the model.")
-    time_signature: Annotated[_Text | None, Field(coerce_numbers_to_str=True)] = Field(
-        None, description="As people write it; what is none is left to the model."
-    )
+    format: FileFormat = "mp3"
 
     temperature: TextFloat | None = Field(None, description="Of the planner, 0 to 2.")
     top_p: TextFloat | None = Field(None, description="Of the planner, 0.01 to 1.")
@@ -115,7 +95,6 @@ class ChatRequest(BaseModel):
     modalities: Any = Field(None, description="Audio comes whatever is asked for.")
 
     _unread_messages: bool = False
-    _seeds = field_validator("seed", mode="before")(parsed_seeds)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -126,7 +105,11 @@ class ChatRequest(BaseModel):
         if not isinstance(config, dict):
             raise ValueError("audio_config: must be an object")
         both = {**given, **{name: config[name] for name in _CONFIG if config.get(name) is not None}}
-        sent = {name: value for name, value in both.items() if name != "audio_config" and _says_something(name, value)}
+        sent = {
+            name: value
+            for name, value in both.items()
+            if name != "audio_config" and says_something(value, free_text=name in _FREE_TEXT)
+        }
         messages = sent.get("messages")
         if not isinstance(messages, list) or not messages:
             return validate(sent)
@@ -156,12 +139,6 @@ class ChatRequest(BaseModel):
     def audio(self) -> list[str]:
         """Files that came along, in base64."""
         return [part.input_audio.data for part in self.messages[0].content if part.input_audio]
-
-
-def _says_something(name: str, value: object) -> bool:
-    if not isinstance(value, str) or name in {"lyrics", "vocal_language"}:
-        return value is not None
-    return value.strip().lower() not in LEFT_OUT
 
 
 def _is_of_the_user(message: object) -> bool:

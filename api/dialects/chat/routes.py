@@ -9,13 +9,14 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from api.dependencies import idempotency_key_header
 from api.dialects.chat import answers
 from api.dialects.chat.request import ChatRequest
 from api.dialects.chat.table import convert, record_of
 from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
+from api.problems import Responses
+from api.turns import HeldResponse
 from serinette.errors import SerinetteError
 from serinette.job import Job, JobStatus
 from serinette.spec import PlainNumber
@@ -25,6 +26,7 @@ router = APIRouter(route_class=refusing(answers.refuse), tags=[TAG])
 
 # How often a stream shows that it lives, as ACE-Step 1.5's server does.
 HEARTBEAT_S: Final = 2.0
+_UNBUFFERED: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _AUDIO: Final = [{"type": "audio_url", "audio_url": {"url": "data:audio/mpeg;base64,SUQzBAAA"}}]
 _EXAMPLE: Final = {
     "id": "chatcmpl-2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10",
@@ -41,20 +43,16 @@ _EXAMPLE: Final = {
     "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
     "warnings": [],
 }
-_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+_ANSWERS: Final[Responses] = {
     **example(_EXAMPLE),
     303: {"description": "Not generated yet: ask the URL in `Location`; clients that follow redirects end with it."},
 }
 _ANSWERS[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
 _KeyHeader = Annotated[str | None, idempotency_key_header("The same key with the same body is the same song.")]
-_REFUSED: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "The tenant may not use the lane `normal`."}}
-_BY_ID: Final[dict[int | str, dict[str, Any]]] = {
-    404: {"description": "There is no such song."},
-    410: {"description": "Its file was erased."},
-}
+_ERASED: Final[Responses] = {410: {"description": "Its file was erased."}}
 
 
-@router.post("/v1/chat/completions", responses=_ANSWERS | _REFUSED, response_class=Response)
+@router.post("/v1/chat/completions", responses=_ANSWERS, response_class=Response)
 async def chat_completions(
     body: ChatRequest, access: JobAccessPart, http: Request, idempotency_key: _KeyHeader = None
 ) -> Response:
@@ -63,29 +61,17 @@ async def chat_completions(
     convert(body, ["upload"] * len(body.audio), models).spec()  # before audio is kept that is of no use
     async with AsyncExitStack() as held:
         if body.stream:  # refused before anything is submitted
-            await held.enter_async_context(access.turn_to_stream())
+            await held.enter_async_context(access.parts.events.streams.of(access.tenant))
         uploads = [await access.keep_base64("messages", audio) for audio in body.audio[:2]]
         conversion = convert(body, uploads, models)
         job = await access.submit(conversion, record_of(conversion), idempotency_key)
         if body.stream:
-            return _Stream(_events(http, access, job), held.pop_all())
+            stream = StreamingResponse(_events(http, access, job), headers=_UNBUFFERED, media_type="text/event-stream")
+            return HeldResponse(stream, held.pop_all())
     return await _answer(http, access, job, access.max_wait_s)
 
 
-class _Stream(StreamingResponse):
-    """Server-Sent Events that hold their turn until they end."""
-
-    def __init__(self, content: AsyncIterator[bytes], turn: AsyncExitStack) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(content, media_type="text/event-stream", headers=headers)
-        self._turn = turn
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._turn:
-            await super().__call__(scope, receive, send)
-
-
-@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS | _BY_ID, response_class=Response)
+@router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS | _ERASED, response_class=Response)
 async def chat_completion(
     job_id: str,
     access: JobAccessPart,
@@ -105,7 +91,7 @@ async def models(access: JobAccessPart) -> dict[str, Any]:
 async def _answer(http: Request, access: JobAccess, job: Job, wait_s: float) -> Response:
     job = await access.hold(job, wait_s, refuse=http.method != "POST")  # what was submitted is not refused
     if job.status is JobStatus.SUCCEEDED:
-        return await access.with_songs(answers.completion(job, _base_url(http)), "application/json")
+        return await access.parts.downloads.in_base64(answers.completion(job, _base_url(http)), "application/json")
     if job.status.ended:
         # OpenAI's SDKs repeat a 500 twice, and each would generate a song.
         return JSONResponse(answers.failure(job), 500, {"x-should-retry": "false"})
@@ -117,13 +103,13 @@ async def _events(http: Request, access: JobAccess, job: Job) -> AsyncIterator[b
     yield answers.chunk(job, {"role": "assistant", "content": "Generating music"})
     try:
         while not job.status.ended:
-            if access.closing:
+            if access.parts.events.closing:
                 yield _last(f"the server restarts; the song goes on: GET /v1/chat/completions/{job.id}?wait=50")
                 return
             job = await access.wait(job, HEARTBEAT_S)
             if not job.status.ended:
                 yield answers.chunk(job, {"content": "."})
-        async for part in access.texts(list(answers.last_chunks(job, _base_url(http)))):
+        async for part in access.parts.downloads.texts(list(answers.last_chunks(job, _base_url(http)))):
             yield part
     except SerinetteError as error:  # the status is sent already
         yield _last(error.message, error.code)

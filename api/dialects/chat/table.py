@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from api.dialects import fields
 from api.dialects import musical_fields as musical
 from api.dialects.chat.request import ChatRequest, outside_tags, words_of
-from api.dialects.fields import Conversion, Table, To, renamer, sentences
+from api.dialects.fields import Conversion, Table, To, recorded, renamer, sentences
 from serinette.errors import InvalidSpec
 from serinette.spec import INSTRUMENTAL, Task
 
+API: Final = "chat"
 Converted = Conversion[ChatRequest]
 
 
@@ -45,10 +45,6 @@ def _model(name: str, asked: Converted) -> str | None:
     return musical.model(name if name in asked.models else name.rpartition("/")[2], asked)
 
 
-def _positive(end_s: float, asked: Converted) -> float | None:
-    return end_s if end_s > 0 or (asked.request.repainting_start or 0) < 0 <= end_s else None
-
-
 TABLE: Final[Table] = {
     "messages": To(convert=_words),
     "model": To("model", _model),
@@ -57,7 +53,7 @@ TABLE: Final[Table] = {
     "task_type": To("task"),
     "guidance_scale": To("guidance_scale"),
     "repainting_start": To("repaint_start_s"),
-    "repainting_end": To("repaint_end_s", _positive),
+    "repainting_end": To("repaint_end_s", musical.repaint_end),
     "audio_cover_strength": To("cover_strength"),
     "duration": To("duration_s", lambda seconds, _: seconds if seconds > 0 else None),
     "bpm": To("bpm", musical.bpm),
@@ -94,5 +90,4 @@ def convert(request: ChatRequest, uploads: list[str], models: frozenset[str]) ->
 
 def record_of(conversion: Converted) -> dict[str, str]:
     """What travels with the job for the answers."""
-    said = sentences(conversion.adjusted, conversion.ignored)
-    return {"api": "chat", "warnings": json.dumps(said, ensure_ascii=False)}
+    return recorded(API, sentences(conversion.adjusted, conversion.ignored))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import JSONResponse, Response
@@ -78,14 +78,7 @@ def wants_bytes(job: Job) -> bool:
     return job.dialect.get("return_file_data") == "true"
 
 
-def queued(job: Job) -> dict[str, Any]:
-    """To a request that does not wait."""
-    return {"request_id": job.id, "status": "queued", "message": "Request has been queued for processing"}
-
-
-def queued_at_once(job: Job) -> dict[str, Any]:
-    """To POST /generate_music where the operator has it answer at once."""
-    return {"success": True, "request_id": job.id}
+QUEUED: Final = {"status": "queued", "message": "Request has been queued for processing"}
 
 
 def queued_with_audio(job: Job, file_name: str | None, *, base64: bool = False) -> dict[str, Any]:
@@ -175,11 +168,6 @@ def not_completed(job: Job) -> dict[str, Any]:
     return answer | ({"error": failure(job)} if job.status.ended else {})
 
 
-def not_cancelable(job: Job) -> dict[str, Any]:
-    """DELETE /request/{id} of a job that has ended (400)."""
-    return {"detail": f"Cannot cancel request in {status_word(job)} status"}
-
-
 def unsuccessful(message: str) -> dict[str, Any]:
     """Where the seed answers a failure with 200."""
     return {"success": False, "error_message": message}
@@ -190,10 +178,15 @@ def failed(job: Job) -> dict[str, Any]:
     return {"request_id": job.id} | unsuccessful(failure(job))
 
 
-def queue(waiting: int, running: int, completed: int, failed: int) -> dict[str, Any]:
+def queue(pools: Sequence[Pool]) -> dict[str, Any]:
     """GET /queue/status."""
-    counts = {"pending": waiting, "processing": running, "completed": completed, "failed": failed}
-    return {"queue_size": waiting, "status_counts": counts, "total_requests": sum(counts.values())}
+    counts = {
+        "pending": sum(sum(pool.waiting.values()) for pool in pools),
+        "processing": sum(pool.running for pool in pools),
+        "completed": sum(pool.succeeded for pool in pools),
+        "failed": sum(pool.unsuccessful for pool in pools),
+    }
+    return {"queue_size": counts["pending"], "status_counts": counts, "total_requests": sum(counts.values())}
 
 
 def health(pools: Sequence[Pool], _: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from api.dialects.musical_fields import Lowered
 from serinette.spec import (
     MAX_LORA_SCALE,
     MAX_SEED,
@@ -62,7 +63,6 @@ def _joined(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-_Lowered = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
 _Joined = Annotated[str | None, BeforeValidator(_joined)]
 _Ignored = Field(None, description=_NO_COUNTERPART, json_schema_extra={"deprecated": True})
 _IgnoredText = Field(None, max_length=1_000, description=_NO_COUNTERPART, json_schema_extra={"deprecated": True})
@@ -90,7 +90,7 @@ class GenerateMusicRequest(BaseModel):
         },
     )
 
-    format: Annotated[AudioFormat, _Lowered] = Field(AudioFormat.WAV, description="wav, mp3, ogg, flac or m4a.")
+    format: Annotated[AudioFormat, Lowered] = Field(AudioFormat.WAV, description="wav, mp3, ogg, flac or m4a.")
     audio_duration: Annotated[float, Field(le=600), PlainNumber] = Field(
         60.0,
         description="Seconds, 1 to 600; 0 or less draws 30 to 240 s by the seed. A cover keeps its source's length.",

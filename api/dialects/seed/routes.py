@@ -11,8 +11,8 @@ from fastapi import APIRouter, Body, Form, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from api.dependencies import QueuePart, SettingsPart, context_of
-from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
+from api.dependencies import ContextPart
+from api.dialects.dialect import JobAccess, JobAccessPart, example, job_access_of, refusing
 from api.dialects.seed import answers
 from api.dialects.seed.request import (
     GenerateMusicForm,
@@ -39,9 +39,7 @@ _NOT_YET = {
     "description": "Not generated yet: ask the URL in `Location`. HTTP clients that follow redirects end with the song."
 }
 _NO_SONG = {"description": "There is no song, or not yet: `Request is pending, not completed`."}
-_UNKNOWN = {"description": "`Request not found`."}
 _SYNC: Responses = {200: _SONG, 303: _NOT_YET}
-_BY_ID: Responses = {404: _UNKNOWN}
 
 
 class InitializeRequest(BaseModel):
@@ -80,22 +78,21 @@ async def _submit(
 @router.post(
     "/generate_music_async",
     response_model=dict[str, Any],
-    responses=example({"request_id": _ID, "status": "queued", "message": "Request has been queued for processing"}),
+    responses=example({"request_id": _ID} | answers.QUEUED),
 )
 async def generate_music_async(body: Annotated[GenerateMusicRequest, Body()], http: Request) -> Response:
     """Put a song into the queue and answer at once, with the id to ask by."""
-    return JSONResponse(answers.queued(await _submit(body, JobAccess(context_of(http)))))
+    job = await _submit(body, job_access_of(http))
+    return JSONResponse({"request_id": job.id} | answers.QUEUED)
 
 
 @router.post("/generate_music", responses=_SYNC, response_class=Response)
-async def generate_music(
-    body: GenerateMusicRequest, access: JobAccessPart, settings: SettingsPart, http: Request
-) -> Response:
+async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http: Request) -> Response:
     """Generate a song, and answer where it is; with `return_file_data` the song itself. Where the operator set
     `SERINETTE_GENERATE_MUSIC_WAITS=false`: answer the request's id at once.
     """
-    if not settings.generate_music_waits:
-        return JSONResponse(answers.queued_at_once(await _submit(body, access)))
+    if not access.settings.generate_music_waits:
+        return JSONResponse({"success": True, "request_id": (await _submit(body, access)).id})
     format: Literal["file", "json"] = "file" if body.return_file_data else "json"
     wanted = ResultQuery(format=format, wait=access.max_wait_s, sync=True)
     return await _answer(http, access, await _submit(body, access), wanted)
@@ -166,8 +163,7 @@ for path, kind, only, waits in _WITH_AUDIO:
 @router.get(
     "/status/{request_id}",
     response_model=dict[str, Any],
-    responses=_BY_ID
-    | example(
+    responses=example(
         {
             "request_id": _ID,
             "status": "completed",
@@ -180,10 +176,10 @@ for path, kind, only, waits in _WITH_AUDIO:
 )
 async def status(request_id: Annotated[str, Path()], http: Request) -> Response:
     """pending, processing, completed or failed; times are Unix seconds."""
-    return JSONResponse(answers.status(await JobAccess(context_of(http)).get(request_id)))
+    return JSONResponse(answers.status(await job_access_of(http).get(request_id)))
 
 
-@router.get("/result/{request_id}", responses=_BY_ID | _SYNC | {400: _NO_SONG}, response_class=Response)
+@router.get("/result/{request_id}", responses=_SYNC | {400: _NO_SONG}, response_class=Response)
 async def result(
     request_id: str, wanted: Annotated[ResultQuery, Query()], access: JobAccessPart, http: Request
 ) -> Response:
@@ -193,26 +189,20 @@ async def result(
 
 @router.delete(
     "/request/{request_id}",
-    responses=_BY_ID | example({"message": "Request cancelled"}) | {400: {"description": "It has ended already."}},
+    responses=example({"message": "Request cancelled"}) | {400: {"description": "It has ended already."}},
 )
 async def cancel(request_id: str, access: JobAccessPart) -> Response:
     """Cancel a request, whether it waits or is being generated."""
     job, canceled = await access.cancel(request_id)
-    return JSONResponse(
-        {"message": "Request cancelled"} if canceled else answers.not_cancelable(job), 200 if canceled else 400
-    )
+    if canceled:
+        return JSONResponse({"message": "Request cancelled"})
+    return JSONResponse({"detail": f"Cannot cancel request in {answers.status_word(job)} status"}, 400)
 
 
-@router.get("/queue/status", responses=example(answers.queue(waiting=1, running=1, completed=5, failed=0)))
-async def queue_status(queue: QueuePart) -> dict[str, Any]:
+@router.get("/queue/status", responses=example(answers.queue([])))
+async def queue_status(context: ContextPart) -> dict[str, Any]:
     """How many requests there are, by status."""
-    pools = await queue.pools()
-    return answers.queue(
-        waiting=sum(sum(pool.waiting.values()) for pool in pools),
-        running=sum(pool.running for pool in pools),
-        completed=sum(pool.succeeded for pool in pools),
-        failed=sum(pool.unsuccessful for pool in pools),
-    )
+    return answers.queue(await context.queue.pools())
 
 
 @router.get("/sample_data", responses=example(answers.sample()))
@@ -223,11 +213,11 @@ async def sample_data() -> dict[str, Any]:
 
 @router.post("/initialize", responses=example(answers.initialized([])))
 async def initialize(
-    queue: QueuePart, query: Annotated[InitializeRequest, Query()], body: InitializeRequest | None = None
+    context: ContextPart, query: Annotated[InitializeRequest, Query()], body: InitializeRequest | None = None
 ) -> dict[str, Any]:
     """Whether a worker has its model. Nothing is loaded by this call."""
     sent = sorted(query.model_fields_set | (body.model_fields_set if body else set()))
-    return answers.initialized(await queue.pools()) | {"ignored": sent}
+    return answers.initialized(await context.queue.pools()) | {"ignored": sent}
 
 
 async def _answer(http: Request, access: JobAccess, job: Job, wanted: ResultQuery) -> Response:
@@ -255,4 +245,4 @@ async def _song_as_json(access: JobAccess, job: Job) -> Response:
     if not answers.wants_bytes(job) or artifact.size_bytes > _MAX_INLINE_BYTES:
         return JSONResponse(answer)
     before, after = json.dumps(answer | {"audio": ""}).encode()[:-2], b'"}'
-    return await access.with_songs([before, artifact, after], "application/json")
+    return await access.parts.downloads.in_base64([before, artifact, after], "application/json")

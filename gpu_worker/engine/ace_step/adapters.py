@@ -110,11 +110,8 @@ class Adapters:
 
     def _drop(self, name: str) -> None:
         self._loaded.pop(name, None)
-        if name in self._held():
+        if any(name in names for names in self._pipe.get_list_adapters().values()):
             self._pipe.delete_adapters(name)
-
-    def _held(self) -> set[str]:
-        return {name for names in self._pipe.get_list_adapters().values() for name in names}
 
 
 def weights_in(directory: Path) -> Path:

@@ -63,13 +63,14 @@ class AceStepEngine:
         planner: SongPlanner | None = None,
     ) -> None:
         self._pipe = pipe
-        self._fits = fits
+        self._windows = fits.windows
+        self.songs_together = fits.songs
         self._adapters = adapters
-        self._device = identity.device
+        self.device = identity.device
         self._planner = planner
         self._grid = tasks.grid_of(pipe, fits.longest_s)
         self._progress: BatchProgress | None = None
-        self._model = _describe(pipe, self._grid, identity, planner)
+        self.model = _describe(pipe, self._grid, identity, planner)
         self.load_times: Mapping[str, float] = {}
         pipe.prepare_to_share()
         TextCache.on(pipe.text_encoder)
@@ -79,47 +80,33 @@ class AceStepEngine:
             for block in [] if hasattr(coder.forward, "_torchdynamo_orig_callable") else coder.block:
                 block.register_forward_pre_hook(self._repeat_progress)
 
-    @property
-    def model(self) -> Model:
-        """What is loaded."""
-        return self._model
-
-    @property
-    def device(self) -> str:
-        """What it runs on."""
-        return self._device
-
-    def songs_together(self, longest_s: float) -> float:
-        """How many songs fit into a batch, the longest of so many seconds; see Engine."""
-        return self._fits.songs(longest_s)
-
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in; see Engine."""
-        if spec.model not in {None, self._model.name}:
-            raise Unsupported(f"model: this worker holds {self._model.name!r}, not {spec.model!r}", field="model")
+        if spec.model not in {None, self.model.name}:
+            raise Unsupported(f"model: this worker holds {self.model.name!r}, not {spec.model!r}", field="model")
         if spec.lora is not None:
             self._adapters.check(spec.lora)
         if spec.task.text_alone:
             planner = self._planner_for(spec.task)
-            own = samplings.own_of(turbo=self._model.turbo)
+            own = samplings.own_of(turbo=self.model.turbo)
             return own, (*samplings.of_the_task(spec), *planner.warnings(spec))
-        if samplings.effective_task(spec) not in self._model.tasks:
+        if samplings.effective_task(spec) not in self.model.tasks:
             raise Unsupported(
-                f"task: the checkpoint {self._model.name!r} has no audio tokenizer, so it cannot cover or use codes",
+                f"task: the checkpoint {self.model.name!r} has no audio tokenizer, so it cannot cover or use codes",
                 field="task",
             )
-        sampling, warnings = samplings.fill_in(spec, turbo=self._model.turbo, planner=self._planner is not None)
+        sampling, warnings = samplings.fill_in(spec, turbo=self.model.turbo, planner=self._planner is not None)
         return sampling, (*warnings, *(self._planner.warnings(spec) if self._planner else ()))
 
     def _planner_for(self, task: Task) -> SongPlanner:
         """The planner, for text. Raises Unsupported where there is none that can do the task."""
-        if self._planner and task in self._model.tasks:
+        if self._planner and task in self.model.tasks:
             return self._planner
         set_one = "; the operator can set SERINETTE_PLANNER_MODEL"
         if self._planner is None:
             why = f"{task} needs a planner, which this worker has not{set_one}"
         elif not self._grid.codebook:
-            why = f"the checkpoint {self._model.name!r} has no audio tokenizer of {CODES_PER_S} Hz, so it cannot {task}"
+            why = f"the checkpoint {self.model.name!r} has no audio tokenizer of {CODES_PER_S} Hz, so it cannot {task}"
         else:
             why = (
                 f"{task} needs a planner that knows the {self._grid.codebook} audio codes of the checkpoint, and "
@@ -147,7 +134,7 @@ class AceStepEngine:
             yield from self._generate(batch, self._progress)
             return
         except (MemoryError, RuntimeError) as error:
-            failure = _explain(error, batch, self._device)
+            failure = _explain(error, batch, self.device)
             if failure is None:
                 raise
         finally:
@@ -164,7 +151,9 @@ class AceStepEngine:
         if self._planner and batch[0].spec.task.text_alone:
             yield from self._planner.write(batch, progress, self._codes)
             return
-        planned = self._plan(batch, progress)
+        planned = [PlannedRequest(request) for request in batch]
+        if self._planner and batch[0].spec.planned:
+            planned = self._planner.plan(batch, [self.duration_s(request) for request in batch], progress)
         progress.report(Stage.CONDITIONING)
         spec = batch[0].spec
         self._adapters.use(spec.lora, spec.lora_scale, progress.repeat)
@@ -185,21 +174,14 @@ class AceStepEngine:
             return place not in progress.given_up
 
         frames = [part.song.frames for part in parts]
-        for place, samples in decode(self._decoded, latents, frames, self._fits.windows, wanted):
+        for place, samples in decode(
+            lambda given: self._pipe.vae.decode(given).sample, latents, frames, self._windows, wanted
+        ):
             song, planned_ = self._finish(parts[place], samples), parts[place].planned
             yield place, replace(song, plan=planned_.plan, audio_codes=planned_.audio_codes)
 
-    def _plan(self, batch: Sequence[SongRequest], progress: BatchProgress) -> list[PlannedRequest]:
-        if self._planner is None or not batch[0].spec.planned:
-            return [PlannedRequest(request) for request in batch]
-        return self._planner.plan(batch, [self.duration_s(request) for request in batch], progress)
-
     def _codes(self, request: SongRequest) -> tuple[int, ...]:
         return self._pipe.codes_of(self._whole_frames(request), request.seed)
-
-    def _decoded(self, latents: Tensor) -> Tensor:
-        samples: Tensor = self._pipe.vae.decode(latents).sample
-        return samples
 
     def _prepare(self, planned: PlannedRequest, sampling: Sampling) -> _Part:
         grid = self._grid

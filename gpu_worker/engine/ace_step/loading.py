@@ -38,7 +38,8 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
     """The engine of a checkpoint. Raises ConfigurationError when it cannot be loaded, or does not fit the device."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ships no types for it
-    dtype = _dtype(settings, device)
+    own = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = getattr(torch, own if settings.dtype == "auto" else settings.dtype)
     planner = planner_directory(settings, checkpoint)
     if planner:
         check(planner)  # before minutes go into the song model
@@ -46,7 +47,9 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
     pipe = _pipeline(checkpoint.directory, dtype)
     _place(pipe, fits, settings, device)
     adapters = Adapters(pipe, settings.loras, partial(adapter_directory, settings), settings.max_loras)
-    identity = Identity(settings.model_name or checkpoint.name, checkpoint.revision, _in_words(device))
+    cuda = f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else None
+    in_words = cuda or f"cpu, {torch.get_num_threads()} threads"
+    identity = Identity(settings.model_name or checkpoint.name, checkpoint.revision, in_words)
     beside = _planner(planner, grid_of(pipe, fits.longest_s).codebook, dtype, device) if planner else None
     engine = AceStepEngine(pipe, adapters, fits, identity, beside)
     if settings.compile:
@@ -142,19 +145,6 @@ def warm_up(engine: AceStepEngine, max_batch: int) -> None:
         ]
         engine.generate_all([SongRequest(spec, seed=0) for spec in specs], lambda _stage, _step, _steps: frozenset())
     torch.compiler.set_stance("eager_on_recompile")
-
-
-def _dtype(settings: WorkerSettings, device: torch.device) -> torch.dtype:
-    if settings.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return dtypes[settings.dtype]
-
-
-def _in_words(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device}, {torch.cuda.get_device_name(device)}"
-    return f"cpu, {torch.get_num_threads()} threads"
 
 
 def _advice(directory: Path) -> str | None:

@@ -94,7 +94,10 @@ def of_the_task(spec: GenerationSpec) -> list[str]:
     ]
     if has_codes(spec) and spec.source_audio is not None and spec.task is Task.COVER:
         warnings.append("source_audio: ignored, audio_codes decide what is covered")
-    if _asked(spec, "duration_s") and (has_source(spec) or (has_codes(spec) and not _fill(spec))):
+    # As many codes as fill the song, the last of them perhaps in part.
+    codes = math.ceil(round(spec.duration_s * CODES_PER_S, 6))
+    filled = len(AUDIO_CODE.findall(spec.audio_codes or "")) == codes
+    if _asked(spec, "duration_s") and (has_source(spec) or (has_codes(spec) and not filled)):
         warnings.append(f"duration_s: ignored, {'audio_codes' if has_codes(spec) else 'the source'} gives the length")
     return warnings
 
@@ -106,11 +109,6 @@ def _of_training(spec: GenerationSpec, *, turbo: bool) -> list[str]:
     if turbo and task not in TURBO_TASKS:
         warnings.append(f"task: turbo checkpoints were not trained for {task}; a base checkpoint does it better")
     return warnings
-
-
-def _fill(spec: GenerationSpec) -> bool:
-    """Whether the codes are as many as fill the song, the last of them perhaps in part."""
-    return len(AUDIO_CODE.findall(spec.audio_codes or "")) == math.ceil(round(spec.duration_s * CODES_PER_S, 6))
 
 
 def _asked(spec: GenerationSpec, name: str) -> bool:

@@ -8,9 +8,8 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import urlsplit
 
 from gpu_worker.settings import WorkerSettings
@@ -23,15 +22,6 @@ log = logging.getLogger(__name__)
 _CHECKSUMS = "SHA256SUMS"
 _DOWNLOADS_AT_ONCE = 8
 _SPAN_BYTES = 64 * 1024**2
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes `start` to `end` (exclusive) of one file."""
-
-    name: str
-    start: int
-    end: int
 
 
 def fetch(settings: WorkerSettings, place: str, directory: Path, alive: Callable[[], object] = lambda: None) -> Path:
@@ -66,7 +56,11 @@ def files_under(prefix: str, found: Sequence[StoredObject]) -> dict[str, StoredO
     """
     names = {stored.key.removeprefix(f"{prefix}/"): stored for stored in found if stored.key.strip("/") != prefix}
     folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
-    return {name: stored for name, stored in names.items() if not _hidden(name) and name.strip("/") not in folders}
+    return {
+        name: stored
+        for name, stored in names.items()
+        if not hidden(PurePosixPath(name)) and name.strip("/") not in folders
+    }
 
 
 def _open(settings: WorkerSettings, root: str) -> Store:
@@ -88,8 +82,9 @@ def _download(store: Store, files: dict[str, StoredObject], alive: Callable[[], 
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).touch()
 
-    def one(span: Span) -> None:
-        store.download(files[span.name].key, target / span.name, span=(span.start, span.end))
+    def one(span: tuple[str, int, int]) -> None:
+        name, start, end = span
+        store.download(files[name].key, target / name, span=(start, end))
 
     with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
         for _ in pool.map(one, spans({name: stored.size_bytes for name, stored in files.items()})):
@@ -99,10 +94,12 @@ def _download(store: Store, files: dict[str, StoredObject], alive: Callable[[], 
     _check_sums(target)
 
 
-def spans(sizes: Mapping[str, int], span_bytes: int = _SPAN_BYTES) -> list[Span]:
-    """What to ask for at a time: a large file comes in many spans at once, as one connection fills no fast network."""
+def spans(sizes: Mapping[str, int], span_bytes: int = _SPAN_BYTES) -> list[tuple[str, int, int]]:
+    """What to ask for at a time, a file's bytes from the first number to before the second: a large file comes in many
+    spans at once, as one connection fills no fast network.
+    """
     return [
-        Span(name, start, min(start + span_bytes, size))
+        (name, start, min(start + span_bytes, size))
         for name, size in sizes.items()
         for start in range(0, size, span_bytes)
     ]
@@ -124,14 +121,19 @@ def _check_sums(directory: Path) -> None:
         return
     for line in sums.read_text().splitlines():
         expected, _, name = line.partition(" ")
-        path = directory / name.strip().removeprefix("*").removeprefix("./")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                raise ConfigurationError(f"{name.strip()}: its SHA-256 differs from {_CHECKSUMS}; upload it again")
+        if digest(directory / name.strip().removeprefix("*").removeprefix("./")) != expected:
+            raise ConfigurationError(f"{name.strip()}: its SHA-256 differs from {_CHECKSUMS}; upload it again")
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def digest(path: Path) -> str:
+    """A file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hidden(path: PurePath) -> bool:
+    """Whether a part of a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def publish(directory: Path, build: Callable[[Path], None]) -> Path:

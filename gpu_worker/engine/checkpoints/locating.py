@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -24,7 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from gpu_worker.bundled import ARCHIVE, PLANNER_ARCHIVE
-from gpu_worker.engine.checkpoints.downloading import fetch, publish
+from gpu_worker.engine.checkpoints.downloading import digest, fetch, hidden, publish
 from gpu_worker.engine.interface import Checkpoint
 from gpu_worker.planner.loading import planner_in
 from gpu_worker.settings import WorkerSettings
@@ -53,30 +54,23 @@ _NO_PIPELINE = (
     "of ACE-Step 1.5 in diffusers' layout"
 )
 _PLANNER_FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]
+_OTHER_PLACES = "a hub id (owner/name) nor a URL (s3://, gs://, az://, file://)"
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
 
 
 def locate(settings: WorkerSettings) -> Checkpoint:
     """The checkpoint that `settings.model` names, on this machine's disk: found, unpacked or downloaded."""
     checkpoints = settings.work_dir / "checkpoints"
-    url = urlsplit(settings.model)
-    directory = Path(unquote(url.path)) if url.scheme == "file" else Path(settings.model).expanduser()
-    name = directory.name
     try:
         if settings.model == "bundled":
             return bundled_checkpoint(checkpoints)
-        if url.scheme in {"s3", "gs", "az"}:
-            directory = fetch(settings, settings.model, checkpoints)
-        if directory.is_dir():
-            return Checkpoint(directory, name, revision_of(directory))
+        if directory := _directory(settings, settings.model, checkpoints):
+            return Checkpoint(directory, _path(settings.model).name, revision_of(directory))
         if hub := _HUB_ID.fullmatch(settings.model):
             return _from_hub(hub["id"], hub["revision"])
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {settings.model}: cannot be fetched: {_first_line(error)}") from error
-    raise ConfigurationError(
-        f"model {settings.model}: no such directory, and neither `bundled`, a hub id (owner/name) nor a URL "
-        "(s3://, gs://, az://, file://)"
-    )
+    raise ConfigurationError(f"model {settings.model}: no such directory, and neither `bundled`, {_OTHER_PLACES}")
 
 
 def planner_directory(settings: WorkerSettings, checkpoint: Checkpoint) -> Path | None:
@@ -91,14 +85,11 @@ def planner_directory(settings: WorkerSettings, checkpoint: Checkpoint) -> Path 
         return planner_in(checkpoint.directory)
     if place == "none":
         return None
-    url, below = urlsplit(place), settings.work_dir / "checkpoints"
-    directory = Path(unquote(url.path)) if url.scheme == "file" else Path(place).expanduser()
+    below = settings.work_dir / "checkpoints"
     try:
         if place == "bundled":
             return _unpacked(PLANNER_ARCHIVE, below, "bundled-planner")
-        if url.scheme in {"s3", "gs", "az"}:
-            return fetch(settings, place, below)
-        if directory.is_dir():
+        if directory := _directory(settings, place, below):
             return directory
         if hub := _HUB_ID.fullmatch(place):
             return Path(snapshot_download(hub["id"], revision=hub["revision"], allow_patterns=_PLANNER_FILES))
@@ -107,8 +98,7 @@ def planner_directory(settings: WorkerSettings, checkpoint: Checkpoint) -> Path 
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"planner_model {place}: cannot be fetched: {_first_line(error)}") from error
     raise ConfigurationError(
-        f"planner_model {place}: no such directory, and neither `bundled`, `none`, a hub id (owner/name) nor a URL "
-        "(s3://, gs://, az://, file://)"
+        f"planner_model {place}: no such directory, and neither `bundled`, `none`, {_OTHER_PLACES}"
     )
 
 
@@ -119,13 +109,24 @@ def adapter_directory(settings: WorkerSettings, place: str, alive: Callable[[], 
         ConfigurationError: there is none.
         StoreUnavailable: the object store that holds it does not answer.
     """
+    if directory := _directory(settings, place, settings.work_dir / "loras", alive):
+        return directory
+    raise ConfigurationError(f"{place}: no such directory")
+
+
+def _directory(
+    settings: WorkerSettings, place: str, below: Path, alive: Callable[[], object] = lambda: None
+) -> Path | None:
+    """Where `place`, a path or URL, is on this machine's disk: what a store holds is downloaded below a directory."""
+    if urlsplit(place).scheme in {"s3", "gs", "az"}:
+        return fetch(settings, place, below, alive)
+    directory = _path(place)
+    return directory if directory.is_dir() else None
+
+
+def _path(place: str) -> Path:
     url = urlsplit(place)
-    if url.scheme in {"s3", "gs", "az"}:
-        return fetch(settings, place, settings.work_dir / "loras", alive)
-    directory = Path(unquote(url.path)) if url.scheme == "file" else Path(place).expanduser()
-    if not directory.is_dir():
-        raise ConfigurationError(f"{place}: no such directory")
-    return directory
+    return Path(unquote(url.path)) if url.scheme == "file" else Path(place).expanduser()
 
 
 def _from_hub(model: str, revision: str | None) -> Checkpoint:
@@ -156,12 +157,12 @@ def bundled_checkpoint(directory: Path) -> Checkpoint:
     Raises:
         OSError: the directory cannot be written.
     """
-    return Checkpoint(_unpacked(ARCHIVE, directory, "bundled"), "bundled", _digest(ARCHIVE))
+    return Checkpoint(_unpacked(ARCHIVE, directory, "bundled"), "bundled", digest(ARCHIVE))
 
 
 def _unpacked(path: Path, directory: Path, name: str) -> Path:
     with zipfile.ZipFile(path) as archive:
-        return publish(directory / f"{name}-{_digest(path)[:16]}", archive.extractall)
+        return publish(directory / f"{name}-{digest(path)[:16]}", archive.extractall)
 
 
 def revision_of(directory: Path) -> str:
@@ -170,39 +171,23 @@ def revision_of(directory: Path) -> str:
 
     Kept beside them with their sizes and times, so that the gigabytes are read once. Raises OSError.
     """
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and not _hidden(path, directory))
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and not hidden(path.relative_to(directory)))
     seen = {str(path.relative_to(directory)): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-    known = _known(directory / _REVISION_CACHE)
-    if known.get("files") == seen:
-        return str(known["revision"])
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        known = json.loads((directory / _REVISION_CACHE).read_text())
+        if known["files"] == seen:
+            return str(known["revision"])
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, files))
+        digests = list(pool.map(digest, files))
     whole = hashlib.sha256()
-    for name, digest in zip(seen, digests, strict=True):
-        whole.update(f"{name}\0{digest}\n".encode())
+    for name, sha256 in zip(seen, digests, strict=True):
+        whole.update(f"{name}\0{sha256}\n".encode())
     revision = whole.hexdigest()
     try:
         (directory / _REVISION_CACHE).write_text(json.dumps({"revision": revision, "files": seen}))
     except OSError as error:
         log.info("the checkpoint's revision cannot be kept beside it (%s): it is computed at every start", error)
     return revision
-
-
-def _hidden(path: Path, directory: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(directory).parts)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _known(path: Path) -> dict[str, object]:
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def _first_line(error: Exception) -> str:

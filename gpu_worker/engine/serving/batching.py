@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from serinette.job import Sampling
 from serinette.spec import GenerationSpec
@@ -17,34 +16,21 @@ MOST_PADDING = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What songs of one batch must have in common: the pipeline takes one of each a call.
+    """What songs of one batch must have in `common`: the pipeline takes one of each a call.
 
-    Tasks, sources and references are each song's own. Lengths may differ, at a price: shorter songs are filled up to
-    the longest while they are denoised.
+    Sources and references are each song's own. Lengths may differ, at a price: shorter songs are filled up to the
+    longest while they are denoised.
     """
 
     duration_s: float = field(compare=False)
-    task: Literal["song", "planned song", "text"]
-    sampling: Sampling
-    timesteps: tuple[float, ...] | None
-    cfg_start: float
-    cfg_end: float
-    lora: str | None
-    lora_scale: float
+    common: tuple[object, ...]
 
 
 def kind_of(spec: GenerationSpec, sampling: Sampling, duration_s: float) -> Kind:
     """The kind of a spec whose song lasts so long."""
-    return Kind(
-        duration_s=duration_s,
-        task="text" if spec.task.text_alone else "planned song" if spec.planned else "song",
-        sampling=sampling,
-        timesteps=spec.timesteps,
-        cfg_start=spec.cfg_start,
-        cfg_end=spec.cfg_end,
-        lora=spec.lora,
-        lora_scale=spec.lora_scale,
-    )
+    does = "text" if spec.task.text_alone else "planned song" if spec.planned else "song"
+    options = spec.timesteps, spec.cfg_start, spec.cfg_end, spec.lora, spec.lora_scale
+    return Kind(duration_s, (does, sampling, *options))
 
 
 def plan(waiting: Sequence[Kind | None], room: Room) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import ModuleType
 
 from gpu_worker.wire import Vitals
 from serinette.job import Stage
@@ -92,11 +91,7 @@ def _gpu(device: str) -> dict[str, int | float]:
         "gpu_memory_used_bytes": total_bytes - free_bytes,
         "gpu_memory_total_bytes": total_bytes,
     }
-    return found | _utilization(torch, number)
-
-
-def _utilization(torch: ModuleType, index: int) -> dict[str, int | float]:
     # Asked of NVML by torch, if nvidia-ml-py is installed. A slice of a GPU (MIG) has no such number.
     with suppress(Exception):
-        return {"gpu_utilization": torch.cuda.utilization(index) / 100}
-    return {}
+        found["gpu_utilization"] = torch.cuda.utilization(number) / 100
+    return found

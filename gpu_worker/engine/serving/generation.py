@@ -32,15 +32,6 @@ class _Terms:
     kind: Kind | None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where one variation is; `steps` in all, as far as the stage says."""
-
-    stage: Stage
-    step: int = 0
-    steps: int | None = None
-
-
 class Generation:
     """A job from its request to its answer. `cancel` may come from any thread, all else from the model's."""
 
@@ -62,7 +53,7 @@ class Generation:
         self._warnings: list[str] = []
         self._sample_rate = 0
         planned = spec.planned or spec.task.text_alone
-        self._places = [Place(Stage.PLANNING if planned else Stage.CONDITIONING)] * spec.variations
+        self._places = [Report(stage=Stage.PLANNING if planned else Stage.CONDITIONING)] * spec.variations
         self._started: float | None = None
         self._batch_size = 1
         self._jobs = 1
@@ -118,7 +109,8 @@ class Generation:
 
     def report(self, index: int, stage: Stage, step: int | None, steps: int | None) -> None:
         """Report where one variation is."""
-        self._places[index] = Place(stage, self._steps if stage is Stage.DECODING else step or 0, steps)
+        done = self._steps if stage is Stage.DECODING else step
+        self._places[index] = Report(stage=stage, step=done, steps=steps)
         self._report_place()
 
     def report_waiting(self) -> None:
@@ -150,7 +142,7 @@ class Generation:
         )
         descriptor = share_samples(song.samples)
         try:
-            self._send(Decoded(index=index, song=audio, sample_rate=song.sample_rate), [descriptor])
+            self._send(Decoded(index=index, song=audio), [descriptor])
         finally:
             os.close(descriptor)
         self._songs[index], self._sample_rate = audio, song.sample_rate
@@ -202,14 +194,14 @@ class Generation:
         )
 
 
-def summarize(places: Sequence[Place], steps: int) -> Report:
+def summarize(places: Sequence[Report], steps: int) -> Report:
     """A job's progress from that of its variations, which may come one after the other: it never runs backwards."""
-    done = sum(place.step for place in places if place.stage is not Stage.PLANNING)
+    done = sum(place.step or 0 for place in places if place.stage is not Stage.PLANNING)
     if all(place.stage is Stage.DECODING for place in places):
         return Report(stage=Stage.DECODING)
     if done:
         return Report(stage=Stage.DENOISING, step=done, steps=steps * len(places))
     if planned := [place for place in places if place.stage is Stage.PLANNING]:
-        farthest = max(planned, key=lambda place: place.step)
-        return Report(stage=Stage.PLANNING, step=farthest.step, steps=farthest.steps)
+        farthest = max(planned, key=lambda place: place.step or 0)
+        return Report(stage=Stage.PLANNING, step=farthest.step or 0, steps=farthest.steps)
     return Report(stage=Stage.CONDITIONING)

@@ -1,4 +1,7 @@
-"""The engine process: slots connect to its socket, its main thread holds the model and generates what they ask for."""
+"""The engine process: slots connect to its socket, its main thread holds the model and generates what they ask for.
+
+Each slot's connection has a thread of its own that reads; any thread writes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -18,15 +22,26 @@ from gpu_worker.engine.interface import Engine, EngineFactory, Song
 from gpu_worker.engine.serving.batching import Room, plan
 from gpu_worker.engine.serving.counters import WorkCounters
 from gpu_worker.engine.serving.generation import Generation
-from gpu_worker.engine.serving.session import Session, accept
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.wire import Failed, Hello, Stopped, Vitals
+from gpu_worker.wire import AskVitals, Cancel, Connection, Failed, Generate, Hello, Message, Stopped, Vitals
 from serinette import logs
-from serinette.errors import Canceled, ConfigurationError, EngineCrashed, EngineOutOfMemory, SerinetteError
+from serinette.errors import (
+    Canceled,
+    ConfigurationError,
+    EngineCrashed,
+    EngineOutOfMemory,
+    Interruption,
+    RequestError,
+    SerinetteError,
+)
 from serinette.job import JobError, Stage
+from serinette.spec import GenerationSpec
 
 log = logging.getLogger(__name__)
+
+# A slot that reads nothing for so long is gone: the model must not wait for it.
+_SEND_TIMEOUT_S = 10
 
 Member = tuple[Generation, int]  # a job, and which of its variations
 
@@ -75,8 +90,7 @@ class EngineServer:
 
     def listen(self) -> None:
         """Take connections from now on. Raises ConfigurationError when the socket cannot be bound."""
-        receive = partial(accept, bind(self._path), self._connected)
-        threading.Thread(target=receive, name="accept", daemon=True).start()
+        threading.Thread(target=self._accept, args=(bind(self._path),), name="accept", daemon=True).start()
 
     def open(self, engine: Engine, began_s: float) -> None:
         """The model is loaded, which began at this monotonic time: say so to every slot."""
@@ -104,12 +118,18 @@ class EngineServer:
             with logs.about(job=" ".join(dict.fromkeys(job.job_id for job, _ in batch))):
                 self._generate(batch, self._engine)
 
-    def _connected(self, sock: socket.socket) -> None:
-        session = Session(sock, self._add, self._forget, self._vitals)
-        with self._changed:
-            self._sessions.add(session)
-            session.send(self._hello())
-        session.start()
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                session = Session(listener.accept()[0], self)
+            except OSError as error:  # the slot left at once, or no descriptor is free at present
+                log.warning("a slot's connection could not be taken: %s", error)
+                time.sleep(0.1)
+                continue
+            with self._changed:
+                self._sessions.add(session)
+                session.send(self._hello())
+            session.start()
 
     def _hello(self) -> Hello:
         if self._engine is None:
@@ -117,14 +137,17 @@ class EngineServer:
         about = {"model": self._engine.model, "device": self._engine.device, "load_times": self._load_times}
         return Hello(pid=os.getpid(), stage="ready", **about)
 
-    def _vitals(self) -> Vitals:
+    def vitals(self) -> Vitals:
+        """What the engine has done, and how its device is."""
         return self._counters.vitals(self._engine.device if self._engine else "")
 
-    def _forget(self, session: Session) -> None:
+    def forget(self, session: Session) -> None:
+        """A slot is gone."""
         with self._changed:
             self._sessions.discard(session)
 
-    def _add(self, job: Generation) -> None:
+    def add(self, job: Generation) -> None:
+        """A slot asks for a job."""
         with self._changed:
             # Reported at once: should the engine die, this job is known to be a bystander.
             if any(not other.answered for other in self._queue):
@@ -134,16 +157,14 @@ class EngineServer:
 
     def _wait(self) -> list[Generation]:
         with self._changed:
-            while not self._unanswered():
+            while True:
+                for job in self._queue:
+                    if job.canceled:
+                        job.answer(Stopped())
+                self._queue = [job for job in self._queue if not job.answered]
+                if self._queue:
+                    return list(self._queue)
                 self._changed.wait()
-            return list(self._queue)
-
-    def _unanswered(self) -> bool:
-        for job in self._queue:
-            if job.canceled:
-                job.answer(Stopped())
-        self._queue = [job for job in self._queue if not job.answered]
-        return bool(self._queue)
 
     def _prepare(self, job: Generation, engine: Engine) -> bool:
         with logs.about(job=job.job_id):
@@ -203,6 +224,66 @@ class EngineServer:
         for job in waiting:
             job.report_waiting()
         return frozenset(place for place, (job, _) in enumerate(batch) if job.answered)
+
+
+class Session(threading.Thread):
+    """Reads one slot's requests and queues its jobs; a slot that goes away gives up its job."""
+
+    def __init__(self, sock: socket.socket, server: EngineServer) -> None:
+        super().__init__(name="session", daemon=True)
+        # The kernel's timeout, as the socket's own would bound the reading too.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0))
+        self._connection = Connection(sock)
+        self._server = server
+        self._writing = threading.Lock()
+        self._open = True
+        self._generation: Generation | None = None
+
+    def run(self) -> None:
+        """Read until the slot goes away or sends what it may not."""
+        try:
+            while True:
+                self._handle(self._connection.receive(None))
+        except (OSError, ValueError) as error:
+            log.debug("a slot is gone: %s", error)
+        finally:
+            if self._generation is not None:
+                self._generation.cancel()
+            with self._writing:
+                self._open = False
+                self._connection.close()
+            self._server.forget(self)
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send to the slot; nothing happens when it is gone, as its own thread ends then."""
+        with self._writing:
+            if not self._open:
+                return
+            try:
+                self._connection.send(message, list(descriptors))
+            except OSError as error:
+                log.warning("a slot does not take its messages and is given up: %s", error)
+                self._connection.hang_up()
+
+    def _handle(self, message: Message | None) -> None:
+        if isinstance(message, Cancel):
+            if self._generation is not None:
+                self._generation.cancel()
+        elif isinstance(message, AskVitals):
+            self.send(self._server.vitals())
+        elif isinstance(message, Generate):
+            if self._generation is not None and not self._generation.answered:
+                raise ConnectionError("a slot asked for a second song before it had its first")
+            audio = {str(part.role): self._connection.take_samples(part) for part in message.audio}
+            try:
+                spec = GenerationSpec.from_wire(message.spec)
+            except (RequestError, Interruption) as error:
+                self.send(_failed(message.job_id, error))
+                return
+            self._generation = Generation(message.job_id, spec, audio, self.send, alone=message.alone)
+            self._server.add(self._generation)
+        else:
+            raise ConnectionError(f"a slot sent {message!r:.80}, which only an engine sends")
 
 
 def bind(path: Path) -> socket.socket:
