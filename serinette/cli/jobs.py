@@ -48,7 +48,7 @@ def submit(
     **_: Any,  # noqa: ANN401  # fields of the spec, read from the context
 ) -> None:
     """Queue a song, watch its progress and write it to a file. Of tasks write, format, describe the text is printed."""
-    if prompt is None and context.params["task"] is not Task.DESCRIBE:
+    if prompt is None and context.params["task"] != Task.DESCRIBE:
         raise typer.BadParameter("say what to generate", param_hint="PROMPT")
     params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
     if wait:
