@@ -117,6 +117,8 @@ def song_of(job: Job, index: int) -> Artifact:
     for artifact in job.result.artifacts:
         if artifact.index == index:
             return artifact
+    if job.result.texts:
+        raise NotFound(f"job {job.id} is of task {job.spec.task} and has no song: what was written is in result.texts")
     count = len(job.result.artifacts)
     has = "1 song, index 0" if count == 1 else f"{count} songs, index 0 to {count - 1}"
     raise NotFound(f"index: job {job.id} has {has}", field="index")

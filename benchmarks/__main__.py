@@ -20,6 +20,7 @@ from benchmarks import (
     gateway_load,
     interference,
     page,
+    planned_songs,
     recovery,
     songs,
     start_latency,
@@ -56,6 +57,7 @@ WITH_OPTIONS: dict[str, tuple[Callable[..., Figures], tuple[str, ...]]] = {
     "peers": (throughput.measure, ("rounds", "round_s", "appendfsync")),
     "depth": (depth.measure, ("rounds", "jobs", "ended_after_s", "appendfsync")),
     "fleet": (fleet.measure, ("workers", "jobs", "round_s", "appendfsync")),
+    "planned-songs": (planned_songs.measure, ("rounds",)),
     "interference": (interference.measure, ("rounds", "round_s")),
     "start-latency": (start_latency.measure, ("rounds", "other")),
     "engine": (lambda **given: engine_figures(on_cpu(), **given), ("rounds", "other")),
@@ -85,7 +87,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", argument_default=argparse.SUPPRESS, description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(known)}; none: the short ones")
     parser.add_argument(
-        "--rounds", type=int, help="peers, depth, interference, start-latency, engine: how often each has its turn"
+        "--rounds",
+        type=int,
+        help="peers, depth, interference, planned-songs, start-latency, engine: how often each has its turn",
     )
     parser.add_argument("--round-s", type=float, help="peers, fleet, interference: seconds of a turn")
     parser.add_argument("--appendfsync", choices=("always", "everysec"), help="peers, depth, fleet: of Valkey")

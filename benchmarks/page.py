@@ -127,6 +127,15 @@ ROWS = (
         "ms",
         "at most 0",
     ),
+    *(
+        Row(f"Bundled model: songs whose {what} is heard, {whose}", "planned-songs", f"figures.{figure}", 2, "", target)
+        for what, name in (("key", "key_found"), ("tempo", "tempo_found"))
+        for whose, figure, target in (
+            ("of metadata that the planner wrote", f"{name}.planned", ""),
+            ("the same metadata given by the user", f"{name}.given", ""),
+            ("ratio of the first to the second", f"{name}.planned_to_given", "at least 1"),
+        )
+    ),
     Row("Jobs that ended in every way and were deleted by age", "forgetting", "figures.jobs"),
     Row("Redis's memory after them, more than before", "forgetting", "figures.grown_bytes", 0, "bytes", "0 a job"),
     Row("Redis's keys after them, more than before", "forgetting", "figures.grown_keys", 0, "", "0"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     AliasChoices,
     AwareDatetime,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     computed_field,
+    field_serializer,
 )
 
 from serinette.container import ContainerSpec, Run
@@ -218,6 +220,11 @@ class Record(RecordModel):
     result: Result | None = Field(None, description="Of a succeeded job.")
     container: ContainerSpec | None = Field(None, description="Spec of a container; `spec` is then empty.")
     run: Run | None = Field(None, description="Result of a container.")
+
+    @field_serializer("spec", mode="wrap")
+    def _spec_as_asked(self, spec: GenerationSpec, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Read again, what was left to a planner is not taken for given."""
+        return {name: value for name, value in dump(spec).items() if name not in spec.left_to_text}
 
     @property
     def keys(self) -> tuple[str, ...]:

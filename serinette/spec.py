@@ -29,7 +29,7 @@ from serinette.errors import HandBack, InvalidSpec
 
 # The highest that this version reads; incremented when it adds what older workers must not ignore. A spec has the
 # lowest that does for it (`needs_schema`), so that workers of both versions share the others.
-SCHEMA = 3
+SCHEMA = 4
 
 MAX_SEED = 2**63 - 1
 MAX_VARIATIONS = 8
@@ -44,7 +44,7 @@ _PLAIN_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASC
 
 
 class Task(StrEnum):
-    """The six tasks of ACE-Step, and two that a planner answers in text, without a song."""
+    """The six tasks of ACE-Step, and three that a planner answers in text, without a song."""
 
     TEXT2MUSIC = "text2music"
     REPAINT = "repaint"
@@ -54,11 +54,12 @@ class Task(StrEnum):
     COMPLETE = "complete"
     WRITE = "write"
     FORMAT = "format"
+    DESCRIBE = "describe"
 
     @property
     def text_alone(self) -> bool:
         """Whether the result is text."""
-        return self in {Task.WRITE, Task.FORMAT}
+        return self in {Task.WRITE, Task.FORMAT, Task.DESCRIBE}
 
 
 class AudioFormat(StrEnum):
@@ -95,7 +96,7 @@ LANGUAGES = (*_TRAINED.split(), UNKNOWN_LANGUAGE)
 METADATA = ("bpm", "key_scale", "time_signature")
 # Fields with a default, which a planner writes nevertheless where they are left out.
 LEFT_TO_TEXT = frozenset({"duration_s", "vocal_language"})
-_NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE}
+_NEEDS_SOURCE = {Task.REPAINT, Task.EXTRACT, Task.LEGO, Task.COMPLETE, Task.DESCRIBE}
 
 
 def without_control_characters(text: str) -> str:
@@ -223,10 +224,10 @@ class GenerationSpec(BoundedInput):
 
     task: Task = Field(
         Task.TEXT2MUSIC,
-        description="Task; all but text2music, write and format work on `source_audio`. Those two generate text and no "
-        "song, in `result.texts`: write, of a wish in plain words, a caption, metadata and lyrics (with lyrics "
-        "`[Instrumental]`: none); format puts prompt and lyrics into the form that the model was trained on. Metadata, "
-        "length and language that are given are kept.",
+        description="Task; all but text2music, write and format work on `source_audio`. Write, format and describe "
+        "generate text and no song, in `result.texts`: write, of a wish in plain words, a caption, metadata and lyrics "
+        "(with lyrics `[Instrumental]`: none); format puts prompt and lyrics into the form that the model was trained "
+        "on; describe says the same of `source_audio`. Metadata, length and language that are given are kept.",
     )
     source_audio: AudioId | None = Field(None, description="Upload id, or `{job_id}/{index}` of an earlier song.")
     reference_audio: AudioId | None = Field(None, description="Upload or song id whose timbre to follow.")
@@ -328,7 +329,7 @@ class GenerationSpec(BoundedInput):
             raise ValueError("repaint_start_s: must not be negative for task lego; only repaint continues a song")
         if "write" in {self.task, self.rewrite} and self.lyrics.strip() not in {"", INSTRUMENTAL}:
             raise ValueError(f"lyrics: write writes them; leave them out, or send {INSTRUMENTAL} for none")
-        if self.task.text_alone and not (self.prompt.strip() or self.lyrics.strip()):
+        if self.task in {Task.WRITE, Task.FORMAT} and not (self.prompt.strip() or self.lyrics.strip()):
             raise ValueError(f"prompt: task {self.task} needs words to start from")
         if self.cfg_end < self.cfg_start:
             raise ValueError(f"cfg_end: must not be less than cfg_start ({self.cfg_start})")
@@ -362,6 +363,12 @@ class GenerationSpec(BoundedInput):
         return (self.thinking or self.rewrite is not None) and not self.task.text_alone
 
     @property
+    def left_to_text(self) -> frozenset[str]:
+        """Fields that were left out and that a planner writes, whatever their defaults are."""
+        written = LEFT_TO_TEXT if self.task.text_alone else {"vocal_language"} if self.rewrite else frozenset()
+        return frozenset(written - self.model_fields_set)
+
+    @property
     def lm_seeds(self) -> tuple[int, ...]:
         """The planner's seed of each variation, of a spec that was `seeded`."""
         if self.lm_seed is None:
@@ -371,6 +378,8 @@ class GenerationSpec(BoundedInput):
     @property
     def needs_schema(self) -> int:
         """The lowest schema of a worker that reads this spec."""
+        if self.task is Task.DESCRIBE:
+            return 4
         if self.planned or self.task.text_alone:
             return 3
         continues = self.repaint_start_s is not None and self.repaint_start_s < 0

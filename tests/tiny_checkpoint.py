@@ -36,18 +36,25 @@ _LATENTS = 4
 _STRIDES = (2, 4, 4, 6, 10)
 
 
-def build(directory: Path, *, turbo: bool, strides: Sequence[int] = _STRIDES, blocks: int = 2) -> None:
+def build(
+    directory: Path,
+    *,
+    turbo: bool,
+    strides: Sequence[int] = _STRIDES,
+    blocks: int = 2,
+    levels: list[int] | None = None,
+) -> None:
     """Write a checkpoint with random weights, the same bytes each time; `turbo`, or a base that takes guidance.
 
     `strides` are of the decoder's blocks; their product is the samples of a latent frame. `blocks` are of the
-    transformer.
+    transformer; `levels` of the audio tokenizer, whose codes are as many as their product (64,000).
     """
     parts: dict[str, Callable[[], Any]] = {
         "vae": partial(_decoder, strides),
         "text_encoder": _text_encoder,
         "transformer": partial(_transformer, turbo=turbo, blocks=blocks),
         "condition_encoder": _condition_encoder,
-        "audio_tokenizer": _audio_tokenizer,
+        "audio_tokenizer": partial(_audio_tokenizer, levels),
         "audio_token_detokenizer": _audio_token_detokenizer,
     }
     pipeline = AceStepPipeline(
@@ -126,9 +133,10 @@ def _decoder(strides: Sequence[int]) -> Any:  # diffusers ships no types
     )
 
 
-def _audio_tokenizer() -> Any:  # diffusers ships no types
+def _audio_tokenizer(levels: list[int] | None) -> Any:  # diffusers ships no types
     return AceStepAudioTokenizer(
         fsq_dim=_WIDTH["hidden_size"],
+        fsq_input_levels=levels,
         audio_acoustic_hidden_dim=_LATENTS,
         num_attention_pooler_hidden_layers=1,
         **_WIDTH,

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from gpu_worker.bundled import PLANNER_ARCHIVE
 from gpu_worker.planner import prompts, questions
 from gpu_worker.planner.decoding import Sampling
-from gpu_worker.planner.loading import METADATA_ALONE, TEMPERATURE
+from gpu_worker.planner.loading import METADATA_ALONE, TEMPERATURE, TRAINED
 from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import Metadata
 from serinette.spec import UNKNOWN_LANGUAGE
@@ -176,6 +176,7 @@ def make_model(tokens: int) -> Qwen3ForCausalLM:
     )
     setattr(config, METADATA_ALONE, True)
     setattr(config, TEMPERATURE, 0.5)  # at more, instruments that were not asked for appear
+    setattr(config, TRAINED, [24, 8])  # nearly all lessons; of more than 40 together it loses the thread
     torch.manual_seed(0)
     return Qwen3ForCausalLM(config)
 

@@ -23,7 +23,7 @@ export default {
   "choice.format": "Put both in order", "hint.planner": "This model has no planner: the song has a warning instead.",
   "help.rewrite": "The prompt is then a wish in plain words.", "help.thinking": "A language model plans tempo, key and codes.",
   "task.text2music": "New song", "task.cover": "Cover", "task.repaint": "Repaint", "task.extract": "Extract",
-  "task.lego": "Lego", "task.complete": "Complete", "task.write": "Text of a wish", "task.format": "Text put in order",
+  "task.lego": "Lego", "task.complete": "Complete", "task.write": "Text of a wish", "task.format": "Text put in order", "task.describe": "Description",
   "song_of_it": "Make a song of it",
   "help.task.text2music": "From prompt and lyrics alone.",
   "help.task.cover": "The recording again, in the style of the prompt.",

@@ -23,7 +23,7 @@ export default {
   "choice.format": "両方を整理する", "hint.planner": "このモデルにはプランナーがないため、曲には警告が付きます。",
   "help.rewrite": "プロンプトには要望を普通の言葉で書きます。", "help.thinking": "言語モデルがテンポ、調、コードを決めます。",
   "task.text2music": "新しい曲", "task.cover": "カバー", "task.repaint": "部分の作り直し", "task.extract": "トラック抽出",
-  "task.lego": "トラック追加", "task.complete": "残りの補完", "task.write": "要望からの文章", "task.format": "文章の整理",
+  "task.lego": "トラック追加", "task.complete": "残りの補完", "task.write": "要望からの文章", "task.format": "文章の整理", "task.describe": "曲の説明",
   "song_of_it": "これで曲を作る",
   "help.task.text2music": "プロンプトと歌詞だけから作ります。",
   "help.task.cover": "元の音源を、プロンプトのスタイルで作り直します。",

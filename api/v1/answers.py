@@ -68,9 +68,11 @@ def job_answer(job: Job, status: int = 200, headers: Mapping[str, str] | None = 
 
 
 def unknown_fields(job: Job) -> dict[str, Any] | None:
-    """What to leave out of the answer of a job that is known in brief: its defaults would look like facts."""
+    """What to leave out of a job's answer, as its defaults would look like facts: what is left to a planner, and all
+    that is not known of a job in brief.
+    """
     # A job in brief (api/queue/lookup.py) has ended, and says nothing of attempts.
     if not job.status.ended or "attempts" in job.model_fields_set:
-        return None
+        return {"spec": set(job.spec.left_to_text)} if job.spec.left_to_text else None
     unset = dict.fromkeys(Job.model_fields.keys() - job.model_fields_set, True)
     return {**unset, "spec": set(GenerationSpec.model_fields) - job.spec.model_fields_set}

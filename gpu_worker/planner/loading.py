@@ -22,6 +22,8 @@ from serinette.errors import ConfigurationError
 METADATA_ALONE = "serinette_metadata_alone"
 # In the same file: the temperature of a planner that has one of its own.
 TEMPERATURE = "serinette_temperature"
+# And how many tokens a caption, read or written, and lyrics had in its training; without it, any number.
+TRAINED = "serinette_trained_tokens"
 _CODE = b"<|audio_code_0|>"
 
 
@@ -45,8 +47,8 @@ def planner_in(checkpoint: Path) -> Path | None:
     return found[0] if found else None
 
 
-def load_parts(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and the tokenizer in a directory, on the CPU.
+def check(directory: Path) -> None:
+    """Check that a planner is in a directory, by its files; nothing is loaded.
 
     Raises:
         ConfigurationError: what is there is no planner, or not whole.
@@ -59,7 +61,12 @@ def load_parts(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Pr
         raise _no_planner(directory, f"its config.json says {config.get('model_type')}, no causal language model")
     if not _is_planner(directory):
         raise _no_planner(directory, f"its tokenizer has no {_CODE.decode()}, which an ACE-Step planner has")
-    weights_bytes(directory, dtype)  # compares each file's header with its length
+    weights_bytes(directory, torch.float32)  # compares each file's header with its length
+
+
+def load_parts(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer in a directory, on the CPU. Raises as `check`."""
+    check(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         loading: Any = AutoModelForCausalLM.from_pretrained  # typed as if it never gave `loaded` beside the model

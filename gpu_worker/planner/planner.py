@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gpu_worker.planner import prompts
 from gpu_worker.planner.decoding import Head, Observe, Row, Sampling, decode, output_weight
 from gpu_worker.planner.grammar import Grammars, Walk
-from gpu_worker.planner.loading import METADATA_ALONE, TEMPERATURE, load_parts
+from gpu_worker.planner.loading import METADATA_ALONE, TEMPERATURE, TRAINED, load_parts
 from gpu_worker.planner.prompts import Metadata
 from gpu_worker.planner.questions import Question, Song, metadata_of
 from gpu_worker.planner.vocabulary import Vocabulary
@@ -60,7 +60,9 @@ class Planner:
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, grammars: Grammars | None = None) -> None:
         self._model = model
         self._vocabulary = vocabulary
-        self._grammars = grammars or Grammars(vocabulary)
+        self._trained: tuple[int, int] | None = getattr(model.config, TRAINED, None)
+        bound = {"most_caption_tokens": self._trained[0]} if self._trained else {}
+        self._grammars = grammars or Grammars(vocabulary, **bound)
         self._text_head = Head(model)
         self._code_head = Head(model, vocabulary.code_ids) if vocabulary.code_ids else None
 
@@ -101,6 +103,13 @@ class Planner:
     def writes_lyrics(self) -> bool:
         """Whether it was trained to."""
         return not getattr(self._model.config, METADATA_ALONE, False)
+
+    def readable(self, caption: str, lyrics: str) -> tuple[str, str]:
+        """As much of the beginnings of a song's texts as it was trained to read."""
+        if self._trained is None:
+            return caption, lyrics
+        caption_tokens, lyrics_tokens = self._trained
+        return self._vocabulary.cut(caption, caption_tokens), self._vocabulary.cut(lyrics, lyrics_tokens)
 
     @property
     def codebook(self) -> int:

@@ -13,7 +13,7 @@ from serinette.spec import CODES_PER_S
 
 _KNOWN_NOTHING = Metadata()
 _SAMPLING = Sampling()
-_DESCRIBING = Sampling(temperature=0.3)
+DESCRIBING = Sampling(temperature=0.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def put_in_order(
 
 
 def describe(
-    codes: Sequence[int], *, given: Metadata = _KNOWN_NOTHING, seed: int = 0, sampling: Sampling = _DESCRIBING
+    codes: Sequence[int], *, given: Metadata = _KNOWN_NOTHING, seed: int = 0, sampling: Sampling = DESCRIBING
 ) -> Question:
     """Caption, metadata and lyrics of a song from its audio codes, which say how long it is.
 

@@ -70,6 +70,11 @@ class Vocabulary:
         """A user's text with its markers broken, so that it cannot end its turn or bring codes of its own."""
         return self._markers.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
+    def cut(self, text: str, most_tokens: int) -> str:
+        """The beginning of a text, in whole characters, of at most so many tokens."""
+        spans = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return text if len(spans) <= most_tokens else text[: spans[most_tokens][0]]
+
     def on(self, device: torch.device) -> Vocabulary:
         """The same, its masks on a device."""
         for name in ("line_ends", "caption", "caption_start", "caption_blank", "caption_visible", "lyrics"):

@@ -102,8 +102,7 @@ def print_texts(job: Job, *, as_json: bool) -> None:
     if as_json or job.result is None:
         output.print_json(job.model_dump_json())
         return
-    for text in job.result.texts:
-        output.print(in_words(text), markup=False, soft_wrap=True)
+    output.print("\n\n---\n\n".join(map(in_words, job.result.texts)), markup=False, soft_wrap=True)
     for warning in job.result.warnings:
         errors.print(f"  [yellow]{escape(warning)}[/]", soft_wrap=True)
 

@@ -38,7 +38,7 @@ _AUDIO = ("source_audio", "reference_audio")
 def submit(
     client: Client,
     context: typer.Context,
-    prompt: option.Prompt,
+    prompt: option.Prompt = None,
     output_path: Output = None,
     labels: option.Label = None,
     idempotency_key: option.IdempotencyKey = None,
@@ -47,7 +47,9 @@ def submit(
     as_json: AsJson = False,
     **_: Any,  # noqa: ANN401  # fields of the spec, read from the context
 ) -> None:
-    """Queue a song, watch its progress and write it to a file. Of tasks write and format the text is printed."""
+    """Queue a song, watch its progress and write it to a file. Of tasks write, format, describe the text is printed."""
+    if prompt is None and context.params["task"] != Task.DESCRIBE:
+        raise typer.BadParameter("say what to generate", param_hint="PROMPT")
     params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
     if wait:
         option.check_output(output_path)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from annotated_types import Ge, Le
@@ -126,7 +126,10 @@ def format_of(path: Path | None) -> AudioFormat:
 
 _JOB = "The job"
 
-Prompt = Annotated[str, typer.Argument(help="Style, mood, instruments; - reads standard input.", show_default=False)]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(help="Style, mood, instruments; - reads standard input. None to describe.", show_default=False),
+]
 Label = Annotated[
     list[str] | None,
     typer.Option("--label", help="NAME=VALUE, to list jobs by; may be repeated.", rich_help_panel=_JOB),
@@ -142,7 +145,7 @@ SONG: Panels = {
     "The song": "duration_s lyrics vocal_language bpm key_scale time_signature seed variations format",
     "Working on audio": "source_audio reference_audio task cover_strength repaint_start_s repaint_end_s track",
     "How it is generated": "steps guidance_scale model lora lora_scale bitrate_kbps loudness_lufs",
-    "The planner": "thinking lm_seed lm_temperature lm_top_p lm_cfg_scale",
+    "The planner": "thinking rewrite lm_seed lm_temperature lm_top_p lm_cfg_scale",
     **JOB,
 }
 # Where it is not the field's name without its unit.
@@ -172,8 +175,9 @@ _HELP = {
     "format": "Else as --output ends, or mp3.",
     "source_audio": "A file, which is uploaded; or an upload's id, or JOB_ID/0.",
     "reference_audio": "Whose timbre to follow: as --source.",
-    "task": "What to do with --source; else a cover of it. write, format: text.",
+    "task": "What to do with --source; else a cover of it. write, format, describe: text.",
     "thinking": "A planner writes what is left open, and codes.",
+    "rewrite": "A planner writes prompt and lyrics anew, as the tasks.",
     "seed": "The same seed gives the same song.",
     "timeout_s": "Longest run, in seconds.",
 }
@@ -232,6 +236,6 @@ def _option(name: str, field: FieldInfo, panel: str) -> Any:  # noqa: ANN401  # 
 
 def _type_of(annotation: Any) -> Any:  # noqa: ANN401  # a type, which Python's typing cannot say of all
     """What a field is on the command line: of an optional or of several types the first."""
-    if isinstance(annotation, type):
+    if isinstance(annotation, type) or get_origin(annotation) is Literal:
         return annotation
     return _type_of(get_args(annotation)[0])

@@ -54,7 +54,7 @@ class JobFields(JobOptionFields, total=False):
     bpm: int | None
     key_scale: str | None
     time_signature: str | None
-    task: Task | Literal["text2music", "repaint", "cover", "extract", "lego", "complete", "write", "format"]
+    task: Task | Literal["text2music", "repaint", "cover", "extract", "lego", "complete", "write", "format", "describe"]
     source_audio: str | None
     reference_audio: str | None
     repaint_start_s: float | None

@@ -6,6 +6,7 @@ And an mp3 that is continued.
 from __future__ import annotations
 
 import subprocess
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,34 @@ def test_a_wish_is_written_as_a_job_and_erased_as_one(client: Client) -> None:
 
 
 def test_text_is_printed(stack: Stack, tmp_path: Path) -> None:
-    command = [*CLI, "submit", "a sad tune at 88 bpm", "--task", "write", "--server", stack.url]
+    command = [*CLI, "submit", "a sad tune at 88 bpm", "--task", "write", "-n", "2", "--server", stack.url]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "caption: A " in ended.stdout
-    assert "bpm: 88" in ended.stdout
+    assert ended.stdout.count("caption: A ") == ended.stdout.count("bpm: 88") == 2
+    assert "\n\n---\n\n" in ended.stdout
     assert "writes none" in ended.stderr  # lyrics were asked for
     assert not list(tmp_path.iterdir())
+
+
+def test_a_song_is_written_first_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
+    command = [*CLI, "submit", "a sad harp", "--rewrite", "write", "-d", "1", "-o", str(tmp_path / "song.wav")]
+    ended = subprocess.run([*command, "--server", stack.url], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    tags = read_song_tags(tmp_path / "song.wav")
+    assert tags
+    assert (tags.spec.rewrite, tags.spec.prompt) == ("write", "a sad harp")
+    assert tags.plan
+
+
+def test_the_bundled_planner_cannot_describe_and_says_so(stack: Stack, tmp_path: Path) -> None:
+    song = tmp_path / "song.wav"
+    with wave.open(str(song), "wb") as file:
+        file.setparams((2, 2, 24_000, 24_000, "NONE", ""))
+        file.writeframes(bytes(4 * 24_000))
+    command = [*CLI, "submit", "--task", "describe", "--source", str(song), "--server", stack.url]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ended.returncode != 0
+    assert "so it cannot describe" in ended.stderr
 
 
 def test_a_planned_song_is_made_again_from_its_tags(client: Client, tmp_path: Path) -> None:

@@ -287,15 +287,24 @@ def test_a_wish_is_written_by_a_planner_and_lyrics_that_are_sent_are_kept(
 @pytest.mark.parametrize(
     ("sent", "field"),
     [
-        ({"analysis_only": True}, "analysis_only"),
-        ({"fullAnalysisOnly": True}, "full_analysis_only"),
+        ({"analysisOnly": True}, "analysis_only"),
         ({"extract_codes_only": "true"}, "extract_codes_only"),
     ],
 )
-def test_an_analysis_is_refused(sent: dict[str, Any], field: str) -> None:
-    with pytest.raises(Unsupported, match="audio is not analyzed here") as caught:
+def test_an_analysis_of_text_or_codes_is_refused(sent: dict[str, Any], field: str) -> None:
+    with pytest.raises(Unsupported, match=r"not analyzed here|not handed out") as caught:
         spec(sent)
     assert caught.value.field == field
+
+
+def test_a_full_analysis_describes_the_source_and_nothing_else_is_given() -> None:
+    sent = {"fullAnalysisOnly": "true", "ctx_audio_path": "upload-1", "audio_duration": 30, "prompt": "x", "bpm": 90}
+    asked = spec({**sent, "thinking": True, "lm_temperature": 0.5, "vocal_language": "en", "batch_size": 2})
+    wanted = {"task": "describe", "source_audio": "upload-1", "lm_temperature": 0.5}
+    assert asked == GenerationSpec.model_validate(wanted)
+    assert asked.left_to_text == {"duration_s", "vocal_language"}
+    with pytest.raises(InvalidSpec, match="source_audio: task describe needs it"):
+        spec({"full_analysis_only": True})
 
 
 @pytest.mark.parametrize("sent", [{"sample_query": ""}, {"sample_mode": False}, {"analysis_only": "false"}])

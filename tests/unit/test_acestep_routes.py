@@ -142,7 +142,7 @@ def test_half_a_surrogate_pair_in_a_text_of_json_is_no_mistake_of_ours(client: T
         ({"json": {"task_type": "cover"}}, 400, "src_audio_path: "),
         ({"json": {"src_audio_path": "/etc/passwd", "task_type": "cover"}}, 400, "never a path"),
         ({"json": {"src_audio_path": "upload-unknown", "task_type": "cover"}}, 400, "src_audio_path: there is no"),
-        ({"json": {"analysis_only": True}}, 501, "audio is not analyzed here"),
+        ({"json": {"analysis_only": True}}, 501, "text is not analyzed here"),
         ({"json": {}, "headers": {"Idempotency-Key": "é".encode()}}, 400, "Idempotency-Key"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,10 @@ from fastapi.testclient import TestClient
 from api.settings import GatewaySettings
 from serinette.job import JobError, now
 from serinette.presence import announce, withdraw
-from serinette.spec import Planned
+from serinette.spec import LEFT_TO_TEXT, GenerationSpec, Planned
 from tests.gateways import HandSlot
-from tests.unit.dialect_jobs import worker
-from tests.unit.test_acestep_routes import client, data, settings, slot
+from tests.unit.dialect_jobs import silence, worker
+from tests.unit.test_acestep_routes import client, data, refusal, settings, slot
 
 __all__ = ["client", "settings", "slot"]
 
@@ -63,6 +64,7 @@ def test_what_a_planner_writes_is_answered(client: TestClient, slot: HandSlot) -
     assert asked["result"]["texts"][0]["caption"] == "A waltz."
     refused = client.get(f"/v1/jobs/{job['id']}/audio")
     assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+    assert "is of task write and has no song" in refused.json()["detail"]
 
     refusal_of_worker = JobError(code="unsupported", message="task: format needs a planner")
     failed = worked_on(
@@ -74,3 +76,41 @@ def test_what_a_planner_writes_is_answered(client: TestClient, slot: HandSlot) -
     answered = data(failed)
     assert (answered["caption"], answered["lyrics"], answered["degraded"]) == ("pop", "la", True)
     assert "format needs a planner" in answered["warnings"][0]
+
+
+def test_a_full_analysis_is_answered_what_was_heard(client: TestClient, slot: HandSlot) -> None:
+    assert "src_audio_path: task describe needs it" in refusal(
+        client.post("/release_task", json={"full_analysis_only": True}), 400
+    )
+    form, files = {"full_analysis_only": "true", "audio_duration": "30"}, {"ctx_audio": ("song.wav", silence())}
+    task_id = data(client.post("/release_task", data=form, files=files))["task_id"]
+    spec = client.get(f"/v1/jobs/{task_id}").json()["spec"]
+    assert (spec["task"], spec["variations"]) == ("describe", 1)
+    assert spec["source_audio"]
+    assert slot.claim(task_id)
+    slot.write(task_id, Planned(caption="A waltz.", lyrics="la", bpm=92, duration_s=1.2, time_signature="3"))
+    (entry,) = data(client.post("/query_result", json={"task_id_list": [task_id]}))
+    (heard,) = json.loads(entry["result"])
+    assert (entry["status"], heard["status_message"]) == (1, "Full Hardware Analysis Success")
+    said = {"bpm": 92, "keyscale": "", "timesignature": "3", "duration": 1.2, "genre": "", "language": "unknown"}
+    assert heard.items() >= {**said, "prompt": "A waltz.", "lyrics": "la", "file": ""}.items()
+    assert heard["metas"].items() >= {"bpm": 92, "duration": 1.2, "prompt": "A waltz."}.items()
+
+
+@pytest.mark.parametrize("given", [{}, {"duration_s": 60, "vocal_language": "en"}])
+def test_a_text_job_sent_again_asks_for_the_same(client: TestClient, slot: HandSlot, given: dict[str, Any]) -> None:
+    """What was left to the planner is not among what is shown, live, ended or from the store; what was given is."""
+    wish = {"task": "write", "prompt": "a waltz", "seed": 3, **given}
+    job_id = client.post("/v1/jobs", json=wish).json()["id"]
+
+    def shown() -> dict[str, Any]:
+        spec: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()["spec"]
+        assert {name: spec[name] for name in LEFT_TO_TEXT & spec.keys()} == given
+        return spec
+
+    assert GenerationSpec(**shown()).digest() == GenerationSpec(**wish).digest()
+    assert slot.claim(job_id)
+    slot.write(job_id, Planned(caption="A waltz."))
+    shown()
+    slot.shrink(job_id)
+    assert GenerationSpec(**shown()).digest() == GenerationSpec(**wish).digest()

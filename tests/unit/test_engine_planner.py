@@ -15,21 +15,27 @@ import torch
 
 from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.ace_step.footprint import need_of
+from gpu_worker.engine.ace_step.pipeline import SongPipeline
 from gpu_worker.engine.ace_step.planning import stated
 from gpu_worker.engine.checkpoints.locating import planner_directory
 from gpu_worker.engine.interface import Checkpoint, Song, SongRequest
 from gpu_worker.engine.serving.generation import summarize
 from gpu_worker.planner import loading as planners
 from gpu_worker.planner import planner as planner_module
+from gpu_worker.planner.decoding import Observe
 from gpu_worker.planner.grammar import Grammars
+from gpu_worker.planner.planner import Answer, Planner
+from gpu_worker.planner.prompts import UNDERSTAND
+from gpu_worker.planner.questions import Question
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import Report
 from serinette.batch import BatchSpec
-from serinette.errors import Canceled, ConfigurationError, Unsupported
+from serinette.errors import Canceled, ConfigurationError, InvalidAudio, Unsupported
 from serinette.job import Stage
 from serinette.spec import INSTRUMENTAL, GenerationSpec, Planned
-from tests.tiny_checkpoint import engine_of, unobserved
+from tests.tiny_checkpoint import build, engine_of, unobserved
 from tests.unit.test_engine_ace_step import Observer
+from tests.unit.test_planner_decoding import CODES
 from tests.unit.test_planner_loading import one_thread, save_tiny_planner
 
 __all__ = ["one_thread"]
@@ -44,17 +50,24 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_turbo: Path, directory: Path) -> AceStepEngine:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its audio codes are those that the planner knows."""
+    build(made := tmp_path_factory.mktemp("checkpoint"), turbo=True, levels=[8, 8, 4])
+    return made
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path, directory: Path) -> AceStepEngine:
     """Its captions and lyrics are short: a random model ends none by itself."""
     with pytest.MonkeyPatch.context() as patched:
         short = partial(Grammars, most_caption_tokens=12, most_lyrics_tokens=16)
         patched.setattr(planner_module, "Grammars", short)
-        return engine_of(tiny_turbo, planner_model=str(directory))
+        return engine_of(checkpoint, planner_model=str(directory))
 
 
 @pytest.fixture(scope="module")
-def unplanned(tiny_turbo: Path) -> AceStepEngine:
-    return engine_of(tiny_turbo)
+def unplanned(checkpoint: Path) -> AceStepEngine:
+    return engine_of(checkpoint)
 
 
 def request(seed: int = 1, **asked: Any) -> SongRequest:
@@ -77,11 +90,14 @@ def plan_of(song: Song) -> Planned:
     return song.plan
 
 
-@pytest.mark.parametrize("length_s", [1.0, 1.3, 2.01])
+@pytest.mark.parametrize(
+    "length_s", [each if each <= 10 else pytest.param(each, marks=pytest.mark.load) for each in CODES]
+)
 def test_a_planned_song_has_its_codes_and_its_length(engine: AceStepEngine, length_s: float) -> None:
     (song,) = songs(engine, request(duration_s=length_s))
-    assert plan_of(song).codes == -(-round(length_s * 5, 6) // 1)
-    assert song.audio_codes and song.audio_codes.count("<|audio_code_") == plan_of(song).codes
+    assert plan_of(song).codes == CODES[length_s]
+    assert song.audio_codes
+    assert song.audio_codes.count("<|audio_code_") == CODES[length_s]
     assert song.samples.shape[1] == round(length_s * RATE)
 
 
@@ -209,8 +225,69 @@ class TestText:
         assert (kept.duration_s, kept.vocal_language, kept.bpm) == (60, "en", 90)
         assert written.duration_s != 60
 
+    def test_a_source_is_described_by_its_codes(self, engine: AceStepEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[Question] = []
+        answer = Planner.answer
+
+        def listening(planner: Planner, questions: Sequence[Question], observe: Observe) -> list[Answer | None]:
+            asked.extend(questions)
+            return answer(planner, questions, observe)
+
+        monkeypatch.setattr(Planner, "answer", listening)
+        sources = np.random.default_rng(0).normal(0, 0.1, (2, 2, RATE * 21 // 10)).astype(np.float32)
+        first = replace(request(task="describe", source_audio="a/0", bpm=97), source=sources[0, :, : 2 * RATE])
+        other = replace(request(2, task="describe", source_audio="b", vocal_language="ja"), source=sources[1])
+        together = texts(engine, first, other)
+        assert [each.instruction for each in asked] == [UNDERSTAND] * 2
+        assert [len(each.codes) for each in asked] == [10, 11]  # the last of 2.1 s in part
+        assert asked[0].codes != asked[1].codes[:10]
+        assert together == [*texts(engine, first), *texts(engine, other)]
+        assert (together[0].bpm, together[1].vocal_language) == (97, "ja")
+        assert [text.duration_s for text in together] == [2.0, 2.2]
+        for text in together:
+            assert text.caption and text.lyrics and text.key_scale and text.time_signature and text.bpm
+        # The codes are what a cover of the source follows.
+        codes = "".join(f"<|audio_code_{code}|>" for code in asked[0].codes)
+        (covered,) = songs(engine, replace(first, spec=GenerationSpec(task="cover", source_audio="a", steps=1)))
+        (coded,) = songs(engine, SongRequest(GenerationSpec(task="cover", audio_codes=codes, steps=1, duration_s=2), 1))
+        assert np.allclose(covered.samples, coded.samples, atol=1e-4)
+
+    def test_a_source_to_describe_is_checked_and_the_rest_is_ignored(self, engine: AceStepEngine) -> None:
+        spec = GenerationSpec(task="describe", source_audio="a", prompt="x", lyrics="la", duration_s=9)
+        assert [warning.partition(":")[0] for warning in engine.sampling(spec)[1]] == ["prompt", "lyrics", "duration_s"]
+        spec = GenerationSpec(task="write", prompt="x", source_audio="a")
+        assert engine.sampling(spec)[1] == ("source_audio: ignored, task write does not use it",)
+        for source, words in ((np.zeros((1, RATE)), "1 channels"), (np.zeros((2, RATE * 601)), "at most 600 s")):
+            wrong = replace(request(task="describe", source_audio="a"), source=source.astype(np.float32))
+            with pytest.raises(InvalidAudio, match=words):
+                engine.duration_s(wrong)
+
+    def test_describing_is_canceled_within_a_token(self, engine: AceStepEngine) -> None:
+        described = replace(request(task="describe", source_audio="a"), source=np.zeros((2, RATE), np.float32))
+        canceled = Observer(lambda reported: len(reported) >= 20)
+        with pytest.raises(Canceled):
+            engine.generate_all([described], canceled)
+        assert {stage for stage, _, _ in canceled.reported} == {Stage.PLANNING}
+        assert len(canceled.reported) == 20
+
+    def test_what_cannot_describe_says_why(
+        self, unplanned: AceStepEngine, tiny_turbo: Path, directory: Path, tmp_path: Path
+    ) -> None:
+        build(slow := tmp_path / "slow", turbo=True, strides=(2, 4, 4, 4, 10))
+        engines = {
+            "needs a planner, which": unplanned,
+            "knows the 64000 audio codes of the checkpoint, and planner0 knows 256": engine_of(
+                tiny_turbo, planner_model=str(directory)
+            ),
+            "no audio tokenizer of 5 Hz": engine_of(slow, planner_model=str(directory)),
+        }
+        for words, engine in engines.items():
+            assert "describe" not in engine.model.tasks
+            with pytest.raises(Unsupported, match=words):
+                engine.sampling(GenerationSpec(task="describe", source_audio="a"))
+
     def test_a_worker_without_a_planner_says_so(self, unplanned: AceStepEngine, engine: AceStepEngine) -> None:
-        assert {"write", "format"} <= set(engine.model.tasks)
+        assert {"write", "format", "describe"} <= set(engine.model.tasks)
         assert not {"write", "format"} & set(unplanned.model.tasks)
         with pytest.raises(Unsupported, match="task: write needs a planner"):
             unplanned.sampling(GenerationSpec(task="write", prompt="x"))
@@ -243,12 +320,18 @@ def test_progress_never_runs_backwards(places: list[Report], report: Report) -> 
 
 def test_specs_that_older_workers_must_not_take() -> None:
     asked: list[dict[str, Any]] = [{"thinking": True}, {"rewrite": "format"}, {"task": "write", "prompt": "x"}, {}]
-    assert [GenerationSpec(**fields).needs_schema for fields in asked] == [3, 3, 3, 1]
+    asked.append({"task": "describe", "source_audio": "a"})
+    assert [GenerationSpec(**fields).needs_schema for fields in asked] == [3, 3, 3, 1, 4]
     wish = {"task": "write", "prompt": "x"}
     assert GenerationSpec(**wish).digest() != GenerationSpec(**wish, duration_s=60).digest()
     assert GenerationSpec(prompt="x").digest() == GenerationSpec(prompt="x", duration_s=60).digest()
-    for refused in ({"task": "write", "prompt": "x", "lyrics": "la"}, {"task": "format"}, {"lm_top_p": 0}):
-        with pytest.raises(ValueError, match=r"lyrics|prompt|lm_top_p"):
+    for refused in (
+        {"task": "write", "prompt": "x", "lyrics": "la"},
+        {"task": "format"},
+        {"lm_top_p": 0},
+        {"task": "describe"},
+    ):
+        with pytest.raises(ValueError, match=r"lyrics|prompt|lm_top_p|source_audio"):
             GenerationSpec(**refused)
     with pytest.raises(ValueError, match="a batch is of songs"):
         BatchSpec(**wish)
@@ -269,6 +352,15 @@ def test_which_planner_a_worker_has(tiny_turbo: Path, directory: Path, tmp_path:
     assert found(bringing) == brought
     assert found(bringing, planner_model="none") is None
     assert found(bringing, planner_model="bundled") == found(Path("bundled"))
+
+
+def test_a_planner_that_is_none_is_noticed_before_the_song_model_is_loaded(
+    tiny_turbo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    monkeypatch.setattr(SongPipeline, "from_pretrained", lambda *_, **__: pytest.fail("the song model was loaded"))
+    with pytest.raises(ConfigurationError, match=r"config.json says None, no causal language model"):
+        engine_of(tiny_turbo, planner_model=str(tmp_path))
 
 
 def test_the_planner_is_in_the_memory_plan(tiny_base: Path, directory: Path) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
+import zipfile
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from gpu_worker.bundled import PLANNER_ARCHIVE
+from gpu_worker.engine.ace_step.planning import SongPlanner
+from gpu_worker.engine.interface import BatchProgress, SongRequest
 from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import CHOICES
 from gpu_worker.planner.questions import write
+from serinette.spec import INSTRUMENTAL, GenerationSpec
+from tests.tiny_checkpoint import unobserved as unobserved_stage
 from tests.unit.test_planner_loading import CPU, one_thread, unobserved
 from tools.micro_planner import lesson, train
 from tools.music_box import words
@@ -52,4 +59,33 @@ def test_what_is_saved_is_a_small_planner_of_metadata_alone(tmp_path: Path) -> N
     planner = Planner.load(tmp_path, device=CPU, dtype=torch.float32)
     assert planner.codebook == 0
     (answer,) = planner.answer([write("ハ長調の静かなハープ", instrumental=True)], unobserved)
-    assert answer and answer.metadata.caption
+    assert answer
+    assert answer.metadata.caption
+
+
+def test_the_bundled_one_reads_no_more_than_it_was_trained_for(tmp_path: Path) -> None:
+    """Of more it would repeat itself to the bound of a caption, or lose the words that it knows."""
+    with zipfile.ZipFile(PLANNER_ARCHIVE) as archive:
+        archive.extractall(tmp_path)
+    planner = SongPlanner(Planner.load(tmp_path, device=CPU, dtype=torch.float32), "box")
+    wishes = [
+        "a sad tune on the harp, in D minor. " * 194,
+        "my cat and the sea, " * 40,
+        "悲しいハープの曲、" * 40,
+        "a sad harp",
+    ]
+    specs = [GenerationSpec(task="write", prompt=wish, lyrics=INSTRUMENTAL) for wish in wishes]
+    specs += [GenerationSpec(prompt=wish, lyrics="la di da\n" * 90, thinking=True) for wish in wishes]
+    *cut, whole = [planner.warnings(spec) for spec in specs[:4]]
+    assert whole == ()
+    assert all(re.fullmatch(r"prompt: planner box reads its first \d+ of \d+ characters; .*", w) for (w,) in cut)
+    assert planner.warnings(GenerationSpec(prompt=wishes[0])) == ()
+    requests, progress = [SongRequest(spec, 0) for spec in specs], BatchProgress(unobserved_stage, 4)
+    texts = [text for _, text in planner.write(requests[:4], progress, lambda _: ())]
+    texts += [each.plan for each in planner.plan(requests[4:], [5.0] * 4, progress) if each.plan]
+    for text in texts:
+        assert re.fullmatch(r"A \w+ tune on the [\w ]+(, with drums)?\.", text.caption or ""), text
+    (derailed,) = planner.plan([SongRequest(GenerationSpec(prompt="qx" * 300, thinking=True), 0)], [5.0], progress)
+    assert derailed.plan
+    assert len(derailed.plan.caption or "") < 160  # whatever is asked
+    assert all("sad" in (text.caption or "") and "harp" in (text.caption or "") for text in (texts[0], texts[3]))

@@ -14,8 +14,8 @@ from api.dialects.acestep.samples import Sample
 from api.dialects.acestep.table import API, theirs, warnings
 from api.dialects.dialect import refusals
 from api.dialects.fields import Conversion, warnings_of
-from serinette.job import Artifact, Job, JobStatus, Stage
-from serinette.spec import INSTRUMENTAL, UNKNOWN_LANGUAGE, Planned
+from serinette.job import Job, JobStatus, Stage
+from serinette.spec import INSTRUMENTAL, UNKNOWN_LANGUAGE, GenerationSpec, Planned, Task
 
 Data = TypeVar("Data")
 
@@ -129,7 +129,7 @@ def _unfinished(job: Job, number: int) -> dict[str, Any]:
 def _songs(job: Job) -> list[dict[str, Any]]:
     if job.result is None:
         return []
-    songs, warnings = job.result.artifacts, _all_warnings(job)
+    songs, texts, warnings = job.result.artifacts, job.result.texts, _all_warnings(job)
     common: dict[str, object] = {
         "create_time": int(job.created_at.timestamp()),
         "prompt": job.spec.prompt,
@@ -142,19 +142,44 @@ def _songs(job: Job) -> list[dict[str, Any]]:
         "stage": "succeeded",
         "warnings": warnings,
     }
-    return [_record(1, file=song_url(job.id, song), metas=_metas(job, song), **common) for song in songs]
+    return [
+        *(
+            _record(
+                1,
+                file=song_url(job.id, song),
+                metas=_metas(song.generated_from(job.spec), song.duration_s),
+                **common,
+            )
+            for song in songs
+        ),
+        *(_record(1, **{**common, **_text(job.spec, text)}) for text in texts),
+    ]
 
 
-def _metas(job: Job, song: Artifact) -> dict[str, Any]:
-    spec = song.generated_from(job.spec)
+def _metas(spec: GenerationSpec, duration_s: float) -> dict[str, Any]:
     return {
         "bpm": spec.bpm,
-        "duration": round(song.duration_s, 2),
+        "duration": round(duration_s, 2),
         "genres": "",
         "keyscale": spec.key_scale or "",
         "timesignature": spec.time_signature or "",
         "prompt": spec.prompt,
         "lyrics": spec.lyrics,
+    }
+
+
+def _text(spec: GenerationSpec, text: Planned) -> dict[str, Any]:
+    """What a planner wrote, as a song's metas, and beside them where ACE-Step 1.5 has it: by `status_message` its
+    clients know an analysis.
+    """
+    metas = _metas(text.applied_to(spec, None), text.duration_s or 0)
+    message = {"status_message": "Full Hardware Analysis Success"} if spec.task is Task.DESCRIBE else {}
+    return {
+        **metas,
+        "genre": metas["genres"],
+        "language": text.vocal_language or UNKNOWN_LANGUAGE,
+        "metas": metas,
+        **message,
     }
 
 

@@ -15,8 +15,6 @@ DEFAULT_BATCH_SIZE: Final = 2
 # More than any list here may have: what is beyond is not looked at, and the spec's bound refuses the rest.
 _MAX_PARTS: Final = 256
 
-_NO_ANALYSIS: Final = "Audio is not analyzed here: refused when asked for."
-
 
 def _track_names(value: object) -> object:
     """`drums,bass`, `DRUMS | BASS`, `["drums"]` as JSON text, or a list."""
@@ -99,9 +97,11 @@ class ReleaseTask(SongFields):
     lm_temperature: TextFloat | None = Field(None, description="Of the planner, 0 to 2.")
     lm_top_p: TextFloat | None = Field(None, description="Of the planner, 0.01 to 1.")
     lm_cfg_scale: TextFloat | None = Field(None, description="Guidance of the planner, 1 to 10.")
-    analysis_only: bool = Field(False, description=_NO_ANALYSIS)
-    full_analysis_only: bool = Field(False, description=_NO_ANALYSIS)
-    extract_codes_only: bool = Field(False, description=_NO_ANALYSIS)
+    full_analysis_only: bool = Field(
+        False, description="No song: the planner describes the source. Without one the task fails."
+    )
+    analysis_only: bool = Field(False, description="Text is not analyzed here; see /format_input.")
+    extract_codes_only: bool = Field(False, description="Audio codes are not handed out here.")
 
     @field_validator("audio_code_string", mode="before")
     @classmethod

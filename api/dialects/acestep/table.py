@@ -17,7 +17,6 @@ from api.dialects.fields import Conversion, Table, To, recorded, renamer, senten
 from serinette.spec import INSTRUMENTAL, Task, invalid_spec
 
 API: Final = "acestep-1.5"
-_NO_ANALYSIS: Final = "audio is not analyzed here"
 # Tasks for which ACE-Step 1.5 asks its language model when `thinking` is true.
 _THOUGHT_OF: Final = frozenset({Task.TEXT2MUSIC, Task.LEGO, Task.COMPLETE})
 # As in ACE-Step 1.5's own: `Extract the VOCALS track from the audio:`, `Complete the input track with DRUMS | BASS:`.
@@ -56,7 +55,7 @@ def _seed(seeds: tuple[int, ...], task: Converted) -> int | tuple[int, ...] | No
 
 
 def _source(path: str, task: Converted) -> str | None:
-    if task.request.task_type is not Task.TEXT2MUSIC:
+    if task.request.task_type is not Task.TEXT2MUSIC or task.request.full_analysis_only:
         return _audio(path, task)
     task.adjust("ignored, task text2music does not use it")
     return None
@@ -118,6 +117,13 @@ def _thinking(wanted: bool, task: Converted) -> bool | None:
     return True if asked else None
 
 
+def _analyzed(wanted: bool, task: Converted) -> None:
+    """No song, but a text of the source: of all that may be sent with it, how it is written stays."""
+    if wanted:
+        kept = {"source_audio", "seed", "model", "lm_seed", "lm_temperature", "lm_top_p"}
+        task.fields = {name: value for name, value in task.fields.items() if name in kept} | {"task": Task.DESCRIBE}
+
+
 def _cot_caption(wanted: bool, task: Converted) -> None:
     thought = task.fields.get("thinking")
     if thought and not wanted:
@@ -167,9 +173,9 @@ TABLE: Final[Table] = {
     "lm_temperature": To("lm_temperature", musical.lm_number),
     "lm_top_p": To("lm_top_p", musical.lm_number),
     "lm_cfg_scale": To("lm_cfg_scale", musical.lm_number),
-    "analysis_only": To(refused=_NO_ANALYSIS),
-    "full_analysis_only": To(refused=_NO_ANALYSIS),
-    "extract_codes_only": To(refused=_NO_ANALYSIS),
+    "full_analysis_only": To(convert=_analyzed),
+    "analysis_only": To(refused="text is not analyzed here; /format_input answers with metadata of prompt and lyrics"),
+    "extract_codes_only": To(refused="audio codes are not handed out here"),
     # Without effect: they steer the language model, are the server's own business, or have no counterpart in diffusers.
     "use_cot_caption": To(convert=_cot_caption, also=("cot_caption", "cot-caption")),
     "use_cot_language": To(neutral=(False,), also=("cot_language", "cot-language")),
@@ -203,7 +209,7 @@ def convert(body: Mapping[str, Any], uploads: Mapping[str, str], models: frozens
 
     Raises:
         InvalidSpec: a field means nothing here.
-        Unsupported: it asks for an analysis of audio.
+        Unsupported: it asks for an analysis of text, or for audio codes.
     """
     sent = collect(body, {name: to.also for name, to in TABLE.items()})
     try:

@@ -23,7 +23,7 @@ from gpu_worker.engine.memory.windows import decode
 from serinette.errors import EngineCrashed, EngineOutOfMemory, GenerationError, InvalidOutput, Unsupported
 from serinette.job import Sampling, Stage
 from serinette.presence import Model
-from serinette.spec import GenerationSpec, Planned, Task
+from serinette.spec import CODES_PER_S, GenerationSpec, Planned, Task
 
 # torch has an error of its own for CUDA's memory; for the CPU's and cuBLAS's there are only these words.
 _FULL = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
@@ -63,7 +63,7 @@ class AceStepEngine:
         self._planner = planner
         self._grid = tasks.grid_of(pipe, fits.longest_s)
         self._progress: BatchProgress | None = None
-        self.model = _describe(pipe, self._grid, checkpoint, planner.name if planner else None)
+        self.model = _describe(pipe, self._grid, checkpoint, planner)
         self.load_times: Mapping[str, float] = {}
         pipe.prepare_to_share()
         TextCache.on(pipe.text_encoder)
@@ -80,13 +80,9 @@ class AceStepEngine:
         if spec.lora is not None:
             self._adapters.check(spec.lora)
         if spec.task.text_alone:
-            if self._planner is None:
-                raise Unsupported(
-                    f"task: {spec.task} needs a planner, which this worker has not; the operator can set "
-                    "SERINETTE_PLANNER_MODEL",
-                    field="task",
-                )
-            return samplings.own_of(turbo=self.model.turbo), self._planner.warnings(spec)
+            planner = self._planner_for(spec.task)
+            own = samplings.own_of(turbo=self.model.turbo)
+            return own, (*samplings.of_the_task(spec), *planner.warnings(spec))
         if samplings.effective_task(spec) not in self.model.tasks:
             raise Unsupported(
                 f"task: the checkpoint {self.model.name!r} has no audio tokenizer, so it cannot cover or use codes",
@@ -95,9 +91,27 @@ class AceStepEngine:
         sampling, warnings = samplings.fill_in(spec, turbo=self.model.turbo, planner=self._planner is not None)
         return sampling, (*warnings, *(self._planner.warnings(spec) if self._planner else ()))
 
+    def _planner_for(self, task: Task) -> SongPlanner:
+        """The planner, for text. Raises Unsupported where there is none that can do the task."""
+        if self._planner and task in self.model.tasks:
+            return self._planner
+        set_one = "; the operator can set SERINETTE_PLANNER_MODEL"
+        if self._planner is None:
+            why = f"{task} needs a planner, which this worker has not{set_one}"
+        elif not self._grid.codebook:
+            why = f"the checkpoint {self.model.name!r} has no audio tokenizer of {CODES_PER_S} Hz, so it cannot {task}"
+        else:
+            why = (
+                f"{task} needs a planner that knows the {self._grid.codebook} audio codes of the checkpoint, and "
+                f"{self._planner.name} knows {self._planner.codebook}{set_one}"
+            )
+        raise Unsupported(f"task: {why}", field="task")
+
     def duration_s(self, request: SongRequest) -> float:
-        """Seconds that the song will last; see Engine. Text lasts no time: each counts as a second."""
-        if request.spec.task.text_alone:
+        """Seconds that the song will last; see Engine. Text lasts no time, each counts as a second; but where a source
+        is described, its codes take memory as those of a song do.
+        """
+        if request.spec.task in {Task.WRITE, Task.FORMAT}:
             return 1.0
         return tasks.length_s(tasks.continued(request, self._grid)[0], self._grid)
 
@@ -128,7 +142,7 @@ class AceStepEngine:
     @torch.no_grad()
     def _generate(self, batch: Sequence[SongRequest], progress: BatchProgress) -> Iterator[tuple[int, Song | Planned]]:
         if self._planner and batch[0].spec.task.text_alone:
-            yield from self._planner.write(batch, progress)
+            yield from self._planner.write(batch, progress, self._codes)
             return
         planned = [PlannedRequest(request) for request in batch]
         if self._planner and batch[0].spec.planned:
@@ -158,6 +172,9 @@ class AceStepEngine:
         ):
             song, planned_ = self._finish(parts[place], samples), parts[place].planned
             yield place, replace(song, plan=planned_.plan, audio_codes=planned_.audio_codes)
+
+    def _codes(self, request: SongRequest) -> tuple[int, ...]:
+        return self._pipe.codes_of(self._whole_frames(request), request.seed)
 
     def _prepare(self, planned: PlannedRequest, sampling: Sampling) -> _Part:
         grid = self._grid
@@ -213,8 +230,13 @@ class AceStepEngine:
             self._progress.repeat()
 
 
-def _describe(pipe: SongPipeline, grid: tasks.Grid, checkpoint: Checkpoint, planner: str | None) -> Model:
+def _describe(pipe: SongPipeline, grid: tasks.Grid, checkpoint: Checkpoint, planner: SongPlanner | None) -> Model:
     own = samplings.own_of(turbo=pipe.is_turbo)
+    lacking = set() if grid.code_count else {Task.COVER}
+    if planner is None:
+        lacking |= {task for task in Task if task.text_alone}
+    elif not 0 < grid.codebook == planner.codebook:
+        lacking.add(Task.DESCRIBE)
     return Model(
         name=checkpoint.name,
         revision=checkpoint.revision,
@@ -225,12 +247,8 @@ def _describe(pipe: SongPipeline, grid: tasks.Grid, checkpoint: Checkpoint, plan
         default_guidance_scale=own.guidance_scale,
         default_shift=own.shift,
         max_duration_s=grid.max_duration_s,
-        tasks=tuple(
-            str(task)
-            for task in Task
-            if (grid.code_count or task is not Task.COVER) and (planner or not task.text_alone)
-        ),
-        planner=planner,
+        tasks=tuple(str(task) for task in Task if task not in lacking),
+        planner=planner.name if planner else None,
     )
 
 

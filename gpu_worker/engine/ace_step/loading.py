@@ -26,6 +26,7 @@ from gpu_worker.engine.checkpoints.locating import adapter_directory, planner_di
 from gpu_worker.engine.interface import Checkpoint, ModelFamily, SongRequest
 from gpu_worker.engine.memory.plan import CPU_WINDOWS, Plan, plan
 from gpu_worker.engine.memory.windows import OVERLAP_FRAMES
+from gpu_worker.planner.loading import check
 from gpu_worker.planner.planner import Planner
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
@@ -41,6 +42,8 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
     own = "bfloat16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, own if settings.dtype == "auto" else settings.dtype)
     planner = planner_directory(settings, checkpoint)
+    if planner:
+        check(planner)  # before minutes go into the song model
     fits = _fits(checkpoint.directory, planner, dtype, settings, device)
     pipe = _pipeline(checkpoint.directory, dtype)
     _place(pipe, fits, settings, device)

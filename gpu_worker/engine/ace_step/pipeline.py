@@ -174,13 +174,23 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
             return silence
         latents = self._encode_audio(song.source, draw, device, dtype)
         if song.semantic:
-            whole_silence = self.condition_encoder.silence_latent.to(device, dtype)
-            codes, _ = self.audio_tokenizer.tokenize(latents, whole_silence)
-            latents = self.audio_token_detokenizer(codes.to(device, dtype))[:, : song.frames]
+            latents = self.audio_token_detokenizer(self._tokenized(latents)[0].to(device, dtype))[:, : song.frames]
         if song.silent_window and song.window is not None:
             start, end = song.window
             latents = torch.cat([latents[:, :start], silence[:, start:end], latents[:, end:]], dim=1)
         return latents
+
+    def codes_of(self, audio: Tensor, seed: int) -> tuple[int, ...]:
+        """The audio codes of audio [channels, samples] of whole latent frames, the last of them filled with silence."""
+        draw = torch.Generator().manual_seed(seed)
+        latents = self._encode_audio(audio, draw, self._execution_device, self.transformer.dtype)
+        return tuple(self._tokenized(latents)[1].flatten().tolist())
+
+    def _tokenized(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantized latents and codes of latents [1, frames, dims]."""
+        silence = self.condition_encoder.silence_latent.to(latents.device, latents.dtype)
+        tokenized: tuple[Tensor, Tensor] = self.audio_tokenizer.tokenize(latents, silence)
+        return tokenized
 
     def _encode_audio(self, audio: Tensor, draw: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:
         """[1, frames, dims] of audio [channels, samples]. The stock pipeline draws from the process's one generator."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gpu_worker.engine.ace_step.sampling import has_codes
@@ -43,16 +43,19 @@ class SongPlanner:
     def __init__(self, planner: Planner, name: str) -> None:
         self._planner = planner
         self.name = name
+        self.codebook = planner.codebook
 
     def warnings(self, spec: GenerationSpec) -> tuple[str, ...]:
         """What it will not do of a spec."""
-        way = _way(spec)
-        if self._planner.writes_lyrics:
-            return ()
-        if way == "format" and _lyrics(spec):
-            return (f"lyrics: planner {self.name} writes none; they are kept as they were sent",)
-        wanted = way == "write" and spec.lyrics.strip() != INSTRUMENTAL
-        return (f"lyrics: planner {self.name} writes none",) if wanted else ()
+        way, warnings = _way(spec), []
+        read, whole = len(self._planner.readable(spec.prompt, "")[0]), len(spec.prompt)
+        if read < whole and (way or spec.thinking):
+            warnings.append(f"prompt: planner {self.name} reads its first {read} of {whole} characters; shorten it")
+        if way == "format" and _lyrics(spec) and not self._planner.writes_lyrics:
+            warnings.append(f"lyrics: planner {self.name} writes none; they are kept as they were sent")
+        if way == "write" and spec.lyrics.strip() != INSTRUMENTAL and not self._planner.writes_lyrics:
+            warnings.append(f"lyrics: planner {self.name} writes none")
+        return tuple(warnings)
 
     def plan(
         self, batch: Sequence[SongRequest], lengths_s: Sequence[float], progress: BatchProgress
@@ -64,7 +67,10 @@ class SongPlanner:
             InvalidSpec: a text is longer than the planner can read.
         """
         own = self._planner.sampling
-        songs = [_song(request, length_s, own) for request, length_s in zip(batch, lengths_s, strict=True)]
+        songs = [
+            _song(request, self._planner.readable(request.spec.prompt, _lyrics(request.spec)), length_s, own)
+            for request, length_s in zip(batch, lengths_s, strict=True)
+        ]
         asked = [
             self._question(request, song.given) if request.spec.rewrite else questions.metadata_of(song)
             for request, song in zip(batch, songs, strict=True)
@@ -75,7 +81,7 @@ class SongPlanner:
             place: _text(batch[place].spec, answer) if batch[place].spec.rewrite else _metadata(answer)
             for place, answer in known.items()
         }
-        coded = [place for place in plans if self._planner.codebook and _takes_codes(batch[place].spec)]
+        coded = [place for place in plans if self.codebook and _takes_codes(batch[place].spec)]
         rest = [_continued(songs[place], known[place], plans[place], batch[place].spec) for place in coded]
         codes = dict(zip(coded, self._planner.codes(rest, _observer(progress, coded)), strict=True))
         return [
@@ -83,9 +89,24 @@ class SongPlanner:
             for place, request in enumerate(batch)
         ]
 
-    def write(self, batch: Sequence[SongRequest], progress: BatchProgress) -> Iterator[tuple[int, Planned]]:
-        """The text of each request that is not given up, by its place. Raises as `plan`."""
-        asked = [self._question(request, _given_of_text(request.spec)) for request in batch]
+    def write(
+        self, batch: Sequence[SongRequest], progress: BatchProgress, codes_of: Callable[[SongRequest], tuple[int, ...]]
+    ) -> Iterator[tuple[int, Planned]]:
+        """The text of each request that is not given up, by its place; `codes_of` a request to describe its source.
+        Raises as `plan`.
+        """
+        progress.report(Stage.PLANNING)
+        asked = [
+            questions.describe(
+                codes_of(request),
+                given=_given_of_text(request.spec),
+                seed=request.lm_seed,
+                sampling=_sampling(request.spec, questions.DESCRIBING),
+            )
+            if request.spec.task is Task.DESCRIBE
+            else self._question(request, _given_of_text(request.spec))
+            for request in batch
+        ]
         answers = self._planner.answer(asked, _observer(progress, range(len(batch))))
         for place, (request, answer) in enumerate(zip(batch, answers, strict=True)):
             if answer:
@@ -93,10 +114,11 @@ class SongPlanner:
 
     def _question(self, request: SongRequest, given: Metadata) -> questions.Question:
         spec = request.spec
+        prompt, words = self._planner.readable(spec.prompt, _lyrics(spec))
         if _way(spec) == "write":
-            asked = questions.write(spec.prompt, instrumental=spec.lyrics.strip() == INSTRUMENTAL)
+            asked = questions.write(prompt, instrumental=spec.lyrics.strip() == INSTRUMENTAL)
         else:
-            asked = questions.put_in_order(spec.prompt, _lyrics(spec))
+            asked = questions.put_in_order(prompt, words)
         lyrics = asked.lyrics and self._planner.writes_lyrics
         return replace(
             asked, lyrics=lyrics, given=given, seed=request.lm_seed, sampling=_sampling(spec, self._planner.sampling)
@@ -108,16 +130,19 @@ def _way(spec: GenerationSpec) -> str | None:
 
 
 def _given_of_text(spec: GenerationSpec) -> Metadata:
-    return replace(_given(spec), **{name: getattr(spec, name) for name in LEFT_TO_TEXT & spec.model_fields_set})
+    given = {name: getattr(spec, name) for name in LEFT_TO_TEXT & spec.model_fields_set}
+    if spec.task is Task.DESCRIBE:  # its prompt is of no use, and the source has a length
+        return replace(_given(spec.model_copy(update={"prompt": ""})), vocal_language=given.get("vocal_language"))
+    return replace(_given(spec), **given)
 
 
-def _song(request: SongRequest, length_s: float, own: Sampling) -> questions.Song:
-    spec = request.spec
+def _song(request: SongRequest, texts: tuple[str, str], length_s: float, own: Sampling) -> questions.Song:
+    spec, (caption, lyrics) = request.spec, texts
     language = spec.vocal_language if "vocal_language" in spec.model_fields_set or not spec.rewrite else None
     if not (_lyrics(spec) or spec.rewrite == "write"):
         language = None
     given = replace(_given(spec), duration_s=length_s, vocal_language=language)
-    return questions.Song(spec.prompt, _lyrics(spec), given, request.lm_seed, _sampling(spec, own))
+    return questions.Song(caption, lyrics, given, request.lm_seed, _sampling(spec, own))
 
 
 def _given(spec: GenerationSpec) -> Metadata:

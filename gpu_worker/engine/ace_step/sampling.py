@@ -24,7 +24,9 @@ _USED_BY = {
     "tracks": frozenset({Task.COMPLETE}),
     "cover_strength": frozenset({Task.COVER}),
     "audio_codes": frozenset({Task.TEXT2MUSIC, Task.COVER}),
-    "source_audio": frozenset(Task) - {Task.TEXT2MUSIC},
+    "source_audio": frozenset(Task) - {Task.TEXT2MUSIC, Task.WRITE, Task.FORMAT},
+    "prompt": frozenset(Task) - {Task.DESCRIBE},
+    "lyrics": frozenset(Task) - {Task.DESCRIBE},
 }
 
 
@@ -45,7 +47,7 @@ def has_codes(spec: GenerationSpec) -> bool:
 
 def has_source(spec: GenerationSpec) -> bool:
     """Whether the song follows its source's audio."""
-    return spec.source_audio is not None and spec.task is not Task.TEXT2MUSIC and not has_codes(spec)
+    return spec.source_audio is not None and spec.task in _USED_BY["source_audio"] and not has_codes(spec)
 
 
 def fill_in(spec: GenerationSpec, *, turbo: bool, planner: bool = False) -> tuple[Sampling, tuple[str, ...]]:
@@ -63,7 +65,8 @@ def fill_in(spec: GenerationSpec, *, turbo: bool, planner: bool = False) -> tupl
     unplanned = [name for name, wanted in asked.items() if wanted and not planner]
     return sampling, (
         *_without_effect(spec, sampling),
-        *_of_the_task(spec, turbo=turbo),
+        *of_the_task(spec),
+        *_of_training(spec, turbo=turbo),
         *(f"{name}: ignored, this worker has no planner" for name in unplanned),
     )
 
@@ -81,7 +84,8 @@ def _without_effect(spec: GenerationSpec, sampling: Sampling) -> list[str]:
     return warnings
 
 
-def _of_the_task(spec: GenerationSpec, *, turbo: bool) -> list[str]:
+def of_the_task(spec: GenerationSpec) -> list[str]:
+    """A warning for each field that the task does not use."""
     task = effective_task(spec)
     warnings = [
         f"{name}: ignored, task {spec.task} does not use it"
@@ -95,6 +99,11 @@ def _of_the_task(spec: GenerationSpec, *, turbo: bool) -> list[str]:
     filled = len(AUDIO_CODE.findall(spec.audio_codes or "")) == codes
     if _asked(spec, "duration_s") and (has_source(spec) or (has_codes(spec) and not filled)):
         warnings.append(f"duration_s: ignored, {'audio_codes' if has_codes(spec) else 'the source'} gives the length")
+    return warnings
+
+
+def _of_training(spec: GenerationSpec, *, turbo: bool) -> list[str]:
+    warnings, task = [], effective_task(spec)
     if spec.vocal_language.partition("-")[0].lower() not in LANGUAGES:
         warnings.append(f"vocal_language: the model was not trained on {spec.vocal_language}")
     if turbo and task not in TURBO_TASKS:

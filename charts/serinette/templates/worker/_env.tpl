@@ -73,6 +73,9 @@ stays then, and cannot conflict. (list $ name)
 {{- with .modelName }}
 - {name: SERINETTE_MODEL_NAME, value: {{ . | quote }}}
 {{- end }}
+{{- with .plannerModel }}
+- {name: SERINETTE_PLANNER_MODEL, value: {{ . | quote }}}
+{{- end }}
 {{- with .modelEndpoint }}
 - {name: SERINETTE_MODEL_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
