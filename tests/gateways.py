@@ -62,13 +62,14 @@ def gateway(directory: Path, redis_url: str, store_url: str, **settings: object)
 
 def _until_alive(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"the gateway ended with {process.returncode}:\n{log.read_text()[-4000:]}"
-        try:
-            if httpx.get(f"{url}/healthz", timeout=1).status_code == 200:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.05)
+    with httpx.Client(timeout=1) as http:  # one, for each reads all certificates of the system
+        while time.monotonic() < deadline:
+            assert process.poll() is None, f"the gateway ended with {process.returncode}:\n{log.read_text()[-4000:]}"
+            try:
+                if http.get(f"{url}/healthz").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.05)
     raise AssertionError(f"the gateway was not up within {timeout_s} s:\n{log.read_text()[-4000:]}")
 
 

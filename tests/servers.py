@@ -188,14 +188,13 @@ def seaweedfs(directory: Path) -> Iterator[S3]:
 
 def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"SeaweedFS ended with {process.returncode}:\n{log.read_text()[-2000:]}"
-        try:
-            if httpx.get(url, timeout=1).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.05)
+    with httpx.Client(timeout=1) as http:  # one, for each reads all certificates of the system
+        while time.monotonic() < deadline:
+            assert process.poll() is None, f"SeaweedFS ended with {process.returncode}:\n{log.read_text()[-2000:]}"
+            with suppress(httpx.HTTPError):
+                if http.get(url).status_code == 200:
+                    return
+            time.sleep(0.05)
     raise AssertionError(f"SeaweedFS was not ready within {timeout_s} s:\n{log.read_text()[-2000:]}")
 
 

@@ -65,14 +65,15 @@ class Stack:
         """Wait until the gateway answers and, if `loaded`, a worker has its model; what /health then says."""
         deadline = time.monotonic() + timeout_s
         health: dict[str, Any] = {}
-        while time.monotonic() < deadline:
-            for name, process in self.processes.items():
-                assert process.poll() is None, f"{name} ended with {process.returncode}:\n{self.log(name)}"
-            with suppress(httpx.HTTPError, ValueError):
-                health = httpx.get(f"{self.url}/health", timeout=2).json()
-                if health.get("pipeline_loaded") or (health and not loaded):
-                    return health
-            time.sleep(0.1)
+        with httpx.Client(timeout=2) as http:  # one, for each reads all certificates of the system
+            while time.monotonic() < deadline:
+                for name, process in self.processes.items():
+                    assert process.poll() is None, f"{name} ended with {process.returncode}:\n{self.log(name)}"
+                with suppress(httpx.HTTPError, ValueError):
+                    health = http.get(f"{self.url}/health").json()
+                    if health.get("pipeline_loaded") or (health and not loaded):
+                        return health
+                time.sleep(0.1)
         logs = "\n".join(f"--- {name}\n{self.log(name)}" for name in self.processes)
         raise AssertionError(f"no model within {timeout_s} s; /health says {health}\n{logs}")
 
