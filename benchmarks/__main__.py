@@ -22,6 +22,7 @@ from benchmarks import (
     page,
     planned_songs,
     recovery,
+    soak,
     songs,
     start_latency,
 )
@@ -59,6 +60,7 @@ WITH_OPTIONS: dict[str, tuple[Callable[..., Figures], tuple[str, ...]]] = {
     "fleet": (fleet.measure, ("workers", "jobs", "round_s", "appendfsync")),
     "planned-songs": (planned_songs.measure, ("rounds",)),
     "interference": (interference.measure, ("rounds", "round_s")),
+    "soak": (soak.measure, ("songs",)),
     "start-latency": (start_latency.measure, ("rounds", "other")),
     "engine": (lambda **given: engine_figures(on_cpu(), **given), ("rounds", "other")),
 }
@@ -94,6 +96,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--round-s", type=float, help="peers, fleet, interference: seconds of a turn")
     parser.add_argument("--appendfsync", choices=("always", "everysec"), help="peers, depth, fleet: of Valkey")
     parser.add_argument("--jobs", type=int, help="depth, fleet: how many wait")
+    parser.add_argument("--songs", type=int, help="soak: how many")
     parser.add_argument("--workers", type=int, help="fleet: how many are simulated")
     parser.add_argument("--ended-after-s", type=float, help="depth: measure an ended job again after so long")
     parser.add_argument("--other", type=Path, help="start-latency, engine: a checkout that takes turns with this one")
