@@ -219,6 +219,8 @@ ROWS = (
     *(
         Row(f"On a GPU: {what}", "gpu", f"figures.{figure}", digits, unit, target)
         for what, figure, digits, unit, target in (
+            ("codes that a planner of 1.7B writes, one guided song", "planner_tokens_per_s_2_rows", 0, "a second", ""),
+            ("the same, eight together", "planner_tokens_per_s_16_rows", 0, "a second", ""),
             ("60 s songs with flac under backlog", "backlog_flac_songs_per_min", 0, "a minute", "at least 640"),
             (
                 "the same, ratio to diffusers' loop with an mp3 in series",

@@ -17,11 +17,12 @@ from diffusers.pipelines.ace_step import (
     AceStepAudioTokenizer,
     AceStepConditionEncoder,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.loading import load
+from gpu_worker.planner.prompts import CHOICES, field_line
 from gpu_worker.settings import WorkerSettings
 from serinette.job import Stage
 
@@ -162,3 +163,35 @@ def engine_of(directory: Path, **asked: Any) -> AceStepEngine:
 def unobserved(stage: Stage, step: int | None, steps: int | None) -> frozenset[int]:
     """Give up nothing."""
     return frozenset()
+
+
+CODES = 256
+TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXTS = [
+    *(field_line(name, value) for name, values in CHOICES.items() for value in values),
+    "caption: A calm piano piece, with soft strings.\n  It ends as it began.\n",
+    "# Lyric\n[Verse]\n静かな夜に、歌がきこえる。\nさくら さくら\n[Chorus]\nla la la\n\n",
+]
+
+
+def tiny_tokenizer(codes: Sequence[int] = range(CODES), *, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on a few lines; the codes get their ids in the order given."""
+    made = Tokenizer(models.BPE())
+    words = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+\n*|\s*\n+|\s+(?!\S)|\s+")
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet, show_progress=False, special_tokens=[])
+    )
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=template
+    )
+    tokenizer.add_tokens(["<|im_start|>", "<think>", "</think>"], special_tokens=False)
+    tokenizer.add_tokens([f"<|audio_code_{code}|>" for code in codes])
+    return tokenizer

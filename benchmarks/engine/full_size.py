@@ -26,6 +26,9 @@ _TEXT: Final[dict[str, Any]] = {
     "head_dim": 128,
     "tie_word_embeddings": True,
 }
+# Qwen3-1.7B with 64,000 audio codes: ACE-Step's planner of the middle size.
+PLANNER: Final[dict[str, Any]] = {**_TEXT, "vocab_size": 217_204, "hidden_size": 2048, "intermediate_size": 6144}
+PLANNER_CODES: Final = 64_000
 _VAE: Final[dict[str, Any]] = {"downsampling_ratios": [2, 4, 4, 6, 10], "sampling_rate": 48_000}
 
 

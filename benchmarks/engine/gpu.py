@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from diffusers import AceStepPipeline
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks import page
-from benchmarks.engine.full_size import SIZES, assemble
-from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, Bench, Figures, machine, synchronize
+from benchmarks.engine.full_size import PLANNER, PLANNER_CODES, SIZES, assemble
+from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, SMALL, Bench, Figures, machine, synchronize
 from benchmarks.engine.speed import Clock
 from benchmarks.record import RESULTS
 from gpu_worker.engine.ace_step.adapters import Adapters
@@ -36,7 +37,11 @@ from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.ace_step.loading import fold_weight_norm, part_audio
 from gpu_worker.engine.interface import Checkpoint, Song, SongRequest
 from gpu_worker.engine.memory.windows import Windows, decode
+from gpu_worker.planner.planner import Planner
+from gpu_worker.planner.prompts import Metadata
+from gpu_worker.planner.questions import Song as PlannedSong
 from serinette.spec import AudioFormat
+from tests.tiny_checkpoint import tiny_tokenizer
 
 ENCODES = importlib.util.find_spec("av") is not None
 
@@ -250,6 +255,29 @@ def long(bench: Bench) -> None:
             bench.note(f"song_of_{duration_s:g}_s_peak_gib", round(torch.cuda.max_memory_allocated() / 2**30, 1))
 
 
+def planning(bench: Bench) -> None:
+    """Audio codes that the planner writes a second, for one song and for eight together: guidance doubles the rows."""
+    sizes, codes = (PLANNER, PLANNER_CODES) if bench.gpu else ({**SMALL.text, "vocab_size": 512}, 16)
+    tokenizer = tiny_tokenizer(range(codes))
+    torch.manual_seed(0)
+    with torch.device(bench.device):
+        model = Qwen3ForCausalLM(Qwen3Config(**sizes))
+    planner = Planner.of_parts(model.bfloat16() if bench.gpu else model, tokenizer, device=torch.device(bench.device))
+    given = Metadata("calm", 90, bench.song_s, "C major", "4", "en")
+    for rows in (2, 16):
+        songs = [PlannedSong(CAPTIONS[0], "", given, seed=seed) for seed in range(rows // 2)]
+        planner.codes(songs[:1], _unobserved)  # the first call in a process is slower
+        synchronize()
+        began = time.perf_counter()
+        written = sum(map(len, planner.codes(songs, _unobserved)))
+        synchronize()
+        bench.note(f"planner_tokens_per_s_{rows}_rows", round(written / (time.perf_counter() - began), 1))
+
+
+def _unobserved(_done: int, _total: int | None) -> frozenset[int]:
+    return frozenset()
+
+
 # What each part may take at the longest, seconds on an H200 by arithmetic; the important ones first.
 PARTS: tuple[tuple[str, float, Callable[[Bench], None]], ...] = (
     ("ceilings", 10, ceilings),
@@ -262,6 +290,7 @@ PARTS: tuple[tuple[str, float, Callable[[Bench], None]], ...] = (
     ("backlog", 45, backlog),
     ("decoding", 30, decoding),
     ("attention", 20, attention),
+    ("planning", 40, planning),
     ("long", 60, long),
     ("compiled", 150, compiled),
     ("backlog_compiled", 45, backlog),

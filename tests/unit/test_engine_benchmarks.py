@@ -122,6 +122,8 @@ def test_the_ten_minutes_on_a_gpu_are_run_small(tmp_path: Path) -> None:
         "windows_to_whole",
         "compiled_batch_2",
         "backlog_eager",
+        "planner_tokens_per_s_2_rows",
+        "planner_tokens_per_s_16_rows",
     ):
         assert name in written["figures"], name
     assert written["figures"]["alone_again_same_bits"]

@@ -16,7 +16,8 @@ from gpu_worker.planner.planner import Planner, code_count
 from gpu_worker.planner.prompts import GENERATE, Metadata, request, song_text, thought
 from gpu_worker.planner.questions import Song
 from serinette.errors import InvalidOutput, InvalidSpec
-from tests.unit.test_planner_loading import CPU, one_thread, tiny_model, tiny_planner, tiny_tokenizer, unobserved
+from tests.tiny_checkpoint import tiny_tokenizer
+from tests.unit.test_planner_loading import CPU, one_thread, tiny_model, tiny_planner, unobserved
 
 __all__ = ["one_thread"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpu_worker.planner.grammar import LYRICS_CHARACTERS, LYRICS_TOKENS, Grammars, Walk
 from gpu_worker.planner.prompts import CHOICES, Metadata, field_line, thought, unfolded
 from gpu_worker.planner.vocabulary import Vocabulary
-from tests.unit.test_planner_loading import tiny_tokenizer
+from tests.tiny_checkpoint import tiny_tokenizer
 
 Choose = Callable[[list[int]], int]
 GRAMMAR = re.compile(

@@ -15,7 +15,8 @@ from gpu_worker.planner.prompts import CHOICES, EXPAND, FORMAT, GENERATE, UNDERS
 from gpu_worker.planner.questions import Question, Song, describe, put_in_order, write
 from serinette.errors import InvalidSpec, Unsupported
 from serinette.spec import GenerationSpec
-from tests.unit.test_planner_loading import CODES, CPU, one_thread, tiny_model, tiny_planner, tiny_tokenizer, unobserved
+from tests.tiny_checkpoint import CODES, tiny_tokenizer
+from tests.unit.test_planner_loading import CPU, one_thread, tiny_model, tiny_planner, unobserved
 
 __all__ = ["one_thread"]
 
