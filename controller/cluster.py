@@ -73,15 +73,15 @@ class _Namespace:
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        request = self._connection.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={"Content-Type": kind},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
         try:
+            request = self._connection.param_serialize(  # reads the token anew
+                method,
+                path,
+                query_params=list((query or {}).items()),
+                header_params={"Content-Type": kind},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
             answer = self._connection.call_api(*request, _request_timeout=self._timeout_s)
             data: bytes = answer.read()
         except (ApiException, HTTPError, OSError) as error:

@@ -217,7 +217,7 @@ class Sweeper:
         if record is None:
             return False
         done = finish_as(self._jobs, record, by=plan.entry.owner or "").decided
-        return not done or (plan.action if record is plan.record else Action.FINISH)
+        return not done or (plan.action if record == plan.record else Action.FINISH)
 
     # -- jobs that have ended
 

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -230,13 +230,18 @@ def _job_end(entry: Entry | None) -> _End | None:
     """None where it is reported nowhere any more, or by GET only."""
     if entry is None or entry.webhook is None or not entry.status.ended:
         return None
-    try:
-        job, tries = entry.job(), len(entry.deliveries)
-    except (KeyError, ValueError, TypeError):
-        log.exception("job=%s cannot be read", entry.id)
-        return None
+    job, tries = entry.job(), len(entry.deliveries)
     kind, ended_at = event_type(job.status), entry.fields["ended_at"]
     return _End(entry.tenant, entry.webhook, event_id(job.id, job.status), kind, _body(kind, job), tries, ended_at)
+
+
+def _readable(name: str, end: Callable[[], _End | None]) -> _End | None:
+    """None for a record that cannot be read: it must not keep those of others from being sent."""
+    try:
+        return end()
+    except (KeyError, ValueError, TypeError):
+        log.exception("%s cannot be read", name)
+        return None
 
 
 def _batch_end(record: BatchRecord | None) -> _End | None:
@@ -302,14 +307,18 @@ class Webhooks:
 
     def _keep(self, names: Sequence[str]) -> None:
         jobs = [name for name in names if not is_batch_id(name)]
-        ends = {name: _batch_end(self._batches.read(name)) for name in names if is_batch_id(name)}
+        batches = (name for name in names if is_batch_id(name))
+        ends = {name: _readable(name, partial(self._batch_end, name)) for name in batches}
         seen = self._jobs(calls.look(jobs)) if jobs else ()
-        ends |= {name: _job_end(one.entry) for name, one in zip(jobs, seen, strict=True)}
+        ends |= {name: _readable(name, partial(_job_end, one.entry)) for name, one in zip(jobs, seen, strict=True)}
         for name, end in ends.items():
             if end is None:
                 self._drop(name)
             else:
                 self._kept[name] = time.monotonic(), end
+
+    def _batch_end(self, name: str) -> _End | None:
+        return _batch_end(self._batches.read(name))
 
     def _begin(self) -> int:
         """Begin what the window allows, and put back what would wait for long; how many began."""

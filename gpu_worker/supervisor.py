@@ -75,7 +75,7 @@ class SlotChild(Child):
     def kill(self) -> None:
         """What it left in the run directory goes, too."""
         super().kill()
-        for file in self._run_dir.glob(f"{self.rq_name}.*"):
+        for file in self._run_dir.glob(f"{self.rq_name}.*") if self.rq_name else ():
             file.unlink(missing_ok=True)
 
 

@@ -296,7 +296,9 @@ class Job(RecordModel):
     position: int | None = Field(None, description="Place in the lane from 1; null when running, ended or far back.")
     eta_s: float | None = Field(None, description="Seconds until the song is likely ready; null when unknown.")
     waiting_for: str | None = Field(None, description="In words, what the job waits for; null when it does not wait.")
-    waiting_code: WaitingCode | None = Field(None, description="The same for programs.")
+    waiting_code: Annotated[WaitingCode | str, Field(union_mode="left_to_right")] | None = Field(
+        None, description="The same for programs; a newer server may have codes of its own."
+    )
     result: Result | None = None
     container: ContainerSpec | None = Field(None, description="Spec of a container; `spec` is then empty.")
     run: Run | None = Field(None, description="Result of a container, once it has ended.")

@@ -75,7 +75,7 @@ def worker_devices(device: str | None, workers: int | None, gpus: int) -> tuple[
     """The device of each worker. `device`: those to use, by comma; None or `auto`: all of this machine's `gpus`, or the
     CPU. `workers`: how many; None: one for each device.
     """
-    devices = [name.strip() for name in (device or "auto").split(",") if name.strip()]
+    devices = [name.strip() for name in (device or "").split(",") if name.strip()] or ["auto"]
     if devices == ["auto"] and gpus > 1:
         devices = [f"cuda:{number}" for number in range(gpus)]
     return tuple(devices[number % len(devices)] for number in range(workers or len(devices)))
@@ -314,7 +314,9 @@ class Local:
         """
         try:
             since = redis_time(self._redis) - timedelta(seconds=time.monotonic() - self._workers_since_s)
-            workers = [one for one in present(self._redis, self._settings.keys) if one.started_at >= since]
+            here = f"{socket.gethostname()}-"
+            up = present(self._redis, self._settings.keys)
+            workers = [one for one in up if one.started_at >= since and one.name.startswith(here)]
         except RedisError as error:
             return str(error)
         late = [worker for worker in workers if worker.stage is not WorkerStage.READY]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 
 from serinette.errors import Unavailable
@@ -283,19 +284,26 @@ class Supervisor:
 
     def stop(self, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
         """End all children, last added first, each within its `stop_timeout_s`, or at once if `in_a_hurry`."""
-        for child in reversed(self._children):
+        for _, alike in groupby(reversed(self._children), key=lambda child: child.spec.command):
+            self._stop_together(list(alike), in_a_hurry)
+        self._echo_lines()
+        self._children.clear()
+
+    def _stop_together(self, children: Sequence[Child], in_a_hurry: Callable[[], bool]) -> None:
+        """Those of one command: of several workers the last to be asked would claim what the first gave back."""
+        began_s = time.monotonic()
+        for child in children:
             if child.running and not in_a_hurry():
                 self._notify(child, Phase.STOPPING)
                 child.signal(signal.SIGTERM)
-                deadline_s = time.monotonic() + child.spec.stop_timeout_s
-                while child.running and time.monotonic() < deadline_s and not in_a_hurry():
-                    self._echo_lines()
-                    time.sleep(POLL_S / 4)
-                if child.running and time.monotonic() >= deadline_s:
-                    log.warning("%s did not end within %g s and is killed", child.spec.name, child.spec.stop_timeout_s)
+        for child in children:
+            deadline_s = began_s + child.spec.stop_timeout_s
+            while child.running and time.monotonic() < deadline_s and not in_a_hurry():
+                self._echo_lines()
+                time.sleep(POLL_S / 4)
+            if child.running and time.monotonic() >= deadline_s:
+                log.warning("%s did not end within %g s and is killed", child.spec.name, child.spec.stop_timeout_s)
             child.kill()
-        self._echo_lines()
-        self._children.clear()
 
     def _is_ready(self, child: Child) -> bool:
         pending = child.spec.pending()

@@ -53,7 +53,7 @@ export const titleOf = (job) => job.spec.prompt?.slice(0, 120) || taskOf(job);
 /** What its title does not say: the task, where it is not a new song. @param {Job} job */
 export const kindOf = (job) => ((job.spec.task ?? "text2music") === "text2music" || !job.spec.prompt ? "" : taskOf(job));
 /** @param {Job} job */
-const writes = (job) => job.spec.task === "write" || job.spec.task === "format";
+const writes = (job) => ["write", "format", "describe"].includes(job.spec.task ?? "");
 
 /**
  * @param {Job} first

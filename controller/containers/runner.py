@@ -327,7 +327,7 @@ def _files_of(store: Store, tenant: str, given: Input) -> Iterator[tuple[str, st
         prefix = song_prefix(tenant, name) if root == "songs" else upload_prefix(tenant, name)
         for found in store.list(prefix):
             file = found.key.rpartition("/")[2]
-            if "-output-" not in file:
+            if "-output-" not in file and (file == "job.json" or not file.endswith(".json")):  # our own books
                 yield f"{given.path}/{file}", found.key
 
 

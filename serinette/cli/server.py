@@ -53,7 +53,13 @@ RedisUrl = Annotated[
     typer.Option(envvar="SERINETTE_REDIS_URL", help="A running Valkey or Redis >= 7.2, instead of our own."),
 ]
 DrainTimeout = Annotated[
-    float, typer.Option("--drain-timeout", min=0, help="Seconds that running songs may still take after Ctrl-C.")
+    float,
+    typer.Option(
+        "--drain-timeout",
+        envvar="SERINETTE_DRAIN_TIMEOUT_S",
+        min=0,
+        help="Seconds that running songs may still take after Ctrl-C.",
+    ),
 ]
 Auth = Annotated[
     bool, typer.Option(envvar="SERINETTE_AUTH", help="Ask for API keys; make one with `serinette keys create`.")

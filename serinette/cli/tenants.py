@@ -137,10 +137,10 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Make a new key for the same tenant; the old one ends after the overlap."""
+    end = _later(_seconds(overlap, "--overlap"))  # refused before there is a key
     old = credentials.find(place.redis, place.keys, key_id)
     key, kept = credentials.new_key(old.tenant, note=old.note, rights=old.rights)
     credentials.save(place.redis, place.keys, kept)
-    end = _later(_seconds(overlap, "--overlap"))
     ends = [at for at in (end, old.expires_at) if at is not None]
     credentials.save(place.redis, place.keys, old.model_copy(update={"expires_at": min(ends)}))
     _show(key, kept, as_json=as_json)

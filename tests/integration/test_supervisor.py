@@ -92,6 +92,25 @@ def test_children_are_awaited_and_end_in_opposite_order(supervised: Supervised) 
     assert sorted(supervised.lines) == [("first", "started"), ("second", "started")]
 
 
+def test_children_of_one_command_are_ended_together(supervised: Supervised) -> None:
+    waits = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), exit()))" + SLEEPER
+    mark = supervised.directory / "alike"
+    for name in ("one", "two"):
+        command = (sys.executable, "-c", waits, str(mark))
+        spec = ChildSpec(name, command, pending=lambda: None if mark.exists() else "waking")
+        supervised.supervisor.add(Child(spec, ChildLog(supervised.directory / f"{name}.log")))
+    supervised.supervisor.wait_ready()
+    assert supervised.ticking(lambda: len(supervised.lines) == 2)
+    heard: list[int] = []
+
+    def look() -> bool:
+        heard.append(len(supervised.reported(Phase.STOPPING)))
+        return False
+
+    supervised.supervisor.stop(look)
+    assert heard[:3] == [0, 1, 2], "nothing is waited for between the first and the last"
+
+
 def test_a_child_that_fails_to_start_shows_its_last_lines(supervised: Supervised) -> None:
     supervised.add("poet", "import sys; [print('line', n) for n in range(99)]; sys.exit(3)")
     with pytest.raises(Unavailable, match="poet ended with status 3 before it was ready") as caught:

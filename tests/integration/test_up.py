@@ -307,6 +307,7 @@ def _stages(url: str) -> list[str]:
         (None, 2, 0, ("auto", "auto")),
         ("cpu", None, 2, ("cpu",)),
         ("cuda:1, cuda:3", None, 4, ("cuda:1", "cuda:3")),
+        (",", 2, 0, ("auto", "auto")),
     ],
 )
 def test_each_device_has_a_worker(device: str | None, workers: int | None, gpus: int, devices: tuple[str, ...]) -> None:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pytest
 from rich.console import Console
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from serinette import __version__
 from serinette.cli import app, following, jobs, options, terminal
@@ -70,6 +72,14 @@ def denoising(step: int) -> Progress:
 def test_the_version(serinette: Shell) -> None:
     for words in ("--version", "-V"):
         assert serinette(words) == (0, f"serinette {__version__}\n", ""), words
+
+
+@pytest.mark.parametrize("command", ["up", "worker"])
+def test_how_long_running_songs_may_take_is_a_setting_as_for_a_pod(command: str) -> None:
+    group = get_command(app.app)
+    assert isinstance(group, TyperGroup)
+    (given,) = (each for each in group.commands[command].params if each.name == "drain_timeout_s")
+    assert given.envvar == "SERINETTE_DRAIN_TIMEOUT_S"
 
 
 def test_help_names_every_command(serinette: Shell) -> None:

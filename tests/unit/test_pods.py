@@ -314,6 +314,18 @@ def test_an_api_server_that_never_answers_is_not_waited_for() -> None:
     assert error.value.status == 0
 
 
+def test_a_token_that_cannot_be_read_is_a_cluster_that_does_not_answer() -> None:
+    configuration = client.Configuration(host="http://127.0.0.1:1")
+
+    def gone(_configuration: client.Configuration) -> None:
+        raise FileNotFoundError("token")
+
+    configuration.refresh_api_key_hook = gone
+    configuration.api_key["authorization"] = "Bearer x"
+    with pytest.raises(ClusterUnavailable, match="does not answer"):
+        WorkerPods(client.ApiClient(configuration), "music", SELECTOR).pods()
+
+
 def test_without_a_cluster_there_is_none_and_the_log_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

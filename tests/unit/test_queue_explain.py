@@ -40,6 +40,11 @@ def job(status: JobStatus = JobStatus.QUEUED, lane: Lane = Lane.NORMAL, **fields
     return Job.model_validate({**given, **fields})
 
 
+def test_a_code_of_a_newer_server_is_read() -> None:
+    assert job(waiting_code="moonrise").waiting_code == "moonrise"
+    assert job(waiting_code="room").waiting_code is WaitingCode.ROOM
+
+
 def words(waiting: Waiting | None) -> str | None:
     """They begin as their code has it: what a program reads and what a person reads is the same."""
     if waiting is None:

@@ -71,6 +71,9 @@ def test_rotate_with_overlap(serinette: Shell, redis: Redis) -> None:
     assert (fresh.tenant, fresh.note) == ("acme", "ci")
     serinette("keys", "rotate", old_id, "--overlap", "9d")  # an end that was set is not put off
     assert not credentials.find(redis, Keys(), old_id).admits(old, now() + timedelta(hours=3))
+    before = kept(redis)
+    assert serinette("keys", "rotate", old_id, "--overlap", "soon").status
+    assert kept(redis) == before, "no key is made that is not shown"
 
 
 def test_declare_keeps_nothing(serinette: Shell, redis: Redis) -> None:

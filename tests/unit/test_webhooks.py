@@ -323,10 +323,11 @@ def test_of_two_submits_with_one_key_the_first_says_where_the_end_is_reported(be
 
 
 def test_a_record_that_cannot_be_read_holds_up_no_other_end(bench: WebhookBench) -> None:
-    spoilt, well = bench.submit(), bench.submit()
-    for job in (spoilt, well):
+    spoilt, endless, well = bench.submit(), bench.submit(), bench.submit()
+    for job in (spoilt, endless, well):
         succeed(bench, job)
     bench.redis.hset(bench.keys.job(spoilt.id), "result", "not JSON")
+    bench.redis.hdel(bench.keys.job(endless.id), "ended_at")
     assert bench.webhooks()() == 1
     assert bench.target.ids == [f"msg_{well.id}_succeeded"]
     assert bench.redis.zcard(bench.keys.webhooks) == 0

@@ -21,7 +21,7 @@ def answers(data: object, more: Responses | None = None) -> Responses:
     return example(wrapped(data) | TIMESTAMP) | (more or {})
 
 
-NO_ANALYSIS: Final[Responses] = {501: {"description": "Audio is not analyzed here."}}
+NO_ANALYSIS: Final[Responses] = {501: {"description": "Codes alone are not taken from audio here."}}
 
 _SONG: Final = {"schema": {"type": "string", "format": "binary"}}
 SONG: Final[Responses] = {

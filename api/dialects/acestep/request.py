@@ -98,7 +98,7 @@ class ReleaseTask(SongFields):
     lm_top_p: TextFloat | None = Field(None, description="Of the planner, 0.01 to 1.")
     lm_cfg_scale: TextFloat | None = Field(None, description="Guidance of the planner, 1 to 10.")
     full_analysis_only: bool = Field(
-        False, description="No song: the planner describes the source. Without one the task fails."
+        False, description="No song: the planner describes the source. 400 where there is none."
     )
     analysis_only: bool = Field(False, description="Text is not analyzed here; see /format_input.")
     extract_codes_only: bool = Field(False, description="Audio codes are not handed out here.")
