@@ -25,7 +25,7 @@ TLS = ssl.create_default_context()
 JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 BATCH = "batch-" + "0" * 32
 # Commands that start processes or look at a cluster are tried with wrong usage only.
-LOCAL = {"up", "demo", "convert", "doctor", "completion"}
+LOCAL = {"up", "worker", "demo", "convert", "doctor", "completion"}
 # Each command with what it needs to get as far as a server, or as Redis.
 CALLS: dict[str, list[str]] = {
     "submit": ["jazz"],

@@ -100,7 +100,7 @@ def test_the_client_and_the_command_line_work_from_the_wheel(installed: Installe
     code = "import serinette; print(serinette.__file__, serinette.Client, serinette.AsyncClient)"
     done = installed.run("python", "-c", code)
     assert str(installed.python.parents[1]) in done.stdout, done.stderr
-    assert installed.run("serinette", "version").stdout == f"serinette {version('serinette')}\n"
+    assert installed.run("serinette", "--version").stdout == f"serinette {version('serinette')}\n"
     assert "no Serinette answers at" in installed.run("serinette", "queue", "--server", "http://127.0.0.1:9").stderr
 
 
