@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import posixpath
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,8 @@ _ENVELOPE_BYTES = 65_536
 _LONG_BYTES = 65_536
 _LONG_BODIES_OF_TENANT = 2
 _LONG_BODIES = 16
+# Times of parsing between two of a tenant's: with two at once it has a fifth of the event loop at the most.
+_REST = 9.0
 _TOO_MANY_BODIES = partial(
     Limited, "too many long bodies of this tenant are being read at once; wait for them", retry_after_s=1
 )
@@ -65,7 +68,7 @@ class BodyBounds:
         self._text_paths = frozenset(text_paths)
         self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
         self._streamed = tuple(streamed)
-        self._turns = Turns(_LONG_BODIES, _LONG_BODIES_OF_TENANT, _TOO_MANY_BODIES)
+        self._turns = Turns(_LONG_BODIES, _LONG_BODIES_OF_TENANT, _TOO_MANY_BODIES, rest=_REST)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting the bytes of its body."""
@@ -96,17 +99,19 @@ class BodyBounds:
             await self._turns.take(tenant)
         except SerinetteError as error:
             return await answer(scope, error, headers={"Connection": "close"})(scope, receive, send)
-        holds = True
+        holds, read_s = True, time.monotonic()
 
         def end() -> None:
             nonlocal holds
             if holds:
                 holds = False
-                self._turns.give_back(tenant)
+                self._turns.give_back(tenant, time.monotonic() - read_s)
 
         async def noticed() -> Message:
+            nonlocal read_s
             message = await receive()
             if not message.get("more_body"):
+                read_s = time.monotonic()
                 asyncio.get_running_loop().call_soon(end)  # the body is parsed before the loop comes to that
             return message
 

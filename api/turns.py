@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,14 +26,22 @@ class Turns:
     """At most `total` holders at once, and at most `each` of one tenant. Waiting tenants take turns, so that a tenant
     with one request waits for one turn, however many requests others have waiting.
 
-    `refuse` makes the error for a tenant's request beyond those that may wait. Used on one event loop only.
+    `refuse` makes the error for a tenant's request beyond those that may wait. `rest`: so many times the length of a
+    turn passes before its tenant may have another in its place, so that one tenant has `each / (1 + rest)` of the
+    event loop at the most; others may begin at once. Used on one event loop only.
     """
 
     def __init__(
-        self, total: int, each: int, refuse: Callable[[], SerinetteError], most_waiting: int = _MOST_WAITING
+        self,
+        total: int,
+        each: int,
+        refuse: Callable[[], SerinetteError],
+        most_waiting: int = _MOST_WAITING,
+        rest: float = 0.0,
     ) -> None:
         self._free = total
         self._each = each
+        self._rest = rest
         self._refuse = refuse
         self._most_waiting = most_waiting
         self._held: dict[str, int] = {}
@@ -55,10 +64,11 @@ class Turns:
     async def of(self, tenant: str) -> AsyncIterator[None]:
         """Wait for a turn of this tenant, and hold it. Raises the error of `refuse`."""
         await self.take(tenant)
+        began_s = time.monotonic()
         try:
             yield
         finally:
-            self.give_back(tenant)
+            self.give_back(tenant, time.monotonic() - began_s)
 
     async def take(self, tenant: str) -> None:
         """Wait for a turn of this tenant, which ends with `give_back`. Raises the error of `refuse`."""
@@ -85,12 +95,24 @@ class Turns:
         self._free -= 1
         self._held[tenant] = self.held(tenant) + 1
 
-    def give_back(self, tenant: str) -> None:
-        """A turn of this tenant ends; the next begins."""
+    def give_back(self, tenant: str, took_s: float = 0.0) -> None:
+        """A turn of this tenant ends; the next begins. `took_s`: how long it took what is shared."""
         self._free += 1
+        if self._rest and took_s:
+            asyncio.get_running_loop().call_later(self._rest * took_s, self._end, tenant)
+            self._begin_next()
+        else:
+            self._end(tenant)
+
+    def _end(self, tenant: str) -> None:
         self._held[tenant] -= 1
         if not self._held[tenant]:
             del self._held[tenant]
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        if not self._free:
+            return
         for name in [name for name in self._waiting if self.held(name) < self._each]:
             queue = self._waiting.pop(name)
             turn = queue.popleft()

@@ -35,6 +35,9 @@ SCAN_CHUNK = 200
 _RECALLS = 8
 # Lists that are read at once, each up to 2,000 jobs long; of one tenant at most half.
 _LISTS = 8
+_LISTS_OF_TENANT = 2
+# Times of a list between two of a tenant's: a filter that matches nothing reads 2,000 jobs on the event loop.
+_REST = 9.0
 _LONG_LIST = 20
 # Short calls: many may wait, since their turn comes soon.
 MANY_WAITING = 1_000
@@ -110,7 +113,7 @@ class JobReader:
         self._store = store
         self._pool_status = PoolStatusReader(jobs.redis, settings.keys, settings.pools)
         self.recalls = Threads(_RECALLS, _RECALLS // 2, _SLOW_STORE)
-        self._lists = Turns(_LISTS, _LISTS // 2, _MANY_LISTS, MANY_WAITING)
+        self._lists = Turns(_LISTS, _LISTS_OF_TENANT, _MANY_LISTS, MANY_WAITING, _REST)
 
     async def see(self, job_ids: Sequence[str]) -> list[Seen]:
         """Each job as Redis holds it, in one round trip."""

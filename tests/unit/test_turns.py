@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -52,6 +53,19 @@ async def test_one_tenant_never_holds_all_and_the_others_wait_for_one_turn_only(
     assert holders.given[3:] == ["a2", "b2", "c1"], "by turns, not by arrival"
     await holders.end("a2", "b2", "c1", "c2", *(f"a{number}" for number in range(3, 20)))
     assert len(holders.given) == 24
+
+
+async def test_a_tenant_rests_after_its_turn_and_others_do_not_wait_for_that() -> None:
+    turns = Turns(1, 1, full, rest=3)
+    holders = Holders(turns)
+    await holders.ask("a0", "a1", "b0")
+    began_s = time.monotonic()
+    await asyncio.sleep(0.1)
+    await holders.end("a0")
+    assert holders.given == ["a0", "b0"], "b's turn begins while a rests"
+    await holders.end("b0")
+    await holders.end("a1")
+    assert time.monotonic() - began_s >= 0.4
 
 
 async def test_too_many_of_one_tenant_are_refused_and_nobody_elses() -> None:
