@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +75,9 @@ class Process:
         """SIGKILL; its children die with it, by their leash."""
         if self.running is None:
             return
-        children = psutil.Process(self.running.pid).children(recursive=True)
+        children: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):  # it ended by itself, which `serves` reports
+            children = psutil.Process(self.running.pid).children(recursive=True)
         self.running.send_signal(signal.SIGKILL)
         self.running.wait()
         psutil.wait_procs(children, timeout=10)
