@@ -146,7 +146,11 @@ class Cluster:
                 await asyncio.sleep(0.05)
 
     def fill(self, part: Part, *, full: bool) -> None:
-        """Leave Valkey without memory or the store without disk, or give it back. Raises RedisError, OSError."""
+        """Leave Valkey without memory or the store without disk, or give it back. Raises RedisError, OSError.
+
+        SeaweedFS begins anew then, as docs/disaster.md has operators do: the LevelDB of its names refuses every write
+        after one that met a full disk.
+        """
         if part is Part.FULL_VALKEY:
             self.redis.config_set("maxmemory", 1 if full else 0)
         elif self.store.running:
@@ -154,6 +158,9 @@ class Cluster:
             for process in (store, *store.children(recursive=True)):
                 most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)[1]
                 resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0 if full else most, most))
+            if not full:
+                self.store.kill()
+                self.store.start()
 
     def takes_more(self, part: Part) -> bool:
         """Whether it has room again. Raises RedisError, StoreUnavailable."""
