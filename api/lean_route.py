@@ -8,6 +8,7 @@ validate is passed to FastAPI, which answers with its error.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
@@ -121,6 +122,7 @@ class _Lean:
                 raise
         if response is None:  # FastAPI's handler reports what is wrong with the request
             again = _replayed(body, receive) if self._takes_json else receive
+            await asyncio.sleep(0)  # it reads a long body once more: others come first
             return await self._otherwise(scope, again, send)
         return await response(scope, receive, send)
 

@@ -40,8 +40,8 @@ _ENVELOPE_BYTES = 65_536
 _LONG_BYTES = 65_536
 _LONG_BODIES_OF_TENANT = 2
 _LONG_BODIES = 16
-# Times of parsing between two of a tenant's: with two at once it has a fifth of the event loop at the most.
-_REST = 9.0
+# Times of parsing between two of a tenant's: with two at once it has a twenty-fifth of the event loop at the most.
+_REST = 49.0
 _TOO_MANY_BODIES = partial(
     Limited, "too many long bodies of this tenant are being read at once; wait for them", retry_after_s=1
 )
