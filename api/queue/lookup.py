@@ -35,9 +35,9 @@ SCAN_CHUNK = 200
 _RECALLS = 8
 # Lists that are read at once, each up to 2,000 jobs long; of one tenant at most half.
 _LISTS = 8
-_LISTS_OF_TENANT = 2
+_LISTS_OF_TENANT = 4
 # Times of a list between two of a tenant's: a filter that matches nothing reads 2,000 jobs on the event loop.
-_REST = 9.0
+_REST = 19.0
 _LONG_LIST = 20
 # Short calls: many may wait, since their turn comes soon.
 MANY_WAITING = 1_000
