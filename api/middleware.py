@@ -99,19 +99,20 @@ class BodyBounds:
             await self._turns.take(tenant)
         except SerinetteError as error:
             return await answer(scope, error, headers={"Connection": "close"})(scope, receive, send)
-        holds, read_s = True, time.monotonic()
+        holds, read_s = True, 0.0
 
         def end() -> None:
             nonlocal holds
             if holds:
                 holds = False
-                self._turns.give_back(tenant, time.monotonic() - read_s)
+                # A body that never came whole was not parsed, however long it was waited for.
+                self._turns.give_back(tenant, time.thread_time() - read_s if read_s else 0.0)
 
         async def noticed() -> Message:
             nonlocal read_s
             message = await receive()
             if not message.get("more_body"):
-                read_s = time.monotonic()
+                read_s = time.thread_time()
                 asyncio.get_running_loop().call_soon(end)  # the body is parsed before the loop comes to that
             return message
 

@@ -20,6 +20,8 @@ _Answer = TypeVar("_Answer")
 
 # Most requests of one tenant that wait for a turn: with more, what they wait for does not answer.
 _MOST_WAITING = 64
+# What others do on the event loop meanwhile counts as a turn's own: a busy hour must not put a tenant off for long.
+_LONGEST_REST_S = 5.0
 
 
 class Turns:
@@ -99,7 +101,8 @@ class Turns:
         """A turn of this tenant ends; the next begins. `took_s`: how long it took what is shared."""
         self._free += 1
         if self._rest and took_s:
-            asyncio.get_running_loop().call_later(self._rest * took_s, self._end, tenant)
+            rest_s = min(self._rest * took_s, _LONGEST_REST_S)
+            asyncio.get_running_loop().call_later(rest_s, self._end, tenant)
             self._begin_next()
         else:
             self._end(tenant)
