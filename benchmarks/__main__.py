@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,10 +25,9 @@ from benchmarks import (
     start_latency,
 )
 from benchmarks.engine import backlog, cold_start, feeding, speed, turns
-from benchmarks.engine.cases import Case, on_cpu, on_gpu
+from benchmarks.engine.cases import Case, as_engine, on_cpu, on_gpu
 from benchmarks.peers import throughput
 from benchmarks.record import Figures, write
-from gpu_worker.process_setup import engine_environment
 
 BENCHMARKS = {
     "gateway-import": gateway_import.measure,
@@ -76,13 +73,6 @@ def engine_figures(case: Case, other: Path | None = None, rounds: int = 7) -> Fi
     }
 
 
-def as_engine(names: list[str]) -> None:
-    """Begin this process again as a worker's engine is begun: threads' and memory's settings are read then."""
-    wanted = engine_environment(Path(tempfile.gettempdir()) / "serinette-benchmarks")
-    if not wanted.keys() <= os.environ.keys():
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *names], {**wanted, **os.environ})
-
-
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The command line; an option that is not given is not in it."""
     known = [*BENCHMARKS, *LONG, *ENGINE, *WITH_OPTIONS]
@@ -123,7 +113,7 @@ def main(arguments: list[str]) -> int:
     """Run the named benchmarks, or all but the long ones."""
     options = parsed(arguments)
     if any(name in {*ENGINE, "engine"} for name in options.names):
-        as_engine(arguments)
+        as_engine("benchmarks", arguments)
     for name in options.names or BENCHMARKS:
         print(f"{name}...", flush=True)
         figures, command = figures_of(name, options)

@@ -89,7 +89,10 @@ def newest(name: str) -> Path | None:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=False, capture_output=True, text=True).stdout.strip()
+    try:
+        return subprocess.run(["git", *arguments], check=False, capture_output=True, text=True).stdout.strip()
+    except OSError:  # a GPU's machine may have no git
+        return ""
 
 
 def _cpu() -> str:

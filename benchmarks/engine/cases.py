@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import torch
 from benchmarks.engine.full_size import SIZES, build
 from gpu_worker.engine.ace_step.engine import AceStepEngine
 from gpu_worker.engine.loading import load
+from gpu_worker.process_setup import engine_environment
 from gpu_worker.settings import WorkerSettings, sizing_for, usable_cores
 
 # Where checkpoints lie between two runs.
@@ -63,6 +67,13 @@ class Case:
         if not isinstance(engine, AceStepEngine):
             raise RuntimeError(f"{self.model} is no checkpoint of ACE-Step, which is what is measured")
         return engine
+
+
+def as_engine(module: str, arguments: Sequence[str]) -> None:
+    """Begin this process again as a worker's engine is begun: threads' and memory's settings are read then."""
+    wanted = engine_environment(BETWEEN_RUNS)
+    if not wanted.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, "-m", module, *arguments], {**wanted, **os.environ})
 
 
 def let_go() -> None:

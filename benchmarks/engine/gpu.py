@@ -17,7 +17,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +30,21 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks import page
+from benchmarks.engine.cases import BETWEEN_RUNS, as_engine
 from benchmarks.engine.full_size import PLANNER, PLANNER_CODES, SIZES, assemble
-from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, SMALL, Bench, Figures, machine, synchronize
-from benchmarks.engine.speed import Clock
+from benchmarks.engine.gpu_bench import BUDGET_S, CAPTIONS, SMALL, Bench, Figures, machine, process_age_s
+from benchmarks.engine.speed import Clock, synchronize
 from benchmarks.record import RESULTS
 from gpu_worker.engine.ace_step.adapters import Adapters
 from gpu_worker.engine.ace_step.engine import AceStepEngine
-from gpu_worker.engine.ace_step.loading import fold_weight_norm, part_audio
+from gpu_worker.engine.ace_step.loading import fold_weight_norm, part_audio, settle_kernels
 from gpu_worker.engine.interface import Checkpoint, Song, SongRequest
+from gpu_worker.engine.memory.plan import CARD_FRAMES
 from gpu_worker.engine.memory.windows import Windows, decode
 from gpu_worker.planner.planner import Planner
 from gpu_worker.planner.prompts import Metadata
 from gpu_worker.planner.questions import Song as PlannedSong
+from gpu_worker.wire import share_samples
 from serinette.spec import AudioFormat
 from tests.tiny_checkpoint import tiny_tokenizer
 
@@ -125,14 +130,11 @@ def _encoded(samples: Any, format: AudioFormat) -> bytes:  # noqa: ANN401  # an 
     return made
 
 
-def _flac(samples: Any) -> bytes:  # noqa: ANN401  # an array
-    return _encoded(samples, AudioFormat.FLAC) if ENCODES else b""
-
-
 def made_ready(bench: Bench) -> None:
     """The engine around the same weights, with what it plans for this card."""
     if bench.pipe is None:
         assembled(bench)
+    settle_kernels(bench.pipe.device)
     fold_weight_norm(bench.pipe.vae)
     fits = bench.planned()
     part_audio(bench.pipe.vae, fits)
@@ -153,7 +155,8 @@ def novel(bench: Bench) -> None:
     taken = []
     for _ in range(6 if bench.gpu else 2):
         number = next(bench.novel)
-        request = bench.requests(1, bench.song_s * (1 - 0.01 * (number + 1)), " and more" * (number + 1))
+        away = (1 + number // 2) * (-1) ** number  # longer and shorter in turns: as much music as the known song has
+        request = bench.requests(1, bench.song_s * (1 + 0.01 * away), " and more" * (number + 1))
         synchronize()
         began = time.perf_counter()
         bench.engine.generate_all(request, Clock())
@@ -171,7 +174,8 @@ def equal(bench: Bench) -> None:
     for request, song in zip(requests, together, strict=True):
         (alone,) = bench.engine.generate_all([request], Clock())
         away.append(_away(song, alone))
-    bench.note("batch_to_alone_rms_share", [round(each, 5) for each in away])
+    bench.note("batch_to_alone_rms_shares", [round(each, 5) for each in away])
+    bench.note("batch_to_alone_rms_share", round(max(away), 5))
     (again,) = bench.engine.generate_all([requests[-1]], Clock())
     bench.note("alone_again_same_bits", bool(np.array_equal(alone.samples, again.samples)))
     bench.note("samples_finite", bool(np.isfinite(again.samples).all()))
@@ -183,34 +187,36 @@ def _away(song: Song, alone: Song) -> float:
 
 
 def decoding(bench: Bench) -> None:
-    """A song decoded whole and in windows, several at once."""
+    """A song decoded whole and in windows, several at once; each as it is handed over, on the CPU in float32."""
     vae, frames = bench.pipe.vae, round(bench.song_s * bench.pipe.latents_per_second)
-    dims = vae.config.decoder_input_channels
-    latents = torch.randn(1, frames, dims, device=bench.device, dtype=vae.dtype)
+    latents = torch.randn(1, frames, vae.config.decoder_input_channels, device=bench.device, dtype=vae.dtype)
+    ways = {f"windows_{at_once}": Windows(CARD_FRAMES, at_once, fixed=True) for at_once in (1, 4, 8, 16)}
+    ways = {"whole": Windows(frames, 1, fixed=False), **ways}
+    samples = {}
     with torch.no_grad():
-        whole = vae.decoder(latents.transpose(1, 2))[0].float().cpu()
-        bench.note("decode_whole_ms", bench.median_ms(lambda: vae.decoder(latents.transpose(1, 2)), 3))
-        for at_once in (1, 4, 8):
-            windows = Windows(256, at_once, fixed=True)
+        for name, windows in ways.items():
 
-            def parted(windows: Windows = windows) -> torch.Tensor:
+            def decoded(windows: Windows = windows) -> torch.Tensor:
                 return dict(decode(vae.decoder, latents, [frames], windows, lambda _: True))[0]
 
-            bench.note(f"decode_windows_{at_once}_ms", bench.median_ms(parted, 3))
-        away = float((parted() - whole).abs().max() / whole.abs().max())
-        bench.note("windows_to_whole", away)
+            samples[name] = decoded()
+            bench.note(f"decode_{name}_ms", bench.median_ms(decoded, 3))
+    whole = samples.pop("whole")
+    furthest = max(float((parted - whole).abs().max()) for parted in samples.values())
+    bench.note("windows_to_whole", furthest / float(whole.abs().max()))
 
 
 def compiled(bench: Bench) -> None:
     """The transformer's blocks and the decoder compiled, as SERINETTE_COMPILE does."""
     forwards = {module: module.forward for module in (*bench.pipe.transformer.layers, bench.pipe.vae.decoder)}
-    for module in forwards:
-        module.forward = torch.compile(module.forward, dynamic=True)
+    bench.note("compiled_before", (BETWEEN_RUNS / "checkpoints" / "compiled").exists())  # then less is to be compiled
     began = time.perf_counter()
     try:
+        bench.engine.compile()
         bench.timed(1, bench.song_s)
         bench.timed(bench.batches[-1], bench.song_s)
         bench.note("compile_s", round(time.perf_counter() - began, 1))
+        torch.compiler.set_stance("eager_on_recompile")  # as in a worker: nothing that is measured is a compiler
         for songs in (bench.batches[0], bench.batches[-1]):
             bench.note(f"compiled_batch_{songs}", bench.with_floor(songs, bench.typical(songs, bench.song_s)))
     except BaseException:  # what does not compile is measured eagerly from here on
@@ -220,15 +226,21 @@ def compiled(bench: Bench) -> None:
 
 
 def backlog(bench: Bench) -> None:
-    """Batches of texts that differ, flac of each song on the other cores (where PyAV is): songs a minute, busy."""
+    """Batches of texts that differ, each song handed over as the engine's process does, flac of it in processes beside
+    (where PyAV is): songs a minute, and the share of the time that the model was not kept waiting.
+    """
     songs, seconds = bench.batches[-1], 25.0 if bench.gpu else 1.0
     cores = max(1, (os.cpu_count() or 2) - 2)
-    with ThreadPoolExecutor(cores) as pool:
+    # Forked, as a data loader's are: they load nothing, and touch no device.
+    with ProcessPoolExecutor(cores, get_context("fork"), partial(os.nice, 10)) as pool:
+        pool.submit(_flac_of, None).result()
         files, busy_s, began = [], 0.0, time.perf_counter()
         while time.perf_counter() - began < seconds:
-            requests = bench.requests(songs, bench.song_s, f" number {next(bench.novel)}")
             at_s = time.perf_counter()
-            files += [pool.submit(_flac, song.samples) for song in _generated(bench, requests)]
+            for song in _generated(bench, bench.requests(songs, bench.song_s, f" number {next(bench.novel)}")):
+                busy_s += time.perf_counter() - at_s
+                files.append(_handed_over(song, pool))
+                at_s = time.perf_counter()
             busy_s += time.perf_counter() - at_s
         done = [file.result() for file in files]
         wall_s = time.perf_counter() - began
@@ -246,9 +258,25 @@ def _generated(bench: Bench, requests: Sequence[SongRequest]) -> Iterator[Song]:
         yield song
 
 
+def _handed_over(song: Song, pool: Executor) -> Future[int]:
+    descriptor = share_samples(song.samples)
+    file = pool.submit(_flac_of, f"/proc/{os.getpid()}/fd/{descriptor}")
+    file.add_done_callback(lambda _: os.close(descriptor))
+    return file
+
+
+def _flac_of(samples: str | None) -> int:
+    """Bytes of the file that is made of stereo samples in a descriptor."""
+    if samples is None or not ENCODES:
+        return 0
+    return len(_encoded(np.fromfile(samples, "<f4").reshape(2, -1), AudioFormat.FLAC))
+
+
 def long(bench: Bench) -> None:
     """Songs of 400 and 600 s."""
     for duration_s in (400.0, 600.0) if bench.gpu else (12.0,):
+        if bench.gpu:
+            torch.cuda.reset_peak_memory_stats()
         whole, denoise, decoded = bench.timed(1, duration_s)
         bench.note(f"song_of_{duration_s:g}_s_ms", [round(each) for each in (whole, denoise, decoded)])
         if bench.gpu:
@@ -297,8 +325,8 @@ PARTS: tuple[tuple[str, float, Callable[[Bench], None]], ...] = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every part; 1 if one of them failed."""
+def main(arguments: Sequence[str] | None = None, spent_s: float = 0.0) -> int:
+    """Run every part; 1 if one of them failed. `spent_s` of the budget went before."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.gpu", description=__doc__)
     day = time.strftime("%Y-%m-%d", time.gmtime())
     kind = "gpu" if torch.cuda.is_available() else "gpu-tried-on-a-cpu"
@@ -306,13 +334,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=tuple(SIZES), default="turbo")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds for everything")
     asked = parser.parse_args(arguments)
-    bench = Bench(asked.out, asked.size, asked.budget)
+    bench = Bench(asked.out, asked.size, asked.budget, spent_s)
     print(json.dumps(machine()), flush=True)
     before: Figures = {}
-    for name, needs_s, work in PARTS:
-        if name == "backlog_compiled":  # the same part once more: its figures eager are kept beside
-            before = {key: value for key, value in bench.figures.items() if key.startswith("backlog")}
-        bench.part(name, needs_s, work)
+    try:
+        for name, needs_s, work in PARTS:
+            if name == "backlog_compiled":  # the same part once more: its figures eager are kept beside
+                before = {key: value for key, value in bench.figures.items() if key.startswith("backlog")}
+            bench.part(name, needs_s, work)
+    finally:
+        torch.compiler.set_stance("default")
     if before:
         bench.note("backlog_eager", before)
     print(page.results_of("gpu", {"figures": bench.figures}), flush=True)
@@ -323,4 +354,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_engine("benchmarks.engine.gpu", sys.argv[1:])
+    sys.exit(main(spent_s=process_age_s()))

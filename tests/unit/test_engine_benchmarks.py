@@ -11,16 +11,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from benchmarks import page
-from benchmarks.engine import backlog, cold_start, feeding, floor, gpu, speed, turns
-from benchmarks.engine.cases import Case
+from benchmarks.engine import backlog, cold_start, feeding, floor, gpu, gpu_bench, speed, turns
+from benchmarks.engine.cases import BETWEEN_RUNS, Case, as_engine
 from benchmarks.engine.full_size import SIZES, assemble, build
 from benchmarks.engine.gpu_bench import SMALL, Bench
 from benchmarks.peers.servers import ROOT
 from benchmarks.record import commit
+from gpu_worker.engine.ace_step.loading import settle_kernels
+from gpu_worker.engine.interface import SongRequest, StepObserver
+from gpu_worker.process_setup import engine_environment
+from serinette.job import Stage
 from tests.engines import SineEngine
 
 # Several processes load torch: a machine that is busy takes minutes for them.
@@ -64,6 +69,18 @@ def test_the_full_size_is_put_together(size: str, billions: float) -> None:
     # What the denoiser is given fits it.
     assert pipe.condition_encoder.silence_latent.shape[-1] == pipe.vae.config.decoder_input_channels
     assert 3 * pipe.vae.config.decoder_input_channels == pipe.transformer.config.in_channels
+
+
+def test_an_h200_is_planned_and_its_floor_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (130 * 2**30, 141 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    bench = Bench(tmp_path / "gpu.json", "turbo", 60)
+    bench.gpu, bench.song_s, bench.pipe = True, 60.0, assemble(SIZES["turbo"], "meta")
+    bench.engine = SineEngine(tmp_path)
+    made = bench.planned()
+    assert (made.windows.at_once, made.longest_s, made.songs(600)) == (16, 600, 15)
+    # 18.9 ms of arithmetic for the eight steps of a minute.
+    assert bench.with_floor(1, {"denoise_ms": 37.8})["denoiser_share_of_floor"] == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.load
@@ -127,6 +144,7 @@ def test_the_ten_minutes_on_a_gpu_are_run_small(tmp_path: Path) -> None:
     ):
         assert name in written["figures"], name
     assert written["figures"]["alone_again_same_bits"]
+    assert written["figures"]["batch_to_alone_rms_share"] == max(written["figures"]["batch_to_alone_rms_shares"])
     assert written["figures"]["windows_to_whole"] < 0.02  # in bf16
 
 
@@ -139,6 +157,44 @@ def test_parts_without_time_are_left_out_and_said(tmp_path: Path, monkeypatch: p
     assert written["figures"] == {}
     assert all(why.startswith("left out: ") for why in written["failed"].values())
     assert len(written["failed"]) == len(gpu.PARTS)
+
+
+def test_what_went_before_is_of_the_ten_minutes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "PARTS", (("one", 0.0, lambda bench: bench.note("one", 1)),))
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--out", str(out), "--budget", "5"], spent_s=6) == 1
+    assert json.loads(out.read_text())["failed"]["one"].startswith("left out: -1 s are left of 5")
+    monkeypatch.setattr(gpu_bench, "BUDGET_S", 1e9)  # this process may be older than a run may take
+    own_s = time.time() - psutil.Process().create_time()
+    assert gpu_bench.process_age_s() == pytest.approx(own_s, abs=2)
+
+
+def test_it_is_measured_in_an_engines_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr("os.execve", lambda _program, command, environment: begun.append((command, environment)))
+    wanted = engine_environment(BETWEEN_RUNS)
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    as_engine("benchmarks.engine.gpu", ["--size", "xl"])
+    assert begun == []
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    as_engine("benchmarks.engine.gpu", ["--size", "xl"])
+    ((command, environment),) = begun
+    assert command[1:] == ["-m", "benchmarks.engine.gpu", "--size", "xl"]
+    assert environment["MALLOC_MMAP_THRESHOLD_"] == wanted["MALLOC_MMAP_THRESHOLD_"]
+    assert environment["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_a_part_that_hangs_leaves_the_others_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "needs", lambda _bench, on_a_gpu_s: on_a_gpu_s)
+    parts = (("hangs", 0.1, lambda _: time.sleep(600)), ("later", 0.1, lambda bench: bench.note("later", 1)))
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--out", str(out), "--budget", "300"]) == 1
+    written = json.loads(out.read_text())
+    assert written["figures"] == {"later": 1}
+    assert "TimeoutError" in written["failed"]["hangs"]
 
 
 def test_a_part_that_hangs_is_ended_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +249,84 @@ def test_a_gpus_result_is_shown_and_put_into_the_page(
     assert updated == [True]
 
 
+class Noted:
+    """An engine that notes how long songs are to be."""
+
+    def __init__(self) -> None:
+        self.asked_s: list[float] = []
+
+    def generate_all(self, batch: list[SongRequest], observe: StepObserver) -> None:
+        self.asked_s += [request.spec.duration_s for request in batch]
+        observe(Stage.DECODING, None, None)
+
+
+def test_what_is_novel_is_as_much_music_as_what_is_known(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "gpu.json", "turbo", 60)
+    bench.engine, bench.song_s = Noted(), 60.0
+    gpu.novel(bench)
+    *known, first, second = bench.engine.asked_s
+    assert set(known) == {60.0}
+    assert (first, second) == (pytest.approx(60.6), pytest.approx(59.4))
+
+
+def test_a_long_songs_memory_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the most that any part before has taken."""
+    bench = Bench(tmp_path / "gpu.json", "turbo", 60)
+    bench.gpu, bench.engine, most_gib = True, Noted(), [80.0]
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: most_gib.append(1.0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: most_gib[-1] * 2**30)
+    gpu.long(bench)
+    assert bench.figures["song_of_400_s_peak_gib"] == bench.figures["song_of_600_s_peak_gib"] == 1.0
+
+
+def test_what_is_measured_is_what_a_worker_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are chosen for the same bits, and graphs without what each batch has of its own."""
+    bench = Bench(tmp_path / "gpu.json", "turbo", 60)
+    settled: list[torch.device] = []
+    monkeypatch.setattr(gpu, "settle_kernels", settled.append)
+    gpu.made_ready(bench)
+    assert settled == [torch.device("cpu")]
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward) or forward)
+    try:
+        gpu.compiled(bench)
+    finally:
+        torch.compiler.set_stance("default")
+    decoder = bench.pipe.vae.decoder
+    assert len(compiled) == len(bench.pipe.transformer.layers) + 1
+    assert not any(block._forward_pre_hooks for block in decoder.block)
+    assert decoder._forward_pre_hooks
+
+
+def test_cudnn_is_bound_to_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("deterministic", False), ("benchmark", True)):
+        monkeypatch.setattr(torch.backends.cudnn, name, value)
+    settle_kernels(torch.device("cpu"))
+    assert not torch.backends.cudnn.deterministic
+    settle_kernels(torch.device("cuda"))
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_songs_of_the_backlog_are_handed_over_and_encoded_elsewhere(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "gpu.json", "turbo", 60)
+    bench.engine = SineEngine(tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    gpu.backlog(bench)
+    assert bench.figures["backlog_flac_songs_per_min"] > 0
+    assert 0 < bench.figures["backlog_busy_share"] <= 1
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_a_file_that_cannot_be_made_is_no_song(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path / "gpu.json", "turbo", 60)
+    bench.engine = SineEngine(tmp_path)
+    monkeypatch.setattr(gpu, "_encoded", None)
+    with pytest.raises(TypeError):
+        gpu.backlog(bench)
+    assert "backlog_flac_songs_per_min" not in bench.figures
+
+
 def test_without_pyav_the_backlog_is_measured_without_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "ENCODES", False)
     monkeypatch.setattr(gpu, "_encoded", None)
@@ -216,6 +350,11 @@ def test_a_gpus_machine_needs_neither_peft_nor_psutil(path: str, missing: str, m
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "alone", module)
     spec.loader.exec_module(module)
+
+
+def test_a_gpus_machine_needs_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert commit() == ""
 
 
 def test_another_pythons_torch_is_measured_without_installing_ours() -> None:

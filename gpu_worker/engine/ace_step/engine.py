@@ -67,11 +67,21 @@ class AceStepEngine:
         self.load_times: Mapping[str, float] = {}
         pipe.prepare_to_share()
         TextCache.on(pipe.text_encoder)
-        for coder in (pipe.vae.encoder, pipe.vae.decoder):
-            coder.register_forward_pre_hook(self._repeat_progress)
-            # Hooks inside a compiled forward would be traced away.
-            for block in [] if hasattr(coder.forward, "_torchdynamo_orig_callable") else coder.block:
-                block.register_forward_pre_hook(self._repeat_progress)
+        hooks = {
+            coder: [part.register_forward_pre_hook(self._repeat_progress) for part in (coder, *coder.block)]
+            for coder in (pipe.vae.encoder, pipe.vae.decoder)
+        }
+        self._hooks_of_decoders_blocks = hooks[pipe.vae.decoder][1:]
+
+    def compile(self) -> None:
+        """Compile the transformer's blocks and the decoder; the first calls of each kind take minutes from here on."""
+        self._pipe.transformer.requires_grad_(False)  # PEFT would later, and a graph is bound to it
+        # Within a graph they would be another graph for every batch, as each has a progress of its own.
+        for hook in self._hooks_of_decoders_blocks:
+            hook.remove()
+        # Block by block: all blocks of the transformer share their graphs, which whole forwards would not.
+        for module in (*self._pipe.transformer.layers, self._pipe.vae.decoder):
+            module.forward = torch.compile(module.forward, dynamic=True)
 
     def sampling(self, spec: GenerationSpec) -> tuple[Sampling, tuple[str, ...]]:
         """The spec's sampling with the checkpoint's defaults filled in; see Engine."""

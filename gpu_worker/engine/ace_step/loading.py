@@ -46,13 +46,19 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
         check(planner)  # before minutes go into the song model
     fits = _fits(checkpoint.directory, planner, dtype, settings, device)
     pipe = _pipeline(checkpoint.directory, dtype)
-    _place(pipe, fits, settings, device)
+    settle_kernels(device)
+    if fits.offload:
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    part_audio(pipe.vae, fits)
     adapters = Adapters(pipe, settings.loras, partial(adapter_directory, settings), settings.max_loras)
     checkpoint = replace(checkpoint, name=settings.model_name or checkpoint.name)
     beside = _planner(planner, grid_of(pipe, fits.longest_s).codebook, dtype, device) if planner else None
     engine = AceStepEngine(pipe, adapters, fits, checkpoint, beside)
     if settings.compile:
         began_s = time.monotonic()
+        engine.compile()
         warm_up(engine, settings.max_batch)
         engine.load_times = {"compile_s": time.monotonic() - began_s}
     return engine
@@ -92,21 +98,11 @@ def _fits(
     return made
 
 
-def _place(pipe: SongPipeline, fits: Plan, settings: WorkerSettings, device: torch.device) -> None:
+def settle_kernels(device: torch.device) -> None:
+    """Otherwise cuDNN may choose another, equally fast sum for the same song."""
     if device.type == "cuda":
-        # Otherwise cuDNN may choose another, equally fast sum for the same song.
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    if fits.offload:
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
-    part_audio(pipe.vae, fits)
-    if settings.compile:
-        pipe.transformer.requires_grad_(False)  # PEFT would later, and a graph is bound to it
-        # Block by block: all blocks of the transformer share their graphs, which whole forwards would not.
-        for module in (*pipe.transformer.layers, pipe.vae.decoder):
-            module.forward = torch.compile(module.forward, dynamic=True)
 
 
 def part_audio(vae: Any, fits: Plan) -> None:  # noqa: ANN401  # diffusers ships no types
