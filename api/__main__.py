@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import fcntl
 import gc
 import logging
-import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +18,7 @@ from api.http_protocol import BoundedHttpProtocol
 from api.settings import GatewaySettings
 from serinette import logs, telemetry
 from serinette.errors import ConfigurationError
+from serinette.own_directory import own_directory
 from serinette.settings import read
 
 # Longer than the idle timeout of proxies (60 s is common), so that no proxy uses a connection that just closed.
@@ -60,57 +55,22 @@ def main() -> int:
         logs.configure(settings, "gateway")
         telemetry.configure(settings, "gateway")
         logging.getLogger("uvicorn.error").addFilter(_is_useful)
-        use_own_temporary_directory()
-        app = create_app(settings)
-        telemetry.serve_metrics(app.state.metrics.registry, settings)
-        sys.setswitchinterval(_SWITCH_S)
-        gc.freeze()  # objects made at start live as long as the process: no collection needs to traverse them
+        with own_directory(Path(tempfile.gettempdir()), "serinette-api-") as directory:
+            tempfile.tempdir = str(directory)
+            return _serve(settings)
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+
+
+def _serve(settings: GatewaySettings) -> int:
+    app = create_app(settings)
+    telemetry.serve_metrics(app.state.metrics.registry, settings)
+    sys.setswitchinterval(_SWITCH_S)
+    gc.freeze()  # objects made at start live as long as the process: no collection needs to traverse them
     server = _Server(_config(app, settings), app.state.parts)
     server.run()
     return 0 if server.started else 1
-
-
-_TEMPORARY = "serinette-gateway-"
-_LOCK = "lock"
-
-
-def use_own_temporary_directory() -> Path:
-    """Keep this process's temporary files in a directory of their own, and remove those of gateways that were killed.
-
-    A directory is locked for as long as its process lives, so that several gateways may share a disk.
-    """
-    parent = Path(tempfile.gettempdir())
-    for left in parent.glob(f"{_TEMPORARY}*"):
-        with _locked(left) as free:
-            if free:
-                shutil.rmtree(left, ignore_errors=True)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{_TEMPORARY}", dir=parent))
-    lock = os.open(hidden / _LOCK, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    own = hidden.rename(parent / hidden.name.removeprefix("."))  # found by others only when it is locked
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    tempfile.tempdir = str(own)
-    return own
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[bool]:
-    """Whether no living process holds the directory's lock, which is held meanwhile."""
-    try:
-        lock = os.open(directory / _LOCK, os.O_WRONLY)
-    except OSError:  # another user's, or one that is being made
-        yield False
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(lock)
 
 
 def _config(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:

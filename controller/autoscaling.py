@@ -22,7 +22,7 @@ from serinette.brake import Cause, Failure
 from serinette.errors import StoreUnavailable
 from serinette.jobs.registries import known_lanes
 from serinette.names import Lane
-from serinette.presence import Holdup, Presence, WorkerStage, parse_holdups, present
+from serinette.presence import Holdup, Presence, WorkerStage, parse_holdups, present, redis_time
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
@@ -166,10 +166,9 @@ class Brakes:
             self._put_in_force(pool, *plan_brake(seen, self._settings))
 
     def _seen(self, pool: str, workers: Sequence[Presence], away_s: float, holdups: Mapping[str, Holdup]) -> PoolSeen:
-        seconds, micros = self._redis.time()
         holdup = holdups.get(pool, Holdup())
         return PoolSeen(
-            at_s=seconds + micros / 1e6,
+            at_s=redis_time(self._redis).timestamp(),
             failures=brake.failures(self._redis, self._keys, pool),
             ready=sum(worker.pool == pool and worker.stage is WorkerStage.READY for worker in workers),
             waiting=sum(int(self._redis.zcard(self._keys.waiting(pool, lane))) for lane in Lane),

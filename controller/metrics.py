@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from serinette import counters
 from serinette.brake import Cause, in_force
 from serinette.counters import MEASURES, Counters
-from serinette.jobs.registries import ask_heads, known_lanes, oldest_s, started_key
+from serinette.jobs.registries import ask_heads, known_lanes, oldest_s
 from serinette.names import Keys, Lane
 from serinette.presence import Presence, WorkerStage, present
 
@@ -140,7 +140,7 @@ class QueueCollector(Collector):
             for pool, lane in places:
                 waiting = self._keys.waiting(pool, lane)
                 pipe.zcard(waiting)
-                pipe.zcard(started_key(self._keys, pool, lane))
+                pipe.zcard(self._keys.started(pool, lane))
                 ask_heads(pipe, waiting)
             found = pipe.execute()
             rows = [found[4 * i : 4 * i + 4] for i in range(len(places))]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ from serinette.jobs.finishing import find_end, finish_as, put_record
 from serinette.jobs.registries import ListPruner, known_lanes, trim_registries
 from serinette.jobs.script import is_of_one_job
 from serinette.names import queue_name
-from serinette.presence import present
+from serinette.presence import present, redis_time
 from serinette.store import Store
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class Sweeper:
         self._to_the_end(self._keys.leases, [f"{job}:{attempt}" for job, attempt in due if job in self._left])
 
     def _due(self) -> None:
-        at = datetime.fromtimestamp(self._redis_time(), UTC)
+        at = redis_time(self._redis)
         due: Any = self._redis.zrange(self._keys.deadlines, "-inf", at.timestamp(), byscore=True, offset=0, num=_DUE)
         ids = [job_id.decode() for job_id in due]
         seen = self._look(ids)
@@ -127,7 +126,7 @@ class Sweeper:
     def _to_the_end(self, index: str, left: Collection[str]) -> None:
         """Of what is due: jobs that are left as they are hide no others. A lease that was renewed stays so."""
         if left:
-            self._redis.zadd(index, dict.fromkeys(left, self._redis_time()), xx=True, gt=True)
+            self._redis.zadd(index, dict.fromkeys(left, redis_time(self._redis).timestamp()), xx=True, gt=True)
 
     def _lanes(self) -> None:
         lanes = known_lanes(self._redis, self._keys)
@@ -228,7 +227,7 @@ class Sweeper:
         at_s = time.monotonic()
         if at_s < self._shrink_at_s:
             return
-        last = self._redis_time() - self._whole_s
+        last = redis_time(self._redis).timestamp() - self._whole_s
         found: Any = self._redis.zrange(
             self._keys.ended, self._shrink_from, last, byscore=True, offset=0, num=_SHRUNK, withscores=True
         )
@@ -250,14 +249,14 @@ class Sweeper:
         if at_s < self._tidy_at_s:
             return
         trim_registries(self._redis, self._keys, self._settings.retention_s)
-        self._redis.zremrangebyscore(self._keys.workers, "-inf", self._redis_time())
+        self._redis.zremrangebyscore(self._keys.workers, "-inf", redis_time(self._redis).timestamp())
         self._tidy_at_s = at_s + _TIDY_EVERY_S
 
     def _prune_an_index(self) -> None:
         """Of tenants' lists, in a walk over all keys: drop ids of which nothing is left."""
         answer: Any = self._redis.scan(self._cursor, match=self._keys.jobs("*"), count=_KEYS)
         self._cursor = int(answer[0])
-        old = self._redis_time() - self._settings.retention_s
+        old = redis_time(self._redis).timestamp() - self._settings.retention_s
         for index in answer[1]:
             ids: Any = self._redis.zrangebyscore(index, "-inf", old)
             for first in range(0, len(ids), _KEYS):
@@ -268,11 +267,6 @@ class Sweeper:
                     known = pipe.execute()
                 if gone := [job_id for job_id, kept in zip(chunk, known, strict=True) if not kept]:
                     self._redis.zrem(index, *gone)
-
-    def _redis_time(self) -> float:
-        """Unix seconds of the clock that all scores are by."""
-        seconds, micros = self._redis.time()
-        return float(seconds) + float(micros) / 1e6
 
     def _count(self, action: Action, number: int) -> None:
         if self._metrics and number:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from serinette.errors import ConfigurationError
+from serinette.own_directory import own_directory
 from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES
 
 # sysexits.h: EX_CONFIG. Starting the process again cannot help; the log says what to change.
@@ -55,51 +54,22 @@ def engine_environment(work_dir: Path) -> dict[str, str]:
 def private_run_dir(work_dir: Path) -> Iterator[Path]:
     """A fresh directory of one supervisor's own, erased on the way out: two on one machine must not share a socket.
 
-    What killed supervisors left in the same place is erased first. It lies in `work_dir`, or in the system's temporary
-    directory if that path is too long for a socket.
+    It lies in `work_dir`, or in the system's temporary directory if that path is too long for a socket.
 
     Raises:
         ConfigurationError: neither can be written to.
     """
     longest = len(os.fsencode(work_dir.absolute() / f"{_PREFIX}12345678" / _SOCKET))
     parent = work_dir.absolute() if longest <= LONGEST_SOCKET_PATH_BYTES else Path(tempfile.gettempdir()) / "serinette"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _erase_abandoned(parent)
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    except OSError as error:
-        raise ConfigurationError(
-            f"work_dir: cannot write to {parent} ({error.strerror}); set SERINETTE_WORK_DIR to a writable directory"
-        ) from error
-    lock = lock_directory(directory)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def lock_directory(directory: Path) -> int | None:
-    """Hold a directory, as long as this process lives; None if another process holds it."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _erase_abandoned(parent: Path) -> None:
-    for directory in parent.glob(f"{_PREFIX}*"):
+    with ExitStack() as held:
         try:
-            lock = lock_directory(directory)
-        except OSError:  # another supervisor erased it just now, or it is another user's
-            continue
-        if lock is not None:
-            shutil.rmtree(directory, ignore_errors=True)
-            os.close(lock)
+            parent.mkdir(parents=True, exist_ok=True)
+            directory = held.enter_context(own_directory(parent, _PREFIX))
+        except OSError as error:
+            raise ConfigurationError(
+                f"work_dir: cannot write to {parent} ({error.strerror}); set SERINETTE_WORK_DIR to a writable directory"
+            ) from error
+        yield directory
 
 
 def fetched_bytes(work_dir: Path) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import uuid
 from enum import StrEnum
 from typing import Annotated, Any
@@ -173,6 +174,11 @@ class BatchLine(RecordModel):
     artifacts: tuple[Artifact, ...] = Field((), description="Its songs, at /v1/jobs/{job_id}/audio?index=...")
     error: JobError | None = None
     usage: Usage | None = None
+
+    def file_name(self, song: Artifact) -> str:
+        """Of one of its songs: 000017.mp3, or 000017-yourname.mp3; 000017-yourname-1.mp3 for its second song."""
+        words = [f"{self.line:06d}", re.sub(r"[^\w.-]", "_", self.custom_id or ""), str(song.index or "")]
+        return f"{'-'.join(filter(None, words))}.{song.format}"
 
 
 class LineOrder(RecordModel):

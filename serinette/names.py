@@ -266,11 +266,6 @@ def batch_errors_key(tenant: str, batch_id: str, round: int) -> str:
     return f"{batch_prefix(tenant, batch_id)}errors-{round:04}.jsonl"
 
 
-def worker_of(slot: str) -> str:
-    """The worker that a slot belongs to, by the name that its supervisor gave it: `{worker}.{number}.{random}`."""
-    return slot.rsplit(".", 2)[0]
-
-
 def host_of(worker: str) -> str:
     """The host, and so the pod, of a worker, whose name is `{host}-{random}` with a new random part at each start."""
     return worker.rpartition("-")[0] or worker

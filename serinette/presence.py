@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from redis import Redis
 
 from serinette.job import now
 from serinette.names import Keys
 from serinette.spec import RecordModel
+
+if TYPE_CHECKING:
+    from redis import Redis  # of the server extra, which clients of the models do without
 
 # Presence is renewed every 5 s; after four missed renewals the worker counts as gone.
 BEAT_S = 5.0

@@ -26,7 +26,7 @@ _READERS = 16
 MOST_MEASURED = 2_000
 
 
-class _Drain:
+class _Buffer:
     """A file that is written to and then emptied. It cannot be sought, so the zip has sizes behind each song."""
 
     def __init__(self) -> None:
@@ -44,13 +44,6 @@ class _Drain:
         return b"".join(chunks)
 
 
-def member_name(line: BatchLine, song: Artifact) -> str:
-    """The file of one song: `000017.mp3`, `000017-2.mp3` of a further variation; behind the line its custom id."""
-    kept = "".join(char if char.isalnum() or char in "._-" else "_" for char in line.custom_id or "")
-    parts = [f"{line.line:06}", *([kept] if kept else []), *([str(song.index)] if song.index else [])]
-    return f"{'-'.join(parts)}.{song.format}"
-
-
 Member = tuple[str, Artifact]
 
 
@@ -61,7 +54,7 @@ async def members_of_file(store: Store, key: str) -> AsyncIterator[Member]:
         *whole, rest = (rest + chunk).split(b"\n")
         for line in map(BatchLine.model_validate_json, whole):
             for song in line.artifacts:
-                yield member_name(line, song), song
+                yield line.file_name(song), song
 
 
 async def zipped(
@@ -73,8 +66,8 @@ async def zipped(
     Raises:
         NotFound: one of them was erased since.
     """
-    drain, left_out = _Drain(), list(missing or ())
-    with zipfile.ZipFile(cast("zipfile._ZipWritable", drain), "w", zipfile.ZIP_STORED) as archive:
+    buffer, left_out = _Buffer(), list(missing or ())
+    with zipfile.ZipFile(cast("zipfile._ZipWritable", buffer), "w", zipfile.ZIP_STORED) as archive:
         async for name, song in members:
             try:
                 chunks = store.stream(song.key)
@@ -88,11 +81,11 @@ async def zipped(
                 member.write(first)
                 async for chunk in chunks:
                     member.write(chunk)
-                    yield drain.empty()
-            yield drain.empty()
+                    yield buffer.empty()
+            yield buffer.empty()
         if left_out:
             archive.writestr(zipfile.ZipInfo(_MISSING, _AT), _listed(left_out))
-    yield drain.empty()
+    yield buffer.empty()
 
 
 def _listed(names: Sequence[str]) -> bytes:

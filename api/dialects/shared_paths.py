@@ -15,8 +15,9 @@ from api.dependencies import ContextPart, PartsPart
 from api.dialects.dialect import Dialect, example
 from api.problems import explained
 from api.queue import Pool
-from api.v1.queue import ModelList, ModelView, model_views
+from api.v1.queue import model_views
 from serinette.errors import NotFound, QueueUnavailable
+from serinette.views import ModelList, ModelView
 
 
 def routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:

@@ -242,7 +242,6 @@ EndedPart = Annotated[Batch, Depends(_ended)]
 _FILE = {**PARTS, **problems("not_finished", "gone")}
 _LINES = {"type": "string", "description": "A BatchLine as JSON on each line."}
 _JSONL_FILE = {200: {"content": {JSONL: {"schema": _LINES}}, "description": "In the order of the lines."}, **_FILE}
-
 _NAMES = "Named by their lines, e.g. 000017-yourname.mp3."
 _ZIP_FILE = {200: {"content": {ZIP: examples.BINARY}, "description": _NAMES}, **_FILE}
 
@@ -273,10 +272,7 @@ async def get_batch_errors(batch: EndedPart, request: Request, context: ContextP
     "/batches/{batch_id}/songs.zip",
     response_class=Response,
     summary="The songs",
-    responses={
-        200: {"content": {ZIP: examples.BINARY}, "description": "Named by their lines, e.g. 000017-yourname.mp3."},
-        **_FILE,
-    },
+    responses=_ZIP_FILE,
 )
 async def get_batch_songs(batch: EndedPart, request: Request, context: ContextPart) -> Response:
     """All songs in one file, uncompressed, made while it is sent. Those erased meanwhile are named in missing.txt. Of

@@ -14,7 +14,7 @@ from api.dependencies import ContextPart
 from api.outages import queue_errors
 from api.problems import problems
 from api.queue import Pool
-from api.v1.queue import WorkerPoolView, worker_pool_view
+from api.v1.queue import worker_pool_view
 from api.v1.usage import QueryDay, span_of, total_of
 from serinette.credentials import Limits
 from serinette.errors import Forbidden
@@ -22,6 +22,7 @@ from serinette.job import JobStatus
 from serinette.jobs.registries import ask_heads, oldest_s
 from serinette.names import Lane, Right
 from serinette.usage import Sums
+from serinette.views import WorkerPoolView
 
 router = APIRouter(prefix="/v1", tags=["operator"])
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gpu_worker.process_setup import lock_directory
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import RetryingStore
 from gpu_worker.slot.held_job import HeldJob
@@ -28,6 +27,7 @@ from serinette.errors import HandBack, StoreUnavailable
 from serinette.job import JobError, Record
 from serinette.jobs import Entry, Jobs, calls
 from serinette.jobs.finishing import finish_as, put_record
+from serinette.own_directory import lock_directory
 from serinette.store import Store
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Column
 
-from serinette.cli.options import AsJson, checked, connect, label_of, within
+from serinette.cli.options import AsJson, checked, connect, pair_of, within
 from serinette.cli.terminal import EXIT_PARTLY, Bar, age, errors, output, program, seconds, show_table
 from serinette.client import Batch, BatchLine, BatchOptions, Client, Fetched
 from serinette.errors import ConfigurationError, NotFound, RequestError
@@ -211,7 +211,7 @@ def run(
 
     Exit status 4: it is done, and some were not generated; errors.jsonl in the directory says why.
     """
-    labels = dict(label_of(text) for text in label or [])
+    labels = dict(map(pair_of, label or ()))
     given = {"name": name or prompts.stem[:63], "labels": labels, "timeout_s": timeout_s, "webhook": webhook}
     options = checked(BatchOptions, given)
     run_to_end(client, prompts, directory, options, retry=retry, as_json=as_json)

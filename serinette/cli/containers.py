@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from serinette.cli import options as option
 from serinette.cli.following import leaving
-from serinette.cli.options import AsJson, CancelOnInterrupt, connect, label_of, within
+from serinette.cli.options import AsJson, CancelOnInterrupt, connect, pair_of, within
 from serinette.cli.terminal import EXIT_INTERRUPTED, EXIT_NO_CODE, JobView, errors, output, print_submitted, program
 from serinette.client import Client
 from serinette.client.containers import LogReader
@@ -123,22 +123,11 @@ def spec_of(
         typer.BadParameter: something is out of bounds.
     """
     given = {name: value for name, value in params.items() if value not in (None, False, (), [])}
-    given |= {name: pairs_of(params[name], f"--{option}") for name, option in (("env", "env"), ("secrets", "secret"))}
+    for name, given_as in (("env", "--env"), ("secrets", "--secret"), ("labels", "--label")):
+        given[name] = dict(pair_of(text, given_as) for text in params[name] or ())
     given |= {name: mib_of(params[name], name) for name in ("memory_mib", "disk_mib") if params[name]}
-    given |= {"labels": dict(label_of(text) for text in params["labels"] or ()), "inputs": inputs}
-    given["args" if params["as_args"] else "command"] = command
+    given |= {"inputs": inputs, "args" if params["as_args"] else "command": command}
     return option.built(ContainerSpec, given)
-
-
-def pairs_of(texts: Sequence[str] | None, option: str) -> dict[str, str]:
-    """NAME=VALUE, any number of times."""
-    pairs: dict[str, str] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
-        pairs[name] = value
-    return pairs
 
 
 def mib_of(text: str, option: str) -> int:

@@ -13,7 +13,7 @@ from rich.table import Column
 
 from serinette.cli import containers, following
 from serinette.cli import options as option
-from serinette.cli.options import AsJson, CancelOnInterrupt, JobId, Output, connect, format_of, label_of, within
+from serinette.cli.options import AsJson, CancelOnInterrupt, JobId, Output, connect, format_of, pair_of, within
 from serinette.cli.terminal import (
     STATUS_STYLES,
     age,
@@ -75,7 +75,7 @@ def _spec_of(params: Mapping[str, Any], path: Path | None) -> tuple[GenerationSp
     given |= {
         "lyrics": _text(params["lyrics"] or ""),
         "format": params["format"] or format_of(path),
-        "labels": dict(label_of(text) for text in params["labels"] or ()),
+        "labels": dict(map(pair_of, params["labels"] or ())),
     }
     if params["source_audio"] and not params["task"]:
         given["task"] = Task.COVER
@@ -133,7 +133,7 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    page = client.list(status=status, label=label_of(label) if label else None, limit=limit)
+    page = client.list(status=status, label=pair_of(label) if label else None, limit=limit)
     if as_json:
         output.print_json(data=[job.model_dump(mode="json") for job in page.jobs])
         return

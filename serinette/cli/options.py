@@ -76,11 +76,11 @@ def checked(kind: type[Spec], given: Mapping[str, Any]) -> Spec:
         raise typer.BadParameter(invalid_spec(error).message) from error
 
 
-def label_of(text: str) -> tuple[str, str]:
+def pair_of(text: str, given_as: str = "--label") -> tuple[str, str]:
     """NAME=VALUE in two."""
     name, separator, value = text.partition("=")
-    if not separator or not name or not value:
-        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--label")
+    if not separator or not name:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=given_as)
     return name, value
 
 

@@ -12,8 +12,8 @@ from rich.table import Column
 from serinette.cli.options import AsJson, connect, within
 from serinette.cli.terminal import age, errors, output, seconds, show_table
 from serinette.client import Client
-from serinette.client.answers import Worker, WorkerPool
 from serinette.job import now
+from serinette.views import WorkerPoolView, WorkerView
 
 
 @within(connect)
@@ -89,7 +89,7 @@ def models(client: Client, as_json: AsJson = False) -> None:
         errors.print("No worker is up, and no pool is published; songs without --model are taken all the same.")
 
 
-def _pool(pool: WorkerPool) -> str:
+def _pool(pool: WorkerPoolView) -> str:
     """One pool in a sentence, as markup."""
     bounds = "" if pool.max_workers is None else f" of {pool.min_workers or 0} to {pool.max_workers}"
     workers = f"{len(pool.workers)} {'worker' if len(pool.workers) == 1 else 'workers'}"
@@ -99,10 +99,17 @@ def _pool(pool: WorkerPool) -> str:
     return f"Pool [bold]{escape(pool.name)}[/]: {words}{held}"
 
 
-def _cells(pool: str, worker: Worker) -> tuple[str, ...]:
-    since = age(worker.started_at) if worker.started_at else ""
+def _cells(pool: str, worker: WorkerView) -> tuple[str, ...]:
     stage = worker.stage + (f" ({worker.message})" if worker.message else "")
-    cells = (pool, worker.name, stage, f"{worker.busy_slots}/{worker.slots}", since, worker.model or "", worker.device)
+    cells = (
+        pool,
+        worker.name,
+        stage,
+        f"{worker.busy_slots}/{worker.slots}",
+        age(worker.started_at),
+        worker.model or "",
+        worker.device,
+    )
     return tuple(escape(cell or "") for cell in cells)
 
 

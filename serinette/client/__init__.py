@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from serinette.batch import Batch, BatchLine, BatchOptions
-from serinette.client.answers import Event, Model, Page, QueueState, TenantUsage, Workers
+from serinette.client.answers import Event, Page, TenantUsage
 from serinette.client.asynchronous import AsyncClient
 from serinette.client.batches import Fetched
 from serinette.client.retries import Retry
 from serinette.client.songs import AsyncSong, Song, generate, generate_async
 from serinette.client.sync import Client
 from serinette.client.wire import DEFAULT_URL
+from serinette.views import ModelView, QueueView, WorkersView
 
 __all__ = [
     "DEFAULT_URL",
@@ -21,13 +22,13 @@ __all__ = [
     "Client",
     "Event",
     "Fetched",
-    "Model",
+    "ModelView",
     "Page",
-    "QueueState",
+    "QueueView",
     "Retry",
     "Song",
     "TenantUsage",
-    "Workers",
+    "WorkersView",
     "generate",
     "generate_async",
 ]

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from serinette.client import wire
-from serinette.client.answers import Event, EventLines, Model, Page, QueueState, TenantUsage, Workers
+from serinette.client.answers import Event, EventLines, Page, TenantUsage
 from serinette.client.batches import AsyncBatches
 from serinette.client.calls import Call, JobFields, job_path, listed, model, nothing, ordered, uploaded
 from serinette.client.containers import AsyncContainers
@@ -24,6 +24,7 @@ from serinette.client.retries import Retry, RetryBudget, TransientError
 from serinette.errors import NotFinished
 from serinette.job import Job, JobOptions, JobStatus, Upload
 from serinette.spec import GenerationSpec
+from serinette.views import ModelView, QueueView, WorkersView
 
 T = TypeVar("T")
 
@@ -270,17 +271,17 @@ class AsyncClient:
         query = {"since": since.isoformat(), "until": until.isoformat()}
         return await self.perform(Call("GET", "/v1/usage", model(TenantUsage), query))
 
-    async def queue(self) -> QueueState:
+    async def queue(self) -> QueueView:
         """What waits in which lane, and the workers."""
-        return await self.perform(Call("GET", "/v1/queue", model(QueueState)))
+        return await self.perform(Call("GET", "/v1/queue", model(QueueView)))
 
-    async def workers(self) -> Workers:
+    async def workers(self) -> WorkersView:
         """The workers of each pool, and for pools without one, in words, what holds them."""
-        return await self.perform(Call("GET", "/v1/workers", model(Workers)))
+        return await self.perform(Call("GET", "/v1/workers", model(WorkersView)))
 
-    async def models(self) -> tuple[Model, ...]:
+    async def models(self) -> tuple[ModelView, ...]:
         """The models that workers hold."""
-        return await self.perform(Call("GET", "/v1/models", listed(Model, "models")))
+        return await self.perform(Call("GET", "/v1/models", listed(ModelView, "models")))
 
     async def perform(self, call: Call[T], deadline: float | None = None, body: Path | bytes | None = None) -> T:
         """Send one call, as patiently as `retry` says; `body` is one that is not JSON."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from serinette.batch import Batch, BatchLine, BatchOptions, LineStatus
 from serinette.client.calls import Call, audio, keyed, listed, model, nothing, sized
 from serinette.client.network import Awaiting, Blocking, created
 from serinette.errors import NotFinished
-from serinette.job import Artifact
 from serinette.spec import GenerationSpec
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ PAGE_LINES = 250
 
 Spec = GenerationSpec | Mapping[str, Any] | str
 Specs = Iterable[Spec]
-
-_NOT_OF_A_FILE_NAME = re.compile(r"[^\w.-]")
 
 
 class AsyncBatches:
@@ -140,7 +136,7 @@ class AsyncBatches:
     async def _fetch(self, line: BatchLine, place: Path) -> tuple[Path, ...]:
         files = []
         for song in line.artifacts:
-            path = place / song_name(line, song)
+            path = place / line.file_name(song)
             if not (path.is_file() and path.stat().st_size == song.size_bytes):  # fetched before
                 await self._client.fetch(audio(line.job_id or "", song.index), path, song.sha256)
             files.append(path)
@@ -212,10 +208,3 @@ class PendingLines:
                 if not self._open[page]:
                     del self._open[page]
         return ended
-
-
-def song_name(line: BatchLine, song: Artifact) -> str:
-    """000017-yourname.mp3, and 000017-yourname-1.mp3 for its second song: as in the gateway's own songs.zip."""
-    words = [f"{line.line:06d}", _NOT_OF_A_FILE_NAME.sub("_", line.custom_id or "")]
-    words.append(str(song.index) if song.index else "")
-    return "-".join(filter(None, words)) + f".{song.format}"

@@ -302,28 +302,9 @@ def job_of_record(record: Record) -> Job:
     if attempt and attempt.outcome is AttemptOutcome.RUNNING:  # the attempt itself wrote the record before it ended
         attempt = attempt.model_copy(update={"outcome": AttemptOutcome.SUCCEEDED, "ended_at": record.ended_at})
     # Older records have neither `attempts` nor the usage of a song.
+    usage = record.usage or (_usage_of(record.result) if record.result else None)
     attempts = record.attempts or ((attempt,) if attempt else ())
-    return Job(
-        id=record.job_id,
-        tenant=record.tenant,
-        status=record.status,
-        spec=record.spec,
-        pool=record.pool,
-        lane=record.lane,
-        labels=record.labels,
-        dialect=record.dialect,
-        created_at=record.created_at,
-        started_at=record.started_at,
-        ended_at=record.ended_at,
-        timeout_s=record.timeout_s,
-        webhook=record.webhook,
-        attempts=attempts,
-        result=record.result,
-        container=record.container,
-        run=record.run,
-        error=record.error,
-        usage=record.usage or (_usage_of(record.result) if record.result else None),
-    )
+    return Job.model_validate({**vars(record), "id": record.job_id, "attempts": attempts, "usage": usage})
 
 
 def _usage_of(result: Result) -> Usage:

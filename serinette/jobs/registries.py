@@ -50,11 +50,6 @@ def known_lanes(redis: Redis, keys: Keys) -> list[tuple[str, Lane]]:
     return sorted(lane for name in names if (lane := parse_lane(name)))
 
 
-def started_key(keys: Keys, pool: str, lane: Lane) -> str:
-    """RQ's registry of a lane's running attempts, which the transitions keep."""
-    return f"{keys.prefix}:wip:{queue_name(pool, lane)}"
-
-
 def ask_heads(pipe: Pipeline | AsyncPipeline, waiting: str) -> None:
     """Ask a pipeline, of either kind, for the ids among which a lane's oldest job is: its head, where jobs that were
     given back stand in no order of their submits, and the first that never ran.

@@ -13,9 +13,10 @@ from rich.console import Console
 from serinette.batch import Batch, BatchCounts, BatchLine, BatchStatus, LineStatus
 from serinette.cli import batches, options, status, terminal
 from serinette.client import BatchOptions, Client
-from serinette.client.answers import Pool, QueueState, Worker, WorkerPool, Workers
 from serinette.errors import ConfigurationError
 from serinette.job import JobError, now
+from serinette.presence import ColdStart
+from serinette.views import PoolView, QueueView, WorkerPoolView, WorkersView, WorkerView
 
 LONG = "a name that goes on and on, as names of machines and batches do where programs choose them " * 2
 ID = "batch-0123456789abcdef0123456789abcdef"
@@ -34,23 +35,28 @@ def a_batch(status: str = "in_progress", **counts: int) -> Batch:
     )
 
 
-def a_worker(stage: str) -> Worker:
-    return Worker(
+def a_worker(stage: str) -> WorkerView:
+    return WorkerView(
         name="serinette-worker-h100-7f9c6d5b8-x2lkq",
         stage=stage,
         slots=8,
         busy_slots=3,
         model="ACE-Step/acestep-v15-xl-turbo-diffusers",
         device="NVIDIA H100 80GB HBM3",
+        message="",
+        cold_start=ColdStart(),
         started_at=now() - timedelta(days=2),
     )
 
 
+def a_pool(name: str, **given: object) -> WorkerPoolView:
+    unknown = dict.fromkeys(("model", "min_workers", "max_workers", "pods", "waiting_for", "waiting_code"))
+    return WorkerPoolView.model_validate({"name": name, **unknown, "brake": (), "workers": (), **given})
+
+
 POOLS = (
-    WorkerPool(
-        name="default", min_workers=0, max_workers=8, waiting=12, workers=(a_worker("ready"), a_worker("loading"))
-    ),
-    WorkerPool(name="xl", waiting=3, waiting_for="a node with a free GPU: " + LONG, brake=("crash-loop: " + LONG,)),
+    a_pool("default", min_workers=0, max_workers=8, waiting=12, workers=(a_worker("ready"), a_worker("loading"))),
+    a_pool("xl", waiting=3, waiting_for="a node with a free GPU: " + LONG, brake=("crash-loop: " + LONG,)),
 )
 
 
@@ -66,11 +72,12 @@ class _Recorded:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def workers(self) -> Workers:
-        return Workers(pools=POOLS)
+    def workers(self) -> WorkersView:
+        return WorkersView(pools=POOLS)
 
-    def queue(self) -> QueueState:
-        return QueueState(pools=(Pool(name="default", lanes=(), running=2, workers=POOLS[0].workers),))
+    def queue(self) -> QueueView:
+        pool = PoolView(name="default", lanes=(), running=2, free_slots=5, pace_s=None, workers=POOLS[0].workers)
+        return QueueView(pools=(pool,))
 
     def list(self, limit: int) -> tuple[Batch, ...]:
         return (a_batch(), a_batch("completed", completed=19_997))
@@ -126,7 +133,7 @@ def test_how_long_a_batch_still_takes(first: tuple[float, int], now_s: float, en
 
 
 def test_a_label_is_a_name_and_a_value() -> None:
-    assert options.label_of("album=blue=green") == ("album", "blue=green")
+    assert options.pair_of("album=blue=green") == ("album", "blue=green")
 
 
 def test_a_state_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SERVER = ("api", "controller", "gpu_worker")
 LARGEST_BYTES = 500_000
+PACKAGES_OF_THE_SERVER = {"redis", "rq", "obstore", "av", "numpy", "pydantic_settings", "prometheus_client", "fastapi"}
 # The packages of this environment. Their own .pth files are not read from there, so that Serinette is not among them.
 DEPENDENCIES = Path(pydantic.__file__).parents[1]
 
@@ -102,6 +103,17 @@ def test_the_client_and_the_command_line_work_from_the_wheel(installed: Installe
     assert str(installed.python.parents[1]) in done.stdout, done.stderr
     assert installed.run("serinette", "--version").stdout == f"serinette {version('serinette')}\n"
     assert "no Serinette answers at" in installed.run("serinette", "queue", "--server", "http://127.0.0.1:9").stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "more"),
+    [("serinette, serinette.client; serinette.Client", {"typer"}), ("serinette.cli.app", set())],
+)
+def test_neither_needs_a_package_of_the_server(installed: Installed, module: str, more: set[str]) -> None:
+    """This environment holds those packages too: that none is imported is asked of what was imported."""
+    done = installed.run("python", "-c", f"import sys, {module}; print(*sys.modules)")
+    assert "serinette" in done.stdout.split(), done.stderr
+    assert not (PACKAGES_OF_THE_SERVER | more) & set(done.stdout.split())
 
 
 @pytest.mark.parametrize("command", [("up",), ("demo",), ("convert", "here", "there")])

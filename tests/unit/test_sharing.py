@@ -297,20 +297,21 @@ async def test_a_machine_that_has_no_room_is_told_apart_from_a_fault(
     assert answer.status_code == 503, answer.text
 
 
-def test_what_a_killed_gateway_left_is_removed_and_a_living_ones_is_not(
+def test_a_gateways_temporary_files_are_in_a_directory_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    living = program.use_own_temporary_directory()
-    killed = tmp_path / "serinette-gateway-killed"
-    killed.mkdir()
-    (killed / "lock").touch()
-    (killed / "serinette-upload-1").mkdir()
-    (killed / "serinette-upload-1" / "file").write_bytes(b"half an upload")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    own = program.use_own_temporary_directory()
-    assert {path.name for path in tmp_path.iterdir()} == {living.name, own.name}
-    assert tempfile.gettempdir() == str(own)
+    monkeypatch.setattr("serinette.logs.configure", lambda *_: None)
+    seen: list[str] = []
+
+    def serve(_: object) -> int:
+        seen.append(tempfile.gettempdir())
+        return 0
+
+    monkeypatch.setattr(program, "_serve", serve)
+    assert program.main() == 0
+    assert seen[0].startswith(str(tmp_path / "serinette-api-"))
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_long_bodies_of_one_tenant_are_read_by_turns_and_short_ones_are_not(served: Served, redis: Redis) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gpu_worker.process_setup import private_run_dir
 from serinette.errors import ConfigurationError
+from serinette.own_directory import lock_directory
 from serinette.supervisor import History, Step, next_step
 
 FRESH = History()
@@ -62,6 +63,23 @@ def test_what_a_killed_supervisor_left_is_erased_by_the_next(tmp_path: Path) -> 
     assert len(list(tmp_path.glob("run-*/spool"))) == 1
     with private_run_dir(tmp_path) as directory:
         assert list(tmp_path.glob("run-*")) == [directory]
+
+
+def test_a_directory_is_there_for_others_only_once_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process that starts just then would take it for one that a killed process left."""
+    locked: list[Path] = []
+
+    def lock(directory: Path) -> int | None:
+        locked.append(directory)
+        assert not list(tmp_path.glob("run-*"))
+        return lock_directory(directory)
+
+    monkeypatch.setattr("serinette.own_directory.lock_directory", lock)
+    with private_run_dir(tmp_path) as own:
+        assert len(locked) == 1
+        assert list(tmp_path.iterdir()) == [own]
 
 
 def test_a_long_work_dir_does_not_make_the_socket_unusable(tmp_path: Path) -> None:
