@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.dependencies import Parts
-from api.http_protocol import BoundedHttpProtocol
+from api.http_protocol import BoundedHttpProtocol, BoundedWebSocketProtocol
 from api.settings import GatewaySettings
 from serinette import logs, telemetry
 from serinette.errors import ConfigurationError
@@ -43,9 +43,15 @@ class _Server(uvicorn.Server):
         self._parts.events.close()
 
 
+# uvicorn's errors for a WebSocket that is refused with an HTTP response, and for what a client sends as text.
+_USELESS = frozenset(
+    {"ASGI callable returned without completing handshake.", "Invalid UTF-8 sequence received from client."}
+)
+
+
 def _is_useful(record: logging.LogRecord) -> bool:
-    """Drops uvicorn's error for each WebSocket that is refused with an HTTP response."""
-    return record.msg != "ASGI callable returned without completing handshake."
+    """Drops errors that are no faults of ours."""
+    return record.msg not in _USELESS
 
 
 def main() -> int:
@@ -80,6 +86,7 @@ def _config(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
         port=settings.port,
         loop="uvloop",
         http=BoundedHttpProtocol,
+        ws=BoundedWebSocketProtocol,
         timeout_keep_alive=KEEP_ALIVE_S,
         log_config=None,
         access_log=False,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
@@ -14,15 +15,24 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Scope
 
 from api.problems import answer
-from api.turns import Threads
+from api.turns import HeldResponse, Threads, Turns
 from serinette.container import Output
-from serinette.errors import Gone, NotFinished, NotFound, RequestError
+from serinette.errors import Gone, Limited, NotFinished, NotFound, RequestError
 from serinette.job import Artifact, Job, JobStatus
 from serinette.names import tenant_of
 from serinette.store import Store
 
 # Of what others made: nothing of it runs, whatever a browser takes it for.
 SANDBOX = "sandbox; default-src 'none'"
+# Files that are sent at once, of one tenant and of all: each holds some chunks in memory for as long as its client takes
+# to read, and a range of a zip reads all songs before it.
+DOWNLOADS_OF_TENANT = 64
+_DOWNLOADS = 256
+_MANY_DOWNLOADS = partial(
+    Limited,
+    f"downloads: {DOWNLOADS_OF_TENANT} of one tenant are sent at once, and as many wait; wait for some to end",
+    retry_after_s=5,
+)
 _SINGLE = re.compile(r"bytes\s*=\s*(\d{0,20})\s*-\s*(\d{0,20})", re.IGNORECASE | re.ASCII)
 
 
@@ -126,10 +136,11 @@ def song_of(job: Job, index: int) -> Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Downloads:
-    """Serves files of the store; blocking calls run in `threads`."""
+    """Serves files of the store; blocking calls run in `threads`. `sending`: those that are on their way."""
 
     store: Store
     threads: Threads
+    sending: Turns = field(default_factory=lambda: Turns(_DOWNLOADS, DOWNLOADS_OF_TENANT, _MANY_DOWNLOADS))
 
     async def redirect_or_serve(
         self, song: StoredFile, file_request: FileRequest, file_name: str, presign_s: int, *, download: bool
@@ -191,7 +202,9 @@ class Downloads:
                     await self.threads.run(tenant_of(part.key), partial(self.store.head, part.key))
                 except NotFound as error:
                     raise Gone("the song's file was erased from the store") from error
-        return StreamingResponse(self.texts(parts), headers={"Content-Type": media_type})
+        whole = StreamingResponse(self.texts(parts), headers={"Content-Type": media_type})
+        tenants = [tenant_of(part.key) for part in parts if not isinstance(part, bytes)]
+        return HeldResponse(whole, self.sending.of(tenants[0])) if tenants else whole
 
     async def texts(self, parts: Sequence[bytes | StoredFile]) -> AsyncIterator[bytes]:
         """The pieces of such a text."""
@@ -222,9 +235,11 @@ class Downloads:
         if method == "HEAD" or start == end:  # no store reads nothing of an empty file
             await self.threads.run(tenant_of(song.key), partial(self.store.head, song.key))
             return Response(status_code=status, headers=headers)
-        chunks = (made or partial(self.store.stream, song.key))(start, end)
-        first = await anext(chunks, b"")  # a missing file must be noticed before the status is sent
-        return StreamingResponse(_with_first(first, chunks), status, headers)
+        async with AsyncExitStack() as turn:
+            await turn.enter_async_context(self.sending.of(tenant_of(song.key)))
+            chunks = (made or partial(self.store.stream, song.key))(start, end)
+            first = await anext(chunks, b"")  # a missing file must be noticed before the status is sent
+            return HeldResponse(StreamingResponse(_with_first(first, chunks), status, headers), turn.pop_all())
 
 
 def _etag(song: StoredFile) -> str:

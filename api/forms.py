@@ -15,6 +15,9 @@ from starlette.types import Receive, Scope
 # Set in the scope: how long the text of this request's body may be, where that is longer than other bodies.
 TEXT_BYTES = "serinette.text_bytes"
 _PIECE_BYTES: Final = 65_536
+# No form here has more; and of each so much is held in memory, the rest on the disk.
+_MOST_FILES: Final = 2
+_FILE_BYTES_IN_MEMORY: Final = 65_536
 
 
 class FormRequest(Request):
@@ -34,7 +37,8 @@ class FormRequest(Request):
         if kind == "application/x-www-form-urlencoded":
             parser = _FieldParser(self.headers, self._bounded(), **bounds)
         elif kind == "multipart/form-data":
-            parser = _Parser(self.headers, self.stream(), self._fields_bytes, max_files=max_files, **bounds)
+            most_files = min(max_files, _MOST_FILES)
+            parser = _Parser(self.headers, self.stream(), self._fields_bytes, max_files=most_files, **bounds)
         if self._form is None and parser is not None:
             try:
                 self._form = await parser.parse()
@@ -82,6 +86,8 @@ def _unquoted(quoted: bytearray) -> str:
 
 
 class _Parser(MultiPartParser):
+    spool_max_size = _FILE_BYTES_IN_MEMORY
+
     def __init__(
         self,
         headers: Headers,

@@ -1,5 +1,5 @@
-"""uvicorn's HTTP/1.1 protocol with bounds on incomplete requests: long or slow heads, stalled bodies, endless trailers,
-and data that arrives after the response.
+"""uvicorn's protocols with bounds: HTTP/1.1 on incomplete requests (long or slow heads, stalled bodies, endless trailers,
+and data that arrives after the response), WebSockets on what a listener sends.
 
 uvicorn's own parser bounds none of these: a few hundred clients that send a byte now and then could hold its
 connections for ever, an endless header would fill its memory, and trailers are appended to the headers.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 # Bound of a head, and of data outside of bodies: trailers, chunk extensions, empty lines between requests.
 HEAD_BYTES = 65_536
@@ -18,10 +19,16 @@ HEAD_S = 30.0
 BODY_S = 60.0
 # Least mean rate of a body after its first BODY_S, without the time in which the application did not read.
 BODY_BYTES_A_SECOND = 4_096
+# Longest that an answer waits to be read: by then a player has buffered enough, and will ask for the rest by its range.
+UNREAD_S = 300.0
 # Bounds on the rest of a body that is read and discarded after its response, so that a client that is still sending
 # receives the response instead of a reset. A shorter rest keeps the connection alive.
 DISCARD_BYTES = 1_048_576
 DISCARD_S = 10.0
+
+# Bytes that one listener may send: its head, and days of pings. uvicorn answers every ping however much of that waits to
+# be read, and keeps 16 MiB of a message that never ends.
+LISTENER_BYTES = 1_048_576
 
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -38,6 +45,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _body_since_s = 0.0
     _body_bytes = 0
     _watch: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the timeout of the first request."""
@@ -45,13 +53,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timeout."""
+        """Stop the timeouts."""
         self._rest()
+        self._stop_unread()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """The client does not read what is sent: it has a while to begin again."""
+        super().pause_writing()
+        self._unread = self._unread or self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+        super().resume_writing()
+        self._stop_unread()
+
     def handle_websocket_upgrade(self) -> None:
-        """Stop the timeout: WebSockets have their own pings."""
+        """Stop the timeouts: WebSockets have their own pings."""
         self._rest()
+        self._stop_unread()
         self._unwanted_bytes = 0
         super().handle_websocket_upgrade()
 
@@ -114,6 +134,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._watch.cancel()
             self._watch = None
 
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def _look(self) -> None:
         self._watch = None
         if self.transport.is_closing():
@@ -134,3 +159,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return BODY_S
         late_s = self._body_since_s + BODY_S + self._body_bytes / BODY_BYTES_A_SECOND
         return min(self._heard_s + BODY_S, late_s) - at_s
+
+
+class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """One WebSocket, of which nothing but its end is listened to."""
+
+    _received_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the data; a listener that sends too much is cut off, without what it left unread."""
+        self._received_bytes += len(data)
+        if self._received_bytes > LISTENER_BYTES:
+            self.transport.abort()
+        else:
+            super().data_received(data)

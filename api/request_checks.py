@@ -8,6 +8,7 @@ A gateway without keys is reached by any page that a browser of its machine or n
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ OPENAPI_PATH = "/openapi.json"
 _ONCE = frozenset(
     {b"host", b"authorization", b"content-type", b"idempotency-key", b"range", b"origin", b"last-event-id"}
 )
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,4})?")
 _READ = _ONCE | {b"x-forwarded-prefix", b"x-forwarded-host", b"sec-fetch-site"}
 
 
@@ -109,7 +111,7 @@ class RequestChecks:
             return None
         if self._is_proxy(scope):
             host = sent.get(b"x-forwarded-host", host.encode()).decode("latin-1")
-        if urlsplit(origin).netloc.lower() == host.lower():
+        if host and origin.lower() in {f"http://{host}".lower(), f"https://{host}".lower()}:
             return None
         gateway = "this gateway, which asks for no keys" if self._keyless else "this gateway"
         return Forbidden(
@@ -119,7 +121,7 @@ class RequestChecks:
         )
 
     def _is_own_name(self, host: str) -> bool:
-        name = (urlsplit(f"//{host}").hostname or "").rstrip(".") if host.isascii() else ""
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
         return is_loopback(name) or name.endswith(".localhost") or name in self._names
 
 
@@ -127,6 +129,18 @@ def _malformed(scope: Scope, sent: dict[bytes, bytes], twice: bytes | None) -> R
     if twice is not None:
         name = twice.decode("latin-1").title()
         return RequestError(f"{name}: it is sent more than once; send it once", field=name)
-    if not sent.get(b"host") and scope.get("http_version") != "1.0":
+    host = sent.get(b"host", b"").decode("latin-1")
+    if not host and scope.get("http_version") != "1.0":
         return RequestError("Host: is missing; send the name that the request is for", field="Host")
+    if host and not (_PLAIN_HOST.fullmatch(host) or _is_host(host)):
+        return RequestError("Host: is no name or address, with or without a port", field="Host")
     return None
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is a name or an address with or without a port: what addresses in answers are made of, too."""
+    try:
+        parts = urlsplit(f"//{host}")
+        return host.isascii() and parts.netloc == host and "@" not in host and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets around something else than an address, or a port that is none
+        return False

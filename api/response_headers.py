@@ -21,8 +21,15 @@ LEAST_BYTES = 8_192
 # Longer ones are compressed in a thread.
 _IN_A_THREAD_BYTES = 65_536
 _LEVEL = 4
+_GZIP = re.compile(r"(?:^|[\s,])(?:gzip|x-gzip)\s*(?:;\s*q\s*=\s*([0-9.]*))?\s*(?:,|$)", re.IGNORECASE)
 _SENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
+
+
+def accepts_gzip(header: str) -> bool:
+    """Whether `Accept-Encoding` takes gzip: it is named, and not with a weight of 0 (RFC 9110, 12.5.3)."""
+    named = _GZIP.search(header)
+    return named is not None and (named[1] is None or bool(named[1].strip("0.")))
 
 
 class ResponseHeaders:
@@ -40,7 +47,7 @@ class ResponseHeaders:
             if name == HEADER and _SENT_ID.fullmatch(value):
                 request_id = value
             elif name == b"accept-encoding":
-                takes_gzip = b"gzip" in value
+                takes_gzip = accepts_gzip(value.decode("latin-1"))
         request_id = request_id or os.urandom(8).hex().encode()
         scope[REQUEST_ID] = request_id.decode()
         start: Message | None = None  # held until its body is compressed
@@ -51,9 +58,11 @@ class ResponseHeaders:
             if kind in {"http.response.start", "websocket.http.response.start"}:
                 headers = _completed(scope, message, request_id)
                 message = {**message, "headers": headers}
-                if takes_gzip and _is_long_json(headers):
-                    start = message
-                    return
+                if _is_long_json(headers):
+                    headers.append((b"vary", b"Accept-Encoding"))
+                    if takes_gzip:
+                        start = message
+                        return
             elif start is not None:
                 held, start = start, None
                 await send_compressed(held, message, send)
@@ -107,10 +116,6 @@ async def send_compressed(start: Message, body: Message, send: Send) -> None:
     else:
         packed = gzip.compress(plain, _LEVEL)
     headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
-    headers += (
-        (b"content-length", str(len(packed)).encode()),
-        (b"content-encoding", b"gzip"),
-        (b"vary", b"Accept-Encoding"),
-    )
+    headers += ((b"content-length", str(len(packed)).encode()), (b"content-encoding", b"gzip"))
     await send({**start, "headers": headers})
     await send({**body, "body": packed})

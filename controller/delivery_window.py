@@ -18,6 +18,8 @@ OF_HOST = 8
 _SOON_S = 1.0
 _LONGEST_DELAY_S = 300.0
 _LONGEST_PAUSE_S = 60.0
+# For so long after its pause it is known that a host was silent: anyone can name any number of hosts.
+_REMEMBERED_S = 600.0
 
 
 @dataclass(slots=True)
@@ -42,10 +44,14 @@ class Window:
     _hosts: dict[str, _Host] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
-    def begin_round(self) -> None:
+    def begin_round(self, at_s: float) -> None:
         """All that wait ask anew, in their order."""
         with self._lock:
-            busy = {name: host for name, host in self._hosts.items() if host.silent or self._of_host[name]}
+            busy = {
+                name: host
+                for name, host in self._hosts.items()
+                if self._of_host[name] or (host.silent and at_s < host.paused_until_s + _REMEMBERED_S)
+            }
             for host in busy.values():
                 host.behind = 0
             self._hosts = busy

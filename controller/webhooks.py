@@ -324,7 +324,7 @@ class Webhooks:
         """Begin what the window allows, and put back what would wait for long; how many began."""
         later: dict[str, float] = {}
         of_tenant, begun, at_s = Counter[str](), 0, time.monotonic()
-        self._window.begin_round()
+        self._window.begin_round(at_s)
         for name, (since_s, end) in list(self._kept.items()):
             wait_s = self._window.begin(end.tenant, end.host, at_s)
             of_tenant[end.tenant] += 1

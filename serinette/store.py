@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 CHUNK_BYTES = 1024 * 1024
+SENT_BYTES = 256 * 1024
 # S3 refuses parts below 5 MiB; two in flight bound the memory of one transfer.
 PART_BYTES = 5 * 1024 * 1024
 PARTS_IN_FLIGHT = 2
@@ -197,7 +198,8 @@ class Store:
             return obstore.sign(self._public, method, _checked(key), timedelta(seconds=expires_s))
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """Bytes `start` to `end` (exclusive; None means the end) in chunks of about 1 MiB.
+        """Bytes `start` to `end` (exclusive; None means the end) in chunks of about 256 KiB: a client that does not
+        read holds several.
 
         The range must begin inside the object: compare with `head().size_bytes` first.
 
@@ -209,7 +211,7 @@ class Store:
             options = {"range": (start, end)}
         with _own_errors(key):
             found = await obstore.get_async(self._store, _checked(key), options=options)
-            async for chunk in found.stream(CHUNK_BYTES):
+            async for chunk in found.stream(SENT_BYTES):
                 yield bytes(chunk)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], max_bytes: int) -> int:

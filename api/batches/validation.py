@@ -129,7 +129,8 @@ class LineChecker:
         Raises:
             InvalidBatch: some lines are wrong, or there is none; it names the first MAX_ERRORS things.
         """
-        digest = hashlib.sha256(options.model_dump_json().encode())
+        sorted_labels = options.model_copy(update={"labels": dict(sorted(options.labels.items()))})
+        digest = hashlib.sha256(sorted_labels.model_dump_json().encode())
         parts: list[Path] = []
         total = 0
         file: BinaryIO | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -68,8 +69,10 @@ class Cursor:
             job_id, score = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
             if not isinstance(job_id, str) or not job_id.isascii():
                 raise TypeError("the id is not text")
+            if isinstance(score, bool | str) or not math.isfinite(score):
+                raise TypeError("the time is no number")
             return cls(job_id, float(score))
-        except (binascii.Error, ValueError, TypeError, RecursionError) as error:
+        except (binascii.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
             message = "cursor: not valid; send `next_cursor` of the page before unchanged, or leave it out"
             raise InvalidSpec(message, field="cursor") from error
 

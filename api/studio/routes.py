@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header
 from starlette.responses import Response
 
 from api.downloads import names_etag
+from api.response_headers import accepts_gzip
 from serinette.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
@@ -66,6 +67,6 @@ async def serve(
         raise NotFound(f"the studio has no file {name[:80]}; its page is at /")
     if names_etag(if_none_match, file.headers["ETag"].removeprefix("W/")):
         return Response(status_code=304, headers=file.headers)
-    if "gzip" in accept_encoding:
+    if accepts_gzip(accept_encoding):
         return Response(file.compressed, headers={**file.headers, "Content-Encoding": "gzip"})
     return Response(file.plain, headers=file.headers)

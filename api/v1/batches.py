@@ -27,6 +27,7 @@ from api.batches.zipping import (
 from api.dependencies import ContextPart, RequestContext, idempotency_key_header
 from api.downloads import FileRequest, OtherFile
 from api.problems import problems
+from api.turns import HeldResponse
 from api.v1 import examples
 from api.v1.answers import PARTS, BatchId
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
@@ -294,7 +295,8 @@ async def get_batch_songs(batch: EndedPart, request: Request, context: ContextPa
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-cache"}
     if request.method == "HEAD":
         return Response(headers=headers, media_type=ZIP)
-    return StreamingResponse(zipped(store, members()), 200, headers, ZIP)
+    whole = StreamingResponse(zipped(store, members()), 200, headers, ZIP)
+    return HeldResponse(whole, downloads.sending.of(context.tenant))
 
 
 async def _file(context: RequestContext, request: Request, key: str, name: str) -> Response:

@@ -56,7 +56,7 @@ Disk = Annotated[
 _PANELS: option.Panels = {_SIZE: "gpus cpu retries pool writable_root", **option.JOB}
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id, and do not wait.")]
 
-_OF_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([mg]?)i?b?", re.IGNORECASE)
+_OF_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([mg]?)i?b?", re.IGNORECASE)
 # What the gateway has already: an upload, a song, all of a job or an upload.
 _KEPT = (
     ("upload", re.compile(r"upload-[0-9a-f]{32}")),

@@ -50,7 +50,7 @@ def submit(
     """Queue a song, watch its progress and write it to a file. Of tasks write, format, describe the text is printed."""
     if prompt is None and context.params["task"] != Task.DESCRIBE:
         raise typer.BadParameter("say what to generate", param_hint="PROMPT")
-    params = {**context.params, "prompt": sys.stdin.read().strip() if prompt == "-" else prompt}
+    params = {**context.params, "prompt": _read_standard_input().strip() if prompt == "-" else prompt}
     if wait:
         option.check_output(output_path)
     _check(params, output_path)
@@ -94,6 +94,12 @@ def _audio_id(client: Client, value: str) -> str:
     if path.suffix or value.startswith((".", "/", "~")):
         raise SerinetteError(f"there is no file {value}")
     return value
+
+
+def _read_standard_input() -> str:
+    if sys.stdin is None:  # closed, as by <&-
+        raise typer.BadParameter("standard input is closed", param_hint="PROMPT")
+    return sys.stdin.read()
 
 
 def _text(value: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from serinette.client import DEFAULT_URL, Client, Retry
+from serinette.client.network import is_special
 from serinette.job import JobOptions
 from serinette.spec import AudioFormat, invalid_spec
 
@@ -94,6 +95,10 @@ def check_output(path: Path | None) -> None:
         path = Path("song")  # in the current directory, or nowhere
         if not os.access(path.absolute().parent, os.W_OK):
             raise _not_written(f"the directory {path.absolute().parent} cannot be written to")
+        return
+    if is_special(path):
+        if not os.access(path, os.W_OK):
+            raise _not_written(f"{path} cannot be written")
         return
     if path.is_dir() or str(path).endswith(("/", os.sep)):
         raise _not_written(f"{path} is a directory: name a file in it, e.g. {path / 'song.mp3'}")

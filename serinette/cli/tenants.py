@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,6 +31,7 @@ keys = typer.Typer(help="Tenants' API keys and limits. Gateways with SERINETTE_A
 tenants = typer.Typer(help="Tenants: erase all that is kept of one.")
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TIME = re.compile(r"(\d{1,5}(?:\.\d{1,5})?)([smhd])", re.ASCII)
 
 RedisUrl = Annotated[
     str | None,
@@ -249,10 +251,10 @@ def checked_tenant(name: str) -> str:
 
 
 def _seconds(text: str, option: str) -> float:
-    try:
-        return float(text[:-1]) * _SECONDS[text[-1:]]
-    except (KeyError, ValueError):
-        raise typer.BadParameter(f"{text!r} is not a time such as 30m, 24h or 90d", param_hint=option) from None
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a time such as 30m, 24h or 90d", param_hint=option)
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def _later(seconds: float | None) -> datetime | None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
@@ -70,7 +71,16 @@ class Bar(Progress):
             yield Text(f"  {self._waits}", style="dim", overflow="fold")
 
 
-output = Console(highlight=False)
+class _Output(Console):
+    """Standard output, where JSON is JSON also if its encoding lacks letters: they are escaped as JSON has it."""
+
+    def print_json(self, json: str | None = None, **options: Any) -> None:  # noqa: ANN401  # rich's
+        """Print JSON."""
+        whole = (getattr(self.file, "encoding", None) or "utf-8").lower().startswith("utf")
+        super().print_json(json, **{"ensure_ascii": not whole, **options})
+
+
+output = _Output(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 STATUS_STYLES = {

@@ -7,6 +7,9 @@ loop: a Client has no thread and no loop of its own.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -158,19 +161,35 @@ class Incoming:
         if sha256 is not None and self._digest.hexdigest() != sha256:
             raise SerinetteError(f"{self._path} arrived damaged: its SHA-256 is not that of the song; fetch it again")
         self._file.close()
-        self._partial.replace(self._path)  # a song cut short is no song
-        return self._path.stat().st_size
+        size_bytes = self._partial.stat().st_size
+        if is_special(self._path):
+            with self._partial.open("rb") as whole, self._path.open("wb") as special:
+                shutil.copyfileobj(whole, special)
+        else:
+            self._partial.replace(self._path)  # a song cut short is no song
+        return size_bytes
 
 
 @contextmanager
 def incoming(path: Path) -> Iterator[Incoming]:
     """Where a file goes; nothing is left if it does not arrive."""
     partial = path.with_name(f".{path.name}.partial")
+    if is_special(path):
+        handle, name = tempfile.mkstemp(prefix="serinette-")
+        os.close(handle)
+        partial = Path(name)
     try:
         with partial.open("wb") as file:
             yield Incoming(path, partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_special(path: Path) -> bool:
+    """Whether there is something that is neither a file nor a directory, and whose place no file may take: /dev/null,
+    a named pipe.
+    """
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def created(directory: str | PathLike[str]) -> Path:

@@ -96,9 +96,11 @@ def retry_after_s(header: str | None, now: datetime | None = None) -> float | No
         return max(0.0, float(int(header)))
     except ValueError:
         pass
+    except OverflowError:
+        return None
     try:
         at = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return max(0.0, (at - (now or datetime.now(UTC))).total_seconds())

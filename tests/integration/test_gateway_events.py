@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from serinette.names import Keys
 from tests.gateways import HandSlot, RunningGateway, gateway, problem
 
 LOST = JobError(code="worker_lost", message="gone", retryable=True)
+# What a listener gives up after: more than kernels hold of it, and less than uvicorn keeps of one message.
+ENDLESS_BYTES = 14 * 2**20
 WHOLE = ["started", "progress", "attempt", "started", "progress", "succeeded"]
 
 
@@ -158,6 +161,50 @@ def test_websockets_that_break_off_while_they_are_sent_to_are_no_error(
     slot.succeed(job_id, [b"song"])  # and the gateway's log has no traceback, which its fixture checks
     with connect(socket_url(two_gateways[0], job_id)) as websocket:
         assert json.loads(websocket.recv(timeout=10))["data"]["status"] == "succeeded"
+
+
+def frames(kind: int, payload: bytes, count: int, *, final: bool = True) -> bytes:
+    """As a client sends them, masked with zeros."""
+    length = bytes([0x80 | len(payload)]) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2, "big")
+    return (bytes([kind | (0x80 if final else 0)]) + length + bytes(4) + payload) * count
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [
+        (b"", frames(0x9, b"x" * 120, 500)),
+        (frames(0x1, b"x", 1, final=False), frames(0x0, b"", 10_000, final=False)),
+        (frames(0x1, b"x", 1, final=False), frames(0x0, b"x" * 60_000, 1, final=False)),
+    ],
+    ids=["pings whose answers are not read", "a message of endless parts", "a message without an end"],
+)
+def test_a_listener_that_does_not_stop_talking_is_cut_off(
+    two_gateways: tuple[RunningGateway, RunningGateway], first: bytes, more: bytes
+) -> None:
+    running, sent = two_gateways[0], 0
+    head = f"GET /v1/jobs/{submit(running.url)}/events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    head += "Connection: upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=30) as listener:
+        listener.sendall(head.encode())
+        assert listener.recv(1_000).startswith(b"HTTP/1.1 101 ")
+        listener.sendall(first)
+        with suppress(ConnectionError, TimeoutError):
+            while sent < ENDLESS_BYTES:
+                listener.sendall(more)
+                sent += len(more)
+    assert sent < ENDLESS_BYTES
+
+
+def test_a_text_that_is_none_ends_a_websocket_without_a_traceback(
+    two_gateways: tuple[RunningGateway, RunningGateway],
+) -> None:
+    with connect(socket_url(two_gateways[0], submit(two_gateways[0].url))) as websocket:
+        websocket.recv(timeout=10)
+        websocket.socket.sendall(frames(0x1, b"\xff\xfe", 1))
+        with pytest.raises(ConnectionClosedError) as closed:
+            websocket.recv(timeout=10)
+    assert closed.value.rcvd and closed.value.rcvd.code == 1007
+    assert "Invalid UTF-8" not in two_gateways[0].log.read_text()
 
 
 @pytest.mark.parametrize(

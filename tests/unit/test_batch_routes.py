@@ -152,6 +152,14 @@ async def test_a_key_is_one_batch(client: httpx.AsyncClient, redis: Redis) -> No
     assert again.json() == first.json()
     other = await client.post("/v1/batches", content=lines(SONG, {"steps": 4}), headers=headers)
     assert (other.status_code, problem(other)["code"]) == (409, "idempotency_conflict")
+    same = await client.post("/v1/batches", content=lines({**SONG, "seed": None}, {"variations": 1}), headers=headers)
+    assert same.headers.get("Idempotency-Replayed") == "true", "what is left out and its default are the same"
+    labeled = {**JSONL, "Idempotency-Key": "labeled"}
+    ids = {
+        (await client.post(f"/v1/batches?{query}", content=lines(SONG), headers=labeled)).json()["id"]
+        for query in ("label=a=1&label=b=2", "label=b=2&label=a=1")
+    }
+    assert len(ids) == 1, "labels have no order"
     # A gateway that died between store and Redis: the store has the header, and decides.
     redis.flushdb()
     other = await client.post("/v1/batches", content=lines(SONG, {"steps": 4}), headers=headers)

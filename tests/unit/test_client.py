@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -186,6 +188,19 @@ def test_a_song_is_written_whole_or_not_at_all(server: Server, client: Any, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["song.mp3"]
 
 
+def test_a_song_goes_into_a_pipe_whole_and_takes_nothings_place(server: Server, client: Any, tmp_path: Path) -> None:
+    """As root a song would else take the place of /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    server.answers = [Answer(200, "half a so", cut_short=True), Answer(200, "a song")]
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(pipe.read_bytes)
+        assert client.download("a", pipe) == 6
+        assert read.result(timeout=30) == b"a song"
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 @pytest.mark.parametrize(
     "first",
     [
@@ -322,6 +337,9 @@ def test_patience(retry: Retry, error: TransientError, repeatable: bool, answere
         ("7", 7),
         ("-1", 0),
         ("soon", None),
+        ("9" * 400, None),
+        ("9" * 5_000, None),
+        ("Sun, 22 Nov 99999999999999999999 12:00:30 GMT", None),
         ("Sun, 22 Nov 2026 12:00:30 GMT", 30),
         ("Sun, 22 Nov 2026 11:00:00 GMT", 0),
     ],

@@ -67,19 +67,33 @@ async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         ("localhost.evil.example", 403),
         ("192.168.1.7:8019", 403),
         ("[fe80::1]", 403),
-        ("localhost@evil.example", 403),
+        ("localhost@evil.example", 400),
+        ("[", 400),
+        ("[::1", 400),
+        ("[localhost]", 400),
+        ("localhost:99999", 400),
+        ("localhost:x", 400),
+        ("localhost/x", 400),
+        ("l\xf6calhost", 400),
         ("", 400),
     ],
 )
 async def test_without_keys_only_names_of_this_machine_are_answered_to(
     http: httpx.AsyncClient, host: str, status: int
 ) -> None:
-    answer = await http.get("/v1/queue", headers={"Host": host})
+    answer = await http.get("/v1/queue", headers={"Host": host.encode("latin-1")})
     assert answer.status_code == status, answer.text
     if host and status == 403:
         assert (problem(answer)["code"], problem(answer)["field"]) == ("forbidden", "Host")
         for probe in ("/healthz", "/readyz"):
             assert (await http.get(probe, headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "a@b", "a/b", "a:b"])
+async def test_a_host_that_is_none_is_refused_with_keys_too(redis_url: str, file_store_url: str, host: str) -> None:
+    async with client(create_app(settings_of(redis_url, file_store_url))) as http:
+        for path in ("/v1/queue", "/v1/jobs/", "/docs"):
+            assert (await http.get(path, headers={"Host": host})).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -94,6 +108,8 @@ async def test_without_keys_only_names_of_this_machine_are_answered_to(
         ({"Origin": "http://localhost:3000"}, 202),
         ({"Origin": "https://other.example", "Sec-Fetch-Site": "same-origin"}, 202),
         ({"Origin": EVIL, "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "//localhost:8019"}, 403),
         ({"Origin": "https://music.example", "X-Forwarded-Host": "music.example"}, 202),
     ],
 )
@@ -219,6 +235,12 @@ async def test_long_json_is_compressed_for_those_that_take_it_and_nothing_else_i
     assert (packed.headers["content-encoding"], "Accept-Encoding" in packed.headers["vary"]) == ("gzip", True)
     plain = await http.get("/v1/jobs", headers={"Accept-Encoding": "identity"})
     assert "content-encoding" not in plain.headers
+    assert "Accept-Encoding" in plain.headers["vary"], "a cache must not give the one for the other"
+    for path in ("/v1/jobs", "/", "/studio/app.js"):
+        refused = await http.get(path, headers={"Accept-Encoding": "br, gzip;q=0, *;q=0.5"})
+        assert "content-encoding" not in refused.headers, path
+        taken = await http.get(path, headers={"Accept-Encoding": "gzip;q=0.5"})
+        assert taken.headers["content-encoding"] == "gzip", path
     assert len(plain.content) > LEAST_BYTES > int(packed.headers["content-length"])
     assert [job["id"] for job in packed.json()["jobs"]] == [job["id"] for job in plain.json()["jobs"]]
     for path in (f"/v1/jobs/{job_ids[1]}", f"/v1/jobs/{job_ids[0]}/audio", "/healthz"):

@@ -20,6 +20,7 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"
 ENDLESS_BYTES, GONE_BYTES = 64 * 2**20, 24 * 2**20
 
 scopes: list[Any] = []
+sent = asyncio.Event()
 
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:
@@ -34,6 +35,12 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
     scopes.append(scope)
+    if scope["path"] == "/long":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1_000):
+            await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
+        sent.set()
+        return
     if scope["path"] == "/refused":
         await refuse(scope, receive, send)
         return
@@ -54,7 +61,9 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(protocol, "HEAD_S", 1.0)
     monkeypatch.setattr(protocol, "BODY_S", 1.0)
     monkeypatch.setattr(protocol, "DISCARD_S", 1.0, raising=False)
+    monkeypatch.setattr(protocol, "UNREAD_S", 1.0, raising=False)
     scopes.clear()
+    sent.clear()
     config = uvicorn.Config(echo, port=0, http=BoundedHttpProtocol, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -190,4 +199,27 @@ async def test_a_body_that_trickles_is_ended_though_each_of_its_pauses_is_short(
             if ended.done():
                 break
     assert ended.done(), "its pauses are a tenth of what one may last, its rate a four-hundredth"
+    writer.close()
+
+
+async def test_an_answer_that_is_not_read_is_not_held_for_ever(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_000)
+    writer.write(HEAD.replace(b"/ ", b"/long ").replace(b"POST", b"GET") + b"\r\n")
+    await reader.readexactly(4)  # and then nothing more: its side is full
+    await asyncio.wait_for(sent.wait(), 60)
+    with suppress(ConnectionError):
+        while await reader.read(65_536):
+            pass
+    writer.close()
+
+
+async def test_an_answer_that_is_read_with_pauses_comes_whole(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HEAD.replace(b"/ ", b"/long ").replace(b"POST", b"GET") + b"connection: close\r\n\r\n")
+    size_bytes = 0
+    for _ in range(4):
+        size_bytes += len(await reader.readexactly(12 * 2**20))
+        await asyncio.sleep(0.5)
+    size_bytes += len(await reader.read())
+    assert size_bytes > 65_536 * 1_000
     writer.close()

@@ -95,8 +95,16 @@ def test_every_process_reports_it_in_one_line(
 
 
 def test_a_variable_that_is_no_setting_is_named_with_what_was_meant() -> None:
-    kubernetes = ("SERINETTE_SERVICE_HOST", "SERINETTE_GATEWAY_PORT", "SERINETTE_GATEWAY_PORT_8019_TCP_ADDR")
-    assert unknown_variables(["SERINETTE_SLOTS", "SERINETTE_URL", "PATH", *kubernetes]) == []
-    (slots, other) = unknown_variables(["SERINETTE_SLOTZ", "SERINETTE_XYZZY"])
+    kubernetes = {
+        "SERINETTE_SERVICE_HOST": "10.0.0.1",
+        "SERINETTE_GATEWAY_PORT": "tcp://10.0.0.1:8019",
+        "SERINETTE_GATEWAY_PORT_8019_TCP_ADDR": "10.0.0.1",
+        "SERINETTE_VALKEY_SERVICE_PORT_REDIS": "6379",
+    }
+    assert unknown_variables({"SERINETTE_SLOTS": "1", "SERINETTE_URL": "", "PATH": "", **kubernetes}) == []
+    (port, slots, other) = unknown_variables(
+        {"SERINETTE_METRIC_PORT": "9100", "SERINETTE_SLOTZ": "3", "SERINETTE_XYZZY": ""}
+    )
+    assert port == "SERINETTE_METRIC_PORT is no setting, and has no effect; did you mean SERINETTE_METRICS_PORT?"
     assert slots == "SERINETTE_SLOTZ is no setting, and has no effect; did you mean SERINETTE_SLOTS?"
     assert other == "SERINETTE_XYZZY is no setting, and has no effect"

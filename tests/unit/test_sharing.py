@@ -19,11 +19,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from redis import Redis
+from starlette import formparsers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from api import __main__ as program
-from api import events, uploads
+from api import downloads, events, uploads
 from api.app import create_app
 from api.middleware import BodyBounds
 from serinette.credentials import Limits
@@ -122,6 +123,45 @@ async def test_event_streams_of_one_job_share_one_read_and_are_bounded_per_tenan
     assert app.state.parts.events.streams.held("acme") == 0
 
 
+async def test_downloads_of_one_tenant_leave_room_for_anothers(
+    served: Served, redis: Redis, file_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, http = served
+    slot = HandSlot(redis, Store.open(settings_of("redis://x", file_store_url)))
+    keys, paths = {name: bearing(key_of(redis, name)) for name in ("greedy", "other")}, {}
+    for name, headers in keys.items():
+        job_id = (await http.post("/v1/jobs", json=SONG, headers=headers)).json()["id"]
+        slot.claim(job_id)
+        slot.succeed(job_id, [b"song"], tenant=name)
+        paths[name] = f"/v1/jobs/{job_id}/audio"
+    goes_on, sending = asyncio.Event(), []
+    stream = Store.stream
+
+    async def slowly(self: Store, key: str, *span: int) -> AsyncIterator[bytes]:
+        sending.append(key)
+        async for chunk in stream(self, key, *span):
+            if "greedy" in key:
+                await goes_on.wait()
+            yield chunk
+
+    monkeypatch.setattr(Store, "stream", slowly)
+    bound, waiting = downloads.DOWNLOADS_OF_TENANT, 64
+    many = [
+        asyncio.create_task(http.get(paths["greedy"], headers=keys["greedy"], timeout=60))
+        for _ in range(bound + waiting + 5)
+    ]
+    await until(lambda: sum(request.done() for request in many) == 5)
+    refused = [request.result() for request in many if request.done()]
+    assert {(answer.status_code, problem(answer)["code"]) for answer in refused} == {(429, "limited")}
+    assert len(sending) == app.state.parts.downloads.sending.held("greedy") == bound
+    assert (await http.get(paths["other"], headers=keys["other"])).content == b"song"
+    goes_on.set()
+    answers = [answer.status_code for answer in await asyncio.gather(*many)]
+    assert answers.count(200) == bound + waiting
+    assert (await http.head(paths["greedy"], headers=keys["greedy"])).status_code == 200
+    assert app.state.parts.downloads.sending.held("greedy") == 0
+
+
 async def test_waits_are_bounded_per_tenant(served: Served, redis: Redis) -> None:
     app, http = served
     waits = app.state.parts.events.waits
@@ -173,6 +213,28 @@ async def test_a_forms_fields_are_bounded_together(served: Served, redis: Redis,
     body, kind = form(6, 100, file=True)
     answer = await http.post("/v1/uploads", content=body, headers={**headers, "Content-Type": kind})
     assert answer.status_code == 201, answer.text
+
+
+@pytest.mark.parametrize("path", ["/generate_music_with_audio", "/release_task", "/v1/uploads"])
+async def test_a_forms_files_lie_on_the_disk_and_are_few(
+    served: Served, redis: Redis, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, http = served
+    made: list[int] = []
+    kind = formparsers.SpooledTemporaryFile
+
+    def counted(*, max_size: int) -> Any:
+        made.append(max_size)
+        return kind(max_size=max_size)
+
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", counted)
+    part = b'--x\r\nContent-Disposition: form-data; name="f%d"; filename="a"\r\n\r\n' + bytes(2_000) + b"\r\n"
+    body = b"".join(part % number for number in range(40)) + b"--x--\r\n"
+    headers = {**bearing(key_of(redis, "acme")), "Content-Type": "multipart/form-data; boundary=x"}
+    answer = await http.post(path, content=body, headers=headers)
+    assert (answer.status_code, "Too many files" in answer.text) == (400, True), answer.text
+    assert 1 <= len(made) <= 2
+    assert max(made) <= 65_536, "of each so much is in memory"
 
 
 async def test_a_form_without_files_is_no_longer_than_a_body_may_be(served: Served, redis: Redis) -> None:

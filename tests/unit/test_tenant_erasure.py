@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -46,6 +47,7 @@ async def used(http: httpx.AsyncClient, slot: HandSlot, key: str, tenant: str) -
     slot.record(ids[0])
     (await http.post(f"/v1/jobs/{ids[1]}/cancel", headers=headers)).raise_for_status()
     (await http.post("/v1/batches", json={"specs": [SONG, SONG]}, headers=headers)).raise_for_status()
+    (await http.post(f"/v1/jobs/{ids[0]}/share", headers=headers)).raise_for_status()
     return ids
 
 
@@ -64,7 +66,7 @@ def traces(redis: Redis, *names: str) -> list[str]:
             "stream": redis.xrange,
         }
         shown = f"{key!r} {read[kind.decode()](key)!r}"
-        if any(name in shown for name in names) and b":erased:" not in key:
+        if any(re.search(rf"{name}(?!-)", shown) for name in names) and b":erased:" not in key:
             found.append(shown)
     return found
 
@@ -81,9 +83,10 @@ async def test_nothing_of_it_is_left_and_all_of_another(
 ) -> None:
     store = Store.open(settings)
     slot = HandSlot(redis, store)
-    key, other = key_of(redis, "acme-gone", Limits(jobs_in_flight=50)), key_of(redis, "acme")
+    # One tenant's name begins with the other's, and so do their keys in Redis and in the store.
+    key, other = key_of(redis, "acme-gone", Limits(jobs_in_flight=50)), key_of(redis, "acme-gone-not")
     ids = await used(http, slot, key, "acme-gone")
-    kept = await used(http, slot, other, "acme")
+    kept = await used(http, slot, other, "acme-gone-not")
     with pytest.raises(Conflict, match="1 batches of tenant acme-gone are canceled and have not ended"):
         erase_tenant(redis, store, settings, "acme-gone", timeout_s=0)
     assert (await http.get("/v1/jobs", headers=bearing(key))).status_code == 401
@@ -92,9 +95,9 @@ async def test_nothing_of_it_is_left_and_all_of_another(
     assert (erased.jobs, erased.batches) == (3, 1)
     assert erased.objects >= 5
     assert traces(redis, "acme-gone", *ids) == []
-    assert not list(store.list("songs/acme-gone"))
-    assert not list(store.list("uploads/acme-gone"))
-    assert not list(store.list("batches/acme-gone"))
+    for kind in ("songs", "uploads", "batches"):
+        assert not list(store.list(f"{kind}/acme-gone"))
+        assert list(store.list(f"{kind}/acme-gone-not")), kind
     assert erase_tenant(redis, store, settings, "acme-gone", timeout_s=0) == Erased(0, 0, 0, 0)
     jobs = (await http.get("/v1/jobs", headers=bearing(other))).json()["jobs"]
     assert {job["id"] for job in jobs} == set(kept)

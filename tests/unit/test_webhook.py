@@ -342,8 +342,19 @@ def test_the_window_gives_each_tenant_and_host_a_share_and_a_silent_host_pauses(
     assert window.begin("c", "z", 0.0) is None
     assert window.begin("d", "w", 0.0), "all are in use"
     window.end("a", "x", answered=False, took_s=10, at_s=10)
-    window.begin_round()
+    window.begin_round(10.0)
     assert window.begin("e", "x", 10.0) == pytest.approx(1 + 2), "it pauses, and then one finds out"
     assert window.begin("e", "x", 10.0) == pytest.approx(1 + 2 + 10), "the next comes as slowly as the last"
     window.end("a", "x", answered=True, took_s=0.1, at_s=11)
     assert window.begin("e", "x", 11.0) is None, "it answers again"
+
+
+def test_hosts_that_were_silent_are_not_remembered_for_ever() -> None:
+    window = Window()
+    for number in range(500):
+        window.begin("a", f"host-{number}", 0.0)
+        window.end("a", f"host-{number}", answered=False, took_s=10, at_s=0.0)
+    window.begin_round(60.0)
+    assert len(window._hosts) == 500
+    window.begin_round(3_600.0)
+    assert not window._hosts
