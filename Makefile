@@ -15,12 +15,14 @@ TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 BIN := $(VENV)/bin
 BROWSER := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Its warning is of a version that is not the one pinned here.
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
 # Processes that make started end with make, however it ends.
 LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api controller gpu_worker tests scripts benchmarks tools examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test verify chaos lint format bench bench-gpu load scaling openapi settings compatibility clean music-box music-box-eval chart manifests lock release
+.PHONY: help demo up test verify chaos lint docs format bench bench-gpu load scaling openapi settings compatibility clean music-box music-box-eval chart manifests lock release
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +45,7 @@ SEED ?= 1
 chaos: $(VENV)/dev.stamp  ## Kill every process at random under N=500 jobs (SEED=1); no job may be lost, stuck or doubled.
 	$(BIN)/python -m tests.chaos --jobs $(N) --seed $(SEED) $(ARGS)
 
-lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, figures, links, cited paths and the studio.
+lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, figures, links, cited paths, the site and the studio.
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
@@ -54,7 +56,11 @@ lint: $(VENV)/dev.stamp $(BROWSER)  ## Check style, types, import rules, sizes, 
 	$(BIN)/python scripts/openapi.py --check
 	$(BIN)/python scripts/settings.py --check
 	$(BIN)/python scripts/compatibility.py --check
+	$(SITE)
 	@if command -v npm >/dev/null; then npm run --prefix tests/browser --silent lint; else echo "The studio is not checked: that needs npm"; fi
+
+docs: $(VENV)/dev.stamp  ## Build the site of these pages into build/site; a broken link or a reference to another host is an error.
+	$(SITE)
 
 format: $(VENV)/dev.stamp  ## Format the code.
 	$(BIN)/ruff check --fix $(CODE)

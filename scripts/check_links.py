@@ -43,13 +43,16 @@ def anchors(text: str) -> set[str]:
     return found
 
 
+def targets(text: str) -> list[str]:
+    """Where the links of a document lead, without those to other hosts; a heading follows `#`."""
+    found = (unquote(one or other) for one, other in LINK.findall(CODE.sub("", FENCE.sub("", text))))
+    return [target for target in found if not re.match(r"[a-z][a-z0-9+.-]*:", target)]
+
+
 def complaints(path: Path, root: Path) -> list[str]:
     """Links in one document that lead nowhere, or out of the repository."""
     found = []
-    text = CODE.sub("", FENCE.sub("", path.read_text()))
-    for target in (unquote(one or other) for one, other in LINK.findall(text)):
-        if re.match(r"[a-z][a-z0-9+.-]*:", target):
-            continue
+    for target in targets(path.read_text()):
         file, _, name = target.partition("#")
         to = (path.parent / file).resolve() if file else path.resolve()
         if not to.is_relative_to(root.resolve()):

@@ -1,12 +1,12 @@
 """Every error that Serinette raises on purpose.
 
-SerinetteError
-├── ConfigurationError   the process refuses to start
-├── RequestError         the caller can correct it; nothing was stored
-├── Limited              a limit is reached; nothing was stored; `retry_after_s` says when to try again
-├── Unavailable          try again; nothing was accepted
-├── GenerationError      an attempt failed; `retryable` says whether another may succeed
-└── Interruption         not a failure: the attempt ends and does not count against the job
+    SerinetteError
+    ├── ConfigurationError   the process refuses to start
+    ├── RequestError         the caller can correct it; nothing was stored
+    ├── Limited              a limit is reached; nothing was stored; `retry_after_s` says when to try again
+    ├── Unavailable          try again; nothing was accepted
+    ├── GenerationError      an attempt failed; `retryable` says whether another may succeed
+    └── Interruption         not a failure: the attempt ends and does not count against the job
 
 `code` is a closed vocabulary that clients can switch on, in HTTP problems, job records and events.
 """

@@ -289,7 +289,10 @@ class GenerationSpec(BoundedInput):
     bitrate_kbps: int | None = Field(None, ge=32, le=320, description="For mp3, ogg and m4a.")
     loudness_lufs: float | None = Field(None, ge=-40, le=-5, description="EBU R128 target; left alone when null.")
 
-    _plain = field_validator("prompt", "lyrics")(without_control_characters)
+    @field_validator("prompt", "lyrics")
+    @classmethod
+    def _plain(cls, text: str) -> str:
+        return without_control_characters(text)
 
     @field_validator("seed", mode="before")
     @classmethod
