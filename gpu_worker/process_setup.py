@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -100,18 +100,6 @@ def _erase_abandoned(parent: Path) -> None:
         if lock is not None:
             shutil.rmtree(directory, ignore_errors=True)
             os.close(lock)
-
-
-def fetched_bytes(work_dir: Path) -> int:
-    """Bytes on the disk of checkpoints that are not whole yet: of ours (downloading.py) and of the hub's cache."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    files = [*(work_dir / "checkpoints").glob(".*.partial/**/*"), *hub.glob("models--*/blobs/*.incomplete")]
-    total = 0
-    for file in files:
-        with suppress(OSError):  # renamed meanwhile
-            total += file.stat().st_blocks * 512 if file.is_file() else 0
-    return total
 
 
 def slot_file(run_dir: Path, slot: str, while_: Literal["up", "busy"]) -> Path:
