@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -70,18 +70,6 @@ def private_run_dir(work_dir: Path) -> Iterator[Path]:
                 f"work_dir: cannot write to {parent} ({error.strerror}); set SERINETTE_WORK_DIR to a writable directory"
             ) from error
         yield directory
-
-
-def fetched_bytes(work_dir: Path) -> int:
-    """Bytes on the disk of checkpoints that are not whole yet: of ours (downloading.py) and of the hub's cache."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    files = [*(work_dir / "checkpoints").glob(".*.partial/**/*"), *hub.glob("models--*/blobs/*.incomplete")]
-    total = 0
-    for file in files:
-        with suppress(OSError):  # renamed meanwhile
-            total += file.stat().st_blocks * 512 if file.is_file() else 0
-    return total
 
 
 def slot_file(run_dir: Path, slot: str, while_: Literal["up", "busy"]) -> Path:

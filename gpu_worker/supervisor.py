@@ -16,10 +16,11 @@ from types import FrameType
 
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, engine_environment, fetched_bytes, slot_file
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, engine_environment, slot_file
 from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello
+from serinette.checkpoints import Fetched, fetched_of
 from serinette.housekeeping import HousekeepingRedis
 from serinette.job import now
 from serinette.presence import ColdStart, Presence, WorkerStage
@@ -118,7 +119,7 @@ class PodSupervisor:
         self._reporter = PresenceReporter(redis, settings.keys, self._presence)
         self._loading_since: datetime | None = None
         self._look_at_files_s = 0.0
-        self._seen_bytes = 0
+        self._seen = Fetched(0, 0)
         self._deaths: Counter[str] = Counter()
         self._cold_start: dict[str, float] = {}
         self.metrics = WorkerMetrics(self._presence)
@@ -208,6 +209,7 @@ class PodSupervisor:
 
     def _report(self, hello: Hello | None) -> None:
         stage = self._stage(hello)
+        fetched = self._fetched(hello)
         if self._presence.stage is WorkerStage.READY is not stage:
             self._loading_since = now()
         if stage is not WorkerStage.READY:
@@ -221,7 +223,8 @@ class PodSupervisor:
                 "device": hello.device if hello else "",
                 "model": hello.model if hello else None,
                 "loading_since": self._loading_since,
-                "fetched_bytes": self._fetched_bytes(hello),
+                "fetched_bytes": fetched.done_bytes,
+                "checkpoint_bytes": fetched.size_bytes,
                 "message": self._message(),
                 "cold_start": self._seen_of_start(hello),
             }
@@ -229,13 +232,15 @@ class PodSupervisor:
         self._reporter.update(self._presence)
         self.metrics.pod = Pod(self._presence, self._link.vitals, self._reporter.cold_start_s, self._deaths.copy())
 
-    def _fetched_bytes(self, hello: Hello | None) -> int:
+    def _fetched(self, hello: Hello | None) -> Fetched:
+        """How much of its checkpoint has come; nothing when it is there."""
         if hello is None or hello.stage == "ready":
-            return 0
+            return Fetched(0, 0)
         if time.monotonic() >= self._look_at_files_s:
             self._look_at_files_s = time.monotonic() + _LOOK_AT_FILES_EVERY_S
-            self._seen_bytes = fetched_bytes(self._settings.work_dir)
-        return self._seen_bytes
+            models = filter(None, (self._settings.model, self._settings.planner_model))
+            self._seen = fetched_of(self._settings.work_dir / "checkpoints", models)
+        return Fetched(0, 0) if self._seen.whole else self._seen
 
     def _seen_of_start(self, hello: Hello | None) -> ColdStart:
         """What is known of this worker's start: an engine that was restarted later is no part of it."""

@@ -17,17 +17,19 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
 import httpx
 from redis import Redis, RedisError
 
+from serinette.checkpoints import Fetched, fetched_of
 from serinette.errors import ConfigurationError
 from serinette.presence import WorkerStage, present, redis_time
 from serinette.settings import SharedSettings, connect_redis, read
 from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES, Child, ChildLog, ChildSpec, Notice, Supervisor
 
+SOCKET = "valkey.sock"  # of our own Valkey, in the data directory
 _ANY_HOST = {"0.0.0.0", "::"}  # noqa: S104  # recognized, never a default
 # The gateway itself answers within three seconds, whether or not queue and store do.
 _GATEWAY_TIMEOUT_S = 5.0
@@ -126,7 +128,7 @@ class Local:
         try:
             self._settings = self._shared_settings()
             port = 0 if self._options.workers_only else self._find_port()
-            _note_holder(self._lock, self.url or "workers alone")
+            _note_holder(self._lock, self.url or "workers alone", self._model)
             self._catch_signals()
             self._start(port)
         except BaseException:
@@ -224,8 +226,12 @@ class Local:
         self._supervisor.add(Child(spec, ChildLog(self.log_dir / f"{spec.name}.log")))
 
     @property
+    def _model(self) -> str:
+        return self._options.worker.get("SERINETTE_MODEL") or os.environ.get("SERINETTE_MODEL") or "bundled"
+
+    @property
     def _socket(self) -> Path:
-        return self._data_dir / "valkey.sock"
+        return self._data_dir / SOCKET
 
     def _valkey(self) -> ChildSpec:
         data = self._data_dir / "valkey"
@@ -303,6 +309,7 @@ class Local:
             command,
             environment,
             partial(self._worker_pending, number),
+            self._fetched if number == 0 else lambda: None,
             ready_timeout_s=float("inf"),
             stop_timeout_s=drain_timeout_s + 5,
             essential=self._options.needs_worker,
@@ -322,9 +329,13 @@ class Local:
         late = [worker for worker in workers if worker.stage is not WorkerStage.READY]
         if len(workers) - len(late) > before:
             return None
-        fetched_bytes = max((worker.fetched_bytes for worker in late), default=0)
-        came = f", {fetched_bytes / 1e6:,.0f} MB have come" if fetched_bytes else ""
-        return next((worker.message or f"{worker.stage}{came}" for worker in late), "starting")
+        return next((worker.message or worker.stage for worker in late), "starting")
+
+    def _fetched(self) -> Fetched | None:
+        """How much has come of the checkpoint, as the files themselves show: workers report it seconds late."""
+        models = filter(None, (self._model, os.environ.get("SERINETTE_PLANNER_MODEL")))
+        fetched = fetched_of(self._data_dir / "work" / "checkpoints", models)
+        return None if fetched.whole else fetched
 
 
 def _lock(data_dir: Path) -> int:
@@ -335,16 +346,42 @@ def _lock(data_dir: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
+        holder = path.read_text().partition("\n")[0]
         raise ConfigurationError(
-            f"another Serinette ({path.read_text().strip() or 'just starting'}) uses {data_dir}: stop it, or choose "
-            "another directory with --data-dir"
+            f"another Serinette ({holder or 'just starting'}) uses {data_dir}: stop it, or choose another directory "
+            "with --data-dir"
         ) from None
     return lock
 
 
-def _note_holder(lock: int, url: str) -> None:
+def _note_holder(lock: int, url: str, model: str) -> None:
     os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {os.getpid()}, {url}\n".encode(), 0)
+    os.pwrite(lock, f"process {os.getpid()}, {url}\n{model}\n".encode(), 0)
+
+
+class Run(NamedTuple):
+    """The last `serinette up` or `serinette worker` of a data directory."""
+
+    holder: str  # its process and its URL, in words
+    url: str | None  # of its gateway; None of workers alone
+    model: str
+    running: bool
+
+
+def last_run(data_dir: Path) -> Run | None:
+    """Which process held a data directory last, or holds it; None where none did."""
+    try:
+        with (data_dir / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once
+                running = False
+            except BlockingIOError:
+                running = True
+            holder, _, model = lock.read().strip().partition("\n")
+    except OSError:
+        return None
+    url = holder.partition(", ")[2]
+    return Run(holder, url if "://" in url else None, model or "bundled", running)
 
 
 def _free_port(host: str, port: int) -> int:

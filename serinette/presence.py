@@ -83,6 +83,7 @@ class Presence(RecordModel):
     started_at: AwareDatetime
     loading_since: AwareDatetime | None = Field(None, description="When it last began to load, if it was ready before.")
     fetched_bytes: int = Field(0, description="Of a checkpoint that is being downloaded, what has come.")
+    checkpoint_bytes: int = Field(0, description="Its size; 0 when nothing is downloaded, or it is not known.")
     at: AwareDatetime = Field(default_factory=now)
 
     def shifted(self, by: timedelta) -> Presence:

@@ -18,6 +18,7 @@ from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
 
+from serinette.checkpoints import Fetched
 from serinette.errors import Unavailable
 from serinette.leash import leashed
 
@@ -90,12 +91,14 @@ class ChildSpec:
     `pending` returns what it still waits for, None once it is ready, for which it has `ready_timeout_s`.
     It is healthy once it has run for `healthy_after_s`, or by `mark_healthy`; `Supervisor.tick` kills it if it is not
     healthy by `start_timeout_s`. Without one that is not `essential` the others go on: it is started again.
+    `fetched`: how much has come of what it downloads.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     pending: Callable[[], str | None] = lambda: None
+    fetched: Callable[[], Fetched | None] = lambda: None
     ready_timeout_s: float = 60.0
     healthy_after_s: float = 60.0
     start_timeout_s: float = float("inf")
@@ -226,6 +229,7 @@ class Notice:
     phase: Phase
     detail: str = ""
     last_lines: tuple[str, ...] = ()
+    fetched: Fetched | None = None  # while it downloads
 
 
 class Supervisor:
@@ -318,7 +322,8 @@ class Supervisor:
 
     def _notify(self, child: Child, phase: Phase, detail: str = "") -> None:
         last_lines = child.output.last_lines() if child.output and phase is Phase.DIED else ()
-        self._report(Notice(child.spec.name, phase, detail, last_lines))
+        fetched = child.spec.fetched() if phase is Phase.WAITING else None
+        self._report(Notice(child.spec.name, phase, detail, last_lines, fetched))
 
     def _echo_lines(self) -> None:
         if self._echo:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from serinette import brake
+from serinette.checkpoints import Fetched
 from serinette.container import CONTAINERS_POOL
 from serinette.job import Job, JobStatus, Stage, WaitingCode
 from serinette.names import Lane
@@ -111,8 +112,9 @@ def coming(pool: Pool, at: datetime | None) -> Waiting:
     failing = [worker.message for worker in pool.active if worker.message]
     if len(failing) == len(pool.active) and failing:
         return WaitingCode.RESTART, f"the worker, which starts again: {failing[0]}"
-    if fetched_bytes := max((worker.fetched_bytes for worker in pool.active), default=0):
-        words = f"{words} ({fetched_bytes / 1e6:,.0f} MB have come)"
+    fetched = max((Fetched(worker.fetched_bytes, worker.checkpoint_bytes) for worker in pool.active), default=None)
+    if fetched and fetched.done_bytes:
+        words = f"{words} ({fetched})"
     if at is None or not pool.cold_start_s:
         return WaitingCode.MODEL, words
     loading = [worker for worker in pool.active if not worker.message]

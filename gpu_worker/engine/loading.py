@@ -34,7 +34,7 @@ def load(settings: WorkerSettings) -> Engine:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     began = time.monotonic()
-    checkpoint = locate(settings)
+    checkpoint = locate(settings, family_of)
     weights_s = time.monotonic() - began
     engine = family_of(checkpoint.directory).load(checkpoint, device, settings)
     engine.load_times = {**engine.load_times, "weights_s": weights_s}

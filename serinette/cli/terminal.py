@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,22 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.status import Status
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
 
+from serinette.checkpoints import Fetched
 from serinette.job import Job, JobStatus, Stage, now
 from serinette.supervisor import Notice, Phase
 
@@ -185,24 +197,57 @@ class JobView(Bar):
         self.move(done, None if job.status is JobStatus.QUEUED else 1.0, words, waits)
 
 
+class _Starting(Progress):
+    """A line of what is waited for, and below it a bar in bytes while something is downloaded."""
+
+    def __init__(self) -> None:
+        self._spinner = Spinner("dots", style="status.spinner")
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=errors,
+            transient=True,
+        )
+
+    def show(self, words: str, fetched: Fetched | None) -> None:
+        """Show this now."""
+        self._spinner.update(text=words)
+        if fetched is None:
+            for task_id in self.task_ids:
+                self.remove_task(task_id)
+        elif not self.task_ids:
+            self.add_task("  checkpoint", total=fetched.size_bytes, completed=fetched.done_bytes)
+        else:
+            self.update(self.task_ids[0], completed=fetched.done_bytes, total=fetched.size_bytes)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What the terminal shows now."""
+        yield self._spinner
+        if self.tasks:
+            yield self.make_tasks_table(self.tasks)
+
+
 class ProcessView:
     """Shows the processes of `serinette up` as they start, die and stop."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, str] = {}
-        self._status: Status | None = None
+        self._waiting: dict[str, Notice] = {}
+        self._live: _Starting | None = None
 
     def show(self, notice: Notice) -> None:
         """Show one notice of the supervisor."""
         if notice.phase is Phase.WAITING:
-            self._wait(notice.name, notice.detail)
+            self._wait(notice)
             return
         if notice.phase is Phase.STOPPING:
-            self._waiting = {notice.name: "stopping"}
-            self._update_status()
+            self._waiting = {notice.name: replace(notice, detail="stopping")}
+            self._update()
             return
         self._waiting.pop(notice.name, None)
-        self._update_status()
+        self._update()
         for line in _lines(notice):
             errors.print(line, soft_wrap=True)
 
@@ -213,29 +258,35 @@ class ProcessView:
     def close(self) -> None:
         """Take the moving line away."""
         self._waiting.clear()
-        self._update_status()
+        self._update()
 
-    def _wait(self, name: str, what: str) -> None:
-        if self._waiting.get(name) == what:
-            return
-        self._waiting[name] = what
-        self._update_status()
-        if not errors.is_terminal:
-            errors.print(f"  {name}: {what}", markup=False, soft_wrap=True)
+    def _wait(self, notice: Notice) -> None:
+        before = self._waiting.get(notice.name)
+        self._waiting[notice.name] = notice
+        self._update()
+        if not errors.is_terminal and (before is None or _step(before) != _step(notice)):
+            came = f", {notice.fetched}" if notice.fetched else ""
+            errors.print(f"  {notice.name}: {notice.detail}{came}", markup=False, soft_wrap=True)
 
-    def _update_status(self) -> None:
+    def _update(self) -> None:
         if not errors.is_terminal:
             return
         if not self._waiting:
-            if self._status:
-                self._status.stop()
-                self._status = None
+            if self._live:
+                self._live.stop()
+                self._live = None
             return
-        words = "  ".join(f"{name}: {escape(what)}" for name, what in self._waiting.items())
-        if self._status is None:
-            self._status = errors.status(words)
-            self._status.start()
-        self._status.update(words)
+        if self._live is None:
+            self._live = _Starting()
+            self._live.start()
+        waiting = self._waiting.values()
+        words = "  ".join(f"{notice.name}: {escape(notice.detail)}" for notice in waiting)
+        self._live.show(words, next((notice.fetched for notice in waiting if notice.fetched), None))
+
+
+def _step(notice: Notice) -> tuple[str, int]:
+    """What has a line of its own where nothing moves: other words, and each tenth of a download."""
+    return notice.detail, 10 * notice.fetched.done_bytes // notice.fetched.size_bytes if notice.fetched else 0
 
 
 def _lines(notice: Notice) -> Iterator[str]:

@@ -16,6 +16,7 @@ from gpu_worker.engine.checkpoints.locating import revision_of
 from gpu_worker.engine.interface import SongRequest
 from gpu_worker.engine.loading import load
 from gpu_worker.settings import WorkerSettings
+from serinette.checkpoints import fetched_of
 from serinette.errors import ConfigurationError, StoreUnavailable
 from serinette.job import Stage
 from serinette.spec import GenerationSpec
@@ -123,6 +124,33 @@ def test_spans_make_the_file_again(
     fetched = fetch(settings, settings.model, tmp_path, lambda: pieces.append("one more"))
     assert revision_of(fetched) == revision_of(tiny_turbo)
     assert len(pieces) > 10
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(
+    settings: WorkerSettings, tiny_turbo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloading, "spans", partial(spans, span_bytes=100_000))
+    pieces: list[str] = []
+
+    def interrupt() -> None:
+        pieces.append("one more")
+        if len(pieces) == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(settings, settings.model, tmp_path, interrupt)
+    done_bytes, size_bytes = fetched_of(tmp_path, [settings.model])
+    assert 0 < done_bytes < size_bytes
+    came = len((next(tmp_path.glob(".*.partial")) / ".spans").read_text().splitlines())
+    assert came >= 8
+    again: list[str] = []
+    fetched = fetch(settings, settings.model, tmp_path, lambda: again.append("one more"))
+    assert revision_of(fetched) == revision_of(tiny_turbo)
+    sizes = {
+        str(file): file.stat().st_size for file in fetched.rglob("*") if file.is_file() and ".s" not in file.name[:2]
+    }
+    assert came + len(again) == len(spans(sizes, span_bytes=100_000))
+    assert fetched_of(tmp_path, [settings.model]).whole
 
 
 def test_a_lora_that_is_downloaded_for_long_is_no_silence(

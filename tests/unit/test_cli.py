@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from serinette import __version__
+from serinette.checkpoints import Fetched
 from serinette.cli import app, following, jobs, options, terminal
 from serinette.job import Job, JobStatus, Progress, Stage, now
 from serinette.names import Lane
@@ -260,6 +261,31 @@ def test_supervised_processes_are_reported_in_lines(capsys: pytest.CaptureFixtur
     assert printed.count("loading [the] model") == 1
     for words in ("ready after 4.2 s", "killed by SIGKILL", "Traceback [1]", "gateway | INFO [api] started"):
         assert words in printed
+
+
+@pytest.mark.parametrize("terminal_there", [True, False])
+def test_a_download_is_shown_in_bytes(monkeypatch: pytest.MonkeyPatch, terminal_there: bool) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=terminal_there, width=100, color_system=None)
+    monkeypatch.setattr(terminal, "errors", screen)
+    view = terminal.ProcessView()
+    with screen.capture() as captured:
+        for done_bytes in (500_000_000, 900_000_000, 1_000_000_000, 10_500_000_000):
+            view.show(Notice("worker", Phase.WAITING, "loading", fetched=Fetched(done_bytes, 11_000_000_000)))
+            view.show(Notice("gateway", Phase.WAITING, "starting"))
+            if view._live:
+                view._live.refresh()  # else a few times a second
+        view.show(Notice("worker", Phase.WAITING, "loading"))
+        view.close()
+    printed = captured.get()
+    if terminal_there:
+        assert "worker: loading  gateway: starting" in printed
+        assert "10.5/11.0 GB" in printed
+        return
+    assert [line for line in printed.splitlines() if "worker" in line] == [
+        "  worker: loading, 500 of 11,000 MB have come",
+        "  worker: loading, 10,500 of 11,000 MB have come",
+        "  worker: loading",
+    ]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,41 +1,41 @@
-"""What the hub refuses is explained: a hub of our own on the loopback, and the real client of it."""
+"""What the hub gives is fetched on from where it stopped, and what it refuses is explained: hubs of our own on the
+loopback, and the real client of them.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import pytest
+from huggingface_hub import constants
 
+from gpu_worker.engine.checkpoints import downloading
+from gpu_worker.engine.checkpoints import hub as hub_client
+from gpu_worker.engine.checkpoints.downloading import spans
 from gpu_worker.engine.checkpoints.locating import locate
+from gpu_worker.engine.loading import family_of
 from gpu_worker.settings import WorkerSettings
+from serinette.checkpoints import fetched_of
 from serinette.errors import ConfigurationError
 
 # What the hub says in X-Error-Code, by the repository's name.
 CODES = {"missing": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "broken": (500, "")}
-_ASK = """
-import sys
-from pathlib import Path
-from gpu_worker.engine.checkpoints.locating import locate
-from gpu_worker.settings import WorkerSettings
-from serinette.errors import ConfigurationError
-for model in sys.argv[2:]:
-    try:
-        locate(WorkerSettings(model=model, work_dir=Path(sys.argv[1])))
-    except ConfigurationError as error:
-        print(error.message.replace("\\n", " "))
-"""
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Knows one repository, in ACE-Step's own layout."""
+    """Knows two repositories, one in ACE-Step's own layout."""
 
     def do_GET(self) -> None:
         self._answer()
@@ -44,20 +44,14 @@ class Hub(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        if "/unheard-of/" in self.path and "/resolve/" in self.path:
-            self._say(200, "", json.dumps({"_class_name": "UnheardOfPipeline", "vae": ["diffusers", "X"]}).encode())
-        elif "/resolve/" in self.path:
-            self._say(404, "EntryNotFound")
-        elif "nowhere" in self.path:
+        if "nowhere" in self.path:
             self._say(404, "RevisionNotFound")
         elif refused := next((code for name, code in CODES.items() if f"/{name}" in self.path), None):
             self._say(*refused)
+        elif "/unheard-of/" in self.path:
+            self._say(200, "", json.dumps({"_class_name": "UnheardOfPipeline", "vae": ["diffusers", "X"]}).encode())
         else:
-            files = ["acestep-v15-turbo/config.json", "vae/config.json"]
-            if "unheard-of" in self.path:
-                files = ["model_index.json", "vae/config.json"]
-            reported = {"id": "owner/original", "sha": "0" * 40, "siblings": [{"rfilename": name} for name in files]}
-            self._say(200, "", json.dumps(reported).encode())
+            self._say(404, "EntryNotFound")
 
     def _say(self, status: int, code: str, body: bytes = b"{}") -> None:
         self.send_response(status)
@@ -75,43 +69,188 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler], monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[None]:
+    """The hub of the process's client is ours, and its cache empty."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield
     server.shutdown()
     server.server_close()
 
 
-def test_each_refusal_says_what_it_is_and_what_to_do(hub: str, tmp_path: Path) -> None:
-    asked = {
-        "owner/original": "serinette convert",
-        "owner/original@nowhere": "no such revision",
-        "owner/missing": "no such repository",
-        "owner/gated": "accept them on its page",
-        "owner/broken": "try again later",
-        "owner/unheard-of": "names a pipeline that diffusers does not have",
-    }
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", _ASK, str(tmp_path), *asked],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    reported = done.stdout.splitlines()
-    assert len(reported) == len(asked), done.stderr
-    for (model, words), line in zip(asked.items(), reported, strict=True):
-        assert line.startswith(f"model {model.partition('@')[0]}: ")
-        assert words in line, line
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("owner/original", "model owner/original: .*serinette convert"),
+        ("owner/original@nowhere", "model owner/original@nowhere: .*no such revision"),
+        ("owner/missing", "model owner/missing: .*no such repository"),
+        ("owner/gated", "model owner/gated: .*accept them on its page"),
+        ("owner/broken", "model owner/broken: .*try again later"),
+        ("owner/unheard-of", "names a UnheardOfPipeline; what can be loaded is AceStepPipeline"),
+    ],
+)
+def test_each_refusal_says_what_it_is_and_what_to_do(
+    model: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # it tries a broken hub again
+    with served(Hub, monkeypatch, tmp_path / "hub"), pytest.raises(ConfigurationError, match=words):
+        locate(WorkerSettings(model=model, work_dir=tmp_path), family_of)
 
 
 def test_a_full_disk_is_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def download(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("gpu_worker.engine.checkpoints.locating.DiffusionPipeline.download", download)
+    monkeypatch.setattr("gpu_worker.engine.checkpoints.hub.hf_hub_download", download)
     with pytest.raises(ConfigurationError, match="model owner/large: the disk is full; free space"):
         locate(WorkerSettings(model="owner/large", work_dir=tmp_path))
+
+
+MODEL = "owner/music"
+COMMIT = "c" * 40
+LARGE = bytes(range(251)) * 4_000  # beyond a span as the tests have them, of no period that a span has
+FILES = {
+    "model_index.json": json.dumps(
+        {
+            "_class_name": "AceStepPipeline",
+            "transformer": ["diffusers", "X"],
+            "vae": ["diffusers", "Y"],
+            "extra": [None, None],
+        }
+    ).encode(),
+    "transformer/model.safetensors": LARGE,
+    "transformer/model.fp16.safetensors": b"the same in another type",
+    "transformer/config.json": b"{}",
+    "vae/model.safetensors": b"small",
+    "vae/pickled.bin": b"never opened",
+    "extra/model.safetensors": b"no part of it",
+    "README.md": b"of no use",
+}
+
+
+class WholeHub(BaseHTTPRequestHandler):
+    """Gives one repository, in the shapes that the hub's client asks for; large files as their SHA-256 alone names."""
+
+    spans: list[str]  # of the large file, as asked for
+    spans_left: int  # of it, before the hub goes away
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        if path.startswith(f"/api/models/{MODEL}/tree/"):
+            self._say(200, json.dumps([self._entry(name, content) for name, content in FILES.items()]).encode())
+        elif path.startswith(f"/api/models/{MODEL}"):
+            files = [{"rfilename": name} for name in FILES]
+            self._say(200, json.dumps({"id": MODEL, "sha": COMMIT, "siblings": files}).encode())
+        else:
+            self._file(path.partition(f"/resolve/{COMMIT}/")[2] or path.partition("/resolve/main/")[2])
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _entry(self, name: str, content: bytes) -> dict[str, Any]:
+        sha256 = hashlib.sha256(content).hexdigest()
+        lfs = {"lfs": {"oid": sha256, "size": len(content), "pointerSize": 130}} if name.endswith("safetensors") else {}
+        return {"type": "file", "path": name, "size": len(content), "oid": sha256[:40], **lfs}
+
+    def _file(self, name: str) -> None:
+        content, asked = FILES[name], self.headers.get("Range", "")
+        if content is LARGE and self.command == "GET":
+            type(self).spans.append(asked)
+            type(self).spans_left -= 1
+            if self.spans_left < 0:
+                self._say(404, b"{}")  # no error that the client waits for
+                return
+        status = 206 if asked else 200
+        if asked:
+            start, _, end = asked.removeprefix("bytes=").partition("-")
+            content = content[int(start) : int(end) + 1]
+        sha256 = hashlib.sha256(FILES[name]).hexdigest()
+        self._say(status, content, sha256 if name.endswith("safetensors") else sha256[:40])
+
+    def _say(self, status: int, body: bytes, etag: str = "tag") -> None:
+        self.send_response(status)
+        for header, value in {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Content-Length": str(len(body))}.items():
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def whole_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[WholeHub]]:
+    class Ours(WholeHub):
+        spans: ClassVar = []
+        spans_left = 1_000
+
+    monkeypatch.setattr(hub_client, "SPAN_BYTES", 100_000)
+    monkeypatch.setattr(downloading, "spans", partial(spans, span_bytes=100_000))
+    with served(Ours, monkeypatch, tmp_path / "hub"):
+        yield Ours
+
+
+def come(work_dir: Path) -> tuple[int, int]:
+    done_bytes, size_bytes = fetched_of(work_dir / "checkpoints", [MODEL])
+    return done_bytes // 100_000, size_bytes
+
+
+SIZE = sum(len(FILES[name]) for name in FILES if name.startswith(("model_index", "transformer/", "vae/model")))
+SIZE -= len(FILES["transformer/model.fp16.safetensors"])
+
+
+def test_the_parts_of_a_pipeline_come_and_nothing_else(whole_hub: type[WholeHub], tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    settings = WorkerSettings(model=MODEL, work_dir=tmp_path)
+    found = locate(settings, lambda directory: seen.append([file.name for file in directory.rglob("*")]))
+    assert seen == [["model_index.json"]], "checked before gigabytes come"
+    assert (found.name, found.revision) == ("music", COMMIT)
+    names = {str(file.relative_to(found.directory)) for file in found.directory.rglob("*") if file.is_file()}
+    assert names == {
+        "model_index.json",
+        "transformer/model.safetensors",
+        "transformer/config.json",
+        "vae/model.safetensors",
+    }
+    assert (found.directory / "transformer/model.safetensors").read_bytes() == LARGE
+    assert len(whole_hub.spans) == 11, "once, in spans"
+    assert come(tmp_path) == (SIZE // 100_000, SIZE)
+    locate(settings)
+    assert len(whole_hub.spans) == 11, "it is in the cache"
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_an_interrupted_fetch_goes_on_where_it_stopped(
+    whole_hub: type[WholeHub], tmp_path: Path, spoiled: bool
+) -> None:
+    settings = WorkerSettings(model=MODEL, work_dir=tmp_path)
+    whole_hub.spans_left = 4
+    with pytest.raises(ConfigurationError, match=rf"model {MODEL}: .*404"):
+        locate(settings)
+    assert come(tmp_path) == (4, SIZE)
+    first = len(whole_hub.spans)
+    if spoiled:  # as by a disk that lost what it said it had
+        (incoming,) = (file for file in (tmp_path / "hub").rglob(".incoming/*") if not file.name.startswith("."))
+        incoming.write_bytes(bytes(len(LARGE)))
+    whole_hub.spans_left = 1_000
+    if spoiled:
+        with pytest.raises(ConfigurationError, match="do not fit; it is fetched again"):
+            locate(settings)
+    assert (locate(settings).directory / "transformer/model.safetensors").read_bytes() == LARGE
+    assert len(whole_hub.spans) - first == (11 - 4) + (11 if spoiled else 0)
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_comes(
+    whole_hub: type[WholeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(ConfigurationError, match=rf"model {MODEL}: the disk is full; .* GB are to come"):
+        locate(WorkerSettings(model=MODEL, work_dir=tmp_path))
+    assert whole_hub.spans == []

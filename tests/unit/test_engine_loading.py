@@ -68,7 +68,7 @@ class TestLocate:
 
     def test_a_hub_that_is_away_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(ConfigurationError, match="model nobody/has-this: the hub does not give it"):
+        with pytest.raises(ConfigurationError, match="model nobody/has-this@main: the hub does not give it"):
             locate(settings(tmp_path, model="nobody/has-this@main"))
 
 

@@ -98,7 +98,12 @@ ZERO, WARM = PoolFacts(name="default"), PoolFacts(name="default", min_workers=1)
 FULL = Holdup(pods=1, words="no node has a free nvidia.com/gpu: all 4 are taken")
 PAUSED = Holdup(pods=1, words="an operator has paused its scaling")
 RELOADING = LOADING.model_copy(
-    update={"loading_since": AT + timedelta(seconds=10), "started_at": AT - HOUR, "fetched_bytes": 1_200_000_000}
+    update={
+        "loading_since": AT + timedelta(seconds=10),
+        "started_at": AT - HOUR,
+        "fetched_bytes": 1_200_000_000,
+        "checkpoint_bytes": 11_000_000_000,
+    }
 )
 FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1; see its log"})
 
@@ -139,7 +144,7 @@ FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1;
         ),
         (
             replace(pool(RELOADING), cold_start_s=40),
-            "the model, which is loading (1,200 MB have come): 25 % of the usual 40 s have passed",
+            "the model, which is loading (1,200 of 11,000 MB have come): 25 % of the usual 40 s have passed",
         ),
         (
             replace(pool(FAILING), cold_start_s=40),

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from gpu_worker import settings
-from gpu_worker.process_setup import fetched_bytes
 from gpu_worker.settings import Sizing, WorkerSettings, sizing_for, usable_cores
 
 
@@ -95,15 +94,3 @@ def test_what_is_given_stays() -> None:
     assert WorkerSettings(slots=3, encoders=7, max_batch=5).max_batch == 5
     assert WorkerSettings(slots=3, encoders=7).slots == 3
     assert WorkerSettings().model_copy(update={"slots": 9}).slots == 9
-
-
-def test_what_has_come_of_a_checkpoint_is_counted_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert fetched_bytes(tmp_path) == 0
-    for place in ("checkpoints/.turbo-1.partial/vae/a.safetensors", "hub/models--a--b/blobs/c.incomplete"):
-        file = tmp_path / place
-        file.parent.mkdir(parents=True)
-        file.write_bytes(bytes(8_192))
-        with file.open("r+b") as opened:
-            opened.truncate(2**30)  # what is still to come is no more than a hole
-    assert 16_384 <= fetched_bytes(tmp_path) < 2**20

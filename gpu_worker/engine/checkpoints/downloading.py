@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import urlsplit
 
 from gpu_worker.settings import WorkerSettings
+from serinette.checkpoints import CheckpointFiles, note_files
 from serinette.errors import ConfigurationError, RequestError
 from serinette.store import Store, StoredObject
 
@@ -21,13 +24,14 @@ log = logging.getLogger(__name__)
 # Written by `sha256sum` beside the checkpoint; checked when it is there.
 _CHECKSUMS = "SHA256SUMS"
 _DOWNLOADS_AT_ONCE = 8
-_SPAN_BYTES = 64 * 1024**2
+SPAN_BYTES = 64 * 1024**2
 
 
 def fetch(settings: WorkerSettings, place: str, directory: Path, alive: Callable[[], object] = lambda: None) -> Path:
     """The checkpoint or adapter under the URL `place`, as a directory below `directory`.
 
     Another version under the same URL (other sizes or ETags) gets another directory. `alive` is called as pieces come.
+    An interrupted one goes on where it stopped.
 
     Raises:
         ConfigurationError: nothing lies there, or what came is not what the store or SHA256SUMS announced.
@@ -45,7 +49,11 @@ def fetch(settings: WorkerSettings, place: str, directory: Path, alive: Callable
             raise ConfigurationError(f"{place}: the store holds nothing under this prefix")
         version = hashlib.sha256(repr([(place, f.key, f.size_bytes, f.etag) for f in found]).encode())
         target = directory / f"{prefix.rpartition('/')[2]}-{version.hexdigest()[:16]}"
-        return publish(target, partial(_download, store, files, alive))
+        sizes = {name: stored.size_bytes for name, stored in files.items()}
+        note_files(
+            directory, CheckpointFiles(model=place, directory=target, incoming=partial_of(target), sizes_bytes=sizes)
+        )
+        return publish(target, partial(_download, store, files, alive), resumes=True)
     except RequestError as error:
         raise ConfigurationError(f"{place}: {error.message}") from error
 
@@ -75,26 +83,68 @@ def _open(settings: WorkerSettings, root: str) -> Store:
 
 
 def _download(store: Store, files: dict[str, StoredObject], alive: Callable[[], object], target: Path) -> None:
-    size_gb = sum(stored.size_bytes for stored in files.values()) / 1e9
-    log.info("downloading %d files, %.2f GB", len(files), size_gb)
+    def read(name: str, path: Path, span: tuple[int, int]) -> None:
+        store.download(files[name].key, path, span=span)
 
-    for name in files:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).touch()
+    fetch_spans(target, {name: stored.size_bytes for name, stored in files.items()}, read, alive)
+    try:
+        for name, stored in files.items():
+            _check_whole(store, stored, target / name)
+        _check_sums(target)
+    except ConfigurationError:
+        shutil.rmtree(target)  # the next try begins anew
+        raise
 
-    def one(span: tuple[str, int, int]) -> None:
-        name, start, end = span
-        store.download(files[name].key, target / name, span=(start, end))
 
-    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
-        for _ in pool.map(one, spans({name: stored.size_bytes for name, stored in files.items()})):
+# Which spans are on the disk, a line for each; a file's length says nothing, as spans come in any order.
+_JOURNAL = ".spans"
+
+
+def fetch_spans(
+    directory: Path,
+    sizes: Mapping[str, int],
+    read: Callable[[str, Path, tuple[int, int]], object],
+    alive: Callable[[], object] = lambda: None,
+) -> bool:
+    """Make `directory` hold files of these sizes in bytes, several spans at a time, and no others. Those that came
+    before an interruption are not fetched again. Returns whether there were any.
+
+    `read`: writes a span of the file of a name to its place in a file that exists. Raises whatever it raises, and
+    OSError when the disk refuses or has no room for all.
+    """
+    journal = directory / _JOURNAL
+    came = set(journal.read_text().splitlines()) if journal.exists() else set()
+    pending = [span for span in spans(sizes) if repr(span) not in came]
+    _make_room(directory, sizes, sum(end - start for _, start, end in pending))
+    log.info("downloading %d files, %.2f GB", len(sizes), sum(end - start for _, start, end in pending) / 1e9)
+    with journal.open("a") as lines, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+
+        def one(span: tuple[str, int, int]) -> None:
+            name, start, end = span
+            read(name, directory / name, (start, end))
+            with (directory / name).open("rb") as file:
+                os.fdatasync(file.fileno())
+            os.write(lines.fileno(), f"{span!r}\n".encode())  # whole, or not at all
+
+        for _ in pool.map(one, pending):
             alive()
-    for name, stored in files.items():
-        _check_whole(store, stored, target / name)
-    _check_sums(target)
+    journal.unlink()
+    return bool(came)
 
 
-def spans(sizes: Mapping[str, int], span_bytes: int = _SPAN_BYTES) -> list[tuple[str, int, int]]:
+def _make_room(directory: Path, sizes: Mapping[str, int], pending_bytes: int) -> None:
+    for path in [path for path in directory.rglob("*") if path.is_file()]:
+        if path.name != _JOURNAL and str(path.relative_to(directory)) not in sizes:
+            path.unlink()
+    if pending_bytes > (free_bytes := shutil.disk_usage(directory).free):
+        words = f"{pending_bytes / 1e9:.2f} GB are to come, and {free_bytes / 1e9:.2f} GB are free in {directory}"
+        raise OSError(errno.ENOSPC, words)
+    for name in sizes:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).touch()
+
+
+def spans(sizes: Mapping[str, int], span_bytes: int = SPAN_BYTES) -> list[tuple[str, int, int]]:
     """What to ask for at a time, a file's bytes from the first number to before the second: a large file comes in many
     spans at once, as one connection fills no fast network.
     """
@@ -136,22 +186,28 @@ def hidden(path: PurePath) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def publish(directory: Path, build: Callable[[Path], None]) -> Path:
+def publish(directory: Path, build: Callable[[Path], None], *, resumes: bool = False) -> Path:
     """Answer `directory`, made by `build` in a neighbour and renamed if it is not there yet: it is there whole, or not.
 
-    One process builds, others wait for it; what a process that died left half done is thrown away. Raises whatever
-    `build` raises, and OSError when the disk refuses.
+    One process builds, others wait for it; what a process that died left half done is thrown away, or given to a
+    `build` that `resumes`. Raises whatever `build` raises, and OSError when the disk refuses.
     """
     if directory.is_dir():
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".{directory.name}.partial")
+    partial = partial_of(directory)
     with directory.with_name(f".{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if directory.is_dir():
             return directory
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        if not resumes:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(exist_ok=True)
         build(partial)
         partial.rename(directory)
     return directory
+
+
+def partial_of(directory: Path) -> Path:
+    """Where `publish` makes a directory."""
+    return directory.with_name(f".{directory.name}.partial")

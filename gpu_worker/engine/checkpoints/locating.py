@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -14,18 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from diffusers import DiffusionPipeline
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from gpu_worker.bundled import ARCHIVE, PLANNER_ARCHIVE
 from gpu_worker.engine.checkpoints.downloading import digest, fetch, hidden, publish
+from gpu_worker.engine.checkpoints.hub import HubRefusal, fetch_pipeline, fetch_planner
 from gpu_worker.engine.interface import Checkpoint
 from gpu_worker.planner.loading import planner_in
 from gpu_worker.settings import WorkerSettings
@@ -34,32 +24,19 @@ from serinette.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 _REVISION_CACHE = ".serinette-revision.json"
-# The narrower first: diffusers lets some pass and raises others again as errors of its own.
-_REFUSALS: tuple[tuple[type[Exception], str], ...] = (
-    (GatedRepoError, "the hub gives it only to those who accepted its terms; accept them on its page and set HF_TOKEN"),
-    (RevisionNotFoundError, "the hub has no such revision of it; name a branch, tag or commit of it after @"),
-    (RepositoryNotFoundError, "the hub has no such repository, or shows it to some alone; check its name and HF_TOKEN"),
-    (
-        RemoteEntryNotFoundError,
-        "it has no model_index.json, so it is not in diffusers' layout; ACE-Step's own is made into that by "
-        "`serinette convert`, once `hf download` has brought it",
-    ),
-    (HfHubHTTPError, "the hub answers with an error; try again later"),
-)
-_NO_HUB = "the hub does not give it, and it is not in the local cache whole; check the network"
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_NO_SPACE = "the disk is full; free space in the hub's cache (HF_HOME), or give it a larger disk"
-_NO_PIPELINE = (
-    "its model_index.json names a pipeline that diffusers does not have, so no worker can load it; name a checkpoint "
-    "of ACE-Step 1.5 in diffusers' layout"
-)
-_PLANNER_FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]
 _OTHER_PLACES = "a hub id (owner/name) nor a URL (s3://, gs://, az://, file://)"
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w.-]+))?")
 
 
-def locate(settings: WorkerSettings) -> Checkpoint:
-    """The checkpoint that `settings.model` names, on this machine's disk: found, unpacked or downloaded."""
+def locate(settings: WorkerSettings, check: Callable[[Path], object] = lambda _: None) -> Checkpoint:
+    """The checkpoint that `settings.model` names, on this machine's disk: found, unpacked or downloaded.
+
+    `check`: raises where a directory's `model_index.json` is of no use, before gigabytes of the hub's come.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be had.
+        StoreUnavailable: the object store that holds it does not answer.
+    """
     checkpoints = settings.work_dir / "checkpoints"
     try:
         if settings.model == "bundled":
@@ -67,7 +44,10 @@ def locate(settings: WorkerSettings) -> Checkpoint:
         if directory := _directory(settings, settings.model, checkpoints):
             return Checkpoint(directory, _path(settings.model).name, revision_of(directory))
         if hub := _HUB_ID.fullmatch(settings.model):
-            return _from_hub(hub["id"], hub["revision"])
+            snapshot = fetch_pipeline(hub["id"], hub["revision"], checkpoints, settings.model, check)
+            return Checkpoint(snapshot, hub["id"].partition("/")[2], snapshot.name)
+    except HubRefusal as error:
+        raise ConfigurationError(f"model {settings.model}: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"model {settings.model}: cannot be fetched: {_first_line(error)}") from error
     raise ConfigurationError(f"model {settings.model}: no such directory, and neither `bundled`, {_OTHER_PLACES}")
@@ -92,9 +72,9 @@ def planner_directory(settings: WorkerSettings, checkpoint: Checkpoint) -> Path 
         if directory := _directory(settings, place, below):
             return directory
         if hub := _HUB_ID.fullmatch(place):
-            return Path(snapshot_download(hub["id"], revision=hub["revision"], allow_patterns=_PLANNER_FILES))
-    except HfHubHTTPError as error:
-        raise ConfigurationError(f"planner_model {place}: {refusal(error)}") from error
+            return fetch_planner(hub["id"], hub["revision"], below, place)
+    except HubRefusal as error:
+        raise ConfigurationError(f"planner_model {place}: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"planner_model {place}: cannot be fetched: {_first_line(error)}") from error
     raise ConfigurationError(
@@ -127,28 +107,6 @@ def _directory(
 def _path(place: str) -> Path:
     url = urlsplit(place)
     return Path(unquote(url.path)) if url.scheme == "file" else Path(place).expanduser()
-
-
-def _from_hub(model: str, revision: str | None) -> Checkpoint:
-    try:
-        snapshot = Path(DiffusionPipeline.download(model, revision=revision, use_safetensors=True))
-    except (OSError, ValueError, AttributeError) as error:  # the last: of a pipeline that diffusers does not have
-        raise ConfigurationError(f"model {model}: {refusal(error)}") from error
-    return Checkpoint(snapshot, model.partition("/")[2], snapshot.name)
-
-
-def refusal(error: Exception) -> str:
-    """What the hub's error, or its cause, means for the operator of this model, and what to do."""
-    chain: list[BaseException] = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    if any(getattr(link, "errno", None) in _FULL_DISK for link in chain):
-        said = _NO_SPACE
-    elif isinstance(error, AttributeError):
-        said = _NO_PIPELINE
-    else:
-        said = next((words for kind, words in _REFUSALS for link in chain if isinstance(link, kind)), _NO_HUB)
-    return f"{said} ({_first_line(error)[:300]})"
 
 
 def bundled_checkpoint(directory: Path) -> Checkpoint:
