@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import typer.main
 from serinette.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-_FOUND = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
-PAGES = [name for name in _FOUND.stdout.split() if "decisions" not in name]
+PAGES = [
+    str(path.relative_to(ROOT)) for places in ("*.md", "docs/*.md", "[cek]*/**/*.md") for path in ROOT.glob(places)
+]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
