@@ -15,8 +15,8 @@ TESTED = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 BIN := $(VENV)/bin
 BROWSER := tests/browser/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-# Its warning is of a version that is not the one pinned here.
-SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+# Without --quiet, with which --strict sees no warnings. The variable silences an advertisement.
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 # Processes that make started end with make, however it ends.
 LEASH = exec $(BIN)/python -m serinette.leash $$PPID --
 CODE := serinette api controller gpu_worker tests scripts benchmarks tools examples

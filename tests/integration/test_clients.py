@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,13 @@ from serinette.media import encode, read_song_tags, song_tags
 from serinette.spec import AudioFormat, GenerationSpec
 from tests.processes import eventually
 from tests.receivers import SECRET, receiver
+from tests.servers import free_ports
 from tests.stack import Stack, running
 from tests.up import CLI, ENVIRONMENT
 
 DOCS = Path(__file__).parents[2] / "docs"
+README = "../README.md"
+EXAMPLES = DOCS.parent / "examples"
 _BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # As after an installation: one word.
 SHELL = f'set -euo pipefail\nserinette() {{ "{sys.executable}" -m serinette.cli "$@"; }}\n'
@@ -99,9 +103,12 @@ def shell(fast: Stack, tmp_path: Path) -> Shell:
     return Shell(fast.url, tmp_path)
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python.md", "python"))))
-def test_a_python_block(fast: Stack, shell: Shell, number: int) -> None:
-    code = blocks("python.md", "python")[number].replace("http://127.0.0.1:8019", fast.url)
+PYTHON_BLOCKS = [(page, number) for page in ("python.md", README) for number in range(len(blocks(page, "python")))]
+
+
+@pytest.mark.parametrize(("page", "number"), PYTHON_BLOCKS)
+def test_a_python_block(fast: Stack, shell: Shell, page: str, number: int) -> None:
+    code = re.sub(r"http://(127\.0\.0\.1|localhost):8019", fast.url, blocks(page, "python")[number])
     ended = shell.run(sys.executable, "-c", code)
     assert ended.returncode == 0, ended.stderr.decode()
     assert all(path.stat().st_size > 1_000 for path in shell.directory.rglob("*.mp3"))
@@ -112,6 +119,65 @@ def test_the_shell_blocks_of_a_page(shell: Shell, page: str) -> None:
     ended = shell.run("bash", "-c", SHELL + "\n".join(blocks(page, "bash")))
     assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
     assert (shell.directory / "song.mp3").read_bytes()[:3] == b"ID3"
+
+
+@pytest.mark.parametrize("section", ["Try it", "The API in five lines", "日本語クイックスタート"])
+def test_the_commands_of_the_readme(fast: Stack, shell: Shell, section: str) -> None:
+    """But for those of make, which bring the server, or another one."""
+    (shell.directory / "prompts.jsonl").write_text('{"prompt": "a waltz", "duration_s": 1}\n')
+    code = "\n".join(block for block in blocks(README, "bash", section) if not block.startswith("make "))
+    code = code.replace(".venv/bin/serinette", "serinette").replace("localhost:8019", fast.url)
+    ended = shell.run("bash", "-c", SHELL + code)
+    assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
+    songs = list(shell.directory.rglob("*.mp3"))
+    assert songs
+    assert all(song.read_bytes()[:3] == b"ID3" for song in songs)
+
+
+@pytest.mark.parametrize("command", [(sys.executable, str(EXAMPLES / "song.py")), (str(EXAMPLES / "song.sh"),)])
+def test_an_example_saves_a_song_or_says_why_there_is_none(shell: Shell, command: tuple[str, ...]) -> None:
+    ended = shell.run(*command, 'a "slow" waltz', "song.mp3")
+    assert ended.returncode == 0, ended.stderr.decode()
+    tags = read_song_tags(shell.directory / "song.mp3")
+    assert tags and tags.spec.prompt == 'a "slow" waltz'
+    failed = shell.run(*command, "nan", "none.mp3")
+    assert (failed.returncode, b"not finite" in failed.stderr) == (1, True), failed.stderr
+    assert not (shell.directory / "none.mp3").exists()
+
+
+def test_the_example_of_a_batch_goes_on_where_it_was_stopped(shell: Shell, client: Client) -> None:
+    command = (sys.executable, str(EXAMPLES / "batch.py"), str(EXAMPLES / "songs.jsonl"), "songs")
+    first = shell.run(*command)
+    assert first.returncode == 0, first.stderr.decode()
+    songs = {path.name: path.stat().st_mtime_ns for path in (shell.directory / "songs").iterdir()}
+    assert songs.keys() == {"000001-waltz.mp3", "000002-sad.mp3", "000003-march.mp3", "000003-march-1.mp3"}
+    (shell.directory / "songs/000002-sad.mp3").unlink()  # as if it had been stopped before
+    batches = client.batches.list(100)
+    assert shell.run(*command).returncode == 0
+    again = {path.name: path.stat().st_mtime_ns for path in (shell.directory / "songs").iterdir()}
+    assert {name for name in songs if again[name] != songs[name]} == {"000002-sad.mp3"}
+    assert [batch.id for batch in client.batches.list(100)] == [batch.id for batch in batches], "no second one was made"
+
+
+def test_the_example_of_a_receiver_saves_what_is_signed(shell: Shell, client: Client) -> None:
+    (port,) = free_ports(1)
+    shell.environment["SERINETTE_WEBHOOK_SECRET"] = SECRET
+    server = [sys.executable, "-m", "uvicorn", "examples.webhook_receiver:app", "--port", str(port)]
+    process = subprocess.Popen(server, cwd=shell.directory, env=shell.environment, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}/ended"
+    try:
+        job = client.submit("a waltz", duration_s=1, webhook=address)
+        assert eventually((shell.directory / f"songs/{job.id}.mp3").exists, 60)
+        event = json.dumps({"type": "job.succeeded", "data": {"id": "another"}})
+        forged = {"webhook-id": "msg", "webhook-timestamp": str(int(time.time())), "webhook-signature": "v1,Zm9yZ2Vk"}
+        assert httpx.post(address, content=event, headers=forged).status_code == 401
+        assert httpx.post(address, content=event).status_code == 401
+        assert httpx.post(address, content=b" " * (1 << 21)).status_code == 413
+        assert eventually(lambda: client.get(job.id).deliveries)
+        assert [each.status for each in client.get(job.id).deliveries] == [202]
+    finally:
+        process.kill()
+        process.wait()
 
 
 # A reader of the page waits for a batch's end where it says so.

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from mkdocs.config import load_config
+from mkdocs.exceptions import PluginError
 
-from scripts import check_benchmarks, check_links, check_sizes, check_skips
+from scripts import check_benchmarks, check_links, check_sizes, check_skips, site_files
 
 RAW = "../benchmarks/results/2026-01-31-gateway.json"
 
@@ -169,3 +171,39 @@ class TestSkips:
     def test_a_list_that_differs_is_reported(self, listed: str, why: str) -> None:
         (complaint,) = self.complaints(listed)
         assert why in complaint
+
+
+class TestSite:
+    @pytest.mark.parametrize(
+        "page",
+        [
+            '<script src="https://cdn.example/a.js"></script>',
+            '<link rel="stylesheet" href="//fonts.example/css">',
+            '<img src="http://example.com/a.png">',
+            '<iframe src="HTTPS://example.com/"></iframe>',
+            "<style>@font-face { src: url('https://fonts.example/a.woff2') }</style>",
+            '<p style="background: url(//example.com/a.png)">',
+        ],
+    )
+    def test_a_page_that_loads_from_another_host(self, page: str) -> None:
+        assert len(site_files.loaded(page)) == 1
+
+    @pytest.mark.parametrize(
+        "page",
+        [
+            '<script src="../assets/a.js"></script><link rel="stylesheet" href="/a.css"><img src="a.png">',
+            '<a href="https://example.com/">elsewhere</a>',
+            "<code>curl https://example.com</code>",
+            "<style>a { mask: url('data:image/svg+xml,<svg xmlns=\"http://www.w3.org/2000/svg\">') }</style>",
+        ],
+    )
+    def test_a_page_that_loads_its_own(self, page: str) -> None:
+        assert site_files.loaded(page) == []
+
+    def test_a_style_sheet_that_loads_from_another_host_ends_the_build(self, tmp_path: Path) -> None:
+        config = load_config(str(Path(__file__).parents[2] / "mkdocs.yml"), site_dir=str(tmp_path))
+        (tmp_path / "a.html").write_text("<p>")
+        site_files.on_post_build(config)
+        (tmp_path / "a.css").write_text("@import 'https://fonts.example/css';")
+        with pytest.raises(PluginError, match="https://fonts"):
+            site_files.on_post_build(config)
