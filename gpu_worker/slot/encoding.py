@@ -90,5 +90,6 @@ def _taken(file: object) -> bool:
 
 def _give_way() -> None:
     if sys.platform == "linux":  # where a thread has a niceness of its own
+        thread = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

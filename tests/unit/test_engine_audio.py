@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gpu_worker.engine.ace_step.tasks import Window, paste, to_peak
+from gpu_worker.engine.ace_step.tasks import Window, paste, peak_of, to_peak
 
 RATE = 48_000
 
@@ -22,6 +22,13 @@ class TestMixing:
     def test_the_peak_is_one_decibel_below_full_scale(self) -> None:
         assert float(to_peak(tone(440, 1, level=3.0)).abs().max()) == pytest.approx(10 ** (-1 / 20))
         assert not bool(to_peak(torch.zeros(2, 100)).any())
+
+    @pytest.mark.parametrize("worst", [math.nan, math.inf, -math.inf])
+    def test_one_sample_that_is_not_finite_is_seen_in_the_peak(self, worst: float) -> None:
+        samples = tone(440, 1)
+        assert float(peak_of(-samples)) == float(samples.abs().max())
+        samples[1, 7] = worst
+        assert not math.isfinite(float(peak_of(samples)))
 
     @pytest.mark.parametrize(("start_s", "end_s"), [(1.0, 2.0), (0.0, 2.0), (1.0, 3.0), (0.0, 3.0), (1.0, 1.01)])
     def test_outside_the_window_the_source_stays_to_the_sample(self, start_s: float, end_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -225,7 +226,7 @@ class AceStepEngine:
 
     def _finish(self, part: _Part, samples: Tensor) -> Song:
         request, sample_rate = part.request, self._grid.sample_rate
-        if samples.numel() == 0 or not bool(torch.isfinite(samples).all()):
+        if samples.numel() == 0 or not math.isfinite(float(tasks.peak_of(samples))):
             raise InvalidOutput(
                 "the model produced samples that are not finite; try another seed, other sampling or float32"
             )

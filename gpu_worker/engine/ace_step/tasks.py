@@ -236,9 +236,15 @@ def lyrics_of(spec: GenerationSpec) -> str:
     return spec.lyrics if spec.lyrics.strip() else INSTRUMENTAL
 
 
+def peak_of(samples: Tensor) -> Tensor:
+    """The most that samples are away from zero; not finite if one of them is not. In one pass: the model waits."""
+    lowest, highest = samples.aminmax()
+    return torch.maximum(-lowest, highest)
+
+
 def to_peak(samples: Tensor) -> Tensor:
     """Samples with their peak at -1 dBFS, as the stock pipeline gives them."""
-    return samples * (PEAK / samples.abs().max().clamp(min=1e-6))
+    return samples * (PEAK / peak_of(samples).clamp(min=1e-6))
 
 
 def paste(
