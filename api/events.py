@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
@@ -22,15 +21,15 @@ from api.auth.keyring import CallerCheck
 from api.outages import queue_errors
 from api.turns import Turns
 from serinette.errors import InvalidSpec, Limited
-from serinette.job import JobStatus
+from serinette.job import ENDED
 from serinette.names import Keys
+from serinette.views import JobEvent
 
 log = logging.getLogger(__name__)
 
 START = "0-0"
-TERMINAL = frozenset(status.value for status in JobStatus if status.ended)
 # States of a record after which no event follows; None: there is no record.
-OVER = TERMINAL | {None}
+OVER = ENDED | {None}
 
 # A newly watched stream joins the blocking read when the current one returns.
 _BLOCK_MS = 200
@@ -59,20 +58,6 @@ _TOO_MANY_WAITS = partial(
     retry_after_s=_RECHECK_S,
 )
 _EVENT_ID = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
-
-
-class JobEvent(BaseModel):
-    """One message of a job's stream, the same over SSE and WebSocket."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str = Field(description="Send the last one received as `Last-Event-ID` to continue after it.")
-    type: str = Field(
-        description="status, started, progress, log, attempt, cancel_requested, succeeded, failed, canceled"
-    )
-    data: dict[str, Any] = Field(
-        description="status: the job. progress: stage, step, steps, fraction. log: text. attempt: the attempt."
-    )
 
 
 def checked_event_id(text: str) -> str:
@@ -108,7 +93,7 @@ class _Watch:
                 self.since = self.events[0].id
             self.cursor = event_id
             self.events.append(_event(event_id, fields))
-            self.ended = self.ended or fields["type"] in TERMINAL
+            self.ended = self.ended or fields["type"] in ENDED
 
     def after(self, place: str) -> list[JobEvent] | None:
         """Events after `place`; None if some of them are no longer kept here."""
@@ -193,7 +178,7 @@ class JobEvents:
                 for event in found:
                     place = event.id
                     yield event
-                if (found and found[-1].type in TERMINAL) or (over and not found):
+                if (found and found[-1].type in ENDED) or (over and not found):
                     return
                 if not found:
                     await _pause(changed, _RECHECK_S)

@@ -25,10 +25,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from api.dialects.dialect import Dialect
-from api.events import JobEvent
 from api.problems import Problem, add_implied, speaks_problems
 from serinette.batch import BatchRequest
 from serinette.errors import NotFound
+from serinette.views import JobEvent
 
 _TAGS = {
     "jobs": "Songs: submit, follow, download, cancel, erase.",

@@ -22,7 +22,7 @@ from controller.unrecorded import StoreCalls, UnrecordedEnds
 from serinette import logs
 from serinette.errors import StoreUnavailable
 from serinette.job import JobStatus
-from serinette.jobs import AttemptState, Call, Entry, Jobs, Seen, calls
+from serinette.jobs import AttemptState, Call, Entry, Jobs, calls
 from serinette.jobs.finishing import find_end, finish_as, put_record
 from serinette.jobs.registries import ListPruner, known_lanes, trim_registries
 from serinette.jobs.script import is_of_one_job
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 # Looked at in one round; the rest of them in the next.
 _LOST, _DUE, _STRANDED, _SHRUNK = 1_000, 500, 200, 500
-# Jobs read in one step of the server.
-_LOOK = 200
 # An ended job stays whole in Redis for so long. Walks over those that must stay longer begin anew after a pause.
 _WHOLE_S = 600.0
 _WALK_EVERY_S = 30.0
@@ -97,8 +95,7 @@ class Sweeper:
 
     def _lost(self) -> None:
         due = self._jobs(calls.overdue(self._settings.heartbeat_ttl_s, _LOST))
-        seen = self._look([job_id for job_id, _ in due])
-        cases = zip(due, seen, strict=True)
+        cases = zip(due, self._jobs.joined(calls.looks([job_id for job_id, _ in due])), strict=True)
         self._carry_out(
             self._planned((job_id, partial(plan_lost, one.entry, attempt)) for (job_id, attempt), one in cases)
         )
@@ -108,7 +105,7 @@ class Sweeper:
         at = redis_time(self._redis)
         due: Any = self._redis.zrange(self._keys.deadlines, "-inf", at.timestamp(), byscore=True, offset=0, num=_DUE)
         ids = [job_id.decode() for job_id in due]
-        seen = self._look(ids)
+        seen = list(self._jobs.joined(calls.looks(ids)))
         cases = zip(ids, seen, strict=True)
         plans = self._planned((job_id, partial(plan_due, one.entry, at)) for job_id, one in cases)
         over = [call for job_id, one in zip(ids, seen, strict=True) if (call := self._over(job_id, one.entry))]
@@ -138,12 +135,8 @@ class Sweeper:
         for pool, lane in self._removed.lanes(lanes, up, time.monotonic()):
             found: Any = self._redis.zrange(self._keys.waiting(pool, lane), 0, _STRANDED + len(self._left) - 1)
             ids = [job_id.decode() for job_id in found]
-            cases = zip(ids, self._look(ids), strict=True)
+            cases = zip(ids, self._jobs.joined(calls.looks(ids)), strict=True)
             self._carry_out(self._planned((job_id, partial(self._removed.plan, one.entry)) for job_id, one in cases))
-
-    def _look(self, ids: Sequence[str]) -> list[Seen]:
-        looks = [calls.look(ids[first : first + _LOOK]) for first in range(0, len(ids), _LOOK)]
-        return [one for found in (self._jobs.many(looks) if looks else ()) for one in found]
 
     def _planned(self, cases: Iterable[tuple[str, Callable[[], Planned | None]]]) -> list[Planned]:
         """Of those that need something and can be read."""
@@ -232,7 +225,7 @@ class Sweeper:
             self._keys.ended, self._shrink_from, last, byscore=True, offset=0, num=_SHRUNK, withscores=True
         )
         ids = [job_id.decode() for job_id, _ in found]
-        seen = self._look(ids)
+        seen = list(self._jobs.joined(calls.looks(ids)))
         if gone := [job_id for job_id, one in zip(ids, seen, strict=True) if one.entry is None]:
             self._redis.zrem(self._keys.ended, *gone)  # its time was over before it could shrink
         entries = [one.entry for one in seen if one.entry]

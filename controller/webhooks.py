@@ -309,7 +309,7 @@ class Webhooks:
         jobs = [name for name in names if not is_batch_id(name)]
         batches = (name for name in names if is_batch_id(name))
         ends = {name: _readable(name, partial(self._batch_end, name)) for name in batches}
-        seen = self._jobs(calls.look(jobs)) if jobs else ()
+        seen = self._jobs.joined(calls.looks(jobs))
         ends |= {name: _readable(name, partial(_job_end, one.entry)) for name, one in zip(jobs, seen, strict=True)}
         for name, end in ends.items():
             if end is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers know this name; importing `typing` would take longer than the rest of this file
 if TYPE_CHECKING:
     from serinette import errors
-    from serinette.client import AsyncClient, BatchOptions, Client, Event, Page, Retry, generate, generate_async
+    from serinette.client import AsyncClient, BatchOptions, Client, JobEvent, JobList, Retry, generate, generate_async
     from serinette.errors import SerinetteError
     from serinette.job import Job, JobOptions, JobStatus
     from serinette.names import Lane
@@ -25,13 +25,13 @@ __all__ = [
     "AudioFormat",
     "BatchOptions",
     "Client",
-    "Event",
     "GenerationSpec",
     "Job",
+    "JobEvent",
+    "JobList",
     "JobOptions",
     "JobStatus",
     "Lane",
-    "Page",
     "Retry",
     "SerinetteError",
     "Task",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    **dict.fromkeys(("AsyncClient", "BatchOptions", "Client", "Event", "Page", "Retry"), "client"),
+    **dict.fromkeys(("AsyncClient", "BatchOptions", "Client", "JobEvent", "JobList", "Retry"), "client"),
     **dict.fromkeys(("generate", "generate_async"), "client"),
     "SerinetteError": "errors",
     **dict.fromkeys(("Job", "JobOptions", "JobStatus"), "job"),

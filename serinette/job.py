@@ -34,7 +34,11 @@ class JobStatus(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether the status is final."""
-        return self in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED}
+        return self in ENDED
+
+
+# The last event of every job is named like one of these, too.
+ENDED = frozenset((JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED))
 
 
 class Stage(StrEnum):

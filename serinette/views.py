@@ -1,22 +1,43 @@
-"""What the gateway answers of its queue, workers and models: it builds these, and the client reads them.
+"""What the gateway answers of jobs, queue, workers and models: it builds these, and the client reads them.
 
 A newer server may have fields and words that this version does not know: the fields are dropped, the words kept.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from serinette.job import WaitingCode
+from serinette.job import Job, WaitingCode
 from serinette.names import Lane
 from serinette.presence import ColdStart, WorkerStage
 
 Word = TypeVar("Word")
 # One of the words of an enumeration, or one that only a newer server knows.
 Known = Annotated[Word | SkipJsonSchema[str], Field(union_mode="left_to_right")]
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
+
+
+class JobEvent(BaseModel):
+    """One message of a job's stream, the same over SSE and WebSocket."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(description="Send the last one received as `Last-Event-ID` to continue after it.")
+    type: str = Field(
+        description="status, started, progress, log, attempt, cancel_requested, succeeded, failed, canceled"
+    )
+    data: dict[str, Any] = Field(
+        description="status: the job. progress: stage, step, steps, fraction. log: text. attempt: the attempt."
+    )
 
 
 class LaneView(BaseModel):

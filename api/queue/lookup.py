@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, Field
-
 from api.outages import queue_errors
 from api.queue.explanations import eta_s, waiting_for
 from api.queue.pool_status import PoolStatusReader
@@ -27,6 +25,7 @@ from serinette.jobs.finishing import find_record
 from serinette.jobs.script import text
 from serinette.spec import GenerationSpec
 from serinette.store import Store
+from serinette.views import JobList
 
 # Most jobs that a filtered list examines in one request before it returns a cursor, and most that it reads at a time.
 SCAN_LIMIT = 2_000
@@ -96,13 +95,6 @@ class JobFilter:
         return (self.status is None or found.status is self.status) and (
             self.label is None or found.labels.get(self.label[0]) == self.label[1]
         )
-
-
-class JobList(BaseModel):
-    """A page of jobs, newest first."""
-
-    jobs: tuple[Job, ...]
-    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
 
 
 class JobReader:

@@ -15,13 +15,14 @@ from starlette.websockets import WebSocketDisconnect
 
 from api.auth.keyring import CallerCheck
 from api.dependencies import ContextPart, RequestContext
-from api.events import JobEvent, JobEvents, checked_event_id
+from api.events import JobEvents, checked_event_id
 from api.problems import problems
 from api.turns import HeldResponse
 from api.v1 import examples
 from api.v1.answers import JobId
 from serinette.errors import SerinetteError
 from serinette.job import Job
+from serinette.views import JobEvent
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1", tags=["jobs"])

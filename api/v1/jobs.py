@@ -11,12 +11,13 @@ from api.dependencies import ContextPart, RequestContext, context_of, idempotenc
 from api.events import preferred_wait_s
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
-from api.queue.lookup import JobFilter, JobList
+from api.queue.lookup import JobFilter
 from api.v1 import examples
 from api.v1.answers import JobId, job_answer, unknown_fields, written_as
 from serinette.errors import InvalidSpec
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.spec import GenerationSpec, PlainNumber
+from serinette.views import JobList
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=LeanRoute)
 

@@ -100,13 +100,13 @@ class Batches:
         numbers = next_lines(live, self._checked.get(record.id, -1), record.header.part_lines)
         self._checked[record.id] = numbers[-1] if numbers else -1
         lost = []
-        looked_at = self._lines.look([live[number] for number in numbers])
-        for number, (job_id, seen) in zip(numbers, looked_at, strict=True):
+        looked_at = self._jobs.joined(calls.looks([live[number] for number in numbers]))
+        for number, seen in zip(numbers, looked_at, strict=True):
             known = seen.entry or seen.shrunk
             if known is None:
                 lost.append(number)
             elif known.status.ended:  # restored from the store
-                self._repository.settle(record, number, job_id, known.status)
+                self._repository.settle(record, number, live[number], known.status)
         self._recover(record, lost)
 
     def _recover(self, record: BatchRecord, numbers: Sequence[int]) -> None:

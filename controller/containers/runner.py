@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ from serinette import logs
 from serinette.container import CONTAINERS_POOL, ContainerSpec, Input, Output, Run, is_file_name
 from serinette.errors import ClusterUnavailable, InvalidSpec, NotFound, StoreUnavailable
 from serinette.job import JobStatus, Progress, Record, Stage, now
-from serinette.jobs import Entry, Jobs, Lease, Outcome, Seen, calls
+from serinette.jobs import Entry, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import finish_as, put_record, record_of
 from serinette.names import (
     Lane,
@@ -59,8 +59,6 @@ log = logging.getLogger(__name__)
 _REFUSED = frozenset({400, 413, 422})
 # No dots: it is no slot of a worker that KEDA counts. A container runs on while the controller is away: no lease ends.
 _LEASE = Lease("controller-containers", 0)
-# Records in one answer of Redis.
-_CHUNK = 100
 # Of what is added to a log, as much is in its event; the whole is in the log.
 _EVENT_CHARACTERS = 64 * 1024
 _MOST_EVENTS = 100  # as the transitions keep
@@ -132,7 +130,8 @@ class Containers:
         members = [tuple(member.decode().rsplit(":", 1)) for member in found]
         held: list[Held] = []
         unread: list[str] = []
-        for (job_id, attempt_id), seen in zip(members, self._look([job_id for job_id, _ in members]), strict=True):
+        looked_at = self._jobs.joined(calls.looks([job_id for job_id, _ in members]))
+        for (job_id, attempt_id), seen in zip(members, looked_at, strict=True):
             if seen.entry is None or seen.entry.owner != attempt_id:  # it has ended, or was erased by hand
                 self._jobs(calls.beat(job_id, attempt_id, _LEASE))
                 self._jobs.redis.zrem(self._keys.leases, f"{job_id}:{attempt_id}")
@@ -142,15 +141,11 @@ class Containers:
                 unread.append(job_id)
         return held, unread
 
-    def _look(self, job_ids: Sequence[str]) -> Iterator[Seen]:
-        for first in range(0, len(job_ids), _CHUNK):
-            yield from self._jobs(calls.look(job_ids[first : first + _CHUNK]))
-
     def _waiting(self, most: int) -> Iterator[tuple[str, ContainerSpec]]:
         """The heads of the lanes, highest first."""
         for lane in Lane:
             found: Any = self._jobs.redis.zrange(self._keys.waiting(CONTAINERS_POOL, lane), 0, most - 1)
-            for seen in self._look([job_id.decode() for job_id in found]):
+            for seen in self._jobs.joined(calls.looks([job_id.decode() for job_id in found])):
                 if seen.entry and (spec := self._spec_of(seen.entry)):
                     yield seen.entry.id, spec
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from serinette.batch import Batch, BatchHeader, BatchLine, LineOrder, LineStatus
 from serinette.batches.repository import BatchRecord
 from serinette.errors import NotFound
 from serinette.job import Job, JobError
-from serinette.jobs import Jobs, Seen, calls, job_of_record
+from serinette.jobs import Jobs, calls, job_of_record
 from serinette.jobs.finishing import find_record
 from serinette.names import (
     batch_end_key,
@@ -30,8 +30,6 @@ from serinette.names import (
 from serinette.store import Store
 
 JSONL = "application/jsonl"
-# Records in one answer of Redis: it serves no other client while it reads them.
-_CHUNK = 100
 # Reads of the store at a time, of jobs that are in Redis no more.
 _READERS = 16
 CANCELED = JobError(code="canceled", message="the batch was canceled before this line was released", retryable=True)
@@ -126,18 +124,11 @@ class Lines:
     jobs: Jobs
     files: BatchFiles
 
-    def look(self, job_ids: Sequence[str]) -> Iterator[tuple[str, Seen]]:
-        """Each of several jobs as Redis has it."""
-        for first in range(0, len(job_ids), _CHUNK):
-            ids = job_ids[first : first + _CHUNK]
-            looked_at = self.jobs(calls.look(ids))
-            yield from zip(ids, looked_at, strict=True)
-
     def find(self, tenant: str, job_ids: Sequence[str]) -> tuple[dict[str, Job], set[str]]:
         """Those of a tenant's jobs that are known, each whole, and those that were canceled before they were any."""
         found: dict[str, Job] = {}
         called_off: set[str] = set()
-        for job_id, seen in self.look(job_ids):
+        for job_id, seen in zip(job_ids, self.jobs.joined(calls.looks(job_ids)), strict=True):
             if seen.entry and seen.entry.called_off:
                 called_off.add(job_id)
             elif seen.entry and seen.entry.tenant == tenant:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from serinette.batch import Batch, BatchLine, BatchOptions
-from serinette.client.answers import Event, Page, TenantUsage
+from serinette.client.answers import TenantUsage
 from serinette.client.asynchronous import AsyncClient
 from serinette.client.batches import Fetched
 from serinette.client.retries import Retry
 from serinette.client.songs import AsyncSong, Song, generate, generate_async
 from serinette.client.sync import Client
 from serinette.client.wire import DEFAULT_URL
-from serinette.views import ModelView, QueueView, WorkersView
+from serinette.views import JobEvent, JobList, ModelView, QueueView, WorkersView
 
 __all__ = [
     "DEFAULT_URL",
@@ -20,10 +20,10 @@ __all__ = [
     "BatchLine",
     "BatchOptions",
     "Client",
-    "Event",
     "Fetched",
+    "JobEvent",
+    "JobList",
     "ModelView",
-    "Page",
     "QueueView",
     "Retry",
     "Song",

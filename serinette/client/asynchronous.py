@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import date
@@ -15,16 +14,16 @@ from urllib.parse import quote
 import httpx
 
 from serinette.client import wire
-from serinette.client.answers import Event, EventLines, Page, TenantUsage
+from serinette.client.answers import EventLines, TenantUsage
 from serinette.client.batches import AsyncBatches
-from serinette.client.calls import Call, JobFields, job_path, listed, model, nothing, ordered, uploaded
+from serinette.client.calls import Call, JobFields, audio, job_path, listed, model, nothing, ordered, uploaded
 from serinette.client.containers import AsyncContainers
 from serinette.client.network import Awaiting, Blocking, incoming
 from serinette.client.retries import Retry, RetryBudget, TransientError
 from serinette.errors import NotFinished
-from serinette.job import Job, JobOptions, JobStatus, Upload
+from serinette.job import ENDED, Job, JobOptions, JobStatus, Upload
 from serinette.spec import GenerationSpec
-from serinette.views import ModelView, QueueView, WorkersView
+from serinette.views import JobEvent, JobList, ModelView, QueueView, WorkersView
 
 T = TypeVar("T")
 
@@ -109,7 +108,7 @@ class AsyncClient:
         label: tuple[str, str] | None = None,
         limit: int = 20,
         cursor: str | None = None,
-    ) -> Page:
+    ) -> JobList:
         """Jobs, newest first, by status and by a label's name and value; at most 100 a page.
 
         Of jobs that ended more than ten minutes ago lists know little: `model_fields_set`, of a job and of its `spec`,
@@ -117,19 +116,18 @@ class AsyncClient:
         """
         asked = {"limit": limit, "status": status, "cursor": cursor, "label": "=".join(label) if label else None}
         query = {name: value for name, value in asked.items() if value}
-        return await self.perform(Call("GET", "/v1/jobs", _page, query))
+        return await self.perform(Call("GET", "/v1/jobs", model(JobList), query))
 
     async def iterate(
         self, *, status: JobStatus | None = None, label: tuple[str, str] | None = None
     ) -> AsyncIterator[Job]:
         """All jobs of `list`, page by page."""
-        page = await self.list(status=status, label=label, limit=100)
-        for job in page.jobs:
-            yield job
-        while page.next_cursor:
-            page = await self.list(status=status, label=label, limit=100, cursor=page.next_cursor)
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self.list(status=status, label=label, limit=100, cursor=cursor)
             for job in page.jobs:
                 yield job
+            cursor = page.next_cursor
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for a job's end: at once when it is queued, within a step when it runs.
@@ -149,7 +147,7 @@ class AsyncClient:
         """
         await self.perform(Call("DELETE", job_path(job_id), nothing, repeatable=False))
 
-    async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncIterator[Event]:
+    async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncIterator[JobEvent]:
         """A job as it stands (`type` is status, `data` the job), then what happens to it until it ends.
 
         A stream that breaks is taken up again behind the last event, with a status of its own first. With
@@ -170,7 +168,7 @@ class AsyncClient:
                             budget.renew()
                             last_event_id = event.id
                             yield event
-                            if event.type in wire.ENDS:
+                            if event.type in ENDED:
                                 return
                 raise wire.events_interrupted(job_id)
             except TransientError as error:
@@ -236,9 +234,7 @@ class AsyncClient:
         """
         job_id, result = (job.id, job.result) if isinstance(job, Job) else (job, None)
         known = {song.index: song.sha256 for song in result.artifacts} if result else {}
-        return await self.fetch(
-            Call("GET", f"{job_path(job_id)}/audio", nothing, {"index": index}), Path(path), known.get(index)
-        )
+        return await self.fetch(audio(job_id, index), Path(path), known.get(index))
 
     async def fetch(self, call: Call[None], path: Path, sha256: str | None) -> int:
         """Write what a call answers to `path`, whole or not at all."""
@@ -319,11 +315,6 @@ def _job(job_id: str, hold_s: float = 0) -> Call[Job]:
     """One job, answered once it has ended, or after `hold_s`."""
     headers = {"Prefer": f"wait={int(hold_s)}"} if hold_s >= 1 else {}
     return Call("GET", job_path(job_id), model(Job), headers=headers, hold_s=hold_s)
-
-
-def _page(raw: bytes) -> Page:
-    answer = json.loads(raw)
-    return Page(tuple(map(Job.model_validate, answer["jobs"])), answer.get("next_cursor"))
 
 
 def _events(job_id: str, last_event_id: str | None) -> Call[None]:

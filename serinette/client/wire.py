@@ -13,7 +13,7 @@ import httpx
 from serinette.client.calls import Call
 from serinette.client.retries import TransientError, retry_after_s
 from serinette.errors import ConfigurationError, InvalidBatch, Limited, SerinetteError, Unavailable, of_code
-from serinette.job import JobStatus
+from serinette.job import ENDED
 from serinette.webhook import is_loopback
 
 if TYPE_CHECKING:
@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "http://127.0.0.1:8019"
 
-# The last event of every job is one of these.
-ENDS = frozenset(status.value for status in JobStatus if status.ended)
-
 # After these there may be more of a container's log; behind the last there is all of it.
-LOG_EVENTS = frozenset({"status", "log"}) | ENDS
+LOG_EVENTS = frozenset({"status", "log"}) | ENDED
 
 T = TypeVar("T")
 _KEY = re.compile(r"[\x21-\x7e]+")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -26,6 +26,7 @@ _DEAD_SLOT_KEPT_S = 600
 _ANY_NUMBER = 10**12
 # Most jobs that a look reads beside other calls in their round trip: more would hold them up.
 _FEW = 8
+_LOOKED_AT = 100
 # Kept of a shrunk job's prompt: a hundred thousand shrunk jobs stay in Redis's memory for a week.
 _PROMPT_BYTES = 60
 
@@ -363,6 +364,11 @@ def look(job_ids: Sequence[str]) -> Call[list[Seen]]:
         return [_seen(job_id, *each) for job_id, each in zip(job_ids, answer, strict=True)]
 
     return Call("look", list(job_ids), parse, alone=len(job_ids) > _FEW)
+
+
+def looks(job_ids: Sequence[str]) -> Iterator[Call[list[Seen]]]:
+    """Read many jobs, some in each call: the server serves no other client while it reads those of one."""
+    return (look(job_ids[first : first + _LOOKED_AT]) for first in range(0, len(job_ids), _LOOKED_AT))
 
 
 class BatchEntry(StrEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -68,6 +68,11 @@ class Jobs:
     def __call__(self, call: Call[Answer]) -> Answer:
         """Run one transition."""
         return self.many([call])[0]
+
+    def joined(self, calls: Iterable[Call[list[Answer]]]) -> Iterator[Answer]:
+        """The answers of transitions that are run one after the other, each as it is needed."""
+        for call in calls:
+            yield from self(call)
 
     def many(self, calls: Sequence[Call[Answer]]) -> list[Answer]:
         """Run several transitions in one round trip; each is atomic, not all together."""
