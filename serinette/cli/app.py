@@ -14,6 +14,7 @@ from rich.markup import escape
 from serinette import __version__
 from serinette.cli import batches, containers, jobs, server, status, tenants
 from serinette.cli.doctor import doctor
+from serinette.cli.mcp import mcp
 from serinette.cli.replay import replay
 from serinette.cli.terminal import EXIT_CLOSED_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, errors
 from serinette.errors import InvalidBatch, SerinetteError, Unavailable
@@ -44,13 +45,17 @@ app.command("usage")(status.usage)
 app.command("replay")(replay)
 app.add_typer(batches.app, name="batch", no_args_is_help=True)
 app.command("doctor")(doctor)
+app.command("mcp")(mcp)
 app.command("convert")(server.convert)
 app.add_typer(tenants.keys, name="keys", no_args_is_help=True)
 app.add_typer(tenants.tenants, name="tenants", no_args_is_help=True)
 
 
 # Of which of our extras a package is that a command may miss.
-_EXTRAS = dict.fromkeys(("redis", "pydantic_settings", "obstore", "av", "numpy"), "server") | {"kubernetes": "cluster"}
+_EXTRAS = dict.fromkeys(("redis", "pydantic_settings", "obstore", "av", "numpy"), "server") | {
+    "kubernetes": "cluster",
+    "mcp": "mcp",
+}
 
 
 class Shell(StrEnum):

@@ -210,6 +210,6 @@ def whole(path: Path) -> bool:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(length, 100_000_000)))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return path.stat().st_size == 8 + length + max(ends, default=0)
+        return bool(path.stat().st_size == 8 + length + max(ends, default=0))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         return False
