@@ -109,9 +109,10 @@ def run() -> None:
             errors.print(f"  line {line}: {where}{message}", markup=False, soft_wrap=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILED)
     except ModuleNotFoundError as error:
-        if (extra := _EXTRAS.get(error.name or "")) is None:
+        package = (error.name or "").partition(".")[0]
+        if (extra := _EXTRAS.get(package)) is None:
             raise
-        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[{extra}]'", soft_wrap=True)
+        errors.print(f"[bold red]Error:[/] this needs {package}: pip install 'serinette\\[{extra}]'", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except BrokenPipeError:  # the program that reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit goes nowhere
