@@ -22,6 +22,7 @@ from benchmarks import (
     page,
     planned_songs,
     recovery,
+    roots,
     soak,
     songs,
     start_latency,
@@ -45,6 +46,7 @@ LONG = {
     "feeding": feeding.measure,
     "forgetting": forgetting.measure,
     "recovery": recovery.measure,
+    "roots": roots.measure,
 }
 # Likewise, and they generate in this process.
 ENGINE = {
