@@ -1,7 +1,7 @@
 """From a clone to the first sound in a fresh Debian, and the wheel in a second one, as a client of the first.
 
-Needs root and `mmdebstrap`. The roots see this machine's network, /proc and /dev, and nothing else of it but what pip is
-configured to read: its settings go along as environment, the directories that they name as read-only mounts.
+Needs root and `mmdebstrap`. The roots see this machine's network, /proc and /dev, and nothing else of it but what pip
+is configured to read: its settings go along as environment, the directories that they name as read-only mounts.
 """
 
 from __future__ import annotations
