@@ -43,7 +43,7 @@ class Root:
             place = self.directory / path.lstrip("/")
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
-                _ = place.mkdir() if Path(path).is_dir() else place.touch()
+                (place.mkdir if Path(path).is_dir() else place.touch)()
             mounts.append(f"mount --bind -o ro {shlex.quote(path)} {self._at(path)}")
         environment = [f"{name}={value}" for name, value in settings.items()]
         environment += ["HOME=/root", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
