@@ -20,6 +20,7 @@ from benchmarks import (
     page,
     planned_songs,
     recovery,
+    roots,
     soak,
     songs,
     start_latency,
@@ -42,6 +43,7 @@ LONG = {
     "feeding": feeding.measure,
     "forgetting": forgetting.measure,
     "recovery": recovery.measure,
+    "roots": roots.measure,
 }
 # Likewise, and they generate in this process.
 ENGINE = {

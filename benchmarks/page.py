@@ -29,6 +29,8 @@ class Row:
 _RATIOS = "backlog.ratios.0"
 ROWS = (
     Row("Second `make demo` on 2 cores, whole", "demo", "figures.wall_s.median", 1, "s", "under 30 s"),
+    Row("From a clone in a fresh Debian to the first sound", "roots", "figures.clone_to_first_sound_s", 0, "s"),
+    Row("The wheel with its command line, installed in another", "roots", "figures.wheel.install_s", 0, "s"),
     Row("Submit to start, idle warm worker, median", "songs", "figures.submit_to_start_ms.median", 1, "ms"),
     Row("Submit to start, idle warm worker, 95th percentile", "songs", "figures.submit_to_start_ms.p95", 1, "ms"),
     Row("Status polls, ratio to `/healthz`", "gateway-load", "figures.polls_to_healthz.median", 3),

@@ -47,6 +47,7 @@ STEPS = (
         (PYTHON, "-m", "pytest", "-q", "tests/chart/test_containers.py", "tests/chart/test_compose.py"),
         "podman",
     ),
+    Step("roots", (PYTHON, "-m", "benchmarks", "roots"), "mmdebstrap"),
     Step("cluster", (PYTHON, "-m", "pytest", "-q", "tests/cluster"), "kubectl"),
 )
 

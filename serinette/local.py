@@ -276,7 +276,7 @@ class Local:
             answer = httpx.get(f"{self.url}/readyz", timeout=_GATEWAY_TIMEOUT_S, trust_env=False)
         except httpx.HTTPError:
             return "starting"
-        return None if answer.is_success else _detail(answer)
+        return None if answer.is_success else gateway_detail(answer)
 
     def _controller(self, shared: dict[str, str]) -> ChildSpec:
         return ChildSpec("controller", (sys.executable, "-m", "controller"), shared, self._controller_pending)
@@ -400,7 +400,8 @@ def _free_port(host: str, port: int) -> int:
         ) from error
 
 
-def _detail(answer: httpx.Response) -> str:
+def gateway_detail(answer: httpx.Response) -> str:
+    """What a gateway that is not ready waits for."""
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):  # not a Serinette gateway

@@ -14,6 +14,7 @@ from rich.markup import escape
 from serinette import __version__
 from serinette.cli import batches, containers, jobs, server, status, tenants
 from serinette.cli.doctor import doctor
+from serinette.cli.mcp import mcp
 from serinette.cli.replay import replay
 from serinette.cli.terminal import EXIT_CLOSED_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, errors
 from serinette.errors import InvalidBatch, SerinetteError, Unavailable
@@ -44,13 +45,17 @@ app.command("usage")(status.usage)
 app.command("replay")(replay)
 app.add_typer(batches.app, name="batch", no_args_is_help=True)
 app.command("doctor")(doctor)
+app.command("mcp")(mcp)
 app.command("convert")(server.convert)
 app.add_typer(tenants.keys, name="keys", no_args_is_help=True)
 app.add_typer(tenants.tenants, name="tenants", no_args_is_help=True)
 
 
 # Of which of our extras a package is that a command may miss.
-_EXTRAS = dict.fromkeys(("redis", "pydantic_settings", "obstore", "av", "numpy"), "server") | {"kubernetes": "cluster"}
+_EXTRAS = dict.fromkeys(("redis", "pydantic_settings", "obstore", "av", "numpy"), "server") | {
+    "kubernetes": "cluster",
+    "mcp": "mcp",
+}
 
 
 class Shell(StrEnum):
@@ -104,9 +109,10 @@ def run() -> None:
             errors.print(f"  line {line}: {where}{message}", markup=False, soft_wrap=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, Unavailable) else EXIT_FAILED)
     except ModuleNotFoundError as error:
-        if (extra := _EXTRAS.get(error.name or "")) is None:
+        package = (error.name or "").partition(".")[0]
+        if (extra := _EXTRAS.get(package)) is None:
             raise
-        errors.print(f"[bold red]Error:[/] this needs {error.name}: pip install 'serinette\\[{extra}]'", soft_wrap=True)
+        errors.print(f"[bold red]Error:[/] this needs {package}: pip install 'serinette\\[{extra}]'", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except BrokenPipeError:  # the program that reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit goes nowhere

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +29,14 @@ Release = Annotated[str | None, typer.Option(help="Of Helm, where a namespace ho
 Cluster = Annotated[
     bool | None, typer.Option("--cluster/--no-cluster", help="Look at the cluster; by default if one is configured.")
 ]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="SERINETTE_DATA_DIR",
+        help="Of a `serinette up`. Else serinette-data, where one runs or ran and no URL is given.",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Warnings fail it, too.")]
 
 
@@ -41,29 +50,40 @@ def doctor(
     keda_namespace: KedaNamespace = "keda",
     release: Release = None,
     cluster: Cluster = None,
+    data_dir: DataDir = None,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check queue, store, clocks, cluster, KEDA, GPUs and pods, before and after an install; each line says what to do.
+    """Check a `serinette up` of this directory, or a cluster before and after an install; each line says what to do.
 
-    Exit status: 0 when nothing is bad, else 1. Passwords come from the environment: SERINETTE_REDIS_PASSWORD and
-    what the store's cloud reads. In a pod of the release all of it is there already.
+    Of the first: its processes, disk, GPU and checkpoint. Of both: queue, store and clocks. Of a cluster: KEDA, GPUs
+    and pods. Exit status: 0 when nothing is bad, else 1. Passwords come from the environment: SERINETTE_REDIS_PASSWORD
+    and what the store's cloud reads. In a pod of the release all of it is there already.
     """
     from serinette.doctor import diagnose, healthy  # noqa: PLC0415  # of the server extra
     from serinette.doctor.queue import DoctorSettings  # noqa: PLC0415  # as above
+    from serinette.local import last_run  # noqa: PLC0415  # as above
     from serinette.settings import read  # noqa: PLC0415  # as above
 
     urls = {"redis_url": redis_url, "store_url": store_url, "store_endpoint": store_endpoint}
     given = {name: url for name, url in urls.items() if url is not None}
+    here = (data_dir or Path("serinette-data")).absolute() if data_dir or not given else None
+    if here and last_run(here) is None:
+        if data_dir:
+            raise typer.BadParameter(f"no `serinette up` has run in {data_dir}", param_hint="--data-dir")
+        here = None
     place = None
-    if _cluster_wanted(cluster, context, kubeconfig):
+    if (cluster or context or not here) and _cluster_wanted(cluster, context, kubeconfig):
         from serinette.doctor.cluster import Place  # noqa: PLC0415  # of the cluster extra
 
         place = Place(namespace, context, kubeconfig, keda_namespace, release)
-    if not (redis_url or store_url or place):
-        raise typer.BadParameter("nothing to check: give --redis-url, --store-url or a cluster's --context")
+    if not (redis_url or store_url or place or here):
+        raise typer.BadParameter(
+            "nothing to check: no `serinette up` has run in this directory; name its --data-dir, or give --redis-url, "
+            "--store-url or a cluster's --context"
+        )
     settings = read(DoctorSettings, **given)
-    findings = diagnose(settings, queue=redis_url is not None, store=store_url is not None, place=place)
+    findings = diagnose(settings, queue=redis_url is not None, store=store_url is not None, place=place, data_dir=here)
     well = healthy(findings, strict=strict)
     if as_json:
         output.print_json(data={"healthy": well, "findings": [finding.as_json() for finding in findings]})

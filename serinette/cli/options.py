@@ -59,9 +59,12 @@ _LONGEST_NAME_BYTES = 240
 
 def connect(server: Server = DEFAULT_URL, api_key: ApiKey = None) -> Client:
     """A client that waits for a gateway that goes away, but says at once when there was none."""
-    if "://" not in server:
-        server = f"http://{server}"  # as people write it
-    return Client(server, api_key=api_key, retry=Retry(unanswered=False))
+    return Client(url_of(server), api_key=api_key, retry=Retry(unanswered=False))
+
+
+def url_of(server: str) -> str:
+    """The URL of a server that may be given without its scheme, as people write it."""
+    return server if "://" in server else f"http://{server}"
 
 
 def built(kind: type[Spec], given: Mapping[str, Any]) -> tuple[Spec, JobOptions]:

@@ -23,7 +23,7 @@ class Level(StrEnum):
 class Finding:
     """One line of the report."""
 
-    part: str  # queue, store, cluster, keda, pods, scaling
+    part: str  # up, disk, gpu, checkpoint, queue, store, cluster, keda, pods, scaling
     check: str
     message: str
     remedy: str = ""  # what to do; of all but OK

@@ -171,6 +171,22 @@ def test_no_other_user_can_reach_the_queue(up: Up) -> None:
     assert (up.data_dir / "valkey.sock").stat().st_mode & 0o077 == 0
 
 
+def test_the_doctor_finds_it_without_a_url(up: Up, directory: Path) -> None:
+    here = directory / "here"
+    here.mkdir()
+    (here / "serinette-data").symlink_to(up.data_dir)
+    ended = run_cli("doctor", "--json", cwd=here)
+    report = json.loads(ended.stdout)
+    found = {(each["part"], each["check"]): (each["level"], each["message"]) for each in report["findings"]}
+    assert {part for part, _ in found} == {"up", "disk", "gpu", "checkpoint", "queue", "store"}
+    assert found["up", "running"] == ("ok", f"process {up.process.pid}, {up.url}, in {here / 'serinette-data'}")
+    assert found["up", "gateway"] == ("ok", f"{up.url} is ready")
+    assert found["up", "workers"][1].startswith("1 of 1 ready: sine on ")
+    assert found["queue", "synced"][0] == found["store", "create once"][0] == "ok"
+    assert "bundled" in found["checkpoint", "whole"][1]
+    assert (ended.returncode, report["healthy"]) == (0, True)
+
+
 def test_valkey_dies_and_no_song_is_lost(up: Up, client: Client) -> None:
     jobs = [client.submit(SHORT) for _ in range(3)]
     valkey = up.child("valkey-server")
@@ -265,7 +281,12 @@ def test_a_model_that_is_not_there_shows_why_and_leaves_the_others_up(directory:
         with Client(lacking.url) as client:
             job = client.submit(SHORT)
             assert client.get(job.id).waiting_for
+        doctor = run_cli("doctor", "--data-dir", str(lacking.data_dir))
+        assert (doctor.returncode, doctor.stdout.count("✗")) == (1, 1), doctor.stdout
+        assert "up: workers none is up; its last line: model " in doctor.stdout
         assert lacking.end() == 0
+        after = run_cli("doctor", "--data-dir", str(lacking.data_dir))
+        assert (after.returncode, "the last was process " in after.stdout) == (0, True)
     finally:
         lacking.clean_up()
 

@@ -97,6 +97,7 @@ def test_help_names_every_command(serinette: Shell) -> None:
         (["doctor", "--redis-url", "redis://127.0.0.1:1"], "pydantic_settings", "server"),
         (["doctor", "--cluster"], "kubernetes", "cluster"),
         (["doctor", "--context", "mine"], "kubernetes", "cluster"),
+        (["mcp", "."], "mcp", "mcp"),
     ],
 )
 def test_a_missing_extra_is_named(command: list[str], missing: str, extra: str) -> None:

@@ -137,8 +137,8 @@ FILES = {
 class WholeHub(BaseHTTPRequestHandler):
     """Gives one repository, in the shapes that the hub's client asks for; large files as their SHA-256 alone names."""
 
-    spans: list[str]  # of the large file, as asked for
-    spans_left: int  # of it, before the hub goes away
+    spans: ClassVar[list[str]]  # of the large file, as asked for
+    spans_left: ClassVar[int]  # of it, before the hub goes away
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
@@ -189,7 +189,7 @@ class WholeHub(BaseHTTPRequestHandler):
 def whole_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[WholeHub]]:
     class Ours(WholeHub):
         spans: ClassVar = []
-        spans_left = 1_000
+        spans_left: ClassVar = 1_000
 
     monkeypatch.setattr(hub_client, "SPAN_BYTES", 100_000)
     monkeypatch.setattr(downloading, "spans", partial(spans, span_bytes=100_000))
