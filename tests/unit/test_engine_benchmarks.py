@@ -287,7 +287,12 @@ def test_what_is_measured_is_what_a_worker_runs(tmp_path: Path, monkeypatch: pyt
     gpu.made_ready(bench)
     assert settled == [torch.device("cpu")]
     compiled: list[object] = []
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward) or forward)
+
+    def keep(forward: object, **_: object) -> object:
+        compiled.append(forward)
+        return forward
+
+    monkeypatch.setattr(torch, "compile", keep)
     try:
         gpu.compiled(bench)
     finally:
