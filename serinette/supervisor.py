@@ -89,7 +89,7 @@ class ChildSpec:
 
     `pending` returns what it still waits for, None once it is ready, for which it has `ready_timeout_s`.
     It is healthy once it has run for `healthy_after_s`, or by `mark_healthy`; `Supervisor.tick` kills it if it is not
-    healthy by `start_timeout_s`. Without one that is not `essential` the others go on: it is started again.
+    healthy by `start_timeout_s`. The others go on without a child that is not `essential`; it is started again.
     """
 
     name: str

@@ -16,7 +16,7 @@ from serinette.presence import ColdStart, WorkerStage
 from serinette.spec import RecordModel
 
 Word = TypeVar("Word")
-# One of the words of an enumeration, or one that only a newer server knows.
+# A word of an enumeration, or a word that only a newer server knows.
 Known = Annotated[Word | SkipJsonSchema[str], Field(union_mode="left_to_right")]
 
 

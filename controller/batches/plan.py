@@ -74,7 +74,7 @@ def ended_parts(header: BatchHeader, released: int, parts: Iterable[int], live: 
 
 
 def next_lines(live: Iterable[int], last: int, most: int) -> list[int]:
-    """The lines to check behind the `last` one that was; behind all of them, from the first."""
+    """The lines to check behind the `last` that was checked; behind all of them, from the first."""
     lines = sorted(live)
     return [line for line in lines if line > last][:most] or lines[:most]
 

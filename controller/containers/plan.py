@@ -104,7 +104,7 @@ def orphans(jobs: Iterable[Object], held: Collection[str]) -> list[str]:
 def startable(
     waiting: Iterable[tuple[str, ContainerSpec]], held: Iterable[Held], max_gpus: int, max_jobs: int
 ) -> list[str]:
-    """Ids of the jobs that may begin, in their order. One that does not fit holds up those behind it: else a crowd of
+    """Ids of the jobs that may begin, in their order. A job that does not fit holds up those behind it: else a crowd of
     small ones would keep a large one waiting for ever.
     """
     running = list(held)
@@ -199,7 +199,7 @@ def _over(pod: Object, at: datetime) -> Ending:
     no_memory, no_time = how == "OOMKilled", reason == "DeadlineExceeded"
     disrupted = condition(pod, "DisruptionTarget").get("status") == "True"
     too_much = reason == "Evicted" and "exceeds" in status.get("message", "")
-    # Not by us: of one that we delete, it is the Job that goes.
+    # Not by us: we delete Jobs, not pods.
     deleted = bool(code and pod["metadata"].get("deletionTimestamp"))
     unbegun, fetch_code = code is None, fetched.get("exitCode")
     signal = f" (signal {code - 128})" if code and 128 < code < 160 else ""

@@ -201,7 +201,7 @@ class Containers:
         else:
             if made:
                 log.info("created the Kubernetes Job of attempt %d", held.attempt.number)
-                self._note(held, "placed", held.attempt.id)  # from now on one that is not there was deleted
+                self._note(held, "placed", held.attempt.id)  # from now on a Job that is not there was deleted
 
     def _note(self, held: Held, field: str, value: object, *commands: calls.Command, before: str | None = None) -> None:
         """Set a field of the record, and run `commands`, if this attempt still holds the job and the field is as
