@@ -220,7 +220,7 @@ def _references(part: object) -> set[str]:
 
 def describe_defaults(document: dict[str, Any]) -> None:
     """Say in words what is used for a field that is left out, where only requests have it: openapi-typescript takes a
-    field with a default for one that is always there, and would demand it of clients.
+    field with a default for a field that is always there, and would demand it of clients.
     """
     calls = [call for calls in document["paths"].values() for call in calls.values()]
     components = document["components"]

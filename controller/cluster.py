@@ -157,7 +157,7 @@ class ContainerJobs(_Namespace):
         return True
 
     def delete(self, name: str) -> None:
-        """Have a Job's pod end, and delete it then. One that is gone counts as deleted."""
+        """Have a Job's pod end, and delete it then. A Job that is gone counts as deleted."""
         try:
             self._ask("DELETE", f"/apis/batch/v1/{self._here}/jobs/{name}", {"propagationPolicy": "Foreground"})
         except ClusterUnavailable as error:

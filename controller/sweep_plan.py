@@ -85,7 +85,7 @@ def _end(action: Action, entry: Entry, attempt: Attempt | None, outcome: Outcome
 class RemovedPools:
     """Which pools were removed, and where their jobs go. Without a chart no pool is known, and none is removed.
 
-    While a new chart is rolled out, gateways may know a pool that this process does not: only one that stays unknown
+    While a new chart is rolled out, gateways may know a pool that this process does not: only a pool that stays unknown
     for `patience_s`, with no worker up, is taken for removed.
     """
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # Enough for an outage of hours; beyond it, leases run out by themselves and the brake forgets failures anyhow.
 _MOST_EVENTS = 1000
-# The controller looks at the cluster every few seconds; one that has not seen this pod after so many beats will not.
+# The controller looks at the cluster every few seconds: if it has not seen this pod after so many beats, it will not.
 _MOST_LOOKS = 60
 
 

@@ -151,7 +151,7 @@ class WorkerSettings(SharedSettings):
     planner_model: str | None = Field(
         None,
         description="A directory, hub id or object-store URL of a planner (a 5 Hz language model), `bundled`, or "
-        "`none`. When left out: the one that the checkpoint brings, if it does.",
+        "`none`. When left out: the planner that the checkpoint brings, if it does.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

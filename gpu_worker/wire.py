@@ -28,11 +28,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from serinette.job import JobError, Sampling, Stage
 from serinette.presence import Model
-from serinette.spec import Planned
+from serinette.spec import Planned, RecordModel
 
 Samples = npt.NDArray[np.float32]  # [channels, frames], -1 to 1
 
@@ -43,11 +43,7 @@ _LISTEN_S = 0.001
 _CONNECT_TIMEOUT_S = 0.5
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-
-class Hello(_Message):
+class Hello(RecordModel):
     """Where the engine stands. By `pid` a slot kills it when it hangs."""
 
     type: Literal["hello"] = "hello"
@@ -58,7 +54,7 @@ class Hello(_Message):
     load_times: dict[str, float] = Field(default_factory=dict)  # fields of ColdStart (serinette/presence.py)
 
 
-class Audio(_Message):
+class Audio(RecordModel):
     """Samples in a descriptor that comes with the message, in the order of its list."""
 
     role: Literal["source", "reference", "song"]
@@ -69,7 +65,7 @@ class Audio(_Message):
     audio_codes: str | None = None  # of the plan
 
 
-class Generate(_Message):
+class Generate(RecordModel):
     """Ask for all variations of one job; `alone`: in a batch of its own, as it may crash the engine."""
 
     type: Literal["generate"] = "generate"
@@ -79,13 +75,13 @@ class Generate(_Message):
     audio: tuple[Audio, ...] = ()
 
 
-class Cancel(_Message):
+class Cancel(RecordModel):
     """The song is no longer wanted; answered by Stopped within a step."""
 
     type: Literal["cancel"] = "cancel"
 
 
-class Report(_Message):
+class Report(RecordModel):
     """Progress. `jobs`: how many are generated together; if the engine dies now, any of them may be the cause."""
 
     type: Literal["report"] = "report"
@@ -95,7 +91,7 @@ class Report(_Message):
     jobs: int = 1
 
 
-class Decoded(_Message):
+class Decoded(RecordModel):
     """One variation is done, and its samples come along; others may still be generated."""
 
     type: Literal["decoded"] = "decoded"
@@ -103,7 +99,7 @@ class Decoded(_Message):
     song: Audio
 
 
-class Generated(_Message):
+class Generated(RecordModel):
     """Done: `songs` came before, each with its Decoded; `texts` are those of a job without songs."""
 
     type: Literal["generated"] = "generated"
@@ -117,26 +113,26 @@ class Generated(_Message):
     warnings: tuple[str, ...] = ()
 
 
-class Failed(_Message):
+class Failed(RecordModel):
     """The song failed; the engine goes on."""
 
     type: Literal["failed"] = "failed"
     error: JobError
 
 
-class Stopped(_Message):
+class Stopped(RecordModel):
     """Canceled, as asked."""
 
     type: Literal["stopped"] = "stopped"
 
 
-class AskVitals(_Message):
+class AskVitals(RecordModel):
     """Asked by the supervisor, on a connection of its own; answered by Vitals."""
 
     type: Literal["ask_vitals"] = "ask_vitals"
 
 
-class Vitals(_Message):
+class Vitals(RecordModel):
     """What this engine process has done since its start, and how its device is; null where that does not say."""
 
     type: Literal["vitals"] = "vitals"

@@ -1,6 +1,6 @@
 """A directory of one process's own, which another erases once that process is gone, however it ended.
 
-It is locked for as long as its process lives: one that is not locked was left by a process that was killed.
+It is locked for as long as its process lives: a directory without a lock was left by a process that was killed.
 """
 
 from __future__ import annotations

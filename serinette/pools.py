@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from serinette.container import CONTAINERS_POOL
 from serinette.settings import SharedSettings
+from serinette.spec import RecordModel
 
 # KEDA's annotations (apis/keda/v1alpha1/scaledobject_types.go), and what Go's strconv.ParseBool takes for false.
 _PAUSED, _FALSE = "autoscaling.keda.sh/paused", {"0", "f", "F", "false", "False", "FALSE"}
@@ -27,10 +28,8 @@ def _not_reserved(name: str) -> str:
 PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$"), AfterValidator(_not_reserved)]
 
 
-class PoolFacts(BaseModel):
+class PoolFacts(RecordModel):
     """Configuration of one pool. Unknown fields, which a newer chart may have, are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     name: PoolName
     model: str = Field("bundled", description="What its workers load: SERINETTE_MODEL.")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
 from serinette.job import now
 from serinette.names import Keys
@@ -33,10 +33,8 @@ class WorkerStage(StrEnum):
     DRAINING = "draining"
 
 
-class Model(BaseModel):
+class Model(RecordModel):
     """The checkpoint that a worker has loaded."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
     name: str
     revision: str = Field(description="SHA-256 over the checkpoint's files, or the hub's commit.")

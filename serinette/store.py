@@ -47,6 +47,7 @@ _NO_SPACE = "No space left on device"
 # Segments of keys from serinette/names.py, without special characters of file systems or URLs.
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _SIGNING = (S3Store, GCSStore, AzureStore)
+_BUCKETS: dict[str, type[S3Store | GCSStore | AzureStore]] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +280,8 @@ def _connect(url: str, endpoint: str | None, credentials: Mapping[str, str]) -> 
             if parts.netloc not in {"", "localhost"} or "#" in url or "?" in url:
                 raise ValueError("must be file:// and an absolute path, with # ? % in it written as %23 %3F %25")
             return LocalStore(Path(unquote(parts.path)), mkdir=True, automatic_cleanup=True)
-        if scheme == "s3":
-            return S3Store.from_url(url, config=config, client_options=client, retry_config=_RETRY)
-        if scheme == "gs":
-            return GCSStore.from_url(url, config=config, client_options=client, retry_config=_RETRY)
-        if scheme == "az":
-            return AzureStore.from_url(url, config=config, client_options=client, retry_config=_RETRY)
+        if bucket := _BUCKETS.get(scheme):
+            return bucket.from_url(url, config=config, client_options=client, retry_config=_RETRY)
     except (BaseError, OSError, ValueError) as error:
         raise ConfigurationError(f"store_url {url}: {str(error).partition(chr(10))[0]}") from error
     raise ConfigurationError(f"store_url {url}: its scheme must be file, s3, gs or az")

@@ -1,6 +1,6 @@
 """Supervision of child processes: started, watched, restarted when they die, and ended in order.
 
-Used by `serinette up` and by worker pods. `next_step` decides from a child's history; `Child` is one process,
+Used by `serinette up` and by worker pods. `next_action` decides from a child's history; `Child` is one process,
 `Supervisor` several.
 """
 
@@ -32,7 +32,7 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
 
 
-class Step(StrEnum):
+class Action(StrEnum):
     """What to do with one child now."""
 
     NOTHING = "nothing"
@@ -75,13 +75,13 @@ class History:
         return float(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**doublings))
 
 
-def next_step(history: History, at_s: float, start_timeout_s: float) -> Step:
+def next_action(history: History, at_s: float, start_timeout_s: float) -> Action:
     """What to do with a child that must run, and be healthy within `start_timeout_s` of its start."""
     if history.started_at_s is None:
         due_at_s = 0.0 if history.died_at_s is None else history.died_at_s + history.pause_s
-        return Step.START if at_s >= due_at_s else Step.NOTHING
+        return Action.START if at_s >= due_at_s else Action.NOTHING
     late = not history.healthy and at_s > history.started_at_s + start_timeout_s
-    return Step.KILL if late else Step.NOTHING
+    return Action.KILL if late else Action.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class ChildSpec:
 
     `pending` returns what it still waits for, None once it is ready, for which it has `ready_timeout_s`.
     It is healthy once it has run for `healthy_after_s`, or by `mark_healthy`; `Supervisor.tick` kills it if it is not
-    healthy by `start_timeout_s`. Without one that is not `essential` the others go on: it is started again.
+    healthy by `start_timeout_s`. The others go on without a child that is not `essential`; it is started again.
     `fetched`: how much has come of what it downloads.
     """
 
@@ -178,12 +178,12 @@ class Child:
         self.history = self.history.died(time.monotonic())
         return True
 
-    def next_step(self, at_s: float) -> Step:
-        """As the function `next_step`; a child that has run for `healthy_after_s` becomes healthy."""
+    def next_action(self, at_s: float) -> Action:
+        """As the function `next_action`; a child that has run for `healthy_after_s` becomes healthy."""
         history = self.history
         if history.started_at_s is not None and at_s > history.started_at_s + self.spec.healthy_after_s:
             self.mark_healthy()
-        return next_step(self.history, at_s, self.spec.start_timeout_s) if self.restarts else Step.NOTHING
+        return next_action(self.history, at_s, self.spec.start_timeout_s) if self.restarts else Action.NOTHING
 
     def mark_healthy(self) -> None:
         """Mark it as healthy: its earlier deaths no longer count."""
@@ -275,13 +275,13 @@ class Supervisor:
             if child.poll():
                 again = f"; starts again in {child.history.pause_s:g} s" if child.restarts else ""
                 self._notify(child, Phase.DIED, f"{child.how_it_ended()}{again}")
-            match child.next_step(at_s):
-                case Step.START:
+            match child.next_action(at_s):
+                case Action.START:
                     first = child.exit_status is None
                     child.start()
                     if not first:
                         self._notify(child, Phase.RESTARTED)
-                case Step.KILL:
+                case Action.KILL:
                     self._notify(child, Phase.LATE, f"was not ready within {child.spec.start_timeout_s:g} s")
                     child.signal(signal.SIGKILL)
         self._echo_lines()

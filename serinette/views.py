@@ -7,29 +7,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from serinette.job import Job, WaitingCode
 from serinette.names import Lane
 from serinette.presence import ColdStart, WorkerStage
+from serinette.spec import RecordModel
 
 Word = TypeVar("Word")
-# One of the words of an enumeration, or one that only a newer server knows.
+# A word of an enumeration, or a word that only a newer server knows.
 Known = Annotated[Word | SkipJsonSchema[str], Field(union_mode="left_to_right")]
 
 
-class JobList(BaseModel):
+class JobList(RecordModel):
     """A page of jobs, newest first."""
 
     jobs: tuple[Job, ...]
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last.")
 
 
-class JobEvent(BaseModel):
+class JobEvent(RecordModel):
     """One message of a job's stream, the same over SSE and WebSocket."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str = Field(description="Send the last one received as `Last-Event-ID` to continue after it.")
     type: str = Field(
@@ -40,7 +39,7 @@ class JobEvent(BaseModel):
     )
 
 
-class LaneView(BaseModel):
+class LaneView(RecordModel):
     """One lane of a pool."""
 
     lane: Lane
@@ -48,7 +47,7 @@ class LaneView(BaseModel):
     eta_s: float | None = Field(description="Seconds in which a song submitted now is likely ready; null when unknown.")
 
 
-class WorkerView(BaseModel):
+class WorkerView(RecordModel):
     """One worker, as it reported itself."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -64,7 +63,7 @@ class WorkerView(BaseModel):
     started_at: AwareDatetime
 
 
-class PoolView(BaseModel):
+class PoolView(RecordModel):
     """One pool."""
 
     name: str
@@ -75,16 +74,14 @@ class PoolView(BaseModel):
     workers: tuple[WorkerView, ...]
 
 
-class QueueView(BaseModel):
+class QueueView(RecordModel):
     """All pools."""
 
     pools: tuple[PoolView, ...]
 
 
-class WorkerPoolView(BaseModel):
+class WorkerPoolView(RecordModel):
     """One pool and its workers."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     name: str
     model: str | None = Field(
@@ -106,13 +103,13 @@ class WorkerPoolView(BaseModel):
     workers: tuple[WorkerView, ...]
 
 
-class WorkersView(BaseModel):
+class WorkersView(RecordModel):
     """All pools."""
 
     pools: tuple[WorkerPoolView, ...]
 
 
-class ModelDefaults(BaseModel):
+class ModelDefaults(RecordModel):
     """What a spec's nulls stand for."""
 
     steps: int
@@ -120,17 +117,15 @@ class ModelDefaults(BaseModel):
     shift: float
 
 
-class ModelLimits(BaseModel):
+class ModelLimits(RecordModel):
     """What a spec may ask for."""
 
     max_duration_s: float
     max_variations: int
 
 
-class ModelView(BaseModel):
+class ModelView(RecordModel):
     """A model that workers hold. What only they can report is null (no tasks) while none of its pool is up."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     name: str = Field(description="Value of `model` in a spec.")
     pool: str
@@ -146,7 +141,7 @@ class ModelView(BaseModel):
     workers: int = Field(description="Running workers; at 0 a job that asks for it starts one.")
 
 
-class ModelList(BaseModel):
+class ModelList(RecordModel):
     """All models that can be asked for."""
 
     models: tuple[ModelView, ...]

@@ -145,7 +145,7 @@ class Targets:
         return list(dict.fromkeys(found))
 
     def _started(self, place: tuple[str, int], tenant: str) -> Lookup:
-        """A look-up of this place: one that goes on or was done just now, or a new one."""
+        """A look-up of this place that goes on or was done just now, or a new one."""
         with self._lock:
             until_s, known = self._known.get(place, (0.0, None))
             if known is not None and time.monotonic() < until_s:

@@ -60,8 +60,8 @@ class Links:
         return token_of(await self._shared_secret(), caller, job_id, expires_s), expires_s
 
     async def share(self, caller: Caller, job_id: str, life_s: int) -> tuple[str, int]:
-        """The token that shares a job's songs, and its expiry in Unix seconds: the one that is valid already, or a new
-        one. Raises QueueUnavailable.
+        """The token that shares a job's songs, already valid or new, and its expiry in Unix seconds. Raises
+        QueueUnavailable.
         """
         name = self._keys.share(job_id)
 

@@ -83,7 +83,7 @@ class BatchService:
     def create(
         self, tenant: str, lines: Iterable[Line], options: BatchOptions, idempotency_key: str | None = None
     ) -> tuple[Batch, bool]:
-        """Check all of a batch and keep it; True if it is new, False if the key named one that exists.
+        """Check all of a batch and keep it; True if it is new, False if the key named a batch that exists.
 
         Raises:
             InvalidBatch: some lines are wrong; nothing was kept.

@@ -153,7 +153,7 @@ class LineChecker:
         return Checked(total, digest.hexdigest(), parts, tuple(sorted(self._sources)))
 
     def _order(self, number: int, line: Line) -> LineOrder | None:
-        """One line as it will be kept; None of one that is wrong, and it is among the errors."""
+        """One line as it will be kept; None of a wrong line, which is among the errors."""
         try:
             read = _parse(line)
         except ValidationError as error:

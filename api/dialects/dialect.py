@@ -147,11 +147,6 @@ def example(value: object) -> Responses:
 class JobAccess(RequestContext):
     """One request's way to jobs: submit, find, wait, cancel, and what its parts offer for sending the song."""
 
-    @property
-    def max_wait_s(self) -> float:
-        """Longest that one request waits for its job's end."""
-        return self.settings.max_wait_s
-
     async def models(self) -> frozenset[str]:
         """Names of the models that workers hold, or that pools at zero would."""
         pools = await self.queue.pools()

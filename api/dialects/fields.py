@@ -27,7 +27,7 @@ _LEADING = re.compile(r"^(\w+)(?=[:.])")
 
 @dataclass(frozen=True, slots=True)
 class To:
-    """What becomes of a field of theirs; one that is null has no effect.
+    """What becomes of a field of theirs; a null field has no effect.
 
     `ours` is the spec's field. `convert` takes the value and the conversion and returns our value, or None to leave it
     out; it may add to the conversion. `refused` says why a field that is asked for cannot be.

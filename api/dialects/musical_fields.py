@@ -140,7 +140,7 @@ def known_time_signature(text: str) -> str | None:
 
 
 def known_language(text: str) -> str | None:
-    """A BCP-47 tag of a language that the model knows; None for one that it does not."""
+    """A BCP-47 tag of a language that the model knows; None for a language that it does not know."""
     tag = text.strip().replace("_", "-")
     first, _, rest = tag.partition("-")
     if first.lower() in LANGUAGES:
@@ -191,7 +191,7 @@ def language(text: str, asked: Conversion[Any]) -> str | None:
 
 
 def language_of_song(text: str, asked: Conversion[Any]) -> str | None:
-    """The same; one that is not sent is left to a planner that writes the song's lyrics."""
+    """The same; a language that is not sent is left to a planner that writes the song's lyrics."""
     left = "vocal_language" not in asked.request.model_fields_set and asked.fields.get("rewrite") == "write"
     return None if left else language(text, asked)
 

@@ -93,7 +93,7 @@ _NO_KEYS = problems("unsupported")
 
 @router.post("/jobs/{job_id}/share", summary="Share a job's songs", responses=_NO_KEYS)
 async def share_job(job_id: SharedJobId, request: Request, context: ContextPart) -> JobShare:
-    """A link that needs no key, for a day; the same one for as long as it is valid. Whoever has it can hear and keep
+    """A link that needs no key, for a day; the same one for as long as it is valid. With it anyone can hear and keep
     the songs, whose tags may hold prompt and lyrics. It ends early when it is revoked, or the key that made it.
     """
     shared = await context.parts.callers.links.share(context.caller, job_id, context.settings.share_s)

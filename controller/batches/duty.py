@@ -13,7 +13,7 @@ from typing import TypeVar
 from redis import Redis
 from redis.exceptions import RedisError
 
-from controller.batches.plan import LaneRoom, Step, backlog, ended_parts, next_lines, next_step, turn_lines
+from controller.batches.plan import Action, LaneRoom, backlog, ended_parts, next_action, next_lines, turn_lines
 from controller.batches.release import Releaser
 from controller.settings import ControllerSettings
 from serinette.batch import BatchStatus, LineOrder, LineStatus, line_job_id
@@ -154,11 +154,11 @@ class Batches:
         """Whether the batch may have another turn in this round."""
         record = under_way.record
         most = backlog(room.pools, self._settings.pool, room.least)
-        step = next_step(record.status, record.header.total - record.released, record.open_parts, most)
-        if step is Step.REST:
+        action = next_action(record.status, record.header.total - record.released, record.open_parts, most)
+        if action is Action.REST:
             return False
         try:
-            moved, held_by = self._releaser.turn(record, step, room, lines)
+            moved, held_by = self._releaser.turn(record, action, room, lines)
         except NotFound:
             under_way.held_by = _LOST
             return False

@@ -48,7 +48,7 @@ def turn_lines(batches: int) -> int:
     return max(_SHORT_TURN, _TURN // batches)
 
 
-class Step(StrEnum):
+class Action(StrEnum):
     """What the cursor of a batch does."""
 
     RELEASE = "release"  # its lines become jobs
@@ -56,15 +56,15 @@ class Step(StrEnum):
     REST = "rest"  # nothing: paused, through, or too far ahead of its slowest lines
 
 
-def next_step(status: BatchStatus, left: int, open_parts: int, backlog: int) -> Step:
+def next_action(status: BatchStatus, left: int, open_parts: int, backlog: int) -> Action:
     """What to do with the `left` lines behind a batch's cursor."""
     if not left:
-        return Step.REST
+        return Action.REST
     if status is BatchStatus.CANCELING:
-        return Step.CANCEL
+        return Action.CANCEL
     if status is not BatchStatus.IN_PROGRESS or open_parts > _OPEN + backlog // PART_LINES:
-        return Step.REST
-    return Step.RELEASE
+        return Action.REST
+    return Action.RELEASE
 
 
 def ended_parts(header: BatchHeader, released: int, parts: Iterable[int], live: Iterable[int]) -> list[int]:
@@ -74,7 +74,7 @@ def ended_parts(header: BatchHeader, released: int, parts: Iterable[int], live: 
 
 
 def next_lines(live: Iterable[int], last: int, most: int) -> list[int]:
-    """The lines to check behind the `last` one that was; behind all of them, from the first."""
+    """The lines to check behind the `last` that was checked; behind all of them, from the first."""
     lines = sorted(live)
     return [line for line in lines if line > last][:most] or lines[:most]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from controller.batches.plan import MOST_UNDECIDED, LaneRoom, Step, share, why
+from controller.batches.plan import MOST_UNDECIDED, Action, LaneRoom, share, why
 from serinette.batch import BATCH_LABEL, LANE, LINE_LABEL, BatchHeader, LineOrder, LineStatus, line_job_id
 from serinette.batches.lines import CANCELED, BatchFiles
 from serinette.batches.repository import BatchRecord, BatchRepository
@@ -27,7 +27,7 @@ class Releaser:
         self._files = files
         self._remembered: dict[tuple[str, int], list[LineOrder]] = {}
 
-    def turn(self, record: BatchRecord, step: Step, room: LaneRoom, most: int) -> tuple[int, str | None]:
+    def turn(self, record: BatchRecord, action: Action, room: LaneRoom, most: int) -> tuple[int, str | None]:
         """Go over some of the lines behind the cursor, all of one part; at most so many of them become jobs. How many
         lines the cursor went over, and what held it up, in words.
 
@@ -43,7 +43,7 @@ class Releaser:
             ended = Counter(status for number, status in lines if number in span and number not in before)
             return len(span) if self._repository.advance(record, span.stop, ended, written=True) else 0, None
         left = [number for number in span if number not in before]
-        if step is Step.CANCEL:
+        if action is Action.CANCEL:
             # Another replica that died, or stands still, before it moved the cursor may have submitted so many lines,
             # or do so yet.
             first = record.released + MOST_UNDECIDED if record.canceled_from is None else record.canceled_from

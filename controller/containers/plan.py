@@ -84,7 +84,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Plan:
     """The one thing to do for an attempt; `status` is what a job finishes as."""
 
     action: Action
@@ -104,7 +104,7 @@ def orphans(jobs: Iterable[Object], held: Collection[str]) -> list[str]:
 def startable(
     waiting: Iterable[tuple[str, ContainerSpec]], held: Iterable[Held], max_gpus: int, max_jobs: int
 ) -> list[str]:
-    """Ids of the jobs that may begin, in their order. One that does not fit holds up those behind it: else a crowd of
+    """Ids of the jobs that may begin, in their order. A job that does not fit holds up those behind it: else a crowd of
     small ones would keep a large one waiting for ever.
     """
     running = list(held)
@@ -118,40 +118,40 @@ def startable(
     return found
 
 
-def next_step(held: Held, job: Object | None, pod: Object | None, settings: ContainerSettings, at: datetime) -> Step:
+def plan_attempt(held: Held, job: Object | None, pod: Object | None, settings: ContainerSettings, at: datetime) -> Plan:
     """What one attempt needs. `job` bears its name, `pod` is the newest of its own."""
     canceled = held.entry.cancel_requested
     if job is not None and (canceled or label(job, ATTEMPT_LABEL) != held.attempt.id):
         gone = job["metadata"].get("deletionTimestamp")
         if gone is None:
-            return Step(Action.DELETE)
+            return Plan(Action.DELETE)
         # A canceled one's outputs are put while it goes; one whose node is silent is not waited for.
         if not canceled or _seconds(gone, None, at) <= settings.containers_grace_s + _GOING_S:
-            return Step(Action.WAIT)
+            return Plan(Action.WAIT)
     if canceled:
         run_s = held.entry.ran_s if pod is None else run_s_of(pod, at)
-        return Step(Action.FINISH, Ending(run_s=run_s), JobStatus.CANCELED)
+        return Plan(Action.FINISH, Ending(run_s=run_s), JobStatus.CANCELED)
     if job is None:
-        return _ended(held, _lost("its Kubernetes Job was deleted")) if held.placed else Step(Action.CREATE)
+        return _ended(held, _lost("its Kubernetes Job was deleted")) if held.placed else Plan(Action.CREATE)
     if not held.placed:
-        return Step(Action.ADOPT)
+        return Plan(Action.ADOPT)
     ending = _podless(job, settings, at) if pod is None else ending_of(pod, held.entry.timeout_s, settings, at)
-    return _ended(held, ending) if ending else Step(Action.WAIT)
+    return _ended(held, ending) if ending else Plan(Action.WAIT)
 
 
-def refused(why: str) -> Step:
+def refused(why: str) -> Plan:
     """The store or the cluster will never take it."""
-    return Step(Action.FINISH, Ending(_error(ContainerFailed, why, retryable=False)), JobStatus.FAILED)
+    return Plan(Action.FINISH, Ending(_error(ContainerFailed, why, retryable=False)), JobStatus.FAILED)
 
 
-def _ended(held: Held, ending: Ending) -> Step:
+def _ended(held: Held, ending: Ending) -> Plan:
     if ending.error is None:
-        return Step(Action.FINISH, ending, JobStatus.SUCCEEDED)
+        return Plan(Action.FINISH, ending, JobStatus.SUCCEEDED)
     if ending.error.code == WorkerLost.code and held.attempt.number < held.entry.retries_left + FREE_ATTEMPTS:
-        return Step(Action.RETURN, ending)
+        return Plan(Action.RETURN, ending)
     if ending.error.retryable and held.entry.retries_left > 0:
-        return Step(Action.RETRY, ending)
-    return Step(Action.FINISH, ending, JobStatus.FAILED)
+        return Plan(Action.RETRY, ending)
+    return Plan(Action.FINISH, ending, JobStatus.FAILED)
 
 
 def _podless(job: Object, settings: ContainerSettings, at: datetime) -> Ending | None:
@@ -199,7 +199,7 @@ def _over(pod: Object, at: datetime) -> Ending:
     no_memory, no_time = how == "OOMKilled", reason == "DeadlineExceeded"
     disrupted = condition(pod, "DisruptionTarget").get("status") == "True"
     too_much = reason == "Evicted" and "exceeds" in status.get("message", "")
-    # Not by us: of one that we delete, it is the Job that goes.
+    # Not by us: we delete Jobs, not pods.
     deleted = bool(code and pod["metadata"].get("deletionTimestamp"))
     unbegun, fetch_code = code is None, fetched.get("exitCode")
     signal = f" (signal {code - 128})" if code and 128 < code < 160 else ""

@@ -22,12 +22,12 @@ from controller.containers.plan import (
     CUT,
     Action,
     Held,
-    Step,
+    Plan,
     cut,
     label,
     new_lines,
-    next_step,
     orphans,
+    plan_attempt,
     refused,
     run_s_of,
     stage_of,
@@ -156,20 +156,20 @@ class Containers:
         return None
 
     def _bring_on(self, held: Held, job: Object | None, pod: Object | None) -> None:
-        step, stage = next_step(held, job, pod, self._settings, now()), stage_of(pod)
-        if pod is not None and stage in {Stage.COMPUTING, Stage.UPLOADING} and step.status is not JobStatus.CANCELED:
-            self._read_log(held, pod, ended=step.action is not Action.WAIT)
+        plan, stage = plan_attempt(held, job, pod, self._settings, now()), stage_of(pod)
+        if pod is not None and stage in {Stage.COMPUTING, Stage.UPLOADING} and plan.status is not JobStatus.CANCELED:
+            self._read_log(held, pod, ended=plan.action is not Action.WAIT)
         if pod is not None and held.entry.cancel_requested:  # its pod is gone when the job ends
             self._note(held, "ran_s", run_s_of(pod, now()))
-        self._act(held, step, job, stage)
+        self._act(held, plan, job, stage)
 
-    def _act(self, held: Held, step: Step, job: Object | None, stage: Stage) -> None:
-        job_id, attempt_id, ending = held.entry.id, held.attempt.id, step.ending
+    def _act(self, held: Held, plan: Plan, job: Object | None, stage: Stage) -> None:
+        job_id, attempt_id, ending = held.entry.id, held.attempt.id, plan.ending
         gpu_s = held.spec.gpus * ending.run_s
-        if step.action in {Action.RETRY, Action.RETURN, Action.FINISH}:
+        if plan.action in {Action.RETRY, Action.RETURN, Action.FINISH}:
             why = ending.error.message if ending.error else ""
-            log.info("attempt %d: %s %s", held.attempt.number, step.status or step.action, why)
-        match step.action:
+            log.info("attempt %d: %s %s", held.attempt.number, plan.status or plan.action, why)
+        match plan.action:
             case Action.CREATE:
                 self._create(held)
             case Action.ADOPT:
@@ -177,10 +177,10 @@ class Containers:
             case Action.DELETE if job is not None:
                 self._cluster.delete(job["metadata"]["name"])
             case Action.RETRY | Action.RETURN:
-                charged = step.action is Action.RETRY
+                charged = plan.action is Action.RETRY
                 self._jobs(calls.release(job_id, attempt_id, ending.error, charged=charged, gpu_s=gpu_s))
-            case Action.FINISH if step.status is not None:
-                self._finish(held, Outcome(step.status, ending.error, gpu_s=gpu_s), ending.exit_code)
+            case Action.FINISH if plan.status is not None:
+                self._finish(held, Outcome(plan.status, ending.error, gpu_s=gpu_s), ending.exit_code)
             case _ if held.entry.progress is None or held.entry.progress.stage is not stage:
                 progress = Progress(stage=stage, at=now()).model_dump_json()
                 self._jobs(calls.beat(job_id, attempt_id, _LEASE, progress))
@@ -201,7 +201,7 @@ class Containers:
         else:
             if made:
                 log.info("created the Kubernetes Job of attempt %d", held.attempt.number)
-                self._note(held, "placed", held.attempt.id)  # from now on one that is not there was deleted
+                self._note(held, "placed", held.attempt.id)  # from now on a Job that is not there was deleted
 
     def _note(self, held: Held, field: str, value: object, *commands: calls.Command, before: str | None = None) -> None:
         """Set a field of the record, and run `commands`, if this attempt still holds the job and the field is as

@@ -133,7 +133,7 @@ class ModelFamily:
 
     `pipeline_classes`: the `_class_name` that a checkpoint's model_index.json may have.
     `load` raises ConfigurationError for files or a device that do not do.
-    `advice`: what to do with a directory that has no model_index.json; None for one that is not this family's either.
+    `advice`: what to do with a directory that has no model_index.json; None for a directory of another family.
     """
 
     pipeline_classes: frozenset[str]

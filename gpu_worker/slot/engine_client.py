@@ -107,7 +107,7 @@ class EngineClient(EngineLink):
         """All variations of a job, each given to `keep` as it comes; of a variation that comes twice the last counts.
 
         An engine that is lost while it generates several jobs is lost to one of them: each is asked for again, alone,
-        and only the one that ends the engine once more is charged for it.
+        and only the job that ends the engine once more is charged for it.
 
         Raises:
             EngineCrashed: the engine ended during this song, generated alone.

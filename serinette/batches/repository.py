@@ -110,7 +110,7 @@ class BatchRepository:
     ttl_s: int
 
     def enter(self, header: BatchHeader, most: int, *, fsync: bool = False, **restored: int) -> calls.BatchEntry:
-        """Begin a batch, unless its tenant has `most` unfinished ones. `restored`: fields of one that Redis lost."""
+        """Begin a batch, unless its tenant has `most` unfinished ones. `restored`: fields of a lost batch."""
         fields: dict[str, Argument] = dict.fromkeys(("round", "released", "completed", "failed", "canceled"), 0)
         fields |= {"header": header.model_dump_json(exclude={"sources"}), "status": BatchStatus.IN_PROGRESS.value}
         fields |= restored

@@ -147,7 +147,7 @@ def run_to_end(
 
 
 def _created_or_resumed(client: Client, prompts: Path, directory: Path, options: BatchOptions) -> Batch:
-    """The batch of this directory: the one that was begun, or a new one. Saved before it is sent, so that a run that
+    """The batch that was begun in this directory, or a new one. Saved before it is sent, so that a run that
     dies in between leads to the same one.
     """
     sha256 = hashlib.sha256(prompts.read_bytes()).hexdigest()

@@ -253,7 +253,7 @@ def convert(
         typer.Option(help="ACE-Step's main repository, for a checkpoint that comes without `vae` and text encoder."),
     ] = None,
 ) -> None:
-    """Convert a checkpoint from ACE-Step's own layout to the one that workers load.
+    """Convert a checkpoint from ACE-Step's own layout to the layout that workers load.
 
     Download first: `hf download ACE-Step/Ace-Step1.5 --local-dir DIR`.
     """

@@ -280,7 +280,7 @@ class AsyncClient:
         return await self.perform(Call("GET", "/v1/models", listed(ModelView, "models")))
 
     async def perform(self, call: Call[T], deadline: float | None = None, body: Path | bytes | None = None) -> T:
-        """Send one call, as patiently as `retry` says; `body` is one that is not JSON."""
+        """Send one call, as patiently as `retry` says; `body` is for calls whose body is not JSON."""
         budget = RetryBudget(self._retry, repeatable=call.repeatable, deadline=deadline)
         while True:
             try:

@@ -154,7 +154,7 @@ def _lines(batch_id: str, first: int) -> Call[tuple[BatchLine, ...]]:
 
 @contextmanager
 def jsonl(specs: Specs | PathLike[str]) -> Iterator[Path]:
-    """A file of one spec a line: the one that is named, or one made of them, so that it can be sent again."""
+    """A file of one spec a line: the named file, or a new file of the specs, so that it can be sent again."""
     if isinstance(specs, PathLike):
         yield Path(specs)
         return

@@ -148,5 +148,5 @@ def sized(body: Path | bytes, content_type: str = "application/octet-stream") ->
 
 
 def uploaded(path: str, kind: type[M], body: Path | bytes) -> Call[M]:
-    """POST of a file. One that came twice lies there until retention erases it, and does no harm."""
+    """POST of a file. A file that came twice lies there until retention erases it, and does no harm."""
     return Call("POST", path, model(kind), headers=sized(body), hold_s=60)

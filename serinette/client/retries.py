@@ -16,7 +16,7 @@ from serinette.errors import SerinetteError
 class Retry:
     """How patient a client is. Pauses double from `first_s` to `longest_s`, each drawn between its half and its whole.
 
-    A pause that the server asks for (`Retry-After`) is kept; one that would outlast `patience_s` is not begun: then the
+    A pause that the server asks for (`Retry-After`) is kept; a pause beyond `patience_s` is not begun: then the
     error is raised at once, with the pause in `retry_after_s` where it has one.
     """
 

@@ -36,7 +36,7 @@ def _waiting(method: Callable[Concatenate[S, P], Awaitable[T]]) -> Callable[Conc
 
 
 def _iterating(method: Callable[Concatenate[S, P], AsyncIterator[T]]) -> Callable[Concatenate[Any, P], Iterator[T]]:
-    """The same for one that yields."""
+    """The same for a method that yields."""
 
     @wraps(method)
     def call(self: Any, /, *given: P.args, **named: P.kwargs) -> Iterator[T]:  # noqa: ANN401  # likewise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.batches.plan import LaneRoom, Step, backlog, ended_parts, next_lines, next_step, share, why
+from controller.batches.plan import Action, LaneRoom, backlog, ended_parts, next_action, next_lines, share, why
 from serinette.batch import BatchHeader, BatchStatus
 from serinette.credentials import Limits
 from serinette.job import now
@@ -38,26 +38,26 @@ def test_room_is_used_up() -> None:
 
 
 STEPS = [
-    (BatchStatus.IN_PROGRESS, 10, 0, Step.RELEASE),
-    (BatchStatus.IN_PROGRESS, 0, 3, Step.REST),
-    (BatchStatus.IN_PROGRESS, 10, 64, Step.RELEASE),
-    (BatchStatus.IN_PROGRESS, 10, 65, Step.REST),  # its slowest lines are too far behind
-    (BatchStatus.PAUSED, 10, 0, Step.REST),
-    (BatchStatus.CANCELING, 10, 65, Step.CANCEL),
-    (BatchStatus.CANCELING, 0, 1, Step.REST),
-    (BatchStatus.FINALIZING, 0, 0, Step.REST),
-    (BatchStatus.COMPLETED, 0, 0, Step.REST),
-    (BatchStatus.CANCELED, 0, 0, Step.REST),
+    (BatchStatus.IN_PROGRESS, 10, 0, Action.RELEASE),
+    (BatchStatus.IN_PROGRESS, 0, 3, Action.REST),
+    (BatchStatus.IN_PROGRESS, 10, 64, Action.RELEASE),
+    (BatchStatus.IN_PROGRESS, 10, 65, Action.REST),  # its slowest lines are too far behind
+    (BatchStatus.PAUSED, 10, 0, Action.REST),
+    (BatchStatus.CANCELING, 10, 65, Action.CANCEL),
+    (BatchStatus.CANCELING, 0, 1, Action.REST),
+    (BatchStatus.FINALIZING, 0, 0, Action.REST),
+    (BatchStatus.COMPLETED, 0, 0, Action.REST),
+    (BatchStatus.CANCELED, 0, 0, Action.REST),
 ]
 
 
 @pytest.mark.parametrize(("status", "left", "open_parts", "expected"), STEPS)
-def test_next_step(status: BatchStatus, left: int, open_parts: int, expected: Step) -> None:
-    assert next_step(status, left, open_parts, 100) is expected
+def test_next_action(status: BatchStatus, left: int, open_parts: int, expected: Action) -> None:
+    assert next_action(status, left, open_parts, 100) is expected
 
 
 def test_a_large_cluster_may_have_more_parts_open() -> None:
-    assert next_step(BatchStatus.IN_PROGRESS, 10, 70, 16_000) is Step.RELEASE
+    assert next_action(BatchStatus.IN_PROGRESS, 10, 70, 16_000) is Action.RELEASE
 
 
 def test_parts_that_are_through() -> None:

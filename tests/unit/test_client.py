@@ -129,6 +129,17 @@ def test_an_answer_that_is_no_job_is_an_error(server: Server, client: Any) -> No
         client.get("a")
 
 
+def test_words_and_fields_of_a_newer_server_are_no_error(server: Server, client: Any) -> None:
+    worker = {"name": "w", "stage": "hibernating", "slots": 1, "busy_slots": 0, "device": "", "model": None}
+    worker |= {"message": "", "cold_start": {"thaw_s": 1}, "started_at": now().isoformat(), "mood": "sleepy"}
+    words = {"brake": [], "waiting_for": "its thaw", "waiting_code": "thaw"}
+    unknown = dict.fromkeys(("model", "min_workers", "max_workers", "pods"))
+    pools = [{"name": "default", "waiting": 2, "workers": [worker], **words, **unknown}]
+    server.answers = [Answer(200, json.dumps({"pools": pools, "as_of": "tomorrow"}))]
+    (pool,) = client.workers().pools
+    assert (pool.waiting_code, pool.workers[0].stage) == ("thaw", "hibernating")
+
+
 def test_no_server_there_says_how_to_start_one() -> None:
     with (
         Client(f"http://127.0.0.1:{free_ports(1)[0]}", retry=Retry(unanswered=False)) as client,

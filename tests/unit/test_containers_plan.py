@@ -15,8 +15,8 @@ from controller.containers.plan import (
     cut,
     ending_of,
     new_lines,
-    next_step,
     orphans,
+    plan_attempt,
     stage_of,
     startable,
 )
@@ -185,11 +185,11 @@ FAILED = {"conditions": [{"type": "Failed", "status": "True", "message": "Job ha
         ({"canceled": True}, job_of(deleting_s=200), RUNNING, Action.FINISH),
     ],
 )
-def test_the_next_step(given: dict[str, Any], job: Any, pod: Any, action: Action) -> None:
-    step = next_step(held(**given), job, pod, SETTINGS, AT)
-    assert step.action is action
+def test_what_is_planned_for_an_attempt(given: dict[str, Any], job: Any, pod: Any, action: Action) -> None:
+    plan = plan_attempt(held(**given), job, pod, SETTINGS, AT)
+    assert plan.action is action
     if action is Action.FINISH:
-        assert step.status is (JobStatus.CANCELED if given.get("canceled") else JobStatus.SUCCEEDED)
+        assert plan.status is (JobStatus.CANCELED if given.get("canceled") else JobStatus.SUCCEEDED)
 
 
 PASSING = pod_of("Failed", terminated(1))
@@ -212,8 +212,8 @@ LOST = pod_of("Failed", terminated(143), conditions=[TAKEN])
 def test_which_ends_are_tried_again(
     given: dict[str, Any], pod: dict[str, Any], action: Action, status: JobStatus | None
 ) -> None:
-    step = next_step(held(**given), job_of(), pod, SETTINGS, AT)
-    assert (step.action, step.status) == (action, status)
+    plan = plan_attempt(held(**given), job_of(), pod, SETTINGS, AT)
+    assert (plan.action, plan.status) == (action, status)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from gpu_worker.process_setup import private_run_dir
 from serinette.errors import ConfigurationError
 from serinette.own_directory import lock_directory
-from serinette.supervisor import History, Step, next_step
+from serinette.supervisor import Action, History, next_action
 
 FRESH = History()
 RUNNING = FRESH.started(100)
@@ -20,20 +20,20 @@ DEAD_ONCE = RUNNING.died(110)
 
 
 @pytest.mark.parametrize(
-    ("history", "at_s", "step"),
+    ("history", "at_s", "action"),
     [
-        (FRESH, 0, Step.START),
-        (RUNNING, 100, Step.NOTHING),
-        (RUNNING, 129, Step.NOTHING),
-        (RUNNING, 131, Step.KILL),
-        (HEALTHY, 1_000, Step.NOTHING),
-        (DEAD_ONCE, 110.4, Step.NOTHING),
-        (DEAD_ONCE, 110.5, Step.START),
-        (HEALTHY.died(110), 110, Step.START),
+        (FRESH, 0, Action.START),
+        (RUNNING, 100, Action.NOTHING),
+        (RUNNING, 129, Action.NOTHING),
+        (RUNNING, 131, Action.KILL),
+        (HEALTHY, 1_000, Action.NOTHING),
+        (DEAD_ONCE, 110.4, Action.NOTHING),
+        (DEAD_ONCE, 110.5, Action.START),
+        (HEALTHY.died(110), 110, Action.START),
     ],
 )
-def test_the_next_step(history: History, at_s: float, step: Step) -> None:
-    assert next_step(history, at_s, start_timeout_s=30) is step
+def test_the_next_action(history: History, at_s: float, action: Action) -> None:
+    assert next_action(history, at_s, start_timeout_s=30) is action
 
 
 def test_pauses_double_to_a_bound_and_health_forgives_all_deaths() -> None:

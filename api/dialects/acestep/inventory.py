@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from api.queue import Pool
 from serinette import __version__
@@ -22,8 +22,6 @@ _LOADED = frozenset({WorkerStage.READY, WorkerStage.DRAINING})
 class InventoryModel(BaseModel):
     """A checkpoint that a worker holds."""
 
-    model_config = ConfigDict(protected_namespaces=())
-
     name: str
     is_default: bool
     is_loaded: bool
@@ -32,8 +30,6 @@ class InventoryModel(BaseModel):
 
 class Inventory(BaseModel):
     """All models that workers hold."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     models: tuple[InventoryModel, ...]
     default_model: str | None

@@ -130,7 +130,7 @@ HeldPart = Annotated[Inventory, Depends(_held)]
 class InitModel(BaseModel):
     """A model to load. Here workers do that, each its own."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True)
 
     model: str | None = Field(None, max_length=200)
     slot: Annotated[int, Field(ge=1, le=3), PlainNumber] | None = None
@@ -217,7 +217,7 @@ async def _written(fields: dict[str, Any], access: JobAccess) -> dict[str, Any]:
     conversion.spec()
     job: Job | None = None
     if await access.plans():
-        job = await access.wait(await access.submit(conversion, record_of(conversion)), access.max_wait_s)
+        job = await access.wait(await access.submit(conversion, record_of(conversion)), access.settings.max_wait_s)
         if not job.status.ended:
             job, _ = await access.cancel(job.id)
     return answers.written(conversion, job)

@@ -69,7 +69,7 @@ async def chat_completions(
         if body.stream:
             stream = StreamingResponse(_events(http, access, job), headers=_UNBUFFERED, media_type="text/event-stream")
             return HeldResponse(stream, held.pop_all())
-    return await _answer(http, access, job, access.max_wait_s)
+    return await _answer(http, access, job, access.settings.max_wait_s)
 
 
 @router.get("/v1/chat/completions/{job_id}", responses=_ANSWERS | _ERASED, response_class=Response)
@@ -96,7 +96,7 @@ async def _answer(http: Request, access: JobAccess, job: Job, wait_s: float) -> 
     if job.status.ended:
         # OpenAI's SDKs repeat a 500 twice, and each would generate a song.
         return JSONResponse(answers.failure(job), 500, {"x-should-retry": "false"})
-    return RedirectResponse(f"/v1/chat/completions/{job.id}?wait={access.max_wait_s:g}", 303)
+    return RedirectResponse(f"/v1/chat/completions/{job.id}?wait={access.settings.max_wait_s:g}", 303)
 
 
 async def _events(http: Request, access: JobAccess, job: Job) -> AsyncIterator[bytes]:

@@ -94,7 +94,7 @@ async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http
     if not access.settings.generate_music_waits:
         return JSONResponse({"success": True, "request_id": (await _submit(body, access)).id})
     format: Literal["file", "json"] = "file" if body.return_file_data else "json"
-    wanted = ResultQuery(format=format, wait=access.max_wait_s, sync=True)
+    wanted = ResultQuery(format=format, wait=access.settings.max_wait_s, sync=True)
     return await _answer(http, access, await _submit(body, access), wanted)
 
 
@@ -126,7 +126,7 @@ def _generating(kind: object, only: AudioFormat | None, *, waits: bool) -> Calla
             upload_id = await access.keep_base64("audio_base64", body.audio_base64)
         job = await _submit(body, access, upload_id, only)
         if waits:
-            return await _answer(http, access, job, ResultQuery(wait=access.max_wait_s, sync=True))
+            return await _answer(http, access, job, ResultQuery(wait=access.settings.max_wait_s, sync=True))
         in_base64 = isinstance(body, GenerateMusicWithBase64)
         return JSONResponse(answers.queued_with_audio(job, file_name, base64=in_base64))
 
@@ -217,7 +217,7 @@ async def _answer(http: Request, access: JobAccess, job: Job, wanted: ResultQuer
     if job.status is JobStatus.SUCCEEDED:
         return await access.song(http, answers.artifact(job), answers.file_name(job), download=True)
     if not job.status.ended and wanted.wait:
-        query = {"wait": f"{min(wanted.wait, access.max_wait_s):g}"}
+        query = {"wait": f"{min(wanted.wait, access.settings.max_wait_s):g}"}
         query |= {"format": "json"} if as_json else {}
         query |= {"sync": "true"} if wanted.sync else {}
         return RedirectResponse(f"{answers.audio_path(job)}?{urlencode(query)}", 303)

@@ -35,7 +35,7 @@ def kind_of(spec: GenerationSpec, sampling: Sampling, duration_s: float) -> Kind
 
 def plan(waiting: Sequence[Kind | None], room: Room) -> tuple[int, ...]:
     """Places of the songs to generate next: the first in line and those of its kind behind it, while there is room.
-    None is one that must be alone.
+    None is a song that must be alone.
 
     One of another length is passed over where filling up would cost more than company saves.
     """
@@ -66,7 +66,7 @@ class Room:
     """How much is generated at once: a count of songs, how many of a length the device's memory holds by the plan, and
     the seconds of audio that it has been found to hold.
 
-    Activations grow with the audio of a batch, so that half the audio of one that did not fit is tried next.
+    Activations grow with the audio of a batch, so that half the audio of a batch that did not fit is tried next.
     """
 
     max_batch: int
