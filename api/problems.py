@@ -274,7 +274,8 @@ async def _on_http(connection: HTTPConnection, error: HTTPException) -> Response
     headers = dict(error.headers or {})
     if error.status_code == 405:  # Starlette's header has the methods of the first route only
         headers["Allow"] = ", ".join(_allowed(connection))
-    return answer(connection.scope, own(message), error.status_code, headers, detail=error.detail)
+    detail = message if is_default and own is UnknownPath else error.detail
+    return answer(connection.scope, own(message), error.status_code, headers, detail=detail)
 
 
 def _allowed(connection: HTTPConnection) -> Iterator[str]:

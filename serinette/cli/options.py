@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -95,9 +96,7 @@ def check_output(path: Path | None) -> None:
         typer.BadParameter: it cannot.
     """
     if path is None or path == Path("-"):
-        path = Path("song")  # in the current directory, or nowhere
-        if not os.access(path.absolute().parent, os.W_OK):
-            raise _not_written(f"the directory {path.absolute().parent} cannot be written to")
+        _check_directory(Path.cwd())  # of a song without a name, or of none
         return
     if is_special(path):
         if not os.access(path, os.W_OK):
@@ -109,9 +108,16 @@ def check_output(path: Path | None) -> None:
         raise _not_written(f"the directory {path.absolute().parent} does not exist")
     if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
         raise _not_written(f"the file's name is longer than {_LONGEST_NAME_BYTES} bytes")
-    # It is written beside its place first.
-    if not os.access(path.absolute().parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if path.exists() and not os.access(path, os.W_OK):
         raise _not_written(f"{path} cannot be written")
+    _check_directory(path.absolute().parent)  # it is written beside its place first
+
+
+def _check_directory(directory: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=directory).close()  # rights alone do not tell: root has all of them
+    except OSError as error:
+        raise _not_written(f"the directory {directory} cannot be written to: {error.strerror}") from error
 
 
 def _not_written(message: str) -> typer.BadParameter:

@@ -167,6 +167,7 @@ def test_wrong_usage(serinette: Shell, name: str) -> None:
     [
         (["submit", "x", "-o", "."], "is a directory"),
         (["submit", "x", "-o", "gone/song.mp3"], "does not exist"),
+        (["submit", "x", "-o", "/proc/song.mp3"], "cannot be written to"),
         (["submit", "x", "-o", "song.exe"], "ends in no format"),
         (["submit", "x", "-o", "a" * 250 + ".mp3"], "longer than"),
         (["submit", "x", "--lyrics", "words.txt"], "write @words.txt"),
