@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -18,16 +19,19 @@ from urllib.parse import quote
 import httpx
 from pydantic import SecretStr
 
+from serinette.brake import failures
 from serinette.checkpoints import CheckpointFiles, noted_files
 from serinette.doctor.findings import Finding, answered, bad, first_of, ok, unknown, warning
 from serinette.doctor.queue import DoctorSettings
 from serinette.local import SOCKET, Run, gateway_detail
+from serinette.names import DEFAULT_POOL
 from serinette.presence import Presence, WorkerStage, present
 from serinette.settings import SharedSettings, connect_redis
 
 # Valkey refuses jobs on a full disk; below the first bound an hour's songs may fill it, below the second a minute's.
 _FEW_BYTES, _TOO_FEW_BYTES = 5 * 10**9, 10**9 // 2
 _TIMEOUT_S = 20.0
+_ERROR = re.compile(r" ERROR [\w.]+: (.+)")
 
 
 def settings_of(data_dir: Path, settings: DoctorSettings) -> DoctorSettings:
@@ -71,29 +75,33 @@ def check_up(run: Run, data_dir: Path, settings: SharedSettings) -> Iterator[Fin
         yield unknown("up", "workers", f"its queue is not in {data_dir}", "name it: --redis-url")
         return
     with closing(connect_redis(settings)) as redis:
-        workers = present(redis, settings.keys)
-    yield judge_workers(workers, data_dir / "logs")
+        workers, failed = present(redis, settings.keys), failures(redis, settings.keys, DEFAULT_POOL)
+    yield judge_workers(workers, len(failed), data_dir / "logs")
 
 
-def judge_workers(workers: Sequence[Presence], logs: Path) -> Finding:
-    """Whether one of them can generate; else what holds the first."""
+def judge_workers(workers: Sequence[Presence], failures: int, logs: Path) -> Finding:
+    """Whether one of them can generate; else what holds the first. `failures`: loads since the last that passed."""
     ready = [worker for worker in workers if worker.stage is WorkerStage.READY]
     if ready:
         what = {f"{worker.model.name if worker.model else '?'} on {worker.device}" for worker in ready}
         return ok("up", "workers", f"{len(ready)} of {len(workers)} ready: {', '.join(sorted(what))}")
-    written = [line for log in sorted(logs.glob("worker*.log")) for line in log.read_text().splitlines()[-1:]]
-    remedy = f"see {logs / 'worker.log'}; it starts again by itself"
-    gone = f"none is up; its last line: {written[0] if written else '(none)'}"
-    waits_for = next((worker.message or worker.stage for worker in workers), "")
-    failed = any(worker.message for worker in workers)
-    return first_of(
-        "up",
-        "workers",
-        (not workers, bad, gone, remedy),
-        (failed, bad, waits_for, remedy),
-        (True, warning, f"not ready yet: {waits_for}", "wait: a large model takes minutes to fetch and to load"),
-        otherwise="",
-    )
+    waits_for = next((worker.message or worker.stage for worker in workers), "starting")
+    failed = failures or any(worker.message for worker in workers)
+    message = f"none is ready, after {failures} failed starts: {last_error(logs) or waits_for}"
+    remedy = f"correct that, or see {logs / 'worker.log'}; it starts again by itself"
+    later = f"wait: a large model takes minutes to fetch and to load; its log is {logs / 'worker.log'}"
+    holds = (not failed, warning, f"none is ready yet: {waits_for}", later)
+    return first_of("up", "workers", holds, (True, bad, message, remedy), otherwise="")
+
+
+def last_error(logs: Path) -> str:
+    """What the workers' logs say last of an error; empty when they say nothing of one."""
+    found = ""
+    for log in sorted(logs.glob("worker*.log")):
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 65_536))
+            found = next(reversed(_ERROR.findall(file.read().decode(errors="replace"))), found)
+    return found
 
 
 def judge_disk(data_dir: Path, free_bytes: int) -> Finding:
@@ -167,8 +175,10 @@ def judge_checkpoint(run: Run, data_dir: Path) -> Finding:
         return _judge_fetched(files[0])
     directory = Path(run.model).expanduser()
     weights = sorted(directory.rglob("*.safetensors"))
+    if not weights and run.model.startswith(("/", ".", "~")):
+        return bad("checkpoint", "whole", f"{run.model}: no weights are there", "correct --model (SERINETTE_MODEL)")
     if not weights:
-        remedy = "the worker's last line above says why; docs/models.md lists what can be had"
+        remedy = "the line of the workers above says why; docs/models.md lists what can be had"
         return unknown("checkpoint", "whole", f"{run.model}: nothing of it is here yet", remedy)
     cut = [str(path) for path in weights if not whole(path)]
     size = f"{run.model}: {sum(path.stat().st_size for path in weights) / 1e9:.1f} GB of weights"

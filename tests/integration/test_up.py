@@ -15,6 +15,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from serinette.checkpoints import CheckpointFiles, note_files
 from serinette.client import Client
 from serinette.errors import Conflict, IdempotencyConflict, InvalidSpec, NotFound, Unavailable
 from serinette.job import JobOptions, JobStatus
@@ -262,8 +263,15 @@ def test_killed_outright_it_leaves_nothing_and_loses_nothing_and_asked_twice_it_
 
 
 def test_killed_while_it_starts_it_leaves_nothing(directory: Path) -> None:
-    starting = Up.start(directory / "starting", environment=SINES)
+    """And it shows what has come of a checkpoint, by what its worker noted."""
+    data_dir = directory / "starting"
+    files = CheckpointFiles(
+        model="owner/music", directory=data_dir / "blobs", incoming=data_dir / "in", sizes_bytes={"a": 14_000_000}
+    )
+    note_files(data_dir / "work" / "checkpoints", files)
+    starting = Up.start(data_dir, "--model", "owner/music", environment=SINES)
     try:
+        assert eventually(lambda: "worker: starting, 0 of 14 MB have come" in starting.output, 60), starting.output
         assert eventually(lambda: len(starting.family()) >= 5)  # the worker at least has been started
         family = starting.family()
         starting.end(signal.SIGKILL)
@@ -282,11 +290,14 @@ def test_a_model_that_is_not_there_shows_why_and_leaves_the_others_up(directory:
             job = client.submit(SHORT)
             assert client.get(job.id).waiting_for
         doctor = run_cli("doctor", "--data-dir", str(lacking.data_dir))
-        assert (doctor.returncode, doctor.stdout.count("✗")) == (1, 1), doctor.stdout
-        assert "up: workers none is up; its last line: model " in doctor.stdout
+        assert (doctor.returncode, doctor.stdout.count("✗")) == (1, 2), doctor.stdout
+        assert re.search(
+            r"up: workers none is ready, after \d+ failed starts: model .*nowhere: no such d", doctor.stdout
+        )
+        assert "checkpoint: whole " in doctor.stdout
         assert lacking.end() == 0
         after = run_cli("doctor", "--data-dir", str(lacking.data_dir))
-        assert (after.returncode, "the last was process " in after.stdout) == (0, True)
+        assert "! up: running nothing runs in " in after.stdout
     finally:
         lacking.clean_up()
 

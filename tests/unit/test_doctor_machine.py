@@ -49,18 +49,31 @@ def worker(stage: WorkerStage, message: str = "") -> Presence:
 
 
 @pytest.mark.parametrize(
-    ("workers", "level", "words"),
+    ("workers", "failures", "level", "words"),
     [
-        ([], Level.BAD, "none is up; its last line: model nowhere: no such directory"),
-        ([worker(WorkerStage.LOADING)], Level.WARNING, "not ready yet: loading"),
-        ([worker(WorkerStage.LOADING, "the engine ended")], Level.BAD, "the engine ended"),
-        ([worker(WorkerStage.READY), worker(WorkerStage.LOADING)], Level.OK, "1 of 2 ready"),
+        ([], 0, Level.WARNING, "none is ready yet: starting"),
+        ([worker(WorkerStage.LOADING)], 0, Level.WARNING, "none is ready yet: loading"),
+        ([worker(WorkerStage.LOADING)], 2, Level.BAD, "after 2 failed starts: model nowhere: no such directory"),
+        ([], 1, Level.BAD, "model nowhere: no such directory"),
+        ([worker(WorkerStage.READY), worker(WorkerStage.LOADING)], 0, Level.OK, "1 of 2 ready"),
     ],
 )
-def test_what_holds_the_workers(tmp_path: Path, workers: list[Presence], level: Level, words: str) -> None:
-    (tmp_path / "worker.log").write_text("starting\nmodel nowhere: no such directory\n")
-    found = judge_workers(workers, tmp_path)
+def test_what_holds_the_workers(
+    tmp_path: Path, workers: list[Presence], failures: int, level: Level, words: str
+) -> None:
+    said = [
+        "INFO gpu_worker: starting",
+        "ERROR gpu_worker.x: model nowhere: no such directory",
+        "INFO gpu_worker: left",
+    ]
+    (tmp_path / "worker.log").write_text("".join(f"2026-01-01 00:00:00,000 {line}\n" for line in said))
+    found = judge_workers(workers, failures, tmp_path)
     assert (found.level, words in found.message) == (level, True), found
+
+
+def test_a_worker_that_fails_without_a_word_of_an_error(tmp_path: Path) -> None:
+    found = judge_workers([worker(WorkerStage.STARTING, "the engine was killed by SIGKILL")], 1, tmp_path)
+    assert (found.level, "killed by SIGKILL" in found.message) == (Level.BAD, True)
 
 
 class TestCheckpoint:
@@ -101,6 +114,9 @@ class TestCheckpoint:
             file.truncate(weights.stat().st_size - 1)
         level, message = self.judge(tmp_path, copy)
         assert (level, f"cut off in {weights}" in message) == (Level.BAD, True)
+
+    def test_a_directory_that_is_not_there(self, tmp_path: Path) -> None:
+        assert self.judge(tmp_path, tmp_path / "nowhere") == (Level.BAD, f"{tmp_path}/nowhere: no weights are there")
 
     @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{}x"])
     def test_what_is_no_file_of_weights(self, tmp_path: Path, content: bytes) -> None:
