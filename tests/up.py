@@ -75,7 +75,7 @@ class Up:
     @property
     def url(self) -> str:
         """Where it listens, once everything is ready."""
-        assert eventually(lambda: "Listening on" in self.output or self.process.poll() is not None, 120), self.output
+        assert eventually(lambda: "Listening on" in self.output or self.process.poll() is not None, 240), self.output
         found = re.search(r"Listening on (\S+)", self.output)
         assert found, self.output
         return found[1]
