@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from serinette.errors import QueueFull, QueueUnavailable, Unavailable
-
-# A server's first word of a refusal while it cannot write to its disk.
-NO_DISK = "MISCONF"
+from serinette.jobs.script import NO_DISK
 
 
 @contextmanager
@@ -31,7 +29,7 @@ def queue_error(error: RedisError, advice: str = "try again") -> QueueUnavailabl
             "the queue's memory is full: no job is taken until jobs end and are forgotten, or its operator raises "
             f"maxmemory; {advice}"
         )
-    if str(error).startswith(NO_DISK):
+    if NO_DISK in str(error):  # within words of redis-py's if it was one of several commands
         return QueueFull(
             f"the queue's server cannot write to its disk, probably a full one: free space there; {advice}"
         )

@@ -12,9 +12,10 @@ from redis import asyncio as redis_asyncio
 from redis.exceptions import ResponseError
 
 from api.auth.keyring import DeclaredFile
-from api.outages import NO_DISK, queue_errors
+from api.outages import queue_errors
 from serinette.credentials import Credential, Limits
 from serinette.errors import RateLimited
+from serinette.jobs.script import NO_DISK
 from serinette.names import DEFAULT_TENANT, Keys
 from serinette.presence import from_redis_time
 from serinette.usage import Day, day_number, day_of
@@ -68,7 +69,7 @@ class RequestRate:
             try:
                 taken: Any = await self._script([self._keys.rate(tenant)], [per_minute, share])
             except ResponseError as error:
-                if not str(error).startswith(NO_DISK):
+                if NO_DISK not in str(error):
                     raise
                 return  # nothing can be counted, and what the queue holds can still be read
         if taken < 0:

@@ -9,6 +9,7 @@ import signal
 import sys
 
 import rq.defaults
+from redis.exceptions import ResponseError
 from rq.exceptions import StopRequested
 
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
@@ -49,6 +50,8 @@ def run(settings: WorkerSettings, name: str) -> int:
         worker.work(logging_level="WARNING")
     except StopRequested:
         log.warning("left while Redis was away")
+    except ResponseError as error:  # while it began or ended; its supervisor starts it again after a pause
+        log.warning("Redis takes nothing at the moment: %s", error)
     engine.close()
     return 0 if drain.requested else 1
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from redis import Redis, RedisError
 from redis.client import Pipeline, PubSub, PubSubWorkerThread
+from redis.exceptions import ResponseError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 from rq.job import Job
@@ -32,6 +33,7 @@ from serinette.errors import InvalidSpec, NotFound, SerinetteError, StoreUnavail
 from serinette.job import JobStatus
 from serinette.jobs import Claimed, Jobs, Lease, Outcome, calls
 from serinette.jobs.finishing import put_record, record_of
+from serinette.jobs.script import is_of_one_job
 from serinette.names import Lane, queue_name
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class SlotWorker(SimpleWorker):
         self.held: HeldJob | None = None
         self.spooled = SpooledJobs(resources.spool, resources.store, self._jobs)
         self._known_until_s = 0.0
+        self._woken = False  # by a token, which the next claim uses
 
     # -- what RQ does otherwise
 
@@ -128,22 +131,34 @@ class SlotWorker(SimpleWorker):
         No job is taken while the engine is not ready (other workers may be), while the spool is full (its song would
         have no place), or while RQ is suspended.
         """
-        woken = False
         if self._up_file:
             self._up_file.touch()
         while not self._drain.requested:
-            self.spooled.send()
-            self.heartbeat()
-            if self.spooled.full or not self._resources.engine.ready(_IDLE_S / 2):
-                self._pause(_IDLE_S / 2)
-            elif self._suspended():
-                self._pause(_IDLE_S)
-            elif taken := self.take(woken=woken):
-                return taken
-            else:
-                wake = self._settings.keys.wake(self._settings.pool)
-                woken = self.connection.blpop([wake], timeout=_IDLE_S) is not None
+            try:
+                if taken := self._looked():
+                    return taken
+            except ResponseError as error:
+                if is_of_one_job(error):
+                    raise
+                log.warning("Redis takes nothing at the moment, asking again: %s", error)
+                time.sleep(_IDLE_S)
         self._leave()
+        return None
+
+    def _looked(self) -> tuple[Job, Queue] | None:
+        """The next job; None after a short wait if there is none."""
+        self.spooled.send()
+        self.heartbeat()
+        if self.spooled.full or not self._resources.engine.ready(_IDLE_S / 2):
+            self._pause(_IDLE_S / 2)
+        elif self._suspended():
+            self._pause(_IDLE_S)
+        elif taken := self.take(woken=self._woken):
+            self._woken = False
+            return taken
+        else:
+            wake = self._settings.keys.wake(self._settings.pool)
+            self._woken = self.connection.blpop([wake], timeout=_IDLE_S) is not None
         return None
 
     def take(self, *, woken: bool = False) -> tuple[Job, Queue] | None:

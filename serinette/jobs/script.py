@@ -35,6 +35,10 @@ _SHAS = {flags: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() f
 # Callers that share a round trip: each of them waits for all of it. More than the fewest go in two halves, so that this
 # process works on one while the server works on the other.
 _FEWEST_TOGETHER, _MOST_TOGETHER = 4, 64
+# A server's word in a refusal while it cannot write to its disk.
+NO_DISK = "MISCONF"
+# A server that starts again and again, as on a full disk, may forget the scripts as often in between.
+_MOST_LOADS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,12 @@ class Jobs:
 
     def many(self, calls: Sequence[Call[Answer]]) -> list[Answer]:
         """Run several transitions in one round trip; each is atomic, not all together."""
-        found = self._send(calls)
-        if any(isinstance(each, NoScriptError) for each in found):
+        found, loads = self._send(calls), 0
+        while loads < _MOST_LOADS and any(isinstance(each, NoScriptError) for each in found):
             for body in _TEXTS.values():
                 self.redis.script_load(body)
             # Calls that succeeded run twice, which every transition allows.
-            found = self._send(calls)
+            found, loads = self._send(calls), loads + 1
         return [_answer(call, each) for call, each in zip(calls, found, strict=True)]
 
     def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
@@ -163,11 +167,13 @@ class AsyncJobs:
                 each.answers.set_result(answers)
 
     async def _answers(self, requests: Sequence[_Request]) -> list[list[Any]]:
-        found = await self._round_trip(requests)
-        if unknown := [i for i, answers in enumerate(found) if isinstance(answers[0], NoScriptError)]:
+        found, loads = await self._round_trip(requests), 0
+        while unknown := [i for i, answers in enumerate(found) if isinstance(answers[0], NoScriptError)]:
+            if loads == _MOST_LOADS:
+                break
             for body in _TEXTS.values():
                 await self.redis.script_load(body)
-            again = await self._round_trip([requests[i] for i in unknown])
+            again, loads = await self._round_trip([requests[i] for i in unknown]), loads + 1
             for i, answers in zip(unknown, again, strict=True):
                 found[i] = answers
         return found
@@ -211,9 +217,9 @@ async def _exchange(connection: Any, commands: Sequence[Sequence[Argument]]) -> 
 
 def is_of_one_job(error: Exception) -> bool:
     """Whether a transition refused the job's record or its arguments: of a server that is read-only, full or loading,
-    redis-py raises a subclass.
+    redis-py raises a subclass, but for a full disk.
     """
-    return type(error) is ResponseError
+    return type(error) is ResponseError and NO_DISK not in str(error)
 
 
 def _is_of_one_caller(error: BaseException) -> bool:

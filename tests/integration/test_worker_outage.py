@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,24 @@ def test_a_worker_leaves_while_redis_is_away(worker_pod: Pod, valkey: RestartedV
     time.sleep(0.3)  # its slots notice
     process.terminate()
     assert process.wait(30) == 0, worker_pod.log()
+
+
+def test_a_redis_whose_disk_is_full_is_waited_for(worker_pod: Pod, valkey: RestartedValkey) -> None:
+    redis = worker_pod.redis
+    place = Path(str(redis.config_get("dir")["dir"])) / str(redis.config_get("dbfilename")["dbfilename"])
+    worker_pod.start()
+    worker_pod.wait_stage(WorkerStage.READY)
+    place.unlink(missing_ok=True)
+    (place / "in the way").mkdir(parents=True)  # of the snapshot: its rename fails
+    redis.config_set("save", "3600 1")
+    worker_pod.submit()  # something to save
+    redis.bgsave()
+    assert eventually(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+    assert eventually(lambda: "Redis takes nothing at the moment" in worker_pod.log(), 30), worker_pod.log()
+    shutil.rmtree(place)
+    redis.config_set("save", "")
+    worker_pod.wait_over(worker_pod.submit(), JobStatus.SUCCEEDED)
+    assert "Traceback" not in worker_pod.log(), worker_pod.log()
 
 
 def test_a_full_redis_is_emptied_by_a_worker_that_starts_then(worker_pod: Pod, valkey: RestartedValkey) -> None:

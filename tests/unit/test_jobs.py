@@ -244,6 +244,24 @@ def test_a_server_that_forgot_the_script_is_given_it_again(board: Board) -> None
     assert board.waiting() == [first, second]
 
 
+def test_a_server_that_forgets_the_script_while_it_is_given_it_is_given_it_once_more(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.redis.script_flush()
+    load, loaded = board.redis.script_load, []
+
+    def forgotten(body: str) -> None:
+        load(body)
+        loaded.append(body)
+        if len(loaded) == 3:  # it has started again
+            board.redis.script_flush()
+
+    monkeypatch.setattr(board.redis, "script_load", forgotten)
+    job_id = board.submit()
+    assert board.waiting() == [job_id]
+    assert len(loaded) > 3
+
+
 def test_an_ended_job_shrinks_and_is_still_known(board: Board) -> None:
     work = GenerationSpec(prompt="a long jazz piano", seed=1)
     job_id = board.submit(None, work, labels={"album": "blue"}, digest="d")

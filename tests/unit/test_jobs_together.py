@@ -63,6 +63,24 @@ async def test_a_server_that_forgot_the_script_gets_it_once_for_all_of_them(
     assert all(seen.entry for (seen,) in found)
 
 
+async def test_a_server_that_forgets_the_script_meanwhile_gets_it_again(
+    jobs: AsyncJobs, redis: Redis, waiting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.script_flush()
+    load, loaded = jobs.redis.script_load, []
+
+    async def forgotten(body: str) -> None:
+        await load(body)
+        loaded.append(body)
+        if len(loaded) == 3:
+            redis.script_flush()
+
+    monkeypatch.setattr(jobs.redis, "script_load", forgotten)
+    (seen,) = await jobs(calls.look(waiting[:1]))
+    assert seen.entry
+    assert len(loaded) > 3
+
+
 async def test_one_refused_and_one_gone_take_nothing_from_the_others(jobs: AsyncJobs, waiting: list[str]) -> None:
     good = [asyncio.create_task(jobs(calls.look([job_id]))) for job_id in waiting]
     refused = asyncio.create_task(jobs.together(calls.look(waiting[:1]), ("NO SUCH COMMAND",)))
