@@ -173,15 +173,15 @@ def test_no_other_user_can_reach_the_queue(up: Up) -> None:
 
 
 def test_the_doctor_finds_it_without_a_url(up: Up, directory: Path) -> None:
-    here = directory / "here"
+    url, here = up.url, directory / "here"
     here.mkdir()
     (here / "serinette-data").symlink_to(up.data_dir)
     ended = run_cli("doctor", "--json", cwd=here)
     report = json.loads(ended.stdout)
     found = {(each["part"], each["check"]): (each["level"], each["message"]) for each in report["findings"]}
     assert {part for part, _ in found} == {"up", "disk", "gpu", "checkpoint", "queue", "store"}
-    assert found["up", "running"] == ("ok", f"process {up.process.pid}, {up.url}, in {here / 'serinette-data'}")
-    assert found["up", "gateway"] == ("ok", f"{up.url} is ready")
+    assert found["up", "running"] == ("ok", f"process {up.process.pid}, {url}, in {here / 'serinette-data'}")
+    assert found["up", "gateway"] == ("ok", f"{url} is ready")
     assert found["up", "workers"][1].startswith("1 of 1 ready: sine on ")
     assert found["queue", "synced"][0] == found["store", "create once"][0] == "ok"
     assert "bundled" in found["checkpoint", "whole"][1]
