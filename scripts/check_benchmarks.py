@@ -18,7 +18,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]*)\)")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-FIGURE = re.compile(r"[\d ,]*\d(?:\.\d+)?")
+FIGURE = re.compile(r"-?[\d ,]*\d(?:\.\d+)?")
 RAW = re.compile(r"benchmarks/results/[^/]+\.json#(.+)$")
 
 

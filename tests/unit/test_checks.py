@@ -17,7 +17,7 @@ def docs(tmp_path: Path) -> Path:
     """A docs/ beside one raw result."""
     results = tmp_path / "benchmarks/results"
     results.mkdir(parents=True)
-    raw = {"figures": {"submits_per_s": {"median": 412.349}, "runs": [1, 2.5], "ok": True}}
+    raw = {"figures": {"submits_per_s": {"median": 412.349}, "runs": [1, 2.5], "above_ms": -12.14, "ok": True}}
     (results / Path(RAW).name).write_text(json.dumps(raw))
     (tmp_path / "docs").mkdir()
     return tmp_path / "docs"
@@ -29,6 +29,7 @@ class TestBenchmarks:
         [
             f"| submits/s | [412.3]({RAW}#figures.submits_per_s.median) | `>= 300` |",
             f"| runs | [2.5]({RAW}#figures.runs.1) |",
+            f"| above the bound | [-12.1]({RAW}#figures.above_ms) |",
             "| polls/s | NOT MEASURED |",
             "## 8 steps on 2 cores",
             "```\n12 songs\n```",
@@ -41,6 +42,7 @@ class TestBenchmarks:
         ("line", "why"),
         [
             ("| submits/s | 412.3 |", "no link"),
+            (f"| above the bound | [12.1]({RAW}#figures.above_ms) |", "holds -12.14"),
             (f"| submits/s | [412.4]({RAW}#figures.submits_per_s.median) |", "holds 412.349"),
             (f"| submits/s | [412.3]({RAW}#figures.polls_per_s.median) |", "no number at"),
             (f"| submits/s | [412.3]({RAW}) |", "names no figure"),
