@@ -24,8 +24,8 @@ from serinette.store import Store
 
 # Of what others made: nothing of it runs, whatever a browser takes it for.
 SANDBOX = "sandbox; default-src 'none'"
-# Files that are sent at once, of one tenant and of all: each holds some chunks in memory for as long as its client takes
-# to read, and a range of a zip reads all songs before it.
+# Files that are sent at once, of one tenant and of all: each holds some chunks in memory for as long as its client
+# takes to read, and a range of a zip reads all songs before it.
 DOWNLOADS_OF_TENANT = 64
 _DOWNLOADS = 256
 _MANY_DOWNLOADS = partial(

@@ -1,5 +1,6 @@
-"""uvicorn's protocols with bounds: HTTP/1.1 on incomplete requests (long or slow heads, stalled bodies, endless trailers,
-and data that arrives after the response), WebSockets on what a listener sends.
+"""uvicorn's protocols with bounds: HTTP/1.1 on incomplete requests (long or slow heads, stalled bodies, endless
+trailers, and data that arrives after the response) and on answers that are not read, WebSockets on what a listener
+sends.
 
 uvicorn's own parser bounds none of these: a few hundred clients that send a byte now and then could hold its
 connections for ever, an endless header would fill its memory, and trailers are appended to the headers.
@@ -26,8 +27,8 @@ UNREAD_S = 300.0
 DISCARD_BYTES = 1_048_576
 DISCARD_S = 10.0
 
-# Bytes that one listener may send: its head, and days of pings. uvicorn answers every ping however much of that waits to
-# be read, and keeps 16 MiB of a message that never ends.
+# Bytes that one listener may send: its head, and days of pings. uvicorn answers every ping however much of that waits
+# to be read, and keeps 16 MiB of a message that never ends.
 LISTENER_BYTES = 1_048_576
 
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"

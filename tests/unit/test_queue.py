@@ -185,7 +185,24 @@ async def test_list_with_a_filter_looks_at_a_bounded_number(
     assert pages == [[], [], [wanted]]
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "bnVsbA", "W10", "WzEsMl0", "Wy0xLCJhIl0", "W1tdLDFd", "é", "A" * 300, "WyJ4IixOYU5d", "WyJ4IiwtSW5maW5pdHld", "WyJ4Iix0cnVlXQ", "WyJ4IiwiMSJd"])
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "x",
+        "bnVsbA",
+        "W10",
+        "WzEsMl0",
+        "Wy0xLCJhIl0",
+        "W1tdLDFd",
+        "é",
+        "A" * 300,
+        "WyJ4IixOYU5d",
+        "WyJ4IiwtSW5maW5pdHld",
+        "WyJ4Iix0cnVlXQ",
+        "WyJ4IiwiMSJd",
+    ],
+)
 async def test_foreign_cursors_are_refused(harness: QueueHarness, cursor: str) -> None:
     if cursor:
         with pytest.raises(InvalidSpec) as refused:
