@@ -139,6 +139,7 @@ class WholeHub(BaseHTTPRequestHandler):
 
     spans: ClassVar[list[str]]  # of the large file, as asked for
     spans_left: ClassVar[int]  # of it, before the hub goes away
+    cuts: ClassVar[Iterator[bool]]  # whether the next breaks off in its middle
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
@@ -170,6 +171,12 @@ class WholeHub(BaseHTTPRequestHandler):
         if asked:
             start, _, end = asked.removeprefix("bytes=").partition("-")
             content = content[int(start) : int(end) + 1]
+        if FILES[name] is LARGE and self.command == "GET" and next(self.cuts, False):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:1_000])
+            return
         sha256 = hashlib.sha256(FILES[name]).hexdigest()
         self._say(status, content, sha256 if name.endswith("safetensors") else sha256[:40])
 
@@ -190,6 +197,7 @@ def whole_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[
     class Ours(WholeHub):
         spans: ClassVar = []
         spans_left: ClassVar = 1_000
+        cuts: ClassVar = iter(())
 
     monkeypatch.setattr(hub_client, "SPAN_BYTES", 100_000)
     monkeypatch.setattr(downloading, "spans", partial(spans, span_bytes=100_000))
@@ -245,6 +253,17 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
             locate(settings)
     assert (locate(settings).directory / "transformer/model.safetensors").read_bytes() == LARGE
     assert len(whole_hub.spans) - first == (11 - 4) + (11 if spoiled else 0)
+
+
+def test_a_connection_that_breaks_off_is_opened_again(
+    whole_hub: type[WholeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused: list[float] = []
+    monkeypatch.setattr("gpu_worker.engine.checkpoints.hub.time.sleep", paused.append)
+    whole_hub.cuts = iter((False, True))
+    found = locate(WorkerSettings(model=MODEL, work_dir=tmp_path))
+    assert (found.directory / "transformer/model.safetensors").read_bytes() == LARGE
+    assert (len(whole_hub.spans), paused) == (12, [1])
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_comes(

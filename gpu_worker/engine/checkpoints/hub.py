@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -118,22 +119,20 @@ def _fetch(model: str, revision: str | None, patterns: Sequence[str], checkpoint
 def _fetch_large(model: str, commit: str, files: dict[str, RepoFile], incoming: Path, blobs: Path) -> None:
     """Bring files, by their SHA-256, to where the hub's client looks for them before it fetches."""
     files = {sha256: file for sha256, file in files.items() if not (blobs / sha256).exists()}
-    headers = build_hf_headers()
 
     def read(sha256: str, path: Path, span: tuple[int, int]) -> None:
-        start, end = span
         url = hf_hub_url(model, files[sha256].path, revision=commit)
-        asked = {**headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        with http_stream_backoff("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
-            if answer.status_code != HTTPStatus.PARTIAL_CONTENT:
-                answer.raise_for_status()
-                raise OSError(f"{url} gives no parts of a file")
-            with path.open("r+b") as file:
-                file.seek(start)
-                for chunk in answer.iter_bytes():
-                    file.write(chunk)
-                if file.tell() != end:
-                    raise OSError(f"{url} gave {file.tell() - start} bytes of {end - start}")
+        for pause_s in (1, 2, 4, 8, None):
+            try:
+                _read_span(url, path, *span)
+            except OSError:
+                raise
+            except Exception:  # of the network or a hub that is busy
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+            else:
+                return
 
     resumed = fetch_spans(incoming, {sha256: file.size for sha256, file in files.items()}, read)
     for sha256 in files:
@@ -143,6 +142,25 @@ def _fetch_large(model: str, commit: str, files: dict[str, RepoFile], incoming: 
             raise OSError(f"{files[sha256].path} came in two parts that do not fit; it is fetched again")
         blobs.mkdir(exist_ok=True)
         path.rename(blobs / sha256)
+
+
+def _read_span(url: str, path: Path, start: int, end: int) -> None:
+    """Write the bytes of a file from `start` to before `end` to their place. Raises OSError: they are not to be had."""
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    # Its own tries know nothing of a stream that breaks off.
+    once: dict[str, Any] = {"retry_on_exceptions": (), "retry_on_status_codes": ()}
+    with http_stream_backoff("GET", url, headers=headers, timeout=timeout_s, **once) as answer:
+        if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.is_server_error:
+            answer.raise_for_status()
+        if answer.status_code != HTTPStatus.PARTIAL_CONTENT:
+            raise OSError(f"{url} answers {answer.status_code} for a part of a file")
+        with path.open("r+b") as file:
+            file.seek(start)
+            for chunk in answer.iter_bytes():
+                file.write(chunk)
+            if file.tell() != end:
+                raise OSError(f"{url} gave {file.tell() - start} bytes of {end - start}")
 
 
 def _explained(error: Exception) -> str:
