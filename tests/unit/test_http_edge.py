@@ -81,7 +81,7 @@ async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 async def test_without_keys_only_names_of_this_machine_are_answered_to(
     http: httpx.AsyncClient, host: str, status: int
 ) -> None:
-    answer = await http.get("/v1/queue", headers={"Host": host.encode("latin-1")})
+    answer = await http.get("/v1/queue", headers=[(b"Host", host.encode("latin-1"))])
     assert answer.status_code == status, answer.text
     if host and status == 403:
         assert (problem(answer)["code"], problem(answer)["field"]) == ("forbidden", "Host")

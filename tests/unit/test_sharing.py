@@ -19,7 +19,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from redis import Redis
-from starlette import formparsers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
@@ -221,13 +220,13 @@ async def test_a_forms_files_lie_on_the_disk_and_are_few(
 ) -> None:
     _, http = served
     made: list[int] = []
-    kind = formparsers.SpooledTemporaryFile
+    kind = tempfile.SpooledTemporaryFile
 
     def counted(*, max_size: int) -> Any:
         made.append(max_size)
         return kind(max_size=max_size)
 
-    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", counted)
+    monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", counted)
     part = b'--x\r\nContent-Disposition: form-data; name="f%d"; filename="a"\r\n\r\n' + bytes(2_000) + b"\r\n"
     body = b"".join(part % number for number in range(40)) + b"--x--\r\n"
     headers = {**bearing(key_of(redis, "acme")), "Content-Type": "multipart/form-data; boundary=x"}
