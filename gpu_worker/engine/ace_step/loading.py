@@ -25,7 +25,7 @@ from gpu_worker.engine.ace_step.tasks import grid_of
 from gpu_worker.engine.checkpoints.locating import adapter_directory, planner_directory
 from gpu_worker.engine.interface import Checkpoint, ModelFamily, SongRequest
 from gpu_worker.engine.memory.plan import CPU_WINDOWS, Plan, plan
-from gpu_worker.engine.memory.windows import OVERLAP_FRAMES
+from gpu_worker.engine.memory.windows import overlap_of
 from gpu_worker.planner.loading import check
 from gpu_worker.planner.planner import Planner
 from gpu_worker.settings import WorkerSettings
@@ -46,6 +46,8 @@ def load(checkpoint: Checkpoint, device: torch.device, settings: WorkerSettings)
         check(planner)  # before minutes go into the song model
     fits = _fits(checkpoint.directory, planner, dtype, settings, device)
     pipe = _pipeline(checkpoint.directory, dtype)
+    overlap_frames = overlap_of(pipe.vae.config.downsampling_ratios)
+    fits = replace(fits, windows=replace(fits.windows, overlap_frames=overlap_frames))
     settle_kernels(device)
     if fits.offload:
         pipe.enable_model_cpu_offload(device=device)
@@ -110,7 +112,7 @@ def part_audio(vae: Any, fits: Plan) -> None:  # noqa: ANN401  # diffusers ships
     vae.enable_tiling()
     vae.tile_latent_min_length = fits.windows.frames
     vae.tile_sample_min_length = fits.windows.frames * vae.hop_length
-    vae.tile_sample_overlap = OVERLAP_FRAMES * vae.hop_length
+    vae.tile_sample_overlap = fits.windows.overlap_frames * vae.hop_length
 
 
 def fold_weight_norm(vae: torch.nn.Module) -> None:

@@ -6,14 +6,18 @@ so that what is kept of it is what the whole song's decoding gives there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Oobleck's decoder looks 9.3 latent frames around (measured in float64: at an overlap of 9 what is left is 6e-16).
+# ACE-Step's decoder looks 9.3 latent frames around (measured in float64: at an overlap of 9 what is left is 6e-16).
 OVERLAP_FRAMES = 16
+# Samples to either side: AutoencoderOobleck's outer convolutions have kernels of 7, its residual units too, with
+# dilations 1, 3 and 9.
+_OUTER_REACH, _UNITS_REACH = 3, 39
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +31,12 @@ class Windows:
     core_frames: int
     at_once: int
     fixed: bool
+    overlap_frames: int = OVERLAP_FRAMES
 
     @property
     def frames(self) -> int:
         """Latent frames of the longest window."""
-        return self.core_frames + 2 * OVERLAP_FRAMES
+        return self.core_frames + 2 * self.overlap_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +56,25 @@ class Window:
         return self.end - self.start
 
 
+def overlap_of(downsampling_ratios: Sequence[int]) -> int:
+    """Latent frames by which windows of an AutoencoderOobleck's latents overlap: more than its decoder looks around."""
+    reach, per_frame = float(_OUTER_REACH), 1
+    for ratio in reversed(downsampling_ratios):
+        reach += 1 / per_frame  # the transposed convolution
+        per_frame *= ratio
+        reach += _UNITS_REACH / per_frame
+    return max(OVERLAP_FRAMES, math.ceil(reach) + 1)
+
+
 def windows_of(song: int, frames: int, windows: Windows) -> Iterator[Window]:
     """The windows of a song of so many frames, in order."""
     kept_to = 0
     while kept_to < frames:
-        start = max(0, kept_to - OVERLAP_FRAMES)
+        start = max(0, kept_to - windows.overlap_frames)
         end = min(start + windows.frames, frames)
         if windows.fixed:
             start = max(0, end - windows.frames)
-        kept_from, kept_to = kept_to, frames if end == frames else end - OVERLAP_FRAMES
+        kept_from, kept_to = kept_to, frames if end == frames else end - windows.overlap_frames
         yield Window(song, start, end, kept_from, kept_to, last=end == frames)
 
 
