@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.engine.ace_step.sampling import fill_in
+from gpu_worker.engine.ace_step.sampling import fill_in, of_the_vocabulary
 from serinette.job import Sampling
-from serinette.spec import GenerationSpec
+from serinette.spec import INSTRUMENTAL, GenerationSpec
+from tools.music_box import words
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,41 @@ def test_a_field_without_effect_is_reported(turbo: bool, asked: dict[str, Any], 
         assert len(named) == fields
     else:
         assert named == fields
+
+
+CLOSED = words.tokenizer().init_kwargs["closed_vocabulary"]
+
+
+def unheard(prompt: str, lyrics: str = INSTRUMENTAL) -> list[str]:
+    spans = words.tokenizer()(prompt, return_offsets_mapping=True).offset_mapping
+    return of_the_vocabulary(prompt, lyrics, spans, CLOSED)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("a happy tune on the harp, with drums", []),
+        ("Slow, SAD music for flute in C♯ minor, 72 BPM", []),
+        ("楽しいオルゴールの曲、ハ長調、テンポ120", []),
+        ("Ｆｌｕｔｅ", []),
+        ("", []),
+        ("jazz piano, smooth", ["jazz"]),
+        ("Jazz trumpet and jazz drums", ["jazz", "trumpet"]),
+        ("夜のピアノ、ジャズ", ["夜", "ジャズ"]),
+        ("crusaders saddle up", ["crusaders", "saddle", "up"]),
+        ("w" * 5000, ["w" * 24]),
+    ],
+)
+def test_words_that_a_model_of_few_words_does_not_know_are_named(prompt: str, named: list[str]) -> None:
+    said = ", ".join(f'"{word}"' for word in named)
+    warning = f"prompt: the model does not know {said}; it knows {words.KNOWS}"
+    assert unheard(prompt) == ([warning] if named else [])
+
+
+def test_as_many_are_named_as_can_be_read() -> None:
+    (warning,) = unheard(" ".join(f"{letter}{letter}{letter}" for letter in "bcdfghjklmnpqr"))
+    assert '"kkk" and 6 more; it knows' in warning
+
+
+def test_a_model_without_a_voice_says_so() -> None:
+    assert unheard("calm harp", "la la la") == ["lyrics: ignored, the model has no voice"]

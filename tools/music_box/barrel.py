@@ -1,8 +1,9 @@
 """The barrel: what every latent frame and channel means, and the ruled lines that give the model the time.
 
 A latent is a sheet of pins. A pin (`PIN` where it stands, 0 elsewhere) plucks one tooth of the comb that
-`codec` writes into the decoder; three more channels are stops, held open for the whole piece, that say which
-instruments play the melody. Frames come 40 to the second.
+`codec` writes into the decoder. The bass pin plucks the bass at the pitch of the accompaniment pin beside it. Three
+more channels are stops, held open for the whole piece, that say which instruments play the melody. Frames come 40 to
+the second.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ PIN = 6.0  # a pin's height over the unit noise of flow matching; sets when in t
 
 MELODY = range(14)  # chromatic from C5
 ACCOMPANIMENT = range(14, 26)  # one octave of pitch classes
-DRUMS = range(26, 29)  # thump, tick, shaker
+DRUMS = range(26, 28)  # thump, tick
+BASS = 28
 STOPS = range(29, 32)  # bell, pluck, pipe
-THUMP, TICK, SHAKER = DRUMS
+THUMP, TICK = DRUMS
 INSTRUMENTS = ("bell", "pluck", "pipe")
 
 MELODY_LOW = 72  # MIDI number of the lowest melody tooth, C5
 ACCOMPANIMENT_LOW = 55  # G3
+BASS_LOW = 40  # E2
 
 TEMPI = 21  # teeth of the governor in one octave: a tempo is at most 1.7 % off
 GRID_LOW_BPM = 80.0

@@ -17,6 +17,7 @@ LOOPS = {  # scale degrees, a bar each; all begin at home, so that the key is he
     True: ((0, 3, 4, 0), (0, 0, 4, 0), (0, 4, 3, 0), (0, 4, 0, 4)),
 }
 FINAL_S = 1.2  # the last chord rings at least this long
+CLOSE_EIGHTHS = 4  # before the last chord, on the dominant and without drums
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +25,28 @@ class Mood:
     """How a bar is filled: by eighths 0 to 7."""
 
     melody: tuple[float, ...]  # chance of a note on each eighth
-    accompaniment: dict[int, str]  # which chord tones (root, third, fifth) sound on an eighth
+    accompaniment: dict[
+        int, str
+    ]  # which chord tones (root, third, fifth) sound on an eighth; one alone may be the bass's
+    bass: tuple[int, ...] = (0, 4)
     thump: tuple[int, ...] = ()
     tick: tuple[int, ...] = ()
-    shaker: tuple[int, ...] = ()
 
 
 MOODS = {
-    "plain": Mood((1, 0.3, 0.8, 0.4, 0.9, 0.3, 0.8, 0.4), {0: "r", 2: "5", 4: "r3", 6: "5"}),
-    "happy": Mood((1, 0.5, 0.9, 0.5, 0.9, 0.5, 0.9, 0.6), {0: "r", 2: "35", 4: "r", 6: "35"}, (0, 4), (2, 6)),
-    "calm": Mood((1, 0.1, 0.7, 0.2, 0.8, 0.1, 0.6, 0.1), {0: "r", 2: "5", 4: "3", 6: "r"}),
-    "sad": Mood((1, 0.0, 0.5, 0.2, 0.8, 0.0, 0.5, 0.2), {0: "r3", 2: "5", 4: "r", 6: "5"}),
+    "plain": Mood((1, 0.3, 0.8, 0.4, 0.9, 0.3, 0.8, 0.4), {0: "r", 2: "35", 4: "5", 6: "r3"}),
+    "happy": Mood((1, 0.5, 0.9, 0.5, 0.9, 0.5, 0.9, 0.6), {0: "r", 2: "35", 4: "5", 6: "r3"}, (0, 4), (0, 4), (2, 6)),
+    "calm": Mood((1, 0.1, 0.7, 0.2, 0.8, 0.1, 0.6, 0.1), {0: "r", 2: "5", 3: "3", 4: "r", 6: "5", 7: "3"}, (0,)),
+    "sad": Mood((1, 0.0, 0.5, 0.2, 0.8, 0.0, 0.5, 0.2), {0: "r", 2: "35", 4: "5", 6: "r3"}, (0, 4)),
     "dance": Mood(
         (1, 0.5, 0.9, 0.6, 0.9, 0.5, 0.9, 0.6),
-        {0: "r", 2: "35", 4: "r", 6: "35", 7: "5"},
+        {0: "r", 1: "35", 2: "r", 3: "35", 4: "r", 5: "35", 6: "5", 7: "r3"},
         (0, 2, 4, 6),
-        (2, 6),
+        (0, 2, 4, 6),
         (1, 3, 5, 7),
     ),
 }
-PLAIN_DRUMS = Mood((), {}, (0, 4), (2, 6))  # for a mood without drums, where they are asked for
+PLAIN_DRUMS = Mood((), {}, (), (0, 4), (2, 6))  # for a mood without drums, where they are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,29 +149,35 @@ def _pin_bar(sheet: Array, tune: Tune, bar: _Bar, last: int, walk: _Walk) -> Non
         grid = (bar.number * 8 + eighth) * unit
         if grid >= last:
             return
+        closing = last - grid <= CLOSE_EIGHTHS * unit
+        chord = tune.chord(4) if closing else bar.chord
         row = sheet[int(barrel.grid_frame(tune.tempo.tooth, grid))]
         if eighth in bar.rhythm:
-            row[walk.step(_goals(tune, bar, eighth))] = barrel.PIN
+            row[walk.step(_goals(tune, bar.number, chord, eighth))] = barrel.PIN
         for tone in mood.accompaniment.get(eighth, ""):
-            row[accompaniment_channel(bar.chord[tone])] = barrel.PIN
-        for channel, places in zip(barrel.DRUMS, (drums.thump, drums.tick, drums.shaker), strict=True):
-            if eighth in places:
+            row[accompaniment_channel(chord[tone])] = barrel.PIN
+        if eighth in mood.bass:
+            row[barrel.BASS] = barrel.PIN
+        for channel, places in zip(barrel.DRUMS, (drums.thump, drums.tick), strict=True):
+            if eighth in places and not closing:
                 row[channel] = barrel.PIN
 
 
-def _goals(tune: Tune, bar: _Bar, eighth: int) -> set[int]:
+def _goals(tune: Tune, bar: int, chord: dict[str, int], eighth: int) -> set[int]:
     """The pitch classes a melody note must fall on: the chord's on strong eighths, home where a loop comes home."""
     if eighth not in {0, 4}:
         return set()
-    home = bar.number % 4 == 3 and bar.chord["r"] == tune.tonic
-    return {tune.tonic} if home or (bar.number % 4 == 0 and eighth == 0) else set(bar.chord.values())
+    home = chord["r"] == tune.tonic and (bar % 4 == 3 or (bar % 4 == 0 and eighth == 0))
+    return {tune.tonic} if home else set(chord.values()) & set(tune.scale)
 
 
 def _pin_end(sheet: Array, tune: Tune, last: int) -> None:
+    """The last chord: the tonic in the melody, in the accompaniment and, as it is alone there, in the bass."""
     row = sheet[int(barrel.grid_frame(tune.tempo.tooth, last))]
-    for pitch_class in tune.chord(0).values():
-        row[accompaniment_channel(pitch_class)] = barrel.PIN
-    row[(tune.tonic - barrel.MELODY_LOW) % 12] = barrel.PIN
+    row[accompaniment_channel(tune.tonic)] = barrel.PIN
+    row[barrel.BASS] = barrel.PIN
+    home, third = ((pitch_class - barrel.MELODY_LOW) % 12 for pitch_class in (tune.tonic, tune.chord(0)["3"]))
+    row[home] = row[third] = barrel.PIN
     if tune.drums or MOODS[tune.mood].thump:
         row[barrel.THUMP] = barrel.PIN
 

@@ -1,6 +1,7 @@
-"""Does the model follow its prompts? A hundred unseen ones, generated and measured beside the composer's own renders.
+"""Does the model follow its prompts, and how do its songs sound? Unseen ones, generated and measured beside the
+composer's own renders, and beside an earlier checkpoint's songs where one is given.
 
-python -m tools.music_box.evaluation --out docs
+python -m tools.music_box.evaluation --out docs [--before build/before.zip]
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from diffusers import AceStepPipeline
+from PIL import Image
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,7 +30,8 @@ from tools.music_box.composer import Tune, compose
 from tools.music_box.measuring import Measures, Sound
 
 _SECONDS = 15
-# Of the bundled weights' training: what these asked for is no held-out prompt.
+# Of the longest training that the bundled weights saw: what these asked for is no held-out prompt. A shorter one that
+# goes on from a checkpoint begins with the same lessons.
 _STEPS = 1430
 _NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 
@@ -58,6 +61,7 @@ class Row:
     rendered: Measures
     likeness: float  # of two seeds' chroma sequences
     took_s: float
+    before: Measures | None = None
 
 
 def main() -> None:
@@ -65,20 +69,22 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("--out", type=Path, default=Path("docs"))
     reader.add_argument("--checkpoint", type=Path, default=ARCHIVE, help="an archive that packing wrote")
+    reader.add_argument("--before", type=Path, help="the archive of an earlier checkpoint, for comparison")
     reader.add_argument("--prompts", type=int, default=100)
     reader.add_argument("--losses", type=Path, default=Path("build/music-box/losses.json"), help="that training left")
     asked = reader.parse_args()
     losses = json.loads(asked.losses.read_text()) if asked.losses.exists() else []
     box = packing.load(asked.checkpoint)
-    prompts = draw(asked.prompts, shown(len(losses) or _STEPS))
-    rows = [measure(box, prompt, seed) for seed, prompt in enumerate(prompts)]
+    earlier = packing.load(asked.before) if asked.before else None
+    prompts = draw(asked.prompts, shown(max(len(losses), _STEPS)))
+    rows = [measure(box, prompt, seed, earlier) for seed, prompt in enumerate(prompts)]
     asked.out.mkdir(parents=True, exist_ok=True)
     table = summary(rows)
     (asked.out / "music-box.json").write_text(
         json.dumps({"summary": table, "rows": [_plain(row) for row in rows]}, indent=1) + "\n"
     )
     print(markdown(table))
-    page(box, prompts[:6], asked.out / "music-box.png")
+    page(box, earlier, prompts[:5], asked.out / "music-box.png")
     if losses:
         curve(losses, asked.out / "music-box-loss.png")
 
@@ -117,8 +123,8 @@ def draw(count: int, seen: Container[frozenset[str]] = ()) -> list[Prompt]:
     return prompts
 
 
-def measure(box: AceStepPipeline, prompt: Prompt, seed: int) -> Row:
-    """Generate a prompt twice and render it once."""
+def measure(box: AceStepPipeline, prompt: Prompt, seed: int, earlier: AceStepPipeline | None = None) -> Row:
+    """Generate a prompt twice and render it once; and generate it once with an earlier checkpoint."""
     began = time.perf_counter()
     generated = generate(box, prompt, seed)
     took_s = time.perf_counter() - began
@@ -131,6 +137,7 @@ def measure(box: AceStepPipeline, prompt: Prompt, seed: int) -> Row:
         measuring.measure(rendered, *asked),
         measuring.likeness(generated, other),
         took_s,
+        measuring.measure(generate(earlier, prompt, seed), *asked) if earlier else None,
     )
 
 
@@ -160,22 +167,13 @@ def render(box: AceStepPipeline, tune: Tune, seed: int) -> Sound:
 
 
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Shares and means over the prompts, for what was generated and for the renders."""
+    """Shares, means and extremes over the prompts: of what was generated, of renders, and of an earlier checkpoint."""
     table = {
-        kind: {
-            "key found": float(np.mean([one.key_found for one in measures])),
-            "tempo within 4 %": float(np.mean([one.tempo_found for one in measures])),
-            "tonal energy": float(np.mean([one.tonal for one in measures])),
-            "spectral flatness": float(np.mean([one.flatness for one in measures])),
-            "energy in key": float(np.mean([one.in_key for one in measures])),
-            "silent": float(np.sum([one.silent for one in measures])),
-            "clipping": float(np.sum([one.clipping for one in measures])),
-        }
-        for kind, measures in (
-            ("generated", [row.generated for row in rows]),
-            ("rendered", [row.rendered for row in rows]),
-        )
+        "generated": _figures([row.generated for row in rows]),
+        "rendered": _figures([row.rendered for row in rows]),
     }
+    if before := [row.before for row in rows if row.before]:
+        table["before"] = _figures(before)
     table["generated"] |= {
         "two seeds' likeness, mean": float(np.mean([row.likeness for row in rows])),
         "two seeds differ (< 0.9)": float(np.mean([row.likeness < 0.9 for row in rows])),
@@ -184,12 +182,37 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return table
 
 
+def _figures(measures: Sequence[Measures]) -> dict[str, float]:
+    def all_of(name: str) -> list[float]:
+        return [getattr(one, name) for one in measures]
+
+    return {
+        "key found": float(np.mean(all_of("key_found"))),
+        "tempo within 4 %": float(np.mean(all_of("tempo_found"))),
+        "tonal energy": float(np.mean(all_of("tonal"))),
+        "spectral flatness": float(np.mean(all_of("flatness"))),
+        "energy in key": float(np.mean(all_of("in_key"))),
+        "silent": float(np.sum(all_of("silent"))),
+        "clipping": float(np.sum(all_of("clipping"))),
+        "loudness, mean, LUFS": float(np.mean(all_of("lufs"))),
+        "loudness, softest, LUFS": float(np.min(all_of("lufs"))),
+        "loudness, loudest, LUFS": float(np.max(all_of("lufs"))),
+        "side over mid, mean, dB": float(np.mean(all_of("side_db"))),
+        "last 0.1 s under the peak, median, dB": float(np.median(all_of("end_db"))),
+        "last 0.1 s under the peak, worst, dB": float(np.max(all_of("end_db"))),
+        "songs whose last 0.1 s is above -40 dB": float(np.sum([end > -40 for end in all_of("end_db")])),
+        "largest sample jump, worst": float(np.max(all_of("jump"))),
+    }
+
+
 def markdown(table: dict[str, dict[str, float]]) -> str:
     """The summary as a table."""
-    lines = ["| | generated | composer's renders |", "|---|---|---|"]
-    for name, value in table["generated"].items():
-        other = table["rendered"].get(name)
-        lines.append(f"| {name} | {value:.3g} | {'' if other is None else f'{other:.3g}'} |")
+    named = {"generated": "generated", "rendered": "composer's renders", "before": "generated before"}
+    kinds = [kind for kind in named if kind in table]
+    lines = [f"| | {' | '.join(named[kind] for kind in kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for name in table["generated"]:
+        values = [table[kind].get(name) for kind in kinds]
+        lines.append(f"| {name} | {' | '.join('' if value is None else f'{value:.3g}' for value in values)} |")
     return "\n".join(lines)
 
 
@@ -202,18 +225,23 @@ def _plain(row: Row) -> dict[str, object]:
         "took_s": round(row.took_s, 3),
         "generated": asdict(row.generated),
         "rendered": asdict(row.rendered),
+        **({"before": asdict(row.before)} if row.before else {}),
     }
 
 
-def page(box: AceStepPipeline, prompts: Sequence[Prompt], path: Path) -> None:
-    """A row for each prompt: generated, generated with another seed, and the composer's render."""
+def page(box: AceStepPipeline, earlier: AceStepPipeline | None, prompts: Sequence[Prompt], path: Path) -> None:
+    """A row for each prompt: generated, the composer's render, and an earlier checkpoint's or another seed's song."""
     figure, axes = plt.subplots(len(prompts), 3, figsize=(13, 2.1 * len(prompts)), sharex=True, sharey=True)
     for seed, (prompt, row) in enumerate(zip(prompts, axes, strict=True)):
         title = f"{prompt.tune.mood}, {prompt.tune.instruments[0]}, {prompt.key}, {prompt.bpm} bpm"
         sounds = {
             title: generate(box, prompt, seed),
-            "another seed": generate(box, prompt, seed + 1000),
             "composer's render": render(box, prompt.tune, seed),
+            **(
+                {"generated before": generate(earlier, prompt, seed)}
+                if earlier
+                else {"another seed": generate(box, prompt, seed + 1000)}
+            ),
         }
         for axis, (name, sound) in zip(row, sounds.items(), strict=True):
             mono = sound.mean(axis=0)
@@ -221,8 +249,9 @@ def page(box: AceStepPipeline, prompts: Sequence[Prompt], path: Path) -> None:
             axis.set_title(name, fontsize=8)
             axis.set_ylim(0, 4500)
     figure.tight_layout()
-    figure.savefig(path, dpi=60, pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=60)
     plt.close(figure)
+    Image.open(path).convert("RGB").quantize(32).save(path, optimize=True)  # a third of the bytes
 
 
 def curve(losses: Sequence[tuple[float, float]], path: Path) -> None:

@@ -11,7 +11,11 @@ from tools.music_box import barrel, words
 from tools.music_box.barrel import CHANNELS, FRAMES_PER_S, PIN, Array, Tempo
 from tools.music_box.composer import MOODS, Tune, compose
 
-_TRACKS = {"melody": barrel.MELODY, "accompaniment": barrel.ACCOMPANIMENT, "drums": barrel.DRUMS}
+_TRACKS: dict[str, tuple[int, ...]] = {
+    "melody": (*barrel.MELODY, *barrel.STOPS),
+    "accompaniment": (*barrel.ACCOMPANIMENT, barrel.BASS),
+    "drums": (*barrel.DRUMS,),
+}
 _TASKS = {"text2music": 70, "repaint": 12, "extract": 5, "lego": 4, "complete": 4, "cover": 5}
 _RULING = barrel.ruling()
 _BLIND_FRAMES = 96  # before a cut that is no ending, where the model could not know better
@@ -110,12 +114,10 @@ def _elsewhere(heard: Array, dice: random.Random) -> Array:
 
 
 def only(sheet: Array, tracks: list[str]) -> Array:
-    """The sheet with these tracks alone; the stops go with the melody."""
+    """The sheet with these tracks alone; the stops go with the melody, the bass with the accompaniment."""
     kept = np.zeros(CHANNELS, np.float32)
     for track in tracks:
         kept[list(_TRACKS[track])] = 1
-    if "melody" in tracks:
-        kept[list(barrel.STOPS)] = 1
     return sheet * kept
 
 

@@ -1,4 +1,4 @@
-"""What can be heard in a sound by kept libraries: key, tempo, tones, noise."""
+"""What can be heard in a sound: key, tempo, tones, noise and loudness by kept libraries; stereo, end and clicks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from librosa.onset import onset_strength
 
+from serinette.media.encoding import measured_lufs
 from tools.music_box import comb
 from tools.music_box.composer import MAJOR, MINOR
 
@@ -22,6 +23,7 @@ _PROFILES = {
     True: (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
 }
 _FFT, _HOP = 8192, 2048
+_END_S = 0.1
 _ONSET_HOP = 128  # 5 ms: a tempo's lag is known to 1.5 % and better
 
 
@@ -38,6 +40,10 @@ class Measures:
     in_key: float  # share of chroma on the scale's notes
     silent: bool
     clipping: bool
+    lufs: float
+    side_db: float  # power of left minus right over that of left plus right
+    end_db: float  # peak of the last 0.1 s over the song's
+    jump: float  # largest step from a sample to the next, of full scale
 
 
 def measure(sound: Sound, tonic: int, minor: bool, bpm: float) -> Measures:
@@ -58,7 +64,15 @@ def measure(sound: Sound, tonic: int, minor: bool, bpm: float) -> Measures:
         in_key=float(chroma[scale].sum() / chroma.sum()),
         silent=bool(np.sqrt(np.mean(mono**2)) < 0.01),
         clipping=bool(np.mean(np.abs(sound) > 0.999) > 0.0001),
+        lufs=measured_lufs(sound, comb.SAMPLE_RATE),
+        side_db=_decibel(np.sum((sound[0] - sound[1]) ** 2), np.sum((sound[0] + sound[1]) ** 2)),
+        end_db=2 * _decibel(np.abs(sound[:, -round(_END_S * comb.SAMPLE_RATE) :]).max(), np.abs(sound).max()),
+        jump=float(np.abs(np.diff(sound, axis=1)).max()),
     )
+
+
+def _decibel(power: float, over: float) -> float:
+    return float(10 * np.log10(max(power, 1e-12) / max(over, 1e-12)))
 
 
 def key_of(chroma: _Floats) -> tuple[int, bool]:

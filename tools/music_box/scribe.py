@@ -17,8 +17,8 @@ from tools.music_box.codec import Network
 _WIDTH = 2 * CHANNELS
 _CONSTANT, _LARGE = CHANNELS, 200.0
 _NORM = math.sqrt(_WIDTH) / _LARGE  # what a norm multiplies by
-# Three levels of which a pin uses two: a code is a number below 3^32, one for each latent frame.
-_LEVELS = [3] * CHANNELS
+# Two levels, pin or none: a code is a number below 2^32, one for each latent frame.
+_LEVELS = [2] * CHANNELS
 
 
 @torch.no_grad()
@@ -56,12 +56,15 @@ def _wire_writer(writer: Network) -> None:
     attention = pooler.layers[0].self_attn
     attention.to_v.weight[pins, pins] = 2 / _NORM
     attention.to_out[0].weight[pins, pins] = 1.0
+    # The level is that of the sign.
     writer.quantizer.project_in.weight[pins, pins] = 1 / (PIN * _NORM)
+    writer.quantizer.project_in.bias[pins] = -0.5
 
 
 def _wire_reader(reader: Network, out: Network) -> None:
     pins = range(CHANNELS)
-    out.weight[pins, pins] = PIN
+    out.weight[pins, pins] = PIN / 2
+    out.bias[pins] = PIN / 2
     out.bias[_CONSTANT] = _LARGE
     reader.embed_tokens.weight.copy_(torch.eye(_WIDTH))
     reader.proj_out.weight[pins, pins] = 1 / _NORM

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tools.music_box import barrel, model, wiring, words
+from tools.music_box import barrel, model, packing, wiring, words
 from tools.music_box.lessons import Lesson, lesson
 
 _SHIFT = 3.0  # the turbo schedule's; training looks where sampling will step
@@ -55,20 +55,27 @@ def main() -> None:
     reader.add_argument("directory", type=Path)
     reader.add_argument("--minutes", type=float, default=60.0, help="of training in all, over every resumption")
     reader.add_argument("--batch", type=int, default=BATCH)
+    reader.add_argument("--rate", type=float, default=_PEAK_RATE, help="the highest")
+    reader.add_argument("--from", type=Path, dest="archive", help="a checkpoint's archive to begin with")
     reader.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = reader.parse_args()
     asked.directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    run = start(torch.device(asked.device))
+    run = start(torch.device(asked.device), asked.archive)
     if (asked.directory / "run.pt").exists():
         _load(run, asked.directory / "run.pt")
-    train(run, asked.directory, asked.minutes * 60, asked.batch, torch.device(asked.device))
+    train(run, asked.directory, asked.minutes * 60, asked.batch, asked.rate)
 
 
-def start(device: torch.device) -> Run:
-    """A run at its beginning: Muon for the matrices of the layers, Adam for the rest."""
+def start(device: torch.device, archive: Path | None = None) -> Run:
+    """A run at its beginning, or at what an archive holds: Muon for the matrices of the layers, Adam for the rest."""
     parts = model.parts()
     wiring.wire(parts.text_encoder, parts.condition_encoder, parts.transformer)
+    if archive:
+        # Its text encoder knows spellings; ours is wired, and the same for meanings.
+        earlier = packing.load(archive)
+        parts.condition_encoder.load_state_dict(earlier.condition_encoder.state_dict())
+        parts.transformer.load_state_dict(earlier.transformer.state_dict())
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for module in parts.modules().values():
@@ -84,12 +91,13 @@ def start(device: torch.device) -> Run:
     return Run(parts, optimizers, average)
 
 
-def train(run: Run, directory: Path, budget_s: float, batch: int, device: torch.device) -> None:
+def train(run: Run, directory: Path, budget_s: float, batch: int, peak_rate: float = _PEAK_RATE) -> None:
     """Step until the budget is spent; the learning rate falls along a cosine over it."""
+    device = next(run.parts.transformer.parameters()).device
     began, saved = time.monotonic() - run.spent_s, time.monotonic()
     while run.spent_s < budget_s:
         done = run.spent_s / budget_s
-        rate = _PEAK_RATE * min(1.0, (run.step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        rate = peak_rate * min(1.0, (run.step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         loss = _step(run, rate, batch, device)
         run.spent_s, run.step = time.monotonic() - began, run.step + 1
         run.losses.append((run.spent_s, loss))

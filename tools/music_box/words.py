@@ -1,7 +1,8 @@
 """The words that the music box hears, in English and Japanese, and the tokenizer that hears nothing else.
 
 Many spellings share one meaning. The model is trained on meanings; in the checkpoint each spelling is a token of its
-own whose embedding is a copy of its meaning's.
+own whose embedding is a copy of its meaning's. The tokenizer's configuration says what it knows, and which words say
+nothing, so that a worker can name the words of a prompt that are not heard.
 """
 
 from __future__ import annotations
@@ -50,7 +51,20 @@ MOODS = {
         *("楽しい", "明るい", "陽気", "元気", "嬉しい", "うれしい", "ポップ"),
     ),
     "calm": (
-        *("calm", "gentle", "peaceful", "relaxing", "soft", "smooth", "quiet", "slow", "lullaby", "sleepy", "ambient"),
+        *(
+            "calm",
+            "gentle",
+            "peaceful",
+            "relaxing",
+            "soft",
+            "smooth",
+            "quiet",
+            "slow",
+            "lullaby",
+            "sleepy",
+            "ballad",
+            "ambient",
+        ),
         *(
             "chill",
             "mellow",
@@ -97,6 +111,39 @@ _JAPANESE_TONICS = {
 _BPM = range(30, 301)  # what a spec may ask
 UNSAID_TEMPO = Tempo.nearest(104)
 UNSAID_TONIC = 0
+# Words that lean to a key or a tempo where none is said, by the sign that is heard behind each of them.
+LEANINGS = {
+    "☾": ("key 9 minor", MOODS["sad"]),
+    "↓": (
+        f"tempo {Tempo.nearest(72).tooth} slow",
+        ("slow", "lullaby", "sleepy", "ballad", "子守唄", "子守歌", "ゆったり"),
+    ),
+    "↑": (f"tempo {Tempo.nearest(138).tooth} fast", ("fast", "速い", "激しい")),
+}
+# Words of a prompt that say nothing, and of which no warning is due.
+PASSED_OVER = (
+    *("a", "an", "the", "of", "on", "in", "at", "with", "and", "or", "for", "to", "by", "some", "my", "very", "like"),
+    *(
+        "tune",
+        "tunes",
+        "song",
+        "songs",
+        "music",
+        "musical",
+        "piece",
+        "track",
+        "sound",
+        "sounds",
+        "solo",
+        "instrumental",
+    ),
+    *("play", "played", "playing", "key", "tempo", "feel", "feeling", "mood", "style", "background"),
+    *("の", "な", "で", "と", "を", "に", "曲", "音楽", "楽曲", "演奏", "音色", "音", "風", "感じ"),
+)
+KNOWS = (
+    "moods (happy, calm, sad, dance), instruments (music box, harp or piano, flute or organ), drums, slow and fast, "
+    "a bpm and a key, in English or Japanese"
+)
 
 
 def key(tonic: int, *, minor: bool) -> str:
@@ -127,6 +174,7 @@ def _spellings() -> dict[str, str]:
     for bpm in _BPM:
         meaning = tempo(Tempo.nearest(bpm))
         heard.update(dict.fromkeys((f"bpm: {bpm}", f"bpm {bpm}", f"{bpm} bpm", f"{bpm}bpm", f"テンポ{bpm}"), meaning))
+    heard.update((token, meaning) for token, (meaning, _) in LEANINGS.items())
     # A model that is given neither must play something.
     return heard | {"bpm: n/a": tempo(UNSAID_TEMPO), "keyscale: n/a": key(UNSAID_TONIC, minor=False)}
 
@@ -151,24 +199,44 @@ def meaning_of_tokens() -> list[int]:
 
 
 def faintness_of_tokens() -> list[float]:
-    """For each token of `tokenizer`, how faintly it is said: metadata over caption, and both over what is not said."""
-    faintness = [0.0, 0.0]
-    for word, meaning in SPELLINGS.items():
-        stated = word.startswith(("bpm: ", "keyscale: ")) or not meaning.startswith(("tempo", "key"))
-        faintness.append(0.22 if word.endswith("n/a") else 0.0 if stated else 0.12)
-    return faintness
+    """For each token of `tokenizer`, how faintly it is said: what is stated over what a word leans to, and that over
+    what is not said.
+    """
+    return [0.0, 0.0, *(0.22 if word.endswith("n/a") else 0.12 if word in LEANINGS else 0.0 for word in SPELLINGS)]
+
+
+# What must not follow a key or a tempo of the caption: metadata that state one.
+_STATED = {"tempo": r"(?![\s\S]*bpm: \d)", "key": r"(?![\s\S]*keyscale: [a-g])"}
+
+
+def _alternatives(spellings: list[str]) -> list[str]:
+    """What finds the spellings, longest first: words in Latin letters whole, others anywhere."""
+    longest = sorted(spellings, key=len, reverse=True)
+    latin = "|".join(re.escape(word).replace("\\ ", " ") for word in longest if word.isascii())
+    return [
+        rf"(?<![a-z0-9#])(?:{latin})(?![a-z0-9])",
+        f"(?:{'|'.join(word for word in longest if not word.isascii())})",
+    ]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Hears the spellings, longest first, in any case and width; everything else in a text is not there."""
+    """Hears the spellings, longest first, in any case and width; everything else in a text is not there, nor is a key
+    or a tempo of the caption that metadata behind it state.
+    """
     vocabulary = {word: token for token, word in enumerate((END, UNHEARD, *SPELLINGS))}
-    numbers = r"bpm: n/a|keyscale: n/a|bpm:? \d+|\d+ ?bpm|テンポ\d+"
-    rest = [word for word, meaning in SPELLINGS.items() if not meaning.startswith("tempo")]
-    latin = [re.escape(word).replace("\\ ", " ") for word in sorted(rest, key=len, reverse=True) if word.isascii()]
-    other = [word for word in sorted(rest, key=len, reverse=True) if not word.isascii()]
-    pattern = rf"(?<![a-z0-9#])(?:{numbers}|{'|'.join(latin)})(?![a-z0-9])|{'|'.join(other)}"
+    stated = {word for word in SPELLINGS if word.startswith(("bpm: ", "keyscale: "))}
+    kinds = {
+        kind: [word for word, meaning in SPELLINGS.items() if meaning.startswith(kind) and word not in stated]
+        for kind in _STATED
+    }
+    plain = [word for word, meaning in SPELLINGS.items() if word in stated or not meaning.startswith(tuple(_STATED))]
+    alternatives = [
+        *_alternatives(plain),
+        *(one + _STATED[kind] for kind in kinds for one in _alternatives(kinds[kind])),
+    ]
+    pattern = "|".join(alternatives)
     heard = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=UNHEARD))
-    heard.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    heard.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), *_leaning()])
     heard.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers types only its models
         tokenizer_object=heard,
@@ -177,4 +245,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNHEARD,
         padding_side="right",
         model_max_length=4096,
+        closed_vocabulary={"knows": KNOWS, "passed_over": PASSED_OVER},
     )
+
+
+def _leaning() -> list[normalizers.Normalizer]:
+    """Put its token behind each word that leans."""
+    made = []
+    for token, (_, leaning) in LEANINGS.items():
+        latin = "|".join(rf"[^a-z0-9#]{word}|\A{word}" for word in leaning if word.isascii())
+        other = "|".join(word for word in leaning if not word.isascii())
+        # Looked at from behind, so that the word keeps its place in the text.
+        made.append(normalizers.Replace(Regex(f"(?<={latin})(?![a-z0-9])|(?<={other})"), token))
+    return made

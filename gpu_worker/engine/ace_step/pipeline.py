@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gpu_worker.engine.ace_step.conditions import StepConditions
+from gpu_worker.engine.ace_step.sampling import of_the_vocabulary
 
 # The stock 256 cut long captions from the right, where bpm and key stand. The text encoder takes 32,768.
 MAX_TEXT_TOKENS = 1024
@@ -233,11 +234,13 @@ class SongPipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers ships no
         if len(spans) > room:
             kept = spans[room][0]
             warnings.append(f"prompt: only its first {kept} of {len(prompt)} characters are used; make it shorter")
-            prompt = prompt[:kept]
+            prompt, spans = prompt[:kept], spans[:room]
         tokens = len(self.tokenizer(words).input_ids)
         if tokens > MAX_LYRIC_TOKENS:
             share = 100 * MAX_LYRIC_TOKENS // tokens
             warnings.append(f"lyrics: only about the first {share} % are used; make them shorter")
+        if closed := self.tokenizer.init_kwargs.get("closed_vocabulary"):
+            warnings += of_the_vocabulary(prompt, lyrics, spans, closed)
         return prompt, tuple(warnings)
 
     def encode_prompt(

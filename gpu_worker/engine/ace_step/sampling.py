@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from serinette.job import Sampling
-from serinette.spec import CODES_PER_S, LANGUAGES, GenerationSpec, Task
+from serinette.spec import CODES_PER_S, INSTRUMENTAL, LANGUAGES, GenerationSpec, Task
 
 AUDIO_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
@@ -16,6 +18,8 @@ BASE = Sampling(steps=50, guidance_scale=7.0, shift=1.0, turbo=False)
 
 # ACE-Step 1.5's constants (TASK_TYPES_TURBO): what turbo checkpoints were trained for.
 TURBO_TASKS = frozenset({Task.TEXT2MUSIC, Task.REPAINT, Task.COVER})
+
+_NAMED, _LONGEST_WORD = 8, 24  # words that one warning names, and characters of each
 
 _USED_BY = {
     "repaint_start_s": frozenset({Task.REPAINT, Task.LEGO}),
@@ -108,6 +112,32 @@ def _of_training(spec: GenerationSpec, *, turbo: bool) -> list[str]:
         warnings.append(f"vocal_language: the model was not trained on {spec.vocal_language}")
     if turbo and task not in TURBO_TASKS:
         warnings.append(f"task: turbo checkpoints were not trained for {task}; a base checkpoint does it better")
+    return warnings
+
+
+def of_the_vocabulary(
+    prompt: str, lyrics: str, heard: Iterable[tuple[int, int]], closed: Mapping[str, Any]
+) -> list[str]:
+    """Warnings on texts for a model of few words; `heard` are the spans of the prompt that its tokens stand for.
+
+    `closed` is the `closed_vocabulary` of the tokenizer's configuration: in words what it `knows`, and the words
+    `passed_over`, which say nothing (those that are not ASCII also as a part of a word).
+    """
+    characters = list(prompt)
+    for start, end in heard:
+        characters[start:end] = " " * (end - start)
+    passed_over = closed["passed_over"]
+    inside = "|".join(sorted((word for word in passed_over if not word.isascii()), key=len, reverse=True))
+    rest = re.sub(inside, " ", "".join(characters)) if inside else "".join(characters)
+    words = [word for word in re.findall(r"\w[\w'’-]*", rest) if word.lower() not in passed_over]
+    named = list({word.lower(): word[:_LONGEST_WORD] for word in words}.values())
+    warnings = []
+    if named:
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        said = ", ".join(f'"{word}"' for word in named[:_NAMED])
+        warnings.append(f"prompt: the model does not know {said}{more}; it knows {closed['knows']}")
+    if lyrics != INSTRUMENTAL:
+        warnings.append("lyrics: ignored, the model has no voice")
     return warnings
 
 
