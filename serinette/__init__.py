@@ -2,7 +2,7 @@
 
     import serinette
 
-    serinette.generate("jazz piano", duration_s=15).save("song.mp3")
+    serinette.generate("happy music box", duration_s=15).save("song.mp3")
 
 Importing it is cheap: each name below is loaded when it is first used.
 """
