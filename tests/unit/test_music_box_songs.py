@@ -107,7 +107,7 @@ def test_sad_leans_minor_and_slow_leans_slow(box: AceStepPipeline) -> None:
 
 
 def test_words_that_it_does_not_know_are_named(box: AceStepPipeline) -> None:
-    metadata = {"bpm": 120, "keyscale": None, "timesignature": None, "audio_duration": 8.0}
+    metadata: dict[str, object] = {"bpm": 120, "keyscale": None, "timesignature": None, "audio_duration": 8.0}
     fit = SongPipeline(**box.components).fit
     for prompt, lyrics, named in (
         ("jazz piano, smooth", INSTRUMENTAL, ['"jazz"; it knows moods (happy, ']),

@@ -249,7 +249,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _leaning() -> list[normalizers.Normalizer]:
+def _leaning() -> list[normalizers.Replace]:
     """Put its token behind each word that leans."""
     made = []
     for token, (_, leaning) in LEANINGS.items():
