@@ -45,7 +45,7 @@ async function submitted(body: components["schemas"]["JobRequest"]): Promise<Job
   return data;
 }
 
-const first = await song(await ended((await submitted({ prompt: "happy music box with drums", duration_s: 5 })).id));
+const first = await song(await ended((await submitted({ prompt: "dance music box with drums", duration_s: 5 })).id));
 await writeFile("song.mp3", first);
 
 const upload = await client.POST("/v1/uploads", {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.1
 # What the bundled model can do.
-_PROMPT = "happy music box with drums"
+_PROMPT = "dance music box with drums"
 _DEMO = GenerationSpec(prompt=_PROMPT, duration_s=15, format=AudioFormat.MP3)
 
 DataDir = Annotated[

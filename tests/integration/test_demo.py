@@ -83,7 +83,7 @@ def test_a_song_from_one_command(data_dir: Path, tmp_path: Path) -> None:
     song = probe(tmp_path / "demo.mp3", max_duration_s=60)
     assert song.duration_s == pytest.approx(15, abs=0.2)
     said = (
-        *("happy music box with drums", "━", "succeeded", "15.0 s of mp3", "to generate", "in all"),
+        *("dance music box with drums", "━", "succeeded", "15.0 s of mp3", "to generate", "in all"),
         *("not ACE-Step's music", "docs/models.md", "serinette", " up"),
     )
     for words in said:

@@ -27,7 +27,7 @@ TLS = ssl.create_default_context()
 JOB = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 BATCH = "batch-" + "0" * 32
 # Commands that start processes or look at a cluster are tried with wrong usage only.
-LOCAL = {"up", "worker", "demo", "convert", "doctor", "completion"}
+LOCAL = {"up", "worker", "demo", "convert", "doctor", "mcp", "completion"}
 # Each command with what it needs to get as far as a server, or as Redis.
 CALLS: dict[str, list[str]] = {
     "submit": ["jazz"],
@@ -221,7 +221,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, valkey_url: str, store_url: 
 
 
 @pytest.fixture
-def call(serinette: Shell, place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+def call(serinette: Shell, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Said]]:
     """Runs a command with whatever it needs, and a standard output of the test's own."""
     monkeypatch.setenv("SERINETTE_URL", place.url)
     own = {JOB: place.job_id, BATCH: place.batch_id, "jazz": PROMPT}
@@ -234,7 +234,9 @@ def call(serinette: Shell, place: Place, monkeypatch: pytest.MonkeyPatch) -> Cal
         redis = [] if of_a_server(name) or name == "replay" else ["--redis-url", place.redis_url]
         return serinette(*name.split(), *options, *redis, *given)
 
-    return called
+    yield called
+    with terminal.output.capture():  # what rich could not write, it keeps for its next writing
+        pass
 
 
 # Its end does not come here: no worker generates it.
