@@ -37,7 +37,7 @@ def test_prompts_and_lyrics_are_in_no_log(tmp_path: Path) -> None:
             states = [http.get(f"/v1/jobs/{job_id}").json()["status"] for job_id in jobs]
             return {*states, http.get(f"/v1/batches/{batch}").json()["status"]} <= {"succeeded", "failed", "completed"}
 
-        assert eventually(over, 60), [http.get(f"/v1/jobs/{job_id}").text for job_id in jobs]
+        assert eventually(over, 60), "\n".join(http.get(f"/v1/jobs/{job_id}").text for job_id in jobs)
         statuses = [http.get(f"/v1/jobs/{job_id}").json()["status"] for job_id in jobs]
         assert sorted(statuses) == ["failed", "succeeded", "succeeded", "succeeded"]
     logs = {path: path.read_text(errors="replace") for path in tmp_path.rglob("*.log")}
