@@ -147,6 +147,8 @@ ROWS = (
     Row("Redis's keys after they were deleted by age, more than before", "soak", "figures.grown_keys", 0, "", "0"),
     Row("Files left in the store after that", "soak", "figures.after.files", 0, "", "0"),
     Row("Memory of the engine after that, more than before", "soak", "figures.grown_mib.engine", 1, "MiB"),
+    Row("The same of the gateway", "soak", "figures.grown_mib.gateway", 1, "MiB"),
+    Row("The same of the two slots together", "soak", "figures.grown_mib.slots", 1, "MiB"),
     Row("`make chaos`: jobs submitted while every process is killed at random", "chaos", "figures.counts.submitted"),
     Row("Of them lost", "chaos", "figures.counts.lost", 0, "", "0"),
     Row("Of them stuck", "chaos", "figures.counts.stuck", 0, "", "0"),
