@@ -146,8 +146,8 @@ def checked_name(name: str, audio_format: AudioFormat) -> str:
         ToolError: it is no plain name, or has another ending.
     """
     plain = name == Path(name).name and name.isprintable() and "\\" not in name
-    if not plain or not name or name.startswith("."):
-        raise ToolError("file_name must be a plain name such as waltz.mp3: without directories, not hidden")
+    if not plain or not name or name.startswith((".", "-")):  # a shell's commands take the latter for an option
+        raise ToolError("file_name must be a plain name such as waltz.mp3: without directories, not hidden, no option")
     ending = f".{audio_format}"
     name = name if Path(name).suffix else name + ending
     if Path(name).suffix.lower() != ending:

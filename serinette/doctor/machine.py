@@ -133,6 +133,7 @@ class Gpus(NamedTuple):
     torch: str | None = None  # its version
     cuda: str | None = None  # that it is built with
     usable: Sequence[str] = ()  # by torch
+    fault: str = ""  # why the driver lists none, though its program is here
 
 
 def _look_at_gpus() -> Gpus:
@@ -140,7 +141,9 @@ def _look_at_gpus() -> Gpus:
     if smi := shutil.which("nvidia-smi"):
         command = [smi, "--query-gpu=name,driver_version", "--format=csv,noheader"]
         seen = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-        listed = seen.stdout.splitlines() if seen.returncode == 0 else []
+        if seen.returncode != 0:
+            return Gpus(fault=(seen.stdout or seen.stderr).strip().partition("\n")[0] or f"status {seen.returncode}")
+        listed = seen.stdout.splitlines()
     if find_spec("torch") is None:
         return Gpus(listed)
     if not listed:
@@ -153,6 +156,9 @@ def _look_at_gpus() -> Gpus:
 def judge_gpu(gpus: Gpus) -> Finding:
     """Whether songs are generated on a GPU."""
     torch, listed = f"torch {gpus.torch}", f"; the driver lists {'; '.join(gpus.listed)}" if gpus.listed else ""
+    if gpus.fault:
+        remedy = "repair or restart the driver (after an update, restart the machine); without a GPU, remove nvidia-smi"
+        return warning("gpu", "usable", f"nvidia-smi fails: {gpus.fault}", remedy)
     if gpus.torch is None:
         return ok("gpu", "usable", f"torch is not installed here, so no song is generated here{listed}")
     named = "; ".join(f"cuda:{number} {name}" for number, name in enumerate(gpus.usable))

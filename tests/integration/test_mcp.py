@@ -108,6 +108,7 @@ async def test_an_mcp_client_writes_new_files_into_one_directory(fast: Stack, tm
             "sub/out.mp3",
             "..\\out.mp3",
             ".hidden.mp3",
+            "-rf.mp3",
             "..",
             "",
             "a\0.mp3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 from serinette.checkpoints import CheckpointFiles, note_files
 from serinette.cli.app import app
 from serinette.doctor.findings import Level
-from serinette.doctor.machine import Gpus, judge_checkpoint, judge_disk, judge_gpu, judge_workers, whole
+from serinette.doctor.machine import Gpus, check_machine, judge_checkpoint, judge_disk, judge_gpu, judge_workers, whole
+from serinette.doctor.queue import DoctorSettings
 from serinette.job import now
 from serinette.local import Run, last_run
 from serinette.presence import Presence, WorkerStage
@@ -37,6 +39,16 @@ def test_a_gpu_that_is_there_and_not_used_is_bad(gpus: Gpus, level: Level, words
     found = judge_gpu(gpus)
     assert (found.level, bool(found.remedy)) == (level, level is not Level.OK)
     assert words in found.message
+
+
+def test_a_driver_that_fails_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'Failed to initialize NVML: version mismatch'\nexit 18\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (found,) = (
+        each for each in check_machine(RUN._replace(url=None), tmp_path, DoctorSettings()) if each.part == "gpu"
+    )
+    assert (found.level, "NVML: version mismatch" in found.message) == (Level.WARNING, True), found
 
 
 @pytest.mark.parametrize(("free_gb", "level"), [(0.4, Level.BAD), (4, Level.WARNING), (6, Level.OK)])

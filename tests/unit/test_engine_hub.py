@@ -140,6 +140,12 @@ class WholeHub(BaseHTTPRequestHandler):
     spans: ClassVar[list[str]]  # of the large file, as asked for
     spans_left: ClassVar[int]  # of it, before the hub goes away
     cuts: ClassVar[Iterator[bool]]  # whether the next breaks off in its middle
+    knows_spans: ClassVar[bool] = True
+    refused: ClassVar[tuple[int, str] | None] = None  # what the next span is refused with: status and X-Error-Code
+    shifted: ClassVar[bool] = False  # gives other bytes than were asked for, and says which
+    surplus: ClassVar[bytes] = b""  # what comes behind a span
+    elsewhere: ClassVar[str] = ""  # the server to which spans are redirected
+    tokens: ClassVar[list[str]]  # that came with the spans
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
@@ -164,25 +170,38 @@ class WholeHub(BaseHTTPRequestHandler):
         if content is LARGE and self.command == "GET":
             type(self).spans.append(asked)
             type(self).spans_left -= 1
+            self.tokens.append(self.headers.get("Authorization", ""))
             if self.spans_left < 0:
                 self._say(404, b"{}")  # no error that the client waits for
                 return
-        status = 206 if asked else 200
+            if refused := self.refused:
+                type(self).refused = None if refused[0] == 429 else refused
+                self._say(refused[0], b"{}", **{"X-Error-Code": refused[1]})
+                return
+            if self.elsewhere and asked:
+                self._say(302, b"", Location=self.elsewhere + self.path)
+                return
+        asked = asked if self.knows_spans else ""
+        status, given = (206 if asked else 200), {}
         if asked:
-            start, _, end = asked.removeprefix("bytes=").partition("-")
-            content = content[int(start) : int(end) + 1]
+            start, end = (int(place) + self.shifted for place in asked.removeprefix("bytes=").split("-"))
+            content = content[start : end + 1]
+            given = {"Content-Range": f"bytes {start}-{end}/{len(FILES[name])}"}
+            content += self.surplus if FILES[name] is LARGE else b""
         if FILES[name] is LARGE and self.command == "GET" and next(self.cuts, False):
             self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+            for header, value in {"Content-Length": str(len(content)), **given}.items():
+                self.send_header(header, value)
             self.end_headers()
             self.wfile.write(content[:1_000])
             return
         sha256 = hashlib.sha256(FILES[name]).hexdigest()
-        self._say(status, content, sha256 if name.endswith("safetensors") else sha256[:40])
+        self._say(status, content, sha256 if name.endswith("safetensors") else sha256[:40], **given)
 
-    def _say(self, status: int, body: bytes, etag: str = "tag") -> None:
+    def _say(self, status: int, body: bytes, etag: str = "tag", **more: str) -> None:
         self.send_response(status)
-        for header, value in {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Content-Length": str(len(body))}.items():
+        known = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Content-Length": str(len(body))}
+        for header, value in {**known, **more}.items():
             self.send_header(header, value)
         self.end_headers()
         if self.command == "GET":
@@ -198,6 +217,7 @@ def whole_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[
         spans: ClassVar = []
         spans_left: ClassVar = 1_000
         cuts: ClassVar = iter(())
+        tokens: ClassVar = []
 
     monkeypatch.setattr(hub_client, "SPAN_BYTES", 100_000)
     monkeypatch.setattr(downloading, "spans", partial(spans, span_bytes=100_000))
@@ -273,3 +293,70 @@ def test_a_disk_that_is_too_small_is_named_before_anything_comes(
     with pytest.raises(ConfigurationError, match=rf"model {MODEL}: the disk is full; .* GB are to come"):
         locate(WorkerSettings(model=MODEL, work_dir=tmp_path))
     assert whole_hub.spans == []
+
+
+def test_a_mirror_without_spans_gives_files_whole(whole_hub: type[WholeHub], tmp_path: Path) -> None:
+    whole_hub.knows_spans = False
+    found = locate(WorkerSettings(model=MODEL, work_dir=tmp_path))
+    assert (found.directory / "transformer/model.safetensors").read_bytes() == LARGE
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        ((403, "GatedRepo"), "accept them on its page and set HF_TOKEN"),
+        ((401, ""), "HF_TOKEN"),
+        ((403, ""), "HF_TOKEN"),
+        ((404, "RepoNotFound"), "no such repository"),
+    ],
+)
+def test_a_span_that_is_refused_says_why(
+    whole_hub: type[WholeHub], tmp_path: Path, refused: tuple[int, str], words: str
+) -> None:
+    """As a planner's are, of which no smaller file is asked for before."""
+    whole_hub.refused = refused
+    with pytest.raises(hub_client.HubRefusal, match=words):
+        hub_client.fetch_planner(MODEL, None, tmp_path / "checkpoints", MODEL)
+    assert len(set(whole_hub.spans)) == len(whole_hub.spans), "no span is asked for again"
+
+
+def test_a_busy_hub_is_asked_again(whole_hub: type[WholeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_worker.engine.checkpoints.hub.time.sleep", lambda _: None)
+    whole_hub.refused = (429, "")
+    found = locate(WorkerSettings(model=MODEL, work_dir=tmp_path))
+    assert (found.directory / "transformer/model.safetensors").read_bytes() == LARGE
+
+
+@pytest.mark.parametrize("fault", [{"shifted": True}, {"surplus": b"more than was asked for"}])
+def test_other_bytes_than_were_asked_for_are_no_part_of_a_model(
+    whole_hub: type[WholeHub], tmp_path: Path, fault: dict[str, Any]
+) -> None:
+    for name, value in fault.items():
+        setattr(whole_hub, name, value)
+    with pytest.raises(ConfigurationError, match=f"model {MODEL}: .* gave "):
+        locate(WorkerSettings(model=MODEL, work_dir=tmp_path))
+    assert not [file for file in (tmp_path / "hub").rglob("blobs/*") if file.stat().st_size >= len(LARGE)]
+    for name in fault:
+        delattr(whole_hub, name)
+    assert (locate(WorkerSettings(model=MODEL, work_dir=tmp_path)).directory / "transformer/model.safetensors").exists()
+
+
+def test_the_token_is_the_hubs_alone(
+    whole_hub: type[WholeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(WholeHub):
+        spans: ClassVar = []
+        spans_left: ClassVar = 1_000
+        cuts: ClassVar = iter(())
+        tokens: ClassVar = []
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub_url = constants.ENDPOINT
+    with served(Elsewhere, monkeypatch, tmp_path / "hub"):
+        whole_hub.elsewhere = constants.ENDPOINT
+        monkeypatch.setattr(constants, "ENDPOINT", hub_url)
+        template = hub_url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        found = locate(WorkerSettings(model=MODEL, work_dir=tmp_path))
+    assert (found.directory / "transformer/model.safetensors").read_bytes() == LARGE
+    assert (set(whole_hub.tokens), set(Elsewhere.tokens)) == ({"Bearer hf_secret"}, {""})

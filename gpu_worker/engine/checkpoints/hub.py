@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, filter_repo_objects, http_stream_backoff
+from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status, http_stream_backoff
 
 from gpu_worker.engine.checkpoints.downloading import SPAN_BYTES, digest, fetch_spans
 from serinette.checkpoints import CheckpointFiles, note_files
@@ -42,8 +43,9 @@ _REFUSALS: tuple[tuple[type[Exception], str], ...] = (
         "it has no model_index.json, so it is not in diffusers' layout; ACE-Step's own is made into that by "
         "`serinette convert`, once `hf download` has brought it",
     ),
-    (HfHubHTTPError, "the hub answers with an error; try again later"),
 )
+_BROKEN = "the hub answers with an error; try again later"
+_FORBIDDEN = "the hub does not give it to this HF_TOKEN, or to none; set one that may read it"
 _NO_HUB = "the hub does not give it, and it is not in the local cache whole; check the network"
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE = "the disk is full; free space in the hub's cache (HF_HOME), or give it a larger disk"
@@ -55,6 +57,10 @@ _VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.fp32.*", "*.non_
 
 class HubRefusal(Exception):
     """Why the hub's checkpoint cannot be had, and what to do."""
+
+
+class _NoSpans(OSError):
+    """A mirror gives files whole alone."""
 
 
 def fetch_pipeline(
@@ -110,7 +116,7 @@ def _fetch(model: str, revision: str | None, patterns: Sequence[str], checkpoint
     }
     if large:
         incoming.mkdir(parents=True, exist_ok=True)
-        with (storage / ".incoming.lock").open("w") as lock:  # of several workers one fetches
+        with (storage / ".incoming.lock").open("w") as lock, suppress(_NoSpans):  # of several workers one fetches
             fcntl.flock(lock, fcntl.LOCK_EX)
             _fetch_large(model, commit, large, incoming, blobs)
     return Path(snapshot_download(model, revision=revision, **wanted))
@@ -153,14 +159,19 @@ def _read_span(url: str, path: Path, start: int, end: int) -> None:
     with http_stream_backoff("GET", url, headers=headers, timeout=timeout_s, **once) as answer:
         if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS or answer.is_server_error:
             answer.raise_for_status()
+        hf_raise_for_status(answer)
         if answer.status_code != HTTPStatus.PARTIAL_CONTENT:
-            raise OSError(f"{url} answers {answer.status_code} for a part of a file")
+            raise _NoSpans(f"{url} answers {answer.status_code} for a part of a file")
+        given = answer.headers.get("Content-Range", "")
+        if not given.startswith(f"bytes {start}-{end - 1}/"):
+            raise OSError(f"{url} gave {given or 'some bytes'} for {start}-{end - 1}")
         with path.open("r+b") as file:
-            file.seek(start)
+            place = file.seek(start)
             for chunk in answer.iter_bytes():
-                file.write(chunk)
-            if file.tell() != end:
-                raise OSError(f"{url} gave {file.tell() - start} bytes of {end - start}")
+                place += len(chunk)
+                file.write(chunk if place <= end else b"")  # what lies behind is another span's
+        if place != end:
+            raise OSError(f"{url} gave {place - start} bytes for {end - start}")
 
 
 def _explained(error: Exception) -> str:
@@ -168,9 +179,14 @@ def _explained(error: Exception) -> str:
     chain: list[BaseException] = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
+    statuses = {link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)}
     if any(getattr(link, "errno", None) in _FULL_DISK for link in chain):
         said = _NO_SPACE
+    elif known := next((words for kind, words in _REFUSALS for link in chain if isinstance(link, kind)), None):
+        said = known
+    elif statuses & {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        said = _FORBIDDEN
     else:
-        said = next((words for kind, words in _REFUSALS for link in chain if isinstance(link, kind)), _NO_HUB)
+        said = _BROKEN if statuses else _NO_HUB
     first_line = str(error).strip().partition("\n")[0]
     return f"{said} ({first_line[:300]})"
