@@ -21,6 +21,9 @@ def check_store(settings: SharedSettings) -> list[Finding]:
     step, key = "open", doctor_key(uuid.uuid4().hex)
     try:
         store = Store.open(settings)
+        if full := store.full_disk():
+            remedy = "free space there; SERINETTE_RETENTION_S is how long songs are kept"
+            return [bad("store", "writable", f"{where}: {full.partition(';')[0]}", remedy)]
         step = "list"
         store.ping()
         step = "write"

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -51,6 +52,13 @@ def test_no_store_there(s3_settings: SharedSettings) -> None:
     (found,) = check_store(s3_settings.model_copy(update={"store_endpoint": nowhere}))
     assert found.level is Level.BAD
     assert found.remedy.startswith("correct SERINETTE_STORE_ENDPOINT")
+
+
+def test_a_full_disk_is_no_matter_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    (found,) = check_store(SharedSettings(store_url=tmp_path.as_uri()))
+    assert (found.level, f"the disk of {tmp_path} is full" in found.message) == (Level.BAD, True)
+    assert "free space there" in found.remedy
 
 
 def test_what_a_store_may_do_wrong(s3_settings: SharedSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,7 @@ class WholeHub(BaseHTTPRequestHandler):
                 self._say(302, b"", Location=self.elsewhere + self.path)
                 return
         asked = asked if self.knows_spans else ""
-        status, given = (206 if asked else 200), {}
+        status, given = 206 if asked else 200, dict[str, str]()
         if asked:
             start, end = (int(place) + self.shifted for place in asked.removeprefix("bytes=").split("-"))
             content = content[start : end + 1]

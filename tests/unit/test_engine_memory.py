@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from serinette.errors import ConfigurationError
 from serinette.spec import GenerationSpec
 from tests.tiny_checkpoint import engine_of, unobserved
 
+DOCS = Path(__file__).parents[2] / "docs"
 GIB = 1024**3
 # ACE-Step 1.5 turbo and XL in bf16, as `need_of` counts a checkpoint of their sizes (the test below counts again).
 TURBO = Need(
@@ -96,6 +98,27 @@ def test_what_may_be_generated_together_fits_for_any_length(need: Need, free_gib
         work_bytes = songs * max(curve.bytes_of(25 * duration_s) for curve in need.steps)
         held_bytes = need.largest_part_bytes if made.offload else need.weights_bytes
         assert work_bytes + held_bytes < 0.9 * free_gib * GIB
+
+
+@pytest.mark.parametrize("page", ["models.md", "models.ja.md"])
+def test_the_table_of_the_page_is_computed(page: str) -> None:
+    rows = re.findall(r"^\| (\d+) GiB \|(.*)\|$", (DOCS / page).read_text(), re.MULTILINE)
+    assert len(rows) == 8
+    for free_gib, cells in rows:
+        shown = [[int(number) for number in re.findall(r"\d+", cell)] for cell in cells.split("|")]
+        assert shown == [
+            planned(need, int(free_gib))
+            for need in (TURBO, replace(TURBO, guidance=True), XL, replace(XL, guidance=True))
+        ]
+
+
+def planned(need: Need, free_gib: int) -> list[int]:
+    """The seconds of the longest song, and how many of 60 s and of 240 s; nothing where it does not fit."""
+    try:
+        found = plan(need, free_gib * GIB)
+    except ConfigurationError:
+        return []
+    return [round(found.longest_s), *(found.songs(s) if found.longest_s >= s else 0 for s in (60, 240))]
 
 
 def test_what_the_operator_chose_stays() -> None:
