@@ -118,7 +118,7 @@ def planned(need: Need, free_gib: int) -> list[int]:
         found = plan(need, free_gib * GIB)
     except ConfigurationError:
         return []
-    return [round(found.longest_s), *(found.songs(s) if found.longest_s >= s else 0 for s in (60, 240))]
+    return [round(found.longest_s), *(int(found.songs(s)) if found.longest_s >= s else 0 for s in (60, 240))]
 
 
 def test_what_the_operator_chose_stays() -> None:
