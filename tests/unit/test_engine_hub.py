@@ -275,6 +275,27 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
     assert len(whole_hub.spans) - first == (11 - 4) + (11 if spoiled else 0)
 
 
+def test_what_has_come_is_not_fetched_again_when_its_check_is_cut_off(
+    whole_hub: type[WholeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = WorkerSettings(model=MODEL, work_dir=tmp_path)
+    whole_hub.spans_left = 4
+    with pytest.raises(ConfigurationError):
+        locate(settings)
+    whole_hub.spans_left = 1_000
+
+    def killed(path: Path) -> str:
+        raise KeyboardInterrupt(path)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(hub_client, "digest", killed)
+        locate(settings)
+    asked = len(whole_hub.spans)
+    assert (locate(settings).directory / "transformer/model.safetensors").read_bytes() == LARGE
+    assert len(whole_hub.spans) == asked
+    assert not list((tmp_path / "hub").rglob(".spans"))
+
+
 def test_a_connection_that_breaks_off_is_opened_again(
     whole_hub: type[WholeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def _download(store: Store, files: dict[str, StoredObject], alive: Callable[[], 
         for name, stored in files.items():
             _check_whole(store, stored, target / name)
         _check_sums(target)
+        forget_spans(target)
     except ConfigurationError:
         shutil.rmtree(target)  # the next try begins anew
         raise
@@ -107,14 +108,14 @@ def fetch_spans(
     alive: Callable[[], object] = lambda: None,
 ) -> bool:
     """Make `directory` hold files of these sizes in bytes, several spans at a time, and no others. Those that came
-    before an interruption are not fetched again. Returns whether there were any.
+    before an interruption are not fetched again, until `forget_spans`. Returns whether there were any.
 
     `read`: writes a span of the file of a name to its place in a file that exists. Raises whatever it raises, and
     OSError when the disk refuses or has no room for all.
     """
     journal = directory / _JOURNAL
     came = set(journal.read_text().splitlines()) if journal.exists() else set()
-    pending = [span for span in spans(sizes) if repr(span) not in came]
+    pending = [span for span in spans(sizes) if repr(span) not in came or not (directory / span[0]).exists()]
     _make_room(directory, sizes, sum(end - start for _, start, end in pending))
     log.info("downloading %d files, %.2f GB", len(sizes), sum(end - start for _, start, end in pending) / 1e9)
     with journal.open("a") as lines, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
@@ -128,8 +129,12 @@ def fetch_spans(
 
         for _ in pool.map(one, pending):
             alive()
-    journal.unlink()
     return bool(came)
+
+
+def forget_spans(directory: Path) -> None:
+    """Whatever came is used, or of no use: the next fetch into this directory begins anew."""
+    (directory / _JOURNAL).unlink()
 
 
 def _make_room(directory: Path, sizes: Mapping[str, int], pending_bytes: int) -> None:

@@ -27,7 +27,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status, http_stream_backoff
 
-from gpu_worker.engine.checkpoints.downloading import SPAN_BYTES, digest, fetch_spans
+from gpu_worker.engine.checkpoints.downloading import SPAN_BYTES, digest, fetch_spans, forget_spans
 from serinette.checkpoints import CheckpointFiles, note_files
 from serinette.errors import ConfigurationError
 
@@ -145,9 +145,11 @@ def _fetch_large(model: str, commit: str, files: dict[str, RepoFile], incoming: 
         path = incoming / sha256
         if resumed and digest(path) != sha256:
             path.unlink()
+            forget_spans(incoming)
             raise OSError(f"{files[sha256].path} came in two parts that do not fit; it is fetched again")
         blobs.mkdir(exist_ok=True)
         path.rename(blobs / sha256)
+    forget_spans(incoming)
 
 
 def _read_span(url: str, path: Path, start: int, end: int) -> None:
